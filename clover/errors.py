@@ -1,0 +1,92 @@
+"""What can go wrong, as a handful of classes.
+
+Every error that a client may see carries the HTTP status it becomes.  Messages say what to do; they never hold
+paths, addresses or another request's data, because the HTTP layer passes the text of a `RequestError` on.
+"""
+
+from __future__ import annotations
+
+
+class CloverError(Exception):
+    """Base of every error Clover raises on purpose."""
+
+
+class ConfigError(CloverError):
+    """The configuration (file, environment, command line or argument) cannot be used.  Exit code 2."""
+
+
+class StartError(CloverError):
+    """The server cannot start: a port is taken, a device is missing, a model does not load.  Exit code 3."""
+
+
+class ProfileError(CloverError):
+    """A profile is missing, stale or cannot be measured."""
+
+
+class DeviceError(CloverError):
+    """A device refused a layout, an instance or a reading."""
+
+
+class WorkerError(CloverError):
+    """A worker process died, refused or did not answer in time."""
+
+
+class PlanError(CloverError):
+    """No plan satisfies the constraints, or a transition failed and was rolled back."""
+
+
+class CarbonError(CloverError):
+    """A carbon-intensity source gave no usable reading."""
+
+
+class RequestError(CloverError):
+    """A request that ends without an answer of the model; `status` is its HTTP status."""
+
+    status = 500
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(RequestError):
+    """The request is malformed, or asks for what cannot be given."""
+
+    status = 400
+
+
+class NotFound(RequestError):
+    """Unknown model, version or path."""
+
+    status = 404
+
+
+class TooLarge(RequestError):
+    """The request exceeds a limit in size."""
+
+    status = 413
+
+
+class Overloaded(RequestError):
+    """The queue or the slab is full; `retry_after_s` says when to come back."""
+
+    status = 429
+
+
+class ModelFailed(RequestError):
+    """The model raised, or gave outputs that do not match its declaration."""
+
+    status = 500
+
+
+class Unavailable(RequestError):
+    """Not ready, draining, no capacity, or the request was in flight in two worker deaths (no Retry-After)."""
+
+    status = 503
+
+
+class DeadlineMissed(RequestError):
+    """The deadline passed before an answer was there."""
+
+    status = 504

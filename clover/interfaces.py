@@ -1,0 +1,218 @@
+"""The seams of Clover as Protocols: what a floor may ask of another without importing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.types import (
+    Assignment,
+    DeviceShape,
+    EnergySample,
+    FamilySpec,
+    Placement,
+    Plan,
+    Reading,
+    Receipt,
+    State,
+    VariantSpec,
+)
+
+# --- strategies: folders of interchangeable implementations -----------------------------------------------------------
+
+
+class Policy(Protocol):
+    """Chooses a plan.  Pure: the same state gives the same plan."""
+
+    name: str
+
+    def propose(self, state: State) -> Plan:
+        """The plan for `state`; raises PlanError where no configuration exists at all."""
+
+
+class Backend(Protocol):
+    """Compiles a variant ahead of time and loads it in a worker."""
+
+    name: str
+
+    def available(self) -> str:
+        """Empty if usable here, otherwise the reason why not."""
+
+    def compile(self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int) -> None:
+        """Write the artifact into `folder` (no-op where there is none)."""
+
+    def load(
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int
+    ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
+        """A function from input arrays (leading batch axis, declared order) to output arrays."""
+
+
+class Device(Protocol):
+    """A partitionable device: which layouts exist, and instances made and unmade."""
+
+    def shape(self) -> DeviceShape:
+        """The layouts this device allows."""
+
+    async def create(self, placement: Placement) -> None:
+        """Make the instance at `placement`; raises DeviceError."""
+
+    async def destroy(self, placement: Placement) -> None:
+        """Remove the instance at `placement`; raises DeviceError."""
+
+    def cores(self, placement: Placement) -> tuple[int, ...]:
+        """CPU cores a worker at `placement` is pinned to."""
+
+    def threads(self, placement: Placement) -> int:
+        """Threads a worker at `placement` runs."""
+
+
+class CarbonSource(Protocol):
+    """Gives the grid's carbon intensity at a grid time."""
+
+    name: str
+    step_s: float
+
+    async def read(self, grid_s: float) -> Reading:
+        """The intensity valid at `grid_s` (Unix seconds); raises CarbonError."""
+
+    async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
+        """Readings from `grid_s` on; empty where the source has no forecast."""
+
+
+class EnergyMeter(Protocol):
+    """Monotonic joules of one device."""
+
+    device: str
+
+    def sample(self, now_ns: int) -> EnergySample:
+        """Cumulative energy at `now_ns`."""
+
+
+# --- what http sees of the server -------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Ticket(Protocol):
+    """One request inside the data plane, from its slots to its outcome.
+
+    `status` is 0 while pending, then an HTTP status.  `slots[i]` is the slot of row i; `variants[i]` the index (into
+    the family's variants) that answered it.  All times are monotonic nanoseconds.
+    """
+
+    slots: list[int]
+    status: int
+    error: str
+    retry_after_s: float | None
+    context: Any
+    arrival_ns: int
+    done_ns: int
+    queue_ns: int
+    compute_ns: int
+    variants: list[int]
+
+
+class Model(Protocol):
+    """One served family, as a front end uses it: open -> write rows into slots -> submit -> read rows -> close."""
+
+    spec: FamilySpec
+    ready: bool
+
+    def open(self, rows: int) -> Ticket:
+        """Reserve `rows` slots; raises Overloaded or Unavailable and then holds nothing."""
+
+    def write(self, ticket: Ticket, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
+        """Copy input `index` of all rows into the slots (once).  Array: leading axis = rows, declared dtype.  BYTES:
+        one bytes object a row, already in OIP form.  Raises BadRequest where a row does not fit."""
+
+    def submit(
+        self,
+        ticket: Ticket,
+        on_done: Callable[[Ticket], None],
+        *,
+        timeout_ns: int = 0,
+        min_accuracy: float = 0.0,
+        context: Any = None,
+    ) -> None:
+        """Queue the rows.  `on_done` is called once, on the loop, with `status` set.  Raises BadRequest (400) where no
+        variant reaches `min_accuracy`, DeadlineMissed for a spent deadline; the ticket stays open then."""
+
+    def read(self, ticket: Ticket, index: int) -> NDArray[Any] | list[bytes]:
+        """Output `index` of all rows as one array with a leading row axis (BYTES: OIP form per row).  Valid until
+        `close`; a view where the slots are consecutive, a copy otherwise."""
+
+    def receipt(self, ticket: Ticket) -> Receipt:
+        """What a finished ticket cost."""
+
+    def close(self, ticket: Ticket) -> None:
+        """Give the slots back (once answered, refused, or the client is gone).  Safe while rows are in flight: they
+        return to the free list when their worker is done with them."""
+
+    def stats(self) -> dict[str, Any]:
+        """The OIP statistics object of this model."""
+
+
+class Control(Protocol):
+    """What the front end sees of the controller."""
+
+    def state(self) -> dict[str, Any]:
+        """Intensity, deployment, routing, targets and totals: the body of GET /v2/clover/state."""
+
+    def decisions(self, limit: int) -> list[dict[str, Any]]:
+        """The newest decisions, newest first."""
+
+    async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
+        """pin, freeze, plan, apply, base or set; audited.  Raises BadRequest or PlanError."""
+
+
+class ServerView(Protocol):
+    """What the front end sees of the server."""
+
+    def models(self) -> dict[str, Model]:
+        """Every family by name, loaded or not."""
+
+    def ready(self) -> bool:
+        """Whether every loaded family has capacity and the server is not draining."""
+
+    def live(self) -> bool:
+        """Whether the loop turns: true until the end."""
+
+    async def load(self, name: str, config: str) -> None:
+        """OIP repository load: start workers for a family.  Raises NotFound, BadRequest or Unavailable."""
+
+    async def unload(self, name: str) -> None:
+        """OIP repository unload: drain and stop a family's workers.  Raises NotFound."""
+
+    def state_of(self, name: str) -> tuple[str, str]:
+        """OIP repository state ("READY", "UNAVAILABLE", "LOADING", "UNLOADING") and the reason."""
+
+    def control(self) -> Control:
+        """The controller."""
+
+    def metrics(self) -> bytes:
+        """Prometheus text."""
+
+
+# --- what the controller sees of the runtime --------------------------------------------------------------------------
+
+
+class Fleet(Protocol):
+    """The workers of one family, as a transition drives them."""
+
+    def running(self) -> tuple[Assignment, ...]:
+        """What is ready now."""
+
+    async def spawn(self, assignment: Assignment) -> None:
+        """Start, load, warm; returns when it is ready (not yet routed to).  Raises WorkerError."""
+
+    async def drain(self, assignment: Assignment) -> None:
+        """Stop routing to it, wait for its rows, let it exit, reap it."""
+
+    def route(self, assignments: tuple[Assignment, ...], shares: dict[str, float]) -> None:
+        """Atomically make exactly `assignments` the workers that receive rows, with these shares per variant."""
+
+    def observe(self) -> dict[str, float]:
+        """arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures."""

@@ -1,0 +1,408 @@
+"""The nouns of Clover as frozen records: what a family is, what was measured, what runs where, what is planned.
+
+Everything here is plain data that survives a round trip through JSON (`msgspec.json`), because plans, profiles and
+worker orders cross process boundaries and are never pickled.  Units stand in the names.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Method = Literal["measured", "modelled", "emulated", "analytical", "published", "configured", "none"]
+"""Where a number comes from.  Every figure Clover reports carries one of these."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every record: immutable, keyword-only, unknown fields refused."""
+
+
+# --- families -------------------------------------------------------------------------------------------------------
+
+
+class TensorSpec(Record):
+    """One input or output of a family, per row (the batch axis is not part of `shape`).
+
+    `shape` may hold -1 for a variable axis; `max_shape` then bounds every axis.  A BYTES tensor reserves `max_bytes`
+    per row for its elements in OIP form (uint32 length + bytes each).
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    max_shape: tuple[int, ...] = ()
+    max_bytes: int = 0
+    labels: tuple[str, ...] = ()
+
+    @property
+    def bound(self) -> tuple[int, ...]:
+        """The largest shape of one row."""
+        return self.max_shape or self.shape
+
+    @property
+    def variable(self) -> bool:
+        """Whether rows may differ in shape."""
+        return any(axis < 0 for axis in self.shape)
+
+
+class PublishedAccuracy(Record):
+    """An accuracy somebody else measured, with where it was published."""
+
+    value: float
+    metric: str
+    source: str
+
+
+class VariantSpec(Record):
+    """One quality rung of a family.
+
+    `loader` is "module:function", called in the worker as `loader(variant: VariantSpec, folder: pathlib.Path)`.
+    `kind` "torch": it returns an `nn.Module` in eval mode taking the inputs in declared order and returning a tensor
+    or a tuple in declared order.  `kind` "python": it returns a callable from a list of NumPy arrays to a list of them.
+    """
+
+    name: str
+    loader: str
+    kind: Literal["torch", "python"] = "torch"
+    version: str = "1"
+    weights: str = ""
+    accuracy: PublishedAccuracy | None = None
+    parameters: dict[str, str | int | float | bool] = {}
+
+
+class EvaluationSpec(Record):
+    """Labelled rows of a family.
+
+    `loader` is "module:function", called as `loader(folder, split)` with split "calibration" or "held_out"; it returns
+    `(inputs: list[np.ndarray with a leading row axis], labels: np.ndarray)`.  `metric` "top1": the first output's
+    argmax against the label.
+    """
+
+    loader: str
+    metric: str = "top1"
+
+
+class FamilySpec(Record):
+    """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    variants: tuple[VariantSpec, ...]
+    folder: str = ""
+    version: str = "1"
+    platform: str = "clover"
+    description: str = ""
+    licence: str = ""
+    max_batch: int = 32
+    evaluation: EvaluationSpec | None = None
+    digest: str = ""
+
+    def variant(self, name: str) -> VariantSpec:
+        """The variant of that name; KeyError if there is none."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise KeyError(name)
+
+
+# --- devices and what runs on them ----------------------------------------------------------------------------------
+
+
+class Placement(Record):
+    """A profile at an offset of a device: `1c` at core index 1, `2g.10gb` at memory slice 4."""
+
+    device: str
+    profile: str
+    start: int
+    size: int
+
+    @property
+    def id(self) -> str:
+        """A short name that is unique on this machine: "cpu0:1c@1"."""
+        return f"{self.device}:{self.profile}@{self.start}"
+
+
+class Assignment(Record):
+    """One worker of a deployment: which variant, compiled by which backend, runs at which placement."""
+
+    placement: Placement
+    family: str
+    variant: str
+    backend: str
+
+
+class GroupCount(Record):
+    """A row of a configuration: `count` workers of `variant` on `profile`."""
+
+    variant: str
+    profile: str
+    count: int
+
+
+Configuration = tuple[GroupCount, ...]
+"""The multiset {(variant, profile): count}, sorted: the paper's configuration graph."""
+
+
+def configuration_of(deployment: tuple[Assignment, ...]) -> Configuration:
+    """The configuration a deployment realises."""
+    counts: dict[tuple[str, str], int] = {}
+    for item in deployment:
+        key = (item.variant, item.placement.profile)
+        counts[key] = counts.get(key, 0) + 1
+    return tuple(GroupCount(variant=v, profile=p, count=n) for (v, p), n in sorted(counts.items()))
+
+
+class DeviceShape(Record):
+    """What layouts one device allows: each layout is a set of placements that may exist together.
+
+    `overlap` says whether an instance may be created while another still covers its place (core-sets yes, MIG no).
+    `shared_front` says that the front end runs on the same cores (small boxes).
+    """
+
+    device: str
+    kind: Literal["cpu", "mig"]
+    layouts: tuple[tuple[Placement, ...], ...]
+    slices: int
+    overlap: bool
+    shared_front: bool = False
+    label: str = ""
+
+
+# --- profiles ---------------------------------------------------------------------------------------------------------
+
+
+class LatencyMeasurement(Record):
+    """How one (variant, profile, backend, batch) runs: milliseconds a batch, CPU seconds and joules a row."""
+
+    variant: str
+    profile: str
+    backend: str
+    batch: int
+    threads: int
+    samples: int
+    mean_ms: float
+    cv: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    cpu_s_per_row: float
+    energy_j_per_row: float
+    energy_method: Method
+
+
+class AccuracyMeasurement(Record):
+    """Accuracy of one (variant, backend) in percent, with its 95 % interval; `agreement` is the share of rows on which
+    the backend's answer equals eager's (1.0 for eager itself)."""
+
+    variant: str
+    backend: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    samples: int
+    method: Method
+    agreement: float = 1.0
+    source: str = ""
+
+
+class BasePoint(Record):
+    """BASE: the best variant on whole devices, at 60 % load. p95 milliseconds, joules a row, accuracy in percent."""
+
+    variant: str
+    profile: str
+    count: int
+    backend: str
+    p95_ms: float
+    energy_j_per_row: float
+    accuracy: float
+    method: Method
+
+
+class FamilyProfile(Record):
+    """All that was measured of a family on this machine, with the key that invalidates it."""
+
+    family: str
+    key: str
+    machine: str
+    made_at: str
+    quick: bool
+    accuracy: tuple[AccuracyMeasurement, ...]
+    latency: tuple[LatencyMeasurement, ...]
+    backend: dict[str, str]
+    base: BasePoint
+    notes: tuple[str, ...] = ()
+
+
+# --- carbon and energy ------------------------------------------------------------------------------------------------
+
+
+class Reading(Record):
+    """A carbon intensity in gCO2e/kWh with all that a reader needs to judge it.
+
+    `state`: "fresh", "stale" (last good value, older than its source's step), "fallback" (another source of the
+    chain), "configured" (the value of last resort).  `age_s` is grid time since `at_s`, the grid time (Unix seconds)
+    the value is for.
+    """
+
+    g_per_kwh: float
+    at_s: float
+    provider: str
+    zone: str = ""
+    signal: Literal["average", "marginal", "unknown"] = "unknown"
+    scope: Literal["lifecycle", "direct", "unknown"] = "unknown"
+    method: Literal["measured", "modelled", "synthetic", "configured"] = "measured"
+    estimated: bool = False
+    age_s: float = 0.0
+    state: Literal["fresh", "stale", "fallback", "configured"] = "fresh"
+
+
+class EnergySample(Record):
+    """Cumulative joules of a device at a monotonic time.  `total_j` never decreases; `idle_w` is its idle power."""
+
+    device: str
+    at_ns: int
+    total_j: float
+    idle_w: float
+    method: Method
+
+
+class Receipt(Record):
+    """What one answer cost.  `accuracy` is the profile's expectation in percent, row-weighted over the request."""
+
+    variant: str
+    accuracy: float
+    energy_j: float
+    carbon_mg: float
+    intensity_g_per_kwh: float
+    method: Method
+    intensity_state: str = "fresh"
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+class Routing(Record):
+    """The fast knob: the share of rows per variant (sums to 1).  `chain` and `thresholds` belong to cascades; an empty
+    chain means every row is answered by the variant it was routed to."""
+
+    shares: dict[str, float]
+    chain: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
+
+
+class Prediction(Record):
+    """What the model says a plan will do."""
+
+    p95_ms: float
+    accuracy: float
+    energy_j_per_row: float
+    utilisation: float
+    method: Method = "modelled"
+
+
+class ObjectiveConfig(Record):
+    """Which objective a family is planned by.
+
+    form "paper": maximise L x dCarbon - (1 - L) x dAccuracy; form "floor": minimise carbon.  Both subject to
+    p95 <= `slo_ms` and request-weighted accuracy >= `accuracy_floor` (percent).  `lam` (L) null: derived so that the
+    best variant and the cheapest mix at the floor break even at `reference_g_per_kwh`.
+    """
+
+    form: Literal["paper", "floor"]
+    slo_ms: float
+    accuracy_floor: float
+    lam: float | None
+    reference_g_per_kwh: float
+    max_utilisation: float = 0.85
+
+
+class State(Record):
+    """All a policy may look at.  No clock and no I/O: the same state gives the same plan."""
+
+    family: str
+    grid_s: float
+    intensity: Reading
+    arrival_rate: float
+    p95_ms: float | None
+    queue_rows: int
+    objective: ObjectiveConfig
+    profile: FamilyProfile
+    devices: tuple[DeviceShape, ...]
+    running: tuple[Assignment, ...]
+    routing: Routing | None
+    share: float = 1.0
+    seed: int = 0
+
+
+class Candidate(Record):
+    """One configuration a policy weighed."""
+
+    configuration: Configuration
+    routing: Routing
+    prediction: Prediction
+    score: float
+    feasible: bool
+    why: str = ""
+
+
+class Plan(Record):
+    """What to run, how to route, what is expected of it, and why.
+
+    `score` is the objective's value, higher is better; `bound` is an upper bound of it over all configurations, or
+    null; `feasible` false marks the least bad answer where no configuration meets the constraints.
+    """
+
+    family: str
+    policy: str
+    configuration: Configuration
+    deployment: tuple[Assignment, ...]
+    routing: Routing
+    prediction: Prediction
+    score: float
+    reason: str
+    feasible: bool = True
+    bound: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+    evaluated: int = 0
+    seconds: float = 0.0
+
+
+StepKind = Literal["create", "spawn", "route", "drain", "destroy"]
+
+
+class Step(Record):
+    """One step of a transition.  "spawn" means load, warm and wait for ready; "drain" means stop routing to it, wait
+    for its outstanding rows, and let it exit."""
+
+    kind: StepKind
+    assignment: Assignment | None = None
+    placement: Placement | None = None
+
+
+class Transition(Record):
+    """Ordered steps from one deployment to another.  `lost_capacity` is the largest share of the smaller deployment's
+    slices missing at any time (0 where old and new overlap)."""
+
+    steps: tuple[Step, ...]
+    kept: tuple[Assignment, ...]
+    lost_capacity: float = 0.0
+
+
+class Decision(Record):
+    """One turn of the controller, kept for `GET /v2/clover/decisions`."""
+
+    id: int
+    at: str
+    grid_s: float
+    family: str
+    trigger: str
+    mode: str
+    inputs: dict[str, float | str | None]
+    plan: Plan | None
+    action: Literal["applied", "routed", "kept", "observed", "rolled back", "failed", "refused", "dry run"]
+    detail: str = ""
+    seconds: float = 0.0
+    operator: str = ""
