@@ -11,8 +11,16 @@ from typing import Annotated, Literal
 import msgspec
 
 
-def _help(text: str) -> msgspec.Meta:
-    return msgspec.Meta(description=text)
+def _help(
+    text: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> msgspec.Meta:
+    """One line of help and the range of a setting; `clover.settings` enforces the range and names it in errors."""
+    return msgspec.Meta(description=text, ge=ge, gt=gt, le=le, lt=lt)
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,9 +29,10 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class ListenConfig(Section):
     host: Annotated[str, _help("address to bind; other than loopback needs a token or --insecure")] = "127.0.0.1"
-    port: Annotated[int, _help("TCP port; 0 takes a free one")] = 8080
+    port: Annotated[int, _help("TCP port; 0 takes a free one", ge=0, le=65535)] = 8080
     control: Annotated[str, _help("unix:PATH moves mutating calls to a socket of mode 0600")] = ""
     token: Annotated[str, _help("bearer token for mutating calls, and for all calls on a non-loopback bind")] = ""
+    token_file: Annotated[str, _help("file whose first line is the token, instead of token")] = ""
     insecure: Annotated[bool, _help("allow a non-loopback bind without a token")] = False
     allowed_hosts: Annotated[tuple[str, ...], _help("further Host names to accept")] = ()
     tls_cert: Annotated[str, _help("PEM certificate chain; turns TLS on")] = ""
@@ -31,32 +40,32 @@ class ListenConfig(Section):
 
 
 class LimitsConfig(Section):
-    body_bytes: Annotated[int, _help("largest request body, also after inflating")] = 64 << 20
-    line_bytes: Annotated[int, _help("largest request line")] = 16 << 10
-    head_bytes: Annotated[int, _help("largest request head")] = 32 << 10
-    headers: Annotated[int, _help("most header fields")] = 100
-    json_depth: Annotated[int, _help("deepest JSON nesting")] = 100
-    connections: Annotated[int, _help("most open connections")] = 8192
-    pipelined: Annotated[int, _help("requests of one connection in progress before reading pauses")] = 32
-    head_s: Annotated[float, _help("seconds to receive a whole head")] = 10.0
-    body_s: Annotated[float, _help("seconds to receive a whole body")] = 30.0
-    write_s: Annotated[float, _help("seconds a client may leave an answer unread")] = 30.0
-    idle_s: Annotated[float, _help("seconds a connection may stay idle")] = 60.0
-    drain_s: Annotated[float, _help("seconds to answer what was received at shutdown")] = 30.0
-    drain_delay_s: Annotated[float, _help("seconds of failing readiness before accepting stops")] = 0.0
+    body_bytes: Annotated[int, _help("largest request body, also after inflating", ge=1)] = 64 << 20
+    line_bytes: Annotated[int, _help("largest request line", ge=64)] = 16 << 10
+    head_bytes: Annotated[int, _help("largest request head", ge=64)] = 32 << 10
+    headers: Annotated[int, _help("most header fields", ge=1)] = 100
+    json_depth: Annotated[int, _help("deepest JSON nesting", ge=1)] = 100
+    connections: Annotated[int, _help("most open connections", ge=1)] = 8192
+    pipelined: Annotated[int, _help("requests of one connection in progress before reading pauses", ge=1)] = 32
+    head_s: Annotated[float, _help("seconds to receive a whole head", gt=0)] = 10.0
+    body_s: Annotated[float, _help("seconds to receive a whole body", gt=0)] = 30.0
+    write_s: Annotated[float, _help("seconds a client may leave an answer unread", gt=0)] = 30.0
+    idle_s: Annotated[float, _help("seconds a connection may stay idle", gt=0)] = 60.0
+    drain_s: Annotated[float, _help("seconds to answer what was received at shutdown", ge=0)] = 30.0
+    drain_delay_s: Annotated[float, _help("seconds of failing readiness before accepting stops", ge=0)] = 0.0
 
 
 class FamilyConfig(Section):
     family: Annotated[str, _help("name of a shipped family, a folder, or module:attribute")]
     name: Annotated[str, _help("model name to serve it under; its own by default")] = ""
-    accuracy_floor: Annotated[float | None, _help("percent; best variant - 1.0 point by default")] = None
-    slo_ms: Annotated[float | None, _help("p95 target; 1.2 x the profiled p95 of BASE by default")] = None
-    share: Annotated[float, _help("weight of this family in the machine's capacity")] = 1.0
-    slots: Annotated[int, _help("rows that may wait or run at once; 0 sizes the slab to slab_bytes")] = 0
-    slab_bytes: Annotated[int, _help("bound of the shared memory of the family")] = 128 << 20
-    queue_rows: Annotated[int, _help("rows that may wait; 0 takes every slot")] = 0
-    max_queue_delay_ms: Annotated[float, _help("longest wait to fill a batch; 0 never waits")] = 0.0
-    timeout_ms: Annotated[float, _help("deadline of a request that names none")] = 30_000.0
+    accuracy_floor: Annotated[float, _help("percent; best variant - 1.0 point by default", ge=0, le=100)] | None = None
+    slo_ms: Annotated[float, _help("p95 target; 1.2 x the profiled p95 of BASE by default", gt=0)] | None = None
+    share: Annotated[float, _help("weight of this family in the machine's capacity", gt=0)] = 1.0
+    slots: Annotated[int, _help("rows that may wait or run at once; 0 sizes the slab to slab_bytes", ge=0)] = 0
+    slab_bytes: Annotated[int, _help("bound of the shared memory of the family", ge=4096)] = 128 << 20
+    queue_rows: Annotated[int, _help("rows that may wait; 0 takes every slot", ge=0)] = 0
+    max_queue_delay_ms: Annotated[float, _help("longest wait to fill a batch; 0 never waits", ge=0)] = 0.0
+    timeout_ms: Annotated[float, _help("deadline of a request that names none", gt=0)] = 30_000.0
     variant: Annotated[str, _help("pin one variant: no controller for this family")] = ""
 
 
@@ -64,43 +73,53 @@ class CarbonConfig(Section):
     source: Annotated[
         str, _help("synthetic | static:G | trace:FILE; a comma-separated list is a fallback chain")
     ] = "synthetic"
-    trace_speed: Annotated[float, _help("grid seconds per wall second")] = 1.0
-    trace_start: Annotated[str, _help("grid time to start at (ISO 8601); now for synthetic, the first row for a trace")] = ""
-    poll_s: Annotated[float, _help("wall seconds between readings")] = 5.0
-    max_age_s: Annotated[float, _help("grid seconds a last good value may be used")] = 7200.0
-    configured_g_per_kwh: Annotated[float, _help("value of last resort, always labelled")] = 400.0
-    pue: Annotated[float, _help("power usage effectiveness")] = 1.5
+    trace_speed: Annotated[float, _help("grid seconds per wall second", gt=0)] = 1.0
+    trace_start: Annotated[
+        str, _help("grid time to start at (ISO 8601); now for synthetic, the first row for a trace")
+    ] = ""
+    poll_s: Annotated[float, _help("wall seconds between readings", gt=0)] = 5.0
+    max_age_s: Annotated[float, _help("grid seconds a last good value may be used", ge=0)] = 7200.0
+    configured_g_per_kwh: Annotated[float, _help("value of last resort, always labelled", ge=0)] = 400.0
+    pue: Annotated[float, _help("power usage effectiveness", ge=1)] = 1.5
 
 
 class EnergyConfig(Section):
-    meter: Annotated[Literal["auto", "rapl", "modelled"], _help("auto takes RAPL where it is readable and says so")] = "auto"
-    idle_w: Annotated[float, _help("modelled idle power of the machine, watts a core")] = 2.0
-    core_w: Annotated[float, _help("modelled power of one busy core above idle, watts")] = 8.0
+    meter: Annotated[
+        Literal["auto", "rapl", "modelled"], _help("auto takes RAPL where it is readable and says so")
+    ] = "auto"
+    idle_w: Annotated[float, _help("modelled idle power of the machine, watts a core", ge=0)] = 2.0
+    core_w: Annotated[float, _help("modelled power of one busy core above idle, watts", ge=0)] = 8.0
 
 
 class ControllerConfig(Section):
     mode: Annotated[Literal["off", "observe", "active"], _help("off | observe | active")] = "active"
     policy: Annotated[str, _help("objective, static:VARIANT, base, or module:attribute")] = "objective"
     objective: Annotated[Literal["paper", "floor"], _help("form of the objective")] = "paper"
-    lam: Annotated[float | None, _help("lambda of the paper's objective; null derives it")] = None
-    reference_g_per_kwh: Annotated[float, _help("intensity at which accuracy and carbon break even when lam is null")] = 250.0
-    interval_s: Annotated[float, _help("wall seconds between looks at the triggers")] = 1.0
-    intensity_change: Annotated[float, _help("relative change of intensity that triggers a plan")] = 0.05
-    rate_change: Annotated[float, _help("relative change of the arrival rate that triggers a plan")] = 0.25
-    min_dwell_s: Annotated[float, _help("wall seconds between changes of configuration")] = 5.0
-    verify_s: Annotated[float, _help("wall seconds a new plan is watched before it counts as good")] = 5.0
-    max_utilisation: Annotated[float, _help("highest planned utilisation of any worker")] = 0.85
-    design_rate: Annotated[float, _help("rows a second to plan for at least; 0 takes what is observed")] = 0.0
+    lam: Annotated[float, _help("lambda of the paper's objective; null derives it", ge=0, le=1)] | None = None
+    reference_g_per_kwh: Annotated[
+        float, _help("intensity at which accuracy and carbon break even when lam is null", gt=0)
+    ] = 250.0
+    interval_s: Annotated[float, _help("wall seconds between looks at the triggers", gt=0)] = 1.0
+    intensity_change: Annotated[float, _help("relative change of intensity that triggers a plan", ge=0)] = 0.05
+    rate_change: Annotated[float, _help("relative change of the arrival rate that triggers a plan", ge=0)] = 0.25
+    min_dwell_s: Annotated[float, _help("wall seconds between changes of configuration", ge=0)] = 5.0
+    verify_s: Annotated[float, _help("wall seconds a new plan is watched before it counts as good", ge=0)] = 5.0
+    max_utilisation: Annotated[float, _help("highest planned utilisation of any worker", gt=0, lt=1)] = 0.85
+    design_rate: Annotated[float, _help("rows a second to plan for at least; 0 takes what is observed", ge=0)] = 0.0
     allow_capacity_loss: Annotated[bool, _help("take a transition that cannot hold the capacity floor")] = False
 
 
 class WorkersConfig(Section):
     device: Annotated[str, _help("cpu, or emulated:NAME:COUNT where built")] = "cpu"
     cores: Annotated[str, _help("cores workers may use, as 0-3,6; all of this process's by default")] = ""
-    backends: Annotated[tuple[str, ...], _help("backends the profiler may choose from")] = ("eager", "aoti", "onnxruntime")
-    start_s: Annotated[float, _help("seconds a worker may take to become ready")] = 60.0
-    silent_s: Annotated[float, _help("seconds a batch may run before its worker is taken for stuck")] = 30.0
-    memory_bytes: Annotated[int, _help("address-space limit of a worker; 0 sets none")] = 0
+    backends: Annotated[tuple[str, ...], _help("backends the profiler may choose from")] = (
+        "eager",
+        "aoti",
+        "onnxruntime",
+    )
+    start_s: Annotated[float, _help("seconds a worker may take to become ready", gt=0)] = 60.0
+    silent_s: Annotated[float, _help("seconds a batch may run before its worker is taken for stuck", gt=0)] = 30.0
+    memory_bytes: Annotated[int, _help("address-space limit of a worker; 0 sets none", ge=0)] = 0
 
 
 class LogConfig(Section):
