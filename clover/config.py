@@ -6,28 +6,21 @@ The command line, the environment (`CLOVER_*`), `config.toml` and the embedding 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 
-def _help(
-    text: str,
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-) -> msgspec.Meta:
-    """One line of help and the range of a setting; `clover.settings` enforces the range and names it in errors."""
-    return msgspec.Meta(description=text, ge=ge, gt=gt, le=le, lt=lt)
+def _help(text: str, **limits: float) -> Any:
+    """One line of help and the range (ge, gt, le, lt) of a setting; `clover.settings` enforces it and names it."""
+    return msgspec.Meta(description=text, **limits)  # type: ignore[call-overload]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every group of settings."""
 
 
-class ListenConfig(Section):
+class ListenConfig(Section, frozen=True, kw_only=True):
     host: Annotated[str, _help("address to bind; other than loopback needs a token or --insecure")] = "127.0.0.1"
     port: Annotated[int, _help("TCP port; 0 takes a free one", ge=0, le=65535)] = 8080
     control: Annotated[str, _help("unix:PATH moves mutating calls to a socket of mode 0600")] = ""
@@ -39,7 +32,7 @@ class ListenConfig(Section):
     tls_key: Annotated[str, _help("PEM key of the certificate")] = ""
 
 
-class LimitsConfig(Section):
+class LimitsConfig(Section, frozen=True, kw_only=True):
     body_bytes: Annotated[int, _help("largest request body, also after inflating", ge=1)] = 64 << 20
     line_bytes: Annotated[int, _help("largest request line", ge=64)] = 16 << 10
     head_bytes: Annotated[int, _help("largest request head", ge=64)] = 32 << 10
@@ -55,7 +48,7 @@ class LimitsConfig(Section):
     drain_delay_s: Annotated[float, _help("seconds of failing readiness before accepting stops", ge=0)] = 0.0
 
 
-class FamilyConfig(Section):
+class FamilyConfig(Section, frozen=True, kw_only=True):
     family: Annotated[str, _help("name of a shipped family, a folder, or module:attribute")]
     name: Annotated[str, _help("model name to serve it under; its own by default")] = ""
     accuracy_floor: Annotated[float, _help("percent; best variant - 1.0 point by default", ge=0, le=100)] | None = None
@@ -69,7 +62,7 @@ class FamilyConfig(Section):
     variant: Annotated[str, _help("pin one variant: no controller for this family")] = ""
 
 
-class CarbonConfig(Section):
+class CarbonConfig(Section, frozen=True, kw_only=True):
     source: Annotated[
         str, _help("synthetic | static:G | trace:FILE; a comma-separated list is a fallback chain")
     ] = "synthetic"
@@ -83,7 +76,7 @@ class CarbonConfig(Section):
     pue: Annotated[float, _help("power usage effectiveness", ge=1)] = 1.5
 
 
-class EnergyConfig(Section):
+class EnergyConfig(Section, frozen=True, kw_only=True):
     meter: Annotated[
         Literal["auto", "rapl", "modelled"], _help("auto takes RAPL where it is readable and says so")
     ] = "auto"
@@ -91,7 +84,7 @@ class EnergyConfig(Section):
     core_w: Annotated[float, _help("modelled power of one busy core above idle, watts", ge=0)] = 8.0
 
 
-class ControllerConfig(Section):
+class ControllerConfig(Section, frozen=True, kw_only=True):
     mode: Annotated[Literal["off", "observe", "active"], _help("off | observe | active")] = "active"
     policy: Annotated[str, _help("objective, static:VARIANT, base, or module:attribute")] = "objective"
     objective: Annotated[Literal["paper", "floor"], _help("form of the objective")] = "paper"
@@ -109,7 +102,7 @@ class ControllerConfig(Section):
     allow_capacity_loss: Annotated[bool, _help("take a transition that cannot hold the capacity floor")] = False
 
 
-class WorkersConfig(Section):
+class WorkersConfig(Section, frozen=True, kw_only=True):
     device: Annotated[str, _help("cpu, or emulated:NAME:COUNT where built")] = "cpu"
     cores: Annotated[str, _help("cores workers may use, as 0-3,6; all of this process's by default")] = ""
     backends: Annotated[tuple[str, ...], _help("backends the profiler may choose from")] = (
@@ -122,13 +115,13 @@ class WorkersConfig(Section):
     memory_bytes: Annotated[int, _help("address-space limit of a worker; 0 sets none", ge=0)] = 0
 
 
-class LogConfig(Section):
+class LogConfig(Section, frozen=True, kw_only=True):
     level: Annotated[Literal["debug", "info", "warning", "error"], _help("log level")] = "info"
     json: Annotated[bool, _help("one JSON object a line")] = False
     access: Annotated[bool, _help("log every request with its id")] = False
 
 
-class ServerConfig(Section):
+class ServerConfig(Section, frozen=True, kw_only=True):
     """The whole configuration of one server."""
 
     families: tuple[FamilyConfig, ...] = (FamilyConfig(family="fashion"),)

@@ -21,7 +21,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 # --- families -------------------------------------------------------------------------------------------------------
 
 
-class TensorSpec(Record):
+class TensorSpec(Record, frozen=True, kw_only=True):
     """One input or output of a family, per row (the batch axis is not part of `shape`).
 
     `shape` may hold -1 for a variable axis; `max_shape` then bounds every axis.  A BYTES tensor reserves `max_bytes`
@@ -46,7 +46,7 @@ class TensorSpec(Record):
         return any(axis < 0 for axis in self.shape)
 
 
-class PublishedAccuracy(Record):
+class PublishedAccuracy(Record, frozen=True, kw_only=True):
     """An accuracy somebody else measured, with where it was published."""
 
     value: float
@@ -54,7 +54,7 @@ class PublishedAccuracy(Record):
     source: str
 
 
-class VariantSpec(Record):
+class VariantSpec(Record, frozen=True, kw_only=True):
     """One quality rung of a family.
 
     `loader` is "module:function", called in the worker as `loader(variant: VariantSpec, folder: pathlib.Path)`.
@@ -71,7 +71,7 @@ class VariantSpec(Record):
     parameters: dict[str, str | int | float | bool] = {}
 
 
-class EvaluationSpec(Record):
+class EvaluationSpec(Record, frozen=True, kw_only=True):
     """Labelled rows of a family.
 
     `loader` is "module:function", called as `loader(folder, split)` with split "calibration" or "held_out"; it returns
@@ -83,7 +83,7 @@ class EvaluationSpec(Record):
     metric: str = "top1"
 
 
-class FamilySpec(Record):
+class FamilySpec(Record, frozen=True, kw_only=True):
     """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear."""
 
     name: str
@@ -110,7 +110,7 @@ class FamilySpec(Record):
 # --- devices and what runs on them ----------------------------------------------------------------------------------
 
 
-class Placement(Record):
+class Placement(Record, frozen=True, kw_only=True):
     """A profile at an offset of a device: `1c` at core index 1, `2g.10gb` at memory slice 4."""
 
     device: str
@@ -124,7 +124,7 @@ class Placement(Record):
         return f"{self.device}:{self.profile}@{self.start}"
 
 
-class Assignment(Record):
+class Assignment(Record, frozen=True, kw_only=True):
     """One worker of a deployment: which variant, compiled by which backend, runs at which placement."""
 
     placement: Placement
@@ -133,7 +133,7 @@ class Assignment(Record):
     backend: str
 
 
-class GroupCount(Record):
+class GroupCount(Record, frozen=True, kw_only=True):
     """A row of a configuration: `count` workers of `variant` on `profile`."""
 
     variant: str
@@ -154,7 +154,7 @@ def configuration_of(deployment: tuple[Assignment, ...]) -> Configuration:
     return tuple(GroupCount(variant=v, profile=p, count=n) for (v, p), n in sorted(counts.items()))
 
 
-class DeviceShape(Record):
+class DeviceShape(Record, frozen=True, kw_only=True):
     """What layouts one device allows: each layout is a set of placements that may exist together.
 
     `overlap` says whether an instance may be created while another still covers its place (core-sets yes, MIG no).
@@ -173,7 +173,7 @@ class DeviceShape(Record):
 # --- profiles ---------------------------------------------------------------------------------------------------------
 
 
-class LatencyMeasurement(Record):
+class LatencyMeasurement(Record, frozen=True, kw_only=True):
     """How one (variant, profile, backend, batch) runs: milliseconds a batch, CPU seconds and joules a row."""
 
     variant: str
@@ -192,7 +192,7 @@ class LatencyMeasurement(Record):
     energy_method: Method
 
 
-class AccuracyMeasurement(Record):
+class AccuracyMeasurement(Record, frozen=True, kw_only=True):
     """Accuracy of one (variant, backend) in percent, with its 95 % interval; `agreement` is the share of rows on which
     the backend's answer equals eager's (1.0 for eager itself)."""
 
@@ -208,7 +208,7 @@ class AccuracyMeasurement(Record):
     source: str = ""
 
 
-class BasePoint(Record):
+class BasePoint(Record, frozen=True, kw_only=True):
     """BASE: the best variant on whole devices, at 60 % load. p95 milliseconds, joules a row, accuracy in percent."""
 
     variant: str
@@ -221,7 +221,7 @@ class BasePoint(Record):
     method: Method
 
 
-class FamilyProfile(Record):
+class FamilyProfile(Record, frozen=True, kw_only=True):
     """All that was measured of a family on this machine, with the key that invalidates it."""
 
     family: str
@@ -239,7 +239,7 @@ class FamilyProfile(Record):
 # --- carbon and energy ------------------------------------------------------------------------------------------------
 
 
-class Reading(Record):
+class Reading(Record, frozen=True, kw_only=True):
     """A carbon intensity in gCO2e/kWh with all that a reader needs to judge it.
 
     `state`: "fresh", "stale" (last good value, older than its source's step), "fallback" (another source of the
@@ -259,7 +259,7 @@ class Reading(Record):
     state: Literal["fresh", "stale", "fallback", "configured"] = "fresh"
 
 
-class EnergySample(Record):
+class EnergySample(Record, frozen=True, kw_only=True):
     """Cumulative joules of a device at a monotonic time.  `total_j` never decreases; `idle_w` is its idle power."""
 
     device: str
@@ -269,7 +269,7 @@ class EnergySample(Record):
     method: Method
 
 
-class Receipt(Record):
+class Receipt(Record, frozen=True, kw_only=True):
     """What one answer cost.  `accuracy` is the profile's expectation in percent, row-weighted over the request."""
 
     variant: str
@@ -284,7 +284,7 @@ class Receipt(Record):
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 
-class Routing(Record):
+class Routing(Record, frozen=True, kw_only=True):
     """The fast knob: the share of rows per variant (sums to 1).  `chain` and `thresholds` belong to cascades; an empty
     chain means every row is answered by the variant it was routed to."""
 
@@ -293,7 +293,7 @@ class Routing(Record):
     thresholds: tuple[float, ...] = ()
 
 
-class Prediction(Record):
+class Prediction(Record, frozen=True, kw_only=True):
     """What the model says a plan will do."""
 
     p95_ms: float
@@ -303,7 +303,7 @@ class Prediction(Record):
     method: Method = "modelled"
 
 
-class ObjectiveConfig(Record):
+class ObjectiveConfig(Record, frozen=True, kw_only=True):
     """Which objective a family is planned by.
 
     form "paper": maximise L x dCarbon - (1 - L) x dAccuracy; form "floor": minimise carbon.  Both subject to
@@ -319,7 +319,7 @@ class ObjectiveConfig(Record):
     max_utilisation: float = 0.85
 
 
-class State(Record):
+class State(Record, frozen=True, kw_only=True):
     """All a policy may look at.  No clock and no I/O: the same state gives the same plan."""
 
     family: str
@@ -337,7 +337,7 @@ class State(Record):
     seed: int = 0
 
 
-class Candidate(Record):
+class Candidate(Record, frozen=True, kw_only=True):
     """One configuration a policy weighed."""
 
     configuration: Configuration
@@ -348,7 +348,7 @@ class Candidate(Record):
     why: str = ""
 
 
-class Plan(Record):
+class Plan(Record, frozen=True, kw_only=True):
     """What to run, how to route, what is expected of it, and why.
 
     `score` is the objective's value, higher is better; `bound` is an upper bound of it over all configurations, or
@@ -373,7 +373,7 @@ class Plan(Record):
 StepKind = Literal["create", "spawn", "route", "drain", "destroy"]
 
 
-class Step(Record):
+class Step(Record, frozen=True, kw_only=True):
     """One step of a transition.  "spawn" means load, warm and wait for ready; "drain" means stop routing to it, wait
     for its outstanding rows, and let it exit."""
 
@@ -382,7 +382,7 @@ class Step(Record):
     placement: Placement | None = None
 
 
-class Transition(Record):
+class Transition(Record, frozen=True, kw_only=True):
     """Ordered steps from one deployment to another.  `lost_capacity` is the largest share of the smaller deployment's
     slices missing at any time (0 where old and new overlap)."""
 
@@ -391,7 +391,7 @@ class Transition(Record):
     lost_capacity: float = 0.0
 
 
-class Decision(Record):
+class Decision(Record, frozen=True, kw_only=True):
     """One turn of the controller, kept for `GET /v2/clover/decisions`."""
 
     id: int
