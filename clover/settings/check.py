@@ -1,0 +1,93 @@
+"""Rules that hold between settings; ranges of single settings stand in `clover.config`."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from datetime import datetime
+from pathlib import Path
+
+from clover.config import ListenConfig, ServerConfig
+from clover.errors import ConfigError
+from clover.settings.schema import did_you_mean
+
+DEVICES = ("cpu",)
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_SOCKET_PATH_BYTES = 107
+
+
+def check(config: ServerConfig) -> None:
+    """Raises ConfigError, saying what to change, where `config` cannot be used."""
+    if not config.families:
+        raise ConfigError("no family to serve: name one, as fashion")
+    names = [family.name or family.family for family in config.families]
+    for index, family in enumerate(config.families):
+        if not family.family:
+            raise ConfigError(f"families.{index}.family is empty: name a shipped family, a folder or module:attribute")
+        if family.name and not _NAME.fullmatch(family.name):
+            raise ConfigError(f"families.{index}.name {family.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
+        if names.count(names[index]) > 1:
+            raise ConfigError(f"two families are called {names[index]!r}: give one of them another name")
+        if family.slots and family.queue_rows > family.slots:
+            raise ConfigError(f"families.{index}: queue_rows {family.queue_rows} exceeds slots {family.slots}")
+    _check_listen(config.listen)
+    if config.carbon.trace_start:
+        try:
+            datetime.fromisoformat(config.carbon.trace_start)
+        except ValueError:
+            raise ConfigError(
+                f"carbon.trace_start {config.carbon.trace_start!r} is no ISO 8601 time, as 2024-01-31T00:00:00+00:00"
+            ) from None
+    if config.workers.device not in DEVICES:
+        hint = did_you_mean(config.workers.device, DEVICES) or f"; this version drives {', '.join(DEVICES)}"
+        raise ConfigError(f"workers.device {config.workers.device!r} is unknown{hint}")
+    if not config.workers.backends:
+        raise ConfigError("workers.backends is empty: name at least eager")
+    parse_cores(config.workers.cores)
+
+
+def _check_listen(listen: ListenConfig) -> None:
+    if not listen.host:
+        raise ConfigError("listen.host is empty: use 127.0.0.1, or 0.0.0.0 with a token")
+    if listen.token and not re.fullmatch(r"[\x21-\x7e]+", listen.token):
+        raise ConfigError("listen.token must be printable ASCII without spaces")
+    if not is_loopback(listen.host) and not listen.token and not listen.insecure:
+        raise ConfigError(
+            f"listen.host {listen.host} is reachable from outside: set a token (CLOVER_TOKEN, --token-file), or say "
+            "--insecure to serve everyone who can reach it"
+        )
+    if bool(listen.tls_cert) != bool(listen.tls_key):
+        missing = "tls_key" if listen.tls_cert else "tls_cert"
+        raise ConfigError(f"listen.{missing} is missing: TLS needs the certificate and its key")
+    for leaf, path in (("tls_cert", listen.tls_cert), ("tls_key", listen.tls_key)):
+        if path and not Path(path).is_file():
+            raise ConfigError(f"listen.{leaf}: there is no file {path}")
+    if listen.control:
+        scheme, _, path = listen.control.partition(":")
+        if scheme != "unix" or not path:
+            raise ConfigError(f"listen.control {listen.control!r} must be unix:PATH")
+        if len(path.encode()) > _SOCKET_PATH_BYTES:
+            raise ConfigError(f"listen.control: a socket path has at most {_SOCKET_PATH_BYTES} bytes")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether binding `host` keeps the server on this machine."""
+    if host.lower() in ("localhost", "ip6-localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_cores(text: str) -> tuple[int, ...] | None:
+    """The cores "0-3,6" names, ascending; None where the text is empty.  Raises ConfigError."""
+    if not text.strip():
+        return None
+    cores: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise ConfigError(f"workers.cores {text!r} must read as 0-3,6")
+        cores.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(cores))

@@ -1,0 +1,69 @@
+"""A command line split into settings, a command's own options and positional arguments.
+
+argparse is left aside: flags come from the records, values are kept as text together with their origin, and an
+unknown flag must answer with the nearest known one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from clover.errors import ConfigError
+from clover.settings.schema import FLAGS, Setting, did_you_mean
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a command that is no setting, as `--print-config`.  `metavar` empty: it takes no value."""
+
+    flag: str
+    help: str
+    metavar: str = ""
+
+
+CONFIG = Option("--config", "read settings from this TOML file; a positional *.toml does the same", "FILE")
+
+
+@dataclass
+class CommandLine:
+    """What was written: settings as text, options, and the rest in order."""
+
+    settings: dict[str, tuple[Setting, str]] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    positional: list[str] = field(default_factory=list)
+
+
+def parse(argv: Sequence[str], options: Sequence[Option] = ()) -> CommandLine:
+    """Split `argv`.  The last of a repeated flag counts.  Raises ConfigError with what to do."""
+    own = {option.flag: option for option in (*options, CONFIG)}
+    line = CommandLine()
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            line.positional += rest
+            break
+        if not word.startswith("-") or word == "-":
+            line.positional.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        setting = FLAGS.get(flag)
+        option = own.get(flag)
+        negated = FLAGS.get("--" + flag[5:]) if flag.startswith("--no-") else None
+        takes_value = (setting is not None and not setting.boolean) or (option is not None and bool(option.metavar))
+        if takes_value and not equals:
+            if not rest:
+                raise ConfigError(f"{flag} needs a value")
+            value = rest.pop(0)
+        if setting is not None:
+            line.settings[setting.key] = (setting, value if takes_value or equals else "true")
+        elif option is not None:
+            if equals and not takes_value:
+                raise ConfigError(f"{flag} takes no value")
+            line.options[flag] = value if takes_value else "true"
+        elif negated is not None and negated.boolean and not equals:
+            line.settings[negated.key] = (negated, "false")
+        else:
+            raise ConfigError(f"unknown flag {flag}{did_you_mean(flag, [*FLAGS, *own])} (--help lists them all)")
+    return line

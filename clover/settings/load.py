@@ -1,0 +1,217 @@
+"""Layers of settings merged into one configuration that remembers where each value came from."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from clover.config import FamilyConfig, ServerConfig
+from clover.errors import ConfigError
+from clover.settings.check import check
+from clover.settings.command_line import CommandLine, Option, parse
+from clover.settings.schema import BY_KEY, ENTRY, FAMILY, FLAGS, SECTIONS, SETTINGS, VARIABLES, Setting, did_you_mean
+
+_CONFIG_VARIABLE = "CLOVER_CONFIG"
+_FAMILIES_VARIABLE = "CLOVER_FAMILIES"
+_NOT_OURS = {"CLOVER_BUILD", "CLOVER_SANITIZE", "CLOVER_URL"}
+"""Variables of the build and of the control client."""
+
+_Value = tuple[Any, str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The merged result.  `origins` maps each key ("listen.port", "families.0.slo_ms") to "default", "file PATH",
+    "env CLOVER_X" or the flag; `options` holds the command's own options; `path` is the file that was read."""
+
+    config: ServerConfig
+    origins: dict[str, str]
+    options: dict[str, str] = field(default_factory=dict)
+    path: str = ""
+
+
+def load(argv: Sequence[str], environ: Mapping[str, str], *, options: Sequence[Option] = ()) -> Settings:
+    """Read command line, environment and file.  Raises ConfigError for anything unknown, malformed or out of range."""
+    line = parse(argv, options)
+    families = [word for word in line.positional if not word.endswith(".toml")]
+    path = _path_of(line, environ)
+    file = _read_file(path) if path else _File()
+    values: dict[str, _Value] = dict(file.values)
+    for_families: dict[str, _Value] = {}
+    for setting, text, origin in (*_from_environment(environ), *_from_line(line)):
+        target = for_families if setting.section == FAMILY else values
+        target[setting.leaf if setting.section == FAMILY else setting.key] = (
+            setting.convert(text, origin, text=True),
+            origin,
+        )
+    _read_token(values)
+    entries = _choose_families(families, environ, file.families)
+    if len(entries) > 1 and "name" in for_families:
+        raise ConfigError(f"{for_families['name'][1]}: one name cannot serve {len(entries)} families; use the file")
+    config, origins = _assemble(values, [entry | for_families for entry in entries])
+    check(config)
+    own = {flag.lstrip("-"): value for flag, value in line.options.items() if flag != "--config"}
+    return Settings(config, origins, own, path)
+
+
+def override(config: ServerConfig | None, families: Sequence[str] = (), **values: Any) -> ServerConfig:
+    """`config` (the defaults for None) with settings by their names, as `port=0, slo_ms=20, log_level="debug"`.
+
+    `families` replaces the families; settings of a family apply to all.  Raises ConfigError.
+    """
+    base = config or ServerConfig()
+    if families:
+        base = msgspec.structs.replace(base, families=tuple(FamilyConfig(family=name) for name in families))
+    names = {setting.name: setting for setting in SETTINGS if setting is not ENTRY}
+    for name, value in values.items():
+        setting = names.get(name) or BY_KEY.get(name)
+        if setting is None:
+            raise ConfigError(f"unknown setting {name}{did_you_mean(name, names)}")
+        value = setting.convert(list(value) if isinstance(value, tuple) else value, name)
+        change: dict[str, Any] = {setting.leaf: value}
+        if setting.section == FAMILY:
+            changed = tuple(msgspec.structs.replace(family, **change) for family in base.families)
+            base = msgspec.structs.replace(base, families=changed)
+        elif setting.section:
+            section = msgspec.structs.replace(getattr(base, setting.section), **change)
+            base = msgspec.structs.replace(base, **{setting.section: section})
+        else:
+            base = msgspec.structs.replace(base, **change)
+    check(base)
+    return base
+
+
+# --- the layers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _File:
+    values: dict[str, _Value] = field(default_factory=dict)
+    families: list[dict[str, _Value]] = field(default_factory=list)
+
+
+def _path_of(line: CommandLine, environ: Mapping[str, str]) -> str:
+    named = [word for word in line.positional if word.endswith(".toml")]
+    if "--config" in line.options:
+        named.append(line.options["--config"])
+    if len(named) > 1:
+        raise ConfigError(f"more than one configuration file: {', '.join(named)}")
+    return named[0] if named else environ.get(_CONFIG_VARIABLE, "")
+
+
+def _from_line(line: CommandLine) -> list[tuple[Setting, str, str]]:
+    return [(setting, text, setting.flag) for setting, text in line.settings.values()]
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[Setting, str, str]]:
+    known = {*VARIABLES, _CONFIG_VARIABLE, _FAMILIES_VARIABLE}
+    found = []
+    for name, text in environ.items():
+        if not name.startswith("CLOVER_") or name in _NOT_OURS or name in (_CONFIG_VARIABLE, _FAMILIES_VARIABLE):
+            continue
+        if name not in VARIABLES:
+            raise ConfigError(f"environment: unknown variable {name}{did_you_mean(name, known)}")
+        found.append((VARIABLES[name], text, f"env {name}"))
+    return found
+
+
+def _read_file(path: str) -> _File:
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    origin = f"file {path}"
+    file = _File()
+    for name, value in data.items():
+        if name == FAMILY:
+            if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
+                raise ConfigError(f"{path}: families must be tables, each under [[families]]")
+            file.families = [_family_table(entry, index, path, origin) for index, entry in enumerate(value)]
+        elif name in SECTIONS:
+            if not isinstance(value, dict):
+                raise ConfigError(f"{path}: {name} must be a table, [{name}]")
+            for leaf, item in value.items():
+                setting = BY_KEY.get(f"{name}.{leaf}") or _unknown(f"{name}.{leaf}", leaf, path)
+                file.values[setting.key] = (setting.convert(item, origin), origin)
+        else:
+            setting = BY_KEY.get(name) or _unknown(name, name, path)
+            file.values[setting.key] = (setting.convert(value, origin), origin)
+    return file
+
+
+def _family_table(entry: dict[str, Any], index: int, path: str, origin: str) -> dict[str, _Value]:
+    table: dict[str, _Value] = {}
+    for leaf, item in entry.items():
+        setting = BY_KEY.get(f"{FAMILY}.{leaf}") or _unknown(f"{FAMILY}.{leaf}", leaf, path)
+        table[leaf] = (setting.convert(item, origin), origin)
+    if "family" not in table:
+        raise ConfigError(f'{path}: families.{index} names no family (family = "fashion")')
+    return table
+
+
+def _unknown(key: str, leaf: str, path: str) -> Setting:
+    elsewhere = [setting.key for setting in SETTINGS if leaf in (setting.leaf, setting.name)]
+    elsewhere += [setting.key for setting in SETTINGS if setting.key.startswith(f"{key}_")]
+    hint = f"; did you mean {elsewhere[0]}?" if elsewhere else did_you_mean(key, [*BY_KEY, *SECTIONS])
+    raise ConfigError(f"{path}: unknown key {key}{hint}")
+
+
+def _choose_families(
+    positional: list[str], environ: Mapping[str, str], tables: list[dict[str, _Value]]
+) -> list[dict[str, _Value]]:
+    """The families to serve; one named by hand takes the file's table of that family or name, if there is one."""
+    listed = [part.strip() for part in environ.get(_FAMILIES_VARIABLE, "").split(",") if part.strip()]
+    names, origin = (positional, "command line") if positional else (listed, f"env {_FAMILIES_VARIABLE}")
+    if not names:
+        return tables or [{"family": (family.family, "default")} for family in ServerConfig().families]
+    chosen = []
+    for name in names:
+        table = next((t for t in tables if name in (t.get("name", ("", ""))[0], t["family"][0])), None)
+        chosen.append(dict(table) if table is not None else {"family": (name, origin)})
+    return chosen
+
+
+def _read_token(values: dict[str, _Value]) -> None:
+    """Take the token from its file, unless a token itself is given closer to the command line."""
+    path, origin = values.get("listen.token_file", ("", ""))
+    token, token_origin = values.get("listen.token", ("", ""))
+    if not path or (token and _rank(token_origin) >= _rank(origin)):
+        return
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{origin}: cannot read the token file {path}") from error
+    if not lines or not lines[0].strip():
+        raise ConfigError(f"{origin}: the token file {path} is empty")
+    values["listen.token"] = (lines[0].strip(), f"{origin} ({path})")
+
+
+def _rank(origin: str) -> int:
+    return 2 if origin in FLAGS else 1 if origin.startswith("env ") else 0
+
+
+def _assemble(values: dict[str, _Value], families: list[dict[str, _Value]]) -> tuple[ServerConfig, dict[str, str]]:
+    origins: dict[str, str] = {}
+    tree: dict[str, Any] = {}
+    for setting in SETTINGS:
+        if setting.section == FAMILY:
+            continue
+        if setting.key in values:
+            value, origins[setting.key] = values[setting.key]
+            target = tree.setdefault(setting.section, {}) if setting.section else tree
+            target[setting.leaf] = value
+        else:
+            origins[setting.key] = "default"
+    for index, entry in enumerate(families):
+        tree.setdefault(FAMILY, []).append({leaf: value for leaf, (value, _) in entry.items()})
+        for setting in SETTINGS:
+            if setting.section == FAMILY:
+                origins[f"{FAMILY}.{index}.{setting.leaf}"] = entry.get(setting.leaf, (None, "default"))[1]
+    return msgspec.convert(tree, ServerConfig), origins

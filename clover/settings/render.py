@@ -1,0 +1,138 @@
+"""Settings as text: help, the effective configuration as TOML, and the table of the documentation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from clover.config import ServerConfig
+from clover.settings.command_line import CONFIG, Option
+from clover.settings.load import Settings
+from clover.settings.schema import ENTRY, FAMILY, SECTIONS, SETTINGS, Setting
+
+_TITLES = {
+    "listen": "Listen",
+    FAMILY: "Families (these apply to every family named)",
+    "carbon": "Carbon",
+    "controller": "Controller",
+    "energy": "Energy",
+    "workers": "Workers",
+    "log": "Logging",
+    "": "Storage and profile",
+    "limits": "Limits",
+}
+_HELP_COLUMN = 32
+_ORIGIN_COLUMN = 44
+
+
+def help_text(usage: str, description: str, options: Sequence[Option] = ()) -> str:
+    """The whole help of a command: its own options first, then every setting by section."""
+    width = max(72, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    parts = [f"usage: {usage}", "", textwrap.fill(description, width), "", "Options"]
+    for option in (*options, CONFIG):
+        parts += _help_line(f"{option.flag} {option.metavar}".strip(), option.help, width)
+    parts += _help_line("-h, --help", "show this help", width)
+    for section in (*_TITLES, *(name for name in SECTIONS if name not in _TITLES)):
+        parts += ["", _TITLES.get(section, section.capitalize())]
+        for setting in SETTINGS:
+            if setting.section == section and setting is not ENTRY:
+                head = setting.flag if setting.boolean else f"{setting.flag} {setting.metavar}"
+                default = _plain(setting.default)
+                shown = f"{setting.help} [{default}]" if default and not setting.boolean else setting.help
+                parts += _help_line(head, shown, width)
+    parts += [
+        "",
+        "Every flag is also an environment variable (--port is CLOVER_PORT) and a key of the TOML file (listen.port).",
+        "Precedence: command line, environment, file, default. Exit codes: 0 done, 2 configuration, 3 cannot start.",
+    ]
+    return "\n".join(parts)
+
+
+def print_config(settings: Settings) -> str:
+    """The effective configuration as TOML that gives the same configuration again; each line tells its origin.
+
+    The token is masked (as a comment, so that a masked value is never read back).
+    """
+    lines: list[str] = []
+    for setting in SETTINGS:
+        if not setting.section:
+            lines.append(_toml_line(setting, getattr(settings.config, setting.leaf), settings.origins[setting.key]))
+    for section in SECTIONS:
+        if section == FAMILY:
+            for index, family in enumerate(settings.config.families):
+                lines += ["", f"[[{FAMILY}]]"]
+                for setting in _of(FAMILY):
+                    origin = settings.origins[f"{FAMILY}.{index}.{setting.leaf}"]
+                    lines.append(_toml_line(setting, getattr(family, setting.leaf), origin))
+        elif section:
+            lines += ["", f"[{section}]"]
+            record = getattr(settings.config, section)
+            lines += [
+                _toml_line(setting, getattr(record, setting.leaf), settings.origins[setting.key])
+                for setting in _of(section)
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table() -> str:
+    """One table a section, for docs/configuration.md."""
+    parts = []
+    for section in (*_TITLES, *(name for name in SECTIONS if name not in _TITLES)):
+        heading = {"": "Top level", FAMILY: "`[[families]]`"}.get(section, f"`[{section}]`")
+        parts += [f"## {heading}", "", "| key | flag | environment | default | meaning |", "|---|---|---|---|---|"]
+        for setting in _of(section):
+            default = _plain(setting.default) if setting is not ENTRY else _plain(ServerConfig().families[0].family)
+            flag = "positional" if setting is ENTRY else f"`{setting.flag}`"
+            env = "`CLOVER_FAMILIES`" if setting is ENTRY else f"`{setting.env}`"
+            meaning = setting.help.replace("|", "\\|")
+            shown = f"`{default}`" if default else ""
+            wanted = f" ({setting.wanted()})" if setting.choices or setting.limits is not None else ""
+            parts.append(f"| `{setting.leaf}` | {flag} | {env} | {shown} | {meaning}{wanted} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _of(section: str) -> list[Setting]:
+    return [setting for setting in SETTINGS if setting.section == section]
+
+
+def _help_line(head: str, text: str, width: int) -> list[str]:
+    wrapped = textwrap.wrap(text, width - _HELP_COLUMN) or [""]
+    first = f"  {head}"
+    indent = " " * _HELP_COLUMN
+    if len(first) >= _HELP_COLUMN - 1:
+        return [first, *(indent + line for line in wrapped)]
+    return [first.ljust(_HELP_COLUMN) + wrapped[0], *(indent + line for line in wrapped[1:])]
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == "" or value == ():
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _toml_line(setting: Setting, value: Any, origin: str) -> str:
+    if setting.secret and value:
+        return f"# {setting.leaf} = ***".ljust(_ORIGIN_COLUMN) + f"  # {origin}"
+    if value is None:
+        return f"# {setting.leaf} is derived".ljust(_ORIGIN_COLUMN) + f"  # {origin}"
+    return f"{setting.leaf} = {_toml(value)}".ljust(_ORIGIN_COLUMN) + f"  # {origin}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -1,0 +1,183 @@
+"""Every setting as data, read off the annotations of `clover.config` and nothing else."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union
+
+import msgspec
+
+from clover.config import FamilyConfig, ServerConfig
+from clover.errors import ConfigError
+
+FAMILY = "families"
+"""The section that repeats: one table a family."""
+
+_PREFIX = {"energy": "energy_", "limits": "limit_", "log": "log_"}
+_NAMED = {"carbon.source": "carbon"}
+_SECRET = {"listen.token"}
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.  `hint` is its annotated type, `base` that type without None and annotation."""
+
+    section: str
+    leaf: str
+    name: str
+    hint: Any
+    base: Any
+    nullable: bool
+    limits: msgspec.Meta | None
+    default: Any
+    help: str
+
+    @property
+    def key(self) -> str:
+        """Its TOML key: "listen.port"; settings of a family read "families.slo_ms"."""
+        return f"{self.section}.{self.leaf}" if self.section else self.leaf
+
+    @property
+    def flag(self) -> str:
+        """Its command-line flag."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        """Its environment variable."""
+        return "CLOVER_" + self.name.upper()
+
+    @property
+    def secret(self) -> bool:
+        """Whether its value is never shown."""
+        return self.key in _SECRET
+
+    @property
+    def boolean(self) -> bool:
+        """Whether its flag takes no value."""
+        return self.base is bool
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The allowed values, where there is a list of them."""
+        return typing.get_args(self.base) if typing.get_origin(self.base) is Literal else ()
+
+    @property
+    def metavar(self) -> str:
+        """What stands after the flag in the help."""
+        if self.choices:
+            return "{" + ",".join(self.choices) + "}"
+        if typing.get_origin(self.base) is tuple:
+            return "A,B"
+        return {int: "N", float: "X"}.get(self.base, self.leaf.rsplit("_", 1)[-1].upper())
+
+    def wanted(self) -> str:
+        """The values it takes, in words, for error messages."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.boolean:
+            return "true or false"
+        if typing.get_origin(self.base) is tuple:
+            return "a list of strings"
+        text = {int: "an integer", float: "a number"}.get(self.base, "a string")
+        limits = self.limits
+        if limits is not None:
+            signs = ((limits.ge, ">="), (limits.gt, ">"), (limits.le, "<="), (limits.lt, "<"))
+            text += " " + " and ".join(f"{sign} {limit:g}" for limit, sign in signs if limit is not None)
+        return text.strip() + (" (or none)" if self.nullable else "")
+
+    def convert(self, value: Any, origin: str, *, text: bool = False) -> Any:
+        """`value` as this setting's type; `text` says that it was written as a string.  Raises ConfigError."""
+        try:
+            if text:
+                value = self._from_text(value)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError("not finite")
+            return msgspec.convert(value, self.hint, strict=not text)
+        except (ValueError, msgspec.ValidationError):
+            given = "" if self.secret else f", not {value!r}"
+            raise ConfigError(f"{origin}: {self.key} must be {self.wanted()}{given}") from None
+
+    def _from_text(self, text: str) -> Any:
+        if self.nullable and text.lower() in ("none", "null", ""):
+            return None
+        if self.boolean:
+            lowered = text.strip().lower()
+            if lowered in _TRUE | _FALSE:
+                return lowered in _TRUE
+            raise ValueError("not a boolean")
+        if typing.get_origin(self.base) is tuple:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        if self.base is float and not math.isfinite(float(text)):
+            raise ValueError("not finite")
+        return text
+
+
+def _setting(section: str, field: msgspec.structs.FieldInfo, hint: Any) -> Setting:
+    base, nullable, meta = hint, False, None
+    while True:
+        origin = typing.get_origin(base)
+        if origin is Annotated:
+            base, meta = typing.get_args(base)[:2]
+        elif origin in (Union, types.UnionType):
+            nullable = True
+            (base,) = (part for part in typing.get_args(base) if part is not type(None))
+        else:
+            break
+    key = f"{section}.{field.name}" if section else field.name
+    limits = meta if meta is not None and base in (int, float) else None
+    return Setting(
+        section=section,
+        leaf=field.name,
+        name=_NAMED.get(key, _PREFIX.get(section, "") + field.name),
+        hint=hint,
+        base=base,
+        nullable=nullable,
+        limits=limits,
+        default=field.default,
+        help=(meta.description or "") if meta is not None else "",
+    )
+
+
+def _settings_of(section: str, record: type[msgspec.Struct]) -> list[Setting]:
+    hints = typing.get_type_hints(record, include_extras=True)
+    return [_setting(section, field, hints[field.name]) for field in msgspec.structs.fields(record)]
+
+
+def _read() -> tuple[Setting, ...]:
+    found: list[Setting] = []
+    top: list[Setting] = []
+    hints = typing.get_type_hints(ServerConfig, include_extras=True)
+    for field in msgspec.structs.fields(ServerConfig):
+        hint = hints[field.name]
+        if field.name == FAMILY:
+            found += _settings_of(FAMILY, FamilyConfig)
+        elif isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+            found += _settings_of(field.name, hint)
+        else:
+            top.append(_setting("", field, hint))
+    return tuple(found + top)
+
+
+SETTINGS: tuple[Setting, ...] = _read()
+"""All settings in the order of the records, those of no section last."""
+
+BY_KEY = {setting.key: setting for setting in SETTINGS}
+ENTRY = BY_KEY[f"{FAMILY}.family"]
+"""What names a family: the positional arguments, never a flag."""
+FLAGS = {setting.flag: setting for setting in SETTINGS if setting is not ENTRY}
+VARIABLES = {setting.env: setting for setting in SETTINGS if setting is not ENTRY}
+SECTIONS = tuple(dict.fromkeys(setting.section for setting in SETTINGS))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' for the closest of `known`, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
