@@ -1,0 +1,1 @@
+"""Partitionable devices: which layouts exist, and instances made and unmade."""

@@ -1,0 +1,227 @@
+"""The CPU as a partitionable device: core-sets play the part of MIG slices.
+
+The cores this process may run on (affinity, capped by the cgroup's CPU quota; never the count of the machine) are a
+row of slices.  An instance of profile `2c` is two adjacent cores at an offset aligned to two; the whole row is one
+more profile, whatever its length (`3c`).  A layout covers every core once, like a maximal MIG layout.
+
+With three cores or more the first one is kept for the front end, so that batches do not delay the event loop; below
+that the front end shares the workers' cores, and the shape says so (`shared_front`).  Cores given explicitly all
+belong to workers.
+
+Layouts.  Up to 8 cores: every tiling by aligned power-of-two blocks, plus the whole (26 for 8 cores).  Beyond, where
+tilings explode: the whole, the uniform layouts (blocks of one size), and the two-size layouts whose larger blocks
+fill a prefix that ends at one of at most 7 evenly spaced points; a remainder is filled by descending powers of two.
+That is at most 7 layouts a pair of sizes: 66 for 64 cores.
+
+Core-sets may overlap in time: a new worker loads beside the one it replaces, and the scheduler shares the cores.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from clover.errors import DeviceError
+from clover.types import DeviceShape, Placement
+
+_ALL_TILINGS_UP_TO = 8
+_SPLITS = 8
+
+
+def available_cores(root: Path = Path("/"), affinity: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """The cores this process may use: its affinity, cut to the whole CPUs its cgroup's quota allows (at least one)."""
+    cores = tuple(sorted(os.sched_getaffinity(0))) if affinity is None else affinity
+    quota = cgroup_cpus(root)
+    return cores if quota is None else cores[: max(1, int(quota))]
+
+
+def cgroup_cpus(root: Path = Path("/")) -> float | None:
+    """The tightest CPU quota of this process's cgroup and its ancestors, in CPUs; None where there is none."""
+    quotas = []
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        if controllers == "":
+            mount, read = root / "sys/fs/cgroup", _quota_v2
+        elif "cpu" in controllers.split(","):
+            names = (controllers, "cpu,cpuacct", "cpu")
+            mounts = [root / "sys/fs/cgroup" / name for name in names if (root / "sys/fs/cgroup" / name).is_dir()]
+            if not mounts:
+                continue
+            mount, read = mounts[0], _quota_v1
+        else:
+            continue
+        # A container sees its own cgroup as the mount's root while the path still counts from the host's, so folders
+        # that do not exist are skipped rather than taken for "no limit anywhere".
+        quotas += [read(mount.joinpath(*parts[:depth])) for depth in range(len(parts) + 1)]
+    found = [quota for quota in quotas if quota is not None]
+    return min(found) if found else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _quota_v2(folder: Path) -> float | None:
+    words = " ".join(_lines(folder / "cpu.max")).split()
+    return _ratio(words[0], words[1]) if len(words) == 2 else None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota, period = _lines(folder / "cpu.cfs_quota_us"), _lines(folder / "cpu.cfs_period_us")
+    return _ratio(quota[0], period[0]) if quota and period else None
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    try:
+        value = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
+        return None  # "max"
+    return value if value > 0 else None
+
+
+class CpuDevice:
+    """Implements `clover.interfaces.Device`.
+
+    `cores`: the cores workers may use, all of them for workers; None takes this process's, and keeps the first for
+    the front end where there are at least three.  `threads`: threads a worker runs per profile ("2c": 2); what is not
+    named runs one, which is best unless measured otherwise.  Raises DeviceError where cores cannot be used.
+    """
+
+    def __init__(
+        self, cores: tuple[int, ...] | None = None, *, threads: Mapping[str, int] | None = None, name: str = "cpu0"
+    ) -> None:
+        self.name = name
+        allowed = tuple(sorted(os.sched_getaffinity(0)))
+        if cores is None:
+            usable = available_cores(affinity=allowed)
+            self._divide(usable, keep_front=len(usable) >= 3)
+        else:
+            wrong = sorted(set(cores) - set(allowed))
+            if wrong:
+                raise DeviceError(f"cores {wrong} are not among those this process may use: {list(allowed)}")
+            self._divide(tuple(cores), keep_front=False)
+        self._set_all(threads)
+
+    @classmethod
+    def of(
+        cls, usable: tuple[int, ...], *, threads: Mapping[str, int] | None = None, name: str = "cpu0"
+    ) -> CpuDevice:
+        """A device over `usable` as if they were this process's cores: for planning without that machine."""
+        device = cls.__new__(cls)
+        device.name = name
+        device._divide(usable, keep_front=len(usable) >= 3)
+        device._set_all(threads)
+        return device
+
+    def _divide(self, usable: tuple[int, ...], *, keep_front: bool) -> None:
+        if not usable or len(set(usable)) != len(usable):
+            raise DeviceError("the cores of a device must be a list of different core numbers, at least one")
+        self.front_cores: tuple[int, ...] = usable[:1] if keep_front else usable
+        """Cores for the event loop; the workers' own where `shared_front`."""
+        self.worker_cores: tuple[int, ...] = usable[1:] if keep_front else usable
+        self.shared_front = not keep_front
+
+    def _set_all(self, threads: Mapping[str, int] | None) -> None:
+        self._threads: dict[str, int] = {}
+        for profile, count in (threads or {}).items():
+            self.set_threads(profile, count)
+
+    def shape(self) -> DeviceShape:
+        """The layouts of core-sets."""
+        total = len(self.worker_cores)
+        where = "shared with the front end" if self.shared_front else f"front end on core {self.front_cores[0]}"
+        return DeviceShape(
+            device=self.name,
+            kind="cpu",
+            layouts=tuple(
+                tuple(self.placement(start, size) for start, size in blocks) for blocks in layouts_of(total)
+            ),
+            slices=total,
+            overlap=True,
+            shared_front=self.shared_front,
+            label=f"{total} core{'s' if total > 1 else ''}, {where}",
+        )
+
+    def placement(self, start: int, size: int) -> Placement:
+        """The core-set of `size` cores at index `start` of the worker cores."""
+        return Placement(device=self.name, profile=f"{size}c", start=start, size=size)
+
+    async def create(self, placement: Placement) -> None:
+        """A core-set needs no making; raises DeviceError where it does not exist here."""
+        self.cores(placement)
+
+    async def destroy(self, placement: Placement) -> None:
+        """A core-set needs no unmaking; raises DeviceError where it does not exist here."""
+        self.cores(placement)
+
+    def cores(self, placement: Placement) -> tuple[int, ...]:
+        """Core numbers of `placement`; raises DeviceError where it is not one of this device."""
+        end = placement.start + placement.size
+        if (
+            placement.device != self.name
+            or placement.size < 1
+            or not 0 <= placement.start < end <= len(self.worker_cores)
+            or placement.profile != f"{placement.size}c"
+        ):
+            raise DeviceError(f"{placement.id} does not exist on {self.name}: {len(self.worker_cores)} worker cores")
+        return self.worker_cores[placement.start : end]
+
+    def threads(self, placement: Placement) -> int:
+        """Threads of a worker at `placement`: what `set_threads` said for its profile, else one."""
+        return min(self._threads.get(placement.profile, 1), placement.size)
+
+    def set_threads(self, profile: str, count: int) -> None:
+        """Let workers on `profile` run `count` threads, at most one a core: what the profiler found best."""
+        if count < 1:
+            raise DeviceError(f"a worker on {profile} needs at least one thread, not {count}")
+        self._threads[profile] = count
+
+
+def layouts_of(total: int) -> list[tuple[tuple[int, int], ...]]:
+    """The layouts of `total` cores as (start, size) blocks, each covering every core once; the whole comes first."""
+    whole: tuple[tuple[int, int], ...] = ((0, total),)
+    found = dict.fromkeys([whole])
+    rows = _tilings(0, total) if total <= _ALL_TILINGS_UP_TO else _bounded(total)
+    found.update(dict.fromkeys(rows))
+    return list(found)
+
+
+def _sizes(total: int) -> list[int]:
+    return [1 << power for power in range(total.bit_length() - 1, -1, -1) if 1 << power <= total]
+
+
+def _tilings(start: int, end: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Every cover of [start, end) by power-of-two blocks aligned to their size, larger blocks first."""
+    if start == end:
+        yield ()
+        return
+    for size in _sizes(end - start):
+        if start % size == 0:
+            for rest in _tilings(start + size, end):
+                yield ((start, size), *rest)
+
+
+def _bounded(total: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    sizes = _sizes(total)
+    for size in sizes:
+        yield tuple(_fill(0, total, size))
+    for large, small in itertools.combinations(sizes, 2):
+        blocks = total // large
+        ends = {round(blocks * part / _SPLITS) * large for part in range(1, _SPLITS)}
+        for end in sorted(ends - {0, total}):
+            yield (*_fill(0, end, large), *_fill(end, total, small))
+
+
+def _fill(start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """Blocks of `size` from `start`, the remainder by descending powers of two (aligned, as `start` is a multiple)."""
+    while start < end:
+        while start + size > end:
+            size //= 2
+        yield start, size
+        start += size
