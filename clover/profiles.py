@@ -1,0 +1,221 @@
+"""What was measured of a family on this machine: where it is kept, what invalidates it, and how to ask it.
+
+A profile is one JSON file in `cache_dir/profiles`, named by family and key.  The key is a digest of everything the
+figures depend on: the family's files, the versions of the libraries that run it, the processor and the cores, the
+energy model, and the version of the measuring procedure.  A changed key is a missing profile, never a wrong one.
+Files are replaced atomically; a damaged one is reported with its path, not measured around silently.
+
+The questions below are pure functions.  Between measured batch sizes they interpolate linearly: the time of a batch
+is close to affine in its rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from clover.config import EnergyConfig
+from clover.errors import ProfileError
+from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
+
+MEASURING_VERSION = 1
+"""Raised whenever the measuring procedure changes what its figures mean."""
+
+_DISTRIBUTIONS = {
+    "eager": ("torch",),
+    "aoti": ("torch",),
+    "onnxruntime": ("onnxruntime",),
+    "tensorrt": ("torch", "torch-tensorrt"),
+}
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+# --- the store ----------------------------------------------------------------------------------------------------
+
+
+def cache_folder(text: str) -> Path:
+    """The folder of profiles and artifacts: `text`, or `$XDG_CACHE_HOME/clover` (`~/.cache/clover`) where empty."""
+    if text:
+        return Path(text).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "clover"
+
+
+class ProfileStore:
+    """Profiles as files in `cache_dir/profiles`."""
+
+    def __init__(self, cache_dir: Path | str) -> None:
+        self.folder = Path(cache_dir) / "profiles"
+
+    def path(self, family: str, key: str) -> Path:
+        """Where the profile of `family` under `key` is kept."""
+        if not _NAME.fullmatch(family) or not key.isalnum():
+            raise ProfileError("a profile is kept by a family name of A-Z a-z 0-9 . _ - and a hexadecimal key")
+        return self.folder / f"{family}-{key[:16]}.json"
+
+    def get(self, family: str, key: str) -> FamilyProfile | None:
+        """The profile of `family` measured under `key`, or None.  Raises ProfileError where the file is damaged."""
+        path = self.path(family, key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ProfileError(f"cannot read the profile {path}: {error.strerror}") from error
+        try:
+            profile = msgspec.json.decode(data, type=FamilyProfile)
+            if (profile.family, profile.key) != (family, key):
+                raise ValueError("it belongs to another family or machine")
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise ProfileError(
+                f"the profile {path} is damaged ({error}): delete it, or measure again with "
+                f"`python -m clover profile FAMILY --force`"
+            ) from error
+        return profile
+
+    def put(self, profile: FamilyProfile) -> Path:
+        """Keep `profile`, replacing one under the same key at once; its path.  Raises ProfileError."""
+        path = self.path(profile.family, profile.key)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fd, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.folder)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(msgspec.json.format(msgspec.json.encode(profile), indent=1))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(draft, path)
+            except BaseException:
+                os.unlink(draft)
+                raise
+        except OSError as error:
+            raise ProfileError(f"cannot write the profile {path}: {error.strerror}; see --cache-dir") from error
+        return path
+
+
+# --- what invalidates a profile -----------------------------------------------------------------------------------
+
+
+def profile_key(
+    spec: FamilySpec,
+    cores: Sequence[int],
+    backends: Sequence[str],
+    energy: EnergyConfig | None = None,
+    device: str = "cpu",
+) -> str:
+    """A digest of all that the figures of `spec` depend on, for workers on `cores` with a choice of `backends`."""
+    parts = {
+        "measuring": str(MEASURING_VERSION),
+        "family": spec.name,
+        "digest": spec.digest,
+        "device": device,
+        "cores": ",".join(map(str, cores)),
+        "processor": processor(),
+        "energy": repr(energy or EnergyConfig()),
+        **{f"version of {name}": version for name, version in versions(backends).items()},
+    }
+    text = "\n".join(f"{name}={value}" for name, value in sorted(parts.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions(backends: Sequence[str]) -> dict[str, str]:
+    """Installed versions behind `backends` ("" where one is not installed), read without importing anything."""
+    found = {}
+    for backend in backends:
+        for distribution in _DISTRIBUTIONS.get(backend, (backend,)):
+            try:
+                found[f"{backend}/{distribution}"] = importlib.metadata.version(distribution)
+            except importlib.metadata.PackageNotFoundError:
+                found[f"{backend}/{distribution}"] = ""
+    return found
+
+
+def processor() -> str:
+    """The processor as "MODEL (ARCHITECTURE)"."""
+    fields: dict[str, str] = {}
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    arm = " ".join(fields[name] for name in ("CPU implementer", "CPU part", "CPU variant") if name in fields)
+    model = fields.get("model name") or arm or platform.processor() or "unknown"
+    return f"{model} ({platform.machine()})"
+
+
+# --- questions ----------------------------------------------------------------------------------------------------
+
+
+def measurements(
+    profile: FamilyProfile, variant: str, shape: str, backend: str | None = None
+) -> tuple[LatencyMeasurement, ...]:
+    """What was measured of `variant` on core-set or MIG shape `shape`, by rising batch; by default with the chosen
+    backend.  Raises ProfileError where there is nothing."""
+    chosen = backend or profile.backend.get(variant, "")
+    found = [m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, chosen)]
+    if not found:
+        raise ProfileError(
+            f"family {profile.family!r}: {variant} with {chosen or 'any backend'} on {shape} was not measured: "
+            f"run `python -m clover profile {profile.family} --force`"
+        )
+    return tuple(sorted(found, key=lambda m: m.batch))
+
+
+def latency(profile: FamilyProfile, variant: str, shape: str, batch: int) -> LatencyMeasurement:
+    """The measurement of the smallest measured batch that holds `batch` rows, or else of the largest."""
+    found = measurements(profile, variant, shape)
+    return next((m for m in found if m.batch >= batch), found[-1])
+
+
+def service_ms(profile: FamilyProfile, variant: str, shape: str, batch: float) -> float:
+    """Mean milliseconds of a batch of `batch` rows."""
+    return _interpolate([(m.batch, m.mean_ms) for m in measurements(profile, variant, shape)], batch)
+
+
+def energy_j(profile: FamilyProfile, variant: str, shape: str, batch: float) -> float:
+    """Active joules of one row served in a batch of `batch` rows."""
+    found = measurements(profile, variant, shape)
+    return _interpolate([(m.batch, m.energy_j_per_row * m.batch) for m in found], batch) / batch
+
+
+def accuracy(profile: FamilyProfile, variant: str) -> AccuracyMeasurement:
+    """The accuracy of `variant` with its chosen backend.  Raises ProfileError where it is unknown."""
+    chosen = profile.backend.get(variant, "")
+    for item in profile.accuracy:
+        if (item.variant, item.backend) == (variant, chosen):
+            return item
+    raise ProfileError(f"family {profile.family!r}: the accuracy of {variant} with {chosen or 'any'} is unknown")
+
+
+def accuracy_of(profile: FamilyProfile, variant: str) -> float:
+    """The accuracy of `variant` in percent."""
+    return accuracy(profile, variant).value
+
+
+def best_variant(profile: FamilyProfile) -> str:
+    """The most accurate variant; of equals the one that was declared first, the cheaper."""
+    return max(profile.backend, key=lambda variant: accuracy_of(profile, variant))
+
+
+def shapes(profile: FamilyProfile) -> tuple[str, ...]:
+    """The core-set sizes or MIG shapes that were measured."""
+    return tuple(dict.fromkeys(m.profile for m in profile.latency))
+
+
+def _interpolate(points: Sequence[tuple[int, float]], x: float) -> float:
+    """Piecewise linear through `points` (rising x); beyond the ends along the nearest piece, never below zero."""
+    if len(points) == 1:
+        return points[0][1] * (x / points[0][0] if x > points[0][0] else 1.0)
+    index = next((i for i in range(1, len(points) - 1) if x <= points[i][0]), len(points) - 1)
+    (x0, y0), (x1, y1) = points[index - 1], points[index]
+    return max(0.0, y0 + (y1 - y0) * (x - x0) / (x1 - x0))

@@ -1,0 +1,221 @@
+"""The profile store keeps what it is given, notices damage, and forgets what no longer holds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover import profiles
+from clover.config import EnergyConfig
+from clover.errors import ProfileError
+from clover.profiles import ProfileStore, profile_key
+from clover.types import (
+    AccuracyMeasurement,
+    BasePoint,
+    FamilyProfile,
+    FamilySpec,
+    LatencyMeasurement,
+    TensorSpec,
+    VariantSpec,
+)
+
+KEY = "0123456789abcdef" * 4
+
+
+def measurement(variant: str, backend: str, batch: int, mean_ms: float, **changes: Any) -> LatencyMeasurement:
+    values: dict[str, Any] = {
+        "variant": variant,
+        "profile": "1c",
+        "backend": backend,
+        "batch": batch,
+        "threads": 1,
+        "samples": 30,
+        "mean_ms": mean_ms,
+        "cv": 0.1,
+        "p50_ms": mean_ms,
+        "p95_ms": mean_ms * 1.2,
+        "p99_ms": mean_ms * 1.3,
+        "cpu_s_per_row": mean_ms / 1e3 / batch,
+        "energy_j_per_row": 8 * mean_ms / 1e3 / batch,
+        "energy_method": "modelled",
+    }
+    return LatencyMeasurement(**values | changes)
+
+
+def score(variant: str, backend: str, value: float) -> AccuracyMeasurement:
+    return AccuracyMeasurement(
+        variant=variant,
+        backend=backend,
+        metric="top1",
+        value=value,
+        low=value - 1,
+        high=value + 1,
+        samples=100,
+        method="measured",
+    )
+
+
+def profile_of(**changes: Any) -> FamilyProfile:
+    profile = FamilyProfile(
+        family="toy",
+        key=KEY,
+        machine="a machine",
+        made_at="2024-01-31T00:00:00+00:00",
+        quick=True,
+        accuracy=(score("small", "eager", 80), score("small", "aoti", 79), score("large", "eager", 90)),
+        latency=(
+            measurement("small", "eager", 1, 1.0),
+            measurement("small", "eager", 4, 2.5),
+            measurement("small", "eager", 8, 4.5),
+            measurement("small", "aoti", 1, 0.5),
+            measurement("large", "eager", 1, 10.0),
+        ),
+        backend={"small": "eager", "large": "eager"},
+        base=BasePoint(
+            variant="large",
+            profile="1c",
+            count=1,
+            backend="eager",
+            p95_ms=12.0,
+            energy_j_per_row=0.08,
+            accuracy=90,
+            method="measured",
+        ),
+    )
+    return msgspec.structs.replace(profile, **changes)
+
+
+def spec_of(digest: str = "d") -> FamilySpec:
+    tensor = TensorSpec(name="x", datatype="FP32", shape=(1,))
+    return FamilySpec(
+        name="toy", inputs=(tensor,), outputs=(tensor,), variants=(VariantSpec(name="a", loader="m:f"),), digest=digest
+    )
+
+
+# --- the store ----------------------------------------------------------------------------------------------------
+
+
+def test_keeps_and_gives_back(tmp_path: Path) -> None:
+    store = ProfileStore(tmp_path)
+    assert store.get("toy", KEY) is None
+    path = store.put(profile_of())
+    assert store.get("toy", KEY) == profile_of()
+    store.put(profile_of(quick=False))
+    again = store.get("toy", KEY)
+    assert again is not None
+    assert not again.quick
+    assert list(path.parent.iterdir()) == [path], "no draft is left behind"
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"family": "toy"}', b"\xff\xfe"])
+def test_damage_names_the_file_and_the_way_out(tmp_path: Path, damage: bytes) -> None:
+    store = ProfileStore(tmp_path)
+    path = store.put(profile_of())
+    path.write_bytes(damage)
+    with pytest.raises(ProfileError) as caught:
+        store.get("toy", KEY)
+    assert str(path) in str(caught.value)
+    assert "--force" in str(caught.value)
+
+
+def test_a_file_of_another_key_is_not_believed(tmp_path: Path) -> None:
+    store = ProfileStore(tmp_path)
+    path = store.put(profile_of())
+    path.rename(store.path("toy", "f" * 64))
+    with pytest.raises(ProfileError, match="another family or machine"):
+        store.get("toy", "f" * 64)
+
+
+@pytest.mark.parametrize("family", ["../toy", "", "a/b", "a" * 129])
+def test_names_never_leave_the_folder(tmp_path: Path, family: str) -> None:
+    with pytest.raises(ProfileError):
+        ProfileStore(tmp_path).get(family, KEY)
+
+
+def test_an_unwritable_folder_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "profiles").write_text("in the way", encoding="utf-8")
+    with pytest.raises(ProfileError, match="--cache-dir"):
+        ProfileStore(tmp_path).put(profile_of())
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert profiles.cache_folder("") == tmp_path / "clover"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert profiles.cache_folder("") == tmp_path / ".cache" / "clover"
+    assert profiles.cache_folder(str(tmp_path / "x")) == tmp_path / "x"
+
+
+# --- the key ------------------------------------------------------------------------------------------------------
+
+
+def test_key_changes_with_all_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [
+        profile_key(spec_of(), (0, 1), ("eager",)),
+        profile_key(spec_of("e"), (0, 1), ("eager",)),
+        profile_key(spec_of(), (0,), ("eager",)),
+        profile_key(spec_of(), (0, 1), ("eager", "aoti")),
+        profile_key(spec_of(), (0, 1), ("eager",), EnergyConfig(core_w=5.0)),
+        profile_key(spec_of(), (0, 1), ("eager",), device="other"),
+    ]
+    monkeypatch.setattr(profiles, "processor", lambda: "another")
+    keys.append(profile_key(spec_of(), (0, 1), ("eager",)))
+    monkeypatch.undo()
+    monkeypatch.setattr(profiles, "versions", lambda backends: {"eager/torch": "0"})
+    keys.append(profile_key(spec_of(), (0, 1), ("eager",)))
+    monkeypatch.undo()
+    monkeypatch.setattr(profiles, "MEASURING_VERSION", 0)
+    keys.append(profile_key(spec_of(), (0, 1), ("eager",)))
+    assert len(set(keys)) == len(keys)
+    monkeypatch.undo()
+    assert profile_key(spec_of(), (0, 1), ("eager",)) == keys[0]
+
+
+def test_key_needs_no_torch() -> None:
+    code = (
+        "import sys; from clover import profiles; profiles.versions(('eager', 'aoti', 'onnxruntime', 'none'));"
+        "profiles.processor(); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
+
+
+# --- questions ----------------------------------------------------------------------------------------------------
+
+
+def test_questions() -> None:
+    profile = profile_of()
+    assert profiles.accuracy_of(profile, "small") == 80
+    assert profiles.best_variant(profile) == "large"
+    assert profiles.shapes(profile) == ("1c",)
+    assert [m.batch for m in profiles.measurements(profile, "small", "1c")] == [1, 4, 8]
+    assert profiles.measurements(profile, "small", "1c", "aoti")[0].mean_ms == 0.5
+    assert profiles.latency(profile, "small", "1c", 2).batch == 4
+    assert profiles.latency(profile, "small", "1c", 100).batch == 8
+    assert profiles.service_ms(profile, "small", "1c", 4) == 2.5
+    assert profiles.service_ms(profile, "small", "1c", 6) == pytest.approx(3.5)
+    assert profiles.service_ms(profile, "small", "1c", 16) == pytest.approx(8.5)
+    assert profiles.service_ms(profile, "large", "1c", 2) == pytest.approx(20.0)
+    assert profiles.energy_j(profile, "small", "1c", 8) == pytest.approx(8 * 4.5e-3 / 8)
+
+
+def test_missing_answers_say_how_to_measure() -> None:
+    with pytest.raises(ProfileError, match="clover profile toy"):
+        profiles.measurements(profile_of(), "small", "2c")
+    with pytest.raises(ProfileError, match="unknown"):
+        profiles.accuracy_of(profile_of(backend={"small": "onnxruntime"}), "small")
+
+
+@given(st.floats(1, 64), st.floats(1, 64))
+def test_service_time_rises_with_rows(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    profile = profile_of()
+    assert profiles.service_ms(profile, "small", "1c", low) <= profiles.service_ms(profile, "small", "1c", high)
