@@ -1,0 +1,1 @@
+"""The model families Clover ships, one folder each; installed as `clover.models`."""
