@@ -1,0 +1,77 @@
+"""Builds the kernels: every csrc/NAME.pyx becomes clover._native.NAME.  Metadata lives in pyproject.toml.
+
+CLOVER_BUILD chooses the build:
+    release    (default) -O3, no checks: what is shipped
+    checked    bounds, wraparound and None checks in Cython, assertions in C, -O1 -g
+    coverage   Cython line tracing, for line coverage of the kernels
+CLOVER_SANITIZE=1 adds the address and undefined-behaviour sanitizers to any of them; run such a build with the
+sanitizer runtimes preloaded (see CONTRIBUTING.md).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, find_namespace_packages, find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+os.chdir(HERE)  # the paths below are relative, as an sdist needs them
+
+MODE = os.environ.get("CLOVER_BUILD") or "release"
+SANITIZE = os.environ.get("CLOVER_SANITIZE") == "1"
+CHECKED = MODE != "release"
+if MODE not in ("release", "checked", "coverage"):
+    sys.exit(f"CLOVER_BUILD={MODE!r} is not one of release, checked, coverage")
+if not sys.platform.startswith("linux"):
+    sys.exit("Clover runs on Linux only: its kernels and workers use memfd, eventfd and pidfd.")
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": CHECKED,
+    "wraparound": False,
+    "initializedcheck": CHECKED,
+    "nonecheck": CHECKED,
+    "cdivision": not CHECKED,
+    "embedsignature": True,
+    "linetrace": MODE == "coverage",
+}
+COMPILE = ["-O1", "-g", "-UNDEBUG", "-ffp-contract=off"] if CHECKED else ["-O3", "-g0", "-ffp-contract=off"]
+LINK: list[str] = []
+MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("CYTHON_TRACE_NOGIL", "1" if MODE == "coverage" else "0")]
+if SANITIZE:
+    COMPILE += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+    LINK += ["-fsanitize=address,undefined"]
+
+EXTENSIONS = [
+    Extension(
+        f"clover._native.{source.stem}",
+        [source.as_posix()],
+        include_dirs=["csrc"],
+        depends=sorted(header.as_posix() for header in Path("csrc").glob("*.h")),
+        define_macros=MACROS,
+        extra_compile_args=COMPILE,
+        extra_link_args=LINK,
+    )
+    for source in sorted(Path("csrc").glob("*.pyx"))
+]
+
+# Coverage maps lines through C files beside their sources, so only that build leaves them there.
+BUILD_DIR = None if MODE == "coverage" else f"build/cython-{MODE}{'-sanitize' if SANITIZE else ''}"
+
+# The families lie at the top level, where users look for them, and install as clover.models.
+FAMILIES = ["clover.models", *(f"clover.models.{name}" for name in find_namespace_packages("models"))]
+
+setup(
+    packages=[*find_packages(include=["clover", "clover.*"]), *FAMILIES],
+    package_dir={"clover.models": "models"},
+    package_data={
+        "": ["py.typed"],
+        "clover._native": ["*.pyi", "*.pxd"],
+        **{name: ["*.toml", "*.safetensors", "*.gz", "LICENSE*", "*.md"] for name in FAMILIES},
+    },
+    include_package_data=False,
+    ext_modules=cythonize(EXTENSIONS, include_path=["."], build_dir=BUILD_DIR, compiler_directives=DIRECTIVES),
+)
