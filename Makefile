@@ -1,0 +1,62 @@
+# The first call creates .venv and builds the kernels; later calls reuse both.
+#   PYTHON=python3.12   another interpreter            ARGS="--port 9000"   arguments to pass on
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+ARGS ?=
+PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet --editable
+INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.h clover/_native/*.pxd)
+
+.PHONY: serve test test-checked lint bench build train-fashion soak clean
+
+serve: $(VENV)/.serve
+	$(PY) -m clover.serve fashion $(ARGS)
+
+test: $(VENV)/.test
+	$(PY) -m pytest $(ARGS)
+
+# The kernels' own tests against a build with bounds checks and assertions, which lies beside the release build.
+test-checked: $(VENV)/.dev
+	CLOVER_BUILD=checked $(PY) setup.py --quiet build_ext --build-lib build/checked
+	CLOVER_NATIVE=build/checked/clover/_native $(PY) -m pytest tests/native $(ARGS)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.test
+	$(PY) bench/kernels.py $(ARGS)
+
+build: $(VENV)/.dev
+	$(PY) -m build --outdir dist .
+
+train-fashion: $(VENV)/.serve
+	$(PY) -m clover.models.fashion.train $(ARGS)
+
+# Long runs of load, swaps and killed workers; too long for `test`.
+soak: $(VENV)/.test
+	$(PY) -m pytest -m soak --timeout 0 $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info clover/_native/*.so csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+	rm -f $(VENV)/.serve $(VENV)/.test $(VENV)/.dev
+
+# --- set-up: one stamp a set of dependencies, renewed when the kernels or the metadata change ---------------------------
+
+$(PY):
+	@echo "Setting up $(VENV) with $(PYTHON): a minute or two, once."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: $(INPUTS) | $(PY)
+	@$(INSTALL) '.[onnx]'
+	@touch $@
+
+$(VENV)/.test: $(INPUTS) | $(PY)
+	@$(INSTALL) '.[onnx,test]'
+	@touch $@ $(VENV)/.serve
+
+$(VENV)/.dev: $(INPUTS) | $(PY)
+	@$(INSTALL) '.[onnx,test,dev]'
+	@touch $@ $(VENV)/.serve $(VENV)/.test
