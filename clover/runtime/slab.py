@@ -29,26 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ConfigError, WorkerError
+from clover.families import DATATYPES
 from clover.types import FamilySpec, TensorSpec
 
 Kind = Literal["input", "output"]
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "BF16": np.dtype(np.uint16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-    "BYTES": np.dtype(np.uint8),
-}
+DTYPES: dict[str, np.dtype[Any]] = {**DATATYPES, "BYTES": np.dtype(np.uint8)}
 """How each OIP datatype lies in a slab."""
 
 _PAGE_BYTES = 4096

@@ -1,0 +1,231 @@
+"""What server, zygote and workers say to each other: fixed frames on SEQPACKET sockets, never pickle.
+
+A frame is one packet: a header (magic, version, kind, payload bytes) and a payload, which is one record as JSON with
+unknown fields refused.  Packets keep their boundaries, so nothing has to be reassembled and a short or long one is an
+error.  Descriptors travel beside a frame by SCM_RIGHTS.  The receiver says how many it expects: a control buffer that
+is too short would drop the rest without a word, so MSG_CTRUNC is an error, and what arrives is close-on-exec.
+
+    server -> zygote   SPAWN (order; six descriptors)   STOP
+    zygote -> server   HELLO (once)   SPAWNED (pid; a pidfd)   REFUSED (reason)   EXITED (pid, status)
+    worker -> server   STATE (loading, warming, ready, failed)
+    server -> worker   EXIT
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from enum import IntEnum
+from typing import Literal, TypeVar
+
+import msgspec
+
+from clover.errors import WorkerError
+from clover.types import FamilySpec, Record, TensorSpec
+
+
+class Kind(IntEnum):
+    """What a frame says."""
+
+    HELLO = 1
+    SPAWN = 2
+    SPAWNED = 3
+    REFUSED = 4
+    EXITED = 5
+    STOP = 6
+    STATE = 7
+    EXIT = 8
+
+
+MAX_PAYLOAD_BYTES = 128 << 10
+"""Largest payload; a packet has to fit a socket's buffer."""
+
+SPAWN_FDS = 6
+"""Descriptors beside SPAWN, in this order: control socket, slab, ring, doorbell, completions, lifeline."""
+
+_HEADER = struct.Struct("<IHHI")
+_MAGIC = 0x46564C43  # "CLVF" in memory order
+_VERSION = 1
+
+_R = TypeVar("_R", bound=Record)
+
+
+class WorkerOrder(Record, frozen=True, kw_only=True):
+    """All a worker needs to know: what to load, where to run, how large batches get.
+
+    `cores` are core numbers; `memory_bytes` 0 sets no address-space limit; `visible_devices` becomes
+    CUDA_VISIBLE_DEVICES before anything runs ("" hides every GPU from a CPU worker).
+    """
+
+    family: FamilySpec
+    variant: str
+    backend: str
+    artifact_dir: str = ""
+    cores: tuple[int, ...]
+    threads: int = 1
+    max_batch: int
+    memory_bytes: int = 0
+    visible_devices: str = ""
+
+    def trimmed(self) -> WorkerOrder:
+        """The same order without what only people and clients read (labels, descriptions), to keep frames small."""
+
+        def bare(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(msgspec.structs.replace(tensor, labels=()) for tensor in tensors)
+
+        family = msgspec.structs.replace(
+            self.family,
+            inputs=bare(self.family.inputs),
+            outputs=bare(self.family.outputs),
+            variants=(self.family.variant(self.variant),),
+            description="",
+        )
+        return msgspec.structs.replace(self, family=family)
+
+
+class Hello(Record, frozen=True, kw_only=True):
+    """The zygote is ready to fork: its pid, how many threads it has (one), and how long its imports took."""
+
+    pid: int
+    threads: int
+    import_ms: float
+
+
+class Spawn(Record, frozen=True, kw_only=True):
+    """Fork a worker.  `token` names the answer; `slots` is the size of the slab passed along."""
+
+    token: int
+    slots: int
+    order: WorkerOrder
+
+
+class Spawned(Record, frozen=True, kw_only=True):
+    """A worker was forked; its pidfd comes along, opened by its parent, so that it can never name another process."""
+
+    token: int
+    pid: int
+
+
+class Refused(Record, frozen=True, kw_only=True):
+    """A worker was not forked, and why."""
+
+    token: int
+    reason: str
+
+
+class Exited(Record, frozen=True, kw_only=True):
+    """A worker ended.  `code` is its exit status, or minus the number of the signal that ended it."""
+
+    pid: int
+    code: int
+
+
+class Stop(Record, frozen=True, kw_only=True):
+    """End: the zygote ends its workers, then itself."""
+
+
+class Exit(Record, frozen=True, kw_only=True):
+    """End when idle: a worker answers what is in its ring first."""
+
+
+class WorkerState(Record, frozen=True, kw_only=True):
+    """What a worker is doing.  `text` is the reason of "failed"; the durations are filled as they become known."""
+
+    state: Literal["loading", "warming", "ready", "failed"]
+    text: str = ""
+    fork_ms: float = 0.0
+    load_ms: float = 0.0
+    warm_ms: float = 0.0
+
+
+_KINDS: dict[type[Record], Kind] = {
+    Hello: Kind.HELLO,
+    Spawn: Kind.SPAWN,
+    Spawned: Kind.SPAWNED,
+    Refused: Kind.REFUSED,
+    Exited: Kind.EXITED,
+    Stop: Kind.STOP,
+    WorkerState: Kind.STATE,
+    Exit: Kind.EXIT,
+}
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected SEQPACKET sockets, close-on-exec."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+
+
+def pack(record: Record) -> bytes:
+    """The frame of a record; raises WorkerError where it is too large to send."""
+    payload = msgspec.json.encode(record)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise WorkerError(
+            f"a message of {len(payload)} bytes is more than the {MAX_PAYLOAD_BYTES} a worker takes: "
+            "shorten the family's declaration (variant parameters, tensor lists)"
+        )
+    return _HEADER.pack(_MAGIC, _VERSION, _KINDS[type(record)], len(payload)) + payload
+
+
+def unpack(frame: bytes) -> tuple[Kind, bytes]:
+    """Kind and payload of a frame; raises WorkerError where it is not one."""
+    if len(frame) < _HEADER.size:
+        raise WorkerError(f"a frame of {len(frame)} bytes is too short")
+    magic, version, kind, length = _HEADER.unpack_from(frame)
+    if magic != _MAGIC or version != _VERSION:
+        raise WorkerError(f"not a frame of this version (magic {magic:#x}, version {version})")
+    if length != len(frame) - _HEADER.size or length > MAX_PAYLOAD_BYTES:
+        raise WorkerError(f"a frame of {len(frame)} bytes says its payload has {length}")
+    try:
+        return Kind(kind), frame[_HEADER.size :]
+    except ValueError as error:
+        raise WorkerError(f"unknown frame kind {kind}") from error
+
+
+def decode(payload: bytes, record: type[_R]) -> _R:
+    """The record of a payload; raises WorkerError where it does not fit."""
+    try:
+        return msgspec.json.decode(payload, type=record)
+    except msgspec.MsgspecError as error:
+        raise WorkerError(f"a malformed {record.__name__} frame: {error}") from error
+
+
+def send(sock: socket.socket, record: Record, fds: tuple[int, ...] = ()) -> None:
+    """Send one frame with its descriptors.  OSError as the socket gives it (BlockingIOError on a full one)."""
+    frame = pack(record)
+    if fds:
+        socket.send_fds(sock, [frame], list(fds))
+    else:
+        sock.send(frame)
+
+
+def receive(sock: socket.socket, most_fds: int = 0) -> tuple[Kind, bytes, tuple[int, ...]] | None:
+    """The next frame and its descriptors (the caller owns them); None at the end of the stream.
+
+    Raises WorkerError for a malformed or cut frame and where more than `most_fds` descriptors came along: none stays
+    open then.  BlockingIOError on a non-blocking socket with nothing to read.
+    """
+    size = array.array("i").itemsize
+    room = socket.CMSG_SPACE(most_fds * size) if most_fds else 0
+    frame, control, flags, _ = sock.recvmsg(_HEADER.size + MAX_PAYLOAD_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, data in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % size])
+    try:
+        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            raise WorkerError("a frame or its descriptors were cut off")
+        if not frame and not control:
+            return None
+        what, payload = unpack(frame)
+    except WorkerError:
+        close_all(fds)
+        raise
+    return what, payload, tuple(fds)
+
+
+def close_all(fds: tuple[int, ...] | list[int] | array.array[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)
