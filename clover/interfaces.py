@@ -71,10 +71,12 @@ class Device(Protocol):
 
 
 class CarbonSource(Protocol):
-    """Gives the grid's carbon intensity at a grid time."""
+    """Gives the grid's carbon intensity at a grid time.  `step_s`: how long one value holds, in grid seconds.
+    `remote`: a reading costs a call to somebody else, so that failures back off."""
 
     name: str
     step_s: float
+    remote: bool
 
     async def read(self, grid_s: float) -> Reading:
         """The intensity valid at `grid_s` (Unix seconds); raises CarbonError."""
@@ -119,7 +121,10 @@ class Model(Protocol):
     """One served family, as a front end uses it: open -> write rows into slots -> submit -> read rows -> close."""
 
     spec: FamilySpec
-    ready: bool
+
+    @property
+    def ready(self) -> bool:
+        """Whether some worker takes rows now."""
 
     def open(self, rows: int) -> Ticket:
         """Reserve `rows` slots; raises Overloaded or Unavailable and then holds nothing."""

@@ -1,0 +1,145 @@
+"""Carbon intensity of the grid: sources, a chain that survives their failures, and the clock they are read at.
+
+A source is named in the configuration as `name`, `name:argument` or `name:argument?option=value&option=value`; several
+separated by commas are a chain of fallbacks.  `SOURCES` maps a name to the function that builds it: a provider joins
+by adding a line there and a module here that implements `clover.interfaces.CarbonSource`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from clover.carbon.chain import STATES, Chain
+from clover.carbon.clock import GridClock, boot_seconds
+from clover.carbon.layouts import MAX_G_PER_KWH, Scope, Signal, parse_time
+from clover.carbon.static import StaticSource
+from clover.carbon.synthetic import SyntheticSource
+from clover.carbon.trace import TraceSource
+from clover.config import CarbonConfig
+from clover.errors import ConfigError
+from clover.interfaces import CarbonSource
+from clover.settings.schema import did_you_mean
+
+__all__ = ["SOURCES", "STATES", "Chain", "GridClock", "build", "build_source"]
+
+
+def build(config: CarbonConfig, *, monotonic: Callable[[], float] = boot_seconds) -> tuple[Chain, GridClock]:
+    """The chain and the grid clock that `config` asks for; ConfigError where anything in it cannot be used.
+
+    Grid time starts at `trace_start`, by default at the first value of a trace that leads the chain, else now.
+    """
+    if not config.max_age_s >= 0:
+        raise ConfigError(f"carbon.max_age_s cannot be negative, but is {config.max_age_s}")
+    if not config.poll_s > 0:
+        raise ConfigError(f"carbon.poll_s must be positive, not {config.poll_s}")
+    if not config.pue >= 1:
+        raise ConfigError(f"carbon.pue is total power over computing power and cannot be below 1, not {config.pue}")
+    _check_intensity(config.configured_g_per_kwh, "carbon.configured_g_per_kwh")
+    sources = [build_source(part) for part in config.source.split(",")]
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"carbon.source names {name} twice; a fallback has to be another source")
+    start_s = _start(config.trace_start, sources[0])
+    clock = GridClock(start_s, config.trace_speed, monotonic)
+    chain = Chain(
+        sources, max_age_s=config.max_age_s, configured_g_per_kwh=config.configured_g_per_kwh, monotonic=monotonic
+    )
+    return chain, clock
+
+
+def build_source(text: str) -> CarbonSource:
+    """The source that `text` names, such as "trace:day.csv?loop=1"; ConfigError where there is none."""
+    name, _, rest = text.strip().partition(":")
+    name, _, own = name.partition("?")
+    argument, _, options = (rest or f"?{own}").partition("?")
+    if name not in SOURCES:
+        raise ConfigError(
+            f"unknown carbon source {name!r}, known: {', '.join(sorted(SOURCES))}{did_you_mean(name, SOURCES)}"
+        )
+    return SOURCES[name](argument, _options(name, options))
+
+
+def _static(argument: str, options: dict[str, str]) -> CarbonSource:
+    _allow("static", options, ())
+    try:
+        g_per_kwh = float(argument)
+    except ValueError as error:
+        raise ConfigError(f"static:G takes gCO2e/kWh as a number, as in static:250, not {argument!r}") from error
+    _check_intensity(g_per_kwh, "static:G")
+    return StaticSource(g_per_kwh)
+
+
+def _synthetic(argument: str, options: dict[str, str]) -> CarbonSource:
+    _allow("synthetic", options, ())
+    if argument:
+        raise ConfigError(f"synthetic takes no argument, not {argument!r}")
+    return SyntheticSource()
+
+
+def _trace(argument: str, options: dict[str, str]) -> CarbonSource:
+    _allow("trace", options, ("loop", "zone", "scope", "signal"))
+    if not argument:
+        raise ConfigError("trace:FILE takes the path of a CSV or JSON file")
+    loop = _one_of("trace", options, "loop", ("0", "1", "false", "true"), "0")
+    return TraceSource(
+        Path(argument),
+        loop=loop in ("1", "true"),
+        zone=options.get("zone", ""),
+        scope=cast("Scope | None", _one_of("trace", options, "scope", ("lifecycle", "direct"), None)),
+        signal=cast("Signal | None", _one_of("trace", options, "signal", ("average", "marginal"), None)),
+    )
+
+
+SOURCES: dict[str, Callable[[str, dict[str, str]], CarbonSource]] = {
+    "static": _static,
+    "synthetic": _synthetic,
+    "trace": _trace,
+}
+"""What `carbon.source` may name: a function from the argument and the options to the source, raising ConfigError."""
+
+
+def _start(trace_start: str, first: CarbonSource) -> float | None:
+    if not trace_start:
+        return first.start_s if isinstance(first, TraceSource) else None
+    try:
+        start_s = parse_time(trace_start)
+    except ValueError as error:
+        raise ConfigError(
+            f"carbon.trace_start takes an ISO 8601 time, as 2021-03-26T21:00Z, not {trace_start!r}"
+        ) from error
+    if isinstance(first, TraceSource) and not first.covers(start_s):
+        raise ConfigError(f"carbon.trace_start {trace_start} lies outside {first.name}")
+    return start_s
+
+
+def _check_intensity(g_per_kwh: float, what: str) -> None:
+    if not (math.isfinite(g_per_kwh) and 0.0 <= g_per_kwh <= MAX_G_PER_KWH):
+        raise ConfigError(f"{what} must lie between 0 and {MAX_G_PER_KWH:.0f} gCO2e/kWh, not {g_per_kwh}")
+
+
+def _options(name: str, text: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for part in filter(None, text.split("&")):
+        key, equals, value = part.partition("=")
+        if not equals or key in options:
+            raise ConfigError(f"carbon source {name}: options are written ?option=value&option=value, not {text!r}")
+        options[key] = value
+    return options
+
+
+def _allow(name: str, options: dict[str, str], known: tuple[str, ...]) -> None:
+    for key in options:
+        if key not in known:
+            allowed = f"known: {', '.join(known)}" if known else "it takes none"
+            raise ConfigError(f"carbon source {name}: unknown option {key!r}, {allowed}{did_you_mean(key, known)}")
+
+
+def _one_of(name: str, options: dict[str, str], key: str, allowed: tuple[str, ...], default: str | None) -> str | None:
+    value = options.get(key, default)
+    if value is not None and value not in allowed:
+        raise ConfigError(f"carbon source {name}: {key} is one of {', '.join(allowed)}, not {value!r}")
+    return value

@@ -1,0 +1,205 @@
+"""What Clover takes for the grid's carbon intensity: sources in order, a memory for each, and a value of last resort.
+
+Two rules.  A number is never given out without saying how good it is, and a source that fails never stops the server.
+
+    state        the reading comes from
+    fresh        the first source, and is no older than that source's step
+    stale        the first source, and is older than its step: its last good value, or all the source itself has
+    fallback     a later source of the chain (its last good value included: `age_s` tells)
+    configured   `configured_g_per_kwh`, because no source has a value within its step or younger than `max_age_s`
+
+Age is grid time, so that a trace replayed at speed goes stale at that speed too.  A value is asked for once a step:
+again when its step is over, or every tenth of a step where a source lags behind.  A remote source that fails is left
+alone for 1, 2, 4 ... 300 real seconds; a local one (a file, a formula) is asked every time, since that costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from clover.carbon.layouts import MAX_G_PER_KWH
+from clover.errors import CarbonError
+from clover.interfaces import CarbonSource
+from clover.types import Reading
+
+log = logging.getLogger("clover.carbon")
+
+STATES = ("fresh", "stale", "fallback", "configured")
+
+
+class Link:
+    """One source of the chain with its last good reading, its back-off and its counters."""
+
+    def __init__(
+        self, source: CarbonSource, max_age_s: float, backoff_s: tuple[float, float], timeout_s: float
+    ) -> None:
+        self.source = source
+        self.good: Reading | None = None
+        self.reads = 0
+        self.failures = 0
+        self.last_error = ""
+        self._max_age_s = max(max_age_s, source.step_s)  # within its step a value is current, whatever the limit
+        self._first_wait_s, self._longest_wait_s = backoff_s
+        self._timeout_s = timeout_s
+        self._row = 0  # failures in a row
+        self._retry_s = -math.inf  # monotonic
+        self._due_s = -math.inf  # grid time
+
+    async def read(self, grid_s: float, now_s: float) -> Reading | None:
+        """The source's value, new or remembered, aged to `grid_s`; None where it has none younger than the limit."""
+        known = self._usable(grid_s)
+        if known is not None and grid_s < self._due_s:
+            return known
+        if now_s >= self._retry_s:
+            reading = await self._ask(grid_s, now_s)
+            if reading is not None:
+                self.good = reading
+                end_s = reading.at_s + self.source.step_s
+                self._due_s = end_s if end_s > grid_s else grid_s + self.source.step_s / 10
+        return self._usable(grid_s)
+
+    async def forecast(self, grid_s: float, horizon_s: float, now_s: float) -> list[Reading]:
+        """The source's forecast; empty where it has none, is left alone, or failed."""
+        if now_s < self._retry_s:
+            return []
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self.source.forecast(grid_s, horizon_s)
+        except Exception as error:
+            self._failed(error, now_s)
+            return []
+
+    def _usable(self, grid_s: float) -> Reading | None:
+        # A value of later than one step ahead is not of this time either: the grid clock was set back.
+        if self.good is None or self.good.at_s > grid_s + self.source.step_s:
+            return None
+        age_s = max(0.0, grid_s - self.good.at_s)
+        return msgspec.structs.replace(self.good, age_s=age_s) if age_s <= self._max_age_s else None
+
+    async def _ask(self, grid_s: float, now_s: float) -> Reading | None:
+        self.reads += 1
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                reading = await self.source.read(grid_s)
+            if not 0.0 <= reading.g_per_kwh <= MAX_G_PER_KWH:
+                raise CarbonError(f"{self.source.name} gave {reading.g_per_kwh}, which is no intensity in gCO2e/kWh")
+            if not grid_s - self._max_age_s <= reading.at_s <= grid_s + self.source.step_s:
+                raise CarbonError(f"{self.source.name} gave a value {grid_s - reading.at_s:.0f} s old")
+        except Exception as error:  # whatever a provider does must not end the server: it is counted and shown instead
+            self._failed(error, now_s)
+            return None
+        self._row = 0
+        self._retry_s = -math.inf
+        return reading
+
+    def _failed(self, error: Exception, now_s: float) -> None:
+        self.failures += 1
+        self._row += 1
+        if isinstance(error, CarbonError):
+            self.last_error = str(error)
+        elif isinstance(error, TimeoutError):
+            self.last_error = f"{self.source.name} did not answer within {self._timeout_s:g} s"
+        else:
+            self.last_error = f"{self.source.name}: {type(error).__name__}: {error}"
+            log.error("carbon source failed in an unforeseen way", exc_info=error)
+        if self.source.remote:
+            wait_s = min(self._longest_wait_s, self._first_wait_s * 2.0 ** min(self._row - 1, 32))
+            self._retry_s = now_s + wait_s
+
+
+class Chain:
+    """Sources in order of preference, never without an answer.
+
+    `counts` holds how many readings were given out in each state, `failures` the failed calls per source, `last_error`
+    the newest failure's text (empty if none yet), `last` the newest reading.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[CarbonSource],
+        *,
+        max_age_s: float = 7200.0,
+        configured_g_per_kwh: float = 400.0,
+        monotonic: Callable[[], float] = time.monotonic,
+        backoff_s: tuple[float, float] = (1.0, 300.0),
+        timeout_s: float = 10.0,
+    ) -> None:
+        self.links = tuple(Link(source, max_age_s, backoff_s, timeout_s) for source in sources)
+        self.configured_g_per_kwh = configured_g_per_kwh
+        self.counts = dict.fromkeys(STATES, 0)
+        self.last: Reading | None = None
+        self.last_error = ""
+        self._monotonic = monotonic
+        self._lock = asyncio.Lock()  # two readers must not ask a provider twice
+
+    @property
+    def name(self) -> str:
+        """The sources' names in order."""
+        return ",".join(link.source.name for link in self.links)
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Failed calls per source."""
+        return {link.source.name: link.failures for link in self.links}
+
+    async def read(self, grid_s: float) -> Reading:
+        """The intensity to use at `grid_s` (Unix seconds of grid time), in gCO2e/kWh.  Never raises for a source."""
+        async with self._lock:
+            reading, error = await self._choose(grid_s)
+        self.counts[reading.state] += 1
+        before, self.last = self.last, reading
+        if before is None or (before.state, before.provider) != (reading.state, reading.provider):
+            self._say(before, reading, error)
+        return reading
+
+    async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
+        """The first source's forecast, or a later one's marked "fallback"; empty where none has any."""
+        async with self._lock:
+            for index, link in enumerate(self.links):
+                failures = link.failures
+                readings = await link.forecast(grid_s, horizon_s, self._monotonic())
+                if link.failures > failures:
+                    self.last_error = link.last_error
+                if readings:
+                    return readings if index == 0 else [_in_state(reading, "fallback") for reading in readings]
+        return []
+
+    async def _choose(self, grid_s: float) -> tuple[Reading, str]:
+        """The reading to give out, and what failed on the way to it."""
+        error = ""
+        for index, link in enumerate(self.links):
+            failures = link.failures
+            reading = await link.read(grid_s, self._monotonic())
+            if link.failures > failures:
+                self.last_error = error = link.last_error
+            if reading is not None:
+                if index > 0:
+                    return _in_state(reading, "fallback"), error
+                return _in_state(reading, "fresh" if reading.age_s <= link.source.step_s else "stale"), error
+        last_resort = Reading(
+            g_per_kwh=self.configured_g_per_kwh,
+            at_s=grid_s,
+            provider="configured",
+            method="configured",
+            estimated=True,
+            state="configured",
+        )
+        return last_resort, error
+
+    def _say(self, before: Reading | None, reading: Reading, error: str) -> None:
+        text = f"carbon intensity is {reading.state}: {reading.g_per_kwh:.0f} g/kWh from {reading.provider}"
+        if reading.state == "fresh":
+            if before is not None:
+                log.info("%s", text)
+        else:
+            log.warning("%s, %.0f s old%s", text, reading.age_s, f" ({error})" if error else "")
+
+
+def _in_state(reading: Reading, state: str) -> Reading:
+    return msgspec.structs.replace(reading, state=state)
