@@ -1,0 +1,254 @@
+"""Meters: RAPL on a folder that looks like the kernel's, wraps included, and the model; which one is taken and why."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover.config import EnergyConfig
+from clover.energy import Meter, ModelledMeter, RaplMeter, build
+from clover.energy.rapl import RaplError, find_domains
+from clover.errors import ConfigError, DeviceError
+
+RANGE_UJ = 262_143_328_850
+SECOND = 1_000_000_000
+
+
+def zone(folder: Path, name: str, counter_uj: int = 0, range_uj: int = RANGE_UJ) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "name").write_text(f"{name}\n")
+    (folder / "energy_uj").write_text(f"{counter_uj}\n")
+    (folder / "max_energy_range_uj").write_text(f"{range_uj}\n")
+    return folder / "energy_uj"
+
+
+def machine(root: Path) -> dict[str, Path]:
+    """Two packages with every kind of zone the kernel shows; the counters that matter by name."""
+    files = {
+        "package-0": zone(root / "intel-rapl:0", "package-0"),
+        "core": zone(root / "intel-rapl:0" / "intel-rapl:0:0", "core"),
+        "uncore": zone(root / "intel-rapl:0" / "intel-rapl:0:1", "uncore"),
+        "package-0/dram": zone(root / "intel-rapl:0" / "intel-rapl:0:2", "dram", range_uj=65_712_999_613),
+        "package-1": zone(root / "intel-rapl:1", "package-1"),
+        "package-1/dram": zone(root / "intel-rapl:1:0", "dram"),  # as a link beside the package only
+        "psys": zone(root / "intel-rapl:2", "psys"),
+        "mmio": zone(root / "intel-rapl-mmio:0", "package-0"),
+    }
+    (root / "intel-rapl:0:0").symlink_to(root / "intel-rapl:0" / "intel-rapl:0:0")
+    (root / "intel-rapl:0:2").symlink_to(root / "intel-rapl:0" / "intel-rapl:0:2")
+    (root / "intel-rapl").mkdir()
+    return files
+
+
+def make(
+    root: Path, meter: Literal["auto", "rapl", "modelled"] = "auto", idle_w: float = 2, core_w: float = 8
+) -> Meter:
+    config = EnergyConfig(meter=meter, idle_w=idle_w, core_w=core_w)
+    return build(config, cores=2, cpu_seconds=lambda: 0.0, clock=lambda: 0, powercap=root)
+
+
+def test_packages_and_dram_are_added_and_nothing_is_added_twice(tmp_path: Path) -> None:
+    files = machine(tmp_path)
+    meter = make(tmp_path)
+    assert isinstance(meter, RaplMeter)
+    assert [domain.name for domain in meter.domains] == ["package-0", "package-0/dram", "package-1", "package-1/dram"]
+    assert meter.why == "RAPL: package-0, package-0/dram, package-1, package-1/dram"
+    for number, file in enumerate(files.values()):
+        file.write_text(str(10**number * 1_000_000))
+    sample = meter.sample(SECOND)
+    assert sample.total_j == 1 + 1000 + 10_000 + 100_000
+    assert (sample.device, sample.at_ns, sample.method) == ("cpu0", SECOND, "measured")
+
+
+def test_an_amd_machine_has_a_package_and_cores(tmp_path: Path) -> None:
+    zone(tmp_path / "intel-rapl:0", "package-0")
+    zone(tmp_path / "intel-rapl:0" / "intel-rapl:0:0", "core")
+    assert [domain.name for domain in find_domains(tmp_path)] == ["package-0"]
+
+
+@given(
+    st.integers(0, 999),
+    st.lists(st.tuples(st.integers(0, 999), st.integers(0, 499)), min_size=1, max_size=30),
+)
+def test_the_total_never_decreases_and_is_the_true_sum_while_no_wrap_is_missed(
+    tmp_path_factory: pytest.TempPathFactory, start_uj: int, steps: list[tuple[int, int]]
+) -> None:
+    root = tmp_path_factory.mktemp("powercap")
+    package = zone(root / "intel-rapl:0", "package-0", start_uj, 1000)
+    dram = zone(root / "intel-rapl:0" / "intel-rapl:0:0", "dram", 0, 500)
+    meter = RaplMeter(idle_w=1.0, now_ns=0, root=root)
+    true_package, true_dram, before = start_uj, 0, 0.0
+    for number, (package_uj, dram_uj) in enumerate(steps, 1):
+        true_package += package_uj
+        true_dram += dram_uj
+        package.write_text(str(true_package % 1000))
+        dram.write_text(str(true_dram % 500))
+        sample = meter.sample(number)
+        assert sample.total_j >= before
+        before = sample.total_j
+        assert round(sample.total_j * 1e6) == true_package - start_uj + true_dram
+    assert meter.wraps == true_package // 1000 + true_dram // 500
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=20))
+def test_missed_wraps_lose_whole_ranges_and_no_more(tmp_path_factory: pytest.TempPathFactory, steps: list[int]) -> None:
+    root = tmp_path_factory.mktemp("powercap")
+    package = zone(root / "intel-rapl:0", "package-0", 0, 1000)
+    meter = RaplMeter(idle_w=1.0, now_ns=0, root=root)
+    true_uj, total_j = 0, 0.0
+    for number, step_uj in enumerate(steps, 1):
+        true_uj += step_uj
+        package.write_text(str(true_uj % 1000))
+        assert meter.sample(number).total_j >= total_j
+        total_j = meter.sample(number).total_j
+    lost_uj = true_uj - round(total_j * 1e6)
+    assert lost_uj >= 0
+    assert lost_uj % 1000 == 0
+
+
+def test_a_sample_that_comes_too_late_to_trust_a_wrap_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    zone(tmp_path / "intel-rapl:0", "package-0")
+    meter = RaplMeter(idle_w=1.0, now_ns=0, root=tmp_path)
+    assert 60 < meter.sample_within_s < 300
+    meter.sample(60 * SECOND)
+    assert meter.late_samples == 0
+    meter.sample(400 * SECOND)
+    assert meter.late_samples == 1
+    assert "wrapped unseen" in caplog.text
+
+
+def test_idle_power_is_the_configured_one_or_the_least_ever_seen(tmp_path: Path) -> None:
+    package = zone(tmp_path / "intel-rapl:0", "package-0")
+    meter = RaplMeter(idle_w=20.0, now_ns=0, root=tmp_path)
+    package.write_text(str(50_000_000))
+    assert meter.sample(SECOND).idle_w == 20.0
+    package.write_text(str(62_000_000))
+    assert meter.sample(2 * SECOND).idle_w == pytest.approx(12.0)
+    assert meter.sample(2 * SECOND + 1).idle_w == pytest.approx(12.0)  # too short to judge
+    package.write_text(str(162_000_000))
+    assert meter.sample(4 * SECOND).idle_w == pytest.approx(12.0)
+
+
+def test_a_counter_that_fails_later_raises_and_nothing_is_lost(tmp_path: Path) -> None:
+    package = zone(tmp_path / "intel-rapl:0", "package-0")
+    meter = RaplMeter(idle_w=1.0, now_ns=0, root=tmp_path)
+    package.write_text("garbage")
+    with pytest.raises(DeviceError, match="energy_uj holds no number"):
+        meter.sample(SECOND)
+    package.write_text(str(RANGE_UJ + 1))
+    with pytest.raises(DeviceError, match="beyond its own range"):
+        meter.sample(SECOND)
+    package.write_text("7000000")
+    assert meter.sample(2 * SECOND).total_j == 7.0
+
+
+def broken(root: Path, how: str) -> None:
+    if how == "no folder":
+        return
+    if how == "empty folder":
+        root.mkdir()
+        return
+    counter = zone(root / "intel-rapl:0", "package-0")
+    if how == "no counter":
+        counter.unlink()
+    elif how == "garbage":
+        counter.write_text("many")
+    elif how == "no range":
+        (counter.parent / "max_energy_range_uj").write_text("0")
+    elif how == "beyond":
+        counter.write_text(str(RANGE_UJ + 1))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("no folder", "cannot be listed"),
+        ("empty folder", "no package zone"),
+        ("no counter", "energy_uj cannot be read"),
+        ("garbage", "energy_uj holds no number"),
+        ("no range", "max_energy_range_uj holds 0"),
+        ("beyond", "beyond its own range"),
+    ],
+)
+def test_auto_says_why_it_models_and_rapl_refuses_to_start(tmp_path: Path, how: str, words: str) -> None:
+    root = tmp_path / "powercap"
+    broken(root, how)
+    meter = make(root)
+    assert isinstance(meter, ModelledMeter)
+    assert meter.why.startswith("RAPL is not readable: ")
+    assert words in meter.why
+    with pytest.raises(ConfigError, match=rf'energy.meter = "rapl", but .*{words}.*; .*energy.meter = modelled'):
+        make(root, "rapl")
+
+
+def test_a_counter_for_root_alone_names_the_file_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = zone(tmp_path / "intel-rapl:0", "package-0")
+    whole = Path.read_text
+
+    def read_text(self: Path, encoding: str | None = None, errors: str | None = None) -> str:
+        if self == counter:  # file modes do not stop root, who may run this test
+            raise PermissionError(13, "Permission denied", os.fspath(self))
+        return whole(self, encoding=encoding, errors=errors)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    with pytest.raises(ConfigError, match=r"energy_uj is not readable by this user; .*chmod a\+r .*energy_uj"):
+        make(tmp_path, "rapl")
+    assert "not readable by this user" in make(tmp_path).why
+    with pytest.raises(RaplError) as caught:
+        find_domains(tmp_path)
+    assert "CAP_DAC_READ_SEARCH" in caught.value.advice
+
+
+def test_modelled_may_be_asked_for_although_rapl_is_there(tmp_path: Path) -> None:
+    machine(tmp_path)
+    meter = make(tmp_path, "modelled")
+    assert isinstance(meter, ModelledMeter)
+    assert (meter.why, meter.method) == ("configured", "modelled")
+    assert isinstance(make(tmp_path, "rapl"), RaplMeter)
+
+
+def test_the_model_is_idle_power_and_cpu_time() -> None:
+    cpu_s = [100.0]
+    meter = build(
+        EnergyConfig(meter="modelled", idle_w=3.0, core_w=7.0),
+        cores=4,
+        cpu_seconds=lambda: cpu_s[0],
+        clock=lambda: 5 * SECOND,
+    )
+    cpu_s[0] = 102.5
+    sample = meter.sample(15 * SECOND)
+    assert sample.total_j == pytest.approx(3.0 * 4 * 10 + 7.0 * 2.5)
+    assert (sample.idle_w, sample.method, sample.at_ns) == (12.0, "modelled", 15 * SECOND)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**12), st.floats(0, 1e6)), max_size=30))
+def test_the_model_never_decreases_even_if_its_inputs_do(steps: list[tuple[int, float]]) -> None:
+    cpu_s = [0.0]
+    meter = ModelledMeter(idle_w=2.0, core_w=8.0, cpu_seconds=lambda: cpu_s[0], now_ns=0)
+    before, at_ns = 0.0, 0
+    for now_ns, cpu_s[0] in steps:
+        sample = meter.sample(now_ns)
+        assert sample.total_j >= before
+        assert sample.at_ns >= at_ns
+        before, at_ns = sample.total_j, sample.at_ns
+
+
+@pytest.mark.parametrize("constants", [{"idle_w": -1.0}, {"core_w": math.nan}, {"core_w": math.inf}])
+def test_constants_that_are_no_watts_are_refused(tmp_path: Path, constants: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="must be a number of watts"):
+        make(tmp_path, **constants)
+
+
+def test_a_device_without_cores_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least one core"):
+        build(EnergyConfig(), cores=0, cpu_seconds=lambda: 0.0, powercap=tmp_path)
