@@ -26,7 +26,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.test
-	$(PY) bench/kernels.py $(ARGS)
+	$(PY) -m bench.kernels $(ARGS)
 
 build: $(VENV)/.dev
 	$(PY) -m build --outdir dist .
@@ -36,7 +36,7 @@ train-fashion: $(VENV)/.serve
 
 # Long runs of load, swaps and killed workers; too long for `test`.
 soak: $(VENV)/.test
-	$(PY) -m pytest -m soak --timeout 0 $(ARGS)
+	$(PY) -m bench.soak $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info clover/_native/*.so csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
