@@ -233,9 +233,9 @@ def _check(spec: FamilySpec, folder: Path | None, where: str) -> None:
                 raise refuse(f"{key}[{index}].name", f"{name!r} is there twice")
     for key, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
         for index, tensor in enumerate(tensors):
-            _check_tensor(tensor, f"{key}[{index}]", where)
             if tensor.labels and key == "inputs":
                 raise refuse(f"inputs[{index}].labels", "only outputs have labels")
+            _check_tensor(tensor, f"{key}[{index}]", where)
     for index, variant in enumerate(spec.variants):
         key = f"variants[{index}]"
         _check_name(variant.version, f"{key}.version", where)
