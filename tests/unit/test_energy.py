@@ -243,10 +243,10 @@ def test_the_model_never_decreases_even_if_its_inputs_do(steps: list[tuple[int, 
         before, at_ns = sample.total_j, sample.at_ns
 
 
-@pytest.mark.parametrize("constants", [{"idle_w": -1.0}, {"core_w": math.nan}, {"core_w": math.inf}])
-def test_constants_that_are_no_watts_are_refused(tmp_path: Path, constants: dict[str, float]) -> None:
+@pytest.mark.parametrize(("idle_w", "core_w"), [(-1.0, 8.0), (2.0, math.nan), (2.0, math.inf)])
+def test_constants_that_are_no_watts_are_refused(tmp_path: Path, idle_w: float, core_w: float) -> None:
     with pytest.raises(ConfigError, match="must be a number of watts"):
-        make(tmp_path, **constants)
+        make(tmp_path, idle_w=idle_w, core_w=core_w)
 
 
 def test_a_device_without_cores_is_refused(tmp_path: Path) -> None:
