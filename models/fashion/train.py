@@ -2,7 +2,7 @@
 
 Each rung is trained with batch normalisation after every convolution, AdamW under a one-cycle learning rate and label
 smoothing; the larger rungs see images mirrored and shifted by up to two pixels.  Then the normalisation is folded into
-the convolutions, the weights are rounded to float16 and written, and the accuracy printed is that of the file read back.
+the convolutions, the weights are rounded to float16 and written, and the accuracy printed is that of the file on disk.
 
 The process uses one thread: run two at once on two cores, each with its own rungs.  The seed fixes the weights on one
 machine and torch version; elsewhere the last digits differ.
