@@ -1,0 +1,242 @@
+"""Compiled artifacts: where they lie, what invalidates them, and how they come to be whole or not at all.
+
+The folder of an artifact is named by a hash over everything that shaped it (`artifact_key`): an artifact is therefore
+never stale, only unused.  It is written into a temporary folder beside its place and renamed, under a lock that ends
+with its holder, so that readers see all of it or nothing and two servers never compile the same thing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Self
+
+import msgspec
+
+from clover import families
+from clover.backends.environment import child_environment
+from clover.errors import ProfileError
+from clover.interfaces import Backend
+from clover.types import FamilySpec, Record, VariantSpec
+
+_log = logging.getLogger("clover.backends")
+
+MANIFEST = "artifact.json"
+COMPILE_S = 900.0
+"""Seconds a compilation may take."""
+
+_FORMAT = 1
+_POLL_S = 0.02
+_REASON_BYTES = 4000
+
+
+class CompileOrder(Record, frozen=True, kw_only=True):
+    """What the compiling process is asked for."""
+
+    family: FamilySpec
+    variant: str
+    backend: str
+    folder: str
+    threads: int
+
+
+def package_version(name: str) -> str:
+    """Version of an installed package without importing it; "" where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def machine_key() -> str:
+    """Architecture and instruction sets of this machine's CPU."""
+    flags = ""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        wanted = [line.split(":", 1)[1] for line in file if line.startswith(("flags", "Features"))]
+        flags = " ".join(sorted(wanted[0].split())) if wanted else ""
+    return f"{platform.machine()} {flags}"
+
+
+def artifact_key(family: FamilySpec, variant: VariantSpec, backend: str, backend_version: str, threads: int) -> str:
+    """A hash over all that invalidates an artifact: the variant (its definition and weights), backend and torch with
+    their versions, the CPU, threads, the largest batch."""
+    parts = {
+        "format": _FORMAT,
+        "variant": families.digest_of_variant(family, variant),
+        "backend": backend,
+        "backend_version": backend_version,
+        "torch": package_version("torch"),
+        "python": platform.python_version(),
+        "machine": machine_key(),
+        "threads": threads,
+        "max_batch": family.max_batch,
+    }
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def artifact_dir(
+    cache: str | Path, family: FamilySpec, variant: VariantSpec, backend: str, threads: int, version: str | None = None
+) -> Path:
+    """The folder of an artifact below `cache`; it need not exist."""
+    if version is None:
+        version = package_version("onnxruntime" if backend == "onnxruntime" else "torch")
+    key = artifact_key(family, variant, backend, version, threads)
+    return Path(cache) / "artifacts" / backend / f"{family.name}-{variant.name}-{key[:24]}"
+
+
+def is_compiled(folder: str | Path) -> bool:
+    """Whether `folder` holds a whole artifact."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def build(backend: Backend, order: CompileOrder) -> None:
+    """Compile into `order.folder` in this process, atomically; a no-op where it is there already."""
+    folder = Path(order.folder)
+    variant = order.family.variant(order.variant)
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _lock(folder.with_name(folder.name + ".lock")):
+        if is_compiled(folder):
+            return
+        for left in folder.parent.glob(folder.name + ".tmp-*"):  # of a compilation that was killed; we hold its lock
+            shutil.rmtree(left, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(prefix=folder.name + ".tmp-", dir=folder.parent))
+        try:
+            backend.compile(order.family, variant, made, order.threads)
+            manifest = {"backend": order.backend, "variant": order.variant, "threads": order.threads, "format": _FORMAT}
+            (made / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+            if folder.exists():
+                shutil.rmtree(folder)
+            made.rename(folder)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def compile_in_subprocess(
+    family: FamilySpec,
+    variant: VariantSpec,
+    backend: str,
+    folder: str | Path,
+    threads: int = 1,
+    *,
+    timeout_s: float = COMPILE_S,
+) -> None:
+    """Compile an artifact in a process of its own, at low priority; blocks.  A no-op where it is there already.
+
+    Raises ProfileError with the reason.  The process and its compilers end with this one, however it dies.
+    """
+    if not is_compiled(folder):
+        with _Compilation(family, variant, backend, folder, threads, timeout_s) as compilation:
+            while not compilation.done():
+                time.sleep(_POLL_S)
+
+
+async def compile_in_background(
+    family: FamilySpec,
+    variant: VariantSpec,
+    backend: str,
+    folder: str | Path,
+    threads: int = 1,
+    *,
+    timeout_s: float = COMPILE_S,
+) -> None:
+    """`compile_in_subprocess` on an event loop; cancelling it ends the compilation at once."""
+    if not is_compiled(folder):
+        with _Compilation(family, variant, backend, folder, threads, timeout_s) as compilation:
+            while not compilation.done():  # noqa: ASYNC110 - a process, not an event of this loop
+                await asyncio.sleep(_POLL_S)
+
+
+class _Compilation:
+    """A compiling process; leaving the context ends its whole group."""
+
+    def __init__(
+        self, family: FamilySpec, variant: VariantSpec, backend: str, folder: str | Path, threads: int, timeout_s: float
+    ) -> None:
+        self._what = f"compiling {variant.name} with {backend}"
+        self._order = CompileOrder(
+            family=family, variant=variant.name, backend=backend, folder=str(folder), threads=threads
+        )
+        self._timeout_s = timeout_s
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._stack as stack:
+            self._said = stack.enter_context(tempfile.TemporaryFile())
+            self._reason = stack.enter_context(tempfile.TemporaryFile())
+            self._process = self._start()
+            stack.callback(self._end)
+            self._until_s = time.monotonic() + self._timeout_s
+            # stdin stays open until the process is done: its end tells the process that we are gone.
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it died already; done() gives its reason
+                self._process.stdin.write(msgspec.json.encode(self._order) + b"\n")
+                self._process.stdin.flush()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        caches = Path(self._order.folder).parent / "inductor"  # not the shared, guessable folder torch takes in /tmp
+        caches.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "clover.backends"],
+            stdin=subprocess.PIPE,
+            stdout=self._reason,
+            stderr=self._said,
+            env=child_environment()
+            | {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(caches.absolute())},
+            start_new_session=True,  # its compilers share its group, and end with it
+        )
+
+    def _end(self) -> None:
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def done(self) -> bool:
+        """Whether the artifact is there; raises ProfileError where it will not come."""
+        status = self._process.poll()
+        if status is None:
+            if time.monotonic() > self._until_s:
+                raise ProfileError(f"{self._what} took more than {self._timeout_s:.0f} s")
+            return False
+        if status or not is_compiled(self._order.folder):
+            said = _tail(self._said)
+            _log.debug("%s: %s", self._what, said)
+            text = _tail(self._reason) or said.rpartition("\n")[2] or f"exit status {status}"
+            raise ProfileError(f"{self._what} failed: {text}")
+        return True
+
+
+def _tail(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _REASON_BYTES))
+    return file.read().decode("utf-8", "replace").strip()

@@ -1,0 +1,105 @@
+"""ONNX Runtime: the variant exported to ONNX, run by a session without spinning threads.  An optional extra."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.backends.artifacts import package_version
+from clover.backends.tensors import export, unsupported
+from clover.errors import ProfileError, WorkerError
+from clover.types import FamilySpec, VariantSpec
+
+_log = logging.getLogger("clover.backends")
+
+MODEL = "model.onnx"
+
+
+class OnnxRuntimeBackend:
+    """Exports with `torch.onnx.export(dynamo=True)`, runs on ONNX Runtime's CPU provider."""
+
+    name = "onnxruntime"
+    compiles = True
+
+    def available(self) -> str:
+        """Empty if the packages of the extra `onnx` are installed."""
+        missing = [name for name in ("onnxruntime", "onnx", "onnxscript", "torch") if not package_version(name)]
+        return f"missing {', '.join(missing)}: install clover-inference[onnx]" if missing else ""
+
+    def supports(self, family: FamilySpec, variant: VariantSpec) -> str:
+        """Empty if `variant` is a torch module over tensors that NumPy has types for."""
+        return unsupported(family, variant, ("BF16",))
+
+    def compile(self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int) -> None:
+        """Write `model.onnx`.  Raises ProfileError where the exporter does not support the module."""
+        reason = self.available() or self.supports(family, variant)
+        if reason:
+            raise ProfileError(reason)
+        import torch
+
+        module, arguments, shapes = export(family, variant)
+        with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+            warnings.simplefilter("always")
+            program = torch.onnx.export(
+                module,
+                arguments,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=[tensor.name for tensor in family.inputs],
+                output_names=[tensor.name for tensor in family.outputs],
+                verbose=False,
+            )
+        for warning in caught:
+            _log.debug("exporting %s: %s", variant.name, warning.message)
+        if program is None:
+            raise ProfileError(f"the exporter gave nothing for {variant.name}")
+        program.save(str(folder / MODEL))
+        self._check(family, folder, [argument.numpy() for argument in arguments])
+
+    def _check(self, family: FamilySpec, folder: Path, inputs: list[NDArray[Any]]) -> None:
+        # The exporter may fix an axis it was told is dynamic, with no more than a warning: try one row and many.
+        session = _session(folder / MODEL, 1)
+        for rows in {1, family.max_batch}:
+            feeds = {
+                item.name: np.repeat(array[:1], rows, axis=0)
+                for item, array in zip(session.get_inputs(), inputs, strict=True)
+            }
+            answers = session.run(None, feeds)
+            if len(answers) != len(family.outputs) or any(len(answer) != rows for answer in answers):
+                raise ProfileError(f"the exported model does not take batches of {rows}")
+
+    def load(
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int
+    ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
+        """See `clover.interfaces.Backend`.  Raises WorkerError where the artifact is missing."""
+        path = Path(folder) / MODEL
+        if not path.is_file():
+            raise WorkerError(f"{variant.name} is not compiled for onnxruntime here: run `python -m clover profile`")
+        session = _session(path, threads)
+        names = [item.name for item in session.get_inputs()]
+
+        def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+            answers: list[NDArray[Any]] = session.run(None, dict(zip(names, inputs, strict=True)))
+            return answers
+
+        return run
+
+
+def _session(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    # Idle pool threads would spin on cores that other workers share, and their time would be counted as energy.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
