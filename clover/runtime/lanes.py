@@ -1,0 +1,157 @@
+"""The routing table of a family: which workers take rows, for which variant, and which variant a row goes to.
+
+A lane is a variant.  A lane is live while a worker is attached to it; a row may go to the live lanes whose expected
+accuracy meets its request, and the quotas of the plan decide among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from clover._native.batcher import Batcher
+from clover._native.route import Quota
+from clover.accounting import WorkerMeter
+from clover.runtime.links import Link, WorkerHandle
+from clover.types import FamilyProfile, FamilySpec
+
+MAX_WORKERS = 128
+"""Workers of one family at a time, old ones that still drain included."""
+
+_REMEMBERED_MASKS = 1024
+
+Entry = tuple[WorkerHandle, int, int, WorkerMeter]
+"""A worker that shall receive rows: itself, its lane, the largest batch it takes, and what counts its work."""
+
+
+def expected_accuracy(spec: FamilySpec, profile: FamilyProfile | None) -> list[float]:
+    """Accuracy in percent to expect of each variant: measured where it is, else published, else 0."""
+    out = []
+    for variant in spec.variants:
+        value = variant.accuracy.value if variant.accuracy is not None else 0.0
+        if profile is not None:
+            backend = profile.backend.get(variant.name, "")
+            measured = [m for m in profile.accuracy if m.variant == variant.name]
+            picked = [m for m in measured if m.backend == backend] or measured
+            if picked:
+                value = picked[0].value
+        out.append(value)
+    return out
+
+
+class Lanes:
+    """Links between workers and lanes.  `live` has bit i set while lane i has an attached worker."""
+
+    def __init__(self, batcher: Batcher, accuracy: Sequence[float], max_batch: int) -> None:
+        self.accuracy = list(accuracy)
+        self.live = 0
+        self.links: list[Link] = []
+        self.shares = [1.0] * len(self.accuracy)
+        self._batcher = batcher
+        self._max_batch = max_batch
+        self._quota = Quota(len(self.accuracy))
+        self.choose_many = self._quota.choose_many
+        self.choose = self._quota.choose
+        self._table: list[Link | None] = [None] * MAX_WORKERS
+        self._masks: dict[float, int] = {}
+
+    def mask(self, min_accuracy: float) -> int:
+        """Live lanes that meet `min_accuracy` (percent), as bits."""
+        if min_accuracy <= 0.0:
+            return self.live
+        mask = self._masks.get(min_accuracy)
+        if mask is None:
+            mask = 0
+            for lane, accuracy in enumerate(self.accuracy):
+                if accuracy >= min_accuracy and self.live >> lane & 1:
+                    mask |= 1 << lane
+            if len(self._masks) < _REMEMBERED_MASKS:
+                self._masks[min_accuracy] = mask
+        return mask
+
+    def lane_for(self, lane: int, min_accuracy: float) -> int:
+        """`lane` where it is live, else another that is good enough; else `lane` still, which a respawn may serve."""
+        if self.live >> lane & 1:
+            return lane
+        mask = self.mask(min_accuracy)
+        return self.choose(mask) if mask else lane
+
+    def by_index(self, index: int) -> Link:
+        """The link at `index` of the batcher."""
+        link = self._table[index]
+        if link is None:
+            raise RuntimeError(f"the batcher chose worker {index}, which nobody attached")
+        return link
+
+    def find(self, worker: WorkerHandle) -> Link | None:
+        """The link of `worker`, while it is attached or still holds a batch."""
+        for link in self.links:
+            if link.worker is worker:
+                return link
+        return None
+
+    def entries(self) -> list[Entry]:
+        """The workers attached now."""
+        return [(link.worker, link.lane, link.max_batch, link.meter) for link in self.links if link.attached]
+
+    def set(self, entries: Iterable[Entry], shares: Sequence[float]) -> None:
+        """Attach exactly `entries`: new ones first, so that no lane is empty in between; then the quotas."""
+        wanted = {id(entry[0]): entry for entry in entries}
+        if len(shares) != len(self.accuracy):
+            raise ValueError(f"{len(shares)} shares for {len(self.accuracy)} lanes")
+        for worker, lane, max_batch, meter in wanted.values():
+            link = self.find(worker)
+            if link is None:
+                link = self._add(worker, lane, max_batch, meter)
+            if not link.attached:
+                self._batcher.attach(link.index, link.lane, link.max_batch)
+                link.attached = True
+                link.epoch += 1
+        for link in list(self.links):
+            if id(link.worker) not in wanted:
+                self.detach(link)
+        self.shares = list(shares)
+        self._quota.set_shares(self.shares)
+        self._changed()
+
+    def detach(self, link: Link) -> None:
+        """No new batch for it; what it holds, it finishes."""
+        if link.attached:
+            self._batcher.detach(link.index)
+            link.attached = False
+            self._changed()
+        self.forget_idle(link)
+
+    def forget_idle(self, link: Link) -> None:
+        """Let go of a link that is neither attached nor holds a batch; its index may serve another worker."""
+        if link.attached or link.batches or link not in self.links:
+            return
+        self.links.remove(link)
+        self._table[link.index] = None
+        callbacks, link.on_idle = link.on_idle, []
+        for callback in callbacks:
+            callback()
+
+    def when_idle(self, worker: WorkerHandle, callback: Callable[[], None]) -> None:
+        """Call `callback` once `worker`, which was detached, holds no batch; at once where it holds none."""
+        link = self.find(worker)
+        if link is None:
+            callback()
+        else:
+            link.on_idle.append(callback)
+
+    def _add(self, worker: WorkerHandle, lane: int, max_batch: int, meter: WorkerMeter) -> Link:
+        index = next((i for i, link in enumerate(self._table) if link is None), -1)
+        if index < 0:
+            raise RuntimeError(f"more than {MAX_WORKERS} workers of one family at a time")
+        link = Link(worker, index, lane, min(max_batch, self._max_batch), meter)
+        self._table[index] = link
+        self.links.append(link)
+        return link
+
+    def _changed(self) -> None:
+        live = 0
+        for link in self.links:
+            if link.attached:
+                live |= 1 << link.lane
+        self.live = live
+        self._masks.clear()

@@ -1,0 +1,546 @@
+"""The router of one family: admission, routing, dispatch, completion, deadlines, and what happens when a worker dies.
+
+A row's slot is in one of four states (`tickets.FREE, HELD, QUEUED, FLYING`) and every slot is in exactly one of them:
+
+    open -> HELD -> submit -> QUEUED -> dispatch -> FLYING -> completion -> HELD -> close -> FREE
+
+A slot that flies belongs to its worker.  Whatever becomes of its ticket meanwhile (missed, failed, closed by a client
+that went away), the slot returns to the free list only when the worker has completed the batch or is dead, because
+until then somebody else's memory is being written.
+
+Turns.  `submit` only queues; a batch forms in `_pump`, which runs once at the end of the loop turn in which rows came
+in.  All requests read in one turn therefore share batches, and an idle server adds no delay: the turn ends at once.
+Completions pump first and call their tickets' `on_done` after, so that workers compute while answers are written.
+
+Routing.  The plan's quotas are kept row by row over the variants that have a worker now and meet the request's minimum
+accuracy; where the plan gives none of those a share, the cheapest of them serves.
+
+Death.  Rows in flight on a worker that died are queued again, once, on the same variant or (where it has no worker
+left) on another that is good enough; a ticket in flight in two deaths is poison: 503, no Retry-After, never retried.
+
+Everything runs on the loop's thread; nothing here awaits, and a request costs neither a Task nor a Future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover._native.batcher import Batcher
+from clover.accounting import Account
+from clover.config import FamilyConfig
+from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, TooLarge, Unavailable
+from clover.runtime.deadlines import Deadlines
+from clover.runtime.lanes import MAX_WORKERS, Entry, Lanes, expected_accuracy
+from clover.runtime.links import Batch, Link, WorkerHandle
+from clover.runtime.rows import Memory, ShapeKeys, read_rows, write_array, write_bytes
+from clover.runtime.slots import SlotAllocator
+from clover.runtime.tickets import CLOSED, DONE, FLYING, FREE, HELD, OPEN, PENDING, QUEUED, Ticket
+from clover.runtime.traffic import Traffic
+from clover.types import FamilyProfile, FamilySpec, Receipt
+
+log = logging.getLogger("clover.router")
+
+_MAX_RETRY_AFTER_S = 60.0
+_MIN_TIMER_S = 0.001
+
+
+class Router:
+    """Implements `clover.interfaces.Model` for one family; the fleet attaches and detaches workers.
+
+    `slots` rows may be held at once.  `lost` is called with a worker that broke the rules (unknown batch, corrupt ring)
+    or fell silent; whoever owns it must kill it and then call `died`.
+    """
+
+    def __init__(
+        self,
+        spec: FamilySpec,
+        memory: Memory,
+        slots: int,
+        config: FamilyConfig,
+        profile: FamilyProfile | None,
+        account: Account,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.spec = spec
+        self.name = config.name or spec.name
+        self.accuracy = expected_accuracy(spec, profile)
+        self.traffic = Traffic([variant.name for variant in spec.variants])
+        self.lost: Callable[[WorkerHandle, str], None] = self.died
+        self.closed_reason = ""
+        self._memory = memory
+        self._account = account
+        self._loop = loop
+        self._clock = clock
+        self._timeout_ns = int(config.timeout_ms * 1e6)
+        self._queue_rows = config.queue_rows or slots
+        lanes = len(spec.variants)
+        self._batcher = Batcher(lanes, MAX_WORKERS, slots, int(config.max_queue_delay_ms * 1e6))
+        self._delays = config.max_queue_delay_ms > 0
+        self._lanes = Lanes(self._batcher, self.accuracy, spec.max_batch)
+        self._free = SlotAllocator(slots)
+        self._state = bytearray(slots)
+        self._owner: list[Ticket | None] = [None] * slots
+        self._deadlines = Deadlines()
+        self._finished: list[Ticket] = []
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
+        self._batch_id = 0
+        self._out = np.zeros(max(spec.max_batch, 1), np.uint32)
+        self._picked = np.zeros(slots, np.uint32)
+        self._keys = ShapeKeys(memory, spec)
+
+    # --- the front end's side -----------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether some worker takes rows."""
+        return self._lanes.live != 0
+
+    def open(self, rows: int) -> Ticket:
+        """See `Model.open`; also raises BadRequest for no rows and TooLarge for more rows than could ever wait."""
+        now_ns = self._clock()
+        if rows != 1 and not 1 <= rows <= self._queue_rows:
+            if rows < 1:
+                raise self._refuse(BadRequest("a request needs at least one row"))
+            raise self._refuse(TooLarge(f"a request of {rows} rows exceeds the queue of {self._queue_rows}"))
+        self.traffic.arrivals.add(now_ns, rows)
+        if not self._lanes.live:
+            raise self._refuse(Unavailable(self.closed_reason or "no worker of this model is ready", retry_after_s=1.0))
+        if self._batcher.depth() + rows > self._queue_rows:
+            raise self._refuse(Overloaded("the queue is full", retry_after_s=self._retry_after_s(now_ns)))
+        slots = self._free.take(rows)
+        if slots is None:
+            raise self._refuse(Overloaded("no room for more rows", retry_after_s=self._retry_after_s(now_ns)))
+        ticket = Ticket(slots, now_ns)
+        for slot in slots:
+            self._state[slot] = HELD
+            self._owner[slot] = ticket
+        return ticket
+
+    def write(self, ticket: Ticket, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
+        """See `Model.write`.  Rows of a BYTES tensor with one variable axis carry their count themselves."""
+        tensor = self.spec.inputs[index]
+        if isinstance(rows, np.ndarray):
+            write_array(self._memory, tensor, index, ticket.slots, rows)
+        else:
+            write_bytes(self._memory, tensor, index, ticket.slots, rows, None)
+
+    def write_elements(self, ticket: Ticket, index: int, rows: Sequence[bytes], dims: tuple[int, ...]) -> None:
+        """As `write` for BYTES rows whose elements have the shape `dims`."""
+        write_bytes(self._memory, self.spec.inputs[index], index, ticket.slots, rows, dims)
+
+    def submit(
+        self,
+        ticket: Ticket,
+        on_done: Callable[[Ticket], None],
+        *,
+        timeout_ns: int = 0,
+        min_accuracy: float = 0.0,
+        context: Any = None,
+    ) -> None:
+        """See `Model.submit`; also raises Unavailable where no worker that is good enough is there now."""
+        if ticket.phase != OPEN:
+            raise ValueError("a ticket is submitted once, while it is open")
+        now_ns = self._clock()
+        if timeout_ns < 0:
+            raise self._refuse(DeadlineMissed("the deadline has passed already"))
+        mask = self._lanes.mask(min_accuracy)
+        if not mask:
+            if min_accuracy > 0.0 and max(self.accuracy) < min_accuracy:
+                raise self._refuse(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
+            raise self._refuse(Unavailable("no worker that is good enough is ready", retry_after_s=1.0))
+        key = self._shape_key(ticket)
+        ticket.key = key
+        ticket.min_accuracy = min_accuracy
+        ticket.deadline_ns = now_ns + (timeout_ns or self._timeout_ns)
+        ticket.context = context
+        ticket.on_done = on_done
+        ticket.submit_ns = now_ns
+        slots = ticket.slots
+        ticket.outstanding = len(slots)
+        if len(slots) == 1:
+            lane = self._lanes.choose(mask)
+            ticket.variants = [lane]
+            self._state[slots[0]] = QUEUED
+            self._batcher.push(lane, slots[0], ticket.deadline_ns, now_ns, key)
+        else:
+            self._push_rows(ticket, mask, now_ns)
+        ticket.phase = PENDING
+        self._deadlines.add(ticket, now_ns)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def read(self, ticket: Ticket, index: int) -> NDArray[Any] | list[bytes]:
+        """See `Model.read`; raises ModelFailed where the rows cannot be one array."""
+        if ticket.phase != DONE or ticket.status != 200:
+            raise ValueError("only an answered ticket can be read")
+        return read_rows(self._memory, self.spec, index, ticket.slots)
+
+    def receipt(self, ticket: Ticket) -> Receipt:
+        """See `Model.receipt`.  Variants of a request that was split are joined by "+", cheapest first."""
+        lanes = ticket.variants
+        rows = len(lanes)
+        if rows == 1:
+            name, accuracy = self.traffic.variants[lanes[0]], self.accuracy[lanes[0]]
+        else:
+            name = "+".join(self.traffic.variants[lane] for lane in sorted(set(lanes)))
+            accuracy = sum(self.accuracy[lane] for lane in lanes) / rows
+        return self._account.receipt(
+            self.name, variant=name, accuracy=accuracy, rows=rows, modelled_j=ticket.energy_j, now_ns=ticket.done_ns
+        )
+
+    def close(self, ticket: Ticket) -> None:
+        """See `Model.close`; closing twice does nothing."""
+        phase = ticket.phase
+        if phase == CLOSED:
+            return
+        ticket.phase = CLOSED
+        if phase == PENDING:
+            self._deadlines.discard(ticket)
+            self._cancel(ticket)
+            self.traffic.refused(499)
+        elif ticket.status == 200:
+            self.traffic.answered(self._clock() - ticket.done_ns)
+        ticket.on_done = None
+        for slot in ticket.slots:
+            if self._state[slot] != FLYING:
+                self._release(slot)
+
+    def stats(self) -> dict[str, Any]:
+        """See `Model.stats`."""
+        return self.traffic.report(self.name, self.spec.version, self._clock())
+
+    # --- the fleet's side ---------------------------------------------------------------------------------------------
+
+    def route(self, workers: Iterable[Entry], shares: Sequence[float]) -> None:
+        """Make exactly `workers` those that receive rows, with `shares` per lane.
+
+        Atomic between two requests: new workers are attached before old ones are let go, and rows that wait for a
+        variant which no longer has a worker move to one that has."""
+        self._lanes.set(workers, shares)
+        self._move_stranded()
+        self._turn()
+
+    def join(self, entry: Entry) -> None:
+        """Let one more worker (a respawned one) receive rows, under the shares that stand."""
+        self.route([*self._lanes.entries(), entry], self._lanes.shares)
+
+    def leave(self, worker: WorkerHandle, on_idle: Callable[[], None]) -> None:
+        """No new batch for `worker`; `on_idle` is called once it holds none (at once where it holds none now)."""
+        link = self._lanes.find(worker)
+        if link is not None:
+            link.on_idle.append(on_idle)
+            self._lanes.detach(link)
+            self._move_stranded()
+            self._turn()
+        else:
+            on_idle()
+
+    def died(self, worker: WorkerHandle, reason: str) -> None:
+        """`worker` is gone: take what it still completed, and queue the rows it held again, once."""
+        link = self._lanes.find(worker)
+        if link is None:
+            return
+        now_ns = self._clock()
+        try:
+            self._take_completions(link, now_ns)
+        except ValueError as error:
+            log.debug("%s: the ring of worker %d is corrupt: %s", self.name, worker.pid, error)
+        batches = list(link.batches.values())
+        self.traffic.lost_workers += 1
+        log.warning("%s: worker %d died (%s) with %d batches in flight", self.name, worker.pid, reason, len(batches))
+        link.batches.clear()
+        for batch in batches:
+            if batch.epoch == link.epoch:
+                self._batcher.credit(link.index)
+        self._lanes.detach(link)
+        slots = [slot for batch in batches for slot in batch.slots]
+        for ticket in {ticket for ticket in map(self._landed, slots) if ticket is not None}:
+            ticket.deaths += 1
+            if ticket.deaths >= 2:
+                self.traffic.poisoned += 1
+                self._finish(ticket, 503, "the request was being computed by two workers that died", now_ns)
+        for slot in slots:
+            owner = self._owner[slot]
+            if owner is not None and owner.phase == PENDING and self._state[slot] == HELD:
+                self.traffic.retried_rows += 1
+                self._queue_again(owner, slot, now_ns)
+        self._move_stranded()
+        self._turn()
+
+    def reap(self) -> None:
+        """Take every completion there is, hand out new batches, then answer."""
+        now_ns = self._clock()
+        for link in tuple(self._lanes.links):
+            try:
+                self._take_completions(link, now_ns)
+            except ValueError as error:
+                self.lost(link.worker, f"it broke the protocol of its ring: {error}")
+        self._turn()
+
+    def silent(self, limit_ns: int) -> list[WorkerHandle]:
+        """Workers that hold a batch and have completed nothing for longer than `limit_ns`."""
+        now_ns = self._clock()
+        return [link.worker for link in self._lanes.links if link.silent_ns(now_ns) > limit_ns]
+
+    def observe(self) -> dict[str, float]:
+        """Live figures; `p95_ms` only where something was answered lately."""
+        now_ns = self._clock()
+        traffic = self.traffic
+        rows = sum(traffic.rows)
+        out = {
+            "arrival_rate": traffic.arrivals.per_s(now_ns),
+            "served_rate": traffic.served.per_s(now_ns),
+            "queue_rows": float(self._batcher.depth()),
+            "in_flight_rows": float(
+                sum(len(batch.slots) for link in self._lanes.links for batch in link.batches.values())
+            ),
+            "free_slots": float(self._free.free),
+            "rows": float(rows),
+        }
+        if rows:
+            pairs = zip(traffic.rows, self.accuracy, strict=True)
+            out["accuracy_served"] = sum(count * accuracy for count, accuracy in pairs) / rows
+        p95_ms = traffic.p95_ms(now_ns)
+        if p95_ms is not None:
+            out["p95_ms"] = p95_ms
+        return out
+
+    def fail_waiting(self, message: str) -> None:
+        """Answer everything that waits with 503 (unload, and the end of a drain that took too long)."""
+        now_ns = self._clock()
+        for ticket in {owner for owner in self._owner if owner is not None and owner.phase == PENDING}:
+            self._finish(ticket, 503, message, now_ns, retry_after_s=1.0)
+        self._flush()
+
+    def stop(self) -> None:
+        """Cancel the timer; nothing may be submitted afterwards."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # --- turns --------------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Expire, form batches, answer, and set the timer to what comes next."""
+        self._scheduled = False
+        now_ns = self._clock()
+        self._expire(now_ns)
+        self._pump(now_ns)
+        self._flush()
+        self._arm(now_ns)
+
+    def _pump(self, now_ns: int) -> None:
+        dispatch, out = self._batcher.dispatch, self._out
+        broken: list[tuple[WorkerHandle, str]] = []
+        formed = dispatch(now_ns, out)
+        while formed is not None:
+            index, count = formed
+            link = self._lanes.by_index(index)
+            self._batch_id += 1
+            slots: list[int] = out[:count].tolist()
+            for slot in slots:
+                self._state[slot] = FLYING
+            link.sent(Batch(self._batch_id, slots, now_ns, link.epoch), now_ns)
+            try:
+                # Credits are fewer than frames, so a full ring is a worker that wrote where it must not.
+                sent = link.worker.ring.submit(self._batch_id, out, count)
+                if sent == 2:
+                    link.worker.bell()
+                elif sent == 0:
+                    broken.append((link.worker, "its ring is full"))
+            except (ValueError, OSError) as error:
+                broken.append((link.worker, f"its ring cannot be written: {error}"))
+            formed = dispatch(now_ns, out)
+        for worker, reason in broken:
+            self.lost(worker, reason)
+
+    def _flush(self) -> None:
+        """Call `on_done` of what has finished.  A callback may open, submit and close."""
+        while self._finished:
+            finished, self._finished = self._finished, []
+            for ticket in finished:
+                callback = ticket.on_done
+                ticket.on_done = None
+                if callback is not None and ticket.phase == DONE:
+                    try:
+                        callback(ticket)
+                    except Exception:
+                        log.exception("%s: a completion callback failed", self.name)
+
+    def _expire(self, now_ns: int) -> None:
+        for ticket in self._deadlines.due(now_ns):
+            self._finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
+
+    def _arm(self, now_ns: int) -> None:
+        """One timer, for the nearest deadline or (where batches wait to fill) the nearest delay to run out."""
+        next_ns = self._deadlines.next_ns()
+        if self._delays:
+            delay_ns = self._batcher.next_event_ns(now_ns)
+            if delay_ns and (not next_ns or delay_ns < next_ns):
+                next_ns = delay_ns
+        timer = self._timer
+        if timer is not None:
+            # An early timer costs one idle turn, so it is only moved when something nearer came.
+            if not next_ns or (now_ns < self._timer_ns <= next_ns):
+                return
+            timer.cancel()
+            self._timer = None
+        if next_ns:
+            self._timer_ns = next_ns
+            self._timer = self._loop.call_later(max((next_ns - now_ns) / 1e9, _MIN_TIMER_S), self._timed)
+
+    def _timed(self) -> None:
+        self._timer = None
+        self._turn()
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def _push_rows(self, ticket: Ticket, mask: int, now_ns: int) -> None:
+        """Queue several rows: quotas are kept row by row, and rows of one variant stay neighbours in the slab."""
+        slots = ticket.slots
+        self._lanes.choose_many(mask, len(slots), self._picked)
+        lanes = np.sort(self._picked[: len(slots)])
+        ticket.variants = lanes.tolist()
+        start = 0
+        for stop in [*(np.flatnonzero(np.diff(lanes)) + 1).tolist(), len(slots)]:
+            lane = ticket.variants[start]
+            self._batcher.push_many(lane, slots[start:stop], ticket.deadline_ns, now_ns, ticket.key)
+            start = stop
+        for slot in slots:
+            self._state[slot] = QUEUED
+
+    def _take_completions(self, link: Link, now_ns: int) -> None:
+        """Everything a worker completed; raises ValueError where it breaks the protocol."""
+        reap = link.worker.ring.reap
+        frame = reap()
+        while frame is not None:
+            self._complete(link, frame, now_ns)
+            frame = reap()
+
+    def _complete(self, link: Link, frame: tuple[int, int, int, int, int, int], now_ns: int) -> None:
+        batch_id, status, count, start_ns, end_ns, cpu_ns = frame
+        batch = link.batches.get(batch_id)
+        if batch is None or count != len(batch.slots):
+            raise ValueError(f"completion of batch {batch_id} with {count} rows, which it was never given")
+        link.landed(batch, now_ns)
+        if batch.epoch == link.epoch:
+            self._batcher.credit(link.index)
+        # The worker's clock is ours, but its word is not: times stay within what we saw ourselves.
+        end_ns = min(max(end_ns, batch.sent_ns), now_ns)
+        start_ns = min(max(start_ns, batch.sent_ns), end_ns)
+        busy_ns = end_ns - start_ns
+        energy_j = link.meter.add(count, busy_ns, cpu_ns)
+        self.traffic.batch(link.lane, count, busy_ns, now_ns)
+        self._account.rows_done(self.name, count, now_ns)
+        for slot in batch.slots:
+            ticket = self._landed(slot)
+            if ticket is None:
+                continue
+            ticket.energy_j += energy_j
+            waited_ns = start_ns - ticket.submit_ns
+            if waited_ns > ticket.queue_ns:
+                ticket.queue_ns = waited_ns
+            if busy_ns > ticket.compute_ns:
+                ticket.compute_ns = busy_ns
+            ticket.outstanding -= 1
+            if status:
+                self._finish(ticket, 500, "the model failed on this request", now_ns)
+            elif not ticket.outstanding:
+                self._finish(ticket, 200, "", now_ns)
+        self._lanes.forget_idle(link)
+
+    def _landed(self, slot: int) -> Ticket | None:
+        """A worker is done with `slot`: its ticket where that still waits, else None (free if closed)."""
+        ticket = self._owner[slot]
+        self._state[slot] = HELD
+        if ticket is None or ticket.phase == CLOSED:
+            self._release(slot)
+            return None
+        return ticket if ticket.phase == PENDING else None
+
+    def _release(self, slot: int) -> None:
+        self._owner[slot] = None
+        self._state[slot] = FREE
+        self._free.give(slot)
+
+    def _cancel(self, ticket: Ticket) -> None:
+        for slot in ticket.slots:
+            if self._state[slot] == QUEUED:
+                self._batcher.cancel(slot)
+                self._state[slot] = HELD
+
+    def _finish(
+        self, ticket: Ticket, status: int, error: str, now_ns: int, *, retry_after_s: float | None = None
+    ) -> None:
+        if ticket.phase != PENDING:
+            return
+        self._deadlines.discard(ticket)
+        if status != 200:
+            self._cancel(ticket)
+        ticket.phase = DONE
+        ticket.status = status
+        ticket.error = error
+        ticket.retry_after_s = retry_after_s
+        ticket.done_ns = now_ns
+        self.traffic.finished(
+            status,
+            arrival_ns=ticket.arrival_ns,
+            submit_ns=ticket.submit_ns,
+            done_ns=now_ns,
+            queue_ns=ticket.queue_ns,
+            compute_ns=ticket.compute_ns,
+        )
+        self._finished.append(ticket)
+
+    def _queue_again(self, ticket: Ticket, slot: int, now_ns: int) -> None:
+        """Queue a row that waited before, within its deadline and without regard to the queue's bound."""
+        row = ticket.slots.index(slot)
+        lane = self._lanes.lane_for(ticket.variants[row], ticket.min_accuracy)
+        ticket.variants[row] = lane
+        self._batcher.requeue(lane, [slot], ticket.deadline_ns, now_ns, ticket.key)
+        self._state[slot] = QUEUED
+
+    def _move_stranded(self) -> None:
+        """Rows that wait for a lane without a worker move to a live lane that is good enough, if there is one."""
+        live = self._lanes.live
+        stranded = [lane for lane in range(len(self.accuracy)) if not live >> lane & 1 and self._batcher.depth(lane)]
+        if not live or not stranded:
+            return
+        now_ns = self._clock()
+        for slot in np.flatnonzero(np.frombuffer(self._state, np.uint8) == QUEUED).tolist():
+            ticket = self._owner[slot]
+            if ticket is not None and ticket.variants[ticket.slots.index(slot)] in stranded:
+                self._batcher.cancel(slot)
+                self._queue_again(ticket, slot, now_ns)
+
+    # --- small things -------------------------------------------------------------------------------------------------
+
+    def _shape_key(self, ticket: Ticket) -> int:
+        try:
+            return self._keys.of(ticket.slots)
+        except BadRequest as error:
+            raise self._refuse(error) from None
+
+    def _retry_after_s(self, now_ns: int) -> float:
+        """How long the queue takes to drain at the rate measured lately."""
+        rate = self.traffic.served.per_s(now_ns)
+        return min(self._batcher.depth() / rate, _MAX_RETRY_AFTER_S) if rate > 0.0 else 1.0
+
+    def _refuse(self, error: RequestError) -> RequestError:
+        self.traffic.refused(error.status)
+        return error
+
+
+__all__ = ["MAX_WORKERS", "Router", "expected_accuracy"]

@@ -1,0 +1,65 @@
+"""One request inside the data plane.
+
+A ticket is opened with slots, written, submitted, answered (or refused, or missed) and closed.  Its rows travel apart:
+each may run in another batch on another variant, so the ticket only counts how many are still out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+OPEN, PENDING, DONE, CLOSED = range(4)
+"""Phases of a ticket."""
+
+FREE, HELD, QUEUED, FLYING = range(4)
+"""States of a slot: on the free list; held by an open or answered ticket; in the batcher; with a worker."""
+
+
+class Ticket:
+    """See `clover.interfaces.Ticket`; the remaining fields belong to the router."""
+
+    __slots__ = (
+        "arrival_ns",
+        "bucket",
+        "compute_ns",
+        "context",
+        "deadline_ns",
+        "deaths",
+        "done_ns",
+        "energy_j",
+        "error",
+        "key",
+        "min_accuracy",
+        "on_done",
+        "outstanding",
+        "phase",
+        "queue_ns",
+        "retry_after_s",
+        "slots",
+        "status",
+        "submit_ns",
+        "variants",
+    )
+
+    def __init__(self, slots: list[int], arrival_ns: int) -> None:
+        self.slots = slots
+        self.status = 0
+        self.error = ""
+        self.retry_after_s: float | None = None
+        self.context: Any = None
+        self.arrival_ns = arrival_ns
+        self.submit_ns = 0
+        self.done_ns = 0
+        self.queue_ns = 0
+        self.compute_ns = 0
+        self.variants: list[int] = []
+        self.phase = OPEN
+        self.outstanding = 0
+        self.deadline_ns = 0
+        self.bucket = 0
+        self.deaths = 0
+        self.key = 0
+        self.min_accuracy = 0.0
+        self.energy_j = 0.0
+        self.on_done: Callable[[Ticket], None] | None = None

@@ -1,0 +1,189 @@
+"""What a router measures of its traffic: rates, latencies, batch sizes, and the statistics object of the protocol.
+
+Trailing figures live in ring buffers addressed by the clock the caller passes in, so that nothing here needs a timer:
+a bin is reset when time comes round to it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from clover._native.histogram import Histogram
+
+_SECOND_NS = 1_000_000_000
+
+
+class Rate:
+    """Events a second over the trailing `window_s` whole seconds (and the one in progress)."""
+
+    __slots__ = ("_bins", "_stamps", "_start", "window_s")
+
+    def __init__(self, window_s: int = 10) -> None:
+        self.window_s = window_s
+        self._bins = [0] * (window_s + 1)
+        self._stamps = [-1] * (window_s + 1)
+        self._start = -1
+
+    def add(self, now_ns: int, count: int = 1) -> None:
+        """Count `count` events at `now_ns`."""
+        second = now_ns // _SECOND_NS
+        index = second % (self.window_s + 1)
+        if self._stamps[index] != second:
+            self._stamps[index] = second
+            self._bins[index] = 0
+            if self._start < 0:
+                self._start = now_ns
+        self._bins[index] += count
+
+    def per_s(self, now_ns: int) -> float:
+        """The trailing rate; the divisor is the time actually covered, at least one second."""
+        if self._start < 0:
+            return 0.0
+        second = now_ns // _SECOND_NS
+        oldest = second - self.window_s
+        total = sum(n for n, stamp in zip(self._bins, self._stamps, strict=True) if oldest <= stamp <= second)
+        covered_ns = now_ns - max(self._start, oldest * _SECOND_NS)
+        return total / max(covered_ns / _SECOND_NS, 1.0)
+
+
+class Window:
+    """A histogram of the trailing `parts` x `part_s` seconds."""
+
+    __slots__ = ("_part_ns", "_parts", "_stamps")
+
+    def __init__(self, parts: int = 5, part_s: float = 2.0) -> None:
+        self._part_ns = int(part_s * _SECOND_NS)
+        self._parts = [Histogram() for _ in range(parts)]
+        self._stamps = [-1] * parts
+
+    def record(self, now_ns: int, value: int) -> None:
+        """Add one value at `now_ns`."""
+        stamp = now_ns // self._part_ns
+        index = stamp % len(self._parts)
+        if self._stamps[index] != stamp:
+            self._stamps[index] = stamp
+            self._parts[index].reset()
+        self._parts[index].record(value)
+
+    def quantile(self, now_ns: int, q: float) -> float | None:
+        """The trailing `q` quantile; None where nothing was recorded."""
+        stamp = now_ns // self._part_ns
+        merged = Histogram()
+        for part, at in zip(self._parts, self._stamps, strict=True):
+            if at > stamp - len(self._parts):
+                merged.merge(part)
+        return float(merged.quantile(q)) if merged.count else None
+
+
+class _Total:
+    """A count and its nanoseconds, as the statistics object wants them."""
+
+    __slots__ = ("count", "ns")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.ns = 0
+
+    def add(self, ns: int, count: int = 1) -> None:
+        self.count += count
+        self.ns += ns
+
+    def report(self) -> dict[str, int]:
+        return {"count": self.count, "ns": self.ns}
+
+
+class Traffic:
+    """All counters of one family.  Rows and requests are counted apart."""
+
+    def __init__(self, variants: Sequence[str]) -> None:
+        self.variants = tuple(variants)
+        self.codes: dict[int, int] = {}
+        self.rows = [0] * len(self.variants)
+        self.latency = Histogram()
+        self.queue = Histogram()
+        self.batch_sizes: dict[int, tuple[int, int]] = {}
+        self.poisoned = 0
+        self.lost_workers = 0
+        self.retried_rows = 0
+        self.arrivals = Rate()
+        self.served = Rate()
+        self._trailing = Window()
+        self._success = _Total()
+        self._fail = _Total()
+        self._waited = _Total()
+        self._input = _Total()
+        self._infer = _Total()
+        self._output = _Total()
+        self._last_ns = 0
+
+    def refused(self, status: int) -> None:
+        """A request that never entered the queue."""
+        self.codes[status] = self.codes.get(status, 0) + 1
+
+    def batch(self, lane: int, rows: int, busy_ns: int, now_ns: int) -> None:
+        """A batch that a worker finished."""
+        count, ns = self.batch_sizes.get(rows, (0, 0))
+        self.batch_sizes[rows] = (count + 1, ns + busy_ns)
+        self.rows[lane] += rows
+        self.served.add(now_ns, rows)
+
+    def finished(
+        self, status: int, *, arrival_ns: int, submit_ns: int, done_ns: int, queue_ns: int, compute_ns: int
+    ) -> None:
+        """A request that left the queue with `status`."""
+        self.codes[status] = self.codes.get(status, 0) + 1
+        latency_ns = done_ns - arrival_ns
+        if status != 200:
+            self._fail.add(latency_ns)
+            return
+        self.latency.record(latency_ns)
+        self.queue.record(queue_ns)
+        self._trailing.record(done_ns, latency_ns)
+        self._success.add(latency_ns)
+        self._waited.add(queue_ns)
+        self._input.add(submit_ns - arrival_ns)
+        self._infer.add(compute_ns)
+        self._last_ns = done_ns
+
+    def answered(self, output_ns: int) -> None:
+        """A finished request was read and closed `output_ns` after its answer was there."""
+        self._output.add(output_ns)
+
+    def p95_ms(self, now_ns: int) -> float | None:
+        """Trailing p95 of the latency of answered requests, milliseconds; None where there were none."""
+        value_ns = self._trailing.quantile(now_ns, 0.95)
+        return None if value_ns is None else value_ns / 1e6
+
+    def report(self, name: str, version: str, now_ns: int) -> dict[str, Any]:
+        """The protocol's statistics object of one model.  Gathering inputs and scattering outputs in the worker is part
+        of `compute_infer`; `compute_input` is decoding into slots, `compute_output` encoding from them."""
+        nothing = {"count": 0, "ns": 0}
+        last_ms = int(time.time() * 1e3 - (now_ns - self._last_ns) / 1e6) if self._last_ns else 0
+        return {
+            "name": name,
+            "version": version,
+            "last_inference": last_ms,
+            "inference_count": sum(self.rows),
+            "execution_count": sum(count for count, _ in self.batch_sizes.values()),
+            "inference_stats": {
+                "success": self._success.report(),
+                "fail": self._fail.report(),
+                "queue": self._waited.report(),
+                "compute_input": self._input.report(),
+                "compute_infer": self._infer.report(),
+                "compute_output": self._output.report(),
+                "cache_hit": nothing,
+                "cache_miss": nothing,
+            },
+            "batch_stats": [
+                {
+                    "batch_size": size,
+                    "compute_input": nothing,
+                    "compute_infer": {"count": count, "ns": ns},
+                    "compute_output": nothing,
+                }
+                for size, (count, ns) in sorted(self.batch_sizes.items())
+            ],
+        }
