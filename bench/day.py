@@ -1,0 +1,175 @@
+"""A day of a carbon-intensity trace replayed against live traffic, Clover beside BASE at equal load.
+
+    python -m bench.day TRACE.csv [--hour-s 10] [--peak RATE] [--json FILE]
+
+For every grid hour: intensity, deployment, accuracy scored by labels, p95, worker CPU seconds and joules a request,
+grams a thousand requests.  Both runs get the same requests at the same times.  CPU seconds are measured (the workers'
+own CPU clocks); joules are measured or modelled as the energy meter of the box allows, and labelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
+from bench.load import Body, Check, Result, Sample, open_loop, quantile
+from bench.oracle import expected, scorer
+
+HOURS = 24
+
+
+def demand(peak: float, hour_s: float, mean: float = 0.7, swing: float = 0.3) -> Any:
+    """Requests a second by elapsed seconds: a diurnal curve with its peak in the afternoon."""
+    return lambda t: peak * (mean + swing * math.cos(2 * math.pi * (t / hour_s - 15) / 24))
+
+
+@dataclass(slots=True)
+class Marks:
+    """Cumulative worker CPU seconds and the state of the server at every hour's end."""
+
+    cpu_s: list[float] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+
+
+def worker_cpu_s(metrics: dict[str, float]) -> float:
+    """CPU seconds all workers have used on batches."""
+    return sum(value for name, value in metrics.items() if name.startswith("clover_worker_cpu_seconds_total"))
+
+
+def run(server: ServerProcess, bodies: list[Body], check: Check, options: argparse.Namespace) -> tuple[Result, Marks]:
+    """Drive one day; a thread reads the server's state in the middle and its counters at the end of each hour."""
+    marks = Marks()
+    stop = threading.Event()
+    begin = time.monotonic()
+
+    def watch() -> None:
+        marks.cpu_s.append(worker_cpu_s(server.metrics()))
+        for hour in range(HOURS):
+            if stop.wait(max(0.0, begin + (hour + 0.5) * options.hour_s - time.monotonic())):
+                return
+            marks.states.append(server.get("/v2/clover/state"))
+            if stop.wait(max(0.0, begin + (hour + 1) * options.hour_s - time.monotonic())):
+                return
+            marks.cpu_s.append(worker_cpu_s(server.metrics()))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        result = uvloop.run(
+            open_loop(
+                server.url,
+                "fashion",
+                bodies,
+                rate=demand(options.peak, options.hour_s),
+                seconds=HOURS * options.hour_s,
+                seed=options.seed,
+                check=check,
+            )
+        )
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        thread.join()
+    return result, marks
+
+
+def by_hour(result: Result, marks: Marks, hour_s: float) -> list[dict[str, Any]]:
+    """The table's rows."""
+    first = min(sample.due_ns for sample in result.samples)
+    hours: list[list[Sample]] = [[] for _ in range(HOURS)]
+    for sample in result.samples:
+        hours[min(HOURS - 1, int((sample.due_ns - first) / 1e9 / hour_s))].append(sample)
+    rows = []
+    for hour, samples in enumerate(hours):
+        good = [s for s in samples if s.status == 200]
+        mix = Counter(s.variant for s in good)
+        state = marks.states[hour]
+        rows.append(
+            {
+                "hour": hour,
+                "g_per_kwh": state["intensity"]["g_per_kwh"],
+                "deployment": deployment_text(state),
+                "served": " ".join(f"{name} {n / len(good):.0%}" for name, n in mix.most_common()),
+                "requests": len(samples),
+                "failed": len(samples) - len(good),
+                "accuracy": 100 * sum(bool(s.correct) for s in good) / max(1, len(good)),
+                "p95_ms": quantile([s.latency_ms for s in good], 0.95),
+                "cpu_ms_per_req": 1e3 * (marks.cpu_s[hour + 1] - marks.cpu_s[hour]) / max(1, len(good)),
+                "j_per_req": sum(s.energy_j for s in good) / max(1, len(good)),
+                "g_per_1000": sum(s.carbon_mg for s in good) / max(1, len(good)),
+            }
+        )
+    return rows
+
+
+def deployment_text(state: dict[str, Any]) -> str:
+    """What runs, as `2 x large@1c`."""
+    counts = Counter(
+        f"{worker['variant']}@{worker['placement']['profile']}" for worker in state["families"]["fashion"]["deployment"]
+    )
+    return " + ".join(f"{n} x {name}" for name, n in sorted(counts.items()))
+
+
+def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The day's sums, weighted by requests."""
+    requests = sum(row["requests"] for row in rows)
+    weighted = ("accuracy", "cpu_ms_per_req", "j_per_req", "g_per_1000")
+    return {
+        "requests": requests,
+        "failed": sum(row["failed"] for row in rows),
+        "worst_p95_ms": max(row["p95_ms"] for row in rows),
+        **{key: sum(row[key] * row["requests"] for row in rows) / requests for key in weighted},
+    }
+
+
+def main() -> None:
+    """Run the bench."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trace", help="CSV of a carbon-intensity trace; its first 24 hours from --start are replayed")
+    parser.add_argument("--start", default="", help="grid time to start at (ISO 8601)")
+    parser.add_argument("--hour-s", type=float, default=10.0, help="wall seconds of one grid hour")
+    parser.add_argument("--peak", type=float, default=300.0, help="requests a second at the daily peak")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--accuracy-floor", default="", help="percent; the default of the server otherwise")
+    parser.add_argument("--slo-ms", default="", help="p95 target; the default of the server otherwise")
+    parser.add_argument("--json", default="", help="also write the figures to this file")
+    options = parser.parse_args()
+    images, labels = fashion_rows()
+    bodies = binary_bodies(images, len(images))
+    check = scorer(expected(images), labels)
+    shared = ["fashion", "--carbon", f"trace:{Path(options.trace).resolve()}"]
+    shared += ["--trace-speed", str(3600 / options.hour_s), "--poll-s", "0.5"]
+    if options.start:
+        shared += ["--trace-start", options.start]
+    for flag in ("accuracy_floor", "slo_ms"):
+        if value := getattr(options, flag):
+            shared += [f"--{flag.replace('_', '-')}", value]
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, extra in (("clover", ["--policy", "objective"]), ("base", ["--policy", "base"])):
+            with served([*shared, *extra], log=Path(folder) / f"{name}.log") as server:
+                result, marks = run(server, bodies, check, options)
+            rows = by_hour(result, marks, options.hour_s)
+            targets = marks.states[-1]["families"]["fashion"]["targets"]
+            report[name] = {"hours": rows, "day": totals(rows), "targets": targets, "mismatched": result.mismatched()}
+            show(f"{name}: targets {targets}", list(rows[0]), [list(row.values()) for row in rows])
+    day = {name: part["day"] for name, part in report.items()}
+    rows_of = [[key, day["clover"][key], day["base"][key], day["clover"][key] / day["base"][key]
+                if day["base"][key] else "-"] for key in day["clover"]]
+    show("the day", ["figure", "clover", "base", "clover / base"], rows_of)
+    write_json(options.json, report)
+
+
+if __name__ == "__main__":
+    main()

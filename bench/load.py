@@ -1,0 +1,304 @@
+"""A load generator that is cheap enough to share a small box with the server it measures.
+
+One process, one uvloop, raw HTTP/1.1 over keep-alive connections, httptools for the answers.  Open loop: requests
+leave at the times of a seeded Poisson process whether or not earlier answers have come, and latency counts from the
+time a request *should* have left, so a stalled server cannot hide its queue (no coordinated omission).  Closed loop:
+each connection sends its next request when the answer to the last is there.
+
+Every answer is checked for its id; a `check` function may judge the body as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import httptools
+import numpy as np
+
+MAX_CONNECTIONS = 512
+
+
+@dataclass(slots=True)
+class Body:
+    """One prepared request: the payload, its id and the row of the evaluation set that it carries."""
+
+    payload: bytes
+    id: str
+    row: int
+    headers: bytes = b""
+
+
+@dataclass(slots=True)
+class Sample:
+    """One finished request.  Times are monotonic nanoseconds; `due_ns` is when it should have left."""
+
+    due_ns: int
+    done_ns: int
+    status: int
+    row: int
+    variant: str = ""
+    correct: bool | None = None
+    mismatch: bool = False
+    energy_j: float = 0.0
+    carbon_mg: float = 0.0
+    accuracy: float = 0.0
+
+    @property
+    def latency_ms(self) -> float:
+        """Milliseconds from when the request was due to its whole answer."""
+        return (self.done_ns - self.due_ns) / 1e6
+
+
+Check = Callable[[Body, Sample, bytes], None]
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run gave: samples of requests that were answered, and how many were not."""
+
+    samples: list[Sample] = field(default_factory=list)
+    sent: int = 0
+    lost: int = 0
+    seconds: float = 0.0
+
+    def failed(self) -> int:
+        """Answers that are not 200, and requests without an answer."""
+        return self.lost + sum(1 for s in self.samples if s.status != 200)
+
+    def mismatched(self) -> int:
+        """Answers whose id or values are not those of their request."""
+        return sum(1 for s in self.samples if s.mismatch)
+
+    def latency_ms(self, q: float) -> float:
+        """Latency quantile in milliseconds over answered requests; NaN without any."""
+        return quantile([s.latency_ms for s in self.samples if s.status == 200], q)
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The q-quantile of `values`; NaN where there are none."""
+    return float(np.quantile(values, q)) if len(values) else float("nan")
+
+
+def parse_receipt(text: str) -> dict[str, str]:
+    """The members of a `Clover-Receipt` header (an RFC 9651 dictionary of strings, numbers and tokens)."""
+    members = (item.strip().partition("=") for item in text.split(","))
+    return {key: value.strip('"') for key, _, value in members}
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection with at most one request in flight."""
+
+    __slots__ = ("body", "chunks", "due_ns", "head", "owner", "parser", "receipt", "transport")
+
+    def __init__(self, owner: _Run) -> None:
+        self.owner = owner
+        self.transport: asyncio.Transport | None = None
+        self.body: Body | None = None
+        self.due_ns = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports are not asyncio's subclasses
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, body: Body, due_ns: int) -> None:
+        assert self.transport is not None
+        self.body, self.due_ns = body, due_ns
+        self.parser = httptools.HttpResponseParser(self)
+        self.chunks: list[bytes] = []
+        self.receipt = ""
+        self.transport.write(self.owner.head(body) + body.payload)
+
+    def data_received(self, data: bytes) -> None:
+        if self.body is not None:
+            self.parser.feed_data(data)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"clover-receipt":
+            self.receipt = value.decode()
+
+    def on_body(self, data: bytes) -> None:
+        self.chunks.append(data)
+
+    def on_message_complete(self) -> None:
+        body, now = self.body, time.monotonic_ns()
+        assert body is not None
+        self.body = None
+        sample = Sample(self.due_ns, now, self.parser.get_status_code(), body.row)
+        if self.receipt:
+            members = parse_receipt(self.receipt)
+            sample.variant = members.get("variant", "")
+            sample.energy_j = float(members.get("energy-j", 0))
+            sample.carbon_mg = float(members.get("carbon-mg", 0))
+            sample.accuracy = 100 * float(members.get("accuracy", 0))
+        self.owner.finished(self, body, sample, b"".join(self.chunks))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self.owner.disconnected(self)
+
+
+class _Run:
+    """The state that open and closed loop share."""
+
+    def __init__(self, url: str, model: str, bodies: Sequence[Body], check: Check | None) -> None:
+        parts = urlsplit(url)
+        self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
+        self.prefix = (
+            f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: {parts.netloc}\r\nUser-Agent: clover-bench\r\n"
+            "Accept: */*\r\nAccept-Encoding: identity\r\nConnection: keep-alive\r\n"
+        ).encode()
+        self.bodies, self.check = bodies, check
+        self.result = Result()
+        self.idle: list[_Connection] = []
+        self.open = 0
+        self.in_flight = 0
+        self.on_idle: Callable[[_Connection], None] = self.idle.append
+
+    def head(self, body: Body) -> bytes:
+        return self.prefix + body.headers + b"Content-Length: %d\r\n\r\n" % len(body.payload)
+
+    async def connect(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        self.open += 1
+        _, connection = await loop.create_connection(lambda: _Connection(self), self.host, self.port)
+        return connection
+
+    def start(self, connection: _Connection, body: Body, due_ns: int) -> None:
+        self.result.sent += 1
+        self.in_flight += 1
+        connection.send(body, due_ns)
+
+    def finished(self, connection: _Connection, body: Body, sample: Sample, answer: bytes) -> None:
+        self.in_flight -= 1
+        if sample.status == 200:
+            sample.mismatch = f'"id":"{body.id}"'.encode() not in answer
+            if self.check is not None:
+                self.check(body, sample, answer)
+        self.result.samples.append(sample)
+        if connection.transport is not None and not connection.transport.is_closing():
+            self.on_idle(connection)
+
+    def disconnected(self, connection: _Connection) -> None:
+        self.open -= 1
+        if connection in self.idle:
+            self.idle.remove(connection)
+        if connection.body is not None:
+            connection.body = None
+            self.in_flight -= 1
+            self.result.lost += 1
+
+    async def settle(self, seconds: float) -> None:
+        """Wait for what is in flight; what does not come counts as lost."""
+        end = time.monotonic() + seconds
+        while self.in_flight and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        self.result.lost += self.in_flight
+        for connection in self.idle:
+            if connection.transport is not None:
+                connection.transport.close()
+
+
+async def open_loop(
+    url: str,
+    model: str,
+    bodies: Sequence[Body],
+    *,
+    rate: float | Callable[[float], float],
+    seconds: float,
+    connections: int = 32,
+    seed: int = 1,
+    check: Check | None = None,
+    settle_s: float = 30.0,
+    watch: Callable[[float], Any] | None = None,
+) -> Result:
+    """Poisson arrivals at `rate` requests a second (a number, or a function of the seconds since start) for `seconds`.
+
+    `watch` is called with the elapsed seconds about ten times a second.
+    """
+    run = _Run(url, model, bodies, check)
+    rng = random.Random(seed)
+    run.idle.extend(await asyncio.gather(*(run.connect() for _ in range(connections))))
+    waiting: list[tuple[Body, int]] = []
+
+    def next_or_idle(connection: _Connection) -> None:
+        if waiting:
+            body, due_ns = waiting.pop(0)
+            run.start(connection, body, due_ns)
+        else:
+            run.idle.append(connection)
+
+    run.on_idle = next_or_idle
+    rate_at = rate if callable(rate) else (lambda _t: float(rate))
+    begin = time.monotonic_ns()
+    due = 0.0
+    number = 0
+    watched = 0.0
+    growing: set[asyncio.Task[None]] = set()
+
+    async def grow() -> None:
+        next_or_idle(await run.connect())
+
+    while True:
+        due += rng.expovariate(rate_at(due))
+        if due > seconds:
+            break
+        while (ahead := due - (time.monotonic_ns() - begin) / 1e9) > 0.0005:
+            await asyncio.sleep(ahead)
+        body = bodies[number % len(bodies)]
+        number += 1
+        due_ns = begin + int(due * 1e9)
+        if run.idle:
+            run.start(run.idle.pop(), body, due_ns)
+        else:
+            waiting.append((body, due_ns))
+            if run.open < MAX_CONNECTIONS:
+                task = asyncio.create_task(grow())
+                growing.add(task)
+                task.add_done_callback(growing.discard)
+        if watch is not None and due - watched > 0.1:
+            watched = due
+            watch(due)
+        if number % 16 == 0:
+            await asyncio.sleep(0)
+    run.result.seconds = (time.monotonic_ns() - begin) / 1e9
+    end = time.monotonic() + settle_s
+    while waiting and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    run.result.sent += len(waiting)
+    run.result.lost += len(waiting)
+    await run.settle(max(0.1, end - time.monotonic()))
+    return run.result
+
+
+async def closed_loop(
+    url: str, model: str, bodies: Sequence[Body], *, connections: int, seconds: float, check: Check | None = None
+) -> Result:
+    """`connections` clients that each keep one request in flight for `seconds`."""
+    run = _Run(url, model, bodies, check)
+    begin = time.monotonic_ns()
+    end = begin + int(seconds * 1e9)
+    number = 0
+
+    def again(connection: _Connection) -> None:
+        nonlocal number
+        now = time.monotonic_ns()
+        if now >= end:
+            run.idle.append(connection)
+            return
+        number += 1
+        run.start(connection, bodies[number % len(bodies)], now)
+
+    run.on_idle = again
+    for connection in await asyncio.gather(*(run.connect() for _ in range(connections))):
+        again(connection)
+    await asyncio.sleep(seconds)
+    run.result.seconds = (time.monotonic_ns() - begin) / 1e9
+    await run.settle(30.0)
+    return run.result
