@@ -1,0 +1,685 @@
+"""The router against workers, a loop and a clock that the tests drive by hand."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from clover.accounting import Account, WorkerMeter
+from clover.config import FamilyConfig
+from clover.errors import BadRequest, DeadlineMissed, Overloaded, TooLarge, Unavailable
+from clover.runtime.router import Router
+from clover.runtime.slab import Layout, Slab
+from clover.runtime.tickets import CLOSED, FLYING, FREE, HELD, QUEUED, Ticket
+from clover.types import FamilySpec, PublishedAccuracy, TensorSpec, VariantSpec
+
+MS = 1_000_000
+SECOND = 1000 * MS
+
+
+def family(**changes: Any) -> FamilySpec:
+    base: dict[str, Any] = {
+        "name": "toy",
+        "inputs": (TensorSpec(name="x", datatype="FP32", shape=(2,)),),
+        "outputs": (TensorSpec(name="y", datatype="FP32", shape=(2,)),),
+        "variants": tuple(
+            VariantSpec(
+                name=name, loader="m:f", accuracy=PublishedAccuracy(value=value, metric="top1", source="a paper")
+            )
+            for name, value in (("small", 80.0), ("medium", 85.0), ("large", 90.0))
+        ),
+        "max_batch": 4,
+    }
+    return FamilySpec(**{**base, **changes})
+
+
+class Timer:
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Loop:
+    """Time, soon-calls and timers, all moved by hand."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1000 * SECOND
+        self.soon: list[Callable[[], None]] = []
+        self.timers: list[tuple[int, int, Timer, Callable[[], None]]] = []
+        self._count = 0
+
+    def clock(self) -> int:
+        return self.now_ns
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.soon.append(callback)
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer()
+        self._count += 1
+        heapq.heappush(self.timers, (self.now_ns + round(delay_s * SECOND), self._count, timer, callback))
+        return timer
+
+    def turn(self) -> None:
+        soon, self.soon = self.soon, []
+        for callback in soon:
+            callback()
+
+    def advance(self, duration_ns: int) -> None:
+        end_ns = self.now_ns + duration_ns
+        self.turn()
+        while self.timers and self.timers[0][0] <= end_ns:
+            at_ns, _, timer, callback = heapq.heappop(self.timers)
+            self.now_ns = max(self.now_ns, at_ns)
+            if not timer.cancelled:
+                callback()
+            self.turn()
+        self.now_ns = end_ns
+
+
+class FakeRing:
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, list[int]]] = []
+        self.completions: list[tuple[int, int, int, int, int, int]] = []
+        self.answer = 1
+
+    def submit(self, batch_id: int, slots: Any, n: int) -> int:
+        self.batches.append((batch_id, [int(slot) for slot in slots[:n]]))
+        return self.answer
+
+    def reap(self) -> tuple[int, int, int, int, int, int] | None:
+        return self.completions.pop(0) if self.completions else None
+
+
+class FakeWorker:
+    def __init__(self, pid: int = 1) -> None:
+        self.pid = pid
+        self.ring = FakeRing()
+        self.bells = 0
+
+    def bell(self) -> None:
+        self.bells += 1
+
+    def finish(self, now_ns: int, status: int = 0, busy_ns: int = MS) -> list[int]:
+        number, slots = self.ring.batches.pop(0)
+        self.ring.completions.append((number, status, len(slots), now_ns - busy_ns, now_ns, busy_ns))
+        return slots
+
+
+class House:
+    """A router with what it needs around it."""
+
+    def __init__(self, spec: FamilySpec | None = None, slots: int = 16, **config: Any) -> None:
+        self.spec = spec or family()
+        self.loop = Loop()
+        self.account = Account(pue=1.5)
+        self.slab = Slab.create(Layout(self.spec, slots))
+        self.router = Router(
+            self.spec,
+            self.slab,
+            slots,
+            FamilyConfig(family="toy", **config),
+            None,
+            self.account,
+            loop=self.loop,  # type: ignore[arg-type]
+            clock=self.loop.clock,
+        )
+        self.done: list[Ticket] = []
+        self.workers: list[FakeWorker] = []
+
+    def entry(self, lane: int, max_batch: int = 4) -> Any:
+        worker = FakeWorker(len(self.workers) + 1)
+        self.workers.append(worker)
+        name = self.spec.variants[lane].name
+        meter = WorkerMeter(family="toy", variant=name, device="cpu0", placement=f"p{worker.pid}", slices=1)
+        return worker, lane, max_batch, meter
+
+    def route(self, *lanes: int, shares: tuple[float, ...] = (1.0, 0.0, 0.0)) -> list[FakeWorker]:
+        entries = [self.entry(lane) for lane in lanes]
+        self.router.route(entries, shares)
+        return [entry[0] for entry in entries]
+
+    def ask(self, rows: int = 1, turn: bool = True, **how: Any) -> Ticket:
+        ticket = self.router.open(rows)
+        self.router.submit(ticket, self.done.append, **how)  # type: ignore[arg-type]
+        if turn:
+            self.loop.turn()
+        return ticket
+
+    def complete(self, worker: FakeWorker, status: int = 0) -> None:
+        worker.finish(self.loop.now_ns, status)
+        self.router.reap()
+
+    def check_slots(self) -> None:
+        router = self.router
+        states = [router._state[slot] for slot in range(len(router._state))]
+        assert router._free.free == states.count(FREE)
+        assert router._batcher.depth() == states.count(QUEUED)
+        flying = [s for link in router._lanes.links for batch in link.batches.values() for s in batch.slots]
+        assert sorted(flying) == [slot for slot, state in enumerate(states) if state == FLYING]
+        for slot, state in enumerate(states):
+            owner = router._owner[slot]
+            assert (owner is None) == (state == FREE)
+            if owner is not None:
+                assert slot in owner.slots
+                if state in (HELD, QUEUED):
+                    assert owner.phase != CLOSED
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+# --- the plain path ---------------------------------------------------------------------------------------------------
+
+
+def test_a_row_goes_to_a_worker_and_back(house: House) -> None:
+    (worker,) = house.route(0)
+    ticket = house.router.open(1)
+    house.router.write(ticket, 0, np.array([[1.0, 2.0]], np.float32))
+    house.router.submit(ticket, house.done.append, context="who asked")  # type: ignore[arg-type]
+    assert worker.ring.batches == []  # formed at the end of the turn
+    house.loop.turn()
+    house.loop.advance(3 * MS)
+    slots = worker.finish(house.loop.now_ns, busy_ns=2 * MS)
+    house.slab.output(0)[slots] = [[3.0, 4.0]]
+    assert house.slab.input(0)[slots].tolist() == [[1.0, 2.0]]
+    house.router.reap()
+    assert house.done == [ticket]
+    assert (ticket.status, ticket.variants, ticket.context) == (200, [0], "who asked")
+    assert (ticket.queue_ns, ticket.compute_ns) == (1 * MS, 2 * MS)
+    rows = house.router.read(ticket, 0)
+    assert isinstance(rows, np.ndarray)
+    assert rows.tolist() == [[3.0, 4.0]]
+    receipt = house.router.receipt(ticket)
+    assert (receipt.variant, receipt.accuracy, receipt.method) == ("small", 80.0, "modelled")
+    house.router.close(ticket)
+    house.router.close(ticket)
+    house.check_slots()
+    assert house.router.observe()["free_slots"] == 16
+
+
+def test_requests_of_one_turn_share_a_batch_and_a_sleeping_worker_is_belled(house: House) -> None:
+    (worker,) = house.route(0)
+    worker.ring.answer = 2
+    for _ in range(3):
+        house.ask(turn=False)
+    house.loop.turn()
+    assert [slots for _, slots in worker.ring.batches] == [[0, 1, 2]]
+    assert worker.bells == 1
+
+
+def test_two_credits_then_full_batches(house: House) -> None:
+    (worker,) = house.route(0)
+    for _ in range(9):
+        house.ask()
+    assert [len(slots) for _, slots in worker.ring.batches] == [1, 1]
+    house.complete(worker)
+    assert [len(slots) for _, slots in worker.ring.batches] == [1, 4]
+
+
+def test_workers_get_their_next_batch_before_answers_are_written(house: House) -> None:
+    (worker,) = house.route(0)
+    seen: list[int] = []
+    for _ in range(3):
+        ticket = house.router.open(1)
+        house.router.submit(ticket, lambda _: seen.append(len(worker.ring.batches)))
+        house.loop.turn()
+    house.complete(worker)
+    assert seen == [2]
+
+
+def test_quotas_are_kept_row_by_row(house: House) -> None:
+    small, large = house.route(0, 2, shares=(0.75, 0.0, 0.25))
+    rows = [0, 0]
+    for asked in range(1, 101):
+        house.ask()
+        for which, worker in enumerate((small, large)):
+            while worker.ring.batches:
+                rows[which] += len(worker.ring.batches[0][1])
+                house.complete(worker)
+        while house.done:
+            house.router.close(house.done.pop())
+        assert abs(rows[1] - asked / 4) <= 2
+    assert rows == [75, 25]
+
+
+def test_rows_of_one_request_are_split_in_blocks(house: House) -> None:
+    small, large = house.route(0, 2, shares=(0.5, 0.0, 0.5))
+    ticket = house.ask(4)
+    assert ticket.variants == [0, 0, 2, 2]
+    assert [b[1] for b in small.ring.batches] == [[0, 1]]
+    assert [b[1] for b in large.ring.batches] == [[2, 3]]
+    house.complete(large)
+    assert house.done == []
+    house.complete(small)
+    assert house.done == [ticket]
+    receipt = house.router.receipt(ticket)
+    assert (receipt.variant, receipt.accuracy) == ("small+large", 85.0)
+
+
+def test_a_callback_that_raises_does_not_stop_the_others(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    (worker,) = house.route(0)
+
+    def broken(_: Any) -> None:
+        raise RuntimeError("front end")
+
+    first = house.router.open(1)
+    house.router.submit(first, broken)
+    second = house.ask()
+    house.complete(worker)
+    assert house.done == [second]
+    assert "callback failed" in caplog.text
+
+
+# --- admission --------------------------------------------------------------------------------------------------------
+
+
+def test_full_queue_says_when_to_come_back() -> None:
+    house = House(slots=16, queue_rows=3)
+    (worker,) = house.route(0)
+    for _ in range(2):
+        house.ask(4 - 1)
+    house.ask(3)  # two batches are with the worker, three rows wait
+    with pytest.raises(Overloaded) as refused:
+        house.router.open(1)
+    assert refused.value.retry_after_s == 1.0
+    house.loop.advance(SECOND)
+    house.complete(worker)
+    house.ask(1)
+    with pytest.raises(Overloaded) as refused:
+        house.ask(3)
+    assert refused.value.retry_after_s == pytest.approx(1 / 3)  # one row waits, three were served in the last second
+    assert house.router.traffic.codes[429] == 2
+    house.check_slots()
+
+
+def test_no_slot_no_worker_too_many_rows() -> None:
+    house = House(slots=4)
+    with pytest.raises(Unavailable) as unavailable:
+        house.router.open(1)
+    assert unavailable.value.retry_after_s is not None
+    house.route(0)
+    tickets = [house.router.open(2), house.router.open(2)]
+    with pytest.raises(Overloaded):
+        house.router.open(1)
+    house.router.close(tickets[0])
+    house.router.open(1)
+    with pytest.raises(TooLarge):
+        house.router.open(5)
+    with pytest.raises(BadRequest):
+        house.router.open(0)
+
+
+def test_minimum_accuracy(house: House) -> None:
+    house.route(0, 1, shares=(1.0, 0.0, 0.0))
+    assert house.ask().variants == [0]
+    assert house.ask(min_accuracy=82.0).variants == [1]  # no share, but live and good enough
+    ticket = house.router.open(1)
+    with pytest.raises(Unavailable):
+        house.router.submit(ticket, house.done.append, min_accuracy=88.0)  # type: ignore[arg-type]
+    with pytest.raises(BadRequest):
+        house.router.submit(ticket, house.done.append, min_accuracy=95.0)  # type: ignore[arg-type]
+    with pytest.raises(DeadlineMissed):
+        house.router.submit(ticket, house.done.append, timeout_ns=-1)  # type: ignore[arg-type]
+    house.router.submit(ticket, house.done.append)  # type: ignore[arg-type]  # still open
+    house.check_slots()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.zeros((2, 2), np.float32),
+        np.zeros((1, 3), np.float32),
+        np.zeros((1, 2), np.float64),
+        np.float32(1.0),
+        [b"", b""],
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(house: House, rows: Any) -> None:
+    house.route(0)
+    with pytest.raises(BadRequest):
+        house.router.write(house.router.open(1), 0, np.asarray(rows))
+
+
+def test_variable_shapes_never_share_a_batch() -> None:
+    spec = family(inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1,), max_shape=(4,)),))
+    house = House(spec)
+    (worker,) = house.route(0)
+    for width in (1, 2, 1, 2):
+        ticket = house.router.open(1)
+        house.router.write(ticket, 0, np.ones((1, width), np.float32))
+        house.router.submit(ticket, house.done.append)  # type: ignore[arg-type]
+    house.loop.turn()
+    assert [slots for _, slots in worker.ring.batches] == [[0, 2], [1, 3]]
+    with pytest.raises(BadRequest):
+        house.router.write(house.router.open(1), 0, np.ones((1, 5), np.float32))
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+def test_the_timer_answers_504_while_the_batch_still_runs(house: House) -> None:
+    (worker,) = house.route(0)
+    ticket = house.ask(timeout_ns=50 * MS)
+    house.loop.advance(49 * MS)
+    assert ticket.status == 0
+    house.loop.advance(4 * MS)
+    assert (house.done, ticket.status) == ([ticket], 504)
+    house.router.close(ticket)
+    assert house.router.observe()["free_slots"] == 15  # the worker still writes there
+    house.check_slots()
+    house.complete(worker)
+    assert house.router.observe()["free_slots"] == 16
+    assert house.done == [ticket]
+
+
+def test_missed_rows_leave_the_queue_and_others_keep_theirs(house: House) -> None:
+    (worker,) = house.route(0)
+    running = [house.ask(), house.ask()]
+    short = house.ask(timeout_ns=5 * MS)
+    late = house.ask(timeout_ns=2 * SECOND)
+    house.loop.advance(10 * MS)
+    assert [t.status for t in (*running, short, late)] == [0, 0, 504, 0]
+    house.loop.advance(2100 * MS)
+    assert late.status == 504
+    house.check_slots()
+    house.complete(worker)
+    house.complete(worker)
+    assert [t.status for t in running] == [200, 200]
+
+
+def test_max_queue_delay_fills_batches() -> None:
+    house = House(max_queue_delay_ms=5.0)
+    (worker,) = house.route(0)
+    house.ask()
+    assert worker.ring.batches == []
+    house.loop.advance(2 * MS)
+    house.ask()
+    house.loop.advance(4 * MS)
+    assert [len(slots) for _, slots in worker.ring.batches] == [2]
+
+
+# --- death ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_dead_worker_are_served_elsewhere(house: House) -> None:
+    first, second = house.route(0, 0)
+    tickets = [house.ask() for _ in range(4)]
+    house.router.died(first, "killed")
+    while second.ring.batches:
+        house.complete(second)
+    assert [t.status for t in tickets] == [200] * 4
+    assert house.router.traffic.retried_rows == 2
+    house.check_slots()
+
+
+def test_what_a_dead_worker_had_completed_still_counts(house: House) -> None:
+    first, _ = house.route(0, 0)
+    ticket = house.ask()
+    first.finish(house.loop.now_ns)
+    house.router.died(first, "killed")
+    assert ticket.status == 200
+    assert house.router.traffic.retried_rows == 0
+
+
+def test_rows_wait_for_a_respawn_and_move_where_no_worker_comes_back(house: House) -> None:
+    (first,) = house.route(0)
+    tickets = [house.ask() for _ in range(3)]
+    house.router.died(first, "killed")
+    assert not house.router.ready
+    with pytest.raises(Unavailable):
+        house.router.open(1)
+    entry = house.entry(2)
+    house.router.join(entry)
+    while entry[0].ring.batches:
+        house.complete(entry[0])
+    assert [t.status for t in tickets] == [200] * 3
+    assert tickets[0].variants == [2]
+    house.check_slots()
+
+
+def test_a_request_that_must_be_accurate_is_not_moved_to_a_cheap_variant(house: House) -> None:
+    small, large = house.route(0, 2)
+    ticket = house.ask(min_accuracy=88.0, timeout_ns=100 * MS)
+    house.router.died(large, "killed")
+    assert small.ring.batches == []
+    house.loop.advance(102 * MS)
+    assert ticket.status == 504
+
+
+def test_two_deaths_are_poison(house: House) -> None:
+    first, second, third = house.route(0, 0, 0)
+    ticket = house.ask()
+    house.router.died(first, "killed")
+    assert len(second.ring.batches) == 1
+    house.router.died(second, "killed")
+    assert (ticket.status, ticket.retry_after_s) == (503, None)
+    assert third.ring.batches == []
+    assert house.router.traffic.poisoned == 1
+    house.router.close(ticket)
+    house.check_slots()
+
+
+def test_an_unknown_batch_costs_the_worker_its_life(house: House) -> None:
+    first, second = house.route(0, 0)
+    lost: list[Any] = []
+    house.router.lost = lambda worker, reason: (lost.append(worker), house.router.died(worker, reason))  # type: ignore[assignment]
+    ticket = house.ask()
+    first.ring.completions.append((999, 0, 1, 0, 0, 0))
+    house.router.reap()
+    assert lost == [first]
+    house.complete(second)
+    assert ticket.status == 200
+    assert house.router._lanes.find(first) is None
+
+
+def test_silence_is_measured_from_the_last_progress(house: House) -> None:
+    (worker,) = house.route(0)
+    house.ask()
+    house.ask()
+    house.loop.advance(3 * SECOND)
+    house.complete(worker)
+    house.loop.advance(2 * SECOND)
+    assert house.router.silent(int(2.5 * SECOND)) == []
+    house.loop.advance(SECOND)
+    assert house.router.silent(int(2.5 * SECOND)) == [worker]
+
+
+# --- swaps, failures, closing -----------------------------------------------------------------------------------------
+
+
+def test_swap_moves_waiting_rows_and_lets_the_old_worker_finish(house: House) -> None:
+    (old,) = house.route(0)
+    tickets = [house.ask() for _ in range(5)]
+    (new,) = house.route(2, shares=(0.0, 0.0, 1.0))
+    assert [len(slots) for _, slots in new.ring.batches] == [3]
+    idle: list[int] = []
+    house.router.leave(old, lambda: idle.append(1))
+    house.complete(old)
+    assert idle == []
+    house.complete(old)
+    assert idle == [1]
+    house.complete(new)
+    assert [t.status for t in tickets] == [200] * 5
+    house.router.leave(old, lambda: idle.append(2))  # nobody any more: at once
+    assert idle == [1, 2]
+    house.check_slots()
+
+
+def test_a_worker_routed_again_while_it_drains_keeps_its_credits_straight(house: House) -> None:
+    entries = [house.entry(0), house.entry(0)]
+    house.router.route(entries, (1.0, 0.0, 0.0))
+    tickets = [house.ask() for _ in range(4)]
+    house.router.route(entries[:1], (1.0, 0.0, 0.0))
+    house.router.route(entries, (1.0, 0.0, 0.0))
+    tickets += [house.ask() for _ in range(8)]
+    for _ in range(12):
+        for worker in house.workers:
+            if worker.ring.batches:
+                house.complete(worker)
+    assert [t.status for t in tickets] == [200] * 12
+    house.check_slots()
+
+
+def test_a_model_error_fails_the_request_only(house: House) -> None:
+    (worker,) = house.route(0)
+    bad = house.ask(2)
+    good = house.ask()
+    house.complete(worker, status=1)
+    house.complete(worker)
+    assert (bad.status, good.status) == (500, 200)
+    with pytest.raises(ValueError, match="answered"):
+        house.router.read(bad, 0)
+
+
+def test_closing_while_rows_wait_and_fly(house: House) -> None:
+    (worker,) = house.route(0)
+    house.ask(4)
+    house.ask(4)
+    waiting = house.ask(2)
+    flying = house.workers[0].ring.batches[0]
+    house.router.close(waiting)
+    assert house.router.observe()["queue_rows"] == 0
+    ticket = house.router._owner[flying[1][0]]
+    assert ticket is not None
+    house.router.close(ticket)
+    house.check_slots()
+    house.complete(worker)
+    assert house.done == []
+    house.complete(worker)
+    assert len(house.done) == 1
+    house.check_slots()
+
+
+def test_fail_waiting_answers_everybody(house: House) -> None:
+    house.route(0)
+    tickets = [house.ask() for _ in range(5)]
+    house.router.fail_waiting("unloaded")
+    assert [t.status for t in tickets] == [503] * 5
+    house.check_slots()
+
+
+def test_statistics(house: House) -> None:
+    (worker,) = house.route(0)
+    house.ask(3)
+    house.loop.advance(4 * MS)
+    house.complete(worker)
+    house.router.close(house.done[0])  # type: ignore[arg-type]
+    missed = house.ask(timeout_ns=MS)
+    house.loop.advance(5 * MS)
+    assert missed.status == 504
+    stats = house.router.stats()
+    assert (stats["name"], stats["inference_count"], stats["execution_count"]) == ("toy", 3, 1)
+    assert stats["inference_stats"]["success"] == {"count": 1, "ns": 4 * MS}
+    assert stats["inference_stats"]["queue"] == {"count": 1, "ns": 3 * MS}
+    assert stats["inference_stats"]["compute_infer"] == {"count": 1, "ns": MS}
+    assert stats["inference_stats"]["fail"]["count"] == 1
+    assert stats["batch_stats"][0]["batch_size"] == 3
+    observed = house.router.observe()
+    assert observed["p95_ms"] == pytest.approx(4.0, rel=0.02)
+    assert observed["accuracy_served"] == 80.0
+    assert observed["arrival_rate"] == pytest.approx(4.0)
+
+
+# --- no slot is ever lost ---------------------------------------------------------------------------------------------
+
+
+class Machine(RuleBasedStateMachine):
+    """Everything that can happen, in any order: slots add up, every ticket is answered once, none is answered twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.house = House(slots=12)
+        self.tickets: list[Ticket] = []
+        self.answers: dict[int, int] = {}
+        self.entries: list[Any] = []
+
+    def _done(self, ticket: Any) -> None:
+        self.answers[id(ticket)] = self.answers.get(id(ticket), 0) + 1
+
+    def _alive(self) -> list[FakeWorker]:
+        return [link.worker for link in self.house.router._lanes.links]  # type: ignore[misc]
+
+    @rule(lane=st.integers(0, 2))
+    def add(self, lane: int) -> None:
+        if len(self.entries) < 4:
+            self.entries.append(self.house.entry(lane, max_batch=3))
+            self.house.router.route(self.entries, (0.5, 0.2, 0.3))
+
+    @precondition(lambda self: self.entries)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        self.entries.remove(data.draw(st.sampled_from(self.entries)))
+        self.house.router.route(self.entries, (0.5, 0.2, 0.3))
+
+    @rule(rows=st.integers(1, 5), accuracy=st.sampled_from([0.0, 82.0]), timeout=st.sampled_from([0, 3, 30]))
+    def ask(self, rows: int, accuracy: float, timeout: int) -> None:
+        try:
+            ticket = self.house.router.open(rows)
+        except (Unavailable, Overloaded):
+            return
+        try:
+            self.house.router.submit(ticket, self._done, min_accuracy=accuracy, timeout_ns=timeout * MS)
+        except Unavailable:
+            self.house.router.close(ticket)
+            return
+        self.tickets.append(ticket)
+
+    @rule()
+    def turn(self) -> None:
+        self.house.loop.turn()
+
+    @rule(duration=st.integers(1, 10))
+    def wait(self, duration: int) -> None:
+        self.house.loop.advance(duration * MS)
+
+    @precondition(lambda self: any(w.ring.batches for w in self._alive()))
+    @rule(data=st.data(), status=st.sampled_from([0, 0, 0, 1]))
+    def complete(self, data: st.DataObject, status: int) -> None:
+        worker = data.draw(st.sampled_from([w for w in self._alive() if w.ring.batches]))
+        self.house.complete(worker, status)
+
+    @precondition(lambda self: self._alive())
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(self._alive()))
+        self.entries = [entry for entry in self.entries if entry[0] is not worker]
+        self.house.router.died(worker, "killed")
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.tickets))
+        self.tickets.remove(ticket)
+        answered = self.answers.pop(id(ticket), 0)
+        assert answered == (1 if ticket.status else 0)
+        self.house.router.close(ticket)
+
+    @invariant()
+    def adds_up(self) -> None:
+        self.house.check_slots()
+        assert all(count == 1 for count in self.answers.values())
+
+    def teardown(self) -> None:
+        for ticket in self.tickets:
+            self.house.router.close(ticket)
+        for worker in self._alive():
+            while worker.ring.batches:
+                self.house.complete(worker)
+        self.house.check_slots()
+        assert self.house.router.observe()["free_slots"] == 12
+
+
+TestNoSlotIsEverLost = Machine.TestCase
+TestNoSlotIsEverLost.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,123 @@
+"""The slot allocator, the deadline wheel and trailing figures."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover.runtime.deadlines import Deadlines
+from clover.runtime.slots import SlotAllocator
+from clover.runtime.tickets import Ticket
+from clover.runtime.traffic import Rate, Traffic, Window
+
+MS = 1_000_000
+SECOND = 1000 * MS
+
+
+@given(st.integers(1, 1200), st.lists(st.tuples(st.booleans(), st.integers(1, 600)), max_size=60))
+def test_slots_are_handed_out_once_and_in_rising_order(size: int, steps: list[tuple[bool, int]]) -> None:
+    allocator = SlotAllocator(size)
+    held: list[list[int]] = []
+    taken: set[int] = set()
+    for take, number in steps:
+        if take or not held:
+            slots = allocator.take(number)
+            if slots is None:
+                assert number > size - len(taken)
+                continue
+            assert len(slots) == number
+            assert slots == sorted(slots)
+            assert not taken & set(slots)
+            taken |= set(slots)
+            held.append(slots)
+        else:
+            for slot in held.pop(number % len(held)):
+                allocator.give(slot)
+                taken.discard(slot)
+        assert allocator.free == size - len(taken)
+
+
+def test_runs_are_found_behind_holes() -> None:
+    allocator = SlotAllocator(1024)
+    first = allocator.take(10)
+    assert first == list(range(10))
+    for slot in (1, 3, 4, 7):
+        allocator.give(slot)
+    assert allocator.take(2) == [3, 4]
+    assert allocator.take(3) == [10, 11, 12]
+    assert allocator.take_one() == 1
+    assert allocator.take(600) is not None  # more than a chunk: the lowest single slots
+
+
+def test_a_slot_cannot_be_given_twice() -> None:
+    allocator = SlotAllocator(4)
+    with pytest.raises(ValueError, match="not taken"):
+        allocator.give(2)
+    with pytest.raises(ValueError, match="not taken"):
+        allocator.give(4)
+    with pytest.raises(ValueError, match="at least one"):
+        SlotAllocator(0)
+    assert SlotAllocator(1).take(2) is None
+
+
+def _ticket(deadline_ns: int) -> Ticket:
+    ticket = Ticket([0], 0)
+    ticket.deadline_ns = deadline_ns
+    return ticket
+
+
+@given(st.lists(st.integers(1, 3000), max_size=40), st.sets(st.integers(0, 39)))
+def test_deadlines_fall_due_after_they_pass_and_soon(after_ms: list[int], discarded: set[int]) -> None:
+    wheel = Deadlines()
+    tickets = [_ticket(ms * MS) for ms in after_ms]
+    for ticket in tickets:
+        wheel.add(ticket, 0)
+    expected = [ticket for index, ticket in enumerate(tickets) if index not in discarded]
+    for index in discarded:
+        if index < len(tickets):
+            wheel.discard(tickets[index])
+    seen: list[Ticket] = []
+    while due_ns := wheel.next_ns():
+        for ticket in wheel.due(due_ns):
+            assert 0 < due_ns - ticket.deadline_ns <= 17 * (1 << 20)
+            seen.append(ticket)
+        assert wheel.due(due_ns) == []
+    assert {id(t) for t in seen} == {id(t) for t in expected}
+
+
+def test_discarding_what_is_not_watched_does_nothing() -> None:
+    wheel = Deadlines()
+    ticket = _ticket(5 * MS)
+    wheel.discard(ticket)
+    wheel.add(ticket, 0)
+    assert wheel.due(10 * MS) == [ticket]
+    wheel.discard(ticket)
+    assert wheel.next_ns() == 0
+
+
+def test_rates_cover_the_time_there_was() -> None:
+    rate = Rate(10)
+    assert rate.per_s(5 * SECOND) == 0.0
+    rate.add(100 * SECOND, 4)
+    assert rate.per_s(100 * SECOND) == 4.0
+    assert rate.per_s(102 * SECOND) == 2.0
+    rate.add(109 * SECOND, 6)
+    assert rate.per_s(110 * SECOND) == pytest.approx(1.0)
+    assert rate.per_s(115 * SECOND) == pytest.approx(0.6)
+    assert rate.per_s(200 * SECOND) == 0.0
+
+
+def test_a_trailing_quantile_forgets() -> None:
+    window = Window(parts=5, part_s=2.0)
+    assert window.quantile(0, 0.95) is None
+    window.record(1 * SECOND, 100 * MS)
+    assert window.quantile(2 * SECOND, 0.95) == pytest.approx(100 * MS, rel=0.01)
+    window.record(9 * SECOND, 1 * MS)
+    assert window.quantile(12 * SECOND, 0.95) == pytest.approx(1 * MS, rel=0.01)
+    assert window.quantile(60 * SECOND, 0.95) is None
+
+
+def test_an_idle_model_has_empty_statistics() -> None:
+    report = Traffic(["a"]).report("m", "1", 5)
+    assert (report["last_inference"], report["inference_count"], report["batch_stats"]) == (0, 0, [])
