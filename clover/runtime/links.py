@@ -45,6 +45,7 @@ class Link:
         "_progress_ns",
         "attached",
         "batches",
+        "broken",
         "epoch",
         "index",
         "lane",
@@ -61,6 +62,7 @@ class Link:
         self.max_batch = max_batch
         self.meter = meter
         self.attached = False
+        self.broken = False
         self.epoch = 0
         self.batches: dict[int, Batch] = {}
         self.on_idle: list[Callable[[], None]] = []

@@ -54,8 +54,8 @@ _MIN_TIMER_S = 0.001
 class Router:
     """Implements `clover.interfaces.Model` for one family; the fleet attaches and detaches workers.
 
-    `slots` rows may be held at once.  `lost` is called with a worker that broke the rules (unknown batch, corrupt ring)
-    or fell silent; whoever owns it must kill it and then call `died`.
+    `slots` rows may be held at once.  `lost` is called with a worker that broke the rules (unknown batch, corrupt
+    ring); whoever owns it must kill it and call `died` once it is dead.
     """
 
     def __init__(
@@ -254,7 +254,8 @@ class Router:
             return
         now_ns = self._clock()
         try:
-            self._take_completions(link, now_ns)
+            if not link.broken:
+                self._take_completions(link, now_ns)
         except ValueError as error:
             log.debug("%s: the ring of worker %d is corrupt: %s", self.name, worker.pid, error)
         batches = list(link.batches.values())
@@ -283,9 +284,12 @@ class Router:
         """Take every completion there is, hand out new batches, then answer."""
         now_ns = self._clock()
         for link in tuple(self._lanes.links):
+            if link.broken:
+                continue
             try:
                 self._take_completions(link, now_ns)
             except ValueError as error:
+                link.broken = True
                 self.lost(link.worker, f"it broke the protocol of its ring: {error}")
         self._turn()
 

@@ -1,0 +1,349 @@
+"""The workers of one family, as a transition drives them: spawn, route, drain; and what keeps them alive in between.
+
+A member is an assignment that shall have a worker, from `spawn` until `drain`.  If its worker dies, the fleet starts
+another after 0.1 s, doubling to 10 s while starts or lives are short, and for as long as the member exists: nothing
+here ever gives up.  Once a worker has been well for 30 s its next death counts as a first one.  A worker that completes
+nothing for `silent_s` while it holds a batch, or that breaks the protocol of its ring, is killed and replaced alike.
+
+Rows of a worker that must die are queued again only when it is dead, not when it is told to: until then it may still
+write into their slots.
+
+Old and new workers may share a placement (that is a swap), so members are known by their whole assignment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from clover.accounting import Account, WorkerMeter
+from clover.errors import PlanError, WorkerError
+from clover.runtime.lanes import Entry
+from clover.runtime.links import RingLike, WorkerHandle
+from clover.runtime.router import Router
+from clover.types import Assignment
+
+log = logging.getLogger("clover.fleet")
+
+FIRST_BACKOFF_S = 0.1
+LONGEST_BACKOFF_S = 10.0
+WELL_AFTER_S = 30.0
+_KEPT_EVENTS = 32
+_SECOND_NS = 1_000_000_000
+
+
+class FleetWorker(Protocol):
+    """What the fleet needs of a worker of the pool."""
+
+    on_death: Callable[[Any, str], None] | None
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def ring(self) -> RingLike: ...
+    @property
+    def state(self) -> str: ...
+    def bell(self) -> None: ...
+    def kill(self) -> None: ...
+    async def drain_and_exit(self) -> None: ...
+
+
+class Member:
+    """An assignment that shall have a worker."""
+
+    __slots__ = ("assignment", "failures", "meter", "ready_ns", "respawn", "restarts", "worker")
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.worker: FleetWorker | None = None
+        self.meter: WorkerMeter | None = None
+        self.respawn: asyncio.Task[None] | None = None
+        self.restarts = 0
+        self.failures = 0
+        self.ready_ns = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.worker is not None
+
+    @property
+    def backoff_s(self) -> float:
+        """How long to wait before the next start."""
+        return float(min(FIRST_BACKOFF_S * 2.0 ** min(self.failures, 16), LONGEST_BACKOFF_S))
+
+
+class FamilyFleet:
+    """Implements `clover.interfaces.Fleet` for the family of `router`.
+
+    `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
+    `joules` gives the profiled joules a row by batch size; `core_w` stands in where there is no profile.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        account: Account,
+        *,
+        start: Callable[[Assignment], Awaitable[FleetWorker]],
+        joules: Callable[[Assignment], list[float]],
+        silent_s: float,
+        clock: Callable[[], int] = time.monotonic_ns,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.router = router
+        self.restarts = 0
+        self.swaps = 0
+        self.repartitions = 0
+        self.events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
+        self._account = account
+        self._start = start
+        self._joules = joules
+        self._silent_ns = int(silent_s * _SECOND_NS)
+        self._clock = clock
+        self._sleep = sleep
+        self._members: dict[Assignment, Member] = {}
+        self._leaving: list[Member] = []
+        self._routed: tuple[Assignment, ...] = ()
+        self._shares: dict[str, float] = {}
+        self._lanes = {variant.name: lane for lane, variant in enumerate(router.spec.variants)}
+        router.lost = self._lost
+
+    # --- what the controller drives -----------------------------------------------------------------------------------
+
+    def running(self) -> tuple[Assignment, ...]:
+        """The assignments whose worker is ready now."""
+        return tuple(assignment for assignment, member in self._members.items() if member.ready)
+
+    async def spawn(self, assignment: Assignment) -> None:
+        """See `Fleet.spawn`; does nothing for an assignment that has its worker."""
+        if assignment.variant not in self._lanes:
+            raise WorkerError(f"family {self.router.name!r} has no variant {assignment.variant!r}")
+        member = self._members.get(assignment)
+        if member is not None:
+            if not member.ready:
+                raise WorkerError(f"{assignment.variant} at {assignment.placement.id} is being restarted")
+            return
+        member = Member(assignment)
+        self._members[assignment] = member
+        try:
+            await self._bring_up(member)
+        except BaseException:
+            if self._members.get(assignment) is member:
+                del self._members[assignment]
+            raise
+
+    async def drain(self, assignment: Assignment) -> None:
+        """See `Fleet.drain`; does nothing for an assignment the fleet does not have."""
+        member = self._members.pop(assignment, None)
+        if member is None:
+            return
+        self._routed = tuple(item for item in self._routed if item != assignment)
+        if member.respawn is not None:
+            member.respawn.cancel()
+            member.respawn = None
+        worker = member.worker
+        if worker is None:
+            return
+        self._leaving.append(member)
+        idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.router.leave(worker, lambda: None if idle.done() else idle.set_result(None))
+        await idle
+        if member.worker is None:
+            return  # it died while it drained; its rows went elsewhere
+        try:
+            await worker.drain_and_exit()
+        finally:
+            self._gone(member)
+
+    def route(self, assignments: tuple[Assignment, ...], shares: dict[str, float]) -> None:
+        """See `Fleet.route`.  A worker that is being restarted joins when it is back.  Raises PlanError where an
+        assignment was never spawned or a share names an unknown variant."""
+        for variant in shares:
+            if variant not in self._lanes:
+                raise PlanError(f"family {self.router.name!r} has no variant {variant!r}")
+        members = []
+        for assignment in assignments:
+            member = self._members.get(assignment)
+            if member is None:
+                raise PlanError(f"{assignment.variant} at {assignment.placement.id} has no worker to route to")
+            members.append(member)
+        self._count_changes(assignments)
+        self._routed = tuple(assignments)
+        self._shares = dict(shares)
+        entries = [entry for entry in map(self._entry, members) if entry is not None]
+        self.router.route(entries, [shares.get(variant.name, 0.0) for variant in self.router.spec.variants])
+
+    def observe(self) -> dict[str, float]:
+        """The router's live figures, and `workers` ready, `restarting` and `restarts` so far."""
+        figures = self.router.observe()
+        figures["workers"] = float(sum(member.ready for member in self._members.values()))
+        figures["restarting"] = float(sum(not member.ready for member in self._members.values()))
+        figures["restarts"] = float(self.restarts)
+        return figures
+
+    # --- what the server drives ---------------------------------------------------------------------------------------
+
+    @property
+    def routed(self) -> tuple[Assignment, ...]:
+        """The assignments that shall receive rows."""
+        return self._routed
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares per variant as last routed."""
+        return self._shares
+
+    @property
+    def ready(self) -> bool:
+        """Whether some routed worker is there to take rows."""
+        return self.router.ready
+
+    def watch(self) -> None:
+        """Kill workers that fell silent; call it about once a second."""
+        for worker in self.router.silent(self._silent_ns):
+            self._lost(worker, f"silent for more than {self._silent_ns / _SECOND_NS:g} s")
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every member for people: where, what, which process, how it is."""
+        routed = set(self._routed)
+        now_ns = self._clock()
+        out = []
+        for member in [*self._members.values(), *self._leaving]:
+            item, worker = member.assignment, member.worker
+            leaving = member in self._leaving
+            out.append(
+                {
+                    "placement": item.placement.id,
+                    "device": item.placement.device,
+                    "profile": item.placement.profile,
+                    "variant": item.variant,
+                    "backend": item.backend,
+                    "pid": worker.pid if worker is not None else None,
+                    "state": "draining" if leaving else "ready" if worker is not None else "starting",
+                    "routed": item in routed and not leaving,
+                    "restarts": member.restarts,
+                    "rows": member.meter.rows if member.meter is not None else 0,
+                    "ready_s": round((now_ns - member.ready_ns) / 1e9, 3) if worker is not None else 0.0,
+                }
+            )
+        return out
+
+    async def stop(self) -> None:
+        """Drain every worker at once."""
+        await asyncio.gather(*(self.drain(assignment) for assignment in list(self._members)))
+        self.router.stop()
+
+    # --- lives --------------------------------------------------------------------------------------------------------
+
+    async def _bring_up(self, member: Member) -> None:
+        """Start a worker for `member`; raises WorkerError."""
+        item = member.assignment
+        worker = await self._start(item)
+        if self._members.get(item) is not member:
+            worker.kill()
+            raise WorkerError(f"{item.variant} at {item.placement.id} was drained while it started")
+        if worker.state == "dead":
+            raise WorkerError(f"{item.variant} at {item.placement.id} died as soon as it was ready")
+        member.meter = self._account.attach(
+            WorkerMeter(
+                family=self.router.name,
+                variant=item.variant,
+                device=item.placement.device,
+                placement=item.placement.id,
+                slices=item.placement.size,
+                joules=self._joules(item),
+                core_w=self._account.core_w,
+            )
+        )
+        member.worker = worker
+        member.ready_ns = self._clock()
+        worker.on_death = self._died
+
+    def _count_changes(self, assignments: tuple[Assignment, ...]) -> None:
+        """A placement whose variants change is a swap; another set of placements is a repartition."""
+        before, after = _by_placement(self._routed), _by_placement(assignments)
+        if before and after:
+            self.swaps += sum(before[place] != after[place] for place in before.keys() & after.keys())
+            self.repartitions += before.keys() != after.keys()
+
+    def _entry(self, member: Member) -> Entry | None:
+        if member.worker is None or member.meter is None:
+            return None
+        return (
+            member.worker,
+            self._lanes[member.assignment.variant],
+            self.router.spec.max_batch,
+            member.meter,
+        )
+
+    def _lost(self, worker: WorkerHandle, reason: str) -> None:
+        """The router or the watchdog gave a worker up: no more rows for it, and an end to it."""
+        for member in self._all():
+            if member.worker is worker:
+                log.error("%s: worker %d is killed: %s", self.router.name, worker.pid, reason)
+                self._note(member, "killed", reason)
+                self.router.leave(worker, lambda: None)
+                member.worker.kill()
+
+    def _died(self, worker: WorkerHandle, reason: str) -> None:
+        """A worker is dead.  Its rows go elsewhere; its member gets another one."""
+        self.router.died(worker, reason)
+        for member in self._all():
+            if member.worker is worker:
+                self._note(member, "died", reason)
+                lived_ns = self._clock() - member.ready_ns
+                self._gone(member)
+                if member.assignment in self._members:
+                    if lived_ns >= WELL_AFTER_S * _SECOND_NS:
+                        member.failures = 0
+                    member.respawn = asyncio.get_running_loop().create_task(self._respawn(member))
+
+    async def _respawn(self, member: Member) -> None:
+        item = member.assignment
+        while True:
+            await self._sleep(member.backoff_s)
+            member.failures += 1
+            member.restarts += 1
+            self.restarts += 1
+            try:
+                await self._bring_up(member)
+            except WorkerError as error:
+                if self._members.get(item) is not member:
+                    return
+                self._note(member, "failed", str(error))
+                log.warning("%s: %s at %s: %s", self.router.name, item.variant, item.placement.id, error)
+                continue
+            break
+        member.respawn = None
+        entry = self._entry(member)
+        if item in self._routed and entry is not None:
+            self.router.join(entry)
+        self._note(member, "restarted", "")
+
+    def _gone(self, member: Member) -> None:
+        """The worker of `member` is no more."""
+        if member.meter is not None:
+            self._account.detach(member.meter)
+        member.worker = None
+        if member in self._leaving:
+            self._leaving.remove(member)
+
+    def _all(self) -> list[Member]:
+        return [*self._members.values(), *self._leaving]
+
+    def _note(self, member: Member, what: str, reason: str) -> None:
+        item = member.assignment
+        self.events.append(
+            {"at_ns": self._clock(), "what": what, "variant": item.variant, "at": item.placement.id, "reason": reason}
+        )
+
+
+def _by_placement(assignments: tuple[Assignment, ...]) -> dict[str, set[str]]:
+    out: dict[str, set[str]] = {}
+    for item in assignments:
+        out.setdefault(item.placement.id, set()).add(item.variant)
+    return out

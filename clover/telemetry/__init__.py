@@ -1,0 +1,1 @@
+"""What Clover tells the outside about itself."""
