@@ -99,16 +99,19 @@ class Batches:
             rows[row, :] = elements(self._slab.get_bytes("input", index, slot), count)
         return rows.reshape(len(slots), *dims)
 
-    def scatter(self, slots: NDArray[np.uint32], answers: Sequence[Any]) -> None:
-        """Write a model's answers into the outputs of the rows in `slots`.  Raises OutputError, with nothing written."""
+    def check(self, count: int, answers: Sequence[Any]) -> list[Any]:
+        """A model's answers for `count` rows, ready to be written.  Raises OutputError where they do not match."""
         if len(answers) != len(self._outputs):
             raise OutputError(f"the model gave {len(answers)} outputs, {len(self._outputs)} are declared")
-        span = self.span(slots)
-        count = len(slots)
-        checked: list[Any] = [
+        return [
             _encode(tensor, answer, count) if tensor.datatype == "BYTES" else _check(tensor, answer, count)
             for (_, tensor, _), answer in zip(self._outputs, answers, strict=True)
         ]
+
+    def scatter(self, slots: NDArray[np.uint32], answers: Sequence[Any]) -> None:
+        """Write a model's answers into the outputs of the rows in `slots`.  Raises OutputError, nothing written."""
+        checked = self.check(len(slots), answers)
+        span = self.span(slots)
         for (index, tensor, region), answer in zip(self._outputs, checked, strict=True):
             if tensor.datatype == "BYTES":
                 dims, rows = answer

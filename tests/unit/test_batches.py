@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.runtime.batches import OutputError, Batches, elements, oip_form
+from clover.runtime.batches import Batches, OutputError, elements, oip_form
 from clover.runtime.slab import Layout, Slab
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 

@@ -1,0 +1,264 @@
+"""The worker process: one variant on one instance.  Forked by the zygote, never imported by the server.
+
+Life: pin, harden, say "loading", load, say "warming", run every batch size, say "ready", then turn: take a batch from
+the ring, gather its rows, run, scatter, complete.  A model that raises or answers in the wrong form fails its batch,
+not the process.  Told to exit, the worker answers what is in its ring first.
+
+It dies with the server in any state, mid-batch included: its lifeline is a pipe that only the server holds open, and
+the kernel is asked to send SIGKILL when that pipe hangs up.  (PR_SET_PDEATHSIG would follow the zygote's life instead,
+and a zygote that dies should not take down workers that serve.)  The end of the control socket ends it as well.
+
+SIGINT, SIGTERM and SIGHUP are ignored: a terminal or a service manager sends them to the whole group, while the server
+still wants its answers; workers end by frame, by the server's end, or by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import fcntl
+import gc
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover import backends
+from clover._native.ring import RING_BYTES, Ring
+from clover.backends.tensors import example_inputs
+from clover.runtime import frames
+from clover.runtime.batches import Batches
+from clover.runtime.slab import Layout, Slab, map_shared
+
+_log = logging.getLogger("clover.worker")
+
+MODEL_FAILED = 1
+"""Status of a completion whose model raised or answered in the wrong form; 0 is success."""
+
+WARM_S = 0.25
+"""Seconds after which warming only visits powers of two, where every batch size would take longer."""
+
+_PR_SET_NO_NEW_PRIVS = 38
+_SETSIG = 10  # fcntl.F_SETSIG is missing from Python's fcntl
+_REASON_CHARS = 2000
+_LOG_EVERY_NS = 1_000_000_000
+
+Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
+
+
+class ParentGone(BaseException):
+    """The server is not there any more."""
+
+
+def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
+    """Run a worker in this (just forked) process; its exit status.  Takes over `fds` (see `frames.SPAWN_FDS`)."""
+    order = spawn.order
+    control_fd, slab_fd, ring_fd, doorbell, completions, lifeline = fds
+    control = socket.socket(fileno=control_fd)
+    try:
+        _tie_to_server(lifeline)
+        try:
+            os.sched_setaffinity(0, order.cores)
+            _harden(order)
+            _say(control, frames.WorkerState(state="loading", fork_ms=_ms_since(forked_ns)))
+            batches = Batches(Slab.attach(slab_fd, Layout(order.family, spawn.slots)))
+            ring = Ring(map_shared(ring_fd, RING_BYTES(order.max_batch)), order.max_batch)
+            os.close(ring_fd)
+            run, load_ms = _load(order)
+            _say(control, frames.WorkerState(state="warming", load_ms=load_ms))
+            warm_ms = _warm(order, run, batches)
+        except Exception as error:
+            _log.exception("%s does not start", order.variant)
+            _say(control, frames.WorkerState(state="failed", text=_reason(error)))
+            return 1
+        gc.collect()
+        gc.freeze()
+        _say(control, frames.WorkerState(state="ready", load_ms=load_ms, warm_ms=warm_ms))
+        _Turn(control, batches, ring, run, doorbell, completions, order.max_batch).forever()
+    except ParentGone:
+        return 0
+    return 0
+
+
+# --- starting ---------------------------------------------------------------------------------------------------------
+
+
+def _tie_to_server(lifeline: int) -> None:
+    """SIGKILL for this process once the server's end of the lifeline closes."""
+    # A descriptor that was passed shares its open file, and with it the one owner of signals: open the pipe anew.
+    own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.close(lifeline)
+    fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(own, _SETSIG, signal.SIGKILL)
+    fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
+    poller = select.poll()
+    poller.register(own, 0)
+    if poller.poll(0):
+        raise ParentGone  # it hung up before we asked
+
+
+def _harden(order: frames.WorkerOrder) -> None:
+    """No new privileges, no core dumps, no GPUs but its own; the limits it was given."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if order.memory_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (order.memory_bytes, order.memory_bytes))
+    os.environ["CUDA_VISIBLE_DEVICES"] = order.visible_devices
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
+        name.write(f"clover:{order.variant}"[:15])
+    faulthandler.enable()
+
+
+def _load(order: frames.WorkerOrder) -> tuple[Run, float]:
+    import torch
+
+    torch.set_num_threads(order.threads)
+    torch.set_num_interop_threads(1)
+    start_ns = time.monotonic_ns()
+    variant = order.family.variant(order.variant)
+    run = backends.get(order.backend).load(order.family, variant, Path(order.artifact_dir), order.threads)
+    return run, _ms_since(start_ns)
+
+
+def _warm(order: frames.WorkerOrder, run: Run, batches: Batches) -> float:
+    """Run every batch size once on zeros, powers of two and the largest first; the others within WARM_S.
+
+    Frameworks prepare kernels per shape: the first batch of a size would take longer.  This also finds a module whose
+    answers do not match the family's declaration.  Plain Python may well refuse zeros or empty strings, and has
+    nothing to prepare: its failure here is only logged.
+    """
+    start_ns = time.monotonic_ns()
+    powers = {1 << power for power in range(order.max_batch.bit_length())} | {order.max_batch}
+    inputs = example_inputs(order.family, order.max_batch)
+    for size in (*sorted(powers), *(size for size in range(order.max_batch, 0, -1) if size not in powers)):
+        if size not in powers and _ms_since(start_ns) > WARM_S * 1e3:
+            break
+        try:
+            batches.check(size, run([array[:size] for array in inputs]))
+        except Exception as error:
+            if order.family.variant(order.variant).kind == "torch":
+                raise
+            _log.info("%s does not take zeros: %s", order.variant, _reason(error))
+            break
+    return _ms_since(start_ns)
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+class _Turn:
+    """The serving loop."""
+
+    def __init__(
+        self,
+        control: socket.socket,
+        batches: Batches,
+        ring: Ring,
+        run: Run,
+        doorbell: int,
+        completions: int,
+        max_batch: int,
+    ) -> None:
+        self._control = control
+        self._batches = batches
+        self._ring = ring
+        self._run = run
+        self._doorbell = doorbell
+        self._completions = completions
+        self._slots = np.zeros(max_batch, np.uint32)
+        self._logged_ns = 0
+        self._unlogged = 0
+
+    def forever(self) -> None:
+        """Serve until told to exit; raises ParentGone where the server is."""
+        poller = select.poll()
+        poller.register(self._doorbell, select.POLLIN)
+        poller.register(self._control.fileno(), select.POLLIN)
+        while True:
+            taken = self._ring.take(self._slots)
+            if taken is not None:
+                self._serve(*taken)
+                continue
+            if not self._ring.sleep():
+                continue
+            ready = poller.poll()
+            self._ring.wake()
+            for fd, _ in ready:
+                if fd == self._doorbell:
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(fd)
+                elif self._told_to_exit():
+                    self._finish()
+                    return
+
+    def _finish(self) -> None:
+        while (taken := self._ring.take(self._slots)) is not None:
+            self._serve(*taken)
+
+    def _told_to_exit(self) -> bool:
+        try:
+            frame = frames.receive(self._control)
+        except OSError as error:
+            raise ParentGone from error
+        if frame is None:
+            raise ParentGone
+        return frame[0] is frames.Kind.EXIT
+
+    def _serve(self, batch: int, count: int) -> None:
+        slots = self._slots[:count]
+        cpu_ns = time.process_time_ns()
+        start_ns = time.monotonic_ns()
+        status = 0
+        try:
+            self._batches.scatter(slots, self._run(self._batches.gather(slots)))
+        except Exception:
+            status = MODEL_FAILED
+            self._complain()
+        end_ns = time.monotonic_ns()
+        used_ns = time.process_time_ns() - cpu_ns
+        # Two credits a worker keep at most two batches here, and the ring holds sixteen: it is full only where the
+        # server broke its own rule, or stopped reaping.
+        if not self._ring.complete(batch, status, count, start_ns, end_ns, used_ns):
+            raise RuntimeError("the completion ring is full")
+        os.eventfd_write(self._completions, 1)
+
+    def _complain(self) -> None:
+        """Log a failed batch with its traceback, at most once a second: a client may provoke them at will."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._logged_ns < _LOG_EVERY_NS:
+            self._unlogged += 1
+            return
+        _log.exception("a batch failed (%d more since the last report)", self._unlogged)
+        self._logged_ns, self._unlogged = now_ns, 0
+
+
+def _say(control: socket.socket, state: frames.WorkerState) -> None:
+    try:
+        frames.send(control, state)
+    except OSError as error:
+        raise ParentGone from error
+
+
+def _reason(error: BaseException) -> str:
+    causes: list[str] = []
+    current: BaseException | None = error
+    while current is not None and len(causes) < 4:
+        causes.append(f"{type(current).__name__}: {current}")
+        current = current.__cause__
+    return "; because ".join(causes)[:_REASON_CHARS]
+
+
+def _ms_since(start_ns: int) -> float:
+    return (time.monotonic_ns() - start_ns) / 1e6

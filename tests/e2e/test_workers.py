@@ -1,0 +1,499 @@
+"""Real zygote, real workers: what they answer, how they die, and that nothing of them stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from clover import families
+from clover.backends import child_environment
+from clover.errors import StartError, WorkerError
+from clover.runtime.batches import elements, oip_form
+from clover.runtime.frames import WorkerOrder
+from clover.runtime.pool import Pool
+from clover.runtime.slab import Layout, Slab
+
+FAMILIES = Path(__file__).parents[1] / "families"
+CORE = min(os.sched_getaffinity(0))
+
+
+def run(main, *, loop_factory=None):
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(main)
+
+
+@contextlib.asynccontextmanager
+async def started(**settings):
+    pool = Pool.launch(**settings)
+    try:
+        await pool.start()
+        yield pool
+    finally:
+        await pool.stop()
+
+
+@contextlib.contextmanager
+def slab_of(name, slots=32):
+    spec = families.load_family(name if name == "fashion" else str(FAMILIES / name))
+    slab = Slab.create(Layout(spec, slots))
+    try:
+        yield spec, slab
+    finally:
+        slab.close()
+
+
+def order(spec, variant="", **changes):
+    found = WorkerOrder(
+        family=spec,
+        variant=variant or spec.variants[0].name,
+        backend="eager",
+        cores=(CORE,),
+        max_batch=spec.max_batch,
+    )
+    return msgspec.structs.replace(found, **changes)
+
+
+class Client:
+    """Sends batches to workers of one pool and waits for them, as the router does."""
+
+    def __init__(self, pool):
+        self._pool = pool
+        self._done = asyncio.Event()
+        self._id = 0
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(pool.completion_fd, self._rung)
+
+    def _rung(self):
+        os.eventfd_read(self._pool.completion_fd)
+        self._done.set()
+
+    def close(self):
+        self._loop.remove_reader(self._pool.completion_fd)
+
+    def submit(self, worker, *slots):
+        self._id += 1
+        outcome = worker.ring.submit(self._id, np.array(slots, np.uint32), len(slots))
+        assert outcome
+        if outcome == 2:
+            worker.bell()
+        return self._id
+
+    async def answer(self, worker, within_s=10.0):
+        async with asyncio.timeout(within_s):
+            while (found := worker.ring.reap()) is None:
+                self._done.clear()
+                await self._done.wait()
+        return found
+
+    async def infer(self, worker, *slots):
+        number = self.submit(worker, *slots)
+        batch, status, count, start_ns, end_ns, cpu_ns = await self.answer(worker)
+        assert (batch, count) == (number, len(slots))
+        assert 0 < start_ns <= end_ns <= time.monotonic_ns()
+        assert cpu_ns >= 0
+        return status
+
+
+@contextlib.asynccontextmanager
+async def client_of(pool):
+    client = Client(pool)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def open_fds():
+    return sorted(os.listdir("/proc/self/fd"), key=int)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def until(condition, within_s):
+    end = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+async def eventually(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - conditions of other processes
+            await asyncio.sleep(0.01)
+
+
+def gone(pid):
+    """Dead and reaped: not even a zombie is left."""
+    return not os.path.exists(f"/proc/{pid}")
+
+
+def proc(pid, name):
+    return Path(f"/proc/{pid}/{name}").read_bytes().decode()
+
+
+def uvloop_loop():
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop_loop], ids=["asyncio", "uvloop"])
+def test_families_of_every_kind_answer(loop_factory):
+    async def main():
+        async with started() as pool, client_of(pool) as client:
+            await numbers(pool, client)
+            await strings(pool, client)
+            await shapes(pool, client)
+            await toys(pool, client)
+
+    async def numbers(pool, client):
+        with slab_of("simple") as (spec, slab):
+            worker = await pool.spawn(order(spec), slab)
+            assert worker.state == "ready"
+            assert worker.ready_ms > 0
+            assert os.sched_getaffinity(worker.pid) == {CORE}
+            slab.input(0)[...] = np.arange(32)[:, None]
+            slab.input(1)[...] = 1
+            for slots in ((0,), (1, 2, 3), (9, 4), tuple(range(8, 16))):
+                assert await client.infer(worker, *slots) == 0
+                for slot in slots:
+                    assert (slab.output(0)[slot] == slot + 1).all()
+                    assert (slab.output(1)[slot] == slot - 1).all()
+            await worker.drain_and_exit()
+            assert worker.state == "dead"
+
+    async def strings(pool, client):
+        with slab_of("simple_string") as (spec, slab):
+            worker = await pool.spawn(order(spec), slab)
+            for slot in (3, 1):
+                slab.put_bytes("input", 0, slot, oip_form([b"%d" % slot] * 16))
+                slab.put_bytes("input", 1, slot, oip_form([b"-2"] * 16))
+            assert await client.infer(worker, 3, 1) == 0
+            assert elements(slab.get_bytes("output", 0, 3), 16) == [b"1"] * 16
+            assert elements(slab.get_bytes("output", 1, 1), 16) == [b"3"] * 16
+            slab.put_bytes("input", 0, 3, oip_form([b"x"] * 16))
+            assert await client.infer(worker, 3) == 1
+            slab.put_bytes("input", 0, 3, b"\xff\xff\xff\xff")
+            assert await client.infer(worker, 3) == 1
+            assert await client.infer(worker, 1) == 0
+
+    async def shapes(pool, client):
+        with slab_of("identity_fp32") as (spec, slab):
+            worker = await pool.spawn(order(spec), slab)
+            tensor = spec.inputs[0]
+            dims = tuple(axis if axis >= 0 else 1 for axis in tensor.shape)
+            for slot in (5, 6):
+                slab.set_dims("input", 0, slot, dims)
+                slab.input(0)[(slot, *(slice(axis) for axis in dims))] = slot
+            assert await client.infer(worker, 5, 6) == 0
+            for slot in (5, 6):
+                assert slab.dims("output", 0, slot) == dims
+                assert (slab.output(0)[(slot, *(slice(axis) for axis in dims))] == slot).all()
+
+    async def toys(pool, client):
+        with slab_of("toy") as (spec, slab):
+            inputs, labels = families.load_evaluation(spec, "held_out")
+            workers = [await pool.spawn(order(spec, variant.name), slab) for variant in spec.variants]
+            slab.input(0)[:32] = inputs[0][:32]
+            right = []
+            for worker in workers:
+                for first in range(0, 32, 8):
+                    assert await client.infer(worker, *range(first, first + 8)) == 0
+                right.append((slab.output(0)[:32].argmax(axis=1) == labels[:32]).mean())
+            assert right[1] > 0.8 > right[0]
+
+    run(main(), loop_factory=loop_factory)
+
+
+def test_fashion_recognises_clothes(capsys):
+    async def main():
+        async with started() as pool, client_of(pool) as client:
+            with slab_of("fashion", 64) as (spec, slab):
+                inputs, labels = families.load_evaluation(spec, "held_out")
+                slab.input(0)[:] = inputs[0][:64]
+                report = []
+                for variant in spec.variants:
+                    worker = await pool.spawn(order(spec, variant.name), slab)
+                    for first in (0, 32):
+                        assert await client.infer(worker, *range(first, first + 32)) == 0
+                    assert (slab.output(0).argmax(axis=1) == labels[:64]).mean() > 0.7
+                    np.testing.assert_allclose(slab.output(0).sum(axis=1), 1.0, atol=1e-4)
+                    report.append(
+                        f"{variant.name}: ready {worker.ready_ms:.0f} ms "
+                        f"(fork {worker.fork_ms:.0f}, load {worker.load_ms:.0f}, warm {worker.warm_ms:.0f}), "
+                        f"own memory {own_mb(worker.pid)} MB"
+                    )
+        return report
+
+    report = run(main())
+    with capsys.disabled():
+        print("\n" + "\n".join(report))
+
+
+def own_mb(pid):
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Private_Dirty:"):
+            return int(line.split()[1]) // 1024
+    raise AssertionError("no Private_Dirty")
+
+
+def test_deaths_and_failures_are_told_once():
+    async def main():
+        deaths = []
+        died = asyncio.Event()
+
+        def on_death(worker, reason):
+            deaths.append((worker.pid, reason, worker.state))
+            died.set()
+
+        async def death():
+            async with asyncio.timeout(5):
+                await died.wait()
+            died.clear()
+            return deaths.pop()
+
+        async with started(start_s=10, silent_s=0.3) as pool, client_of(pool) as client:
+            with slab_of("crashy") as (spec, slab):
+                for slot in range(6):
+                    slab.input(0)[slot] = slot  # 0 echoes, 1 raises, 2 kills, 3 exits, 4 hangs, 5 answers misshapen
+
+                worker = await pool.spawn(order(spec, "always"), slab, on_death=on_death)
+                assert [await client.infer(worker, slot) for slot in (0, 1, 5, 0)] == [0, 1, 1, 0]
+                assert await client.infer(worker, 0, 31, 1) == 1
+                # Gone before anybody listens for it: no death is missed.
+                os.kill(worker.pid, signal.SIGKILL)
+                assert await death() == (worker.pid, "killed by SIGKILL", "dead")
+                worker.bell()
+                worker.kill()
+                await worker.drain_and_exit()
+
+                for slot, reason in ((2, "killed by SIGKILL"), (3, "exited with status 3")):
+                    worker = await pool.spawn(order(spec, "always"), slab)
+                    client.submit(worker, slot)
+                    assert await worker.dead(5)
+                    worker.on_death = on_death
+                    assert await death() == (worker.pid, reason, "dead")
+                    assert worker.ring.reap() is None
+
+                worker = await pool.spawn(order(spec, "always"), slab, on_death=on_death)
+                client.submit(worker, 0)
+                client.submit(worker, 0, 0)
+                await worker.drain_and_exit()  # answers what is in its ring first
+                assert worker.ring.reap()[1] == worker.ring.reap()[1] == 0
+                assert not deaths
+
+                worker = await pool.spawn(order(spec, "always"), slab, on_death=on_death)
+                client.submit(worker, 4)
+                await worker.drain_and_exit()  # hangs, so it is killed: its rows are lost, and that is told
+                assert await death() == (worker.pid, "killed by SIGKILL", "dead")
+
+                with pytest.raises(WorkerError, match="asked not to load"):
+                    await pool.spawn(order(spec, "unloadable"), slab, on_death=on_death)
+                with pytest.raises(WorkerError, match="not compiled for aoti"):
+                    await pool.spawn(order(spec, "always", backend="aoti"), slab)
+                with pytest.raises(WorkerError, match="Invalid argument"):
+                    await pool.spawn(order(spec, "always", cores=(4095,)), slab)
+                with pytest.raises(WorkerError, match=r"Cannot allocate|MemoryError"):
+                    await pool.spawn(order(spec, "always", memory_bytes=1 << 20), slab)
+                with slab_of("simple") as (_, other), pytest.raises(WorkerError, match="shared memory has"):
+                    await pool.spawn(order(spec, "always"), other)
+                pool.start_s = 0.001
+                with pytest.raises(WorkerError, match=r"not ready within|did not fork within"):
+                    await pool.spawn(order(spec, "always"), slab)
+                pool.start_s = 10
+                spawning = asyncio.create_task(pool.spawn(order(spec, "always"), slab))
+                await asyncio.sleep(0.005)
+                spawning.cancel()
+                await asyncio.gather(spawning, return_exceptions=True)
+                assert spawning.cancelled()
+                await eventually(lambda: not pool.workers)
+                assert not deaths
+
+    run(main())
+
+
+def test_twenty_spawns_leave_nothing():
+    async def main():
+        before = open_fds()
+        with slab_of("simple") as (spec, slab):
+            pool = Pool()
+            await pool.start()
+            zygote = pool.zygote_pid
+            base = None
+            for turn in range(20):
+                worker = await pool.spawn(order(spec), slab)
+                pid = worker.pid
+                if turn % 2:
+                    worker.kill()
+                    assert await worker.dead(5)
+                else:
+                    await worker.drain_and_exit()
+                del worker
+                base = base or open_fds()
+                assert gone(pid)
+            assert open_fds() == base
+            kept = [await pool.spawn(order(spec), slab) for _ in range(2)]
+            assert len({worker.pid for worker in kept}) == 2
+            await pool.stop()
+            await pool.stop()
+            assert all(worker.state == "dead" for worker in kept)
+            assert gone(zygote)
+            with pytest.raises(WorkerError, match="stopped"):
+                await pool.spawn(order(spec), slab)
+            kept.clear()
+            pool = Pool.launch()  # started and never used
+            await pool.stop()
+        return before, open_fds()
+
+    before, after = run(main())
+    assert len(after) <= len(before)
+
+
+def test_a_dead_zygote_takes_nobody_along_and_is_replaced():
+    async def main():
+        async with started() as pool, client_of(pool) as client:
+            with slab_of("simple") as (spec, slab):
+                deaths = []
+                worker = await pool.spawn(order(spec), slab, on_death=lambda w, reason: deaths.append(reason))
+                os.kill(pool.zygote_pid, signal.SIGKILL)
+                await eventually(lambda: pool.zygote_pid is None)
+                assert await client.infer(worker, 0) == 0
+                another = await pool.spawn(order(spec), slab)
+                assert await client.infer(another, 1) == 0
+                assert not deaths
+                worker.kill()
+                assert await worker.dead(5)
+                assert deaths == ["ended with unknown status"]
+
+    run(main())
+
+
+def test_a_zygote_that_has_threads_does_not_fork(monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, threading, time\n"
+        "if 'clover.runtime.zygote' in ' '.join(sys.orig_argv):\n"
+        "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    async def main():
+        pool = Pool(start_s=20)
+        try:
+            with pytest.raises(StartError, match="2 threads"):
+                await pool.start()
+        finally:
+            await pool.stop()
+
+    run(main())
+
+
+def test_a_thread_between_forks_is_noticed():
+    from clover.runtime import frames, zygote
+
+    ours, theirs = frames.socket_pair()
+    with slab_of("simple") as (spec, _), contextlib.ExitStack() as stack:
+        stack.callback(ours.close)
+        stack.callback(theirs.close)
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(zygote, "thread_count", lambda: 3)
+        pipes = [fd for _ in range(3) for fd in os.pipe()]
+        frames.send(ours, frames.Spawn(token=7, slots=4, order=order(spec)), tuple(pipes))
+        frames.close_all(pipes)
+        frames.send(ours, frames.Stop())
+        zygote.Zygote(theirs).forever()
+        kind, payload, _ = frames.receive(ours)
+        assert kind is frames.Kind.REFUSED
+        refused = frames.decode(payload, frames.Refused)
+        assert refused.token == 7
+        assert "3 threads" in refused.reason
+
+
+SERVER = """
+import asyncio, os, sys
+import numpy as np
+from clover import families
+from clover.runtime.frames import WorkerOrder
+from clover.runtime.pool import Pool
+from clover.runtime.slab import Layout, Slab
+
+async def main():
+    spec = families.load_family(sys.argv[1])
+    slab = Slab.create(Layout(spec, 8))
+    pool = Pool()
+    await pool.start()
+    assert "torch" not in sys.modules
+    order = WorkerOrder(
+        family=spec, variant="always", backend="eager", cores=(min(os.sched_getaffinity(0)),), max_batch=4
+    )
+    workers = [await pool.spawn(order, slab) for _ in range(3)]
+    slab.input(0)[0] = 4  # hangs: this worker is in the middle of a batch
+    if workers[0].ring.submit(1, np.zeros(1, np.uint32), 1) == 2:
+        workers[0].bell()
+    if "orphan" in sys.argv:
+        os.kill(pool.zygote_pid, 9)
+        pool.zygote_pid
+        await asyncio.sleep(0.1)
+    print(os.getpid(), *[worker.pid for worker in workers], *([pool.zygote_pid] if pool.zygote_pid else []), flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("ending", ["killed", "killed without a zygote"])
+def test_no_worker_outlives_a_killed_server(ending):
+    arguments = [sys.executable, "-P", "-c", SERVER, str(FAMILIES / "crashy")]
+    if ending != "killed":
+        arguments.append("orphan")
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, env=child_environment() | {"PYTHONWARNINGS": "default"}, text=True
+    )
+    with process:
+        server, *children = map(int, process.stdout.readline().split())
+        assert len(children) == (4 if ending == "killed" else 3)
+        assert all(alive(pid) for pid in children)
+        for pid in children:  # what a terminal or a service manager sends to everybody
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(pid, number)
+        time.sleep(0.05)
+        assert all(alive(pid) for pid in children)
+        os.kill(server, signal.SIGKILL)
+        start = time.monotonic()
+        assert until(lambda: not any(alive(pid) for pid in children), 2.0)
+        print(f"{len(children)} processes gone {1e3 * (time.monotonic() - start):.0f} ms after the server")
+
+
+def test_workers_are_hardened():
+    async def main():
+        async with started() as pool:
+            with slab_of("simple") as (spec, slab):
+                worker = await pool.spawn(order(spec, memory_bytes=64 << 30), slab)
+                assert "NoNewPrivs:\t1" in proc(worker.pid, "status")
+                limits = proc(worker.pid, "limits").splitlines()
+                assert next(line for line in limits if "core file" in line).split()[4:6] == ["0", "0"]
+                assert str(64 << 30) in next(line for line in limits if "address space" in line)
+                environment = proc(worker.pid, "environ").split("\0")
+                assert not [item for item in environment if "SECRET" in item]
+                assert "OMP_WAIT_POLICY=PASSIVE" in environment
+                # Only what it was given: standard streams, control, slab (and its map), ring's map, bells, lifeline.
+                assert len(os.listdir(f"/proc/{worker.pid}/fd")) <= 10
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("A_SECRET", "x")
+        run(main())
