@@ -16,6 +16,8 @@ from libc.stdint cimport uint32_t, uint64_t
 cdef enum:
     MAX_LANES = 64
 
+cdef double TIE = 1e-9  # rows; less than this is rounding, and equals take turns
+
 
 cdef class Quota:
     """Quotas over `lanes` lanes (1..64), all equal at first.  Lane i is permitted by bit i of a mask."""
@@ -78,7 +80,7 @@ cdef class Quota:
         for i in range(self._lanes):
             if (able >> i) & 1:
                 self._credit[i] += self._share[i] / total
-                if best < 0 or self._credit[i] > self._credit[best]:
+                if best < 0 or self._credit[i] > self._credit[best] + TIE:
                     best = i
         self._credit[best] -= 1.0
         return best

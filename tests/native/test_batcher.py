@@ -1,0 +1,348 @@
+"""The batcher: nothing lost, nothing twice, the right order, and never more batches out than credits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.reference import batcher as twin
+
+OUT = np.zeros(64, np.uint32)
+
+
+def slots(*values: int) -> np.ndarray[Any, Any]:
+    return np.array(values, np.uint32)
+
+
+def dispatched(batcher: Any, now_ns: int = 1) -> tuple[int, list[int]] | None:
+    batch = batcher.dispatch(now_ns, OUT)
+    return None if batch is None else (batch[0], OUT[: batch[1]].tolist())
+
+
+def test_a_row_needs_a_worker_with_a_credit(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 8)
+    assert b.push(0, 3, 100, 1)
+    assert dispatched(b) is None
+    assert not b.lane_has_worker(0)
+    b.attach(0, 0, 4, credits=1)
+    assert b.lane_has_worker(0)
+    assert dispatched(b) == (0, [3])
+    assert b.push(0, 4, 100, 1)
+    assert dispatched(b) is None
+    b.credit(0)
+    assert dispatched(b) == (0, [4])
+    assert b.outstanding(0) == 1
+    assert b.depth() == 0
+
+
+def test_earliest_deadline_first_and_first_come_among_equals(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 8)
+    b.attach(0, 0, 8)
+    for slot, deadline_ns in ((0, 50), (1, 40), (2, 50), (3, 40), (4, 10)):
+        b.push(0, slot, deadline_ns, 1)
+    assert dispatched(b) == (0, [4, 1, 3, 0, 2])
+
+
+def test_the_lane_with_the_earliest_row_goes_first(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(2, 2, 8)
+    b.attach(0, 0, 8)
+    b.attach(1, 1, 8)
+    b.push(0, 0, 50, 1)
+    b.push(1, 1, 40, 1)
+    assert dispatched(b) == (1, [1])
+    assert dispatched(b) == (0, [0])
+
+
+def test_a_batch_holds_one_key(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 8)
+    b.attach(0, 0, 8, credits=4)
+    for slot, key in enumerate((7, -9, 7, -9, 2**62)):
+        b.push(0, slot, 10 + slot, 1, key)
+    assert [dispatched(b) for _ in range(4)] == [(0, [0, 2]), (0, [1, 3]), (0, [4]), None]
+
+
+def test_the_least_busy_worker_serves_and_ties_rotate(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 3, 16)
+    for worker in (2, 0, 1):
+        b.attach(worker, 0, 1)
+    for slot in range(8):
+        b.push(0, slot, 10, 1)
+    order = [b.dispatch(1, OUT) for _ in range(7)]
+    assert order == [(0, 1), (1, 1), (2, 1), (0, 1), (1, 1), (2, 1), None]
+    b.credit(1)
+    b.credit(1)
+    b.credit(2)
+    assert b.dispatch(1, OUT) == (1, 1)
+
+
+def test_a_detached_worker_gets_nothing_more(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 2, 8)
+    b.attach(0, 0, 1)
+    b.attach(1, 0, 1)
+    for slot in range(6):
+        b.push(0, slot, 10, 1)
+    assert dispatched(b) == (0, [0])
+    b.detach(0)
+    assert [dispatched(b) for _ in range(3)] == [(1, [1]), (1, [2]), None]
+    assert b.outstanding(0) == 1
+    b.credit(0)
+    assert dispatched(b) is None
+    with pytest.raises(ValueError):
+        b.detach(0)
+    b.attach(0, 0, 4)
+    assert dispatched(b) == (0, [3, 4, 5])
+
+
+def test_capacity_bounds_pushes_but_not_requeues(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 3, 0, 8)
+    assert b.push_many(0, [0, 1], 10, 1)
+    assert not b.push_many(0, slots(2, 3), 10, 1)
+    assert b.depth() == 2
+    assert b.push_many(0, slots(2), 10, 1)
+    assert not b.push(0, 3, 10, 1)
+    b.requeue(0, [3, 4], 5, 1)
+    b.attach(0, 0, 8)
+    assert dispatched(b) == (0, [3, 4, 0, 1, 2])
+
+
+def test_a_bad_push_changes_nothing(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(2, 1, 4)
+    b.push(0, 1, 10, 1)
+    for bad in ([2, 1], [2, 2], slots(3, 1)):
+        with pytest.raises(ValueError):
+            b.push_many(0, bad, 10, 1)
+    for bad in ([2, 4], slots(2, 2**32 - 1)):
+        with pytest.raises(IndexError):
+            b.push_many(0, bad, 10, 1)
+    with pytest.raises(ValueError):
+        b.push(1, 1, 10, 1)
+    for lane, slot in ((0, 4), (0, -1), (2, 0), (-1, 0)):
+        with pytest.raises(IndexError):
+            b.push(lane, slot, 10, 1)
+    with pytest.raises(IndexError):
+        b.requeue(2, [0], 10, 1)
+    assert b.depth() == 1
+    assert b.push_many(0, [0, 2, 3], 10, 1)
+
+
+def test_arguments_out_of_range_are_refused(kernels: SimpleNamespace) -> None:
+    for sizes in ((0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1, -1), (1, 1, 1, 0, -1)):
+        with pytest.raises(ValueError):
+            kernels.batcher.Batcher(*sizes)
+    b = kernels.batcher.Batcher(2, 2, 4)
+    for call in (b.credit, b.outstanding, b.detach, b.cancel, b.lane_has_worker, b.depth):
+        with pytest.raises(IndexError):
+            call(9)
+        with pytest.raises(IndexError):
+            call(-2)
+    for worker, lane in ((2, 0), (-1, 0), (0, 2), (0, -1)):
+        with pytest.raises(IndexError):
+            b.attach(worker, lane, 1)
+    for limits in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError):
+            b.attach(0, 0, *limits)
+    b.attach(0, 0, 1)
+    with pytest.raises(ValueError):
+        b.attach(0, 1, 1)
+    with pytest.raises(ValueError):
+        b.credit(0)
+    for call in (b.dispatch, b.expire):
+        with pytest.raises(ValueError):
+            call(1, np.zeros(0, np.uint32))
+
+
+def test_cancel_takes_a_row_out_wherever_it_stands(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 32)
+    b.attach(0, 0, 4)
+    for slot in range(32):
+        b.push(0, slot, 1 + (slot * 7) % 13, 1)
+    assert dispatched(b) is not None  # gives the heap a shape
+    waiting = set(range(32)) - set(OUT[:4].tolist())
+    for slot in (2, 31, 15, 16, 9):
+        assert b.cancel(slot) == (slot in waiting)
+        assert not b.cancel(slot)
+        waiting.discard(slot)
+    assert b.depth(0) == len(waiting)
+    assert b.expire(100, OUT) == len(waiting)
+    assert set(OUT[: len(waiting)].tolist()) == waiting
+
+
+def test_expiry_takes_the_late_ones(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(2, 1, 8)
+    for slot, deadline_ns in enumerate((30, 10, 20, 40)):
+        b.push(slot % 2, slot, deadline_ns, 1)
+    assert b.next_event_ns(5) == 10
+    assert b.expire(9, OUT) == 0
+    assert b.expire(20, OUT) == 2
+    assert sorted(OUT[:2].tolist()) == [1, 2]
+    small = np.zeros(1, np.uint32)
+    assert b.expire(99, small) == 1
+    assert b.expire(99, small) == 1
+    assert b.expire(99, small) == 0
+    assert b.next_event_ns(5) == 0
+
+
+def test_a_delay_lets_a_batch_fill(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 2, 8, 100)
+    b.push(0, 0, 10_000, 1_000)
+    assert b.next_event_ns(1_000) == 10_000  # nobody could take it
+    b.attach(0, 0, 2)
+    b.attach(1, 0, 4)
+    assert b.next_event_ns(1_000) == 1_100
+    assert dispatched(b, 1_099) is None
+    b.push(0, 1, 10_000, 1_099)
+    assert dispatched(b, 1_099) == (0, [0, 1])  # full for worker 0
+    b.push(0, 2, 10_000, 1_100)
+    assert dispatched(b, 1_199) is None
+    assert dispatched(b, 1_200) == (1, [2])  # has waited long enough
+    b.push(0, 3, 10_000, 1_200)
+    b.requeue(0, [2], 10_000, 1_200)
+    assert b.next_event_ns(1_200) == 1_200
+    assert dispatched(b, 1_200) == (0, [3, 2])  # a row on its second try waits for nobody
+
+
+def test_out_bounds_a_batch(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 8)
+    b.attach(0, 0, 8)
+    b.push_many(0, [0, 1, 2], 10, 1)
+    out = np.zeros(2, np.uint32)
+    assert b.dispatch(1, out) == (0, 2)
+    assert out.tolist() == [0, 1]
+    assert b.depth() == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=64))
+def test_every_row_leaves_once_and_each_key_in_order(kernels: SimpleNamespace, rows: list[tuple[int, int]]) -> None:
+    b = kernels.batcher.Batcher(1, 1, 64)
+    b.attach(0, 0, 5, credits=64)
+    for slot, (deadline_ns, key) in enumerate(rows):
+        b.push(0, slot, deadline_ns, 1, key)
+    left: list[int] = []
+    while (batch := dispatched(b)) is not None:
+        assert len({rows[slot][1] for slot in batch[1]}) == 1
+        left += batch[1]
+    assert sorted(left) == list(range(len(rows)))
+    for key in range(3):
+        mine = [slot for slot in left if rows[slot][1] == key]
+        assert mine == sorted(mine, key=lambda slot: (rows[slot][0], slot))
+
+
+LANES, WORKERS, CAPACITY, SLOTS = 3, 4, 12, 16
+
+
+class Life(RuleBasedStateMachine):
+    """Any life of a batcher, beside its twin and beside plain books of who is where."""
+
+    subject: Any
+
+    @initialize(delay_ns=st.sampled_from([0, 0, 5, 50]))
+    def start(self, delay_ns: int) -> None:
+        self.now_ns = 1_000
+        self.real = self.subject(LANES, WORKERS, CAPACITY, delay_ns, SLOTS)
+        self.twin = twin.Batcher(LANES, WORKERS, CAPACITY, delay_ns, SLOTS)
+        self.queued: dict[int, tuple[int, int]] = {}  # slot -> lane, key
+        self.lane_of: dict[int, int] = {}
+        self.credits: dict[int, int] = {}
+        self.out_of = [0] * WORKERS
+
+    def both(self, name: str, *arguments: Any) -> Any:
+        mine, theirs = (getattr(batcher, name)(*arguments) for batcher in (self.real, self.twin))
+        assert mine == theirs, (name, arguments)
+        return mine
+
+    @rule(step_ns=st.integers(0, 30))
+    def time_passes(self, step_ns: int) -> None:
+        self.now_ns += step_ns
+
+    @rule(data=st.data(), lane=st.integers(0, LANES - 1), wait_ns=st.integers(0, 40), key=st.integers(0, 1))
+    def push(self, data: st.DataObject, lane: int, wait_ns: int, key: int) -> None:
+        free = [slot for slot in range(SLOTS) if slot not in self.queued]
+        if free:
+            some = data.draw(st.lists(st.sampled_from(free), unique=True, max_size=6))
+            again = data.draw(st.booleans())
+            fits = len(self.queued) + len(some) <= CAPACITY
+            taken = self.both("requeue" if again else "push_many", lane, some, self.now_ns + wait_ns, self.now_ns, key)
+            if again or taken:
+                assert again or fits
+                self.queued.update(dict.fromkeys(some, (lane, key)))
+            else:
+                assert not fits
+
+    @rule(slot=st.integers(0, SLOTS - 1))
+    def cancel(self, slot: int) -> None:
+        assert self.both("cancel", slot) == (slot in self.queued)
+        self.queued.pop(slot, None)
+
+    @rule(
+        worker=st.integers(0, WORKERS - 1), lane=st.integers(0, LANES - 1), rows=st.integers(1, 5), n=st.integers(1, 3)
+    )
+    def attach_or_detach(self, worker: int, lane: int, rows: int, n: int) -> None:
+        if worker in self.lane_of:
+            self.both("detach", worker)
+            del self.lane_of[worker]
+        else:
+            self.both("attach", worker, lane, rows, n)
+            self.lane_of[worker], self.credits[worker], self.out_of[worker] = lane, n, 0
+
+    @rule(worker=st.integers(0, WORKERS - 1))
+    def credit(self, worker: int) -> None:
+        if self.out_of[worker]:
+            self.both("credit", worker)
+            self.out_of[worker] -= 1
+        else:
+            for batcher in (self.real, self.twin):
+                with pytest.raises(ValueError):
+                    batcher.credit(worker)
+
+    @rule()
+    def dispatch(self) -> None:
+        mine, theirs = np.zeros(8, np.uint32), np.zeros(8, np.uint32)
+        batch = self.real.dispatch(self.now_ns, mine)
+        assert batch == self.twin.dispatch(self.now_ns, theirs)
+        if batch is not None:
+            worker, n = batch
+            assert mine[:n].tolist() == theirs[:n].tolist()
+            rows = [self.queued.pop(slot) for slot in mine[:n].tolist()]
+            assert {lane for lane, _ in rows} == {self.lane_of[worker]}
+            assert len(set(rows)) == 1
+            self.out_of[worker] += 1
+
+    @precondition(lambda self: self.queued)
+    @rule()
+    def expire(self) -> None:
+        mine, theirs = np.zeros(SLOTS + 1, np.uint32), np.zeros(SLOTS + 1, np.uint32)
+        n = self.real.expire(self.now_ns, mine)
+        assert n == self.twin.expire(self.now_ns, theirs)
+        assert sorted(mine[:n].tolist()) == sorted(theirs[:n].tolist())
+        for slot in mine[:n].tolist():
+            del self.queued[slot]
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        if hasattr(self, "real"):
+            assert self.both("depth") == len(self.queued)
+            for lane in range(LANES):
+                assert self.both("depth", lane) == sum(entry[0] == lane for entry in self.queued.values())
+                assert self.both("lane_has_worker", lane) == (lane in self.lane_of.values())
+            for worker in range(WORKERS):
+                assert self.both("outstanding", worker) == self.out_of[worker]
+                assert worker not in self.lane_of or self.out_of[worker] <= self.credits[worker]
+            self.both("next_event_ns", self.now_ns)
+
+
+def test_any_life_of_a_batcher(kernels: SimpleNamespace) -> None:
+    machine = type("Machine", (Life,), {"subject": staticmethod(kernels.batcher.Batcher)})
+    run_state_machine_as_test(machine, settings=settings(max_examples=80, stateful_step_count=60))

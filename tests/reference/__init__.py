@@ -1,0 +1,1 @@
+"""The kernels once more in plain Python: slow, short, and obviously right.  Every kernel test runs through both."""
