@@ -94,7 +94,7 @@ class Worker:
             await asyncio.wait_for(self._ready, within_s)
         except TimeoutError as error:
             what = f"{self.order.variant} ({self.order.backend})"
-            raise WorkerError(f"{what} was not ready within {within_s:.0f} s: still {self.state}") from error
+            raise WorkerError(f"{what} was not ready within {within_s:g} s: still {self.state}") from error
 
     # --- using it ---
 
@@ -234,7 +234,8 @@ class Worker:
             self._ready.set_exception(
                 WorkerError(f"{self.order.variant} ({self.order.backend}) died while starting: {reason}")
             )
-        self._ready.exception()  # looked at, also where nobody waits any more
+        if not self._ready.cancelled():
+            self._ready.exception()  # looked at, also where nobody waits any more
         if not expected:
             self._undelivered = reason
             self._deliver()

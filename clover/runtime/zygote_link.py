@@ -80,7 +80,7 @@ class ZygoteLink:
             hello = await asyncio.wait_for(asyncio.shield(self._hello), within_s)
         except TimeoutError as error:
             self.kill()
-            raise WorkerError(f"the zygote did not import torch within {within_s:.0f} s") from error
+            raise WorkerError(f"the zygote did not import torch within {within_s:g} s") from error
         if hello.threads != 1:
             self.kill()
             raise WorkerError(f"the zygote has {hello.threads} threads after its imports; it must have one")
@@ -98,7 +98,7 @@ class ZygoteLink:
             if answer.done() and answer.exception() is None:
                 _end_unwanted(answer.result()[1])
             if isinstance(error, TimeoutError):
-                raise WorkerError(f"the zygote did not fork within {within_s:.0f} s") from error
+                raise WorkerError(f"the zygote did not fork within {within_s:g} s") from error
             raise
         finally:
             self._asked.pop(order.token, None)

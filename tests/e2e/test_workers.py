@@ -28,8 +28,13 @@ CORE = min(os.sched_getaffinity(0))
 
 
 def run(main, *, loop_factory=None):
+    """Run `main`, and fail where the loop had anything to complain about."""
+    complaints = []
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(main)
+        runner.get_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        result = runner.run(main)
+    assert not complaints
+    return result
 
 
 @contextlib.asynccontextmanager
@@ -228,18 +233,28 @@ def test_fashion_recognises_clothes(capsys):
             with slab_of("fashion", 64) as (spec, slab):
                 inputs, labels = families.load_evaluation(spec, "held_out")
                 slab.input(0)[:] = inputs[0][:64]
-                report = []
+                report, workers = [], []
                 for variant in spec.variants:
                     worker = await pool.spawn(order(spec, variant.name), slab)
                     for first in (0, 32):
                         assert await client.infer(worker, *range(first, first + 32)) == 0
                     assert (slab.output(0).argmax(axis=1) == labels[:64]).mean() > 0.7
                     np.testing.assert_allclose(slab.output(0).sum(axis=1), 1.0, atol=1e-4)
+                    workers.append(worker)
                     report.append(
                         f"{variant.name}: ready {worker.ready_ms:.0f} ms "
                         f"(fork {worker.fork_ms:.0f}, load {worker.load_ms:.0f}, warm {worker.warm_ms:.0f}), "
                         f"own memory {own_mb(worker.pid)} MB"
                     )
+                # Two threads in a child of a zygote that never had any: a region of two must not hang.
+                both = tuple(sorted(os.sched_getaffinity(0))[:2])
+                workers.append(await pool.spawn(order(spec, "xlarge", cores=both, threads=len(both)), slab))
+                assert await client.infer(workers[-1], *range(32)) == 0
+                assert (slab.output(0)[:32].argmax(axis=1) == labels[:32]).mean() > 0.7
+                pool.start_s = 0.1
+                with pytest.raises(WorkerError, match=r"within 0\.1 s: still (loading|warming)"):
+                    await pool.spawn(order(spec, "xlarge"), slab)
+                await eventually(lambda: len(pool.workers) == len(workers))
         return report
 
     report = run(main())
