@@ -140,7 +140,7 @@ def until(condition, within_s):
 
 async def eventually(condition):
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - conditions of other processes
+        while not condition():
             await asyncio.sleep(0.01)
 
 
