@@ -164,7 +164,7 @@ async def compile_in_background(
     """`compile_in_subprocess` on an event loop; cancelling it ends the compilation at once."""
     if not is_compiled(folder):
         with _Compilation(family, variant, backend, folder, threads, timeout_s) as compilation:
-            while not compilation.done():  # noqa: ASYNC110 - a process, not an event of this loop
+            while not compilation.done():
                 await asyncio.sleep(_POLL_S)
 
 
