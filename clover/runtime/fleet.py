@@ -4,6 +4,7 @@ A member is an assignment that shall have a worker, from `spawn` until `drain`. 
 another after 0.1 s, doubling to 10 s while starts or lives are short, and for as long as the member exists: nothing
 here ever gives up.  Once a worker has been well for 30 s its next death counts as a first one.  A worker that completes
 nothing for `silent_s` while it holds a batch, or that breaks the protocol of its ring, is killed and replaced alike.
+While a routed member is restarted for the first few times, rows wait for it rather than being refused.
 
 Rows of a worker that must die are queued again only when it is dead, not when it is told to: until then it may still
 write into their slots.
@@ -32,6 +33,7 @@ log = logging.getLogger("clover.fleet")
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 10.0
 WELL_AFTER_S = 30.0
+_HELD_FAILURES = 3
 _KEPT_EVENTS = 32
 _SECOND_NS = 1_000_000_000
 
@@ -145,6 +147,7 @@ class FamilyFleet:
         if member.respawn is not None:
             member.respawn.cancel()
             member.respawn = None
+        self._set_hold()
         worker = member.worker
         if worker is None:
             return
@@ -174,6 +177,7 @@ class FamilyFleet:
         self._count_changes(assignments)
         self._routed = tuple(assignments)
         self._shares = dict(shares)
+        self._set_hold()
         entries = [entry for entry in map(self._entry, members) if entry is not None]
         self.router.route(entries, [shares.get(variant.name, 0.0) for variant in self.router.spec.variants])
 
@@ -291,7 +295,6 @@ class FamilyFleet:
 
     def _died(self, worker: WorkerHandle, reason: str) -> None:
         """A worker is dead.  Its rows go elsewhere; its member gets another one."""
-        self.router.died(worker, reason)
         for member in self._all():
             if member.worker is worker:
                 self._note(member, "died", reason)
@@ -301,6 +304,8 @@ class FamilyFleet:
                     if lived_ns >= WELL_AFTER_S * _SECOND_NS:
                         member.failures = 0
                     member.respawn = asyncio.get_running_loop().create_task(self._respawn(member))
+        self._set_hold()
+        self.router.died(worker, reason)
 
     async def _respawn(self, member: Member) -> None:
         item = member.assignment
@@ -314,15 +319,22 @@ class FamilyFleet:
             except WorkerError as error:
                 if self._members.get(item) is not member:
                     return
+                self._set_hold()
                 self._note(member, "failed", str(error))
                 log.warning("%s: %s at %s: %s", self.router.name, item.variant, item.placement.id, error)
                 continue
             break
         member.respawn = None
+        self._set_hold()
         entry = self._entry(member)
         if item in self._routed and entry is not None:
             self.router.join(entry)
         self._note(member, "restarted", "")
+
+    def _set_hold(self) -> None:
+        """Whether rows may wait for a worker that is on its way."""
+        routed = [self._members[item] for item in self._routed if item in self._members]
+        self.router.hold = any(not member.ready and member.failures < _HELD_FAILURES for member in routed)
 
     def _gone(self, member: Member) -> None:
         """The worker of `member` is no more."""

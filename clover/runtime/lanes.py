@@ -42,7 +42,7 @@ class Lanes:
     """Links between workers and lanes.  `live` has bit i set while lane i has an attached worker."""
 
     def __init__(self, batcher: Batcher, accuracy: Sequence[float], max_batch: int) -> None:
-        self.accuracy = list(accuracy)
+        self.accuracy = accuracy
         self.live = 0
         self.links: list[Link] = []
         self.shares = [1.0] * len(self.accuracy)
@@ -68,12 +68,20 @@ class Lanes:
                 self._masks[min_accuracy] = mask
         return mask
 
+    def able(self, min_accuracy: float) -> int:
+        """Lanes that would meet `min_accuracy` if they were live, as bits."""
+        return sum(1 << lane for lane, accuracy in enumerate(self.accuracy) if accuracy >= min_accuracy)
+
     def lane_for(self, lane: int, min_accuracy: float) -> int:
         """`lane` where it is live, else another that is good enough; else `lane` still, which a respawn may serve."""
         if self.live >> lane & 1:
             return lane
         mask = self.mask(min_accuracy)
         return self.choose(mask) if mask else lane
+
+    def accuracy_changed(self) -> None:
+        """The accuracies handed in at the start are others now."""
+        self._masks.clear()
 
     def by_index(self, index: int) -> Link:
         """The link at `index` of the batcher."""

@@ -55,7 +55,8 @@ class Router:
     """Implements `clover.interfaces.Model` for one family; the fleet attaches and detaches workers.
 
     `slots` rows may be held at once.  `lost` is called with a worker that broke the rules (unknown batch, corrupt
-    ring); whoever owns it must kill it and call `died` once it is dead.
+    ring); whoever owns it must kill it and call `died` once it is dead.  `hold`: rows wait (within queue and deadline)
+    while no worker that may serve them is there, because one is on its way; otherwise they are refused with 503.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Router:
         self.traffic = Traffic([variant.name for variant in spec.variants])
         self.lost: Callable[[WorkerHandle, str], None] = self.died
         self.closed_reason = ""
+        self.hold = False
         self._memory = memory
         self._account = account
         self._loop = loop
@@ -114,7 +116,7 @@ class Router:
                 raise self._refuse(BadRequest("a request needs at least one row"))
             raise self._refuse(TooLarge(f"a request of {rows} rows exceeds the queue of {self._queue_rows}"))
         self.traffic.arrivals.add(now_ns, rows)
-        if not self._lanes.live:
+        if not self._lanes.live and not self.hold:
             raise self._refuse(Unavailable(self.closed_reason or "no worker of this model is ready", retry_after_s=1.0))
         if self._batcher.depth() + rows > self._queue_rows:
             raise self._refuse(Overloaded("the queue is full", retry_after_s=self._retry_after_s(now_ns)))
@@ -154,7 +156,7 @@ class Router:
         now_ns = self._clock()
         if timeout_ns < 0:
             raise self._refuse(DeadlineMissed("the deadline has passed already"))
-        mask = self._lanes.mask(min_accuracy)
+        mask = self._lanes.mask(min_accuracy) or (self._lanes.able(min_accuracy) if self.hold else 0)
         if not mask:
             if min_accuracy > 0.0 and max(self.accuracy) < min_accuracy:
                 raise self._refuse(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
@@ -220,6 +222,11 @@ class Router:
     def stats(self) -> dict[str, Any]:
         """See `Model.stats`."""
         return self.traffic.report(self.name, self.spec.version, self._clock())
+
+    def expect(self, profile: FamilyProfile | None) -> None:
+        """Take the accuracy of each variant from `profile`."""
+        self.accuracy[:] = expected_accuracy(self.spec, profile)
+        self._lanes.accuracy_changed()
 
     # --- the fleet's side ---------------------------------------------------------------------------------------------
 

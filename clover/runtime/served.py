@@ -1,0 +1,159 @@
+"""One family being served: its slab, router and fleet, put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from clover import backends
+from clover.accounting import Account, joules_per_row
+from clover.config import FamilyConfig, WorkersConfig
+from clover.errors import DeviceError
+from clover.interfaces import Device
+from clover.runtime.fleet import FamilyFleet
+from clover.runtime.frames import WorkerOrder
+from clover.runtime.pool import Pool, Worker
+from clover.runtime.router import Router
+from clover.runtime.slab import Layout, Slab
+from clover.runtime.traffic import Traffic
+from clover.types import Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Placement
+
+LEAST_SLOTS_PER_BATCH = 4
+"""Slots are at least this many batches' worth, whatever `slab_bytes` says: two credits running, as many waiting."""
+
+
+def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, backend: str) -> int | None:
+    """Threads the profiler found best for this worker; None where it was not measured."""
+    if profile is None:
+        return None
+    found: list[LatencyMeasurement] = [
+        m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)
+    ]
+    return max(found, key=lambda m: m.batch).threads if found else None
+
+
+class Served:
+    """A family with all it takes to serve it.  `targets` (slo_ms, accuracy_floor) are what it is planned by.
+
+    `spec` is the family as loaded, which workers and profiles know; the router's carries the name it is served under.
+    """
+
+    def __init__(
+        self,
+        spec: FamilySpec,
+        config: FamilyConfig,
+        *,
+        pool: Pool,
+        devices: Mapping[str, Device],
+        account: Account,
+        workers: WorkersConfig,
+        cache: Path,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.spec = spec
+        self.config = config
+        self.name = config.name or spec.name
+        self.profile: FamilyProfile | None = None
+        self.targets: dict[str, float] = {}
+        self.state = "LOADING"
+        self.reason = ""
+        self._pool = pool
+        self._devices = devices
+        self._workers = workers
+        self._cache = cache
+        layout = (
+            Layout(spec, config.slots)
+            if config.slots
+            else Layout.fitting(spec, config.slab_bytes, least=spec.max_batch * LEAST_SLOTS_PER_BATCH)
+        )
+        self.slab = Slab.create(layout)
+        self.router = Router(
+            msgspec.structs.replace(spec, name=self.name), self.slab, layout.slots, config, None, account, loop=loop
+        )
+        self.fleet = FamilyFleet(
+            self.router, account, start=self._start, joules=self._joules, silent_s=workers.silent_s
+        )
+
+    def use(self, profile: FamilyProfile | None) -> None:
+        """Expect accuracy and energy as `profile` says."""
+        self.profile = profile
+        self.router.expect(profile)
+
+    def order(self, assignment: Assignment) -> WorkerOrder:
+        """What a worker of `assignment` is told; raises DeviceError where its placement does not exist."""
+        placement, variant, backend = assignment.placement, assignment.variant, assignment.backend
+        device = self._device(placement)
+        threads = measured_threads(self.profile, variant, placement.profile, backend) or device.threads(placement)
+        folder = backends.artifact_dir(self._cache, self.spec, self.spec.variant(variant), backend, threads)
+        return WorkerOrder(
+            family=self.spec,
+            variant=variant,
+            backend=backend,
+            artifact_dir=str(folder),
+            cores=device.cores(placement),
+            threads=threads,
+            max_batch=self.spec.max_batch,
+            memory_bytes=self._workers.memory_bytes,
+        )
+
+    def default_deployment(self) -> tuple[Assignment, ...]:
+        """Without a profile there is nothing to plan by: the pinned (or last) variant, eager, on every instance of the
+        layout with most of them."""
+        variant = self.config.variant or self.spec.variants[-1].name
+        out = []
+        for device in self._devices.values():
+            layout = max(device.shape().layouts, key=len)
+            for placement in layout:
+                out.append(Assignment(placement=placement, family=self.name, variant=variant, backend="eager"))
+        return tuple(out)
+
+    async def _start(self, assignment: Assignment) -> Worker:
+        return await self._pool.spawn(self.order(assignment), self.slab)
+
+    def _joules(self, assignment: Assignment) -> list[float]:
+        shape = assignment.placement.profile
+        return joules_per_row(self.profile, assignment.variant, shape, assignment.backend, self.spec.max_batch)
+
+    def _device(self, placement: Placement) -> Device:
+        device = self._devices.get(placement.device)
+        if device is None:
+            raise DeviceError(f"there is no device {placement.device!r}")
+        return device
+
+    # --- what the metrics read ----------------------------------------------------------------------------------------
+
+    @property
+    def traffic(self) -> Traffic:
+        return self.router.traffic
+
+    @property
+    def ready(self) -> bool:
+        return self.router.ready
+
+    @property
+    def restarts(self) -> int:
+        return self.fleet.restarts
+
+    @property
+    def swaps(self) -> int:
+        return self.fleet.swaps
+
+    @property
+    def repartitions(self) -> int:
+        return self.fleet.repartitions
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        return self.fleet.shares
+
+    def observe(self) -> dict[str, float]:
+        """The fleet's live figures."""
+        return self.fleet.observe()
+
+    def close(self) -> None:
+        """Give the shared memory back; no worker may be left."""
+        self.router.stop()
+        self.slab.close()
