@@ -375,11 +375,12 @@ StepKind = Literal["create", "spawn", "route", "drain", "destroy"]
 
 class Step(Record, frozen=True, kw_only=True):
     """One step of a transition.  "spawn" means load, warm and wait for ready; "drain" means stop routing to it, wait
-    for its outstanding rows, and let it exit."""
+    for its outstanding rows, and let it exit.  `routed` of "route" names the workers that receive rows from then on."""
 
     kind: StepKind
     assignment: Assignment | None = None
     placement: Placement | None = None
+    routed: tuple[Assignment, ...] = ()
 
 
 class Transition(Record, frozen=True, kw_only=True):

@@ -1,0 +1,171 @@
+"""Which share of the rows each variant of a configuration gets.
+
+Shares sum to 1, none above what the lane's capacity allows, their accuracy at least the floor; the objective is linear
+in them once the energy of a row is fixed.  That is a fractional knapsack with one side constraint, and `best_mix`
+solves it exactly: with a price mu on accuracy, filling lanes in order of gain + mu accuracy is optimal; raise mu
+through the points where two lanes change order until the floor is met, and there combine the fill just below the floor
+with the one above it.  (The energy of a row depends on the batch size and so on the share: it is re-read at the
+shares found, a few times over.)
+
+The p95 limit is not linear.  Where the best mix breaks it, the shares move as little as needed:
+ - two variants: along the one line that is left, from the best end to the other (exact to the grid and its bisection);
+ - three: over a triangular grid of step 1/12, best gain first, then back towards the best mix by bisection (exact to
+   that grid);
+ - more: along the segment from the best mix to the mix of least peak utilisation (a heuristic: it may miss a
+   better mix, never return one that breaks the limit).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+_EPSILON = 1e-9
+_LINE = 8
+_GRID = 12
+_BISECTIONS = 5
+
+Mix = tuple[float, ...]
+
+
+def best_mix(gains: Sequence[float], accuracy: Sequence[float], limits: Sequence[float], floor: float) -> Mix | None:
+    """The shares of the highest total gain; None where the limits hold less than all rows or the floor is out of
+    reach."""
+    if sum(limits) < 1.0 - _EPSILON:
+        return None
+    count = range(len(gains))
+    size = max(1e-12, *(abs(gain) for gain in gains))
+    prices = {0.0}
+    for i, j in itertools.permutations(count, 2):
+        if accuracy[j] > accuracy[i] and gains[i] > gains[j]:
+            prices.add((gains[i] - gains[j]) / (accuracy[j] - accuracy[i]))
+    prices_up = sorted(prices)
+    for price in prices_up:
+        worth = [round((gains[i] + price * accuracy[i]) / size, 9) for i in count]
+        high = _fill(sorted(count, key=lambda i: (-worth[i], -accuracy[i])), limits)
+        reached = _dot(high, accuracy)
+        if reached < floor - _EPSILON:
+            continue
+        if price == 0.0:
+            return high
+        low = _fill(sorted(count, key=lambda i: (-worth[i], accuracy[i])), limits)
+        below = _dot(low, accuracy)
+        part = 1.0 if reached - below < _EPSILON else min(1.0, max(0.0, (floor - below) / (reached - below)))
+        return tuple(a + part * (b - a) for a, b in zip(low, high, strict=True))
+    top = _fill(sorted(count, key=lambda i: (-accuracy[i], -gains[i])), limits)
+    return top if _dot(top, accuracy) >= floor - _EPSILON else None
+
+
+def balanced_mix(capacities: Sequence[float], accuracy: Sequence[float], rate: float, floor: float) -> Mix | None:
+    """The shares of the least peak utilisation that meet the floor; None where the floor is out of reach."""
+    if max(accuracy) < floor - _EPSILON:
+        return None
+    low, high = 0.0, max(rate / capacity for capacity in capacities)
+    best: Mix | None = None
+    for _ in range(30):
+        load = 0.5 * (low + high)
+        mix = best_mix([0.0] * len(capacities), accuracy, [min(1.0, load * c / rate) for c in capacities], floor)
+        if mix is None:
+            low = load
+        else:
+            best, high = mix, load
+    if best is None:
+        best = best_mix([0.0] * len(capacities), accuracy, [1.0] * len(capacities), floor)
+    total = sum(capacities)
+    even = tuple(capacity / total for capacity in capacities)
+    return even if _dot(even, accuracy) >= floor - _EPSILON else best
+
+
+def within_p95(
+    start: Mix,
+    balanced: Mix,
+    gains: Sequence[float],
+    accuracy: Sequence[float],
+    limits: Sequence[float],
+    floor: float,
+    p95_ms: Callable[[Mix], float],
+    slo_ms: float,
+) -> tuple[Mix, bool]:
+    """Shares near `start` (the best mix) whose p95 meets `slo_ms`, and whether there are any; without, those of the
+    least p95 that were seen."""
+    seen: dict[Mix, float] = {}
+
+    def p95(mix: Mix) -> float:
+        if mix not in seen:
+            seen[mix] = p95_ms(mix)
+        return seen[mix]
+
+    if p95(start) <= slo_ms:
+        return start, True
+    for mix in _candidates(start, balanced, gains, accuracy, limits, floor):
+        if p95(mix) <= slo_ms:
+            return _towards(start, mix, p95, slo_ms), True
+    return min(seen, key=lambda mix: seen[mix]), False
+
+
+def _candidates(
+    start: Mix,
+    balanced: Mix,
+    gains: Sequence[float],
+    accuracy: Sequence[float],
+    limits: Sequence[float],
+    floor: float,
+) -> list[Mix]:
+    def allowed(mix: Mix) -> bool:
+        fits = all(share <= limit + _EPSILON for share, limit in zip(mix, limits, strict=True))
+        return fits and _dot(mix, accuracy) >= floor - _EPSILON
+
+    if len(start) == 1:
+        return []
+    if len(start) == 2:
+        ends = [(x, 1.0 - x) for x in _ends(accuracy, limits, floor)]
+        found = [_between(start, end, step / _LINE) for end in ends for step in range(1, _LINE + 1)]
+        found.append(balanced)
+    elif len(start) == 3:
+        found = [
+            (i / _GRID, j / _GRID, (_GRID - i - j) / _GRID) for i in range(_GRID + 1) for j in range(_GRID + 1 - i)
+        ]
+        found.append(balanced)
+    else:
+        found = [_between(start, balanced, step / _LINE) for step in range(1, _LINE + 1)]
+    return sorted({mix for mix in found if allowed(mix)}, key=lambda mix: (-_dot(mix, gains), mix))
+
+
+def _ends(accuracy: Sequence[float], limits: Sequence[float], floor: float) -> tuple[float, float]:
+    """The least and greatest share of the first of two lanes."""
+    low, high = max(0.0, 1.0 - limits[1]), min(1.0, limits[0])
+    step = accuracy[0] - accuracy[1]
+    if step > _EPSILON:
+        low = max(low, (floor - accuracy[1]) / step)
+    elif step < -_EPSILON:
+        high = min(high, (floor - accuracy[1]) / step)
+    return min(low, high), max(low, high)
+
+
+def _towards(start: Mix, good: Mix, p95: Callable[[Mix], float], slo_ms: float) -> Mix:
+    """From a mix that meets the limit, as far towards `start` as bisection finds the limit kept."""
+    bad, part = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (bad + part)
+        if p95(_between(start, good, middle)) <= slo_ms:
+            part = middle
+        else:
+            bad = middle
+    return _between(start, good, part)
+
+
+def _fill(order: Sequence[int], limits: Sequence[float]) -> Mix:
+    left = 1.0
+    mix = [0.0] * len(limits)
+    for index in order:
+        mix[index] = min(left, limits[index])
+        left -= mix[index]
+    return tuple(mix)
+
+
+def _between(start: Mix, end: Mix, part: float) -> Mix:
+    return end if part >= 1.0 else tuple(a + part * (b - a) for a, b in zip(start, end, strict=True))
+
+
+def _dot(mix: Sequence[float], values: Sequence[float]) -> float:
+    return sum(share * value for share, value in zip(mix, values, strict=True))

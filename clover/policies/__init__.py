@@ -1,0 +1,53 @@
+"""Policies: what to run, given a state.  Interchangeable behind `clover.interfaces.Policy`.
+
+objective         the best plan of the objective over every configuration (the default)
+static:VARIANT    one variant on the layout that serves it best
+base              BASE: the best variant on whole devices
+module:attribute  a policy of your own: a class or function called without arguments, or an instance
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from clover.errors import ConfigError
+from clover.interfaces import Policy
+from clover.policies.base import BasePolicy
+from clover.policies.objective import ObjectivePolicy
+from clover.policies.static import StaticPolicy
+
+__all__ = ["BasePolicy", "ObjectivePolicy", "StaticPolicy", "build"]
+
+
+def build(name: str) -> Policy:
+    """The policy of that name; ConfigError where there is none."""
+    if name == "objective":
+        return ObjectivePolicy()
+    if name == "base":
+        return BasePolicy()
+    kind, colon, rest = name.partition(":")
+    if kind == "static":
+        if not rest:
+            raise ConfigError("static:VARIANT names the variant to serve, as in static:small")
+        return StaticPolicy(rest)
+    if not colon or not rest:
+        raise ConfigError(f"unknown policy {name!r}: objective, base, static:VARIANT or module:attribute")
+    return _custom(kind, rest)
+
+
+def _custom(module: str, attribute: str) -> Policy:
+    name = f"{module}:{attribute}"
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"policy {name}: {error}") from error
+    policy = found if hasattr(found, "propose") and not isinstance(found, type) else None
+    if policy is None:
+        if not callable(found):
+            raise ConfigError(f"policy {name} is neither a policy nor callable")
+        policy = found()
+    if not callable(getattr(policy, "propose", None)):
+        raise ConfigError(f"policy {name} has no method propose(state)")
+    if not isinstance(getattr(policy, "name", None), str):
+        raise ConfigError(f"policy {name} needs a name")
+    return policy  # type: ignore[no-any-return]

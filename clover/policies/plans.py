@@ -1,0 +1,90 @@
+"""What the shipped policies share: a candidate laid out on devices becomes a plan with its reason."""
+
+from __future__ import annotations
+
+from clover.errors import PlanError
+from clover.planning.layout import lay_out
+from clover.planning.objective import Objective, objective_of, upper_bound
+from clover.planning.problem import Problem, problem_of
+from clover.planning.search import UNBOUNDED_MS, Found, evaluate
+from clover.types import Candidate, Configuration, Plan, State, configuration_of
+
+
+def fitting(problem: Problem) -> dict[str, tuple[str, ...]]:
+    """Which variants were measured on each profile."""
+    found: dict[str, list[str]] = {}
+    for variant, profile in sorted(problem.services):
+        found.setdefault(profile, []).append(variant)
+    return {profile: tuple(variants) for profile, variants in found.items()}
+
+
+def running_configuration(state: State) -> Configuration | None:
+    """The configuration that runs; None where nothing does."""
+    return configuration_of(state.running) if state.running else None
+
+
+def plan_of(state: State, problem: Problem, objective: Objective, found: Found, *, policy: str, note: str = "") -> Plan:
+    """The plan that realises `found.best`."""
+    best = found.best
+    deployment = lay_out(
+        best.configuration,
+        family=state.family,
+        backend=problem.backend,
+        devices=state.devices,
+        running=state.running,
+    )
+    return Plan(
+        family=state.family,
+        policy=policy,
+        configuration=best.configuration,
+        deployment=deployment,
+        routing=best.routing,
+        prediction=best.prediction,
+        score=best.score,
+        reason=_reason(state, objective, best, found, note),
+        feasible=best.feasible,
+        bound=upper_bound(problem, objective),
+        candidates=found.candidates,
+        evaluated=found.evaluated,
+    )
+
+
+def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fixed") -> Plan:
+    """The plan that runs exactly `configuration`, with its best routing; PlanError where it cannot run here."""
+    problem, objective = problem_of(state), objective_of(state)
+    for group in configuration:
+        if (group.variant, group.profile) not in problem.services:
+            raise PlanError(f"{group.variant} was not measured on {group.profile}")
+    candidate = evaluate(problem, objective, configuration)
+    return plan_of(state, problem, objective, alone(candidate), policy=policy, note="the configuration was given")
+
+
+def alone(candidate: Candidate) -> Found:
+    """A finding without alternatives."""
+    return Found(candidate, (candidate,), 1, 1, True)
+
+
+def described(configuration: Configuration) -> str:
+    """As people read it: "2 x small@1c + 1 x large@2c"."""
+    return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in configuration)
+
+
+def _reason(state: State, objective: Objective, best: Candidate, found: Found, note: str) -> str:
+    shares = ", ".join(f"{variant} {share:.0%}" for variant, share in sorted(best.routing.shares.items()))
+    expected = best.prediction
+    p95 = "unbounded" if expected.p95_ms >= UNBOUNDED_MS else f"{expected.p95_ms:.2f} ms"
+    lam = f", lambda {objective.lam:.4f}" if objective.form == "paper" else ""
+    text = (
+        f"{described(best.configuration)} ({shares}) at {state.intensity.g_per_kwh:.0f} g/kWh "
+        f"and {state.arrival_rate:.1f} rows/s{lam}: p95 {p95} of {objective.slo_ms:.2f} ms, "
+        f"accuracy {expected.accuracy:.2f} % of at least {objective.accuracy_floor:.2f} %, "
+        f"{expected.energy_j_per_row:.4g} J a row"
+    )
+    if not best.feasible:
+        text += f"; no feasible plan, this is the least bad: {best.why}"
+    elif found.total > 1:
+        if best.configuration == running_configuration(state) and best.score < found.candidates[0].score:
+            text += "; kept: the gain of the best other is below the margin"
+        else:
+            text += f"; best of {found.total}" if found.complete else f"; best of {found.evaluated} of {found.total}"
+    return f"{text}; {note}" if note else text

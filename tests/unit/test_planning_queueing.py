@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clover.planning.queueing import (
+    Service,
+    capacity,
+    energy_j_per_row,
+    estimate,
+    expected_batch,
+    latencies_ms,
+    least_energy_j_per_row,
+    mixture_p95_ms,
+    play,
+)
+from tests.reference.des_reference import Lane, SimulatedWorker, quantile, simulate
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+
+
+def service(fixed_ms: float, row_ms: float, cv: float = 0.1) -> Service:
+    return Service(
+        BATCHES,
+        tuple(fixed_ms + row_ms * b for b in BATCHES),
+        tuple(0.002 + 0.01 / b for b in BATCHES),
+        cv,
+    )
+
+
+DES_CASES = [
+    (workers, shape, load, share)
+    for workers in (1, 2, 4)
+    for shape in ((0.2, 1.0), (1.0, 0.2))
+    for load, share in ((0.3, 1.0), (0.5, 0.4), (0.8, 1.0))
+]
+
+
+@pytest.mark.parametrize(("workers", "shape", "load", "share"), DES_CASES)
+def test_the_model_agrees_with_a_plain_simulation(
+    workers: int, shape: tuple[float, float], load: float, share: float
+) -> None:
+    lane = (service(*shape),) * workers
+    rate = load * capacity(lane)
+    predicted = estimate(lane, rate, share)
+    lanes = [Lane(share, [SimulatedWorker(lane[0].seconds, 32, 0.1) for _ in range(workers)])]
+    if share < 1.0:
+        lanes.append(Lane(1.0 - share, [SimulatedWorker(lambda b: 1e-6 * b, 32)]))
+    simulate(lanes, rate / share, int(12_000 / share), seed=7)
+    batch = sum(lanes[0].batches) / len(lanes[0].batches)
+    # 15 %: sampling error of both sides (about 3 % each at low load, more at 80 %), and rates rounded up by up to 3 %.
+    assert predicted.p95_ms == pytest.approx(quantile(lanes[0].latencies, 0.95) * 1e3, rel=0.15)
+    assert predicted.batch == pytest.approx(batch, rel=0.1)
+    assert predicted.energy_j_per_row == pytest.approx(lane[0].energy_j(batch), rel=0.1)
+    assert predicted.utilisation == pytest.approx(load)
+
+
+def test_mixed_workers_and_two_lanes_agree_with_a_plain_simulation() -> None:
+    fast, slow, other = service(0.5, 0.5), service(1.0, 1.0), service(0.2, 0.3)
+    lane_a, lane_b = (fast, slow), (other,)
+    rate = 0.6 * (capacity(lane_a) / 0.7)
+    p95 = mixture_p95_ms([(0.7, latencies_ms(lane_a, 0.7 * rate, 0.7)), (0.3, latencies_ms(lane_b, 0.3 * rate, 0.3))])
+    lanes = [
+        Lane(0.7, [SimulatedWorker(fast.seconds, 32, 0.1), SimulatedWorker(slow.seconds, 32, 0.1)]),
+        Lane(0.3, [SimulatedWorker(other.seconds, 32, 0.1)]),
+    ]
+    everything = simulate(lanes, rate, 20_000, seed=3)
+    assert p95 == pytest.approx(quantile(everything, 0.95) * 1e3, rel=0.15)
+
+
+def test_md1_mean_wait() -> None:
+    """One worker, batches of one, constant service: wait = rho s / 2(1-rho)."""
+    only = Service((1,), (10.0,), (1.0,), 0.0)
+    waits = latencies_ms((only,), 50.0 / 1.03)
+    mean_wait_ms = float(waits.mean()) - 10.0
+    assert mean_wait_ms == pytest.approx(10.0 * 0.5 / (2 * 0.5), rel=0.15)
+
+
+def test_limits() -> None:
+    one = service(0.2, 1.0)
+    assert estimate((one,), 1e-3).p95_ms == pytest.approx(1.2 * (1 + 1.645 * 0.1), rel=0.05)
+    assert expected_batch(one, 0.0) == 1.0
+    overloaded = estimate((one,), 1.01 * one.capacity())
+    assert math.isinf(overloaded.p95_ms)
+    assert overloaded.utilisation > 1.0
+    assert overloaded.quantiles_ms == ()
+    assert expected_batch(one, 10 * one.capacity()) == pytest.approx(32.0, abs=0.01)
+
+
+def test_a_share_of_the_machine_slows_service_and_leaves_energy() -> None:
+    whole, half = service(0.2, 1.0), service(0.2, 1.0).derated(0.5)
+    assert half.seconds(3) == pytest.approx(2 * whole.seconds(3))
+    assert half.capacity() == pytest.approx(whole.capacity() / 2)
+    assert half.energy_j(3) == whole.energy_j(3)
+
+
+def test_the_same_question_has_the_same_answer() -> None:
+    lane = (service(0.5, 0.5), service(1.0, 1.0))
+    assert estimate(lane, 500.0) == estimate(tuple(reversed(lane)), 500.0)
+
+
+def test_mixtures() -> None:
+    quick, slow = latencies_ms((service(0.2, 0.1),), 100.0), latencies_ms((service(9.0, 1.0),), 10.0)
+    assert mixture_p95_ms([(1.0, quick), (0.0, slow)]) == mixture_p95_ms([(1.0, quick)])
+    assert mixture_p95_ms([(0.97, quick), (0.03, slow)]) < float(slow[0])
+    assert mixture_p95_ms([(0.9, quick), (0.1, slow)]) >= float(slow[0])
+    assert math.isinf(mixture_p95_ms([]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    gaps=st.lists(st.floats(0.0, 0.01), min_size=1, max_size=200),
+    workers=st.integers(1, 4),
+    fixed_ms=st.floats(0.1, 5.0),
+)
+def test_play_serves_every_row_once_and_after_it_came(gaps: list[float], workers: int, fixed_ms: float) -> None:
+    arrivals, now = [], 0.0
+    for gap in gaps:
+        now += gap
+        arrivals.append(now)
+    one = service(fixed_ms, 0.5, cv=0.0)
+    done = play([one] * workers, arrivals, [0.0] * len(arrivals))
+    assert len(done) == len(arrivals)
+    for arrival, end in zip(arrivals, done, strict=True):
+        assert end >= arrival + one.seconds(1) - 1e-12
+
+
+@settings(max_examples=30, deadline=None)
+@given(rate=st.floats(0.0, 2000.0), workers=st.integers(1, 4))
+def test_energy_never_falls_below_its_bound(rate: float, workers: int) -> None:
+    lane = (service(0.2, 1.0),) * workers
+    assert energy_j_per_row(lane, rate) >= least_energy_j_per_row(lane) - 1e-12

@@ -1,0 +1,252 @@
+"""Enumeration, layouts, shares and the objective."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clover.errors import PlanError
+from clover.planning.enumerate import configurations, count, profile_sets
+from clover.planning.layout import lay_out
+from clover.planning.objective import derive_lambda, objective_of, upper_bound
+from clover.planning.problem import problem_of, services_of
+from clover.planning.search import UNBOUNDED_MS, evaluate, search
+from clover.planning.shares import balanced_mix, best_mix
+from clover.types import Configuration, GroupCount, configuration_of
+from tests.unit.profiles_fixture import cpu, objective, profile, state, worker
+
+FITS = {"1c": ("large", "medium", "small"), "2c": ("large", "medium", "small")}
+BACKEND = dict.fromkeys(("small", "medium", "large"), "eager")
+
+
+def config(*groups: tuple[str, str, int]) -> Configuration:
+    return tuple(GroupCount(variant=v, profile=p, count=n) for v, p, n in sorted(groups))
+
+
+# --- enumeration ------------------------------------------------------------------------------
+
+
+def test_two_cores_have_nine_configurations_of_three_variants() -> None:
+    found = configurations((cpu(2),), FITS)
+    assert len(found) == len(set(found)) == 3 + 6 == count((cpu(2),), FITS)
+    assert config(("large", "2c", 1)) in found
+    assert config(("large", "1c", 1), ("small", "1c", 1)) in found
+
+
+def test_every_way_to_fill_the_placements_is_found_once() -> None:
+    shape = cpu(4)
+    fits = {**FITS, "4c": ("large", "small")}
+    by_force = set()
+    for layout in shape.layouts:
+        for deal in itertools.product(*(fits[place.profile] for place in layout)):
+            counts: dict[tuple[str, str], int] = {}
+            for place, variant in zip(layout, deal, strict=True):
+                counts[variant, place.profile] = counts.get((variant, place.profile), 0) + 1
+            by_force.add(config(*((v, p, n) for (v, p), n in counts.items())))
+    found = configurations((shape,), fits)
+    assert set(found) == by_force
+    assert len(found) == len(by_force)
+
+
+def test_devices_add_up() -> None:
+    two = configurations((cpu(1, "a"), cpu(1, "b")), {"1c": ("large", "small")})
+    assert two == configurations((cpu(2),), {"1c": ("large", "small")})
+    assert profile_sets((cpu(2, "a"), cpu(1, "b"))) == [(("1c", 1), ("2c", 1)), (("1c", 3),)]
+
+
+def test_a_space_above_the_limit_is_refused_and_can_be_cut() -> None:
+    with pytest.raises(PlanError, match="9 configurations are too many"):
+        configurations((cpu(2),), FITS, limit=8)
+    with pytest.raises(PlanError, match="too many"):
+        configurations((cpu(2),), FITS, limit=3, max_variants=1)
+    one = configurations((cpu(2),), FITS, limit=9, max_variants=1)
+    assert {len({group.variant for group in c}) for c in one} == {1}
+    assert len(one) == 6
+
+
+def test_a_profile_nothing_runs_on_drops_its_layouts() -> None:
+    assert configurations((cpu(2),), {"1c": ("small",)}) == [config(("small", "1c", 2))]
+
+
+# --- layouts ----------------------------------------------------------------------------------
+
+
+def test_laying_out_keeps_what_runs() -> None:
+    running = (worker("large", 0, 1), worker("small", 1, 1))
+    target = lay_out(
+        config(("small", "1c", 1), ("medium", "1c", 1)),
+        family="toy",
+        backend=BACKEND,
+        devices=(cpu(2),),
+        running=running,
+    )
+    assert target == (worker("medium", 0, 1), worker("small", 1, 1))
+
+
+def test_a_changed_backend_is_not_kept() -> None:
+    running = (worker("small", 0, 1, backend="aoti"), worker("small", 1, 1))
+    target = lay_out(config(("small", "1c", 2)), family="toy", backend=BACKEND, devices=(cpu(2),), running=running)
+    assert target == (worker("small", 0, 1), worker("small", 1, 1))
+
+
+def test_a_configuration_that_no_layout_holds_is_refused() -> None:
+    with pytest.raises(PlanError, match="3 x 1c"):
+        lay_out(config(("small", "1c", 3)), family="toy", backend=BACKEND, devices=(cpu(2),))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_every_configuration_can_be_laid_out_over_several_devices(data: st.DataObject) -> None:
+    devices = (cpu(2, "a"), cpu(4, "b"))
+    fits = dict.fromkeys(("1c", "2c", "4c"), ("large", "small"))
+    space = configurations(devices, fits)
+    first, second = data.draw(st.sampled_from(space)), data.draw(st.sampled_from(space))
+    running = lay_out(first, family="toy", backend=BACKEND, devices=devices)
+    target = lay_out(second, family="toy", backend=BACKEND, devices=devices, running=running)
+    assert configuration_of(running) == first
+    assert configuration_of(target) == second
+    assert len({item.placement.id for item in target}) == len(target)
+    again = lay_out(first, family="toy", backend=BACKEND, devices=devices, running=running)
+    assert again == running
+
+
+# --- shares -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lanes=st.lists(st.tuples(st.integers(-20, 20), st.integers(80, 99), st.integers(1, 10)), min_size=1, max_size=4),
+    floor=st.integers(80, 99),
+)
+def test_the_best_mix_is_the_optimum_of_the_linear_program(lanes: list[tuple[int, int, int]], floor: int) -> None:
+    gains, accuracy = [g / 20 for g, _, _ in lanes], [float(a) for _, a, _ in lanes]
+    limits = [n / 10 for _, _, n in lanes]
+    mix = best_mix(gains, accuracy, limits, floor)
+    # The oracle: a grid of tenths.  It may miss the optimum, and must never beat it.
+    grid = [
+        parts
+        for parts in itertools.product(range(11), repeat=len(lanes))
+        if sum(parts) == 10
+        and all(p / 10 <= limit + 1e-12 for p, limit in zip(parts, limits, strict=True))
+        and sum(p / 10 * a for p, a in zip(parts, accuracy, strict=True)) >= floor
+    ]
+    if mix is None:
+        assert not grid
+        return
+    assert math.isclose(sum(mix), 1.0)
+    assert all(-1e-12 <= share <= limit + 1e-9 for share, limit in zip(mix, limits, strict=True))
+    assert sum(s * a for s, a in zip(mix, accuracy, strict=True)) >= floor - 1e-6
+    best = sum(s * g for s, g in zip(mix, gains, strict=True))
+    for parts in grid:
+        assert sum(p / 10 * g for p, g in zip(parts, gains, strict=True)) <= best + 1e-6
+
+
+def test_the_balanced_mix_loads_lanes_alike_unless_the_floor_forbids() -> None:
+    assert balanced_mix([100.0, 300.0], [92.0, 88.0], 200.0, 0.0) == pytest.approx((0.25, 0.75))
+    mix = balanced_mix([100.0, 300.0], [92.0, 88.0], 200.0, 90.0)
+    assert mix is not None
+    assert mix == pytest.approx((0.5, 0.5), abs=1e-6)
+    assert balanced_mix([100.0], [88.0], 50.0, 90.0) is None
+
+
+# --- objective --------------------------------------------------------------------------------
+
+
+def test_lambda_breaks_even_at_the_reference_intensity() -> None:
+    config = objective(floor=91.0)
+    measured = profile()
+    lam = derive_lambda(measured, config)
+    assert 0.0 < lam < 1.0
+    services = services_of(measured)
+    problem = problem_of(state(config=config))
+    scored = objective_of(state(g_per_kwh=250.0, config=config))
+    assert scored.lam == lam
+    energy = {v: min(_at_60(services[v, p]) for p in ("1c", "2c")) for v in problem.variants}
+    best = scored.score(92.0, energy["large"])
+    mixes = [  # the floor of 91 by pairs: the cheapest breaks even, no pair beats it
+        (0.5 * energy["large"] + 0.5 * energy["medium"]),
+        (0.75 * energy["large"] + 0.25 * energy["small"]),
+    ]
+    assert scored.score(91.0, min(mixes)) == pytest.approx(best)
+    dirty = objective_of(state(g_per_kwh=300.0, config=config))
+    clean = objective_of(state(g_per_kwh=200.0, config=config))
+    assert dirty.score(91.0, min(mixes)) > dirty.score(92.0, energy["large"])
+    assert clean.score(91.0, min(mixes)) < clean.score(92.0, energy["large"])
+
+
+def _at_60(service: object) -> float:
+    from clover.planning.queueing import Service, energy_j_per_row
+
+    assert isinstance(service, Service)
+    return energy_j_per_row((service,), 0.6 * service.capacity())
+
+
+def test_lambda_where_there_is_nothing_to_trade() -> None:
+    assert derive_lambda(profile(), objective(floor=92.0)) == 0.5
+    assert derive_lambda(profile(), objective(floor=99.0)) == 0.5
+
+
+def test_the_search_equals_evaluating_everything_and_never_exceeds_the_bound() -> None:
+    space = configurations((cpu(2),), FITS)
+    for g_per_kwh, rate, slo in itertools.product((50.0, 250.0, 400.0), (20.0, 150.0, 300.0), (12.0, 40.0)):
+        for form in ("paper", "floor"):
+            config = objective(form, slo_ms=slo, floor=91.0)
+            now = state(g_per_kwh=g_per_kwh, rate=rate, config=config)
+            problem, scored = problem_of(now), objective_of(now)
+            everything = [evaluate(problem, scored, c) for c in space]
+            feasible = [c for c in everything if c.feasible]
+            found = search(problem, scored, space)
+            assert found.best.feasible == bool(feasible)
+            if feasible:
+                best = max(c.score for c in feasible)
+                assert best - found.best.score <= 0.02 * scored.scale + 1e-12
+                assert found.candidates[0].score == pytest.approx(best)
+                assert best <= upper_bound(problem, scored) + 1e-9
+                for candidate in feasible:
+                    assert candidate.prediction.p95_ms <= slo
+                    assert candidate.prediction.accuracy >= 91.0 - 1e-4
+                    assert candidate.prediction.utilisation <= 0.85 + 1e-6
+                    assert sum(candidate.routing.shares.values()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_infeasible_problem_gives_the_least_bad_plan() -> None:
+    space = configurations((cpu(2),), FITS)
+    config = objective(slo_ms=0.5, floor=91.0)
+    problem, scored = problem_of(state(config=config)), objective_of(state(config=config))
+    best = search(problem, scored, space).best
+    assert not best.feasible
+    assert "exceeds the SLO" in best.why
+    assert best.prediction.accuracy >= 91.0 - 1e-6
+    others = [evaluate(problem, scored, c) for c in space]
+    reachable = [c.prediction.p95_ms for c in others if c.prediction.accuracy >= 91.0 - 1e-6]
+    assert best.prediction.p95_ms <= min(reachable) + 1e-9
+
+
+def test_overload_and_a_floor_out_of_reach_are_named() -> None:
+    space = configurations((cpu(2),), FITS)
+    overloaded = state(rate=100_000.0, config=objective(floor=91.0))
+    best = search(problem_of(overloaded), objective_of(overloaded), space).best
+    assert not best.feasible
+    assert "utilisation" in best.why
+    assert best.prediction.p95_ms == UNBOUNDED_MS
+    beyond = state(config=objective(floor=99.0))
+    best = search(problem_of(beyond), objective_of(beyond), space).best
+    assert "below the floor" in best.why
+    assert best.prediction.accuracy == pytest.approx(92.0)
+
+
+def test_the_running_configuration_is_left_only_for_a_gain_above_the_margin() -> None:
+    space = configurations((cpu(2),), FITS)
+    now = state(g_per_kwh=400.0, config=objective("floor", floor=88.0))
+    problem, scored = problem_of(now), objective_of(now)
+    ranked = sorted((evaluate(problem, scored, c) for c in space), key=lambda c: -c.score)
+    close = [c for c in ranked if c.feasible and 0 < ranked[0].score - c.score < 0.02 * scored.scale]
+    far = [c for c in ranked if c.feasible and ranked[0].score - c.score > 0.02 * scored.scale]
+    assert close
+    assert far
+    assert search(problem, scored, space, running=close[0].configuration).best == close[0]
+    assert search(problem, scored, space, running=far[0].configuration).best != far[0]
