@@ -40,6 +40,7 @@ COMPILE_S = 900.0
 """Seconds a compilation may take."""
 
 _FORMAT = 1
+_THREADS_AT_LOAD = {"onnxruntime"}  # one artifact for any number of threads
 _POLL_S = 0.02
 _REASON_BYTES = 4000
 
@@ -92,6 +93,8 @@ def artifact_dir(
     cache: str | Path, family: FamilySpec, variant: VariantSpec, backend: str, threads: int, version: str | None = None
 ) -> Path:
     """The folder of an artifact below `cache`; it need not exist."""
+    if backend in _THREADS_AT_LOAD:
+        threads = 1
     if version is None:
         version = package_version("onnxruntime" if backend == "onnxruntime" else "torch")
     key = artifact_key(family, variant, backend, version, threads)

@@ -1,0 +1,97 @@
+"""A profile and its making as text: a bar on a terminal, one line elsewhere, and the table."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from clover import profiles
+from clover.errors import ProfileError
+from clover.profiling.measurement import Progress
+from clover.types import FamilyProfile
+
+
+@contextlib.contextmanager
+def progress_bar(family: str) -> Iterator[Progress]:
+    """A progress bar on standard error, or one line where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(f"clover: measuring {family} on this machine ...", file=sys.stderr, flush=True)
+        yield lambda what, done, total: None
+        return
+    columns = (TextColumn(f"measuring {family}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def told(family: str, progress: Progress | None) -> Iterator[Progress | None]:
+    """`progress` itself; for None a bar, if standard error is a terminal."""
+    if progress is not None or not sys.stderr.isatty():
+        yield progress
+        return
+    with progress_bar(family) as tell:
+        yield tell
+
+
+def table(profile: FamilyProfile) -> str:
+    """The profile as a table with its notes; the chosen backend of each variant is marked."""
+    from rich.console import Console
+    from rich.table import Table
+
+    sheet = Table(title=f"{profile.family} on {profile.machine}", title_justify="left", pad_edge=False, box=None)
+    right = {"batch", "threads", "p50 ms", "p95 ms", "mJ/row", "CPU ms/row"}
+    heads = ("variant", "profile", "backend", "batch", "threads", "p50 ms", "p95 ms", "mJ/row", "CPU ms/row")
+    for head in (*heads, "accuracy %", ""):
+        sheet.add_column(head, justify="right" if head in right else "left", no_wrap=True)
+    scores = {(item.variant, item.backend): item for item in profile.accuracy}
+    for m in profile.latency:
+        score = scores[m.variant, m.backend]
+        if score.samples:
+            spread = (score.high - score.low) / 2
+            shown = f"{score.value:.2f} ± {spread:.2f} (n={score.samples})"
+        else:
+            shown = f"{score.value:.2f} ({score.method})"
+        chosen = "*" if profile.backend.get(m.variant) == m.backend else ""
+        figures = (
+            f"{m.p50_ms:.3f}",
+            f"{m.p95_ms:.3f}",
+            f"{m.energy_j_per_row * 1e3:.3f}",
+            f"{m.cpu_s_per_row * 1e3:.3f}",
+        )
+        sheet.add_row(m.variant, m.profile, m.backend, str(m.batch), str(m.threads), *figures, shown, chosen)
+    console = Console(width=140, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(sheet)
+    base = profile.base
+    methods = ", ".join(sorted({m.energy_method for m in profile.latency}))
+    kind = "quick" if profile.quick else "full"
+    where = f"{base.variant} with {base.backend} on {base.count} x {base.profile} at 60 % load"
+    cost = f"p95 {base.p95_ms:.2f} ms, {base.energy_j_per_row * 1e3:.3f} mJ/row, {base.accuracy:.2f} %"
+    lines = [
+        *(line.rstrip() for line in capture.get().rstrip().splitlines()),
+        "",
+        f"BASE: {where}: {cost} ({base.method})",
+        f"* the backend served; energy {methods}; {kind} measurement of {profile.made_at}",
+        *(f"note: {note}" for note in profile.notes),
+    ]
+    return "\n".join(lines)
+
+
+def summary(profile: FamilyProfile) -> str:
+    """Variants, cheap to dear, as "small 88.7 %, large 91.4 %"."""
+    parts = []
+    for name in profile.backend:
+        with contextlib.suppress(ProfileError):
+            parts.append(f"{name} {profiles.accuracy_of(profile, name):.1f} %")
+    return ", ".join(parts)

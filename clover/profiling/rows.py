@@ -1,0 +1,71 @@
+"""The rows a family is measured with: its labelled evaluation set, or made-up rows of the declared shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover import families
+from clover.runtime.rows import write_array, write_bytes
+from clover.runtime.slab import Slab
+from clover.types import FamilySpec, TensorSpec
+
+MADE_UP_ROWS = 256
+
+
+class Rows:
+    """Input rows in a fixed random order, and their labels where there are any (`labels` is empty otherwise)."""
+
+    def __init__(self, spec: FamilySpec, inputs: Sequence[NDArray[Any]], labels: NDArray[Any]) -> None:
+        self.spec = spec
+        self.count = len(inputs[0])
+        order = np.random.default_rng(0).permutation(self.count)
+        self._inputs = [array[order] for array in inputs]
+        self.labels = labels[order] if len(labels) else labels
+
+    @property
+    def labelled(self) -> bool:
+        """Whether answers can be scored."""
+        return len(self.labels) > 0
+
+    def fill(self, slab: Slab, slots: range, first: int) -> None:
+        """Write rows `first`, `first` + 1, ... (going around) into `slots` of `slab`."""
+        numbers = np.arange(first, first + len(slots)) % self.count
+        for index, (tensor, array) in enumerate(zip(self.spec.inputs, self._inputs, strict=True)):
+            rows = array[numbers]
+            if tensor.datatype == "BYTES":
+                packed = [pack(row) for row in rows]
+                write_bytes(slab, tensor, index, list(slots), packed, rows.shape[1:])
+            else:
+                write_array(slab, tensor, index, list(slots), rows)
+
+
+def load(spec: FamilySpec) -> Rows:
+    """The held-out rows of `spec`, or made-up rows where it has no evaluation set.  Raises ConfigError."""
+    if spec.evaluation is not None:
+        return Rows(spec, *families.load_evaluation(spec, "held_out"))
+    generator = np.random.default_rng(0)
+    inputs = [_made_up(tensor, generator) for tensor in spec.inputs]
+    return Rows(spec, inputs, np.empty(0, np.int64))
+
+
+def _made_up(tensor: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
+    """Floats uniform in 0..1, integers and booleans zero (a valid index everywhere), strings "0"; variable axes of
+    numeric tensors as long as they may be, of strings one."""
+    if tensor.datatype == "BYTES":
+        rows = np.empty((MADE_UP_ROWS, *(1 if axis < 0 else axis for axis in tensor.shape)), dtype=object)
+        rows[:] = b"0"
+        return rows
+    dtype = families.DATATYPES[tensor.datatype]
+    shape = (MADE_UP_ROWS, *tensor.bound)
+    if dtype.kind == "f":
+        return generator.random(shape).astype(dtype)
+    return np.zeros(shape, dtype)
+
+
+def pack(row: NDArray[Any]) -> bytes:
+    """A row of byte strings in OIP form."""
+    return b"".join(len(item).to_bytes(4, "little") + item for item in row.reshape(-1))

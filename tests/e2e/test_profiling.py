@@ -1,0 +1,122 @@
+"""Profiling with real workers on small families, and what a server finds at its next start."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from clover import profiles, profiling
+from clover.config import ServerConfig, WorkersConfig
+from clover.devices.cpu import CpuDevice
+from clover.errors import ProfileError
+from clover.families import load_family
+from clover.profiling.measurement import QUICK, Effort
+from clover.runtime.pool import Pool
+from clover.types import FamilyProfile, FamilySpec
+
+FAMILIES = Path(__file__).resolve().parents[1] / "families"
+SHORT = Effort(quick=True, samples=5, least_s=0.01, most_s=0.2, score_s=0.5, base_s=0.2, compile_s=0.0)
+
+
+def measure(spec: FamilySpec, folder: Path, **options: Any) -> FamilyProfile:
+    async def main() -> FamilyProfile:
+        pool = Pool()
+        await pool.start()
+        try:
+            return await profiling.measure(
+                spec,
+                CpuDevice(),
+                pool,
+                profiles.ProfileStore(folder),
+                quick=True,
+                backends=("eager", "onnxruntime"),
+                cache_dir=folder,
+                effort=SHORT,
+                **options,
+            )
+        finally:
+            await pool.stop()
+
+    return asyncio.run(main())
+
+
+def test_toy_is_measured_whole(tmp_path: Path) -> None:
+    spec = load_family(str(FAMILIES / "toy"))
+    told: list[tuple[str, int, int]] = []
+    profile = measure(spec, tmp_path, progress=lambda *what: told.append(what))
+    assert profile.backend == {"half": "eager", "full": "eager"}
+    half, full = (profiles.accuracy(profile, name) for name in ("half", "full"))
+    assert half.value < full.value
+    assert (full.samples, full.method, full.agreement) == (400, "measured", 1.0)
+    assert full.low < full.value < full.high
+    shapes = {placement.profile for layout in CpuDevice().shape().layouts for placement in layout}
+    for name in profile.backend:
+        for shape in shapes:
+            found = profiles.measurements(profile, name, shape)
+            assert [m.batch for m in found] == [1, 4, 8]
+            for m in found:
+                assert 0 < m.p50_ms <= m.p95_ms <= m.p99_ms
+                assert m.samples >= 5
+                assert m.cpu_s_per_row > 0
+                assert m.energy_j_per_row > 0
+                assert m.threads <= int(shape[:-1])
+    assert (profile.base.variant, profile.base.method) == ("full", "measured")
+    assert profile.base.p95_ms > 0
+    assert any("onnxruntime is not" in note for note in profile.notes)
+    assert profiles.ProfileStore(tmp_path).get("toy", profile.key) == profile
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert all(done < total for _, done, total in told)
+
+
+def test_published_accuracy_stands_in_for_an_evaluation_set(tmp_path: Path) -> None:
+    spec = load_family(str(FAMILIES / "slow"))
+    profile = measure(msgspec.structs.replace(spec, variants=spec.variants[:1]), tmp_path)
+    (accuracy,) = profile.accuracy
+    assert (accuracy.value, accuracy.method, accuracy.samples) == (80.0, "published", 0)
+    assert accuracy.source == "made up for tests"
+
+
+def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
+    spec = load_family(str(FAMILIES / "simple"))
+    bare = msgspec.structs.replace(spec, variants=(msgspec.structs.replace(spec.variants[0], accuracy=None),))
+    with pytest.raises(ProfileError, match=r"no evaluation set .* for exact"):
+        measure(bare, tmp_path)
+    crashy = load_family(str(FAMILIES / "crashy"))
+    with pytest.raises(ProfileError, match="unloadable of crashy cannot be measured"):
+        measure(msgspec.structs.replace(crashy, variants=crashy.variants[1:]), tmp_path)
+
+
+def test_a_start_finds_what_the_last_one_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clover.profiling.measurement.QUICK", SHORT)
+    spec = load_family(str(FAMILIES / "simple"))
+    config = ServerConfig(cache_dir=str(tmp_path), workers=WorkersConfig(backends=("eager",)))
+
+    async def main() -> None:
+        pool = Pool()
+        await pool.start()
+        try:
+            require = msgspec.structs.replace(config, profile="require")
+            with pytest.raises(ProfileError, match="never measured here"):
+                await profiling.ensure(spec, CpuDevice(), pool, require)
+            first = await profiling.ensure(spec, CpuDevice(), pool, config)
+            assert await profiling.ensure(spec, CpuDevice(), pool, require) == first
+            assert first.key == profiling.key_of(spec, CpuDevice(), config)
+            forced = await profiling.ensure(spec, CpuDevice(), pool, msgspec.structs.replace(config, profile="force"))
+            assert forced.latency != first.latency
+            # A profile whose compiled artifacts are gone is as good as none.
+            profiles.ProfileStore(tmp_path).put(msgspec.structs.replace(first, backend={"exact": "aoti"}))
+            with pytest.raises(ProfileError, match="aoti of exact"):
+                await profiling.ensure(spec, CpuDevice(), pool, require)
+        finally:
+            await pool.stop()
+
+    asyncio.run(main())
+
+
+def test_quick_is_quick() -> None:
+    assert QUICK.quick
+    assert QUICK.compile_s <= 30
