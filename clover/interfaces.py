@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 from numpy.typing import NDArray
 
 from clover.types import (
@@ -142,8 +141,9 @@ class Model(Protocol):
         min_accuracy: float = 0.0,
         context: Any = None,
     ) -> None:
-        """Queue the rows.  `on_done` is called once, on the loop, with `status` set.  Raises BadRequest (400) where no
-        variant reaches `min_accuracy`, DeadlineMissed for a spent deadline; the ticket stays open then."""
+        """Queue the rows.  `on_done` is called once, on the loop, with `status` set.  `min_accuracy` is in percent, or
+        a fraction up to 1, as receipts give it.  Raises BadRequest (400) where no variant reaches it, DeadlineMissed
+        for a spent deadline; the ticket stays open then."""
 
     def read(self, ticket: Ticket, index: int) -> NDArray[Any] | list[bytes]:
         """Output `index` of all rows as one array with a leading row axis (BYTES: OIP form per row).  Valid until

@@ -156,6 +156,8 @@ class Router:
         now_ns = self._clock()
         if timeout_ns < 0:
             raise self._refuse(DeadlineMissed("the deadline has passed already"))
+        if min_accuracy <= 1.0:
+            min_accuracy *= 100.0  # a fraction, as receipts give it
         mask = self._lanes.mask(min_accuracy) or (self._lanes.able(min_accuracy) if self.hold else 0)
         if not mask:
             if min_accuracy > 0.0 and max(self.accuracy) < min_accuracy:

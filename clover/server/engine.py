@@ -1,0 +1,314 @@
+"""Everything of a server that lives on its event loop: families, workers, energy, carbon, controller, front end.
+
+Start: bind the port (a taken one must fail before a minute of measuring), wait for the zygote, measure what is missing,
+deploy a first plan, route to it; ready.  Stop in the reverse order, also where the start failed half way: readiness
+false, drain delay, answer what was received, stop the controller, let workers finish and exit, stop the pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+import msgspec
+
+from clover import carbon, energy, families, policies, profiling, settings
+from clover.accounting import Account
+from clover.config import FamilyConfig, ServerConfig
+from clover.devices.cpu import CpuDevice
+from clover.errors import BadRequest, CloverError, ConfigError, NotFound, Unavailable
+from clover.http import Frontend
+from clover.interfaces import Control, Device, Model
+from clover.profiles import accuracy_of, best_variant, cache_folder
+from clover.runtime.completions import Completions
+from clover.runtime.pool import Pool
+from clover.runtime.served import Served
+from clover.telemetry.metrics import Metrics
+from clover.types import Assignment, FamilyProfile, FamilySpec, ObjectiveConfig, Plan, Reading, State
+
+log = logging.getLogger("clover.server")
+
+_TICK_S = 1.0
+_FIRST_RATE = 1.0
+"""Rows a second the first plan reckons with where no design rate is configured."""
+_SLO_OVER_BASE = 1.2
+_FLOOR_BELOW_BEST = 1.0
+
+
+class Engine:
+    """Implements `clover.interfaces.ServerView`.  `given` are family specs by name that need no loading."""
+
+    def __init__(self, config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, http: bool) -> None:
+        loop = asyncio.get_running_loop()
+        self.config = config
+        self.draining = False
+        self.served: dict[str, Served] = {}
+        self.frontend: Frontend | None = None
+        self._pool = pool
+        self._stack = contextlib.AsyncExitStack()
+        self._stack.push_async_callback(pool.stop)
+        self._changing = asyncio.Lock()
+        self._answered = True
+        device = CpuDevice(settings.parse_cores(config.workers.cores))
+        self.device = device
+        self.devices: dict[str, Device] = {device.name: device}
+        self.chain, self.grid_clock = carbon.build(config.carbon)
+        self.account = Account(pue=config.carbon.pue, core_w=config.energy.core_w)
+        self.account.add_device(device.name, device.shape().slices)
+        self.meter = energy.build(config.energy, cores=len(device.worker_cores), cpu_seconds=self.account.cpu_seconds)
+        self._completions = Completions(pool.completion_fd)
+        for item in config.families:
+            spec = given.get(item.family) or families.load_family(item.family)
+            self._add(item, spec, loop)
+        self.metrics_source = Metrics(
+            families=lambda: self.served,
+            account=self.account,
+            chain=self.chain,
+            http=lambda: self.frontend.stats if self.frontend is not None else None,
+        )
+        if http:
+            self.frontend = Frontend(self, config, loop)
+
+    def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
+        if item.variant and item.variant not in {variant.name for variant in spec.variants}:
+            known = ", ".join(variant.name for variant in spec.variants)
+            raise ConfigError(f"family {spec.name!r} has no variant {item.variant!r}; it has {known}")
+        if (item.name or spec.name) in self.served:
+            raise ConfigError(f"two families are called {item.name or spec.name!r}: give one of them another name")
+        served = Served(
+            spec,
+            item,
+            pool=self._pool,
+            devices=self.devices,
+            account=self.account,
+            workers=self.config.workers,
+            cache=cache_folder(self.config.cache_dir),
+            loop=loop,
+        )
+        self._stack.callback(served.close)
+        self.served[served.name] = served
+        self._completions.add(served.router.reap)
+        self.account.add_family(served.name, time.monotonic_ns())
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Return ready, or raise what went wrong; `stop` must follow in both cases."""
+        loop, stack = asyncio.get_running_loop(), self._stack
+        if self.frontend is not None:
+            stack.push_async_callback(self.frontend.close)
+            await self.frontend.start()
+        await self._pool.start()
+        for served in self.served.values():
+            served.use(await self._profile(served))
+        self._completions.start(loop)
+        stack.callback(self._completions.stop)
+        stack.push_async_callback(self._stop_fleets)
+        await self._account()
+        await asyncio.gather(*(self._deploy(served) for served in self.served.values()))
+        await self._account()  # receipts know from the first on who holds how much idle power
+        ticker = loop.create_task(self._tick(), name="clover-tick")
+        stack.push_async_callback(cancelled, ticker)
+
+    async def drain(self) -> bool:
+        """Fail readiness, wait the drain delay, stop accepting and answer what was received; whether all of it was."""
+        if not self.draining:
+            self.draining = True
+            if self.frontend is not None:
+                await asyncio.sleep(self.config.limits.drain_delay_s)
+                self._answered = await self.frontend.drain(self.config.limits.drain_s)
+        return self._answered
+
+    async def stop(self) -> None:
+        """Shut down what is there."""
+        self.draining = True
+        await self._stack.aclose()
+
+    async def _stop_fleets(self) -> None:
+        await asyncio.gather(*(self._retire(served, "the server is shutting down") for served in self.served.values()))
+
+    async def _retire(self, served: Served, reason: str) -> None:
+        served.router.closed_reason = reason
+        try:
+            async with asyncio.timeout(self.config.limits.drain_s):
+                await served.fleet.stop()
+        except TimeoutError:
+            log.warning("%s: workers did not finish within the drain time", served.name)
+        served.router.fail_waiting(reason)
+
+    # --- plans ----------------------------------------------------------------------------------------------------
+
+    async def _profile(self, served: Served) -> FamilyProfile | None:
+        """What the family is planned by; None where it can only be served as it is."""
+        spec = served.spec
+        if spec.evaluation is None and any(variant.accuracy is None for variant in spec.variants):
+            log.info("%s has no evaluation set and no published accuracies: it is served without a plan", spec.name)
+            return None
+        return await profiling.ensure(spec, self.device, self._pool, self.config)
+
+    def objective_of(self, served: Served) -> ObjectiveConfig:
+        """The targets of a family: its own, else derived from its profile; raises ConfigError without one."""
+        profile, config = served.profile, self.config.controller
+        if profile is None:
+            raise ConfigError(f"family {served.name!r} has no profile to plan by")
+        floor, slo_ms = served.config.accuracy_floor, served.config.slo_ms
+        return ObjectiveConfig(
+            form=config.objective,
+            slo_ms=slo_ms if slo_ms is not None else _SLO_OVER_BASE * profile.base.p95_ms,
+            accuracy_floor=(
+                floor if floor is not None else accuracy_of(profile, best_variant(profile)) - _FLOOR_BELOW_BEST
+            ),
+            lam=config.lam,
+            reference_g_per_kwh=config.reference_g_per_kwh,
+            max_utilisation=config.max_utilisation,
+        )
+
+    async def state_for(self, served: Served, rate: float) -> State:
+        """The state a policy sees of a family that is offered `rate` rows a second."""
+        if served.profile is None:
+            raise ConfigError(f"family {served.name!r} has no profile to plan by")
+        total = sum(item.config.share for item in self.served.values())
+        return State(
+            family=served.name,
+            grid_s=self.grid_clock.now(),
+            intensity=await self._reading(),
+            arrival_rate=rate,
+            p95_ms=None,
+            queue_rows=0,
+            objective=self.objective_of(served),
+            profile=served.profile,
+            devices=tuple(device.shape() for device in self.devices.values()),
+            running=served.fleet.running(),
+            routing=None,
+            share=served.config.share / total,
+        )
+
+    async def _deploy(self, served: Served) -> None:
+        """The first plan: by the policy that will go on planning, so that the start is not a case of its own."""
+        served.state, served.reason = "LOADING", ""
+        deployment, shares = await self._first_plan(served)
+        for item in deployment:
+            await self.devices[item.placement.device].create(item.placement)
+        await asyncio.gather(*(served.fleet.spawn(item) for item in deployment))
+        served.fleet.route(deployment, shares)
+        served.state = "READY"
+
+    async def _first_plan(self, served: Served) -> tuple[tuple[Assignment, ...], dict[str, float]]:
+        if served.profile is None:
+            deployment = served.default_deployment()
+            return deployment, {deployment[0].variant: 1.0}
+        objective = self.objective_of(served)
+        served.targets = {"slo_ms": objective.slo_ms, "accuracy_floor": objective.accuracy_floor}
+        name = f"static:{served.config.variant}" if served.config.variant else self.config.controller.policy
+        state = await self.state_for(served, max(self.config.controller.design_rate, _FIRST_RATE))
+        plan: Plan = await asyncio.to_thread(policies.build(name).propose, state)
+        log.info("%s: first plan: %s", served.name, plan.reason)
+        return plan.deployment, plan.routing.shares
+
+    # --- what turns by itself -------------------------------------------------------------------------------------
+
+    async def _reading(self) -> Reading:
+        return await self.chain.read(self.grid_clock.now())
+
+    async def _account(self) -> None:
+        """Close the energy window."""
+        reading = await self._reading()
+        self.account.window(self.meter.sample(time.monotonic_ns()), reading)
+
+    async def _tick(self) -> None:
+        """Close the energy window, look after the workers."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            try:
+                await self._account()
+                for served in self.served.values():
+                    served.fleet.watch()
+            except CloverError as error:
+                log.warning("a look at energy and workers failed: %s", error)
+            except Exception:
+                log.exception("a look at energy and workers failed")
+
+    # --- what the front end sees ----------------------------------------------------------------------------------
+
+    def models(self) -> dict[str, Model]:
+        """Every family by name, loaded or not."""
+        # A front end hands a router the tickets that router gave it, which the Protocol cannot say.
+        return cast("dict[str, Model]", {name: served.router for name, served in self.served.items()})
+
+    def ready(self) -> bool:
+        """Whether every loaded family has capacity and the server is not draining."""
+        loaded = [served for served in self.served.values() if served.state != "UNAVAILABLE"]
+        return not self.draining and bool(loaded) and all(s.state == "READY" and s.ready for s in loaded)
+
+    def live(self) -> bool:
+        """Whether the loop turns."""
+        return True
+
+    def control(self) -> Control:
+        """The controller; Unavailable until it is there."""
+        raise Unavailable("the controller is not there yet", retry_after_s=1.0)
+
+    def metrics(self) -> bytes:
+        """Prometheus text."""
+        return self.metrics_source.render()
+
+    def pick(self, name: str | None) -> Served:
+        """The family of that name (the only one for None); NotFound or BadRequest."""
+        if name is None:
+            if len(self.served) != 1:
+                raise BadRequest(f"say which model: {', '.join(self.served)}")
+            return next(iter(self.served.values()))
+        served = self.served.get(name)
+        if served is None:
+            raise NotFound("Request for unknown model: no model of that name is served")
+        return served
+
+    def state_of(self, name: str) -> tuple[str, str]:
+        """OIP repository state and reason; NotFound."""
+        served = self.pick(name)
+        if served.state == "READY" and not served.ready:
+            return "UNAVAILABLE", "no worker is ready"
+        return served.state, served.reason
+
+    async def load(self, name: str, config: str) -> None:
+        """Start the workers of a family that was unloaded; does nothing for a loaded one.  `config`: nothing, or the
+        JSON of its configuration, whose "name" must then be its own."""
+        served = self.pick(name)
+        if config:
+            try:
+                given: Any = msgspec.json.decode(config)
+            except msgspec.DecodeError as error:
+                raise BadRequest("parameter config is not JSON") from error
+            if not isinstance(given, dict) or given.get("name", name) != name:
+                raise BadRequest("parameter config is not the configuration of this model")
+        async with self._changing:
+            if served.state == "READY":
+                return
+            try:
+                await self._deploy(served)
+            except CloverError as error:
+                served.state, served.reason = "UNAVAILABLE", "its workers did not start"
+                log.warning("%s: failed to load: %s", name, error)
+                await served.fleet.stop()
+                raise Unavailable("its workers did not start") from error
+
+    async def unload(self, name: str) -> None:
+        """Answer what a family has received, then stop its workers."""
+        served = self.pick(name)
+        async with self._changing:
+            if served.state == "UNAVAILABLE":
+                return
+            served.state = "UNLOADING"
+            await self._retire(served, "the model is unloaded")
+            served.state, served.reason = "UNAVAILABLE", "unloaded"
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancel `task` and wait for its end."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

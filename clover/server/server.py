@@ -1,0 +1,295 @@
+"""What users hold: a server in this event loop, in a thread of its own, or as the process itself.
+
+    async with clover.Server("fashion", port=0) as server:          # in your own event loop
+        answer = await server.ainfer({"image": images})
+
+    with clover.Server("fashion", port=0) as server:                # in a thread of its own
+        answer = server.infer({"image": images})
+
+    clover.Server("fashion").run()                                   # until SIGTERM or SIGINT
+
+The pool is launched before the loop where we own the loop, so that the zygote's import of torch overlaps with the rest
+of the start and the zygote is forked from a process without threads of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from clover import settings
+from clover.config import ServerConfig
+from clover.errors import StartError, Unavailable
+from clover.runtime import embedded
+from clover.runtime.embedded import Answer
+from clover.runtime.pool import Pool
+from clover.server.engine import Engine, cancelled
+from clover.types import FamilySpec
+
+__all__ = ["Answer", "Server"]
+
+log = logging.getLogger("clover.server")
+
+_T = TypeVar("_T")
+
+
+class Server:
+    """Serves families of model variants.
+
+    `families`: names of shipped families, folders, "module:attribute" or `FamilySpec`s; without any, those of `config`
+    (by default `fashion`).  `overrides`: settings by name (`port=0`, `carbon="static:300"`, `slo_ms=20`, `mode="off"`);
+    settings of a family apply to all.  `http=False` serves this process only.  Raises ConfigError at once for settings
+    that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *families: str | FamilySpec,
+        config: ServerConfig | None = None,
+        http: bool = True,
+        **overrides: Any,
+    ) -> None:
+        self._given = {spec.name: spec for spec in families if isinstance(spec, FamilySpec)}
+        names = tuple(item.name if isinstance(item, FamilySpec) else str(item) for item in families)
+        self.config = settings.override(config, names, **overrides)
+        self._http = http
+        self._pool: Pool | None = None
+        self._engine: Engine | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._end: asyncio.Event | None = None
+        self._stopping: asyncio.Task[bool] | None = None
+        self._used = False
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> Self:
+        """Start in the running loop and return ready.  Raises ConfigError, StartError, ProfileError, WorkerError or
+        PlanError, and leaves nothing behind then."""
+        self._use()
+        return await self._start()
+
+    def _use(self) -> None:
+        if self._used:
+            raise StartError("a server starts once; make another one")
+        self._used = True
+
+    async def _start(self) -> Self:
+        pool = self._pool or self._launch()
+        try:
+            engine = Engine(self.config, self._given, pool, http=self._http)
+        except BaseException:
+            await pool.stop()
+            raise
+        self._loop = asyncio.get_running_loop()
+        self._engine = engine
+        try:
+            await engine.start()
+        except BaseException:
+            self._engine = None
+            await asyncio.shield(engine.stop())
+            raise
+        return self
+
+    async def drain(self) -> bool:
+        """Fail readiness, wait the drain delay, stop accepting and answer what was received; whether all of it was."""
+        return await self._engine.drain() if self._engine is not None else True
+
+    async def stop(self) -> bool:
+        """Drain and shut down; on return no process and no descriptor of the server is left.  Idempotent; whether all
+        that was received was answered."""
+        if self._engine is None:
+            return True
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(self._engine), name="clover-stop")
+        return await asyncio.shield(self._stopping)
+
+    async def _stop(self, engine: Engine) -> bool:
+        try:
+            return await engine.drain()
+        finally:
+            self._loop = None
+            await engine.stop()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def __enter__(self) -> Self:
+        return self.start_background()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start_background(self) -> Self:
+        """Start in a thread with an event loop of its own; returns ready, raises as `start` does."""
+        self._use()
+        self._pool = self._launch()
+        failure: list[BaseException] = []
+        known = threading.Event()
+
+        async def main() -> None:
+            self._end = asyncio.Event()
+            try:
+                await self._start()
+            except BaseException as error:
+                failure.append(error)
+                return
+            finally:
+                known.set()
+            await self._end.wait()
+            await self.stop()
+
+        self._thread = threading.Thread(target=_run_uvloop, args=(main,), name="clover", daemon=True)
+        self._thread.start()
+        known.wait()
+        if failure:
+            self._thread.join()
+            raise failure[0]
+        return self
+
+    def close(self) -> None:
+        """Stop a server of `start_background` and wait for it.  Idempotent."""
+        thread, loop, end = self._thread, self._loop, self._end
+        if thread is None or end is None:
+            return
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # its loop ended between the look and the call
+                loop.call_soon_threadsafe(end.set)
+        thread.join()
+
+    def run(
+        self,
+        *,
+        on_ready: Callable[[Server], None] | None = None,
+        on_hangup: Callable[[], None] | None = None,
+    ) -> int:
+        """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once (status 128 + signal).
+
+        `on_ready` is called once it is ready, `on_hangup` on SIGHUP.  Gives 0 where everything received was answered,
+        else 1; raises as `start` does.  Call it from the main thread.
+        """
+        self._use()
+        self._pool = self._launch()
+
+        async def main() -> int:
+            loop = asyncio.get_running_loop()
+            ended = asyncio.Event()
+
+            def signalled(number: int) -> None:
+                if ended.is_set():
+                    os._exit(128 + number)  # workers and zygote end with this process's pipes
+                log.info("%s: answering what was received, then stopping", signal.Signals(number).name)
+                ended.set()
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, signalled, number)
+            if on_hangup is not None:
+                loop.add_signal_handler(signal.SIGHUP, on_hangup)
+            starting = loop.create_task(self._start())
+            waiting = loop.create_task(ended.wait())
+            await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                await cancelled(starting)
+                return 0
+            await starting
+            if on_ready is not None:
+                on_ready(self)
+            await waiting
+            return 0 if await self.stop() else 1
+
+        return _run_uvloop(main)
+
+    def _launch(self) -> Pool:
+        return Pool.launch(start_s=self.config.workers.start_s, silent_s=self.config.workers.silent_s)
+
+    @property
+    def url(self) -> str:
+        """Where the front end listens, as http://127.0.0.1:PORT; empty without one."""
+        engine = self._engine
+        return engine.frontend.url if engine is not None and engine.frontend is not None else ""
+
+    @property
+    def engine(self) -> Engine:
+        """What runs on the loop, for benches and tests; Unavailable before the start."""
+        if self._engine is None:
+            raise Unavailable("the server is not running")
+        return self._engine
+
+    # --- inference ------------------------------------------------------------------------------------------------
+    def infer(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        model: str | None = None,
+        min_accuracy: float | None = None,
+        timeout_ms: float | None = None,
+    ) -> Answer:
+        """Ask from any thread but the server's own; see `ainfer`."""
+        loop = self._running()
+        if self._here() is loop:
+            raise RuntimeError("infer would block the server's own event loop: await ainfer there")
+        asking = self._infer(inputs, model, min_accuracy, timeout_ms)
+        return asyncio.run_coroutine_threadsafe(asking, loop).result()
+
+    async def ainfer(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        model: str | None = None,
+        min_accuracy: float | None = None,
+        timeout_ms: float | None = None,
+    ) -> Answer:
+        """The answer to `inputs`: per input name an array with a leading row axis (or one row without it).
+
+        `model` may be left out where one family is served.  `min_accuracy` in percent (a fraction up to 1 is taken as
+        such); `timeout_ms` bounds the wait.  Raises BadRequest, NotFound, Overloaded, Unavailable, DeadlineMissed or
+        ModelFailed.  Works from any event loop.
+        """
+        loop = self._running()
+        asking = self._infer(inputs, model, min_accuracy, timeout_ms)
+        if self._here() is loop:
+            return await asking
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asking, loop))
+
+    async def _infer(
+        self, inputs: Mapping[str, Any], model: str | None, min_accuracy: float | None, timeout_ms: float | None
+    ) -> Answer:
+        engine = self.engine
+        if engine.draining:
+            raise Unavailable("the server is shutting down")
+        timeout_ns = 0
+        if timeout_ms is not None:
+            timeout_ns = int(timeout_ms * 1e6) or -1  # a spent deadline is missed, not absent
+        router = engine.pick(model).router
+        return await embedded.infer(router, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns)
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise Unavailable("the server is not running")
+        return self._loop
+
+    @staticmethod
+    def _here() -> asyncio.AbstractEventLoop | None:
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:
+            return None
+
+
+def _run_uvloop(main: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main())
