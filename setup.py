@@ -2,7 +2,7 @@
 
 CLOVER_BUILD chooses the build:
     release    (default) -O3, no checks: what is shipped
-    checked    bounds, wraparound and None checks in Cython, assertions in C, -O1 -g
+    checked    bounds and initialisation checks in Cython, -O1 -g
     coverage   Cython line tracing, for line coverage of the kernels
 CLOVER_SANITIZE=1 adds the address and undefined-behaviour sanitizers to any of them; run such a build with the
 sanitizer runtimes preloaded (see CONTRIBUTING.md).
@@ -33,10 +33,10 @@ DIRECTIVES = {
     "boundscheck": CHECKED,
     "wraparound": False,
     "initializedcheck": CHECKED,
-    "nonecheck": CHECKED,
     "cdivision": not CHECKED,
     "embedsignature": True,
     "linetrace": MODE == "coverage",
+    "show_performance_hints": False,
 }
 COMPILE = ["-O1", "-g", "-UNDEBUG", "-ffp-contract=off"] if CHECKED else ["-O3", "-g0", "-ffp-contract=off"]
 LINK: list[str] = []
