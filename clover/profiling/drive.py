@@ -25,7 +25,7 @@ from clover.runtime.rows import read_rows
 from clover.runtime.slab import Slab
 
 _CREDITS = 2
-_LOOK_S = 0.5
+_LOOK_S = 0.1
 """Seconds between looks at whether a worker still lives."""
 
 
@@ -89,7 +89,12 @@ class Driver:
         self._silent_s = silent_s
         self._next_id = 0
         self._next_row = 0
+        self._stopped = False
         os.set_blocking(completion_fd, False)
+
+    def stop(self) -> None:
+        """End the loop that runs in another thread: it raises ProfileError within a moment."""
+        self._stopped = True
 
     # --- closed loop --------------------------------------------------------------------------------------------
 
@@ -176,6 +181,8 @@ class Driver:
     # --- both ---------------------------------------------------------------------------------------------------
 
     def _submit(self, worker: Worker, slots: NDArray[np.uint32]) -> int:
+        if self._stopped:
+            raise ProfileError("the measurement was stopped")
         self._next_id += 1
         outcome = worker.ring.submit(self._next_id, slots, len(slots))
         if outcome == 0:
@@ -187,6 +194,8 @@ class Driver:
     def _wait(self, workers: Sequence[Worker], timeout_s: float, until: float) -> None:
         """Sleep until completions arrive or `timeout_s` passes.  Raises ProfileError where none can come any more."""
         ready, _, _ = select.select([self._fd], [], [], timeout_s)
+        if self._stopped:
+            raise ProfileError("the measurement was stopped")
         if ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._fd, 8)

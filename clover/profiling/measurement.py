@@ -7,10 +7,10 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,10 @@ from clover.config import EnergyConfig
 from clover.errors import CloverError, ProfileError, WorkerError
 from clover.interfaces import Device
 from clover.profiling import rows as rows_module
+from clover.profiling.candidates import COMPILED_AT_FIRST_START, Candidates
 from clover.profiling.choose import elect, faster
 from clover.profiling.drive import Cell, Driver, Scored
+from clover.profiling.effort import FULL, QUICK, Effort
 from clover.profiling.joules import Joules
 from clover.profiling.score import agreement, wilson
 from clover.runtime.frames import WorkerOrder
@@ -40,39 +42,15 @@ from clover.types import (
 
 log = logging.getLogger("clover.profiling")
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
 
 BASE_LOAD = 0.6
 MOST_ROWS_PER_S = 4000.0
 """The fastest arrivals of the open-loop run; beyond, the generator itself would be measured."""
-
-COMPILED_AT_FIRST_START = ("onnxruntime",)
-"""Backends whose artifacts a quick measurement makes itself: an export takes seconds a variant, aoti minutes in all."""
-
-_COMPILING_AT_ONCE = 2
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to look: the batch sizes, samples and seconds a cell, rows and seconds an accuracy pass."""
-
-    quick: bool
-    samples: int
-    least_s: float
-    most_s: float
-    score_s: float
-    base_s: float
-    compile_s: float
-
-    def batches(self, max_batch: int) -> tuple[int, ...]:
-        """The batch sizes to measure; quick: 1, 4 and the largest, otherwise powers of two and the largest."""
-        sizes = {1, 4} if self.quick else {1 << power for power in range(max_batch.bit_length())}
-        return tuple(sorted({size for size in sizes if size < max_batch} | {max_batch}))
-
-
-QUICK = Effort(quick=True, samples=30, least_s=0.1, most_s=1.0, score_s=4.0, base_s=1.6, compile_s=25.0)
-FULL = Effort(quick=False, samples=200, least_s=0.5, most_s=5.0, score_s=120.0, base_s=5.0, compile_s=math.inf)
 
 
 async def measure(
@@ -87,15 +65,19 @@ async def measure(
     energy: EnergyConfig | None = None,
     progress: Progress | None = None,
     compile_with: Iterable[str] = COMPILED_AT_FIRST_START,
+    compile_s: float | None = None,
     silent_s: float = 30.0,
     effort: Effort | None = None,
 ) -> FamilyProfile:
     """Measure every variant of `spec` on every profile of `device` with every usable one of `backends`.
 
-    Artifacts of `compile_with` that are missing are compiled first (in the time `effort` allows).  The profile is
-    written to `store` where one is given.  Raises ProfileError, saying what to do, where the family cannot be measured.
+    Artifacts of `compile_with` that are missing are compiled first (within `compile_s`; 25 s where `quick`).
+    The profile is written to `store` where one is given.  Raises ProfileError, saying what to do, where the family
+    cannot be measured.
     """
     looking = effort or (QUICK if quick else FULL)
+    if compile_s is not None:
+        looking = replace(looking, compile_s=compile_s)
     data = await asyncio.to_thread(rows_module.load, spec)
     if not data.labelled:
         _require_published(spec)
@@ -162,8 +144,11 @@ class _Measurement:
         self.joules = await Joules.start(self.energy, len(cores))
         self.batches = self.effort.batches(spec.max_batch)
         places = self._places()
-        candidates = self._candidates(wanted)
-        await self._compile(candidates, compile_with, places)
+        self.candidates = Candidates(spec, wanted, self.cache_dir, self.notes)
+        candidates = self.candidates.of
+        patient = self.effort.compile_s == math.inf
+        threads = {1, *(place.size for place in places)} if patient else {1}
+        await self.candidates.compile(compile_with, sorted(threads), self.effort.compile_s, self._say)
         # A step is one worker started and measured; the estimate assumes that one of two thread counts suffices.
         self.steps = sum(map(len, candidates.values())) + len(spec.variants) * (len(places) - 1) + 1
         backend: dict[str, str] = {}
@@ -207,72 +192,6 @@ class _Measurement:
                     found[place.profile] = place
         return sorted(found.values(), key=lambda place: place.size)
 
-    def _candidates(self, wanted: tuple[str, ...]) -> dict[str, list[str]]:
-        """The backends of each variant that could serve here; eager always, as the reference."""
-        usable: dict[str, list[str]] = {variant.name: ["eager"] for variant in self.spec.variants}
-        for name in wanted:
-            if name == "eager":
-                continue
-            backend = registry.get(name)
-            if reason := backend.available():
-                self.notes.append(f"{name} is not used: {reason}")
-                continue
-            for variant in self.spec.variants:
-                if reason := backend.supports(self.spec, variant):
-                    self.notes.append(f"{name} is not used: {reason}")
-                else:
-                    usable[variant.name].append(name)
-        return usable
-
-    async def _compile(
-        self, candidates: dict[str, list[str]], compile_with: tuple[str, ...], places: list[Placement]
-    ) -> None:
-        """Compile what is missing and wanted; what is still missing afterwards is no candidate."""
-        threads = [1] if self.effort.quick else sorted({1, *(place.size for place in places)})
-        wanted = [
-            (variant, name, count)
-            for variant in self.spec.variants
-            for name in candidates[variant.name]
-            for count in threads
-            if name in compile_with and not self._compiled(variant, name, count)
-        ]
-        # Some backends have one artifact for any number of threads.
-        missing = list({self._artifact(*item): item for item in reversed(wanted)}.values())[::-1]
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self.effort.compile_s
-        gate = asyncio.Semaphore(_COMPILING_AT_ONCE)
-        finished = 0
-
-        async def one(variant: VariantSpec, name: str, count: int) -> None:
-            nonlocal finished
-            async with gate:
-                left_s = until - loop.time()
-                if left_s <= 0:
-                    return
-                self._say(f"compiling {variant.name} with {name}", finished, len(missing))
-                folder = self._artifact(variant, name, count)
-                limit = {"timeout_s": left_s} if left_s < math.inf else {}
-                try:
-                    await registry.compile_in_background(self.spec, variant, name, folder, count, **limit)
-                except ProfileError as error:
-                    self.notes.append(f"{name} is not used for {variant.name}: {error}")
-                    log.warning("%s cannot compile %s: %s", name, variant.name, error)
-                finished += 1
-
-        await asyncio.gather(*(one(*item) for item in missing))
-        for variant in self.spec.variants:
-            for name in list(candidates[variant.name]):
-                if not self._compiled(variant, name, 1):
-                    candidates[variant.name].remove(name)
-                    command = f"python -m clover profile {self.spec.name} --compile"
-                    self.notes.append(f"{name} is not compiled for {variant.name}: `{command}`")
-
-    def _artifact(self, variant: VariantSpec, backend: str, threads: int) -> Path:
-        return registry.artifact_dir(self.cache_dir, self.spec, variant, backend, threads)
-
-    def _compiled(self, variant: VariantSpec, backend: str, threads: int) -> bool:
-        return not registry.get(backend).compiles or registry.is_compiled(self._artifact(variant, backend, threads))
-
     # --- measuring ----------------------------------------------------------------------------------------------
 
     async def _smallest(self, variant: VariantSpec, names: list[str], place: Placement) -> None:
@@ -284,7 +203,7 @@ class _Measurement:
             try:
                 async with self._worker(variant, name, place, 1) as worker:
                     with self.joules.window() as window:
-                        scored: Scored = await asyncio.to_thread(
+                        scored: Scored = await self._drive(
                             self.driver.score,
                             worker,
                             largest,
@@ -315,7 +234,9 @@ class _Measurement:
             [place.size] if self.effort.quick else [place.size >> shift for shift in range(place.size.bit_length())]
         )
         best: list[LatencyMeasurement] = []
-        for threads in [count for count in counts if count > 1 and self._compiled(variant, name, count)] + [1]:
+        for threads in [count for count in counts if count > 1 and self.candidates.compiled(variant, name, count)] + [
+            1
+        ]:
             if threads == 1 and best:
                 break
             self._step(f"{variant.name} with {name} on {place.profile}, {threads} thread{'s' if threads > 1 else ''}")
@@ -338,7 +259,7 @@ class _Measurement:
     ) -> None:
         effort = self.effort
         with self.joules.window() as window:
-            cell = await asyncio.to_thread(
+            cell = await self._drive(
                 self.driver.cell,
                 worker,
                 batch,
@@ -424,7 +345,7 @@ class _Measurement:
                 for place in whole
             ]
             with self.joules.window() as window:
-                run = await asyncio.to_thread(self.driver.open_loop, workers, self.spec.max_batch, rate, seconds)
+                run = await self._drive(self.driver.open_loop, workers, self.spec.max_batch, rate, seconds)
             joules, _ = window.joules(run.rows, run.cpu_s)
         return BasePoint(
             variant=name,
@@ -437,6 +358,17 @@ class _Measurement:
             method="measured",
         )
 
+    async def _drive(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run one of the driver's loops in a thread; cancelled, it ends first: nothing may touch ring or slab later."""
+        task = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self.driver.stop()
+            await asyncio.wait((task,))
+            task.exception()
+            raise
+
     # --- workers and progress -----------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
@@ -448,7 +380,9 @@ class _Measurement:
                 family=self.spec,
                 variant=variant.name,
                 backend=name,
-                artifact_dir=str(self._artifact(variant, name, threads)) if registry.get(name).compiles else "",
+                artifact_dir=str(self.candidates.artifact(variant, name, threads))
+                if registry.get(name).compiles
+                else "",
                 cores=self.device.cores(place),
                 threads=threads,
                 max_batch=self.spec.max_batch,

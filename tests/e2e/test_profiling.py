@@ -14,7 +14,7 @@ from clover.config import ServerConfig, WorkersConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ProfileError
 from clover.families import load_family
-from clover.profiling.measurement import QUICK, Effort
+from clover.profiling.effort import QUICK, Effort
 from clover.runtime.pool import Pool
 from clover.types import FamilyProfile, FamilySpec
 
@@ -115,6 +115,40 @@ def test_a_start_finds_what_the_last_one_measured(tmp_path: Path, monkeypatch: p
             await pool.stop()
 
     asyncio.run(main())
+
+
+def test_a_cancelled_measurement_leaves_nothing_behind(tmp_path: Path) -> None:
+    spec = load_family(str(FAMILIES / "slow"))
+
+    async def main() -> None:
+        pool = Pool()
+        await pool.start()
+        try:
+            reached = asyncio.Event()
+            task = asyncio.create_task(
+                profiling.measure(
+                    spec,
+                    CpuDevice(),
+                    pool,
+                    None,
+                    quick=True,
+                    backends=("eager",),
+                    cache_dir=tmp_path,
+                    progress=lambda what, done, total: reached.set(),
+                )
+            )
+            await reached.wait()
+            while not any(worker.state == "ready" for worker in pool.workers):
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while pool.workers:  # a killed worker is gone in a moment
+                await asyncio.sleep(0.01)
+        finally:
+            await pool.stop()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_quick_is_quick() -> None:

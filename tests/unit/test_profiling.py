@@ -21,8 +21,9 @@ from clover.families import load_family
 from clover.profiling import report
 from clover.profiling.choose import elect, faster
 from clover.profiling.drive import Driver
+from clover.profiling.effort import FULL, QUICK
 from clover.profiling.joules import Joules, Window
-from clover.profiling.measurement import FULL, QUICK, typical_p95
+from clover.profiling.measurement import typical_p95
 from clover.profiling.rows import load, pack
 from clover.profiling.score import agreement, answers, wilson
 from clover.runtime.slab import Layout, Slab

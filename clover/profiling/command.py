@@ -1,0 +1,110 @@
+"""`python -m clover profile FAMILY...`: compile ahead, measure, print the table, keep the profile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from clover import families, profiles, settings
+from clover.config import FamilyConfig, ServerConfig
+from clover.devices.cpu import CpuDevice
+from clover.errors import CloverError, ConfigError
+from clover.profiling.candidates import COMPILED_AT_FIRST_START
+from clover.profiling.measurement import Progress, measure
+from clover.profiling.report import progress_bar, table
+from clover.profiling.stored import key_of
+from clover.runtime.pool import Pool
+from clover.settings import Option
+from clover.telemetry import logs
+from clover.types import FamilyProfile, FamilySpec
+
+OPTIONS = (
+    Option("--quick", "few samples, three batch sizes: what `serve` does at its first start"),
+    Option(
+        "--compile", "compile the artifacts of every backend first (aoti: half a minute a variant and thread count)"
+    ),
+    Option("--force", "measure although there is a profile"),
+    Option("--json", "also write the profiles to this file, as a JSON list", "FILE"),
+)
+_USAGE = "python -m clover profile [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
+_ABOUT = (
+    "Measure accuracy, latency and energy of every variant on this machine, choose a backend and a thread count for "
+    "each, and keep the result where the server finds it."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit code."""
+    if {"-h", "--help"} & set(argv):
+        print(settings.help_text(_USAGE, _ABOUT, OPTIONS))
+        return 0
+    try:
+        given = settings.load(argv, os.environ, options=OPTIONS)
+        level = given.config.log.level if given.origins["log.level"] != "default" else "warning"
+        logs.configure(msgspec.structs.replace(given.config.log, level=level))
+        found = [_profile(item, given.config, given.options) for item in given.config.families]
+        if path := given.options.get("json"):
+            Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    except ConfigError as error:
+        print(f"clover profile: {error}", file=sys.stderr)
+        return 2
+    except (CloverError, OSError) as error:
+        print(f"clover profile: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) -> FamilyProfile:
+    spec = families.load_family(item.family)
+    device = CpuDevice(settings.parse_cores(config.workers.cores))
+    cache = profiles.cache_folder(config.cache_dir)
+    store = profiles.ProfileStore(cache)
+    key = key_of(spec, device, config)
+    if not {"force", "compile"} & set(options):
+        found = store.get(spec.name, key)
+        if found is not None and (not found.quick or "quick" in options):
+            print(table(found))
+            print(f"\nkept in {store.path(spec.name, key)}; --force measures again")
+            return found
+    with progress_bar(spec.name) as progress:
+        profile = asyncio.run(_measure(spec, device, config, options, cache, progress))
+    path = store.put(profile)
+    print(table(profile))
+    print(f"\nkept in {path}")
+    return profile
+
+
+async def _measure(
+    spec: FamilySpec,
+    device: CpuDevice,
+    config: ServerConfig,
+    options: dict[str, str],
+    cache: Path,
+    progress: Progress,
+) -> FamilyProfile:
+    pool = Pool(start_s=config.workers.start_s, silent_s=config.workers.silent_s)
+    try:
+        await pool.start()
+        return await measure(
+            spec,
+            device,
+            pool,
+            None,
+            quick="quick" in options,
+            backends=config.workers.backends,
+            cache_dir=cache,
+            energy=config.energy,
+            progress=progress,
+            compile_with=config.workers.backends if "compile" in options else COMPILED_AT_FIRST_START,
+            compile_s=float("inf") if "compile" in options else None,
+            silent_s=config.workers.silent_s,
+        )
+    finally:
+        await pool.stop()
