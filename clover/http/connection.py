@@ -1,0 +1,334 @@
+"""One client connection: bytes in, exchanges in order, bytes out.
+
+States of the reading side:
+
+    IDLE --first byte--> HEAD --head complete--> BODY --body complete--> IDLE ...
+    any --malformed, late or refused with its body unread--> LINGER --client closes, or time--> closed
+
+The writing half is `outgoing`.  What a client can make us hold is bounded: reading pauses while `pipelined` answers
+are due or the client does not read, and a declared body is read straight into one buffer of its size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.http.chunks import ChunkDecoder
+from clover.http.exchange import Exchange
+from clover.http.heads import Head, MalformedError, check_prefix
+from clover.http.hub import SWEEP_S, Body, Hub, log
+from clover.http.outgoing import BODY, HEAD, IDLE, LINGER, Outgoing
+
+_LINGER_S = 2.0
+_BLANK_LINES = 4
+_NO_HEAD = Head()
+
+
+class Connection(Outgoing):
+    """A connection accepted by a front end.  `control` marks the control socket, `loopback` a local peer."""
+
+    __slots__ = (
+        "_blank_lines",
+        "_body",
+        "_chunks",
+        "_current",
+        "_filled",
+        "_paused",
+        "_tail",
+        "_view",
+        "control",
+        "loopback",
+    )
+
+    def __init__(self, hub: Hub, *, control: bool = False, tls: bool = False) -> None:
+        super().__init__(hub, tls=tls)
+        self.control = control
+        self.loopback = control
+        self._tail = b""
+        self._blank_lines = 0
+        self._body: NDArray[np.uint8] | None = None
+        self._view: memoryview | None = None
+        self._filled = 0
+        self._chunks: ChunkDecoder | None = None
+        self._current: Exchange | None = None
+        self._paused = False  # we stopped reading
+
+    # --- transport callbacks ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        hub = self.hub
+        self._transport = transport
+        stats = hub.stats
+        stats.accepted_connections += 1
+        if len(hub.connections) >= hub.limits.connections or hub.draining:
+            stats.refused_connections += 1
+            self.closing = True
+            self._transport.abort()
+            return
+        stats.open_connections += 1
+        hub.connections.add(self)
+        if not self.control:
+            peer = transport.get_extra_info("peername")
+            self.loopback = bool(peer) and is_loopback(str(peer[0]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        hub = self.hub
+        if self in hub.connections:
+            hub.connections.discard(self)
+            hub.stats.open_connections -= 1
+        self.closing = True
+        self._transport = None
+        for exchange in self.exchanges:
+            exchange.abandon()
+        self.exchanges.clear()
+        self._drop_body()
+        self._out.clear()
+        self._tail = b""
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        view = self._view
+        if view is not None:
+            return view[self._filled :]
+        return self.hub.scratch_view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        hub = self.hub
+        hub.stats.received_bytes += nbytes
+        if self._view is not None:
+            self._filled += nbytes
+            if self._filled == len(self._view):
+                self._complete_body()
+            return
+        if self.closing:
+            return
+        self.feed(bytes(hub.scratch_view[:nbytes]))
+
+    def eof_received(self) -> bool:
+        """A client that half-closes still gets the answers it is due."""
+        if self.closing and not self._finishing and not self.exchanges:
+            return False
+        if self.phase == LINGER:
+            return False
+        self.closing = True
+        self._tail = b""
+        if self._current is not None:  # its body will never be complete
+            self.exchanges.remove(self._current)
+            self._current.abandon()
+            self._drop_body()
+        if not self.exchanges and not self._out:
+            return False
+        self._finishing = True
+        return not self._tls
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes of the stream in whatever pieces they come."""
+        if self._tail:
+            data = self._tail + data
+            self._tail = b""
+        hub = self.hub
+        pos, size = 0, len(data)
+        try:
+            while not self.closing:
+                if self._chunks is not None:
+                    pos, complete = self._feed_chunks(data, pos)
+                    if not complete:
+                        return
+                    continue
+                if pos == size:
+                    if self.phase == HEAD:
+                        self.phase = IDLE
+                    return
+                if len(self.exchanges) + self._unflushed >= hub.pipelined or self._choked:
+                    self._stall(data[pos:])
+                    return
+                end = data.find(b"\r\n\r\n", pos) + 4
+                raw = data[pos:end] if end > 3 else b""
+                head = hub.heads.memo.get(raw)
+                if head is None:
+                    if data.startswith(b"\r\n", pos):
+                        pos = self._skip_blank(pos)
+                        continue
+                    if not raw:
+                        self._begin_head(data[pos:])
+                        return
+                    head = hub.heads.parse(raw)
+                pos = self._begin_request(head, data, end, size)
+                if self._view is not None:
+                    return
+        except MalformedError as error:
+            self.hub.stats.malformed += 1
+            self._fail(error.status, error.text)
+
+    def _skip_blank(self, pos: int) -> int:
+        """RFC 9112 2.2: empty lines before a request line are ignored; here, a few."""
+        self._blank_lines += 1
+        if self._blank_lines > _BLANK_LINES:
+            raise MalformedError(400, "the request line is missing")
+        return pos + 2
+
+    def _begin_head(self, partial: bytes) -> None:
+        check_prefix(partial, 0, self.hub.limits)
+        self._tail = partial
+        if self.phase != HEAD:
+            self.phase = HEAD
+            self._waited_s = 0.0
+
+    def _begin_request(self, head: Head, data: bytes, pos: int, size: int) -> int:
+        """Open the exchange of a complete head; gives the position after what was taken."""
+        exchange = Exchange(self, head)
+        self.exchanges.append(exchange)
+        self._blank_lines = 0
+        need = head.length
+        if head.refusal is not None:
+            # With its body still to come, the connection cannot be trusted to stay in step: answer and end.
+            if head.chunked or size - pos < need:
+                self.closing = True
+                self._lingers = True
+                exchange.close = True
+            exchange.fail(*head.refusal)
+            return pos + need
+        if head.chunked:
+            self._chunks = ChunkDecoder(self.hub.limits.body_bytes)
+        elif size - pos >= need:
+            body = data[pos : pos + need] if need else b""
+            self.phase = IDLE
+            self._waited_s = 0.0
+            if exchange.close:
+                self.closing = True
+            self.hub.application.dispatch(exchange, body)
+            return pos + need
+        else:
+            have = size - pos
+            self._body = self.hub.take_buffer(need)
+            self._view = memoryview(self._body)[:need]  # type: ignore[arg-type]
+            self._view[:have] = data[pos:]
+            self._filled = have
+            pos = size
+        self._current = exchange
+        self.phase = BODY
+        self._waited_s = 0.0
+        if head.expect and pos == size:
+            exchange.interim = True
+            self._emit()
+        return pos
+
+    def _feed_chunks(self, data: bytes, pos: int) -> tuple[int, bool]:
+        chunks = self._chunks
+        assert chunks is not None
+        pos = chunks.feed(data, pos)
+        if chunks.done:
+            self._chunks = None
+            self._dispatch_current(chunks.body)
+        return pos, chunks.done
+
+    def _complete_body(self) -> None:
+        view, body = self._view, self._body
+        assert view is not None
+        assert body is not None
+        self._view = self._body = None
+        self._dispatch_current(view)
+        self.hub.give_buffer(body)
+
+    def _dispatch_current(self, body: Body) -> None:
+        exchange, self._current = self._current, None
+        assert exchange is not None
+        exchange.interim = False
+        self.phase = IDLE
+        self._waited_s = 0.0
+        if exchange.close:
+            self.closing = True
+        self.hub.application.dispatch(exchange, body)
+
+    def _drop_body(self) -> None:
+        self._current = None
+        self._chunks = None
+        if self._view is not None:
+            self._view = None
+            self._body = None
+
+    def _stall(self, rest: bytes) -> None:
+        """Enough is due: stop reading until some of it is written."""
+        self._tail = rest
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _fail(self, status: int, text: str) -> None:
+        """Answer an error that ends the connection, after the answers still due."""
+        exchange = self._current
+        if exchange is None:
+            exchange = Exchange(self, _NO_HEAD)
+            self.exchanges.append(exchange)
+        self._drop_body()
+        self._tail = b""
+        exchange.interim = False
+        exchange.close = True
+        self.closing = True
+        self._lingers = True
+        exchange.fail(status, text)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def sweep(self, elapsed_s: float) -> None:
+        """Charge `elapsed_s` to the current wait.  A wait began up to one sweep before it is first charged, so a
+        deadline counts from the limit on, plus one sweep: never early, late by at most a sweep."""
+        transport = self._transport
+        if transport is None:
+            return
+        limits = self.hub.limits
+        if self._write_is_late(elapsed_s, limits.write_s + SWEEP_S):
+            self.hub.stats.deadlines_missed += 1
+            transport.abort()
+            return
+        pending = self._write_waited_s > 0
+        phase = self.phase
+        if (phase == IDLE and (self.exchanges or pending)) or (self._paused and phase != LINGER):
+            self._waited_s = 0.0
+            return
+        self._waited_s += elapsed_s
+        waited = self._waited_s - SWEEP_S
+        if phase == IDLE:
+            if waited >= limits.idle_s:
+                transport.close()
+        elif phase == LINGER:
+            if waited >= _LINGER_S:
+                transport.abort() if pending else transport.close()
+        elif waited >= (limits.head_s if phase == HEAD else limits.body_s):
+            self.hub.stats.deadlines_missed += 1
+            part = "head" if phase == HEAD else "body"
+            log.debug("a client did not send its request %s in time", part)
+            self._fail(408, f"the request {part} did not arrive in time")
+
+    def _resume(self) -> None:
+        if self._paused and not self._choked and len(self.exchanges) < self.hub.pipelined:
+            self._paused = False
+            if not self.closing:
+                self.feed(b"")
+            if not self._paused and self._transport is not None:
+                self._transport.resume_reading()
+
+    def is_last(self, exchange: Exchange) -> bool:
+        """Whether no request received so far comes after `exchange`."""
+        return not self._tail and self.exchanges[-1] is exchange
+
+    def drain(self) -> None:
+        """Close now if nothing received is unanswered; the last answer closes otherwise."""
+        waits = self.exchanges or self._out or self._paused or self._finishing
+        if self.phase in (IDLE, HEAD) and not waits and self._transport is not None:
+            self.closing = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Drop the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a peer address is this machine's own loopback."""
+    return address.startswith(("127.", "::ffff:127.")) or address == "::1"

@@ -1,0 +1,59 @@
+"""The JSON documents that describe families: metadata, configuration, readiness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clover.types import FamilySpec, TensorSpec
+
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+)
+
+
+def server_metadata(version: str) -> dict[str, Any]:
+    """GET /v2."""
+    return {"name": "clover", "version": version, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
+    """GET /v2/models/M: shapes lead with the batch axis, -1."""
+
+    def tensors(listed: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
+        return [{"name": one.name, "datatype": one.datatype, "shape": [-1, *one.shape]} for one in listed]
+
+    return {
+        "name": name,
+        "versions": [spec.version],
+        "platform": spec.platform,
+        "inputs": tensors(spec.inputs),
+        "outputs": tensors(spec.outputs),
+    }
+
+
+def model_config(name: str, spec: FamilySpec) -> dict[str, Any]:
+    """GET /v2/models/M/config: dims without the batch axis, Triton's names of the datatypes."""
+
+    def tensors(listed: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": one.name,
+                "data_type": "TYPE_STRING" if one.datatype == "BYTES" else f"TYPE_{one.datatype}",
+                "dims": list(one.shape),
+            }
+            for one in listed
+        ]
+
+    return {
+        "name": name,
+        "platform": spec.platform,
+        "backend": "clover",
+        "max_batch_size": spec.max_batch,
+        "input": tensors(spec.inputs),
+        "output": tensors(spec.outputs),
+    }

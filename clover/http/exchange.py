@@ -1,0 +1,129 @@
+"""One request and its answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from clover.errors import RequestError
+from clover.http.heads import Head
+
+if TYPE_CHECKING:
+    from clover.http.connection import Connection
+
+REASONS = {
+    100: "Continue",
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    414: "URI Too Long",
+    415: "Unsupported Media Type",
+    417: "Expectation Failed",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+    505: "HTTP Version Not Supported",
+}
+JSON = b"application/json"
+BINARY = b"application/octet-stream"
+
+_START = {
+    (status, kind): b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: " % (status, reason.encode(), kind)
+    for status, reason in REASONS.items()
+    for kind in (JSON, BINARY)
+}
+_JOIN_BYTES = 1 << 16
+
+
+class Exchange:
+    """A request in its connection's order.  `reply` is None until answered; `interim` marks a client that waits for
+    100 Continue; `model` and `ticket` stand while rows are in the data plane."""
+
+    __slots__ = ("close", "connection", "head", "interim", "model", "reply", "request_id", "ticket")
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        self.connection: Connection | None = connection
+        self.head = head
+        self.reply: list[bytes] | None = None
+        self.close = not head.keep_alive
+        self.interim = False
+        self.request_id = head.request_id
+        self.model: Any = None
+        self.ticket: Any = None
+
+    def finish(self, status: int, parts: list[bytes], fields: bytes = b"", kind: bytes = JSON) -> None:
+        """Answer with `parts` as the body and `fields` as further header lines; a no-op once the client is gone."""
+        connection = self.connection
+        if connection is None or self.reply is not None:
+            return
+        size = 0
+        for part in parts:
+            size += len(part)
+        hub = connection.hub
+        start = _START.get((status, kind))
+        if start is None:
+            reason = REASONS.get(status, "Unknown").encode()
+            start = b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: " % (status, reason, kind)
+        if hub.draining and connection.is_last(self):
+            self.close = True
+        if self.close:
+            ending = b"\r\nConnection: close\r\n\r\n"
+        elif self.head.minor == 0:
+            ending = b"\r\nConnection: keep-alive\r\n\r\n"
+        else:
+            ending = b"\r\n\r\n"
+        head = b"%b%d\r\n%bx-request-id: %b%b" % (start, size, fields, self.request_id or hub.next_id(self), ending)
+        if self.head.method == "HEAD":
+            parts = []
+        if size <= _JOIN_BYTES:
+            self.reply = [head + parts[0]] if len(parts) == 1 else [b"".join((head, *parts))]
+        else:
+            self.reply = [head, *parts]
+        requests = hub.stats.requests
+        requests[status] = requests.get(status, 0) + 1
+        if hub.access_log:
+            hub.log_access(self, status, size)
+        connection.answered()
+
+    def finish_json(self, value: Any, status: int = 200) -> None:
+        """Answer with a JSON document."""
+        self.finish(
+            status, [orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)]
+        )
+
+    def fail(self, status: int, text: str, fields: bytes = b"", retry_after_s: float | None = None) -> None:
+        """Answer `{"error": text}`."""
+        if retry_after_s is not None:
+            fields += b"Retry-After: %d\r\n" % max(1, -int(-retry_after_s // 1))
+        self.finish(status, [orjson.dumps({"error": text})], fields)
+
+    def refuse(self, error: RequestError) -> None:
+        """Answer an error raised on purpose; the texts of server faults stay in the log."""
+        status = error.status
+        text = "the model failed on this request" if status == 500 else error.message
+        fields = b"WWW-Authenticate: Bearer\r\n" if status == 401 else b""
+        self.fail(status, text, fields, retry_after_s=error.retry_after_s if status in (429, 503) else None)
+
+    def abandon(self) -> None:
+        """The client is gone: give the slots back."""
+        self.connection = None
+        ticket, self.ticket = self.ticket, None
+        if ticket is not None:
+            self.model.close(ticket)
+
+
+def _plain(value: Any) -> Any:
+    """Records inside JSON answers, as dictionaries."""
+    import msgspec
+
+    return msgspec.to_builtins(value)

@@ -1,0 +1,190 @@
+"""The sockets of a server: bind, accept, drain, close."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+
+from clover.config import ServerConfig
+from clover.errors import ConfigError, StartError
+from clover.http.connection import Connection
+from clover.http.hub import SWEEP_S, Hub, log
+from clover.http.routes import Routes
+from clover.http.stats import HttpStats
+from clover.http.trust import Trust
+from clover.interfaces import ServerView
+
+_BACKLOG = 2048
+_DRAIN_STEP_S = 0.02
+
+
+class Frontend:
+    """Serves a `ServerView` over HTTP.  `stats` are plain counters; `url` stands once started."""
+
+    def __init__(
+        self,
+        view: ServerView,
+        config: ServerConfig,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        monotonic_s: Callable[[], float] = monotonic,
+    ) -> None:
+        self._config = config
+        self._loop = loop
+        self._monotonic_s = monotonic_s
+        self.stats = HttpStats()
+        self.url = ""
+        self._routes = Routes(view, config, loop, Trust(config.listen))
+        self._hubs = [Hub(self._routes, config.limits, loop, self.stats, access_log=config.log.access)]
+        self._control_routes: Routes | None = None
+        if config.listen.control:
+            self._control_routes = Routes(view, config, loop, Trust(config.listen, control=True))
+            hub = Hub(self._control_routes, config.limits, loop, self.stats, access_log=config.log.access)
+            self._hubs.append(hub)
+        self._servers: list[asyncio.Server] = []
+        self._control_path: Path | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._swept_s = 0.0
+
+    async def start(self) -> tuple[str, int]:
+        """Bind and accept; gives the bound host and port.  Raises ConfigError or StartError."""
+        listen, limits = self._config.listen, self._config.limits
+        Trust.check_bind(listen)
+        context = self._tls()
+        hub = self._hubs[0]
+        tls = context is not None
+        try:
+            server = await self._loop.create_server(
+                lambda: Connection(hub, tls=tls),
+                listen.host.strip("[]") or None,
+                listen.port,
+                ssl=context,
+                backlog=_BACKLOG,
+                ssl_handshake_timeout=limits.head_s if tls else None,
+            )
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {listen.host}:{listen.port}: {os.strerror(error.errno or 0)}"
+            ) from error
+        self._servers.append(server)
+        if listen.control:
+            try:
+                await self._start_control(listen.control)
+            except BaseException:
+                await self.close()
+                raise
+        name = server.sockets[0].getsockname()
+        host, port = str(name[0]), int(name[1])
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"{'https' if tls else 'http'}://{shown}:{port}"
+        self._swept_s = self._monotonic_s()
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+        return host, port
+
+    def _tls(self) -> ssl.SSLContext | None:
+        listen = self._config.listen
+        if not listen.tls_cert:
+            if listen.tls_key:
+                raise ConfigError("listen.tls_key is set without listen.tls_cert")
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            context.load_cert_chain(listen.tls_cert, listen.tls_key or None)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError("the TLS certificate or key cannot be read; check listen.tls_cert and tls_key") from error
+        return context
+
+    async def _start_control(self, where: str) -> None:
+        listener, self._control_path = self._bind_control(where)
+        hub = self._hubs[1]
+        server = await self._loop.create_unix_server(lambda: Connection(hub, control=True), sock=listener)
+        self._servers.append(server)
+
+    @staticmethod
+    def _bind_control(where: str) -> tuple[socket.socket, Path]:
+        """A listening socket that only this user can reach; raises ConfigError or StartError."""
+        scheme, _, path = where.partition(":")
+        if scheme != "unix" or not path:
+            raise ConfigError("listen.control takes the form unix:PATH")
+        target = Path(path)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(target.lstat().st_mode):
+                raise StartError("listen.control names a file that is no socket; it is left alone")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(target)) == 0:
+                    raise StartError("another server listens on listen.control")
+            target.unlink()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        before = os.umask(0o177)  # no moment at which others could connect
+        try:
+            listener.bind(str(target))
+        except OSError as error:
+            listener.close()
+            raise StartError(f"cannot listen on listen.control: {os.strerror(error.errno or 0)}") from error
+        finally:
+            os.umask(before)
+        return listener, target
+
+    def _sweep(self) -> None:
+        now_s = self._monotonic_s()
+        elapsed_s, self._swept_s = now_s - self._swept_s, now_s
+        # A loop that stood still (a suspended machine, a debugger) must not count that against its clients.
+        elapsed_s = min(elapsed_s, 4 * SWEEP_S)
+        for hub in self._hubs:
+            hub.sweep(elapsed_s)
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a drain that takes longer is cut, not cancelled
+        """Stop accepting, answer what was received, close; gives whether all of it was answered within `timeout`
+        seconds."""
+        for server in self._servers:
+            server.close()
+        for hub in self._hubs:
+            hub.draining = True
+        end_s = self._monotonic_s() + timeout
+        while any(hub.connections for hub in self._hubs):
+            for hub in self._hubs:
+                for connection in list(hub.connections):
+                    connection.drain()
+            if self._monotonic_s() >= end_s:
+                left = sum(len(connection.exchanges) for hub in self._hubs for connection in hub.connections)
+                if left:
+                    log.warning("%d requests were not answered within the drain time", left)
+                return not left
+            await asyncio.sleep(_DRAIN_STEP_S)
+        return True
+
+    async def close(self) -> None:
+        """Drop everything that is left, and give the sockets back."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for server in self._servers:
+            server.close()
+        for hub in self._hubs:
+            hub.draining = True
+            for connection in list(hub.connections):
+                connection.abort()
+        for routes in (self._routes, self._control_routes):
+            if routes is not None:
+                await routes.cancel()
+        await asyncio.sleep(0)  # lets the transports report their loss
+        if self._control_path is not None:
+            path, self._control_path = self._control_path, None
+            path.unlink(missing_ok=True)
+        self._servers.clear()
+
+    @property
+    def open_connections(self) -> int:
+        """Connections open now."""
+        return self.stats.open_connections

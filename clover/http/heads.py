@@ -1,0 +1,299 @@
+"""A request head, from its raw bytes to what the rest needs: a pure function.
+
+llhttp parses the fields, but it does not protect: it takes a missing or repeated Host, HTTP/0.9 and 2.0, two spaces in
+the request line, any transfer coding that ends in `chunked`, and heads without end.  So the head is cut out of the
+stream first (it ends at CRLF CRLF and nowhere else), its size and line endings are checked as raw bytes, the request
+line is taken apart here, and only the fields go through llhttp.
+
+A client on a kept-alive connection sends the same head again and again.  Because parsing is pure, `Heads` remembers
+the results for small heads, by all their bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+
+from clover.config import LimitsConfig
+
+TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_VISIBLE = bytes(range(0x21, 0x7F))
+_DIGITS = b"0123456789"
+_AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{1,5}))?\Z")
+_VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
+_MEMO_HEADS = 1024
+_MEMO_BYTES = 2048
+
+
+class MalformedError(Exception):
+    """Bytes that are no acceptable request: the connection answers `status` with `text` and ends."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class Head:
+    """One parsed head.  `length` is the declared body size (0 without a body, unless `chunked`).
+
+    `refusal` is an answer fixed by the head alone (status, text, further
+    header lines); `authorised` says whether it carries the token;
+    `json_length` is -1 where absent; `route` is where the routes keep what they found for the path.
+    """
+
+    __slots__ = (
+        "accept",
+        "authorised",
+        "authority",
+        "bearer",
+        "chunked",
+        "coding",
+        "expect",
+        "host",
+        "json_length",
+        "keep_alive",
+        "length",
+        "method",
+        "minor",
+        "origin",
+        "path",
+        "query",
+        "refusal",
+        "request_id",
+        "route",
+    )
+
+    def __init__(self) -> None:
+        self.method = ""
+        self.path = ""
+        self.query = ""
+        self.minor = 1
+        self.host = ""
+        self.authority = b""
+        self.length = 0
+        self.chunked = False
+        self.keep_alive = False
+        self.expect = False
+        self.coding = ""
+        self.accept = ""
+        self.json_length = -1
+        self.request_id = b""
+        self.origin: bytes | None = None
+        self.authorised = False
+        self.bearer = b""
+        self.refusal: tuple[int, str, bytes] | None = None
+        self.route: Any = None
+
+
+class _Fields:
+    """Collects the fields llhttp finds."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[bytes, bytes]] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.pairs.append((name.lower(), value.strip(b" \t")))
+
+
+def split_authority(authority: bytes) -> str:
+    """The host of `host[:port]` in lower case, IPv6 without brackets; raises MalformedError (400)."""
+    match = _AUTHORITY.match(authority)
+    if match is None or (match[3] is not None and int(match[3]) > 65535):
+        raise MalformedError(400, "the Host field is not valid")
+    return (match[1] or match[2]).decode("ascii").lower()
+
+
+def check_prefix(data: bytes, start: int, limits: LimitsConfig) -> None:
+    """Refuse a head that has not ended yet, but can no longer become acceptable; raises MalformedError."""
+    size = len(data) - start
+    if size > limits.head_bytes:
+        raise MalformedError(431, "the request head is too large")
+    newline = data.find(b"\n", start)
+    if newline < 0:
+        if size > limits.line_bytes:
+            raise MalformedError(414, "the request line is too long")
+        if b"\0" in data[start:]:
+            raise MalformedError(400, "the request holds a NUL byte")
+        return
+    if data.count(b"\n", start) != data.count(b"\r\n", start):
+        raise MalformedError(400, "the request head holds a bare line feed")
+
+
+def parse_head(raw: bytes, limits: LimitsConfig) -> Head:
+    """Parse one head, from the request line to the empty line, both included; raises MalformedError."""
+    if len(raw) > limits.head_bytes:
+        raise MalformedError(431, "the request head is too large")
+    lines = raw.count(b"\r\n")
+    if raw.count(b"\n") != lines or raw.count(b"\r") != lines:
+        raise MalformedError(400, "the request head holds a bare carriage return or line feed")
+    if b"\0" in raw:
+        raise MalformedError(400, "the request head holds a NUL byte")
+    if b"\n " in raw or b"\n\t" in raw:
+        raise MalformedError(400, "folded header fields are not accepted")
+    if lines - 2 > limits.headers:
+        raise MalformedError(431, "the request has too many header fields")
+    end = raw.index(b"\r\n")
+    head = Head()
+    authority = _request_line(head, raw[:end], limits)
+    fields = _Fields()
+    parser = httptools.HttpRequestParser(fields)
+    try:
+        parser.feed_data(b"POST / HTTP/1.%d" % head.minor + raw[end:])
+    except httptools.HttpParserUpgrade:
+        pass  # an offered upgrade is declined by answering
+    except httptools.HttpParserError:
+        raise MalformedError(400, "the header fields are not valid HTTP") from None
+    _interpret(head, fields.pairs, authority, limits)
+    return head
+
+
+def _request_line(head: Head, line: bytes, limits: LimitsConfig) -> bytes | None:
+    """Fill method, target and version; gives the authority of an absolute target."""
+    if len(line) > limits.line_bytes:
+        raise MalformedError(414, "the request line is too long")
+    parts = line.split(b" ")
+    if len(parts) != 3:
+        raise MalformedError(400, "the request line is not valid HTTP/1.1")
+    method, target, version = parts
+    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        if _VERSION.match(version):
+            raise MalformedError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        raise MalformedError(400, "the request line is not valid HTTP/1.1")
+    if not method or len(method) > 32 or method.translate(None, TOKEN):
+        raise MalformedError(400, "the request method is not a token")
+    if not target or target.translate(None, _VISIBLE):
+        raise MalformedError(400, "the request target is not valid")
+    head.method = method.decode("ascii")
+    head.minor = version[-1] - 48
+    authority = None
+    lower = target[:8].lower()
+    if lower.startswith((b"http://", b"https://")):
+        rest = target.split(b"://", 1)[1]
+        cut = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
+        authority, target = rest[:cut], rest[cut:]
+        if not target.startswith(b"/"):
+            target = b"/" + target
+    elif not (target.startswith(b"/") or (method == b"OPTIONS" and target == b"*") or method == b"CONNECT"):
+        raise MalformedError(400, "the request target is not valid")
+    path, _, query = target.partition(b"?")
+    head.query = query.decode("ascii")
+    text = path.decode("ascii")
+    if "%" in text:
+        # Segment by segment, so that an encoded slash never makes a new segment.
+        parts_of = [unquote(part, errors="replace") for part in text.split("/")]
+        text = "/".join("%2F".join(part.split("/")) for part in parts_of)
+    head.path = text
+    return authority
+
+
+def _interpret(head: Head, pairs: list[tuple[bytes, bytes]], authority: bytes | None, limits: LimitsConfig) -> None:
+    seen: dict[bytes, bytes] = {}
+    connection: list[bytes] = []
+    for name, value in pairs:
+        if name in seen:
+            if name == b"host":
+                raise MalformedError(400, "the Host field is repeated")
+            if name in (b"content-length", b"transfer-encoding"):
+                raise MalformedError(400, "the message length is given twice")
+            if name in (b"inference-header-content-length", b"authorization", b"origin", b"expect"):
+                raise MalformedError(400, "a header field that must be single is repeated")
+            value = seen[name] + b", " + value
+        seen[name] = value
+    host = seen.get(b"host")
+    if host is None:
+        raise MalformedError(400, "the Host field is missing")
+    head.host = split_authority(host)
+    head.authority = host.lower()
+    if authority is not None:
+        head.host = split_authority(authority)
+        head.authority = authority.lower()
+    transfer, length = seen.get(b"transfer-encoding"), seen.get(b"content-length")
+    if transfer is not None:
+        if length is not None:
+            raise MalformedError(400, "Transfer-Encoding and Content-Length exclude each other")
+        if head.minor == 0:
+            raise MalformedError(400, "HTTP/1.0 has no Transfer-Encoding")
+        if transfer.lower() != b"chunked":
+            raise MalformedError(400, "the only transfer coding accepted is chunked")
+        head.chunked = True
+    elif length is not None:
+        if not length or length.translate(None, _DIGITS):
+            raise MalformedError(400, "the Content-Length field is not valid")
+        head.length = int(length) if len(length) <= 18 else 1 << 62
+        if head.length > limits.body_bytes:
+            head.refusal = (413, "the request body is too large", b"")
+    if b"connection" in seen:
+        connection = [part.strip().lower() for part in seen[b"connection"].split(b",")]
+    head.keep_alive = b"close" not in connection and (head.minor == 1 or b"keep-alive" in connection)
+    if head.minor == 1 and b"expect" in seen:
+        if seen[b"expect"].lower() != b"100-continue":
+            head.refusal = head.refusal or (417, "the only expectation met is 100-continue", b"")
+        head.expect = head.chunked or head.length > 0
+    _interpret_inference(head, seen)
+
+
+def _interpret_inference(head: Head, seen: dict[bytes, bytes]) -> None:
+    coding = seen.get(b"content-encoding", b"").lower()
+    if coding in (b"gzip", b"x-gzip"):
+        head.coding = "gzip"
+    elif coding == b"deflate":
+        head.coding = "deflate"
+    elif coding not in (b"", b"identity"):
+        text = "the content codings accepted are gzip and deflate"
+        head.refusal = head.refusal or (415, text, b"Accept-Encoding: gzip, deflate\r\n")
+    if b"accept-encoding" in seen:
+        head.accept = _wanted_coding(seen[b"accept-encoding"])
+    size = seen.get(b"inference-header-content-length")
+    if size is not None:
+        if not size or len(size) > 18 or size.translate(None, _DIGITS):
+            head.refusal = head.refusal or (400, "Inference-Header-Content-Length is not a number", b"")
+        else:
+            head.json_length = int(size)
+    request_id = seen.get(b"x-request-id", b"")
+    if 0 < len(request_id) <= 128 and not request_id.translate(None, _VISIBLE):
+        head.request_id = request_id
+    head.origin = seen.get(b"origin")
+    scheme, _, token = seen.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        head.bearer = token.strip()
+
+
+def _wanted_coding(field: bytes) -> str:
+    """ "gzip", "deflate" or "", whichever Accept-Encoding names with a weight above zero, gzip first."""
+    wanted = set()
+    for part in field.lower().split(b","):
+        name, *parameters = (item.strip() for item in part.split(b";"))
+        weight = next((item[2:].strip() for item in parameters if item.startswith(b"q=")), b"1")
+        if weight.strip(b"0.") and not weight.translate(None, b"0123456789."):
+            wanted.add(name)
+    if b"gzip" in wanted or b"x-gzip" in wanted:
+        return "gzip"
+    return "deflate" if b"deflate" in wanted else ""
+
+
+class Heads:
+    """Parses heads and remembers the small ones.  `judge(head)` adds what depends on the front end."""
+
+    __slots__ = ("_judge", "_limits", "memo")
+
+    def __init__(self, limits: LimitsConfig, judge: Callable[[Head], None]) -> None:
+        self._limits = limits
+        self._judge = judge
+        self.memo: dict[bytes, Head] = {}
+
+    def parse(self, raw: bytes) -> Head:
+        """The head of `raw`, parsed and judged; raises MalformedError."""
+        head = parse_head(raw, self._limits)
+        self._judge(head)
+        if len(raw) <= _MEMO_BYTES and head.refusal is None:
+            if len(self.memo) >= _MEMO_HEADS:
+                self.memo.clear()
+            self.memo[raw] = head
+        return head

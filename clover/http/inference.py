@@ -1,0 +1,125 @@
+"""The infer path: decode, open, write, submit; then read, encode, answer, close.
+
+No Task and no Future: the data plane calls `_done` with the ticket, whose context is the exchange.  Whatever happens,
+a ticket that was opened is closed exactly once: here, or by the connection that lost its client.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from clover.errors import RequestError
+from clover.http.codings import deflate
+from clover.http.exchange import BINARY, JSON, Exchange
+from clover.http.hub import Body
+from clover.http.oip import InferRequest, Signature, decode, encode
+from clover.interfaces import Model, Ticket
+from clover.types import Receipt
+
+log = logging.getLogger("clover.http")
+
+
+class InferEndpoint:
+    """`POST .../infer` of one family."""
+
+    __slots__ = ("model", "signature")
+
+    def __init__(self, name: str, model: Model, json_depth: int) -> None:
+        self.model = model
+        self.signature = Signature(model.spec, json_depth, name)
+
+    def __call__(self, exchange: Exchange, body: Body) -> None:
+        """Start the request; raises RequestError, and then holds nothing."""
+        model = self.model
+        request = decode(self.signature, body, exchange.head.json_length)
+        ticket = model.open(request.rows)
+        exchange.model = model
+        exchange.ticket = ticket
+        try:
+            for index, rows in request.inputs:
+                model.write(ticket, index, rows)
+            request.inputs = []
+            model.submit(
+                ticket,
+                _done,
+                timeout_ns=request.timeout_ns,
+                min_accuracy=request.min_accuracy,
+                context=(exchange, self, request),
+            )
+        except BaseException:
+            if exchange.ticket is ticket:
+                exchange.ticket = None
+                model.close(ticket)
+            raise
+
+
+def _done(ticket: Ticket) -> None:
+    """The data plane is through with a ticket."""
+    exchange, endpoint, request = ticket.context
+    if exchange.ticket is not ticket:
+        return  # the client went away, and its ticket with it
+    exchange.ticket = None
+    model = endpoint.model
+    try:
+        if ticket.status == 200:
+            _answer(exchange, endpoint, request, ticket)
+        elif ticket.status == 500:
+            exchange.fail(500, "the model failed on this request")
+        else:
+            exchange.fail(ticket.status, ticket.error, retry_after_s=ticket.retry_after_s)
+    except RequestError as error:
+        exchange.refuse(error)
+    except Exception:
+        log.exception("an answer could not be encoded (request %s)", exchange.request_id.decode("latin-1"))
+        exchange.fail(500, "the server failed on this request")
+    finally:
+        model.close(ticket)
+
+
+def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, ticket: Ticket) -> None:
+    model = endpoint.model
+    receipt = model.receipt(ticket)
+    shown = receipt_json(receipt) if request.wants_receipt else None
+    json_length, parts = encode(endpoint.signature, request, partial(model.read, ticket), shown)
+    fields = receipt_field(receipt)
+    kind = JSON
+    if json_length >= 0:
+        fields += b"Inference-Header-Content-Length: %d\r\n" % json_length
+        kind = BINARY
+    accept = exchange.head.accept
+    if accept:
+        packed = deflate(accept, parts)
+        fields += b"Vary: Accept-Encoding\r\n"
+        if packed is not None:
+            parts = [packed]
+            fields += b"Content-Encoding: %b\r\n" % accept.encode()
+    exchange.finish(200, parts, fields, kind)
+
+
+def receipt_field(receipt: Receipt) -> bytes:
+    """The `Clover-Receipt` line.
+
+    RFC 9651 gives decimals three places, too few for the joules of a small model, so the same two quantities stand
+    there again as whole nanojoules and picograms.
+    """
+    return (
+        f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '
+        f"energy-j={receipt.energy_j:.3f}, carbon-mg={receipt.carbon_mg:.3f}, "
+        f"intensity={receipt.intensity_g_per_kwh:.1f}, method={receipt.method}, state={receipt.intensity_state}, "
+        f"energy-nj={round(receipt.energy_j * 1e9)}, carbon-pg={round(receipt.carbon_mg * 1e9)}\r\n"
+    ).encode()
+
+
+def receipt_json(receipt: Receipt) -> dict[str, Any]:
+    """The receipt under `parameters.clover_receipt`, in full precision; accuracy is a fraction here too."""
+    return {
+        "variant": receipt.variant,
+        "accuracy": receipt.accuracy / 100,
+        "energy_j": receipt.energy_j,
+        "carbon_mg": receipt.carbon_mg,
+        "intensity_g_per_kwh": receipt.intensity_g_per_kwh,
+        "method": receipt.method,
+        "intensity_state": receipt.intensity_state,
+    }

@@ -1,0 +1,391 @@
+"""The infer request and answer of the Open Inference Protocol, as pure functions over bytes.
+
+`Signature` is what a family declares, compiled once: lookups, prebuilt JSON fragments, the default outputs.  `decode`
+turns a body into rows; nothing of the body is kept beyond what those rows view.  `encode` turns output rows into the
+parts of an answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from numpy.typing import NDArray
+
+from clover.errors import BadRequest
+from clover.http import tensors
+from clover.http.depth import within_depth
+from clover.http.tensors import DATATYPES, Body, Datatype
+from clover.types import FamilySpec, TensorSpec
+
+RANK = 8
+"""Most axes of a tensor, the batch axis included."""
+
+_MAX_TIMEOUT_US = 1 << 53
+
+Rows = NDArray[Any] | list[bytes]
+
+
+class Input:
+    """A declared input, compiled."""
+
+    __slots__ = ("datatype", "each", "index", "is_bytes", "row_shape", "spec", "variable")
+
+    def __init__(self, index: int, spec: TensorSpec) -> None:
+        self.index = index
+        self.spec = spec
+        self.datatype: Datatype = DATATYPES[spec.datatype]
+        self.is_bytes = spec.datatype == "BYTES"
+        self.row_shape = list(spec.shape)
+        self.variable = spec.variable
+        self.each = -1 if spec.variable else math.prod(spec.shape)
+
+    def check_shape(self, shape: Any) -> list[int]:
+        """The shape of a request's tensor, if this input takes it."""
+        if type(shape) is not list or not all(type(axis) is int and axis >= 0 for axis in shape):
+            raise BadRequest("a shape is an array of whole numbers of at least 0")
+        if len(shape) > RANK:
+            raise BadRequest(f"a tensor has at most {RANK} axes")
+        if len(shape) != len(self.row_shape) + 1:
+            raise BadRequest("an input has another rank than the model declares (the first axis is the batch)")
+        if shape[1:] != self.row_shape:
+            if not self.variable:
+                raise BadRequest("an input has another shape than the model declares")
+            for axis, declared, bound in zip(shape[1:], self.row_shape, self.spec.bound, strict=True):
+                if (declared >= 0 and axis != declared) or (declared < 0 <= bound < axis):
+                    raise BadRequest("an input has another shape than the model declares")
+        if shape[0] < 1:
+            raise BadRequest("a request carries at least one row")
+        return shape
+
+
+class Wanted:
+    """A requested output: declared index, binary or JSON, and how many classes (0: the tensor itself)."""
+
+    __slots__ = ("binary", "classes", "index")
+
+    def __init__(self, index: int, binary: bool, classes: int = 0) -> None:
+        self.index = index
+        self.binary = binary
+        self.classes = classes
+
+
+class InferRequest:
+    """A decoded request.  `inputs` holds (declared index, rows); times are 0 where the request sets none."""
+
+    __slots__ = ("id", "inputs", "min_accuracy", "outputs", "rows", "timeout_ns", "wants_receipt")
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.rows = 0
+        self.inputs: list[tuple[int, Rows]] = []
+        self.outputs: list[Wanted] = []
+        self.timeout_ns = 0
+        self.min_accuracy = 0.0
+        self.wants_receipt = False
+
+
+class Signature:
+    """A family's tensors, compiled for decoding and encoding."""
+
+    __slots__ = ("defaults", "inputs", "limit", "name", "out_index", "out_prefix", "outputs", "prefix")
+
+    def __init__(self, spec: FamilySpec, json_depth: int = 100, name: str = "") -> None:
+        self.name = name or spec.name
+        self.limit = json_depth
+        self.inputs = {tensor.name: Input(index, tensor) for index, tensor in enumerate(spec.inputs)}
+        self.outputs = spec.outputs
+        self.out_index = {tensor.name: index for index, tensor in enumerate(spec.outputs)}
+        self.defaults = {
+            binary: [Wanted(index, binary) for index in range(len(spec.outputs))] for binary in (False, True)
+        }
+        self.prefix = b'{"model_name":%b,"model_version":%b' % (orjson.dumps(self.name), orjson.dumps(spec.version))
+        self.out_prefix = [b'{"name":%b,"datatype":"' % orjson.dumps(tensor.name) for tensor in spec.outputs]
+
+
+# --- request ----------------------------------------------------------------------------------------------------------
+
+
+def parse_json(text: Body, depth: int) -> Any:
+    """Bounded JSON; raises BadRequest."""
+    if not isinstance(text, bytes):
+        text = bytes(text)
+    if not within_depth(text, depth):
+        raise BadRequest("the JSON is nested too deeply")
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        raise BadRequest("the body is not valid JSON") from None
+
+
+def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequest:
+    """Decode an infer body.  `json_length` is Inference-Header-Content-Length, -1 where absent, 0 for a raw request.
+    Raises BadRequest."""
+    if json_length == 0:
+        return _decode_raw(signature, body)
+    binary: Body = b""
+    text: bytes
+    if json_length < 0:
+        text = body if type(body) is bytes else bytes(body)
+    else:
+        if json_length > len(body):
+            raise BadRequest("Inference-Header-Content-Length exceeds the body")
+        text = bytes(body[:json_length])
+        binary = memoryview(body)[json_length:]
+    document = parse_json(text, signature.limit)
+    if type(document) is not dict:
+        raise BadRequest("the body is not a JSON object")
+    request = InferRequest()
+    identity = document.get("id")
+    if identity is not None:
+        if type(identity) is not str:
+            raise BadRequest("id is not a string")
+        request.id = identity
+    default_binary = False
+    parameters = document.get("parameters")
+    if parameters is not None:
+        default_binary = _read_parameters(request, parameters)
+    _read_inputs(signature, request, document.get("inputs"), text, binary)
+    wanted = document.get("outputs")
+    if wanted is None or wanted == []:
+        request.outputs = signature.defaults[default_binary]
+    else:
+        request.outputs = _read_outputs(signature, wanted, default_binary)
+    return request
+
+
+def _decode_raw(signature: Signature, body: Body) -> InferRequest:
+    """A raw request: the body is the one input's one row, and all outputs are binary."""
+    if len(signature.inputs) != 1:
+        raise BadRequest("a raw request needs a model with exactly one input")
+    entry = next(iter(signature.inputs.values()))
+    request = InferRequest()
+    request.rows = 1
+    request.outputs = signature.defaults[True]
+    shape = [1, *entry.row_shape]
+    free = [axis for axis in range(1, len(shape)) if shape[axis] < 0]
+    if entry.is_bytes:
+        for axis in free:
+            shape[axis] = 1
+        if math.prod(shape) != 1:
+            raise BadRequest("a raw BYTES request carries one element, and the model takes more")
+        request.inputs = [(entry.index, [tensors.pack_element(bytes(body))])]
+        return request
+    if free:
+        if len(free) > 1:
+            raise BadRequest("a raw request leaves open which shape the input has")
+        others = math.prod(axis for axis in shape if axis >= 0) * entry.datatype.bytes_each
+        shape[free[0]] = len(body) // others if others else 0
+        entry.check_shape(shape)
+    request.inputs = [(entry.index, tensors.numbers_from_binary(entry.datatype, body, shape))]
+    return request
+
+
+def _number(parameters: dict[str, Any], key: str) -> float | None:
+    value = parameters.get(key)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or value < 0:
+        raise BadRequest(f"parameter {key} is not a number of at least 0")
+    return float(value)
+
+
+def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
+    value = parameters.get(key)
+    if value is None:
+        return default
+    if type(value) is not bool:
+        raise BadRequest(f"parameter {key} is not true or false")
+    return value
+
+
+def _read_parameters(request: InferRequest, parameters: Any) -> bool:
+    """The request's own parameters; gives the default of `binary_data`.  Unknown ones are ignored."""
+    if type(parameters) is not dict:
+        raise BadRequest("parameters is not an object")
+    if not parameters:
+        return False
+    timeout_us = parameters.get("timeout")
+    if timeout_us is not None:
+        if type(timeout_us) is not int or timeout_us < 0:
+            raise BadRequest("parameter timeout is not a whole number of microseconds")
+        request.timeout_ns = min(timeout_us, _MAX_TIMEOUT_US) * 1000
+    latency_ms = _number(parameters, "clover_max_latency_ms")
+    if latency_ms:
+        limit_ns = max(1, int(min(latency_ms, 1e12) * 1e6))
+        request.timeout_ns = min(request.timeout_ns, limit_ns) if request.timeout_ns else limit_ns
+    request.min_accuracy = _number(parameters, "clover_min_accuracy") or 0.0
+    request.wants_receipt = _flag(parameters, "clover_receipt", False)
+    return _flag(parameters, "binary_data_output", False)
+
+
+def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text: bytes, binary: Body) -> None:
+    declared = signature.inputs
+    if type(listed) is not list:
+        raise BadRequest("inputs is missing or not an array")
+    if len(listed) > len(declared):
+        raise BadRequest("the request has more inputs than the model")
+    may_hold_booleans = b"true" in text or b"false" in text
+    seen = 0
+    at, end = 0, len(binary)
+    for item in listed:
+        if type(item) is not dict:
+            raise BadRequest("an input is not an object")
+        name = item.get("name")
+        entry = declared.get(name) if type(name) is str else None
+        if entry is None:
+            raise BadRequest("an input is not one the model declares")
+        bit = 1 << entry.index
+        if seen & bit:
+            raise BadRequest("an input is given twice")
+        seen |= bit
+        if item.get("datatype") != entry.datatype.name:
+            raise BadRequest("an input has another datatype than the model declares")
+        shape = entry.check_shape(item.get("shape"))
+        if not request.rows:
+            request.rows = shape[0]
+        elif request.rows != shape[0]:
+            raise BadRequest("the inputs differ in their number of rows")
+        size = _binary_size(item.get("parameters"))
+        if size is None:
+            if "data" not in item:
+                raise BadRequest("an input has neither data nor binary_data_size")
+            data = item["data"]
+            rows: Rows
+            if entry.is_bytes:
+                rows = tensors.bytes_from_json(data, shape)
+            else:
+                rows = tensors.numbers_from_json(entry.datatype, data, shape, may_hold_booleans)
+        else:
+            if "data" in item:
+                raise BadRequest("an input has both data and binary_data_size")
+            if size > end - at:
+                raise BadRequest("the binary data ends before its tensors do")
+            raw = binary[at : at + size]
+            at += size
+            if entry.is_bytes:
+                rows = tensors.bytes_from_binary(raw, shape)
+            else:
+                rows = tensors.numbers_from_binary(entry.datatype, raw, shape)
+        request.inputs.append((entry.index, rows))
+    if at != end:
+        raise BadRequest("binary data is left over after the last tensor")
+    if len(request.inputs) != len(declared):
+        raise BadRequest("an input the model needs is missing")
+
+
+def _binary_size(parameters: Any) -> int | None:
+    if parameters is None:
+        return None
+    if type(parameters) is not dict:
+        raise BadRequest("parameters is not an object")
+    if "shared_memory_region" in parameters:
+        raise BadRequest("shared memory regions are not supported")
+    size = parameters.get("binary_data_size")
+    if size is None:
+        return None
+    if type(size) is not int or size < 0:
+        raise BadRequest("binary_data_size is not a whole number of at least 0")
+    return size
+
+
+def _read_outputs(signature: Signature, listed: Any, default_binary: bool) -> list[Wanted]:
+    if type(listed) is not list:
+        raise BadRequest("outputs is not an array")
+    if len(listed) > len(signature.outputs):
+        raise BadRequest("the request has more outputs than the model")
+    result: list[Wanted] = []
+    seen = set()
+    for item in listed:
+        name = item.get("name") if type(item) is dict else None
+        index = signature.out_index.get(name) if type(name) is str else None
+        if index is None:
+            raise BadRequest("an output is not one the model declares")
+        if index in seen:
+            raise BadRequest("an output is requested twice")
+        seen.add(index)
+        binary, classes = default_binary, 0
+        parameters = item.get("parameters")
+        if parameters is not None:
+            if type(parameters) is not dict:
+                raise BadRequest("parameters is not an object")
+            if "shared_memory_region" in parameters:
+                raise BadRequest("shared memory regions are not supported")
+            binary = _flag(parameters, "binary_data", default_binary)
+            classes = parameters.get("classification") or 0
+            if type(classes) is not int or classes < 0:
+                raise BadRequest("classification is not a whole number of at least 0")
+            if classes and signature.outputs[index].datatype in ("BYTES", "BOOL"):
+                raise BadRequest("only numbers can be classified")
+        result.append(Wanted(index, binary, classes))
+    return result
+
+
+# --- answer -----------------------------------------------------------------------------------------------------------
+
+
+def _bytes_shape(spec: TensorSpec, rows: list[bytes]) -> tuple[int, ...]:
+    """The shape of a BYTES output; a variable axis follows from the number of elements."""
+    shape = list(spec.shape)
+    free = [axis for axis, size in enumerate(shape) if size < 0]
+    if free:
+        fixed = math.prod(size for size in shape if size >= 0)
+        for axis in free[1:]:
+            shape[axis] = 1
+        shape[free[0]] = len(tensors.split_elements(rows[0])) // fixed if rows and fixed else 0
+    return (len(rows), *shape)
+
+
+def encode(
+    signature: Signature,
+    request: InferRequest,
+    read: Callable[[int], Rows],
+    receipt: dict[str, Any] | None = None,
+) -> tuple[int, list[bytes]]:
+    """The answer's parts, and the length of its JSON, or -1 where it is JSON alone.  `read(index)` gives an output's
+    rows.  Raises BadRequest where JSON cannot carry what was asked for in JSON."""
+    pieces = [signature.prefix]
+    if request.id:
+        pieces.append(b',"id":' + orjson.dumps(request.id))
+    if receipt is not None:
+        pieces.append(b',"parameters":{"clover_receipt":%b}' % orjson.dumps(receipt))
+    pieces.append(b',"outputs":[')
+    tail: list[bytes] = []
+    first = True
+    for wanted in request.outputs:
+        spec = signature.outputs[wanted.index]
+        rows = read(wanted.index)
+        datatype = spec.datatype
+        raw = text = b""
+        if wanted.classes:
+            assert not isinstance(rows, list)
+            table = tensors.classify(datatype, rows, wanted.classes, spec.labels)
+            datatype = "BYTES"
+            shape: tuple[int, ...] = (len(table), len(table[0]) if table else 0)
+            rows = [b"".join(map(tensors.pack_element, line)) for line in table]
+        elif isinstance(rows, list):
+            shape = _bytes_shape(spec, rows)
+        else:
+            shape = rows.shape
+        if wanted.binary:
+            raw = b"".join(rows) if isinstance(rows, list) else tensors.numbers_to_binary(rows)
+            if raw:
+                tail.append(raw)
+        else:
+            text = tensors.bytes_to_json(rows) if isinstance(rows, list) else tensors.numbers_to_json(datatype, rows)
+        pieces.append(
+            b'%b%b%b","shape":[%b]%b}'
+            % (
+                b"" if first else b",",
+                signature.out_prefix[wanted.index],
+                datatype.encode(),
+                ",".join(map(str, shape)).encode(),
+                b',"parameters":{"binary_data_size":%d}' % len(raw) if wanted.binary else b',"data":' + text,
+            )
+        )
+        first = False
+    pieces.append(b"]}")
+    header = b"".join(pieces)
+    return (len(header), [header, *tail]) if tail else (-1, [header])

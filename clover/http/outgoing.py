@@ -1,0 +1,160 @@
+"""The writing half of a connection: answers in order, one write a turn, an orderly end.
+
+Answers leave in the order of their requests, so the error of request n+1 waits behind the answer of n.  They gather in
+`_out`, and the hub flushes every connection that has something to say once, at the end of the turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from clover.http.exchange import Exchange
+
+if TYPE_CHECKING:
+    from clover.http.hub import Hub
+
+IDLE, HEAD, BODY, LINGER = range(4)
+"""Phases of the reading half; see `connection`."""
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_JOIN_BYTES = 1 << 16
+_PROGRESS_BYTES = 64 << 10
+
+
+class Outgoing(asyncio.BufferedProtocol):
+    """What a connection owes its client.  The reading half continues in `_resume`."""
+
+    __slots__ = (
+        "_choked",
+        "_dirty",
+        "_finishing",
+        "_lingers",
+        "_out",
+        "_sent",
+        "_tls",
+        "_transport",
+        "_unflushed",
+        "_waited_s",
+        "_write_mark",
+        "_write_waited_s",
+        "closing",
+        "exchanges",
+        "hub",
+        "phase",
+    )
+
+    def __init__(self, hub: Hub, *, tls: bool) -> None:
+        self.hub = hub
+        self.exchanges: deque[Exchange] = deque()
+        self.phase = IDLE
+        self.closing = False  # no further request is read
+        self._tls = tls
+        self._transport: Any = None
+        self._out: list[bytes] = []
+        self._unflushed = 0
+        self._dirty = False
+        self._choked = False  # the client does not read
+        self._finishing = False  # close once all is written
+        self._lingers = False
+        self._waited_s = 0.0
+        self._write_waited_s = 0.0
+        self._write_mark = 0
+        self._sent = 0
+
+    def pause_writing(self) -> None:
+        self._choked = True
+
+    def resume_writing(self) -> None:
+        self._choked = False
+        self._mark()
+
+    def answered(self) -> None:
+        """An exchange got its reply: move what is next in order to the output."""
+        exchanges = self.exchanges
+        while exchanges:
+            exchange = exchanges[0]
+            reply = exchange.reply
+            if reply is None:
+                break
+            exchanges.popleft()
+            exchange.connection = None
+            self._out += reply
+            self._unflushed += 1
+            if exchange.close:
+                self.closing = True
+                self._finishing = True
+                for late in exchanges:
+                    late.abandon()
+                exchanges.clear()
+        self._emit()
+
+    def _emit(self) -> None:
+        exchanges = self.exchanges
+        if exchanges and exchanges[0].interim:
+            exchanges[0].interim = False
+            self._out.append(_CONTINUE)
+        if self._out:
+            self._mark()
+
+    def _mark(self) -> None:
+        if not self._dirty:
+            self._dirty = True
+            self.hub.mark(self)
+
+    def flush(self) -> None:
+        """Write the output, then read on where reading had stopped."""
+        self._dirty = False
+        transport = self._transport
+        if transport is None:
+            return
+        out = self._out
+        if out:
+            self._unflushed = 0
+            if transport.is_closing():
+                out.clear()
+                return
+            size = sum(map(len, out))
+            self._sent += size
+            self.hub.stats.sent_bytes += size
+            if len(out) == 1:
+                transport.write(out[0])
+            elif size <= _JOIN_BYTES:
+                transport.write(b"".join(out))
+            else:
+                transport.writelines(out)
+            self._out = []
+        if self._finishing:
+            if not self.exchanges:
+                self._end()
+        else:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Something was written, or may be again: read on where that had stopped it."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """All is written.  After an early error the client may still be sending: a close now would reset the
+        connection and could destroy the answer, so half-close and read on for a while."""
+        transport = self._transport
+        if self._lingers and self.phase != LINGER and not self._tls and transport.can_write_eof():
+            self.phase = LINGER
+            self._waited_s = 0.0
+            transport.write_eof()
+            self._resume()
+        elif self.phase != LINGER:
+            transport.close()
+
+    def _write_is_late(self, elapsed_s: float, limit_s: float) -> bool:
+        """Charge `elapsed_s` to a client that leaves answers unread; true once it has taken next to nothing for
+        `limit_s`."""
+        pending = self._transport.get_write_buffer_size()
+        taken = self._sent - pending
+        if not pending or taken - self._write_mark >= _PROGRESS_BYTES:
+            self._write_mark = taken
+            self._write_waited_s = 0.0
+        if pending:
+            self._write_waited_s += elapsed_s
+        return self._write_waited_s >= limit_s

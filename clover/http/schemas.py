@@ -1,0 +1,183 @@
+"""The JSON schemas of Clover's OpenAPI document."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from clover.types import FamilySpec, TensorSpec
+
+ERROR_TEXTS = {
+    400: "bad argument",
+    401: "the token is missing or wrong",
+    403: "not taken from there",
+    404: "unknown model, version or path",
+    405: "the path does not take that method",
+    408: "the request did not arrive in time",
+    409: "no plan satisfies this",
+    413: "too large",
+    414: "the request line is too long",
+    415: "the content coding is not gzip or deflate",
+    417: "an expectation that is not met",
+    429: "the queue is full",
+    431: "the head is too large",
+    500: "a fault of the server or the model",
+    503: "not ready, draining, or no capacity",
+    504: "the deadline was missed",
+    505: "not HTTP/1.0 or 1.1",
+}
+
+_TEXT = {"type": "string"}
+_COUNTER = {
+    "type": "object",
+    "required": ["count", "ns"],
+    "properties": {"count": {"type": "integer", "minimum": 0}, "ns": {"type": "integer", "minimum": 0}},
+}
+_SHAPE = {"type": "array", "items": {"type": "integer"}}
+
+
+def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"type": "object", "required": list(required), "properties": required | (optional or {})}
+
+
+def _array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "Error": _object({"error": _TEXT}),
+    "ServerMetadata": _object({"name": _TEXT, "version": _TEXT, "extensions": _array(_TEXT)}),
+    "Live": _object({"live": {"type": "boolean"}}),
+    "Ready": _object({"live": {"type": "boolean"}, "ready": {"type": "boolean"}}),
+    "ModelReady": _object({"name": _TEXT, "ready": {"type": "boolean"}}),
+    "TensorMetadata": _object({"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE}),
+    "ModelMetadata": _object(
+        {
+            "name": _TEXT,
+            "versions": _array(_TEXT),
+            "platform": _TEXT,
+            "inputs": _array({"$ref": "#/components/schemas/TensorMetadata"}),
+            "outputs": _array({"$ref": "#/components/schemas/TensorMetadata"}),
+        }
+    ),
+    "TensorConfig": _object({"name": _TEXT, "data_type": _TEXT, "dims": _SHAPE}),
+    "ModelConfig": _object(
+        {
+            "name": _TEXT,
+            "platform": _TEXT,
+            "backend": _TEXT,
+            "max_batch_size": {"type": "integer", "minimum": 1},
+            "input": _array({"$ref": "#/components/schemas/TensorConfig"}),
+            "output": _array({"$ref": "#/components/schemas/TensorConfig"}),
+        }
+    ),
+    "Statistics": _object(
+        {
+            "model_stats": _array(
+                _object(
+                    {
+                        "name": _TEXT,
+                        "version": _TEXT,
+                        "last_inference": {"type": "integer"},
+                        "inference_count": {"type": "integer"},
+                        "execution_count": {"type": "integer"},
+                        "inference_stats": {"type": "object", "additionalProperties": _COUNTER},
+                        "batch_stats": _array({"type": "object"}),
+                    }
+                )
+            )
+        }
+    ),
+    "InferResponse": _object(
+        {
+            "model_name": _TEXT,
+            "outputs": _array(
+                _object(
+                    {"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE},
+                    {"data": {"type": "array"}, "parameters": {"type": "object"}},
+                )
+            ),
+        },
+        {"model_version": _TEXT, "id": _TEXT, "parameters": {"type": "object"}},
+    ),
+    "IndexRequest": _object({}, {"ready": {"type": "boolean"}}),
+    "RepositoryIndex": _array(_object({"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT})),
+    "LoadRequest": _object({}, {"parameters": _object({}, {"config": {"type": "string", "description": "JSON"}})}),
+    "UnloadRequest": _object({}, {"parameters": {"type": "object"}}),
+    "Command": {
+        "type": "object",
+        "description": "the arguments of the verb; `dry_run` where it changes something",
+        "properties": {"family": _TEXT, "dry_run": {"type": "boolean"}},
+    },
+}
+
+_RANGES = {
+    **{f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
+}
+
+
+def _element(datatype: str) -> dict[str, Any]:
+    if datatype == "BYTES":
+        return {"type": "string"}
+    if datatype == "BOOL":
+        return {"type": "boolean"}
+    if datatype in _RANGES:
+        low, high = _RANGES[datatype]
+        return {"type": "integer", "minimum": low, "maximum": high}
+    if datatype == "FP32":
+        return {"type": "number", "minimum": -3.4e38, "maximum": 3.4e38}
+    return {"type": "number"}
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    properties: dict[str, Any] = {"name": {"const": spec.name}, "datatype": {"const": spec.datatype}}
+    if spec.variable or spec.datatype in ("FP16", "BF16"):
+        properties |= {"shape": _SHAPE, "data": {"type": "array"}, "parameters": {"type": "object"}}
+        return {"type": "object", "required": ["name", "datatype", "shape"], "properties": properties}
+    count = math.prod(spec.shape)
+    row_shape = {"const": [1, *spec.shape]}
+    data = {"type": "array", "minItems": count, "maxItems": count, "items": _element(spec.datatype)}
+    properties |= {"shape": row_shape, "data": data, "parameters": {"type": "object", "maxProperties": 0}}
+    return {"type": "object", "required": ["name", "datatype", "shape", "data"], "properties": properties}
+
+
+def input_schema(spec: FamilySpec) -> dict[str, Any]:
+    """The infer body of a family in JSON: one row, flat data.  More rows and binary data are described in prose."""
+    inputs = [_tensor(tensor) for tensor in spec.inputs]
+    names = [tensor.name for tensor in spec.outputs]
+    output = _object(
+        {"name": {"enum": names}},
+        {
+            "parameters": _object(
+                {}, {"binary_data": {"type": "boolean"}, "classification": {"type": "integer", "minimum": 0}}
+            )
+        },
+    )
+    parameters = _object(
+        {},
+        {
+            "timeout": {"type": "integer", "minimum": 0, "description": "microseconds; 0: the server's own"},
+            "binary_data_output": {"type": "boolean"},
+            "clover_min_accuracy": {"type": "number", "minimum": 0, "description": "percent"},
+            "clover_max_latency_ms": {"type": "number", "minimum": 0},
+            "clover_receipt": {"type": "boolean"},
+        },
+    )
+    return {
+        "type": "object",
+        "description": "One row. The first axis is the batch: more rows, nested and binary data work too.",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "parameters": parameters,
+            "inputs": {
+                "type": "array",
+                "minItems": len(inputs),
+                "maxItems": len(inputs),
+                "prefixItems": inputs,
+                "items": False,
+            },
+            "outputs": {"type": "array", "items": output, "maxItems": 1},
+        },
+    }

@@ -1,0 +1,111 @@
+"""Who may call, and who may change anything.
+
+Three defences, each for another attacker.  The Host allow list stops a web page that rebinds its own name to this
+address; the Origin check stops a page that posts here directly; the token, or a loopback peer where no token is
+configured, stops everybody else on the network.  With a control socket configured, only that socket takes changes.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import socket
+
+from clover.config import ListenConfig
+from clover.errors import ConfigError, RequestError
+from clover.http.connection import is_loopback
+from clover.http.exchange import Exchange
+from clover.http.heads import Head
+
+_CHALLENGE = b"WWW-Authenticate: Bearer\r\n"
+_WILDCARDS = ("", "0.0.0.0", "::")
+
+
+class UnauthorizedError(RequestError):
+    """The call needs the token."""
+
+    status = 401
+
+
+class ForbiddenError(RequestError):
+    """The call is not taken from there."""
+
+    status = 403
+
+
+def binds_loopback(host: str) -> bool:
+    """Whether a bind address is reachable from this machine only."""
+    return host.lower() == "localhost" or is_loopback(host.strip("[]"))
+
+
+class Trust:
+    """The rules of one socket; `control` marks the control socket, whose file mode is its protection."""
+
+    __slots__ = ("_any_address", "_control", "_control_elsewhere", "_hosts", "_needs_token", "_token")
+
+    def __init__(self, listen: ListenConfig, *, control: bool = False) -> None:
+        host = listen.host.strip("[]").lower()
+        self._control = control
+        self._control_elsewhere = bool(listen.control) and not control
+        self._token = listen.token.encode()
+        self._needs_token = bool(self._token) and not control and not binds_loopback(host)
+        self._any_address = host in _WILDCARDS
+        self._hosts = {
+            "localhost",
+            "127.0.0.1",
+            "::1",
+            host,
+            *(name.strip("[]").lower() for name in listen.allowed_hosts),
+        }
+        self._hosts.discard("")
+        if self._any_address:
+            self._hosts.add(socket.gethostname().lower())
+
+    @staticmethod
+    def check_bind(listen: ListenConfig) -> None:
+        """Refuse an open bind without protection; raises ConfigError."""
+        if not binds_loopback(listen.host) and not listen.token and not listen.insecure:
+            raise ConfigError(
+                f"binding {listen.host or 'all addresses'} opens the server to the network: "
+                "set listen.token (--token), or --insecure to do so without one"
+            )
+
+    def judge(self, head: Head) -> None:
+        """Set `authorised`, and refuse a foreign Host or, on an open bind, a call without the token."""
+        if self._token:
+            head.authorised = hmac.compare_digest(head.bearer, self._token)
+        if not self._accepts_host(head.host):
+            head.refusal = (403, "this Host is not served here; list it in listen.allowed_hosts", b"")
+        elif self._needs_token and not head.authorised:
+            head.refusal = (401, "a valid bearer token is needed", _CHALLENGE)
+
+    def _accepts_host(self, host: str) -> bool:
+        if host in self._hosts:
+            return True
+        if not self._any_address:
+            return False
+        try:  # a rebinding page comes under a name, never under an address
+            ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return True
+
+    def check_change(self, exchange: Exchange) -> str:
+        """Admit a mutating call, and say as whom; raises UnauthorizedError or ForbiddenError."""
+        if self._control:
+            return "control socket"
+        if self._control_elsewhere:
+            raise ForbiddenError("changes are taken on the control socket only")
+        head = exchange.head
+        if head.origin is not None:
+            origin = head.origin.lower()
+            if origin not in (b"http://" + head.authority, b"https://" + head.authority):
+                raise ForbiddenError("changes are not taken from another origin")
+        if self._token:
+            if not head.authorised:
+                raise UnauthorizedError("a valid bearer token is needed")
+            return "token"
+        connection = exchange.connection
+        if connection is None or not connection.loopback:
+            raise ForbiddenError("changes are taken from this machine only; configure a token to allow others")
+        return "local"
