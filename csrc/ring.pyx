@@ -199,6 +199,14 @@ cdef class Ring:
             return 2
         return 1
 
+    def untaken(self):
+        """How many batches sent the worker has not taken yet: after its death, those it never began.  They are the last
+        ones sent.  ValueError where its tail is out of range."""
+        cdef uint64_t used = self._submit_head - clover_load_acquire(self._cell(SUBMIT_TAIL))
+        if used > FRAMES:
+            raise ValueError("the worker's submission tail is out of range")
+        return used
+
     def reap(self, confidence_out=None):
         """The next completion as (batch_id, status, n, start_ns, end_ns, cpu_ns), or None.
 

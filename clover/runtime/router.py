@@ -17,6 +17,7 @@ accuracy; where the plan gives none of those a share, the cheapest of them serve
 
 Death.  Rows in flight on a worker that died are queued again, once, on the same variant or (where it has no worker
 left) on another that is good enough; a ticket in flight in two deaths is poison: 503, no Retry-After, never retried.
+A batch that the dead worker had not taken from its ring was not in flight, and its rows are simply queued again.
 
 Everything runs on the loop's thread; nothing here awaits, and a request costs neither a Task nor a Future.
 """
@@ -262,12 +263,15 @@ class Router:
         if link is None:
             return
         now_ns = self._clock()
+        untaken = 0
         try:
             if not link.broken:
                 self._take_completions(link, now_ns)
+                untaken = worker.ring.untaken()
         except ValueError as error:
-            log.debug("%s: the ring of worker %d is corrupt: %s", self.name, worker.pid, error)
+            log.warning("%s: the ring of worker %d is corrupt: %s", self.name, worker.pid, error)
         batches = list(link.batches.values())
+        begun = {slot for batch in batches[: max(len(batches) - untaken, 0)] for slot in batch.slots}
         self.traffic.lost_workers += 1
         log.warning("%s: worker %d died (%s) with %d batches in flight", self.name, worker.pid, reason, len(batches))
         link.batches.clear()
@@ -276,7 +280,8 @@ class Router:
                 self._batcher.credit(link.index)
         self._lanes.detach(link)
         slots = [slot for batch in batches for slot in batch.slots]
-        for ticket in {ticket for ticket in map(self._landed, slots) if ticket is not None}:
+        landed = [(slot, self._landed(slot)) for slot in slots]
+        for ticket in {ticket for slot, ticket in landed if ticket is not None and slot in begun}:
             ticket.deaths += 1
             if ticket.deaths >= 2:
                 self.traffic.poisoned += 1

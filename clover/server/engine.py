@@ -20,7 +20,7 @@ from clover import carbon, energy, families, policies, profiling, settings
 from clover.accounting import Account
 from clover.config import FamilyConfig, ServerConfig
 from clover.devices.cpu import CpuDevice
-from clover.errors import BadRequest, CloverError, ConfigError, NotFound, Unavailable
+from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Device, Model
 from clover.profiles import accuracy_of, best_variant, cache_folder
@@ -148,6 +148,14 @@ class Engine:
         if spec.evaluation is None and any(variant.accuracy is None for variant in spec.variants):
             log.info("%s has no evaluation set and no published accuracies: it is served without a plan", spec.name)
             return None
+        if served.config.variant and self.config.profile == "auto":
+            # Nothing is left to choose: a profile only makes receipts better, and is not worth a slow start.
+            try:
+                stored = msgspec.structs.replace(self.config, profile="require")
+                return await profiling.ensure(spec, self.device, self._pool, stored)
+            except ProfileError as error:
+                log.info("%s is pinned to %s and served without a profile: %s", spec.name, served.config.variant, error)
+                return None
         return await profiling.ensure(spec, self.device, self._pool, self.config)
 
     def objective_of(self, served: Served) -> ObjectiveConfig:

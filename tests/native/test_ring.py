@@ -73,6 +73,19 @@ def test_rows_without_confidence_carry_nan(kernels: SimpleNamespace) -> None:
     assert out[2:].tolist() == [1] * 6
 
 
+def test_untaken_batches_are_counted(kernels: SimpleNamespace) -> None:
+    server, worker, memory = pair(kernels)
+    out = np.zeros(BATCH, np.uint32)
+    assert server.untaken() == 0
+    for number in range(3):
+        server.submit(number, SLOTS, 1)
+    worker.take(out)
+    assert server.untaken() == 2
+    poke(memory, "=Q", twin.SUBMIT_TAIL, 99)
+    with pytest.raises(ValueError, match="range"):
+        server.untaken()
+
+
 def test_a_sleeper_is_rung_once(kernels: SimpleNamespace) -> None:
     server, worker, _ = pair(kernels)
     out = np.zeros(BATCH, np.uint32)

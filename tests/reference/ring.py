@@ -85,6 +85,9 @@ class Ring:
         self.wake()
         return 2 if sleeping else 1
 
+    def untaken(self) -> int:
+        return self._between(self._submit_head, self._load(SUBMIT_TAIL))
+
     def reap(self, confidence_out: Any = None) -> tuple[int, int, int, int, int, int] | None:
         if self._between(self._load(COMPLETE_HEAD), self._complete_tail) == 0:
             return None

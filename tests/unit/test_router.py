@@ -91,10 +91,14 @@ class FakeRing:
         self.batches: list[tuple[int, list[int]]] = []
         self.completions: list[tuple[int, int, int, int, int, int]] = []
         self.answer = 1
+        self.waiting = 0
 
     def submit(self, batch_id: int, slots: Any, n: int) -> int:
         self.batches.append((batch_id, [int(slot) for slot in slots[:n]]))
         return self.answer
+
+    def untaken(self) -> int:
+        return self.waiting
 
     def reap(self) -> tuple[int, int, int, int, int, int] | None:
         return self.completions.pop(0) if self.completions else None
@@ -469,6 +473,18 @@ def test_two_deaths_are_poison(house: House) -> None:
     assert house.router.traffic.poisoned == 1
     house.router.close(ticket)
     house.check_slots()
+
+
+def test_a_batch_that_was_never_begun_counts_no_death(house: House) -> None:
+    first, second, third = house.route(0, 0, 0)
+    begun, staged = house.ask(), house.ask()
+    house.router.died(second, "killed")  # holds `staged`; `first` holds `begun`
+    third.ring.waiting = 1
+    house.router.died(third, "killed")
+    house.complete(first)
+    house.complete(first)
+    assert (begun.status, staged.status) == (200, 200)
+    assert (begun.deaths, staged.deaths) == (0, 1)
 
 
 def test_an_unknown_batch_costs_the_worker_its_life(house: House) -> None:

@@ -1,0 +1,436 @@
+"""Whole servers with real workers: embedded, over HTTP, swapped, wounded and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import clover
+from clover.backends import child_environment
+from clover.types import Assignment
+
+ROOT = Path(__file__).parents[2]
+FAMILIES = ROOT / "tests" / "families"
+
+
+def family(name: str) -> str:
+    return str(FAMILIES / name)
+
+
+def serve(name: str, cache: Path, **settings: Any) -> clover.Server:
+    """A server pinned to one variant, which needs no profile to start."""
+    chosen = {"variant": "fast", "http": False, "port": 0, "carbon": "static:300", "energy_meter": "modelled"}
+    return clover.Server(family(name), cache_dir=str(cache), **{**chosen, **settings})
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run `main`, and fail where the loop had anything to complain about."""
+    complaints: list[Any] = []
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        runner.run(main)
+    assert not complaints
+
+
+def children() -> set[int]:
+    """Every process below this one."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    waiting = [os.getpid()]
+    while waiting:
+        above = waiting.pop()
+        below = [pid for pid, parent in parents.items() if parent == above]
+        found.update(below)
+        waiting.extend(below)
+    return found
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def until(condition: Any, within_s: float = 20.0) -> None:
+    end_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end_s, "it did not come about in time"
+        await asyncio.sleep(0.02)
+
+
+# --- embedding --------------------------------------------------------------------------------------------------------
+
+
+def test_in_this_loop(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serve("slow", tmp_path, variant="slow") as server:
+            answer = await server.ainfer({"INPUT0": np.array([[1.0], [2.0]], np.float32)})
+            assert answer["INPUT0".replace("INPUT", "OUTPUT")].tolist() == [[1.0], [2.0]]
+            assert answer["VARIANT"].tolist() == [[1], [1]]
+            assert answer.variants == ("slow", "slow")
+            assert (answer.receipt.variant, answer.receipt.accuracy) == ("slow", 90.0)
+            assert answer.receipt.energy_j > 0.0
+            assert answer.receipt.intensity_g_per_kwh == 300.0
+            one = await server.ainfer({"INPUT0": [3.0]})  # a row without the row axis
+            assert one["OUTPUT0"].tolist() == [[3.0]]
+            with pytest.raises(clover.BadRequest, match="missing"):
+                await server.ainfer({})
+            with pytest.raises(clover.BadRequest, match="unknown input"):
+                await server.ainfer({"INPUT0": [3.0], "other": [1.0]})
+            with pytest.raises(clover.BadRequest):
+                await server.ainfer({"INPUT0": ["no number"]})
+            with pytest.raises(clover.BadRequest, match="accuracy"):
+                await server.ainfer({"INPUT0": [3.0]}, min_accuracy=95.0)
+            with pytest.raises(clover.BadRequest, match="accuracy"):
+                await server.ainfer({"INPUT0": [3.0]}, min_accuracy=0.95)  # a fraction is taken as such
+            assert (await server.ainfer({"INPUT0": [3.0]}, min_accuracy=0.9)).receipt.accuracy == 90.0
+            with pytest.raises(clover.DeadlineMissed):
+                await server.ainfer({"INPUT0": [3.0]}, timeout_ms=5)
+            with pytest.raises(clover.DeadlineMissed):
+                await server.ainfer({"INPUT0": [3.0]}, timeout_ms=-1)
+            with pytest.raises(clover.NotFound):
+                await server.ainfer({"INPUT0": [3.0]}, model="other")
+            with pytest.raises(RuntimeError, match="ainfer"):
+                server.infer({"INPUT0": [3.0]})
+            with pytest.raises(clover.StartError):
+                await server.start()
+        with pytest.raises(clover.Unavailable):
+            await server.ainfer({"INPUT0": [3.0]})
+
+    run(main())
+
+
+def test_in_a_thread_over_http_and_from_another_loop(tmp_path: Path) -> None:
+    before = children()
+    with serve("simple", tmp_path, variant="exact", http=True) as server:
+        rows = np.arange(16, dtype=np.int32)[np.newaxis]
+        answer = server.infer({"INPUT0": rows, "INPUT1": rows}, model="simple")
+        assert answer["OUTPUT0"].tolist() == (rows + rows).tolist()
+        other = asyncio.run(server.ainfer({"INPUT0": rows, "INPUT1": rows}))
+        assert other["OUTPUT1"].tolist() == (rows - rows).tolist()
+        body = {
+            "inputs": [
+                {"name": name, "shape": [1, 16], "datatype": "INT32", "data": rows.ravel().tolist()}
+                for name in ("INPUT0", "INPUT1")
+            ]
+        }
+        request = urllib.request.Request(f"{server.url}/v2/models/simple/infer", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            assert json.load(reply)["outputs"][0]["data"] == (2 * rows).ravel().tolist()
+            assert 'variant="exact"' in reply.headers["Clover-Receipt"]
+        with urllib.request.urlopen(f"{server.url}/v2/health/ready", timeout=10) as reply:
+            assert json.load(reply) == {"live": True, "ready": True}
+        with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as reply:
+            text = reply.read().decode()
+        assert 'clover_requests_total{code="200",model="simple"} 3.0' in text
+        assert 'clover_rows_total{model="simple",variant="exact"} 3.0' in text
+        assert 'clover_carbon_intensity{method="configured"' in text or "clover_carbon_intensity{" in text
+        with urllib.request.urlopen(f"{server.url}/v2/models/simple/stats", timeout=10) as reply:
+            assert json.load(reply)["model_stats"][0]["inference_count"] == 3
+        assert children() > before
+    assert children() == before
+    server.close()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"{server.url or 'http://127.0.0.1:9'}/v2", timeout=2)
+
+
+def test_strings_and_rows_of_any_length(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serve("identity_bytes", tmp_path, variant="echo") as server:
+            rows = np.array([[b"one", b""], [b"two", b"three"]], dtype=object)
+            answer = await server.ainfer({"INPUT0": rows})
+            assert answer["OUTPUT0"].tolist() == rows.tolist()
+            several = [server.ainfer({"INPUT0": np.array([["x"] * count], object)}) for count in (1, 2, 3)]
+            shapes = [each["OUTPUT0"].shape for each in await asyncio.gather(*several)]
+            assert shapes == [(1, 1), (1, 2), (1, 3)]
+            with pytest.raises(clover.BadRequest):
+                await server.ainfer({"INPUT0": np.array([["x"] * 65], object)})
+
+    run(main())
+
+
+def test_a_planned_family_serves_labels(tmp_path: Path) -> None:
+    with clover.Server(
+        family("toy"), http=False, cache_dir=str(tmp_path), carbon="static:300", backends=("eager",), mode="off"
+    ) as server:
+        answer = server.infer({"INPUT0": np.eye(4, dtype=np.float32)})
+        assert answer.labels()[0] == "a"
+        assert 0.0 < answer.receipt.accuracy <= 100.0
+        assert server.infer({"INPUT0": [0.0, 9.0, 0.0, 0.0]}, min_accuracy=90).label == "b"
+        assert server.infer({"INPUT0": [0.0, 9.0, 0.0, 0.0]}, min_accuracy=90).receipt.variant == "full"
+    assert "torch" not in sys.modules or "pytest" in sys.modules  # other tests may have imported it
+
+
+# --- wounds -----------------------------------------------------------------------------------------------------------
+
+
+def test_kill_9_under_load_loses_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serve("slow", tmp_path) as server:
+            served = server.engine.pick("slow")
+            killed = 0
+            for turn in range(240):
+                batch = [server.ainfer({"INPUT0": [float(number)]}) for number in range(8)]
+                asking = asyncio.gather(*batch)
+                if turn in (40, 140):
+                    await asyncio.sleep(0.001)
+                    ready = [item["pid"] for item in served.fleet.describe() if item["state"] == "ready"]
+                    for pid in ready[: 1 if turn == 40 else None]:  # one of them, then all there are
+                        os.kill(pid, signal.SIGKILL)
+                        killed += 1
+                for number, answer in enumerate(await asking):
+                    assert answer["OUTPUT0"].tolist() == [[float(number)]]
+            await until(lambda: served.fleet.observe()["workers"] == len(served.default_deployment()))
+            assert served.traffic.lost_workers == killed
+            assert served.fleet.restarts >= killed
+            assert server.engine.ready()
+            assert served.router.observe()["free_slots"] == served.slab.layout.slots
+
+    run(main())
+
+
+def test_poison_is_refused_and_others_are_served(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serve("crashy", tmp_path, variant="always") as server:
+            served = server.engine.pick(None)
+            with pytest.raises(clover.ModelFailed):
+                await server.ainfer({"INPUT0": np.array([1], np.int32)})
+            with pytest.raises(clover.ModelFailed):
+                await server.ainfer({"INPUT0": np.array([5], np.int32)})
+            with pytest.raises(clover.Unavailable) as refused:
+                await server.ainfer({"INPUT0": np.array([2], np.int32)})
+            assert refused.value.retry_after_s is None
+            assert served.traffic.poisoned == 1
+            assert (await server.ainfer({"INPUT0": np.array([0], np.int32)}))["OUTPUT0"].tolist() == [[0]]
+            assert 'clover_poison_total{model="crashy"} 1.0' in server.engine.metrics().decode()
+
+    run(main())
+
+
+def test_a_stuck_worker_is_killed_and_replaced(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serve("crashy", tmp_path, variant="always", silent_s=0.3) as server:
+            served = server.engine.pick(None)
+            with pytest.raises(clover.DeadlineMissed):
+                await server.ainfer({"INPUT0": np.array([4], np.int32)}, timeout_ms=100)
+            await until(lambda: served.fleet.restarts >= 1)
+            await until(server.engine.ready)
+            assert (await server.ainfer({"INPUT0": np.array([0], np.int32)}))["OUTPUT0"].tolist() == [[0]]
+            assert any("silent" in event["reason"] for event in served.fleet.events)
+
+    run(main())
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+def test_swaps_under_load_fail_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serve("slow", tmp_path) as server:
+            served = server.engine.pick(None)
+            fleet = served.fleet
+            stopped = False
+            seen: list[str] = []
+
+            async def load(number: float) -> None:
+                while not stopped:
+                    answer = await server.ainfer({"INPUT0": [number]})
+                    assert answer["OUTPUT0"].tolist() == [[number]]
+                    index = int(answer["VARIANT"][0, 0])
+                    assert answer.variants == (("fast", "slow")[index],)  # the receipt says who really answered
+                    seen.append(answer.variants[0])
+
+            asking = [asyncio.ensure_future(load(float(number))) for number in range(4)]
+            current = served.default_deployment()
+            for turn in range(6):
+                variant = ("slow", "fast")[turn % 2]
+                target = tuple(msgspec.structs.replace(item, variant=variant) for item in current)
+                for item in target:
+                    await fleet.spawn(item)
+                fleet.route(target, {variant: 1.0})
+                for item in current:
+                    await fleet.drain(item)
+                assert fleet.running() == target
+                current = target
+                await asyncio.sleep(0.05)
+            stopped = True
+            await asyncio.gather(*asking)
+            assert set(seen) == {"fast", "slow"}
+            assert fleet.swaps == 6 * len(current)
+            assert fleet.repartitions == 0
+            assert served.traffic.codes == {200: len(seen)}
+            assert served.traffic.lost_workers == 0
+            with pytest.raises(clover.PlanError):
+                fleet.route((msgspec.structs.replace(current[0], variant="slow"),), {"slow": 1.0})
+            with pytest.raises(clover.PlanError):
+                fleet.route(current, {"huge": 1.0})
+            with pytest.raises(clover.WorkerError):
+                await fleet.spawn(msgspec.structs.replace(current[0], variant="huge"))
+
+    run(main())
+
+
+def test_unload_and_load(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serve("slow", tmp_path) as server:
+            engine = server.engine
+            assert engine.state_of("slow") == ("READY", "")
+            asked = asyncio.ensure_future(server.ainfer({"INPUT0": [1.0]}))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await engine.unload("slow")
+            assert (await asked)["OUTPUT0"].tolist() == [[1.0]]
+            assert engine.state_of("slow") == ("UNAVAILABLE", "unloaded")
+            assert not engine.ready()
+            with pytest.raises(clover.Unavailable):
+                await server.ainfer({"INPUT0": [1.0]})
+            with pytest.raises(clover.BadRequest):
+                await engine.load("slow", "{")
+            await engine.load("slow", '{"name": "slow"}')
+            assert engine.ready()
+            assert (await server.ainfer({"INPUT0": [1.0]}))["OUTPUT0"].tolist() == [[1.0]]
+            with pytest.raises(clover.NotFound):
+                await engine.load("other", "")
+
+    run(main())
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_server_leaves_nothing(tmp_path: Path) -> None:
+    async def once() -> None:
+        async with serve("slow", tmp_path, http=True) as server:
+            await server.ainfer({"INPUT0": [1.0]})
+
+    before = children()
+    run(once())
+    open_before = descriptors()
+    run(once())
+    assert children() == before
+    assert descriptors() == open_before
+
+
+@pytest.mark.parametrize("name", ["unloadable", "no_such_variant"])
+def test_a_failed_start_leaves_nothing(tmp_path: Path, name: str) -> None:
+    async def once() -> None:
+        with pytest.raises((clover.WorkerError, clover.ConfigError)):
+            async with serve("crashy", tmp_path, variant=name):
+                raise AssertionError("it must not start")
+
+    before = children()
+    run(once())
+    assert children() == before
+
+
+def test_a_taken_port_fails_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        before = children()
+        with pytest.raises(clover.StartError, match="cannot listen"):
+            serve("slow", tmp_path, http=True, port=port).start_background()
+        assert children() == before
+
+
+def test_unknown_settings_are_refused_with_a_hint() -> None:
+    with pytest.raises(clover.ConfigError, match=r"did you mean.*slo_ms"):
+        clover.Server("fashion", slo_mss=3)
+
+
+SCRIPT = """
+import sys
+import clover
+server = clover.Server(sys.argv[1], variant="fast", port=0, carbon="static:300", cache_dir=sys.argv[2])
+code = server.run(on_ready=lambda server: print(server.url, flush=True))
+assert "torch" not in sys.modules
+sys.exit(code)
+"""
+
+
+def test_run_ends_on_sigterm_with_all_answered(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, family("slow"), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **child_environment()},
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        body = {"inputs": [{"name": "INPUT0", "shape": [1, 1], "datatype": "FP32", "data": [4.0]}]}
+        request = urllib.request.Request(f"{url}/v2/models/slow/infer", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            assert json.load(reply)["outputs"][0]["data"] == [4.0]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def test_sigkill_of_the_server_leaves_no_process(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, family("slow"), str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("http://")
+        below = children() - {process.pid}
+        assert below
+        process.kill()
+        process.wait()
+        end_s = time.monotonic() + 2.0
+        while any(Path(f"/proc/{pid}").exists() and not _is_zombie(pid) for pid in below):
+            assert time.monotonic() < end_s, "a child outlived the server"
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _is_zombie(pid: int) -> bool:
+    """Ended, and waiting for whoever inherited it to look."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_an_assignment_names_what_runs(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serve("slow", tmp_path) as server:
+            served = server.engine.pick(None)
+            (first, *_) = served.fleet.running()
+            assert isinstance(first, Assignment)
+            described = served.fleet.describe()[0]
+            assert (described["variant"], described["state"], described["routed"]) == ("fast", "ready", True)
+            order = served.order(first)
+            assert order.cores == server.engine.devices["cpu0"].cores(first.placement)
+            assert order.max_batch == served.spec.max_batch
+
+    run(main())
