@@ -1,0 +1,290 @@
+"""The fleet's care for its workers, with workers made of Python and time that does not pass by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from clover.accounting import Account
+from clover.config import FamilyConfig
+from clover.errors import PlanError, WorkerError
+from clover.runtime.fleet import FamilyFleet
+from clover.runtime.router import Router
+from clover.runtime.slab import Layout, Slab
+from clover.types import Assignment, FamilySpec, Placement, TensorSpec, VariantSpec
+
+SECOND = 1_000_000_000
+SPEC = FamilySpec(
+    name="toy",
+    inputs=(TensorSpec(name="x", datatype="FP32", shape=(1,)),),
+    outputs=(TensorSpec(name="y", datatype="FP32", shape=(1,)),),
+    variants=(VariantSpec(name="small", loader="m:f"), VariantSpec(name="large", loader="m:f")),
+    max_batch=4,
+)
+
+
+def at(start: int, variant: str = "small", size: int = 1) -> Assignment:
+    placement = Placement(device="cpu0", profile=f"{size}c", start=start, size=size)
+    return Assignment(placement=placement, family="toy", variant=variant, backend="eager")
+
+
+class Worker:
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.state = "ready"
+        self.on_death: Callable[[Any, str], None] | None = None
+        self.killed = False
+        self.sent: list[int] = []
+        self.done: list[tuple[int, int, int, int, int, int]] = []
+        self.ring = self
+
+    def submit(self, batch_id: int, slots: Any, n: int) -> int:
+        self.sent.append(batch_id)
+        return 1
+
+    def untaken(self) -> int:
+        return 0
+
+    def reap(self) -> tuple[int, int, int, int, int, int] | None:
+        return self.done.pop(0) if self.done else None
+
+    def bell(self) -> None: ...
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def die(self, reason: str = "killed") -> None:
+        self.state = "dead"
+        assert self.on_death is not None
+        self.on_death(self, reason)
+
+    async def drain_and_exit(self) -> None:
+        self.state = "dead"
+
+
+class House:
+    def __init__(self) -> None:
+        self.now_ns = 100 * SECOND
+        self.account = Account(pue=1.0)
+        self.slab = Slab.create(Layout(SPEC, 8))
+        self.router = Router(
+            SPEC,
+            self.slab,
+            8,
+            FamilyConfig(family="toy"),
+            None,
+            self.account,
+            loop=asyncio.get_running_loop(),
+            clock=lambda: self.now_ns,
+        )
+        self.started: list[Worker] = []
+        self.slept: list[float] = []
+        self.failing = 0
+        self.fleet = FamilyFleet(
+            self.router,
+            self.account,
+            start=self.start,
+            joules=lambda _: [],
+            silent_s=5.0,
+            clock=lambda: self.now_ns,
+            sleep=self.sleep,
+        )
+
+    async def start(self, assignment: Assignment) -> Worker:
+        if self.failing:
+            self.failing -= 1
+            raise WorkerError("asked to fail")
+        worker = Worker(len(self.started) + 1)
+        self.started.append(worker)
+        return worker
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_ns += int(seconds * SECOND)
+        await asyncio.sleep(0)
+
+    async def settle(self) -> None:
+        for _ in range(60):
+            await asyncio.sleep(0)
+
+
+def in_a_house(test: Callable[[House], Any]) -> Callable[[], None]:
+    def run() -> None:
+        async def main() -> None:
+            await test(House())
+
+        asyncio.run(main())
+
+    run.__name__ = test.__name__
+    return run
+
+
+@in_a_house
+async def test_spawn_route_drain(house: House) -> None:
+    fleet = house.fleet
+    await fleet.spawn(at(0))
+    await fleet.spawn(at(0))  # it is there
+    assert len(house.started) == 1
+    assert fleet.running() == (at(0),)
+    assert not fleet.ready
+    fleet.route((at(0),), {"small": 1.0})
+    assert fleet.ready
+    await fleet.spawn(at(0, "large"))  # beside the old one, on the same placement
+    fleet.route((at(0, "large"),), {"large": 1.0})
+    await fleet.drain(at(0))
+    await fleet.drain(at(0))
+    assert house.started[0].state == "dead"
+    assert fleet.running() == (at(0, "large"),)
+    assert (fleet.swaps, fleet.repartitions) == (1, 0)
+    await fleet.spawn(at(0, "large", 2))
+    fleet.route((at(0, "large", 2),), {"large": 1.0})
+    assert (fleet.swaps, fleet.repartitions) == (1, 1)
+    await fleet.stop()
+    assert fleet.running() == ()
+    assert not fleet.ready
+
+
+@in_a_house
+async def test_a_drain_waits_for_the_rows(house: House) -> None:
+    fleet, router = house.fleet, house.router
+    await fleet.spawn(at(0))
+    fleet.route((at(0),), {"small": 1.0})
+    ticket = router.open(1)
+    done: list[Any] = []
+    router.submit(ticket, done.append)
+    await house.settle()
+    drain = asyncio.ensure_future(fleet.drain(at(0)))
+    await house.settle()
+    assert not drain.done()
+    assert fleet.describe()[0]["state"] == "draining"
+    (worker,) = house.started
+    worker.done.append((worker.sent[0], 0, 1, house.now_ns, house.now_ns, 0))
+    router.reap()
+    await drain
+    assert ticket.status == 200
+    router.stop()
+
+
+@in_a_house
+async def test_a_dead_worker_comes_back_with_growing_patience(house: House) -> None:
+    fleet = house.fleet
+    await fleet.spawn(at(0))
+    fleet.route((at(0),), {"small": 1.0})
+    house.failing = 8
+    house.started[0].die()
+    assert not fleet.ready
+    assert house.router.hold  # rows may wait: the first restarts are quick
+    house.router.close(house.router.open(1))
+    await house.settle()
+    assert fleet.ready
+    assert house.slept == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0])
+    assert fleet.restarts == 9
+    assert not house.router.hold
+    house.now_ns += 31 * SECOND
+    house.slept.clear()
+    house.started[-1].die()
+    await house.settle()
+    assert house.slept == [0.1]  # it had been well for long enough
+    assert [event["what"] for event in fleet.events][-2:] == ["died", "restarted"]
+    assert fleet.observe()["workers"] == 1.0
+
+
+@in_a_house
+async def test_rows_are_refused_while_a_worker_keeps_dying(house: House) -> None:
+    from clover.errors import Unavailable
+
+    fleet = house.fleet
+    await fleet.spawn(at(0))
+    fleet.route((at(0),), {"small": 1.0})
+    house.failing = 4
+    seen: list[bool] = []
+    sleep = house.sleep
+
+    async def look(seconds: float) -> None:
+        seen.append(house.router.hold)
+        await sleep(seconds)
+
+    fleet._sleep = look
+    house.started[0].die()
+    await house.settle()
+    assert seen == [True, True, True, False, False]
+    assert fleet.ready
+    await fleet.stop()
+    with pytest.raises(Unavailable):
+        house.router.open(1)
+
+
+@in_a_house
+async def test_a_member_that_is_drained_is_not_restarted(house: House) -> None:
+    fleet = house.fleet
+    await fleet.spawn(at(0))
+    fleet.route((at(0),), {"small": 1.0})
+    house.started[0].die()
+    with pytest.raises(WorkerError, match="restarted"):
+        await fleet.spawn(at(0))
+    await fleet.drain(at(0))
+    await house.settle()
+    assert len(house.started) == 1
+    assert fleet.describe() == []
+
+
+@in_a_house
+async def test_a_failed_spawn_leaves_no_member(house: House) -> None:
+    house.failing = 1
+    with pytest.raises(WorkerError, match="asked"):
+        await house.fleet.spawn(at(0))
+    assert house.fleet.describe() == []
+    with pytest.raises(WorkerError, match="no variant"):
+        await house.fleet.spawn(at(0, "huge"))
+    with pytest.raises(PlanError):
+        house.fleet.route((at(0),), {"small": 1.0})
+
+
+@in_a_house
+async def test_silence_costs_a_worker_its_life_but_rows_wait_for_its_death(house: House) -> None:
+    fleet, router = house.fleet, house.router
+    await fleet.spawn(at(0))
+    await fleet.spawn(at(1))
+    fleet.route((at(0), at(1)), {"small": 1.0})
+    ticket = router.open(1)
+    done: list[Any] = []
+    router.submit(ticket, done.append)
+    await house.settle()
+    fleet.watch()
+    first, second = house.started
+    assert (first.sent, first.killed) == ([1], False)
+    house.now_ns += 6 * SECOND
+    fleet.watch()
+    assert first.killed
+    assert second.sent == []
+    first.die("killed by SIGKILL")
+    assert second.sent == [2]
+    second.done.append((2, 0, 1, house.now_ns, house.now_ns, 0))
+    router.reap()
+    assert ticket.status == 200
+    assert "silent" in fleet.events[0]["reason"]
+    router.stop()
+
+
+@in_a_house
+async def test_a_worker_that_dies_while_it_drains_ends_the_drain(house: House) -> None:
+    fleet, router = house.fleet, house.router
+    await fleet.spawn(at(0))
+    await fleet.spawn(at(1))
+    fleet.route((at(0), at(1)), {"small": 1.0})
+    ticket = router.open(1)
+    router.submit(ticket, lambda _: None)
+    await house.settle()
+    first, second = house.started
+    drain = asyncio.ensure_future(fleet.drain(at(0)))
+    await house.settle()
+    first.die()
+    await drain
+    await house.settle()
+    assert second.sent == [2]
+    assert len(house.started) == 2
+    router.fail_waiting("the test is over")
+    router.stop()

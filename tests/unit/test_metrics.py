@@ -1,0 +1,116 @@
+"""What Prometheus reads."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from clover.accounting import Account, WorkerMeter
+from clover.http.stats import HttpStats
+from clover.runtime.traffic import Traffic
+from clover.telemetry.metrics import Metrics
+from clover.types import EnergySample, Reading
+
+MS = 1_000_000
+SECOND = 1000 * MS
+
+
+def source() -> Any:
+    traffic = Traffic(["small", "large"])
+    for latency_ms in (2, 2, 30):
+        traffic.finished(200, arrival_ns=0, submit_ns=0, done_ns=latency_ms * MS, queue_ns=MS, compute_ns=MS)
+    traffic.refused(429)
+    traffic.batch(0, 3, MS, SECOND)
+    traffic.batch(1, 8, MS, SECOND)
+    traffic.poisoned = 1
+    return SimpleNamespace(
+        traffic=traffic,
+        ready=True,
+        restarts=2,
+        swaps=4,
+        repartitions=1,
+        shares={"small": 0.25, "large": 0.75},
+        targets={"slo_ms": 20.0},
+        observe=lambda: {"queue_rows": 5.0, "accuracy_served": 85.5, "workers": 2.0},
+    )
+
+
+def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def test_every_figure_is_there() -> None:
+    account = Account(pue=1.0)
+    account.add_device("cpu0", 1)
+    meter = account.attach(WorkerMeter(family="m", variant="small", device="cpu0", placement="p", slices=1))
+    reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="static", signal="average", method="configured", age_s=7.0)
+    for second, total_j in ((0, 0.0), (1, 10.0)):
+        account.window(
+            EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=2.0, method="measured"), reading
+        )
+        meter.add(1, SECOND, SECOND)
+    chain: Any = SimpleNamespace(last=reading, counts={"fresh": 3, "stale": 0}, failures={"static": 0})
+    http = HttpStats()
+    http.requests[200] = 3
+    http.open_connections = 2
+    found = scrape(
+        Metrics(
+            families=lambda: {"m": source()},
+            account=account,
+            chain=chain,
+            http=lambda: http,
+            decisions=lambda: {("m", "applied"): 2},
+        )
+    )
+
+    def value(name: str, **labels: str) -> float:
+        return found[name, tuple(sorted(labels.items()))]
+
+    assert value("clover_requests_total", model="m", code="200") == 3
+    assert value("clover_requests_total", model="m", code="429") == 1
+    assert value("clover_rows_total", model="m", variant="large") == 8
+    assert value("clover_queue_rows", model="m") == 5
+    assert value("clover_accuracy_served", model="m") == 85.5
+    assert value("clover_route_share", model="m", variant="large") == 0.75
+    assert value("clover_target", model="m", target="slo_ms") == 20
+    assert value("clover_swaps_total", model="m") == 4
+    assert value("clover_repartitions_total", model="m") == 1
+    assert value("clover_worker_restarts_total", model="m") == 2
+    assert value("clover_poison_total", model="m") == 1
+    assert value("clover_ready", model="m") == 1
+    assert value("clover_batch_size_bucket", model="m", le="4") == 1
+    assert value("clover_batch_size_bucket", model="m", le="8") == 2
+    assert value("clover_batch_size_sum", model="m") == 11
+    assert value("clover_request_seconds_bucket", model="m", le="0.005") == 2
+    assert value("clover_request_seconds_bucket", model="m", le="+Inf") == 3
+    assert value("clover_request_seconds_count", model="m") == 3
+    assert value("clover_queue_seconds_count", model="m") == 3
+    energy = {"model": "m", "variant": "small", "method": "measured"}
+    assert value("clover_energy_joules_total", part="active", **energy) == 8
+    assert value("clover_energy_joules_total", part="idle", **energy) == 2
+    assert value("clover_carbon_grams_total", part="active", **energy) == 8 / 3.6e6 * 300
+    assert value("clover_device_joules_total", device="cpu0", method="measured") == 10
+    intensity = {"provider": "static", "zone": "", "signal": "average", "method": "configured", "state": "fresh"}
+    assert value("clover_carbon_intensity", **intensity) == 300
+    assert value("clover_carbon_age_seconds", provider="static") == 7
+    assert value("clover_carbon_readings_total", state="fresh") == 3
+    assert value("clover_decisions_total", model="m", action="applied") == 2
+    assert value("clover_http_connections") == 2
+    assert value("clover_http_answers_total", code="200") == 3
+    assert any(name == "clover_build_info" for name, _ in found)
+
+
+def test_an_idle_server_can_be_scraped() -> None:
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    idle = source()
+    idle.traffic = Traffic(["small", "large"])
+    idle.observe = dict
+    found = scrape(Metrics(families=lambda: {"m": idle}, account=Account(pue=1.0), chain=chain))
+    assert found["clover_batch_size_count", (("model", "m"),)] == 0
+    assert found["clover_batch_size_bucket", (("le", "1"), ("model", "m"))] == 0
