@@ -1,0 +1,8 @@
+"""`python -m clover.serve`."""
+
+from __future__ import annotations
+
+from clover.serve import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

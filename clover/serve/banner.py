@@ -1,0 +1,98 @@
+"""What a server says of itself once it is ready: where, what, on what, measured how, steered by what."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+
+from clover import __version__, profiles
+from clover.errors import ProfileError
+from clover.server import Server
+from clover.types import FamilyProfile, FamilySpec
+
+log = logging.getLogger("clover.serve")
+
+
+def show(server: Server) -> None:
+    """Print the banner on standard output, or log one line where logs are JSON."""
+    config = server.engine.config
+    if config.log.json:
+        log.info("ready", extra={"url": server.url, "families": list(server.engine.served)})
+    else:
+        print(text(server), flush=True)
+        sys.stdout.flush()
+
+
+def text(server: Server) -> str:
+    """The banner."""
+    engine = server.engine
+    config = engine.config
+    rows = [("Clover", f"{__version__} at {server.url}")]
+    for name, served in engine.served.items():
+        rows.append(("family", f"{name}: {_variants(engine.served[name].spec, served.profile)}"))
+        if served.targets:
+            targets = served.targets
+            rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
+            running = ", ".join(f"{a.variant} ({a.backend}) on {a.placement.profile}" for a in served.fleet.running())
+            rows.append(("", f"now {running}"))
+        else:
+            rows.append(("", "served without a plan: it was not profiled"))
+    rows.append(("device", f"{config.workers.device}: {engine.device.shape().label}"))
+    meter = engine.meter
+    rows.append(("energy", f"{meter.method} ({meter.why})"))
+    rows.append(("carbon", _carbon(server)))
+    control = config.controller
+    steering = f"{control.mode}, policy {control.policy}, objective {control.objective}"
+    rows.append(("control", steering if control.mode != "off" else "off"))
+    if config.listen.insecure and not config.listen.token:
+        rows.append(("warning", "no token: everyone who reaches this address may use and change the server"))
+    width = max(len(head) for head, _ in rows)
+    lines = [f"  {head:<{width}}  {body}" for head, body in rows]
+    first = next(iter(engine.served.values()))
+    return "\n".join(["", *lines, "", "  try:", *_example(server.url, first.name, first.spec, config.listen.token), ""])
+
+
+def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:
+    shown = []
+    for variant in spec.variants:
+        figure = ""
+        if profile is not None:
+            try:
+                score = profiles.accuracy(profile, variant.name)
+                figure = f" {score.value:.1f} %" + ("" if score.method == "measured" else f" ({score.method})")
+            except ProfileError:
+                figure = " (accuracy unknown)"
+        shown.append(variant.name + figure)
+    return ", ".join(shown)
+
+
+def _carbon(server: Server) -> str:
+    engine = server.engine
+    config = engine.config.carbon
+    reading = engine.chain.last
+    if reading is None:
+        return f"{config.source}: not read yet"
+    zone = f" {reading.zone}" if reading.zone not in ("", reading.provider) else ""
+    speed = f", grid time x {config.trace_speed:g}" if config.trace_speed != 1 else ""
+    label = f"{reading.method}, {reading.signal}, {reading.state}"
+    return f"{reading.provider}{zone}: {reading.g_per_kwh:.0f} gCO2e/kWh ({label}){speed}"
+
+
+def _example(url: str, name: str, spec: FamilySpec, token: str) -> list[str]:
+    """A shell line that asks for one inference: a row of zeros ("0" where strings are wanted)."""
+    inputs = []
+    for tensor in spec.inputs:
+        shape = [1, *(1 if tensor.datatype == "BYTES" and axis < 0 else most for axis, most in
+                      zip(tensor.shape, tensor.bound, strict=True))]  # fmt: skip
+        zero = {"BYTES": '"0"', "BOOL": "False"}.get(tensor.datatype, "0")
+        head = f'"name": "{tensor.name}", "shape": {shape}, "datatype": "{tensor.datatype}"'
+        inputs.append(f'{{{head}, "data": [{zero}] * {math.prod(shape)}}}')
+    body = f'import json; print(json.dumps({{"inputs": [{", ".join(inputs)}]}}))'
+    auth = ' -H "Authorization: Bearer $CLOVER_TOKEN"' if token else ""
+    insecure = " -k" if url.startswith("https") else ""
+    return [
+        f"    python3 -c '{body}' \\",
+        f"      | curl -s{insecure}{auth} {url}/v2/models/{name}/infer -d @-",
+        f"    curl -s{insecure}{auth} {url}/v2/clover/state",
+    ]

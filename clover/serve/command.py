@@ -1,0 +1,87 @@
+"""The command: settings, logging, checks, then `clover.Server.run`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from clover import __version__, backends, carbon, families, policies, settings
+from clover.config import ServerConfig
+from clover.errors import CloverError, ConfigError
+from clover.serve import banner
+from clover.serve.reload import Reload
+from clover.server import Server
+from clover.settings import Option
+from clover.telemetry import logs
+
+OPTIONS = (
+    Option("--print-config", "print the effective configuration as TOML, with the origin of every value, and leave"),
+    Option("--check-config", "read configuration, families and carbon source, report, and leave"),
+    Option("--version", "print the version and leave"),
+)
+USAGE = "python -m clover.serve [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
+ABOUT = (
+    "Serve families of model variants over the Open Inference Protocol, choosing variants and their cores by the "
+    "carbon intensity of the grid. Without a family it serves fashion."
+)
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run the command; its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    environment = os.environ if environ is None else environ
+    if {"-h", "--help"} & set(words):
+        print(settings.help_text(USAGE, ABOUT, OPTIONS))
+        return 0
+    try:
+        given = settings.load(words, environment, options=OPTIONS)
+        if "version" in given.options:
+            print(f"clover {__version__}")
+            return 0
+        if "print-config" in given.options:
+            print(settings.print_config(given), end="")
+            return 0
+        logs.configure(given.config.log)
+        served = check(given.config)
+        if "check-config" in given.options:
+            print(f"clover: the configuration is good: {', '.join(served)} on {where(given.config)}")
+            return 0
+        reloading = Reload(lambda: settings.load(words, environment, options=OPTIONS), check, given)
+
+        def ready(server: Server) -> None:
+            reloading.server = server
+            banner.show(server)
+
+        return Server(config=given.config).run(on_ready=ready, on_hangup=reloading.start)
+    except ConfigError as error:
+        print(f"clover: {error}", file=sys.stderr)
+        return 2
+    except (CloverError, OSError) as error:
+        print(f"clover: cannot start: {error}", file=sys.stderr)
+        return 3
+
+
+def check(config: ServerConfig) -> list[str]:
+    """Read everything the configuration names without starting anything; the names of its families.
+
+    Raises ConfigError.
+    """
+    names = []
+    for item in config.families:
+        spec = families.load_family(item.family)
+        names.append(item.name or spec.name)
+        if item.variant and item.variant not in {variant.name for variant in spec.variants}:
+            known = ", ".join(variant.name for variant in spec.variants)
+            raise ConfigError(f"family {spec.name} has no variant {item.variant!r}: it has {known}")
+    for name in config.workers.backends:
+        backends.get(name)
+    carbon.build(config.carbon)
+    policies.build(config.controller.policy)
+    return names
+
+
+def where(config: ServerConfig) -> str:
+    """The address that will be bound."""
+    host = f"[{config.listen.host}]" if ":" in config.listen.host else config.listen.host
+    return f"{'https' if config.listen.tls_cert else 'http'}://{host}:{config.listen.port}"

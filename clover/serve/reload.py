@@ -1,0 +1,122 @@
+"""SIGHUP: the configuration read again, validated as a whole, and what may change live changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from clover.config import ServerConfig
+from clover.errors import CloverError, ConfigError
+from clover.server import Server
+from clover.settings import SETTINGS, Setting, Settings
+from clover.telemetry import logs
+
+log = logging.getLogger("clover.serve")
+
+LIVE = {
+    "controller.mode": "mode",
+    "controller.lam": "lam",
+    "families.slo_ms": "slo_ms",
+    "families.accuracy_floor": "accuracy_floor",
+    "log.level": "log_level",
+}
+"""Settings that a reload may change, and the argument of the control verb `set` each becomes."""
+
+
+def differences(old: Settings, new: Settings) -> list[tuple[str, int | None, Any]]:
+    """Settings whose value changed: key ("families.slo_ms"), index of the family or None, new value."""
+    found: list[tuple[str, int | None, Any]] = []
+    if len(old.config.families) != len(new.config.families):
+        found.append(("families", None, None))
+    for setting in SETTINGS:
+        if setting.section == "families":
+            pairs = zip(old.config.families, new.config.families, strict=False)
+            for index, (before, after) in enumerate(pairs):
+                if getattr(before, setting.leaf) != getattr(after, setting.leaf):
+                    found.append((setting.key, index, getattr(after, setting.leaf)))
+            continue
+        was, now = (_value(given.config, setting) for given in (old, new))
+        if was != now:
+            found.append((setting.key, None, now))
+    return found
+
+
+def _value(config: ServerConfig, setting: Setting) -> Any:
+    return getattr(getattr(config, setting.section) if setting.section else config, setting.leaf)
+
+
+class Reload:
+    """Reads the configuration again on SIGHUP.  Nothing changes where it is not valid as a whole."""
+
+    def __init__(
+        self, read: Callable[[], Settings], check: Callable[[ServerConfig], object], current: Settings
+    ) -> None:
+        self.server: Server | None = None
+        self._read = read
+        self._check = check
+        self._current = current
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Called on the loop by the signal."""
+        if self._task is not None and not self._task.done():
+            log.warning("SIGHUP: the last reload is still running")
+            return
+        self._task = asyncio.get_running_loop().create_task(self.run(), name="clover-reload")
+
+    async def run(self) -> None:
+        """Validate, apply what may change live, and say what may not."""
+        try:
+            new = self._read()
+            self._check(new.config)
+        except ConfigError as error:
+            log.error("SIGHUP: nothing was changed: %s", error)
+            return
+        if self.server is None:
+            log.warning("SIGHUP: nothing was changed: the server is still starting")
+            return
+        changes = differences(self._current, new)
+        for key in sorted({key for key, _, _ in changes if key not in LIVE}):
+            log.warning("SIGHUP: %s changes at a restart only", key)
+        live = [change for change in changes if change[0] in LIVE]
+        applied = [await self._apply(key, index, value) for key, index, value in live]
+        if all(applied):
+            self._current = _with_live(self._current, new)
+        log.info("SIGHUP: %d of %d changed settings are live", sum(applied), len(changes))
+
+    async def _apply(self, key: str, index: int | None, value: Any) -> bool:
+        if key == "log.level":
+            logs.set_level(value)
+            return True
+        arguments: dict[str, Any] = {LIVE[key]: value}
+        assert self.server is not None
+        engine = self.server.engine
+        if index is not None:
+            arguments["family"] = list(engine.served)[index]
+        try:
+            await engine.control().command("set", arguments, "SIGHUP")
+        except CloverError as error:
+            log.error("SIGHUP: %s was not changed: %s", key, error)
+            return False
+        return True
+
+
+def _with_live(old: Settings, new: Settings) -> Settings:
+    """`old` with the live settings of `new`: what runs now."""
+    config = old.config
+    for key in LIVE:
+        section, leaf = key.split(".")
+        if section == "families":
+            pairs = list(zip(config.families, new.config.families, strict=False))
+            rest = config.families[len(pairs) :]
+            changed = (msgspec.structs.replace(a, **{leaf: getattr(b, leaf)}) for a, b in pairs)
+            config = msgspec.structs.replace(config, families=(*changed, *rest))
+        else:
+            value = getattr(getattr(new.config, section), leaf)
+            part = msgspec.structs.replace(getattr(config, section), **{leaf: value})
+            config = msgspec.structs.replace(config, **{section: part})
+    return Settings(config, old.origins, old.options, old.path)

@@ -1,0 +1,236 @@
+"""The command line: help, refusals with exit codes, checks, reload; nothing here starts a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clover import settings
+from clover.__main__ import main as dispatch
+from clover.config import LogConfig
+from clover.errors import BadRequest, ConfigError
+from clover.serve.command import OPTIONS, main
+from clover.serve.reload import Reload, differences
+from clover.telemetry import logs
+
+ROOT = Path(__file__).resolve().parents[2]
+TOY = str(ROOT / "tests" / "families" / "toy")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root, own = logging.getLogger(), logging.getLogger("clover")
+    handlers, level, own_level = list(root.handlers), root.level, own.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    own.setLevel(own_level)
+
+
+def run(*argv: str, environ: dict[str, str] | None = None) -> int:
+    return main(list(argv), {} if environ is None else environ)
+
+
+# --- exit codes ---------------------------------------------------------------------------------------------------
+
+
+def test_help_is_grouped_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for head in ("Options", "Listen", "Carbon", "Controller", "Workers", "Limits"):
+        assert f"\n{head}" in text
+    assert "--check-config" in text
+    assert "--slo-ms" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_print_config_reads_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(TOY, "--print-config", "--port", "0", environ={"CLOVER_TOKEN": "hush-hush"}) == 0
+    text = capsys.readouterr().out
+    assert "hush" not in text
+    assert tomllib.loads(text)["listen"]["port"] == 0
+    assert "# --port" in text
+    assert "# env CLOVER_TOKEN" in text
+
+
+def test_check_config_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(TOY, "--check-config") == 0
+    assert "the configuration is good: toy on http://127.0.0.1:8080" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--check-confg"], "did you mean --check-config?"),
+        (["nofamily", "--check-config"], "no family 'nofamily'"),
+        ([TOY, "--variant", "third", "--check-config"], "it has half, full"),
+        ([TOY, "--carbon", "trace:/nowhere.csv", "--check-config"], "/nowhere.csv"),
+        ([TOY, "--carbon", "syntetic", "--check-config"], "did you mean synthetic?"),
+        ([TOY, "--policy", "magic", "--check-config"], "unknown policy"),
+        ([TOY, "--backends", "eager,tpu", "--check-config"], "unknown backend"),
+        ([TOY, "--host", "0.0.0.0", "--check-config"], "--insecure"),
+    ],
+)
+def test_what_cannot_be_used_exits_with_two(argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*argv) == 2
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert captured.out == ""
+
+
+def test_as_a_process_without_torch(tmp_path: Path) -> None:
+    environ = {**{k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")}, "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "clover.serve", "fashion", "--check-config"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == [], "checking writes nothing"
+    done = subprocess.run(
+        [*command, "--port", "x"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_exits_with_three(tmp_path: Path) -> None:
+    import socket
+
+    environ = {**{k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")}, "HOME": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "clover.serve", TOY, "--port", port, "--log-level", "error"],
+            cwd=ROOT,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 3, done.stderr
+    assert port in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dispatcher(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["--help"]) == 0
+    assert dispatch([]) == 2
+    assert dispatch(["profil"]) == 2
+    assert "did you mean profile?" in capsys.readouterr().err
+    assert dispatch(["serve", "--version"]) == 0
+    assert dispatch(["profile", "--help"]) == 0
+    assert "--compile" in capsys.readouterr().out
+    assert dispatch(["profile", "nofamily"]) == 2
+
+
+# --- logs ---------------------------------------------------------------------------------------------------------
+
+
+def test_logs_as_text_and_as_json() -> None:
+    stream = io.StringIO()
+    logs.configure(LogConfig(level="info"), stream)
+    logging.getLogger("clover.fleet").debug("hidden")
+    logging.getLogger("clover.fleet").info("a worker %s", "died")
+    assert stream.getvalue().endswith(" info    fleet: a worker died\n")
+    stream = io.StringIO()
+    logs.configure(LogConfig(json=True), stream)
+    try:
+        raise ValueError("why")
+    except ValueError:
+        logging.getLogger("clover.http").exception("failed\nbadly", extra={"request_id": "r1"})
+    line = json.loads(stream.getvalue())
+    assert (line["level"], line["logger"], line["message"]) == ("error", "clover.http", "failed\nbadly")
+    assert line["request_id"] == "r1"
+    assert "ValueError: why" in line["traceback"]
+    assert line["time"].endswith("Z")
+    logs.set_level("error")
+    logging.getLogger("clover.http").warning("hidden")
+    assert stream.getvalue().count("\n") == 1
+
+
+# --- reload -------------------------------------------------------------------------------------------------------
+
+
+class Running:
+    """A server with a controller that takes `set`."""
+
+    def __init__(self, refuse: bool = False) -> None:
+        self.engine = self
+        self.served = {"a": None, "b": None}
+        self.calls: list[tuple[str, dict[str, Any], str]] = []
+        self._refuse = refuse
+
+    def control(self) -> Running:
+        return self
+
+    async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
+        if self._refuse:
+            raise BadRequest("not now")
+        self.calls.append((verb, arguments, operator))
+        return {}
+
+
+def reload(before: list[str], after: list[str], server: Any, check: Any = lambda config: None) -> Reload:
+    reloading = Reload(lambda: settings.load(after, {}, options=OPTIONS), check, settings.load(before, {}))
+    reloading.server = server
+    asyncio.run(reloading.run())
+    return reloading
+
+
+def test_reload_changes_what_may_change_and_refuses_the_rest(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "clover.serve")
+    server = Running()
+    reloading = reload(["a", "b"], ["a", "b", "--mode", "observe", "--slo-ms", "9", "--port", "1"], server)
+    assert server.calls == [
+        ("set", {"slo_ms": 9.0, "family": "a"}, "SIGHUP"),
+        ("set", {"slo_ms": 9.0, "family": "b"}, "SIGHUP"),
+        ("set", {"mode": "observe"}, "SIGHUP"),
+    ]
+    assert "listen.port changes at a restart only" in caplog.text
+    assert "3 of 4 changed settings are live" in caplog.text
+    server.calls.clear()
+    asyncio.run(reloading.run())
+    assert server.calls == [], "what is live already is not changed again"
+    assert caplog.text.count("listen.port changes at a restart only") == 2
+
+
+def test_reload_of_a_bad_configuration_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    server = Running()
+
+    def bad(config: Any) -> None:
+        raise ConfigError("no such trace")
+
+    reload(["a"], ["a", "--mode", "off"], server, bad)
+    reload(["a"], ["a", "--mode", "sideways"], server)
+    assert server.calls == []
+    assert caplog.text.count("nothing was changed") == 2
+
+
+def test_reload_tells_of_a_refusal_and_keeps_trying(caplog: pytest.LogCaptureFixture) -> None:
+    reloading = reload(["a"], ["a", "--mode", "off"], Running(refuse=True))
+    assert "controller.mode was not changed: not now" in caplog.text
+    server = Running()
+    reloading.server = server  # type: ignore[assignment]
+    asyncio.run(reloading.run())
+    assert server.calls == [("set", {"mode": "off"}, "SIGHUP")]
+
+
+def test_reload_changes_the_log_level() -> None:
+    reload(["a"], ["a", "--log-level", "error"], Running())
+    assert logging.getLogger("clover").level == logging.ERROR
+
+
+def test_differences_name_settings_and_families() -> None:
+    old = settings.load(["a"], {})
+    new = settings.load(["a", "b", "--pue", "1.2"], {})
+    assert differences(old, new) == [("families", None, None), ("carbon.pue", None, 1.2)]
