@@ -274,29 +274,30 @@ cdef class Batcher:
     cdef int32_t _name(self, object slots) except -1:
         """Copy the slots of a push into `_named` and mark them; on any fault unmark them and raise."""
         cdef const uint32_t[::1] view
-        cdef Py_ssize_t count, i, done = 0
-        cdef int64_t slot
-        cdef bint listed = isinstance(slots, list)
-        if listed:
-            count = len(<list>slots)
-        else:
-            view = slots
-            count = view.shape[0]
+        cdef int32_t done = 0
+        cdef Py_ssize_t i
         try:
-            for i in range(count):
-                slot = (<list>slots)[i] if listed else view[i]
-                if not 0 <= slot < self._nodes.shape[0]:
-                    raise IndexError(f"slot {slot} is outside 0..{self._nodes.shape[0] - 1}")
-                if self._nodes[slot].bucket != NONE:
-                    raise ValueError(f"slot {slot} is queued already")
-                self._nodes[slot].bucket = PENDING
-                self._named[done] = <int32_t>slot
-                done += 1
+            if isinstance(slots, list):
+                for slot in <list>slots:
+                    done = self._name_one(slot, done)
+            else:
+                view = slots
+                for i in range(view.shape[0]):
+                    done = self._name_one(view[i], done)
         except BaseException:
             for i in range(done):
                 self._nodes[self._named[i]].bucket = NONE
             raise
-        return <int32_t>done
+        return done
+
+    cdef inline int32_t _name_one(self, int64_t slot, int32_t done) except -1:
+        if not 0 <= slot < self._nodes.shape[0]:
+            raise IndexError(f"slot {slot} is outside 0..{self._nodes.shape[0] - 1}")
+        if self._nodes[slot].bucket != NONE:
+            raise ValueError(f"slot {slot} is queued already")
+        self._nodes[slot].bucket = PENDING
+        self._named[done] = <int32_t>slot
+        return done + 1
 
     cdef int _lane(self, lane) except -1:
         if not 0 <= lane < self._lanes.shape[0]:

@@ -20,7 +20,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"planning", "telemetry"}),
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
     frozenset({"runtime"}),
-    frozenset({"http", "control", "profiling", "embedding"}),
+    frozenset({"http", "control", "profiling"}),
     frozenset({"server"}),
     frozenset({"simulate", "cluster"}),
     frozenset({"serve", "__main__", "ctl"}),
