@@ -1,8 +1,8 @@
 """Everything of a server that lives on its event loop: families, workers, energy, carbon, controller, front end.
 
 Start: bind the port (a taken one must fail before a minute of measuring), wait for the zygote, measure what is missing,
-deploy a first plan, route to it; ready.  Stop in the reverse order, also where the start failed half way: readiness
-false, drain delay, answer what was received, stop the controller, let workers finish and exit, stop the pool.
+let the controller deploy a first plan; ready.  Stop in the reverse order, also where the start failed half way:
+readiness false, drain delay, answer what was received, stop the controller, let workers finish and exit, stop the pool.
 """
 
 from __future__ import annotations
@@ -16,34 +16,31 @@ from typing import Any, cast
 
 import msgspec
 
-from clover import carbon, energy, families, policies, profiling, settings
+from clover import carbon, energy, families, profiling, settings
 from clover.accounting import Account
 from clover.config import FamilyConfig, ServerConfig
+from clover.control import Controller, SolverClient
 from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Device, Model
-from clover.profiles import accuracy_of, best_variant, cache_folder
+from clover.profiles import cache_folder
 from clover.runtime.completions import Completions
 from clover.runtime.pool import Pool
 from clover.runtime.served import Served
 from clover.telemetry.metrics import Metrics
-from clover.types import Assignment, FamilyProfile, FamilySpec, ObjectiveConfig, Plan, Reading, State
+from clover.types import FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.server")
 
 _TICK_S = 1.0
-_FIRST_RATE = 1.0
-"""Rows a second the first plan reckons with where no design rate is configured."""
-_SLO_OVER_BASE = 1.2
-_FLOOR_BELOW_BEST = 1.0
 
 
 class Engine:
     """Implements `clover.interfaces.ServerView`.  `given` are family specs by name that need no loading."""
 
     def __init__(self, config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, http: bool) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self.loop = asyncio.get_running_loop()
         self.config = config
         self.draining = False
         self.served: dict[str, Served] = {}
@@ -64,11 +61,20 @@ class Engine:
         for item in config.families:
             spec = given.get(item.family) or families.load_family(item.family)
             self._add(item, spec, loop)
-        self.metrics_source = Metrics(
+        self.controller = Controller(
+            config.controller,
+            devices=self.devices,
+            chain=self.chain,
+            grid_clock=self.grid_clock,
+            solver=SolverClient(),
+            totals=self.totals,
+        )
+        self._metrics = Metrics(
             families=lambda: self.served,
             account=self.account,
             chain=self.chain,
             http=lambda: self.frontend.stats if self.frontend is not None else None,
+            decisions=lambda: self.controller.record.counts,
         )
         if http:
             self.frontend = Frontend(self, config, loop)
@@ -108,8 +114,18 @@ class Engine:
         self._completions.start(loop)
         stack.callback(self._completions.stop)
         stack.push_async_callback(self._stop_fleets)
+        stack.push_async_callback(self.controller.stop)
         await self._account()
-        await asyncio.gather(*(self._deploy(served) for served in self.served.values()))
+        for served in self.served.values():
+            if served.profile is None:
+                await self._deploy_unplanned(served)
+            else:
+                # All join before the first plan is made, so that each plans with its own share of the machine.
+                self.controller.add(served.spec, served.profile, served.fleet, served.config)
+        await self.controller.start()
+        for served in self.served.values():
+            served.state = "READY"
+        self._follow_targets()
         await self._account()  # receipts know from the first on who holds how much idle power
         ticker = loop.create_task(self._tick(), name="clover-tick")
         stack.push_async_callback(cancelled, ticker)
@@ -158,73 +174,34 @@ class Engine:
                 return None
         return await profiling.ensure(spec, self.device, self._pool, self.config)
 
-    def objective_of(self, served: Served) -> ObjectiveConfig:
-        """The targets of a family: its own, else derived from its profile; raises ConfigError without one."""
-        profile, config = served.profile, self.config.controller
-        if profile is None:
-            raise ConfigError(f"family {served.name!r} has no profile to plan by")
-        floor, slo_ms = served.config.accuracy_floor, served.config.slo_ms
-        return ObjectiveConfig(
-            form=config.objective,
-            slo_ms=slo_ms if slo_ms is not None else _SLO_OVER_BASE * profile.base.p95_ms,
-            accuracy_floor=(
-                floor if floor is not None else accuracy_of(profile, best_variant(profile)) - _FLOOR_BELOW_BEST
-            ),
-            lam=config.lam,
-            reference_g_per_kwh=config.reference_g_per_kwh,
-            max_utilisation=config.max_utilisation,
-        )
-
-    async def state_for(self, served: Served, rate: float) -> State:
-        """The state a policy sees of a family that is offered `rate` rows a second."""
-        if served.profile is None:
-            raise ConfigError(f"family {served.name!r} has no profile to plan by")
-        total = sum(item.config.share for item in self.served.values())
-        return State(
-            family=served.name,
-            grid_s=self.grid_clock.now(),
-            intensity=await self._reading(),
-            arrival_rate=rate,
-            p95_ms=None,
-            queue_rows=0,
-            objective=self.objective_of(served),
-            profile=served.profile,
-            devices=tuple(device.shape() for device in self.devices.values()),
-            running=served.fleet.running(),
-            routing=None,
-            share=served.config.share / total,
-        )
-
     async def _deploy(self, served: Served) -> None:
-        """The first plan: by the policy that will go on planning, so that the start is not a case of its own."""
-        served.state, served.reason = "LOADING", ""
-        deployment, shares = await self._first_plan(served)
+        """Start the workers of a family that has none."""
+        if served.profile is None:
+            await self._deploy_unplanned(served)
+        else:
+            await self.controller.adopt(served.spec, served.profile, served.fleet, served.config)
+        served.router.closed_reason = ""
+        served.state, served.reason = "READY", ""
+        self._follow_targets()
+
+    async def _deploy_unplanned(self, served: Served) -> None:
+        deployment = served.default_deployment()
         for item in deployment:
             await self.devices[item.placement.device].create(item.placement)
         await asyncio.gather(*(served.fleet.spawn(item) for item in deployment))
-        served.fleet.route(deployment, shares)
-        served.state = "READY"
+        served.fleet.route(deployment, {deployment[0].variant: 1.0})
 
-    async def _first_plan(self, served: Served) -> tuple[tuple[Assignment, ...], dict[str, float]]:
-        if served.profile is None:
-            deployment = served.default_deployment()
-            return deployment, {deployment[0].variant: 1.0}
-        objective = self.objective_of(served)
-        served.targets = {"slo_ms": objective.slo_ms, "accuracy_floor": objective.accuracy_floor}
-        name = f"static:{served.config.variant}" if served.config.variant else self.config.controller.policy
-        state = await self.state_for(served, max(self.config.controller.design_rate, _FIRST_RATE))
-        plan: Plan = await asyncio.to_thread(policies.build(name).propose, state)
-        log.info("%s: first plan: %s", served.name, plan.reason)
-        return plan.deployment, plan.routing.shares
+    def _follow_targets(self) -> None:
+        """What operators set is what metrics show."""
+        for name, family in self.controller.families.items():
+            targets = family.targets
+            self.served[name].targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
 
     # --- what turns by itself -------------------------------------------------------------------------------------
 
-    async def _reading(self) -> Reading:
-        return await self.chain.read(self.grid_clock.now())
-
     async def _account(self) -> None:
         """Close the energy window."""
-        reading = await self._reading()
+        reading = await self.chain.read(self.grid_clock.now())
         self.account.window(self.meter.sample(time.monotonic_ns()), reading)
 
     async def _tick(self) -> None:
@@ -233,6 +210,7 @@ class Engine:
             await asyncio.sleep(_TICK_S)
             try:
                 await self._account()
+                self._follow_targets()
                 for served in self.served.values():
                     served.fleet.watch()
             except CloverError as error:
@@ -257,12 +235,32 @@ class Engine:
         return True
 
     def control(self) -> Control:
-        """The controller; Unavailable until it is there."""
-        raise Unavailable("the controller is not there yet", retry_after_s=1.0)
+        """The controller."""
+        return self.controller
+
+    def totals(self) -> dict[str, Any]:
+        """What the server counted so far: joules and grams by model and device, rows, workers."""
+        models: dict[str, Any] = {}
+        for name, served in self.served.items():
+            traffic = served.traffic
+            models[name] = {
+                "state": served.state,
+                **self.account.totals(name),
+                "receipts_j": self.account.receipts_j.get(name, 0.0),
+                "rows": dict(zip(traffic.variants, traffic.rows, strict=True)),
+                "requests": {str(code): count for code, count in sorted(traffic.codes.items())},
+                "accuracy_served": served.observe().get("accuracy_served"),
+                "swaps": served.swaps,
+                "repartitions": served.repartitions,
+                "restarts": served.restarts,
+                "workers": served.fleet.describe(),
+                "events": list(served.fleet.events),
+            }
+        return {"pue": self.account.pue, "models": models, "devices": self.account.devices()}
 
     def metrics(self) -> bytes:
         """Prometheus text."""
-        return self.metrics_source.render()
+        return self._metrics.render()
 
     def pick(self, name: str | None) -> Served:
         """The family of that name (the only one for None); NotFound or BadRequest."""
@@ -301,6 +299,7 @@ class Engine:
             except CloverError as error:
                 served.state, served.reason = "UNAVAILABLE", "its workers did not start"
                 log.warning("%s: failed to load: %s", name, error)
+                await self.controller.release(name)
                 await served.fleet.stop()
                 raise Unavailable("its workers did not start") from error
 
@@ -311,6 +310,8 @@ class Engine:
             if served.state == "UNAVAILABLE":
                 return
             served.state = "UNLOADING"
+            served.router.closed_reason = "the model is unloaded"
+            await self.controller.release(name)
             await self._retire(served, "the model is unloaded")
             served.state, served.reason = "UNAVAILABLE", "unloaded"
 

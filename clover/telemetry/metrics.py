@@ -113,7 +113,7 @@ class HttpLike(Protocol):
 
 class Metrics:
     """Collects on `render`.  `families` gives the sources by model name now; `http` and `decisions` (counts of
-    controller decisions by (family, action)) are optional."""
+    controller decisions by action) are optional."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Metrics:
         account: AccountLike,
         chain: ChainLike,
         http: Callable[[], HttpLike | None] = lambda: None,
-        decisions: Callable[[], Mapping[tuple[str, str], int]] = dict,
+        decisions: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._families = families
         self._account = account
@@ -150,7 +150,8 @@ class Metrics:
         yield from self._traffic(self._families())
         yield from self._energy()
         yield from self._carbon()
-        yield _counter("clover_decisions", "Controller decisions", ("model", "action"), self._decisions().items())
+        decisions = (((action,), count) for action, count in self._decisions().items())
+        yield _counter("clover_decisions", "Controller decisions", ("action",), decisions)
         http = self._http()
         if http is not None:
             yield from _http(http)

@@ -178,7 +178,64 @@ def test_a_planned_family_serves_labels(tmp_path: Path) -> None:
         assert 0.0 < answer.receipt.accuracy <= 100.0
         assert server.infer({"INPUT0": [0.0, 9.0, 0.0, 0.0]}, min_accuracy=90).label == "b"
         assert server.infer({"INPUT0": [0.0, 9.0, 0.0, 0.0]}, min_accuracy=90).receipt.variant == "full"
+        state = server.engine.control().state()
+        assert state["mode"] == "off"
+        assert state["models"]["toy"]["deployment"]
+        assert state["totals"]["models"]["toy"]["rows"]["full"] >= 2
+        assert [item["action"] for item in server.engine.control().decisions(5)] == ["applied"]
+        moving = asyncio.run_coroutine_threadsafe(_pin_and_reload(server), server.engine.loop)
+        assert moving.result(60) == ["half", "full"]
     assert "torch" not in sys.modules or "pytest" in sys.modules  # other tests may have imported it
+
+
+async def _pin_and_reload(server: clover.Server) -> list[str]:
+    """Pin one variant, unload, pin the other, load: who answers after each pin."""
+    engine = server.engine
+    found = []
+    await engine.control().command("pin", {"variant": "half"}, "a test")
+    found.append((await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})).receipt.variant)
+    await engine.unload("toy")
+    assert engine.control().state()["models"] == {}
+    assert not engine.ready()
+    await engine.load("toy", "")
+    await engine.control().command("pin", {"variant": "full"}, "a test")
+    found.append((await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})).receipt.variant)
+    return found
+
+
+def test_two_families_share_a_server(tmp_path: Path) -> None:
+    spec = clover.load_family(family("simple"))
+
+    async def main() -> None:
+        server = clover.Server(
+            family("slow"), spec, http=False, cache_dir=str(tmp_path), carbon="static:300", energy_meter="modelled"
+        )
+        # Each is pinned to a variant of its own, which one keyword for all cannot say.
+        pinned = [
+            msgspec.structs.replace(item, variant=variant)
+            for item, variant in zip(server.config.families, ("fast", "exact"), strict=True)
+        ]
+        config = msgspec.structs.replace(server.config, families=tuple(pinned))
+        async with clover.Server(spec, config=config, http=False) as one:
+            assert list(one.engine.served) == ["simple"]
+        config = msgspec.structs.replace(
+            config, families=(pinned[0], msgspec.structs.replace(pinned[1], family=family("simple"), name="adder"))
+        )
+        async with clover.Server(config=config, http=False) as both:
+            with pytest.raises(clover.BadRequest, match="which model"):
+                await both.ainfer({"INPUT0": [1.0]})
+            rows = np.ones(16, np.int32)
+            slow, adder = await asyncio.gather(
+                both.ainfer({"INPUT0": [1.0]}, model="slow"),
+                both.ainfer({"INPUT0": rows, "INPUT1": rows}, model="adder"),
+            )
+            assert slow["OUTPUT0"].tolist() == [[1.0]]
+            assert adder["OUTPUT0"].tolist() == [[2] * 16]
+            with pytest.raises(clover.NotFound):
+                await both.ainfer({"INPUT0": rows, "INPUT1": rows}, model="simple")
+            assert both.engine.models()["adder"].spec.name == "adder"
+
+    run(main())
 
 
 # --- wounds -----------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_every_figure_is_there() -> None:
             account=account,
             chain=chain,
             http=lambda: http,
-            decisions=lambda: {("m", "applied"): 2},
+            decisions=lambda: {"applied": 2},
         )
     )
 
@@ -100,7 +100,7 @@ def test_every_figure_is_there() -> None:
     assert value("clover_carbon_intensity", **intensity) == 300
     assert value("clover_carbon_age_seconds", provider="static") == 7
     assert value("clover_carbon_readings_total", state="fresh") == 3
-    assert value("clover_decisions_total", model="m", action="applied") == 2
+    assert value("clover_decisions_total", action="applied") == 2
     assert value("clover_http_connections") == 2
     assert value("clover_http_answers_total", code="200") == 3
     assert any(name == "clover_build_info" for name, _ in found)
