@@ -1,0 +1,8 @@
+"""The controller: from readings and traffic to plans, transitions, and the record of why."""
+
+from __future__ import annotations
+
+from clover.control.client import SolverClient
+from clover.control.controller import Controller
+
+__all__ = ["Controller", "SolverClient"]

@@ -1,0 +1,106 @@
+"""The server's end of the solver process: started when first needed, restarted when it dies, killed when it stalls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+
+from clover.control.orders import HEAD, Answer, Order, length_of, packed, unpacked
+from clover.errors import PlanError
+from clover.types import Configuration, Plan, State
+
+log = logging.getLogger("clover.control")
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class SolverClient:
+    """Plans in a process of its own.  One order at a time; `limit_s` bounds each, the process's start included."""
+
+    def __init__(self, *, limit_s: float = 30.0) -> None:
+        self.limit_s = limit_s
+        self.starts = 0
+        self._process: Process | None = None
+        self._orders = 0
+        self._lock = asyncio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """The solver's process id; None where none runs."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
+        """The plan of `policy` for `state`, or of exactly `configuration`.  PlanError where there is none, where the
+        solver takes longer than `limit_s`, or where it died twice over one order."""
+        async with self._lock:
+            self._orders += 1
+            order = Order(id=self._orders, policy=policy, state=state, configuration=configuration)
+            frame = packed(order)
+            try:
+                async with asyncio.timeout(self.limit_s):
+                    answer = await self._ask(frame)
+            except TimeoutError:
+                await self._end()
+                raise PlanError(f"the solver gave no plan within {self.limit_s:g} s and was restarted") from None
+            except BaseException:
+                await self._end()  # a half-read answer must not meet the next order
+                raise
+        if answer.id != order.id:
+            await self.close()
+            raise PlanError("the solver answered another order and was restarted")
+        if answer.plan is None:
+            raise PlanError(answer.error or "the solver gave no plan")
+        return answer.plan
+
+    async def close(self) -> None:
+        """End the process.  A later order starts a new one."""
+        async with self._lock:
+            await self._end()
+
+    async def _ask(self, frame: bytes) -> Answer:
+        for attempt in (1, 2):
+            process = await self._running()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(frame)
+                await process.stdin.drain()
+                body = await process.stdout.readexactly(length_of(await process.stdout.readexactly(HEAD.size)))
+                return unpacked(body, Answer)
+            except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+                await self._end()
+                log.warning("the solver process ended unexpectedly (%s)", error)
+                if attempt == 2:
+                    raise PlanError("the solver died twice over one order; see its standard error") from error
+        raise AssertionError("unreachable")
+
+    async def _running(self) -> Process:
+        if self._process is None or self._process.returncode is not None:
+            await self._end()
+            paths = [path or os.getcwd() for path in sys.path]
+            environment = {
+                **os.environ,
+                **dict.fromkeys(_ONE_THREAD, "1"),
+                "PYTHONPATH": os.pathsep.join(paths),
+                "CLOVER_SOLVER_PARENT": str(os.getpid()),
+            }
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "clover.control.solver"), stdin=PIPE, stdout=PIPE, env=environment
+            )
+            self.starts += 1
+        return self._process
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()

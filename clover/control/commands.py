@@ -1,0 +1,321 @@
+"""What an operator may say to the controller.  Every argument is checked, every command is kept as a decision.
+
+    pin     {model, variant | configuration}   serve one variant, or one configuration; {variant: null} lifts it
+    base    {model}                            pin BASE
+    freeze  {on, model?}                       hold everything as it is, or let go
+    plan    {model, configuration?, ...}       what would be done: the plan and the steps; changes nothing
+    apply   {model, configuration?, ...}       plan and apply now, without waiting for dwell or back-off
+    set     {model?, accuracy_floor?, slo_ms?, lambda?, objective?, mode?}   change targets, then plan
+
+`plan` and `apply` take the inputs of a plan in place of those that hold: intensity_g_per_kwh, arrival_rate, and the
+targets of `set`.  A configuration is {"small@1c": 2} or [{"variant": "small", "profile": "1c", "count": 2}].  Without
+`model` a command means the only family there is (`freeze` and `set`: all of them).  `dry_run: true` shows what any of
+them would do.  An operator's change is applied in every mode; only a loss of capacity that the configuration does not
+allow is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
+
+import msgspec
+
+from clover.control.family import Family, Mode, Pin, Targets
+from clover.errors import BadRequest, PlanError
+from clover.planning.layout import lay_out
+from clover.planning.problem import accuracies, services_of
+from clover.settings.schema import did_you_mean
+from clover.types import Configuration, Decision, GroupCount
+
+if TYPE_CHECKING:
+    from clover.control.controller import Controller
+
+_TARGETS = ("accuracy_floor", "slo_ms", "lambda", "objective")
+_INPUTS = ("intensity_g_per_kwh", "arrival_rate")
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "pin": ("model", "variant", "configuration"),
+    "base": ("model",),
+    "freeze": ("on", "model"),
+    "plan": ("model", "configuration", *_TARGETS, *_INPUTS),
+    "apply": ("model", "configuration", *_TARGETS, *_INPUTS),
+    "set": ("model", "mode", *_TARGETS),
+}
+
+
+class Commands:
+    """The verbs of an operator."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    async def run(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
+        """Do what `verb` says; BadRequest where the arguments make no sense, PlanError where it cannot be done."""
+        if verb not in _ARGUMENTS:
+            raise BadRequest(f"unknown command {verb!r}{did_you_mean(verb, _ARGUMENTS)}")
+        for key in arguments:
+            if key not in (*_ARGUMENTS[verb], "dry_run"):
+                known = (*_ARGUMENTS[verb], "dry_run")
+                raise BadRequest(f"{verb} has no argument {key!r}, known: {', '.join(known)}{did_you_mean(key, known)}")
+        dry_run = _boolean(arguments, "dry_run", False)
+        operator = operator or "operator"
+        async with self._controller.lock:
+            await self._controller.look_at_grid()
+            if verb == "freeze":
+                return self._freeze(arguments, operator, dry_run)
+            if verb == "set":
+                return await self._set(arguments, operator, dry_run)
+            family = self._family(arguments)
+            if verb in ("pin", "base"):
+                return await self._pin(verb, family, arguments, operator, dry_run)
+            return await self._plan(verb, family, arguments, operator, dry_run or verb == "plan")
+
+    # --- verbs --------------------------------------------------------------------------------------------------------
+
+    async def _pin(
+        self, verb: str, family: Family, arguments: dict[str, Any], operator: str, dry_run: bool
+    ) -> dict[str, Any]:
+        pin = Pin(policy="base") if verb == "base" else self._pin_of(family, arguments)
+        before = family.pin
+        policy = Pin(policy=self._controller.config.policy)
+        decision = await self._turn(family, f"operator: {verb}", operator, dry_run, pin=pin or policy)
+        if not dry_run and decision.action not in ("failed", "refused", "rolled back"):
+            family.pin = pin
+            if pin is None and before is not None and family.config.variant:
+                family.mode = None  # a family pinned by its configuration comes under control when the pin is lifted
+        return self._answer(family, decision)
+
+    async def _plan(
+        self, verb: str, family: Family, arguments: dict[str, Any], operator: str, dry_run: bool
+    ) -> dict[str, Any]:
+        pin = None
+        if arguments.get("configuration") is not None:
+            pin = Pin(configuration=self._configuration(family, arguments["configuration"]))
+        decision = await self._turn(
+            family,
+            f"operator: {verb}",
+            operator,
+            dry_run,
+            pin=pin,
+            targets=_targets(family, arguments),
+            g_per_kwh=_number(arguments, "intensity_g_per_kwh", 0.0, 1e5),
+            rate=_number(arguments, "arrival_rate", 0.0, 1e9),
+        )
+        return self._answer(family, decision)
+
+    def _freeze(self, arguments: dict[str, Any], operator: str, dry_run: bool) -> dict[str, Any]:
+        if "on" not in arguments:
+            raise BadRequest("freeze takes on: true or on: false")
+        on = _boolean(arguments, "on", True)
+        families = self._families(arguments)
+        if not dry_run:
+            if "model" not in arguments:
+                self._controller.frozen = on
+            for family in families:
+                if "model" in arguments or not on:
+                    family.frozen = on
+                if not on:
+                    family.triggers.again(self._controller.monotonic())
+        self._note("freeze", families, f"on: {str(on).lower()}", operator, dry_run)
+        return {"frozen": on, "models": [family.name for family in families], "dry_run": dry_run}
+
+    async def _set(self, arguments: dict[str, Any], operator: str, dry_run: bool) -> dict[str, Any]:
+        families = self._families(arguments)
+        mode = _choice(arguments, "mode", get_args(Mode))
+        if mode is None and not any(key in arguments for key in _TARGETS):
+            raise BadRequest(f"set changes one of {', '.join((*_TARGETS, 'mode'))}")
+        targets = {family.name: _targets(family, arguments) for family in families}
+        changed = ", ".join(f"{key}: {arguments[key]}" for key in (*_TARGETS, "mode") if key in arguments)
+        if not dry_run:
+            for family in families:
+                family.targets = targets[family.name]
+                if mode is not None and "model" in arguments:
+                    family.mode = mode
+            if mode is not None and "model" not in arguments:
+                self._controller.mode = mode
+                for family in families:
+                    family.mode = None
+        self._note("set", families, changed, operator, dry_run)
+        answers = {}
+        for family in families:
+            held = self._controller.frozen or family.frozen or self._controller.mode_of(family) == "off"
+            if dry_run or (not held and any(key in arguments for key in _TARGETS)):
+                decision = await self._turn(
+                    family, "operator: set", operator, dry_run, targets=targets[family.name], act=not dry_run
+                )
+                answers[family.name] = self._answer(family, decision)
+            elif not held:
+                family.triggers.again(self._controller.monotonic())
+        return {"set": changed, "dry_run": dry_run, "models": answers}
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    async def _turn(
+        self,
+        family: Family,
+        trigger: str,
+        operator: str,
+        dry_run: bool,
+        *,
+        pin: Pin | None = None,
+        targets: Targets | None = None,
+        g_per_kwh: float | None = None,
+        rate: float | None = None,
+        act: bool = True,
+    ) -> Decision:
+        # After `set` in mode observe the new plan is recorded, as that mode asks for; every other command acts.
+        force = act and not (trigger == "operator: set" and self._controller.mode_of(family) == "observe")
+        decision = await self._controller.turns.turn(
+            family,
+            trigger,
+            force=force,
+            operator=operator,
+            pin=pin,
+            dry_run=dry_run,
+            targets=targets,
+            g_per_kwh=g_per_kwh,
+            rate=rate,
+        )
+        if decision.action in ("failed", "refused", "rolled back"):
+            raise PlanError(f"{decision.action}: {decision.detail}")
+        return decision
+
+    def _answer(self, family: Family, decision: Decision) -> dict[str, Any]:
+        out: dict[str, Any] = {"model": family.name, "decision": msgspec.to_builtins(decision)}
+        if decision.plan is not None:
+            out["plan"] = msgspec.to_builtins(decision.plan)
+            if decision.action == "dry run":
+                out["transition"] = msgspec.to_builtins(self._controller.turns.transition(family, decision.plan))
+        out["dry_run"] = decision.action == "dry run"
+        return out
+
+    def _note(self, verb: str, families: Iterable[Family], detail: str, operator: str, dry_run: bool) -> None:
+        controller = self._controller
+        for family in families:
+            controller.record.record(
+                family=family.name,
+                trigger=f"operator: {verb}",
+                mode=controller.mode_of(family),
+                action="dry run" if dry_run else "applied",
+                grid_s=controller.grid_clock.now(),
+                detail=detail,
+                operator=operator,
+            )
+
+    def _family(self, arguments: dict[str, Any]) -> Family:
+        families = self._families(arguments)
+        if len(families) != 1:
+            raise BadRequest(f"say which model: {', '.join(self._controller.families)}")
+        return families[0]
+
+    def _families(self, arguments: dict[str, Any]) -> list[Family]:
+        known = self._controller.families
+        if "model" not in arguments:
+            return list(known.values())
+        name = arguments["model"]
+        if not isinstance(name, str) or name not in known:
+            hint = did_you_mean(name, known) if isinstance(name, str) else ""
+            raise BadRequest(f"unknown model {name!r}, known: {', '.join(known)}{hint}")
+        return [known[name]]
+
+    def _pin_of(self, family: Family, arguments: dict[str, Any]) -> Pin | None:
+        if ("variant" in arguments) == ("configuration" in arguments):
+            raise BadRequest("pin takes either variant or configuration; variant: null lifts the pin")
+        if "configuration" in arguments:
+            return Pin(configuration=self._configuration(family, arguments["configuration"]))
+        variant = arguments["variant"]
+        if variant is None:
+            return None
+        known = accuracies(family.profile)
+        if not isinstance(variant, str) or variant not in known:
+            hint = did_you_mean(variant, known) if isinstance(variant, str) else ""
+            raise BadRequest(f"unknown variant {variant!r}, known: {', '.join(known)}{hint}")
+        return Pin(policy=f"static:{variant}")
+
+    def _configuration(self, family: Family, given: Any) -> Configuration:
+        measured = services_of(family.profile)
+        variants, profiles = sorted({v for v, _ in measured}), sorted({p for _, p in measured})
+        counts: dict[tuple[str, str], int] = {}
+        for variant, profile, count in _groups(given):
+            if variant not in variants:
+                hint = did_you_mean(variant, variants)
+                raise BadRequest(f"unknown variant {variant!r}, known: {', '.join(variants)}{hint}")
+            if (variant, profile) not in measured:
+                raise BadRequest(f"{variant} was not measured on {profile!r}, known profiles: {', '.join(profiles)}")
+            counts[variant, profile] = counts.get((variant, profile), 0) + count
+        configuration = tuple(GroupCount(variant=v, profile=p, count=n) for (v, p), n in sorted(counts.items()))
+        try:
+            devices = [device.shape() for device in self._controller.devices.values()]
+            lay_out(configuration, family=family.name, backend=family.profile.backend, devices=devices)
+        except PlanError as error:
+            raise BadRequest(str(error)) from error
+        return configuration
+
+
+def _groups(given: Any) -> list[tuple[str, str, int]]:
+    form = 'a configuration is {"small@1c": 2} or [{"variant": "small", "profile": "1c", "count": 2}]'
+    found: list[tuple[str, str, int]] = []
+    if isinstance(given, dict):
+        for key, count in given.items():
+            variant, at, profile = str(key).rpartition("@")
+            if not at or type(count) is not int:
+                raise BadRequest(form)
+            found.append((variant, profile, count))
+    else:
+        try:
+            groups = msgspec.convert(given, tuple[GroupCount, ...])
+        except msgspec.ValidationError as error:
+            raise BadRequest(f"{form}: {error}") from error
+        found = [(group.variant, group.profile, group.count) for group in groups]
+    if not found or not all(1 <= count <= 100_000 for _, _, count in found):
+        raise BadRequest(f"{form}, with counts of at least 1")
+    return found
+
+
+def _targets(family: Family, arguments: dict[str, Any]) -> Targets:
+    targets = family.targets
+    floor = _number(arguments, "accuracy_floor", 0.0, 100.0)
+    slo_ms = _number(arguments, "slo_ms", 1e-3, 1e9)
+    form = _choice(arguments, "objective", ("paper", "floor"))
+    best = max(accuracies(family.profile).values(), default=0.0)
+    if floor is not None and floor > best:
+        raise BadRequest(f"accuracy_floor {floor:g} is above the best variant's {best:.2f} %")
+    if floor is not None:
+        targets = replace(targets, accuracy_floor=floor)
+    if slo_ms is not None:
+        targets = replace(targets, slo_ms=slo_ms)
+    if form is not None:
+        targets = replace(targets, form=form)
+    if "lambda" in arguments:
+        targets = replace(targets, lam=_number(arguments, "lambda", 0.0, 1.0))
+    return targets
+
+
+def _number(arguments: dict[str, Any], key: str, low: float, high: float) -> float | None:
+    value = arguments.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRequest(f"{key} is a number, not {value!r}")
+    if not low <= value <= high:
+        raise BadRequest(f"{key} lies between {low:g} and {high:g}, but is {value:g}")
+    return float(value)
+
+
+def _boolean(arguments: dict[str, Any], key: str, default: bool) -> bool:
+    value = arguments.get(key, default)
+    if not isinstance(value, bool):
+        raise BadRequest(f"{key} is true or false, not {value!r}")
+    return value
+
+
+def _choice(arguments: dict[str, Any], key: str, known: tuple[str, ...]) -> Any:
+    value = arguments.get(key)
+    if value is None:
+        return None
+    if value not in known:
+        hint = did_you_mean(value, known) if isinstance(value, str) else ""
+        raise BadRequest(f"{key} is one of {', '.join(known)}, not {value!r}{hint}")
+    return value

@@ -1,0 +1,281 @@
+"""The controller: observe, propose, apply, verify, roll back, and keep a record of it all.
+
+Every `interval_s` it looks at each family (`triggers` says what counts as a reason).  A reason makes a turn: the state
+goes to the policy in the solver process, a plan comes back.  Routing is the fast knob: a plan of the configuration that
+runs is applied at once.  Configuration is the slow one: it changes at most every `min_dwell_s`, never to a
+configuration that was rolled back lately, never with a loss of capacity unless allowed.  What is held back for one of
+these reasons leaves the configuration as it is, routed as well as it can be, and is tried again when the hold ends.
+
+A new deployment is watched for `verify_s`.  If its workers keep dying, or its p95 is beyond the SLO and clearly worse
+than predicted (`WORSE` times) although no more arrives than was planned for, the last good deployment is restored and
+the configuration backed off (60 s, doubling).  The observed p95 trails by `WINDOW_S` and still holds rows of before, so
+a bad one is judged only when that long has passed.
+
+Modes.  `active`: as above.  `observe`: plans are made and recorded, nothing is changed after the first plan.  `off`: no
+plans after the first.  In every mode the first plan is made and applied by the policy, and an operator may act.
+Freezing holds everything as it is, routing included, until it is lifted; an operator may act.
+
+Turns and commands exclude each other.  All of it runs on the event loop; only the arithmetic is elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from clover.config import ControllerConfig, FamilyConfig
+from clover.control.apply import Instances
+from clover.control.commands import Commands
+from clover.control.decisions import Decisions
+from clover.control.family import Family, Mode, Standing
+from clover.control.report import report
+from clover.control.triggers import Look
+from clover.control.turn import Turns
+from clover.errors import CloverError, StartError
+from clover.interfaces import Device, Fleet
+from clover.types import Configuration, FamilyProfile, FamilySpec, Plan, Reading, State
+
+log = logging.getLogger("clover.control")
+
+WINDOW_S = 10.0
+WORSE = 1.5
+LEAST_ROWS = 20.0
+_DEATHS = 2.0
+
+
+class Chain(Protocol):
+    """Gives the intensity at a grid time, whatever happens to its sources (`clover.carbon.Chain`)."""
+
+    async def read(self, grid_s: float) -> Reading: ...
+
+
+class GridClock(Protocol):
+    """Grid time (`clover.carbon.GridClock`)."""
+
+    def now(self) -> float: ...
+
+
+class Solver(Protocol):
+    """Makes plans (`clover.control.client.SolverClient`)."""
+
+    async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan: ...
+
+    async def close(self) -> None: ...
+
+
+class Controller:
+    """Implements `clover.interfaces.Control`.
+
+    Families join by `adopt` and leave by `release`, before `start` or while it runs.  `totals` gives what the server
+    counts (joules, grams, rows, served accuracy) for `state`.
+    """
+
+    def __init__(
+        self,
+        config: ControllerConfig,
+        *,
+        devices: Mapping[str, Device],
+        chain: Chain,
+        grid_clock: GridClock,
+        solver: Solver,
+        totals: Callable[[], dict[str, Any]] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.config = config
+        self.mode: Mode = config.mode
+        self.frozen = False
+        self.families: dict[str, Family] = {}
+        self.devices = devices
+        self.instances = Instances(devices)
+        self.record = Decisions(wall)
+        self.reading: Reading | None = None
+        self.grid_clock = grid_clock
+        self.monotonic = monotonic
+        self.lock = asyncio.Lock()
+        self.totals = totals
+        self.turns = Turns(self, solver)
+        self._commands = Commands(self)
+        self._chain = chain
+        self._solver = solver
+        self._sleep = sleep
+        self._task: asyncio.Task[None] | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def add(self, spec: FamilySpec, profile: FamilyProfile, fleet: Fleet, config: FamilyConfig) -> Family:
+        """Take a family under control without planning yet: for all families before the first plan, so that each
+        plans with its own share of the machine."""
+        family = Family(spec, profile, fleet, config, self.config, self.instances)
+        self.families[family.name] = family
+        return family
+
+    async def start(self, *, initial: bool = True) -> None:
+        """Deploy the first plan of every family (`initial`), then keep looking.  StartError where a first plan cannot
+        be made or applied."""
+        if initial:
+            for name in list(self.families):
+                await self.deploy(name)
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="clover-controller")
+
+    async def deploy(self, name: str) -> None:
+        """Make and apply the first plan of a family; StartError."""
+        async with self.lock:
+            family = self.families[name]
+            await self.look_at_grid()
+            try:
+                decision = await self.turns.turn(family, "start", force=True)
+            except CloverError as error:
+                raise StartError(f"{name}: no first plan: {error}") from error
+            if family.standing is None:
+                raise StartError(f"{name}: the first plan failed: {decision.detail}")
+
+    async def adopt(self, spec: FamilySpec, profile: FamilyProfile, fleet: Fleet, config: FamilyConfig) -> None:
+        """`add` and `deploy`; a family whose first plan fails is dropped again.  StartError."""
+        family = self.add(spec, profile, fleet, config)
+        try:
+            await self.deploy(family.name)
+        except BaseException:
+            del self.families[family.name]
+            raise
+
+    async def release(self, name: str) -> None:
+        """Drain all workers of a family, unmake its instances and forget it."""
+        async with self.lock:
+            family = self.families.pop(name, None)
+            if family is not None:
+                await family.applier.clear()
+
+    async def stop(self) -> None:
+        """Stop looking and end the solver.  Workers stay; a transition under way is left where it is."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self._solver.close()
+
+    def reconfigure(self, config: ControllerConfig) -> None:
+        """Take a new configuration: the mode in force and the objective of every family follow it."""
+        for family in self.families.values():
+            family.retarget(self.config, config)
+            family.triggers.again(self.monotonic())
+        if config.mode != self.config.mode:
+            self.mode = config.mode
+        self.config = config
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await self._sleep(self.config.interval_s)
+            try:
+                await self.look()
+            except Exception:
+                log.exception("a look of the controller failed")
+
+    async def look(self) -> None:
+        """Look once at every family and act where there is a reason."""
+        async with self.lock:
+            await self.look_at_grid()
+            for family in list(self.families.values()):
+                await self._look(family)
+
+    async def look_at_grid(self) -> Reading:
+        """Read the intensity."""
+        self.reading = await self._chain.read(self.grid_clock.now())
+        return self.reading
+
+    def mode_of(self, family: Family) -> Mode:
+        """The mode in force for a family."""
+        return family.mode or self.mode
+
+    async def _look(self, family: Family) -> None:
+        assert self.reading is not None
+        family.observed = family.fleet.observe()
+        now_s = self.monotonic()
+        if self.frozen or family.frozen:
+            return
+        mode = self.mode_of(family)
+        if mode == "off" or (mode == "active" and await self._verified(family, now_s)):
+            return
+        look = Look(
+            now_s=now_s,
+            g_per_kwh=self.reading.g_per_kwh,
+            rate=family.rate(self.config),
+            p95_ms=family.observed.get("p95_ms"),
+            queue_rows=family.observed.get("queue_rows", 0.0),
+            missing=family.missing,
+        )
+        trigger = family.triggers.check(
+            look,
+            slo_ms=family.targets.slo_ms,
+            intensity_change=self.config.intensity_change,
+            rate_change=self.config.rate_change,
+        )
+        if not trigger:
+            return
+        if trigger.startswith("worker capacity") and look.missing and family.standing is not None:
+            family.back_off(family.standing.configuration, now_s)
+        try:
+            await self.turns.turn(family, trigger)
+        except CloverError as error:
+            log.warning("%s: %s: %s", family.name, trigger, error)
+
+    async def _verified(self, family: Family, now_s: float) -> bool:
+        """Judge a deployment under verification; whether it was rolled back just now."""
+        watch, standing = family.watch, family.standing
+        if watch is None or standing is None:
+            return False
+        seen = family.observed
+        why = ""
+        watch.missing = watch.missing + 1 if family.missing else 0
+        deaths = seen.get("restarts", 0.0) - watch.restarts
+        if deaths >= _DEATHS or watch.missing >= 2:
+            why = "its workers die"
+        elif now_s < watch.since_s + self.config.verify_s:
+            return False
+        elif self._worse(family, standing):
+            if now_s < watch.since_s + max(self.config.verify_s, WINDOW_S):
+                return False
+            predicted = standing.plan.prediction.p95_ms
+            why = f"p95 {seen['p95_ms']:.2f} ms is beyond the SLO and far above the predicted {predicted:.2f} ms"
+        if why and family.good is not None and family.good.deployment != standing.deployment:
+            await self.turns.roll_back(family, why)
+            return True
+        if why:  # there is nothing to go back to: watch on
+            family.watch = replace(watch, since_s=now_s, restarts=seen.get("restarts", 0.0), missing=0)
+            return False
+        family.watch = None
+        family.good = standing
+        family.backoffs.pop(standing.configuration, None)
+        return False
+
+    def _worse(self, family: Family, standing: Standing) -> bool:
+        seen, watch = family.observed, family.watch
+        p95_ms = seen.get("p95_ms")
+        if p95_ms is None or watch is None or seen.get("rows", 0.0) - watch.rows < LEAST_ROWS:
+            return False
+        expected_load = watch.rate * (1.0 + self.config.rate_change) + 1.0
+        limit_ms = max(family.targets.slo_ms, WORSE * standing.plan.prediction.p95_ms)
+        return p95_ms > limit_ms and seen.get("arrival_rate", 0.0) <= expected_load
+
+    # --- what the front end sees --------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """See `clover.interfaces.Control.state`."""
+        return report(self)
+
+    def decisions(self, limit: int) -> list[dict[str, Any]]:
+        """See `clover.interfaces.Control.decisions`."""
+        return self.record.newest(limit)
+
+    async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
+        """See `clover.interfaces.Control.command`."""
+        return await self._commands.run(verb, arguments, operator)

@@ -1,0 +1,211 @@
+"""What the controller keeps of one family: its targets, what runs, what was good, what is held off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from clover.config import ControllerConfig, FamilyConfig
+from clover.control.apply import Applier, Instances
+from clover.control.triggers import Triggers
+from clover.interfaces import Fleet
+from clover.planning.objective import derive_lambda
+from clover.planning.problem import LEAST_RATE, accuracies
+from clover.types import (
+    Assignment,
+    Configuration,
+    DeviceShape,
+    FamilyProfile,
+    FamilySpec,
+    ObjectiveConfig,
+    Plan,
+    Reading,
+    Routing,
+    State,
+    configuration_of,
+)
+
+Mode = Literal["off", "observe", "active"]
+
+SLO_OVER_BASE = 1.2
+FLOOR_BELOW_BEST = 1.0
+FIRST_BACKOFF_S = 60.0
+LONGEST_BACKOFF_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a family is held to.  `lam` None: derived."""
+
+    slo_ms: float
+    accuracy_floor: float
+    form: Literal["paper", "floor"]
+    lam: float | None
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What an operator (or the configuration) holds a family to: a policy or one configuration."""
+
+    policy: str = ""
+    configuration: Configuration | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A deployment with its routing and the plan behind it."""
+
+    deployment: tuple[Assignment, ...]
+    routing: Routing
+    plan: Plan
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration it realises."""
+        return configuration_of(self.deployment)
+
+
+@dataclass
+class Watch:
+    """A new deployment under verification since `since_s`."""
+
+    since_s: float
+    rows: float
+    restarts: float
+    rate: float
+    missing: int = 0
+
+
+@dataclass
+class Backoff:
+    """A configuration that failed, left alone until `until_s`."""
+
+    until_s: float
+    failures: int
+
+
+class Family:
+    """One family under control.  Everything here changes on the event loop only."""
+
+    def __init__(
+        self,
+        spec: FamilySpec,
+        profile: FamilyProfile,
+        fleet: Fleet,
+        config: FamilyConfig,
+        controller: ControllerConfig,
+        instances: Instances,
+    ) -> None:
+        self.spec = spec
+        self.name = config.name or spec.name
+        self.profile = profile
+        self.fleet = fleet
+        self.config = config
+        self.targets = default_targets(profile, config, controller)
+        self.pin: Pin | None = Pin(policy=f"static:{config.variant}") if config.variant else None
+        self.mode: Mode | None = "off" if config.variant else None
+        self.frozen = False
+        self.triggers = Triggers()
+        self.applier = Applier(self.name, fleet, instances)
+        self.standing: Standing | None = None
+        self.good: Standing | None = None
+        self.watch: Watch | None = None
+        self.dwell_until_s = 0.0
+        self.backoffs: dict[Configuration, Backoff] = {}
+        self.observed: dict[str, float] = {}
+        self.changes = 0
+        self.rollbacks = 0
+
+    @property
+    def running(self) -> tuple[Assignment, ...]:
+        """What shall run: the deployment in force, dead workers included (the fleet restarts them)."""
+        return self.standing.deployment if self.standing is not None else ()
+
+    @property
+    def missing(self) -> int:
+        """Workers of the deployment that are not ready."""
+        ready = set(self.fleet.running())
+        return sum(item not in ready for item in self.running)
+
+    def retarget(self, old: ControllerConfig, new: ControllerConfig) -> None:
+        """Follow a new configuration of the controller in what no operator has changed."""
+        form = new.objective if self.targets.form == old.objective else self.targets.form
+        lam = new.lam if self.targets.lam == old.lam else self.targets.lam
+        self.targets = replace(self.targets, form=form, lam=lam)
+
+    def lam(self, reference_g_per_kwh: float, targets: Targets | None = None) -> float:
+        """The lambda in force, given or derived."""
+        config = self.objective(targets or self.targets, reference_g_per_kwh, 0.5)
+        return config.lam if config.lam is not None else derive_lambda(self.profile, config)
+
+    def objective(self, targets: Targets, reference_g_per_kwh: float, max_utilisation: float) -> ObjectiveConfig:
+        """`targets` as the planner takes them."""
+        return ObjectiveConfig(
+            form=targets.form,
+            slo_ms=targets.slo_ms,
+            accuracy_floor=targets.accuracy_floor,
+            lam=targets.lam,
+            reference_g_per_kwh=reference_g_per_kwh,
+            max_utilisation=max_utilisation,
+        )
+
+    def state(
+        self,
+        *,
+        reading: Reading,
+        grid_s: float,
+        devices: tuple[DeviceShape, ...],
+        share: float,
+        config: ControllerConfig,
+        targets: Targets | None = None,
+        g_per_kwh: float | None = None,
+        rate: float | None = None,
+    ) -> State:
+        """The state a policy sees now; `targets`, `g_per_kwh` and `rate` stand in for what holds, where given."""
+        if g_per_kwh is not None:
+            reading = Reading(g_per_kwh=g_per_kwh, at_s=grid_s, provider="operator", method="configured")
+        p95_ms = self.observed.get("p95_ms")
+        return State(
+            family=self.name,
+            grid_s=grid_s,
+            intensity=reading,
+            arrival_rate=rate if rate is not None else self.rate(config),
+            p95_ms=p95_ms,
+            queue_rows=int(self.observed.get("queue_rows", 0.0)),
+            objective=self.objective(targets or self.targets, config.reference_g_per_kwh, config.max_utilisation),
+            profile=self.profile,
+            devices=devices,
+            running=self.running,
+            routing=self.standing.routing if self.standing is not None else None,
+            share=share,
+        )
+
+    def rate(self, config: ControllerConfig) -> float:
+        """Rows a second to plan for: what arrives, the design rate, or a small minimum, whichever is most."""
+        return max(self.observed.get("arrival_rate", 0.0), config.design_rate, LEAST_RATE)
+
+    def back_off(self, configuration: Configuration, now_s: float) -> float:
+        """Leave `configuration` alone for a while, twice as long each time; the monotonic time until when."""
+        failures = self.backoffs[configuration].failures + 1 if configuration in self.backoffs else 1
+        wait_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 16))
+        self.backoffs[configuration] = Backoff(now_s + wait_s, failures)
+        return now_s + wait_s
+
+    def backed_off(self, configuration: Configuration, now_s: float) -> bool:
+        """Whether `configuration` is left alone at the moment."""
+        entry = self.backoffs.get(configuration)
+        return entry is not None and now_s < entry.until_s
+
+
+def default_targets(profile: FamilyProfile, config: FamilyConfig, controller: ControllerConfig) -> Targets:
+    """The configured targets, or those that follow from the profile: SLO = 1.2 x the p95 of BASE, floor = best - 1."""
+    return Targets(
+        slo_ms=config.slo_ms if config.slo_ms is not None else SLO_OVER_BASE * profile.base.p95_ms,
+        accuracy_floor=(
+            config.accuracy_floor
+            if config.accuracy_floor is not None
+            else max(accuracies(profile).values(), default=0.0) - FLOOR_BELOW_BEST
+        ),
+        form=controller.objective,
+        lam=controller.lam,
+    )

@@ -1,0 +1,59 @@
+"""What the server and its solver process say to each other: frames of four bytes of length and a JSON record.
+
+The peer's frames are bounded before they are read and validated as they are decoded; nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TypeVar
+
+import msgspec
+
+from clover.types import Configuration, Plan, Record, State
+
+LONGEST_FRAME = 16 << 20
+HEAD = struct.Struct(">I")
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+class Order(Record, frozen=True, kw_only=True):
+    """Plan `state` by `policy`; with a `configuration`, plan exactly that one instead."""
+
+    id: int
+    policy: str
+    state: State
+    configuration: Configuration | None = None
+
+
+class Answer(Record, frozen=True, kw_only=True):
+    """The plan of the order of that id, or the reason why there is none."""
+
+    id: int
+    plan: Plan | None = None
+    error: str = ""
+
+
+def packed(record: msgspec.Struct) -> bytes:
+    """`record` as one frame; ValueError where it is too long."""
+    body = msgspec.json.encode(record)
+    if len(body) > LONGEST_FRAME:
+        raise ValueError(f"a frame of {len(body)} bytes exceeds the limit of {LONGEST_FRAME}")
+    return HEAD.pack(len(body)) + body
+
+
+def length_of(head: bytes) -> int:
+    """The length a frame's head announces; ValueError where it is too long."""
+    (length,) = HEAD.unpack(head)
+    if length > LONGEST_FRAME:
+        raise ValueError(f"a frame of {length} bytes exceeds the limit of {LONGEST_FRAME}")
+    return int(length)
+
+
+def unpacked(body: bytes, kind: type[R]) -> R:
+    """The record in a frame's body; ValueError where it is none."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"not a {kind.__name__}: {error}") from error

@@ -1,0 +1,109 @@
+"""The body of GET /v2/clover/state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from clover.control.family import Family
+from clover.types import Assignment, Reading
+
+if TYPE_CHECKING:
+    from clover.control.controller import Controller
+
+
+def report(controller: Controller) -> dict[str, Any]:
+    """Mode, intensity, and per family deployment, routing, prediction, targets, observations and the last decision."""
+    reading = controller.reading
+    out: dict[str, Any] = {
+        "mode": controller.mode,
+        "frozen": controller.frozen,
+        "policy": controller.config.policy,
+        "grid_s": controller.grid_clock.now(),
+        "intensity": intensity(reading) if reading is not None else None,
+        "models": {name: _family(controller, family) for name, family in controller.families.items()},
+        "decisions": dict(controller.record.counts),
+    }
+    if controller.totals is not None:
+        out["totals"] = controller.totals()
+    return out
+
+
+def intensity(reading: Reading) -> dict[str, Any]:
+    """A reading with a label that says in words how good it is."""
+    label = f"{reading.method}, {reading.state}"
+    if reading.state != "fresh":
+        label += f", {reading.age_s:.0f} s old"
+    return {**msgspec.to_builtins(reading), "label": label}
+
+
+def workers(deployment: tuple[Assignment, ...]) -> list[dict[str, Any]]:
+    """A deployment for people."""
+    return [
+        {
+            "placement": item.placement.id,
+            "device": item.placement.device,
+            "profile": item.placement.profile,
+            "variant": item.variant,
+            "backend": item.backend,
+        }
+        for item in deployment
+    ]
+
+
+def _family(controller: Controller, family: Family) -> dict[str, Any]:
+    standing, now_s = family.standing, controller.monotonic()
+    plan = standing.plan if standing is not None else None
+    last = controller.record.last(family.name)
+    ready = {item.placement.id + item.variant + item.backend for item in family.fleet.running()}
+    deployment = workers(family.running)
+    for item in deployment:
+        item["ready"] = item["placement"] + item["variant"] + item["backend"] in ready
+    pin = family.pin
+    return {
+        "mode": controller.mode_of(family),
+        "frozen": controller.frozen or family.frozen,
+        "pin": None if pin is None else pin.policy or msgspec.to_builtins(pin.configuration),
+        "configuration": msgspec.to_builtins(standing.configuration) if standing is not None else [],
+        "deployment": deployment,
+        "routing": msgspec.to_builtins(standing.routing) if standing is not None else None,
+        "plan": None
+        if plan is None
+        else {
+            "policy": plan.policy,
+            "reason": plan.reason,
+            "feasible": plan.feasible,
+            "score": plan.score,
+            "bound": plan.bound,
+            "prediction": msgspec.to_builtins(plan.prediction),
+        },
+        "targets": {
+            "slo_ms": family.targets.slo_ms,
+            "accuracy_floor": family.targets.accuracy_floor,
+            "objective": family.targets.form,
+            "lambda": family.lam(controller.config.reference_g_per_kwh),
+            "lambda_derived": family.targets.lam is None,
+            "reference_g_per_kwh": controller.config.reference_g_per_kwh,
+        },
+        "observed": dict(family.observed),
+        "verifying": family.watch is not None,
+        "transition": family.applier.progress,
+        "backed_off": [
+            {"configuration": msgspec.to_builtins(configuration), "seconds_left": entry.until_s - now_s}
+            for configuration, entry in family.backoffs.items()
+            if entry.until_s > now_s
+        ],
+        "changes": family.changes,
+        "rollbacks": family.rollbacks,
+        "last_decision": None
+        if last is None
+        else {
+            "id": last.id,
+            "at": last.at,
+            "trigger": last.trigger,
+            "action": last.action,
+            "detail": last.detail,
+            "operator": last.operator,
+        },
+    }

@@ -1,0 +1,73 @@
+"""The solver: a helper process of low priority that plans, so that the event loop never waits for arithmetic.
+
+    python -m clover.control.solver
+
+Orders come on standard input, answers go to standard output (see `clover.control.orders`).  It ends when its input
+does, and with the thread that started it; Ctrl-C is the server's business.  It never imports torch, and its linear
+algebra runs one thread.  Standard output belongs to the frames: what a custom policy prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from typing import BinaryIO
+
+import msgspec
+
+from clover.control.orders import HEAD, Answer, Order, length_of, packed, unpacked
+from clover.errors import CloverError
+from clover.policies import build
+from clover.policies.plans import plan_fixed
+
+_PR_SET_PDEATHSIG = 1
+_NICE = 10
+
+
+def serve(orders: BinaryIO, answers: BinaryIO) -> None:
+    """Answer orders until they end; ValueError where a frame is none."""
+    while True:
+        head = orders.read(HEAD.size)
+        if len(head) < HEAD.size:
+            return
+        length = length_of(head)
+        body = orders.read(length)
+        if len(body) < length:
+            return
+        answers.write(packed(solve(unpacked(body, Order))))
+        answers.flush()
+
+
+def solve(order: Order) -> Answer:
+    """The answer to one order; whatever a policy raises becomes its error text."""
+    started = time.perf_counter()
+    try:
+        if order.configuration is not None:
+            plan = plan_fixed(order.state, order.configuration)
+        else:
+            plan = build(order.policy).propose(order.state)
+    except CloverError as error:
+        return Answer(id=order.id, error=str(error))
+    except Exception as error:  # a custom policy may raise anything: it is told, and the solver lives on
+        return Answer(id=order.id, error=f"policy {order.policy} failed: {type(error).__name__}: {error}")
+    return Answer(id=order.id, plan=msgspec.structs.replace(plan, seconds=time.perf_counter() - started))
+
+
+def main() -> None:
+    """Run as a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = int(os.environ.get("CLOVER_SOLVER_PARENT", "0"))
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if parent and os.getppid() != parent:
+        return  # it died before we asked to be told
+    os.nice(_NICE)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()

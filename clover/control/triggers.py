@@ -1,0 +1,85 @@
+"""When to plan again: what has to move, by how much, and for how long.
+
+Everything is compared with what the last plan was made for, not with the last look, so a slow drift counts in full and
+noise around a planned value never does.  A change of intensity or rate counts once it exceeds its relative limit (a
+rate also has to move by a row a second: a trickle doubles by chance).  A p95 above the SLO has to last `SLO_LOOKS`
+looks, a queue has to grow for `QUEUE_LOOKS` looks, a missing worker has to stay away `WORKER_LOOKS` looks: workers that
+die are restarted by the fleet, and short bursts pass.  After a trigger those counts start anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SLO_LOOKS = 3
+QUEUE_LOOKS = 5
+WORKER_LOOKS = 5
+LEAST_RATE_CHANGE = 1.0
+LEAST_QUEUE = 16.0
+RETRY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a family saw.  `missing`: workers of the deployment that are not ready."""
+
+    now_s: float
+    g_per_kwh: float
+    rate: float
+    p95_ms: float | None
+    queue_rows: float
+    missing: int
+
+
+class Triggers:
+    """The triggers of one family."""
+
+    def __init__(self) -> None:
+        self.planned_g_per_kwh: float | None = None
+        self.planned_rate = 0.0
+        self.planned_missing = 0
+        self.again_s: float | None = None
+        self._late = 0
+        self._growing = 0
+        self._away = 0
+        self._queue_rows = 0.0
+
+    def planned(self, g_per_kwh: float, rate: float, missing: int = 0) -> None:
+        """A plan was made for these."""
+        self.planned_g_per_kwh = g_per_kwh
+        self.planned_rate = rate
+        self.planned_missing = missing
+        self.again_s = None
+        self._late = self._growing = self._away = 0
+
+    def again(self, at_s: float) -> None:
+        """Plan again at `at_s` (monotonic) even if nothing moves: something was held back or failed."""
+        self.again_s = at_s if self.again_s is None else min(self.again_s, at_s)
+
+    def check(self, look: Look, *, slo_ms: float, intensity_change: float, rate_change: float) -> str:
+        """Why to plan now, in words; empty where there is no reason."""
+        late = look.p95_ms is not None and look.p95_ms > slo_ms
+        self._late = self._late + 1 if late else 0
+        grows = look.queue_rows > self._queue_rows and look.queue_rows >= LEAST_QUEUE
+        self._growing = self._growing + 1 if grows else 0
+        self._queue_rows = look.queue_rows
+        self._away = self._away + 1 if look.missing != self.planned_missing else 0
+        if self.planned_g_per_kwh is None:
+            return "start"
+        if self._away >= WORKER_LOOKS:
+            return f"worker capacity changed: {look.missing} missing"
+        if self._late >= SLO_LOOKS:
+            self._late = 0
+            return f"SLO at risk: p95 {look.p95_ms:.2f} ms exceeds {slo_ms:.2f} ms"
+        if self._growing >= QUEUE_LOOKS:
+            self._growing = 0
+            return f"SLO at risk: the queue grows ({look.queue_rows:.0f} rows)"
+        moved = abs(look.g_per_kwh - self.planned_g_per_kwh)
+        if moved > intensity_change * max(self.planned_g_per_kwh, 1.0):
+            return f"intensity moved from {self.planned_g_per_kwh:.1f} to {look.g_per_kwh:.1f} g/kWh"
+        moved = abs(look.rate - self.planned_rate)
+        if moved > rate_change * self.planned_rate and moved >= LEAST_RATE_CHANGE:
+            return f"rate moved from {self.planned_rate:.1f} to {look.rate:.1f} rows/s"
+        if self.again_s is not None and look.now_s >= self.again_s:
+            return "held back before"
+        return ""

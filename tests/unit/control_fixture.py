@@ -1,0 +1,189 @@
+"""A controller among fakes: clocks that stand still until told, a fleet and a device that only keep books."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clover.config import ControllerConfig, FamilyConfig
+from clover.control.controller import Controller
+from clover.errors import DeviceError, PlanError, WorkerError
+from clover.policies import build
+from clover.policies.plans import plan_fixed
+from clover.types import (
+    Assignment,
+    Configuration,
+    DeviceShape,
+    FamilySpec,
+    Placement,
+    Plan,
+    Reading,
+    State,
+    TensorSpec,
+    VariantSpec,
+)
+from tests.unit.profiles_fixture import VARIANTS, cpu, profile, reading
+
+
+def spec(name: str = "toy") -> FamilySpec:
+    return FamilySpec(
+        name=name,
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=(4,)),),
+        outputs=(TensorSpec(name="y", datatype="FP32", shape=(4,)),),
+        variants=tuple(VariantSpec(name=variant, loader="model:load") for variant in VARIANTS),
+    )
+
+
+class FakeFleet:
+    """Books of what was spawned, routed and drained.  `fail`: variants that do not load; `dead`: not ready."""
+
+    def __init__(self) -> None:
+        self.alive: list[Assignment] = []
+        self.dead: set[Assignment] = set()
+        self.routed: tuple[Assignment, ...] = ()
+        self.shares: dict[str, float] = {}
+        self.fail: set[str] = set()
+        self.figures: dict[str, float] = {"arrival_rate": 50.0, "queue_rows": 0.0, "rows": 0.0, "restarts": 0.0}
+        self.calls: list[str] = []
+
+    def running(self) -> tuple[Assignment, ...]:
+        return tuple(item for item in self.alive if item not in self.dead)
+
+    async def spawn(self, assignment: Assignment) -> None:
+        self.calls.append(f"spawn {assignment.variant}")
+        if assignment.variant in self.fail:
+            raise WorkerError(f"{assignment.variant} does not load")
+        assert assignment not in self.alive
+        self.alive.append(assignment)
+
+    async def drain(self, assignment: Assignment) -> None:
+        self.calls.append(f"drain {assignment.variant}")
+        self.alive.remove(assignment)
+        self.routed = tuple(item for item in self.routed if item != assignment)
+
+    def route(self, assignments: tuple[Assignment, ...], shares: dict[str, float]) -> None:
+        self.calls.append("route")
+        assert set(assignments) <= set(self.alive)
+        assert abs(sum(shares.values()) - 1.0) < 1e-3
+        self.routed, self.shares = assignments, shares
+
+    def observe(self) -> dict[str, float]:
+        return dict(self.figures)
+
+
+class FakeDevice:
+    def __init__(self, shape: DeviceShape) -> None:
+        self._shape = shape
+        self.made: set[str] = set()
+        self.fail: set[str] = set()
+
+    def shape(self) -> DeviceShape:
+        return self._shape
+
+    async def create(self, placement: Placement) -> None:
+        if placement.profile in self.fail:
+            raise DeviceError(f"{placement.id} cannot be made")
+        assert placement.id not in self.made
+        self.made.add(placement.id)
+
+    async def destroy(self, placement: Placement) -> None:
+        self.made.remove(placement.id)
+
+    def cores(self, placement: Placement) -> tuple[int, ...]:
+        return tuple(range(placement.start, placement.start + placement.size))
+
+    def threads(self, placement: Placement) -> int:
+        return placement.size
+
+
+class FakeChain:
+    def __init__(self, g_per_kwh: float) -> None:
+        self.g_per_kwh = g_per_kwh
+
+    async def read(self, grid_s: float) -> Reading:
+        return reading(self.g_per_kwh)
+
+
+class LocalSolver:
+    """Plans in this process.  `fail` makes every order fail."""
+
+    def __init__(self) -> None:
+        self.orders: list[str] = []
+        self.fail = ""
+
+    async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
+        self.orders.append("fixed" if configuration is not None else policy)
+        if self.fail:
+            raise PlanError(self.fail)
+        return plan_fixed(state, configuration) if configuration is not None else build(policy).propose(state)
+
+    async def close(self) -> None:
+        self.orders.append("close")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def now(self) -> float:
+        return self.now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Rig:
+    """One family "toy" on two cores; the floor at 91 %, the SLO at 30 ms, the grid clean at first."""
+
+    def __init__(
+        self,
+        *,
+        g_per_kwh: float = 100.0,
+        shape: DeviceShape | None = None,
+        family: dict[str, Any] | None = None,
+        **config: Any,
+    ) -> None:
+        self.clock = Clock()
+        self.chain = FakeChain(g_per_kwh)
+        self.device = FakeDevice(shape or cpu(2))
+        self.solver = LocalSolver()
+        self.fleet = FakeFleet()
+        self.controller = Controller(
+            ControllerConfig(**config),
+            devices={"cpu0": self.device},
+            chain=self.chain,
+            grid_clock=self.clock,
+            solver=self.solver,
+            monotonic=self.clock,
+            wall=self.clock,
+        )
+        settings = {"family": "toy", "slo_ms": 30.0, "accuracy_floor": 91.0, **(family or {})}
+        self.family = self.controller.add(spec(), profile(), self.fleet, FamilyConfig(**settings))
+
+    async def look(self, seconds: float = 1.0, looks: int = 1) -> None:
+        for _ in range(looks):
+            self.clock.now_s += seconds
+            await self.controller.look()
+
+    async def deploy(self) -> None:
+        await self.controller.deploy("toy")
+
+    async def settled(self) -> None:
+        """The first plan, verified."""
+        await self.deploy()
+        await self.look(6.0)
+        assert self.family.good is not None
+
+    @property
+    def actions(self) -> list[str]:
+        return [decision["action"] for decision in reversed(self.controller.decisions(1000))]
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.controller.decisions(1)[0]
+
+    def consistent(self) -> None:
+        """Fleet, device and controller agree on what runs."""
+        running = self.family.running
+        assert set(self.fleet.alive) == set(running)
+        assert set(self.fleet.routed) == set(running)
+        assert self.device.made == {item.placement.id for item in running}
