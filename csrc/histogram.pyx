@@ -6,7 +6,7 @@ that this is at most 10^-digits.  Recording is a bit count and an increment; two
 subtract bucket by bucket, so a window is the difference of two copies and a total the sum of its parts, exactly.
 """
 
-from libc.math cimport isnan
+from libc.math cimport INFINITY, isnan
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 from cython.view cimport array as cvarray
 
@@ -119,7 +119,7 @@ cdef class Histogram:
 
     def buckets(self, bounds):
         """For each of the ascending `bounds`, how many values do not exceed it (to within the relative error)."""
-        cdef double bound, before = -1.0
+        cdef double bound, before = -INFINITY
         cdef uint64_t seen = 0
         cdef Py_ssize_t i = 0, end
         cdef list cumulative = []

@@ -105,6 +105,10 @@ def test_the_sum_outgrows_64_bits(kernels: SimpleNamespace) -> None:
     assert histogram.count == 2**40 + 3
 
 
+def test_bounds_may_be_negative_and_infinite(kernels: SimpleNamespace) -> None:
+    assert filled(kernels, [0, 5]).buckets([-math.inf, -2.0, -0.5, 0, 5, math.inf]) == [0, 0, 0, 1, 2, 2]
+
+
 def test_a_copy_is_its_own(kernels: SimpleNamespace) -> None:
     first = filled(kernels, [1, 2, 3])
     second = first.copy()
