@@ -5,9 +5,12 @@ limit.  Best first, configurations are then evaluated in full (energy at the bat
 optimistic score exceeds the best feasible one: then nothing unevaluated can win.  `budget` bounds the evaluations;
 where it ends the search the answer is the best seen, and says so.
 
+A worker has to earn its place: in a searched plan each lane gets at least `LEAST_PART` of the rows its workers would
+get if all rows were dealt to all workers alike.  Without that rule a machine fills with standby workers, which hold
+memory, serve nothing, and (by sending all rows through one worker in long batches) even look frugal.
+
 Of plans that differ by less than the margin (`objective.HYSTERESIS` of the scale) the one that keeps most of what runs
-is taken, then the one with the fewest workers without rows, then the better: the running configuration is left only
-for a real gain.
+is taken, then the better: the running configuration is left only for a real gain.
 
 Where nothing meets all constraints the least bad plan is given, marked infeasible: the accuracy floor is kept (as far
 as any variant reaches it), the p95 minimised, and where even capacity is short, the utilisation.
@@ -34,6 +37,7 @@ from clover.planning.shares import Mix, balanced_mix, best_mix, within_p95
 from clover.types import Candidate, Configuration, Prediction, Routing
 
 BUDGET = 400
+LEAST_PART = 0.2
 UNBOUNDED_MS = 3_600_000.0
 """Stands for "no bound" in a prediction's p95 (infinity does not survive JSON): an overloaded lane."""
 _LEAST_BAD = 24
@@ -110,15 +114,20 @@ def optimistic(problem: Problem, objective: Objective, configuration: Configurat
         objective.gain(own, least_energy_j_per_row(workers))
         for workers, own in zip(lanes.workers, lanes.accuracy, strict=True)
     ]
-    mix = best_mix(gains, lanes.accuracy, _limits(problem, objective, lanes), objective.accuracy_floor)
+    limits = _limits(problem, objective, lanes)
+    least = _least(lanes, limits)
+    mix = best_mix(gains, lanes.accuracy, limits, objective.accuracy_floor, least)
     return None if mix is None else sum(share * gain for share, gain in zip(mix, gains, strict=True))
 
 
-def evaluate(problem: Problem, objective: Objective, configuration: Configuration) -> Candidate:
-    """The configuration with its best shares, feasible or its least bad ones."""
+def evaluate(
+    problem: Problem, objective: Objective, configuration: Configuration, *, standby: bool = True
+) -> Candidate:
+    """The configuration with its best shares, feasible or its least bad ones.  `standby` allows lanes without rows."""
     lanes = lanes_of(problem, configuration)
     limits = _limits(problem, objective, lanes)
     floor = objective.accuracy_floor
+    least = [0.0] * len(limits) if standby else _least(lanes, limits)
     why = ""
     if max(lanes.accuracy) < floor - 1e-9:
         why = f"accuracy {max(lanes.accuracy):.2f} % is below the floor of {floor:.2f} %"
@@ -131,7 +140,7 @@ def evaluate(problem: Problem, objective: Objective, configuration: Configuratio
             objective.gain(own, energy_j_per_row(workers, problem.rate * share, max(share, 0.05)))
             for workers, own, share in zip(lanes.workers, lanes.accuracy, mix, strict=True)
         ]
-        following = best_mix(gains, lanes.accuracy, limits, floor)
+        following = best_mix(gains, lanes.accuracy, limits, floor, least)
         if following is None or following == mix:
             break
         mix = following
@@ -139,6 +148,8 @@ def evaluate(problem: Problem, objective: Objective, configuration: Configuratio
         following = mix
     if following is None:
         peak = max(problem.rate * share / total for share, total in zip(balanced, lanes.capacities, strict=True))
+        if not why and peak <= objective.max_utilisation:
+            why = "the floor leaves some of its workers without rows"
         why = why or f"utilisation {peak:.2f} exceeds {objective.max_utilisation:.2f} at {problem.rate:.1f} rows/s"
         mix = balanced
     else:
@@ -148,6 +159,7 @@ def evaluate(problem: Problem, objective: Objective, configuration: Configuratio
             gains,
             lanes.accuracy,
             limits,
+            least,
             floor,
             lambda shares: p95_ms(problem, lanes, shares),
             objective.slo_ms,
@@ -188,7 +200,7 @@ def search(
     seen: dict[Configuration, Candidate] = {}
     best = -math.inf
     if running is not None and running in configurations:
-        seen[running] = evaluate(problem, objective, running)
+        seen[running] = evaluate(problem, objective, running, standby=False)
         best = seen[running].score if seen[running].feasible else best
     complete = True
     while heap and -heap[0][0] > best:
@@ -197,22 +209,19 @@ def search(
             break
         configuration = configurations[heapq.heappop(heap)[1]]
         if configuration not in seen:
-            seen[configuration] = evaluate(problem, objective, configuration)
+            seen[configuration] = evaluate(problem, objective, configuration, standby=False)
             if seen[configuration].feasible:
                 best = max(best, seen[configuration].score)
     if best == -math.inf:
         for configuration in _least_bad(problem, objective, configurations):
-            if configuration not in seen:
-                seen[configuration] = evaluate(problem, objective, configuration)
+            seen[configuration] = evaluate(problem, objective, configuration)
     ranked = sorted(seen.values(), key=lambda candidate: _rank(candidate, objective))
     chosen = ranked[0]
     if chosen.feasible:
         margin = HYSTERESIS * objective.scale
         near = [c for c in ranked if c.feasible and c.score >= chosen.score - margin]
         known = kept or {}
-        chosen = max(
-            near, key=lambda c: (c.configuration == running, known.get(c.configuration, 0), -_idle(c), c.score)
-        )
+        chosen = max(near, key=lambda c: (c.configuration == running, known.get(c.configuration, 0), c.score))
     return Found(chosen, tuple(ranked[:10]), len(seen), len(configurations), complete)
 
 
@@ -220,8 +229,12 @@ def _limits(problem: Problem, objective: Objective, lanes: Lanes) -> list[float]
     return [min(1.0, objective.max_utilisation * total / problem.rate) for total in lanes.capacities]
 
 
-def _idle(candidate: Candidate) -> int:
-    return sum(group.count for group in candidate.configuration if not candidate.routing.shares[group.variant] > 0.0)
+def _least(lanes: Lanes, limits: Sequence[float]) -> list[float]:
+    """The least share of each lane of more than one."""
+    total = sum(len(workers) for workers in lanes.workers)
+    if len(lanes.workers) == 1:
+        return [0.0]
+    return [min(limit, LEAST_PART * len(workers) / total) for workers, limit in zip(lanes.workers, limits, strict=True)]
 
 
 def _rank(candidate: Candidate, objective: Objective) -> tuple[float, ...]:

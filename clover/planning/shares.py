@@ -1,11 +1,11 @@
 """Which share of the rows each variant of a configuration gets.
 
-Shares sum to 1, none above what the lane's capacity allows, their accuracy at least the floor; the objective is linear
-in them once the energy of a row is fixed.  That is a fractional knapsack with one side constraint, and `best_mix`
-solves it exactly: with a price mu on accuracy, filling lanes in order of gain + mu accuracy is optimal; raise mu
-through the points where two lanes change order until the floor is met, and there combine the fill just below the floor
-with the one above it.  (The energy of a row depends on the batch size and so on the share: it is re-read at the
-shares found, a few times over.)
+Shares sum to 1, none above what the lane's capacity allows nor below the least asked of it, their accuracy at least
+the floor; the objective is linear in them once the energy of a row is fixed.  That is a fractional knapsack with one
+side constraint, and `best_mix` solves it exactly: with a price mu on accuracy, filling lanes in order of
+gain + mu accuracy is optimal; raise mu through the points where two lanes change order until the floor is met, and
+there combine the fill just below the floor with the one above it.  (The energy of a row depends on the batch size and
+so on the share: it is re-read at the shares found, a few times over.)
 
 The p95 limit is not linear.  Where the best mix breaks it, the shares move as little as needed:
  - two variants: along the one line that is left, from the best end to the other (exact to the grid and its bisection);
@@ -28,9 +28,26 @@ _BISECTIONS = 5
 Mix = tuple[float, ...]
 
 
-def best_mix(gains: Sequence[float], accuracy: Sequence[float], limits: Sequence[float], floor: float) -> Mix | None:
-    """The shares of the highest total gain; None where the limits hold less than all rows or the floor is out of
-    reach."""
+def best_mix(
+    gains: Sequence[float],
+    accuracy: Sequence[float],
+    limits: Sequence[float],
+    floor: float,
+    least: Sequence[float] = (),
+) -> Mix | None:
+    """The shares of the highest total gain, between `least` (nothing, where not given) and `limits`; None where these
+    do not hold all rows or the floor is out of reach."""
+    if any(least):
+        left = 1.0 - sum(least)
+        if left <= _EPSILON or any(low > high + _EPSILON for low, high in zip(least, limits, strict=True)):
+            return None
+        rest = best_mix(
+            gains,
+            accuracy,
+            [max(0.0, (high - low) / left) for low, high in zip(least, limits, strict=True)],
+            (floor - _dot(least, accuracy)) / left,
+        )
+        return None if rest is None else tuple(low + left * share for low, share in zip(least, rest, strict=True))
     if sum(limits) < 1.0 - _EPSILON:
         return None
     count = range(len(gains))
@@ -82,6 +99,7 @@ def within_p95(
     gains: Sequence[float],
     accuracy: Sequence[float],
     limits: Sequence[float],
+    least: Sequence[float],
     floor: float,
     p95_ms: Callable[[Mix], float],
     slo_ms: float,
@@ -97,7 +115,7 @@ def within_p95(
 
     if p95(start) <= slo_ms:
         return start, True
-    for mix in _candidates(start, balanced, gains, accuracy, limits, floor):
+    for mix in _candidates(start, balanced, gains, accuracy, limits, least, floor):
         if p95(mix) <= slo_ms:
             return _towards(start, mix, p95, slo_ms), True
     return min(seen, key=lambda mix: seen[mix]), False
@@ -109,16 +127,18 @@ def _candidates(
     gains: Sequence[float],
     accuracy: Sequence[float],
     limits: Sequence[float],
+    least: Sequence[float],
     floor: float,
 ) -> list[Mix]:
     def allowed(mix: Mix) -> bool:
-        fits = all(share <= limit + _EPSILON for share, limit in zip(mix, limits, strict=True))
+        bounds = zip(least, mix, limits, strict=True)
+        fits = all(low - _EPSILON <= share <= high + _EPSILON for low, share, high in bounds)
         return fits and _dot(mix, accuracy) >= floor - _EPSILON
 
     if len(start) == 1:
         return []
     if len(start) == 2:
-        ends = [(x, 1.0 - x) for x in _ends(accuracy, limits, floor)]
+        ends = [(x, 1.0 - x) for x in _ends(accuracy, limits, least, floor)]
         found = [_between(start, end, step / _LINE) for end in ends for step in range(1, _LINE + 1)]
         found.append(balanced)
     elif len(start) == 3:
@@ -131,9 +151,11 @@ def _candidates(
     return sorted({mix for mix in found if allowed(mix)}, key=lambda mix: (-_dot(mix, gains), mix))
 
 
-def _ends(accuracy: Sequence[float], limits: Sequence[float], floor: float) -> tuple[float, float]:
+def _ends(
+    accuracy: Sequence[float], limits: Sequence[float], least: Sequence[float], floor: float
+) -> tuple[float, float]:
     """The least and greatest share of the first of two lanes."""
-    low, high = max(0.0, 1.0 - limits[1]), min(1.0, limits[0])
+    low, high = max(least[0], 1.0 - limits[1]), min(1.0 - least[1], limits[0])
     step = accuracy[0] - accuracy[1]
     if step > _EPSILON:
         low = max(low, (floor - accuracy[1]) / step)
