@@ -6,7 +6,7 @@ trace (k x 100 <= intensity < (k + 1) x 100 gCO2e/kWh) maps to the k-th entry of
 
 from __future__ import annotations
 
-from clover.policies.common import fixed_plan
+from clover.policies.plans import plan_fixed
 
 from clover.errors import PlanError
 from clover.types import GroupCount, Plan, State
@@ -27,13 +27,10 @@ class Bands:
     name = "bands"
 
     def propose(self, state: State) -> Plan:
-        """The band's configuration, with rows shared by worker count."""
+        """The band's configuration, with its best routing."""
         band = int(state.intensity.g_per_kwh // 100)
         if not 0 <= band < len(BANDS):
             raise PlanError(f"no band for {state.intensity.g_per_kwh} g/kWh")
-        groups = tuple(GroupCount(variant=v, profile=p, count=n) for v, p, n in BANDS[band])
-        total = sum(group.count for group in groups)
-        shares: dict[str, float] = {}
-        for group in groups:
-            shares[group.variant] = shares.get(group.variant, 0.0) + group.count / total
-        return fixed_plan(state, self.name, groups, shares, reason=f"band {band}")
+        groups = sorted(BANDS[band])
+        configuration = tuple(GroupCount(variant=v, profile=p, count=n) for v, p, n in groups)
+        return plan_fixed(state, configuration, policy=self.name)

@@ -116,7 +116,7 @@ def by_hour(result: Result, marks: Marks, hour_s: float) -> list[dict[str, Any]]
 def deployment_text(state: dict[str, Any]) -> str:
     """What runs, as `2 x large@1c`."""
     counts = Counter(
-        f"{worker['variant']}@{worker['placement']['profile']}" for worker in state["families"]["fashion"]["deployment"]
+        f"{worker['variant']}@{worker['profile']}" for worker in state["models"]["fashion"]["deployment"]
     )
     return " + ".join(f"{n} x {name}" for name, n in sorted(counts.items()))
 
@@ -161,7 +161,7 @@ def main() -> None:
             with served([*shared, *extra], log=Path(folder) / f"{name}.log") as server:
                 result, marks = run(server, bodies, check, options)
             rows = by_hour(result, marks, options.hour_s)
-            targets = marks.states[-1]["families"]["fashion"]["targets"]
+            targets = marks.states[-1]["models"]["fashion"]["targets"]
             report[name] = {"hours": rows, "day": totals(rows), "targets": targets, "mismatched": result.mismatched()}
             show(f"{name}: targets {targets}", list(rows[0]), [list(row.values()) for row in rows])
     day = {name: part["day"] for name, part in report.items()}

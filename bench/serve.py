@@ -12,6 +12,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +60,19 @@ def main() -> None:
         arguments = ["fashion", "--variant", options.variant, "--mode", "off"]
         with served(arguments, log=Path(folder) / "serve.log") as server:
             pid = server.process.pid
+            run: Callable[[], Any]
             for form, prepared in bodies.items():
                 for connections in (1, 16, 64):
-                    rows[f"closed {form} x{connections}"] = measure(
-                        lambda prepared=prepared, connections=connections: closed_loop(
-                            server.url, "fashion", prepared, connections=connections, seconds=options.seconds
-                        ),
-                        pid,
-                        options.rounds,
+                    run = partial(
+                        closed_loop, server.url, "fashion", prepared, connections=connections, seconds=options.seconds
                     )
+                    rows[f"closed {form} x{connections}"] = measure(run, pid, options.rounds)
                 capacity = rows[f"closed {form} x64"]["req_per_s"]
                 for share in (0.3, 0.6):
-                    rows[f"open {form} {share:.0%}"] = measure(
-                        lambda prepared=prepared, rate=share * capacity: open_loop(
-                            server.url, "fashion", prepared, rate=rate, seconds=options.seconds
-                        ),
-                        pid,
-                        options.rounds,
+                    run = partial(
+                        open_loop, server.url, "fashion", prepared, rate=share * capacity, seconds=options.seconds
                     )
+                    rows[f"open {form} {share:.0%}"] = measure(run, pid, options.rounds)
     columns = list(next(iter(rows.values())))
     table = [[name, *(row[column] for column in columns)] for name, row in rows.items()]
     show(f"fashion/{options.variant}, medians of {options.rounds} (measured)", ["workload", *columns], table)

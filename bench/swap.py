@@ -73,7 +73,7 @@ def changes(server: ServerProcess, since: float) -> list[Change]:
     offset_ns = time.monotonic_ns() - time.time_ns()
     found: list[Change] = []
     before: set[tuple[str, str]] = set()
-    for decision in reversed(server.get("/v2/clover/decisions?limit=1000")["decisions"]):
+    for decision in reversed(server.get("/v2/clover/decisions?limit=1000")):
         if decision["action"] not in ("applied", "routed") or decision["plan"] is None:
             continue
         after = placements(decision["plan"]["deployment"])
@@ -87,7 +87,8 @@ def changes(server: ServerProcess, since: float) -> list[Change]:
 
 def split(result: Result, windows: list[Change]) -> tuple[list[float], list[float]]:
     """Latencies of requests that were alive during a change, and of all the others."""
-    during, outside = [], []
+    during: list[float] = []
+    outside: list[float] = []
     for sample in result.samples:
         if sample.status == 200:
             met = any(sample.due_ns <= w.end_ns and sample.done_ns >= w.begin_ns for w in windows)
