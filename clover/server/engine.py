@@ -98,7 +98,6 @@ class Engine:
         self._stack.callback(served.close)
         self.served[served.name] = served
         self._completions.add(served.router.reap)
-        self.account.add_family(served.name, time.monotonic_ns())
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -111,6 +110,9 @@ class Engine:
         await self._pool.start()
         for served in self.served.values():
             served.use(await self._profile(served))
+        for served in self.served.values():
+            # Only now: the minute before is not the time the first answers share the idle power of.
+            self.account.add_family(served.name, time.monotonic_ns())
         self._completions.start(loop)
         stack.callback(self._completions.stop)
         stack.push_async_callback(self._stop_fleets)
