@@ -19,7 +19,8 @@ log = logging.getLogger("clover.serve")
 
 LIVE = {
     "controller.mode": "mode",
-    "controller.lam": "lam",
+    "controller.lam": "lambda",
+    "controller.objective": "objective",
     "families.slo_ms": "slo_ms",
     "families.accuracy_floor": "accuracy_floor",
     "log.level": "log_level",
@@ -92,11 +93,14 @@ class Reload:
         if key == "log.level":
             logs.set_level(value)
             return True
+        if value is None and key != "controller.lam":
+            log.warning("SIGHUP: %s without a value is derived again at a restart only", key)
+            return False
         arguments: dict[str, Any] = {LIVE[key]: value}
         assert self.server is not None
         engine = self.server.engine
         if index is not None:
-            arguments["family"] = list(engine.served)[index]
+            arguments["model"] = list(engine.served)[index]
         try:
             await engine.control().command("set", arguments, "SIGHUP")
         except CloverError as error:

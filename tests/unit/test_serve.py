@@ -192,8 +192,8 @@ def test_reload_changes_what_may_change_and_refuses_the_rest(caplog: pytest.LogC
     server = Running()
     reloading = reload(["a", "b"], ["a", "b", "--mode", "observe", "--slo-ms", "9", "--port", "1"], server)
     assert server.calls == [
-        ("set", {"slo_ms": 9.0, "family": "a"}, "SIGHUP"),
-        ("set", {"slo_ms": 9.0, "family": "b"}, "SIGHUP"),
+        ("set", {"slo_ms": 9.0, "model": "a"}, "SIGHUP"),
+        ("set", {"slo_ms": 9.0, "model": "b"}, "SIGHUP"),
         ("set", {"mode": "observe"}, "SIGHUP"),
     ]
     assert "listen.port changes at a restart only" in caplog.text
@@ -223,6 +223,13 @@ def test_reload_tells_of_a_refusal_and_keeps_trying(caplog: pytest.LogCaptureFix
     reloading.server = server  # type: ignore[assignment]
     asyncio.run(reloading.run())
     assert server.calls == [("set", {"mode": "off"}, "SIGHUP")]
+
+
+def test_a_target_that_is_taken_away_waits_for_a_restart(caplog: pytest.LogCaptureFixture) -> None:
+    server = Running()
+    reload(["a", "--slo-ms", "5", "--lam", "0.1"], ["a"], server)
+    assert server.calls == [("set", {"lambda": None}, "SIGHUP")]
+    assert "families.slo_ms without a value is derived again at a restart only" in caplog.text
 
 
 def test_reload_changes_the_log_level() -> None:

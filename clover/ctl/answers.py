@@ -1,0 +1,185 @@
+"""The server's answers for people: state, decisions and plans; anything unforeseen by its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def show(verb: str, answer: Any, console: Console) -> None:
+    """Print the answer to `verb`."""
+    if verb == "decisions" and isinstance(answer, list):
+        _decisions(answer, console)
+    elif verb == "state" and isinstance(answer, dict) and "models" in answer:
+        _state(answer, console)
+    elif isinstance(answer, dict) and "decision" in answer:
+        _outcome(answer, console)
+    elif isinstance(answer, dict) and isinstance(answer.get("models"), dict):
+        _say(console, f"set {answer.get('set', '')}{' (dry run)' if answer.get('dry_run') else ''}")
+        for item in answer["models"].values():
+            _outcome(item, console)
+    else:
+        _anything("", answer, console)
+
+
+# --- state --------------------------------------------------------------------------------------------------------
+
+
+def _state(answer: dict[str, Any], console: Console) -> None:
+    reading = answer.get("intensity")
+    grid = "no intensity read yet"
+    if reading:
+        grid = f"{reading['g_per_kwh']:.0f} gCO2e/kWh from {reading['provider']} ({reading.get('label', '')})"
+    frozen = ", frozen" if answer.get("frozen") else ""
+    _say(console, f"mode {answer.get('mode')}{frozen}, policy {answer.get('policy')}, {grid}")
+    for name, model in answer["models"].items():
+        _model(name, model, console)
+    for title in ("totals", "decisions"):
+        if answer.get(title):
+            _anything(title, answer[title], console)
+
+
+def _model(name: str, model: dict[str, Any], console: Console) -> None:
+    pin = f", pinned to {_plain(model['pin'])}" if model.get("pin") else ""
+    frozen = ", frozen" if model.get("frozen") else ""
+    _say(console, f"\n{name}: mode {model.get('mode')}{frozen}{pin}")
+    shares = (model.get("routing") or {}).get("shares", {})
+    rows = [
+        {**worker, "share of rows": f"{shares.get(worker.get('variant'), 0):.1%}"}
+        for worker in model.get("deployment", [])
+    ]
+    _rows(rows, console)
+    targets, observed = model.get("targets") or {}, model.get("observed") or {}
+    if targets:
+        lam = f"{_plain(targets.get('lambda'))}{' (derived)' if targets.get('lambda_derived') else ''}"
+        floor = f"accuracy >= {targets['accuracy_floor']:.2f} %"
+        _say(
+            console,
+            f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, lambda {lam}",
+        )
+    if observed:
+        _say(console, "  observed   " + ", ".join(f"{key} {_plain(value)}" for key, value in observed.items()))
+    plan = model.get("plan")
+    if plan:
+        _say(console, f"  predicted  {_prediction(plan['prediction'])}")
+        _say(console, f"  plan       {plan['reason']}")
+    last = model.get("last_decision")
+    if last:
+        who = f" by {last['operator']}" if last.get("operator") else ""
+        _say(
+            console,
+            f"  last       {last['id']}: {last['action']} ({last['trigger']}{who}) {last['detail']} at {last['at']}",
+        )
+
+
+def _prediction(found: dict[str, Any]) -> str:
+    return (
+        f"p95 {found['p95_ms']:.3g} ms, accuracy {found['accuracy']:.2f} %, "
+        f"{found['energy_j_per_row'] * 1e3:.3g} mJ/row, utilisation {found['utilisation']:.0%}"
+    )
+
+
+# --- decisions and plans ------------------------------------------------------------------------------------------
+
+
+def _decisions(found: list[dict[str, Any]], console: Console) -> None:
+    if not found:
+        _say(console, "no decisions yet")
+        return
+    sheet = Table(box=None, pad_edge=False)
+    for head in ("id", "at", "family", "trigger", "action", "what and why"):
+        sheet.add_column(head, no_wrap=head in ("id", "action"), overflow="fold")
+    for item in found:
+        plan = item.get("plan") or {}
+        why = item.get("detail") or plan.get("reason", "")
+        who = f" (by {item['operator']})" if item.get("operator") else ""
+        cells = [str(item.get(key, "")) for key in ("id", "at", "family", "trigger", "action")]
+        cells[1] = cells[1][:19].replace("T", " ")
+        sheet.add_row(*map(Text, cells), Text(f"{why}{who}"))
+    console.print(sheet)
+
+
+def _outcome(answer: dict[str, Any], console: Console) -> None:
+    decision = answer.get("decision") or {}
+    took = f" in {decision['seconds']:.2f} s" if decision.get("seconds") else ""
+    _say(
+        console, f"{answer.get('model', '')}: {decision.get('action', '')}{took}. {decision.get('detail', '')}".rstrip()
+    )
+    plan = answer.get("plan")
+    if plan:
+        groups = ", ".join(f"{item['count']} x {item['variant']}@{item['profile']}" for item in plan["configuration"])
+        shares = ", ".join(f"{key} {value:.1%}" for key, value in plan["routing"]["shares"].items())
+        _say(console, f"  plan       {groups}; rows: {shares}")
+        _say(console, f"  predicted  {_prediction(plan['prediction'])}")
+        _say(console, f"  because    {plan['reason']}")
+    steps = (answer.get("transition") or {}).get("steps", [])
+    for number, step in enumerate(steps, 1):
+        _say(console, f"  step {number:<5} {step['kind']} {_subject(step)}")
+
+
+def _subject(step: dict[str, Any]) -> str:
+    item = step.get("assignment")
+    place = (item or {}).get("placement") or step.get("placement") or {}
+    where = f"{place.get('device')}:{place.get('profile')}@{place.get('start')}" if place else ""
+    return f"{item['variant']} ({item['backend']}) at {where}" if item else where
+
+
+# --- any shape ----------------------------------------------------------------------------------------------------
+
+
+def _anything(title: str, value: Any, console: Console) -> None:
+    """Objects as keys and values, lists of objects as tables, nested ones under their dotted name."""
+    if isinstance(value, dict):
+        plain = {key: item for key, item in value.items() if not _nested(item)}
+        if plain:
+            if title:
+                _say(console, f"\n{title}")
+            sheet = Table(box=None, show_header=False)
+            for key, item in plain.items():
+                sheet.add_row(Text(str(key)), Text(_plain(item)))
+            console.print(sheet)
+        for key, item in value.items():
+            if _nested(item):
+                _anything(f"{title}.{key}" if title else str(key), item, console)
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        if title:
+            _say(console, f"\n{title}")
+        _rows(value, console)
+    else:
+        _say(console, f"{title}: {_plain(value)}" if title else _plain(value))
+
+
+def _rows(rows: list[dict[str, Any]], console: Console) -> None:
+    heads: Iterable[str] = dict.fromkeys(key for item in rows for key in item if not _nested(item[key]))
+    sheet = Table(box=None)
+    for head in heads:
+        sheet.add_column(Text(head), overflow="fold")
+    for item in rows:
+        sheet.add_row(*(Text(_plain(item.get(head, ""))) for head in heads))
+    console.print(sheet)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text))
+
+
+def _nested(value: Any) -> bool:
+    return (isinstance(value, dict) and bool(value)) or (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    )
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value) or "-"
+    return "-" if value == {} else str(value)

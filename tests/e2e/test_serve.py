@@ -1,0 +1,113 @@
+"""The command as users run it: first start, banner, one answer, reload, an orderly end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOY = str(ROOT / "tests" / "families" / "toy")
+
+
+class Process:
+    """`python -m clover.serve` with its output in files."""
+
+    def __init__(self, folder: Path, config: Path, *flags: str) -> None:
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")} | {"HOME": str(folder)}
+        environ.pop("XDG_CACHE_HOME", None)
+        self.out, self.err = folder / "out", folder / "err"
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "clover.serve", str(config), *flags],
+                cwd=ROOT,
+                env=environ,
+                stdout=out,
+                stderr=err,
+            )
+
+    def wait_for(self, pattern: str, path: Path, within_s: float = 60.0) -> re.Match[str]:
+        until = time.monotonic() + within_s
+        while time.monotonic() < until:
+            match = re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
+            if match is not None:
+                return match
+            assert self.process.poll() is None, self.err.read_text(encoding="utf-8")
+            time.sleep(0.05)
+        raise AssertionError(f"no {pattern!r} in {path.read_text(encoding='utf-8')!r}")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "clover.toml"
+    path.write_text(
+        f"[[families]]\nfamily = '{TOY}'\n[listen]\nport = 0\n[carbon]\nsource = 'static:300'\n"
+        "[workers]\nbackends = ['eager']\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture
+def serving(tmp_path: Path, config: Path) -> Iterator[Process]:
+    made = Process(tmp_path, config)
+    yield made
+    if made.process.poll() is None:
+        made.process.kill()
+        made.process.wait()
+
+
+def test_first_start_banner_answer_reload_and_end(serving: Process, config: Path, tmp_path: Path) -> None:
+    url = serving.wait_for(r"at (http://127\.0\.0\.1:\d+)", serving.out)[1]
+    serving.wait_for("v2/clover/state", serving.out)
+    banner = serving.out.read_text(encoding="utf-8")
+    assert re.search(r"toy: half \d+\.\d %, full \d+\.\d %", banner)
+    assert "energy   modelled" in banner
+    assert "300 gCO2e/kWh (configured" in banner
+    assert "measuring toy on this machine once" in serving.err.read_text(encoding="utf-8")
+
+    # The example of the banner is one that works.
+    lines = [line.strip() for line in banner.splitlines() if line.strip().startswith(("python3", "|"))]
+    program = shlex.split(lines[0].rstrip("\\ "))[2]
+    body = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout
+    with urllib.request.urlopen(f"{url}/v2/models/toy/infer", data=body, timeout=10) as answer:
+        outputs = json.load(answer)["outputs"]
+        assert outputs[0]["shape"] == [1, 4]
+        assert "Clover-Receipt" in answer.headers
+
+    # A reload that cannot be used changes nothing; one that can is taken live.
+    good = config.read_text(encoding="utf-8")
+    config.write_text(good + "[lgo]\nlevel = 'debug'\n", encoding="utf-8")
+    serving.process.send_signal(signal.SIGHUP)
+    serving.wait_for("SIGHUP: nothing was changed: .*did you mean log", serving.err, 10)
+    config.write_text(good + "[log]\nlevel = 'debug'\n[limits]\nheaders = 50\n", encoding="utf-8")
+    serving.process.send_signal(signal.SIGHUP)
+    serving.wait_for("limits.headers changes at a restart only", serving.err, 10)
+    serving.wait_for("SIGHUP: 1 of 2 changed settings are live", serving.err, 10)
+
+    serving.process.send_signal(signal.SIGTERM)
+    assert serving.process.wait(20) == 0
+    assert "Traceback" not in serving.err.read_text(encoding="utf-8")
+
+    # The second start finds the profile.
+    config.write_text(good, encoding="utf-8")
+    again = Process(tmp_path, config, "--log-json", "--profile", "require")
+    try:
+        line = json.loads(again.wait_for(r'^.*"message": "ready".*$', again.err)[0])
+        assert (line["logger"], line["families"]) == ("clover.serve", ["toy"])
+        assert line["url"].startswith("http://127.0.0.1:")
+        assert again.out.read_bytes() == b""
+        assert all(json.loads(row) for row in again.err.read_text(encoding="utf-8").splitlines())
+    finally:
+        again.process.send_signal(signal.SIGINT)
+        assert again.process.wait(20) == 0

@@ -1,0 +1,292 @@
+"""The control client against a server that records what it is asked."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clover.ctl import main
+
+DECISION = {
+    "id": 7,
+    "at": "2024-01-31T00:00:00.000+00:00",
+    "family": "fashion",
+    "trigger": "intensity",
+    "action": "applied",
+    "detail": "",
+    "operator": "127.0.0.1",
+    "plan": {"reason": "cleaner grid [and] more accuracy"},
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers with `server.answer` and keeps what came."""
+
+    def _answer(self) -> None:
+        size = int(self.headers.get("Content-Length", 0))
+        body = json.loads(self.rfile.read(size)) if size else None
+        self.server.seen.append((self.command, self.path, body, self.headers.get("Authorization")))  # type: ignore[attr-defined]
+        status, answer = self.server.answer  # type: ignore[attr-defined]
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = _answer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return "test"
+
+
+class UnixServer(socketserver.UnixStreamServer):
+    seen: list[Any]
+    answer: tuple[int, Any]
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    made = HTTPServer(("127.0.0.1", 0), Handler)
+    made.seen = []  # type: ignore[attr-defined]
+    made.answer = (200, {"ok": True})  # type: ignore[attr-defined]
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def ctl(server: Any, *argv: str, **environ: str) -> int:
+    return main(argv, {"CLOVER_URL": f"http://127.0.0.1:{server.server_port}", **environ})
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["state"], ("GET", "/v2/clover/state", None)),
+        (["decisions", "--limit", "3"], ("GET", "/v2/clover/decisions?limit=3", None)),
+        (["pin", "small"], ("POST", "/v2/clover/pin", {"variant": "small"})),
+        (["pin", "--off", "--model", "f"], ("POST", "/v2/clover/pin", {"variant": None, "model": "f"})),
+        (["freeze"], ("POST", "/v2/clover/freeze", {"on": True})),
+        (["freeze", "--off"], ("POST", "/v2/clover/freeze", {"on": False})),
+        (["plan"], ("POST", "/v2/clover/plan", {})),
+        (["apply", "--dry-run"], ("POST", "/v2/clover/apply", {"dry_run": True})),
+        (
+            ["apply", "small@1cx2", "large@2c"],
+            (
+                "POST",
+                "/v2/clover/apply",
+                {
+                    "configuration": [
+                        {"variant": "small", "profile": "1c", "count": 2},
+                        {"variant": "large", "profile": "2c", "count": 1},
+                    ]
+                },
+            ),
+        ),
+        (
+            ["plan", "arrival_rate=50", "small@1c", "--model", "f"],
+            (
+                "POST",
+                "/v2/clover/plan",
+                {
+                    "model": "f",
+                    "arrival_rate": 50.0,
+                    "configuration": [{"variant": "small", "profile": "1c", "count": 1}],
+                },
+            ),
+        ),
+        (
+            ["pin", "small@1cx2"],
+            (
+                "POST",
+                "/v2/clover/pin",
+                {"configuration": [{"variant": "small", "profile": "1c", "count": 2}]},
+            ),
+        ),
+        (["base"], ("POST", "/v2/clover/base", {})),
+        (
+            ["set", "slo_ms=20", "lam=none", "mode=observe"],
+            ("POST", "/v2/clover/set", {"slo_ms": 20.0, "lambda": None, "mode": "observe"}),
+        ),
+    ],
+)
+def test_what_is_sent(server: Any, argv: list[str], expected: Any) -> None:
+    server.answer = (200, [] if argv[0] == "decisions" else {})
+    assert ctl(server, *argv) == 0
+    assert [seen[:3] for seen in server.seen] == [expected]
+
+
+def test_token_from_environment_flag_and_file(server: Any, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("from-file\nmore\n", encoding="utf-8")
+    ctl(server, "state", CLOVER_TOKEN="from-env")
+    ctl(server, "--token", "from-flag", "state", CLOVER_TOKEN="from-env")
+    ctl(server, "--token-file", str(file), "state")
+    ctl(server, "state")
+    assert [seen[3] for seen in server.seen] == ["Bearer from-env", "Bearer from-flag", "Bearer from-file", None]
+
+
+def test_readable_and_json(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answer = (200, [DECISION])
+    assert ctl(server, "decisions") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "7 2024-01-31 00:00:00 fashion intensity applied cleaner grid [and]" in text
+    assert "applied" in text
+    assert ctl(server, "--json", "decisions") == 0
+    assert json.loads(capsys.readouterr().out) == [DECISION]
+    server.answer = (
+        200,
+        {
+            "mode": "active",
+            "frozen": False,
+            "families": {"a": {"workers": [{"pid": 1, "p95_ms": 1.23456789}]}},
+            "x": None,
+        },
+    )
+    assert ctl(server, "state") == 0
+    text = capsys.readouterr().out
+    assert "families.a.workers" in text
+    assert "1.23457" in text
+    server.answer = (200, [])
+    assert ctl(server, "decisions") == 0
+    assert "no decisions yet" in capsys.readouterr().out
+
+
+PLAN = {
+    "configuration": [{"variant": "small", "profile": "1c", "count": 2}],
+    "routing": {"shares": {"small": 1.0}},
+    "prediction": {"p95_ms": 2.5, "accuracy": 88.7, "energy_j_per_row": 0.001, "utilisation": 0.25},
+    "reason": "dirty grid",
+    "policy": "objective",
+    "feasible": True,
+}
+PLACE = {"device": "cpu0", "profile": "1c", "start": 1, "size": 1}
+STEP = {"kind": "spawn", "assignment": {"placement": PLACE, "variant": "small", "backend": "eager"}, "placement": None}
+
+
+def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = {
+        "model": "fashion",
+        "decision": {"action": "dry run", "detail": "", "seconds": 0.5},
+        "plan": PLAN,
+        "transition": {"steps": [STEP]},
+    }
+    server.answer = (200, outcome)
+    assert ctl(server, "plan") == 0
+    text = capsys.readouterr().out
+    assert "2 x small@1c; rows: small 100.0%" in text
+    assert "p95 2.5 ms, accuracy 88.70 %, 1 mJ/row, utilisation 25%" in text
+    assert "spawn small (eager) at cpu0:1c@1" in text
+    server.answer = (200, {"set": "slo_ms: 5", "dry_run": True, "models": {"fashion": outcome}})
+    assert ctl(server, "set", "slo_ms=5", "--dry-run") == 0
+    assert "set slo_ms: 5 (dry run)" in capsys.readouterr().out
+    model = {
+        "mode": "active",
+        "pin": "static:small",
+        "deployment": [{"placement": "cpu0:1c@1", "variant": "small", "backend": "eager", "ready": True}],
+        "routing": {"shares": {"small": 1.0}},
+        "plan": PLAN,
+        "targets": {
+            "slo_ms": 5.0,
+            "accuracy_floor": 90.0,
+            "objective": "paper",
+            "lambda": 0.25,
+            "lambda_derived": True,
+        },
+        "observed": {"arrival_rate": 12.0},
+        "last_decision": {"id": 3, "at": "now", "trigger": "intensity", "action": "kept", "detail": "", "operator": ""},
+    }
+    intensity = {"g_per_kwh": 305.2, "provider": "synthetic", "label": "synthetic, fresh"}
+    server.answer = (
+        200,
+        {
+            "mode": "active",
+            "frozen": False,
+            "policy": "objective",
+            "intensity": intensity,
+            "models": {"fashion": model},
+            "decisions": {"applied": 1},
+        },
+    )
+    assert ctl(server, "state") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "305 gCO2e/kWh from synthetic (synthetic, fresh)" in text
+    assert "fashion: mode active, pinned to static:small" in text
+    assert "cpu0:1c@1 small eager yes 100.0%" in text
+    assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "code", "text"),
+    [
+        (409, {"error": "no plan satisfies this"}, 1, "no plan satisfies this (409)"),
+        (403, {"error": "a token is needed"}, 1, "a token is needed (403)"),
+        (500, {"error": "failed"}, 3, "failed (500)"),
+        (404, [], 1, "the server refused (404)"),
+        (200, b"<html>", 3, "is it Clover?"),
+    ],
+)
+def test_refusals(server: Any, status: int, answer: Any, code: int, text: str, capsys: Any) -> None:
+    server.answer = (status, answer)
+    assert ctl(server, "base") == code
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["pin"],
+        ["pin", "small", "--off"],
+        ["pin", "small", "large"],
+        ["plan", "mode=off"],
+        ["apply", "small"],
+        ["set", "port=1"],
+        ["set", "slo_ms=fast"],
+        ["sett", "slo_ms=1"],
+        [],
+        ["--url", "ftp://x", "state"],
+        ["--token-file", "/nowhere", "state"],
+    ],
+)
+def test_what_cannot_be_read_exits_with_two(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv, {}) == 2
+    assert capsys.readouterr().err
+
+
+def test_nobody_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--url", "http://127.0.0.1:1", "state"], {}) == 3
+    assert main(["--url", f"unix:{tmp_path / 'none'}", "state"], {}) == 3
+    assert "is the server running" in capsys.readouterr().err
+
+
+def test_over_the_control_socket(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    made = UnixServer(str(path), Handler)
+    made.seen = []
+    made.answer = (200, {})
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        assert main(["--url", f"unix:{path}", "freeze"], {}) == 0
+    finally:
+        made.shutdown()
+        thread.join()
+        made.server_close()
+    assert made.seen == [("POST", "/v2/clover/freeze", {"on": True}, None)]
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"], {}) == 0
+    assert "decisions" in capsys.readouterr().out
