@@ -6,9 +6,8 @@ trace (k x 100 <= intensity < (k + 1) x 100 gCO2e/kWh) maps to the k-th entry of
 
 from __future__ import annotations
 
-from clover.policies.plans import plan_fixed
-
 from clover.errors import PlanError
+from clover.policies.plans import plan_fixed
 from clover.types import GroupCount, Plan, State
 
 BANDS: tuple[tuple[tuple[str, str, int], ...], ...] = (

@@ -27,7 +27,7 @@ def expected(images: NDArray[Any], family: str = "fashion") -> dict[str, NDArray
     with torch.inference_mode():
         for variant in spec.variants:
             module = families.resolve(variant.loader, folder)(variant, folder)
-            batches = torch.split(torch.from_numpy(np.ascontiguousarray(images)), 250)  # type: ignore[no-untyped-call]
+            batches = torch.split(torch.from_numpy(np.ascontiguousarray(images)), 250)
             parts = [module(batch) for batch in batches]
             answers[variant.name] = torch.cat(parts).numpy()
     return answers

@@ -132,10 +132,11 @@ def train(name: str, dataset: Path, weights: Path) -> None:
         optimiser, max_lr=PEAK_RATE[name], total_steps=epochs * steps, pct_start=0.25
     )
     label_loss = nn.CrossEntropyLoss(label_smoothing=0.05)
-    teacher = None
+    teacher: Classifier | None = None
     if name in TEACHER:
-        teacher = load(load_family(str(FOLDER)).variant(TEACHER[name]), FOLDER)
-        assert isinstance(teacher, Classifier)
+        loaded = load(load_family(str(FOLDER)).variant(TEACHER[name]), FOLDER)
+        assert isinstance(loaded, Classifier)
+        teacher = loaded
     for epoch in range(epochs):
         network.train()
         started, total = time.process_time(), 0.0
