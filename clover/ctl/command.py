@@ -20,6 +20,9 @@ from rich.console import Console
 from clover.ctl.answers import show
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+_WIDTH = 140
+"""Columns where standard output is no terminal."""
+
 _TIMEOUT_S = 150.0
 """A change waits for workers to start; longer than `workers.start_s` twice."""
 
@@ -68,7 +71,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     if given.json:
         print(json.dumps(answer, indent=1, ensure_ascii=False))
     else:
-        show(given.verb, answer, Console())
+        show(given.verb, answer, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
     return 0
 
 

@@ -12,6 +12,7 @@ Three choices follow from the figures, and are kept with them:
   geometric mean over the batch sizes.
 - *Threads.*  A worker on k cores takes k threads only where that makes batches at least 15 % faster than one thread
   (geometric mean); otherwise it runs one.  More threads cost more CPU time for the same answer, so they must buy time.
+  A quick measurement does not try where one thread serves the largest batch within a millisecond.
 - *BASE.*  The most accurate variant on the whole device: its p95 in a short open-loop run of Poisson arrivals at 60 %
   of the throughput that full batches reach, dispatched first come first served with two batches a worker (the median
   over five stretches of the run).

@@ -93,8 +93,13 @@ class Candidates:
             for item in missing:
                 group.create_task(one(*item))
         command = f"python -m clover profile {self._spec.name} --compile"
-        for variant in self._spec.variants:
-            for name in list(self.of[variant.name]):
-                if not self.compiled(variant, name, 1):
-                    self.of[variant.name].remove(name)
-                    self._notes.append(f"{name} is not compiled for {variant.name}: `{command}`")
+        for name in dict.fromkeys(name for found in self.of.values() for name in found):
+            lacking = [
+                variant.name
+                for variant in self._spec.variants
+                if name in self.of[variant.name] and not self.compiled(variant, name, 1)
+            ]
+            for variant_name in lacking:
+                self.of[variant_name].remove(name)
+            if lacking:
+                self._notes.append(f"{name} is not compiled for {', '.join(lacking)}: `{command}`")

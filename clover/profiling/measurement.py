@@ -21,11 +21,13 @@ from clover.config import EnergyConfig
 from clover.errors import CloverError, ProfileError, WorkerError
 from clover.interfaces import Device
 from clover.profiling import rows as rows_module
+from clover.profiling.busy import busy_share
 from clover.profiling.candidates import COMPILED_AT_FIRST_START, Candidates
 from clover.profiling.choose import elect, faster
 from clover.profiling.drive import Cell, Driver, Scored
 from clover.profiling.effort import FULL, QUICK, Effort
 from clover.profiling.joules import Joules
+from clover.profiling.places import device_cores, places_of, whole_layout
 from clover.profiling.score import agreement, wilson
 from clover.runtime.frames import WorkerOrder
 from clover.runtime.pool import Pool, Worker
@@ -49,6 +51,13 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
 
 BASE_LOAD = 0.6
+MULTITHREADED_FROM_MS = 1.0
+"""A quick measurement tries several threads only where the largest batch takes one thread this long: handing work
+between threads costs tens of microseconds."""
+
+BUSY = 0.15
+"""The share of the cores that others may use before the profile says so."""
+
 MOST_ROWS_PER_S = 4000.0
 """The fastest arrivals of the open-loop run; beyond, the generator itself would be measured."""
 
@@ -93,16 +102,6 @@ async def measure(
     return profile
 
 
-def whole_layout(device: Device) -> tuple[Placement, ...]:
-    """The layout of the device in the fewest parts."""
-    return min(device.shape().layouts, key=len)
-
-
-def device_cores(device: Device) -> tuple[int, ...]:
-    """All cores workers of `device` may use."""
-    return tuple(sorted({core for placement in whole_layout(device) for core in device.cores(placement)}))
-
-
 def typical_p95(ms: NDArray[np.float64]) -> float:
     """The median of the p95 of five consecutive stretches: one hiccup of the machine does not become the target."""
     return float(np.median([np.quantile(part, 0.95) for part in np.array_split(ms, min(5, len(ms)))]))
@@ -143,7 +142,8 @@ class _Measurement:
         self.driver = Driver(self.pool.completion_fd, self.slab, self.data, self.silent_s)
         self.joules = await Joules.start(self.energy, len(cores))
         self.batches = self.effort.batches(spec.max_batch)
-        places = self._places()
+        busy = await busy_share(cores)
+        places = places_of(device)
         self.candidates = Candidates(spec, wanted, self.cache_dir, self.notes)
         candidates = self.candidates.of
         patient = self.effort.compile_s == math.inf
@@ -163,6 +163,13 @@ class _Measurement:
                 for name in names:
                     if any((m.variant, m.backend) == (variant.name, name) for m in self.latency):
                         await self._larger(variant, name, place)
+        busy = max(busy, await busy_share(cores))
+        if busy > BUSY:
+            note = (
+                f"others used {busy:.0%} of the cores meanwhile: latencies are inflated, and the default SLO with them"
+            )
+            self.notes.append(f"{note}; measure again on a quiet machine with `python -m clover profile {spec.name}`")
+            log.warning("%s: %s", spec.name, note)
         base = await self._base(backend)
         if device.shape().shared_front:
             self.notes.append("the front end shares the workers' cores")
@@ -180,18 +187,6 @@ class _Measurement:
             notes=tuple(dict.fromkeys(self.notes)),
         )
 
-    # --- what there is to measure -------------------------------------------------------------------------------
-
-    def _places(self) -> list[Placement]:
-        """One placement a profile, smallest first."""
-        found: dict[str, Placement] = {}
-        for layout in self.device.shape().layouts:
-            for place in layout:
-                kept = found.setdefault(place.profile, place)
-                if place.start < kept.start:
-                    found[place.profile] = place
-        return sorted(found.values(), key=lambda place: place.size)
-
     # --- measuring ----------------------------------------------------------------------------------------------
 
     async def _smallest(self, variant: VariantSpec, names: list[str], place: Placement) -> None:
@@ -208,7 +203,8 @@ class _Measurement:
                             worker,
                             largest,
                             most_rows=self.data.count,
-                            most_s=self.effort.score_s,
+                            # As a mere reference eager need not see every row, slow as it may be.
+                            most_s=self.effort.score_s / (2 if name == "eager" and len(names) > 1 else 1),
                         )
                     if reference is None:
                         reference = scored.answers
@@ -233,10 +229,11 @@ class _Measurement:
         counts = (
             [place.size] if self.effort.quick else [place.size >> shift for shift in range(place.size.bit_length())]
         )
+        if self.effort.quick and max(one.values()) < MULTITHREADED_FROM_MS:
+            counts = []
         best: list[LatencyMeasurement] = []
-        for threads in [count for count in counts if count > 1 and self.candidates.compiled(variant, name, count)] + [
-            1
-        ]:
+        several = [count for count in counts if count > 1 and self.candidates.compiled(variant, name, count)]
+        for threads in (*several, 1):
             if threads == 1 and best:
                 break
             self._step(f"{variant.name} with {name} on {place.profile}, {threads} thread{'s' if threads > 1 else ''}")

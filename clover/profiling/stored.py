@@ -10,7 +10,8 @@ from clover import profiles
 from clover.config import ServerConfig
 from clover.errors import ProfileError
 from clover.interfaces import Device
-from clover.profiling.measurement import Progress, device_cores, measure
+from clover.profiling.measurement import Progress, measure
+from clover.profiling.places import device_cores
 from clover.profiling.report import told
 from clover.runtime.pool import Pool
 from clover.types import FamilyProfile, FamilySpec

@@ -19,6 +19,7 @@ from clover.config import EnergyConfig
 from clover.errors import ProfileError
 from clover.families import load_family
 from clover.profiling import report
+from clover.profiling.busy import busy_share, jiffies
 from clover.profiling.choose import elect, faster
 from clover.profiling.drive import Driver
 from clover.profiling.effort import FULL, QUICK
@@ -165,6 +166,22 @@ def test_the_label_says_why() -> None:
 
     joules = asyncio.run(Joules.start(EnergyConfig(meter="modelled", core_w=5.0), 2))
     assert joules.label == "energy is modelled: 5 W a busy core (configured)"
+
+
+# --- busy machines ------------------------------------------------------------------------------------------------
+
+
+def test_busy_share_counts_the_chosen_cores(tmp_path: Path) -> None:
+    import asyncio
+
+    text = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 10 0 10 70 10 0 0 0 5 0\ncpu1 90 0 0 10 0 0 0 0 0 0\nintr 1\n"
+    assert jiffies(text, [0]) == (20, 100)
+    assert jiffies(text, [0, 1]) == (110, 200)
+    assert asyncio.run(busy_share([0], tmp_path / "none")) == 0.0
+    path = tmp_path / "stat"
+    path.write_text(text, encoding="ascii")
+    assert asyncio.run(busy_share([0], path, watch_s=0.0)) == 0.0
+    assert 0.0 <= asyncio.run(busy_share([0], watch_s=0.05)) <= 1.0
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
