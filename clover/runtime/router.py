@@ -1,13 +1,5 @@
 """The router of one family: admission, routing, dispatch, completion, deadlines, and what happens when a worker dies.
 
-A row's slot is in one of four states (`tickets.FREE, HELD, QUEUED, FLYING`) and every slot is in exactly one of them:
-
-    open -> HELD -> submit -> QUEUED -> dispatch -> FLYING -> completion -> HELD -> close -> FREE
-
-A slot that flies belongs to its worker.  Whatever becomes of its ticket meanwhile (missed, failed, closed by a client
-that went away), the slot returns to the free list only when the worker has completed the batch or is dead, because
-until then somebody else's memory is being written.
-
 Turns.  `submit` only queues; a batch forms in `_pump`, which runs once at the end of the loop turn in which rows came
 in.  All requests read in one turn therefore share batches, and an idle server adds no delay: the turn ends at once.
 Completions pump first and call their tickets' `on_done` after, so that workers compute while answers are written.
@@ -15,9 +7,8 @@ Completions pump first and call their tickets' `on_done` after, so that workers 
 Routing.  The plan's quotas are kept row by row over the variants that have a worker now and meet the request's minimum
 accuracy; where the plan gives none of those a share, the cheapest of them serves.
 
-Death.  Rows in flight on a worker that died are queued again, once, on the same variant or (where it has no worker
-left) on another that is good enough; a ticket in flight in two deaths is poison: 503, no Retry-After, never retried.
-A batch that the dead worker had not taken from its ring was not in flight, and its rows are simply queued again.
+Death.  Rows being computed by a worker that died are queued again, once, on the same variant or (where it has no worker
+left) on another that is good enough; a ticket that was being computed in two deaths is poison: 503, no Retry-After.
 
 Everything runs on the loop's thread; nothing here awaits, and a request costs neither a Task nor a Future.
 """
@@ -40,9 +31,10 @@ from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, 
 from clover.runtime.deadlines import Deadlines
 from clover.runtime.lanes import MAX_WORKERS, Entry, Lanes, expected_accuracy
 from clover.runtime.links import Batch, Link, WorkerHandle
+from clover.runtime.retry import Retry
 from clover.runtime.rows import Memory, ShapeKeys, read_rows, write_array, write_bytes
-from clover.runtime.slots import SlotAllocator
-from clover.runtime.tickets import CLOSED, DONE, FLYING, FREE, HELD, OPEN, PENDING, QUEUED, Ticket
+from clover.runtime.slot_table import SlotTable
+from clover.runtime.tickets import CLOSED, DONE, FLYING, OPEN, PENDING, QUEUED, Ticket
 from clover.runtime.traffic import Traffic
 from clover.types import FamilyProfile, FamilySpec, Receipt
 
@@ -89,9 +81,9 @@ class Router:
         self._batcher = Batcher(lanes, MAX_WORKERS, slots, int(config.max_queue_delay_ms * 1e6))
         self._delays = config.max_queue_delay_ms > 0
         self._lanes = Lanes(self._batcher, self.accuracy, spec.max_batch)
-        self._free = SlotAllocator(slots)
-        self._state = bytearray(slots)
-        self._owner: list[Ticket | None] = [None] * slots
+        self._table = SlotTable(slots, self._batcher)
+        self._state = self._table.state
+        self._retry = Retry(self._table, self._batcher, self._lanes, self.traffic)
         self._deadlines = Deadlines()
         self._finished: list[Ticket] = []
         self._scheduled = False
@@ -121,13 +113,9 @@ class Router:
             raise self._refuse(Unavailable(self.closed_reason or "no worker of this model is ready", retry_after_s=1.0))
         if self._batcher.depth() + rows > self._queue_rows:
             raise self._refuse(Overloaded("the queue is full", retry_after_s=self._retry_after_s(now_ns)))
-        slots = self._free.take(rows)
-        if slots is None:
+        ticket = self._table.reserve(rows, now_ns)
+        if ticket is None:
             raise self._refuse(Overloaded("no room for more rows", retry_after_s=self._retry_after_s(now_ns)))
-        ticket = Ticket(slots, now_ns)
-        for slot in slots:
-            self._state[slot] = HELD
-            self._owner[slot] = ticket
         return ticket
 
     def write(self, ticket: Ticket, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
@@ -213,14 +201,12 @@ class Router:
         ticket.phase = CLOSED
         if phase == PENDING:
             self._deadlines.discard(ticket)
-            self._cancel(ticket)
+            self._table.cancel(ticket)
             self.traffic.refused(499)
         elif ticket.status == 200:
             self.traffic.answered(self._clock() - ticket.done_ns)
         ticket.on_done = None
-        for slot in ticket.slots:
-            if self._state[slot] != FLYING:
-                self._release(slot)
+        self._table.close(ticket)
 
     def stats(self) -> dict[str, Any]:
         """See `Model.stats`."""
@@ -239,7 +225,7 @@ class Router:
         Atomic between two requests: new workers are attached before old ones are let go, and rows that wait for a
         variant which no longer has a worker move to one that has."""
         self._lanes.set(workers, shares)
-        self._move_stranded()
+        self._retry.stranded(self._clock())
         self._turn()
 
     def join(self, entry: Entry) -> None:
@@ -252,7 +238,7 @@ class Router:
         if link is not None:
             link.on_idle.append(on_idle)
             self._lanes.detach(link)
-            self._move_stranded()
+            self._retry.stranded(self._clock())
             self._turn()
         else:
             on_idle()
@@ -271,7 +257,6 @@ class Router:
         except ValueError as error:
             log.warning("%s: the ring of worker %d is corrupt: %s", self.name, worker.pid, error)
         batches = list(link.batches.values())
-        begun = {slot for batch in batches[: max(len(batches) - untaken, 0)] for slot in batch.slots}
         self.traffic.lost_workers += 1
         log.warning("%s: worker %d died (%s) with %d batches in flight", self.name, worker.pid, reason, len(batches))
         link.batches.clear()
@@ -279,19 +264,12 @@ class Router:
             if batch.epoch == link.epoch:
                 self._batcher.credit(link.index)
         self._lanes.detach(link)
-        slots = [slot for batch in batches for slot in batch.slots]
-        landed = [(slot, self._landed(slot)) for slot in slots]
-        for ticket in {ticket for slot, ticket in landed if ticket is not None and slot in begun}:
-            ticket.deaths += 1
-            if ticket.deaths >= 2:
-                self.traffic.poisoned += 1
-                self._finish(ticket, 503, "the request was being computed by two workers that died", now_ns)
-        for slot in slots:
-            owner = self._owner[slot]
-            if owner is not None and owner.phase == PENDING and self._state[slot] == HELD:
-                self.traffic.retried_rows += 1
-                self._queue_again(owner, slot, now_ns)
-        self._move_stranded()
+
+        def poisoned(ticket: Ticket) -> None:
+            self._finish(ticket, 503, "the request was being computed by two workers that died", now_ns)
+
+        self._retry.after_death(batches, untaken, now_ns, poisoned)
+        self._retry.stranded(now_ns)
         self._turn()
 
     def reap(self) -> None:
@@ -324,7 +302,7 @@ class Router:
             "in_flight_rows": float(
                 sum(len(batch.slots) for link in self._lanes.links for batch in link.batches.values())
             ),
-            "free_slots": float(self._free.free),
+            "free_slots": float(self._table.free.free),
             "rows": float(rows),
         }
         if rows:
@@ -338,7 +316,7 @@ class Router:
     def fail_waiting(self, message: str) -> None:
         """Answer everything that waits with 503 (unload, and the end of a drain that took too long)."""
         now_ns = self._clock()
-        for ticket in {owner for owner in self._owner if owner is not None and owner.phase == PENDING}:
+        for ticket in {owner for owner in self._table.owner if owner is not None and owner.phase == PENDING}:
             self._finish(ticket, 503, message, now_ns, retry_after_s=1.0)
         self._flush()
 
@@ -462,8 +440,14 @@ class Router:
         energy_j = link.meter.add(count, busy_ns, cpu_ns)
         self.traffic.batch(link.lane, count, busy_ns, now_ns)
         self._account.rows_done(self.name, count, now_ns)
+        if not status or not self._retry.after_failure(batch, now_ns):
+            self._settle(batch, status, start_ns, busy_ns, energy_j, now_ns)
+        self._lanes.forget_idle(link)
+
+    def _settle(self, batch: Batch, status: int, start_ns: int, busy_ns: int, energy_j: float, now_ns: int) -> None:
+        """Hand the rows of a completed batch back to their tickets, and finish those that have all of theirs."""
         for slot in batch.slots:
-            ticket = self._landed(slot)
+            ticket = self._table.landed(slot)
             if ticket is None:
                 continue
             ticket.energy_j += energy_j
@@ -477,27 +461,6 @@ class Router:
                 self._finish(ticket, 500, "the model failed on this request", now_ns)
             elif not ticket.outstanding:
                 self._finish(ticket, 200, "", now_ns)
-        self._lanes.forget_idle(link)
-
-    def _landed(self, slot: int) -> Ticket | None:
-        """A worker is done with `slot`: its ticket where that still waits, else None (free if closed)."""
-        ticket = self._owner[slot]
-        self._state[slot] = HELD
-        if ticket is None or ticket.phase == CLOSED:
-            self._release(slot)
-            return None
-        return ticket if ticket.phase == PENDING else None
-
-    def _release(self, slot: int) -> None:
-        self._owner[slot] = None
-        self._state[slot] = FREE
-        self._free.give(slot)
-
-    def _cancel(self, ticket: Ticket) -> None:
-        for slot in ticket.slots:
-            if self._state[slot] == QUEUED:
-                self._batcher.cancel(slot)
-                self._state[slot] = HELD
 
     def _finish(
         self, ticket: Ticket, status: int, error: str, now_ns: int, *, retry_after_s: float | None = None
@@ -506,7 +469,7 @@ class Router:
             return
         self._deadlines.discard(ticket)
         if status != 200:
-            self._cancel(ticket)
+            self._table.cancel(ticket)
         ticket.phase = DONE
         ticket.status = status
         ticket.error = error
@@ -521,27 +484,6 @@ class Router:
             compute_ns=ticket.compute_ns,
         )
         self._finished.append(ticket)
-
-    def _queue_again(self, ticket: Ticket, slot: int, now_ns: int) -> None:
-        """Queue a row that waited before, within its deadline and without regard to the queue's bound."""
-        row = ticket.slots.index(slot)
-        lane = self._lanes.lane_for(ticket.variants[row], ticket.min_accuracy)
-        ticket.variants[row] = lane
-        self._batcher.requeue(lane, [slot], ticket.deadline_ns, now_ns, ticket.key)
-        self._state[slot] = QUEUED
-
-    def _move_stranded(self) -> None:
-        """Rows that wait for a lane without a worker move to a live lane that is good enough, if there is one."""
-        live = self._lanes.live
-        stranded = [lane for lane in range(len(self.accuracy)) if not live >> lane & 1 and self._batcher.depth(lane)]
-        if not live or not stranded:
-            return
-        now_ns = self._clock()
-        for slot in np.flatnonzero(np.frombuffer(self._state, np.uint8) == QUEUED).tolist():
-            ticket = self._owner[slot]
-            if ticket is not None and ticket.variants[ticket.slots.index(slot)] in stranded:
-                self._batcher.cancel(slot)
-                self._queue_again(ticket, slot, now_ns)
 
     # --- small things -------------------------------------------------------------------------------------------------
 

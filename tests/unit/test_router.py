@@ -165,13 +165,14 @@ class House:
 
     def check_slots(self) -> None:
         router = self.router
-        states = [router._state[slot] for slot in range(len(router._state))]
-        assert router._free.free == states.count(FREE)
+        table = router._table
+        states = list(table.state)
+        assert table.free.free == states.count(FREE)
         assert router._batcher.depth() == states.count(QUEUED)
         flying = [s for link in router._lanes.links for batch in link.batches.values() for s in batch.slots]
         assert sorted(flying) == [slot for slot, state in enumerate(states) if state == FLYING]
         for slot, state in enumerate(states):
-            owner = router._owner[slot]
+            owner = table.owner[slot]
             assert (owner is None) == (state == FREE)
             if owner is not None:
                 assert slot in owner.slots
@@ -475,6 +476,22 @@ def test_two_deaths_are_poison(house: House) -> None:
     house.check_slots()
 
 
+def test_poison_does_not_spread_to_its_batch(house: House) -> None:
+    first, second, third = house.route(0, 0, 0)
+    tickets = [house.ask(turn=False) for _ in range(3)]
+    house.loop.turn()
+    house.router.died(first, "killed")
+    assert sorted(len(slots) for w in (second, third) for _, slots in w.ring.batches) == [1, 1, 1]
+    holder = next(w for w in (second, third) if w.ring.batches[0][1] == tickets[0].slots)
+    holder.ring.waiting = len(holder.ring.batches) - 1
+    other = third if holder is second else second
+    house.router.died(holder, "killed")
+    while other.ring.batches:
+        house.complete(other)
+    assert [t.status for t in tickets] == [503, 200, 200]
+    house.check_slots()
+
+
 def test_a_batch_that_was_never_begun_counts_no_death(house: House) -> None:
     first, second, third = house.route(0, 0, 0)
     begun, staged = house.ask(), house.ask()
@@ -555,6 +572,16 @@ def test_a_model_error_fails_the_request_only(house: House) -> None:
     house.complete(worker, status=1)
     house.complete(worker)
     assert (bad.status, good.status) == (500, 200)
+    mixed = [house.ask(turn=False) for _ in range(3)]
+    house.loop.turn()
+    assert [len(slots) for _, slots in worker.ring.batches] == [3]
+    house.complete(worker, status=1)  # which of them was it?
+    assert [t.status for t in mixed] == [0, 0, 0]
+    house.complete(worker)
+    house.complete(worker, status=1)
+    house.complete(worker)
+    assert [t.status for t in mixed] == [200, 500, 200]
+    house.check_slots()
     with pytest.raises(ValueError, match="answered"):
         house.router.read(bad, 0)
 
@@ -567,7 +594,7 @@ def test_closing_while_rows_wait_and_fly(house: House) -> None:
     flying = house.workers[0].ring.batches[0]
     house.router.close(waiting)
     assert house.router.observe()["queue_rows"] == 0
-    ticket = house.router._owner[flying[1][0]]
+    ticket = house.router._table.owner[flying[1][0]]
     assert ticket is not None
     house.router.close(ticket)
     house.check_slots()
