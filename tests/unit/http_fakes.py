@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -396,7 +397,7 @@ class Driver:
         return self.send(request(method, path, fields=fields))[0]
 
     def post(self, path: str, body: Any = b"", *fields: str) -> Answer:
-        data = body if isinstance(body, bytes) else orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         answers = self.send(request("POST", path, data, fields))
         assert len(answers) == 1
         return answers[0]
