@@ -183,19 +183,25 @@ def _decode_raw(signature: Signature, body: Body) -> InferRequest:
     return request
 
 
-def _number(parameters: dict[str, Any], key: str) -> float | None:
-    value = parameters.get(key)
-    if value is None:
-        return None
+def _whole(parameters: dict[str, Any], key: str) -> int:
+    """A whole number, also where a client writes it as 3.0."""
+    value = parameters.get(key, 0)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not int or value < 0:
+        raise BadRequest(f"parameter {key} is not a whole number of at least 0")
+    return value
+
+
+def _number(parameters: dict[str, Any], key: str) -> float:
+    value = parameters.get(key, 0)
     if type(value) not in (int, float) or value < 0:
         raise BadRequest(f"parameter {key} is not a number of at least 0")
     return float(value)
 
 
 def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
-    value = parameters.get(key)
-    if value is None:
-        return default
+    value = parameters.get(key, default)
     if type(value) is not bool:
         raise BadRequest(f"parameter {key} is not true or false")
     return value
@@ -207,16 +213,12 @@ def _read_parameters(request: InferRequest, parameters: Any) -> bool:
         raise BadRequest("parameters is not an object")
     if not parameters:
         return False
-    timeout_us = parameters.get("timeout")
-    if timeout_us is not None:
-        if type(timeout_us) is not int or timeout_us < 0:
-            raise BadRequest("parameter timeout is not a whole number of microseconds")
-        request.timeout_ns = min(timeout_us, _MAX_TIMEOUT_US) * 1000
+    request.timeout_ns = min(_whole(parameters, "timeout"), _MAX_TIMEOUT_US) * 1000
     latency_ms = _number(parameters, "clover_max_latency_ms")
     if latency_ms:
         limit_ns = max(1, int(min(latency_ms, 1e12) * 1e6))
         request.timeout_ns = min(request.timeout_ns, limit_ns) if request.timeout_ns else limit_ns
-    request.min_accuracy = _number(parameters, "clover_min_accuracy") or 0.0
+    request.min_accuracy = _number(parameters, "clover_min_accuracy")
     request.wants_receipt = _flag(parameters, "clover_receipt", False)
     return _flag(parameters, "binary_data_output", False)
 
@@ -283,9 +285,9 @@ def _binary_size(parameters: Any) -> int | None:
         raise BadRequest("parameters is not an object")
     if "shared_memory_region" in parameters:
         raise BadRequest("shared memory regions are not supported")
-    size = parameters.get("binary_data_size")
-    if size is None:
+    if "binary_data_size" not in parameters:
         return None
+    size = parameters["binary_data_size"]
     if type(size) is not int or size < 0:
         raise BadRequest("binary_data_size is not a whole number of at least 0")
     return size
@@ -314,9 +316,7 @@ def _read_outputs(signature: Signature, listed: Any, default_binary: bool) -> li
             if "shared_memory_region" in parameters:
                 raise BadRequest("shared memory regions are not supported")
             binary = _flag(parameters, "binary_data", default_binary)
-            classes = parameters.get("classification") or 0
-            if type(classes) is not int or classes < 0:
-                raise BadRequest("classification is not a whole number of at least 0")
+            classes = _whole(parameters, "classification")
             if classes and signature.outputs[index].datatype in ("BYTES", "BOOL"):
                 raise BadRequest("only numbers can be classified")
         result.append(Wanted(index, binary, classes))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from clover.http.command_schemas import TEXTS, command_schema
 from clover.http.schemas import ERROR_TEXTS, SCHEMAS, input_schema
 from clover.types import FamilySpec
 
@@ -131,6 +132,7 @@ def build(specs: dict[str, FamilySpec], version: str) -> dict[str, Any]:
         schemas[key] = input_schema(spec)
         for root in (f"/v2/models/{name}", f"/v2/models/{name}/versions/{spec.version}"):
             answers = _answers(_ref("InferResponse"), "the outputs")
+            answers["200"]["content"]["application/octet-stream"] = {"schema": {}}
             answers["200"]["headers"] = {
                 "Clover-Receipt": {
                     "description": "what the answer cost: an RFC 9651 dictionary",
@@ -152,7 +154,7 @@ def build(specs: dict[str, FamilySpec], version: str) -> dict[str, Any]:
     )
     for verb, text in (("load", "Start a model's workers"), ("unload", "Stop a model's workers")):
         path = f"/v2/repository/models/{{model}}/{verb}"
-        parameters = [_parameter("model", "the model's name", first)]
+        parameters = [_parameter("model", "the model's name", None)]
         answers = _answers({"type": "object"}, "done")
         schema = _ref(f"{verb.title()}Request")
         post(path, "repository", text, answers, schema, required=False, parameters=parameters, guarded=True)
@@ -165,11 +167,11 @@ def build(specs: dict[str, FamilySpec], version: str) -> dict[str, Any]:
     }
     decisions = _answers({"type": "array", "items": {"type": "object"}}, "newest first")
     get("/v2/clover/decisions", "clover", "The controller's decisions", decisions, [limit])
-    for verb in ("pin", "freeze", "plan", "apply", "base", "set"):
+    for verb, text in TEXTS.items():
         answers = _answers({"type": "object"}, "what was done")
-        post(
-            f"/v2/clover/{verb}", "clover", f"Operator: {verb}", answers, _ref("Command"), required=False, guarded=True
-        )
+        schema = schemas[f"Command_{verb}"] = command_schema(verb, specs)
+        body = _ref(f"Command_{verb}")
+        post(f"/v2/clover/{verb}", "clover", text, answers, body, required=bool(schema["required"]), guarded=True)
     metrics = _answers({"type": "string"}, "metrics")
     metrics["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     get("/metrics", "server", "Prometheus metrics", metrics)

@@ -104,12 +104,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "RepositoryIndex": _array(_object({"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT})),
     "LoadRequest": _object({}, {"parameters": _object({}, {"config": {"type": "string", "description": "JSON"}})}),
     "UnloadRequest": _object({}, {"parameters": {"type": "object"}}),
-    "Command": {
-        "type": "object",
-        "description": "the arguments of the verb; `dry_run` where it changes something",
-        "properties": {"family": _TEXT, "dry_run": {"type": "boolean"}},
-    },
 }
+
+_FLOAT_MAX = math.nextafter((2 - 2.0**-24) * 2.0**127, 0)
+"""The largest double that still rounds to a finite FP32."""
 
 _RANGES = {
     **{f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
@@ -126,50 +124,57 @@ def _element(datatype: str) -> dict[str, Any]:
         low, high = _RANGES[datatype]
         return {"type": "integer", "minimum": low, "maximum": high}
     if datatype == "FP32":
-        return {"type": "number", "minimum": -3.4e38, "maximum": 3.4e38}
+        return {"type": "number", "minimum": -_FLOAT_MAX, "maximum": _FLOAT_MAX}
     return {"type": "number"}
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
     properties: dict[str, Any] = {"name": {"const": spec.name}, "datatype": {"const": spec.datatype}}
-    if spec.variable or spec.datatype in ("FP16", "BF16"):
-        properties |= {"shape": _SHAPE, "data": {"type": "array"}, "parameters": {"type": "object"}}
-        return {"type": "object", "required": ["name", "datatype", "shape"], "properties": properties}
-    count = math.prod(spec.shape)
-    row_shape = {"const": [1, *spec.shape]}
+    if spec.datatype in ("FP16", "BF16"):
+        properties |= {"shape": _SHAPE, "parameters": {"type": "object"}}
+        return {"type": "object", "required": ["name", "datatype", "shape", "parameters"], "properties": properties}
+    shape = [axis if axis >= 0 else 1 for axis in spec.shape]
+    count = math.prod(shape)
+    row_shape = {"const": [1, *shape]}
     data = {"type": "array", "minItems": count, "maxItems": count, "items": _element(spec.datatype)}
-    properties |= {"shape": row_shape, "data": data, "parameters": {"type": "object", "maxProperties": 0}}
+    properties |= {
+        "shape": row_shape,
+        "data": data,
+        "parameters": _nullable({"binary_data_size": False, "shared_memory_region": False}),
+    }
     return {"type": "object", "required": ["name", "datatype", "shape", "data"], "properties": properties}
 
 
+def _nullable(optional: dict[str, Any]) -> dict[str, Any]:
+    return {"type": ["object", "null"], "properties": optional}
+
+
+def _output(spec: TensorSpec) -> dict[str, Any]:
+    options: dict[str, Any] = {"binary_data": {"type": "boolean"}}
+    if spec.datatype not in ("BYTES", "BOOL"):
+        options["classification"] = {"type": "integer", "minimum": 0}
+    return _object({"name": {"const": spec.name}}, {"parameters": _nullable(options)})
+
+
 def input_schema(spec: FamilySpec) -> dict[str, Any]:
-    """The infer body of a family in JSON: one row, flat data.  More rows and binary data are described in prose."""
+    """The infer body of a family in JSON: one row, variable axes of 1, flat data.  The rest is described in prose."""
     inputs = [_tensor(tensor) for tensor in spec.inputs]
-    names = [tensor.name for tensor in spec.outputs]
-    output = _object(
-        {"name": {"enum": names}},
-        {
-            "parameters": _object(
-                {}, {"binary_data": {"type": "boolean"}, "classification": {"type": "integer", "minimum": 0}}
-            )
-        },
-    )
-    parameters = _object(
-        {},
+    output = {"anyOf": [_output(tensor) for tensor in spec.outputs]}
+    parameters = _nullable(
         {
             "timeout": {"type": "integer", "minimum": 0, "description": "microseconds; 0: the server's own"},
             "binary_data_output": {"type": "boolean"},
-            "clover_min_accuracy": {"type": "number", "minimum": 0, "description": "percent"},
+            "clover_min_accuracy": {"type": "number", "minimum": 0, "maximum": 100, "description": "percent"},
             "clover_max_latency_ms": {"type": "number", "minimum": 0},
             "clover_receipt": {"type": "boolean"},
         },
     )
     return {
         "type": "object",
-        "description": "One row. The first axis is the batch: more rows, nested and binary data work too.",
+        "description": "One row. The first axis is the batch: more rows, longer axes, nested and binary data work.",
         "required": ["inputs"],
         "properties": {
-            "id": {"type": "string"},
+            "id": {"type": ["string", "null"]},
             "parameters": parameters,
             "inputs": {
                 "type": "array",
@@ -178,6 +183,6 @@ def input_schema(spec: FamilySpec) -> dict[str, Any]:
                 "prefixItems": inputs,
                 "items": False,
             },
-            "outputs": {"type": "array", "items": output, "maxItems": 1},
+            "outputs": {"type": ["array", "null"], "items": output, "maxItems": 1},
         },
     }

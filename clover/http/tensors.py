@@ -1,7 +1,7 @@
 """OIP tensors: from JSON values or raw bytes to arrays, and back.
 
-The datatypes are a table.  JSON numbers go through `array.array`, whose C loop refuses what does not belong - a float
-or a string in an integer tensor, 300 in UINT8 - where NumPy would quietly convert.  Booleans pass as numbers there, so
+The datatypes are a table.  JSON numbers go through `array.array`, whose C loop refuses what does not belong - 1.5 or
+a string in an integer tensor, 300 in UINT8 - where NumPy would quietly convert.  Booleans pass as numbers there, so
 a body in which the words `true` or `false` occur at all is checked element by element.
 
 Clover's rule for NaN and Infinity in JSON answers: JSON has no such numbers, and `null` or a bare `NaN` would reach the
@@ -60,6 +60,7 @@ DATATYPES = {
 _LENGTH = struct.Struct("<I")
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 _SUM_IS_FASTER = 64
+_EXACT = 2.0**53
 
 
 # --- JSON in ----------------------------------------------------------------------------------------------------------
@@ -98,9 +99,10 @@ def numbers_from_json(datatype: Datatype, data: Any, shape: list[int], may_hold_
     if may_hold_booleans and bool in set(map(type, flat)):
         raise BadRequest("a tensor of numbers holds a boolean")
     try:
-        packed = array(datatype.code, flat)
-    except TypeError:
-        raise BadRequest(f"an element is not a number that {datatype.name} holds") from None
+        try:
+            packed = array(datatype.code, flat)
+        except TypeError:
+            packed = array(datatype.code, _integral(flat, datatype))
     except OverflowError:
         raise BadRequest(f"an element is outside the range of {datatype.name}") from None
     result: NDArray[Any] = np.frombuffer(packed, datatype.dtype) if packed else np.empty(0, datatype.dtype)
@@ -109,6 +111,16 @@ def numbers_from_json(datatype: Datatype, data: Any, shape: list[int], may_hold_
         if not finite:
             raise BadRequest("an element is outside the range of FP32")
     return result.reshape(shape)
+
+
+def _integral(flat: list[Any], datatype: Datatype) -> list[Any]:
+    """Elements in which some integers are written as 3.0: to JSON the same number.  Raises BadRequest for others,
+    and where a double no longer tells neighbouring integers apart."""
+    for element in flat:
+        exact = type(element) is float and element.is_integer() and abs(element) <= _EXACT
+        if type(element) is not int and not exact:
+            raise BadRequest(f"an element is not a number that {datatype.name} holds")
+    return [int(element) for element in flat]
 
 
 def bytes_from_json(data: Any, shape: list[int]) -> list[bytes]:

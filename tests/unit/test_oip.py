@@ -126,6 +126,7 @@ def test_requested_outputs() -> None:
         [{"name": "OUTPUT0", "parameters": {"binary_data": 1}}],
         [{"name": "OUTPUT0", "parameters": {"classification": "2"}}],
         [{"name": "OUTPUT0", "parameters": {"classification": -1}}],
+        [{"name": "OUTPUT0", "parameters": {"classification": {}}}],
         [{"name": "OUTPUT0", "parameters": []}],
         [{"name": "OUTPUT0", "parameters": {"shared_memory_region": "x"}}],
         [{"name": ["OUTPUT0"]}],
@@ -229,7 +230,8 @@ def test_integer_ranges(datatype: str, low: int, high: int) -> None:
     d = echo(datatype, 2)
     answer = d.post(INFER, one([low, high], [1, 2], datatype))
     assert answer.json()["outputs"][0]["data"] == [low, high]
-    for bad in (low - 1, high + 1, 1.0, 0.5, "1", None, True, [1], 1e30):
+    assert d.post(INFER, one([0, 1.0], [1, 2], datatype)).json()["outputs"][0]["data"] == [0, 1]
+    for bad in (low - 1, high + 1, 0.5, "1", None, True, [1], 1e30):
         assert d.post(INFER, one([0, bad], [1, 2], datatype)).status == 400
 
 

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Runs real clients against a server: run.sh URL [client...].  See README.md.
+set -euo pipefail
+
+url=${1:?usage: run.sh URL [triton|kserve|perf|schemathesis]...}
+url=${url%/}
+shift
+clients=("$@")
+[ ${#clients[@]} -gt 0 ] || clients=(triton kserve perf schemathesis)
+here=$(cd "$(dirname "$0")" && pwd)
+environments=${CLIENT_VENVS:-$here/../../.venv-clients}
+python=${PYTHON:-python3}
+
+environment() { # name package...: makes the environment once, and names its bin folder
+    local name=$1
+    shift
+    local folder=$environments/$name
+    if [ ! -e "$folder/.ready" ]; then
+        "$python" -m venv "$folder" >&2
+        "$folder/bin/pip" install -q "$@" >&2
+        touch "$folder/.ready"
+    fi
+    echo "$folder/bin"
+}
+
+failed=0
+report() { # name command...
+    local name=$1
+    shift
+    echo "== $name"
+    if "$@"; then echo "== $name: content"; else
+        echo "== $name: FAILED"
+        failed=1
+    fi
+}
+
+for client in "${clients[@]}"; do
+    case $client in
+    triton)
+        bin=$(environment triton 'tritonclient[http]>=2.60' ml_dtypes)
+        report triton-sync "$bin/python" "$here/triton_sync.py" "$url"
+        report triton-aio "$bin/python" "$here/triton_aio.py" "$url"
+        ;;
+    kserve)
+        bin=$(environment kserve 'kserve>=0.15')
+        report kserve "$bin/python" "$here/kserve_rest.py" "$url"
+        ;;
+    perf)
+        bin=$(environment perf 'perf-analyzer>=2.50')
+        report perf "$here/perf.sh" "$bin/perf_analyzer" "$url"
+        ;;
+    schemathesis)
+        bin=$(environment schemathesis 'schemathesis>=4.32')
+        report schemathesis "$bin/schemathesis" --config-file "$here/schemathesis.toml" run "$url/openapi.json" --url "$url" \
+            --exclude-path-regex '/(load|unload)$|identity_types|simple_string'
+        ;;
+    *)
+        echo "unknown client $client" >&2
+        exit 2
+        ;;
+    esac
+done
+exit $failed
