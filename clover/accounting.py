@@ -12,7 +12,10 @@ A meter counts one device; many workers of many families share it.  Per device a
 
 A request cannot wait for its window to close, so its receipt is an estimate from the same figures: the profiled energy
 of its rows x the running ratio of measured to modelled energy, plus its family's idle watts / rows a second over the
-trailing minute.  Grams = joules x intensity x PUE at the grid time of the window (or of the answer).
+trailing minute.  After a quiet time that rate is far below the burst that ends it, so rows only share what is there:
+the idle energy that their family's windows were given and no receipt has billed yet, at most that of one trailing
+minute.  What no receipt bills, because nobody asked, is the line `idle_unbilled_j`.  Grams = joules x intensity x PUE
+at the grid time of the window (or of the answer).
 
 Everything is pure: time, samples and readings are arguments.  Figures keep the method of the sample they come from.
 """
@@ -184,6 +187,15 @@ class _FamilyRate:
         return total / min(max(covered_s, 1.0), float(_RATE_WINDOW_S))
 
 
+@dataclass
+class _IdleBill:
+    """Idle joules of one family: given to it by windows, billed in receipts, and what receipts may still bill."""
+
+    accrued_j: float = 0.0
+    billed_j: float = 0.0
+    open_j: float = 0.0
+
+
 class Account:
     """Attribution over all devices, families and variants of a server."""
 
@@ -197,6 +209,7 @@ class Account:
         self._meters: list[WorkerMeter] = []
         self._gone: list[WorkerMeter] = []
         self._rates: dict[str, _FamilyRate] = {}
+        self._idle: dict[str, _IdleBill] = {}
         self._retired_cpu_ns = 0
 
     # --- who is there -------------------------------------------------------------------------------------------------
@@ -219,11 +232,12 @@ class Account:
         if meter in self._meters:
             self._meters.remove(meter)
             self._gone.append(meter)
-            self._retired_cpu_ns += meter.cpu_ns
 
     def cpu_seconds(self) -> float:
         """CPU seconds used by all workers in batches so far: what a modelled meter integrates."""
-        return (self._retired_cpu_ns + sum(meter.cpu_ns for meter in self._meters)) / _SECOND_NS
+        # Of one that died, batches may still be counted after it was detached: it is retired with its last window.
+        counted = sum(meter.cpu_ns for meter in (*self._meters, *self._gone))
+        return (self._retired_cpu_ns + counted) / _SECOND_NS
 
     # --- windows ------------------------------------------------------------------------------------------------------
 
@@ -245,7 +259,9 @@ class Account:
         device.method = sample.method
         here = [meter for meter in self._meters if meter.device == sample.device]
         device.idle_w = self._idle_watts(device, here, sample.idle_w)
-        worked = here + [meter for meter in self._gone if meter.device == sample.device]
+        gone = [meter for meter in self._gone if meter.device == sample.device]
+        worked = here + gone
+        self._retired_cpu_ns += sum(meter.cpu_ns for meter in gone)
         self._gone = [meter for meter in self._gone if meter.device != sample.device]
         modelled = [(meter, meter.window_modelled_j) for meter in worked]
         busy = [(meter, float(meter.window_busy_ns)) for meter in worked]
@@ -305,7 +321,12 @@ class Account:
             share.idle_j += part_j
             share.idle_g += part_j * grams_per_j
             rest -= count / slices
+            bill = self._idle.setdefault(meter.family, _IdleBill())
+            bill.accrued_j += part_j
+            bill.open_j += part_j
         device.unowned_j += idle_j * rest
+        for family, bill in self._idle.items():
+            bill.open_j = min(bill.open_j, self._family_idle_w(family) * _RATE_WINDOW_S)
 
     def _idle_watts(self, device: _DeviceAccount, here: list[WorkerMeter], idle_w: float) -> dict[str, float]:
         owned = self._owned(here)
@@ -314,6 +335,9 @@ class Account:
         for meter, count in owned:
             out[meter.family] = out.get(meter.family, 0.0) + idle_w * count / slices
         return out
+
+    def _family_idle_w(self, family: str) -> float:
+        return sum(device.idle_w.get(family, 0.0) for device in self._devices.values())
 
     # --- receipts and totals ------------------------------------------------------------------------------------------
 
@@ -324,9 +348,7 @@ class Account:
         measured = sum(device.ratio_measured_j for device in self._devices.values())
         modelled = sum(device.ratio_modelled_j for device in self._devices.values())
         ratio = measured / modelled if modelled > 0.0 else 1.0
-        idle_w = sum(device.idle_w.get(family, 0.0) for device in self._devices.values())
-        rate = self._rates[family].per_s(now_ns) if family in self._rates else 0.0
-        energy_j = modelled_j * ratio + (idle_w / rate * rows if rate > 0.0 else 0.0)
+        energy_j = modelled_j * ratio + self._bill_idle(family, rows, now_ns)
         self.receipts_j[family] = self.receipts_j.get(family, 0.0) + energy_j
         reading = self.reading
         intensity = reading.g_per_kwh if reading is not None else 0.0
@@ -340,6 +362,17 @@ class Account:
             method="emulated" if any(d.method == "emulated" for d in self._devices.values()) else "modelled",
             intensity_state=reading.state if reading is not None else "unknown",
         )
+
+    def _bill_idle(self, family: str, rows: int, now_ns: int) -> float:
+        """The idle joules that `rows` rows share, taken from what is still to be billed."""
+        rate = self._rates[family].per_s(now_ns) if family in self._rates else 0.0
+        bill = self._idle.get(family)
+        if bill is None or rate <= 0.0:
+            return 0.0
+        part_j = min(self._family_idle_w(family) / rate * rows, bill.open_j)
+        bill.open_j -= part_j
+        bill.billed_j += part_j
+        return part_j
 
     def devices(self) -> dict[str, dict[str, float | str]]:
         """Per device: joules measured, carried, unattributed, unowned, and the measured/modelled ratio."""
@@ -356,11 +389,13 @@ class Account:
         }
 
     def totals(self, family: str | None = None) -> dict[str, float]:
-        """Joules and grams over all variants (of one family)."""
+        """Joules and grams over all variants (of one family); of the idle joules, those that no receipt has billed."""
+        bills = [bill for name, bill in self._idle.items() if family in (None, name)]
         picked = [share for (name, _, _), share in self.shares.items() if family in (None, name)]
         return {
             "active_j": sum(share.active_j for share in picked),
             "idle_j": sum(share.idle_j for share in picked),
             "energy_j": sum(share.total_j for share in picked),
             "carbon_g": sum(share.total_g for share in picked),
+            "idle_unbilled_j": sum(bill.accrued_j - bill.billed_j for bill in bills),
         }

@@ -103,6 +103,73 @@ def test_receipt_is_profiled_energy_times_ratio_plus_the_idle_share_of_a_row() -
     assert book.receipts_j["toy"] == receipt.energy_j
 
 
+def ask(book: Account, second: float, rows: int = 1) -> float:
+    """A request of `rows` rows without active energy, answered at `second`: the idle joules in its receipt."""
+    now_ns = int(second * SECOND)
+    book.rows_done("toy", rows, now_ns)
+    return book.receipt("toy", variant="small", accuracy=80.0, rows=rows, modelled_j=0.0, now_ns=now_ns).energy_j
+
+
+def test_a_burst_after_a_quiet_minute_bills_no_more_idle_energy_than_there_was() -> None:
+    book = account()
+    book.attach(meter())
+    for second in range(1, 61):
+        book.window(sample(second, 2.0 * second), GRID)  # 1 W of idle power is the family's
+    billed_j = sum(ask(book, 60.0 + 0.01 * index) for index in range(40))
+    assert billed_j == pytest.approx(60.0)
+    assert book.totals("toy")["idle_unbilled_j"] == pytest.approx(0.0)
+
+
+def test_idle_energy_of_hours_without_a_request_stays_unbilled() -> None:
+    book = account()
+    book.attach(meter())
+    book.window(sample(3600, 7200.0), GRID)
+    billed_j = sum(ask(book, 3600.0 + 0.01 * index) for index in range(200))
+    assert billed_j == pytest.approx(60.0)  # of the trailing minute, and no more
+    assert book.totals("toy")["idle_unbilled_j"] == book.totals()["idle_unbilled_j"] == pytest.approx(3540.0)
+
+
+def test_at_a_steady_rate_receipts_bill_all_idle_energy() -> None:
+    book = account()
+    book.attach(meter())
+    billed_j: list[float] = []
+    for second in range(1, 181):
+        book.window(sample(second, 2.0 * second), GRID)
+        billed_j.append(sum(ask(book, second + 0.1 * index) for index in range(10)))
+    assert sum(billed_j[60:]) == pytest.approx(120.0, rel=0.02)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 90.0), st.integers(0, 50), st.booleans()), max_size=30))
+def test_receipts_never_bill_more_idle_energy_than_was_accrued(steps: list[tuple[float, int, bool]]) -> None:
+    book = account()
+    worker = book.attach(meter())
+    gone: list[WorkerMeter] = []
+    now_s = billed_j = 0.0
+    for pause_s, requests, present in steps:
+        now_s += pause_s
+        if present:
+            if worker in gone:
+                book.attach(gone.pop())
+        elif worker not in gone:
+            gone.append(worker)
+            book.detach(worker)
+        book.window(sample(now_s, 2.0 * now_s), GRID)
+        billed_j += sum(ask(book, now_s) for _ in range(requests))
+        totals = book.totals("toy")
+        assert billed_j <= totals["idle_j"] + 1e-6
+        assert totals["idle_unbilled_j"] == pytest.approx(totals["idle_j"] - billed_j, abs=1e-6)
+
+
+def test_batches_of_a_dead_worker_that_are_counted_late_keep_their_cpu_time() -> None:
+    book = account()
+    worker = book.attach(meter())
+    book.detach(worker)
+    worker.add(1, SECOND, 2 * SECOND)  # found in its ring after its death
+    assert book.cpu_seconds() == 2.0
+    book.window(sample(1, 5.0), GRID)
+    assert book.cpu_seconds() == 2.0
+
+
 def test_a_receipt_before_any_reading_says_so() -> None:
     receipt = Account(pue=1.5).receipt("toy", variant="small", accuracy=80.0, rows=1, modelled_j=1.0, now_ns=0)
     assert (receipt.energy_j, receipt.carbon_mg, receipt.intensity_state) == (1.0, 0.0, "unknown")
