@@ -24,6 +24,7 @@ RANK = 8
 """Most axes of a tensor, the batch axis included."""
 
 _MAX_TIMEOUT_US = 1 << 53
+_DESCRIBED = 256
 
 Rows = NDArray[Any] | list[bytes]
 
@@ -44,6 +45,10 @@ class Input:
 
     def check_shape(self, shape: Any) -> list[int]:
         """The shape of a request's tensor, if this input takes it."""
+        if type(shape) is list and len(shape) > 1 and shape[1:] == self.row_shape and not self.variable:
+            rows = shape[0]
+            if type(rows) is int and rows > 0:
+                return [rows, *self.row_shape]  # not `shape` itself: 4.0 and true equal 4 and 1, but are no sizes
         if type(shape) is not list or not all(type(axis) is int and axis >= 0 for axis in shape):
             raise BadRequest("a shape is an array of whole numbers of at least 0")
         if len(shape) > RANK:
@@ -90,7 +95,7 @@ class InferRequest:
 class Signature:
     """A family's tensors, compiled for decoding and encoding."""
 
-    __slots__ = ("defaults", "inputs", "limit", "name", "out_index", "out_prefix", "outputs", "prefix")
+    __slots__ = ("_described", "defaults", "inputs", "limit", "name", "out_index", "out_prefix", "outputs", "prefix")
 
     def __init__(self, spec: FamilySpec, json_depth: int = 100, name: str = "") -> None:
         self.name = name or spec.name
@@ -103,6 +108,19 @@ class Signature:
         }
         self.prefix = b'{"model_name":%b,"model_version":%b' % (orjson.dumps(self.name), orjson.dumps(spec.version))
         self.out_prefix = [b'{"name":%b,"datatype":"' % orjson.dumps(tensor.name) for tensor in spec.outputs]
+        self._described: dict[tuple[int, str, tuple[int, ...]], bytes] = {}
+
+    def describe(self, index: int, datatype: str, shape: tuple[int, ...]) -> bytes:
+        """The JSON of an output up to its shape; the last few are remembered."""
+        key = (index, datatype, shape)
+        text = self._described.get(key)
+        if text is None:
+            axes = ",".join(map(str, shape)).encode()
+            text = b'%b%b","shape":[%b]' % (self.out_prefix[index], datatype.encode(), axes)
+            if len(self._described) >= _DESCRIBED:
+                self._described.clear()
+            self._described[key] = text
+        return text
 
 
 # --- request ----------------------------------------------------------------------------------------------------------
@@ -375,17 +393,14 @@ def encode(
                 tail.append(raw)
         else:
             text = tensors.bytes_to_json(rows) if isinstance(rows, list) else tensors.numbers_to_json(datatype, rows)
-        pieces.append(
-            b'%b%b%b","shape":[%b]%b}'
-            % (
-                b"" if first else b",",
-                signature.out_prefix[wanted.index],
-                datatype.encode(),
-                ",".join(map(str, shape)).encode(),
-                b',"parameters":{"binary_data_size":%d}' % len(raw) if wanted.binary else b',"data":' + text,
-            )
-        )
+        if not first:
+            pieces.append(b",")
         first = False
+        pieces.append(signature.describe(wanted.index, datatype, shape))
+        if wanted.binary:
+            pieces.append(b',"parameters":{"binary_data_size":%d}}' % len(raw))
+        else:
+            pieces += (b',"data":', text, b"}")
     pieces.append(b"]}")
     header = b"".join(pieces)
     return (len(header), [header, *tail]) if tail else (-1, [header])

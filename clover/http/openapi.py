@@ -171,7 +171,15 @@ def build(specs: dict[str, FamilySpec], version: str) -> dict[str, Any]:
         answers = _answers({"type": "object"}, "what was done")
         schema = schemas[f"Command_{verb}"] = command_schema(verb, specs)
         body = _ref(f"Command_{verb}")
-        post(f"/v2/clover/{verb}", "clover", text, answers, body, required=bool(schema["required"]), guarded=True)
+        post(
+            f"/v2/clover/{verb}",
+            "clover",
+            text,
+            answers,
+            body,
+            required=bool(schema["required"]) or verb == "set",
+            guarded=True,
+        )
     metrics = _answers({"type": "string"}, "metrics")
     metrics["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     get("/metrics", "server", "Prometheus metrics", metrics)
