@@ -105,6 +105,14 @@ class Pool:
         Raises WorkerError with the worker's own reason where it fails, dies or takes longer than `start_s`; nothing of
         it is left then, nor where the caller is cancelled.
         """
+        try:
+            return await self._spawn(order, slab, on_death)
+        except OSError as error:  # out of descriptors, memory or processes
+            raise WorkerError(f"{order.variant} ({order.backend}) cannot be started: {error.strerror}") from error
+
+    async def _spawn(
+        self, order: frames.WorkerOrder, slab: Slab, on_death: Callable[[Worker, str], None] | None
+    ) -> Worker:
         link = await self._ready_zygote()
         self._tokens += 1
         with contextlib.ExitStack() as mine, contextlib.ExitStack() as theirs:

@@ -98,6 +98,7 @@ class ZygoteLink:
             if answer.done() and answer.exception() is None:
                 _end_unwanted(answer.result()[1])
             if isinstance(error, TimeoutError):
+                self.kill()  # a fork takes milliseconds: it hangs, and the next spawn shall find another
                 raise WorkerError(f"the zygote did not fork within {within_s:g} s") from error
             raise
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -396,6 +397,43 @@ def test_a_dead_zygote_takes_nobody_along_and_is_replaced():
                 worker.kill()
                 assert await worker.dead(5)
                 assert deaths == ["ended with unknown status"]
+
+    run(main())
+
+
+def test_a_zygote_that_hangs_is_replaced_and_takes_nobody_along():
+    async def main():
+        async with started() as pool, client_of(pool) as client:
+            with slab_of("simple") as (spec, slab):
+                worker = await pool.spawn(order(spec), slab)
+                os.kill(pool.zygote_pid, signal.SIGSTOP)
+                pool.start_s = 0.5
+                with pytest.raises(WorkerError, match="did not fork"):
+                    await pool.spawn(order(spec), slab)
+                await eventually(lambda: pool.zygote_pid is None)
+                assert await client.infer(worker, 0) == 0
+                pool.start_s = 30.0
+                another = await pool.spawn(order(spec), slab)
+                assert await client.infer(another, 1) == 0
+
+    run(main())
+
+
+def test_without_descriptors_a_spawn_fails_as_one_and_leaves_nothing():
+    async def main():
+        async with started() as pool, client_of(pool) as client:
+            with slab_of("simple") as (spec, slab):
+                before = open_fds()
+                soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+                try:
+                    with pytest.raises(WorkerError, match="cannot be started"):
+                        await pool.spawn(order(spec), slab)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                assert open_fds() == before
+                worker = await pool.spawn(order(spec), slab)
+                assert await client.infer(worker, 0) == 0
 
     run(main())
 
