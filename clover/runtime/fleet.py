@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from clover.accounting import Account, WorkerMeter
-from clover.errors import PlanError, WorkerError
+from clover.errors import CloverError, PlanError, WorkerError
 from clover.runtime.lanes import Entry
 from clover.runtime.links import RingLike, WorkerHandle
 from clover.runtime.router import Router
@@ -139,7 +139,8 @@ class FamilyFleet:
             raise
 
     async def drain(self, assignment: Assignment) -> None:
-        """See `Fleet.drain`; does nothing for an assignment the fleet does not have."""
+        """See `Fleet.drain`; does nothing for an assignment the fleet does not have.  Cancelled, it kills the worker:
+        nobody else would end it."""
         member = self._members.pop(assignment, None)
         if member is None:
             return
@@ -154,7 +155,11 @@ class FamilyFleet:
         self._leaving.append(member)
         idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.router.leave(worker, lambda: None if idle.done() else idle.set_result(None))
-        await idle
+        try:
+            await idle
+        except asyncio.CancelledError:
+            worker.kill()
+            raise
         if member.worker is None:
             return  # it died while it drained; its rows went elsewhere
         try:
@@ -300,7 +305,7 @@ class FamilyFleet:
                 self._note(member, "died", reason)
                 lived_ns = self._clock() - member.ready_ns
                 self._gone(member)
-                if member.assignment in self._members:
+                if self._members.get(member.assignment) is member:
                     if lived_ns >= WELL_AFTER_S * _SECOND_NS:
                         member.failures = 0
                     member.respawn = asyncio.get_running_loop().create_task(self._respawn(member))
@@ -316,7 +321,7 @@ class FamilyFleet:
             self.restarts += 1
             try:
                 await self._bring_up(member)
-            except WorkerError as error:
+            except CloverError as error:  # of the worker, the zygote or the device: none of them ends the attempts
                 if self._members.get(item) is not member:
                     return
                 self._set_hold()

@@ -10,7 +10,7 @@ import pytest
 
 from clover.accounting import Account
 from clover.config import FamilyConfig
-from clover.errors import PlanError, WorkerError
+from clover.errors import CloverError, DeviceError, PlanError, StartError, WorkerError
 from clover.runtime.fleet import FamilyFleet
 from clover.runtime.router import Router
 from clover.runtime.slab import Layout, Slab
@@ -83,6 +83,7 @@ class House:
         self.started: list[Worker] = []
         self.slept: list[float] = []
         self.failing = 0
+        self.failure: CloverError = WorkerError("asked to fail")
         self.fleet = FamilyFleet(
             self.router,
             self.account,
@@ -96,7 +97,7 @@ class House:
     async def start(self, assignment: Assignment) -> Worker:
         if self.failing:
             self.failing -= 1
-            raise WorkerError("asked to fail")
+            raise self.failure
         worker = Worker(len(self.started) + 1)
         self.started.append(worker)
         return worker
@@ -190,6 +191,65 @@ async def test_a_dead_worker_comes_back_with_growing_patience(house: House) -> N
     assert house.slept == [0.1]  # it had been well for long enough
     assert [event["what"] for event in fleet.events][-2:] == ["died", "restarted"]
     assert fleet.observe()["workers"] == 1.0
+
+
+@pytest.mark.parametrize("failure", [StartError("no zygote"), DeviceError("no such core-set")])
+def test_no_failure_of_a_restart_ends_the_attempts(failure: CloverError) -> None:
+    async def main() -> None:
+        house = House()
+        fleet = house.fleet
+        await fleet.spawn(at(0))
+        fleet.route((at(0),), {"small": 1.0})
+        house.failing, house.failure = 2, failure
+        house.started[0].die()
+        await house.settle()
+        assert fleet.ready
+        assert fleet.restarts == 3
+        await fleet.stop()
+
+    asyncio.run(main())
+
+
+@in_a_house
+async def test_a_cancelled_drain_leaves_no_worker_behind(house: House) -> None:
+    fleet, router = house.fleet, house.router
+    await fleet.spawn(at(0))
+    fleet.route((at(0),), {"small": 1.0})
+    ticket = router.open(1)
+    router.submit(ticket, lambda _: None)
+    await house.settle()
+    drain = asyncio.ensure_future(fleet.drain(at(0)))
+    await house.settle()
+    drain.cancel()
+    await house.settle()
+    (worker,) = house.started
+    assert worker.killed
+    worker.die()
+    assert fleet.describe() == []
+    router.fail_waiting("the test is over")
+    router.close(ticket)
+    assert fleet.observe()["free_slots"] == 8.0
+    router.stop()
+
+
+@in_a_house
+async def test_an_old_worker_that_dies_is_not_replaced_where_a_new_one_stands(house: House) -> None:
+    fleet, router = house.fleet, house.router
+    await fleet.spawn(at(0))
+    fleet.route((at(0),), {"small": 1.0})
+    router.submit(router.open(1), lambda _: None)
+    await house.settle()
+    drain = asyncio.ensure_future(fleet.drain(at(0)))
+    await house.settle()
+    await fleet.spawn(at(0))  # the same assignment anew, while the old one still computes
+    fleet.route((at(0),), {"small": 1.0})
+    house.started[0].die()
+    await drain
+    await house.settle()
+    assert len(house.started) == 2
+    assert fleet.restarts == 0
+    router.fail_waiting("the test is over")
+    router.stop()
 
 
 @in_a_house
