@@ -2,8 +2,9 @@
 
 Nearly every ticket is answered long before its deadline, so entering and leaving must be cheap and must leave little
 behind: a ticket sits in the set of its bucket, and the heap holds one number a bucket, not one a ticket.  A bucket
-falls due after the deadlines in it, never before: up to one tick (2^20 ns, 1.05 ms) later, and up to sixteen ticks for
-deadlines that were more than a second away.
+falls due after the deadlines in it, never before: up to one tick (2^20 ns, 1.05 ms) later, up to sixteen ticks for
+deadlines that were more than a second away, and up to 1/512 of the distance for those more than 17 seconds away.
+A bucket stays until it falls due, also when empty, so that last rule bounds their number: clients choose deadlines.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from clover.runtime.tickets import Ticket
 _TICK_BITS = 20
 _COARSE = 15
 _FAR_NS = 1_000_000_000
+_DIGITS = 10
+"""Binary digits that are kept of the distance of a far deadline, in ticks."""
 
 
 class Deadlines:
@@ -29,8 +32,10 @@ class Deadlines:
     def add(self, ticket: Ticket, now_ns: int) -> None:
         """Watch `ticket.deadline_ns`."""
         bucket = (ticket.deadline_ns >> _TICK_BITS) + 1
-        if ticket.deadline_ns - now_ns > _FAR_NS:
-            bucket = (bucket + _COARSE) & ~_COARSE
+        distance_ns = ticket.deadline_ns - now_ns
+        if distance_ns > _FAR_NS:
+            coarse = max(_COARSE, (1 << max((distance_ns >> _TICK_BITS).bit_length() - _DIGITS, 0)) - 1)
+            bucket = (bucket + coarse) & ~coarse
         ticket.bucket = bucket
         tickets = self._buckets.get(bucket)
         if tickets is None:

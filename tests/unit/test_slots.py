@@ -121,3 +121,14 @@ def test_a_trailing_quantile_forgets() -> None:
 def test_an_idle_model_has_empty_statistics() -> None:
     report = Traffic(["a"]).report("m", "1", 5)
     assert (report["last_inference"], report["inference_count"], report["batch_stats"]) == (0, 0, [])
+
+
+def test_far_deadlines_of_requests_long_answered_take_bounded_room() -> None:
+    wheel = Deadlines()
+    for step in range(1, 20_001):
+        ticket = Ticket([0], 0)
+        ticket.deadline_ns = step * 10**9
+        wheel.add(ticket, 0)
+        assert ticket.deadline_ns <= ticket.bucket << 20 <= ticket.deadline_ns * (1 + 1 / 512) + (17 << 20)
+        wheel.discard(ticket)
+    assert len(wheel._buckets) < 8000
