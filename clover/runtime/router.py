@@ -49,7 +49,8 @@ class Router:
 
     `slots` rows may be held at once.  `lost` is called with a worker that broke the rules (unknown batch, corrupt
     ring); whoever owns it must kill it and call `died` once it is dead.  `hold`: rows wait (within queue and deadline)
-    while no worker that may serve them is there, because one is on its way; otherwise they are refused with 503.
+    while no worker that may serve them is there, because one is on its way; otherwise they are refused with 503.  With a
+    `closed_reason` nothing new is taken; what was, is answered.
     """
 
     def __init__(
@@ -101,6 +102,11 @@ class Router:
         """Whether some worker takes rows."""
         return self._lanes.live != 0
 
+    @property
+    def idle(self) -> bool:
+        """Whether no row waits and none is being computed."""
+        return not self._batcher.depth() and not any(link.batches for link in self._lanes.links)
+
     def open(self, rows: int) -> Ticket:
         """See `Model.open`; also raises BadRequest for no rows and TooLarge for more rows than could ever wait."""
         now_ns = self._clock()
@@ -109,7 +115,7 @@ class Router:
                 raise self._refuse(BadRequest("a request needs at least one row"))
             raise self._refuse(TooLarge(f"a request of {rows} rows exceeds the queue of {self._queue_rows}"))
         self.traffic.arrivals.add(now_ns, rows)
-        if not self._lanes.live and not self.hold:
+        if self.closed_reason or not (self._lanes.live or self.hold):
             raise self._refuse(Unavailable(self.closed_reason or "no worker of this model is ready", retry_after_s=1.0))
         if self._batcher.depth() + rows > self._queue_rows:
             raise self._refuse(Overloaded("the queue is full", retry_after_s=self._retry_after_s(now_ns)))
@@ -438,8 +444,9 @@ class Router:
         start_ns = min(max(start_ns, batch.sent_ns), end_ns)
         busy_ns = end_ns - start_ns
         energy_j = link.meter.add(count, busy_ns, cpu_ns)
-        self.traffic.batch(link.lane, count, busy_ns, now_ns)
-        self._account.rows_done(self.name, count, now_ns)
+        if not status:
+            self.traffic.batch(link.lane, count, busy_ns, now_ns)
+            self._account.rows_done(self.name, count, now_ns)
         if not status or not self._retry.after_failure(batch, now_ns):
             self._settle(batch, status, start_ns, busy_ns, energy_j, now_ns)
         self._lanes.forget_idle(link)

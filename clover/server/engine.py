@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -34,6 +34,7 @@ from clover.types import FamilyProfile, FamilySpec
 log = logging.getLogger("clover.server")
 
 _TICK_S = 1.0
+_DRAIN_STEP_S = 0.005
 
 
 class Engine:
@@ -139,6 +140,8 @@ class Engine:
             if self.frontend is not None:
                 await asyncio.sleep(self.config.limits.drain_delay_s)
                 self._answered = await self.frontend.drain(self.config.limits.drain_s)
+            # What did not come by HTTP: requests of this process.
+            self._answered = await self._settled(self.served.values()) and self._answered
         return self._answered
 
     async def stop(self) -> None:
@@ -148,6 +151,16 @@ class Engine:
 
     async def _stop_fleets(self) -> None:
         await asyncio.gather(*(self._retire(served, "the server is shutting down") for served in self.served.values()))
+
+    async def _settled(self, families: Iterable[Served]) -> bool:
+        """Wait until these families have answered what they took, as long as a drain may last; whether they did."""
+        routers = [served.router for served in families]
+        end_s = self.loop.time() + self.config.limits.drain_s
+        while not all(router.idle for router in routers):
+            if self.loop.time() >= end_s:
+                return False
+            await asyncio.sleep(_DRAIN_STEP_S)
+        return True
 
     async def _retire(self, served: Served, reason: str) -> None:
         served.router.closed_reason = reason
@@ -207,18 +220,21 @@ class Engine:
         self.account.window(self.meter.sample(time.monotonic_ns()), reading)
 
     async def _tick(self) -> None:
-        """Close the energy window, look after the workers."""
+        """Look after the workers, close the energy window; trouble with one does not stop the other."""
         while True:
             await asyncio.sleep(_TICK_S)
             try:
-                await self._account()
-                self._follow_targets()
                 for served in self.served.values():
                     served.fleet.watch()
-            except CloverError as error:
-                log.warning("a look at energy and workers failed: %s", error)
+                self._follow_targets()
             except Exception:
-                log.exception("a look at energy and workers failed")
+                log.exception("a look at the workers failed")
+            try:
+                await self._account()
+            except CloverError as error:
+                log.warning("a look at the energy failed: %s", error)
+            except Exception:
+                log.exception("a look at the energy failed")
 
     # --- what the front end sees ----------------------------------------------------------------------------------
 
@@ -313,6 +329,7 @@ class Engine:
                 return
             served.state = "UNLOADING"
             served.router.closed_reason = "the model is unloaded"
+            await self._settled([served])  # its queue too, before its workers stop taking from it
             await self.controller.release(name)
             await self._retire(served, "the model is unloaded")
             served.state, served.reason = "UNAVAILABLE", "unloaded"

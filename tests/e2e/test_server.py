@@ -375,6 +375,25 @@ def test_unload_and_load(tmp_path: Path) -> None:
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ending", ["stop", "unload"])
+def test_what_was_received_is_answered_before_the_workers_go(tmp_path: Path, ending: str) -> None:
+    async def main() -> None:
+        async with serve("slow", tmp_path, variant="slow", cores="0") as server:
+            # Far more than the credits of a worker: most of it still waits in the queue.
+            asked = [asyncio.ensure_future(server.ainfer({"INPUT0": [float(n)]})) for n in range(60)]
+            await until(lambda: server.engine.pick(None).observe()["queue_rows"] > 20)
+            if ending == "stop":
+                assert await server.stop()
+            else:
+                await server.engine.unload("slow")
+                with pytest.raises(clover.Unavailable, match="unloaded"):
+                    await server.ainfer({"INPUT0": [1.0]})
+            answers = await asyncio.gather(*asked)
+            assert [float(answer["OUTPUT0"][0, 0]) for answer in answers] == [float(n) for n in range(60)]
+
+    run(main())
+
+
 def test_a_stopped_server_leaves_nothing(tmp_path: Path) -> None:
     async def once() -> None:
         async with serve("slow", tmp_path, http=True) as server:

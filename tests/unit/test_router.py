@@ -613,6 +613,30 @@ def test_fail_waiting_answers_everybody(house: House) -> None:
     house.check_slots()
 
 
+def test_a_closed_router_takes_nothing_new_and_answers_what_it_took(house: House) -> None:
+    (worker,) = house.route(0)
+    assert house.router.idle
+    tickets = [house.ask(4) for _ in range(3)]  # two with the worker, one in the queue
+    house.router.closed_reason = "the model is unloaded"
+    with pytest.raises(Unavailable, match="unloaded"):
+        house.router.open(1)
+    for _ in tickets:
+        assert not house.router.idle
+        house.complete(worker)
+    assert [t.status for t in tickets] == [200] * 3
+    assert house.router.idle
+
+
+def test_rows_of_a_failed_batch_are_not_rows_answered(house: House) -> None:
+    (worker,) = house.route(0)
+    failed, fine = house.ask(2), house.ask()
+    house.complete(worker, status=1)
+    house.complete(worker)
+    assert (failed.status, fine.status) == (500, 200)
+    stats = house.router.stats()
+    assert (stats["inference_count"], stats["execution_count"]) == (1, 1)
+
+
 def test_statistics(house: House) -> None:
     (worker,) = house.route(0)
     house.ask(3)
