@@ -63,7 +63,10 @@ class SolverClient:
 
     async def _ask(self, frame: bytes) -> Answer:
         for attempt in (1, 2):
-            process = await self._running()
+            try:
+                process = await self._running()
+            except OSError as error:  # out of descriptors, memory or processes
+                raise PlanError(f"the solver process cannot be started: {error.strerror}") from error
             assert process.stdin is not None
             assert process.stdout is not None
             try:

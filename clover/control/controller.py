@@ -181,11 +181,14 @@ class Controller:
                 log.exception("a look of the controller failed")
 
     async def look(self) -> None:
-        """Look once at every family and act where there is a reason."""
+        """Look once at every family and act where there is a reason; trouble with one does not keep it from others."""
         async with self.lock:
             await self.look_at_grid()
             for family in list(self.families.values()):
-                await self._look(family)
+                try:
+                    await self._look(family)
+                except Exception:
+                    log.exception("%s: a look of the controller failed", family.name)
 
     async def look_at_grid(self) -> Reading:
         """Read the intensity."""

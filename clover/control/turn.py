@@ -210,9 +210,9 @@ class Turns:
         standing, left = family.standing, family.applier.workers
         if standing is None:
             return
-        if left:
-            family.standing = Standing(left, standing.routing, standing.plan)
-            family.good = None
+        # Nothing left is like before the start: the next plan counts on no worker, and starts all of its own.
+        family.standing = Standing(left, standing.routing, standing.plan) if left else None
+        family.good = None
         family.watch = None
         family.triggers.again(self._controller.monotonic() + RETRY_S)
 

@@ -49,8 +49,8 @@ class Router:
 
     `slots` rows may be held at once.  `lost` is called with a worker that broke the rules (unknown batch, corrupt
     ring); whoever owns it must kill it and call `died` once it is dead.  `hold`: rows wait (within queue and deadline)
-    while no worker that may serve them is there, because one is on its way; otherwise they are refused with 503.  With a
-    `closed_reason` nothing new is taken; what was, is answered.
+    while no worker that may serve them is there, because one is on its way; otherwise they are refused with 503.  Once
+    there is a `closed_reason`, nothing new is taken; what was taken is answered.
     """
 
     def __init__(

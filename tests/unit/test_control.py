@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
+from clover.config import FamilyConfig
 from clover.errors import StartError
 from clover.types import Decision, configuration_of
 from tests.unit.control_fixture import FakeFleet, Rig, spec
@@ -285,6 +286,42 @@ def test_a_failing_instance_returns_to_what_ran() -> None:
             await rig.controller.command("apply", {"configuration": {f"small@{other}": count}}, "alice")
         rig.consistent()
         assert rig.last["action"] == "rolled back"
+
+    drive(story)
+
+
+def test_a_family_that_lost_everything_starts_anew() -> None:
+    async def story() -> None:
+        rig = Rig(family={"slo_ms": 12.0}, allow_capacity_loss=True, shape=cpu(2, overlap=False))
+        await rig.settled()
+        other = {1: {"small@2c": 1}, 2: {"small@1c": 2}}[rig.fleet.alive[0].placement.size]
+        rig.device.fail = {"1c", "2c"}  # the new instance cannot be made, nor the old one again
+        with pytest.raises(Exception, match="could not be restored"):
+            await rig.controller.command("apply", {"configuration": other}, "alice")
+        assert rig.fleet.alive == []
+        json.dumps(rig.controller.state())
+        await rig.look(10.0)
+        assert rig.last["action"] == "failed"
+        rig.device.fail = set()
+        await rig.look(60.0, looks=2)
+        assert rig.last["action"] == "applied"
+        assert rig.fleet.alive
+        rig.consistent()
+
+    drive(story)
+
+
+def test_trouble_with_one_family_does_not_keep_the_controller_from_others(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        rig = Rig()
+        await rig.settled()
+        broken = rig.controller.add(spec(), profile(), rig.fleet, FamilyConfig(family="toy", name="broken"))
+        rig.controller.families = {"broken": broken, **rig.controller.families}
+        broken.fleet = None  # type: ignore[assignment]
+        rig.chain.g_per_kwh = 500.0
+        await rig.look(10.0)
+        assert (rig.last["family"], len(rig.actions)) == ("toy", 2)
+        assert "broken: a look" in caplog.text
 
     drive(story)
 

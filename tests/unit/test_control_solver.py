@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import signal
@@ -97,6 +98,24 @@ def test_the_process_plans_survives_errors_and_is_restarted() -> None:
         assert (await solver.propose(now, "base")).policy == "base"
         await solver.close()
         assert solver.pid is None
+
+    asyncio.run(story())
+
+
+def test_a_process_that_cannot_be_started_is_told_as_a_plan_that_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def story() -> None:
+        solver = SolverClient()
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "create_subprocess_exec", refuse)
+            with pytest.raises(PlanError, match="Too many open files"):
+                await solver.propose(state(), "base")
+        assert (await solver.propose(state(), "base")).policy == "base"
+        await solver.close()
 
     asyncio.run(story())
 
