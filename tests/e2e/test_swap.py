@@ -1,0 +1,151 @@
+"""A replayed trace walks a server through configurations under load: nothing fails, everything is said truly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import clover
+from clover.policies.plans import plan_fixed
+from clover.types import GroupCount, Plan, State
+
+TOY = str(Path(__file__).parents[1] / "families" / "toy")
+SEEN = {"half": 2, "full": 4}
+"""How many of a row's four numbers a variant of the family looks at."""
+BANDS: dict[int, tuple[tuple[tuple[str, str, int], ...], ...]] = {
+    1: ((("full", "1c", 1),), (("half", "1c", 1),)),
+    2: (
+        (("full", "2c", 1),),
+        (("half", "1c", 2),),
+        (("full", "1c", 2),),
+        (("full", "1c", 1), ("half", "1c", 1)),
+        (("half", "2c", 1),),
+    ),
+}
+"""Configurations by cores: the hundreds digit of the intensity picks one."""
+STAGE_S = 0.8
+
+
+class Bands:
+    """The policy: no saving, only changes at known times."""
+
+    name = "bands"
+
+    def propose(self, state: State) -> Plan:
+        bands = BANDS[min(state.devices[0].slices, 2)]
+        groups = bands[int(state.intensity.g_per_kwh // 100) % len(bands)]
+        configuration = tuple(GroupCount(variant=v, profile=p, count=n) for v, p, n in groups)
+        return plan_fixed(state, configuration, policy=self.name)
+
+
+def trace(path: Path) -> Path:
+    """One hour for each band."""
+    rows = [f"2026-01-01T{hour:02}:00:00Z,{100 * hour + 50}" for hour in range(10)]
+    path.write_text("\n".join(["datetime_utc,carbon_intensity_gco2_per_kwh", *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def expected(variant: str, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What `variant` says of `rows`: the softmax of those numbers that it sees, the others taken for zero."""
+    seen = rows.astype(np.float64)
+    seen[:, SEEN[variant] :] = 0.0
+    raised = np.exp(seen)
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
+def children() -> set[int]:
+    """Every process below this one."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    waiting = [os.getpid()]
+    while waiting:
+        above = waiting.pop()
+        below = {pid for pid, parent in parents.items() if parent == above}
+        found |= below
+        waiting.extend(below)
+    return found
+
+
+class Load:
+    """Clients that ask one after another until told to end, and hold every answer against its own rows."""
+
+    def __init__(self, server: clover.Server) -> None:
+        self.variants: Counter[str] = Counter()
+        self.sent = 0
+        self._server = server
+        self._ended = False
+
+    async def client(self, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        while not self._ended:
+            rows = random.standard_normal((random.integers(1, 4), 4)).astype(np.float32)
+            self.sent += 1
+            answer = await self._server.ainfer({"INPUT0": rows})
+            for index, variant in enumerate(answer.variants):
+                wanted = expected(variant, rows[index : index + 1])
+                np.testing.assert_allclose(answer["OUTPUT0"][index : index + 1], wanted, rtol=1e-4, atol=1e-6)
+            assert set(answer.receipt.variant.split("+")) == set(answer.variants)
+            self.variants[answer.receipt.variant] += 1
+            await asyncio.sleep(0.01)
+
+    def end(self) -> None:
+        self._ended = True
+
+
+def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(tmp_path: Path) -> None:
+    before = children()
+
+    async def main() -> None:
+        settings: dict[str, Any] = {
+            "carbon": f"trace:{trace(tmp_path / 'bands.csv')}?loop=1",
+            "trace_speed": 3600 / STAGE_S,
+            "policy": f"tests.e2e.test_swap:{Bands.__name__}",
+            "interval_s": 0.1,
+            "min_dwell_s": 0.1,
+            "verify_s": 0.2,
+            "slo_ms": 1000.0,
+            "accuracy_floor": 1.0,
+        }
+        server = clover.Server(
+            TOY, http=False, cache_dir=str(tmp_path), backends=("eager",), energy_meter="modelled", **settings
+        )
+        async with server:
+            engine = server.engine
+            served, control = engine.pick(None), engine.control()
+            repartitions = 2 if len(engine.device.worker_cores) > 1 else 0
+            load = Load(server)
+            clients = [asyncio.ensure_future(load.client(seed)) for seed in range(3)]
+            end_s = time.monotonic() + 30.0
+            while served.swaps < 3 or served.repartitions < repartitions:
+                assert time.monotonic() < end_s, control.decisions(20)
+                assert not any(client.done() for client in clients)
+                await asyncio.sleep(0.05)
+            await control.command("freeze", {"on": True}, "a test")  # waits for a change under way
+            load.end()
+            await asyncio.gather(*clients)
+            # Nobody failed, nobody was asked twice, and the receipts tell of several variants.
+            assert served.traffic.codes == {200: load.sent}
+            assert (served.traffic.lost_workers, served.traffic.retried_rows) == (0, 0)
+            assert {"half", "full"} <= set(load.variants)
+            decided = control.decisions(1000)
+            assert {item["action"] for item in decided} <= {"applied", "routed", "kept"}
+            # What the old configurations ran on is gone: only the workers in force are left, the zygote and the solver.
+            assert set(served.fleet.running()) == set(served.fleet.routed)
+            assert len(served.fleet.describe()) == len(served.fleet.running())
+            assert len(children() - before) == len(served.fleet.running()) + 2
+            assert served.observe()["free_slots"] == served.slab.layout.slots
+        assert children() == before
+
+    asyncio.run(main())
