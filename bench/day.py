@@ -2,9 +2,10 @@
 
     python -m bench.day TRACE.csv [--hour-s 10] [--peak RATE] [--json FILE]
 
-For every grid hour: intensity, deployment, accuracy scored by labels, p95, worker CPU seconds and joules a request,
-grams a thousand requests.  Both runs get the same requests at the same times.  CPU seconds are measured (the workers'
-own CPU clocks); joules are measured or modelled as the energy meter of the box allows, and labelled.
+For every grid hour: intensity, deployment, accuracy scored by labels (with the 95 % interval that an hour's requests
+allow) and as the profile expects it of the served mix, p95, worker CPU seconds and joules a request, grams a thousand
+requests.  Both runs get the same requests at the same times.  CPU seconds are measured (the workers' own CPU clocks);
+joules are measured or modelled as the energy meter of the box allows, and labelled.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def by_hour(result: Result, marks: Marks, hour_s: float) -> list[dict[str, Any]]
     for hour, samples in enumerate(hours):
         good = [s for s in samples if s.status == 200]
         mix = Counter(s.variant for s in good)
+        right = sum(bool(s.correct) for s in good)
         state = marks.states[hour]
         rows.append(
             {
@@ -103,7 +105,9 @@ def by_hour(result: Result, marks: Marks, hour_s: float) -> list[dict[str, Any]]
                 "served": " ".join(f"{name} {n / len(good):.0%}" for name, n in mix.most_common()),
                 "requests": len(samples),
                 "failed": len(samples) - len(good),
-                "accuracy": 100 * sum(bool(s.correct) for s in good) / max(1, len(good)),
+                "accuracy": 100 * right / max(1, len(good)),
+                "+-": 196 * math.sqrt(max(1, right) * max(1, len(good) - right) / max(1, len(good)) ** 3),
+                "expected": sum(s.accuracy for s in good) / max(1, len(good)),
                 "p95_ms": quantile([s.latency_ms for s in good], 0.95),
                 "cpu_ms_per_req": 1e3 * (marks.cpu_s[hour + 1] - marks.cpu_s[hour]) / max(1, len(good)),
                 "j_per_req": sum(s.energy_j for s in good) / max(1, len(good)),
@@ -124,7 +128,7 @@ def deployment_text(state: dict[str, Any]) -> str:
 def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The day's sums, weighted by requests."""
     requests = sum(row["requests"] for row in rows)
-    weighted = ("accuracy", "cpu_ms_per_req", "j_per_req", "g_per_1000")
+    weighted = ("accuracy", "expected", "cpu_ms_per_req", "j_per_req", "g_per_1000")
     return {
         "requests": requests,
         "failed": sum(row["failed"] for row in rows),
@@ -143,6 +147,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--accuracy-floor", default="", help="percent; the default of the server otherwise")
     parser.add_argument("--slo-ms", default="", help="p95 target; the default of the server otherwise")
+    parser.add_argument("--objective", default="", help="form of the objective: paper or floor; the default otherwise")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
     images, labels = fashion_rows()
@@ -152,7 +157,7 @@ def main() -> None:
     shared += ["--trace-speed", str(3600 / options.hour_s), "--poll-s", "0.5"]
     if options.start:
         shared += ["--trace-start", options.start]
-    for flag in ("accuracy_floor", "slo_ms"):
+    for flag in ("accuracy_floor", "slo_ms", "objective"):
         if value := getattr(options, flag):
             shared += [f"--{flag.replace('_', '-')}", value]
     report: dict[str, Any] = {}

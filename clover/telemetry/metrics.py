@@ -223,6 +223,11 @@ class Metrics:
             grams.add_metric((family, variant, "idle", method), share.idle_g)
         yield joules
         yield grams
+        yield CounterMetricFamily(
+            "clover_worker_cpu_seconds",
+            "CPU time workers used on batches, by their own clocks, dead ones included",
+            value=self._account.cpu_seconds(),
+        )
         measured = CounterMetricFamily("clover_device_joules", "Energy of a device", labels=("device", "method"))
         nobody = CounterMetricFamily(
             "clover_unattributed_joules", "Energy that no worker caused or holds", labels=("device", "part", "method")
