@@ -59,9 +59,14 @@ class Engine:
         self.account.add_device(device.name, device.shape().slices)
         self.meter = energy.build(config.energy, cores=len(device.worker_cores), cpu_seconds=self.account.cpu_seconds)
         self._completions = Completions(pool.completion_fd)
-        for item in config.families:
-            spec = given.get(item.family) or families.load_family(item.family)
-            self._add(item, spec, loop)
+        try:
+            for item in config.families:
+                spec = given.get(item.family) or families.load_family(item.family)
+                self._add(item, spec, loop)
+        except BaseException:
+            for served in self.served.values():  # there is no engine to stop: their shared memory goes now
+                served.close()
+            raise
         self.controller = Controller(
             config.controller,
             devices=self.devices,

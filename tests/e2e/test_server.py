@@ -419,6 +419,18 @@ def test_a_failed_start_leaves_nothing(tmp_path: Path, name: str) -> None:
     assert children() == before
 
 
+def test_a_second_family_that_cannot_be_used_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+    async def once() -> None:
+        server = clover.Server(family("slow"), str(tmp_path / "nowhere"), http=False, cache_dir=str(tmp_path))
+        with pytest.raises(clover.ConfigError, match="no family"):
+            await server.start()
+
+    run(once())
+    before = descriptors()
+    run(once())
+    assert descriptors() == before
+
+
 def test_a_taken_port_fails_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

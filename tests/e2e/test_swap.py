@@ -57,8 +57,9 @@ def expected(variant: str, rows: NDArray[np.float32]) -> NDArray[np.float64]:
     """What `variant` says of `rows`: the softmax of those numbers that it sees, the others taken for zero."""
     seen = rows.astype(np.float64)
     seen[:, SEEN[variant] :] = 0.0
-    raised = np.exp(seen)
-    return raised / raised.sum(axis=1, keepdims=True)
+    raised: NDArray[np.float64] = np.exp(seen)
+    total: NDArray[np.float64] = raised.sum(axis=1, keepdims=True)
+    return np.divide(raised, total)
 
 
 def children() -> set[int]:
