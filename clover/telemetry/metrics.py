@@ -85,6 +85,7 @@ class AccountLike(Protocol):
     @property
     def shares(self) -> Mapping[Any, ShareLike]: ...
     def devices(self) -> Mapping[str, Mapping[str, float | str]]: ...
+    def cpu_seconds(self) -> float: ...  # of all workers, in batches
 
 
 class ChainLike(Protocol):
