@@ -25,9 +25,10 @@ import importlib
 import importlib.machinery
 import importlib.util
 import re
+import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -102,6 +103,15 @@ def load_family(ref: str | FamilySpec) -> FamilySpec:
     if _LOADER.fullmatch(ref):
         return _imported(ref)
     raise ConfigError(_not_found(ref))
+
+
+def reference(spec: FamilySpec) -> str:
+    """What names `spec` on a command line: its shipped name or its folder, quoted for a shell.  A family made in Python
+    has no name of its own there: MODULE:ATTRIBUTE stands for what the reader typed."""
+    folder = Path(spec.folder)
+    if not spec.folder or not (folder / FILE).is_file():
+        return "MODULE:ATTRIBUTE"
+    return next((name for name, path in _shipped_or_empty().items() if path == folder), shlex.quote(spec.folder))
 
 
 def _models_folder() -> Path:
@@ -353,9 +363,7 @@ def resolve(loader: str, folder: str | Path) -> Callable[..., Any]:
     if not _LOADER.fullmatch(loader):
         raise ConfigError(f"loader {loader!r} is not of the form module:function")
     name, _, attribute = loader.partition(":")
-    root = Path(folder).resolve() if str(folder) else None
-    inside = root is not None and (root / name.replace(".", "/")).with_suffix(".py").is_file()
-    full_name = f"{_package_of(root)}.{name}" if inside and root is not None else name
+    full_name = f"{_package_of(Path(folder).resolve())}.{name}" if _file_inside(name, folder) else name
     try:
         module = importlib.import_module(full_name)
     except ModuleNotFoundError as error:
@@ -367,6 +375,40 @@ def resolve(loader: str, folder: str | Path) -> Callable[..., Any]:
         hint = _did_you_mean(attribute, [key for key in vars(module) if not key.startswith("_")])
         raise ConfigError(f"loader {loader!r}: module {name} has no function {attribute}{hint}")
     return function  # type: ignore[no-any-return]
+
+
+def check_loaders(spec: FamilySpec) -> None:
+    """Raises ConfigError where the module of a loader is not to be found.  Nothing is imported: whether the module
+    runs, and has the function, shows in the worker."""
+    loaders = {f"variant {variant.name}": variant.loader for variant in spec.variants}
+    if spec.evaluation is not None:
+        loaders["evaluation"] = spec.evaluation.loader
+    for whose, loader in loaders.items():
+        name = loader.partition(":")[0]
+        if not (_file_inside(name, spec.folder) or _findable(name)):
+            nowhere = f"no module {name} in the family's folder, nor to import"
+            raise ConfigError(f"family {spec.name!r}: {whose}: loader {loader!r}: {nowhere}")
+
+
+def _file_inside(name: str, folder: str | Path) -> bool:
+    """Whether the family's folder holds the module `name`."""
+    return bool(str(folder)) and (Path(folder) / name.replace(".", "/")).with_suffix(".py").is_file()
+
+
+def _findable(name: str) -> bool:
+    """Whether a module of that name is there.  `importlib.util.find_spec` would import the packages above it."""
+    place: Sequence[str] | None = None
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        full_name = ".".join(parts[:depth])
+        finders = (finder.find_spec(full_name, place) for finder in sys.meta_path)
+        found = next((spec for spec in finders if spec is not None), None)
+        if found is None:
+            return False
+        place = found.submodule_search_locations
+        if place is None:
+            return depth == len(parts)
+    return True
 
 
 def _package_of(folder: Path) -> str:

@@ -76,8 +76,8 @@ class ProfileStore:
                 raise ValueError("it belongs to another family or machine")
         except (ValueError, msgspec.MsgspecError) as error:
             raise ProfileError(
-                f"the profile {path} is damaged ({error}): delete it, or measure again with "
-                f"`python -m clover profile FAMILY --force`"
+                f"the profile {path} is damaged ({error}): delete it, or measure again: --profile force at "
+                "the next start, or `python -m clover profile` with --force"
             ) from error
         return profile
 
@@ -166,7 +166,7 @@ def measurements(
     if not found:
         raise ProfileError(
             f"family {profile.family!r}: {variant} with {chosen or 'any backend'} on {shape} was not measured: "
-            f"run `python -m clover profile {profile.family} --force`"
+            "--profile force measures again at the next start, as does `python -m clover profile` with --force"
         )
     return tuple(sorted(found, key=lambda m: m.batch))
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from clover import families
 from clover.backends.artifacts import package_version
 from clover.backends.tensors import export, to_arrays, to_tensor, unsupported
 from clover.errors import ProfileError, WorkerError
@@ -70,7 +71,8 @@ class AotiBackend:
 
         library = Path(folder) / LIBRARY
         if not library.is_file():
-            raise WorkerError(f"{variant.name} is not compiled for aoti here: run `python -m clover profile --compile`")
+            command = f"python -m clover profile {families.reference(family)} --compile"
+            raise WorkerError(f"{variant.name} is not compiled for aoti here: run `{command}`")
         runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
         specs = family.inputs
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clover import families
 from clover.backends.artifacts import package_version
 from clover.backends.tensors import export, unsupported
 from clover.errors import ProfileError, WorkerError
@@ -80,7 +81,8 @@ class OnnxRuntimeBackend:
         """See `clover.interfaces.Backend`.  Raises WorkerError where the artifact is missing."""
         path = Path(folder) / MODEL
         if not path.is_file():
-            raise WorkerError(f"{variant.name} is not compiled for onnxruntime here: run `python -m clover profile`")
+            command = f"python -m clover profile {families.reference(family)} --compile"
+            raise WorkerError(f"{variant.name} is not compiled for onnxruntime here: run `{command}`")
         session = _session(path, threads)
         names = [item.name for item in session.get_inputs()]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from clover import backends as registry
+from clover import families
 from clover.errors import ProfileError
 from clover.types import FamilySpec, VariantSpec
 
@@ -92,7 +93,7 @@ class Candidates:
         async with asyncio.TaskGroup() as group:
             for item in missing:
                 group.create_task(one(*item))
-        command = f"python -m clover profile {self._spec.name} --compile"
+        command = f"python -m clover profile {families.reference(self._spec)} --compile"
         for name in dict.fromkeys(name for found in self.of.values() for name in found):
             lacking = [
                 variant.name

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover import backends as registry
-from clover import profiles
+from clover import families, profiles
 from clover.config import EnergyConfig
 from clover.errors import CloverError, ProfileError, WorkerError
 from clover.interfaces import Device
@@ -168,7 +168,8 @@ class _Measurement:
             note = (
                 f"others used {busy:.0%} of the cores meanwhile: latencies are inflated, and the default SLO with them"
             )
-            self.notes.append(f"{note}; measure again on a quiet machine with `python -m clover profile {spec.name}`")
+            again = f"`python -m clover profile {families.reference(spec)} --force`"
+            self.notes.append(f"{note}; measure again on a quiet machine with {again}")
             log.warning("%s: %s", spec.name, note)
         base = await self._base(backend)
         if device.shape().shared_front:

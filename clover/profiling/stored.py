@@ -6,7 +6,7 @@ import logging
 import time
 
 from clover import backends as registry
-from clover import profiles
+from clover import families, profiles
 from clover.config import ServerConfig
 from clover.errors import ProfileError
 from clover.interfaces import Device
@@ -49,7 +49,8 @@ async def ensure(
                 else "it was never measured here"
             )
             raise ProfileError(
-                f"there is no profile of {spec.name}: {why}; run `python -m clover profile {spec.name}`, or start with "
+                f"there is no profile of {spec.name} for these cores, backends and watts: {why}; run "
+                f"`python -m clover profile {families.reference(spec)}` with the same settings, or start with "
                 "--profile auto"
             )
     log.info("measuring %s on this machine once (about half a minute); kept in %s", spec.name, store.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -166,6 +167,18 @@ def test_a_module_attribute_is_a_family(tmp_path: Path, monkeypatch: pytest.Monk
         families.load_family("my_family_module:NUMBER")
     with pytest.raises(ConfigError, match="cannot be imported"):
         families.load_family("no_such_module_at_all:FAMILY")
+
+
+def test_a_family_is_referred_to_by_what_a_command_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert families.reference(families.load_family("fashion")) == "fashion"
+    folder = tmp_path / "my fashion"
+    folder.mkdir()
+    spec = families.load_family(str(write(folder, BASE.replace('"echo"', '"fashion"'))))
+    (typed,) = shlex.split(families.reference(spec))
+    assert families.load_family(typed) == spec
+    (tmp_path / "family_in_a_module.py").write_text(MODULE.format(module="family_in_a_module"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert families.reference(families.load_family("family_in_a_module:FAMILY")) == "MODULE:ATTRIBUTE"
 
 
 def test_a_spec_without_a_folder_is_complete_without_one() -> None:
@@ -390,6 +403,35 @@ def test_what_a_loader_lacks_is_named(tmp_path: Path) -> None:
     (folder / "model.py").write_text("import nowhere_at_all\n")
     with pytest.raises(ModuleNotFoundError, match="nowhere_at_all"):
         families.resolve("model:load", folder)
+
+
+def test_a_loader_s_module_is_looked_for_but_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "family")
+    (folder / "model.py").write_text("raise AssertionError('imported')\n")
+    families.check_loaders(families.load_family(str(folder)))
+    package = tmp_path / "a_package_apart"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('imported')\n")
+    (package / "nets.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for loader, found in [
+        ("a_package_apart:load", True),
+        ("a_package_apart.nets:load", True),
+        ("a_package_apart.nests:load", False),
+        ("a_package_apart.nets.deeper:load", False),
+        ("json.decoder:load", True),
+        ("nowhere_at_all:load", False),
+    ]:
+        (folder / "family.toml").write_text(BASE.replace('"data:load"', f'"{loader}"'))
+        spec = families.load_family(str(folder))
+        if found:
+            families.check_loaders(spec)
+        else:
+            with pytest.raises(ConfigError, match=rf"evaluation: loader '{loader}': no module"):
+                families.check_loaders(spec)
+    (folder / "model.py").unlink()
+    with pytest.raises(ConfigError, match="variant only: loader 'model:load': no module model in the family's folder"):
+        families.check_loaders(spec)
 
 
 # --- evaluation rows --------------------------------------------------------------------------------------------------

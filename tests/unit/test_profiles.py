@@ -208,7 +208,7 @@ def test_questions() -> None:
 
 
 def test_missing_answers_say_how_to_measure() -> None:
-    with pytest.raises(ProfileError, match="clover profile toy"):
+    with pytest.raises(ProfileError, match="--profile force measures again"):
         profiles.measurements(profile_of(), "small", "2c")
     with pytest.raises(ProfileError, match="unknown"):
         profiles.accuracy_of(profile_of(backend={"small": "onnxruntime"}), "small")
