@@ -5,7 +5,6 @@ Meters are interchangeable (`clover.interfaces.EnergyMeter`); one for GPUs (NVML
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,8 +16,6 @@ from clover.energy.rapl import POWERCAP, RaplError, RaplMeter
 from clover.errors import ConfigError
 
 __all__ = ["Meter", "ModelledMeter", "RaplMeter", "build"]
-
-log = logging.getLogger("clover.energy")
 
 Meter = RaplMeter | ModelledMeter
 
@@ -50,7 +47,6 @@ def build(
             if config.meter == "rapl":
                 raise ConfigError(f'energy.meter = "rapl", but {error}; {error.advice}') from error
             why = f"RAPL is not readable: {error}"
-            log.info("energy is modelled, because %s", error)
         else:
             return meter
     return ModelledMeter(idle_w=idle_w, core_w=config.core_w, cpu_seconds=cpu_seconds, now_ns=clock(), why=why)

@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from clover import __version__, backends, carbon, families, policies, settings
+from clover import __version__, backends, carbon, families, policies, profiles, settings
 from clover.config import ServerConfig
-from clover.errors import CloverError, ConfigError
+from clover.devices.cpu import CpuDevice
+from clover.errors import CloverError, ConfigError, DeviceError
+from clover.profiling.stored import key_of
 from clover.serve import banner
 from clover.serve.reload import Reload
 from clover.server import Server
+from clover.server.engine import check_floor
 from clover.settings import Option
 from clover.telemetry import logs
 
@@ -43,9 +46,12 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             print(settings.print_config(given), end="")
             return 0
         logs.configure(given.config.log)
-        served = check(given.config)
+        unknown: list[str] = []
+        served = check(given.config, unknown)
         if "check-config" in given.options:
             print(f"clover: the configuration is good: {', '.join(served)} on {where(given.config)}")
+            for line in unknown:
+                print(f"clover: not checked: {line}")
             return 0
         reloading = Reload(lambda: settings.load(words, environment, options=OPTIONS), check, given)
 
@@ -62,18 +68,31 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         return 3
 
 
-def check(config: ServerConfig) -> list[str]:
+def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
     """Read everything the configuration names without starting anything; the names of its families.
 
-    Raises ConfigError.
+    `unknown` takes what only a start can tell.  Raises ConfigError.
     """
     names = []
+    try:
+        device = CpuDevice(settings.parse_cores(config.workers.cores))
+    except DeviceError as error:
+        raise ConfigError(f"workers.cores: {error}") from error
     for item in config.families:
         spec = families.load_family(item.family)
         names.append(item.name or spec.name)
         if item.variant and item.variant not in {variant.name for variant in spec.variants}:
             known = ", ".join(variant.name for variant in spec.variants)
             raise ConfigError(f"family {spec.name} has no variant {item.variant!r}: it has {known}")
+        families.check_loaders(spec)
+        if item.accuracy_floor is None:
+            continue
+        store = profiles.ProfileStore(profiles.cache_folder(config.cache_dir))
+        profile = store.get(spec.name, key_of(spec, device, config)) if config.profile != "force" else None
+        if profile is not None:
+            check_floor(names[-1], profile, item.accuracy_floor)
+        elif unknown is not None:
+            unknown.append(f"the accuracy floor of {names[-1]}, until its variants are measured here")
     for name in config.workers.backends:
         backends.get(name)
     carbon.build(config.carbon)

@@ -24,6 +24,7 @@ from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Device, Model
+from clover.planning.problem import accuracies
 from clover.profiles import cache_folder
 from clover.runtime.completions import Completions
 from clover.runtime.pool import Pool
@@ -58,6 +59,8 @@ class Engine:
         self.account = Account(pue=config.carbon.pue, core_w=config.energy.core_w)
         self.account.add_device(device.name, device.shape().slices)
         self.meter = energy.build(config.energy, cores=len(device.worker_cores), cpu_seconds=self.account.cpu_seconds)
+        if self.meter.method == "modelled" and config.energy.meter != "modelled":
+            log.info("energy is modelled: %s", self.meter.why)
         self._completions = Completions(pool.completion_fd)
         try:
             for item in config.families:
@@ -115,7 +118,10 @@ class Engine:
             await self.frontend.start()
         await self._pool.start()
         for served in self.served.values():
-            served.use(await self._profile(served))
+            profile = await self._profile(served)
+            if profile is not None:
+                check_floor(served.name, profile, served.config.accuracy_floor)
+            served.use(profile)
         for served in self.served.values():
             # Only now: the minute before is not the time the first answers share the idle power of.
             self.account.add_family(served.name, time.monotonic_ns())
@@ -338,6 +344,13 @@ class Engine:
             await self.controller.release(name)
             await self._retire(served, "the model is unloaded")
             served.state, served.reason = "UNAVAILABLE", "unloaded"
+
+
+def check_floor(name: str, profile: FamilyProfile, floor: float | None) -> None:
+    """Raises ConfigError where no variant reaches the accuracy floor (percent) a family is configured with."""
+    best = max(accuracies(profile).values(), default=0.0)
+    if floor is not None and floor > best:
+        raise ConfigError(f"{name}: accuracy_floor {floor:g} is above the best variant's {best:.2f} %")
 
 
 async def cancelled(task: asyncio.Task[Any]) -> None:

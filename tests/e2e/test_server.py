@@ -169,10 +169,13 @@ def test_strings_and_rows_of_any_length(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_planned_family_serves_labels(tmp_path: Path) -> None:
-    with clover.Server(
-        family("toy"), http=False, cache_dir=str(tmp_path), carbon="static:300", backends=("eager",), mode="off"
-    ) as server:
+def test_a_planned_family_serves_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "clover")
+    settings: dict[str, Any] = {"http": False, "cache_dir": str(tmp_path), "carbon": "static:300", "mode": "off"}
+    settings["backends"] = ("eager",)
+    with clover.Server(family("toy"), **settings) as server:
+        if server.engine.meter.method == "modelled":
+            assert caplog.text.count("energy is modelled") == 1
         answer = server.infer({"INPUT0": np.eye(4, dtype=np.float32)})
         assert answer.labels()[0] == "a"
         assert 0.0 < answer.receipt.accuracy <= 100.0
@@ -185,6 +188,15 @@ def test_a_planned_family_serves_labels(tmp_path: Path) -> None:
         assert [item["action"] for item in server.engine.control().decisions(5)] == ["applied"]
         moving = asyncio.run_coroutine_threadsafe(_pin_and_reload(server), server.engine.loop)
         assert moving.result(60) == ["half", "full"]
+        best = max(item.value for item in server.engine.served["toy"].profile.accuracy)
+    floor = (best + 100) / 2
+    with (
+        pytest.raises(
+            clover.ConfigError, match=f"toy: accuracy_floor {floor:g} is above the best variant's {best:.2f} %"
+        ),
+        clover.Server(family("toy"), accuracy_floor=floor, **settings),
+    ):
+        raise AssertionError("it must not start")
     assert "torch" not in sys.modules or "pytest" in sys.modules  # other tests may have imported it
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,13 +17,17 @@ from typing import Any
 
 import pytest
 
-from clover import settings
+from clover import families, settings
 from clover.__main__ import main as dispatch
 from clover.config import LogConfig
+from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, ConfigError
+from clover.profiles import ProfileStore
+from clover.profiling.stored import key_of
 from clover.serve.command import OPTIONS, main
 from clover.serve.reload import Reload, differences
 from clover.telemetry import logs
+from clover.types import AccuracyMeasurement, BasePoint, FamilyProfile
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = str(ROOT / "tests" / "families" / "toy")
@@ -80,6 +85,7 @@ def test_check_config_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> 
         ([TOY, "--policy", "magic", "--check-config"], "unknown policy"),
         ([TOY, "--backends", "eager,tpu", "--check-config"], "unknown backend"),
         ([TOY, "--host", "0.0.0.0", "--check-config"], "--insecure"),
+        ([TOY, "--cores", "99999", "--check-config"], "cores [99999] are not among those this process may use"),
     ],
 )
 def test_what_cannot_be_used_exits_with_two(argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +93,60 @@ def test_what_cannot_be_used_exits_with_two(argv: list[str], text: str, capsys: 
     captured = capsys.readouterr()
     assert text in captured.err
     assert captured.out == ""
+
+
+def test_check_config_looks_for_loaders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(TOY, tmp_path / "toy")
+    declaration = folder / "family.toml"
+    declaration.write_text(declaration.read_text(encoding="utf-8").replace("model:", "modle:"), encoding="utf-8")
+    assert run(str(folder), "--check-config") == 2
+    assert "no module modle in the family's folder, nor to import" in capsys.readouterr().err
+
+
+def test_the_accuracy_floor_is_checked_where_a_profile_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [TOY, "--check-config", "--cache-dir", str(tmp_path), "--accuracy-floor"]
+    assert run(*words, "99.9") == 0
+    assert "not checked: the accuracy floor of toy, until its variants are measured here" in capsys.readouterr().out
+    config = settings.load(words[:1], {}).config
+    key = key_of(families.load_family(TOY), CpuDevice(), config)
+    score = AccuracyMeasurement(
+        variant="full",
+        backend="eager",
+        metric="top1",
+        value=97.5,
+        low=97.0,
+        high=98.0,
+        samples=1000,
+        method="measured",
+    )
+    base = BasePoint(
+        variant="full",
+        profile="1c",
+        count=1,
+        backend="eager",
+        p95_ms=1.0,
+        energy_j_per_row=0.1,
+        accuracy=97.5,
+        method="modelled",
+    )
+    profile = FamilyProfile(
+        family="toy",
+        key=key,
+        machine="",
+        made_at="",
+        quick=True,
+        accuracy=(score,),
+        latency=(),
+        backend={"full": "eager"},
+        base=base,
+    )
+    ProfileStore(tmp_path).put(profile)
+    assert run(*words, "97") == 0
+    assert "not checked" not in capsys.readouterr().out
+    assert run(*words, "99.9") == 2
+    assert "toy: accuracy_floor 99.9 is above the best variant's 97.50 %" in capsys.readouterr().err
 
 
 def test_as_a_process_without_torch(tmp_path: Path) -> None:
