@@ -9,9 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_INFEASIBLE = "warning: this plan does not meet every target; its reason says which"
+_LEAST = 1e-9
+"""Numbers nearer to zero are what rounding left of it."""
+
 
 def show(verb: str, answer: Any, console: Console) -> None:
     """Print the answer to `verb`."""
+    if isinstance(answer, dict) and answer.get("dry_run"):
+        _say(console, "dry run: nothing changed")
+        answer = {key: value for key, value in answer.items() if key != "dry_run"}
     if verb == "decisions" and isinstance(answer, list):
         _decisions(answer, console)
     elif verb == "state" and isinstance(answer, dict) and "models" in answer:
@@ -19,7 +26,7 @@ def show(verb: str, answer: Any, console: Console) -> None:
     elif isinstance(answer, dict) and "decision" in answer:
         _outcome(answer, console)
     elif isinstance(answer, dict) and isinstance(answer.get("models"), dict):
-        _say(console, f"set {answer.get('set', '')}{' (dry run)' if answer.get('dry_run') else ''}")
+        _say(console, f"set {answer.get('set', '')}")
         for item in answer["models"].values():
             _outcome(item, console)
     else:
@@ -65,6 +72,8 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
         _say(console, "  observed   " + ", ".join(f"{key} {_plain(value)}" for key, value in observed.items()))
     plan = model.get("plan")
     if plan:
+        if not plan.get("feasible", True):
+            _say(console, f"  {_INFEASIBLE}")
         _say(console, f"  predicted  {_prediction(plan['prediction'])}")
         _say(console, f"  plan       {plan['reason']}")
     last = model.get("last_decision")
@@ -104,12 +113,13 @@ def _decisions(found: list[dict[str, Any]], console: Console) -> None:
 
 
 def _outcome(answer: dict[str, Any], console: Console) -> None:
-    decision = answer.get("decision") or {}
+    decision, plan = answer.get("decision") or {}, answer.get("plan")
+    if plan and not plan.get("feasible", True):
+        _say(console, _INFEASIBLE)
     took = f" in {decision['seconds']:.2f} s" if decision.get("seconds") else ""
     _say(
         console, f"{answer.get('model', '')}: {decision.get('action', '')}{took}. {decision.get('detail', '')}".rstrip()
     )
-    plan = answer.get("plan")
     if plan:
         groups = ", ".join(f"{item['count']} x {item['variant']}@{item['profile']}" for item in plan["configuration"])
         shares = ", ".join(f"{key} {value:.1%}" for key, value in plan["routing"]["shares"].items())
@@ -179,7 +189,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value if abs(value) >= _LEAST else 0.0:.6g}"
     if isinstance(value, list):
         return ", ".join(_plain(item) for item in value) or "-"
     return "-" if value == {} else str(value)

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from clover.ctl.answers import show
+from clover.settings.schema import did_you_mean
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _WIDTH = 140
@@ -48,9 +49,13 @@ class Refused(Exception):
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run the command; its exit code."""
     environment = os.environ if environ is None else environ
-    parser = _parser(environment)
+    parser, verbs = _parser()
+    common = {"token": "", "token_file": "", "cacert": "", "json": False}
+    common["url"] = environment.get("CLOVER_URL", DEFAULT_URL)
     try:
-        given = parser.parse_args(argv)
+        given, unknown = parser.parse_known_args(argv, argparse.Namespace(**common))
+        if unknown:
+            verbs[given.verb].error(f"unrecognised arguments: {' '.join(unknown)}")
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
@@ -59,6 +64,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         if given.token_file:
             token = Path(given.token_file).read_text(encoding="utf-8").split("\n", 1)[0].strip()
         answer = call(given.url, method, path, body, token=token, cacert=given.cacert)
+        if given.verb == "state" and given.model:
+            answer = only(answer, given.model)
     except (ValueError, OSError) as error:
         print(f"clover ctl: {error}", file=sys.stderr)
         return 2
@@ -68,59 +75,68 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except Refused as error:
         print(f"clover ctl: {error} ({error.status})", file=sys.stderr)
         return 3 if error.status >= 500 and error.status != 503 else 1
-    if given.json:
-        print(json.dumps(answer, indent=1, ensure_ascii=False))
-    else:
-        show(given.verb, answer, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
+    try:
+        if given.json:
+            print(json.dumps(answer, indent=1, ensure_ascii=False))
+        else:
+            show(given.verb, answer, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
+            if note := note_on(given, answer):
+                print(note)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
-def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m clover ctl", description="Look at a running Clover server and steer its controller."
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The command's parser, and that of each verb."""
+    # Before the verb or after it: what is not given must not hide what was given in the other place.
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument(
+        "--url", help=f"http(s)://HOST:PORT, or unix:PATH of the control socket [CLOVER_URL, or {DEFAULT_URL}]"
     )
-    url = environ.get("CLOVER_URL", DEFAULT_URL)
-    parser.add_argument(
-        "--url", default=url, help="http(s)://HOST:PORT, or unix:PATH of the control socket [%(default)s]"
-    )
-    parser.add_argument("--token", default="", help="bearer token; better given as CLOVER_TOKEN or --token-file")
-    parser.add_argument("--token-file", default="", metavar="FILE", help="file whose first line is the token")
-    parser.add_argument("--cacert", default="", metavar="FILE", help="PEM certificate to trust, for https")
-    parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
+    common.add_argument("--token", help="bearer token; better given as CLOVER_TOKEN or --token-file")
+    common.add_argument("--token-file", metavar="FILE", help="file whose first line is the token")
+    common.add_argument("--cacert", metavar="FILE", help="PEM certificate to trust, for https")
+    common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
+    about_all = "Look at a running Clover server and steer its controller."
+    parser = argparse.ArgumentParser(prog="python -m clover ctl", description=about_all, parents=[common])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, about: str, *, changes: bool = True) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=about, description=about)
-        if changes:
+        made = verbs.add_parser(name, help=about, description=about, parents=[common])
+        if changes or name == "state":
             made.add_argument("--model", default="", help="which family, by the name it is served under")
+        if changes:
             made.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
         return made
 
     verb("state", "intensity, deployment, routing, targets and totals", changes=False)
     decisions = verb("decisions", "the newest decisions with their reasons", changes=False)
-    decisions.add_argument("--limit", type=int, default=20, metavar="N", help="how many [20]")
-    pin = verb("pin", "serve one variant only, or one configuration")
+    decisions.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
+    pin = verb("pin", "serve one variant only, or one configuration, until pin --off")
     pin.add_argument(
         "what", nargs="*", metavar="VARIANT | VARIANT@PROFILE[xN]", help="as small, or small@1cx2 large@2c"
     )
     pin.add_argument("--off", action="store_true", help="let the controller choose again")
-    freeze = verb("freeze", "keep what runs, plan nothing")
+    freeze = verb("freeze", "keep what runs, plan nothing, until freeze --off")
+    freeze.add_argument("word", nargs="?", default="", help=argparse.SUPPRESS)
     freeze.add_argument("--off", action="store_true", help="plan again")
     inputs = f"workers to run, as small@1cx2, and inputs to plan with: {', '.join(_PLANNABLE)}"
     for name, about in (
         ("plan", "what would be done now: the plan and its steps; changes nothing"),
-        ("apply", "plan now and apply it, or apply the configuration given"),
+        ("apply", "plan now and apply it, or apply the configuration given; it holds until the next trigger"),
     ):
         verb(name, about).add_argument("words", nargs="*", metavar="VARIANT@PROFILE[xN] | KEY=VALUE", help=inputs)
-    verb("base", "run BASE: the best variant on whole devices")
+    verb("base", "pin BASE, the best variant on whole devices, until pin --off")
     change = verb("set", "change targets live: " + ", ".join(_SETTABLE))
     change.add_argument(
         "words", nargs="+", metavar="KEY=VALUE", help="as slo_ms=20 mode=observe; lambda=none derives it"
     )
-    return parser
+    return parser, verbs.choices
 
 
 def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | None]:
@@ -136,6 +152,10 @@ def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | No
     if given.dry_run:
         body["dry_run"] = True
     if verb == "freeze":
+        if given.word:
+            instead = {"off": "freeze --off", "on": "freeze"}.get(given.word.lower())
+            hint = f"{instead!r} is what you mean" if instead else "it is freeze, or freeze --off"
+            raise ValueError(f"freeze takes no {given.word!r}: {hint}")
         body["on"] = not given.off
     elif verb == "pin":
         if bool(given.what) == given.off:
@@ -168,13 +188,42 @@ def _pair(text: str, known: Mapping[str, type]) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     key = "lambda" if key == "lam" else key
     if not equals or key not in known:
-        raise ValueError(f"{text!r} must read KEY=VALUE with KEY one of {', '.join(known)}")
+        raise ValueError(f"{text!r} must read KEY=VALUE with KEY one of {', '.join(known)}{did_you_mean(key, known)}")
     if key == "lambda" and value.lower() in ("none", "null"):
         return key, None
     try:
         return key, known[key](value)
     except ValueError:
         raise ValueError(f"{key} takes a number, not {value!r}") from None
+
+
+# --- the answer ---------------------------------------------------------------------------------------------------
+
+
+def only(answer: Any, model: str) -> Any:
+    """The state of one family, with what concerns all.  Raises ValueError where there is no such family."""
+    known = answer.get("models", {}) if isinstance(answer, dict) else {}
+    if model not in known:
+        raise ValueError(f"unknown model {model!r}, known: {', '.join(known)}{did_you_mean(model, known)}")
+    out = answer | {"models": {model: known[model]}}
+    totals = answer.get("totals")
+    if isinstance(totals, dict) and model in totals.get("models", {}):
+        out["totals"] = totals | {"models": {model: totals["models"][model]}}
+    return out
+
+
+def note_on(given: argparse.Namespace, answer: Any) -> str:
+    """How long what was done lasts, and how it is undone; empty where that is plain."""
+    if not isinstance(answer, dict) or answer.get("dry_run") or given.verb in ("state", "decisions", "plan", "set"):
+        return ""
+    undo = f" --model {given.model}" if given.model else ""
+    if given.verb in ("base", "pin") and not getattr(given, "off", False):
+        return f"pinned: no trigger changes it until `python -m clover ctl pin --off{undo}`"
+    if given.verb == "freeze" and not given.off:
+        return f"frozen: nothing is planned until `python -m clover ctl freeze --off{undo}`"
+    if given.verb == "apply" and given.words:
+        return "transient: at the next trigger the controller plans with what holds then; `pin` and `set` last"
+    return ""
 
 
 # --- the call -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socketserver
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +16,7 @@ import pytest
 
 from clover.ctl import main
 
+ROOT = Path(__file__).resolve().parents[2]
 DECISION = {
     "id": 7,
     "at": "2024-01-31T00:00:00.000+00:00",
@@ -76,6 +79,7 @@ def ctl(server: Any, *argv: str, **environ: str) -> int:
     [
         (["state"], ("GET", "/v2/clover/state", None)),
         (["decisions", "--limit", "3"], ("GET", "/v2/clover/decisions?limit=3", None)),
+        (["decisions", "-n", "3"], ("GET", "/v2/clover/decisions?limit=3", None)),
         (["pin", "small"], ("POST", "/v2/clover/pin", {"variant": "small"})),
         (["pin", "--off", "--model", "f"], ("POST", "/v2/clover/pin", {"variant": None, "model": "f"})),
         (["freeze"], ("POST", "/v2/clover/freeze", {"on": True})),
@@ -135,7 +139,101 @@ def test_token_from_environment_flag_and_file(server: Any, tmp_path: Path) -> No
     ctl(server, "--token", "from-flag", "state", CLOVER_TOKEN="from-env")
     ctl(server, "--token-file", str(file), "state")
     ctl(server, "state")
-    assert [seen[3] for seen in server.seen] == ["Bearer from-env", "Bearer from-flag", "Bearer from-file", None]
+    ctl(server, "state", "--token", "after")
+    expected = ["Bearer from-env", "Bearer from-flag", "Bearer from-file", None, "Bearer after"]
+    assert [seen[3] for seen in server.seen] == expected
+
+
+def test_url_and_json_on_either_side_of_the_verb(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"http://127.0.0.1:{server.server_port}"
+    for argv in (
+        ["--url", url, "--json", "state"],
+        ["state", "--json", "--url", url],
+        ["--json", "state", "--url", url],
+    ):
+        assert main(argv, {"CLOVER_URL": "http://127.0.0.1:1"}) == 0
+        assert json.loads(capsys.readouterr().out) == {"ok": True}
+
+
+def test_the_state_of_one_family(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answer = (
+        200,
+        {
+            "models": {"fashion": {"mode": "active"}, "toy": {"mode": "observe"}},
+            "totals": {"pue": 1.5, "models": {"fashion": {"rows": 3}, "toy": {"rows": 4}}},
+        },
+    )
+    assert ctl(server, "state", "--model", "toy", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "models": {"toy": {"mode": "observe"}},
+        "totals": {"pue": 1.5, "models": {"toy": {"rows": 4}}},
+    }
+    assert ctl(server, "state", "--model", "fashio") == 2
+    assert "did you mean fashion?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["base"], "pinned: no trigger changes it until `python -m clover ctl pin --off`"),
+        (["pin", "small", "--model", "f"], "until `python -m clover ctl pin --off --model f`"),
+        (["freeze"], "until `python -m clover ctl freeze --off`"),
+        (["apply", "intensity_g_per_kwh=500"], "transient: at the next trigger"),
+    ],
+)
+def test_how_long_it_lasts(server: Any, argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(server, *argv) == 0
+    assert text in capsys.readouterr().out
+    assert ctl(server, *argv, "--json") == 0
+    assert text not in capsys.readouterr().out
+    server.answer = (200, {"dry_run": True})
+    assert ctl(server, *argv, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("dry run: nothing changed\n")
+    assert text not in shown
+
+
+@pytest.mark.parametrize("argv", [["pin", "--off"], ["freeze", "--off"], ["apply"], ["set", "slo_ms=5"]])
+def test_what_needs_no_note(server: Any, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(server, *argv) == 0
+    assert capsys.readouterr().out.split() == ["ok", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["freeze", "off"], "'freeze --off' is what you mean"),
+        (["freeze", "now"], "it is freeze, or freeze --off"),
+        (["set", "slo-ms=5"], "did you mean slo_ms?"),
+        (["set", "acuracy_floor=5"], "did you mean accuracy_floor?"),
+        (["base", "small"], "usage: python -m clover ctl base"),
+        (["decisions", "--lines", "3"], "usage: python -m clover ctl decisions"),
+    ],
+)
+def test_mistakes_are_answered_with_what_to_do(argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv, {}) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_reading_is_no_fault(server: Any) -> None:
+    server.answer = (200, {f"key{number}": "x" * 100 for number in range(10_000)})
+    command = [
+        sys.executable,
+        "-m",
+        "clover",
+        "ctl",
+        "--url",
+        f"http://127.0.0.1:{server.server_port}",
+        "--json",
+        "state",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0
 
 
 def test_readable_and_json(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +289,10 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "spawn small (eager) at cpu0:1c@1" in text
     server.answer = (200, {"set": "slo_ms: 5", "dry_run": True, "models": {"fashion": outcome}})
     assert ctl(server, "set", "slo_ms=5", "--dry-run") == 0
-    assert "set slo_ms: 5 (dry run)" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("dry run: nothing changed\nset slo_ms: 5\n")
+    server.answer = (200, outcome | {"plan": PLAN | {"feasible": False}})
+    assert ctl(server, "apply") == 0
+    assert capsys.readouterr().out.startswith("warning: this plan does not meet every target")
     model = {
         "mode": "active",
         "pin": "static:small",
@@ -205,7 +306,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
             "lambda": 0.25,
             "lambda_derived": True,
         },
-        "observed": {"arrival_rate": 12.0},
+        "observed": {"arrival_rate": 12.0, "carried_j": -2.2e-15, "small": 2e-9},
         "last_decision": {"id": 3, "at": "now", "trigger": "intensity", "action": "kept", "detail": "", "operator": ""},
     }
     intensity = {"g_per_kwh": 305.2, "provider": "synthetic", "label": "synthetic, fresh"}
@@ -225,6 +326,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "305 gCO2e/kWh from synthetic (synthetic, fresh)" in text
     assert "fashion: mode active, pinned to static:small" in text
     assert "cpu0:1c@1 small eager yes 100.0%" in text
+    assert "arrival_rate 12, carried_j 0, small 2e-09" in text
     assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
 
 
