@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from clover import __version__
-from clover.settings.schema import did_you_mean
+from clover.errors import not_installed
 
 COMMANDS = {
     "serve": ("clover.serve", "serve families of model variants"),
@@ -25,11 +25,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"clover {__version__}")
         return 0
-    known = COMMANDS.get(words[0])
-    if known is None:
-        print(f"clover: unknown command {words[0]}{did_you_mean(words[0], COMMANDS)}\n\n{_help()}", file=sys.stderr)
-        return 2
-    return int(importlib.import_module(known[0]).main(words[1:]))
+    try:
+        known = COMMANDS.get(words[0])
+        if known is None:
+            schema = importlib.import_module("clover.settings.schema")
+            hint = schema.did_you_mean(words[0], COMMANDS)
+            print(f"clover: unknown command {words[0]}{hint}\n\n{_help()}", file=sys.stderr)
+            return 2
+        command = importlib.import_module(known[0])
+    except ModuleNotFoundError as error:
+        if not (line := not_installed(error)):
+            raise
+        print(f"clover: {line}", file=sys.stderr)
+        return 3
+    return int(command.main(words[1:]))
 
 
 def _help() -> str:

@@ -6,6 +6,19 @@ paths, addresses or another request's data, because the HTTP layer passes the te
 
 from __future__ import annotations
 
+import sys
+
+
+def not_installed(error: ModuleNotFoundError) -> str:
+    """One line for an `error` met while a command was imported; empty where a module of Clover itself is missing."""
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "clover"):
+        return ""
+    return (
+        f"{name} is not installed for {sys.executable}: in the clone, `make serve` sets up .venv once; then run "
+        ".venv/bin/python, or `. .venv/bin/activate` first"
+    )
+
 
 class CloverError(Exception):
     """Base of every error Clover raises on purpose."""

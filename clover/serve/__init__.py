@@ -6,6 +6,21 @@ cannot start.
 
 from __future__ import annotations
 
-from clover.serve.command import main
+import sys
+from collections.abc import Mapping, Sequence
+
+from clover.errors import not_installed
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run the command; its exit code."""
+    try:
+        from clover.serve import command
+    except ModuleNotFoundError as error:
+        if not (line := not_installed(error)):
+            raise
+        print(f"clover: {line}", file=sys.stderr)
+        return 3
+    return command.main(argv, environ)

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,17 @@ def test_dispatcher(capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["profile", "--help"]) == 0
     assert "--compile" in capsys.readouterr().out
     assert dispatch(["profile", "nofamily"]) == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["clover", "ctl", "state"], ["clover", "profil"], ["clover", "serve"], ["clover.serve", "fashion"]]
+)
+def test_without_what_clover_needs_one_line_says_where_it_is(words: list[str]) -> None:
+    program = f"import runpy, sys; sys.argv[1:] = {words[1:]}; runpy.run_module({words[0]!r}, run_name='__main__')"
+    bare = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {program}"]
+    done = subprocess.run(bare, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3
+    assert re.fullmatch(r"clover: \w+ is not installed for .*\.venv/bin/python.*\n", done.stderr)
 
 
 # --- logs ---------------------------------------------------------------------------------------------------------
