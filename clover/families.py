@@ -28,8 +28,9 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -65,6 +66,7 @@ object array of `bytes`."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOADER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _COMPUTED = ("folder", "digest")
+_PACKAGE = "_clover_family_"
 
 # The tables of family.toml, by the key they stand under; what is missing here holds plain values or free keys.
 _TABLES: dict[type[msgspec.Struct], dict[str, type[msgspec.Struct]]] = {
@@ -411,14 +413,39 @@ def _findable(name: str) -> bool:
     return True
 
 
+class _FreshLoader(importlib.machinery.SourceFileLoader):
+    """Compiles the source each time.  Cached bytecode is matched to its source by second and size alone, and an edit
+    may keep both."""
+
+    def path_stats(self, path: str) -> Mapping[str, Any]:
+        raise OSError(f"{path}: bytecode of a family is not cached")
+
+
+class _FamilyFinder:
+    """Finds modules inside the private packages that stand for family folders."""
+
+    @staticmethod
+    def find_spec(
+        fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if path is None or not fullname.startswith(_PACKAGE):
+            return None
+        found = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if found is not None and isinstance(found.loader, importlib.machinery.SourceFileLoader):
+            found.loader = _FreshLoader(found.loader.name, found.loader.path)
+        return found
+
+
 def _package_of(folder: Path) -> str:
     """The name of the private package that stands for `folder`; it has no code of its own: `__init__.py` is not run."""
     identity = hashlib.sha256(str(folder).encode())
     for path in _python_files(folder):
         identity.update(path.read_bytes())
-    name = f"_clover_family_{identity.hexdigest()[:16]}"
+    name = f"{_PACKAGE}{identity.hexdigest()[:16]}"
     if name not in sys.modules:
         importlib.invalidate_caches()
+        if _FamilyFinder not in sys.meta_path:
+            sys.meta_path.insert(0, _FamilyFinder)
         spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = [str(folder)]
         sys.modules[name] = importlib.util.module_from_spec(spec)

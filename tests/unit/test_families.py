@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -592,3 +593,12 @@ def test_the_documented_family_is_twenty_lines_and_runs(tmp_path: Path) -> None:
         accuracy.append(float((probabilities.argmax(1) == labels).mean()))
     assert 0.7 < accuracy[0] < 0.85
     assert accuracy[1] == 1
+
+
+def test_an_edit_of_the_same_size_and_second_is_seen(tmp_path: Path) -> None:
+    source = tmp_path / "model.py"
+    for answer in (1, 2):
+        source.write_text(f"def load():\n    return {answer}\n")
+        os.utime(source, (1_000_000_000, 1_000_000_000))
+        assert families.resolve("model:load", tmp_path)() == answer
+    assert not (tmp_path / "__pycache__").exists()
