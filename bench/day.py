@@ -2,9 +2,10 @@
 
     python -m bench.day TRACE.csv [--hour-s 10] [--peak RATE] [--json FILE]
 
-For every grid hour: intensity, deployment, accuracy scored by labels (with the 95 % interval that an hour's requests
-allow) and as the profile expects it of the served mix, p95, worker CPU seconds and joules a request, grams a thousand
-requests.  Both runs get the same requests at the same times.  CPU seconds are measured (the workers' own CPU clocks);
+For every grid hour: intensity, deployment, accuracy scored by labels and as the profile expects it of the served mix,
+p95, worker CPU seconds and joules a request, grams a thousand requests.  Every hour walks the labelled images in an
+order of its own; its accuracy is that of the whole passes it served (of all its requests, with their 95 % interval,
+where it served less than one), so that hours differ by what answered and not by which images happened to come.  Both runs get the same requests at the same times.  CPU seconds are measured (the workers' own CPU clocks);
 joules are measured or modelled as the energy meter of the box allows, and labelled.
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uvloop
 
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
@@ -29,7 +31,26 @@ from bench.oracle import expected, scorer
 HOURS = 24
 
 
-def demand(peak: float, hour_s: float, mean: float = 0.7, swing: float = 0.3) -> Any:
+class Walk:
+    """The body of each request: in every hour all of them in a fresh order, again and again."""
+
+    def __init__(self, bodies: list[Body], hour_s: float, seed: int) -> None:
+        self._bodies, self._hour_s, self._seed = bodies, hour_s, seed
+        self._hour = -1
+        self._order: list[int] = []
+        self._next = 0
+
+    def __call__(self, due_s: float) -> Body:
+        hour = int(due_s / self._hour_s)
+        if hour != self._hour:
+            self._hour, self._next = hour, 0
+            self._order = np.random.default_rng((self._seed, hour)).permutation(len(self._bodies)).tolist()
+        body = self._bodies[self._order[self._next % len(self._order)]]
+        self._next += 1
+        return body
+
+
+def demand(peak: float, hour_s: float, mean: float = 0.8, swing: float = 0.2) -> Any:
     """Requests a second by elapsed seconds: a diurnal curve with its peak in the afternoon."""
     return lambda t: peak * (mean + swing * math.cos(2 * math.pi * (t / hour_s - 15) / 24))
 
@@ -70,7 +91,7 @@ def run(server: ServerProcess, bodies: list[Body], check: Check, options: argpar
             open_loop(
                 server.url,
                 "fashion",
-                bodies,
+                Walk(bodies, options.hour_s, options.seed),
                 rate=demand(options.peak, options.hour_s),
                 seconds=HOURS * options.hour_s,
                 seed=options.seed,
@@ -85,9 +106,16 @@ def run(server: ServerProcess, bodies: list[Body], check: Check, options: argpar
     return result, marks
 
 
-def by_hour(result: Result, marks: Marks, hour_s: float) -> list[dict[str, Any]]:
+def whole_passes(samples: list[Sample], rows: int) -> list[Sample]:
+    """The samples, in the order they were due, of as many whole passes over `rows` images as there are; all of them
+    where there is not one."""
+    whole = len(samples) // rows * rows
+    return sorted(samples, key=lambda sample: sample.due_ns)[: whole or len(samples)]
+
+
+def by_hour(result: Result, marks: Marks, hour_s: float, rows_of_set: int) -> list[dict[str, Any]]:
     """The table's rows."""
-    first = min(sample.due_ns for sample in result.samples)
+    first = result.begin_ns
     hours: list[list[Sample]] = [[] for _ in range(HOURS)]
     for sample in result.samples:
         hours[min(HOURS - 1, int((sample.due_ns - first) / 1e9 / hour_s))].append(sample)
@@ -95,7 +123,8 @@ def by_hour(result: Result, marks: Marks, hour_s: float) -> list[dict[str, Any]]
     for hour, samples in enumerate(hours):
         good = [s for s in samples if s.status == 200]
         mix = Counter(s.variant for s in good)
-        right = sum(bool(s.correct) for s in good)
+        scored = [s for s in whole_passes(samples, rows_of_set) if s.status == 200]
+        right, tried = sum(bool(s.correct) for s in scored), max(1, len(scored))
         state = marks.states[hour]
         rows.append(
             {
@@ -105,8 +134,9 @@ def by_hour(result: Result, marks: Marks, hour_s: float) -> list[dict[str, Any]]
                 "served": " ".join(f"{name} {n / len(good):.0%}" for name, n in mix.most_common()),
                 "requests": len(samples),
                 "failed": len(samples) - len(good),
-                "accuracy": 100 * right / max(1, len(good)),
-                "+-": 196 * math.sqrt(max(1, right) * max(1, len(good) - right) / max(1, len(good)) ** 3),
+                "scored": len(scored),
+                "accuracy": 100 * right / tried,
+                "+-": 0.0 if tried % rows_of_set == 0 else 196 * math.sqrt(right * (tried - right) / tried**3),
                 "expected": sum(s.accuracy for s in good) / max(1, len(good)),
                 "p95_ms": quantile([s.latency_ms for s in good], 0.95),
                 "cpu_ms_per_req": 1e3 * (marks.cpu_s[hour + 1] - marks.cpu_s[hour]) / max(1, len(good)),
@@ -128,11 +158,14 @@ def deployment_text(state: dict[str, Any]) -> str:
 def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The day's sums, weighted by requests."""
     requests = sum(row["requests"] for row in rows)
-    weighted = ("accuracy", "expected", "cpu_ms_per_req", "j_per_req", "g_per_1000")
+    scored = sum(row["scored"] for row in rows)
+    weighted = ("expected", "cpu_ms_per_req", "j_per_req", "g_per_1000")
     return {
         "requests": requests,
         "failed": sum(row["failed"] for row in rows),
         "worst_p95_ms": max(row["p95_ms"] for row in rows),
+        "accuracy": sum(row["accuracy"] * row["scored"] for row in rows) / max(1, scored),
+        "least_accuracy": min(row["accuracy"] for row in rows),
         **{key: sum(row[key] * row["requests"] for row in rows) / requests for key in weighted},
     }
 
@@ -142,8 +175,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", help="CSV of a carbon-intensity trace; its first 24 hours from --start are replayed")
     parser.add_argument("--start", default="", help="grid time to start at (ISO 8601)")
-    parser.add_argument("--hour-s", type=float, default=10.0, help="wall seconds of one grid hour")
-    parser.add_argument("--peak", type=float, default=300.0, help="requests a second at the daily peak")
+    parser.add_argument("--hour-s", type=float, default=20.0, help="wall seconds of one grid hour")
+    parser.add_argument("--peak", type=float, default=450.0, help="requests a second at the daily peak")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--accuracy-floor", default="", help="percent; the default of the server otherwise")
     parser.add_argument("--slo-ms", default="", help="p95 target; the default of the server otherwise")
@@ -165,7 +198,7 @@ def main() -> None:
         for name, extra in (("clover", ["--policy", "objective"]), ("base", ["--policy", "base"])):
             with served([*shared, *extra], log=Path(folder) / f"{name}.log") as server:
                 result, marks = run(server, bodies, check, options)
-            rows = by_hour(result, marks, options.hour_s)
+            rows = by_hour(result, marks, options.hour_s, len(images))
             targets = marks.states[-1]["models"]["fashion"]["targets"]
             report[name] = {"hours": rows, "day": totals(rows), "targets": targets, "mismatched": result.mismatched()}
             show(f"{name}: targets {targets}", list(rows[0]), [list(row.values()) for row in rows])

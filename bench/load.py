@@ -67,6 +67,7 @@ class Result:
     sent: int = 0
     lost: int = 0
     seconds: float = 0.0
+    begin_ns: int = 0
 
     def failed(self) -> int:
         """Answers that are not 200, and requests without an answer."""
@@ -208,7 +209,7 @@ class _Run:
 async def open_loop(
     url: str,
     model: str,
-    bodies: Sequence[Body],
+    bodies: Sequence[Body] | Callable[[float], Body],
     *,
     rate: float | Callable[[float], float],
     seconds: float,
@@ -220,9 +221,9 @@ async def open_loop(
 ) -> Result:
     """Poisson arrivals at `rate` requests a second (a number, or a function of the seconds since start) for `seconds`.
 
-    `watch` is called with the elapsed seconds about ten times a second.
+    `bodies` go in turn, or a function of the seconds since start gives each request's.  `watch` is called with the elapsed seconds about ten times a second.
     """
-    run = _Run(url, model, bodies, check)
+    run = _Run(url, model, () if callable(bodies) else bodies, check)
     rng = random.Random(seed)
     run.idle.extend(await asyncio.gather(*(run.connect() for _ in range(connections))))
     waiting: list[tuple[Body, int]] = []
@@ -236,7 +237,7 @@ async def open_loop(
 
     run.on_idle = next_or_idle
     rate_at = rate if callable(rate) else (lambda _t: float(rate))
-    begin = time.monotonic_ns()
+    begin = run.result.begin_ns = time.monotonic_ns()
     due = 0.0
     number = 0
     watched = 0.0
@@ -251,7 +252,7 @@ async def open_loop(
             break
         while (ahead := due - (time.monotonic_ns() - begin) / 1e9) > 0.0005:
             await asyncio.sleep(ahead)
-        body = bodies[number % len(bodies)]
+        body = bodies(due) if callable(bodies) else bodies[number % len(bodies)]
         number += 1
         due_ns = begin + int(due * 1e9)
         if run.idle:

@@ -52,6 +52,9 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     family: Annotated[str, _help("name of a shipped family, a folder, or module:attribute")]
     name: Annotated[str, _help("model name to serve it under; its own by default")] = ""
     accuracy_floor: Annotated[float, _help("percent; best variant - 1.0 point by default", ge=0, le=100)] | None = None
+    accuracy_margin: Annotated[float, _help("points that plans stay above the floor, so that hours do too", ge=0)] = (
+        0.25
+    )
     slo_ms: Annotated[float, _help("p95 target; 1.2 x the profiled p95 of BASE by default", gt=0)] | None = None
     share: Annotated[float, _help("weight of this family in the machine's capacity", gt=0)] = 1.0
     slots: Annotated[int, _help("rows that may wait or run at once; 0 sizes the slab to slab_bytes", ge=0)] = 0

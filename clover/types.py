@@ -123,6 +123,13 @@ class Placement(Record, frozen=True, kw_only=True):
         """A short name that is unique on this machine: "cpu0:1c@1"."""
         return f"{self.device}:{self.profile}@{self.start}"
 
+    @property
+    def slices(self) -> int:
+        """Compute slices: 3 of a MIG shape `3g.20gb` (its `size` counts memory slices), cores of a core-set, 1 of a
+        whole GPU."""
+        compute, is_mig, _ = self.profile.partition("g.")
+        return int(compute) if is_mig else self.size
+
 
 class Assignment(Record, frozen=True, kw_only=True):
     """One worker of a deployment: which variant, compiled by which backend, runs at which placement."""
@@ -158,7 +165,8 @@ class DeviceShape(Record, frozen=True, kw_only=True):
     """What layouts one device allows: each layout is a set of placements that may exist together.
 
     `overlap` says whether an instance may be created while another still covers its place (core-sets yes, MIG no).
-    `shared_front` says that the front end runs on the same cores (small boxes).
+    `shared_front` says that the front end runs on the same cores (small boxes).  A device that is lost has no layouts.
+    `slices` counts compute slices.
     """
 
     device: str
@@ -167,6 +175,7 @@ class DeviceShape(Record, frozen=True, kw_only=True):
     slices: int
     overlap: bool
     shared_front: bool = False
+    emulated: bool = False
     label: str = ""
 
 
@@ -307,13 +316,15 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     """Which objective a family is planned by.
 
     form "paper": maximise L x dCarbon - (1 - L) x dAccuracy; form "floor": minimise carbon.  Both subject to
-    p95 <= `slo_ms` and request-weighted accuracy >= `accuracy_floor` (percent).  `lam` (L) null: derived so that the
-    best variant and the cheapest mix at the floor break even at `reference_g_per_kwh`.
+    p95 <= `slo_ms` and request-weighted accuracy >= `accuracy_floor` (percent), which plans keep `accuracy_margin`
+    points above, as far as the best variant allows.  `lam` (L) null: derived so that the best variant and the cheapest
+    mix at the floor break even at `reference_g_per_kwh`.
     """
 
     form: Literal["paper", "floor"]
     slo_ms: float
     accuracy_floor: float
+    accuracy_margin: float = 0.0
     lam: float | None
     reference_g_per_kwh: float
     max_utilisation: float = 0.85
@@ -375,21 +386,34 @@ StepKind = Literal["create", "spawn", "route", "drain", "destroy"]
 
 class Step(Record, frozen=True, kw_only=True):
     """One step of a transition.  "spawn" means load, warm and wait for ready; "drain" means stop routing to it, wait
-    for its outstanding rows, and let it exit.  `routed` of "route" names the workers that receive rows from then on."""
+    for its outstanding rows, and let it exit.  `routed` of "route" names the workers that receive rows from then on.
+    Steps of one `stage` follow each other and may run at once."""
 
     kind: StepKind
     assignment: Assignment | None = None
     placement: Placement | None = None
     routed: tuple[Assignment, ...] = ()
+    stage: int = 0
 
 
 class Transition(Record, frozen=True, kw_only=True):
     """Ordered steps from one deployment to another.  `lost_capacity` is the largest share of the smaller deployment's
-    slices missing at any time (0 where old and new overlap)."""
+    slices missing at any time (0 where old and new overlap).
+
+    `capacity_floor` (rows/s, 0: none) is what may not be gone below, `lowest_capacity` the least that receives rows at
+    any time; where it lies below the floor it does so for about `loses_s` seconds (estimated)."""
 
     steps: tuple[Step, ...]
     kept: tuple[Assignment, ...]
     lost_capacity: float = 0.0
+    capacity_floor: float = 0.0
+    lowest_capacity: float = 0.0
+    loses_s: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the capacity floor is kept throughout."""
+        return self.lowest_capacity >= self.capacity_floor
 
 
 class Decision(Record, frozen=True, kw_only=True):

@@ -144,6 +144,7 @@ class Family:
             form=targets.form,
             slo_ms=targets.slo_ms,
             accuracy_floor=targets.accuracy_floor,
+            accuracy_margin=self.config.accuracy_margin,
             lam=targets.lam,
             reference_g_per_kwh=reference_g_per_kwh,
             max_utilisation=max_utilisation,

@@ -81,6 +81,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
         "targets": {
             "slo_ms": family.targets.slo_ms,
             "accuracy_floor": family.targets.accuracy_floor,
+            "accuracy_margin": family.config.accuracy_margin,
             "objective": family.targets.form,
             "lambda": family.lam(controller.config.reference_g_per_kwh),
             "lambda_derived": family.targets.lam is None,

@@ -46,6 +46,7 @@ class Objective:
     base_accuracy: float
     slo_ms: float
     accuracy_floor: float
+    planned_floor: float
     max_utilisation: float
 
     def score(self, accuracy: float, energy_j: float) -> float:
@@ -58,6 +59,12 @@ class Objective:
     def gain(self, accuracy: float, energy_j: float) -> float:
         """The part of f that one unit of share of a variant brings: f is their sum plus a constant."""
         return self.score(accuracy, energy_j)
+
+    @property
+    def floor_text(self) -> str:
+        """The floor in words, with the margin that plans keep above it."""
+        margin = self.planned_floor - self.accuracy_floor
+        return f"the floor of {self.accuracy_floor:.2f} %" + (f" and its margin of {margin:.2f}" if margin > 0 else "")
 
     @property
     def scale(self) -> float:
@@ -77,8 +84,18 @@ def objective_of(state: State) -> Objective:
         base_accuracy=max(state.profile.base.accuracy, 1e-9),
         slo_ms=config.slo_ms,
         accuracy_floor=config.accuracy_floor,
+        planned_floor=planned_floor(config, max(accuracies(state.profile).values(), default=0.0)),
         max_utilisation=config.max_utilisation,
     )
+
+
+def planned_floor(objective: ObjectiveConfig, best: float) -> float:
+    """The accuracy that plans are held to: the floor and its margin, as far as the `best` variant reaches.
+
+    A mix that lands on the floor exactly is below it, by chance, in half of all hours; the margin is what keeps the
+    promise in the hours themselves.
+    """
+    return max(objective.accuracy_floor, min(objective.accuracy_floor + objective.accuracy_margin, best))
 
 
 def derive_lambda(profile: FamilyProfile, objective: ObjectiveConfig) -> float:
@@ -95,7 +112,7 @@ def derive_lambda(profile: FamilyProfile, objective: ObjectiveConfig) -> float:
     if not variants:
         return 0.5
     best = max(variants, key=lambda variant: (accuracy[variant], -energy[variant]))
-    floor = min(objective.accuracy_floor, accuracy[best])
+    floor = min(planned_floor(objective, accuracy[best]), accuracy[best])
     mix = best_mix([-energy[v] for v in variants], [accuracy[v] for v in variants], [1.0] * len(variants), floor)
     assert mix is not None  # the floor is not above the best variant and no capacity limits
     mixed_energy = sum(share * energy[v] for share, v in zip(mix, variants, strict=True))
@@ -111,7 +128,7 @@ def upper_bound(problem: Problem, objective: Objective) -> float:
     variants = [variant for variant in problem.variants if problem.energies(variant)]
     gains = [objective.gain(problem.accuracy[v], min(problem.energies(v))) for v in variants]
     accuracy = [problem.accuracy[v] for v in variants]
-    mix = best_mix(gains, accuracy, [1.0] * len(variants), min(objective.accuracy_floor, max(accuracy)))
+    mix = best_mix(gains, accuracy, [1.0] * len(variants), min(objective.planned_floor, max(accuracy)))
     assert mix is not None
     return sum(share * gain for share, gain in zip(mix, gains, strict=True))
 

@@ -116,7 +116,7 @@ def optimistic(problem: Problem, objective: Objective, configuration: Configurat
     ]
     limits = _limits(problem, objective, lanes)
     least = _least(lanes, limits)
-    mix = best_mix(gains, lanes.accuracy, limits, objective.accuracy_floor, least)
+    mix = best_mix(gains, lanes.accuracy, limits, objective.planned_floor, least)
     return None if mix is None else sum(share * gain for share, gain in zip(mix, gains, strict=True))
 
 
@@ -126,11 +126,11 @@ def evaluate(
     """The configuration with its best shares, feasible or its least bad ones.  `standby` allows lanes without rows."""
     lanes = lanes_of(problem, configuration)
     limits = _limits(problem, objective, lanes)
-    floor = objective.accuracy_floor
+    floor = objective.planned_floor
     least = [0.0] * len(limits) if standby else _least(lanes, limits)
     why = ""
     if max(lanes.accuracy) < floor - 1e-9:
-        why = f"accuracy {max(lanes.accuracy):.2f} % is below the floor of {floor:.2f} %"
+        why = f"accuracy {max(lanes.accuracy):.2f} % is below {objective.floor_text}"
         floor = max(lanes.accuracy)
     balanced = balanced_mix(lanes.capacities, lanes.accuracy, problem.rate, floor)
     assert balanced is not None  # the floor is within reach
@@ -240,7 +240,7 @@ def _least(lanes: Lanes, limits: Sequence[float]) -> list[float]:
 def _rank(candidate: Candidate, objective: Objective) -> tuple[float, ...]:
     if candidate.feasible:
         return (0.0, -candidate.score)
-    missing = max(0.0, objective.accuracy_floor - candidate.prediction.accuracy)
+    missing = max(0.0, objective.planned_floor - candidate.prediction.accuracy)
     p95 = candidate.prediction.p95_ms
     load = candidate.prediction.utilisation if p95 >= UNBOUNDED_MS else 0.0
     return (1.0, round(missing, 6), p95, load, -candidate.score)
@@ -251,10 +251,10 @@ def _least_bad(problem: Problem, objective: Objective, configurations: Sequence[
     ranked = []
     for configuration in configurations:
         lanes = lanes_of(problem, configuration)
-        floor = min(objective.accuracy_floor, max(lanes.accuracy))
+        floor = min(objective.planned_floor, max(lanes.accuracy))
         mix = balanced_mix(lanes.capacities, lanes.accuracy, problem.rate, floor)
         assert mix is not None
         peak = max(problem.rate * share / total for share, total in zip(mix, lanes.capacities, strict=True))
-        ranked.append((round(objective.accuracy_floor - floor, 6), peak, configuration))
+        ranked.append((round(objective.planned_floor - floor, 6), peak, configuration))
     ranked.sort(key=lambda item: (item[0], item[1]))
     return [configuration for _, _, configuration in ranked[:_LEAST_BAD]]

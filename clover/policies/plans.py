@@ -77,7 +77,7 @@ def _reason(state: State, objective: Objective, best: Candidate, found: Found, n
     text = (
         f"{described(best.configuration)} ({shares}) at {state.intensity.g_per_kwh:.0f} g/kWh "
         f"and {state.arrival_rate:.1f} rows/s{lam}: p95 {p95} of {objective.slo_ms:.2f} ms, "
-        f"accuracy {expected.accuracy:.2f} % of at least {objective.accuracy_floor:.2f} %, "
+        f"accuracy {expected.accuracy:.2f} % of at least {objective.planned_floor:.2f} %, "
         f"{expected.energy_j_per_row:.4g} J a row"
     )
     if not best.feasible:

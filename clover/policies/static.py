@@ -33,7 +33,7 @@ class StaticPolicy:
         if not space:
             raise PlanError(f"{self.variant} was not measured on every profile of any layout: profile it again")
         accuracy = problem.accuracy[self.variant]
-        relaxed = replace(objective, accuracy_floor=min(objective.accuracy_floor, accuracy))
+        relaxed = replace(objective, planned_floor=min(objective.planned_floor, accuracy))
         found = search(only, relaxed, space, running=running_configuration(state))
         if accuracy < objective.accuracy_floor and found.best.feasible:
             why = f"accuracy {accuracy:.2f} % is below the floor of {objective.accuracy_floor:.2f} %"

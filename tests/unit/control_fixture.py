@@ -156,7 +156,7 @@ class Rig:
             monotonic=self.clock,
             wall=self.clock,
         )
-        settings = {"family": "toy", "slo_ms": 30.0, "accuracy_floor": 91.0, **(family or {})}
+        settings = {"family": "toy", "slo_ms": 30.0, "accuracy_floor": 91.0, "accuracy_margin": 0.0, **(family or {})}
         self.family = self.controller.add(spec(), profile(), self.fleet, FamilyConfig(**settings))
 
     async def look(self, seconds: float = 1.0, looks: int = 1) -> None:

@@ -120,3 +120,32 @@ def test_a_given_configuration_is_planned_as_it_is() -> None:
 def test_a_profile_for_other_devices_is_refused() -> None:
     with pytest.raises(PlanError, match="profile it again"):
         build("objective").propose(state(measured=profile((4,))))
+
+
+def test_plans_keep_a_margin_above_the_floor_as_far_as_the_best_variant_reaches() -> None:
+    def planned(margin: float, floor: float = 91.0) -> tuple[float, bool, str]:
+        config = msgspec.structs.replace(objective("floor", floor=floor), accuracy_margin=margin)
+        plan = build("objective").propose(state(g_per_kwh=500.0, config=config))
+        return plan.prediction.accuracy, plan.feasible, plan.reason
+
+    best = planned(0.0, floor=0.0)[0]
+    exact, feasible, _ = planned(0.0)
+    assert feasible
+    assert exact == pytest.approx(91.0, abs=0.01)
+    kept, feasible, reason = planned(0.25)
+    assert feasible
+    assert kept == pytest.approx(91.25, abs=0.01)
+    assert "91.25 %" in reason
+    top, feasible, _ = planned(50.0)
+    assert feasible
+    assert top > kept > best
+
+
+def test_a_configuration_within_the_margin_says_so() -> None:
+    best = max(item.value for item in state().profile.accuracy)
+    others = sorted({item.value for item in state().profile.accuracy} - {best})
+    config = msgspec.structs.replace(objective(floor=others[-1] - 0.1), accuracy_margin=0.5)
+    variant = next(item.variant for item in state().profile.accuracy if item.value == others[-1])
+    plan = plan_fixed(state(config=config), (GroupCount(variant=variant, profile="2c", count=1),))
+    assert not plan.feasible
+    assert "and its margin of" in plan.reason
