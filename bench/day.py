@@ -5,8 +5,9 @@
 For every grid hour: intensity, deployment, accuracy scored by labels and as the profile expects it of the served mix,
 p95, worker CPU seconds and joules a request, grams a thousand requests.  Every hour walks the labelled images in an
 order of its own; its accuracy is that of the whole passes it served (of all its requests, with their 95 % interval,
-where it served less than one), so that hours differ by what answered and not by which images happened to come.  Both runs get the same requests at the same times.  CPU seconds are measured (the workers' own CPU clocks);
-joules are measured or modelled as the energy meter of the box allows, and labelled.
+where it served less than one), so that hours differ by what answered and not by which images happened to come.  Both
+runs get the same requests at the same times.  CPU seconds are measured (the workers' own CPU clocks); joules are
+measured or modelled as the energy meter of the box allows, and labelled.
 """
 
 from __future__ import annotations

@@ -221,7 +221,8 @@ async def open_loop(
 ) -> Result:
     """Poisson arrivals at `rate` requests a second (a number, or a function of the seconds since start) for `seconds`.
 
-    `bodies` go in turn, or a function of the seconds since start gives each request's.  `watch` is called with the elapsed seconds about ten times a second.
+    `bodies` go in turn, or a function of the seconds since start gives each request's.  `watch` is called with the
+    elapsed seconds about ten times a second.
     """
     run = _Run(url, model, () if callable(bodies) else bodies, check)
     rng = random.Random(seed)

@@ -63,9 +63,7 @@ def write_trace(path: Path, stages: int) -> None:
 
 def placements(deployment: list[dict[str, Any]]) -> set[tuple[str, str]]:
     """(placement, variant) of each worker of a deployment in JSON form."""
-    return {
-        (f"{item['placement']['profile']}@{item['placement']['start']}", item["variant"]) for item in deployment
-    }
+    return {("{device}:{profile}@{start}".format(**item["placement"]), item["variant"]) for item in deployment}
 
 
 def changes(server: ServerProcess, since: float) -> list[Change]:
