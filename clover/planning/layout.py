@@ -1,19 +1,40 @@
 """From a configuration to a deployment: which placements its workers take, so that as much as possible stays as it is.
 
-Devices are walked in order; each takes the layout that keeps most of what runs on it, among those that leave the rest
-of the configuration placeable (checked against what the remaining devices allow).  Then workers that already run stay
-where they are, further workers go where an instance of their profile exists, and the rest fills up in order.  Greedy
-over devices: exact for one device, and never worse than a fresh deployment for several.
+A device offers layouts; the configuration says how many instances of each profile there shall be over all devices.  So
+each device takes one layout, the profiles must add up exactly, and of all ways to do that the one that keeps most is
+wanted.  What a layout keeps is a sum over what runs on that device alone, therefore
+
+ - of the layouts of one device that are the same multiset of profiles only the best matters (exact), and
+ - over several devices the best sum is found by dynamic programming over the profiles placed so far: the sums of the
+   first half of the devices and of the second half are listed with their best values, and joined where they make up
+   the configuration (exact as well; equal devices are interchangeable, and which of them takes which layout falls out
+   of the values).  Ten A100s have over 200 000 sums of profiles, five of them a few thousand.
+
+What is kept.  Where instances may not overlap (MIG), first the capacity that need not go down: a worker whose instance
+stays counts with its capacity, or that of the best variant which may follow it there if that is less.  Then the workers
+that may stay as they are.  Where instances may overlap (core-sets) no capacity goes down, so that the workers come
+first and the instances second.  How many workers of a kind may stay is limited by how many the configuration has; that
+limit is applied to each device by itself, so with several devices the second criterion is an estimate.
+
+Then workers that already run stay where they are, and the others fill up in order.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from clover.errors import PlanError
-from clover.planning.enumerate import profile_sets
 from clover.types import Assignment, Configuration, DeviceShape, Placement
+
+Capacity = Callable[[Assignment], float]
+"""Rows/s that a worker serves; by default compute slices stand for them."""
+
+_Wanted = Counter[tuple[str, str]]
+_Layout = tuple[Placement, ...]
+_MAJOR = 1 << 20  # one unit of the first criterion outweighs any sum of the second
+_MILLI = 1000.0
+_BITS = 16  # of a profile's count in a packed sum of profiles; the top one is a guard
 
 
 def lay_out(
@@ -23,6 +44,7 @@ def lay_out(
     backend: dict[str, str],
     devices: Sequence[DeviceShape],
     running: Sequence[Assignment] = (),
+    capacity: Capacity | None = None,
 ) -> tuple[Assignment, ...]:
     """A deployment that realises `configuration`, sorted by placement; PlanError where no layouts of the devices
     together have exactly its profiles."""
@@ -30,50 +52,165 @@ def lay_out(
     profiles = Counter[str]()
     for (_, profile), number in wanted.items():
         profiles[profile] += number
-    placements = _place(devices, profiles, wanted, backend, running)
+    values = _Values(+wanted, backend, running, capacity or slices)
+    placements = _place(devices, +profiles, values)
     if placements is None:
         have = ", ".join(f"{number} x {profile}" for profile, number in sorted(profiles.items()))
         raise PlanError(f"no layout of {', '.join(device.device for device in devices)} consists of {have}")
     return _deal(placements, wanted, family, backend, running)
 
 
-def _place(
-    devices: Sequence[DeviceShape],
-    profiles: Counter[str],
-    wanted: Counter[tuple[str, str]],
-    backend: dict[str, str],
-    running: Sequence[Assignment],
-) -> list[Placement] | None:
-    if not devices:
-        return [] if not +profiles else None
-    first, rest = devices[0], devices[1:]
-    allowed = {frozenset(item) for item in profile_sets(rest)}
+def slices(item: Assignment) -> float:
+    """The compute slices under a worker: its capacity where nobody knows better."""
+    return float(item.placement.slices)
 
-    def kept(layout: tuple[Placement, ...]) -> tuple[int, int]:
-        places = {placement.id for placement in layout}
-        left = Counter(wanted)
-        same = 0
+
+# --- what a layout keeps ----------------------------------------------------------------------------------------------
+
+
+class _Values:
+    """What layouts keep of what runs, as whole numbers that may be added."""
+
+    def __init__(
+        self, wanted: _Wanted, backend: dict[str, str], running: Sequence[Assignment], capacity: Capacity
+    ) -> None:
+        self._wanted = wanted
+        self._backend = backend
+        self._capacity = capacity
+        self._running: dict[str, list[Assignment]] = {}
         for item in running:
-            key = (item.variant, item.placement.profile)
-            if item.placement.id in places and left[key] > 0 and backend.get(item.variant) == item.backend:
-                left[key] -= 1
-                same += 1
-        return same, len(places & {item.placement.id for item in running})
+            self._running.setdefault(item.placement.device, []).append(item)
+        self._variants: dict[str, list[str]] = {}
+        for variant, profile in sorted(wanted):
+            self._variants.setdefault(profile, []).append(variant)
 
-    for layout in sorted(first.layouts, key=kept, reverse=True):
-        remaining = Counter(profiles)
-        remaining.subtract(placement.profile for placement in layout)
-        if any(number < 0 for number in remaining.values()) or frozenset((+remaining).items()) not in allowed:
-            continue
-        others = _place(rest, +remaining, wanted, backend, running)
-        if others is not None:
-            return [*layout, *others]
-    return None
+    def of(self, device: DeviceShape) -> Callable[[_Layout], int]:
+        """The value of a layout of `device`."""
+        here = self._running.get(device.device, [])
+        staying = {item.placement.id: 0 for item in here}
+        for item in here:  # two workers share an instance only while one replaces the other: the better one counts
+            if not device.overlap:
+                staying[item.placement.id] = max(staying[item.placement.id], self._stays(item))
+
+        def value(layout: _Layout) -> int:
+            places = {placement.id for placement in layout}
+            left = Counter(self._wanted)
+            same: set[str] = set()
+            for item in here:
+                key = (item.variant, item.placement.profile)
+                place = item.placement.id
+                if place in places and place not in same and left[key] > 0 and self._unchanged(item):
+                    left[key] -= 1
+                    same.add(place)
+            stay = places & staying.keys()
+            if device.overlap:
+                return len(same) * _MAJOR + len(stay)
+            return sum(staying[place] for place in stay) * _MAJOR + len(same)
+
+        return value if here else lambda layout: 0
+
+    def _stays(self, item: Assignment) -> int:
+        """Thousandths of the capacity that need not go down where the instance of `item` stays."""
+        profile = item.placement.profile
+        own = self._capacity(item)
+        if (item.variant, profile) in self._wanted and self._unchanged(item):
+            return round(own * _MILLI)
+        followers = [
+            Assignment(
+                placement=item.placement, family=item.family, variant=variant, backend=self._backend.get(variant, "")
+            )
+            for variant in self._variants.get(profile, ())
+        ]
+        return round(min(own, max(map(self._capacity, followers), default=0.0)) * _MILLI)
+
+    def _unchanged(self, item: Assignment) -> bool:
+        return self._backend.get(item.variant) == item.backend
+
+
+# --- which layout each device takes -----------------------------------------------------------------------------------
+
+
+_Sums = dict[int, tuple[int, int, _Layout]]
+"""Packed sum of profiles -> (best value, the sum without the last device, the last device's layout)."""
+
+
+def _place(devices: Sequence[DeviceShape], profiles: Counter[str], values: _Values) -> list[Placement] | None:
+    """Placements that are exactly `profiles` and keep most; None where there are none."""
+    shift = {profile: position * _BITS for position, profile in enumerate(sorted(profiles))}
+    if max(profiles.values(), default=0) >= 1 << (_BITS - 1):
+        return None
+    whole = _packed(profiles.elements(), shift)
+    assert whole is not None
+    options = [_options(device, shift, values) for device in devices]
+    half = len(devices) // 2
+    front, back = _sums(options[:half], whole, shift), _sums(options[half:], whole, shift)
+    best: tuple[int, int] | None = None
+    for left, (value, _, _) in front[-1].items():
+        right = back[-1].get(whole - left)
+        if right is not None and (best is None or value + right[0] > best[0]):
+            best = value + right[0], left
+    if best is None:
+        return None
+    return [*_traced(front, best[1]), *_traced(back, whole - best[1])]
+
+
+def _options(device: DeviceShape, shift: dict[str, int], values: _Values) -> list[tuple[int, int, _Layout]]:
+    """The best layout of `device` for each multiset of profiles, as (packed profiles, value, layout)."""
+    value = values.of(device)
+    best: dict[int, tuple[int, _Layout]] = {}
+    for layout in device.layouts:
+        packed = _packed((placement.profile for placement in layout), shift)
+        if packed is not None:
+            worth = value(layout)
+            if packed not in best or worth > best[packed][0]:
+                best[packed] = worth, layout
+    return [(packed, worth, layout) for packed, (worth, layout) in best.items()]
+
+
+def _sums(options: Sequence[list[tuple[int, int, _Layout]]], whole: int, shift: dict[str, int]) -> list[_Sums]:
+    """After each device in turn: every sum of profiles within `whole`, with its best value and how it came about."""
+    guards = sum(1 << (low + _BITS - 1) for low in shift.values())
+    room = whole | guards
+    steps: list[_Sums] = [{0: (0, 0, ())}]
+    for offers in options:
+        sums: _Sums = {}
+        for before, (value, _, _) in steps[-1].items():
+            for packed, worth, layout in offers:
+                total = before + packed
+                if (room - total) & guards != guards:  # a borrow reached a guard: more of a profile than wanted
+                    continue
+                known = sums.get(total)
+                if known is None or value + worth > known[0]:
+                    sums[total] = value + worth, before, layout
+        steps.append(sums)
+    return steps
+
+
+def _traced(steps: Sequence[_Sums], total: int) -> list[Placement]:
+    layouts: list[_Layout] = []
+    for sums in reversed(steps[1:]):
+        _, total, layout = sums[total]
+        layouts.append(layout)
+    return [placement for layout in reversed(layouts) for placement in layout]
+
+
+def _packed(profiles: Iterable[str], shift: dict[str, int]) -> int | None:
+    """The counts of `profiles` in one number; None where one of them is not wanted at all."""
+    total = 0
+    for profile in profiles:
+        low = shift.get(profile)
+        if low is None:
+            return None
+        total += 1 << low
+    return total
+
+
+# --- which worker each placement takes --------------------------------------------------------------------------------
 
 
 def _deal(
     placements: list[Placement],
-    wanted: Counter[tuple[str, str]],
+    wanted: _Wanted,
     family: str,
     backend: dict[str, str],
     running: Sequence[Assignment],
