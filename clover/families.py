@@ -31,17 +31,18 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ConfigError
-from clover.types import EvaluationSpec, FamilySpec, PublishedAccuracy, TensorSpec, VariantSpec
+from clover.types import EvaluationSpec, FamilySpec, Precision, PublishedAccuracy, TensorSpec, VariantSpec
 
 FILE = "family.toml"
 SPLITS = ("calibration", "held_out")
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 MAX_RANK = 8
 
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -155,6 +156,7 @@ def _read(folder: Path) -> FamilySpec:
     for key in _COMPUTED:
         if key in table:
             raise ConfigError(f"{file}: {key}: is filled in by Clover, remove it")
+    _check_precisions(table.get("variants"), str(file))
     try:
         spec = msgspec.convert(table, FamilySpec)
     except msgspec.ValidationError as error:
@@ -254,6 +256,9 @@ def _check(spec: FamilySpec, folder: Path | None, where: str) -> None:
         _check_loader(variant.loader, f"{key}.loader", where)
         if variant.weights:
             _check_weights(variant.weights, folder, f"{key}.weights", where)
+        _check_precision(variant.precision, f"{key}.precision", where)
+        if variant.kind == "python" and variant.precision != "fp32":
+            raise refuse(f"{key}.precision", "belongs to torch variants: a python one computes as its function does")
         if variant.accuracy is not None and not 0 <= variant.accuracy.value <= 100:
             raise refuse(f"{key}.accuracy.value", f"{variant.accuracy.value} is not a percentage")
     if spec.evaluation is not None:
@@ -270,6 +275,19 @@ def _check_name(name: str, key: str, where: str) -> None:
 def _check_loader(loader: str, key: str, where: str) -> None:
     if not _LOADER.fullmatch(loader):
         raise ConfigError(f"{where}: {key}: {loader!r} is not of the form module:function")
+
+
+def _check_precisions(variants: Any, where: str) -> None:
+    """The precisions of a table just read, before it is converted: a wrong one is answered with those there are."""
+    for index, row in enumerate(variants if isinstance(variants, list) else []):
+        if isinstance(row, dict) and "precision" in row:
+            _check_precision(row["precision"], f"variants[{index}].precision", where)
+
+
+def _check_precision(precision: Any, key: str, where: str) -> None:
+    if precision not in PRECISIONS:
+        hint = _did_you_mean(str(precision).lower(), PRECISIONS)
+        raise ConfigError(f"{where}: {key}: {precision!r} is unknown{hint}: it is one of {', '.join(PRECISIONS)}")
 
 
 def _check_tensor(tensor: TensorSpec, key: str, where: str) -> None:
@@ -346,9 +364,18 @@ def digest_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
     Raises KeyError for a name the family does not have.
     """
     chosen = spec.variant(variant) if isinstance(variant, str) else variant
-    chosen = msgspec.structs.replace(chosen, accuracy=None)
-    alone = msgspec.structs.replace(spec, variants=(chosen,), evaluation=None, description="", licence="")
-    total = hashlib.sha256(_digest(msgspec.structs.replace(alone, variants=()), (chosen,)).encode())
+    return _digest_alone(spec, msgspec.structs.replace(chosen, accuracy=None))
+
+
+def structure_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
+    """`digest_of_variant` less the weights and the version: two digests of one structure differ in numbers only."""
+    chosen = spec.variant(variant) if isinstance(variant, str) else variant
+    return _digest_alone(spec, msgspec.structs.replace(chosen, accuracy=None, weights="", version=""))
+
+
+def _digest_alone(spec: FamilySpec, chosen: VariantSpec) -> str:
+    alone = msgspec.structs.replace(spec, variants=(), evaluation=None, description="", licence="")
+    total = hashlib.sha256(_digest(alone, (chosen,)).encode())
     total.update(msgspec.json.encode(chosen, order="sorted"))
     return total.hexdigest()
 

@@ -13,6 +13,9 @@ import msgspec
 Method = Literal["measured", "modelled", "emulated", "analytical", "published", "configured", "none"]
 """Where a number comes from.  Every figure Clover reports carries one of these."""
 
+Precision = Literal["fp32", "tf32", "fp16"]
+"""What a variant multiplies with.  "tf32" lets a GPU that can round factors to TF32 do so; elsewhere it is fp32."""
+
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every record: immutable, keyword-only, unknown fields refused."""
@@ -60,6 +63,8 @@ class VariantSpec(Record, frozen=True, kw_only=True):
     `loader` is "module:function", called in the worker as `loader(variant: VariantSpec, folder: pathlib.Path)`.
     `kind` "torch": it returns an `nn.Module` in eval mode taking the inputs in declared order and returning a tensor
     or a tuple in declared order.  `kind` "python": it returns a callable from a list of NumPy arrays to a list of them.
+    `precision` is part of what a variant is (a cheaper one is a variant of its own); inputs and outputs keep their
+    types.
     """
 
     name: str
@@ -67,6 +72,7 @@ class VariantSpec(Record, frozen=True, kw_only=True):
     kind: Literal["torch", "python"] = "torch"
     version: str = "1"
     weights: str = ""
+    precision: Precision = "fp32"
     accuracy: PublishedAccuracy | None = None
     parameters: dict[str, str | int | float | bool] = {}
 
@@ -269,13 +275,17 @@ class Reading(Record, frozen=True, kw_only=True):
 
 
 class EnergySample(Record, frozen=True, kw_only=True):
-    """Cumulative joules of a device at a monotonic time.  `total_j` never decreases; `idle_w` is its idle power."""
+    """Cumulative joules of a device at a monotonic time.  `total_j` never decreases; `idle_w` is its idle power.
+
+    `epoch` counts how often the meter had to begin anew: what was used between samples of different epochs is unknown.
+    """
 
     device: str
     at_ns: int
     total_j: float
     idle_w: float
     method: Method
+    epoch: int = 0
 
 
 class Receipt(Record, frozen=True, kw_only=True):

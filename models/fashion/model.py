@@ -99,10 +99,13 @@ class Classifier(nn.Module):
 
 
 def load(variant: VariantSpec, folder: Path) -> nn.Module:
-    """The trained rung `variant`, in eval mode, computing in float32 (weights are stored as float16)."""
+    """The trained rung `variant`, in eval mode, computing in float32 (weights are stored as float16).
+
+    `parameters.layers` names the rung where the variant's own name does not: a rung in another precision, say.
+    """
     from safetensors.torch import load_file
 
-    model = Classifier(variant.name)
+    model = Classifier(str(variant.parameters.get("layers", variant.name)))
     state = {name: tensor.float() for name, tensor in load_file(folder / variant.weights).items()}
     model.load_state_dict(state)
     return model.eval()

@@ -602,3 +602,69 @@ def test_an_edit_of_the_same_size_and_second_is_seen(tmp_path: Path) -> None:
         os.utime(source, (1_000_000_000, 1_000_000_000))
         assert families.resolve("model:load", tmp_path)() == answer
     assert not (tmp_path / "__pycache__").exists()
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+def with_precision(tmp_path, precision, kind="torch"):
+    (tmp_path / "family.toml").write_text(
+        f"""
+        name = "f"
+        inputs = [{{ name = "x", datatype = "FP32", shape = [2] }}]
+        outputs = [{{ name = "y", datatype = "FP32", shape = [2] }}]
+        [[variants]]
+        name = "plain"
+        loader = "model:load"
+        [[variants]]
+        name = "half"
+        loader = "model:load"
+        kind = "{kind}"
+        precision = {precision}
+        """,
+        encoding="utf-8",
+    )
+    return families.load_family(str(tmp_path))
+
+
+def test_precision_is_part_of_a_variant(tmp_path):
+    digests = set()
+    for precision in ("fp32", "tf32", "fp16"):
+        spec = with_precision(tmp_path, f'"{precision}"')
+        assert [variant.precision for variant in spec.variants] == ["fp32", precision]
+        digests.add(families.digest_of_variant(spec, "half"))
+        digests.add(families.structure_of_variant(spec, "half"))
+        digests.add(spec.digest)
+    assert len(digests) == 9
+
+
+def test_a_wrong_precision_is_answered_with_those_there_are(tmp_path):
+    with pytest.raises(ConfigError, match=r"variants\[1\].precision: 'fp61' is unknown .*'fp16'.*fp32, tf32, fp16"):
+        with_precision(tmp_path, '"fp61"')
+    with pytest.raises(ConfigError, match=r"variants\[1\].precision: 16 is unknown .*it is one of"):
+        with_precision(tmp_path, "16")
+    with pytest.raises(ConfigError, match="belongs to torch variants"):
+        with_precision(tmp_path, '"fp16"', kind="python")
+    made = msgspec.structs.replace(with_precision(tmp_path, '"fp16"'), digest="")
+    wrong = msgspec.structs.replace(made.variants[1], precision="int4")
+    with pytest.raises(ConfigError, match="'int4' is unknown"):
+        families.load_family(msgspec.structs.replace(made, variants=(wrong,)))
+
+
+def test_new_weights_leave_the_structure(tmp_path):
+    weights = tmp_path / "w"
+    weights.write_bytes(b"1")
+    spec = with_precision(tmp_path, '"fp32"')
+    with_weights = msgspec.structs.replace(spec.variants[1], weights="w", version="1")
+
+    def seen(variant):
+        return families.digest_of_variant(spec, variant), families.structure_of_variant(spec, variant)
+
+    digest, structure = seen(with_weights)
+    weights.write_bytes(b"2")
+    (tmp_path / "v").write_bytes(b"2")
+    for changed in (with_weights, msgspec.structs.replace(with_weights, weights="v", version="2")):
+        assert seen(changed)[0] != digest
+        assert seen(changed)[1] == structure
+    other = msgspec.structs.replace(with_weights, parameters={"layers": "large"})
+    assert seen(other)[1] != structure
