@@ -85,6 +85,7 @@ class EnergyConfig(Section, frozen=True, kw_only=True):
     ] = "auto"
     idle_w: Annotated[float, _help("modelled idle power of the machine, watts a core", ge=0)] = 2.0
     core_w: Annotated[float, _help("modelled power of one busy core above idle, watts", ge=0)] = 8.0
+    gpu_idle_w: Annotated[float, _help("idle power of one GPU, watts; null measures it at start", ge=0)] | None = None
 
 
 class ControllerConfig(Section, frozen=True, kw_only=True):
@@ -102,11 +103,20 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     verify_s: Annotated[float, _help("wall seconds a new plan is watched before it counts as good", ge=0)] = 5.0
     max_utilisation: Annotated[float, _help("highest planned utilisation of any worker", gt=0, lt=1)] = 0.85
     design_rate: Annotated[float, _help("rows a second to plan for at least; 0 takes what is observed", ge=0)] = 0.0
+    capacity_floor: Annotated[
+        float, _help("share of BASE's capacity no transition may go below; never below what arrives", ge=0, le=1)
+    ] = 0.0
     allow_capacity_loss: Annotated[bool, _help("take a transition that cannot hold the capacity floor")] = False
 
 
 class WorkersConfig(Section, frozen=True, kw_only=True):
-    device: Annotated[str, _help("cpu, or emulated:NAME:COUNT where built")] = "cpu"
+    device: Annotated[
+        str, _help("cpu | nvidia | nvidia:0,2 (some GPUs) | emulated:NAME:COUNT, as emulated:a100-40gb:2")
+    ] = "cpu"
+    pace: Annotated[str, _help("JSON file that says how fast variants run on slices of emulated GPUs")] = ""
+    keep_instances: Annotated[bool, _help("leave our MIG instances at a clean stop, for the next start to adopt")] = (
+        False
+    )
     cores: Annotated[str, _help("cores workers may use, as 0-3,6; all of this process's by default")] = ""
     backends: Annotated[tuple[str, ...], _help("backends the profiler may choose from")] = (
         "eager",

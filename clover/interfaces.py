@@ -68,6 +68,13 @@ class Device(Protocol):
     def threads(self, placement: Placement) -> int:
         """Threads a worker at `placement` runs."""
 
+    def visible(self, placement: Placement) -> str:
+        """What a worker at `placement` must see as its only accelerator, as CUDA names it ("MIG-...", "GPU-...");
+        empty where there is none.  Raises DeviceError where the instance does not exist."""
+
+    def memory_bytes(self, placement: Placement) -> int:
+        """Memory of the device that an instance at `placement` has for itself; 0 where that is the machine's own."""
+
 
 class CarbonSource(Protocol):
     """Gives the grid's carbon intensity at a grid time.  `step_s`: how long one value holds, in grid seconds.
@@ -85,12 +92,18 @@ class CarbonSource(Protocol):
 
 
 class EnergyMeter(Protocol):
-    """Monotonic joules of one device."""
+    """Monotonic joules of one device.  `why` says which meter it is and what ails it."""
 
     device: str
 
+    @property
+    def why(self) -> str: ...
+
+    async def refresh(self) -> None:
+        """Read what takes a while to read; `sample` gives what was found."""
+
     def sample(self, now_ns: int) -> EnergySample:
-        """Cumulative energy at `now_ns`."""
+        """Cumulative energy at `now_ns`, or at the last refresh for a meter that needs one."""
 
 
 # --- what http sees of the server -------------------------------------------------------------------------------------

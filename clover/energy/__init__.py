@@ -1,6 +1,7 @@
-"""Joules of the machine: measured by RAPL where the kernel lets us read it, modelled otherwise, and always labelled.
+"""Joules of what Clover runs on, always labelled: of the machine by RAPL where the kernel lets us read it and modelled
+otherwise; of GPUs by NVML, and never modelled, since nobody would know how wrong that is.
 
-Meters are interchangeable (`clover.interfaces.EnergyMeter`); one for GPUs (NVML) belongs into this folder as well.
+Meters are interchangeable (`clover.interfaces.EnergyMeter`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from pathlib import Path
 
 from clover.config import EnergyConfig
 from clover.energy.modelled import ModelledMeter
+from clover.energy.nvml import Gpu, NvmlMeter, NvmlSession
 from clover.energy.rapl import POWERCAP, RaplError, RaplMeter
 from clover.errors import ConfigError
 
-__all__ = ["Meter", "ModelledMeter", "RaplMeter", "build"]
+__all__ = ["Meter", "ModelledMeter", "NvmlMeter", "RaplMeter", "build", "build_gpu"]
 
 Meter = RaplMeter | ModelledMeter
 
@@ -28,14 +30,13 @@ def build(
     clock: Callable[[], int] = time.monotonic_ns,
     powercap: Path = POWERCAP,
 ) -> Meter:
-    """The meter that `config` asks for; `meter.why` says why it is this one.
+    """The meter of the machine that `config` asks for; `meter.why` says why it is this one.
 
     `cores` are the cores the device has, `cpu_seconds` gives the CPU time the workers used so far (dead ones included).
     ConfigError where the constants make no sense, or where `meter = "rapl"` and RAPL cannot be read.
     """
     for name, watts in (("idle_w", config.idle_w), ("core_w", config.core_w)):
-        if not (math.isfinite(watts) and watts >= 0):
-            raise ConfigError(f"energy.{name} must be a number of watts of at least 0, not {watts}")
+        _check_watts(name, watts)
     if cores < 1:
         raise ConfigError(f"a device has at least one core, not {cores}")
     idle_w = config.idle_w * cores
@@ -50,3 +51,26 @@ def build(
         else:
             return meter
     return ModelledMeter(idle_w=idle_w, core_w=config.core_w, cpu_seconds=cpu_seconds, now_ns=clock(), why=why)
+
+
+async def build_gpu(
+    nvml: NvmlSession,
+    gpu: Gpu,
+    config: EnergyConfig,
+    *,
+    busy_ns: Callable[[], int] | None = None,
+    clock: Callable[[], int] = time.monotonic_ns,
+) -> NvmlMeter:
+    """The meter of a whole GPU, slices and all; `meter.why` says what it reads.  Call it before there are workers.
+
+    `busy_ns` gives the time that workers of this GPU were busy so far (`Account.busy_ns`).  ConfigError where
+    `energy.gpu_idle_w` makes no sense, DeviceError where the GPU shows neither energy nor power.
+    """
+    if config.gpu_idle_w is not None:
+        _check_watts("gpu_idle_w", config.gpu_idle_w)
+    return await NvmlMeter.start(nvml, gpu, idle_w=config.gpu_idle_w, busy_ns=busy_ns, clock=clock)
+
+
+def _check_watts(name: str, watts: float) -> None:
+    if not (math.isfinite(watts) and watts >= 0):
+        raise ConfigError(f"energy.{name} must be a number of watts of at least 0, not {watts}")

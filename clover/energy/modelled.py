@@ -36,6 +36,9 @@ class ModelledMeter:
         self._at_ns = now_ns
         self._total_j = 0.0
 
+    async def refresh(self) -> None:
+        """Nothing: a sample is cheap."""
+
     def sample(self, now_ns: int) -> EnergySample:
         """Joules since the meter was made.  Neither a clock nor a CPU total that goes back makes it decrease."""
         cpu_s = self._cpu_seconds()

@@ -77,6 +77,9 @@ class RaplMeter:
         self._at_ns = now_ns
         self._window = (now_ns, 0)
 
+    async def refresh(self) -> None:
+        """Nothing: a sample is cheap."""
+
     def sample(self, now_ns: int) -> EnergySample:
         """Joules since the meter was made; DeviceError where a counter cannot be read (the next sample makes up)."""
         counters = [_read_counter(domain) for domain in self.domains]
