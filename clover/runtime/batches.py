@@ -1,7 +1,9 @@
 """A batch as its worker sees it: rows of a slab gathered into arrays, a model's answers scattered back.
 
 Where the slots are consecutive and rows fill their bound, an input is a view of the slab, not a copy.  All rows of one
-batch have equal dims (the batcher keys rows by shape), so the first row speaks for the batch.  What a model returns is
+batch have equal dims (the batcher keys rows by shape), so the first row speaks for the batch.  Scattered rows are
+gathered into new arrays, or (`stage`) into arrays that are there for all batches, which a GPU's worker keeps
+page-locked as it does the slab.  What a model returns is
 checked against the family's declaration before any of it is written: count, dtype, shape.
 """
 
@@ -65,6 +67,17 @@ class Batches:
         self._slots = slab.layout.slots
         self._inputs = [(index, tensor, slab.input(index)) for index, tensor in enumerate(slab.layout.spec.inputs)]
         self._outputs = [(index, tensor, slab.output(index)) for index, tensor in enumerate(slab.layout.spec.outputs)]
+        self._staged: dict[int, NDArray[Any]] = {}
+
+    def stage(self, max_batch: int) -> list[NDArray[Any]]:
+        """Gather scattered rows of inputs of fixed shape into the arrays returned from now on: what `gather` gave is
+        overwritten by the next batch."""
+        self._staged = {
+            index: np.zeros((max_batch, *region.shape[1:]), region.dtype)
+            for index, tensor, region in self._inputs
+            if tensor.datatype != "BYTES" and not tensor.variable
+        }
+        return list(self._staged.values())
 
     def span(self, slots: NDArray[np.uint32]) -> slice | NDArray[np.uint32]:
         """An index for `slots` (at least one): a slice where they are consecutive.  Raises IndexError for slots the
@@ -87,7 +100,11 @@ class Batches:
         if tensor.datatype == "BYTES":
             return self._gather_bytes(index, slots)
         if not tensor.variable:
-            return np.ascontiguousarray(region[span])
+            staged = self._staged.get(index)
+            if staged is None or isinstance(span, slice):
+                return np.ascontiguousarray(region[span])
+            # "clip" lets NumPy write straight into `out`; `span` has refused slots that do not exist.
+            return np.take(region, slots, axis=0, out=staged[: len(slots)], mode="clip")
         corner = tuple(slice(axis) for axis in self._slab.dims("input", index, int(slots[0])))
         return np.ascontiguousarray(region[span][(slice(None), *corner)])
 

@@ -49,6 +49,10 @@ class FleetWorker(Protocol):
     def ring(self) -> RingLike: ...
     @property
     def state(self) -> str: ...
+    @property
+    def device_lost(self) -> bool: ...
+    @property
+    def overruns(self) -> int: ...
     def bell(self) -> None: ...
     def kill(self) -> None: ...
     async def drain_and_exit(self) -> None: ...
@@ -236,6 +240,7 @@ class FamilyFleet:
                     "routed": item in routed and not leaving,
                     "restarts": member.restarts,
                     "rows": member.meter.rows if member.meter is not None else 0,
+                    "overruns": worker.overruns if worker is not None else 0,
                     "ready_s": round((now_ns - member.ready_ns) / 1e9, 3) if worker is not None else 0.0,
                 }
             )
@@ -263,7 +268,7 @@ class FamilyFleet:
                 variant=item.variant,
                 device=item.placement.device,
                 placement=item.placement.id,
-                slices=item.placement.size,
+                slices=item.placement.slices,
                 joules=self._joules(item),
                 core_w=self._account.core_w,
             )
@@ -300,8 +305,10 @@ class FamilyFleet:
 
     def _died(self, worker: WorkerHandle, reason: str) -> None:
         """A worker is dead.  Its rows go elsewhere; its member gets another one."""
+        blame = True
         for member in self._all():
             if member.worker is worker:
+                blame = not member.worker.device_lost
                 self._note(member, "died", reason)
                 lived_ns = self._clock() - member.ready_ns
                 self._gone(member)
@@ -310,7 +317,7 @@ class FamilyFleet:
                         member.failures = 0
                     member.respawn = asyncio.get_running_loop().create_task(self._respawn(member))
         self._set_hold()
-        self.router.died(worker, reason)
+        self.router.died(worker, reason, blame=blame)
 
     async def _respawn(self, member: Member) -> None:
         item = member.assignment

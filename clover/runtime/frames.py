@@ -52,11 +52,23 @@ _VERSION = 1
 _R = TypeVar("_R", bound=Record)
 
 
+class EmulatedSlice(Record, frozen=True, kw_only=True):
+    """The emulated slice a worker plays: the emulator's library, its state file, the instance's UUID there; by batch
+    size from 1, how long a batch takes and what it draws above idle; the slice's memory."""
+
+    library: str
+    state: str
+    uuid: str
+    pace_ms: tuple[float, ...]
+    watts: tuple[float, ...]
+    memory_bytes: int
+
+
 class WorkerOrder(Record, frozen=True, kw_only=True):
     """All a worker needs to know: what to load, where to run, how large batches get.
 
     `cores` are core numbers; `memory_bytes` 0 sets no address-space limit; `visible_devices` becomes
-    CUDA_VISIBLE_DEVICES before anything runs ("" hides every GPU from a CPU worker).
+    CUDA_VISIBLE_DEVICES before anything runs ("" hides every GPU from a CPU worker); `place` is for messages.
     """
 
     family: FamilySpec
@@ -68,6 +80,8 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     max_batch: int
     memory_bytes: int = 0
     visible_devices: str = ""
+    place: str = ""
+    emulated: EmulatedSlice | None = None
 
     def trimmed(self) -> WorkerOrder:
         """The same order without what only people and clients read (labels, descriptions), to keep frames small."""
@@ -131,13 +145,18 @@ class Exit(Record, frozen=True, kw_only=True):
 
 
 class WorkerState(Record, frozen=True, kw_only=True):
-    """What a worker is doing.  `text` is the reason of "failed"; the durations are filled as they become known."""
+    """What a worker is doing.  `text` is the reason of "failed", `device_lost` that its GPU is gone and no batch is to
+    blame; the durations are filled as they become known.  A worker on an emulated slice says "ready" again when batches
+    took longer than the slice would: `overruns` of `batches` so far."""
 
     state: Literal["loading", "warming", "ready", "failed"]
     text: str = ""
     fork_ms: float = 0.0
     load_ms: float = 0.0
     warm_ms: float = 0.0
+    device_lost: bool = False
+    batches: int = 0
+    overruns: int = 0
 
 
 _KINDS: dict[type[Record], Kind] = {

@@ -6,6 +6,10 @@ One pool serves every family.  It owns the zygote, the eventfd that workers ring
 A worker's death is heard by its pidfd, which the zygote (its parent) opened; the exit status comes from the zygote a
 moment later.  The zygote may die without harm: workers go on, and the next spawn starts another.
 
+Starting is computing: importing what a model needs, loading, warming.  Dozens of workers that started at once would
+share the cores, and each of them take as long as all; so about one a core starts at a time (`starts`), and the time a
+worker may take counts from when its turn comes.
+
 All methods run on the event loop the pool was started on, stock asyncio or uvloop.
 """
 
@@ -36,12 +40,14 @@ class Pool:
     """Spawns and ends workers.
 
     `start_s`: seconds a worker may take to become ready.  `silent_s`: seconds a batch may run before its worker is
-    taken for stuck; draining waits that long.
+    taken for stuck; draining waits that long.  `starts`: workers that start at once; 0 takes one more than there are
+    cores.
     """
 
-    def __init__(self, *, start_s: float = 60.0, silent_s: float = 30.0) -> None:
+    def __init__(self, *, start_s: float = 60.0, silent_s: float = 30.0, starts: int = 0) -> None:
         self.start_s = start_s
         self.silent_s = silent_s
+        self._turns = asyncio.Semaphore(starts or len(os.sched_getaffinity(0)) + 1)
         self.workers: set[Worker] = set()
         """Every worker that has not died, starting ones included."""
         self._lifeline, self._lifeline_held = os.pipe2(os.O_CLOEXEC)
@@ -54,9 +60,9 @@ class Pool:
         self._stopped = False
 
     @classmethod
-    def launch(cls, *, start_s: float = 60.0, silent_s: float = 30.0) -> Pool:
+    def launch(cls, *, start_s: float = 60.0, silent_s: float = 30.0, starts: int = 0) -> Pool:
         """A pool whose zygote is already importing: before the event loop starts, so that both overlap."""
-        pool = cls(start_s=start_s, silent_s=silent_s)
+        pool = cls(start_s=start_s, silent_s=silent_s, starts=starts)
         pool._zygote = ZygoteLink.launch()
         return pool
 
@@ -102,11 +108,12 @@ class Pool:
     ) -> Worker:
         """A new worker over `slab`, once it is ready: loaded, every batch size warmed.
 
-        Raises WorkerError with the worker's own reason where it fails, dies or takes longer than `start_s`; nothing of
-        it is left then, nor where the caller is cancelled.
+        Raises WorkerError with the worker's own reason where it fails, dies or takes longer than `start_s` once it is
+        its turn; nothing of it is left then, nor where the caller is cancelled.
         """
         try:
-            return await self._spawn(order, slab, on_death)
+            async with self._turns:
+                return await self._spawn(order, slab, on_death)
         except OSError as error:  # out of descriptors, memory or processes
             raise WorkerError(f"{order.variant} ({order.backend}) cannot be started: {error.strerror}") from error
 

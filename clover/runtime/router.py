@@ -9,6 +9,7 @@ accuracy; where the plan gives none of those a share, the cheapest of them serve
 
 Death.  Rows being computed by a worker that died are queued again, once, on the same variant or (where it has no worker
 left) on another that is good enough; a ticket that was being computed in two deaths is poison: 503, no Retry-After.
+Deaths that no row can have caused, as of workers whose GPU is lost, do not count.
 
 Everything runs on the loop's thread; nothing here awaits, and a request costs neither a Task nor a Future.
 """
@@ -249,8 +250,9 @@ class Router:
         else:
             on_idle()
 
-    def died(self, worker: WorkerHandle, reason: str) -> None:
-        """`worker` is gone: take what it still completed, and queue the rows it held again, once."""
+    def died(self, worker: WorkerHandle, reason: str, *, blame: bool = True) -> None:
+        """`worker` is gone: take what it still completed, and queue the rows it held again, once.  `blame` False: no
+        row can have caused it (its GPU was lost, say), and none counts a death."""
         link = self._lanes.find(worker)
         if link is None:
             return
@@ -274,7 +276,7 @@ class Router:
         def poisoned(ticket: Ticket) -> None:
             self._finish(ticket, 503, "the request was being computed by two workers that died", now_ns)
 
-        self._retry.after_death(batches, untaken, now_ns, poisoned)
+        self._retry.after_death(batches, untaken if blame else len(batches), now_ns, poisoned)
         self._retry.stranded(now_ns)
         self._turn()
 

@@ -1,8 +1,14 @@
-"""One family being served: its slab, router and fleet, put together."""
+"""One family being served: its slab, router and fleet, put together.
+
+A worker is told all it needs by its order.  On a GPU that is the instance it may see; on an emulated one also how long
+its batches take and what they draw there: what the profile expects, unless the pace file says that the board draws
+something else (`drawn`), which a profile cannot know before it is measured.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +20,8 @@ from clover.config import FamilyConfig, WorkersConfig
 from clover.errors import DeviceError
 from clover.interfaces import Device
 from clover.runtime.fleet import FamilyFleet
-from clover.runtime.frames import WorkerOrder
+from clover.runtime.frames import EmulatedSlice, WorkerOrder
+from clover.runtime.pacing import Paces, pace_of
 from clover.runtime.pool import Pool, Worker
 from clover.runtime.router import Router
 from clover.runtime.slab import Layout, Slab
@@ -57,6 +64,7 @@ class Served:
         self.config = config
         self.name = config.name or spec.name
         self.profile: FamilyProfile | None = None
+        self.drawn: Paces = {}
         self.targets: dict[str, float] = {}
         self.state = "LOADING"
         self.reason = ""
@@ -77,17 +85,21 @@ class Served:
             self.router, account, start=self._start, joules=self._joules, silent_s=workers.silent_s
         )
 
-    def use(self, profile: FamilyProfile | None) -> None:
-        """Expect accuracy and energy as `profile` says."""
+    def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
+        """Expect accuracy and energy as `profile` says; `drawn`: what emulated boards really do, where that is known
+        apart from it."""
         self.profile = profile
+        self.drawn = drawn or {}
         self.router.expect(profile)
 
     def order(self, assignment: Assignment) -> WorkerOrder:
-        """What a worker of `assignment` is told; raises DeviceError where its placement does not exist."""
+        """What a worker of `assignment` is told; raises DeviceError where its placement does not exist, or is emulated
+        and nothing says how fast it is."""
         placement, variant, backend = assignment.placement, assignment.variant, assignment.backend
         device = self._device(placement)
         threads = measured_threads(self.profile, variant, placement.profile, backend) or device.threads(placement)
         folder = backends.artifact_dir(self._cache, self.spec, self.spec.variant(variant), backend, threads)
+        emulated = self._emulated(assignment, device) if device.shape().emulated else None
         return WorkerOrder(
             family=self.spec,
             variant=variant,
@@ -97,6 +109,32 @@ class Served:
             threads=threads,
             max_batch=self.spec.max_batch,
             memory_bytes=self._workers.memory_bytes,
+            # What runs for an emulated slice runs on the CPU, whatever GPUs this machine has.
+            visible_devices="" if emulated else device.visible(placement),
+            place=placement.id,
+            emulated=emulated,
+        )
+
+    def _emulated(self, assignment: Assignment, device: Device) -> EmulatedSlice:
+        placement, variant = assignment.placement, assignment.variant
+        pace = self.drawn.get((variant, placement.profile)) or pace_of(
+            self.profile, variant, placement.profile, assignment.backend
+        )
+        if pace is None:
+            raise DeviceError(
+                f"{self.name}: nothing says how long {variant} takes on an emulated {placement.profile}: profile the "
+                "family (it needs an evaluation set or published accuracies), or name it in the file of workers.pace"
+            )
+        from clover.devices import emulated
+
+        pace_ms, watts = pace.table(self.spec.max_batch)
+        return EmulatedSlice(
+            library=str(emulated.library()),
+            state=os.environ["CLOVER_NVML_STATE"],
+            uuid=device.visible(placement),
+            pace_ms=pace_ms,
+            watts=watts,
+            memory_bytes=device.memory_bytes(placement),
         )
 
     def default_deployment(self) -> tuple[Assignment, ...]:

@@ -197,6 +197,11 @@ class Slab:
             )
         return cls(fd, layout, mapped)
 
+    @property
+    def memory(self) -> mmap.mmap:
+        """All of it."""
+        return self._map
+
     def _view(self, region: Region) -> NDArray[Any]:
         slots = self.layout.slots
         flat = np.frombuffer(self._map, region.dtype, slots * math.prod(region.bound), region.offset)

@@ -4,6 +4,9 @@ Life: pin, harden, say "loading", load, say "warming", run every batch size, say
 the ring, gather its rows, run, scatter, complete.  A model that raises or answers in the wrong form fails its batch,
 not the process.  Told to exit, the worker answers what is in its ring first.
 
+On an emulated slice (`clover.runtime.pacing`) it attaches to the slice before it says anything, so that the instance
+cannot be destroyed under it, and hands batches back at the slice's pace.  Where its GPU is lost it says so and ends.
+
 It dies with the server in any state, mid-batch included: its lifeline is a pipe that only the server holds open, and
 the kernel is asked to send SIGKILL when that pipe hangs up.  (PR_SET_PDEATHSIG would follow the zygote's life instead,
 and a zygote that dies should not take down workers that serve.)  The end of the control socket ends it as well.
@@ -26,7 +29,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,8 @@ from numpy.typing import NDArray
 from clover import backends
 from clover._native.ring import RING_BYTES, Ring
 from clover.backends.tensors import example_inputs
-from clover.runtime import frames
+from clover.errors import DeviceError
+from clover.runtime import frames, pacing, pinned
 from clover.runtime.batches import Batches
 from clover.runtime.slab import Layout, Slab, map_shared
 
@@ -70,13 +74,17 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
         try:
             os.sched_setaffinity(0, order.cores)
             _harden(order)
+            held = pacing.HeldSlice.attach(order.emulated, order.max_batch) if order.emulated is not None else None
             _say(control, frames.WorkerState(state="loading", fork_ms=_ms_since(forked_ns)))
-            batches = Batches(Slab.attach(slab_fd, Layout(order.family, spawn.slots)))
+            slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
+            batches = Batches(slab)
             ring = Ring(map_shared(ring_fd, RING_BYTES(order.max_batch)), order.max_batch)
             os.close(ring_fd)
-            run, load_ms = _load(order)
-            _say(control, frames.WorkerState(state="warming", load_ms=load_ms))
-            warm_ms = _warm(order, run, batches)
+            with _within_its_memory(order):
+                run, load_ms = _load(order)
+                pinned.pin(slab, batches, order.max_batch)
+                _say(control, frames.WorkerState(state="warming", load_ms=load_ms))
+                warm_ms = _warm(order, run, batches)
         except Exception as error:
             _log.exception("%s does not start", order.variant)
             _say(control, frames.WorkerState(state="failed", text=_reason(error)))
@@ -84,7 +92,13 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
         gc.collect()
         gc.freeze()
         _say(control, frames.WorkerState(state="ready", load_ms=load_ms, warm_ms=warm_ms))
-        _Turn(control, batches, ring, run, doorbell, completions, order.max_batch).forever()
+        try:
+            _Turn(control, batches, ring, run, doorbell, completions, order.max_batch, held).forever()
+        except DeviceError as error:
+            text = f"{order.place or 'its slice'} is gone: {error}"
+            _log.error("%s on %s", order.variant, text)
+            _say(control, frames.WorkerState(state="failed", text=text, device_lost=True))
+            return 1
     except ParentGone:
         return 0
     return 0
@@ -121,6 +135,21 @@ def _harden(order: frames.WorkerOrder) -> None:
     faulthandler.enable()
 
 
+@contextlib.contextmanager
+def _within_its_memory(order: frames.WorkerOrder) -> Iterator[None]:
+    """From here on an emulated slice's memory bounds this process; a model that finds no room in it is told apart."""
+    if order.emulated is None:
+        yield
+        return
+    pacing.limit_memory(order.emulated.memory_bytes)
+    try:
+        yield
+    except Exception as error:
+        if pacing.out_of_memory(error):
+            raise pacing.misfit(order.variant, order.place, order.emulated.memory_bytes) from error
+        raise
+
+
 def _load(order: frames.WorkerOrder) -> tuple[Run, float]:
     import torch
 
@@ -137,13 +166,14 @@ def _warm(order: frames.WorkerOrder, run: Run, batches: Batches) -> float:
 
     Frameworks prepare kernels per shape: the first batch of a size would take longer.  This also finds a module whose
     answers do not match the family's declaration.  Plain Python may well refuse zeros or empty strings, and has
-    nothing to prepare: its failure here is only logged.
+    nothing to prepare: its failure here is only logged.  On an emulated slice the pace hides what a size costs first,
+    and dozens of workers start at once: powers of two suffice.
     """
     start_ns = time.monotonic_ns()
     powers = {1 << power for power in range(order.max_batch.bit_length())} | {order.max_batch}
     inputs = example_inputs(order.family, order.max_batch)
     for size in (*sorted(powers), *(size for size in range(order.max_batch, 0, -1) if size not in powers)):
-        if size not in powers and _ms_since(start_ns) > WARM_S * 1e3:
+        if size not in powers and (order.emulated is not None or _ms_since(start_ns) > WARM_S * 1e3):
             break
         try:
             batches.check(size, run([array[:size] for array in inputs]))
@@ -170,6 +200,7 @@ class _Turn:
         doorbell: int,
         completions: int,
         max_batch: int,
+        held: pacing.HeldSlice | None,
     ) -> None:
         self._control = control
         self._batches = batches
@@ -177,6 +208,7 @@ class _Turn:
         self._run = run
         self._doorbell = doorbell
         self._completions = completions
+        self._held = held
         self._slots = np.zeros(max_batch, np.uint32)
         self._logged_ns = 0
         self._unlogged = 0
@@ -221,18 +253,28 @@ class _Turn:
         cpu_ns = time.process_time_ns()
         start_ns = time.monotonic_ns()
         status = 0
+        if self._held is not None:
+            self._held.begin(count)
         try:
             self._batches.scatter(slots, self._run(self._batches.gather(slots)))
         except Exception:
             status = MODEL_FAILED
             self._complain()
-        end_ns = time.monotonic_ns()
+        # The slice is busy until its batch is due; what the CPU used is what it used.
+        end_ns = time.monotonic_ns() if self._held is None else self._held.end(start_ns, count)
         used_ns = time.process_time_ns() - cpu_ns
         # Two credits a worker keep at most two batches here, and the ring holds sixteen: it is full only where the
         # server broke its own rule, or stopped reaping.
         if not self._ring.complete(batch, status, count, start_ns, end_ns, used_ns):
             raise RuntimeError("the completion ring is full")
         os.eventfd_write(self._completions, 1)
+        if self._held is not None and (late := self._held.pacer.report()):
+            self._tell(late, self._held.pacer)
+
+    def _tell(self, late: str, pacer: pacing.Pacer) -> None:
+        """Batches took longer than the slice would: for the log, and for the server's figures."""
+        _log.warning("%s", late)
+        _say(self._control, frames.WorkerState(state="ready", batches=pacer.batches, overruns=pacer.overruns))
 
     def _complain(self) -> None:
         """Log a failed batch with its traceback, at most once a second: a client may provoke them at will."""

@@ -39,7 +39,9 @@ class Worker:
     """One worker process.  Made by `Pool.spawn`, which returns it ready.
 
     `ring` is the server's side of its ring, and stays readable after its death.  `ready_ms` is the time from the order
-    to ready; `fork_ms`, `load_ms` and `warm_ms` are its parts as the worker measured them.
+    to ready; `fork_ms`, `load_ms` and `warm_ms` are its parts as the worker measured them.  `overruns` of
+    `paced_batches` took longer than the emulated slice would have (0 elsewhere); `device_lost`: it ended because its
+    GPU is gone.
     """
 
     def __init__(
@@ -63,6 +65,9 @@ class Worker:
         self.fork_ms = 0.0
         self.load_ms = 0.0
         self.warm_ms = 0.0
+        self.paced_batches = 0
+        self.overruns = 0
+        self.device_lost = False
         self._control = control
         self._doorbell = doorbell
         self._pidfd = pidfd
@@ -183,6 +188,9 @@ class Worker:
         self.fork_ms = state.fork_ms or self.fork_ms
         self.load_ms = state.load_ms or self.load_ms
         self.warm_ms = state.warm_ms or self.warm_ms
+        self.paced_batches = state.batches or self.paced_batches
+        self.overruns = state.overruns or self.overruns
+        self.device_lost = self.device_lost or state.device_lost
         if state.state == "failed":
             self._failure = state.text
             if not self._ready.done():

@@ -37,6 +37,8 @@ class Worker:
         self.state = "ready"
         self.on_death: Callable[[Any, str], None] | None = None
         self.killed = False
+        self.device_lost = False
+        self.overruns = 0
         self.sent: list[int] = []
         self.done: list[tuple[int, int, int, int, int, int]] = []
         self.ring = self
