@@ -7,11 +7,12 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from clover.config import ListenConfig, ServerConfig
+from clover.config import ListenConfig, ServerConfig, WorkersConfig
 from clover.errors import ConfigError
 from clover.settings.schema import did_you_mean
 
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "nvidia", "emulated")
+_DEVICE = re.compile(r"cpu|nvidia(:\d{1,3}(,\d{1,3})*)?|emulated:[a-z0-9][a-z0-9-]{0,31}:[1-9]\d{0,2}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SOCKET_PATH_BYTES = 107
 
@@ -38,12 +39,24 @@ def check(config: ServerConfig) -> None:
             raise ConfigError(
                 f"carbon.trace_start {config.carbon.trace_start!r} is no ISO 8601 time, as 2024-01-31T00:00:00+00:00"
             ) from None
-    if config.workers.device not in DEVICES:
-        hint = did_you_mean(config.workers.device, DEVICES) or f"; this version drives {', '.join(DEVICES)}"
-        raise ConfigError(f"workers.device {config.workers.device!r} is unknown{hint}")
+    _check_device(config.workers)
     if not config.workers.backends:
         raise ConfigError("workers.backends is empty: name at least eager")
     parse_cores(config.workers.cores)
+
+
+def _check_device(workers: WorkersConfig) -> None:
+    device = workers.device
+    if not _DEVICE.fullmatch(device):
+        kind = device.partition(":")[0]
+        hint = did_you_mean(kind, DEVICES) if kind not in DEVICES else ""
+        raise ConfigError(
+            f"workers.device {device!r} is none: it reads cpu, nvidia, nvidia:0,2 or emulated:a100-40gb:2{hint}"
+        )
+    if workers.pace and not device.startswith("emulated:"):
+        raise ConfigError(f"workers.pace paces emulated GPUs, but workers.device is {device}: leave one of them out")
+    if workers.pace and not Path(workers.pace).is_file():
+        raise ConfigError(f"workers.pace: there is no file {workers.pace}")
 
 
 def _check_listen(listen: ListenConfig) -> None:

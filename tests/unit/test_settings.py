@@ -263,6 +263,40 @@ def test_check_is_pure_and_passes_the_default() -> None:
         check(ServerConfig(families=()))
 
 
+@pytest.mark.parametrize("device", ["cpu", "nvidia", "nvidia:0", "nvidia:0,2", "emulated:a100-40gb:10"])
+def test_devices_that_there_may_be(device: str) -> None:
+    assert load(["--device", device], {}).config.workers.device == device
+    assert load([], {"CLOVER_DEVICE": device}).config.workers.device == device
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [
+        ("", "reads cpu, nvidia, nvidia:0,2 or emulated"),
+        ("gpu", "is none"),
+        ("nvdia", "did you mean nvidia"),
+        ("nvidia:", "is none"),
+        ("nvidia:a", "is none"),
+        ("emulated:a100-40gb", "is none"),
+        ("emulated:a100-40gb:0", "is none"),
+        ("emulated:../x:1", "is none"),
+    ],
+)
+def test_devices_that_there_are_not(device: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        load(["--device", device], {})
+
+
+def test_paces_belong_to_emulated_devices(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        load(["--pace", "p.json"], {})
+    with pytest.raises(ConfigError, match="there is no file"):
+        load(["--pace", str(tmp_path / "p.json"), "--device", "emulated:a100-40gb:1"], {})
+    pace = tmp_path / "p.json"
+    pace.write_text("{}", encoding="utf-8")
+    assert load(["--pace", str(pace), "--device", "emulated:a100-40gb:1"], {}).config.workers.pace == str(pace)
+
+
 # --- round trips --------------------------------------------------------------------------------------------------
 
 _FREE = [
@@ -277,6 +311,7 @@ _FREE = [
         "listen.tls_cert",
         "listen.tls_key",
         "workers.device",
+        "workers.pace",
         "workers.cores",
         "workers.backends",
         "carbon.trace_start",
