@@ -40,6 +40,10 @@ class DeviceError(CloverError):
     """A device refused a layout, an instance or a reading."""
 
 
+class DeviceLost(DeviceError):
+    """A GPU does not answer any more: its capacity is gone until it comes back, and nothing it held can be changed."""
+
+
 class WorkerError(CloverError):
     """A worker process died, refused or did not answer in time."""
 

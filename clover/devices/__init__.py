@@ -1,1 +1,177 @@
-"""Partitionable devices: which layouts exist, and instances made and unmade."""
+"""Partitionable devices: which layouts exist, and instances made and unmade.
+
+`build` turns one word of configuration into devices: `cpu` (core-sets), `nvidia` or `nvidia:0,2` (the GPUs of this
+machine, cut by MIG where that is on), `emulated:a100-40gb:2` (GPUs that are not there, behind the same driver calls).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from clover.config import WorkersConfig
+from clover.devices.cpu import CpuDevice
+from clover.devices.mig import MigDevice
+from clover.devices.nvml import Nvml
+from clover.devices.ownership import boot_of
+from clover.errors import ConfigError, DeviceLost
+from clover.interfaces import Device
+from clover.settings.check import parse_cores
+from clover.types import Record
+
+log = logging.getLogger("clover.devices")
+
+MOST_EMULATED = 64
+_FORMS = "cpu, nvidia, nvidia:0,2 or emulated:a100-40gb:2"
+_NUMBER = re.compile(r"[0-9]{1,4}")
+
+
+class DeviceChoice(Record, frozen=True, kw_only=True):
+    """What `workers.device` asks for.  `indices` empty: every GPU.  `name` and `count` are of an emulated box."""
+
+    kind: Literal["cpu", "nvidia", "emulated"]
+    indices: tuple[int, ...] = ()
+    name: str = ""
+    count: int = 0
+
+    @property
+    def box(self) -> str:
+        """What an emulated box is called among others: "a100-40gb-2"."""
+        return f"{self.name}-{self.count}"
+
+
+def parse(text: str) -> DeviceChoice:
+    """What `text` asks for.  Raises ConfigError; looks at no hardware."""
+    kind, given, rest = text.strip().partition(":")
+    if kind == "cpu" and not given:
+        return DeviceChoice(kind="cpu")
+    if kind == "nvidia":
+        return DeviceChoice(kind="nvidia", indices=_indices(text, rest) if given else ())
+    if kind == "emulated":
+        name, _, count = rest.partition(":")
+        if not name or not _NUMBER.fullmatch(count):
+            raise ConfigError(f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2")
+        return _emulated(name, int(count))
+    raise ConfigError(f"device {text!r} is none: it reads {_FORMS}")
+
+
+def _indices(text: str, given: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in given.split(",")]
+    if not all(map(_NUMBER.fullmatch, parts)):
+        raise ConfigError(f"device {text!r} must read as nvidia, or as nvidia:0,2 with the numbers of GPUs")
+    indices = tuple(int(part) for part in parts)
+    if len(set(indices)) != len(indices):
+        raise ConfigError(f"device {text!r} names a GPU twice")
+    return tuple(sorted(indices))
+
+
+def _emulated(name: str, count: int) -> DeviceChoice:
+    from clover.devices import tables
+
+    if name not in tables.names():
+        raise ConfigError(f"there is no table of a GPU {name!r}; known: {', '.join(tables.names())}")
+    if not 1 <= count <= MOST_EMULATED:
+        raise ConfigError(f"an emulated box has 1 to {MOST_EMULATED} GPUs, not {count}")
+    return DeviceChoice(kind="emulated", name=name, count=count)
+
+
+def build(
+    config: WorkersConfig, cache: Path, *, exclusive: bool = True, session: Nvml | None = None
+) -> dict[str, Device]:
+    """The devices of `config`, by name.  GPUs share one NVML session; `close` ends what is begun here.
+
+    `exclusive` false only looks: nothing is locked, and nothing can be changed.  An emulated box keeps its state in
+    `cache`, so that its instances outlive the process, as real ones do.  Raises ConfigError where the words are wrong
+    or name what is not there, DeviceError where a device cannot be used.
+    """
+    choice = parse(config.device)
+    cpu = CpuDevice(parse_cores(config.cores))
+    if choice.kind == "cpu":
+        return {cpu.name: cpu}
+    emulated = choice.kind == "emulated"
+    folder = cache / "mig"
+    if emulated:
+        # A box of its own: its GPUs are not those of another box, even where they are called the same.
+        folder = cache / "emulated" / choice.box
+        _enter(choice, cache)
+    session = session or Nvml()
+    try:
+        found: dict[str, Device] = {
+            device.name: device
+            for device in _open(
+                session,
+                _present(session, choice),
+                folder,
+                named=bool(choice.indices),
+                boot="" if emulated else boot_of(),
+                exclusive=exclusive,
+                cores=cpu.worker_cores,
+                emulated=emulated,
+            )
+        }
+    except BaseException:
+        session.close()
+        raise
+    return found
+
+
+def close(devices: Mapping[str, Device]) -> None:
+    """Let others have the devices of `build`; instances stay as they are."""
+    gpus = [device for device in devices.values() if isinstance(device, MigDevice)]
+    for device in gpus:
+        device.close()
+    for session in {id(device.session): device.session for device in gpus}.values():
+        session.close()
+
+
+def box_path(choice: DeviceChoice, cache: Path) -> Path:
+    """The state file of an emulated box."""
+    return cache / "emulated" / f"{choice.box}.nvml"
+
+
+def _enter(choice: DeviceChoice, cache: Path) -> None:
+    """Let this process's driver calls reach the emulated box, which is made where it is missing."""
+    from clover.devices import emulated
+
+    path = box_path(choice, cache)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    emulated.create_box(path, choice.name, choice.count)
+    emulated.use_box(path)
+
+
+def _present(session: Nvml, choice: DeviceChoice) -> tuple[int, ...]:
+    """Numbers of the GPUs that are asked for."""
+    count = session.call_sync("nvmlDeviceGetCount")
+    if count == 0:
+        raise ConfigError("the NVIDIA driver sees no GPU here: pass one in, or choose cpu or emulated:a100-40gb:1")
+    missing = [index for index in choice.indices if index >= count]
+    if missing:
+        raise ConfigError(f"there is no GPU {', '.join(map(str, missing))}: the driver sees 0 to {count - 1}")
+    return choice.indices or tuple(range(count))
+
+
+def _open(
+    session: Nvml, indices: Iterable[int], folder: Path, *, named: bool, exclusive: bool, **options: object
+) -> list[MigDevice]:
+    """The GPUs, without those that are lost unless they were `named` or none is left."""
+    opened: list[MigDevice] = []
+    lost: DeviceLost | None = None
+    try:
+        for index in indices:
+            try:
+                opened.append(MigDevice.open(session, index, folder, exclusive=exclusive, **options))
+            except DeviceLost as error:
+                lost = DeviceLost(f"gpu{index}: {error}")
+                if named:
+                    raise lost from error
+                log.error("gpu%d is left out until the next start: %s", index, error)
+        if lost is not None and not opened:
+            raise lost
+    except BaseException:
+        for device in opened:
+            device.close()
+        raise
+    return opened

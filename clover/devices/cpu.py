@@ -176,6 +176,16 @@ class CpuDevice:
         """Threads of a worker at `placement`: what `set_threads` said for its profile, else one."""
         return min(self._threads.get(placement.profile, 1), placement.size)
 
+    def visible(self, placement: Placement) -> str:
+        """Nothing: no accelerator belongs to a core-set.  Raises DeviceError where it does not exist here."""
+        self.cores(placement)
+        return ""
+
+    def memory_bytes(self, placement: Placement) -> int:
+        """Zero: a core-set has no memory of its own.  Raises DeviceError where it does not exist here."""
+        self.cores(placement)
+        return 0
+
     def set_threads(self, profile: str, count: int) -> None:
         """Let workers on `profile` run `count` threads, at most one a core: what the profiler found best."""
         if count < 1:

@@ -94,6 +94,12 @@ class FakeDevice:
     def threads(self, placement: Placement) -> int:
         return placement.size
 
+    def visible(self, placement: Placement) -> str:
+        return ""
+
+    def memory_bytes(self, placement: Placement) -> int:
+        return 0
+
 
 class FakeChain:
     def __init__(self, g_per_kwh: float) -> None:

@@ -1,0 +1,150 @@
+"""The books of one GPU, as the event loop keeps them: what stands there, whose it is, and what that leaves room for.
+
+Every GPU instance that stands is in one of these states:
+
+    ours         recorded as made by Clover.  It serves, or waits to be removed.
+    quarantined  ours, but the driver would not remove it: a process that does not die, or a handle that leaked.
+    foreign      anything else.
+
+Layouts are what is possible beside foreign and quarantined instances, in plain profiles (neither media engines nor
+graphics nor double memory, which a batch of inference has no use for).  Ours are no obstacle: transitions move them.
+A GPU without MIG is one instance, `gpu`, that always stands.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from clover.devices.gpu import Found, Gpu
+from clover.devices.instances import Standing
+from clover.errors import DeviceError
+from clover.planning import geometry
+from clover.types import Placement
+
+Place = tuple[str, int]
+"""Profile and start: what tells the instances of one GPU apart."""
+
+WHOLE = "gpu"
+"""The profile of a GPU without MIG."""
+
+
+def place_of(placement: Placement) -> Place:
+    """The place of a placement."""
+    return placement.profile, placement.start
+
+
+class Books:
+    """What is known of the instances of `gpu`, which the server calls `name`."""
+
+    def __init__(self, gpu: Gpu, name: str) -> None:
+        self.ours: dict[Place, Found] = {}
+        self.foreign: dict[Place, Found] = {}
+        self.quarantined: dict[Place, str] = {}
+        """Why an instance of ours cannot be removed."""
+        self._gpu = gpu
+        self._name = name
+
+    def sort(self, standing: Standing) -> None:
+        """Take over what was found; what does not stand is quarantined no more."""
+        self.ours = {found.place: found for found in standing.ours}
+        self.foreign = {found.place: found for found in standing.foreign}
+        self.quarantined = {place: why for place, why in self.quarantined.items() if place in self.ours}
+
+    def check(self, placement: Placement, label: str) -> None:
+        """Raises DeviceError where the GPU has no such place."""
+        if self._gpu.mig:
+            profile = self._gpu.profiles.get(placement.profile)
+            known = (
+                profile is not None
+                and placement.device == self._name
+                and placement.start in profile.starts
+                and placement.size == profile.size
+            )
+        else:
+            known = placement == self.whole
+        if not known:
+            raise DeviceError(f"{placement.id} does not exist on {self._name}, {label}")
+
+    def usable(self) -> tuple[Placement, ...]:
+        """Ours that are complete and not quarantined, by start."""
+        if not self._gpu.mig:
+            return (self.whole,)
+        return self.placements(
+            found for place, found in self.ours.items() if found.uuid and place not in self.quarantined
+        )
+
+    def layouts(self) -> tuple[tuple[Placement, ...], ...]:
+        """What is possible beside what is foreign or quarantined; none where that leaves no room."""
+        if not self._gpu.mig:
+            return ((self.whole,),)
+        taken = [*self.foreign.values(), *(self.ours[place] for place in self.quarantined)]
+        counts = Counter(found.profile for found in taken)
+        base = tuple(
+            msgspec.structs.replace(profile.shape, most=profile.most - counts[name])
+            for name, profile in self._gpu.profiles.items()
+            if profile.base
+        )
+        compute = self._gpu.slices - sum(self._gpu.profiles[found.profile].slices for found in taken)
+        blocked = tuple(sorted((found.start, found.size) for found in taken))
+        return tuple(
+            tuple(msgspec.structs.replace(placement, device=self._name) for placement in layout)
+            for layout in _possible(base, compute, blocked)
+        )
+
+    def obstacle(self, place: Place) -> str:
+        """What stands in the way of `place`, in words; empty where nothing does."""
+        ways = (
+            ("quarantined", [self.ours[other] for other in self.quarantined]),
+            ("not made by Clover", list(self.foreign.values())),
+            ("made by Clover", [found for other, found in self.ours.items() if other not in self.quarantined]),
+        )
+        start, end = place[1], place[1] + self._gpu.profiles[place[0]].size
+        texts = [
+            f"{self.placement(found).id} ({whose})"
+            for whose, items in ways
+            for found in items
+            if found.start < end and start < found.start + found.size
+        ]
+        return f"in its place stands {', '.join(texts)}" if texts else ""
+
+    def report(self) -> dict[str, Any]:
+        """What stands, as JSON."""
+        return {
+            "instances": [placement.id for placement in self.usable()],
+            "foreign": [placement.id for placement in self.placements(self.foreign.values())],
+            "quarantined": [
+                {"placement": self.id_of(place), "reason": why}
+                for place, why in sorted(self.quarantined.items(), key=lambda item: item[0][1])
+            ],
+        }
+
+    @property
+    def whole(self) -> Placement:
+        """The one instance of a GPU without MIG."""
+        return Placement(device=self._name, profile=WHOLE, start=0, size=1)
+
+    def placement(self, found: Found) -> Placement:
+        """An instance as a placement."""
+        return Placement(device=self._name, profile=found.profile, start=found.start, size=found.size)
+
+    def placements(self, found: Iterable[Found]) -> tuple[Placement, ...]:
+        """Instances as placements, by start."""
+        return tuple(sorted(map(self.placement, found), key=lambda item: (item.start, item.profile)))
+
+    def id_of(self, place: Place) -> str:
+        """What a place is called in messages."""
+        return Placement(device=self._name, profile=place[0], start=place[1], size=1).id
+
+
+@functools.lru_cache(maxsize=64)
+def _possible(
+    profiles: tuple[geometry.SliceProfile, ...], compute: int, blocked: tuple[tuple[int, int], ...]
+) -> tuple[tuple[Placement, ...], ...]:
+    """Maximal layouts of a GPU without a name, so that GPUs of one kind share the search."""
+    found = geometry.layouts(profiles, device="", compute=compute, blocked=blocked)
+    return tuple(layout for layout in found if layout)

@@ -1,0 +1,273 @@
+"""One GPU as NVML tells of it: what it is, which instances it could have, which it has, and how one is made and unmade.
+
+Nothing is known beforehand: memory sizes, names and placements differ by driver and even by die, so all of it is asked
+for.  Profiles are walked by NVML's enumeration, where "not supported" means that this GPU lacks one and "invalid
+argument" that the driver knows no more.
+
+What Clover calls an instance is two things to NVML: a *GPU instance* (memory slices and engines) and inside it a
+*compute instance* (compute slices), which alone has an identity that a process can be given.  Making the second can
+fail after the first was made.  What remains then does not appear among the MIG devices, though it takes its slices; so
+what stands is always found by walking GPU instances, never MIG devices.
+
+Everything here blocks and is called in the thread of the NVML session.  It raises what the bindings raise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import msgspec
+
+from clover.devices import nvml
+from clover.errors import DeviceError
+from clover.planning.geometry import SliceProfile
+from clover.types import Record
+
+# nvml.h: profiles of GPU instances 0..0x11, of which the first seven are plain (1, 2, 3, 4, 7, 8 and 6 slices);
+# compute-instance profiles 0..8, of the shared engine profile 0.
+_PROFILES = 0x12
+_PLAIN = 7
+_COMPUTE_PROFILES = 0x9
+_SHARED_ENGINES = 0
+_MIB = 1 << 20
+
+
+class GpuProfile(Record, frozen=True, kw_only=True):
+    """A shape of instance this GPU offers.  `id` is the driver's number of it; `base`: neither media engines nor
+    graphics nor double memory."""
+
+    id: int
+    name: str
+    slices: int
+    size: int
+    starts: tuple[int, ...]
+    most: int
+    memory_bytes: int
+    base: bool
+    media: bool
+
+    @property
+    def shape(self) -> SliceProfile:
+        """What the geometry needs of it."""
+        return SliceProfile(
+            name=self.name, slices=self.slices, size=self.size, starts=self.starts, most=self.most, media=self.media
+        )
+
+
+class Found(Record, frozen=True, kw_only=True):
+    """A GPU instance that stands.  `uuid` names its compute instance where there is exactly one and it has all compute
+    slices ("MIG-..."), and is empty otherwise; `parts` counts its compute instances."""
+
+    gi: int
+    profile: str
+    start: int
+    size: int
+    parts: int
+    uuid: str
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Profile and start: what identifies an instance on its GPU."""
+        return self.profile, self.start
+
+
+class Gpu:
+    """GPU number `index` of this machine."""
+
+    def __init__(self, library: Any, index: int) -> None:
+        self._nvml = library
+        self._handle = library.nvmlDeviceGetHandleByIndex(index)
+        self.index = index
+        self.uuid: str = library.nvmlDeviceGetUUID(self._handle)
+        self.product: str = library.nvmlDeviceGetName(self._handle)
+        self.mig, self.mig_pending = self._mode()
+        self.memory_bytes = int(library.nvmlDeviceGetMemoryInfo(self._handle).total)
+        self._compute_profiles: dict[int, list[tuple[int, int, int]]] = {}
+        self.profiles: dict[str, GpuProfile] = {item.name: item for item in self._profiles()} if self.mig else {}
+        if self.mig and not self.profiles:
+            raise DeviceError(f"MIG is on, but the driver offers no profile of instances on GPU {index}")
+
+    @property
+    def slices(self) -> int:
+        """Compute slices of the whole GPU; 1 where it cannot be cut."""
+        return max((profile.slices for profile in self.profiles.values()), default=1)
+
+    def alive(self) -> None:
+        """Raises what NVML raises where the GPU is lost; costs one reading."""
+        self._supported("nvmlDeviceGetPowerUsage", self._handle)
+
+    def reopen(self) -> None:
+        """Find the GPU again after it was away."""
+        self._handle = self._nvml.nvmlDeviceGetHandleByUUID(self.uuid)
+        self._compute_profiles.clear()
+
+    def walk(self) -> tuple[Found, ...]:
+        """The GPU instances that stand, by start."""
+        found = []
+        for profile in self.profiles.values():
+            room = max(profile.most, len(profile.starts), 1)
+            handles = self._list("nvmlDeviceGetGpuInstances", "c_nvmlGpuInstance_t", self._handle, profile.id, room)
+            for handle in handles:
+                info = self._nvml.nvmlGpuInstanceGetInfo(handle)
+                parts = self._parts(handle, profile)
+                uuid = ""
+                if len(parts) == 1 and parts[0][0] == self._full(handle, profile):
+                    uuid = self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlComputeInstanceGetInfo_v2(parts[0][1]).device)
+                place = info.placement
+                found.append(
+                    Found(
+                        gi=int(info.id),
+                        profile=profile.name,
+                        start=int(place.start),
+                        size=int(place.size),
+                        parts=len(parts),
+                        uuid=uuid,
+                    )
+                )
+        return tuple(sorted(found, key=lambda item: (item.start, item.profile)))
+
+    def find(self, profile: str, start: int) -> Found | None:
+        """The instance of `profile` at `start`, if it stands."""
+        return next((item for item in self.walk() if item.place == (profile, start)), None)
+
+    def make(self, profile: str, start: int) -> Found:
+        """A new GPU instance at exactly this place, still without a compute instance: `complete` makes that."""
+        kind = self.profiles[profile]
+        place = self._nvml.c_nvmlGpuInstancePlacement_t(start, kind.size)
+        handle = self._nvml.nvmlDeviceCreateGpuInstanceWithPlacement(self._handle, kind.id, ctypes.byref(place))
+        gi = int(self._nvml.nvmlGpuInstanceGetInfo(handle).id)
+        return Found(gi=gi, profile=profile, start=start, size=kind.size, parts=0, uuid="")
+
+    def complete(self, found: Found) -> Found:
+        """Give a GPU instance that has none its compute instance, with all compute slices: that one has an identity."""
+        handle = self._nvml.nvmlDeviceGetGpuInstanceById(self._handle, found.gi)
+        kind = self._full(handle, self.profiles[found.profile])
+        part = self._nvml.nvmlGpuInstanceCreateComputeInstance(handle, kind)
+        uuid = self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlComputeInstanceGetInfo_v2(part).device)
+        return msgspec.structs.replace(found, parts=1, uuid=uuid)
+
+    def unmake(self, found: Found) -> None:
+        """Remove an instance: what it was cut into, then itself.  Nothing happens where it is gone already."""
+        try:
+            handle = self._nvml.nvmlDeviceGetGpuInstanceById(self._handle, found.gi)
+        except self._nvml.NVMLError as error:
+            if error.value == nvml.NOT_FOUND:
+                return
+            raise
+        for _, part in self._parts(handle, self.profiles[found.profile]):
+            self._nvml.nvmlComputeInstanceDestroy(part)
+        self._nvml.nvmlGpuInstanceDestroy(handle)
+
+    def holders(self, found: Found) -> tuple[int, ...]:
+        """Ids of the processes NVML sees on an instance; none where it sees none, or cannot look."""
+        try:
+            handle = self._nvml.nvmlDeviceGetGpuInstanceById(self._handle, found.gi)
+            pids: set[int] = set()
+            for _, part in self._parts(handle, self.profiles[found.profile]):
+                device = self._nvml.nvmlComputeInstanceGetInfo_v2(part).device
+                pids.update(int(item.pid) for item in self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(device))
+        except self._nvml.NVMLError:
+            return ()
+        return tuple(sorted(pids))
+
+    # --- the bindings, asked ------------------------------------------------------------------------------------------
+
+    def _mode(self) -> tuple[bool, bool]:
+        current_pending = self._supported("nvmlDeviceGetMigMode", self._handle)
+        if current_pending is None:
+            return False, False
+        current, pending = current_pending
+        return bool(current), bool(pending)
+
+    def _supported(self, symbol: str, *arguments: Any) -> Any:
+        """The answer of `symbol`, or None where this GPU does not support it."""
+        try:
+            return getattr(self._nvml, symbol)(*arguments)
+        except self._nvml.NVMLError as error:
+            if error.value == nvml.NOT_SUPPORTED:
+                return None
+            raise
+
+    def _profiles(self) -> list[GpuProfile]:
+        found = []
+        for number in range(_PROFILES):
+            try:
+                info = self._supported("nvmlDeviceGetGpuInstanceProfileInfo", self._handle, number)
+            except self._nvml.NVMLError as error:
+                if error.value == nvml.INVALID_ARGUMENT:
+                    break
+                raise
+            places = [] if info is None else self._places(info.id)
+            if info is None or not places:
+                continue
+            name = info.name.decode().removeprefix("MIG ").strip()
+            sizes = {size for _, size in places}
+            if len(sizes) != 1:
+                raise DeviceError(f"the driver places {name} with several sizes ({sorted(sizes)}): not understood")
+            found.append(
+                GpuProfile(
+                    id=int(info.id),
+                    name=name,
+                    slices=int(info.sliceCount),
+                    size=sizes.pop(),
+                    starts=tuple(sorted(start for start, _ in places)),
+                    most=int(info.instanceCount),
+                    memory_bytes=int(info.memorySizeMB) * _MIB,
+                    base=number < _PLAIN,
+                    media="+me" in name,
+                )
+            )
+        return found
+
+    def _places(self, profile: int) -> list[tuple[int, int]]:
+        count = ctypes.c_uint(0)
+        ask = self._nvml.nvmlDeviceGetGpuInstancePossiblePlacements
+        ask(self._handle, profile, None, ctypes.byref(count))
+        if count.value == 0:
+            return []
+        places = (self._nvml.c_nvmlGpuInstancePlacement_t * count.value)()
+        ask(self._handle, profile, places, ctypes.byref(count))
+        return [(int(place.start), int(place.size)) for place in places[: count.value]]
+
+    def _list(self, symbol: str, kind: str, parent: Any, profile: int, room: int) -> list[Any]:
+        """Handles of what stands of one profile: NVML fills an array that must have room for the profile's most."""
+        handles = (getattr(self._nvml, kind) * room)()
+        count = ctypes.c_uint(room)
+        if self._supported(symbol, parent, profile, handles, ctypes.byref(count)) is None:
+            return []
+        return [handles[index] for index in range(min(count.value, room))]
+
+    def _kinds(self, handle: Any, profile: GpuProfile) -> list[tuple[int, int, int]]:
+        """Compute-instance profiles of a GPU-instance profile, as (id, compute slices, most)."""
+        if profile.id not in self._compute_profiles:
+            kinds = []
+            for number in range(_COMPUTE_PROFILES):
+                try:
+                    info = self._supported(
+                        "nvmlGpuInstanceGetComputeInstanceProfileInfo", handle, number, _SHARED_ENGINES
+                    )
+                except self._nvml.NVMLError as error:
+                    if error.value == nvml.INVALID_ARGUMENT:
+                        break
+                    raise
+                if info is not None:
+                    kinds.append((int(info.id), int(info.sliceCount), int(info.instanceCount)))
+            self._compute_profiles[profile.id] = kinds
+        return self._compute_profiles[profile.id]
+
+    def _full(self, handle: Any, profile: GpuProfile) -> int:
+        """Id of the compute-instance profile that takes all compute slices."""
+        for kind, slices, _ in self._kinds(handle, profile):
+            if slices == profile.slices:
+                return kind
+        raise DeviceError(f"the driver offers no compute instance that fills {profile.name}")
+
+    def _parts(self, handle: Any, profile: GpuProfile) -> list[tuple[int, Any]]:
+        """The compute instances of a GPU instance, each with the id of its profile."""
+        found = []
+        for kind, _, most in self._kinds(handle, profile):
+            room = max(most, profile.slices, 1)
+            symbol = "nvmlGpuInstanceGetComputeInstances"
+            found += [(kind, part) for part in self._list(symbol, "c_nvmlComputeInstance_t", handle, kind, room)]
+        return found

@@ -1,0 +1,80 @@
+"""What stands on one GPU and whose it is: the driver's word and our record, changed together.
+
+Every function here is one uninterrupted piece of work in the thread of the NVML session, so the record and the GPU
+disagree only where the process dies between two lines.  Whatever the line, the next start finds one of these:
+
+    recorded, does not stand          the intent was written, or the removal not yet struck out    -> struck out
+    recorded, stands                  ours, with or without its compute instance                   -> adopted or removed
+    not recorded, stands              never ours, since nothing is made before it is recorded      -> foreign
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clover.devices import nvml
+from clover.devices.gpu import Found, Gpu
+from clover.devices.ownership import Ownership, OwnPlace
+from clover.types import Record
+
+
+class Standing(Record, frozen=True, kw_only=True):
+    """The GPU instances of a GPU, by start."""
+
+    ours: tuple[Found, ...]
+    foreign: tuple[Found, ...]
+
+
+class Instances:
+    """The instances of `gpu`, of which `owned` are ours.  Raises what the bindings raise, and DeviceError where the
+    record cannot be written."""
+
+    def __init__(self, library: Any, gpu: Gpu, owned: Ownership) -> None:
+        self._library = library
+        self._gpu = gpu
+        self._owned = owned
+
+    def look(self) -> Standing:
+        """What stands; what is recorded and does not stand is struck out."""
+        standing = self._gpu.walk()
+        recorded = {(own.profile, own.start) for own in self._owned.places}
+        if self._owned.exclusive:
+            present = {found.place for found in standing}
+            for own in self._owned.places:
+                if (own.profile, own.start) not in present:
+                    self._owned.remove(own)
+        return Standing(
+            ours=tuple(found for found in standing if found.place in recorded),
+            foreign=tuple(found for found in standing if found.place not in recorded),
+        )
+
+    def make(self, profile: str, start: int) -> Found:
+        """The GPU instance at this place, without a compute instance unless it stood there already and is ours."""
+        own = OwnPlace(profile=profile, start=start, size=self._gpu.profiles[profile].size)
+        known = own in self._owned.places
+        self._owned.add(own)
+        try:
+            return self._gpu.make(profile, start)
+        except self._library.NVMLError as error:
+            if error.value == nvml.GPU_IS_LOST:
+                raise  # nobody knows whether it stands: the record has it, and the next look will tell
+            found = self._gpu.find(profile, start)
+            # "No room" is also said where just this instance exists.  Unless it was recorded before, somebody else made
+            # it; after any other refusal, what stands here is what was refused only half.
+            if found is None or (error.value == nvml.INSUFFICIENT_RESOURCES and not known):
+                self._owned.remove(own)
+                raise
+            return found
+
+    def complete(self, found: Found) -> Found:
+        """Give a GPU instance of ours its compute instance."""
+        return self._gpu.complete(found)
+
+    def unmake(self, found: Found) -> None:
+        """Remove an instance of ours, also one that is gone already, and strike it out."""
+        self._gpu.unmake(found)
+        self._owned.remove(OwnPlace(profile=found.profile, start=found.start, size=found.size))
+
+    def claim(self, found: Found) -> None:
+        """Take a foreign instance for ours."""
+        self._owned.add(OwnPlace(profile=found.profile, start=found.start, size=found.size))

@@ -1,0 +1,406 @@
+"""A GPU as a partitionable device: MIG instances made and unmade under a running server.
+
+Making: record, GPU instance at an explicit place (left to choose, the driver runs into dead ends), compute instance
+over all of it.  Unmaking: compute instance, GPU instance, strike out.  What is refused as in use is tried again with
+growing waits, because a process that is going takes a moment.  What still cannot be removed then is quarantined: its
+slices leave the layouts, the reason is reported, and it is tried again from time to time (`retry_quarantined`).  It
+can still be *used*, so `create` of exactly that place takes it back: the way back to the last deployment stays open.
+
+Foreign instances are never touched; an operator may hand one over (`claim`).  A GPU that is lost has no layouts and
+refuses everything; what should have been removed meanwhile is removed when it comes back.  MIG mode is never changed.
+
+The books are kept on the event loop; the session's thread only asks the driver and keeps the record (`Instances`).  A
+change that has begun is finished even where its caller is cancelled; changes of one place wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from clover.devices import nvml
+from clover.devices.books import Books, Place, place_of
+from clover.devices.gpu import Found, Gpu
+from clover.devices.instances import Instances
+from clover.devices.nvml import Nvml, NvmlError
+from clover.devices.ownership import Ownership
+from clover.errors import DeviceError, DeviceLost
+from clover.planning.geometry import SliceProfile
+from clover.types import DeviceShape, Placement
+
+log = logging.getLogger("clover.devices")
+
+T = TypeVar("T")
+
+BACK_OFF_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
+"""Waits before an instance in use is tried again: about six seconds together, as long as a killed worker may take."""
+
+
+class MigDevice:
+    """Implements `clover.interfaces.Device`; `open` makes one.
+
+    `lost`: the GPU does not answer.  `mig`: it can be cut.  `emulated`: there is no such board.
+    """
+
+    def __init__(
+        self,
+        session: Nvml,
+        gpu: Gpu,
+        owned: Ownership,
+        *,
+        cores: tuple[int, ...],
+        emulated: bool = False,
+        back_off_s: Sequence[float] = BACK_OFF_S,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.name = f"gpu{gpu.index}"
+        self.uuid = gpu.uuid
+        self.product = gpu.product
+        self.mig = gpu.mig
+        self.emulated = emulated
+        self.session = session
+        self.lost = False
+        self._gpu = gpu
+        self._owned = owned
+        self._instances = Instances(session.library, gpu, owned)
+        self._books = Books(gpu, self.name)
+        self._cores = cores
+        self._back_off_s = tuple(back_off_s)
+        self._sleep = sleep
+        self._at: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._doomed: set[Place] = set()
+        self._shape: DeviceShape | None = None
+
+    @classmethod
+    def open(
+        cls, session: Nvml, index: int, folder: Path, *, boot: str = "", exclusive: bool = True, **options: Any
+    ) -> MigDevice:
+        """GPU number `index`, with the record of what is ours on it in `folder`; blocks.
+
+        `exclusive` false only looks: no lock is taken, and nothing can be changed.  `options` as of the constructor.
+        Raises DeviceError: no such GPU, another Clover has it, or the record is damaged.
+        """
+        gpu = session.call_sync(lambda: Gpu(session.library, index))
+        if gpu.mig != gpu.mig_pending:
+            now, then = ("on" if mode else "off" for mode in (gpu.mig, gpu.mig_pending))
+            log.warning("gpu%d: MIG is %s, and %s once the GPU was reset", index, now, then)
+        owned = Ownership(folder, gpu.uuid, boot=boot, exclusive=exclusive)
+        try:
+            device = cls(session, gpu, owned, **options)
+            device._books.sort(session.call_sync(device._instances.look))
+        except BaseException:
+            owned.close()
+            raise
+        return device
+
+    def close(self) -> None:
+        """Let another server have the GPU.  Instances stay; the session is closed by whoever opened it."""
+        self._owned.close()
+
+    # --- what it is ---------------------------------------------------------------------------------------------------
+
+    def shape(self) -> DeviceShape:
+        """The layouts that are possible beside what is foreign or quarantined; none where the GPU is lost or full."""
+        if self._shape is None:
+            self._shape = DeviceShape(
+                device=self.name,
+                kind="mig",
+                layouts=() if self.lost else self._books.layouts(),
+                slices=self._gpu.slices,
+                overlap=False,
+                emulated=self.emulated,
+                label=self._label,
+            )
+        return self._shape
+
+    def instances(self) -> tuple[Placement, ...]:
+        """Ours that stand and are not quarantined, by start."""
+        return () if self.lost else self._books.usable()
+
+    def profiles(self) -> tuple[SliceProfile, ...]:
+        """Every profile the GPU offers, also those that layouts do not use."""
+        return tuple(profile.shape for profile in self._gpu.profiles.values())
+
+    def report(self) -> dict[str, Any]:
+        """What an operator should know, as JSON."""
+        return {
+            "device": self.name,
+            "product": self.product,
+            "uuid": self.uuid,
+            "mig": self.mig,
+            "emulated": self.emulated,
+            "lost": self.lost,
+            **self._books.report(),
+        }
+
+    def cores(self, placement: Placement) -> tuple[int, ...]:
+        """Workers on a GPU share the CPU cores there are for workers."""
+        self._books.check(placement, self._label)
+        return self._cores
+
+    def threads(self, placement: Placement) -> int:
+        """One: the work is the GPU's."""
+        self._books.check(placement, self._label)
+        return 1
+
+    def visible(self, placement: Placement) -> str:
+        """What CUDA calls the instance; raises DeviceError where it does not stand."""
+        self._ready(placement)
+        if not self.mig:
+            return self.uuid
+        found = self._books.ours.get(place_of(placement))
+        if found is None or not found.uuid:
+            raise DeviceError(f"{placement.id} does not stand: it must be made first")
+        return found.uuid
+
+    def memory_bytes(self, placement: Placement) -> int:
+        """Memory of an instance at `placement`, as the driver gives it."""
+        self._books.check(placement, self._label)
+        return self._gpu.profiles[placement.profile].memory_bytes if self.mig else self._gpu.memory_bytes
+
+    @property
+    def _label(self) -> str:
+        return f"{self.product}, {'emulated' if self.emulated else 'MIG' if self.mig else 'without MIG'}"
+
+    def _ready(self, placement: Placement | None = None) -> None:
+        if placement is not None:
+            self._books.check(placement, self._label)
+        if self.lost:
+            raise DeviceLost(f"{self.name}: {nvml.LOST}")
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    async def create(self, placement: Placement) -> None:
+        """Make the instance; nothing happens where it stands and is ours.  Raises DeviceError, and then it does not
+        stand, or is quarantined."""
+        self._ready(placement)
+        if self.mig:
+            await self._finish(self._create(place_of(placement)))
+
+    async def destroy(self, placement: Placement) -> None:
+        """Remove the instance; nothing happens where it does not stand.  Raises DeviceError where it is not ours, and
+        where it stays: it is quarantined then, or, on a lost GPU, removed when that comes back."""
+        place = place_of(placement)
+        self._books.check(placement, self._label)
+        if self.lost:
+            self._doomed.add(place)
+        self._ready()
+        if place in self._books.foreign:
+            raise DeviceError(
+                f"{placement.id} was not made by Clover and is left alone; see `python -m clover mig list`"
+            )
+        if self.mig:
+            await self._finish(self._destroy(place))
+
+    async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
+        """Bring what a former run left in order: what is ours and among `keep` is adopted (and completed), what is ours
+        beyond that is removed, or quarantined where it cannot be.  Returns what was adopted."""
+        self._ready()
+        wanted = {place_of(placement) for placement in keep if placement.device == self.name}
+        return await self._finish(self._reconcile(wanted)) if self.mig else self.instances()
+
+    async def retry_quarantined(self) -> tuple[Placement, ...]:
+        """Try once more to remove what is quarantined; the places that are free now."""
+        if not self._books.quarantined or self.lost:
+            return ()
+        return await self._finish(self._retry())
+
+    async def claim(self, placement: Placement) -> None:
+        """Take an instance that somebody else made for ours, because an operator says so."""
+        self._ready(placement)
+        await self._finish(self._claim(place_of(placement)))
+
+    async def poll(self) -> bool:
+        """Whether the GPU answers, at the price of one reading; `lost` and the layouts follow.  Once it is back, what
+        it lost is forgotten, and what should have been removed meanwhile is."""
+        return await self._finish(self._poll())
+
+    # --- changes, each within a task that is not cancelled ------------------------------------------------------------
+
+    async def _create(self, place: Place) -> None:
+        async with self._at[place]:
+            try:
+                found = await self._stand(place)
+            except DeviceLost:
+                self._doomed.add(place)  # nobody will hold it: whatever of it stands goes when the GPU is back
+                raise
+            if place in self._books.quarantined:
+                log.warning("%s is used again, though it could not be removed", self._books.id_of(place))
+            self._books.ours[place] = found
+            self._free(place)
+
+    async def _stand(self, place: Place) -> Found:
+        found = self._books.ours.get(place)
+        if found is not None and found.parts and not found.uuid:
+            await self._remove(place)  # cut up by hand: it has no identity to give a worker
+            found = None
+        if found is None:
+            found = await self._make(place)
+        return found if found.uuid else await self._complete(found)
+
+    async def _make(self, place: Place) -> Found:
+        try:
+            found = await self._tried(lambda: self._ask(self._instances.make, *place))
+        except NvmlError as error:
+            await self._look()
+            what = self._books.obstacle(place) or error
+            raise DeviceError(f"{self._books.id_of(place)} cannot be made: {what}") from error
+        self._books.ours[place] = found
+        return found
+
+    async def _complete(self, found: Found) -> Found:
+        try:
+            return await self._tried(lambda: self._ask(self._instances.complete, found))
+        except NvmlError as error:
+            await self._remove(found.place)
+            name = self._books.id_of(found.place)
+            raise DeviceError(f"{name} cannot be made: its compute instance was refused: {error}") from error
+
+    async def _destroy(self, place: Place) -> None:
+        async with self._at[place]:
+            await self._remove(place)
+
+    async def _remove(self, place: Place) -> None:
+        found = self._books.ours.get(place)
+        if found is not None:
+            try:
+                await self._tried(lambda: self._ask(self._instances.unmake, found), anything=True)
+            except DeviceLost:
+                self._doomed.add(place)
+                raise
+            except NvmlError as error:
+                await self._quarantine(place, str(error))
+                name, why = self._books.id_of(place), self._books.quarantined[place]
+                raise DeviceError(f"{name} cannot be removed and is left out until it can: {why}") from error
+            self._books.ours.pop(place, None)
+        self._free(place)
+
+    async def _quarantine(self, place: Place, why: str) -> None:
+        ours = self._books.ours
+        pids = await self._ask(self._gpu.holders, ours[place])
+        who = f"held by process {', '.join(map(str, pids))}" if pids else "no process is to be seen on it"
+        with contextlib.suppress(NvmlError):
+            found = await self._ask(self._gpu.find, *place)
+            ours[place] = found or ours[place]  # its compute instance may be gone
+        self._books.quarantined[place] = f"{why} ({who})"
+        self._shape = None
+        log.error("%s is quarantined: %s", self._books.id_of(place), self._books.quarantined[place])
+
+    def _free(self, place: Place) -> None:
+        self._books.quarantined.pop(place, None)
+        self._doomed.discard(place)
+        self._shape = None
+
+    async def _reconcile(self, wanted: set[Place]) -> tuple[Placement, ...]:
+        await self._look()
+        adopted, stale = [], []
+        for place, found in list(self._books.ours.items()):
+            if place not in wanted or (found.parts and not found.uuid):
+                stale.append(place)
+                continue
+            try:
+                await self._create(place)
+                adopted.append(place)
+            except DeviceLost:
+                raise
+            except DeviceError as error:
+                log.warning("not adopted: %s", error)
+        await self._clear(stale)
+        return self._books.placements(self._books.ours[place] for place in adopted)
+
+    async def _clear(self, places: Iterable[Place]) -> None:
+        """Remove all of `places` at once; those that stay are quarantined."""
+        for result in await asyncio.gather(*map(self._destroy, places), return_exceptions=True):
+            if isinstance(result, DeviceError) and not isinstance(result, DeviceLost):
+                log.warning("%s", result)
+            elif isinstance(result, BaseException):
+                raise result
+
+    async def _retry(self) -> tuple[Placement, ...]:
+        freed = []
+        for place in list(self._books.quarantined):
+            async with self._at[place]:
+                if place not in self._books.quarantined:
+                    continue
+                found = self._books.ours[place]
+                try:
+                    await self._ask(self._instances.unmake, found)
+                except NvmlError as error:
+                    log.info("%s stays quarantined: %s", self._books.id_of(place), error)
+                    continue
+                self._books.ours.pop(place, None)
+                self._free(place)
+            freed.append(found)
+            log.warning("%s is free again", self._books.id_of(place))
+        return self._books.placements(freed)
+
+    async def _claim(self, place: Place) -> None:
+        await self._look()
+        found = self._books.foreign.get(place)
+        if found is None:
+            raise DeviceError(f"no instance of somebody else stands at {self._books.id_of(place)}")
+        await self._ask(self._instances.claim, found)
+        await self._look()
+
+    async def _poll(self) -> bool:
+        try:
+            if self.lost:
+                await self._ask(self._gpu.reopen)
+            await self._ask(self._gpu.alive)
+            if self.lost:
+                await self._return()
+        except DeviceLost:
+            pass
+        except NvmlError as error:
+            # A reading that fails is not a GPU that is gone; one that was gone is not back before it answers.
+            log.log(logging.WARNING if self.lost else logging.DEBUG, "%s: %s", self.name, error)
+        return not self.lost
+
+    async def _return(self) -> None:
+        await self._look()
+        self.lost = False
+        self._shape = None
+        log.warning("%s answers again: %d instances of ours stand", self.name, len(self._books.ours))
+        await self._clear([place for place in self._doomed if place in self._books.ours])
+        self._doomed.clear()
+
+    # --- the driver, asked --------------------------------------------------------------------------------------------
+
+    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` to its end, also where whoever waits for it is cancelled."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return await self.session.call(function, *arguments)
+        except DeviceLost:
+            if not self.lost:
+                log.error("%s: %s", self.name, nvml.LOST)
+            self.lost = True
+            self._shape = None
+            raise DeviceLost(f"{self.name}: {nvml.LOST}") from None
+
+    async def _tried(self, work: Callable[[], Awaitable[T]], *, anything: bool = False) -> T:
+        """The result of `work`, tried again after each wait where it was refused as in use, or for `anything`."""
+        for wait_s in self._back_off_s:
+            try:
+                return await work()
+            except NvmlError as error:
+                if error.code == nvml.NO_PERMISSION or not (anything or error.code == nvml.IN_USE):
+                    raise
+            await self._sleep(wait_s)
+        return await work()
+
+    async def _look(self) -> None:
+        """Find what stands, and whose it is; forget what does not stand."""
+        self._books.sort(await self._ask(self._instances.look))
+        self._shape = None

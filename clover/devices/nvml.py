@@ -1,0 +1,151 @@
+"""The driver's management library (NVML), spoken to from one thread over one session.
+
+NVML is a blocking C library: a call usually takes microseconds, but destroying an instance takes a second, and under
+load a mere enumeration can take ten.  So nothing of it runs on the event loop.  One thread of its own makes every call,
+one after the other: changes of one GPU never race, and the session (whose start costs more than a thousand readings) is
+opened once, by the first call, and lives as long as its owner.
+
+The bindings are the unmodified nvidia-ml-py, imported by that first call and not before.  They only ask the system for
+`libnvidia-ml.so.1`; whichever library answers to that name is what Clover drives.
+
+What NVML refuses becomes a `DeviceError` that says what to do: `NvmlError` with NVML's own code, for callers that tell
+one refusal from another, or `DeviceLost` for a GPU that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from clover.errors import DeviceError, DeviceLost
+
+T = TypeVar("T")
+
+# NVML's return codes, from nvml.h: part of its binary interface.
+UNINITIALIZED = 1
+INVALID_ARGUMENT = 2
+NOT_SUPPORTED = 3
+NO_PERMISSION = 4
+NOT_FOUND = 6
+DRIVER_NOT_LOADED = 9
+TIMEOUT = 10
+LIBRARY_NOT_FOUND = 12
+FUNCTION_NOT_FOUND = 13
+GPU_IS_LOST = 15
+RESET_REQUIRED = 16
+OPERATING_SYSTEM = 17
+MISMATCH = 18
+IN_USE = 19
+INSUFFICIENT_RESOURCES = 23
+
+_TEXTS = {
+    NOT_SUPPORTED: "this GPU or its driver does not support that: for MIG, it must be turned on (nvidia-smi -mig 1)",
+    NO_PERMISSION: (
+        "not permitted: changing MIG instances needs root, or access to the driver's capability mig/config; "
+        "run as root or hand the capability to this user or container"
+    ),
+    NOT_FOUND: "the driver knows no such GPU or instance",
+    DRIVER_NOT_LOADED: (
+        "the NVIDIA driver is not loaded: load it and check with nvidia-smi; in a container, pass the GPUs in"
+    ),
+    TIMEOUT: "the driver did not answer in time",
+    LIBRARY_NOT_FOUND: (
+        "there is no libnvidia-ml.so.1 here: install the NVIDIA driver (in a container, pass the GPUs in), or choose "
+        "another device: cpu, or an emulated one as emulated:a100-40gb:1"
+    ),
+    FUNCTION_NOT_FOUND: "the NVIDIA driver is too old for this call: MIG by name and placement needs a newer one",
+    RESET_REQUIRED: "the GPU must be reset first: stop what runs on it, then nvidia-smi --gpu-reset",
+    OPERATING_SYSTEM: "the operating system blocked the call: see the limits and devices of this container or service",
+    MISMATCH: "the NVIDIA driver was upgraded while loaded: reload its modules or reboot",
+    IN_USE: "in use: an instance or a process still holds it",
+    INSUFFICIENT_RESOURCES: "what stands on the GPU leaves no room for it",
+}
+
+LOST = (
+    "the GPU is lost (it fell off the bus, or its driver gave it up): reset it or reboot; the kernel log says why; "
+    "what other devices serve goes on"
+)
+
+
+class NvmlError(DeviceError):
+    """NVML refused; `code` is its return code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def described(code: int, text: str = "") -> str:
+    """A refusal in words that say what to do; `text` is NVML's own, for codes without."""
+    return _TEXTS.get(code) or f"the driver refused: {text or 'no reason given'} (NVML code {code})"
+
+
+class Nvml:
+    """One session in one thread.  `library` is the bindings, or anything that behaves like them; None imports pynvml.
+
+    Everything that `call` and `call_sync` run is run in that thread, one after the other, with the session open.
+    """
+
+    def __init__(self, library: Any = None) -> None:
+        self._library = library
+        self._open = False
+        self._closed = False
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clover-nvml")
+
+    @property
+    def library(self) -> Any:
+        """The bindings.  Raises DeviceError where they are not installed."""
+        if self._library is None:
+            try:
+                self._library = importlib.import_module("pynvml")
+            except ImportError as error:
+                raise DeviceError("nvidia-ml-py is not installed: pip install nvidia-ml-py") from error
+        return self._library
+
+    async def call(self, function: str | Callable[..., T], *arguments: Any) -> T:
+        """The result of `function(*arguments)`; a string names a function of the bindings.  Raises DeviceError."""
+        return await asyncio.wrap_future(self._submit(function, arguments))
+
+    def call_sync(self, function: str | Callable[..., T], *arguments: Any) -> T:
+        """As `call`, waiting for it: for command lines and starts, never on a loop that serves."""
+        return self._submit(function, arguments).result()
+
+    def close(self) -> None:
+        """End the session and the thread, after what was asked before; later calls raise DeviceError."""
+        if self._closed:
+            return
+        self._closed = True
+        self._thread.submit(self._end)
+        self._thread.shutdown(wait=True)
+
+    def _submit(self, function: str | Callable[..., T], arguments: tuple[Any, ...]) -> Future[T]:
+        if self._closed:
+            raise DeviceError("the connection to the NVIDIA driver is closed")
+        return self._thread.submit(functools.partial(self._run, function, arguments))
+
+    def _run(self, function: str | Callable[..., T], arguments: tuple[Any, ...]) -> T:
+        library = self.library
+        try:
+            if not self._open:
+                library.nvmlInit()
+                self._open = True
+            called: Callable[..., T] = getattr(library, function) if isinstance(function, str) else function
+            return called(*arguments)
+        except library.NVMLError as error:
+            raise _mapped(error) from error
+        except getattr(library, "NVMLLibraryMismatchError", ()) as error:
+            raise NvmlError(described(FUNCTION_NOT_FOUND), FUNCTION_NOT_FOUND) from error
+
+    def _end(self) -> None:
+        if self._open:
+            self._open = False
+            self._library.nvmlShutdown()
+
+
+def _mapped(error: Any) -> DeviceError:
+    code = int(getattr(error, "value", 0))
+    return DeviceLost(LOST) if code == GPU_IS_LOST else NvmlError(described(code, str(error)), code)

@@ -1,0 +1,165 @@
+"""Which instances of a GPU are Clover's own: a file, because the driver does not know whose an instance is.
+
+An instance outlives the process that made it.  After a crash the next start must tell its own leavings, which it may
+adopt or remove, from what somebody else set up, which it must not touch.  So the file is written ahead: a place is
+recorded *before* its instance is made and struck out *after* it is gone, each time replaced as a whole and flushed to
+the disk.  Whenever the process dies, the file then names at least all that is ours; what it names too much simply does
+not stand.  Instances do not survive a reboot of the machine, the file does: it carries the boot it belongs to, and
+nothing recorded in another boot is taken for ours.
+
+One server owns a GPU at a time.  A lock on a second file says so; it is the kernel's, so it ends with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from pathlib import Path
+
+import msgspec
+
+from clover.errors import DeviceError
+from clover.types import Record
+
+_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class OwnPlace(Record, frozen=True, kw_only=True):
+    """A place on the GPU where an instance of ours stands, or may stand."""
+
+    profile: str
+    start: int
+    size: int
+
+
+class _File(Record, frozen=True, kw_only=True):
+    format: int
+    gpu: str
+    boot: str
+    places: tuple[OwnPlace, ...]
+
+
+def boot_of(root: Path = Path("/")) -> str:
+    """What tells this boot of the machine from others; empty where the kernel does not say."""
+    try:
+        return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+class Ownership:
+    """The record of one GPU in `folder`.  `boot` empty: instances survive whatever happens to this machine.
+
+    `exclusive` takes the lock and allows changes; without it the record is only read.  Raises DeviceError where another
+    process holds the lock, or the file cannot be understood.
+    """
+
+    def __init__(self, folder: Path, gpu: str, *, boot: str = "", exclusive: bool = True) -> None:
+        if not _NAME.fullmatch(gpu):
+            raise DeviceError(f"the driver names a GPU {gpu!r}, which cannot be kept as a file")
+        self._folder = folder
+        self._gpu = gpu
+        self._boot = boot
+        self._path = folder / f"{gpu}.json"
+        self._lock: int | None = None
+        if exclusive:
+            self._take()
+        try:
+            self._places = self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def places(self) -> tuple[OwnPlace, ...]:
+        """What is recorded, by start."""
+        return tuple(sorted(self._places, key=lambda place: (place.start, place.profile)))
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether changes are allowed: the lock is held."""
+        return self._lock is not None
+
+    def add(self, place: OwnPlace) -> None:
+        """Record `place`; on return it is on the disk."""
+        if place not in self._places:
+            self._write(self._places | {place})
+
+    def remove(self, place: OwnPlace) -> None:
+        """Strike `place` out; on return that is on the disk."""
+        if place in self._places:
+            self._write(self._places - {place})
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take(self) -> None:
+        path = self._folder / f"{self._gpu}.lock"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise DeviceError(
+                f"another Clover holds {self._gpu}: stop it first, or give each its own GPUs, as nvidia:0 and nvidia:1"
+            ) from error
+        except OSError as error:
+            self.close()
+            raise DeviceError(f"cannot lock {path}: {error.strerror}; see --cache-dir") from error
+
+    def _read(self) -> frozenset[OwnPlace]:
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return frozenset()
+        except OSError as error:
+            raise DeviceError(f"cannot read {self._path}: {error.strerror}") from error
+        try:
+            file = msgspec.json.decode(data, type=_File)
+            if file.format != _FORMAT:
+                raise ValueError(f"format {file.format} instead of {_FORMAT}")
+            if file.gpu != self._gpu:
+                raise ValueError("it belongs to another GPU")
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise DeviceError(
+                f"the record of what Clover made on {self._gpu} is damaged ({error}): see what stands there with "
+                f"`python -m clover mig list`, then delete {self._path}; from then on nothing that stands there "
+                "counts as Clover's, and it must be removed by hand"
+            ) from error
+        return frozenset(file.places) if file.boot == self._boot else frozenset()
+
+    def _write(self, places: frozenset[OwnPlace]) -> None:
+        if self._lock is None:
+            raise DeviceError(f"{self._gpu} was opened for reading only")
+        ordered = tuple(sorted(places, key=lambda place: (place.start, place.profile)))
+        file = _File(format=_FORMAT, gpu=self._gpu, boot=self._boot, places=ordered)
+        draft = self._folder / f".{self._gpu}.json.new"  # only the holder of the lock writes: one name is enough
+        try:
+            with open(draft, "wb") as out:
+                out.write(msgspec.json.format(msgspec.json.encode(file), indent=1) + b"\n")
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(draft, self._path)
+            self._flush_folder()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+            raise DeviceError(
+                f"cannot write {self._path}: {error.strerror}; without it a crash would leave instances that nobody "
+                "owns, so none is made or removed: see --cache-dir"
+            ) from error
+        self._places = places
+
+    def _flush_folder(self) -> None:
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
