@@ -7,41 +7,64 @@ process of its own (`compile_in_subprocess`), because the server never imports t
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from clover.backends.aoti import AotiBackend
 from clover.backends.artifacts import artifact_dir, compile_in_background, compile_in_subprocess, is_compiled
+from clover.backends.cuda import device_for
 from clover.backends.eager import EagerBackend
 from clover.backends.environment import child_environment
 from clover.backends.onnxruntime import OnnxRuntimeBackend
+from clover.backends.targets import CPU, Target, target_of
+from clover.backends.tensorrt import TensorRtBackend
 from clover.errors import ConfigError
 from clover.interfaces import Backend
 from clover.types import FamilySpec, VariantSpec
 
 __all__ = [
     "BACKENDS",
+    "CPU",
+    "Target",
     "artifact_dir",
     "child_environment",
     "compile_in_background",
     "compile_in_subprocess",
+    "device_for",
     "get",
     "is_compiled",
     "names",
+    "target_of",
 ]
 
 
 class CompilingBackend(Backend, Protocol):
-    """What Clover's own backends offer beyond `clover.interfaces.Backend`."""
+    """What Clover's own backends offer beyond `clover.interfaces.Backend`: they know CPU cores from the slices of a
+    GPU, to compile for and (`device` "cpu" or "cuda", see `device_for`) to load on."""
 
     compiles: bool
     """Whether there is an artifact to write before `load`."""
 
-    def supports(self, family: FamilySpec, variant: VariantSpec) -> str:
-        """Empty if this backend can take `variant`, otherwise the reason why not."""
+    def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
+        """Empty if this backend can take `variant` on `target`, otherwise the reason why not."""
+
+    def compile(
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
+    ) -> None:
+        """Write the artifact into `folder` (no-op where there is none).  Raises ProfileError."""
+
+    def load(
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"
+    ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
+        """A function from input arrays (leading batch axis, declared order) to output arrays, which its next call may
+        overwrite.  Raises WorkerError."""
 
 
 BACKENDS: dict[str, CompilingBackend] = {
-    backend.name: backend for backend in (EagerBackend(), AotiBackend(), OnnxRuntimeBackend())
+    backend.name: backend for backend in (EagerBackend(), AotiBackend(), OnnxRuntimeBackend(), TensorRtBackend())
 }
 
 

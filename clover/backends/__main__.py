@@ -30,6 +30,7 @@ def main() -> int:
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=CompileOrder)
     threading.Thread(target=_watch, daemon=True).start()
     os.nice(10)
+    os.environ["CUDA_VISIBLE_DEVICES"] = order.target.visible  # the slice it is for, and no other
     answers = os.dup(1)
     os.dup2(2, 1)  # compilers print on standard output
     try:

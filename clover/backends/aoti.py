@@ -4,6 +4,8 @@
 `model.so`, the library out of it.  Loading the package unpacks it into a temporary folder first, which costs time and
 is left behind by a killed worker; the library alone is mapped, in milliseconds, and its weights are shared by all
 workers of the variant.
+
+For a GPU the package also holds the kernels Triton made, and only it can be loaded, as torch documents it.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from clover import families
-from clover.backends.artifacts import package_version
-from clover.backends.tensors import export, to_arrays, to_tensor, unsupported
+from clover.backends import cuda
+from clover.backends.artifacts import manifest_of, package_version
+from clover.backends.targets import CPU, Target
+from clover.backends.tensors import export, to_arrays, to_tensor, unsupported, with_casts
 from clover.errors import ProfileError, WorkerError
 from clover.types import FamilySpec, VariantSpec
 
@@ -40,40 +44,47 @@ class AotiBackend:
             return "no C++ compiler (g++ or clang++) in PATH"
         return ""
 
-    def supports(self, family: FamilySpec, variant: VariantSpec) -> str:
-        """Empty if `variant` is a torch module over numeric tensors."""
-        return unsupported(family, variant)
+    def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
+        """Empty if `variant` is a torch module over numeric tensors; for a GPU it takes Triton."""
+        if target.cuda and not package_version("triton"):
+            return "triton is not installed, which makes the kernels for a GPU"
+        return unsupported(family, variant, half=target.cuda)
 
-    def compile(self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int) -> None:
-        """Write `model.pt2` and `model.so` for `threads` threads.  Raises ProfileError; 10-60 s of CPU."""
-        reason = self.available()
+    def compile(
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
+    ) -> None:
+        """Write `model.pt2`, and for `threads` threads of a CPU `model.so`.  Raises ProfileError; 10-60 s of CPU."""
+        reason = self.available() or self.supports(family, variant, target)
         if reason:
             raise ProfileError(reason)
         import torch
         import torch._inductor
 
         torch.set_num_threads(threads)
-        module, arguments, shapes = export(family, variant)
+        device = cuda.for_building(variant, target) if target.cuda else "cpu"
+        module, arguments, shapes = export(family, variant, device)
         package = folder / PACKAGE
+        # One thread is compiled without any OpenMP region, which is both faster and safe to fork.
+        configs: dict[str, Any] = {} if target.cuda else {"cpp.threads": threads}
         with torch.no_grad():
             program = torch.export.export(module, arguments, dynamic_shapes=shapes)
-            # One thread is compiled without any OpenMP region, which is both faster and safe to fork.
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(package), inductor_configs={"cpp.threads": threads}
-            )
-        _extract_library(package, folder / LIBRARY)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=configs)
+        if not target.cuda:
+            _extract_library(package, folder / LIBRARY)
 
     def load(
-        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"
     ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
-        """See `clover.interfaces.Backend`.  Raises WorkerError where the artifact is missing."""
+        """See `clover.interfaces.Backend`.  Raises WorkerError where the artifact is missing or for another device."""
         import torch
 
-        library = Path(folder) / LIBRARY
-        if not library.is_file():
+        made = Path(folder) / (LIBRARY if device == "cpu" else PACKAGE)
+        if not made.is_file():
             command = f"python -m clover profile {families.reference(family)} --compile"
             raise WorkerError(f"{variant.name} is not compiled for aoti here: run `{command}`")
-        runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+        if device != "cpu":
+            return cuda.Runner(_on_gpu(made, family, variant), family, variant, graphs=True)
+        runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(made), 1)
         specs = family.inputs
 
         def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -81,6 +92,22 @@ class AotiBackend:
                 return to_arrays(runner.run([to_tensor(a, s) for a, s in zip(inputs, specs, strict=True)]))
 
         return run
+
+
+def _on_gpu(package: Path, family: FamilySpec, variant: VariantSpec) -> Callable[..., Any]:
+    """The package's model as a function of tensors on the GPU."""
+    import torch._inductor
+
+    manifest = manifest_of(package.parent)
+    if manifest is None or not manifest.recipe.gpu:
+        raise WorkerError(f"what is compiled of {variant.name} is for CPU cores, not for the GPU this worker has")
+    # One thread runs it, so it needs no locks; they would be in the way of recording its launches.
+    model = torch._inductor.aoti_load_package(str(package), run_single_threaded=True).loader
+
+    def call(*inputs: Any) -> Any:
+        return model.run(list(inputs))
+
+    return with_casts(call, family, variant)
 
 
 def _extract_library(package: Path, library: Path) -> None:

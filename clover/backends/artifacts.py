@@ -1,8 +1,9 @@
 """Compiled artifacts: where they lie, what invalidates them, and how they come to be whole or not at all.
 
-The folder of an artifact is named by a hash over everything that shaped it (`artifact_key`): an artifact is therefore
-never stale, only unused.  It is written into a temporary folder beside its place and renamed, under a lock that ends
-with its holder, so that readers see all of it or nothing and two servers never compile the same thing twice.
+The folder of an artifact is named by a hash over everything that shaped it (`Recipe`): an artifact is therefore never
+stale, only unused.  It is written into a temporary folder beside its place and renamed, under a lock that ends with its
+holder, so that readers see all of it or nothing and two servers never compile the same thing twice.  What is for a GPU
+lies in a folder for that GPU and profile, and is built while nothing else is built on that GPU: kernels are timed.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 import msgspec
 
 from clover import families
 from clover.backends.environment import child_environment
-from clover.errors import ProfileError
-from clover.interfaces import Backend
+from clover.backends.targets import CPU, Target
+from clover.errors import ConfigError, ProfileError
 from clover.types import FamilySpec, Record, VariantSpec
 
 _log = logging.getLogger("clover.backends")
@@ -39,10 +40,59 @@ MANIFEST = "artifact.json"
 COMPILE_S = 900.0
 """Seconds a compilation may take."""
 
-_FORMAT = 1
+_FORMAT = 2
+_VERSION_OF = {"onnxruntime": "onnxruntime", "tensorrt": "torch-tensorrt"}
+_TENSORRT = ("tensorrt-cu13-libs", "tensorrt-cu12-libs", "tensorrt-cu13", "tensorrt-cu12", "tensorrt")
 _THREADS_AT_LOAD = {"onnxruntime"}  # one artifact for any number of threads
 _POLL_S = 0.02
 _REASON_BYTES = 4000
+
+
+class Recipe(Record, frozen=True, kw_only=True):
+    """All that shapes an artifact.
+
+    `variant` is a digest of its definition and weights, `structure` one without the weights.  The batch range is 1 ..
+    `max_batch`.  `machine` (the CPU) and `threads` are empty where no code for the CPU is compiled; `gpu`, `profile`,
+    `driver` and `tensorrt` where none for a GPU is.
+    """
+
+    variant: str
+    structure: str
+    backend: str
+    backend_version: str
+    torch: str
+    python: str
+    precision: str
+    max_batch: int
+    machine: str = ""
+    threads: int = 0
+    gpu: str = ""
+    profile: str = ""
+    driver: str = ""
+    tensorrt: str = ""
+    format: int = _FORMAT
+
+    @property
+    def key(self) -> str:
+        """A hash over all of it."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """What a whole artifact says of itself, in `artifact.json`."""
+
+    family: str
+    variant: str
+    recipe: Recipe
+
+
+class Compiler(Protocol):
+    """What building needs of a backend."""
+
+    def compile(
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
+    ) -> None:
+        """Write the artifact into `folder`."""
 
 
 class CompileOrder(Record, frozen=True, kw_only=True):
@@ -53,6 +103,7 @@ class CompileOrder(Record, frozen=True, kw_only=True):
     backend: str
     folder: str
     threads: int
+    target: Target = CPU
 
 
 def package_version(name: str) -> str:
@@ -61,6 +112,11 @@ def package_version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def tensorrt_version() -> str:
+    """Version of TensorRT's libraries, by whatever name they are installed; "" where they are not."""
+    return next((version for name in _TENSORRT if (version := package_version(name))), "")
 
 
 def machine_key() -> str:
@@ -72,33 +128,50 @@ def machine_key() -> str:
     return f"{platform.machine()} {flags}"
 
 
-def artifact_key(family: FamilySpec, variant: VariantSpec, backend: str, backend_version: str, threads: int) -> str:
-    """A hash over all that invalidates an artifact: the variant (its definition and weights), backend and torch with
-    their versions, the CPU, threads, the largest batch."""
-    parts = {
-        "format": _FORMAT,
-        "variant": families.digest_of_variant(family, variant),
-        "backend": backend,
-        "backend_version": backend_version,
-        "torch": package_version("torch"),
-        "python": platform.python_version(),
-        "machine": machine_key(),
-        "threads": threads,
-        "max_batch": family.max_batch,
-    }
-    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+def recipe(
+    family: FamilySpec,
+    variant: VariantSpec,
+    backend: str,
+    threads: int,
+    version: str | None = None,
+    target: Target = CPU,
+) -> Recipe:
+    """What would shape an artifact made here and now.  Raises ConfigError for TensorRT without a GPU."""
+    if backend == "tensorrt" and not target.cuda:
+        raise ConfigError("tensorrt has artifacts for the slices of a GPU only, none for CPU cores")
+    if backend in _THREADS_AT_LOAD:
+        threads = 1
+    compiles_for_cpu = backend != "tensorrt"
+    return Recipe(
+        variant=families.digest_of_variant(family, variant),
+        structure=families.structure_of_variant(family, variant),
+        backend=backend,
+        backend_version=package_version(_VERSION_OF.get(backend, "torch")) if version is None else version,
+        torch=package_version("torch"),
+        python=platform.python_version(),
+        precision=variant.precision,
+        max_batch=family.max_batch,
+        machine=machine_key() if compiles_for_cpu else "",
+        threads=0 if target.cuda else threads,
+        gpu=target.gpu,
+        profile=target.profile,
+        driver=target.driver,
+        tensorrt=tensorrt_version() if backend == "tensorrt" else "",
+    )
 
 
 def artifact_dir(
-    cache: str | Path, family: FamilySpec, variant: VariantSpec, backend: str, threads: int, version: str | None = None
+    cache: str | Path,
+    family: FamilySpec,
+    variant: VariantSpec,
+    backend: str,
+    threads: int,
+    version: str | None = None,
+    target: Target = CPU,
 ) -> Path:
-    """The folder of an artifact below `cache`; it need not exist."""
-    if backend in _THREADS_AT_LOAD:
-        threads = 1
-    if version is None:
-        version = package_version("onnxruntime" if backend == "onnxruntime" else "torch")
-    key = artifact_key(family, variant, backend, version, threads)
-    return Path(cache) / "artifacts" / backend / f"{family.name}-{variant.name}-{key[:24]}"
+    """The folder of an artifact below `cache`; it need not exist.  For a GPU: .../BACKEND/GPU/PROFILE/..."""
+    key = recipe(family, variant, backend, threads, version, target).key
+    return Path(cache) / "artifacts" / backend / target.folder / f"{family.name}-{variant.name}-{key[:24]}"
 
 
 def is_compiled(folder: str | Path) -> bool:
@@ -106,20 +179,39 @@ def is_compiled(folder: str | Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-def build(backend: Backend, order: CompileOrder) -> None:
+def manifest_of(folder: str | Path) -> Manifest | None:
+    """What the artifact in `folder` says of itself; None where none is whole, or one of another version lies there."""
+    try:
+        return msgspec.json.decode((Path(folder) / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def gpu_lock(folder: str | Path, target: Target) -> Path:
+    """The file whose lock one build on the GPU of `target` holds, whatever backend and profile it is for."""
+    place = Path(folder)
+    root = next((above for above in place.parents if above.name == "artifacts"), place.parent)
+    return root / f"{target.uuid or target.gpu.replace('/', '-')}.lock"
+
+
+def build(backend: Compiler, order: CompileOrder) -> None:
     """Compile into `order.folder` in this process, atomically; a no-op where it is there already."""
     folder = Path(order.folder)
     variant = order.family.variant(order.variant)
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _lock(folder.with_name(folder.name + ".lock")):
+    with contextlib.ExitStack() as held:
+        held.enter_context(lock(folder.with_name(folder.name + ".lock")))
         if is_compiled(folder):
             return
+        if order.target.cuda:  # always after the artifact's own lock: no two builds wait for each other
+            held.enter_context(lock(gpu_lock(folder, order.target)))
         for left in folder.parent.glob(folder.name + ".tmp-*"):  # of a compilation that was killed; we hold its lock
             shutil.rmtree(left, ignore_errors=True)
         made = Path(tempfile.mkdtemp(prefix=folder.name + ".tmp-", dir=folder.parent))
         try:
-            backend.compile(order.family, variant, made, order.threads)
-            manifest = {"backend": order.backend, "variant": order.variant, "threads": order.threads, "format": _FORMAT}
+            backend.compile(order.family, variant, made, order.threads, order.target)
+            shaped = recipe(order.family, variant, order.backend, order.threads, None, order.target)
+            manifest = Manifest(family=order.family.name, variant=variant.name, recipe=shaped)
             (made / MANIFEST).write_bytes(msgspec.json.encode(manifest))
             if folder.exists():
                 shutil.rmtree(folder)
@@ -130,7 +222,8 @@ def build(backend: Backend, order: CompileOrder) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
+    """Hold `path`'s lock; it ends with this process at the latest."""
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -143,6 +236,7 @@ def compile_in_subprocess(
     folder: str | Path,
     threads: int = 1,
     *,
+    target: Target = CPU,
     timeout_s: float = COMPILE_S,
 ) -> None:
     """Compile an artifact in a process of its own, at low priority; blocks.  A no-op where it is there already.
@@ -150,7 +244,7 @@ def compile_in_subprocess(
     Raises ProfileError with the reason.  The process and its compilers end with this one, however it dies.
     """
     if not is_compiled(folder):
-        with _Compilation(family, variant, backend, folder, threads, timeout_s) as compilation:
+        with _Compilation(family, variant, backend, folder, threads, target, timeout_s) as compilation:
             while not compilation.done():
                 time.sleep(_POLL_S)
 
@@ -162,11 +256,12 @@ async def compile_in_background(
     folder: str | Path,
     threads: int = 1,
     *,
+    target: Target = CPU,
     timeout_s: float = COMPILE_S,
 ) -> None:
     """`compile_in_subprocess` on an event loop; cancelling it ends the compilation at once."""
     if not is_compiled(folder):
-        with _Compilation(family, variant, backend, folder, threads, timeout_s) as compilation:
+        with _Compilation(family, variant, backend, folder, threads, target, timeout_s) as compilation:
             while not compilation.done():
                 await asyncio.sleep(_POLL_S)
 
@@ -175,11 +270,18 @@ class _Compilation:
     """A compiling process; leaving the context ends its whole group."""
 
     def __init__(
-        self, family: FamilySpec, variant: VariantSpec, backend: str, folder: str | Path, threads: int, timeout_s: float
+        self,
+        family: FamilySpec,
+        variant: VariantSpec,
+        backend: str,
+        folder: str | Path,
+        threads: int,
+        target: Target,
+        timeout_s: float,
     ) -> None:
-        self._what = f"compiling {variant.name} with {backend}"
+        self._what = f"compiling {variant.name} with {backend}" + (f" for {target.profile}" if target.cuda else "")
         self._order = CompileOrder(
-            family=family, variant=variant.name, backend=backend, folder=str(folder), threads=threads
+            family=family, variant=variant.name, backend=backend, folder=str(folder), threads=threads, target=target
         )
         self._timeout_s = timeout_s
         self._stack = contextlib.ExitStack()

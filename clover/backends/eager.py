@@ -1,4 +1,8 @@
-"""The backend that compiles nothing: the module, or the Python callable, as its loader gives it."""
+"""The backend that compiles nothing: the module, or the Python callable, as its loader gives it.
+
+On a GPU the module is moved there and its launches are recorded per batch size (`clover.backends.cuda`); a Python
+callable is left to do as it does.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from clover import families
-from clover.backends.tensors import load_module, to_arrays, to_tensor
+from clover.backends import cuda
+from clover.backends.targets import CPU, Target
+from clover.backends.tensors import load_module, to_arrays, to_tensor, with_casts
 from clover.types import FamilySpec, VariantSpec
 
 
@@ -23,15 +29,17 @@ class EagerBackend:
         """Always usable."""
         return ""
 
-    def supports(self, family: FamilySpec, variant: VariantSpec) -> str:
-        """Runs every variant."""
+    def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
+        """Runs every variant anywhere; fp16 on a CPU for real, if slowly."""
         return ""
 
-    def compile(self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int) -> None:
+    def compile(
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
+    ) -> None:
         """Nothing to compile."""
 
     def load(
-        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"
     ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
         """See `clover.interfaces.Backend`; `folder` is not used."""
         if variant.kind == "python":
@@ -47,7 +55,9 @@ class EagerBackend:
 
         import torch
 
-        module = load_module(family, variant)
+        module = with_casts(load_module(family, variant, device), family, variant)
+        if device != "cpu":
+            return cuda.Runner(module, family, variant, graphs=True)
         specs = family.inputs
 
         def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:

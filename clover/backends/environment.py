@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 _KEPT = frozenset(
     {"PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "XDG_CACHE_HOME", "VIRTUAL_ENV", "TMPDIR", "OPENBLAS_CORETYPE", "TZ"}
+    | {"CUDA_HOME", "CUDA_PATH"}
 )
 _KEPT_PREFIXES = ("PYTHON", "LC_", "OMP_", "KMP_")
 _DROPPED = frozenset({"PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONPATH"})

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clover import families
 from clover.backends.artifacts import package_version
+from clover.backends.targets import CPU, Target
 from clover.backends.tensors import export, unsupported
 from clover.errors import ProfileError, WorkerError
 from clover.types import FamilySpec, VariantSpec
@@ -33,13 +34,17 @@ class OnnxRuntimeBackend:
         missing = [name for name in ("onnxruntime", "onnx", "onnxscript", "torch") if not package_version(name)]
         return f"missing {', '.join(missing)}: install clover-inference[onnx]" if missing else ""
 
-    def supports(self, family: FamilySpec, variant: VariantSpec) -> str:
-        """Empty if `variant` is a torch module over tensors that NumPy has types for."""
-        return unsupported(family, variant, ("BF16",))
+    def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
+        """Empty if `variant` is a torch module over tensors that NumPy has types for, and runs on CPU cores."""
+        if target.cuda:
+            return "it runs on CPU cores here, not on a GPU"
+        return unsupported(family, variant, ("BF16",), half=False)
 
-    def compile(self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int) -> None:
+    def compile(
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
+    ) -> None:
         """Write `model.onnx`.  Raises ProfileError where the exporter does not support the module."""
-        reason = self.available() or self.supports(family, variant)
+        reason = self.available() or self.supports(family, variant, target)
         if reason:
             raise ProfileError(reason)
         import torch
@@ -76,9 +81,11 @@ class OnnxRuntimeBackend:
                 raise ProfileError(f"the exported model does not take batches of {rows}")
 
     def load(
-        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"
     ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
-        """See `clover.interfaces.Backend`.  Raises WorkerError where the artifact is missing."""
+        """See `clover.interfaces.Backend`.  Raises WorkerError where the artifact is missing, and on a GPU."""
+        if device != "cpu":
+            raise WorkerError(f"{variant.name} cannot run with onnxruntime on a GPU: it runs on CPU cores here")
         path = Path(folder) / MODEL
         if not path.is_file():
             command = f"python -m clover profile {families.reference(family)} --compile"

@@ -1,8 +1,12 @@
-"""Between NumPy arrays and torch tensors without copies.  BF16 is uint16 in NumPy, which has no bfloat16."""
+"""Between NumPy arrays and torch tensors without copies, and modules in the precision of their variant.
+
+BF16 is uint16 in NumPy, which has no bfloat16.  A variant in fp16 has its module halved once, here; what goes in and
+comes out keeps its declared type (`with_casts`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +43,47 @@ def to_arrays(result: Any) -> list[NDArray[Any]]:
     return arrays
 
 
-def load_module(family: FamilySpec, variant: VariantSpec) -> torch.nn.Module:
-    """The variant's module, in eval mode.  Raises TypeError where the loader returns something else."""
+def torch_dtype(tensor: TensorSpec) -> torch.dtype:
+    """The torch type of a numeric tensor."""
+    import torch
+
+    if tensor.datatype == "BF16":
+        return torch.bfloat16
+    return torch.from_numpy(np.empty(0, families.DATATYPES[tensor.datatype])).dtype
+
+
+def load_module(family: FamilySpec, variant: VariantSpec, device: str = "cpu") -> torch.nn.Module:
+    """The variant's module, in eval mode and its precision, on `device`.  Raises TypeError where the loader returns
+    something else."""
     import torch
 
     folder = Path(family.folder)
     module = families.resolve(variant.loader, folder)(variant, folder)
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"{variant.loader} returned {type(module).__name__}, not an nn.Module")
-    return module.eval()
+    module = module.eval()
+    if variant.precision == "fp16":
+        module = module.half()
+    return module if device == "cpu" else module.to(device)
+
+
+def with_casts(call: Callable[..., Any], family: FamilySpec, variant: VariantSpec) -> Callable[..., Any]:
+    """`call`, which computes in the variant's precision, for tensors of the declared types; itself but for fp16."""
+    if variant.precision != "fp16":
+        return call
+    import torch
+
+    declared = [torch_dtype(tensor) if tensor.datatype != "BYTES" else None for tensor in family.outputs]
+
+    def casting(*inputs: torch.Tensor) -> tuple[Any, ...]:
+        made = call(*[tensor.half() if tensor.is_floating_point() else tensor for tensor in inputs])
+        parts = made if isinstance(made, (tuple, list)) else (made,)
+        return tuple(
+            part.to(dtype) if isinstance(part, torch.Tensor) and part.is_floating_point() and dtype else part
+            for part, dtype in zip(parts, [*declared, *[None] * len(parts)], strict=False)
+        )
+
+    return casting
 
 
 def example_inputs(family: FamilySpec, rows: int) -> list[NDArray[Any]]:
@@ -61,9 +97,11 @@ def example_inputs(family: FamilySpec, rows: int) -> list[NDArray[Any]]:
     return made
 
 
-def export(family: FamilySpec, variant: VariantSpec) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...], Any]:
+def export(
+    family: FamilySpec, variant: VariantSpec, device: str = "cpu"
+) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...], Any]:
     """Module, example arguments and dynamic shapes for `torch.export`: batches of 1 .. `max_batch`, variable axes of
-    1 .. their bound."""
+    1 .. their bound.  Of a variant in fp16 the arguments are halved too: casting stays outside (`with_casts`)."""
     import torch
 
     if variant.kind != "torch":
@@ -71,11 +109,14 @@ def export(family: FamilySpec, variant: VariantSpec) -> tuple[torch.nn.Module, t
     # Two example rows: torch.export takes a size of one for a constant.
     rows = min(2, family.max_batch)
     arguments = tuple(
-        to_tensor(array, tensor) for array, tensor in zip(example_inputs(family, rows), family.inputs, strict=True)
+        to_tensor(array, tensor).to(device)
+        for array, tensor in zip(example_inputs(family, rows), family.inputs, strict=True)
     )
+    if variant.precision == "fp16":
+        arguments = tuple(item.half() if item.is_floating_point() else item for item in arguments)
     batch = torch.export.Dim("batch", min=1, max=family.max_batch) if family.max_batch > 1 else None
     shapes = tuple(_dynamic(index, tensor, batch) for index, tensor in enumerate(family.inputs))
-    return load_module(family, variant), arguments, shapes
+    return load_module(family, variant, device), arguments, shapes
 
 
 def _dynamic(index: int, tensor: TensorSpec, batch: Any) -> dict[int, Any]:
@@ -88,10 +129,12 @@ def _dynamic(index: int, tensor: TensorSpec, batch: Any) -> dict[int, Any]:
     return axes
 
 
-def unsupported(family: FamilySpec, variant: VariantSpec, refused: Sequence[str] = ()) -> str:
-    """Why a compiling backend cannot take `variant`; "" where it can."""
+def unsupported(family: FamilySpec, variant: VariantSpec, refused: Sequence[str] = (), *, half: bool = True) -> str:
+    """Why a compiling backend cannot take `variant`; "" where it can.  `half`: whether it computes in fp16."""
     if variant.kind != "torch":
         return f"variant {variant.name} is plain Python"
+    if variant.precision == "fp16" and not half:
+        return f"variant {variant.name} is fp16, which only eager computes on CPU cores"
     for tensor in (*family.inputs, *family.outputs):
         if tensor.datatype in ("BYTES", *refused):
             return f"tensor {tensor.name} is {tensor.datatype}"

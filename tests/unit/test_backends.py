@@ -38,7 +38,7 @@ def fake_backend(write):
         def supports(self, family, variant):
             return ""
 
-        def compile(self, family, variant, folder, threads):
+        def compile(self, family, variant, folder, threads, target):
             write(folder)
 
         def load(self, family, variant, folder, threads):
@@ -57,7 +57,7 @@ def test_importing_backends_never_imports_torch():
 
 
 def test_unknown_backends_are_named():
-    assert backends.names() == ("eager", "aoti", "onnxruntime")
+    assert backends.names() == ("eager", "aoti", "onnxruntime", "tensorrt")
     with pytest.raises(ConfigError, match="one of eager, aoti, onnxruntime"):
         backends.get("tensorflow")
 

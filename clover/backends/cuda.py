@@ -1,0 +1,290 @@
+"""Models on a GPU, for a worker that speaks NumPy: arrays in, arrays out.
+
+Rows go to the device in one asynchronous copy an input, out of the memory the caller holds: a worker registers its slab
+with CUDA, so that the device reads what the server wrote.  Answers come back into page-locked buffers that the next
+batch overwrites.  The host sleeps until they are there, instead of spinning as CUDA does by itself: a spinning core is
+energy.
+
+**Recorded launches.**  A small model is a dozen kernels of microseconds, and launching them costs more than running
+them.  Where every row has one shape, the launches of each batch size are recorded once as a CUDA graph, over inputs
+that stay where they are, and replayed as one.  That is only right for a model whose host code decides nothing, so each
+recording is replayed on two sets of made-up rows and held against the model itself; where recording fails or a replay
+differs, there are no recordings and the log says why.  `parameters.cuda_graphs = false` of a variant turns them off.
+
+**Errors.**  Out of memory is the batch's failure.  Any other error CUDA gives leaves the context of this process
+unusable for ever, so it becomes a WorkerError, which ends the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.backends import parity
+from clover.backends.targets import Target
+from clover.backends.tensors import to_arrays, to_tensor, torch_dtype
+from clover.errors import ProfileError, WorkerError
+from clover.types import FamilySpec, Precision, TensorSpec, VariantSpec
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger("clover.backends")
+
+RECORD_S = 1.0
+"""Seconds after which only powers of two and the largest batch are recorded."""
+
+
+# --- which device -----------------------------------------------------------------------------------------------------
+
+
+def device_for(visible: str) -> str:
+    """The torch device of a worker whose CUDA_VISIBLE_DEVICES is `visible` (and already set): "cpu" where it is empty.
+    Raises WorkerError where a GPU is named and torch finds none: never the CPU in its place."""
+    if not visible:
+        return "cpu"
+    if reason := _unusable():
+        raise WorkerError(f"no GPU answers to {visible}: {reason}")
+    return "cuda"
+
+
+def for_building(variant: VariantSpec, target: Target) -> str:
+    """The torch device to compile `variant` on for `target`, prepared for its precision.  Raises ProfileError where
+    this process does not see the slice, or sees another GPU."""
+    import torch
+
+    if not target.visible:
+        raise ProfileError(f"to compile for {target.profile} of {target.gpu}, the instance must exist: create it first")
+    if reason := _unusable():
+        raise ProfileError(f"no GPU answers to {target.visible}: {reason}")
+    found = torch.cuda.get_device_name(0)
+    # A slice is called "NVIDIA A100-SXM4-40GB MIG 2g.10gb".
+    if not found.startswith(target.gpu):
+        raise ProfileError(f"{target.visible} is a {found}, not a {target.gpu}")
+    use_precision(variant.precision)
+    return "cuda"
+
+
+def use_precision(precision: Precision) -> None:
+    """Let CUDA round the factors of products to TF32, or not, in all of this process.  Torch's own default is no for
+    matrices and yes for convolutions."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def _unusable() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    return f"torch {torch.__version__} (for CUDA {torch.version.cuda}) finds no device: see `nvidia-smi` for the driver"
+
+
+def fatal(error: RuntimeError) -> bool:
+    """Whether `error` is one after which CUDA does nothing more in this process."""
+    name, text = type(error).__name__, str(error)
+    return name == "AcceleratorError" or (name != "OutOfMemoryError" and "CUDA error" in text)
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+class Recording(Protocol):
+    """The launches of one batch size."""
+
+    outputs: Any
+    """What the model returned when it was recorded: each replay writes there."""
+
+    def replay(self) -> None:
+        """Run them again, on what lies in the inputs now."""
+
+
+class Runner:
+    """A model on the device as a function from arrays to arrays.  What it returns is overwritten by the next call.
+
+    `call` takes and returns tensors on the device, of the declared types.  `graphs`: whether its launches may be
+    recorded.  `device` and `record` differ in tests only.
+    """
+
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        family: FamilySpec,
+        variant: VariantSpec,
+        *,
+        graphs: bool,
+        device: str = "cuda",
+        record: Callable[[Callable[..., Any], Sequence[torch.Tensor]], Recording] | None = None,
+    ) -> None:
+        import torch
+
+        self._torch = torch
+        self._call = call
+        self._family = family
+        self._variant = variant
+        self._device = device
+        self._recordings: dict[int, Recording] = {}
+        on_gpu = device == "cuda"
+        if on_gpu:
+            use_precision(variant.precision)
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        rows = family.max_batch
+        with torch.inference_mode():
+            self._inputs = [
+                None if t.variable else torch.zeros((rows, *t.bound), dtype=torch_dtype(t), device=device)
+                for t in family.inputs
+            ]
+            self._outputs = [self._buffer(tensor, rows, pinned=on_gpu) for tensor in family.outputs]
+        if graphs and variant.parameters.get("cuda_graphs", True) and all(i is not None for i in self._inputs):
+            self._record_all(record or _Graphs(self))
+
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        """The batch sizes whose launches are replayed."""
+        return tuple(sorted(self._recordings))
+
+    def _buffer(self, tensor: TensorSpec, rows: int, *, pinned: bool) -> tuple[torch.Tensor, NDArray[Any]] | None:
+        if tensor.variable:
+            return None
+        made = self._torch.empty((rows, *tensor.bound), dtype=torch_dtype(tensor), pin_memory=pinned)
+        return made, to_arrays(made)[0]
+
+    def __call__(self, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Outputs for a batch.  Raises what the model raises, and WorkerError where the GPU fails."""
+        try:
+            with self._torch.inference_mode(), self._on_stream():
+                rows = len(inputs[0])
+                given = [self._put(index, array, rows) for index, array in enumerate(inputs)]
+                recording = self._recordings.get(rows)
+                if recording is None:
+                    answers = self._fetch(self._call(*given), rows)
+                else:
+                    recording.replay()
+                    answers = self._fetch(recording.outputs, rows)
+                self._wait()
+        except RuntimeError as error:
+            if fatal(error):
+                raise WorkerError(f"the GPU failed, and this worker with it: {error}") from error
+            raise
+        return answers
+
+    def _put(self, index: int, array: NDArray[Any], rows: int) -> torch.Tensor:
+        source = to_tensor(array, self._family.inputs[index])
+        there = self._inputs[index]
+        if there is None:
+            return source.to(self._device, non_blocking=True)
+        place = there[:rows]
+        place.copy_(source, non_blocking=True)
+        return place
+
+    def _fetch(self, result: Any, rows: int) -> list[NDArray[Any]]:
+        parts = list(result) if isinstance(result, (tuple, list)) else [result]
+        answers: list[NDArray[Any]] = []
+        for part, buffer in zip(parts, [*self._outputs, *[None] * len(parts)], strict=False):
+            if not isinstance(part, self._torch.Tensor):
+                raise TypeError(f"the model returned {type(part).__name__} where a tensor is declared")
+            if buffer is None or buffer[0][:rows].shape != part.shape or buffer[0].dtype != part.dtype:
+                answers += to_arrays(part.cpu())  # of variable shape, or not as declared: the caller checks that
+                continue
+            buffer[0][:rows].copy_(part, non_blocking=True)
+            answers.append(buffer[1][:rows])
+        return answers
+
+    def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
+        return self._torch.cuda.stream(self._stream) if self._device == "cuda" else contextlib.nullcontext()
+
+    def _wait(self) -> None:
+        if self._device == "cuda":
+            self._done.record(self._stream)
+            self._done.synchronize()
+
+    # --- recording ------------------------------------------------------------------------------------------------
+
+    def _record_all(self, record: Callable[[Callable[..., Any], Sequence[torch.Tensor]], Recording]) -> None:
+        """Record batch sizes, powers of two and the largest first; the others within RECORD_S."""
+        most = self._family.max_batch
+        first = {1 << power for power in range(most.bit_length())} | {most}
+        until_s = time.monotonic() + RECORD_S
+        made: dict[int, Recording] = {}
+        try:
+            with self._torch.inference_mode(), self._on_stream():
+                for rows in (*sorted(first), *(size for size in range(most, 0, -1) if size not in first)):
+                    if rows not in first and time.monotonic() > until_s:
+                        break
+                    made[rows] = record(self._call, [there[:rows] for there in self._inputs if there is not None])
+            self._wait()
+            wrong = self._differs(made)
+        except RuntimeError as error:
+            wrong = " ".join(str(error).split())[:300]
+        if wrong:
+            made.clear()
+            name = self._variant.name
+            hint = "parameters.cuda_graphs = false of the variant skips the attempt"
+            _log.warning("%s runs without CUDA graphs: %s (%s)", name, wrong, hint)
+            self._still_works()
+        self._recordings = made
+
+    def _differs(self, made: dict[int, Recording]) -> str:
+        """What is wrong with a replay on fresh rows; "" where all give what the model gives."""
+        family, generator = self._family, np.random.default_rng(1)
+        for rows, recording in made.items():
+            for _ in range(2):
+                inputs = [parity.made_up(tensor, rows, generator) for tensor in family.inputs]
+                self._recordings = {}
+                truth = [array.copy() for array in self(inputs)]
+                self._recordings = {rows: recording}
+                _, wrong = parity.compare(family.outputs, self(inputs), truth, self._variant.precision)
+                if wrong:
+                    return f"the recorded launches of {rows} rows do not do what the model does: {wrong}"
+        return ""
+
+    def _still_works(self) -> None:
+        """A recording that was broken off must not have broken more.  Raises what the model raises then."""
+        self._recordings = {}
+        generator = np.random.default_rng(2)
+        self([parity.made_up(tensor, 1, generator) for tensor in self._family.inputs])
+
+
+class _Graphs:
+    """Makes CUDA graphs that share one memory pool: they are replayed one at a time, and their outputs, which are held,
+    lie apart in it."""
+
+    def __init__(self, runner: Runner) -> None:
+        import torch
+
+        self._torch = torch
+        self._stream = runner._stream
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, call: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> Recording:
+        torch = self._torch
+        for _ in range(2):  # libraries set themselves up in the first runs, which cannot be recorded
+            call(*inputs)
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # A capture that fails leaves its stream current; the outer context takes it back.
+        with torch.cuda.stream(self._stream), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            outputs = call(*inputs)
+        return _Graph(graph, outputs)
+
+
+class _Graph:
+    """A CUDA graph and what it writes to."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, outputs: Any) -> None:
+        self._graph = graph
+        self.outputs = outputs
+
+    def replay(self) -> None:
+        self._graph.replay()
