@@ -197,7 +197,7 @@ class Router:
             name = "+".join(self.traffic.variants[lane] for lane in sorted(set(lanes)))
             accuracy = sum(self.accuracy[lane] for lane in lanes) / rows
         return self._account.receipt(
-            self.name, variant=name, accuracy=accuracy, rows=rows, modelled_j=ticket.energy_j, now_ns=ticket.done_ns
+            self.name, variant=name, accuracy=accuracy, rows=rows, active_j=ticket.energy_j, now_ns=ticket.done_ns
         )
 
     def close(self, ticket: Ticket) -> None:

@@ -96,7 +96,9 @@ def test_receipt_is_profiled_energy_times_ratio_plus_the_idle_share_of_a_row() -
         worker.add(1, SECOND, SECOND)
         book.rows_done("toy", 1, second * SECOND)
     book.window(sample(10, 20.0 + 10.0), GRID)  # 5 J modelled, 10 J measured
-    receipt = book.receipt("toy", variant="small", accuracy=80.0, rows=1, modelled_j=0.5, now_ns=10 * SECOND)
+    active_j = worker.add(1, SECOND, SECOND)
+    assert active_j == pytest.approx(0.5 * 2.0)
+    receipt = book.receipt("toy", variant="small", accuracy=80.0, rows=1, active_j=active_j, now_ns=10 * SECOND)
     assert receipt.energy_j == pytest.approx(0.5 * 2.0 + 1.0 / 1.0)  # one of two slices: 1 W, at one row a second
     assert receipt.carbon_mg == pytest.approx(receipt.energy_j / 3.6e6 * 360.0 * 1.5 * 1000)
     assert (receipt.method, receipt.intensity_state) == ("modelled", "fresh")
@@ -107,7 +109,7 @@ def ask(book: Account, second: float, rows: int = 1) -> float:
     """A request of `rows` rows without active energy, answered at `second`: the idle joules in its receipt."""
     now_ns = int(second * SECOND)
     book.rows_done("toy", rows, now_ns)
-    return book.receipt("toy", variant="small", accuracy=80.0, rows=rows, modelled_j=0.0, now_ns=now_ns).energy_j
+    return book.receipt("toy", variant="small", accuracy=80.0, rows=rows, active_j=0.0, now_ns=now_ns).energy_j
 
 
 def test_a_burst_after_a_quiet_minute_bills_no_more_idle_energy_than_there_was() -> None:
@@ -171,7 +173,7 @@ def test_batches_of_a_dead_worker_that_are_counted_late_keep_their_cpu_time() ->
 
 
 def test_a_receipt_before_any_reading_says_so() -> None:
-    receipt = Account(pue=1.5).receipt("toy", variant="small", accuracy=80.0, rows=1, modelled_j=1.0, now_ns=0)
+    receipt = Account(pue=1.5).receipt("toy", variant="small", accuracy=80.0, rows=1, active_j=1.0, now_ns=0)
     assert (receipt.energy_j, receipt.carbon_mg, receipt.intensity_state) == (1.0, 0.0, "unknown")
 
 

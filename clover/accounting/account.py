@@ -1,0 +1,227 @@
+"""The account of a server: who is there, what their windows gave them, and what an answer is billed."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from clover.accounting.devices import DeviceAccount, Share
+from clover.accounting.meters import WorkerMeter
+from clover.types import EnergySample, Method, Reading, Receipt
+
+_SECOND_NS = 1_000_000_000
+_JOULES_PER_KWH = 3.6e6
+_RATE_WINDOW_S = 60
+
+
+class _FamilyRate:
+    """Rows of the trailing minute, in one-second bins."""
+
+    __slots__ = ("bins", "since_ns")
+
+    def __init__(self, now_ns: int) -> None:
+        self.since_ns = now_ns
+        self.bins: deque[list[int]] = deque()
+
+    def add(self, now_ns: int, rows: int) -> None:
+        second = now_ns // _SECOND_NS
+        if self.bins and self.bins[-1][0] == second:
+            self.bins[-1][1] += rows
+            return
+        self.bins.append([second, rows])
+        while self.bins[0][0] <= second - _RATE_WINDOW_S:
+            self.bins.popleft()
+
+    def per_s(self, now_ns: int) -> float:
+        first = now_ns // _SECOND_NS - _RATE_WINDOW_S
+        total = sum(rows for second, rows in self.bins if second > first)
+        covered_s = (now_ns - self.since_ns) / _SECOND_NS
+        return total / min(max(covered_s, 1.0), float(_RATE_WINDOW_S))
+
+
+@dataclass
+class _IdleBill:
+    """Idle joules of one family: given to it by windows, billed in receipts, and what receipts may still bill."""
+
+    accrued_j: float = 0.0
+    billed_j: float = 0.0
+    open_j: float = 0.0
+
+
+class Account:
+    """Attribution over all devices, families and variants of a server.
+
+    `shares` holds joules and grams by (family, variant, method), `placements` by (device, placement, method).
+    """
+
+    def __init__(self, *, pue: float, core_w: float = 8.0) -> None:
+        self.pue = pue
+        self.core_w = core_w
+        self.reading: Reading | None = None
+        self.shares: dict[tuple[str, str, Method], Share] = {}
+        self.placements: dict[tuple[str, str, Method], Share] = {}
+        self.receipts_j: dict[str, float] = {}
+        self._devices: dict[str, DeviceAccount] = {}
+        self._meters: list[WorkerMeter] = []
+        self._gone: list[WorkerMeter] = []
+        self._places: dict[str, set[str]] = {}
+        self._rates: dict[str, _FamilyRate] = {}
+        self._idle: dict[str, _IdleBill] = {}
+        self._retired_cpu_ns = 0
+
+    # --- who is there -------------------------------------------------------------------------------------------------
+
+    def add_device(self, device: str, slices: int) -> None:
+        """A device with `slices` compute slices, over which its idle energy is split."""
+        self._devices[device] = DeviceAccount(slices=max(slices, 1))
+
+    def add_family(self, family: str, now_ns: int) -> None:
+        """Start the row rate of a family."""
+        self._rates.setdefault(family, _FamilyRate(now_ns))
+
+    def attach(self, meter: WorkerMeter) -> WorkerMeter:
+        """A worker that now holds its slices."""
+        self._meters.append(meter)
+        self._places.setdefault(meter.family, set()).add(meter.device)
+        device = self._devices.get(meter.device)
+        meter.ratio = device.ratio if device is not None else 1.0
+        return meter
+
+    def detach(self, meter: WorkerMeter) -> None:
+        """A worker that is gone; the work of its last window still counts."""
+        if meter in self._meters:
+            self._meters.remove(meter)
+            self._gone.append(meter)
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds used by all workers in batches so far: what a modelled meter integrates."""
+        # Of one that died, batches may still be counted after it was detached: it is retired with its last window.
+        counted = sum(meter.cpu_ns for meter in (*self._meters, *self._gone))
+        return (self._retired_cpu_ns + counted) / _SECOND_NS
+
+    def busy_ns(self, device: str) -> int:
+        """Time the workers of `device` were busy so far, dead ones included."""
+        known = self._devices.get(device)
+        retired_ns = known.retired_busy_ns if known is not None else 0
+        return retired_ns + sum(meter.busy_ns for meter in (*self._meters, *self._gone) if meter.device == device)
+
+    # --- windows ------------------------------------------------------------------------------------------------------
+
+    def rows_done(self, family: str, rows: int, now_ns: int) -> None:
+        """Count answered rows for the trailing-minute rate."""
+        rate = self._rates.get(family)
+        if rate is None:
+            rate = self._rates[family] = _FamilyRate(now_ns)
+        rate.add(now_ns, rows)
+
+    def window(self, sample: EnergySample, reading: Reading) -> None:
+        """Close the window of `sample.device` at `sample.at_ns`, its carbon priced at `reading`.  The first sample of a
+        device, or of another epoch, only opens a window; one that is no newer than the last leaves it open."""
+        self.reading = reading
+        device = self._devices.setdefault(sample.device, DeviceAccount(slices=1))
+        here = [meter for meter in self._meters if meter.device == sample.device]
+        gone = [meter for meter in self._gone if meter.device == sample.device]
+        closed = device.window(sample, here, gone)
+        if closed is None:
+            return
+        self._gone = [meter for meter in self._gone if meter.device != sample.device]
+        self._retired_cpu_ns += sum(meter.cpu_ns for meter in gone)
+        device.retired_busy_ns += sum(meter.busy_ns for meter in gone)
+        grams_per_j = reading.g_per_kwh / _JOULES_PER_KWH * self.pue
+        for meter, part_j in closed.active:
+            for share in self._booked(meter, sample.method):
+                share.active_j += part_j
+                share.active_g += part_j * grams_per_j
+        for meter, part_j in closed.idle:
+            for share in self._booked(meter, sample.method):
+                share.idle_j += part_j
+                share.idle_g += part_j * grams_per_j
+            bill = self._idle.setdefault(meter.family, _IdleBill())
+            bill.accrued_j += part_j
+            bill.open_j += part_j
+        for family, bill in self._idle.items():
+            bill.open_j = min(bill.open_j, self._family_idle_w(family) * _RATE_WINDOW_S)
+
+    def _booked(self, meter: WorkerMeter, method: Method) -> tuple[Share, Share]:
+        by_variant = self.shares.setdefault((meter.family, meter.variant, method), Share())
+        by_placement = self.placements.setdefault((meter.device, meter.placement, method), Share())
+        return by_variant, by_placement
+
+    def _family_idle_w(self, family: str) -> float:
+        return sum(device.family_idle_w.get(family, 0.0) for device in self._devices.values())
+
+    # --- receipts and totals ------------------------------------------------------------------------------------------
+
+    def receipt(
+        self, family: str, *, variant: str, accuracy: float, rows: int, active_j: float, now_ns: int
+    ) -> Receipt:
+        """What `rows` rows with `active_j` joules (as their workers' meters gave them) cost, idle share and PUE
+        included."""
+        energy_j = active_j + self._bill_idle(family, rows, now_ns)
+        self.receipts_j[family] = self.receipts_j.get(family, 0.0) + energy_j
+        reading = self.reading
+        intensity = reading.g_per_kwh if reading is not None else 0.0
+        return Receipt(
+            variant=variant,
+            accuracy=accuracy,
+            energy_j=energy_j,
+            carbon_mg=energy_j / _JOULES_PER_KWH * intensity * self.pue * 1e3,
+            intensity_g_per_kwh=intensity,
+            # A receipt is always an estimate: the device was measured or not, but never this one request.
+            method="emulated" if self._emulated(family) else "modelled",
+            intensity_state=reading.state if reading is not None else "unknown",
+        )
+
+    def _emulated(self, family: str) -> bool:
+        """Whether any part of what the family's answers cost is emulated."""
+        places = self._places.get(family, ())
+        return any(name in places and device.method == "emulated" for name, device in self._devices.items())
+
+    def _bill_idle(self, family: str, rows: int, now_ns: int) -> float:
+        """The idle joules that `rows` rows share, taken from what is still to be billed."""
+        rate = self._rates[family].per_s(now_ns) if family in self._rates else 0.0
+        bill = self._idle.get(family)
+        if bill is None or rate <= 0.0:
+            return 0.0
+        part_j = min(self._family_idle_w(family) / rate * rows, bill.open_j)
+        bill.open_j -= part_j
+        bill.billed_j += part_j
+        return part_j
+
+    def devices(self) -> dict[str, dict[str, float | str]]:
+        """Per device its lines in joules, which sum to `measured_j`; the watts of its last window and of idleness; the
+        measured/modelled ratio; whether its meter has nothing new to say, and how often it began anew."""
+        active: dict[str, float] = {}
+        idle: dict[str, float] = {}
+        for (name, _, _), share in self.placements.items():
+            active[name] = active.get(name, 0.0) + share.active_j
+            idle[name] = idle.get(name, 0.0) + share.idle_j
+        return {
+            name: {
+                "measured_j": device.measured_j,
+                "active_j": active.get(name, 0.0),
+                "idle_j": idle.get(name, 0.0),
+                "unattributed_j": device.unattributed_j,
+                "unowned_j": device.unowned_j,
+                "carried_j": device.carried_j,
+                "watts": device.watts,
+                "idle_w": device.idle_w,
+                "ratio": device.ratio,
+                "frozen": float(device.frozen),
+                "restarts": float(device.restarts),
+                "method": device.method,
+            }
+            for name, device in self._devices.items()
+        }
+
+    def totals(self, family: str | None = None) -> dict[str, float]:
+        """Joules and grams over all variants (of one family); of the idle joules, those that no receipt has billed."""
+        bills = [bill for name, bill in self._idle.items() if family in (None, name)]
+        picked = [share for (name, _, _), share in self.shares.items() if family in (None, name)]
+        return {
+            "active_j": sum(share.active_j for share in picked),
+            "idle_j": sum(share.idle_j for share in picked),
+            "energy_j": sum(share.total_j for share in picked),
+            "carbon_g": sum(share.total_g for share in picked),
+            "idle_unbilled_j": sum(bill.accrued_j - bill.billed_j for bill in bills),
+        }

@@ -1,0 +1,103 @@
+"""What one worker did: rows, busy time, and the joules its profile expects of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clover.types import FamilyProfile
+
+
+def joules_per_row(
+    profile: FamilyProfile | None, variant: str, shape: str, backend: str, max_batch: int
+) -> list[float]:
+    """Profiled joules a row at each batch size 0 .. `max_batch` (index 0 repeats 1), linear between measured sizes and
+    flat beyond them; empty where the profile does not know this worker."""
+    if profile is None:
+        return []
+    points = sorted(
+        (m.batch, m.energy_j_per_row)
+        for m in profile.latency
+        if (m.variant, m.profile, m.backend) == (variant, shape, backend)
+    )
+    if not points:
+        return []
+    out: list[float] = []
+    for batch in range(max_batch + 1):
+        below = [p for p in points if p[0] <= batch] or points[:1]
+        above = [p for p in points if p[0] >= batch] or points[-1:]
+        (b0, e0), (b1, e1) = below[-1], above[0]
+        out.append(e0 if b1 <= b0 else e0 + (e1 - e0) * (batch - b0) / (b1 - b0))
+    return out
+
+
+class WorkerMeter:
+    """The work of one worker, counted by the router as batches come back and collected once a window.
+
+    `slices` are compute slices.  `joules` is the profiled energy a row by batch size; without it, modelled energy is
+    CPU seconds x `core_w`.  `ratio` is measured over modelled energy of the device, kept by its account.
+    """
+
+    __slots__ = (
+        "_joules",
+        "_top",
+        "busy_ns",
+        "core_w",
+        "cpu_ns",
+        "device",
+        "family",
+        "modelled_j",
+        "placement",
+        "ratio",
+        "rows",
+        "slices",
+        "variant",
+        "window_busy_ns",
+        "window_modelled_j",
+    )
+
+    def __init__(
+        self,
+        *,
+        family: str,
+        variant: str,
+        device: str,
+        placement: str,
+        slices: int,
+        joules: Sequence[float] = (),
+        core_w: float = 8.0,
+    ) -> None:
+        self.family = family
+        self.variant = variant
+        self.device = device
+        self.placement = placement
+        self.slices = slices
+        self.core_w = core_w
+        self.ratio = 1.0
+        self._joules = tuple(joules)
+        self._top = len(self._joules) - 1
+        self.rows = 0
+        self.busy_ns = 0
+        self.cpu_ns = 0
+        self.modelled_j = 0.0
+        self.window_busy_ns = 0
+        self.window_modelled_j = 0.0
+
+    def add(self, rows: int, busy_ns: int, cpu_ns: int) -> float:
+        """Count a finished batch; returns its active joules a row, corrected by what this device's meter says."""
+        if self._top >= 0:
+            per_row = self._joules[rows if rows <= self._top else self._top]
+        else:
+            per_row = cpu_ns * 1e-9 * self.core_w / rows if rows else 0.0
+        joules = per_row * rows
+        self.rows += rows
+        self.busy_ns += busy_ns
+        self.cpu_ns += cpu_ns
+        self.modelled_j += joules
+        self.window_busy_ns += busy_ns
+        self.window_modelled_j += joules
+        return per_row * self.ratio
+
+    def forget_window(self) -> None:
+        """A window was closed or dropped."""
+        self.window_busy_ns = 0
+        self.window_modelled_j = 0.0
