@@ -31,7 +31,7 @@ import msgspec
 from clover import families
 from clover.backends.environment import child_environment
 from clover.backends.targets import CPU, Target
-from clover.errors import ConfigError, ProfileError
+from clover.errors import ConfigError, DeviceError, ProfileError
 from clover.types import FamilySpec, Record, VariantSpec
 
 _log = logging.getLogger("clover.backends")
@@ -136,9 +136,15 @@ def recipe(
     version: str | None = None,
     target: Target = CPU,
 ) -> Recipe:
-    """What would shape an artifact made here and now.  Raises ConfigError for TensorRT without a GPU."""
+    """What would shape an artifact made here and now.  Raises ConfigError for TensorRT without a GPU, and DeviceError
+    where nothing says which driver the GPU has."""
     if backend == "tensorrt" and not target.cuda:
         raise ConfigError("tensorrt has artifacts for the slices of a GPU only, none for CPU cores")
+    if target.cuda and not target.driver and backend != "eager":
+        raise DeviceError(
+            "the NVIDIA driver's version cannot be read (/sys/module/nvidia/version, /proc/driver/nvidia/version), and "
+            "what is compiled belongs to one: serve with --backends eager"
+        )
     if backend in _THREADS_AT_LOAD:
         threads = 1
     compiles_for_cpu = backend != "tensorrt"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from clover.errors import DeviceError
 from clover.types import Record
 
 _SLUG = re.compile(r"[^a-z0-9.+]+")
@@ -48,13 +47,11 @@ CPU = Target()
 
 def target_of(device: object, profile: str, visible: str = "") -> Target:
     """The target that placements of `profile` on `device` are; the CPU for core-sets and for emulated GPUs, whose
-    workers compute on cores.  Raises DeviceError where the driver's version cannot be read."""
+    workers compute on cores."""
     gpu, emulated = getattr(device, "product", ""), getattr(device, "emulated", False)
     if not gpu or emulated:
         return CPU
     driver = getattr(device, "driver", "") or driver_version()
-    if not driver:
-        raise DeviceError("the NVIDIA driver's version cannot be read from /proc/driver/nvidia/version: is it loaded?")
     return Target(gpu=gpu, profile=profile, driver=driver, uuid=getattr(device, "uuid", ""), visible=visible)
 
 

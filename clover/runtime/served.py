@@ -98,7 +98,10 @@ class Served:
         placement, variant, backend = assignment.placement, assignment.variant, assignment.backend
         device = self._device(placement)
         threads = measured_threads(self.profile, variant, placement.profile, backend) or device.threads(placement)
-        folder = backends.artifact_dir(self._cache, self.spec, self.spec.variant(variant), backend, threads)
+        target = backends.target_of(device, placement.profile)
+        folder = backends.artifact_dir(
+            self._cache, self.spec, self.spec.variant(variant), backend, threads, target=target
+        )
         emulated = self._emulated(assignment, device) if device.shape().emulated else None
         return WorkerOrder(
             family=self.spec,

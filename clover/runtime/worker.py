@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from clover import backends
 from clover._native.ring import RING_BYTES, Ring
 from clover.backends.tensors import example_inputs
-from clover.errors import DeviceError
+from clover.errors import DeviceError, WorkerError
 from clover.runtime import frames, pacing, pinned
 from clover.runtime.batches import Batches
 from clover.runtime.slab import Layout, Slab, map_shared
@@ -99,6 +99,10 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
             _log.error("%s on %s", order.variant, text)
             _say(control, frames.WorkerState(state="failed", text=text, device_lost=True))
             return 1
+        except WorkerError as error:
+            _log.error("%s on %s ends: %s", order.variant, order.place or "its cores", error)
+            _say(control, frames.WorkerState(state="failed", text=_reason(error)))
+            return 1
     except ParentGone:
         return 0
     return 0
@@ -157,7 +161,8 @@ def _load(order: frames.WorkerOrder) -> tuple[Run, float]:
     torch.set_num_interop_threads(1)
     start_ns = time.monotonic_ns()
     variant = order.family.variant(order.variant)
-    run = backends.get(order.backend).load(order.family, variant, Path(order.artifact_dir), order.threads)
+    device = backends.device_for(order.visible_devices)
+    run = backends.get(order.backend).load(order.family, variant, Path(order.artifact_dir), order.threads, device)
     return run, _ms_since(start_ns)
 
 
@@ -257,6 +262,8 @@ class _Turn:
             self._held.begin(count)
         try:
             self._batches.scatter(slots, self._run(self._batches.gather(slots)))
+        except WorkerError:
+            raise  # this process can compute nothing any more
         except Exception:
             status = MODEL_FAILED
             self._complain()
