@@ -71,7 +71,7 @@ class FamilySource(Protocol):
 
 
 class ShareLike(Protocol):
-    """Joules and grams of one (family, variant, method)."""
+    """Joules and grams of one (family, variant, method) or (device, placement, method)."""
 
     active_j: float
     idle_j: float
@@ -84,6 +84,8 @@ class AccountLike(Protocol):
 
     @property
     def shares(self) -> Mapping[Any, ShareLike]: ...
+    @property
+    def placements(self) -> Mapping[Any, ShareLike]: ...
     def devices(self) -> Mapping[str, Mapping[str, float | str]]: ...
     def cpu_seconds(self) -> float: ...  # of all workers, in batches
 
@@ -229,20 +231,48 @@ class Metrics:
             "CPU time workers used on batches, by their own clocks, dead ones included",
             value=self._account.cpu_seconds(),
         )
-        measured = CounterMetricFamily("clover_device_joules", "Energy of a device", labels=("device", "method"))
+        yield from self._device_energy()
+
+    def _device_energy(self) -> Iterator[Metric]:
+        """Lines of a device sum up: joules = its placements' active and idle + unattributed + carried."""
+        names = ("device", "method")
+        joules = CounterMetricFamily("clover_device_joules", "Energy of a device", labels=names)
+        parts = CounterMetricFamily(
+            "clover_placement_joules",
+            "Energy attributed to the workers of a placement (of a MIG slice: worked out, no slice has a meter)",
+            labels=("device", "placement", "part", "method"),
+        )
         nobody = CounterMetricFamily(
             "clover_unattributed_joules", "Energy that no worker caused or holds", labels=("device", "part", "method")
         )
-        ratio = GaugeMetricFamily(
-            "clover_energy_ratio", "Measured over modelled active energy, trailing", labels=("device", "method")
+        carried = GaugeMetricFamily(
+            "clover_carried_joules", "Idle energy beyond what was measured, to be made up for", labels=names
         )
+        ratio = GaugeMetricFamily("clover_energy_ratio", "Measured over modelled active energy, trailing", labels=names)
+        watts = GaugeMetricFamily(
+            "clover_device_watts", "Power of a device over the last window; none while it is not metered", labels=names
+        )
+        idle = GaugeMetricFamily("clover_device_idle_watts", "Idle power that is accounted with", labels=names)
+        metered = GaugeMetricFamily("clover_device_metered", "Whether the last look brought a reading", labels=names)
+        restarts = CounterMetricFamily(
+            "clover_meter_restarts", "Times a meter began anew, what was used in between being unknown", labels=names
+        )
+        for (device, placement, method), share in sorted(self._account.placements.items()):
+            parts.add_metric((device, placement, "active", method), share.active_j)
+            parts.add_metric((device, placement, "idle", method), share.idle_j)
         for device, line in self._account.devices().items():
-            method = str(line["method"])
-            measured.add_metric((device, method), float(line["measured_j"]))
-            nobody.add_metric((device, "active", method), float(line["unattributed_j"]))
-            nobody.add_metric((device, "idle", method), float(line["unowned_j"]))
-            ratio.add_metric((device, method), float(line["ratio"]))
-        yield from (measured, nobody, ratio)
+            key = (device, str(line["method"]))
+            joules.add_metric(key, float(line["measured_j"]))
+            nobody.add_metric((device, "active", key[1]), float(line["unattributed_j"]))
+            nobody.add_metric((device, "idle", key[1]), float(line["unowned_j"]))
+            carried.add_metric(key, float(line["carried_j"]))
+            ratio.add_metric(key, float(line["ratio"]))
+            if not line["frozen"]:
+                watts.add_metric(key, float(line["watts"]))
+            idle.add_metric(key, float(line["idle_w"]))
+            metered.add_metric(key, 1.0 - float(line["frozen"]))
+            restarts.add_metric(key, float(line["restarts"]))
+        yield from (joules, parts, nobody, carried, ratio, watts, idle, metered, restarts)
 
     def _carbon(self) -> Iterator[Metric]:
         labels = ("provider", "zone", "signal", "method", "state")
