@@ -6,196 +6,251 @@
     drain    stop routing to a worker, wait for its rows, let it exit
     destroy  remove the instance
 
-Workers in both deployments are kept and never touched.  The rest depends on the device:
+Workers in both deployments are kept and never touched.  The rest is cut into jobs (`jobs`), which are done in rounds.
+A round is a route step to all that is ready and stays, then as one stage each: what leaves drains, its instances are
+destroyed, new ones are created, workers are spawned.  The last round only routes, drains and destroys.  So each job
+costs the steps that it needs, and route steps (which take no time) are one a round and one at the end; destroying
+everything and building anew never takes fewer steps of the other kinds.
 
- - *Overlapping instances* (core-sets): everything new is created and spawned beside the old, one route step flips all,
-   then the old drain and leave.  No capacity is lost.
- - *Same placement, other variant*, on any device: the second worker is spawned on the instance that exists, and no
-   instance is made or unmade.
- - *Other placements of a device without overlap* (MIG): what is free is created first.  Where new instances cover old
-   ones, both fall into groups (connected by overlap); group after group the old workers of a group are routed around
-   and drained, their instances destroyed, the new ones created, spawned and routed to.  A group is as small as the
-   geometry allows, so that no more than its slices are missing at a time.  If the layouts of the device forbid the
-   instances that would stand in between, the device is one group.
+**The floor.**  `floor` is the capacity (rows/s) that shall receive rows at any time; more than what runs before, or
+than what is to run, cannot be asked for, so the least of the three is what counts (`Transition.capacity_floor`).  A job
+that gains capacity without an interruption comes first, one that only loses comes last.  In between the exchanges: each
+needs its old capacity to spare while it lasts, and changes the capacity for those after it.  Those that gain go first,
+by what they need, least first; then those that lose, by what they leave, most first.  No order of the jobs keeps the
+lowest capacity higher (exchanging two neighbours that break the rule never lowers it): that is **exact**, and so is the
+statement that the floor cannot be held.
 
-`lost_capacity` is the largest share of the smaller deployment's slices that receives no rows at any route step or
-drain.  Where it would be 1 there is nobody to route to: rows wait in the queue meanwhile, and the route step is left
-out (a drain stops routing by itself).
+As many exchanges as the floor allows share a round, over all GPUs, in that order (a **heuristic** for the shortest
+time: packing them best is a bin-packing problem).  Where the floor cannot be held, the lowest capacity is as high as
+some order can make it; jobs that have to go below the floor anyway share a round where that makes nothing lower.  Where
+anyone can be kept serving, the capacity never reaches zero, even without a floor.
+
+What is not tried: helping out with instances that belong to neither deployment.  Deployments fill maximal layouts, so
+that there is no free slice to put one on, and each would cost four steps more.  What the second GPU can do for the
+first is in the order: what it gains comes first, and what it gives up stays until the last round.
+
+On core-sets, which all workers share, the workers of a round load one after another, each in a stage of its own, so
+that those that serve are disturbed by one at a time; at a first start all load at once.
+
+`lost_capacity` is the largest share of the smaller deployment's slices that receives no rows at any time.  Where
+nobody is left to route to, rows wait in the queue, and the route step is left out (a drain stops routing by itself).
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from clover.types import Assignment, DeviceShape, Placement, Step, Transition
+from clover.planning.jobs import Beside, Job, jobs_of, order
+from clover.planning.layout import Capacity, slices
+from clover.planning.stages import UNITS, StageView, StepSeconds, stages, units, views
+from clover.types import Assignment, DeviceShape, Placement, Step, StepKind, Transition
+
+__all__ = ["StageView", "StepSeconds", "plan_transition", "stages", "work"]
 
 
 def plan_transition(
-    running: Sequence[Assignment], target: Sequence[Assignment], devices: Sequence[DeviceShape]
+    running: Sequence[Assignment],
+    target: Sequence[Assignment],
+    devices: Sequence[DeviceShape],
+    *,
+    capacity: Capacity | None = None,
+    floor: float = 0.0,
+    durations: StepSeconds | None = None,
+    beside: Beside | None = None,
 ) -> Transition:
-    """The steps from `running` to `target`; none where they are the same multiset."""
-    return _Planner(running, target, devices).planned()
+    """The steps from `running` to `target`; none where they are the same multiset.
+
+    `capacity` gives the rows/s of a worker (compute slices where it is left out) and `floor` what shall be held;
+    infinity asks for as much as can be.  `beside` says whether a worker may load on the instance of another (always,
+    where it is left out).  Workers on devices that are not among `devices` are lost: they count for nothing and are
+    cleared away first.  PlanError where `target` cannot exist on `devices`.
+    """
+    present = {device.device for device in devices}
+    given = capacity or slices
+
+    def counted(item: Assignment) -> float:
+        return given(item) if item.placement.device in present else 0.0
+
+    jobs = jobs_of(running, target, devices, beside or (lambda one, other: True))
+    start, end = (sum(units(item, counted) for item in items) for items in (running, target))
+    limit = min(start, end) if math.isinf(floor) else min(start, end, round(floor * UNITS))
+    rounds = _Rounds(jobs, counted, start, limit).planned()
+    gentle = {device.device for device in devices if device.overlap} if running else set()
+    steps = _Steps(running, gentle).written(rounds)
+    seen = views(steps, running, capacity=counted, durations=durations or StepSeconds())
+    capacities = [round(view.capacity * UNITS) for view in seen]
+    return Transition(
+        steps=tuple(steps),
+        kept=tuple(sorted((Counter(running) & Counter(target)).elements(), key=order)),
+        lost_capacity=_lost(seen, target, present),
+        capacity_floor=limit / UNITS,
+        lowest_capacity=min(capacities) / UNITS,
+        loses_s=sum(view.seconds for view, now in zip(seen, capacities, strict=True) if now < limit),
+    )
+
+
+def work(steps: Iterable[Step]) -> int:
+    """How many of `steps` do work; a route step is one write between two requests."""
+    return sum(step.kind != "route" for step in steps)
+
+
+def _lost(seen: Sequence[StageView], target: Sequence[Assignment], present: set[str]) -> float:
+    counts = [
+        sum(item.placement.slices for item in items if item.placement.device in present)
+        for items in (*(view.routed for view in seen), target)
+    ]
+    smaller = min(counts[0], counts[-1])
+    return max(0.0, 1.0 - min(counts) / smaller) if smaller else 0.0
+
+
+# --- which job in which round -----------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Group:
-    """Old workers and instances that have to go before new ones can come."""
+class _Round:
+    """What leaves at the beginning of a round and what has come at the end of it."""
 
     leaving: list[Assignment] = field(default_factory=list)
-    old: dict[str, Placement] = field(default_factory=dict)
-    new: dict[str, Placement] = field(default_factory=dict)
+    destroyed: list[Placement] = field(default_factory=list)
+    created: list[Placement] = field(default_factory=list)
+    coming: list[Assignment] = field(default_factory=list)
+
+    def leave(self, job: Job) -> None:
+        self.leaving.extend(job.leaving)
+        self.destroyed.extend(job.destroyed)
+
+    def come(self, job: Job) -> None:
+        self.created.extend(job.created)
+        self.coming.extend(job.coming)
 
 
-class _Planner:
-    def __init__(
-        self, running: Sequence[Assignment], target: Sequence[Assignment], devices: Sequence[DeviceShape]
-    ) -> None:
-        self._shapes = {device.device: device for device in devices}
-        self._running = list(running)
-        common = Counter(running) & Counter(target)
-        self.kept = sorted(common.elements(), key=_order)
-        self._coming = sorted((Counter(target) - common).elements(), key=_order)
-        self._leaving = sorted((Counter(running) - common).elements(), key=_order)
-        self._target_places = {item.placement.id for item in target}
-        self._instances = {item.placement.id: item.placement for item in running}
-        self._routed = list(running)
+@dataclass(frozen=True)
+class _Exchange:
+    job: Job
+    need: int
+    leaves: int
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return (0, self.need) if self.leaves >= self.need else (1, -self.leaves)
+
+
+class _Rounds:
+    """Deals jobs to rounds.  Capacities are whole `UNITS`."""
+
+    def __init__(self, jobs: Sequence[Job], capacity: Capacity, start: int, limit: int) -> None:
+        def total(items: Iterable[Assignment]) -> int:
+            return sum(units(item, capacity) for item in items)
+
+        self._start = start
+        self._limit = limit
+        self._lost = [job for job in jobs if job.lost]
+        beside = [(job, total(job.coming) - total(job.leaving)) for job in jobs if not job.lost and not job.exchange]
+        self._first = [job for job, gain in beside if gain >= 0]
+        self._last = [job for job, gain in beside if gain < 0]
+        self._gain = sum(gain for _, gain in beside if gain >= 0)
+        self._exchanges = sorted(
+            (_Exchange(job, total(job.leaving), total(job.coming)) for job in jobs if job.exchange),
+            key=lambda item: item.rank,
+        )
+        self._low = self._lowest()
+
+    def planned(self) -> list[_Round]:
+        """The rounds; the last is for what leaves at the end."""
+        if not (self._lost or self._first or self._last or self._exchanges):
+            return []
+        now, left = self._start, list(self._exchanges)
+        first = _Round()
+        for job in self._lost:
+            first.leave(job)
+        for job in self._first:
+            first.come(job)
+        # Before what comes first has come, only what holds the floor without it.
+        now = self._exchange(first, left, now, forced=not self._first) + self._gain
+        rounds = [first, _Round()]
+        for job in self._first:
+            rounds[-1].leave(job)
+        while left:
+            now = self._exchange(rounds[-1], left, now, forced=True)
+            rounds.append(_Round())
+        for job in self._last:
+            rounds[-2].come(job)
+            rounds[-1].leave(job)
+        return rounds
+
+    def _exchange(self, into: _Round, left: list[_Exchange], now: int, *, forced: bool) -> int:
+        """Move exchanges from `left` into a round; the capacity when it is over."""
+        taken: list[_Exchange] = []
+        room = now
+        while left and self._holds(room - left[0].need):
+            taken.append(left.pop(0))
+            room -= taken[-1].need
+        if not taken and left and forced:
+            taken.append(left.pop(0))
+            room -= taken[0].need
+            alone = now - taken[0].need + taken[0].leaves
+            while left and not self._holds(alone - left[0].need) and room - left[0].need >= self._low:
+                taken.append(left.pop(0))
+                room -= taken[-1].need
+                alone += taken[-1].leaves - taken[-1].need
+        for item in taken:
+            into.leave(item.job)
+            into.come(item.job)
+        return room + sum(item.leaves for item in taken)
+
+    def _holds(self, capacity: int) -> bool:
+        return capacity >= self._limit and (capacity > 0 or self._low <= 0)
+
+    def _lowest(self) -> int:
+        """The lowest capacity if each exchange has a round of its own: no order and no other dealing has more."""
+        low, now = self._start, self._start + self._gain
+        for item in self._exchanges:
+            low = min(low, now - item.need)
+            now += item.leaves - item.need
+        return low
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+
+class _Steps:
+    def __init__(self, running: Sequence[Assignment], gentle: set[str]) -> None:
+        self._gentle = gentle
+        self._routed = sorted(running, key=order)
         self._ready: list[Assignment] = []
         self._steps: list[Step] = []
-        self._smaller = min(_slices(running), _slices(target))
-        self._least = self._smaller
+        self._stage = 0
 
-    def planned(self) -> Transition:
-        if self._coming or self._leaving:
-            groups = self._groups()
-            grouped = {item.id for group in groups for item in group.new.values()}
-            self._arrive([item for item in self._coming if item.placement.id not in grouped])
-            self._flip(stay=[item for group in groups for item in group.leaving])
-            for group in groups:
-                self._exchange(group)
-            assert Counter(self._routed) == Counter(self.kept) + Counter(self._coming)
-        lost = 1.0 - self._least / self._smaller if self._smaller else 0.0
-        return Transition(steps=tuple(self._steps), kept=tuple(self.kept), lost_capacity=max(0.0, lost))
+    def written(self, rounds: Sequence[_Round]) -> list[Step]:
+        for each in rounds:
+            self._route(each.leaving)
+            self._workers("drain", each.leaving)
+            self._instances("destroy", each.destroyed)
+            self._instances("create", each.created)
+            self._workers("spawn", [item for item in each.coming if item.placement.device not in self._gentle])
+            for item in sorted(each.coming, key=order):
+                if item.placement.device in self._gentle:
+                    self._workers("spawn", [item])
+            self._ready = each.coming
+        return self._steps
 
-    # --- what stands in whose way -----------------------------------------------------------------------------------
+    def _route(self, leaving: Sequence[Assignment]) -> None:
+        """Route to all that is ready, but for what leaves now."""
+        stays = list((Counter(self._routed) - Counter(leaving)).elements())
+        after = sorted((*stays, *self._ready), key=order)
+        if after and after != self._routed:
+            self._steps.append(Step(kind="route", routed=tuple(after), stage=self._stage))
+            self._stage += 1
+        self._routed = after
 
-    def _groups(self) -> list[_Group]:
-        groups: list[_Group] = []
-        for name, shape in sorted(self._shapes.items()):
-            if not shape.overlap:
-                groups.extend(self._groups_of(shape, name))
-        return groups
+    def _workers(self, kind: StepKind, items: Sequence[Assignment]) -> None:
+        self._steps.extend(Step(kind=kind, assignment=item, stage=self._stage) for item in sorted(items, key=order))
+        self._stage += bool(items)
 
-    def _groups_of(self, shape: DeviceShape, name: str) -> list[_Group]:
-        old = {key: p for key, p in self._instances.items() if p.device == name}
-        coming = {item.placement.id: item.placement for item in self._coming if item.placement.device == name}
-        new = {key: placement for key, placement in coming.items() if key not in old}
-        blocked = {key for key, p in new.items() if any(_overlap(p, other) for other in old.values())}
-        groups = self._connected(old, {key: new[key] for key in sorted(blocked)})
-        if self._possible(shape, old, new, blocked, groups):
-            return groups
-        going = {key: p for key, p in old.items() if key not in self._target_places}
-        return [self._group(going, new)] if new else []
-
-    def _connected(self, old: dict[str, Placement], new: dict[str, Placement]) -> list[_Group]:
-        groups: list[tuple[dict[str, Placement], dict[str, Placement]]] = []
-        for key, placement in new.items():
-            mine = {other: p for other, p in old.items() if _overlap(p, placement)}
-            joined = [group for group in groups if group[0].keys() & mine.keys()]
-            groups = [group for group in groups if group not in joined]
-            merged_old, merged_new = dict(mine), {key: placement}
-            for before_old, before_new in joined:
-                merged_old.update(before_old)
-                merged_new.update(before_new)
-            groups.append((merged_old, merged_new))
-        return [self._group(*group) for group in groups]
-
-    def _group(self, old: dict[str, Placement], new: dict[str, Placement]) -> _Group:
-        return _Group([item for item in self._leaving if item.placement.id in old], dict(sorted(old.items())), new)
-
-    def _possible(
-        self,
-        shape: DeviceShape,
-        old: dict[str, Placement],
-        new: dict[str, Placement],
-        blocked: set[str],
-        groups: list[_Group],
-    ) -> bool:
-        """Whether every set of instances on the way fits into some layout."""
-        layouts = [{placement.id for placement in layout} for layout in shape.layouts]
-
-        def fits(instances: Iterable[str]) -> bool:
-            return any(set(instances) <= layout for layout in layouts)
-
-        standing = set(old) | (new.keys() - blocked)
-        if not fits(standing):
-            return False
-        standing -= {key for key in old if key not in self._target_places and not any(key in g.old for g in groups)}
-        for group in groups:
-            standing = (standing - group.old.keys()) | group.new.keys()
-            if not fits(standing):
-                return False
-        return True
-
-    # --- steps ------------------------------------------------------------------------------------------------------
-
-    def _arrive(self, coming: Sequence[Assignment]) -> None:
-        for item in coming:
-            if item.placement.id not in self._instances:
-                self._instances[item.placement.id] = item.placement
-                self._steps.append(Step(kind="create", placement=item.placement))
-        self._steps.extend(Step(kind="spawn", assignment=item) for item in coming)
-        self._ready.extend(coming)
-
-    def _flip(self, stay: Sequence[Assignment]) -> None:
-        """Route to what is ready of the target and to what of the old has to stay a while; drain and clear the rest."""
-        kept_for_now = Counter(stay)
-        going = list((Counter(self._leaving) - kept_for_now).elements())
-        self._route([*self.kept, *self._ready, *stay])
-        self._leave(going)
-
-    def _exchange(self, group: _Group) -> None:
-        gone = Counter(group.leaving)
-        self._route(list((Counter(self._routed) - gone).elements()))
-        self._leave(group.leaving)
-        coming = [item for item in self._coming if item.placement.id in group.new]
-        self._arrive(coming)
-        self._route([*self._routed, *coming])
-
-    def _leave(self, going: Sequence[Assignment]) -> None:
-        going = sorted(going, key=_order)
-        self._steps.extend(Step(kind="drain", assignment=item) for item in going)
-        occupied = {item.placement.id for item in self._routed}
-        for placement in {item.placement.id: item.placement for item in going}.values():
-            if placement.id not in occupied and placement.id not in self._target_places:
-                del self._instances[placement.id]
-                self._steps.append(Step(kind="destroy", placement=placement))
-
-    def _route(self, to: Sequence[Assignment]) -> None:
-        if Counter(to) == Counter(self._routed):
-            return
-        self._routed = sorted(to, key=_order)
-        self._least = min(self._least, _slices(self._routed))
-        if self._routed:
-            self._steps.append(Step(kind="route", routed=tuple(self._routed)))
-
-
-def _order(item: Assignment) -> tuple[str, int, int, str, str]:
-    place = item.placement
-    return (place.device, place.start, place.size, item.variant, item.backend)
-
-
-def _overlap(left: Placement, right: Placement) -> bool:
-    return left.start < right.start + right.size and right.start < left.start + left.size
-
-
-def _slices(deployment: Iterable[Assignment]) -> int:
-    """Slices that hold a worker; those under two overlapping core-sets count once."""
-    return len(
-        {
-            (item.placement.device, index)
-            for item in deployment
-            for index in range(item.placement.start, item.placement.start + item.placement.size)
-        }
-    )
+    def _instances(self, kind: StepKind, places: Sequence[Placement]) -> None:
+        places = sorted(places, key=lambda place: (place.device, place.start, place.size))
+        self._steps.extend(Step(kind=kind, placement=place, stage=self._stage) for place in places)
+        self._stage += bool(places)
