@@ -81,7 +81,7 @@ def _emulated(name: str, count: int) -> DeviceChoice:
 def build(
     config: WorkersConfig, cache: Path, *, exclusive: bool = True, session: Nvml | None = None
 ) -> dict[str, Device]:
-    """The devices of `config`, by name.  GPUs share one NVML session; `close` ends what is begun here.
+    """The devices of `config`, by name.  GPUs share one NVML session, which `close` ends, also where it was given.
 
     `exclusive` false only looks: nothing is locked, and nothing can be changed.  An emulated box keeps its state in
     `cache`, so that its instances outlive the process, as real ones do.  Raises ConfigError where the words are wrong
@@ -97,7 +97,7 @@ def build(
         # A box of its own: its GPUs are not those of another box, even where they are called the same.
         folder = cache / "emulated" / choice.box
         _enter(choice, cache)
-    session = session or Nvml()
+    given, session = session, session or Nvml()
     try:
         found: dict[str, Device] = {
             device.name: device
@@ -113,7 +113,8 @@ def build(
             )
         }
     except BaseException:
-        session.close()
+        if given is None:
+            session.close()
         raise
     return found
 
