@@ -7,20 +7,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.accounting import Account, WorkerMeter, joules_per_row
-from clover.types import AccuracyMeasurement, BasePoint, EnergySample, FamilyProfile, LatencyMeasurement, Reading
+from clover.types import (
+    AccuracyMeasurement,
+    BasePoint,
+    EnergySample,
+    FamilyProfile,
+    LatencyMeasurement,
+    Method,
+    Placement,
+    Reading,
+)
 
 SECOND = 1_000_000_000
 GRID = Reading(g_per_kwh=360.0, at_s=0.0, provider="test", state="fresh")
 
 
-def meter(variant: str = "small", family: str = "toy", placement: str = "p0", slices: int = 1) -> WorkerMeter:
+def meter(
+    variant: str = "small", family: str = "toy", placement: str = "p0", slices: int = 1, device: str = "cpu0"
+) -> WorkerMeter:
     return WorkerMeter(
-        family=family, variant=variant, device="cpu0", placement=placement, slices=slices, joules=(0.5, 0.5, 0.4)
+        family=family, variant=variant, device=device, placement=placement, slices=slices, joules=(0.5, 0.5, 0.4)
     )
 
 
-def sample(second: float, total_j: float, idle_w: float = 2.0) -> EnergySample:
-    return EnergySample(device="cpu0", at_ns=int(second * SECOND), total_j=total_j, idle_w=idle_w, method="measured")
+def sample(
+    second: float,
+    total_j: float,
+    idle_w: float = 2.0,
+    *,
+    device: str = "cpu0",
+    epoch: int = 0,
+    method: Method = "measured",
+) -> EnergySample:
+    return EnergySample(
+        device=device, at_ns=int(second * SECOND), total_j=total_j, idle_w=idle_w, method=method, epoch=epoch
+    )
 
 
 def account(slices: int = 2) -> Account:
@@ -183,44 +204,199 @@ def test_without_a_profile_modelled_energy_is_cpu_time() -> None:
     assert worker.modelled_j == pytest.approx(4.0)
 
 
-@given(
+# --- several devices --------------------------------------------------------------------------------------------------
+
+
+def gpus(*methods: Method) -> Account:
+    """An account of GPUs with seven slices each, at second 0."""
+    made = Account(pue=1.0)
+    for index, method in enumerate(methods):
+        made.add_device(f"gpu{index}", 7)
+        made.window(sample(0, 0.0, 70.0, device=f"gpu{index}", method=method), GRID)
+    return made
+
+
+def on_slice(profile: str, start: int, size: int, *, gpu: int = 0, variant: str = "small") -> WorkerMeter:
+    """A worker on a MIG slice, metered as the fleet does it."""
+    place = Placement(device=f"gpu{gpu}", profile=profile, start=start, size=size)
+    return meter(variant, placement=place.id, slices=place.slices, device=place.device)
+
+
+def test_idle_power_of_a_gpu_is_split_by_compute_slices_not_by_memory() -> None:
+    book = gpus("measured")
+    book.attach(on_slice("3g.20gb", 0, 4, variant="large"))  # half the memory, three of seven compute slices
+    book.attach(on_slice("2g.10gb", 4, 2))
+    book.window(sample(1, 70.0, 70.0, device="gpu0"), GRID)
+    shares = {variant: share.idle_j for (_, variant, _), share in book.shares.items()}
+    assert shares == {"large": pytest.approx(30.0), "small": pytest.approx(20.0)}
+    assert book.devices()["gpu0"]["unowned_j"] == pytest.approx(20.0)  # two slices that nobody made an instance of
+
+
+def test_devices_are_accounted_for_apart() -> None:
+    book = gpus("measured", "measured")
+    here, there = book.attach(on_slice("7g.40gb", 0, 8)), book.attach(on_slice("7g.40gb", 0, 8, gpu=1))
+    here.add(1, SECOND, 0)
+    there.add(1, SECOND, 0)
+    book.window(sample(1, 70.0 + 1.0, 70.0, device="gpu0"), GRID)
+    book.window(sample(1, 70.0 + 2.0, 70.0, device="gpu1"), GRID)
+    devices = book.devices()
+    assert (devices["gpu0"]["ratio"], devices["gpu1"]["ratio"]) == (pytest.approx(2.0), pytest.approx(4.0))
+    assert (devices["gpu0"]["active_j"], devices["gpu1"]["active_j"]) == (pytest.approx(1.0), pytest.approx(2.0))
+    assert (devices["gpu1"]["watts"], devices["gpu1"]["idle_w"]) == (pytest.approx(72.0), 70.0)
+    assert book.placements["gpu1", "gpu1:7g.40gb@0", "measured"].active_j == pytest.approx(2.0)
+    # What a batch costs follows the GPU it ran on, not a mean over GPUs that differ.
+    assert (here.add(1, SECOND, 0), there.add(1, SECOND, 0)) == (pytest.approx(1.0), pytest.approx(2.0))
+
+
+def test_a_worker_that_joins_starts_with_the_ratio_of_its_device() -> None:
+    book = gpus("measured")
+    book.attach(on_slice("7g.40gb", 0, 8)).add(1, SECOND, 0)
+    book.window(sample(1, 70.0 + 1.5, 70.0, device="gpu0"), GRID)
+    assert book.attach(on_slice("7g.40gb", 0, 8)).add(1, SECOND, 0) == pytest.approx(1.5)
+
+
+def test_a_receipt_is_emulated_where_any_of_its_familys_devices_is() -> None:
+    book = gpus("measured", "emulated")
+
+    def method(family: str) -> Method:
+        return book.receipt(family, variant="small", accuracy=80.0, rows=1, active_j=1.0, now_ns=0).method
+
+    book.attach(meter(family="real", device="gpu0"))
+    book.attach(meter(family="other", device="gpu1"))
+    assert (method("real"), method("other"), method("stranger")) == ("modelled", "emulated", "modelled")
+    book.attach(meter(family="real", device="gpu1"))
+    assert method("real") == "emulated"
+    book.window(sample(1, 71.0, 70.0, device="gpu1", method="emulated"), GRID)
+    assert {method for _, _, method in book.shares} == {"emulated"}
+    assert [line["method"] for line in book.devices().values()] == ["measured", "emulated"]
+
+
+def test_a_lost_device_bills_nothing_and_the_others_go_on() -> None:
+    book = gpus("measured", "measured")
+    lost, well = book.attach(on_slice("7g.40gb", 0, 8)), book.attach(on_slice("7g.40gb", 0, 8, gpu=1))
+    frozen = sample(0, 0.0, 70.0, device="gpu0")
+    lost.add(1, SECOND, SECOND)
+    book.detach(lost)
+    for second in range(1, 4):
+        well.add(1, SECOND, 0)
+        book.window(frozen, GRID)
+        book.window(sample(second, 80.0 * second, 70.0, device="gpu1"), GRID)
+    devices = book.devices()
+    assert (devices["gpu0"]["frozen"], devices["gpu1"]["frozen"]) == (1.0, 0.0)
+    assert sum(float(devices["gpu0"][line]) for line in LINES) == devices["gpu0"]["measured_j"] == 0.0
+    assert book.totals("toy")["energy_j"] == pytest.approx(240.0)
+    assert book.cpu_seconds() == 1.0
+    assert (book.busy_ns("gpu0"), book.busy_ns("gpu1"), book.busy_ns("gpu9")) == (SECOND, 3 * SECOND, 0)
+    # It is back: what its counter rose meanwhile is for whom worked on it, and its idle part for whom held it and when.
+    late = book.attach(on_slice("7g.40gb", 0, 8, variant="late"))
+    book.window(sample(4, 300.0, 70.0, device="gpu0"), GRID)
+    shares = {variant: share for (_, variant, _), share in book.shares.items()}
+    assert shares["late"].idle_j == pytest.approx(280.0 / 4)  # held at one look of four
+    assert book.devices()["gpu0"]["unowned_j"] == pytest.approx(280.0 * 3 / 4)
+    assert book.placements["gpu0", lost.placement, "measured"].active_j == pytest.approx(20.0)
+    assert (book.busy_ns("gpu0"), book.cpu_seconds(), late.rows) == (SECOND, 1.0, 0)
+
+
+def test_a_device_that_was_off_while_it_was_lost_leaves_no_debt() -> None:
+    book = gpus("measured")
+    for _ in range(3):
+        book.window(sample(0, 0.0, 70.0, device="gpu0"), GRID)
+    book.window(sample(100, 5.0, 70.0, device="gpu0"), GRID)
+    assert (book.devices()["gpu0"]["carried_j"], book.devices()["gpu0"]["unowned_j"]) == (0.0, 5.0)
+
+
+def test_across_epochs_nothing_is_known_and_nothing_billed() -> None:
+    book = gpus("measured")
+    worker = book.attach(on_slice("7g.40gb", 0, 8))
+    worker.add(1, SECOND, 0)
+    book.window(sample(60, 40.0, 70.0, device="gpu0", epoch=1), GRID)
+    line = book.devices()["gpu0"]
+    assert (line["measured_j"], line["restarts"], line["ratio"], line["carried_j"]) == (0.0, 1.0, 1.0, 0.0)
+    assert book.shares == {}
+    worker.add(1, SECOND, 0)
+    book.window(sample(61, 40.0 + 71.0, 70.0, device="gpu0", epoch=1), GRID)
+    assert book.totals()["active_j"] == pytest.approx(1.0)
+    assert book.devices()["gpu0"]["ratio"] == pytest.approx(2.0)  # the batch of before is not held against it
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+LINES = ("active_j", "idle_j", "unattributed_j", "unowned_j", "carried_j")
+DEVICES = ("cpu0", "gpu0", "gpu1")
+PROFILES = ("1g.5gb", "2g.10gb", "3g.20gb", "1c")
+
+windows = st.tuples(
+    st.sampled_from(DEVICES),
+    st.integers(0, 12).map(
+        lambda quarters: quarters / 4
+    ),  # seconds since this device's last window; none: its meter has nothing new
+    st.floats(0.0, 400.0),  # watts drawn
+    st.floats(0.0, 120.0),  # watts of idleness, as believed at the time
+    st.integers(0, 9).map(lambda luck: luck == 0),  # whether the meter began anew
     st.lists(
-        st.tuples(
-            st.floats(0.0, 100.0),
-            st.floats(0.0, 10.0),
-            st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40), st.integers(0, 10**9)), max_size=4),
-            st.integers(0, 7),
+        st.one_of(
+            st.tuples(st.just("come"), st.integers(0, 3), st.integers(0, 3)),
+            st.tuples(st.just("go"), st.integers(0, 9), st.just(0)),
+            st.tuples(st.just("work"), st.integers(0, 9), st.integers(0, 40)),
         ),
-        max_size=12,
-    )
+        max_size=5,
+    ),
 )
-def test_parts_sum_to_the_measured_total(
-    windows: list[tuple[float, float, list[tuple[int, int, int]], int]],
+
+
+@given(st.lists(windows, max_size=40))
+def test_the_lines_of_every_device_sum_to_what_was_measured(
+    history: list[tuple[str, float, float, float, bool, list[tuple[str, int, int]]]],
 ) -> None:
-    book = account()
-    workers = [meter("small"), meter("large", placement="p1"), meter("small", "other", placement="p1", slices=2)]
-    attached: set[int] = set()
-    total_j = 0.0
-    for second, (used_j, idle_w, work, present) in enumerate(windows, 1):
-        for index, worker in enumerate(workers):
-            if present >> index & 1 and index not in attached:
-                attached.add(index)
-                book.attach(worker)
-            elif not present >> index & 1 and index in attached:
-                attached.discard(index)
-                book.detach(worker)
-        for index, rows, busy_ns in work:
-            if index in attached:
-                workers[index].add(rows, busy_ns, busy_ns)
-        total_j += used_j
-        book.window(sample(second, total_j, idle_w), GRID)
-    device = book.devices()["cpu0"]
-    parts_j = book.totals()["energy_j"] + sum(
-        float(device[line]) for line in ("unattributed_j", "unowned_j", "carried_j")
-    )
-    assert parts_j == pytest.approx(total_j, abs=1e-6)
-    assert float(device["carried_j"]) <= 0.0
-    assert all(share.active_j >= 0.0 and share.idle_j >= 0.0 for share in book.shares.values())
+    book = Account(pue=1.5)
+    for device in DEVICES:
+        book.add_device(device, 7)
+    there: list[WorkerMeter] = []
+    now_s, total_j, epoch, known_j, gross_j = (dict.fromkeys(DEVICES, 0.0) for _ in range(5))
+    for device in DEVICES:
+        book.window(sample(0, 0.0, device=device), GRID)
+    for device, seconds, watts, idle_w, anew, events in history:
+        for what, which, number in events:
+            if what == "come":
+                profile, at = PROFILES[which], DEVICES[number % 3]
+                place = Placement(device=at, profile=profile, start=which, size=which + 1)
+                there.append(
+                    book.attach(
+                        WorkerMeter(
+                            family=f"family{number}",
+                            variant=profile,
+                            device=at,
+                            placement=place.id,
+                            slices=place.slices,
+                            joules=(0.1, 0.1, 0.3) if number else (),
+                        )
+                    )
+                )
+            elif there and what == "go":
+                book.detach(there.pop(which % len(there)))
+            elif there:
+                there[which % len(there)].add(number, number * 1000, number * 10**6)
+        now_s[device] += seconds
+        epoch[device] += anew
+        total_j[device] += watts * seconds
+        before = int((now_s[device] - seconds) * SECOND)
+        if not anew and int(now_s[device] * SECOND) > before:
+            known_j[device] += watts * seconds
+            gross_j[device] += (watts + idle_w) * seconds
+        book.window(sample(now_s[device], total_j[device], idle_w, device=device, epoch=int(epoch[device])), GRID)
+    for device, line in book.devices().items():
+        # Relative to all that was booked: measured joules may be a small difference of large ones.
+        scale_j = max(gross_j[device], 1e-9)
+        assert abs(float(line["measured_j"]) - known_j[device]) <= 1e-9 * max(total_j[device], scale_j)
+        assert abs(sum(float(line[name]) for name in LINES) - float(line["measured_j"])) <= 1e-9 * scale_j
+        assert float(line["carried_j"]) <= 0.0
+        assert all(float(line[name]) >= 0.0 for name in LINES if name != "carried_j")
+    shares = [*book.shares.values()]
+    assert all(share.active_j >= 0.0 and share.idle_j >= 0.0 for share in shares)
+    parts_j = sum(share.total_j for share in book.placements.values())
+    assert sum(share.total_j for share in shares) == pytest.approx(parts_j, rel=1e-9)
+    assert book.totals()["energy_j"] == pytest.approx(parts_j, rel=1e-9)
+    assert book.totals()["carbon_g"] == pytest.approx(parts_j / 3.6e6 * 360.0 * 1.5, rel=1e-9)
 
 
 def test_joules_per_row_between_and_beyond_measured_batches() -> None:
