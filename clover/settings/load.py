@@ -18,7 +18,7 @@ from clover.settings.schema import BY_KEY, ENTRY, FAMILY, FLAGS, SECTIONS, SETTI
 
 _CONFIG_VARIABLE = "CLOVER_CONFIG"
 _FAMILIES_VARIABLE = "CLOVER_FAMILIES"
-_NOT_OURS = {"CLOVER_BUILD", "CLOVER_SANITIZE", "CLOVER_NATIVE", "CLOVER_URL"}
+_NOT_OURS = {"CLOVER_BUILD", "CLOVER_SANITIZE", "CLOVER_NATIVE", "CLOVER_NVML_STATE", "CLOVER_URL"}
 """Variables of the build, the tests and the control client."""
 
 _Value = tuple[Any, str]

@@ -1,0 +1,89 @@
+"""`list`: a box for people. A line a GPU, its slices drawn, its instances, and what still fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clover.mig.drawing import Block, Strokes, framed
+from clover.mig.state import GpuState, Instance
+
+_INDENT = "  "
+
+
+def show(gpus: Sequence[GpuState], console: Console, ink: Strokes, *, emulated: bool) -> None:
+    """Print the box."""
+    if not gpus:
+        say(console, "the driver shows no GPU")
+    for number, gpu in enumerate(gpus):
+        if number:
+            say(console, "")
+        label = " (emulated)" if emulated else ""
+        say(console, Text.assemble((gpu.device, "bold"), f"  {gpu.product}{label}  {gpu.uuid}".rstrip()))
+        say(console, f"{_INDENT}{_mode(gpu)}")
+        if gpu.enabled and not gpu.lost:
+            for line in framed(gpu.memory_slices, [block(item) for item in gpu.instances], ink):
+                say(console, Text(_INDENT) + line)
+            if gpu.instances:
+                _instances(gpu.instances, console)
+            say(console, f"{_INDENT}room  {_room(gpu)}")
+
+
+def block(item: Instance) -> Block:
+    """An instance in the colour of what may be done with it."""
+    style = "green" if item.ours else "magenta"
+    style = "yellow" if item.pids else style if item.whole else "red"
+    return Block(start=item.placement.start, size=item.placement.size, name=item.placement.profile, style=style)
+
+
+def say(console: Console, text: Text | str) -> None:
+    """One line as it is: neither wrapped, cut nor read as markup."""
+    console.print(Text(text) if isinstance(text, str) else text, soft_wrap=True, highlight=False)
+
+
+def _mode(gpu: GpuState) -> str:
+    if gpu.lost:
+        return "lost: it does not answer; it needs a reset, or a reboot of the box"
+    if not gpu.supported:
+        return "no MIG: it is one whole GPU"
+    word = "on" if gpu.enabled else "off"
+    waits = f", {'on' if gpu.pending else 'off'} after the next reset" if gpu.pending != gpu.enabled else ""
+    parts = [f"MIG {word}{waits}", f"{gpu.memory_mib / 1024:.0f} GiB"]
+    if gpu.enabled:
+        used = sum(item.placement.slices for item in gpu.instances)
+        parts.append(f"{used} of {gpu.compute_slices} compute slices in instances")
+    else:
+        parts.append("used whole; `apply --mode-changes` can turn MIG on")
+    return ", ".join(parts)
+
+
+def _instances(instances: Sequence[Instance], console: Console) -> None:
+    sheet = Table(box=None, pad_edge=False)
+    for head in ("profile", "start", "size", "memory", "whose", "used by", "UUID"):
+        sheet.add_column(head, no_wrap=True, justify="right" if head in ("start", "size", "memory") else "left")
+    for item in instances:
+        place = item.placement
+        sheet.add_row(
+            Text(place.profile, style=block(item).style),
+            str(place.start),
+            str(place.size),
+            f"{item.memory_mib / 1024:.2f} GiB",
+            item.whose,
+            ", ".join(map(str, item.pids)) or "-",
+            item.uuid or "none: it has no compute instance of its full size",
+        )
+    with console.capture() as captured:
+        console.print(sheet, crop=False)
+    for line in captured.get().rstrip("\n").split("\n"):
+        say(console, Text.from_ansi(f"{_INDENT}{line.rstrip()}"))
+
+
+def _room(gpu: GpuState) -> str:
+    room = gpu.room()
+    if not room:
+        return "none"
+    large_first = sorted(room.items(), key=lambda item: (-gpu.profiles[item[0]].slices, -gpu.profiles[item[0]].size))
+    return "for " + " or ".join(f"{count} x {name}" if count > 1 else name for name, count in large_first)
