@@ -5,16 +5,18 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from clover.accounting import Account, WorkerMeter
 from clover.http.stats import HttpStats
 from clover.runtime.traffic import Traffic
 from clover.telemetry.metrics import Metrics
-from clover.types import EnergySample, Reading
+from clover.types import EnergySample, Method, Reading
 
 MS = 1_000_000
 SECOND = 1000 * MS
+PARTS = ("active", "idle")
 
 
 def source() -> Any:
@@ -105,6 +107,54 @@ def test_every_figure_is_there() -> None:
     assert value("clover_http_connections") == 2
     assert value("clover_http_answers_total", code="200") == 3
     assert any(name == "clover_build_info" for name, _ in found)
+
+
+def test_every_gpu_has_its_lines_and_their_labels() -> None:
+    account = Account(pue=1.0)
+    reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="static")
+
+    def window(second: int, total_j: float, device: str, method: Method, epoch: int = 0) -> None:
+        account.window(
+            EnergySample(
+                device=device, at_ns=second * SECOND, total_j=total_j, idle_w=70.0, method=method, epoch=epoch
+            ),
+            reading,
+        )
+
+    for device, method in (("gpu0", "measured"), ("gpu1", "emulated")):
+        account.add_device(device, 7)
+        place = f"{device}:3g.20gb@0"
+        account.attach(WorkerMeter(family="m", variant="small", device=device, placement=place, slices=3)).add(
+            1, SECOND, SECOND
+        )
+        window(0, 0.0, device, method)
+    window(1, 100.0, "gpu0", "measured")
+    window(1, 50.0, "gpu1", "emulated")  # below idle
+    window(1, 50.0, "gpu1", "emulated")  # nothing new
+    window(2, 50.0, "gpu0", "measured", epoch=1)
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    found = scrape(Metrics(families=dict, account=account, chain=chain))
+
+    def value(name: str, device: str, method: str, **labels: str) -> float | None:
+        return found.get((name, tuple(sorted({"device": device, "method": method, **labels}.items()))))
+
+    assert value("clover_device_joules_total", "gpu0", "measured") == 100
+    assert value("clover_device_joules_total", "gpu1", "emulated") == 50
+    assert value("clover_device_joules_total", "gpu1", "measured") is None
+    assert value("clover_device_watts", "gpu0", "measured") == 100
+    assert value("clover_device_watts", "gpu1", "emulated") is None  # not metered now
+    assert value("clover_device_idle_watts", "gpu1", "emulated") == 70
+    assert value("clover_device_metered", "gpu0", "measured") == 1
+    assert value("clover_device_metered", "gpu1", "emulated") == 0
+    assert value("clover_meter_restarts_total", "gpu0", "measured") == 1
+    assert value("clover_carried_joules", "gpu1", "emulated") == -20
+    for device, method, total_j in (("gpu0", "measured", 100), ("gpu1", "emulated", 50)):
+        place = f"{device}:3g.20gb@0"
+        parts = [value("clover_placement_joules_total", device, method, placement=place, part=p) for p in PARTS]
+        parts += [value("clover_unattributed_joules_total", device, method, part=part) for part in PARTS]
+        parts += [value("clover_carried_joules", device, method)]
+        assert sum(part for part in parts if part is not None) == pytest.approx(total_j)
+        assert value("clover_unattributed_joules_total", device, method, part="idle") == pytest.approx(40)
 
 
 def test_an_idle_server_can_be_scraped() -> None:
