@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from clover.config import WorkersConfig
 from clover.devices.cpu import CpuDevice
@@ -92,10 +92,7 @@ def build(
     if choice.kind == "cpu":
         return {cpu.name: cpu}
     emulated = choice.kind == "emulated"
-    folder = cache / "mig"
     if emulated:
-        # A box of its own: its GPUs are not those of another box, even where they are called the same.
-        folder = cache / "emulated" / choice.box
         _enter(choice, cache)
     given, session = session, session or Nvml()
     try:
@@ -104,7 +101,7 @@ def build(
             for device in _open(
                 session,
                 _present(session, choice),
-                folder,
+                cache / "mig",
                 named=bool(choice.indices),
                 boot="" if emulated else boot_of(),
                 exclusive=exclusive,
@@ -145,7 +142,7 @@ def _enter(choice: DeviceChoice, cache: Path) -> None:
 
 def _present(session: Nvml, choice: DeviceChoice) -> tuple[int, ...]:
     """Numbers of the GPUs that are asked for."""
-    count = session.call_sync("nvmlDeviceGetCount")
+    count: int = session.call_sync("nvmlDeviceGetCount")
     if count == 0:
         raise ConfigError("the NVIDIA driver sees no GPU here: pass one in, or choose cpu or emulated:a100-40gb:1")
     missing = [index for index in choice.indices if index >= count]
@@ -155,7 +152,7 @@ def _present(session: Nvml, choice: DeviceChoice) -> tuple[int, ...]:
 
 
 def _open(
-    session: Nvml, indices: Iterable[int], folder: Path, *, named: bool, exclusive: bool, **options: object
+    session: Nvml, indices: Iterable[int], folder: Path, *, named: bool, **options: Any
 ) -> list[MigDevice]:
     """The GPUs, without those that are lost unless they were `named` or none is left."""
     opened: list[MigDevice] = []
@@ -163,7 +160,7 @@ def _open(
     try:
         for index in indices:
             try:
-                opened.append(MigDevice.open(session, index, folder, exclusive=exclusive, **options))
+                opened.append(MigDevice.open(session, index, folder, **options))
             except DeviceLost as error:
                 lost = DeviceLost(f"gpu{index}: {error}")
                 if named:

@@ -181,7 +181,7 @@ class MigDevice:
         stand, or is quarantined."""
         self._ready(placement)
         if self.mig:
-            await self._finish(self._create(place_of(placement)))
+            await self._finish(self._create(place_of(placement), seen=False))
 
     async def destroy(self, placement: Placement) -> None:
         """Remove the instance; nothing happens where it does not stand.  Raises DeviceError where it is not ours, and
@@ -223,9 +223,12 @@ class MigDevice:
 
     # --- changes, each within a task that is not cancelled ------------------------------------------------------------
 
-    async def _create(self, place: Place) -> None:
+    async def _create(self, place: Place, *, seen: bool) -> None:
+        """`seen`: the books were just compared with what stands."""
         async with self._at[place]:
             try:
+                if place in self._books.ours and not seen:
+                    await self._look()  # a reset of the GPU, or somebody, may have removed it
                 found = await self._stand(place)
             except DeviceLost:
                 self._doomed.add(place)  # nobody will hold it: whatever of it stands goes when the GPU is back
@@ -305,7 +308,7 @@ class MigDevice:
                 stale.append(place)
                 continue
             try:
-                await self._create(place)
+                await self._create(place, seen=True)
                 adopted.append(place)
             except DeviceLost:
                 raise

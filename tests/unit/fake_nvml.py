@@ -26,7 +26,7 @@ COMPUTE = {0: 1, 1: 2, 2: 3, 3: 4, 4: 7}
 
 
 class Board:
-    """One GPU.  `mig` None: it cannot be cut.  `standing`: [profile id, start, size, holds a compute instance] by id."""
+    """One GPU.  `mig` None: it cannot be cut.  `standing`: [profile id, start, size, compute slices] by id."""
 
     def __init__(self, uuid: str = "GPU-a", *, mig: bool | None = True, last: int = 0x11) -> None:
         self.uuid = uuid

@@ -244,7 +244,7 @@ def test_a_change_goes_on_though_its_caller_is_cancelled(rig):
 def test_a_compute_instance_that_is_refused_takes_its_gpu_instance_along(rig):
     device = rig.open()
     rig.fake.faults[CI] = [pynvml.NVML_ERROR_UNKNOWN]
-    with pytest.raises(DeviceError, match=r"gpu0:3g.20gb@0 cannot be made: its compute instance was refused: .*Unknown"):
+    with pytest.raises(DeviceError, match=r"gpu0:3g.20gb@0 cannot be made: its compute .* refused: .*Unknown"):
         run(device.create(at("3g.20gb")))
     assert rig.board.names == [] == rig.recorded
     assert device.instances() == ()
@@ -255,7 +255,7 @@ def test_a_compute_instance_that_is_refused_takes_its_gpu_instance_along(rig):
 def test_half_an_instance_that_cannot_be_taken_back_is_quarantined(rig):
     device = rig.open()
     rig.fake.faults = {CI: [pynvml.NVML_ERROR_UNKNOWN], GI_GOES: [nvml.IN_USE] * 3}
-    with pytest.raises(DeviceError, match="gpu0:3g.20gb@0 cannot be removed and is left out"):
+    with pytest.raises(DeviceError, match=r"gpu0:3g.20gb@0 cannot be removed and is left out"):
         run(device.create(at("3g.20gb")))
     assert rig.board.names == [("3g.20gb", 0, False)]
     assert device.instances() == ()
@@ -339,6 +339,15 @@ def test_an_instance_cut_up_by_hand_is_made_anew(rig):
     run(device.create(at("4g.20gb")))
     assert device.instances() == (at("4g.20gb"),)
     assert rig.board.standing[gi][3] == 4
+
+
+def test_one_that_somebody_removed_is_made_anew(rig):
+    device = rig.open()
+    run(device.create(at("4g.20gb")))
+    rig.board.standing.clear()
+    run(device.create(at("4g.20gb")))
+    assert rig.board.names == [("4g.20gb", 0, True)]
+    assert rig.recorded == [("4g.20gb", 0)]
 
 
 def test_one_that_somebody_removed_is_gone(rig):
@@ -611,7 +620,7 @@ def test_an_instance_is_handed_over_by_an_operator_only(rig):
     assert len(device.shape().layouts) == 19
     run(device.destroy(at("1g.5gb", 6)))
     assert rig.board.names == []
-    with pytest.raises(DeviceError, match="no instance of somebody else stands at gpu0:1g.5gb@5"):
+    with pytest.raises(DeviceError, match=r"no instance of somebody else stands at gpu0:1g.5gb@5"):
         run(device.claim(at("1g.5gb", 5)))
 
 

@@ -50,7 +50,8 @@ def test_a_place_is_on_the_disk_before_add_returns(tmp_path, monkeypatch):
     owned = opened(tmp_path)
     owned.add(ONE)
     assert steps == ["file", "replace", "folder"]
-    assert json.loads((tmp_path / f"{GPU}.json").read_text())["places"] == [{"profile": "1g.5gb", "start": 6, "size": 1}]
+    kept = json.loads((tmp_path / f"{GPU}.json").read_text())["places"]
+    assert kept == [{"profile": "1g.5gb", "start": 6, "size": 1}]
     owned.close()
 
 
