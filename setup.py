@@ -58,6 +58,18 @@ EXTENSIONS = [
     for source in sorted(Path("csrc").glob("*.pyx"))
 ]
 
+# The emulated NVML is plain C and no module of Python: it takes NVML's soname and is found by its path.
+EMULATOR = Path("csrc/nvml_emulator")
+EXTENSIONS.append(
+    Extension(
+        "clover._native.nvml_emulator",
+        sorted(source.as_posix() for source in EMULATOR.glob("*.c")),
+        depends=sorted(header.as_posix() for header in EMULATOR.glob("*.h")),
+        extra_compile_args=[*COMPILE, "-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"],
+        extra_link_args=[*LINK, "-Wl,-soname,libnvidia-ml.so.1", "-Wl,--no-undefined", "-pthread"],
+    )
+)
+
 # Coverage maps lines through C files beside their sources, so only that build leaves them there.
 BUILD_DIR = None if MODE == "coverage" else f"build/cython-{MODE}{'-sanitize' if SANITIZE else ''}"
 
@@ -70,6 +82,7 @@ setup(
     package_data={
         "": ["py.typed"],
         "clover._native": ["*.pyi", "*.pxd"],
+        "clover.devices": ["data/*.json"],
         **{name: ["*.toml", "*.safetensors", "*.gz", "LICENSE*", "*.md"] for name in FAMILIES},
     },
     include_package_data=False,

@@ -1,0 +1,408 @@
+"""Emulated boards: a state file that the emulated NVML serves, made, used, disturbed and put right from Python.
+
+`csrc/nvml_emulator` is a C library with the soname `libnvidia-ml.so.1`.  The official bindings load exactly that name,
+and the dynamic loader answers with a library of that soname which the process already has; so loading ours first, by
+its path, slips it under the unmodified bindings (`use_box`).  Everything else - which boards, what exists on them, who
+uses it - lives in one state file, which all processes of the machine may share.
+
+This module writes the first, constant part of that file (`create_box`); the library keeps the rest.  Functions that
+take a `path` act on that box whether or not this process uses it, and leave no library loaded behind.
+
+What survives what: instances outlive servers; a reboot (`reboot`, or a real one of this machine) clears instances and
+keeps MIG modes; a board that is lost and restored comes back as after a reset, without instances.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clover.devices.tables import GpuTable, table
+from clover.errors import DeviceError
+from clover.types import Record
+
+STATE = "CLOVER_NVML_STATE"
+"""The environment variable that names the state file to the library."""
+
+SONAME = "libnvidia-ml.so.1"
+GPUS_MAX = 32
+_MAGIC = b"CLVRNVML"
+_VERSION = 1
+_CONFIG_BYTES = 8192
+_PRIVILEGED, _MIG = 1, 2
+_ARCHITECTURES = {"ampere": 7, "hopper": 9, "blackwell": 10}
+_KINDS = {"media": 1, "all-media": 2, "no-media": 4, "graphics": 8}
+_STUCK = 1000
+
+ERRORS = {
+    "": 0,
+    "UNINITIALIZED": 1,
+    "INVALID_ARGUMENT": 2,
+    "NOT_SUPPORTED": 3,
+    "NO_PERMISSION": 4,
+    "NOT_FOUND": 6,
+    "DRIVER_NOT_LOADED": 9,
+    "TIMEOUT": 10,
+    "GPU_IS_LOST": 15,
+    "RESET_REQUIRED": 16,
+    "OPERATING_SYSTEM": 17,
+    "LIB_RM_VERSION_MISMATCH": 18,
+    "IN_USE": 19,
+    "MEMORY": 20,
+    "INSUFFICIENT_RESOURCES": 23,
+    "UNKNOWN": 999,
+    "STUCK": _STUCK,
+}
+"""What a fault may answer, by NVML's names.  "" only delays; "STUCK" freezes a power or energy reading."""
+
+_NAMES = {code: name for name, code in ERRORS.items() if name} | {7: "INSUFFICIENT_SIZE", 25: "VERSION_MISMATCH"}
+
+
+class Fault(Record, frozen=True, kw_only=True):
+    """A fault of the box.
+
+    Calls of `symbol` ("nvmlGpuInstanceDestroy"; a trailing "*" stands for any ending) on `gpu` (-1: any) are counted;
+    from the `nth` on, `count` of them (0: all) fail with `error`, each with `probability`, for `seconds` from now (0:
+    without end).  `delay_s` is slept first; with `error` "" the call is only slow.  `error` "STUCK" on
+    nvmlDeviceGetPowerUsage or nvmlDeviceGetTotalEnergyConsumption freezes the reading from now on, whichever function
+    it is read by; the other numbers but `seconds` mean nothing to it.
+    """
+
+    symbol: str
+    gpu: int = -1
+    error: str = ""
+    nth: int = 1
+    count: int = 1
+    probability: float = 1.0
+    seconds: float = 0.0
+    delay_s: float = 0.0
+
+
+# --- the library ------------------------------------------------------------------------------------------------------
+
+
+def library() -> Path:
+    """The built library; DeviceError says how to build it."""
+    folder = Path(__file__).resolve().parents[1] / "_native"
+    path = folder / f"nvml_emulator{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not path.is_file():
+        raise DeviceError(
+            f"the emulated NVML is not built here ({path.name} is missing). "
+            "Build it with: python setup.py build_ext --inplace"
+        )
+    return path
+
+
+def _functions(path: str) -> ctypes.CDLL:
+    """The library with the types of its own functions declared."""
+    handle = ctypes.CDLL(path)
+    text, integer, unsigned, large = ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_ulonglong
+    for name, arguments in {
+        "layout": [ctypes.POINTER(unsigned)],
+        "inject": [text, text, integer, unsigned, unsigned, unsigned, ctypes.c_double, large, large],
+        "clear_faults": [text],
+        "faults_fired": [text, ctypes.POINTER(unsigned)],
+        "set_lost": [text, integer, integer],
+        "reset": [text, integer],
+        "reboot": [text],
+        "set_privileged": [text, integer],
+        "advance": [text, large],
+        "attach": [text],
+        "detach": [integer],
+        "draw": [integer, unsigned],
+        "use_memory": [integer, large],
+        "slice_energy": [text, ctypes.POINTER(large)],
+    }.items():
+        getattr(handle, f"clover_nvml_{name}").argtypes = arguments
+    return handle
+
+
+@contextlib.contextmanager
+def _borrowed() -> Iterator[ctypes.CDLL]:
+    """The library for one call, so that a process that only injects a fault does not end up with an emulated NVML."""
+    handle = _functions(str(library()))
+    try:
+        yield handle
+    finally:
+        ctypes.CDLL(None).dlclose(ctypes.c_void_p(handle._handle))
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        raise DeviceError(f"{what}: {_NAMES.get(result, f'NVML error {result}')}")
+
+
+def _in_use() -> str:
+    """The path of the NVML that this process has loaded, real or ours; empty if none."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        name = line.partition("/")[2]
+        if "libnvidia-ml.so" in name or "nvml_emulator" in name:
+            return f"/{name}"
+    return ""
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------------
+
+
+class _Profile(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char * 32),
+        ("index", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("slices", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("most", ctypes.c_uint32),
+        ("memory_mib", ctypes.c_uint32),
+        ("sm", ctypes.c_uint32),
+        ("engines", ctypes.c_uint32 * 5),
+        ("kind", ctypes.c_uint32),
+        ("start_count", ctypes.c_uint32),
+        ("starts", ctypes.c_uint32 * 16),
+    ]
+
+
+class _Config(ctypes.Structure):
+    _fields_ = [
+        ("magic", ctypes.c_char * 8),
+        ("version", ctypes.c_uint32),
+        ("gpu_count", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("profile_count", ctypes.c_uint32),
+        ("seed", ctypes.c_uint64),
+        ("product", ctypes.c_char * 96),
+        ("architecture", ctypes.c_uint32),
+        ("compute_major", ctypes.c_uint32),
+        ("compute_minor", ctypes.c_uint32),
+        ("pci_device", ctypes.c_uint32),
+        ("compute_slices", ctypes.c_uint32),
+        ("memory_slices", ctypes.c_uint32),
+        ("memory_mib", ctypes.c_uint32),
+        ("sm", ctypes.c_uint32),
+        ("toggle_needs_reset", ctypes.c_uint32),
+        ("average_power", ctypes.c_uint32),
+        ("idle_mw", ctypes.c_uint32),
+        ("max_mw", ctypes.c_uint32),
+        ("profiles", _Profile * 24),
+    ]
+
+
+def _config(gpu: GpuTable, count: int, privileged: bool, mig_enabled: bool, seed: int) -> bytes:
+    major, minor = (int(part) for part in gpu.compute_capability.split("."))
+    config = _Config(
+        magic=_MAGIC,
+        version=_VERSION,
+        gpu_count=count,
+        flags=(_PRIVILEGED if privileged else 0) | (_MIG if mig_enabled else 0),
+        profile_count=len(gpu.profiles),
+        seed=seed,
+        product=gpu.product.encode(),
+        architecture=_ARCHITECTURES[gpu.architecture],
+        compute_major=major,
+        compute_minor=minor,
+        pci_device=int(gpu.pci_device, 16),
+        compute_slices=gpu.compute_slices,
+        memory_slices=gpu.memory_slices,
+        memory_mib=gpu.memory_mib,
+        sm=gpu.sm,
+        toggle_needs_reset=gpu.toggle_needs_reset,
+        average_power=gpu.architecture != "ampere",
+        idle_mw=round(gpu.idle_w * 1000),
+        max_mw=round(gpu.max_w * 1000),
+    )
+    for place, row in zip(config.profiles, gpu.profiles, strict=False):
+        place.name = row.name.encode()
+        place.index, place.id, place.slices, place.size = row.enum, row.profile_id, row.slices, row.size
+        place.most, place.memory_mib, place.sm = row.most, row.memory_mib, row.sm
+        place.engines[:] = row.engines
+        place.kind = _KINDS.get(row.kind, 0)
+        place.start_count = len(row.starts)
+        place.starts[: len(row.starts)] = row.starts
+    return bytes(config).ljust(_CONFIG_BYTES, b"\0")
+
+
+def create_box(
+    path: Path,
+    table: GpuTable | str,
+    count: int,
+    *,
+    privileged: bool = True,
+    mig_enabled: bool = True,
+    seed: int = 0,
+) -> None:
+    """Make the state file of a machine with `count` boards, or keep the one that is there if it is the same machine.
+
+    `privileged`: whether callers may change instances; `mig_enabled`: the boards' MIG mode at first; `seed`: makes
+    other UUIDs and other luck.  DeviceError where `path` holds another machine or cannot be written.
+    """
+    gpu = _table(table) if isinstance(table, str) else table
+    if not 1 <= count <= GPUS_MAX:
+        raise DeviceError(f"an emulated machine has 1 to {GPUS_MAX} GPUs, not {count}")
+    content = _config(gpu, count, privileged, mig_enabled, seed)
+    _check_layout()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as file:
+            file.write(content)
+            file.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(file.name, path)  # whole or not at all, and never over another
+        with path.open("rb") as existing:
+            found = existing.read(_CONFIG_BYTES)
+    except OSError as error:
+        raise DeviceError(f"the emulated machine cannot be kept at {path}: {error.strerror}") from error
+    if found != content:
+        raise DeviceError(
+            f"{path} holds another emulated machine than the {count} x {gpu.name} asked for; remove it or name another"
+        )
+
+
+_table = table  # the parameter of `create_box` is called so too
+
+
+def _check_layout() -> None:
+    profile = ctypes.c_uint()
+    with _borrowed() as handle:
+        config = handle.clover_nvml_layout(ctypes.byref(profile))
+    if (config, profile.value) != (ctypes.sizeof(_Config), ctypes.sizeof(_Profile)):
+        raise DeviceError(
+            "the emulated NVML was built from other sources than these. "
+            "Build it with: python setup.py build_ext --inplace"
+        )
+
+
+_used: list[Any] = []  # the library that use_box loaded, kept so that it stays
+
+
+def use_box(path: Path) -> None:
+    """Let the NVML bindings of this process see the box at `path`, now and when they are first imported.
+
+    Sets CLOVER_NVML_STATE, which child processes inherit.  Calling it again with the same box does nothing; DeviceError
+    where the process uses another box, or has loaded another NVML already.
+    """
+    name = str(path.resolve())
+    if _used:
+        if os.environ.get(STATE) != name:
+            raise DeviceError(f"this process uses the emulated machine {os.environ.get(STATE)} already")
+        return
+    if not path.is_file():
+        raise DeviceError(f"there is no emulated machine at {path}")
+    ours, loaded = str(library()), _in_use()
+    if loaded not in ("", ours):
+        raise DeviceError(f"this process has loaded another NVML ({loaded}); use the emulated one in another process")
+    os.environ[STATE] = name
+    _used.append(_functions(ours))
+
+
+def _act(path: Path, what: str, function: str, *arguments: object) -> None:
+    with _borrowed() as handle:
+        _check(getattr(handle, f"clover_nvml_{function}")(os.fsencode(path), *arguments), f"{path}: {what}")
+
+
+def inject(path: Path, *faults: Fault) -> None:
+    """Add faults to the box, for every process that uses it; DeviceError where one makes no sense."""
+    for fault in faults:
+        if fault.error not in ERRORS:
+            raise DeviceError(f"a fault cannot answer {fault.error!r}; known: {', '.join(filter(None, ERRORS))}")
+        if fault.nth < 1 or min(fault.count, fault.seconds, fault.delay_s) < 0 or not 0 <= fault.probability <= 1:
+            raise DeviceError(f"a number of this fault is out of range: {fault}")
+        with _borrowed() as handle:
+            if not fault.symbol.endswith("*") and not hasattr(handle, fault.symbol):
+                raise DeviceError(f"the emulated NVML has no function {fault.symbol!r}")
+        _act(
+            path,
+            f"inject into {fault.symbol} (gpu {fault.gpu})",
+            "inject",
+            fault.symbol.encode(),
+            fault.gpu,
+            ERRORS[fault.error],
+            fault.nth,
+            fault.count,
+            fault.probability,
+            round(fault.seconds * 1e9),
+            round(fault.delay_s * 1e9),
+        )
+
+
+def clear_faults(path: Path) -> None:
+    """End all faults of the box."""
+    _act(path, "clear faults", "clear_faults")
+
+
+def faults_fired(path: Path) -> int:
+    """How often the faults in force have acted so far."""
+    fired = ctypes.c_uint()
+    _act(path, "read faults", "faults_fired", ctypes.byref(fired))
+    return fired.value
+
+
+def lose(path: Path, gpu: int) -> None:
+    """Let a board fall off the bus: every call on it answers GPU_IS_LOST, and nothing on it draws power any more."""
+    _act(path, f"lose gpu {gpu}", "set_lost", gpu, 1)
+
+
+def restore(path: Path, gpu: int) -> None:
+    """Bring a lost board back, as after a reset: MIG mode kept, instances gone."""
+    _act(path, f"restore gpu {gpu}", "set_lost", gpu, 0)
+
+
+def reset(path: Path, gpu: int) -> None:
+    """Reset a board: its pending MIG mode comes into force, instances go.  DeviceError (IN_USE) if processes use it."""
+    _act(path, f"reset gpu {gpu}", "reset", gpu)
+
+
+def reboot(path: Path) -> None:
+    """Restart the machine: as a reset of every board, whoever uses it.  Processes that outlive this have lost their
+    slices and draw no more."""
+    _act(path, "reboot", "reboot")
+
+
+def set_privileged(path: Path, privileged: bool) -> None:
+    """Whether callers may change instances and modes, or get NO_PERMISSION."""
+    _act(path, "set privilege", "set_privileged", int(privileged))
+
+
+def advance(path: Path, seconds: float) -> None:
+    """Move the clock of the box ahead: power drawn now counts for so much longer.  For tests that do not wait."""
+    _act(path, "advance the clock", "advance", round(seconds * 1e9))
+
+
+# --- processes on slices ----------------------------------------------------------------------------------------------
+
+
+class Attachment:
+    """This process on a slice, as a CUDA context is: it holds the slice until `close` or its death, and draws power.
+
+    `library` and `state` are the paths of the emulator and of the box, `uuid` the slice ("MIG-...") or, with MIG off,
+    the board ("GPU-...").  DeviceError where there is none such, or the board is lost.
+    """
+
+    def __init__(self, library: str, state: str, uuid: str) -> None:
+        if os.environ.setdefault(STATE, state) != state:
+            raise DeviceError(f"this process uses the emulated machine {os.environ[STATE]} already")
+        try:
+            self._library = _functions(library)
+        except OSError as error:
+            raise DeviceError(f"the emulated NVML cannot be loaded: {error}") from error
+        self._handle = self._library.clover_nvml_attach(uuid.encode())
+        if self._handle < 0:
+            _check(-self._handle, f"attach to {uuid}")
+
+    def draw(self, watts: float) -> None:
+        """From now on draw so much above idle; DeviceError once the board is lost or the slice gone."""
+        _check(self._library.clover_nvml_draw(self._handle, round(watts * 1000)), "draw power")
+
+    def use_memory(self, size: int) -> None:
+        """Hold `size` bytes of the slice's memory from now on; DeviceError (MEMORY) where that is more than is free."""
+        _check(self._library.clover_nvml_use_memory(self._handle, size), "use memory")
+
+    def close(self) -> None:
+        """Leave the slice."""
+        if self._handle >= 0:
+            self._library.clover_nvml_detach(self._handle)
+            self._handle = -1

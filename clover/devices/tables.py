@@ -1,0 +1,136 @@
+"""The partitionable GPUs as data, for the emulated NVML and for planning where no GPU is at hand.
+
+`data/mig_profiles.json` holds twelve boards with every MIG profile, and says field by field where its numbers come
+from.  What nobody published is filled in by a stated rule and named in the row's `analytical`.  On a real GPU all of
+this is asked of the driver instead: names, memory and even placements differ by driver and by die.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from clover.errors import DeviceError
+from clover.planning.geometry import SliceProfile
+from clover.types import Method, Record
+
+_DATA = Path(__file__).parent / "data" / "mig_profiles.json"
+
+Kind = Literal["base", "double-memory", "media", "graphics", "all-media", "no-media"]
+
+
+class ProfileRow(Record, frozen=True, kw_only=True):
+    """One MIG profile of a board.
+
+    `enum` is NVML's constant (0..0x11), `profile_id` the id that instances are created by; `size` and `starts` count
+    memory slices, `slices` compute slices; `most` is the cap; `engines` are copy, decode, encode, JPEG and optical
+    flow units.  `analytical` names the fields that were not published.
+    """
+
+    name: str
+    enum: int
+    profile_id: int
+    slices: int
+    size: int
+    starts: tuple[int, ...]
+    most: int
+    memory_mib: int
+    sm: int
+    engines: tuple[int, int, int, int, int]
+    kind: Kind
+    analytical: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> bool:
+        """Whether it is one of the plain shapes (1g, 2g, 3g, 4g, 7g) that Clover plans with."""
+        return self.kind == "base"
+
+    @property
+    def media(self) -> bool:
+        """Whether it takes the media extension, of which a GPU has one."""
+        return self.kind in ("media", "all-media")
+
+    @property
+    def memory_method(self) -> Method:
+        """Where `memory_mib` comes from."""
+        return "analytical" if "memory_mib" in self.analytical else "published"
+
+
+class GpuTable(Record, frozen=True, kw_only=True):
+    """One board: its axes, its power and its profiles.
+
+    `compute_slices` and `memory_slices` are the lengths of the two axes; `toggle_needs_reset` says that MIG mode is
+    changed only by a reset; `idle_w` and `max_w` are watts of the whole board.  `sources` maps fields to keys of
+    `sources()`.
+    """
+
+    name: str
+    product: str
+    architecture: Literal["ampere", "hopper", "blackwell"]
+    compute_capability: str
+    pci_device: str
+    compute_slices: int
+    memory_slices: int
+    memory_mib: int
+    sm: int
+    toggle_needs_reset: bool
+    idle_w: float
+    max_w: float
+    sources: dict[str, str]
+    notes: tuple[str, ...]
+    profiles: tuple[ProfileRow, ...]
+
+    def profile(self, name: str) -> ProfileRow:
+        """The profile of that name; DeviceError names those there are."""
+        for row in self.profiles:
+            if row.name == name:
+                return row
+        raise DeviceError(f"{self.name} has no profile {name}; it has {', '.join(row.name for row in self.profiles)}")
+
+
+class _File(Record, frozen=True, kw_only=True):
+    about: tuple[str, ...]
+    sources: dict[str, str]
+    gpus: tuple[GpuTable, ...]
+
+
+@cache
+def _file() -> _File:
+    return msgspec.json.decode(_DATA.read_bytes(), type=_File)
+
+
+def sources() -> dict[str, str]:
+    """What the keys in `GpuTable.sources` stand for; "size", "media" and "cores" are the rules that gave analytical
+    memory, engines and SMs."""
+    return dict(_file().sources)
+
+
+def names() -> tuple[str, ...]:
+    """The boards there are tables of: "a100-40gb" and so on."""
+    return tuple(gpu.name for gpu in _file().gpus)
+
+
+def table(name: str) -> GpuTable:
+    """The table of that name; DeviceError names those there are."""
+    for gpu in _file().gpus:
+        if gpu.name == name:
+            return gpu
+    raise DeviceError(f"there is no table of a GPU {name!r}; known: {', '.join(names())}")
+
+
+def slice_profiles(table: GpuTable, *, base_only: bool = True) -> tuple[SliceProfile, ...]:
+    """The board's profiles as the planner's geometry wants them.
+
+    Without `base_only` every profile is there.  One rule of the RTX PRO 6000 has no place in that geometry: `+me.all`
+    stands only beside `-me` profiles.
+    """
+    return tuple(
+        SliceProfile(
+            name=row.name, slices=row.slices, size=row.size, starts=row.starts, most=row.most, media=row.media
+        )
+        for row in table.profiles
+        if row.base or not base_only
+    )
