@@ -17,7 +17,11 @@ Three choices follow from the figures, and are kept with them:
   of the throughput that full batches reach, dispatched first come first served with two batches a worker (the median
   over five stretches of the run).
 
-Energy a row is active energy: RAPL above idle where it is readable, otherwise `core_w` x CPU time, and labelled so.
+Energy a row is active energy: RAPL above idle where it is readable, otherwise `core_w` x CPU time, and labelled so; on
+GPUs what their own counters rose above idle.
+
+Emulated GPUs are not measured but calculated, from the CPU that plays them or from a pace file (`analytical`, `pace`).
+
 Nobody else may read the pool's completions meanwhile: measure before routers start, or with a pool of its own.
 """
 
@@ -25,6 +29,6 @@ from __future__ import annotations
 
 from clover.profiling.measurement import Progress, measure
 from clover.profiling.report import progress_bar, table
-from clover.profiling.stored import ensure, key_of
+from clover.profiling.stored import drawn, ensure, key_of
 
-__all__ = ["Progress", "ensure", "key_of", "measure", "progress_bar", "table"]
+__all__ = ["Progress", "drawn", "ensure", "key_of", "measure", "progress_bar", "table"]

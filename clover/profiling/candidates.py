@@ -1,15 +1,22 @@
-"""Which backends could serve a variant here, and the compiling of what some of them need."""
+"""Which backends could serve a variant here, and the compiling of what some of them need.
+
+What is compiled for CPU cores depends on the number of threads; for a GPU on the shape of the slice, and it is compiled
+inside a slice of that shape, which the caller makes first.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from clover import backends as registry
 from clover import families
+from clover.backends import Target
 from clover.errors import ProfileError
 from clover.types import FamilySpec, VariantSpec
 
@@ -20,14 +27,37 @@ COMPILED_AT_FIRST_START = ("onnxruntime",)
 
 _COMPILING_AT_ONCE = 2
 
+Make = tuple[int, str]
+"""What an artifact is compiled for: threads, and the profile of a GPU's slice ("" for CPU cores)."""
+
+Inside = Callable[[str], AbstractAsyncContextManager[Target]]
+"""A slice of that profile, there to compile in; for "" the CPU."""
+
+
+@contextlib.asynccontextmanager
+async def on_cpu(profile: str) -> AsyncIterator[Target]:
+    """The CPU, which is always there."""
+    yield registry.CPU
+
 
 class Candidates:
-    """The backends of each variant, eager always among them as the reference; `notes` say why others are not."""
+    """The backends of each variant, eager always among them as the reference; `notes` say why others are not.
 
-    def __init__(self, spec: FamilySpec, wanted: Iterable[str], cache_dir: Path, notes: list[str]) -> None:
+    `targets`: what is compiled for, by profile of a GPU's slice; empty for CPU cores."""
+
+    def __init__(
+        self,
+        spec: FamilySpec,
+        wanted: Iterable[str],
+        cache_dir: Path,
+        notes: list[str],
+        targets: Mapping[str, Target] | None = None,
+    ) -> None:
         self._spec = spec
         self._cache_dir = cache_dir
         self._notes = notes
+        self._targets = targets or {}
+        any_target = next(iter(self._targets.values()), registry.CPU)
         self.of: dict[str, list[str]] = {variant.name: ["eager"] for variant in spec.variants}
         for name in wanted:
             if name == "eager":
@@ -37,68 +67,91 @@ class Candidates:
                 notes.append(f"{name} is not used: {reason}")
                 continue
             for variant in spec.variants:
-                if reason := backend.supports(spec, variant):
+                if reason := backend.supports(spec, variant, any_target):
                     notes.append(f"{name} is not used: {reason}")
                 else:
                     self.of[variant.name].append(name)
 
-    def artifact(self, variant: VariantSpec, backend: str, threads: int) -> Path:
-        """Where the artifact lies or would lie."""
-        return registry.artifact_dir(self._cache_dir, self._spec, variant, backend, threads)
+    def artifact(self, variant: VariantSpec, backend: str, threads: int, profile: str = "") -> Path:
+        """Where the artifact for `threads`, or for slices of `profile`, lies or would lie."""
+        target = self._targets.get(profile, registry.CPU)
+        return registry.artifact_dir(self._cache_dir, self._spec, variant, backend, threads, target=target)
 
-    def compiled(self, variant: VariantSpec, backend: str, threads: int) -> bool:
+    def compiled(self, variant: VariantSpec, backend: str, threads: int, profile: str = "") -> bool:
         """Whether a worker could load it: compiled, or nothing to compile."""
-        return not registry.get(backend).compiles or registry.is_compiled(self.artifact(variant, backend, threads))
+        if not registry.get(backend).compiles:
+            return True
+        return registry.is_compiled(self.artifact(variant, backend, threads, profile))
 
     async def compile(
         self,
         names: Iterable[str],
-        threads: Iterable[int],
+        makes: Iterable[Make],
         within_s: float,
         say: Callable[[str, int, int], None],
+        inside: Inside = on_cpu,
     ) -> None:
-        """Compile what is missing of backends `names`, starting nothing after `within_s`; what is still missing then is
-        no candidate any more."""
-        chosen, counts = set(names), tuple(threads)
-        wanted = [
-            (variant, name, count)
-            for variant in self._spec.variants
-            for name in self.of[variant.name]
-            for count in counts
-            if name in chosen and not self.compiled(variant, name, count)
-        ]
-        # Some backends have one artifact for any number of threads.
-        missing = list({self.artifact(*item): item for item in reversed(wanted)}.values())[::-1]
+        """Compile what is missing of backends `names` for each of `makes`, starting nothing after `within_s`; what is
+        still missing then (for one thread, or for any profile) is no candidate any more."""
+        chosen, all_makes = set(names), tuple(makes)
         loop = asyncio.get_running_loop()
         until = loop.time() + within_s
-        gate = asyncio.Semaphore(_COMPILING_AT_ONCE)
+        missing = [
+            item
+            for profile in dict.fromkeys(profile for _, profile in all_makes)
+            for item in self._missing(chosen, [make for make in all_makes if make[1] == profile])
+        ]
+        gate = asyncio.Semaphore(1 if self._targets else _COMPILING_AT_ONCE)
         finished = 0
 
-        async def one(variant: VariantSpec, name: str, count: int) -> None:
+        async def one(variant: VariantSpec, name: str, make: Make, target: Target) -> None:
             nonlocal finished
             async with gate:
                 left_s = until - loop.time()
                 if left_s <= 0:
                     return
-                say(f"compiling {variant.name} with {name}", finished, len(missing))
+                where = f" for {make[1]}" if make[1] else ""
+                say(f"compiling {variant.name} with {name}{where}", finished, len(missing))
                 limit = {"timeout_s": left_s} if left_s < math.inf else {}
-                folder = self.artifact(variant, name, count)
+                folder = self.artifact(variant, name, *make)
                 try:
-                    await registry.compile_in_background(self._spec, variant, name, folder, count, **limit)
+                    await registry.compile_in_background(
+                        self._spec, variant, name, folder, make[0], target=target, **limit
+                    )
                 except ProfileError as error:
                     self._notes.append(f"{name} is not used for {variant.name}: {error}")
-                    log.warning("%s cannot compile %s: %s", name, variant.name, error)
+                    log.warning("%s cannot compile %s%s: %s", name, variant.name, where, error)
                 finished += 1
 
-        async with asyncio.TaskGroup() as group:
-            for item in missing:
-                group.create_task(one(*item))
+        for profile in dict.fromkeys(make[1] for _, _, make in missing):
+            if until - loop.time() <= 0:
+                break
+            async with inside(profile) as target, asyncio.TaskGroup() as group:
+                for variant, name, make in missing:
+                    if make[1] == profile:
+                        group.create_task(one(variant, name, make, target))
+        self._leave_out(all_makes)
+
+    def _missing(self, chosen: set[str], makes: list[Make]) -> list[tuple[VariantSpec, str, Make]]:
+        wanted = [
+            (variant, name, make)
+            for variant in self._spec.variants
+            for name in self.of[variant.name]
+            for make in makes
+            if name in chosen and not self.compiled(variant, name, *make)
+        ]
+        # Some backends have one artifact for any number of threads.
+        by_folder = {self.artifact(variant, name, *make): (variant, name, make) for variant, name, make in wanted[::-1]}
+        return list(by_folder.values())[::-1]
+
+    def _leave_out(self, makes: tuple[Make, ...]) -> None:
+        needed = [make for make in makes if make[0] == 1]
         command = f"python -m clover profile {families.reference(self._spec)} --compile"
         for name in dict.fromkeys(name for found in self.of.values() for name in found):
             lacking = [
                 variant.name
                 for variant in self._spec.variants
-                if name in self.of[variant.name] and not self.compiled(variant, name, 1)
+                if name in self.of[variant.name] and not all(self.compiled(variant, name, *make) for make in needed)
             ]
             for variant_name in lacking:
                 self.of[variant_name].remove(name)

@@ -1,23 +1,28 @@
-"""`python -m clover profile FAMILY...`: compile ahead, measure, print the table, keep the profile."""
+"""`python -m clover profile FAMILY...`: compile ahead, measure, print the table, keep the profile.
+
+With `--device emulated:...` what is measured is the CPU that plays the slices, as far as it was not measured before;
+the table is calculated (or the pace file's) and says so.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from clover import families, profiles, settings
+from clover import devices, families, profiles, settings
 from clover.config import FamilyConfig, ServerConfig
-from clover.devices.cpu import CpuDevice
+from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
 from clover.profiling.candidates import COMPILED_AT_FIRST_START
 from clover.profiling.measurement import Progress, measure
+from clover.profiling.places import Devices, emulated, shapes_of
 from clover.profiling.report import progress_bar, table
-from clover.profiling.stored import key_of
+from clover.profiling.stored import cpu_of, keep_emulated, key_of, rows_of
 from clover.runtime.pool import Pool
 from clover.settings import Option
 from clover.telemetry import logs
@@ -63,35 +68,54 @@ def main(argv: Sequence[str]) -> int:
 
 def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) -> FamilyProfile:
     spec = families.load_family(item.family)
-    device = CpuDevice(settings.parse_cores(config.workers.cores))
     cache = profiles.cache_folder(config.cache_dir)
+    # Emulated GPUs are only looked at: a server may be using them.
+    found = devices.build(config.workers, cache, exclusive=config.workers.device.startswith("nvidia"))
+    try:
+        if emulated(found):
+            given = rows_of(spec, shapes_of(found), config)
+            measured, _ = _on(spec, cpu_of(config), config, options, cache)
+            profile = keep_emulated(spec, found, config, measured, given)
+            where = f"{profiles.ProfileStore(cache).path(spec.name, profile.key)}; --force measures its CPU part again"
+        else:
+            profile, where = _on(spec, found, config, options, cache)
+    finally:
+        devices.close(found)
+    print(table(profile))
+    print(f"\nkept in {where}")
+    return profile
+
+
+def _on(
+    spec: FamilySpec, device: Devices, config: ServerConfig, options: dict[str, str], cache: Path
+) -> tuple[FamilyProfile, str]:
+    """The profile on real devices, measured where it has to be, and where it is kept."""
     store = profiles.ProfileStore(cache)
     key = key_of(spec, device, config)
     if not {"force", "compile"} & set(options):
         found = store.get(spec.name, key)
         if found is not None and (not found.quick or "quick" in options):
-            print(table(found))
-            print(f"\nkept in {store.path(spec.name, key)}; --force measures again")
-            return found
+            return found, f"{store.path(spec.name, key)}; --force measures again"
     with progress_bar(spec.name) as progress:
-        profile = asyncio.run(_measure(spec, device, config, options, cache, progress))
-    path = store.put(profile)
-    print(table(profile))
-    print(f"\nkept in {path}")
-    return profile
+        profile = asyncio.run(_measure(spec, device, config, options, cache, key, progress))
+    return profile, str(store.put(profile))
 
 
 async def _measure(
     spec: FamilySpec,
-    device: CpuDevice,
+    device: Devices,
     config: ServerConfig,
     options: dict[str, str],
     cache: Path,
+    key: str,
     progress: Progress,
 ) -> FamilyProfile:
     pool = Pool(start_s=config.workers.start_s, silent_s=config.workers.silent_s)
     try:
         await pool.start()
+        for gpu in device.values() if isinstance(device, Mapping) else ():
+            if isinstance(gpu, MigDevice):
+                await gpu.reconcile()  # what a former run left would be in the way
         return await measure(
             spec,
             device,
@@ -105,6 +129,7 @@ async def _measure(
             compile_with=config.workers.backends if "compile" in options else COMPILED_AT_FIRST_START,
             compile_s=float("inf") if "compile" in options else None,
             silent_s=config.workers.silent_s,
+            key=key,
         )
     finally:
         await pool.stop()

@@ -1,4 +1,8 @@
-"""One measurement of a family, from candidates to a profile."""
+"""One measurement of a family, from candidates to a profile.
+
+On a GPU a profile is measured on one instance of it, made for that and removed before the next.  A variant that a small
+instance has no memory for starts with the next larger one.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,27 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from clover import backends as registry
 from clover import families, profiles
 from clover.config import EnergyConfig
-from clover.errors import CloverError, ProfileError, WorkerError
+from clover.errors import ProfileError, WorkerError
 from clover.interfaces import Device
 from clover.profiling import rows as rows_module
 from clover.profiling.busy import busy_share
-from clover.profiling.candidates import COMPILED_AT_FIRST_START, Candidates
+from clover.profiling.candidates import COMPILED_AT_FIRST_START, Candidates, on_cpu
 from clover.profiling.choose import elect, faster
 from clover.profiling.drive import Cell, Driver, Scored
 from clover.profiling.effort import FULL, QUICK, Effort
 from clover.profiling.joules import Joules
-from clover.profiling.places import device_cores, places_of, whole_layout
-from clover.profiling.score import agreement, wilson
+from clover.profiling.places import Devices, device_cores, devices_of, emulated, on_cores, places_of, whole_layout
+from clover.profiling.records import accuracy_of, latency_of, require_published, typical_p95
+from clover.profiling.standing import Standing
 from clover.runtime.frames import WorkerOrder
 from clover.runtime.pool import Pool, Worker
 from clover.runtime.slab import Layout, Slab
@@ -61,10 +64,13 @@ BUSY = 0.15
 MOST_ROWS_PER_S = 4000.0
 """The fastest arrivals of the open-loop run; beyond, the generator itself would be measured."""
 
+GPU_CELL_S = 0.6
+"""The least time a batch size is run for on a GPU, whose energy counter moves every tenth of a second."""
+
 
 async def measure(
     spec: FamilySpec,
-    device: Device,
+    device: Devices,
     pool: Pool,
     store: profiles.ProfileStore | None,
     *,
@@ -77,24 +83,34 @@ async def measure(
     compile_s: float | None = None,
     silent_s: float = 30.0,
     effort: Effort | None = None,
+    key: str = "",
 ) -> FamilyProfile:
-    """Measure every variant of `spec` on every profile of `device` with every usable one of `backends`.
+    """Measure every variant of `spec` on every profile of `device` (one, or several by name) with every usable one of
+    `backends`; `key` is what the profile is kept under (on cores it is known).
 
     Artifacts of `compile_with` that are missing are compiled first (within `compile_s`; 25 s where `quick`).
     The profile is written to `store` where one is given.  Raises ProfileError, saying what to do, where the family
     cannot be measured.
     """
+    devices = devices_of(device)
+    if emulated(devices):
+        raise ProfileError("emulated devices are calculated, not measured: their time is not this machine's")
     looking = effort or (QUICK if quick else FULL)
     if compile_s is not None:
         looking = replace(looking, compile_s=compile_s)
+    if not on_cores(devices):
+        looking = replace(looking, least_s=max(looking.least_s, GPU_CELL_S), most_s=max(looking.most_s, 2 * GPU_CELL_S))
     data = await asyncio.to_thread(rows_module.load, spec)
     if not data.labelled:
-        _require_published(spec)
+        require_published(spec)
     config = energy or EnergyConfig()
-    slab = Slab.create(Layout(spec, 2 * spec.max_batch * max(1, len(whole_layout(device)))))
+    slab = Slab.create(Layout(spec, 2 * spec.max_batch * max(1, len(whole_layout(devices)))))
     try:
-        work = _Measurement(spec, device, pool, data, slab, looking, config, Path(cache_dir), progress, silent_s)
-        profile = await work.run(tuple(dict.fromkeys(backends)), tuple(compile_with))
+        work = _Measurement(spec, devices, pool, data, slab, looking, config, Path(cache_dir), progress, silent_s, key)
+        try:
+            profile = await work.run(tuple(dict.fromkeys(backends)), tuple(compile_with))
+        finally:
+            await work.standing.only(())
     finally:
         slab.close()
     if store is not None:
@@ -102,26 +118,12 @@ async def measure(
     return profile
 
 
-def typical_p95(ms: NDArray[np.float64]) -> float:
-    """The median of the p95 of five consecutive stretches: one hiccup of the machine does not become the target."""
-    return float(np.median([np.quantile(part, 0.95) for part in np.array_split(ms, min(5, len(ms)))]))
-
-
-def _require_published(spec: FamilySpec) -> None:
-    unknown = [variant.name for variant in spec.variants if variant.accuracy is None]
-    if unknown:
-        raise ProfileError(
-            f"family {spec.name!r} has no evaluation set and no published accuracy for {', '.join(unknown)}: add "
-            "[evaluation] with labelled rows, or accuracy = { value, metric, source } to each variant"
-        )
-
-
 @dataclass
 class _Measurement:
     """State of one measurement; `run` goes through it once."""
 
     spec: FamilySpec
-    device: Device
+    devices: dict[str, Device]
     pool: Pool
     data: rows_module.Rows
     slab: Slab
@@ -130,35 +132,40 @@ class _Measurement:
     cache_dir: Path
     progress: Progress | None
     silent_s: float
+    key: str
     notes: list[str] = field(default_factory=list)
     accuracy: list[AccuracyMeasurement] = field(default_factory=list)
     latency: list[LatencyMeasurement] = field(default_factory=list)
     done: int = 0
     steps: int = 1
 
+    def __post_init__(self) -> None:
+        self.standing = Standing(self.devices)
+        self.on_cores = on_cores(self.devices)
+
     async def run(self, wanted: tuple[str, ...], compile_with: tuple[str, ...]) -> FamilyProfile:
-        spec, device = self.spec, self.device
-        cores = device_cores(device)
+        spec, devices = self.spec, self.devices
+        cores = device_cores(devices)
         self.driver = Driver(self.pool.completion_fd, self.slab, self.data, self.silent_s)
-        self.joules = await Joules.start(self.energy, len(cores))
+        self.joules = await Joules.start(self.energy, len(cores), () if self.on_cores else list(devices.values()))
         self.batches = self.effort.batches(spec.max_batch)
         busy = await busy_share(cores)
-        places = places_of(device)
-        self.candidates = Candidates(spec, wanted, self.cache_dir, self.notes)
+        places = places_of(devices)
+        await self._compile(wanted, compile_with, places)
         candidates = self.candidates.of
-        patient = self.effort.compile_s == math.inf
-        threads = {1, *(place.size for place in places)} if patient else {1}
-        await self.candidates.compile(compile_with, sorted(threads), self.effort.compile_s, self._say)
         # A step is one worker started and measured; the estimate assumes that one of two thread counts suffices.
         self.steps = sum(map(len, candidates.values())) + len(spec.variants) * (len(places) - 1) + 1
         backend: dict[str, str] = {}
+        first: dict[str, int] = {}
         for variant in spec.variants:
-            await self._smallest(variant, candidates[variant.name], places[0])
+            first[variant.name] = await self._fitting(variant, candidates[variant.name], places)
             mine = [item for item in self.accuracy if item.variant == variant.name]
             backend[variant.name], notes = elect(mine, [m for m in self.latency if m.variant == variant.name])
             self.notes += notes
-        for place in places[1:]:
+        for index, place in enumerate(places):
             for variant in spec.variants:
+                if index <= first[variant.name]:
+                    continue
                 names = [backend[variant.name]] if self.effort.quick else candidates[variant.name]
                 for name in names:
                     if any((m.variant, m.backend) == (variant.name, name) for m in self.latency):
@@ -172,13 +179,14 @@ class _Measurement:
             self.notes.append(f"{note}; measure again on a quiet machine with {again}")
             log.warning("%s: %s", spec.name, note)
         base = await self._base(backend)
-        if device.shape().shared_front:
+        shapes = [device.shape() for device in devices.values()]
+        if any(shape.shared_front for shape in shapes):
             self.notes.append("the front end shares the workers' cores")
         self.notes.append(self.joules.label)
         return FamilyProfile(
             family=spec.name,
-            key=profiles.profile_key(spec, cores, wanted, self.energy),
-            machine=f"{profiles.processor()}, {device.shape().label}",
+            key=self.key or profiles.profile_key(spec, cores, wanted, self.energy),
+            machine=f"{profiles.processor()}, {', '.join(dict.fromkeys(shape.label for shape in shapes))}",
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
             quick=self.effort.quick,
             accuracy=tuple(self.accuracy),
@@ -190,6 +198,33 @@ class _Measurement:
 
     # --- measuring ----------------------------------------------------------------------------------------------
 
+    async def _compile(self, wanted: tuple[str, ...], compile_with: tuple[str, ...], places: list[Placement]) -> None:
+        """Find the candidates and compile what is missing: for numbers of threads, or in a slice of each profile."""
+        makes: list[tuple[int, str]] = [(1, "")]
+        if not self.on_cores:
+            makes = [(1, place.profile) for place in places]
+        elif self.effort.compile_s == math.inf:
+            makes = [(count, "") for count in sorted({1, *(place.size for place in places)})]
+        targets = {} if self.on_cores else self.standing.targets(places)
+        at = {place.profile: place for place in places}
+        self.candidates = Candidates(self.spec, wanted, self.cache_dir, self.notes, targets)
+        inside = on_cpu if self.on_cores else lambda profile: self.standing.inside(at[profile])
+        await self.candidates.compile(compile_with, makes, self.effort.compile_s, self._say, inside)
+
+    async def _fitting(self, variant: VariantSpec, names: list[str], places: list[Placement]) -> int:
+        """Measure `variant` on the smallest profile that has room for it; that profile's index."""
+        for index, place in enumerate(places):
+            try:
+                await self._smallest(variant, names, place)
+            except ProfileError as error:
+                if self.on_cores or not isinstance(error.__cause__, WorkerError) or index == len(places) - 1:
+                    raise
+                self.notes.append(f"{variant.name} does not run on {place.profile}: {error.__cause__}")
+                log.warning("%s does not run on %s: %s", variant.name, place.profile, error.__cause__)
+            else:
+                return index
+        raise AssertionError("there is a last profile")
+
     async def _smallest(self, variant: VariantSpec, names: list[str], place: Placement) -> None:
         """Accuracy and latency of every backend on the smallest profile."""
         reference: Any = None
@@ -198,7 +233,7 @@ class _Measurement:
             self._step(f"{variant.name} with {name} on {place.profile}")
             try:
                 async with self._worker(variant, name, place, 1) as worker:
-                    with self.joules.window() as window:
+                    async with self.joules.window() as window:
                         scored: Scored = await self._drive(
                             self.driver.score,
                             worker,
@@ -227,9 +262,8 @@ class _Measurement:
     async def _larger(self, variant: VariantSpec, name: str, place: Placement) -> None:
         """Latency on a larger profile, with the thread count that is worth it."""
         one = {m.batch: m.mean_ms for m in self.latency if (m.variant, m.backend, m.threads) == (variant.name, name, 1)}
-        counts = (
-            [place.size] if self.effort.quick else [place.size >> shift for shift in range(place.size.bit_length())]
-        )
+        size = place.size if self.on_cores else 1
+        counts = [size] if self.effort.quick else [size >> shift for shift in range(size.bit_length())]
         if self.effort.quick and max(one.values()) < MULTITHREADED_FROM_MS:
             counts = []
         best: list[LatencyMeasurement] = []
@@ -238,7 +272,14 @@ class _Measurement:
             if threads == 1 and best:
                 break
             self._step(f"{variant.name} with {name} on {place.profile}, {threads} thread{'s' if threads > 1 else ''}")
-            found = await self._grid(variant, name, place, threads)
+            try:
+                found = await self._grid(variant, name, place, threads)
+            except WorkerError as error:
+                if self.on_cores:
+                    raise
+                self.notes.append(f"{variant.name} with {name} does not run on {place.profile}: {error}")
+                log.warning("%s with %s does not run on %s: %s", variant.name, name, place.profile, error)
+                return
             if threads == 1 or faster({m.batch: m.mean_ms for m in found}, one):
                 reference = {m.batch: m.mean_ms for m in best}
                 best = found if not best or faster({m.batch: m.mean_ms for m in found}, reference, 1.0) else best
@@ -256,7 +297,7 @@ class _Measurement:
         self, worker: Worker, variant: VariantSpec, name: str, place: Placement, threads: int, batch: int
     ) -> None:
         effort = self.effort
-        with self.joules.window() as window:
+        async with self.joules.window() as window:
             cell = await self._drive(
                 self.driver.cell,
                 worker,
@@ -270,79 +311,37 @@ class _Measurement:
     def _keep(
         self, cell: Cell, variant: VariantSpec, name: str, place: Placement, threads: int, joules: tuple[float, Any]
     ) -> None:
-        ms = np.array(cell.ms)
-        p50, p95, p99 = np.quantile(ms, (0.5, 0.95, 0.99))
-        self.latency.append(
-            LatencyMeasurement(
-                variant=variant.name,
-                profile=place.profile,
-                backend=name,
-                batch=cell.batch,
-                threads=threads,
-                samples=len(ms),
-                mean_ms=float(ms.mean()),
-                cv=float(ms.std() / ms.mean()),
-                p50_ms=float(p50),
-                p95_ms=float(p95),
-                p99_ms=float(p99),
-                cpu_s_per_row=cell.cpu_s / cell.rows,
-                energy_j_per_row=joules[0],
-                energy_method=joules[1],
-            )
-        )
+        self.latency.append(latency_of(cell, variant.name, place.profile, name, threads, joules))
 
     def _score(self, variant: VariantSpec, name: str, scored: Scored, reference: Any) -> None:
-        seen = min(len(scored.answers), len(reference))
-        same = agreement(scored.answers[:seen], reference[:seen])
-        if self.data.labelled:
-            seen = len(scored.answers)
-            right = int(np.sum(scored.answers == self.data.labels[:seen]))
-            low, high = wilson(right, seen)
-            value, method, source = 100.0 * right / seen, "measured", "held_out"
-            metric = self.spec.evaluation.metric if self.spec.evaluation else ""
-        else:
-            published = variant.accuracy
-            assert published is not None  # _require_published
-            low = high = value = published.value
-            seen, method, source, metric = 0, "published", published.source, published.metric
-        self.accuracy.append(
-            AccuracyMeasurement(
-                variant=variant.name,
-                backend=name,
-                metric=metric,
-                value=value,
-                low=low,
-                high=high,
-                samples=seen,
-                method=method,  # type: ignore[arg-type]
-                agreement=same,
-                source=source,
-            )
-        )
+        self.accuracy.append(accuracy_of(self.spec, variant, name, scored.answers, reference, self.data.labels))
 
     # --- BASE ---------------------------------------------------------------------------------------------------
 
     async def _base(self, backend: dict[str, str]) -> BasePoint:
         """The best variant on whole devices at 60 % load."""
-        whole = whole_layout(self.device)
+        whole = whole_layout(self.devices)
         values = {item.variant: item.value for item in self.accuracy if item.backend == backend[item.variant]}
         name = max(values, key=lambda key: values[key])
         variant = self.spec.variant(name)
         shape = whole[0].profile
         self._step(f"BASE: {name} on {len(whole)} x {shape} at {BASE_LOAD:.0%} load")
         measured = [m for m in self.latency if (m.variant, m.backend, m.profile) == (name, backend[name], shape)]
+        if not measured:
+            raise ProfileError(f"{name} of {self.spec.name} does not run on {shape}: BASE is the best variant on it")
         full = max(measured, key=lambda m: m.batch)
         rate = BASE_LOAD * len(whole) * full.batch / (full.mean_ms / 1e3)
         if rate > MOST_ROWS_PER_S:
             self.notes.append(f"BASE was measured at {MOST_ROWS_PER_S:g} rows/s, below 60 % load ({rate:.0f} rows/s)")
             rate = MOST_ROWS_PER_S
         seconds = min(max(self.effort.base_s, 200 / rate), 4 * self.effort.base_s)
-        async with contextlib.AsyncExitStack() as stack:
+        await self.standing.only(whole)
+        async with AsyncExitStack() as stack:
             workers = [
                 await stack.enter_async_context(self._worker(variant, full.backend, place, full.threads))
                 for place in whole
             ]
-            with self.joules.window() as window:
+            async with self.joules.window() as window:
                 run = await self._drive(self.driver.open_loop, workers, self.spec.max_batch, rate, seconds)
             joules, _ = window.joules(run.rows, run.cpu_s)
         return BasePoint(
@@ -372,29 +371,28 @@ class _Measurement:
     @contextlib.asynccontextmanager
     async def _worker(self, variant: VariantSpec, name: str, place: Placement, threads: int) -> AsyncIterator[Worker]:
         """A worker that is ready, on `place`; it is gone afterwards."""
-        await self.device.create(place)
+        await self.standing.need(place)
+        device = self.standing.device(place)
+        profile = "" if self.on_cores else place.profile
+        artifact = self.candidates.artifact(variant, name, threads, profile) if registry.get(name).compiles else ""
+        order = WorkerOrder(
+            family=self.spec,
+            variant=variant.name,
+            backend=name,
+            artifact_dir=str(artifact),
+            cores=device.cores(place),
+            threads=threads,
+            max_batch=self.spec.max_batch,
+            visible_devices=device.visible(place),
+            place=place.id,
+        )
+        worker = await self.pool.spawn(order, self.slab)
         try:
-            order = WorkerOrder(
-                family=self.spec,
-                variant=variant.name,
-                backend=name,
-                artifact_dir=str(self.candidates.artifact(variant, name, threads))
-                if registry.get(name).compiles
-                else "",
-                cores=self.device.cores(place),
-                threads=threads,
-                max_batch=self.spec.max_batch,
-            )
-            worker = await self.pool.spawn(order, self.slab)
-            try:
-                yield worker
-            except BaseException:
-                worker.kill()
-                raise
-            await worker.drain_and_exit()
-        finally:
-            with contextlib.suppress(CloverError):
-                await self.device.destroy(place)
+            yield worker
+        except BaseException:
+            worker.kill()
+            raise
+        await worker.drain_and_exit()
 
     def _step(self, what: str) -> None:
         self._say(what, self.done, self.steps)

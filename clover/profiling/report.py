@@ -76,13 +76,17 @@ def table(profile: FamilyProfile) -> str:
     base = profile.base
     methods = ", ".join(sorted({m.energy_method for m in profile.latency}))
     kind = "quick" if profile.quick else "full"
+    # What was calculated has no samples; only the answers were measured, on the CPU.
+    paced = not any(m.samples for m in profile.latency)
+    what = f"accuracy by the {kind}" if paced else f"energy {methods}; {kind}"
     where = f"{base.variant} with {base.backend} on {base.count} x {base.profile} at 60 % load"
     cost = f"p95 {base.p95_ms:.2f} ms, {base.energy_j_per_row * 1e3:.3f} mJ/row, {base.accuracy:.2f} %"
     lines = [
         *(line.rstrip() for line in capture.get().rstrip().splitlines()),
         "",
         f"BASE: {where}: {cost} ({base.method})",
-        f"* the backend served; energy {methods}; {kind} measurement of {profile.made_at}",
+        *([f"times and energy of slices are {methods}: nothing of them was measured on a GPU"] if paced else []),
+        f"* the backend served; {what} measurement of {profile.made_at}",
         *(f"note: {note}" for note in profile.notes),
     ]
     return "\n".join(lines)

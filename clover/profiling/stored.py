@@ -1,46 +1,78 @@
-"""The profile a server starts with: the stored one, or one measured now."""
+"""The profile a server starts with: the stored one, one measured now, or for emulated GPUs one calculated from that."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
+from pathlib import Path
 
 from clover import backends as registry
-from clover import families, profiles
+from clover import families, profiles, settings
 from clover.config import ServerConfig
-from clover.errors import ProfileError
-from clover.interfaces import Device
+from clover.devices.cpu import CpuDevice
+from clover.errors import ConfigError, ProfileError
+from clover.profiling import analytical, pace
 from clover.profiling.measurement import Progress, measure
-from clover.profiling.places import device_cores
+from clover.profiling.pace import PaceFile, PaceRow
+from clover.profiling.places import Devices, device_cores, devices_of, emulated, on_cores, shapes_of, whole_layout
 from clover.profiling.report import told
+from clover.runtime.pacing import Paces
 from clover.runtime.pool import Pool
-from clover.types import FamilyProfile, FamilySpec
+from clover.types import DeviceShape, FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.profiling")
 
 
-def key_of(spec: FamilySpec, device: Device, config: ServerConfig) -> str:
-    """The key a profile of `spec` is kept under for this device and configuration."""
-    return profiles.profile_key(
-        spec, device_cores(device), tuple(dict.fromkeys(config.workers.backends)), config.energy
-    )
+def key_of(spec: FamilySpec, device: Devices, config: ServerConfig) -> str:
+    """The key a profile of `spec` is kept under for these devices (one, or several by name) and this configuration.
+    Raises ProfileError where none is usable."""
+    if on_cores(device):
+        return _key(spec, device_cores(device), config)
+    shapes = shapes_of(device)
+    parts = [
+        "emulated" if emulated(device) else "gpu",
+        *sorted(shape.label for shape in shapes),
+        *sorted(analytical.profiles_of(shapes)),
+        *(place.profile for place in whole_layout(device)),
+    ]
+    if not emulated(device):
+        return _key(spec, device_cores(device), config, "/".join(parts))
+    parts += [f"version {analytical.VERSION}", hashlib.sha256(_pace_bytes(config)).hexdigest()]
+    return _key(spec, device_cores(cpu_of(config)), config, "/".join(parts))
+
+
+def _key(spec: FamilySpec, cores: tuple[int, ...], config: ServerConfig, device: str = "cpu") -> str:
+    return profiles.profile_key(spec, cores, tuple(dict.fromkeys(config.workers.backends)), config.energy, device)
+
+
+def cpu_of(config: ServerConfig) -> CpuDevice:
+    """The cores on which the answers of emulated devices are computed."""
+    return CpuDevice(settings.parse_cores(config.workers.cores))
 
 
 async def ensure(
-    spec: FamilySpec, device: Device, pool: Pool, config: ServerConfig, *, progress: Progress | None = None
+    spec: FamilySpec, device: Devices, pool: Pool, config: ServerConfig, *, progress: Progress | None = None
 ) -> FamilyProfile:
-    """The profile of `spec`, as `config.profile` says: "auto" measures (quickly) what is missing, "require" refuses
-    then, "force" always measures.
+    """The profile of `spec` on `device` (one, or several by name), as `config.profile` says: "auto" measures (quickly)
+    what is missing, "require" refuses then, "force" always measures.
+
+    Emulated devices: what is measured is this machine's cores, and the profile is calculated from that (or taken from
+    the pace file) and kept beside it.
 
     Nobody else may read `pool.completion_fd` meanwhile.  `progress` None: a bar on a terminal, otherwise a log line.
-    Raises ProfileError.
+    Raises ProfileError, or ConfigError for a pace file that cannot be used.
     """
+    if emulated(device):
+        given = rows_of(spec, shapes_of(device), config)  # a wrong file is told before half a minute of measuring
+        measured = await ensure(spec, cpu_of(config), pool, config, progress=progress)
+        return keep_emulated(spec, device, config, measured, given)
     cache = profiles.cache_folder(config.cache_dir)
     store = profiles.ProfileStore(cache)
     key = key_of(spec, device, config)
     if config.profile != "force":
         found = store.get(spec.name, key)
-        if found is not None and not (lost := missing_artifacts(found, spec, config)):
+        if found is not None and not (lost := missing_artifacts(found, spec, config, device)):
             return found
         if config.profile == "require":
             why = (
@@ -67,18 +99,85 @@ async def ensure(
             energy=config.energy,
             progress=tell,
             silent_s=config.workers.silent_s,
+            key=key,
         )
     log.info("measured %s in %.0f s", spec.name, time.monotonic() - began)
+    _keep(store, profile)
+    return profile
+
+
+# --- emulated devices -------------------------------------------------------------------------------------------------
+
+Given = tuple[PaceFile | None, dict[tuple[str, str], list[PaceRow]], str]
+"""The pace file whose rows count, those rows, and what to say where the table that comes with Clover does not fit."""
+
+
+def keep_emulated(
+    spec: FamilySpec, devices: Devices, config: ServerConfig, measured: FamilyProfile, given: Given
+) -> FamilyProfile:
+    """The profile on emulated `devices` out of the one on cores, stored.  It costs milliseconds, so it is calculated at
+    every start: one that is stored cannot be older than what it was made from."""
+    file, rows, note = given
+    key = key_of(spec, devices, config)
+    notes = (note,) if note else ()
+    profile = analytical.emulate(measured, spec, shapes_of(devices), key=key, rows=rows, file=file, notes=notes)
+    store = profiles.ProfileStore(profiles.cache_folder(config.cache_dir))
+    try:
+        known = store.get(spec.name, key)
+    except ProfileError as error:
+        log.warning("%s; it is made anew", error)
+        known = None
+    if known != profile:
+        _keep(store, profile)
+    return profile
+
+
+def rows_of(spec: FamilySpec, shapes: tuple[DeviceShape, ...], config: ServerConfig) -> Given:
+    """What the pace file of `config` says of `spec`, or else the table that comes with Clover.  Raises ConfigError."""
+    offered = analytical.profiles_of(shapes)
+    if config.workers.pace:
+        file = pace.load(config.workers.pace)
+        if rows := pace.rows_of(file, spec, offered, config.workers.pace):
+            return file, rows, ""
+        return None, {}, f"{config.workers.pace} has no rows of {spec.name}"
+    file = pace.shipped()
+    try:
+        return file, pace.rows_of(file, spec, offered, "that comes with Clover"), ""
+    except ConfigError as error:
+        return None, {}, f"not used: {error}"  # a family that happens to have that name, or another GPU
+
+
+def drawn(spec: FamilySpec, config: ServerConfig) -> Paces:
+    """What emulated boards really do with `spec` where the pace file says so; empty where they do what the profile
+    expects.  Raises ConfigError."""
+    return pace.load(config.workers.pace).drawn(spec.name) if config.workers.pace else {}
+
+
+def _pace_bytes(config: ServerConfig) -> bytes:
+    if not config.workers.pace:
+        return pace.shipped_bytes()
+    try:
+        return Path(config.workers.pace).expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"the pace file {config.workers.pace} cannot be read: {error.strerror}") from error
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def _keep(store: profiles.ProfileStore, profile: FamilyProfile) -> None:
     try:
         store.put(profile)
     except ProfileError as error:
         log.warning("%s: it will be measured again at the next start", error)
-    return profile
 
 
-def missing_artifacts(profile: FamilyProfile, spec: FamilySpec, config: ServerConfig) -> list[str]:
+def missing_artifacts(
+    profile: FamilyProfile, spec: FamilySpec, config: ServerConfig, device: Devices | None = None
+) -> list[str]:
     """What the profile's choices need and the cache no longer has, as "aoti of xlarge"."""
     cache = profiles.cache_folder(config.cache_dir)
+    gpus = () if device is None or on_cores(device) else tuple(devices_of(device).values())
     lost = []
     for variant in spec.variants:
         name = profile.backend.get(variant.name, "")
@@ -87,7 +186,12 @@ def missing_artifacts(profile: FamilyProfile, spec: FamilySpec, config: ServerCo
             continue
         if not registry.get(name).compiles:
             continue
-        counts = {m.threads for m in profile.latency if (m.variant, m.backend) == (variant.name, name)} or {1}
-        if any(not registry.is_compiled(registry.artifact_dir(cache, spec, variant, name, count)) for count in counts):
+        mine = [m for m in profile.latency if (m.variant, m.backend) == (variant.name, name)]
+        if gpus:
+            targets = [(1, registry.target_of(gpu, shape)) for gpu in gpus for shape in {m.profile for m in mine}]
+        else:
+            targets = [(count, registry.CPU) for count in {m.threads for m in mine} or {1}]
+        folders = {registry.artifact_dir(cache, spec, variant, name, count, target=on) for count, on in targets}
+        if not all(map(registry.is_compiled, folders)):
             lost.append(f"{name} of {variant.name}")
     return lost

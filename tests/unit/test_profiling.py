@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -15,20 +17,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from clover import backends
+from clover.backends import Target
 from clover.config import EnergyConfig
-from clover.errors import ProfileError
+from clover.devices.cpu import CpuDevice
+from clover.errors import DeviceError, ProfileError
 from clover.families import load_family
-from clover.profiling import report
+from clover.profiling import places, report
 from clover.profiling.busy import busy_share, jiffies
+from clover.profiling.candidates import Candidates
 from clover.profiling.choose import elect, faster
 from clover.profiling.drive import Driver
 from clover.profiling.effort import FULL, QUICK
 from clover.profiling.joules import Joules, Window
-from clover.profiling.measurement import typical_p95
+from clover.profiling.records import typical_p95
 from clover.profiling.rows import load, pack
 from clover.profiling.score import agreement, answers, wilson
+from clover.profiling.standing import Standing
 from clover.runtime.slab import Layout, Slab
-from clover.types import AccuracyMeasurement, BasePoint, EnergySample, FamilyProfile, LatencyMeasurement
+from clover.types import (
+    AccuracyMeasurement,
+    BasePoint,
+    DeviceShape,
+    EnergySample,
+    FamilyProfile,
+    LatencyMeasurement,
+    Placement,
+)
 
 FAMILIES = Path(__file__).resolve().parents[1] / "families"
 
@@ -140,40 +155,227 @@ def test_batches_and_typical_p95() -> None:
 
 
 class Counter:
-    device = "cpu0"
+    why = "a counter of the tests"
 
-    def __init__(self, readings: list[float]) -> None:
+    def __init__(self, readings: list[float], device: str = "cpu0", idle_w: float = 0.0) -> None:
         self.readings = readings
+        self.device = device
+        self.idle_w = idle_w
+        self.refreshed = 0
+        self.epochs = [0, 0]
+
+    async def refresh(self) -> None:
+        self.refreshed += 1
 
     def sample(self, now_ns: int) -> EnergySample:
-        return EnergySample(device="cpu0", at_ns=now_ns, total_j=self.readings.pop(0), idle_w=0.0, method="measured")
+        method: Any = "measured" if self.device == "cpu0" else "emulated"
+        return EnergySample(
+            device=self.device,
+            at_ns=self.refreshed * 1_000_000_000,
+            total_j=self.readings.pop(0),
+            idle_w=self.idle_w,
+            method=method,
+            epoch=self.epochs.pop(0),
+        )
+
+
+def stretch(*meters: Counter) -> Window:
+    async def main() -> Window:
+        async with Window(meters, core_w=8.0) as window:
+            pass
+        return window
+
+    return asyncio.run(main())
 
 
 def test_a_counter_is_preferred_and_the_model_labelled() -> None:
-    with Window(Counter([10.0, 14.0]), core_w=8.0) as window:
-        pass
-    assert window.joules(8, 1.0) == (0.5, "measured")
-    with Window(Counter([10.0, 10.0]), core_w=8.0) as window:
-        pass
-    assert window.joules(4, 1.0) == (2.0, "modelled")
-    with Window(None, core_w=8.0) as window:
-        pass
-    assert window.joules(4, 1.0) == (2.0, "modelled")
+    assert stretch(Counter([10.0, 14.0])).joules(8, 1.0) == (0.5, "measured")
+    assert stretch(Counter([10.0, 10.0])).joules(4, 1.0) == (2.0, "modelled")
+    assert stretch().joules(4, 1.0) == (2.0, "modelled")
+
+
+def test_gpus_add_up_above_idle_and_are_never_modelled() -> None:
+    first, second = Counter([10.0, 90.0], "gpu0", idle_w=50.0), Counter([0.0, 60.0], "gpu1", idle_w=50.0)
+    assert stretch(first, second).joules(4, 1.0) == (10.0, "emulated")
+    assert (first.refreshed, second.refreshed) == (2, 2)
+    with pytest.raises(ProfileError, match="did not rise above idle"):
+        stretch(Counter([10.0, 60.0], "gpu0", idle_w=50.0)).joules(4, 1.0)
+    anew = Counter([10.0, 90.0], "gpu0")
+    anew.epochs = [0, 1]
+    with pytest.raises(ProfileError, match="began anew"):
+        stretch(anew).joules(4, 1.0)
 
 
 def test_the_label_says_why() -> None:
-    import asyncio
-
     joules = asyncio.run(Joules.start(EnergyConfig(meter="modelled", core_w=5.0), 2))
     assert joules.label == "energy is modelled: 5 W a busy core (configured)"
+
+
+# --- candidates ---------------------------------------------------------------------------------------------------
+
+
+class Compiling:
+    """A backend that compiles an empty file, and says where it was asked to."""
+
+    name = "fake"
+    compiles = True
+
+    def available(self) -> str:
+        return ""
+
+    def supports(self, family: Any, variant: Any, target: Any = None) -> str:
+        return ""
+
+
+def candidates_with(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, targets: dict[str, Target], failing: str = ""
+) -> tuple[Candidates, list[tuple[str, str, int, str]], list[str]]:
+    made: list[tuple[str, str, int, str]] = []
+
+    async def compile_in_background(
+        family: Any, variant: Any, backend: str, folder: Path, threads: int, *, target: Target, timeout_s: float = 0.0
+    ) -> None:
+        made.append((variant.name, target.profile, threads, target.visible))
+        if target.profile == failing and failing:
+            raise ProfileError("no room")
+        folder.mkdir(parents=True)
+        (folder / backends.artifacts.MANIFEST).write_text("{}")
+
+    monkeypatch.setattr(backends, "compile_in_background", compile_in_background)
+    monkeypatch.setattr(backends, "get", lambda name: Compiling() if name == "fake" else backends.BACKENDS[name])
+    notes: list[str] = []
+    spec = load_family(str(FAMILIES / "toy"))
+    return Candidates(spec, ("eager", "fake"), folder, notes, targets), made, notes
+
+
+def test_each_thread_count_is_compiled_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, made, notes = candidates_with(monkeypatch, tmp_path, {})
+    asyncio.run(found.compile(("fake",), [(1, ""), (2, "")], 60.0, lambda *_: None))
+    assert sorted(made) == [(name, "", count, "") for name in ("full", "half") for count in (1, 2)]
+    assert found.of == {"half": ["eager", "fake"], "full": ["eager", "fake"]}
+    assert not notes
+    asyncio.run(found.compile(("fake",), [(1, ""), (2, "")], 60.0, lambda *_: None))
+    assert len(made) == 4, "what is there is not made again"
+
+
+def test_each_profile_is_compiled_in_a_slice_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    targets = {name: Target(gpu="G", profile=name, driver="1") for name in ("1g.5gb", "7g.40gb")}
+    inside: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def slices(profile: str) -> Any:
+        inside.append(profile)
+        yield msgspec.structs.replace(targets[profile], visible=f"MIG-{profile}")
+
+    found, made, notes = candidates_with(monkeypatch, tmp_path, targets)
+    makes = [(1, name) for name in targets]
+    asyncio.run(found.compile(("fake",), makes, 60.0, lambda *_: None, slices))
+    assert inside == ["1g.5gb", "7g.40gb"], "one after the other"
+    assert sorted(made) == sorted(
+        (name, profile, 1, f"MIG-{profile}") for name in ("half", "full") for profile in targets
+    )
+    assert found.artifact(found._spec.variants[0], "fake", 1, "1g.5gb").parent.name == "1g.5gb"
+    assert not notes
+    found, made, notes = candidates_with(monkeypatch, tmp_path / "other", targets, failing="7g.40gb")
+    asyncio.run(found.compile(("fake",), makes, 60.0, lambda *_: None, slices))
+    assert found.of == {"half": ["eager"], "full": ["eager"]}, "no candidate where a profile lacks it"
+    assert any("no room" in note for note in notes)
+    found, made, notes = candidates_with(monkeypatch, tmp_path / "late", targets)
+    asyncio.run(found.compile(("fake",), makes, 0.0, lambda *_: None, slices))
+    assert not made
+    assert any("--compile" in note for note in notes)
+
+
+# --- places -------------------------------------------------------------------------------------------------------
+
+
+class Gpu:
+    """A GPU that knows its layouts, and which instances were made."""
+
+    def __init__(self, name: str, layouts: tuple[tuple[Placement, ...], ...]) -> None:
+        self.name = name
+        self.layouts = layouts
+        self.events: list[str] = []
+        self.refuse = ""
+
+    def shape(self) -> DeviceShape:
+        return DeviceShape(
+            device=self.name, kind="mig", layouts=self.layouts, slices=7, overlap=False, emulated=True, label="a GPU"
+        )
+
+    async def create(self, placement: Placement) -> None:
+        self.events.append(f"+{placement.profile}@{placement.start}")
+
+    async def destroy(self, placement: Placement) -> None:
+        self.events.append(f"-{placement.profile}@{placement.start}")
+        if placement.profile == self.refuse:
+            raise DeviceError("in use")
+
+    def cores(self, placement: Placement) -> tuple[int, ...]:
+        return (0, 1)
+
+    def threads(self, placement: Placement) -> int:
+        return 1
+
+    def visible(self, placement: Placement) -> str:
+        return f"MIG-{placement.id}"
+
+    def memory_bytes(self, placement: Placement) -> int:
+        return 1 << 30
+
+
+def mig(device: str, profile: str, start: int, size: int) -> Placement:
+    return Placement(device=device, profile=profile, start=start, size=size)
+
+
+def gpu(name: str) -> Gpu:
+    whole = (mig(name, "7g.40gb", 0, 8),)
+    halves = (mig(name, "3g.20gb", 4, 4), mig(name, "4g.20gb", 0, 4))
+    return Gpu(name, (halves, whole))
+
+
+def test_places_over_several_gpus() -> None:
+    several = {"gpu0": gpu("gpu0"), "gpu1": gpu("gpu1"), "gpu2": Gpu("gpu2", ())}
+    assert [place.profile for place in places.places_of(several)] == ["3g.20gb", "4g.20gb", "7g.40gb"]
+    assert {place.device for place in places.places_of(several)} == {"gpu0"}, "alike, so measured once"
+    assert [place.id for place in places.whole_layout(several)] == ["gpu0:7g.40gb@0", "gpu1:7g.40gb@0"]
+    assert places.device_cores(several) == (0, 1)
+    assert places.emulated(several)
+    assert not places.on_cores(several)
+    assert places.on_cores(CpuDevice())
+    with pytest.raises(ProfileError, match="no device has room"):
+        places.devices_of({"gpu2": several["gpu2"]})
+    mixed: dict[str, Any] = {"gpu0": several["gpu0"], "cpu0": CpuDevice()}
+    with pytest.raises(ProfileError, match="emulated and real"):
+        places.emulated(mixed)
+
+
+def test_only_what_is_measured_on_stands() -> None:
+    async def main() -> None:
+        first, second = gpu("gpu0"), gpu("gpu1")
+        standing = Standing({"gpu0": first, "gpu1": second})
+        small, large = mig("gpu0", "3g.20gb", 4, 4), mig("gpu0", "7g.40gb", 0, 8)
+        await standing.need(small)
+        await standing.need(small)
+        assert first.events == ["+3g.20gb@4"]
+        async with standing.inside(large) as target:
+            assert not target.cuda, "emulated GPUs have nothing compiled for them"
+        assert first.events[1:] == ["-3g.20gb@4", "+7g.40gb@0"]
+        await standing.only((large, mig("gpu1", "7g.40gb", 0, 8)))
+        assert second.events == ["+7g.40gb@0"]
+        first.refuse = "7g.40gb"
+        await standing.only(())
+        assert first.events[-1] == second.events[-1] == "-7g.40gb@0"
+        await standing.only(())
+        assert len(second.events) == 2
+
+    asyncio.run(main())
 
 
 # --- busy machines ------------------------------------------------------------------------------------------------
 
 
 def test_busy_share_counts_the_chosen_cores(tmp_path: Path) -> None:
-    import asyncio
-
     text = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 10 0 10 70 10 0 0 0 5 0\ncpu1 90 0 0 10 0 0 0 0 0 0\nintr 1\n"
     assert jiffies(text, [0]) == (20, 100)
     assert jiffies(text, [0, 1]) == (110, 200)

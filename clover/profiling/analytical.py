@@ -1,0 +1,218 @@
+"""A profile of emulated slices by calculation: what a family's slices would be like, from what its CPU cores are like.
+
+Answers of an emulated slice are computed on the CPU, so accuracy and the choice of backend are those measured there.
+Time and power are not the CPU's.  Where a pace file has rows of the family they are taken; otherwise
+
+    ms(batch, slices) = ms of the batch on one core x SLICE_RATIO / speed(slices).
+
+**SLICE_RATIO** is a convention and no property of any GPU: one compute slice is paced 64 times *slower* than one core
+of the machine that measured.  A slice then keeps a core busy for 1/64 of its time at most, and two cores can play
+dozens of slices without running late.  Batch sizes and variants keep the proportions they have on the CPU.
+
+**Speed** of n slices, in units of one, is measured: images a second of ResNet-50, ResNet-152, DenseNet-121 and
+MobileNetV2 in batches of 8 on MIG instances of 1, 2, 3, 4 and 7 slices of an A100 (profiles published with ParvaGPU,
+SC'24); the mean over the four of the ratio to one slice.  It saturates (seven slices are three times one), because
+batches of 8 do not fill a large instance: that is what makes partitioning worth the trouble.
+
+**Power** of n slices above idle, while a batch runs: (BUSY_W u + LOW_W (1 - u)) n / 7, where u = speed(n) / n is the
+share of the instance's multiprocessors that is busy.  BUSY_W is what an A100 was published to draw above idle in
+training and inference of convolutional nets (a ResNet-50 in large batches: 173 W in all, some 52 W of them idle);
+LOW_W is what an instance draws above idle merely for having work.  Both are an A100's, whichever GPU is emulated.
+
+Nothing here was measured on a GPU.  Every figure is labelled "analytical", as are results that use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from clover import profiles
+from clover.errors import ProfileError
+from clover.planning.problem import services_of
+from clover.planning.queueing import capacity, estimate
+from clover.profiling.pace import PaceFile, PaceRow, as_pace
+from clover.profiling.places import whole_of
+from clover.types import BasePoint, DeviceShape, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
+
+VERSION = 1
+"""Raised whenever the calculation changes."""
+
+SLICE_RATIO = 64.0
+"""How many times slower than one core of this machine one compute slice is paced."""
+
+SLICES = (1, 2, 3, 4, 7)
+IMAGES_PER_S = {
+    "resnet50": (358.3, 687.3, 1072.4, 1292.7, 1600.0),
+    "resnet152": (168.2, 326.6, 496.5, 588.1, 593.9),
+    "densenet121": (296.5, 549.5, 651.2, 652.7, 634.0),
+    "mobilenetv2": (738.9, 1380.6, 1573.7, 1575.4, 1557.5),
+}
+"""Measured on MIG instances of an A100 with `SLICES` compute slices, batches of 8."""
+
+SPEED = tuple(sum(row[at] / row[0] for row in IMAGES_PER_S.values()) / len(IMAGES_PER_S) for at in range(len(SLICES)))
+"""1, 1.90, 2.57, 2.86, 3.06."""
+
+BUSY_W = 120.0
+LOW_W = 15.0
+
+BASE_LOAD = 0.6
+_CORE = "1c"
+
+
+def speed(slices: int) -> float:
+    """How many times one slice an instance of `slices` compute slices serves; linear between measured sizes."""
+    if not SLICES[0] <= slices <= SLICES[-1]:
+        raise ProfileError(f"an instance of {slices} compute slices has no known speed: give its rows in a pace file")
+    above = next(at for at, size in enumerate(SLICES) if size >= slices)
+    if SLICES[above] == slices:
+        return SPEED[above]
+    low, high = SLICES[above - 1], SLICES[above]
+    return SPEED[above - 1] + (slices - low) / (high - low) * (SPEED[above] - SPEED[above - 1])
+
+
+def watts(slices: int) -> float:
+    """Watts above idle that an instance draws while a batch runs."""
+    busy = speed(slices) / slices
+    return (BUSY_W * busy + LOW_W * (1.0 - busy)) * slices / SLICES[-1]
+
+
+def slices_of(place: Placement) -> int:
+    """Compute slices of an instance; a GPU that is not cut has all seven."""
+    return place.slices if "g." in place.profile else SLICES[-1]
+
+
+def profiles_of(shapes: Iterable[DeviceShape]) -> dict[str, int]:
+    """The profiles of these devices with their compute slices, smallest first."""
+    found = {place.profile: slices_of(place) for shape in shapes for layout in shape.layouts for place in layout}
+    return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
+
+
+def emulate(
+    measured: FamilyProfile,
+    spec: FamilySpec,
+    shapes: Sequence[DeviceShape],
+    *,
+    key: str,
+    rows: Mapping[tuple[str, str], list[PaceRow]] | None = None,
+    file: PaceFile | None = None,
+    notes: Sequence[str] = (),
+) -> FamilyProfile:
+    """The profile of `spec` on emulated devices of `shapes`, under `key`; `measured` is its profile on CPU cores.
+
+    `rows`: those of `file` for this family and these devices; without any, the table is calculated.  `notes` go along.
+    Raises ProfileError.
+    """
+    offered = profiles_of(shapes)
+    latency: list[LatencyMeasurement] = []
+    told = list(notes)
+    for variant in measured.backend:
+        if rows:
+            assert file is not None
+            latency += _given(measured, spec, variant, rows, file.method)
+        else:
+            for name, slices in offered.items():
+                latency += _calculated(measured, variant, name, slices)
+    if rows and file is not None:
+        told.append(f"times and watts of slices are {file.method}: {file.source}")
+        known = {(m.variant, m.profile) for m in latency}
+        missing = [f"{v} on {p}" for v in measured.backend for p in offered if (v, p) not in known]
+        if missing:
+            told.append(f"no rows, so it does not run there: {', '.join(missing)}")
+    else:
+        told.append(
+            f"times of slices are analytical: one slice is paced {SLICE_RATIO:g} times slower than one core of this "
+            "machine, larger ones by measured throughputs of four convolutional nets on MIG slices of an A100; watts "
+            f"are {BUSY_W:g} W above idle for a busy A100, in proportion"
+        )
+    told += [f"on the CPU, where answers come from: {note}" for note in measured.notes if "energy is" not in note]
+    profile = msgspec.structs.replace(
+        measured,
+        key=key,
+        machine=f"{_names(shapes)}; answers by {measured.machine}",
+        latency=tuple(latency),
+        notes=tuple(dict.fromkeys(told)),
+    )
+    return msgspec.structs.replace(profile, base=_base(profile, shapes))
+
+
+def _calculated(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:
+    cells = profiles.measurements(measured, variant, _CORE)
+    found = []
+    for cell in cells:
+        ms = cell.mean_ms * SLICE_RATIO / speed(slices)
+        found.append(_cell(cell, profile, cell.batch, ms, watts(slices), "analytical"))
+    return found
+
+
+def _given(
+    measured: FamilyProfile,
+    spec: FamilySpec,
+    variant: str,
+    rows: Mapping[tuple[str, str], list[PaceRow]],
+    method: Method,
+) -> list[LatencyMeasurement]:
+    found = []
+    for (name, profile), own in rows.items():
+        if name != variant:
+            continue
+        # A worker takes batches up to the family's largest, and is paced for it whatever sizes the rows have.
+        pace_ms, power_w = as_pace(own).table(spec.max_batch)
+        given = {row.batch for row in own if row.batch <= spec.max_batch}
+        for batch in sorted(given | {spec.max_batch}):
+            like = profiles.latency(measured, variant, _CORE, batch)
+            label = method if batch in given else "analytical"
+            found.append(_cell(like, profile, batch, pace_ms[batch - 1], power_w[batch - 1], label))
+    return found
+
+
+def _cell(
+    like: LatencyMeasurement, profile: str, batch: int, ms: float, power_w: float, method: Method
+) -> LatencyMeasurement:
+    """A cell that is paced: it takes as long every time.  The CPU seconds are those its answers take."""
+    return LatencyMeasurement(
+        variant=like.variant,
+        profile=profile,
+        backend=like.backend,
+        batch=batch,
+        threads=1,
+        samples=0,
+        mean_ms=ms,
+        cv=0.0,
+        p50_ms=ms,
+        p95_ms=ms,
+        p99_ms=ms,
+        cpu_s_per_row=like.cpu_s_per_row,
+        energy_j_per_row=power_w * ms / 1e3 / batch,
+        energy_method=method,
+    )
+
+
+def _base(profile: FamilyProfile, shapes: Sequence[DeviceShape]) -> BasePoint:
+    """The best variant on whole devices at 60 % load, by the queueing model that plans are made with."""
+    best = profiles.best_variant(profile)
+    whole = [place for shape in shapes for place in whole_of(shape)]
+    services = services_of(profile)
+    missing = sorted({place.profile for place in whole if (best, place.profile) not in services})
+    if missing:
+        raise ProfileError(
+            f"{best} of {profile.family} has no row for {', '.join(missing)}: BASE is the best variant on whole devices"
+        )
+    workers = tuple(services[best, place.profile] for place in whole)
+    lane = estimate(workers, BASE_LOAD * capacity(workers))
+    return BasePoint(
+        variant=best,
+        profile=whole[0].profile,
+        count=len(whole),
+        backend=profile.backend[best],
+        p95_ms=lane.p95_ms,
+        energy_j_per_row=lane.energy_j_per_row,
+        accuracy=profiles.accuracy_of(profile, best),
+        method="analytical",
+    )
+
+
+def _names(shapes: Sequence[DeviceShape]) -> str:
+    labels = [shape.label for shape in shapes]
+    return ", ".join(f"{labels.count(label)} x {label}" for label in dict.fromkeys(labels))

@@ -1,0 +1,146 @@
+"""Pace files: how fast variants run on slices of a GPU, and what they draw there, as rows somebody else gives.
+
+    {"method": "analytical", "source": "where the figures come from",
+     "rows": [{"family": "f", "variant": "v", "profile": "1g.5gb", "batch": 8, "ms": 21.0, "watts": 16.7}, ...]}
+
+`ms` is the time of a whole batch, `watts` the power above idle while it runs.  A row may add `drawn_watts`: what the
+emulated board really draws, where that shall differ from what the profile expects (a board that is not as its data
+sheet says).  A variant without a row for a profile does not run on it: its model does not fit, say.
+
+One such table comes with Clover (`shipped`): families of the SC'23 paper on an A100 with 40 GB.  Nothing is guessed
+around a malformed or contradictory file: it is refused with its path.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from clover.errors import ConfigError
+from clover.runtime.pacing import Pace
+from clover.types import FamilySpec, Method, Record
+
+SHIPPED = "a100_paces.json"
+
+
+class PaceRow(Record, frozen=True, kw_only=True):
+    """One batch size of one variant on one profile."""
+
+    family: str
+    variant: str
+    profile: str
+    batch: int
+    ms: float
+    watts: float
+    drawn_watts: float | None = None
+
+    @property
+    def drawn_w(self) -> float:
+        """What the board draws above idle while the batch runs."""
+        return self.watts if self.drawn_watts is None else self.drawn_watts
+
+
+class PaceFile(Record, frozen=True, kw_only=True):
+    """A whole file; `source` says where its figures come from."""
+
+    method: Method
+    source: str
+    rows: tuple[PaceRow, ...]
+
+    def of(self, family: str) -> tuple[PaceRow, ...]:
+        """The rows of one family."""
+        return tuple(row for row in self.rows if row.family == family)
+
+    def drawn(self, family: str) -> dict[tuple[str, str], Pace]:
+        """How the board runs each (variant, profile) of a family."""
+        return {key: as_pace(rows, drawn=True) for key, rows in by_place(self.of(family)).items()}
+
+
+def as_pace(rows: list[PaceRow], *, drawn: bool = False) -> Pace:
+    """Rows of one (variant, profile), by rising batch, as a pace with the watts expected or `drawn`."""
+    return Pace(
+        batches=tuple(row.batch for row in rows),
+        ms=tuple(row.ms for row in rows),
+        watts=tuple(row.drawn_w if drawn else row.watts for row in rows),
+    )
+
+
+def by_place(rows: tuple[PaceRow, ...]) -> dict[tuple[str, str], list[PaceRow]]:
+    """Rows by (variant, profile), by rising batch."""
+    found: dict[tuple[str, str], list[PaceRow]] = {}
+    for row in sorted(rows, key=lambda row: row.batch):
+        found.setdefault((row.variant, row.profile), []).append(row)
+    return found
+
+
+def load(path: Path | str) -> PaceFile:
+    """The pace file at `path`; raises ConfigError, with the path, for anything wrong about it."""
+    try:
+        data = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"the pace file {path} cannot be read: {error.strerror}") from error
+    return _parse(data, str(path))
+
+
+def shipped() -> PaceFile:
+    """The table that comes with Clover."""
+    return _parse(shipped_bytes(), SHIPPED)
+
+
+def shipped_bytes() -> bytes:
+    """The same as it lies there."""
+    return (importlib.resources.files("clover.devices") / "data" / SHIPPED).read_bytes()
+
+
+def _parse(data: bytes, path: str) -> PaceFile:
+    try:
+        file = msgspec.json.decode(data, type=PaceFile)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the pace file {path} is malformed: {error}") from error
+    if not file.source.strip():
+        raise ConfigError(f"the pace file {path} does not say where its figures come from: fill in `source`")
+    if not file.rows:
+        raise ConfigError(f"the pace file {path} has no rows")
+    seen: dict[tuple[str, str, str, int], int] = {}
+    for number, row in enumerate(file.rows):
+        where = f"the pace file {path}, row {number + 1} ({row.variant} on {row.profile}, batch {row.batch})"
+        if row.batch < 1:
+            raise ConfigError(f"{where}: a batch has at least one row")
+        if not (math.isfinite(row.ms) and row.ms > 0):
+            raise ConfigError(f"{where}: ms must be above zero, not {row.ms}")
+        for name, watts in (("watts", row.watts), ("drawn_watts", row.drawn_w)):
+            if not (math.isfinite(watts) and watts >= 0):
+                raise ConfigError(f"{where}: {name} must be at least zero, not {watts}")
+        key = (row.family, row.variant, row.profile, row.batch)
+        if key in seen:
+            raise ConfigError(f"{where} says again what row {seen[key]} says")
+        seen[key] = number + 1
+    return file
+
+
+def rows_of(
+    file: PaceFile, spec: FamilySpec, profiles: Mapping[str, int], path: str
+) -> dict[tuple[str, str], list[PaceRow]]:
+    """The rows of `spec` for a device with these profiles, by (variant, profile); empty where the file does not know
+    the family.  Raises ConfigError where it knows it and does not fit: another variant, no row for a variant, or none
+    for the device."""
+    mine = file.of(spec.name)
+    if not mine:
+        return {}
+    names = [variant.name for variant in spec.variants]
+    for row in mine:
+        if row.variant not in names:
+            raise ConfigError(
+                f"the pace file {path} names a variant {row.variant!r} of {spec.name}, which has {', '.join(names)}"
+            )
+    fitting = tuple(row for row in mine if row.profile in profiles)
+    for name in names:
+        if not any(row.variant == name for row in fitting):
+            raise ConfigError(
+                f"the pace file {path} has no row of {name} ({spec.name}) for any of {', '.join(profiles)}"
+            )
+    return by_place(fitting)

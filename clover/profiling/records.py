@@ -1,0 +1,85 @@
+"""From what was timed and answered to the records of a profile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.errors import ProfileError
+from clover.profiling.drive import Cell
+from clover.profiling.score import agreement, wilson
+from clover.types import AccuracyMeasurement, FamilySpec, LatencyMeasurement, Method, VariantSpec
+
+
+def latency_of(
+    cell: Cell, variant: str, profile: str, backend: str, threads: int, joules: tuple[float, Method]
+) -> LatencyMeasurement:
+    """The measurement of one batch size; `joules` a row, and where they come from."""
+    ms = np.array(cell.ms)
+    p50, p95, p99 = np.quantile(ms, (0.5, 0.95, 0.99))
+    return LatencyMeasurement(
+        variant=variant,
+        profile=profile,
+        backend=backend,
+        batch=cell.batch,
+        threads=threads,
+        samples=len(ms),
+        mean_ms=float(ms.mean()),
+        cv=float(ms.std() / ms.mean()),
+        p50_ms=float(p50),
+        p95_ms=float(p95),
+        p99_ms=float(p99),
+        cpu_s_per_row=cell.cpu_s / cell.rows,
+        energy_j_per_row=joules[0],
+        energy_method=joules[1],
+    )
+
+
+def accuracy_of(
+    spec: FamilySpec, variant: VariantSpec, backend: str, found: NDArray[Any], reference: Any, labels: NDArray[Any]
+) -> AccuracyMeasurement:
+    """How often answers `found` are right where there are `labels`, or what was published (`require_published`), and
+    how often they are those of `reference`."""
+    seen = min(len(found), len(reference))
+    same = agreement(found[:seen], reference[:seen])
+    method: Method
+    if len(labels):
+        seen = len(found)
+        right = int(np.sum(found == labels[:seen]))
+        low, high = wilson(right, seen)
+        value, method, source = 100.0 * right / seen, "measured", "held_out"
+        metric = spec.evaluation.metric if spec.evaluation else ""
+    else:
+        published = variant.accuracy
+        assert published is not None
+        low = high = value = published.value
+        seen, method, source, metric = 0, "published", published.source, published.metric
+    return AccuracyMeasurement(
+        variant=variant.name,
+        backend=backend,
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        samples=seen,
+        method=method,
+        agreement=same,
+        source=source,
+    )
+
+
+def typical_p95(ms: NDArray[np.float64]) -> float:
+    """The median of the p95 of five consecutive stretches: one hiccup of the machine does not become the target."""
+    return float(np.median([np.quantile(part, 0.95) for part in np.array_split(ms, min(5, len(ms)))]))
+
+
+def require_published(spec: FamilySpec) -> None:
+    """Raises ProfileError where some variant's accuracy was not published: without labelled rows it must be."""
+    unknown = [variant.name for variant in spec.variants if variant.accuracy is None]
+    if unknown:
+        raise ProfileError(
+            f"family {spec.name!r} has no evaluation set and no published accuracy for {', '.join(unknown)}: add "
+            "[evaluation] with labelled rows, or accuracy = { value, metric, source } to each variant"
+        )
