@@ -3,23 +3,37 @@
 Instances are shared: two families may sit on one core-set.  `Instances` counts who holds what, makes an instance for
 the first holder and unmakes it after the last.
 
-A step that fails ends the transition.  Then the way back is planned from what really stands: rows go to what is left of
-the old deployment at once, workers that came are drained, instances that came are unmade, and what had already left is
-made, spawned and routed to again.  The old deployment is complete afterwards, or `ApplyError.restored` is false and the
-fleet serves with what it has.
+The steps of a stage run at once.  Where one fails the others of its stage are finished, and the transition ends there.
+Two failures do not end it: a worker that does not drain is gone all the same, and an old instance that cannot be
+unmade (its device leaves it out from then on) matters only where a new one was to stand in its place.  Both are noted.
+
+The way back is a transition of its own, planned from what really stands and staggered like any other, so that what has
+been exchanged already serves while the rest goes back: what does not serve yet and is not wanted goes first, then the
+steps of the plan.  Nothing is given up for it that could not be replaced: where the old deployment cannot stand any
+more (a GPU was lost, a slot cannot be emptied) only what costs no capacity is done, and where a step of the way back
+fails it ends there.  Either the old deployment is complete again, or `ApplyError.restored` is false and the fleet serves with
+what stands; instances without a worker are removed, so that the next plan starts from what is known.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from clover.errors import CloverError, DeviceError, PlanError
 from clover.interfaces import Device, Fleet
-from clover.types import Assignment, Placement, Step, Transition
+from clover.planning.layout import Capacity, slices
+from clover.planning.stages import served
+from clover.planning.transition import plan_transition
+from clover.types import Assignment, DeviceShape, Placement, Step, Transition
 
 log = logging.getLogger("clover.control")
+
+_Failure = tuple[Step, CloverError]
 
 
 class ApplyError(PlanError):
@@ -40,6 +54,10 @@ class Instances:
     def held(self, family: str) -> set[str]:
         """Ids of the placements a family holds."""
         return {place for place, holders in self._holders.items() if family in holders}
+
+    def shapes(self) -> tuple[DeviceShape, ...]:
+        """What the devices allow now."""
+        return tuple(device.shape() for device in self._devices.values())
 
     async def hold(self, family: str, placement: Placement) -> None:
         """Make the instance unless it stands; DeviceError where that fails (then nothing is held)."""
@@ -75,7 +93,9 @@ class Applier:
         self._fleet = fleet
         self._instances = instances
         self._places: dict[str, Placement] = {}
+        self._stuck: dict[str, Placement] = {}
         self._workers: list[Assignment] = []
+        self._routed: list[Assignment] = []
 
     @property
     def workers(self) -> tuple[Assignment, ...]:
@@ -89,97 +109,176 @@ class Applier:
         before: Sequence[Assignment],
         shares_before: Mapping[str, float],
         shares: Mapping[str, float],
-    ) -> None:
-        """Do every step; the last route gives exactly `shares`, those before it a mix of both.  ApplyError where a step
-        fails, after the deployment `before` was restored as far as possible."""
-        routes = [index for index, step in enumerate(transition.steps) if step.kind == "route"]
+        capacity: Capacity | None = None,
+    ) -> tuple[str, ...]:
+        """Do every step; the last route gives exactly `shares`, those before it a mix of both.  Returns what went wrong
+        without doing harm.  ApplyError where a step fails, after the deployment `before` was restored as far as
+        possible; `capacity` (rows/s of a worker) is what the way back is staggered by."""
         self.progress = {"steps": len(transition.steps), "done": 0, "step": ""}
-        started = not before  # nothing serves yet that loading could disturb: all workers start at once
+        self._stuck.clear()
+        notes: list[str] = []
         try:
-            for index, step in enumerate(transition.steps):
-                self.progress.update(done=index, step=described(step))
-                last = bool(routes) and index == routes[-1]
-                try:
-                    if started and step.kind == "spawn":
-                        started = False
-                        await self._spawn_all([s.assignment for s in transition.steps if s.kind == "spawn"])
-                    elif step.kind != "spawn" or step.assignment not in self._workers:
-                        await self._do(step, shares if last else interim(step.routed, shares, shares_before))
-                except CloverError as error:
-                    log.warning("%s: %s failed: %s", self._family, described(step), error)
-                    restored, more = await self._restore(before, shares_before)
-                    text = f"{described(step)} failed: {error}"
-                    raise ApplyError(f"{text}; {more}", restored=restored) from error
+            failed = await self._carry_out(transition.steps, shares, shares_before, notes)
+            if not failed:
+                return tuple(notes)
+            restored, more = await self._restore(before, shares_before, capacity or slices)
+            text = "; ".join(dict.fromkeys([*map(_told, failed), *notes, more]))
+            raise ApplyError(text, restored=restored) from failed[0][1]
         finally:
             self.progress = None
 
     async def clear(self) -> None:
-        """Drain every worker and unmake every instance of the family."""
-        for item in list(self._workers):
-            await self._drain(item)
-        for place in list(self._places.values()):
-            await self._destroy(place)
+        """Drain every worker and unmake every instance of the family; what fails is logged."""
+        await self._try(Step(kind="drain", assignment=item) for item in self._workers)
+        await self._try(Step(kind="destroy", placement=place) for place in self._places.values())
+
+    # --- forward ------------------------------------------------------------------------------------------------------
+
+    async def _carry_out(
+        self, steps: Sequence[Step], shares: Mapping[str, float], before: Mapping[str, float], notes: list[str]
+    ) -> list[_Failure]:
+        """Do `steps` stage by stage, up to the first failure that matters."""
+        last = max((index for index, step in enumerate(steps) if step.kind == "route"), default=-1)
+        done = 0
+        for _, group in itertools.groupby(steps, key=lambda step: (step.stage, step.kind)):
+            parts = tuple(group)
+            if self.progress is not None:
+                self.progress.update(steps=len(steps), done=done, step=", ".join(map(described, parts)))
+            goal = shares if done == last else interim(parts[0].routed, shares, before)
+            done += len(parts)
+            failures = await self._at_once(parts, goal)
+            fatal = [failure for failure in failures if _matters(failure[0], steps[done:])]
+            notes.extend(_told(failure) for failure in failures if failure not in fatal)
+            if fatal:
+                return fatal
+        return []
+
+    async def _at_once(self, steps: Sequence[Step], shares: Mapping[str, float]) -> list[_Failure]:
+        """Do all of `steps`; those that failed."""
+        results = await asyncio.gather(*(self._do(step, shares) for step in steps), return_exceptions=True)
+        failures: list[_Failure] = []
+        for step, result in zip(steps, results, strict=True):
+            if isinstance(result, CloverError):
+                log.warning("%s: %s failed: %s", self._family, described(step), result)
+                failures.append((step, result))
+            elif result is not None:
+                raise result
+        return failures
+
+    async def _try(self, steps: Iterable[Step]) -> list[str]:
+        """Do all of `steps`, whatever fails; what did."""
+        return [_told(failure) for failure in await self._at_once(tuple(steps), {})]
 
     async def _do(self, step: Step, shares: Mapping[str, float]) -> None:
         if step.kind == "route":
-            self._fleet.route(step.routed, dict(shares))
+            self._route(step.routed, shares)
         elif step.kind in ("create", "destroy"):
             assert step.placement is not None
             await (self._create if step.kind == "create" else self._destroy)(step.placement)
         else:
             assert step.assignment is not None
-            await (self._spawn if step.kind == "spawn" else self._drain)(step.assignment)
+            action: Callable[[Assignment], Awaitable[None]] = self._spawn if step.kind == "spawn" else self._drain
+            await action(step.assignment)
+
+    def _route(self, routed: Sequence[Assignment], shares: Mapping[str, float]) -> None:
+        self._fleet.route(tuple(routed), dict(shares))
+        self._routed = list(routed)
 
     async def _create(self, placement: Placement) -> None:
         await self._instances.hold(self._family, placement)
         self._places[placement.id] = placement
+        self._stuck.pop(placement.id, None)
 
     async def _destroy(self, placement: Placement) -> None:
         self._places.pop(placement.id, None)
-        await self._instances.release(self._family, placement)
+        try:
+            await self._instances.release(self._family, placement)
+        except DeviceError:
+            self._stuck[placement.id] = placement
+            raise
 
     async def _spawn(self, item: Assignment) -> None:
         await self._fleet.spawn(item)
         self._workers.append(item)
 
-    async def _spawn_all(self, items: Sequence[Assignment | None]) -> None:
-        coming = [item for item in items if item is not None]
-        results = await asyncio.gather(*(self._spawn(item) for item in coming), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-
     async def _drain(self, item: Assignment) -> None:
-        await self._fleet.drain(item)
-        if item in self._workers:
-            self._workers.remove(item)
+        self._routed = [other for other in self._routed if other != item]
+        try:
+            await self._fleet.drain(item)
+        finally:
+            if item in self._workers:
+                self._workers.remove(item)
 
-    async def _restore(self, before: Sequence[Assignment], shares: Mapping[str, float]) -> tuple[bool, str]:
+    # --- back ---------------------------------------------------------------------------------------------------------
+
+    async def _restore(
+        self, before: Sequence[Assignment], shares: Mapping[str, float], capacity: Capacity
+    ) -> tuple[bool, str]:
         """Back to `before`; whether that worked, and what to say of it."""
         wanted = {item.placement.id for item in before}
+        trouble = await self._try(
+            Step(kind="create", placement=place) for key, place in list(self._stuck.items()) if key in wanted
+        )
+        trouble += await self._try(
+            Step(kind="drain", assignment=item)
+            for item in self._workers
+            if item not in before and item not in self._routed
+        )
+        trouble += await self._clean(keep=wanted)
+        shapes = self._instances.shapes()
+        goal = possible(before, shapes, self._workers)
+        back = plan_transition(self._workers, goal, shapes, capacity=capacity, floor=math.inf)
+        there = {shape.device for shape in shapes if shape.layouts}
+        now = served((item for item in self._routed if item.placement.device in there), capacity)
+        if len(goal) == len(before) or back.lowest_capacity >= now:
+            steps = [step for step in back.steps if step.kind != "create" or not self._stands(step.placement)]
+            notes: list[str] = []
+            trouble += map(_told, await self._carry_out(steps, shares, shares, notes))
+            trouble += notes
+        if len(goal) < len(before):
+            names = ", ".join(item.placement.id for item in before if item not in goal)
+            trouble.append(f"{names} cannot exist any more")
+        trouble += await self._clean(keep=())
+        restored = Counter(self._workers) == Counter(before)
+        if self._workers:
+            route = Step(kind="route", routed=tuple(self._workers))
+            exact = restored and bool(shares)
+            failed = await self._at_once([route], shares if exact else interim(self._workers, shares, shares))
+            trouble += map(_told, failed)
+            restored = restored and not failed
+        told = "; ".join(dict.fromkeys(trouble))
+        if not restored:
+            log.error("%s: the deployment before could not be restored: %s", self._family, told)
+            return False, f"the deployment before could not be restored: {told}"
+        stands = "the deployment before stands again" if before else "nothing ran before"
+        return True, f"{stands}; {told}" if told else stands
 
-        async def undo() -> None:
-            left = tuple(item for item in before if item in self._workers)
-            if left:
-                self._fleet.route(left, interim(left, shares, shares))
-            for item in [item for item in self._workers if item not in before]:
-                await self._drain(item)
-            for place in [place for key, place in self._places.items() if key not in wanted]:
-                await self._destroy(place)
-            for item in before:
-                if item.placement.id not in self._places:
-                    await self._create(item.placement)
-                if item not in self._workers:
-                    await self._spawn(item)
-            if before:
-                self._fleet.route(tuple(before), dict(shares))
+    async def _clean(self, *, keep: Iterable[str]) -> list[str]:
+        """Unmake instances without a worker; what could not be."""
+        needed = {item.placement.id for item in self._workers}.union(keep)
+        return await self._try(
+            Step(kind="destroy", placement=place) for key, place in list(self._places.items()) if key not in needed
+        )
 
-        try:
-            await undo()
-        except CloverError as error:
-            log.error("%s: the deployment before could not be restored: %s", self._family, error)
-            return False, f"the deployment before could not be restored: {error}"
-        return True, "the deployment before stands again" if before else "nothing ran before"
+    def _stands(self, placement: Placement | None) -> bool:
+        return placement is not None and placement.id in self._places
+
+
+def possible(
+    deployment: Sequence[Assignment], shapes: Sequence[DeviceShape], standing: Sequence[Assignment]
+) -> tuple[Assignment, ...]:
+    """What of `deployment` the devices allow together, preferring what stands."""
+    layouts = {shape.device: [{place.id for place in layout} for layout in shape.layouts] for shape in shapes}
+    overlap = {shape.device for shape in shapes if shape.overlap}
+    chosen: dict[str, set[str]] = {}
+    found = []
+    for item in sorted(deployment, key=lambda item: item not in standing):
+        device = item.placement.device
+        places = chosen.setdefault(device, set()) | {item.placement.id}
+        if device in overlap or any(places <= layout for layout in layouts.get(device, ())):
+            chosen[device] = places
+            found.append(item)
+    return tuple(found)
 
 
 def interim(routed: Sequence[Assignment], shares: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
@@ -199,3 +298,21 @@ def described(step: Step) -> str:
     if step.assignment is not None:
         return f"{step.kind} {step.assignment.variant} at {step.assignment.placement.id}"
     return f"{step.kind} {step.placement.id if step.placement is not None else ''}"
+
+
+def _told(failure: _Failure) -> str:
+    return f"{described(failure[0])} failed: {failure[1]}"
+
+
+def _matters(step: Step, later: Sequence[Step]) -> bool:
+    """Whether the failure of `step` ends a transition of which `later` is still to be done."""
+    if step.kind == "drain":
+        return False
+    if step.kind != "destroy" or step.placement is None:
+        return True
+    gone = step.placement
+    return any(
+        other.device == gone.device and other.start < gone.start + gone.size and gone.start < other.start + other.size
+        for other in (later_step.placement for later_step in later if later_step.kind == "create")
+        if other is not None
+    )

@@ -49,9 +49,9 @@ class Job:
 def jobs_of(
     running: Sequence[Assignment], target: Sequence[Assignment], devices: Sequence[DeviceShape], beside: Beside
 ) -> list[Job]:
-    """The jobs that lead from `running` to `target`, by device.  PlanError where `target` is on a device that is not
-    there or cannot exist on one."""
-    shapes = {device.device: device for device in devices}
+    """The jobs that lead from `running` to `target`, by device.  A device without layouts counts as lost.  PlanError
+    where `target` is on a device that is not there or cannot exist on one."""
+    shapes = {device.device: device for device in devices if device.layouts}
     names = sorted({item.placement.device for item in (*running, *target)})
     found: list[Job] = []
     for name in names:

@@ -47,13 +47,13 @@ def lay_out(
     capacity: Capacity | None = None,
 ) -> tuple[Assignment, ...]:
     """A deployment that realises `configuration`, sorted by placement; PlanError where no layouts of the devices
-    together have exactly its profiles."""
+    together have exactly its profiles.  Devices without layouts (lost, or full of what others own) take nothing."""
     wanted = Counter({(group.variant, group.profile): group.count for group in configuration})
     profiles = Counter[str]()
     for (_, profile), number in wanted.items():
         profiles[profile] += number
     values = _Values(+wanted, backend, running, capacity or slices)
-    placements = _place(devices, +profiles, values)
+    placements = _place([device for device in devices if device.layouts], +profiles, values)
     if placements is None:
         have = ", ".join(f"{number} x {profile}" for profile, number in sorted(profiles.items()))
         raise PlanError(f"no layout of {', '.join(device.device for device in devices)} consists of {have}")

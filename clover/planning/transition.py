@@ -65,10 +65,10 @@ def plan_transition(
 
     `capacity` gives the rows/s of a worker (compute slices where it is left out) and `floor` what shall be held;
     infinity asks for as much as can be.  `beside` says whether a worker may load on the instance of another (always,
-    where it is left out).  Workers on devices that are not among `devices` are lost: they count for nothing and are
-    cleared away first.  PlanError where `target` cannot exist on `devices`.
+    where it is left out).  Workers on devices that are not among `devices`, or have no layouts, are lost: they count
+    for nothing and are cleared away first.  PlanError where `target` cannot exist on `devices`.
     """
-    present = {device.device for device in devices}
+    present = {device.device for device in devices if device.layouts}
     given = capacity or slices
 
     def counted(item: Assignment) -> float:
