@@ -4,17 +4,23 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
+GPU_EXTRAS ?= onnx,test,tensorrt
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet --editable
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.h clover/_native/*.pxd)
 
-.PHONY: serve test test-checked lint bench build train-fashion soak clean
+.PHONY: serve test test-gpu test-checked lint bench build train-fashion soak clean
 
 serve: $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
 
 test: $(VENV)/.test
 	$(PY) -m pytest $(ARGS)
+
+# What only a machine with an NVIDIA GPU can show; each test says what it needs where that is missing.  Where the
+# libraries of TensorRT cannot be had: make test-gpu GPU_EXTRAS=onnx,test
+test-gpu: $(VENV)/.gpu
+	$(PY) -m pytest tests/gpu $(ARGS)
 
 # The kernels' own tests against a build with bounds checks and assertions, which lies beside the release build.
 test-checked: $(VENV)/.dev
@@ -41,7 +47,7 @@ soak: $(VENV)/.test
 clean:
 	rm -rf build dist *.egg-info clover/_native/*.so csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
-	rm -f $(VENV)/.serve $(VENV)/.test $(VENV)/.dev
+	rm -f $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev
 
 # --- set-up: one stamp a set of dependencies, renewed when the kernels or the metadata change ---------------------------
 
@@ -56,6 +62,10 @@ $(VENV)/.serve: $(INPUTS) | $(PY)
 $(VENV)/.test: $(INPUTS) | $(PY)
 	@$(INSTALL) '.[onnx,test]'
 	@touch $@ $(VENV)/.serve
+
+$(VENV)/.gpu: $(INPUTS) | $(PY)
+	@$(INSTALL) '.[$(GPU_EXTRAS)]'
+	@touch $@ $(VENV)/.serve $(VENV)/.test
 
 $(VENV)/.dev: $(INPUTS) | $(PY)
 	@$(INSTALL) '.[onnx,test,dev]'

@@ -83,7 +83,7 @@ class AotiBackend:
             command = f"python -m clover profile {families.reference(family)} --compile"
             raise WorkerError(f"{variant.name} is not compiled for aoti here: run `{command}`")
         if device != "cpu":
-            return cuda.Runner(_on_gpu(made, family, variant), family, variant, graphs=True)
+            return cuda.Runner(_on_gpu(made, family, variant), family, variant, graphs=True, device=device)
         runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(made), 1)
         specs = family.inputs
 

@@ -57,7 +57,7 @@ class EagerBackend:
 
         module = with_casts(load_module(family, variant, device), family, variant)
         if device != "cpu":
-            return cuda.Runner(module, family, variant, graphs=True)
+            return cuda.Runner(module, family, variant, graphs=True, device=device)
         specs = family.inputs
 
         def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:

@@ -38,7 +38,8 @@ def difference(mine: NDArray[Any], truth: NDArray[Any]) -> float:
     if not (same | finite).all():
         return float("inf")
     scale = float(np.abs(b[np.isfinite(b)]).max(initial=0.0)) or 1.0
-    return float(np.abs(np.where(same, 0.0, np.where(finite, a - b, 0.0))).max() / scale)
+    apart = np.subtract(a, b, out=np.zeros_like(a), where=finite)
+    return float(np.abs(apart).max() / scale)
 
 
 def compare(

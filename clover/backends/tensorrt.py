@@ -133,10 +133,11 @@ class TensorRtBackend:
         if base is not None:
             try:
                 refit(library, base / PROGRAM, program, arguments, shapes, folder / PROGRAM)
-                difference = self._check(library, family, variant, folder)
+                difference = _difference(library, family, variant, folder, device)
             except Exception as error:
                 _log.warning("%s is built anew, new weights for %s failed: %s", variant.name, base.name, error)
                 base = None
+                program, arguments, shapes = _exported(family, variant, device)  # refitting may have rewritten it
         if base is None:
             module = library.dynamo.compile(
                 program,
@@ -145,7 +146,7 @@ class TensorRtBackend:
             )
             whole(module)
             save(library, module, folder / PROGRAM, arguments, shapes)
-            difference = self._check(library, family, variant, folder)
+            difference = _difference(library, family, variant, folder, device)
         record = EngineRecord(
             **_here(),
             precision=variant.precision,
@@ -155,24 +156,6 @@ class TensorRtBackend:
             refitted_from=base.name if base is not None else "",
         )
         (folder / ENGINE).write_bytes(msgspec.json.encode(record))
-
-    def _check(self, library: Any, family: FamilySpec, variant: VariantSpec, folder: Path) -> float:
-        """The difference of the saved engine from eager as a share of what is allowed.  Raises ProfileError beyond."""
-        exact = msgspec.structs.replace(variant, precision="fp32")
-        eager = cuda.Runner(load_module(family, exact, "cuda"), family, exact, graphs=False)
-        rows = parity.rows_of(family)
-        sizes = parity.batches_of(family)
-        truth = [[array.copy() for array in eager([row[:size] for row in rows])] for size in sizes]
-        module = with_casts(_loaded(library, folder / PROGRAM), family, variant)
-        engine = cuda.Runner(module, family, variant, graphs=False)
-        worst = 0.0
-        for size, expected in zip(sizes, truth, strict=True):
-            found = engine([row[:size] for row in rows])
-            difference, wrong = parity.compare(family.outputs, found, expected, variant.precision)
-            if wrong:
-                raise ProfileError(f"the engine of {variant.name} is refused: for {size} rows, {wrong}")
-            worst = max(worst, difference)
-        return worst
 
     # --- loading --------------------------------------------------------------------------------------------------
 
@@ -196,7 +179,7 @@ class TensorRtBackend:
         module = _loaded(library, folder / PROGRAM)
         if family.max_batch == 1 and not any(tensor.variable for tensor in family.inputs):
             module = library.runtime.enable_cudagraphs(module).__enter__()  # as long as this process runs
-        return cuda.Runner(with_casts(module, family, variant), family, variant, graphs=False)
+        return cuda.Runner(with_casts(module, family, variant), family, variant, graphs=False, device=device)
 
 
 # --- what the library is asked for ------------------------------------------------------------------------------------
@@ -275,9 +258,29 @@ def _loaded(library: Any, path: Path) -> Any:
     return library.load(str(path)).module(check_guards=False)
 
 
+def _difference(library: Any, family: FamilySpec, variant: VariantSpec, folder: Path, device: str) -> float:
+    """How far the saved engine is from eager, as a share of what is allowed.  Raises ProfileError beyond that."""
+    exact = msgspec.structs.replace(variant, precision="fp32")
+    eager = cuda.Runner(load_module(family, exact, device), family, exact, graphs=False, device=device)
+    rows = parity.rows_of(family)
+    sizes = parity.batches_of(family)
+    # All of eager first: whether TF32 is allowed is the process's, and belongs to the runner made last.
+    truth = [[array.copy() for array in eager([row[:size] for row in rows])] for size in sizes]
+    module = with_casts(_loaded(library, folder / PROGRAM), family, variant)
+    engine = cuda.Runner(module, family, variant, graphs=False, device=device)
+    worst = 0.0
+    for size, expected in zip(sizes, truth, strict=True):
+        found = engine([row[:size] for row in rows])
+        difference, wrong = parity.compare(family.outputs, found, expected, variant.precision)
+        if wrong:
+            raise ProfileError(f"the engine of {variant.name} is refused: for {size} rows, {wrong}")
+        worst = max(worst, difference)
+    return worst
+
+
 def refit(library: Any, base: Path, program: Any, arguments: tuple[Any, ...], shapes: Any, path: Path) -> None:
     """Write the engine in `base` to `path` with the weights of `program`."""
-    module = library.dynamo.refit_module_weights(_loaded(library, base), program, arg_inputs=arguments)
+    module = library.dynamo.refit_module_weights(_loaded(library, base), program)
     save(library, module, path, arguments, shapes)
 
 

@@ -16,7 +16,7 @@ import pytest
 from clover import backends, families
 from clover.backends import artifacts
 from clover.backends.environment import child_environment
-from clover.errors import ConfigError, ProfileError
+from clover.errors import ConfigError, ProfileError, WorkerError
 from clover.types import TensorSpec
 
 FAMILIES = Path(__file__).parents[1] / "families"
@@ -193,7 +193,19 @@ def test_onnxruntime_agrees_with_eager(toy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_aoti_agrees_with_eager(toy, tmp_path):
-    compiled_agrees(toy, "aoti", tmp_path)
+    folder = compiled_agrees(toy, "aoti", tmp_path)
+    # The package, as a worker on a GPU loads it; it is for CPU cores, which such a worker refuses.
+    variant = toy.variant("half")
+    import torch
+
+    package = folder / "model.pt2"
+    model = torch._inductor.aoti_load_package(str(package), run_single_threaded=True).loader
+    rows = torch.ones(3, 4)
+    (answer,) = model.run([rows])
+    truth = backends.get("eager").load(toy, variant, folder, 1)([rows.numpy()])[0]
+    np.testing.assert_allclose(answer.numpy(), truth, atol=1e-6)
+    with pytest.raises(WorkerError, match="is for CPU cores, not for the GPU"):
+        backends.get("aoti").load(toy, variant, folder, 1, "cuda")
 
 
 def compiled_agrees(toy, name, cache):
@@ -210,6 +222,7 @@ def compiled_agrees(toy, name, cache):
     rows = np.random.RandomState(1).standard_normal((8, 4)).astype(np.float32)
     for count in (1, 3, 8):
         np.testing.assert_allclose(run([rows[:count]])[0], truth([rows[:count]])[0], atol=1e-6)
+    return folder
 
 
 def test_children_get_no_secrets():
