@@ -104,32 +104,12 @@ class Gpu:
 
     def walk(self) -> tuple[Found, ...]:
         """The GPU instances that stand, by start."""
-        found = []
-        for profile in self.profiles.values():
-            room = max(profile.most, len(profile.starts), 1)
-            handles = self._list("nvmlDeviceGetGpuInstances", "c_nvmlGpuInstance_t", self._handle, profile.id, room)
-            for handle in handles:
-                info = self._nvml.nvmlGpuInstanceGetInfo(handle)
-                parts = self._parts(handle, profile)
-                uuid = ""
-                if len(parts) == 1 and parts[0][0] == self._full(handle, profile):
-                    uuid = self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlComputeInstanceGetInfo_v2(parts[0][1]).device)
-                place = info.placement
-                found.append(
-                    Found(
-                        gi=int(info.id),
-                        profile=profile.name,
-                        start=int(place.start),
-                        size=int(place.size),
-                        parts=len(parts),
-                        uuid=uuid,
-                    )
-                )
+        found = [item for profile in self.profiles.values() for item in self._standing(profile)]
         return tuple(sorted(found, key=lambda item: (item.start, item.profile)))
 
     def find(self, profile: str, start: int) -> Found | None:
         """The instance of `profile` at `start`, if it stands."""
-        return next((item for item in self.walk() if item.place == (profile, start)), None)
+        return next((item for item in self._standing(self.profiles[profile]) if item.start == start), None)
 
     def make(self, profile: str, start: int) -> Found:
         """A new GPU instance at exactly this place, still without a compute instance: `complete` makes that."""
@@ -170,6 +150,27 @@ class Gpu:
         except self._nvml.NVMLError:
             return ()
         return tuple(sorted(pids))
+
+    def _standing(self, profile: GpuProfile) -> list[Found]:
+        found = []
+        room = max(profile.most, len(profile.starts), 1)
+        for handle in self._list("nvmlDeviceGetGpuInstances", "c_nvmlGpuInstance_t", self._handle, profile.id, room):
+            info = self._nvml.nvmlGpuInstanceGetInfo(handle)
+            parts = self._parts(handle, profile)
+            uuid = ""
+            if len(parts) == 1 and parts[0][0] == self._full(handle, profile):
+                uuid = self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlComputeInstanceGetInfo_v2(parts[0][1]).device)
+            found.append(
+                Found(
+                    gi=int(info.id),
+                    profile=profile.name,
+                    start=int(info.placement.start),
+                    size=int(info.placement.size),
+                    parts=len(parts),
+                    uuid=uuid,
+                )
+            )
+        return found
 
     # --- the bindings, asked ------------------------------------------------------------------------------------------
 

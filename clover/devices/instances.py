@@ -52,6 +52,9 @@ class Instances:
         """The GPU instance at this place, without a compute instance unless it stood there already and is ours."""
         own = OwnPlace(profile=profile, start=start, size=self._gpu.profiles[profile].size)
         known = own in self._owned.places
+        if not known and self._gpu.find(profile, start) is not None:
+            # Somebody else's.  Recorded even for a moment, it would be ours to whoever reads the record next.
+            raise self._library.NVMLError(nvml.INSUFFICIENT_RESOURCES)
         self._owned.add(own)
         try:
             return self._gpu.make(profile, start)
@@ -60,7 +63,7 @@ class Instances:
                 raise  # nobody knows whether it stands: the record has it, and the next look will tell
             found = self._gpu.find(profile, start)
             # "No room" is also said where just this instance exists.  Unless it was recorded before, somebody else made
-            # it; after any other refusal, what stands here is what was refused only half.
+            # it just now; after any other refusal, what stands here is what was refused only half.
             if found is None or (error.value == nvml.INSUFFICIENT_RESOURCES and not known):
                 self._owned.remove(own)
                 raise

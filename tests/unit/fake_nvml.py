@@ -25,6 +25,10 @@ A100: dict[int, tuple[str, int, int, int, tuple[int, ...], int, int]] = {
 COMPUTE = {0: 1, 1: 2, 2: 3, 3: 4, 4: 7}
 
 
+class Died(BaseException):
+    """The process ends here: nothing catches it."""
+
+
 class Board:
     """One GPU.  `mig` None: it cannot be cut.  `standing`: [profile id, start, size, compute slices] by id."""
 
@@ -54,7 +58,10 @@ class Board:
 
 
 class FakeNvml:
-    """Stands in for the module pynvml.  `faults[symbol]` is a list of codes for its next calls (0: none)."""
+    """Stands in for the module pynvml.  `faults[symbol]` is a list of codes for its next calls (0: none).
+
+    `dies` counts down the calls until the process dies, before that call does anything, or `after` it did.
+    """
 
     c_nvmlGpuInstance_t = ctypes.c_uint64
     c_nvmlComputeInstance_t = ctypes.c_uint64
@@ -63,6 +70,8 @@ class FakeNvml:
         self.boards = boards or (Board(),)
         self.faults: dict[str, list[int]] = {}
         self.calls: list[str] = []
+        self.dies = -1
+        self.after = False
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("nvml"):
@@ -73,9 +82,17 @@ class FakeNvml:
             self.calls.append(name)
             left = self.faults.get(name)
             code = left.pop(0) if left else 0
-            if code:
-                raise pynvml.NVMLError(code)
-            return real(*arguments)
+            self.dies -= self.dies >= 0
+            dying = self.dies == 0
+            if dying and not self.after:
+                raise Died
+            try:
+                if code:
+                    raise pynvml.NVMLError(code)
+                return real(*arguments)
+            finally:
+                if dying:
+                    raise Died
 
         return called
 

@@ -6,6 +6,8 @@ import logging
 
 import pynvml
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clover import devices
 from clover.config import WorkersConfig
@@ -16,7 +18,7 @@ from clover.devices.nvml import Nvml
 from clover.devices.ownership import Ownership, OwnPlace
 from clover.errors import ConfigError, DeviceError, DeviceLost
 from clover.types import Placement
-from tests.unit.fake_nvml import Board, FakeNvml
+from tests.unit.fake_nvml import Board, Died, FakeNvml
 
 GI = "nvmlDeviceCreateGpuInstanceWithPlacement"
 CI = "nvmlGpuInstanceCreateComputeInstance"
@@ -287,6 +289,31 @@ def test_no_room_because_exactly_this_stands_and_is_somebody_elses(rig):
     assert rig.board.names == [("1g.5gb", 3, True)]
 
 
+def test_what_is_somebody_elses_is_not_recorded_for_a_moment(rig, monkeypatch):
+    """A loss, or a death, in that moment would make it ours, and the next look would remove it."""
+    device = rig.open()
+    rig.board.put("1g.5gb", 3)
+    rig.fake.faults[GI] = [nvml.GPU_IS_LOST]
+    monkeypatch.setattr(Ownership, "add", lambda self, place: pytest.fail("recorded"))
+    with pytest.raises(DeviceError, match="not made by Clover"):
+        run(device.create(at("1g.5gb", 3)))
+    assert GI not in rig.fake.calls
+
+
+def test_one_that_somebody_makes_at_the_same_moment_stays_theirs(rig):
+    device = rig.open()
+    real = rig.fake.nvmlDeviceCreateGpuInstanceWithPlacement
+
+    def late(*arguments):
+        rig.board.put("1g.5gb", 3)
+        return real(*arguments)
+
+    object.__setattr__(rig.fake, GI, late)
+    with pytest.raises(DeviceError, match=r"gpu0:1g.5gb@3 \(not made by Clover\)"):
+        run(device.create(at("1g.5gb", 3)))
+    assert rig.recorded == []
+
+
 def test_no_room_because_exactly_this_stands_and_is_ours(rig):
     """What the books forgot and the record knows: one that appears again after the GPU was away, say."""
     device = rig.open()
@@ -539,6 +566,87 @@ def test_crash_between_the_gpu_instance_and_its_compute_instance(rig, kept):
     assert adopted == ((at("2g.10gb", 2),) if kept else ()) == device.instances()
     assert rig.board.names == ([("2g.10gb", 2, True)] if kept else [])
     assert rig.recorded == ([("2g.10gb", 2)] if kept else [])
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_death_at_any_call_leaves_nothing_that_the_next_start_does_not_know(tmp_path, after):
+    """Every driver call of a few changes in turn is the last one, before or after its effect."""
+    kept = at("1g.5gb", 4)
+
+    async def changes(device):
+        await device.create(at("4g.20gb"))
+        await device.create(kept)
+        await device.destroy(at("4g.20gb"))
+        await asyncio.gather(device.create(at("2g.10gb", 0)), device.create(at("2g.10gb", 2)))
+
+    died = 0
+    while True:
+        rig = Rig(tmp_path / f"{died}")
+        rig.board.put("1g.5gb", 6)
+        device = rig.open()
+        rig.fake.dies, rig.fake.after = died + 1, after
+        try:
+            run(changes(device))
+            break
+        except Died:
+            died += 1
+        finally:
+            rig.fake.dies = -1
+            ours = [item[:2] for item in rig.board.names if item != ("1g.5gb", 6, True)]
+            assert set(ours) <= set(rig.recorded)
+            stood = kept in [at(*item) for item in ours]
+            device = rig.restart()
+            assert run(device.reconcile((kept,))) == ((kept,) if stood else ()) == device.instances()
+            assert rig.board.names == [*([("1g.5gb", 4, True)] if stood else []), ("1g.5gb", 6, True)]
+            assert rig.recorded == ([("1g.5gb", 4)] if stood else [])
+            rig.close()
+    assert died > 30
+
+
+@given(st.data())
+def test_whatever_the_driver_refuses_the_books_the_record_and_the_gpu_agree(tmp_path_factory, data):
+    """Random changes under random refusals: what stands is what is known, and the next start can clear it."""
+    rig = Rig(tmp_path_factory.mktemp("mig"))
+    rig.board.put("1g.5gb", 6)
+    device = rig.open(back_off_s=(1.0,))
+    codes = st.sampled_from([0, 0, nvml.IN_USE, pynvml.NVML_ERROR_UNKNOWN, nvml.GPU_IS_LOST, nvml.TIMEOUT])
+    places = [at(name, start) for name in ("1g.5gb", "2g.10gb", "4g.20gb") for start in (0, 2, 4, 6)]
+    places = [place for place in places if place.profile != "4g.20gb" or place.start == 0]
+    places = [place for place in places if place.profile != "2g.10gb" or place.start < 6]
+    try:
+        for _ in range(data.draw(st.integers(1, 6))):
+            for symbol in (GI, CI, GI_GOES, CI_GOES):
+                rig.fake.faults[symbol] = data.draw(st.lists(codes, max_size=3))
+            change = data.draw(st.sampled_from([device.create, device.destroy]))
+            place = data.draw(st.sampled_from(places))
+            before = device.instances()
+            try:
+                run(change(place))
+                assert (place in device.instances()) == (change == device.create)
+            except DeviceError as error:
+                if not isinstance(error, DeviceLost) and change == device.create:
+                    assert place not in device.instances()
+                if not isinstance(error, DeviceLost):
+                    assert set(before) - {place} <= set(device.instances())
+            rig.fake.faults.clear()
+            run(device.poll())
+            assert not device.lost
+            names = [item[:2] for item in rig.board.names if item != ("1g.5gb", 6, True)]
+            stuck = [item["placement"] for item in device.report()["quarantined"]]
+            known = [item.id for item in device.instances()] + stuck
+            assert sorted(known) == sorted(at(*name).id for name in names)
+            assert sorted(rig.recorded) == sorted(names)
+            for layout in device.shape().layouts:
+                taken = [at(*item[:2]) for item in rig.board.names if at(*item[:2]).id in [*stuck, "gpu0:1g.5gb@6"]]
+                for mine in layout:
+                    assert all(mine.start + mine.size <= o.start or o.start + o.size <= mine.start for o in taken)
+        device = rig.restart()
+        run(device.reconcile())
+        assert rig.board.names == [("1g.5gb", 6, True)]
+        assert rig.recorded == []
+        assert len(device.shape().layouts) > 0
+    finally:
+        rig.close()
 
 
 def test_half_an_instance_that_cannot_be_completed_is_removed_and_not_adopted(rig, caplog):
