@@ -202,7 +202,8 @@ class Gpu:
             places = [] if info is None else self._places(info.id)
             if info is None or not places:
                 continue
-            name = info.name.decode().removeprefix("MIG ").strip()
+            text = info.name  # the bindings decode it, where they wrap the structure
+            name = (text if isinstance(text, str) else text.decode()).removeprefix("MIG ").strip()
             sizes = {size for _, size in places}
             if len(sizes) != 1:
                 raise DeviceError(f"the driver places {name} with several sizes ({sorted(sizes)}): not understood")
