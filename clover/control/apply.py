@@ -11,8 +11,8 @@ The way back is a transition of its own, planned from what really stands and sta
 been exchanged already serves while the rest goes back: what does not serve yet and is not wanted goes first, then the
 steps of the plan.  Nothing is given up for it that could not be replaced: where the old deployment cannot stand any
 more (a GPU was lost, a slot cannot be emptied) only what costs no capacity is done, and where a step of the way back
-fails it ends there.  Either the old deployment is complete again, or `ApplyError.restored` is false and the fleet serves with
-what stands; instances without a worker are removed, so that the next plan starts from what is known.
+fails it ends there.  Either the old deployment is complete again, or `ApplyError.restored` is false and the fleet
+serves with what stands; instances without a worker are removed, so that the next plan starts from what is known.
 """
 
 from __future__ import annotations

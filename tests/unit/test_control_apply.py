@@ -1,0 +1,438 @@
+"""Carrying out transitions of GPUs that refuse, get stuck and get lost."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clover.control.apply import Applier, ApplyError, Instances, possible
+from clover.errors import CloverError, DeviceError, DeviceLost, WorkerError
+from clover.planning.geometry import SliceProfile, layouts, legal
+from clover.planning.transition import plan_transition
+from clover.types import Assignment, DeviceShape, Placement
+from tests.unit.mig_fixture import A30, A100, a30, a100, filled, runs
+
+Deployment = tuple[Assignment, ...]
+Fault = Callable[[str, str], CloverError | None]
+
+
+class Gpu:
+    """Makes and unmakes instances by the rules of MIG; what cannot be unmade is left out of the layouts until it is
+    made again."""
+
+    def __init__(self, rig: Rig, name: str, profiles: tuple[SliceProfile, ...], compute: int) -> None:
+        self.rig = rig
+        self.name = name
+        self.profiles = {profile.name: profile for profile in profiles}
+        self.compute = compute
+        self.standing: dict[str, Placement] = {}
+        self.stuck: dict[str, Placement] = {}
+        self.lost = False
+
+    def shape(self) -> DeviceShape:
+        taken = [(place.start, place.size) for place in self.stuck.values()]
+        used = sum(place.slices for place in self.stuck.values())
+        found = layouts(tuple(self.profiles.values()), device=self.name, compute=self.compute - used, blocked=taken)
+        return DeviceShape(
+            device=self.name, kind="mig", layouts=() if self.lost else found, slices=self.compute, overlap=False
+        )
+
+    async def create(self, placement: Placement) -> None:
+        await self.rig.begin("create", placement.id)
+        if self.lost:
+            raise DeviceLost(f"{self.name} is lost")
+        self.rig.refuse("create", placement.id)
+        together = {**self.standing, placement.id: placement}
+        why = legal(tuple(together.values()), self.profiles, compute=self.compute)
+        if why:
+            raise DeviceError(why)
+        self.standing = together
+        self.stuck.pop(placement.id, None)
+
+    async def destroy(self, placement: Placement) -> None:
+        await self.rig.begin("destroy", placement.id)
+        if self.lost:
+            raise DeviceLost(f"{self.name} is lost")
+        holders = [item for item in self.rig.workers if item.placement.id == placement.id]
+        assert not holders, f"{placement.id} has a worker"
+        try:
+            self.rig.refuse("destroy", placement.id)
+        except DeviceLost:
+            raise
+        except DeviceError:
+            self.stuck[placement.id] = placement
+            raise
+        del self.standing[placement.id]
+
+    def cores(self, placement: Placement) -> tuple[int, ...]:
+        return (0,)
+
+    def threads(self, placement: Placement) -> int:
+        return 1
+
+    def visible(self, placement: Placement) -> str:
+        return f"MIG-{placement.id}"
+
+    def memory_bytes(self, placement: Placement) -> int:
+        return 0
+
+
+class Rig:
+    """GPUs, a fleet that keeps books, and what shall fail.  `served`: how many slices were routed to, at every change;
+    `busy`: how many actions of a kind were under way at once, at most."""
+
+    def __init__(self, gpus: int = 2, profiles: tuple[SliceProfile, ...] = A100, compute: int = 7) -> None:
+        self.gpus = {f"gpu{i}": Gpu(self, f"gpu{i}", profiles, compute) for i in range(gpus)}
+        self.fault: Fault = lambda kind, what: None
+        self.workers: list[Assignment] = []
+        self.routed: tuple[Assignment, ...] = ()
+        self.shares: dict[str, float] = {}
+        self.served: list[int] = []
+        self.busy: Counter[str] = Counter()
+        self.under_way: Counter[str] = Counter()
+        self.done: list[str] = []
+        self.instances = Instances(self.gpus)
+        self.applier = Applier("toy", self, self.instances)
+
+    # --- the fleet
+
+    def running(self) -> Deployment:
+        return tuple(self.workers)
+
+    async def spawn(self, assignment: Assignment) -> None:
+        await self.begin("spawn", assignment.placement.id)
+        gpu = self.gpus[assignment.placement.device]
+        assert assignment.placement.id in gpu.standing
+        self.refuse("spawn", assignment.placement.id)
+        if gpu.lost:
+            raise WorkerError("its GPU is lost")
+        assert assignment not in self.workers
+        self.workers.append(assignment)
+
+    async def drain(self, assignment: Assignment) -> None:
+        self.routed = tuple(item for item in self.routed if item != assignment)
+        self.count()
+        await self.begin("drain", assignment.placement.id)
+        self.workers.remove(assignment)
+        self.refuse("drain", assignment.placement.id)
+
+    def route(self, assignments: Deployment, shares: dict[str, float]) -> None:
+        self.done.append("route")
+        self.refuse("route", "")
+        assert set(assignments) <= set(self.workers)
+        assert abs(sum(shares.values()) - 1.0) < 1e-9
+        self.routed, self.shares = assignments, shares
+        self.count()
+
+    def observe(self) -> dict[str, float]:
+        return {}
+
+    # --- books
+
+    def count(self) -> None:
+        self.served.append(
+            sum(item.placement.slices for item in self.routed if not self.gpus[item.placement.device].lost)
+        )
+
+    async def begin(self, kind: str, what: str) -> None:
+        self.under_way[kind] += 1
+        self.busy[kind] = max(self.busy[kind], self.under_way[kind])
+        for _ in range(1 + len(self.done) % 3):
+            await asyncio.sleep(0)
+        self.under_way[kind] -= 1
+        self.done.append(f"{kind} {what}")
+
+    def refuse(self, kind: str, what: str) -> None:
+        error = self.fault(kind, what)
+        if error is not None:
+            raise error
+
+    def shapes(self) -> tuple[DeviceShape, ...]:
+        return tuple(gpu.shape() for gpu in self.gpus.values())
+
+    async def change(self, before: Deployment, target: Deployment, floor: float = math.inf) -> tuple[str, ...]:
+        transition = plan_transition(before, target, self.shapes(), floor=floor)
+        return await self.applier.run(transition, before=before, shares_before=equal(before), shares=equal(target))
+
+    def consistent(self) -> None:
+        """Workers stand on instances, all of them serve, and nothing stands without a worker but what is stuck."""
+        assert Counter(self.applier.workers) == Counter(self.workers)
+        assert Counter(self.routed) == Counter(self.workers)
+        places = {item.placement.id for item in self.workers}
+        for gpu in self.gpus.values():
+            if not gpu.lost:
+                assert legal(tuple(gpu.standing.values()), gpu.profiles, compute=gpu.compute) == ""
+                here = {place for place in places if place.startswith(f"{gpu.name}:")}
+                assert here <= gpu.standing.keys()
+                assert gpu.standing.keys() - here == gpu.stuck.keys()
+        assert self.instances.held("toy") == places
+        assert self.applier.progress is None
+
+
+def equal(deployment: Deployment) -> dict[str, float]:
+    variants = {item.variant for item in deployment}
+    return dict.fromkeys(variants, 1.0 / len(variants)) if variants else {}
+
+
+def base(*names: str) -> Deployment:
+    return tuple(runs("large", "7g.40gb", 0, name) for name in names)
+
+
+def finest(*names: str) -> Deployment:
+    return tuple(runs("small", "1g.5gb", start, name) for name in names for start in range(7))
+
+
+BOTH = ("gpu0", "gpu1")
+
+
+async def standing(deployment: Deployment, **options: int) -> Rig:
+    rig = Rig(**options)
+    await rig.change((), deployment)
+    rig.consistent()
+    rig.served, rig.busy = [], Counter()
+    return rig
+
+
+def once(kind: str, what: str, error: CloverError, *, nth: int = 1) -> Fault:
+    seen = 0
+
+    def fault(this: str, place: str) -> CloverError | None:
+        nonlocal seen
+        if (this, place) == (kind, what):
+            seen += 1
+            return error if seen == nth else None
+        return None
+
+    return fault
+
+
+def always(kind: str, what: str, error: CloverError) -> Fault:
+    return lambda this, place: error if (this, place) == (kind, what) else None
+
+
+def failing(rig: Rig, before: Deployment, target: Deployment) -> ApplyError:
+    async def story() -> None:
+        await rig.change(before, target)
+
+    with pytest.raises(ApplyError) as caught:
+        asyncio.run(story())
+    return caught.value
+
+
+# --- forward ------------------------------------------------------------------------------------
+
+
+def test_the_steps_of_a_stage_run_at_once_and_one_gpu_serves_throughout() -> None:
+    async def story() -> None:
+        rig = await standing(base(*BOTH))
+        assert await rig.change(base(*BOTH), finest(*BOTH)) == ()
+        rig.consistent()
+        assert set(rig.workers) == set(finest(*BOTH))
+        assert rig.shares == {"small": 1.0}
+        assert rig.busy == {"drain": 1, "destroy": 1, "create": 7, "spawn": 7}
+        assert min(rig.served) == 7
+        rig.served, rig.busy = [], Counter()
+        await rig.change(finest(*BOTH), base(*BOTH))
+        assert rig.busy == {"drain": 7, "destroy": 7, "create": 1, "spawn": 1}
+        assert min(rig.served) == 7
+        await rig.applier.clear()
+        assert not rig.workers
+        assert not any(gpu.standing for gpu in rig.gpus.values())
+
+    asyncio.run(story())
+
+
+def test_an_old_instance_that_stays_is_noted_and_the_new_deployment_stands() -> None:
+    async def story() -> None:
+        before = (runs("large", "4g.20gb", 0, "gpu0"), runs("large", "3g.20gb", 4, "gpu0"))
+        rig = await standing(before)
+        rig.fault = always("destroy", "gpu0:3g.20gb@4", DeviceError("in use by process 17"))
+        notes = await rig.change(before, (before[0], *base("gpu1")))
+        assert len(notes) == 1
+        assert "destroy gpu0:3g.20gb@4 failed: in use by process 17" in notes[0]
+        rig.consistent()
+        assert set(rig.workers) == {before[0], *base("gpu1")}
+        assert rig.gpus["gpu0"].stuck.keys() == {"gpu0:3g.20gb@4"}
+
+    asyncio.run(story())
+
+
+def test_a_worker_that_does_not_drain_is_gone_all_the_same() -> None:
+    async def story() -> None:
+        rig = await standing(base("gpu0"))
+        rig.fault = always("drain", "gpu0:7g.40gb@0", WorkerError("it had to be killed"))
+        assert "had to be killed" in (await rig.change(base("gpu0"), finest("gpu0")))[0]
+        rig.consistent()
+
+    asyncio.run(story())
+
+
+# --- back ---------------------------------------------------------------------------------------
+
+
+def test_a_failing_worker_lets_the_others_of_its_stage_finish_and_everything_goes_back() -> None:
+    rig = asyncio.run(standing(base(*BOTH)))
+    rig.fault = always("spawn", "gpu0:1g.5gb@2", WorkerError("it does not load"))
+    error = failing(rig, base(*BOTH), finest(*BOTH))
+    assert error.restored
+    assert "it does not load" in str(error)
+    assert "stands again" in str(error)
+    assert set(rig.workers) == set(base(*BOTH))
+    rig.consistent()
+    assert sum(done.startswith("spawn gpu0:1g") for done in rig.done) == 7
+    assert min(rig.served) == 7
+
+
+def test_a_late_failure_goes_back_without_a_moment_in_which_nobody_serves() -> None:
+    """gpu0 has been exchanged and gpu1 is under way: gpu0 serves until gpu1 is what it was."""
+    rig = asyncio.run(standing(base(*BOTH)))
+    rig.fault = always("spawn", "gpu1:1g.5gb@6", WorkerError("it does not load"))
+    error = failing(rig, base(*BOTH), finest(*BOTH))
+    assert error.restored
+    assert set(rig.workers) == set(base(*BOTH))
+    assert min(rig.served) == 7
+    rig.consistent()
+
+
+def test_an_instance_that_cannot_make_room_is_used_again() -> None:
+    rig = asyncio.run(standing(base(*BOTH)))
+    rig.fault = always("destroy", "gpu0:7g.40gb@0", DeviceError("in use, and nobody knows by whom"))
+    error = failing(rig, base(*BOTH), finest(*BOTH))
+    assert error.restored
+    assert "nobody knows by whom" in str(error)
+    assert not rig.gpus["gpu0"].stuck
+    assert set(rig.workers) == set(base(*BOTH))
+    rig.consistent()
+
+
+def test_a_new_instance_that_stays_in_the_way_leaves_the_rest_serving() -> None:
+    rig = asyncio.run(standing(base(*BOTH)))
+
+    def fault(kind: str, place: str) -> CloverError | None:
+        if (kind, place) == ("spawn", "gpu0:1g.5gb@3"):
+            return WorkerError("it does not load")
+        if (kind, place) == ("destroy", "gpu0:1g.5gb@5"):
+            return DeviceError("in use by process 4711")
+        return None
+
+    rig.fault = fault
+    error = failing(rig, base(*BOTH), finest(*BOTH))
+    assert not error.restored
+    assert "gpu0:7g.40gb@0 cannot exist any more" in str(error)
+    assert "in use by process 4711" in str(error)
+    assert set(rig.workers) == set(base("gpu1"))
+    assert rig.gpus["gpu0"].stuck.keys() == {"gpu0:1g.5gb@5"}
+    assert min(rig.served) == 7
+    rig.consistent()
+
+
+def test_a_gpu_that_is_lost_on_the_way_leaves_what_serves_alone() -> None:
+    rig = asyncio.run(standing(base(*BOTH)))
+
+    def fault(kind: str, place: str) -> CloverError | None:
+        if kind == "create" and place.startswith("gpu1:1g"):
+            rig.gpus["gpu1"].lost = True
+            return DeviceLost("gpu1 is lost")
+        return None
+
+    rig.fault = fault
+    error = failing(rig, base(*BOTH), finest(*BOTH))
+    assert not error.restored
+    assert "gpu1 is lost" in str(error)
+    # gpu0 has been exchanged; going back would take down the only one that serves.
+    assert set(rig.workers) == set(finest("gpu0"))
+    assert min(rig.served) == 7
+    rig.consistent()
+
+
+def test_a_lost_gpu_is_left_behind() -> None:
+    async def story() -> None:
+        rig = await standing(base(*BOTH))
+        rig.gpus["gpu1"].lost = True
+        notes = await rig.change(base(*BOTH), base("gpu0"))
+        assert any("gpu1 is lost" in note for note in notes)
+        assert rig.workers == list(base("gpu0"))
+        rig.consistent()
+
+    asyncio.run(story())
+
+
+def test_a_first_start_that_fails_leaves_nothing() -> None:
+    rig = Rig()
+    rig.fault = always("spawn", "gpu1:7g.40gb@0", WorkerError("it does not load"))
+    error = failing(rig, (), base(*BOTH))
+    assert error.restored
+    assert "nothing ran before" in str(error)
+    assert rig.workers == []
+    rig.consistent()
+
+
+def test_what_devices_allow_of_a_deployment() -> None:
+    item = filled(a100("gpu0").layouts[0])
+    assert possible(item, (a100("gpu1"),), ()) == ()
+    assert possible(item, (a100("gpu0"),), ()) == item
+    both = (*item, *filled(a100("gpu0").layouts[-1]))
+    assert set(possible(both, (a100("gpu0"),), item)) == set(item)
+    assert set(possible(both, (a100("gpu0"),), both[1:])) == set(both[1:])
+
+
+# --- any fault ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_every_fault_ends_in_the_target_in_the_deployment_before_or_named(data: st.DataObject) -> None:
+    devices = (a30("gpu0"), a30("gpu1"))
+
+    def draw() -> Deployment:
+        return tuple(
+            Assignment(placement=place, family="toy", variant=data.draw(st.sampled_from("ab")), backend="eager")
+            for device in devices
+            for place in data.draw(st.sampled_from(device.layouts))
+        )
+
+    before, target = draw(), draw()
+    numbers = data.draw(st.dictionaries(st.integers(1, 30), st.sampled_from(("refuse", "lose")), max_size=3))
+    rig = asyncio.run(standing(before, profiles=A30, compute=4))
+    calls = 0
+
+    def fault(kind: str, place: str) -> CloverError | None:
+        nonlocal calls
+        calls += 1
+        what = numbers.get(calls)
+        if what is None or kind == "route":
+            return None
+        if what == "lose" and kind in ("create", "destroy"):
+            rig.gpus[place.partition(":")[0]].lost = True
+            return DeviceLost(f"{place} is lost")
+        return WorkerError("refused") if kind in ("spawn", "drain") else DeviceError("refused")
+
+    rig.fault = fault
+    shapes = rig.shapes()
+    lowest = plan_transition(before, target, shapes, floor=math.inf).lowest_capacity
+
+    async def story() -> tuple[str, ApplyError | None]:
+        try:
+            return "; ".join(await rig.change(before, target)), None
+        except ApplyError as error:
+            return str(error), error
+
+    said, error = asyncio.run(story())
+    if error is None:
+        assert Counter(rig.workers) == Counter(target)
+    elif error.restored:
+        assert Counter(rig.workers) == Counter(before)
+    else:
+        assert "could not be restored" in said
+    rig.consistent()
+    for gpu in rig.gpus.values():
+        assert all(place in said for place in gpu.stuck)
+        assert not gpu.lost or gpu.name in said
+    if lowest and not any(gpu.lost or gpu.stuck for gpu in rig.gpus.values()):
+        assert min(rig.served, default=1) > 0
