@@ -285,18 +285,25 @@ def use_box(path: Path) -> None:
     Sets CLOVER_NVML_STATE, which child processes inherit.  Calling it again with the same box does nothing; DeviceError
     where the process uses another box, or has loaded another NVML already.
     """
-    name = str(path.resolve())
+    name = os.path.realpath(path)
     if _used:
-        if os.environ.get(STATE) != name:
-            raise DeviceError(f"this process uses the emulated machine {os.environ.get(STATE)} already")
+        _choose(name)
         return
     if not path.is_file():
         raise DeviceError(f"there is no emulated machine at {path}")
     ours, loaded = str(library()), _in_use()
     if loaded not in ("", ours):
         raise DeviceError(f"this process has loaded another NVML ({loaded}); use the emulated one in another process")
+    if loaded:
+        _choose(name)
     os.environ[STATE] = name
     _used.append(_functions(ours))
+
+
+def _choose(name: str) -> None:
+    """Name the box at `name` to the library, which once loaded stays with the first one it is told."""
+    if os.path.realpath(os.environ.setdefault(STATE, name)) != name:
+        raise DeviceError(f"this process uses the emulated machine {os.environ[STATE]} already")
 
 
 def _act(path: Path, what: str, function: str, *arguments: object) -> None:
@@ -383,8 +390,7 @@ class Attachment:
     """
 
     def __init__(self, library: str, state: str, uuid: str) -> None:
-        if os.environ.setdefault(STATE, state) != state:
-            raise DeviceError(f"this process uses the emulated machine {os.environ[STATE]} already")
+        _choose(os.path.realpath(state))
         try:
             self._library = _functions(library)
         except OSError as error:

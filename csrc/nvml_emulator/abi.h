@@ -103,6 +103,10 @@ typedef struct {
 } nvmlMemory_t;
 
 typedef struct {
+    unsigned long long total, free, used;
+} nvmlBar1Memory_t;
+
+typedef struct {
     unsigned version;
     unsigned long long total, reserved, free, used;
 } nvmlMemory_v2_t;

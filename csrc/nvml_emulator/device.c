@@ -256,6 +256,24 @@ EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvml_handle device, nvmlMemory_v2
     return NVML_SUCCESS;
 }
 
+/* The window through which the host sees the memory: as large as that, rounded up to a power of two, shared out by
+ * memory slices.  Monitors divide by it; nothing here uses it. */
+EXPORT nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvml_handle device, nvmlBar1Memory_t *window) {
+    struct call call;
+    nvmlReturn_t result = call_begin(&call, __func__, device, ON_GPU | ON_MIG);
+    if (result != NVML_SUCCESS)
+        return result;
+    if (window == NULL)
+        return call_end(&call, NVML_ERROR_INVALID_ARGUMENT);
+    unsigned long long total = 1ull << 20;
+    while (total < (unsigned long long)call.box->config.memory_mib << 20)
+        total *= 2;
+    if (call.profile)
+        total = total / call.box->config.memory_slices * call.profile->size;
+    *window = (nvmlBar1Memory_t){.total = total, .free = total};
+    return call_end(&call, NVML_SUCCESS);
+}
+
 EXPORT nvmlReturn_t nvmlDeviceGetAttributes_v2(nvml_handle device, nvmlDeviceAttributes_t *attributes) {
     struct call call;
     nvmlReturn_t result = call_begin(&call, __func__, device, ON_GPU | ON_MIG);
