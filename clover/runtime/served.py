@@ -133,7 +133,7 @@ class Served:
         pace_ms, watts = pace.table(self.spec.max_batch)
         return EmulatedSlice(
             library=str(emulated.library()),
-            state=os.environ["CLOVER_NVML_STATE"],
+            state=os.environ[emulated.STATE],
             uuid=device.visible(placement),
             pace_ms=pace_ms,
             watts=watts,

@@ -96,7 +96,9 @@ class Worker:
         """Wait until it is ready; raises WorkerError where it failed, died or takes longer."""
         assert self._ready is not None
         try:
-            await asyncio.wait_for(self._ready, within_s)
+            # Not wait_for, which swallows (in Python 3.11) a cancellation that comes with the result.
+            async with asyncio.timeout(within_s):
+                await self._ready
         except TimeoutError as error:
             what = f"{self.order.variant} ({self.order.backend})"
             raise WorkerError(f"{what} was not ready within {within_s:g} s: still {self.state}") from error
@@ -138,7 +140,8 @@ class Worker:
     async def dead(self, within_s: float) -> bool:
         """Wait at most `within_s` seconds for its end; whether it came."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._gone.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await self._gone.wait()
         return self.state == "dead"
 
     @property
