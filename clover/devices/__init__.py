@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import logging
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from clover.config import WorkersConfig
+from clover.devices import emulated, tables
 from clover.devices.cpu import CpuDevice
 from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml
 from clover.devices.ownership import boot_of
-from clover.errors import ConfigError, DeviceLost
+from clover.errors import ConfigError, DeviceError, DeviceLost
 from clover.interfaces import Device
 from clover.settings.check import parse_cores
 from clover.types import Record
 
 log = logging.getLogger("clover.devices")
 
-MOST_EMULATED = 64
 _FORMS = "cpu, nvidia, nvidia:0,2 or emulated:a100-40gb:2"
 _NUMBER = re.compile(r"[0-9]{1,4}")
 
@@ -69,12 +70,10 @@ def _indices(text: str, given: str) -> tuple[int, ...]:
 
 
 def _emulated(name: str, count: int) -> DeviceChoice:
-    from clover.devices import tables
-
     if name not in tables.names():
         raise ConfigError(f"there is no table of a GPU {name!r}; known: {', '.join(tables.names())}")
-    if not 1 <= count <= MOST_EMULATED:
-        raise ConfigError(f"an emulated box has 1 to {MOST_EMULATED} GPUs, not {count}")
+    if not 1 <= count <= emulated.GPUS_MAX:
+        raise ConfigError(f"an emulated box has 1 to {emulated.GPUS_MAX} GPUs, not {count}")
     return DeviceChoice(kind="emulated", name=name, count=count)
 
 
@@ -91,11 +90,13 @@ def build(
     cpu = CpuDevice(parse_cores(config.cores))
     if choice.kind == "cpu":
         return {cpu.name: cpu}
-    emulated = choice.kind == "emulated"
-    if emulated:
+    is_emulated = choice.kind == "emulated"
+    if is_emulated:
         _enter(choice, cache)
     given, session = session, session or Nvml()
     try:
+        if is_emulated:
+            _is_box(session, choice, box_path(choice, cache))
         found: dict[str, Device] = {
             device.name: device
             for device in _open(
@@ -103,10 +104,10 @@ def build(
                 _present(session, choice),
                 cache / "mig",
                 named=bool(choice.indices),
-                boot="" if emulated else boot_of(),
+                boot="" if is_emulated else boot_of(),
                 exclusive=exclusive,
                 cores=cpu.worker_cores,
-                emulated=emulated,
+                emulated=is_emulated,
             )
         }
     except BaseException:
@@ -132,12 +133,28 @@ def box_path(choice: DeviceChoice, cache: Path) -> Path:
 
 def _enter(choice: DeviceChoice, cache: Path) -> None:
     """Let this process's driver calls reach the emulated box, which is made where it is missing."""
-    from clover.devices import emulated
-
     path = box_path(choice, cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    emulated.create_box(path, choice.name, choice.count)
+    if not path.exists():
+        # The records of all boxes lie in one folder, by UUID: GPUs of different boxes must not share one.
+        emulated.create_box(path, choice.name, choice.count, seed=zlib.crc32(choice.box.encode()))
     emulated.use_box(path)
+
+
+def _is_box(session: Nvml, choice: DeviceChoice, path: Path) -> None:
+    """Raises DeviceError where the file that was there is not the box it is called after."""
+
+    def products() -> list[str]:
+        nvml = session.library
+        return [nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount())]
+
+    try:
+        found = session.call_sync(products)
+    except DeviceLost:
+        return  # which one is lost is said when it is opened
+    except DeviceError as error:
+        raise DeviceError(f"{path} cannot be used as an emulated box; remove it: {error}") from error
+    if found != [tables.table(choice.name).product] * choice.count:
+        raise DeviceError(f"{path} holds another emulated box than {choice.count} x {choice.name}: remove it")
 
 
 def _present(session: Nvml, choice: DeviceChoice) -> tuple[int, ...]:
