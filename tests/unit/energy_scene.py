@@ -1,0 +1,272 @@
+"""Two emulated A100s at work, in a process of their own, since a process has one NVML for life.
+
+    python energy_scene.py FOLDER work SEED
+    python energy_scene.py FOLDER trouble
+
+"work": workers on MIG slices draw power as real ones would; the production meters read the boards' counters and the
+production account splits them.  `gpu0` draws what the profile says; on `gpu1` every variant draws up to 20 % more or
+less, which neither meter nor account is told.  What each slice truly drew comes from the emulator.  The clock of the
+box is moved ahead from event to event, so minutes take a second.
+
+"trouble": a meter of a board that hangs, is lost and comes back, and meters of boards that show less than all.
+
+Both print what was found as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import heapq
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from clover import devices, energy
+from clover.accounting import Account, WorkerMeter
+from clover.config import EnergyConfig, WorkersConfig
+from clover.devices import emulated
+from clover.energy import NvmlMeter
+from clover.errors import DeviceError
+from clover.types import Placement, Reading
+
+COUNTER = "nvmlDeviceGetTotalEnergyConsumption"
+DEVICE = "emulated:a100-40gb:2"
+SPREAD = 0.2
+SECONDS = 240.0
+WINDOW_S = 10.0
+ROWS = 8
+WATTS = {"small": 14.0, "medium": 19.0, "large": 25.0}  # above idle, by compute slice
+WORK_S = {"small": 1.0, "medium": 2.0, "large": 4.0}  # of a batch on one compute slice
+REST_S = 0.6
+GRID = Reading(g_per_kwh=300.0, at_s=0.0, provider="test")
+LAYOUT = (("3g.20gb", 0, 4, "large"), ("2g.10gb", 4, 2, "medium"), ("1g.5gb", 6, 1, "small"))
+SWAP_S, SWAP_TO = SECONDS / 2, "small"  # then the slice of two changes its variant
+
+_ahead_s = 0.0
+
+
+def now_ns() -> int:
+    """The clock of the box."""
+    return time.monotonic_ns() + round(_ahead_s * 1e9)
+
+
+def go_to(box: Path, at_ns: int) -> None:
+    """Let the box's time pass until `at_ns`."""
+    global _ahead_s
+    ahead_s = (at_ns - now_ns()) / 1e9
+    if ahead_s > 0:
+        emulated.advance(box, ahead_s)
+        _ahead_s += ahead_s
+
+
+class Worker:
+    """One variant on one slice: it works on a batch, rests, and works on."""
+
+    def __init__(self, box: Path, device: Any, place: Placement, variant: str, factor: float, account: Account) -> None:
+        self.place = place
+        self.uuid = device.visible(place)
+        self.work_s = WORK_S[variant] / place.slices
+        modelled_w = WATTS[variant] * place.slices
+        self.draws_w = modelled_w * factor
+        self.busy_since_ns = 0
+        self.slice = emulated.Attachment(str(emulated.library()), str(box.resolve()), self.uuid)
+        self.meter = account.attach(
+            WorkerMeter(
+                family="toy",
+                variant=variant,
+                device=place.device,
+                placement=place.id,
+                slices=place.slices,
+                joules=[modelled_w * self.work_s / max(rows, 1) for rows in range(ROWS + 1)],
+            )
+        )
+
+    def turn(self) -> None:
+        """From rest to work, or back."""
+        if self.busy_since_ns:
+            self.slice.draw(0.0)
+            self.meter.add(ROWS, now_ns() - self.busy_since_ns, 0)
+            self.busy_since_ns = 0
+        else:
+            self.slice.draw(self.draws_w)
+            self.busy_since_ns = now_ns()
+
+    def leave(self, account: Account) -> None:
+        if self.busy_since_ns:
+            self.turn()
+        self.slice.close()
+        account.detach(self.meter)
+
+
+def drawn_j(uuid: str) -> float:
+    """What the slice truly drew above idle."""
+    microjoules = ctypes.c_ulonglong()
+    library = ctypes.CDLL(str(emulated.library()))
+    assert library.clover_nvml_slice_energy(uuid.encode(), ctypes.byref(microjoules)) == 0
+    return microjoules.value / 1e6
+
+
+async def work(folder: Path, seed: int) -> dict[str, Any]:
+    luck = random.Random(seed)
+    boards: dict[str, Any] = dict(devices.build(WorkersConfig(device=DEVICE), folder))
+    box = devices.box_path(devices.parse(DEVICE), folder)
+    account = Account(pue=1.0)
+    meters = [await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns) for gpu in boards.values()]
+    for name, gpu in boards.items():
+        account.add_device(name, gpu.shape().slices)
+    for meter in meters:
+        account.window(meter.sample(now_ns()), GRID)
+    hidden = {variant: 1.0 + luck.choice((-SPREAD, SPREAD, luck.uniform(-SPREAD, SPREAD))) for variant in WATTS}
+    start_ns = now_ns()
+    workers: list[Worker] = []
+    left: list[Worker] = []
+    events: list[tuple[int, int, Worker]] = []
+    for name, gpu in boards.items():
+        for profile, start, size, variant in LAYOUT:
+            place = Placement(device=name, profile=profile, start=start, size=size)
+            await gpu.create(place)
+            factor = 1.0 if name == "gpu0" else hidden[variant]
+            workers.append(Worker(box, gpu, place, variant, factor, account))
+    order = 0
+    for worker in workers:
+        order += 1
+        events.append((start_ns + round(luck.uniform(0, REST_S) * 1e9), order, worker))
+    heapq.heapify(events)
+
+    async def close_windows() -> None:
+        for meter in meters:
+            await meter.refresh()
+            account.window(meter.sample(now_ns()), GRID)
+
+    end_ns, window_ns, swap_ns = (start_ns + round(s * 1e9) for s in (SECONDS, WINDOW_S, SWAP_S))
+    swapped = False
+    while events[0][0] < end_ns:
+        at_ns, _, worker = heapq.heappop(events)
+        while window_ns <= at_ns:
+            go_to(box, window_ns)
+            await close_windows()
+            window_ns += round(WINDOW_S * 1e9)
+        go_to(box, at_ns)
+        if not swapped and at_ns >= swap_ns:
+            swapped = True
+            for old in [item for item in workers if item.place.profile == "2g.10gb"]:
+                factor = 1.0 if old.place.device == "gpu0" else hidden[SWAP_TO]
+                old.leave(account)
+                workers.remove(old)
+                left.append(old)
+                workers.append(Worker(box, boards[old.place.device], old.place, SWAP_TO, factor, account))
+                order += 1
+                events.append((at_ns, order, workers[-1]))
+            events = [event for event in events if event[2] in workers]
+            heapq.heapify(events)
+            if worker not in workers:
+                continue
+        worker.turn()
+        pause_s = worker.work_s if worker.busy_since_ns else luck.expovariate(1 / REST_S)
+        order += 1
+        heapq.heappush(events, (at_ns + round(pause_s * 1e9), order, worker))
+    go_to(box, end_ns)
+    for worker in workers:
+        if worker.busy_since_ns:
+            worker.turn()
+    await close_windows()
+    placed = {place: share for (_, place, _), share in account.placements.items()}
+    found = {
+        "lines": account.devices(),
+        "methods": sorted({method for _, _, method in account.placements}),
+        "why": [meter.why for meter in meters],
+        "hidden": hidden,
+        "slices": {
+            worker.place.id: {
+                "device": worker.place.device,
+                "true_j": drawn_j(worker.uuid),
+                "attributed_j": placed[worker.place.id].active_j,
+                "idle_j": placed[worker.place.id].idle_j,
+                "modelled_j": sum(
+                    item.meter.modelled_j for item in (*workers, *left) if item.place.id == worker.place.id
+                ),
+            }
+            for worker in workers
+        },
+    }
+    for worker in workers:
+        worker.leave(account)
+    devices.close(boards)
+    return found
+
+
+async def trouble(folder: Path) -> dict[str, Any]:
+    start_s = time.monotonic()
+    boards: dict[str, Any] = dict(devices.build(WorkersConfig(device=DEVICE), folder))
+    box = devices.box_path(devices.parse(DEVICE), folder)
+    gpu, account = boards["gpu0"], Account(pue=1.0)
+    place = Placement(device="gpu0", profile="7g.40gb", start=0, size=8)
+    meter = await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns)
+    account.add_device("gpu0", 7)
+    account.window(meter.sample(now_ns()), GRID)
+    await gpu.create(place)
+    slice_ = emulated.Attachment(str(emulated.library()), str(box.resolve()), gpu.visible(place))
+    slice_.draw(100.0)
+    found: dict[str, Any] = {}
+
+    async def look(name: str, seconds: float, other: NvmlMeter | None = None) -> None:
+        """Let time pass, and note what the meter says then and how the account stands."""
+        go_to(box, now_ns() + round(seconds * 1e9))
+        used = other or meter
+        await used.refresh()
+        sample = used.sample(now_ns())
+        found[name] = {"state": used.state, "total_j": sample.total_j, "epoch": sample.epoch, "why": used.why}
+        if other is None:
+            account.window(sample, GRID)
+            found[name] |= account.devices()["gpu0"]
+
+    await look("well", 10)
+    emulated.inject(box, emulated.Fault(symbol=COUNTER, error="STUCK"))
+    await look("hangs", 1)  # the first reading of a board that hangs is a good one
+    await look("still hangs", 11)
+    emulated.clear_faults(box)
+    await look("moves again", 0)
+    emulated.lose(box, 0)
+    await look("lost", 20)
+    emulated.restore(box, 0)
+    await look("back", 0)
+    slice_.close()
+
+    emulated.inject(box, emulated.Fault(symbol=COUNTER, error="NOT_SUPPORTED", count=0))
+    busy_ns = 0
+    power = await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns, busy_ns=lambda: busy_ns)
+    await gpu.reconcile()
+    await gpu.create(place)
+    slice_ = emulated.Attachment(str(emulated.library()), str(box.resolve()), gpu.visible(place))
+    await look("power at rest", 8, power)
+    slice_.draw(100.0)
+    await look("power at a step", 0, power)
+    for _ in range(10):
+        busy_ns += 10**9
+        await look("power at work", 1, power)
+    emulated.inject(box, emulated.Fault(symbol="nvmlDeviceGetPowerUsage", error="STUCK"))
+    for second in range(12):
+        busy_ns += second % 2 * 10**9
+        await look("power hangs", 1, power)
+    emulated.clear_faults(box)
+    emulated.inject(box, emulated.Fault(symbol="nvmlDeviceGet*", error="NOT_SUPPORTED", count=0, gpu=1))
+    for name, gpu in boards.items():
+        if name == "gpu0":
+            emulated.lose(box, 0)
+        try:
+            await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns)
+        except DeviceError as error:
+            found[f"start of {name}"] = str(error)
+    slice_.close()
+    devices.close(boards)
+    found["slack_s"] = time.monotonic() - start_s  # the box's clock went on by itself for so long
+    return found
+
+
+if __name__ == "__main__":
+    folder, what, *seed = sys.argv[1:]
+    print(json.dumps(asyncio.run(work(Path(folder), int(*seed)) if what == "work" else trouble(Path(folder)))))
