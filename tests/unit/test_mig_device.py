@@ -947,6 +947,10 @@ def test_a_lost_gpu_is_left_out_unless_it_is_asked_for(tmp_path, caplog):
         ("emulated::2", "emulated:NAME:COUNT"),
         ("emulated:a100-40gb:two", "emulated:NAME:COUNT"),
         ("emulated:a100-40gb:2:3", "emulated:NAME:COUNT"),
+        ("emulated:a100-40gb:-1", "emulated:NAME:COUNT"),
+        ("emulated:a100-40gb:0", "1 to 32 GPUs, not 0"),
+        ("emulated:a100-40gb:65", "1 to 32 GPUs, not 65"),
+        ("emulated:v100:1", "no table of a GPU 'v100'; known: a100-40gb, "),
     ],
 )
 def test_words_that_name_no_device(tmp_path, text, words):
