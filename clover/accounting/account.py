@@ -72,8 +72,9 @@ class Account:
     # --- who is there -------------------------------------------------------------------------------------------------
 
     def add_device(self, device: str, slices: int) -> None:
-        """A device with `slices` compute slices, over which its idle energy is split."""
-        self._devices[device] = DeviceAccount(slices=max(slices, 1))
+        """A device with `slices` compute slices, over which its idle energy is split.  One that is known (a GPU that
+        was lost and is back) keeps its account."""
+        self._devices.setdefault(device, DeviceAccount(slices=1)).slices = max(slices, 1)
 
     def add_family(self, family: str, now_ns: int) -> None:
         """Start the row rate of a family."""

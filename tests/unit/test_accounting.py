@@ -297,6 +297,13 @@ def test_a_lost_device_bills_nothing_and_the_others_go_on() -> None:
     assert (book.busy_ns("gpu0"), book.cpu_seconds(), late.rows) == (SECOND, 1.0, 0)
 
 
+def test_a_device_that_is_added_again_keeps_its_account() -> None:
+    book = gpus("measured")
+    book.window(sample(1, 80.0, 70.0, device="gpu0"), GRID)
+    book.add_device("gpu0", 7)
+    assert book.devices()["gpu0"]["measured_j"] == 80.0
+
+
 def test_a_device_that_was_off_while_it_was_lost_leaves_no_debt() -> None:
     book = gpus("measured")
     for _ in range(3):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pynvml
 import pytest
@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover import energy
+from clover.accounting import Account, WorkerMeter
 from clover.config import EnergyConfig
 from clover.energy.nvml import IDLE_WINDOW_S, LONGEST_STEP_S, STUCK_S, NvmlMeter
 from clover.errors import ConfigError, DeviceError
-from clover.types import EnergySample
+from clover.types import EnergySample, Reading
 
 SECOND = 1_000_000_000
+GRID = Reading(g_per_kwh=300.0, at_s=0.0, provider="test")
 COUNTER, POWER, FIELDS = "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetFieldValues"
 HANDLE = "nvmlDeviceGetHandleByUUID"
 GONE = pynvml.NVML_ERROR_GPU_IS_LOST
@@ -34,6 +36,7 @@ class Board:
     def __init__(self) -> None:
         self.now_ns = 7 * SECOND
         self.counter_mj = 123_456_789
+        self.drawn_mj = 0
         self.power_mw = 50_000
         self.instant_mw: int | None = None
         self.broken: dict[str, int] = {}
@@ -43,6 +46,7 @@ class Board:
         """Draw `watts` for `seconds`."""
         self.now_ns += round(seconds * SECOND)
         self.counter_mj += round(seconds * watts * 1e3)
+        self.drawn_mj += round(seconds * watts * 1e3)
         self.power_mw = round(watts * 1e3)
 
     def _answer(self, symbol: str, value: Any) -> Any:
@@ -277,6 +281,73 @@ def test_two_who_look_at_once_count_once(board: Board) -> None:
         assert meter.sample(0).total_j == 50.0
 
     asyncio.run(scene())
+
+
+class Trouble(NamedTuple):
+    """What happens to a board for some seconds, and whether it is looked at then."""
+
+    what: str
+    seconds: float
+    watts: float
+    look: bool
+
+
+@given(
+    st.lists(
+        st.builds(
+            Trouble,
+            st.sampled_from(["work", "work", "work", "lost", "failing", "hangs", "reload", "off"]),
+            st.floats(0.1, 30.0),
+            st.floats(1.0, 700.0),
+            st.booleans(),
+        ),
+        max_size=25,
+    ),
+    st.booleans(),
+)
+def test_whatever_happens_no_joule_is_billed_that_was_not_drawn(history: list[Trouble], with_counter: bool) -> None:
+    async def scene(board: Board) -> None:
+        if not with_counter:
+            board.broken[COUNTER] = MISSING
+        usual = dict(board.broken)
+        meter, account = await board.meter(), Account(pue=1.0)
+        before = meter.sample(0)
+        account.add_device("gpu0", 7)
+        account.window(before, GRID)
+        worker = account.attach(
+            WorkerMeter(family="m", variant="v", device="gpu0", placement="p", slices=3, joules=(1.0, 1.0))
+        )
+        for what, seconds, watts, look in history:
+            board.broken = usual | {
+                "lost": {COUNTER: GONE, FIELDS: GONE},
+                "failing": {COUNTER: pynvml.NVML_ERROR_UNKNOWN, FIELDS: pynvml.NVML_ERROR_UNKNOWN},
+            }.get(what, {})
+            if what == "hangs":
+                board.now_ns += round(seconds * SECOND)
+            else:
+                board.run(seconds, 0.001 if what == "off" else watts)
+            if what == "reload":
+                board.counter_mj = round(watts)
+            if what == "work":
+                worker.add(1, SECOND, 0)
+            if look:
+                sample = await looked(meter)
+                assert sample.total_j >= before.total_j
+                assert (sample.at_ns, sample.epoch) >= (before.at_ns, before.epoch)
+                before = sample
+                account.window(sample, GRID)
+        line = account.devices()["gpu0"]
+        parts = [float(line[name]) for name in ("active_j", "idle_j", "unattributed_j", "unowned_j", "carried_j")]
+        measured_j = float(line["measured_j"])
+        assert sum(parts) == pytest.approx(measured_j, rel=1e-9, abs=1e-6)
+        drawn_j = board.drawn_mj / 1e3
+        if not with_counter:  # a sensor of power sees only moments: at most, the highest one held all the time
+            drawn_j = max([50.0, *(step.watts for step in history)]) * sum(step.seconds for step in history)
+        assert measured_j <= drawn_j * (1 + 1e-6)
+        assert measured_j == pytest.approx(meter.sample(0).total_j, rel=1e-9)
+
+    with pytest.MonkeyPatch.context() as patch:
+        asyncio.run(scene(plugged(Board(), patch)))
 
 
 # --- power instead of the counter -------------------------------------------------------------------------------------
