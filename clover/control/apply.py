@@ -147,7 +147,7 @@ class Applier:
             goal = shares if done == last else interim(parts[0].routed, shares, before)
             done += len(parts)
             failures = await self._at_once(parts, goal)
-            fatal = [failure for failure in failures if _matters(failure[0], steps[done:])]
+            fatal = [failure for failure in failures if matters(failure[0], steps[done:])]
             notes.extend(_told(failure) for failure in failures if failure not in fatal)
             if fatal:
                 return fatal
@@ -304,7 +304,7 @@ def _told(failure: _Failure) -> str:
     return f"{described(failure[0])} failed: {failure[1]}"
 
 
-def _matters(step: Step, later: Sequence[Step]) -> bool:
+def matters(step: Step, later: Sequence[Step]) -> bool:
     """Whether the failure of `step` ends a transition of which `later` is still to be done."""
     if step.kind == "drain":
         return False

@@ -16,7 +16,7 @@ from clover.errors import CloverError, DeviceError, DeviceLost, WorkerError
 from clover.planning.geometry import SliceProfile, layouts, legal
 from clover.planning.transition import plan_transition
 from clover.types import Assignment, DeviceShape, Placement
-from tests.unit.mig_fixture import A30, A100, a30, a100, filled, runs
+from tests.unit.geometry_fixture import A30, A100, a30, a100, filled, runs
 
 Deployment = tuple[Assignment, ...]
 Fault = Callable[[str, str], CloverError | None]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clover.planning.geometry import SliceProfile, layouts, legal
 from clover.types import Placement
-from tests.unit.mig_fixture import A100, A100_DOUBLE, A100_MEDIA, BY_NAME, a100_layouts, place
+from tests.unit.geometry_fixture import A100, A100_DOUBLE, A100_MEDIA, BY_NAME, a100_layouts, place
 
 
 def subsets(options: list[Placement], most: int) -> list[tuple[Placement, ...]]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clover.errors import PlanError
 from clover.planning.layout import lay_out
 from clover.types import Assignment, Configuration, DeviceShape, GroupCount, Placement, configuration_of
-from tests.unit.mig_fixture import a30, a100, filled, runs
+from tests.unit.geometry_fixture import a30, a100, filled, runs
 from tests.unit.profiles_fixture import cpu
 
 BACKEND = {"small": "eager", "large": "eager"}

@@ -17,7 +17,7 @@ from clover.planning.jobs import Job, jobs_of, order
 from clover.planning.layout import lay_out
 from clover.planning.transition import StepSeconds, plan_transition, stages, work
 from clover.types import Assignment, DeviceShape, Placement, Transition, configuration_of
-from tests.unit.mig_fixture import BY_NAME, a30, a100, a100_layouts, filled, runs
+from tests.unit.geometry_fixture import BY_NAME, a30, a100, a100_layouts, filled, runs
 from tests.unit.profiles_fixture import cpu, worker
 
 VARIANTS = ("small", "medium", "large")

@@ -1,0 +1,566 @@
+"""A model of how the machine is changed, and a checker that looks at every state it can be in.
+
+The model carries out what the planner really gives (`plan_transition`, forward and for the way back) on a small box of
+GPUs.  A state says which instances stand, which of them are complete, which are on record as ours, which workers load,
+are ready, are routed to, or are left over from a server that died; and what each step of the present stage has done.
+Steps are taken apart where a crash in between would show:
+
+    create   write the record | make the GPU instance | make its compute instance
+    destroy  remove the compute instance | remove the GPU instance | strike the record out
+    spawn    start the process | it is ready
+    drain    no rows any more | the process is gone
+    route    one write
+
+From every state every next state is looked at, breadth first: any step of the stage goes on (so all interleavings of a
+stage's steps occur), any step is refused by the driver or its worker does not load (up to `faults` times: making either
+half of an instance, removing either half, loading), the server dies (up to `crashes` times, also while it goes back or
+starts), a left-over worker ends.  Dying takes all but the GPU instances and the record.  A restart looks at what stands,
+keeps what the next deployment needs and removes what is ours beyond that; then that deployment is started.
+
+What must be true in every state:
+
+ 1. the instances of a GPU are legal together, with those of others on it;
+ 2. every process is on a complete instance, and nothing is removed under one;
+ 3. rows go to workers that are ready, and nowhere else;
+ 4. every instance that is ours is on record (else a restart would take it for somebody else's);
+ 5. without faults and crashes: what is kept serves throughout, and no less than the transition promises;
+ 6. without crashes, if the transition promised that somebody serves and no slot is stuck, somebody does;
+
+and where nothing can happen any more: the target, or the deployment before, or what is left serves (the slots that are
+stuck are known), or after a crash the deployment that was started, or nothing was left behind by a start that failed.
+All workers there are serve then, and only instances with a worker stand, but for stuck ones.
+
+Not modelled: rows (a drain ends some time), how long anything takes, GPUs that are lost, workers that die by
+themselves, several families, a record that is damaged, a machine that loses power (instances do not survive that).
+Bounded: one or two GPUs, few faults and crashes.
+
+`mutation` breaks the protocol in one way, which the checker has to find.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from clover.control.apply import matters, possible
+from clover.planning.geometry import SliceProfile, layouts, legal
+from clover.planning.stages import served
+from clover.planning.transition import plan_transition
+from clover.types import Assignment, DeviceShape, Placement, Step
+
+Deployment = tuple[Assignment, ...]
+Mutation = Literal[
+    "",
+    "destroy before drain",
+    "create before destroy",
+    "route before ready",
+    "record last",
+    "blind restart",
+    "back at once",
+]
+
+CREATE, DESTROY, SPAWN, DRAIN, ROUTE, STRIKE = range(6)
+NAMES = ("create", "destroy", "spawn", "drain", "route", "strike out")
+_KINDS = {name: code for code, name in enumerate(NAMES)}
+ENDED, REFUSED = 90, 91
+
+Action = tuple[int, int, int]
+"""(kind, subject, progress): the subject is the index of a placement or a worker, or the mask that is routed to."""
+
+Control = tuple[str, int, int]
+"""(what is going on, which program, the next stage of it)."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """GPUs of one geometry; `foreign` instances are somebody else's."""
+
+    profiles: tuple[SliceProfile, ...]
+    compute: int
+    gpus: tuple[str, ...]
+    foreign: tuple[Placement, ...] = ()
+
+    def shapes(self, stuck: Iterable[Placement] = ()) -> tuple[DeviceShape, ...]:
+        """What the GPUs allow beside `foreign` and `stuck` instances."""
+        found = []
+        for gpu in self.gpus:
+            taken = [place for place in (*self.foreign, *stuck) if place.device == gpu]
+            free = layouts(
+                self.profiles,
+                device=gpu,
+                compute=self.compute - sum(place.slices for place in taken),
+                blocked=[(place.start, place.size) for place in taken],
+            )
+            found.append(
+                DeviceShape(
+                    device=gpu,
+                    kind="mig",
+                    layouts=tuple(layout for layout in free if layout),
+                    slices=self.compute,
+                    overlap=False,
+                )
+            )
+        return tuple(found)
+
+
+class State(NamedTuple):
+    """Masks over placements (recorded, made, complete, stuck) and workers (loading, ready, routed, ghosts)."""
+
+    control: Control
+    stage: tuple[Action, ...]
+    recorded: int
+    made: int
+    complete: int
+    stuck: int
+    loading: int
+    ready: int
+    routed: int
+    ghosts: int
+    faults: int
+    crashes: int
+
+
+@dataclass
+class Program:
+    """Steps stage by stage, and what they are for."""
+
+    purpose: str
+    stages: list[tuple[Step, ...]]
+    deployment: Deployment = ()
+
+    def after(self, stage: int) -> list[Step]:
+        return [step for later in self.stages[stage:] for step in later]
+
+
+@dataclass
+class Found:
+    """What an exploration saw."""
+
+    states: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    violation: str = ""
+    trace: list[str] = field(default_factory=list)
+
+
+class Model:
+    """The protocol on `box` from `before` to `target`."""
+
+    def __init__(
+        self,
+        box: Box,
+        before: Deployment,
+        target: Deployment,
+        *,
+        faults: int = 1,
+        crashes: int = 1,
+        floor: float = math.inf,
+        mutation: Mutation = "",
+    ) -> None:
+        self.box = box
+        self.before = before
+        self.target = target
+        self.mutation = mutation
+        self.faults, self.crashes = faults, crashes
+        self.places: list[Placement] = []
+        self.workers: list[Assignment] = []
+        self._profiles = {profile.name: profile for profile in box.profiles}
+        self._legal: dict[int, str] = {}
+        self._programs: list[Program] = []
+        self._starts: dict[tuple[int, int], int] = {}
+        self._backs: dict[tuple[int, int, int], int] = {}
+        for item in (*before, *target):
+            self.worker(item)
+        self.transition = plan_transition(before, target, box.shapes(), floor=floor)
+        self.kept = self.mask(self.transition.kept)
+        self._forward = self._program("forward", mutated(self.transition.steps, mutation), target)
+        self._choices = [(0, target), (self.spots(target), target), (self.spots(before), before)]
+
+    # --- names and masks
+
+    def place(self, item: Placement) -> int:
+        if item not in self.places:
+            self.places.append(item)
+        return self.places.index(item)
+
+    def worker(self, item: Assignment) -> int:
+        self.place(item.placement)
+        if item not in self.workers:
+            self.workers.append(item)
+        return self.workers.index(item)
+
+    def mask(self, items: Iterable[Assignment]) -> int:
+        return sum(1 << self.worker(item) for item in items)
+
+    def spots(self, items: Iterable[Assignment]) -> int:
+        return sum(1 << index for index in {self.place(item.placement) for item in items})
+
+    def who(self, mask: int) -> Deployment:
+        return tuple(item for index, item in enumerate(self.workers) if mask >> index & 1)
+
+    def where(self, mask: int) -> tuple[Placement, ...]:
+        return tuple(place for index, place in enumerate(self.places) if mask >> index & 1)
+
+    def under(self, workers: int) -> int:
+        """The placements under a mask of workers."""
+        return self.spots(self.who(workers))
+
+    # --- the protocol
+
+    def initial(self) -> State:
+        spots, running = self.spots(self.before), self.mask(self.before)
+        return self._settled(
+            State(
+                ("run", self._forward, 0), (), spots, spots, spots, 0, 0, running, running, 0, self.faults, self.crashes
+            )
+        )
+
+    def successors(self, state: State) -> Iterator[tuple[str, State]]:
+        if state.control[0] == "down":
+            for number in range(len(self._choices)):
+                yield f"restart {number}", self._settled(self._restarted(state, number))
+        for index, action in enumerate(state.stage):
+            if action[2] < ENDED:
+                for label, after, progress in self._goes_on(state, action):
+                    stage = (*state.stage[:index], (*action[:2], progress), *state.stage[index + 1 :])
+                    yield label, self._settled(after._replace(stage=stage))
+        for index in range(len(self.workers)):
+            if state.ghosts >> index & 1:
+                yield f"left-over worker {index} ends", state._replace(ghosts=state.ghosts & ~(1 << index))
+        if state.crashes and state.control[0] != "down":
+            yield "the server dies", state._replace(
+                control=("down", 0, 0),
+                stage=(),
+                stuck=0,
+                loading=0,
+                ready=0,
+                routed=0,
+                ghosts=state.ghosts | state.loading | state.ready,
+                crashes=state.crashes - 1,
+            )
+
+    def _goes_on(self, state: State, action: Action) -> Iterator[tuple[str, State, int]]:
+        """How one step may go on: (label, state, progress)."""
+        kind, subject, progress = action
+        bit = 1 << subject if kind != ROUTE else 0
+        name = f"{NAMES[kind]} {self._named(kind, subject)}"
+        if kind == ROUTE:
+            yield name, state._replace(routed=subject), ENDED
+        elif kind == STRIKE:
+            yield name, state._replace(recorded=state.recorded & ~bit), ENDED
+        elif kind == CREATE:
+            yield from self._creates(state, bit, progress, name)
+        elif kind == DESTROY:
+            yield from self._destroys(state, bit, progress, name)
+        elif kind == SPAWN:
+            if progress == 0:
+                yield f"{name}: starts", state._replace(loading=state.loading | bit), 1
+            else:
+                done = state._replace(loading=state.loading & ~bit)
+                yield f"{name}: ready", done._replace(ready=state.ready | bit), ENDED
+                if state.faults:
+                    yield f"{name}: does not load", done._replace(faults=state.faults - 1), REFUSED
+        elif progress == 0:
+            yield f"{name}: no rows any more", state._replace(routed=state.routed & ~bit), 1
+        else:
+            yield f"{name}: gone", state._replace(ready=state.ready & ~bit), ENDED
+
+    def _creates(self, state: State, bit: int, progress: int, name: str) -> Iterator[tuple[str, State, int]]:
+        refused = state._replace(faults=state.faults - 1)
+        late = self.mutation == "record last"
+        if progress == 0:
+            if state.recorded & state.made & state.complete & bit:
+                yield f"{name}: stands", state._replace(stuck=state.stuck & ~bit), ENDED
+                return
+            known = state if late else state._replace(recorded=state.recorded | bit)
+            yield f"{name}: recorded", known, 2 if state.made & bit else 1
+        elif progress == 1:
+            yield f"{name}: made", state._replace(made=state.made | bit), 2
+            if state.faults:
+                yield f"{name}: refused", refused._replace(recorded=state.recorded & ~bit), REFUSED
+        elif progress == 2:
+            done = state._replace(complete=state.complete | bit, stuck=state.stuck & ~bit)
+            yield f"{name}: complete", done._replace(recorded=state.recorded | bit), ENDED
+            if state.faults:
+                yield f"{name}: not completed", refused, 3
+        elif progress == 3:
+            yield f"{name}: removed again", state._replace(made=state.made & ~bit), 4
+            if state.faults:
+                yield f"{name}: stuck", refused._replace(stuck=state.stuck | bit), REFUSED
+        else:
+            yield f"{name}: struck out", state._replace(recorded=state.recorded & ~bit), REFUSED
+
+    def _destroys(self, state: State, bit: int, progress: int, name: str) -> Iterator[tuple[str, State, int]]:
+        stuck = state._replace(faults=state.faults - 1, stuck=state.stuck | bit)
+        if progress == 0 and not state.complete & bit:
+            progress = 1
+        if progress == 0:
+            if self.under(state.ghosts) & bit:
+                return  # in use for as long as the left-over worker lives: tried again until then
+            yield f"{name}: compute instance removed", state._replace(complete=state.complete & ~bit), 1
+        elif progress == 1:
+            yield f"{name}: removed", state._replace(made=state.made & ~bit, stuck=state.stuck & ~bit), 2
+        else:
+            yield f"{name}: struck out", state._replace(recorded=state.recorded & ~bit), ENDED
+            return
+        if state.faults:
+            yield f"{name}: refused", stuck, REFUSED
+
+    def _restarted(self, state: State, choice: int) -> State:
+        """The stage in which a restart puts in order what it finds."""
+        keep, _ = self._choices[choice]
+        actions: list[Action] = []
+        for index in range(len(self.places)):
+            bit = 1 << index
+            if not state.recorded & bit:
+                continue  # not ours, as far as anybody can tell
+            seen = state.complete if self.mutation == "blind restart" else state.made
+            if not seen & bit:
+                actions.append((STRIKE, index, 0))
+            else:
+                actions.append((CREATE if keep & bit else DESTROY, index, 0))
+        return state._replace(control=("restart", choice, 0), stage=tuple(actions))
+
+    # --- what comes after a stage
+
+    def _settled(self, state: State) -> State:
+        """`state` with the next stage begun where the present one is over."""
+        while all(action[2] >= ENDED for action in state.stage) and state.control[0] not in ("down", "end"):
+            state = self._next(state)
+        return state
+
+    def _next(self, state: State) -> State:
+        what, number, index = state.control
+        refused = [action for action in state.stage if action[2] == REFUSED]
+        state = state._replace(stage=())
+        if what == "restart":
+            return state._replace(control=("run", self._start(number, state.stuck), 0))
+        if what == "run":
+            program = self._programs[number]
+            later = program.after(index)
+            if any(matters(self._step(action), later) for action in refused):
+                return self._failed(state, number)
+            if index < len(program.stages):
+                return state._replace(
+                    control=(what, number, index + 1), stage=self._actions(program.stages[index], state)
+                )
+            return self._tidy(state, number) if program.purpose == "back" else self._end(state, program.purpose)
+        return self._way_back(state)
+
+    def _failed(self, state: State, number: int) -> State:
+        program = self._programs[number]
+        if program.purpose == "back":
+            return self._tidy(state, number)
+        before = self.before if program.purpose == "forward" else ()
+        wanted = self.spots(before)
+        taken = tuple((CREATE, index, 0) for index in range(len(self.places)) if state.stuck & wanted & 1 << index)
+        return state._replace(control=("take back", number, 0), stage=taken)
+
+    def _way_back(self, state: State) -> State:
+        what, number, _ = state.control
+        before = self.before if self._programs[number].purpose == "forward" else ()
+        mask = self.mask(before)
+        if what == "take back":
+            idle = state.ready & ~mask & ~(0 if self.mutation == "back at once" else state.routed)
+            drains = tuple((DRAIN, index, 0) for index in range(len(self.workers)) if idle >> index & 1)
+            return state._replace(control=("drop", number, 0), stage=drains)
+        if what == "drop":
+            return state._replace(
+                control=("clean", number, 0), stage=self._unused(state, keep=self.spots(before))
+            )
+        if what == "clean":
+            key = (state.ready, state.routed, state.stuck)
+            if key not in self._backs:
+                self._backs[key] = self._back(before, *key)
+            return state._replace(control=("run", self._backs[key], 0))
+        if what == "tidy":
+            stage = ((ROUTE, state.ready, 0),) if state.ready and state.routed != state.ready else ()
+            return state._replace(control=("last", number, 0), stage=stage)
+        return self._end(state, "back" if self._programs[number].deployment else "not started")
+
+    def _tidy(self, state: State, number: int) -> State:
+        return state._replace(control=("tidy", number, 0), stage=self._unused(state, keep=0))
+
+    def _unused(self, state: State, *, keep: int) -> tuple[Action, ...]:
+        idle = state.complete & ~state.stuck & ~self.under(state.ready) & ~keep
+        return tuple((DESTROY, index, 0) for index in range(len(self.places)) if idle >> index & 1)
+
+    def _end(self, state: State, purpose: str) -> State:
+        if purpose == "back":
+            purpose = "before" if state.ready == self.mask(self.before) else "what is left"
+        return state._replace(control=("end", _ENDS.index(purpose), 0))
+
+    def _back(self, before: Deployment, ready: int, routed: int, stuck: int) -> int:
+        """The program of the way back, as `Applier` plans it."""
+        shapes = self.box.shapes(self.where(stuck))
+        goal = possible(before, shapes, self.who(ready))
+        back = plan_transition(self.who(ready), goal, shapes, floor=math.inf)
+        now = served(self.who(routed), lambda item: float(item.placement.slices))
+        go = len(goal) == len(before) or back.lowest_capacity >= now
+        return self._program("back", back.steps if go else (), before)
+
+    def _start(self, choice: int, stuck: int) -> int:
+        """The program that starts a deployment; another one where stuck slots do not allow the one chosen."""
+        if (choice, stuck) not in self._starts:
+            shapes = self.box.shapes(self.where(stuck))
+            wanted = self._choices[choice][1]
+            if len(possible(wanted, shapes, ())) < len(wanted):
+                wanted = tuple(
+                    Assignment(placement=place, family="toy", variant="other", backend="eager")
+                    for shape in shapes
+                    for place in (shape.layouts[0] if shape.layouts else ())
+                )
+            steps = plan_transition((), wanted, shapes).steps
+            self._starts[choice, stuck] = self._program("start", steps, wanted)
+        return self._starts[choice, stuck]
+
+    def _program(self, purpose: str, steps: Iterable[Step], deployment: Deployment) -> int:
+        stages = [tuple(group) for _, group in itertools.groupby(steps, key=lambda step: step.stage)]
+        self._programs.append(Program(purpose, stages, deployment))
+        return len(self._programs) - 1
+
+    def _actions(self, steps: tuple[Step, ...], state: State) -> tuple[Action, ...]:
+        found: list[Action] = []
+        for step in steps:
+            if step.kind == "route":
+                found.append((ROUTE, self.mask(step.routed), 0))
+            elif step.placement is not None:
+                found.append((_KINDS[step.kind], self.place(step.placement), 0))
+            elif step.assignment is not None:
+                found.append((_KINDS[step.kind], self.worker(step.assignment), 0))
+        return tuple(found)
+
+    def _step(self, action: Action) -> Step:
+        kind, subject, _ = action
+        if kind in (CREATE, DESTROY):
+            return Step(kind="create" if kind == CREATE else "destroy", placement=self.places[subject])
+        return Step(kind="spawn", assignment=self.workers[subject])
+
+    def _named(self, kind: int, subject: int) -> str:
+        if kind == ROUTE:
+            return ", ".join(f"{item.variant}@{item.placement.id}" for item in self.who(subject))
+        if kind in (SPAWN, DRAIN):
+            return f"{self.workers[subject].variant}@{self.workers[subject].placement.id}"
+        return self.places[subject].id
+
+    # --- what must be true
+
+    def violation(self, state: State) -> str:
+        """Empty, or what is wrong with `state`."""
+        if state.made not in self._legal:
+            self._legal[state.made] = self._illegal(state.made)
+        processes = self.under(state.loading | state.ready | state.ghosts)
+        if self._legal[state.made]:
+            return f"1: {self._legal[state.made]}"
+        if processes & ~(state.complete & state.made):
+            return "2: a process is on an instance that is not there"
+        if state.routed & ~state.ready:
+            return "3: rows go to a worker that is not ready"
+        if state.made & ~state.recorded:
+            return "4: an instance of ours is not on record"
+        if state.crashes == self.crashes and state.control[0] != "down":
+            if state.faults == self.faults:
+                if self.kept & ~state.routed:
+                    return "5: a worker that is kept does not serve"
+                if self._served(state) < self.transition.lowest_capacity:
+                    return "5: less is served than promised"
+            if self.transition.lowest_capacity > 0.0 and not state.stuck and not self._served(state):
+                return "6: nobody serves"
+        return ""
+
+    def wrong_end(self, state: State) -> str:
+        """Empty, or why things may not end like this."""
+        what, outcome, _ = state.control
+        if what != "end":
+            return f"nothing can happen any more in the middle of {what}"
+        end = _ENDS[outcome]
+        spots = self.under(state.ready)
+        if state.routed != state.ready or state.loading or state.ghosts:
+            return "a worker is left over"
+        if state.made & ~state.stuck != spots or state.recorded != state.made:
+            return "an instance is left over"
+        if end == "forward" and state.ready != self.mask(self.target):
+            return "this is not the target"
+        if end == "start" and not state.ready:
+            return "nothing was started"
+        if end == "not started" and state.ready:
+            return "a start that failed left workers"
+        if end in ("before", "what is left", "not started") and state.faults == self.faults:
+            return "something failed though nothing was refused"
+        return ""
+
+    def end(self, state: State) -> str:
+        return _ENDS[state.control[1]]
+
+    def _served(self, state: State) -> float:
+        return served(self.who(state.routed), lambda item: float(item.placement.slices))
+
+    def _illegal(self, made: int) -> str:
+        for gpu in self.box.gpus:
+            together = [place for place in (*self.where(made), *self.box.foreign) if place.device == gpu]
+            why = legal(together, self._profiles, compute=self.box.compute)
+            if why:
+                return why
+        return ""
+
+
+_ENDS = ("forward", "before", "what is left", "start", "not started")
+
+
+def mutated(steps: tuple[Step, ...], mutation: Mutation) -> tuple[Step, ...]:
+    """`steps` with neighbouring stages the wrong way round."""
+    swaps = {
+        "destroy before drain": ("drain", "destroy"),
+        "create before destroy": ("destroy", "create"),
+        "route before ready": ("spawn", "route"),
+    }
+    if mutation not in swaps:
+        return steps
+    stages = [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.stage)]
+    first, second = swaps[mutation]
+    for index in range(len(stages) - 1):
+        if stages[index][0].kind == first and stages[index + 1][0].kind == second:
+            stages[index], stages[index + 1] = stages[index + 1], stages[index]
+            break
+    return tuple(
+        Step(
+            kind=step.kind, assignment=step.assignment, placement=step.placement, routed=step.routed, stage=number
+        )
+        for number, stage in enumerate(stages)
+        for step in stage
+    )
+
+
+def explore(model: Model, *, most: int = 2_000_000, seen: Callable[[State], None] | None = None) -> Found:
+    """Every state the model can be in, breadth first, up to the first that must not be."""
+    first = model.initial()
+    came: dict[State, tuple[State | None, str]] = {first: (None, "")}
+    queue = deque([first])
+    found = Found()
+    while queue:
+        state = queue.popleft()
+        if seen is not None:
+            seen(state)
+        why = model.violation(state)
+        after = [] if why else list(model.successors(state))
+        if not why and all(label == "the server dies" for label, _ in after):
+            why = model.wrong_end(state)
+            found.ends[model.end(state) if not why else "wrong"] += 1
+        if why:
+            found.violation = why
+            at: State | None = state
+            while at is not None:
+                at, label = came[at]
+                found.trace.append(label)
+            found.trace.reverse()
+            break
+        for label, following in after:
+            if following not in came:
+                came[following] = (state, label)
+                queue.append(following)
+        assert len(came) <= most, "more states than expected"
+    found.states = len(came)
+    return found
