@@ -14,26 +14,40 @@ from clover.devices.mig import MigDevice
 from clover.errors import DeviceError
 from clover.mig.box import Box
 from clover.mig.changes import Changes, compare
+from clover.mig.words import grouped
 
 Say = Callable[[str], None]
 
 
+def steps_of(changes: Sequence[Changes]) -> list[dict[str, str]]:
+    """What would be done, step by step, as JSON; `keep` does nothing."""
+    steps: list[dict[str, str]] = []
+    for item in changes:
+        modes = [] if item.mode is None else [{"do": "mode on" if item.mode else "mode off", "at": item.gpu.device}]
+        steps += modes if item.mode else []
+        steps += [{"do": "make", "at": f"{item.gpu.device}: {item.unplaced}"}] if item.unplaced else []
+        steps += [{"do": "keep", "at": place.id} for place in item.keep]
+        steps += [{"do": "remove", "at": there.placement.id} for there in item.destroy]
+        steps += [{"do": "make", "at": place.id} for place in item.create]
+        steps += [] if item.mode else modes
+    return steps
+
+
 def plan_lines(changes: Sequence[Changes]) -> list[str]:
-    """What would be done, a line a step."""
+    """What would be done, for people: a few lines a GPU."""
     lines: list[str] = []
     for item in changes:
-        device = item.gpu.device
-        if item.mode is False:
-            lines += [f"remove   {there.placement.id}{there.remark}" for there in item.destroy]
-            lines.append(f"MIG off  {device}")
-            continue
-        if item.mode:
-            lines.append(f"MIG on   {device}")
-        if item.unplaced:
-            lines.append(f"make     {device}: {item.unplaced}")
-        lines += [f"keep     {place.id}" for place in item.keep]
-        lines += [f"remove   {there.placement.id}{there.remark}" for there in item.destroy]
-        lines += [f"make     {place.id}" for place in item.create]
+        parts = [("turn", "MIG mode on")] if item.mode else []
+        parts += [("keep", grouped(item.keep))] if item.keep else []
+        spared = [there for there in item.destroy if there.remark]
+        parts += [("remove", f"{there.placement.profile}@{there.placement.start}{there.remark}") for there in spared]
+        going = [there.placement for there in item.destroy if not there.remark]
+        parts += [("remove", grouped(going))] if going else []
+        parts += [("make", grouped(item.create))] if item.create else []
+        parts += [("make", item.unplaced)] if item.unplaced else []
+        parts += [("turn", "MIG mode off")] if item.mode is False else []
+        for number, (what, where) in enumerate(parts):
+            lines.append(f"{'' if number else item.gpu.device:<6} {what:<7} {where}")
     return lines
 
 
@@ -61,6 +75,8 @@ def carry_out(box: Box, changes: Sequence[Changes], say: Say) -> list[str]:
 
 def _turn(box: Box, item: Changes, *, on: bool, say: Say) -> bool:
     word = "on" if on else "off"
+    if item.gpu.pending == on and item.gpu.enabled != on:
+        return False  # asked for already
     try:
         done = box.set_mode(item.gpu, on)
     except DeviceError as error:
@@ -82,7 +98,7 @@ async def _instances(device: MigDevice, item: Changes, say: Say) -> None:
 
 def _reset(device: str, index: int, emulated: bool, *, then: str) -> str:
     how = (
-        "`python -m clover mig emulate --state FILE --reboot`"
+        f"`python -m clover mig emulate --state FILE --reset {index}`"
         if emulated
         else f"stop what runs on it and `nvidia-smi --gpu-reset -i {index}`, or reboot"
     )

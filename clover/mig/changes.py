@@ -41,7 +41,7 @@ class Changes(Record, frozen=True, kw_only=True):
         gpu = self.gpu
         found = [f"{gpu.device}: {self.impossible}"] if self.impossible else []
         if self.mode is not None:
-            found.append(f"{gpu.device}: MIG mode is {'off' if self.mode else 'on'}, wanted {_on(self.mode)}")
+            found.append(f"{gpu.device}: MIG mode is {gpu.mode}, wanted {_on(self.mode)}")
         if self.unplaced:
             found.append(f"{gpu.device}: missing {self.unplaced}")
         found += [f"{place.id} is missing" for place in self.create if place not in self._broken()]

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,8 @@ def _parser(environ: Mapping[str, str]) -> tuple[argparse.ArgumentParser, dict[s
 def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
     emulating.usage = (
         "python -m clover mig emulate NAME[:COUNT] [--state FILE] [options] -- COMMAND...\n"
-        "       python -m clover mig emulate --state FILE [--clear] [--reboot] [--lose GPU] [--restore GPU] "
-        "[--fault FAULT]..."
+        "       python -m clover mig emulate --state FILE [--fault FAULT]... [--clear] [--reset GPU] [--reboot]\n"
+        "                                    [--lose GPU] [--restore GPU]"
     )
     emulating.epilog = (
         "FAULT is SYMBOL=ERROR[:gpu=N][:nth=N][:count=N][:probability=P][:seconds=S][:delay=S]: from the nth call of "
@@ -156,11 +157,12 @@ def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
     emulating.add_argument("--state", metavar="FILE", default="", help="keep the box in this file; a kept one goes on")
     emulating.add_argument("--mig-off", action="store_true", help="a new box has MIG mode off")
     emulating.add_argument("--unprivileged", action="store_true", help="changes are refused, as without root")
-    emulating.add_argument("--seed", type=int, default=0, metavar="N", help="of UUIDs and of faults by chance [0]")
+    emulating.add_argument("--seed", type=int, metavar="N", help="of UUIDs and of faults by chance [differs by box]")
     emulating.add_argument("--fault", "--inject", action="append", default=[], metavar="FAULT", help="make calls fail")
     emulating.add_argument("--clear", action="store_true", help="no more faults")
     emulating.add_argument("--reboot", action="store_true", help="reboot the box: instances go, pending modes come")
     emulating.add_argument("--lose", action="append", default=[], type=int, metavar="GPU", help="the GPU is lost")
+    emulating.add_argument("--reset", action="append", default=[], type=int, metavar="GPU", help="reset the GPU")
     emulating.add_argument("--restore", action="append", default=[], type=int, metavar="GPU", help="it answers again")
 
 
@@ -239,32 +241,30 @@ def _apply(given: argparse.Namespace) -> int:
     name, config = files.choose(files.read(given.file), given.config)
     with _opened(given) as box:
         changes = _changes(given, box.look(), config)
-        lines = applying.plan_lines(changes)
-        refusals = [
-            line
-            for item in changes
-            for line in item.refusals(mode_changes=given.mode_changes, force_foreign=given.force_foreign)
-        ]
+        allowed = {"mode_changes": given.mode_changes, "force_foreign": given.force_foreign}
+        refusals = [line for item in changes for line in item.refusals(**allowed)]
         todo = any(not item.none for item in changes)
-        if given.json and (given.dry_run or refusals or not todo):
-            _print({"config": name, "applied": False, "matches": not todo, "steps": lines, "refused": refusals})
-        elif not given.json:
-            print("\n".join(lines) if todo else f"nothing to do: the box matches {name}")
-        if refusals:
-            raise Refused("refused, nothing was changed:\n  " + "\n  ".join(refusals))
-        if given.dry_run or not todo:
+        answer: dict[str, Any] = {"config": name, "steps": applying.steps_of(changes), "matches": not todo}
+        if refusals or given.dry_run or not todo:
+            if given.json:
+                _print(answer | {"refused": refusals, "done": [], "waiting": [], "error": ""})
+            else:
+                print("\n".join(applying.plan_lines(changes)) if todo else f"nothing to do: the box matches {name}")
+            if refusals:
+                raise Refused("refused, nothing was changed:\n  " + "\n  ".join(refusals))
             if todo and not given.json:
-                print("dry run: nothing changed")
+                print("dry run: nothing was changed")
             return DONE
-        _confirm(given)
-        return _carry_out(given, box, name, changes)
+        _confirm(given, changes)
+        return _carry_out(given, box, answer, changes)
 
 
-def _confirm(given: argparse.Namespace) -> None:
+def _confirm(given: argparse.Namespace, changes: Sequence[Changes]) -> None:
     if given.yes:
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError("nobody is here to ask: give --yes to do this, or --dry-run to look only")
+    print("\n".join(applying.plan_lines(changes)))
     try:
         answer = input("do this? [y/N] ")
     except EOFError:
@@ -273,7 +273,7 @@ def _confirm(given: argparse.Namespace) -> None:
         raise Refused("nothing was changed")
 
 
-def _carry_out(given: argparse.Namespace, box: Box, name: str, changes: Sequence[Changes]) -> int:
+def _carry_out(given: argparse.Namespace, box: Box, answer: dict[str, Any], changes: Sequence[Changes]) -> int:
     done: list[str] = []
 
     def say(line: str) -> None:
@@ -288,12 +288,15 @@ def _carry_out(given: argparse.Namespace, box: Box, name: str, changes: Sequence
     except DeviceError as failed:
         error = str(failed)
     if given.json:
-        _print({"config": name, "applied": not (error or waiting), "done": done, "waiting": waiting, "error": error})
+        reached = not (error or waiting)
+        _print(answer | {"matches": reached, "refused": [], "done": done, "waiting": waiting, "error": error})
     if error:
         after = "what was done stands; the same command takes up from there" if done else "nothing was changed"
         raise Refused(f"{error} ({after})")
     if waiting:
         raise Refused("\n  ".join(["not reached yet:", *waiting]))
+    if not given.json:
+        print(f"the box matches {answer['config']}")
     return DONE
 
 
@@ -342,10 +345,12 @@ def _emulate_on(given: argparse.Namespace, state: Path, faults: Sequence[emulate
         except DeviceError as error:
             raise ConfigError(str(error)) from error
         made = not state.exists()
+        # Boxes that stand beside each other must not share UUIDs: what is Clover's is recorded by them.
+        seed = zlib.crc32(os.fsencode(state.resolve())) if given.seed is None else given.seed
         emulated.create_box(
-            state, table, count, privileged=not given.unprivileged, mig_enabled=not given.mig_off, seed=given.seed
+            state, table, count, privileged=not given.unprivileged, mig_enabled=not given.mig_off, seed=seed
         )
-    elif given.mig_off or given.unprivileged or given.seed:
+    elif given.mig_off or given.unprivileged or given.seed is not None:
         raise ConfigError("--mig-off, --unprivileged and --seed are for a new box: name its GPU, as a100-40gb:2")
     elif not state.is_file():
         raise ConfigError(f"there is no emulated box {state}: name a GPU to make one, as a100-40gb:2")
@@ -353,7 +358,9 @@ def _emulate_on(given: argparse.Namespace, state: Path, faults: Sequence[emulate
     if given.command is not None:
         return emulate.run(given.command, state, given.environ)
     if not given.box and not acted:
-        raise ConfigError("say what to do with the box: --fault, --clear, --reboot, --lose, --restore, or -- COMMAND")
+        raise ConfigError(
+            "say what to do with the box: --fault, --clear, --reset, --reboot, --lose, --restore, or -- COMMAND"
+        )
     if given.box:
         print(f"{'made' if made else 'there is'} {state}: {given.box}; `--box {state}` acts on it")
     return DONE
@@ -364,10 +371,12 @@ def _act(given: argparse.Namespace, state: Path, faults: Sequence[emulated.Fault
         emulated.clear_faults(state)
     for gpu in given.restore:
         emulated.restore(state, gpu)
+    for gpu in given.reset:
+        emulated.reset(state, gpu)
     if given.reboot:
         emulated.reboot(state)
     for gpu in given.lose:
         emulated.lose(state, gpu)
     if faults:
         emulated.inject(state, *faults)
-    return bool(given.clear or given.restore or given.reboot or given.lose or faults)
+    return bool(given.clear or given.restore or given.reset or given.reboot or given.lose or faults)

@@ -63,9 +63,9 @@ def width_for(blocks: Sequence[Block]) -> int:
     return max([_LEAST, *(-(-(len(block.name) + 1) // block.size) for block in blocks)])
 
 
-def framed(axis: int, blocks: Sequence[Block], ink: Strokes = LINES) -> list[Text]:
-    """Four lines: the memory slices' numbers, and the instances in a frame."""
-    width = width_for(blocks)
+def framed(axis: int, blocks: Sequence[Block], ink: Strokes = LINES, width: int = 0) -> list[Text]:
+    """Four lines: the memory slices' numbers, and the instances in a frame; `width` columns a memory slice."""
+    width = width or width_for(blocks)
     cells = _cells(axis, blocks)
     edges = {cell.start for cell in cells}
 

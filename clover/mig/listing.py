@@ -8,16 +8,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clover.mig.drawing import Block, Strokes, framed
+from clover.mig.drawing import Block, Strokes, framed, width_for
 from clover.mig.state import GpuState, Instance
 
 _INDENT = "  "
+_CELL = 7
+"""Columns of a memory slice, at least."""
 
 
 def show(gpus: Sequence[GpuState], console: Console, ink: Strokes, *, emulated: bool) -> None:
     """Print the box."""
     if not gpus:
         say(console, "the driver shows no GPU")
+    width = max([_CELL, *(width_for(_blocks(gpu)) for gpu in gpus)])
     for number, gpu in enumerate(gpus):
         if number:
             say(console, "")
@@ -25,7 +28,7 @@ def show(gpus: Sequence[GpuState], console: Console, ink: Strokes, *, emulated: 
         say(console, Text.assemble((gpu.device, "bold"), f"  {gpu.product}{label}  {gpu.uuid}".rstrip()))
         say(console, f"{_INDENT}{_mode(gpu)}")
         if gpu.enabled and not gpu.lost:
-            for line in framed(gpu.memory_slices, [block(item) for item in gpu.instances], ink):
+            for line in framed(gpu.memory_slices, _blocks(gpu), ink, width):
                 say(console, Text(_INDENT) + line)
             if gpu.instances:
                 _instances(gpu.instances, console)
@@ -39,6 +42,10 @@ def block(item: Instance) -> Block:
     return Block(start=item.placement.start, size=item.placement.size, name=item.placement.profile, style=style)
 
 
+def _blocks(gpu: GpuState) -> list[Block]:
+    return [block(item) for item in gpu.instances]
+
+
 def say(console: Console, text: Text | str) -> None:
     """One line as it is: neither wrapped, cut nor read as markup."""
     console.print(Text(text) if isinstance(text, str) else text, soft_wrap=True, highlight=False)
@@ -49,9 +56,7 @@ def _mode(gpu: GpuState) -> str:
         return "lost: it does not answer; it needs a reset, or a reboot of the box"
     if not gpu.supported:
         return "no MIG: it is one whole GPU"
-    word = "on" if gpu.enabled else "off"
-    waits = f", {'on' if gpu.pending else 'off'} after the next reset" if gpu.pending != gpu.enabled else ""
-    parts = [f"MIG {word}{waits}", f"{gpu.memory_mib / 1024:.0f} GiB"]
+    parts = [f"MIG {gpu.mode}", f"{gpu.memory_mib / 1024:.0f} GiB"]
     if gpu.enabled:
         used = sum(item.placement.slices for item in gpu.instances)
         parts.append(f"{used} of {gpu.compute_slices} compute slices in instances")

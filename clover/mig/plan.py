@@ -23,7 +23,7 @@ from clover.mig.drawing import Block, Strokes, bar, strip, width_for
 from clover.mig.emulate import parse_box
 from clover.mig.listing import say
 from clover.mig.state import GpuState
-from clover.mig.words import Ask, Asks, choices, counted, parse_layout, unplaceable
+from clover.mig.words import Ask, Asks, choices, counted, grouped, parse_layout, unplaceable
 from clover.planning import geometry
 from clover.planning.geometry import SliceProfile
 from clover.planning.layout import lay_out
@@ -278,7 +278,7 @@ def plain(found: Planned) -> dict[str, Any]:
                 "start_s": view.start_s,
                 "seconds": view.seconds,
                 "capacity": view.capacity,
-                "steps": [{"kind": step.kind, "at": _at(step)} for step in view.steps],
+                "steps": [{"kind": step.kind, "at": [place.id for place in _places(step)]} for step in view.steps],
                 "standing": [place.id for place in view.standing],
                 "serving": [item.placement.id for item in view.routed],
             }
@@ -287,11 +287,9 @@ def plain(found: Planned) -> dict[str, Any]:
     }
 
 
-def _at(step: Step) -> list[str]:
-    if step.kind == "route":
-        return [item.placement.id for item in step.routed]
-    place = step.placement or (step.assignment.placement if step.assignment else None)
-    return [place.id] if place else []
+def _places(step: Step) -> list[Placement]:
+    workers = [step.assignment] if step.assignment else step.routed
+    return [step.placement] if step.placement else [item.placement for item in workers]
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
@@ -356,23 +354,15 @@ def verdict(found: Planned) -> list[str]:
 def _steps(view: StageView) -> list[str]:
     if view.stage < 0:
         return ["(before)"]
-    lines: dict[str, list[str]] = {}
+    by_kind: dict[str, dict[str, list[Placement]]] = {}
     for step in view.steps:
-        lines.setdefault(step.kind, []).extend(_at(step))
-    out = []
-    for kind, places in lines.items():
-        by_gpu: dict[str, dict[str, list[str]]] = {}
-        for place in places:
-            device, _, name = place.partition(":")
-            profile, _, start = name.partition("@")
-            by_gpu.setdefault(device, {}).setdefault(profile, []).append(start)
-        names = {
-            device: ", ".join(f"{profile}@{','.join(starts)}" for profile, starts in profiles.items())
-            for device, profiles in by_gpu.items()
-        }
-        shown = "; ".join(f"{device} {text}" for device, text in names.items())
-        out.append(f"{'route to' if kind == 'route' else kind:<8} {shown}")
-    return out
+        for place in _places(step):
+            by_kind.setdefault(step.kind, {}).setdefault(place.device, []).append(place)
+    return [
+        f"{'route to' if kind == 'route' else kind:<8} "
+        + "; ".join(f"{device} {grouped(places)}" for device, places in by_gpu.items())
+        for kind, by_gpu in by_kind.items()
+    ]
 
 
 def _meter(capacity: float, found: Planned, ink: Strokes) -> str:

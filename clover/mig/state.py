@@ -53,6 +53,13 @@ class GpuState(Record, frozen=True, kw_only=True):
     profiles: dict[str, SliceProfile] = {}
     instances: tuple[Instance, ...] = ()
 
+    @property
+    def mode(self) -> str:
+        """MIG mode in words, with what comes after the next reset where that is something else."""
+        words = ("off", "on")
+        waits = f" until the next reset, then {words[self.pending]}" if self.pending != self.enabled else ""
+        return words[self.enabled] + waits
+
     def room(self) -> dict[str, int]:
         """How many more instances of each profile fit beside what is there (each profile for itself)."""
         taken = [(item.placement.start, item.placement.size) for item in self.instances]

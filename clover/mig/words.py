@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from clover.errors import ConfigError
 from clover.planning.geometry import SliceProfile, legal
-from clover.settings.schema import did_you_mean
 from clover.types import Placement, Record
 
 EMPTY = "-"
@@ -86,7 +85,7 @@ def resolve(name: str, profiles: Mapping[str, SliceProfile]) -> SliceProfile:
         if fits:
             return min(fits, key=lambda profile: (profile.size, profile.name))
     known_names = ", ".join(profiles) or "none"
-    raise ConfigError(f"there is no profile {name} on this GPU{did_you_mean(name, profiles)}; it has {known_names}")
+    raise ConfigError(f"there is no profile {name} on this GPU; it has {known_names}")
 
 
 def choices(
@@ -148,6 +147,14 @@ def _why_not(asks: Sequence[Ask], profiles: Mapping[str, SliceProfile], compute:
     if sum(profile.media for profile in found) > 1:
         return "only one instance may have the media engines (+me)"
     return "no places for them on the memory axis are free of overlap"
+
+
+def grouped(places: Iterable[Placement]) -> str:
+    """Placements of one GPU in short, as "3g.20gb@4, 1g.5gb@0,1,2"; "-" for none."""
+    starts: dict[str, list[str]] = {}
+    for place in places:
+        starts.setdefault(place.profile, []).append(str(place.start))
+    return ", ".join(f"{profile}@{','.join(at)}" for profile, at in starts.items()) or EMPTY
 
 
 def counted(names: Iterable[str]) -> str:
