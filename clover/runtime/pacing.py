@@ -42,7 +42,8 @@ TOLERANCE_MS = 0.5
 """A batch handed back later than its pace by more than this share, and more than these milliseconds, is an overrun."""
 
 REPORT_EVERY_NS = 10_000_000_000
-"""How often a worker complains of overruns, at most."""
+FIRST_REPORT_NS = 1_000_000_000
+"""How often a worker complains of overruns, at most, and how soon."""
 
 _PR_SET_TIMERSLACK = 29
 _SLACK_NS = 1_000
@@ -118,7 +119,7 @@ class Pacer:
         self.overruns = 0
         self.worst_ms = 0.0
         """By how much the latest batch of the current report was late."""
-        self._reported_ns = now_ns()
+        self._reported_ns = now_ns() + FIRST_REPORT_NS - REPORT_EVERY_NS
         self._reported = (0, 0)
 
     def hold(self, start_ns: int, rows: int) -> int:
@@ -136,7 +137,7 @@ class Pacer:
         return now_ns
 
     def report(self) -> str:
-        """What to complain of, once every REPORT_EVERY_NS; "" where there is nothing new or it is too early."""
+        """What to complain of, after FIRST_REPORT_NS and once every REPORT_EVERY_NS; "" where there is nothing new."""
         batches, overruns = self._reported
         now_ns = self._now_ns()
         if self.overruns == overruns or now_ns - self._reported_ns < REPORT_EVERY_NS:

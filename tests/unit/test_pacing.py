@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from clover.errors import DeviceError, DeviceLost, WorkerError
 from clover.runtime.frames import EmulatedSlice
-from clover.runtime.pacing import REPORT_EVERY_NS, HeldSlice, Pace, Pacer, misfit, out_of_memory, pace_of
+from clover.runtime.pacing import (
+    FIRST_REPORT_NS,
+    REPORT_EVERY_NS,
+    HeldSlice,
+    Pace,
+    Pacer,
+    misfit,
+    out_of_memory,
+    pace_of,
+)
 from tests.unit import profiles_fixture
 
 MS = 1_000_000
@@ -110,15 +119,19 @@ def test_overruns_are_reported_now_and_then() -> None:
 
     batch(30)
     assert paced.report() == "", "too early"
-    clock.ns += REPORT_EVERY_NS
+    clock.ns += FIRST_REPORT_NS
     batch(5)
     assert "1 of the last 2 batches" in paced.report()
     assert paced.report() == ""
     clock.ns += REPORT_EVERY_NS
     assert paced.report() == "", "nothing new"
+    clock.ns -= REPORT_EVERY_NS // 2
+    batch(17)
+    assert paced.report() == "", "too soon"
+    clock.ns += REPORT_EVERY_NS
     batch(17)
     text = paced.report()
-    assert "1 of the last 1 batches" in text
+    assert "2 of the last 2 batches" in text
     assert "by up to 7.0 ms" in text
 
 

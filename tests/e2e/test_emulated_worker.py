@@ -1,0 +1,70 @@
+"""Real workers on slices of an emulated box: what they hold, answer, draw and may use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clover.devices import emulated
+from clover.errors import DeviceError
+from tests.e2e.emulated_worker import PACE_MS
+
+ROOT = Path(__file__).parents[2]
+
+
+def scenario(folder: Path, name: str) -> dict[str, Any]:
+    command = [sys.executable, "-W", "error", "-m", "tests.e2e.emulated_worker", str(folder), name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_library_is_built() -> None:
+    try:
+        assert emulated.library().is_file()
+    except DeviceError as error:  # a build that failed shall not look like tests that pass
+        pytest.fail(str(error))
+
+
+def test_a_worker_holds_its_slice_until_it_is_gone(tmp_path: Path) -> None:
+    found = scenario(tmp_path, "holds")
+    assert "in use" in found["held"]
+    assert found["quarantined"] == ["gpu0:1g.5gb@6"]
+    assert "in use" in found["held by one"], "the other worker of the swap still holds it"
+    assert found["after kill -9"] == ""
+    assert found["left"] == ["gpu0:3g.20gb@0"]
+    assert "MIG-none" in found["no such slice"]
+
+
+def test_answers_are_the_cpus_and_times_and_watts_the_slices(tmp_path: Path) -> None:
+    found = scenario(tmp_path, "answers")
+    assert found["same"]
+    assert found["visible"] == "", "no GPU of this machine is touched"
+    assert found["paced"] == pytest.approx(PACE_MS)
+    eight, again, one = found["ms"]
+    assert min(eight, again) >= PACE_MS[7]
+    assert one >= PACE_MS[0]
+    assert max(found["cpu_ms"]) < PACE_MS[0], "sleeping is not computing"
+    # The board draws 100 W while batches run, whatever the profile expects, and nothing in between.
+    assert found["joules"] == pytest.approx(sum(found["ms"]) / 1e3 * 100.0, rel=0.2)
+    assert found["idle joules"] == pytest.approx(0.0, abs=0.1)
+
+
+def test_memory_pace_and_a_lost_gpu_bound_a_worker(tmp_path: Path) -> None:
+    found = scenario(tmp_path, "bounds")
+    assert 4 << 30 < found["memory"] < 5 << 30
+    assert "heavy does not fit into gpu0:1g.5gb@0, which has 128 MiB of memory" in found["misfit"]
+    late, of, least_ms = found["overruns"]
+    assert 1 <= late == of
+    assert least_ms >= 20.0, "a slow CPU is reported as it was"
+    reason, device_lost, completion = found["lost"]
+    assert "gpu0:1g.5gb@0 is gone" in reason
+    assert "GPU_IS_LOST" in reason
+    assert device_lost
+    assert completion is None, "what was computed for a lost GPU is not handed over"
