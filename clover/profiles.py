@@ -33,7 +33,7 @@ _DISTRIBUTIONS = {
     "eager": ("torch",),
     "aoti": ("torch",),
     "onnxruntime": ("onnxruntime",),
-    "tensorrt": ("torch", "torch-tensorrt"),
+    "tensorrt": ("torch", "torch-tensorrt", "tensorrt-cu13-libs"),
 }
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

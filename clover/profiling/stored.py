@@ -37,6 +37,7 @@ def key_of(spec: FamilySpec, device: Devices, config: ServerConfig) -> str:
         *(place.profile for place in whole_layout(device)),
     ]
     if not emulated(device):
+        parts += sorted({registry.target_of(gpu, "").driver for gpu in devices_of(device).values()})
         return _key(spec, device_cores(device), config, "/".join(parts))
     parts += [f"version {analytical.VERSION}", hashlib.sha256(_pace_bytes(config)).hexdigest()]
     return _key(spec, device_cores(cpu_of(config)), config, "/".join(parts))
