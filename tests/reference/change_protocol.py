@@ -14,8 +14,8 @@ Steps are taken apart where a crash in between would show:
 From every state every next state is looked at, breadth first: any step of the stage goes on (so all interleavings of a
 stage's steps occur), any step is refused by the driver or its worker does not load (up to `faults` times: making either
 half of an instance, removing either half, loading), the server dies (up to `crashes` times, also while it goes back or
-starts), a left-over worker ends.  Dying takes all but the GPU instances and the record.  A restart looks at what stands,
-keeps what the next deployment needs and removes what is ours beyond that; then that deployment is started.
+starts), a left-over worker ends.  Dying takes all but the GPU instances and the record.  A restart looks at what
+stands, keeps what the next deployment needs and removes what is ours beyond that; then that deployment is started.
 
 What must be true in every state:
 
@@ -177,7 +177,8 @@ class Model:
         self.transition = plan_transition(before, target, box.shapes(), floor=floor)
         self.kept = self.mask(self.transition.kept)
         self._forward = self._program("forward", mutated(self.transition.steps, mutation), target)
-        self._choices = [(0, target), (self.spots(target), target), (self.spots(before), before)]
+        after_a_crash = [(0, target), (self.spots(target), target), (self.spots(before), before)]
+        self._choices = [(keep, deployment) for keep, deployment in after_a_crash if deployment]
 
     # --- names and masks
 
@@ -231,15 +232,18 @@ class Model:
             if state.ghosts >> index & 1:
                 yield f"left-over worker {index} ends", state._replace(ghosts=state.ghosts & ~(1 << index))
         if state.crashes and state.control[0] != "down":
-            yield "the server dies", state._replace(
-                control=("down", 0, 0),
-                stage=(),
-                stuck=0,
-                loading=0,
-                ready=0,
-                routed=0,
-                ghosts=state.ghosts | state.loading | state.ready,
-                crashes=state.crashes - 1,
+            yield (
+                "the server dies",
+                state._replace(
+                    control=("down", 0, 0),
+                    stage=(),
+                    stuck=0,
+                    loading=0,
+                    ready=0,
+                    routed=0,
+                    ghosts=state.ghosts | state.loading | state.ready,
+                    crashes=state.crashes - 1,
+                ),
             )
 
     def _goes_on(self, state: State, action: Action) -> Iterator[tuple[str, State, int]]:
@@ -337,7 +341,11 @@ class Model:
         refused = [action for action in state.stage if action[2] == REFUSED]
         state = state._replace(stage=())
         if what == "restart":
-            return state._replace(control=("run", self._start(number, state.stuck), 0))
+            # Slots that are stuck may call for another deployment, which does not need all that was kept.
+            program = self._start(number, state.stuck)
+            extra = state.complete & ~state.stuck & ~self.spots(self._programs[program].deployment)
+            stage = tuple((DESTROY, index, 0) for index in range(len(self.places)) if extra >> index & 1)
+            return state._replace(control=state.control if stage else ("run", program, 0), stage=stage)
         if what == "run":
             program = self._programs[number]
             later = program.after(index)
@@ -347,7 +355,10 @@ class Model:
                 return state._replace(
                     control=(what, number, index + 1), stage=self._actions(program.stages[index], state)
                 )
-            return self._tidy(state, number) if program.purpose == "back" else self._end(state, program.purpose)
+            if program.purpose == "back":
+                return self._tidy(state, number)
+            # With every slot stuck there is nothing to start: the server says so and ends.
+            return self._end(state, program.purpose if program.deployment else "not started")
         return self._way_back(state)
 
     def _failed(self, state: State, number: int) -> State:
@@ -368,9 +379,7 @@ class Model:
             drains = tuple((DRAIN, index, 0) for index in range(len(self.workers)) if idle >> index & 1)
             return state._replace(control=("drop", number, 0), stage=drains)
         if what == "drop":
-            return state._replace(
-                control=("clean", number, 0), stage=self._unused(state, keep=self.spots(before))
-            )
+            return state._replace(control=("clean", number, 0), stage=self._unused(state, keep=self.spots(before)))
         if what == "clean":
             key = (state.ready, state.routed, state.stuck)
             if key not in self._backs:
@@ -526,9 +535,7 @@ def mutated(steps: tuple[Step, ...], mutation: Mutation) -> tuple[Step, ...]:
             stages[index], stages[index + 1] = stages[index + 1], stages[index]
             break
     return tuple(
-        Step(
-            kind=step.kind, assignment=step.assignment, placement=step.placement, routed=step.routed, stage=number
-        )
+        Step(kind=step.kind, assignment=step.assignment, placement=step.placement, routed=step.routed, stage=number)
         for number, stage in enumerate(stages)
         for step in stage
     )
