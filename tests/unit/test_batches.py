@@ -61,6 +61,21 @@ def test_consecutive_rows_are_not_copied(slab):
     assert not np.shares_memory(Batches(slab).gather(slots(2, 4))[0], slab.input(0))
 
 
+def test_scattered_rows_can_be_gathered_where_they_will_be_gathered_again(slab):
+    batches = Batches(slab)
+    (staged,) = batches.stage(4)  # of inputs of fixed shape alone
+    assert staged.shape == (4, 2, 3)
+    for numbers in ((5, 1), (7, 0, 3, 2)):
+        x, wave, _ = batches.gather(slots(*numbers))
+        assert np.shares_memory(x, staged)
+        assert x.flags.c_contiguous
+        assert [row.ravel()[0] for row in x] == list(numbers)
+        assert [row.ravel()[0] for row in wave] == list(numbers)
+    assert np.shares_memory(batches.gather(slots(2, 3))[0], slab.input(0)), "rows in a row need no gathering"
+    with pytest.raises(IndexError, match="beyond"):
+        batches.gather(slots(8, 1))
+
+
 def good(rows):
     return [
         np.arange(rows * 2, dtype=np.float32).reshape(rows, 2),

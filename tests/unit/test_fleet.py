@@ -350,3 +350,40 @@ async def test_a_worker_that_dies_while_it_drains_ends_the_drain(house: House) -
     assert len(house.started) == 2
     router.fail_waiting("the test is over")
     router.stop()
+
+
+@in_a_house
+async def test_a_lost_gpu_blames_no_request_and_slices_are_compute_slices(house: House) -> None:
+    fleet, router = house.fleet, house.router
+    halves = [
+        Assignment(
+            placement=Placement(device="gpu0", profile="3g.20gb", start=start, size=4),
+            family="toy",
+            variant="small",
+            backend="eager",
+        )
+        for start in (0, 4)
+    ]
+    for half in halves:
+        await fleet.spawn(half)
+    assert [member.meter.slices for member in fleet._all() if member.meter is not None] == [3, 3]
+    fleet.route(tuple(halves), {"small": 1.0})
+    ticket = router.open(1)
+    done: list[Any] = []
+    router.submit(ticket, done.append)
+    await house.settle()
+    house.failing = 1 << 30
+    for worker in sorted(house.started, key=lambda worker: not worker.sent):
+        worker.device_lost = True
+        worker.overruns = 3
+        assert 3 in [line["overruns"] for line in fleet.describe()]
+        worker.die("its GPU is lost")
+        await asyncio.sleep(0)
+    assert (ticket.status, ticket.deaths, router.traffic.poisoned) == (0, 0, 0)
+    house.failing = 0
+    await house.settle()
+    (worker,) = [worker for worker in house.started if worker.sent and worker.state == "ready"]
+    worker.done.append((worker.sent[0], 0, 1, house.now_ns, house.now_ns, 0))
+    router.reap()
+    assert ticket.status == 200
+    await fleet.stop()

@@ -476,6 +476,19 @@ def test_two_deaths_are_poison(house: House) -> None:
     house.check_slots()
 
 
+def test_deaths_that_no_row_can_have_caused_count_for_none(house: House) -> None:
+    workers = house.route(0, 0, 0, 0)
+    ticket = house.ask()
+    for worker in workers[:3]:
+        assert len(worker.ring.batches) == 1
+        house.router.died(worker, "its GPU is lost", blame=False)
+    house.complete(workers[3])
+    assert (ticket.status, ticket.deaths) == (200, 0)
+    assert house.router.traffic.poisoned == 0
+    house.router.close(ticket)
+    house.check_slots()
+
+
 def test_poison_does_not_spread_to_its_batch(house: House) -> None:
     first, second, third = house.route(0, 0, 0)
     tickets = [house.ask(turn=False) for _ in range(3)]
