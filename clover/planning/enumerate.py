@@ -6,6 +6,10 @@ which of two equal placements holds which variant, are one configuration.  Every
 a product of binomials a layout, known without listing: where it exceeds `limit`, PlanError says so, and the caller may
 ask for configurations of at most `max_variants` different variants instead: a routing over a linear objective with
 one accuracy constraint mixes at most two variants unless a capacity limit binds.
+
+Devices that allow the same multisets of profiles are of one *kind*.  How many multisets n devices of a kind with m of
+their own have together is at most C(m + n - 1, n), and less where some are the same: 14 and 74 for one and two A100s,
+hundreds of thousands for ten.
 """
 
 from __future__ import annotations
@@ -13,86 +17,131 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from clover.errors import PlanError
 from clover.types import Configuration, DeviceShape, GroupCount
 
 LIMIT = 200_000
+_BITS = 20  # of a profile's count in a packed multiset
 
 Profiles = tuple[tuple[str, int], ...]
 """A multiset of profiles: sorted (profile, count)."""
+Kinds = tuple[tuple[tuple[Profiles, ...], int], ...]
+"""Kinds of devices: the multisets of one, and how many there are."""
+Fitting = dict[str, tuple[str, ...]]
+"""The variants that run on each profile."""
+
+
+def multisets_of(device: DeviceShape) -> tuple[Profiles, ...]:
+    """The different multisets of profiles of the device's layouts, sorted; those without a placement do not count."""
+    return tuple(sorted({_multiset(placement.profile for placement in layout) for layout in device.layouts if layout}))
+
+
+def kinds_of(devices: Sequence[DeviceShape]) -> Kinds:
+    """The multisets of each kind of device, and how many devices of it there are.  A device that has no layout (lost,
+    or full of what others own) is left out."""
+    kinds = Counter(multisets_of(device) for device in devices)
+    return tuple((kind, number) for kind, number in kinds.items() if kind)
 
 
 def profile_sets(devices: Sequence[DeviceShape], limit: int = LIMIT) -> list[Profiles]:
     """The different multisets of profiles that the devices' layouts allow together, sorted."""
-    sums: set[Profiles] = {()}
-    for device in devices:
-        own = {_multiset(placement.profile for placement in layout) for layout in device.layouts}
-        sums = {_added(left, right) for left in sums for right in own}
-        if len(sums) > limit:
+    return _sets(kinds_of(devices), limit)
+
+
+def _sets(kinds: Kinds, limit: int) -> list[Profiles]:
+    names = sorted({profile for kind, _ in kinds for profiles in kind for profile, _ in profiles})
+    at = {profile: position * _BITS for position, profile in enumerate(names)}
+    sums = {0}
+    for kind, number in kinds:
+        if math.comb(len(kind) + number - 1, number) > 4 * limit:  # some are the same, but not so many
             raise PlanError(f"more than {limit} combinations of layouts: too many to list")
-    return sorted(sums)
+        own = [sum(n << at[profile] for profile, n in profiles) for profiles in kind]
+        for _ in range(number):
+            sums = {left + right for left in sums for right in own}
+            if len(sums) > limit:
+                raise PlanError(f"more than {limit} combinations of layouts: too many to list")
+    return sorted(_unpacked(packed, names) for packed in sums if packed)
 
 
-def count(devices: Sequence[DeviceShape], fitting: dict[str, tuple[str, ...]], limit: int = LIMIT) -> int:
+def count(devices: Sequence[DeviceShape], fitting: Fitting, limit: int = LIMIT) -> int:
     """How many configurations there are at most (those of different layouts counted apart)."""
-    return sum(
-        math.prod(math.comb(n + len(fitting.get(profile, ())) - 1, n) for profile, n in profiles)
-        for profiles in profile_sets(devices, limit)
-        if all(fitting.get(profile) for profile, _ in profiles)
-    )
+    return _count(profile_sets(devices, limit), fitting)
 
 
 def configurations(
-    devices: Sequence[DeviceShape],
-    fitting: dict[str, tuple[str, ...]],
-    *,
-    limit: int = LIMIT,
-    max_variants: int = 0,
+    devices: Sequence[DeviceShape], fitting: Fitting, *, limit: int = LIMIT, max_variants: int = 0
 ) -> list[Configuration]:
     """All configurations, sorted; `fitting` names the variants that run on each profile.
 
     `max_variants` > 0 keeps those of at most that many different variants.  Layouts with a profile on which nothing
     runs are left out.  Raises PlanError above `limit`.
     """
+    return configurations_of(kinds_of(devices), fitting, limit=limit, max_variants=max_variants)
+
+
+def configurations_of(kinds: Kinds, fitting: Fitting, *, limit: int, max_variants: int) -> list[Configuration]:
+    """The same for devices given by their kinds."""
+    sets = _sets(kinds, limit)
     names = sorted({variant for variants in fitting.values() for variant in variants})
     if not 0 < max_variants < len(names):
-        expected = count(devices, fitting, limit)
+        expected = _count(sets, fitting)
         if expected > limit:
             raise PlanError(f"{expected} configurations are too many to list (the limit is {limit})")
-        return sorted(set(_of(devices, fitting, limit)), key=_key)
+        return in_order(set(_of(sets, fitting)))
+    choices = [only(fitting, chosen) for chosen in itertools.combinations(names, max_variants)]
+    if sum(_count(sets, choice) for choice in choices) > limit:
+        raise PlanError(f"more than {limit} configurations of {max_variants} variants: too many to list")
     found: set[Configuration] = set()
-    for chosen in itertools.combinations(names, max_variants):
-        only = {profile: tuple(v for v in variants if v in chosen) for profile, variants in fitting.items()}
-        if count(devices, only, limit) + len(found) > limit:
-            raise PlanError(f"more than {limit} configurations of {max_variants} variants: too many to list")
-        found.update(_of(devices, only, limit))
-    return sorted(found, key=_key)
+    for choice in choices:
+        found.update(_of(sets, choice))
+    return in_order(found)
 
 
-def _of(devices: Sequence[DeviceShape], fitting: dict[str, tuple[str, ...]], limit: int) -> Iterable[Configuration]:
-    for profiles in profile_sets(devices, limit):
-        if not all(fitting.get(profile) for profile, _ in profiles):
-            continue
-        deals = [
-            [
-                [GroupCount(variant=variant, profile=profile, count=k) for variant, k in sorted(Counter(deal).items())]
-                for deal in itertools.combinations_with_replacement(fitting[profile], n)
-            ]
-            for profile, n in profiles
+def only(fitting: Fitting, chosen: Iterable[str]) -> Fitting:
+    """`fitting` without other variants than `chosen`."""
+    names = set(chosen)
+    return {profile: tuple(v for v in variants if v in names) for profile, variants in fitting.items()}
+
+
+def deals(profiles: Profiles, fitting: Fitting) -> Iterator[Configuration]:
+    """The ways to deal variants to these profiles; none where nothing runs on one of them."""
+    if not all(fitting.get(profile) for profile, _ in profiles):
+        return
+    parts = [
+        [
+            [GroupCount(variant=variant, profile=profile, count=k) for variant, k in sorted(Counter(deal).items())]
+            for deal in itertools.combinations_with_replacement(fitting[profile], n)
         ]
-        for parts in itertools.product(*deals):
-            yield tuple(sorted(itertools.chain(*parts), key=lambda group: (group.variant, group.profile)))
+        for profile, n in profiles
+    ]
+    for chosen in itertools.product(*parts):
+        yield tuple(sorted(itertools.chain(*chosen), key=lambda group: (group.variant, group.profile)))
 
 
-def _key(configuration: Configuration) -> list[tuple[str, str, int]]:
-    return [(group.variant, group.profile, group.count) for group in configuration]
+def in_order(found: Iterable[Configuration]) -> list[Configuration]:
+    """Configurations, sorted."""
+    return sorted(found, key=lambda item: [(group.variant, group.profile, group.count) for group in item])
+
+
+def _count(sets: Sequence[Profiles], fitting: Fitting) -> int:
+    return sum(
+        math.prod(math.comb(n + len(fitting.get(profile, ())) - 1, n) for profile, n in profiles)
+        for profiles in sets
+        if all(fitting.get(profile) for profile, _ in profiles)
+    )
+
+
+def _of(sets: Sequence[Profiles], fitting: Fitting) -> Iterable[Configuration]:
+    return itertools.chain.from_iterable(deals(profiles, fitting) for profiles in sets)
 
 
 def _multiset(items: Iterable[str]) -> Profiles:
     return tuple(sorted(Counter(items).items()))
 
 
-def _added(left: Profiles, right: Profiles) -> Profiles:
-    return tuple(sorted((Counter(dict(left)) + Counter(dict(right))).items()))
+def _unpacked(packed: int, names: Sequence[str]) -> Profiles:
+    mask = (1 << _BITS) - 1
+    counts = [(profile, packed >> position * _BITS & mask) for position, profile in enumerate(names)]
+    return tuple((profile, number) for profile, number in counts if number)

@@ -9,11 +9,12 @@ comparison.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clover.errors import PlanError
 from clover.planning.queueing import Service
-from clover.types import DeviceShape, FamilyProfile, LatencyMeasurement, ObjectiveConfig, State
+from clover.types import DeviceShape, FamilyProfile, LatencyMeasurement, ObjectiveConfig, Placement, State
 
 LEAST_RATE = 0.1
 """Rows a second that are planned for at least, so that an idle family still has a defined plan."""
@@ -48,11 +49,28 @@ class Problem:
         return [service.least_energy_j for (name, _), service in self.services.items() if name == variant]
 
 
+def whole(device: DeviceShape) -> tuple[Placement, ...]:
+    """The device in the fewest parts, with most compute slices among equals: how BASE uses it; nothing where it has no
+    layout (lost, or full of what others own)."""
+    layouts = [layout for layout in device.layouts if layout]
+    return min(layouts, key=lambda layout: (len(layout), -sum(item.slices for item in layout)), default=())
+
+
+def base_capacity(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 1.0) -> float:
+    """Rows a second of BASE on these devices: its variant on each of them as a whole."""
+    services = services_of(profile, share)
+    found = [services.get((profile.base.variant, item.profile)) for device in devices for item in whole(device)]
+    return sum(service.capacity() for service in found if service is not None)
+
+
 def problem_of(state: State) -> Problem:
     """The problem that `state` poses; PlanError where the profile covers no variant on these devices."""
     profile = state.profile
     services = services_of(profile, state.share)
     accuracy = accuracies(profile)
+    if not any(shape.layouts for shape in state.devices):
+        devices = ", ".join(shape.device for shape in state.devices) or "none"
+        raise PlanError(f"{state.family} has no device that can be used ({devices})")
     known = {placement.profile for shape in state.devices for layout in shape.layouts for placement in layout}
     services = {key: value for key, value in services.items() if key[0] in accuracy and key[1] in known}
     variants = sorted({variant for variant, _ in services}, key=lambda variant: (accuracy[variant], variant))

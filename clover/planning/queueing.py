@@ -37,10 +37,10 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_right
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,21 @@ class Service:
     energy_j_per_row: tuple[float, ...]
     cv: float = 0.0
 
+    def __hash__(self) -> int:
+        return self._hash  # services are keys of every memory here
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.batches, self.mean_ms, self.energy_j_per_row, self.cv))
+
+    @cached_property
+    def _capacity(self) -> float:
+        return max(b / ms * 1e3 for b, ms in zip(self.batches, self.mean_ms, strict=True))
+
+    @cached_property
+    def _totals_j(self) -> tuple[float, ...]:
+        return tuple(b * e for b, e in zip(self.batches, self.energy_j_per_row, strict=True))
+
     @property
     def max_batch(self) -> int:
         """The largest batch the worker takes: the largest that was measured."""
@@ -76,9 +91,14 @@ class Service:
 
     def energy_j(self, batch: float) -> float:
         """Joules of one row in a batch of that (mean) size: the batch's energy interpolated, over its rows."""
-        totals = [b * e for b, e in zip(self.batches, self.energy_j_per_row, strict=True)]
         batch = min(max(batch, self.batches[0]), self.batches[-1])
-        return _interpolate(self.batches, totals, batch) / batch
+        return _interpolate(self.batches, self._totals_j, batch) / batch
+
+    def least_energy_to(self, batch: float) -> float:
+        """Joules of one row at the most frugal batch of at most `batch` rows.  Between measured sizes the energy of a
+        row only rises or only falls, so that the ends decide."""
+        measured = (e for b, e in zip(self.batches, self.energy_j_per_row, strict=True) if b <= batch)
+        return min(self.energy_j(batch), min(measured, default=math.inf))
 
     @property
     def least_energy_j(self) -> float:
@@ -87,7 +107,7 @@ class Service:
 
     def capacity(self) -> float:
         """Rows a second at the best batch size."""
-        return max(b / ms * 1e3 for b, ms in zip(self.batches, self.mean_ms, strict=True))
+        return self._capacity
 
     def derated(self, share: float) -> Service:
         """The same worker with only `share` of the machine's time."""
@@ -119,6 +139,78 @@ def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
     return float(ys[-1])
 
 
+@dataclass(frozen=True)
+class Lane:
+    """The workers of one variant as (service, how many of it), each service once.  Make them with `lane_of`: what is
+    costly to tell of a lane is then told once, however many configurations it is part of."""
+
+    groups: tuple[tuple[Service, int], ...]
+    _least_j: dict[float, float] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def count(self) -> int:
+        """How many workers there are."""
+        return sum(number for _, number in self.groups)
+
+    @cached_property
+    def capacity(self) -> float:
+        """Rows a second that the lane can serve at best."""
+        return sum(number * service.capacity() for service, number in self.groups)
+
+    @cached_property
+    def parts(self) -> tuple[float, ...]:
+        """The share of the lane's rows that the workers of each group take together: in proportion to capacity."""
+        return tuple(number * service.capacity() / self.capacity for service, number in self.groups)
+
+    @cached_property
+    def workers(self) -> tuple[Service, ...]:
+        """The workers one by one, the fastest first."""
+        ordered = sorted(self.groups, key=lambda group: group[0].mean_ms)
+        return tuple(service for service, number in ordered for _ in range(number))
+
+    def batch(self, rate: float, share: float = 1.0) -> float:
+        """Expected rows of a batch, weighted by the rows its workers take."""
+        return sum(part * size for part, _, size in self._batches(rate, share))
+
+    def energy_j(self, rate: float, share: float = 1.0) -> float:
+        """Expected joules of a row at that rate."""
+        return sum(part * service.energy_j(size) for part, service, size in self._batches(rate, share))
+
+    def least_energy_j(self, rate: float = math.inf) -> float:
+        """A lower bound of `energy_j` over all rates up to `rate`: batches grow with the rate."""
+        known = self._least_j.get(rate)
+        if known is None:
+            if math.isinf(rate):
+                known = sum(p * service.least_energy_j for p, (service, _) in zip(self.parts, self.groups, strict=True))
+            else:
+                known = sum(part * service.least_energy_to(size) for part, service, size in self._batches(rate, 1.0))
+            self._least_j[rate] = known
+        return known
+
+    def late(self, limit_ms: float) -> float:
+        """A share of the lane's rows that takes longer than `limit_ms` in any case: rows of workers whose mean service
+        of a single row does, and half of these at least exceed their mean.  Such a worker takes rows in proportion to
+        its capacity where the lane is busy, and its turn where it is not."""
+        slow = [i for i, (service, _) in enumerate(self.groups) if service.mean_ms[0] >= limit_ms]
+        return 0.5 * sum(min(self.parts[i], self.groups[i][1] / self.count) for i in slow)
+
+    def _batches(self, rate: float, share: float) -> list[tuple[float, Service, float]]:
+        return [
+            (part, service, expected_batch(service, rate * part / number, self.count, share))
+            for part, (service, number) in zip(self.parts, self.groups, strict=True)
+        ]
+
+
+@lru_cache(maxsize=65536)
+def lane_of(groups: tuple[tuple[Service, int], ...]) -> Lane:
+    """The lane of these workers."""
+    return Lane(groups)
+
+
+def _lane(workers: Sequence[Service]) -> Lane:
+    return lane_of(tuple(Counter(workers).items()))
+
+
 def capacity(workers: Sequence[Service]) -> float:
     """Rows a second that a lane can serve at best."""
     return sum(worker.capacity() for worker in workers)
@@ -147,32 +239,20 @@ def expected_batch(worker: Service, rate: float, workers: int = 1, share: float 
     return batch
 
 
-def lane_batch(workers: Sequence[Service], rate: float, share: float = 1.0) -> float:
-    """Expected rows of a batch of the lane, weighted by the rows its workers take."""
-    total = capacity(workers)
-    parts = [worker.capacity() / total for worker in workers]
-    return sum(p * expected_batch(w, rate * p, len(workers), share) for w, p in zip(workers, parts, strict=True))
-
-
 def energy_j_per_row(workers: Sequence[Service], rate: float, share: float = 1.0) -> float:
     """Expected joules of a row of the lane at that rate; its workers share rows in proportion to their capacity."""
-    total = capacity(workers)
-    parts = [worker.capacity() / total for worker in workers]
-    return sum(
-        p * w.energy_j(expected_batch(w, rate * p, len(workers), share)) for w, p in zip(workers, parts, strict=True)
-    )
+    return _lane(workers).energy_j(rate, share)
 
 
 def least_energy_j_per_row(workers: Sequence[Service]) -> float:
     """A lower bound of `energy_j_per_row` over all rates."""
-    total = capacity(workers)
-    return sum(worker.capacity() / total * worker.least_energy_j for worker in workers)
+    return _lane(workers).least_energy_j()
 
 
 def estimate(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> LaneEstimate:
     """One lane of `workers` (at least one) that receives `rate` rows a second, dealt as `share` of a Poisson stream."""
     load = utilisation(workers, rate)
-    batch = lane_batch(workers, rate, share)
+    batch = _lane(workers).batch(rate, share)
     energy = energy_j_per_row(workers, rate, share)
     if load >= 1.0:
         return LaneEstimate(rate, load, batch, energy, math.inf, ())
@@ -182,10 +262,10 @@ def estimate(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> L
 
 def latencies_ms(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> Floats:
     """Equally likely latencies of the lane, ascending.  The lane must be stable."""
+    lane = _lane(workers)
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
-    rounded = min(math.exp(step * _RATE_STEP), 0.999 * capacity(workers))
-    order = tuple(sorted(workers, key=lambda worker: worker.mean_ms))
-    return _played(order, rounded, round(min(1.0, max(0.05, share)) * 20) / 20)
+    rounded = min(math.exp(step * _RATE_STEP), 0.999 * lane.capacity)
+    return _played(lane.workers, rounded, round(min(1.0, max(0.05, share)) * 20) / 20)
 
 
 def mixture_p95_ms(lanes: Sequence[tuple[float, Floats]], q: float = 0.95) -> float:

@@ -1,9 +1,17 @@
 """The best plan over all configurations, exactly, asking for p95 as seldom as possible.
 
-Every configuration first gets an optimistic score: its best mix with each lane at its least energy and without the p95
-limit.  Best first, configurations are then evaluated in full (energy at the batch sizes expected, p95), until no
-optimistic score exceeds the best feasible one: then nothing unevaluated can win.  `budget` bounds the evaluations;
-where it ends the search the answer is the best seen, and says so.
+A configuration is looked at in up to three ways, each dearer and no higher than the one before:
+
+ 1. *optimistic*: its best mix, with each lane at the least energy that its share of the rate allows and without the p95
+    limit, except that rows which certainly miss it (their worker's mean service alone does) are at most 5 %;
+ 2. *settled*: its best mix with the energy at the batch sizes expected, still without p95;
+ 3. *in full*: p95 asked for, and the shares moved until it is met, as long as that may still beat the best seen.
+
+The highest figure is always looked at next, so that the search ends when a configuration looked at in full beats
+everything else's hopes: then nothing else can win (but for what moving shares does to batch sizes), and what is missing
+of `ALTERNATIVES` good ones is looked at, for a controller that may not take the best.  `budget` bounds the
+configurations looked at in full and `ASKED` the times that p95 is asked for; where they end the search the answer is
+the best seen, and says so.
 
 A worker has to earn its place: in a searched plan each lane gets at least `LEAST_PART` of the rows its workers would
 get if all rows were dealt to all workers alike.  Without that rule a machine fills with standby workers, which hold
@@ -20,24 +28,22 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clover.planning.objective import HYSTERESIS, Objective
 from clover.planning.problem import Problem
-from clover.planning.queueing import (
-    Service,
-    capacity,
-    energy_j_per_row,
-    latencies_ms,
-    least_energy_j_per_row,
-    mixture_p95_ms,
-)
+from clover.planning.queueing import Lane, Service, lane_of, latencies_ms, mixture_p95_ms
 from clover.planning.shares import Mix, balanced_mix, best_mix, within_p95
 from clover.types import Candidate, Configuration, Prediction, Routing
 
 BUDGET = 400
+ASKED = 200
 LEAST_PART = 0.2
+ALTERNATIVES = 5
+_LATE = 0.05  # of the rows may miss the SLO
+_NEAR = 40  # configurations within the margin whose kept workers are counted
+_MORE_KEPT = 5  # of which this many are looked at because they keep more
 UNBOUNDED_MS = 3_600_000.0
 """Stands for "no bound" in a prediction's p95 (infinity does not survive JSON): an overloaded lane."""
 _LEAST_BAD = 24
@@ -49,9 +55,22 @@ class Lanes:
     """The lanes of one configuration, one a variant, with the capacity and accuracy of each."""
 
     variants: tuple[str, ...]
-    workers: tuple[tuple[Service, ...], ...]
+    lanes: tuple[Lane, ...]
     capacities: tuple[float, ...]
     accuracy: tuple[float, ...]
+
+
+@dataclass
+class Asked:
+    """How often p95 was asked for, of at most `most` times."""
+
+    most: float = math.inf
+    times: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to ask."""
+        return self.times >= self.most
 
 
 @dataclass(frozen=True)
@@ -67,14 +86,16 @@ class Found:
 
 def lanes_of(problem: Problem, configuration: Configuration) -> Lanes:
     """The lanes of `configuration`; KeyError where a (variant, profile) of it was not measured."""
-    workers: dict[str, list[Service]] = {}
+    groups: dict[str, list[tuple[Service, int]]] = {}
     for group in configuration:
-        workers.setdefault(group.variant, []).extend([problem.services[group.variant, group.profile]] * group.count)
-    variants = tuple(sorted(workers))
+        own = groups.setdefault(group.variant, [])
+        own.append((problem.services[group.variant, group.profile], group.count))
+    variants = tuple(sorted(groups))
+    lanes = tuple(lane_of(tuple(groups[variant])) for variant in variants)
     return Lanes(
         variants,
-        tuple(tuple(workers[variant]) for variant in variants),
-        tuple(capacity(workers[variant]) for variant in variants),
+        lanes,
+        tuple(lane.capacity for lane in lanes),
         tuple(problem.accuracy[variant] for variant in variants),
     )
 
@@ -82,11 +103,11 @@ def lanes_of(problem: Problem, configuration: Configuration) -> Lanes:
 def predict(problem: Problem, lanes: Lanes, mix: Mix) -> Prediction:
     """What the model expects of these shares; p95 `UNBOUNDED_MS` where a lane is overloaded."""
     energy = accuracy = load = 0.0
-    for workers, total, own, share in zip(lanes.workers, lanes.capacities, lanes.accuracy, mix, strict=True):
+    for lane, own, share in zip(lanes.lanes, lanes.accuracy, mix, strict=True):
         if share > 0.0:
-            energy += share * energy_j_per_row(workers, problem.rate * share, share)
+            energy += share * lane.energy_j(problem.rate * share, share)
             accuracy += share * own
-            load = max(load, problem.rate * share / total)
+            load = max(load, problem.rate * share / lane.capacity)
     return Prediction(
         p95_ms=min(UNBOUNDED_MS, p95_ms(problem, lanes, mix)),
         accuracy=accuracy,
@@ -98,71 +119,126 @@ def predict(problem: Problem, lanes: Lanes, mix: Mix) -> Prediction:
 def p95_ms(problem: Problem, lanes: Lanes, mix: Mix) -> float:
     """p95 of wait + service over all rows at these shares, milliseconds."""
     parts = []
-    for workers, total, share in zip(lanes.workers, lanes.capacities, mix, strict=True):
+    for lane, share in zip(lanes.lanes, mix, strict=True):
         if share <= 0.0:
             continue
-        if problem.rate * share >= 0.999 * total:
+        if problem.rate * share >= 0.999 * lane.capacity:
             return math.inf
-        parts.append((share, latencies_ms(workers, problem.rate * share, share)))
+        parts.append((share, latencies_ms(lane.workers, problem.rate * share, share)))
     return mixture_p95_ms(parts)
 
 
 def optimistic(problem: Problem, objective: Objective, configuration: Configuration) -> float | None:
     """A score that the configuration cannot exceed; None where it cannot be feasible."""
     lanes = lanes_of(problem, configuration)
-    gains = [
-        objective.gain(own, least_energy_j_per_row(workers))
-        for workers, own in zip(lanes.workers, lanes.accuracy, strict=True)
-    ]
     limits = _limits(problem, objective, lanes)
+    gains = _hopes(problem, objective, lanes, limits)
     least = _least(lanes, limits)
     mix = best_mix(gains, lanes.accuracy, limits, objective.planned_floor, least)
     return None if mix is None else sum(share * gain for share, gain in zip(mix, gains, strict=True))
 
 
-def evaluate(
-    problem: Problem, objective: Objective, configuration: Configuration, *, standby: bool = True
-) -> Candidate:
-    """The configuration with its best shares, feasible or its least bad ones.  `standby` allows lanes without rows."""
+@dataclass(frozen=True)
+class _Settled:
+    """A configuration with its best shares but for p95.  `short`: which constraint is not met all the same; `mix` is
+    None where no shares are within the limits."""
+
+    lanes: Lanes
+    limits: list[float]
+    least: list[float]
+    floor: float
+    mix: Mix | None
+    gains: list[float]
+    short: str
+
+    @property
+    def worth(self) -> float:
+        """Its score, if p95 asks for no other shares."""
+        return -math.inf if self.mix is None else sum(s * gain for s, gain in zip(self.mix, self.gains, strict=True))
+
+
+def _settle(problem: Problem, objective: Objective, configuration: Configuration, *, standby: bool) -> _Settled:
     lanes = lanes_of(problem, configuration)
     limits = _limits(problem, objective, lanes)
     floor = objective.planned_floor
     least = [0.0] * len(limits) if standby else _least(lanes, limits)
-    why = ""
+    short = ""
     if max(lanes.accuracy) < floor - 1e-9:
-        why = f"accuracy {max(lanes.accuracy):.2f} % is below {objective.floor_text}"
+        short = f"accuracy {max(lanes.accuracy):.2f} % is below {objective.floor_text}"
         floor = max(lanes.accuracy)
-    balanced = balanced_mix(lanes.capacities, lanes.accuracy, problem.rate, floor)
-    assert balanced is not None  # the floor is within reach
-    mix, gains = balanced, [0.0] * len(lanes.variants)
+    gains = _hopes(problem, objective, lanes, limits)
+    mix = best_mix(gains, lanes.accuracy, limits, floor, least)
     for _ in range(_REREAD):
+        if mix is None:
+            break
         gains = [
-            objective.gain(own, energy_j_per_row(workers, problem.rate * share, max(share, 0.05)))
-            for workers, own, share in zip(lanes.workers, lanes.accuracy, mix, strict=True)
+            objective.gain(own, lane.energy_j(problem.rate * share, max(share, 0.05)))
+            for lane, own, share in zip(lanes.lanes, lanes.accuracy, mix, strict=True)
         ]
         following = best_mix(gains, lanes.accuracy, limits, floor, least)
-        if following is None or following == mix:
+        if following == mix:
             break
         mix = following
-    else:
-        following = mix
-    if following is None:
-        peak = max(problem.rate * share / total for share, total in zip(balanced, lanes.capacities, strict=True))
-        if not why and peak <= objective.max_utilisation:
-            why = "the floor leaves some of its workers without rows"
-        why = why or f"utilisation {peak:.2f} exceeds {objective.max_utilisation:.2f} at {problem.rate:.1f} rows/s"
-        mix = balanced
+    return _Settled(lanes, limits, least, floor, mix, gains, short)
+
+
+def _hopes(problem: Problem, objective: Objective, lanes: Lanes, limits: Sequence[float]) -> list[float]:
+    """What a unit of share of each lane brings at best."""
+    return [
+        objective.gain(own, lane.least_energy_j(problem.rate * limit))
+        for lane, own, limit in zip(lanes.lanes, lanes.accuracy, limits, strict=True)
+    ]
+
+
+def _short(problem: Problem, objective: Objective, lanes: Lanes, balanced: Mix) -> str:
+    """Why no shares fit."""
+    peak = max(problem.rate * share / total for share, total in zip(balanced, lanes.capacities, strict=True))
+    if peak > objective.max_utilisation:
+        return f"utilisation {peak:.2f} exceeds {objective.max_utilisation:.2f} at {problem.rate:.1f} rows/s"
+    for variant, lane in zip(lanes.variants, lanes.lanes, strict=True):
+        if lane.late(objective.slo_ms) > 0.0:
+            slowest = max(service.mean_ms[0] for service, _ in lane.groups)
+            return f"a row of {variant} takes {slowest:.2f} ms, which exceeds the SLO of {objective.slo_ms:.2f} ms"
+    return "the floor leaves some of its workers without rows"
+
+
+def evaluate(
+    problem: Problem,
+    objective: Objective,
+    configuration: Configuration,
+    *,
+    standby: bool = True,
+    beat: float = -math.inf,
+    asked: Asked | None = None,
+) -> Candidate:
+    """The configuration with its best shares, feasible or its least bad ones.  `standby` allows lanes without rows.
+
+    Shares that cannot score more than `beat` are not tried; `asked` counts how often p95 was asked for.
+    """
+    count = asked or Asked()
+    settled = _settle(problem, objective, configuration, standby=standby)
+    lanes, why = settled.lanes, settled.short
+
+    def p95(shares: Mix) -> float:
+        count.times += 1
+        return p95_ms(problem, lanes, shares)
+
+    balanced = balanced_mix(lanes.capacities, lanes.accuracy, settled.floor)
+    assert balanced is not None  # the floor is within reach
+    if settled.mix is None:
+        mix, why = balanced, why or _short(problem, objective, lanes, balanced)
     else:
         mix, met = within_p95(
-            mix,
+            settled.mix,
             balanced,
-            gains,
+            settled.gains,
             lanes.accuracy,
-            limits,
-            least,
-            floor,
-            lambda shares: p95_ms(problem, lanes, shares),
+            settled.limits,
+            settled.least,
+            settled.floor,
+            p95,
             objective.slo_ms,
+            beat,
         )
         if not met:
             why = why or f"p95 {p95_ms(problem, lanes, mix):.2f} ms exceeds the SLO of {objective.slo_ms:.2f} ms"
@@ -183,58 +259,81 @@ def search(
     configurations: Sequence[Configuration],
     *,
     running: Configuration | None = None,
-    kept: dict[Configuration, int] | None = None,
+    kept: Callable[[Configuration], int] | None = None,
     budget: int = BUDGET,
 ) -> Found:
     """The best candidate among `configurations` (at least one).
 
-    `running` is evaluated in any case where it is one of them.  `kept` counts the workers each configuration could keep
-    (0 where it is not named).
+    `running` is evaluated in any case where it is one of them.  `kept` counts the workers a configuration could keep.
     """
-    heap: list[tuple[float, int]] = []
+    heap: list[tuple[float, int, bool]] = []  # (- what to hope for, index, whether it is settled)
     for index, configuration in enumerate(configurations):
         bound = optimistic(problem, objective, configuration)
         if bound is not None:
-            heap.append((-bound, index))
+            heap.append((-bound, index, False))
     heapq.heapify(heap)
     seen: dict[Configuration, Candidate] = {}
+    asked = Asked(ASKED)
     best = -math.inf
     if running is not None and running in configurations:
-        seen[running] = evaluate(problem, objective, running, standby=False)
+        seen[running] = evaluate(problem, objective, running, standby=False, asked=asked)
         best = seen[running].score if seen[running].feasible else best
     complete = True
-    while heap and -heap[0][0] > best:
-        if len(seen) >= budget:
-            complete = False
+    good = sum(candidate.feasible for candidate in seen.values())
+    while heap and (-heap[0][0] > best or good < ALTERNATIVES):
+        hope, index, settled = heapq.heappop(heap)
+        configuration = configurations[index]
+        if configuration in seen:
+            continue
+        if not settled:
+            found = _settle(problem, objective, configuration, standby=False)
+            if found.mix is not None and not found.short:
+                heapq.heappush(heap, (max(hope, -found.worth), index, True))
+            continue
+        if len(seen) >= budget or asked.over:
+            complete = -hope <= best
             break
-        configuration = configurations[heapq.heappop(heap)[1]]
-        if configuration not in seen:
-            seen[configuration] = evaluate(problem, objective, configuration, standby=False)
-            if seen[configuration].feasible:
-                best = max(best, seen[configuration].score)
+        beat = best if good >= ALTERNATIVES else -math.inf
+        seen[configuration] = evaluate(problem, objective, configuration, standby=False, beat=beat, asked=asked)
+        if seen[configuration].feasible:
+            good += 1
+            best = max(best, seen[configuration].score)
     if best == -math.inf:
         for configuration in _least_bad(problem, objective, configurations):
             seen[configuration] = evaluate(problem, objective, configuration)
+    margin = HYSTERESIS * objective.scale
+    if best > -math.inf and kept is not None:
+        top = max(seen.values(), key=lambda candidate: candidate.score if candidate.feasible else -math.inf)
+        close = [configurations[i] for hope, i, _ in heapq.nsmallest(_NEAR, heap) if -hope > best - margin]
+        more = [(kept(configuration), configuration) for configuration in close if configuration not in seen]
+        more = [item for item in more if item[0] > kept(top.configuration)]
+        for _, configuration in sorted(more, key=lambda item: -item[0])[:_MORE_KEPT]:
+            seen[configuration] = evaluate(problem, objective, configuration, standby=False, beat=best - margin)
     ranked = sorted(seen.values(), key=lambda candidate: _rank(candidate, objective))
     chosen = ranked[0]
     if chosen.feasible:
-        margin = HYSTERESIS * objective.scale
         near = [c for c in ranked if c.feasible and c.score >= chosen.score - margin]
-        known = kept or {}
-        chosen = max(near, key=lambda c: (c.configuration == running, known.get(c.configuration, 0), c.score))
+        many = kept or (lambda configuration: 0)
+        chosen = max(near, key=lambda c: (c.configuration == running, many(c.configuration), c.score))
     return Found(chosen, tuple(ranked[:10]), len(seen), len(configurations), complete)
 
 
 def _limits(problem: Problem, objective: Objective, lanes: Lanes) -> list[float]:
-    return [min(1.0, objective.max_utilisation * total / problem.rate) for total in lanes.capacities]
+    """The largest share of each lane, for its utilisation and for the rows that certainly miss the SLO."""
+    limits = []
+    for lane in lanes.lanes:
+        limit = min(1.0, objective.max_utilisation * lane.capacity / problem.rate)
+        late = lane.late(objective.slo_ms)
+        limits.append(min(limit, _LATE / late) if late > 0.0 else limit)
+    return limits
 
 
 def _least(lanes: Lanes, limits: Sequence[float]) -> list[float]:
     """The least share of each lane of more than one."""
-    total = sum(len(workers) for workers in lanes.workers)
-    if len(lanes.workers) == 1:
+    if len(lanes.lanes) == 1:
         return [0.0]
-    return [min(limit, LEAST_PART * len(workers) / total) for workers, limit in zip(lanes.workers, limits, strict=True)]
+    total = sum(lane.count for lane in lanes.lanes)
+    return [min(limit, LEAST_PART * lane.count / total) for lane, limit in zip(lanes.lanes, limits, strict=True)]
 
 
 def _rank(candidate: Candidate, objective: Objective) -> tuple[float, ...]:
@@ -247,14 +346,33 @@ def _rank(candidate: Candidate, objective: Objective) -> tuple[float, ...]:
 
 
 def _least_bad(problem: Problem, objective: Objective, configurations: Sequence[Configuration]) -> list[Configuration]:
-    """The configurations of the least peak utilisation among those that come closest to the floor."""
+    """Of the configurations that come closest to the floor those of the least peak utilisation, and of those that are
+    not overloaded the swiftest."""
     ranked = []
-    for configuration in configurations:
+    for index, configuration in enumerate(configurations):
         lanes = lanes_of(problem, configuration)
         floor = min(objective.planned_floor, max(lanes.accuracy))
-        mix = balanced_mix(lanes.capacities, lanes.accuracy, problem.rate, floor)
+        mix = balanced_mix(lanes.capacities, lanes.accuracy, floor)
         assert mix is not None
         peak = max(problem.rate * share / total for share, total in zip(mix, lanes.capacities, strict=True))
-        ranked.append((round(objective.planned_floor - floor, 6), peak, configuration))
-    ranked.sort(key=lambda item: (item[0], item[1]))
-    return [configuration for _, _, configuration in ranked[:_LEAST_BAD]]
+        overloaded = max(0.0, peak - objective.max_utilisation)
+        ranked.append((round(objective.planned_floor - floor, 6), peak, overloaded, _service_p95_ms(lanes, mix), index))
+    loaded = heapq.nsmallest(_LEAST_BAD // 2, ranked)
+    swift = heapq.nsmallest(_LEAST_BAD, ranked, key=lambda item: (item[0], *item[2:]))
+    chosen = dict.fromkeys(item[-1] for item in (*loaded, *swift))
+    return [configurations[index] for index in list(chosen)[:_LEAST_BAD]]
+
+
+def _service_p95_ms(lanes: Lanes, mix: Mix) -> float:
+    """p95 of the service times alone, each row by itself."""
+    parts = [
+        (service.mean_ms[0], share * part)
+        for lane, share in zip(lanes.lanes, mix, strict=True)
+        for part, (service, _) in zip(lane.parts, lane.groups, strict=True)
+    ]
+    left = 1.0 - _LATE
+    for ms, weight in sorted(parts):
+        left -= weight
+        if left <= 0.0:
+            return ms
+    return max(ms for ms, _ in parts)

@@ -13,11 +13,14 @@ The p95 limit is not linear.  Where the best mix breaks it, the shares move as l
    that grid);
  - more: along the segment from the best mix to the mix of least peak utilisation (a heuristic: it may miss a
    better mix, never return one that breaks the limit).
+Where neither the best mix, nor the one of least peak utilisation, nor those that give a lane the most rows it may have
+meet the limit, nothing in between is looked for.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 _EPSILON = 1e-9
@@ -73,24 +76,33 @@ def best_mix(
     return top if _dot(top, accuracy) >= floor - _EPSILON else None
 
 
-def balanced_mix(capacities: Sequence[float], accuracy: Sequence[float], rate: float, floor: float) -> Mix | None:
-    """The shares of the least peak utilisation that meet the floor; None where the floor is out of reach."""
+def balanced_mix(capacities: Sequence[float], accuracy: Sequence[float], floor: float) -> Mix | None:
+    """The shares of the least peak utilisation that meet the floor; None where the floor is out of reach.
+
+    Shares in proportion to capacity load all lanes alike.  Where that is not accurate enough, rows move from the least
+    accurate lane to all others alike, then from the next: at any peak load the most accurate mix fills the lanes from
+    the top, and its accuracy is linear in the load until one more lane is empty.
+    """
     if max(accuracy) < floor - _EPSILON:
         return None
-    low, high = 0.0, max(rate / capacity for capacity in capacities)
-    best: Mix | None = None
-    for _ in range(30):
-        load = 0.5 * (low + high)
-        mix = best_mix([0.0] * len(capacities), accuracy, [min(1.0, load * c / rate) for c in capacities], floor)
-        if mix is None:
-            low = load
-        else:
-            best, high = mix, load
-    if best is None:
-        best = best_mix([0.0] * len(capacities), accuracy, [1.0] * len(capacities), floor)
-    total = sum(capacities)
-    even = tuple(capacity / total for capacity in capacities)
-    return even if _dot(even, accuracy) >= floor - _EPSILON else best
+    order = sorted(range(len(capacities)), key=lambda i: (-accuracy[i], -capacities[i]))
+    mix = [0.0] * len(capacities)
+    for filled in range(len(order), 0, -1):
+        full = order[:filled]
+        total = sum(capacities[i] for i in full)
+        reached = sum(capacities[i] * accuracy[i] for i in full) / total
+        if reached >= floor - _EPSILON:
+            break
+    # `full` alone is accurate enough; of the next lane as much as the floor allows.
+    for i in full:
+        mix[i] = capacities[i] / total
+    if filled < len(order):
+        following = order[filled]
+        gap = reached - accuracy[following]
+        part = max(0.0, min((reached - floor) / gap, capacities[following] / (total + capacities[following])))
+        mix = [(1.0 - part) * share for share in mix]
+        mix[following] = part
+    return tuple(mix)
 
 
 def within_p95(
@@ -103,9 +115,10 @@ def within_p95(
     floor: float,
     p95_ms: Callable[[Mix], float],
     slo_ms: float,
+    beat: float = -math.inf,
 ) -> tuple[Mix, bool]:
     """Shares near `start` (the best mix) whose p95 meets `slo_ms`, and whether there are any; without, those of the
-    least p95 that were seen."""
+    least p95 that were seen.  Shares whose gains do not sum to more than `beat` are of no use and not asked about."""
     seen: dict[Mix, float] = {}
 
     def p95(mix: Mix) -> float:
@@ -115,7 +128,13 @@ def within_p95(
 
     if p95(start) <= slo_ms:
         return start, True
-    for mix in _candidates(start, balanced, gains, accuracy, limits, least, floor):
+    found = _candidates(start, balanced, gains, accuracy, limits, least, floor)
+    corners = {max(found, key=lambda mix: mix[i]) for i in range(len(start))} if found else set()
+    if found and all(p95(mix) > slo_ms for mix in sorted(corners | {balanced} & set(found))):
+        found = []
+    for mix in found:
+        if _dot(mix, gains) <= beat:
+            break  # they come best first
         if p95(mix) <= slo_ms:
             return _towards(start, mix, p95, slo_ms), True
     return min(seen, key=lambda mix: seen[mix]), False

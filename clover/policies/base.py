@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clover.errors import PlanError
 from clover.planning.objective import objective_of
-from clover.planning.problem import problem_of
+from clover.planning.problem import problem_of, whole
 from clover.planning.search import evaluate
 from clover.policies.plans import alone, plan_of
 from clover.types import Configuration, GroupCount, Plan, State
@@ -21,7 +21,7 @@ class BasePolicy:
         best = problem.best
         counts: dict[str, int] = {}
         for device in state.devices:
-            for placement in min(device.layouts, key=len):
+            for placement in whole(device):
                 counts[placement.profile] = counts.get(placement.profile, 0) + 1
         for profile in counts:
             if (best, profile) not in problem.services:

@@ -23,6 +23,20 @@ def running_configuration(state: State) -> Configuration | None:
     return configuration_of(state.running) if state.running else None
 
 
+def with_running(state: State, problem: Problem, space: list[Configuration]) -> list[Configuration]:
+    """`space`, and the configuration that runs if the devices still allow it: it is weighed in any case."""
+    running = running_configuration(state)
+    if running is None or running in space:
+        return space
+    if any((group.variant, group.profile) not in problem.services for group in running):
+        return space
+    try:
+        lay_out(running, family=state.family, backend=problem.backend, devices=state.devices, running=state.running)
+    except PlanError:
+        return space
+    return [*space, running]
+
+
 def plan_of(state: State, problem: Problem, objective: Objective, found: Found, *, policy: str, note: str = "") -> Plan:
     """The plan that realises `found.best`."""
     best = found.best

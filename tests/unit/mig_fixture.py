@@ -1,54 +1,82 @@
-"""GPUs by their published geometry, and workers on them, for tests of planning."""
+"""Synthetic A100s: the real geometry, and the toy family of `profiles_fixture` at speeds nobody measured."""
 
 from __future__ import annotations
 
-from functools import cache
+import functools
+from collections.abc import Sequence
+
+import msgspec
 
 from clover.planning.geometry import SliceProfile, layouts
-from clover.types import Assignment, DeviceShape, Placement
+from clover.types import Assignment, DeviceShape, FamilyProfile, LatencyMeasurement, Placement
+from tests.unit.profiles_fixture import VARIANTS
+from tests.unit.profiles_fixture import profile as cpu_profile
 
-A100 = (
-    SliceProfile(name="1g.5gb", slices=1, size=1, starts=(0, 1, 2, 3, 4, 5, 6), most=7),
+SLICES = (
+    SliceProfile(name="1g.5gb", slices=1, size=1, starts=tuple(range(7)), most=7),
     SliceProfile(name="2g.10gb", slices=2, size=2, starts=(0, 2, 4), most=3),
     SliceProfile(name="3g.20gb", slices=3, size=4, starts=(0, 4), most=2),
     SliceProfile(name="4g.20gb", slices=4, size=4, starts=(0,), most=1),
     SliceProfile(name="7g.40gb", slices=7, size=8, starts=(0,), most=1),
 )
-A100_MEDIA = SliceProfile(name="1g.5gb+me", slices=1, size=1, starts=(0, 1, 2, 3, 4, 5, 6), most=1, media=True)
-A100_DOUBLE = SliceProfile(name="1g.10gb", slices=1, size=2, starts=(0, 2, 4, 6), most=4)
-A30 = (
-    SliceProfile(name="1g.6gb", slices=1, size=1, starts=(0, 1, 2, 3), most=4),
-    SliceProfile(name="2g.12gb", slices=2, size=2, starts=(0, 2), most=2),
-    SliceProfile(name="4g.24gb", slices=4, size=4, starts=(0,), most=1),
-)
-BY_NAME = {profile.name: profile for profile in (*A100, A100_MEDIA, A100_DOUBLE)}
+SIZE = {item.name: item.size for item in SLICES}
 
 
-def place(profile: str, start: int, device: str = "gpu0") -> Placement:
-    known = {**BY_NAME, **{item.name: item for item in A30}}
-    return Placement(device=device, profile=profile, start=start, size=known[profile].size)
+@functools.cache
+def _layouts(device: str, blocked: tuple[tuple[int, int], ...]) -> tuple[tuple[Placement, ...], ...]:
+    return layouts(SLICES, device=device, compute=7 - sum(size for _, size in blocked), blocked=blocked)
 
 
-@cache
-def a100_layouts(device: str = "gpu0") -> tuple[tuple[Placement, ...], ...]:
-    return layouts(A100, device=device, compute=7)
+def a100(device: str = "gpu0", *, blocked: Sequence[tuple[int, int]] = (), lost: bool = False) -> DeviceShape:
+    """An A100; `blocked`: (start, size) on its memory axis that somebody else holds (1g or 2g, say)."""
+    return DeviceShape(
+        device=device,
+        kind="mig",
+        layouts=() if lost else _layouts(device, tuple(blocked)),
+        slices=7,
+        overlap=False,
+        emulated=True,
+        label="NVIDIA A100-SXM4-40GB, emulated",
+    )
 
 
-@cache
-def a100(device: str = "gpu0") -> DeviceShape:
-    return DeviceShape(device=device, kind="mig", layouts=a100_layouts(device), slices=7, overlap=False)
+def a100s(count: int) -> tuple[DeviceShape, ...]:
+    return tuple(a100(f"gpu{index}") for index in range(count))
 
 
-@cache
-def a30(device: str = "gpu0") -> DeviceShape:
-    found = layouts(A30, device=device, compute=4)
-    return DeviceShape(device=device, kind="mig", layouts=found, slices=4, overlap=False)
+def slice_worker(variant: str, profile: str, start: int, device: str = "gpu0", family: str = "toy") -> Assignment:
+    placement = Placement(device=device, profile=profile, start=start, size=SIZE[profile])
+    return Assignment(placement=placement, family=family, variant=variant, backend="eager")
 
 
-def runs(variant: str, profile: str, start: int, device: str = "gpu0", backend: str = "eager") -> Assignment:
-    return Assignment(placement=place(profile, start, device), family="toy", variant=variant, backend=backend)
-
-
-def filled(layout: tuple[Placement, ...], variant: str = "small") -> tuple[Assignment, ...]:
-    """A worker of `variant` on every instance of a layout."""
-    return tuple(Assignment(placement=p, family="toy", variant=variant, backend="eager") for p in layout)
+def mig_profile(variants: dict[str, tuple[float, float]] | None = None) -> FamilyProfile:
+    """A variant of x ms on a core takes x ms on 1g; n compute slices are n^0.8 times faster and draw n x 10 W."""
+    rows = variants or VARIANTS
+    base = cpu_profile((1,), rows)
+    latency: list[LatencyMeasurement] = []
+    for item in base.latency:
+        for shape in SLICES:
+            mean_ms = item.mean_ms / shape.slices**0.8
+            latency.append(
+                msgspec.structs.replace(
+                    item,
+                    profile=shape.name,
+                    threads=1,
+                    mean_ms=mean_ms,
+                    p50_ms=mean_ms,
+                    p95_ms=mean_ms,
+                    p99_ms=mean_ms,
+                    cpu_s_per_row=0.0,
+                    energy_j_per_row=mean_ms * shape.slices / item.batch / 1e3 * 10.0,
+                    energy_method="analytical",
+                )
+            )
+    best = base.base.variant
+    whole = next(m for m in latency if (m.variant, m.profile, m.batch) == (best, "7g.40gb", 1))
+    return msgspec.structs.replace(
+        base,
+        latency=tuple(latency),
+        base=msgspec.structs.replace(
+            base.base, profile="7g.40gb", p95_ms=10.0, energy_j_per_row=whole.energy_j_per_row, method="analytical"
+        ),
+    )

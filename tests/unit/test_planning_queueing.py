@@ -12,6 +12,7 @@ from clover.planning.queueing import (
     energy_j_per_row,
     estimate,
     expected_batch,
+    lane_of,
     latencies_ms,
     least_energy_j_per_row,
     mixture_p95_ms,
@@ -133,3 +134,33 @@ def test_play_serves_every_row_once_and_after_it_came(gaps: list[float], workers
 def test_energy_never_falls_below_its_bound(rate: float, workers: int) -> None:
     lane = (service(0.2, 1.0),) * workers
     assert energy_j_per_row(lane, rate) >= least_energy_j_per_row(lane) - 1e-12
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    few=st.integers(1, 3),
+    many=st.integers(0, 4),
+    load=st.floats(0.05, 0.9),
+    share=st.floats(0.1, 1.0),
+    factor=st.floats(0.2, 1.0),
+)
+def test_the_least_energy_of_a_lane_is_never_undercut(
+    few: int, many: int, load: float, share: float, factor: float
+) -> None:
+    lane = lane_of(((service(0.5, 0.5), few), *(((service(2.0, 0.3), many),) if many else ())))
+    rate = load * lane.capacity
+    assert lane.capacity == pytest.approx(capacity(lane.workers))
+    assert lane.count == few + many == len(lane.workers)
+    assert lane.least_energy_j(rate) <= lane.energy_j(rate * factor, share) * (1 + 1e-3)
+    assert lane.least_energy_j() <= lane.least_energy_j(rate) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("load", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(("fast", "slow"), [(0, 3), (1, 1), (3, 1), (1, 6)])
+def test_rows_called_late_are_late(load: float, fast: int, slow: int) -> None:
+    groups = [(service(0.2, 0.2), fast), (service(4.0, 1.0), slow)]
+    lane = lane_of(tuple(group for group in groups if group[1]))
+    limit_ms = 5.0  # a single row takes 5 ms on a slow worker
+    values = latencies_ms(lane.workers, load * lane.capacity)
+    assert 0.0 < lane.late(limit_ms) <= float((values >= limit_ms * 0.999).mean()) + 0.02
+    assert lane.late(5.1) == 0.0

@@ -5,18 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.errors import PlanError
-from clover.planning.enumerate import configurations, count, profile_sets
+from clover.planning.enumerate import configurations, count, kinds_of, profile_sets
 from clover.planning.layout import lay_out
 from clover.planning.objective import derive_lambda, objective_of, upper_bound
-from clover.planning.problem import problem_of, services_of
-from clover.planning.search import UNBOUNDED_MS, evaluate, search
+from clover.planning.problem import base_capacity, problem_of, services_of, whole
+from clover.planning.search import ASKED, UNBOUNDED_MS, evaluate, optimistic, search
 from clover.planning.shares import balanced_mix, best_mix
+from clover.planning.spaces import FULL, space_of
+from clover.policies import build
 from clover.types import Configuration, GroupCount, configuration_of
+from tests.unit.mig_fixture import a100, a100s, mig_profile
 from tests.unit.profiles_fixture import cpu, objective, profile, state, worker
 
 FITS = {"1c": ("large", "medium", "small"), "2c": ("large", "medium", "small")}
@@ -70,6 +74,105 @@ def test_a_space_above_the_limit_is_refused_and_can_be_cut() -> None:
 
 def test_a_profile_nothing_runs_on_drops_its_layouts() -> None:
     assert configurations((cpu(2),), {"1c": ("small",)}) == [config(("small", "1c", 2))]
+
+
+def test_a100s_have_the_multisets_that_geometry_says() -> None:
+    assert [len(profile_sets(a100s(n))) for n in (1, 2)] == [14, 74]
+    assert kinds_of((*a100s(3), a100("gpu9", lost=True)))[0][1] == 3, "a lost GPU takes no part"
+    with pytest.raises(PlanError, match="too many to list"):
+        profile_sets(a100s(10))
+
+
+def test_whole_devices_are_those_of_base() -> None:
+    assert [item.profile for item in whole(a100())] == ["7g.40gb"]
+    assert [item.profile for item in whole(a100(blocked=((6, 1),)))] == ["4g.20gb", "2g.10gb"]
+    assert whole(a100(lost=True)) == ()
+    one = base_capacity(mig_profile(), a100s(1))
+    assert base_capacity(mig_profile(), (*a100s(2), a100("gpu2", lost=True))) == pytest.approx(2 * one)
+
+
+# --- spaces -----------------------------------------------------------------------------------
+
+
+def fits(variants: int) -> dict[str, tuple[str, ...]]:
+    names = tuple(f"v{i}" for i in range(variants))
+    return dict.fromkeys(("1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb"), names)
+
+
+def test_small_spaces_are_whole() -> None:
+    space, note = space_of(a100s(1), fits(4))
+    assert (len(space), note) == (1282, "")
+    assert space == configurations(a100s(1), fits(4))
+
+
+@pytest.mark.parametrize(("gpus", "variants"), [(2, 5), (10, 5), (100, 3), (10, 12)])
+def test_large_spaces_are_cut_to_what_can_be_weighed_and_say_so(gpus: int, variants: int) -> None:
+    devices = a100s(gpus)
+    space, note = space_of(devices, fits(variants))
+    assert "searched" in note
+    assert gpus <= len(space) <= FULL
+    assert len(space) == len(set(space))
+    assert max(len({group.variant for group in item}) for item in space) <= 2
+    for name in fits(variants)["1g.5gb"]:
+        assert config((name, "7g.40gb", gpus)) in space, "BASE is always among them"
+        assert config((name, "1g.5gb", 7 * gpus)) in space
+    backend = dict.fromkeys(fits(variants)["1g.5gb"], "eager")
+    for item in space[:: max(1, len(space) // 5)] if gpus <= 10 else ():
+        assert configuration_of(lay_out(item, family="toy", backend=backend, devices=devices)) == item
+
+
+def test_devices_of_several_kinds_multiply() -> None:
+    devices = (*a100s(6), a100("gpu6", blocked=((0, 1),)), a100("gpu7", blocked=((2, 2),)))
+    space, note = space_of(devices, fits(2))
+    assert 0 < len(space) <= FULL
+    assert "each kind" in note
+    with pytest.raises(PlanError, match="even if all alike"):
+        space_of(devices, fits(2), limit=10)
+
+
+def test_a_variant_that_does_not_fit_a_slice_is_not_dealt_to_it() -> None:
+    small = {**fits(1), "7g.40gb": ("v0", "huge"), "4g.20gb": ("v0", "huge")}
+    space, _ = space_of(a100s(10), small)
+    assert {group.profile for item in space for group in item if group.variant == "huge"} == {"7g.40gb", "4g.20gb"}
+
+
+@pytest.mark.parametrize(("gpus", "slo_ms"), [(1, 30.0), (2, 30.0), (10, 30.0), (10, 1.5)])
+def test_gpus_are_planned_within_the_questions_allowed(gpus: int, slo_ms: float) -> None:
+    variants = {f"v{i}": (88.0 + i, 1.0 + i) for i in range(5)}
+    measured = mig_profile(variants)
+    rate = 0.5 * base_capacity(measured, a100s(gpus))
+    now = state(
+        g_per_kwh=400.0,
+        rate=rate,
+        devices=a100s(gpus),
+        measured=measured,
+        config=objective(slo_ms=slo_ms, floor=90.5),
+    )
+    for policy in ("objective", "base", "static:v2"):
+        plan = build(policy).propose(now)
+        assert configuration_of(plan.deployment) == plan.configuration
+        assert plan.evaluated <= ASKED + 30
+        if policy == "base":
+            assert plan.configuration == config(("v4", "7g.40gb", gpus))
+        if policy == "objective" and slo_ms == 30.0:
+            assert plan.feasible
+            assert plan.prediction.p95_ms <= slo_ms
+            assert plan.prediction.energy_j_per_row < build("base").propose(now).prediction.energy_j_per_row
+            running = msgspec.structs.replace(now, running=plan.deployment)
+            assert build(policy).propose(running).deployment == plan.deployment
+
+
+def test_what_runs_is_weighed_even_where_the_space_leaves_it_out() -> None:
+    odd = config(("v4", "1g.5gb", 12), ("v3", "1g.5gb", 1), ("v2", "1g.5gb", 1))
+    measured, devices = mig_profile({f"v{i}": (88.0 + i, 1.0 + i) for i in range(5)}), a100s(2)
+    space, _ = space_of(devices, fits(5))
+    assert odd not in space
+    running = lay_out(odd, family="toy", backend=measured.backend, devices=devices)
+    now = state(g_per_kwh=200.0, devices=devices, measured=measured, running=running)
+    problem, scored = problem_of(now), objective_of(now)
+    best = search(problem, scored, space).best
+    assert 0.0 < best.score - evaluate(problem, scored, odd, standby=False).score <= 0.02 * scored.scale
+    assert build("objective").propose(now).deployment == running, "it is left only for a gain above the margin"
 
 
 # --- layouts ----------------------------------------------------------------------------------
@@ -146,11 +249,31 @@ def test_the_best_mix_is_the_optimum_of_the_linear_program(lanes: list[tuple[int
 
 
 def test_the_balanced_mix_loads_lanes_alike_unless_the_floor_forbids() -> None:
-    assert balanced_mix([100.0, 300.0], [92.0, 88.0], 200.0, 0.0) == pytest.approx((0.25, 0.75))
-    mix = balanced_mix([100.0, 300.0], [92.0, 88.0], 200.0, 90.0)
+    assert balanced_mix([100.0, 300.0], [92.0, 88.0], 0.0) == pytest.approx((0.25, 0.75))
+    mix = balanced_mix([100.0, 300.0], [92.0, 88.0], 90.0)
     assert mix is not None
     assert mix == pytest.approx((0.5, 0.5), abs=1e-6)
-    assert balanced_mix([100.0], [88.0], 50.0, 90.0) is None
+    assert balanced_mix([100.0], [88.0], 90.0) is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lanes=st.lists(st.tuples(st.integers(80, 99), st.integers(1, 9)), min_size=1, max_size=4),
+    floor=st.integers(80, 99),
+)
+def test_the_balanced_mix_is_of_the_least_peak_load(lanes: list[tuple[int, int]], floor: int) -> None:
+    accuracy, capacities = [float(a) for a, _ in lanes], [float(c) for _, c in lanes]
+    mix = balanced_mix(capacities, accuracy, floor)
+    assert (mix is None) == (max(accuracy) < floor)
+    if mix is None:
+        return
+    assert math.isclose(sum(mix), 1.0)
+    assert min(mix) >= 0.0
+    assert sum(s * a for s, a in zip(mix, accuracy, strict=True)) >= floor - 1e-6
+    peak = max(s / c for s, c in zip(mix, capacities, strict=True))
+    # The oracle: at any lower peak the most accurate mix (no gains, lanes limited) misses the floor or the rows.
+    limits = [min(1.0, 0.999 * peak * c) for c in capacities]
+    assert best_mix([0.0] * len(lanes), accuracy, limits, floor) is None
 
 
 # --- objective --------------------------------------------------------------------------------
@@ -211,6 +334,38 @@ def test_the_search_equals_evaluating_everything_and_never_exceeds_the_bound() -
                     assert candidate.prediction.accuracy >= 91.0 - 1e-4
                     assert candidate.prediction.utilisation <= 0.85 + 1e-6
                     assert sum(candidate.routing.shares.values()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_hopes_are_never_exceeded() -> None:
+    space = configurations((cpu(2),), FITS)
+    for rate, slo in itertools.product((20.0, 150.0, 300.0), (3.0, 12.0, 40.0)):
+        now = state(g_per_kwh=400.0, rate=rate, config=objective(slo_ms=slo, floor=90.0))
+        problem, scored = problem_of(now), objective_of(now)
+        for item in space:
+            hope, found = optimistic(problem, scored, item), evaluate(problem, scored, item, standby=False)
+            if found.feasible:
+                assert hope is not None
+                assert found.score <= hope + 1e-6
+                assert found == evaluate(problem, scored, item, standby=False, beat=found.score - 1e-9)
+
+
+def test_alternatives_are_given_for_a_controller_that_may_not_take_the_best() -> None:
+    now = state(devices=a100s(1), measured=mig_profile(), config=objective(floor=89.0))
+    plan = build("objective").propose(now)
+    assert sum(candidate.feasible for candidate in plan.candidates) >= 5
+
+
+def test_more_is_looked_at_where_it_would_keep_more() -> None:
+    now = state(g_per_kwh=400.0, config=objective(floor=89.0), devices=a100s(1), measured=mig_profile())
+    problem, scored = problem_of(now), objective_of(now)
+    space, _ = space_of(now.devices, dict.fromkeys(fits(1), ("large", "medium", "small")))
+    best = search(problem, scored, space).best
+    ranked = sorted(space, key=lambda item: -(optimistic(problem, scored, item) or -9.0))
+    close = [item for item in ranked[:40] if item != best.configuration][-1]
+    found = search(problem, scored, space, kept=lambda item: 5 * (item == close)).best
+    worth = evaluate(problem, scored, close, standby=False)
+    expected = worth.feasible and worth.score >= best.score - 0.02 * scored.scale
+    assert (found.configuration == close) == expected
 
 
 def test_an_infeasible_problem_gives_the_least_bad_plan() -> None:
