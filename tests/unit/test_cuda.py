@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import os
 from pathlib import Path
 
 import msgspec
@@ -14,6 +16,7 @@ from clover import backends, families
 from clover.backends import cuda, parity, targets
 from clover.backends.tensors import load_module, torch_dtype, with_casts
 from clover.errors import ProfileError, WorkerError
+from clover.runtime.worker import MODEL_FAILED, _Turn
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 
 FAMILIES = Path(__file__).parents[1] / "families"
@@ -250,8 +253,6 @@ def test_compiling_backends_leave_fp16_on_cores_to_eager():
 
 def test_torch_has_what_a_gpu_needs_of_it():
     """Names and parameters that only a GPU exercises, held against the torch installed here."""
-    import inspect
-
     assert {"pool", "stream"} <= set(inspect.signature(torch.cuda.graph.__init__).parameters)
     assert "blocking" in inspect.signature(torch.cuda.Event).parameters
     assert callable(torch.cuda.graph_pool_handle)
@@ -263,3 +264,42 @@ def test_torch_has_what_a_gpu_needs_of_it():
     assert torch.AcceleratorError.__name__ == "AcceleratorError"
     assert "run_single_threaded" in inspect.signature(torch._inductor.aoti_load_package).parameters
     assert callable(torch._C._aoti.AOTIModelPackageLoader.run)
+
+
+# --- the worker around it ---------------------------------------------------------------------------------------------
+
+
+def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on():
+    class Batches:
+        def gather(self, slots):
+            return [np.zeros((len(slots), 3), np.float32)]
+
+        def scatter(self, slots, answers):
+            pass
+
+    class Ring:
+        def __init__(self):
+            self.completed = []
+
+        def complete(self, batch, status, count, start_ns, end_ns, used_ns):
+            self.completed.append((batch, status))
+            return True
+
+    def turn(error):
+        def run(inputs):
+            raise error
+
+        ring = Ring()
+        return ring, _Turn(None, Batches(), ring, run, -1, completions, 4, None)
+
+    completions = os.eventfd(0)
+    try:
+        ring, going_on = turn(ValueError("wrong"))
+        going_on._serve(7, 2)
+        assert ring.completed == [(7, MODEL_FAILED)]
+        ring, ending = turn(WorkerError("the GPU failed"))
+        with pytest.raises(WorkerError):
+            ending._serve(8, 2)
+        assert ring.completed == []  # nobody is told that the model failed: the server sees a death
+    finally:
+        os.close(completions)
