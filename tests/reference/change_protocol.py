@@ -41,113 +41,41 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator
 
 from clover.control.apply import matters, possible
-from clover.planning.geometry import SliceProfile, layouts, legal
 from clover.planning.stages import served
 from clover.planning.transition import plan_transition
-from clover.types import Assignment, DeviceShape, Placement, Step
+from clover.types import Assignment, Step
+from tests.reference.change_box import (
+    CREATE,
+    DESTROY,
+    DRAIN,
+    ENDED,
+    KINDS,
+    NAMES,
+    REFUSED,
+    ROUTE,
+    SPAWN,
+    STRIKE,
+    Action,
+    Box,
+    Deployment,
+    Mutation,
+    Names,
+    Program,
+    State,
+    mutated,
+)
 
-Deployment = tuple[Assignment, ...]
-Mutation = Literal[
-    "",
-    "destroy before drain",
-    "create before destroy",
-    "route before ready",
-    "record last",
-    "blind restart",
-    "back at once",
-]
-
-CREATE, DESTROY, SPAWN, DRAIN, ROUTE, STRIKE = range(6)
-NAMES = ("create", "destroy", "spawn", "drain", "route", "strike out")
-_KINDS = {name: code for code, name in enumerate(NAMES)}
-ENDED, REFUSED = 90, 91
-
-Action = tuple[int, int, int]
-"""(kind, subject, progress): the subject is the index of a placement or a worker, or the mask that is routed to."""
-
-Control = tuple[str, int, int]
-"""(what is going on, which program, the next stage of it)."""
-
-
-@dataclass(frozen=True)
-class Box:
-    """GPUs of one geometry; `foreign` instances are somebody else's."""
-
-    profiles: tuple[SliceProfile, ...]
-    compute: int
-    gpus: tuple[str, ...]
-    foreign: tuple[Placement, ...] = ()
-
-    def shapes(self, stuck: Iterable[Placement] = ()) -> tuple[DeviceShape, ...]:
-        """What the GPUs allow beside `foreign` and `stuck` instances."""
-        found = []
-        for gpu in self.gpus:
-            taken = [place for place in (*self.foreign, *stuck) if place.device == gpu]
-            free = layouts(
-                self.profiles,
-                device=gpu,
-                compute=self.compute - sum(place.slices for place in taken),
-                blocked=[(place.start, place.size) for place in taken],
-            )
-            found.append(
-                DeviceShape(
-                    device=gpu,
-                    kind="mig",
-                    layouts=tuple(layout for layout in free if layout),
-                    slices=self.compute,
-                    overlap=False,
-                )
-            )
-        return tuple(found)
+_DIES = "the server dies"
+_ENDS = ("forward", "before", "what is left", "start", "not started")
 
 
-class State(NamedTuple):
-    """Masks over placements (recorded, made, complete, stuck) and workers (loading, ready, routed, ghosts)."""
-
-    control: Control
-    stage: tuple[Action, ...]
-    recorded: int
-    made: int
-    complete: int
-    stuck: int
-    loading: int
-    ready: int
-    routed: int
-    ghosts: int
-    faults: int
-    crashes: int
-
-
-@dataclass
-class Program:
-    """Steps stage by stage, and what they are for."""
-
-    purpose: str
-    stages: list[tuple[Step, ...]]
-    deployment: Deployment = ()
-
-    def after(self, stage: int) -> list[Step]:
-        return [step for later in self.stages[stage:] for step in later]
-
-
-@dataclass
-class Found:
-    """What an exploration saw."""
-
-    states: int = 0
-    ends: Counter[str] = field(default_factory=Counter)
-    violation: str = ""
-    trace: list[str] = field(default_factory=list)
-
-
-class Model:
+class Model(Names):
     """The protocol on `box` from `before` to `target`."""
+
+    accidents = frozenset({_DIES})
 
     def __init__(
         self,
@@ -160,15 +88,11 @@ class Model:
         floor: float = math.inf,
         mutation: Mutation = "",
     ) -> None:
-        self.box = box
+        super().__init__(box)
         self.before = before
         self.target = target
         self.mutation = mutation
         self.faults, self.crashes = faults, crashes
-        self.places: list[Placement] = []
-        self.workers: list[Assignment] = []
-        self._profiles = {profile.name: profile for profile in box.profiles}
-        self._legal: dict[int, str] = {}
         self._programs: list[Program] = []
         self._starts: dict[tuple[int, int], int] = {}
         self._backs: dict[tuple[int, int, int], int] = {}
@@ -179,35 +103,6 @@ class Model:
         self._forward = self._program("forward", mutated(self.transition.steps, mutation), target)
         after_a_crash = [(0, target), (self.spots(target), target), (self.spots(before), before)]
         self._choices = [(keep, deployment) for keep, deployment in after_a_crash if deployment]
-
-    # --- names and masks
-
-    def place(self, item: Placement) -> int:
-        if item not in self.places:
-            self.places.append(item)
-        return self.places.index(item)
-
-    def worker(self, item: Assignment) -> int:
-        self.place(item.placement)
-        if item not in self.workers:
-            self.workers.append(item)
-        return self.workers.index(item)
-
-    def mask(self, items: Iterable[Assignment]) -> int:
-        return sum(1 << self.worker(item) for item in items)
-
-    def spots(self, items: Iterable[Assignment]) -> int:
-        return sum(1 << index for index in {self.place(item.placement) for item in items})
-
-    def who(self, mask: int) -> Deployment:
-        return tuple(item for index, item in enumerate(self.workers) if mask >> index & 1)
-
-    def where(self, mask: int) -> tuple[Placement, ...]:
-        return tuple(place for index, place in enumerate(self.places) if mask >> index & 1)
-
-    def under(self, workers: int) -> int:
-        """The placements under a mask of workers."""
-        return self.spots(self.who(workers))
 
     # --- the protocol
 
@@ -250,7 +145,7 @@ class Model:
         """How one step may go on: (label, state, progress)."""
         kind, subject, progress = action
         bit = 1 << subject if kind != ROUTE else 0
-        name = f"{NAMES[kind]} {self._named(kind, subject)}"
+        name = f"{NAMES[kind]} {self.named(kind, subject)}"
         if kind == ROUTE:
             yield name, state._replace(routed=subject), ENDED
         elif kind == STRIKE:
@@ -342,10 +237,10 @@ class Model:
         state = state._replace(stage=())
         if what == "restart":
             # Slots that are stuck may call for another deployment, which does not need all that was kept.
-            program = self._start(number, state.stuck)
-            extra = state.complete & ~state.stuck & ~self.spots(self._programs[program].deployment)
+            start = self._start(number, state.stuck)
+            extra = state.complete & ~state.stuck & ~self.spots(self._programs[start].deployment)
             stage = tuple((DESTROY, index, 0) for index in range(len(self.places)) if extra >> index & 1)
-            return state._replace(control=state.control if stage else ("run", program, 0), stage=stage)
+            return state._replace(control=state.control if stage else ("run", start, 0), stage=stage)
         if what == "run":
             program = self._programs[number]
             later = program.after(index)
@@ -437,9 +332,9 @@ class Model:
             if step.kind == "route":
                 found.append((ROUTE, self.mask(step.routed), 0))
             elif step.placement is not None:
-                found.append((_KINDS[step.kind], self.place(step.placement), 0))
+                found.append((KINDS[step.kind], self.place(step.placement), 0))
             elif step.assignment is not None:
-                found.append((_KINDS[step.kind], self.worker(step.assignment), 0))
+                found.append((KINDS[step.kind], self.worker(step.assignment), 0))
         return tuple(found)
 
     def _step(self, action: Action) -> Step:
@@ -448,22 +343,13 @@ class Model:
             return Step(kind="create" if kind == CREATE else "destroy", placement=self.places[subject])
         return Step(kind="spawn", assignment=self.workers[subject])
 
-    def _named(self, kind: int, subject: int) -> str:
-        if kind == ROUTE:
-            return ", ".join(f"{item.variant}@{item.placement.id}" for item in self.who(subject))
-        if kind in (SPAWN, DRAIN):
-            return f"{self.workers[subject].variant}@{self.workers[subject].placement.id}"
-        return self.places[subject].id
-
     # --- what must be true
 
     def violation(self, state: State) -> str:
         """Empty, or what is wrong with `state`."""
-        if state.made not in self._legal:
-            self._legal[state.made] = self._illegal(state.made)
         processes = self.under(state.loading | state.ready | state.ghosts)
-        if self._legal[state.made]:
-            return f"1: {self._legal[state.made]}"
+        if self.illegal(state.made):
+            return f"1: {self.illegal(state.made)}"
         if processes & ~(state.complete & state.made):
             return "2: a process is on an instance that is not there"
         if state.routed & ~state.ready:
@@ -506,68 +392,3 @@ class Model:
 
     def _served(self, state: State) -> float:
         return served(self.who(state.routed), lambda item: float(item.placement.slices))
-
-    def _illegal(self, made: int) -> str:
-        for gpu in self.box.gpus:
-            together = [place for place in (*self.where(made), *self.box.foreign) if place.device == gpu]
-            why = legal(together, self._profiles, compute=self.box.compute)
-            if why:
-                return why
-        return ""
-
-
-_ENDS = ("forward", "before", "what is left", "start", "not started")
-
-
-def mutated(steps: tuple[Step, ...], mutation: Mutation) -> tuple[Step, ...]:
-    """`steps` with neighbouring stages the wrong way round."""
-    swaps = {
-        "destroy before drain": ("drain", "destroy"),
-        "create before destroy": ("destroy", "create"),
-        "route before ready": ("spawn", "route"),
-    }
-    if mutation not in swaps:
-        return steps
-    stages = [list(group) for _, group in itertools.groupby(steps, key=lambda step: step.stage)]
-    first, second = swaps[mutation]
-    for index in range(len(stages) - 1):
-        if stages[index][0].kind == first and stages[index + 1][0].kind == second:
-            stages[index], stages[index + 1] = stages[index + 1], stages[index]
-            break
-    return tuple(
-        Step(kind=step.kind, assignment=step.assignment, placement=step.placement, routed=step.routed, stage=number)
-        for number, stage in enumerate(stages)
-        for step in stage
-    )
-
-
-def explore(model: Model, *, most: int = 2_000_000, seen: Callable[[State], None] | None = None) -> Found:
-    """Every state the model can be in, breadth first, up to the first that must not be."""
-    first = model.initial()
-    came: dict[State, tuple[State | None, str]] = {first: (None, "")}
-    queue = deque([first])
-    found = Found()
-    while queue:
-        state = queue.popleft()
-        if seen is not None:
-            seen(state)
-        why = model.violation(state)
-        after = [] if why else list(model.successors(state))
-        if not why and all(label == "the server dies" for label, _ in after):
-            why = model.wrong_end(state)
-            found.ends[model.end(state) if not why else "wrong"] += 1
-        if why:
-            found.violation = why
-            at: State | None = state
-            while at is not None:
-                at, label = came[at]
-                found.trace.append(label)
-            found.trace.reverse()
-            break
-        for label, following in after:
-            if following not in came:
-                came[following] = (state, label)
-                queue.append(following)
-        assert len(came) <= most, "more states than expected"
-    found.states = len(came)
-    return found

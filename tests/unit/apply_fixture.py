@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from clover.control.apply import Applier, Instances
 from clover.errors import CloverError, DeviceError, DeviceLost, WorkerError
@@ -176,7 +177,7 @@ def equal(deployment: Deployment) -> dict[str, float]:
     return dict.fromkeys(variants, 1.0 / len(variants)) if variants else {}
 
 
-async def standing(deployment: Deployment, **options: int) -> Rig:
+async def standing(deployment: Deployment, **options: Any) -> Rig:
     rig = Rig(**options)
     await rig.change((), deployment)
     rig.consistent()
