@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from collections import Counter
 
 from clover import __version__, profiles
 from clover.errors import ProfileError
@@ -38,9 +39,12 @@ def text(server: Server) -> str:
             rows.append(("", f"now {running}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
-    rows.append(("device", f"{config.workers.device}: {engine.device.shape().label}"))
-    meter = engine.meter
-    rows.append(("energy", f"{meter.method} ({meter.why})"))
+    labels = Counter(shape.label for shape in engine.machine.shapes().values())
+    rows.append(("device", ", ".join(f"{n} x {label}" if n > 1 else label for label, n in labels.items())))
+    meters = engine.machine.meters
+    for name, meter in meters.items():
+        which = f"{name}: " if len(meters) > 1 else ""
+        rows.append(("energy", f"{which}{engine.account.devices()[name]['method']} ({meter.why})"))
     rows.append(("carbon", _carbon(server)))
     control = config.controller
     steering = f"{control.mode}, policy {control.policy}, objective {control.objective}"

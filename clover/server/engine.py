@@ -16,19 +16,19 @@ from typing import Any, cast
 
 import msgspec
 
-from clover import carbon, energy, families, profiling, settings
+from clover import carbon, families, profiling
 from clover.accounting import Account
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient
-from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, Unavailable
 from clover.http import Frontend
-from clover.interfaces import Control, Device, Model
+from clover.interfaces import Control, Model
 from clover.planning.problem import accuracies
 from clover.profiles import cache_folder
 from clover.runtime.completions import Completions
 from clover.runtime.pool import Pool
 from clover.runtime.served import Served
+from clover.server.machine import Machine
 from clover.telemetry.metrics import Metrics
 from clover.types import FamilyProfile, FamilySpec
 
@@ -49,26 +49,23 @@ class Engine:
         self.frontend: Frontend | None = None
         self._pool = pool
         self._stack = contextlib.AsyncExitStack()
+        self.account = Account(pue=config.carbon.pue, core_w=config.energy.core_w)
+        self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
+        self.devices = self.machine.devices
+        self._stack.push_async_callback(self.machine.leave)  # last of all: its instances are held by workers until then
         self._stack.push_async_callback(pool.stop)
         self._changing = asyncio.Lock()
         self._answered = True
-        device = CpuDevice(settings.parse_cores(config.workers.cores))
-        self.device = device
-        self.devices: dict[str, Device] = {device.name: device}
-        self.chain, self.grid_clock = carbon.build(config.carbon)
-        self.account = Account(pue=config.carbon.pue, core_w=config.energy.core_w)
-        self.account.add_device(device.name, device.shape().slices)
-        self.meter = energy.build(config.energy, cores=len(device.worker_cores), cpu_seconds=self.account.cpu_seconds)
-        if self.meter.method == "modelled" and config.energy.meter != "modelled":
-            log.info("energy is modelled: %s", self.meter.why)
         self._completions = Completions(pool.completion_fd)
         try:
+            self.chain, self.grid_clock = carbon.build(config.carbon)
             for item in config.families:
                 spec = given.get(item.family) or families.load_family(item.family)
                 self._add(item, spec, loop)
         except BaseException:
             for served in self.served.values():  # there is no engine to stop: their shared memory goes now
                 served.close()
+            self.machine.close()
             raise
         self.controller = Controller(
             config.controller,
@@ -117,6 +114,7 @@ class Engine:
             stack.push_async_callback(self.frontend.close)
             await self.frontend.start()
         await self._pool.start()
+        await self.machine.start()
         for served in self.served.values():
             profile = await self._profile(served)
             if profile is not None:
@@ -194,11 +192,11 @@ class Engine:
             # Nothing is left to choose: a profile only makes receipts better, and is not worth a slow start.
             try:
                 stored = msgspec.structs.replace(self.config, profile="require")
-                return await profiling.ensure(spec, self.device, self._pool, stored)
+                return await profiling.ensure(spec, self.devices, self._pool, stored)
             except ProfileError as error:
                 log.info("%s is pinned to %s and served without a profile: %s", spec.name, served.config.variant, error)
                 return None
-        return await profiling.ensure(spec, self.device, self._pool, self.config)
+        return await profiling.ensure(spec, self.devices, self._pool, self.config)
 
     async def _deploy(self, served: Served) -> None:
         """Start the workers of a family that has none."""
@@ -228,7 +226,7 @@ class Engine:
     async def _account(self) -> None:
         """Close the energy window."""
         reading = await self.chain.read(self.grid_clock.now())
-        self.account.window(self.meter.sample(time.monotonic_ns()), reading)
+        await self.machine.measure(reading)
 
     async def _tick(self) -> None:
         """Look after the workers, close the energy window; trouble with one does not stop the other."""
@@ -238,6 +236,7 @@ class Engine:
                 for served in self.served.values():
                     served.fleet.watch()
                 self._follow_targets()
+                await self.machine.watch()
             except Exception:
                 log.exception("a look at the workers failed")
             try:

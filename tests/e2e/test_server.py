@@ -174,7 +174,7 @@ def test_a_planned_family_serves_labels(tmp_path: Path, caplog: pytest.LogCaptur
     settings: dict[str, Any] = {"http": False, "cache_dir": str(tmp_path), "carbon": "static:300", "mode": "off"}
     settings["backends"] = ("eager",)
     with clover.Server(family("toy"), **settings) as server:
-        if server.engine.meter.method == "modelled":
+        if server.engine.machine.meters["cpu0"].method == "modelled":
             assert caplog.text.count("energy is modelled") == 1
         answer = server.infer({"INPUT0": np.eye(4, dtype=np.float32)})
         assert answer.labels()[0] == "a"

@@ -125,7 +125,7 @@ def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(tmp_path: Path) -
         async with server:
             engine = server.engine
             served, control = engine.pick(None), engine.control()
-            repartitions = 2 if len(engine.device.worker_cores) > 1 else 0
+            repartitions = 2 if engine.devices["cpu0"].shape().slices > 1 else 0
             load = Load(server)
             clients = [asyncio.ensure_future(load.client(seed)) for seed in range(3)]
             end_s = time.monotonic() + 30.0

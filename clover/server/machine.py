@@ -1,0 +1,97 @@
+"""The devices of a server with their meters: opened at its start, looked after while it runs, left in order at its end.
+
+On core-sets one meter reads the machine.  On GPUs each has a meter of its own; the cores beside them then only feed the
+GPUs and are not metered (and on emulated GPUs compute the answers, which would count the same work twice).
+
+What an earlier run left on a GPU is brought in order by the first plan that uses it (`control.apply.Instances`); a
+clean stop removes what is ours, unless `workers.keep_instances` leaves it for the next start to adopt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from clover import devices as made
+from clover import energy
+from clover.accounting import Account
+from clover.config import ServerConfig
+from clover.devices.cpu import CpuDevice
+from clover.devices.mig import MigDevice
+from clover.errors import CloverError, DeviceError
+from clover.interfaces import Device, EnergyMeter
+from clover.types import DeviceShape, Reading
+
+log = logging.getLogger("clover.server")
+
+
+class Machine:
+    """Devices and meters by name.  Raises ConfigError or DeviceError where they cannot be used."""
+
+    def __init__(self, config: ServerConfig, cache: Path, account: Account) -> None:
+        self._config = config
+        self._account = account
+        self.devices: dict[str, Device] = made.build(config.workers, cache)
+        self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
+        self.meters: dict[str, EnergyMeter] = {}
+        for name, device in self.devices.items():
+            account.add_device(name, device.shape().slices)
+            if isinstance(device, CpuDevice):
+                meter = energy.build(
+                    config.energy, cores=len(device.worker_cores), cpu_seconds=account.cpu_seconds
+                )
+                if meter.method == "modelled" and config.energy.meter != "modelled":
+                    log.info("energy is modelled: %s", meter.why)
+                self.meters[name] = meter
+
+    async def start(self) -> None:
+        """Start the meters of the GPUs; before there are workers, as their idle watts are measured here."""
+        for gpu in self.gpus:
+            meter = await energy.build_gpu(
+                gpu.session, gpu, self._config.energy, busy_ns=self._busy(gpu.name), clock=time.monotonic_ns
+            )
+            log.info("%s: %s; energy is %s: %s", gpu.name, gpu.shape().label, meter.method, meter.why)
+            self.meters[gpu.name] = meter
+
+    def _busy(self, name: str) -> Callable[[], int]:
+        return lambda: self._account.busy_ns(name)
+
+    def shapes(self) -> dict[str, DeviceShape]:
+        """What each device allows now."""
+        return {name: device.shape() for name, device in self.devices.items()}
+
+    async def measure(self, reading: Reading) -> None:
+        """Close the energy window of every device, its carbon priced at `reading`."""
+        await asyncio.gather(*(meter.refresh() for meter in self.meters.values()))
+        for meter in self.meters.values():
+            self._account.window(meter.sample(time.monotonic_ns()), reading)
+
+    async def watch(self) -> None:
+        """See whether GPUs are there, and whether what is quarantined can be freed by now."""
+        for gpu in self.gpus:
+            try:
+                if await gpu.poll():
+                    await gpu.retry_quarantined()
+            except CloverError as error:
+                log.warning("%s: %s", gpu.name, error)
+
+    async def leave(self) -> None:
+        """Remove our instances (their workers are gone), unless they are to stay for the next start; close the GPUs."""
+        try:
+            if not self._config.workers.keep_instances:
+                await asyncio.gather(*(self._clear(gpu) for gpu in self.gpus if not gpu.lost))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let others have the GPUs, with what stands on them."""
+        made.close(self.devices)
+
+    async def _clear(self, gpu: MigDevice) -> None:
+        try:
+            await gpu.reconcile(keep=())
+        except DeviceError as error:
+            log.warning("%s keeps instances of ours for the next start to remove: %s", gpu.name, error)
