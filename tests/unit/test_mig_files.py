@@ -22,7 +22,7 @@ from clover.mig.state import GpuState, Instance
 from clover.mig.words import Ask
 from clover.planning.geometry import layouts, legal
 from clover.types import Placement
-from tests.unit.mig_fixture import A30, A100, BY_NAME, place
+from tests.unit.geometry_fixture import A30, A100, BY_NAME, place
 
 A30_BY_NAME = {profile.name: profile for profile in A30}
 
