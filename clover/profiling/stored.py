@@ -122,6 +122,13 @@ def keep_emulated(
     key = key_of(spec, devices, config)
     notes = (note,) if note else ()
     profile = analytical.emulate(measured, spec, shapes_of(devices), key=key, rows=rows, file=file, notes=notes)
+    slowest = max(profile.latency, key=lambda m: m.mean_ms)
+    if slowest.mean_ms >= config.workers.silent_s * 1e3:
+        raise ProfileError(
+            f"{spec.name}: a batch of {slowest.batch} of {slowest.variant} is paced at {slowest.mean_ms / 1e3:.0f} s "
+            f"on {slowest.profile}, but a worker that is silent for {config.workers.silent_s:g} s is taken for stuck: "
+            "raise --silent-s, lower the family's max_batch, or give a pace file"
+        )
     store = profiles.ProfileStore(profiles.cache_folder(config.cache_dir))
     try:
         known = store.get(spec.name, key)

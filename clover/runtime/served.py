@@ -146,8 +146,7 @@ class Served:
         variant = self.config.variant or self.spec.variants[-1].name
         out = []
         for device in self._devices.values():
-            layout = max(device.shape().layouts, key=len)
-            for placement in layout:
+            for placement in max(device.shape().layouts, key=len, default=()):
                 out.append(Assignment(placement=placement, family=self.name, variant=variant, backend="eager"))
         return tuple(out)
 

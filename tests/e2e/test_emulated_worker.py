@@ -68,3 +68,40 @@ def test_memory_pace_and_a_lost_gpu_bound_a_worker(tmp_path: Path) -> None:
     assert "GPU_IS_LOST" in reason
     assert device_lost
     assert completion is None, "what was computed for a lost GPU is not handed over"
+
+
+def profiled(folder: Path, *flags: str) -> tuple[str, list[dict[str, Any]]]:
+    command = [sys.executable, "-W", "error", "-m", "clover", "profile", "tests/families/toy", "--quick"]
+    where = ["--device", "emulated:a100-40gb:2", "--cache-dir", str(folder / "cache"), "--backends", "eager"]
+    saved = folder / "profile.json"
+    done = subprocess.run(
+        [*command, *where, "--json", str(saved), *flags], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(saved.read_text())
+
+
+def test_the_command_shows_the_calculated_table_and_says_so(tmp_path: Path) -> None:
+    text, (profile,) = profiled(tmp_path)
+    assert "2 x NVIDIA A100-SXM4-40GB, emulated" in text
+    assert "times and energy of slices are analytical: nothing of them was measured on a GPU" in text
+    assert "BASE: full with eager on 2 x 7g.40gb at 60 % load" in text
+    assert {m["profile"] for m in profile["latency"]} == {"1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb"}
+    assert {m["energy_method"] for m in profile["latency"]} == {"analytical"}
+    assert all(item["method"] == "measured" and item["samples"] for item in profile["accuracy"])
+    _, (same,) = profiled(tmp_path)
+    assert same == profile, "neither measured nor calculated to anything else a second time"
+    rows = [
+        {"family": "toy", "variant": name, "profile": "7g.40gb", "batch": 8, "ms": ms, "watts": 60.0}
+        for name, ms in (("half", 5.0), ("full", 9.0))
+    ]
+    path = tmp_path / "pace.json"
+    path.write_text(json.dumps({"method": "published", "source": "a data sheet", "rows": rows}))
+    text, (paced,) = profiled(tmp_path, "--pace", str(path))
+    assert "a data sheet" in text
+    assert [(m["variant"], m["profile"], m["mean_ms"], m["energy_method"]) for m in paced["latency"]] == [
+        ("half", "7g.40gb", 5.0, "published"),
+        ("full", "7g.40gb", 9.0, "published"),
+    ]
+    assert paced["accuracy"] == profile["accuracy"]
+    assert paced["key"] != profile["key"]

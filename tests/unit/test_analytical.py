@@ -85,6 +85,15 @@ def test_speeds_are_the_means_of_measured_ratios() -> None:
             analytical.speed(slices)
 
 
+def test_the_page_on_emulated_gpus_quotes_these_figures() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "emulated.md").read_text(encoding="utf-8")
+    words = " ".join(page.split())
+    speeds = [f"{value:.2f}".removesuffix(".00") for value in analytical.SPEED]
+    assert f"is {', '.join(speeds[:-1])} and {speeds[-1]}:" in words
+    assert f"{analytical.SLICE_RATIO:g} times *slower*" in words
+    assert f"draws {analytical.watts(1):.0f} W, a whole GPU {analytical.watts(7):.0f} W above idle" in words
+
+
 def test_watts_follow_multiprocessors_and_how_busy_they_are() -> None:
     assert analytical.watts(1) == pytest.approx(120 / 7), "one slice is always busy"
     seven = analytical.SPEED[-1] / 7
@@ -272,6 +281,14 @@ def test_whose_rows_count(tmp_path: Path) -> None:
     assert "names a variant" in note
     with pytest.raises(ConfigError, match=r"pace\.json has no row"):
         stored.rows_of(SPEC, shapes, config_of(tmp_path, pace=written(tmp_path, *WHOLE[:1])))
+
+
+def test_a_pace_that_would_be_taken_for_silence_is_refused(tmp_path: Path) -> None:
+    devices: dict[str, Any] = {"gpu0": Gpu("gpu0")}
+    measured = profiles_fixture.profile()  # 18 ms a batch of 8 on a core: 1.15 s on one slice
+    stored.keep_emulated(SPEC, devices, config_of(tmp_path, silent_s=2.0), measured, (None, {}, ""))
+    with pytest.raises(ProfileError, match=r"batch of 8 of large is paced at 1 s on 1g\.5gb.*--silent-s"):
+        stored.keep_emulated(SPEC, devices, config_of(tmp_path, silent_s=1.0), measured, (None, {}, ""))
 
 
 def test_boards_that_draw_something_else_are_known_to_workers_only(tmp_path: Path) -> None:
