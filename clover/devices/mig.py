@@ -16,7 +16,6 @@ change that has begun is finished even where its caller is cancelled; changes of
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -285,19 +284,14 @@ class MigDevice:
         self._free(place)
 
     async def _quarantine(self, place: Place, why: str) -> None:
-        ours = self._books.ours
-        pids = await self._ask(self._gpu.holders, ours[place])
+        pids = await self._ask(self._gpu.holders, self._books.ours[place])
         who = f"held by process {', '.join(map(str, pids))}" if pids else "no process is to be seen on it"
-        with contextlib.suppress(NvmlError):
-            found = await self._ask(self._gpu.find, *place)
-            ours[place] = found or ours[place]  # its compute instance may be gone
         self._books.quarantined[place] = f"{why} ({who})"
         self._shape = None
         log.error("%s is quarantined: %s", self._books.id_of(place), self._books.quarantined[place])
 
     def _free(self, place: Place) -> None:
         self._books.quarantined.pop(place, None)
-        self._doomed.discard(place)
         self._shape = None
 
     async def _reconcile(self, wanted: set[Place]) -> tuple[Placement, ...]:
@@ -367,11 +361,11 @@ class MigDevice:
 
     async def _return(self) -> None:
         await self._look()
+        await self._clear([place for place in self._doomed if place in self._books.ours])
+        self._doomed.clear()
         self.lost = False
         self._shape = None
         log.warning("%s answers again: %d instances of ours stand", self.name, len(self._books.ours))
-        await self._clear([place for place in self._doomed if place in self._books.ours])
-        self._doomed.clear()
 
     # --- the driver, asked --------------------------------------------------------------------------------------------
 

@@ -37,13 +37,14 @@ class Board:
         self.mig = mig
         self.pending = mig
         self.last = last
+        self.table = dict(A100)
         self.lost = False
         self.standing: dict[int, list[Any]] = {}
         self.holders: dict[int, list[int]] = {}
 
     def put(self, name: str, start: int, *, complete: bool = True, cut: int = 0) -> int:
         """Somebody makes an instance; `cut`: with a compute instance of only so many slices."""
-        row = next(row for row in A100.values() if row[0] == f"MIG {name}")
+        row = next(row for row in self.table.values() if row[0] == f"MIG {name}")
         if any(start < s + size and s < start + row[3] for _, s, size, _ in self.standing.values()):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES)
         gi = next(number for number in range(1, 99) if number not in self.standing)
@@ -158,16 +159,16 @@ class FakeNvml:
     def nvmlDeviceGetGpuInstanceProfileInfo(self, handle: Any, number: int) -> Any:
         if number > self._board(handle).last:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
-        if number not in A100:
+        table = self._board(handle).table
+        if number not in table:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        name, kind, slices, _, _, most, memory = A100[number]
+        name, kind, slices, _, _, most, memory = table[number]
         return SimpleNamespace(
             id=kind, name=name.encode(), sliceCount=slices, instanceCount=most, memorySizeMB=memory
         )
 
     def nvmlDeviceGetGpuInstancePossiblePlacements(self, handle: Any, kind: int, places: Any, count: Any) -> None:
-        self._board(handle)
-        row = next(row for row in A100.values() if row[1] == kind)
+        row = next(row for row in self._board(handle).table.values() if row[1] == kind)
         count._obj.value = len(row[4])
         for index, start in enumerate(row[4] if places is not None else ()):
             places[index].start, places[index].size = start, row[3]

@@ -114,6 +114,7 @@ def test_a_driver_that_knows_fewer_profiles_ends_the_walk(tmp_path):
     device = rig.open()
     assert [profile.name for profile in device.profiles()] == ["1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb"]
     assert device.shape().slices == 4
+    assert rig.fake.calls.count("nvmlDeviceGetGpuInstanceProfileInfo") == 5
     rig.close()
 
 
@@ -235,12 +236,27 @@ def test_a_change_goes_on_though_its_caller_is_cancelled(rig):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert rig.board.names == []
         go.set()
-        await device.create(at("3g.20gb", 4))  # waits for the first, which went on, and finds its work done
+        await asyncio.gather(*device._tasks)
 
     run(cancelled())
+    assert device.instances() == (at("3g.20gb", 4),)
     assert rig.board.names == [("3g.20gb", 4, True)]
     assert rig.fake.calls.count(GI) == 2
+
+
+def test_changes_of_one_place_wait_for_each_other(rig):
+    device = rig.open()
+    rig.fake.faults[GI] = [nvml.IN_USE]
+    place = at("3g.20gb", 4)
+
+    async def several():
+        await asyncio.gather(device.create(place), device.create(place), device.destroy(place), device.create(place))
+
+    run(several())
+    assert rig.board.names == [("3g.20gb", 4, True)]
+    assert (rig.fake.calls.count(GI), rig.fake.calls.count(GI_GOES)) == (3, 1)
 
 
 def test_a_compute_instance_that_is_refused_takes_its_gpu_instance_along(rig):
@@ -524,13 +540,15 @@ def test_what_matches_is_adopted_what_is_stale_removed_what_is_foreign_left(rig)
     assert device.visible(at("4g.20gb")) == "MIG-GPU-a-1"
 
 
-def test_a_foreign_instance_counts_against_the_cap_of_its_profile(rig):
-    rig.board.put("3g.20gb", 4)
-    device = rig.open()
-    profiles = [[place.profile for place in layout] for layout in device.shape().layouts]
-    assert profiles
-    assert all(layout.count("3g.20gb") <= 1 for layout in profiles)
-    assert all(sum(int(name[0]) for name in layout) <= 4 for layout in profiles)
+@pytest.mark.parametrize(("most", "small", "compute"), [(4, 3, 6), (7, 6, 6)])
+def test_what_is_foreign_counts_against_caps_and_compute_slices(rig, most, small, compute):
+    """On a die with as many places for 1g as memory slices, room on that axis alone would promise too much."""
+    name, kind, slices, size, _, _, memory = rig.board.table[0]
+    rig.board.table[0] = (name, kind, slices, size, tuple(range(8)), most, memory)
+    rig.board.put("1g.5gb", 7)
+    layouts = rig.open().shape().layouts
+    assert max(sum(place.profile == "1g.5gb" for place in layout) for layout in layouts) == small
+    assert max(sum(place.slices for place in layout) for layout in layouts) == compute
 
 
 def test_nothing_is_adopted_unless_it_is_asked_for(rig):
