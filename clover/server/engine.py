@@ -119,7 +119,7 @@ class Engine:
             profile = await self._profile(served)
             if profile is not None:
                 check_floor(served.name, profile, served.config.accuracy_floor)
-            served.use(profile)
+            served.use(profile, profiling.drawn(served.spec, self.config))
         for served in self.served.values():
             # Only now: the minute before is not the time the first answers share the idle power of.
             self.account.add_family(served.name, time.monotonic_ns())
@@ -188,7 +188,8 @@ class Engine:
         if spec.evaluation is None and any(variant.accuracy is None for variant in spec.variants):
             log.info("%s has no evaluation set and no published accuracies: it is served without a plan", spec.name)
             return None
-        if served.config.variant and self.config.profile == "auto":
+        paced = any(device.shape().emulated for device in self.devices.values())
+        if served.config.variant and self.config.profile == "auto" and not paced:
             # Nothing is left to choose: a profile only makes receipts better, and is not worth a slow start.
             try:
                 stored = msgspec.structs.replace(self.config, profile="require")
