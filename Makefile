@@ -7,7 +7,7 @@ ARGS ?=
 GPU_EXTRAS ?= onnx,test,tensorrt
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet --editable
-INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.h clover/_native/*.pxd)
+INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd)
 
 .PHONY: serve test test-gpu test-checked lint bench build train-fashion soak clean
 

@@ -61,17 +61,18 @@ ERRORS = {
 }
 """What a fault may answer, by NVML's names.  "" only delays; "STUCK" freezes a power or energy reading."""
 
+_CANNOT_FAIL = {"nvmlErrorString", "clover_nvml_detach", "clover_nvml_use_memory", "clover_nvml_slice_energy"}
 _NAMES = {code: name for name, code in ERRORS.items() if name} | {7: "INSUFFICIENT_SIZE", 25: "VERSION_MISMATCH"}
 
 
 class Fault(Record, frozen=True, kw_only=True):
     """A fault of the box.
 
-    Calls of `symbol` ("nvmlGpuInstanceDestroy"; a trailing "*" stands for any ending) on `gpu` (-1: any) are counted;
-    from the `nth` on, `count` of them (0: all) fail with `error`, each with `probability`, for `seconds` from now (0:
-    without end).  `delay_s` is slept first; with `error` "" the call is only slow.  `error` "STUCK" on
-    nvmlDeviceGetPowerUsage or nvmlDeviceGetTotalEnergyConsumption freezes the reading from now on, whichever function
-    it is read by; the other numbers but `seconds` mean nothing to it.
+    Calls of `symbol` ("nvmlGpuInstanceDestroy", with or without the version at its end; a trailing "*" stands for any
+    ending) on `gpu` (-1: any) are counted; from the `nth` on, `count` of them (0: all) fail with `error`, each with
+    `probability`, for `seconds` from now (0: without end).  `delay_s` is slept first; with `error` "" the call is only
+    slow.  `error` "STUCK" on nvmlDeviceGetPowerUsage or nvmlDeviceGetTotalEnergyConsumption freezes the reading from
+    now on, whichever function it is read by; the other numbers but `seconds` mean nothing to it.
     """
 
     symbol: str
@@ -319,8 +320,11 @@ def inject(path: Path, *faults: Fault) -> None:
         if fault.nth < 1 or min(fault.count, fault.seconds, fault.delay_s) < 0 or not 0 <= fault.probability <= 1:
             raise DeviceError(f"a number of this fault is out of range: {fault}")
         with _borrowed() as handle:
-            if not fault.symbol.endswith("*") and not hasattr(handle, fault.symbol):
-                raise DeviceError(f"the emulated NVML has no function {fault.symbol!r}")
+            known = fault.symbol.endswith("*") or any(
+                hasattr(handle, fault.symbol + version) for version in ("", "V", "_v2", "_v3")
+            )
+        if not known or fault.symbol in _CANNOT_FAIL:
+            raise DeviceError(f"the emulated NVML has no function {fault.symbol!r} that could fail")
         _act(
             path,
             f"inject into {fault.symbol} (gpu {fault.gpu})",

@@ -9,16 +9,17 @@ static const unsigned FIRST_BUS = 7;
 
 static nvmlReturn_t count_gpus(unsigned *count) {
     struct mapping *mapping;
-    if (!session_initialised())
-        return NVML_ERROR_UNINITIALIZED;
-    nvmlReturn_t result = session_mapping(&mapping);
+    nvmlReturn_t result = session_initialised() ? session_mapping(&mapping) : NVML_ERROR_UNINITIALIZED;
     if (result == NVML_SUCCESS)
         *count = mapping->box->config.gpu_count;
     return result;
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count) {
-    return count == NULL ? NVML_ERROR_INVALID_ARGUMENT : count_gpus(count);
+    nvmlReturn_t result = session_begin(__func__);
+    if (result != NVML_SUCCESS || count == NULL)
+        return result != NVML_SUCCESS ? result : NVML_ERROR_INVALID_ARGUMENT;
+    return count_gpus(count);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetCount(unsigned *count) {

@@ -185,6 +185,8 @@ void gpu_reset(struct gpu *gpu);
 /* The mapping this process works on (from CLOVER_NVML_STATE), opened on first use. */
 nvmlReturn_t session_mapping(struct mapping **mapping);
 bool session_initialised(void);
+/* What a function without a device does first: is there a session, and do faults let it pass? */
+nvmlReturn_t session_begin(const char *symbol);
 
 /* --- call.c ------------------------------------------------------------------------------------------------------- */
 

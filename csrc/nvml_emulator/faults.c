@@ -1,5 +1,6 @@
-/* Injected faults.  A fault names a function (or a prefix followed by `*`) and perhaps a GPU; from its nth matching
- * call on, for `count` calls or until its time is over, with a probability, it delays the call, fails it, or both.
+/* Injected faults.  A fault names a function and perhaps a GPU; from its nth matching call on, for `count` calls or
+ * until its time is over, with a probability, it delays the call, fails it, or both.  A name stands for its later versions
+ * too (`nvmlDeviceGetCount` for `nvmlDeviceGetCount_v2`), as the bindings have it; `*` at its end stands for anything.
  *
  * The counters are not covered by the copy that protects GPUs: a holder killed here costs at most one count.
  */
@@ -9,13 +10,19 @@
 #include <string.h>
 #include <time.h>
 
+static bool is_version(const char *suffix) {
+    return strcmp(suffix, "V") == 0 || (suffix[0] == '_' && suffix[1] == 'v' && suffix[2] != 0 && suffix[3] == 0);
+}
+
 static bool matches(const struct fault *fault, const char *symbol, int gpu, int64_t now_ns) {
     if (!fault->used || (fault->gpu >= 0 && fault->gpu != gpu) || (fault->until_ns != 0 && now_ns >= fault->until_ns))
         return false;
     size_t length = strnlen(fault->symbol, sizeof fault->symbol);
     if (length > 0 && fault->symbol[length - 1] == '*')
         return strncmp(fault->symbol, symbol, length - 1) == 0;
-    return strcmp(fault->symbol, symbol) == 0;
+    if (strncmp(fault->symbol, symbol, length) != 0)
+        return false;
+    return symbol[length] == 0 || is_version(symbol + length);
 }
 
 /* A number in [0, 1) from the fault's own sequence (splitmix64), so that a box with a seed repeats. */

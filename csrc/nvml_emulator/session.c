@@ -42,20 +42,33 @@ bool session_initialised(void) {
     return initialised;
 }
 
+/* Faults on a call that concerns no GPU. */
+static nvmlReturn_t pass_faults(struct box *box, const char *symbol) {
+    uint64_t delay_ns = 0;
+    nvmlReturn_t result = box_lock(box);
+    if (result != NVML_SUCCESS)
+        return result;
+    result = faults_act(box, symbol, -1, &delay_ns);
+    box_unlock(box);
+    sleep_ns(delay_ns);
+    return result;
+}
+
+nvmlReturn_t session_begin(const char *symbol) {
+    struct mapping *mapping;
+    if (!session_initialised())
+        return NVML_ERROR_UNINITIALIZED;
+    nvmlReturn_t result = session_mapping(&mapping);
+    return result == NVML_SUCCESS ? pass_faults(mapping->box, symbol) : result;
+}
+
 static nvmlReturn_t initialise(const char *symbol) {
     pthread_mutex_lock(&session_lock);
     nvmlReturn_t result = users == 0 ? session_open() : NVML_SUCCESS;
     struct mapping *mapping = session;
     pthread_mutex_unlock(&session_lock);
-    if (result != NVML_SUCCESS)
-        return result;
-    uint64_t delay_ns = 0;
-    result = box_lock(mapping->box);
-    if (result != NVML_SUCCESS)
-        return result;
-    result = faults_act(mapping->box, symbol, -1, &delay_ns);
-    box_unlock(mapping->box);
-    sleep_ns(delay_ns);
+    if (result == NVML_SUCCESS)
+        result = pass_faults(mapping->box, symbol);
     if (result != NVML_SUCCESS)
         return result;
     pthread_mutex_lock(&session_lock);
@@ -78,11 +91,13 @@ EXPORT nvmlReturn_t nvmlInit(void) {
 }
 
 EXPORT nvmlReturn_t nvmlShutdown(void) {
+    nvmlReturn_t result = session_begin(__func__);
+    if (result != NVML_SUCCESS)
+        return result;
     pthread_mutex_lock(&session_lock);
-    nvmlReturn_t result = users > 0 ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED;
     users -= users > 0;
     pthread_mutex_unlock(&session_lock);
-    return result;
+    return NVML_SUCCESS;
 }
 
 EXPORT const char *nvmlErrorString(nvmlReturn_t result) {
@@ -110,23 +125,23 @@ EXPORT const char *nvmlErrorString(nvmlReturn_t result) {
 /* --- the system --------------------------------------------------------------------------------------------------- */
 
 /* The version strings say what this is, in the width that monitors leave for a real one. */
-static nvmlReturn_t system_text(char *out, unsigned length, const char *text) {
-    return session_initialised() ? copy_text(out, length, text) : NVML_ERROR_UNINITIALIZED;
+static nvmlReturn_t system_text(const char *symbol, char *out, unsigned length, const char *text) {
+    nvmlReturn_t result = session_begin(symbol);
+    return result == NVML_SUCCESS ? copy_text(out, length, text) : result;
 }
 
 EXPORT nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned length) {
-    return system_text(version, length, "580.emul");
+    return system_text(__func__, version, length, "580.emul");
 }
 
 EXPORT nvmlReturn_t nvmlSystemGetNVMLVersion(char *version, unsigned length) {
-    return system_text(version, length, "13.580.emul");
+    return system_text(__func__, version, length, "13.580.emul");
 }
 
 EXPORT nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version) {
-    if (!session_initialised())
-        return NVML_ERROR_UNINITIALIZED;
-    if (version == NULL)
-        return NVML_ERROR_INVALID_ARGUMENT;
+    nvmlReturn_t result = session_begin(__func__);
+    if (result != NVML_SUCCESS || version == NULL)
+        return result != NVML_SUCCESS ? result : NVML_ERROR_INVALID_ARGUMENT;
     *version = 13000;
     return NVML_SUCCESS;
 }
@@ -136,10 +151,9 @@ EXPORT nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version) {
 }
 
 EXPORT nvmlReturn_t nvmlSystemGetProcessName(unsigned pid, char *name, unsigned length) {
-    if (!session_initialised())
-        return NVML_ERROR_UNINITIALIZED;
-    if (name == NULL || length < 1)
-        return NVML_ERROR_INVALID_ARGUMENT;
+    nvmlReturn_t result = session_begin(__func__);
+    if (result != NVML_SUCCESS || name == NULL || length < 1)
+        return result != NVML_SUCCESS ? result : NVML_ERROR_INVALID_ARGUMENT;
     char file[32];
     snprintf(file, sizeof file, "/proc/%u/cmdline", pid);
     int fd = open(file, O_RDONLY | O_CLOEXEC);

@@ -103,7 +103,8 @@ static nvmlReturn_t map(struct mapping *mapping, int fd) {
     nvmlReturn_t result = config_check(&config);
     if (result != NVML_SUCCESS)
         return result;
-    if (file.st_size < (off_t)sizeof(struct box) && ftruncate(fd, sizeof(struct box)) != 0)
+    /* With blocks behind it: a full disk must be an error here, not a SIGBUS later. */
+    if (file.st_size < (off_t)sizeof(struct box) && posix_fallocate(fd, 0, sizeof(struct box)) != 0)
         return NVML_ERROR_OPERATING_SYSTEM;
     void *memory = mmap(NULL, sizeof(struct box), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED)

@@ -71,6 +71,7 @@
 
 #define X(name)                                                                                                        \
     EXPORT nvmlReturn_t name(void) {                                                                                   \
-        return session_initialised() ? NVML_ERROR_NOT_SUPPORTED : NVML_ERROR_UNINITIALIZED;                            \
+        nvmlReturn_t result = session_begin(#name);                                                                    \
+        return result == NVML_SUCCESS ? NVML_ERROR_NOT_SUPPORTED : result;                                             \
     }
 UNSUPPORTED(X)

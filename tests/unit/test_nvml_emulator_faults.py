@@ -90,6 +90,28 @@ def test_of_all_names_that_begin_so(box: Path, child: Child) -> None:
     assert child.refused("gpu()") == "UNKNOWN"
 
 
+def test_a_name_without_its_version(box: Path, child: Child) -> None:
+    for name in ("nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetComputeRunningProcesses"):
+        emulated.inject(box, Fault(symbol=name, error="UNKNOWN"))
+    assert child.refused("n.nvmlDeviceGetCount()") == "UNKNOWN"
+    assert child.refused("gpu()") == "UNKNOWN"
+    assert child.refused("processes(gpu())") == "UNKNOWN"
+    assert child("processes(gpu())") == []
+    emulated.inject(box, Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="UNKNOWN"))
+    child.run("g = create('1g.5gb', 0); p = n.c_nvmlComputeInstancePlacement_t(0, 1)")
+    child.run("n.nvmlGpuInstanceCreateComputeInstanceWithPlacement(g, 0, byref(p))")  # is another function
+    assert emulated.faults_fired(box) == 3
+
+
+def test_what_has_no_device_can_fail_too(box: Path, child: Child) -> None:
+    for name in ("nvmlSystemGetDriverVersion", "nvmlDeviceGetFanSpeed", "nvmlShutdown"):
+        emulated.inject(box, Fault(symbol=name, error="TIMEOUT"))
+        call = f"n.{name}({'gpu()' if 'Device' in name else ''})"
+        assert child.refused(call) == "TIMEOUT"
+        assert child(f"outcome(lambda: {call})") != "TIMEOUT"
+    child.run("n.nvmlInit()")
+
+
 def test_a_session_can_fail_to_start(box: Path, child: Child) -> None:
     emulated.inject(box, Fault(symbol="nvmlInitWithFlags", error="DRIVER_NOT_LOADED"))
     child.run("n.nvmlShutdown()")
@@ -184,6 +206,7 @@ def test_attaching_and_drawing_can_fail(box: Path, child: Child) -> None:
     ("fault", "says"),
     [
         (Fault(symbol="nvmlDeviceGetNam", error="UNKNOWN"), "no function"),
+        (Fault(symbol="nvmlErrorString", error="UNKNOWN"), "no function"),
         (Fault(symbol="nvmlDeviceGetName", error="WHATEVER"), "known: "),
         (Fault(symbol="nvmlDeviceGetName", error="UNKNOWN", gpu=2), "INVALID_ARGUMENT"),
         (Fault(symbol="nvmlDeviceGetName", error="UNKNOWN", gpu=-2), "INVALID_ARGUMENT"),
