@@ -76,8 +76,14 @@ class Box:
             uuid, product = library.nvmlDeviceGetUUID(handle), library.nvmlDeviceGetName(handle)
             gpu = Gpu(library, index)
             gpu.alive()
-            walked = gpu.walk()
-            instances = tuple(self._instance(gpu, device, found) for found in walked)
+            hidden = False
+            instances: tuple[Instance, ...] = ()
+            try:
+                instances = tuple(self._instance(gpu, device, found) for found in gpu.walk())
+            except library.NVMLError as error:
+                if error.value != nvml.NO_PERMISSION:
+                    raise
+                hidden = True
         except library.NVMLError as error:
             if error.value != nvml.GPU_IS_LOST:
                 raise
@@ -88,6 +94,7 @@ class Box:
             uuid=gpu.uuid,
             product=gpu.product,
             memory_mib=gpu.memory_bytes // _MIB,
+            hidden=hidden,
             supported=self._supports_mig(handle),
             enabled=gpu.mig,
             pending=gpu.mig_pending,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from clover.mig import plan as planning
 from clover.mig.box import Box, opened
 from clover.mig.changes import Changes, compare
 from clover.mig.drawing import strokes
-from clover.mig.state import GpuState
+from clover.mig.state import HIDDEN, GpuState
 from clover.mig.words import Ask
 from clover.profiles import cache_folder
 
@@ -98,8 +100,8 @@ def _parser(environ: Mapping[str, str]) -> tuple[argparse.ArgumentParser, dict[s
     box.add_argument(
         "--box",
         metavar="FILE",
-        default=environ.get(emulate.STATE, ""),
-        help=f"act on the emulated box with this state file [{emulate.STATE}, or this machine]",
+        default=environ.get(emulated.STATE, ""),
+        help=f"act on the emulated box with this state file [{emulated.STATE}, or this machine]",
     )
     box.add_argument(
         "--cache-dir",
@@ -191,11 +193,19 @@ def _list(given: argparse.Namespace) -> int:
     return DONE
 
 
+def _seen(box: Box) -> tuple[GpuState, ...]:
+    """The GPUs, with all that stands on them.  Raises DeviceError where that may not be read."""
+    gpus = box.look()
+    if any(gpu.hidden for gpu in gpus):
+        raise DeviceError(HIDDEN)
+    return gpus
+
+
 def _export(given: argparse.Namespace) -> int:
     if not given.name or not given.name.isprintable():
         raise ConfigError("--name needs printable characters")
     with _opened(given) as box:
-        gpus = box.look()
+        gpus = _seen(box)
     config, comments = _present(gpus)
     if not config:
         raise Refused("no GPU of the box has MIG: there is nothing to export")
@@ -219,14 +229,14 @@ def _present(gpus: Sequence[GpuState]) -> tuple[files.Config, list[str]]:
     return tuple(files.Group(devices=tuple(at), mig=mig, asks=asks) for (mig, asks), at in groups.items()), comments
 
 
-def _changes(given: argparse.Namespace, gpus: Sequence[GpuState], config: files.Config) -> list[Changes]:
+def _changes(gpus: Sequence[GpuState], config: files.Config) -> list[Changes]:
     return [compare(gpus[index], group) for index, group in sorted(files.of_gpus(config, len(gpus)).items())]
 
 
 def _assert(given: argparse.Namespace) -> int:
     name, config = files.choose(files.read(given.file), given.config)
     with _opened(given) as box:
-        changes = _changes(given, box.look(), config)
+        changes = _changes(_seen(box), config)
     differences = [line for item in changes for line in item.differences()]
     if given.json:
         _print({"config": name, "matches": not differences, "differences": differences})
@@ -240,7 +250,7 @@ def _assert(given: argparse.Namespace) -> int:
 def _apply(given: argparse.Namespace) -> int:
     name, config = files.choose(files.read(given.file), given.config)
     with _opened(given) as box:
-        changes = _changes(given, box.look(), config)
+        changes = _changes(_seen(box), config)
         allowed = {"mode_changes": given.mode_changes, "force_foreign": given.force_foreign}
         refusals = [line for item in changes for line in item.refusals(**allowed)]
         todo = any(not item.none for item in changes)
@@ -309,7 +319,7 @@ def _plan(given: argparse.Namespace) -> int:
         if given.gpu:
             raise ConfigError("`now` reads the GPUs of the box: leave --gpu out")
         with _opened(given) as box:
-            boards, before = planning.present(box.look())
+            boards, before = planning.present(_seen(box))
     else:
         start = planning.wish_of(given.before, configs)
         boards = planning.boards_of(given.gpu or "a100-40gb", max(start.gpus, wish.gpus))
@@ -330,40 +340,46 @@ def _emulate(given: argparse.Namespace) -> int:
         raise ConfigError("give a command after --, or --state FILE to make or change a box that stays")
     if not given.box and not given.state:
         raise ConfigError("name a GPU, as a100-40gb:2, or give --state FILE of a box there is")
-    if given.state:
-        return _emulate_on(given, Path(given.state), faults)
-    with emulate.temporary_state() as state:
-        return _emulate_on(given, state, faults)
-
-
-def _emulate_on(given: argparse.Namespace, state: Path, faults: Sequence[emulated.Fault]) -> int:
-    made = False
-    if given.box:
-        name, count = emulate.parse_box(given.box)
-        try:
-            table = tables.table(name)
-        except DeviceError as error:
-            raise ConfigError(str(error)) from error
-        made = not state.exists()
-        # Boxes that stand beside each other must not share UUIDs: what is Clover's is recorded by them.
-        seed = zlib.crc32(os.fsencode(state.resolve())) if given.seed is None else given.seed
-        emulated.create_box(
-            state, table, count, privileged=not given.unprivileged, mig_enabled=not given.mig_off, seed=seed
-        )
-    elif given.mig_off or given.unprivileged or given.seed is not None:
-        raise ConfigError("--mig-off, --unprivileged and --seed are for a new box: name its GPU, as a100-40gb:2")
-    elif not state.is_file():
-        raise ConfigError(f"there is no emulated box {state}: name a GPU to make one, as a100-40gb:2")
-    acted = _act(given, state, faults)
-    if given.command is not None:
-        return emulate.run(given.command, state, given.environ)
-    if not given.box and not acted:
-        raise ConfigError(
-            "say what to do with the box: --fault, --clear, --reset, --reboot, --lose, --restore, or -- COMMAND"
-        )
+    folder = Path(given.state).parent if given.state else Path(tempfile.mkdtemp(prefix="clover-box-"))
+    state = Path(given.state) if given.state else folder / "box.nvml"
+    temporary = [] if given.state else [folder]
+    try:
+        made = _box_at(given, state)
+        acted = _act(given, state, faults)
+        if given.command is not None:
+            emulate.run(given.command, state, given.environ, remove=temporary)
+    except BaseException:
+        for path in temporary:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
     if given.box:
         print(f"{'made' if made else 'there is'} {state}: {given.box}; `--box {state}` acts on it")
+    elif not acted:
+        what = "--fault, --clear, --reset, --reboot, --lose, --restore, or -- COMMAND"
+        raise ConfigError(f"say what to do with the box: {what}")
     return DONE
+
+
+def _box_at(given: argparse.Namespace, state: Path) -> bool:
+    """Make the box, or see that it is there; whether it was made."""
+    if not given.box:
+        if given.mig_off or given.unprivileged or given.seed is not None:
+            raise ConfigError("--mig-off, --unprivileged and --seed are for a new box: name its GPU, as a100-40gb:2")
+        if not state.is_file():
+            raise ConfigError(f"there is no emulated box {state}: name a GPU to make one, as a100-40gb:2")
+        return False
+    name, count = emulate.parse_box(given.box)
+    try:
+        table = tables.table(name)
+    except DeviceError as error:
+        raise ConfigError(str(error)) from error
+    missing = not state.exists()
+    # Boxes that stand beside each other must not share UUIDs: what is Clover's is recorded by them.
+    seed = zlib.crc32(os.fsencode(state.resolve())) if given.seed is None else given.seed
+    emulated.create_box(
+        state, table, count, privileged=not given.unprivileged, mig_enabled=not given.mig_off, seed=seed
+    )
+    return missing
 
 
 def _act(given: argparse.Namespace, state: Path, faults: Sequence[emulated.Fault]) -> bool:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clover.mig.drawing import Block, Strokes, framed, width_for
-from clover.mig.state import GpuState, Instance
+from clover.mig.state import HIDDEN, GpuState, Instance
 
 _INDENT = "  "
 _CELL = 7
@@ -27,7 +27,9 @@ def show(gpus: Sequence[GpuState], console: Console, ink: Strokes, *, emulated: 
         label = " (emulated)" if emulated else ""
         say(console, Text.assemble((gpu.device, "bold"), f"  {gpu.product}{label}  {gpu.uuid}".rstrip()))
         say(console, f"{_INDENT}{_mode(gpu)}")
-        if gpu.enabled and not gpu.lost:
+        if gpu.hidden:
+            say(console, f"{_INDENT}{HIDDEN}")
+        elif gpu.enabled and not gpu.lost:
             for line in framed(gpu.memory_slices, _blocks(gpu), ink, width):
                 say(console, Text(_INDENT) + line)
             if gpu.instances:
@@ -57,10 +59,10 @@ def _mode(gpu: GpuState) -> str:
     if not gpu.supported:
         return "no MIG: it is one whole GPU"
     parts = [f"MIG {gpu.mode}", f"{gpu.memory_mib / 1024:.0f} GiB"]
-    if gpu.enabled:
+    if gpu.enabled and not gpu.hidden:
         used = sum(item.placement.slices for item in gpu.instances)
         parts.append(f"{used} of {gpu.compute_slices} compute slices in instances")
-    else:
+    if not gpu.enabled:
         parts.append("used whole; `apply --mode-changes` can turn MIG on")
     return ", ".join(parts)
 

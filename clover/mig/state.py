@@ -8,6 +8,11 @@ from clover.planning import geometry
 from clover.planning.geometry import SliceProfile
 from clover.types import Placement, Record
 
+HIDDEN = (
+    "not permitted to see MIG instances: run as root, or hand the driver's capability mig/config to this user or "
+    "container (some drivers let mig/monitor look)"
+)
+
 
 class Instance(Record, frozen=True, kw_only=True):
     """A GPU instance.  `uuid` names its MIG device; `whole` says that one compute instance takes all of it, which is
@@ -36,7 +41,8 @@ class Instance(Record, frozen=True, kw_only=True):
 
 class GpuState(Record, frozen=True, kw_only=True):
     """One GPU.  `enabled` is its MIG mode now, `pending` the one after its next reset; `needs_reset` says that a
-    change of mode waits for one.  `profiles` are known only while MIG mode is on."""
+    change of mode waits for one.  `profiles` are known only while MIG mode is on; `hidden`: who asks may not see the
+    instances."""
 
     device: str
     index: int
@@ -44,6 +50,7 @@ class GpuState(Record, frozen=True, kw_only=True):
     product: str
     memory_mib: int = 0
     lost: bool = False
+    hidden: bool = False
     supported: bool = True
     enabled: bool = False
     pending: bool = False
@@ -86,6 +93,7 @@ class GpuState(Record, frozen=True, kw_only=True):
             "product": self.product,
             "memory_mib": self.memory_mib,
             "lost": self.lost,
+            "hidden": self.hidden,
             "mig": {"supported": self.supported, "current": self.enabled, "pending": self.pending},
             "compute_slices": self.compute_slices,
             "memory_slices": self.memory_slices,
@@ -102,5 +110,5 @@ class GpuState(Record, frozen=True, kw_only=True):
                 }
                 for item in self.instances
             ],
-            "room": self.room(),
+            "room": {} if self.hidden else self.room(),
         }

@@ -1,7 +1,7 @@
 """Layouts in words: what a person writes for the instances of a GPU, and what it means on a given GPU.
 
     LAYOUT    = LIST { "/" LIST }               one list a GPU
-    LIST      = "-" | INSTANCE { "," INSTANCE } "-": no instances
+    LIST      = "0" | INSTANCE { "," INSTANCE } 0: no instances
     INSTANCE  = [ N "x" ] PROFILE [ "@" START ]
     PROFILE   = a name of the GPU, as 3g.20gb, or its short form without the memory, as 3g, 1g+me
 
@@ -20,7 +20,7 @@ from clover.errors import ConfigError
 from clover.planning.geometry import SliceProfile, legal
 from clover.types import Placement, Record
 
-EMPTY = "-"
+EMPTY = "0"
 _MOST = 16
 """More instances than any GPU has."""
 

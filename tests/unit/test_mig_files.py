@@ -47,8 +47,8 @@ def ways(text: str, **blocked: object) -> list[list[str]]:
         ("2 x 3G", [["3g", "3g"]]),
         ("1g+me", [["1g+me"]]),
         ("1g.24gb+me.all@3,2g-me", [["1g.24gb+me.all@3", "2g-me"]]),
-        ("-", [[]]),
-        ("7g/-/3g,4g", [["7g"], [], ["3g", "4g"]]),
+        ("0", [[]]),
+        ("7g/0/3g,4g", [["7g"], [], ["3g", "4g"]]),
     ],
 )
 def test_words(text: str, expected: list[list[str]]) -> None:
@@ -57,7 +57,23 @@ def test_words(text: str, expected: list[list[str]]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "g", "3g,", ",3g", "3g.20", "3g@", "3g@x", "0x3g", "99x1g", "2x3g@0", "3g//1g", "gpu", "1c.3g.20gb", "x3g"],
+    [
+        "",
+        "-",
+        "g",
+        "3g,",
+        ",3g",
+        "3g.20",
+        "3g@",
+        "3g@x",
+        "0x3g",
+        "99x1g",
+        "2x3g@0",
+        "3g//1g",
+        "gpu",
+        "1c.3g.20gb",
+        "x3g",
+    ],
 )
 def test_words_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError):
@@ -80,7 +96,7 @@ def test_all_ways_to_place_a_list_and_no_others() -> None:
     assert ways("3g") == [["3g.20gb@0"], ["3g.20gb@4"]]
     assert ways("3g,3g@4") == [["3g.20gb@0", "3g.20gb@4"]]
     assert ways("2x2g", blocked=[(0, 2)]) == [["2g.10gb@2", "2g.10gb@4"]]
-    assert ways("-") == [[]]
+    assert ways("0") == [[]]
     assert ways("2x4g") == ways("8x1g") == ways("2x1g+me") == []
     with pytest.raises(ConfigError, match="memory slice 0, 4 of this GPU, not at 2"):
         ways("3g@2")
@@ -378,12 +394,12 @@ def refusals(state: GpuState, group: Group, mode_changes: bool = False, force_fo
 
 
 def test_what_stands_against_it() -> None:
-    assert refusals(gpu(stands("1g.5gb", 0)), wants("-")) == ""
+    assert refusals(gpu(stands("1g.5gb", 0)), wants("0")) == ""
     foreign = gpu(stands("1g.5gb", 0, ours=False))
-    assert "not made by Clover: --force-foreign" in refusals(foreign, wants("-"))
-    assert refusals(foreign, wants("-"), force_foreign=True) == ""
+    assert "not made by Clover: --force-foreign" in refusals(foreign, wants("0"))
+    assert refusals(foreign, wants("0"), force_foreign=True) == ""
     used = gpu(stands("1g.5gb", 0, pids=(7, 9)))
-    assert "in use by process 7, 9" in refusals(used, wants("-"), force_foreign=True)
+    assert "in use by process 7, 9" in refusals(used, wants("0"), force_foreign=True)
     off = gpu(enabled=False, pending=False, profiles={}, needs_reset=True)
     assert "needs --mode-changes (this GPU then needs a reset)" in refusals(off, wants("7g"))
     assert refusals(off, wants("7g"), mode_changes=True) == ""
