@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,6 +128,18 @@ def test_the_driver_places_at_the_highest_start_that_fits(boxes: tuple[Child, Pa
             assert made_id == heap_id(gpu, row, max(fitting))
         else:
             assert child.refused(f"create('{row.name}')") == "INSUFFICIENT_RESOURCES"
+
+
+def test_compute_slices_run_out_too(boxes: tuple[Child, Path]) -> None:
+    """On the real boards memory always runs out first; on this one 1g could start at all eight memory slices."""
+    child, folder = boxes
+    gpu = tables.table("a100-40gb")
+    first = msgspec.structs.replace(gpu.profiles[0], starts=tuple(range(8)), most=8)
+    emulated.create_box(folder / "wide.nvml", msgspec.structs.replace(gpu, profiles=(first, *gpu.profiles[1:])), 1)
+    child.move(folder / "wide.nvml")
+    child.run(f"for start in range(1, 8): create('{first.name}', start)")
+    assert child.refused(f"create('{first.name}', 0)") == "INSUFFICIENT_RESOURCES"
+    assert child(f"n.nvmlDeviceGetGpuInstanceRemainingCapacity(gpu(), {first.profile_id})") == 0
 
 
 def test_an_a100_has_297_legal_sets_19_of_them_maximal(boxes: tuple[Child, Path]) -> None:
