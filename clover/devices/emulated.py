@@ -89,8 +89,8 @@ class Fault(Record, frozen=True, kw_only=True):
 
 
 def library() -> Path:
-    """The built library; DeviceError says how to build it."""
-    folder = Path(__file__).resolve().parents[1] / "_native"
+    """The built library, in the folder CLOVER_NATIVE if that names one; DeviceError says how to build it."""
+    folder = Path(os.environ.get("CLOVER_NATIVE") or Path(__file__).parents[1] / "_native").resolve()
     path = folder / f"nvml_emulator{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not path.is_file():
         raise DeviceError(
