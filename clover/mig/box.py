@@ -11,6 +11,7 @@ the next reset of the GPU, so that the mode is read again afterwards.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ class Box:
             product=gpu.product,
             memory_mib=gpu.memory_bytes // _MIB,
             hidden=hidden,
+            holder=self._holder(gpu.uuid),
             supported=self._supports_mig(handle),
             enabled=gpu.mig,
             pending=gpu.mig_pending,
@@ -118,6 +120,20 @@ class Box:
 
     def _record(self, uuid: str) -> tuple[Any, ...]:
         return Ownership(self._folder, uuid, boot=self._boot, exclusive=False).places
+
+    def _holder(self, uuid: str) -> int | None:
+        """The process that holds the lock of a GPU, without touching that; None where none is to be seen."""
+        try:
+            file = (self._folder / f"{uuid}.lock").stat()
+            locks = Path("/proc/locks").read_text().splitlines()
+        except OSError:
+            return None
+        place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+        for line in locks:
+            fields = line.split()
+            if fields[1:2] == ["FLOCK"] and place in fields:
+                return max(0, int(fields[4]))
+        return None
 
     def _supports_mig(self, handle: Any) -> bool:
         library = self._session.library

@@ -53,6 +53,10 @@ class Changes(Record, frozen=True, kw_only=True):
     def refusals(self, *, mode_changes: bool, force_foreign: bool) -> list[str]:
         """What stands against doing it, each with what would help; empty where it may be done."""
         gpu = self.gpu
+        if gpu.held and not self.none:
+            return [
+                f"{gpu.device}: {gpu.held}: its controller changes the layout; to change it by hand stop the server"
+            ]
         found = [f"{gpu.device}: {self.impossible}"] if self.impossible else []
         if self.mode is not None and not mode_changes and not self.impossible:
             reset = " (this GPU then needs a reset)" if gpu.needs_reset else ""

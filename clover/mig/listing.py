@@ -64,7 +64,7 @@ def _mode(gpu: GpuState) -> str:
         parts.append(f"{used} of {gpu.compute_slices} compute slices in instances")
     if not gpu.enabled:
         parts.append("used whole; `apply --mode-changes` can turn MIG on")
-    return ", ".join(parts)
+    return ", ".join([*parts, *([gpu.held] if gpu.held else [])])
 
 
 def _instances(instances: Sequence[Instance], console: Console) -> None:

@@ -42,7 +42,8 @@ class Instance(Record, frozen=True, kw_only=True):
 class GpuState(Record, frozen=True, kw_only=True):
     """One GPU.  `enabled` is its MIG mode now, `pending` the one after its next reset; `needs_reset` says that a
     change of mode waits for one.  `profiles` are known only while MIG mode is on; `hidden`: who asks may not see the
-    instances."""
+    instances.  `holder`: the process of the Clover server that has the GPU (0: one that is not to be seen from here;
+    None: nobody has it)."""
 
     device: str
     index: int
@@ -51,6 +52,7 @@ class GpuState(Record, frozen=True, kw_only=True):
     memory_mib: int = 0
     lost: bool = False
     hidden: bool = False
+    holder: int | None = None
     supported: bool = True
     enabled: bool = False
     pending: bool = False
@@ -66,6 +68,13 @@ class GpuState(Record, frozen=True, kw_only=True):
         words = ("off", "on")
         waits = f" until the next reset, then {words[self.pending]}" if self.pending != self.enabled else ""
         return words[self.enabled] + waits
+
+    @property
+    def held(self) -> str:
+        """By whom, in words; empty where by nobody."""
+        if self.holder is None:
+            return ""
+        return f"a Clover server has it (process {self.holder})" if self.holder else "a Clover server has it"
 
     def room(self) -> dict[str, int]:
         """How many more instances of each profile fit beside what is there (each profile for itself)."""
@@ -94,6 +103,7 @@ class GpuState(Record, frozen=True, kw_only=True):
             "memory_mib": self.memory_mib,
             "lost": self.lost,
             "hidden": self.hidden,
+            "held": self.holder is not None,
             "mig": {"supported": self.supported, "current": self.enabled, "pending": self.pending},
             "compute_slices": self.compute_slices,
             "memory_slices": self.memory_slices,

@@ -372,9 +372,11 @@ def test_a_server_on_the_gpu_is_not_disturbed(box: Driver, file: str) -> None:
     held = Ownership(box.cache / "mig", uuid)
     try:
         said = box.fails(1, "apply", file, "--config", "balanced", "--yes")
-        assert "another Clover holds" in said
-        assert "what was done stands" in said  # gpu0 was free
-        assert "gpu1" in box.good("list")
+        assert f"gpu1: a Clover server has it (process {os.getpid()})" in said
+        assert "stop the server" in said
+        assert box.standing(0) == []
+        assert box.good("list").count("a Clover server has it") == 1
+        assert [gpu["held"] for gpu in json.loads(box.good("list", "--json"))["gpus"]] == [False, True]
     finally:
         held.close()
     apply(box, file, "balanced")
@@ -700,10 +702,12 @@ def test_signals_are_passed_on_once(tmp_path: Path, sent: signal.Signals) -> Non
     program = textwrap.dedent(
         f"""
         import signal, sys, time
+        signal.alarm(30)
         seen = []
         signal.signal({int(sent)}, lambda number, frame: seen.append(number))
         print("ready", flush=True)
-        signal.pause()
+        while not seen:
+            time.sleep(0.01)
         time.sleep(0.2)
         sys.exit(40 + len(seen))
         """
@@ -720,7 +724,8 @@ def test_a_key_of_the_terminal_reaches_the_program_once(tmp_path: Path) -> None:
     # A terminal sends its signals to the whole foreground group from within the kernel.
     program = textwrap.dedent(
         """
-        import os, signal, sys, time
+        import signal, sys, time
+        signal.alarm(30)
         seen = []
         signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
         print("ready", flush=True)

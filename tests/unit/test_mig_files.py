@@ -409,6 +409,14 @@ def test_what_stands_against_it() -> None:
     assert (on.mode, len(on.destroy)) == (False, 1)
 
 
+def test_a_gpu_that_a_server_has_is_the_servers() -> None:
+    held = gpu(stands("1g.5gb", 0, pids=(7,)), holder=42)
+    assert refusals(held, wants("0"), force_foreign=True).startswith("gpu0: a Clover server has it (process 42): ")
+    assert refusals(held, wants("1g@0")) == ""
+    assert gpu(holder=0).held == "a Clover server has it"
+    assert gpu().held == ""
+
+
 def test_gpus_that_cannot_be_set_up() -> None:
     lost = compare(gpu(lost=True, enabled=False), wants("7g"))
     assert "lost" in " ".join(lost.differences())
