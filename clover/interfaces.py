@@ -229,6 +229,10 @@ class Fleet(Protocol):
     async def drain(self, assignment: Assignment) -> None:
         """Stop routing to it, wait for its rows, let it exit, reap it."""
 
+    def forget(self, assignment: Assignment, reason: str) -> None:
+        """Give up a worker whose device is gone: no more rows, no restart, and an end to it without waiting.  What it
+        held is asked again elsewhere."""
+
     def route(self, assignments: tuple[Assignment, ...], shares: dict[str, float]) -> None:
         """Atomically make exactly `assignments` the workers that receive rows, with these shares per variant."""
 

@@ -18,11 +18,12 @@ serves with what stands; instances without a worker are removed, so that the nex
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 
 from clover.errors import CloverError, DeviceError, PlanError
 from clover.interfaces import Device, Fleet
@@ -131,6 +132,18 @@ class Applier:
         """Drain every worker and unmake every instance of the family; what fails is logged."""
         await self._try(Step(kind="drain", assignment=item) for item in self._workers)
         await self._try(Step(kind="destroy", placement=place) for place in self._places.values())
+
+    async def forget(self, devices: Container[str], reason: str) -> None:
+        """Give up all workers and instances on `devices`, which are gone: nothing there is waited for."""
+        for item in [item for item in self._workers if item.placement.device in devices]:
+            self._workers.remove(item)
+            self._fleet.forget(item, reason)
+        self._routed = [item for item in self._routed if item.placement.device not in devices]
+        for places in (self._places, self._stuck):
+            for key in [key for key, place in places.items() if place.device in devices]:
+                place = places.pop(key)
+                with contextlib.suppress(DeviceError):  # the device removes it when it is back
+                    await self._instances.release(self._family, place)
 
     # --- forward ------------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ class Commands:
         operator = operator or "operator"
         async with self._controller.lock:
             await self._controller.look_at_grid()
+            await self._controller.look_at_devices()
             if verb == "freeze":
                 return self._freeze(arguments, operator, dry_run)
             if verb == "set":
@@ -187,7 +188,8 @@ class Commands:
         if decision.plan is not None:
             out["plan"] = msgspec.to_builtins(decision.plan)
             if decision.action == "dry run":
-                out["transition"] = msgspec.to_builtins(self._controller.turns.transition(family, decision.plan))
+                transition = self._controller.turns.transition(family, decision.plan)
+                out["transition"] = {**msgspec.to_builtins(transition), "holds": transition.holds}
         out["dry_run"] = decision.action == "dry run"
         return out
 
@@ -247,7 +249,7 @@ class Commands:
             counts[variant, profile] = counts.get((variant, profile), 0) + count
         configuration = tuple(GroupCount(variant=v, profile=p, count=n) for (v, p), n in sorted(counts.items()))
         try:
-            devices = [device.shape() for device in self._controller.devices.values()]
+            devices = self._controller.devices_of(family)
             lay_out(configuration, family=family.name, backend=family.profile.backend, devices=devices)
         except PlanError as error:
             raise BadRequest(str(error)) from error

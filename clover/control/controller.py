@@ -32,13 +32,14 @@ from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Instances
 from clover.control.commands import Commands
 from clover.control.decisions import Decisions
+from clover.control.devices import Yard
 from clover.control.family import Family, Mode, Standing
 from clover.control.report import report
 from clover.control.triggers import Look
-from clover.control.turn import Turns
+from clover.control.turn import Turns, still_possible
 from clover.errors import CloverError, StartError
 from clover.interfaces import Device, Fleet
-from clover.types import Configuration, FamilyProfile, FamilySpec, Plan, Reading, State
+from clover.types import Configuration, DeviceShape, FamilyProfile, FamilySpec, Plan, Reading, State
 
 log = logging.getLogger("clover.control")
 
@@ -93,6 +94,7 @@ class Controller:
         self.frozen = False
         self.families: dict[str, Family] = {}
         self.devices = devices
+        self.yard = Yard(devices)
         self.instances = Instances(devices)
         self.record = Decisions(wall)
         self.reading: Reading | None = None
@@ -114,11 +116,19 @@ class Controller:
         plans with its own share of the machine."""
         family = Family(spec, profile, fleet, config, self.config, self.instances)
         self.families[family.name] = family
+        self.reserve(family.name, config.share)
         return family
+
+    def reserve(self, name: str, share: float) -> None:
+        """Let a family have its part of the devices; one that is served without a plan has one too."""
+        self.yard.name(name, share)
+        self.yard.deal(self._standing())
 
     async def start(self, *, initial: bool = True) -> None:
         """Deploy the first plan of every family (`initial`), then keep looking.  StartError where a first plan cannot
-        be made or applied."""
+        be made or applied, and where there are fewer GPUs than families."""
+        if short := self.yard.short():
+            raise StartError(short)
         if initial:
             for name in list(self.families):
                 await self.deploy(name)
@@ -129,6 +139,7 @@ class Controller:
         async with self.lock:
             family = self.families[name]
             await self.look_at_grid()
+            await self.look_at_devices()
             try:
                 decision = await self.turns.turn(family, "start", force=True)
             except CloverError as error:
@@ -184,7 +195,9 @@ class Controller:
         """Look once at every family and act where there is a reason; trouble with one does not keep it from others."""
         async with self.lock:
             await self.look_at_grid()
-            for family in list(self.families.values()):
+            await self.look_at_devices()
+            # Who has to give up a GPU moves before the one who gets it.
+            for family in sorted(self.families.values(), key=lambda family: not self._guest(family)):
                 try:
                     await self._look(family)
                 except Exception:
@@ -194,6 +207,51 @@ class Controller:
         """Read the intensity."""
         self.reading = await self._chain.read(self.grid_clock.now())
         return self.reading
+
+    async def look_at_devices(self) -> None:
+        """Follow what happened to the devices: workers on lost ones are given up at once, in every mode, and rows go to
+        the others; what to plan anew is noted."""
+        changes = self.yard.changes()
+        lost = self.yard.lost()
+        for family in self.families.values():
+            if gone := family.devices & lost:
+                await self.turns.give_up(family, gone)
+        if not changes:
+            return
+        log.warning("devices changed: %s", "; ".join(changes.values()))
+        shapes = self.yard.shapes()
+        before = {name: {*family.devices, *self.yard.dealt(name)} for name, family in self.families.items()}
+        self.yard.deal(self._standing())
+        for name, family in self.families.items():
+            now = set(self.yard.dealt(name)) if self.yard.dealt_out else set(shapes)
+            concerned = sorted(before[name] | now)
+            news = [changes[device] for device in concerned if device in changes]
+            moved = [device for device in concerned if device in before[name] ^ now and device not in changes]
+            news += [f"{device} is {self.yard.owner(device) or 'nobody'}'s now" for device in moved]
+            if news:
+                family.news = "; ".join(dict.fromkeys(filter(None, (family.news, *news))))
+                family.dwell_until_s = min(family.dwell_until_s, self.monotonic())
+            family.good = still_possible(family.good, tuple(shapes.values()))
+
+    def devices_of(self, family: Family) -> tuple[DeviceShape, ...]:
+        """What a family may plan with now."""
+        return self.devices_for(family.name)
+
+    def devices_for(self, name: str) -> tuple[DeviceShape, ...]:
+        """The same for a family that is not under control."""
+        return self.yard.of(name, self._standing())
+
+    def why_none(self) -> str:
+        """What happened to the devices, in brackets, where one is lost."""
+        lost = sorted(self.yard.lost())
+        return f" ({', '.join(lost)} lost)" if lost else ""
+
+    def _standing(self) -> dict[str, set[str]]:
+        return {name: family.devices for name, family in self.families.items()}
+
+    def _guest(self, family: Family) -> bool:
+        """Whether a family stands on a GPU that is another's by now."""
+        return self.yard.dealt_out and bool(family.devices - set(self.yard.dealt(family.name)))
 
     def mode_of(self, family: Family) -> Mode:
         """The mode in force for a family."""
@@ -206,8 +264,11 @@ class Controller:
         if self.frozen or family.frozen:
             return
         mode = self.mode_of(family)
-        if mode == "off" or (mode == "active" and await self._verified(family, now_s)):
+        bare = family.standing is None  # it lost everything, which is like before the start
+        if not bare and (mode == "off" or (mode == "active" and await self._verified(family, now_s))):
             return
+        if bare and not self.devices_of(family):
+            return  # there is nothing to plan with
         look = Look(
             now_s=now_s,
             g_per_kwh=self.reading.g_per_kwh,
@@ -216,7 +277,7 @@ class Controller:
             queue_rows=family.observed.get("queue_rows", 0.0),
             missing=family.missing,
         )
-        trigger = family.triggers.check(
+        trigger = family.news or family.triggers.check(
             look,
             slo_ms=family.targets.slo_ms,
             intensity_change=self.config.intensity_change,
@@ -227,7 +288,7 @@ class Controller:
         if trigger.startswith("worker capacity") and look.missing and family.standing is not None:
             family.back_off(family.standing.configuration, now_s)
         try:
-            await self.turns.turn(family, trigger)
+            await self.turns.turn(family, trigger, force=bare)
         except CloverError as error:
             log.warning("%s: %s: %s", family.name, trigger, error)
 

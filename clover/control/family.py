@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,7 +11,7 @@ from clover.control.apply import Applier, Instances
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
 from clover.planning.objective import derive_lambda
-from clover.planning.problem import LEAST_RATE, accuracies
+from clover.planning.problem import LEAST_RATE, accuracies, base_capacity, services_of
 from clover.types import (
     Assignment,
     Configuration,
@@ -22,6 +23,7 @@ from clover.types import (
     Reading,
     Routing,
     State,
+    Transition,
     configuration_of,
 )
 
@@ -113,6 +115,10 @@ class Family:
         self.dwell_until_s = 0.0
         self.backoffs: dict[Configuration, Backoff] = {}
         self.observed: dict[str, float] = {}
+        self.news = ""
+        """What happened to its devices and was not planned for yet."""
+        self.transition: Transition | None = None
+        """The last one that was planned."""
         self.changes = 0
         self.rollbacks = 0
 
@@ -120,6 +126,11 @@ class Family:
     def running(self) -> tuple[Assignment, ...]:
         """What shall run: the deployment in force, dead workers included (the fleet restarts them)."""
         return self.standing.deployment if self.standing is not None else ()
+
+    @property
+    def devices(self) -> set[str]:
+        """Devices it has workers on."""
+        return {item.placement.device for item in (*self.running, *self.applier.workers)}
 
     @property
     def missing(self) -> int:
@@ -184,6 +195,22 @@ class Family:
     def rate(self, config: ControllerConfig) -> float:
         """Rows a second to plan for: what arrives, the design rate, or a small minimum, whichever is most."""
         return max(self.observed.get("arrival_rate", 0.0), config.design_rate, LEAST_RATE)
+
+    def capacity(self, share: float) -> Callable[[Assignment], float]:
+        """Rows a second of a worker, by the profile; 0 for one that was never measured."""
+        services = services_of(self.profile, share)
+
+        def rows_per_s(item: Assignment) -> float:
+            service = services.get((item.variant, item.placement.profile))
+            return service.capacity() if service is not None else 0.0
+
+        return rows_per_s
+
+    def capacity_floor(self, config: ControllerConfig, devices: Sequence[DeviceShape], share: float) -> float:
+        """Rows a second that no transition may go below: the configured share of BASE on `devices`, what arrives now,
+        and in any case somebody to answer."""
+        base = base_capacity(self.profile, devices, share)
+        return max(config.capacity_floor * base, self.observed.get("arrival_rate", 0.0), LEAST_RATE)
 
     def back_off(self, configuration: Configuration, now_s: float) -> float:
         """Leave `configuration` alone for a while, twice as long each time; the monotonic time until when."""

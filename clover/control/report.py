@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from clover.control.family import Family
-from clover.types import Assignment, Reading
+from clover.types import Assignment, DeviceShape, Reading, Transition
 
 if TYPE_CHECKING:
     from clover.control.controller import Controller
@@ -22,6 +22,7 @@ def report(controller: Controller) -> dict[str, Any]:
         "policy": controller.config.policy,
         "grid_s": controller.grid_clock.now(),
         "intensity": intensity(reading) if reading is not None else None,
+        "devices": [_device(controller, shape) for shape in controller.yard.shapes().values()],
         "models": {name: _family(controller, family) for name, family in controller.families.items()},
         "decisions": dict(controller.record.counts),
     }
@@ -38,6 +39,18 @@ def intensity(reading: Reading) -> dict[str, Any]:
     return {**msgspec.to_builtins(reading), "label": label}
 
 
+def _transition(transition: Transition) -> dict[str, Any]:
+    return {
+        "steps": len(transition.steps),
+        "kept": len(transition.kept),
+        "holds": transition.holds,
+        "capacity_floor": transition.capacity_floor,
+        "lowest_capacity": transition.lowest_capacity,
+        "lost_capacity": transition.lost_capacity,
+        "loses_s": transition.loses_s,
+    }
+
+
 def workers(deployment: tuple[Assignment, ...]) -> list[dict[str, Any]]:
     """A deployment for people."""
     return [
@@ -50,6 +63,36 @@ def workers(deployment: tuple[Assignment, ...]) -> list[dict[str, Any]]:
         }
         for item in deployment
     ]
+
+
+def _device(controller: Controller, shape: DeviceShape) -> dict[str, Any]:
+    """A device as it is now: whose, in which layout, and what is wrong with it."""
+    yard, name = controller.yard, shape.device
+    gpu = yard.gpu(name)
+    told = gpu.report() if gpu is not None else {}
+    here = [
+        {"placement": item.placement.id, "profile": item.placement.profile, "family": family.name, **_work(item)}
+        for family in controller.families.values()
+        for item in family.running
+        if item.placement.device == name
+    ]
+    return {
+        "device": name,
+        "kind": shape.kind,
+        "label": shape.label,
+        "emulated": shape.emulated,
+        "slices": shape.slices,
+        "lost": name in yard.lost(),
+        "family": yard.owner(name),
+        "layout": sorted(here, key=lambda item: item["placement"]),
+        "layouts": len(shape.layouts),
+        "quarantined": told.get("quarantined", []),
+        "foreign": told.get("foreign", []),
+    }
+
+
+def _work(item: Assignment) -> dict[str, str]:
+    return {"variant": item.variant, "backend": item.backend}
 
 
 def _family(controller: Controller, family: Family) -> dict[str, Any]:
@@ -90,6 +133,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
         "observed": dict(family.observed),
         "verifying": family.watch is not None,
         "transition": family.applier.progress,
+        "last_transition": None if family.transition is None else _transition(family.transition),
         "backed_off": [
             {"configuration": msgspec.to_builtins(configuration), "seconds_left": entry.until_s - now_s}
             for configuration, entry in family.backoffs.items()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from clover.control.apply import ApplyError
+from clover.control.apply import ApplyError, interim, possible
 from clover.control.family import Family, Pin, Standing, Targets, Watch
 from clover.control.triggers import RETRY_S
 from clover.errors import CloverError, PlanError
 from clover.planning.transition import plan_transition
-from clover.types import Assignment, Configuration, Decision, Plan, State, Transition
+from clover.types import Assignment, Configuration, Decision, DeviceShape, Plan, Routing, State, Transition
 
 if TYPE_CHECKING:
     from clover.control.controller import Controller, Solver
@@ -40,12 +41,14 @@ class Turns:
         """The state and the plan of the policy in force (or of `pin`), with what is given in place of what holds."""
         controller = self._controller
         reading = controller.reading or await controller.look_at_grid()
-        total = sum(item.config.share for item in controller.families.values())
+        devices = controller.devices_of(family)
+        if not devices:
+            raise PlanError(f"no device is left for {family.name}{controller.why_none()}")
         state = family.state(
             reading=reading,
             grid_s=controller.grid_clock.now(),
-            devices=tuple(device.shape() for device in controller.devices.values()),
-            share=family.config.share / total if total > 0.0 else 1.0,
+            devices=devices,
+            share=controller.yard.share(family.name),
             config=controller.config,
             targets=targets,
             g_per_kwh=g_per_kwh,
@@ -75,6 +78,9 @@ class Turns:
         controller = self._controller
         started = controller.monotonic()
         family.observed = family.fleet.observe()
+        family.transition = None
+        if not dry_run:
+            family.news = ""
         try:
             state, plan = await self.proposed(family, pin=pin, targets=targets, g_per_kwh=g_per_kwh, rate=rate)
         except CloverError as error:
@@ -90,9 +96,13 @@ class Turns:
             return self._record(family, trigger, "observed", state, plan, started, "", operator)
         detail = ""
         avoided = family.backed_off(plan.configuration, controller.monotonic())
-        if not force and (avoided or not same(plan, family.standing)):
-            plan, detail = await self._held_back(family, plan, state)
-        action, more = await self._apply(family, plan)
+        try:
+            if not force and (avoided or not same(plan, family.standing)):
+                plan, detail = await self._held_back(family, plan, state)
+            action, more = await self._apply(family, plan)
+        except CloverError as error:  # a device changed while the plan was made, or refuses
+            action, more = "failed", str(error)
+            family.triggers.again(controller.monotonic() + RETRY_S)
         detail = "; ".join(filter(None, (detail, more)))
         return self._record(family, trigger, action, state, plan, started, detail, operator)
 
@@ -115,6 +125,31 @@ class Turns:
         if action != "applied":
             return self._record(family, trigger, action, None, good.plan, started, f"{detail}; {more}", "")
         return self._record(family, trigger, "rolled back", None, good.plan, started, detail, "")
+
+    async def give_up(self, family: Family, devices: Collection[str]) -> Decision:
+        """Go on without the workers on `devices`, which are lost: rows go to those that are left at once."""
+        controller = self._controller
+        started = controller.monotonic()
+        names = ", ".join(sorted(devices))
+        reason = f"{names} {'is' if len(devices) == 1 else 'are'} lost"
+        standing = family.standing
+        before = family.running
+        left = tuple(item for item in before if item.placement.device not in devices)
+        plan = standing.plan if standing is not None else None
+        if standing is not None:
+            shares = interim(left, standing.routing.shares, {})
+            routing = Routing(shares=shares) if left else standing.routing
+            if left:
+                family.fleet.route(left, shares)
+            family.standing = Standing(left, routing, standing.plan) if left else None
+        await family.applier.forget(devices, reason)
+        family.good = family.watch = None
+        family.dwell_until_s = started
+        family.transition = None
+        if standing is not None and not left:
+            family.triggers.again(started)
+        detail = f"{len(before) - len(left)} of {len(before)} workers given up"
+        return self._record(family, reason, "routed" if left else "failed", None, plan, started, detail, "")
 
     # --- applying -----------------------------------------------------------------------------------------------------
 
@@ -141,9 +176,9 @@ class Turns:
             family.triggers.again(family.dwell_until_s)
             reason = f"{words(plan.configuration)} waits {family.dwell_until_s - now_s:.1f} s for the dwell time"
             return await self._fixed(family, state, standing.configuration), reason
-        lost = self._transition(family, plan.deployment).lost_capacity
-        if lost > 0.0 and not controller.config.allow_capacity_loss:
-            reason = f"{words(plan.configuration)} would cost {lost:.0%} of the capacity meanwhile; not allowed"
+        transition = self._transition(family, plan.deployment)
+        if not transition.holds and not controller.config.allow_capacity_loss:
+            reason = f"{words(plan.configuration)} {refusal(transition)}"
             return await self._fixed(family, state, standing.configuration), reason
         return plan, held
 
@@ -166,12 +201,11 @@ class Turns:
                 family.good = routed
             family.standing = routed
             return ("routed" if changed else "kept"), ""
+        if standing is None:
+            await self._clear_the_ground(target.deployment)
         transition = self._transition(family, plan.deployment)
-        if standing is not None and transition.lost_capacity > 0.0 and not controller.config.allow_capacity_loss:
-            return "refused", (
-                f"{transition.lost_capacity:.0%} of the capacity would be lost meanwhile; "
-                "controller.allow_capacity_loss allows it"
-            )
+        if standing is not None and not transition.holds and not controller.config.allow_capacity_loss:
+            return "refused", f"{words(plan.configuration)} {refusal(transition)}"
         action, more = await self._change(family, target, transition)
         if action == "applied":
             seen = family.fleet.observe()
@@ -187,11 +221,12 @@ class Turns:
         controller = self._controller
         standing = family.standing
         try:
-            await family.applier.run(
+            notes = await family.applier.run(
                 transition,
                 before=family.running,
                 shares_before=standing.routing.shares if standing is not None else {},
                 shares=target.routing.shares,
+                capacity=family.capacity(controller.yard.share(family.name)),
             )
         except ApplyError as error:
             now_s = controller.monotonic()
@@ -203,7 +238,15 @@ class Turns:
         family.standing = target
         family.changes += 1
         family.dwell_until_s = controller.monotonic() + controller.config.min_dwell_s
-        return "applied", ""
+        return "applied", "; ".join(notes)
+
+    async def _clear_the_ground(self, deployment: tuple[Assignment, ...]) -> None:
+        """Before the first workers of a family: of what stands on its GPUs from an earlier run, `deployment` adopts
+        what it needs, and the rest goes."""
+        for name in sorted({item.placement.device for item in deployment}):
+            gpu = self._controller.yard.gpu(name)
+            if gpu is not None and not gpu.lost:
+                await gpu.reconcile([item.placement for item in deployment])
 
     def _take_stock(self, family: Family) -> None:
         """After a way back that failed: what stands is what there is."""
@@ -217,8 +260,17 @@ class Turns:
         family.triggers.again(self._controller.monotonic() + RETRY_S)
 
     def _transition(self, family: Family, target: tuple[Assignment, ...]) -> Transition:
-        devices = tuple(device.shape() for device in self._controller.devices.values())
-        return plan_transition(family.running, target, devices)
+        controller = self._controller
+        share = controller.yard.share(family.name)
+        own = controller.devices_of(family)
+        family.transition = plan_transition(
+            family.running,
+            target,
+            tuple(controller.yard.shapes().values()),
+            capacity=family.capacity(share),
+            floor=family.capacity_floor(controller.config, own, share) if family.running else 0.0,
+        )
+        return family.transition
 
     def transition(self, family: Family, plan: Plan) -> Transition:
         """The steps that `plan` would take from here."""
@@ -271,11 +323,35 @@ def inputs_of(controller: Controller, family: Family, state: State | None) -> di
         "observed_p95_ms": family.observed.get("p95_ms"),
         "queue_rows": family.observed.get("queue_rows"),
         "missing_workers": float(family.missing),
+        **devices_of(controller, family, state),
         "objective": objective.form if objective is not None else targets.form,
         "slo_ms": objective.slo_ms if objective is not None else targets.slo_ms,
         "accuracy_floor": objective.accuracy_floor if objective is not None else targets.accuracy_floor,
         "lambda": objective.lam if objective is not None and objective.lam is not None else family.lam(reference),
     }
+
+
+def devices_of(controller: Controller, family: Family, state: State | None) -> dict[str, float | str | None]:
+    """Which devices a decision was made for, and how low capacity goes on the way that was planned."""
+    shapes = state.devices if state is not None else controller.devices_of(family)
+    lost = controller.yard.lost()
+    names = [*(shape.device for shape in shapes), *(f"{name} (lost)" for name in sorted(lost))]
+    found: dict[str, float | str | None] = {"devices": ", ".join(names)}
+    transition = family.transition
+    if transition is not None and transition.steps:
+        found["capacity_floor"] = transition.capacity_floor
+        found["lowest_capacity"] = transition.lowest_capacity
+        found["loses_s"] = transition.loses_s
+    return found
+
+
+def refusal(transition: Transition) -> str:
+    """Why a transition that does not hold the floor is not taken."""
+    return (
+        f"could only be reached with {transition.lowest_capacity:.1f} rows/s for about {transition.loses_s:.1f} s "
+        f"({transition.lost_capacity:.0%} of the capacity lost), below the capacity floor of "
+        f"{transition.capacity_floor:.1f} rows/s; controller.allow_capacity_loss allows it"
+    )
 
 
 def checked(plan: Plan, family: Family) -> None:
@@ -292,6 +368,13 @@ def checked(plan: Plan, family: Family) -> None:
         raise PlanError(f"policy {plan.policy} planned shares that are no shares: {shares}")
     if any(share > 0.0 and variant not in served for variant, share in shares.items()):
         raise PlanError(f"policy {plan.policy} gave rows to a variant without a worker: {shares}")
+
+
+def still_possible(standing: Standing | None, shapes: tuple[DeviceShape, ...]) -> Standing | None:
+    """`standing`, or None where the devices do not allow its deployment any more."""
+    if standing is None or len(possible(standing.deployment, shapes, ())) < len(standing.deployment):
+        return None
+    return standing
 
 
 def same(plan: Plan, standing: Standing | None) -> bool:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from clover.errors import PlanError
-from clover.planning.layout import lay_out
 from clover.planning.objective import objective_of
 from clover.planning.problem import Problem, problem_of
 from clover.planning.search import search
 from clover.planning.spaces import space_of
-from clover.policies.plans import fitting, plan_of, running_configuration, with_running
+from clover.policies.plans import fitting, placed, plan_of, running_configuration, with_running
 from clover.types import Configuration, Plan, State
 
 
@@ -44,13 +43,6 @@ def _kept(state: State, problem: Problem) -> Callable[[Configuration], int]:
     running = set(state.running)
 
     def kept(configuration: Configuration) -> int:
-        deployment = lay_out(
-            configuration,
-            family=state.family,
-            backend=problem.backend,
-            devices=state.devices,
-            running=state.running,
-        )
-        return len(running.intersection(deployment))
+        return len(running.intersection(placed(state, problem, configuration)))
 
     return kept

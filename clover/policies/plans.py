@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from clover.errors import PlanError
-from clover.planning.layout import lay_out
+from clover.planning.layout import lay_out, slices
 from clover.planning.objective import Objective, objective_of, upper_bound
 from clover.planning.problem import Problem, problem_of
 from clover.planning.search import UNBOUNDED_MS, Found, evaluate
-from clover.types import Candidate, Configuration, Plan, State, configuration_of
+from clover.types import Assignment, Candidate, Configuration, Plan, State, configuration_of
 
 
 def fitting(problem: Problem) -> dict[str, tuple[str, ...]]:
@@ -23,6 +23,23 @@ def running_configuration(state: State) -> Configuration | None:
     return configuration_of(state.running) if state.running else None
 
 
+def placed(state: State, problem: Problem, configuration: Configuration) -> tuple[Assignment, ...]:
+    """The deployment that realises `configuration` and keeps most of what runs; PlanError where there is none."""
+
+    def rows_per_s(item: Assignment) -> float:
+        service = problem.services.get((item.variant, item.placement.profile))
+        return service.capacity() if service is not None else slices(item)
+
+    return lay_out(
+        configuration,
+        family=state.family,
+        backend=problem.backend,
+        devices=state.devices,
+        running=state.running,
+        capacity=rows_per_s,
+    )
+
+
 def with_running(state: State, problem: Problem, space: list[Configuration]) -> list[Configuration]:
     """`space`, and the configuration that runs if the devices still allow it: it is weighed in any case."""
     running = running_configuration(state)
@@ -31,7 +48,7 @@ def with_running(state: State, problem: Problem, space: list[Configuration]) -> 
     if any((group.variant, group.profile) not in problem.services for group in running):
         return space
     try:
-        lay_out(running, family=state.family, backend=problem.backend, devices=state.devices, running=state.running)
+        placed(state, problem, running)
     except PlanError:
         return space
     return [*space, running]
@@ -40,13 +57,7 @@ def with_running(state: State, problem: Problem, space: list[Configuration]) -> 
 def plan_of(state: State, problem: Problem, objective: Objective, found: Found, *, policy: str, note: str = "") -> Plan:
     """The plan that realises `found.best`."""
     best = found.best
-    deployment = lay_out(
-        best.configuration,
-        family=state.family,
-        backend=problem.backend,
-        devices=state.devices,
-        running=state.running,
-    )
+    deployment = placed(state, problem, best.configuration)
     return Plan(
         family=state.family,
         policy=policy,

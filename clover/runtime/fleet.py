@@ -61,7 +61,7 @@ class FleetWorker(Protocol):
 class Member:
     """An assignment that shall have a worker."""
 
-    __slots__ = ("assignment", "failures", "meter", "ready_ns", "respawn", "restarts", "worker")
+    __slots__ = ("assignment", "failures", "given_up", "meter", "ready_ns", "respawn", "restarts", "worker")
 
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
@@ -70,6 +70,7 @@ class Member:
         self.respawn: asyncio.Task[None] | None = None
         self.restarts = 0
         self.failures = 0
+        self.given_up = False
         self.ready_ns = 0
 
     @property
@@ -170,6 +171,23 @@ class FamilyFleet:
             await worker.drain_and_exit()
         finally:
             self._gone(member)
+
+    def forget(self, assignment: Assignment, reason: str) -> None:
+        """See `Fleet.forget`; does nothing for an assignment the fleet does not have."""
+        member = self._members.pop(assignment, None)
+        if member is None:
+            return
+        self._routed = tuple(item for item in self._routed if item != assignment)
+        member.given_up = True  # by us: no request is to blame
+        self._note(member, "given up", reason)
+        if member.respawn is not None:
+            member.respawn.cancel()
+            member.respawn = None
+        self._set_hold()
+        if member.worker is not None:
+            self._leaving.append(member)  # until it is dead: its rows are asked again elsewhere then
+            self.router.leave(member.worker, lambda: None)
+            member.worker.kill()
 
     def route(self, assignments: tuple[Assignment, ...], shares: dict[str, float]) -> None:
         """See `Fleet.route`.  A worker that is being restarted joins when it is back.  Raises PlanError where an
@@ -308,7 +326,7 @@ class FamilyFleet:
         blame = True
         for member in self._all():
             if member.worker is worker:
-                blame = not member.worker.device_lost
+                blame = not (member.worker.device_lost or member.given_up)
                 self._note(member, "died", reason)
                 lived_ns = self._clock() - member.ready_ns
                 self._gone(member)

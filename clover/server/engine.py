@@ -20,7 +20,7 @@ from clover import carbon, families, profiling
 from clover.accounting import Account
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient
-from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, Unavailable
+from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Model
 from clover.planning.problem import accuracies
@@ -29,6 +29,7 @@ from clover.runtime.completions import Completions
 from clover.runtime.pool import Pool
 from clover.runtime.served import Served
 from clover.server.machine import Machine
+from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics
 from clover.types import FamilyProfile, FamilySpec
 
@@ -46,6 +47,7 @@ class Engine:
         self.config = config
         self.draining = False
         self.served: dict[str, Served] = {}
+        self._unplanned: dict[str, Unplanned] = {}
         self.frontend: Frontend | None = None
         self._pool = pool
         self._stack = contextlib.AsyncExitStack()
@@ -110,6 +112,11 @@ class Engine:
     async def start(self) -> None:
         """Return ready, or raise what went wrong; `stop` must follow in both cases."""
         loop, stack = asyncio.get_running_loop(), self._stack
+        for served in self.served.values():
+            # All have their part before the first plan is made, so that each plans with its own share of the machine.
+            self.controller.reserve(served.name, served.config.share)
+        if short := self.controller.yard.short():
+            raise StartError(short)
         if self.frontend is not None:
             stack.push_async_callback(self.frontend.close)
             await self.frontend.start()
@@ -130,17 +137,17 @@ class Engine:
         await self._account()
         for served in self.served.values():
             if served.profile is None:
-                await self._deploy_unplanned(served)
+                self._unplanned[served.name] = Unplanned(served, self.controller)
+                await self._unplanned[served.name].deploy()
             else:
-                # All join before the first plan is made, so that each plans with its own share of the machine.
                 self.controller.add(served.spec, served.profile, served.fleet, served.config)
         await self.controller.start()
         for served in self.served.values():
             served.state = "READY"
         self._follow_targets()
         await self._account()  # receipts know from the first on who holds how much idle power
-        ticker = loop.create_task(self._tick(), name="clover-tick")
-        stack.push_async_callback(cancelled, ticker)
+        for turning, name in ((self._tick(), "clover-tick"), (self._watch_devices(), "clover-devices")):
+            stack.push_async_callback(cancelled, loop.create_task(turning, name=name))
 
     async def drain(self) -> bool:
         """Fail readiness, wait the drain delay, stop accepting and answer what was received; whether all of it was."""
@@ -189,32 +196,29 @@ class Engine:
             log.info("%s has no evaluation set and no published accuracies: it is served without a plan", spec.name)
             return None
         paced = any(device.shape().emulated for device in self.devices.values())
-        if served.config.variant and self.config.profile == "auto" and not paced:
-            # Nothing is left to choose: a profile only makes receipts better, and is not worth a slow start.
+        pinned = served.config.variant if not paced else ""
+        if self.config.profile == "auto" and not paced and (pinned or self.machine.gpus):
             try:
                 stored = msgspec.structs.replace(self.config, profile="require")
                 return await profiling.ensure(spec, self.devices, self._pool, stored)
             except ProfileError as error:
-                log.info("%s is pinned to %s and served without a profile: %s", spec.name, served.config.variant, error)
-                return None
+                if pinned:
+                    # Nothing is left to choose: a profile only makes receipts better, and is not worth a slow start.
+                    log.info("%s is pinned to %s and served without a profile: %s", spec.name, pinned, error)
+                    return None
+        if not paced:
+            await self.machine.empty()  # what an earlier run left on a GPU would stand in the way of measuring
         return await profiling.ensure(spec, self.devices, self._pool, self.config)
 
     async def _deploy(self, served: Served) -> None:
         """Start the workers of a family that has none."""
         if served.profile is None:
-            await self._deploy_unplanned(served)
+            await self._unplanned[served.name].deploy()
         else:
             await self.controller.adopt(served.spec, served.profile, served.fleet, served.config)
         served.router.closed_reason = ""
         served.state, served.reason = "READY", ""
         self._follow_targets()
-
-    async def _deploy_unplanned(self, served: Served) -> None:
-        deployment = served.default_deployment()
-        for item in deployment:
-            await self.devices[item.placement.device].create(item.placement)
-        await asyncio.gather(*(served.fleet.spawn(item) for item in deployment))
-        served.fleet.route(deployment, {deployment[0].variant: 1.0})
 
     def _follow_targets(self) -> None:
         """What operators set is what metrics show."""
@@ -237,7 +241,6 @@ class Engine:
                 for served in self.served.values():
                     served.fleet.watch()
                 self._follow_targets()
-                await self.machine.watch()
             except Exception:
                 log.exception("a look at the workers failed")
             try:
@@ -246,6 +249,20 @@ class Engine:
                 log.warning("a look at the energy failed: %s", error)
             except Exception:
                 log.exception("a look at the energy failed")
+
+    async def _watch_devices(self) -> None:
+        """Look after the GPUs; apart from the rest, because a driver may take its time to answer."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            try:
+                await self.machine.watch()
+                for name, unplanned in self._unplanned.items():
+                    if self.served[name].state == "READY":
+                        await unplanned.follow()
+            except CloverError as error:
+                log.warning("a look at the devices failed: %s", error)
+            except Exception:
+                log.exception("a look at the devices failed")
 
     # --- what the front end sees ----------------------------------------------------------------------------------
 
@@ -330,6 +347,8 @@ class Engine:
                 log.warning("%s: failed to load: %s", name, error)
                 await self.controller.release(name)
                 await served.fleet.stop()
+                if name in self._unplanned:
+                    await self._unplanned[name].clear()
                 raise Unavailable("its workers did not start") from error
 
     async def unload(self, name: str) -> None:
@@ -343,6 +362,8 @@ class Engine:
             await self._settled([served])  # its queue too, before its workers stop taking from it
             await self.controller.release(name)
             await self._retire(served, "the model is unloaded")
+            if name in self._unplanned:
+                await self._unplanned[name].clear()
             served.state, served.reason = "UNAVAILABLE", "unloaded"
 
 

@@ -27,6 +27,9 @@ from clover.types import DeviceShape, Reading
 
 log = logging.getLogger("clover.server")
 
+_RETRY_S = 30.0
+"""Between two attempts to free what is quarantined: each may occupy the driver for a second."""
+
 
 class Machine:
     """Devices and meters by name.  Raises ConfigError or DeviceError where they cannot be used."""
@@ -37,12 +40,11 @@ class Machine:
         self.devices: dict[str, Device] = made.build(config.workers, cache)
         self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
         self.meters: dict[str, EnergyMeter] = {}
+        self._retry_s = time.monotonic() + _RETRY_S
         for name, device in self.devices.items():
             account.add_device(name, device.shape().slices)
             if isinstance(device, CpuDevice):
-                meter = energy.build(
-                    config.energy, cores=len(device.worker_cores), cpu_seconds=account.cpu_seconds
-                )
+                meter = energy.build(config.energy, cores=len(device.worker_cores), cpu_seconds=account.cpu_seconds)
                 if meter.method == "modelled" and config.energy.meter != "modelled":
                     log.info("energy is modelled: %s", meter.why)
                 self.meters[name] = meter
@@ -70,19 +72,26 @@ class Machine:
             self._account.window(meter.sample(time.monotonic_ns()), reading)
 
     async def watch(self) -> None:
-        """See whether GPUs are there, and whether what is quarantined can be freed by now."""
+        """See whether GPUs are there, and now and then whether what is quarantined can be freed by now."""
+        retry = time.monotonic() >= self._retry_s
+        if retry:
+            self._retry_s = time.monotonic() + _RETRY_S
         for gpu in self.gpus:
             try:
-                if await gpu.poll():
+                if await gpu.poll() and retry:
                     await gpu.retry_quarantined()
             except CloverError as error:
                 log.warning("%s: %s", gpu.name, error)
+
+    async def empty(self) -> None:
+        """Remove what is ours on the GPUs; before anything of ours runs there."""
+        await asyncio.gather(*(self._clear(gpu) for gpu in self.gpus if not gpu.lost))
 
     async def leave(self) -> None:
         """Remove our instances (their workers are gone), unless they are to stay for the next start; close the GPUs."""
         try:
             if not self._config.workers.keep_instances:
-                await asyncio.gather(*(self._clear(gpu) for gpu in self.gpus if not gpu.lost))
+                await self.empty()
         finally:
             self.close()
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import msgspec
 
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.controller import Controller
-from clover.errors import DeviceError, PlanError, WorkerError
+from clover.control.family import Family
+from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
 from clover.policies import build
 from clover.policies.plans import plan_fixed
 from clover.types import (
     Assignment,
     Configuration,
     DeviceShape,
+    FamilyProfile,
     FamilySpec,
     Placement,
     Plan,
@@ -60,6 +65,12 @@ class FakeFleet:
         self.alive.remove(assignment)
         self.routed = tuple(item for item in self.routed if item != assignment)
 
+    def forget(self, assignment: Assignment, reason: str) -> None:
+        self.calls.append(f"forget {assignment.placement.id}")
+        self.alive.remove(assignment)
+        self.dead.discard(assignment)
+        self.routed = tuple(item for item in self.routed if item != assignment)
+
     def route(self, assignments: tuple[Assignment, ...], shares: dict[str, float]) -> None:
         self.calls.append("route")
         assert set(assignments) <= set(self.alive)
@@ -99,6 +110,53 @@ class FakeDevice:
 
     def memory_bytes(self, placement: Placement) -> int:
         return 0
+
+
+class FakeGpu(FakeDevice):
+    """A GPU with what may happen to one.  `quarantined`: (start, size) that cannot be used, with the layouts that are
+    left given by `reshape`."""
+
+    def __init__(self, shape: DeviceShape, reshape: Callable[[DeviceShape], DeviceShape] | None = None) -> None:
+        super().__init__(shape)
+        self.lost = False
+        self.quarantined: list[str] = []
+        self.left: list[Placement] = []
+        self.stuck = False
+        self._reshape = reshape
+
+    def shape(self) -> DeviceShape:
+        if self.lost:
+            return msgspec.structs.replace(self._shape, layouts=())
+        return self._reshape(self._shape) if self._reshape and self.quarantined else self._shape
+
+    async def create(self, placement: Placement) -> None:
+        if self.lost:
+            raise DeviceLost(f"{placement.device} is lost")
+        if placement in self.left:
+            self.left.remove(placement)
+        for other in self.left:
+            assert other.start >= placement.start + placement.size or placement.start >= other.start + other.size
+        await super().create(placement)
+
+    async def destroy(self, placement: Placement) -> None:
+        if self.lost:
+            self.made.discard(placement.id)
+            raise DeviceLost(f"{placement.device} is lost")
+        await super().destroy(placement)
+        if self.stuck:
+            self.quarantined.append(placement.id)
+            raise DeviceError(f"{placement.id} is in use")
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "lost": self.lost,
+            "quarantined": [{"placement": place, "reason": "in use"} for place in self.quarantined],
+            "foreign": [],
+        }
+
+    async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
+        self.left = [placement for placement in self.left if placement in keep]
+        return tuple(self.left)
 
 
 class FakeChain:
@@ -145,17 +203,21 @@ class Rig:
         *,
         g_per_kwh: float = 100.0,
         shape: DeviceShape | None = None,
+        devices: dict[str, FakeDevice] | None = None,
+        measured: FamilyProfile | None = None,
         family: dict[str, Any] | None = None,
         **config: Any,
     ) -> None:
         self.clock = Clock()
         self.chain = FakeChain(g_per_kwh)
         self.device = FakeDevice(shape or cpu(2))
+        self.devices = devices or {"cpu0": self.device}
+        self.profile = measured or profile()
         self.solver = LocalSolver()
         self.fleet = FakeFleet()
         self.controller = Controller(
             ControllerConfig(**config),
-            devices={"cpu0": self.device},
+            devices=self.devices,
             chain=self.chain,
             grid_clock=self.clock,
             solver=self.solver,
@@ -163,7 +225,14 @@ class Rig:
             wall=self.clock,
         )
         settings = {"family": "toy", "slo_ms": 30.0, "accuracy_floor": 91.0, "accuracy_margin": 0.0, **(family or {})}
-        self.family = self.controller.add(spec(), profile(), self.fleet, FamilyConfig(**settings))
+        self.settings = FamilyConfig(**settings)
+        self.family = self.controller.add(spec(), self.profile, self.fleet, self.settings)
+
+    def second(self, **settings: Any) -> tuple[Family, FakeFleet]:
+        """A further family, "second"."""
+        fleet = FakeFleet()
+        config = msgspec.structs.replace(self.settings, name="second", **settings)
+        return self.controller.add(spec("other"), self.profile, fleet, config), fleet
 
     async def look(self, seconds: float = 1.0, looks: int = 1) -> None:
         for _ in range(looks):
@@ -192,4 +261,5 @@ class Rig:
         running = self.family.running
         assert set(self.fleet.alive) == set(running)
         assert set(self.fleet.routed) == set(running)
-        assert self.device.made == {item.placement.id for item in running}
+        made = {place for device in self.devices.values() for place in device.made}
+        assert made == {item.placement.id for family in self.controller.families.values() for item in family.running}

@@ -387,3 +387,43 @@ async def test_a_lost_gpu_blames_no_request_and_slices_are_compute_slices(house:
     router.reap()
     assert ticket.status == 200
     await fleet.stop()
+
+
+@in_a_house
+async def test_a_worker_that_is_given_up_is_ended_without_waiting_and_its_rows_go_elsewhere(house: House) -> None:
+    fleet, router = house.fleet, house.router
+    await fleet.spawn(at(0))
+    await fleet.spawn(at(1))
+    fleet.route((at(0),), {"small": 1.0})
+    ticket = router.open(1)
+    router.submit(ticket, lambda _: None)
+    await house.settle()
+    assert house.started[0].sent
+    fleet.route((at(1),), {"small": 1.0})
+    fleet.forget(at(0), "gpu0 is lost")
+    fleet.forget(at(0), "gpu0 is lost")  # once is enough
+    assert house.started[0].killed
+    assert fleet.running() == (at(1),)
+    assert not house.started[1].sent, "the old worker may write into its slots until it is dead"
+    house.started[0].die()
+    await house.settle()
+    assert house.started[1].sent, "then they are asked elsewhere"
+    assert len(house.started) == 2, "and nothing is started in its place"
+    assert fleet.events[0]["what"] == "given up"
+    router.fail_waiting("the test is over")
+    router.stop()
+
+
+@in_a_house
+async def test_a_member_without_a_worker_is_given_up_for_good(house: House) -> None:
+    fleet = house.fleet
+    await fleet.spawn(at(0))
+    fleet.route((at(0),), {"small": 1.0})
+    house.failing = 1000
+    house.started[0].die()
+    fleet.forget(at(0), "gpu0 is lost")
+    house.failing = 0
+    await house.settle()
+    assert len(house.started) == 1
+    assert not house.router.hold, "nobody waits for it"
+    assert fleet.running() == ()

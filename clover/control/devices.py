@@ -1,0 +1,154 @@
+"""Which devices a family may use, and what happened to them.
+
+Core-sets are shared: every family plans with all of them, slowed to its share.  A GPU belongs to one family: slices of
+one GPU under two controllers would have to be planned by both.  GPUs are dealt in proportion to the families' shares,
+at least one to each, to every family that was ever named: one that is unloaded finds its GPUs where it left them.  They
+are dealt again when one is lost or comes back, and then as many as possible stay with who has them.
+
+A family plans with what it was dealt, but not with a GPU on which another family still stands: that one moves first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from clover.interfaces import Device
+from clover.types import DeviceShape, Placement
+
+
+@runtime_checkable
+class Gpu(Protocol):
+    """What a device has that may be lost (`clover.devices.mig.MigDevice`)."""
+
+    lost: bool
+
+    def report(self) -> dict[str, Any]:
+        """What an operator should know."""
+
+    async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
+        """Remove what is ours and not among `keep`."""
+
+
+class Yard:
+    """The devices of a server and whose they are."""
+
+    def __init__(self, devices: Mapping[str, Device]) -> None:
+        self._devices = devices
+        self.dealt_out = any(not device.shape().overlap for device in devices.values())
+        """Whether devices are dealt to families at all."""
+        self._shares: dict[str, float] = {}
+        self._seen = self.shapes()
+        self._lost = self.lost()
+        self._dealt: dict[str, tuple[str, ...]] = {}
+
+    def shapes(self) -> dict[str, DeviceShape]:
+        """What each device allows now."""
+        return {name: device.shape() for name, device in self._devices.items()}
+
+    def lost(self) -> frozenset[str]:
+        """Devices that do not answer."""
+        return frozenset(name for name, device in self._devices.items() if getattr(device, "lost", False))
+
+    def gpus(self) -> list[Gpu]:
+        """Devices that may be lost."""
+        return [device for device in self._devices.values() if isinstance(device, Gpu)]
+
+    def gpu(self, name: str) -> Gpu | None:
+        """The GPU of that name; None for another device."""
+        device = self._devices.get(name)
+        return device if isinstance(device, Gpu) else None
+
+    # --- who may use what ---------------------------------------------------------------------------------------------
+
+    def name(self, family: str, share: float) -> None:
+        """Let `family` have its part."""
+        self._shares[family] = share
+
+    def short(self) -> str:
+        """Empty, or why there are too few GPUs for the families."""
+        usable = self._usable()
+        if not self.dealt_out or len(usable) >= len(self._shares):
+            return ""
+        return (
+            f"{len(self._shares)} families ({', '.join(self._shares)}) need a GPU each, but there "
+            f"{'is' if len(usable) == 1 else 'are'} {len(usable)} ({', '.join(usable) or 'none'}): serve fewer "
+            "families, add GPUs, or set workers.device = cpu, which families share"
+        )
+
+    def deal(self, standing: Mapping[str, Iterable[str]]) -> None:
+        """Deal the GPUs anew; `standing`: on which devices each family has workers."""
+        before = {family: {*standing.get(family, ()), *self._dealt.get(family, ())} for family in self._shares}
+        self._dealt = deal(self._usable(), self._shares, before)
+
+    def of(self, family: str, standing: Mapping[str, Iterable[str]]) -> tuple[DeviceShape, ...]:
+        """What `family` may plan with now."""
+        shapes = self.shapes()
+        if not self.dealt_out:
+            return tuple(shapes.values())
+        taken = {name for other, names in standing.items() if other != family for name in names}
+        return tuple(
+            shape
+            for name, shape in shapes.items()
+            if shape.layouts and name in self._dealt.get(family, ()) and name not in taken
+        )
+
+    def share(self, family: str) -> float:
+        """The part of the devices' time that is the family's."""
+        total = sum(self._shares.values())
+        return 1.0 if self.dealt_out or total <= 0.0 else self._shares[family] / total
+
+    def dealt(self, family: str) -> tuple[str, ...]:
+        """The GPUs that are the family's, lost ones left out."""
+        return self._dealt.get(family, ())
+
+    def owner(self, device: str) -> str:
+        """Whose device it is; empty where it is everybody's, or nobody's."""
+        return next((family for family, names in self._dealt.items() if device in names), "")
+
+    def _usable(self) -> list[str]:
+        return [name for name, shape in self.shapes().items() if shape.layouts and not shape.overlap]
+
+    # --- what happened ------------------------------------------------------------------------------------------------
+
+    def changes(self) -> dict[str, str]:
+        """What changed about the devices since the last look, in words."""
+        shapes, lost = self.shapes(), self.lost()
+        found = {}
+        for name, shape in shapes.items():
+            if (name in lost) != (name in self._lost):
+                found[name] = f"{name} is lost" if name in lost else f"{name} is back"
+            elif shape.layouts != self._seen[name].layouts:
+                found[name] = f"what fits on {name} changed{self._blocked(name)}"
+        self._seen, self._lost = shapes, lost
+        return found
+
+    def _blocked(self, name: str) -> str:
+        gpu = self.gpu(name)
+        places = [item["placement"] for item in gpu.report()["quarantined"]] if gpu is not None else []
+        return f": {', '.join(places)} quarantined" if places else ""
+
+
+def deal(
+    gpus: Sequence[str], shares: Mapping[str, float], before: Mapping[str, Iterable[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Which GPUs each family gets: in proportion to its share (highest averages), at least one, and of those it had
+    before as many as that allows.  Where there are fewer GPUs than families those that had one come first."""
+    held = {family: [gpu for gpu in gpus if gpu in set(before.get(family, ()))] for family in shares}
+    first = sorted(shares, key=lambda family: not held[family])
+    counts = dict.fromkeys(shares, 0)
+    for family in first[: len(gpus)]:
+        counts[family] = 1
+    for _ in range(len(gpus) - sum(counts.values())):
+        if not shares:
+            break
+        counts[max(shares, key=lambda family: shares[family] / (2 * counts[family] + 1))] += 1
+    free = list(gpus)
+    dealt: dict[str, list[str]] = {family: [] for family in shares}
+    for keep in (True, False):
+        for family in shares:
+            wanted = [gpu for gpu in free if gpu in held[family]] if keep else list(free)
+            taken = wanted[: counts[family] - len(dealt[family])]
+            dealt[family] += taken
+            free = [gpu for gpu in free if gpu not in taken]
+    return {family: tuple(sorted(names, key=list(gpus).index)) for family, names in dealt.items()}
