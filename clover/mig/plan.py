@@ -329,15 +329,16 @@ def verdict(found: Planned) -> list[str]:
     transition = found.transition
     steps = [step for step in transition.steps if step.kind != "route"]
     seconds = sum(view.seconds for view in found.views)
-    kept = f"{len(transition.kept)} of {len(found.views[0].routed)} instances are kept and never touched"
+    kept = f"kept and never touched: {len(transition.kept)} of {len(found.views[0].routed)} instances"
     lines = [f"{kept}; {len(steps)} steps, about {seconds:.0f} s (estimated)"]
     if found.missing_s:
         idle_s = sum(view.seconds for view in found.views if not view.capacity)
-        nothing = f", nothing at all for about {idle_s:.0f} s: rows wait in the queue" if idle_s else ""
         lines.append(
             f"lost meanwhile: {found.least - transition.lowest_capacity:.3g} of {found.least:.3g} compute slices at "
-            f"the worst; less than the smaller of the two layouts serves for about {found.missing_s:.0f} s{nothing}"
+            f"the worst; less than the smaller of the two layouts serves for about {found.missing_s:.0f} s"
         )
+        if idle_s:
+            lines.append(f"nothing at all serves for about {idle_s:.0f} s: rows wait in the queue")
     else:
         lines.append("no capacity is lost: at any time at least as much serves as in the smaller of the two layouts")
     if found.share:
