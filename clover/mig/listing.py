@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from clover.mig.drawing import Block, Strokes, framed, width_for
@@ -67,25 +66,34 @@ def _mode(gpu: GpuState) -> str:
     return ", ".join([*parts, *([gpu.held] if gpu.held else [])])
 
 
+_HEADS = ("profile", "start", "size", "memory", "whose", "used by", "UUID")
+_NUMBERS = {1, 2, 3}
+
+
 def _instances(instances: Sequence[Instance], console: Console) -> None:
-    sheet = Table(box=None, pad_edge=False)
-    for head in ("profile", "start", "size", "memory", "whose", "used by", "UUID"):
-        sheet.add_column(head, no_wrap=True, justify="right" if head in ("start", "size", "memory") else "left")
-    for item in instances:
-        place = item.placement
-        sheet.add_row(
-            Text(place.profile, style=block(item).style),
-            str(place.start),
-            str(place.size),
+    rows = [
+        (
+            item.placement.profile,
+            str(item.placement.start),
+            str(item.placement.size),
             f"{item.memory_mib / 1024:.2f} GiB",
             item.whose,
             ", ".join(map(str, item.pids)) or "-",
             item.uuid or "none: it has no compute instance of its full size",
         )
-    with console.capture() as captured:
-        console.print(sheet, crop=False)
-    for line in captured.get().rstrip("\n").split("\n"):
-        say(console, Text.from_ansi(f"{_INDENT}{line.rstrip()}"))
+        for item in instances
+    ]
+    widths = [max(map(len, column)) for column in zip(_HEADS, *rows, strict=True)]
+    for cells, style in (
+        (_HEADS, "bold"),
+        *((row, block(item).style) for row, item in zip(rows, instances, strict=True)),
+    ):
+        padded = [
+            cell.rjust(width) if number in _NUMBERS else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        first, rest = padded[0], "  ".join(padded[1:]).rstrip()
+        say(console, Text.assemble(_INDENT, (first, style), "  ", (rest, "bold" if cells is _HEADS else "")))
 
 
 def _room(gpu: GpuState) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -353,6 +354,21 @@ def test_what_is_not_ours_stays_unless_forced(box: Driver, file: str, tmp_path: 
     assert whose == ["ours", "foreign"]
 
 
+def test_half_an_instance_is_shown_and_made_anew(box: Driver) -> None:
+    program = f"{ASK}; n.nvmlDeviceCreateGpuInstance(h, n.nvmlDeviceGetGpuInstanceProfileInfo(h, 4).id)"
+    done = fresh("emulate", "--state", str(box.state), "--", sys.executable, "-c", program)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "none: it has no compute instance of its full size" in box.good("list")
+    text = '[configs.a]\ndevices = [0]\nprofiles = ["7g"]'
+    code, out, _ = box("assert", "-", stdin=text)
+    assert (code, out) == (1, "gpu0:7g.40gb@0 has no compute instance of its full size (foreign)\n")
+    assert "--force-foreign" in box.fails(1, "apply", "-", "--yes", stdin=text)
+    out = box.good("apply", "-", "--yes", "--force-foreign", stdin=text)
+    assert out.splitlines() == ["removed gpu0:7g.40gb@0", "made gpu0:7g.40gb@0", "the box matches a"]
+    instance = json.loads(box.good("list", "--json"))["gpus"][0]["instances"][0]
+    assert (instance["whole"], instance["whose"]) == (True, "ours")
+
+
 def test_what_is_in_use_stays(box: Driver, file: str) -> None:
     apply(box, file, "mixed")
     uuid = json.loads(box.good("list", "--json"))["gpus"][0]["instances"][0]["uuid"]
@@ -530,6 +546,58 @@ def test_no_driver_and_no_box(tmp_path: Path) -> None:
     if bare.returncode:  # no driver here
         assert bare.returncode == 3
         assert "libnvidia-ml.so.1" in bare.stderr
+
+
+def on_terminal(argv: list[str], environ: dict[str, str], typed: dict[str, str]) -> tuple[str, int]:
+    """What the command shows on a terminal, and its exit code; each of `typed` is typed once its words are seen."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        command = [sys.executable, "-m", "clover", "mig", *argv]
+        os.execve(command[0], command, {**os.environ, "TERM": "xterm-256color", "COLUMNS": "140", **environ})
+    text, deadline, left = "", time.monotonic() + 60, dict(typed)
+    try:
+        while time.monotonic() < deadline:
+            try:
+                text += os.read(terminal, 4096).decode(errors="replace")
+            except OSError:  # the other end is closed
+                break
+            for words in [words for words in left if words in text]:
+                os.write(terminal, left.pop(words).encode())
+    finally:
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+    return text.replace("\r\n", "\n"), os.waitstatus_to_exitcode(status)
+
+
+def test_on_a_terminal_apply_asks_and_list_has_colours(box: Driver, file: str) -> None:
+    environ = {emulated.STATE: str(box.state), "CLOVER_CACHE_DIR": str(box.cache)}
+    text, code = on_terminal(["apply", file, "--config", "mixed"], environ, {"[y/N]": "n\n"})
+    assert code == 1
+    assert "make    4g.20gb@0, 3g.20gb@4" in text
+    assert "nothing was changed" in text
+    assert box.standing(0) == []
+    text, code = on_terminal(["apply", file, "--config", "mixed"], environ, {"[y/N]": "y\n"})
+    assert (code, box.standing(0)) == (0, ["4g.20gb@0", "3g.20gb@4"])
+    assert "the box matches mixed" in text
+    text, code = on_terminal(["list"], environ, {})
+    assert code == 0
+    assert "\x1b[32m" in text
+    assert re.sub(r"\x1b\[[0-9;]*m", "", text) == box.good("list")
+
+
+def test_output_that_cannot_hold_lines_is_ascii(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    done = fresh("list", "--box", str(box.state), environ={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "|          4g.20gb          |          3g.20gb          |" in done.stdout
+    assert fresh("plan", "7g", "3g", environ={"PYTHONIOENCODING": "ascii"}).stdout.isascii()
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    command = f"{sys.executable} -m clover mig plan 7g 7x1g --gpu a100-40gb:8 | head -1"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("8 x NVIDIA A100-SXM4-40GB; nothing is changed\n", "")
 
 
 # --- plan -----------------------------------------------------------------------------------------------------------
@@ -736,30 +804,9 @@ def test_a_key_of_the_terminal_reaches_the_program_once(tmp_path: Path) -> None:
         print("seen", len(seen), flush=True)
         """
     )
-    command = [sys.executable, "-m", "clover", "mig", "emulate", "a100-40gb", "--", sys.executable, "-c", program]
-    import pty
-
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(ROOT)
-        os.execv(command[0], command)
-    text = b""
-    deadline = time.monotonic() + 60
-    pressed = False
-    try:
-        while time.monotonic() < deadline:
-            try:
-                text += os.read(terminal, 4096)
-            except OSError:
-                break
-            if b"ready" in text and not pressed:
-                pressed = True
-                os.write(terminal, b"\x03")
-    finally:
-        os.close(terminal)
-        _, status = os.waitpid(pid, 0)
-    assert b"seen 1" in text
-    assert os.waitstatus_to_exitcode(status) == 0
+    text, code = on_terminal(["emulate", "a100-40gb", "--", sys.executable, "-c", program], {}, {"ready": "\x03"})
+    assert "seen 1" in text
+    assert code == 0
 
 
 @pytest.mark.parametrize(
