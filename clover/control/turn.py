@@ -246,7 +246,9 @@ class Turns:
         for name in sorted({item.placement.device for item in deployment}):
             gpu = self._controller.yard.gpu(name)
             if gpu is not None and not gpu.lost:
-                await gpu.reconcile([item.placement for item in deployment])
+                adopted = await gpu.reconcile([item.placement for item in deployment])
+                if adopted:
+                    log.info("%s: adopted %s from an earlier run", name, ", ".join(place.id for place in adopted))
 
     def _take_stock(self, family: Family) -> None:
         """After a way back that failed: what stands is what there is."""

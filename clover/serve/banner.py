@@ -6,11 +6,12 @@ import logging
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterable
 
 from clover import __version__, profiles
 from clover.errors import ProfileError
 from clover.server import Server
-from clover.types import FamilyProfile, FamilySpec
+from clover.types import Assignment, FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.serve")
 
@@ -35,12 +36,16 @@ def text(server: Server) -> str:
         if served.targets:
             targets = served.targets
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
-            running = ", ".join(f"{a.variant} ({a.backend}) on {a.placement.profile}" for a in served.fleet.running())
-            rows.append(("", f"now {running}"))
+            rows.append(("", f"now {_running(served.fleet.running())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
-    labels = Counter(shape.label for shape in engine.machine.shapes().values())
+    shapes = engine.machine.shapes().values()
+    labels = Counter(shape.label for shape in shapes)
     rows.append(("device", ", ".join(f"{n} x {label}" if n > 1 else label for label, n in labels.items())))
+    if any(shape.emulated for shape in shapes):
+        methods = {m.energy_method for s in engine.served.values() if s.profile for m in s.profile.latency}
+        paces = f"at {' and '.join(sorted(methods))} paces and watts" if methods else "without paces"
+        rows.append(("", f"answers are real, computed on this machine's cores {paces}: no figure is a GPU's"))
     meters = engine.machine.meters
     for name, meter in meters.items():
         which = f"{name}: " if len(meters) > 1 else ""
@@ -55,6 +60,15 @@ def text(server: Server) -> str:
     lines = [f"  {head:<{width}}  {body}" for head, body in rows]
     first = next(iter(engine.served.values()))
     return "\n".join(["", *lines, "", "  try:", *_example(server.url, first.name, first.spec, config.listen.token), ""])
+
+
+def _running(workers: Iterable[Assignment]) -> str:
+    """What runs, alike workers together."""
+    counts = Counter((a.variant, a.backend, a.placement.profile) for a in workers)
+    return ", ".join(
+        f"{f'{n} x ' if n > 1 else ''}{variant} ({backend}) on {profile}"
+        for (variant, backend, profile), n in sorted(counts.items())
+    )
 
 
 def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:

@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from clover import __version__, backends, carbon, families, policies, profiles, settings
+from clover import __version__, backends, carbon, devices, families, policies, profiles, settings
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import CloverError, ConfigError, DeviceError
+from clover.profiling import pace
 from clover.profiling.stored import key_of
 from clover.serve import banner
 from clover.serve.reload import Reload
@@ -74,6 +75,11 @@ def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
     `unknown` takes what only a start can tell.  Raises ConfigError.
     """
     names = []
+    choice = devices.parse(config.workers.device)
+    if config.workers.pace:
+        pace.load(config.workers.pace)
+    if choice.kind == "nvidia" and unknown is not None:
+        unknown.append(f"the GPUs of {config.workers.device}, until the start opens them")
     try:
         device = CpuDevice(settings.parse_cores(config.workers.cores))
     except DeviceError as error:
@@ -88,7 +94,9 @@ def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
         if item.accuracy_floor is None:
             continue
         store = profiles.ProfileStore(profiles.cache_folder(config.cache_dir))
-        profile = store.get(spec.name, key_of(spec, device, config)) if config.profile != "force" else None
+        # Accuracy does not depend on the device that is emulated: answers are computed on the cores.
+        known_here = config.profile != "force" and choice.kind != "nvidia"
+        profile = store.get(spec.name, key_of(spec, device, config)) if known_here else None
         if profile is not None:
             check_floor(names[-1], profile, item.accuracy_floor)
         elif unknown is not None:

@@ -25,10 +25,11 @@ from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, ConfigError
 from clover.profiles import ProfileStore
 from clover.profiling.stored import key_of
+from clover.serve import banner
 from clover.serve.command import OPTIONS, main
 from clover.serve.reload import Reload, differences
 from clover.telemetry import logs
-from clover.types import AccuracyMeasurement, BasePoint, FamilyProfile
+from clover.types import AccuracyMeasurement, Assignment, BasePoint, FamilyProfile, Placement
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = str(ROOT / "tests" / "families" / "toy")
@@ -86,6 +87,9 @@ def test_check_config_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> 
         ([TOY, "--policy", "magic", "--check-config"], "unknown policy"),
         ([TOY, "--backends", "eager,tpu", "--check-config"], "unknown backend"),
         ([TOY, "--host", "0.0.0.0", "--check-config"], "--insecure"),
+        ([TOY, "--device", "nvdia", "--check-config"], "did you mean nvidia?"),
+        ([TOY, "--device", "emulated:a100-41gb:1", "--check-config"], "there is no table of a GPU 'a100-41gb'"),
+        ([TOY, "--device", "emulated:a100-40gb:1", "--pace", __file__, "--check-config"], "test_serve.py"),
         ([TOY, "--cores", "99999", "--check-config"], "cores [99999] are not among those this process may use"),
     ],
 )
@@ -181,6 +185,39 @@ def test_a_taken_port_exits_with_three(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     assert port in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_check_config_says_what_only_a_start_can_tell_of_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(TOY, "--device", "nvidia:0", "--check-config") == 0
+    assert "not checked: the GPUs of nvidia:0, until the start opens them" in capsys.readouterr().out
+    assert run(TOY, "--device", "emulated:a100-40gb:2", "--check-config") == 0
+    assert "not checked" not in capsys.readouterr().out
+
+
+def test_fewer_gpus_than_families_exits_with_three(tmp_path: Path) -> None:
+    environ = {**{k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")}, "HOME": str(tmp_path)}
+    environ["XDG_CACHE_HOME"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "clover.serve", TOY, "fashion", "--device", "emulated:a100-40gb:1", "--port", "0"],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "2 families (toy, fashion) need a GPU each, but there is 1 (gpu0)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_banner_counts_workers_that_are_alike() -> None:
+    def worker(variant: str, start: int) -> Assignment:
+        placement = Placement(device="gpu0", profile="1g.5gb", start=start, size=1)
+        return Assignment(placement=placement, family="toy", variant=variant, backend="eager")
+
+    text = banner._running([worker("full", 0), worker("half", 1), worker("full", 2)])
+    assert text == "2 x full (eager) on 1g.5gb, half (eager) on 1g.5gb"
 
 
 def test_dispatcher(capsys: pytest.CaptureFixture[str]) -> None:
