@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import shutil
+import subprocess
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,8 +151,11 @@ def test_engines_are_swapped_under_load(box: dict[str, Any], tmp_path: Path) -> 
                     sent += len(rows)
 
             clients = [asyncio.ensure_future(client(seed)) for seed in range(4)]
+            # The slices stay as they are: cutting one GPU anew would stop it for a while.
+            profiles = Counter(item.placement.profile for item in served.fleet.running())
             for name in ("tiny", "large", "xlarge", "small"):
-                said = await control.command("pin", {"variant": name}, "a test")
+                counts = {f"{name}@{profile}": count for profile, count in profiles.items()}
+                said = await control.command("pin", {"configuration": counts}, "a test")
                 assert {item.variant for item in served.fleet.running()} == {name}, said
                 end_s = time.monotonic() + 2.0
                 while time.monotonic() < end_s:
@@ -168,9 +174,6 @@ def test_engines_are_swapped_under_load(box: dict[str, Any], tmp_path: Path) -> 
 
 def compile_all(cache: Path) -> None:
     """What `python -m clover profile` does with these flags, as a user would."""
-    import subprocess
-    import sys
-
     flags = ["--quick", "--compile", "--backends", "eager,tensorrt", "--device", "nvidia:0", "--cache-dir", str(cache)]
     done = subprocess.run(
         [sys.executable, "-m", "clover", "profile", "fashion", "--carbon", "static:300", *flags],
