@@ -24,6 +24,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from clover.errors import CloverError, DeviceError, PlanError
 from clover.interfaces import Device, Fleet
@@ -43,6 +44,14 @@ class ApplyError(PlanError):
     def __init__(self, message: str, *, restored: bool) -> None:
         super().__init__(message)
         self.restored = restored
+
+
+@runtime_checkable
+class Barring(Protocol):
+    """A device that may fail to make what it could make before (`clover.devices.mig.MigDevice`)."""
+
+    def bar(self, placement: Placement, why: str) -> None:
+        """Leave `placement` out of the layouts until an instance can be made there."""
 
 
 class Instances:
@@ -77,6 +86,12 @@ class Instances:
         if not holders:
             del self._holders[placement.id]
             await self._device(placement).destroy(placement)
+
+    def bar(self, placement: Placement, why: str) -> None:
+        """Leave a place out of what its device allows, where nothing can be made although nothing is in its way."""
+        device = self._device(placement)
+        if isinstance(device, Barring):
+            device.bar(placement, why)
 
     def _device(self, placement: Placement) -> Device:
         device = self._devices.get(placement.device)
@@ -246,7 +261,11 @@ class Applier:
         if len(goal) == len(before) or back.lowest_capacity >= now:
             steps = [step for step in back.steps if step.kind != "create" or not self._stands(step.placement)]
             notes: list[str] = []
-            trouble += map(_told, await self._carry_out(steps, shares, shares, notes))
+            failures = await self._carry_out(steps, shares, shares, notes)
+            trouble += map(_told, failures)
+            for step, error in failures:
+                if step.kind == "create" and step.placement is not None and isinstance(error, DeviceError):
+                    self._instances.bar(step.placement, str(error))
             trouble += notes
         if len(goal) < len(before):
             names = ", ".join(item.placement.id for item in before if item not in goal)

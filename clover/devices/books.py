@@ -6,8 +6,11 @@ Every GPU instance that stands is in one of these states:
     quarantined  ours, but the driver would not remove it: a process that does not die, or a handle that leaked.
     foreign      anything else.
 
-Layouts are what is possible beside foreign and quarantined instances, in plain profiles (neither media engines nor
-graphics nor double memory, which a batch of inference has no use for).  Ours are no obstacle: transitions move them.
+A place where the driver made nothing, not even to bring back what had stood there, is barred until it does.
+
+Layouts are what is possible beside foreign and quarantined instances and barred places, in plain profiles (neither
+media engines nor graphics nor double memory, which a batch of inference has no use for).  Ours are no obstacle:
+transitions move them.
 A GPU without MIG is one instance, `gpu`, that always stands.
 """
 
@@ -46,6 +49,8 @@ class Books:
         self.foreign: dict[Place, Found] = {}
         self.quarantined: dict[Place, str] = {}
         """Why an instance of ours cannot be removed."""
+        self.barred: dict[Place, str] = {}
+        """Why no instance can be made there."""
         self._gpu = gpu
         self._name = name
 
@@ -79,7 +84,7 @@ class Books:
         )
 
     def layouts(self) -> tuple[tuple[Placement, ...], ...]:
-        """What is possible beside what is foreign or quarantined; none where that leaves no room."""
+        """What is possible beside what is foreign, quarantined or barred; none where that leaves no room."""
         if not self._gpu.mig:
             return ((self.whole,),)
         taken = [*self.foreign.values(), *(self.ours[place] for place in self.quarantined)]
@@ -90,7 +95,8 @@ class Books:
             if profile.base
         )
         compute = self._gpu.slices - sum(self._gpu.profiles[found.profile].slices for found in taken)
-        blocked = tuple(sorted((found.start, found.size) for found in taken))
+        barred = {(start, self._gpu.profiles[name].size) for name, start in self.barred}
+        blocked = tuple(sorted({(found.start, found.size) for found in taken} | barred))
         return tuple(
             tuple(msgspec.structs.replace(placement, device=self._name) for placement in layout)
             for layout in _possible(base, compute, blocked)
@@ -119,7 +125,7 @@ class Books:
             "foreign": [placement.id for placement in self.placements(self.foreign.values())],
             "quarantined": [
                 {"placement": self.id_of(place), "reason": why}
-                for place, why in sorted(self.quarantined.items(), key=lambda item: item[0][1])
+                for place, why in sorted({**self.barred, **self.quarantined}.items(), key=lambda item: item[0][1])
             ],
         }
 

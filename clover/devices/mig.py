@@ -204,9 +204,18 @@ class MigDevice:
         wanted = {place_of(placement) for placement in keep if placement.device == self.name}
         return await self._finish(self._reconcile(wanted)) if self.mig else self.instances()
 
+    def bar(self, placement: Placement, why: str) -> None:
+        """Leave `placement` out of the layouts until the driver makes an instance there: it would not, although nothing
+        stood in the way."""
+        place = place_of(placement)
+        if self.mig and not self.lost and not self._books.obstacle(place):
+            self._books.barred[place] = why
+            self._shape = None
+            log.error("%s is quarantined: %s", placement.id, why)
+
     async def retry_quarantined(self) -> tuple[Placement, ...]:
-        """Try once more to remove what is quarantined; the places that are free now."""
-        if not self._books.quarantined or self.lost:
+        """Try once more to remove what is quarantined, and to make what is barred; the places that are free now."""
+        if not (self._books.quarantined or self._books.barred) or self.lost:
             return ()
         return await self._finish(self._retry())
 
@@ -292,6 +301,7 @@ class MigDevice:
 
     def _free(self, place: Place) -> None:
         self._books.quarantined.pop(place, None)
+        self._books.barred.pop(place, None)
         self._shape = None
 
     async def _reconcile(self, wanted: set[Place]) -> tuple[Placement, ...]:
@@ -335,6 +345,22 @@ class MigDevice:
                 self._free(place)
             freed.append(found)
             log.warning("%s is free again", self._books.id_of(place))
+        return (*self._books.placements(freed), *await self._probe())
+
+    async def _probe(self) -> tuple[Placement, ...]:
+        """Make and remove an instance at each barred place that is empty: the driver's answer is the only one."""
+        freed = []
+        for place in [place for place in self._books.barred if not self._books.obstacle(place)]:
+            async with self._at[place]:
+                try:
+                    found = await self._ask(self._instances.make, *place)
+                    await self._ask(self._instances.unmake, found)
+                except NvmlError as error:
+                    log.info("%s stays quarantined: %s", self._books.id_of(place), error)
+                    continue
+                self._free(place)
+            freed.append(found)
+            log.warning("%s can be made again", self._books.id_of(place))
         return self._books.placements(freed)
 
     async def _claim(self, place: Place) -> None:

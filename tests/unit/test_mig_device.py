@@ -471,6 +471,33 @@ def test_a_leaked_handle_leaves_half_an_instance_in_quarantine(rig):
     assert run(device.retry_quarantined()) == (at("2g.10gb", 0),)
 
 
+def test_a_place_where_nothing_can_be_made_is_left_out_until_something_can(rig, caplog):
+    device = rig.open()
+    run(device.create(at("3g.20gb", 4)))
+    rig.fake.faults = {GI: [pynvml.NVML_ERROR_UNKNOWN] * 2}
+    with pytest.raises(DeviceError, match=r"gpu0:3g.20gb@0 cannot be made"):
+        run(device.create(at("3g.20gb", 0)))
+    device.bar(at("3g.20gb", 0), "the driver refused")
+    assert device.report()["quarantined"] == [{"placement": "gpu0:3g.20gb@0", "reason": "the driver refused"}]
+    assert "gpu0:3g.20gb@0 is quarantined: the driver refused" in caplog.text
+    assert {place.start >= 4 for layout in device.shape().layouts for place in layout} == {True}
+    assert run(device.retry_quarantined()) == ()  # still refused: the probe says so
+    assert device.report()["quarantined"] != []
+    assert run(device.retry_quarantined()) == (at("3g.20gb", 0),)
+    assert device.report()["quarantined"] == []
+    assert len(device.shape().layouts) == 19
+    assert rig.board.names == [("3g.20gb", 4, True)]  # the probe left nothing
+    assert rig.recorded == [("3g.20gb", 4)]
+
+
+def test_a_place_with_something_in_it_is_not_barred(rig):
+    device = rig.open()
+    run(device.create(at("3g.20gb", 4)))
+    device.bar(at("7g.40gb", 0), "no room")
+    assert device.report()["quarantined"] == []
+    assert len(device.shape().layouts) == 19
+
+
 def test_what_is_quarantined_can_be_taken_back(rig, caplog):
     """The way back to the last deployment: it cannot be removed, but it can be used."""
     device = quarantined(rig)

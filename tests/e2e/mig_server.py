@@ -1,0 +1,232 @@
+"""A server on two emulated A100s, in a process of its own: NVML is one library a process, and this one gets killed.
+
+    python -m tests.e2e.mig_server CACHE KILL_AFTER     reconfigure; SIGKILL to oneself after so many steps (0: never)
+    python -m tests.e2e.mig_server CACHE faults         reconfigure under every kind of fault
+
+Prints one JSON object a line; the tests read them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import clover
+from clover.control.apply import Applier
+from clover.devices import emulated
+from clover.errors import CloverError
+from clover.planning import geometry
+from clover.policies.plans import plan_fixed
+from clover.types import GroupCount, Placement, Plan, State
+
+TOY = str(Path(__file__).parents[1] / "families" / "toy")
+BOX = "a100-40gb"
+BASE = {"full@7g.40gb": 2}
+MIXED = {"half@3g.20gb": 3, "full@2g.10gb": 2}
+
+
+def configuration(groups: dict[str, int]) -> tuple[GroupCount, ...]:
+    """`{"full@7g.40gb": 2}` as a configuration."""
+    return tuple(
+        GroupCount(variant=key.split("@")[0], profile=key.split("@")[1], count=n) for key, n in sorted(groups.items())
+    )
+
+
+class Base:
+    """The policy: BASE, until an operator says otherwise."""
+
+    name = "base two GPUs"
+
+    def propose(self, state: State) -> Plan:
+        return plan_fixed(state, configuration(BASE), policy=self.name)
+
+
+def say(**figures: Any) -> None:
+    print(json.dumps(figures), flush=True)
+
+
+def server(cache: Path, **settings: Any) -> clover.Server:
+    return clover.Server(
+        TOY,
+        http=False,
+        cache_dir=str(cache),
+        device=f"emulated:{BOX}:2",
+        backends=("eager",),
+        policy=f"tests.e2e.mig_server:{Base.__name__}",
+        slo_ms=10_000.0,
+        accuracy_floor=1.0,
+        carbon="static:300",
+        **{"interval_s": 0.1, "min_dwell_s": 0.1, "verify_s": 0.2, **settings},
+    )
+
+
+async def answers(running: clover.Server) -> bool:
+    """Whether a row is answered by what a variant says of it."""
+    row = np.array([[0.1, 0.2, 3.0, 0.4]], np.float32)
+    answer = await running.ainfer({"INPUT0": row})
+    return bool(np.isclose(answer["OUTPUT0"].sum(), 1.0))
+
+
+class Load:
+    """Asks one row after another, and counts."""
+
+    def __init__(self, running: clover.Server) -> None:
+        self.asked = self.failed = 0
+        self.reasons: list[str] = []
+        self._server = running
+        self._task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            self.asked += 1
+            try:
+                assert await answers(self._server)
+            except CloverError as error:
+                self.failed += 1
+                self.reasons.append(str(error))
+            await asyncio.sleep(0.02)
+
+    async def end(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+def standing(running: clover.Server) -> dict[str, Any]:
+    """What exists, what ought to, and whether that is legal."""
+    engine = running.engine
+    devices = engine.devices.values()
+    exist = sorted(place.id for device in devices for place in device.instances())
+    wanted = sorted({item.placement.id for item in engine.pick(None).fleet.running()})
+    legal = all(is_legal(device.instances()) for device in devices)
+    return {"instances": exist, "deployment": wanted, "legal": legal}
+
+
+def is_legal(places: tuple[Placement, ...]) -> bool:
+    from clover.devices import tables
+
+    profiles = {profile.name: profile for profile in tables.slice_profiles(tables.table(BOX))}
+    return geometry.legal(places, profiles, compute=7) == ""
+
+
+async def crash(cache: Path, kill_after: int) -> None:
+    """Start on what an earlier run left, say how that went, then reconfigure and die on the way."""
+    done = 0
+    step_of = Applier._do
+
+    async def counted(self: Applier, *arguments: Any) -> Any:
+        nonlocal done
+        result = await step_of(self, *arguments)
+        done += 1
+        if kill_after and started and done >= kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    started = False
+    async with server(cache) as running:
+        say(event="ready", answered=await answers(running), **standing(running))
+        Applier._do = counted  # type: ignore[method-assign]
+        started, done = True, 0
+        await running.engine.control().command("apply", {"configuration": MIXED}, "a test")
+        say(event="done", steps=done, answered=await answers(running), **standing(running))
+
+
+def main() -> None:
+    cache, what = Path(sys.argv[1]), sys.argv[2]
+    if what == "faults":
+        asyncio.run(faults(cache))
+    else:
+        asyncio.run(crash(cache, int(what)))
+
+
+FAULTS: dict[str, tuple[emulated.Fault, ...]] = {
+    "in use for two tries": (emulated.Fault(symbol="nvmlGpuInstanceDestroy", error="IN_USE", count=2),),
+    "in use for ever": (emulated.Fault(symbol="nvmlGpuInstanceDestroy", gpu=0, error="IN_USE", count=0),),
+    "compute instance fails": (emulated.Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="UNKNOWN"),),
+    "no resources": (
+        emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="INSUFFICIENT_RESOURCES"),
+    ),
+    "no permission": (emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="NO_PERMISSION"),),
+    "third creation fails": (
+        emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="UNKNOWN", nth=3),
+    ),
+    "creation fails for ever": (
+        emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", gpu=1, error="UNKNOWN", count=0),
+    ),
+    "slow": (emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="", delay_s=0.3, count=0),),
+}
+
+
+async def faults(cache: Path) -> None:
+    """One reconfiguration under each kind of fault, with clients asking all the while."""
+    state = cache / "emulated" / f"{BOX}-2.nvml"
+    async with server(cache) as running:
+        control = running.engine.control()
+        for name, injected in FAULTS.items():
+            emulated.clear_faults(state)
+            load = Load(running)
+            emulated.inject(state, *injected)
+            outcome = "applied"
+            try:
+                answer = await control.command("apply", {"configuration": MIXED}, "a test")
+                outcome = str(answer.get("action", answer))
+            except CloverError as error:
+                outcome = f"{type(error).__name__}: {error}"
+            emulated.clear_faults(state)
+            reached = sorted(
+                f"{item.variant}@{item.placement.profile}" for item in running.engine.pick(None).fleet.running()
+            )
+            reports = {name: device.report() for name, device in running.engine.devices.items()}
+            say(fault=name, outcome=outcome, reached=reached, reports=reports, **standing(running))
+            await settled(running, BASE)
+            await load.end()
+            say(after=name, asked=load.asked, failed=load.failed, reasons=load.reasons[:3], **standing(running))
+        load = Load(running)
+        emulated.lose(state, 1)
+        await until(lambda: running.engine.devices["gpu1"].lost)
+        await until(lambda: all(i.placement.device == "gpu0" for i in running.engine.pick(None).fleet.running()))
+        lost = standing(running)
+        asked, failed = load.asked, load.failed
+        await asyncio.sleep(0.3)
+        say(fault="GPU lost", served_on=load.asked - asked, failed_since=load.failed - failed, **lost)
+        emulated.restore(state, 1)
+        await settled(running, BASE)
+        await load.end()
+        say(after="GPU lost", asked=load.asked, failed=load.failed, reasons=load.reasons[:3], **standing(running))
+
+
+async def settled(running: clover.Server, groups: dict[str, int]) -> None:
+    """Apply `groups`, as often as it takes a quarantined slot to be freed or a GPU to come back."""
+    end_s = time.monotonic() + 45.0
+    while True:
+        try:
+            await running.engine.control().command("apply", {"configuration": groups}, "a test")
+        except CloverError:
+            if time.monotonic() > end_s:
+                raise
+        wanted = sorted(key for key, n in groups.items() for _ in range(n))
+        reached = sorted(
+            f"{item.variant}@{item.placement.profile}" for item in running.engine.pick(None).fleet.running()
+        )
+        if reached == wanted:
+            return
+        assert time.monotonic() < end_s, (reached, wanted)
+        await asyncio.sleep(0.1)
+
+
+async def until(what: Any, within_s: float = 20.0) -> None:
+    end_s = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < end_s
+        await asyncio.sleep(0.02)
+
+
+if __name__ == "__main__":
+    main()

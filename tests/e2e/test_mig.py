@@ -1,0 +1,99 @@
+"""Servers on emulated GPUs that are killed, hurt and robbed of a GPU in the middle of a reconfiguration."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(cache: Path, what: str) -> tuple[int, list[dict[str, Any]], str]:
+    """A server process: its exit status, what it said, its errors; nothing of its session is left afterwards."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.mig_server", str(cache), what],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        out, errors = process.communicate(timeout=110)
+    end_s = time.monotonic() + 2.0
+    while left := of_session(process.pid):
+        assert time.monotonic() < end_s, f"processes {left} outlive the server"
+        time.sleep(0.02)
+    return process.returncode, [json.loads(line) for line in out.splitlines()], errors
+
+
+def of_session(session: int) -> list[int]:
+    """Living processes of a session."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session and fields[0] != "Z":
+                    found.append(int(entry))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_server_killed_after_any_step_comes_back_to_a_legal_deployment(tmp_path: Path) -> None:
+    kill_after = 0
+    code, said, errors = run(tmp_path, "0")
+    assert code == 0, errors
+    assert [line["event"] for line in said] == ["ready", "done"]
+    steps = said[-1]["steps"]
+    assert steps >= 12
+    assert len(said[-1]["instances"]) == 5
+    for kill_after in range(1, steps + 1):
+        code, said, errors = run(tmp_path, str(kill_after))
+        assert code == -9, (kill_after, errors)
+        ready = said[0]  # how it started on what the one before left
+        assert ready["answered"]
+        assert ready["legal"]
+        assert ready["instances"] == ready["deployment"] == ["gpu0:7g.40gb@0", "gpu1:7g.40gb@0"], kill_after
+    code, said, errors = run(tmp_path, "0")
+    assert code == 0, errors
+    assert said[0]["answered"]
+    assert said[0]["instances"] == said[0]["deployment"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_every_fault_ends_in_the_target_the_last_good_deployment_or_a_named_quarantine(tmp_path: Path) -> None:
+    code, said, errors = run(tmp_path, "faults")
+    assert code == 0, errors
+    base, mixed = ["full@7g.40gb"] * 2, ["full@2g.10gb"] * 2 + ["half@3g.20gb"] * 3
+    during = {line["fault"]: line for line in said if "fault" in line}
+    for name, line in during.items():
+        assert line["legal"], name
+        if name == "GPU lost":
+            assert line["instances"] == line["deployment"]
+            assert all(place.startswith("gpu0:") for place in line["instances"])
+            assert line["served_on"] > 0
+            assert line["failed_since"] == 0
+            continue
+        quarantined = {place for report in line["reports"].values() for place in report["quarantined"]}
+        assert line["reached"] in (base, mixed) or quarantined, line
+        if not quarantined:
+            assert line["instances"] == line["deployment"], line
+    assert during["in use for two tries"]["reached"] == mixed
+    assert during["slow"]["reached"] == mixed
+    assert during["no permission"]["reached"] == base
+    assert "quarantined" in json.dumps(during["in use for ever"]["reports"])
+    for line in said:
+        if "after" in line:
+            assert line["asked"] > 0
+            assert line["failed"] == 0, line
+            assert line["instances"] == line["deployment"] == ["gpu0:7g.40gb@0", "gpu1:7g.40gb@0"], line
