@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,11 +44,30 @@ def _state(answer: dict[str, Any], console: Console) -> None:
         grid = f"{reading['g_per_kwh']:.0f} gCO2e/kWh from {reading['provider']} ({reading.get('label', '')})"
     frozen = ", frozen" if answer.get("frozen") else ""
     _say(console, f"mode {answer.get('mode')}{frozen}, policy {answer.get('policy')}, {grid}")
+    for device in answer.get("devices", []):
+        _device(device, console)
     for name, model in answer["models"].items():
         _model(name, model, console)
     for title in ("totals", "decisions"):
         if answer.get(title):
             _anything(title, answer[title], console)
+
+
+def _device(device: dict[str, Any], console: Console) -> None:
+    """One line a device; that of a GPU says what stands on it, and what is wrong."""
+    parts = [f"{device['device']}: {device['label']}"]
+    if device.get("family"):
+        parts.append(f"{device['family']}'s")
+    if device.get("lost"):
+        parts.append("LOST")
+    here = Counter(f"{item['variant']}@{item['profile']}" for item in device.get("layout", []))
+    if here and device.get("kind") == "mig":
+        parts.append(" + ".join(f"{number} x {what}" for what, number in sorted(here.items())))
+    for item in device.get("quarantined", []):
+        parts.append(f"{item['placement']} quarantined: {item['reason']}")
+    if device.get("foreign"):
+        parts.append(f"not ours: {', '.join(device['foreign'])}")
+    _say(console, "; ".join(parts))
 
 
 def _model(name: str, model: dict[str, Any], console: Console) -> None:
@@ -126,9 +146,13 @@ def _outcome(answer: dict[str, Any], console: Console) -> None:
         _say(console, f"  plan       {groups}; rows: {shares}")
         _say(console, f"  predicted  {_prediction(plan['prediction'])}")
         _say(console, f"  because    {plan['reason']}")
-    steps = (answer.get("transition") or {}).get("steps", [])
-    for number, step in enumerate(steps, 1):
+    transition = answer.get("transition") or {}
+    for number, step in enumerate(transition.get("steps", []), 1):
         _say(console, f"  step {number:<5} {step['kind']} {_subject(step)}")
+    if transition.get("steps") and transition.get("capacity_floor"):
+        low, floor = transition["lowest_capacity"], transition["capacity_floor"]
+        broken = "" if transition.get("holds", True) else f", below it for about {transition['loses_s']:.1f} s"
+        _say(console, f"  capacity   at least {low:.1f} rows/s on the way; floor {floor:.1f} rows/s{broken}")
 
 
 def _subject(step: dict[str, Any]) -> str:

@@ -330,6 +330,35 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
 
 
+def test_devices_and_capacity_for_people(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = {
+        "device": "gpu0",
+        "kind": "mig",
+        "label": "NVIDIA A100-SXM4-40GB, emulated",
+        "family": "fashion",
+        "lost": False,
+        "layout": [{"variant": "large", "profile": "1g.5gb"}] * 2 + [{"variant": "tiny", "profile": "4g.20gb"}],
+        "quarantined": [{"placement": "gpu0:1g.5gb@6", "reason": "in use"}],
+        "foreign": ["gpu0:1g.5gb@5"],
+    }
+    gone = {"device": "gpu1", "kind": "mig", "label": "NVIDIA A100-SXM4-40GB, emulated", "lost": True}
+    server.answer = (200, {"mode": "active", "policy": "objective", "models": {}, "devices": [gpu, gone]})
+    assert ctl(server, "state") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "gpu0: NVIDIA A100-SXM4-40GB, emulated; fashion's; 2 x large@1g.5gb + 1 x tiny@4g.20gb" in text
+    assert "gpu0:1g.5gb@6 quarantined: in use; not ours: gpu0:1g.5gb@5" in text
+    assert "gpu1: NVIDIA A100-SXM4-40GB, emulated; LOST" in text
+    transition = {"steps": [STEP], "lowest_capacity": 5.0, "capacity_floor": 8.0, "loses_s": 2.5, "holds": False}
+    outcome = {"model": "fashion", "decision": {"action": "dry run"}, "plan": PLAN, "transition": transition}
+    server.answer = (200, outcome)
+    assert ctl(server, "plan") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "at least 5.0 rows/s on the way; floor 8.0 rows/s, below it for about 2.5 s" in text
+    server.answer = (200, outcome | {"transition": transition | {"lowest_capacity": 9.0, "holds": True}})
+    assert ctl(server, "plan") == 0
+    assert "below it" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("status", "answer", "code", "text"),
     [
