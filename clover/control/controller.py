@@ -11,9 +11,17 @@ than predicted (`WORSE` times) although no more arrives than was planned for, th
 the configuration backed off (60 s, doubling).  The observed p95 trails by `WINDOW_S` and still holds rows of before, so
 a bad one is judged only when that long has passed.
 
+Devices.  What happens to them is looked at first.  Workers on a GPU that is lost are given up at once, in every mode
+and also while frozen, and rows go to the others; then, as the mode allows, a plan is made for what is left, and another
+one when the GPU is back or a slot cannot be used any more (`control.devices` says whose a GPU is).  A family that lost
+everything is like one before the start.  A change of configuration may not take capacity below the floor: the
+configured share of BASE's, what arrives now, and in any case somebody to answer.  Where that cannot be, it is refused
+with how low capacity would go and for how long, unless the configuration allows it.
+
 Modes.  `active`: as above.  `observe`: plans are made and recorded, nothing is changed after the first plan.  `off`: no
-plans after the first.  In every mode the first plan is made and applied by the policy, and an operator may act.
-Freezing holds everything as it is, routing included, until it is lifted; an operator may act.
+plans after the first, but a pinned family follows its devices.  In every mode the first plan is made and applied by the
+policy, and an operator may act.  Freezing holds everything as it is, routing included, until it is lifted; an operator
+may act.
 
 Turns and commands exclude each other.  All of it runs on the event loop; only the arithmetic is elsewhere.
 """
@@ -265,7 +273,8 @@ class Controller:
             return
         mode = self.mode_of(family)
         bare = family.standing is None  # it lost everything, which is like before the start
-        if not bare and (mode == "off" or (mode == "active" and await self._verified(family, now_s))):
+        follow = mode == "off" and bool(family.news) and family.pin is not None
+        if not bare and not follow and (mode == "off" or (mode == "active" and await self._verified(family, now_s))):
             return
         if bare and not self.devices_of(family):
             return  # there is nothing to plan with
@@ -288,7 +297,7 @@ class Controller:
         if trigger.startswith("worker capacity") and look.missing and family.standing is not None:
             family.back_off(family.standing.configuration, now_s)
         try:
-            await self.turns.turn(family, trigger, force=bare)
+            await self.turns.turn(family, trigger, force=bare or follow)
         except CloverError as error:
             log.warning("%s: %s: %s", family.name, trigger, error)
 

@@ -260,6 +260,42 @@ def test_a_family_whose_only_gpu_is_lost_starts_anew_when_it_is_back(mode: str) 
     drive(story)
 
 
+def test_a_pinned_variant_follows_its_devices() -> None:
+    async def story() -> None:
+        of = rig(2, family={"variant": "medium"})
+        await of.deploy()
+        assert of.controller.mode_of(of.family) == "off"
+        for lost, expected in ((True, {"gpu0"}), (False, {"gpu0", "gpu1"})):
+            gpu(of, "gpu1").lost = lost
+            await of.look(looks=2)
+            assert of.family.devices == expected
+            assert {item.variant for item in of.fleet.alive} == {"medium"}
+        gpu(of, "gpu1").lost = False
+        of.consistent()
+
+    drive(story)
+
+
+def test_what_is_frozen_loses_a_gpu_and_takes_it_up_when_let_go() -> None:
+    async def story() -> None:
+        of = rig(2)
+        await of.settled()
+        await of.controller.command("freeze", {"on": True}, "alice")
+        gpu(of, "gpu1").lost = True
+        await of.look()
+        assert of.family.devices == {"gpu0"}
+        before = of.family.running
+        gpu(of, "gpu1").lost = False
+        await of.look(looks=5)
+        assert of.family.running == before
+        await of.controller.command("freeze", {"on": False}, "alice")
+        await of.look()
+        assert "gpu1 is back" in of.last["trigger"]
+        assert of.family.devices == {"gpu0", "gpu1"}
+
+    drive(story)
+
+
 def test_the_family_of_a_lost_gpu_gets_one_of_another_after_that_moved() -> None:
     async def story() -> None:
         of = rig(3, capacity_floor=0.0)
