@@ -5,9 +5,10 @@
 A made trace walks two emulated A100s between BASE (one whole-GPU worker each), mixed layouts and the finest one; the
 production controller carries every change out through NVML while open-loop load runs at `--load` of BASE's capacity
 (measured by a closed loop), which is the capacity floor as well.  Every answer is compared with what its variant says
-about its row.  Many times a second the routed workers are read: their capacity (rows/s by the profile, which is
-analytical here) must never lie below the floor, and a worker that a transition keeps must keep its process.  The paces
-of the slices are emulated: what is measured is the protocol, not a GPU.
+about its row.  The emulated driver takes `--delay-s` to make or remove an instance (a real one about a second).  Many
+times a second the routed workers are read: their capacity (rows/s by the profile, which is analytical here) must never
+lie below the floor, and a worker that a transition keeps must keep its process.  The paces of the slices are emulated:
+what is measured is the protocol, not a GPU.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from bench.load import Body, Check, closed_loop, open_loop, quantile
 from bench.oracle import expected, scorer
 from bench.swap import Change, changes, split
 from clover import profiles
+from clover.devices import box_path, emulated, parse
 from clover.planning.problem import services_of
 from clover.types import FamilyProfile
 
@@ -111,6 +113,15 @@ def capacities(cache_dir: str) -> dict[tuple[str, str], float]:
     raise SystemExit("the server kept no profile of MIG shapes")
 
 
+def slow(cache: Path, options: argparse.Namespace) -> None:
+    """Let the emulated driver take its time from now on."""
+    box = box_path(parse(f"emulated:a100-40gb:{options.gpus}"), cache)
+    emulated.clear_faults(box)
+    if options.delay_s > 0.0:
+        symbols = ("nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceDestroy")
+        emulated.inject(box, *(emulated.Fault(symbol=s, error="", delay_s=options.delay_s, count=0) for s in symbols))
+
+
 def run(options: argparse.Namespace, bodies: list[Body], check: Check, folder: Path) -> dict[str, Any]:
     """One run: a fresh server, `--changes` repartitions under load."""
     log = folder / "serve.log"
@@ -128,6 +139,7 @@ def run(options: argparse.Namespace, bodies: list[Body], check: Check, folder: P
     with served([*shared, "--carbon", f"trace:{trace}", *timing], log=log) as server:
         watch = Watch(server, capacities(options.cache_dir))
         floor = options.load * watch.look().routed_rows_per_s
+        slow(Path(options.cache_dir), options)
         since = time.time()
         watch.start()
         try:
@@ -181,6 +193,7 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=20, help="repartitions to force")
     parser.add_argument("--stage-s", type=float, default=12.0, help="wall seconds between two of them")
     parser.add_argument("--load", type=float, default=0.4, help="share of BASE's capacity: load and capacity floor")
+    parser.add_argument("--delay-s", type=float, default=0.2, help="seconds an instance takes to be made or removed")
     parser.add_argument("--runs", type=int, default=3, help="runs whose median counts")
     parser.add_argument("--cache-dir", default="", help="profiles and the emulated box; a temporary folder otherwise")
     parser.add_argument("--json", default="", help="also write the figures to this file")
