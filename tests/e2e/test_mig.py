@@ -84,7 +84,7 @@ def test_every_fault_ends_in_the_target_the_last_good_deployment_or_a_named_quar
             assert line["served_on"] > 0
             assert line["failed_since"] == 0
             continue
-        quarantined = {place for report in line["reports"].values() for place in report["quarantined"]}
+        quarantined = {item["placement"] for report in line["reports"].values() for item in report["quarantined"]}
         assert line["reached"] in (base, mixed) or quarantined, line
         if not quarantined:
             assert line["instances"] == line["deployment"], line
