@@ -46,10 +46,13 @@ def text(server: Server) -> str:
         methods = {m.energy_method for s in engine.served.values() if s.profile for m in s.profile.latency}
         paces = f"at {' and '.join(sorted(methods))} paces and watts" if methods else "without paces"
         rows.append(("", f"answers are real, computed on this machine's cores {paces}: no figure is a GPU's"))
-    meters = engine.machine.meters
-    for name, meter in meters.items():
-        which = f"{name}: " if len(meters) > 1 else ""
-        rows.append(("energy", f"{which}{engine.account.devices()[name]['method']} ({meter.why})"))
+    accounts = engine.account.devices()
+    alike: dict[str, list[str]] = {}
+    for name, meter in engine.machine.meters.items():
+        alike.setdefault(f"{accounts[name]['method']} ({meter.why})", []).append(name)
+    for words, names in alike.items():
+        which = f"{', '.join(names)}: " if len(alike) > 1 else ""
+        rows.append(("energy", f"{which}{words}"))
     rows.append(("carbon", _carbon(server)))
     control = config.controller
     steering = f"{control.mode}, policy {control.policy}, objective {control.objective}"
