@@ -104,6 +104,8 @@ class Controller:
         self.devices = devices
         self.yard = Yard(devices)
         self.instances = Instances(devices)
+        self.beside: dict[str, set[str]] = {}
+        """On which devices families have workers that are not under control."""
         self.record = Decisions(wall)
         self.reading: Reading | None = None
         self.grid_clock = grid_clock
@@ -148,8 +150,13 @@ class Controller:
             family = self.families[name]
             await self.look_at_grid()
             await self.look_at_devices()
+            shapes = self.yard.shapes()
             try:
                 decision = await self.turns.turn(family, "start", force=True)
+                if family.standing is None and self.yard.shapes() != shapes:
+                    # What an earlier run left could not all be removed, or a GPU was lost: plan with what there is.
+                    await self.look_at_devices()
+                    decision = await self.turns.turn(family, "start", force=True)
             except CloverError as error:
                 raise StartError(f"{name}: no first plan: {error}") from error
             if family.standing is None:
@@ -255,7 +262,7 @@ class Controller:
         return f" ({', '.join(lost)} lost)" if lost else ""
 
     def _standing(self) -> dict[str, set[str]]:
-        return {name: family.devices for name, family in self.families.items()}
+        return {**self.beside, **{name: family.devices for name, family in self.families.items()}}
 
     def _guest(self, family: Family) -> bool:
         """Whether a family stands on a GPU that is another's by now."""

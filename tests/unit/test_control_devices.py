@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from clover.control.devices import Yard, deal
 from clover.errors import BadRequest, PlanError, StartError
-from clover.types import DeviceShape, configuration_of
+from clover.types import DeviceShape, Placement, configuration_of
 from tests.unit.control_fixture import FakeDevice, FakeGpu, Rig
 from tests.unit.mig_fixture import a100, mig_profile, slice_worker
 from tests.unit.profiles_fixture import cpu
@@ -177,6 +177,27 @@ def test_what_stands_from_an_earlier_run_is_adopted_or_removed() -> None:
         await later.deploy()
         assert gpu(later, "gpu0").left == []
         later.consistent()
+
+    drive(story)
+
+
+def test_what_an_earlier_run_left_and_cannot_be_removed_is_planned_around() -> None:
+    """A slot is found stuck only when the ground is cleared, which is after the first plan was made."""
+
+    class Haunted(FakeGpu):
+        async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
+            self.quarantined = ["gpu0:1g.5gb@0"]
+            return await super().reconcile(keep)
+
+    async def story() -> None:
+        haunted = Haunted(a100(), lambda shape: a100(shape.device, blocked=[(0, 1)]))
+        of = Rig(devices={"gpu0": haunted}, measured=mig_profile(), min_dwell_s=0.0)
+        await of.deploy()
+        assert haunted.quarantined
+        assert of.fleet.alive
+        assert not any(item.placement.start == 0 for item in of.fleet.alive)
+        assert of.actions == ["failed", "applied"]
+        of.consistent()
 
     drive(story)
 
