@@ -256,9 +256,11 @@ class Engine:
             await asyncio.sleep(_TICK_S)
             try:
                 await self.machine.watch()
-                for name, unplanned in self._unplanned.items():
-                    if self.served[name].state == "READY":
-                        await unplanned.follow()
+                if self._unplanned and not self._changing.locked():
+                    async with self._changing:  # nothing is started for a family that is being unloaded
+                        for name, unplanned in self._unplanned.items():
+                            if self.served[name].state == "READY":
+                                await unplanned.follow()
             except CloverError as error:
                 log.warning("a look at the devices failed: %s", error)
             except Exception:

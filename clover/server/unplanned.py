@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 
 from clover.control import Controller
 from clover.errors import DeviceError, StartError
 from clover.runtime.served import Served
 from clover.types import Assignment
+
+log = logging.getLogger("clover.server")
 
 
 class Unplanned:
@@ -23,14 +26,17 @@ class Unplanned:
     async def deploy(self) -> None:
         """Start its workers; raises what went wrong."""
         served, yard = self._served, self._controller.yard
-        own = {shape.device for shape in self._controller.devices_for(served.name)}
-        self._wanted = tuple(item for item in served.default_deployment() if item.placement.device in own)
-        if not self._wanted:
-            raise StartError(f"no device is left for {served.name}{self._controller.why_none()}")
-        for name in sorted(own):
-            gpu = yard.gpu(name)
-            if gpu is not None:  # what an earlier run left there
-                await gpu.reconcile([item.placement for item in self._wanted])
+        shapes = None
+        while shapes != yard.shapes():  # what an earlier run left may not go, and leaves room for less then
+            shapes = yard.shapes()
+            own = {shape.device for shape in self._controller.devices_for(served.name)}
+            self._wanted = tuple(item for item in served.default_deployment() if item.placement.device in own)
+            if not self._wanted:
+                raise StartError(f"no device is left for {served.name}{self._controller.why_none()}")
+            for name in sorted(own):
+                gpu = yard.gpu(name)
+                if gpu is not None:
+                    await gpu.reconcile([item.placement for item in self._wanted])
         for item in self._wanted:
             await self._controller.instances.hold(served.name, item.placement)
         await asyncio.gather(*(served.fleet.spawn(item) for item in self._wanted))
@@ -38,28 +44,49 @@ class Unplanned:
         self._route()
 
     async def follow(self) -> None:
-        """Give up workers on devices that are lost, and start them again where one is back."""
-        lost = self._controller.yard.lost()
+        """Give up workers on devices that are lost, leave those that are another family's by now, and start workers
+        again where a device is back."""
+        yard = self._controller.yard
+        lost = yard.lost()
         for item in [item for item in self._standing if item.placement.device in lost]:
             self._standing.remove(item)
-            if self._standing:
-                self._route()
+            self._route()
             self._served.fleet.forget(item, f"{item.placement.device} is lost")
             with contextlib.suppress(DeviceError):  # the device removes it when it is back
                 await self._controller.instances.release(self._served.name, item.placement)
-        back = [item for item in self._wanted if item not in self._standing and item.placement.device not in lost]
-        for item in back:
+        own = set(yard.dealt(self._served.name)) if yard.dealt_out else set(yard.shapes())
+        moved = [item for item in self._standing if item.placement.device not in own]
+        self._standing = [item for item in self._standing if item not in moved]
+        if moved:
+            await asyncio.gather(*(self._served.fleet.drain(item) for item in moved))
+            for item in moved:
+                await self._release(item)
+            self._route()
+            for name in {yard.owner(item.placement.device) for item in moved} & self._controller.families.keys():
+                self._controller.families[name].triggers.again(self._controller.monotonic())
+        for item in self._wanted:
+            if item in self._standing or item.placement.device in lost or item.placement.device not in own:
+                continue
             await self._controller.instances.hold(self._served.name, item.placement)
             await self._served.fleet.spawn(item)
             self._standing.append(item)
             self._route()
 
     async def clear(self) -> None:
-        """Unmake its instances, once its workers are gone."""
-        for item in self._standing:
-            await self._controller.instances.release(self._served.name, item.placement)
+        """Unmake its instances, once its workers are gone; what cannot be is its device's to report."""
+        for item in self._wanted:  # all of them: a start that failed half way holds some without a worker
+            await self._release(item)
         self._standing.clear()
         self._wanted = ()
+        self._controller.beside.pop(self._served.name, None)
+
+    async def _release(self, item: Assignment) -> None:
+        try:
+            await self._controller.instances.release(self._served.name, item.placement)
+        except DeviceError as error:
+            log.warning("%s: %s", self._served.name, error)
 
     def _route(self) -> None:
-        self._served.fleet.route(tuple(self._standing), {self._standing[0].variant: 1.0})
+        self._controller.beside[self._served.name] = {item.placement.device for item in self._standing}
+        if self._standing:
+            self._served.fleet.route(tuple(self._standing), {self._standing[0].variant: 1.0})
