@@ -7,6 +7,7 @@ machine, cut by MIG where that is on), `emulated:a100-40gb:2` (GPUs that are not
 from __future__ import annotations
 
 import logging
+import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from clover.config import WorkersConfig
 from clover.devices import emulated, tables
 from clover.devices.cpu import CpuDevice
 from clover.devices.mig import MigDevice
-from clover.devices.nvml import Nvml
+from clover.devices.nvml import Nvml, NvmlError
 from clover.devices.ownership import boot_of
 from clover.errors import ConfigError, DeviceError, DeviceLost
 from clover.interfaces import Device
@@ -93,6 +94,8 @@ def build(
     is_emulated = choice.kind == "emulated"
     if is_emulated:
         _enter(choice, cache)
+    elif session is None and not choice.indices:
+        _check_environment(os.environ.get("CUDA_VISIBLE_DEVICES"))
     given, session = session, session or Nvml()
     try:
         if is_emulated:
@@ -129,6 +132,15 @@ def close(devices: Mapping[str, Device]) -> None:
 def box_path(choice: DeviceChoice, cache: Path) -> Path:
     """The state file of an emulated box."""
     return cache / "emulated" / f"{choice.box}.nvml"
+
+
+def _check_environment(visible: str | None) -> None:
+    """Raises ConfigError where the environment says which GPUs are whose, in numbers that are not the driver's."""
+    if visible is not None:
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES is set ({visible!r}) and device nvidia would use every GPU the driver sees: name "
+            "those to use by their numbers in nvidia-smi, as nvidia:0,1, or unset the variable"
+        )
 
 
 def _enter(choice: DeviceChoice, cache: Path) -> None:
@@ -183,6 +195,8 @@ def _open(
                 if named:
                     raise lost from error
                 log.error("gpu%d is left out until the next start: %s", index, error)
+            except NvmlError as error:
+                raise NvmlError(f"gpu{index}: {error}", error.code) from error
         if lost is not None and not opened:
             raise lost
     except BaseException:

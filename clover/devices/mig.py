@@ -74,6 +74,7 @@ class MigDevice:
         self._at: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Future[Any]] = set()
         self._doomed: set[Place] = set()
+        self._said = ""
         self._shape: DeviceShape | None = None
 
     @classmethod
@@ -199,7 +200,11 @@ class MigDevice:
 
     async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
         """Bring what a former run left in order: what is ours and among `keep` is adopted (and completed), what is ours
-        beyond that is removed, or quarantined where it cannot be.  Returns what was adopted."""
+        beyond that is removed, or quarantined where it cannot be.  Returns what was adopted.
+
+        Changes that are under way (their caller was cancelled, say) are waited for: they would not be seen."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
         self._ready()
         wanted = {place_of(placement) for placement in keep if placement.device == self.name}
         return await self._finish(self._reconcile(wanted)) if self.mig else self.instances()
@@ -382,7 +387,10 @@ class MigDevice:
             pass
         except NvmlError as error:
             # A reading that fails is not a GPU that is gone; one that was gone is not back before it answers.
-            log.log(logging.WARNING if self.lost else logging.DEBUG, "%s: %s", self.name, error)
+            said, self._said = self._said, str(error)
+            log.log(logging.WARNING if self._said != said else logging.DEBUG, "%s: %s", self.name, error)
+        else:
+            self._said = ""
         return not self.lost
 
     async def _return(self) -> None:

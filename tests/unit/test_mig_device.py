@@ -578,6 +578,35 @@ def test_what_is_foreign_counts_against_caps_and_compute_slices(rig, most, small
     assert max(sum(place.slices for place in layout) for layout in layouts) == compute
 
 
+def test_what_is_under_way_is_waited_for_before_anything_is_cleared(rig):
+    """A server that stops in the middle of a change leaves nothing behind that it began."""
+    device = rig.open()
+
+    async def story():
+        rig.fake.faults[GI] = [nvml.IN_USE]
+        making = asyncio.ensure_future(device.create(at("2g.10gb", 2)))
+        while not rig.waits:
+            await asyncio.sleep(0)
+        making.cancel()
+        assert rig.board.names == []
+        clearing = asyncio.ensure_future(device.reconcile())
+        for _ in range(20):
+            await asyncio.sleep(0)  # it would have looked by now
+        awake.set()
+        assert await clearing == ()
+
+    awake = asyncio.Event()
+
+    async def nap(seconds):
+        rig.waits.append(seconds)
+        await awake.wait()
+
+    device._sleep = nap
+    run(story())
+    assert rig.fake.calls.count(GI) == 2, "it was made after all"
+    assert rig.board.names == [] == rig.recorded
+
+
 def test_nothing_is_adopted_unless_it_is_asked_for(rig):
     device = rig.open()
     run(device.create(at("7g.40gb")))
@@ -901,6 +930,17 @@ def test_a_gpu_that_is_back_but_does_not_answer_stays_lost(rig):
     assert run(device.poll())
 
 
+def test_a_gpu_that_stays_away_does_not_fill_the_log(rig, caplog):
+    device = rig.open()
+    rig.board.lost = True
+    run(device.poll())
+    rig.fake.faults["nvmlDeviceGetHandleByUUID"] = [nvml.NOT_FOUND] * 5
+    caplog.clear()
+    for _ in range(5):
+        assert not run(device.poll())
+    assert [record.levelname for record in caplog.records if "no such GPU" in record.message] == ["WARNING"]
+
+
 def test_removal_on_return_that_fails_is_quarantined(rig):
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
@@ -973,6 +1013,21 @@ def test_a_lost_gpu_is_left_out_unless_it_is_asked_for(tmp_path, caplog):
     boards[1].lost = True
     with pytest.raises(DeviceLost, match="gpu1"):
         built(tmp_path, "nvidia", *boards)
+
+
+def test_a_gpu_that_cannot_be_opened_is_named(tmp_path):
+    session = Nvml(FakeNvml(Board("GPU-a"), Board("GPU-b", mig=None)))
+    session.library.faults["nvmlDeviceGetGpuInstances"] = [nvml.NO_PERMISSION]
+    with pytest.raises(DeviceError, match=r"^gpu0: not permitted"):
+        devices.build(WorkersConfig(device="nvidia"), tmp_path, session=session)
+    devices.close(devices.build(WorkersConfig(device="nvidia:1"), tmp_path, session=session))
+
+
+@pytest.mark.parametrize("visible", ["1", ""])
+def test_a_choice_made_in_cudas_own_words_is_not_passed_over(tmp_path, monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ConfigError, match="name those to use by their numbers"):
+        devices.build(WorkersConfig(device="nvidia"), tmp_path)
 
 
 @pytest.mark.parametrize(
