@@ -30,10 +30,9 @@ import msgspec
 
 from clover import profiles
 from clover.errors import ProfileError
-from clover.planning.problem import services_of
+from clover.planning.problem import services_of, whole
 from clover.planning.queueing import capacity, estimate
 from clover.profiling.pace import PaceFile, PaceRow, as_pace
-from clover.profiling.places import whole_of
 from clover.types import BasePoint, DeviceShape, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 
 VERSION = 1
@@ -192,19 +191,19 @@ def _cell(
 def _base(profile: FamilyProfile, shapes: Sequence[DeviceShape]) -> BasePoint:
     """The best variant on whole devices at 60 % load, by the queueing model that plans are made with."""
     best = profiles.best_variant(profile)
-    whole = [place for shape in shapes for place in whole_of(shape)]
+    parts = [place for shape in shapes for place in whole(shape)]
     services = services_of(profile)
-    missing = sorted({place.profile for place in whole if (best, place.profile) not in services})
+    missing = sorted({place.profile for place in parts if (best, place.profile) not in services})
     if missing:
         raise ProfileError(
             f"{best} of {profile.family} has no row for {', '.join(missing)}: BASE is the best variant on whole devices"
         )
-    workers = tuple(services[best, place.profile] for place in whole)
+    workers = tuple(services[best, place.profile] for place in parts)
     lane = estimate(workers, BASE_LOAD * capacity(workers))
     return BasePoint(
         variant=best,
-        profile=whole[0].profile,
-        count=len(whole),
+        profile=parts[0].profile,
+        count=len(parts),
         backend=profile.backend[best],
         p95_ms=lane.p95_ms,
         energy_j_per_row=lane.energy_j_per_row,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +16,7 @@ from clover import energy
 from clover.config import EnergyConfig
 from clover.errors import ProfileError
 from clover.interfaces import EnergyMeter
-from clover.types import EnergySample, Method
+from clover.types import EnergySample, Method, Placement
 
 _IDLE_S = 1.1
 
@@ -71,9 +71,10 @@ class Window:
 class Joules:
     """Makes windows over the meters of what is measured."""
 
-    def __init__(self, meters: Sequence[EnergyMeter], core_w: float, label: str) -> None:
+    def __init__(self, meters: Sequence[EnergyMeter], core_w: float, label: str, *, on_gpus: bool = False) -> None:
         self._meters = meters
         self._core_w = core_w
+        self._on_gpus = on_gpus
         self.label = label
 
     @classmethod
@@ -82,7 +83,8 @@ class Joules:
         A measured one first watches the idle machine for a second."""
         if gpus:
             meters = [await energy.build_gpu(gpu.session, gpu, config) for gpu in gpus]
-            return cls(meters, config.core_w, f"energy is that of the GPU above idle ({meters[0].why})")
+            label = f"energy is that of the GPU above idle ({meters[0].why})"
+            return cls(meters, config.core_w, label, on_gpus=True)
         meter = energy.build(config, cores=cores, cpu_seconds=lambda: 0.0)
         if meter.method != "measured":
             return cls((), config.core_w, f"energy is modelled: {config.core_w:g} W a busy core ({meter.why})")
@@ -90,6 +92,9 @@ class Joules:
         meter.sample(time.monotonic_ns())
         return cls((meter,), config.core_w, f"energy is measured above idle ({meter.why})")
 
-    def window(self) -> Window:
-        """A new stretch."""
-        return Window(self._meters, self._core_w)
+    def window(self, places: Iterable[Placement]) -> Window:
+        """A new stretch, of work at `places`.  Other GPUs than theirs are left out: they idle, but never at quite the
+        power that is taken for idle, and eight of them are off by more than a slice draws."""
+        devices = {place.device for place in places}
+        at_work = [meter for meter in self._meters if not self._on_gpus or meter.device in devices]
+        return Window(at_work, self._core_w)

@@ -233,7 +233,7 @@ class _Measurement:
             self._step(f"{variant.name} with {name} on {place.profile}")
             try:
                 async with self._worker(variant, name, place, 1) as worker:
-                    async with self.joules.window() as window:
+                    async with self.joules.window((place,)) as window:
                         scored: Scored = await self._drive(
                             self.driver.score,
                             worker,
@@ -297,7 +297,7 @@ class _Measurement:
         self, worker: Worker, variant: VariantSpec, name: str, place: Placement, threads: int, batch: int
     ) -> None:
         effort = self.effort
-        async with self.joules.window() as window:
+        async with self.joules.window((place,)) as window:
             cell = await self._drive(
                 self.driver.cell,
                 worker,
@@ -341,7 +341,7 @@ class _Measurement:
                 await stack.enter_async_context(self._worker(variant, full.backend, place, full.threads))
                 for place in whole
             ]
-            async with self.joules.window() as window:
+            async with self.joules.window(whole) as window:
                 run = await self._drive(self.driver.open_loop, workers, self.spec.max_batch, rate, seconds)
             joules, _ = window.joules(run.rows, run.cpu_s)
         return BasePoint(

@@ -1,15 +1,16 @@
 """Where is measured: one placement a profile, and the whole of every device for BASE.
 
-Devices are one device or several by name, as a server has them.  Several GPUs are taken to be alike: a profile name
-means the same on each, and is measured once.  A device without layouts (a lost GPU) is left out.
+Devices are one device or several by name, as a server has them.  A profile is measured once, so GPUs on which one name
+means different things are refused.  A device without layouts (a lost GPU) is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from clover.errors import ProfileError
 from clover.interfaces import Device
+from clover.planning.problem import whole
 from clover.types import DeviceShape, Placement
 
 Devices = Device | Mapping[str, Device]
@@ -21,7 +22,21 @@ def devices_of(devices: Devices) -> dict[str, Device]:
     found = {device.shape().device: device for device in given if device.shape().layouts}
     if not found:
         raise ProfileError("no device has room for a worker: every GPU is lost, or full of instances of others")
+    _alike([device.shape() for device in found.values()])
     return found
+
+
+def _alike(shapes: Iterable[DeviceShape]) -> None:
+    """Raises ProfileError where one name of a profile stands for parts of different GPUs."""
+    first: dict[str, DeviceShape] = {}
+    for shape in shapes:
+        for name in {place.profile for layout in shape.layouts for place in layout}:
+            other = first.setdefault(name, shape)
+            if other.label != shape.label:
+                raise ProfileError(
+                    f"{name} of {other.device} ({other.label}) is not that of {shape.device} ({shape.label}), and one "
+                    "server measures a profile once: give each kind of GPU a server of its own, as --device nvidia:0"
+                )
 
 
 def shapes_of(devices: Devices) -> tuple[DeviceShape, ...]:
@@ -54,14 +69,9 @@ def places_of(devices: Devices) -> list[Placement]:
     return sorted(found.values(), key=lambda place: (place.slices, place.size))
 
 
-def whole_of(shape: DeviceShape) -> tuple[Placement, ...]:
-    """The layout of a device in the fewest parts, and of those the one with the most slices."""
-    return min(shape.layouts, key=lambda layout: (len(layout), -sum(place.slices for place in layout)))
-
-
 def whole_layout(devices: Devices) -> tuple[Placement, ...]:
     """All devices in the fewest parts."""
-    return tuple(place for shape in shapes_of(devices) for place in whole_of(shape))
+    return tuple(place for shape in shapes_of(devices) for place in whole(shape))
 
 
 def device_cores(devices: Devices) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -45,6 +46,7 @@ class Gpu:
         self.standing: set[Placement] = set()
         self.made: list[str] = []
         self.users: dict[str, int] = {}
+        self.looked: list[bool] = []
 
     def shape(self) -> DeviceShape:
         n = self.name
@@ -131,14 +133,16 @@ class Pool:
 
 
 class Meter:
-    """Rises by a joule a look above idle."""
+    """Rises by a joule a look above idle; the GPU keeps whether workers were on it at each look."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, gpu: Gpu) -> None:
+        self.device = gpu.name
         self.why = "a counter of the tests"
         self.looks = 0
+        self._gpu = gpu
 
     async def refresh(self) -> None:
+        self._gpu.looked.append(any(self._gpu.users.values()))
         self.looks += 1
 
     def sample(self, now_ns: int) -> EnergySample:
@@ -150,7 +154,7 @@ def measured(
 ) -> tuple[Any, dict[str, Gpu], Pool]:
     async def build_gpu(session: Any, gpu: Gpu, config: Any) -> Meter:
         assert session is gpu.session
-        return Meter(gpu.name)
+        return Meter(gpu)
 
     async def idle(*_: Any) -> float:
         return 0.0
@@ -195,6 +199,7 @@ def test_every_profile_is_measured_on_one_instance_of_it(monkeypatch: pytest.Mon
     assert (profile.base.profile, profile.base.count, profile.key) == ("7g.40gb", 2, "k")
     assert all(order.visible_devices == f"MIG-{order.place}" for order in pool.orders)
     assert any("energy is that of the GPU" in note for note in profile.notes)
+    assert gpus["gpu1"].looked == [True, True], "a GPU where nothing runs is not in what a slice of another takes"
 
 
 def test_a_variant_starts_with_the_smallest_instance_it_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -210,6 +215,19 @@ def test_a_variant_starts_with_the_smallest_instance_it_fits(monkeypatch: pytest
 def test_a_variant_that_fits_nowhere_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="full of toy cannot be measured"):
         measured(monkeypatch, tmp_path, lambda order: order.variant == "half", ("gpu0",))
+
+
+def test_gpus_on_which_a_name_means_different_things_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shape = Gpu.shape
+
+    def labelled(self: Gpu) -> DeviceShape:
+        return msgspec.structs.replace(shape(self), label="an H100" if self.name == "gpu1" else "an A100")
+
+    monkeypatch.setattr(Gpu, "shape", labelled)
+    with pytest.raises(ProfileError, match=r"of gpu0 \(an A100\) is not that of gpu1 \(an H100\).*--device nvidia:0"):
+        measured(monkeypatch, tmp_path, lambda order: True, ("gpu0", "gpu1"))
 
 
 def test_emulated_gpus_are_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
