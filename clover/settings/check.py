@@ -53,6 +53,11 @@ def _check_device(workers: WorkersConfig) -> None:
         raise ConfigError(
             f"workers.device {device!r} is none: it reads cpu, nvidia, nvidia:0,2 or emulated:a100-40gb:2{hint}"
         )
+    if workers.memory_bytes and device.startswith("nvidia"):
+        raise ConfigError(
+            "workers.memory_bytes limits addresses, of which CUDA reserves far more than memory, so that no worker "
+            "would start on a GPU: leave it at 0 there (a MIG instance has its own memory)"
+        )
     if workers.pace and not device.startswith("emulated:"):
         raise ConfigError(f"workers.pace paces emulated GPUs, but workers.device is {device}: leave one of them out")
     if workers.pace and not Path(workers.pace).is_file():

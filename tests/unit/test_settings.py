@@ -287,6 +287,12 @@ def test_devices_that_there_are_not(device: str, text: str) -> None:
         load(["--device", device], {})
 
 
+def test_addresses_are_not_limited_on_gpus() -> None:
+    with pytest.raises(ConfigError, match="leave it at 0"):
+        load(["--device", "nvidia:0", "--memory-bytes", "1000000000"], {})
+    assert load(["--memory-bytes", "1000000000"], {}).config.workers.memory_bytes == 1_000_000_000
+
+
 def test_paces_belong_to_emulated_devices(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leave one of them out"):
         load(["--pace", "p.json"], {})
