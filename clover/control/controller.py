@@ -29,7 +29,6 @@ Turns and commands exclude each other.  All of it runs on the event loop; only t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -45,7 +44,7 @@ from clover.control.family import Family, Mode, Standing
 from clover.control.report import report
 from clover.control.triggers import Look
 from clover.control.turn import Turns, still_possible
-from clover.errors import CloverError, StartError
+from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
 from clover.types import Configuration, DeviceShape, FamilyProfile, FamilySpec, Plan, Reading, State
 
@@ -118,6 +117,8 @@ class Controller:
         self._solver = solver
         self._sleep = sleep
         self._task: asyncio.Task[None] | None = None
+        self._commanded: set[asyncio.Task[dict[str, Any]]] = set()
+        self._stopped = False
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -179,12 +180,14 @@ class Controller:
                 await family.applier.clear()
 
     async def stop(self) -> None:
-        """Stop looking and end the solver.  Workers stay; a transition under way is left where it is."""
-        task, self._task = self._task, None
-        if task is not None:
+        """Stop looking, break off commands and end the solver.  Workers stay; a transition under way is left where it
+        is, and nobody begins another."""
+        self._stopped = True
+        tasks = [*self._commanded, *([self._task] if self._task is not None else [])]
+        self._task = None
+        for task in tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._solver.close()
 
     def reconfigure(self, config: ControllerConfig) -> None:
@@ -357,5 +360,19 @@ class Controller:
         return self.record.newest(limit)
 
     async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
-        """See `clover.interfaces.Control.command`."""
-        return await self._commands.run(verb, arguments, operator)
+        """See `clover.interfaces.Control.command`.  Unavailable once the server stops."""
+        self._refuse_where_stopped()
+        task = asyncio.get_running_loop().create_task(self._commands.run(verb, arguments, operator))
+        self._commanded.add(task)
+        task.add_done_callback(self._commanded.discard)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is not None and not caller.cancelling():
+                self._refuse_where_stopped()
+            raise
+
+    def _refuse_where_stopped(self) -> None:
+        if self._stopped:
+            raise Unavailable("the server is shutting down")

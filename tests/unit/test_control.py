@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from clover.config import FamilyConfig
-from clover.errors import StartError
-from clover.types import Decision, configuration_of
+from clover.errors import StartError, Unavailable
+from clover.types import Assignment, Decision, configuration_of
 from tests.unit.control_fixture import FakeFleet, Rig, spec
 from tests.unit.profiles_fixture import cpu, profile
 
@@ -83,6 +83,49 @@ def test_the_task_looks_until_it_is_stopped() -> None:
 
 
 # --- triggers ---------------------------------------------------------------------------------
+
+
+def test_a_command_is_broken_off_where_the_server_stops() -> None:
+    """What it would go on to make, nobody would remove."""
+
+    async def story() -> None:
+        rig = Rig()
+        await rig.settled()
+        begun, spawn = asyncio.Event(), rig.fleet.spawn
+
+        async def slow(item: Assignment) -> None:
+            begun.set()
+            await asyncio.sleep(3600)
+            await spawn(item)
+
+        rig.fleet.spawn = slow  # type: ignore[method-assign]
+        order = {"model": "toy", "configuration": {"small@1c": 2}}
+        asking = asyncio.ensure_future(rig.controller.command("apply", order, "alice"))
+        await begun.wait()
+        await rig.controller.stop()
+        with pytest.raises(Unavailable, match="shutting down"):
+            await asking
+        assert "small" not in {item.variant for item in rig.fleet.alive}
+        with pytest.raises(Unavailable, match="shutting down"):
+            await rig.controller.command("base", {"model": "toy"}, "alice")
+
+    drive(story)
+
+
+def test_who_gives_up_waiting_breaks_a_command_off() -> None:
+    async def story() -> None:
+        rig = Rig()
+        await rig.settled()
+        await rig.controller.lock.acquire()
+        asking = asyncio.ensure_future(rig.controller.command("base", {"model": "toy"}, "alice"))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        rig.controller.lock.release()
+        await rig.controller.stop()
+
+    drive(story)
 
 
 def test_nothing_moves_nothing_is_planned() -> None:

@@ -112,7 +112,6 @@ def test_two_families_on_two_gpus() -> None:
         of = rig(2)
         second, fleet = of.second()
         await of.controller.start()
-        await of.controller.stop()
         assert {item.placement.device for item in of.fleet.alive} == {"gpu0"}
         assert {item.placement.device for item in fleet.alive} == {"gpu1"}
         of.consistent()
@@ -126,6 +125,7 @@ def test_two_families_on_two_gpus() -> None:
         assert fleet.alive == before
         with pytest.raises(BadRequest, match="no layout of gpu0"):
             await of.controller.command("apply", {"model": "toy", "configuration": {"large@1g.5gb": 14}}, "alice")
+        await of.controller.stop()
 
     drive(story)
 
