@@ -111,7 +111,7 @@ def test_instances_outlive_their_server(tmp_path):
         device = build()["gpu1"]
         run(device.create(at("2g.10gb", 2, gpu=1)))
         run(device.create(at("1g.5gb", 4, gpu=1)))
-        print(device.visible(at("2g.10gb", 2, gpu=1)))
+        print(device.visible(at("2g.10gb", 2, gpu=1)), flush=True)
         os._exit(0)
         """,
         box="a100-40gb:2",
