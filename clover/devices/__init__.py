@@ -57,7 +57,7 @@ def parse(text: str) -> DeviceChoice:
         if not name or not _NUMBER.fullmatch(count):
             raise ConfigError(f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2")
         return _emulated(name, int(count))
-    raise ConfigError(f"device {text!r} is none: it reads {_FORMS}")
+    raise ConfigError(f"device {text!r} is no device: give {_FORMS}")
 
 
 def _indices(text: str, given: str) -> tuple[int, ...]:

@@ -108,7 +108,8 @@ class Ownership:
         except BlockingIOError as error:
             self.close()
             raise DeviceError(
-                f"another Clover holds {self._gpu}: stop it first, or give each its own GPUs, as nvidia:0 and nvidia:1"
+                f"another Clover holds {self._gpu}: stop it first, or give each its own GPUs, as nvidia:0 and nvidia:1 "
+                "(or an emulated box of its own: another count, or another --cache-dir)"
             ) from error
         except OSError as error:
             self.close()

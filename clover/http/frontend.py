@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -70,8 +71,9 @@ class Frontend:
                 ssl_handshake_timeout=limits.head_s if tls else None,
             )
         except OSError as error:
+            hint = "; --port chooses another" if error.errno == errno.EADDRINUSE else ""
             raise StartError(
-                f"cannot listen on {listen.host}:{listen.port}: {os.strerror(error.errno or 0)}"
+                f"cannot listen on {listen.host}:{listen.port}: {os.strerror(error.errno or 0)}{hint}"
             ) from error
         self._servers.append(server)
         if listen.control:

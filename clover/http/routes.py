@@ -272,7 +272,8 @@ class Routes:
             exchange.fail(error.status, failed + text, retry_after_s=error.retry_after_s)
         except PlanError as error:
             log.warning("a change was refused: %s", error)
-            exchange.fail(409, f"{failed}no plan satisfies this, or it was rolled back; see GET /v2/clover/decisions")
+            why = "`python -m clover ctl decisions` (GET /v2/clover/decisions) says why"
+            exchange.fail(409, f"{failed}no plan satisfies this, or it was rolled back; {why}")
         except CloverError as error:
             log.warning("a change failed: %s", error)
             exchange.fail(503, f"{failed}the workers could not be changed; see the log")

@@ -56,7 +56,8 @@ def lay_out(
     placements = _place([device for device in devices if device.layouts], +profiles, values)
     if placements is None:
         have = ", ".join(f"{number} x {profile}" for profile, number in sorted(profiles.items()))
-        raise PlanError(f"no layout of {', '.join(device.device for device in devices)} consists of {have}")
+        names = ", ".join(device.device for device in devices)
+        raise PlanError(f"no layout of {names} consists of {have}; layouts leave no room for a further instance")
     return _deal(placements, wanted, family, backend, running)
 
 

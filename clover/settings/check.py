@@ -51,7 +51,7 @@ def _check_device(workers: WorkersConfig) -> None:
         kind = device.partition(":")[0]
         hint = did_you_mean(kind, DEVICES) if kind not in DEVICES else ""
         raise ConfigError(
-            f"workers.device {device!r} is none: it reads cpu, nvidia, nvidia:0,2 or emulated:a100-40gb:2{hint}"
+            f"workers.device {device!r} is no device: give cpu, nvidia, nvidia:0,2 or emulated:a100-40gb:2{hint}"
         )
     if workers.memory_bytes and device.startswith("nvidia"):
         raise ConfigError(

@@ -1033,9 +1033,9 @@ def test_a_choice_made_in_cudas_own_words_is_not_passed_over(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "it reads cpu, nvidia"),
-        ("gpu", "it reads cpu, nvidia"),
-        ("cpu:2", "it reads cpu, nvidia"),
+        ("", "give cpu, nvidia"),
+        ("gpu", "give cpu, nvidia"),
+        ("cpu:2", "give cpu, nvidia"),
         ("nvidia:", "numbers of GPUs"),
         ("nvidia:a", "numbers of GPUs"),
         ("nvidia:0,", "numbers of GPUs"),

@@ -272,14 +272,14 @@ def test_devices_that_there_may_be(device: str) -> None:
 @pytest.mark.parametrize(
     ("device", "text"),
     [
-        ("", "reads cpu, nvidia, nvidia:0,2 or emulated"),
-        ("gpu", "is none"),
+        ("", "give cpu, nvidia, nvidia:0,2 or emulated"),
+        ("gpu", "is no device"),
         ("nvdia", "did you mean nvidia"),
-        ("nvidia:", "is none"),
-        ("nvidia:a", "is none"),
-        ("emulated:a100-40gb", "is none"),
-        ("emulated:a100-40gb:0", "is none"),
-        ("emulated:../x:1", "is none"),
+        ("nvidia:", "is no device"),
+        ("nvidia:a", "is no device"),
+        ("emulated:a100-40gb", "is no device"),
+        ("emulated:a100-40gb:0", "is no device"),
+        ("emulated:../x:1", "is no device"),
     ],
 )
 def test_devices_that_there_are_not(device: str, text: str) -> None:
