@@ -66,6 +66,8 @@ async def ensure(
     """
     if emulated(device):
         given = rows_of(spec, shapes_of(device), config)  # a wrong file is told before half a minute of measuring
+        if config.workers.pace and given[2]:
+            log.warning("%s: its paces are calculated", given[2])
         measured = await ensure(spec, cpu_of(config), pool, config, progress=progress)
         return keep_emulated(spec, device, config, measured, given)
     cache = profiles.cache_folder(config.cache_dir)
