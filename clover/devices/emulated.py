@@ -292,6 +292,9 @@ def use_box(path: Path) -> None:
         return
     if not path.is_file():
         raise DeviceError(f"there is no emulated machine at {path}")
+    with open(path, "rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise DeviceError(f"{path} is no emulated machine: give another file, or remove it and make one (clover mig emulate)")
     ours, loaded = str(library()), _in_use()
     if loaded not in ("", ours):
         raise DeviceError(f"this process has loaded another NVML ({loaded}); use the emulated one in another process")

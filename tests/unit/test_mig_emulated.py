@@ -160,7 +160,7 @@ def test_a_file_that_is_no_such_box_is_refused(tmp_path):
         try:
             build()
         except DeviceError as error:
-            assert "cannot be used as an emulated box; remove it" in str(error)
+            assert "is no emulated machine: give another file, or remove it" in str(error)
         else:
             raise AssertionError
         """,
