@@ -294,7 +294,7 @@ def use_box(path: Path) -> None:
         raise DeviceError(f"there is no emulated machine at {path}")
     with open(path, "rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise DeviceError(f"{path} is no emulated machine: give another file, or remove it and make one (clover mig emulate)")
+            raise DeviceError(f"{path} is no emulated machine: give another file, or remove it")
     ours, loaded = str(library()), _in_use()
     if loaded not in ("", ours):
         raise DeviceError(f"this process has loaded another NVML ({loaded}); use the emulated one in another process")
