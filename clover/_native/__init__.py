@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-KERNELS = ("batcher", "histogram", "ring", "route")
+KERNELS = ("anneal", "batcher", "histogram", "queueing", "ring", "route")
 
 _missing = [name for name in KERNELS if find_spec(f"{__name__}.{name}") is None]
 if _missing:
