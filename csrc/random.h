@@ -65,8 +65,8 @@ static inline double clover_polynomial(const double *highest_first, double x) {
     return value;
 }
 
-/* The quantile p, 0 < p < 1, of the standard normal distribution, to about 16 digits: Wichura's algorithm AS 241 (PPND16,
-   Applied Statistics 37, 1988), quotients of polynomials for the middle, the flanks and the tails. */
+/* The quantile p, 0 < p < 1, of the standard normal distribution, to about 16 digits: Wichura's algorithm AS 241
+   (PPND16, Applied Statistics 37, 1988), quotients of polynomials for the middle, the flanks and the tails. */
 static inline double clover_normal_quantile(double p) {
     static const double middle_above[8] = {
         2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457,
