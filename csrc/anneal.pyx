@@ -47,6 +47,7 @@ cdef enum:
 
 cdef double TOLERANCE = 1e-9  # of the tail, as problems state it
 cdef double HOT = 0.03  # temperatures, in units of the spread of f
+cdef double HOT_ALONE = 0.6  # of one GPU; of N it is an Nth, as one slice weighs less, but HOT at least
 cdef double COLD = 1e-6
 cdef double PENALTY = 0.3  # for a tail e times too heavy, in the same units
 cdef double OVERLOAD = -1e6
@@ -677,8 +678,8 @@ cdef class _Search:
 
     cdef bint _run(self, double score, double begin_s, double end_s, int64_t first, int64_t last) noexcept nogil:
         """Cool once, from where the search stands, between two times (if end_s) and two numbers of evaluations (if last)."""
-        cdef double progress = 0.0, other, heat = HOT * self.p.spread, cold = COLD * self.p.spread
-        cdef double falling = log(COLD / HOT), now, gain
+        cdef double hot = max(HOT, HOT_ALONE / <double>self.p.gpus)
+        cdef double progress = 0.0, other, heat = hot * self.p.spread, falling = log(COLD / hot), now, gain
         cdef int64_t moves = 0
         cdef int look = 0, most = self.levels
         while True:
@@ -693,7 +694,7 @@ cdef class _Search:
                     progress = max(progress, max(other, now))
                 if progress >= 1.0:
                     break
-                heat = HOT * self.p.spread * exp(falling * progress)
+                heat = hot * self.p.spread * exp(falling * progress)
                 self.levels = 1 + <int>(<double>(most - 1) * (1.0 - progress) + 0.5)
             look -= 1
             moves += 1

@@ -17,6 +17,7 @@ LOOK = 64
 PATIENCE = 64
 TOLERANCE = 1e-9
 HOT = 0.03
+HOT_ALONE = 0.6
 COLD = 1e-6
 PENALTY = 0.3
 OVERLOAD = -1e6
@@ -383,8 +384,9 @@ class Search:
 
     def run(self, score: float, first: int, last: int) -> None:
         spread = self.p.spread
-        heat = HOT * spread
-        falling = math.log(COLD / HOT)
+        hot = max(HOT, HOT_ALONE / float(self.p.n_gpus))
+        heat = hot * spread
+        falling = math.log(COLD / hot)
         moves, most = 0, self.levels
         while True:
             if moves % LOOK == 0:
@@ -392,7 +394,7 @@ class Search:
                 progress = max(0.0, progress, moves / (float(PATIENCE) * (last - first)))
                 if progress >= 1.0:
                     break
-                heat = HOT * spread * math.exp(falling * progress)
+                heat = hot * spread * math.exp(falling * progress)
                 self.levels = 1 + int((most - 1) * (1.0 - progress) + 0.5)
             moves += 1
             if not self.propose():
