@@ -21,20 +21,25 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from bench.common import show, write_json
 from clover.plan.solve import forced, kernel_problem, solve
 from clover.planning import exact
 from clover.planning.bound import bound
-from clover.planning.problem_file import Problem, parse
-from tests.reference.problems import alike_gap, random_problem
+from clover.planning.problem_file import Problem, of_plain, parse
+from tests.reference.problems import alike_gap, plain_problem, random_problem
 
 SIZES = ((10, 0.050, 0.002), (100, 0.100, 0.005), (1000, 0.300, 0.010))
 """GPUs, seconds that the kernel gets, the gap that counts as found."""
 HETEROGENEOUS = 0.02
+TWINS = "tests.reference"
+SPEED_PROBLEMS = 5
 NEAR = 0.005
 
 
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=20, help="seeds a problem of `gaps` [20]")
     parser.add_argument("--reference-s", type=float, default=60.0, help="seconds of the multi-start of `gaps` [60]")
     parser.add_argument("--count", type=int, default=200, help="problems of `exact` [200]")
-    parser.add_argument("--anneal-s", type=float, default=0.05, help="seconds the annealer gets in `exact` [0.05]")
+    parser.add_argument("--evaluations", type=int, default=100_000, help="of the annealer in `exact` [100000]")
     parser.add_argument("--time-limit", type=float, default=60.0, help="seconds a file of `files` [60]")
     parser.add_argument("--sizes", type=int, nargs="*", default=[10, 100, 1000], help="GPUs of speed and gaps")
     parser.add_argument("--json", default="", help="write the figures there")
@@ -57,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         known: dict[str, Callable[[], Any]] = {
             "speed": lambda: speed(given.sizes),
-            "exact": lambda: against_enumeration(given.count, given.anneal_s),
+            "exact": lambda: against_enumeration(given.count, given.evaluations),
             "gaps": lambda: gaps(given.sizes, given.problems, given.seeds, given.reference_s),
         }
         strange = [word for word in words if word not in known]
@@ -71,16 +76,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 # --- problems ---------------------------------------------------------------------------------------------------------
 
 
-def feasible_problems(gpus: int, count: int) -> list[Problem]:
-    """Random problems of that size that a configuration with all GPUs alike can meet."""
-    found = []
+def mixed_problems(gpus: int, count: int) -> list[Problem]:
+    """Random problems of that size, of which annealing beats all GPUs and variants alike by more than 2 %."""
+    found: list[Problem] = []
     seed = 0
     while len(found) < count:
-        problem = random_problem(90_000 + seed, gpus, variants=4)
+        problem = everything_fits(gpus, 90_000 + seed)
         seed += 1
-        if exact.best(problem, exact.homogeneous(problem))[0] is not None:
+        if exact.best(problem, exact.homogeneous(problem))[0] is None:
+            continue
+        if alike_gap(problem, forced(problem, seed=0, evaluations=200_000)[1]) > HETEROGENEOUS:
             found.append(problem)
     return found
+
+
+def everything_fits(gpus: int, seed: int) -> Problem:
+    """A random problem of which every variant fits every slice, mean field."""
+    plain = plain_problem(seed, gpus, variants=4)
+    for group in plain["groups"]:
+        group["fits"] = True
+    return of_plain(plain)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -88,29 +103,50 @@ def feasible_problems(gpus: int, count: int) -> list[Problem]:
 
 def speed(sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Evaluations a second of kernel and twin; requests a second of the simulator and its twin."""
-    kernel, twin = importlib.import_module("clover._native.anneal"), importlib.import_module("tests.reference.anneal")
-    rows = []
+    kernel, twin = importlib.import_module("clover._native.anneal"), importlib.import_module(f"{TWINS}.anneal")
+    rows: list[tuple[str, str, float, float]] = []
     for gpus in sizes:
-        problem = feasible_problems(gpus, 1)[0]
-        fast, slow = _evaluations_s(kernel, problem, 2.0), _evaluations_s(twin, problem, 2.0)
-        rows.append({"what": f"annealer, N = {gpus}", "unit": "evaluations/s", "kernel": fast, "twin": slow})
+        problems = mixed_problems(gpus, SPEED_PROBLEMS)
+        fast, slow = _evaluations_s(kernel, problems, 300_000), _evaluations_s(twin, problems, 3_000)
+        rows.append((f"annealer, N = {gpus}", "evaluations/s", fast, slow))
+    for what, batches in (("simulator, plain", False), ("simulator, batches and quotas", True)):
+        fast, slow = (
+            _rows_s(f"{place}.des", batches, n) for place, n in (("clover._native", 2_000_000), (TWINS, 20_000))
+        )
+        rows.append((what, "requests/s", fast, slow))
     show(
-        "Kernels on one core, beside their twins",
+        "Kernels on one core, beside their twins (CPU time)",
         ["what", "unit", "kernel", "twin", "times"],
-        [[row["what"], row["unit"], row["kernel"], row["twin"], row["kernel"] / row["twin"]] for row in rows],
+        [[what, unit, fast, slow, fast / slow] for what, unit, fast, slow in rows],
     )
-    return rows
+    return [dict(zip(("what", "unit", "kernel", "twin"), row, strict=True)) for row in rows]
 
 
-def _evaluations_s(module: ModuleType, problem: Problem, seconds: float) -> float:
-    made = kernel_problem(problem, module)
-    module.solve(made, 1, min(0.05, seconds))
+def _evaluations_s(module: ModuleType, problems: Sequence[Problem], evaluations: int) -> float:
+    """Evaluations a second over all of `problems`, so many of each."""
+    made = [kernel_problem(problem, module) for problem in problems]
     began = time.process_time()
-    evaluations = module.solve(made, 2, seconds)[2]
-    return float(evaluations) / (time.process_time() - began)
+    done = sum(module.solve(problem, 1, 0.0, evaluations=evaluations).evaluations for problem in made)
+    return float(done) / (time.process_time() - began)
 
 
-def against_enumeration(count: int, seconds: float) -> dict[str, Any]:
+def _rows_s(name: str, batches: bool, rows: int) -> float:
+    """Requests a second of 70 workers in three groups at a load of 0.8; with `batches`, of up to 8 rows, staged ahead,
+    and dealt to two lanes by quota."""
+    module = importlib.import_module(name)
+    counts, single_s = [20, 30, 20], np.array([0.04, 0.02, 0.012])
+    options: dict[str, Any] = {"law": "normal", "cv": [0.1, 0.2, 0.15], "rows": rows, "seed": 1}
+    service_s = single_s[:, None]
+    if batches:
+        service_s = single_s[:, None] * (0.4 + 0.6 * np.arange(1, 9))[None, :]
+        options |= {"lanes": [0, 0, 1], "shares": [0.6, 0.4], "credits": 2, "in_turn": True}
+    rate = 0.8 * float((counts / single_s).sum())
+    began = time.process_time()
+    module.simulate(service_s, counts, module.poisson(rate), **options)
+    return rows / (time.process_time() - began)
+
+
+def against_enumeration(count: int, evaluations: int) -> dict[str, Any]:
     """The annealer alone against the proven optimum."""
     gaps_found: list[float] = []
     mixed = alike = seed = 0
@@ -125,12 +161,12 @@ def against_enumeration(count: int, seconds: float) -> dict[str, Any]:
         if not hard and alike >= count // 2:
             continue
         mixed, alike = mixed + hard, alike + (not hard)
-        _, f = forced(problem, seed=seed, seconds=seconds)
+        _, f = forced(problem, seed=seed, evaluations=evaluations)
         gaps_found.append((best.f - f) / problem.scale(best.f))
     near = sum(gap <= NEAR for gap in gaps_found)
-    row = {"problems": count, "mixed": mixed, "near": near, "worst": max(gaps_found), "seconds": seconds}
+    row = {"problems": count, "mixed": mixed, "near": near, "worst": max(gaps_found), "evaluations": evaluations}
     show(
-        f"The annealer alone, {seconds * 1e3:.0f} ms, against the enumerator (N = 1 to 3)",
+        f"The annealer alone, {evaluations} evaluations, against the enumerator (N = 1 to 3)",
         ["problems", "optimum mixed", f"within {NEAR:.1%}", "worst gap"],
         [[count, mixed, near, f"{row['worst']:.3%}"]],
     )
@@ -144,7 +180,7 @@ def gaps(sizes: Sequence[int], problems: int, seeds: int, reference_s: float) ->
         if gpus not in sizes:
             continue
         found: list[float] = []
-        for problem in feasible_problems(gpus, problems):
+        for problem in mixed_problems(gpus, problems):
             short = [forced(problem, seed=seed, seconds=seconds)[1] for seed in range(seeds)]
             best = max([*short, _multi_start(problem, reference_s)])
             found.extend((best - f) / problem.scale(best) if math.isfinite(f) else math.inf for f in short)
@@ -186,7 +222,7 @@ def files(names: Sequence[str], time_limit_s: float) -> list[dict[str, Any]]:
         problem, known = parse(text), json.loads(text).get("best_known", {}).get("f")
         answer = solve(problem, time_limit_s=time_limit_s)
         end = time.monotonic() + min(10.0, time_limit_s)
-        plain = bound(problem, incumbent=answer.f, stop=lambda end=end: time.monotonic() > end, highs=False)
+        plain = bound(problem, incumbent=answer.f, stop=partial(_passed, end), highs=False)
         scale = problem.scale(answer.f)
         rows.append(
             {
@@ -216,6 +252,10 @@ def files(names: Sequence[str], time_limit_s: float) -> list[dict[str, Any]]:
         ],
     )
     return rows
+
+
+def _passed(end: float) -> bool:
+    return time.monotonic() > end
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The way to an answer: what all GPUs alike can do, annealing from there, and a proof or a bound.
 
  1. *Scan*: all GPUs cut alike with one variant everywhere, a few dozen configurations.
- 2. *Anneal*: the compiled kernel, with restarts, within a tenth of the time.
+ 2. *Anneal*: the compiled kernel, with restarts, within a tenth of the time; left out where enumeration is faster.
  3. *Enumerate*, where there are few enough configurations for the time: the answer is then the optimum.
  4. *Bound*, elsewhere: what no configuration exceeds.  Its integer programs meet configurations too; the kernel
     starts from the best of these again.
@@ -133,12 +133,15 @@ def solve(
     _impossible(problem)
     search = _Search(problem, seed)
     search.scan()
-    search.anneal(min(ANNEAL_PART * time_limit_s, ANNEAL_MOST_S))
+    annealing_s = min(ANNEAL_PART * time_limit_s, ANNEAL_MOST_S)
+    size = _size(problem)
+    if size > PER_SECOND * annealing_s:
+        search.anneal(annealing_s)
 
     def left() -> float:
         return began + time_limit_s - clock()
 
-    proved = _enumerate(search, left(), clock)
+    proved = _enumerate(search, left(), clock) if size <= PER_SECOND * left() else None
     if proved is None:
         proved = _bound(search, left, highs)
     if search.counts is None:
@@ -202,20 +205,24 @@ def _impossible(problem: Problem) -> None:
         )
 
 
-def _enumerate(search: _Search, seconds: float, clock: Callable[[], float]) -> Bound | None:
-    """The optimum, where all configurations can be gone through in that time; None where not."""
+def _size(problem: Problem) -> float:
+    """How many configurations there are; infinity where there are too many to tell."""
     try:
-        size = exact.size(search.problem, _TILINGS)
+        return exact.size(problem, _TILINGS)
     except PlanError:
-        return None
-    if size > PER_SECOND * seconds:
-        return None
+        return math.inf
+
+
+def _enumerate(search: _Search, seconds: float, clock: Callable[[], float]) -> Bound | None:
+    """The optimum, by going through all configurations; None where the time did not suffice."""
     end = clock() + seconds
     found = exact.enumerate_all(search.problem, lambda: clock() > end, search.f + _CLOSED)
     search.evaluations += found.configurations
     if found.counts is not None:
         search.take(found.counts, "enumeration")
-    return Bound(search.f, f"enumeration of all {size} configurations", 0) if found.complete else None
+    if not found.complete:
+        return None
+    return Bound(search.f, f"enumeration of all {found.configurations} configurations", 0)
 
 
 def _bound(search: _Search, left: Callable[[], float], highs: bool) -> Bound:

@@ -169,7 +169,7 @@ def test_the_annealer_alone_finds_what_enumeration_proves() -> None:
         if not hard and alike >= 9:
             continue
         mixed, alike = mixed + hard, alike + (not hard)
-        _, f = forced(problem, seed=seed, seconds=0.05)
+        _, f = forced(problem, seed=seed, evaluations=100_000)
         worst = max(worst, (best.f - f) / problem.scale(best.f))
     assert mixed >= 9
     assert worst <= 0.005
