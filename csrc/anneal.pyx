@@ -13,9 +13,9 @@ search carries along how many GPUs have which partition, and only moves between 
 tiles; `decompose` finds such numbers for a given configuration.
 
 **Moves.**  Another variant on some slices of one kind; or some GPUs from one partition to another, where the slices that
-vanish are taken from random variants and those that appear go to one variant a kind.  One move in four is two at once.
-How many slices or GPUs a move takes is drawn from powers of two up to a share of N that shrinks as the search cools, so
-large problems take large steps first.  The cost of a move and of its evaluation depends on the number of groups in use,
+vanish are taken from random variants and those that appear go to one variant a kind.  Half of the moves are two or three
+of these at once.  How many slices or GPUs a move takes is uniform up to a random power of two, the largest of which
+shrinks from a share of N to its root as the search cools: large problems take large steps first.  The cost of a move and of its evaluation depends on the number of groups in use,
 not on N.
 
 **Objective.**  f = lambda (1 - E ci / (E_base ci_base)) - (1 - lambda) (A_base - A) / A_base, less `switching` for each
@@ -632,14 +632,16 @@ cdef class _Search:
         return self.p.member[first + at]
 
     cdef inline bint _move(self) noexcept nogil:
-        return self._change_variant() if self._below(2) else self._change_partition()
+        return self._change_variant() if self._below(4) == 0 else self._change_partition()
 
     cdef bint _propose(self) noexcept nogil:
         self.propose_copy()
         if not self._move():
             return False
-        if self._below(4) == 0:
+        if self._below(2):
             self._move()
+            if self._below(2):
+                self._move()
         return True
 
     cdef void _accept(self) noexcept nogil:
@@ -695,7 +697,7 @@ cdef class _Search:
                 if progress >= 1.0:
                     break
                 heat = hot * self.p.spread * exp(falling * progress)
-                self.levels = 1 + <int>(<double>(most - 1) * (1.0 - progress) + 0.5)
+                self.levels = 1 + <int>(<double>(most - 1) * (1.0 - 0.5 * progress) + 0.5)
             look -= 1
             moves += 1
             if not self._propose():

@@ -358,14 +358,16 @@ class Search:
         return members[at]
 
     def move(self) -> bool:
-        return self.change_variant() if self.below(2) else self.change_partition()
+        return self.change_variant() if self.below(4) == 0 else self.change_partition()
 
     def propose(self) -> bool:
         self.copy()
         if not self.move():
             return False
-        if self.below(4) == 0:
+        if self.below(2):
             self.move()
+            if self.below(2):
+                self.move()
         return True
 
     def accept(self) -> None:
@@ -395,7 +397,7 @@ class Search:
                 if progress >= 1.0:
                     break
                 heat = hot * spread * math.exp(falling * progress)
-                self.levels = 1 + int((most - 1) * (1.0 - progress) + 0.5)
+                self.levels = 1 + int((most - 1) * (1.0 - 0.5 * progress) + 0.5)
             moves += 1
             if not self.propose():
                 continue
