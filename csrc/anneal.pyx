@@ -33,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clover._native.queueing cimport Moment, erlang_c, late, mean_field, moment, product_form
+from clover._native.random cimport clover_random, clover_random_below, clover_random_seed, clover_random_uniform
 from libc.math cimport exp, isfinite, log
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
@@ -418,7 +419,7 @@ cdef class _Search:
     cdef int64_t[MAX_SLICES] trial_slices
     cdef int n_active, n_tried
     cdef double gap_s, trial_gap_s
-    cdef uint64_t state
+    cdef clover_random random
     cdef bint good
     cdef double value  # f of the trial
     cdef int levels
@@ -437,7 +438,7 @@ cdef class _Search:
         cdef Py_ssize_t size = problem.groups
         self.problem = problem
         self.p = &problem.model
-        self.state = <uint64_t>(seed & 0xFFFFFFFFFFFFFFFF)
+        clover_random_seed(&self.random, seed, 0)
         self.owned = [
             np.zeros((4, size)), np.zeros((2, size), np.intc), np.zeros((2, problem.model.parts), np.int64),
         ]
@@ -479,21 +480,9 @@ cdef class _Search:
         if not self.p.a100:
             memcpy(self.trial_used, self.used, self.p.parts * sizeof(int64_t))
 
-    # splitmix64
-    cdef inline uint64_t _next(self) noexcept nogil:
-        cdef uint64_t z
-        self.state += <uint64_t>0x9E3779B97F4A7C15
-        z = self.state
-        z = (z ^ (z >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
-        z = (z ^ (z >> 27)) * <uint64_t>0x94D049BB133111EB
-        return z ^ (z >> 31)
-
     cdef inline int64_t _below(self, int64_t n) noexcept nogil:
         """A whole number in 0..n-1."""
-        return <int64_t>(((self._next() >> 32) * <uint64_t>n) >> 32)
-
-    cdef inline double _uniform(self) noexcept nogil:
-        return <double>(self._next() >> 11) * (1.0 / 9007199254740992.0)
+        return <int64_t>clover_random_below(&self.random, <uint64_t>n)
 
     cdef inline int64_t _size(self, int more) noexcept nogil:
         """How many slices or GPUs to move: uniform up to a random power of two."""
@@ -704,7 +693,7 @@ cdef class _Search:
                 continue
             now = self._score()
             gain = now - score
-            if gain >= 0.0 or (gain > -40.0 * heat and exp(gain / heat) > self._uniform()):
+            if gain >= 0.0 or (gain > -40.0 * heat and exp(gain / heat) > clover_random_uniform(&self.random)):
                 if not self._remember(now):
                     return False
                 self._accept()

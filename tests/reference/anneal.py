@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.reference import queueing
+from tests.reference.random import Random
 
 LOOK = 64
 PATIENCE = 64
@@ -21,7 +22,6 @@ HOT_ALONE = 0.6
 COLD = 1e-6
 PENALTY = 0.3
 OVERLOAD = -1e6
-MASK = 2**64 - 1
 
 A100 = {
     (0, 0, 0, 0, 1), (0, 0, 1, 1, 0), (0, 0, 2, 0, 0), (0, 2, 1, 0, 0), (1, 1, 0, 1, 0), (1, 1, 1, 0, 0),
@@ -216,7 +216,8 @@ class Problem:
 class Search:
     def __init__(self, problem: Problem, seed: int) -> None:
         self.p = problem
-        self.state = seed & MASK
+        self.random = Random(seed)
+        self.below = self.random.below
         self.count: list[float] = []
         self.trial: list[float] = []
         self.slices: list[int] = []
@@ -243,19 +244,6 @@ class Search:
 
     def copy(self) -> None:
         self.trial, self.trial_slices, self.trial_used = list(self.count), list(self.slices), list(self.used)
-
-    def next(self) -> int:
-        self.state = (self.state + 0x9E3779B97F4A7C15) & MASK
-        z = self.state
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-        return z ^ (z >> 31)
-
-    def below(self, n: int) -> int:
-        return ((self.next() >> 32) * n) >> 32
-
-    def uniform(self) -> float:
-        return (self.next() >> 11) * 2.0**-53
 
     def size(self, more: int) -> int:
         return 1 + self.below(1 << self.below(self.levels + more))
@@ -403,7 +391,7 @@ class Search:
                 continue
             tried = self.score()
             gain = tried - score
-            if gain >= 0.0 or (gain > -40.0 * heat and math.exp(gain / heat) > self.uniform()):
+            if gain >= 0.0 or (gain > -40.0 * heat and math.exp(gain / heat) > self.random.uniform()):
                 self.remember(tried)
                 self.accept()
                 self.accepted += 1
