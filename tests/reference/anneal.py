@@ -1,4 +1,5 @@
-"""Twin of `clover._native.anneal`: the same moves from the same random numbers, evaluated by the same sums.
+"""Twin of `clover._native.anneal`: the same moves from the same random numbers, and every configuration
+evaluated from scratch, as `queueing.evaluate` does it.
 
 `solve` takes the same budget of evaluations; it has no clock.
 """
@@ -151,12 +152,11 @@ class Problem:
             raise ValueError("intensity or idle_w")
         if (running is None) != (switching is None):
             raise ValueError("running and switching")
-        self.n_gpus, self.rate, self.product = n_gpus, float(rate), model == "pf"
+        self.n_gpus, self.rate, self.model = n_gpus, float(rate), model
         self.miss = 1.0 - quantile
         self.accuracy_floor, self.utilisation_limit = accuracy_floor, utilisation_limit
         self.rate_of = [1.0 / s for s in self.service_s]
-        self.cv2 = [x * x for x in variation]
-        self.moments = [queueing.Moment(sla_s, s, x) for s, x in zip(self.service_s, variation, strict=True)]
+        self.cv, self.sla_s = variation, sla_s
         carbon = lam * intensity / (base_energy_j * reference_intensity)
         self.fixed = lam - carbon * idle_w * n_gpus / rate - (1.0 - lam)
         weight = (1.0 - lam) / base_accuracy
@@ -250,33 +250,18 @@ class Search:
 
     def score(self) -> float:
         p, trial = self.p, self.trial
-        self.tried = [j for j, n in enumerate(trial) if n != 0.0]
-        servers = capacity = variation = 0.0
-        for j in self.tried:
-            part = trial[j] * p.rate_of[j]
-            servers += trial[j]
-            capacity += part
-            variation += part * p.cv2[j]
+        system = queueing.System(p.service_s, p.cv, trial, p.rate, p.model, self.gap_s)
+        self.tried = system.active
         self.good = False
-        if not p.rate < capacity * p.utilisation_limit:
-            return OVERLOAD * (p.rate / capacity)
+        if not p.rate < system.capacity * p.utilisation_limit:
+            return OVERLOAD * (p.rate / system.capacity)
         self.evaluations += 1
-        drain = 2.0 * (capacity - p.rate) / (1.0 + variation / capacity)
-        share = [0.0] * p.groups
-        system = (self.tried, trial, p.service_s, p.rate, self.gap_s, share)
-        if p.product:
-            self.trial_gap_s, p_wait = queueing.product_form(*system)
-        else:
-            self.trial_gap_s = queueing.mean_field(*system)
-            p_wait = queueing.erlang_c(servers, servers * (p.rate / capacity))
-        tail = queueing.late(self.tried, trial, p.rate_of, share, p.moments, capacity, p_wait, drain)
+        self.trial_gap_s = system.gap_s
+        shares, tail = system.shares(), system.tail(p.sla_s)
         value, right = p.fixed, 0.0
         for j in self.tried:
-            part = share[j]
-            if p.product:
-                part = (1.0 - p_wait) * part + p_wait * (trial[j] * p.rate_of[j] / capacity)
-            value += part * p.worth[j]
-            right += part * p.accuracy[j]
+            value += shares[j] * p.worth[j]
+            right += shares[j] * p.accuracy[j]
         if p.switches:
             for j in self.tried:
                 more = trial[j] - p.running[j]

@@ -186,6 +186,7 @@ class System:
     count: list[float]
     rate: float
     model: str
+    gap_s: float = 0.0  # a guess, then the answer
     active: list[int] = field(init=False)
     rate_of: list[float] = field(init=False)
     share: list[float] = field(init=False)
@@ -212,11 +213,23 @@ class System:
             return
         self.drain = 2.0 * (self.capacity - self.rate) / (1.0 + variation / self.capacity)
         if self.model == "pf":
-            _, self.p_wait = product_form(self.active, self.count, self.service_s, self.rate, 0.0, self.share)
+            self.gap_s, self.p_wait = product_form(
+                self.active, self.count, self.service_s, self.rate, self.gap_s, self.share
+            )
         else:
-            mean_field(self.active, self.count, self.service_s, self.rate, 0.0, self.share)
+            self.gap_s = mean_field(self.active, self.count, self.service_s, self.rate, self.gap_s, self.share)
             servers = sum(self.count[j] for j in self.active)
             self.p_wait = erlang_c(servers, servers * (self.rate / self.capacity))
+
+    def shares(self) -> list[float]:
+        """Of all requests, whether they wait or not."""
+        if self.model == "mf":
+            return self.share
+        shares = [0.0] * len(self.share)
+        for j in self.active:
+            full = self.count[j] * self.rate_of[j] / self.capacity
+            shares[j] = (1.0 - self.p_wait) * self.share[j] + self.p_wait * full
+        return shares
 
     @property
     def stable(self) -> bool:
@@ -270,14 +283,12 @@ def evaluate(
     if not system.stable:
         return False, np.full(size, math.nan), math.nan, math.nan, math.inf, 1.0
     p95_s = system.quantile(miss)
-    share, wait = system.share, system.p_wait
+    share = system.shares()
     energy = right = 0.0
     for j in system.active:
-        if model == "pf":
-            share[j] = (1.0 - wait) * share[j] + wait * (system.count[j] * system.rate_of[j] / system.capacity)
         energy += share[j] * joules[j]
         right += share[j] * quality[j]
-    return True, np.array(share), energy, right, p95_s, wait
+    return True, np.array(share), energy, right, p95_s, system.p_wait
 
 
 def tail(
