@@ -30,6 +30,7 @@ where `time_limit_s` is given.  With a number of evaluations instead it does not
 
 from typing import NamedTuple
 
+import cython
 import numpy as np
 
 from clover._native.queueing cimport Moment, erlang_c, late, mean_field, moment, product_form
@@ -92,6 +93,7 @@ cdef bint _tiles_a100(const int64_t *m, int64_t gpus) noexcept nogil:
     return m[1] <= 2 * (open - wide) + halved - (m[2] - wide)
 
 
+@cython.final
 cdef class _Table:
     """The partitions one GPU may have, rows from large slices to small."""
 
@@ -383,7 +385,7 @@ cdef class Problem:
         if not given.any():
             return False, float("nan")
         search.load(given)
-        search.propose_copy()
+        search.copy()
         cdef double value = search._score()
         if value <= OVERLOAD / 2.0:
             return False, float("nan")
@@ -402,6 +404,7 @@ def _column(name, values, size):
 
 # --- the search -----------------------------------------------------------------------------------------------------------
 
+@cython.final
 cdef class _Search:
     """The state of one call of `solve`."""
 
@@ -420,6 +423,7 @@ cdef class _Search:
     cdef int n_active, n_tried
     cdef double gap_s, trial_gap_s
     cdef clover_random random
+    cdef bint stale  # the trial's counts are those of an earlier move
     cdef bint good
     cdef double value  # f of the trial
     cdef int levels
@@ -474,11 +478,19 @@ cdef class _Search:
             self.slices[i] = slices[i]
         return 0
 
-    cdef void propose_copy(self) noexcept nogil:
-        memcpy(self.trial, self.count, self.p.groups * sizeof(double))
-        memcpy(self.trial_slices, self.slices, self.p.slices * sizeof(int64_t))
+    cdef void copy(self) noexcept nogil:
+        """Make the trial what the search stands at."""
+        self.trial_slices = self.slices
+        self._copy_counts()
+
+    cdef inline void _copy_counts(self) noexcept nogil:
+        cdef int i
+        for i in range(self.p.groups):
+            self.trial[i] = self.count[i]
         if not self.p.a100:
-            memcpy(self.trial_used, self.used, self.p.parts * sizeof(int64_t))
+            for i in range(self.p.parts):
+                self.trial_used[i] = self.used[i]
+        self.stale = False
 
     cdef inline int64_t _below(self, int64_t n) noexcept nogil:
         """A whole number in 0..n-1."""
@@ -552,6 +564,8 @@ cdef class _Search:
         cdef double moved
         if among < 2:
             return False
+        if self.stale:
+            self._copy_counts()
         other = p.member[first + (p.place[j] + 1 + <int>self._below(among - 1)) % among]
         moved = <double>self._size(2)
         if moved > self.trial[j]:
@@ -576,7 +590,11 @@ cdef class _Search:
                 wanted[s] = self.trial_slices[s] + gpus * p.delta[a * p.slices + s]
             if not _tiles_a100(wanted, p.gpus):
                 return False
+            if self.stale:
+                self._copy_counts()
         else:
+            if self.stale:
+                self._copy_counts()
             a = <int>self._below(p.parts)
             for i in range(p.parts):
                 if self.trial_used[a]:
@@ -624,7 +642,8 @@ cdef class _Search:
         return self._change_variant() if self._below(4) == 0 else self._change_partition()
 
     cdef bint _propose(self) noexcept nogil:
-        self.propose_copy()
+        self.trial_slices = self.slices
+        self.stale = True  # many moves do not tile: the counts are copied once one does
         if not self._move():
             return False
         if self._below(2):
@@ -642,7 +661,7 @@ cdef class _Search:
         self.trial_used, self.used = self.used, trial_used
         self.n_active = self.n_tried
         self.gap_s = self.trial_gap_s
-        memcpy(self.slices, self.trial_slices, self.p.slices * sizeof(int64_t))
+        self.slices = self.trial_slices
 
     cdef bint _remember(self, double score) noexcept nogil:
         """Keep the trial if it is the best so far.  False: no memory for the trace."""
@@ -761,7 +780,7 @@ def solve(Problem problem, seed, time_limit_s, evaluations=0, start=None, restar
     origin = candidates[0]
     for counts, index in candidates:
         search.load(counts)
-        search.propose_copy()
+        search.copy()
         score = search._score()
         if not search._remember(score):
             raise MemoryError
@@ -776,7 +795,7 @@ def solve(Problem problem, seed, time_limit_s, evaluations=0, start=None, restar
         search.load(origin[0])
         for i in range(problem.model.parts):
             search.used[i] = used[i]
-        search.propose_copy()
+        search.copy()
         score = search._score()
         search._accept()
         with nogil:

@@ -7,9 +7,9 @@ that finds all busy is served by whoever is done first, by group k with probabil
 does not is served by group k with probability s0_k, and that is where the models differ.
 
 **Mean field** (`mf`).  An idle worker is found by requests at some rate 1/y, and serves in a cycle of y seconds idle
-and S_k seconds busy, so h(y) = sum n_k / (y + S_k) must be the arrival rate.  1 / h is concave and increases, so that
-Newton's method on it comes from the left after one step at most, never leaves y >= 0, and needs a few steps (one, where
-all workers are alike).  Shares are n_k / (y + S_k) / rate, whether a request waits or not; the probability to wait is
+and S_k seconds busy, so h(y) = sum n_k / (y + S_k) must be the arrival rate.  1 / h is concave, increases,
+and is a straight line where all workers are alike, so that Newton's method on it, and Halley's where that steps further,
+needs few steps from anywhere.  Shares are n_k / (y + S_k) / rate, whether a request waits or not; the probability to wait is
 that of M/M/c at the same rho.  The cost does not depend on the number of workers.
 
 **Product form** (`pf`): exact for exponential service.  With loads b_i = rate S_i, e_j their elementary symmetric
@@ -145,21 +145,26 @@ cdef double mean_field(
 
     `gap_s` is a guess of y, 0 if there is none.  The rate must be below what the workers serve.
     """
-    cdef double served, slope, one, part
+    cdef double served, slope, bend, one, part, newton, excess
     cdef Py_ssize_t i
     cdef int j, step
     for step in range(100):
-        served = slope = 0.0
+        served = slope = bend = 0.0
         for i in range(k):
             j = active[i]
             one = 1.0 / (service_s[j] + gap_s)
             part = count[j] * one
             served += part
-            slope += part * one
-        gap_s += served * (served - rate) / (rate * slope)
+            part *= one
+            slope += part
+            bend += part * one
+        excess = served - rate
+        newton = served * excess / (rate * slope)
+        one = newton * (bend / slope - slope / served)
+        gap_s += newton / (1.0 - one) if one < 0.5 else newton
         if gap_s < 0.0:
             gap_s = 0.0
-        if -1e-7 * rate <= served - rate <= 1e-7 * rate:  # the step just made has squared that
+        if -1e-6 * rate <= excess <= 1e-6 * rate:  # the step just made has taken that to the third power
             break
     served = 0.0
     for i in range(k):

@@ -93,14 +93,18 @@ def mean_field(
 ) -> float:
     """Fills `share`; returns the mean idle time of a worker between requests."""
     for _ in range(100):
-        served = slope = 0.0
+        served = slope = bend = 0.0
         for j in active:
             one = 1.0 / (service_s[j] + gap_s)
             part = count[j] * one
             served += part
             slope += part * one
-        gap_s = max(gap_s + served * (served - rate) / (rate * slope), 0.0)
-        if -1e-7 * rate <= served - rate <= 1e-7 * rate:
+            bend += part * one * one
+        excess = served - rate
+        newton = served * excess / (rate * slope)
+        one = newton * (bend / slope - slope / served)
+        gap_s = max(gap_s + (newton / (1.0 - one) if one < 0.5 else newton), 0.0)
+        if -1e-6 * rate <= excess <= 1e-6 * rate:
             break
     served = 0.0
     for j in active:
