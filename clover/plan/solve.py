@@ -3,8 +3,8 @@
  1. *Scan*: all GPUs cut alike with one variant everywhere, a few dozen configurations.
  2. *Anneal*: the compiled kernel, with restarts, within a tenth of the time; left out where enumeration is faster.
  3. *Enumerate*, where there are few enough configurations for the time: the answer is then the optimum.
- 4. *Bound*, elsewhere: what no configuration exceeds.  Its integer programs meet configurations too; the kernel
-    starts from the best of these again.
+ 4. *Bound*, elsewhere: what no configuration exceeds.  Its integer programs meet configurations too; where a gap is
+    left, the kernel starts again, from the best of these if there are any.
 
 Every answer is evaluated once more, in full, before it is given.
 """
@@ -229,6 +229,6 @@ def _bound(search: _Search, left: Callable[[], float], highs: bool) -> Bound:
     found = bound(search.problem, incumbent=search.f, stop=lambda: left() <= 0.0, highs=highs)
     for counts in found.starts[-_STARTS:]:
         search.take(counts, "integer program")
-    if found.starts and found.value - search.f > _CLOSED:
-        search.anneal(min(left(), ANNEAL_MOST_S), found.starts[-1])
+    if found.value - search.f > _CLOSED:
+        search.anneal(min(left(), ANNEAL_MOST_S), found.starts[-1] if found.starts else search.counts)
     return found
