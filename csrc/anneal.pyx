@@ -5,18 +5,18 @@ GPU holds which slice does not matter to the queue, so it is not part of the sta
 numbers of slices *tile*, that is, are the sum of N of the `partitions` one GPU may have.
 
 **Tiling.**  Where the partitions are the fourteen of an A100 (slices 1g, 2g, 3g, 4g, 7g), a handful of comparisons
-tells.  Take away the 7g GPUs; N' are left, each of one 3- or 4-wide half at the right and, at the left, of a 4g or
-four places for small slices, L of the latter.  Only the number t of left halves that hold a 3g instead of four places
-is open, and since every slice must be there it follows from the count of places: t = 4 L + 3 N' - 3 m3 - (m1 + 2 m2).
-What remains to be asked is that t is possible and that the 2g slices find room.  For any other set of partitions the
+tells.  Take away the m7 GPUs with a 7g; N' are left.  The right of each is a 3g or three places for small slices; the
+left of m4 of them is a 4g, and of the other L a 3g or four places.  Only the number t of 3g on the left is open, and it
+follows from the count of places, all of which are taken: t = 4 L + 3 N' - 3 m3 - (m1 + 2 m2).  What remains to be asked
+is that t is possible and that the 2g slices find room: two on a left without 3g, one on a right.  For any other set of partitions the
 search carries along how many GPUs have which partition, and only moves between partitions, so that it never leaves what
 tiles; `decompose` finds such numbers for a given configuration.
 
-**Moves.**  Another variant on some slices of one kind; or some GPUs from one partition to another, where the slices that
-vanish are taken from random variants and those that appear go to one variant a kind.  Half of the moves are two or three
-of these at once.  How many slices or GPUs a move takes is uniform up to a random power of two, the largest of which
-shrinks from a share of N to its root as the search cools: large problems take large steps first.  The cost of a move and of its evaluation depends on the number of groups in use,
-not on N.
+**Moves.**  Another variant on some slices of one kind; or some GPUs from one partition to another, where the slices
+that vanish are taken from random variants and those that appear go to one variant a kind.  Half of the moves are two or
+three of these at once.  How many slices or GPUs a move takes is uniform up to a random power of two, the largest of
+which shrinks from a share of N to its root as the search cools: large problems take large steps first.  What a move and
+its evaluation cost depends on the number of groups in use, not on N.
 
 **Objective.**  f = lambda (1 - E ci / (E_base ci_base)) - (1 - lambda) (A_base - A) / A_base, less `switching` for each
 worker that `running` does not have.  E and A are means over requests, so f is a weighted sum of the traffic shares, by
@@ -78,7 +78,7 @@ class Solution(NamedTuple):
     trace: object
 
 
-# --- tiling ---------------------------------------------------------------------------------------------------------------
+# --- tiling -----------------------------------------------------------------------------------------------------------
 
 cdef bint _tiles_a100(const int64_t *m, int64_t gpus) noexcept nogil:
     """Whether m[0..4] slices of 1g, 2g, 3g, 4g, 7g are what `gpus` fully partitioned A100s may have."""
@@ -191,7 +191,7 @@ cdef class _Table:
 
 
 def feasible(partitions, slices, n_gpus):
-    """Whether `n_gpus` GPUs, each cut into one of `partitions` (rows: how many of each slice), have just these slices."""
+    """Whether `n_gpus` GPUs, each cut into one of `partitions` (rows: numbers of slices), have just these slices."""
     cdef _Table table = _Table(partitions)
     cdef int64_t[::1] wanted
     if table.a100:
@@ -201,12 +201,12 @@ def feasible(partitions, slices, n_gpus):
 
 
 def decompose(partitions, slices, n_gpus):
-    """How many of `n_gpus` GPUs have each of `partitions` so that together they have just these slices; None: impossible."""
+    """How many of `n_gpus` GPUs have each of `partitions` where they have just these slices together; None: never."""
     cdef _Table table = _Table(partitions)
     return table.split(slices, n_gpus)
 
 
-# --- the problem ----------------------------------------------------------------------------------------------------------
+# --- the problem ------------------------------------------------------------------------------------------------------
 
 cdef struct Model:  # a Problem for the search; the arrays are the Problem's
     int groups
@@ -402,7 +402,7 @@ def _column(name, values, size):
     return column
 
 
-# --- the search -----------------------------------------------------------------------------------------------------------
+# --- the search -------------------------------------------------------------------------------------------------------
 
 @cython.final
 cdef class _Search:
@@ -687,7 +687,7 @@ cdef class _Search:
         return True
 
     cdef bint _run(self, double score, double begin_s, double end_s, int64_t first, int64_t last) noexcept nogil:
-        """Cool once, from where the search stands, between two times (if end_s) and two numbers of evaluations (if last)."""
+        """Cool once from where the search stands: between two times (if end_s) or numbers of evaluations (if last)."""
         cdef double hot = max(HOT, HOT_ALONE / <double>self.p.gpus)
         cdef double progress = 0.0, other, heat = hot * self.p.spread, falling = log(COLD / hot), now, gain
         cdef int64_t moves = 0
@@ -811,7 +811,13 @@ def solve(Problem problem, seed, time_limit_s, evaluations=0, start=None, restar
     best = np.array([search.best[i] for i in range(problem.groups)]).astype(np.int64)
     trace = np.array([search.trace[i] for i in range(2 * search.traced)]).reshape(-1, 2)
     return Solution(
-        best, search.best_value if search.best_good else float("nan"), bool(search.best_good), search.evaluations, search.proposals, search.accepted, trace
+        best,
+        search.best_value if search.best_good else float("nan"),
+        bool(search.best_good),
+        search.evaluations,
+        search.proposals,
+        search.accepted,
+        trace,
     )
 
 

@@ -7,9 +7,9 @@ that finds all busy is served by whoever is done first, by group k with probabil
 does not is served by group k with probability s0_k, and that is where the models differ.
 
 **Mean field** (`mf`).  An idle worker is found by requests at some rate 1/y, and serves in a cycle of y seconds idle
-and S_k seconds busy, so h(y) = sum n_k / (y + S_k) must be the arrival rate.  1 / h is concave, increases,
-and is a straight line where all workers are alike, so that Newton's method on it, and Halley's where that steps further,
-needs few steps from anywhere.  Shares are n_k / (y + S_k) / rate, whether a request waits or not; the probability to wait is
+and S_k seconds busy, so h(y) = sum n_k / (y + S_k) must be the arrival rate.  1 / h is concave, increases, and is a
+straight line where all workers are alike, so that Newton's method on it, and Halley's where that steps further, needs
+few steps from anywhere.  Shares are n_k / (y + S_k) / rate, whether a request waits or not; the probability to wait is
 that of M/M/c at the same rho.  The cost does not depend on the number of workers.
 
 **Product form** (`pf`): exact for exponential service.  With loads b_i = rate S_i, e_j their elementary symmetric
@@ -38,6 +38,7 @@ cdef enum:
     NODES = 48
 
 cdef double DEPTH = 38.0  # quadrature ends where the integrand has fallen by this many powers of e
+cdef double NOTHING = 45.0  # exp(-45) is no probability worth the time
 cdef double ROOT_HALF = sqrt(0.5)
 cdef double ROOT_PI = sqrt(3.141592653589793)
 
@@ -67,7 +68,7 @@ cdef void _legendre() noexcept:
 _legendre()
 
 
-# --- the normal distribution ----------------------------------------------------------------------------------------------
+# --- the normal distribution ------------------------------------------------------------------------------------------
 
 cdef inline double erfcx(double x) noexcept nogil:
     """exp(x x) erfc(x) for x >= 0."""
@@ -96,14 +97,17 @@ cdef Moment moment(double t_s, double service_s, double cv) noexcept nogil:
 
 cdef inline double waited(const Moment *at, double drain) noexcept nogil:
     """P(wait + service > t) where the request waits, and the line drains at `drain` a second."""
-    cdef double fall, u
+    cdef double fall, u, decay
     if at.spread_s > 0.0:
         fall = drain * at.spread_s
         u = at.z - fall
-        if u >= 8.5:  # Phi(u) is 1
-            return at.longer + exp(-drain * (at.ahead_s - 0.5 * fall * at.spread_s))
         if u >= 0.0:
-            return at.longer + exp(-drain * (at.ahead_s - 0.5 * fall * at.spread_s)) * (1.0 - 0.5 * erfc(u * ROOT_HALF))
+            decay = drain * (at.ahead_s - 0.5 * fall * at.spread_s)
+            if decay > NOTHING:
+                return at.longer
+            if u >= 8.5:  # Phi(u) is 1
+                return at.longer + exp(-decay)
+            return at.longer + exp(-decay) * (1.0 - 0.5 * erfc(u * ROOT_HALF))
         if at.gauss == 0.0:
             return at.longer
         return at.longer + at.gauss * erfcx(-u * ROOT_HALF)
@@ -112,7 +116,7 @@ cdef inline double waited(const Moment *at, double drain) noexcept nogil:
     return exp(-drain * at.ahead_s)
 
 
-# --- the model ------------------------------------------------------------------------------------------------------------
+# --- the model ---------------------------------------------------------------------------------------------------------
 
 cdef double erlang_c(double servers, double load) noexcept nogil:
     """The probability to wait in M/M/c: c = `servers` (whole, 1 or more), `load` = rate x service time, below c.
@@ -164,7 +168,7 @@ cdef double mean_field(
         gap_s += newton / (1.0 - one) if one < 0.5 else newton
         if gap_s < 0.0:
             gap_s = 0.0
-        if -1e-6 * rate <= excess <= 1e-6 * rate:  # the step just made has taken that to the third power
+        if -1e-5 * rate <= excess <= 1e-5 * rate:  # the step just made has taken that to the third power
             break
     served = 0.0
     for i in range(k):
@@ -237,7 +241,7 @@ cdef double late(
     Py_ssize_t k, const int *active, const double *count, const double *rate_of, const double *share,
     const Moment *moments, double capacity, double p_wait, double drain,
 ) noexcept nogil:
-    """P(latency > t), t being that of `moments`; `share` is of those that do not wait, `rate_of` is 1 / service time."""
+    """P(latency > t), with the t of `moments`; `share` is of those that do not wait, `rate_of` 1 / service time."""
     cdef double idle = 0.0, busy = 0.0
     cdef Py_ssize_t i
     cdef int j
@@ -252,7 +256,7 @@ cdef double late(
     return (1.0 - p_wait) * idle + p_wait * (busy / capacity)
 
 
-# --- what Python may ask --------------------------------------------------------------------------------------------------
+# --- what Python may ask -----------------------------------------------------------------------------------------------
 
 cdef class _System:
     """One configuration, solved."""
@@ -315,7 +319,8 @@ cdef class _System:
         cdef Py_ssize_t i
         if self.product:
             product_form(
-                self.k, &self.active[0], &self.count[0], &self.service_s[0], self.rate, 0.0, &self.share[0], &self.p_wait
+                self.k, &self.active[0], &self.count[0], &self.service_s[0], self.rate, 0.0, &self.share[0],
+                &self.p_wait,
             )
         else:
             mean_field(self.k, &self.active[0], &self.count[0], &self.service_s[0], self.rate, 0.0, &self.share[0])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 NODES = 48
 DEPTH = 38.0
+NOTHING = 45.0
 ROOT_HALF = math.sqrt(0.5)
 ROOT_PI = math.sqrt(math.pi)
 
@@ -65,8 +66,12 @@ class Moment:
             fall = drain * self.spread_s
             u = self.z - fall
             if u >= 0.0:
-                shifted = math.exp(-drain * (self.ahead_s - 0.5 * fall * self.spread_s))
-                return self.longer + (shifted if u >= 8.5 else shifted * (1.0 - 0.5 * math.erfc(u * ROOT_HALF)))
+                decay = drain * (self.ahead_s - 0.5 * fall * self.spread_s)
+                if decay > NOTHING:
+                    return self.longer
+                if u >= 8.5:
+                    return self.longer + math.exp(-decay)
+                return self.longer + math.exp(-decay) * (1.0 - 0.5 * math.erfc(u * ROOT_HALF))
             return self.longer if self.gauss == 0.0 else self.longer + self.gauss * erfcx(-u * ROOT_HALF)
         return 1.0 if self.ahead_s < 0.0 else math.exp(-drain * self.ahead_s)
 
@@ -104,7 +109,7 @@ def mean_field(
         newton = served * excess / (rate * slope)
         one = newton * (bend / slope - slope / served)
         gap_s = max(gap_s + (newton / (1.0 - one) if one < 0.5 else newton), 0.0)
-        if -1e-6 * rate <= excess <= 1e-6 * rate:
+        if -1e-5 * rate <= excess <= 1e-5 * rate:
             break
     served = 0.0
     for j in active:
