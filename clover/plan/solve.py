@@ -32,6 +32,8 @@ ANNEAL_MOST_S = 3.0
 PER_SECOND = 250_000
 """Configurations that one core enumerates a second, cautiously."""
 _CLOSED = 1e-9
+_ROUNDING = 1e-12
+"""By which others' f of the same configuration may differ."""
 _RESTARTS = 8
 _RESTART_S = 0.3
 _STARTS = 3
@@ -168,7 +170,7 @@ def _answer(search: _Search, proved: Bound, seconds: float) -> Answer:
         model,
         problem.quantile,
     )
-    value = max(proved.value, search.f)
+    value = max(proved.value, search.f) + _ROUNDING
     return Answer(
         config=problem.named(counts),
         f=search.f,
