@@ -8,9 +8,9 @@ numbers of slices *tile*, that is, are the sum of N of the `partitions` one GPU 
 tells.  Take away the m7 GPUs with a 7g; N' are left.  The right of each is a 3g or three places for small slices; the
 left of m4 of them is a 4g, and of the other L a 3g or four places.  Only the number t of 3g on the left is open, and it
 follows from the count of places, all of which are taken: t = 4 L + 3 N' - 3 m3 - (m1 + 2 m2).  What remains to be asked
-is that t is possible and that the 2g slices find room: two on a left without 3g, one on a right.  For any other set of partitions the
-search carries along how many GPUs have which partition, and only moves between partitions, so that it never leaves what
-tiles; `decompose` finds such numbers for a given configuration.
+is that t is possible and that the 2g slices find room: two on a left without 3g, one on a right.  For any other set of
+partitions the search carries along how many GPUs have which partition, and only moves between partitions, so that it
+never leaves what tiles; `decompose` finds such numbers for a given configuration.
 
 **Moves.**  Another variant on some slices of one kind; or some GPUs from one partition to another, where the slices
 that vanish are taken from random variants and those that appear go to one variant a kind.  Half of the moves are two or

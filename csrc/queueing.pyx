@@ -116,7 +116,7 @@ cdef inline double waited(const Moment *at, double drain) noexcept nogil:
     return exp(-drain * at.ahead_s)
 
 
-# --- the model ---------------------------------------------------------------------------------------------------------
+# --- the model --------------------------------------------------------------------------------------------------------
 
 cdef double erlang_c(double servers, double load) noexcept nogil:
     """The probability to wait in M/M/c: c = `servers` (whole, 1 or more), `load` = rate x service time, below c.
@@ -256,7 +256,7 @@ cdef double late(
     return (1.0 - p_wait) * idle + p_wait * (busy / capacity)
 
 
-# --- what Python may ask -----------------------------------------------------------------------------------------------
+# --- what Python may ask ----------------------------------------------------------------------------------------------
 
 cdef class _System:
     """One configuration, solved."""
