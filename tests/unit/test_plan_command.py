@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clover.errors import PlanError
 from clover.plan import main
-from clover.plan.solve import Infeasible, forced, solve
+from clover.plan.solve import Infeasible, forced, kernel_problem, solve
 from clover.planning import exact
 from clover.planning.problem_file import of_plain, parse
-from tests.reference.problems import alike_gap, plain_problem, random_problem
+from tests.reference.problems import alike_gap, plain_problem, random_counts, random_problem
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((ROOT.parent / "shared" / "problems").glob("*.json"))
@@ -173,6 +176,26 @@ def test_the_annealer_alone_finds_what_enumeration_proves() -> None:
         worst = max(worst, (best.f - f) / problem.scale(best.f))
     assert mixed >= 9
     assert worst <= 0.005
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 100_000),
+    gpus=st.sampled_from([1, 2, 3, 10, 25]),
+    model=st.sampled_from(["pf", "mf"]),
+    load=st.floats(0.05, 0.999),
+)
+def test_kernel_and_enumerator_agree(seed: int, gpus: int, model: str, load: float) -> None:
+    """Two evaluations that share nothing but the formulas."""
+    counts = random_counts(random_problem(seed, gpus), random.Random(seed))
+    service_s = random_problem(seed, gpus).service_s
+    rate = load * float((counts / service_s).sum())
+    problem = of_plain(plain_problem(seed, gpus, model=model) | {"arrival_rate": rate})
+    ours = exact.evaluate(problem, counts)
+    feasible, f = kernel_problem(problem).score(counts)
+    assert f == pytest.approx(ours.f, abs=1e-9)
+    if abs(ours.p95_s / problem.sla_s - 1.0) > 1e-6:
+        assert feasible == ours.feasible
 
 
 def test_infeasibility_is_an_error_of_planning() -> None:
