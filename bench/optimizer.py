@@ -35,8 +35,8 @@ from clover.planning.bound import bound
 from clover.planning.problem_file import Problem, of_plain, parse
 from tests.reference.problems import alike_gap, plain_problem, random_problem
 
-SIZES = ((10, 0.050, 0.002), (100, 0.100, 0.005), (1000, 0.300, 0.010))
-"""GPUs, seconds that the kernel gets, the gap that counts as found."""
+SIZES = ((10, 0.050, 0.002, 4), (100, 0.100, 0.005, 1), (1000, 0.300, 0.010, 1))
+"""GPUs, seconds that the kernel gets, the gap that counts as found, coolings that share the seconds."""
 HETEROGENEOUS = 0.02
 TWINS = "tests.reference"
 SPEED_PROBLEMS = 5
@@ -176,12 +176,12 @@ def against_enumeration(count: int, evaluations: int) -> dict[str, Any]:
 def gaps(sizes: Sequence[int], problems: int, seeds: int, reference_s: float) -> list[dict[str, Any]]:
     """Many seeds against the best of a long multi-start, which starts from every seed's answer's problem anew."""
     rows = []
-    for gpus, seconds, wanted in SIZES:
+    for gpus, seconds, wanted, restarts in SIZES:
         if gpus not in sizes:
             continue
         found: list[float] = []
         for problem in mixed_problems(gpus, problems):
-            short = [forced(problem, seed=seed, seconds=seconds)[1] for seed in range(seeds)]
+            short = [forced(problem, seed=n, seconds=seconds, restarts=restarts)[1] for n in range(seeds)]
             best = max([*short, _multi_start(problem, reference_s)])
             found.extend((best - f) / problem.scale(best) if math.isfinite(f) else math.inf for f in short)
         rows.append(

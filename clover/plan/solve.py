@@ -187,9 +187,11 @@ def _answer(search: _Search, proved: Bound, seconds: float) -> Answer:
     )
 
 
-def forced(problem: Problem, *, seed: int, seconds: float = 0.0, evaluations: int = 0) -> tuple[Counts, float]:
-    """The annealer alone, from nowhere: its configuration and f (minus infinity where it found nothing feasible)."""
-    found = anneal.solve(kernel_problem(problem), seed, seconds, evaluations=evaluations)
+def forced(
+    problem: Problem, *, seed: int, seconds: float = 0.0, evaluations: int = 0, restarts: int = 1
+) -> tuple[Counts, float]:
+    """The annealer alone: its configuration and f (minus infinity where it found nothing feasible)."""
+    found = anneal.solve(kernel_problem(problem), seed, seconds, evaluations=evaluations, restarts=restarts)
     return found.counts, found.f if found.feasible else -math.inf
 
 
