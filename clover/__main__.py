@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": ("clover.serve", "serve families of model variants"),
     "profile": ("clover.profiling.command", "measure a family on this machine, compile it ahead"),
     "ctl": ("clover.ctl", "look at and steer a running server"),
+    "plan": ("clover.plan", "solve a problem file: the best configuration, with a bound"),
     "mig": ("clover.mig", "look at, set up and plan MIG layouts; run programs on an emulated box"),
 }
 

@@ -22,12 +22,6 @@ cdef double TIE = 1e-9  # rows; less than this is rounding, and equals take turn
 cdef class Quota:
     """Quotas over `lanes` lanes (1..64), all equal at first.  Lane i is permitted by bit i of a mask."""
 
-    cdef int _lanes
-    cdef uint64_t _all
-    cdef uint64_t _shared
-    cdef double[64] _share
-    cdef double[64] _credit
-
     def __cinit__(self, lanes):
         cdef int i
         if not 1 <= lanes <= MAX_LANES:

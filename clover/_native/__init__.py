@@ -1,4 +1,4 @@
-"""The compiled kernels: `ring`, `batcher`, `histogram` and `route`, built from `csrc/*.pyx`.
+"""The compiled kernels, built from `csrc/*.pyx`.
 
 There is no fallback in Python.  A kernel that was not built is an error that says how to build it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-KERNELS = ("batcher", "histogram", "ring", "route")
+KERNELS = ("anneal", "batcher", "des", "histogram", "queueing", "random", "ring", "route")
 
 _missing = [name for name in KERNELS if find_spec(f"{__name__}.{name}") is None]
 if _missing:

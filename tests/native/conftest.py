@@ -34,7 +34,7 @@ def reference(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session", params=[reference, native], ids=["reference", "native"])
 def kernels(request: pytest.FixtureRequest) -> SimpleNamespace:
-    """The modules `ring`, `batcher`, `histogram` and `route`, all twins or all compiled."""
+    """The modules of `clover._native.KERNELS`, all twins or all compiled."""
     return SimpleNamespace(**{name: request.param(name) for name in clover._native.KERNELS})
 
 

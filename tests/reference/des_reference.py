@@ -1,4 +1,4 @@
-"""A plain discrete-event simulation of one family: Poisson rows, quota dealing, lanes, credits, batches.
+"""A plain discrete-event simulation of one family: Poisson rows, quota dealing, lanes, credits, batches, turns.
 
 Written apart from `clover.planning.queueing` and in the most literal way (one event list, objects, one row at a time),
 so that agreement means something.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
-@dataclass
+@dataclass(eq=False)
 class SimulatedWorker:
     """`seconds(b)` is the mean service of b rows."""
 
@@ -36,6 +36,7 @@ class Lane:
     latencies: list[float] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     owed: float = 0.0
+    turn: int = 0
 
 
 def simulate(lanes: list[Lane], rate: float, rows: int, seed: int, warm_up: int = 500) -> list[float]:
@@ -58,7 +59,9 @@ def simulate(lanes: list[Lane], rate: float, rows: int, seed: int, warm_up: int 
             free = [worker for worker in lane.workers if worker.outstanding < 2]
             if not free:
                 return
-            worker = min(free, key=lambda w: (w.outstanding, rng.random()))
+            size = len(lane.workers)
+            worker = min(free, key=lambda w: (w.outstanding, (lane.workers.index(w) - lane.turn) % size))
+            lane.turn = lane.workers.index(worker) + 1
             batch, lane.queue = lane.queue[: worker.max_batch], lane.queue[worker.max_batch :]
             if worker.running:
                 worker.staged = batch

@@ -23,7 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"http", "control", "profiling"}),
     frozenset({"server"}),
     frozenset({"simulate", "cluster"}),
-    frozenset({"serve", "__main__", "ctl", "mig"}),
+    frozenset({"serve", "__main__", "ctl", "mig", "plan"}),
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
