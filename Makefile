@@ -60,7 +60,7 @@ $(VENV)/.serve: $(INPUTS) | $(PY)
 	@touch $@
 
 $(VENV)/.test: $(INPUTS) | $(PY)
-	@$(INSTALL) '.[onnx,test]'
+	@$(INSTALL) '.[onnx,optimize,test]'
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.gpu: $(INPUTS) | $(PY)
