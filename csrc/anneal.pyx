@@ -15,8 +15,8 @@ never leaves what tiles; `decompose` finds such numbers for a given configuratio
 **Moves.**  Another variant on some slices of one kind; or some GPUs from one partition to another, where the slices
 that vanish are taken from random variants and those that appear go to one variant a kind.  Half of the moves are two or
 three of these at once.  How many slices or GPUs a move takes is uniform up to a random power of two, the largest of
-which shrinks from a share of N to its root as the search cools: large problems take large steps first.  What a move and
-its evaluation cost depends on the number of groups in use, not on N.
+which shrinks from a share of N to its fourth root as the search cools: large problems take large steps first.  What a
+move and its evaluation cost depends on the number of groups in use, not on N.
 
 **Objective.**  f = lambda (1 - E ci / (E_base ci_base)) - (1 - lambda) (A_base - A) / A_base, less `switching` for each
 worker that `running` does not have.  E and A are means over requests, so f is a weighted sum of the traffic shares, by
@@ -44,6 +44,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 cdef enum:
     MAX_SLICES = 16
     LOOK = 64  # moves between two looks at the budget
+    MANY = 64  # GPUs; a move may take nearly all of so many, a quarter of fewer
     PATIENCE = 64  # moves for each evaluation paid for, where most do not tile
     NODES = 20_000_000  # steps of a search for a decomposition
 
@@ -705,7 +706,7 @@ cdef class _Search:
                 if progress >= 1.0:
                     break
                 heat = hot * self.p.spread * exp(falling * progress)
-                self.levels = 1 + <int>(<double>(most - 1) * (1.0 - 0.5 * progress) + 0.5)
+                self.levels = 1 + <int>(<double>(most - 1) * (1.0 - 0.75 * progress) + 0.5)
             look -= 1
             moves += 1
             if not self._propose():
@@ -790,6 +791,8 @@ def solve(Problem problem, seed, time_limit_s, evaluations=0, start=None, restar
     cdef int64_t[::1] used = _used(problem, *origin)
     while (<int64_t>4 << search.levels) <= problem.n_gpus:
         search.levels += 1
+    if problem.n_gpus >= MANY:
+        search.levels += 2
     cdef int64_t scanned = search.evaluations
     for turn in range(turns):
         search.load(origin[0])

@@ -16,6 +16,7 @@ from tests.reference import queueing
 from tests.reference.random import Random
 
 LOOK = 64
+MANY = 64
 PATIENCE = 64
 TOLERANCE = 1e-9
 HOT = 0.03
@@ -370,7 +371,7 @@ class Search:
                 if progress >= 1.0:
                     break
                 heat = hot * spread * math.exp(falling * progress)
-                self.levels = 1 + int((most - 1) * (1.0 - 0.5 * progress) + 0.5)
+                self.levels = 1 + int((most - 1) * (1.0 - 0.75 * progress) + 0.5)
             moves += 1
             if not self.propose():
                 continue
@@ -428,6 +429,8 @@ def solve(
             top, origin = score, (counts, used)
     while 4 << search.levels <= problem.n_gpus:
         search.levels += 1
+    if problem.n_gpus >= MANY:
+        search.levels += 2
     scanned = search.evaluations
     budget = evaluations - scanned
     for turn in range(restarts):
