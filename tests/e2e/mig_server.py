@@ -161,6 +161,14 @@ FAULTS: dict[str, tuple[emulated.Fault, ...]] = {
         emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", gpu=1, error="UNKNOWN", count=0),
     ),
     "slow": (emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="", delay_s=0.3, count=0),),
+    "power stuck": (emulated.Fault(symbol="nvmlDeviceGetTotalEnergyConsumption", error="STUCK", count=0),),
+    "energy fails": (emulated.Fault(symbol="nvmlDeviceGetTotalEnergyConsumption", error="UNKNOWN", count=0),),
+    "GPU lost in mid-change": (
+        emulated.Fault(
+            symbol="nvmlDeviceCreateGpuInstanceWithPlacement", gpu=1, error="GPU_IS_LOST", nth=2, count=0, seconds=3.0
+        ),
+        emulated.Fault(symbol="nvmlDeviceGetPowerUsage", gpu=1, error="GPU_IS_LOST", count=0, seconds=3.0),
+    ),
 }
 
 

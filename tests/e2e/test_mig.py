@@ -85,11 +85,13 @@ def test_every_fault_ends_in_the_target_the_last_good_deployment_or_a_named_quar
             assert line["failed_since"] == 0
             continue
         quarantined = {item["placement"] for report in line["reports"].values() for item in report["quarantined"]}
-        assert line["reached"] in (base, mixed) or quarantined, line
+        lost = any(report["lost"] for report in line["reports"].values())
+        assert line["reached"] in (base, mixed) or quarantined or lost, line
         if not quarantined:
             assert line["instances"] == line["deployment"], line
     assert during["in use for two tries"]["reached"] == mixed
-    assert during["slow"]["reached"] == mixed
+    for harmless in ("slow", "power stuck", "energy fails"):
+        assert during[harmless]["reached"] == mixed, harmless
     assert during["no permission"]["reached"] == base
     assert "quarantined" in json.dumps(during["in use for ever"]["reports"])
     for line in said:
