@@ -153,7 +153,7 @@ def run(options: argparse.Namespace, bodies: list[Body], check: Check, folder: P
                     check=check,
                 )
             )
-            time.sleep(3)
+            time.sleep(3)  # a change that began last may still be under way
         finally:
             watch.finish()
         windows = changes(server, since)
