@@ -36,6 +36,8 @@ SCHEMA = "clover-problem/1"
 SMALLEST_SCALE = 0.01
 """A gap is divided by at least this."""
 _MOST_GPUS = 1_000_000
+_MOST_SLICES = 1_000
+"""Of one GPU: beyond any GPU there is, and far from what the kernels' integers hold."""
 
 
 class _Input(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -251,6 +253,8 @@ def _faults(problem: Problem) -> list[tuple[str, str]]:
             faults.append((path, f"has {len(row)} numbers for {len(problem.partition_slices)} partition_slices"))
         if any(number < 0 for number in row) or not any(row):
             faults.append((path, "needs slice counts of at least 0, not all of them 0"))
+        elif sum(row) > _MOST_SLICES:
+            faults.append((path, f"has more than {_MOST_SLICES} slices on one GPU"))
     return faults
 
 

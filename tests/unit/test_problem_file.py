@@ -74,6 +74,8 @@ def test_keys_that_the_form_does_not_know_are_passed_over() -> None:
         ("partitions[3]", [1, 2]),
         ("partitions[3]", [0, 0, 0, 0, 0]),
         ("partitions[3]", [0, -1, 0, 0, 1]),
+        ("partitions[3]", [0, 10**30, 0, 0, 1]),
+        ("partitions[3]", [0, 0, 500, 0, 501]),
         ("partition_slices[1]", "1g"),
     ],
 )
