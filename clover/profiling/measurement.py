@@ -58,6 +58,9 @@ MULTITHREADED_FROM_MS = 1.0
 """A quick measurement tries several threads only where the largest batch takes one thread this long: handing work
 between threads costs tens of microseconds."""
 
+INFLATED = "latencies are inflated, and the default SLO with them"
+"""What a note says of a profile that was measured while others used the cores."""
+
 BUSY = 0.15
 """The share of the cores that others may use before the profile says so."""
 
@@ -172,9 +175,7 @@ class _Measurement:
                         await self._larger(variant, name, place)
         busy = max(busy, await busy_share(cores))
         if busy > BUSY:
-            note = (
-                f"others used {busy:.0%} of the cores meanwhile: latencies are inflated, and the default SLO with them"
-            )
+            note = f"others used {busy:.0%} of the cores meanwhile: {INFLATED}"
             again = f"`python -m clover profile {families.reference(spec)} --force`"
             self.notes.append(f"{note}; measure again on a quiet machine with {again}")
             log.warning("%s: %s", spec.name, note)

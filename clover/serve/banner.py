@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from clover import __version__, profiles
 from clover.errors import ProfileError
+from clover.profiling.measurement import INFLATED
 from clover.server import Server
 from clover.types import Assignment, FamilyProfile, FamilySpec
 
@@ -36,6 +37,8 @@ def text(server: Server) -> str:
         if served.targets:
             targets = served.targets
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
+            if doubt := _doubt(served.profile, served.config.slo_ms):
+                rows.append(("", doubt))
             rows.append(("", f"now {_running(served.fleet.running())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
@@ -72,6 +75,12 @@ def _running(workers: Iterable[Assignment]) -> str:
         f"{f'{n} x ' if n > 1 else ''}{variant} ({backend}) on {profile}"
         for (variant, backend, profile), n in sorted(counts.items())
     )
+
+
+def _doubt(profile: FamilyProfile | None, slo_ms: float | None) -> str:
+    """Why the default p95 target may be loose; empty where it was given, or measured in peace."""
+    notes = profile.notes if profile is not None and slo_ms is None else ()
+    return next((f"that target is loose: {note}" for note in notes if INFLATED in note), "")
 
 
 def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:

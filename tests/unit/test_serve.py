@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover import families, settings
@@ -24,12 +25,14 @@ from clover.config import LogConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, ConfigError
 from clover.profiles import ProfileStore
+from clover.profiling.measurement import INFLATED
 from clover.profiling.stored import key_of
 from clover.serve import banner
 from clover.serve.command import OPTIONS, main
 from clover.serve.reload import Reload, differences
 from clover.telemetry import logs
 from clover.types import AccuracyMeasurement, Assignment, BasePoint, FamilyProfile, Placement
+from tests.unit.profiles_fixture import profile
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = str(ROOT / "tests" / "families" / "toy")
@@ -209,6 +212,16 @@ def test_fewer_gpus_than_families_exits_with_three(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     assert "2 families (toy, fashion) need a GPU each, but there is 1 (gpu0)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> None:
+    note = f"others used 60% of the cores meanwhile: {INFLATED}; measure again on a quiet machine"
+    quiet = profile()
+    busy = msgspec.structs.replace(quiet, notes=("energy is modelled", note))
+    assert banner._doubt(busy, None) == f"that target is loose: {note}"
+    assert banner._doubt(busy, 20.0) == ""
+    assert banner._doubt(quiet, None) == ""
+    assert banner._doubt(None, None) == ""
 
 
 def test_the_banner_counts_workers_that_are_alike() -> None:
