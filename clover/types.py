@@ -373,7 +373,8 @@ class Plan(Record, frozen=True, kw_only=True):
     """What to run, how to route, what is expected of it, and why.
 
     `score` is the objective's value, higher is better; `bound` is an upper bound of it over all configurations, or
-    null; `feasible` false marks the least bad answer where no configuration meets the constraints.
+    null; `gap` is how far below the bound the score lies, as a part of what saving all of BASE's emissions would be
+    worth; `feasible` false marks the least bad answer where no configuration meets the constraints.
     """
 
     family: str
@@ -386,6 +387,7 @@ class Plan(Record, frozen=True, kw_only=True):
     reason: str
     feasible: bool = True
     bound: float | None = None
+    gap: float | None = None
     candidates: tuple[Candidate, ...] = ()
     evaluated: int = 0
     seconds: float = 0.0

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from clover.planning.objective import HYSTERESIS, Objective
@@ -44,6 +44,7 @@ ALTERNATIVES = 5
 _LATE = 0.05  # of the rows may miss the SLO
 _NEAR = 40  # configurations within the margin whose kept workers are counted
 _MORE_KEPT = 5  # of which this many are looked at because they keep more
+_COMPARED = 8  # candidates within the margin whose kept workers are counted
 UNBOUNDED_MS = 3_600_000.0
 """Stands for "no bound" in a prediction's p95 (infinity does not survive JSON): an overloaded lane."""
 _LEAST_BAD = 24
@@ -299,7 +300,7 @@ def search(
             good += 1
             best = max(best, seen[configuration].score)
     if best == -math.inf:
-        for configuration in _least_bad(problem, objective, configurations):
+        for configuration in least_bad(problem, objective, configurations):
             seen[configuration] = evaluate(problem, objective, configuration)
     margin = HYSTERESIS * objective.scale
     if best > -math.inf and kept is not None:
@@ -309,13 +310,29 @@ def search(
         more = [item for item in more if item[0] > kept(top.configuration)]
         for _, configuration in sorted(more, key=lambda item: -item[0])[:_MORE_KEPT]:
             seen[configuration] = evaluate(problem, objective, configuration, standby=False, beat=best - margin)
-    ranked = sorted(seen.values(), key=lambda candidate: _rank(candidate, objective))
-    chosen = ranked[0]
-    if chosen.feasible:
-        near = [c for c in ranked if c.feasible and c.score >= chosen.score - margin]
-        many = kept or (lambda configuration: 0)
-        chosen = max(near, key=lambda c: (c.configuration == running, many(c.configuration), c.score))
-    return Found(chosen, tuple(ranked[:10]), len(seen), len(configurations), complete)
+    best_candidate, ranked = chosen(seen.values(), objective, running=running, kept=kept)
+    return Found(best_candidate, ranked[:10], len(seen), len(configurations), complete)
+
+
+def chosen(
+    candidates: Iterable[Candidate],
+    objective: Objective,
+    *,
+    running: Configuration | None = None,
+    kept: Callable[[Configuration], int] | None = None,
+) -> tuple[Candidate, tuple[Candidate, ...]]:
+    """The candidate to take, and all of them from the best down.  Of those within the margin what runs stays; where it
+    is not among them, what keeps most of it comes first, then what is better."""
+    ranked = tuple(sorted(candidates, key=lambda candidate: _rank(candidate, objective)))
+    best = ranked[0]
+    if not best.feasible:
+        return best, ranked
+    margin = HYSTERESIS * objective.scale
+    near = [c for c in ranked if c.feasible and c.score >= best.score - margin]
+    stays = next((candidate for candidate in near if candidate.configuration == running), None)
+    if stays is not None or kept is None:
+        return stays or best, ranked
+    return max(near[:_COMPARED], key=lambda candidate: (kept(candidate.configuration), candidate.score)), ranked
 
 
 def _limits(problem: Problem, objective: Objective, lanes: Lanes) -> list[float]:
@@ -345,7 +362,7 @@ def _rank(candidate: Candidate, objective: Objective) -> tuple[float, ...]:
     return (1.0, round(missing, 6), p95, load, -candidate.score)
 
 
-def _least_bad(problem: Problem, objective: Objective, configurations: Sequence[Configuration]) -> list[Configuration]:
+def least_bad(problem: Problem, objective: Objective, configurations: Sequence[Configuration]) -> list[Configuration]:
     """Of the configurations that come closest to the floor those of the least peak utilisation, and of those that are
     not overloaded the swiftest."""
     ranked = []

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from clover.errors import PlanError
 from clover.planning.layout import lay_out, slices
-from clover.planning.objective import Objective, objective_of, upper_bound
+from clover.planning.formulation import Formulation, Member
+from clover.planning.objective import Objective, objective_of
 from clover.planning.problem import Problem, problem_of
 from clover.planning.search import UNBOUNDED_MS, Found, evaluate
 from clover.types import Assignment, Candidate, Configuration, Plan, State, configuration_of
-
-
-def fitting(problem: Problem) -> dict[str, tuple[str, ...]]:
-    """Which variants were measured on each profile."""
-    found: dict[str, list[str]] = {}
-    for variant, profile in sorted(problem.services):
-        found.setdefault(profile, []).append(variant)
-    return {profile: tuple(variants) for profile, variants in found.items()}
 
 
 def running_configuration(state: State) -> Configuration | None:
@@ -40,24 +35,11 @@ def placed(state: State, problem: Problem, configuration: Configuration) -> tupl
     )
 
 
-def with_running(state: State, problem: Problem, space: list[Configuration]) -> list[Configuration]:
-    """`space`, and the configuration that runs if the devices still allow it: it is weighed in any case."""
-    running = running_configuration(state)
-    if running is None or running in space:
-        return space
-    if any((group.variant, group.profile) not in problem.services for group in running):
-        return space
-    try:
-        placed(state, problem, running)
-    except PlanError:
-        return space
-    return [*space, running]
-
-
 def plan_of(state: State, problem: Problem, objective: Objective, found: Found, *, policy: str, note: str = "") -> Plan:
     """The plan that realises `found.best`."""
     best = found.best
     deployment = placed(state, problem, best.configuration)
+    bound = Formulation([Member(problem, objective)], state.devices, slow=True).bound()
     return Plan(
         family=state.family,
         policy=policy,
@@ -68,7 +50,8 @@ def plan_of(state: State, problem: Problem, objective: Objective, found: Found, 
         score=best.score,
         reason=_reason(state, objective, best, found, note),
         feasible=best.feasible,
-        bound=upper_bound(problem, objective),
+        bound=bound if math.isfinite(bound) else None,
+        gap=(bound - best.score) / objective.scale if math.isfinite(bound) else None,
         candidates=found.candidates,
         evaluated=found.evaluated,
     )
@@ -111,5 +94,5 @@ def _reason(state: State, objective: Objective, best: Candidate, found: Found, n
         if best.configuration == running_configuration(state) and best.score < found.candidates[0].score:
             text += "; kept: the gain of the best other is below the margin"
         else:
-            text += f"; best of {found.total}" if found.complete else f"; best of {found.evaluated} of {found.total}"
+            text += f"; best of {found.total}" if found.complete else f"; best of {found.evaluated} after {found.total}"
     return f"{text}; {note}" if note else text

@@ -7,11 +7,11 @@ from dataclasses import replace
 import msgspec
 
 from clover.errors import PlanError
+from clover.planning.annealed import best_found
 from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
-from clover.planning.search import Found, search
-from clover.planning.spaces import space_of
-from clover.policies.plans import fitting, plan_of, running_configuration, with_running
+from clover.planning.search import Found
+from clover.policies.plans import plan_of
 from clover.types import Plan, State
 
 
@@ -29,15 +29,11 @@ class StaticPolicy:
             raise PlanError(f"{self.variant} was not measured here; measured: {', '.join(problem.variants)}")
         own = {key: value for key, value in problem.services.items() if key[0] == self.variant}
         only = replace(problem, variants=(self.variant,), services=own)
-        space, note = space_of(problem.devices, fitting(only))
-        if not space:
-            raise PlanError(f"{self.variant} was not measured on every profile of any layout: profile it again")
         accuracy = problem.accuracy[self.variant]
         relaxed = replace(objective, planned_floor=min(objective.planned_floor, accuracy))
-        running = running_configuration(state)
-        found = search(only, relaxed, with_running(state, only, space), running=running)
+        found = best_found(only, relaxed, state.running, seed=state.seed)
         if accuracy < objective.accuracy_floor and found.best.feasible:
             why = f"accuracy {accuracy:.2f} % is below the floor of {objective.accuracy_floor:.2f} %"
             best = msgspec.structs.replace(found.best, feasible=False, why=why)
             found = Found(best, found.candidates, found.evaluated, found.total, found.complete)
-        return plan_of(state, problem, objective, found, policy=self.name, note=note)
+        return plan_of(state, problem, objective, found, policy=self.name)
