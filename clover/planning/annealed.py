@@ -23,8 +23,9 @@ from clover.planning.problem import Problem
 from clover.planning.search import ALTERNATIVES, Asked, Found, chosen, evaluate, least_bad, search
 from clover.types import Assignment, Candidate, Configuration, configuration_of
 
-EXACT = 2_000
-"""Configurations up to which every one is weighed."""
+EXACT = 300
+"""Configurations up to which every one is weighed.  With more, the exact search spends its questions on what looks well
+and is late, and ends before it is through."""
 EVALUATIONS = 20_000
 RESTARTS = 1
 KEEP = 24
@@ -71,7 +72,7 @@ def best_found(
         now = None
     space = every(problem)
     if space is None:
-        return _annealed(problem, objective, running if now is not None else (), seed)
+        return annealed(problem, objective, running if now is not None else (), seed)
     if not space:
         raise PlanError("the family was not measured on every profile of any layout: profile it for these devices")
     return search(problem, objective, space, running=now, kept=kept)
@@ -87,7 +88,8 @@ def _alike(running: Configuration) -> Kept:
     return kept
 
 
-def _annealed(problem: Problem, objective: Objective, running: Sequence[Assignment], seed: int) -> Found:
+def annealed(problem: Problem, objective: Objective, running: Sequence[Assignment], seed: int) -> Found:
+    """The best of what the kernel meets, and of what runs."""
     now = configuration_of(tuple(running)) if running else None
     try:
         form = Formulation([Member(problem, objective)], problem.devices, running=[now] if now is not None else None)

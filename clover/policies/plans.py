@@ -94,5 +94,5 @@ def _reason(state: State, objective: Objective, best: Candidate, found: Found, n
         if best.configuration == running_configuration(state) and best.score < found.candidates[0].score:
             text += "; kept: the gain of the best other is below the margin"
         else:
-            text += f"; best of {found.total}" if found.complete else f"; best of {found.evaluated} after {found.total}"
+            text += f"; best of {found.total}" if found.complete else f"; best of {found.evaluated} simulated, {found.total} weighed"
     return f"{text}; {note}" if note else text
