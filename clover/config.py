@@ -102,6 +102,9 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     min_dwell_s: Annotated[float, _help("wall seconds between changes of configuration", ge=0)] = 5.0
     verify_s: Annotated[float, _help("wall seconds a new plan is watched before it counts as good", ge=0)] = 5.0
     max_utilisation: Annotated[float, _help("highest planned utilisation of any worker", gt=0, lt=1)] = 0.85
+    profile_error: Annotated[
+        float, _help("part by which services may take longer than profiled without a plan missing its SLO", ge=0, lt=1)
+    ] = 0.0
     design_rate: Annotated[float, _help("rows a second to plan for at least; 0 takes what is observed", ge=0)] = 0.0
     capacity_floor: Annotated[
         float, _help("share of BASE's capacity no transition may go below; never below what arrives", ge=0, le=1)

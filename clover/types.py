@@ -327,7 +327,8 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
 
     form "paper": maximise L x dCarbon - (1 - L) x dAccuracy; form "floor": minimise carbon.  Both subject to
     p95 <= `slo_ms` and request-weighted accuracy >= `accuracy_floor` (percent), which plans keep `accuracy_margin`
-    points above, as far as the best variant allows.  `lam` (L) null: derived so that the best variant and the cheapest
+    points above, as far as the best variant allows.  Plans keep the SLO also where services take up to
+    `profile_error` (a part) longer than profiled.  `lam` (L) null: derived so that the best variant and the cheapest
     mix at the floor break even at `reference_g_per_kwh`.
     """
 
@@ -338,6 +339,7 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     lam: float | None
     reference_g_per_kwh: float
     max_utilisation: float = 0.85
+    profile_error: float = 0.0
 
 
 class State(Record, frozen=True, kw_only=True):

@@ -149,7 +149,9 @@ class Family:
         config = self.objective(targets or self.targets, reference_g_per_kwh, 0.5)
         return config.lam if config.lam is not None else derive_lambda(self.profile, config)
 
-    def objective(self, targets: Targets, reference_g_per_kwh: float, max_utilisation: float) -> ObjectiveConfig:
+    def objective(
+        self, targets: Targets, reference_g_per_kwh: float, max_utilisation: float, profile_error: float = 0.0
+    ) -> ObjectiveConfig:
         """`targets` as the planner takes them."""
         return ObjectiveConfig(
             form=targets.form,
@@ -159,6 +161,7 @@ class Family:
             lam=targets.lam,
             reference_g_per_kwh=reference_g_per_kwh,
             max_utilisation=max_utilisation,
+            profile_error=profile_error,
         )
 
     def state(
@@ -184,7 +187,9 @@ class Family:
             arrival_rate=rate if rate is not None else self.rate(config),
             p95_ms=p95_ms,
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
-            objective=self.objective(targets or self.targets, config.reference_g_per_kwh, config.max_utilisation),
+            objective=self.objective(
+                targets or self.targets, config.reference_g_per_kwh, config.max_utilisation, config.profile_error
+            ),
             profile=self.profile,
             devices=devices,
             running=self.running,

@@ -119,6 +119,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
             "feasible": plan.feasible,
             "score": plan.score,
             "bound": plan.bound,
+            "gap": plan.gap,
             "prediction": msgspec.to_builtins(plan.prediction),
         },
         "targets": {

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from clover._native import lanes
 from clover.errors import PlanError
 from clover.planning.enumerate import Fitting, configurations_of, kinds_of
-from clover.planning.formulation import Formulation, Member, cut_now
+from clover.planning.formulation import Formulation, Member
 from clover.planning.objective import HYSTERESIS, Objective
 from clover.planning.problem import Problem
 from clover.planning.search import ALTERNATIVES, Asked, Found, chosen, evaluate, least_bad, search
@@ -65,7 +65,8 @@ def best_found(
     """The best candidate: of all configurations where they are few, of those the kernel met elsewhere.
 
     What runs is weighed in any case, as long as the devices allow it.  `kept` counts the workers a configuration could
-    keep (where they are few; else those it has in common with what runs).  PlanError where no layout of the devices can run the family at all.
+    keep; where there are many, those that it has in common with what runs stand for them.  PlanError where no layout of
+    the devices can run the family at all.
     """
     now = configuration_of(tuple(running)) if running else None
     if now is not None and any((group.variant, group.profile) not in problem.services for group in now):
@@ -99,10 +100,9 @@ def annealed(problem: Problem, objective: Objective, running: Sequence[Assignmen
     seen: dict[Configuration, Candidate] = {}
     asked = Asked(ASKED)
     if now is not None:
-        used = form.cut_as(cut_now(running, problem.devices))
-        counts = form.counts([now])
-        if used is not None and int(counts.sum()) == len(running):
-            starts.append((counts, used))
+        stands = form.standing(running)
+        if stands is not None:
+            starts.append(stands)
             seen[now] = evaluate(problem, objective, now, standby=False, asked=asked)
     evaluations = 0
     margin = HYSTERESIS * objective.scale

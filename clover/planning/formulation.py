@@ -15,12 +15,7 @@ utilisation limit: the joules of a row (`_joules`, from the expected batch) and 
 intensity.  A lane of unlike workers is taken as their mean, and noise is left in; what a plan is committed to is
 simulated as it is afterwards.
 
-**The bound.**  y_k is the share of the rows that the workers of group k serve; no share is above what n_k workers serve
-at the utilisation limit, and no row costs less than at the most frugal batch.  So f is at most the optimum of a linear
-program over shares and partitions.  With multipliers tau (of "the shares sum to 1") and mu >= 0 (of the floor) of each
-member, the program falls apart into devices: each takes its best partition, each slice its best group.  Any multipliers
-give a valid bound.  The dual is convex; one member's is minimised by nested sections, several members' in turns.
-p95, minimum shares and the peak are left out, which can only raise it.
+**Switching.**  What a plan costs to reach is part of what it is worth, where something runs already (`running`).
 """
 
 from __future__ import annotations
@@ -42,17 +37,17 @@ from clover.planning.objective import Objective
 from clover.planning.problem import Problem
 from clover.planning.queueing import Service, expected_batch, late
 from clover.planning.search import LEAST_PART
-from clover.types import Assignment, Configuration, DeviceShape, GroupCount, Record
+from clover.types import Assignment, Configuration, DeviceShape, GroupCount, Record, configuration_of
 
 LOADS = 8
 """Steps of the tables of energy over load."""
+SWITCH_S = 5.0
+"""Seconds for which a slice serves nothing while its worker is exchanged: instance unmade and made, worker loaded and
+warmed.  Its energy, and the rows that others serve meanwhile, are taken as what it would use at full load."""
+DWELL_S = 300.0
+"""Seconds that a plan is expected to last: grids report every five minutes at best."""
 MISS = 0.05
 """The part of a family's rows that may miss the SLO."""
-_SECTIONS = 24
-_ZOOMS = 4
-_PRICES = 16
-_TURNS = 6
-_WIDE = 60.0
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -121,9 +116,9 @@ def _joules(service: Service, workers: int, limit: float) -> tuple[float, ...]:
 class Formulation:
     """Members on devices, ready for the kernel.
 
-    `switch_j` is what a worker that has to be started costs, spread over the `dwell_s` seconds a plan is expected to
-    last, and `running` (a configuration a member) what need not be started.  `slow` keeps groups of which a single row
-    misses the SLO.  Raises PlanError where nothing can run at all.
+    `running` (a configuration a member) is what need not be started: every other worker costs `SWITCH_S` seconds of
+    the watts it draws at full load, spread over the `DWELL_S` that a plan is expected to last.  `slow` keeps groups of
+    which a single row misses the SLO.  Raises PlanError where nothing can run at all.
     """
 
     def __init__(
@@ -133,13 +128,13 @@ class Formulation:
         *,
         sleep: Sequence[Sleep] = (),
         awake_w: float = 0.0,
-        switch_j: float = 0.0,
-        dwell_s: float = 300.0,
         running: Sequence[Configuration] | None = None,
         slow: bool = False,
     ) -> None:
         self.members = tuple(members)
         self.kinds = kinds_of(devices)
+        ways = [kind for kind, _ in self.kinds]
+        self._devices = [(d.device, ways.index(own)) for d in devices if (own := multisets_of(d))]
         known = {profile for kind, _ in self.kinds for profiles in kind for profile, _ in profiles}
         self.groups = tuple(
             Group(at, variant, profile, service)
@@ -178,7 +173,6 @@ class Formulation:
         self.watt = sum(
             weight * self._price(m) / m.problem.rate for weight, m in zip(self.weights, self.members, strict=True)
         ) / len(self.members)
-        self._switch = self.watt * switch_j / dwell_s
         self._running = running
 
     @staticmethod
@@ -214,7 +208,8 @@ class Formulation:
         running = None
         if self._running is not None:
             running = self.counts(self._running)
-            switching = np.full(len(self.groups), self._switch)
+            watts = np.array([g.service.least_energy_j * g.service.capacity() for g in self.groups])
+            switching = self.watt * watts * SWITCH_S / DWELL_S
         return lanes.Problem(
             devices=[number for _, number in self.kinds],
             kind_of=np.array([cut.kind for cut in self.cuts]),
@@ -251,7 +246,7 @@ class Formulation:
     def _wake(self, member: int) -> float:
         """Rows a second that a device brings which is woken for the member: its best cut, the least of any kind."""
         fastest = {
-            name: max((g.service.capacity() for g in self.groups if (g.member, g.profile) == (member, name)), default=0.0)
+            name: max([0.0, *(g.service.capacity() for g in self.groups if (g.member, g.profile) == (member, name))])
             for name in self.profiles
         }
         best: dict[int, float] = {}
@@ -290,24 +285,30 @@ class Formulation:
                 found[cut.state] = found.get(cut.state, 0) + int(number)
         return found
 
-    def cut_as(self, layouts: Iterable[tuple[int, Profiles]]) -> Counts | None:
-        """Devices of each cut where they are cut as `layouts` says (`cut_now`); None where one of these is no cut of
-        the formulation, or not all devices are named."""
+    def standing(self, running: Sequence[Assignment], member: int = 0) -> tuple[Counts, Counts] | None:
+        """What runs, as counts and cuts; None where the devices are not cut so, or some of it is not on them."""
+        counts = self.counts([*[()] * member, configuration_of(tuple(running))])
+        places = {item.placement.id: item.placement for item in running}
         used = np.zeros(len(self.cuts), np.int64)
-        for key in layouts:
-            at = self._rows.get(key)
+        for device, kind in self._devices:
+            here = Counter(place.profile for place in places.values() if place.device == device)
+            at = self._rows.get((kind, tuple(sorted(here.items()))))
             if at is None:
                 return None
             used[at] += 1
-        per_kind = [sum(int(used[i]) for i, cut in enumerate(self.cuts) if cut.kind == k) for k in range(len(self.kinds))]
-        return used if per_kind == [number for _, number in self.kinds] else None
+        stands = np.zeros(len(self.profiles), np.int64)
+        np.add.at(stands, [self.profiles.index(group.profile) for group in self.groups], counts)
+        return (counts, used) if int(counts.sum()) == len(running) and (stands == used @ self.table).all() else None
 
     def alike(self) -> list[tuple[Counts, Counts]]:
         """Configurations to start from: all devices of a kind cut alike, one variant a member on all of its slices,
         the members taking slices in turn."""
         variants = [[variant for at, variant in self.lanes if at == member] for member in range(len(self.members))]
         found: list[tuple[Counts, Counts]] = []
-        by_kind = [[at for at, cut in enumerate(self.cuts) if cut.kind == kind and cut.profiles] for kind in range(len(self.kinds))]
+        by_kind = [
+            [at for at, cut in enumerate(self.cuts) if cut.kind == kind and cut.profiles]
+            for kind in range(len(self.kinds))
+        ]
         for step in range(max(map(len, by_kind))):
             chosen = [rows[min(step, len(rows) - 1)] for rows in by_kind]
             used = np.zeros(len(self.cuts), np.int64)
@@ -334,108 +335,3 @@ class Formulation:
                 counts[able[turn % len(able)]] += 1
                 turn += 1
         return counts
-
-    # --- the bound ----------------------------------------------------------------------------------------------------
-
-    def bound(self) -> float:
-        """What the joint objective cannot exceed; minus infinity where the devices cannot serve the rates at all."""
-        return _Dual(self).least()
-
-
-class _Dual:
-    """The dual of a formulation's relaxation."""
-
-    def __init__(self, of: Formulation) -> None:
-        self.of = of
-        gains, rows = [], []
-        for group in of.groups:
-            member = of.members[group.member]
-            weight = of.weights[group.member]
-            accuracy = member.problem.accuracy[group.variant]
-            busiest = member.objective.max_utilisation * group.service.capacity()
-            longest = expected_batch(group.service, busiest)  # no lane has longer batches at that load
-            gains.append(weight * member.objective.score(accuracy, group.service.least_energy_to(longest)))
-            rows.append(busiest / member.problem.rate)
-        self.gain, self.rows = np.array(gains), np.array(rows)
-        self.member = np.array([group.member for group in of.groups])
-        self.accuracy = np.array([of.members[g.member].problem.accuracy[g.variant] for g in of.groups])
-        self.floor = np.array([member.objective.planned_floor for member in of.members])
-        self.idle = of.watt * np.array([cut.watts for cut in of.cuts])
-        self.slices = [np.flatnonzero([g.profile == name for g in of.groups]) for name in of.profiles]
-        self.best = np.array([max(self.gain[self.member == m]) for m in range(len(of.members))])
-
-    def value(self, total: Floats, price: Floats) -> Floats:
-        """The dual at `total` [points, members] and `price` [members]."""
-        worth = self.gain + price[self.member] * self.accuracy - total[:, self.member]
-        worth = np.maximum(worth, 0.0) * self.rows
-        slices = np.stack([worth[:, groups].max(axis=1) for groups in self.slices], axis=1)
-        cuts = slices @ self.of.table.T - self.idle
-        found = total.sum(axis=1) - float(price @ self.floor)
-        for kind, (_, number) in enumerate(self.of.kinds):
-            own = [at for at, cut in enumerate(self.of.cuts) if cut.kind == kind]
-            found = found + number * cuts[:, own].max(axis=1)
-        return np.asarray(found)
-
-    def least(self) -> float:
-        members = len(self.of.members)
-        total, price = self.best.copy(), np.zeros(members)
-        value = float(self.value(total[None, :], price)[0])
-        for _ in range(1 if members == 1 else _TURNS):
-            for member in range(members):
-                total, price, value = self._turn(member, total, price, value)
-        return value
-
-    def _turn(self, member: int, total: Floats, price: Floats, value: float) -> tuple[Floats, Floats, float]:
-        """The best multipliers of one member, the others' held."""
-        own = self.member == member
-        spread = max(float(np.ptp(self.gain[own])), 1e-9)
-        reach = max(float(np.ptp(self.accuracy[own])), 1e-9)
-        golden = 0.5 * (math.sqrt(5.0) - 1.0)
-
-        def inner(mu: float) -> tuple[float, float]:
-            prices = price.copy()
-            prices[member] = mu
-            worth = self.gain[own] + mu * self.accuracy[own]
-            low, high = float(worth.min()) - _WIDE * spread, float(worth.max())
-            best = (math.inf, 0.0)
-            for _ in range(_ZOOMS):
-                points = np.tile(total, (_SECTIONS, 1))
-                points[:, member] = np.linspace(low, high, _SECTIONS)
-                found = self.value(points, prices)
-                at = int(np.argmin(found))
-                best = min(best, (float(found[at]), float(points[at, member])))
-                low, high = float(points[max(at - 1, 0), member]), float(points[min(at + 1, _SECTIONS - 1), member])
-            return best
-
-        low, high = 0.0, 4.0 * spread / reach
-        best, at = inner(0.0)
-        chosen = (best, at, 0.0)
-        a, b = high - golden * (high - low), low + golden * (high - low)
-        fa, fb = inner(a), inner(b)
-        for _ in range(_PRICES):
-            chosen = min(chosen, (*fa, a), (*fb, b))
-            if fa[0] <= fb[0]:
-                high, b, fb = b, a, fa
-                a = high - golden * (high - low)
-                fa = inner(a)
-            else:
-                low, a, fa = a, b, fb
-                b = low + golden * (high - low)
-                fb = inner(b)
-        if chosen[0] < value:
-            total, price = total.copy(), price.copy()
-            total[member], price[member] = chosen[1], chosen[2]
-            return total, price, chosen[0]
-        return total, price, value
-
-
-def cut_now(running: Iterable[Assignment], devices: Sequence[DeviceShape]) -> list[tuple[int, Profiles]]:
-    """How each device that has a layout is cut by the instances `running` stands on, as (kind, profiles)."""
-    order = [kind for kind, _ in kinds_of(devices)]
-    places = {item.placement.id: item.placement for item in running}.values()
-    found = []
-    for device in devices:
-        if ways := multisets_of(device):
-            here = Counter(place.profile for place in places if place.device == device.device)
-            found.append((order.index(ways), tuple(sorted(here.items()))))
-    return found

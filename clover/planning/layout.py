@@ -22,13 +22,15 @@ Then workers that already run stay where they are, and the others fill up in ord
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from clover.errors import PlanError
 from clover.types import Assignment, Configuration, DeviceShape, Placement
 
 Capacity = Callable[[Assignment], float]
 """Rows/s that a worker serves; by default compute slices stand for them."""
+Backend = Callable[[str, str], str]
+"""The backend of a variant on a profile."""
 
 _Wanted = Counter[tuple[str, str]]
 _Layout = tuple[Placement, ...]
@@ -45,20 +47,25 @@ def lay_out(
     devices: Sequence[DeviceShape],
     running: Sequence[Assignment] = (),
     capacity: Capacity | None = None,
+    own: Mapping[tuple[str, str], str] | None = None,
 ) -> tuple[Assignment, ...]:
-    """A deployment that realises `configuration`, sorted by placement; PlanError where no layouts of the devices
-    together have exactly its profiles.  Devices without layouts (lost, or full of what others own) take nothing."""
+    """A deployment that realises `configuration`, sorted by placement.  `backend` is that of each variant, `own` that
+    of each (variant, profile) that has another.  PlanError where no layouts of the devices together have exactly its
+    profiles.  Devices without layouts (lost, or full of what others own) take nothing."""
     wanted = Counter({(group.variant, group.profile): group.count for group in configuration})
     profiles = Counter[str]()
     for (_, profile), number in wanted.items():
         profiles[profile] += number
-    values = _Values(+wanted, backend, running, capacity or slices)
+    def named(variant: str, profile: str) -> str:
+        return (own or {}).get((variant, profile)) or backend.get(variant, "")
+
+    values = _Values(+wanted, named, running, capacity or slices)
     placements = _place([device for device in devices if device.layouts], +profiles, values)
     if placements is None:
         have = ", ".join(f"{number} x {profile}" for profile, number in sorted(profiles.items()))
         names = ", ".join(device.device for device in devices)
         raise PlanError(f"no layout of {names} consists of {have}; layouts leave no room for a further instance")
-    return _deal(placements, wanted, family, backend, running)
+    return _deal(placements, wanted, family, named, running)
 
 
 def slices(item: Assignment) -> float:
@@ -73,7 +80,7 @@ class _Values:
     """What layouts keep of what runs, as whole numbers that may be added."""
 
     def __init__(
-        self, wanted: _Wanted, backend: dict[str, str], running: Sequence[Assignment], capacity: Capacity
+        self, wanted: _Wanted, backend: Backend, running: Sequence[Assignment], capacity: Capacity
     ) -> None:
         self._wanted = wanted
         self._backend = backend
@@ -118,14 +125,14 @@ class _Values:
             return round(own * _MILLI)
         followers = [
             Assignment(
-                placement=item.placement, family=item.family, variant=variant, backend=self._backend.get(variant, "")
+                placement=item.placement, family=item.family, variant=variant, backend=self._backend(variant, profile)
             )
             for variant in self._variants.get(profile, ())
         ]
         return round(min(own, max(map(self._capacity, followers), default=0.0)) * _MILLI)
 
     def _unchanged(self, item: Assignment) -> bool:
-        return self._backend.get(item.variant) == item.backend
+        return self._backend(item.variant, item.placement.profile) == item.backend
 
 
 # --- which layout each device takes -----------------------------------------------------------------------------------
@@ -213,7 +220,7 @@ def _deal(
     placements: list[Placement],
     wanted: _Wanted,
     family: str,
-    backend: dict[str, str],
+    backend: Backend,
     running: Sequence[Assignment],
 ) -> tuple[Assignment, ...]:
     left = Counter(wanted)
@@ -221,7 +228,7 @@ def _deal(
     places = {placement.id: placement for placement in placements}
     for item in running:
         place, key = item.placement.id, (item.variant, item.placement.profile)
-        if place in places and place not in chosen and left[key] > 0 and backend.get(item.variant) == item.backend:
+        if place in places and place not in chosen and left[key] > 0 and backend(*key) == item.backend:
             chosen[place] = item.variant
             left[key] -= 1
     for placement in placements:
@@ -231,7 +238,9 @@ def _deal(
         chosen[placement.id] = variant
         left[variant, placement.profile] -= 1
     return tuple(
-        Assignment(placement=placement, family=family, variant=chosen[placement.id], backend=backend[variant])
+        Assignment(
+            placement=placement, family=family, variant=variant, backend=backend(variant, placement.profile)
+        )
         for placement in sorted(placements, key=lambda p: (p.device, p.start, p.size))
         for variant in (chosen[placement.id],)
     )

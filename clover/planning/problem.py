@@ -1,9 +1,10 @@
 """What a planner weighs: variants with accuracy, services per profile, one load, one objective.
 
 A `Problem` is read out of a `State` once and then only asked.  The services are those of each variant's chosen
-backend; a family that owns `share` < 1 of the machine is served that much slower.  Energies are active energy, the
-part a plan can change while every device stays awake; idle power is the same for all plans and drops out of every
-comparison.
+backend; a family that owns `share` < 1 of the machine is served that much slower.  Where profiles may err, services are
+planned with at the slow end of the error (`profile_error`): rows that take no longer than that wait no longer than
+planned, and accuracy, which quotas decide, does not depend on times.  Energies are active energy, the part a plan can
+change while every device stays awake; idle power is the same for all plans and drops out of every comparison.
 """
 
 from __future__ import annotations
@@ -16,19 +17,24 @@ from clover.errors import PlanError
 from clover.planning.queueing import Service
 from clover.types import DeviceShape, FamilyProfile, LatencyMeasurement, ObjectiveConfig, Placement, State
 
+SAME_ANSWERS = 0.999
+SAME_ACCURACY = 0.05
+CHEAPER = 0.97
+"""Of the chosen backend's joules: what another has to cost at most to be taken on a profile."""
 LEAST_RATE = 0.1
 """Rows a second that are planned for at least, so that an idle family still has a defined plan."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One family's planning problem at one moment.  `services[variant, profile]`; `variants` from the least to the
-    most accurate; accuracy in percent."""
+    """One family's planning problem at one moment.  `services[variant, profile]`; `backend` of each variant, `own` of
+    each (variant, profile); `variants` from the least to the most accurate; accuracy in percent."""
 
     family: str
     variants: tuple[str, ...]
     accuracy: dict[str, float]
     backend: dict[str, str]
+    own: dict[tuple[str, str], str]
     services: dict[tuple[str, str], Service]
     base_energy_j: float
     base_accuracy: float
@@ -72,7 +78,10 @@ def problem_of(state: State) -> Problem:
         devices = ", ".join(shape.device for shape in state.devices) or "none"
         raise PlanError(f"{state.family} has no device that can be used ({devices})")
     known = {placement.profile for shape in state.devices for layout in shape.layouts for placement in layout}
-    services = {key: value for key, value in services.items() if key[0] in accuracy and key[1] in known}
+    worst = 1.0 / (1.0 + state.objective.profile_error)
+    services = {
+        key: service.derated(worst) for key, service in services.items() if key[0] in accuracy and key[1] in known
+    }
     variants = sorted({variant for variant, _ in services}, key=lambda variant: (accuracy[variant], variant))
     if not variants:
         raise PlanError(f"the profile of {state.family} covers none of {', '.join(sorted(known))}: profile it again")
@@ -81,6 +90,7 @@ def problem_of(state: State) -> Problem:
         variants=tuple(variants),
         accuracy={variant: accuracy[variant] for variant in variants},
         backend={variant: profile.backend[variant] for variant in variants},
+        own=backends_of(profile),
         services=services,
         base_energy_j=max(profile.base.energy_j_per_row, 1e-12),
         base_accuracy=profile.base.accuracy,
@@ -96,16 +106,45 @@ def accuracies(profile: FamilyProfile) -> dict[str, float]:
     return {item.variant: item.value for item in profile.accuracy if profile.backend.get(item.variant) == item.backend}
 
 
-def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, str], Service]:
-    """How each (variant, profile) serves on the variant's chosen backend, slowed to `share` of the machine's time.
+def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
+    """The backend of each (variant, profile): the variant's chosen one, unless another that gives the same answers
+    (`SAME_ANSWERS` of the rows, accuracy within `SAME_ACCURACY` points) costs clearly less there and is no slower, by
+    itself and in its largest batch."""
+    alike = {
+        (item.variant, item.backend)
+        for item in profile.accuracy
+        for chosen in profile.accuracy
+        if chosen.variant == item.variant and chosen.backend == profile.backend.get(item.variant)
+        if item.agreement >= SAME_ANSWERS and abs(item.value - chosen.value) <= SAME_ACCURACY
+    }
+    found: dict[tuple[str, str], str] = {}
+    measured = _measured(profile)
+    for (variant, name, backend), service in measured.items():
+        chosen = profile.backend.get(variant, "")
+        if backend == chosen:
+            found.setdefault((variant, name), backend)
+        elif (variant, backend) in alike and (variant, name, chosen) in measured:
+            now = measured[variant, name, found.get((variant, name), chosen)]
+            cheaper = service.least_energy_j < CHEAPER * now.least_energy_j
+            if cheaper and service.mean_ms[0] <= now.mean_ms[0] and service.capacity() >= now.capacity():
+                found[variant, name] = backend
+    return found
 
-    Where a batch size was measured with several thread counts the fastest counts.
-    """
-    fastest: dict[tuple[str, str], dict[int, LatencyMeasurement]] = defaultdict(dict)
+
+def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, str], Service]:
+    """How each (variant, profile) serves on its backend (`backends_of`), slowed to `share` of the machine's time."""
+    measured = _measured(profile)
+    return {
+        (variant, name): measured[variant, name, backend].derated(min(1.0, share))
+        for (variant, name), backend in backends_of(profile).items()
+    }
+
+
+def _measured(profile: FamilyProfile) -> dict[tuple[str, str, str], Service]:
+    """How each (variant, profile, backend) serves; of several thread counts the fastest at a batch size counts."""
+    fastest: dict[tuple[str, str, str], dict[int, LatencyMeasurement]] = defaultdict(dict)
     for item in profile.latency:
-        if profile.backend.get(item.variant) != item.backend:
-            continue
-        rows = fastest[item.variant, item.profile]
+        rows = fastest[item.variant, item.profile, item.backend]
         if item.batch not in rows or item.mean_ms < rows[item.batch].mean_ms:
             rows[item.batch] = item
     services = {}
@@ -116,5 +155,5 @@ def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, s
             tuple(max(item.mean_ms, 1e-6) for item in ordered),
             tuple(item.energy_j_per_row for item in ordered),
             sum(item.cv for item in ordered) / len(ordered),
-        ).derated(min(1.0, share))
+        )
     return services

@@ -1,7 +1,7 @@
 """The default policy: the best plan of the objective over the configurations of the devices.
 
-Exact where there are few enough to weigh them all, annealed where there are more (`planning.annealed`); the plan's bound
-says how much better any other could be.
+Exact where there are few enough to weigh them all, annealed where there are more (`planning.annealed`); the plan's
+bound says how much better any other could be.
 """
 
 from __future__ import annotations

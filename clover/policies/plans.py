@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from clover.errors import PlanError
-from clover.planning.layout import lay_out, slices
+from clover.planning.dual import bound
 from clover.planning.formulation import Formulation, Member
+from clover.planning.layout import lay_out, slices
 from clover.planning.objective import Objective, objective_of
 from clover.planning.problem import Problem, problem_of
 from clover.planning.search import UNBOUNDED_MS, Found, evaluate
@@ -29,6 +30,7 @@ def placed(state: State, problem: Problem, configuration: Configuration) -> tupl
         configuration,
         family=state.family,
         backend=problem.backend,
+        own=problem.own,
         devices=state.devices,
         running=state.running,
         capacity=rows_per_s,
@@ -39,7 +41,7 @@ def plan_of(state: State, problem: Problem, objective: Objective, found: Found, 
     """The plan that realises `found.best`."""
     best = found.best
     deployment = placed(state, problem, best.configuration)
-    bound = Formulation([Member(problem, objective)], state.devices, slow=True).bound()
+    limit = bound(Formulation([Member(problem, objective)], state.devices, slow=True))
     return Plan(
         family=state.family,
         policy=policy,
@@ -50,8 +52,8 @@ def plan_of(state: State, problem: Problem, objective: Objective, found: Found, 
         score=best.score,
         reason=_reason(state, objective, best, found, note),
         feasible=best.feasible,
-        bound=bound if math.isfinite(bound) else None,
-        gap=(bound - best.score) / objective.scale if math.isfinite(bound) else None,
+        bound=limit if math.isfinite(limit) else None,
+        gap=(limit - best.score) / objective.scale if math.isfinite(limit) else None,
         candidates=found.candidates,
         evaluated=found.evaluated,
     )
@@ -94,5 +96,6 @@ def _reason(state: State, objective: Objective, best: Candidate, found: Found, n
         if best.configuration == running_configuration(state) and best.score < found.candidates[0].score:
             text += "; kept: the gain of the best other is below the margin"
         else:
-            text += f"; best of {found.total}" if found.complete else f"; best of {found.evaluated} simulated, {found.total} weighed"
+            many = f"{found.total}" if found.complete else f"{found.evaluated} simulated, {found.total} weighed"
+            text += f"; best of {many}"
     return f"{text}; {note}" if note else text

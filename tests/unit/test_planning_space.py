@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from clover.errors import PlanError
 from clover.planning.annealed import EXACT, annealed, best_found, every
+from clover.planning.dual import bound
 from clover.planning.enumerate import configurations, count, kinds_of, profile_sets
 from clover.planning.formulation import Formulation, Member
 from clover.planning.layout import lay_out
 from clover.planning.objective import derive_lambda, objective_of
-from clover.planning.problem import base_capacity, problem_of, services_of, whole
+from clover.planning.problem import backends_of, base_capacity, problem_of, services_of, whole
 from clover.planning.search import ASKED, UNBOUNDED_MS, evaluate, optimistic, search
 from clover.planning.shares import balanced_mix, best_mix
 from clover.policies import build
@@ -135,9 +136,9 @@ def test_large_spaces_are_annealed(devices: tuple[DeviceShape, ...]) -> None:
         for candidate in found.candidates:
             laid = lay_out(candidate.configuration, family="toy", backend=problem.backend, devices=devices)
             assert configuration_of(laid) == candidate.configuration
-        bound = Formulation([Member(problem, scored)], devices, slow=True).bound()
+        limit = bound(Formulation([Member(problem, scored)], devices, slow=True))
         base = build("base").propose(now)
-        assert base.score <= found.best.score <= bound + 1e-9
+        assert base.score <= found.best.score <= limit + 1e-9
         assert found == best_found(problem, scored), "the same problem, the same answer"
 
 
@@ -156,7 +157,7 @@ def test_annealing_finds_what_evaluating_everything_finds() -> None:
         if best is not None:
             behind.append((best - found.score) / scored.scale)
     assert len(behind) >= 6
-    assert -1e-9 <= min(behind)
+    assert min(behind) >= -1e-9
     assert max(behind) <= 0.01
 
 
@@ -368,7 +369,7 @@ def test_the_search_equals_evaluating_everything_and_never_exceeds_the_bound() -
                 best = max(c.score for c in feasible)
                 assert best - found.best.score <= 0.02 * scored.scale + 1e-12
                 assert found.candidates[0].score == pytest.approx(best)
-                assert best <= Formulation([Member(problem, scored)], now.devices, slow=True).bound() + 1e-9
+                assert best <= bound(Formulation([Member(problem, scored)], now.devices, slow=True)) + 1e-9
                 for candidate in feasible:
                     assert candidate.prediction.p95_ms <= slo
                     assert candidate.prediction.accuracy >= 91.0 - 1e-4
@@ -470,3 +471,37 @@ def test_the_best_mix_keeps_the_least_shares(lanes: list[tuple[int, int, int]], 
         assert math.isclose(sum(mix), 1.0)
         assert all(share >= low - 1e-9 for share, low in zip(mix, least, strict=True))
         assert sum(share * a for share, (_, a, _) in zip(mix, lanes, strict=True)) >= floor - 1e-6
+
+
+# --- backends -------------------------------------------------------------------------------------
+
+
+def test_a_profile_has_a_backend_of_its_own_where_that_is_cheaper_and_answers_alike() -> None:
+    measured = profile()
+    spare = [
+        msgspec.structs.replace(
+            m, backend="other", mean_ms=0.8 * m.mean_ms, energy_j_per_row=0.8 * m.energy_j_per_row
+        )
+        for m in measured.latency
+        if m.profile == "2c"
+    ]
+    accuracy = next(item for item in measured.accuracy if item.variant == "large")
+
+    def told(agreement: float, value: float) -> FamilyProfile:
+        other = msgspec.structs.replace(accuracy, backend="other", agreement=agreement, value=value)
+        return msgspec.structs.replace(
+            measured, latency=(*measured.latency, *spare), accuracy=(*measured.accuracy, other)
+        )
+
+    good = told(1.0, accuracy.value)
+    assert {key for key, name in backends_of(good).items() if name == "other"} == {("large", "2c")}
+    before, after = (services_of(one)["large", "2c"].mean_ms[0] for one in (measured, good))
+    assert after == pytest.approx(0.8 * before)
+    for bad in (told(0.99, accuracy.value), told(1.0, accuracy.value - 0.2)):
+        assert set(backends_of(bad).values()) == {"eager"}
+    plan = build("static:large").propose(state(rate=5.0, measured=good, config=objective(floor=91.0)))
+    assert {(item.placement.profile, item.backend) for item in plan.deployment} <= {("2c", "other"), ("1c", "eager")}
+    base = build("base").propose(state(measured=good))
+    assert [item.backend for item in base.deployment] == ["other"]
+    again = build("base").propose(state(measured=good, running=base.deployment))
+    assert again.deployment == base.deployment
