@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from clover._native import queueing as native
 from clover.planning.objective import Objective
 from clover.planning.problem import Problem
-from clover.planning.queueing import Service, mixture_p95_ms, play
+from clover.planning.queueing import Service, expected_batch, mixture_p95_ms, play
 from clover.planning.search import UNBOUNDED_MS, lanes_of, predict
 from clover.types import Candidate, Configuration, GroupCount, Prediction, Routing
 
@@ -46,6 +46,7 @@ FEW = 21
 ROWS = 2_000
 _WARM_UP = 200
 _QUANTILES = 200
+_HANDFUL = 16
 _SEED = 20231112
 _STABLE = 0.999  # of a lane's capacity, as in planning.search
 _LATE = 0.05
@@ -116,7 +117,8 @@ class Fifo:
         self.objective = objective
         self.keys: Keys = tuple(sorted(problem.services))
         self.variants = problem.variants
-        self._tables = _tables(self.keys, tuple(problem.services[key] for key in self.keys), problem.variants)
+        self._services = tuple(problem.services[key] for key in self.keys)
+        self._tables = _tables(self.keys, self._services, problem.variants)
         self._accuracy = np.array([problem.accuracy[variant] for variant in problem.variants])
 
     def counts(self, configuration: Configuration) -> Counts:
@@ -142,10 +144,10 @@ class Fifo:
 
     # --- closed forms -------------------------------------------------------------------------------------------------
 
-    def outlook(self, counts: Counts) -> Outlook:
-        """The closed forms of rows of counts."""
+    def outlook(self, counts: Counts, *, rough: bool = False) -> Outlook:
+        """The closed forms of rows of counts.  `rough`: with the mean field for few workers too, which is quicker."""
         tables, rate = self._tables, self.problem.rate
-        shares = self._group_shares(counts) @ tables.member
+        shares = self._group_shares(counts, 0 if rough else FEW) @ tables.member
         capacity = (counts * tables.capacity) @ tables.member
         workers = counts @ tables.member
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -173,18 +175,18 @@ class Fifo:
         )
 
     def service_ms(self, counts: Counts) -> Floats:
-        """Mean service of a single row, for rows of counts."""
-        mean: Floats = self._group_shares(counts) @ (self._tables.seconds * 1e3)
+        """Mean service of a single row, for rows of counts (rough)."""
+        mean: Floats = self._group_shares(counts, 0) @ (self._tables.seconds * 1e3)
         return mean
 
     def _score(self, accuracy: Any, energy_j: Any) -> Any:
         return self.objective.score(accuracy, energy_j)  # arithmetic alone: arrays pass through
 
-    def _group_shares(self, counts: Counts) -> Floats:
+    def _group_shares(self, counts: Counts, product: int) -> Floats:
         tables, rate = self._tables, self.problem.rate
         shares = np.zeros(counts.shape)
         single = counts @ tables.rates[:, 0] > rate
-        few = single & (counts.sum(axis=1) <= FEW)
+        few = single & (counts.sum(axis=1) <= product)
         for row in np.nonzero(few)[0]:
             own = np.nonzero(counts[row])[0]
             nothing = np.zeros(len(own))
@@ -236,7 +238,10 @@ class Fifo:
         return normal
 
     def _batches(self, groups: Counts, rate: Floats, workers: Floats, share: Floats) -> Floats:
-        """`planning.queueing.expected_batch` for many at once."""
+        """`planning.queueing.expected_batch` for many at once; for a handful it is quicker itself."""
+        if len(groups) <= _HANDFUL:
+            entries = zip(groups.tolist(), rate.tolist(), workers.tolist(), share.tolist(), strict=True)
+            return np.array([expected_batch(self._services[group], *entry) for group, *entry in entries])
         most = self._tables.most_batch[groups]
         power = workers + 2.0 / np.maximum(share, 0.05)
         batch = np.ones(len(groups))

@@ -80,7 +80,7 @@ def best_of(fifo: Fifo, rows: Counts) -> Best:
 
 def _least_bad(fifo: Fifo, rows: Counts) -> list[int]:
     """Rows of the least load, and of those that are not overloaded the swiftest."""
-    outlook = fifo.outlook(rows)
+    outlook = fifo.outlook(rows, rough=True)
     over = np.maximum(0.0, outlook.utilisation - fifo.objective.max_utilisation)
     loaded = np.argsort(outlook.utilisation, kind="stable")[:_LEAST_BAD]
     swift = np.lexsort((fifo.service_ms(rows), over))[:_LEAST_BAD]
@@ -120,7 +120,7 @@ def _every(kinds: Kinds, fits: Fits, keys: Keys) -> Counts | None:
 
 
 def best_free(fifo: Fifo, kinds: Fleet, fleet: Fleet, running: At | None) -> Best:
-    """The best that a climb finds from the best alike, or from what runs where that leads higher."""
+    """The best that a climb finds from the best alike, or from what runs where that is better to begin with."""
     known: Best | None = None
     try:
         known = best_of(fifo, alike(kinds))
@@ -129,10 +129,14 @@ def best_free(fifo: Fifo, kinds: Fleet, fleet: Fleet, running: At | None) -> Bes
     except PlanError:  # several kinds with too many deals together: kind by kind first
         at = climbed(fifo, kinds, kinds.base(fifo.problem))[-1].at
     spread = tuple(deal for unit, deal in zip(kinds.units, at, strict=True) for _ in range(unit.times))
-    starts = [spread] if running is None else [spread, running]
-    steps = sorted((step for start in starts for step in climbed(fifo, fleet, start)), key=lambda step: step.look.rank)
     others = [] if known is None else known.candidates
     best = others[0] if others else None
+    steps = climbed(fifo, fleet, spread)
+    if running is not None:
+        standing = look(fifo, fleet.counts(running))
+        if standing.candidate.feasible and standing.rank < steps[0].look.rank:
+            steps += climbed(fifo, fleet, running)
+    steps.sort(key=lambda step: step.look.rank)
     for step in steps[:_VERIFIED]:
         candidate = step.look.candidate
         if best is not None and best.feasible and (not candidate.feasible or candidate.score <= best.score):
@@ -189,13 +193,13 @@ def climbed(fifo: Fifo, fleet: Fleet, start: At) -> list[Step]:
 
 def _better(fifo: Fifo, rows: Counts, than: Look) -> tuple[int, Look] | None:
     """The best row that holds, and better than what is known."""
-    outlook = fifo.outlook(rows)
+    outlook = fifo.outlook(rows, rough=True)
     least = than.candidate.score + 1e-9 if than.candidate.feasible else -math.inf
     hopeful = (outlook.utilisation <= fifo.objective.max_utilisation + 1e-9) & ~outlook.late & (outlook.score > least)
     order = [row for row in np.argsort(-outlook.score, kind="stable").tolist() if hopeful[row]]
     for row in order[:_TRIED]:
         found = look(fifo, rows[row])
-        if found.candidate.feasible:
+        if found.candidate.feasible and found.candidate.score > least:
             return row, found
     return None
 

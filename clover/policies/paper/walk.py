@@ -35,7 +35,7 @@ from clover.types import Candidate
 
 NO_BETTER = 5
 NEW = 10
-GIVE_UP = 40
+GIVE_UP = 25
 HOT, COLD, COOLING = 100.0, 10.0, 5.0
 K = 1e-4
 _VERIFIED = 3
