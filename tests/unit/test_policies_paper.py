@@ -224,6 +224,18 @@ def test_closed_forms_are_those_of_the_planner(data: st.DataObject, load: float,
         assert {v: s for v, s in shares.items() if s > 0.0} == pytest.approx(own, abs=1e-9)
 
 
+@pytest.mark.parametrize(("gpus", "load"), [(1, 0.3), (1, 0.8), (4, 0.3), (4, 0.6), (4, 0.9)])
+def test_many_are_weighed_as_one_by_one(gpus: int, load: float) -> None:
+    now = on(a100s(gpus), rate=load * gpus * 2_000.0)
+    fifo = fifo_of(now)
+    rows = gpus * fleet_of(fifo.problem, fifo.keys, alike=True).units[0].deals.counts
+    together = fifo.outlook(rows)
+    for number in range(0, len(rows), 7):
+        alone = fifo.outlook(rows[number : number + 1])
+        for name in ("shares", "accuracy", "energy_j", "utilisation", "score", "late"):
+            assert getattr(together, name)[number] == pytest.approx(getattr(alone, name)[0], rel=1e-9, abs=1e-12), name
+
+
 def test_shares_go_over_smoothly_into_those_of_workers_that_are_always_busy() -> None:
     configuration = config(("large", "1c", 1), ("small", "1c", 1))
 
@@ -280,6 +292,23 @@ def test_the_oracle_of_equal_devices_is_the_best_of_all_that_are_alike(
     assert all(group.count % number == 0 for group in plan.configuration)
     assert f"best of {len(one)}" in plan.reason
     assert "alike" in plan.reason
+
+
+@pytest.mark.parametrize(("devices", "rate"), [(a100s(2), 700.0), (tuple(cpu(4, name) for name in "ab"), 400.0)])
+def test_the_oracle_keeps_a_target_that_the_best_f_just_misses(devices: tuple[DeviceShape, ...], rate: float) -> None:
+    slo_ms = 30.0
+    one = configurations(devices[:1], fitting(problem_of(on(devices))))
+    alike = [config(*((g.variant, g.profile, g.count * 2) for g in deal)) for deal in one]
+    scores = []
+    for _ in range(3):
+        now = on(devices, rate=rate, config=objective(slo_ms=slo_ms, floor=0.0, lam=0.06), g_per_kwh=300.0)
+        plan = build("oracle:alike").propose(now)
+        assert plan.feasible
+        assert plan.score == pytest.approx(brute(now, alike), abs=1e-9)
+        assert plan.prediction.p95_ms <= slo_ms
+        slo_ms = 0.98 * plan.prediction.p95_ms
+        scores.append(plan.score)
+    assert scores[0] > scores[1] > scores[2]
 
 
 @pytest.mark.parametrize("lam", [0.02, 0.06, 0.5])
