@@ -90,7 +90,13 @@ class EnergyConfig(Section, frozen=True, kw_only=True):
 
 class ControllerConfig(Section, frozen=True, kw_only=True):
     mode: Annotated[Literal["off", "observe", "active"], _help("off | observe | active")] = "active"
-    policy: Annotated[str, _help("objective, static:VARIANT, base, or module:attribute")] = "objective"
+    policy: Annotated[
+        str,
+        _help(
+            "objective, static:VARIANT, base, clover, clover-artifact, blover, co2opt, oracle, oracle:alike, "
+            "or module:attribute"
+        ),
+    ] = "objective"
     objective: Annotated[Literal["paper", "floor"], _help("form of the objective")] = "paper"
     lam: Annotated[float, _help("lambda of the paper's objective; null derives it", ge=0, le=1)] | None = None
     reference_g_per_kwh: Annotated[

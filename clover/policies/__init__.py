@@ -3,6 +3,12 @@
 objective         the best plan of the objective over every configuration (the default)
 static:VARIANT    one variant on the layout that serves it best
 base              BASE: the best variant on whole devices
+clover            the paper's simulated annealing over the configuration graph (`paper` has this and all below)
+clover-artifact   the same as the public artifact does it, its fault included: not to serve with
+blover            random search over layouts and variants
+co2opt            the first-listed (least accurate) variant on the smallest slices everywhere
+oracle            the best f with load and intensity known, devices free
+oracle:alike      the same, all devices of a kind alike
 module:attribute  a policy of your own: a class or function called without arguments, or an instance
 """
 
@@ -14,6 +20,7 @@ from clover.errors import ConfigError
 from clover.interfaces import Policy
 from clover.policies.base import BasePolicy
 from clover.policies.objective import ObjectivePolicy
+from clover.policies.paper import SCHEMES
 from clover.policies.static import StaticPolicy
 
 __all__ = ["BasePolicy", "ObjectivePolicy", "StaticPolicy", "build"]
@@ -25,13 +32,16 @@ def build(name: str) -> Policy:
         return ObjectivePolicy()
     if name == "base":
         return BasePolicy()
+    if name in SCHEMES:
+        return SCHEMES[name]()
     kind, colon, rest = name.partition(":")
     if kind == "static":
         if not rest:
             raise ConfigError("static:VARIANT names the variant to serve, as in static:small")
         return StaticPolicy(rest)
     if not colon or not rest:
-        raise ConfigError(f"unknown policy {name!r}: objective, base, static:VARIANT or module:attribute")
+        known = ", ".join(("objective", "base", "static:VARIANT", *SCHEMES))
+        raise ConfigError(f"unknown policy {name!r}: {known} or module:attribute")
     return _custom(kind, rest)
 
 

@@ -1,0 +1,219 @@
+"""ORACLE: the best f at the load and the intensity of the moment, as a search that costs nothing would find it.
+
+The artifact's oracle is an exhaustive run over the deals of one GPU, with every GPU alike.  `best_of` is that on the
+model: all closed forms at once, then p95 in the order of f until one holds, so that what it gives is the best that
+holds.  Where devices are free the fleet has far too many configurations (4 x 10^12 for ten A100s): up to `SMALL` they
+are all weighed, above that `climbed` goes uphill from the best alike, device by device.  That is good, and not proven
+to be best.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from clover.errors import PlanError
+from clover.planning.enumerate import Kinds, configurations_of, kinds_of
+from clover.planning.spaces import FULL
+from clover.policies.paper.fifo import Counts, Fifo, Keys, stacked
+from clover.policies.paper.fleet import At, Fits, Fleet
+from clover.policies.paper.walk import Look, look
+from clover.policies.plans import fitting
+from clover.types import Candidate
+
+SMALL = 5_000
+_ALTERNATIVES = 4
+_ASKED = 300
+_MARGIN = 1.15  # a short play that misses the SLO by more is believed
+_LEAST_BAD = 12
+_ROUNDS = 3
+_VERIFIED = 4
+_TRIED = 12  # configurations asked for p95 in one round of a climb
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best of some configurations, and the runners-up; `complete`: whether nothing better was left unasked; `row`:
+    which of them is the best."""
+
+    candidates: list[Candidate]
+    evaluated: int
+    total: int
+    complete: bool
+    row: int = 0
+
+
+def best_of(fifo: Fifo, rows: Counts) -> Best:
+    """The best f among `rows` that holds the latency target; where none does, the least bad."""
+    outlook = fifo.outlook(rows)
+    limit, slo_ms = fifo.objective.max_utilisation, fifo.objective.slo_ms
+    hopeful = (outlook.utilisation <= limit + 1e-9) & ~outlook.late
+    order = [row for row in np.argsort(-outlook.score, kind="stable").tolist() if hopeful[row]]
+    best: Candidate | None = None
+    others: list[Candidate] = []
+    asked = chosen = 0
+    for row in order[:_ASKED]:
+        asked += 1
+        p95_ms = fifo.glanced_p95_ms(rows[row], outlook.shares[row])
+        if best is None and p95_ms <= _MARGIN * slo_ms:
+            longer = fifo.candidate(rows[row], outlook, row)
+            if longer.feasible:
+                best, chosen = longer, row
+                continue
+        others.append(fifo.candidate(rows[row], outlook, row, p95_ms))
+        if best is not None and sum(item.feasible for item in others) >= _ALTERNATIVES:
+            break
+    if best is not None:
+        ranked = sorted(others, key=lambda item: (not item.feasible, -item.score))
+        return Best([best, *ranked], asked, len(rows), True, chosen)
+    looks = sorted(((look(fifo, rows[row]), row) for row in _least_bad(fifo, rows)), key=lambda item: item[0].rank)
+    least, chosen = looks[0]
+    longer = fifo.candidate(least.counts, least.outlook, 0)
+    rest = [item.candidate for item, _ in looks[1:]]
+    return Best([longer, *rest], asked + len(looks), len(rows), len(order) <= _ASKED, chosen)
+
+
+def _least_bad(fifo: Fifo, rows: Counts) -> list[int]:
+    """Rows of the least load, and of those that are not overloaded the swiftest."""
+    outlook = fifo.outlook(rows, rough=True)
+    over = np.maximum(0.0, outlook.utilisation - fifo.objective.max_utilisation)
+    loaded = np.argsort(outlook.utilisation, kind="stable")[:_LEAST_BAD]
+    swift = np.lexsort((fifo.service_ms(rows), over))[:_LEAST_BAD]
+    return list(dict.fromkeys([*loaded.tolist(), *swift.tolist()]))
+
+
+def alike(fleet: Fleet) -> Counts:
+    """Every configuration of a fleet whose units are kinds; PlanError where several kinds have too many together."""
+    sizes = [len(unit.deals.counts) for unit in fleet.units]
+    if math.prod(sizes) > FULL:
+        raise PlanError(
+            f"devices of {len(sizes)} kinds have {math.prod(sizes)} configurations even if all of a kind are alike: "
+            f"too many to list (the limit is {FULL}); the policy oracle searches them"
+        )
+    if len(sizes) == 1:
+        return fleet.units[0].times * fleet.units[0].deals.counts
+    return stacked([fleet.counts(at) for at in itertools.product(*map(range, sizes))])
+
+
+def every(fifo: Fifo) -> Counts | None:
+    """All configurations of the devices; None where they are more than `SMALL`."""
+    problem = fifo.problem
+    return _every(kinds_of(problem.devices), tuple(sorted(fitting(problem).items())), fifo.keys)
+
+
+@lru_cache(maxsize=16)
+def _every(kinds: Kinds, fits: Fits, keys: Keys) -> Counts | None:
+    try:
+        space = configurations_of(kinds, dict(fits), limit=SMALL, max_variants=0)
+    except PlanError:
+        return None
+    rows = np.zeros((len(space), len(keys)), dtype=np.int64)
+    for row, configuration in zip(rows, space, strict=True):
+        for group in configuration:
+            row[keys.index((group.variant, group.profile))] = group.count
+    return rows
+
+
+def best_free(fifo: Fifo, kinds: Fleet, fleet: Fleet, running: At | None) -> Best:
+    """The best that a climb finds from the best alike, or from what runs where that is better to begin with."""
+    known: Best | None = None
+    try:
+        known = best_of(fifo, alike(kinds))
+        sizes = [len(unit.deals.counts) for unit in kinds.units]
+        at = tuple(int(deal) for deal in np.unravel_index(known.row, sizes))
+    except PlanError:  # several kinds with too many deals together: kind by kind first
+        at = climbed(fifo, kinds, kinds.base(fifo.problem))[-1].at
+    spread = tuple(deal for unit, deal in zip(kinds.units, at, strict=True) for _ in range(unit.times))
+    others = [] if known is None else known.candidates
+    best = others[0] if others else None
+    steps = climbed(fifo, fleet, spread)
+    if running is not None:
+        standing = look(fifo, fleet.counts(running))
+        if standing.candidate.feasible and standing.rank < steps[0].look.rank:
+            steps += climbed(fifo, fleet, running)
+    steps.sort(key=lambda step: step.look.rank)
+    for step in steps[:_VERIFIED]:
+        candidate = step.look.candidate
+        if best is not None and best.feasible and (not candidate.feasible or candidate.score <= best.score):
+            break
+        longer = fifo.candidate(step.look.counts, step.look.outlook, 0)
+        if best is None or longer.feasible:
+            best = longer
+    assert best is not None  # every climb has a first step
+    seen = {best.configuration: best}
+    for item in (*others, *(step.look.candidate for step in steps)):
+        seen.setdefault(item.configuration, item)
+    rest = sorted(list(seen.values())[1:], key=lambda item: (not item.feasible, -item.score))
+    evaluated = len(steps) + (0 if known is None else known.evaluated)
+    return Best([best, *rest], evaluated, evaluated, True)
+
+
+# --- uphill -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """A place on the way uphill."""
+
+    at: At
+    look: Look
+
+
+def climbed(fifo: Fifo, fleet: Fleet, start: At) -> list[Step]:
+    """The way uphill from `start`, which is its first step; each later one is better than that before.
+
+    A step takes the best new deal of one unit that holds, and gives it to as many others that stand like it as helps.
+    """
+    at, here = start, look(fifo, fleet.counts(start))
+    way = [Step(at, here)]
+    for _ in range(_ROUNDS):
+        standing = _standing(fleet, at)
+        total = fleet.counts(at)
+        moves: list[tuple[list[int], int]] = []
+        rows = []
+        for like in standing:
+            unit = fleet.units[like[0]]
+            moves.extend((like, deal) for deal in range(len(unit.deals.counts)))
+            rows.append(total + unit.times * (unit.deals.counts - unit.deals.counts[at[like[0]]]))
+        one = _better(fifo, np.concatenate(rows), here)
+        if one is None:
+            break
+        like, deal = moves[one[0]]
+        ways = [_given(at, like[:number], deal) for number in range(1, len(like) + 1)]
+        more = _better(fifo, stacked([fleet.counts(item) for item in ways]), one[1])
+        at, here = (ways[0], one[1]) if more is None else (ways[more[0]], more[1])
+        way.append(Step(at, here))
+    return way
+
+
+def _better(fifo: Fifo, rows: Counts, than: Look) -> tuple[int, Look] | None:
+    """The best row that holds, and better than what is known."""
+    outlook = fifo.outlook(rows, rough=True)
+    least = than.candidate.score + 1e-9 if than.candidate.feasible else -math.inf
+    hopeful = (outlook.utilisation <= fifo.objective.max_utilisation + 1e-9) & ~outlook.late & (outlook.score > least)
+    order = [row for row in np.argsort(-outlook.score, kind="stable").tolist() if hopeful[row]]
+    for row in order[:_TRIED]:
+        found = look(fifo, rows[row])
+        if found.candidate.feasible and found.candidate.score > least:
+            return row, found
+    return None
+
+
+def _standing(fleet: Fleet, at: At) -> list[list[int]]:
+    """Units that may be exchanged for one another: of one kind, and with the same deal."""
+    found: dict[tuple[int, int, int], list[int]] = {}
+    for number, (unit, deal) in enumerate(zip(fleet.units, at, strict=True)):
+        found.setdefault((id(unit.deals), unit.times, deal), []).append(number)
+    return list(found.values())
+
+
+def _given(at: At, units: Sequence[int], deal: int) -> At:
+    changed = list(at)
+    for unit in units:
+        changed[unit] = deal
+    return tuple(changed)

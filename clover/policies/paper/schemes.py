@@ -1,0 +1,164 @@
+"""The paper's schemes as policies.  See the package for what is whose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+
+from clover._native.random import Random
+from clover.errors import PlanError
+from clover.planning.objective import Objective, objective_of, upper_bound
+from clover.planning.problem import Problem, problem_of
+from clover.planning.search import Found
+from clover.policies.paper.fifo import Fifo, stacked
+from clover.policies.paper.fleet import At, Fleet, fleet_of
+from clover.policies.paper.oracle import Best, alike, best_free, best_of, every
+from clover.policies.paper.walk import Walk, annealed, punished, punished_as_artifact, wandered
+from clover.policies.plans import plan_of
+from clover.types import Candidate, DeviceShape, GroupCount, Placement, Plan, State
+
+ARTIFACT_LAMBDA = 0.1
+_SHOWN = 5
+_WORD = (1 << 64) - 1
+
+
+class CloverPolicy:
+    """CLOVER: simulated annealing over the configuration graph of the fleet."""
+
+    name = "clover"
+
+    def propose(self, state: State) -> Plan:
+        """The best configuration that the search looked at; PlanError where the devices run nothing measured."""
+        fifo = _fifo(state)
+        fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
+        start, known = _start(state, fifo.problem, fleet)
+        walk = annealed(fifo, fleet, start, _random(state), punished, drawn=False, known=known)
+        return _walked(state, fifo, walk, self.name, "simulated annealing over the configuration graph")
+
+
+class CloverArtifactPolicy:
+    """CLOVER as the public artifact runs it, **with its fault**: where the score is negative, breaking the latency
+    target is rewarded (`walk.punished_as_artifact`).  To compare with, not to serve with."""
+
+    name = "clover-artifact"
+
+    def propose(self, state: State) -> Plan:
+        """The best configuration that the search looked at; PlanError where the devices run nothing measured."""
+        fifo = _fifo(state, ARTIFACT_LAMBDA)
+        fleet = fleet_of(fifo.problem, fifo.keys, alike=True)
+        start, known = _start(state, fifo.problem, fleet)
+        walk = annealed(fifo, fleet, start, _random(state), punished_as_artifact, drawn=True, known=known)
+        words = "simulated annealing over the configuration graph of one device, all alike, with the artifact's penalty"
+        return _walked(state, fifo, walk, self.name, words)
+
+
+class BloverPolicy:
+    """BLOVER: random search over layouts and variants, each device for itself."""
+
+    name = "blover"
+
+    def propose(self, state: State) -> Plan:
+        """The best configuration that the search looked at; PlanError where the devices run nothing measured."""
+        fifo = _fifo(state)
+        fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
+        start, known = _start(state, fifo.problem, fleet)
+        walk = wandered(fifo, fleet, start, _random(state), known=known)
+        return _walked(state, fifo, walk, self.name, "random search over layouts and variants")
+
+
+class Co2OptPolicy:
+    """CO2OPT: the first-listed variant (the least accurate one) on the smallest slices everywhere."""
+
+    name = "co2opt"
+
+    def propose(self, state: State) -> Plan:
+        """CO2OPT's plan; PlanError where the variant was not measured throughout any layout of some device."""
+        fifo = _fifo(state)
+        first = fifo.problem.variants[0]
+        counts: dict[str, int] = {}
+        for device in state.devices:
+            for placement in _smallest(fifo.problem, device, first):
+                counts[placement.profile] = counts.get(placement.profile, 0) + 1
+        configuration = tuple(
+            GroupCount(variant=first, profile=profile, count=number) for profile, number in sorted(counts.items())
+        )
+        rows = stacked([fifo.counts(configuration)])
+        chosen = fifo.candidate(rows[0], fifo.outlook(rows), 0)
+        return _plan(state, fifo, Best([chosen], 1, 1, True), self.name, f"{first} on the smallest slices everywhere")
+
+
+class OraclePolicy:
+    """ORACLE.  `alike`: all devices of a kind alike, as in the artifact; otherwise each is free, which is ours."""
+
+    def __init__(self, *, alike: bool = False) -> None:
+        self._alike = alike
+        self.name = "oracle:alike" if alike else "oracle"
+
+    def propose(self, state: State) -> Plan:
+        """The best plan at this load and intensity; PlanError where the devices run nothing measured, or, alike, where
+        several kinds of them have too many configurations."""
+        fifo = _fifo(state)
+        kinds = fleet_of(fifo.problem, fifo.keys, alike=True)
+        if self._alike:
+            best, words = best_of(fifo, alike(kinds)), "all devices of a kind alike, as in the artifact"
+        elif (rows := every(fifo)) is not None:
+            best, words = best_of(fifo, rows), "devices free (ours), all configurations weighed"
+        else:
+            fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
+            best = best_free(fifo, kinds, fleet, fleet.running(state))
+            words = "devices free (ours), uphill from the best alike and not proven best"
+        return _plan(state, fifo, best, self.name, f"the best f with load and intensity known, {words}")
+
+
+def _fifo(state: State, lam: float | None = None) -> Fifo:
+    """The problem under the paper's objective, whatever form is configured.  `lam`: L where none is configured."""
+    problem, objective = problem_of(state), objective_of(state)
+    if lam is not None and state.objective.lam is None:
+        objective = replace(objective, lam=lam)
+    return Fifo(problem, replace(objective, form="paper"))
+
+
+def _start(state: State, problem: Problem, fleet: Fleet) -> tuple[At, bool]:
+    """Where a search begins, and whether that is what runs: else BASE, as in the paper."""
+    running = fleet.running(state)
+    return (fleet.base(problem), False) if running is None else (running, True)
+
+
+def _random(state: State) -> Random:
+    """Another stream for each grid time, so that the hours of a day do not all draw the same."""
+    return Random(state.seed & _WORD, int(state.grid_s) & _WORD)
+
+
+def _smallest(problem: Problem, device: DeviceShape, variant: str) -> tuple[Placement, ...]:
+    """The layout of most placements that the variant runs on throughout; nothing where the device has no layout."""
+    layouts = [layout for layout in device.layouts if layout]
+    fitting = [layout for layout in layouts if all((variant, item.profile) in problem.services for item in layout)]
+    if layouts and not fitting:
+        raise PlanError(f"{variant} was not measured on every profile of any layout of {device.device}")
+    return min(fitting, key=lambda layout: (-len(layout), sum(item.slices for item in layout)), default=())
+
+
+def _walked(state: State, fifo: Fifo, walk: Walk, policy: str, words: str) -> Plan:
+    candidates = walk.found()
+    best = Best(candidates, walk.times, walk.times, True)
+    return _plan(state, fifo, best, policy, f"{words}, on a model instead of live traffic")
+
+
+def _plan(state: State, fifo: Fifo, best: Best, policy: str, words: str) -> Plan:
+    """The plan of the first candidate.  What is below the accuracy floor, which the paper does not know, is marked, and
+    the bound leaves the floor out as well."""
+    candidates = tuple(_marked(item, fifo.objective) for item in best.candidates[:_SHOWN])
+    found = Found(candidates[0], candidates, best.evaluated, best.total, best.complete)
+    how = fifo.model(fifo.counts(candidates[0].configuration))
+    note = f"{words}; shares as FIFO to any idle worker has them ({how})"
+    plan = plan_of(state, fifo.problem, fifo.objective, found, policy=policy, note=note)
+    bound = upper_bound(fifo.problem, replace(fifo.objective, planned_floor=0.0))
+    return msgspec.structs.replace(plan, bound=bound)
+
+
+def _marked(candidate: Candidate, objective: Objective) -> Candidate:
+    if not candidate.feasible or candidate.prediction.accuracy >= objective.accuracy_floor - 1e-9:
+        return candidate
+    why = f"accuracy {candidate.prediction.accuracy:.2f} % is below the floor of {objective.accuracy_floor:.2f} %"
+    return msgspec.structs.replace(candidate, feasible=False, why=why)
