@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 
 from clover._native import lanes
 from clover.errors import PlanError
-from clover.planning.enumerate import Fitting, configurations_of, kinds_of
+from clover.planning.enumerate import configurations_of, kinds_of
 from clover.planning.formulation import Formulation, Member
 from clover.planning.objective import HYSTERESIS, Objective
-from clover.planning.problem import Problem
+from clover.planning.problem import Problem, fitting
 from clover.planning.search import ALTERNATIVES, Asked, Found, chosen, evaluate, least_bad, search
 from clover.types import Assignment, Candidate, Configuration, configuration_of
 
@@ -36,14 +36,6 @@ _SLACK = 0.1  # of the margin: by how much the tables may be too cautious
 _LOOKED = 14
 
 Kept = Callable[[Configuration], int]
-
-
-def fitting(problem: Problem) -> Fitting:
-    """Which variants were measured on each profile."""
-    found: dict[str, list[str]] = {}
-    for variant, profile in sorted(problem.services):
-        found.setdefault(profile, []).append(variant)
-    return {profile: tuple(variants) for profile, variants in found.items()}
 
 
 def every(problem: Problem, limit: int = EXACT) -> list[Configuration] | None:

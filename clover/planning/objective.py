@@ -1,4 +1,4 @@
-"""What is worth how much: the two forms of the objective, lambda, and the bound no plan can exceed.
+"""What is worth how much: the two forms of the objective, and lambda.
 
 With E joules of active energy a row, CI the grid's intensity now and REF the reference intensity, emissions are
 C = E CI against BASE's C_base = E_base CI, both measured in C_ref = E_base REF:
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clover.planning.problem import Problem, accuracies, services_of
+from clover.planning.problem import accuracies, services_of
 from clover.planning.queueing import Service, energy_j_per_row
 from clover.planning.shares import best_mix
 from clover.types import FamilyProfile, ObjectiveConfig, State
@@ -120,17 +120,6 @@ def derive_lambda(profile: FamilyProfile, objective: ObjectiveConfig) -> float:
     saved = (energy[best] - mixed_energy) / max(profile.base.energy_j_per_row, 1e-12)
     lost = (accuracy[best] - mixed_accuracy) / max(profile.base.accuracy, 1e-9)
     return lost / (lost + saved) if saved > 0.0 and lost > 0.0 else 0.5
-
-
-def upper_bound(problem: Problem, objective: Objective) -> float:
-    """An upper bound of f over all plans that meet the floor: the best mix of variants, each at its least energy on
-    any profile and batch, without capacity and p95.  The floor counts up to what the best variant reaches."""
-    variants = [variant for variant in problem.variants if problem.energies(variant)]
-    gains = [objective.gain(problem.accuracy[v], min(problem.energies(v))) for v in variants]
-    accuracy = [problem.accuracy[v] for v in variants]
-    mix = best_mix(gains, accuracy, [1.0] * len(variants), min(objective.planned_floor, max(accuracy)))
-    assert mix is not None
-    return sum(share * gain for share, gain in zip(mix, gains, strict=True))
 
 
 def _profiled_energy_j(service: Service) -> float:

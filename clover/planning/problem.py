@@ -101,6 +101,14 @@ def problem_of(state: State) -> Problem:
     )
 
 
+def fitting(problem: Problem) -> dict[str, tuple[str, ...]]:
+    """Which variants were measured on each profile."""
+    found: dict[str, list[str]] = {}
+    for variant, profile in sorted(problem.services):
+        found.setdefault(profile, []).append(variant)
+    return {profile: tuple(variants) for profile, variants in found.items()}
+
+
 def accuracies(profile: FamilyProfile) -> dict[str, float]:
     """Accuracy (percent) of each variant on its chosen backend."""
     return {item.variant: item.value for item in profile.accuracy if profile.backend.get(item.variant) == item.backend}

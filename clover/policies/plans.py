@@ -37,11 +37,21 @@ def placed(state: State, problem: Problem, configuration: Configuration) -> tupl
     )
 
 
-def plan_of(state: State, problem: Problem, objective: Objective, found: Found, *, policy: str, note: str = "") -> Plan:
-    """The plan that realises `found.best`."""
+def plan_of(
+    state: State,
+    problem: Problem,
+    objective: Objective,
+    found: Found,
+    *,
+    policy: str,
+    note: str = "",
+    bounded: Objective | None = None,
+) -> Plan:
+    """The plan that realises `found.best`.  Its bound is that of `bounded`, where a policy does not keep all that the
+    objective asks."""
     best = found.best
     deployment = placed(state, problem, best.configuration)
-    limit = bound(Formulation([Member(problem, objective)], state.devices, slow=True))
+    limit = bound(Formulation([Member(problem, bounded or objective)], state.devices, slow=True))
     return Plan(
         family=state.family,
         policy=policy,

@@ -18,14 +18,13 @@ from clover.errors import PlanError
 from clover.planning.enumerate import configurations
 from clover.planning.layout import lay_out
 from clover.planning.objective import objective_of
-from clover.planning.problem import Problem, problem_of
+from clover.planning.problem import Problem, fitting, problem_of
 from clover.planning.search import lanes_of, predict
 from clover.policies import build
 from clover.policies.paper import SCHEMES
 from clover.policies.paper.fifo import FEW, Fifo, stacked
 from clover.policies.paper.fleet import RADIUS, drawn_neighbour, fleet_of, neighbour
 from clover.policies.paper.walk import GIVE_UP, NEW, moves, punished, punished_as_artifact
-from clover.policies.plans import fitting
 from clover.types import Configuration, DeviceShape, GroupCount, Plan, Prediction, State, configuration_of
 from tests.unit.mig_fixture import a100, a100s, mig_profile
 from tests.unit.profiles_fixture import cpu, objective, profile, state, worker

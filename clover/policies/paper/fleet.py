@@ -22,12 +22,12 @@ import numpy as np
 from clover._native.random import Random
 from clover.errors import PlanError
 from clover.planning.enumerate import Profiles, configurations_of, multisets_of
-from clover.planning.problem import Problem, whole
-from clover.planning.spaces import FULL
+from clover.planning.problem import Problem, fitting, whole
 from clover.policies.paper.fifo import Counts, Floats, Keys
-from clover.policies.plans import fitting
 from clover.types import Assignment, DeviceShape, State
 
+FULL = 20_000
+"""Configurations of one device, or of devices all alike, up to which they are listed."""
 Fits = tuple[tuple[str, tuple[str, ...]], ...]
 At = tuple[int, ...]
 """Where a search stands: the number of each unit's deal."""

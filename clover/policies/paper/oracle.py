@@ -19,11 +19,10 @@ import numpy as np
 
 from clover.errors import PlanError
 from clover.planning.enumerate import Kinds, configurations_of, kinds_of
-from clover.planning.spaces import FULL
+from clover.planning.problem import fitting
 from clover.policies.paper.fifo import Counts, Fifo, Keys, stacked
-from clover.policies.paper.fleet import At, Fits, Fleet
+from clover.policies.paper.fleet import FULL, At, Fits, Fleet
 from clover.policies.paper.walk import Look, look
-from clover.policies.plans import fitting
 from clover.types import Candidate
 
 SMALL = 5_000

@@ -8,7 +8,7 @@ import msgspec
 
 from clover._native.random import Random
 from clover.errors import PlanError
-from clover.planning.objective import Objective, objective_of, upper_bound
+from clover.planning.objective import Objective, objective_of
 from clover.planning.problem import Problem, problem_of
 from clover.planning.search import Found
 from clover.policies.paper.fifo import Fifo, stacked
@@ -152,9 +152,8 @@ def _plan(state: State, fifo: Fifo, best: Best, policy: str, words: str) -> Plan
     found = Found(candidates[0], candidates, best.evaluated, best.total, best.complete)
     how = fifo.model(fifo.counts(candidates[0].configuration))
     note = f"{words}; shares as FIFO to any idle worker has them ({how})"
-    plan = plan_of(state, fifo.problem, fifo.objective, found, policy=policy, note=note)
-    bound = upper_bound(fifo.problem, replace(fifo.objective, planned_floor=0.0))
-    return msgspec.structs.replace(plan, bound=bound)
+    free = replace(fifo.objective, planned_floor=0.0)
+    return plan_of(state, fifo.problem, fifo.objective, found, policy=policy, note=note, bounded=free)
 
 
 def _marked(candidate: Candidate, objective: Objective) -> Candidate:
