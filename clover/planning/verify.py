@@ -167,7 +167,7 @@ def verify(problem: Problem, counts: Counts, *, most_rows: int = MOST_ROWS) -> V
         holds=holds is True,
         misses=holds is False,
         agrees=agrees is True,
-        why="; ".join(faults),
+        why=("it keeps the SLA, but " if holds and faults else "") + "; ".join(faults),
     )
 
 
