@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for model, rows in told.items():
         for one in rows:
-            if not (one.agrees and one.accepted):
+            if not (one.good and one.accepted):
                 verdict = "accepted" if one.accepted else f"rejected: {one.why}"
                 print(
                     f"{model} N={one.gpus} seed {one.seed} load {one.load:.2f}: model's p95 {one.p95:+.2%}, shares "

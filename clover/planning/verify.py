@@ -21,7 +21,8 @@ looks at the data make the real confidence a little less.
  - `holds`: the simulated quantile keeps the SLA, which is to say that no more than 1 - q of the requests exceed it.
    The best configurations lie at the SLA, so that doubt must not reject: it holds unless the whole interval of that
    share lies above 1 - q.  That is fair only where the interval is narrow: one that spans 1 - q may be `TOLERANCE` of
-   it wide to each side (0.2 points of 5, some 1 % of a p95), no more.
+   it wide to each side (0.2 points of 5), no more.  In milliseconds that is mostly 1 % of a p95; between two modes of
+   the latency, where hardly a request falls, it may be several.
  - `agrees`: the model's quantile is within `QUANTILE_APART` of the simulated one and each share within `SHARE_APART`.
    Where they are further apart the search looked at the wrong figures, and few are near the limit: it agrees only
    where the whole interval lies within.
