@@ -39,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.seed < 0:
             raise ConfigError(f"--seed is 0 or more, not {given.seed}")
         problem = _read(given.problem)
-        answer = solve(problem, seed=given.seed, time_limit_s=given.time_limit, highs=not given.no_highs)
+        answer = solve(
+            problem,
+            seed=given.seed,
+            time_limit_s=given.time_limit,
+            highs=not given.no_highs,
+            verification=given.verify,
+        )
         document = msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n"
         if given.output:
             _write(given.output, document)
@@ -48,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             show(problem, answer, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
         sys.stdout.flush()
+        if answer.verified is False:
+            _warn(f"NOT VERIFIED: {answer.why}")
     except BrokenPipeError:  # the reader, as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ConfigError as error:
@@ -65,6 +73,10 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
+def _warn(text: str) -> None:
+    print(f"clover plan: warning: {text}", file=sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m clover plan", description=_ABOUT)
     parser.add_argument("problem", metavar="PROBLEM.json", help="problem file; - reads standard input")
@@ -72,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the answer as JSON instead of a table")
     parser.add_argument("--time-limit", metavar="S", type=float, default=20.0, help="seconds for it all [20]")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the annealer [0]")
+    parser.add_argument(
+        "--verify",
+        choices=("report", "strict", "off"),
+        default="report",
+        help="simulate the answer and tell; or give only one that the simulation accepts; or neither [report]",
+    )
     parser.add_argument("--no-highs", action="store_true", help="bound without HiGHS even where it is installed")
     return parser
 
@@ -136,7 +154,22 @@ def _lines(problem: Problem, answer: Answer) -> list[tuple[str, str]]:
         ),
         ("found by", f"{answer.solver}, {answer.evaluations} evaluations, {answer.seconds:.2f} s"),
         ("bound by", answer.proof),
+        *_verification(answer),
     ]
+
+
+def _verification(answer: Answer) -> list[tuple[str, str]]:
+    if answer.verified is None:
+        return [("verified", "no: not asked for")]
+    lines = [] if answer.verified else [("verified", f"NO: {answer.why}")]
+    if answer.verified_p95_ms is not None:
+        latency = f"{answer.verified_p95_ms:.4g} ms (+-{answer.verified_p95_half_width_ms:.2g})"
+        figures = f"{latency} and f {answer.verified_f:.8f} in {answer.verified_requests:,} requests"
+        lines.append(("verified", f"yes: {figures}") if answer.verified else ("simulated", figures))
+    if answer.verified and answer.rejected:
+        best = f"the best has f {answer.rejected_f:.8f}: {answer.why}"
+        lines.append(("instead of", f"{answer.rejected} that the simulation rejects; {best}"))
+    return lines
 
 
 def _say(console: Console, text: str) -> None:

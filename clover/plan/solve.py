@@ -5,6 +5,16 @@
  3. *Enumerate*, where there are few enough configurations for the time: the answer is then the optimum.
  4. *Bound*, elsewhere: what no configuration exceeds.  Its integer programs meet configurations too; where a gap is
     left, the kernel starts again, from the best of these if there are any.
+ 5. *Verify*: the answer is played by the simulator (`clover.planning.verify`).  Under `strict` one that is rejected
+    gives way to the next best that is accepted.
+
+**The next best.**  Where the simulation missed the SLA, the model is taken to be off by the same factor nearby: the
+search is asked for a model quantile as much lower.  Where only model and simulation disagree, for anything else that
+the model calls feasible.  Enumeration skips what was tried; the kernel cannot skip, and has its SLA set below the
+quantile of what was rejected.  Once something is accepted, what was met on the way and is better by the model is
+verified too, and the best accepted is kept.  Where the first few are all rejected the model may be off for all of
+their kind; then it is the turn of what the search met elsewhere, such as all GPUs alike.  The bound stays the model's:
+it is above all.
 
 Every answer is evaluated once more, in full, before it is given.
 """
@@ -13,10 +23,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from clover._native import anneal, queueing
@@ -24,7 +36,11 @@ from clover.errors import PlanError
 from clover.planning import exact
 from clover.planning.bound import Bound, bound
 from clover.planning.problem_file import Counts, Problem
+from clover.planning.verify import Verified, verify
 from clover.types import Record
+
+Verification = Literal["report", "strict", "off"]
+"""Whether an answer is simulated: and told, and replaced where it is rejected, or not at all."""
 
 ANNEAL_PART = 0.1
 ANNEAL_MOST_S = 3.0
@@ -39,11 +55,31 @@ _RESTART_S = 0.3
 _STARTS = 3
 _TILINGS = 20_000
 """Ways to cut the GPUs up to which configurations are counted."""
+VERIFY_PART = 0.1
+VERIFY_MOST_S = 1.5
+"""Seconds kept back from the search for the verification: a part of the time, and no more than this."""
+STRICT_PART = 0.4
+"""The part that `strict` keeps back, which may have to verify many."""
+_ATTEMPTS = 12
+"""Configurations that `strict` verifies at most."""
+_NEAR = 4
+"""Neighbours of the best that it verifies before it looks elsewhere."""
+_TIGHTER = 0.002
+"""By which an SLA for the next best lies below what the last one calls for."""
+_AGAIN_S = 0.5
+"""Seconds of annealing for each."""
+_UNPLAYED = 0.9
+"""What it is tightened to, of the model's quantile, where the last one was too near its capacity to be simulated."""
 
 
 class Answer(Record, frozen=True, kw_only=True):
     """The answer as it is written.  `bound` is null where there is none; `gap` is the distance to it, as
-    problem files define gaps; `proof` says what the bound rests on."""
+    problem files define gaps; `proof` says what the bound rests on.
+
+    f, p95, energy, accuracy and shares are the model's.  `verified` says whether the simulation accepted the answer
+    (null: it was not asked); the `verified_` figures are the simulation's, null where it could not be done.  `rejected`
+    configurations were not accepted, the answer included where it was not, the best of them with f = `rejected_f`;
+    `why` says what was wrong with the answer, or else with the best that it stands in for."""
 
     config: dict[str, int]
     f: float
@@ -57,6 +93,14 @@ class Answer(Record, frozen=True, kw_only=True):
     gap: float | None
     proof: str
     shares: dict[str, float]
+    verified: bool | None
+    verified_p95_ms: float | None
+    verified_p95_half_width_ms: float | None
+    verified_f: float | None
+    verified_requests: int
+    rejected: int
+    rejected_f: float | None
+    why: str
 
 
 class Infeasible(PlanError):
@@ -87,6 +131,19 @@ def kernel_problem(problem: Problem, module: ModuleType = anneal) -> Any:
     )
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """A configuration, and what the simulation says of it and of those it stands in for."""
+
+    counts: Counts
+    f: float
+    solver: str
+    found: Verified | None = None
+    rejected: int = 0
+    rejected_f: float | None = None
+    why: str = ""
+
+
 class _Search:
     """The best found so far, and what it took."""
 
@@ -97,11 +154,15 @@ class _Search:
         self.f = -math.inf
         self.solver = ""
         self.evaluations = 0
+        self.met: dict[tuple[int, ...], tuple[float, str]] = {}
+        """What was feasible, with f and what found it: few, as only the best of each attempt is taken."""
 
     def take(self, counts: Counts, solver: str) -> None:
         """Keep a configuration if it is feasible and better."""
         self.evaluations += 1
         feasible, f = self.kernel.score(counts)
+        if feasible:
+            self.met.setdefault(key(counts), (f, solver))
         if feasible and f > self.f:
             self.counts, self.f, self.solver = counts, f, solver
 
@@ -122,15 +183,22 @@ class _Search:
             self.take(found.counts, "annealing")
 
 
+def key(counts: Counts) -> tuple[int, ...]:
+    """A configuration as something to look up."""
+    return tuple(counts.tolist())
+
+
 def solve(
     problem: Problem,
     *,
     seed: int = 0,
     time_limit_s: float = 20.0,
     highs: bool = True,
+    verification: Verification = "report",
     clock: Callable[[], float] = time.monotonic,
 ) -> Answer:
-    """The best configuration found, with a bound.  Raises Infeasible with the reason where there is none."""
+    """The best configuration found, with a bound, and what the simulation says of it; under `strict` the best that the
+    simulation accepts.  Raises Infeasible with the reason where there is none."""
     began = clock()
     _impossible(problem)
     search = _Search(problem, seed)
@@ -139,11 +207,17 @@ def solve(
     size = _size(problem)
     if size > PER_SECOND * annealing_s:
         search.anneal(annealing_s)
+    kept_s = {
+        "off": 0.0,
+        "report": min(VERIFY_PART * time_limit_s, VERIFY_MOST_S),
+        "strict": STRICT_PART * time_limit_s,
+    }[verification]
 
     def left() -> float:
-        return began + time_limit_s - clock()
+        return began + time_limit_s - kept_s - clock()
 
-    proved = _enumerate(search, left(), clock) if size <= PER_SECOND * left() else None
+    whole = size <= PER_SECOND * left()
+    proved = _enumerate(search, left(), clock) if whole else None
     if proved is None:
         proved = _bound(search, left, highs)
     if search.counts is None:
@@ -153,12 +227,21 @@ def solve(
             else f"no feasible configuration was found in {clock() - began:.1f} s, and none was proved impossible: "
             "give it more time, or relax sla_ms or arrival_rate"
         )
-    return _answer(search, proved, clock() - began)
+    choice = _Choice(search.counts, search.f, search.solver)
+    if verification != "off":
+        found = verify(problem, search.counts)
+        if found.accepted:
+            choice = replace(choice, found=found)
+        elif verification == "report":
+            choice = replace(choice, found=found, rejected=1, rejected_f=search.f, why=found.why)
+        else:
+            choice = _stand_in(search, found, whole, lambda: began + time_limit_s - clock())
+    return _answer(search, choice, proved, clock() - began)
 
 
-def _answer(search: _Search, proved: Bound, seconds: float) -> Answer:
-    problem, counts = search.problem, search.counts
-    assert counts is not None
+def _answer(search: _Search, choice: _Choice, proved: Bound, seconds: float) -> Answer:
+    problem, counts, found = search.problem, choice.counts, choice.found
+    played = found if found is not None and found.replications else None
     model: Literal["pf", "mf"] = problem.model
     _, shares, dynamic_j, accuracy, p95_s, _ = queueing.evaluate(
         problem.service_s,
@@ -173,18 +256,109 @@ def _answer(search: _Search, proved: Bound, seconds: float) -> Answer:
     value = max(proved.value, search.f) + _ROUNDING
     return Answer(
         config=problem.named(counts),
-        f=search.f,
+        f=choice.f,
         p95_ms=p95_s * 1e3,
         accuracy=accuracy,
         energy_j_per_request=dynamic_j + problem.idle_j,
         bound=value,
-        solver=search.solver,
+        solver=choice.solver,
         evaluations=search.evaluations,
         seconds=seconds,
-        gap=(value - search.f) / problem.scale(search.f),
+        gap=(value - choice.f) / problem.scale(search.f),
         proof=proved.method,
         shares={g.name: float(s) for g, s, n in zip(problem.groups, shares, counts, strict=True) if n},
+        verified=None if found is None else found.accepted,
+        verified_p95_ms=played.quantile_s * 1e3 if played else None,
+        verified_p95_half_width_ms=played.half_width_s * 1e3 if played else None,
+        verified_f=played.f if played else None,
+        verified_requests=played.rows if played else 0,
+        rejected=choice.rejected,
+        rejected_f=choice.rejected_f,
+        why=choice.why,
     )
+
+
+# --- the next best ----------------------------------------------------------------------------------------------------
+
+
+def _stand_in(search: _Search, first: Verified, whole: bool, left: Callable[[], float]) -> _Choice:
+    """The best accepted configuration in place of the best one, which was rejected.  `whole`: there are few enough to
+    go through all.  Raises Infeasible where none was accepted."""
+    problem = search.problem
+    assert search.counts is not None
+    tried, rejected = {key(search.counts)}, 1
+    limit_s = _tightened(problem, problem.sla_s, first, whole)
+    best: _Choice | None = None
+    while len(tried) < _ATTEMPTS and left() > 0.0:
+        if best is not None:
+            near = _enumerated(search, problem, tried, left, best.f) if whole else _met(search, tried, best.f)
+        else:
+            near = _met(search, tried) if len(tried) > _NEAR else None
+            near = near or _below(search, limit_s, tried, whole, left)
+        if near is None:
+            break
+        tried.add(key(near.counts))
+        found = verify(problem, near.counts)
+        if found.accepted:
+            best = replace(near, found=found)
+            continue
+        rejected += 1
+        if best is None:
+            limit_s = _tightened(problem, limit_s, found, whole)
+    if best is None:
+        raise Infeasible(
+            f"the simulation accepted none of the {rejected} best configurations that the model calls feasible; "
+            f"of the first: {first.why}"
+        )
+    return replace(best, rejected=rejected, rejected_f=search.f, why=first.why)
+
+
+def _tightened(problem: Problem, limit_s: float, found: Verified, whole: bool) -> float:
+    """The SLA for the model, after this rejection."""
+    model_s = found.model_quantile_s
+    if not found.replications:
+        return min(limit_s, _UNPLAYED * model_s)
+    if not found.holds:
+        reach_s = found.quantile_s + found.half_width_s
+        return min(limit_s, model_s * min(1.0, problem.sla_s / reach_s) * (1.0 - _TIGHTER))
+    return limit_s if whole else min(limit_s, model_s * (1.0 - _TIGHTER))
+
+
+def _below(
+    search: _Search, limit_s: float, tried: Set[tuple[int, ...]], whole: bool, left: Callable[[], float]
+) -> _Choice | None:
+    """The best untried configuration whose model quantile is at most so long."""
+    tight = msgspec.structs.replace(search.problem, sla_ms=limit_s * 1e3)
+    if whole:
+        return _enumerated(search, tight, tried, left)
+    again = _Search(tight, search.seed)
+    again.scan()
+    again.anneal(min(left(), _AGAIN_S), search.counts)
+    search.seed = again.seed
+    search.evaluations += again.evaluations
+    search.met |= again.met
+    return _met(again, tried)
+
+
+def _enumerated(
+    search: _Search,
+    problem: Problem,
+    tried: Set[tuple[int, ...]],
+    left: Callable[[], float],
+    floor: float = -math.inf,
+) -> _Choice | None:
+    found = exact.enumerate_all(problem, lambda: left() <= 0.0, floor, tried)
+    search.evaluations += found.configurations
+    return None if found.counts is None else _Choice(found.counts, search.kernel.score(found.counts)[1], "enumeration")
+
+
+def _met(search: _Search, tried: Set[tuple[int, ...]], floor: float = -math.inf) -> _Choice | None:
+    """The best untried configuration met on the way, if it is better than f = `floor`."""
+    f, solver, counts = max(
+        ((f, solver, counts) for counts, (f, solver) in search.met.items() if counts not in tried and f > floor),
+        default=(floor, "", ()),
+    )
+    return _Choice(np.array(counts, dtype=np.int64), f, solver) if counts else None
 
 
 def forced(

@@ -19,7 +19,7 @@ is dropped, and the tail is evaluated from the top down until a configuration ke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -336,8 +336,11 @@ def _quantile(problem: Problem, found: Shares) -> float:
 # --- the search -------------------------------------------------------------------------------------------------------
 
 
-def best(problem: Problem, counts: Counts, floor: float = -math.inf) -> tuple[Counts | None, float]:
-    """The best feasible one of the configurations [b, groups], if it is better than `floor`, and its f."""
+def best(
+    problem: Problem, counts: Counts, floor: float = -math.inf, skip: Set[tuple[int, ...]] = frozenset()
+) -> tuple[Counts | None, float]:
+    """The best feasible one of the configurations [b, groups] that are not to be skipped, if it is better than `floor`,
+    and its f."""
     if not len(counts):
         return None, floor
     found = shares(problem, counts)
@@ -348,19 +351,25 @@ def best(problem: Problem, counts: Counts, floor: float = -math.inf) -> tuple[Co
     while len(order):
         rows, order, step = order[:step], order[step:], min(4 * step, _TAILS)
         good = tail(problem, _rows(found, rows), problem.sla_s) <= 1.0 - problem.quantile + SLACK
-        if good.any():
-            chosen = int(rows[int(np.argmax(good))])
-            return counts[chosen], float(f[chosen])
+        for chosen in rows[good].tolist():
+            if not skip or tuple(counts[chosen].tolist()) not in skip:
+                return counts[chosen], float(f[chosen])
     return None, floor
 
 
-def enumerate_all(problem: Problem, stop: Callable[[], bool] = lambda: False, floor: float = -math.inf) -> Enumerated:
-    """The best of all configurations, if it is better than f = `floor`; incomplete where `stop` ended it."""
+def enumerate_all(
+    problem: Problem,
+    stop: Callable[[], bool] = lambda: False,
+    floor: float = -math.inf,
+    skip: Set[tuple[int, ...]] = frozenset(),
+) -> Enumerated:
+    """The best of all configurations that are not to be skipped, if it is better than f = `floor`; incomplete where
+    `stop` ended it."""
     chosen, f, seen = None, floor, 0
     for block in configurations(problem):
         if stop():
             return Enumerated(chosen, f, seen, complete=False)
-        better, f = best(problem, block, f)
+        better, f = best(problem, block, f, skip)
         chosen = chosen if better is None else better
         seen += len(block)
     return Enumerated(chosen, f, seen)

@@ -265,3 +265,19 @@ def test_samples_have_their_proven_optimum(path: Path) -> None:
     assert whole.p95_s * 1e3 == pytest.approx(best["p95_ms"], rel=1e-7)
     assert whole.energy_j == pytest.approx(best["energy_j_per_request"], rel=1e-9)
     assert whole.accuracy == pytest.approx(best["accuracy"], rel=1e-9)
+
+
+@pytest.mark.parametrize("model", ["pf", "mf"])
+def test_what_was_tried_is_skipped(model: str) -> None:
+    """One after the other, the best of the rest: ever lower, none twice."""
+    problem = random_problem(2, 1, model=model)
+    tried: set[tuple[int, ...]] = set()
+    last = math.inf
+    for _ in range(5):
+        found = exact.enumerate_all(problem, skip=tried)
+        assert found.counts is not None
+        assert found.f <= last
+        tried.add(tuple(found.counts.tolist()))
+        last = found.f
+    assert len(tried) == 5
+    assert exact.enumerate_all(problem, floor=last, skip=tried).counts is None

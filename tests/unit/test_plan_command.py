@@ -7,6 +7,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,26 @@ from hypothesis import strategies as st
 
 from clover.errors import PlanError
 from clover.plan import main
+from clover.plan import solve as solving
 from clover.plan.solve import Infeasible, forced, kernel_problem, solve
 from clover.planning import exact
-from clover.planning.problem_file import of_plain, parse
+from clover.planning.problem_file import Counts, Problem, of_plain, parse
+from clover.planning.verify import Verified, verify
 from tests.reference.problems import alike_gap, plain_problem, random_counts, random_problem
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((ROOT.parent / "shared" / "problems").glob("*.json"))
 FIELDS = {"config", "f", "p95_ms", "accuracy", "energy_j_per_request", "bound", "solver", "evaluations", "seconds"}
+VERIFIED = {
+    "verified",
+    "verified_p95_ms",
+    "verified_p95_half_width_ms",
+    "verified_f",
+    "verified_requests",
+    "rejected",
+    "rejected_f",
+    "why",
+}
 
 
 @pytest.fixture
@@ -58,6 +71,12 @@ def test_an_answer_is_printed_and_written(
     assert answer["accuracy"] == pytest.approx(checked.accuracy, rel=1e-9)
     assert answer["f"] < answer["bound"] == pytest.approx(answer["f"], abs=1e-11)
     assert "enumeration" in answer["proof"]
+    assert set(answer) >= VERIFIED
+    assert answer["verified"] is True
+    assert (answer["rejected"], answer["why"]) == (0, "")
+    assert answer["verified_p95_ms"] == pytest.approx(answer["p95_ms"], rel=0.05)
+    assert 0.0 < answer["verified_p95_half_width_ms"] < 0.05 * answer["p95_ms"]
+    assert f"{answer['verified_p95_ms']:.4g} ms" in printed.out
 
 
 def test_json_instead_of_a_table(problem_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +128,7 @@ def test_an_infeasible_problem_exits_3_with_the_reason(
         (["FILE", "--time-limit", "nan"], "--time-limit"),
         (["FILE", "--seed", "-1"], "--seed"),
         (["FILE", "--no-such"], "--no-such"),
+        (["FILE", "--verify", "maybe"], "--verify"),
         (["FILE", "-o", "/nowhere/answer.json", "--time-limit", "1"], "/nowhere/answer.json"),
         ([], "PROBLEM.json"),
     ],
@@ -196,6 +216,99 @@ def test_kernel_and_enumerator_agree(seed: int, gpus: int, model: str, load: flo
     assert f == pytest.approx(ours.f, abs=1e-9)
     if abs(ours.p95_s / problem.sla_s - 1.0) > 1e-6:
         assert feasible == ours.feasible
+
+
+# --- verification -----------------------------------------------------------------------------------------------------
+
+WRONG, OPTIMISTIC = 4, 37
+"""Of one GPU: the mean field's best has unequal workers, whose shares it gets wrong; the product form's best has a p95
+that is 5 % higher by simulation."""
+
+
+def optimistic() -> Problem:
+    """The limit lies between the two p95s of the best configuration."""
+    plain = plain_problem(OPTIMISTIC, 1, model="pf")
+    problem = of_plain(plain)
+    found = verify(problem, problem.counts(solve(problem, time_limit_s=2.0, verification="off").config))
+    assert found.quantile_s > 1.03 * found.model_quantile_s
+    return of_plain(plain | {"sla_ms": 0.5e3 * (found.quantile_s + found.model_quantile_s)})
+
+
+def test_a_rejected_answer_is_given_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is best under the model stays the answer."""
+    path = tmp_path / "problem.json"
+    path.write_text(json.dumps(plain_problem(WRONG, 1)))
+    assert main([str(path), "--json", "--time-limit", "2", "--verify", "off"]) == 0
+    quiet = capsys.readouterr()
+    unasked = json.loads(quiet.out)
+    assert quiet.err == ""
+    assert unasked["verified"] is None
+    assert unasked["verified_p95_ms"] is None
+    assert main([str(path), "--json", "--time-limit", "2"]) == 0
+    loud = capsys.readouterr()
+    answer = json.loads(loud.out)
+    assert answer["verified"] is False
+    assert answer["rejected"] == 1
+    assert answer["rejected_f"] == answer["f"] == unasked["f"]
+    assert answer["config"] == unasked["config"]
+    assert "share of" in answer["why"]
+    assert loud.err == f"clover plan: warning: NOT VERIFIED: {answer['why']}\n"
+    assert main([str(path), "--time-limit", "2"]) == 0
+    assert "verified   NO: it keeps the SLA, but the model's share of" in capsys.readouterr().out
+
+
+def test_strict_gives_one_that_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "problem.json"
+    path.write_text(json.dumps(plain_problem(WRONG, 1)))
+    assert main([str(path), "--json", "--time-limit", "8", "--verify", "strict"]) == 0
+    told = capsys.readouterr()
+    answer = json.loads(told.out)
+    assert told.err == ""
+    assert answer["verified"] is True
+    assert answer["rejected"] >= 1
+    assert answer["f"] < answer["rejected_f"] <= answer["bound"]
+    assert "share of" in answer["why"]  # of the one it stands in for
+    problem = random_problem(WRONG, 1)
+    assert verify(problem, problem.counts(answer["config"])).accepted
+    assert main([str(path), "--time-limit", "8", "--verify", "strict"]) == 0
+    assert "instead of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["enumerated", "annealed"])
+def test_strict_keeps_the_sla_in_the_simulation(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = optimistic()
+    if not whole:
+        monkeypatch.setattr(solving, "_size", lambda problem: math.inf)
+    best = solve(problem, time_limit_s=2.0)
+    assert best.verified is False
+    assert "exceed the SLA" in best.why
+    answer = solve(problem, time_limit_s=4.0, verification="strict")
+    assert answer.verified
+    assert answer.f < best.f
+    assert answer.rejected_f == best.f
+    assert answer.bound is not None
+    assert answer.bound >= best.f  # it stays the model's
+    assert exact.evaluate(problem, problem.counts(answer.config)).feasible
+    assert answer.verified_p95_ms is not None
+    assert answer.verified_p95_half_width_ms is not None
+    assert answer.verified_p95_ms - answer.verified_p95_half_width_ms <= problem.sla_ms
+
+
+def test_strict_says_so_where_nothing_is_accepted(
+    problem_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def never(problem: Problem, counts: Counts) -> Verified:
+        asked.append(tuple(counts.tolist()))
+        return replace(verify(problem, counts, most_rows=500_000), agrees=False, why="for no reason")
+
+    monkeypatch.setattr(solving, "verify", never)
+    assert main([str(problem_file), "--verify", "strict", "--time-limit", "6"]) == 3
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "for no reason" in told.err
+    assert len(set(asked)) == len(asked) > 1  # each but once
 
 
 def test_infeasibility_is_an_error_of_planning() -> None:
