@@ -5,6 +5,10 @@ noise around a planned value never does.  A change of intensity or rate counts o
 rate also has to move by a row a second: a trickle doubles by chance).  A p95 above the SLO has to last `SLO_LOOKS`
 looks, a queue has to grow for `QUEUE_LOOKS` looks, a missing worker has to stay away `WORKER_LOOKS` looks: workers that
 die are restarted by the fleet, and short bursts pass.  After a trigger those counts start anew.
+
+A fall of the rate that is no reason to plan does not count in a plan made for another reason either (`held`).  Else a
+configuration that only just meets the SLO is left and taken up again as the samples of a constant rate will have it.
+A rise counts at once: promises hang on it.
 """
 
 from __future__ import annotations
@@ -56,6 +60,15 @@ class Triggers:
         """Plan again at `at_s` (monotonic) even if nothing moves: something was held back or failed."""
         self.again_s = at_s if self.again_s is None else min(self.again_s, at_s)
 
+    def held(self, rate: float, rate_change: float) -> float:
+        """Rows a second to plan for while `rate` is observed: what the last plan was made for where that is more and
+        `rate` is no reason to plan."""
+        return rate if self._moved(rate, rate_change) else max(rate, self.planned_rate)
+
+    def _moved(self, rate: float, rate_change: float) -> bool:
+        moved = abs(rate - self.planned_rate)
+        return moved > rate_change * self.planned_rate and moved >= LEAST_RATE_CHANGE
+
     def check(self, look: Look, *, slo_ms: float, intensity_change: float, rate_change: float) -> str:
         """Why to plan now, in words; empty where there is no reason."""
         late = look.p95_ms is not None and look.p95_ms > slo_ms
@@ -77,8 +90,7 @@ class Triggers:
         moved = abs(look.g_per_kwh - self.planned_g_per_kwh)
         if moved > intensity_change * max(self.planned_g_per_kwh, 1.0):
             return f"intensity moved from {self.planned_g_per_kwh:.1f} to {look.g_per_kwh:.1f} g/kWh"
-        moved = abs(look.rate - self.planned_rate)
-        if moved > rate_change * self.planned_rate and moved >= LEAST_RATE_CHANGE:
+        if self._moved(look.rate, rate_change):
             return f"rate moved from {self.planned_rate:.1f} to {look.rate:.1f} rows/s"
         if self.again_s is not None and look.now_s >= self.again_s:
             return "held back before"

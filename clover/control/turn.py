@@ -11,6 +11,7 @@ from clover.control.apply import ApplyError, interim, possible
 from clover.control.family import Family, Pin, Standing, Targets, Watch
 from clover.control.triggers import RETRY_S
 from clover.errors import CloverError, PlanError
+from clover.planning.objective import objective_of
 from clover.planning.transition import plan_transition
 from clover.types import Assignment, Configuration, Decision, DeviceShape, Plan, Routing, State, Transition
 
@@ -39,7 +40,7 @@ class Turns:
         rate: float | None = None,
     ) -> tuple[State, Plan]:
         """The state and the plan of the policy in force (or of `pin`), with what is given in place of what holds."""
-        controller = self._controller
+        controller, config = self._controller, self._controller.config
         reading = controller.reading or await controller.look_at_grid()
         devices = controller.devices_of(family)
         if not devices:
@@ -49,12 +50,12 @@ class Turns:
             grid_s=controller.grid_clock.now(),
             devices=devices,
             share=controller.yard.share(family.name),
-            config=controller.config,
+            config=config,
             targets=targets,
             g_per_kwh=g_per_kwh,
-            rate=rate,
+            rate=rate if rate is not None else family.triggers.held(family.rate(config), config.rate_change),
         )
-        held = pin or family.pin or Pin(policy=controller.config.policy)
+        held = pin or family.pin or Pin(policy=config.policy)
         plan = await self._solver.propose(state, held.policy or "objective", held.configuration)
         checked(plan, family)
         return state, plan
@@ -159,6 +160,7 @@ class Turns:
         standing, now_s = family.standing, controller.monotonic()
         if standing is None:
             return plan, ""
+        weighed = plan.policy == "objective"  # a custom policy knows for itself when a change is worth it
         if family.backed_off(plan.configuration, now_s):
             held = f"{words(plan.configuration)} failed lately and is left alone"
             family.triggers.again(family.backoffs[plan.configuration].until_s)
@@ -172,6 +174,11 @@ class Turns:
                 return plan, held
         else:
             held = ""
+        if weighed and not family.backed_off(standing.configuration, now_s):
+            stay = await self._stay(family, plan, state)
+            if stay is not None:
+                reason = f"{words(plan.configuration)} gains no more than noise of the intensity explains"
+                return stay, "; ".join(filter(None, (held, reason)))
         if now_s < family.dwell_until_s:
             family.triggers.again(family.dwell_until_s)
             reason = f"{words(plan.configuration)} waits {family.dwell_until_s - now_s:.1f} s for the dwell time"
@@ -181,6 +188,24 @@ class Turns:
             reason = f"{words(plan.configuration)} {refusal(transition)}"
             return await self._fixed(family, state, standing.configuration), reason
         return plan, held
+
+    async def _stay(self, family: Family, plan: Plan, state: State) -> Plan | None:
+        """The plan of the configuration that runs, where it still serves and `plan` is not clearly better.
+
+        What the planner would rather have counts: of plans near the best it takes the one that keeps most of what runs.
+        """
+        standing = family.standing
+        assert standing is not None
+        try:
+            stay = await self._fixed(family, state, standing.configuration)
+        except PlanError:  # the devices do not allow it any more
+            return None
+        if not stay.feasible or not same(stay, standing):
+            return None
+        if not plan.feasible:
+            return stay
+        best = plan.candidates[0].prediction if plan.candidates else plan.prediction
+        return None if objective_of(state).worth_leaving(stay.prediction, best) else stay
 
     async def _fixed(self, family: Family, state: State, configuration: Configuration) -> Plan:
         plan = await self._solver.propose(state, "objective", configuration)

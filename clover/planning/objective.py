@@ -22,15 +22,17 @@ their price.  Where there is nothing to trade (the floor is the best variant, or
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clover.planning.problem import accuracies, services_of
 from clover.planning.queueing import Service, energy_j_per_row
 from clover.planning.shares import best_mix
-from clover.types import FamilyProfile, ObjectiveConfig, State
+from clover.types import FamilyProfile, ObjectiveConfig, Prediction, State
 
 HYSTERESIS = 0.02
 """A running configuration is left only for a gain of this part of the scale: of saving all of BASE's emissions."""
+NOISE = 0.05
+"""Of the intensity: readings of a grid that stays as it is differ from its mean by as much."""
 
 _PROFILED_LOAD = 0.6
 
@@ -70,6 +72,21 @@ class Objective:
     def scale(self) -> float:
         """What saving all of BASE's emissions would be worth now."""
         return max(self.carbon_weight * (1.0 if self.form == "floor" else self.lam), 1e-9)
+
+    def worth_leaving(self, running: Prediction, other: Prediction) -> bool:
+        """Whether `other` gains more than the margin over `running`, and would at any intensity within `NOISE` of this.
+
+        The margin alone stands for about NOISE of the intensity only where two plans differ by less than 40 % of BASE's
+        energy; two that differ by more would take turns with every reading near the intensity where they break even.
+        The gain is linear in the intensity, so that the ends decide.
+        """
+        for part in (1.0 - NOISE, 1.0 + NOISE):
+            then = replace(self, carbon_weight=self.carbon_weight * part)
+            gain = then.score(other.accuracy, other.energy_j_per_row)
+            gain -= then.score(running.accuracy, running.energy_j_per_row)
+            if gain <= HYSTERESIS * then.scale:
+                return False
+        return True
 
 
 def objective_of(state: State) -> Objective:

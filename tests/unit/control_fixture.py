@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -29,12 +29,12 @@ from clover.types import (
 from tests.unit.profiles_fixture import VARIANTS, cpu, profile, reading
 
 
-def spec(name: str = "toy") -> FamilySpec:
+def spec(name: str = "toy", variants: Iterable[str] = VARIANTS) -> FamilySpec:
     return FamilySpec(
         name=name,
         inputs=(TensorSpec(name="x", datatype="FP32", shape=(4,)),),
         outputs=(TensorSpec(name="y", datatype="FP32", shape=(4,)),),
-        variants=tuple(VariantSpec(name=variant, loader="model:load") for variant in VARIANTS),
+        variants=tuple(VariantSpec(name=variant, loader="model:load") for variant in variants),
     )
 
 
@@ -226,7 +226,7 @@ class Rig:
         )
         settings = {"family": "toy", "slo_ms": 30.0, "accuracy_floor": 91.0, "accuracy_margin": 0.0, **(family or {})}
         self.settings = FamilyConfig(**settings)
-        self.family = self.controller.add(spec(), self.profile, self.fleet, self.settings)
+        self.family = self.controller.add(spec(variants=self.profile.backend), self.profile, self.fleet, self.settings)
 
     def second(self, **settings: Any) -> tuple[Family, FakeFleet]:
         """A further family, "second"."""
