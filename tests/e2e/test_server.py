@@ -24,7 +24,7 @@ import pytest
 
 import clover
 from clover.backends import child_environment
-from clover.types import Assignment
+from clover.types import Assignment, Routing
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = ROOT / "tests" / "families"
@@ -336,7 +336,7 @@ def test_swaps_under_load_fail_nothing(tmp_path: Path) -> None:
                 target = tuple(msgspec.structs.replace(item, variant=variant) for item in current)
                 for item in target:
                     await fleet.spawn(item)
-                fleet.route(target, {variant: 1.0})
+                fleet.route(target, Routing(shares={variant: 1.0}))
                 for item in current:
                     await fleet.drain(item)
                 assert fleet.running() == target
@@ -350,9 +350,9 @@ def test_swaps_under_load_fail_nothing(tmp_path: Path) -> None:
             assert served.traffic.codes == {200: len(seen)}
             assert served.traffic.lost_workers == 0
             with pytest.raises(clover.PlanError):
-                fleet.route((msgspec.structs.replace(current[0], variant="slow"),), {"slow": 1.0})
+                fleet.route((msgspec.structs.replace(current[0], variant="slow"),), Routing(shares={"slow": 1.0}))
             with pytest.raises(clover.PlanError):
-                fleet.route(current, {"huge": 1.0})
+                fleet.route(current, Routing(shares={"huge": 1.0}))
             with pytest.raises(clover.WorkerError):
                 await fleet.spawn(msgspec.structs.replace(current[0], variant="huge"))
 
