@@ -91,8 +91,9 @@ class Service:
         return _interpolate(self.batches, self.mean_ms, batch) * 1e-3
 
     def energy_j(self, batch: float) -> float:
-        """Joules of one row in a batch of that (mean) size: the batch's energy interpolated, over its rows."""
-        batch = min(max(batch, self.batches[0]), self.batches[-1])
+        """Joules of one row in a batch of that (mean) size: the batch's energy interpolated, over its rows.  A batch
+        below the smallest measured costs what that one costs, as it takes as long."""
+        batch = min(max(batch, 1.0), self.batches[-1])
         return _interpolate(self.batches, self._totals_j, batch) / batch
 
     def least_energy_to(self, batch: float) -> float:

@@ -81,6 +81,14 @@ def test_md1_mean_wait() -> None:
     assert mean_wait_ms == pytest.approx(10.0 * 0.5 / (2 * 0.5), rel=0.15)
 
 
+def test_a_batch_below_the_smallest_measured_costs_what_that_one_costs() -> None:
+    only = Service((8, 16), (20.0, 30.0), (0.5, 0.4))
+    assert [batch * only.energy_j(batch) for batch in (0.5, 1, 2, 8, 12)] == pytest.approx([2.0, 4.0, 4.0, 4.0, 5.2])
+    assert only.least_energy_to(2) == pytest.approx(2.0)
+    assert only.least_energy_to(9) == only.energy_j(9)
+    assert only.least_energy_j == 0.4
+
+
 def test_limits() -> None:
     one = service(0.2, 1.0)
     assert estimate((one,), 1e-3).p95_ms == pytest.approx(1.2 * (1 + 1.645 * 0.1), rel=0.05)
