@@ -8,14 +8,16 @@ computes them one after the other) there is nothing to gain, and nobody waits.
 
 **What a cap is worth.**  A batch of many rows takes long, and all its rows take as long.  A cap keeps batches shorter
 than the SLO allows for, at the price of capacity and of joules a row; with a wait it also lets a batch leave as soon as
-it has enough.
+it has enough.  (Both together may even shorten the tail of a busy lane: a batch of one that left at once would stand in
+the way of the full one behind it.)
 
 **How they are chosen.**  Each lane has a few options: as it is; waits of a third, two thirds and all of its *room*; and
 the room that smaller batches leave.  The room is the longest wait after which a batch of the rows gathered meanwhile,
-even at `_MORE` times the rate, still ends within the SLO in 19 of 20 cases: so a rate that moves before the next plan
-does not break the promise, upwards or downwards.  Each option is played by the simulator on the same arrivals as the
-lane without it, `ROWS` rows long.  Of the energy only the ratio of the two plays is taken, on top of the closed form
-that the search compares configurations by.  A longer wait has to save another `LEAST_GAIN` of the lane's energy.
+even at `_MORE` times the rate, still ends within `_ROOM` of the SLO in 19 of 20 cases: so neither a rate that moves
+before the next plan, upwards or downwards, nor a machine that is a little slower than its profile breaks the promise.
+Each option is played by the simulator on the same arrivals as the lane without it, `ROWS` rows long.  Of the energy
+only the ratio of the two plays is taken, on top of the closed form that the search compares configurations by.  Of
+options without fewer late rows a longer wait has to save another `LEAST_GAIN` of the lane's energy.
 
 Of rows that fall into several lanes 95 % must be within the SLO, and the share of late rows of all lanes is the sum of
 their own: so the choice is a knapsack with one constraint, solved exactly over the fronts of (late rows, energy).  It
@@ -44,6 +46,7 @@ ROWS = 3_000
 TICK_MS = 1.0
 _LONG_ROWS = 10_000
 _MARGIN = 0.03  # of the SLO
+_ROOM = 0.9  # of the SLO, in which a wait and the batch that follows must end
 _MORE = 1.25  # times the rate, at which another plan is made
 _PARTS = (1 / 3, 2 / 3, 1.0)
 _P95 = 1.645  # standard deviations of a normal service time
@@ -86,7 +89,7 @@ class _Dealt:
 def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candidate:
     """`candidate` with waits and largest batches that raise its score, or itself where none do.
 
-    The p95 of all rows keeps the SLO.  A candidate whose only fault is its p95 becomes feasible where smaller batches
+    The p95 of all rows keeps the SLO.  A candidate whose only fault is its p95 becomes feasible where other batches
     keep it, though its score may be lower then.  One that has waits or largest batches already, or is overloaded, is
     given back as it is.  Deterministic; plays are remembered.
     """
@@ -98,7 +101,7 @@ def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candi
         return candidate
     late = before.p95_ms > objective.slo_ms
     limit_ms = (1.0 - _MARGIN) * objective.slo_ms
-    options = [_options(own, limit_ms, objective.max_utilisation, caps=late) for own in dealt]
+    options = [_options(own, objective, limit_ms, caps=late) for own in dealt]
     if all(len(own) == 1 for own in options):
         return candidate
     for allowed in _LATE:
@@ -126,11 +129,7 @@ def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candi
         utilisation=max([before.utilisation, *(own.load(option.largest) for own, option in picked if option.largest)]),
         method=before.method,
     )
-    feasible = candidate.feasible or (
-        late
-        and before.accuracy >= objective.planned_floor - 1e-6
-        and all(share > 0.0 for share in routing.shares.values())
-    )
+    feasible = candidate.feasible or (late and before.accuracy >= objective.planned_floor - 1e-6)
     return msgspec.structs.replace(
         candidate,
         routing=Routing(
@@ -161,19 +160,20 @@ def _dealt(problem: Problem, candidate: Candidate) -> list[_Dealt]:
     ]
 
 
-def _options(own: _Dealt, limit_ms: float, max_utilisation: float, *, caps: bool) -> list[_Option]:
+def _options(own: _Dealt, objective: Objective, limit_ms: float, *, caps: bool) -> list[_Option]:
     """The ways to form batches that are worth a thought, the plain one first; `caps`: caps without a wait as well."""
     lane, rate = own.lane, own.rate
     plain_j = lane.energy_j(rate, own.share)
     found = [_Option(0.0, 0, plain_j, _late(own.latencies_ms(0.0, 0, ROWS), limit_ms))]
     sizes = sorted({batch for service, _ in lane.groups for batch in service.batches})
-    able = [size for size in sizes[:-1] if own.load(size) <= max_utilisation]
+    able = [size for size in sizes[:-1] if own.load(size) <= objective.max_utilisation]
     asked = [(0.0, size) for size in able] if caps else []
     if lane.least_energy_j() <= (1.0 - LEAST_GAIN) * plain_j:
-        room_ms = _room_ms(lane, rate, sizes[-1], limit_ms)
+        ends_ms = _ROOM * objective.slo_ms
+        room_ms = _room_ms(lane, rate, sizes[-1], ends_ms)
         waits = [(part * room_ms, 0) for part in _PARTS]
         shorter = [size for size in able if 1 < size < _gathered(rate, room_ms)]
-        waits += [(_room_ms(lane, rate, size, limit_ms), size) for size in shorter[-1:]]
+        waits += [(_room_ms(lane, rate, size, ends_ms), size) for size in shorter[-1:]]
         asked += [
             (math.floor(wait_ms * 10.0) / 10.0, largest)
             for wait_ms, largest in waits
@@ -183,6 +183,8 @@ def _options(own: _Dealt, limit_ms: float, max_utilisation: float, *, caps: bool
     for wait_ms, largest in asked:
         played = batched(lane, rate, own.share, largest=largest, wait_ms=wait_ms, rows=ROWS)
         energy_j = plain_j * played.energy_j_per_row / reference_j
+        if not caps and energy_j > (1.0 - LEAST_GAIN) * plain_j:
+            continue
         found.append(_Option(wait_ms, largest, energy_j, _late(own.latencies_ms(wait_ms, largest, ROWS), limit_ms)))
     return _worth_it(found, plain_j)
 
@@ -200,35 +202,30 @@ def _hoped_j(own: _Dealt, wait_ms: float, largest: int) -> float:
 
 
 def _worth_it(options: Sequence[_Option], plain_j: float) -> list[_Option]:
-    """Of options with ever longer waits those that save enough over all shorter ones; of those without a wait all."""
+    """Those without a wait, and of ever longer waits those that save enough over any shorter one, or that come with
+    fewer late rows (short batches that go at once are in the way of full ones)."""
     kept: list[_Option] = []
-    best_j = plain_j
     for option in sorted(options, key=lambda option: (option.wait_ms, option.largest)):
-        if option.wait_ms == 0.0:
+        most_j = option.energy_j + LEAST_GAIN * plain_j
+        if option.wait_ms == 0.0 or not any(own.energy_j < most_j and own.late <= option.late for own in kept):
             kept.append(option)
-        elif option.energy_j <= best_j - LEAST_GAIN * plain_j:
-            kept.append(option)
-            best_j = option.energy_j
     return kept
 
 
 def _room_ms(lane: Lane, rate: float, largest: int, limit_ms: float) -> float:
     """The longest wait that leaves a batch of the rows gathered in it (at most `largest`) time to be served."""
 
-    def ends_ms(wait_ms: float) -> float:
+    def fits(wait_ms: float) -> bool:
         rows = min(_gathered(rate, wait_ms), largest)
-        return (
-            wait_ms
-            + TICK_MS
-            + max(service.seconds(rows) * (1e3 + 1e3 * _P95 * service.cv) for service, _ in lane.groups)
-        )
+        slowest_ms = max(1e3 * service.seconds(rows) * (1.0 + _P95 * service.cv) for service, _ in lane.groups)
+        return wait_ms + TICK_MS + slowest_ms <= limit_ms
 
     low, high = 0.0, limit_ms
-    if ends_ms(low) > limit_ms:
+    if not fits(low):
         return 0.0
     for _ in range(20):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if ends_ms(middle) <= limit_ms else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 

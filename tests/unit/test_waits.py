@@ -224,23 +224,28 @@ def test_a_plan_below_the_floor_saves_what_it_can_and_stays_infeasible() -> None
 # --- caps -------------------------------------------------------------------------------------------------------------
 
 
-def test_smaller_batches_keep_an_slo_that_long_ones_break() -> None:
-    """Up to four rows a batch costs 10 ms, and then it grows out of all proportion (memory, say)."""
-    uneven = Service((1, 2, 4, 8, 16), (10.0, 10.5, 11.0, 24.0, 60.0), (1.0, 0.5, 0.26, 0.26, 0.26), 0.05)
-    posed, asked = problem({"cheap": uneven}, 240.0, 30.0), objective(30.0)
+UNEVEN_MS = (10.0, 10.5, 11.0, 24.0, 60.0)
+"""Up to four rows a batch costs 10 ms, and then it grows out of all proportion (memory, say)."""
+
+
+@pytest.mark.parametrize(("joules", "slo_ms"), [((0.3,) * 5, 40.0), ((1.0, 0.5, 0.26, 0.26, 0.26), 30.0)])
+def test_smaller_batches_keep_an_slo_that_long_ones_break(joules: tuple[float, ...], slo_ms: float) -> None:
+    uneven = Service(BATCHES, UNEVEN_MS, joules, 0.05)
+    posed, asked = problem({"cheap": uneven}, 240.0, slo_ms), objective(slo_ms)
     plain = evaluate(posed, asked, configuration(cheap=1))
     assert not plain.feasible
     assert "p95" in plain.why
     found = tuned(posed, asked, plain)
     assert found.feasible
     assert not found.why
-    assert found.routing.largest["cheap"] == 4
-    assert found.prediction.p95_ms <= 30.0
+    assert found.routing.largest == {"cheap": 4}
+    assert bool(found.routing.wait_ms) == (joules[0] > joules[-1])
+    assert found.prediction.p95_ms <= slo_ms
     assert found.prediction.utilisation <= 0.85
     for seed in (1, 2):
-        assert really(posed, plain, seed)[0] > 30.0
-        assert really(posed, found, seed)[0] <= 30.0
-    posed = problem({"cheap": uneven}, 340.0, 30.0)  # batches of four cannot carry this
+        assert really(posed, plain, seed)[0] > slo_ms
+        assert really(posed, found, seed)[0] <= slo_ms
+    posed = problem({"cheap": uneven}, 340.0, slo_ms)  # batches of four cannot carry this
     plain = evaluate(posed, asked, configuration(cheap=1))
     assert tuned(posed, asked, plain) is plain
 
