@@ -17,6 +17,7 @@ from clover.types import (
     Plan,
     Reading,
     Receipt,
+    Routing,
     State,
     VariantSpec,
 )
@@ -233,8 +234,9 @@ class Fleet(Protocol):
         """Give up a worker whose device is gone: no more rows, no restart, and an end to it without waiting.  What it
         held is asked again elsewhere."""
 
-    def route(self, assignments: tuple[Assignment, ...], shares: dict[str, float]) -> None:
-        """Atomically make exactly `assignments` the workers that receive rows, with these shares per variant."""
+    def route(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
+        """Atomically make exactly `assignments` the workers that receive rows, and `routing` how: which share of them
+        each variant gets, the batches it forms and how long rows wait for these to fill."""
 
     def observe(self) -> dict[str, float]:
         """arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures."""

@@ -304,10 +304,16 @@ class Receipt(Record, frozen=True, kw_only=True):
 
 
 class Routing(Record, frozen=True, kw_only=True):
-    """The fast knob: the share of rows per variant (sums to 1).  `chain` and `thresholds` belong to cascades; an empty
-    chain means every row is answered by the variant it was routed to."""
+    """The fast knobs, which turn between two requests: the share of rows per variant (sums to 1), and how each variant
+    forms batches.
+
+    `largest`: rows that a batch of the variant may hold; absent: no limit but the worker's.  `wait_ms`: how long a row
+    of the variant may wait for its batch to fill; absent: the family's `max_queue_delay_ms`.  `chain` and `thresholds`
+    belong to cascades; an empty chain means every row is answered by the variant it was routed to."""
 
     shares: dict[str, float]
+    largest: dict[str, int] = {}
+    wait_ms: dict[str, float] = {}
     chain: tuple[str, ...] = ()
     thresholds: tuple[float, ...] = ()
 

@@ -9,9 +9,11 @@ share a batch, so each (lane, key) in use has a bucket.  A bucket orders its row
 Distinct keys in use at a time are few, so a lane's buckets are a list that is walked.
 
 A worker holds credits: one for the batch it runs, one for the batch staged behind it.  `dispatch` takes the bucket
-with the earliest row among the lanes that have a credit left (and, where a delay is asked for, that are ripe: enough
-rows for a full batch, or the oldest has waited long enough), and gives its earliest rows to the lane's worker with
-the fewest batches out.  Nothing here reads a clock: every time is the caller's, in nanoseconds.
+with the earliest row among the lanes that have a credit left (and, where the lane has a delay, that are ripe), and
+gives its earliest rows to the lane's worker with the fewest batches out.  A batch holds at most what its worker takes
+and its lane allows.  A bucket is ripe when it has the rows of a full batch, when its oldest row has waited for the
+delay, and when a deadline falls before that, so that waiting on would only miss it.  Nothing here reads a clock: every
+time is the caller's, in nanoseconds.
 
 All state is C arrays made at construction; the hot path allocates nothing and touches no Python object but its
 arguments and its answer.
@@ -27,6 +29,9 @@ cdef enum:
     PENDING = -2
     MAX_SLOTS = 1 << 24
     MAX_TABLE = 1 << 16
+
+
+cdef int64_t MAX_DELAY_NS = INT64_MAX // 4
 
 
 cdef struct Node:  # one slot's row
@@ -53,6 +58,8 @@ cdef struct Bucket:  # the waiting rows of one (lane, key)
 
 
 cdef struct Lane:
+    int64_t delay_ns  # how long a row may wait for its batch to fill
+    int32_t largest  # rows of a batch, whatever its worker takes
     int32_t buckets  # first bucket
     int32_t depth
     int32_t workers
@@ -63,7 +70,8 @@ cdef struct Lane:
 
 cdef struct Worker:
     int32_t lane  # NONE: detached
-    int32_t max_batch
+    int32_t max_batch  # rows of a batch it takes
+    int32_t most  # of these, what its lane allows
     int32_t credits
     int32_t outstanding
     int32_t next  # the lane's workers in a circle by index
@@ -86,8 +94,8 @@ cdef class Batcher:
     """Queues rows of `lanes` lanes for `workers` workers; `capacity` bounds the rows waiting.
 
     Rows are known by their slot, 0 <= slot < `slots` (`capacity` if 0), at most one entry a slot.  `max_queue_delay_ns`
-    is how long a row may wait for its batch to fill; 0 never waits.  Indexes out of range raise IndexError, a slot
-    queued twice ValueError.
+    is how long a row may wait for its batch to fill, in every lane until `set_lane` says otherwise; 0 never waits.
+    Indexes out of range raise IndexError, a slot queued twice ValueError.
     """
 
     cdef Node[::1] _nodes
@@ -108,7 +116,7 @@ cdef class Batcher:
         cdef int32_t i, rows
         if not (1 <= lanes <= MAX_TABLE and 1 <= workers <= MAX_TABLE and 1 <= capacity <= MAX_SLOTS):
             raise ValueError("a batcher needs at least one lane, one worker and room for one row")
-        if not (0 <= slots <= MAX_SLOTS and 0 <= max_queue_delay_ns <= INT64_MAX // 4):
+        if not (0 <= slots <= MAX_SLOTS and 0 <= max_queue_delay_ns <= MAX_DELAY_NS):
             raise ValueError("slots and max_queue_delay_ns must not be negative, nor absurdly large")
         self.capacity = capacity
         self.max_queue_delay_ns = max_queue_delay_ns
@@ -122,9 +130,18 @@ cdef class Batcher:
             self._nodes[i].bucket = NONE
             self._buckets[i].next = i + 1 if i + 1 < rows else NONE
         for i in range(<int32_t>lanes):
-            self._lanes[i] = Lane(buckets=NONE, depth=0, workers=0, free=0, turn=0, cursor=NONE)
+            self._lanes[i] = Lane(
+                delay_ns=max_queue_delay_ns,
+                largest=MAX_SLOTS,
+                buckets=NONE,
+                depth=0,
+                workers=0,
+                free=0,
+                turn=0,
+                cursor=NONE,
+            )
         for i in range(<int32_t>workers):
-            self._workers[i] = Worker(lane=NONE, max_batch=0, credits=0, outstanding=0, next=NONE)
+            self._workers[i] = Worker(lane=NONE, max_batch=0, most=0, credits=0, outstanding=0, next=NONE)
         self._spare = 0
         self._depth = 0
         self._order = 0
@@ -388,6 +405,19 @@ cdef class Batcher:
 
     # --- workers and batches ------------------------------------------------------------------------------------------
 
+    def set_lane(self, lane, max_batch, delay_ns):
+        """From the next dispatch on, batches of `lane` hold at most `max_batch` rows (0: what their worker takes), and
+        its rows, those that wait already among them, wait up to `delay_ns` for one to fill."""
+        cdef Lane *entry = &self._lanes[self._lane(lane)]
+        cdef int32_t worker = entry.cursor, i
+        if not (0 <= max_batch <= MAX_SLOTS and 0 <= delay_ns <= MAX_DELAY_NS):
+            raise ValueError("max_batch and delay_ns must not be negative, nor absurdly large")
+        entry.largest = max_batch or MAX_SLOTS
+        entry.delay_ns = delay_ns
+        for i in range(entry.workers):
+            self._workers[worker].most = min(self._workers[worker].max_batch, entry.largest)
+            worker = self._workers[worker].next
+
     def attach(self, worker, lane, max_batch, credits=2):
         """Let a detached worker serve `lane` in batches of up to `max_batch` rows, with no batch out."""
         cdef int32_t index = self._worker(worker), into = self._lane(lane), before
@@ -397,7 +427,14 @@ cdef class Batcher:
             raise ValueError(f"worker {worker} is attached already")
         if not 1 <= max_batch <= MAX_SLOTS or not 1 <= credits <= MAX_TABLE:
             raise ValueError("max_batch and credits must be positive")
-        self._workers[index] = Worker(lane=into, max_batch=max_batch, credits=credits, outstanding=0, next=index)
+        self._workers[index] = Worker(
+            lane=into,
+            max_batch=max_batch,
+            most=min(<int32_t>max_batch, entry.largest),
+            credits=credits,
+            outstanding=0,
+            next=index,
+        )
         if entry.cursor == NONE:
             entry.cursor = index
         else:
@@ -432,26 +469,34 @@ cdef class Batcher:
     cdef int32_t _next_bucket(self, int64_t now_ns) noexcept nogil:
         """The bucket whose first row is the earliest among those a worker may serve now."""
         cdef int32_t best = NONE, lane, bucket, full
+        cdef int64_t delay_ns
         for lane in range(<int32_t>self._lanes.shape[0]):
             if self._lanes[lane].depth == 0 or self._lanes[lane].free == 0:
                 continue
-            full = self._full(lane) if self.max_queue_delay_ns else 0
+            delay_ns = self._lanes[lane].delay_ns
+            full = self._full(lane) if delay_ns else 0
             bucket = self._lanes[lane].buckets
             while bucket != NONE:
-                if (
-                    self._buckets[bucket].depth >= full
-                    or self._nodes[self._buckets[bucket].oldest].since_ns <= now_ns - self.max_queue_delay_ns
-                ) and (best == NONE or self._before(self._buckets[bucket].root, self._buckets[best].root)):
+                if (self._buckets[bucket].depth >= full or self._ripe_ns(bucket, delay_ns) <= now_ns) and (
+                    best == NONE or self._before(self._buckets[bucket].root, self._buckets[best].root)
+                ):
                     best = bucket
                 bucket = self._buckets[bucket].next
         return best
+
+    cdef inline int64_t _ripe_ns(self, int32_t bucket, int64_t delay_ns) noexcept nogil:
+        """When the rows of `bucket` have waited enough, full batch or not; INT64_MIN where they shall not wait."""
+        cdef int64_t since_ns = self._nodes[self._buckets[bucket].oldest].since_ns
+        if since_ns == INT64_MIN or self._nodes[self._buckets[bucket].root].deadline_ns <= since_ns + delay_ns:
+            return INT64_MIN
+        return since_ns + delay_ns
 
     cdef int32_t _full(self, int32_t lane) noexcept nogil:
         """Rows that fill a batch of some worker of `lane` that has a credit left."""
         cdef int32_t worker = self._lanes[lane].cursor, least = MAX_SLOTS, i
         for i in range(self._lanes[lane].workers):
             if self._workers[worker].outstanding < self._workers[worker].credits:
-                least = min(least, self._workers[worker].max_batch)
+                least = min(least, self._workers[worker].most)
             worker = self._workers[worker].next
         return least
 
@@ -475,7 +520,7 @@ cdef class Batcher:
             return 0
         lane = self._buckets[bucket].lane
         worker = self._next_worker(lane)
-        n = min(self._buckets[bucket].depth, self._workers[worker].max_batch)
+        n = min(self._buckets[bucket].depth, self._workers[worker].most)
         if n > self._out.shape[0]:
             n = <int32_t>self._out.shape[0]
         for i in range(n):
@@ -516,17 +561,17 @@ cdef class Batcher:
     def next_event_ns(self, int64_t now_ns):
         """When to look again, if nothing else happens before: the earliest deadline, or the end of a delay that a free
         worker waits for.  Never before `now_ns`; 0 if there is nothing to wait for."""
-        cdef int64_t event = INT64_MAX, ripe
+        cdef int64_t event = INT64_MAX, delay_ns
         cdef int32_t lane, bucket
         if self._depth == 0:
             return 0
         for lane in range(<int32_t>self._lanes.shape[0]):
             bucket = self._lanes[lane].buckets
+            delay_ns = self._lanes[lane].delay_ns if self._lanes[lane].free else 0
             while bucket != NONE:
                 event = min(event, self._nodes[self._buckets[bucket].root].deadline_ns)
-                if self.max_queue_delay_ns and self._lanes[lane].free:
-                    ripe = self._nodes[self._buckets[bucket].oldest].since_ns + self.max_queue_delay_ns
-                    event = min(event, ripe)
+                if delay_ns:
+                    event = min(event, self._ripe_ns(bucket, delay_ns))
                 bucket = self._buckets[bucket].next
         return max(event, now_ns)
 

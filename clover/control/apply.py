@@ -31,11 +31,14 @@ from clover.interfaces import Device, Fleet
 from clover.planning.layout import Capacity, slices
 from clover.planning.stages import served
 from clover.planning.transition import plan_transition
-from clover.types import Assignment, DeviceShape, Placement, Step, Transition
+from clover.types import Assignment, DeviceShape, Placement, Routing, Step, Transition
 
 log = logging.getLogger("clover.control")
 
 _Failure = tuple[Step, CloverError]
+
+NOWHERE = Routing(shares={})
+"""How rows go where nobody takes any."""
 
 
 class ApplyError(PlanError):
@@ -123,21 +126,21 @@ class Applier:
         transition: Transition,
         *,
         before: Sequence[Assignment],
-        shares_before: Mapping[str, float],
-        shares: Mapping[str, float],
+        routing_before: Routing = NOWHERE,
+        routing: Routing,
         capacity: Capacity | None = None,
     ) -> tuple[str, ...]:
-        """Do every step; the last route gives exactly `shares`, those before it a mix of both.  Returns what went wrong
-        without doing harm.  ApplyError where a step fails, after the deployment `before` was restored as far as
+        """Do every step; the last route gives exactly `routing`, those before it a mix of both.  Returns what went
+        wrong without doing harm.  ApplyError where a step fails, after the deployment `before` was restored as far as
         possible; `capacity` (rows/s of a worker) is what the way back is staggered by."""
         self.progress = {"steps": len(transition.steps), "done": 0, "step": ""}
         self._stuck.clear()
         notes: list[str] = []
         try:
-            failed = await self._carry_out(transition.steps, shares, shares_before, notes)
+            failed = await self._carry_out(transition.steps, routing, routing_before, notes)
             if not failed:
                 return tuple(notes)
-            restored, more = await self._restore(before, shares_before, capacity or slices)
+            restored, more = await self._restore(before, routing_before, capacity or slices)
             text = "; ".join(dict.fromkeys([*map(_told, failed), *notes, more]))
             raise ApplyError(text, restored=restored) from failed[0][1]
         finally:
@@ -163,7 +166,7 @@ class Applier:
     # --- forward ------------------------------------------------------------------------------------------------------
 
     async def _carry_out(
-        self, steps: Sequence[Step], shares: Mapping[str, float], before: Mapping[str, float], notes: list[str]
+        self, steps: Sequence[Step], routing: Routing, before: Routing, notes: list[str]
     ) -> list[_Failure]:
         """Do `steps` stage by stage, up to the first failure that matters."""
         last = max((index for index, step in enumerate(steps) if step.kind == "route"), default=-1)
@@ -172,7 +175,7 @@ class Applier:
             parts = tuple(group)
             if self.progress is not None:
                 self.progress.update(steps=len(steps), done=done, step=", ".join(map(described, parts)))
-            goal = shares if done == last else interim(parts[0].routed, shares, before)
+            goal = routing if done == last else interim(parts[0].routed, routing, before)
             done += len(parts)
             failures = await self._at_once(parts, goal)
             fatal = [failure for failure in failures if matters(failure[0], steps[done:])]
@@ -181,9 +184,9 @@ class Applier:
                 return fatal
         return []
 
-    async def _at_once(self, steps: Sequence[Step], shares: Mapping[str, float]) -> list[_Failure]:
+    async def _at_once(self, steps: Sequence[Step], routing: Routing) -> list[_Failure]:
         """Do all of `steps`; those that failed."""
-        results = await asyncio.gather(*(self._do(step, shares) for step in steps), return_exceptions=True)
+        results = await asyncio.gather(*(self._do(step, routing) for step in steps), return_exceptions=True)
         failures: list[_Failure] = []
         for step, result in zip(steps, results, strict=True):
             if isinstance(result, CloverError):
@@ -195,11 +198,11 @@ class Applier:
 
     async def _try(self, steps: Iterable[Step]) -> list[str]:
         """Do all of `steps`, whatever fails; what did."""
-        return [_told(failure) for failure in await self._at_once(tuple(steps), {})]
+        return [_told(failure) for failure in await self._at_once(tuple(steps), NOWHERE)]
 
-    async def _do(self, step: Step, shares: Mapping[str, float]) -> None:
+    async def _do(self, step: Step, routing: Routing) -> None:
         if step.kind == "route":
-            self._route(step.routed, shares)
+            self._route(step.routed, routing)
         elif step.kind in ("create", "destroy"):
             assert step.placement is not None
             await (self._create if step.kind == "create" else self._destroy)(step.placement)
@@ -208,8 +211,8 @@ class Applier:
             action: Callable[[Assignment], Awaitable[None]] = self._spawn if step.kind == "spawn" else self._drain
             await action(step.assignment)
 
-    def _route(self, routed: Sequence[Assignment], shares: Mapping[str, float]) -> None:
-        self._fleet.route(tuple(routed), dict(shares))
+    def _route(self, routed: Sequence[Assignment], routing: Routing) -> None:
+        self._fleet.route(tuple(routed), routing)
         self._routed = list(routed)
 
     async def _create(self, placement: Placement) -> None:
@@ -239,9 +242,7 @@ class Applier:
 
     # --- back ---------------------------------------------------------------------------------------------------------
 
-    async def _restore(
-        self, before: Sequence[Assignment], shares: Mapping[str, float], capacity: Capacity
-    ) -> tuple[bool, str]:
+    async def _restore(self, before: Sequence[Assignment], routing: Routing, capacity: Capacity) -> tuple[bool, str]:
         """Back to `before`; whether that worked, and what to say of it."""
         wanted = {item.placement.id for item in before}
         trouble = await self._try(
@@ -261,7 +262,7 @@ class Applier:
         if len(goal) == len(before) or back.lowest_capacity >= now:
             steps = [step for step in back.steps if step.kind != "create" or not self._stands(step.placement)]
             notes: list[str] = []
-            failures = await self._carry_out(steps, shares, shares, notes)
+            failures = await self._carry_out(steps, routing, routing, notes)
             trouble += map(_told, failures)
             for step, error in failures:
                 if step.kind == "create" and step.placement is not None and isinstance(error, DeviceError):
@@ -274,8 +275,8 @@ class Applier:
         restored = Counter(self._workers) == Counter(before)
         if self._workers:
             route = Step(kind="route", routed=tuple(self._workers))
-            exact = restored and bool(shares)
-            failed = await self._at_once([route], shares if exact else interim(self._workers, shares, shares))
+            exact = restored and bool(routing.shares)
+            failed = await self._at_once([route], routing if exact else interim(self._workers, routing, routing))
             trouble += map(_told, failed)
             restored = restored and not failed
         told = "; ".join(dict.fromkeys(trouble))
@@ -313,14 +314,23 @@ def possible(
     return tuple(found)
 
 
-def interim(routed: Sequence[Assignment], shares: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
-    """Shares while only `routed` take rows: each variant's new share, else its old one, made to sum to 1; all alike
-    where none has any."""
-    weights = {item.variant: shares.get(item.variant, 0.0) or before.get(item.variant, 0.0) for item in routed}
+def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> Routing:
+    """How rows go while only `routed` take them: each variant's new share, else its old one, made to sum to 1; all
+    alike where none has any.
+
+    Batches and waits are those that stood: what is planned for the end need not hold on the way, when a lane may have
+    fewer workers, so that a lane which is new has none yet."""
+    weights = {v: routing.shares.get(v, 0.0) or before.shares.get(v, 0.0) for v in (item.variant for item in routed)}
     total = sum(weights.values())
     if total <= 0.0:
-        return dict.fromkeys(weights, 1.0 / len(weights)) if weights else {}
-    return {variant: weight / total for variant, weight in weights.items()}
+        shares = dict.fromkeys(weights, 1.0 / len(weights)) if weights else {}
+    else:
+        shares = {variant: weight / total for variant, weight in weights.items()}
+    return Routing(
+        shares=shares,
+        largest={variant: rows for variant, rows in before.largest.items() if variant in weights},
+        wait_ms={variant: wait_ms for variant, wait_ms in before.wait_ms.items() if variant in weights},
+    )
 
 
 def described(step: Step) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from clover.control.apply import ApplyError, interim, possible
+from clover.control.apply import NOWHERE, ApplyError, interim, possible
 from clover.control.family import Family, Pin, Standing, Targets, Watch
 from clover.control.triggers import RETRY_S
 from clover.errors import CloverError, PlanError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("clover.control")
 
 _SAME_SHARE = 1e-3
+_SAME_WAIT_MS = 1e-3
 
 
 class Turns:
@@ -57,7 +58,7 @@ class Turns:
         )
         held = pin or family.pin or Pin(policy=config.policy)
         plan = await self._solver.propose(state, held.policy or "objective", held.configuration)
-        checked(plan, family)
+        checked(plan, family, state.objective.slo_ms)
         return state, plan
 
     async def turn(
@@ -138,10 +139,9 @@ class Turns:
         left = tuple(item for item in before if item.placement.device not in devices)
         plan = standing.plan if standing is not None else None
         if standing is not None:
-            shares = interim(left, standing.routing.shares, {})
-            routing = Routing(shares=shares) if left else standing.routing
+            routing = interim(left, standing.routing, standing.routing)
             if left:
-                family.fleet.route(left, shares)
+                family.fleet.route(left, routing)
             family.standing = Standing(left, routing, standing.plan) if left else None
         await family.applier.forget(devices, reason)
         family.good = family.watch = None
@@ -209,7 +209,7 @@ class Turns:
 
     async def _fixed(self, family: Family, state: State, configuration: Configuration) -> Plan:
         plan = await self._solver.propose(state, "objective", configuration)
-        checked(plan, family)
+        checked(plan, family, state.objective.slo_ms)
         return plan
 
     async def _apply(self, family: Family, plan: Plan) -> tuple[str, str]:
@@ -218,9 +218,9 @@ class Turns:
         standing = family.standing
         target = Standing(plan.deployment, plan.routing, plan)
         if standing is not None and same(plan, standing):
-            changed = _moved(standing.routing.shares, plan.routing.shares)
+            changed = _moved(standing.routing, plan.routing)
             if changed:
-                family.fleet.route(standing.deployment, plan.routing.shares)
+                family.fleet.route(standing.deployment, plan.routing)
             routed = Standing(standing.deployment, plan.routing if changed else standing.routing, plan)
             if family.good is standing:
                 family.good = routed
@@ -249,8 +249,8 @@ class Turns:
             notes = await family.applier.run(
                 transition,
                 before=family.running,
-                shares_before=standing.routing.shares if standing is not None else {},
-                shares=target.routing.shares,
+                routing_before=standing.routing if standing is not None else NOWHERE,
+                routing=target.routing,
                 capacity=family.capacity(controller.yard.share(family.name)),
             )
         except ApplyError as error:
@@ -381,20 +381,26 @@ def refusal(transition: Transition) -> str:
     )
 
 
-def checked(plan: Plan, family: Family) -> None:
-    """PlanError where a plan (a custom policy's, say) is not one this family can be served by."""
+def checked(plan: Plan, family: Family, slo_ms: float) -> None:
+    """PlanError where a plan (a custom policy's, say) is not one this family can be served by within `slo_ms`."""
     known = {variant.name for variant in family.spec.variants}
     if not plan.deployment:
         raise PlanError(f"policy {plan.policy} planned no workers")
     served = {item.variant for item in plan.deployment}
-    for variant in served | set(plan.routing.shares):
+    routing = plan.routing
+    for variant in served.union(routing.shares, routing.largest, routing.wait_ms):
         if variant not in known:
             raise PlanError(f"policy {plan.policy} planned the unknown variant {variant!r}")
-    shares = plan.routing.shares
+    shares = routing.shares
     if any(not 0.0 <= share <= 1.0 + 1e-6 for share in shares.values()) or abs(sum(shares.values()) - 1.0) > 1e-3:
         raise PlanError(f"policy {plan.policy} planned shares that are no shares: {shares}")
     if any(share > 0.0 and variant not in served for variant, share in shares.items()):
         raise PlanError(f"policy {plan.policy} gave rows to a variant without a worker: {shares}")
+    if any(rows < 1 for rows in routing.largest.values()):
+        raise PlanError(f"policy {plan.policy} planned batches without rows: {routing.largest}")
+    if not all(0.0 <= wait_ms < slo_ms for wait_ms in routing.wait_ms.values()):
+        waits = f"policy {plan.policy} planned waits (ms) that do not lie below the SLO of {slo_ms:g} ms"
+        raise PlanError(f"{waits}: {routing.wait_ms}")
 
 
 def still_possible(standing: Standing | None, shapes: tuple[DeviceShape, ...]) -> Standing | None:
@@ -414,6 +420,11 @@ def words(configuration: Configuration) -> str:
     return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in configuration)
 
 
-def _moved(before: dict[str, float], after: dict[str, float]) -> bool:
-    names = set(before) | set(after)
-    return any(abs(before.get(name, 0.0) - after.get(name, 0.0)) > _SAME_SHARE for name in names)
+def _moved(before: Routing, after: Routing) -> bool:
+    """Whether `after` sends rows other ways, or lets them form other batches."""
+    names = set(before.shares) | set(after.shares)
+    if any(abs(before.shares.get(name, 0.0) - after.shares.get(name, 0.0)) > _SAME_SHARE for name in names):
+        return True
+    if before.largest != after.largest or before.wait_ms.keys() != after.wait_ms.keys():
+        return True
+    return any(abs(before.wait_ms[name] - after.wait_ms[name]) > _SAME_WAIT_MS for name in after.wait_ms)

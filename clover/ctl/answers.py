@@ -74,12 +74,16 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
     pin = f", pinned to {_plain(model['pin'])}" if model.get("pin") else ""
     frozen = ", frozen" if model.get("frozen") else ""
     _say(console, f"\n{name}: mode {model.get('mode')}{frozen}{pin}")
-    shares = (model.get("routing") or {}).get("shares", {})
+    routing = model.get("routing") or {}
+    shares = routing.get("shares", {})
     rows = [
         {**worker, "share of rows": f"{shares.get(worker.get('variant'), 0):.1%}"}
         for worker in model.get("deployment", [])
     ]
     _rows(rows, console)
+    batches = _batches(routing)
+    if batches:
+        _say(console, f"  batches    {batches}")
     targets, observed = model.get("targets") or {}, model.get("observed") or {}
     if targets:
         lam = f"{_plain(targets.get('lambda'))}{' (derived)' if targets.get('lambda_derived') else ''}"
@@ -103,6 +107,13 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
             console,
             f"  last       {last['id']}: {last['action']} ({last['trigger']}{who}) {last['detail']} at {last['at']}",
         )
+
+
+def _batches(routing: dict[str, Any]) -> str:
+    """How long rows wait for batches to fill, and how large these may be, where the routing says so."""
+    waits = [f"{variant} waits up to {wait_ms:.3g} ms" for variant, wait_ms in (routing.get("wait_ms") or {}).items()]
+    most = [f"{variant} takes at most {rows} rows" for variant, rows in (routing.get("largest") or {}).items()]
+    return ", ".join(sorted([*waits, *most]))
 
 
 def _prediction(found: dict[str, Any]) -> str:
@@ -144,6 +155,9 @@ def _outcome(answer: dict[str, Any], console: Console) -> None:
         groups = ", ".join(f"{item['count']} x {item['variant']}@{item['profile']}" for item in plan["configuration"])
         shares = ", ".join(f"{key} {value:.1%}" for key, value in plan["routing"]["shares"].items())
         _say(console, f"  plan       {groups}; rows: {shares}")
+        batches = _batches(plan["routing"])
+        if batches:
+            _say(console, f"  batches    {batches}")
         _say(console, f"  predicted  {_prediction(plan['prediction'])}")
         _say(console, f"  because    {plan['reason']}")
     transition = answer.get("transition") or {}

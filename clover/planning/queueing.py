@@ -29,8 +29,9 @@ p95 only where a plan could win.
 **Known weaknesses.**  Arrivals are single rows: a request of many rows arrives as a burst and waits longer than
 predicted.  Poisson arrivals know no bursts beyond chance; head-room comes from the utilisation limit.  Service times
 are independent of each other and of what runs on neighbouring cores; where a box is too small to keep the front end
-apart, the profile was measured beside it and holds that.  `max_queue_delay` is taken as 0.  A p95 of 20,000 correlated
-rows carries about 1 % of sampling error up to half load and 4 % at 80 % (more above, where no plan should be).
+apart, the profile was measured beside it and holds that.  A `max_queue_delay` of the family is taken as 0; what a plan
+itself asks rows to wait is played too (`batched`).  A p95 of 20,000 correlated rows carries about 1 % of sampling error
+up to half load and 4 % at 80 % (more above, where no plan should be).
 """
 
 from __future__ import annotations
@@ -91,8 +92,9 @@ class Service:
         return _interpolate(self.batches, self.mean_ms, batch) * 1e-3
 
     def energy_j(self, batch: float) -> float:
-        """Joules of one row in a batch of that (mean) size: the batch's energy interpolated, over its rows."""
-        batch = min(max(batch, self.batches[0]), self.batches[-1])
+        """Joules of one row in a batch of that (mean) size: the batch's energy interpolated, over its rows.  A batch
+        below the smallest measured costs what that one costs, as it takes as long."""
+        batch = min(max(batch, 1.0), self.batches[-1])
         return _interpolate(self.batches, self._totals_j, batch) / batch
 
     def least_energy_to(self, batch: float) -> float:
@@ -115,6 +117,16 @@ class Service:
         if share >= 1.0:
             return self
         return Service(self.batches, tuple(ms / share for ms in self.mean_ms), self.energy_j_per_row, self.cv)
+
+
+@dataclass(frozen=True)
+class Played:
+    """What became of a lane that was played: mean joules of a row, mean rows of a batch, and equally likely latencies
+    (milliseconds, ascending)."""
+
+    energy_j_per_row: float
+    batch: float
+    latencies_ms: Floats
 
 
 @dataclass(frozen=True)
@@ -264,9 +276,21 @@ def estimate(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> L
 def latencies_ms(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> Floats:
     """Equally likely latencies of the lane, ascending.  The lane must be stable."""
     lane = _lane(workers)
+    return _played(lane.workers, *_rounded(lane, rate, share))
+
+
+def _rounded(lane: Lane, rate: float, share: float) -> tuple[float, float]:
+    """The rate and the share that are played for these."""
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
-    rounded = min(math.exp(step * _RATE_STEP), 0.999 * lane.capacity)
-    return _played(lane.workers, rounded, round(min(1.0, max(0.05, share)) * 20) / 20)
+    return min(math.exp(step * _RATE_STEP), 0.999 * lane.capacity), round(min(1.0, max(0.05, share)) * 20) / 20
+
+
+def batched(
+    lane: Lane, rate: float, share: float = 1.0, *, largest: int = 0, wait_ms: float = 0.0, rows: int = ROWS
+) -> Played:
+    """The lane played for `rows` rows (up to `ROWS`) whose batches hold at most `largest` rows (0: what the worker
+    takes) and which wait up to `wait_ms` for them to fill.  Otherwise as `latencies_ms`, from the same arrivals."""
+    return _batched(lane, *_rounded(lane, rate, share), largest, wait_ms, rows)
 
 
 def late(workers: tuple[Service, ...], rate: float, limit_ms: float) -> float:
@@ -291,9 +315,22 @@ def mixture_p95_ms(lanes: Sequence[tuple[float, Floats]], q: float = 0.95) -> fl
 
 @lru_cache(maxsize=8192)
 def _played(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
-    latencies = np.sort(play(workers, _arrivals(share) / rate)[WARM_UP:]) * 1e3
-    at = (np.arange(_QUANTILES) + 0.5) / _QUANTILES * (len(latencies) - 1)
-    result: Floats = np.interp(at, np.arange(len(latencies)), latencies)
+    return _quantiles(play(workers, _arrivals(share) / rate)[WARM_UP:] * 1e3)
+
+
+@lru_cache(maxsize=8192)
+def _batched(lane: Lane, rate: float, share: float, largest: int, wait_ms: float, rows: int) -> Played:
+    arrivals_s = _arrivals(share)[: WARM_UP + rows] / rate
+    outcome = _simulated(lane.workers, arrivals_s, largest=largest, wait_ms=wait_ms, warm_up=WARM_UP, energy=True)
+    batch = float(outcome.rows.sum() / outcome.batches.sum())
+    return Played(outcome.energy_j_per_row, batch, _quantiles(outcome.latency_s * 1e3))
+
+
+def _quantiles(values: Floats) -> Floats:
+    """`values` as `_QUANTILES` equally likely ones, ascending."""
+    values = np.sort(values)
+    at = (np.arange(_QUANTILES) + 0.5) / _QUANTILES * (len(values) - 1)
+    result: Floats = np.interp(at, np.arange(len(values)), values)
     result.setflags(write=False)
     return result
 
@@ -307,6 +344,18 @@ def _arrivals(share: float) -> Floats:
 
 def play(workers: Sequence[Service], arrivals_s: Floats) -> Floats:
     """Latencies (seconds) of rows that arrive at `arrivals_s` (ascending) in front of `workers`."""
+    return _simulated(workers, arrivals_s).latency_s
+
+
+def _simulated(
+    workers: Sequence[Service],
+    arrivals_s: Floats,
+    *,
+    largest: int = 0,
+    wait_ms: float = 0.0,
+    warm_up: int = 0,
+    energy: bool = False,
+) -> des.Outcome:
     groups = Counter(workers)
     columns = max(worker.max_batch for worker in groups)
     return des.simulate(
@@ -316,16 +365,25 @@ def play(workers: Sequence[Service], arrivals_s: Floats) -> Floats:
         seed=_SEED,
         law="normal",
         cv=[worker.cv for worker in groups],
-        largest=[worker.max_batch for worker in groups],
+        energy_j=[_joules(worker, columns) for worker in groups] if energy else None,
+        largest=[min(worker.max_batch, largest or worker.max_batch) for worker in groups],
         credits=2,
         in_turn=True,
-    ).latency_s
+        delay_s=wait_ms * 1e-3,
+        warm_up=warm_up,
+    )
 
 
 @lru_cache(maxsize=4096)
 def _table(worker: Service, columns: int) -> list[float]:
     """Mean seconds of a batch of 1..`columns` rows; those above its largest batch are never asked for."""
     return [worker.seconds(batch) for batch in range(1, columns + 1)]
+
+
+@lru_cache(maxsize=4096)
+def _joules(worker: Service, columns: int) -> list[float]:
+    """Joules of a batch of 1..`columns` rows."""
+    return [batch * worker.energy_j(batch) for batch in range(1, columns + 1)]
 
 
 def memory() -> dict[str, Any]:

@@ -26,7 +26,7 @@ from clover.errors import CloverError, PlanError, WorkerError
 from clover.runtime.lanes import Entry
 from clover.runtime.links import RingLike, WorkerHandle
 from clover.runtime.router import Router
-from clover.types import Assignment
+from clover.types import Assignment, Routing
 
 log = logging.getLogger("clover.fleet")
 
@@ -115,7 +115,7 @@ class FamilyFleet:
         self._members: dict[Assignment, Member] = {}
         self._leaving: list[Member] = []
         self._routed: tuple[Assignment, ...] = ()
-        self._shares: dict[str, float] = {}
+        self._routing = Routing(shares={})
         self._lanes = {variant.name: lane for lane, variant in enumerate(router.spec.variants)}
         router.lost = self._lost
 
@@ -189,10 +189,10 @@ class FamilyFleet:
             self.router.leave(member.worker, lambda: None)
             member.worker.kill()
 
-    def route(self, assignments: tuple[Assignment, ...], shares: dict[str, float]) -> None:
+    def route(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
         """See `Fleet.route`.  A worker that is being restarted joins when it is back.  Raises PlanError where an
-        assignment was never spawned or a share names an unknown variant."""
-        for variant in shares:
+        assignment was never spawned or the routing names an unknown variant."""
+        for variant in (*routing.shares, *routing.largest, *routing.wait_ms):
             if variant not in self._lanes:
                 raise PlanError(f"family {self.router.name!r} has no variant {variant!r}")
         members = []
@@ -203,10 +203,10 @@ class FamilyFleet:
             members.append(member)
         self._count_changes(assignments)
         self._routed = tuple(assignments)
-        self._shares = dict(shares)
+        self._routing = routing
         self._set_hold()
         entries = [entry for entry in map(self._entry, members) if entry is not None]
-        self.router.route(entries, [shares.get(variant.name, 0.0) for variant in self.router.spec.variants])
+        self.router.route(entries, routing)
 
     def observe(self) -> dict[str, float]:
         """The router's live figures, and `workers` ready, `restarting` and `restarts` so far."""
@@ -226,7 +226,7 @@ class FamilyFleet:
     @property
     def shares(self) -> dict[str, float]:
         """Shares per variant as last routed."""
-        return self._shares
+        return self._routing.shares
 
     @property
     def ready(self) -> bool:

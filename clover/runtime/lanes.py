@@ -1,4 +1,5 @@
-"""The routing table of a family: which workers take rows, for which variant, and which variant a row goes to.
+"""The routing table of a family: which workers take rows, for which variant, which variant a row goes to, and how each
+forms its batches.
 
 A lane is a variant.  A lane is live while a worker is attached to it; a row may go to the live lanes whose expected
 accuracy meets its request, and the quotas of the plan decide among them.
@@ -6,13 +7,14 @@ accuracy meets its request, and the quotas of the plan decide among them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from clover._native.batcher import Batcher
 from clover._native.route import Quota
 from clover.accounting import WorkerMeter
 from clover.runtime.links import Link, WorkerHandle
-from clover.types import FamilyProfile, FamilySpec
+from clover.types import FamilyProfile, FamilySpec, Routing
 
 MAX_WORKERS = 128
 """Workers of one family at a time, old ones that still drain included."""
@@ -39,13 +41,19 @@ def expected_accuracy(spec: FamilySpec, profile: FamilyProfile | None) -> list[f
 
 
 class Lanes:
-    """Links between workers and lanes.  `live` has bit i set while lane i has an attached worker."""
+    """Links between workers and lanes, which are the `variants`.  `live` has bit i set while lane i has an attached
+    worker; `routing` is what was set last, `delayed` whether rows of any lane may wait for a batch to fill."""
 
-    def __init__(self, batcher: Batcher, accuracy: Sequence[float], max_batch: int) -> None:
+    def __init__(
+        self, batcher: Batcher, variants: Sequence[str], accuracy: Sequence[float], max_batch: int, delay_ms: float
+    ) -> None:
         self.accuracy = accuracy
         self.live = 0
         self.links: list[Link] = []
-        self.shares = [1.0] * len(self.accuracy)
+        self.routing = Routing(shares=dict.fromkeys(variants, 1.0))
+        self.delayed = delay_ms > 0.0
+        self._variants = tuple(variants)
+        self._delay_ms = delay_ms
         self._batcher = batcher
         self._max_batch = max_batch
         self._quota = Quota(len(self.accuracy))
@@ -101,11 +109,11 @@ class Lanes:
         """The workers attached now."""
         return [(link.worker, link.lane, link.max_batch, link.meter) for link in self.links if link.attached]
 
-    def set(self, entries: Iterable[Entry], shares: Sequence[float]) -> None:
-        """Attach exactly `entries`: new ones first, so that no lane is empty in between; then the quotas."""
+    def set(self, entries: Iterable[Entry], routing: Routing) -> None:
+        """Attach exactly `entries`: new ones first, so that no lane is empty in between; then the quotas, the largest
+        batches and the waits.  ValueError for waits and batches that make no sense; nothing has changed then."""
         wanted = {id(entry[0]): entry for entry in entries}
-        if len(shares) != len(self.accuracy):
-            raise ValueError(f"{len(shares)} shares for {len(self.accuracy)} lanes")
+        knobs = [self._knobs(variant, routing) for variant in self._variants]
         for worker, lane, max_batch, meter in wanted.values():
             link = self.find(worker)
             if link is None:
@@ -117,8 +125,11 @@ class Lanes:
         for link in list(self.links):
             if id(link.worker) not in wanted:
                 self.detach(link)
-        self.shares = list(shares)
-        self._quota.set_shares(self.shares)
+        self._quota.set_shares([routing.shares.get(variant, 0.0) for variant in self._variants])
+        for lane, (largest, delay_ns) in enumerate(knobs):
+            self._batcher.set_lane(lane, largest, delay_ns)
+        self.delayed = any(delay_ns for _, delay_ns in knobs)
+        self.routing = routing
         self._changed()
 
     def detach(self, link: Link) -> None:
@@ -146,6 +157,15 @@ class Lanes:
             callback()
         else:
             link.on_idle.append(callback)
+
+    def _knobs(self, variant: str, routing: Routing) -> tuple[int, int]:
+        """Rows of a batch (0: what the worker takes) and nanoseconds that a row may wait for one to fill."""
+        largest = routing.largest.get(variant)
+        wait_ms = routing.wait_ms.get(variant, self._delay_ms)
+        if (largest is not None and largest < 1) or not 0.0 <= wait_ms < math.inf:
+            raise ValueError(f"{variant} cannot form batches of {largest} rows that wait for {wait_ms} ms")
+        # More than the family's largest batch is no limit, however much more it is.
+        return min(largest or 0, self._max_batch), int(wait_ms * 1e6)
 
     def _add(self, worker: WorkerHandle, lane: int, max_batch: int, meter: WorkerMeter) -> Link:
         index = next((i for i, link in enumerate(self._table) if link is None), -1)

@@ -5,7 +5,8 @@ in.  All requests read in one turn therefore share batches, and an idle server a
 Completions pump first and call their tickets' `on_done` after, so that workers compute while answers are written.
 
 Routing.  The plan's quotas are kept row by row over the variants that have a worker now and meet the request's minimum
-accuracy; where the plan gives none of those a share, the cheapest of them serves.
+accuracy; where the plan gives none of those a share, the cheapest of them serves.  Where it gives a variant a wait,
+rows of that variant are held until they fill a batch, the first has waited so long, or a deadline asks for haste.
 
 Death.  Rows being computed by a worker that died are queued again, once, on the same variant or (where it has no worker
 left) on another that is good enough; a ticket that was being computed in two deaths is poison: 503, no Retry-After.
@@ -37,7 +38,7 @@ from clover.runtime.rows import Memory, ShapeKeys, read_rows, write_array, write
 from clover.runtime.slot_table import SlotTable
 from clover.runtime.tickets import CLOSED, DONE, FLYING, OPEN, PENDING, QUEUED, Ticket
 from clover.runtime.traffic import Traffic
-from clover.types import FamilyProfile, FamilySpec, Receipt
+from clover.types import FamilyProfile, FamilySpec, Receipt, Routing
 
 log = logging.getLogger("clover.router")
 
@@ -81,8 +82,9 @@ class Router:
         self._queue_rows = config.queue_rows or slots
         lanes = len(spec.variants)
         self._batcher = Batcher(lanes, MAX_WORKERS, slots, int(config.max_queue_delay_ms * 1e6))
-        self._delays = config.max_queue_delay_ms > 0
-        self._lanes = Lanes(self._batcher, self.accuracy, spec.max_batch)
+        self._lanes = Lanes(
+            self._batcher, self.traffic.variants, self.accuracy, spec.max_batch, config.max_queue_delay_ms
+        )
         self._table = SlotTable(slots, self._batcher)
         self._state = self._table.state
         self._retry = Retry(self._table, self._batcher, self._lanes, self.traffic)
@@ -226,18 +228,18 @@ class Router:
 
     # --- the fleet's side ---------------------------------------------------------------------------------------------
 
-    def route(self, workers: Iterable[Entry], shares: Sequence[float]) -> None:
-        """Make exactly `workers` those that receive rows, with `shares` per lane.
+    def route(self, workers: Iterable[Entry], routing: Routing) -> None:
+        """Make exactly `workers` those that receive rows, dealt and batched as `routing` says.
 
-        Atomic between two requests: new workers are attached before old ones are let go, and rows that wait for a
-        variant which no longer has a worker move to one that has."""
-        self._lanes.set(workers, shares)
+        Atomic between two requests: new workers are attached before old ones are let go, rows that wait for a variant
+        which no longer has a worker move to one that has, and those that need wait no longer leave at once."""
+        self._lanes.set(workers, routing)
         self._retry.stranded(self._clock())
         self._turn()
 
     def join(self, entry: Entry) -> None:
-        """Let one more worker (a respawned one) receive rows, under the shares that stand."""
-        self.route([*self._lanes.entries(), entry], self._lanes.shares)
+        """Let one more worker (a respawned one) receive rows, under the routing that stands."""
+        self.route([*self._lanes.entries(), entry], self._lanes.routing)
 
     def leave(self, worker: WorkerHandle, on_idle: Callable[[], None]) -> None:
         """No new batch for `worker`; `on_idle` is called once it holds none (at once where it holds none now)."""
@@ -390,7 +392,7 @@ class Router:
     def _arm(self, now_ns: int) -> None:
         """One timer, for the nearest deadline or (where batches wait to fill) the nearest delay to run out."""
         next_ns = self._deadlines.next_ns()
-        if self._delays:
+        if self._lanes.delayed:
             delay_ns = self._batcher.next_event_ns(now_ns)
             if delay_ns and (not next_ns or delay_ns < next_ns):
                 next_ns = delay_ns

@@ -9,7 +9,7 @@ import logging
 from clover.control import Controller
 from clover.errors import DeviceError, StartError
 from clover.runtime.served import Served
-from clover.types import Assignment
+from clover.types import Assignment, Routing
 
 log = logging.getLogger("clover.server")
 
@@ -89,4 +89,4 @@ class Unplanned:
     def _route(self) -> None:
         self._controller.beside[self._served.name] = {item.placement.device for item in self._standing}
         if self._standing:
-            self._served.fleet.route(tuple(self._standing), {self._standing[0].variant: 1.0})
+            self._served.fleet.route(tuple(self._standing), Routing(shares={self._standing[0].variant: 1.0}))

@@ -24,7 +24,7 @@ import pytest
 
 import clover
 from clover.backends import child_environment
-from clover.types import Assignment
+from clover.types import Assignment, Routing
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = ROOT / "tests" / "families"
@@ -336,7 +336,7 @@ def test_swaps_under_load_fail_nothing(tmp_path: Path) -> None:
                 target = tuple(msgspec.structs.replace(item, variant=variant) for item in current)
                 for item in target:
                     await fleet.spawn(item)
-                fleet.route(target, {variant: 1.0})
+                fleet.route(target, Routing(shares={variant: 1.0}))
                 for item in current:
                     await fleet.drain(item)
                 assert fleet.running() == target
@@ -350,11 +350,51 @@ def test_swaps_under_load_fail_nothing(tmp_path: Path) -> None:
             assert served.traffic.codes == {200: len(seen)}
             assert served.traffic.lost_workers == 0
             with pytest.raises(clover.PlanError):
-                fleet.route((msgspec.structs.replace(current[0], variant="slow"),), {"slow": 1.0})
+                fleet.route((msgspec.structs.replace(current[0], variant="slow"),), Routing(shares={"slow": 1.0}))
             with pytest.raises(clover.PlanError):
-                fleet.route(current, {"huge": 1.0})
+                fleet.route(current, Routing(shares={"huge": 1.0}))
             with pytest.raises(clover.WorkerError):
                 await fleet.spawn(msgspec.structs.replace(current[0], variant="huge"))
+
+    run(main())
+
+
+def test_a_wait_of_the_routing_forms_larger_batches_and_none_does_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serve("slow", tmp_path) as server:
+            served = server.engine.pick("slow")
+            workers = served.default_deployment()
+
+            def turn(**knobs: Any) -> None:
+                served.fleet.route(workers, Routing(shares={"fast": 1.0}, **knobs))
+
+            def batches() -> dict[int, int]:
+                found = served.router.stats()["batch_stats"]
+                return {row["batch_size"]: row["compute_infer"]["count"] for row in found}
+
+            async def one_by_one(rows: int) -> list[asyncio.Future[clover.Answer]]:
+                """Each in a turn of the loop of its own, so that only a wait can bring them together."""
+                asked = []
+                for number in range(rows):
+                    asked.append(asyncio.ensure_future(server.ainfer({"INPUT0": [float(number)]})))
+                    await until(lambda: served.router.observe()["queue_rows"] == len(asked) % 4)
+                return asked
+
+            turn(wait_ms={"fast": 20_000.0}, largest={"fast": 4})
+            answers = await asyncio.gather(*await one_by_one(4))
+            assert [answer["OUTPUT0"].tolist() for answer in answers] == [[[float(number)]] for number in range(4)]
+            assert batches() == {4: 1}
+            waiting = await one_by_one(3)
+            turn(wait_ms={"fast": 0.0})  # what waits goes at once
+            await asyncio.gather(*waiting)
+            assert batches() == {3: 1, 4: 1}
+            for number in range(4):
+                await server.ainfer({"INPUT0": [float(number)]})
+            assert batches() == {1: 4, 3: 1, 4: 1}
+            turn(wait_ms={"fast": 50.0})
+            started_s = time.monotonic()
+            await server.ainfer({"INPUT0": [1.0]})
+            assert 0.045 < time.monotonic() - started_s < 20.0
 
     run(main())
 

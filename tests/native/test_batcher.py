@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -154,6 +155,12 @@ def test_arguments_out_of_range_are_refused(kernels: SimpleNamespace) -> None:
     for limits in ((0, 1), (1, 0)):
         with pytest.raises(ValueError):
             b.attach(0, 0, *limits)
+    for lane in (2, -1):
+        with pytest.raises(IndexError):
+            b.set_lane(lane, 1, 1)
+    for knobs in ((-1, 0), (0, -1)):
+        with pytest.raises(ValueError):
+            b.set_lane(0, *knobs)
     b.attach(0, 0, 1)
     with pytest.raises(ValueError):
         b.attach(0, 1, 1)
@@ -214,6 +221,65 @@ def test_a_delay_lets_a_batch_fill(kernels: SimpleNamespace) -> None:
     assert dispatched(b, 1_200) == (0, [3, 2])  # a row on its second try waits for nobody
 
 
+def test_each_lane_has_its_own_delay_which_may_change_while_rows_wait(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(2, 2, 8, 100)
+    b.attach(0, 0, 4)
+    b.attach(1, 1, 4)
+    b.push(0, 0, 10_000, 1_000)
+    b.push(1, 1, 10_000, 1_000)
+    b.set_lane(1, 0, 0)
+    assert dispatched(b, 1_000) == (1, [1])
+    assert b.next_event_ns(1_000) == 1_100  # lane 0 waits as it was made to
+    b.set_lane(0, 0, 500)
+    assert dispatched(b, 1_100) is None
+    assert b.next_event_ns(1_100) == 1_500
+    b.set_lane(0, 0, 200)
+    assert b.next_event_ns(1_300) == 1_300
+    assert dispatched(b, 1_300) == (0, [0])
+    b.set_lane(1, 0, 50)
+    b.push(1, 2, 10_000, 1_300)
+    assert b.next_event_ns(1_300) == 1_350
+    b.set_lane(1, 0, 0)  # what waited waits no more
+    assert dispatched(b, 1_300) == (1, [2])
+
+
+def test_a_lane_may_hold_batches_below_what_its_workers_take(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(2, 3, 16)
+    b.attach(0, 0, 4)
+    b.attach(1, 0, 2)
+    b.attach(2, 1, 4)
+    b.set_lane(0, 3, 0)
+    b.push_many(0, list(range(8)), 10, 1)
+    b.push_many(1, [8, 9, 10, 11], 10, 1)
+    assert [dispatched(b) for _ in range(4)] == [(0, [0, 1, 2]), (1, [3, 4]), (0, [5, 6, 7]), (2, [8, 9, 10, 11])]
+    b.set_lane(0, 0, 0)
+    b.credit(0)
+    b.push_many(0, list(range(5)), 10, 1)
+    assert dispatched(b) == (1, [0, 1])
+    assert dispatched(b) == (0, [2, 3, 4])
+
+
+def test_a_batch_is_full_at_the_cap_of_its_lane(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 16, 100)
+    b.attach(0, 0, 8)
+    b.set_lane(0, 2, 100)
+    b.push(0, 0, 10_000, 1_000)
+    assert dispatched(b, 1_000) is None
+    b.push(0, 1, 10_000, 1_001)
+    assert dispatched(b, 1_001) == (0, [0, 1])
+
+
+def test_no_row_waits_past_a_deadline_that_it_could_keep(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 16, 100)
+    b.attach(0, 0, 8)
+    b.push(0, 0, 10_000, 1_000)
+    b.push(0, 1, 1_101, 1_040)
+    assert dispatched(b, 1_040) is None  # the delay ends before the deadline does
+    b.push(0, 2, 1_100, 1_041)
+    assert b.next_event_ns(1_041) == 1_041
+    assert dispatched(b, 1_041) == (0, [2, 1, 0])
+
+
 def test_out_bounds_a_batch(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(1, 1, 8)
     b.attach(0, 0, 8)
@@ -254,6 +320,10 @@ class Life(RuleBasedStateMachine):
         self.real = self.subject(LANES, WORKERS, CAPACITY, delay_ns, SLOTS)
         self.twin = twin.Batcher(LANES, WORKERS, CAPACITY, delay_ns, SLOTS)
         self.queued: dict[int, tuple[int, int]] = {}  # slot -> lane, key
+        self.since_ns: dict[int, float] = {}  # slot -> when it began to wait
+        self.deadline_ns: dict[int, int] = {}
+        self.knobs = [(0, delay_ns)] * LANES  # largest batch, delay
+        self.rows_of: dict[int, int] = {}
         self.lane_of: dict[int, int] = {}
         self.credits: dict[int, int] = {}
         self.out_of = [0] * WORKERS
@@ -278,6 +348,8 @@ class Life(RuleBasedStateMachine):
             if again or taken:
                 assert again or fits
                 self.queued.update(dict.fromkeys(some, (lane, key)))
+                self.since_ns.update(dict.fromkeys(some, -math.inf if again else self.now_ns))
+                self.deadline_ns.update(dict.fromkeys(some, self.now_ns + wait_ns))
             else:
                 assert not fits
 
@@ -296,6 +368,12 @@ class Life(RuleBasedStateMachine):
         else:
             self.both("attach", worker, lane, rows, n)
             self.lane_of[worker], self.credits[worker], self.out_of[worker] = lane, n, 0
+            self.rows_of[worker] = rows
+
+    @rule(lane=st.integers(0, LANES - 1), rows=st.integers(0, 4), delay_ns=st.sampled_from([0, 0, 3, 20, 60]))
+    def set_lane(self, lane: int, rows: int, delay_ns: int) -> None:
+        self.both("set_lane", lane, rows, delay_ns)
+        self.knobs[lane] = rows, delay_ns
 
     @rule(worker=st.integers(0, WORKERS - 1))
     def credit(self, worker: int) -> None:
@@ -318,7 +396,25 @@ class Life(RuleBasedStateMachine):
             rows = [self.queued.pop(slot) for slot in mine[:n].tolist()]
             assert {lane for lane, _ in rows} == {self.lane_of[worker]}
             assert len(set(rows)) == 1
+            assert n <= self.most(worker)
             self.out_of[worker] += 1
+        else:
+            self.nobody_waits_too_long()
+
+    def most(self, worker: int) -> int:
+        """Rows of a batch of that worker."""
+        return min(self.rows_of[worker], self.knobs[self.lane_of[worker]][0] or self.rows_of[worker])
+
+    def nobody_waits_too_long(self) -> None:
+        """Where no batch is to be had, rows that a worker could take wait neither for long nor for nothing."""
+        for lane, key in set(self.queued.values()):
+            able = [w for w, own in self.lane_of.items() if own == lane and self.out_of[w] < self.credits[w]]
+            if able:
+                mine = [slot for slot, where in self.queued.items() if where == (lane, key)]
+                ends_ns = min(self.since_ns[slot] for slot in mine) + self.knobs[lane][1]
+                assert self.now_ns < ends_ns < min(self.deadline_ns[slot] for slot in mine)
+                assert len(mine) < min(map(self.most, able))
+                assert self.real.next_event_ns(self.now_ns) <= ends_ns
 
     @precondition(lambda self: self.queued)
     @rule()

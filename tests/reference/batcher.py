@@ -21,6 +21,13 @@ class Row:
         return self.deadline_ns, self.order
 
 
+@dataclass
+class Lane:
+    delay_ns: int
+    max_batch: int = 0
+    turn: int = 0
+
+
 @dataclass(eq=False)
 class Worker:
     lane: int | None = None
@@ -38,7 +45,7 @@ class Batcher:
         self._slots = slots or capacity
         self._rows: dict[int, Row] = {}
         self._workers = [Worker() for _ in range(workers)]
-        self._turn = [0] * lanes
+        self._lanes = [Lane(max_queue_delay_ns) for _ in range(lanes)]
         self._order = 0
 
     # --- rows in and out ---
@@ -58,7 +65,7 @@ class Batcher:
 
     def _named(self, lane: int, slots: Iterable[int]) -> list[int]:
         named = [int(slot) for slot in slots]
-        self._check(lane, len(self._turn))
+        self._check(lane, len(self._lanes))
         for slot in named:
             self._check(slot, self._slots)
         if len(set(named)) < len(named) or any(slot in self._rows for slot in named):
@@ -88,9 +95,15 @@ class Batcher:
 
     # --- workers and batches ---
 
+    def set_lane(self, lane: int, max_batch: int, delay_ns: int) -> None:
+        self._check(lane, len(self._lanes))
+        if max_batch < 0 or delay_ns < 0:
+            raise ValueError("negative")
+        self._lanes[lane].max_batch, self._lanes[lane].delay_ns = max_batch, delay_ns
+
     def attach(self, worker: int, lane: int, max_batch: int, credits: int = 2) -> None:
         self._check(worker, len(self._workers))
-        self._check(lane, len(self._turn))
+        self._check(lane, len(self._lanes))
         if self._workers[worker].lane is not None or max_batch < 1 or credits < 1:
             raise ValueError("attached already, or not positive")
         self._workers[worker] = Worker(lane, max_batch, credits)
@@ -107,14 +120,24 @@ class Batcher:
     def _waiting(self, lane: int, key: int) -> list[Row]:
         return sorted((r for r in self._rows.values() if (r.lane, r.key) == (lane, key)), key=lambda row: row.rank)
 
+    def _most(self, worker: Worker, lane: int) -> int:
+        """Rows of a batch of that worker of that lane."""
+        return min(worker.max_batch, self._lanes[lane].max_batch or worker.max_batch)
+
+    def _ripe_ns(self, row: Row) -> float:
+        """When rows of this row's lane and key have waited enough; minus infinity where they shall not wait."""
+        rows = self._waiting(row.lane, row.key)
+        ends_ns = min(r.since_ns for r in rows) + self._lanes[row.lane].delay_ns
+        return float("-inf") if min(r.deadline_ns for r in rows) <= ends_ns else ends_ns
+
     def _ripe(self, row: Row, now_ns: int) -> bool:
         """Whether rows of this row's lane and key may leave now."""
         free = self._free(row.lane)
         if not free:
             return False
-        rows = self._waiting(row.lane, row.key)
-        waited = min(r.since_ns for r in rows) <= now_ns - self.max_queue_delay_ns
-        return self.max_queue_delay_ns == 0 or waited or len(rows) >= min(w.max_batch for w in free)
+        full = min(self._most(worker, row.lane) for worker in free)
+        delayed = self._lanes[row.lane].delay_ns > 0
+        return not delayed or self._ripe_ns(row) <= now_ns or len(self._waiting(row.lane, row.key)) >= full
 
     def dispatch(self, now_ns: int, out: Any) -> tuple[int, int] | None:
         if len(out) == 0:
@@ -123,12 +146,12 @@ class Batcher:
         if not ripe:
             return None
         first = min(ripe, key=lambda row: row.rank)
-        turn, count = self._turn[first.lane], len(self._workers)
+        turn, count = self._lanes[first.lane].turn, len(self._workers)
         worker = min(self._free(first.lane), key=lambda w: (w.outstanding, (self._workers.index(w) - turn) % count))
         index = self._workers.index(worker)
-        n = self._move(self._waiting(first.lane, first.key)[: min(worker.max_batch, len(out))], out)
+        n = self._move(self._waiting(first.lane, first.key)[: min(self._most(worker, first.lane), len(out))], out)
         worker.outstanding += 1
-        self._turn[first.lane] = (index + 1) % count
+        self._lanes[first.lane].turn = (index + 1) % count
         return index, n
 
     def credit(self, worker: int) -> None:
@@ -145,22 +168,21 @@ class Batcher:
 
     def next_event_ns(self, now_ns: int) -> int:
         events = [row.deadline_ns for row in self._rows.values()]
-        if self.max_queue_delay_ns:
-            events += [
-                int(max(row.since_ns + self.max_queue_delay_ns, now_ns))
-                for row in self._rows.values()
-                if self._free(row.lane)
-            ]
+        events += [
+            int(max(self._ripe_ns(row), now_ns))
+            for row in self._rows.values()
+            if self._lanes[row.lane].delay_ns and self._free(row.lane)
+        ]
         return max(min(events), now_ns) if events else 0
 
     def depth(self, lane: int = -1) -> int:
         if lane == -1:
             return len(self._rows)
-        self._check(lane, len(self._turn))
+        self._check(lane, len(self._lanes))
         return sum(row.lane == lane for row in self._rows.values())
 
     def lane_has_worker(self, lane: int) -> bool:
-        self._check(lane, len(self._turn))
+        self._check(lane, len(self._lanes))
         return any(worker.lane == lane for worker in self._workers)
 
     @staticmethod

@@ -12,7 +12,7 @@ from clover.control.apply import Applier, Instances
 from clover.errors import CloverError, DeviceError, DeviceLost, WorkerError
 from clover.planning.geometry import SliceProfile, layouts, legal
 from clover.planning.transition import plan_transition
-from clover.types import Assignment, DeviceShape, Placement
+from clover.types import Assignment, DeviceShape, Placement, Routing
 from tests.unit.geometry_fixture import A100
 
 Deployment = tuple[Assignment, ...]
@@ -89,7 +89,8 @@ class Rig:
         self.fault: Fault = lambda kind, what: None
         self.workers: list[Assignment] = []
         self.routed: tuple[Assignment, ...] = ()
-        self.shares: dict[str, float] = {}
+        self.routing = Routing(shares={})
+        self.seen: list[Routing] = []
         self.served: list[int] = []
         self.busy: Counter[str] = Counter()
         self.under_way: Counter[str] = Counter()
@@ -119,12 +120,13 @@ class Rig:
         self.workers.remove(assignment)
         self.refuse("drain", assignment.placement.id)
 
-    def route(self, assignments: Deployment, shares: dict[str, float]) -> None:
+    def route(self, assignments: Deployment, routing: Routing) -> None:
         self.done.append("route")
         self.refuse("route", "")
         assert set(assignments) <= set(self.workers)
-        assert abs(sum(shares.values()) - 1.0) < 1e-9
-        self.routed, self.shares = assignments, shares
+        assert abs(sum(routing.shares.values()) - 1.0) < 1e-9
+        self.routed, self.routing = assignments, routing
+        self.seen.append(routing)
         self.count()
 
     def observe(self) -> dict[str, float]:
@@ -153,9 +155,21 @@ class Rig:
     def shapes(self) -> tuple[DeviceShape, ...]:
         return tuple(gpu.shape() for gpu in self.gpus.values())
 
-    async def change(self, before: Deployment, target: Deployment, floor: float = math.inf) -> tuple[str, ...]:
+    async def change(
+        self,
+        before: Deployment,
+        target: Deployment,
+        floor: float = math.inf,
+        routing_before: Routing | None = None,
+        routing: Routing | None = None,
+    ) -> tuple[str, ...]:
         transition = plan_transition(before, target, self.shapes(), floor=floor)
-        return await self.applier.run(transition, before=before, shares_before=equal(before), shares=equal(target))
+        return await self.applier.run(
+            transition,
+            before=before,
+            routing_before=routing_before or equal(before),
+            routing=routing or equal(target),
+        )
 
     def consistent(self) -> None:
         """Workers stand on instances, all of them serve, and nothing stands without a worker but what is stuck."""
@@ -172,9 +186,9 @@ class Rig:
         assert self.applier.progress is None
 
 
-def equal(deployment: Deployment) -> dict[str, float]:
+def equal(deployment: Deployment) -> Routing:
     variants = {item.variant for item in deployment}
-    return dict.fromkeys(variants, 1.0 / len(variants)) if variants else {}
+    return Routing(shares=dict.fromkeys(variants, 1.0 / len(variants)) if variants else {})
 
 
 async def standing(deployment: Deployment, **options: Any) -> Rig:

@@ -22,6 +22,7 @@ from clover.types import (
     Placement,
     Plan,
     Reading,
+    Routing,
     State,
     TensorSpec,
     VariantSpec,
@@ -45,7 +46,7 @@ class FakeFleet:
         self.alive: list[Assignment] = []
         self.dead: set[Assignment] = set()
         self.routed: tuple[Assignment, ...] = ()
-        self.shares: dict[str, float] = {}
+        self.routing = Routing(shares={})
         self.fail: set[str] = set()
         self.figures: dict[str, float] = {"arrival_rate": 50.0, "queue_rows": 0.0, "rows": 0.0, "restarts": 0.0}
         self.calls: list[str] = []
@@ -71,11 +72,15 @@ class FakeFleet:
         self.dead.discard(assignment)
         self.routed = tuple(item for item in self.routed if item != assignment)
 
-    def route(self, assignments: tuple[Assignment, ...], shares: dict[str, float]) -> None:
+    @property
+    def shares(self) -> dict[str, float]:
+        return self.routing.shares
+
+    def route(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
         self.calls.append("route")
         assert set(assignments) <= set(self.alive)
-        assert abs(sum(shares.values()) - 1.0) < 1e-3
-        self.routed, self.shares = assignments, shares
+        assert abs(sum(routing.shares.values()) - 1.0) < 1e-3
+        self.routed, self.routing = assignments, routing
 
     def observe(self) -> dict[str, float]:
         return dict(self.figures)
@@ -168,17 +173,19 @@ class FakeChain:
 
 
 class LocalSolver:
-    """Plans in this process.  `fail` makes every order fail."""
+    """Plans in this process.  `fail` makes every order fail; `knobs` are put into every routing."""
 
     def __init__(self) -> None:
         self.orders: list[str] = []
         self.fail = ""
+        self.knobs: dict[str, dict[str, Any]] = {}
 
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
         self.orders.append("fixed" if configuration is not None else policy)
         if self.fail:
             raise PlanError(self.fail)
-        return plan_fixed(state, configuration) if configuration is not None else build(policy).propose(state)
+        plan = plan_fixed(state, configuration) if configuration is not None else build(policy).propose(state)
+        return msgspec.structs.replace(plan, routing=msgspec.structs.replace(plan.routing, **self.knobs))
 
     async def close(self) -> None:
         self.orders.append("close")

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from clover.config import FamilyConfig
-from clover.errors import StartError, Unavailable
+from clover.errors import PlanError, StartError, Unavailable
 from clover.types import Assignment, Decision, configuration_of
 from tests.unit.control_fixture import FakeFleet, Rig, spec
 from tests.unit.profiles_fixture import cpu, profile
@@ -293,9 +293,59 @@ def test_configuration_waits_for_the_dwell_time_and_routing_does_not() -> None:
     drive(story)
 
 
+def test_waits_and_batches_turn_like_shares() -> None:
+    async def story() -> None:
+        rig = Rig()
+        await rig.settled()
+        routed = rig.fleet.calls.count("route")
+        for knobs in (
+            {"wait_ms": {"large": 4.0}},
+            {"wait_ms": {"large": 0.0}},
+            {"wait_ms": {}, "largest": {"large": 2}},
+        ):
+            rig.solver.knobs = knobs
+            await rig.controller.command("set", {"slo_ms": 30.0}, "alice")
+            assert rig.last["action"] == "routed"
+            assert rig.fleet.routing.wait_ms == knobs["wait_ms"]
+            assert rig.fleet.routing.largest == knobs.get("largest", {})
+        assert rig.fleet.calls.count("route") == routed + 3
+        assert rig.controller.state()["models"]["toy"]["routing"]["largest"] == {"large": 2}
+        rig.solver.knobs = {"wait_ms": {}, "largest": {"large": 2}}
+        await rig.controller.command("set", {"slo_ms": 30.0}, "alice")
+        assert rig.last["action"] == "kept"
+        rig.consistent()
+
+    drive(story)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "why"),
+    [
+        ({"wait_ms": {"huge": 1.0}}, "unknown variant 'huge'"),
+        ({"largest": {"huge": 1}}, "unknown variant 'huge'"),
+        ({"largest": {"large": 0}}, "batches without rows"),
+        ({"wait_ms": {"large": -1.0}}, "below the SLO of 30 ms"),
+        ({"wait_ms": {"large": 30.0}}, "below the SLO of 30 ms"),
+        ({"wait_ms": {"large": float("nan")}}, "below the SLO of 30 ms"),
+    ],
+)
+def test_waits_and_batches_that_make_no_sense_are_refused(knobs: dict[str, dict[str, float]], why: str) -> None:
+    async def story() -> None:
+        rig = Rig()
+        await rig.settled()
+        routing = rig.fleet.routing
+        rig.solver.knobs = knobs
+        with pytest.raises(PlanError, match=why):
+            await rig.controller.command("set", {"slo_ms": 30.0}, "alice")
+        assert rig.fleet.routing is routing
+
+    drive(story)
+
+
 def test_a_failing_spawn_returns_to_what_ran() -> None:
     async def story() -> None:
         rig = Rig()
+        rig.solver.knobs = {"wait_ms": {"large": 4.0}, "largest": {"large": 4}}
         await rig.settled()
         before, shares = rig.family.standing, dict(rig.fleet.shares)
         rig.fleet.fail = {"small", "medium"}
@@ -306,6 +356,7 @@ def test_a_failing_spawn_returns_to_what_ran() -> None:
         assert "stands again" in rig.last["detail"]
         assert rig.family.standing is before
         assert rig.fleet.shares == shares
+        assert (rig.fleet.routing.wait_ms, rig.fleet.routing.largest) == ({"large": 4.0}, {"large": 4})
         rig.consistent()
         # The configuration is left alone: the next reason does not try it again.
         spawned = len([call for call in rig.fleet.calls if call.startswith("spawn")])
@@ -405,10 +456,13 @@ def test_a_solver_without_a_plan_is_recorded_and_asked_again_later() -> None:
 async def _changed() -> Rig:
     """A rig whose configuration has just changed."""
     rig = Rig()
+    rig.solver.knobs = {"wait_ms": {"large": 4.0}, "largest": {"large": 4}}
     await rig.settled()
+    rig.solver.knobs = {"wait_ms": {"small": 2.0}, "largest": {}}
     rig.chain.g_per_kwh = 500.0
     await rig.look(10.0)
     assert rig.last["action"] == "applied"
+    assert rig.fleet.routing.wait_ms == {"small": 2.0}
     return rig
 
 
@@ -425,7 +479,8 @@ def test_a_deployment_much_worse_than_predicted_is_rolled_back_and_left_alone() 
         assert rig.last["action"] == "rolled back"
         assert "far above the predicted" in rig.last["detail"]
         assert rig.family.standing.deployment == good.deployment
-        assert rig.fleet.shares == good.routing.shares
+        assert rig.fleet.routing == good.routing
+        assert rig.fleet.routing.wait_ms == {"large": 4.0}
         assert rig.family.rollbacks == 1
         rig.consistent()
         rig.fleet.figures["p95_ms"] = 5.0

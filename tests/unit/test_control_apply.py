@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clover.control.apply import ApplyError, possible
 from clover.errors import CloverError, DeviceError, DeviceLost, WorkerError
 from clover.planning.transition import plan_transition
-from clover.types import Assignment
+from clover.types import Assignment, Routing
 from tests.unit.apply_fixture import Deployment, Rig, always, standing
 from tests.unit.geometry_fixture import A30, a30, a100, filled, runs
 
@@ -46,7 +46,7 @@ def test_the_steps_of_a_stage_run_at_once_and_one_gpu_serves_throughout() -> Non
         assert await rig.change(base(*BOTH), finest(*BOTH)) == ()
         rig.consistent()
         assert set(rig.workers) == set(finest(*BOTH))
-        assert rig.shares == {"small": 1.0}
+        assert rig.routing.shares == {"small": 1.0}
         assert rig.busy == {"drain": 1, "destroy": 1, "create": 7, "spawn": 7}
         assert min(rig.served) == 7
         rig.served, rig.busy = [], Counter()
@@ -81,6 +81,38 @@ def test_a_worker_that_does_not_drain_is_gone_all_the_same() -> None:
         rig.fault = always("drain", "gpu0:7g.40gb@0", WorkerError("it had to be killed"))
         assert "had to be killed" in (await rig.change(base("gpu0"), finest("gpu0")))[0]
         rig.consistent()
+
+    asyncio.run(story())
+
+
+def test_lanes_that_stay_keep_their_batches_and_waits_on_the_way_and_new_ones_have_none() -> None:
+    async def story() -> None:
+        names = tuple(f"gpu{index}" for index in range(4))
+        old = Routing(shares={"large": 1.0}, largest={"large": 4}, wait_ms={"large": 9.0})
+        new = Routing(shares={"small": 1.0}, largest={"small": 2}, wait_ms={"small": 7.0})
+        rig = await standing(base(*names), gpus=4)
+        rig.seen.clear()
+        floor = 21.0  # slices: the GPUs change one after the other
+        await rig.change(base(*names), finest(*names), floor, old, new)
+        assert rig.seen[-1] == new
+        assert any(routing.shares.keys() == {"small", "large"} for routing in rig.seen[:-1])
+        for routing in rig.seen[:-1]:
+            stays = "large" in routing.shares
+            assert routing.largest == ({"large": 4} if stays else {})
+            assert routing.wait_ms == ({"large": 9.0} if stays else {})
+
+    asyncio.run(story())
+
+
+def test_what_goes_back_forms_batches_as_before() -> None:
+    async def story() -> None:
+        old = Routing(shares={"large": 1.0}, largest={"large": 4}, wait_ms={"large": 9.0})
+        rig = await standing(base(*BOTH))
+        rig.fault = always("spawn", "gpu1:1g.5gb@6", WorkerError("it does not load"))
+        with pytest.raises(ApplyError) as caught:
+            await rig.change(base(*BOTH), finest(*BOTH), routing_before=old)
+        assert caught.value.restored
+        assert rig.routing == old
 
     asyncio.run(story())
 

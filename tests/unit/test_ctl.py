@@ -287,6 +287,11 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "2 x small@1c; rows: small 100.0%" in text
     assert "p95 2.5 ms, accuracy 88.70 %, 1 mJ/row, utilisation 25%" in text
     assert "spawn small (eager) at cpu0:1c@1" in text
+    assert "batches" not in text
+    tuned = {"shares": {"small": 1.0}, "largest": {"small": 4}, "wait_ms": {"small": 2.5}}
+    server.answer = (200, outcome | {"plan": PLAN | {"routing": tuned}})
+    assert ctl(server, "plan") == 0
+    assert "batches    small takes at most 4 rows, small waits up to 2.5 ms" in capsys.readouterr().out
     server.answer = (200, {"set": "slo_ms: 5", "dry_run": True, "models": {"fashion": outcome}})
     assert ctl(server, "set", "slo_ms=5", "--dry-run") == 0
     assert capsys.readouterr().out.startswith("dry run: nothing changed\nset slo_ms: 5\n")
@@ -297,7 +302,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
         "mode": "active",
         "pin": "static:small",
         "deployment": [{"placement": "cpu0:1c@1", "variant": "small", "backend": "eager", "ready": True}],
-        "routing": {"shares": {"small": 1.0}},
+        "routing": {"shares": {"small": 1.0}, "wait_ms": {"small": 0.25}},
         "plan": PLAN,
         "targets": {
             "slo_ms": 5.0,
@@ -327,6 +332,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "fashion: mode active, pinned to static:small" in text
     assert "cpu0:1c@1 small eager yes 100.0%" in text
     assert "arrival_rate 12, carried_j 0, small 2e-09" in text
+    assert "batches small waits up to 0.25 ms" in text
     assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
 
 

@@ -14,7 +14,7 @@ from clover.errors import CloverError, DeviceError, PlanError, StartError, Worke
 from clover.runtime.fleet import FamilyFleet
 from clover.runtime.router import Router
 from clover.runtime.slab import Layout, Slab
-from clover.types import Assignment, FamilySpec, Placement, TensorSpec, VariantSpec
+from clover.types import Assignment, FamilySpec, Placement, Routing, TensorSpec, VariantSpec
 
 SECOND = 1_000_000_000
 SPEC = FamilySpec(
@@ -133,17 +133,17 @@ async def test_spawn_route_drain(house: House) -> None:
     assert len(house.started) == 1
     assert fleet.running() == (at(0),)
     assert not fleet.ready
-    fleet.route((at(0),), {"small": 1.0})
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
     assert fleet.ready
     await fleet.spawn(at(0, "large"))  # beside the old one, on the same placement
-    fleet.route((at(0, "large"),), {"large": 1.0})
+    fleet.route((at(0, "large"),), Routing(shares={"large": 1.0}))
     await fleet.drain(at(0))
     await fleet.drain(at(0))
     assert house.started[0].state == "dead"
     assert fleet.running() == (at(0, "large"),)
     assert (fleet.swaps, fleet.repartitions) == (1, 0)
     await fleet.spawn(at(0, "large", 2))
-    fleet.route((at(0, "large", 2),), {"large": 1.0})
+    fleet.route((at(0, "large", 2),), Routing(shares={"large": 1.0}))
     assert (fleet.swaps, fleet.repartitions) == (1, 1)
     await fleet.stop()
     assert fleet.running() == ()
@@ -151,10 +151,22 @@ async def test_spawn_route_drain(house: House) -> None:
 
 
 @in_a_house
+async def test_the_whole_routing_is_checked_before_any_of_it_takes_effect(house: House) -> None:
+    fleet = house.fleet
+    await fleet.spawn(at(0))
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
+    for knobs in ({"largest": {"huge": 2}}, {"wait_ms": {"huge": 2.0}}):
+        with pytest.raises(PlanError, match="has no variant 'huge'"):
+            fleet.route((), Routing(shares={"large": 1.0}, **knobs))
+    assert fleet.ready
+    assert fleet.shares == {"small": 1.0}
+
+
+@in_a_house
 async def test_a_drain_waits_for_the_rows(house: House) -> None:
     fleet, router = house.fleet, house.router
     await fleet.spawn(at(0))
-    fleet.route((at(0),), {"small": 1.0})
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
     ticket = router.open(1)
     done: list[Any] = []
     router.submit(ticket, done.append)
@@ -175,7 +187,7 @@ async def test_a_drain_waits_for_the_rows(house: House) -> None:
 async def test_a_dead_worker_comes_back_with_growing_patience(house: House) -> None:
     fleet = house.fleet
     await fleet.spawn(at(0))
-    fleet.route((at(0),), {"small": 1.0})
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
     house.failing = 8
     house.started[0].die()
     assert not fleet.ready
@@ -201,7 +213,7 @@ def test_no_failure_of_a_restart_ends_the_attempts(failure: CloverError) -> None
         house = House()
         fleet = house.fleet
         await fleet.spawn(at(0))
-        fleet.route((at(0),), {"small": 1.0})
+        fleet.route((at(0),), Routing(shares={"small": 1.0}))
         house.failing, house.failure = 2, failure
         house.started[0].die()
         await house.settle()
@@ -216,7 +228,7 @@ def test_no_failure_of_a_restart_ends_the_attempts(failure: CloverError) -> None
 async def test_a_cancelled_drain_leaves_no_worker_behind(house: House) -> None:
     fleet, router = house.fleet, house.router
     await fleet.spawn(at(0))
-    fleet.route((at(0),), {"small": 1.0})
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
     ticket = router.open(1)
     router.submit(ticket, lambda _: None)
     await house.settle()
@@ -238,13 +250,13 @@ async def test_a_cancelled_drain_leaves_no_worker_behind(house: House) -> None:
 async def test_an_old_worker_that_dies_is_not_replaced_where_a_new_one_stands(house: House) -> None:
     fleet, router = house.fleet, house.router
     await fleet.spawn(at(0))
-    fleet.route((at(0),), {"small": 1.0})
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
     router.submit(router.open(1), lambda _: None)
     await house.settle()
     drain = asyncio.ensure_future(fleet.drain(at(0)))
     await house.settle()
     await fleet.spawn(at(0))  # the same assignment anew, while the old one still computes
-    fleet.route((at(0),), {"small": 1.0})
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
     house.started[0].die()
     await drain
     await house.settle()
@@ -260,7 +272,7 @@ async def test_rows_are_refused_while_a_worker_keeps_dying(house: House) -> None
 
     fleet = house.fleet
     await fleet.spawn(at(0))
-    fleet.route((at(0),), {"small": 1.0})
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
     house.failing = 4
     seen: list[bool] = []
     sleep = house.sleep
@@ -283,7 +295,7 @@ async def test_rows_are_refused_while_a_worker_keeps_dying(house: House) -> None
 async def test_a_member_that_is_drained_is_not_restarted(house: House) -> None:
     fleet = house.fleet
     await fleet.spawn(at(0))
-    fleet.route((at(0),), {"small": 1.0})
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
     house.started[0].die()
     with pytest.raises(WorkerError, match="restarted"):
         await fleet.spawn(at(0))
@@ -302,7 +314,7 @@ async def test_a_failed_spawn_leaves_no_member(house: House) -> None:
     with pytest.raises(WorkerError, match="no variant"):
         await house.fleet.spawn(at(0, "huge"))
     with pytest.raises(PlanError):
-        house.fleet.route((at(0),), {"small": 1.0})
+        house.fleet.route((at(0),), Routing(shares={"small": 1.0}))
 
 
 @in_a_house
@@ -310,7 +322,7 @@ async def test_silence_costs_a_worker_its_life_but_rows_wait_for_its_death(house
     fleet, router = house.fleet, house.router
     await fleet.spawn(at(0))
     await fleet.spawn(at(1))
-    fleet.route((at(0), at(1)), {"small": 1.0})
+    fleet.route((at(0), at(1)), Routing(shares={"small": 1.0}))
     ticket = router.open(1)
     done: list[Any] = []
     router.submit(ticket, done.append)
@@ -336,7 +348,7 @@ async def test_a_worker_that_dies_while_it_drains_ends_the_drain(house: House) -
     fleet, router = house.fleet, house.router
     await fleet.spawn(at(0))
     await fleet.spawn(at(1))
-    fleet.route((at(0), at(1)), {"small": 1.0})
+    fleet.route((at(0), at(1)), Routing(shares={"small": 1.0}))
     ticket = router.open(1)
     router.submit(ticket, lambda _: None)
     await house.settle()
@@ -367,7 +379,7 @@ async def test_a_lost_gpu_blames_no_request_and_slices_are_compute_slices(house:
     for half in halves:
         await fleet.spawn(half)
     assert [member.meter.slices for member in fleet._all() if member.meter is not None] == [3, 3]
-    fleet.route(tuple(halves), {"small": 1.0})
+    fleet.route(tuple(halves), Routing(shares={"small": 1.0}))
     ticket = router.open(1)
     done: list[Any] = []
     router.submit(ticket, done.append)
@@ -394,12 +406,12 @@ async def test_a_worker_that_is_given_up_is_ended_without_waiting_and_its_rows_g
     fleet, router = house.fleet, house.router
     await fleet.spawn(at(0))
     await fleet.spawn(at(1))
-    fleet.route((at(0),), {"small": 1.0})
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
     ticket = router.open(1)
     router.submit(ticket, lambda _: None)
     await house.settle()
     assert house.started[0].sent
-    fleet.route((at(1),), {"small": 1.0})
+    fleet.route((at(1),), Routing(shares={"small": 1.0}))
     fleet.forget(at(0), "gpu0 is lost")
     fleet.forget(at(0), "gpu0 is lost")  # once is enough
     assert house.started[0].killed
@@ -418,7 +430,7 @@ async def test_a_worker_that_is_given_up_is_ended_without_waiting_and_its_rows_g
 async def test_a_member_without_a_worker_is_given_up_for_good(house: House) -> None:
     fleet = house.fleet
     await fleet.spawn(at(0))
-    fleet.route((at(0),), {"small": 1.0})
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
     house.failing = 1000
     house.started[0].die()
     fleet.forget(at(0), "gpu0 is lost")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from clover.planning.queueing import (
     Service,
+    batched,
     capacity,
     energy_j_per_row,
     estimate,
@@ -79,6 +80,30 @@ def test_md1_mean_wait() -> None:
     waits = latencies_ms((only,), 50.0 / 1.03)
     mean_wait_ms = float(waits.mean()) - 10.0
     assert mean_wait_ms == pytest.approx(10.0 * 0.5 / (2 * 0.5), rel=0.15)
+
+
+def test_a_lane_played_with_waits_and_caps() -> None:
+    lane = lane_of(((service(4.0, 0.5), 2),))
+    plain = batched(lane, 100.0, 0.5)
+    assert np.array_equal(plain.latencies_ms, latencies_ms(lane.workers, 100.0, 0.5))
+    assert plain.energy_j_per_row == pytest.approx(lane.energy_j(100.0, 0.5), rel=0.1)
+    waits = batched(lane, 100.0, 0.5, wait_ms=40.0)
+    assert waits.batch == pytest.approx(1.0 + 100.0 * 0.04, rel=0.1)
+    assert waits.energy_j_per_row < 0.6 * plain.energy_j_per_row
+    assert plain.latencies_ms[-1] < waits.latencies_ms[-1] < 40.0 + 1.6 * (4.0 + 0.5 * 16)
+    capped = batched(lane, 100.0, 0.5, wait_ms=40.0, largest=2)
+    assert 1.9 < capped.batch <= 2.0
+    assert batched(lane, 100.0, 0.5, largest=1).batch == 1.0
+    assert batched(lane, 100.0, 0.5, wait_ms=40.0) is waits  # played once
+    assert batched(lane, 100.0, 0.5, wait_ms=40.0, rows=3_000).batch == pytest.approx(waits.batch, rel=0.03)
+
+
+def test_a_batch_below_the_smallest_measured_costs_what_that_one_costs() -> None:
+    only = Service((8, 16), (20.0, 30.0), (0.5, 0.4))
+    assert [batch * only.energy_j(batch) for batch in (0.5, 1, 2, 8, 12)] == pytest.approx([2.0, 4.0, 4.0, 4.0, 5.2])
+    assert only.least_energy_to(2) == pytest.approx(2.0)
+    assert only.least_energy_to(9) == only.energy_j(9)
+    assert only.least_energy_j == 0.4
 
 
 def test_limits() -> None:

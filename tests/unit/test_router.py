@@ -18,7 +18,7 @@ from clover.errors import BadRequest, DeadlineMissed, Overloaded, TooLarge, Unav
 from clover.runtime.router import Router
 from clover.runtime.slab import Layout, Slab
 from clover.runtime.tickets import CLOSED, FLYING, FREE, HELD, QUEUED, Ticket
-from clover.types import FamilySpec, PublishedAccuracy, TensorSpec, VariantSpec
+from clover.types import FamilySpec, PublishedAccuracy, Routing, TensorSpec, VariantSpec
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -38,6 +38,11 @@ def family(**changes: Any) -> FamilySpec:
         "max_batch": 4,
     }
     return FamilySpec(**{**base, **changes})
+
+
+def dealt(*shares: float, **knobs: Any) -> Routing:
+    """The routing that gives small, medium and large these shares."""
+    return Routing(shares=dict(zip(("small", "medium", "large"), shares, strict=False)), **knobs)
 
 
 class Timer:
@@ -149,7 +154,7 @@ class House:
 
     def route(self, *lanes: int, shares: tuple[float, ...] = (1.0, 0.0, 0.0)) -> list[FakeWorker]:
         entries = [self.entry(lane) for lane in lanes]
-        self.router.route(entries, shares)
+        self.router.route(entries, dealt(*shares))
         return [entry[0] for entry in entries]
 
     def ask(self, rows: int = 1, turn: bool = True, **how: Any) -> Ticket:
@@ -415,6 +420,73 @@ def test_max_queue_delay_fills_batches() -> None:
     assert [len(slots) for _, slots in worker.ring.batches] == [2]
 
 
+def test_a_wait_of_the_routing_fills_batches_and_none_does_not(house: House) -> None:
+    entries = [house.entry(0), house.entry(2)]
+    small, large = house.workers
+    house.router.route(entries, dealt(0.5, 0.0, 0.5, wait_ms={"small": 5.0}))
+    for _ in range(4):
+        house.ask()
+    assert [len(slots) for _, slots in large.ring.batches] == [1, 1]
+    assert small.ring.batches == []
+    house.loop.advance(4 * MS)
+    assert small.ring.batches == []
+    house.loop.advance(2 * MS)
+    assert [len(slots) for _, slots in small.ring.batches] == [2]
+    house.check_slots()
+
+
+def test_the_wait_of_the_routing_goes_before_that_of_the_family() -> None:
+    house = House(max_queue_delay_ms=5.0)
+    entries = [house.entry(0), house.entry(2)]
+    small, large = house.workers
+    house.router.route(entries, dealt(0.5, 0.0, 0.5, wait_ms={"small": 0.0}))
+    house.ask()
+    house.ask()
+    assert [len(small.ring.batches), len(large.ring.batches)] == [1, 0]
+    house.loop.advance(6 * MS)
+    assert len(large.ring.batches) == 1
+
+
+def test_waits_and_batches_turn_between_two_requests(house: House) -> None:
+    entry = house.entry(0)
+    (worker,) = house.workers
+    house.router.route([entry], dealt(1.0, wait_ms={"small": 50.0}))
+    for _ in range(3):
+        house.ask()
+    assert worker.ring.batches == []
+    house.router.route([entry], dealt(1.0, largest={"small": 2}, wait_ms={"small": 50.0}))
+    assert [len(slots) for _, slots in worker.ring.batches] == [2]  # two are a full batch by now; one waits on
+    house.router.route([entry], dealt(1.0, largest={"small": 10**12}))
+    assert [len(slots) for _, slots in worker.ring.batches] == [2, 1]
+    house.router.route([], dealt(1.0))
+    for knobs in ({"largest": {"small": 0}}, {"wait_ms": {"small": -1.0}}, {"wait_ms": {"small": float("nan")}}):
+        with pytest.raises(ValueError, match="small cannot form batches"):
+            house.router.route([entry], dealt(1.0, **knobs))
+    assert not house.router.ready
+
+
+def test_a_respawned_worker_joins_under_the_waits_that_stand(house: House) -> None:
+    house.router.route([house.entry(0)], dealt(1.0, wait_ms={"small": 5.0}))
+    house.router.died(house.workers[0], "killed")  # type: ignore[arg-type]
+    house.router.join(house.entry(0))
+    house.ask()
+    assert house.workers[1].ring.batches == []
+    house.loop.advance(6 * MS)
+    assert len(house.workers[1].ring.batches) == 1
+
+
+def test_a_row_waits_for_no_batch_that_would_miss_its_deadline(house: House) -> None:
+    entry = house.entry(0)
+    (worker,) = house.workers
+    house.router.route([entry], dealt(1.0, wait_ms={"small": 50.0}))
+    house.ask(timeout_ns=200 * MS)
+    assert worker.ring.batches == []
+    house.ask(timeout_ns=20 * MS)
+    assert [len(slots) for _, slots in worker.ring.batches] == [2]
+    house.complete(worker)
+    assert [ticket.status for ticket in house.done] == [200, 200]
+
+
 # --- death ------------------------------------------------------------------------------------------------------------
 
 
@@ -565,10 +637,10 @@ def test_swap_moves_waiting_rows_and_lets_the_old_worker_finish(house: House) ->
 
 def test_a_worker_routed_again_while_it_drains_keeps_its_credits_straight(house: House) -> None:
     entries = [house.entry(0), house.entry(0)]
-    house.router.route(entries, (1.0, 0.0, 0.0))
+    house.router.route(entries, dealt(1.0))
     tickets = [house.ask() for _ in range(4)]
-    house.router.route(entries[:1], (1.0, 0.0, 0.0))
-    house.router.route(entries, (1.0, 0.0, 0.0))
+    house.router.route(entries[:1], dealt(1.0))
+    house.router.route(entries, dealt(1.0))
     tickets += [house.ask() for _ in range(8)]
     for _ in range(12):
         for worker in house.workers:
@@ -695,13 +767,18 @@ class Machine(RuleBasedStateMachine):
     def add(self, lane: int) -> None:
         if len(self.entries) < 4:
             self.entries.append(self.house.entry(lane, max_batch=3))
-            self.house.router.route(self.entries, (0.5, 0.2, 0.3))
+            self.house.router.route(self.entries, dealt(0.5, 0.2, 0.3))
 
     @precondition(lambda self: self.entries)
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         self.entries.remove(data.draw(st.sampled_from(self.entries)))
-        self.house.router.route(self.entries, (0.5, 0.2, 0.3))
+        self.house.router.route(self.entries, dealt(0.5, 0.2, 0.3))
+
+    @rule(wait_ms=st.sampled_from([0.0, 2.0, 20.0]), rows=st.integers(1, 4))
+    def turn_the_knobs(self, wait_ms: float, rows: int) -> None:
+        knobs = {"wait_ms": {"small": wait_ms, "large": 5.0}, "largest": {"small": rows}}
+        self.house.router.route(self.entries, dealt(0.5, 0.2, 0.3, **knobs))
 
     @rule(rows=st.integers(1, 5), accuracy=st.sampled_from([0.0, 82.0]), timeout=st.sampled_from([0, 3, 30]))
     def ask(self, rows: int, accuracy: float, timeout: int) -> None:
