@@ -111,6 +111,7 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     profile_error: Annotated[
         float, _help("part by which services may take longer than profiled without a plan missing its SLO", ge=0, lt=1)
     ] = 0.0
+    waits: Annotated[bool, _help("let rows wait for fuller batches where that saves energy within the SLO")] = False
     design_rate: Annotated[float, _help("rows a second to plan for at least; 0 takes what is observed", ge=0)] = 0.0
     capacity_floor: Annotated[
         float, _help("share of BASE's capacity no transition may go below; never below what arrives", ge=0, le=1)

@@ -333,9 +333,9 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
 
     form "paper": maximise L x dCarbon - (1 - L) x dAccuracy; form "floor": minimise carbon.  Both subject to
     p95 <= `slo_ms` and request-weighted accuracy >= `accuracy_floor` (percent), which plans keep `accuracy_margin`
-    points above, as far as the best variant allows.  Plans keep the SLO also where services take up to
-    `profile_error` (a part) longer than profiled.  `lam` (L) null: derived so that the best variant and the cheapest
-    mix at the floor break even at `reference_g_per_kwh`.
+    points above, as far as the best variant allows.  With `waits` plans may let rows wait for fuller batches.  Plans
+    keep the SLO also where services take up to `profile_error` (a part) longer than profiled.  `lam` (L) null: derived
+    so that the best variant and the cheapest mix at the floor break even at `reference_g_per_kwh`.
     """
 
     form: Literal["paper", "floor"]
@@ -346,6 +346,7 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     reference_g_per_kwh: float
     max_utilisation: float = 0.85
     profile_error: float = 0.0
+    waits: bool = False
 
 
 class State(Record, frozen=True, kw_only=True):

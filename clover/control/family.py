@@ -144,14 +144,12 @@ class Family:
         lam = new.lam if self.targets.lam == old.lam else self.targets.lam
         self.targets = replace(self.targets, form=form, lam=lam)
 
-    def lam(self, reference_g_per_kwh: float, targets: Targets | None = None) -> float:
+    def lam(self, controller: ControllerConfig, targets: Targets | None = None) -> float:
         """The lambda in force, given or derived."""
-        config = self.objective(targets or self.targets, reference_g_per_kwh, 0.5)
+        config = self.objective(targets or self.targets, controller)
         return config.lam if config.lam is not None else derive_lambda(self.profile, config)
 
-    def objective(
-        self, targets: Targets, reference_g_per_kwh: float, max_utilisation: float, profile_error: float = 0.0
-    ) -> ObjectiveConfig:
+    def objective(self, targets: Targets, config: ControllerConfig) -> ObjectiveConfig:
         """`targets` as the planner takes them."""
         return ObjectiveConfig(
             form=targets.form,
@@ -159,9 +157,10 @@ class Family:
             accuracy_floor=targets.accuracy_floor,
             accuracy_margin=self.config.accuracy_margin,
             lam=targets.lam,
-            reference_g_per_kwh=reference_g_per_kwh,
-            max_utilisation=max_utilisation,
-            profile_error=profile_error,
+            reference_g_per_kwh=config.reference_g_per_kwh,
+            max_utilisation=config.max_utilisation,
+            profile_error=config.profile_error,
+            waits=config.waits,
         )
 
     def state(
@@ -187,9 +186,7 @@ class Family:
             arrival_rate=rate if rate is not None else self.rate(config),
             p95_ms=p95_ms,
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
-            objective=self.objective(
-                targets or self.targets, config.reference_g_per_kwh, config.max_utilisation, config.profile_error
-            ),
+            objective=self.objective(targets or self.targets, config),
             profile=self.profile,
             devices=devices,
             running=self.running,

@@ -127,7 +127,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
             "accuracy_floor": family.targets.accuracy_floor,
             "accuracy_margin": family.config.accuracy_margin,
             "objective": family.targets.form,
-            "lambda": family.lam(controller.config.reference_g_per_kwh),
+            "lambda": family.lam(controller.config),
             "lambda_derived": family.targets.lam is None,
             "reference_g_per_kwh": controller.config.reference_g_per_kwh,
         },

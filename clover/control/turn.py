@@ -339,7 +339,7 @@ def inputs_of(controller: Controller, family: Family, state: State | None) -> di
     """What a decision was made from."""
     reading = state.intensity if state is not None else controller.reading
     objective = state.objective if state is not None else None
-    reference = controller.config.reference_g_per_kwh
+    lam = objective.lam if objective is not None else None
     targets = family.targets
     return {
         "intensity_g_per_kwh": reading.g_per_kwh if reading is not None else None,
@@ -354,7 +354,7 @@ def inputs_of(controller: Controller, family: Family, state: State | None) -> di
         "objective": objective.form if objective is not None else targets.form,
         "slo_ms": objective.slo_ms if objective is not None else targets.slo_ms,
         "accuracy_floor": objective.accuracy_floor if objective is not None else targets.accuracy_floor,
-        "lambda": objective.lam if objective is not None and objective.lam is not None else family.lam(reference),
+        "lambda": lam if lam is not None else family.lam(controller.config),
     }
 
 

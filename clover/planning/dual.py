@@ -28,15 +28,18 @@ _WIDE = 60.0
 Floats = NDArray[np.float64]
 
 
-def bound(of: Formulation) -> float:
-    """What the joint objective cannot exceed.  Where the devices cannot serve the rates at all it says nothing."""
-    return _Dual(of).least()
+def bound(of: Formulation, *, waits: bool = False) -> float:
+    """What the joint objective cannot exceed.  Where the devices cannot serve the rates at all it says nothing.
+
+    With `waits` rows may wait for batches that are longer than the load alone would make them.
+    """
+    return _Dual(of, waits).least()
 
 
 class _Dual:
     """The dual of a formulation's relaxation."""
 
-    def __init__(self, of: Formulation) -> None:
+    def __init__(self, of: Formulation, waits: bool) -> None:
         self.of = of
         gains, rows = [], []
         for group in of.groups:
@@ -44,7 +47,8 @@ class _Dual:
             weight = of.weights[group.member]
             accuracy = member.problem.accuracy[group.variant]
             busiest = member.objective.max_utilisation * group.service.capacity()
-            longest = expected_batch(group.service, busiest)  # no lane has longer batches at that load
+            # No lane has longer batches at that load, unless its rows wait.
+            longest = math.inf if waits else expected_batch(group.service, busiest)
             gains.append(weight * member.objective.score(accuracy, group.service.least_energy_to(longest)))
             rows.append(busiest / member.problem.rate)
         self.gain, self.rows = np.array(gains), np.array(rows)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from clover.planning.annealed import best_found
 from clover.planning.objective import objective_of
 from clover.planning.problem import Problem, problem_of
-from clover.policies.plans import placed, plan_of
+from clover.policies.plans import placed, plan_of, with_waits
 from clover.types import Configuration, Plan, State
 
 
@@ -25,7 +25,7 @@ class ObjectivePolicy:
         problem, objective = problem_of(state), objective_of(state)
         kept = _kept(state, problem) if state.running else None
         found = best_found(problem, objective, state.running, kept=kept, seed=state.seed)
-        return plan_of(state, problem, objective, found, policy=self.name)
+        return plan_of(state, problem, objective, with_waits(state, problem, objective, found), policy=self.name)
 
 
 def _kept(state: State, problem: Problem) -> Callable[[Configuration], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from clover.errors import PlanError
 from clover.planning.dual import bound
@@ -11,6 +12,7 @@ from clover.planning.layout import lay_out, slices
 from clover.planning.objective import Objective, objective_of
 from clover.planning.problem import Problem, problem_of
 from clover.planning.search import UNBOUNDED_MS, Found, evaluate
+from clover.planning.waits import tuned
 from clover.types import Assignment, Candidate, Configuration, Plan, State, configuration_of
 
 
@@ -51,7 +53,8 @@ def plan_of(
     objective asks."""
     best = found.best
     deployment = placed(state, problem, best.configuration)
-    limit = bound(Formulation([Member(problem, bounded or objective)], state.devices, slow=True))
+    whole = Formulation([Member(problem, bounded or objective)], state.devices, slow=True)
+    limit = bound(whole, waits=state.objective.waits)
     return Plan(
         family=state.family,
         policy=policy,
@@ -69,6 +72,11 @@ def plan_of(
     )
 
 
+def with_waits(state: State, problem: Problem, objective: Objective, found: Found) -> Found:
+    """`found`, its best with waits and largest batches where the state allows them and they pay."""
+    return replace(found, best=tuned(problem, objective, found.best)) if state.objective.waits else found
+
+
 def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fixed") -> Plan:
     """The plan that runs exactly `configuration`, with its best routing; PlanError where it cannot run here."""
     problem, objective = problem_of(state), objective_of(state)
@@ -76,7 +84,8 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
         if (group.variant, group.profile) not in problem.services:
             raise PlanError(f"{group.variant} was not measured on {group.profile}")
     candidate = evaluate(problem, objective, configuration)
-    return plan_of(state, problem, objective, alone(candidate), policy=policy, note="the configuration was given")
+    found = with_waits(state, problem, objective, alone(candidate))
+    return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")
 
 
 def alone(candidate: Candidate) -> Found:

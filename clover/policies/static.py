@@ -11,7 +11,7 @@ from clover.planning.annealed import best_found
 from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
 from clover.planning.search import Found
-from clover.policies.plans import plan_of
+from clover.policies.plans import plan_of, with_waits
 from clover.types import Plan, State
 
 
@@ -36,4 +36,4 @@ class StaticPolicy:
             why = f"accuracy {accuracy:.2f} % is below the floor of {objective.accuracy_floor:.2f} %"
             best = msgspec.structs.replace(found.best, feasible=False, why=why)
             found = Found(best, found.candidates, found.evaluated, found.total, found.complete)
-        return plan_of(state, problem, objective, found, policy=self.name)
+        return plan_of(state, problem, objective, with_waits(state, problem, relaxed, found), policy=self.name)

@@ -7,6 +7,7 @@ from clover.errors import ConfigError, PlanError
 from clover.policies import build
 from clover.policies.plans import plan_fixed
 from clover.types import GroupCount, Plan, State, configuration_of
+from tests.unit.mig_fixture import a100s, mig_profile
 from tests.unit.profiles_fixture import cpu, objective, profile, state, worker
 
 
@@ -151,3 +152,18 @@ def test_a_configuration_within_the_margin_says_so() -> None:
     plan = plan_fixed(state(config=config), (GroupCount(variant=variant, profile="2c", count=1),))
     assert not plan.feasible
     assert "and its margin of" in plan.reason
+
+
+def test_rows_wait_only_where_that_is_allowed_and_pays() -> None:
+    now = state(rate=300.0, devices=a100s(1), measured=mig_profile(), config=objective("floor", slo_ms=60.0))
+    plain = build("objective").propose(now)
+    assert not plain.routing.wait_ms
+    allowed = msgspec.structs.replace(now, objective=msgspec.structs.replace(now.objective, waits=True))
+    waits = build("objective").propose(allowed)
+    assert waits.routing.wait_ms
+    assert waits.prediction.energy_j_per_row < plain.prediction.energy_j_per_row
+    assert waits.prediction.p95_ms <= 60.0
+    assert waits.bound is not None
+    assert waits.score <= waits.bound
+    fixed = plan_fixed(allowed, waits.configuration)
+    assert fixed.routing == waits.routing, "a configuration that stays keeps its waits"

@@ -46,6 +46,7 @@ def problem(services: dict[str, Service], rate: float, slo_ms: float) -> Problem
         variants=variants,
         accuracy={variant: ACCURACY[variant] for variant in variants},
         backend=dict.fromkeys(variants, "eager"),
+        own={},
         services={(variant, "1g"): services[variant] for variant in variants},
         base_energy_j=1.0,
         base_accuracy=84.0,
