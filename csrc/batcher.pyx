@@ -57,9 +57,7 @@ cdef struct Bucket:  # the waiting rows of one (lane, key)
     int32_t previous
 
 
-cdef struct Lane:
-    int64_t delay_ns  # how long a row may wait for its batch to fill
-    int32_t largest  # rows of a batch, whatever its worker takes
+cdef struct Lane:  # what a dispatch without delays looks at, and no more
     int32_t buckets  # first bucket
     int32_t depth
     int32_t workers
@@ -70,8 +68,7 @@ cdef struct Lane:
 
 cdef struct Worker:
     int32_t lane  # NONE: detached
-    int32_t max_batch  # rows of a batch it takes
-    int32_t most  # of these, what its lane allows
+    int32_t most  # rows of a batch that it takes and its lane allows
     int32_t credits
     int32_t outstanding
     int32_t next  # the lane's workers in a circle by index
@@ -102,6 +99,10 @@ cdef class Batcher:
     cdef Bucket[::1] _buckets
     cdef Lane[::1] _lanes
     cdef Worker[::1] _workers
+    cdef int64_t[::1] _delay_ns  # by lane: how long a row may wait for its batch to fill
+    cdef int32_t[::1] _largest  # by lane: rows of a batch, whatever its worker takes
+    cdef int32_t[::1] _max_batch  # by worker: rows of a batch, whatever its lane allows
+    cdef bint _delays  # whether any lane has a delay
     cdef int32_t[::1] _named  # the slots of the push in progress
     cdef int32_t _spare  # first bucket of the free list
     cdef int32_t _depth
@@ -126,22 +127,20 @@ cdef class Batcher:
         self._named = owning(<int32_t[:rows]>(<int32_t *>memory(rows, sizeof(int32_t))))
         self._lanes = owning(<Lane[:lanes]>(<Lane *>memory(lanes, sizeof(Lane))))
         self._workers = owning(<Worker[:workers]>(<Worker *>memory(workers, sizeof(Worker))))
+        self._delay_ns = owning(<int64_t[:lanes]>(<int64_t *>memory(lanes, sizeof(int64_t))))
+        self._largest = owning(<int32_t[:lanes]>(<int32_t *>memory(lanes, sizeof(int32_t))))
+        self._max_batch = owning(<int32_t[:workers]>(<int32_t *>memory(workers, sizeof(int32_t))))
+        self._delays = max_queue_delay_ns > 0
         for i in range(rows):
             self._nodes[i].bucket = NONE
             self._buckets[i].next = i + 1 if i + 1 < rows else NONE
         for i in range(<int32_t>lanes):
-            self._lanes[i] = Lane(
-                delay_ns=max_queue_delay_ns,
-                largest=MAX_SLOTS,
-                buckets=NONE,
-                depth=0,
-                workers=0,
-                free=0,
-                turn=0,
-                cursor=NONE,
-            )
+            self._lanes[i] = Lane(buckets=NONE, depth=0, workers=0, free=0, turn=0, cursor=NONE)
+            self._delay_ns[i] = max_queue_delay_ns
+            self._largest[i] = MAX_SLOTS
         for i in range(<int32_t>workers):
-            self._workers[i] = Worker(lane=NONE, max_batch=0, most=0, credits=0, outstanding=0, next=NONE)
+            self._workers[i] = Worker(lane=NONE, most=0, credits=0, outstanding=0, next=NONE)
+            self._max_batch[i] = 0
         self._spare = 0
         self._depth = 0
         self._order = 0
@@ -408,14 +407,16 @@ cdef class Batcher:
     def set_lane(self, lane, max_batch, delay_ns):
         """From the next dispatch on, batches of `lane` hold at most `max_batch` rows (0: what their worker takes), and
         its rows, those that wait already among them, wait up to `delay_ns` for one to fill."""
-        cdef Lane *entry = &self._lanes[self._lane(lane)]
-        cdef int32_t worker = entry.cursor, i
+        cdef int32_t index = self._lane(lane), worker = self._lanes[index].cursor, i
         if not (0 <= max_batch <= MAX_SLOTS and 0 <= delay_ns <= MAX_DELAY_NS):
             raise ValueError("max_batch and delay_ns must not be negative, nor absurdly large")
-        entry.largest = max_batch or MAX_SLOTS
-        entry.delay_ns = delay_ns
-        for i in range(entry.workers):
-            self._workers[worker].most = min(self._workers[worker].max_batch, entry.largest)
+        self._largest[index] = max_batch or MAX_SLOTS
+        self._delay_ns[index] = delay_ns
+        self._delays = False
+        for i in range(<int32_t>self._lanes.shape[0]):
+            self._delays = self._delays or self._delay_ns[i] > 0
+        for i in range(self._lanes[index].workers):
+            self._workers[worker].most = min(self._max_batch[worker], self._largest[index])
             worker = self._workers[worker].next
 
     def attach(self, worker, lane, max_batch, credits=2):
@@ -427,13 +428,9 @@ cdef class Batcher:
             raise ValueError(f"worker {worker} is attached already")
         if not 1 <= max_batch <= MAX_SLOTS or not 1 <= credits <= MAX_TABLE:
             raise ValueError("max_batch and credits must be positive")
+        self._max_batch[index] = max_batch
         self._workers[index] = Worker(
-            lane=into,
-            max_batch=max_batch,
-            most=min(<int32_t>max_batch, entry.largest),
-            credits=credits,
-            outstanding=0,
-            next=index,
+            lane=into, most=min(self._max_batch[index], self._largest[into]), credits=credits, outstanding=0, next=index
         )
         if entry.cursor == NONE:
             entry.cursor = index
@@ -469,24 +466,22 @@ cdef class Batcher:
     cdef int32_t _next_bucket(self, int64_t now_ns) noexcept nogil:
         """The bucket whose first row is the earliest among those a worker may serve now."""
         cdef int32_t best = NONE, lane, bucket, full
-        cdef int64_t delay_ns
         for lane in range(<int32_t>self._lanes.shape[0]):
             if self._lanes[lane].depth == 0 or self._lanes[lane].free == 0:
                 continue
-            delay_ns = self._lanes[lane].delay_ns
-            full = self._full(lane) if delay_ns else 0
+            full = self._full(lane) if self._delays and self._delay_ns[lane] else 0
             bucket = self._lanes[lane].buckets
             while bucket != NONE:
-                if (self._buckets[bucket].depth >= full or self._ripe_ns(bucket, delay_ns) <= now_ns) and (
+                if (self._buckets[bucket].depth >= full or self._ripe_ns(bucket, lane) <= now_ns) and (
                     best == NONE or self._before(self._buckets[bucket].root, self._buckets[best].root)
                 ):
                     best = bucket
                 bucket = self._buckets[bucket].next
         return best
 
-    cdef inline int64_t _ripe_ns(self, int32_t bucket, int64_t delay_ns) noexcept nogil:
+    cdef int64_t _ripe_ns(self, int32_t bucket, int32_t lane) noexcept nogil:
         """When the rows of `bucket` have waited enough, full batch or not; INT64_MIN where they shall not wait."""
-        cdef int64_t since_ns = self._nodes[self._buckets[bucket].oldest].since_ns
+        cdef int64_t since_ns = self._nodes[self._buckets[bucket].oldest].since_ns, delay_ns = self._delay_ns[lane]
         if since_ns == INT64_MIN or self._nodes[self._buckets[bucket].root].deadline_ns <= since_ns + delay_ns:
             return INT64_MIN
         return since_ns + delay_ns
@@ -561,17 +556,16 @@ cdef class Batcher:
     def next_event_ns(self, int64_t now_ns):
         """When to look again, if nothing else happens before: the earliest deadline, or the end of a delay that a free
         worker waits for.  Never before `now_ns`; 0 if there is nothing to wait for."""
-        cdef int64_t event = INT64_MAX, delay_ns
+        cdef int64_t event = INT64_MAX
         cdef int32_t lane, bucket
         if self._depth == 0:
             return 0
         for lane in range(<int32_t>self._lanes.shape[0]):
             bucket = self._lanes[lane].buckets
-            delay_ns = self._lanes[lane].delay_ns if self._lanes[lane].free else 0
             while bucket != NONE:
                 event = min(event, self._nodes[self._buckets[bucket].root].deadline_ns)
-                if delay_ns:
-                    event = min(event, self._ripe_ns(bucket, delay_ns))
+                if self._delay_ns[lane] and self._lanes[lane].free:
+                    event = min(event, self._ripe_ns(bucket, lane))
                 bucket = self._buckets[bucket].next
         return max(event, now_ns)
 
