@@ -34,11 +34,15 @@ import numpy as np
 
 from libc.math cimport INFINITY, NAN, cos, erfc, exp, isfinite, log, sqrt
 
+cdef extern from "erlang.h" nogil:
+    double clover_erlang_c(double servers, double load)
+
 cdef enum:
     NODES = 48
 
 cdef double DEPTH = 38.0  # quadrature ends where the integrand has fallen by this many powers of e
 cdef double NOTHING = 45.0  # exp(-45) is no probability worth the time
+cdef double LITTLE = 3.0  # exp(-3) is as much as the quantiles people ask for leave to the late
 cdef double ROOT_HALF = sqrt(0.5)
 cdef double ROOT_PI = sqrt(3.141592653589793)
 
@@ -119,26 +123,8 @@ cdef inline double waited(const Moment *at, double drain) noexcept nogil:
 # --- the model --------------------------------------------------------------------------------------------------------
 
 cdef double erlang_c(double servers, double load) noexcept nogil:
-    """The probability to wait in M/M/c: c = `servers` (whole, 1 or more), `load` = rate x service time, below c.
-
-    The reciprocal of Erlang's B is a sum of products, taken four at a time and ended where its terms no longer count.
-    A sum beyond 1e40 is not gone on with: the probability is then below 1e-39 / (1 - rho), and the bound is returned.
-    """
-    cdef double rho = load / servers
-    cdef double step = 1.0 / (load if load > 1e-60 else 1e-60)
-    cdef double term = 1.0, total = 1.0, left = servers
-    cdef double one, two, three, four
-    while left > 0.0:
-        one = left * step
-        two = one * ((left - 1.0) * step)
-        three = two * ((left - 2.0) * step)
-        four = two * (((left - 2.0) * step) * ((left - 3.0) * step))
-        total += term * ((one + two) + (three + four))
-        term *= four
-        left -= 4.0
-        if term <= 1e-15 * total or total > 1e40:
-            break
-    return 1.0 / ((1.0 - rho) * total + rho)
+    """The probability to wait in M/M/c: c = `servers` (whole, 1 or more), `load` = rate x service time, below c."""
+    return clover_erlang_c(servers, load)
 
 
 cdef double mean_field(
@@ -149,7 +135,7 @@ cdef double mean_field(
 
     `gap_s` is a guess of y, 0 if there is none.  The rate must be below what the workers serve.
     """
-    cdef double served, slope, bend, one, part, newton, excess
+    cdef double served, slope, bend, one, part, excess
     cdef Py_ssize_t i
     cdef int j, step
     for step in range(100):
@@ -163,9 +149,12 @@ cdef double mean_field(
             slope += part
             bend += part * one
         excess = served - rate
-        newton = served * excess / (rate * slope)
-        one = newton * (bend / slope - slope / served)
-        gap_s += newton / (1.0 - one) if one < 0.5 else newton
+        one = rate * (slope * slope)
+        part = excess * (bend * served - slope * slope)
+        if part < 0.5 * one:
+            gap_s += served * excess * slope / (one - part)
+        else:
+            gap_s += served * excess / (rate * slope)
         if gap_s < 0.0:
             gap_s = 0.0
         if -1e-5 * rate <= excess <= 1e-5 * rate:  # the step just made has taken that to the third power
@@ -254,6 +243,34 @@ cdef double late(
         j = active[i]
         busy += count[j] * rate_of[j] * waited(&moments[j], drain)
     return (1.0 - p_wait) * idle + p_wait * (busy / capacity)
+
+
+cdef bint surely_in_time(
+    Py_ssize_t k, const int *active, const double *count, const double *rate_of, const double *share,
+    const Moment *moments, double capacity, double drain, double miss,
+) noexcept nogil:
+    """Whether `late` is at most `miss` whatever the probability to wait; False says nothing.
+
+    `late` lies between what it is for those who do not wait and what it is for those who do, and for these
+    P(wait + service > t) is at most P(service > t) + exp(-decay).  One exponential, of the least decay, replaces two
+    functions a group and the sum over all servers of `erlang_c`.
+    """
+    cdef double idle = 0.0, busy = 0.0, least = NOTHING, decay, part
+    cdef Py_ssize_t i
+    cdef int j
+    for i in range(k):
+        j = active[i]
+        idle += share[j] * moments[j].longer
+        part = count[j] * rate_of[j]
+        decay = drain * (moments[j].ahead_s - 0.5 * drain * (moments[j].spread_s * moments[j].spread_s))
+        if decay < LITTLE:  # this group would spoil the bound of all: let all it serves be late
+            busy += part
+        else:
+            busy += part * moments[j].longer
+            if decay < least:
+                least = decay
+    busy /= capacity
+    return idle <= miss and busy < miss and busy + exp(-least) <= miss
 
 
 # --- what Python may ask ----------------------------------------------------------------------------------------------

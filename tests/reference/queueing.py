@@ -81,16 +81,22 @@ def erlang_c(servers: float, load: float) -> float:
     step = 1.0 / max(load, 1e-60)
     term, total, left = 1.0, 1.0, servers
     while left > 0.0:
-        one = left * step
-        two = one * ((left - 1.0) * step)
-        three = two * ((left - 2.0) * step)
-        four = two * (((left - 2.0) * step) * ((left - 3.0) * step))
-        total += term * ((one + two) + (three + four))
-        term *= four
-        left -= 4.0
+        low, low_product = _four_terms(left * step, step)
+        high, high_product = _four_terms((left - 4.0) * step, step)
+        total += term * (low + low_product * high)
+        term *= low_product * high_product
+        left -= 8.0
         if term <= 1e-15 * total or total > 1e40:
             break
     return 1.0 / ((1.0 - rho) * total + rho)
+
+
+def _four_terms(one: float, step: float) -> tuple[float, float]:
+    """The sum of the products of the first one to four of `one`, `one` - `step`, ..., and the last of them."""
+    third = one - 2.0 * step
+    two = one * (one - step)
+    three, four = two * third, two * (third * (one - 3.0 * step))
+    return (one + two) + (three + four), four
 
 
 def mean_field(
@@ -106,9 +112,13 @@ def mean_field(
             slope += part * one
             bend += part * one * one
         excess = served - rate
-        newton = served * excess / (rate * slope)
-        one = newton * (bend / slope - slope / served)
-        gap_s = max(gap_s + (newton / (1.0 - one) if one < 0.5 else newton), 0.0)
+        newton = rate * (slope * slope)
+        halley = excess * (bend * served - slope * slope)
+        if halley < 0.5 * newton:
+            gap_s += served * excess * slope / (newton - halley)
+        else:
+            gap_s += served * excess / (rate * slope)
+        gap_s = max(gap_s, 0.0)
         if -1e-5 * rate <= excess <= 1e-5 * rate:
             break
     served = 0.0
