@@ -16,14 +16,14 @@ never leaves what tiles; `decompose` finds such numbers for a given configuratio
 that vanish are taken from random variants and those that appear go to one variant a kind.  Half of the moves are two or
 three of these at once.  How many slices or GPUs a move takes is uniform up to a random power of two, the largest of
 which shrinks from a share of N to its fourth root as the search cools: large problems take large steps first.  What a
-move costs depends on the number of groups in use, not on N.
+move and its evaluation cost depends on the number of groups in use, not on N, but for the sum of `erlang_c`, which has
+some sqrt(N) terms that count.
 
 **Objective.**  f = lambda (1 - E ci / (E_base ci_base)) - (1 - lambda) (A_base - A) / A_base, less `switching` for each
 worker that `running` does not have.  E and A are means over requests, so f is a weighted sum of the traffic shares, by
 the queueing model of `queueing`.  What misses the latency target or the accuracy floor loses in proportion to the
 logarithm of the tail, so that the search may cross what it may not end in; the best configuration that misses neither
-is the answer.  Shares of the mean field do not depend on the probability to wait: where a bound says that the tail is
-light enough whatever that is, the sum over all servers that it takes, the one thing that grows with N, is left out.
+is the answer.
 
 **Cooling.**  The temperature falls geometrically, from what one slice of N GPUs may be worth to well below it.  How far
 below matters: where N is 10, all that comes after a thousandth of the spread of f is time that another cooling lacks.
@@ -38,7 +38,7 @@ from typing import NamedTuple
 import cython
 import numpy as np
 
-from clover._native.queueing cimport Moment, erlang_c, late, mean_field, moment, product_form, surely_in_time
+from clover._native.queueing cimport Moment, erlang_c, late, mean_field, moment, product_form
 from clover._native.random cimport clover_random, clover_random_below, clover_random_seed, clover_random_uniform
 from libc.math cimport exp, isfinite, log, sqrt
 from libc.stdint cimport int64_t, uint64_t
@@ -535,14 +535,10 @@ cdef class _Search:
         drain = 2.0 * (capacity - p.rate) / (1.0 + variation / capacity)
         if p.product:
             self.trial_gap_s = product_form(n, tried, trial, p.service_s, p.rate, self.gap_s, share, &p_wait)
-            tail = late(n, tried, trial, p.rate_of, share, p.moments, capacity, p_wait, drain)
         else:
             self.trial_gap_s = mean_field(n, tried, trial, p.service_s, p.rate, self.gap_s, share)
-            if surely_in_time(n, tried, trial, p.rate_of, share, p.moments, capacity, drain, p.miss):
-                tail = 0.0  # as good as any that is in time: the shares of the mean field do not depend on it
-            else:
-                p_wait = erlang_c(servers, servers * (p.rate / capacity))
-                tail = late(n, tried, trial, p.rate_of, share, p.moments, capacity, p_wait, drain)
+            p_wait = erlang_c(servers, servers * (p.rate / capacity))
+        tail = late(n, tried, trial, p.rate_of, share, p.moments, capacity, p_wait, drain)
         value = p.fixed
         for i in range(n):
             j = tried[i]

@@ -42,7 +42,6 @@ cdef enum:
 
 cdef double DEPTH = 38.0  # quadrature ends where the integrand has fallen by this many powers of e
 cdef double NOTHING = 45.0  # exp(-45) is no probability worth the time
-cdef double LITTLE = 3.0  # exp(-3) is as much as the quantiles people ask for leave to the late
 cdef double ROOT_HALF = sqrt(0.5)
 cdef double ROOT_PI = sqrt(3.141592653589793)
 
@@ -234,43 +233,16 @@ cdef double late(
     cdef double idle = 0.0, busy = 0.0
     cdef Py_ssize_t i
     cdef int j
-    for i in range(k):
-        j = active[i]
-        idle += share[j] * moments[j].longer
     if p_wait < 1e-15:
+        for i in range(k):
+            j = active[i]
+            idle += share[j] * moments[j].longer
         return idle
     for i in range(k):
         j = active[i]
+        idle += share[j] * moments[j].longer
         busy += count[j] * rate_of[j] * waited(&moments[j], drain)
     return (1.0 - p_wait) * idle + p_wait * (busy / capacity)
-
-
-cdef bint surely_in_time(
-    Py_ssize_t k, const int *active, const double *count, const double *rate_of, const double *share,
-    const Moment *moments, double capacity, double drain, double miss,
-) noexcept nogil:
-    """Whether `late` is at most `miss` whatever the probability to wait; False says nothing.
-
-    `late` lies between what it is for those who do not wait and what it is for those who do, and for these
-    P(wait + service > t) is at most P(service > t) + exp(-decay).  One exponential, of the least decay, replaces two
-    functions a group and the sum over all servers of `erlang_c`.
-    """
-    cdef double idle = 0.0, busy = 0.0, least = NOTHING, decay, part
-    cdef Py_ssize_t i
-    cdef int j
-    for i in range(k):
-        j = active[i]
-        idle += share[j] * moments[j].longer
-        part = count[j] * rate_of[j]
-        decay = drain * (moments[j].ahead_s - 0.5 * drain * (moments[j].spread_s * moments[j].spread_s))
-        if decay < LITTLE:  # this group would spoil the bound of all: let all it serves be late
-            busy += part
-        else:
-            busy += part * moments[j].longer
-            if decay < least:
-                least = decay
-    busy /= capacity
-    return idle <= miss and busy < miss and busy + exp(-least) <= miss
 
 
 # --- what Python may ask ----------------------------------------------------------------------------------------------

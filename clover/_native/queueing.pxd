@@ -21,7 +21,3 @@ cdef double late(
     Py_ssize_t k, const int *active, const double *count, const double *rate_of, const double *share,
     const Moment *moments, double capacity, double p_wait, double drain,
 ) noexcept nogil
-cdef bint surely_in_time(
-    Py_ssize_t k, const int *active, const double *count, const double *rate_of, const double *share,
-    const Moment *moments, double capacity, double drain, double miss,
-) noexcept nogil
