@@ -343,7 +343,7 @@ def test_a_limit_of_cpu_time_is_kept_in_cpu_time(compiled: SimpleNamespace) -> N
     found = compiled.anneal.solve(compiled.anneal.Problem(**problem(10)), 1, 0.05, cpu_time=True)
     taken = time.thread_time() - began
     assert found.feasible
-    assert 0.05 <= taken < 0.1
+    assert 0.05 <= taken < 0.2
 
 
 @pytest.mark.parametrize(
