@@ -79,24 +79,19 @@ class Moment:
 def erlang_c(servers: float, load: float) -> float:
     rho = load / servers
     step = 1.0 / max(load, 1e-60)
+    twice, thrice = 2.0 * step, 3.0 * step
     term, total, left = 1.0, 1.0, servers
     while left > 0.0:
-        low, low_product = _four_terms(left * step, step)
-        high, high_product = _four_terms((left - 4.0) * step, step)
-        total += term * (low + low_product * high)
-        term *= low_product * high_product
+        one, five = left * step, (left - 4.0) * step
+        two, six = one * (one - step), five * (five - step)
+        third, seventh = one - twice, five - twice
+        four, eight = two * (third * (one - thrice)), six * (seventh * (five - thrice))
+        total += term * (((one + two) + (two * third + four)) + four * ((five + six) + (six * seventh + eight)))
+        term *= four * eight
         left -= 8.0
         if term <= 1e-15 * total or total > 1e40:
             break
     return 1.0 / ((1.0 - rho) * total + rho)
-
-
-def _four_terms(one: float, step: float) -> tuple[float, float]:
-    """The sum of the products of the first one to four of `one`, `one` - `step`, ..., and the last of them."""
-    third = one - 2.0 * step
-    two = one * (one - step)
-    three, four = two * third, two * (third * (one - 3.0 * step))
-    return (one + two) + (three + four), four
 
 
 def mean_field(
