@@ -16,7 +16,8 @@ never leaves what tiles; `decompose` finds such numbers for a given configuratio
 that vanish are taken from random variants and those that appear go to one variant a kind.  Half of the moves are two or
 three of these at once.  How many slices or GPUs a move takes is uniform up to a random power of two, the largest of
 which shrinks from a share of N to its fourth root as the search cools: large problems take large steps first.  What a
-move and its evaluation cost depends on the number of groups in use, not on N.
+move and its evaluation cost depends on the number of groups in use, not on N, but for the sum of `erlang_c`, which has
+some sqrt(N) terms that count.
 
 **Objective.**  f = lambda (1 - E ci / (E_base ci_base)) - (1 - lambda) (A_base - A) / A_base, less `switching` for each
 worker that `running` does not have.  E and A are means over requests, so f is a weighted sum of the traffic shares, by
@@ -24,8 +25,12 @@ the queueing model of `queueing`.  What misses the latency target or the accurac
 logarithm of the tail, so that the search may cross what it may not end in; the best configuration that misses neither
 is the answer.
 
+**Cooling.**  The temperature falls geometrically, from what one slice of N GPUs may be worth to well below it.  How far
+below matters: where N is 10, all that comes after a thousandth of the spread of f is time that another cooling lacks.
+
 **Clock.**  Other kernels are told the time.  This one is to end within a time, so it reads the clock, every 64 moves,
 where `time_limit_s` is given.  With a number of evaluations instead it does not, and a seed decides everything.
+Whoever waits for the answer means time on the wall; whoever measures the kernel on a busy machine means CPU time.
 """
 
 from typing import NamedTuple
@@ -35,11 +40,11 @@ import numpy as np
 
 from clover._native.queueing cimport Moment, erlang_c, late, mean_field, moment, product_form
 from clover._native.random cimport clover_random, clover_random_below, clover_random_seed, clover_random_uniform
-from libc.math cimport exp, isfinite, log
+from libc.math cimport exp, isfinite, log, sqrt
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime, clockid_t, timespec
 
 cdef enum:
     MAX_SLICES = 16
@@ -49,9 +54,9 @@ cdef enum:
     NODES = 20_000_000  # steps of a search for a decomposition
 
 cdef double TOLERANCE = 1e-9  # of the tail, as problems state it
-cdef double HOT = 0.03  # temperatures, in units of the spread of f
+cdef double HOT = 0.01  # the least temperature to begin at, in units of the spread of f
 cdef double HOT_ALONE = 0.6  # of one GPU; of N it is an Nth, as one slice weighs less, but HOT at least
-cdef double COLD = 1e-6
+cdef double COLD_ALONE = 0.03  # to end at, of one GPU; falls faster than an Nth: among many slices some differ little
 cdef double PENALTY = 0.3  # for a tail e times too heavy, in the same units
 cdef double OVERLOAD = -1e6
 
@@ -428,6 +433,7 @@ cdef class _Search:
     cdef bint good
     cdef double value  # f of the trial
     cdef int levels
+    cdef clockid_t clock
     cdef int64_t evaluations, proposals, accepted
     # the best so far
     cdef double *best
@@ -456,6 +462,7 @@ cdef class _Search:
         self.n_active = self.n_tried = 0
         self.gap_s = self.trial_gap_s = 0.0
         self.levels = 1
+        self.clock = CLOCK_MONOTONIC
         self.evaluations = self.proposals = self.accepted = 0
         self.best_score = self.best_value = -1e300
         self.best_good = False
@@ -472,11 +479,11 @@ cdef class _Search:
         """Stand at `counts`; without numbers of partitions."""
         cdef Py_ssize_t i
         cdef int64_t[::1] given = counts
-        cdef int64_t[::1] slices = self.problem._slices(counts)
+        for i in range(self.problem.slices):
+            self.slices[i] = 0
         for i in range(self.problem.groups):
             self.count[i] = <double>given[i]
-        for i in range(self.problem.slices):
-            self.slices[i] = slices[i]
+            self.slices[self.p.slice_of[i]] += given[i]
         return 0
 
     cdef void copy(self) noexcept nogil:
@@ -690,7 +697,8 @@ cdef class _Search:
     cdef bint _run(self, double score, double begin_s, double end_s, int64_t first, int64_t last) noexcept nogil:
         """Cool once from where the search stands: between two times (if end_s) or numbers of evaluations (if last)."""
         cdef double hot = max(HOT, HOT_ALONE / <double>self.p.gpus)
-        cdef double progress = 0.0, other, heat = hot * self.p.spread, falling = log(COLD / hot), now, gain
+        cdef double cold = COLD_ALONE / (<double>self.p.gpus * sqrt(<double>self.p.gpus))
+        cdef double progress = 0.0, other, heat = hot * self.p.spread, falling = log(cold / hot), now, gain
         cdef int64_t moves = 0
         cdef int look = 0, most = self.levels
         while True:
@@ -698,7 +706,7 @@ cdef class _Search:
                 look = LOOK
                 progress = 0.0
                 if end_s > 0.0:
-                    progress = (_now_s() - begin_s) / (end_s - begin_s)
+                    progress = (_now_s(self.clock) - begin_s) / (end_s - begin_s)
                 if last > 0:
                     other = <double>(self.evaluations - first) / <double>(last - first)
                     now = <double>moves / (<double>PATIENCE * <double>(last - first))
@@ -713,9 +721,10 @@ cdef class _Search:
                 continue
             now = self._score()
             gain = now - score
+            # The best of all may be worse than where the search stands, as that need not be feasible.
+            if (gain >= 0.0 or self.good and self.value > self.best_value) and not self._remember(now):
+                return False
             if gain >= 0.0 or (gain > -40.0 * heat and exp(gain / heat) > clover_random_uniform(&self.random)):
-                if not self._remember(now):
-                    return False
                 self._accept()
                 self.accepted += 1
                 score = now
@@ -724,28 +733,25 @@ cdef class _Search:
         return True
 
 
-cdef inline double _now_s() noexcept nogil:
+cdef inline double _now_s(clockid_t clock) noexcept nogil:
     cdef timespec at
-    clock_gettime(CLOCK_MONOTONIC, &at)
+    clock_gettime(clock, &at)
     return <double>at.tv_sec + 1e-9 * <double>at.tv_nsec
 
 
 def _homogeneous(Problem problem):
     """Configurations with all GPUs alike and one variant, or on each slice the fastest: (counts, partition)."""
     found = []
-    speed = np.asarray(problem.rate_of)
-    where = np.asarray(problem.slice_of)
+    speed = np.asarray(problem.rate_of).tolist()
+    member, first = np.asarray(problem.member).tolist(), np.asarray(problem.first).tolist()
+    members = [member[first[s]:first[s + 1]] for s in range(problem.slices)]
+    fastest = [max(row, key=speed.__getitem__, default=None) for row in members]
+    ranked = [{problem.ordinal[j]: j for j in row} for row in members]
     for i, line in enumerate(np.asarray(problem.part)):
         kinds = [s for s in range(problem.slices) if line[s]]
-        choices = [
-            [max((j for j in range(problem.groups) if where[j] == s and problem.fits[j]), key=speed.__getitem__)
-             for s in kinds]
-        ]
+        choices = [[fastest[s] for s in kinds]]
         for rank in range(max(problem.ordinal) + 1):
-            chosen = [
-                j for s in kinds for j in range(problem.groups)
-                if where[j] == s and problem.ordinal[j] == rank and problem.fits[j]
-            ]
+            chosen = [ranked[s][rank] for s in kinds if rank in ranked[s]]
             if len(chosen) == len(kinds) and chosen not in choices:
                 choices.append(chosen)
         for chosen in choices:
@@ -755,13 +761,15 @@ def _homogeneous(Problem problem):
     return found
 
 
-def solve(Problem problem, seed, time_limit_s, evaluations=0, start=None, restarts=1):
+def solve(Problem problem, seed, time_limit_s, evaluations=0, start=None, restarts=1, *, cpu_time=False):
     """The best configuration within `time_limit_s` seconds and `evaluations` (0: no such limit, but not both).
 
     Starts at the best configuration with all GPUs alike, or at `start` (which must tile) if that is better, and shares
-    the budget among `restarts` coolings.  Without a time limit the answer depends on the seed alone.
+    the budget among `restarts` coolings.  Without a time limit the answer depends on the seed alone.  `cpu_time` makes
+    the limit one of this thread's CPU time.
     """
-    cdef double begin_s = _now_s(), limit_s = time_limit_s, score, top
+    cdef clockid_t clock = CLOCK_THREAD_CPUTIME_ID if cpu_time else CLOCK_MONOTONIC
+    cdef double begin_s = _now_s(clock), limit_s = time_limit_s, score, top
     cdef int64_t limit = evaluations
     cdef int turns = restarts, turn
     cdef bint kept = True
@@ -771,6 +779,7 @@ def solve(Problem problem, seed, time_limit_s, evaluations=0, start=None, restar
         raise ValueError("a limit is needed: time_limit_s, evaluations or both")
     cdef _Search search = _Search(problem, seed)
     cdef Py_ssize_t i
+    search.clock = clock
     candidates = _homogeneous(problem)
     if start is not None:
         given = problem._counts(start)

@@ -34,6 +34,9 @@ import numpy as np
 
 from libc.math cimport INFINITY, NAN, cos, erfc, exp, isfinite, log, sqrt
 
+cdef extern from "erlang.h" nogil:
+    double clover_erlang_c(double servers, double load)
+
 cdef enum:
     NODES = 48
 
@@ -119,26 +122,8 @@ cdef inline double waited(const Moment *at, double drain) noexcept nogil:
 # --- the model --------------------------------------------------------------------------------------------------------
 
 cdef double erlang_c(double servers, double load) noexcept nogil:
-    """The probability to wait in M/M/c: c = `servers` (whole, 1 or more), `load` = rate x service time, below c.
-
-    The reciprocal of Erlang's B is a sum of products, taken four at a time and ended where its terms no longer count.
-    A sum beyond 1e40 is not gone on with: the probability is then below 1e-39 / (1 - rho), and the bound is returned.
-    """
-    cdef double rho = load / servers
-    cdef double step = 1.0 / (load if load > 1e-60 else 1e-60)
-    cdef double term = 1.0, total = 1.0, left = servers
-    cdef double one, two, three, four
-    while left > 0.0:
-        one = left * step
-        two = one * ((left - 1.0) * step)
-        three = two * ((left - 2.0) * step)
-        four = two * (((left - 2.0) * step) * ((left - 3.0) * step))
-        total += term * ((one + two) + (three + four))
-        term *= four
-        left -= 4.0
-        if term <= 1e-15 * total or total > 1e40:
-            break
-    return 1.0 / ((1.0 - rho) * total + rho)
+    """The probability to wait in M/M/c: c = `servers` (whole, 1 or more), `load` = rate x service time, below c."""
+    return clover_erlang_c(servers, load)
 
 
 cdef double mean_field(
@@ -149,7 +134,7 @@ cdef double mean_field(
 
     `gap_s` is a guess of y, 0 if there is none.  The rate must be below what the workers serve.
     """
-    cdef double served, slope, bend, one, part, newton, excess
+    cdef double served, slope, bend, one, part, excess
     cdef Py_ssize_t i
     cdef int j, step
     for step in range(100):
@@ -163,9 +148,12 @@ cdef double mean_field(
             slope += part
             bend += part * one
         excess = served - rate
-        newton = served * excess / (rate * slope)
-        one = newton * (bend / slope - slope / served)
-        gap_s += newton / (1.0 - one) if one < 0.5 else newton
+        one = rate * (slope * slope)
+        part = excess * (bend * served - slope * slope)
+        if part < 0.5 * one:
+            gap_s += served * excess * slope / (one - part)
+        else:
+            gap_s += served * excess / (rate * slope)
         if gap_s < 0.0:
             gap_s = 0.0
         if -1e-5 * rate <= excess <= 1e-5 * rate:  # the step just made has taken that to the third power
@@ -245,13 +233,14 @@ cdef double late(
     cdef double idle = 0.0, busy = 0.0
     cdef Py_ssize_t i
     cdef int j
-    for i in range(k):
-        j = active[i]
-        idle += share[j] * moments[j].longer
     if p_wait < 1e-15:
+        for i in range(k):
+            j = active[i]
+            idle += share[j] * moments[j].longer
         return idle
     for i in range(k):
         j = active[i]
+        idle += share[j] * moments[j].longer
         busy += count[j] * rate_of[j] * waited(&moments[j], drain)
     return (1.0 - p_wait) * idle + p_wait * (busy / capacity)
 

@@ -55,4 +55,6 @@ def solve(
     evaluations: int = 0,
     start: ArrayLike | None = None,
     restarts: int = 1,
+    *,
+    cpu_time: bool = False,
 ) -> Solution: ...

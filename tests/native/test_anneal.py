@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -335,6 +336,14 @@ def test_the_clock_ends_a_search(compiled: SimpleNamespace) -> None:
     found = compiled.anneal.solve(compiled.anneal.Problem(**problem(10)), 1, 0.02, restarts=3)
     assert found.feasible
     assert found.evaluations > 100
+
+
+def test_a_limit_of_cpu_time_is_kept_in_cpu_time(compiled: SimpleNamespace) -> None:
+    began = time.thread_time()
+    found = compiled.anneal.solve(compiled.anneal.Problem(**problem(10)), 1, 0.05, cpu_time=True)
+    taken = time.thread_time() - began
+    assert found.feasible
+    assert 0.05 <= taken < 0.2
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ LOOK = 64
 MANY = 64
 PATIENCE = 64
 TOLERANCE = 1e-9
-HOT = 0.03
+HOT = 0.01
 HOT_ALONE = 0.6
-COLD = 1e-6
+COLD_ALONE = 0.03
 PENALTY = 0.3
 OVERLOAD = -1e6
 
@@ -362,7 +362,8 @@ class Search:
         spread = self.p.spread
         hot = max(HOT, HOT_ALONE / float(self.p.n_gpus))
         heat = hot * spread
-        falling = math.log(COLD / hot)
+        cold = COLD_ALONE / (float(self.p.n_gpus) * math.sqrt(float(self.p.n_gpus)))
+        falling = math.log(cold / hot)
         moves, most = 0, self.levels
         while True:
             if moves % LOOK == 0:
@@ -377,8 +378,9 @@ class Search:
                 continue
             tried = self.score()
             gain = tried - score
-            if gain >= 0.0 or (gain > -40.0 * heat and math.exp(gain / heat) > self.random.uniform()):
+            if gain >= 0.0 or (self.good and self.value > self.best_value):
                 self.remember(tried)
+            if gain >= 0.0 or (gain > -40.0 * heat and math.exp(gain / heat) > self.random.uniform()):
                 self.accept()
                 self.accepted += 1
                 score = tried
@@ -406,7 +408,14 @@ def _homogeneous(problem: Problem) -> list[tuple[list[int], list[int]]]:
 
 
 def solve(
-    problem: Problem, seed: int, time_limit_s: float, evaluations: int = 0, start: Any = None, restarts: int = 1
+    problem: Problem,
+    seed: int,
+    time_limit_s: float,
+    evaluations: int = 0,
+    start: Any = None,
+    restarts: int = 1,
+    *,
+    cpu_time: bool = False,
 ) -> Solution:
     if not time_limit_s >= 0.0 or evaluations < 0 or restarts < 1:
         raise ValueError("time_limit_s, evaluations or restarts")

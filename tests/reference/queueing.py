@@ -79,15 +79,16 @@ class Moment:
 def erlang_c(servers: float, load: float) -> float:
     rho = load / servers
     step = 1.0 / max(load, 1e-60)
+    twice, thrice = 2.0 * step, 3.0 * step
     term, total, left = 1.0, 1.0, servers
     while left > 0.0:
-        one = left * step
-        two = one * ((left - 1.0) * step)
-        three = two * ((left - 2.0) * step)
-        four = two * (((left - 2.0) * step) * ((left - 3.0) * step))
-        total += term * ((one + two) + (three + four))
-        term *= four
-        left -= 4.0
+        one, five = left * step, (left - 4.0) * step
+        two, six = one * (one - step), five * (five - step)
+        third, seventh = one - twice, five - twice
+        four, eight = two * (third * (one - thrice)), six * (seventh * (five - thrice))
+        total += term * (((one + two) + (two * third + four)) + four * ((five + six) + (six * seventh + eight)))
+        term *= four * eight
+        left -= 8.0
         if term <= 1e-15 * total or total > 1e40:
             break
     return 1.0 / ((1.0 - rho) * total + rho)
@@ -106,9 +107,13 @@ def mean_field(
             slope += part * one
             bend += part * one * one
         excess = served - rate
-        newton = served * excess / (rate * slope)
-        one = newton * (bend / slope - slope / served)
-        gap_s = max(gap_s + (newton / (1.0 - one) if one < 0.5 else newton), 0.0)
+        newton = rate * (slope * slope)
+        halley = excess * (bend * served - slope * slope)
+        if halley < 0.5 * newton:
+            gap_s += served * excess * slope / (newton - halley)
+        else:
+            gap_s += served * excess / (rate * slope)
+        gap_s = max(gap_s, 0.0)
         if -1e-5 * rate <= excess <= 1e-5 * rate:
             break
     served = 0.0
