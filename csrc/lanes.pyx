@@ -1,9 +1,9 @@
 """Simulated annealing over what a fleet may run: families that share devices, rows dealt by quota, devices asleep.
 
-**The graph.**  A group is a variant on a kind of slice.  A configuration is the number of workers in each group, and the
-number of devices cut in each way.  Devices come in kinds, each with its own ways to be cut (`partitions`), one of which
-may have no slice at all: a device asleep, with its own idle watts.  `anneal` searches the same graph for the paper's
-router, where requests take any idle worker; this is the search for the router that Clover has.
+**The graph.**  A group is a variant on a kind of slice.  A configuration is the number of workers in each group, and
+the number of devices cut in each way.  Devices come in kinds, each with its own ways to be cut (`partitions`), one of
+which may have no slice at all: a device asleep, with its own idle watts.  `anneal` searches the same graph for the
+paper's router, where requests take any idle worker; this is the search for the router that Clover has.
 
 **Lanes.**  All workers of a variant form a lane, and the plan says which share of its family's rows each lane gets.  So
 shares are chosen, not suffered, and a configuration is worth what its best shares are worth.  Two tables say what a
@@ -15,17 +15,20 @@ the latency target.  A lane of unlike groups is their mean, weighted by capacity
 each lane must and may get, and their accuracy reaches the floor.  Fill the lanes in the order of their gain; while the
 floor is missed, move rows from one lane to a more accurate one, always where a point of accuracy costs least.  These
 are the steps of the parametric simplex method on that program, so that the result is its optimum.  Energy depends on
-the load, that is on the shares: it is read again at the shares found, `PASSES` times.  Where too many of a family's rows
-are late then, the shares are found once more with every lane held to the load at which it is not late by itself; between
-both, as near to the first as `HALVINGS` tell, lie shares that keep the target as a whole.
+the load, that is on the shares: it is read again at the shares found, `PASSES` times.  Where too many of a family's
+rows are late then, the shares are found once more with every lane held to the load at which it is not late by itself
+(but given what it must get); between both, as near to the first as `HALVINGS` tell, lie shares that keep the target as
+a whole.
 
-**Constraints** that are not of one lane: the floor of each family, its late rows, and the peak.  A family whose workers serve less than
-its peak needs devices to wake: (peak - capacity) / wake of them, and the devices asleep in a partition with `spare` must
-be as many.  What is missed costs in proportion, so that the search may cross what it may not end in.
+**Constraints** that are not of one lane: the floor of each family, its late rows, and the peak.  A family whose workers
+serve less than its peak needs devices to wake: (peak - capacity) / wake of them, and the devices asleep in a partition
+with `spare` must be as many.  What is missed costs in proportion, and ever more as the search cools, so that it may
+cross what it may not end in.
 
 **Moves and cooling** are those of `anneal`: another variant on some slices, or some devices of a kind cut otherwise,
-one to three of these at once; the steps shrink as the search cools.  The best `keep` configurations are kept, all
-different: whoever asked may find that one of them does not hold.  A seed decides everything; there is no clock.
+one to three of these at once; the steps shrink as the search cools.  The best `keep` configurations of all that were
+looked at are kept, all different: whoever asked may find that one of them does not hold.  A seed decides everything;
+there is no clock.
 """
 
 from typing import NamedTuple
@@ -34,21 +37,24 @@ import cython
 import numpy as np
 
 from clover._native.random cimport clover_random, clover_random_below, clover_random_seed, clover_random_uniform
-from libc.math cimport exp, log
-from libc.stdint cimport int64_t, uint64_t
+from libc.math cimport exp, fabs, log
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 cdef enum:
     MAX_LANES = 64
+    MOST_DEVICES = 1_000_000  # of a kind
+    MOST_SLICES = 4096  # of a device
     LOOK = 64  # moves between two looks at the budget
     PATIENCE = 64  # moves for each evaluation paid for
     PASSES = 3  # readings of the energy at the shares found
     HALVINGS = 4
 
-cdef double HOT = 0.03  # temperatures, in units of the spread of gains
+cdef double HOT = 0.01  # temperatures, in units of the spread of gains
 cdef double HOT_ALONE = 0.6  # of one device; of N it is an Nth, as one slice weighs less, but HOT at least
 cdef double COLD = 1e-6
-cdef double PENALTY = 3.0  # for all of what is asked for missing, in the same units
+cdef double PENALTY = 3.0  # for all of what is asked for missing, in the same units, at first
+cdef double FIRM = 33.0  # and at last
 cdef double EPSILON = 1e-9
 
 
@@ -62,7 +68,7 @@ class Found(NamedTuple):
 
 class Solution(NamedTuple):
     """What a search gives: the best configurations, best first; none of them where nothing was `feasible`, but then
-    `nearest` is what came closest."""
+    `nearest` is what misses least of what is asked for."""
 
     found: list
     feasible: bool
@@ -93,7 +99,7 @@ cdef struct Model:  # a Problem for the search; the arrays are the Problem's
     int64_t largest  # devices of the kind that has most
     double watt  # what an idle watt costs
     double part_least
-    double spread
+    double spread  # what gains and idle devices may differ by
     const double *capacity  # by group
     const double *energy_j  # [group, size, load]
     const double *late
@@ -126,13 +132,13 @@ cdef class Problem:
 
     By partition: `partitions` [p, slices], `kind_of` the kind of device, `idle_w` watts of a device cut so, `spare`
     what it counts for as one that can be woken.  `devices` has the number of each kind.  By group: `slice_of`,
-    `lane_of`, `capacity` (rows/s of one worker), `energy_j` and `late` [group, sizes, loads + 1] (for lanes of 1, 2, 4, ...
-    workers at loads from 0 to `limit`).  By lane: `family_of` (ascending), `accuracy` (percent), `quality` (what a whole
-    share is worth but for its energy).  By family: `rate` and `peak` (rows/s), `wake` (rows/s that a woken device
-    brings), `floor` (percent), `miss` (the part of its rows that may be late), `limit` (the highest utilisation), `price`
-    (what a joule of each row costs).  `watt`: what an idle watt costs.  `least`: the
-    part of an even share that every worker has to get.  `running` and `switching` (by group, together): a
-    configuration, and what each worker beyond it costs.
+    `lane_of`, `capacity` (rows/s of one worker), `energy_j` and `late` [group, sizes, loads + 1] (for lanes of 1, 2, 4,
+    ... workers at loads from 0 to `limit`).  By lane: `family_of` (ascending), `accuracy` (percent), `quality` (what a
+    whole share is worth but for its energy).  By family: `rate` and `peak` (rows/s), `wake` (rows/s that a woken device
+    brings), `floor` (percent), `miss` (the part of its rows that may be late), `limit` (the highest utilisation),
+    `price` (what a joule of each row costs).  `watt`: what an idle watt costs.  `least`: the part of an even share that
+    every worker has to get.  `running` and `switching` (by group, together): a configuration, and what each worker
+    beyond it costs.  Nothing that is given is written to, or read again later.
     """
 
     cdef Model model
@@ -147,17 +153,25 @@ cdef class Problem:
         self, *, devices, kind_of, partitions, idle_w, spare, slice_of, lane_of, capacity, energy_j, late, family_of,
         accuracy, quality, rate, peak, wake, floor, miss, limit, price, watt, least=0.0, running=None, switching=None,
     ):
-        table = np.ascontiguousarray(partitions, dtype=np.int64)
-        if table.ndim != 2 or not table.size or (table < 0).any():
-            raise ValueError("partitions must be a table of whole numbers >= 0, one row a partition")
+        table = np.array(partitions, order="C")
+        if table.ndim != 2 or not table.size or table.dtype.kind not in "iu":
+            raise ValueError("partitions must be a table of whole numbers, one row a partition")
+        if (table < 0).any() or (table > MOST_SLICES).any():
+            raise ValueError(f"partitions must have 0 to {MOST_SLICES} of each slice")
+        table = table.astype(np.int64)
         parts, slices = table.shape
         self.part = table
-        self.devices = [int(n) for n in devices]
+        numbers = np.array(devices)
+        if numbers.ndim != 1 or not numbers.size or numbers.dtype.kind not in "iu":
+            raise ValueError("devices must be a whole number for each kind")
+        if numbers.min() < 1 or numbers.max() > MOST_DEVICES:
+            raise ValueError(f"devices must be 1 to {MOST_DEVICES} of each kind")
+        self.devices = numbers.tolist()
         self.kind = _places("kind_of", kind_of, parts, len(self.devices))
+        if set(self.kind) != set(range(len(self.devices))):
+            raise ValueError("each kind of device must have a partition")
         self.idle_w = _column("idle_w", idle_w, parts)
         self.spare = _column("spare", spare, parts)
-        if not self.devices or min(self.devices) < 1 or sorted(set(self.kind)) != list(range(len(self.devices))):
-            raise ValueError("devices must be 1 or more of each kind, and each kind must have a partition")
         self.capacity = _column("capacity", capacity, None)
         groups = self.capacity.shape[0]
         self.slice_of = _places("slice_of", slice_of, groups, slices)
@@ -173,21 +187,23 @@ cdef class Problem:
         if sorted(set(family_of)) != list(range(families)) or (np.diff(family_of) < 0).any():
             raise ValueError("family_of must be ascending, and each family must have a lane")
         self.lanes_at = np.searchsorted(np.asarray(family_of), np.arange(families + 1)).astype(np.intc)
-        self.energy_j = np.ascontiguousarray(energy_j, dtype=np.float64)
-        self.late = np.ascontiguousarray(late, dtype=np.float64)
-        joules, tardy = np.asarray(self.energy_j), np.asarray(self.late)
-        if joules.shape != tardy.shape or joules.shape[0] != groups or joules.shape[1] < 1 or joules.shape[2] < 2:
-            raise ValueError("energy_j and late must be [groups, sizes, loads], with two loads or more")
+        joules = np.array(energy_j, dtype=np.float64, order="C")
+        tardy = np.array(late, dtype=np.float64, order="C")
+        if joules.shape != tardy.shape or joules.ndim != 3 or joules.shape[0] != groups:
+            raise ValueError("energy_j and late must be [groups, sizes, loads]")
+        if joules.shape[1] < 1 or joules.shape[2] < 2:
+            raise ValueError("energy_j and late must be of one size or more, and two loads or more")
         if not (np.isfinite(joules).all() and (tardy >= 0.0).all() and (tardy <= 1.0).all()):
             raise ValueError("energy_j must be finite, and late in 0..1")
+        self.energy_j, self.late = joules, tardy
         self.peak = _column("peak", peak, families)
         self.wake = _column("wake", wake, families)
         self.floor = _column("floor", floor, families)
         self.miss = _column("miss", miss, families)
         self.limit = _column("limit", limit, families)
         self.price = _column("price", price, families)
-        if min(self.capacity) <= 0.0 or min(self.rate) <= 0.0 or min(self.wake) <= 0.0 or min(self.price) < 0.0:
-            raise ValueError("capacity, rate and wake must be positive, and price not negative")
+        if min(self.capacity) <= 0.0 or min(self.rate) <= 0.0 or min(self.wake) <= 0.0:
+            raise ValueError("capacity, rate and wake must be positive")
         if not (0.0 < min(self.miss) and max(self.miss) < 1.0 and 0.0 < min(self.limit) and max(self.limit) <= 1.0):
             raise ValueError("miss and limit must be between 0 and 1")
         if not 0.0 <= least < 1.0 or not 0.0 <= watt < float("inf"):
@@ -196,6 +212,12 @@ cdef class Problem:
             raise ValueError("running and switching are given together")
         self.running = _column("running", np.zeros(groups) if running is None else running, groups)
         self.switching = _column("switching", np.zeros(groups) if switching is None else switching, groups)
+        for name, column in (
+            ("price", self.price), ("idle_w", self.idle_w), ("spare", self.spare), ("running", self.running),
+            ("switching", self.switching),
+        ):
+            if min(column) < 0.0:
+                raise ValueError(f"{name} must not be negative")
 
         members = [[i for i in range(groups) if self.slice_of[i] == s] for s in range(slices)]
         if any(table[p, s] and not members[s] for p in range(parts) for s in range(slices)):
@@ -206,10 +228,16 @@ cdef class Problem:
         for row in members:
             for i, j in enumerate(row):
                 self.place[j] = i
-        gains = [
-            self.quality[self.lane_of[i]] - self.price[family_of[self.lane_of[i]]] * e
-            for i in range(groups) for e in (joules[i].min(), joules[i].max())
-        ]
+        spread = 0.0
+        for f in range(families):
+            gains = [
+                self.quality[self.lane_of[i]] - self.price[f] * e
+                for i in range(groups) if family_of[self.lane_of[i]] == f for e in (joules[i].min(), joules[i].max())
+            ]
+            spread += max(gains) - min(gains) if gains else 0.0
+        for k in range(len(self.devices)):
+            watts = np.asarray(self.idle_w)[np.asarray(self.kind) == k]
+            spread += watt * self.devices[k] * (watts.max() - watts.min())
         self.reach = np.array([max(float(np.ptp(np.asarray(self.accuracy)[np.asarray(family_of) == f])), 1e-6)
                                for f in range(families)])
         self.model = Model(
@@ -223,7 +251,7 @@ cdef class Problem:
             largest=max(self.devices),
             watt=watt,
             part_least=least,
-            spread=max(max(gains) - min(gains), 1e-9),
+            spread=max(spread, 1e-9),
             capacity=&self.capacity[0],
             energy_j=&self.energy_j[0, 0, 0],
             late=&self.late[0, 0, 0],
@@ -252,24 +280,29 @@ cdef class Problem:
         )
 
     cdef object _checked(self, counts, used):
-        """Both as arrays; ValueError where they are not a configuration of these devices."""
+        """Both as arrays, of one configuration or of one a row; ValueError where they are none of these devices."""
         given, cut = np.ascontiguousarray(counts), np.ascontiguousarray(used)
         for name, row, size in (("counts", given, self.model.groups), ("used", cut, self.model.parts)):
-            if row.shape != (size,) or row.dtype.kind not in "iu" or (row < 0).any():
-                raise ValueError(f"{name} must be {size} whole numbers >= 0")
-        slices = np.zeros(self.model.slices, np.int64)
-        np.add.at(slices, np.asarray(self.slice_of), given.astype(np.int64))
-        kinds = np.zeros(len(self.devices), np.int64)
-        np.add.at(kinds, np.asarray(self.kind), cut.astype(np.int64))
-        if list(kinds) != self.devices or (slices != cut.astype(np.int64) @ np.asarray(self.part)).any():
+            if row.ndim not in (1, 2) or row.shape[row.ndim - 1] != size or row.dtype.kind not in "iu":
+                raise ValueError(f"{name} must be {size} whole numbers")
+            if (row < 0).any() or (row > 1e10).any():
+                raise ValueError(f"{name} must not be negative, nor more than there can be")
+        given, cut = given.astype(np.int64), cut.astype(np.int64)
+        of_slice = np.asarray(self.slice_of)[:, None] == np.arange(self.model.slices)
+        of_kind = np.asarray(self.kind)[:, None] == np.arange(len(self.devices))
+        if given.ndim != cut.ndim or (cut @ of_kind != self.devices).any():
+            raise ValueError("used must have all devices of each kind")
+        if (given @ of_slice != cut @ np.asarray(self.part)).any():
             raise ValueError("the slices of counts are not those of the devices cut as used says")
-        return given.astype(np.int64), cut.astype(np.int64)
+        return given, cut
 
     def judge(self, counts, used):
         """What a configuration is worth, and with which shares."""
         cdef _Search search = _Search(self, 0, 1)
         cdef int f, v
         checked = self._checked(counts, used)
+        if checked[0].ndim != 1:
+            raise ValueError("counts and used must be those of one configuration")
         search.load(checked[0], checked[1])
         search.score()
         accuracy, energy_j = np.zeros(self.model.families), np.zeros(self.model.families)
@@ -279,6 +312,26 @@ cdef class Problem:
                 energy_j[f] += search.share[v] * search.joules[v]
         shares = np.array([search.share[v] for v in range(self.model.lanes)])
         return Judged(bool(search.good), search.value, shares, accuracy, energy_j)
+
+    def judge_many(self, counts, used):
+        """For each of many configurations, one a row, whether it keeps everything, and its value."""
+        cdef _Search search = _Search(self, 0, 1)
+        given, cuts = np.array(counts), np.array(used)
+        if given.ndim != 2 or cuts.ndim != 2 or given.shape[0] != cuts.shape[0]:
+            raise ValueError("counts and used must be tables of one row a configuration")
+        checked, cut = self._checked(given, cuts)
+        cdef int64_t[:, ::1] rows = checked
+        cdef int64_t[:, ::1] parts = cut
+        cdef Py_ssize_t i, many = rows.shape[0]
+        feasible, values = np.zeros(many, np.uint8), np.zeros(many)
+        cdef uint8_t[::1] good = feasible
+        cdef double[::1] value = values
+        for i in range(many):
+            search.load(rows[i], parts[i])
+            search.score()
+            good[i] = search.good
+            value[i] = search.value
+        return feasible.astype(np.bool_), values
 
 
 def _column(name, values, size):
@@ -292,7 +345,10 @@ def _column(name, values, size):
 
 def _places(name, values, size, below):
     column = np.array(values)
-    if column.shape != (size,) or column.dtype.kind not in "iu" or column.min() < 0 or column.max() >= below:
+    if (
+        column.shape != (size,) or not size or column.dtype.kind not in "iu" or column.min() < 0
+        or column.max() >= below
+    ):
         raise ValueError(f"{name} must be {size} whole numbers in 0..{below - 1}")
     return column.astype(np.intc)
 
@@ -314,9 +370,11 @@ cdef class _Search:
     cdef clover_random random
     cdef bint good
     cdef double value
+    cdef double lost  # what the trial misses
+    cdef double penalty  # what that costs now
     cdef int levels
     cdef int64_t evaluations, proposals
-    # of each lane: rows/s it can serve, its workers, where its tables are read, what it may and must get, and what it gets
+    # of each lane: rows/s it can serve, its workers, where its tables are read, what it may, must and does get
     cdef double[MAX_LANES] rows
     cdef double[MAX_LANES] workers
     cdef int[MAX_LANES] size
@@ -335,7 +393,7 @@ cdef class _Search:
     cdef int keep, n_kept, worst
     cdef double *nearest
     cdef int64_t *nearest_used
-    cdef double nearest_score
+    cdef double nearest_lost, nearest_value
 
     def __init__(self, Problem problem, seed, int keep):
         cdef Py_ssize_t groups = problem.model.groups, parts = problem.model.parts
@@ -360,8 +418,10 @@ cdef class _Search:
         self.n_kept = self.worst = 0
         self.n_active = self.n_tried = 0
         self.levels = 1
+        self.penalty = PENALTY * problem.model.spread
         self.evaluations = self.proposals = 0
-        self.nearest_score = -1e300
+        self.nearest_lost = 1e300
+        self.nearest_value = -1e300
 
     cdef int load(self, counts, used) except -1:
         """Stand at a configuration, and look at it."""
@@ -390,7 +450,7 @@ cdef class _Search:
     # --- what a configuration is worth --------------------------------------------------------------------------------
 
     cdef double score(self) noexcept nogil:
-        """The trial's value, less what it misses; sets `good`, `value` and the shares."""
+        """The trial's value, less what it misses; sets `good`, `value`, `lost` and the shares."""
         cdef const Model *p = self.p
         cdef double total, short, accuracy, need = 0.0, have = 0.0, lost = 0.0, more, value = 0.0, capacity
         cdef int f, v, i, j, n = 0, step
@@ -435,7 +495,7 @@ cdef class _Search:
             total = self._late(f)
             if total > p.miss[f]:
                 more = self._hurry(f, total)
-                if more > p.miss[f]:
+                if more > p.miss[f] + EPSILON:
                     self.good = False
                     lost += log(more / p.miss[f])
                 again = True
@@ -462,7 +522,8 @@ cdef class _Search:
             if more > 0.0:
                 value -= more * p.switching[j]
         self.value = value
-        return value - PENALTY * p.spread * lost
+        self.lost = lost
+        return value - self.penalty * lost
 
     cdef inline void _look_up(self, int v) noexcept nogil:
         """Between which sizes lane v lies: powers of two, linear between."""
@@ -520,12 +581,12 @@ cdef class _Search:
 
     cdef double _hurry(self, int f, double before) noexcept nogil:
         """Move the shares of family f until few enough rows are late, if they can be moved so; the part that is late.
-        `before`: the part that is late at the present shares."""
+        `before`: the part that is late at the present shares.  What a lane must get it gets, however late."""
         cdef const Model *p = self.p
         cdef double[MAX_LANES] start
         cdef double[MAX_LANES] safe
         cdef double[MAX_LANES] held
-        cdef double low = 0.0, high = 1.0, middle, late
+        cdef double low = 0.0, high = 1.0, middle
         cdef int v, first = p.lanes_at[f], last = p.lanes_at[f + 1], step
         memcpy(start, self.share, p.lanes * sizeof(double))
         memcpy(held, self.share, p.lanes * sizeof(double))
@@ -539,8 +600,7 @@ cdef class _Search:
                 if safe[v] < 0.0 and self.tardy[v] <= p.miss[f]:
                     safe[v] = held[v]
         for v in range(first, last):
-            self.most[v] = min(self.most[v], max(safe[v], 0.0))
-            self.least[v] = min(self.least[v], self.most[v])
+            self.most[v] = max(self.least[v], min(self.most[v], safe[v]))
         if self._mix(f) > EPSILON:
             memcpy(self.share, start, p.lanes * sizeof(double))
             return before
@@ -557,8 +617,7 @@ cdef class _Search:
         for v in range(first, last):
             self.share[v] = start[v] + high * (safe[v] - start[v])
         self._mean(p.late, self.share, self.tardy)
-        late = self._late(f)
-        return min(late, p.miss[f]) if high == 1.0 else late
+        return self._late(f)
 
     cdef double _mix(self, int f) noexcept nogil:
         """The best shares of family f at the present gains; the part of its rows that finds no room is returned."""
@@ -581,11 +640,13 @@ cdef class _Search:
                     best = v
             if best < 0:
                 break
-            moved = min(left, self.most[best] - self.share[best])
-            self.share[best] += moved
-            left -= moved
-            if moved < left * 1e-15:
-                break
+            moved = self.most[best] - self.share[best]
+            if moved <= left:
+                self.share[best] = self.most[best]  # to the last bit, or it would be looked at again
+                left -= moved
+            else:
+                self.share[best] += left
+                left = 0.0
         for v in range(low, high):
             accuracy += self.share[v] * p.accuracy[v]
         while accuracy < p.floor[f] - EPSILON:
@@ -693,18 +754,22 @@ cdef class _Search:
         self.tried, self.active = self.active, tried
         self.n_active = self.n_tried
 
-    cdef void remember(self, double score) noexcept nogil:
-        """Keep the trial if it is among the best, and not there yet."""
+    cdef void remember(self) noexcept nogil:
+        """Keep the trial if it is among the best, and not there yet (perhaps on devices cut otherwise)."""
         cdef int i, at
+        cdef bint same
+        cdef double near = EPSILON * self.p.spread
         cdef size_t row = self.p.groups * sizeof(double)
-        if score > self.nearest_score:
-            self.nearest_score = score
+        if self.lost < self.nearest_lost or (self.lost == self.nearest_lost and self.value > self.nearest_value):
+            self.nearest_lost = self.lost
+            self.nearest_value = self.value
             memcpy(self.nearest, self.trial, row)
             memcpy(self.nearest_used, self.trial_used, self.p.parts * sizeof(int64_t))
         if not self.good or (self.n_kept == self.keep and self.value <= self.kept_value[self.worst]):
             return
         for i in range(self.n_kept):
-            if self.kept_value[i] == self.value and memcmp(self.kept + i * self.p.groups, self.trial, row) == 0:
+            same = memcmp(self.kept + i * self.p.groups, self.trial, row) == 0
+            if same and fabs(self.kept_value[i] - self.value) <= near:
                 return
         at = self.worst
         if self.n_kept < self.keep:
@@ -718,10 +783,11 @@ cdef class _Search:
             if self.kept_value[i] < self.kept_value[self.worst]:
                 self.worst = i
 
-    cdef void run(self, double score, int64_t first, int64_t last) noexcept nogil:
+    cdef void run(self, int64_t first, int64_t last) noexcept nogil:
         """Cool once from where the search stands, between two numbers of evaluations."""
         cdef double hot = max(HOT, HOT_ALONE / <double>self.p.largest)
         cdef double progress, heat = hot * self.p.spread, falling = log(COLD / hot), now, gain
+        cdef double value = self.value, lost = self.lost, score = value
         cdef int64_t moves = 0
         cdef int most = self.levels
         while True:
@@ -731,18 +797,23 @@ cdef class _Search:
                 if progress >= 1.0:
                     break
                 heat = hot * self.p.spread * exp(falling * progress)
+                self.penalty = (PENALTY + (FIRM - PENALTY) * progress) * self.p.spread
+                score = value - self.penalty * lost
                 self.levels = 1 + <int>(<double>(most - 1) * (1.0 - 0.75 * progress) + 0.5)
             moves += 1
             if not self._propose():
                 continue
             now = self.score()
+            self.remember()
             gain = now - score
             if gain >= 0.0 or (gain > -40.0 * heat and exp(gain / heat) > clover_random_uniform(&self.random)):
-                self.remember(now)
                 self.accept()
                 score = now
+                value = self.value
+                lost = self.lost
         self.proposals += moves
         self.levels = most
+        self.penalty = PENALTY * self.p.spread
 
 
 def solve(Problem problem, seed, evaluations, starts, restarts=1, keep=16):
@@ -751,16 +822,20 @@ def solve(Problem problem, seed, evaluations, starts, restarts=1, keep=16):
     cdef int64_t budget = evaluations, scanned
     cdef int turns = restarts, turn
     cdef double score, top = -1e300
-    if budget < 1 or turns < 1 or not 1 <= keep <= 4096 or not len(starts):
-        raise ValueError("evaluations, restarts and keep must be 1 or more, and a start is needed")
+    if not 1 <= budget <= 10**12 or not 1 <= turns <= 10**6 or not 1 <= keep <= 4096:
+        raise ValueError("evaluations must be 1 to 10^12, restarts 1 to 10^6, keep 1 to 4096")
+    if not len(starts):
+        raise ValueError("a start is needed")
     cdef _Search search = _Search(problem, seed, keep)
     origin = None
     for given in starts:
         counts, used = given
         checked = problem._checked(counts, used)
+        if checked[0].ndim != 1:
+            raise ValueError("each start must be one configuration")
         search.load(checked[0], checked[1])
         score = search.score()
-        search.remember(score)
+        search.remember()
         if score > top:
             top = score
             origin = checked
@@ -770,10 +845,10 @@ def solve(Problem problem, seed, evaluations, starts, restarts=1, keep=16):
     budget = max(budget - scanned, turns)
     for turn in range(turns):
         search.load(origin[0], origin[1])
-        score = search.score()
+        search.score()
         search.accept()
         with nogil:
-            search.run(score, scanned + budget * turn // turns, scanned + budget * (turn + 1) // turns)
+            search.run(scanned + budget * turn // turns, scanned + budget * (turn + 1) // turns)
     groups, parts = problem.model.groups, problem.model.parts
     found = []
     for i in range(search.n_kept):
@@ -784,6 +859,6 @@ def solve(Problem problem, seed, evaluations, starts, restarts=1, keep=16):
     nearest = Found(
         np.array([search.nearest[j] for j in range(groups)]).astype(np.int64),
         np.array([search.nearest_used[j] for j in range(parts)], dtype=np.int64),
-        search.nearest_score,
+        search.nearest_value,
     )
     return Solution(found, bool(found), nearest, search.evaluations, search.proposals)
