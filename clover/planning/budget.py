@@ -44,7 +44,7 @@ from clover.planning.annealed import best_found
 from clover.planning.horizon import Point, hull
 from clover.planning.objective import Objective, objective_of, planned_floor
 from clover.planning.problem import LEAST_RATE, accuracies, problem_of
-from clover.types import Ahead, Configuration, Reading, State
+from clover.types import Configuration, Reading, State
 
 Floats = NDArray[np.float64]
 
@@ -255,9 +255,10 @@ def _left(state: State) -> Left | None:
     for at, part in enumerate(state.ahead):
         if part.rows <= 0.0 and at > 0:
             continue
-        if part.rate not in known:
-            known[part.rate] = _reachable(state, part)
-        shape = known[part.rate]
+        rate = part.rate if at > 0 else state.arrival_rate  # this moment is planned for what may come, too
+        if rate not in known:
+            known[rate] = _reachable(state, rate)
+        shape = known[rate]
         if not shape and at == 0:
             return None
         if shape:
@@ -267,13 +268,13 @@ def _left(state: State) -> Left | None:
     return Left.of(rows, steps, shapes) if rows else None
 
 
-def _reachable(state: State, part: Ahead) -> tuple[Point, ...]:
-    """The frontier of a part: that of now where it is as busy, else that of its rate, or of the highest rate below that
+def _reachable(state: State, rate: float) -> tuple[Point, ...]:
+    """The frontier at a rate: that of now where it is like now's, else its own, or that of the highest rate below that
     can be served."""
-    alike = abs(math.log(max(part.rate, LEAST_RATE) / max(state.arrival_rate, LEAST_RATE))) < 0.5 * _FAR_STEP
+    alike = abs(math.log(max(rate, LEAST_RATE) / max(state.arrival_rate, LEAST_RATE))) < 0.5 * _FAR_STEP
     found = ways(state, state.arrival_rate) if alike else ()
     for down in range(_DOWN):
-        found = found or ways(state, part.rate * math.exp(-down * _FAR_STEP), coarse=True)
+        found = found or ways(state, rate * math.exp(-down * _FAR_STEP), coarse=True)
     return tuple(way.point for way in found)
 
 
