@@ -19,6 +19,7 @@ from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
 from clover.planning.search import Found, chosen, evaluate
 from clover.policies.plans import bound_of, counting_kept, described, plan_of, running_configuration, with_waits
+from clover.policies.static import StaticPolicy
 from clover.types import Candidate, Plan, State
 
 _GRID = 1e-4
@@ -45,6 +46,9 @@ class StaticMixPolicy:
     def propose(self, state: State) -> Plan:
         """The mix at `accuracy_budget` points below the best variant, at the floor without one; PlanError where no
         configuration exists at all."""
+        _, _, rest = self.name.partition(":")
+        if rest in state.profile.backend:  # a variant of that name is what was meant
+            return StaticPolicy(rest).propose(state)
         target = target_of(state)
         return mixed(state, target, policy=self.name, note=f"the static mix at {target:.2f} %")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -151,6 +152,7 @@ def test_a_year_is_few_parts_that_keep_its_clean_and_its_dirty_time() -> None:
     assert sum(step.rows * step.g_per_kwh for step in steps) == pytest.approx((rows * intensity).sum())
     assert [step.g_per_kwh for step in steps[:48]] == pytest.approx(list(intensity[:48]))
     assert {round(step.rate) for step in steps} == {20, 60}, "quiet and busy hours are not mixed"
+    assert len(msgspec.json.encode(steps)) < 32_000
     spread = np.repeat([s.g_per_kwh for s in steps], [round(s.seconds / HOUR_S) for s in steps])
     for part in (5, 25, 50, 75, 95):
         assert np.percentile(spread, part) == pytest.approx(np.percentile(intensity, part), abs=4.0)

@@ -18,7 +18,7 @@ from clover.policies import build
 from clover.policies.plans import plan_fixed
 from clover.types import Ahead, GroupCount, ObjectiveConfig, Plan, State
 from tests.unit.mig_fixture import a100s, mig_profile
-from tests.unit.profiles_fixture import objective, reading, state
+from tests.unit.profiles_fixture import objective, profile, reading, state
 
 RATE = 100.0
 ROWS = RATE * 3600.0
@@ -220,6 +220,14 @@ def test_without_a_forecast_it_is_the_static_mix_and_without_a_budget_the_floor(
     floor = build("static").propose(state(rate=RATE, config=config(None, 90.0)))
     assert floor.prediction.accuracy == pytest.approx(90.0, abs=1e-3)
     assert target_of(state(config=config(5.0, 90.0, accuracy_margin=0.25))) == 90.25, "the floor's margin holds too"
+
+
+def test_a_variant_called_mix_is_a_variant() -> None:
+    measured = profile(variants={"mix": (88.0, 1.0), "large": (92.0, 4.0)})
+    plan = build("static:mix").propose(state(rate=RATE, measured=measured, config=config(1.0, 80.0)))
+    assert {group.variant for group in plan.configuration} == {"mix"}
+    plan = build("static").propose(state(rate=RATE, measured=measured, config=config(1.0, 80.0)))
+    assert plan.prediction.accuracy == pytest.approx(91.0, abs=0.01)
 
 
 def test_an_overload_is_no_budget_matter() -> None:
