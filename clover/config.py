@@ -55,6 +55,12 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     accuracy_margin: Annotated[float, _help("points that plans stay above the floor, so that hours do too", ge=0)] = (
         0.25
     )
+    accuracy_budget: Annotated[
+        float, _help("points below the best variant that policies budget and static may lose on average", ge=0, le=100)
+    ] = 0.5
+    budget_horizon_s: Annotated[
+        float, _help("grid seconds over which policy budget averages; an hour to a year", ge=3600, le=31_622_400)
+    ] = 86_400.0
     slo_ms: Annotated[float, _help("p95 target; 1.2 x the profiled p95 of BASE by default", gt=0)] | None = None
     share: Annotated[float, _help("weight of this family in the machine's capacity", gt=0)] = 1.0
     slots: Annotated[int, _help("rows that may wait or run at once; 0 sizes the slab to slab_bytes", ge=0)] = 0
@@ -93,8 +99,8 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     policy: Annotated[
         str,
         _help(
-            "objective, static:VARIANT, base, clover, clover-artifact, blover, co2opt, oracle, oracle:alike, "
-            "or module:attribute"
+            "objective, budget, static, static:VARIANT, base, clover, clover-artifact, blover, co2opt, oracle, "
+            "oracle:alike, or module:attribute"
         ),
     ] = "objective"
     objective: Annotated[Literal["paper", "floor"], _help("form of the objective")] = "paper"

@@ -336,6 +336,9 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     points above, as far as the best variant allows.  With `waits` plans may let rows wait for fuller batches.  Plans
     keep the SLO also where services take up to `profile_error` (a part) longer than profiled.  `lam` (L) null: derived
     so that the best variant and the cheapest mix at the floor break even at `reference_g_per_kwh`.
+
+    `accuracy_budget`: points below the best variant that rows may lose on average, for the policies that hold to one
+    (`budget` over `budget_horizon_s` of grid time, `static:mix` at any time); null: they hold to the floor.
     """
 
     form: Literal["paper", "floor"]
@@ -347,10 +350,32 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     max_utilisation: float = 0.85
     profile_error: float = 0.0
     waits: bool = False
+    accuracy_budget: float | None = None
+    budget_horizon_s: float = 86_400.0
+
+
+class Ahead(Record, frozen=True, kw_only=True):
+    """A part of the time to come: how many grid seconds, at which intensity, and the rows expected in them.
+
+    A row of these need not be in order but for the first, which is now: hours far away are put together by what they
+    are like, because a budget asks how much clean time is left and not when it comes."""
+
+    seconds: float
+    g_per_kwh: float
+    rows: float
+
+    @property
+    def rate(self) -> float:
+        """Rows a second."""
+        return self.rows / self.seconds if self.seconds > 0.0 else 0.0
 
 
 class State(Record, frozen=True, kw_only=True):
-    """All a policy may look at.  No clock and no I/O: the same state gives the same plan."""
+    """All a policy may look at.  No clock and no I/O: the same state gives the same plan.
+
+    For an accuracy budget: `ahead`, what is expected until its horizon ends (the first from now on), `forecast`, where
+    that comes from, and of the part of the horizon that is over the rows served and the sum of their accuracies
+    (percent x rows)."""
 
     family: str
     grid_s: float
@@ -365,6 +390,10 @@ class State(Record, frozen=True, kw_only=True):
     routing: Routing | None
     share: float = 1.0
     seed: int = 0
+    ahead: tuple[Ahead, ...] = ()
+    forecast: str = ""
+    served_rows: float = 0.0
+    served_accuracy_rows: float = 0.0
 
 
 class Candidate(Record, frozen=True, kw_only=True):

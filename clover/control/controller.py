@@ -41,6 +41,7 @@ from clover.control.commands import Commands
 from clover.control.decisions import Decisions
 from clover.control.devices import Yard
 from clover.control.family import Family, Mode, Standing
+from clover.control.outlook import Grid
 from clover.control.report import report
 from clover.control.triggers import Look
 from clover.control.turn import Turns, still_possible
@@ -60,6 +61,8 @@ class Chain(Protocol):
     """Gives the intensity at a grid time, whatever happens to its sources (`clover.carbon.Chain`)."""
 
     async def read(self, grid_s: float) -> Reading: ...
+
+    async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]: ...
 
 
 class GridClock(Protocol):
@@ -107,6 +110,7 @@ class Controller:
         """On which devices families have workers that are not under control."""
         self.record = Decisions(wall)
         self.reading: Reading | None = None
+        self.grid = Grid(chain)
         self.grid_clock = grid_clock
         self.monotonic = monotonic
         self.lock = asyncio.Lock()
@@ -223,7 +227,9 @@ class Controller:
 
     async def look_at_grid(self) -> Reading:
         """Read the intensity."""
-        self.reading = await self._chain.read(self.grid_clock.now())
+        grid_s = self.grid_clock.now()
+        self.reading = await self._chain.read(grid_s)
+        self.grid.note(self.reading, grid_s)
         return self.reading
 
     async def look_at_devices(self) -> None:
@@ -275,9 +281,14 @@ class Controller:
         """The mode in force for a family."""
         return family.mode or self.mode
 
+    def policy_of(self, family: Family) -> str:
+        """The policy in force for a family; empty where a configuration is."""
+        return family.pin.policy if family.pin is not None else self.config.policy
+
     async def _look(self, family: Family) -> None:
         assert self.reading is not None
         family.observed = family.fleet.observe()
+        family.ledger.look(self.grid_clock.now(), family.observed, family.config.budget_horizon_s)
         now_s = self.monotonic()
         if self.frozen or family.frozen:
             return
@@ -302,6 +313,8 @@ class Controller:
             intensity_change=self.config.intensity_change,
             rate_change=self.config.rate_change,
         )
+        if not trigger and self.policy_of(family) == "budget" and family.ledger.due(self.grid_clock.now()):
+            trigger = "forecast step"  # an hour is over: what it served counts, and the forecast moved on
         if not trigger:
             return
         if trigger.startswith("worker capacity") and look.missing and family.standing is not None:

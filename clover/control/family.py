@@ -8,8 +8,10 @@ from typing import Literal
 
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Applier, Instances
+from clover.control.outlook import Ledger
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
+from clover.planning.forecast import Outlook
 from clover.planning.objective import derive_lambda
 from clover.planning.problem import LEAST_RATE, accuracies, base_capacity, services_of
 from clover.types import (
@@ -108,6 +110,7 @@ class Family:
         self.mode: Mode | None = "off" if config.variant else None
         self.frozen = False
         self.triggers = Triggers()
+        self.ledger = Ledger()
         self.applier = Applier(self.name, fleet, instances)
         self.standing: Standing | None = None
         self.good: Standing | None = None
@@ -149,8 +152,10 @@ class Family:
         config = self.objective(targets or self.targets, controller)
         return config.lam if config.lam is not None else derive_lambda(self.profile, config)
 
-    def objective(self, targets: Targets, config: ControllerConfig) -> ObjectiveConfig:
-        """`targets` as the planner takes them."""
+    def objective(
+        self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
+    ) -> ObjectiveConfig:
+        """`targets` as the planner takes them; `accuracy_budget` for a policy that holds to one."""
         return ObjectiveConfig(
             form=targets.form,
             slo_ms=targets.slo_ms,
@@ -161,6 +166,8 @@ class Family:
             max_utilisation=config.max_utilisation,
             profile_error=config.profile_error,
             waits=config.waits,
+            accuracy_budget=accuracy_budget,
+            budget_horizon_s=self.config.budget_horizon_s,
         )
 
     def state(
@@ -174,8 +181,11 @@ class Family:
         targets: Targets | None = None,
         g_per_kwh: float | None = None,
         rate: float | None = None,
+        budgeted: bool = False,
+        outlook: Outlook | None = None,
     ) -> State:
-        """The state a policy sees now; `targets`, `g_per_kwh` and `rate` stand in for what holds, where given."""
+        """The state a policy sees now; `targets`, `g_per_kwh` and `rate` stand in for what holds, where given.
+        `budgeted`: for a policy that holds to the accuracy budget, with what it may expect (`outlook`)."""
         if g_per_kwh is not None:
             reading = Reading(g_per_kwh=g_per_kwh, at_s=grid_s, provider="operator", method="configured")
         p95_ms = self.observed.get("p95_ms")
@@ -186,12 +196,18 @@ class Family:
             arrival_rate=rate if rate is not None else self.rate(config),
             p95_ms=p95_ms,
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
-            objective=self.objective(targets or self.targets, config),
+            objective=self.objective(
+                targets or self.targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None
+            ),
             profile=self.profile,
             devices=devices,
             running=self.running,
             routing=self.standing.routing if self.standing is not None else None,
             share=share,
+            ahead=outlook.steps if outlook is not None else (),
+            forecast=outlook.label if outlook is not None else "",
+            served_rows=self.ledger.rows if outlook is not None else 0.0,
+            served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
         )
 
     def rate(self, config: ControllerConfig) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from clover.control.family import Family
+from clover.policies import BUDGETED
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
 if TYPE_CHECKING:
@@ -95,6 +97,25 @@ def _work(item: Assignment) -> dict[str, str]:
     return {"variant": item.variant, "backend": item.backend}
 
 
+def _budget(controller: Controller, family: Family) -> dict[str, Any] | None:
+    """How the accuracy budget stands; None where the policy in force knows none."""
+    policy, ledger = controller.policy_of(family), family.ledger
+    if policy not in BUDGETED:
+        return None
+    budget: dict[str, Any] = {"accuracy_budget": family.config.accuracy_budget}
+    if policy != "budget":
+        return budget
+    begun = not math.isnan(ledger.since_s)
+    return {
+        **budget,
+        "horizon_s": family.config.budget_horizon_s,
+        "since_s": ledger.since_s if begun else None,
+        "rows": ledger.rows,
+        "accuracy": ledger.accuracy_rows / ledger.rows if ledger.rows else None,
+        "forecast": ledger.label,
+    }
+
+
 def _family(controller: Controller, family: Family) -> dict[str, Any]:
     standing, now_s = family.standing, controller.monotonic()
     plan = standing.plan if standing is not None else None
@@ -131,6 +152,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
             "lambda_derived": family.targets.lam is None,
             "reference_g_per_kwh": controller.config.reference_g_per_kwh,
         },
+        "budget": _budget(controller, family),
         "observed": dict(family.observed),
         "verifying": family.watch is not None,
         "transition": family.applier.progress,

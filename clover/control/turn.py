@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -11,8 +12,11 @@ from clover.control.apply import NOWHERE, ApplyError, interim, possible
 from clover.control.family import Family, Pin, Standing, Targets, Watch
 from clover.control.triggers import RETRY_S
 from clover.errors import CloverError, PlanError
+from clover.planning.forecast import HOUR_S
 from clover.planning.objective import objective_of
+from clover.planning.problem import LEAST_RATE
 from clover.planning.transition import plan_transition
+from clover.policies import BUDGETED
 from clover.types import Assignment, Configuration, Decision, DeviceShape, Plan, Routing, State, Transition
 
 if TYPE_CHECKING:
@@ -46,17 +50,31 @@ class Turns:
         devices = controller.devices_of(family)
         if not devices:
             raise PlanError(f"no device is left for {family.name}{controller.why_none()}")
+        held = pin or family.pin or Pin(policy=config.policy)
+        rate = rate if rate is not None else family.triggers.held(family.rate(config), config.rate_change)
+        grid_s = controller.grid_clock.now()
+        outlook = None
+        if held.policy == "budget":
+            family.ledger.look(grid_s, family.observed, family.config.budget_horizon_s)
+            outlook = await controller.grid.outlook(
+                family.ledger,
+                reading=reading,
+                grid_s=grid_s,
+                horizon_s=family.config.budget_horizon_s,
+                rate=max(family.observed.get("arrival_rate", 0.0), LEAST_RATE),  # not what is planned for in case
+            )
         state = family.state(
             reading=reading,
-            grid_s=controller.grid_clock.now(),
+            grid_s=grid_s,
             devices=devices,
             share=controller.yard.share(family.name),
             config=config,
             targets=targets,
             g_per_kwh=g_per_kwh,
-            rate=rate if rate is not None else family.triggers.held(family.rate(config), config.rate_change),
+            rate=rate,
+            budgeted=held.policy in BUDGETED,
+            outlook=outlook,
         )
-        held = pin or family.pin or Pin(policy=config.policy)
         plan = await self._solver.propose(state, held.policy or "objective", held.configuration)
         checked(plan, family, state.objective.slo_ms)
         return state, plan
@@ -83,6 +101,7 @@ class Turns:
         family.transition = None
         if not dry_run:
             family.news = ""
+            family.ledger.planned_hour = math.floor(controller.grid_clock.now() / HOUR_S)
         try:
             state, plan = await self.proposed(family, pin=pin, targets=targets, g_per_kwh=g_per_kwh, rate=rate)
         except CloverError as error:
@@ -355,6 +374,21 @@ def inputs_of(controller: Controller, family: Family, state: State | None) -> di
         "slo_ms": objective.slo_ms if objective is not None else targets.slo_ms,
         "accuracy_floor": objective.accuracy_floor if objective is not None else targets.accuracy_floor,
         "lambda": lam if lam is not None else family.lam(controller.config),
+        **_budget_of(state),
+    }
+
+
+def _budget_of(state: State | None) -> dict[str, float | str | None]:
+    """What a decision under an accuracy budget was made from besides."""
+    if state is None or state.objective.accuracy_budget is None:
+        return {}
+    served = state.served_accuracy_rows / state.served_rows if state.served_rows > 0.0 else None
+    return {
+        "accuracy_budget": state.objective.accuracy_budget,
+        "budget_left_s": sum(part.seconds for part in state.ahead),
+        "served_rows": state.served_rows,
+        "served_accuracy": served,
+        "forecast": state.forecast,
     }
 
 

@@ -55,7 +55,7 @@ def spend(hours: Sequence[Hour], budget: float) -> Spent:
     """The fewest grams that reach `budget` percent of accuracy over all rows; PlanError where nothing does."""
     if not hours or any(hour.rows < 0.0 or not hour.points for hour in hours) or not any(hour.rows for hour in hours):
         raise PlanError("a horizon needs hours with points, and rows in one of them")
-    hulls = [_hull(hour.points) for hour in hours]
+    hulls = [hull(hour.points) for hour in hours]
     taken = [hull[0] for hull in hulls]
     rows = sum(hour.rows for hour in hours)
     missing = budget * rows - sum(hour.rows * point.accuracy for hour, point in zip(hours, taken, strict=True))
@@ -95,7 +95,7 @@ def points(
     )
 
 
-def _hull(given: Sequence[Point]) -> list[Point]:
+def hull(given: Sequence[Point]) -> list[Point]:
     """The lower convex hull from the cheapest point up to the most accurate one."""
     ordered = sorted(set(given), key=lambda point: (point.grams, -point.accuracy))
     rising = [ordered[0]]

@@ -1,6 +1,8 @@
 """Policies: what to run, given a state.  Interchangeable behind `clover.interfaces.Policy`.
 
 objective         the best plan of the objective over every configuration (the default)
+budget            an accuracy budget over a horizon, spent where the forecast says that the grid is clean
+static            the best static mix at the accuracy budget, whatever the grid does; also static:mix
 static:VARIANT    one variant on the layout that serves it best
 base              BASE: the best variant on whole devices
 clover            the paper's simulated annealing over the configuration graph (`paper` has this and all below)
@@ -19,11 +21,15 @@ import importlib
 from clover.errors import ConfigError
 from clover.interfaces import Policy
 from clover.policies.base import BasePolicy
+from clover.policies.budget import BudgetPolicy, StaticMixPolicy
 from clover.policies.objective import ObjectivePolicy
 from clover.policies.paper import SCHEMES
 from clover.policies.static import StaticPolicy
 
-__all__ = ["BasePolicy", "ObjectivePolicy", "StaticPolicy", "build"]
+__all__ = ["BUDGETED", "BasePolicy", "BudgetPolicy", "ObjectivePolicy", "StaticMixPolicy", "StaticPolicy", "build"]
+
+BUDGETED = frozenset({"budget", "static", "static:mix"})
+"""Policies that hold to the accuracy budget."""
 
 
 def build(name: str) -> Policy:
@@ -32,15 +38,19 @@ def build(name: str) -> Policy:
         return ObjectivePolicy()
     if name == "base":
         return BasePolicy()
+    if name == "budget":
+        return BudgetPolicy()
+    if name in BUDGETED:
+        return StaticMixPolicy(name)
     if name in SCHEMES:
         return SCHEMES[name]()
     kind, colon, rest = name.partition(":")
     if kind == "static":
         if not rest:
-            raise ConfigError("static:VARIANT names the variant to serve, as in static:small")
+            raise ConfigError("static:VARIANT names the variant to serve, as in static:small; static is the best mix")
         return StaticPolicy(rest)
     if not colon or not rest:
-        known = ", ".join(("objective", "base", "static:VARIANT", *SCHEMES))
+        known = ", ".join(("objective", "budget", "base", "static", "static:VARIANT", *SCHEMES))
         raise ConfigError(f"unknown policy {name!r}: {known} or module:attribute")
     return _custom(kind, rest)
 

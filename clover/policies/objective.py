@@ -6,13 +6,11 @@ bound says how much better any other could be.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from clover.planning.annealed import best_found
 from clover.planning.objective import objective_of
-from clover.planning.problem import Problem, problem_of
-from clover.policies.plans import placed, plan_of, with_waits
-from clover.types import Configuration, Plan, State
+from clover.planning.problem import problem_of
+from clover.policies.plans import counting_kept, plan_of, with_waits
+from clover.types import Plan, State
 
 
 class ObjectivePolicy:
@@ -23,16 +21,6 @@ class ObjectivePolicy:
     def propose(self, state: State) -> Plan:
         """The best plan; PlanError where no configuration exists at all."""
         problem, objective = problem_of(state), objective_of(state)
-        kept = _kept(state, problem) if state.running else None
+        kept = counting_kept(state, problem) if state.running else None
         found = best_found(problem, objective, state.running, kept=kept, seed=state.seed)
         return plan_of(state, problem, objective, with_waits(state, problem, objective, found), policy=self.name)
-
-
-def _kept(state: State, problem: Problem) -> Callable[[Configuration], int]:
-    """How many workers a configuration could keep."""
-    running = set(state.running)
-
-    def kept(configuration: Configuration) -> int:
-        return len(running.intersection(placed(state, problem, configuration)))
-
-    return kept

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from clover.errors import PlanError
+from clover.planning.budget import course, held_to
 from clover.planning.dual import bound
 from clover.planning.formulation import Formulation, Member
 from clover.planning.layout import lay_out, slices
@@ -48,13 +50,14 @@ def plan_of(
     policy: str,
     note: str = "",
     bounded: Objective | None = None,
+    limit: float | None = None,
 ) -> Plan:
     """The plan that realises `found.best`.  Its bound is that of `bounded`, where a policy does not keep all that the
-    objective asks."""
+    objective asks, or `limit`, where it is known."""
     best = found.best
     deployment = placed(state, problem, best.configuration)
-    whole = Formulation([Member(problem, bounded or objective)], state.devices, slow=True)
-    limit = bound(whole, waits=state.objective.waits)
+    if limit is None:
+        limit = bound_of(state, problem, bounded or objective)
     return Plan(
         family=state.family,
         policy=policy,
@@ -72,14 +75,32 @@ def plan_of(
     )
 
 
+def bound_of(state: State, problem: Problem, objective: Objective) -> float:
+    """What no plan can score more than; infinite where there is no such number."""
+    return bound(Formulation([Member(problem, objective)], state.devices, slow=True), waits=state.objective.waits)
+
+
+def counting_kept(state: State, problem: Problem) -> Callable[[Configuration], int]:
+    """How many workers that run a configuration could keep."""
+    running = set(state.running)
+
+    def kept(configuration: Configuration) -> int:
+        return len(running.intersection(placed(state, problem, configuration)))
+
+    return kept
+
+
 def with_waits(state: State, problem: Problem, objective: Objective, found: Found) -> Found:
     """`found`, its best with waits and largest batches where the state allows them and they pay."""
     return replace(found, best=tuned(problem, objective, found.best)) if state.objective.waits else found
 
 
 def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fixed") -> Plan:
-    """The plan that runs exactly `configuration`, with its best routing; PlanError where it cannot run here."""
+    """The plan that runs exactly `configuration`, with its best routing; PlanError where it cannot run here.  A state
+    with an accuracy budget is routed towards what that asks of this moment."""
     problem, objective = problem_of(state), objective_of(state)
+    if state.objective.accuracy_budget is not None:
+        objective = held_to(objective, course(state).accuracy)
     for group in configuration:
         if (group.variant, group.profile) not in problem.services:
             raise PlanError(f"{group.variant} was not measured on {group.profile}")

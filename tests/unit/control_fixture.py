@@ -167,9 +167,13 @@ class FakeGpu(FakeDevice):
 class FakeChain:
     def __init__(self, g_per_kwh: float) -> None:
         self.g_per_kwh = g_per_kwh
+        self.foreseen: list[Reading] = []
 
     async def read(self, grid_s: float) -> Reading:
         return reading(self.g_per_kwh)
+
+    async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
+        return self.foreseen
 
 
 class LocalSolver:

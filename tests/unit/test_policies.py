@@ -22,10 +22,11 @@ def test_names_build_policies() -> None:
     assert build("objective").name == "objective"
     assert build("base").name == "base"
     assert build("static:small").name == "static:small"
+    assert [build(name).name for name in ("budget", "static", "static:mix")] == ["budget", "static", "static:mix"]
     assert build(f"{__name__}:Custom").name == "custom"
 
 
-@pytest.mark.parametrize("name", ["", "best", "static:", "static", "no.such.module:x", "math:nothing", "math:pi", ":x"])
+@pytest.mark.parametrize("name", ["", "best", "static:", "budget:", "no.module:x", "math:nothing", "math:pi", ":x"])
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError):
         build(name)

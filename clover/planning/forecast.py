@@ -1,0 +1,218 @@
+"""What the grid and the load will be like: from what they were, or from a provider that knows better.
+
+Everything is told by the hour, and hours are those of grid time since 1970.  Readings come when they come: they are
+averaged within their hour, an hour without any is a gap, and a gap is filled with the same hour of the day before, of
+the day after, of the week before or after, else with its nearest neighbour (`hourly`).
+
+ - *persistence*: it stays as it is now.  All there is while less than a day is known.
+ - *seasonal*: an hour of the next week is like the same hour of the day before and of the week before, blended: the day
+   weighs more, and less the farther away the hour is.  By how much the blend misses now is carried on and fades.
+   Farther away nothing is blended: week k from now is the k-th last week as it was, round and round.  An average of
+   weeks would be the better guess of one hour, and the worse one of what a budget wants to know: how much clean and how
+   much dirty time there will be.
+ - *provider*: values where a provider gives them, the seasonal forecast (or persistence) for hours it does not reach.
+
+A horizon of a year has 8,760 hours and a policy gets at most `LIMIT` parts (`outlook`).  The next two days stay as they
+are; later hours are sorted by rate and then by intensity, and each run of neighbours becomes one part: averaged over
+time instead, noon and night would cancel, and nothing would be left to choose between.
+
+No clock, no I/O, and no NaN in what comes out, whatever went in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.types import Ahead, Record
+
+HOUR_S = 3600.0
+DAY, WEEK = 24, 168
+LIMIT = 200
+"""Parts of a horizon at most: a state travels to the solver as one frame."""
+KEPT = 53 * WEEK
+"""Hours of history that are of use at most."""
+_NEAR = 48  # hours that keep their place
+_DAY_WEIGHT = 0.75  # of yesterday in the next hour ...
+_DAY_FADES_H = 96.0  # ... and how it fades
+_ERROR_FADES_H = 12.0
+_RATE_STEP = math.log(1.15)  # hours whose rates differ by less are alike
+
+Floats = NDArray[np.float64]
+
+
+class Sample(Record, frozen=True, kw_only=True):
+    """What a provider expects from a grid time on (Unix seconds), in gCO2e/kWh."""
+
+    at_s: float
+    g_per_kwh: float
+
+
+class History:
+    """Readings by the hour of grid time, at most the last `KEPT` hours: their means, gaps and all."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, list[float]] = {}  # hour: sum and number
+
+    def note(self, at_s: float, value: float) -> None:
+        """`value` held at `at_s`.  What is not finite is not known."""
+        if not (math.isfinite(at_s) and math.isfinite(value)):
+            return
+        hour = math.floor(at_s / HOUR_S)
+        own = self._sums.setdefault(hour, [0.0, 0.0])
+        own[0] += value
+        own[1] += 1.0
+        while len(self._sums) > KEPT:
+            del self._sums[next(iter(self._sums))]
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    def plain(self, hour: int, count: int) -> Floats:
+        """`count` hours from `hour` on; NaN where nothing is known."""
+        means = np.full(count, np.nan)
+        for at, (total, number) in self._sums.items():
+            if hour <= at < hour + count:
+                means[at - hour] = total / number
+        return means
+
+    def hourly(self, hour: int) -> Floats:
+        """Hour by hour from the first known one up to `hour` (which may be under way), gaps filled; empty where nothing
+        is known.  What was noted for later is not used: the clock was set back."""
+        hours = [at for at in self._sums if hour - KEPT < at <= hour]
+        if not hours:
+            return np.empty(0)
+        first = min(hours)
+        return _filled(self.plain(first, hour - first + 1))
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The parts until the end of a horizon, and what they were made from, in words."""
+
+    steps: tuple[Ahead, ...]
+    label: str
+
+
+def outlook(
+    intensities: History,
+    rates: History,
+    *,
+    now_s: float,
+    until_s: float,
+    g_per_kwh: float,
+    rate: float,
+    provider: Floats | None = None,
+    name: str = "provider",
+    seasons: bool = True,
+    limit: int = LIMIT,
+) -> Outlook:
+    """What to expect from `now_s` until `until_s` (grid time), where `g_per_kwh` and `rate` (rows/s) hold now.
+
+    `provider`: what one called `name` says of each hour from the running one on (see `values`); NaN where it says
+    nothing.  Without `seasons` the rest is persistence.  The first part lasts until the end of the running hour; there
+    are at most `limit` (at least 4) of them.  Empty where the horizon is over.
+    """
+    if not until_s > now_s:
+        return Outlook((), "")
+    hour, count = hours_of(now_s, until_s)
+    seconds = np.full(count, HOUR_S)
+    seconds[0] -= now_s - hour * HOUR_S
+    seconds[-1] -= (hour + count) * HOUR_S - until_s
+    known = intensities.hourly(hour) if seasons else np.empty(0)
+    expected = forecast(known, g_per_kwh, count)
+    load = forecast(rates.hourly(hour), rate, count) if seasons else np.full(count, rate)
+    label = f"seasonal, {len(known) / DAY:.0f} days known" if len(known) > DAY else "persistence"
+    if provider is not None and np.isfinite(provider[1:count]).any():
+        given = np.full(count, np.nan)
+        given[: min(count, len(provider))] = provider[:count]
+        there = np.isfinite(given)
+        expected = np.where(there, given, expected)
+        label = name if there[1:].all() else f"{name} for {int(there.sum())} h, then {label}"
+    expected[0], load[0] = g_per_kwh, rate
+    return Outlook(grouped(seconds, expected, load * seconds, limit), label)
+
+
+def hours_of(now_s: float, until_s: float) -> tuple[int, int]:
+    """The running hour, and how many are begun until the end of the horizon, this one first."""
+    hour = math.floor(now_s / HOUR_S)
+    return hour, math.ceil(until_s / HOUR_S) - hour
+
+
+def forecast(past: Floats, now: float, count: int) -> Floats:
+    """`count` hours from the running one on, where the value is `now`; `past` ends with the running hour."""
+    if len(past) <= DAY:
+        return np.full(count, now)
+    last = len(past) - 1
+    lead = np.arange(count)  # 0: the running hour itself
+    days = _cycled(past, last, lead, DAY)
+    found = days
+    if len(past) > WEEK:
+        weeks = _cycled(past, last, lead, WEEK)
+        weight = np.where(lead < WEEK, _DAY_WEIGHT * np.exp(-lead / _DAY_FADES_H), 0.0)
+        found = weight * days + (1.0 - weight) * weeks
+    error = now - found[0]
+    faded: Floats = found + error * np.exp(-lead / _ERROR_FADES_H)
+    return np.clip(faded, min(float(past.min()), now), max(float(past.max()), now))
+
+
+def values(samples: Sequence[Sample], hour: int, count: int) -> Floats:
+    """A provider's values for `count` hours from `hour` on, as means of an hour; NaN where it has none."""
+    own = History()
+    for sample in samples:
+        if hour * HOUR_S <= sample.at_s < (hour + count) * HOUR_S:
+            own.note(sample.at_s, sample.g_per_kwh)
+    return own.plain(hour, count)
+
+
+def grouped(seconds: Floats, intensity: Floats, rows: Floats, limit: int = LIMIT) -> tuple[Ahead, ...]:
+    """Hours as at most `limit` parts: the first in their order, the others put together by what they are like.
+    Seconds, rows, and rows x intensity keep their sums."""
+    count = len(seconds)
+    near = count if count <= limit else min(_NEAR, limit // 2)
+    order, starts = np.arange(count), list(range(near))
+    if near < count:
+        classes = np.round(np.log(np.maximum(rows / seconds, 1e-3)) / _RATE_STEP)[near:]
+        while len(kinds := np.unique(classes)) > max(1, (limit - near) // 8):
+            classes = np.floor(classes / 2.0)  # rates of too many kinds: coarser ones
+        room = limit - near - len(kinds)
+        order[near:] = near + np.lexsort((intensity[near:], classes))
+        at = near
+        for kind in kinds:
+            own = int((classes == kind).sum())
+            parts = min(own, 1 + room * own // (count - near))
+            starts += [at + own * part // parts for part in range(parts)]
+            at += own
+    seconds, intensity, rows = seconds[order], intensity[order], rows[order]
+    weights = np.where(rows > 0.0, rows, 1e-9 * seconds)
+    columns = [np.add.reduceat(column, starts) for column in (seconds, weights * intensity, weights, rows)]
+    return tuple(
+        Ahead(seconds=s, g_per_kwh=g / w, rows=r) for s, g, w, r in zip(*(c.tolist() for c in columns), strict=True)
+    )
+
+
+def _cycled(past: Floats, last: int, lead: NDArray[np.int_], season: int) -> Floats:
+    """The value one season before, of the season that lies as far back as the hour lies ahead (and round again)."""
+    seasons = last // season
+    ahead = np.maximum(lead - 1, 0) // season  # whole seasons until then
+    back = season * (1 + ahead + ahead % seasons)
+    found: Floats = past[last + lead - back]
+    return found
+
+
+def _filled(means: Floats) -> Floats:
+    for lag in (DAY, -DAY, WEEK, -WEEK):
+        gaps = np.flatnonzero(np.isnan(means))
+        source = gaps - lag
+        inside = (source >= 0) & (source < len(means))
+        for at, there in zip(gaps[inside], source[inside], strict=True):  # in order: a gap of days fills day by day
+            means[at] = means[there]
+    gaps = np.flatnonzero(np.isnan(means))
+    if len(gaps):
+        known = np.flatnonzero(np.isfinite(means))
+        means[gaps] = np.interp(gaps, known, means[known])
+    return means
