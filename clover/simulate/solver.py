@@ -17,6 +17,9 @@ from clover.types import Configuration, Plan, State
 _DRAWING = ("clover", "clover-artifact", "blover")
 """Policies whose random numbers depend on the seed and the grid time."""
 _PURE = ("objective", "base", "co2opt", "oracle", "oracle:alike")
+_ASIDE = {"family", "profile", "devices", "share", "intensity", "grid_s", "p95_ms", "queue_rows", "routing", "seed"}
+"""What of a state is the same for a whole memory, in the key by itself, or asked by none of these policies."""
+_ASKED = tuple(name for name in State.__struct_fields__ if name not in _ASIDE)
 
 Memory = dict[tuple[object, ...], Plan]
 
@@ -36,11 +39,9 @@ class LocalSolver:
         key = (
             "" if configuration is not None else policy,
             configuration,
-            state.arrival_rate,
             state.intensity.g_per_kwh,
-            state.running,
-            state.objective,
             (state.seed, state.grid_s) if drawing else None,
+            *(getattr(state, name) for name in _ASKED),
         )
         found = self._memory.get(key)
         if found is None:
