@@ -83,6 +83,7 @@ setup(
         "": ["py.typed"],
         "clover._native": ["*.pyi", "*.pxd"],
         "clover.devices": ["data/*.json"],
+        "clover.simulate": ["data/*.json"],
         **{name: ["*.toml", "*.safetensors", "*.gz", "LICENSE*", "*.md"] for name in FAMILIES},
     },
     include_package_data=False,

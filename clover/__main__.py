@@ -14,6 +14,7 @@ COMMANDS = {
     "profile": ("clover.profiling.command", "measure a family on this machine, compile it ahead"),
     "ctl": ("clover.ctl", "look at and steer a running server"),
     "plan": ("clover.plan", "solve a problem file: the best configuration, with a bound"),
+    "simulate": ("clover.simulate", "play carbon traces under policies, on a virtual clock"),
     "mig": ("clover.mig", "look at, set up and plan MIG layouts; run programs on an emulated box"),
 }
 

@@ -133,7 +133,7 @@ def emulate(
         latency=tuple(latency),
         notes=tuple(dict.fromkeys(told)),
     )
-    return msgspec.structs.replace(profile, base=_base(profile, shapes))
+    return msgspec.structs.replace(profile, base=base_of(profile, shapes))
 
 
 def _calculated(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:
@@ -188,7 +188,7 @@ def _cell(
     )
 
 
-def _base(profile: FamilyProfile, shapes: Sequence[DeviceShape]) -> BasePoint:
+def base_of(profile: FamilyProfile, shapes: Sequence[DeviceShape]) -> BasePoint:
     """The best variant on whole devices at 60 % load, by the queueing model that plans are made with."""
     best = profiles.best_variant(profile)
     parts = [place for shape in shapes for place in whole(shape)]

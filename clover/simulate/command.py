@@ -1,0 +1,254 @@
+"""The command: its arguments, what it plays, prints and writes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+
+from clover.errors import CloverError, ConfigError
+from clover.simulate import families, loads, world
+from clover.simulate.page import page
+from clover.simulate.paper import Paper
+from clover.simulate.records import Input, Results, Run
+from clover.simulate.tables import show
+from clover.simulate.work import execute, results
+from clover.simulate.world import Case, Machine, Rules, World
+
+DONE, USAGE, FAILED = 0, 2, 3
+_WIDTH = 130
+"""Columns where standard output is no terminal."""
+_HOURS = 24.0
+_MOST_RUNS = 5_000
+_POLICIES = "base,co2opt,clover,oracle,objective"
+
+_ABOUT = """\
+Play families of model variants through carbon traces under policies, on a virtual clock and through the controller that
+serves.  Nothing is measured: joules, p95 and accuracy are those of the planner's model on a profile.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        given = _parser().parse_args(words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    logging.getLogger("clover").setLevel(logging.ERROR)  # what the controller warns of is in the ledger
+    try:
+        found = _simulate(given, words)
+        console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+        show(found, console)
+        if given.output:
+            for path in _write(found, Path(given.output), png=given.png):
+                console.print(f"written: {path}", soft_wrap=True)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ConfigError as error:
+        return _fail(str(error), USAGE)
+    except CloverError as error:
+        return _fail(str(error), FAILED)
+    except KeyboardInterrupt:
+        return 130
+    return DONE
+
+
+def _fail(text: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"clover simulate: {text}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m clover simulate", description=_ABOUT)
+    add = parser.add_argument
+    add(
+        "families",
+        metavar="FAMILY",
+        nargs="*",
+        help=f"{', '.join(families.names())} (all three by default), a family profiled here, or a profile.json",
+    )
+    add("--policies", metavar="A,B", default=_POLICIES, help=f"names as in --policy of serve; POLICY@L at a lambda of "
+        f"its own; BASE is always played [{_POLICIES}]")  # fmt: skip
+    add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")
+    add("--load", default="constant:0.6", help="constant:U, diurnal[:U], bursts[:U] (U: part of BASE's capacity), or a "
+        "FILE of arrival times in seconds [constant:0.6]")  # fmt: skip
+    add("--gpus", metavar="N", type=int, default=None, help="A100s with MIG, simulated [2]")
+    add("--device", choices=("cpu",), default=None, help="cores of this machine instead, for a family profiled on them")
+    add("--hours", type=float, default=None, help=f"hours of each trace [{_HOURS:g}; paper: 48]")
+    add("--start", metavar="ISO", default="", help="grid time to start at [the trace's first value]")
+    add("--seeds", metavar="N", type=int, default=1, help="runs of each with other random numbers [1]")
+    add("--objective", choices=("paper", "floor"), default="paper", help="form of the objective [paper]")
+    add("--lam", metavar="L", type=float, default=None, help="lambda of the paper's objective [derived; paper: 0.1]")
+    add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's p95; paper: BASE's p95]")
+    add("--accuracy-floor", metavar="PCT", type=float, default=None, help="[best variant - 1 point; paper: none]")
+    add("--look-s", metavar="S", type=float, default=300.0, help="grid seconds between looks [300; paper: 900]")
+    add("--dwell-s", metavar="S", type=float, default=5.0, help="grid seconds between changes of configuration [5]")
+    add("--load-s", metavar="S", type=float, default=0.0, help="grid seconds a worker takes to load [0]")
+    add("--pue", type=float, default=1.5, help="power usage effectiveness [1.5]")
+    add("--exact-rate", action="store_true", help="let the controller see the true rate, not one sampled in a window")
+    add("--allow-capacity-loss", action="store_true", help="take changes that cannot keep the capacity meanwhile")
+    add("--scenario", choices=("paper",), default=None, help="the SC'23 evaluation: 3 families, 10 GPUs, 48 h of the "
+        "artifact's traces (in --traces DIR), two accountings")  # fmt: skip
+    add("--quick", action="store_true", help="a small one: 2 GPUs, 6 hours")
+    add("--png", action="store_true", help="write charts as PNG too (needs the extra `simulate`)")
+    add("-o", "--output", metavar="DIR", default="", help="write results.json and report.html there")
+    return parser
+
+
+def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
+    began = time.monotonic()
+    _check(given)
+    with ExitStack() as stack:
+        bar = stack.enter_context(Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()))
+        task = bar.add_task("simulating", total=None)
+
+        def told(case: Case) -> None:
+            bar.update(
+                task, advance=1, description=f"{case.world.known.profile.family} {case.trace.name} {case.scheme.name}"
+            )
+
+        labels: tuple[str, ...] = ()
+        if given.scenario:
+            scenario = Paper(
+                names=given.families,
+                traces=given.traces,
+                lam=given.lam,
+                gpus=given.gpus,
+                hours=given.hours,
+                start=given.start,
+                seeds=given.seeds,
+                load=loads.parse(given.load),
+                rules=_rules(given),
+                quick=given.quick,
+            )
+            bar.update(task, total=scenario.count)
+            runs = scenario.play(told)
+            inputs, labels = scenario.inputs, scenario.labels
+        else:
+            cases, inputs = _cases(given)
+            if len(cases) > _MOST_RUNS:
+                raise ConfigError(
+                    f"these are {len(cases)} runs, more than {_MOST_RUNS}: fewer traces, policies or seeds"
+                )
+            bar.update(task, total=len(cases))
+            runs = execute(cases, told)
+    return _results(given, words, runs, inputs, labels, began)
+
+
+def _results(
+    given: argparse.Namespace,
+    words: Sequence[str],
+    runs: Sequence[Run],
+    inputs: Sequence[Input],
+    labels: Sequence[str],
+    began: float,
+) -> Results:
+    arguments = {
+        name: ",".join(Path(item).name for item in value) if isinstance(value, list) else str(value)
+        for name, value in vars(given).items()
+        if name != "output"
+    }
+    return results(
+        runs,
+        command=("python", "-m", "clover", "simulate", *words),
+        arguments=arguments,
+        inputs=inputs,
+        seeds=given.seeds,
+        began=began,
+        labels=labels,
+    )
+
+
+def _check(given: argparse.Namespace) -> None:
+    """ConfigError for what no run could use, before anything runs."""
+    for name, low, high in (
+        ("seeds", 1, 1000),
+        ("lam", 0.0, 1.0),
+        ("accuracy_floor", 0.0, 100.0),
+        ("slo_ms", 1e-3, 1e7),
+        ("look_s", 1.0, 86400.0),
+        ("dwell_s", 0.0, 1e7),
+        ("load_s", 0.0, 1e5),
+        ("pue", 1.0, 10.0),
+    ):
+        value = getattr(given, name)
+        if value is not None and not low <= value <= high:
+            raise ConfigError(f"--{name.replace('_', '-')} is {low:g} to {high:g}, not {value:g}")
+    if given.device and given.gpus is not None:
+        raise ConfigError("--gpus and --device cpu exclude each other")
+    if given.png and not given.output:
+        raise ConfigError("--png writes beside the report: give a folder with -o")
+    if given.png and importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(
+            "--png needs matplotlib: pip install 'clover-inference[simulate]' (report.html needs nothing)"
+        )
+
+
+def _rules(given: argparse.Namespace) -> Rules:
+    return Rules(
+        form=given.objective,
+        lam=given.lam,
+        slo_ms=given.slo_ms,
+        accuracy_floor=given.accuracy_floor,
+        look_s=given.look_s,
+        dwell_s=given.dwell_s,
+        load_s=given.load_s,
+        pue=given.pue,
+        noise=not given.exact_rate,
+        capacity_loss=given.allow_capacity_loss,
+    )
+
+
+def _machine(given: argparse.Namespace) -> Machine:
+    if given.device:
+        if not given.families:
+            raise ConfigError("--device cpu needs a FAMILY that was profiled on cores: the paper's are on A100s")
+        return world.cpu()
+    return world.gpus(2 if given.gpus is None else given.gpus)
+
+
+def _cases(given: argparse.Namespace) -> tuple[list[Case], list[Input]]:
+    machine = _machine(given)
+    load = loads.parse(given.load)
+    schemes = [world.scheme(name) for name in dict.fromkeys(["base", *filter(None, given.policies.split(","))])]
+    hours = given.hours if given.hours is not None else (6.0 if given.quick else _HOURS)
+    played = world.traces(given.traces, given.start, hours)
+    known = [families.load(name, machine.shapes) for name in dict.fromkeys(given.families or families.names())]
+    worlds = [World(machine, item, _rules(given)) for item in known]
+    cases = [
+        Case(own, trace, load, scheme, seed)
+        for own in worlds
+        for trace in played
+        for scheme in schemes
+        for seed in range(given.seeds)
+    ]
+    return cases, world.inputs(worlds, played, load)
+
+
+def _write(found: Results, folder: Path, *, png: bool) -> list[Path]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        data, report = folder / "results.json", folder / "report.html"
+        data.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+        report.write_text(page(found), encoding="utf-8")
+        paths = [data, report]
+        if png:
+            from clover.simulate import pngs  # matplotlib is an extra, and slow to import
+
+            paths += pngs.write(found, folder)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror or error}") from error
+    return paths

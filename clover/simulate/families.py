@@ -1,0 +1,228 @@
+"""The families a simulation may use, as profiles: the paper's three on A100 slices, or what was measured here.
+
+A name is one of the paper's families, a family with a stored profile, or the path of a profile (JSON).  The paper's are
+*analytical*: nobody measured these models on MIG.  One row of them is one request of the table: a batch of 8 images, or
+one question.  So workers take one row at a time, and a time is a request's.  A variant is absent from a slice that it
+does not fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from clover.devices.tables import slice_profiles, table
+from clover.errors import ConfigError, ProfileError
+from clover.planning.geometry import layouts
+from clover.profiles import ProfileStore, cache_folder
+from clover.profiling import analytical, pace
+from clover.types import (
+    AccuracyMeasurement,
+    BasePoint,
+    DeviceShape,
+    FamilyProfile,
+    FamilySpec,
+    LatencyMeasurement,
+    Method,
+    Record,
+    TensorSpec,
+    VariantSpec,
+)
+
+_DATA = Path(__file__).parent / "data" / "paper_families.json"
+_BACKEND = "tabulated"
+
+
+class PaperFamily(Record, frozen=True, kw_only=True):
+    """What the pace table does not say of a family; `accuracy` in percent, from the cheapest variant to the dearest."""
+
+    family: str
+    request: str
+    metric: str
+    accuracy_source: str
+    accuracy: dict[str, float]
+
+
+class PaperFile(Record, frozen=True, kw_only=True):
+    """The shipped file: `board` names a table of `clover.devices.tables`."""
+
+    about: str
+    method: Method
+    board: str
+    idle_w_per_gpu: float
+    idle_source: str
+    families: tuple[PaperFamily, ...]
+
+
+class Known(Record, frozen=True, kw_only=True):
+    """A profile with what a report says about it.  `digest` is the SHA-256 of where it came from."""
+
+    profile: FamilyProfile
+    source: str
+    digest: str
+    request: str
+    metric: str
+    method: Method
+
+
+@cache
+def paper() -> PaperFile:
+    """The shipped file."""
+    return msgspec.json.decode(_DATA.read_bytes(), type=PaperFile)
+
+
+def names() -> tuple[str, ...]:
+    """The paper's families."""
+    return tuple(family.family for family in paper().families)
+
+
+@cache
+def gpus(count: int) -> tuple[DeviceShape, ...]:
+    """So many of the paper's GPUs, with every layout that MIG allows."""
+    board = table(paper().board)
+    cuts = slice_profiles(board)
+    return tuple(
+        DeviceShape(
+            device=f"gpu{number}",
+            kind="mig",
+            layouts=layouts(cuts, device=f"gpu{number}", compute=board.compute_slices),
+            slices=board.compute_slices,
+            overlap=False,
+            emulated=True,
+            label=f"{board.product}, simulated",
+        )
+        for number in range(count)
+    )
+
+
+def load(name: str, shapes: tuple[DeviceShape, ...]) -> Known:
+    """The profile of `name` on `shapes`; ConfigError where there is none that covers them."""
+    if name in names():
+        return _paper(name, shapes)
+    path = Path(name)
+    if path.suffix == ".json":
+        return _of_file(path, shapes)
+    folder = ProfileStore(cache_folder("")).folder
+    found = sorted(folder.glob(f"{name}-*.json"), key=lambda item: item.stat().st_mtime) if name.isidentifier() else []
+    if not found:
+        raise ConfigError(
+            f"there is no family {name!r}: {', '.join(names())}, the path of a profile (.json), or a family measured "
+            f"on this machine (`python -m clover profile {name}`)"
+        )
+    return _of_file(found[-1], shapes)
+
+
+def spec_of(profile: FamilyProfile) -> FamilySpec:
+    """A family as the controller wants it; nothing of it is ever loaded."""
+    return FamilySpec(
+        name=profile.family,
+        inputs=(TensorSpec(name="row", datatype="FP32", shape=(1,)),),
+        outputs=(TensorSpec(name="answer", datatype="FP32", shape=(1,)),),
+        variants=tuple(VariantSpec(name=name, loader="none:simulated") for name in profile.backend),
+    )
+
+
+def _of_file(path: Path, shapes: tuple[DeviceShape, ...]) -> Known:
+    try:
+        data = path.read_bytes()
+        profile = msgspec.json.decode(data, type=FamilyProfile)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no profile of a family: {error}") from error
+    if not profile.accuracy or not profile.latency:
+        raise ConfigError(f"{path} is a profile without measurements")
+    return Known(
+        profile=_based(profile, shapes),
+        source=f"profile {path.name}",
+        digest=hashlib.sha256(data).hexdigest(),
+        request="1 row",
+        metric=profile.accuracy[0].metric,
+        method=profile.latency[0].energy_method,
+    )
+
+
+def _based(profile: FamilyProfile, shapes: tuple[DeviceShape, ...]) -> FamilyProfile:
+    try:
+        return msgspec.structs.replace(profile, base=analytical.base_of(profile, shapes))
+    except ProfileError as error:
+        raise ConfigError(
+            f"{profile.family} cannot be simulated on {shapes[0].label or 'these devices'}: {error}"
+        ) from (error)
+
+
+@cache
+def _paper(name: str, shapes: tuple[DeviceShape, ...]) -> Known:
+    file, table_of_paces = paper(), pace.shipped()
+    known = next(family for family in file.families if family.family == name)
+    offered = {place.profile for shape in shapes for layout in shape.layouts for place in layout}
+    latency = [
+        LatencyMeasurement(
+            variant=row.variant,
+            profile=row.profile,
+            backend=_BACKEND,
+            batch=1,
+            threads=1,
+            samples=0,
+            mean_ms=row.ms,
+            cv=0.0,
+            p50_ms=row.ms,
+            p95_ms=row.ms,
+            p99_ms=row.ms,
+            cpu_s_per_row=0.0,
+            energy_j_per_row=row.watts * row.ms / 1e3,
+            energy_method=file.method,
+        )
+        for row in table_of_paces.of(name)
+        if row.profile in offered
+    ]
+    if not latency:
+        raise ConfigError(f"{name} is known on A100 slices only, not on {', '.join(sorted(offered))}: give --gpus")
+    accuracy = tuple(
+        AccuracyMeasurement(
+            variant=variant,
+            backend=_BACKEND,
+            metric=known.metric,
+            value=value,
+            low=value,
+            high=value,
+            samples=0,
+            method="published",
+            source=known.accuracy_source,
+        )
+        for variant, value in known.accuracy.items()
+    )
+    digest = hashlib.sha256(_DATA.read_bytes() + pace.shipped_bytes()).hexdigest()
+    best = max(known.accuracy, key=lambda variant: known.accuracy[variant])
+    profile = FamilyProfile(
+        family=name,
+        key=digest,
+        machine=f"{len(shapes)} x {shapes[0].label}",
+        made_at="2023-11-12T00:00:00Z",
+        quick=False,
+        accuracy=accuracy,
+        latency=tuple(latency),
+        backend=dict.fromkeys(known.accuracy, _BACKEND),
+        base=BasePoint(
+            variant=best,
+            profile="",
+            count=0,
+            backend=_BACKEND,
+            p95_ms=0.0,
+            energy_j_per_row=0.0,
+            accuracy=0.0,
+            method=file.method,
+        ),
+        notes=(table_of_paces.source, file.idle_source, "service times do not vary: the table gives means only"),
+    )
+    return Known(
+        profile=_based(profile, shapes),
+        source="paper_families.json and a100_paces.json of Clover",
+        digest=digest,
+        request=known.request,
+        metric=known.metric,
+        method=file.method,
+    )

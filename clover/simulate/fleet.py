@@ -1,0 +1,329 @@
+"""Workers that only exist in the books, and what they would do: `clover.interfaces.Fleet` and `Device`, simulated.
+
+What is routed now serves as the production queueing model says (`planning.queueing`): every variant a lane that gets
+its share of the rows, with the model's batches, joules and latencies; plans are predicted by the same model, so the
+simulation shows what the *controller* makes of a grid and a load, and not how wrong the model is.
+
+A lane that gets more than it can serve serves at capacity, and the rest waits: a fluid queue, emptied later with half
+of the capacity that is left; a row waits behind it for queue / rows served a second.  What waits for a variant that is
+no longer routed is served by the others.
+
+Energy is counted between events (a new route, a new load, a new intensity), at constant power between them.  Idle power
+is drawn by every device that is awake, routed or not; no plan parks a device yet, so all are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.errors import DeviceError, WorkerError
+from clover.planning.problem import accuracies, services_of
+from clover.planning.queueing import Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
+from clover.planning.search import UNBOUNDED_MS
+from clover.simulate.records import JOULES_PER_KWH
+from clover.types import Assignment, Configuration, DeviceShape, FamilyProfile, Placement, Routing, configuration_of
+
+Floats = NDArray[np.float64]
+
+_DUST = 1e-9
+_FULL = 0.999  # of a lane's capacity, above which the model has no p95
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What a routing does at a rate: rows/s served, accuracy (percent), watts above idle, the part of the rows later
+    than the SLO, rows/s that can be served more, and p95 (ms) with the weighted latencies it is of."""
+
+    served: float
+    accuracy: float
+    active_w: float
+    late: float
+    spare: float
+    p95_ms: float
+    parts: tuple[tuple[float, Floats], ...]
+
+
+class Model:
+    """The queueing model of one family on its devices, remembered."""
+
+    def __init__(self, profile: FamilyProfile, slo_ms: float) -> None:
+        self._services = services_of(profile)
+        self._accuracy = accuracies(profile)
+        self._slo_ms = slo_ms
+        self._known: dict[tuple[object, ...], Flow] = {}
+
+    def flow(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
+        """What `configuration` does with `rate` rows a second, routed so."""
+        knobs = tuple(
+            (v, routing.shares[v], routing.largest.get(v, 0), routing.wait_ms.get(v, 0.0)) for v in routing.shares
+        )
+        key = (configuration, knobs, rate)
+        if key not in self._known:
+            self._known[key] = self._flow(configuration, routing, rate)
+        return self._known[key]
+
+    def _flow(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
+        groups: dict[str, list[tuple[Service, int]]] = {}
+        for group in configuration:
+            own = groups.setdefault(group.variant, [])
+            own.append((self._services[group.variant, group.profile], group.count))
+        total = sum(share for variant, share in routing.shares.items() if variant in groups) or 1.0
+        served = right = watts = late = spare = 0.0
+        parts = []
+        for variant, members in groups.items():
+            lane = lane_of(tuple(members))
+            share = routing.shares.get(variant, 0.0) / total  # plans round shares: no row may be lost by that
+            coming = rate * share
+            done = min(coming, _FULL * lane.capacity)
+            spare += lane.capacity - done
+            if done <= 0.0:
+                continue
+            energy_j, latencies = _lane(
+                lane, done, share, routing.largest.get(variant, 0), routing.wait_ms.get(variant, 0.0)
+            )
+            overloaded = coming > done
+            served += done
+            right += done * self._accuracy[variant]
+            watts += done * energy_j
+            late += done * (1.0 if overloaded else float(np.mean(latencies > self._slo_ms)))
+            parts.append((done, latencies))
+        return Flow(
+            served=served,
+            accuracy=right / served if served > 0.0 else 0.0,
+            active_w=watts,
+            late=late / served if served > 0.0 else 0.0,
+            spare=spare,
+            p95_ms=mixture_p95_ms([(rows / served, values) for rows, values in parts]) if parts else 0.0,
+            parts=tuple(parts),
+        )
+
+
+def _lane(lane: Lane, rate: float, share: float, largest: int, wait_ms: float) -> tuple[float, Floats]:
+    """Joules of a row and latencies (ms) of a lane."""
+    if largest or wait_ms:
+        played = batched(lane, rate, share, largest=largest, wait_ms=wait_ms)
+        return played.energy_j_per_row, played.latencies_ms
+    return lane.energy_j(rate, share), latencies_ms(lane.workers, rate, share)
+
+
+@dataclass
+class Sums:
+    """What was added up since the last step of the ledger."""
+
+    rows: float = 0.0
+    right: float = 0.0
+    active_j: float = 0.0
+    idle_j: float = 0.0
+    active_grams: float = 0.0
+    idle_grams: float = 0.0
+    late: float = 0.0
+    served: list[tuple[float, Flow, float]] = field(default_factory=list)
+    """Rows, how they were served, and what they waited (ms) behind a queue."""
+
+    @property
+    def p95_ms(self) -> float:
+        """Of all rows together."""
+        if all(wait_ms <= 0.0 and flow is self.served[0][1] for _, flow, wait_ms in self.served):
+            return self.served[0][1].p95_ms if self.served else 0.0
+        parts = [
+            (rows * weight / max(flow.served, 1e-12), latencies + wait_ms)
+            for rows, flow, wait_ms in self.served
+            for weight, latencies in flow.parts
+        ]
+        return min(UNBOUNDED_MS, mixture_p95_ms(parts)) if parts else UNBOUNDED_MS
+
+
+class SimulatedFleet:
+    """The workers of one family on `devices`, each of which draws `idle_w`.  `load_s`: virtual seconds until a spawned
+    worker is ready."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        clock: Callable[[], float],
+        devices: int,
+        idle_w: float,
+        pue: float,
+    ) -> None:
+        self.load_s = 0.0
+        self.sums = Sums()
+        self.queue_rows = 0.0
+        self.routed: tuple[Assignment, ...] = ()
+        self.routing = Routing(shares={})
+        self._model = model
+        self._clock = clock
+        self._idle_w = idle_w * devices
+        self._pue = pue
+        self._ready: list[Assignment] = []
+        self._configuration: Configuration = ()
+        self._rate = self._observed = 0.0
+        self._g_per_kwh = 0.0
+        self._since_s = clock()
+        self._rows = 0.0
+
+    # --- the world's side ---------------------------------------------------------------------------------------------
+
+    def weather(self, rate: float, observed: float, g_per_kwh: float) -> None:
+        """From now on `rate` rows a second arrive, `observed` are seen to, and the grid emits so much."""
+        self._accrue()
+        self._rate, self._observed, self._g_per_kwh = rate, observed, g_per_kwh
+
+    def take(self) -> Sums:
+        """What was added up since the last call."""
+        self._accrue()
+        found, self.sums = self.sums, Sums()
+        return found
+
+    def _flow(self) -> Flow:
+        """What is served now; a queue adds to the rows that a fleet with room serves."""
+        flow = self._model.flow(self._configuration, self.routing, self._rate)
+        if self.queue_rows <= 0.0 or flow.spare <= 0.0:
+            return flow
+        more = self._rate + max(0.0, 0.5 * flow.spare)
+        return self._model.flow(self._configuration, self.routing, more)
+
+    def _accrue(self) -> None:
+        now_s = self._clock()
+        while now_s - self._since_s > 1e-9:
+            self._since_s += self._segment(now_s - self._since_s)
+        self._since_s = now_s
+
+    def _segment(self, seconds: float) -> float:
+        """Add up at constant power for at most `seconds`; until the queue is empty where it empties sooner."""
+        flow, sums = self._flow(), self.sums
+        rate = flow.served - self._rate  # above zero: the queue shrinks
+        if abs(rate) < _DUST * self._rate:
+            rate = 0.0
+        if self.queue_rows > 0.0 and rate > 0.0:
+            seconds = min(seconds, max(self.queue_rows / rate, 1e-6))
+        rows = flow.served * seconds
+        before = self.queue_rows
+        self.queue_rows = max(0.0, before - rate * seconds)
+        if self.queue_rows < 1e-6:
+            self.queue_rows = 0.0
+        wait_ms = _wait_ms(max(before, self.queue_rows), flow)
+        slow = flow.late if wait_ms <= 0.0 else 1.0
+        sums.rows += rows
+        sums.right += rows * flow.accuracy
+        sums.late += rows * slow
+        sums.active_j += flow.active_w * seconds
+        sums.idle_j += self._idle_w * seconds
+        grams_per_j = self._g_per_kwh * self._pue / JOULES_PER_KWH
+        sums.active_grams += flow.active_w * seconds * grams_per_j
+        sums.idle_grams += self._idle_w * seconds * grams_per_j
+        sums.served.append((rows, flow, wait_ms))
+        self._rows += rows
+        return seconds
+
+    # --- clover.interfaces.Fleet --------------------------------------------------------------------------------------
+
+    def running(self) -> tuple[Assignment, ...]:
+        """What is ready now."""
+        return tuple(self._ready)
+
+    async def spawn(self, assignment: Assignment) -> None:
+        """A worker, `load_s` from now."""
+        if assignment in self._ready:
+            raise WorkerError(f"{assignment.variant} runs at {assignment.placement.id} already")
+        if self.load_s > 0.0:
+            await asyncio.sleep(self.load_s)
+        self._ready.append(assignment)
+
+    async def drain(self, assignment: Assignment) -> None:
+        """Rows are short beside a step: a worker is empty at once."""
+        self.forget(assignment, "drained")
+
+    def forget(self, assignment: Assignment, reason: str) -> None:
+        """Give a worker up."""
+        if assignment in self._ready:
+            self._ready.remove(assignment)
+        if assignment in self.routed:
+            self._set(tuple(item for item in self.routed if item != assignment), self.routing)
+
+    def route(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
+        """Make exactly `assignments` the workers that receive rows."""
+        if missing := [item.placement.id for item in assignments if item not in self._ready]:
+            raise WorkerError(f"rows cannot go to {', '.join(missing)}, where no worker is ready")
+        self._set(assignments, routing)
+
+    def _set(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
+        self._accrue()
+        self.routed, self.routing = assignments, routing
+        self._configuration = configuration_of(assignments)
+
+    def observe(self) -> dict[str, float]:
+        """The rate as a server would see it over its window, and p95 by the model of what is routed."""
+        self._accrue()
+        found = {
+            "arrival_rate": self._observed,
+            "queue_rows": self.queue_rows,
+            "rows": self._rows,
+            "restarts": 0.0,
+        }
+        if self._rate > 0.0 and self.routed:
+            flow = self._flow()
+            found["p95_ms"] = min(UNBOUNDED_MS, flow.p95_ms + _wait_ms(self.queue_rows, flow))
+        return found
+
+    def words(self) -> str:
+        """What is routed, for people."""
+        return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in self._configuration)
+
+
+@dataclass
+class SimulatedDevice:
+    """A device that makes every instance its layouts allow, at once."""
+
+    given: DeviceShape
+    made: dict[str, Placement] = field(default_factory=dict)
+
+    def shape(self) -> DeviceShape:
+        """The layouts it allows."""
+        return self.given
+
+    async def create(self, placement: Placement) -> None:
+        """Make an instance; DeviceError where the layouts do not allow it beside what stands."""
+        wanted = {*self.made, placement.id}
+        fits = any(wanted <= {item.id for item in layout} for layout in self.given.layouts)
+        if placement.id in self.made or not (fits or self.given.overlap):
+            raise DeviceError(f"{placement.id} cannot be made beside {', '.join(self.made) or 'nothing'}")
+        self.made[placement.id] = placement
+
+    async def destroy(self, placement: Placement) -> None:
+        """Remove an instance."""
+        if self.made.pop(placement.id, None) is None:
+            raise DeviceError(f"there is no {placement.id}")
+
+    def cores(self, placement: Placement) -> tuple[int, ...]:
+        """None: nothing runs here."""
+        return ()
+
+    def threads(self, placement: Placement) -> int:
+        """One a worker."""
+        return 1
+
+    def visible(self, placement: Placement) -> str:
+        """Nothing."""
+        return ""
+
+    def memory_bytes(self, placement: Placement) -> int:
+        """None of its own."""
+        return 0
+
+
+def _wait_ms(queue_rows: float, flow: Flow) -> float:
+    """What a row waits behind so many."""
+    if queue_rows <= 0.0:
+        return 0.0
+    return UNBOUNDED_MS if flow.served <= 0.0 else min(UNBOUNDED_MS, queue_rows / flow.served * 1e3)
+
+
+def simulated(shapes: tuple[DeviceShape, ...]) -> Mapping[str, SimulatedDevice]:
+    """Devices of these shapes, by name."""
+    return {shape.device: SimulatedDevice(shape) for shape in shapes}

@@ -1,0 +1,200 @@
+"""One run: the production controller in virtual time, beside a ledger of what it did.
+
+A step of the ledger is as long as the controller's look interval.  At the beginning of each the load and the intensity
+change; a second later the controller looks, as a server's does some time after its provider speaks.  So what a step
+costs holds one second of the plan before.  A worker that takes `load_s` to load, and a transition of many, take their
+time within the step, and the rows that meanwhile find less capacity wait.
+
+Virtual seconds are grid seconds.  The controller therefore looks once in `look_s` (300 by default) instead of once in
+the second a server looks by default, and its dwell, verification, back-off and retries run in the same seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+import numpy as np
+
+from clover.carbon import Chain, GridClock
+from clover.config import ControllerConfig, FamilyConfig
+from clover.control.controller import WINDOW_S, Controller
+from clover.control.family import Family, default_targets
+from clover.errors import ConfigError
+from clover.simulate import clock
+from clover.simulate.families import spec_of
+from clover.simulate.fleet import SimulatedFleet, simulated
+from clover.simulate.records import Run, Step
+from clover.simulate.solver import LocalSolver
+from clover.simulate.world import Case
+from clover.types import Decision
+
+LAG_S = 1.0
+"""So long after the beginning of a step the controller looks."""
+HELD = {
+    "dwell": "dwell time",
+    "capacity": "capacity floor",
+    "noise": "noise of the intensity",
+    "backoff": "failed lately",
+}
+"""Why the controller held a change back, by the words of its decisions."""
+
+
+def play(case: Case) -> Run:
+    """Play a case to its end; StartError where not even its first plan can be made."""
+    return clock.run(_Replay(case).play())
+
+
+class _Replay:
+    """One case under way."""
+
+    def __init__(self, case: Case) -> None:
+        world, trace, rules = case.world, case.trace, case.world.rules
+        self.case = case
+        self.step_s = rules.look_s
+        if self.step_s > trace.source.step_s:
+            raise ConfigError(
+                f"--look-s {self.step_s:g} is longer than a step of {trace.name} ({trace.source.step_s:g} s)"
+            )
+        self.count = max(1, math.ceil(trace.hours * 3600.0 / self.step_s - 1e-9))
+        self.rates = case.load.rates(world.capacity, trace.start_s, self.step_s, self.count, case.seed)
+        self.observed = _observed(self.rates, case.seed) if rules.noise else self.rates
+        self.began_s = 0.0
+        self.told = 0
+
+    async def play(self) -> Run:
+        """Play it."""
+        began = time.perf_counter()
+        case, world, trace, rules = self.case, self.case.world, self.case.trace, self.case.world.rules
+        scheme = case.scheme
+        grid = GridClock(trace.start_s, 1.0, clock.now_s)
+        chain = Chain([trace.source], monotonic=clock.now_s)
+        settings = ControllerConfig(
+            policy=scheme.policy,
+            objective=scheme.form or rules.form,
+            lam=scheme.lam if scheme.lam is not None else rules.lam,
+            interval_s=self.step_s,
+            min_dwell_s=rules.dwell_s,
+            allow_capacity_loss=rules.capacity_loss,
+        )
+        static = scheme.accuracy_floor is not None
+        config = FamilyConfig(
+            family=world.known.profile.family,
+            slo_ms=case.slo_ms if case.slo_ms is not None else rules.slo_ms,
+            accuracy_floor=scheme.accuracy_floor if static else rules.accuracy_floor,
+            accuracy_margin=0.0 if static else rules.accuracy_margin,
+        )
+        targets = default_targets(world.known.profile, config, settings)
+        controller = Controller(
+            settings,
+            devices=simulated(world.machine.shapes),
+            chain=chain,
+            grid_clock=grid,
+            solver=LocalSolver(world.memory, seed=case.seed),
+            monotonic=clock.now_s,
+            wall=grid.now,
+            sleep=self._until_the_next_look,
+        )
+        fleet = SimulatedFleet(
+            world.model(targets.slo_ms),
+            clock=clock.now_s,
+            devices=len(world.machine.shapes),
+            idle_w=world.machine.idle_w,
+            pue=rules.pue,
+        )
+        family = controller.add(spec_of(world.known.profile), world.known.profile, fleet, config)
+        fleet.weather(self.rates[0], self.observed[0], (await chain.read(trace.start_s)).g_per_kwh)
+        await controller.start()
+        fleet.load_s = rules.load_s  # what serves at the beginning stands ready
+        self.began_s = clock.now_s()
+        steps: list[Step] = []
+        for index, (rate, observed) in enumerate(zip(self.rates, self.observed, strict=True)):
+            at_s = trace.start_s + index * self.step_s
+            reading = await chain.read(at_s)
+            fleet.weather(rate, observed, reading.g_per_kwh)
+            changes = family.changes
+            await asyncio.sleep(self.began_s + (index + 1) * self.step_s - clock.now_s())
+            steps.append(self._closed(fleet, family, controller, at_s, rate, changes, reading.g_per_kwh, reading.state))
+        details = [decision["detail"] for decision in controller.decisions(1000)]
+        held = {why: sum(words in detail for detail in details) for why, words in HELD.items()}
+        counts = controller.record.counts
+        await controller.stop()
+        return Run(
+            family=family.name,
+            trace=trace.name,
+            load=case.load.name,
+            policy=scheme.name,
+            seed=case.seed,
+            accounting=case.accounting,
+            gpus=len(world.machine.shapes),
+            slo_ms=targets.slo_ms,
+            accuracy_floor=targets.accuracy_floor,
+            lam=family.lam(settings),
+            steps=tuple(steps),
+            plans=sum(counts.values()) - counts["failed"],
+            held=held,
+            rollbacks=counts["rolled back"],
+            failed=counts["failed"],
+            seconds=time.perf_counter() - began,
+        )
+
+    async def _until_the_next_look(self, seconds: float) -> None:
+        """What the controller sleeps: to the next look's own time, so that a look which took long shifts no other."""
+        past_s = clock.now_s() - self.began_s - LAG_S
+        due_s = (math.floor(past_s / seconds + 1e-9) + 1) * seconds
+        await asyncio.sleep(due_s - past_s)
+
+    def _news(self, decision: Decision | None) -> str:
+        """The newest decision in words; empty where that was told before."""
+        if decision is None or decision.id == self.told:
+            return ""
+        self.told = decision.id
+        return _told(decision)
+
+    def _closed(
+        self,
+        fleet: SimulatedFleet,
+        family: Family,
+        controller: Controller,
+        at_s: float,
+        rate: float,
+        changes: int,
+        g_per_kwh: float,
+        state: str,
+    ) -> Step:
+        """The step that ends now."""
+        sums = fleet.take()
+        rows = max(sums.rows, 1e-12)
+        return Step(
+            at_s=at_s,
+            seconds=self.step_s,
+            g_per_kwh=g_per_kwh,
+            intensity_state=state,
+            rate=rate,
+            rows=sums.rows,
+            accuracy=sums.right / rows,
+            active_j=sums.active_j,
+            idle_j=sums.idle_j,
+            active_grams=sums.active_grams,
+            grams=sums.active_grams + sums.idle_grams,
+            p95_ms=sums.p95_ms,
+            late=sums.late / rows,
+            queue_rows=fleet.queue_rows,
+            awake=len(controller.devices),
+            deployment=fleet.words(),
+            shares=fleet.routing.shares,
+            reason=self._news(controller.record.last(family.name)),
+            changes=family.changes - changes,
+        )
+
+
+def _told(decision: Decision) -> str:
+    plan = decision.plan.reason if decision.plan is not None else ""
+    return "; ".join(filter(None, (f"{decision.trigger}: {decision.action}", decision.detail, plan)))
+
+
+def _observed(rates: list[float], seed: int) -> list[float]:
+    """What a server's window counts of Poisson arrivals at these rates; the same for every policy."""
+    counts = np.random.default_rng([seed, len(rates)]).poisson(np.array(rates) * WINDOW_S)
+    return [float(count) / WINDOW_S for count in counts]

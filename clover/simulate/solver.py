@@ -1,0 +1,61 @@
+"""The solver of a simulation: the policies themselves in this process, and a memory of what they answered.
+
+A server asks a helper process so that its loop never waits; here nobody waits.  The shipped policies are pure functions
+of their state, so that the same question (in another accounting, or under another seed of the load) is answered from
+memory.  What draws at random is seeded by the run; a policy of one's own is never remembered.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from clover.interfaces import Policy
+from clover.policies import build
+from clover.policies.plans import plan_fixed
+from clover.types import Configuration, Plan, State
+
+_DRAWING = ("clover", "clover-artifact", "blover")
+"""Policies whose random numbers depend on the seed and the grid time."""
+_PURE = ("objective", "base", "co2opt", "oracle", "oracle:alike")
+_ASIDE = {"family", "profile", "devices", "share", "intensity", "grid_s", "p95_ms", "queue_rows", "routing", "seed"}
+"""What of a state is the same for a whole memory, in the key by itself, or asked by none of these policies."""
+_ASKED = tuple(name for name in State.__struct_fields__ if name not in _ASIDE)
+
+Memory = dict[tuple[object, ...], Plan]
+
+
+class LocalSolver:
+    """Implements `clover.control.controller.Solver`.  `memory` belongs to one family on one set of devices."""
+
+    def __init__(self, memory: Memory, *, seed: int) -> None:
+        self._memory = memory
+        self._seed = seed
+        self._policies: dict[str, Policy] = {}
+
+    async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
+        """The plan of `policy`, or of `configuration` where one is given.  Raises what the policy raises."""
+        drawing = configuration is None and policy in _DRAWING
+        state = msgspec.structs.replace(state, seed=self._seed if drawing else 0)
+        key = (
+            "" if configuration is not None else policy,
+            configuration,
+            state.intensity.g_per_kwh,
+            (state.seed, state.grid_s) if drawing else None,
+            *(getattr(state, name) for name in _ASKED),
+        )
+        found = self._memory.get(key)
+        if found is None:
+            found = self._asked(state, policy, configuration)
+            if configuration is not None or policy in (*_PURE, *_DRAWING) or policy.startswith("static:"):
+                self._memory[key] = found
+        return found
+
+    def _asked(self, state: State, policy: str, configuration: Configuration | None) -> Plan:
+        if configuration is not None:
+            return plan_fixed(state, configuration)
+        if policy not in self._policies:
+            self._policies[policy] = build(policy)
+        return self._policies[policy].propose(state)
+
+    async def close(self) -> None:
+        """Nothing to end."""

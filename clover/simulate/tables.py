@@ -1,0 +1,69 @@
+"""Results for people, on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clover.planning.search import UNBOUNDED_MS
+from clover.simulate.records import Accounting, Results, Summary
+
+TITLES: dict[Accounting, str] = {
+    "equal": "equal load: BASE serves the same rows on the same devices",
+    "artifact": (
+        "the artifact's accounting: BASE is charged at a fifth of the load on the same devices, so that its idle power "
+        "falls on a fifth of the rows; the SLO is its p95 there"
+    ),
+}
+HEADS = ("family", "trace", "policy", "saves", "active", "accuracy", "loss", "p95 ms", "SLO ms", "above", "changes")
+MEANINGS = (
+    "saves: part of BASE's gCO2e a row, idle power counted; active: without idle power",
+    "accuracy in %, loss in points below BASE; p95: of the worst step; above: part of the steps that miss the SLO",
+    "changes: of configuration, after the first deployment",
+)
+
+
+def cells(item: Summary) -> tuple[str, ...]:
+    """A summary as the cells under `HEADS`."""
+    p95 = "unbounded" if item.p95_ms >= UNBOUNDED_MS else f"{item.p95_ms:.1f}"
+    return (
+        item.family,
+        item.trace,
+        item.policy,
+        _part(item.saving),
+        _part(item.active_saving),
+        f"{item.accuracy:.2f}",
+        f"{round(item.accuracy_loss, 2) + 0.0:.2f}",
+        p95,
+        f"{item.slo_ms:.1f}",
+        f"{item.above:.1%}",
+        f"{item.changes:g}",
+    )
+
+
+def _part(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.1%}"  # no -0.0 %
+
+
+def show(results: Results, console: Console) -> None:
+    """Print one table for each accounting, and what its columns are."""
+    for accounting, title in TITLES.items():
+        rows = [item for item in results.summaries if item.accounting == accounting]
+        if not rows:
+            continue
+        sheet = Table(box=None, pad_edge=False)
+        for head in HEADS:
+            sheet.add_column(head, justify="left" if head in HEADS[:3] else "right", no_wrap=True)
+        before: tuple[str, ...] = ()
+        for item in rows:
+            line = cells(item)
+            if before and before != line[:2]:
+                sheet.add_row()
+            sheet.add_row(*(Text(cell) for cell in line))
+            before = line[:2]
+        console.print(Text(title), soft_wrap=True)
+        console.print(sheet)
+        console.print()
+    for meaning in (*MEANINGS, *results.manifest.labels):
+        console.print(Text(meaning), soft_wrap=True)

@@ -1,0 +1,221 @@
+"""What a simulation runs in: devices, a family's profile, a trace, a load, targets, and what a policy is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from clover.carbon import build_source
+from clover.carbon.layouts import parse_time
+from clover.carbon.trace import TraceSource
+from clover.config import EnergyConfig
+from clover.devices.cpu import CpuDevice
+from clover.errors import ConfigError
+from clover.interfaces import CarbonSource
+from clover.planning.problem import base_capacity
+from clover.policies import build
+from clover.simulate import families
+from clover.simulate.families import Known
+from clover.simulate.fleet import Model
+from clover.simulate.loads import Load
+from clover.simulate.records import Accounting, Input
+from clover.simulate.solver import Memory
+from clover.types import DeviceShape
+
+SYNTHETIC_START_S = parse_time("2024-06-05T00:00:00Z")
+"""Where the synthetic curve starts where nothing else is said: a Wednesday, and the same one for everybody."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The devices: their shapes, and idle watts of each."""
+
+    shapes: tuple[DeviceShape, ...]
+    idle_w: float
+    about: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A source of intensities and the hours of it that are played: from `start_s` (grid time) for `hours`."""
+
+    name: str
+    source: CarbonSource
+    start_s: float
+    hours: float
+    about: Input
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is compared: a policy under a name.  `lam`, `form` and `accuracy_floor` stand in for those of the whole
+    simulation where given; a static mix is the objective `floor` with a floor of its own."""
+
+    name: str
+    policy: str
+    lam: float | None = None
+    form: Literal["paper", "floor"] | None = None
+    accuracy_floor: float | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How every policy is held: targets (None: the server's defaults), and how often the controller looks."""
+
+    form: Literal["paper", "floor"] = "paper"
+    lam: float | None = None
+    slo_ms: float | None = None
+    accuracy_floor: float | None = None
+    accuracy_margin: float = 0.25
+    look_s: float = 300.0
+    dwell_s: float = 5.0
+    load_s: float = 0.0
+    pue: float = 1.5
+    noise: bool = True
+    capacity_loss: bool = False
+
+
+@dataclass
+class World:
+    """One family on one machine, with everything that was asked of it remembered for the next run."""
+
+    machine: Machine
+    known: Known
+    rules: Rules
+    models: dict[float, Model] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
+
+    @property
+    def capacity(self) -> float:
+        """Rows a second of BASE."""
+        return base_capacity(self.known.profile, self.machine.shapes)
+
+    @property
+    def input(self) -> Input:
+        """What a report says about it."""
+        known, base = self.known, self.known.profile.base
+        about = (
+            f"{known.method} profile ({known.source}); one row is {known.request}, accuracy is {known.metric}; "
+            f"{self.machine.about}; BASE is {base.variant} on {base.count} x {base.profile}"
+        )
+        return Input(name=known.profile.family, kind="family", sha256=known.digest, about=about)
+
+    def model(self, slo_ms: float) -> Model:
+        """The queueing model, which counts rows later than `slo_ms`."""
+        return self.models.setdefault(slo_ms, Model(self.known.profile, slo_ms))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run to come."""
+
+    world: World
+    trace: Trace
+    load: Load
+    scheme: Scheme
+    seed: int
+    accounting: Accounting = "equal"
+    slo_ms: float | None = None
+
+
+def gpus(count: int) -> Machine:
+    """So many of the paper's GPUs; ConfigError where nobody could."""
+    if not 1 <= count <= 64:
+        raise ConfigError(f"--gpus is 1 to 64, not {count}")
+    paper = families.paper()
+    idle = f"{paper.idle_w_per_gpu:g} W idle each"
+    return Machine(families.gpus(count), paper.idle_w_per_gpu, f"{count} x {paper.board} (simulated, {idle})")
+
+
+def cpu() -> Machine:
+    """The cores of this machine, with the configured model of their idle power."""
+    device = CpuDevice(tuple(sorted(os.sched_getaffinity(0))))
+    shape = device.shape()
+    idle_w = EnergyConfig().idle_w * shape.slices
+    return Machine((shape,), idle_w, f"{shape.slices} CPU cores for workers ({idle_w:g} W idle, modelled)")
+
+
+def scheme(text: str) -> Scheme:
+    """A policy, or POLICY@L with a lambda of its own; ConfigError where there is none."""
+    policy, at, lam = text.partition("@")
+    build(policy)  # an unknown one is told before anything runs
+    if not at:
+        return Scheme(text, policy)
+    try:
+        value = float(lam)
+    except ValueError as error:
+        raise ConfigError(f"{text}: POLICY@L takes a lambda, as objective@0.1, not {lam!r}") from error
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{text}: lambda is 0 to 1")
+    return Scheme(text, policy, lam=value)
+
+
+def traces(names: Sequence[str], start: str, hours: float) -> list[Trace]:
+    """The traces of files, folders of them, or sources by name (synthetic, static:G); synthetic where none is named."""
+    if not 0.0 < hours <= 24.0 * 366.0:
+        raise ConfigError(f"--hours is above 0 and up to a year, not {hours:g}")
+    try:
+        start_s = parse_time(start) if start else None
+    except ValueError as error:
+        raise ConfigError(f"--start takes an ISO 8601 time, as 2021-03-26T21:00Z, not {start!r}") from error
+    found = [trace for name in (names or ("synthetic",)) for trace in _traces(name, start_s, hours)]
+    for trace in found:
+        if [other.name for other in found].count(trace.name) > 1:
+            raise ConfigError(f"two traces are called {trace.name}: give each once, and no two files the same name")
+    return found
+
+
+def _traces(name: str, start_s: float | None, hours: float) -> list[Trace]:
+    path = Path(name)
+    if path.is_dir():
+        files = sorted(item for item in path.iterdir() if item.suffix in (".csv", ".json") and item.is_file())
+        if not files:
+            raise ConfigError(f"{path} holds no traces (.csv or .json)")
+        return [_of_file(item, start_s, hours) for item in files]
+    if name == "synthetic" or name.startswith("static:"):
+        about = "a duck curve by formula: no grid's" if name == "synthetic" else "a constant"
+        source = build_source(name)
+        return [
+            Trace(
+                name=name,
+                source=source,
+                start_s=SYNTHETIC_START_S if start_s is None else start_s,
+                hours=hours,
+                about=Input(name=name, kind="trace", sha256="", about=f"synthetic: {about}"),
+            )
+        ]
+    return [_of_file(path, start_s, hours)]
+
+
+def _of_file(path: Path, start_s: float | None, hours: float) -> Trace:
+    source = TraceSource(path)
+    begin_s = source.start_s if start_s is None else start_s
+    if not (source.covers(begin_s) and begin_s + hours * 3600.0 <= source.end_s):
+        have = (source.end_s - source.start_s) / 3600.0
+        raise ConfigError(
+            f"{path} holds {have:g} hours from its first value, which {hours:g} hours "
+            f"{'from --start ' if start_s is not None else ''}go beyond: fewer --hours, or another --start"
+        )
+    gaps = f", {source.gaps} gaps in the file (the chain goes on with the last value)" if source.gaps else ""
+    about = f"{source.signal} intensity, scope {source.scope}{gaps}"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Trace(
+        name=path.stem,
+        source=source,
+        start_s=begin_s,
+        hours=hours,
+        about=Input(name=path.name, kind="trace", sha256=digest, about=about),
+    )
+
+
+def inputs(worlds: Sequence[World], played: Sequence[Trace], load: Load) -> list[Input]:
+    """What a report says that it was made from."""
+    found = [own.about for own in played]
+    found += [own.input for own in worlds]
+    if load.digest:
+        found.append(Input(name=load.name, kind="load", sha256=load.digest, about="arrival times, counted by step"))
+    return found
