@@ -199,8 +199,8 @@ class Formulation:
         ]
         return tuple(1 << power for power in range(max(1, math.ceil(math.log2(max(2, sum(per_kind)))) + 1)))
 
-    def kernel(self, part: float = 1.0) -> Any:
-        """The problem, as `clover._native.lanes` takes it, with `part` of the late rows that there may be."""
+    def kernel(self, part: float = 1.0, module: Any = lanes) -> Any:
+        """The problem, as `clover._native.lanes` (or its twin) takes it, with `part` of the late rows there may be."""
         most = [member.objective.max_utilisation for member in self.members]
         place = {lane: at for at, lane in enumerate(self.lanes)}
         names = {name: at for at, name in enumerate(self.profiles)}
@@ -210,7 +210,7 @@ class Formulation:
             running = self.counts(self._running)
             watts = np.array([g.service.least_energy_j * g.service.capacity() for g in self.groups])
             switching = self.watt * watts * SWITCH_S / DWELL_S
-        return lanes.Problem(
+        return module.Problem(
             devices=[number for _, number in self.kinds],
             kind_of=np.array([cut.kind for cut in self.cuts]),
             partitions=self.table,
