@@ -89,7 +89,7 @@ class Paper:
             f"equal load: everybody at {load.level:g} of BASE's capacity; SLO = BASE's p95 there",
             f"artifact's accounting: BASE at {PART * load.level:g} of its capacity, the others at {load.level:g}",
             "the artifact's SLO is BASE's p95 at that lower load; most of what is saved by it is consolidation",
-            "static >= A: the best fixed mix that reaches accuracy A, the accuracy of the policy named beside it",
+            "static >= A: the best fixed mix found that reaches A, the accuracy of the policy named beside it",
             "policy@L: the same policy at that lambda",
         )
 
