@@ -33,6 +33,7 @@ from bench.common import show, write_json
 from clover._native import lanes
 from clover.errors import PlanError
 from clover.planning import annealed
+from clover.planning.dual import bound
 from clover.planning.formulation import Formulation
 from clover.planning.problem import Problem, problem_of
 from clover.planning.queueing import Service, energy_j_per_row, mixture_p95_ms, play
@@ -117,7 +118,7 @@ def families(count: int) -> dict[str, Any]:
         for times, own in gaps.items():
             found = searched(form, kernel, seed, times * annealed.EVALUATIONS).found
             own.append((best - found[0].value) / scale if found else math.inf)
-        above.append((form.bound() - best) / scale)
+        above.append((bound(form) - best) / scale)
         configurations.append(total)
         mixed += (best - fleets.alike(form, kernel)) / scale > HETEROGENEOUS
         shared += fleets.share_a_device(form, counts)

@@ -67,6 +67,7 @@ def member(
         variants=tuple(accuracy),
         accuracy=accuracy,
         backend=dict.fromkeys(accuracy, "eager"),
+        own={},
         services=services,
         base_energy_j=base,
         base_accuracy=accuracy[best],

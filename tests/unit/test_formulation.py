@@ -10,12 +10,13 @@ import pytest
 from clover._native import lanes
 from clover.errors import PlanError
 from clover.planning import annealed
-from clover.planning.formulation import Formulation, Member, Sleep, cut_now
+from clover.planning.dual import bound
+from clover.planning.formulation import DWELL_S, SWITCH_S, Formulation, Member, Sleep
 from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
 from clover.types import GroupCount
 from tests.reference import fleets
-from tests.unit.mig_fixture import a100, a100s, mig_profile, slice_worker
+from tests.unit.mig_fixture import a100s, mig_profile, slice_worker
 from tests.unit.profiles_fixture import objective, state
 
 
@@ -41,7 +42,7 @@ def test_two_families_share_devices_as_well_as_they_can(seed: int, gpus: int) ->
     assert best - fleets.alike(form, form.kernel()) > 0.02 * fleets.scale(form)
     found = searched(form, seed).found
     assert found[0].value >= best - 0.005 * fleets.scale(form)
-    assert form.bound() >= best - 1e-9
+    assert bound(form) >= best - 1e-9
     for member in range(2):
         assert form.configuration(found[0].counts, member)
 
@@ -54,7 +55,7 @@ def test_as_many_devices_sleep_as_should(seed: int, gpus: int) -> None:
     asleep = form.asleep(found.used)
     chosen = (asleep.get("parked", 0), asleep.get("released", 0))
     assert by_state[chosen] == pytest.approx(best, abs=1e-9)
-    assert form.bound() >= best - 1e-9
+    assert bound(form) >= best - 1e-9
 
 
 # --- sleep ---
@@ -103,14 +104,16 @@ def test_configurations_and_counts_are_one_thing() -> None:
         slice_worker("large", "3g.20gb", 0, "gpu1"),
         slice_worker("large", "3g.20gb", 4, "gpu1"),
     ]
-    used = form.cut_as(cut_now(running, a100s(2)))
-    assert used is not None
+    stands = form.standing(running)
+    assert stands is not None
+    assert (stands[0] == counts).all()
+    used = stands[1]
     assert used.sum() == 2
     assert sorted(used @ form.table) == [0, 0, 0, 2, 7]
     judged = form.kernel().judge(counts, used)
     assert judged.shares.sum() == pytest.approx(1.0)
-    assert form.cut_as(cut_now(running[:7], a100s(2))) is None
-    assert form.cut_as(cut_now(running[:7], [a100()])) is None
+    assert form.standing(running[:7]) is None, "the second GPU is cut in no way"
+    assert form.standing([*running, slice_worker("small", "1g.5gb", 0, "gpu9")]) is None, "that GPU is not ours"
 
 
 def test_starts_are_configurations_of_all_devices() -> None:
@@ -127,11 +130,13 @@ def test_what_runs_need_not_be_started() -> None:
     counts, used = Formulation([toy()], a100s(2)).alike()[5]
     plain = Formulation([toy()], a100s(2))
     running = plain.configuration(counts)
-    warm = Formulation([toy()], a100s(2), running=[running], switch_j=500.0, dwell_s=100.0)
-    cold = Formulation([toy()], a100s(2), running=[()], switch_j=500.0, dwell_s=100.0)
+    warm = Formulation([toy()], a100s(2), running=[running])
+    cold = Formulation([toy()], a100s(2), running=[()])
     value = plain.kernel().judge(counts, used).value
     assert warm.kernel().judge(counts, used).value == pytest.approx(value)
-    cost = plain.watt * 5.0 * counts.sum()
+    watts = [group.service.least_energy_j * group.service.capacity() for group in plain.groups]
+    cost = plain.watt * float(counts @ watts) * SWITCH_S / DWELL_S
+    assert cost > 0.0
     assert cold.kernel().judge(counts, used).value == pytest.approx(value - cost)
 
 
@@ -159,4 +164,4 @@ def test_a_bound_says_when_devices_cannot_serve_the_rate() -> None:
     kernel = form.kernel()
     assert not kernel.judge_many(*map(np.array, zip(*form.alike(), strict=True)))[0].any()
     enough = Formulation([toy(rate=100.0)], a100s(1))
-    assert form.bound() < enough.bound()
+    assert bound(form) < bound(enough)
