@@ -120,6 +120,7 @@ class Family:
         self.observed: dict[str, float] = {}
         self.news = ""
         """What happened to its devices and was not planned for yet."""
+        self._derived: dict[ObjectiveConfig, float] = {}
         self.transition: Transition | None = None
         """The last one that was planned."""
         self.changes = 0
@@ -150,7 +151,11 @@ class Family:
     def lam(self, controller: ControllerConfig, targets: Targets | None = None) -> float:
         """The lambda in force, given or derived."""
         config = self.objective(targets or self.targets, controller)
-        return config.lam if config.lam is not None else derive_lambda(self.profile, config)
+        if config.lam is not None:
+            return config.lam
+        if config not in self._derived:  # a millisecond that would be the event loop's, every time somebody looks
+            self._derived = {config: derive_lambda(self.profile, config)}
+        return self._derived[config]
 
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
@@ -227,7 +232,7 @@ class Family:
     def capacity_floor(self, config: ControllerConfig, devices: Sequence[DeviceShape], share: float) -> float:
         """Rows a second that no transition may go below: the configured share of BASE on `devices`, what arrives now,
         and in any case somebody to answer."""
-        base = base_capacity(self.profile, devices, share)
+        base = base_capacity(self.profile, devices, share) if config.capacity_floor else 0.0
         return max(config.capacity_floor * base, self.observed.get("arrival_rate", 0.0), LEAST_RATE)
 
     def back_off(self, configuration: Configuration, now_s: float) -> float:

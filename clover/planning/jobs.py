@@ -23,6 +23,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from clover.errors import PlanError
 from clover.types import Assignment, DeviceShape, Placement
@@ -138,7 +139,11 @@ class _Device:
 
     def _legal(self, instances: Iterable[str]) -> bool:
         standing = set(instances)
-        return any(standing <= {place.id for place in layout} for layout in self._shape.layouts)
+        return any(standing <= layout for layout in self._layouts)
+
+    @cached_property
+    def _layouts(self) -> list[set[str]]:
+        return [{place.id for place in layout} for layout in self._shape.layouts]
 
     def _job(self, old: dict[str, Placement], new: dict[str, Placement], *, exchange: bool) -> Job:
         return Job(
