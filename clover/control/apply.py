@@ -318,8 +318,8 @@ def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> 
     """How rows go while only `routed` take them: each variant's new share, else its old one, made to sum to 1; all
     alike where none has any.
 
-    Batches and waits are those that stood: what is planned for the end need not hold on the way, when a lane may have
-    fewer workers, so that a lane which is new has none yet."""
+    Largest batches are those that stood.  Nobody waits on the way: waits were sized for lanes of so many workers, and
+    one that is planned for the end, or stood before, need not hold for the workers there are meanwhile."""
     weights = {v: routing.shares.get(v, 0.0) or before.shares.get(v, 0.0) for v in (item.variant for item in routed)}
     total = sum(weights.values())
     if total <= 0.0:
@@ -329,7 +329,7 @@ def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> 
     return Routing(
         shares=shares,
         largest={variant: rows for variant, rows in before.largest.items() if variant in weights},
-        wait_ms={variant: wait_ms for variant, wait_ms in before.wait_ms.items() if variant in weights},
+        wait_ms=dict.fromkeys((variant for variant in before.wait_ms if variant in weights), 0.0),
     )
 
 

@@ -47,8 +47,9 @@ class Ledger:
 
     def look(self, grid_s: float, observed: dict[str, float], horizon_s: float) -> None:
         """Book what was served since the last look.  `observed` counts from the start of the family's router."""
-        rows = observed.get("rows", 0.0)
-        total = rows * observed.get("accuracy_served", 0.0)
+        accuracy = observed.get("accuracy_served")
+        rows = observed.get("rows", 0.0) if accuracy is not None else self._before[0]  # unknown is not wrong
+        total = rows * accuracy if accuracy is not None else self._before[1]
         before = self._before if rows >= self._before[0] else (0.0, 0.0)  # the router began anew
         first = math.isnan(self.since_s)
         if first or grid_s < self.since_s or grid_s >= self.since_s + horizon_s:

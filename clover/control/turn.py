@@ -223,8 +223,10 @@ class Turns:
             return None
         if not plan.feasible:
             return stay
-        best = plan.candidates[0].prediction if plan.candidates else plan.prediction
-        return None if objective_of(state).worth_leaving(stay.prediction, best) else stay
+        objective = objective_of(state)
+        told = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
+        best = max(told, key=lambda found: objective.score(found.accuracy, found.energy_j_per_row))
+        return None if objective.worth_leaving(stay.prediction, best) else stay
 
     async def _fixed(self, family: Family, state: State, configuration: Configuration) -> Plan:
         plan = await self._solver.propose(state, "objective", configuration)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        if not given.time_limit > 0.0:
-            raise ConfigError(f"--time-limit is in seconds above 0, not {given.time_limit:g}")
+        if not 0.0 < given.time_limit < math.inf:
+            raise ConfigError(f"--time-limit is in seconds above 0, and finite, not {given.time_limit:g}")
         if given.seed < 0:
             raise ConfigError(f"--seed is 0 or more, not {given.seed}")
         problem = _read(given.problem)

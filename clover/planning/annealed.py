@@ -96,6 +96,8 @@ def annealed(problem: Problem, objective: Objective, running: Sequence[Assignmen
         if stands is not None:
             starts.append(stands)
             seen[now] = evaluate(problem, objective, now, standby=False, asked=asked)
+    if not starts:
+        raise PlanError("no variant was measured on every slice of any way to cut the devices: profile it for them")
     evaluations = 0
     margin = HYSTERESIS * objective.scale
     for turn, part in enumerate(_LATE):

@@ -72,8 +72,8 @@ class _Dual:
         return np.asarray(found)
 
     def least(self) -> float:
-        members = len(self.of.members)
         """The least value found."""
+        members = len(self.of.members)
         total, price = self.best.copy(), np.zeros(members)
         value = float(self.value(total[None, :], price)[0])
         for _ in range(1 if members == 1 else _TURNS):

@@ -177,6 +177,7 @@ def grouped(seconds: Floats, intensity: Floats, rows: Floats, limit: int = LIMIT
     order, starts = np.arange(count), list(range(near))
     if near < count:
         classes = np.round(np.log(np.maximum(rows / seconds, 1e-3)) / _RATE_STEP)[near:]
+        classes -= classes.min()  # from 0 on, so that halving ends in one
         while len(kinds := np.unique(classes)) > max(1, (limit - near) // 8):
             classes = np.floor(classes / 2.0)  # rates of too many kinds: coarser ones
         room = limit - near - len(kinds)

@@ -51,6 +51,7 @@ from clover._native import des
 ROWS = 20_000
 WARM_UP = 300
 _QUANTILES = 400
+_REMEMBERED = 64
 _RATE_STEP = math.log(1.03)
 _SEED = 20230911
 
@@ -197,6 +198,8 @@ class Lane:
                 known = sum(p * service.least_energy_j for p, (service, _) in zip(self.parts, self.groups, strict=True))
             else:
                 known = sum(part * service.least_energy_to(size) for part, service, size in self._batches(rate, 1.0))
+            if len(self._least_j) >= _REMEMBERED:  # rates are measured, and hardly ever come twice
+                self._least_j.clear()
             self._least_j[rate] = known
         return known
 

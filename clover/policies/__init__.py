@@ -59,7 +59,7 @@ def _custom(module: str, attribute: str) -> Policy:
     name = f"{module}:{attribute}"
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"policy {name}: {error}") from error
     policy = found if hasattr(found, "propose") and not isinstance(found, type) else None
     if policy is None:

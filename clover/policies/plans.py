@@ -58,6 +58,7 @@ def plan_of(
     deployment = placed(state, problem, best.configuration)
     if limit is None:
         limit = bound_of(state, problem, bounded or objective)
+    says = math.isfinite(limit) and best.feasible and best.score <= limit + 1e-9  # beyond capacity a bound says nothing
     return Plan(
         family=state.family,
         policy=policy,
@@ -68,15 +69,15 @@ def plan_of(
         score=best.score,
         reason=_reason(state, objective, best, found, note),
         feasible=best.feasible,
-        bound=limit if math.isfinite(limit) else None,
-        gap=(limit - best.score) / objective.scale if math.isfinite(limit) else None,
+        bound=limit if says else None,
+        gap=max(0.0, limit - best.score) / objective.scale if says else None,
         candidates=found.candidates,
         evaluated=found.evaluated,
     )
 
 
 def bound_of(state: State, problem: Problem, objective: Objective) -> float:
-    """What no plan can score more than; infinite where there is no such number."""
+    """What no plan can score more than.  Where the devices cannot serve the rate it says nothing."""
     return bound(Formulation([Member(problem, objective)], state.devices, slow=True), waits=state.objective.waits)
 
 

@@ -31,9 +31,9 @@ class StaticPolicy:
         only = replace(problem, variants=(self.variant,), services=own)
         accuracy = problem.accuracy[self.variant]
         relaxed = replace(objective, planned_floor=min(objective.planned_floor, accuracy))
-        found = best_found(only, relaxed, state.running, seed=state.seed)
+        found = with_waits(state, problem, relaxed, best_found(only, relaxed, state.running, seed=state.seed))
         if accuracy < objective.accuracy_floor and found.best.feasible:
             why = f"accuracy {accuracy:.2f} % is below the floor of {objective.accuracy_floor:.2f} %"
             best = msgspec.structs.replace(found.best, feasible=False, why=why)
             found = Found(best, found.candidates, found.evaluated, found.total, found.complete)
-        return plan_of(state, problem, objective, with_waits(state, problem, relaxed, found), policy=self.name)
+        return plan_of(state, problem, objective, found, policy=self.name)

@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = _parser().parse_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
-    logging.getLogger("clover").setLevel(logging.ERROR)  # what the controller warns of is in the ledger
+    log = logging.getLogger("clover")
+    level = log.level
+    log.setLevel(logging.ERROR)  # what the controller warns of is in the ledger
     try:
         found = _simulate(given, words)
         console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
@@ -62,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), FAILED)
     except KeyboardInterrupt:
         return 130
+    finally:
+        log.setLevel(level)  # whoever called is no command line
     return DONE
 
 
@@ -174,6 +178,11 @@ def _results(
 
 def _check(given: argparse.Namespace) -> None:
     """ConfigError for what no run could use, before anything runs."""
+    if given.output:
+        try:
+            Path(given.output).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"-o {given.output}: {error.strerror or error}") from error
     for name, low, high in (
         ("seeds", 1, 1000),
         ("lam", 0.0, 1.0),

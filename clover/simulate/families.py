@@ -9,6 +9,7 @@ does not fit.
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import cache
 from pathlib import Path
 
@@ -133,8 +134,15 @@ def _of_file(path: Path, shapes: tuple[DeviceShape, ...]) -> Known:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no profile of a family: {error}") from error
-    if not profile.accuracy or not profile.latency:
+    except ValueError as error:  # a name no file can have
+        raise ConfigError(f"{path}: {error}") from error
+    if not profile.accuracy or not profile.latency or not profile.backend:
         raise ConfigError(f"{path} is a profile without measurements")
+    for item in profile.latency:
+        figures = (item.mean_ms, item.energy_j_per_row, item.cv)
+        if item.batch < 1 or not item.mean_ms > 0.0 or not all(0.0 <= x < math.inf for x in figures):
+            where = f"{item.variant} on {item.profile}, batch {item.batch}"
+            raise ConfigError(f"{path}: the measurement of {where} has figures that cannot be")
     return Known(
         profile=_based(profile, shapes),
         source=f"profile {path.name}",

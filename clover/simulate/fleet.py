@@ -128,11 +128,14 @@ class Sums:
     @property
     def p95_ms(self) -> float:
         """Of all rows together."""
-        if all(wait_ms <= 0.0 and flow is self.served[0][1] for _, flow, wait_ms in self.served):
-            return self.served[0][1].p95_ms if self.served else 0.0
+        served = [item for item in self.served if item[0] > 0.0]
+        if not served:
+            return 0.0
+        if all(wait_ms <= 0.0 and flow is served[0][1] for _, flow, wait_ms in served):
+            return served[0][1].p95_ms
         parts = [
             (rows * weight / max(flow.served, 1e-12), latencies + wait_ms)
-            for rows, flow, wait_ms in self.served
+            for rows, flow, wait_ms in served
             for weight, latencies in flow.parts
         ]
         return min(UNBOUNDED_MS, mixture_p95_ms(parts)) if parts else UNBOUNDED_MS
@@ -165,7 +168,7 @@ class SimulatedFleet:
         self._rate = self._observed = 0.0
         self._g_per_kwh = 0.0
         self._since_s = clock()
-        self._rows = 0.0
+        self._rows = self._right = 0.0
 
     # --- the world's side ---------------------------------------------------------------------------------------------
 
@@ -219,6 +222,7 @@ class SimulatedFleet:
         sums.idle_grams += self._idle_w * seconds * grams_per_j
         sums.served.append((rows, flow, wait_ms))
         self._rows += rows
+        self._right += rows * flow.accuracy
         return seconds
 
     # --- clover.interfaces.Fleet --------------------------------------------------------------------------------------
@@ -266,6 +270,8 @@ class SimulatedFleet:
             "rows": self._rows,
             "restarts": 0.0,
         }
+        if self._rows > 0.0:
+            found["accuracy_served"] = self._right / self._rows
         if self._rate > 0.0 and self.routed:
             flow = self._flow()
             found["p95_ms"] = min(UNBOUNDED_MS, flow.p95_ms + _wait_ms(self.queue_rows, flow))

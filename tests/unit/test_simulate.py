@@ -514,3 +514,11 @@ def test_schemes_are_told_apart() -> None:
     assert world.scheme("objective@0.25") == Scheme("objective@0.25", "objective", lam=0.25)
     with pytest.raises(ConfigError):
         world.scheme("static:")
+
+
+def test_a_budget_is_told_what_was_served(tmp_path: Path) -> None:
+    flat = trace_file(tmp_path, (250.0,) * 4)
+    run = replay.play(a_case(flat, policy="budget", load="constant:0.3", hours=3.0))
+    accuracy = [step.accuracy for step in run.steps if step.rows > 0.0]
+    assert max(accuracy) - min(accuracy) < 0.1, "a flat day is served alike in every hour"
+    assert min(accuracy) < 89.0, "and not with the best variant alone"
