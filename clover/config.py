@@ -69,6 +69,13 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     max_queue_delay_ms: Annotated[float, _help("longest wait to fill a batch; 0 never waits", ge=0)] = 0.0
     timeout_ms: Annotated[float, _help("deadline of a request that names none", gt=0)] = 30_000.0
     variant: Annotated[str, _help("pin one variant: no controller for this family")] = ""
+    relief: Annotated[
+        str,
+        _help(
+            "variant that stands by on every slice and takes rows while more come than the plan serves in time; auto is "
+            "the cheapest, empty none"
+        ),
+    ] = ""
 
 
 class CarbonConfig(Section, frozen=True, kw_only=True):

@@ -10,6 +10,10 @@ Rows of a worker that must die are queued again only when it is dead, not when i
 write into their slots.
 
 Old and new workers may share a placement (that is a swap), so members are known by their whole assignment.
+
+Where relief is asked for (`runtime.relief`), a cheaper worker stands by at every placement that is routed to.  The
+fleet starts, restarts and ends these by itself, in the background and after what was asked of it; they are members too,
+but neither `running` nor seen by a transition.  One that is spawned becomes a worker like any other, at once.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from clover.accounting import Account, WorkerMeter
 from clover.errors import CloverError, PlanError, WorkerError
 from clover.runtime.lanes import Entry
 from clover.runtime.links import RingLike, WorkerHandle
+from clover.runtime.relief import Standby
 from clover.runtime.router import Router
 from clover.types import Assignment, Routing
 
@@ -35,6 +40,7 @@ LONGEST_BACKOFF_S = 10.0
 WELL_AFTER_S = 30.0
 _HELD_FAILURES = 3
 _KEPT_EVENTS = 32
+_STARTED_AT_ONCE = 4  # of those that stand by: nobody waits for them
 _SECOND_NS = 1_000_000_000
 
 
@@ -58,13 +64,37 @@ class FleetWorker(Protocol):
     async def drain_and_exit(self) -> None: ...
 
 
+class Reserve(Protocol):
+    """Who comes to the relief of whom."""
+
+    def beside(self, assignment: Assignment) -> Assignment | None:
+        """Who stands by where `assignment` works; None where nobody does."""
+
+    def rows_per_s(self, assignment: Assignment) -> float:
+        """What a worker serves at full batches; 0 where that is not known."""
+
+    def wait_ms(self) -> float:
+        """A row that waits longer calls for relief; 0 where nothing does."""
+
+
 class Member:
     """An assignment that shall have a worker."""
 
-    __slots__ = ("assignment", "failures", "given_up", "meter", "ready_ns", "respawn", "restarts", "worker")
+    __slots__ = (
+        "assignment",
+        "failures",
+        "given_up",
+        "meter",
+        "ready_ns",
+        "relief",
+        "respawn",
+        "restarts",
+        "worker",
+    )
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, *, relief: bool = False) -> None:
         self.assignment = assignment
+        self.relief = relief
         self.worker: FleetWorker | None = None
         self.meter: WorkerMeter | None = None
         self.respawn: asyncio.Task[None] | None = None
@@ -87,7 +117,8 @@ class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `joules` gives the profiled joules a row by batch size; `core_w` stands in where there is no profile.
+    `joules` gives the profiled joules a row by batch size; `core_w` stands in where there is no profile.  `reserve`
+    says who stands by beside whom, and from when on they are called.
     """
 
     def __init__(
@@ -98,6 +129,7 @@ class FamilyFleet:
         start: Callable[[Assignment], Awaitable[FleetWorker]],
         joules: Callable[[Assignment], list[float]],
         silent_s: float,
+        reserve: Reserve | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -109,6 +141,7 @@ class FamilyFleet:
         self._account = account
         self._start = start
         self._joules = joules
+        self._reserve = reserve
         self._silent_ns = int(silent_s * _SECOND_NS)
         self._clock = clock
         self._sleep = sleep
@@ -123,13 +156,20 @@ class FamilyFleet:
 
     def running(self) -> tuple[Assignment, ...]:
         """The assignments whose worker is ready now."""
-        return tuple(assignment for assignment, member in self._members.items() if member.ready)
+        return tuple(item for item, member in self._members.items() if member.ready and not member.relief)
 
     async def spawn(self, assignment: Assignment) -> None:
         """See `Fleet.spawn`; does nothing for an assignment that has its worker."""
         if assignment.variant not in self._lanes:
             raise WorkerError(f"family {self.router.name!r} has no variant {assignment.variant!r}")
         member = self._members.get(assignment)
+        if member is not None and member.relief:
+            if member.ready:
+                member.relief = False
+                self._call()
+                return
+            await self._end(assignment)
+            member = None
         if member is not None:
             if not member.ready:
                 raise WorkerError(f"{assignment.variant} at {assignment.placement.id} is being restarted")
@@ -145,7 +185,16 @@ class FamilyFleet:
 
     async def drain(self, assignment: Assignment) -> None:
         """See `Fleet.drain`; does nothing for an assignment the fleet does not have.  Cancelled, it kills the worker:
-        nobody else would end it."""
+        nobody else would end it.  With the last worker of a placement goes the one that stands by there."""
+        member = self._members.get(assignment)
+        if member is None or member.relief:
+            return
+        place = assignment.placement
+        members = [item for item in self._members.values() if item.assignment.placement == place and item is not member]
+        left = [] if any(not item.relief for item in members) else members
+        await asyncio.gather(self._end(assignment), *(self._end(item.assignment) for item in left))
+
+    async def _end(self, assignment: Assignment) -> None:
         member = self._members.pop(assignment, None)
         if member is None:
             return
@@ -174,6 +223,12 @@ class FamilyFleet:
 
     def forget(self, assignment: Assignment, reason: str) -> None:
         """See `Fleet.forget`; does nothing for an assignment the fleet does not have."""
+        place = assignment.placement
+        for item in [other for other, member in self._members.items() if member.relief and other.placement == place]:
+            self._forget(item, reason)
+        self._forget(assignment, reason)
+
+    def _forget(self, assignment: Assignment, reason: str) -> None:
         member = self._members.pop(assignment, None)
         if member is None:
             return
@@ -206,13 +261,17 @@ class FamilyFleet:
         self._routing = routing
         self._set_hold()
         entries = [entry for entry in map(self._entry, members) if entry is not None]
-        self.router.route(entries, routing)
+        self.router.route(entries, routing, self._standby())
 
     def observe(self) -> dict[str, float]:
         """The router's live figures, and `workers` ready, `restarting` and `restarts` so far."""
         figures = self.router.observe()
-        figures["workers"] = float(sum(member.ready for member in self._members.values()))
-        figures["restarting"] = float(sum(not member.ready for member in self._members.values()))
+        members = [member for member in self._members.values() if not member.relief]
+        figures["workers"] = float(sum(member.ready for member in members))
+        figures["restarting"] = float(sum(not member.ready for member in members))
+        if self._reserve is not None:
+            standing = [member for member in self._members.values() if member.relief]
+            figures["relief_workers"] = float(sum(member.ready for member in standing))
         figures["restarts"] = float(self.restarts)
         return figures
 
@@ -234,9 +293,10 @@ class FamilyFleet:
         return self.router.ready
 
     def watch(self) -> None:
-        """Kill workers that fell silent; call it about once a second."""
+        """Kill workers that fell silent, and see to those that stand by; call it about once a second."""
         for worker in self.router.silent(self._silent_ns):
             self._lost(worker, f"silent for more than {self._silent_ns / _SECOND_NS:g} s")
+        self._tend()
 
     def describe(self) -> list[dict[str, Any]]:
         """Every member for people: where, what, which process, how it is."""
@@ -254,7 +314,7 @@ class FamilyFleet:
                     "variant": item.variant,
                     "backend": item.backend,
                     "pid": worker.pid if worker is not None else None,
-                    "state": "draining" if leaving else "ready" if worker is not None else "starting",
+                    "state": _state(member, leaving=leaving),
                     "routed": item in routed and not leaving,
                     "restarts": member.restarts,
                     "rows": member.meter.rows if member.meter is not None else 0,
@@ -266,7 +326,8 @@ class FamilyFleet:
 
     async def stop(self) -> None:
         """Drain every worker at once."""
-        await asyncio.gather(*(self.drain(assignment) for assignment in list(self._members)))
+        self._reserve = None
+        await asyncio.gather(*(self._end(assignment) for assignment in list(self._members)))
         self.router.stop()
 
     # --- lives --------------------------------------------------------------------------------------------------------
@@ -343,7 +404,7 @@ class FamilyFleet:
             await self._sleep(member.backoff_s)
             member.failures += 1
             member.restarts += 1
-            self.restarts += 1
+            self.restarts += not member.relief
             try:
                 await self._bring_up(member)
             except CloverError as error:  # of the worker, the zygote or the device: none of them ends the attempts
@@ -357,9 +418,73 @@ class FamilyFleet:
         member.respawn = None
         self._set_hold()
         entry = self._entry(member)
-        if item in self._routed and entry is not None:
+        if member.relief:
+            self._call()
+        elif item in self._routed and entry is not None:
             self.router.join(entry)
         self._note(member, "restarted", "")
+
+    # --- those that stand by ------------------------------------------------------------------------------------------
+
+    def _tend(self) -> None:
+        """Start who shall stand by and is not there, a few at a time, and end who need not any more."""
+        if self._reserve is None:
+            return
+        wanted = self._wanted()
+        standing = [member for member in self._members.values() if member.relief]
+        for member in standing:
+            if member.assignment not in wanted and member.respawn is None:
+                member.respawn = asyncio.get_running_loop().create_task(self._dismiss(member))
+        starting = sum(not member.ready for member in standing)
+        for item in wanted:
+            if item not in self._members and starting < _STARTED_AT_ONCE:
+                starting += 1
+                member = self._members[item] = Member(item, relief=True)
+                member.respawn = asyncio.get_running_loop().create_task(self._enlist(member))
+        self._call()
+
+    def _wanted(self) -> tuple[Assignment, ...]:
+        """Who shall stand by now."""
+        assert self._reserve is not None
+        return tuple(dict.fromkeys(filter(None, map(self._reserve.beside, self._routed))))
+
+    async def _enlist(self, member: Member) -> None:
+        try:
+            await self._bring_up(member)
+        except CloverError as error:
+            if self._members.get(member.assignment) is member:
+                self._note(member, "failed", str(error))
+                log.warning("%s: relief at %s: %s", self.router.name, member.assignment.placement.id, error)
+                await self._respawn(member)
+            return
+        member.respawn = None
+        self._call()
+
+    async def _dismiss(self, member: Member) -> None:
+        member.respawn = None  # it is this task, which is not to be cancelled
+        await self._end(member.assignment)
+
+    def _call(self) -> None:
+        """Tell the router who stands by now."""
+        self.router.stand_by(self._standby())
+
+    def _standby(self) -> Standby | None:
+        reserve = self._reserve
+        wait_ms = reserve.wait_ms() if reserve is not None else 0.0
+        if reserve is None or wait_ms <= 0.0:
+            return None
+        wanted = self._wanted()
+        members = [self._members[item] for item in wanted if item in self._members and self._members[item].relief]
+        entries = tuple(entry for entry in map(self._entry, members) if entry is not None)
+        if not entries:
+            return None
+        rates = [0.0] * len(self._lanes)
+        for item in self._routed:
+            rates[self._lanes[item.variant]] += reserve.rows_per_s(item)
+        lane = self._lanes[members[0].assignment.variant]
+        return Standby(lane=lane, entries=entries, wait_ns=int(wait_ms * 1e6), rates=tuple(rates))
+
+    # --- what all share -----------------------------------------------------------------------------------------------
 
     def _set_hold(self) -> None:
         """Whether rows may wait for a worker that is on its way."""
@@ -382,6 +507,14 @@ class FamilyFleet:
         self.events.append(
             {"at_ns": self._clock(), "what": what, "variant": item.variant, "at": item.placement.id, "reason": reason}
         )
+
+
+def _state(member: Member, *, leaving: bool) -> str:
+    if leaving:
+        return "draining"
+    if member.worker is None:
+        return "starting"
+    return "standing by" if member.relief else "ready"
 
 
 def _by_placement(assignments: tuple[Assignment, ...]) -> dict[str, set[str]]:

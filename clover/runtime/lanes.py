@@ -16,8 +16,8 @@ from clover.accounting import WorkerMeter
 from clover.runtime.links import Link, WorkerHandle
 from clover.types import FamilyProfile, FamilySpec, Routing
 
-MAX_WORKERS = 128
-"""Workers of one family at a time, old ones that still drain included."""
+MAX_WORKERS = 256
+"""Workers of one family at a time, old ones that still drain and those that stand by included."""
 
 _REMEMBERED_MASKS = 1024
 
@@ -106,8 +106,12 @@ class Lanes:
         return None
 
     def entries(self) -> list[Entry]:
-        """The workers attached now."""
-        return [(link.worker, link.lane, link.max_batch, link.meter) for link in self.links if link.attached]
+        """The workers that were set and are attached now."""
+        return [
+            (link.worker, link.lane, link.max_batch, link.meter)
+            for link in self.links
+            if link.attached and not link.relief
+        ]
 
     def set(self, entries: Iterable[Entry], routing: Routing) -> None:
         """Attach exactly `entries`: new ones first, so that no lane is empty in between; then the quotas, the largest
@@ -118,10 +122,8 @@ class Lanes:
             link = self.find(worker)
             if link is None:
                 link = self._add(worker, lane, max_batch, meter)
-            if not link.attached:
-                self._batcher.attach(link.index, link.lane, link.max_batch)
-                link.attached = True
-                link.epoch += 1
+            link.relief = False
+            self._attach(link)
         for link in list(self.links):
             if id(link.worker) not in wanted:
                 self.detach(link)
@@ -131,6 +133,22 @@ class Lanes:
         self.delayed = any(delay_ns for _, delay_ns in knobs)
         self.routing = routing
         self._changed()
+
+    def relieve(self, entries: Iterable[Entry], lane: int) -> None:
+        """Let `entries` serve beside those that were set, and send every row to `lane` that may go there."""
+        for worker, own, max_batch, meter in entries:
+            link = self.find(worker) or self._add(worker, own, max_batch, meter)
+            link.relief = True
+            self._attach(link)
+        self._quota.set_shares([float(index == lane) for index in range(len(self._variants))])
+        self._changed()
+
+    def relent(self) -> None:
+        """As it was before `relieve`."""
+        for link in list(self.links):
+            if link.relief:
+                self.detach(link)
+        self._quota.set_shares([self.routing.shares.get(variant, 0.0) for variant in self._variants])
 
     def detach(self, link: Link) -> None:
         """No new batch for it; what it holds, it finishes."""
@@ -157,6 +175,12 @@ class Lanes:
             callback()
         else:
             link.on_idle.append(callback)
+
+    def _attach(self, link: Link) -> None:
+        if not link.attached:
+            self._batcher.attach(link.index, link.lane, link.max_batch)
+            link.attached = True
+            link.epoch += 1
 
     def _knobs(self, variant: str, routing: Routing) -> tuple[int, int]:
         """Rows of a batch (0: what the worker takes) and nanoseconds that a row may wait for one to fill."""

@@ -40,7 +40,8 @@ class Batch:
 
 
 class Link:
-    """One worker at `index` of the batcher, serving `lane`.  Lives from attach until it left and holds nothing."""
+    """One worker at `index` of the batcher, serving `lane`.  Lives from attach until it left and holds nothing.
+    `relief`: it serves while the plan's workers are too few (`runtime.relief`)."""
 
     __slots__ = (
         "_progress_ns",
@@ -53,6 +54,7 @@ class Link:
         "max_batch",
         "meter",
         "on_idle",
+        "relief",
         "worker",
     )
 
@@ -63,6 +65,7 @@ class Link:
         self.max_batch = max_batch
         self.meter = meter
         self.attached = False
+        self.relief = False
         self.broken = False
         self.epoch = 0
         self.batches: dict[int, Batch] = {}

@@ -80,6 +80,16 @@ class Retry:
                 self._batcher.cancel(slot)
                 self.again(ticket, slot, now_ns)
 
+    def shift(self, lane: int, now_ns: int) -> None:
+        """Rows that wait for another lane move to `lane` where it is good enough for them."""
+        accuracy = self._lanes.accuracy[lane]
+        for slot, ticket in self._table.queued():
+            row = ticket.slots.index(slot)
+            if ticket.variants[row] != lane and accuracy >= ticket.min_accuracy:
+                self._batcher.cancel(slot)
+                ticket.variants[row] = lane
+                self.again(ticket, slot, now_ns)
+
     def again(self, ticket: Ticket, slot: int, now_ns: int) -> None:
         """Queue one row of a ticket that waits."""
         row = ticket.slots.index(slot)

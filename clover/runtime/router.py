@@ -8,6 +8,8 @@ Routing.  The plan's quotas are kept row by row over the variants that have a wo
 accuracy; where the plan gives none of those a share, the cheapest of them serves.  Where it gives a variant a wait,
 rows of that variant are held until they fill a batch, the first has waited so long, or a deadline asks for haste.
 
+Relief.  Where cheaper workers stand by (`runtime.relief`), they take what the plan's workers cannot serve in time.
+
 Death.  Rows being computed by a worker that died are queued again, once, on the same variant or (where it has no worker
 left) on another that is good enough; a ticket that was being computed in two deaths is poison: 503, no Retry-After.
 Deaths that no row can have caused, as of workers whose GPU is lost, do not count.
@@ -21,6 +23,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,7 @@ from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, 
 from clover.runtime.deadlines import Deadlines
 from clover.runtime.lanes import MAX_WORKERS, Entry, Lanes, expected_accuracy
 from clover.runtime.links import Batch, Link, WorkerHandle
+from clover.runtime.relief import Relief, Standby, capacity
 from clover.runtime.retry import Retry
 from clover.runtime.rows import Memory, ShapeKeys, read_rows, write_array, write_bytes
 from clover.runtime.slot_table import SlotTable
@@ -88,6 +92,9 @@ class Router:
         self._table = SlotTable(slots, self._batcher)
         self._state = self._table.state
         self._retry = Retry(self._table, self._batcher, self._lanes, self.traffic)
+        self._relief = Relief()
+        self._standby: Standby | None = None
+        self._admitted = 0
         self._deadlines = Deadlines()
         self._finished: list[Ticket] = []
         self._scheduled = False
@@ -170,6 +177,7 @@ class Router:
         ticket.submit_ns = now_ns
         slots = ticket.slots
         ticket.outstanding = len(slots)
+        self._admitted += len(slots)
         if len(slots) == 1:
             lane = self._lanes.choose(mask)
             ticket.variants = [lane]
@@ -228,21 +236,43 @@ class Router:
 
     # --- the fleet's side ---------------------------------------------------------------------------------------------
 
-    def route(self, workers: Iterable[Entry], routing: Routing) -> None:
-        """Make exactly `workers` those that receive rows, dealt and batched as `routing` says.
+    def route(self, workers: Iterable[Entry], routing: Routing, standby: Standby | None = None) -> None:
+        """Make exactly `workers` those that receive rows, dealt and batched as `routing` says, and `standby` those
+        that come to their relief.
 
         Atomic between two requests: new workers are attached before old ones are let go, rows that wait for a variant
         which no longer has a worker move to one that has, and those that need wait no longer leave at once."""
         self._lanes.set(workers, routing)
+        self._stand_by(standby)
         self._retry.stranded(self._clock())
         self._turn()
 
+    def stand_by(self, standby: Standby | None) -> None:
+        """Make `standby` those that come to the relief of the workers which receive rows now."""
+        if self._relief.active:
+            self._lanes.relent()
+        self._stand_by(standby)
+        self._retry.stranded(self._clock())
+        self._turn()
+
+    def _stand_by(self, standby: Standby | None) -> None:
+        """Take note of `standby`; relief that is on stays on."""
+        self._standby = standby if standby is not None and standby.entries else None
+        if standby is None or not standby.entries:
+            self._relief.active = False
+            return
+        shares = [self._lanes.routing.shares.get(variant, 0.0) for variant in self.traffic.variants]
+        self._relief.set(standby.wait_ns, capacity(standby.rates, shares))
+        if self._relief.active:
+            self._lanes.relieve(standby.entries, standby.lane)
+
     def join(self, entry: Entry) -> None:
         """Let one more worker (a respawned one) receive rows, under the routing that stands."""
-        self.route([*self._lanes.entries(), entry], self._lanes.routing)
+        self.route([*self._lanes.entries(), entry], self._lanes.routing, self._standby)
 
     def leave(self, worker: WorkerHandle, on_idle: Callable[[], None]) -> None:
         """No new batch for `worker`; `on_idle` is called once it holds none (at once where it holds none now)."""
+        self._stands_by_no_more(worker)
         link = self._lanes.find(worker)
         if link is not None:
             link.on_idle.append(on_idle)
@@ -255,6 +285,7 @@ class Router:
     def died(self, worker: WorkerHandle, reason: str, *, blame: bool = True) -> None:
         """`worker` is gone: take what it still completed, and queue the rows it held again, once.  `blame` False: no
         row can have caused it (its GPU was lost, say), and none counts a death."""
+        self._stands_by_no_more(worker)
         link = self._lanes.find(worker)
         if link is None:
             return
@@ -318,6 +349,9 @@ class Router:
         if rows:
             pairs = zip(traffic.rows, self.accuracy, strict=True)
             out["accuracy_served"] = sum(count * accuracy for count, accuracy in pairs) / rows
+        if self._standby is not None:
+            out["relief"] = float(self._relief.active)
+            out["relieved_rows"] = float(traffic.relieved_rows)
         p95_ms = traffic.p95_ms(now_ns)
         if p95_ms is not None:
             out["p95_ms"] = p95_ms
@@ -344,8 +378,41 @@ class Router:
         now_ns = self._clock()
         self._expire(now_ns)
         self._pump(now_ns)
+        if self._standby is not None and (self._relief.active or self._batcher.depth()):
+            self._relieve(self._standby, now_ns)
         self._flush()
         self._arm(now_ns)
+
+    def _relieve(self, standby: Standby, now_ns: int) -> None:
+        """Turn relief on or off, where it is time to."""
+        wait_ns = max(map(self._wait_ns, standby.rates, range(len(standby.rates))), default=0.0)
+        if not self._relief.turn(now_ns, wait_ns, self._admitted, self._batcher.depth()):
+            return
+        if self._relief.active:
+            self.traffic.reliefs += 1
+            self._lanes.relieve(standby.entries, standby.lane)
+            self._retry.shift(standby.lane, now_ns)
+        else:
+            self._lanes.relent()
+            self._retry.stranded(now_ns)
+        self._pump(now_ns)
+
+    def _wait_ns(self, rate: float, lane: int) -> float:
+        """How long a row that is queued now waits for one of the plan's workers in `lane`."""
+        waiting = self._batcher.depth(lane)
+        if not waiting or rate <= 0.0:
+            return 0.0
+        links = (link for link in self._lanes.links if link.lane == lane and not link.relief)
+        return (waiting + sum(len(batch.slots) for link in links for batch in link.batches.values())) * 1e9 / rate
+
+    def _stands_by_no_more(self, worker: WorkerHandle) -> None:
+        standby = self._standby
+        if standby is not None and any(entry[0] is worker for entry in standby.entries):
+            left = tuple(entry for entry in standby.entries if entry[0] is not worker)
+            self._standby = replace(standby, entries=left) if left else None
+            if not left and self._relief.active:
+                self._relief.active = False
+                self._lanes.relent()
 
     def _pump(self, now_ns: int) -> None:
         dispatch, out = self._batcher.dispatch, self._out
@@ -450,6 +517,8 @@ class Router:
         energy_j = link.meter.add(count, busy_ns, cpu_ns)
         if not status:
             self.traffic.batch(link.lane, count, busy_ns, now_ns)
+            if link.relief:
+                self.traffic.relieved_rows += count
             self._account.rows_done(self.name, count, now_ns)
         if not status or not self._retry.after_failure(batch, now_ns):
             self._settle(batch, status, start_ns, busy_ns, energy_j, now_ns)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -19,10 +20,13 @@ from clover.accounting import Account, joules_per_row
 from clover.config import FamilyConfig, WorkersConfig
 from clover.errors import DeviceError
 from clover.interfaces import Device
+from clover.planning.problem import backends_of, services_of
+from clover.planning.queueing import Service
 from clover.runtime.fleet import FamilyFleet
 from clover.runtime.frames import EmulatedSlice, WorkerOrder
 from clover.runtime.pacing import Paces, pace_of
 from clover.runtime.pool import Pool, Worker
+from clover.runtime.relief import WAIT_OF_SLO
 from clover.runtime.router import Router
 from clover.runtime.slab import Layout, Slab
 from clover.runtime.traffic import Traffic
@@ -40,6 +44,35 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
         m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)
     ]
     return max(found, key=lambda m: m.batch).threads if found else None
+
+
+class Understudies:
+    """Who comes to the relief of a family's workers: the variant that its configuration names, where that was measured
+    and is cheaper than who works there.  Implements `clover.runtime.fleet.Reserve`."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        names = [variant.name for variant in served.spec.variants]  # cheapest first
+        self._rank = {name: rank for rank, name in enumerate(names)}
+        self._variant = names[0] if served.config.relief == "auto" else served.config.relief
+
+    def beside(self, assignment: Assignment) -> Assignment | None:
+        """See `Reserve.beside`."""
+        profile, variant = self._served.profile, self._variant
+        known = (variant, assignment.placement.profile) in self._served.services
+        if profile is None or not known or self._rank[variant] >= self._rank[assignment.variant]:
+            return None
+        backend = backends_of(profile)[variant, assignment.placement.profile]
+        return msgspec.structs.replace(assignment, variant=variant, backend=backend)
+
+    def rows_per_s(self, assignment: Assignment) -> float:
+        """See `Reserve.rows_per_s`."""
+        service = self._served.services.get((assignment.variant, assignment.placement.profile))
+        return service.capacity() if service is not None else 0.0
+
+    def wait_ms(self) -> float:
+        """See `Reserve.wait_ms`."""
+        return WAIT_OF_SLO * self._served.targets.get("slo_ms", 0.0)
 
 
 class Served:
@@ -82,7 +115,12 @@ class Served:
             msgspec.structs.replace(spec, name=self.name), self.slab, layout.slots, config, None, account, loop=loop
         )
         self.fleet = FamilyFleet(
-            self.router, account, start=self._start, joules=self._joules, silent_s=workers.silent_s
+            self.router,
+            account,
+            start=self._start,
+            joules=self._joules,
+            silent_s=workers.silent_s,
+            reserve=Understudies(self) if config.relief else None,
         )
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
@@ -90,6 +128,7 @@ class Served:
         apart from it."""
         self.profile = profile
         self.drawn = drawn or {}
+        self.__dict__.pop("services", None)
         self.router.expect(profile)
 
     def order(self, assignment: Assignment) -> WorkerOrder:
@@ -149,6 +188,11 @@ class Served:
             for placement in max(device.shape().layouts, key=len, default=()):
                 out.append(Assignment(placement=placement, family=self.name, variant=variant, backend="eager"))
         return tuple(out)
+
+    @cached_property
+    def services(self) -> dict[tuple[str, str], Service]:
+        """How each (variant, profile) serves, as it was measured."""
+        return services_of(self.profile) if self.profile is not None else {}
 
     async def _start(self, assignment: Assignment) -> Worker:
         return await self._pool.spawn(self.order(assignment), self.slab)

@@ -107,6 +107,8 @@ class Traffic:
         self.poisoned = 0
         self.lost_workers = 0
         self.retried_rows = 0
+        self.relieved_rows = 0
+        self.reliefs = 0
         self.arrivals = Rate()
         self.served = Rate()
         self._trailing = Window()

@@ -88,9 +88,10 @@ class Engine:
             self.frontend = Frontend(self, config, loop)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec, loop: asyncio.AbstractEventLoop) -> None:
-        if item.variant and item.variant not in {variant.name for variant in spec.variants}:
-            known = ", ".join(variant.name for variant in spec.variants)
-            raise ConfigError(f"family {spec.name!r} has no variant {item.variant!r}; it has {known}")
+        variants = [variant.name for variant in spec.variants]
+        for named in (item.variant, "" if item.relief == "auto" else item.relief):
+            if named and named not in variants:
+                raise ConfigError(f"family {spec.name!r} has no variant {named!r}; it has {', '.join(variants)}")
         if (item.name or spec.name) in self.served:
             raise ConfigError(f"two families are called {item.name or spec.name!r}: give one of them another name")
         served = Served(

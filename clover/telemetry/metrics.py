@@ -48,6 +48,8 @@ class TrafficLike(Protocol):
     poisoned: int
     lost_workers: int
     retried_rows: int
+    relieved_rows: int
+    reliefs: int
 
 
 class FamilySource(Protocol):
@@ -187,6 +189,10 @@ class Metrics:
         poison = CounterMetricFamily("clover_poison", "Requests in flight in two deaths", labels=("model",))
         lost = CounterMetricFamily("clover_worker_deaths", "Workers that died unexpectedly", labels=("model",))
         retried = CounterMetricFamily("clover_retried_rows", "Rows queued again after a death", labels=("model",))
+        relieved = CounterMetricFamily(
+            "clover_relieved_rows", "Rows answered by workers that stand by, by a cheaper variant", labels=("model",)
+        )
+        reliefs = CounterMetricFamily("clover_reliefs", "Times that these took over", labels=("model",))
         for name, family in families.items():
             traffic, live = family.traffic, family.observe()
             for code, count in sorted(traffic.codes.items()):
@@ -212,8 +218,10 @@ class Metrics:
             poison.add_metric((name,), traffic.poisoned)
             lost.add_metric((name,), traffic.lost_workers)
             retried.add_metric((name,), traffic.retried_rows)
+            relieved.add_metric((name,), traffic.relieved_rows)
+            reliefs.add_metric((name,), traffic.reliefs)
         yield from (requests, rows, waiting, flying, arrival, sizes, latency, queue, accuracy, share, workers, ready)
-        yield from (target, *counters.values(), poison, lost, retried)
+        yield from (target, *counters.values(), poison, lost, retried, relieved, reliefs)
 
     def _energy(self) -> Iterator[Metric]:
         labels = ("model", "variant", "part", "method")
