@@ -72,8 +72,8 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     relief: Annotated[
         str,
         _help(
-            "variant that stands by on every slice and takes rows while more come than the plan serves in time; auto is "
-            "the cheapest, empty none"
+            "variant that stands by on every slice and takes rows while more come than the plan serves in time; "
+            "auto is the cheapest, empty none"
         ),
     ] = ""
 

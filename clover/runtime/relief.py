@@ -37,7 +37,7 @@ class Standby:
 
 
 def capacity(rates: Sequence[float], shares: Sequence[float]) -> float:
-    """Rows a second that lanes of these rates serve when rows are dealt by `shares`; infinite where nothing is known."""
+    """Rows a second that lanes of these rates serve when rows are dealt by `shares`; infinite where none is known."""
     known = [rate / share for rate, share in zip(rates, shares, strict=True) if share > 0.0 and rate > 0.0]
     return min(known, default=float("inf"))
 
