@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import struct
 import sysconfig
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,9 @@ _PRIVILEGED, _MIG = 1, 2
 _ARCHITECTURES = {"ampere": 7, "hopper": 9, "blackwell": 10}
 _KINDS = {"media": 1, "all-media": 2, "no-media": 4, "graphics": 8}
 _STUCK = 1000
+_TURNS = 1 << 40  # beyond every byte that the library locks
+_OFD_SETLKW = 38  # of an open file description; the same on all architectures, and no name in `fcntl`
+_FLOCK = struct.Struct("hhqqi4x")
 
 ERRORS = {
     "": 0,
@@ -405,6 +411,18 @@ class Attachment:
         self._handle = self._library.clover_nvml_attach(uuid.encode())
         if self._handle < 0:
             _check(-self._handle, f"attach to {uuid}")
+        self._turns = os.open(state, os.O_RDWR | os.O_CLOEXEC)
+        self._turn = _TURNS + zlib.crc32(uuid.encode())
+
+    def enter(self) -> None:
+        """Have the slice to oneself, once whoever has it now leaves: two processes on a slice take turns, as on a
+        GPU, and each takes the longer for it.  A lock on a byte of the state file, which the death of its holder
+        frees."""
+        fcntl.fcntl(self._turns, _OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, self._turn, 1, 0))
+
+    def leave(self) -> None:
+        """Let others have the slice."""
+        fcntl.fcntl(self._turns, _OFD_SETLKW, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, self._turn, 1, 0))
 
     def draw(self, watts: float) -> None:
         """From now on draw so much above idle; DeviceError once the board is lost or the slice gone."""
@@ -419,3 +437,4 @@ class Attachment:
         if self._handle >= 0:
             self._library.clover_nvml_detach(self._handle)
             self._handle = -1
+            os.close(self._turns)

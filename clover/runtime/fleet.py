@@ -22,7 +22,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from clover.accounting import Account, WorkerMeter
@@ -67,11 +67,11 @@ class FleetWorker(Protocol):
 class Reserve(Protocol):
     """Who comes to the relief of whom."""
 
-    def beside(self, assignment: Assignment) -> Assignment | None:
-        """Who stands by where `assignment` works; None where nobody does."""
+    def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
+        """Who stands by where `routed` work: one a placement, all of one variant."""
 
     def rows_per_s(self, assignment: Assignment) -> float:
-        """What a worker serves at full batches; 0 where that is not known."""
+        """What a worker serves within the SLO; 0 where that is not known."""
 
     def wait_ms(self) -> float:
         """A row that waits longer calls for relief; 0 where nothing does."""
@@ -430,7 +430,7 @@ class FamilyFleet:
         """Start who shall stand by and is not there, a few at a time, and end who need not any more."""
         if self._reserve is None:
             return
-        wanted = self._wanted()
+        wanted = self._reserve.beside(self._routed)
         standing = [member for member in self._members.values() if member.relief]
         for member in standing:
             if member.assignment not in wanted and member.respawn is None:
@@ -442,11 +442,6 @@ class FamilyFleet:
                 member = self._members[item] = Member(item, relief=True)
                 member.respawn = asyncio.get_running_loop().create_task(self._enlist(member))
         self._call()
-
-    def _wanted(self) -> tuple[Assignment, ...]:
-        """Who shall stand by now."""
-        assert self._reserve is not None
-        return tuple(dict.fromkeys(filter(None, map(self._reserve.beside, self._routed))))
 
     async def _enlist(self, member: Member) -> None:
         try:
@@ -465,15 +460,17 @@ class FamilyFleet:
         await self._end(member.assignment)
 
     def _call(self) -> None:
-        """Tell the router who stands by now."""
-        self.router.stand_by(self._standby())
+        """Tell the router who stands by now, where others do."""
+        standby = self._standby()
+        if standby != self.router.standby:
+            self.router.stand_by(standby)
 
     def _standby(self) -> Standby | None:
         reserve = self._reserve
         wait_ms = reserve.wait_ms() if reserve is not None else 0.0
         if reserve is None or wait_ms <= 0.0:
             return None
-        wanted = self._wanted()
+        wanted = reserve.beside(self._routed)
         members = [self._members[item] for item in wanted if item in self._members and self._members[item].relief]
         entries = tuple(entry for entry in map(self._entry, members) if entry is not None)
         if not entries:

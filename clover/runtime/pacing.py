@@ -113,7 +113,7 @@ class Pacer:
         if not pace_ms or not all(math.isfinite(ms) and ms > 0 for ms in pace_ms):
             raise WorkerError("a pace needs milliseconds above zero for every batch size")
         self._pace_ns = [round(ms * 1e6) for ms in pace_ms]
-        self._now_ns = now_ns
+        self.now_ns = now_ns
         self._sleep = sleep
         self.batches = 0
         self.overruns = 0
@@ -125,10 +125,10 @@ class Pacer:
     def hold(self, start_ns: int, rows: int) -> int:
         """Sleep until a batch of `rows` that began at `start_ns` is due; the time it is then."""
         due_ns = start_ns + self._pace_ns[rows - 1]
-        now_ns = self._now_ns()
+        now_ns = self.now_ns()
         while now_ns < due_ns:
             self._sleep((due_ns - now_ns) / 1e9)
-            now_ns = self._now_ns()
+            now_ns = self.now_ns()
         self.batches += 1
         late_ns = now_ns - due_ns
         if late_ns > TOLERANCE_MS * 1e6 and late_ns > TOLERANCE * (due_ns - start_ns):
@@ -139,7 +139,7 @@ class Pacer:
     def report(self) -> str:
         """What to complain of, after FIRST_REPORT_NS and once every REPORT_EVERY_NS; "" where there is nothing new."""
         batches, overruns = self._reported
-        now_ns = self._now_ns()
+        now_ns = self.now_ns()
         if self.overruns == overruns or now_ns - self._reported_ns < REPORT_EVERY_NS:
             return ""
         late, of = self.overruns - overruns, self.batches - batches
@@ -157,6 +157,8 @@ class Pacer:
 class Board(Protocol):
     """What a worker needs of `clover.devices.emulated.Attachment`."""
 
+    def enter(self) -> None: ...
+    def leave(self) -> None: ...
     def draw(self, watts: float) -> None: ...
     def close(self) -> None: ...
 
@@ -164,7 +166,8 @@ class Board(Protocol):
 class HeldSlice:
     """An emulated slice that this process is attached to, from before it loads until it exits.
 
-    `begin` and `end` stand around a batch; both raise DeviceError once the GPU is lost.
+    `begin` and `end` stand around a batch; both raise DeviceError once the GPU is lost.  Where another process works on
+    the slice as well (during a swap, or one that stands by), batches take turns.
     """
 
     def __init__(self, order: EmulatedSlice, board: Board, pacer: Pacer) -> None:
@@ -185,14 +188,17 @@ class HeldSlice:
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _SLACK_NS, 0, 0, 0)
         return cls(order, board, pacer)
 
-    def begin(self, rows: int) -> None:
-        """A batch of `rows` starts to run."""
+    def begin(self, rows: int) -> int:
+        """A batch of `rows` starts to run, now that nobody else's does.  The time it is then."""
+        self._board.enter()
         self._board.draw(self._watts[rows - 1])
+        return self.pacer.now_ns()
 
     def end(self, start_ns: int, rows: int) -> int:
         """The batch is computed: wait until it is due.  The time it is then."""
         end_ns = self.pacer.hold(start_ns, rows)
         self._board.draw(0.0)
+        self._board.leave()
         return end_ns
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 WAIT_OF_SLO = 0.5
 """Part of the SLO that a row may wait for a worker: what is left is for its service, and for what waited before it."""
+RELIEF_TIMES = 3.0
+"""Relief that nobody chose shall serve so many times what the plan's workers serve."""
 SLOT_NS = 250_000_000
 """Over so long the rate is counted that says whether a burst is over."""
 _CALM = 0.9
@@ -27,8 +29,7 @@ _CALM = 0.9
 @dataclass(frozen=True)
 class Standby:
     """The relief of a family: `entries` are the workers of lane `lane` that stand by; a row that waits longer than
-    `wait_ns` calls for them.  `rates` are the rows a second of the plan's workers at full batches, by lane (0:
-    unknown)."""
+    `wait_ns` calls for them.  `rates` are the rows a second of the plan's workers, by lane (0: unknown)."""
 
     lane: int
     entries: tuple[Entry, ...]

@@ -55,8 +55,9 @@ class Router:
 
     `slots` rows may be held at once.  `lost` is called with a worker that broke the rules (unknown batch, corrupt
     ring); whoever owns it must kill it and call `died` once it is dead.  `hold`: rows wait (within queue and deadline)
-    while no worker that may serve them is there, because one is on its way; otherwise they are refused with 503.  Once
-    there is a `closed_reason`, nothing new is taken; what was taken is answered.
+    while no worker that may serve them is there, because one is on its way; otherwise they are refused with 503.
+    `standby` are those that come to the workers' relief.  Once there is a `closed_reason`, nothing new is taken; what
+    was taken is answered.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Router:
         self._state = self._table.state
         self._retry = Retry(self._table, self._batcher, self._lanes, self.traffic)
         self._relief = Relief()
-        self._standby: Standby | None = None
+        self.standby: Standby | None = None
         self._admitted = 0
         self._deadlines = Deadlines()
         self._finished: list[Ticket] = []
@@ -257,7 +258,7 @@ class Router:
 
     def _stand_by(self, standby: Standby | None) -> None:
         """Take note of `standby`; relief that is on stays on."""
-        self._standby = standby if standby is not None and standby.entries else None
+        self.standby = standby if standby is not None and standby.entries else None
         if standby is None or not standby.entries:
             self._relief.active = False
             return
@@ -268,7 +269,7 @@ class Router:
 
     def join(self, entry: Entry) -> None:
         """Let one more worker (a respawned one) receive rows, under the routing that stands."""
-        self.route([*self._lanes.entries(), entry], self._lanes.routing, self._standby)
+        self.route([*self._lanes.entries(), entry], self._lanes.routing, self.standby)
 
     def leave(self, worker: WorkerHandle, on_idle: Callable[[], None]) -> None:
         """No new batch for `worker`; `on_idle` is called once it holds none (at once where it holds none now)."""
@@ -349,7 +350,7 @@ class Router:
         if rows:
             pairs = zip(traffic.rows, self.accuracy, strict=True)
             out["accuracy_served"] = sum(count * accuracy for count, accuracy in pairs) / rows
-        if self._standby is not None:
+        if self.standby is not None:
             out["relief"] = float(self._relief.active)
             out["relieved_rows"] = float(traffic.relieved_rows)
         p95_ms = traffic.p95_ms(now_ns)
@@ -378,8 +379,8 @@ class Router:
         now_ns = self._clock()
         self._expire(now_ns)
         self._pump(now_ns)
-        if self._standby is not None and (self._relief.active or self._batcher.depth()):
-            self._relieve(self._standby, now_ns)
+        if self.standby is not None and (self._relief.active or self._batcher.depth()):
+            self._relieve(self.standby, now_ns)
         self._flush()
         self._arm(now_ns)
 
@@ -406,10 +407,10 @@ class Router:
         return (waiting + sum(len(batch.slots) for link in links for batch in link.batches.values())) * 1e9 / rate
 
     def _stands_by_no_more(self, worker: WorkerHandle) -> None:
-        standby = self._standby
+        standby = self.standby
         if standby is not None and any(entry[0] is worker for entry in standby.entries):
             left = tuple(entry for entry in standby.entries if entry[0] is not worker)
-            self._standby = replace(standby, entries=left) if left else None
+            self.standby = replace(standby, entries=left) if left else None
             if not left and self._relief.active:
                 self._relief.active = False
                 self._lanes.relent()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from clover.runtime.fleet import FamilyFleet
 from clover.runtime.frames import EmulatedSlice, WorkerOrder
 from clover.runtime.pacing import Paces, pace_of
 from clover.runtime.pool import Pool, Worker
-from clover.runtime.relief import WAIT_OF_SLO
+from clover.runtime.relief import RELIEF_TIMES, WAIT_OF_SLO
 from clover.runtime.router import Router
 from clover.runtime.slab import Layout, Slab
 from clover.runtime.traffic import Traffic
@@ -47,32 +47,66 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
 
 
 class Understudies:
-    """Who comes to the relief of a family's workers: the variant that its configuration names, where that was measured
-    and is cheaper than who works there.  Implements `clover.runtime.fleet.Reserve`."""
+    """Who comes to the relief of a family's workers.  Implements `clover.runtime.fleet.Reserve`.
+
+    It is one variant for all: the one that is configured, or (`auto`) the most accurate with which the slices serve
+    `RELIEF_TIMES` the rows of what works there now, else that with which they serve most.  It stands by where it was
+    measured and a dearer one works.
+    """
 
     def __init__(self, served: Served) -> None:
         self._served = served
-        names = [variant.name for variant in served.spec.variants]  # cheapest first
-        self._rank = {name: rank for rank, name in enumerate(names)}
-        self._variant = names[0] if served.config.relief == "auto" else served.config.relief
+        self._names = [variant.name for variant in served.spec.variants]  # cheapest first
+        self._swift: dict[tuple[Service, float], float] = {}
 
-    def beside(self, assignment: Assignment) -> Assignment | None:
+    def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
         """See `Reserve.beside`."""
-        profile, variant = self._served.profile, self._variant
-        known = (variant, assignment.placement.profile) in self._served.services
-        if profile is None or not known or self._rank[variant] >= self._rank[assignment.variant]:
-            return None
-        backend = backends_of(profile)[variant, assignment.placement.profile]
-        return msgspec.structs.replace(assignment, variant=variant, backend=backend)
+        configured = self._served.config.relief
+        now = sum(map(self.rows_per_s, routed))
+        best: tuple[Assignment, ...] = ()
+        most = 0.0
+        for name in reversed(self._names) if configured == "auto" else (configured,):
+            found = self._with(name, routed)
+            same = [item for item in routed if item.variant == name]
+            rows = sum(map(self.rows_per_s, (*found, *same)))
+            if found and rows > most:
+                best, most = found, rows
+            if most >= RELIEF_TIMES * now:
+                break
+        return best
+
+    def _with(self, variant: str, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
+        """Who would stand by with `variant`, one a placement."""
+        served = self._served
+        found = {
+            item.placement.id: msgspec.structs.replace(
+                item, variant=variant, backend=served.backend[variant, item.placement.profile]
+            )
+            for item in routed
+            if (variant, item.placement.profile) in served.services
+            and self._names.index(variant) < self._names.index(item.variant)
+        }
+        return tuple(found.values())
 
     def rows_per_s(self, assignment: Assignment) -> float:
-        """See `Reserve.rows_per_s`."""
+        """See `Reserve.rows_per_s`: in batches that leave a row time to wait within the SLO."""
         service = self._served.services.get((assignment.variant, assignment.placement.profile))
-        return service.capacity() if service is not None else 0.0
+        if service is None:
+            return 0.0
+        key = (service, self._slo_ms * (1.0 - WAIT_OF_SLO))
+        if key not in self._swift:
+            spent_s = [service.seconds(rows) for rows in range(1, service.max_batch + 1)]
+            swift = [rows / s for rows, s in enumerate(spent_s, 1) if s * 1e3 <= key[1]]
+            self._swift[key] = max(swift, default=1.0 / spent_s[0])
+        return self._swift[key]
 
     def wait_ms(self) -> float:
         """See `Reserve.wait_ms`."""
-        return WAIT_OF_SLO * self._served.targets.get("slo_ms", 0.0)
+        return WAIT_OF_SLO * self._slo_ms
+
+    @property
+    def _slo_ms(self) -> float:
+        return self._served.targets.get("slo_ms", 0.0)
 
 
 class Served:
@@ -129,6 +163,7 @@ class Served:
         self.profile = profile
         self.drawn = drawn or {}
         self.__dict__.pop("services", None)
+        self.__dict__.pop("backend", None)
         self.router.expect(profile)
 
     def order(self, assignment: Assignment) -> WorkerOrder:
@@ -193,6 +228,11 @@ class Served:
     def services(self) -> dict[tuple[str, str], Service]:
         """How each (variant, profile) serves, as it was measured."""
         return services_of(self.profile) if self.profile is not None else {}
+
+    @cached_property
+    def backend(self) -> dict[tuple[str, str], str]:
+        """On which backend each of `services` does."""
+        return backends_of(self.profile) if self.profile is not None else {}
 
     async def _start(self, assignment: Assignment) -> Worker:
         return await self._pool.spawn(self.order(assignment), self.slab)

@@ -259,7 +259,7 @@ class _Turn:
         start_ns = time.monotonic_ns()
         status = 0
         if self._held is not None:
-            self._held.begin(count)
+            start_ns = self._held.begin(count)
         try:
             self._batches.scatter(slots, self._run(self._batches.gather(slots)))
         except WorkerError:

@@ -199,6 +199,34 @@ def test_attaching_chooses_the_box_too(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_processes_on_a_slice_take_turns(tmp_path: Path) -> None:
+    box = tmp_path / "one.nvml"
+    emulated.create_box(box, A100, 1)
+    with Child(box) as child:
+        uuids = [child("mig('3g.20gb')"), child("mig('3g.20gb')")]
+    done = python(
+        USE + "import threading\n"
+        "attach = lambda uuid: emulated.Attachment(str(emulated.library()), str(one), uuid)\n"
+        "mine, other, elsewhere = attach(sys.argv[3]), attach(sys.argv[3]), attach(sys.argv[4])\n"
+        "mine.enter(); elsewhere.enter()\n"
+        "entered = threading.Event()\n"
+        "waiting = threading.Thread(target=lambda: (other.enter(), entered.set()), daemon=True)\n"
+        "waiting.start()\n"
+        "assert not entered.wait(0.05)\n"
+        "mine.leave()\n"
+        "assert entered.wait(5)\n"
+        "waiting = threading.Thread(target=lambda: (mine.enter(), entered.set()), daemon=True)\n"
+        "entered.clear(); waiting.start()\n"
+        "assert not entered.wait(0.05)\n"
+        "other.close()  # as the death of its process does\n"
+        "assert entered.wait(5)\n",
+        box,
+        tmp_path / "two.nvml",
+        *uuids,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_another_nvml_in_the_process_is_noticed(tmp_path: Path) -> None:
     """Any library of that name: a copy of ours stands for the driver's."""
     real = tmp_path / "libnvidia-ml.so.1"

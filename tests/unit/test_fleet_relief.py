@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 
@@ -18,8 +19,8 @@ class Reserve:
     def __init__(self) -> None:
         self.ms = 20.0
 
-    def beside(self, assignment: Assignment) -> Assignment | None:
-        return None if assignment.variant == "small" else msgspec.structs.replace(assignment, variant="small")
+    def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
+        return tuple(msgspec.structs.replace(item, variant="small") for item in routed if item.variant == "large")
 
     def rows_per_s(self, assignment: Assignment) -> float:
         return 100.0

@@ -148,6 +148,13 @@ class Board:
     def __init__(self, lost_after: int = 1 << 30) -> None:
         self.drawn: list[float] = []
         self.lost_after = lost_after
+        self.turns: list[str] = []
+
+    def enter(self) -> None:
+        self.turns.append("enter")
+
+    def leave(self) -> None:
+        self.turns.append("leave")
 
     def draw(self, watts: float) -> None:
         if len(self.drawn) >= self.lost_after:
@@ -165,10 +172,10 @@ def test_a_batch_draws_while_it_runs_and_no_longer() -> None:
     clock, board = Clock(), Board()
     held = HeldSlice(order(), board, pacer(clock, 10.0, 16.0))
     start_ns = clock.ns
-    held.begin(2)
-    assert board.drawn == [30.0]
+    assert held.begin(2) == start_ns
+    assert (board.drawn, board.turns) == ([30.0], ["enter"])
     assert held.end(start_ns, 2) == start_ns + 16 * MS
-    assert board.drawn == [30.0, 0.0]
+    assert (board.drawn, board.turns) == ([30.0, 0.0], ["enter", "leave"])
 
 
 def test_a_lost_gpu_ends_the_batch_at_either_end() -> None:
