@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,16 +19,14 @@ from clover.accounting import Account, joules_per_row
 from clover.config import FamilyConfig, WorkersConfig
 from clover.errors import DeviceError
 from clover.interfaces import Device
-from clover.planning.problem import backends_of, services_of
-from clover.planning.queueing import Service
 from clover.runtime.fleet import FamilyFleet
 from clover.runtime.frames import EmulatedSlice, WorkerOrder
 from clover.runtime.pacing import Paces, pace_of
 from clover.runtime.pool import Pool, Worker
-from clover.runtime.relief import RELIEF_TIMES, WAIT_OF_SLO
 from clover.runtime.router import Router
 from clover.runtime.slab import Layout, Slab
 from clover.runtime.traffic import Traffic
+from clover.runtime.understudies import Understudies
 from clover.types import Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Placement
 
 LEAST_SLOTS_PER_BATCH = 4
@@ -44,69 +41,6 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
         m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)
     ]
     return max(found, key=lambda m: m.batch).threads if found else None
-
-
-class Understudies:
-    """Who comes to the relief of a family's workers.  Implements `clover.runtime.fleet.Reserve`.
-
-    It is one variant for all: the one that is configured, or (`auto`) the most accurate with which the slices serve
-    `RELIEF_TIMES` the rows of what works there now, else that with which they serve most.  It stands by where it was
-    measured and a dearer one works.
-    """
-
-    def __init__(self, served: Served) -> None:
-        self._served = served
-        self._names = [variant.name for variant in served.spec.variants]  # cheapest first
-        self._swift: dict[tuple[Service, float], float] = {}
-
-    def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
-        """See `Reserve.beside`."""
-        configured = self._served.config.relief
-        now = sum(map(self.rows_per_s, routed))
-        best: tuple[Assignment, ...] = ()
-        most = 0.0
-        for name in reversed(self._names) if configured == "auto" else (configured,):
-            found = self._with(name, routed)
-            same = [item for item in routed if item.variant == name]
-            rows = sum(map(self.rows_per_s, (*found, *same)))
-            if found and rows > most:
-                best, most = found, rows
-            if most >= RELIEF_TIMES * now:
-                break
-        return best
-
-    def _with(self, variant: str, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
-        """Who would stand by with `variant`, one a placement."""
-        served = self._served
-        found = {
-            item.placement.id: msgspec.structs.replace(
-                item, variant=variant, backend=served.backend[variant, item.placement.profile]
-            )
-            for item in routed
-            if (variant, item.placement.profile) in served.services
-            and self._names.index(variant) < self._names.index(item.variant)
-        }
-        return tuple(found.values())
-
-    def rows_per_s(self, assignment: Assignment) -> float:
-        """See `Reserve.rows_per_s`: in batches that leave a row time to wait within the SLO."""
-        service = self._served.services.get((assignment.variant, assignment.placement.profile))
-        if service is None:
-            return 0.0
-        key = (service, self._slo_ms * (1.0 - WAIT_OF_SLO))
-        if key not in self._swift:
-            spent_s = [service.seconds(rows) for rows in range(1, service.max_batch + 1)]
-            swift = [rows / s for rows, s in enumerate(spent_s, 1) if s * 1e3 <= key[1]]
-            self._swift[key] = max(swift, default=1.0 / spent_s[0])
-        return self._swift[key]
-
-    def wait_ms(self) -> float:
-        """See `Reserve.wait_ms`."""
-        return WAIT_OF_SLO * self._slo_ms
-
-    @property
-    def _slo_ms(self) -> float:
-        return self._served.targets.get("slo_ms", 0.0)
 
 
 class Served:
@@ -148,13 +82,17 @@ class Served:
         self.router = Router(
             msgspec.structs.replace(spec, name=self.name), self.slab, layout.slots, config, None, account, loop=loop
         )
+        names = [variant.name for variant in spec.variants]
+        self._understudies = (
+            Understudies(names, config.relief, lambda: self.targets.get("slo_ms", 0.0)) if config.relief else None
+        )
         self.fleet = FamilyFleet(
             self.router,
             account,
             start=self._start,
             joules=self._joules,
             silent_s=workers.silent_s,
-            reserve=Understudies(self) if config.relief else None,
+            reserve=self._understudies,
         )
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
@@ -162,8 +100,8 @@ class Served:
         apart from it."""
         self.profile = profile
         self.drawn = drawn or {}
-        self.__dict__.pop("services", None)
-        self.__dict__.pop("backend", None)
+        if self._understudies is not None:
+            self._understudies.use(profile)
         self.router.expect(profile)
 
     def order(self, assignment: Assignment) -> WorkerOrder:
@@ -223,16 +161,6 @@ class Served:
             for placement in max(device.shape().layouts, key=len, default=()):
                 out.append(Assignment(placement=placement, family=self.name, variant=variant, backend="eager"))
         return tuple(out)
-
-    @cached_property
-    def services(self) -> dict[tuple[str, str], Service]:
-        """How each (variant, profile) serves, as it was measured."""
-        return services_of(self.profile) if self.profile is not None else {}
-
-    @cached_property
-    def backend(self) -> dict[tuple[str, str], str]:
-        """On which backend each of `services` does."""
-        return backends_of(self.profile) if self.profile is not None else {}
 
     async def _start(self, assignment: Assignment) -> Worker:
         return await self._pool.spawn(self.order(assignment), self.slab)

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from clover.errors import CloverError, ConfigError
-from clover.simulate import families, loads, world
+from clover.simulate import families, loads, minutes, world
 from clover.simulate.page import page
 from clover.simulate.paper import Paper
 from clover.simulate.records import Input, Results, Run
-from clover.simulate.tables import show
+from clover.simulate.tables import show, show_minutes
 from clover.simulate.work import execute, results
 from clover.simulate.world import Case, Machine, Rules, World
 
@@ -48,9 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = logging.getLogger("clover")
     level = log.level
     log.setLevel(logging.ERROR)  # what the controller warns of is in the ledger
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     try:
+        if given.minutes is not None:
+            _minutes(given, words, console)
+            return DONE
         found = _simulate(given, words)
-        console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
         show(found, console)
         if given.output:
             for path in _write(found, Path(given.output), png=given.png):
@@ -104,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--pue", type=float, default=1.5, help="power usage effectiveness [1.5]")
     add("--exact-rate", action="store_true", help="let the controller see the true rate, not one sampled in a window")
     add("--allow-capacity-loss", action="store_true", help="take changes that cannot keep the capacity meanwhile")
+    add("--minutes", metavar="M", type=float, default=None, help="play M minutes row by row through the server's own "
+        "router, instead of hours in steps")  # fmt: skip
+    add("--gust", metavar="F", type=float, default=1.0, help=f"with --minutes: F times the load for "
+        f"{minutes.GUST_S:g} s of every minute [1]")  # fmt: skip
+    add("--relief", metavar="VARIANT", default="", help="with --minutes: play it again with VARIANT (or auto) standing "
+        "by, as with --relief of serve")  # fmt: skip
     add("--scenario", choices=("paper",), default=None, help="the SC'23 evaluation: 3 families, 10 GPUs, 48 h of the "
         "artifact's traces (in --traces DIR), two accountings")  # fmt: skip
     add("--quick", action="store_true", help="a small one: 2 GPUs, 6 hours")
@@ -152,6 +161,25 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
     return _results(given, words, runs, inputs, labels, began)
 
 
+def _minutes(given: argparse.Namespace, words: Sequence[str], console: Console) -> None:
+    """Play minutes row by row, print them, and write them where a folder is given."""
+    _check(given)
+    if given.scenario:
+        raise ConfigError("--minutes plays what is given, and no --scenario")
+    cases, inputs = _cases(given)
+    found = [
+        minutes.play(case, seconds=60.0 * given.minutes, gust=given.gust, relief=relief)
+        for case in cases
+        for relief in dict.fromkeys(("", given.relief))
+    ]
+    show_minutes(found, inputs, console)
+    if given.output:
+        path = Path(given.output) / "minutes.json"
+        document = {"command": ["python", "-m", "clover", "simulate", *words], "inputs": inputs, "runs": found}
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+        console.print(f"written: {path}", soft_wrap=True)
+
+
 def _results(
     given: argparse.Namespace,
     words: Sequence[str],
@@ -192,12 +220,16 @@ def _check(given: argparse.Namespace) -> None:
         ("dwell_s", 0.0, 1e7),
         ("load_s", 0.0, 1e5),
         ("pue", 1.0, 10.0),
+        ("minutes", 0.5, 24 * 60.0),
+        ("gust", 1.0, 100.0),
     ):
         value = getattr(given, name)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"--{name.replace('_', '-')} is {low:g} to {high:g}, not {value:g}")
     if given.device and given.gpus is not None:
         raise ConfigError("--gpus and --device cpu exclude each other")
+    if given.minutes is None and (given.relief or given.gust != 1.0):
+        raise ConfigError("--gust and --relief are seen row by row: give --minutes")
     if given.png and not given.output:
         raise ConfigError("--png writes beside the report: give a folder with -o")
     if given.png and importlib.util.find_spec("matplotlib") is None:

@@ -113,7 +113,14 @@ def load(name: str, shapes: tuple[DeviceShape, ...]) -> Known:
             f"there is no family {name!r}: {', '.join(names())}, the path of a profile (.json), or a family measured "
             f"on this machine (`python -m clover profile {name}`)"
         )
-    return _of_file(found[-1], shapes)
+    wrong: ConfigError | None = None
+    for item in reversed(found):  # the newest that was measured on devices like these
+        try:
+            return _of_file(item, shapes)
+        except ConfigError as error:
+            wrong = wrong or error
+    assert wrong is not None
+    raise wrong
 
 
 def spec_of(profile: FamilyProfile) -> FamilySpec:

@@ -5,9 +5,9 @@
     bursts[:U]      U, and 1.6 U in bursts of one to three steps; one begins in a quiet step with probability 1/24
     FILE            arrival times, one a line, in seconds from the start of the simulation, ascending; counted by step
 
-U is a part of BASE's capacity (the best variant on whole devices), 0.6 where none is given.  Within a step arrivals are
-Poisson at the step's rate, for a FILE too: gusts shorter than a step are not seen.  Bursts depend on the seed and
-nothing else.
+U is a part of BASE's capacity (the best variant on whole devices), 0.6 where none is given; `R/s` in its place is rows
+a second.  Within a step arrivals are Poisson at the step's rate, for a FILE too: gusts shorter than a step are
+not seen (`minutes` sees them).  Bursts depend on the seed and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import hashlib
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clover.errors import ConfigError
@@ -32,13 +32,19 @@ _LARGEST = 3.0
 
 @dataclass(frozen=True)
 class Load:
-    """A load shape.  `level` is a part of BASE's capacity; `arrivals_s` only of a file."""
+    """A load shape.  `level` is a part of BASE's capacity, or rows a second where `per_s`; `arrivals_s` only of a
+    file."""
 
     name: str
     kind: str
     level: float
     arrivals_s: tuple[float, ...] = ()
     digest: str = ""
+    per_s: bool = False
+
+    def mean(self, capacity: float) -> float:
+        """Rows a second in the mean, where BASE can serve `capacity`."""
+        return self.level if self.per_s else self.level * capacity
 
     def rates(self, capacity: float, start_s: float, step_s: float, steps: int, seed: int) -> list[float]:
         """Rows a second of each step; `capacity` is BASE's, `start_s` grid time."""
@@ -48,7 +54,7 @@ class Load:
                 if (index := int(at_s // step_s)) < steps:
                     counts[index] += 1
             return [count / step_s for count in counts]
-        mean = self.level * capacity
+        mean = self.mean(capacity)
         if self.kind == "diurnal":
             hours = [((start_s + (index + 0.5) * step_s) / 3600.0) % 24.0 for index in range(steps)]
             return [mean * (1.0 + _SWING * math.cos(2.0 * math.pi * (h - _BUSIEST_H) / 24.0)) for h in hours]
@@ -60,7 +66,7 @@ class Load:
         """The same shape at `part` of the level; ConfigError for a file, whose rows are what they are."""
         if self.kind == "file":
             raise ConfigError("the artifact's accounting scales the load: a FILE of arrivals cannot be scaled")
-        return Load(self.name, self.kind, self.level * part)
+        return replace(self, level=self.level * part)
 
 
 def _bursts(mean: float, steps: int, seed: int) -> list[float]:
@@ -79,13 +85,16 @@ def parse(text: str) -> Load:
     """The load that `text` names; ConfigError where it names none."""
     kind, colon, rest = text.partition(":")
     if kind in ("constant", "diurnal", "bursts"):
+        rest, per_s, _ = rest.partition("/s")
         try:
             level = float(rest) if colon else BASE_LOAD
         except ValueError as error:
             raise ConfigError(
                 f"--load {kind}:U takes a part of BASE's capacity, as {kind}:0.6, not {rest!r}"
             ) from error
-        if not 0.0 < level <= _LARGEST:
+        if per_s and math.isfinite(level) and level > 0.0:
+            return Load(f"{kind}:{level:g}/s", kind, level, per_s=True)
+        if per_s or not 0.0 < level <= _LARGEST:
             raise ConfigError(
                 f"--load {kind}:U takes a part of BASE's capacity above 0 and up to {_LARGEST:g}, not {rest}"
             )

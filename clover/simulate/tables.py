@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from clover.planning.search import UNBOUNDED_MS
-from clover.simulate.records import Accounting, Results, Summary
+from clover.simulate.minutes import Minutes
+from clover.simulate.records import Accounting, Input, Results, Summary
 
 TITLES: dict[Accounting, str] = {
     "equal": "equal load: BASE serves the same rows on the same devices",
@@ -67,3 +71,51 @@ def show(results: Results, console: Console) -> None:
         console.print()
     for meaning in (*MEANINGS, *results.manifest.labels):
         console.print(Text(meaning), soft_wrap=True)
+
+
+MINUTE_HEADS = (
+    "family", "policy", "relief", "rows/s", "accuracy", "planned", "p50 ms", "p95 ms", "SLO ms", "late", "in gusts",
+    "back s", "relieved", "J/row",
+)  # fmt: skip
+MINUTE_MEANINGS = (
+    "row by row through the server's own controller, fleet and router, before simulated workers and without HTTP",
+    "times and joules are modelled, nothing was measured",
+    "accuracy, planned: percent, of the rows answered and by the plan's shares",
+    "late: part of the rows above the SLO or without an answer; in gusts: of the rows that arrived in one",
+    "back s: seconds from a gust's beginning until the p95 of every second is within the SLO again",
+)
+
+
+def show_minutes(found: Sequence[Minutes], inputs: Sequence[Input], console: Console) -> None:
+    """Print what became of minutes that were played row by row."""
+    sheet = Table(box=None, pad_edge=False)
+    for head in MINUTE_HEADS:
+        sheet.add_column(head, justify="left" if head in MINUTE_HEADS[:3] else "right", no_wrap=True)
+    for item in found:
+        gusts = f"{item.gust_late / item.gust_rows:.1%}" if item.gust_rows else "-"
+        back = ("never" if math.isinf(item.back_s) else f"{item.back_s:g}") if item.gust_rows else "-"
+        cells = (
+            item.family,
+            item.policy,
+            item.relief or "none",
+            f"{item.rate:.1f}",
+            f"{item.accuracy:.2f}",
+            f"{item.planned_accuracy:.2f}",
+            _ms(item.p50_ms),
+            _ms(item.p95_ms),
+            f"{item.slo_ms:.1f}",
+            f"{item.late / max(1, item.rows):.2%}",
+            gusts,
+            back,
+            f"{item.relieved / max(1, item.rows):.1%}",
+            f"{item.active_j / max(1, item.rows - item.unanswered):.4g}",
+        )
+        sheet.add_row(*map(Text, cells))
+    console.print(sheet)
+    console.print()
+    for text in (*MINUTE_MEANINGS, *(item.about for item in inputs)):
+        console.print(Text(text), soft_wrap=True)
+
+
+def _ms(value: float) -> str:
+    return "unbounded" if math.isinf(value) else f"{value:.1f}"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from clover.planning.queueing import Service
-from clover.runtime.served import Understudies
+from clover.runtime.understudies import Understudies
 from clover.types import Assignment, Placement
+from tests.unit.profiles_fixture import VARIANTS, profile
 
 NAMES = ("tiny", "small", "medium", "large")
 MS = {"tiny": 1.0, "small": 2.5, "medium": 6.0, "large": 10.0}
@@ -22,15 +20,11 @@ def worker(variant: str, start: int = 0, shape: str = "1g") -> Assignment:
 
 
 def understudies(relief: str = "auto", slo_ms: float = 100.0, **services: Service) -> Understudies:
+    found = Understudies(NAMES, relief, lambda: slo_ms)
     known = services or {name: Service((1, 8), (ms, 8 * ms), (1.0, 1.0)) for name, ms in MS.items()}
-    served: Any = SimpleNamespace(
-        spec=SimpleNamespace(variants=[SimpleNamespace(name=name) for name in NAMES]),
-        config=SimpleNamespace(relief=relief),
-        targets={"slo_ms": slo_ms} if slo_ms else {},
-        services={(name, "1g"): service for name, service in known.items()},
-        backend={(name, "1g"): "onnxruntime" for name in known},
-    )
-    return Understudies(served)
+    found._services = {(name, "1g"): service for name, service in known.items()}
+    found._backend = {(name, "1g"): "onnxruntime" for name in known}
+    return found
 
 
 def chosen(found: tuple[Assignment, ...]) -> set[str]:
@@ -82,3 +76,19 @@ def test_speed_is_that_of_batches_that_leave_time_to_wait() -> None:
 def test_a_row_may_wait_half_of_the_slo() -> None:
     assert understudies(slo_ms=40.0).wait_ms() == 20.0
     assert understudies(slo_ms=0.0).wait_ms() == 0.0, "without a target nothing is late"
+
+
+def test_without_a_profile_nobody_stands_by() -> None:
+    found = understudies()
+    found.use(None)
+    assert found.beside([worker("large")]) == ()
+    assert found.rows_per_s(worker("large")) == 0.0
+
+
+def test_a_profile_says_who_can() -> None:
+    found = Understudies(list(VARIANTS), "auto", lambda: 100.0)
+    found.use(profile())
+    best = Placement(device="cpu0", profile="1c", start=0, size=1)
+    (one,) = found.beside([Assignment(placement=best, family="toy", variant="large", backend="eager")])
+    assert one.variant == "small"
+    assert found.rows_per_s(one) > 0.0

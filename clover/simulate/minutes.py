@@ -1,0 +1,338 @@
+"""A minute row by row: the server's own controller, fleet and router on a virtual clock, before simulated workers.
+
+Days are played in steps, in which rows are a rate (`replay`).  What happens within a second is seen only where each row
+is queued, dealt, batched and answered, and that is what the server's router does here: quotas, batches, deadlines and
+relief are the code that serves.  Only workers (`workers`), devices and clients are simulated; there is no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.accounting import Account, joules_per_row
+from clover.carbon import Chain, GridClock
+from clover.config import ControllerConfig, FamilyConfig
+from clover.control.controller import Controller
+from clover.errors import ConfigError, RequestError
+from clover.planning.problem import services_of
+from clover.runtime.fleet import FamilyFleet
+from clover.runtime.router import Router
+from clover.runtime.slab import Layout, Slab
+from clover.runtime.tickets import Ticket
+from clover.runtime.understudies import Understudies
+from clover.simulate import clock
+from clover.simulate.families import spec_of
+from clover.simulate.fleet import simulated
+from clover.simulate.solver import LocalSolver
+from clover.simulate.workers import SimulatedWorker, Slice
+from clover.simulate.world import Case
+from clover.types import Assignment, FamilyProfile, FamilySpec, Record
+
+Floats = NDArray[np.float64]
+
+GUST = 2.5
+GUST_FROM_S, GUST_S = 20.0, 12.0
+"""A gust is `GUST` times the load, `GUST_S` long, from `GUST_FROM_S` on in every minute."""
+BACK_S = 5.0
+_SLOTS = 4096
+_P95 = 0.95
+
+
+class Second(Record, frozen=True, kw_only=True):
+    """The rows that arrived within a second: how many, their p95 (ms, NaN without any), the part that was late or not
+    answered, and how many each variant answered."""
+
+    rows: int
+    p95_ms: float
+    late: float
+    variants: dict[str, int]
+
+
+class Minutes(Record, frozen=True, kw_only=True):
+    """What became of every row.
+
+    `accuracy` (percent) is of the rows answered, `planned_accuracy` what the plan's shares give; `shares` likewise.
+    `late` counts rows above the SLO and rows without an answer, `gust_late` those of them that arrived in a gust.
+    `back_s`: seconds from the first gust's beginning until the p95 of every second to come is within the SLO; infinite
+    where it never is, 0 without a gust.  `active_j` are joules above idle, by the profile.  `relieved` rows were
+    answered by workers that stand by, which took over `reliefs` times.
+    """
+
+    family: str
+    policy: str
+    relief: str
+    seed: int
+    seconds: float
+    rate: float
+    gust: float
+    slo_ms: float
+    deployment: str
+    rows: int
+    unanswered: int
+    accuracy: float
+    planned_accuracy: float
+    shares: dict[str, float]
+    planned_shares: dict[str, float]
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    late: int
+    gust_late: int
+    gust_rows: int
+    back_s: float
+    active_j: float
+    relieved: int
+    reliefs: int
+    by_second: tuple[Second, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """When it arrived (s), how long it took (ms), which variant answered (-1: none did)."""
+
+    at_s: float
+    ms: float
+    lane: int
+
+
+def gusty(rate: float, gust: float) -> Callable[[float], float]:
+    """Rows a second at a time (s): `rate`, and `gust` times that in the gusts."""
+    return lambda at_s: rate * (gust if 0.0 <= at_s % 60.0 - GUST_FROM_S < GUST_S else 1.0)
+
+
+def play(case: Case, *, seconds: float, gust: float = 1.0, relief: str = "") -> Minutes:
+    """Play `seconds` of `case` at its constant load, with gusts of `gust` times that."""
+    if case.load.kind != "constant":
+        raise ConfigError("row by row the load is constant:U, with --gust F for gusts")
+    return clock.run(_Play(case, seconds, gust, relief).play())
+
+
+class _Play:
+    """One run under way."""
+
+    def __init__(self, case: Case, seconds: float, gust: float, relief: str) -> None:
+        profile = case.world.known.profile
+        self.case = case
+        self.seconds = seconds
+        self.gust = gust
+        self.relief = relief
+        self.rate = case.load.rates(case.world.capacity, case.trace.start_s, 1.0, 1, case.seed)[0]
+        self.spec = _spec(profile)
+        self.services = services_of(profile)
+        self.rng = random.Random(case.seed)
+        self.slices: dict[str, Slice] = {}
+        self.workers: list[SimulatedWorker] = []
+        self.rows: list[Row] = []
+        self.begun_ns = 0
+        names = [variant.name for variant in self.spec.variants]
+        if relief not in ("", "auto", *names):
+            raise ConfigError(f"{profile.family} has no variant {relief!r} to come to relief: {', '.join(names)}")
+
+    async def play(self) -> Minutes:
+        case, world, rules = self.case, self.case.world, self.case.world.rules
+        profile = world.known.profile
+        loop = asyncio.get_running_loop()
+        settings = ControllerConfig(
+            policy=case.scheme.policy,
+            objective=case.scheme.form or rules.form,
+            lam=case.scheme.lam if case.scheme.lam is not None else rules.lam,
+            min_dwell_s=rules.dwell_s,
+            design_rate=self.rate,
+            allow_capacity_loss=rules.capacity_loss,
+        )
+        config = FamilyConfig(
+            family=profile.family,
+            slo_ms=rules.slo_ms,
+            accuracy_floor=rules.accuracy_floor,
+            accuracy_margin=rules.accuracy_margin,
+            relief=self.relief,
+        )
+        slab = Slab.create(Layout(self.spec, _SLOTS))
+        account = Account(pue=1.0)
+        router = Router(self.spec, slab, _SLOTS, config, profile, account, loop=loop, clock=self._now_ns)
+        grid = GridClock(case.trace.start_s, 1.0, clock.now_s)
+        controller = Controller(
+            settings,
+            devices=simulated(world.machine.shapes),
+            chain=Chain([case.trace.source], monotonic=clock.now_s),
+            grid_clock=grid,
+            solver=LocalSolver(world.memory, seed=case.seed),
+            monotonic=clock.now_s,
+            wall=grid.now,
+        )
+        reserve = None
+        if self.relief:
+            names = [variant.name for variant in self.spec.variants]
+            reserve = Understudies(names, self.relief, lambda: family.targets.slo_ms)
+            reserve.use(profile)
+        fleet = FamilyFleet(
+            router,
+            account,
+            start=self._started(router),
+            joules=lambda item: joules_per_row(
+                profile, item.variant, item.placement.profile, item.backend, self.spec.max_batch
+            ),
+            silent_s=1e9,
+            reserve=reserve,
+            clock=self._now_ns,
+        )
+        family = controller.add(self.spec, profile, fleet, config)
+        tending = loop.create_task(_tend(fleet))
+        try:
+            await controller.start()
+            deployment = _words(fleet.routed)
+            fleet.watch()
+            await asyncio.sleep(1.0)  # who stands by is there
+            planned = dict(family.standing.routing.shares) if family.standing is not None else {}
+            await self._offer(router)
+        finally:
+            tending.cancel()
+            await controller.stop()
+            await fleet.stop()
+            slab.close()
+        return self._summed(router, family.targets.slo_ms, deployment, planned)
+
+    def _started(self, router: Router) -> Callable[[Assignment], Any]:
+        async def start(item: Assignment) -> SimulatedWorker:
+            worker = SimulatedWorker(
+                len(self.workers) + 1,
+                self.services[item.variant, item.placement.profile],
+                self.slices.setdefault(item.placement.id, Slice()),
+                clock=self._now_ns,
+                later=asyncio.get_running_loop().call_later,
+                reap=router.reap,
+                rng=self.rng,
+            )
+            self.workers.append(worker)
+            return worker
+
+        return start
+
+    async def _offer(self, router: Router) -> None:
+        """Rows arrive as a Poisson process (thinned from the highest rate); the last answers are waited for."""
+        arrivals = random.Random(self.case.seed + 1)
+        rate = gusty(self.rate, self.gust)
+        highest = self.rate * max(1.0, self.gust)
+        self.begun_ns = self._now_ns()
+        begun_s, at_s = clock.now_s(), 0.0
+        while True:
+            at_s += arrivals.expovariate(highest)
+            if at_s >= self.seconds:
+                break
+            if arrivals.random() * highest >= rate(at_s):
+                continue
+            await asyncio.sleep(begun_s + at_s - clock.now_s())
+            try:
+                router.submit(router.open(1), self._answered(router))
+            except RequestError:
+                self.rows.append(Row(at_s, math.inf, -1))
+        await asyncio.sleep(60.0)
+
+    def _answered(self, router: Router) -> Callable[[Any], None]:
+        def done(ticket: Ticket) -> None:
+            at_s = (ticket.arrival_ns - self.begun_ns) / 1e9
+            if ticket.status == 200:
+                self.rows.append(Row(at_s, (ticket.done_ns - ticket.arrival_ns) / 1e6, ticket.variants[0]))
+            else:
+                self.rows.append(Row(at_s, math.inf, -1))
+            router.close(ticket)
+
+        return done
+
+    def _now_ns(self) -> int:
+        return round(clock.now_s() * 1e9)
+
+    def _summed(self, router: Router, slo_ms: float, deployment: str, planned: dict[str, float]) -> Minutes:
+        self.rows.sort(key=lambda row: row.at_s)
+        at_s, ms = (np.array([getattr(row, name) for row in self.rows]) for name in ("at_s", "ms"))
+        names = router.traffic.variants
+        gusts = np.array([gusty(1.0, 2.0)(float(at)) > 1.0 for at in at_s]) & (self.gust > 1.0)
+        late = ms > slo_ms
+        counts = Counter(row.lane for row in self.rows if row.lane >= 0)
+        answered = max(1, sum(counts.values()))
+        by_second = self._by_second(at_s, ms, late, names)
+        return Minutes(
+            family=self.case.world.known.profile.family,
+            policy=self.case.scheme.name,
+            relief=self.relief,
+            seed=self.case.seed,
+            seconds=self.seconds,
+            rate=self.rate,
+            gust=self.gust,
+            slo_ms=slo_ms,
+            deployment=deployment,
+            rows=len(self.rows),
+            unanswered=sum(row.lane < 0 for row in self.rows),
+            accuracy=sum(count * router.accuracy[lane] for lane, count in counts.items()) / answered,
+            planned_accuracy=sum(share * router.accuracy[names.index(name)] for name, share in planned.items()),
+            shares={names[lane]: count / answered for lane, count in sorted(counts.items())},
+            planned_shares=planned,
+            p50_ms=quantile(ms, 0.5),
+            p95_ms=quantile(ms, _P95),
+            p99_ms=quantile(ms, 0.99),
+            late=int(late.sum()),
+            gust_late=int((late & gusts).sum()),
+            gust_rows=int(gusts.sum()),
+            back_s=back_s([second.p95_ms for second in by_second], slo_ms) if self.gust > 1.0 else 0.0,
+            active_j=sum(worker.joules for worker in self.workers),
+            relieved=router.traffic.relieved_rows,
+            reliefs=router.traffic.reliefs,
+            by_second=by_second,
+        )
+
+    def _by_second(
+        self, at_s: Floats, ms: Floats, late: NDArray[np.bool_], names: tuple[str, ...]
+    ) -> tuple[Second, ...]:
+        edges = np.searchsorted(at_s, np.arange(math.ceil(self.seconds) + 1))
+        found = []
+        for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            lanes = Counter(names[row.lane] for row in self.rows[low:high] if row.lane >= 0)
+            found.append(
+                Second(
+                    rows=high - low,
+                    p95_ms=quantile(ms[low:high], _P95),
+                    late=float(late[low:high].mean()) if high > low else 0.0,
+                    variants=dict(lanes),
+                )
+            )
+        return tuple(found)
+
+
+def quantile(values: Floats, q: float) -> float:
+    """The q-quantile, the higher of two neighbours (rows without an answer took for ever); NaN without values."""
+    return float(np.quantile(values, q, method="higher")) if len(values) else math.nan
+
+
+def back_s(p95_ms: list[float], slo_ms: float, gust_from_s: float = GUST_FROM_S) -> float:
+    """Seconds from `gust_from_s` until every later second of the same minute is within the SLO."""
+    minute = p95_ms[int(gust_from_s) : 60]
+    bad = [second for second, value in enumerate(minute, 1) if value > slo_ms]
+    if not bad:
+        return 0.0
+    return math.inf if bad[-1] == len(minute) else float(bad[-1])
+
+
+def _spec(profile: FamilyProfile) -> FamilySpec:
+    largest = max(item.batch for item in profile.latency)
+    return msgspec.structs.replace(spec_of(profile), max_batch=largest)
+
+
+def _words(routed: tuple[Assignment, ...]) -> str:
+    counts = Counter((item.variant, item.placement.profile) for item in routed)
+    return " + ".join(f"{count} x {variant}@{shape}" for (variant, shape), count in sorted(counts.items()))
+
+
+async def _tend(fleet: FamilyFleet) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        fleet.watch()
