@@ -11,8 +11,12 @@ Every answer is checked for its id; a `check` function may judge the body as wel
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import os
 import random
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +58,41 @@ class Sample:
     def latency_ms(self) -> float:
         """Milliseconds from when the request was due to its whole answer."""
         return (self.done_ns - self.due_ns) / 1e6
+
+
+class Alarm:
+    """Wakes a coroutine at a monotonic time, to microseconds.  Timers of event loops are good to a millisecond, and
+    requests that should leave within one would leave together, which no Poisson process does."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = self._libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._fd, self._rang)
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def at(self, due_ns: int) -> None:
+        """Return at `due_ns`; at once where that has passed."""
+        if due_ns <= time.monotonic_ns():
+            return
+        self._waiting = self._loop.create_future()
+        when = struct.pack("qqqq", 0, 0, *divmod(due_ns, 1_000_000_000))
+        if self._libc.timerfd_settime(self._fd, 1, when, None):  # 1: the time is absolute
+            raise OSError(ctypes.get_errno(), "timerfd_settime")
+        await self._waiting
+
+    def close(self) -> None:
+        """Let go of the timer."""
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+
+    def _rang(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._fd, 8)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
 
 Check = Callable[[Body, Sample, bytes], None]
@@ -247,12 +286,12 @@ async def open_loop(
     async def grow() -> None:
         next_or_idle(await run.connect())
 
+    alarm = Alarm()
     while True:
         due += rng.expovariate(rate_at(due))
         if due > seconds:
             break
-        while (ahead := due - (time.monotonic_ns() - begin) / 1e9) > 0.0005:
-            await asyncio.sleep(ahead)
+        await alarm.at(begin + int(due * 1e9))
         body = bodies(due) if callable(bodies) else bodies[number % len(bodies)]
         number += 1
         due_ns = begin + int(due * 1e9)
@@ -269,6 +308,7 @@ async def open_loop(
             watch(due)
         if number % 16 == 0:
             await asyncio.sleep(0)
+    alarm.close()
     run.result.seconds = (time.monotonic_ns() - begin) / 1e9
     end = time.monotonic() + settle_s
     while waiting and time.monotonic() < end:
