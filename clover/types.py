@@ -89,8 +89,31 @@ class EvaluationSpec(Record, frozen=True, kw_only=True):
     metric: str = "top1"
 
 
+class ConfidenceSpec(Record, frozen=True, kw_only=True):
+    """How sure a variant is of a row, as one number out of its outputs: what a cascade compares with thresholds.
+
+    `kind`: "top" (the largest probability), "margin" (the largest less the second), "entropy" (1 - H / ln K), all in
+    0..1, of the K values in `output` ("" means the first): probabilities, or `logits` that softmax makes probabilities
+    of.  Otherwise "module:function", called in the worker as `function(outputs)` with the arrays of a batch in declared
+    order; it returns one score a row, higher for surer, within `minimum`..`maximum`.
+    """
+
+    kind: str
+    output: str = ""
+    logits: bool = False
+    minimum: float = 0.0
+    maximum: float = 1.0
+
+    @property
+    def built_in(self) -> bool:
+        """Whether Clover computes the score, rather than a function of the family."""
+        return ":" not in self.kind
+
+
 class FamilySpec(Record, frozen=True, kw_only=True):
-    """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear."""
+    """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear.
+
+    Without `confidence` it does not cascade."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -103,6 +126,7 @@ class FamilySpec(Record, frozen=True, kw_only=True):
     licence: str = ""
     max_batch: int = 32
     evaluation: EvaluationSpec | None = None
+    confidence: ConfidenceSpec | None = None
     digest: str = ""
 
     def variant(self, name: str) -> VariantSpec:
@@ -236,8 +260,61 @@ class BasePoint(Record, frozen=True, kw_only=True):
     method: Method
 
 
+class ChainPoint(Record, frozen=True, kw_only=True):
+    """One way to answer: the variants of `chain` in turn, a row going on where its score is below `thresholds[k]`.
+
+    Thresholds (one fewer than variants, each exactly a float32) were chosen on calibration rows.  All else is of
+    held-out rows: `accuracy` in percent with its 95 % Wilson interval; `difference` to the best variant alone in
+    points, with the 95 % interval of the paired difference; `reach`, the part of the rows that is asked of each stage
+    (the first is 1).  `energy` is that of a row as a part of what the best variant alone takes, by
+    `CascadeProfile.energy_j`."""
+
+    chain: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    accuracy: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    reach: tuple[float, ...]
+    energy: float
+
+
+class ScoreProfile(Record, frozen=True, kw_only=True):
+    """The scores of one variant, on held-out rows.  `quantiles` at evenly spaced levels from 0 to 1; by tenths of the
+    rows, from least to most sure, the parts that agree with the best variant, and that are right."""
+
+    quantiles: tuple[float, ...]
+    agreement: tuple[float, ...]
+    right: tuple[float, ...]
+
+
+class CascadeProfile(Record, frozen=True, kw_only=True):
+    """What chains of variants reach: `points` from the cheapest to the dearest, each more accurate than the cheaper.
+
+    `temperature` of each variant divides its logits before softmax: all scores and thresholds here are of that.
+    `energy_j`: joules a row of each variant at its cheapest batch, on the profile `energy_on` says, by `energy_method`
+    (a planner that has services of its own counts with `ChainPoint.reach`).  `best` is the variant all is held against.
+    Rows are those of the evaluation set that every variant saw: `calibration_rows`, `held_out_rows`.
+    """
+
+    confidence: ConfidenceSpec
+    best: str
+    temperature: dict[str, float]
+    points: tuple[ChainPoint, ...]
+    scores: dict[str, ScoreProfile]
+    energy_j: dict[str, float]
+    energy_on: dict[str, str]
+    energy_method: Method
+    calibration_rows: int
+    held_out_rows: int
+
+
 class FamilyProfile(Record, frozen=True, kw_only=True):
-    """All that was measured of a family on this machine, with the key that invalidates it."""
+    """All that was measured of a family on this machine, with the key that invalidates it.
+
+    `cascade` is null where the family has no confidence, or no rows to choose thresholds on."""
 
     family: str
     key: str
@@ -248,6 +325,7 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     latency: tuple[LatencyMeasurement, ...]
     backend: dict[str, str]
     base: BasePoint
+    cascade: CascadeProfile | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -28,6 +28,7 @@ from clover.profiling.candidates import COMPILED_AT_FIRST_START, Candidates, on_
 from clover.profiling.choose import elect, faster
 from clover.profiling.drive import Cell, Driver, Scored
 from clover.profiling.effort import FULL, QUICK, Effort
+from clover.profiling.evidence import Evidence, Witness, gather
 from clover.profiling.joules import Joules
 from clover.profiling.places import Devices, device_cores, devices_of, emulated, on_cores, places_of, whole_layout
 from clover.profiling.records import accuracy_of, latency_of, require_published, typical_p95
@@ -38,6 +39,7 @@ from clover.runtime.slab import Layout, Slab
 from clover.types import (
     AccuracyMeasurement,
     BasePoint,
+    CascadeProfile,
     FamilyProfile,
     FamilySpec,
     LatencyMeasurement,
@@ -109,7 +111,10 @@ async def measure(
     config = energy or EnergyConfig()
     slab = Slab.create(Layout(spec, 2 * spec.max_batch * max(1, len(whole_layout(devices)))))
     try:
+        notes: list[str] = []
+        evidence = await asyncio.to_thread(gather, spec, data, notes)
         work = _Measurement(spec, devices, pool, data, slab, looking, config, Path(cache_dir), progress, silent_s, key)
+        work.evidence, work.notes = evidence, notes
         try:
             profile = await work.run(tuple(dict.fromkeys(backends)), tuple(compile_with))
         finally:
@@ -136,6 +141,7 @@ class _Measurement:
     progress: Progress | None
     silent_s: float
     key: str
+    evidence: Evidence | None = None
     notes: list[str] = field(default_factory=list)
     accuracy: list[AccuracyMeasurement] = field(default_factory=list)
     latency: list[LatencyMeasurement] = field(default_factory=list)
@@ -157,7 +163,8 @@ class _Measurement:
         await self._compile(wanted, compile_with, places)
         candidates = self.candidates.of
         # A step is one worker started and measured; the estimate assumes that one of two thread counts suffices.
-        self.steps = sum(map(len, candidates.values())) + len(spec.variants) * (len(places) - 1) + 1
+        passes = len(spec.variants) if self.evidence is not None else 0
+        self.steps = sum(map(len, candidates.values())) + len(spec.variants) * (len(places) - 1) + passes + 1
         backend: dict[str, str] = {}
         first: dict[str, int] = {}
         for variant in spec.variants:
@@ -165,6 +172,7 @@ class _Measurement:
             mine = [item for item in self.accuracy if item.variant == variant.name]
             backend[variant.name], notes = elect(mine, [m for m in self.latency if m.variant == variant.name])
             self.notes += notes
+            await self._calibrate(variant, backend[variant.name], places[first[variant.name]])
         for index, place in enumerate(places):
             for variant in spec.variants:
                 if index <= first[variant.name]:
@@ -194,6 +202,7 @@ class _Measurement:
             latency=tuple(self.latency),
             backend=backend,
             base=base,
+            cascade=await self._cascade(backend, base),
             notes=tuple(dict.fromkeys(self.notes)),
         )
 
@@ -230,8 +239,10 @@ class _Measurement:
         """Accuracy and latency of every backend on the smallest profile."""
         reference: Any = None
         largest = self.batches[-1]
+        evidence = self.evidence
         for name in names:
             self._step(f"{variant.name} with {name} on {place.profile}")
+            witness = Witness(self.spec) if evidence is not None else None
             try:
                 async with self._worker(variant, name, place, 1) as worker:
                     async with self.joules.window((place,)) as window:
@@ -239,10 +250,12 @@ class _Measurement:
                             self.driver.score,
                             worker,
                             largest,
-                            most_rows=self.data.count,
                             # As a mere reference eager need not see every row, slow as it may be.
                             most_s=self.effort.score_s / (2 if name == "eager" and len(names) > 1 else 1),
+                            see=witness.see if witness is not None else None,
                         )
+                    if evidence is not None and witness is not None:
+                        evidence.held_out[variant.name, name] = witness
                     if reference is None:
                         reference = scored.answers
                     self._score(variant, name, scored, reference)
@@ -259,6 +272,34 @@ class _Measurement:
                     raise ProfileError(f"{variant.name} of {self.spec.name} cannot be measured: {error}") from error
                 self.notes.append(f"{name} is not used for {variant.name}: {error}")
                 log.warning("%s cannot serve %s: %s", name, variant.name, error)
+
+    async def _calibrate(self, variant: VariantSpec, name: str, place: Placement) -> None:
+        """Let `variant` answer the calibration rows with the backend it was given, for cascades."""
+        evidence = self.evidence
+        if evidence is None:
+            return
+        evidence.choose(variant.name, name)
+        self._step(f"{variant.name} with {name}: calibration rows")
+        witness = Witness(self.spec)
+        async with self._worker(variant, name, place, 1) as worker:
+            await self._drive(
+                self.driver.score,
+                worker,
+                self.batches[-1],
+                most_s=self.effort.score_s / 2,
+                rows=evidence.calibration_rows,
+                see=witness.see,
+            )
+        evidence.calibration[variant.name] = witness
+
+    async def _cascade(self, backend: dict[str, str], base: BasePoint) -> CascadeProfile | None:
+        """What chains of variants reach, where the family has a confidence."""
+        if self.evidence is None:
+            return None
+        found = await asyncio.to_thread(self.evidence.cascade, backend, self.latency, base)
+        if found is None:
+            self.notes.append("no cascades: too few rows of a split were seen to choose thresholds on")
+        return found
 
     async def _larger(self, variant: VariantSpec, name: str, place: Placement) -> None:
         """Latency on a larger profile, with the thread count that is worth it."""
