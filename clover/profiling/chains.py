@@ -120,14 +120,13 @@ def front(accuracy: Sequence[float], energy: Sequence[float]) -> list[int]:
     return kept
 
 
-def thinned(choices: Sequence[Choice], most: int = MOST_POINTS) -> list[Choice]:
-    """At most `most` of a front: again and again the inner point goes whose absence costs least, as the area between
-    accuracy and the logarithm of energy.  The ends stay."""
-    kept = list(choices)
+def thinned(accuracy: Sequence[float], energy: Sequence[float], most: int = MOST_POINTS) -> list[int]:
+    """At most `most` indices of a front in rising order: again and again the inner point goes whose absence costs
+    least, as the area between accuracy and the logarithm of energy.  The ends stay."""
+    kept = list(range(len(accuracy)))
+    height, width = np.array(accuracy), np.log(np.maximum(energy, 1e-12))
     while len(kept) > max(2, most):
-        accuracy = np.array([choice.accuracy for choice in kept])
-        cost = np.log(np.maximum([choice.energy_j for choice in kept], 1e-12))
-        area = (accuracy[1:-1] - accuracy[:-2]) * (cost[2:] - cost[1:-1])
+        area = (height[kept[1:-1]] - height[kept[:-2]]) * (width[kept[2:]] - width[kept[1:-1]])
         del kept[1 + int(np.argmin(area))]
     return kept
 
@@ -177,7 +176,7 @@ def fit(
     """The front of all chains of `names` with `energy_j` joules a row each, by rising energy: chosen on `calibration`,
     judged on `held_out`.  `best` is the variant that energy and differences are held against."""
     every = candidates(calibration, energy_j, count)
-    chosen = front([choice.accuracy for choice in every], [choice.energy_j for choice in every])
-    kept = thinned([every[index] for index in chosen], most)
+    chosen = [every[i] for i in front([c.accuracy for c in every], [c.energy_j for c in every])]
+    kept = [chosen[i] for i in thinned([c.accuracy for c in chosen], [c.energy_j for c in chosen], most)]
     points = [judged(held_out, choice, names, energy_j, best) for choice in kept]
     return tuple(points[i] for i in front([p.accuracy for p in points], [p.energy for p in points]))

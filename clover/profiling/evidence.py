@@ -19,20 +19,18 @@ from clover import confidence
 from clover.errors import ConfigError, ModelFailed, ProfileError
 from clover.profiling import chains, temperature
 from clover.profiling import rows as rows_module
+from clover.profiling.observed import Observed, costs_of
 from clover.profiling.rows import Rows
 from clover.profiling.score import answers
 from clover.runtime.batches import elements
 from clover.runtime.rows import read_rows
 from clover.runtime.slab import Slab
-from clover.types import BasePoint, CascadeProfile, FamilySpec, LatencyMeasurement, ScoreProfile
+from clover.types import BasePoint, CascadeProfile, FamilySpec, LatencyMeasurement
 
 MOST_KEPT = 1 << 24
 """Values kept of one pass: later rows are not kept (5,000 rows of ten classes are 50,000)."""
 LEAST_ROWS = 100
 """Rows of each split below which no cascade is worth judging."""
-LEVELS = 33
-"""Quantiles of scores that a profile keeps."""
-TENTHS = 10
 
 
 class Witness:
@@ -129,35 +127,22 @@ class Evidence:
 
     def cascade(
         self, backend: Mapping[str, str], latency: Sequence[LatencyMeasurement], base: BasePoint
-    ) -> CascadeProfile | None:
-        """What chains reach; None where a split has too few rows.  Raises ProfileError where there are no scores."""
-        names = list(backend)
-        reported = [self.held_out[name, backend[name]] for name in names]
+    ) -> tuple[CascadeProfile, Observed] | None:
+        """What chains reach, and the rows that say so; None where a split has too few.  Raises ProfileError where
+        there are no scores."""
+        names = tuple(backend)
         fitted = [self.calibration[name] for name in names]
         told = {name: seen.temperature(self.calibration_rows.labels) for name, seen in zip(names, fitted, strict=True)}
         best = names.index(base.variant)
-        chosen, _ = _split(fitted, list(told.values()), self.calibration_rows)
-        judged, same = _split(reported, list(told.values()), self.held_out_rows, best)
-        if min(chosen.rows, judged.rows) < LEAST_ROWS:
+        calibration, _ = _split(fitted, list(told.values()), self.calibration_rows, best)
+        reported = [self.held_out[name, backend[name]] for name in names]
+        held_out, same = _split(reported, list(told.values()), self.held_out_rows, best)
+        if min(calibration.rows, held_out.rows) < LEAST_ROWS:
             return None
-        costs = {name: reference(latency, name, backend[name], base.profile) for name in names}
-        joules = [costs[name].energy_j_per_row for name in names]
+        observed = Observed(names, calibration, held_out, same)
         assert self.spec.confidence is not None
-        return CascadeProfile(
-            confidence=self.spec.confidence,
-            best=base.variant,
-            temperature=told,
-            points=chains.fit(chosen, judged, names, joules, best),
-            scores={
-                name: _described(judged.scores[index], judged.right[index], same[index])
-                for index, name in enumerate(names)
-            },
-            energy_j={name: cost.energy_j_per_row for name, cost in costs.items()},
-            energy_on={name: cost.profile for name, cost in costs.items()},
-            energy_method=costs[base.variant].energy_method,
-            calibration_rows=chosen.rows,
-            held_out_rows=judged.rows,
-        )
+        costs = costs_of(latency, backend, base)
+        return observed.cascade(self.spec.confidence, told, costs, base.variant), observed
 
 
 def gather(spec: FamilySpec, held_out: Rows, notes: list[str]) -> Evidence | None:
@@ -177,18 +162,8 @@ def gather(spec: FamilySpec, held_out: Rows, notes: list[str]) -> Evidence | Non
         return None
 
 
-def reference(latency: Sequence[LatencyMeasurement], variant: str, backend: str, profile: str) -> LatencyMeasurement:
-    """The cheapest measurement a row of `variant` with its backend: on `profile` where it was measured there,
-    otherwise on any.  Raises ProfileError where there is none."""
-    mine = [m for m in latency if (m.variant, m.backend) == (variant, backend)]
-    there = [m for m in mine if m.profile == profile] or mine
-    if not there:
-        raise ProfileError(f"the energy of {variant} with {backend} is unknown: measure it again with --force")
-    return min(there, key=lambda m: m.energy_j_per_row)
-
-
 def _split(
-    seen: Sequence[Witness], temperatures: Sequence[float], rows: Rows, best: int = 0
+    seen: Sequence[Witness], temperatures: Sequence[float], rows: Rows, best: int
 ) -> tuple[chains.Split, NDArray[np.bool_]]:
     """The rows all variants saw, and on which of them each gives the answer of variant `best`."""
     said = [one.answers for one in seen]
@@ -197,12 +172,3 @@ def _split(
     right = [mine[:count] == rows.labels[:count] for mine in said]
     same = [mine[:count] == said[best][:count] for mine in said]
     return chains.Split(np.stack(scores), np.stack(right)), np.stack(same)
-
-
-def _described(scores: NDArray[np.float32], right: NDArray[np.bool_], same: NDArray[np.bool_]) -> ScoreProfile:
-    tenths = np.array_split(np.argsort(scores, kind="stable"), TENTHS)
-    return ScoreProfile(
-        quantiles=tuple(map(float, np.quantile(scores, np.linspace(0.0, 1.0, LEVELS)))),
-        agreement=tuple(float(same[part].mean()) for part in tenths),
-        right=tuple(float(right[part].mean()) for part in tenths),
-    )

@@ -30,6 +30,8 @@ from clover.profiling.drive import Cell, Driver, Scored
 from clover.profiling.effort import FULL, QUICK, Effort
 from clover.profiling.evidence import Evidence, Witness, gather
 from clover.profiling.joules import Joules
+from clover.profiling.observed import Observed
+from clover.profiling.observed import write as write_rows
 from clover.profiling.places import Devices, device_cores, devices_of, emulated, on_cores, places_of, whole_layout
 from clover.profiling.records import accuracy_of, latency_of, require_published, typical_p95
 from clover.profiling.standing import Standing
@@ -123,7 +125,17 @@ async def measure(
         slab.close()
     if store is not None:
         store.put(profile)
+    if work.observed is not None:
+        await asyncio.to_thread(_keep_rows, Path(cache_dir), profile, work.observed)
     return profile
+
+
+def _keep_rows(cache_dir: Path, profile: FamilyProfile, observed: Observed) -> None:
+    path = profiles.ProfileStore(cache_dir).rows_path(profile.family, profile.key)
+    try:
+        write_rows(path, observed, profile.made_at)
+    except OSError as error:
+        log.warning("cannot write %s (%s): emulated slices keep the front of this machine's cores", path, error)
 
 
 @dataclass
@@ -142,6 +154,7 @@ class _Measurement:
     silent_s: float
     key: str
     evidence: Evidence | None = None
+    observed: Observed | None = None
     notes: list[str] = field(default_factory=list)
     accuracy: list[AccuracyMeasurement] = field(default_factory=list)
     latency: list[LatencyMeasurement] = field(default_factory=list)
@@ -299,7 +312,9 @@ class _Measurement:
         found = await asyncio.to_thread(self.evidence.cascade, backend, self.latency, base)
         if found is None:
             self.notes.append("no cascades: too few rows of a split were seen to choose thresholds on")
-        return found
+            return None
+        cascade, self.observed = found
+        return cascade
 
     async def _larger(self, variant: VariantSpec, name: str, place: Placement) -> None:
         """Latency on a larger profile, with the thread count that is worth it."""

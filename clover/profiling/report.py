@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from clover import profiles
 from clover.errors import ProfileError
+from clover.profiling.fronts import front_plot, front_table
 from clover.profiling.measurement import Progress
 from clover.types import FamilyProfile
 
@@ -89,6 +90,8 @@ def table(profile: FamilyProfile) -> str:
         f"* the backend served; {what} measurement of {profile.made_at}",
         *(f"note: {note}" for note in profile.notes),
     ]
+    if profile.cascade is not None:
+        lines += ["", front_table(profile), "", front_plot(profile)]
     return "\n".join(lines)
 
 
