@@ -173,10 +173,13 @@ def fit(
     most: int = MOST_POINTS,
     count: int = GRID,
 ) -> tuple[ChainPoint, ...]:
-    """The front of all chains of `names` with `energy_j` joules a row each, by rising energy: chosen on `calibration`,
-    judged on `held_out`.  `best` is the variant that energy and differences are held against."""
+    """The front of all chains of `names` with `energy_j` joules a row each, by rising energy: chosen on `calibration`
+    (at most `most`), judged on `held_out`, beside every variant by itself.  `best` is the variant that energy and
+    differences are held against."""
     every = candidates(calibration, energy_j, count)
     chosen = [every[i] for i in front([c.accuracy for c in every], [c.energy_j for c in every])]
     kept = [chosen[i] for i in thinned([c.accuracy for c in chosen], [c.energy_j for c in chosen], most)]
+    # Nothing is chosen of a variant by itself, so those that calibration rows left out may be judged as well.
+    kept += [choice for choice in every if not choice.thresholds and choice not in kept]
     points = [judged(held_out, choice, names, energy_j, best) for choice in kept]
     return tuple(points[i] for i in front([p.accuracy for p in points], [p.energy for p in points]))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +122,9 @@ def write(path: Path, observed: Observed, made_at: str) -> None:
 def read(path: Path, made_at: str) -> Observed | None:
     """The rows in `path`; None where there are none, or not those of the profile that was `made_at`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return observed_of(file) if str(file["made_at"]) == made_at else None
-    except (OSError, KeyError, ValueError, EOFError):
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return None  # a profile without them is whole: its front is only not made anew
 
 
