@@ -8,11 +8,12 @@ accuracy meets its request, and the quotas of the plan decide among them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from clover._native.batcher import Batcher
 from clover._native.route import Quota
 from clover.accounting import WorkerMeter
+from clover.runtime.cascade import Chain, Ends, chain_of
 from clover.runtime.links import Link, WorkerHandle
 from clover.types import FamilyProfile, FamilySpec, Routing
 
@@ -42,7 +43,8 @@ def expected_accuracy(spec: FamilySpec, profile: FamilyProfile | None) -> list[f
 
 class Lanes:
     """Links between workers and lanes, which are the `variants`.  `live` has bit i set while lane i has an attached
-    worker; `routing` is what was set last, `delayed` whether rows of any lane may wait for a batch to fill."""
+    worker; `routing` is what was set last, `delayed` whether rows of any lane may wait for a batch to fill, `chain` the
+    cascade that rows follow.  `known` says what is to be expected of profiled chains (`chain_of`)."""
 
     def __init__(
         self, batcher: Batcher, variants: Sequence[str], accuracy: Sequence[float], max_batch: int, delay_ms: float
@@ -51,6 +53,8 @@ class Lanes:
         self.live = 0
         self.links: list[Link] = []
         self.routing = Routing(shares=dict.fromkeys(variants, 1.0))
+        self.chain: Chain | None = None
+        self.known: Mapping[tuple[tuple[str, ...], tuple[float, ...]], tuple[Ends, Ends]] = {}
         self.delayed = delay_ms > 0.0
         self._variants = tuple(variants)
         self._delay_ms = delay_ms
@@ -90,6 +94,7 @@ class Lanes:
     def accuracy_changed(self) -> None:
         """The accuracies handed in at the start are others now."""
         self._masks.clear()
+        self.chain = self._chain(self.routing)
 
     def by_index(self, index: int) -> Link:
         """The link at `index` of the batcher."""
@@ -115,9 +120,10 @@ class Lanes:
 
     def set(self, entries: Iterable[Entry], routing: Routing) -> None:
         """Attach exactly `entries`: new ones first, so that no lane is empty in between; then the quotas, the largest
-        batches and the waits.  ValueError for waits and batches that make no sense; nothing has changed then."""
+        batches, the waits and the chain.  ValueError where these make no sense; nothing has changed then."""
         wanted = {id(entry[0]): entry for entry in entries}
         knobs = [self._knobs(variant, routing) for variant in self._variants]
+        chain = self._chain(routing)
         for worker, lane, max_batch, meter in wanted.values():
             link = self.find(worker)
             if link is None:
@@ -132,6 +138,7 @@ class Lanes:
             self._batcher.set_lane(lane, largest, delay_ns)
         self.delayed = any(delay_ns for _, delay_ns in knobs)
         self.routing = routing
+        self.chain = chain
         self._changed()
 
     def relieve(self, entries: Iterable[Entry], lane: int) -> None:
@@ -181,6 +188,12 @@ class Lanes:
             self._batcher.attach(link.index, link.lane, link.max_batch)
             link.attached = True
             link.epoch += 1
+
+    def _chain(self, routing: Routing) -> Chain | None:
+        if len(routing.chain) < 2:
+            return None
+        lanes = {variant: lane for lane, variant in enumerate(self._variants)}
+        return chain_of(routing.chain, routing.thresholds, lanes, self.accuracy, self.known)
 
     def _knobs(self, variant: str, routing: Routing) -> tuple[int, int]:
         """Rows of a batch (0: what the worker takes) and nanoseconds that a row may wait for one to fill."""

@@ -8,6 +8,9 @@ Routing.  The plan's quotas are kept row by row over the variants that have a wo
 accuracy; where the plan gives none of those a share, the cheapest of them serves.  Where it gives a variant a wait,
 rows of that variant are held until they fill a batch, the first has waited so long, or a deadline asks for haste.
 
+Cascades.  Where the plan has a chain (`runtime.cascade`), a row whose score is below the threshold goes on to the next
+variant's queue with what is left of its deadline; what one variant could not do about it, it keeps from the one before.
+
 Relief.  Where cheaper workers stand by (`runtime.relief`), they take what the plan's workers cannot serve in time.
 
 Death.  Rows being computed by a worker that died are queued again, once, on the same variant or (where it has no worker
@@ -33,6 +36,7 @@ from clover._native.batcher import Batcher
 from clover.accounting import Account
 from clover.config import FamilyConfig
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, TooLarge, Unavailable
+from clover.runtime.cascade import Chain
 from clover.runtime.deadlines import Deadlines
 from clover.runtime.lanes import MAX_WORKERS, Entry, Lanes, expected_accuracy
 from clover.runtime.links import Batch, Link, WorkerHandle
@@ -96,6 +100,7 @@ class Router:
         self._relief = Relief()
         self.standby: Standby | None = None
         self._admitted = 0
+        self._busy_ns = [0] * lanes
         self._deadlines = Deadlines()
         self._finished: list[Ticket] = []
         self._scheduled = False
@@ -154,6 +159,7 @@ class Router:
         *,
         timeout_ns: int = 0,
         min_accuracy: float = 0.0,
+        cascade: bool = True,
         context: Any = None,
     ) -> None:
         """See `Model.submit`; also raises Unavailable where no worker that is good enough is there now."""
@@ -176,6 +182,10 @@ class Router:
         ticket.context = context
         ticket.on_done = on_done
         ticket.submit_ns = now_ns
+        chain = self._lanes.chain
+        if chain is not None and cascade and not self._relief.active and mask >> chain.lanes[0] & 1:
+            ticket.chain = chain
+            mask = 1 << chain.lanes[0]
         slots = ticket.slots
         ticket.outstanding = len(slots)
         self._admitted += len(slots)
@@ -202,7 +212,10 @@ class Router:
         """See `Model.receipt`.  Variants of a request that was split are joined by "+", cheapest first."""
         lanes = ticket.variants
         rows = len(lanes)
-        if rows == 1:
+        if ticket.chain is not None:
+            name = "+".join(self.traffic.variants[lane] for lane in sorted(set(lanes)))
+            accuracy = sum(map(self._expected(ticket), range(rows))) / rows
+        elif rows == 1:
             name, accuracy = self.traffic.variants[lanes[0]], self.accuracy[lanes[0]]
         else:
             name = "+".join(self.traffic.variants[lane] for lane in sorted(set(lanes)))
@@ -210,6 +223,25 @@ class Router:
         return self._account.receipt(
             self.name, variant=name, accuracy=accuracy, rows=rows, active_j=ticket.energy_j, now_ns=ticket.done_ns
         )
+
+    def paths(self, ticket: Ticket) -> list[str]:
+        """The variants that each row was asked of, in that order: "small>xlarge"."""
+        names, paths = self.traffic.variants, ticket.paths
+        return [
+            ">".join(names[at] for at in (*paths.get(row, ()), lane)) for row, lane in enumerate(ticket.variants)
+        ]
+
+    def _expected(self, ticket: Ticket) -> Callable[[int], float]:
+        """Accuracy (percent) to expect of a row of a ticket that followed a chain."""
+
+        def of(row: int) -> float:
+            lane, chain = ticket.variants[row], ticket.chain
+            stage = chain.stage(lane) if chain is not None else -1
+            if chain is None or stage < 0:
+                return self.accuracy[lane]
+            return chain.cut[stage] if row in ticket.short else chain.ends[stage]
+
+        return of
 
     def close(self, ticket: Ticket) -> None:
         """See `Model.close`; closing twice does nothing."""
@@ -348,8 +380,7 @@ class Router:
             "rows": float(rows),
         }
         if rows:
-            pairs = zip(traffic.rows, self.accuracy, strict=True)
-            out["accuracy_served"] = sum(count * accuracy for count, accuracy in pairs) / rows
+            out["accuracy_served"] = traffic.accuracy_rows / rows
         if self.standby is not None:
             out["relief"] = float(self._relief.active)
             out["relieved_rows"] = float(traffic.relieved_rows)
@@ -455,7 +486,10 @@ class Router:
 
     def _expire(self, now_ns: int) -> None:
         for ticket in self._deadlines.due(now_ns):
-            self._finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
+            if ticket.paths and self._keep_all(ticket):
+                self._finish(ticket, 200, "", now_ns)
+            else:
+                self._finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
 
     def _arm(self, now_ns: int) -> None:
         """One timer, for the nearest deadline or (where batches wait to fill) the nearest delay to run out."""
@@ -516,20 +550,28 @@ class Router:
         start_ns = min(max(start_ns, batch.sent_ns), end_ns)
         busy_ns = end_ns - start_ns
         energy_j = link.meter.add(count, busy_ns, cpu_ns)
-        if not status:
-            self.traffic.batch(link.lane, count, busy_ns, now_ns)
-            if link.relief:
-                self.traffic.relieved_rows += count
-            self._account.rows_done(self.name, count, now_ns)
         if not status or not self._retry.after_failure(batch, now_ns):
-            self._settle(batch, status, start_ns, busy_ns, energy_j, now_ns)
+            gone_on = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
+            if not status:
+                self._busy_ns[link.lane] = busy_ns
+                self.traffic.batch(link.lane, count, gone_on, busy_ns, now_ns)
+                if link.relief:
+                    self.traffic.relieved_rows += count - gone_on
+                self._account.rows_done(self.name, count - gone_on, now_ns)
         self._lanes.forget_idle(link)
 
-    def _settle(self, batch: Batch, status: int, start_ns: int, busy_ns: int, energy_j: float, now_ns: int) -> None:
-        """Hand the rows of a completed batch back to their tickets, and finish those that have all of theirs."""
-        for slot in batch.slots:
+    def _settle(
+        self, link: Link, batch: Batch, status: int, start_ns: int, busy_ns: int, energy_j: float, now_ns: int
+    ) -> int:
+        """Hand the rows of a completed batch back to their tickets, send those on that go on, and finish tickets that
+        have all of theirs; how many rows went on."""
+        lane, gone_on = link.lane, 0
+        scores: list[float] = []
+        for at, slot in enumerate(batch.slots):
             ticket = self._table.landed(slot)
             if ticket is None:
+                if not status:
+                    self.traffic.accuracy_rows += self.accuracy[lane]
                 continue
             ticket.energy_j += energy_j
             waited_ns = start_ns - ticket.submit_ns
@@ -537,11 +579,91 @@ class Router:
                 ticket.queue_ns = waited_ns
             if busy_ns > ticket.compute_ns:
                 ticket.compute_ns = busy_ns
-            ticket.outstanding -= 1
             if status:
-                self._finish(ticket, 500, "the model failed on this request", now_ns)
-            elif not ticket.outstanding:
+                if not self._keep(ticket, ticket.slots.index(slot), "failed"):
+                    self._finish(ticket, 500, "the model failed on this request", now_ns)
+                    continue
+            elif ticket.chain is None:
+                self.traffic.accuracy_rows += self.accuracy[lane]
+            else:
+                scores = scores or self._memory.score[batch.slots].tolist()
+                if self._goes_on(ticket, ticket.chain, slot, lane, scores[at], now_ns):
+                    gone_on += 1
+                    continue
+            ticket.outstanding -= 1
+            if not ticket.outstanding:
                 self._finish(ticket, 200, "", now_ns)
+        return gone_on
+
+    # --- cascades -----------------------------------------------------------------------------------------------------
+
+    def _goes_on(self, ticket: Ticket, chain: Chain, slot: int, lane: int, score: float, now_ns: int) -> bool:
+        """Whether a row that `lane` answered with this score is asked of the next variant; it is queued for it then."""
+        stage = chain.stage(lane)
+        if stage < 0:  # a death or a relief led it elsewhere
+            self.traffic.accuracy_rows += self.accuracy[lane]
+            return False
+        if stage == len(chain.thresholds) or score >= chain.thresholds[stage]:
+            self.traffic.accuracy_rows += chain.ends[stage]
+            return False
+        row, target = ticket.slots.index(slot), chain.lanes[stage + 1]
+        why = ""
+        if not self._lanes.live >> target & 1:
+            why = "nobody"
+        elif self._relief.active:
+            why = "relief"
+        elif now_ns + self._needs_ns(target) > ticket.deadline_ns:
+            why = "deadline"
+        if why:
+            self._cut_short(ticket, chain, row, lane, why)
+            return False
+        ticket.paths[row] = (*ticket.paths.get(row, ()), lane)
+        ticket.variants[row] = target
+        self._batcher.requeue(target, [slot], ticket.deadline_ns, now_ns, ticket.key)
+        self._state[slot] = QUEUED
+        return True
+
+    def _needs_ns(self, lane: int) -> float:
+        """How long a row that is queued for `lane` now will take, as its last batch did: a batch for itself and one for
+        every batch's worth that waits before it."""
+        links = [link for link in self._lanes.links if link.attached and link.lane == lane]
+        ahead = sum(len(link.batches) for link in links) + self._batcher.depth(lane) / self.spec.max_batch
+        return self._busy_ns[lane] * (1.0 + ahead / max(1, len(links)))
+
+    def _cut_short(self, ticket: Ticket, chain: Chain, row: int, lane: int, why: str) -> None:
+        """A row ends at `lane` although it should go on."""
+        ticket.short.add(row)
+        self.traffic.cut(why)
+        stage = chain.stage(lane)
+        self.traffic.accuracy_rows += chain.cut[stage] if stage >= 0 else self.accuracy[lane]
+
+    def _keep(self, ticket: Ticket, row: int, why: str) -> bool:
+        """Take back a row that went on in vain: the answer of the variant before lies in its slot.  False where there
+        is none."""
+        before = ticket.paths.pop(row, ())
+        if not before or ticket.chain is None:
+            return False
+        ticket.variants[row] = before[-1]
+        if len(before) > 1:
+            ticket.paths[row] = before[:-1]
+        self.traffic.rows[before[-1]] += 1
+        self._cut_short(ticket, ticket.chain, row, before[-1], why)
+        return True
+
+    def _keep_all(self, ticket: Ticket) -> bool:
+        """The deadline has come: whether every row that is still out only waits to be asked again.  They keep the
+        answers they have then."""
+        waiting = [row for row, slot in enumerate(ticket.slots) if self._state[slot] == QUEUED]
+        if any(self._state[slot] == FLYING for slot in ticket.slots):
+            return False  # a worker may be writing into the slot
+        if not all(row in ticket.paths for row in waiting):
+            return False
+        self._table.cancel(ticket)
+        for row in waiting:
+            self._keep(ticket, row, "deadline")
+        return True
+
+    # --- the end of a ticket ------------------------------------------------------------------------------------------
 
     def _finish(
         self, ticket: Ticket, status: int, error: str, now_ns: int, *, retry_after_s: float | None = None

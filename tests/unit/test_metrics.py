@@ -24,8 +24,8 @@ def source() -> Any:
     for latency_ms in (2, 2, 30):
         traffic.finished(200, arrival_ns=0, submit_ns=0, done_ns=latency_ms * MS, queue_ns=MS, compute_ns=MS)
     traffic.refused(429)
-    traffic.batch(0, 3, MS, SECOND)
-    traffic.batch(1, 8, MS, SECOND)
+    traffic.batch(0, 3, 0, MS, SECOND)
+    traffic.batch(1, 8, 0, MS, SECOND)
     traffic.poisoned = 1
     return SimpleNamespace(
         traffic=traffic,
