@@ -1,0 +1,252 @@
+"""The shadow of a family: what the rows it served would have drawn on BASE and on the best fixed mix, added up.
+
+Every window of the account is laid beside its shadows (`planning.counterfactual`) as it is closed, at the intensity and
+PUE of its energy.  Sums begin with the server and are lost with it.
+
+    BASE      at the load of the window
+    static    the best fixed mix at the target: the accuracy budget's, or the floor and its margin
+    matched   the best fixed mix at the accuracy that was really served, over all windows together
+
+A fixed mix that follows our accuracy from window to window would be none, and today's accuracy is not known yet when
+yesterday's windows are closed.  So of the mixes of *every* accuracy the sums are kept, on a grid, and `matched` is read
+off where the accuracy that a mix has reached is the one served.
+
+Idle joules are the same on both sides: those of the family's workers and, of what no worker holds, those of its GPUs or
+its share of the core-sets.  Active joules of windows in which no batch ended belong to nobody, and are on neither side.
+
+The best fixed mixes are the solver process's work: they are asked for where the load is more than a rate step away from
+every load they are known for, at most every `ASK_S` (a plan that is wanted meanwhile waits for the answer, some tenths
+of a second), and then read at the load of each window.  Windows before the first answer, or at a load that no mix
+serves within the targets, are left out of static and matched, on both sides, and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.accounting import Span
+from clover.control.family import Family
+from clover.planning.budget import targeted
+from clover.planning.counterfactual import Fixed, Frontier, Mix, base, lanes_of, mix_of
+from clover.planning.problem import LEAST_RATE, accuracies
+from clover.types import Configuration, DeviceShape, Method, ObjectiveConfig
+
+Floats = NDArray[np.float64]
+
+ASK_S = 120.0
+_RATE_WINDOWS = 10
+_STEP = math.log(1.03)
+_KNOWN = 64
+_GRID = 256
+_FEW = 100
+
+
+@dataclass
+class Sums:
+    """What one comparison covers.  `served` and `shadow` are active energy; idle energy is the same for both.  `right`:
+    rows x accuracy; `beyond`: rows at loads that the shadow could not have served."""
+
+    rows: int = 0
+    right: float = 0.0
+    shadow_right: float = 0.0
+    served_j: float = 0.0
+    served_g: float = 0.0
+    shadow_j: float = 0.0
+    shadow_g: float = 0.0
+    idle_j: float = 0.0
+    idle_g: float = 0.0
+    beyond: int = 0
+
+
+@dataclass
+class Spectrum:
+    """Fixed mixes of every accuracy, from the least accurate variant to the best: rows x accuracy reached, joules and
+    grams of each."""
+
+    asked: Floats
+    right: Floats = field(init=False)
+    joules: Floats = field(init=False)
+    grams: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.right, self.joules, self.grams = (np.zeros(len(self.asked)) for _ in range(3))
+
+    @classmethod
+    def over(cls, accuracy: Sequence[float]) -> Spectrum:
+        """For variants of these accuracies, which are points of the grid."""
+        return cls(np.unique([*np.linspace(min(accuracy), max(accuracy), _GRID), *accuracy]))
+
+    def add(self, rows: int, corners: Floats, joules: Floats, scale_j: float, scale_g: float) -> None:
+        """A window: the corners of its frontier, and what one modelled joule a row stands for."""
+        a_row = np.interp(self.asked, corners, joules)
+        self.right += rows * np.clip(self.asked, corners[0], corners[-1])
+        self.joules += scale_j * a_row
+        self.grams += scale_g * a_row
+
+    def at(self, right: float) -> tuple[float, float, float]:
+        """Rows x accuracy, joules and grams of the mix that has reached `right`, or comes nearest to it."""
+        reached = min(max(right, float(self.right[0])), float(self.right[-1]))
+        joules, grams = (float(np.interp(reached, self.right, of)) for of in (self.joules, self.grams))
+        return reached, joules, grams
+
+
+class Shadow:
+    """The shadow of one family.  `look` when the controller looks, `window` when the account closes a window."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.accuracy = accuracies(family.profile)
+        self.base: Mix | None = None
+        self.target = math.nan
+        """The accuracy (percent) of `static` now."""
+        self.since_s = math.nan
+        """Grid time of the first window."""
+        self.floor = math.inf
+        """The accuracy floor of the fixed mixes where it is below the family's: what is really served."""
+        self.methods: set[Method] = set()
+        """Of the joules that were served with."""
+        self.rows = 0
+        self.right = 0.0
+        self.on_base = Sums()
+        self.static = Sums()
+        self._spectrum = Spectrum.over(list(self.accuracy.values()))
+        self._frontiers: dict[int, Frontier] = {}
+        self._asked_s = -math.inf
+        self._holds: tuple[object, ...] = ()
+        self._standing: object = None
+        self._lanes = lanes_of(family.profile, ())
+        self._share = 1.0
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOWS + 1)
+
+    def renewed(self, family: Family) -> Shadow:
+        """The same sums for a family that was unloaded and is there again."""
+        self.family, self._holds = family, ()
+        self._marks.clear()
+        return self
+
+    # --- what is compared with ----------------------------------------------------------------------------------------
+
+    def look(self, devices: tuple[DeviceShape, ...], share: float, objective: ObjectiveConfig) -> None:
+        """Follow the devices, the targets and what runs."""
+        holds = (devices, share, objective, self._floor(objective))
+        if holds != self._holds:
+            self._holds, self._share, self._standing = holds, share, None
+            self.base = base(self.family.profile, devices, share)
+            self.target = targeted(objective, max(self.accuracy.values(), default=0.0))
+            self._frontiers.clear()
+            self._asked_s = -math.inf
+        standing = self.family.standing
+        if standing is not None and standing.deployment is not self._standing:
+            self._standing = standing.deployment
+            self._follow(standing.configuration)
+
+    def _follow(self, configuration: Configuration) -> None:
+        # Rows of a worker that is drained still come in: it keeps its lane until its variant has another.
+        self._lanes |= lanes_of(self.family.profile, configuration, self._share)
+
+    @property
+    def rate(self) -> float:
+        """Rows a second over the last windows."""
+        marks = self._marks
+        seconds = marks[-1][0] - marks[0][0] if len(marks) > 1 else 0.0
+        return sum(rows for _, rows in list(marks)[1:]) / seconds if seconds > 0.0 else 0.0
+
+    def wanted(self, now_s: float) -> float | None:
+        """The rate whose fixed mixes are to be asked for now, which is then asked; None where none is."""
+        if self.rate < LEAST_RATE or now_s < self._asked_s + ASK_S:
+            return None
+        step = _step(self.rate)
+        if any(abs(known - step) <= 1 for known in self._frontiers):
+            return None
+        self._asked_s = now_s
+        return self.rate
+
+    def _floor(self, objective: ObjectiveConfig) -> float:
+        served = self.right / self.rows if self.rows > _FEW else objective.accuracy_floor
+        if served < min(objective.accuracy_floor, self.floor):
+            self.floor = math.floor(served - objective.accuracy_margin)  # whole points: not anew with every row
+        return self.floor
+
+    def learn(self, rate: float, fixed: Sequence[Fixed]) -> None:
+        """These are the best fixed mixes at `rate`."""
+        while len(self._frontiers) >= _KNOWN:
+            del self._frontiers[next(iter(self._frontiers))]
+        self._frontiers[_step(rate)] = Frontier.of(self.family.profile, fixed, self._share)
+
+    def _frontier(self, rate: float) -> Frontier | None:
+        """The one known for the nearest load; None where none is, or no mix serves it within the targets."""
+        if not self._frontiers:
+            return None
+        step = _step(rate)
+        return self._frontiers[min(self._frontiers, key=lambda known: abs(known - step))] or None
+
+    # --- windows ------------------------------------------------------------------------------------------------------
+
+    def window(self, span: Span, unowned: tuple[float, float], now_s: float, grid_s: float) -> None:
+        """Lay a window beside its shadows; `unowned`: the family's part of idle joules and grams that nobody holds."""
+        if math.isnan(self.since_s):
+            self.since_s = grid_s
+        rows = sum(span.rows.values())
+        self._marks.append((now_s, rows))
+        self.methods |= span.methods
+        idle_j, idle_g = span.share.idle_j + unowned[0], span.share.idle_g + unowned[1]
+        frontier = self._frontier(self.rate)
+        served = mix_of(self._lanes, span.rows, self.accuracy) if rows else None
+        each = [(self.on_base, self.base is not None), (self.static, frontier is not None)]
+        for sums, covers in each:
+            if covers and (served is not None or not rows):
+                sums.idle_j += idle_j
+                sums.idle_g += idle_g
+        self.rows += rows
+        if served is None:
+            return
+        self.right += rows * served.accuracy
+        rate = self.rate
+        modelled_j = max(served.joules(rate), 1e-15)
+        if self.base is not None:
+            part, beyond = self.base.joules(rate) / modelled_j, 0 if self.base.holds(rate) else rows
+            _book(self.on_base, served, rows, span, self.base.accuracy, part, beyond)
+        if frontier is not None:
+            reached, joules = frontier.at(self.target, rate)
+            _book(self.static, served, rows, span, reached, joules / modelled_j, 0)
+            scale_j, scale_g = span.share.active_j / modelled_j, span.share.active_g / modelled_j
+            self._spectrum.add(rows, *frontier.hull(rate), scale_j, scale_g)
+
+    @property
+    def matched(self) -> Sums:
+        """The best fixed mix at the accuracy served, over the windows of `static`."""
+        static = self.static
+        right, joules, grams = self._spectrum.at(static.right)
+        return Sums(
+            rows=static.rows,
+            right=static.right,
+            shadow_right=right,
+            served_j=static.served_j,
+            served_g=static.served_g,
+            shadow_j=joules,
+            shadow_g=grams,
+            idle_j=static.idle_j,
+            idle_g=static.idle_g,
+        )
+
+
+def _book(sums: Sums, served: Mix, rows: int, span: Span, accuracy: float, part: float, beyond: int) -> None:
+    """Add a window in which the shadow has `accuracy`, and `part` times the active energy."""
+    sums.rows += rows
+    sums.right += rows * served.accuracy
+    sums.shadow_right += rows * accuracy
+    sums.served_j += span.share.active_j
+    sums.served_g += span.share.active_g
+    sums.shadow_j += span.share.active_j * part
+    sums.shadow_g += span.share.active_g * part
+    sums.beyond += beyond
+
+
+def _step(rate: float) -> int:
+    return round(math.log(max(rate, LEAST_RATE)) / _STEP)
