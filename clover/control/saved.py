@@ -138,12 +138,12 @@ def _words(kind: str, told: Mapping[str, Any], which: str, label: str) -> str:
     if abs(points) >= 0.005:
         text += f"; {abs(points):.2f} points of accuracy {'given up' if points > 0.0 else 'gained'}"
     if told["rows_beyond_shadow"]:
-        beyond = told["rows_beyond_shadow"] / told["rows"]
-        text += f"; it could not have served the load of {beyond:.0%} of the rows, counted at its longest batches"
+        beyond = 100.0 * told["rows_beyond_shadow"] / told["rows"]
+        text += f"; it could not have served the load of {beyond:.0f} % of the rows, counted at its longest batches"
     if told["rows_left_out"]:
         text += f"; {told['rows_left_out']:.0f} rows left out, for which there was no shadow"
     return text
 
 
 def _percent(part: float) -> str:
-    return f"{'saved' if part > -0.0005 else 'lost'} {abs(part):.1%}"
+    return f"{'saved' if part > -0.0005 else 'lost'} {abs(100.0 * part):.1f} %"

@@ -35,13 +35,14 @@ from clover.control.family import Family
 from clover.planning.budget import targeted
 from clover.planning.counterfactual import Fixed, Frontier, Mix, base, lanes_of, mix_of
 from clover.planning.problem import LEAST_RATE, accuracies
-from clover.types import Configuration, DeviceShape, Method, ObjectiveConfig
+from clover.types import DeviceShape, Method, ObjectiveConfig
 
 Floats = NDArray[np.float64]
 
 ASK_S = 120.0
 _RATE_WINDOWS = 10
 _STEP = math.log(1.03)
+_STEADY = 1  # rate steps: what is asked for is a load, and not what lies on the way to one
 _KNOWN = 64
 _GRID = 256
 _FEW = 100
@@ -106,7 +107,7 @@ class Shadow:
         self.target = math.nan
         """The accuracy (percent) of `static` now."""
         self.since_s = math.nan
-        """Grid time of the first window."""
+        """Grid time at which the first window was opened."""
         self.floor = math.inf
         """The accuracy floor of the fixed mixes where it is below the family's: what is really served."""
         self.methods: set[Method] = set()
@@ -133,7 +134,7 @@ class Shadow:
     # --- what is compared with ----------------------------------------------------------------------------------------
 
     def look(self, devices: tuple[DeviceShape, ...], share: float, objective: ObjectiveConfig) -> None:
-        """Follow the devices, the targets and what runs."""
+        """Follow the devices and the targets."""
         holds = (devices, share, objective, self._floor(objective))
         if holds != self._holds:
             self._holds, self._share, self._standing = holds, share, None
@@ -141,28 +142,25 @@ class Shadow:
             self.target = targeted(objective, max(self.accuracy.values(), default=0.0))
             self._frontiers.clear()
             self._asked_s = -math.inf
+
+    def _follow(self) -> None:
+        """What runs.  A worker that is drained still answers rows: it keeps its lane until its variant has another."""
         standing = self.family.standing
         if standing is not None and standing.deployment is not self._standing:
             self._standing = standing.deployment
-            self._follow(standing.configuration)
-
-    def _follow(self, configuration: Configuration) -> None:
-        # Rows of a worker that is drained still come in: it keeps its lane until its variant has another.
-        self._lanes |= lanes_of(self.family.profile, configuration, self._share)
+            self._lanes |= lanes_of(self.family.profile, standing.configuration, self._share)
 
     @property
     def rate(self) -> float:
         """Rows a second over the last windows."""
-        marks = self._marks
-        seconds = marks[-1][0] - marks[0][0] if len(marks) > 1 else 0.0
-        return sum(rows for _, rows in list(marks)[1:]) / seconds if seconds > 0.0 else 0.0
+        return _rate(list(self._marks))
 
     def wanted(self, now_s: float) -> float | None:
         """The rate whose fixed mixes are to be asked for now, which is then asked; None where none is."""
         if self.rate < LEAST_RATE or now_s < self._asked_s + ASK_S:
             return None
-        step = _step(self.rate)
-        if any(abs(known - step) <= 1 for known in self._frontiers):
+        step, half = _step(self.rate), list(self._marks)[len(self._marks) // 2 :]
+        if any(abs(known - step) <= 1 for known in self._frontiers) or abs(_step(_rate(half)) - step) > _STEADY:
             return None
         self._asked_s = now_s
         return self.rate
@@ -189,11 +187,15 @@ class Shadow:
     # --- windows ------------------------------------------------------------------------------------------------------
 
     def window(self, span: Span, unowned: tuple[float, float], now_s: float, grid_s: float) -> None:
-        """Lay a window beside its shadows; `unowned`: the family's part of idle joules and grams that nobody holds."""
+        """Lay a window beside its shadows; `unowned`: the family's part of idle joules and grams that nobody holds.
+        The first call only opens a window."""
+        opened, rows = bool(self._marks), sum(span.rows.values())
+        self._marks.append((now_s, rows))
         if math.isnan(self.since_s):
             self.since_s = grid_s
-        rows = sum(span.rows.values())
-        self._marks.append((now_s, rows))
+        if not opened:
+            return
+        self._follow()
         self.methods |= span.methods
         idle_j, idle_g = span.share.idle_j + unowned[0], span.share.idle_g + unowned[1]
         frontier = self._frontier(self.rate)
@@ -204,9 +206,9 @@ class Shadow:
                 sums.idle_j += idle_j
                 sums.idle_g += idle_g
         self.rows += rows
+        self.right += sum(count * self.accuracy[variant] for variant, count in span.rows.items())
         if served is None:
             return
-        self.right += rows * served.accuracy
         rate = self.rate
         modelled_j = max(served.joules(rate), 1e-15)
         if self.base is not None:
@@ -246,6 +248,12 @@ def _book(sums: Sums, served: Mix, rows: int, span: Span, accuracy: float, part:
     sums.shadow_j += span.share.active_j * part
     sums.shadow_g += span.share.active_g * part
     sums.beyond += beyond
+
+
+def _rate(marks: Sequence[tuple[float, int]]) -> float:
+    """Rows a second of windows that end at these times with so many rows, the first of which only opens one."""
+    seconds = marks[-1][0] - marks[0][0] if len(marks) > 1 else 0.0
+    return sum(rows for _, rows in marks[1:]) / seconds if seconds > 0.0 else 0.0
 
 
 def _step(rate: float) -> int:
