@@ -11,11 +11,6 @@ from typing import Any, NamedTuple
 from clover.control.shadow import Shadow, Sums
 
 KINDS = ("base", "static", "matched")
-_SHADOW = {
-    "base": "BASE",
-    "static": "the best fixed mix at the target",
-    "matched": "the best fixed mix at the accuracy served",
-}
 
 
 class Compared(NamedTuple):
@@ -44,12 +39,8 @@ def saved(shadow: Shadow | None) -> dict[str, Any] | None:
     out: dict[str, Any] = {"since_s": shadow.since_s, "rows": shadow.rows, "label": label}
     for kind in KINDS:
         sums = sums_of(shadow, kind)
-        out[kind] = None
-        if sums.rows:
-            accuracy = sums.shadow_right / sums.rows
-            which = {"base": shadow.base.words if shadow.base is not None else "no device now"}
-            which |= {"static": f"{accuracy:.2f} %, the target", "matched": f"{accuracy:.2f} %, as served"}
-            out[kind] = _told(kind, sums, which[kind], label, shadow.rows - sums.rows)
+        words = shadow.base.words if shadow.base is not None else "no device now"
+        out[kind] = _told(kind, sums, words, label, shadow.rows - sums.rows) if sums.rows else None
     return out
 
 
@@ -65,8 +56,7 @@ def saved_by_all(shadows: Iterable[Shadow]) -> dict[str, Any] | None:
         for shadow in having:
             for name, value in vars(sums_of(shadow, kind)).items():
                 setattr(total, name, getattr(total, name) + value)
-        which = {"base": "the best variant of every model on its whole devices"}.get(kind, "of every model")
-        out[kind] = _told(kind, total, which, label, rows - total.rows) if total.rows else None
+        out[kind] = _told(kind, total, "of each model", label, rows - total.rows) if total.rows else None
     return out
 
 
@@ -89,22 +79,29 @@ def compared(shadows: Mapping[str, Shadow]) -> Iterator[Compared]:
 
 
 def label_of(shadows: Iterable[Shadow]) -> str:
-    """How a saving is known: the shadow by a model, what served by its meters."""
+    """How a saving is known.  Its shadow is always modelled; what served may be measured."""
     shadows = list(shadows)
-    methods = sorted({method for shadow in shadows for method in shadow.methods if method != "none"})
+    methods = {method for shadow in shadows for method in shadow.methods}
     profiles = {item.energy_method for shadow in shadows for item in shadow.family.profile.latency}
     word = "emulated" if "emulated" in methods else "modelled"
-    if "analytical" in profiles:
-        word += " from an analytical profile"
-    return f"{word}, beside {' and '.join(methods) or 'unknown'} joules"
+    if "measured" in methods:
+        word += " from measured joules"
+    return f"{word}, analytical profile" if "analytical" in profiles else word
 
 
-def _told(kind: str, sums: Sums, which: str, label: str, left_out: int) -> dict[str, Any]:
+def _told(kind: str, sums: Sums, words: str, label: str, left_out: int) -> dict[str, Any]:
+    """One comparison.  `words`: what BASE is."""
     emitted_g, shadow_g = sums.served_g + sums.idle_g, sums.shadow_g + sums.idle_g
     used_j, shadow_j = sums.served_j + sums.idle_j, sums.shadow_j + sums.idle_j
-    given_up = (sums.shadow_right - sums.right) / sums.rows
+    accuracy, shadow_accuracy = sums.right / sums.rows, sums.shadow_right / sums.rows
+    name = {
+        "base": "BASE",
+        "static": f"the best fixed mix at {shadow_accuracy:.2f} %, the target",
+        "matched": f"the best fixed mix at {shadow_accuracy:.2f} %, as served",
+    }[kind]
+    alike = f"{words}, equal load and hardware" if kind == "base" else "equal load and hardware"
     told: dict[str, Any] = {
-        "against": f"{_SHADOW[kind]}: {which}, equal load and hardware, {label}",
+        "against": f"{name}: {alike}, {label}",
         "grams": shadow_g - emitted_g,
         "part": _part(shadow_g, emitted_g),
         "part_without_idle": _part(sums.shadow_g, sums.served_g),
@@ -113,26 +110,25 @@ def _told(kind: str, sums: Sums, which: str, label: str, left_out: int) -> dict[
         "shadow_g": shadow_g,
         "used_j": used_j,
         "shadow_j": shadow_j,
-        "accuracy": sums.right / sums.rows,
-        "shadow_accuracy": sums.shadow_right / sums.rows,
-        "accuracy_given_up": given_up,
+        "accuracy": accuracy,
+        "shadow_accuracy": shadow_accuracy,
+        "accuracy_given_up": shadow_accuracy - accuracy,
         "rows": sums.rows,
         "rows_left_out": left_out,
         "rows_beyond_shadow": sums.beyond,
     }
-    told["words"] = _words(kind, told, which, label)
-    return told
+    return told | {"words": _words(told, name, f"{label}; {alike}")}
 
 
 def _part(shadow: float, served: float) -> float | None:
     return (shadow - served) / shadow if shadow > 0.0 else None
 
 
-def _words(kind: str, told: Mapping[str, Any], which: str, label: str) -> str:
+def _words(told: Mapping[str, Any], name: str, known: str) -> str:
     part, without, points = told["part"], told["part_without_idle"], told["accuracy_given_up"]
     if part is None:
-        return f"nothing emitted yet, by itself or by {_SHADOW[kind]} ({label}; {which})"
-    text = f"{_percent(part)} of the gCO2e of {_SHADOW[kind]} ({label}; {which}, equal load and hardware)"
+        return f"nothing was emitted, by itself or by {name} ({known})"
+    text = f"{_percent(part)} of the gCO2e of {name} ({known})"
     if without is not None:
         text += f", {_percent(without)} without idle power"
     if abs(points) >= 0.005:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,7 +35,7 @@ from clover.control.family import Family
 from clover.planning.budget import targeted
 from clover.planning.counterfactual import Fixed, Frontier, Mix, base, lanes_of, mix_of
 from clover.planning.problem import LEAST_RATE, accuracies
-from clover.types import DeviceShape, Method, ObjectiveConfig
+from clover.types import DeviceShape, Method, ObjectiveConfig, configuration_of
 
 Floats = NDArray[np.float64]
 
@@ -143,12 +143,15 @@ class Shadow:
             self._frontiers.clear()
             self._asked_s = -math.inf
 
-    def _follow(self) -> None:
-        """What runs.  A worker that is drained still answers rows: it keeps its lane until its variant has another."""
-        standing = self.family.standing
+    def _follow(self, variants: Set[str]) -> None:
+        """What runs.  A worker that is drained still answers rows, and one of a transition under way does already: a
+        variant keeps its lane until it has another, and one that has none yet gets that of the workers there are."""
+        standing, profile = self.family.standing, self.family.profile
         if standing is not None and standing.deployment is not self._standing:
             self._standing = standing.deployment
-            self._lanes |= lanes_of(self.family.profile, standing.configuration, self._share)
+            self._lanes |= lanes_of(profile, standing.configuration, self._share)
+        if not variants <= self._lanes.keys():
+            self._lanes = lanes_of(profile, configuration_of(self.family.fleet.running()), self._share) | self._lanes
 
     @property
     def rate(self) -> float:
@@ -195,7 +198,7 @@ class Shadow:
             self.since_s = grid_s
         if not opened:
             return
-        self._follow()
+        self._follow(span.rows.keys())
         self.methods |= span.methods
         idle_j, idle_g = span.share.idle_j + unowned[0], span.share.idle_g + unowned[1]
         frontier = self._frontier(self.rate)

@@ -24,7 +24,7 @@ from clover.planning.problem import accuracies, base_capacity
 from clover.planning.queueing import energy_j_per_row
 from clover.types import EnergySample, GroupCount, Method, Reading, State
 from tests.unit.control_fixture import Rig
-from tests.unit.profiles_fixture import VARIANTS, cpu, objective, profile, state
+from tests.unit.profiles_fixture import VARIANTS, cpu, objective, profile, state, worker
 
 RATE = 50.0
 SECOND = 1_000_000_000
@@ -251,7 +251,7 @@ def test_accuracy_bought_where_the_grid_is_clean_beats_the_fixed_mix_at_the_same
         assert told["emitted_g"] == pytest.approx(emitted + 30.0 * 600.0)
         assert told["grams"] == pytest.approx(fixed_g - emitted)
         assert told["grams"] > 0.0
-        assert "at the accuracy served (modelled, beside measured joules; 90.00 %, as served" in told["words"]
+        assert "the best fixed mix at 90.00 %, as served (modelled from measured joules; equal load" in told["words"]
 
     drive(story)
 
@@ -331,6 +331,21 @@ def test_without_fixed_mixes_base_is_told_alone_and_what_is_left_out_is_counted(
     drive(story)
 
 
+def test_a_variant_that_serves_before_its_change_is_done_is_known_by_its_workers() -> None:
+    async def story() -> None:
+        rig = Server(policy="base")
+        await rig.deploy()
+        await rig.serve({"large": 1.0}, 3)
+        await rig.fleet.spawn(worker("small", 0, 1))
+        await rig.serve({"large": 0.5, "small": 0.5}, 3)
+        assert rig.shadow.on_base.rows == rig.shadow.rows == 6 * RATE
+        await rig.serve({"medium": 1.0}, 1)
+        assert rig.shadow.on_base.rows == rig.shadow.rows - RATE, "nobody knows who did these"
+        assert rig.told("base")["rows_left_out"] == RATE
+
+    drive(story)
+
+
 def test_an_unloaded_family_goes_on_where_it_was() -> None:
     async def story() -> None:
         rig = Server()
@@ -372,9 +387,9 @@ def test_devices_that_are_dealt_count_where_they_belong() -> None:
 @pytest.mark.parametrize(
     ("methods", "energy", "label"),
     [
-        ({"measured"}, "measured", "modelled, beside measured joules"),
-        ({"modelled"}, "modelled", "modelled, beside modelled joules"),
-        ({"emulated"}, "analytical", "emulated from an analytical profile, beside emulated joules"),
+        ({"measured"}, "measured", "modelled from measured joules"),
+        ({"modelled"}, "modelled", "modelled"),
+        ({"emulated"}, "analytical", "emulated, analytical profile"),
     ],
 )
 def test_every_saving_says_how_it_is_known(methods: set[Method], energy: Method, label: str) -> None:
