@@ -30,10 +30,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.accounting import Span
+from clover.accounting import Share, Span
 from clover.control.family import Family
 from clover.planning.budget import targeted
-from clover.planning.counterfactual import Fixed, Frontier, Mix, base, lanes_of, mix_of
+from clover.planning.counterfactual import Fixed, Frontier, Mix, base, lanes_of, line, mix_of
 from clover.planning.problem import LEAST_RATE, accuracies
 from clover.types import DeviceShape, Method, ObjectiveConfig, configuration_of
 
@@ -83,12 +83,13 @@ class Spectrum:
         """For variants of these accuracies, which are points of the grid."""
         return cls(np.unique([*np.linspace(min(accuracy), max(accuracy), _GRID), *accuracy]))
 
-    def add(self, rows: int, corners: Floats, joules: Floats, scale_j: float, scale_g: float) -> None:
-        """A window: the corners of its frontier, and what one modelled joule a row stands for."""
-        a_row = np.interp(self.asked, corners, joules)
+    def add(self, rows: int, corners: Floats, a_row: Floats, line: tuple[float, float], grams_per_j: float) -> None:
+        """A window: accuracies and joules a row at the corners of its frontier, and the line over the latter."""
+        offset, slope = line
+        joules = offset + slope * np.interp(self.asked, corners, a_row)
         self.right += rows * np.clip(self.asked, corners[0], corners[-1])
-        self.joules += scale_j * a_row
-        self.grams += scale_g * a_row
+        self.joules += joules
+        self.grams += grams_per_j * joules
 
     def at(self, right: float) -> tuple[float, float, float]:
         """Rows x accuracy, joules and grams of the mix that has reached `right`, or comes nearest to it."""
@@ -212,16 +213,17 @@ class Shadow:
         self.right += sum(count * self.accuracy[variant] for variant, count in span.rows.items())
         if served is None:
             return
-        rate = self.rate
-        modelled_j = max(served.joules(rate), 1e-15)
+        rate, share = self.rate, span.share
+        over = line(rows, share.active_j, served.joules(rate))
+        grams_per_j = share.active_g / share.active_j if share.active_j > 0.0 else 0.0
         if self.base is not None:
-            part, beyond = self.base.joules(rate) / modelled_j, 0 if self.base.holds(rate) else rows
-            _book(self.on_base, served, rows, span, self.base.accuracy, part, beyond)
+            beyond = 0 if self.base.holds(rate) else rows
+            shadow_j = over[0] + over[1] * self.base.joules(rate)
+            _book(self.on_base, served, rows, share, self.base.accuracy, shadow_j, beyond)
         if frontier is not None:
             reached, joules = frontier.at(self.target, rate)
-            _book(self.static, served, rows, span, reached, joules / modelled_j, 0)
-            scale_j, scale_g = span.share.active_j / modelled_j, span.share.active_g / modelled_j
-            self._spectrum.add(rows, *frontier.hull(rate), scale_j, scale_g)
+            _book(self.static, served, rows, share, reached, over[0] + over[1] * joules, 0)
+            self._spectrum.add(rows, *frontier.hull(rate), over, grams_per_j)
 
     @property
     def matched(self) -> Sums:
@@ -241,15 +243,15 @@ class Shadow:
         )
 
 
-def _book(sums: Sums, served: Mix, rows: int, span: Span, accuracy: float, part: float, beyond: int) -> None:
-    """Add a window in which the shadow has `accuracy`, and `part` times the active energy."""
+def _book(sums: Sums, served: Mix, rows: int, share: Share, accuracy: float, shadow_j: float, beyond: int) -> None:
+    """Add a window in which the shadow has `accuracy` and uses `shadow_j`."""
     sums.rows += rows
     sums.right += rows * served.accuracy
     sums.shadow_right += rows * accuracy
-    sums.served_j += span.share.active_j
-    sums.served_g += span.share.active_g
-    sums.shadow_j += span.share.active_j * part
-    sums.shadow_g += span.share.active_g * part
+    sums.served_j += share.active_j
+    sums.served_g += share.active_g
+    sums.shadow_j += shadow_j
+    sums.shadow_g += shadow_j * share.active_g / share.active_j if share.active_j > 0.0 else 0.0
     sums.beyond += beyond
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clover.accounting import Account, Spans, WorkerMeter
 from clover.control.orders import FIXED, HEAD, Answer, Order, packed, unpacked
@@ -19,7 +21,7 @@ from clover.control.saved import compared, saved, saved_by_all
 from clover.control.shadow import ASK_S, Shadow, Spectrum
 from clover.control.solver import serve
 from clover.errors import PlanError
-from clover.planning.counterfactual import Fixed, Frontier, Mix, base, fixed_mixes, lanes_of, mix_of
+from clover.planning.counterfactual import Fixed, Frontier, Mix, base, fixed_mixes, lanes_of, line, mix_of
 from clover.planning.problem import accuracies, base_capacity
 from clover.planning.queueing import energy_j_per_row
 from clover.types import EnergySample, GroupCount, Method, Reading, State
@@ -99,16 +101,32 @@ def test_between_two_fixed_mixes_the_best_lies_on_the_line_and_beyond_them_at_an
 def test_a_spectrum_gives_each_accuracy_what_its_mix_would_have_used() -> None:
     """Two windows of other frontiers: read where the accuracy reached, rows weighted, is the one asked for."""
     spectrum = Spectrum.over([88.0, 90.0, 92.0])
-    spectrum.add(30, np.array([88.0, 92.0]), np.array([1.0, 3.0]), 30.0, 60.0)
-    spectrum.add(10, np.array([90.0, 92.0]), np.array([2.0, 4.0]), 10.0, 40.0)
+    spectrum.add(30, np.array([88.0, 92.0]), np.array([1.0, 3.0]), (7.0, 30.0), 2.0)
+    spectrum.add(10, np.array([90.0, 92.0]), np.array([2.0, 4.0]), (0.0, 10.0), 4.0)
     for asked in (88.0, 89.3, 91.0, 92.0):
         second = max(asked, 90.0)
         right, joules, grams = spectrum.at(30 * asked + 10 * second)
         assert right == pytest.approx(30 * asked + 10 * second)
         first_j, second_j = 1.0 + (asked - 88.0) / 2, 2.0 + (second - 90.0)
-        assert joules == pytest.approx(30 * first_j + 10 * second_j)
-        assert grams == pytest.approx(60 * first_j + 40 * second_j)
+        assert joules == pytest.approx(7 + 30 * first_j + 10 * second_j)
+        assert grams == pytest.approx(2 * (7 + 30 * first_j) + 40 * second_j)
     assert spectrum.at(40 * 80.0)[0] == pytest.approx(30 * 88.0 + 10 * 90.0)
+
+
+@given(
+    rows=st.integers(1, 10_000), active_j=st.floats(0.0, 1e6), own_j=st.floats(1e-9, 1e3), other_j=st.floats(1e-9, 1e3)
+)
+def test_a_shadow_differs_by_no_more_than_the_model_says_and_less_where_the_meter_shows_less(
+    rows: int, active_j: float, own_j: float, other_j: float
+) -> None:
+    offset, slope = line(rows, active_j, own_j)
+    shadow_j, difference_j = offset + slope * other_j, rows * (other_j - own_j)
+    close = 1e-9 * (active_j + rows * (own_j + other_j))
+    assert offset >= -close
+    assert shadow_j >= -close
+    assert offset + slope * own_j == pytest.approx(active_j, abs=close)
+    ratio = min(1.0, active_j / (rows * own_j))
+    assert shadow_j - active_j == pytest.approx(ratio * difference_j, abs=close)
 
 
 # --- beside a server ----------------------------------------------------------------------------------------------
@@ -200,9 +218,10 @@ def test_a_server_that_runs_base_saves_nothing_whatever_its_meter_and_load_are(r
     drive(story)
 
 
-def test_the_cheapest_fixed_mix_saves_what_the_model_says_and_nothing_against_itself() -> None:
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
+def test_the_cheapest_fixed_mix_saves_what_the_model_says_and_nothing_against_itself(ratio: float) -> None:
     async def story() -> None:
-        rig = Server(policy="static", objective="floor")
+        rig = Server(policy="static", objective="floor", ratio=ratio)
         await rig.deploy()
         standing = rig.family.standing
         assert standing is not None
@@ -215,7 +234,9 @@ def test_the_cheapest_fixed_mix_saves_what_the_model_says_and_nothing_against_it
         on_base = base(profile(), (cpu(2),))
         assert on_base is not None
         told = rig.told("base")
-        expected = 1.0 - mix(cheapest).joules(RATE) / on_base.joules(RATE)
+        own_j, base_j = mix(cheapest).joules(RATE), on_base.joules(RATE)
+        more = rig.ratio * own_j  # the meter shows more than the model, which is no reason to have saved more
+        expected = (base_j - own_j) * min(1.0, rig.ratio) / (more + (base_j - own_j) * min(1.0, rig.ratio))
         assert 0.1 < expected < 0.9
         assert told["part_without_idle"] == pytest.approx(expected)
         assert 0.0 < told["part"] < expected, "idle power is in it, and saved by nobody"
