@@ -60,10 +60,12 @@ class Span:
 
 @dataclass
 class Spans:
-    """The spans of all families, and by device the idle joules and grams of slices that nobody held."""
+    """The spans of all families, and by device the idle joules and grams of slices that nobody held; the length of the
+    longest window in them."""
 
     families: dict[str, Span] = field(default_factory=dict)
     unowned: dict[str, tuple[float, float]] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def of(self, family: str) -> Span:
         """The span of `family`."""
@@ -153,6 +155,7 @@ class Account:
         device.retired_busy_ns += sum(meter.busy_ns for meter in gone)
         grams_per_j = reading.g_per_kwh / _JOULES_PER_KWH * self.pue
         spans = self._spans
+        spans.seconds = max(spans.seconds, closed.seconds)
         for meter, part_j in closed.active:
             for share in (*self._booked(meter, sample.method), spans.of(meter.family).share):
                 share.active_j += part_j

@@ -36,15 +36,16 @@ class Share:
 
 class Window(NamedTuple):
     """What the workers of a device get of a window, in joules, and the rows they did in it; idle joules of slices that
-    nobody held."""
+    nobody held; how long it was."""
 
     active: Parts
     idle: Parts
     rows: list[tuple[WorkerMeter, int]]
     unowned_j: float
+    seconds: float
 
 
-NOTHING = Window([], [], [], 0.0)
+NOTHING = Window([], [], [], 0.0, 0.0)
 
 
 @dataclass
@@ -113,7 +114,7 @@ class DeviceAccount:
         idle = self._split_idle(held, idle_j)
         for meter in here:
             meter.ratio = self.ratio
-        return Window(active, idle, rows, self.unowned_j - unowned_j)
+        return Window(active, idle, rows, self.unowned_j - unowned_j, seconds)
 
     def _look(self, here: Iterable[WorkerMeter]) -> None:
         """Note who holds which share of the slices.  A window is a look long, or more where it was frozen."""

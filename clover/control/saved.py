@@ -56,7 +56,9 @@ def saved_by_all(shadows: Iterable[Shadow]) -> dict[str, Any] | None:
         for shadow in having:
             for name, value in vars(sums_of(shadow, kind)).items():
                 setattr(total, name, getattr(total, name) + value)
-        out[kind] = _told(kind, total, "of each model", label, rows - total.rows) if total.rows else None
+        only = having[0].base if len(having) == 1 else None
+        words = only.words if only is not None else "of each model"
+        out[kind] = _told(kind, total, words, label, rows - total.rows) if total.rows else None
     return out
 
 

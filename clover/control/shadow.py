@@ -124,12 +124,13 @@ class Shadow:
         self._standing: object = None
         self._lanes = lanes_of(family.profile, ())
         self._share = 1.0
-        self._marks: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOWS + 1)
+        self._open = False
+        self._windows: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOWS)
 
     def renewed(self, family: Family) -> Shadow:
         """The same sums for a family that was unloaded and is there again."""
-        self.family, self._holds = family, ()
-        self._marks.clear()
+        self.family, self._holds, self._open = family, (), False
+        self._windows.clear()
         return self
 
     # --- what is compared with ----------------------------------------------------------------------------------------
@@ -157,13 +158,13 @@ class Shadow:
     @property
     def rate(self) -> float:
         """Rows a second over the last windows."""
-        return _rate(list(self._marks))
+        return _rate(list(self._windows))
 
     def wanted(self, now_s: float) -> float | None:
         """The rate whose fixed mixes are to be asked for now, which is then asked; None where none is."""
         if self.rate < LEAST_RATE or now_s < self._asked_s + ASK_S:
             return None
-        step, half = _step(self.rate), list(self._marks)[len(self._marks) // 2 :]
+        step, half = _step(self.rate), list(self._windows)[len(self._windows) // 2 :]
         if any(abs(known - step) <= 1 for known in self._frontiers) or abs(_step(_rate(half)) - step) > _STEADY:
             return None
         self._asked_s = now_s
@@ -190,15 +191,16 @@ class Shadow:
 
     # --- windows ------------------------------------------------------------------------------------------------------
 
-    def window(self, span: Span, unowned: tuple[float, float], now_s: float, grid_s: float) -> None:
-        """Lay a window beside its shadows; `unowned`: the family's part of idle joules and grams that nobody holds.
-        The first call only opens a window."""
-        opened, rows = bool(self._marks), sum(span.rows.values())
-        self._marks.append((now_s, rows))
+    def window(self, span: Span, unowned: tuple[float, float], seconds: float, grid_s: float) -> None:
+        """Lay a window of `seconds` beside its shadows; `unowned`: the family's part of idle joules and grams that
+        nobody holds.  The first call only opens a window."""
         if math.isnan(self.since_s):
             self.since_s = grid_s
-        if not opened:
+        if not self._open:
+            self._open = True
             return
+        rows = sum(span.rows.values())
+        self._windows.append((seconds, rows))  # 0 s: the meters had nothing new to say, and will make up for it
         self._follow(span.rows.keys())
         self.methods |= span.methods
         idle_j, idle_g = span.share.idle_j + unowned[0], span.share.idle_g + unowned[1]
@@ -255,10 +257,10 @@ def _book(sums: Sums, served: Mix, rows: int, share: Share, accuracy: float, sha
     sums.beyond += beyond
 
 
-def _rate(marks: Sequence[tuple[float, int]]) -> float:
-    """Rows a second of windows that end at these times with so many rows, the first of which only opens one."""
-    seconds = marks[-1][0] - marks[0][0] if len(marks) > 1 else 0.0
-    return sum(rows for _, rows in marks[1:]) / seconds if seconds > 0.0 else 0.0
+def _rate(windows: Sequence[tuple[float, int]]) -> float:
+    """Rows a second of windows of so many seconds and rows."""
+    seconds = sum(length for length, _ in windows)
+    return sum(rows for _, rows in windows) / seconds if seconds > 0.0 else 0.0
 
 
 def _step(rate: float) -> int:

@@ -42,8 +42,7 @@ class Shadows:
 
     def window(self, spans: Spans) -> None:
         """Lay what was served since the last call beside its shadows."""
-        controller, now_s = self._controller, self._controller.monotonic()
-        grid_s = controller.grid_clock.now()
+        controller, grid_s = self._controller, self._controller.grid_clock.now()
         for name, family in controller.families.items():
             shadow = self._known.get(name)
             if shadow is None or shadow.family is not family:
@@ -51,7 +50,7 @@ class Shadows:
                 self._look(shadow)
             held = [(j, g, self._part(name, device)) for device, (j, g) in spans.unowned.items()]
             unowned = sum(j * part for j, _, part in held), sum(g * part for _, g, part in held)
-            shadow.window(spans.families.get(name, Span()), unowned, now_s, grid_s)
+            shadow.window(spans.families.get(name, Span()), unowned, spans.seconds, grid_s)
 
     def _part(self, family: str, device: str) -> float:
         """The part of a device that nobody holds which is the family's."""

@@ -52,7 +52,7 @@ def _state(answer: dict[str, Any], console: Console) -> None:
     saved = totals.pop("saved", None)
     if len(answer["models"]) > 1 and saved:
         _say(console, "\nall models")
-        _saved("  saved      ", saved, console)
+        _saved("  carbon     ", saved, console)
     for title, item in (("totals", totals), ("decisions", answer.get("decisions"))):
         if item:
             _anything(title, item, console)
@@ -97,7 +97,7 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
             console,
             f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, lambda {lam}",
         )
-    _saved("  saved      ", model.get("saved"), console)
+    _saved("  carbon     ", model.get("saved"), console)
     if observed:
         _say(console, "  observed   " + ", ".join(f"{key} {_plain(value)}" for key, value in observed.items()))
     plan = model.get("plan")

@@ -11,8 +11,9 @@ server that runs BASE so saves exactly nothing, whatever its meter shows and wha
 Where the meter shows *less* than the model (requests of many rows, bursts, waits for batches: longer batches than the
 model thinks), differences shrink with it.  Where it shows *more* they do not grow.  The ratio that receipts use would
 have them grow; but what is missing in a profile is mostly what every batch costs beside its model (wake-ups, cold
-caches), which the shadow would pay once, and not in proportion.  Measured on two shared cores: `small` alone used 5 to
-7 times its profile, BASE 1.6 times; by proportion BASE's shadow was 4.5 times what BASE really used, so 0.84 times.
+caches), which the shadow would pay once, and not in proportion.  Measured on two shared cores at 300 rows/s: `small`
+used 4 to 7 times its profile, BASE 1.1 to 1.6 times.  BASE's shadow behind `small` was 0.84 to 1.02 times what BASE
+itself then used, that behind `large` 1.13 times; by proportion they would have been 3.7 to 4.5 and 1.9 times.
 
 Hardware is equal: the same devices, awake all the time, so that idle joules are the same on both sides.
 

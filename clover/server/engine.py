@@ -166,6 +166,8 @@ class Engine:
     async def stop(self) -> None:
         """Shut down what is there."""
         self.draining = True
+        for against in self._savings():
+            log.info("since the start: %s", against)
         await self._stack.aclose()
 
     async def _stop_fleets(self) -> None:
@@ -310,6 +312,11 @@ class Engine:
             }
         saved = saved_by_all(self.controller.shadows.of.values())
         return {"pue": self.account.pue, "saved": saved, "models": models, "devices": self.account.devices()}
+
+    def _savings(self) -> list[str]:
+        """What was saved, a line for each thing that it is told against."""
+        told = saved_by_all(self.controller.shadows.of.values()) or {}
+        return [item["words"] for item in told.values() if isinstance(item, dict)]
 
     def metrics(self) -> bytes:
         """Prometheus text."""

@@ -165,7 +165,7 @@ class Server(Rig):
         served = mix_of(lanes_of(self.profile, standing.configuration), shares, accuracies(self.profile))
         for _ in range(seconds):
             self.clock.now_s += 1.0
-            spans = Spans(unowned={"cpu0": (1.0, g * 1.0)})
+            spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, g * 1.0)})
             span = spans.of("toy")
             span.rows = {variant: round(rate * share) for variant, share in shares.items() if rate * share > 0.0}
             span.methods = {"measured"}
@@ -367,6 +367,22 @@ def test_a_variant_that_serves_before_its_change_is_done_is_known_by_its_workers
     drive(story)
 
 
+def test_rows_that_a_silent_meter_tells_of_at_once_are_no_burst() -> None:
+    async def story() -> None:
+        rig = Server(policy="base")
+        await rig.deploy()
+        await rig.serve({"large": 1.0}, 3)
+        for seconds, rows in ((0.0, 0), (0.0, 0), (300.0, 300 * 50)):
+            spans = Spans(seconds=seconds)
+            if rows:
+                spans.of("toy").rows = {"large": rows}
+            rig.controller.shadows.window(spans)
+        assert rig.shadow.rate == pytest.approx(RATE)
+        assert rig.told("base")["rows_beyond_shadow"] == 0
+
+    drive(story)
+
+
 def test_an_unloaded_family_goes_on_where_it_was() -> None:
     async def story() -> None:
         rig = Server()
@@ -454,6 +470,7 @@ def test_spans_hold_what_the_account_holds_and_rows_of_unknown_energy_are_in_nei
     window(1, 10.0)
     first = book.take()
     assert first.families["toy"].rows == {"small": 3}
+    assert first.seconds == pytest.approx(1.0)
     assert first.families["toy"].share.active_j == pytest.approx(8.0)
     assert first.families["toy"].share.idle_j == pytest.approx(1.0)
     assert first.families["toy"].methods == {"measured"}
@@ -466,6 +483,7 @@ def test_spans_hold_what_the_account_holds_and_rows_of_unknown_energy_are_in_nei
     window(3, 4.0, epoch=1)
     window(4, 9.0, epoch=1)
     last = book.take()
+    assert last.seconds == pytest.approx(1.0)
     assert last.families["toy"].rows == {"small": 7}, "also of a worker that is gone"
     totals = book.totals("toy")
     assert totals["active_j"] == pytest.approx(8.0 + last.families["toy"].share.active_j)

@@ -351,13 +351,13 @@ def test_savings_are_shown_with_against_what_and_not_before_anything_was_served(
     server.answer = (200, {"mode": "active", "models": {"one": {"mode": "active", "saved": saved}, "two": nothing}})
     assert ctl(server, "state") == 0
     shown = capsys.readouterr().out
-    assert f"saved      {words}\n             lost 1.0 % of ...\n" in shown
+    assert f"carbon     {words}\n             lost 1.0 % of ...\n" in shown
     assert shown.index("lost 1.0 %") < shown.index("two:")
     assert "saved" not in shown[shown.index("two:") :]
     assert "all models" not in shown
     server.answer[1]["totals"] = totals
     assert ctl(server, "state") == 0
-    assert "all models\n  saved      all of them" in capsys.readouterr().out
+    assert "all models\n  carbon     all of them" in capsys.readouterr().out
     assert ctl(server, "state", "--model", "one") == 0
     assert "all of them" not in capsys.readouterr().out, "of all models, and only one is shown"
 
