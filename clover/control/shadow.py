@@ -108,15 +108,16 @@ class Shadow:
         self.target = math.nan
         """The accuracy (percent) of `static` now."""
         self.since_s = math.nan
-        """Grid time at which the first window was opened."""
+        """Grid time at which the first window was closed."""
         self.floor = math.inf
         """The accuracy floor of the fixed mixes where it is below the family's: what is really served."""
         self.methods: set[Method] = set()
         """Of the joules that were served with."""
         self.rows = 0
-        self.right = 0.0
         self.on_base = Sums()
         self.static = Sums()
+        self._known_rows = 0
+        self._right = 0.0
         self._spectrum = Spectrum.over(list(self.accuracy.values()))
         self._frontiers: dict[int, Frontier] = {}
         self._asked_s = -math.inf
@@ -124,12 +125,11 @@ class Shadow:
         self._standing: object = None
         self._lanes = lanes_of(family.profile, ())
         self._share = 1.0
-        self._open = False
         self._windows: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOWS)
 
     def renewed(self, family: Family) -> Shadow:
         """The same sums for a family that was unloaded and is there again."""
-        self.family, self._holds, self._open = family, (), False
+        self.family, self._holds = family, ()
         self._windows.clear()
         return self
 
@@ -171,10 +171,15 @@ class Shadow:
         return self.rate
 
     def _floor(self, objective: ObjectiveConfig) -> float:
-        served = self.right / self.rows if self.rows > _FEW else objective.accuracy_floor
+        served = self._right / self._known_rows if self._known_rows > _FEW else objective.accuracy_floor
         if served < min(objective.accuracy_floor, self.floor):
             self.floor = math.floor(served - objective.accuracy_margin)  # whole points: not anew with every row
         return self.floor
+
+    @property
+    def question(self) -> object:
+        """What fixed mixes depend on beside the rate: another object once that changed."""
+        return self._holds
 
     def learn(self, rate: float, fixed: Sequence[Fixed]) -> None:
         """These are the best fixed mixes at `rate`."""
@@ -193,12 +198,9 @@ class Shadow:
 
     def window(self, span: Span, unowned: tuple[float, float], seconds: float, grid_s: float) -> None:
         """Lay a window of `seconds` beside its shadows; `unowned`: the family's part of idle joules and grams that
-        nobody holds.  The first call only opens a window."""
+        nobody holds."""
         if math.isnan(self.since_s):
             self.since_s = grid_s
-        if not self._open:
-            self._open = True
-            return
         rows = sum(span.rows.values())
         self._windows.append((seconds, rows))  # 0 s: the meters had nothing new to say, and will make up for it
         self._follow(span.rows.keys())
@@ -212,9 +214,10 @@ class Shadow:
                 sums.idle_j += idle_j
                 sums.idle_g += idle_g
         self.rows += rows
-        self.right += sum(count * self.accuracy[variant] for variant, count in span.rows.items())
         if served is None:
             return
+        self._known_rows += rows
+        self._right += rows * served.accuracy
         rate, share = self.rate, span.share
         over = line(rows, share.active_j, served.joules(rate))
         grams_per_j = share.active_g / share.active_j if share.active_j > 0.0 else 0.0

@@ -51,6 +51,8 @@ class Shadows:
             held = [(j, g, self._part(name, device)) for device, (j, g) in spans.unowned.items()]
             unowned = sum(j * part for j, _, part in held), sum(g * part for _, g, part in held)
             shadow.window(spans.families.get(name, Span()), unowned, spans.seconds, grid_s)
+        for name in spans.families.keys() & self._known.keys() - controller.families.keys():
+            self._known[name].window(spans.families[name], (0.0, 0.0), spans.seconds, grid_s)  # before it was unloaded
 
     def _part(self, family: str, device: str) -> float:
         """The part of a device that nobody holds which is the family's."""
@@ -80,8 +82,11 @@ class Shadows:
         shadow.look(controller.devices_of(family), controller.yard.share(family.name), objective)
 
     async def _ask(self, shadow: Shadow, rate: float, fixed_mixes: FixedMixes) -> None:
+        question = shadow.question
         try:
-            shadow.learn(rate, await fixed_mixes(self._state(shadow.family, shadow.floor, rate)))
+            found = await fixed_mixes(self._state(shadow.family, shadow.floor, rate))
+            if shadow.question is question:
+                shadow.learn(rate, found)
         except CloverError as error:
             log.info("%s: nothing to compare with: %s", shadow.family.name, error)
 

@@ -85,11 +85,11 @@ def _lane_joules(lane: Lane, step: int, share: int) -> float:
 
 def lanes_of(profile: FamilyProfile, configuration: Configuration, share: float = 1.0) -> dict[str, Lane]:
     """The lane of each variant of `configuration`; what was never measured is left out."""
-    services = services_of(profile, share)
+    services, accuracy = services_of(profile, share), accuracies(profile)
     groups: dict[str, list[tuple[Service, int]]] = {}
     for group in configuration:
         service = services.get((group.variant, group.profile))
-        if service is not None:
+        if service is not None and group.variant in accuracy:
             groups.setdefault(group.variant, []).append((service, group.count))
     return {variant: lane_of(tuple(members)) for variant, members in groups.items()}
 

@@ -142,10 +142,6 @@ class Server(Rig):
         self.refuse = ""
         self.controller.shadows._fixed_mixes = self.fixed_mixes if solve else None
 
-    async def deploy(self) -> None:
-        await super().deploy()
-        self.controller.shadows.window(Spans())
-
     async def fixed_mixes(self, asked: State) -> tuple[Fixed, ...]:
         self.asked.append(asked)
         if self.refuse:
@@ -333,6 +329,33 @@ def test_fixed_mixes_are_asked_for_when_the_load_moved_and_not_too_often() -> No
     drive(story)
 
 
+def test_an_answer_to_what_is_no_longer_asked_is_dropped() -> None:
+    async def story() -> None:
+        rig = Server()
+        slow = asyncio.Event()
+
+        async def late(asked: State) -> tuple[Fixed, ...]:
+            await slow.wait()
+            return await rig.fixed_mixes(asked)
+
+        rig.controller.shadows._fixed_mixes = late
+        await rig.deploy()
+        await rig.serve({"large": 1.0}, 5)
+        await rig.controller.command("set", {"accuracy_floor": 90.0}, "me")
+        await rig.serve({"large": 1.0}, 1)
+        slow.set()
+        await asyncio.sleep(0.0)
+        await asyncio.sleep(0.0)
+        assert [asked.objective.accuracy_floor for asked in rig.asked] == [91.0]
+        assert rig.shadow.static.rows == 0
+        await rig.serve({"large": 1.0}, 5)
+        assert [asked.objective.accuracy_floor for asked in rig.asked] == [91.0, 90.0]
+        assert rig.shadow.static.rows > 0
+        await rig.controller.shadows.stop()
+
+    drive(story)
+
+
 def test_without_fixed_mixes_base_is_told_alone_and_what_is_left_out_is_counted() -> None:
     async def story() -> None:
         rig = Server()
@@ -390,11 +413,14 @@ def test_an_unloaded_family_goes_on_where_it_was() -> None:
         await rig.serve({"large": 1.0}, 20)
         before = {(item.model, item.against): item for item in compared(rig.controller.shadows.of)}
         await rig.controller.release("toy")
-        rig.controller.shadows.window(Spans())
+        last = Spans(seconds=1.0)
+        last.of("toy").rows = {"large": 50}
+        rig.controller.shadows.window(last)
         rig.controller.shadows.look()
+        assert rig.shadow.on_base.rows == 21 * RATE, "what it answered at the end counts"
+        rig.controller.shadows.window(Spans(seconds=1.0))
         await rig.controller.adopt(rig.family.spec, rig.profile, rig.fleet, rig.settings)
         rig.family = rig.controller.families["toy"]
-        rig.controller.shadows.window(Spans())
         await rig.serve({"large": 1.0}, 20)
         for item in compared(rig.controller.shadows.of):
             then = before.get((item.model, item.against))
@@ -409,7 +435,6 @@ def test_devices_that_are_dealt_count_where_they_belong() -> None:
         other, _ = rig.second(share=3.0)
         await rig.deploy()
         await rig.controller.deploy("second")
-        rig.controller.shadows.window(Spans())
         await rig.serve({"large": 1.0}, 4)
         assert rig.shadow.on_base.idle_j == pytest.approx(4 * (2.0 + 0.25))
         assert rig.controller.shadows.of["second"].on_base.idle_j == pytest.approx(4 * 0.75)
