@@ -38,6 +38,7 @@ class WorkerMeter:
     """
 
     __slots__ = (
+        "_closed_rows",
         "_joules",
         "_top",
         "busy_ns",
@@ -76,6 +77,7 @@ class WorkerMeter:
         self._joules = tuple(joules)
         self._top = len(self._joules) - 1
         self.rows = 0
+        self._closed_rows = 0
         self.busy_ns = 0
         self.cpu_ns = 0
         self.modelled_j = 0.0
@@ -97,7 +99,13 @@ class WorkerMeter:
         self.window_modelled_j += joules
         return per_row * self.ratio
 
+    @property
+    def window_rows(self) -> int:
+        """Rows of the window under way."""
+        return self.rows - self._closed_rows
+
     def forget_window(self) -> None:
         """A window was closed or dropped."""
+        self._closed_rows = self.rows
         self.window_busy_ns = 0
         self.window_modelled_j = 0.0

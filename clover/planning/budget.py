@@ -44,7 +44,7 @@ from clover.planning.annealed import best_found
 from clover.planning.horizon import Point, hull
 from clover.planning.objective import Objective, objective_of, planned_floor
 from clover.planning.problem import LEAST_RATE, accuracies, problem_of
-from clover.types import Configuration, Reading, State
+from clover.types import Configuration, ObjectiveConfig, Reading, State
 
 Floats = NDArray[np.float64]
 
@@ -80,10 +80,11 @@ class Course:
 
 @dataclass(frozen=True)
 class Way:
-    """A useful way to serve: percent and joules a row, and the configuration that does it."""
+    """A useful way to serve: percent and joules a row, the configuration that does it, and the rows' shares of it."""
 
     point: Point
     configuration: Configuration
+    shares: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,12 @@ class Left:
 def target_of(state: State) -> float:
     """The accuracy (percent) that the budget asks for on average: best - budget, or what plans are held to where that
     is more, or where there is no budget."""
-    best = max(accuracies(state.profile).values(), default=0.0)
-    floor = planned_floor(state.objective, best)
-    budget = state.objective.accuracy_budget
+    return targeted(state.objective, max(accuracies(state.profile).values(), default=0.0))
+
+
+def targeted(objective: ObjectiveConfig, best: float) -> float:
+    """The same of an objective, where the best variant has `best` percent."""
+    floor, budget = planned_floor(objective, best), objective.accuracy_budget
     return floor if budget is None else max(floor, best - budget)
 
 
@@ -218,18 +222,18 @@ def _ways(asked: bytes) -> tuple[Way, ...]:
     equal: until nothing lies below a line, or `_SOLVES` plans are made."""
     state = msgspec.json.decode(asked, type=State)
     problem, objective = problem_of(state), objective_of(state)
-    found: dict[Point, Configuration] = {}
+    found: dict[Point, Way] = {}
 
     def solved(lam: float) -> Point | None:
         best = best_found(problem, replace(objective, form="paper", lam=lam), seed=state.seed).best
         if not best.feasible:
             return None
         point = Point(accuracy=best.prediction.accuracy, grams=best.prediction.energy_j_per_row)
-        found.setdefault(point, best.configuration)
+        found.setdefault(point, Way(point, best.configuration, best.routing.shares))
         return point
 
     if solved(_CHEAPEST) is None or solved(_BEST) is None:
-        return tuple(Way(point, found[point]) for point in found)
+        return tuple(found.values())
     ends = hull(tuple(found))
     order = itertools.count()
     gaps = [(0.0, next(order), ends[0], ends[-1])] if len(ends) > 1 else []
@@ -245,7 +249,7 @@ def _ways(asked: bytes) -> tuple[Way, ...]:
             for left, right in ((low, point), (point, high)):
                 room = (right.accuracy - left.accuracy) * (right.grams - left.grams)
                 heapq.heappush(gaps, (-room, next(order), left, right))
-    return tuple(Way(point, found[point]) for point in hull(tuple(found)))
+    return tuple(found[point] for point in hull(tuple(found)))
 
 
 def _left(state: State) -> Left | None:
