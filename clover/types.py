@@ -289,7 +289,8 @@ class EnergySample(Record, frozen=True, kw_only=True):
 
 
 class Receipt(Record, frozen=True, kw_only=True):
-    """What one answer cost.  `accuracy` is the profile's expectation in percent, row-weighted over the request."""
+    """What one answer cost.  `accuracy` is the profile's expectation in percent, row-weighted over the request.  `path`
+    holds the variants that each row was asked of in a cascade ("small>xlarge"); empty without one."""
 
     variant: str
     accuracy: float
@@ -298,6 +299,7 @@ class Receipt(Record, frozen=True, kw_only=True):
     intensity_g_per_kwh: float
     method: Method
     intensity_state: str = "fresh"
+    path: tuple[str, ...] = ()
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

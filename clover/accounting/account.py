@@ -193,7 +193,15 @@ class Account:
     # --- receipts and totals ------------------------------------------------------------------------------------------
 
     def receipt(
-        self, family: str, *, variant: str, accuracy: float, rows: int, active_j: float, now_ns: int
+        self,
+        family: str,
+        *,
+        variant: str,
+        accuracy: float,
+        rows: int,
+        active_j: float,
+        now_ns: int,
+        path: tuple[str, ...] = (),
     ) -> Receipt:
         """What `rows` rows with `active_j` joules (as their workers' meters gave them) cost, idle share and PUE
         included."""
@@ -210,6 +218,7 @@ class Account:
             # A receipt is always an estimate: the device was measured or not, but never this one request.
             method="emulated" if self._emulated(family) else "modelled",
             intensity_state=reading.state if reading is not None else "unknown",
+            path=path,
         )
 
     def _emulated(self, family: str) -> bool:

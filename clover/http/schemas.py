@@ -213,6 +213,7 @@ def input_schema(spec: FamilySpec) -> dict[str, Any]:
             "binary_data_output": {"type": "boolean"},
             "clover_min_accuracy": {"type": "number", "minimum": 0, "maximum": 100, "description": "percent"},
             "clover_max_latency_ms": {"type": "number", "minimum": 0},
+            "clover_cascade": {"enum": ["on", "off"], "description": "off asks one variant a row"},
             "clover_receipt": {"type": "boolean"},
         },
     )

@@ -212,7 +212,9 @@ class Router:
         """See `Model.receipt`.  Variants of a request that was split are joined by "+", cheapest first."""
         lanes = ticket.variants
         rows = len(lanes)
+        path: tuple[str, ...] = ()
         if ticket.chain is not None:
+            path = tuple(self.paths(ticket))
             name = "+".join(self.traffic.variants[lane] for lane in sorted(set(lanes)))
             accuracy = sum(map(self._expected(ticket), range(rows))) / rows
         elif rows == 1:
@@ -221,7 +223,13 @@ class Router:
             name = "+".join(self.traffic.variants[lane] for lane in sorted(set(lanes)))
             accuracy = sum(self.accuracy[lane] for lane in lanes) / rows
         return self._account.receipt(
-            self.name, variant=name, accuracy=accuracy, rows=rows, active_j=ticket.energy_j, now_ns=ticket.done_ns
+            self.name,
+            variant=name,
+            accuracy=accuracy,
+            rows=rows,
+            active_j=ticket.energy_j,
+            now_ns=ticket.done_ns,
+            path=path,
         )
 
     def paths(self, ticket: Ticket) -> list[str]:

@@ -50,6 +50,8 @@ class TrafficLike(Protocol):
     retried_rows: int
     relieved_rows: int
     reliefs: int
+    escalated: list[int]
+    cut_short: dict[str, int]
 
 
 class FamilySource(Protocol):
@@ -218,6 +220,12 @@ class Metrics:
             "clover_relieved_rows", "Rows answered by workers that stand by, by a cheaper variant", labels=("model",)
         )
         reliefs = CounterMetricFamily("clover_reliefs", "Times that these took over", labels=("model",))
+        escalated = CounterMetricFamily(
+            "clover_escalated_rows", "Rows that went on from a variant to a dearer one", labels=("model", "variant")
+        )
+        cut = CounterMetricFamily(
+            "clover_cut_short_rows", "Rows that should have gone on to a dearer variant", labels=("model", "why")
+        )
         for name, family in families.items():
             traffic, live = family.traffic, family.observe()
             for code, count in sorted(traffic.codes.items()):
@@ -245,8 +253,12 @@ class Metrics:
             retried.add_metric((name,), traffic.retried_rows)
             relieved.add_metric((name,), traffic.relieved_rows)
             reliefs.add_metric((name,), traffic.reliefs)
+            for variant, count in zip(traffic.variants, traffic.escalated, strict=True):
+                escalated.add_metric((name, variant), count)
+            for why, count in sorted(traffic.cut_short.items()):
+                cut.add_metric((name, why), count)
         yield from (requests, rows, waiting, flying, arrival, sizes, latency, queue, accuracy, share, workers, ready)
-        yield from (target, *counters.values(), poison, lost, retried, relieved, reliefs)
+        yield from (target, *counters.values(), poison, lost, retried, relieved, reliefs, escalated, cut)
 
     def _energy(self) -> Iterator[Metric]:
         labels = ("model", "variant", "part", "method")
