@@ -26,7 +26,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,11 +35,12 @@ from clover._native.batcher import Batcher
 from clover.accounting import Account
 from clover.config import FamilyConfig
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, TooLarge, Unavailable
-from clover.runtime.cascade import Chain
 from clover.runtime.deadlines import Deadlines
+from clover.runtime.escalation import Escalation
 from clover.runtime.lanes import MAX_WORKERS, Entry, Lanes, expected_accuracy
 from clover.runtime.links import Batch, Link, WorkerHandle
-from clover.runtime.relief import Relief, Standby, capacity
+from clover.runtime.relief import Standby
+from clover.runtime.reliefs import Reliefs
 from clover.runtime.retry import Retry
 from clover.runtime.rows import Memory, ShapeKeys, read_rows, write_array, write_bytes
 from clover.runtime.slot_table import SlotTable
@@ -60,8 +60,7 @@ class Router:
     `slots` rows may be held at once.  `lost` is called with a worker that broke the rules (unknown batch, corrupt
     ring); whoever owns it must kill it and call `died` once it is dead.  `hold`: rows wait (within queue and deadline)
     while no worker that may serve them is there, because one is on its way; otherwise they are refused with 503.
-    `standby` are those that come to the workers' relief.  Once there is a `closed_reason`, nothing new is taken; what
-    was taken is answered.
+    Once there is a `closed_reason`, nothing new is taken; what was taken is answered.
     """
 
     def __init__(
@@ -97,10 +96,8 @@ class Router:
         self._table = SlotTable(slots, self._batcher)
         self._state = self._table.state
         self._retry = Retry(self._table, self._batcher, self._lanes, self.traffic)
-        self._relief = Relief()
-        self.standby: Standby | None = None
-        self._admitted = 0
-        self._busy_ns = [0] * lanes
+        self._reliefs = Reliefs(self._batcher, self._lanes, self._retry, self.traffic)
+        self._cascade = Escalation(self._table, self._batcher, self._lanes, self.traffic, self._reliefs, spec.max_batch)
         self._deadlines = Deadlines()
         self._finished: list[Ticket] = []
         self._scheduled = False
@@ -183,12 +180,12 @@ class Router:
         ticket.on_done = on_done
         ticket.submit_ns = now_ns
         chain = self._lanes.chain
-        if chain is not None and cascade and not self._relief.active and mask >> chain.lanes[0] & 1:
+        if chain is not None and cascade and not self._reliefs.on and mask >> chain.lanes[0] & 1:
             ticket.chain = chain
             mask = 1 << chain.lanes[0]
         slots = ticket.slots
         ticket.outstanding = len(slots)
-        self._admitted += len(slots)
+        self._reliefs.rows += len(slots)
         if len(slots) == 1:
             lane = self._lanes.choose(mask)
             ticket.variants = [lane]
@@ -214,9 +211,9 @@ class Router:
         rows = len(lanes)
         path: tuple[str, ...] = ()
         if ticket.chain is not None:
-            path = tuple(self.paths(ticket))
+            path = self._cascade.paths(ticket)
             name = "+".join(self.traffic.variants[lane] for lane in sorted(set(lanes)))
-            accuracy = sum(map(self._expected(ticket), range(rows))) / rows
+            accuracy = self._cascade.accuracy(ticket, ticket.chain)
         elif rows == 1:
             name, accuracy = self.traffic.variants[lanes[0]], self.accuracy[lanes[0]]
         else:
@@ -231,25 +228,6 @@ class Router:
             now_ns=ticket.done_ns,
             path=path,
         )
-
-    def paths(self, ticket: Ticket) -> list[str]:
-        """The variants that each row was asked of, in that order: "small>xlarge"."""
-        names, paths = self.traffic.variants, ticket.paths
-        return [
-            ">".join(names[at] for at in (*paths.get(row, ()), lane)) for row, lane in enumerate(ticket.variants)
-        ]
-
-    def _expected(self, ticket: Ticket) -> Callable[[int], float]:
-        """Accuracy (percent) to expect of a row of a ticket that followed a chain."""
-
-        def of(row: int) -> float:
-            lane, chain = ticket.variants[row], ticket.chain
-            stage = chain.stage(lane) if chain is not None else -1
-            if chain is None or stage < 0:
-                return self.accuracy[lane]
-            return chain.cut[stage] if row in ticket.short else chain.ends[stage]
-
-        return of
 
     def close(self, ticket: Ticket) -> None:
         """See `Model.close`; closing twice does nothing."""
@@ -284,28 +262,20 @@ class Router:
         Atomic between two requests: new workers are attached before old ones are let go, rows that wait for a variant
         which no longer has a worker move to one that has, and those that need wait no longer leave at once."""
         self._lanes.set(workers, routing)
-        self._stand_by(standby)
+        self._reliefs.set(standby)
         self._retry.stranded(self._clock())
         self._turn()
+
+    @property
+    def standby(self) -> Standby | None:
+        """Those that come to the relief of the workers; None where nobody stands by."""
+        return self._reliefs.standby
 
     def stand_by(self, standby: Standby | None) -> None:
         """Make `standby` those that come to the relief of the workers which receive rows now."""
-        if self._relief.active:
-            self._lanes.relent()
-        self._stand_by(standby)
+        self._reliefs.set(standby)
         self._retry.stranded(self._clock())
         self._turn()
-
-    def _stand_by(self, standby: Standby | None) -> None:
-        """Take note of `standby`; relief that is on stays on."""
-        self.standby = standby if standby is not None and standby.entries else None
-        if standby is None or not standby.entries:
-            self._relief.active = False
-            return
-        shares = [self._lanes.routing.shares.get(variant, 0.0) for variant in self.traffic.variants]
-        self._relief.set(standby.wait_ns, capacity(standby.rates, shares))
-        if self._relief.active:
-            self._lanes.relieve(standby.entries, standby.lane)
 
     def join(self, entry: Entry) -> None:
         """Let one more worker (a respawned one) receive rows, under the routing that stands."""
@@ -313,7 +283,7 @@ class Router:
 
     def leave(self, worker: WorkerHandle, on_idle: Callable[[], None]) -> None:
         """No new batch for `worker`; `on_idle` is called once it holds none (at once where it holds none now)."""
-        self._stands_by_no_more(worker)
+        self._reliefs.forget(worker)
         link = self._lanes.find(worker)
         if link is not None:
             link.on_idle.append(on_idle)
@@ -326,7 +296,7 @@ class Router:
     def died(self, worker: WorkerHandle, reason: str, *, blame: bool = True) -> None:
         """`worker` is gone: take what it still completed, and queue the rows it held again, once.  `blame` False: no
         row can have caused it (its GPU was lost, say), and none counts a death."""
-        self._stands_by_no_more(worker)
+        self._reliefs.forget(worker)
         link = self._lanes.find(worker)
         if link is None:
             return
@@ -390,7 +360,7 @@ class Router:
         if rows:
             out["accuracy_served"] = traffic.accuracy_rows / rows
         if self.standby is not None:
-            out["relief"] = float(self._relief.active)
+            out["relief"] = float(self._reliefs.on)
             out["relieved_rows"] = float(traffic.relieved_rows)
         p95_ms = traffic.p95_ms(now_ns)
         if p95_ms is not None:
@@ -418,41 +388,10 @@ class Router:
         now_ns = self._clock()
         self._expire(now_ns)
         self._pump(now_ns)
-        if self.standby is not None and (self._relief.active or self._batcher.depth()):
-            self._relieve(self.standby, now_ns)
+        if self._reliefs.turn(now_ns):
+            self._pump(now_ns)
         self._flush()
         self._arm(now_ns)
-
-    def _relieve(self, standby: Standby, now_ns: int) -> None:
-        """Turn relief on or off, where it is time to."""
-        wait_ns = max(map(self._wait_ns, standby.rates, range(len(standby.rates))), default=0.0)
-        if not self._relief.turn(now_ns, wait_ns, self._admitted, self._batcher.depth()):
-            return
-        if self._relief.active:
-            self.traffic.reliefs += 1
-            self._lanes.relieve(standby.entries, standby.lane)
-            self._retry.shift(standby.lane, now_ns)
-        else:
-            self._lanes.relent()
-            self._retry.stranded(now_ns)
-        self._pump(now_ns)
-
-    def _wait_ns(self, rate: float, lane: int) -> float:
-        """How long a row that is queued now waits for one of the plan's workers in `lane`."""
-        waiting = self._batcher.depth(lane)
-        if not waiting or rate <= 0.0:
-            return 0.0
-        links = (link for link in self._lanes.links if link.lane == lane and not link.relief)
-        return (waiting + sum(len(batch.slots) for link in links for batch in link.batches.values())) * 1e9 / rate
-
-    def _stands_by_no_more(self, worker: WorkerHandle) -> None:
-        standby = self.standby
-        if standby is not None and any(entry[0] is worker for entry in standby.entries):
-            left = tuple(entry for entry in standby.entries if entry[0] is not worker)
-            self.standby = replace(standby, entries=left) if left else None
-            if not left and self._relief.active:
-                self._relief.active = False
-                self._lanes.relent()
 
     def _pump(self, now_ns: int) -> None:
         dispatch, out = self._batcher.dispatch, self._out
@@ -494,7 +433,7 @@ class Router:
 
     def _expire(self, now_ns: int) -> None:
         for ticket in self._deadlines.due(now_ns):
-            if ticket.paths and self._keep_all(ticket):
+            if ticket.paths and self._cascade.keep_all(ticket):
                 self._finish(ticket, 200, "", now_ns)
             else:
                 self._finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
@@ -561,7 +500,7 @@ class Router:
         if not status or not self._retry.after_failure(batch, now_ns):
             gone_on = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
             if not status:
-                self._busy_ns[link.lane] = busy_ns
+                self._cascade.busy_ns[link.lane] = busy_ns
                 self.traffic.batch(link.lane, count, gone_on, busy_ns, now_ns)
                 if link.relief:
                     self.traffic.relieved_rows += count - gone_on
@@ -588,88 +527,20 @@ class Router:
             if busy_ns > ticket.compute_ns:
                 ticket.compute_ns = busy_ns
             if status:
-                if not self._keep(ticket, ticket.slots.index(slot), "failed"):
+                if not self._cascade.keep(ticket, ticket.slots.index(slot), "failed"):
                     self._finish(ticket, 500, "the model failed on this request", now_ns)
                     continue
             elif ticket.chain is None:
                 self.traffic.accuracy_rows += self.accuracy[lane]
             else:
                 scores = scores or self._memory.score[batch.slots].tolist()
-                if self._goes_on(ticket, ticket.chain, slot, lane, scores[at], now_ns):
+                if self._cascade.goes_on(ticket, ticket.chain, slot, lane, scores[at], now_ns):
                     gone_on += 1
                     continue
             ticket.outstanding -= 1
             if not ticket.outstanding:
                 self._finish(ticket, 200, "", now_ns)
         return gone_on
-
-    # --- cascades -----------------------------------------------------------------------------------------------------
-
-    def _goes_on(self, ticket: Ticket, chain: Chain, slot: int, lane: int, score: float, now_ns: int) -> bool:
-        """Whether a row that `lane` answered with this score is asked of the next variant; it is queued for it then."""
-        stage = chain.stage(lane)
-        if stage < 0:  # a death or a relief led it elsewhere
-            self.traffic.accuracy_rows += self.accuracy[lane]
-            return False
-        if stage == len(chain.thresholds) or score >= chain.thresholds[stage]:
-            self.traffic.accuracy_rows += chain.ends[stage]
-            return False
-        row, target = ticket.slots.index(slot), chain.lanes[stage + 1]
-        why = ""
-        if not self._lanes.live >> target & 1:
-            why = "nobody"
-        elif self._relief.active:
-            why = "relief"
-        elif now_ns + self._needs_ns(target) > ticket.deadline_ns:
-            why = "deadline"
-        if why:
-            self._cut_short(ticket, chain, row, lane, why)
-            return False
-        ticket.paths[row] = (*ticket.paths.get(row, ()), lane)
-        ticket.variants[row] = target
-        self._batcher.requeue(target, [slot], ticket.deadline_ns, now_ns, ticket.key)
-        self._state[slot] = QUEUED
-        return True
-
-    def _needs_ns(self, lane: int) -> float:
-        """How long a row that is queued for `lane` now will take, as its last batch did: a batch for itself and one for
-        every batch's worth that waits before it."""
-        links = [link for link in self._lanes.links if link.attached and link.lane == lane]
-        ahead = sum(len(link.batches) for link in links) + self._batcher.depth(lane) / self.spec.max_batch
-        return self._busy_ns[lane] * (1.0 + ahead / max(1, len(links)))
-
-    def _cut_short(self, ticket: Ticket, chain: Chain, row: int, lane: int, why: str) -> None:
-        """A row ends at `lane` although it should go on."""
-        ticket.short.add(row)
-        self.traffic.cut(why)
-        stage = chain.stage(lane)
-        self.traffic.accuracy_rows += chain.cut[stage] if stage >= 0 else self.accuracy[lane]
-
-    def _keep(self, ticket: Ticket, row: int, why: str) -> bool:
-        """Take back a row that went on in vain: the answer of the variant before lies in its slot.  False where there
-        is none."""
-        before = ticket.paths.pop(row, ())
-        if not before or ticket.chain is None:
-            return False
-        ticket.variants[row] = before[-1]
-        if len(before) > 1:
-            ticket.paths[row] = before[:-1]
-        self.traffic.rows[before[-1]] += 1
-        self._cut_short(ticket, ticket.chain, row, before[-1], why)
-        return True
-
-    def _keep_all(self, ticket: Ticket) -> bool:
-        """The deadline has come: whether every row that is still out only waits to be asked again.  They keep the
-        answers they have then."""
-        waiting = [row for row, slot in enumerate(ticket.slots) if self._state[slot] == QUEUED]
-        if any(self._state[slot] == FLYING for slot in ticket.slots):
-            return False  # a worker may be writing into the slot
-        if not all(row in ticket.paths for row in waiting):
-            return False
-        self._table.cancel(ticket)
-        for row in waiting:
-            self._keep(ticket, row, "deadline")
-        return True
 
     # --- the end of a ticket ------------------------------------------------------------------------------------------
 
