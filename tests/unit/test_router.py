@@ -691,7 +691,7 @@ class Machine(RuleBasedStateMachine):
         self.house.check_slots()
         assert all(count == 1 for count in self.answers.values())
         for ticket in self.tickets:
-            assert len(self.list(house.router._cascade.paths(ticket))) == len(ticket.variants)
+            assert len(self.house.router._cascade.paths(ticket)) == len(ticket.variants)
             for row, before in ticket.paths.items():
                 assert len(set(before)) == len(before)
                 assert ticket.variants[row] not in before
