@@ -38,10 +38,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ConfigError
-from clover.types import EvaluationSpec, FamilySpec, Precision, PublishedAccuracy, TensorSpec, VariantSpec
+from clover.types import (
+    ConfidenceSpec,
+    EvaluationSpec,
+    FamilySpec,
+    Precision,
+    PublishedAccuracy,
+    TensorSpec,
+    VariantSpec,
+)
 
 FILE = "family.toml"
 SPLITS = ("calibration", "held_out")
+CONFIDENCES = ("top", "margin", "entropy")
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 MAX_RANK = 8
 
@@ -76,6 +85,7 @@ _TABLES: dict[type[msgspec.Struct], dict[str, type[msgspec.Struct]]] = {
         "outputs": TensorSpec,
         "variants": VariantSpec,
         "evaluation": EvaluationSpec,
+        "confidence": ConfidenceSpec,
     },
     VariantSpec: {"accuracy": PublishedAccuracy},
 }
@@ -265,6 +275,26 @@ def _check(spec: FamilySpec, folder: Path | None, where: str) -> None:
         _check_loader(spec.evaluation.loader, "evaluation.loader", where)
         if spec.evaluation.metric != "top1":
             raise refuse("evaluation.metric", f"{spec.evaluation.metric!r} is unknown: it is 'top1'")
+    if spec.confidence is not None:
+        _check_confidence(spec, spec.confidence, where)
+
+
+def _check_confidence(spec: FamilySpec, confidence: ConfidenceSpec, where: str) -> None:
+    outputs = {tensor.name: tensor for tensor in spec.outputs}
+    if confidence.output and confidence.output not in outputs:
+        hint = _did_you_mean(confidence.output, outputs)
+        raise ConfigError(f"{where}: confidence.output: there is no output {confidence.output!r}{hint}")
+    if ":" in confidence.kind:
+        return _check_loader(confidence.kind, "confidence.kind", where)
+    if confidence.kind not in CONFIDENCES:
+        hint = _did_you_mean(confidence.kind, CONFIDENCES)
+        known = f"{', '.join(CONFIDENCES)}, or module:function"
+        raise ConfigError(f"{where}: confidence.kind: {confidence.kind!r} is unknown{hint}: it is {known}")
+    tensor = outputs[confidence.output] if confidence.output else spec.outputs[0]
+    if DATATYPES.get(tensor.datatype, np.dtype(np.uint8)).kind != "f" or int(np.prod(tensor.bound)) < 2:
+        text = f"{confidence.kind!r} needs several floating-point numbers a row, which {tensor.name!r} does not hold"
+        raise ConfigError(f"{where}: confidence.kind: {text}: name another output, or a function of your own")
+    return None
 
 
 def _check_name(name: str, key: str, where: str) -> None:
@@ -374,7 +404,7 @@ def structure_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
 
 
 def _digest_alone(spec: FamilySpec, chosen: VariantSpec) -> str:
-    alone = msgspec.structs.replace(spec, variants=(), evaluation=None, description="", licence="")
+    alone = msgspec.structs.replace(spec, variants=(), evaluation=None, confidence=None, description="", licence="")
     total = hashlib.sha256(_digest(alone, (chosen,)).encode())
     total.update(msgspec.json.encode(chosen, order="sorted"))
     return total.hexdigest()
@@ -412,6 +442,8 @@ def check_loaders(spec: FamilySpec) -> None:
     loaders = {f"variant {variant.name}": variant.loader for variant in spec.variants}
     if spec.evaluation is not None:
         loaders["evaluation"] = spec.evaluation.loader
+    if spec.confidence is not None and ":" in spec.confidence.kind:
+        loaders["confidence"] = spec.confidence.kind
     for whose, loader in loaders.items():
         name = loader.partition(":")[0]
         if not (_file_inside(name, spec.folder) or _findable(name)):

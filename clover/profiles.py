@@ -26,7 +26,7 @@ from clover.config import EnergyConfig
 from clover.errors import ProfileError
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
-MEASURING_VERSION = 1
+MEASURING_VERSION = 2
 """Raised whenever the measuring procedure changes what its figures mean."""
 
 _DISTRIBUTIONS = {

@@ -89,8 +89,22 @@ class EvaluationSpec(Record, frozen=True, kw_only=True):
     metric: str = "top1"
 
 
+class ConfidenceSpec(Record, frozen=True, kw_only=True):
+    """How sure an answer is: a score a row, higher the surer, that cascades compare with their thresholds.
+
+    `kind`: "top" (the largest probability), "margin" (the largest less the second), "entropy" (1 - H / ln K), or
+    "module:function" of the family's folder.  `output` is the tensor it reads, the first one by default; `logits` says
+    that it holds logits, which are made probabilities first.
+    """
+
+    kind: str = "top"
+    output: str = ""
+    logits: bool = False
+
+
 class FamilySpec(Record, frozen=True, kw_only=True):
-    """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear."""
+    """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear.  One
+    without `confidence` does not cascade."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -103,6 +117,7 @@ class FamilySpec(Record, frozen=True, kw_only=True):
     licence: str = ""
     max_batch: int = 32
     evaluation: EvaluationSpec | None = None
+    confidence: ConfidenceSpec | None = None
     digest: str = ""
 
     def variant(self, name: str) -> VariantSpec:
@@ -236,6 +251,37 @@ class BasePoint(Record, frozen=True, kw_only=True):
     method: Method
 
 
+class ChainPoint(Record, frozen=True, kw_only=True):
+    """A way to cascade: a chain of variants and its thresholds, which were chosen on calibration rows.
+
+    All else is what it does on held-out rows.  `accuracy` with its 95 % interval `low` .. `high`, in percent; `reach`,
+    the part of the rows that is asked of each stage (the first: 1).  `ends` is the accuracy of the rows that end at
+    each stage, `cut` what the stage says of the rows that go on from it (of the last stage: its `ends`).  `cost` is the
+    energy of a row as a part of the best variant's alone, at each variant's most frugal.
+    """
+
+    chain: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    accuracy: float
+    low: float
+    high: float
+    reach: tuple[float, ...]
+    ends: tuple[float, ...]
+    cut: tuple[float, ...]
+    cost: float
+
+
+class CascadeProfile(Record, frozen=True, kw_only=True):
+    """What a family's confidence is worth.  `points` is the Pareto front of accuracy and cost over all chains of up to
+    three variants, from the cheapest up; `quantiles` of each variant's scores on held-out rows, equally spaced from the
+    least to the highest; the numbers of rows it was made from."""
+
+    points: tuple[ChainPoint, ...]
+    quantiles: dict[str, tuple[float, ...]]
+    calibration_rows: int
+    held_out_rows: int
+
+
 class FamilyProfile(Record, frozen=True, kw_only=True):
     """All that was measured of a family on this machine, with the key that invalidates it."""
 
@@ -249,6 +295,7 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     backend: dict[str, str]
     base: BasePoint
     notes: tuple[str, ...] = ()
+    cascade: CascadeProfile | None = None
 
 
 # --- carbon and energy ------------------------------------------------------------------------------------------------

@@ -63,9 +63,11 @@ class Cell:
 
 @dataclass
 class Scored:
-    """A pass over the rows: the answer of each row seen, and the timing of the full batches."""
+    """A pass over the rows: the answer of each row seen and its score (where the family has a confidence), and the
+    timing of the full batches."""
 
     answers: NDArray[np.generic]
+    scores: NDArray[np.float32]
     cell: Cell
 
 
@@ -112,6 +114,7 @@ class Driver:
         """Pass over the rows in batches of `batch`, until `most_rows` or `most_s`."""
         spec = self._rows.spec
         found: list[NDArray[np.generic]] = []
+        scores: list[NDArray[np.float32]] = []
         cell = Cell(batch)
         self._one(worker, batch)
         self._next_row = 0
@@ -123,8 +126,9 @@ class Driver:
             if count == batch:
                 self._add(cell, timing)
             found.append(answers(read_rows(self._slab, spec, 0, list(range(count)))))
+            scores.append(self._slab.score[:count].copy())
             cell.wall_s = time.monotonic() - began
-        return Scored(np.concatenate(found), cell)
+        return Scored(np.concatenate(found), np.concatenate(scores), cell)
 
     def _add(self, cell: Cell, timing: tuple[int, int]) -> None:
         cell.ms.append(timing[0] / 1e6)

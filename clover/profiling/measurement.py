@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from clover import backends as registry
 from clover import families, profiles
 from clover.config import EnergyConfig
@@ -25,6 +27,7 @@ from clover.interfaces import Device
 from clover.profiling import rows as rows_module
 from clover.profiling.busy import busy_share
 from clover.profiling.candidates import COMPILED_AT_FIRST_START, Candidates, on_cpu
+from clover.profiling.chains import Answers, common, profile_of
 from clover.profiling.choose import elect, faster
 from clover.profiling.drive import Cell, Driver, Scored
 from clover.profiling.effort import FULL, QUICK, Effort
@@ -38,6 +41,7 @@ from clover.runtime.slab import Layout, Slab
 from clover.types import (
     AccuracyMeasurement,
     BasePoint,
+    CascadeProfile,
     FamilyProfile,
     FamilySpec,
     LatencyMeasurement,
@@ -137,6 +141,8 @@ class _Measurement:
     silent_s: float
     key: str
     notes: list[str] = field(default_factory=list)
+    sure: dict[tuple[str, str], Answers] = field(default_factory=dict)
+    """How sure each (variant, backend) was of the held-out rows, and where it was right."""
     accuracy: list[AccuracyMeasurement] = field(default_factory=list)
     latency: list[LatencyMeasurement] = field(default_factory=list)
     done: int = 0
@@ -158,6 +164,7 @@ class _Measurement:
         candidates = self.candidates.of
         # A step is one worker started and measured; the estimate assumes that one of two thread counts suffices.
         self.steps = sum(map(len, candidates.values())) + len(spec.variants) * (len(places) - 1) + 1
+        self.steps += len(spec.variants) if spec.confidence is not None and self.data.labelled else 0
         backend: dict[str, str] = {}
         first: dict[str, int] = {}
         for variant in spec.variants:
@@ -173,6 +180,7 @@ class _Measurement:
                 for name in names:
                     if any((m.variant, m.backend) == (variant.name, name) for m in self.latency):
                         await self._larger(variant, name, place)
+        cascade = await self._cascade(backend, {name: places[at] for name, at in first.items()})
         busy = max(busy, await busy_share(cores))
         if busy > BUSY:
             note = f"others used {busy:.0%} of the cores meanwhile: {INFLATED}"
@@ -195,6 +203,7 @@ class _Measurement:
             backend=backend,
             base=base,
             notes=tuple(dict.fromkeys(self.notes)),
+            cascade=cascade,
         )
 
     # --- measuring ----------------------------------------------------------------------------------------------
@@ -316,6 +325,31 @@ class _Measurement:
 
     def _score(self, variant: VariantSpec, name: str, scored: Scored, reference: Any) -> None:
         self.accuracy.append(accuracy_of(self.spec, variant, name, scored.answers, reference, self.data.labels))
+        self.sure[variant.name, name] = _sure(scored, self.data)
+
+    # --- cascades -----------------------------------------------------------------------------------------------
+
+    async def _cascade(self, backend: dict[str, str], places: dict[str, Placement]) -> CascadeProfile | None:
+        """What the family's confidence is worth; None where it has none, or no labelled rows to tell by."""
+        if self.spec.confidence is None or not self.data.labelled:
+            return None
+        rows = await asyncio.to_thread(rows_module.load, self.spec, "calibration")
+        driver = Driver(self.pool.completion_fd, self.slab, rows, self.silent_s)
+        calibration: dict[str, Answers] = {}
+        for variant in self.spec.variants:
+            name = backend[variant.name]
+            self._step(f"{variant.name} with {name}: confidence on calibration rows")
+            async with self._worker(variant, name, places[variant.name], 1) as worker:
+                scored: Scored = await self._drive(
+                    driver.score, worker, self.batches[-1], most_rows=rows.count, most_s=self.effort.score_s
+                )
+            calibration[variant.name] = _sure(scored, rows)
+        held_out = {name: self.sure[name, chosen] for name, chosen in backend.items()}
+        costs = {
+            name: min(m.energy_j_per_row for m in self.latency if (m.variant, m.backend) == (name, chosen))
+            for name, chosen in backend.items()
+        }
+        return await asyncio.to_thread(profile_of, common(calibration), common(held_out), costs)
 
     # --- BASE ---------------------------------------------------------------------------------------------------
 
@@ -403,3 +437,10 @@ class _Measurement:
         log.debug("%s (%d of %d)", what, done, total)
         if self.progress is not None:
             self.progress(what, done, max(total, done + 1))
+
+
+def _sure(scored: Scored, rows: rows_module.Rows) -> Answers:
+    """How sure a variant was, and whether it was right; nothing is right of rows without labels."""
+    labels = rows.labels[: len(scored.answers)]
+    right = scored.answers == labels if len(labels) else np.zeros(len(scored.answers), np.bool_)
+    return Answers(scored.scores.astype(np.float64), np.asarray(right, np.bool_))

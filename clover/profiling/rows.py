@@ -43,10 +43,10 @@ class Rows:
                 write_array(slab, tensor, index, list(slots), rows)
 
 
-def load(spec: FamilySpec) -> Rows:
-    """The held-out rows of `spec`, or made-up rows where it has no evaluation set.  Raises ConfigError."""
+def load(spec: FamilySpec, split: str = "held_out") -> Rows:
+    """The rows of a split of `spec`, or made-up rows where it has no evaluation set.  Raises ConfigError."""
     if spec.evaluation is not None:
-        return Rows(spec, *families.load_evaluation(spec, "held_out"))
+        return Rows(spec, *families.load_evaluation(spec, split))
     generator = np.random.default_rng(0)
     inputs = [_made_up(tensor, generator) for tensor in spec.inputs]
     return Rows(spec, inputs, np.empty(0, np.int64))

@@ -167,7 +167,11 @@ class Router:
             raise self._refuse(DeadlineMissed("the deadline has passed already"))
         if min_accuracy <= 1.0:
             min_accuracy *= 100.0  # a fraction, as receipts give it
-        mask = self._lanes.mask(min_accuracy) or (self._lanes.able(min_accuracy) if self.hold else 0)
+        chain = self._lanes.chain_for(min_accuracy) if cascade and not self._reliefs.on else None
+        if chain is not None and not self._lanes.live >> chain.lanes[0] & 1:
+            chain = None
+        mask = 1 << chain.lanes[0] if chain is not None else self._lanes.mask(min_accuracy)
+        mask = mask or (self._lanes.able(min_accuracy) if self.hold else 0)
         if not mask:
             if min_accuracy > 0.0 and max(self.accuracy) < min_accuracy:
                 raise self._refuse(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
@@ -179,10 +183,7 @@ class Router:
         ticket.context = context
         ticket.on_done = on_done
         ticket.submit_ns = now_ns
-        chain = self._lanes.chain
-        if chain is not None and cascade and not self._reliefs.on and mask >> chain.lanes[0] & 1:
-            ticket.chain = chain
-            mask = 1 << chain.lanes[0]
+        ticket.chain = chain
         slots = ticket.slots
         ticket.outstanding = len(slots)
         self._reliefs.rows += len(slots)
@@ -249,8 +250,10 @@ class Router:
         return self.traffic.report(self.name, self.spec.version, self._clock())
 
     def expect(self, profile: FamilyProfile | None) -> None:
-        """Take the accuracy of each variant from `profile`."""
+        """Take the accuracy of each variant, and what cascades are worth, from `profile`."""
         self.accuracy[:] = expected_accuracy(self.spec, profile)
+        cascade = profile.cascade if profile is not None else None
+        self._lanes.points = sorted(cascade.points, key=lambda point: point.cost) if cascade is not None else ()
         self._lanes.accuracy_changed()
 
     # --- the fleet's side ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"types", "errors"}),
     frozenset({"config", "interfaces"}),
     frozenset({"profiles", "families", "settings", "_native"}),
-    frozenset({"planning", "telemetry"}),
+    frozenset({"planning", "telemetry", "confidence"}),
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
     frozenset({"runtime"}),
     frozenset({"http", "control", "profiling"}),

@@ -9,13 +9,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clover.errors import BadRequest
 from clover.runtime.cascade import Chain, chain_of
 from clover.runtime.tickets import Ticket
+from clover.types import ChainPoint
 from tests.unit.router_fixture import MS, SECOND, FakeWorker, House, dealt
 
 SMALL, MEDIUM, LARGE = range(3)
 CHAIN = ("small", "medium", "large")
-KNOWN = {(CHAIN, (0.8, 0.5)): ((95.0, 91.0, 84.0), (60.0, 55.0, 84.0))}
+POINTS = tuple(
+    ChainPoint(
+        chain=chain,
+        thresholds=thresholds,
+        accuracy=low + 1.0,
+        low=low,
+        high=low + 2.0,
+        reach=(1.0, 0.3, 0.1)[: len(chain)],
+        ends=(95.0, 91.0, 84.0)[: len(chain)],
+        cut=(60.0, 55.0, 84.0)[: len(chain)],
+        cost=cost,
+    )
+    for chain, thresholds, low, cost in (
+        (("small",), (), 79.0, 0.1),
+        (("small", "medium"), (0.7,), 83.0, 0.2),
+        (CHAIN, (0.8, 0.5), 87.0, 0.3),
+        (CHAIN, (0.9, 0.9), 88.5, 0.7),
+        (("large",), (), 89.0, 1.0),
+    )
+)
 
 
 class Cascade(House):
@@ -23,7 +44,7 @@ class Cascade(House):
 
     def __init__(self, lanes: tuple[int, ...] = (SMALL, MEDIUM, LARGE), **config: Any) -> None:
         super().__init__(slots=64, **config)
-        self.router._lanes.known = KNOWN
+        self.router._lanes.points = POINTS
         self.staff = {lane: self.entry(lane) for lane in lanes}
         self.chain()
 
@@ -120,13 +141,43 @@ def test_batches_are_of_mixed_origin(house: Cascade) -> None:
     """Rows that went on and rows that were sent to medium share its batches."""
     house.router.route(list(house.staff.values()), dealt(1.0, 0.0, 0.0, chain=CHAIN, thresholds=(0.8, 0.5)))
     house.ask(2)
-    direct = house.ask(1, turn=False, min_accuracy=84.0)
+    direct = house.ask(1, turn=False, min_accuracy=84.0, cascade=False)
     assert direct.chain is None
     house.answer(SMALL, 0.1, 0.1)
     assert house.sent(MEDIUM) == [3]
     house.answer(MEDIUM, 0.9, 0.9, 0.9)
     assert {ticket.status for ticket in house.done} == {200}
     assert len(house.done) == 2
+
+
+@pytest.mark.parametrize(
+    ("least", "chain", "thresholds"),
+    [(79.0, ("small",), ()), (80.0, ("small", "medium"), (0.7,)), (87.5, CHAIN, (0.9, 0.9)), (89.0, ("large",), ())],
+)
+def test_a_least_accuracy_takes_the_cheapest_chain_that_is_sure_to_have_it(
+    house: Cascade, least: float, chain: tuple[str, ...], thresholds: tuple[float, ...]
+) -> None:
+    ticket = house.ask(min_accuracy=least)
+    assert ticket.chain is not None
+    assert [CHAIN[lane] for lane in ticket.chain.lanes] == list(chain)
+    assert ticket.chain.thresholds == thresholds
+
+
+def test_a_least_accuracy_that_no_chain_is_sure_of_asks_a_variant_that_is_expected_to_have_it(house: Cascade) -> None:
+    ticket = house.ask(min_accuracy=89.5)
+    assert ticket.chain is None
+    assert house.sent(LARGE) == [1]
+    with pytest.raises(BadRequest, match="no variant"):
+        house.ask(min_accuracy=91.0)
+
+
+def test_a_chain_whose_stage_is_not_there_is_not_taken_for_a_least_accuracy() -> None:
+    house = Cascade((SMALL, LARGE))
+    ticket = house.ask(min_accuracy=80.0)
+    assert ticket.chain is not None
+    assert ticket.chain.lanes == (LARGE,)
+    house.answer(LARGE, 0.0)
+    assert (ticket.status, house.router.receipt(ticket).path) == (200, ("large",))
 
 
 def test_thresholds_turn_between_two_requests(house: Cascade) -> None:

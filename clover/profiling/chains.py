@@ -1,0 +1,156 @@
+"""Chains of variants and their thresholds: what each would cost and how often it would be right.
+
+Every variant answers the same rows, each answer with a score; from that every chain with every threshold can be played
+without asking anybody again.  Thresholds lie on the quantiles of a variant's scores.  What is worth keeping is chosen
+on *calibration* rows: of all chains and thresholds those that no other beats in both accuracy and cost there.  What is
+told of them is counted on *held-out* rows, which had no part in that.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.profiling.score import wilson
+from clover.types import CascadeProfile, ChainPoint
+
+Floats = NDArray[np.float64]
+
+LEVELS = 32
+"""Thresholds of a variant, at most: quantiles of its scores."""
+POINTS = 64
+"""Points that are kept, at most, spread evenly over the accuracies of the front."""
+QUANTILES = 33
+_LONGEST = 3
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a variant said of some rows: how sure it was of each, and whether it was right."""
+
+    scores: Floats
+    right: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Played:
+    """A chain with its thresholds on some rows: accuracy (0..1), reach of each stage, cost of a row."""
+
+    chain: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    accuracy: float
+    reach: tuple[float, ...]
+    cost: float
+
+
+def play(
+    answers: Mapping[str, Answers], costs: Mapping[str, float], chain: Sequence[str], thresholds: Sequence[float]
+) -> Played:
+    """One chain on the rows of `answers`.  `costs`: of asking each variant for a row."""
+    rows = len(answers[chain[0]].right)
+    here = np.ones(rows, np.bool_)
+    right = 0
+    reach: list[float] = []
+    for name, threshold in itertools.zip_longest(chain, thresholds):
+        reach.append(float(here.mean()))
+        own = answers[name]
+        goes_on = here & ~(own.scores >= threshold) if threshold is not None else np.zeros(rows, np.bool_)
+        right += int(np.sum(own.right & here & ~goes_on))
+        here = goes_on
+    cost = sum(part * costs[name] for part, name in zip(reach, chain, strict=True))
+    return Played(tuple(chain), tuple(thresholds), right / rows, tuple(reach), cost)
+
+
+def profile_of(
+    calibration: Mapping[str, Answers], held_out: Mapping[str, Answers], costs: Mapping[str, float]
+) -> CascadeProfile:
+    """The cascade profile of variants (in the order of the mapping, cheapest first) with these costs.  Rows of a split
+    are the same for all variants."""
+    best = max(calibration, key=lambda name: float(calibration[name].right.mean()))
+    alone = {name: cost / max(costs[best], 1e-12) for name, cost in costs.items()}
+    chosen = thinned(front(every(calibration, alone)))
+    points = [_point(held_out, alone, item) for item in chosen]
+    at = np.linspace(0.0, 1.0, QUANTILES)
+    return CascadeProfile(
+        points=tuple(points),
+        quantiles={name: tuple(np.quantile(own.scores, at).tolist()) for name, own in held_out.items()},
+        calibration_rows=len(next(iter(calibration.values())).right),
+        held_out_rows=len(next(iter(held_out.values())).right),
+    )
+
+
+def common(answers: Mapping[str, Answers]) -> dict[str, Answers]:
+    """The rows that all variants were asked for: a slow one may have seen fewer, in the same order."""
+    rows = min(len(own.right) for own in answers.values())
+    return {name: Answers(own.scores[:rows], own.right[:rows]) for name, own in answers.items()}
+
+
+def levels(scores: Floats) -> list[float]:
+    """Thresholds to try: quantiles of the scores, as float32 has them, none twice."""
+    found = np.quantile(scores, np.linspace(0.0, 1.0, LEVELS + 2)[1:-1])
+    return sorted({float(np.float32(value)) for value in found})
+
+
+def every(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterator[Played]:
+    """Every chain of one to three variants, each dearer than the one before, with every threshold of each."""
+    names = list(answers)
+    grids = {name: levels(own.scores) for name, own in answers.items()}
+    for length in range(1, min(_LONGEST, len(names)) + 1):
+        for chain in itertools.combinations(names, length):
+            if any(costs[cheap] >= costs[dear] for cheap, dear in itertools.pairwise(chain)):
+                continue
+            for thresholds in itertools.product(*(grids[name] for name in chain[:-1])):
+                yield play(answers, costs, chain, thresholds)
+
+
+def front(played: Iterator[Played] | Sequence[Played]) -> list[Played]:
+    """Those that no other beats: from the cheapest up, each more accurate than all before it."""
+    found: list[Played] = []
+    for item in sorted(played, key=lambda item: (item.cost, -item.accuracy, len(item.chain), item.thresholds)):
+        if not found or item.accuracy > found[-1].accuracy:
+            found.append(item)
+    return found
+
+
+def thinned(points: Sequence[Played]) -> list[Played]:
+    """At most `POINTS` of a front, both ends among them, spread evenly over its accuracies."""
+    if len(points) <= POINTS:
+        return list(points)
+    wanted = np.linspace(points[0].accuracy, points[-1].accuracy, POINTS)
+    at = np.searchsorted([item.accuracy for item in points], wanted)
+    return [points[index] for index in sorted(set(at.clip(0, len(points) - 1).tolist()))]
+
+
+def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: Played) -> ChainPoint:
+    """What a chosen chain does on other rows."""
+    found = play(answers, costs, chosen.chain, chosen.thresholds)
+    rows = len(answers[chosen.chain[0]].right)
+    low, high = wilson(round(found.accuracy * rows), rows)
+    here = np.ones(rows, np.bool_)
+    ends, cut = [], []
+    for name, threshold in itertools.zip_longest(chosen.chain, chosen.thresholds):
+        own = answers[name]
+        goes_on = here & ~(own.scores >= threshold) if threshold is not None else np.zeros(rows, np.bool_)
+        ends.append(_percent(own.right, here & ~goes_on))
+        cut.append(_percent(own.right, goes_on if threshold is not None else here))
+        here = goes_on
+    return ChainPoint(
+        chain=chosen.chain,
+        thresholds=chosen.thresholds,
+        accuracy=100.0 * found.accuracy,
+        low=low,
+        high=high,
+        reach=found.reach,
+        ends=tuple(ends),
+        cut=tuple(cut),
+        cost=found.cost,
+    )
+
+
+def _percent(right: NDArray[np.bool_], rows: NDArray[np.bool_]) -> float:
+    """Accuracy (percent) over `rows`; over all rows where these are none."""
+    return 100.0 * float(right[rows].mean() if rows.any() else right.mean())

@@ -1,0 +1,153 @@
+"""Scores of answers: what a family may declare, and what comes of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover import families
+from clover.confidence import ScoreError, entropy, margin, scorer, softmax, top
+from clover.errors import ConfigError
+from clover.types import ConfidenceSpec, FamilySpec, TensorSpec, VariantSpec
+
+LOGITS = st.lists(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3), min_size=1, max_size=6)
+
+
+def spec(confidence: ConfidenceSpec | None = None, folder: str = "") -> FamilySpec:
+    return FamilySpec(
+        name="toy",
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=(1,)),),
+        outputs=(
+            TensorSpec(name="label", datatype="INT64", shape=(1,)),
+            TensorSpec(name="y", datatype="FP32", shape=(3,)),
+        ),
+        variants=(VariantSpec(name="small", loader="m:f"),),
+        confidence=confidence,
+        folder=folder,
+    )
+
+
+def answers(*rows: tuple[float, ...]) -> list[Any]:
+    return [np.zeros((len(rows), 1), np.int64), np.array(rows, np.float32)]
+
+
+def test_a_family_without_confidence_has_no_scores() -> None:
+    assert scorer(spec()) is None
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("top", [0.7, 0.5]), ("margin", [0.5, 0.0])])
+def test_built_in_scores(kind: str, expected: list[float]) -> None:
+    score = scorer(spec(ConfidenceSpec(kind=kind, output="y")))
+    assert score is not None
+    found = score(answers((0.7, 0.2, 0.1), (0.5, 0.5, 0.0)))
+    assert found.dtype == np.float32
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_entropy_is_one_for_certainty_and_nothing_where_all_are_alike() -> None:
+    found = entropy(np.array([[1.0, 0.0, 0.0], [1 / 3] * 3, [0.5, 0.5, 0.0]], np.float32))
+    assert found.tolist() == pytest.approx([1.0, 0.0, 1.0 - math.log(2) / math.log(3)], abs=1e-6)
+
+
+@given(LOGITS)
+def test_scores_are_between_nothing_and_one_and_logits_are_made_probabilities(rows: list[list[float]]) -> None:
+    logits = np.array(rows, np.float32)
+    probabilities = softmax(logits)
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(len(rows)), abs=1e-5)
+    for kind, function in (("top", top), ("margin", margin), ("entropy", entropy)):
+        plain = function(probabilities)
+        assert ((plain >= -1e-5) & (plain <= 1 + 1e-5)).all()
+        score = scorer(spec(ConfidenceSpec(kind=kind, output="y", logits=True)))
+        assert score is not None
+        assert score([None, logits]).tolist() == pytest.approx(plain.tolist(), abs=1e-6)
+
+
+def own(tmp_path: Path, body: str) -> FamilySpec:
+    (tmp_path / "sure.py").write_text(f"import numpy as np\ndef score(output):\n    {body}\n")
+    return spec(ConfidenceSpec(kind="sure:score", output="y"), str(tmp_path))
+
+
+def test_a_function_of_ones_own(tmp_path: Path) -> None:
+    score = scorer(own(tmp_path, "return output[:, 0] * 2"))
+    assert score is not None
+    found = score(answers((0.25, 0, 0), (0.5, 0, 0)))
+    assert (found.tolist(), found.dtype) == ([0.5, 1.0], np.float32)
+
+
+@pytest.mark.parametrize(
+    "body", ["return output", "return output[:1, 0]", "return ['a'] * len(output)", "return output[:, 0] * np.nan"]
+)
+def test_a_function_that_gives_no_scores_is_no_confidence(tmp_path: Path, body: str) -> None:
+    score = scorer(own(tmp_path, body))
+    assert score is not None
+    with pytest.raises(ScoreError, match="confidence gave"):
+        score(answers((0.25, 0, 0), (0.5, 0, 0)))
+
+
+def test_a_function_that_is_not_there_is_told_at_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no function"):
+        scorer(
+            msgspec.structs.replace(
+                own(tmp_path, "return 0"), confidence=ConfidenceSpec(kind="sure:scores", output="y")
+            )
+        )
+
+
+# --- what a family declares -------------------------------------------------------------------------------------------
+
+TOML = """
+name = "toy"
+inputs = [{ name = "x", datatype = "FP32", shape = [1] }]
+outputs = [{ name = "y", datatype = "FP32", shape = [3] }, { name = "one", datatype = "INT64", shape = [4] }]
+[[variants]]
+name = "a"
+loader = "model:load"
+"""
+
+
+def declared(folder: Path, confidence: str) -> FamilySpec:
+    (folder / "family.toml").write_text(TOML + f"[confidence]\n{confidence}\n")
+    (folder / "model.py").write_text("def load(): ...\ndef score(): ...\n")
+    return families.load_family(str(folder))
+
+
+def test_a_declaration_is_read(tmp_path: Path) -> None:
+    assert declared(tmp_path, "").confidence == ConfidenceSpec()
+    found = declared(tmp_path, 'kind = "margin"\noutput = "y"\nlogits = true')
+    assert found.confidence == ConfidenceSpec(kind="margin", output="y", logits=True)
+    assert declared(tmp_path, 'kind = "model:score"\noutput = "one"').confidence is not None
+
+
+@pytest.mark.parametrize(
+    ("confidence", "text"),
+    [
+        ('kind = "topp"', r"'topp' is unknown \(did you mean 'top'\?\)"),
+        ('output = "z"', "there is no output 'z'"),
+        ('output = "one"', "needs several floating-point numbers"),
+        ('kind = "model:"', "not of the form module:function"),
+        ('kinds = "top"', "unknown key"),
+        ("logits = 1", "expected `bool`"),
+    ],
+)
+def test_a_declaration_that_makes_no_sense_is_refused(tmp_path: Path, confidence: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        declared(tmp_path, confidence)
+
+
+def test_a_module_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no module nowhere"):
+        families.check_loaders(declared(tmp_path, 'kind = "nowhere:score"'))
+
+
+def test_another_confidence_is_another_family_but_no_other_artifact(tmp_path: Path) -> None:
+    """It makes a new profile; what was compiled stays."""
+    one, other = declared(tmp_path, 'kind = "top"'), declared(tmp_path, 'kind = "margin"')
+    assert one.digest != other.digest
+    assert families.digest_of_variant(one, "a") == families.digest_of_variant(other, "a")
