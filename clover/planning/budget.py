@@ -40,11 +40,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.annealed import best_found
+from clover.planning.awake import best_awake
 from clover.planning.horizon import Point, hull
 from clover.planning.objective import Objective, objective_of, planned_floor
 from clover.planning.problem import LEAST_RATE, accuracies, problem_of
-from clover.types import Configuration, Reading, State
+from clover.types import Candidate, Configuration, Reading, State
 
 Floats = NDArray[np.float64]
 
@@ -80,10 +80,12 @@ class Course:
 
 @dataclass(frozen=True)
 class Way:
-    """A useful way to serve: percent and joules a row, and the configuration that does it."""
+    """A useful way to serve: percent and joules a row (idle ones too, where they differ), the configuration that does
+    it, and on how many devices (0: all)."""
 
     point: Point
     configuration: Configuration
+    awake: int = 0
 
 
 @dataclass(frozen=True)
@@ -218,18 +220,21 @@ def _ways(asked: bytes) -> tuple[Way, ...]:
     equal: until nothing lies below a line, or `_SOLVES` plans are made."""
     state = msgspec.json.decode(asked, type=State)
     problem, objective = problem_of(state), objective_of(state)
-    found: dict[Point, Configuration] = {}
+    found: dict[Point, Candidate] = {}
 
     def solved(lam: float) -> Point | None:
-        best = best_found(problem, replace(objective, form="paper", lam=lam), seed=state.seed).best
+        best = best_awake(problem, replace(objective, form="paper", lam=lam), seed=state.seed).best
         if not best.feasible:
             return None
-        point = Point(accuracy=best.prediction.accuracy, grams=best.prediction.energy_j_per_row)
-        found.setdefault(point, best.configuration)
+        point = Point(accuracy=best.prediction.accuracy, grams=best.prediction.joules)
+        found.setdefault(point, best)
         return point
 
+    def way(point: Point) -> Way:
+        return Way(point, found[point].configuration, found[point].awake)
+
     if solved(_CHEAPEST) is None or solved(_BEST) is None:
-        return tuple(Way(point, found[point]) for point in found)
+        return tuple(map(way, found))
     ends = hull(tuple(found))
     order = itertools.count()
     gaps = [(0.0, next(order), ends[0], ends[-1])] if len(ends) > 1 else []
@@ -245,7 +250,7 @@ def _ways(asked: bytes) -> tuple[Way, ...]:
             for left, right in ((low, point), (point, high)):
                 room = (right.accuracy - left.accuracy) * (right.grams - left.grams)
                 heapq.heappush(gaps, (-room, next(order), left, right))
-    return tuple(Way(point, found[point]) for point in hull(tuple(found)))
+    return tuple(map(way, hull(tuple(found))))
 
 
 def _left(state: State) -> Left | None:

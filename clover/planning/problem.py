@@ -4,7 +4,8 @@ A `Problem` is read out of a `State` once and then only asked.  The services are
 backend; a family that owns `share` < 1 of the machine is served that much slower.  Where profiles may err, services are
 planned with at the slow end of the error (`profile_error`): rows that take no longer than that wait no longer than
 planned, and accuracy, which quotas decide, does not depend on times.  Energies are active energy, the part a plan can
-change while every device stays awake; idle power is the same for all plans and drops out of every comparison.
+change while every device stays awake; idle power is the same for all plans and drops out of every comparison.  Where
+devices without workers spare `spared_w`, it does not (`awake`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class Problem:
     intensity_g_per_kwh: float
     objective: ObjectiveConfig
     devices: tuple[DeviceShape, ...]
+
+    @property
+    def spared_w(self) -> float | None:
+        """Idle watts of a device that has no workers, below those of one that has; None: all have."""
+        return self.objective.spared_w
 
     @property
     def best(self) -> str:
