@@ -1,7 +1,7 @@
 """What no schedule of plans over a horizon can undercut: a proven limit beside an accuracy budget.
 
 A schedule runs step t, with n_t rows at w_t grams a joule, by some plan of E_t joules and A_t percent a row (or by
-several, each for a part of the step), and reaches A percent over all N rows.  Whatever the price p of a percent of a row,
+several, each for a part of the step), and reaches A percent over all N rows.  Whatever the price p of a percent is,
 
     sum n_t w_t E_t  >=  sum n_t w_t E_t - p (sum n_t A_t - N A)  >=  p N A + sum n_t w_t G(p / w_t),
     G(m) = min over plans of E - m A,

@@ -10,13 +10,22 @@ devices without workers spare `spared_w`, it does not (`awake`).
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clover.errors import PlanError
 from clover.planning.queueing import Service
-from clover.types import DeviceShape, FamilyProfile, LatencyMeasurement, ObjectiveConfig, Placement, State
+from clover.types import (
+    Configuration,
+    DeviceShape,
+    FamilyProfile,
+    GroupCount,
+    LatencyMeasurement,
+    ObjectiveConfig,
+    Placement,
+    State,
+)
 
 SAME_ANSWERS = 0.999
 SAME_ACCURACY = 0.05
@@ -66,6 +75,15 @@ def whole(device: DeviceShape) -> tuple[Placement, ...]:
     layout (lost, or full of what others own)."""
     layouts = [layout for layout in device.layouts if layout]
     return min(layouts, key=lambda layout: (len(layout), -sum(item.slices for item in layout)), default=())
+
+
+def best_whole(problem: Problem, devices: Sequence[DeviceShape]) -> Configuration:
+    """BASE on `devices`: the best variant on each of them as a whole; PlanError where it was not measured so."""
+    counts = Counter(placement.profile for device in devices for placement in whole(device))
+    for profile in counts:
+        if (problem.best, profile) not in problem.services:
+            raise PlanError(f"{problem.best} was not measured on {profile}: profile it again")
+    return tuple(GroupCount(variant=problem.best, profile=name, count=n) for name, n in sorted(counts.items()))
 
 
 def base_capacity(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 1.0) -> float:

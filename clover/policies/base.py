@@ -6,16 +6,13 @@ the latency target within the utilisation limit.  What the others draw is not it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
-from clover.errors import PlanError
 from clover.planning.objective import objective_of
-from clover.planning.problem import Problem, problem_of, whole
+from clover.planning.problem import best_whole, problem_of
 from clover.planning.search import evaluate
 from clover.policies.plans import alone, plan_of
-from clover.types import Candidate, Configuration, DeviceShape, GroupCount, Plan, State
+from clover.types import Candidate, Plan, State
 
 
 class BasePolicy:
@@ -31,25 +28,11 @@ class BasePolicy:
         usable = [device for device in state.devices if device.layouts]
         least = 1 if self._fitted else len(usable)
         for number in range(least, len(usable) + 1):
-            candidate = evaluate(problem, objective, _whole(problem, usable[:number]))
+            candidate = evaluate(problem, objective, best_whole(problem, usable[:number]))
             if candidate.feasible:
                 break
         found = alone(_on(candidate, number if self._fitted else 0))
         return plan_of(state, problem, objective, found, policy=self.name)
-
-
-def _whole(problem: Problem, devices: Sequence[DeviceShape]) -> Configuration:
-    """The best variant on each of `devices` as a whole."""
-    counts: dict[str, int] = {}
-    for device in devices:
-        for placement in whole(device):
-            counts[placement.profile] = counts.get(placement.profile, 0) + 1
-    for profile in counts:
-        if (problem.best, profile) not in problem.services:
-            raise PlanError(f"{problem.best} was not measured on {profile}: profile it again")
-    return tuple(
-        GroupCount(variant=problem.best, profile=profile, count=number) for profile, number in sorted(counts.items())
-    )
 
 
 def _on(candidate: Candidate, awake: int) -> Candidate:

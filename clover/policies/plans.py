@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -16,8 +16,9 @@ from clover.planning.layout import lay_out, slices
 from clover.planning.objective import Objective, objective_of
 from clover.planning.problem import Problem, problem_of
 from clover.planning.search import UNBOUNDED_MS, Found, evaluate
+from clover.planning.transition import plan_transition
 from clover.planning.waits import tuned
-from clover.types import Assignment, Candidate, Configuration, Plan, State, configuration_of
+from clover.types import Assignment, Candidate, Configuration, DeviceShape, Plan, State, configuration_of
 
 
 def running_configuration(state: State) -> Configuration | None:
@@ -29,22 +30,39 @@ def placed(
     state: State, problem: Problem, configuration: Configuration, awake: int = 0
 ) -> tuple[Assignment, ...]:
     """The deployment that realises `configuration` and keeps most of what runs, on all devices or on `awake` of them;
-    PlanError where there is none."""
-    devices = state.devices if not awake else in_use(state.devices, state.running)[:awake]
+    PlanError where there is none.
+
+    Where devices may be without workers, as many as can be stay awake.  But a change that these could not make without
+    falling below what arrives is made on devices that sleep, which wake for it, and the others sleep afterwards.
+    """
 
     def rows_per_s(item: Assignment) -> float:
         service = problem.services.get((item.variant, item.placement.profile))
         return service.capacity() if service is not None else slices(item)
 
-    return lay_out(
-        configuration,
-        family=state.family,
-        backend=problem.backend,
-        own=problem.own,
-        devices=devices,
-        running=state.running,
-        capacity=rows_per_s,
-    )
+    def laid(devices: Sequence[DeviceShape]) -> tuple[Assignment, ...]:
+        return lay_out(
+            configuration,
+            family=state.family,
+            backend=problem.backend,
+            own=problem.own,
+            devices=devices,
+            running=state.running,
+            capacity=rows_per_s,
+        )
+
+    if not awake:
+        return laid(state.devices)
+    devices = in_use(state.devices, state.running)
+    here = {item.placement.device for item in state.running}
+    used, fresh = devices[: len(here)], devices[len(here) :]
+    first = laid(devices[:awake])
+    for stay in range(min(awake, len(used)), max(0, awake - len(fresh)) - 1, -1):
+        found = laid((*used[:stay], *fresh[: awake - stay])) if state.running else first
+        floor = state.arrival_rate if state.running else 0.0
+        if plan_transition(state.running, found, state.devices, capacity=rows_per_s, floor=floor).holds:
+            return found
+    return first
 
 
 def least_awake(state: State, problem: Problem, configuration: Configuration) -> int:

@@ -93,16 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu",), default=None, help="cores of this machine instead, for a family profiled on them")
     add("--hours", type=float, default=None, help=f"hours of each trace [{_HOURS:g}; paper: 48]")
     add("--start", metavar="ISO", default="", help="grid time to start at [the trace's first value]")
-    add("--seeds", metavar="N", type=int, default=None, help=f"runs of each with other random numbers [1; paper: {SEEDS}]")
+    add("--seeds", metavar="N", type=int, default=None, help=f"runs with other random numbers [1; paper: {SEEDS}]")
     add("--objective", choices=("paper", "floor"), default="paper", help="form of the objective [paper]")
     add("--lam", metavar="L", type=float, default=None, help="lambda of the paper's objective [derived; paper: 0.1]")
     add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's p95; paper: BASE's p95]")
     add("--accuracy-floor", metavar="PCT", type=float, default=None, help="[best variant - 1 point; paper: none]")
     add("--accuracy-budget", metavar="PTS", type=float, default=None, help="points below the best variant that the "
         "policies budget and static may lose on average [0.5]")  # fmt: skip
-    add("--budget-horizon-h", metavar="H", type=float, default=24.0, help="hours of an accuracy budget [24; paper: all]")
-    add("--forecast", default="perfect", help="what policies are told of hours to come: perfect, seasonal, persistence, "
-        "or error:PCT, the trace with normal errors [perfect]")  # fmt: skip
+    add("--budget-horizon-h", metavar="H", type=float, default=24.0, help="hours of a budget [24; paper: all]")
+    add("--forecast", default="perfect", help="what policies are told of hours to come: perfect, seasonal, "
+        "persistence, or error:PCT, the trace with normal errors [perfect]")  # fmt: skip
     add("--asleep", metavar="W", type=float, default=None, help="watts of a GPU without workers, as 45 (parked) or 0 "
         "(released): lets plans leave GPUs without [all stay awake; paper: 45 where a policy says parked]")  # fmt: skip
     add("--look-s", metavar="S", type=float, default=300.0, help="grid seconds between looks [300; paper: 900]")

@@ -143,8 +143,8 @@ class Sums:
 
 
 class SimulatedFleet:
-    """The workers of one family on `devices`, each of which draws `idle_w`, or `asleep_w` while it has no workers (None:
-    as much).  `load_s`: virtual seconds until a spawned worker is ready."""
+    """The workers of one family on `devices`, each of which draws `idle_w`, or `asleep_w` while it has no workers
+    (None: as much).  `load_s`: virtual seconds until a spawned worker is ready."""
 
     def __init__(
         self,

@@ -40,6 +40,9 @@ class Forecast:
         return f"error:{100.0 * self.error:g}" if self.kind == "error" else self.kind
 
 
+PERFECT = Forecast()
+
+
 def parse(text: str) -> Forecast:
     """The forecast that `text` names; ConfigError where it names none."""
     if text in KINDS:

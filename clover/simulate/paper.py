@@ -12,8 +12,8 @@ p95, the SLO, is that of nearly idle GPUs.
 
 **At the accuracy of another** (named in brackets) stand beside them
 
- - `budget`: our accuracy budget over the 48 hours, at the loss that CLOVER or our objective realised.  It draws nothing,
-   so that "the same seeds" means: for each seed of CLOVER one run at the loss of that very run;
+ - `budget`: our accuracy budget over the 48 hours, at the loss that CLOVER or our objective realised.  It draws
+   nothing, so that "the same seeds" means: for each seed of CLOVER one run at the loss of that very run;
  - `budget, parked` and `budget, released`: the same at CLOVER's mean loss, where a GPU without workers draws
    `PARKED_W` or nothing;
  - `static >= A`: the best *static* mix that reaches the accuracy, what it takes no carbon-aware controller to save; at
@@ -34,12 +34,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from clover.errors import ConfigError
 from clover.planning.problem import base_capacity, services_of
 from clover.planning.queueing import estimate
 from clover.simulate import families, world
 from clover.simulate.loads import Load
-from clover.simulate.records import Accounting, Input, Run, without_steps
+from clover.simulate.records import Accounting, Input, Run, merged
 from clover.simulate.work import Told, execute
 from clover.simulate.world import Case, Rules, Scheme, Trace, World
 
@@ -113,13 +115,12 @@ class Paper:
         self.count = len(self.cells) * (both + len(LAMBDAS) + len(_MATCHED) + 1)
         self.labels = (
             f"scenario paper: {len(machine.shapes)} GPUs, {machine.idle_w:g} W idle each; L = {self._rules.lam:g}",
-            "all GPUs are awake, but where a policy says parked or released: a GPU without workers then draws "
-            f"{self._parked_w:g} W or nothing",
+            f"GPUs are awake; parked or released, one without workers draws {self._parked_w:g} W or nothing",
             f"equal load: everybody at {load.level:g} of BASE's capacity; SLO = BASE's p95 there",
             f"artifact's accounting: BASE at {PART * load.level:g} of its capacity, the others at {load.level:g}",
             "the artifact's SLO is BASE's p95 at that lower load; most of what is saved by it is consolidation",
-            f"budget: an accuracy budget over {hours:g} h at the loss that the policy in brackets realised, run by run of "
-            f"the same seed (parked and released: at its mean loss); forecast: {rules.forecast.name}",
+            f"budget: over {hours:g} h, at the loss that the policy in brackets realised, seed by seed",
+            f"parked, released: at its mean loss; forecast of all budgets: {rules.forecast.name}",
             "static >= A: the best fixed mix found that reaches A, the accuracy of the policy in brackets",
             f"{FITTED}: BASE on as few GPUs as keep the SLO and the utilisation limit, the others released",
             "policy@L: the same policy at that lambda",
@@ -138,10 +139,10 @@ class Paper:
         return found
 
     def cell(self, at: int, told: Told = lambda own, trace, number: None) -> list[Run]:
-        """The runs of one cell; the steps of the first of each policy only."""
+        """The runs of one cell; steps of the first of each policy only, and those that are alike as one."""
         own, trace = self.cells[at]
         found = [run for accounting in ("equal", "artifact") for run in self._accounted(own, trace, accounting, told)]
-        return [run if run.seed == 0 else without_steps(run) for run in found]
+        return [shortened(run) for run in found]
 
     def _accounted(self, own: World, trace: Trace, accounting: Accounting, told: Told) -> Iterator[Run]:
         equal = accounting == "equal"
@@ -187,6 +188,11 @@ class Paper:
 def _cell(asked: Asked, at: int) -> list[Run]:
     """One cell, in a process of its own."""
     return Paper(asked).cell(at)
+
+
+def shortened(run: Run) -> Run:
+    """A run as it is kept: its sums say what its steps came to."""
+    return msgspec.structs.replace(run, steps=merged(run.steps) if run.seed == 0 else ())
 
 
 def budget(name: str, loss: float, asleep_w: float | None = None, words: str = "") -> Scheme:

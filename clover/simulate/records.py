@@ -20,6 +20,12 @@ LATE = 0.05
 """The part of the rows that a p95 leaves later."""
 _ROUNDING = 0.0025  # one of the 400 latencies that stand for a lane: a BASE held to its own p95 holds it
 
+_SUMS = ("seconds", "rows", "active_j", "idle_j", "active_grams", "grams")
+_ALIKE = (
+    *("g_per_kwh", "intensity_state", "rate", "accuracy", "p95_ms", "late", "queue_rows"),
+    *("awake", "deployment", "shares"),
+)
+
 Accounting = Literal["equal", "artifact"]
 """What BASE is charged for.  "equal": the same load on the same GPUs.  "artifact": a fifth of it on the same GPUs, as
 in the paper's public artifact, so that its idle power is spread over a fifth of the requests."""
@@ -73,11 +79,11 @@ class Totals(Record, frozen=True, kw_only=True):
 
 
 class Run(Record, frozen=True, kw_only=True):
-    """One family under one policy through one trace.  `plans` counts decisions with a plan, `held` those of them in
-    which a change was held back, by why (of the newest 1,000 decisions).  `limit_grams`: what no schedule of plans with
-    this accuracy can undercut (`clover.planning.limit`), where that is known.  `beside`: the policy whose
-    accuracy it was given, run by run of the same seed where both have several.  `steps` may be left out (`without_steps`).
-    `seconds` is wall time, the only field that differs from run to run."""
+    """One family under one policy through one trace.  `sums` are those of all steps, of which `steps` need not hold
+    each (`merged`), nor any.  `plans` counts decisions with a plan, `held` those of them in which a change was held back, by
+    why (of the newest 1,000 decisions).  `limit_grams`: what no schedule of plans with this accuracy can undercut
+    (`clover.planning.limit`), where that is known.  `beside`: the policy whose accuracy it was given, run by run of the
+    same seed where both have several.  `seconds` is wall time, the only field that differs from run to run."""
 
     family: str
     trace: str
@@ -168,9 +174,19 @@ class Results(Record, frozen=True, kw_only=True):
     runs: tuple[Run, ...]
 
 
-def without_steps(run: Run) -> Run:
-    """A run of which the sums are enough."""
-    return msgspec.structs.replace(run, steps=())
+def merged(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Steps of which neighbours that are alike, without news, are one: what a long report needs of them."""
+    found: list[Step] = []
+    for step in steps:
+        before = found[-1] if found else None
+        if before is None or step.reason or step.changes or any(
+            getattr(before, name) != getattr(step, name) for name in _ALIKE
+        ):
+            found.append(step)
+            continue
+        sums = {name: getattr(before, name) + getattr(step, name) for name in _SUMS}
+        found[-1] = msgspec.structs.replace(before, **sums)
+    return tuple(found)
 
 
 def summed(steps: Sequence[Step]) -> Totals:
@@ -193,7 +209,7 @@ def summed(steps: Sequence[Step]) -> Totals:
 
 
 def summarise(runs: Sequence[Run], bases: Sequence[Run], beside: Sequence[Run] = ()) -> Summary:
-    """`runs` (one a seed) of a policy against BASE of the same seeds (or the one BASE there is), and `beside` the runs of
+    """`runs` (one a seed) of a policy against BASE of the same seeds (or the one BASE there is); `beside` are those of
     the policy whose accuracy they were given.
 
     Emissions are compared a row: under "artifact" BASE served another number of rows, and elsewhere a policy that

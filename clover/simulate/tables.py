@@ -22,7 +22,7 @@ HEADS = (
 )
 MEANINGS = (
     "saves: part of BASE's gCO2e a row, idle power counted, from least to most over seeds; active: without idle power",
-    "limit: proven; no schedule of plans saves more at this accuracy on these devices; gap: points that are missing to it",
+    "limit: proven, no schedule of plans saves more at this accuracy on these devices; gap: points missing to it",
     "margin: points saved more than by the policy in brackets, at the seed where that is least",
     "accuracy in %, loss in points below BASE; p95: of the worst step; above: part of the steps that miss the SLO",
     "changes: of configuration, after the first deployment; awake: devices that draw their full idle power",

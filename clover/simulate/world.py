@@ -22,8 +22,8 @@ from clover.planning.problem import base_capacity, problem_of
 from clover.policies import build
 from clover.simulate import families
 from clover.simulate.families import Known
-from clover.simulate.forecasts import Forecast
 from clover.simulate.fleet import Model
+from clover.simulate.forecasts import PERFECT, Forecast
 from clover.simulate.loads import Load
 from clover.simulate.records import Accounting, Input
 from clover.simulate.solver import Memory
@@ -88,7 +88,7 @@ class Rules:
     accuracy_budget: float | None = None
     budget_horizon_s: float = 86_400.0
     asleep_w: float | None = None
-    forecast: Forecast = Forecast()
+    forecast: Forecast = PERFECT
 
 
 @dataclass

@@ -23,7 +23,7 @@ from clover.planning.problem import services_of
 from clover.planning.queueing import estimate
 from clover.simulate import clock, families, loads, main, page, paper, replay, work, world
 from clover.simulate.fleet import Model, SimulatedDevice, SimulatedFleet
-from clover.simulate.records import JOULES_PER_KWH, Results, Run, totals
+from clover.simulate.records import JOULES_PER_KWH, Results, Run
 from clover.simulate.world import Case, Rules, Scheme, World
 from clover.types import Assignment, Placement, Routing
 from tests.unit.profiles_fixture import profile
@@ -108,7 +108,7 @@ def test_base_by_hand(tmp_path: Path) -> None:
     assert run.steps[0].p95_ms == estimate((worker,), rate).p95_ms
     assert run.slo_ms == pytest.approx(1.2 * run.steps[0].p95_ms)
     assert run.accuracy_floor == pytest.approx(88.1)
-    found = totals(run)
+    found = run.sums
     assert found.grams == pytest.approx(sum(step.grams for step in run.steps))
     assert found.rows == pytest.approx(rate * 7200.0)
 
@@ -119,7 +119,7 @@ def test_the_ledger_adds_up(tmp_path: Path, load_s: float) -> None:
     rules = Rules(noise=False, load_s=load_s, lam=0.1, accuracy_floor=0.0)
     case = a_case(trace_file(tmp_path, (60.0, 420.0, 90.0)), policy="oracle", rules=rules, gpus=2, hours=3.0)
     run = replay.play(case)
-    found = totals(run)
+    found = run.sums
     assert found.changes > 0
     arrived = sum(step.rate * step.seconds for step in run.steps)
     assert found.rows + run.steps[-1].queue_rows == pytest.approx(arrived)
@@ -215,7 +215,7 @@ def test_the_dwell_time_holds_changes_back(tmp_path: Path) -> None:
     free, dwelling = played(5.0), played(5400.0)
     assert free.held["dwell"] == 0
     assert dwelling.held["dwell"] > 0
-    assert 0 < totals(dwelling).changes < totals(free).changes
+    assert 0 < dwelling.sums.changes < free.sums.changes
     changed = [step.at_s for step in dwelling.steps if step.changes]
     assert all(later - sooner >= 5400.0 for sooner, later in itertools.pairwise(changed))
 
@@ -226,7 +226,7 @@ def test_a_change_without_capacity_is_refused(tmp_path: Path) -> None:
     case = a_case(trace_file(tmp_path, (40.0, 500.0)), policy="oracle", rules=rules, family="yolov5")
     run = replay.play(case)
     assert run.held["capacity"] == 1
-    assert totals(run).changes == 0
+    assert run.sums.changes == 0
     assert any("controller.allow_capacity_loss allows it" in step.reason for step in run.steps)
 
 
@@ -347,7 +347,7 @@ def test_the_paper_twice_over(artifact: Path, tmp_path: Path, capsys: pytest.Cap
     theirs = (52.0 + active_w * (1.0 - co2opt.active_saving)) / (5 * 52.0 + active_w)
     assert flattered.saving == pytest.approx(1.0 - theirs, abs=1e-6)
     statics = [item for (_, policy), item in found.items() if policy.startswith("static >= ")]
-    assert len(statics) == 2
+    assert len(statics) == 3
     for item in statics:
         assert item.accuracy >= float(item.policy.split()[2]) - 1e-4  # shares are rounded
         assert item.changes == 0.0
@@ -358,14 +358,11 @@ def test_the_paper_twice_over(artifact: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_static_mix_is_held_to_the_accuracy_it_is_compared_at() -> None:
-    step = {"rows": 1.0, "accuracy": 82.587, "active_j": 0, "idle_j": 0, "active_grams": 0, "grams": 0, "p95_ms": 1}
-
-    class Fake:
-        policy, slo_ms = "clover", 1.0
-        steps = (type("S", (), {**step, "late": 0.0, "changes": 0})(),)
-
-    found = paper.matched([Fake()])  # type: ignore[list-item]
+    found = paper.matched("clover", 82.587)
     assert (found.name, found.form, found.accuracy_floor) == ("static >= 82.58 (clover)", "floor", 82.58)
+    assert found.asleep_w is None
+    released = paper.matched("clover", 82.587, released=True)
+    assert (released.name, released.asleep_w) == ("static >= 82.58 (clover), released", 0.0)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
