@@ -147,7 +147,7 @@ class Paper:
     def _accounted(self, own: World, trace: Trace, accounting: Accounting, told: Told) -> Iterator[Run]:
         equal = accounting == "equal"
         light = self._load if equal else self._load.scaled(PART)
-        slo_ms = self._slo_ms(own, light)
+        slo_ms = self.slo_ms(own, light)
 
         def played(schemes: Sequence[Scheme], load: Load = self._load, seeds: Sequence[int] | None = None) -> list[Run]:
             cases = [
@@ -175,7 +175,7 @@ class Paper:
         if equal:
             yield from played([Scheme(f"objective@{lam:g}", "objective", lam=lam) for lam in LAMBDAS])
 
-    def _slo_ms(self, own: World, load: Load) -> float:
+    def slo_ms(self, own: World, load: Load) -> float:
         """BASE's p95 at that load, unless one is given."""
         if self._rules.slo_ms is not None:
             return self._rules.slo_ms

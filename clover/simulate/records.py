@@ -79,11 +79,14 @@ class Totals(Record, frozen=True, kw_only=True):
 
 
 class Run(Record, frozen=True, kw_only=True):
-    """One family under one policy through one trace.  `sums` are those of all steps, of which `steps` need not hold
-    each (`merged`), nor any.  `plans` counts decisions with a plan, `held` those of them in which a change was held back, by
-    why (of the newest 1,000 decisions).  `limit_grams`: what no schedule of plans with this accuracy can undercut
-    (`clover.planning.limit`), where that is known.  `beside`: the policy whose accuracy it was given, run by run of the
-    same seed where both have several.  `seconds` is wall time, the only field that differs from run to run."""
+    """One family under one policy through one trace.
+
+    `sums` are those of all steps, of which `steps` need not hold each (`merged`), nor any.  `plans` counts decisions
+    with a plan, `held` those of them in which a change was held back, by why (of the newest 1,000 decisions).
+    `limit_grams`: what no schedule of plans with this accuracy can undercut (`clover.planning.limit`), where that is
+    known.  `beside`: the policy whose accuracy it was given, run by run of the same seed where both have several.
+    `seconds` is wall time, the only field that differs from run to run.
+    """
 
     family: str
     trace: str
