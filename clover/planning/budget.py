@@ -4,7 +4,8 @@
 so they have to reach T = best - budget (never less than the accuracy floor, which holds at every moment).  With R rows
 served at a mean of S, and F rows to come, these have to reach A = T + (T - S) R / F: what was really served corrects
 what was planned, hour by hour, and a horizon that ends where it should needs no forecast that was right.  A miss of
-`_TOLERANCE` points is not corrected, or the last minutes of a horizon would be sent to an extreme for it.
+`_TOLERANCE` points (less of a small budget) is not corrected, or the last minutes of a horizon would be sent to an
+extreme for it.
 
 **The price.**  Intensity only scales the grams of a plan.  So the useful (accuracy, joules a row) of a family are found
 once for a rate, SLO and floor (`ways`), and an hour at intensity I has these points at I x joules.  Over the parts
@@ -57,7 +58,7 @@ _DOWN = 8  # of these steps are tried below a rate that nothing can serve
 _CHEAPEST, _BEST = 0.999, 0.001  # lambdas of the ends: all for carbon or accuracy, with the other to part equals
 _STRAIGHT = 1e-3  # of the joules: a point that lies less below the line is none
 _BAND = 0.02
-_TOLERANCE = 0.005
+_TOLERANCE, _TOLERATED = 0.005, 0.01  # points, and of the budget
 _TRUST = 0.9
 
 
@@ -146,7 +147,7 @@ class Left:
         """The least accuracy now that the rows after it, `_TRUST` of them at their best, can make good."""
         later = float((self.rows * np.maximum(self.top - target, 0.0))[1:].sum())
         debt = target * state.served_rows - state.served_accuracy_rows
-        tolerance = _TOLERANCE * (state.served_rows + float(self.rows.sum()))
+        tolerance = _tolerance(target, state) * (state.served_rows + float(self.rows.sum()))
         return target + (debt - tolerance - _TRUST * later) / float(self.rows[0])
 
 
@@ -172,7 +173,7 @@ def course(state: State) -> Course:
     left = _left(state)
     if left is None:
         return Course(target, 0.0, objective.lam, target, target, served)
-    asked = _asked(target, state.served_rows, state.served_accuracy_rows, float(left.rows.sum()))
+    asked = _asked(target, state, float(left.rows.sum()))
     price = left.price(asked)
     now = min(max(left.landing(asked, price), left.owed(target, state)), float(left.top[0]))
     c_ref = objective.base_energy_j * GRAMS_PER_J * state.objective.reference_g_per_kwh
@@ -283,9 +284,15 @@ def _reachable(state: State, rate: float) -> tuple[Point, ...]:
     return tuple(way.point for way in found)
 
 
-def _asked(target: float, served_rows: float, served_accuracy_rows: float, rows: float) -> float:
+def _asked(target: float, state: State, rows: float) -> float:
     """What `rows` rows to come have to reach, with the tolerance used towards the target."""
-    total = served_rows + rows
-    exact = (target * total - served_accuracy_rows) / rows
-    slack = _TOLERANCE * total / rows
+    total = state.served_rows + rows
+    exact = (target * total - state.served_accuracy_rows) / rows
+    slack = _tolerance(target, state) * total / rows
     return min(max(target, exact - slack), exact + slack)
+
+
+def _tolerance(target: float, state: State) -> float:
+    """Points by which a horizon may miss `target`."""
+    best = max(accuracies(state.profile).values(), default=target)
+    return min(_TOLERANCE, _TOLERATED * max(0.0, best - target))
