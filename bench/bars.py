@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         losses = [loss if given.points else loss * best / 100.0 for loss in given.loss]
         rows = bars.rows(losses)
         unit = "points" if given.points else f"% of {best:g} %"
+        print(f"\n{own.known.profile.family}, {trace.name}: % saved at a mean loss within so many {unit}")
         show(
-            f"{own.known.profile.family}, {trace.name}: % saved at a mean loss within ... {unit} "
-            f"({time.perf_counter() - began:.0f} s)",
+            f"{time.perf_counter() - began:.0f} s",
             ["", *(f"{loss:g}" for loss in given.loss)],
             [[name, *("" if value is None else f"{100.0 * value:.1f}" for value in values)] for name, values in rows],
         )

@@ -23,7 +23,7 @@ from clover.types import DeviceShape, ObjectiveConfig, State
 from tests.unit.mig_fixture import a100s, mig_profile
 from tests.unit.profiles_fixture import cpu, objective, profile, state
 
-LAMBDAS = (0.0, 0.05, 0.3, 1.0)
+LAMBDAS = (0.0, 0.05, 1.0)
 FLEETS = {
     "cpu": ((cpu(2),), profile((1, 2)), 250.0),
     "gpu": (a100s(1), mig_profile(), 500.0),
@@ -60,7 +60,7 @@ def limit(now: State, steps: list[tuple[float, float]], accuracy: float) -> floa
     return least_grams([Stretch(rows, w, own) for rows, w in steps], accuracy)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     kind=st.sampled_from(["cpu", "gpu"]),
     load=st.floats(0.1, 0.9),
@@ -125,7 +125,7 @@ def test_it_is_close_where_only_capacity_limits() -> None:
 
 def problems() -> list[tuple[Problem, State, tuple[DeviceShape, ...]]]:
     found = []
-    for kind, load, slo_ms in itertools.product(("cpu", "gpu"), (0.3,), (2.5, 4.2)):
+    for kind, load, slo_ms in (("cpu", 0.3, 2.5), ("cpu", 0.3, 4.2), ("gpu", 0.3, 4.2)):
         now = moment(kind, load, slo_ms)
         found.append((problem_of(now), now, now.devices))
     return found
@@ -135,14 +135,13 @@ def problems() -> list[tuple[Problem, State, tuple[DeviceShape, ...]]]:
 def test_late_rows_make_a_bound_tighter_and_never_too_tight(
     problem: Problem, now: State, devices: tuple[DeviceShape, ...]
 ) -> None:
-    for lam in (0.02, 0.3):
-        scored = objective_of(msgspec.structs.replace(now, objective=msgspec.structs.replace(now.objective, lam=lam)))
-        form = Formulation([Member(problem, scored)], devices, slow=True)
-        loose, tight = bound(form), bound(form, slo=True)
-        assert tight <= loose + 1e-12
-        for configuration in every(problem, 2_000) or ():
-            candidate = evaluate(problem, scored, configuration)
-            assert not candidate.feasible or candidate.score <= tight + 1e-9
+    scored = objective_of(msgspec.structs.replace(now, objective=msgspec.structs.replace(now.objective, lam=0.02)))
+    form = Formulation([Member(problem, scored)], devices, slow=True)
+    loose, tight = bound(form), bound(form, slo=True)
+    assert tight <= loose + 1e-12
+    for configuration in every(problem, 2_000) or ():
+        candidate = evaluate(problem, scored, configuration)
+        assert not candidate.feasible or candidate.score <= tight + 1e-9
 
 
 def test_late_rows_matter() -> None:

@@ -10,6 +10,7 @@ import statistics
 import time
 import xml.dom.minidom
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.unit.profiles_fixture import profile
 
 HEADER = "datetime_utc,carbon_intensity_gco2_per_kwh\n"
 EXACT = Rules(noise=False)
+PAPER = Rules(noise=False, lam=paper.LAMBDA, accuracy_floor=0.0, accuracy_margin=0.0, look_s=900.0)
 
 
 def trace_file(folder: Path, values: tuple[float, ...], name: str = "grid") -> Path:
@@ -437,7 +439,7 @@ def test_the_paper_twice_over(artifact: Path, tmp_path: Path, capsys: pytest.Cap
         "-o",
         str(out),
     ]
-    assert main(words) == 0
+    assert main([*words, "--jobs", "2"]) == 0  # in processes of their own, which changes nothing else
     printed = capsys.readouterr().out
     results = msgspec.json.decode((out / "results.json").read_bytes(), type=Results)
     found = {(item.accounting, item.policy): item for item in results.summaries}
@@ -465,6 +467,10 @@ def test_the_paper_twice_over(artifact: Path, tmp_path: Path, capsys: pytest.Cap
     assert "the artifact's accounting" in printed
     assert "52 W idle each" in printed
     assert results.manifest.seeds == 1
+    kept = next(run for run in results.runs if (run.accounting, run.policy) == ("equal", "oracle"))
+    case = a_case(artifact / f"{paper.TRACES[0]}.csv", policy="oracle", rules=PAPER)
+    alone = replay.play(replace(case, slo_ms=kept.slo_ms))
+    assert alone.sums == kept.sums
 
 
 def test_ours_at_clovers_loss(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -499,27 +505,6 @@ def test_ours_at_clovers_loss(artifact: Path, tmp_path: Path, capsys: pytest.Cap
             assert sum(step.seconds for step in run.steps) == pytest.approx(4 * 3600.0)
             assert len(run.steps) < 16, "alike steps are one"
     assert "40 W or nothing" in capsys.readouterr().out
-
-
-def test_processes_change_nothing(artifact: Path) -> None:
-    asked = paper.Asked(
-        names=["yolov5", "efficientnet"],
-        traces=[str(artifact)],
-        lam=None,
-        gpus=1,
-        hours=0.5,
-        start="",
-        seeds=1,
-        load=loads.parse("constant:0.6"),
-        rules=Rules(),
-        quick=True,
-    )
-    done: list[int] = []
-    shared = paper.Paper(asked).play(lambda own, trace, number: done.append(number), jobs=2)
-    first = paper.Paper(asked).cell(0)
-    assert [without_clock(run) for run in shared[: len(first)]] == [without_clock(run) for run in first]
-    assert sum(done) == len(shared) == paper.Paper(asked).count
-    assert list(dict.fromkeys(run.family for run in shared)) == asked.names
 
 
 def test_margins_are_seed_by_seed(tmp_path: Path) -> None:
