@@ -368,13 +368,20 @@ class Routing(Record, frozen=True, kw_only=True):
 
 
 class Prediction(Record, frozen=True, kw_only=True):
-    """What the model says a plan will do."""
+    """What the model says a plan will do.  `energy_j_per_row` is active energy; `idle_j_per_row` what devices draw for
+    having workers at all, where a plan may leave some without (`ObjectiveConfig.spared_w`), else 0."""
 
     p95_ms: float
     accuracy: float
     energy_j_per_row: float
     utilisation: float
+    idle_j_per_row: float = 0.0
     method: Method = "modelled"
+
+    @property
+    def joules(self) -> float:
+        """Of a row, as far as plans differ in it."""
+        return self.energy_j_per_row + self.idle_j_per_row
 
 
 class ObjectiveConfig(Record, frozen=True, kw_only=True):
@@ -388,6 +395,9 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
 
     `accuracy_budget`: points below the best variant that rows may lose on average, for the policies that hold to one
     (`budget` over `budget_horizon_s` of grid time, `static:mix` at any time); null: they hold to the floor.
+
+    `spared_w`: idle watts that a device spares while it has no workers, because it is parked or released; a plan may
+    then leave devices without.  Null: every device has workers.
     """
 
     form: Literal["paper", "floor"]
@@ -401,6 +411,7 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     waits: bool = False
     accuracy_budget: float | None = None
     budget_horizon_s: float = 86_400.0
+    spared_w: float | None = None
 
 
 class Ahead(Record, frozen=True, kw_only=True):
@@ -446,7 +457,7 @@ class State(Record, frozen=True, kw_only=True):
 
 
 class Candidate(Record, frozen=True, kw_only=True):
-    """One configuration a policy weighed."""
+    """One configuration a policy weighed; `awake`: on how many devices (0: on all)."""
 
     configuration: Configuration
     routing: Routing
@@ -454,6 +465,7 @@ class Candidate(Record, frozen=True, kw_only=True):
     score: float
     feasible: bool
     why: str = ""
+    awake: int = 0
 
 
 class Plan(Record, frozen=True, kw_only=True):
@@ -478,6 +490,11 @@ class Plan(Record, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...] = ()
     evaluated: int = 0
     seconds: float = 0.0
+
+    @property
+    def awake(self) -> tuple[str, ...]:
+        """Devices that have workers."""
+        return tuple(sorted({item.placement.device for item in self.deployment}))
 
 
 StepKind = Literal["create", "spawn", "route", "drain", "destroy"]
