@@ -176,6 +176,7 @@ def _minutes(given: argparse.Namespace, words: Sequence[str], console: Console) 
     _check(given)
     if given.scenario:
         raise ConfigError("--minutes plays what is given, and no --scenario")
+    given.seeds = given.seeds or 1
     cases, inputs = _cases(given)
     found = [
         minutes.play(case, seconds=60.0 * given.minutes, gust=given.gust, relief=relief)
