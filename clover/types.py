@@ -272,9 +272,9 @@ class ChainPoint(Record, frozen=True, kw_only=True):
 
 
 class CascadeProfile(Record, frozen=True, kw_only=True):
-    """What a family's confidence is worth.  `points` is the Pareto front of accuracy and cost over all chains of up to
-    three variants, from the cheapest up; `quantiles` of each variant's scores on held-out rows, equally spaced from the
-    least to the highest; the numbers of rows it was made from."""
+    """What a family's confidence is worth.  `points` are the Pareto fronts of accuracy and cost over all chains of up
+    to two and of up to three variants, from the cheapest up; `quantiles` of each variant's scores on held-out rows,
+    equally spaced from the least to the highest; the numbers of rows it was made from."""
 
     points: tuple[ChainPoint, ...]
     quantiles: dict[str, tuple[float, ...]]
@@ -398,6 +398,8 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
 
     `spared_w`: idle watts that a device spares while it has no workers, because it is parked or released; a plan may
     then leave devices without.  Null: every device has workers.
+
+    With `cascade` plans may have a chain, where the profile knows what the family's confidence is worth.
     """
 
     form: Literal["paper", "floor"]
@@ -412,6 +414,7 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     accuracy_budget: float | None = None
     budget_horizon_s: float = 86_400.0
     spared_w: float | None = None
+    cascade: bool = False
 
 
 class Ahead(Record, frozen=True, kw_only=True):

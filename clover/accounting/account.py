@@ -50,10 +50,14 @@ class _IdleBill:
 
 @dataclass
 class Span:
-    """What a family did and was given since somebody last took it: rows by variant, joules and grams, and the methods
-    of the devices these are of.  Rows whose energy is unknown (the meter began anew) are not in it."""
+    """What a family did and was given since somebody last took it: rows that each variant was asked for, joules and
+    grams, and the methods of the devices these are of.  Rows whose energy is unknown (the meter began anew) are not in
+    it.  In cascades `gone_on` of the rows went on to another variant, and those that were answered are right by `right`
+    (rows x percent) more than the variants are over all rows they were asked for."""
 
     rows: dict[str, int] = field(default_factory=dict)
+    gone_on: int = 0
+    right: float = 0.0
     share: Share = field(default_factory=Share)
     methods: set[Method] = field(default_factory=set)
 
@@ -160,8 +164,10 @@ class Account:
             for share in (*self._booked(meter, sample.method), spans.of(meter.family).share):
                 share.active_j += part_j
                 share.active_g += part_j * grams_per_j
-        for meter, rows in closed.rows:
+        for meter, rows, gone_on, right in closed.rows:
             span = spans.of(meter.family)
+            span.gone_on += gone_on
+            span.right += right
             span.rows[meter.variant] = span.rows.get(meter.variant, 0) + rows
             span.methods.add(sample.method)
         unowned_j, unowned_g = spans.unowned.get(sample.device, (0.0, 0.0))

@@ -40,7 +40,8 @@ class Window(NamedTuple):
 
     active: Parts
     idle: Parts
-    rows: list[tuple[WorkerMeter, int]]
+    rows: list[tuple[WorkerMeter, int, int, float]]
+    """Rows of each worker, how many of them went on to another, and by how much more the others are right."""
     unowned_j: float
     seconds: float
 
@@ -89,7 +90,11 @@ class DeviceAccount:
         self.frozen = False
         self.last = sample
         weights, by_model = _weights([*here, *gone])
-        rows = [(meter, meter.window_rows) for meter in (*here, *gone) if meter.window_rows]
+        rows = [
+            (meter, meter.window_rows, meter.window_gone_on, meter.window_right)
+            for meter in (*here, *gone)
+            if meter.window_rows
+        ]
         held = {meter: share / self._looks for meter, share in self._held.items()}
         was_frozen = self._looks > 1
         self._looks, self._held = 0, {}

@@ -201,13 +201,13 @@ class Shadow:
         nobody holds."""
         if math.isnan(self.since_s):
             self.since_s = grid_s
-        rows = sum(span.rows.values())
+        rows = sum(span.rows.values()) - span.gone_on
         self._windows.append((seconds, rows))  # 0 s: the meters had nothing new to say, and will make up for it
         self._follow(span.rows.keys())
         self.methods |= span.methods
         idle_j, idle_g = span.share.idle_j + unowned[0], span.share.idle_g + unowned[1]
         frontier = self._frontier(self.rate)
-        served = mix_of(self._lanes, span.rows, self.accuracy) if rows else None
+        served = mix_of(self._lanes, span.rows, self.accuracy, rows=rows, right=span.right) if rows > 0 else None
         each = [(self.on_base, self.base is not None), (self.static, frontier is not None)]
         for sums, covers in each:
             if covers and (served is not None or not rows):

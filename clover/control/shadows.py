@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from clover.accounting import Span, Spans
 from clover.control.family import Family
 from clover.control.shadow import Shadow
@@ -94,7 +96,7 @@ class Shadows:
         controller = self._controller
         targets = replace(family.targets, accuracy_floor=min(floor, family.targets.accuracy_floor))
         assert controller.reading is not None  # a look that asks has read it
-        return family.state(
+        state = family.state(
             reading=controller.reading,
             grid_s=controller.grid_clock.now(),
             devices=controller.devices_of(family),
@@ -104,6 +106,8 @@ class Shadows:
             rate=rate,
             budgeted=controller.policy_of(family) in BUDGETED,
         )
+        # A fixed mix deals rows by chance; what a cascade saves is saved against that.
+        return msgspec.structs.replace(state, objective=msgspec.structs.replace(state.objective, cascade=False))
 
     async def stop(self) -> None:
         """Ask nothing any more."""

@@ -17,8 +17,11 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+import msgspec
+
 from clover._native import lanes
 from clover.errors import PlanError
+from clover.planning.chains import best_chains
 from clover.planning.enumerate import configurations_of, kinds_of
 from clover.planning.formulation import Formulation, Member
 from clover.planning.objective import HYSTERESIS, Objective
@@ -61,8 +64,25 @@ def best_found(
 
     What runs is weighed in any case, as long as the devices allow it.  `kept` counts the workers a configuration could
     keep; where there are many, those that it has in common with what runs stand for them.  PlanError where no layout of
-    the devices can run the family at all.
+    the devices can run the family at all.  Cascades are weighed beside them where the problem has any.
     """
+    found = _mixed(problem, objective, running, kept, seed)
+    if not problem.points:
+        return found
+    now = configuration_of(tuple(running)) if running else None
+    beat = found.best.score if found.best.feasible else -math.inf
+    more = best_chains(problem, objective, problem.points, running=now, beat=beat, seed=seed)
+    if now is not None and kept is None:
+        kept = _alike(now)
+    best, ranked = chosen([*found.candidates, found.best, *more], objective, running=now, kept=kept)
+    distinct = {msgspec.json.encode(candidate): candidate for candidate in ranked}
+    return Found(best, tuple(distinct.values())[:10], found.evaluated + len(more), found.total, found.complete)
+
+
+def _mixed(
+    problem: Problem, objective: Objective, running: Sequence[Assignment], kept: Kept | None, seed: int
+) -> Found:
+    """The best candidate whose rows are dealt to variants by shares."""
     now = configuration_of(tuple(running)) if running else None
     if now is not None and any((group.variant, group.profile) not in problem.services for group in now):
         now = None

@@ -145,12 +145,8 @@ def best_chains(
     the most promising points.  Nothing that cannot be worth more than `beat` is looked for."""
     ranked = promising(problem, objective, points)
     found: list[Candidate] = []
-    if running is not None:
-        variants = {group.variant for group in running}
-        known = all((group.variant, group.profile) in problem.services for group in running)
-        for _, point in ranked if known else ():
-            if set(point.chain) == variants:
-                found.append(evaluate(problem, objective, running, point))
+    if running is not None and all((group.variant, group.profile) in problem.services for group in running):
+        found = on_configuration(replace(problem, points=tuple(points)), objective, running)
     good = [candidate for candidate in found if candidate.feasible]
     for worth, point in ranked[:POINTS]:
         if worth <= max([beat, *(candidate.score for candidate in good)]):
@@ -159,6 +155,16 @@ def best_chains(
         if candidate is not None:
             good.append(candidate)
     return sorted(good, key=lambda candidate: -candidate.score)
+
+
+def on_configuration(problem: Problem, objective: Objective, configuration: Configuration) -> list[Candidate]:
+    """What every promising point does on a configuration of the variants of its chain."""
+    variants = {group.variant for group in configuration}
+    return [
+        evaluate(problem, objective, configuration, point)
+        for _, point in promising(problem, objective, problem.points)
+        if set(point.chain) == variants
+    ]
 
 
 def _configurations(problem: Problem, objective: Objective, point: ChainPoint, seed: int) -> Iterator[Candidate]:

@@ -94,14 +94,24 @@ def lanes_of(profile: FamilyProfile, configuration: Configuration, share: float 
     return {variant: lane_of(tuple(members)) for variant, members in groups.items()}
 
 
-def mix_of(lanes: Mapping[str, Lane], shares: Mapping[str, float], accuracy: Mapping[str, float]) -> Mix | None:
-    """`shares` (which need not sum to 1) of the rows on `lanes`; None where a variant that has rows has no lane."""
+def mix_of(
+    lanes: Mapping[str, Lane],
+    shares: Mapping[str, float],
+    accuracy: Mapping[str, float],
+    *,
+    rows: float = 0.0,
+    right: float = 0.0,
+) -> Mix | None:
+    """`shares` (which need not sum to 1) of the rows on `lanes`; None where a variant that has rows has no lane.
+
+    In a cascade a row has a share of several lanes: `rows` are then all that were answered, and these are right by
+    `right` (rows x percent) more than the shares by themselves."""
     parts = {variant: share for variant, share in shares.items() if share > 0.0}
-    total = sum(parts.values())
+    total = rows or sum(parts.values())
     if not parts or not parts.keys() <= lanes.keys():
         return None
     return Mix(
-        accuracy=sum(share * accuracy[variant] for variant, share in parts.items()) / total,
+        accuracy=(sum(share * accuracy[variant] for variant, share in parts.items()) + right) / total,
         lanes=tuple((lanes[variant], share / total) for variant, share in parts.items()),
     )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from clover.errors import PlanError
 from clover.planning.queueing import Service
 from clover.types import (
+    ChainPoint,
     Configuration,
     DeviceShape,
     FamilyProfile,
@@ -52,6 +53,8 @@ class Problem:
     intensity_g_per_kwh: float
     objective: ObjectiveConfig
     devices: tuple[DeviceShape, ...]
+    points: tuple[ChainPoint, ...] = ()
+    """Cascades that may be planned, from the profile."""
 
     @property
     def spared_w(self) -> float | None:
@@ -122,6 +125,7 @@ def problem_of(state: State) -> Problem:
         intensity_g_per_kwh=state.intensity.g_per_kwh,
         objective=state.objective,
         devices=state.devices,
+        points=profile.cascade.points if state.objective.cascade and profile.cascade is not None else (),
     )
 
 

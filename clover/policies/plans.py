@@ -10,12 +10,13 @@ from dataclasses import replace
 from clover.errors import PlanError
 from clover.planning.awake import asleep, charged, in_use
 from clover.planning.budget import course, held_to
+from clover.planning.chains import on_configuration
 from clover.planning.dual import bound
 from clover.planning.formulation import Formulation, Member
 from clover.planning.layout import lay_out, slices
 from clover.planning.objective import Objective, objective_of
 from clover.planning.problem import Problem, problem_of
-from clover.planning.search import UNBOUNDED_MS, Found, evaluate
+from clover.planning.search import UNBOUNDED_MS, Found, chosen, evaluate
 from clover.planning.transition import plan_transition
 from clover.planning.waits import tuned
 from clover.types import Assignment, Candidate, Configuration, DeviceShape, Plan, State, configuration_of
@@ -114,7 +115,10 @@ def plan_of(
 
 
 def bound_of(state: State, problem: Problem, objective: Objective) -> float:
-    """What no plan can score more than.  Where the devices cannot serve the rate it says nothing."""
+    """What no plan can score more than.  Where the devices cannot serve the rate it says nothing, and of cascades it
+    knows nothing."""
+    if problem.points:
+        return math.inf
     sleep, awake_w = asleep(problem.spared_w)
     form = Formulation([Member(problem, objective)], state.devices, sleep=sleep, awake_w=awake_w, slow=True)
     return bound(form, waits=state.objective.waits)
@@ -135,7 +139,7 @@ def counting_kept(state: State, problem: Problem) -> Callable[[Configuration], i
 
 def with_waits(state: State, problem: Problem, objective: Objective, found: Found) -> Found:
     """`found`, its best with waits and largest batches where the state allows them and they pay."""
-    if not state.objective.waits:
+    if not state.objective.waits or found.best.routing.chain:
         return found
     best = tuned(problem, objective, found.best)
     return replace(found, best=charged(best, problem, objective, found.best.awake) if found.best.awake else best)
@@ -150,7 +154,8 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     for group in configuration:
         if (group.variant, group.profile) not in problem.services:
             raise PlanError(f"{group.variant} was not measured on {group.profile}")
-    candidate = evaluate(problem, objective, configuration)
+    candidates = [evaluate(problem, objective, configuration), *on_configuration(problem, objective, configuration)]
+    candidate, _ = chosen(candidates, objective)
     candidate = charged(candidate, problem, objective, least_awake(state, problem, configuration))
     found = with_waits(state, problem, objective, alone(candidate))
     return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")
@@ -168,6 +173,9 @@ def described(configuration: Configuration) -> str:
 
 def _reason(state: State, objective: Objective, best: Candidate, found: Found, note: str) -> str:
     shares = ", ".join(f"{variant} {share:.0%}" for variant, share in sorted(best.routing.shares.items()))
+    if best.routing.chain:
+        goes_on = [f"{name} < {at:.3f}" for name, at in zip(best.routing.chain, best.routing.thresholds, strict=False)]
+        shares = f"cascade {' > '.join([*goes_on, best.routing.chain[-1]])}: {shares}"
     expected = best.prediction
     p95 = "unbounded" if expected.p95_ms >= UNBOUNDED_MS else f"{expected.p95_ms:.2f} ms"
     lam = f", lambda {objective.lam:.4f}" if objective.form == "paper" else ""

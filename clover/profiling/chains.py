@@ -2,14 +2,15 @@
 
 Every variant answers the same rows, each answer with a score; from that every chain with every threshold can be played
 without asking anybody again.  Thresholds lie on the quantiles of a variant's scores.  What is worth keeping is chosen
-on *calibration* rows: of all chains and thresholds those that no other beats in both accuracy and cost there.  What is
-told of them is counted on *held-out* rows, which had no part in that.
+on *calibration* rows: of all chains and thresholds those that no other beats in both accuracy and cost there, and those
+that no other of at most two variants beats, for a machine may have no room for three at once.  What is told of them is
+counted on *held-out* rows, which had no part in that.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,8 @@ Floats = NDArray[np.float64]
 
 LEVELS = 32
 """Thresholds of a variant, at most: quantiles of its scores."""
-POINTS = 64
-"""Points that are kept, at most, spread evenly over the accuracies of the front."""
+POINTS = 48
+"""Points of a front that are kept, at most, spread evenly over the accuracies of the front."""
 QUANTILES = 33
 _LONGEST = 3
 
@@ -72,8 +73,10 @@ def profile_of(
     are the same for all variants."""
     best = max(calibration, key=lambda name: float(calibration[name].right.mean()))
     alone = {name: cost / max(costs[best], 1e-12) for name, cost in costs.items()}
-    chosen = thinned(front(every(calibration, alone)))
-    points = [_point(held_out, alone, item) for item in chosen]
+    played = list(every(calibration, alone))
+    fronts = [front(item for item in played if len(item.chain) < longest) for longest in (_LONGEST, _LONGEST + 1)]
+    chosen = dict.fromkeys(item for each in fronts for item in thinned(each))
+    points = [_point(held_out, alone, item) for item in sorted(chosen, key=lambda item: (item.cost, item.accuracy))]
     at = np.linspace(0.0, 1.0, QUANTILES)
     return CascadeProfile(
         points=tuple(points),
@@ -107,7 +110,7 @@ def every(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterato
                 yield play(answers, costs, chain, thresholds)
 
 
-def front(played: Iterator[Played] | Sequence[Played]) -> list[Played]:
+def front(played: Iterable[Played]) -> list[Played]:
     """Those that no other beats: from the cheapest up, each more accurate than all before it."""
     found: list[Played] = []
     for item in sorted(played, key=lambda item: (item.cost, -item.accuracy, len(item.chain), item.thresholds)):

@@ -52,6 +52,7 @@ log = logging.getLogger("clover.router")
 
 _MAX_RETRY_AFTER_S = 60.0
 _MIN_TIMER_S = 0.001
+_DUST = 1e-6  # rows x percent: rounding
 
 
 class Router:
@@ -501,13 +502,17 @@ class Router:
         busy_ns = end_ns - start_ns
         energy_j = link.meter.add(count, busy_ns, cpu_ns)
         if not status or not self._retry.after_failure(batch, now_ns):
+            right = self.traffic.accuracy_rows
             gone_on = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
+            right = self.traffic.accuracy_rows - right - count * self.accuracy[link.lane]
             if not status:
                 self._cascade.busy_ns[link.lane] = busy_ns
                 self.traffic.batch(link.lane, count, gone_on, busy_ns, now_ns)
                 if link.relief:
                     self.traffic.relieved_rows += count - gone_on
                 self._account.rows_done(self.name, count - gone_on, now_ns)
+                if gone_on or abs(right) > _DUST:
+                    link.meter.cascaded(gone_on, right)
         self._lanes.forget_idle(link)
 
     def _settle(

@@ -12,9 +12,11 @@ from clover.planning.chains import best_chains, ends_of, energy_j, evaluate, pla
 from clover.planning.objective import objective_of
 from clover.planning.problem import Problem, problem_of
 from clover.planning.queueing import Service, lane_of, latencies_ms
-from clover.types import ChainPoint, GroupCount, State
+from clover.policies import build
+from clover.policies.plans import plan_fixed
+from clover.types import CascadeProfile, ChainPoint, GroupCount, State
 from tests.unit.mig_fixture import a100s, mig_profile
-from tests.unit.profiles_fixture import objective, state
+from tests.unit.profiles_fixture import objective, profile, state
 
 FAST, SLOW = Service((1,), (1.0,), (0.01,)), Service((1,), (10.0,), (0.2,))
 
@@ -174,3 +176,58 @@ def test_the_same_question_has_the_same_answer() -> None:
     assert msgspec.json.encode(best_chains(problem, aim, points)) == msgspec.json.encode(
         best_chains(problem, aim, points)
     )
+
+
+# --- in the policies --------------------------------------------------------------------------------------------------
+
+
+def cascading(points: list[ChainPoint], *, on: bool = True, floor: float = 91.0, **how: object) -> State:
+    measured = msgspec.structs.replace(
+        profile(),
+        cascade=CascadeProfile(points=tuple(points), quantiles={}, calibration_rows=5000, held_out_rows=5000),
+    )
+    config = msgspec.structs.replace(objective("floor", slo_ms=30.0, floor=floor), cascade=on)
+    return state(config=config, measured=measured, **how)  # type: ignore[arg-type]
+
+
+def test_the_objective_takes_a_cascade_where_it_may_and_it_is_cheaper() -> None:
+    points = [point(91.2, reach=(1.0, 0.1)), point(91.8, reach=(1.0, 0.5))]
+    mixed, chained = (build("objective").propose(cascading(points, on=on)) for on in (False, True))
+    assert mixed.routing.chain == ()
+    assert chained.routing.chain == ("small", "large")
+    assert chained.prediction.energy_j_per_row < mixed.prediction.energy_j_per_row
+    assert chained.bound is None, "the bound of mixes is none of cascades"
+    assert "cascade small < 0.500 > large" in chained.reason
+
+
+def test_a_cascade_that_costs_more_is_not_taken() -> None:
+    dear = point(91.2, reach=(1.0, 1.0))
+    assert build("objective").propose(cascading([dear])).routing.chain == ()
+
+
+def test_what_runs_stays_under_another_threshold() -> None:
+    """The floor rises: the same workers, another threshold; nothing is changed but the routing."""
+    points = [point(91.2, reach=(1.0, 0.1)), msgspec.structs.replace(point(91.8, reach=(1.0, 0.3)), thresholds=(0.7,))]
+    first = build("objective").propose(cascading(points))
+    second = build("objective").propose(cascading(points, floor=91.5, running=first.deployment))
+    assert set(second.deployment) == set(first.deployment)
+    assert (first.routing.thresholds, second.routing.thresholds) == ((0.5,), (0.7,))
+
+
+def test_a_given_configuration_is_routed_as_a_cascade_where_that_is_better() -> None:
+    given = cascading([point(91.2, reach=(1.0, 0.1))])
+    found = plan_fixed(given, both(problem_of(given)))
+    assert found.routing.chain == ("small", "large")
+    assert plan_fixed(cascading([], on=True), both(problem_of(given))).routing.chain == ()
+
+
+def test_a_budget_is_spent_on_cascades_too() -> None:
+    points = [
+        msgspec.structs.replace(point(accuracy, reach=(1.0, part)), thresholds=(part,))
+        for accuracy, part in ((90.6, 0.05), (91.2, 0.1), (91.5, 0.15), (91.8, 0.3))
+    ]
+    config = msgspec.structs.replace(cascading(points).objective, accuracy_floor=89.0, accuracy_budget=0.6)
+    given = msgspec.structs.replace(cascading(points), objective=config)
+    found = build("static").propose(given)
+    assert found.routing.chain == ("small", "large")
+    assert found.prediction.accuracy == 91.5, "the cheapest that reaches 92 less 0.6"
