@@ -121,6 +121,9 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     min_dwell_s: Annotated[float, _help("wall seconds between changes of configuration", ge=0)] = 5.0
     verify_s: Annotated[float, _help("wall seconds a new plan is watched before it counts as good", ge=0)] = 5.0
     max_utilisation: Annotated[float, _help("highest planned utilisation of any worker", gt=0, lt=1)] = 0.85
+    cascade: Annotated[
+        bool, _help("plans may ask a cheap variant first and dearer ones where it is not sure (needs a confidence)")
+    ] = False
     profile_error: Annotated[
         float, _help("part by which services may take longer than profiled without a plan missing its SLO", ge=0, lt=1)
     ] = 0.0

@@ -24,7 +24,6 @@ import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
-import math
 import re
 import shlex
 import sys
@@ -51,9 +50,9 @@ from clover.types import (
 
 FILE = "family.toml"
 SPLITS = ("calibration", "held_out")
+CONFIDENCES = ("top", "margin", "entropy")
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 MAX_RANK = 8
-CONFIDENCE_KINDS = ("top", "margin", "entropy")
 
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -73,8 +72,6 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 }
 """The Open Inference Protocol's datatypes and the arrays that hold them.  BF16 travels as its 16 bits; BYTES as an
 object array of `bytes`."""
-
-FLOATING = ("FP16", "BF16", "FP32", "FP64")
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOADER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -279,7 +276,25 @@ def _check(spec: FamilySpec, folder: Path | None, where: str) -> None:
         if spec.evaluation.metric != "top1":
             raise refuse("evaluation.metric", f"{spec.evaluation.metric!r} is unknown: it is 'top1'")
     if spec.confidence is not None:
-        _check_confidence(spec.confidence, spec.outputs, where)
+        _check_confidence(spec, spec.confidence, where)
+
+
+def _check_confidence(spec: FamilySpec, confidence: ConfidenceSpec, where: str) -> None:
+    outputs = {tensor.name: tensor for tensor in spec.outputs}
+    if confidence.output and confidence.output not in outputs:
+        hint = _did_you_mean(confidence.output, outputs)
+        raise ConfigError(f"{where}: confidence.output: there is no output {confidence.output!r}{hint}")
+    if ":" in confidence.kind:
+        return _check_loader(confidence.kind, "confidence.kind", where)
+    if confidence.kind not in CONFIDENCES:
+        hint = _did_you_mean(confidence.kind, CONFIDENCES)
+        known = f"{', '.join(CONFIDENCES)}, or module:function"
+        raise ConfigError(f"{where}: confidence.kind: {confidence.kind!r} is unknown{hint}: it is {known}")
+    tensor = outputs[confidence.output] if confidence.output else spec.outputs[0]
+    if DATATYPES.get(tensor.datatype, np.dtype(np.uint8)).kind != "f" or int(np.prod(tensor.bound)) < 2:
+        text = f"{confidence.kind!r} needs several floating-point numbers a row, which {tensor.name!r} does not hold"
+        raise ConfigError(f"{where}: confidence.kind: {text}: name another output, or a function of your own")
+    return None
 
 
 def _check_name(name: str, key: str, where: str) -> None:
@@ -303,38 +318,6 @@ def _check_precision(precision: Any, key: str, where: str) -> None:
     if precision not in PRECISIONS:
         hint = _did_you_mean(str(precision).lower(), PRECISIONS)
         raise ConfigError(f"{where}: {key}: {precision!r} is unknown{hint}: it is one of {', '.join(PRECISIONS)}")
-
-
-def _check_confidence(confidence: ConfidenceSpec, outputs: Sequence[TensorSpec], where: str) -> None:
-    def refuse(field: str, message: str) -> ConfigError:
-        return ConfigError(f"{where}: confidence.{field}: {message}")
-
-    if not confidence.built_in:
-        _check_loader(confidence.kind, "confidence.kind", where)
-        for field, given in (("output", confidence.output), ("logits", confidence.logits)):
-            if given:
-                raise refuse(field, "belongs to built-in kinds: a function is given all outputs as they are")
-        if not -math.inf < confidence.minimum < confidence.maximum < math.inf:
-            raise refuse("minimum", f"{confidence.minimum} is not below a finite maximum ({confidence.maximum})")
-        return
-    if confidence.kind not in CONFIDENCE_KINDS:
-        hint = _did_you_mean(confidence.kind.lower(), CONFIDENCE_KINDS)
-        kinds = ", ".join(CONFIDENCE_KINDS)
-        raise refuse("kind", f"{confidence.kind!r} is unknown{hint}: it is one of {kinds}, or module:function")
-    if (confidence.minimum, confidence.maximum) != (0.0, 1.0):
-        raise refuse("minimum", "belongs to functions of your own: built-in scores lie in 0..1")
-    names = [tensor.name for tensor in outputs]
-    if confidence.output and confidence.output not in names:
-        hint = _did_you_mean(confidence.output, names)
-        raise refuse("output", f"there is no output {confidence.output!r}{hint}: it is one of {', '.join(names)}")
-    tensor = outputs[names.index(confidence.output)] if confidence.output else outputs[0]
-    if tensor.datatype not in FLOATING or len(tensor.shape) != 1 or not tensor.shape[0] >= 2:
-        form = f"{tensor.datatype} {list(tensor.shape)}"
-        raise refuse(
-            "output",
-            f"{tensor.name!r} is {form}: built-in scores need one float for each of two or more classes, a function "
-            'of your own (kind = "module:function") takes anything',
-        )
 
 
 def _check_tensor(tensor: TensorSpec, key: str, where: str) -> None:
@@ -391,10 +374,7 @@ def _python_files(folder: Path) -> list[Path]:
 
 def _digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
     """sha256 over the declaration, the Python files and the weights of `variants`; independent of where they lie."""
-    declared = msgspec.to_builtins(msgspec.structs.replace(spec, folder="", digest=""))
-    if spec.confidence is None:
-        del declared["confidence"]  # what was compiled and measured before there were cascades stays valid
-    total = hashlib.sha256(msgspec.json.encode(declared, order="sorted"))
+    total = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(spec, folder="", digest=""), order="sorted"))
     if spec.folder:
         folder = Path(spec.folder)
         files = [*_python_files(folder), *(folder / variant.weights for variant in variants if variant.weights)]
@@ -462,7 +442,7 @@ def check_loaders(spec: FamilySpec) -> None:
     loaders = {f"variant {variant.name}": variant.loader for variant in spec.variants}
     if spec.evaluation is not None:
         loaders["evaluation"] = spec.evaluation.loader
-    if spec.confidence is not None and not spec.confidence.built_in:
+    if spec.confidence is not None and ":" in spec.confidence.kind:
         loaders["confidence"] = spec.confidence.kind
     for whose, loader in loaders.items():
         name = loader.partition(":")[0]

@@ -153,11 +153,13 @@ class Model(Protocol):
         *,
         timeout_ns: int = 0,
         min_accuracy: float = 0.0,
+        cascade: bool = True,
         context: Any = None,
     ) -> None:
         """Queue the rows.  `on_done` is called once, on the loop, with `status` set.  `min_accuracy` is in percent, or
-        a fraction up to 1, as receipts give it.  Raises BadRequest (400) where no variant reaches it, DeadlineMissed
-        for a spent deadline; the ticket stays open then."""
+        a fraction up to 1, as receipts give it; `cascade` False asks one variant a row, also where the plan has a
+        chain.  Raises BadRequest (400) where no variant reaches the accuracy, DeadlineMissed for a spent deadline; the
+        ticket stays open then."""
 
     def read(self, ticket: Ticket, index: int) -> NDArray[Any] | list[bytes]:
         """Output `index` of all rows as one array with a leading row axis (BYTES: OIP form per row).  Valid until

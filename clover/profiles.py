@@ -3,7 +3,6 @@
 A profile is one JSON file in `cache_dir/profiles`, named by family and key.  The key is a digest of everything the
 figures depend on: the family's files, the versions of the libraries that run it, the processor and the cores, the
 energy model, and the version of the measuring procedure.  A changed key is a missing profile, never a wrong one.
-Beside it may lie `*.rows.npz`, the scores its cascade was made from.
 Files are replaced atomically; a damaged one is reported with its path, not measured around silently.
 
 The questions below are pure functions.  Between measured batch sizes they interpolate linearly: the time of a batch
@@ -27,7 +26,7 @@ from clover.config import EnergyConfig
 from clover.errors import ProfileError
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
-MEASURING_VERSION = 1
+MEASURING_VERSION = 2
 """Raised whenever the measuring procedure changes what its figures mean."""
 
 _DISTRIBUTIONS = {
@@ -61,10 +60,6 @@ class ProfileStore:
         if not _NAME.fullmatch(family) or not key.isalnum():
             raise ProfileError("a profile is kept by a family name of A-Z a-z 0-9 . _ - and a hexadecimal key")
         return self.folder / f"{family}-{key[:16]}.json"
-
-    def rows_path(self, family: str, key: str) -> Path:
-        """Where the scores behind the cascade of that profile are kept, row by row."""
-        return self.path(family, key).with_suffix(".rows.npz")
 
     def get(self, family: str, key: str) -> FamilyProfile | None:
         """The profile of `family` measured under `key`, or None.  Raises ProfileError where the file is damaged."""

@@ -90,30 +90,21 @@ class EvaluationSpec(Record, frozen=True, kw_only=True):
 
 
 class ConfidenceSpec(Record, frozen=True, kw_only=True):
-    """How sure a variant is of a row, as one number out of its outputs: what a cascade compares with thresholds.
+    """How sure an answer is: a score a row, higher the surer, that cascades compare with their thresholds.
 
-    `kind`: "top" (the largest probability), "margin" (the largest less the second), "entropy" (1 - H / ln K), all in
-    0..1, of the K values in `output` ("" means the first): probabilities, or `logits` that softmax makes probabilities
-    of.  Otherwise "module:function", called in the worker as `function(outputs)` with the arrays of a batch in declared
-    order; it returns one score a row, higher for surer, within `minimum`..`maximum`.
+    `kind`: "top" (the largest probability), "margin" (the largest less the second), "entropy" (1 - H / ln K), or
+    "module:function" of the family's folder.  `output` is the tensor it reads, the first one by default; `logits` says
+    that it holds logits, which are made probabilities first.
     """
 
-    kind: str
+    kind: str = "top"
     output: str = ""
     logits: bool = False
-    minimum: float = 0.0
-    maximum: float = 1.0
-
-    @property
-    def built_in(self) -> bool:
-        """Whether Clover computes the score, rather than a function of the family."""
-        return ":" not in self.kind
 
 
 class FamilySpec(Record, frozen=True, kw_only=True):
-    """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear.
-
-    Without `confidence` it does not cascade."""
+    """A family of variants that answer the same question: one OIP model.  `variants` run from cheap to dear.  One
+    without `confidence` does not cascade."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -261,60 +252,38 @@ class BasePoint(Record, frozen=True, kw_only=True):
 
 
 class ChainPoint(Record, frozen=True, kw_only=True):
-    """One way to answer: the variants of `chain` in turn, a row going on where its score is below `thresholds[k]`.
+    """A way to cascade: a chain of variants and its thresholds, which were chosen on calibration rows.
 
-    Thresholds (one fewer than variants, each exactly a float32) were chosen on calibration rows.  All else is of
-    held-out rows: `accuracy` in percent with its 95 % Wilson interval; `difference` to the best variant alone in
-    points, with the 95 % interval of the paired difference; `reach`, the part of the rows that is asked of each stage
-    (the first is 1).  `energy` is that of a row as a part of what the best variant alone takes, by
-    `CascadeProfile.energy_j`."""
+    All else is what it does on held-out rows.  `accuracy` with its 95 % interval `low` .. `high`, in percent; `reach`,
+    the part of the rows that is asked of each stage (the first: 1).  `ends` is the accuracy of the rows that end at
+    each stage, `cut` what the stage says of the rows that go on from it (of the last stage: its `ends`).  `cost` is the
+    energy of a row as a part of the best variant's alone, at each variant's most frugal.
+    """
 
     chain: tuple[str, ...]
     thresholds: tuple[float, ...]
     accuracy: float
     low: float
     high: float
-    difference: float
-    difference_low: float
-    difference_high: float
     reach: tuple[float, ...]
-    energy: float
-
-
-class ScoreProfile(Record, frozen=True, kw_only=True):
-    """The scores of one variant, on held-out rows.  `quantiles` at evenly spaced levels from 0 to 1; by tenths of the
-    rows, from least to most sure, the parts that agree with the best variant, and that are right."""
-
-    quantiles: tuple[float, ...]
-    agreement: tuple[float, ...]
-    right: tuple[float, ...]
+    ends: tuple[float, ...]
+    cut: tuple[float, ...]
+    cost: float
 
 
 class CascadeProfile(Record, frozen=True, kw_only=True):
-    """What chains of variants reach: `points` from the cheapest to the dearest, each more accurate than the cheaper.
+    """What a family's confidence is worth.  `points` are the Pareto fronts of accuracy and cost over all chains of up
+    to two and of up to three variants, from the cheapest up; `quantiles` of each variant's scores on held-out rows,
+    equally spaced from the least to the highest; the numbers of rows it was made from."""
 
-    `temperature` of each variant divides its logits before softmax: all scores and thresholds here are of that.
-    `energy_j`: joules a row of each variant at its cheapest batch, on the profile `energy_on` says, by `energy_method`
-    (a planner that has services of its own counts with `ChainPoint.reach`).  `best` is the variant all is held against.
-    Rows are those of the evaluation set that every variant saw: `calibration_rows`, `held_out_rows`.
-    """
-
-    confidence: ConfidenceSpec
-    best: str
-    temperature: dict[str, float]
     points: tuple[ChainPoint, ...]
-    scores: dict[str, ScoreProfile]
-    energy_j: dict[str, float]
-    energy_on: dict[str, str]
-    energy_method: Method
+    quantiles: dict[str, tuple[float, ...]]
     calibration_rows: int
     held_out_rows: int
 
 
 class FamilyProfile(Record, frozen=True, kw_only=True):
-    """All that was measured of a family on this machine, with the key that invalidates it.
-
-    `cascade` is null where the family has no confidence, or no rows to choose thresholds on."""
+    """All that was measured of a family on this machine, with the key that invalidates it."""
 
     family: str
     key: str
@@ -325,8 +294,8 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     latency: tuple[LatencyMeasurement, ...]
     backend: dict[str, str]
     base: BasePoint
-    cascade: CascadeProfile | None = None
     notes: tuple[str, ...] = ()
+    cascade: CascadeProfile | None = None
 
 
 # --- carbon and energy ------------------------------------------------------------------------------------------------
@@ -367,7 +336,8 @@ class EnergySample(Record, frozen=True, kw_only=True):
 
 
 class Receipt(Record, frozen=True, kw_only=True):
-    """What one answer cost.  `accuracy` is the profile's expectation in percent, row-weighted over the request."""
+    """What one answer cost.  `accuracy` is the profile's expectation in percent, row-weighted over the request.  `path`
+    holds the variants that each row was asked of in a cascade ("small>xlarge"); empty without one."""
 
     variant: str
     accuracy: float
@@ -376,6 +346,7 @@ class Receipt(Record, frozen=True, kw_only=True):
     intensity_g_per_kwh: float
     method: Method
     intensity_state: str = "fresh"
+    path: tuple[str, ...] = ()
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -397,13 +368,20 @@ class Routing(Record, frozen=True, kw_only=True):
 
 
 class Prediction(Record, frozen=True, kw_only=True):
-    """What the model says a plan will do."""
+    """What the model says a plan will do.  `energy_j_per_row` is active energy; `idle_j_per_row` what devices draw for
+    having workers at all, where a plan may leave some without (`ObjectiveConfig.spared_w`), else 0."""
 
     p95_ms: float
     accuracy: float
     energy_j_per_row: float
     utilisation: float
+    idle_j_per_row: float = 0.0
     method: Method = "modelled"
+
+    @property
+    def joules(self) -> float:
+        """Of a row, as far as plans differ in it."""
+        return self.energy_j_per_row + self.idle_j_per_row
 
 
 class ObjectiveConfig(Record, frozen=True, kw_only=True):
@@ -417,6 +395,11 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
 
     `accuracy_budget`: points below the best variant that rows may lose on average, for the policies that hold to one
     (`budget` over `budget_horizon_s` of grid time, `static:mix` at any time); null: they hold to the floor.
+
+    `spared_w`: idle watts that a device spares while it has no workers, because it is parked or released; a plan may
+    then leave devices without.  Null: every device has workers.
+
+    With `cascade` plans may have a chain, where the profile knows what the family's confidence is worth.
     """
 
     form: Literal["paper", "floor"]
@@ -430,6 +413,8 @@ class ObjectiveConfig(Record, frozen=True, kw_only=True):
     waits: bool = False
     accuracy_budget: float | None = None
     budget_horizon_s: float = 86_400.0
+    spared_w: float | None = None
+    cascade: bool = False
 
 
 class Ahead(Record, frozen=True, kw_only=True):
@@ -475,7 +460,7 @@ class State(Record, frozen=True, kw_only=True):
 
 
 class Candidate(Record, frozen=True, kw_only=True):
-    """One configuration a policy weighed."""
+    """One configuration a policy weighed; `awake`: on how many devices (0: on all)."""
 
     configuration: Configuration
     routing: Routing
@@ -483,6 +468,7 @@ class Candidate(Record, frozen=True, kw_only=True):
     score: float
     feasible: bool
     why: str = ""
+    awake: int = 0
 
 
 class Plan(Record, frozen=True, kw_only=True):
@@ -507,6 +493,11 @@ class Plan(Record, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...] = ()
     evaluated: int = 0
     seconds: float = 0.0
+
+    @property
+    def awake(self) -> tuple[str, ...]:
+        """Devices that have workers."""
+        return tuple(sorted({item.placement.device for item in self.deployment}))
 
 
 StepKind = Literal["create", "spawn", "route", "drain", "destroy"]

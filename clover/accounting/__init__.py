@@ -36,8 +36,8 @@ Everything is pure: time, samples and readings are arguments.  Figures keep the 
 
 from __future__ import annotations
 
-from clover.accounting.account import Account
+from clover.accounting.account import Account, Span, Spans
 from clover.accounting.devices import Share
 from clover.accounting.meters import WorkerMeter, joules_per_row
 
-__all__ = ["Account", "Share", "WorkerMeter", "joules_per_row"]
+__all__ = ["Account", "Share", "Span", "Spans", "WorkerMeter", "joules_per_row"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clover.accounting.devices import DeviceAccount, Share
 from clover.accounting.meters import WorkerMeter
@@ -48,6 +48,34 @@ class _IdleBill:
     open_j: float = 0.0
 
 
+@dataclass
+class Span:
+    """What a family did and was given since somebody last took it: rows that each variant was asked for, joules and
+    grams, and the methods of the devices these are of.  Rows whose energy is unknown (the meter began anew) are not in
+    it.  In cascades `gone_on` of the rows went on to another variant, and those that were answered are right by `right`
+    (rows x percent) more than the variants are over all rows they were asked for."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    gone_on: int = 0
+    right: float = 0.0
+    share: Share = field(default_factory=Share)
+    methods: set[Method] = field(default_factory=set)
+
+
+@dataclass
+class Spans:
+    """The spans of all families, and by device the idle joules and grams of slices that nobody held; the length of the
+    longest window in them."""
+
+    families: dict[str, Span] = field(default_factory=dict)
+    unowned: dict[str, tuple[float, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def of(self, family: str) -> Span:
+        """The span of `family`."""
+        return self.families.setdefault(family, Span())
+
+
 class Account:
     """Attribution over all devices, families and variants of a server.
 
@@ -67,6 +95,7 @@ class Account:
         self._places: dict[str, set[str]] = {}
         self._rates: dict[str, _FamilyRate] = {}
         self._idle: dict[str, _IdleBill] = {}
+        self._spans = Spans()
         self._retired_cpu_ns = 0
 
     # --- who is there -------------------------------------------------------------------------------------------------
@@ -129,12 +158,23 @@ class Account:
         self._retired_cpu_ns += sum(meter.cpu_ns for meter in gone)
         device.retired_busy_ns += sum(meter.busy_ns for meter in gone)
         grams_per_j = reading.g_per_kwh / _JOULES_PER_KWH * self.pue
+        spans = self._spans
+        spans.seconds = max(spans.seconds, closed.seconds)
         for meter, part_j in closed.active:
-            for share in self._booked(meter, sample.method):
+            for share in (*self._booked(meter, sample.method), spans.of(meter.family).share):
                 share.active_j += part_j
                 share.active_g += part_j * grams_per_j
+        for meter, rows, gone_on, right in closed.rows:
+            span = spans.of(meter.family)
+            span.gone_on += gone_on
+            span.right += right
+            span.rows[meter.variant] = span.rows.get(meter.variant, 0) + rows
+            span.methods.add(sample.method)
+        unowned_j, unowned_g = spans.unowned.get(sample.device, (0.0, 0.0))
+        more_j = closed.unowned_j
+        spans.unowned[sample.device] = (unowned_j + more_j, unowned_g + more_j * grams_per_j)
         for meter, part_j in closed.idle:
-            for share in self._booked(meter, sample.method):
+            for share in (*self._booked(meter, sample.method), spans.of(meter.family).share):
                 share.idle_j += part_j
                 share.idle_g += part_j * grams_per_j
             bill = self._idle.setdefault(meter.family, _IdleBill())
@@ -142,6 +182,11 @@ class Account:
             bill.open_j += part_j
         for family, bill in self._idle.items():
             bill.open_j = min(bill.open_j, self._family_idle_w(family) * _RATE_WINDOW_S)
+
+    def take(self) -> Spans:
+        """What the windows closed since the last call hold."""
+        taken, self._spans = self._spans, Spans()
+        return taken
 
     def _booked(self, meter: WorkerMeter, method: Method) -> tuple[Share, Share]:
         by_variant = self.shares.setdefault((meter.family, meter.variant, method), Share())
@@ -154,7 +199,15 @@ class Account:
     # --- receipts and totals ------------------------------------------------------------------------------------------
 
     def receipt(
-        self, family: str, *, variant: str, accuracy: float, rows: int, active_j: float, now_ns: int
+        self,
+        family: str,
+        *,
+        variant: str,
+        accuracy: float,
+        rows: int,
+        active_j: float,
+        now_ns: int,
+        path: tuple[str, ...] = (),
     ) -> Receipt:
         """What `rows` rows with `active_j` joules (as their workers' meters gave them) cost, idle share and PUE
         included."""
@@ -171,6 +224,7 @@ class Account:
             # A receipt is always an estimate: the device was measured or not, but never this one request.
             method="emulated" if self._emulated(family) else "modelled",
             intensity_state=reading.state if reading is not None else "unknown",
+            path=path,
         )
 
     def _emulated(self, family: str) -> bool:

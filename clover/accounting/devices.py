@@ -35,13 +35,18 @@ class Share:
 
 
 class Window(NamedTuple):
-    """What the workers of a device get of a window."""
+    """What the workers of a device get of a window, in joules, and the rows they did in it; idle joules of slices that
+    nobody held; how long it was."""
 
     active: Parts
     idle: Parts
+    rows: list[tuple[WorkerMeter, int, int, float]]
+    """Rows of each worker, how many of them went on to another, and by how much more the others are right."""
+    unowned_j: float
+    seconds: float
 
 
-NOTHING = Window([], [])
+NOTHING = Window([], [], [], 0.0, 0.0)
 
 
 @dataclass
@@ -85,6 +90,11 @@ class DeviceAccount:
         self.frozen = False
         self.last = sample
         weights, by_model = _weights([*here, *gone])
+        rows = [
+            (meter, meter.window_rows, meter.window_gone_on, meter.window_right)
+            for meter in (*here, *gone)
+            if meter.window_rows
+        ]
         held = {meter: share / self._looks for meter, share in self._held.items()}
         was_frozen = self._looks > 1
         self._looks, self._held = 0, {}
@@ -105,10 +115,11 @@ class DeviceAccount:
         active_j = measured_j - idle_j + self.carried_j
         self.carried_j = min(active_j, 0.0)
         active = self._split_active(weights, by_model, max(active_j, 0.0))
+        unowned_j = self.unowned_j
         idle = self._split_idle(held, idle_j)
         for meter in here:
             meter.ratio = self.ratio
-        return Window(active, idle)
+        return Window(active, idle, rows, self.unowned_j - unowned_j, seconds)
 
     def _look(self, here: Iterable[WorkerMeter]) -> None:
         """Note who holds which share of the slices.  A window is a look long, or more where it was frozen."""

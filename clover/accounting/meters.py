@@ -38,6 +38,7 @@ class WorkerMeter:
     """
 
     __slots__ = (
+        "_closed_rows",
         "_joules",
         "_top",
         "busy_ns",
@@ -52,7 +53,9 @@ class WorkerMeter:
         "slices",
         "variant",
         "window_busy_ns",
+        "window_gone_on",
         "window_modelled_j",
+        "window_right",
     )
 
     def __init__(
@@ -76,9 +79,12 @@ class WorkerMeter:
         self._joules = tuple(joules)
         self._top = len(self._joules) - 1
         self.rows = 0
+        self._closed_rows = 0
         self.busy_ns = 0
         self.cpu_ns = 0
         self.modelled_j = 0.0
+        self.window_gone_on = 0
+        self.window_right = 0.0
         self.window_busy_ns = 0
         self.window_modelled_j = 0.0
 
@@ -97,7 +103,21 @@ class WorkerMeter:
         self.window_modelled_j += joules
         return per_row * self.ratio
 
+    def cascaded(self, gone_on: int, right: float) -> None:
+        """Of the last batch `gone_on` rows went on to another variant, and its others are right by so much more (rows x
+        percent) than the variant is over all of its rows."""
+        self.window_gone_on += gone_on
+        self.window_right += right
+
+    @property
+    def window_rows(self) -> int:
+        """Rows of the window under way."""
+        return self.rows - self._closed_rows
+
     def forget_window(self) -> None:
         """A window was closed or dropped."""
+        self._closed_rows = self.rows
+        self.window_gone_on = 0
+        self.window_right = 0.0
         self.window_busy_ns = 0
         self.window_modelled_j = 0.0

@@ -318,9 +318,11 @@ def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> 
     """How rows go while only `routed` take them: each variant's new share, else its old one, made to sum to 1; all
     alike where none has any.
 
-    Largest batches are those that stood.  Nobody waits on the way: waits were sized for lanes of so many workers, and
+    Largest batches are those that stood.  The chain is the new one where all of it is there, else the old one, else
+    none.  Nobody waits on the way: waits were sized for lanes of so many workers, and
     one that is planned for the end, or stood before, need not hold for the workers there are meanwhile."""
     weights = {v: routing.shares.get(v, 0.0) or before.shares.get(v, 0.0) for v in (item.variant for item in routed)}
+    chained = next((item for item in (routing, before) if item.chain and weights.keys() >= set(item.chain)), NOWHERE)
     total = sum(weights.values())
     if total <= 0.0:
         shares = dict.fromkeys(weights, 1.0 / len(weights)) if weights else {}
@@ -330,6 +332,8 @@ def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> 
         shares=shares,
         largest={variant: rows for variant, rows in before.largest.items() if variant in weights},
         wait_ms=dict.fromkeys((variant for variant in before.wait_ms if variant in weights), 0.0),
+        chain=chained.chain,
+        thresholds=chained.thresholds,
     )
 
 

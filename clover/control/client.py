@@ -9,8 +9,9 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 
-from clover.control.orders import HEAD, Answer, Order, length_of, packed, unpacked
+from clover.control.orders import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
 from clover.errors import PlanError
+from clover.planning.counterfactual import Fixed
 from clover.types import Configuration, Plan, State
 
 log = logging.getLogger("clover.control")
@@ -36,6 +37,19 @@ class SolverClient:
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
         """The plan of `policy` for `state`, or of exactly `configuration`.  PlanError where there is none, where the
         solver takes longer than `limit_s`, or where it died twice over one order."""
+        answer = await self._answer(state, policy, configuration)
+        if answer.plan is None:
+            raise PlanError(answer.error or "the solver gave no plan")
+        return answer.plan
+
+    async def fixed_mixes(self, state: State) -> tuple[Fixed, ...]:
+        """The best fixed mixes for `state`; PlanError as above."""
+        answer = await self._answer(state, FIXED, None)
+        if answer.error:
+            raise PlanError(answer.error)
+        return answer.fixed
+
+    async def _answer(self, state: State, policy: str, configuration: Configuration | None) -> Answer:
         async with self._lock:
             self._orders += 1
             order = Order(id=self._orders, policy=policy, state=state, configuration=configuration)
@@ -52,9 +66,7 @@ class SolverClient:
         if answer.id != order.id:
             await self.close()
             raise PlanError("the solver answered another order and was restarted")
-        if answer.plan is None:
-            raise PlanError(answer.error or "the solver gave no plan")
-        return answer.plan
+        return answer
 
     async def close(self) -> None:
         """End the process.  A later order starts a new one."""

@@ -43,6 +43,7 @@ from clover.control.devices import Yard
 from clover.control.family import Family, Mode, Standing
 from clover.control.outlook import Grid
 from clover.control.report import report
+from clover.control.shadows import FixedMixes, Shadows
 from clover.control.triggers import Look
 from clover.control.turn import Turns, still_possible
 from clover.errors import CloverError, StartError, Unavailable
@@ -83,7 +84,8 @@ class Controller:
     """Implements `clover.interfaces.Control`.
 
     Families join by `adopt` and leave by `release`, before `start` or while it runs.  `totals` gives what the server
-    counts (joules, grams, rows, served accuracy) for `state`.
+    counts (joules, grams, rows, served accuracy) for `state`; `fixed_mixes` finds what savings are told against, beside
+    BASE.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Controller:
         grid_clock: GridClock,
         solver: Solver,
         totals: Callable[[], dict[str, Any]] | None = None,
+        fixed_mixes: FixedMixes | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -116,6 +119,7 @@ class Controller:
         self.lock = asyncio.Lock()
         self.totals = totals
         self.turns = Turns(self, solver)
+        self.shadows = Shadows(self, fixed_mixes)
         self._commands = Commands(self)
         self._chain = chain
         self._solver = solver
@@ -192,6 +196,7 @@ class Controller:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.shadows.stop()
         await self._solver.close()
 
     def reconfigure(self, config: ControllerConfig) -> None:
@@ -224,6 +229,7 @@ class Controller:
                     await self._look(family)
                 except Exception:
                     log.exception("%s: a look of the controller failed", family.name)
+            self.shadows.look()
 
     async def look_at_grid(self) -> Reading:
         """Read the intensity."""

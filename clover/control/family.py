@@ -170,6 +170,7 @@ class Family:
             reference_g_per_kwh=config.reference_g_per_kwh,
             max_utilisation=config.max_utilisation,
             profile_error=config.profile_error,
+            cascade=config.cascade,
             waits=config.waits,
             accuracy_budget=accuracy_budget,
             budget_horizon_s=self.config.budget_horizon_s,

@@ -10,16 +10,19 @@ from typing import TypeVar
 
 import msgspec
 
+from clover.planning.counterfactual import Fixed
 from clover.types import Configuration, Plan, Record, State
 
 LONGEST_FRAME = 16 << 20
+FIXED = "fixed mixes"
 HEAD = struct.Struct(">I")
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 
 class Order(Record, frozen=True, kw_only=True):
-    """Plan `state` by `policy`; with a `configuration`, plan exactly that one instead."""
+    """Plan `state` by `policy`; with a `configuration`, plan exactly that one instead.  `policy` `FIXED`: no plan, but
+    the best fixed mixes."""
 
     id: int
     policy: str
@@ -28,10 +31,11 @@ class Order(Record, frozen=True, kw_only=True):
 
 
 class Answer(Record, frozen=True, kw_only=True):
-    """The plan of the order of that id, or the reason why there is none."""
+    """The plan of the order of that id (or what else it was for), or the reason why there is none."""
 
     id: int
     plan: Plan | None = None
+    fixed: tuple[Fixed, ...] = ()
     error: str = ""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from clover.control.family import Family
+from clover.control.saved import saved
 from clover.policies import BUDGETED
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def report(controller: Controller) -> dict[str, Any]:
-    """Mode, intensity, and per family deployment, routing, prediction, targets, observations and the last decision."""
+    """Mode, intensity, and per family deployment, routing, prediction, targets, savings, observations and the last
+    decision."""
     reading = controller.reading
     out: dict[str, Any] = {
         "mode": controller.mode,
@@ -153,6 +155,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
             "reference_g_per_kwh": controller.config.reference_g_per_kwh,
         },
         "budget": _budget(controller, family),
+        "saved": saved(controller.shadows.of.get(family.name)),
         "observed": dict(family.observed),
         "verifying": family.watch is not None,
         "transition": family.applier.progress,

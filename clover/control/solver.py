@@ -18,8 +18,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from clover.control.orders import HEAD, Answer, Order, length_of, packed, unpacked
+from clover.control.orders import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
 from clover.errors import CloverError
+from clover.planning.counterfactual import fixed_mixes
 from clover.policies import build
 from clover.policies.plans import plan_fixed
 
@@ -45,6 +46,8 @@ def solve(order: Order) -> Answer:
     """The answer to one order; whatever a policy raises becomes its error text."""
     started = time.perf_counter()
     try:
+        if order.policy == FIXED:
+            return Answer(id=order.id, fixed=fixed_mixes(order.state, order.state.arrival_rate))
         if order.configuration is not None:
             plan = plan_fixed(order.state, order.configuration)
         else:

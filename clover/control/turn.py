@@ -424,7 +424,7 @@ def checked(plan: Plan, family: Family, slo_ms: float) -> None:
         raise PlanError(f"policy {plan.policy} planned no workers")
     served = {item.variant for item in plan.deployment}
     routing = plan.routing
-    for variant in served.union(routing.shares, routing.largest, routing.wait_ms):
+    for variant in served.union(routing.shares, routing.largest, routing.wait_ms, routing.chain):
         if variant not in known:
             raise PlanError(f"policy {plan.policy} planned the unknown variant {variant!r}")
     shares = routing.shares
@@ -432,6 +432,13 @@ def checked(plan: Plan, family: Family, slo_ms: float) -> None:
         raise PlanError(f"policy {plan.policy} planned shares that are no shares: {shares}")
     if any(share > 0.0 and variant not in served for variant, share in shares.items()):
         raise PlanError(f"policy {plan.policy} gave rows to a variant without a worker: {shares}")
+    if not served.issuperset(routing.chain):
+        raise PlanError(f"policy {plan.policy} planned a chain with a variant without a worker: {routing.chain}")
+    if len(set(routing.chain)) < len(routing.chain) or len(routing.thresholds) != max(0, len(routing.chain) - 1):
+        thresholds = list(routing.thresholds)
+        raise PlanError(f"policy {plan.policy} planned a chain that is none: {routing.chain}, thresholds {thresholds}")
+    if not all(0.0 <= threshold <= 1.0 for threshold in routing.thresholds):
+        raise PlanError(f"policy {plan.policy} planned thresholds that are no scores: {list(routing.thresholds)}")
     if any(rows < 1 for rows in routing.largest.values()):
         raise PlanError(f"policy {plan.policy} planned batches without rows: {routing.largest}")
     if not all(0.0 <= wait_ms < slo_ms for wait_ms in routing.wait_ms.values()):
@@ -460,6 +467,8 @@ def _moved(before: Routing, after: Routing) -> bool:
     """Whether `after` sends rows other ways, or lets them form other batches."""
     names = set(before.shares) | set(after.shares)
     if any(abs(before.shares.get(name, 0.0) - after.shares.get(name, 0.0)) > _SAME_SHARE for name in names):
+        return True
+    if (before.chain, before.thresholds) != (after.chain, after.thresholds):
         return True
     if before.largest != after.largest or before.wait_ms.keys() != after.wait_ms.keys():
         return True

@@ -48,9 +48,14 @@ def _state(answer: dict[str, Any], console: Console) -> None:
         _device(device, console)
     for name, model in answer["models"].items():
         _model(name, model, console)
-    for title in ("totals", "decisions"):
-        if answer.get(title):
-            _anything(title, answer[title], console)
+    totals = dict(answer.get("totals") or {})
+    saved = totals.pop("saved", None)
+    if len(answer["models"]) > 1 and saved:
+        _say(console, "\nall models")
+        _saved("  carbon     ", saved, console)
+    for title, item in (("totals", totals), ("decisions", answer.get("decisions"))):
+        if item:
+            _anything(title, item, console)
 
 
 def _device(device: dict[str, Any], console: Console) -> None:
@@ -92,6 +97,7 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
             console,
             f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, lambda {lam}",
         )
+    _saved("  carbon     ", model.get("saved"), console)
     if observed:
         _say(console, "  observed   " + ", ".join(f"{key} {_plain(value)}" for key, value in observed.items()))
     plan = model.get("plan")
@@ -107,6 +113,14 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
             console,
             f"  last       {last['id']}: {last['action']} ({last['trigger']}{who}) {last['detail']} at {last['at']}",
         )
+
+
+def _saved(head: str, saved: dict[str, Any] | None, console: Console) -> None:
+    """What was saved, a line for each thing that it is told against; nothing before anything was served."""
+    for kind in ("base", "static", "matched"):
+        if saved and saved.get(kind):
+            _say(console, f"{head}{saved[kind]['words']}")
+            head = " " * len(head)
 
 
 def _batches(routing: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ a ticket that was opened is closed exactly once: here, or by the connection that
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -46,6 +48,7 @@ class InferEndpoint:
                 _done,
                 timeout_ns=request.timeout_ns,
                 min_accuracy=request.min_accuracy,
+                cascade=request.cascade,
                 context=(exchange, self, request),
             )
         except BaseException:
@@ -102,14 +105,22 @@ def receipt_field(receipt: Receipt) -> bytes:
     """The `Clover-Receipt` line.
 
     RFC 9651 gives decimals three places, too few for the joules of a small model, so the same two quantities stand
-    there again as whole nanojoules and picograms.
+    there again as whole nanojoules and picograms.  Of a request of many rows the paths are counted.
     """
+    path = f', path="{counted(receipt.path)}"' if receipt.path else ""
     return (
         f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '
         f"energy-j={receipt.energy_j:.3f}, carbon-mg={receipt.carbon_mg:.3f}, "
         f"intensity={receipt.intensity_g_per_kwh:.1f}, method={receipt.method}, state={receipt.intensity_state}, "
-        f"energy-nj={round(receipt.energy_j * 1e9)}, carbon-pg={round(receipt.carbon_mg * 1e9)}\r\n"
+        f"energy-nj={round(receipt.energy_j * 1e9)}, carbon-pg={round(receipt.carbon_mg * 1e9)}{path}\r\n"
     ).encode()
+
+
+def counted(paths: Sequence[str]) -> str:
+    """The path of one row; of several, each path with the rows that took it: "small*3 small>xlarge*2"."""
+    if len(paths) == 1:
+        return paths[0]
+    return " ".join(f"{path}*{count}" for path, count in sorted(Counter(paths).items()))
 
 
 def receipt_json(receipt: Receipt) -> dict[str, Any]:
@@ -122,4 +133,5 @@ def receipt_json(receipt: Receipt) -> dict[str, Any]:
         "intensity_g_per_kwh": receipt.intensity_g_per_kwh,
         "method": receipt.method,
         "intensity_state": receipt.intensity_state,
+        **({"path": list(receipt.path)} if receipt.path else {}),
     }

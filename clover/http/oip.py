@@ -80,7 +80,7 @@ class Wanted:
 class InferRequest:
     """A decoded request.  `inputs` holds (declared index, rows); times are 0 where the request sets none."""
 
-    __slots__ = ("id", "inputs", "min_accuracy", "outputs", "rows", "timeout_ns", "wants_receipt")
+    __slots__ = ("cascade", "id", "inputs", "min_accuracy", "outputs", "rows", "timeout_ns", "wants_receipt")
 
     def __init__(self) -> None:
         self.id = ""
@@ -89,6 +89,7 @@ class InferRequest:
         self.outputs: list[Wanted] = []
         self.timeout_ns = 0
         self.min_accuracy = 0.0
+        self.cascade = True
         self.wants_receipt = False
 
 
@@ -237,8 +238,16 @@ def _read_parameters(request: InferRequest, parameters: Any) -> bool:
         limit_ns = max(1, int(min(latency_ms, 1e12) * 1e6))
         request.timeout_ns = min(request.timeout_ns, limit_ns) if request.timeout_ns else limit_ns
     request.min_accuracy = _number(parameters, "clover_min_accuracy")
+    request.cascade = _cascade(parameters)
     request.wants_receipt = _flag(parameters, "clover_receipt", False)
     return _flag(parameters, "binary_data_output", False)
+
+
+def _cascade(parameters: dict[str, Any]) -> bool:
+    value = parameters.get("clover_cascade", "on")
+    if value not in ("on", "off") or type(value) is not str:
+        raise BadRequest("parameter clover_cascade is on or off")
+    return bool(value == "on")
 
 
 def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text: bytes, binary: Body) -> None:

@@ -158,7 +158,7 @@ def build(specs: dict[str, FamilySpec], version: str) -> dict[str, Any]:
         answers = _answers({"type": "object"}, "done")
         schema = _ref(f"{verb.title()}Request")
         post(path, "repository", text, answers, schema, required=False, parameters=parameters, guarded=True)
-    get("/v2/clover/state", "clover", "Deployment, routing, carbon", _answers({"type": "object"}, "the state"))
+    get("/v2/clover/state", "clover", "Deployment, routing, carbon, savings", _answers(_ref("State"), "the state"))
     limit = {
         "name": "limit",
         "in": "query",

@@ -34,6 +34,8 @@ _COUNTER = {
     "properties": {"count": {"type": "integer", "minimum": 0}, "ns": {"type": "integer", "minimum": 0}},
 }
 _SHAPE = {"type": "array", "items": {"type": "integer"}}
+_NUMBER = {"type": "number"}
+_COUNT = {"type": "integer", "minimum": 0}
 
 
 def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -43,6 +45,34 @@ def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) ->
 def _array(items: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
+
+def _described(schema: dict[str, Any], text: str) -> dict[str, Any]:
+    return schema | {"description": text}
+
+
+_PART = {"type": ["number", "null"], "maximum": 1}
+_SAVING = _object(
+    {
+        "against": _described(_TEXT, "what it is a saving against, and how that is known"),
+        "grams": _described(_NUMBER, "gCO2e of the shadow less those emitted; may be negative"),
+        "part": _described(_PART, "of the shadow's gCO2e, idle power included"),
+        "part_without_idle": _described(_PART, "of the shadow's gCO2e above idle power"),
+        "joules": _NUMBER,
+        "emitted_g": _NUMBER,
+        "shadow_g": _NUMBER,
+        "used_j": _NUMBER,
+        "shadow_j": _NUMBER,
+        "accuracy": _described(_NUMBER, "percent, expected of what served"),
+        "shadow_accuracy": _described(_NUMBER, "percent, expected of the shadow"),
+        "accuracy_given_up": _described(_NUMBER, "percent points; negative: gained"),
+        "rows": _described(_COUNT, "rows that are compared"),
+        "rows_left_out": _described(_COUNT, "rows for which there was no shadow"),
+        "rows_beyond_shadow": _described(_COUNT, "rows at loads that the shadow could not have served"),
+        "words": _TEXT,
+    }
+)
+_SAVED = {"anyOf": [{"$ref": "#/components/schemas/Saved"}, {"type": "null"}]}
+_MAYBE = {"anyOf": [_SAVING, {"type": "null"}]}
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "Error": _object({"error": _TEXT}),
@@ -99,6 +129,23 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             ),
         },
         {"model_version": _TEXT, "id": _TEXT, "parameters": {"type": "object"}},
+    ),
+    "Saved": _object(
+        {
+            "rows": _described(_COUNT, "rows served since the server started"),
+            "label": _described(_TEXT, "how the savings are known"),
+            "base": _described(_MAYBE, "against BASE"),
+            "static": _described(_MAYBE, "against the best fixed mix at the target"),
+            "matched": _described(_MAYBE, "against the best fixed mix at the accuracy served"),
+        },
+        {"since_s": _described(_NUMBER, "grid time (Unix seconds) from which on it counts")},
+    ),
+    "State": _object(
+        {},
+        {
+            "models": {"type": "object", "additionalProperties": _object({}, {"saved": _SAVED})},
+            "totals": _object({}, {"saved": _SAVED}),
+        },
     ),
     "IndexRequest": _object({}, {"ready": {"type": "boolean"}}),
     "RepositoryIndex": _array(_object({"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT})),
@@ -166,6 +213,7 @@ def input_schema(spec: FamilySpec) -> dict[str, Any]:
             "binary_data_output": {"type": "boolean"},
             "clover_min_accuracy": {"type": "number", "minimum": 0, "maximum": 100, "description": "percent"},
             "clover_max_latency_ms": {"type": "number", "minimum": 0},
+            "clover_cascade": {"enum": ["on", "off"], "description": "off asks one variant a row"},
             "clover_receipt": {"type": "boolean"},
         },
     )

@@ -6,6 +6,8 @@ full, p95 by simulation, best first, until what is left promises less than what 
 SLO as a whole, the kernel is asked again with fewer late rows allowed.  Its tables are no more exact than that, so it
 is asked twice in any case: once as if a few more rows might be late, once as it is.
 
+BASE is looked at in any case: its p95 is what an SLO may be made of, which is more exact than the tables.
+
 The number of evaluations is fixed and the random numbers are the state's, so that the same state gives the same plan.
 """
 
@@ -13,13 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import msgspec
 
 from clover._native import lanes
 from clover.errors import PlanError
+from clover.planning.chains import best_chains
 from clover.planning.enumerate import configurations_of, kinds_of
 from clover.planning.formulation import Formulation, Member
 from clover.planning.objective import HYSTERESIS, Objective
-from clover.planning.problem import Problem, fitting
+from clover.planning.problem import Problem, best_whole, fitting
 from clover.planning.search import ALTERNATIVES, Asked, Found, chosen, evaluate, least_bad, search
 from clover.types import Assignment, Candidate, Configuration, configuration_of
 
@@ -58,8 +64,25 @@ def best_found(
 
     What runs is weighed in any case, as long as the devices allow it.  `kept` counts the workers a configuration could
     keep; where there are many, those that it has in common with what runs stand for them.  PlanError where no layout of
-    the devices can run the family at all.
+    the devices can run the family at all.  Cascades are weighed beside them where the problem has any.
     """
+    found = _mixed(problem, objective, running, kept, seed)
+    if not problem.points:
+        return found
+    now = configuration_of(tuple(running)) if running else None
+    beat = found.best.score if found.best.feasible else -math.inf
+    more = best_chains(problem, objective, problem.points, running=now, beat=beat, seed=seed)
+    if now is not None and kept is None:
+        kept = _alike(now)
+    best, ranked = chosen([*found.candidates, found.best, *more], objective, running=now, kept=kept)
+    distinct = {msgspec.json.encode(candidate): candidate for candidate in ranked}
+    return Found(best, tuple(distinct.values())[:10], found.evaluated + len(more), found.total, found.complete)
+
+
+def _mixed(
+    problem: Problem, objective: Objective, running: Sequence[Assignment], kept: Kept | None, seed: int
+) -> Found:
+    """The best candidate whose rows are dealt to variants by shares."""
     now = configuration_of(tuple(running)) if running else None
     if now is not None and any((group.variant, group.profile) not in problem.services for group in now):
         now = None
@@ -96,6 +119,9 @@ def annealed(problem: Problem, objective: Objective, running: Sequence[Assignmen
         if stands is not None:
             starts.append(stands)
             seen[now] = evaluate(problem, objective, now, standby=False, asked=asked)
+    with suppress(PlanError):  # where the best variant was not measured on whole devices
+        base = best_whole(problem, problem.devices)
+        seen[base] = evaluate(problem, objective, base, standby=False, asked=asked)
     if not starts:
         raise PlanError("no variant was measured on every slice of any way to cut the devices: profile it for them")
     evaluations = 0

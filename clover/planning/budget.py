@@ -4,7 +4,8 @@
 so they have to reach T = best - budget (never less than the accuracy floor, which holds at every moment).  With R rows
 served at a mean of S, and F rows to come, these have to reach A = T + (T - S) R / F: what was really served corrects
 what was planned, hour by hour, and a horizon that ends where it should needs no forecast that was right.  A miss of
-`_TOLERANCE` points is not corrected, or the last minutes of a horizon would be sent to an extreme for it.
+`_TOLERANCE` points (less of a small budget) is not corrected, or the last minutes of a horizon would be sent to an
+extreme for it.
 
 **The price.**  Intensity only scales the grams of a plan.  So the useful (accuracy, joules a row) of a family are found
 once for a rate, SLO and floor (`ways`), and an hour at intensity I has these points at I x joules.  Over the parts
@@ -40,11 +41,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.annealed import best_found
+from clover.planning.awake import best_awake
 from clover.planning.horizon import Point, hull
 from clover.planning.objective import Objective, objective_of, planned_floor
 from clover.planning.problem import LEAST_RATE, accuracies, problem_of
-from clover.types import Configuration, Reading, State
+from clover.types import Candidate, Configuration, ObjectiveConfig, Reading, State
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +58,7 @@ _DOWN = 8  # of these steps are tried below a rate that nothing can serve
 _CHEAPEST, _BEST = 0.999, 0.001  # lambdas of the ends: all for carbon or accuracy, with the other to part equals
 _STRAIGHT = 1e-3  # of the joules: a point that lies less below the line is none
 _BAND = 0.02
-_TOLERANCE = 0.005
+_TOLERANCE, _TOLERATED = 0.005, 0.01  # points, and of the budget
 _TRUST = 0.9
 
 
@@ -80,10 +81,13 @@ class Course:
 
 @dataclass(frozen=True)
 class Way:
-    """A useful way to serve: percent and joules a row, and the configuration that does it."""
+    """A useful way to serve: percent and joules a row (idle ones too, where they differ), the configuration that does
+    it, the rows' shares of it, and on how many devices it does (0: all)."""
 
     point: Point
     configuration: Configuration
+    shares: dict[str, float]
+    awake: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,16 +148,19 @@ class Left:
         """The least accuracy now that the rows after it, `_TRUST` of them at their best, can make good."""
         later = float((self.rows * np.maximum(self.top - target, 0.0))[1:].sum())
         debt = target * state.served_rows - state.served_accuracy_rows
-        tolerance = _TOLERANCE * (state.served_rows + float(self.rows.sum()))
+        tolerance = _tolerance(target, state) * (state.served_rows + float(self.rows.sum()))
         return target + (debt - tolerance - _TRUST * later) / float(self.rows[0])
 
 
 def target_of(state: State) -> float:
     """The accuracy (percent) that the budget asks for on average: best - budget, or what plans are held to where that
     is more, or where there is no budget."""
-    best = max(accuracies(state.profile).values(), default=0.0)
-    floor = planned_floor(state.objective, best)
-    budget = state.objective.accuracy_budget
+    return targeted(state.objective, max(accuracies(state.profile).values(), default=0.0))
+
+
+def targeted(objective: ObjectiveConfig, best: float) -> float:
+    """The same of an objective, where the best variant has `best` percent."""
+    floor, budget = planned_floor(objective, best), objective.accuracy_budget
     return floor if budget is None else max(floor, best - budget)
 
 
@@ -170,7 +177,7 @@ def course(state: State) -> Course:
     left = _left(state)
     if left is None:
         return Course(target, 0.0, objective.lam, target, target, served)
-    asked = _asked(target, state.served_rows, state.served_accuracy_rows, float(left.rows.sum()))
+    asked = _asked(target, state, float(left.rows.sum()))
     price = left.price(asked)
     now = min(max(left.landing(asked, price), left.owed(target, state)), float(left.top[0]))
     c_ref = objective.base_energy_j * GRAMS_PER_J * state.objective.reference_g_per_kwh
@@ -218,18 +225,22 @@ def _ways(asked: bytes) -> tuple[Way, ...]:
     equal: until nothing lies below a line, or `_SOLVES` plans are made."""
     state = msgspec.json.decode(asked, type=State)
     problem, objective = problem_of(state), objective_of(state)
-    found: dict[Point, Configuration] = {}
+    found: dict[Point, Candidate] = {}
 
     def solved(lam: float) -> Point | None:
-        best = best_found(problem, replace(objective, form="paper", lam=lam), seed=state.seed).best
+        best = best_awake(problem, replace(objective, form="paper", lam=lam), seed=state.seed).best
         if not best.feasible:
             return None
-        point = Point(accuracy=best.prediction.accuracy, grams=best.prediction.energy_j_per_row)
-        found.setdefault(point, best.configuration)
+        point = Point(accuracy=best.prediction.accuracy, grams=best.prediction.joules)
+        found.setdefault(point, best)
         return point
 
+    def way(point: Point) -> Way:
+        best = found[point]
+        return Way(point, best.configuration, best.routing.shares, best.awake)
+
     if solved(_CHEAPEST) is None or solved(_BEST) is None:
-        return tuple(Way(point, found[point]) for point in found)
+        return tuple(map(way, found))
     ends = hull(tuple(found))
     order = itertools.count()
     gaps = [(0.0, next(order), ends[0], ends[-1])] if len(ends) > 1 else []
@@ -245,7 +256,7 @@ def _ways(asked: bytes) -> tuple[Way, ...]:
             for left, right in ((low, point), (point, high)):
                 room = (right.accuracy - left.accuracy) * (right.grams - left.grams)
                 heapq.heappush(gaps, (-room, next(order), left, right))
-    return tuple(Way(point, found[point]) for point in hull(tuple(found)))
+    return tuple(map(way, hull(tuple(found))))
 
 
 def _left(state: State) -> Left | None:
@@ -278,9 +289,15 @@ def _reachable(state: State, rate: float) -> tuple[Point, ...]:
     return tuple(way.point for way in found)
 
 
-def _asked(target: float, served_rows: float, served_accuracy_rows: float, rows: float) -> float:
+def _asked(target: float, state: State, rows: float) -> float:
     """What `rows` rows to come have to reach, with the tolerance used towards the target."""
-    total = served_rows + rows
-    exact = (target * total - served_accuracy_rows) / rows
-    slack = _TOLERANCE * total / rows
+    total = state.served_rows + rows
+    exact = (target * total - state.served_accuracy_rows) / rows
+    slack = _tolerance(target, state) * total / rows
     return min(max(target, exact - slack), exact + slack)
+
+
+def _tolerance(target: float, state: State) -> float:
+    """Points by which a horizon may miss `target`."""
+    best = max(accuracies(state.profile).values(), default=target)
+    return min(_TOLERANCE, _TOLERATED * max(0.0, best - target))

@@ -92,11 +92,19 @@ class Cut:
     spare: float = 0.0
 
 
+def late_alone(service: Service, slo_ms: float) -> float:
+    """The part of the rows that take longer than `slo_ms` although they never wait.  A service that does not vary and
+    takes just as long keeps it: BASE's p95 at a low load, which may be the SLO, is its service."""
+    if service.cv <= 0.0:
+        return float(service.mean_ms[0] > slo_ms)
+    return 0.5 * math.erfc((slo_ms / service.mean_ms[0] - 1.0) / service.cv / math.sqrt(2.0))
+
+
 @lru_cache(maxsize=65536)
 def _late(service: Service, workers: int, slo_ms: float, limit: float) -> tuple[float, ...]:
     """The part of the rows that take longer than `slo_ms`, at `LOADS` + 1 loads from 0 to `limit`, in a lane of so many
     equal workers.  Rows that are late at no load are not played at lower ones."""
-    alone = 0.5 * math.erfc((slo_ms / service.mean_ms[0] - 1.0) / max(service.cv, 1e-9) / math.sqrt(2.0))
+    alone = late_alone(service, slo_ms)
     found = [alone] * (LOADS + 1)
     for step in range(LOADS, 0, -1):
         rate = step / LOADS * limit * workers * service.capacity()

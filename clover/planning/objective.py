@@ -82,8 +82,7 @@ class Objective:
         """
         for part in (1.0 - NOISE, 1.0 + NOISE):
             then = replace(self, carbon_weight=self.carbon_weight * part)
-            gain = then.score(other.accuracy, other.energy_j_per_row)
-            gain -= then.score(running.accuracy, running.energy_j_per_row)
+            gain = then.score(other.accuracy, other.joules) - then.score(running.accuracy, running.joules)
             if gain <= HYSTERESIS * then.scale:
                 return False
         return True

@@ -4,18 +4,29 @@ A `Problem` is read out of a `State` once and then only asked.  The services are
 backend; a family that owns `share` < 1 of the machine is served that much slower.  Where profiles may err, services are
 planned with at the slow end of the error (`profile_error`): rows that take no longer than that wait no longer than
 planned, and accuracy, which quotas decide, does not depend on times.  Energies are active energy, the part a plan can
-change while every device stays awake; idle power is the same for all plans and drops out of every comparison.
+change while every device stays awake; idle power is the same for all plans and drops out of every comparison.  Where
+devices without workers spare `spared_w`, it does not (`awake`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clover.errors import PlanError
 from clover.planning.queueing import Service
-from clover.types import DeviceShape, FamilyProfile, LatencyMeasurement, ObjectiveConfig, Placement, State
+from clover.types import (
+    ChainPoint,
+    Configuration,
+    DeviceShape,
+    FamilyProfile,
+    GroupCount,
+    LatencyMeasurement,
+    ObjectiveConfig,
+    Placement,
+    State,
+)
 
 SAME_ANSWERS = 0.999
 SAME_ACCURACY = 0.05
@@ -42,6 +53,13 @@ class Problem:
     intensity_g_per_kwh: float
     objective: ObjectiveConfig
     devices: tuple[DeviceShape, ...]
+    points: tuple[ChainPoint, ...] = ()
+    """Cascades that may be planned, from the profile."""
+
+    @property
+    def spared_w(self) -> float | None:
+        """Idle watts of a device that has no workers, below those of one that has; None: all have."""
+        return self.objective.spared_w
 
     @property
     def best(self) -> str:
@@ -60,6 +78,15 @@ def whole(device: DeviceShape) -> tuple[Placement, ...]:
     layout (lost, or full of what others own)."""
     layouts = [layout for layout in device.layouts if layout]
     return min(layouts, key=lambda layout: (len(layout), -sum(item.slices for item in layout)), default=())
+
+
+def best_whole(problem: Problem, devices: Sequence[DeviceShape]) -> Configuration:
+    """BASE on `devices`: the best variant on each of them as a whole; PlanError where it was not measured so."""
+    counts = Counter(placement.profile for device in devices for placement in whole(device))
+    for profile in counts:
+        if (problem.best, profile) not in problem.services:
+            raise PlanError(f"{problem.best} was not measured on {profile}: profile it again")
+    return tuple(GroupCount(variant=problem.best, profile=name, count=n) for name, n in sorted(counts.items()))
 
 
 def base_capacity(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 1.0) -> float:
@@ -98,6 +125,7 @@ def problem_of(state: State) -> Problem:
         intensity_g_per_kwh=state.intensity.g_per_kwh,
         objective=state.objective,
         devices=state.devices,
+        points=profile.cascade.points if state.objective.cascade and profile.cascade is not None else (),
     )
 
 

@@ -5,6 +5,7 @@ budget            an accuracy budget over a horizon, spent where the forecast sa
 static            the best static mix at the accuracy budget, whatever the grid does; also static:mix
 static:VARIANT    one variant on the layout that serves it best
 base              BASE: the best variant on whole devices
+base:fitted       BASE on as few devices as its load needs, the others without workers
 clover            the paper's simulated annealing over the configuration graph (`paper` has this and all below)
 clover-artifact   the same as the public artifact does it, its fault included: not to serve with
 blover            random search over layouts and variants
@@ -36,8 +37,8 @@ def build(name: str) -> Policy:
     """The policy of that name; ConfigError where there is none."""
     if name == "objective":
         return ObjectivePolicy()
-    if name == "base":
-        return BasePolicy()
+    if name in ("base", "base:fitted"):
+        return BasePolicy(fitted=name != "base")
     if name == "budget":
         return BudgetPolicy()
     if name in BUDGETED:
@@ -50,7 +51,7 @@ def build(name: str) -> Policy:
             raise ConfigError("static:VARIANT names the variant to serve, as in static:small; static is the best mix")
         return StaticPolicy(rest)
     if not colon or not rest:
-        known = ", ".join(("objective", "budget", "base", "static", "static:VARIANT", *SCHEMES))
+        known = ", ".join(("objective", "budget", "base", "base:fitted", "static", "static:VARIANT", *SCHEMES))
         raise ConfigError(f"unknown policy {name!r}: {known} or module:attribute")
     return _custom(kind, rest)
 

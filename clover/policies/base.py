@@ -1,33 +1,39 @@
-"""BASE, the comparison of every claim: the best variant on whole devices, whatever the grid does."""
+"""BASE, the comparison of every claim: the best variant on whole devices, whatever the grid does.
+
+`base` takes all devices.  `base:fitted` is BASE as somebody would run it who counts devices: on as few of them as keep
+the latency target within the utilisation limit.  What the others draw is not its business.
+"""
 
 from __future__ import annotations
 
-from clover.errors import PlanError
+import msgspec
+
 from clover.planning.objective import objective_of
-from clover.planning.problem import problem_of, whole
+from clover.planning.problem import best_whole, problem_of
 from clover.planning.search import evaluate
 from clover.policies.plans import alone, plan_of
-from clover.types import Configuration, GroupCount, Plan, State
+from clover.types import Candidate, Plan, State
 
 
 class BasePolicy:
-    """The best variant on the layout of fewest placements of each device."""
+    """The best variant on the layout of fewest placements of each device, or of as few devices as need be."""
 
-    name = "base"
+    def __init__(self, *, fitted: bool = False) -> None:
+        self._fitted = fitted
+        self.name = "base:fitted" if fitted else "base"
 
     def propose(self, state: State) -> Plan:
         """BASE's plan; PlanError where the best variant was not measured on whole devices."""
         problem, objective = problem_of(state), objective_of(state)
-        best = problem.best
-        counts: dict[str, int] = {}
-        for device in state.devices:
-            for placement in whole(device):
-                counts[placement.profile] = counts.get(placement.profile, 0) + 1
-        for profile in counts:
-            if (best, profile) not in problem.services:
-                raise PlanError(f"{best} was not measured on {profile}: profile it again")
-        configuration: Configuration = tuple(
-            GroupCount(variant=best, profile=profile, count=number) for profile, number in sorted(counts.items())
-        )
-        found = alone(evaluate(problem, objective, configuration))
+        usable = [device for device in state.devices if device.layouts]
+        least = 1 if self._fitted else len(usable)
+        for number in range(least, len(usable) + 1):
+            candidate = evaluate(problem, objective, best_whole(problem, usable[:number]))
+            if candidate.feasible:
+                break
+        found = alone(_on(candidate, number if self._fitted else 0))
         return plan_of(state, problem, objective, found, policy=self.name)
+
+
+def _on(candidate: Candidate, awake: int) -> Candidate:
+    return msgspec.structs.replace(candidate, awake=awake)

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import msgspec
 
-from clover.planning.annealed import best_found
+from clover.planning.awake import best_awake, charged
 from clover.planning.budget import Course, course, held_to, question, target_of, ways
 from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
@@ -84,12 +84,15 @@ def _solved(asked: bytes, accuracy: float) -> tuple[Found, float]:
     many times larger, and nothing else changes."""
     state = msgspec.json.decode(asked, type=State)
     problem, objective = problem_of(state), held_to(objective_of(state), accuracy)
-    kept = counting_kept(state, problem) if state.running else None
-    found = best_found(problem, objective, state.running, kept=kept, seed=state.seed)
+    kept = counting_kept(state, problem)
+    found = best_awake(problem, objective, state.running, kept=kept, seed=state.seed)
     if not found.complete:  # a searched space: what the frontier was made of may be better
         known = {candidate.configuration for candidate in found.candidates}
-        others = {way.configuration for way in ways(state, state.arrival_rate)} - known
-        more = [evaluate(problem, objective, other, standby=False) for other in sorted(others, key=described)]
+        others = {way.configuration: way.awake for way in ways(state, state.arrival_rate)}
+        more = [
+            charged(evaluate(problem, objective, other, standby=False), problem, objective, others[other])
+            for other in sorted(others.keys() - known, key=described)
+        ]
         running = running_configuration(state)
         best, ranked = chosen([*found.candidates, *more], objective, running=running, kept=kept)
         found = Found(best, ranked[:10], found.evaluated + len(more), found.total, complete=False)

@@ -6,7 +6,7 @@ bound says how much better any other could be.
 
 from __future__ import annotations
 
-from clover.planning.annealed import best_found
+from clover.planning.awake import best_awake
 from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
 from clover.policies.plans import counting_kept, plan_of, with_waits
@@ -21,6 +21,6 @@ class ObjectivePolicy:
     def propose(self, state: State) -> Plan:
         """The best plan; PlanError where no configuration exists at all."""
         problem, objective = problem_of(state), objective_of(state)
-        kept = counting_kept(state, problem) if state.running else None
-        found = best_found(problem, objective, state.running, kept=kept, seed=state.seed)
+        kept = counting_kept(state, problem)
+        found = best_awake(problem, objective, state.running, kept=kept, seed=state.seed)
         return plan_of(state, problem, objective, with_waits(state, problem, objective, found), policy=self.name)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from clover.errors import PlanError
+from clover.planning.awake import asleep, charged, in_use
 from clover.planning.budget import course, held_to
+from clover.planning.chains import on_configuration
 from clover.planning.dual import bound
 from clover.planning.formulation import Formulation, Member
 from clover.planning.layout import lay_out, slices
 from clover.planning.objective import Objective, objective_of
 from clover.planning.problem import Problem, problem_of
-from clover.planning.search import UNBOUNDED_MS, Found, evaluate
+from clover.planning.search import UNBOUNDED_MS, Found, chosen, evaluate
+from clover.planning.transition import plan_transition
 from clover.planning.waits import tuned
-from clover.types import Assignment, Candidate, Configuration, Plan, State, configuration_of
+from clover.types import Assignment, Candidate, Configuration, DeviceShape, Plan, State, configuration_of
 
 
 def running_configuration(state: State) -> Configuration | None:
@@ -23,22 +27,54 @@ def running_configuration(state: State) -> Configuration | None:
     return configuration_of(state.running) if state.running else None
 
 
-def placed(state: State, problem: Problem, configuration: Configuration) -> tuple[Assignment, ...]:
-    """The deployment that realises `configuration` and keeps most of what runs; PlanError where there is none."""
+def placed(
+    state: State, problem: Problem, configuration: Configuration, awake: int = 0
+) -> tuple[Assignment, ...]:
+    """The deployment that realises `configuration` and keeps most of what runs, on all devices or on `awake` of them;
+    PlanError where there is none.
+
+    Where devices may be without workers, as many as can be stay awake.  But a change that these could not make without
+    falling below what arrives is made on devices that sleep, which wake for it, and the others sleep afterwards.
+    """
 
     def rows_per_s(item: Assignment) -> float:
         service = problem.services.get((item.variant, item.placement.profile))
         return service.capacity() if service is not None else slices(item)
 
-    return lay_out(
-        configuration,
-        family=state.family,
-        backend=problem.backend,
-        own=problem.own,
-        devices=state.devices,
-        running=state.running,
-        capacity=rows_per_s,
-    )
+    def laid(devices: Sequence[DeviceShape]) -> tuple[Assignment, ...]:
+        return lay_out(
+            configuration,
+            family=state.family,
+            backend=problem.backend,
+            own=problem.own,
+            devices=devices,
+            running=state.running,
+            capacity=rows_per_s,
+        )
+
+    if not awake:
+        return laid(state.devices)
+    devices = in_use(state.devices, state.running)
+    here = {item.placement.device for item in state.running}
+    used, fresh = devices[: len(here)], devices[len(here) :]
+    first = laid(devices[:awake])
+    for stay in range(min(awake, len(used)), max(0, awake - len(fresh)) - 1, -1):
+        found = laid((*used[:stay], *fresh[: awake - stay])) if state.running else first
+        floor = state.arrival_rate if state.running else 0.0
+        if plan_transition(state.running, found, state.devices, capacity=rows_per_s, floor=floor).holds:
+            return found
+    return first
+
+
+def least_awake(state: State, problem: Problem, configuration: Configuration) -> int:
+    """The fewest devices that hold `configuration`, where some may be without workers; else 0, for all of them."""
+    if problem.spared_w is None:
+        return 0
+    for number in range(1, len(state.devices)):
+        with suppress(PlanError):
+            placed(state, problem, configuration, number)
+            return number
+    return len(state.devices)
 
 
 def plan_of(
@@ -55,7 +91,9 @@ def plan_of(
     """The plan that realises `found.best`.  Its bound is that of `bounded`, where a policy does not keep all that the
     objective asks, or `limit`, where it is known."""
     best = found.best
-    deployment = placed(state, problem, best.configuration)
+    deployment = placed(state, problem, best.configuration, best.awake)
+    if not best.awake:  # whoever weighed no idle power uses all devices
+        best = charged(best, problem, objective, len({item.placement.device for item in deployment}))
     if limit is None:
         limit = bound_of(state, problem, bounded or objective)
     says = math.isfinite(limit) and best.feasible and best.score <= limit + 1e-9  # beyond capacity a bound says nothing
@@ -77,12 +115,20 @@ def plan_of(
 
 
 def bound_of(state: State, problem: Problem, objective: Objective) -> float:
-    """What no plan can score more than.  Where the devices cannot serve the rate it says nothing."""
-    return bound(Formulation([Member(problem, objective)], state.devices, slow=True), waits=state.objective.waits)
+    """What no plan can score more than.  Where the devices cannot serve the rate it says nothing, and of cascades it
+    knows nothing."""
+    if problem.points:
+        return math.inf
+    sleep, awake_w = asleep(problem.spared_w)
+    form = Formulation([Member(problem, objective)], state.devices, sleep=sleep, awake_w=awake_w, slow=True)
+    return bound(form, waits=state.objective.waits)
 
 
-def counting_kept(state: State, problem: Problem) -> Callable[[Configuration], int]:
-    """How many workers that run a configuration could keep."""
+def counting_kept(state: State, problem: Problem) -> Callable[[Configuration], int] | None:
+    """How many workers that run a configuration could keep; None where nothing runs, or where not all devices need to
+    have workers, so that a configuration alone does not say."""
+    if not state.running or problem.spared_w is not None:
+        return None
     running = set(state.running)
 
     def kept(configuration: Configuration) -> int:
@@ -93,7 +139,10 @@ def counting_kept(state: State, problem: Problem) -> Callable[[Configuration], i
 
 def with_waits(state: State, problem: Problem, objective: Objective, found: Found) -> Found:
     """`found`, its best with waits and largest batches where the state allows them and they pay."""
-    return replace(found, best=tuned(problem, objective, found.best)) if state.objective.waits else found
+    if not state.objective.waits or found.best.routing.chain:
+        return found
+    best = tuned(problem, objective, found.best)
+    return replace(found, best=charged(best, problem, objective, found.best.awake) if found.best.awake else best)
 
 
 def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fixed") -> Plan:
@@ -105,7 +154,9 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     for group in configuration:
         if (group.variant, group.profile) not in problem.services:
             raise PlanError(f"{group.variant} was not measured on {group.profile}")
-    candidate = evaluate(problem, objective, configuration)
+    candidates = [evaluate(problem, objective, configuration), *on_configuration(problem, objective, configuration)]
+    candidate, _ = chosen(candidates, objective)
+    candidate = charged(candidate, problem, objective, least_awake(state, problem, configuration))
     found = with_waits(state, problem, objective, alone(candidate))
     return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")
 
@@ -122,6 +173,9 @@ def described(configuration: Configuration) -> str:
 
 def _reason(state: State, objective: Objective, best: Candidate, found: Found, note: str) -> str:
     shares = ", ".join(f"{variant} {share:.0%}" for variant, share in sorted(best.routing.shares.items()))
+    if best.routing.chain:
+        goes_on = [f"{name} < {at:.3f}" for name, at in zip(best.routing.chain, best.routing.thresholds, strict=False)]
+        shares = f"cascade {' > '.join([*goes_on, best.routing.chain[-1]])}: {shares}"
     expected = best.prediction
     p95 = "unbounded" if expected.p95_ms >= UNBOUNDED_MS else f"{expected.p95_ms:.2f} ms"
     lam = f", lambda {objective.lam:.4f}" if objective.form == "paper" else ""
@@ -131,6 +185,8 @@ def _reason(state: State, objective: Objective, best: Candidate, found: Found, n
         f"accuracy {expected.accuracy:.2f} % of at least {objective.planned_floor:.2f} %, "
         f"{expected.energy_j_per_row:.4g} J a row"
     )
+    if best.awake:
+        text += f" and {expected.idle_j_per_row:.4g} J idle on {best.awake} of {len(state.devices)} devices"
     if not best.feasible:
         text += f"; no feasible plan, this is the least bad: {best.why}"
     elif found.total > 1:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 
 from clover.errors import PlanError
-from clover.planning.annealed import best_found
+from clover.planning.awake import best_awake
 from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
 from clover.planning.search import Found
@@ -31,7 +31,7 @@ class StaticPolicy:
         only = replace(problem, variants=(self.variant,), services=own)
         accuracy = problem.accuracy[self.variant]
         relaxed = replace(objective, planned_floor=min(objective.planned_floor, accuracy))
-        found = with_waits(state, problem, relaxed, best_found(only, relaxed, state.running, seed=state.seed))
+        found = with_waits(state, problem, relaxed, best_awake(only, relaxed, state.running, seed=state.seed))
         if accuracy < objective.accuracy_floor and found.best.feasible:
             why = f"accuracy {accuracy:.2f} % is below the floor of {objective.accuracy_floor:.2f} %"
             best = msgspec.structs.replace(found.best, feasible=False, why=why)

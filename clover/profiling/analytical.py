@@ -32,7 +32,6 @@ from clover import profiles
 from clover.errors import ProfileError
 from clover.planning.problem import services_of, whole
 from clover.planning.queueing import capacity, estimate
-from clover.profiling.observed import Observed, at_costs, costs_of
 from clover.profiling.pace import PaceFile, PaceRow, as_pace
 from clover.types import BasePoint, DeviceShape, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 
@@ -98,10 +97,8 @@ def emulate(
     rows: Mapping[tuple[str, str], list[PaceRow]] | None = None,
     file: PaceFile | None = None,
     notes: Sequence[str] = (),
-    observed: Observed | None = None,
 ) -> FamilyProfile:
-    """The profile of `spec` on emulated devices of `shapes`, under `key`; `measured` is its profile on CPU cores, and
-    `observed` the scores behind that, where they are kept: answers are the same, what chains of variants cost is not.
+    """The profile of `spec` on emulated devices of `shapes`, under `key`; `measured` is its profile on CPU cores.
 
     `rows`: those of `file` for this family and these devices; without any, the table is calculated.  `notes` go along.
     Raises ProfileError.
@@ -136,10 +133,7 @@ def emulate(
         latency=tuple(latency),
         notes=tuple(dict.fromkeys(told)),
     )
-    base = base_of(profile, shapes)
-    if (cascade := measured.cascade) is not None:
-        cascade = at_costs(cascade, costs_of(latency, measured.backend, base), observed)
-    return msgspec.structs.replace(profile, base=base, cascade=cascade)
+    return msgspec.structs.replace(profile, base=base_of(profile, shapes))
 
 
 def _calculated(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:

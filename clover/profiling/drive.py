@@ -11,7 +11,7 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,8 +23,6 @@ from clover.profiling.rows import Rows
 from clover.profiling.score import answers
 from clover.runtime.rows import read_rows
 from clover.runtime.slab import Slab
-
-See = Callable[[Slab, list[int]], None]
 
 _CREDITS = 2
 _LOOK_S = 0.1
@@ -65,9 +63,11 @@ class Cell:
 
 @dataclass
 class Scored:
-    """A pass over the rows: the answer of each row seen, and the timing of the full batches."""
+    """A pass over the rows: the answer of each row seen and its score (where the family has a confidence), and the
+    timing of the full batches."""
 
     answers: NDArray[np.generic]
+    scores: NDArray[np.float32]
     cell: Cell
 
 
@@ -110,43 +110,33 @@ class Driver:
             found.wall_s = time.monotonic() - began
         return found
 
-    def score(
-        self,
-        worker: Worker,
-        batch: int,
-        *,
-        most_s: float,
-        most_rows: int | None = None,
-        rows: Rows | None = None,
-        see: See | None = None,
-    ) -> Scored:
-        """Pass over `rows` (by default those of the driver) in batches of `batch`, until `most_rows` or `most_s`; `see`
-        is called with the slab and the slots of each batch's outputs."""
-        source = rows or self._rows
+    def score(self, worker: Worker, batch: int, *, most_rows: int, most_s: float) -> Scored:
+        """Pass over the rows in batches of `batch`, until `most_rows` or `most_s`."""
+        spec = self._rows.spec
         found: list[NDArray[np.generic]] = []
+        scores: list[NDArray[np.float32]] = []
         cell = Cell(batch)
         self._one(worker, batch)
         self._next_row = 0
         began = time.monotonic()
-        total = source.count if most_rows is None else min(most_rows, source.count)
+        total = min(most_rows, self._rows.count)
         while self._next_row < total and (not found or cell.wall_s < most_s):
             count = min(batch, total - self._next_row)
-            timing = self._one(worker, count, source)
+            timing = self._one(worker, count)
             if count == batch:
                 self._add(cell, timing)
-            found.append(answers(read_rows(self._slab, source.spec, 0, list(range(count)))))
-            if see is not None:
-                see(self._slab, list(range(count)))
+            found.append(answers(read_rows(self._slab, spec, 0, list(range(count)))))
+            scores.append(self._slab.score[:count].copy())
             cell.wall_s = time.monotonic() - began
-        return Scored(np.concatenate(found), cell)
+        return Scored(np.concatenate(found), np.concatenate(scores), cell)
 
     def _add(self, cell: Cell, timing: tuple[int, int]) -> None:
         cell.ms.append(timing[0] / 1e6)
         cell.cpu_s += timing[1] / 1e9
 
-    def _one(self, worker: Worker, batch: int, rows: Rows | None = None) -> tuple[int, int]:
+    def _one(self, worker: Worker, batch: int) -> tuple[int, int]:
         """Serve the next `batch` rows: service and CPU nanoseconds."""
-        (rows or self._rows).fill(self._slab, range(batch), self._next_row)
+        self._rows.fill(self._slab, range(batch), self._next_row)
         self._next_row += batch
         self._submit(worker, np.arange(batch, dtype=np.uint32))
         until = time.monotonic() + self._silent_s

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from clover import backends as registry
 from clover import families, profiles
 from clover.config import EnergyConfig
@@ -25,13 +27,11 @@ from clover.interfaces import Device
 from clover.profiling import rows as rows_module
 from clover.profiling.busy import busy_share
 from clover.profiling.candidates import COMPILED_AT_FIRST_START, Candidates, on_cpu
+from clover.profiling.chains import Answers, common, profile_of
 from clover.profiling.choose import elect, faster
 from clover.profiling.drive import Cell, Driver, Scored
 from clover.profiling.effort import FULL, QUICK, Effort
-from clover.profiling.evidence import Evidence, Witness, gather
 from clover.profiling.joules import Joules
-from clover.profiling.observed import Observed
-from clover.profiling.observed import write as write_rows
 from clover.profiling.places import Devices, device_cores, devices_of, emulated, on_cores, places_of, whole_layout
 from clover.profiling.records import accuracy_of, latency_of, require_published, typical_p95
 from clover.profiling.standing import Standing
@@ -113,10 +113,7 @@ async def measure(
     config = energy or EnergyConfig()
     slab = Slab.create(Layout(spec, 2 * spec.max_batch * max(1, len(whole_layout(devices)))))
     try:
-        notes: list[str] = []
-        evidence = await asyncio.to_thread(gather, spec, data, notes)
         work = _Measurement(spec, devices, pool, data, slab, looking, config, Path(cache_dir), progress, silent_s, key)
-        work.evidence, work.notes = evidence, notes
         try:
             profile = await work.run(tuple(dict.fromkeys(backends)), tuple(compile_with))
         finally:
@@ -125,17 +122,7 @@ async def measure(
         slab.close()
     if store is not None:
         store.put(profile)
-    if work.observed is not None:
-        await asyncio.to_thread(_keep_rows, Path(cache_dir), profile, work.observed)
     return profile
-
-
-def _keep_rows(cache_dir: Path, profile: FamilyProfile, observed: Observed) -> None:
-    path = profiles.ProfileStore(cache_dir).rows_path(profile.family, profile.key)
-    try:
-        write_rows(path, observed, profile.made_at)
-    except OSError as error:
-        log.warning("cannot write %s (%s): emulated slices keep the front of this machine's cores", path, error)
 
 
 @dataclass
@@ -153,9 +140,9 @@ class _Measurement:
     progress: Progress | None
     silent_s: float
     key: str
-    evidence: Evidence | None = None
-    observed: Observed | None = None
     notes: list[str] = field(default_factory=list)
+    sure: dict[tuple[str, str], Answers] = field(default_factory=dict)
+    """How sure each (variant, backend) was of the held-out rows, and where it was right."""
     accuracy: list[AccuracyMeasurement] = field(default_factory=list)
     latency: list[LatencyMeasurement] = field(default_factory=list)
     done: int = 0
@@ -176,8 +163,8 @@ class _Measurement:
         await self._compile(wanted, compile_with, places)
         candidates = self.candidates.of
         # A step is one worker started and measured; the estimate assumes that one of two thread counts suffices.
-        passes = len(spec.variants) if self.evidence is not None else 0
-        self.steps = sum(map(len, candidates.values())) + len(spec.variants) * (len(places) - 1) + passes + 1
+        self.steps = sum(map(len, candidates.values())) + len(spec.variants) * (len(places) - 1) + 1
+        self.steps += len(spec.variants) if spec.confidence is not None and self.data.labelled else 0
         backend: dict[str, str] = {}
         first: dict[str, int] = {}
         for variant in spec.variants:
@@ -185,7 +172,6 @@ class _Measurement:
             mine = [item for item in self.accuracy if item.variant == variant.name]
             backend[variant.name], notes = elect(mine, [m for m in self.latency if m.variant == variant.name])
             self.notes += notes
-            await self._calibrate(variant, backend[variant.name], places[first[variant.name]])
         for index, place in enumerate(places):
             for variant in spec.variants:
                 if index <= first[variant.name]:
@@ -194,6 +180,7 @@ class _Measurement:
                 for name in names:
                     if any((m.variant, m.backend) == (variant.name, name) for m in self.latency):
                         await self._larger(variant, name, place)
+        cascade = await self._cascade(backend, {name: places[at] for name, at in first.items()})
         busy = max(busy, await busy_share(cores))
         if busy > BUSY:
             note = f"others used {busy:.0%} of the cores meanwhile: {INFLATED}"
@@ -215,8 +202,8 @@ class _Measurement:
             latency=tuple(self.latency),
             backend=backend,
             base=base,
-            cascade=await self._cascade(backend, base),
             notes=tuple(dict.fromkeys(self.notes)),
+            cascade=cascade,
         )
 
     # --- measuring ----------------------------------------------------------------------------------------------
@@ -252,10 +239,8 @@ class _Measurement:
         """Accuracy and latency of every backend on the smallest profile."""
         reference: Any = None
         largest = self.batches[-1]
-        evidence = self.evidence
         for name in names:
             self._step(f"{variant.name} with {name} on {place.profile}")
-            witness = Witness(self.spec) if evidence is not None else None
             try:
                 async with self._worker(variant, name, place, 1) as worker:
                     async with self.joules.window((place,)) as window:
@@ -263,12 +248,10 @@ class _Measurement:
                             self.driver.score,
                             worker,
                             largest,
+                            most_rows=self.data.count,
                             # As a mere reference eager need not see every row, slow as it may be.
                             most_s=self.effort.score_s / (2 if name == "eager" and len(names) > 1 else 1),
-                            see=witness.see if witness is not None else None,
                         )
-                    if evidence is not None and witness is not None:
-                        evidence.held_out[variant.name, name] = witness
                     if reference is None:
                         reference = scored.answers
                     self._score(variant, name, scored, reference)
@@ -285,36 +268,6 @@ class _Measurement:
                     raise ProfileError(f"{variant.name} of {self.spec.name} cannot be measured: {error}") from error
                 self.notes.append(f"{name} is not used for {variant.name}: {error}")
                 log.warning("%s cannot serve %s: %s", name, variant.name, error)
-
-    async def _calibrate(self, variant: VariantSpec, name: str, place: Placement) -> None:
-        """Let `variant` answer the calibration rows with the backend it was given, for cascades."""
-        evidence = self.evidence
-        if evidence is None:
-            return
-        evidence.choose(variant.name, name)
-        self._step(f"{variant.name} with {name}: calibration rows")
-        witness = Witness(self.spec)
-        async with self._worker(variant, name, place, 1) as worker:
-            await self._drive(
-                self.driver.score,
-                worker,
-                self.batches[-1],
-                most_s=self.effort.score_s / 2,
-                rows=evidence.calibration_rows,
-                see=witness.see,
-            )
-        evidence.calibration[variant.name] = witness
-
-    async def _cascade(self, backend: dict[str, str], base: BasePoint) -> CascadeProfile | None:
-        """What chains of variants reach, where the family has a confidence."""
-        if self.evidence is None:
-            return None
-        found = await asyncio.to_thread(self.evidence.cascade, backend, self.latency, base)
-        if found is None:
-            self.notes.append("no cascades: too few rows of a split were seen to choose thresholds on")
-            return None
-        cascade, self.observed = found
-        return cascade
 
     async def _larger(self, variant: VariantSpec, name: str, place: Placement) -> None:
         """Latency on a larger profile, with the thread count that is worth it."""
@@ -372,6 +325,31 @@ class _Measurement:
 
     def _score(self, variant: VariantSpec, name: str, scored: Scored, reference: Any) -> None:
         self.accuracy.append(accuracy_of(self.spec, variant, name, scored.answers, reference, self.data.labels))
+        self.sure[variant.name, name] = _sure(scored, self.data)
+
+    # --- cascades -----------------------------------------------------------------------------------------------
+
+    async def _cascade(self, backend: dict[str, str], places: dict[str, Placement]) -> CascadeProfile | None:
+        """What the family's confidence is worth; None where it has none, or no labelled rows to tell by."""
+        if self.spec.confidence is None or not self.data.labelled:
+            return None
+        rows = await asyncio.to_thread(rows_module.load, self.spec, "calibration")
+        driver = Driver(self.pool.completion_fd, self.slab, rows, self.silent_s)
+        calibration: dict[str, Answers] = {}
+        for variant in self.spec.variants:
+            name = backend[variant.name]
+            self._step(f"{variant.name} with {name}: confidence on calibration rows")
+            async with self._worker(variant, name, places[variant.name], 1) as worker:
+                scored: Scored = await self._drive(
+                    driver.score, worker, self.batches[-1], most_rows=rows.count, most_s=self.effort.score_s
+                )
+            calibration[variant.name] = _sure(scored, rows)
+        held_out = {name: self.sure[name, chosen] for name, chosen in backend.items()}
+        costs = {
+            name: min(m.energy_j_per_row for m in self.latency if (m.variant, m.backend) == (name, chosen))
+            for name, chosen in backend.items()
+        }
+        return await asyncio.to_thread(profile_of, common(calibration), common(held_out), costs)
 
     # --- BASE ---------------------------------------------------------------------------------------------------
 
@@ -459,3 +437,10 @@ class _Measurement:
         log.debug("%s (%d of %d)", what, done, total)
         if self.progress is not None:
             self.progress(what, done, max(total, done + 1))
+
+
+def _sure(scored: Scored, rows: rows_module.Rows) -> Answers:
+    """How sure a variant was, and whether it was right; nothing is right of rows without labels."""
+    labels = rows.labels[: len(scored.answers)]
+    right = scored.answers == labels if len(labels) else np.zeros(len(scored.answers), np.bool_)
+    return Answers(scored.scores.astype(np.float64), np.asarray(right, np.bool_))

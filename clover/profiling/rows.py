@@ -44,7 +44,7 @@ class Rows:
 
 
 def load(spec: FamilySpec, split: str = "held_out") -> Rows:
-    """The rows of `split` of `spec`, or made-up rows where it has no evaluation set.  Raises ConfigError."""
+    """The rows of a split of `spec`, or made-up rows where it has no evaluation set.  Raises ConfigError."""
     if spec.evaluation is not None:
         return Rows(spec, *families.load_evaluation(spec, split))
     generator = np.random.default_rng(0)

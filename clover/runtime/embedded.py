@@ -28,7 +28,7 @@ class Answer:
     """What the model said, and what it cost.
 
     `outputs`: per output name an array with a leading row axis (BYTES: object array of bytes), owned by the caller.
-    `variants`: the variant that answered each row.
+    `variants`: the variant that answered each row; in a cascade `receipt.path` has those that were asked before it.
     """
 
     __slots__ = ("_spec", "outputs", "receipt", "variants")
@@ -71,6 +71,7 @@ async def infer(
     *,
     min_accuracy: float = 0.0,
     timeout_ns: int = 0,
+    cascade: bool = True,
 ) -> Answer:
     """Ask `router` on its own loop.  Raises the RequestError that the front end would answer with."""
     rows, prepared = prepare(router.spec, inputs)
@@ -87,7 +88,7 @@ async def infer(
             if not done.done():
                 done.set_result(None)
 
-        router.submit(ticket, finished, timeout_ns=timeout_ns, min_accuracy=min_accuracy)
+        router.submit(ticket, finished, timeout_ns=timeout_ns, min_accuracy=min_accuracy, cascade=cascade)
         await done
         if ticket.status != 200:
             raise _ERRORS.get(ticket.status, RequestError)(ticket.error, retry_after_s=ticket.retry_after_s)

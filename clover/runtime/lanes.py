@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from clover._native.batcher import Batcher
 from clover._native.route import Quota
 from clover.accounting import WorkerMeter
+from clover.runtime.cascade import Chain, chain_of
 from clover.runtime.links import Link, WorkerHandle
-from clover.types import FamilyProfile, FamilySpec, Routing
+from clover.types import ChainPoint, FamilyProfile, FamilySpec, Routing
 
 MAX_WORKERS = 256
 """Workers of one family at a time, old ones that still drain and those that stand by included."""
@@ -42,7 +43,8 @@ def expected_accuracy(spec: FamilySpec, profile: FamilyProfile | None) -> list[f
 
 class Lanes:
     """Links between workers and lanes, which are the `variants`.  `live` has bit i set while lane i has an attached
-    worker; `routing` is what was set last, `delayed` whether rows of any lane may wait for a batch to fill."""
+    worker; `routing` is what was set last, `delayed` whether rows of any lane may wait for a batch to fill, `chain` the
+    cascade that rows follow, `points` the profiled ones, cheapest first."""
 
     def __init__(
         self, batcher: Batcher, variants: Sequence[str], accuracy: Sequence[float], max_batch: int, delay_ms: float
@@ -51,6 +53,8 @@ class Lanes:
         self.live = 0
         self.links: list[Link] = []
         self.routing = Routing(shares=dict.fromkeys(variants, 1.0))
+        self.chain: Chain | None = None
+        self.points: Sequence[ChainPoint] = ()
         self.delayed = delay_ms > 0.0
         self._variants = tuple(variants)
         self._delay_ms = delay_ms
@@ -61,6 +65,7 @@ class Lanes:
         self.choose = self._quota.choose
         self._table: list[Link | None] = [None] * MAX_WORKERS
         self._masks: dict[float, int] = {}
+        self._chains: dict[float, Chain | None] = {}
 
     def mask(self, min_accuracy: float) -> int:
         """Live lanes that meet `min_accuracy` (percent), as bits."""
@@ -76,6 +81,22 @@ class Lanes:
                 self._masks[min_accuracy] = mask
         return mask
 
+    def chain_for(self, min_accuracy: float) -> Chain | None:
+        """The cascade of a row: the plan's, or for a `min_accuracy` (percent) the cheapest that can be followed now and
+        whose accuracy is as high at the lower end of its interval.  None where the plan has none, or there is none."""
+        if min_accuracy <= 0.0 or self.chain is None:
+            return self.chain
+        if min_accuracy not in self._chains:
+            found = (point for point in self.points if point.low >= min_accuracy and self._followed(point.chain))
+            point = next(found, None)
+            if len(self._chains) >= _REMEMBERED_MASKS:
+                self._chains.clear()
+            self._chains[min_accuracy] = self._chain(point.chain, point.thresholds) if point is not None else None
+        return self._chains[min_accuracy]
+
+    def _followed(self, chain: Sequence[str]) -> bool:
+        return all(self.live >> self._variants.index(variant) & 1 for variant in chain)
+
     def able(self, min_accuracy: float) -> int:
         """Lanes that would meet `min_accuracy` if they were live, as bits."""
         return sum(1 << lane for lane, accuracy in enumerate(self.accuracy) if accuracy >= min_accuracy)
@@ -90,6 +111,9 @@ class Lanes:
     def accuracy_changed(self) -> None:
         """The accuracies handed in at the start are others now."""
         self._masks.clear()
+        self._chains.clear()
+        if self.chain is not None:
+            self.chain = self._chain(self.routing.chain, self.routing.thresholds)
 
     def by_index(self, index: int) -> Link:
         """The link at `index` of the batcher."""
@@ -115,9 +139,10 @@ class Lanes:
 
     def set(self, entries: Iterable[Entry], routing: Routing) -> None:
         """Attach exactly `entries`: new ones first, so that no lane is empty in between; then the quotas, the largest
-        batches and the waits.  ValueError for waits and batches that make no sense; nothing has changed then."""
+        batches, the waits and the chain.  ValueError where these make no sense; nothing has changed then."""
         wanted = {id(entry[0]): entry for entry in entries}
         knobs = [self._knobs(variant, routing) for variant in self._variants]
+        chain = self._chain(routing.chain, routing.thresholds) if len(routing.chain) > 1 else None
         for worker, lane, max_batch, meter in wanted.values():
             link = self.find(worker)
             if link is None:
@@ -132,6 +157,7 @@ class Lanes:
             self._batcher.set_lane(lane, largest, delay_ns)
         self.delayed = any(delay_ns for _, delay_ns in knobs)
         self.routing = routing
+        self.chain = chain
         self._changed()
 
     def relieve(self, entries: Iterable[Entry], lane: int) -> None:
@@ -182,6 +208,11 @@ class Lanes:
             link.attached = True
             link.epoch += 1
 
+    def _chain(self, chain: Sequence[str], thresholds: Sequence[float]) -> Chain:
+        lanes = {variant: lane for lane, variant in enumerate(self._variants)}
+        known = {(point.chain, point.thresholds): (point.ends, point.cut) for point in self.points}
+        return chain_of(chain, thresholds, lanes, self.accuracy, known)
+
     def _knobs(self, variant: str, routing: Routing) -> tuple[int, int]:
         """Rows of a batch (0: what the worker takes) and nanoseconds that a row may wait for one to fill."""
         largest = routing.largest.get(variant)
@@ -207,3 +238,4 @@ class Lanes:
                 live |= 1 << link.lane
         self.live = live
         self._masks.clear()
+        self._chains.clear()

@@ -81,11 +81,12 @@ class Retry:
                 self.again(ticket, slot, now_ns)
 
     def shift(self, lane: int, now_ns: int) -> None:
-        """Rows that wait for another lane move to `lane` where it is good enough for them."""
+        """Rows that wait for another lane move to `lane` where it is good enough for them; what went on in a cascade
+        has an answer, and moves to no worse variant."""
         accuracy = self._lanes.accuracy[lane]
         for slot, ticket in self._table.queued():
             row = ticket.slots.index(slot)
-            if ticket.variants[row] != lane and accuracy >= ticket.min_accuracy:
+            if ticket.variants[row] != lane and accuracy >= ticket.min_accuracy and row not in ticket.paths:
                 self._batcher.cancel(slot)
                 ticket.variants[row] = lane
                 self.again(ticket, slot, now_ns)
@@ -93,8 +94,13 @@ class Retry:
     def again(self, ticket: Ticket, slot: int, now_ns: int) -> None:
         """Queue one row of a ticket that waits."""
         row = ticket.slots.index(slot)
-        lane = self._lanes.lane_for(ticket.variants[row], ticket.min_accuracy)
+        lane = ticket.variants[row]
+        if ticket.chain is not None:
+            lane = ticket.chain.from_on(lane, self._lanes.live)
+        lane = self._lanes.lane_for(lane, ticket.min_accuracy)
         ticket.variants[row] = lane
+        if lane in (path := ticket.paths.get(row, ())):
+            ticket.paths[row] = path[: path.index(lane)]  # it is asked there once more
         self._batcher.requeue(lane, [slot], ticket.deadline_ns, now_ns, ticket.key)
         self._table.state[slot] = QUEUED
 

@@ -8,6 +8,9 @@ Routing.  The plan's quotas are kept row by row over the variants that have a wo
 accuracy; where the plan gives none of those a share, the cheapest of them serves.  Where it gives a variant a wait,
 rows of that variant are held until they fill a batch, the first has waited so long, or a deadline asks for haste.
 
+Cascades.  Where the plan has a chain (`runtime.cascade`), a row whose score is below the threshold goes on to the next
+variant's queue with what is left of its deadline; what one variant could not do about it, it keeps from the one before.
+
 Relief.  Where cheaper workers stand by (`runtime.relief`), they take what the plan's workers cannot serve in time.
 
 Death.  Rows being computed by a worker that died are queued again, once, on the same variant or (where it has no worker
@@ -23,7 +26,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,9 +36,11 @@ from clover.accounting import Account
 from clover.config import FamilyConfig
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, TooLarge, Unavailable
 from clover.runtime.deadlines import Deadlines
+from clover.runtime.escalation import Escalation
 from clover.runtime.lanes import MAX_WORKERS, Entry, Lanes, expected_accuracy
 from clover.runtime.links import Batch, Link, WorkerHandle
-from clover.runtime.relief import Relief, Standby, capacity
+from clover.runtime.relief import Standby
+from clover.runtime.reliefs import Reliefs
 from clover.runtime.retry import Retry
 from clover.runtime.rows import Memory, ShapeKeys, read_rows, write_array, write_bytes
 from clover.runtime.slot_table import SlotTable
@@ -48,6 +52,7 @@ log = logging.getLogger("clover.router")
 
 _MAX_RETRY_AFTER_S = 60.0
 _MIN_TIMER_S = 0.001
+_DUST = 1e-6  # rows x percent: rounding
 
 
 class Router:
@@ -56,8 +61,7 @@ class Router:
     `slots` rows may be held at once.  `lost` is called with a worker that broke the rules (unknown batch, corrupt
     ring); whoever owns it must kill it and call `died` once it is dead.  `hold`: rows wait (within queue and deadline)
     while no worker that may serve them is there, because one is on its way; otherwise they are refused with 503.
-    `standby` are those that come to the workers' relief.  Once there is a `closed_reason`, nothing new is taken; what
-    was taken is answered.
+    Once there is a `closed_reason`, nothing new is taken; what was taken is answered.
     """
 
     def __init__(
@@ -93,9 +97,8 @@ class Router:
         self._table = SlotTable(slots, self._batcher)
         self._state = self._table.state
         self._retry = Retry(self._table, self._batcher, self._lanes, self.traffic)
-        self._relief = Relief()
-        self.standby: Standby | None = None
-        self._admitted = 0
+        self._reliefs = Reliefs(self._batcher, self._lanes, self._retry, self.traffic)
+        self._cascade = Escalation(self._table, self._batcher, self._lanes, self.traffic, self._reliefs, spec.max_batch)
         self._deadlines = Deadlines()
         self._finished: list[Ticket] = []
         self._scheduled = False
@@ -154,6 +157,7 @@ class Router:
         *,
         timeout_ns: int = 0,
         min_accuracy: float = 0.0,
+        cascade: bool = True,
         context: Any = None,
     ) -> None:
         """See `Model.submit`; also raises Unavailable where no worker that is good enough is there now."""
@@ -164,7 +168,11 @@ class Router:
             raise self._refuse(DeadlineMissed("the deadline has passed already"))
         if min_accuracy <= 1.0:
             min_accuracy *= 100.0  # a fraction, as receipts give it
-        mask = self._lanes.mask(min_accuracy) or (self._lanes.able(min_accuracy) if self.hold else 0)
+        chain = self._lanes.chain_for(min_accuracy) if cascade and not self._reliefs.on else None
+        if chain is not None and not self._lanes.live >> chain.lanes[0] & 1:
+            chain = None
+        mask = 1 << chain.lanes[0] if chain is not None else self._lanes.mask(min_accuracy)
+        mask = mask or (self._lanes.able(min_accuracy) if self.hold else 0)
         if not mask:
             if min_accuracy > 0.0 and max(self.accuracy) < min_accuracy:
                 raise self._refuse(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
@@ -176,9 +184,10 @@ class Router:
         ticket.context = context
         ticket.on_done = on_done
         ticket.submit_ns = now_ns
+        ticket.chain = chain
         slots = ticket.slots
         ticket.outstanding = len(slots)
-        self._admitted += len(slots)
+        self._reliefs.rows += len(slots)
         if len(slots) == 1:
             lane = self._lanes.choose(mask)
             ticket.variants = [lane]
@@ -202,13 +211,24 @@ class Router:
         """See `Model.receipt`.  Variants of a request that was split are joined by "+", cheapest first."""
         lanes = ticket.variants
         rows = len(lanes)
-        if rows == 1:
+        path: tuple[str, ...] = ()
+        if ticket.chain is not None:
+            path = self._cascade.paths(ticket)
+            name = "+".join(self.traffic.variants[lane] for lane in sorted(set(lanes)))
+            accuracy = self._cascade.accuracy(ticket, ticket.chain)
+        elif rows == 1:
             name, accuracy = self.traffic.variants[lanes[0]], self.accuracy[lanes[0]]
         else:
             name = "+".join(self.traffic.variants[lane] for lane in sorted(set(lanes)))
             accuracy = sum(self.accuracy[lane] for lane in lanes) / rows
         return self._account.receipt(
-            self.name, variant=name, accuracy=accuracy, rows=rows, active_j=ticket.energy_j, now_ns=ticket.done_ns
+            self.name,
+            variant=name,
+            accuracy=accuracy,
+            rows=rows,
+            active_j=ticket.energy_j,
+            now_ns=ticket.done_ns,
+            path=path,
         )
 
     def close(self, ticket: Ticket) -> None:
@@ -231,8 +251,10 @@ class Router:
         return self.traffic.report(self.name, self.spec.version, self._clock())
 
     def expect(self, profile: FamilyProfile | None) -> None:
-        """Take the accuracy of each variant from `profile`."""
+        """Take the accuracy of each variant, and what cascades are worth, from `profile`."""
         self.accuracy[:] = expected_accuracy(self.spec, profile)
+        cascade = profile.cascade if profile is not None else None
+        self._lanes.points = sorted(cascade.points, key=lambda point: point.cost) if cascade is not None else ()
         self._lanes.accuracy_changed()
 
     # --- the fleet's side ---------------------------------------------------------------------------------------------
@@ -244,28 +266,20 @@ class Router:
         Atomic between two requests: new workers are attached before old ones are let go, rows that wait for a variant
         which no longer has a worker move to one that has, and those that need wait no longer leave at once."""
         self._lanes.set(workers, routing)
-        self._stand_by(standby)
+        self._reliefs.set(standby)
         self._retry.stranded(self._clock())
         self._turn()
+
+    @property
+    def standby(self) -> Standby | None:
+        """Those that come to the relief of the workers; None where nobody stands by."""
+        return self._reliefs.standby
 
     def stand_by(self, standby: Standby | None) -> None:
         """Make `standby` those that come to the relief of the workers which receive rows now."""
-        if self._relief.active:
-            self._lanes.relent()
-        self._stand_by(standby)
+        self._reliefs.set(standby)
         self._retry.stranded(self._clock())
         self._turn()
-
-    def _stand_by(self, standby: Standby | None) -> None:
-        """Take note of `standby`; relief that is on stays on."""
-        self.standby = standby if standby is not None and standby.entries else None
-        if standby is None or not standby.entries:
-            self._relief.active = False
-            return
-        shares = [self._lanes.routing.shares.get(variant, 0.0) for variant in self.traffic.variants]
-        self._relief.set(standby.wait_ns, capacity(standby.rates, shares))
-        if self._relief.active:
-            self._lanes.relieve(standby.entries, standby.lane)
 
     def join(self, entry: Entry) -> None:
         """Let one more worker (a respawned one) receive rows, under the routing that stands."""
@@ -273,7 +287,7 @@ class Router:
 
     def leave(self, worker: WorkerHandle, on_idle: Callable[[], None]) -> None:
         """No new batch for `worker`; `on_idle` is called once it holds none (at once where it holds none now)."""
-        self._stands_by_no_more(worker)
+        self._reliefs.forget(worker)
         link = self._lanes.find(worker)
         if link is not None:
             link.on_idle.append(on_idle)
@@ -286,7 +300,7 @@ class Router:
     def died(self, worker: WorkerHandle, reason: str, *, blame: bool = True) -> None:
         """`worker` is gone: take what it still completed, and queue the rows it held again, once.  `blame` False: no
         row can have caused it (its GPU was lost, say), and none counts a death."""
-        self._stands_by_no_more(worker)
+        self._reliefs.forget(worker)
         link = self._lanes.find(worker)
         if link is None:
             return
@@ -348,10 +362,9 @@ class Router:
             "rows": float(rows),
         }
         if rows:
-            pairs = zip(traffic.rows, self.accuracy, strict=True)
-            out["accuracy_served"] = sum(count * accuracy for count, accuracy in pairs) / rows
+            out["accuracy_served"] = traffic.accuracy_rows / rows
         if self.standby is not None:
-            out["relief"] = float(self._relief.active)
+            out["relief"] = float(self._reliefs.on)
             out["relieved_rows"] = float(traffic.relieved_rows)
         p95_ms = traffic.p95_ms(now_ns)
         if p95_ms is not None:
@@ -379,41 +392,10 @@ class Router:
         now_ns = self._clock()
         self._expire(now_ns)
         self._pump(now_ns)
-        if self.standby is not None and (self._relief.active or self._batcher.depth()):
-            self._relieve(self.standby, now_ns)
+        if self._reliefs.turn(now_ns):
+            self._pump(now_ns)
         self._flush()
         self._arm(now_ns)
-
-    def _relieve(self, standby: Standby, now_ns: int) -> None:
-        """Turn relief on or off, where it is time to."""
-        wait_ns = max(map(self._wait_ns, standby.rates, range(len(standby.rates))), default=0.0)
-        if not self._relief.turn(now_ns, wait_ns, self._admitted, self._batcher.depth()):
-            return
-        if self._relief.active:
-            self.traffic.reliefs += 1
-            self._lanes.relieve(standby.entries, standby.lane)
-            self._retry.shift(standby.lane, now_ns)
-        else:
-            self._lanes.relent()
-            self._retry.stranded(now_ns)
-        self._pump(now_ns)
-
-    def _wait_ns(self, rate: float, lane: int) -> float:
-        """How long a row that is queued now waits for one of the plan's workers in `lane`."""
-        waiting = self._batcher.depth(lane)
-        if not waiting or rate <= 0.0:
-            return 0.0
-        links = (link for link in self._lanes.links if link.lane == lane and not link.relief)
-        return (waiting + sum(len(batch.slots) for link in links for batch in link.batches.values())) * 1e9 / rate
-
-    def _stands_by_no_more(self, worker: WorkerHandle) -> None:
-        standby = self.standby
-        if standby is not None and any(entry[0] is worker for entry in standby.entries):
-            left = tuple(entry for entry in standby.entries if entry[0] is not worker)
-            self.standby = replace(standby, entries=left) if left else None
-            if not left and self._relief.active:
-                self._relief.active = False
-                self._lanes.relent()
 
     def _pump(self, now_ns: int) -> None:
         dispatch, out = self._batcher.dispatch, self._out
@@ -455,7 +437,10 @@ class Router:
 
     def _expire(self, now_ns: int) -> None:
         for ticket in self._deadlines.due(now_ns):
-            self._finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
+            if ticket.paths and self._cascade.keep_all(ticket):
+                self._finish(ticket, 200, "", now_ns)
+            else:
+                self._finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
 
     def _arm(self, now_ns: int) -> None:
         """One timer, for the nearest deadline or (where batches wait to fill) the nearest delay to run out."""
@@ -516,20 +501,32 @@ class Router:
         start_ns = min(max(start_ns, batch.sent_ns), end_ns)
         busy_ns = end_ns - start_ns
         energy_j = link.meter.add(count, busy_ns, cpu_ns)
-        if not status:
-            self.traffic.batch(link.lane, count, busy_ns, now_ns)
-            if link.relief:
-                self.traffic.relieved_rows += count
-            self._account.rows_done(self.name, count, now_ns)
         if not status or not self._retry.after_failure(batch, now_ns):
-            self._settle(batch, status, start_ns, busy_ns, energy_j, now_ns)
+            right = self.traffic.accuracy_rows
+            gone_on = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
+            right = self.traffic.accuracy_rows - right - count * self.accuracy[link.lane]
+            if not status:
+                self._cascade.busy_ns[link.lane] = busy_ns
+                self.traffic.batch(link.lane, count, gone_on, busy_ns, now_ns)
+                if link.relief:
+                    self.traffic.relieved_rows += count - gone_on
+                self._account.rows_done(self.name, count - gone_on, now_ns)
+                if gone_on or abs(right) > _DUST:
+                    link.meter.cascaded(gone_on, right)
         self._lanes.forget_idle(link)
 
-    def _settle(self, batch: Batch, status: int, start_ns: int, busy_ns: int, energy_j: float, now_ns: int) -> None:
-        """Hand the rows of a completed batch back to their tickets, and finish those that have all of theirs."""
-        for slot in batch.slots:
+    def _settle(
+        self, link: Link, batch: Batch, status: int, start_ns: int, busy_ns: int, energy_j: float, now_ns: int
+    ) -> int:
+        """Hand the rows of a completed batch back to their tickets, send those on that go on, and finish tickets that
+        have all of theirs; how many rows went on."""
+        lane, gone_on = link.lane, 0
+        scores: list[float] = []
+        for at, slot in enumerate(batch.slots):
             ticket = self._table.landed(slot)
             if ticket is None:
+                if not status:
+                    self.traffic.accuracy_rows += self.accuracy[lane]
                 continue
             ticket.energy_j += energy_j
             waited_ns = start_ns - ticket.submit_ns
@@ -537,11 +534,23 @@ class Router:
                 ticket.queue_ns = waited_ns
             if busy_ns > ticket.compute_ns:
                 ticket.compute_ns = busy_ns
-            ticket.outstanding -= 1
             if status:
-                self._finish(ticket, 500, "the model failed on this request", now_ns)
-            elif not ticket.outstanding:
+                if not self._cascade.keep(ticket, ticket.slots.index(slot), "failed"):
+                    self._finish(ticket, 500, "the model failed on this request", now_ns)
+                    continue
+            elif ticket.chain is None:
+                self.traffic.accuracy_rows += self.accuracy[lane]
+            else:
+                scores = scores or self._memory.score[batch.slots].tolist()
+                if self._cascade.goes_on(ticket, ticket.chain, slot, lane, scores[at], now_ns):
+                    gone_on += 1
+                    continue
+            ticket.outstanding -= 1
+            if not ticket.outstanding:
                 self._finish(ticket, 200, "", now_ns)
+        return gone_on
+
+    # --- the end of a ticket ------------------------------------------------------------------------------------------
 
     def _finish(
         self, ticket: Ticket, status: int, error: str, now_ns: int, *, retry_after_s: float | None = None

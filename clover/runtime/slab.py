@@ -5,11 +5,11 @@ consecutive slots form one contiguous tensor and a worker needs no copy to read 
 (a variable axis) lies in the leading corner of its slot: `input(i)[slot][:d0, :d1]`.  A BYTES tensor is a region
 `[slots, max_bytes]` of uint8 that holds its elements in OIP form (uint32 little-endian length, then the bytes, each).
 
-Before the regions stands one row of words a slot: a generation (uint32, counts the uses of a slot), a spare word, the
-request id (uint64), then per variable tensor its dims (uint32 each) and per BYTES tensor its length in bytes.  The
-first page names all of this (magic, version, sizes, a digest of the tensors); a process that attaches with another
-layout is refused.  Nothing has a name in /dev/shm: the descriptor is passed along, and the memory goes with its last
-holder, however that one dies.
+Before the regions stands one row of words a slot: a generation (uint32, counts the uses of a slot), the confidence of
+its answer (float32, from the worker), the request id (uint64), then per variable tensor its dims (uint32 each) and per
+BYTES tensor its length in bytes.  The first page names all of this (magic, version, sizes, a digest of the tensors); a
+process that attaches with another layout is refused.  Nothing has a name in /dev/shm: the descriptor is passed along,
+and the memory goes with its last holder, however that one dies.
 
 BF16 travels as uint16 and FP16 as float16, because NumPy has no bfloat16.
 """
@@ -42,7 +42,7 @@ _ALIGN_BYTES = 64
 _HEAD_WORDS = 4
 _HEADER = struct.Struct("<8sIIQII32s")
 _MAGIC = b"CLVRSLAB"
-_VERSION = 1
+_VERSION = 2
 _MAX_RANK = 8
 _MAX_SLOTS = 1 << 24
 _MAX_BYTES = 1 << 40
@@ -168,6 +168,8 @@ class Slab:
         self._words = words.reshape(layout.slots, layout.words)
         self.generation: NDArray[np.uint32] = self._words[:, 0]
         """[slots] uint32: counts the uses of each slot."""
+        self.score: NDArray[np.float32] = self._words.view(np.float32)[:, 1]
+        """[slots] float32: the confidence of the answer that lies in each slot, where the family has one."""
         self.request: NDArray[np.uint64] = words.view(np.uint64).reshape(layout.slots, -1)[:, 1]
         """[slots] uint64: the request each slot serves."""
         self._inputs = [self._view(region) for region in layout.inputs]
@@ -267,7 +269,7 @@ class Slab:
             self.fd = -1
         self._inputs = []
         self._outputs = []
-        self.generation = self.request = self._words = np.empty(0, np.uint32)  # type: ignore[assignment]
+        self.generation = self.request = self.score = self._words = np.empty(0, np.uint32)  # type: ignore[assignment]
         try:
             self._map.close()
         except BufferError:

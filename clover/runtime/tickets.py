@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from clover.runtime.cascade import Chain
+
 OPEN, PENDING, DONE, CLOSED = range(4)
 """Phases of a ticket."""
 
@@ -22,6 +24,7 @@ class Ticket:
     __slots__ = (
         "arrival_ns",
         "bucket",
+        "chain",
         "compute_ns",
         "context",
         "deadline_ns",
@@ -33,9 +36,11 @@ class Ticket:
         "min_accuracy",
         "on_done",
         "outstanding",
+        "paths",
         "phase",
         "queue_ns",
         "retry_after_s",
+        "short",
         "slots",
         "status",
         "submit_ns",
@@ -54,6 +59,11 @@ class Ticket:
         self.queue_ns = 0
         self.compute_ns = 0
         self.variants: list[int] = []
+        self.chain: Chain | None = None
+        self.paths: dict[int, tuple[int, ...]] = {}
+        """By row, the lanes that answered it before the one it is at; rows that never went on have none."""
+        self.short: set[int] = set()
+        """Rows that keep an answer although they should have gone on."""
         self.phase = OPEN
         self.outstanding = 0
         self.deadline_ns = 0

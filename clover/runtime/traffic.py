@@ -108,6 +108,12 @@ class Traffic:
         self.lost_workers = 0
         self.retried_rows = 0
         self.relieved_rows = 0
+        self.escalated = [0] * len(self.variants)
+        """Rows that went on from each variant to a dearer one; `rows` holds those whose answer counted."""
+        self.cut_short: dict[str, int] = {}
+        """Rows that should have gone on and did not, by why."""
+        self.accuracy_rows = 0.0
+        """Sum over `rows` of the accuracy (percent) to expect of each."""
         self.reliefs = 0
         self.arrivals = Rate()
         self.served = Rate()
@@ -124,12 +130,17 @@ class Traffic:
         """A request that never entered the queue."""
         self.codes[status] = self.codes.get(status, 0) + 1
 
-    def batch(self, lane: int, rows: int, busy_ns: int, now_ns: int) -> None:
-        """A batch that a worker finished."""
+    def batch(self, lane: int, rows: int, gone_on: int, busy_ns: int, now_ns: int) -> None:
+        """A batch that a worker finished; `gone_on` of its rows went on to another variant."""
         count, ns = self.batch_sizes.get(rows, (0, 0))
         self.batch_sizes[rows] = (count + 1, ns + busy_ns)
-        self.rows[lane] += rows
-        self.served.add(now_ns, rows)
+        self.rows[lane] += rows - gone_on
+        self.escalated[lane] += gone_on
+        self.served.add(now_ns, rows - gone_on)
+
+    def cut(self, why: str) -> None:
+        """A row keeps its answer although it should have gone on."""
+        self.cut_short[why] = self.cut_short.get(why, 0) + 1
 
     def finished(
         self, status: int, *, arrival_ns: int, submit_ns: int, done_ns: int, queue_ns: int, compute_ns: int

@@ -29,7 +29,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from clover import backends
 from clover._native.ring import RING_BYTES, Ring
 from clover.backends.tensors import example_inputs
+from clover.confidence import Scorer, scorer
 from clover.errors import DeviceError, WorkerError
 from clover.runtime import frames, pacing, pinned
 from clover.runtime.batches import Batches
@@ -58,6 +59,24 @@ _REASON_CHARS = 2000
 _LOG_EVERY_NS = 1_000_000_000
 
 Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
+
+
+class Scores:
+    """How sure the answers of this worker are, written beside them into the slab."""
+
+    def __init__(self, score: Scorer, into: NDArray[np.float32]) -> None:
+        self.score = score
+        self._into = into
+
+    @classmethod
+    def of(cls, order: frames.WorkerOrder, slab: Slab) -> Scores | None:
+        """None where the family has no confidence."""
+        score = scorer(order.family)
+        return cls(score, slab.score) if score is not None else None
+
+    def write(self, slots: NDArray[np.uint32], answers: Sequence[Any]) -> None:
+        """Score `answers` of the rows in `slots`; raises what the family's own function raises."""
+        self._into[slots] = self.score(answers)
 
 
 class ParentGone(BaseException):
@@ -83,8 +102,9 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
             with _within_its_memory(order):
                 run, load_ms = _load(order)
                 pinned.pin(slab, batches, order.max_batch)
+                scores = Scores.of(order, slab)
                 _say(control, frames.WorkerState(state="warming", load_ms=load_ms))
-                warm_ms = _warm(order, run, batches)
+                warm_ms = _warm(order, run, batches, scores)
         except Exception as error:
             _log.exception("%s does not start", order.variant)
             _say(control, frames.WorkerState(state="failed", text=_reason(error)))
@@ -93,7 +113,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
         gc.freeze()
         _say(control, frames.WorkerState(state="ready", load_ms=load_ms, warm_ms=warm_ms))
         try:
-            _Turn(control, batches, ring, run, doorbell, completions, order.max_batch, held).forever()
+            _Turn(control, batches, ring, run, doorbell, completions, order.max_batch, held, scores).forever()
         except DeviceError as error:
             text = f"{order.place or 'its slice'} is gone: {error}"
             _log.error("%s on %s", order.variant, text)
@@ -166,7 +186,7 @@ def _load(order: frames.WorkerOrder) -> tuple[Run, float]:
     return run, _ms_since(start_ns)
 
 
-def _warm(order: frames.WorkerOrder, run: Run, batches: Batches) -> float:
+def _warm(order: frames.WorkerOrder, run: Run, batches: Batches, scores: Scores | None) -> float:
     """Run every batch size once on zeros, powers of two and the largest first; the others within WARM_S.
 
     Frameworks prepare kernels per shape: the first batch of a size would take longer.  This also finds a module whose
@@ -181,7 +201,10 @@ def _warm(order: frames.WorkerOrder, run: Run, batches: Batches) -> float:
         if size not in powers and (order.emulated is not None or _ms_since(start_ns) > WARM_S * 1e3):
             break
         try:
-            batches.check(size, run([array[:size] for array in inputs]))
+            answers = run([array[:size] for array in inputs])
+            batches.check(size, answers)
+            if scores is not None:
+                scores.score(answers)
         except Exception as error:
             if order.family.variant(order.variant).kind == "torch":
                 raise
@@ -206,6 +229,7 @@ class _Turn:
         completions: int,
         max_batch: int,
         held: pacing.HeldSlice | None,
+        scores: Scores | None,
     ) -> None:
         self._control = control
         self._batches = batches
@@ -214,6 +238,7 @@ class _Turn:
         self._doorbell = doorbell
         self._completions = completions
         self._held = held
+        self._scores = scores
         self._slots = np.zeros(max_batch, np.uint32)
         self._logged_ns = 0
         self._unlogged = 0
@@ -261,7 +286,10 @@ class _Turn:
         if self._held is not None:
             start_ns = self._held.begin(count)
         try:
-            self._batches.scatter(slots, self._run(self._batches.gather(slots)))
+            answers = self._run(self._batches.gather(slots))
+            self._batches.scatter(slots, answers)
+            if self._scores is not None:
+                self._scores.write(slots, answers)
         except WorkerError:
             raise  # this process can compute nothing any more
         except Exception:

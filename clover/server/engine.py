@@ -19,7 +19,7 @@ import msgspec
 from clover import carbon, families, profiling
 from clover.accounting import Account
 from clover.config import FamilyConfig, ServerConfig
-from clover.control import Controller, SolverClient
+from clover.control import Controller, SolverClient, compared, saved_by_all
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Model
@@ -69,13 +69,15 @@ class Engine:
                 served.close()
             self.machine.close()
             raise
+        solver = SolverClient()
         self.controller = Controller(
             config.controller,
             devices=self.devices,
             chain=self.chain,
             grid_clock=self.grid_clock,
-            solver=SolverClient(),
+            solver=solver,
             totals=self.totals,
+            fixed_mixes=solver.fixed_mixes,
         )
         self._metrics = Metrics(
             families=lambda: self.served,
@@ -83,6 +85,7 @@ class Engine:
             chain=self.chain,
             http=lambda: self.frontend.stats if self.frontend is not None else None,
             decisions=lambda: self.controller.record.counts,
+            compared=lambda: compared(self.controller.shadows.of),
         )
         if http:
             self.frontend = Frontend(self, config, loop)
@@ -164,6 +167,8 @@ class Engine:
     async def stop(self) -> None:
         """Shut down what is there."""
         self.draining = True
+        for against in self._savings():
+            log.info("since the start: %s", against)
         await self._stack.aclose()
 
     async def _stop_fleets(self) -> None:
@@ -233,6 +238,7 @@ class Engine:
         """Close the energy window."""
         reading = await self.chain.read(self.grid_clock.now())
         await self.machine.measure(reading)
+        self.controller.shadows.window(self.account.take())
 
     async def _tick(self) -> None:
         """Look after the workers, close the energy window; trouble with one does not stop the other."""
@@ -305,7 +311,13 @@ class Engine:
                 "workers": served.fleet.describe(),
                 "events": list(served.fleet.events),
             }
-        return {"pue": self.account.pue, "models": models, "devices": self.account.devices()}
+        saved = saved_by_all(self.controller.shadows.of.values())
+        return {"pue": self.account.pue, "saved": saved, "models": models, "devices": self.account.devices()}
+
+    def _savings(self) -> list[str]:
+        """What was saved, a line for each thing that it is told against."""
+        told = saved_by_all(self.controller.shadows.of.values()) or {}
+        return [item["words"] for item in told.values() if isinstance(item, dict)]
 
     def metrics(self) -> bytes:
         """Prometheus text."""

@@ -235,12 +235,13 @@ class Server:
         model: str | None = None,
         min_accuracy: float | None = None,
         timeout_ms: float | None = None,
+        cascade: bool = True,
     ) -> Answer:
         """Ask from any thread but the server's own; see `ainfer`."""
         loop = self._running()
         if self._here() is loop:
             raise RuntimeError("infer would block the server's own event loop: await ainfer there")
-        asking = self._infer(inputs, model, min_accuracy, timeout_ms)
+        asking = self._infer(inputs, model, min_accuracy, timeout_ms, cascade)
         return asyncio.run_coroutine_threadsafe(asking, loop).result()
 
     async def ainfer(
@@ -250,21 +251,27 @@ class Server:
         model: str | None = None,
         min_accuracy: float | None = None,
         timeout_ms: float | None = None,
+        cascade: bool = True,
     ) -> Answer:
         """The answer to `inputs`: per input name an array with a leading row axis (or one row without it).
 
         `model` may be left out where one family is served.  `min_accuracy` in percent (a fraction up to 1 is taken as
-        such); `timeout_ms` bounds the wait.  Raises BadRequest, NotFound, Overloaded, Unavailable, DeadlineMissed or
-        ModelFailed.  Works from any event loop.
+        such); `timeout_ms` bounds the wait; `cascade` False asks one variant a row, whatever the plan.  Raises
+        BadRequest, NotFound, Overloaded, Unavailable, DeadlineMissed or ModelFailed.  Works from any event loop.
         """
         loop = self._running()
-        asking = self._infer(inputs, model, min_accuracy, timeout_ms)
+        asking = self._infer(inputs, model, min_accuracy, timeout_ms, cascade)
         if self._here() is loop:
             return await asking
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asking, loop))
 
     async def _infer(
-        self, inputs: Mapping[str, Any], model: str | None, min_accuracy: float | None, timeout_ms: float | None
+        self,
+        inputs: Mapping[str, Any],
+        model: str | None,
+        min_accuracy: float | None,
+        timeout_ms: float | None,
+        cascade: bool,
     ) -> Answer:
         engine = self.engine
         if engine.draining:
@@ -273,7 +280,9 @@ class Server:
         if timeout_ms is not None:
             timeout_ns = int(timeout_ms * 1e6) or -1  # a spent deadline is missed, not absent
         router = engine.pick(model).router
-        return await embedded.infer(router, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns)
+        return await embedded.infer(
+            router, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns, cascade=cascade
+        )
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:

@@ -17,16 +17,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from clover.errors import CloverError, ConfigError
-from clover.simulate import families, loads, minutes, world
+from clover.simulate import families, forecasts, loads, minutes, world
 from clover.simulate.page import page
-from clover.simulate.paper import Paper
+from clover.simulate.paper import SEEDS, Asked, Paper
 from clover.simulate.records import Input, Results, Run
 from clover.simulate.tables import show, show_minutes
 from clover.simulate.work import execute, results
-from clover.simulate.world import Case, Machine, Rules, World
+from clover.simulate.world import Case, Machine, Rules, Trace, World
 
 DONE, USAGE, FAILED = 0, 2, 3
-_WIDTH = 130
+_WIDTH = 175
 """Columns where standard output is no terminal."""
 _HOURS = 24.0
 _MOST_RUNS = 5_000
@@ -96,11 +96,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu",), default=None, help="cores of this machine instead, for a family profiled on them")
     add("--hours", type=float, default=None, help=f"hours of each trace [{_HOURS:g}; paper: 48]")
     add("--start", metavar="ISO", default="", help="grid time to start at [the trace's first value]")
-    add("--seeds", metavar="N", type=int, default=1, help="runs of each with other random numbers [1]")
+    add("--seeds", metavar="N", type=int, default=None, help=f"runs with other random numbers [1; paper: {SEEDS}]")
     add("--objective", choices=("paper", "floor"), default="paper", help="form of the objective [paper]")
     add("--lam", metavar="L", type=float, default=None, help="lambda of the paper's objective [derived; paper: 0.1]")
     add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's p95; paper: BASE's p95]")
     add("--accuracy-floor", metavar="PCT", type=float, default=None, help="[best variant - 1 point; paper: none]")
+    add("--accuracy-budget", metavar="PTS", type=float, default=None, help="points below the best variant that the "
+        "policies budget and static may lose on average [0.5]")  # fmt: skip
+    add("--budget-horizon-h", metavar="H", type=float, default=24.0, help="hours of a budget [24; paper: all]")
+    add("--forecast", default="perfect", help="what policies are told of hours to come: perfect, seasonal, "
+        "persistence, or error:PCT, the trace with normal errors [perfect]")  # fmt: skip
+    add("--asleep", metavar="W", type=float, default=None, help="watts of a GPU without workers, as 45 (parked) or 0 "
+        "(released): lets plans leave GPUs without [all stay awake; paper: 45 where a policy says parked]")  # fmt: skip
     add("--look-s", metavar="S", type=float, default=300.0, help="grid seconds between looks [300; paper: 900]")
     add("--dwell-s", metavar="S", type=float, default=5.0, help="grid seconds between changes of configuration [5]")
     add("--load-s", metavar="S", type=float, default=0.0, help="grid seconds a worker takes to load [0]")
@@ -115,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "by, as with --relief of serve")  # fmt: skip
     add("--scenario", choices=("paper",), default=None, help="the SC'23 evaluation: 3 families, 10 GPUs, 48 h of the "
         "artifact's traces (in --traces DIR), two accountings")  # fmt: skip
+    add("--jobs", metavar="N", type=int, default=1, help="processes that share a scenario's families and traces [1]")
     add("--quick", action="store_true", help="a small one: 2 GPUs, 6 hours")
     add("--png", action="store_true", help="write charts as PNG too (needs the extra `simulate`)")
     add("-o", "--output", metavar="DIR", default="", help="write results.json and report.html there")
@@ -123,32 +131,34 @@ def _parser() -> argparse.ArgumentParser:
 
 def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
     began = time.monotonic()
+    if given.seeds is None:
+        given.seeds = SEEDS if given.scenario and not given.quick else 1
     _check(given)
     with ExitStack() as stack:
         bar = stack.enter_context(Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()))
         task = bar.add_task("simulating", total=None)
 
-        def told(case: Case) -> None:
-            bar.update(
-                task, advance=1, description=f"{case.world.known.profile.family} {case.trace.name} {case.scheme.name}"
-            )
+        def told(own: World, trace: Trace, number: int) -> None:
+            bar.update(task, advance=number, description=f"{own.known.profile.family} {trace.name}")
 
         labels: tuple[str, ...] = ()
         if given.scenario:
             scenario = Paper(
-                names=given.families,
-                traces=given.traces,
-                lam=given.lam,
-                gpus=given.gpus,
-                hours=given.hours,
-                start=given.start,
-                seeds=given.seeds,
-                load=loads.parse(given.load),
-                rules=_rules(given),
-                quick=given.quick,
+                Asked(
+                    names=given.families,
+                    traces=given.traces,
+                    lam=given.lam,
+                    gpus=given.gpus,
+                    hours=given.hours,
+                    start=given.start,
+                    seeds=given.seeds,
+                    load=loads.parse(given.load),
+                    rules=_rules(given),
+                    quick=given.quick,
+                )
             )
             bar.update(task, total=scenario.count)
-            runs = scenario.play(told)
+            runs = scenario.play(told, given.jobs)
             inputs, labels = scenario.inputs, scenario.labels
         else:
             cases, inputs = _cases(given)
@@ -166,6 +176,7 @@ def _minutes(given: argparse.Namespace, words: Sequence[str], console: Console) 
     _check(given)
     if given.scenario:
         raise ConfigError("--minutes plays what is given, and no --scenario")
+    given.seeds = given.seeds or 1
     cases, inputs = _cases(given)
     found = [
         minutes.play(case, seconds=60.0 * given.minutes, gust=given.gust, relief=relief)
@@ -222,10 +233,18 @@ def _check(given: argparse.Namespace) -> None:
         ("pue", 1.0, 10.0),
         ("minutes", 0.5, 24 * 60.0),
         ("gust", 1.0, 100.0),
+        ("jobs", 1, 256),
+        ("accuracy_budget", 0.0, 100.0),
+        ("budget_horizon_h", 1.0, 8784.0),
+        ("asleep", 0.0, families.paper().idle_w_per_gpu),
     ):
         value = getattr(given, name)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"--{name.replace('_', '-')} is {low:g} to {high:g}, not {value:g}")
+    if given.jobs > 1 and not given.scenario:
+        raise ConfigError("--jobs is for --scenario paper")
+    if given.device and given.asleep is not None:
+        raise ConfigError("--asleep is for GPUs: cores of one machine do not sleep by themselves")
     if given.device and given.gpus is not None:
         raise ConfigError("--gpus and --device cpu exclude each other")
     if given.minutes is None and (given.relief or given.gust != 1.0):
@@ -250,6 +269,10 @@ def _rules(given: argparse.Namespace) -> Rules:
         pue=given.pue,
         noise=not given.exact_rate,
         capacity_loss=given.allow_capacity_loss,
+        accuracy_budget=given.accuracy_budget,
+        budget_horizon_s=given.budget_horizon_h * 3600.0,
+        asleep_w=given.asleep,
+        forecast=forecasts.parse(given.forecast),
     )
 
 
@@ -283,7 +306,7 @@ def _write(found: Results, folder: Path, *, png: bool) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         data, report = folder / "results.json", folder / "report.html"
-        data.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+        data.write_bytes(msgspec.json.encode(found) + b"\n")
         report.write_text(page(found), encoding="utf-8")
         paths = [data, report]
         if png:

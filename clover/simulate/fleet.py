@@ -9,7 +9,8 @@ of the capacity that is left; a row waits behind it for queue / rows served a se
 no longer routed is served by the others.
 
 Energy is counted between events (a new route, a new load, a new intensity), at constant power between them.  Idle power
-is drawn by every device that is awake, routed or not; no plan parks a device yet, so all are.
+is drawn by every device, routed or not.  One without workers draws less where it may sleep: it is awake from the moment
+that a worker is spawned on it until the last one is gone.
 """
 
 from __future__ import annotations
@@ -142,8 +143,8 @@ class Sums:
 
 
 class SimulatedFleet:
-    """The workers of one family on `devices`, each of which draws `idle_w`.  `load_s`: virtual seconds until a spawned
-    worker is ready."""
+    """The workers of one family on `devices`, each of which draws `idle_w`, or `asleep_w` while it has no workers
+    (None: as much).  `load_s`: virtual seconds until a spawned worker is ready."""
 
     def __init__(
         self,
@@ -153,6 +154,7 @@ class SimulatedFleet:
         devices: int,
         idle_w: float,
         pue: float,
+        asleep_w: float | None = None,
     ) -> None:
         self.load_s = 0.0
         self.sums = Sums()
@@ -161,9 +163,12 @@ class SimulatedFleet:
         self.routing = Routing(shares={})
         self._model = model
         self._clock = clock
-        self._idle_w = idle_w * devices
+        self._devices = devices
+        self._idle_w = idle_w
+        self._asleep_w = asleep_w
         self._pue = pue
         self._ready: list[Assignment] = []
+        self._coming: list[Assignment] = []
         self._configuration: Configuration = ()
         self._rate = self._observed = 0.0
         self._g_per_kwh = 0.0
@@ -182,6 +187,18 @@ class SimulatedFleet:
         self._accrue()
         found, self.sums = self.sums, Sums()
         return found
+
+    @property
+    def awake(self) -> int:
+        """Devices that draw their full idle power."""
+        if self._asleep_w is None:
+            return self._devices
+        return len({item.placement.device for item in (*self._ready, *self._coming)})
+
+    @property
+    def _idle_now_w(self) -> float:
+        awake = self.awake
+        return awake * self._idle_w + (self._devices - awake) * (self._asleep_w or 0.0)
 
     def _flow(self) -> Flow:
         """What is served now; a queue adds to the rows that a fleet with room serves."""
@@ -216,10 +233,11 @@ class SimulatedFleet:
         sums.right += rows * flow.accuracy
         sums.late += rows * slow
         sums.active_j += flow.active_w * seconds
-        sums.idle_j += self._idle_w * seconds
+        idle_w = self._idle_now_w
+        sums.idle_j += idle_w * seconds
         grams_per_j = self._g_per_kwh * self._pue / JOULES_PER_KWH
         sums.active_grams += flow.active_w * seconds * grams_per_j
-        sums.idle_grams += self._idle_w * seconds * grams_per_j
+        sums.idle_grams += idle_w * seconds * grams_per_j
         sums.served.append((rows, flow, wait_ms))
         self._rows += rows
         self._right += rows * flow.accuracy
@@ -235,8 +253,14 @@ class SimulatedFleet:
         """A worker, `load_s` from now."""
         if assignment in self._ready:
             raise WorkerError(f"{assignment.variant} runs at {assignment.placement.id} already")
-        if self.load_s > 0.0:
-            await asyncio.sleep(self.load_s)
+        self._accrue()
+        self._coming.append(assignment)
+        try:
+            if self.load_s > 0.0:
+                await asyncio.sleep(self.load_s)
+        finally:
+            self._accrue()
+            self._coming.remove(assignment)
         self._ready.append(assignment)
 
     async def drain(self, assignment: Assignment) -> None:
@@ -245,6 +269,7 @@ class SimulatedFleet:
 
     def forget(self, assignment: Assignment, reason: str) -> None:
         """Give a worker up."""
+        self._accrue()
         if assignment in self._ready:
             self._ready.remove(assignment)
         if assignment in self.routed:

@@ -105,8 +105,8 @@ def _group(runs: dict[str, Run], colours: dict[str, str]) -> str:
     start_s = first.steps[0].at_s
     end = (first.steps[-1].at_s + first.steps[-1].seconds - start_s) / 3600.0
 
-    def over(run: Run, field: str, scale: float = 1.0) -> charts.Points:
-        return [((step.at_s - start_s) / 3600.0, scale * float(getattr(step, field))) for step in run.steps]
+    def over(run: Run, field: str) -> charts.Points:
+        return [((step.at_s - start_s) / 3600.0, float(getattr(step, field))) for step in run.steps]
 
     def late(run: Run) -> charts.Points:
         return [(x, min(y, 3.0 * run.slo_ms)) for x, y in over(run, "p95_ms")]
@@ -116,7 +116,10 @@ def _group(runs: dict[str, Run], colours: dict[str, str]) -> str:
         charts.lines("carbon intensity, gCO2e/kWh", {"grid": over(first, "g_per_kwh")}, end=end),
         charts.lines(
             "emissions with idle power, gCO2e/h",
-            {name: over(run, "grams", 3600.0 / first.steps[0].seconds) for name, run in runs.items()},
+            {
+                name: [((s.at_s - start_s) / 3600.0, 3600.0 * s.grams / s.seconds) for s in run.steps]
+                for name, run in runs.items()
+            },
             end=end,
             colours=colours,
         ),

@@ -2,7 +2,7 @@
 
 Three families on ten A100s, 48 hours of the three traces of the public artifact, BASE at 0.6 of its capacity; BASE,
 CO2OPT, BLOVER, CLOVER, ORACLE and our objective, under the paper's f with L = 0.1 (the artifact's default), no accuracy
-floor.  The SLO is BASE's p95.  The rate is known exactly, as in the paper.
+floor.  The SLO is BASE's p95.  The rate is known exactly, as in the paper.  What draws at random is played once a seed.
 
 **Equal load.**  Everybody serves the same rows on the same ten GPUs, all of them awake.
 
@@ -10,23 +10,38 @@ floor.  The SLO is BASE's p95.  The rate is known exactly, as in the paper.
 idle power falls on a fifth of the requests, so that every scheme seems to save what is really consolidation; and its
 p95, the SLO, is that of nearly idle GPUs.
 
-**Beside them** stand, at equal load, our objective at other lambdas, and for CLOVER and our objective the best *static*
-mix at the accuracy that each of them reached: what it takes no carbon-aware controller to save.
+**At the accuracy of another** (named in brackets) stand beside them
+
+ - `budget`: our accuracy budget over the 48 hours, at the loss that CLOVER or our objective realised.  It draws
+   nothing, so that "the same seeds" means: for each seed of CLOVER one run at the loss of that very run;
+ - `budget, parked` and `budget, released`: the same at CLOVER's mean loss, where a GPU without workers draws
+   `PARKED_W` or nothing;
+ - `static >= A`: the best *static* mix that reaches the accuracy, what it takes no carbon-aware controller to save; at
+   CLOVER's also with GPUs released;
+ - `base, right-sized`: BASE on only as many GPUs as its load needs under the same SLO, the others released.  It is the
+   baseline of whoever would have switched off idle GPUs anyway.
+
+Cells (a family on a trace) know nothing of each other, so that `jobs` processes may share them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from clover.errors import ConfigError
 from clover.planning.problem import base_capacity, services_of
 from clover.planning.queueing import estimate
 from clover.simulate import families, world
 from clover.simulate.loads import Load
-from clover.simulate.records import Accounting, Input, Run, totals
+from clover.simulate.records import Accounting, Input, Run, merged
 from clover.simulate.work import Told, execute
 from clover.simulate.world import Case, Rules, Scheme, Trace, World
 
@@ -36,91 +51,131 @@ LAMBDA = 0.1
 LAMBDAS = (0.02, 0.05)
 PART = 0.2
 """Of the load per GPU: at what the artifact measures BASE."""
+SEEDS = 20
+PARKED_W = 45.0
+FITTED = "base, right-sized"
 _DRAWING = ("blover", "clover")
 _MATCHED = ("clover", "objective")
 _GPUS, _HOURS, _LOOK_S = 10, 48.0, 900.0
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says of the scenario; None and nothing for its own values."""
+
+    names: Sequence[str]
+    traces: Sequence[str]
+    lam: float | None
+    gpus: int | None
+    hours: float | None
+    start: str
+    seeds: int
+    load: Load
+    rules: Rules
+    quick: bool
+
+
 class Paper:
     """The scenario: what is to be played, and what to say of it."""
 
-    def __init__(
-        self,
-        *,
-        names: Sequence[str],
-        traces: Sequence[str],
-        lam: float | None,
-        gpus: int | None,
-        hours: float | None,
-        start: str,
-        seeds: int,
-        load: Load,
-        rules: Rules,
-        quick: bool,
-    ) -> None:
+    def __init__(self, asked: Asked) -> None:
+        load, rules, names = asked.load, asked.rules, asked.names
         if load.kind != "constant":
             raise ConfigError("--scenario paper plays a constant load, as constant:0.6")
         unknown = [name for name in names if name not in families.names()]
         if unknown:
             raise ConfigError(f"--scenario paper knows {', '.join(families.names())}, not {', '.join(unknown)}")
-        machine = world.gpus(gpus if gpus is not None else 2 if quick else _GPUS)
+        self._asked = asked
+        machine = world.gpus(asked.gpus if asked.gpus is not None else 2 if asked.quick else _GPUS)
+        hours = asked.hours if asked.hours is not None else 6.0 if asked.quick else _HOURS
+        self._parked_w = PARKED_W if rules.asleep_w is None else rules.asleep_w
         self._rules = replace(
             rules,
             form="paper",
-            lam=LAMBDA if lam is None else lam,
+            lam=LAMBDA if asked.lam is None else asked.lam,
             accuracy_floor=0.0 if rules.accuracy_floor is None else rules.accuracy_floor,
             accuracy_margin=0.0,
             look_s=_LOOK_S if rules.look_s == Rules.look_s else rules.look_s,
+            budget_horizon_s=hours * 3600.0,
+            asleep_w=None,
             noise=False,
         )
         self._load = load
-        self._seeds = seeds
-        hours = hours if hours is not None else 6.0 if quick else _HOURS
-        found = artifact_traces(traces)
-        self._traces = world.traces([str(path) for path in (found[:1] if quick else found)], start, hours)
+        self._seeds = asked.seeds
+        found = artifact_traces(asked.traces)
+        traces = world.traces([str(path) for path in (found[:1] if asked.quick else found)], asked.start, hours)
         known = [families.load(name, machine.shapes) for name in (names or families.names())]
-        self._worlds = [World(machine, item, self._rules) for item in known]
-        self.inputs: list[Input] = world.inputs(self._worlds, self._traces, load)
-        one = len(POLICIES) + len(_DRAWING) * (seeds - 1)
-        self.count = len(self._worlds) * len(self._traces) * (2 * one + len(LAMBDAS) + len(_MATCHED))
-        idle_w = machine.idle_w
+        worlds = [World(machine, item, self._rules) for item in known]
+        self.cells = [(own, trace) for own in worlds for trace in traces]
+        self.inputs: list[Input] = world.inputs(worlds, traces, load)
+        drawn, once = len(_DRAWING) * asked.seeds, len(POLICIES) - len(_DRAWING)
+        # In both accountings: what is drawn, the others, budgets, GPUs that sleep, BASE right-sized.  Then what only
+        # equal load has.
+        both = 2 * (drawn + once + asked.seeds + 1 + 2 + 1)
+        self.count = len(self.cells) * (both + len(LAMBDAS) + len(_MATCHED) + 1)
         self.labels = (
-            f"scenario paper: {len(machine.shapes)} GPUs, all awake, {idle_w:g} W idle each; L = {self._rules.lam:g}",
+            f"scenario paper: {len(machine.shapes)} GPUs, {machine.idle_w:g} W idle each; L = {self._rules.lam:g}",
+            f"GPUs are awake; parked or released, one without workers draws {self._parked_w:g} W or nothing",
             f"equal load: everybody at {load.level:g} of BASE's capacity; SLO = BASE's p95 there",
             f"artifact's accounting: BASE at {PART * load.level:g} of its capacity, the others at {load.level:g}",
             "the artifact's SLO is BASE's p95 at that lower load; most of what is saved by it is consolidation",
-            "static >= A: the best fixed mix found that reaches A, the accuracy of the policy named beside it",
+            f"budget: over {hours:g} h, at the loss that the policy in brackets realised, seed by seed",
+            f"parked, released: at its mean loss; forecast of all budgets: {rules.forecast.name}",
+            "static >= A: the best fixed mix found that reaches A, the accuracy of the policy in brackets",
+            f"{FITTED}: BASE on as few GPUs as keep the SLO and the utilisation limit, the others released",
             "policy@L: the same policy at that lambda",
         )
 
-    def play(self, told: Told) -> list[Run]:
-        """Play it all, family by family."""
-        return [run for own in self._worlds for trace in self._traces for run in self._case(own, trace, told)]
+    def play(self, told: Told, jobs: int = 1) -> list[Run]:
+        """Play it all, cell by cell, in so many processes."""
+        if jobs == 1:
+            return [run for at in range(len(self.cells)) for run in self.cell(at, told)]
+        # Not forked: who asks may have threads.
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            found = []
+            for at, runs in enumerate(pool.map(partial(_cell, self._asked), range(len(self.cells)))):
+                found += runs
+                told(*self.cells[at], len(runs))
+        return found
 
-    def _case(self, own: World, trace: Trace, told: Told) -> list[Run]:
-        slo_ms = self._slo_ms(own, self._load)
-        equal = [Scheme(name, name) for name in POLICIES]
-        runs = execute(self._cases(own, trace, equal, "equal", slo_ms), told)
-        further = [Scheme(f"objective@{lam:g}", "objective", lam=lam) for lam in LAMBDAS]
-        further += [matched([run for run in runs if run.policy == name]) for name in _MATCHED]
-        runs += execute(self._cases(own, trace, further, "equal", slo_ms), told)
-        light = self._load.scaled(PART)
-        slo_ms = self._slo_ms(own, light)
-        runs += execute([Case(own, trace, light, Scheme("base", "base"), 0, "artifact", slo_ms)], told)
-        rest = [scheme for scheme in equal if scheme.name != "base"]
-        return runs + execute(self._cases(own, trace, rest, "artifact", slo_ms), told)
+    def cell(self, at: int, told: Told = lambda own, trace, number: None) -> list[Run]:
+        """The runs of one cell; steps of the first of each policy only, and those that are alike as one."""
+        own, trace = self.cells[at]
+        found = [run for accounting in ("equal", "artifact") for run in self._accounted(own, trace, accounting, told)]
+        return [shortened(run) for run in found]
 
-    def _cases(
-        self, own: World, trace: Trace, schemes: Sequence[Scheme], accounting: Accounting, slo_ms: float
-    ) -> list[Case]:
-        """Once each, and once a seed for what draws at random."""
-        return [
-            Case(own, trace, self._load, scheme, seed, accounting, slo_ms)
-            for scheme in schemes
-            for seed in range(self._seeds if scheme.policy in _DRAWING else 1)
-        ]
+    def _accounted(self, own: World, trace: Trace, accounting: Accounting, told: Told) -> Iterator[Run]:
+        equal = accounting == "equal"
+        light = self._load if equal else self._load.scaled(PART)
+        slo_ms = self.slo_ms(own, light)
 
-    def _slo_ms(self, own: World, load: Load) -> float:
+        def played(schemes: Sequence[Scheme], load: Load = self._load, seeds: Sequence[int] | None = None) -> list[Run]:
+            cases = [
+                Case(own, trace, load, scheme, seed, accounting, slo_ms)
+                for scheme in schemes
+                for seed in (seeds or range(self._seeds if scheme.policy in _DRAWING else 1))
+            ]
+            return execute(cases, told)
+
+        base = played([Scheme("base", "base"), Scheme(FITTED, "base:fitted", asleep_w=0.0)], light)
+        runs = played([Scheme(name, name) for name in POLICIES[1:]])
+        yield from (*base, *runs)
+        for name in _MATCHED:
+            given = [run for run in runs if run.policy == name]
+            losses = {run.seed: base[0].sums.accuracy - run.sums.accuracy for run in given}
+            for seed, loss in losses.items():
+                yield from played([budget(name, loss)], seeds=[seed])
+            mean = sum(losses.values()) / len(losses)
+            if name == "clover":
+                yield from played([budget(name, mean, self._parked_w, "parked"), budget(name, mean, 0.0, "released")])
+            if equal:
+                yield from played([matched(name, base[0].sums.accuracy - mean)])
+                if name == "clover":
+                    yield from played([matched(name, base[0].sums.accuracy - mean, released=True)])
+        if equal:
+            yield from played([Scheme(f"objective@{lam:g}", "objective", lam=lam) for lam in LAMBDAS])
+
+    def slo_ms(self, own: World, load: Load) -> float:
         """BASE's p95 at that load, unless one is given."""
         if self._rules.slo_ms is not None:
             return self._rules.slo_ms
@@ -130,15 +185,36 @@ class Paper:
         return estimate((worker,) * profile.base.count, rate).p95_ms
 
 
-def matched(runs: Sequence[Run]) -> Scheme:
-    """The best static mix at the accuracy that `runs` of a policy reached.
+def _cell(asked: Asked, at: int) -> list[Run]:
+    """One cell, in a process of its own."""
+    return Paper(asked).cell(at)
+
+
+def shortened(run: Run) -> Run:
+    """A run as it is kept: its sums say what its steps came to."""
+    return msgspec.structs.replace(run, steps=merged(run.steps) if run.seed == 0 else ())
+
+
+def budget(name: str, loss: float, asleep_w: float | None = None, words: str = "") -> Scheme:
+    """An accuracy budget of `loss` points, which the policy `name` realised."""
+    own = f"budget ({name})" + (f", {words}" if words else "")
+    return Scheme(own, "budget", accuracy_budget=max(0.0, loss), asleep_w=asleep_w, beside=name)
+
+
+def matched(name: str, accuracy: float, *, released: bool = False) -> Scheme:
+    """The best static mix at the accuracy that the policy `name` reached.
 
     Energy alone is minimised under that floor, which no intensity enters; so it stays for the whole trace.
     """
-    sums = [totals(run) for run in runs]
-    accuracy = sum(item.accuracy for item in sums) / len(sums)
     floor = math.floor(accuracy * 100.0) / 100.0
-    return Scheme(f"static >= {floor:.2f} ({runs[0].policy})", "objective", form="floor", accuracy_floor=floor)
+    return Scheme(
+        f"static >= {floor:.2f} ({name})" + (", released" if released else ""),
+        "objective",
+        form="floor",
+        accuracy_floor=floor,
+        asleep_w=0.0 if released else None,
+        beside=name,
+    )
 
 
 def artifact_traces(given: Sequence[str]) -> list[Path]:

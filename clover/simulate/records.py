@@ -6,7 +6,11 @@ here was measured: joules are profile energies (`Manifest.labels` says of which 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import mean, stdev
 from typing import Literal
+
+import msgspec
 
 from clover.types import Record
 
@@ -16,25 +20,31 @@ LATE = 0.05
 """The part of the rows that a p95 leaves later."""
 _ROUNDING = 0.0025  # one of the 400 latencies that stand for a lane: a BASE held to its own p95 holds it
 
+_SUMS = ("seconds", "rows", "active_j", "idle_j", "active_grams", "grams")
+_ALIKE = (
+    *("g_per_kwh", "intensity_state", "rate", "accuracy", "p95_ms", "late", "queue_rows"),
+    *("awake", "deployment", "shares"),
+)
+
 Accounting = Literal["equal", "artifact"]
 """What BASE is charged for.  "equal": the same load on the same GPUs.  "artifact": a fifth of it on the same GPUs, as
 in the paper's public artifact, so that its idle power is spread over a fifth of the requests."""
 
 
-class Step(Record, frozen=True, kw_only=True):
+class Step(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One step of the ledger: from `at_s` (grid time, Unix seconds) for `seconds`.
 
     `rate` rows/s arrived, `rows` were served.  `accuracy` is by routed shares, weighted with rows.  `late` is the part
     of the rows that took longer than the SLO, `p95_ms` that of all of them.  `grams` holds active and idle energy, PUE
     included; `active_grams` the active part alone.  `deployment` and `shares` are those at the end of the step;
-    `reason` is the newest decision's with its trigger, empty where the step brought none; `changes` counts new
-    configurations within it.
+    `awake` counts devices that then draw their full idle power.  `reason` is the newest decision's with its trigger,
+    empty where the step brought none; `changes` counts new configurations within it.
     """
 
     at_s: float
     seconds: float
     g_per_kwh: float
-    intensity_state: str
+    intensity_state: str = "fresh"
     rate: float
     rows: float
     accuracy: float
@@ -43,19 +53,40 @@ class Step(Record, frozen=True, kw_only=True):
     active_grams: float
     grams: float
     p95_ms: float
-    late: float
-    queue_rows: float
+    late: float = 0.0
+    queue_rows: float = 0.0
     awake: int
     deployment: str
     shares: dict[str, float]
-    reason: str
+    reason: str = ""
+    changes: int = 0
+
+
+class Totals(Record, frozen=True, kw_only=True):
+    """The sums of one run.  `awake` is the mean over its steps."""
+
+    rows: float
+    active_j: float
+    idle_j: float
+    active_grams: float
+    grams: float
+    accuracy: float
+    p95_ms: float
+    late: float
+    above: float
     changes: int
+    awake: float
 
 
 class Run(Record, frozen=True, kw_only=True):
-    """One family under one policy through one trace.  `plans` counts decisions with a plan, `held` those of them in
-    which a change was held back, by why (of the newest 1,000 decisions); `seconds` is wall time, the only field that
-    differs from run to run."""
+    """One family under one policy through one trace.
+
+    `sums` are those of all steps, of which `steps` need not hold each (`merged`), nor any.  `plans` counts decisions
+    with a plan, `held` those of them in which a change was held back, by why (of the newest 1,000 decisions).
+    `limit_grams`: what no schedule of plans with this accuracy can undercut (`clover.planning.limit`), where that is
+    known.  `beside`: the policy whose accuracy it was given, run by run of the same seed where both have several.
+    `seconds` is wall time, the only field that differs from run to run.
+    """
 
     family: str
     trace: str
@@ -68,26 +99,14 @@ class Run(Record, frozen=True, kw_only=True):
     accuracy_floor: float
     lam: float
     steps: tuple[Step, ...]
+    sums: Totals
     plans: int
     held: dict[str, int]
     rollbacks: int
     failed: int
+    limit_grams: float | None = None
+    beside: str = ""
     seconds: float = 0.0
-
-
-class Totals(Record, frozen=True, kw_only=True):
-    """The sums of one run."""
-
-    rows: float
-    active_j: float
-    idle_j: float
-    active_grams: float
-    grams: float
-    accuracy: float
-    p95_ms: float
-    late: float
-    above: float
-    changes: int
 
 
 class Summary(Record, frozen=True, kw_only=True):
@@ -95,7 +114,12 @@ class Summary(Record, frozen=True, kw_only=True):
     `active_saving` leaves idle power out, `saving` counts it.  `accuracy_loss` is in points of `accuracy` (percent).
     `p95_ms` is the worst step's; `above` the part of the steps in which
     more than 5 % of the rows exceed the SLO; `late` the part of the rows.
-    `changes` is the mean number of changes of configuration a run after the first deployment."""
+    `changes` is the mean number of changes of configuration a run after the first deployment, `awake` that of devices.
+
+    `saving` is that of the mean run, `saving_least`, `saving_most` and `saving_std` (standard deviation) are over the
+    seeds.  `limit`: the most that any schedule of plans could save at the accuracy of each run, on the mean; null where
+    it is not known.  `margin`: by how much more it saves than the policy whose accuracy it was given, at the seed where
+    that is least."""
 
     family: str
     trace: str
@@ -113,6 +137,12 @@ class Summary(Record, frozen=True, kw_only=True):
     changes: float
     grams: float
     energy_j: float
+    awake: float
+    saving_least: float
+    saving_most: float
+    saving_std: float
+    limit: float | None = None
+    margin: float | None = None
 
 
 class Input(Record, frozen=True, kw_only=True):
@@ -147,9 +177,23 @@ class Results(Record, frozen=True, kw_only=True):
     runs: tuple[Run, ...]
 
 
-def totals(run: Run) -> Totals:
-    """The sums of a run."""
-    steps = run.steps
+def merged(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Steps of which neighbours that are alike, without news, are one: what a long report needs of them."""
+    found: list[Step] = []
+    for step in steps:
+        before = found[-1] if found else None
+        if before is None or step.reason or step.changes or any(
+            getattr(before, name) != getattr(step, name) for name in _ALIKE
+        ):
+            found.append(step)
+            continue
+        sums = {name: getattr(before, name) + getattr(step, name) for name in _SUMS}
+        found[-1] = msgspec.structs.replace(before, **sums)
+    return tuple(found)
+
+
+def summed(steps: Sequence[Step]) -> Totals:
+    """The sums of the steps of a run."""
     rows = sum(step.rows for step in steps)
     weight = max(rows, 1e-12)
     return Totals(
@@ -163,18 +207,23 @@ def totals(run: Run) -> Totals:
         late=sum(step.rows * step.late for step in steps) / weight,
         above=sum(step.late > LATE + _ROUNDING for step in steps) / len(steps),
         changes=sum(step.changes for step in steps),
+        awake=sum(step.awake for step in steps) / len(steps),
     )
 
 
-def summarise(runs: list[Run], bases: dict[tuple[int, Accounting], Run], about: Accounting) -> Summary:
-    """`runs` (one a seed) of a policy beside BASE of the same seeds (or the one BASE there is) under `about`.
+def summarise(runs: Sequence[Run], bases: Sequence[Run], beside: Sequence[Run] = ()) -> Summary:
+    """`runs` (one a seed) of a policy against BASE of the same seeds (or the one BASE there is); `beside` are those of
+    the policy whose accuracy they were given.
 
     Emissions are compared a row: under "artifact" BASE served another number of rows, and elsewhere a policy that
     lets rows wait at the end served a few less.
     """
     first = runs[0]
-    mine = [totals(run) for run in runs]
-    theirs = [totals(bases.get((run.seed, about)) or bases[0, about]) for run in runs]
+    by_seed = {run.seed: run for run in bases}
+    mine = [run.sums for run in runs]
+    theirs = [by_seed.get(run.seed, bases[0]).sums for run in runs]
+    limits = [run.limit_grams for run in runs if run.limit_grams is not None]
+    savings = [_saving(run, by_seed.get(run.seed, bases[0])) for run in runs]
     rows, base_rows = sum(item.rows for item in mine), sum(item.rows for item in theirs)
 
     def saved(own: float, base: float) -> float:
@@ -186,7 +235,7 @@ def summarise(runs: list[Run], bases: dict[tuple[int, Accounting], Run], about: 
         family=first.family,
         trace=first.trace,
         policy=first.policy,
-        accounting=about,
+        accounting=first.accounting,
         seeds=len(runs),
         saving=saved(sum(item.grams for item in mine), sum(item.grams for item in theirs)),
         active_saving=saved(sum(item.active_grams for item in mine), sum(item.active_grams for item in theirs)),
@@ -199,4 +248,30 @@ def summarise(runs: list[Run], bases: dict[tuple[int, Accounting], Run], about: 
         changes=sum(item.changes for item in mine) / len(mine),
         grams=sum(item.grams for item in mine) / len(mine),
         energy_j=sum(item.active_j + item.idle_j for item in mine) / len(mine),
+        awake=sum(item.awake for item in mine) / len(mine),
+        saving_least=min(savings),
+        saving_most=max(savings),
+        saving_std=stdev(savings) if len(savings) > 1 else 0.0,
+        limit=saved(sum(limits), sum(item.grams for item in theirs)) if len(limits) == len(runs) else None,
+        margin=_margin(runs, savings, beside, by_seed, bases[0]),
     )
+
+
+def _saving(run: Run, base: Run) -> float:
+    """Of one run."""
+    if run.sums.rows <= 0.0 or base.sums.grams <= 0.0:
+        return 0.0
+    return 1.0 - (run.sums.grams / run.sums.rows) / (base.sums.grams / base.sums.rows)
+
+
+def _margin(
+    runs: Sequence[Run], savings: Sequence[float], beside: Sequence[Run], bases: dict[int, Run], base: Run
+) -> float | None:
+    """The least that is saved more than by the policy beside: seed by seed, or than by its mean where one run stands
+    beside many."""
+    if not beside:
+        return None
+    theirs = {run.seed: _saving(run, bases.get(run.seed, base)) for run in beside}
+    if len(runs) < len(beside):
+        return min(savings) - mean(theirs.values())
+    return min(own - theirs[run.seed] for run, own in zip(runs, savings, strict=True))

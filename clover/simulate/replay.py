@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from clover.carbon import Chain, GridClock
@@ -22,16 +24,20 @@ from clover.config import ControllerConfig, FamilyConfig
 from clover.control.controller import WINDOW_S, Controller
 from clover.control.family import Family, default_targets
 from clover.errors import ConfigError
+from clover.planning.limit import Stretch, least_grams
 from clover.simulate import clock
 from clover.simulate.families import spec_of
 from clover.simulate.fleet import SimulatedFleet, simulated
-from clover.simulate.records import Run, Step
+from clover.simulate.forecasts import Foretold
+from clover.simulate.records import JOULES_PER_KWH, Run, Step, summed
 from clover.simulate.solver import LocalSolver
 from clover.simulate.world import Case
 from clover.types import Decision
 
 LAG_S = 1.0
 """So long after the beginning of a step the controller looks."""
+_RATES = 4
+"""Different rates in a run up to which its limit is worked out."""
 HELD = {
     "dwell": "dwell time",
     "capacity": "capacity floor",
@@ -69,7 +75,8 @@ class _Replay:
         case, world, trace, rules = self.case, self.case.world, self.case.trace, self.case.world.rules
         scheme = case.scheme
         grid = GridClock(trace.start_s, 1.0, clock.now_s)
-        chain = Chain([trace.source], monotonic=clock.now_s)
+        source = Foretold(trace.source, rules.forecast, case.seed)
+        chain = Chain([source], monotonic=clock.now_s)
         settings = ControllerConfig(
             policy=scheme.policy,
             objective=scheme.form or rules.form,
@@ -84,14 +91,18 @@ class _Replay:
             slo_ms=case.slo_ms if case.slo_ms is not None else rules.slo_ms,
             accuracy_floor=scheme.accuracy_floor if static else rules.accuracy_floor,
             accuracy_margin=0.0 if static else rules.accuracy_margin,
+            budget_horizon_s=rules.budget_horizon_s,
         )
+        budget = scheme.accuracy_budget if scheme.accuracy_budget is not None else rules.accuracy_budget
+        if budget is not None:
+            config = msgspec.structs.replace(config, accuracy_budget=budget)
         targets = default_targets(world.known.profile, config, settings)
         controller = Controller(
             settings,
             devices=simulated(world.machine.shapes),
             chain=chain,
             grid_clock=grid,
-            solver=LocalSolver(world.memory, seed=case.seed),
+            solver=LocalSolver(world.memory, seed=case.seed, spared_w=case.spared_w),
             monotonic=clock.now_s,
             wall=grid.now,
             sleep=self._until_the_next_look,
@@ -102,6 +113,7 @@ class _Replay:
             devices=len(world.machine.shapes),
             idle_w=world.machine.idle_w,
             pue=rules.pue,
+            asleep_w=case.asleep_w,
         )
         family = controller.add(spec_of(world.known.profile), world.known.profile, fleet, config)
         fleet.weather(self.rates[0], self.observed[0], (await chain.read(trace.start_s)).g_per_kwh)
@@ -132,12 +144,30 @@ class _Replay:
             accuracy_floor=targets.accuracy_floor,
             lam=family.lam(settings),
             steps=tuple(steps),
+            sums=summed(steps),
+            beside=scheme.beside,
             plans=sum(counts.values()) - counts["failed"],
             held=held,
             rollbacks=counts["rolled back"],
             failed=counts["failed"],
+            limit_grams=self._limit(steps, targets.slo_ms),
             seconds=time.perf_counter() - began,
         )
+
+    def _limit(self, steps: Sequence[Step], slo_ms: float) -> float | None:
+        """Grams that no schedule of plans can undercut that reaches the run's accuracy with its rows; None where plans
+        do not know the rate, or there are too many rates to weigh."""
+        case, world = self.case, self.case.world
+        if world.rules.noise or len(set(self.rates)) > _RATES or not all(step.rows > 0.0 for step in steps):
+            return None
+        per_j = world.rules.pue / JOULES_PER_KWH
+        stretches = [
+            Stretch(step.rows, step.g_per_kwh * per_j, world.front(slo_ms, step.rate, case.spared_w)) for step in steps
+        ]
+        accuracy = sum(step.rows * step.accuracy for step in steps) / sum(step.rows for step in steps)
+        least_w = world.machine.idle_w if case.asleep_w is None else case.asleep_w  # of any device, whatever it does
+        least_j = len(world.machine.shapes) * least_w * self.step_s
+        return least_grams(stretches, accuracy) + sum(least_j * step.g_per_kwh * per_j for step in steps)
 
     async def _until_the_next_look(self, seconds: float) -> None:
         """What the controller sleeps: to the next look's own time, so that a look which took long shifts no other."""
@@ -181,7 +211,7 @@ class _Replay:
             p95_ms=sums.p95_ms,
             late=sums.late / rows,
             queue_rows=fleet.queue_rows,
-            awake=len(controller.devices),
+            awake=fleet.awake,
             deployment=fleet.words(),
             shares=fleet.routing.shares,
             reason=self._news(controller.record.last(family.name)),

@@ -3,6 +3,8 @@
 A server asks a helper process so that its loop never waits; here nobody waits.  The shipped policies are pure functions
 of their state, so that the same question (in another accounting, or under another seed of the load) is answered from
 memory.  What draws at random is seeded by the run; a policy of one's own is never remembered.
+
+A server's controller knows of no devices that sleep.  Where a simulation lets them, the states say so from here on.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from clover.types import Configuration, Plan, State
 
 _DRAWING = ("clover", "clover-artifact", "blover")
 """Policies whose random numbers depend on the seed and the grid time."""
-_PURE = ("objective", "base", "co2opt", "oracle", "oracle:alike")
+_PURE = ("objective", "base", "base:fitted", "static", "co2opt", "oracle", "oracle:alike")
 _ASIDE = {"family", "profile", "devices", "share", "intensity", "grid_s", "p95_ms", "queue_rows", "routing", "seed"}
 """What of a state is the same for a whole memory, in the key by itself, or asked by none of these policies."""
 _ASKED = tuple(name for name in State.__struct_fields__ if name not in _ASIDE)
@@ -25,9 +27,11 @@ Memory = dict[tuple[object, ...], Plan]
 
 
 class LocalSolver:
-    """Implements `clover.control.controller.Solver`.  `memory` belongs to one family on one set of devices."""
+    """Implements `clover.control.controller.Solver`.  `memory` belongs to one family on one set of devices; a device
+    without workers spares `spared_w` (None: every device has some)."""
 
-    def __init__(self, memory: Memory, *, seed: int) -> None:
+    def __init__(self, memory: Memory, *, seed: int, spared_w: float | None = None) -> None:
+        self._spared_w = spared_w
         self._memory = memory
         self._seed = seed
         self._policies: dict[str, Policy] = {}
@@ -35,7 +39,8 @@ class LocalSolver:
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
         """The plan of `policy`, or of `configuration` where one is given.  Raises what the policy raises."""
         drawing = configuration is None and policy in _DRAWING
-        state = msgspec.structs.replace(state, seed=self._seed if drawing else 0)
+        asked = msgspec.structs.replace(state.objective, spared_w=self._spared_w)
+        state = msgspec.structs.replace(state, seed=self._seed if drawing else 0, objective=asked)
         key = (
             "" if configuration is not None else policy,
             configuration,

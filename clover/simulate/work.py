@@ -23,9 +23,10 @@ from clover.simulate.records import (
     summarise,
 )
 from clover.simulate.replay import play
-from clover.simulate.world import Case
+from clover.simulate.world import Case, Trace, World
 
-Told = Callable[[Case], None]
+Told = Callable[[World, Trace, int], None]
+"""What is under way, and how many runs of it are done now."""
 
 LABELS = (
     "joules, p95 and accuracy are modelled by the planner's own queueing model, on the profiles that inputs name",
@@ -36,7 +37,7 @@ LABELS = (
 )
 
 
-def execute(cases: Sequence[Case], told: Told = lambda case: None) -> list[Run]:
+def execute(cases: Sequence[Case], told: Told = lambda own, trace, number: None) -> list[Run]:
     """Play all cases in their order; CloverError names the one that failed."""
     runs = []
     for case in cases:
@@ -45,7 +46,7 @@ def execute(cases: Sequence[Case], told: Told = lambda case: None) -> list[Run]:
         except CloverError as error:
             name = f"{case.world.known.profile.family}, {case.trace.name}, {case.scheme.name}"
             raise type(error)(f"{name}: {error}") from error
-        told(case)
+        told(case.world, case.trace, 1)
     return runs
 
 
@@ -56,9 +57,8 @@ def summaries(runs: Sequence[Run]) -> tuple[Summary, ...]:
         own = groups.setdefault((run.family, run.trace, run.accounting), {})
         own.setdefault(run.policy, []).append(run)
     found = []
-    for (_, _, accounting), policies in groups.items():
-        bases = {(run.seed, accounting): run for run in policies["base"]}
-        found += [summarise(own, bases, accounting) for own in policies.values()]
+    for policies in groups.values():
+        found += [summarise(own, policies["base"], policies.get(own[0].beside, ())) for own in policies.values()]
     return tuple(found)
 
 

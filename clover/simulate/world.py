@@ -16,15 +16,18 @@ from clover.config import EnergyConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError
 from clover.interfaces import CarbonSource
-from clover.planning.problem import base_capacity
+from clover.planning.limit import Front, front
+from clover.planning.objective import objective_of
+from clover.planning.problem import base_capacity, problem_of
 from clover.policies import build
 from clover.simulate import families
 from clover.simulate.families import Known
 from clover.simulate.fleet import Model
+from clover.simulate.forecasts import PERFECT, Forecast
 from clover.simulate.loads import Load
 from clover.simulate.records import Accounting, Input
 from clover.simulate.solver import Memory
-from clover.types import DeviceShape
+from clover.types import DeviceShape, ObjectiveConfig, Reading, State
 
 SYNTHETIC_START_S = parse_time("2024-06-05T00:00:00Z")
 """Where the synthetic curve starts where nothing else is said: a Wednesday, and the same one for everybody."""
@@ -52,19 +55,24 @@ class Trace:
 
 @dataclass(frozen=True)
 class Scheme:
-    """What is compared: a policy under a name.  `lam`, `form` and `accuracy_floor` stand in for those of the whole
-    simulation where given; a static mix is the objective `floor` with a floor of its own."""
+    """What is compared: a policy under a name.  What is given besides stands in for that of the whole simulation; a
+    static mix is the objective `floor` with a floor of its own."""
 
     name: str
     policy: str
     lam: float | None = None
     form: Literal["paper", "floor"] | None = None
     accuracy_floor: float | None = None
+    accuracy_budget: float | None = None
+    asleep_w: float | None = None
+    beside: str = ""
+    """The scheme whose accuracy it was given."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How every policy is held: targets (None: the server's defaults), and how often the controller looks."""
+    """How every policy is held: targets (None: the server's defaults), how often the controller looks, what a device
+    without workers draws (`asleep_w`; None: as much as any), and what is foretold."""
 
     form: Literal["paper", "floor"] = "paper"
     lam: float | None = None
@@ -77,6 +85,10 @@ class Rules:
     pue: float = 1.5
     noise: bool = True
     capacity_loss: bool = False
+    accuracy_budget: float | None = None
+    budget_horizon_s: float = 86_400.0
+    asleep_w: float | None = None
+    forecast: Forecast = PERFECT
 
 
 @dataclass
@@ -88,6 +100,7 @@ class World:
     rules: Rules
     models: dict[float, Model] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
+    fronts: dict[tuple[float, float, float | None], Front] = field(default_factory=dict)
 
     @property
     def capacity(self) -> float:
@@ -108,6 +121,33 @@ class World:
         """The queueing model, which counts rows later than `slo_ms`."""
         return self.models.setdefault(slo_ms, Model(self.known.profile, slo_ms))
 
+    def front(self, slo_ms: float, rate: float, spared_w: float | None) -> Front:
+        """What no plan can undercut at `rate` rows a second, where a device without workers spares `spared_w`."""
+        key = (slo_ms, rate, spared_w)
+        if key not in self.fronts:
+            now = State(
+                family=self.known.profile.family,
+                grid_s=0.0,
+                intensity=Reading(g_per_kwh=1.0, at_s=0.0, provider="none"),
+                arrival_rate=rate,
+                p95_ms=None,
+                queue_rows=0,
+                objective=ObjectiveConfig(
+                    form="paper",
+                    slo_ms=slo_ms,
+                    accuracy_floor=0.0,
+                    lam=None,
+                    reference_g_per_kwh=1.0,
+                    spared_w=spared_w,
+                ),
+                profile=self.known.profile,
+                devices=self.machine.shapes,
+                running=(),
+                routing=None,
+            )
+            self.fronts[key] = front(problem_of(now), objective_of(now))
+        return self.fronts[key]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -120,6 +160,16 @@ class Case:
     seed: int
     accounting: Accounting = "equal"
     slo_ms: float | None = None
+
+    @property
+    def asleep_w(self) -> float | None:
+        """What a device without workers draws; None where none sleeps."""
+        return self.scheme.asleep_w if self.scheme.asleep_w is not None else self.world.rules.asleep_w
+
+    @property
+    def spared_w(self) -> float | None:
+        """What it draws less than one with workers."""
+        return None if self.asleep_w is None else self.world.machine.idle_w - self.asleep_w
 
 
 def gpus(count: int) -> Machine:

@@ -50,6 +50,8 @@ class TrafficLike(Protocol):
     retried_rows: int
     relieved_rows: int
     reliefs: int
+    escalated: list[int]
+    cut_short: dict[str, int]
 
 
 class FamilySource(Protocol):
@@ -92,6 +94,28 @@ class AccountLike(Protocol):
     def cpu_seconds(self) -> float: ...  # of all workers, in batches
 
 
+class ComparedLike(Protocol):
+    """What a model emitted (joules and grams, idle included) beside what a shadow of it would have: BASE, the best
+    fixed mix at the target (`static`) or at the accuracy served (`matched`).  `points`: accuracy given up by it."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def against(self) -> str: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def served_j(self) -> float: ...
+    @property
+    def shadow_j(self) -> float: ...
+    @property
+    def served_g(self) -> float: ...
+    @property
+    def shadow_g(self) -> float: ...
+    @property
+    def points(self) -> float: ...
+
+
 class ChainLike(Protocol):
     """The carbon chain."""
 
@@ -117,8 +141,8 @@ class HttpLike(Protocol):
 
 
 class Metrics:
-    """Collects on `render`.  `families` gives the sources by model name now; `http` and `decisions` (counts of
-    controller decisions by action) are optional."""
+    """Collects on `render`.  `families` gives the sources by model name now; `http`, `decisions` (counts of controller
+    decisions by action) and `compared` are optional."""
 
     def __init__(
         self,
@@ -128,12 +152,14 @@ class Metrics:
         chain: ChainLike,
         http: Callable[[], HttpLike | None] = lambda: None,
         decisions: Callable[[], Mapping[str, int]] = dict,
+        compared: Callable[[], Iterable[ComparedLike]] = tuple,
     ) -> None:
         self._families = families
         self._account = account
         self._chain = chain
         self._http = http
         self._decisions = decisions
+        self._compared = compared
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -154,6 +180,7 @@ class Metrics:
         )
         yield from self._traffic(self._families())
         yield from self._energy()
+        yield from self._counterfactuals()
         yield from self._carbon()
         decisions = (((action,), count) for action, count in self._decisions().items())
         yield _counter("clover_decisions", "Controller decisions", ("action",), decisions)
@@ -193,6 +220,12 @@ class Metrics:
             "clover_relieved_rows", "Rows answered by workers that stand by, by a cheaper variant", labels=("model",)
         )
         reliefs = CounterMetricFamily("clover_reliefs", "Times that these took over", labels=("model",))
+        escalated = CounterMetricFamily(
+            "clover_escalated_rows", "Rows that went on from a variant to a dearer one", labels=("model", "variant")
+        )
+        cut = CounterMetricFamily(
+            "clover_cut_short_rows", "Rows that should have gone on to a dearer variant", labels=("model", "why")
+        )
         for name, family in families.items():
             traffic, live = family.traffic, family.observe()
             for code, count in sorted(traffic.codes.items()):
@@ -220,8 +253,12 @@ class Metrics:
             retried.add_metric((name,), traffic.retried_rows)
             relieved.add_metric((name,), traffic.relieved_rows)
             reliefs.add_metric((name,), traffic.reliefs)
+            for variant, count in zip(traffic.variants, traffic.escalated, strict=True):
+                escalated.add_metric((name, variant), count)
+            for why, count in sorted(traffic.cut_short.items()):
+                cut.add_metric((name, why), count)
         yield from (requests, rows, waiting, flying, arrival, sizes, latency, queue, accuracy, share, workers, ready)
-        yield from (target, *counters.values(), poison, lost, retried, relieved, reliefs)
+        yield from (target, *counters.values(), poison, lost, retried, relieved, reliefs, escalated, cut)
 
     def _energy(self) -> Iterator[Metric]:
         labels = ("model", "variant", "part", "method")
@@ -281,6 +318,32 @@ class Metrics:
             metered.add_metric(key, 1.0 - float(line["frozen"]))
             restarts.add_metric(key, float(line["restarts"]))
         yield from (joules, parts, nobody, carried, ratio, watts, idle, metered, restarts)
+
+    def _counterfactuals(self) -> Iterator[Metric]:
+        """What was emitted and what a shadow would have emitted over the same rows.  The mix at the accuracy served is
+        chosen anew with every row, so that it has no counter."""
+        sides = ("model", "against", "side", "method")
+        about = "of what served and of its shadow (BASE, or the best fixed mix), same rows, load and hardware"
+        joules = CounterMetricFamily("clover_counterfactual_energy_joules", f"Energy {about}", labels=sides)
+        grams = CounterMetricFamily("clover_counterfactual_carbon_grams", f"gCO2e {about}", labels=sides)
+        names = ("model", "against", "method")
+        saved = GaugeMetricFamily(
+            "clover_saved_carbon_grams", "gCO2e of the shadow less those of what served; may be negative", labels=names
+        )
+        given = GaugeMetricFamily(
+            "clover_accuracy_given_up_points", "Accuracy of the shadow less that served, percent points", labels=names
+        )
+        for item in self._compared():
+            if item.against != "matched":
+                for side, used_j, emitted_g in (
+                    ("served", item.served_j, item.served_g),
+                    ("shadow", item.shadow_j, item.shadow_g),
+                ):
+                    joules.add_metric((item.model, item.against, side, item.method), used_j)
+                    grams.add_metric((item.model, item.against, side, item.method), emitted_g)
+            saved.add_metric((item.model, item.against, item.method), item.shadow_g - item.served_g)
+            given.add_metric((item.model, item.against, item.method), item.points)
+        yield from (joules, grams, saved, given)
 
     def _carbon(self) -> Iterator[Metric]:
         labels = ("provider", "zone", "signal", "method", "state")

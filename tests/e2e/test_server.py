@@ -212,6 +212,16 @@ async def _pin_and_reload(server: clover.Server) -> list[str]:
     await engine.load("toy", "")
     await engine.control().command("pin", {"variant": "full"}, "a test")
     found.append((await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})).receipt.variant)
+    async with asyncio.timeout(20):
+        while not (engine.totals()["saved"] or {}).get("base"):  # until a window is closed that has rows of this worker
+            await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})
+            await asyncio.sleep(0.1)
+    told = engine.control().state()["models"]["toy"]["saved"]["base"]
+    assert told["against"].startswith("BASE: full on 1 x ")
+    assert told["shadow_g"] == pytest.approx(told["emitted_g"] + told["grams"])
+    assert f'clover_saved_carbon_grams{{against="base",method="modelled",model="toy"}} {told["grams"]}' in (
+        engine.metrics().decode()
+    )
     return found
 
 

@@ -55,6 +55,7 @@ class FakeTicket:
     inputs: dict[int, Any] = field(default_factory=dict)
     timeout_ns: int = 0
     min_accuracy: float = 0.0
+    cascade: bool = True
     on_done: Callable[[Any], None] | None = None
     closed: int = 0
 
@@ -101,8 +102,16 @@ class FakeModel:
             ticket.inputs[index] = rows.copy()
 
     def submit(
-        self, ticket: FakeTicket, on_done: Any, *, timeout_ns: int = 0, min_accuracy: float = 0.0, context: Any = None
+        self,
+        ticket: FakeTicket,
+        on_done: Any,
+        *,
+        timeout_ns: int = 0,
+        min_accuracy: float = 0.0,
+        cascade: bool = True,
+        context: Any = None,
     ) -> None:
+        ticket.cascade = cascade
         if self.submit_refusal is not None:
             raise self.submit_refusal
         ticket.on_done, ticket.timeout_ns, ticket.min_accuracy, ticket.context = (

@@ -1,9 +1,8 @@
-"""How sure a variant is: built-in scores by their definitions, functions of a family's own, and what is refused."""
+"""Scores of answers: what a family may declare, and what comes of it."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,180 +12,142 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover import confidence, families
+from clover import families
+from clover.confidence import ScoreError, entropy, margin, scorer, softmax, top
 from clover.errors import ConfigError
 from clover.types import ConfidenceSpec, FamilySpec, TensorSpec, VariantSpec
 
-ROOT = Path(__file__).resolve().parents[2]
-KINDS = families.CONFIDENCE_KINDS
+LOGITS = st.lists(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3), min_size=1, max_size=6)
 
 
-def spec_of(kind: str = "top", folder: str = "", **options: Any) -> FamilySpec:
-    datatype = options.pop("datatype", "FP32")
+def spec(confidence: ConfidenceSpec | None = None, folder: str = "") -> FamilySpec:
     return FamilySpec(
-        name="f",
+        name="toy",
         inputs=(TensorSpec(name="x", datatype="FP32", shape=(1,)),),
         outputs=(
-            TensorSpec(name="tag", datatype="INT32", shape=(1,)),
-            TensorSpec(name="y", datatype=datatype, shape=(3,)),
+            TensorSpec(name="label", datatype="INT64", shape=(1,)),
+            TensorSpec(name="y", datatype="FP32", shape=(3,)),
         ),
-        variants=(VariantSpec(name="v", loader="m:f"),),
-        confidence=ConfidenceSpec(kind=kind, **({"output": "y"} if ":" not in kind else {}), **options),
+        variants=(VariantSpec(name="small", loader="m:f"),),
+        confidence=confidence,
         folder=folder,
     )
 
 
-def scores(values: Any, kind: str = "top", temperature: float = 1.0, dtype: Any = np.float32, **options: Any) -> Any:
-    rows = np.asarray(values, dtype)
-    return confidence.scorer(spec_of(kind, **options), temperature)([np.zeros((len(rows), 1), np.int32), rows])
+def answers(*rows: tuple[float, ...]) -> list[Any]:
+    return [np.zeros((len(rows), 1), np.int64), np.array(rows, np.float32)]
 
 
-def plain(p: list[float], kind: str) -> float:
-    """The definitions, a row at a time."""
-    if kind == "top":
-        return max(p)
-    if kind == "margin":
-        first, second, *_ = sorted(p, reverse=True)
-        return first - second
-    return 1.0 + sum(x * np.log(x) for x in p if x > 0) / np.log(len(p))
+def test_a_family_without_confidence_has_no_scores() -> None:
+    assert scorer(spec()) is None
 
 
-rows_of_logits = st.lists(st.tuples(*[st.floats(-8, 8, width=32)] * 3), min_size=1, max_size=8)
+@pytest.mark.parametrize(("kind", "expected"), [("top", [0.7, 0.5]), ("margin", [0.5, 0.0])])
+def test_built_in_scores(kind: str, expected: list[float]) -> None:
+    score = scorer(spec(ConfidenceSpec(kind=kind, output="y")))
+    assert score is not None
+    found = score(answers((0.7, 0.2, 0.1), (0.5, 0.5, 0.0)))
+    assert found.dtype == np.float32
+    assert found.tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@given(rows=rows_of_logits, temperature=st.sampled_from([0.5, 1.0, 2.5]))
-def test_built_in_scores_are_their_definitions(kind: str, rows: Any, temperature: float) -> None:
+def test_entropy_is_one_for_certainty_and_nothing_where_all_are_alike() -> None:
+    found = entropy(np.array([[1.0, 0.0, 0.0], [1 / 3] * 3, [0.5, 0.5, 0.0]], np.float32))
+    assert found.tolist() == pytest.approx([1.0, 0.0, 1.0 - math.log(2) / math.log(3)], abs=1e-6)
+
+
+@given(LOGITS)
+def test_scores_are_between_nothing_and_one_and_logits_are_made_probabilities(rows: list[list[float]]) -> None:
     logits = np.array(rows, np.float32)
-    soft = np.exp(logits.astype(float) / temperature)
-    p = soft / soft.sum(axis=1, keepdims=True)
-    expected = [plain(list(row), kind) for row in p]
-    found = scores(logits, kind, temperature, logits=True)
-    assert found.dtype == np.float32
-    assert found.shape == (len(rows),)
-    np.testing.assert_allclose(found, np.clip(expected, 0, 1), atol=2e-5)
-    # Probabilities say the same as the logits they came from.
-    q = np.exp(logits.astype(float))
-    q = (q / q.sum(axis=1, keepdims=True)).astype(np.float32)
-    np.testing.assert_allclose(scores(q, kind, temperature), found, atol=1e-4)
+    probabilities = softmax(logits)
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(len(rows)), abs=1e-5)
+    for kind, function in (("top", top), ("margin", margin), ("entropy", entropy)):
+        plain = function(probabilities)
+        assert ((plain >= -1e-5) & (plain <= 1 + 1e-5)).all()
+        score = scorer(spec(ConfidenceSpec(kind=kind, output="y", logits=True)))
+        assert score is not None
+        assert score([None, logits]).tolist() == pytest.approx(plain.tolist(), abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_surest_and_least_sure(kind: str) -> None:
-    sure, unsure = scores([[0.0, 1.0, 0.0], [1 / 3, 1 / 3, 1 / 3]], kind)
-    assert sure == 1.0
-    assert unsure == pytest.approx(1 / 3 if kind == "top" else 0.0, abs=1e-6)
+def own(tmp_path: Path, body: str) -> FamilySpec:
+    (tmp_path / "sure.py").write_text(f"import numpy as np\ndef score(output):\n    {body}\n")
+    return spec(ConfidenceSpec(kind="sure:score", output="y"), str(tmp_path))
 
 
-def test_a_row_that_is_not_finite_is_unsure_and_spares_its_neighbours() -> None:
-    for kind in KINDS:
-        found = scores([[0.1, 0.8, 0.1], [np.nan, 0.5, 0.5], [0.1, np.inf, 0.0]], kind)
-        assert found[1:].tolist() == [0.0, 0.0]
-        assert found[0] == scores([[0.1, 0.8, 0.1]], kind)[0]
-        lost = scores([[np.nan, 1.0, 0.0], [0.0, np.inf, 0.0], [-np.inf, 0.0, 0.0]], kind, logits=True)
-        assert lost[:2].tolist() == [0.0, 0.0]
-        assert 0.0 <= lost[2] < 1.0, "a class that is ruled out is a class like another"
-
-
-def test_values_that_are_no_probabilities_are_told() -> None:
-    assert scores([[0.0, 1.004, 0.0]]).tolist() == [1.0], "rounding of half precision"
-    with pytest.raises(confidence.ScoreError, match=r"output 'y' gives a score of 3: it holds no probabilities"):
-        scores([[3.0, 1.0, -2.0]])
-
-
-def test_other_precisions() -> None:
-    p = np.array([[0.25, 0.5, 0.25], [0.0, 0.0, 1.0]], np.float32)
-    assert scores(p, dtype=np.float16, datatype="FP16").tolist() == [0.5, 1.0]
-    assert scores(p, dtype=np.float64, datatype="FP64").dtype == np.float32
-    assert scores((p.view(np.uint32) >> 16), dtype=np.uint16, datatype="BF16").tolist() == [0.5, 1.0]
-
-
-def test_the_first_output_is_read_by_default() -> None:
-    spec = spec_of()
-    alone = msgspec.structs.replace(spec, outputs=spec.outputs[1:], confidence=ConfidenceSpec(kind="top"))
-    assert confidence.scorer(alone)([np.array([[0.5, 0.25, 0.25]], np.float32)]).tolist() == [0.5]
-
-
-# --- functions of a family's own ----------------------------------------------------------------------------------
-
-OWN = """
-import numpy as np
-
-def tags(outputs):
-    return outputs[0][:, 0] / 10
-
-def pairs(outputs):
-    return outputs[1][:, :2]
-
-def nothing(outputs):
-    return np.full(len(outputs[0]), np.nan)
-
-def echo(outputs):
-    return outputs[1][:, 0]
-
-def words(outputs):
-    return ["high"] * len(outputs[0])
-"""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> str:
-    (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "heavy.py").write_text("import torch\n\ndef score(outputs):\n    return outputs[0][:, 0]\n")
-    return str(tmp_path)
-
-
-def test_an_own_function_scores_a_batch(folder: str) -> None:
-    batch = [np.array([[2], [5]], np.int32), np.zeros((2, 3), np.float32)]
-    found = confidence.scorer(spec_of("own:tags", folder))(batch)
-    np.testing.assert_array_equal(found, np.array([0.2, 0.5], np.float32))
-    assert found.dtype == np.float32
-    wide = spec_of("own:tags", folder, minimum=-5.0, maximum=5.0)
-    assert confidence.scorer(wide)([batch[0] * -10, batch[1]]).tolist() == [-2.0, -5.0]
+def test_a_function_of_ones_own(tmp_path: Path) -> None:
+    score = scorer(own(tmp_path, "return output[:, 0] * 2"))
+    assert score is not None
+    found = score(answers((0.25, 0, 0), (0.5, 0, 0)))
+    assert (found.tolist(), found.dtype) == ([0.5, 1.0], np.float32)
 
 
 @pytest.mark.parametrize(
-    ("function", "message"),
+    "body", ["return output", "return output[:1, 0]", "return ['a'] * len(output)", "return output[:, 0] * np.nan"]
+)
+def test_a_function_that_gives_no_scores_is_no_confidence(tmp_path: Path, body: str) -> None:
+    score = scorer(own(tmp_path, body))
+    assert score is not None
+    with pytest.raises(ScoreError, match="confidence gave"):
+        score(answers((0.25, 0, 0), (0.5, 0, 0)))
+
+
+def test_a_function_that_is_not_there_is_told_at_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no function"):
+        scorer(
+            msgspec.structs.replace(
+                own(tmp_path, "return 0"), confidence=ConfidenceSpec(kind="sure:scores", output="y")
+            )
+        )
+
+
+# --- what a family declares -------------------------------------------------------------------------------------------
+
+TOML = """
+name = "toy"
+inputs = [{ name = "x", datatype = "FP32", shape = [1] }]
+outputs = [{ name = "y", datatype = "FP32", shape = [3] }, { name = "one", datatype = "INT64", shape = [4] }]
+[[variants]]
+name = "a"
+loader = "model:load"
+"""
+
+
+def declared(folder: Path, confidence: str) -> FamilySpec:
+    (folder / "family.toml").write_text(TOML + f"[confidence]\n{confidence}\n")
+    (folder / "model.py").write_text("def load(): ...\ndef score(): ...\n")
+    return families.load_family(str(folder))
+
+
+def test_a_declaration_is_read(tmp_path: Path) -> None:
+    assert declared(tmp_path, "").confidence == ConfidenceSpec()
+    found = declared(tmp_path, 'kind = "margin"\noutput = "y"\nlogits = true')
+    assert found.confidence == ConfidenceSpec(kind="margin", output="y", logits=True)
+    assert declared(tmp_path, 'kind = "model:score"\noutput = "one"').confidence is not None
+
+
+@pytest.mark.parametrize(
+    ("confidence", "text"),
     [
-        ("own:pairs", r"scores of shape \[2, 2\] for 2 rows"),
-        ("own:nothing", "gave nan, declared are 0 to 1"),
-        ("own:tags", "gave 9, declared are 0 to 1"),
-        ("own:words", "could not convert"),
+        ('kind = "topp"', r"'topp' is unknown \(did you mean 'top'\?\)"),
+        ('output = "z"', "there is no output 'z'"),
+        ('output = "one"', "needs several floating-point numbers"),
+        ('kind = "model:"', "not of the form module:function"),
+        ('kinds = "top"', "unknown key"),
+        ("logits = 1", "expected `bool`"),
     ],
 )
-def test_an_own_function_never_gives_a_silent_score(folder: str, function: str, message: str) -> None:
-    batch = [np.array([[2], [90]], np.int32), np.zeros((2, 3), np.float32)]
-    with pytest.raises(confidence.ScoreError, match=message):
-        confidence.scorer(spec_of(function, folder))(batch)
+def test_a_declaration_that_makes_no_sense_is_refused(tmp_path: Path, confidence: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        declared(tmp_path, confidence)
 
 
-def test_a_nan_of_the_model_is_not_the_function_s_fault(folder: str) -> None:
-    tags = np.zeros((2, 1), np.int32)
-    batch = [tags, np.array([[0.5, 0, 0], [np.nan, 0, 0]], np.float32)]
-    assert confidence.scorer(spec_of("own:echo", folder))(batch).tolist() == [0.5, 0.0]
+def test_a_module_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no module nowhere"):
+        families.check_loaders(declared(tmp_path, 'kind = "nowhere:score"'))
 
 
-def test_what_cannot_score_is_a_config_error(folder: str) -> None:
-    with pytest.raises(ConfigError, match=r"has no \[confidence\]"):
-        confidence.scorer(msgspec.structs.replace(spec_of(), confidence=None))
-    with pytest.raises(ConfigError, match="no function tag "):
-        confidence.scorer(spec_of("own:tag", folder))
-    with pytest.raises(ConfigError, match="has no temperature"):
-        confidence.scorer(spec_of("own:tags", folder), temperature=2.0)
-    for wrong in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="is not a temperature"):
-            confidence.scorer(spec_of(), temperature=wrong)
-
-
-def test_scoring_needs_no_torch_and_refuses_a_function_that_imports_it(folder: str) -> None:
-    program = (
-        "import sys\nfrom clover import confidence, families\nfrom clover.errors import ConfigError\n"
-        "import msgspec\nfrom clover.types import ConfidenceSpec\n"
-        "spec = families.load_family('fashion')\nconfidence.scorer(spec)\n"
-        "assert 'torch' not in sys.modules\n"
-        f"own = msgspec.structs.replace(spec, folder={folder!r}, confidence=ConfidenceSpec(kind='heavy:score'))\n"
-        "try:\n    confidence.scorer(own)\nexcept ConfigError as error:\n    assert 'imports torch' in str(error)\n"
-        "else:\n    sys.exit('not refused')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+def test_another_confidence_is_another_family_but_no_other_artifact(tmp_path: Path) -> None:
+    """It makes a new profile; what was compiled stays."""
+    one, other = declared(tmp_path, 'kind = "top"'), declared(tmp_path, 'kind = "margin"')
+    assert one.digest != other.digest
+    assert families.digest_of_variant(one, "a") == families.digest_of_variant(other, "a")

@@ -336,6 +336,32 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
 
 
+def test_savings_are_shown_with_against_what_and_not_before_anything_was_served(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = {"mode": "active", "saved": None}
+    words = "saved 41.0 % of the gCO2e of BASE (modelled; xlarge on 1 x 2c, equal load and hardware)"
+    saved = {
+        "rows": 9,
+        "base": {"part": 0.41, "words": words},
+        "static": None,
+        "matched": {"words": "lost 1.0 % of ..."},
+    }
+    totals = {"saved": {"base": {"words": "all of them"}}}
+    server.answer = (200, {"mode": "active", "models": {"one": {"mode": "active", "saved": saved}, "two": nothing}})
+    assert ctl(server, "state") == 0
+    shown = capsys.readouterr().out
+    assert f"carbon     {words}\n             lost 1.0 % of ...\n" in shown
+    assert shown.index("lost 1.0 %") < shown.index("two:")
+    assert "saved" not in shown[shown.index("two:") :]
+    assert "all models" not in shown
+    server.answer[1]["totals"] = totals
+    assert ctl(server, "state") == 0
+    assert "all models\n  carbon     all of them" in capsys.readouterr().out
+    assert ctl(server, "state", "--model", "one") == 0
+    assert "all of them" not in capsys.readouterr().out, "of all models, and only one is shown"
+
+
 def test_devices_and_capacity_for_people(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     gpu = {
         "device": "gpu0",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 
 from clover import families
 from clover.errors import ConfigError
-from clover.types import ConfidenceSpec, EvaluationSpec, FamilySpec, TensorSpec, VariantSpec
+from clover.types import EvaluationSpec, FamilySpec, TensorSpec, VariantSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "families"
@@ -669,77 +668,3 @@ def test_new_weights_leave_the_structure(tmp_path):
         assert seen(changed)[1] == structure
     other = msgspec.structs.replace(with_weights, parameters={"layers": "large"})
     assert seen(other)[1] != structure
-
-
-# --- confidence -------------------------------------------------------------------------------------------------------
-
-
-def test_a_confidence_is_read(tmp_path: Path) -> None:
-    assert families.load_family(str(write(tmp_path))).confidence is None
-    spec = families.load_family(str(write(tmp_path, BASE + '[confidence]\nkind = "margin"\n')))
-    assert spec.confidence == ConfidenceSpec(kind="margin")
-    built_in = '[confidence]\nkind = "top"\noutput = "y"\nlogits = true\n'
-    spec = families.load_family(str(write(tmp_path, BASE + built_in)))
-    assert spec.confidence == ConfidenceSpec(kind="top", output="y", logits=True)
-    own = '[confidence]\nkind = "parts:scale"\nminimum = -1.0\nmaximum = 8.0\n'
-    spec = families.load_family(str(write(tmp_path, BASE + own)))
-    assert spec.confidence == ConfidenceSpec(kind="parts:scale", minimum=-1.0, maximum=8.0)
-    families.check_loaders(spec)
-    assert families.load_family(str(ROOT / "models" / "fashion")).confidence == ConfidenceSpec(kind="top")
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ('kind = "tip"', r"confidence\.kind: 'tip' is unknown \(did you mean 'top'\?\): it is one of top, margin"),
-        ('kind = "top"\nlogit = true', r"confidence\.logit: unknown key \(did you mean 'logits'\?\)"),
-        ('output = "y"', r"kind"),
-        ('kind = "top"\noutput = "z"', r"confidence\.output: there is no output 'z'"),
-        ('kind = "top"\nmaximum = 2.0', r"confidence\.minimum: belongs to functions of your own"),
-        ('kind = "a b:c"', r"confidence\.kind: 'a b:c' is not of the form module:function"),
-        ('kind = "../a:c"', r"is not of the form module:function"),
-        ('kind = "parts:scale"\nlogits = true', r"confidence\.logits: belongs to built-in kinds"),
-        ('kind = "parts:scale"\noutput = "y"', r"confidence\.output: belongs to built-in kinds"),
-        ('kind = "parts:scale"\nminimum = 1.0', r"confidence\.minimum: 1\.0 is not below a finite maximum"),
-        ('kind = "parts:scale"\nmaximum = inf', r"confidence\.minimum"),
-        ('kind = "parts:scale"\nminimum = nan', r"confidence\.minimum"),
-        ("kind = 3", r"confidence\.kind: expected `str`"),
-    ],
-)
-def test_a_wrong_confidence_is_refused_by_file_and_key(lines: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"family\.toml: .*" + message):
-        families.load_family(str(write(tmp_path, f"{BASE}[confidence]\n{lines}\n")))
-
-
-@pytest.mark.parametrize(
-    ("datatype", "shape"), [("INT32", "[3]"), ("FP32", "[1]"), ("FP32", "[]"), ("FP32", "[3, 2]"), ("BYTES", "[3]")]
-)
-def test_built_in_scores_need_a_float_for_each_class(datatype: str, shape: str, tmp_path: Path) -> None:
-    size = "max_bytes = 64" if datatype == "BYTES" else ""
-    output = f'name = "y"\ndatatype = "{datatype}"\nshape = {shape}\n{size}'
-    toml = re.sub(r'name = "y".*?labels = [^\n]*', output, BASE, flags=re.DOTALL)
-    families.load_family(str(write(tmp_path, toml)))
-    with pytest.raises(ConfigError, match=r"confidence\.output: 'y' is .*function of your own"):
-        families.load_family(str(write(tmp_path, toml + '[confidence]\nkind = "top"\n')))
-
-
-def test_a_confidence_changes_the_family_but_no_artifact(tmp_path: Path) -> None:
-    bare = families.load_family(str(write(tmp_path)))
-    cascading = families.load_family(msgspec.structs.replace(bare, confidence=ConfidenceSpec(kind="top")))
-    other = families.load_family(msgspec.structs.replace(bare, confidence=ConfidenceSpec(kind="margin")))
-    assert len({bare.digest, cascading.digest, other.digest}) == 3, "a profile of its own each"
-    assert families.digest_of_variant(bare, "only") == families.digest_of_variant(cascading, "only")
-    assert families.structure_of_variant(bare, "only") == families.structure_of_variant(cascading, "only")
-
-
-def test_the_digest_of_a_family_without_confidence_is_what_it_was(tmp_path: Path) -> None:
-    spec = families.load_family(msgspec.structs.replace(fixture("toy"), folder=""))
-    declared = msgspec.to_builtins(msgspec.structs.replace(spec, digest=""))
-    del declared["confidence"]
-    assert spec.digest == hashlib.sha256(msgspec.json.encode(declared, order="sorted")).hexdigest()
-
-
-def test_the_module_of_a_confidence_is_looked_for(tmp_path: Path) -> None:
-    spec = families.load_family(str(write(tmp_path, BASE + '[confidence]\nkind = "missing:score"\n')))
-    with pytest.raises(ConfigError, match="confidence: loader 'missing:score'"):
-        families.check_loaders(spec)

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from clover.accounting import Account, WorkerMeter
+from clover.control.saved import Compared
 from clover.http.stats import HttpStats
 from clover.runtime.traffic import Traffic
 from clover.telemetry.metrics import Metrics
@@ -24,8 +25,8 @@ def source() -> Any:
     for latency_ms in (2, 2, 30):
         traffic.finished(200, arrival_ns=0, submit_ns=0, done_ns=latency_ms * MS, queue_ns=MS, compute_ns=MS)
     traffic.refused(429)
-    traffic.batch(0, 3, MS, SECOND)
-    traffic.batch(1, 8, MS, SECOND)
+    traffic.batch(0, 3, 0, MS, SECOND)
+    traffic.batch(1, 8, 0, MS, SECOND)
     traffic.poisoned = 1
     return SimpleNamespace(
         traffic=traffic,
@@ -155,6 +156,28 @@ def test_every_gpu_has_its_lines_and_their_labels() -> None:
         parts += [value("clover_carried_joules", device, method)]
         assert sum(part for part in parts if part is not None) == pytest.approx(total_j)
         assert value("clover_unattributed_joules_total", device, method, part="idle") == pytest.approx(40)
+
+
+def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:
+    rows = [
+        Compared("m", kind, "modelled", served_j=10.0, shadow_j=8.0, served_g=5.0, shadow_g=4.0, points=-0.25)
+        for kind in ("base", "static", "matched")
+    ]
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    found = scrape(Metrics(families=dict, account=Account(pue=1.0), chain=chain, compared=lambda: rows))
+
+    def value(name: str, **labels: str) -> float | None:
+        return found.get((name, tuple(sorted({"model": "m", "method": "modelled", **labels}.items()))))
+
+    for kind in ("base", "static", "matched"):
+        assert value("clover_saved_carbon_grams", against=kind) == -1
+        assert value("clover_accuracy_given_up_points", against=kind) == -0.25
+        counted = kind != "matched"  # it is another mix with every row, and a counter never falls
+        for side, joules, grams in (("served", 10, 5), ("shadow", 8, 4)):
+            labels = {"against": kind, "side": side}
+            energy = value("clover_counterfactual_energy_joules_total", **labels)
+            carbon = value("clover_counterfactual_carbon_grams_total", **labels)
+            assert (energy, carbon) == ((joules, grams) if counted else (None, None))
 
 
 def test_an_idle_server_can_be_scraped() -> None:

@@ -8,12 +8,14 @@ import struct
 import zlib
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
 
 from clover.errors import BadRequest
 from clover.http.depth import within_depth
+from clover.http.inference import receipt_field, receipt_json
 from tests.unit.http_fakes import (
     RECEIPT,
     Answer,
@@ -484,6 +486,12 @@ def test_parameters_reach_the_data_plane() -> None:
     ):
         assert d.post(INFER, echo_body(parameters=bad)).status == 400
     assert d.post(INFER, echo_body(parameters=[1])).status == 400
+    for value, wanted in ((None, True), ("on", True), ("off", False)):
+        given = {} if value is None else {"clover_cascade": value}
+        assert d.post(INFER, echo_body(parameters=given)).status == 200
+        assert model.tickets[-1].cascade is wanted
+    for bad_value in (True, 0, "of", None, ["on"]):
+        assert d.post(INFER, echo_body(parameters={"clover_cascade": bad_value})).status == 400
     assert sent(timeout=2**63, clover_max_latency_ms=1e300)[0] > 0
 
 
@@ -506,6 +514,16 @@ def test_receipts() -> None:
         "intensity_state": "fresh",
     }
     assert "clover-receipt" not in d.post(INFER, b"{}").fields
+
+
+def test_paths_stand_in_the_receipt() -> None:
+    assert "path" not in receipt_json(RECEIPT)
+    one = msgspec.structs.replace(RECEIPT, path=("small>xlarge",))
+    assert receipt_field(one).endswith(b', path="small>xlarge"\r\n')
+    assert receipt_json(one)["path"] == ["small>xlarge"]
+    several = msgspec.structs.replace(RECEIPT, path=("small", "small>xlarge", "small"))
+    assert receipt_field(several).endswith(b', path="small*2 small>xlarge*1"\r\n')
+    assert receipt_json(several)["path"] == ["small", "small>xlarge", "small"]
 
 
 # --- compression ------------------------------------------------------------------------------------------------------

@@ -135,7 +135,8 @@ def requests(draw: st.DrawFn) -> Any:
         elif where == "element" and isinstance(item, dict) and isinstance(item.get("data"), list) and item["data"]:
             item["data"] = [draw(JSON), *item["data"][1:]]
         elif where == "parameters":
-            keys = ["timeout", "binary_data_output", "clover_min_accuracy", "clover_max_latency_ms", "clover_receipt"]
+            keys = ["timeout", "binary_data_output", "clover_min_accuracy", "clover_max_latency_ms", "clover_cascade"]
+            keys += ["clover_receipt"]
             body["parameters"] = {draw(st.sampled_from(keys)): draw(JSON)}
         else:
             keys = ["binary_data", "classification", "shared_memory_region"]

@@ -589,8 +589,11 @@ class Machine(RuleBasedStateMachine):
         self.answers: dict[int, int] = {}
         self.entries: list[Any] = []
         self.standing: list[Any] = []
+        self.cascade = False
 
     def _route(self, **knobs: Any) -> None:
+        if self.cascade:
+            knobs = {"chain": ("small", "medium", "large"), "thresholds": (0.5, 0.7), **knobs}
         self.house.router.route(self.entries, dealt(0.5, 0.2, 0.3, **knobs), self._standby())
 
     def _standby(self) -> Standby:
@@ -631,8 +634,9 @@ class Machine(RuleBasedStateMachine):
         self.entries.remove(data.draw(st.sampled_from(self.entries)))
         self._route()
 
-    @rule(wait_ms=st.sampled_from([0.0, 2.0, 20.0]), rows=st.integers(1, 4))
-    def turn_the_knobs(self, wait_ms: float, rows: int) -> None:
+    @rule(wait_ms=st.sampled_from([0.0, 2.0, 20.0]), rows=st.integers(1, 4), cascade=st.booleans())
+    def turn_the_knobs(self, wait_ms: float, rows: int, cascade: bool) -> None:
+        self.cascade = cascade
         knobs = {"wait_ms": {"small": wait_ms, "large": 5.0}, "largest": {"small": rows}}
         self._route(**knobs)
 
@@ -658,9 +662,11 @@ class Machine(RuleBasedStateMachine):
         self.house.loop.advance(duration * MS)
 
     @precondition(lambda self: any(w.ring.batches for w in self._alive()))
-    @rule(data=st.data(), status=st.sampled_from([0, 0, 0, 1]))
-    def complete(self, data: st.DataObject, status: int) -> None:
+    @rule(data=st.data(), status=st.sampled_from([0, 0, 0, 1]), score=st.sampled_from([0.1, 0.6, 0.9]))
+    def complete(self, data: st.DataObject, status: int, score: float) -> None:
         worker = data.draw(st.sampled_from([w for w in self._alive() if w.ring.batches]))
+        slots = worker.ring.batches[0][1]
+        self.house.slab.score[slots] = score + 0.1 * np.arange(len(slots))
         self.house.complete(worker, status)
 
     @precondition(lambda self: self._alive())
@@ -684,6 +690,11 @@ class Machine(RuleBasedStateMachine):
     def adds_up(self) -> None:
         self.house.check_slots()
         assert all(count == 1 for count in self.answers.values())
+        for ticket in self.tickets:
+            assert len(self.house.router._cascade.paths(ticket)) == len(ticket.variants)
+            for row, before in ticket.paths.items():
+                assert len(set(before)) == len(before)
+                assert ticket.variants[row] not in before
 
     def teardown(self) -> None:
         for ticket in self.tickets:

@@ -6,9 +6,11 @@ import asyncio
 import itertools
 import json
 import re
+import statistics
 import time
 import xml.dom.minidom
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,16 @@ from clover.control.turn import Turns
 from clover.errors import ConfigError, DeviceError, WorkerError
 from clover.planning.problem import services_of
 from clover.planning.queueing import estimate
-from clover.simulate import clock, families, loads, main, page, paper, replay, work, world
+from clover.simulate import clock, families, forecasts, loads, main, page, paper, replay, work, world
 from clover.simulate.fleet import Model, SimulatedDevice, SimulatedFleet
-from clover.simulate.records import JOULES_PER_KWH, Results, Run, totals
+from clover.simulate.records import JOULES_PER_KWH, Results, Run
 from clover.simulate.world import Case, Rules, Scheme, World
-from clover.types import Assignment, Placement, Routing
+from clover.types import Assignment, Placement, Reading, Routing
 from tests.unit.profiles_fixture import profile
 
 HEADER = "datetime_utc,carbon_intensity_gco2_per_kwh\n"
 EXACT = Rules(noise=False)
+PAPER = Rules(noise=False, lam=paper.LAMBDA, accuracy_floor=0.0, accuracy_margin=0.0, look_s=900.0)
 
 
 def trace_file(folder: Path, values: tuple[float, ...], name: str = "grid") -> Path:
@@ -108,7 +111,7 @@ def test_base_by_hand(tmp_path: Path) -> None:
     assert run.steps[0].p95_ms == estimate((worker,), rate).p95_ms
     assert run.slo_ms == pytest.approx(1.2 * run.steps[0].p95_ms)
     assert run.accuracy_floor == pytest.approx(88.1)
-    found = totals(run)
+    found = run.sums
     assert found.grams == pytest.approx(sum(step.grams for step in run.steps))
     assert found.rows == pytest.approx(rate * 7200.0)
 
@@ -119,7 +122,7 @@ def test_the_ledger_adds_up(tmp_path: Path, load_s: float) -> None:
     rules = Rules(noise=False, load_s=load_s, lam=0.1, accuracy_floor=0.0)
     case = a_case(trace_file(tmp_path, (60.0, 420.0, 90.0)), policy="oracle", rules=rules, gpus=2, hours=3.0)
     run = replay.play(case)
-    found = totals(run)
+    found = run.sums
     assert found.changes > 0
     arrived = sum(step.rate * step.seconds for step in run.steps)
     assert found.rows + run.steps[-1].queue_rows == pytest.approx(arrived)
@@ -179,6 +182,115 @@ def test_devices_keep_to_their_layouts() -> None:
     clock.run(story())
 
 
+def test_a_gpu_sleeps_while_no_worker_stands_on_it() -> None:
+    async def story() -> None:
+        profile = families.load("albert", families.gpus(2)).profile
+        places = [Placement(device=f"gpu{n}", profile="7g.40gb", start=0, size=8) for n in range(2)]
+        workers = [
+            Assignment(placement=place, family="albert", variant="albert-base-v2", backend="tabulated")
+            for place in places
+        ]
+        fleet = SimulatedFleet(
+            Model(profile, 60.0), clock=clock.now_s, devices=2, idle_w=50.0, pue=1.0, asleep_w=8.0
+        )
+        fleet.load_s = 10.0
+        fleet.weather(1.0, 1.0, 100.0)
+        await asyncio.sleep(5.0)
+        assert fleet.take().idle_j == pytest.approx(2 * 8.0 * 5.0)
+        await fleet.spawn(workers[0])  # awake while it loads
+        assert fleet.take().idle_j == pytest.approx((50.0 + 8.0) * 10.0)
+        await fleet.spawn(workers[1])
+        await asyncio.sleep(3.0)
+        assert fleet.awake == 2
+        fleet.forget(workers[0], "moved")
+        await asyncio.sleep(4.0)
+        assert fleet.awake == 1
+        assert fleet.take().idle_j == pytest.approx((2 * 50.0) * 13.0 + (50.0 + 8.0) * 4.0)
+
+    clock.run(story())
+
+
+@pytest.mark.parametrize("asleep_w", [45.0, 0.0])
+def test_idle_joules_follow_the_gpus_awake(tmp_path: Path, asleep_w: float) -> None:
+    path = trace_file(tmp_path, (400.0, 60.0, 400.0))
+    rules = Rules(noise=False, lam=0.1, accuracy_floor=0.0, asleep_w=asleep_w)
+    for policy, most in (("objective", 2), ("base", 3)):
+        run = replay.play(a_case(path, policy=policy, rules=rules, gpus=3, hours=3.0))
+        assert all(step.late <= 0.0525 for step in run.steps)
+        assert max(step.awake for step in run.steps) <= most
+        for before, step in itertools.pairwise(run.steps):
+            if not step.changes and before.awake == step.awake:
+                idle_w = step.awake * 52.0 + (3 - step.awake) * asleep_w
+                assert step.idle_j == pytest.approx(idle_w * step.seconds)
+        assert run.sums.awake == pytest.approx(sum(step.awake for step in run.steps) / len(run.steps))
+        assert run.limit_grams is not None
+        assert run.limit_grams <= run.sums.grams
+
+
+# --- forecasts --------------------------------------------------------------------------------------------------------
+
+
+def foretold(folder: Path, kind: str, seed: int = 0) -> list[tuple[float, float]]:
+    """What is said at the second hour of a trace: hours from its start, gCO2e/kWh."""
+    source = world.traces([str(trace_file(folder, (100.0, 200.0, 300.0, 50.0)))], "", 3.0)[0].source
+    told = forecasts.Foretold(source, forecasts.parse(kind), seed)
+    start_s = 1616716800.0  # the first hour of `trace_file`
+
+    async def ask() -> list[tuple[float, float]]:
+        found = await told.forecast(start_s + 3600.0, 7200.0)
+        return [((item.at_s - start_s) / 3600.0, item.g_per_kwh) for item in found]
+
+    return asyncio.run(ask())
+
+
+def test_kinds_of_forecast(tmp_path: Path) -> None:
+    assert foretold(tmp_path, "perfect") == [(1.0, 200.0), (2.0, 300.0), (3.0, 50.0)]
+    assert foretold(tmp_path, "error:0") == foretold(tmp_path, "perfect")
+    assert foretold(tmp_path, "seasonal") == []
+    assert foretold(tmp_path, "persistence") == [(1.0, 200.0), (2.0, 200.0)]
+    wrong, other = foretold(tmp_path, "error:15"), foretold(tmp_path, "error:15", seed=1)
+    assert wrong == foretold(tmp_path, "error:15")
+    assert wrong != other
+    assert [hour for hour, _ in wrong] == [1.0, 2.0, 3.0]
+    assert all(value > 0.0 for _, value in foretold(tmp_path, "error:200"))
+
+
+def test_errors_are_of_the_size_they_say() -> None:
+    class Flat:
+        name, step_s, remote = "flat", 3600.0, False
+
+        async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
+            return [Reading(g_per_kwh=100.0, at_s=3600.0 * hour, provider="flat") for hour in range(2_000)]
+
+    told = asyncio.run(forecasts.Foretold(Flat(), forecasts.parse("error:15"), 3).forecast(0.0, 0.0))  # type: ignore
+    values = [item.g_per_kwh for item in told]
+    assert statistics.mean(values) == pytest.approx(100.0, abs=1.5)
+    assert statistics.stdev(values) == pytest.approx(15.0, abs=1.0)
+    assert told[0].provider == "flat (error:15)"
+
+
+@pytest.mark.parametrize("kind", ["perfect", "seasonal", "persistence", "error:15", "error:150"])
+def test_the_floor_holds_whatever_was_foretold(tmp_path: Path, kind: str) -> None:
+    """Never below the accuracy floor, in no step, and the budget is met all the same."""
+    rules = Rules(
+        noise=False,
+        accuracy_floor=87.0,
+        accuracy_margin=0.0,
+        accuracy_budget=1.2,
+        budget_horizon_s=8 * 3600.0,
+        forecast=forecasts.parse(kind),
+        look_s=900.0,
+    )
+    path = trace_file(tmp_path, (400.0, 60.0, 380.0, 90.0, 300.0, 70.0, 410.0, 250.0))
+    run = replay.play(a_case(path, policy="budget", rules=rules, gpus=2, hours=8.0))
+    assert all(step.accuracy >= 87.0 - 1e-4 for step in run.steps)
+    assert all(step.late <= 0.0525 for step in run.steps)
+    assert run.sums.accuracy >= 89.1 - 1.2 - 0.02
+    if kind != "perfect":
+        told = [step.reason for step in run.steps if "forecast:" in step.reason]
+        assert any(kind in reason or (kind == "seasonal" and "persistence" in reason) for reason in told)
+
+
 # --- whose decisions they are -----------------------------------------------------------------------------------------
 
 
@@ -215,7 +327,7 @@ def test_the_dwell_time_holds_changes_back(tmp_path: Path) -> None:
     free, dwelling = played(5.0), played(5400.0)
     assert free.held["dwell"] == 0
     assert dwelling.held["dwell"] > 0
-    assert 0 < totals(dwelling).changes < totals(free).changes
+    assert 0 < dwelling.sums.changes < free.sums.changes
     changed = [step.at_s for step in dwelling.steps if step.changes]
     assert all(later - sooner >= 5400.0 for sooner, later in itertools.pairwise(changed))
 
@@ -226,7 +338,7 @@ def test_a_change_without_capacity_is_refused(tmp_path: Path) -> None:
     case = a_case(trace_file(tmp_path, (40.0, 500.0)), policy="oracle", rules=rules, family="yolov5")
     run = replay.play(case)
     assert run.held["capacity"] == 1
-    assert totals(run).changes == 0
+    assert run.sums.changes == 0
     assert any("controller.allow_capacity_loss allows it" in step.reason for step in run.steps)
 
 
@@ -327,7 +439,7 @@ def test_the_paper_twice_over(artifact: Path, tmp_path: Path, capsys: pytest.Cap
         "-o",
         str(out),
     ]
-    assert main(words) == 0
+    assert main([*words, "--jobs", "2"]) == 0  # in processes of their own, which changes nothing else
     printed = capsys.readouterr().out
     results = msgspec.json.decode((out / "results.json").read_bytes(), type=Results)
     found = {(item.accounting, item.policy): item for item in results.summaries}
@@ -347,7 +459,7 @@ def test_the_paper_twice_over(artifact: Path, tmp_path: Path, capsys: pytest.Cap
     theirs = (52.0 + active_w * (1.0 - co2opt.active_saving)) / (5 * 52.0 + active_w)
     assert flattered.saving == pytest.approx(1.0 - theirs, abs=1e-6)
     statics = [item for (_, policy), item in found.items() if policy.startswith("static >= ")]
-    assert len(statics) == 2
+    assert len(statics) == 3
     for item in statics:
         assert item.accuracy >= float(item.policy.split()[2]) - 1e-4  # shares are rounded
         assert item.changes == 0.0
@@ -355,17 +467,76 @@ def test_the_paper_twice_over(artifact: Path, tmp_path: Path, capsys: pytest.Cap
     assert "the artifact's accounting" in printed
     assert "52 W idle each" in printed
     assert results.manifest.seeds == 1
+    kept = next(run for run in results.runs if (run.accounting, run.policy) == ("equal", "oracle"))
+    case = a_case(artifact / f"{paper.TRACES[0]}.csv", policy="oracle", rules=PAPER)
+    alone = replay.play(replace(case, slo_ms=kept.slo_ms))
+    assert alone.sums == kept.sums
+
+
+def test_ours_at_clovers_loss(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seed by seed beside CLOVER, its limit, GPUs that sleep, and BASE on as many as it needs."""
+    words = ["albert", "--scenario", "paper", "--quick", "--hours", "4", "--seeds", "2", "--traces", str(artifact)]
+    assert main([*words, "--asleep", "40", "-o", str(tmp_path)]) == 0
+    results = msgspec.json.decode((tmp_path / "results.json").read_bytes(), type=Results)
+    found = {(item.accounting, item.policy): item for item in results.summaries}
+    assert results.summaries == work.summaries(results.runs)
+    for accounting in ("equal", "artifact"):
+        clover, budget = found[accounting, "clover"], found[accounting, "budget (clover)"]
+        assert clover.seeds == budget.seeds == 2
+        assert budget.accuracy_loss == pytest.approx(clover.accuracy_loss, abs=0.02)
+        assert budget.margin is not None
+        assert budget.margin >= 0.0
+        assert budget.limit is not None
+        assert budget.saving <= budget.limit
+        assert budget.limit - budget.saving < 0.03
+        parked, released = found[accounting, "budget (clover), parked"], found[accounting, "budget (clover), released"]
+        assert budget.saving < parked.saving < released.saving
+        assert released.awake < budget.awake == 2.0
+        assert parked.limit is not None
+        assert parked.saving <= parked.limit
+        fitted = found[accounting, paper.FITTED]
+        assert fitted.accuracy_loss == 0.0
+        assert fitted.saving >= 0.0
+        assert fitted.p95_ms <= fitted.slo_ms
+    for run in results.runs:
+        assert (len(run.steps) > 0) == (run.seed == 0)
+        if run.steps:
+            assert sum(step.grams for step in run.steps) == pytest.approx(run.sums.grams)
+            assert sum(step.seconds for step in run.steps) == pytest.approx(4 * 3600.0)
+            assert len(run.steps) < 16, "alike steps are one"
+    assert "40 W or nothing" in capsys.readouterr().out
+
+
+def test_margins_are_seed_by_seed(tmp_path: Path) -> None:
+    base = replay.play(a_case(trace_file(tmp_path, (100.0, 300.0)), gpus=2))
+
+    def run(policy: str, seed: int, part: float, beside: str = "") -> Run:
+        sums = msgspec.structs.replace(base.sums, grams=part * base.sums.grams)
+        limit = 0.5 * base.sums.grams
+        return msgspec.structs.replace(
+            base, policy=policy, seed=seed, sums=sums, beside=beside, limit_grams=limit, steps=()
+        )
+
+    theirs = [run("clover", 0, 0.8), run("clover", 1, 0.6)]
+    ours = [run("ours", 0, 0.7, "clover"), run("ours", 1, 0.58, "clover")]
+    alone = [run("once", 0, 0.65, "clover")]
+    found = {item.policy: item for item in work.summaries([base, *theirs, *ours, *alone])}
+    assert found["base"].saving == 0.0
+    assert found["clover"].saving == pytest.approx(0.3)
+    assert (found["clover"].saving_least, found["clover"].saving_most) == pytest.approx((0.2, 0.4))
+    assert found["clover"].saving_std == pytest.approx(0.1 * 2**0.5)
+    assert found["clover"].margin is None
+    assert found["clover"].limit == pytest.approx(0.5)
+    assert found["ours"].margin == pytest.approx(0.02), "the seed where least is gained, not the mean"
+    assert found["once"].margin == pytest.approx(0.05), "one run beside many stands beside their mean"
 
 
 def test_a_static_mix_is_held_to_the_accuracy_it_is_compared_at() -> None:
-    step = {"rows": 1.0, "accuracy": 82.587, "active_j": 0, "idle_j": 0, "active_grams": 0, "grams": 0, "p95_ms": 1}
-
-    class Fake:
-        policy, slo_ms = "clover", 1.0
-        steps = (type("S", (), {**step, "late": 0.0, "changes": 0})(),)
-
-    found = paper.matched([Fake()])  # type: ignore[list-item]
+    found = paper.matched("clover", 82.587)
     assert (found.name, found.form, found.accuracy_floor) == ("static >= 82.58 (clover)", "floor", 82.58)
+    assert found.asleep_w is None
+    released = paper.matched("clover", 82.587, released=True)
+    assert (released.name, released.asleep_w) == ("static >= 82.58 (clover), released", 0.0)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -444,6 +615,12 @@ def test_the_synthetic_source_says_so(capsys: pytest.CaptureFixture[str], tmp_pa
         (["albert", "--lam", "2"], "--lam is 0 to 1"),
         (["albert", "--slo-ms", "-1"], "--slo-ms"),
         (["albert", "--look-s", "3600"], "longer than a step of synthetic"),
+        (["albert", "--forecast", "good"], "--forecast is perfect, seasonal, persistence"),
+        (["albert", "--forecast", "error:x"], "error:PCT with 0 to 200 percent"),
+        (["albert", "--asleep", "80"], "--asleep is 0 to 52"),
+        (["albert", "--accuracy-budget", "-1"], "--accuracy-budget is 0 to 100"),
+        (["albert", "--jobs", "2"], "--jobs is for --scenario paper"),
+        (["albert", "--device", "cpu", "--asleep", "0"], "cores of one machine do not sleep"),
         (["albert", "--png"], "give a folder with -o"),
         (["albert", "--traces", "nowhere.csv"], "there is no such file"),
         (["albert", "--traces", "synthetic", "synthetic"], "two traces are called synthetic"),

@@ -1,0 +1,220 @@
+"""Cascades as a plan: which chain with which thresholds on which configuration.
+
+A *point* of the profile (`types.ChainPoint`) is a chain with its thresholds: what accuracy its answers have, and which
+part of the rows reaches each stage, both on rows that had no part in choosing it.  On a configuration the stages are
+lanes in a row.  All rows come to the first one; what goes on comes to the next when its batch is done, so that its
+arrivals are bunched as these batches are.  `played_ms` plays that with the kernel that plays a single lane.
+
+**Search.**  The stages of a point are *members* of a `Formulation`, each a family of one variant at its own rate, on
+devices that they share: the kernel that packs several families packs a chain.  Each is held to what the others leave of
+the SLO at their quickest; whether the chain as a whole keeps it is played afterwards, and where it does not, the stages
+are held to parts of it, in proportion to the time a row takes in each.  Points are tried in the order of what they
+could be worth at best, until none that is left could be worth more than what was found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover._native import lanes
+from clover.errors import PlanError
+from clover.planning.formulation import Formulation, Member
+from clover.planning.objective import Objective
+from clover.planning.problem import Problem
+from clover.planning.queueing import Lane, Service, lane_of, play
+from clover.types import Candidate, ChainPoint, Configuration, Prediction, Routing
+
+Floats = NDArray[np.float64]
+
+POINTS = 12
+"""Points for which a configuration is looked for, at most."""
+EVALUATIONS = 5_000
+KEEP = 6
+ROWS = 20_000
+_WARM_UP = 500
+_SEED = 20231112
+_RATE_STEP = 0.02
+_HELD = (0.0, 1.0, 0.7, 0.5)  # parts of the SLO that the stages share, one after the other; 0: what others leave
+_MISS = 0.95
+
+
+def energy_j(lanes_: Sequence[Lane], rate: float, reach: Sequence[float]) -> float:
+    """Joules above idle of a row, over all stages it is asked of."""
+    return sum(part * lane.energy_j(rate * part) for lane, part in zip(lanes_, reach, strict=True))
+
+
+def played_ms(stages: tuple[tuple[Service, ...], ...], rate: float, reach: tuple[float, ...]) -> Floats:
+    """Latencies (ms, ascending) of rows that come to the workers of the first stage at `rate` rows a second, and to
+    those of the others as far as they go on.  Every stage must be stable."""
+    step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
+    rounded = tuple(round(part, 3) for part in reach)
+    return _played_ms(stages, math.exp(step * _RATE_STEP), rounded)
+
+
+@lru_cache(maxsize=2048)
+def _played_ms(stages: tuple[tuple[Service, ...], ...], rate: float, reach: tuple[float, ...]) -> Floats:
+    rng = np.random.default_rng(_SEED)
+    begun_s = np.cumsum(rng.exponential(1.0 / rate, ROWS + _WARM_UP))
+    now_s, rows = begun_s.copy(), np.arange(len(begun_s))
+    for at, workers in enumerate(stages):
+        if at:
+            goes_on = rng.random(len(rows)) < reach[at] / max(reach[at - 1], 1e-12)
+            rows = rows[goes_on]
+        if not len(rows):
+            break
+        rows = rows[np.argsort(now_s[rows], kind="stable")]
+        now_s[rows] += play(workers, now_s[rows])
+    latencies: Floats = np.sort((now_s - begun_s)[_WARM_UP:]) * 1e3
+    latencies.setflags(write=False)
+    return latencies
+
+
+def evaluate(problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint) -> Candidate:
+    """What `point` does on a configuration of the variants of its chain."""
+    groups: dict[str, list[tuple[Service, int]]] = {variant: [] for variant in point.chain}
+    for group in configuration:
+        groups[group.variant].append((problem.services[group.variant, group.profile], group.count))
+    stages = [lane_of(tuple(members)) for members in groups.values()]
+    loads = [
+        problem.rate * part / lane.capacity if lane.groups else math.inf
+        for lane, part in zip(stages, point.reach, strict=True)
+    ]
+    why, p95_ms, joules = "", math.inf, math.inf
+    if max(loads) > objective.max_utilisation:
+        at = loads.index(max(loads))
+        why = f"{point.chain[at]} would be at {loads[at]:.0%} of its capacity"
+    if max(loads) < 1.0:
+        joules = energy_j(stages, problem.rate, point.reach)
+        latencies = played_ms(tuple(lane.workers for lane in stages), problem.rate, point.reach)
+        p95_ms = float(np.quantile(latencies, _MISS))
+    if not why and p95_ms > objective.slo_ms:
+        why = f"p95 {p95_ms:.2f} ms exceeds the SLO of {objective.slo_ms:.2f} ms"
+    if not why and point.accuracy < objective.planned_floor:
+        why = f"accuracy {point.accuracy:.2f} % is below {objective.floor_text}"
+    return Candidate(
+        configuration=configuration,
+        routing=Routing(shares=ends_of(point), chain=point.chain, thresholds=point.thresholds),
+        prediction=Prediction(
+            p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(max(loads), 1e9)
+        ),
+        score=objective.score(point.accuracy, joules) if math.isfinite(joules) else -math.inf,
+        feasible=not why,
+        why=why,
+    )
+
+
+def ends_of(point: ChainPoint) -> dict[str, float]:
+    """The part of the rows that ends at each variant: how rows are dealt that do not follow the chain."""
+    following = (*point.reach[1:], 0.0)
+    parts = [here - later for here, later in zip(point.reach, following, strict=True)]
+    return {variant: round(max(0.0, part), 6) for variant, part in zip(point.chain, parts, strict=True)}
+
+
+def promising(problem: Problem, objective: Objective, points: Sequence[ChainPoint]) -> list[tuple[float, ChainPoint]]:
+    """Points of several stages that reach the floor and can run here, with what each could be worth at best, best
+    first."""
+    least = {variant: min(problem.energies(variant), default=math.inf) for variant in problem.variants}
+    found = []
+    for point in points:
+        if len(point.chain) < 2 or point.accuracy < objective.planned_floor:
+            continue
+        joules = sum(
+            part * least.get(variant, math.inf) for variant, part in zip(point.chain, point.reach, strict=True)
+        )
+        if math.isfinite(joules):
+            found.append((objective.score(point.accuracy, joules), point))
+    return sorted(found, key=lambda item: (-item[0], item[1].chain, item[1].thresholds))
+
+
+def best_chains(
+    problem: Problem,
+    objective: Objective,
+    points: Sequence[ChainPoint],
+    *,
+    running: Configuration | None = None,
+    beat: float = -math.inf,
+    seed: int = 0,
+) -> list[Candidate]:
+    """Feasible candidates, the best first: what runs under every point it can serve, and the configurations found for
+    the most promising points.  Nothing that cannot be worth more than `beat` is looked for."""
+    ranked = promising(problem, objective, points)
+    found: list[Candidate] = []
+    if running is not None and all((group.variant, group.profile) in problem.services for group in running):
+        found = on_configuration(replace(problem, points=tuple(points)), objective, running)
+    good = [candidate for candidate in found if candidate.feasible]
+    for worth, point in ranked[:POINTS]:
+        if worth <= max([beat, *(candidate.score for candidate in good)]):
+            break
+        candidate = next(_configurations(problem, objective, point, seed), None)
+        if candidate is not None:
+            good.append(candidate)
+    return sorted(good, key=lambda candidate: -candidate.score)
+
+
+def on_configuration(problem: Problem, objective: Objective, configuration: Configuration) -> list[Candidate]:
+    """What every promising point does on a configuration of the variants of its chain."""
+    variants = {group.variant for group in configuration}
+    return [
+        evaluate(problem, objective, configuration, point)
+        for _, point in promising(problem, objective, problem.points)
+        if set(point.chain) == variants
+    ]
+
+
+def _configurations(problem: Problem, objective: Objective, point: ChainPoint, seed: int) -> Iterator[Candidate]:
+    """Feasible configurations for `point`, the most frugal first of those that were found in a turn."""
+    for turn, part in enumerate(_HELD):
+        try:
+            form = Formulation(_members(problem, objective, point, part), problem.devices)
+        except PlanError:
+            return
+        starts = form.alike()
+        if not starts:
+            return
+        solution = lanes.solve(form.kernel(), seed + turn, EVALUATIONS, starts, 1, KEEP)
+        good = []
+        for item in solution.found:
+            groups = [group for at in range(len(point.chain)) for group in form.configuration(item.counts, at)]
+            configuration = tuple(sorted(groups, key=lambda group: (group.variant, group.profile)))
+            candidate = evaluate(problem, objective, configuration, point)
+            if candidate.feasible:
+                good.append(candidate)
+        if good:
+            yield from sorted(good, key=lambda candidate: -candidate.score)
+            return
+
+
+def _members(problem: Problem, objective: Objective, point: ChainPoint, part: float) -> list[Member]:
+    """The stages as families of their own, each held to its part of `part` of the SLO; to what others leave for 0."""
+    own = [
+        {key: service for key, service in problem.services.items() if key[0] == variant} for variant in point.chain
+    ]
+    spent_ms = [min((service.mean_ms[0] for service in services.values()), default=0.0) for services in own]
+    total_ms = max(sum(spent_ms), 1e-9)
+    return [
+        Member(
+            replace(
+                problem,
+                variants=(variant,),
+                accuracy={variant: problem.accuracy[variant]},
+                services=services,
+                rate=max(problem.rate * reach, 1e-6),
+            ),
+            replace(
+                objective,
+                form="floor",
+                accuracy_floor=0.0,
+                planned_floor=0.0,
+                slo_ms=max(
+                    part * objective.slo_ms * (spent / total_ms) if part else objective.slo_ms - total_ms + spent, 1e-6
+                ),
+            ),
+        )
+        for variant, services, reach, spent in zip(point.chain, own, point.reach, spent_ms, strict=True)
+    ]

@@ -1,0 +1,113 @@
+"""What no schedule of plans over a horizon can undercut: a proven limit beside an accuracy budget.
+
+A schedule runs step t, with n_t rows at w_t grams a joule, by some plan of E_t joules and A_t percent a row (or by
+several, each for a part of the step), and reaches A percent over all N rows.  Whatever the price p of a percent is,
+
+    sum n_t w_t E_t  >=  sum n_t w_t E_t - p (sum n_t A_t - N A)  >=  p N A + sum n_t w_t G(p / w_t),
+    G(m) = min over plans of E - m A,
+
+because the first parentheses hold nothing below zero.  Only the ratio of price and intensity is left in G, so that one
+function of one number stands for all steps of a rate.  Nobody knows G, but `planning.dual.bound` knows what it cannot
+be below (`Front`).  It is concave, as is the right side in p, whose greatest value is the limit; every p gives a valid
+one.  Below the frontier that plans reach it lies by what the dual leaves out (`dual`).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from clover.planning.awake import asleep
+from clover.planning.dual import bound
+from clover.planning.formulation import Formulation, Member
+from clover.planning.objective import Objective
+from clover.planning.problem import Problem
+
+_GRID = 48
+_HALVINGS = 80
+_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
+
+
+@dataclass(frozen=True)
+class Front:
+    """What E - m A of any plan is at least (joules a row), at some prices m (joules a percent, ascending from 0).
+
+    G is concave, so that the chord between two of its values lies below it, and lower bounds of the values make a lower
+    chord.  Beyond the last price G falls by `best`, the highest accuracy of all (percent), a step at most.
+    """
+
+    prices: tuple[float, ...]
+    values: tuple[float, ...]
+    best: float
+
+    def at(self, price: float) -> float:
+        """A lower bound of G at a `price` of 0 or more."""
+        after = bisect_left(self.prices, price)
+        if after >= len(self.prices):
+            return self.values[-1] - (price - self.prices[-1]) * self.best
+        if after == 0:
+            return self.values[0]
+        low, high = self.prices[after - 1], self.prices[after]
+        part = (price - low) / (high - low)
+        return (1.0 - part) * self.values[after - 1] + part * self.values[after]
+
+
+def front(problem: Problem, objective: Objective) -> Front:
+    """The front of a family at its rate, without accuracy floor.  Joules are those that plans differ in: active ones,
+    and where devices may have no workers what the others draw for having some."""
+    sleep, awake_w = asleep(problem.spared_w)
+    base_j, base = objective.base_energy_j, objective.base_accuracy
+    accuracies = [problem.accuracy[variant] for variant in problem.variants]
+    reach = max(max(accuracies) - min(accuracies), 1e-9)
+    # From a thousandth of what BASE would save a percent by losing all there is to lose, to a thousand times that.
+    prices = [base_j / reach * 10.0 ** (-3.0 + 6.0 * at / (_GRID - 1)) for at in range(_GRID)]
+    values = []
+    for price in (0.0, *prices):
+        lam = 1.0 / (1.0 + price * base / base_j)
+        own = replace(objective, form="paper", lam=lam, carbon_weight=1.0, accuracy_floor=0.0, planned_floor=0.0)
+        form = Formulation([Member(problem, own)], problem.devices, sleep=sleep, awake_w=awake_w, slow=True)
+        values.append(base_j * (1.0 - ((1.0 - lam) + bound(form, waits=problem.objective.waits, slo=True)) / lam))
+    return Front((0.0, *prices), tuple(values), max(accuracies))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a horizon: rows, grams of CO2e a joule, and what plans can do at its load."""
+
+    rows: float
+    grams_per_j: float
+    front: Front
+
+
+def least_grams(steps: Sequence[Stretch], accuracy: float) -> float:
+    """Grams that no schedule over `steps` can undercut that reaches `accuracy` percent over all rows."""
+    rows = sum(step.rows for step in steps)
+    alike: dict[tuple[float, int], tuple[float, Stretch]] = {}
+    for step in steps:
+        key = (step.grams_per_j, id(step.front))
+        alike[key] = (alike[key][0] + step.rows if key in alike else step.rows, step)
+
+    def value(price: float) -> float:
+        found = price * rows * accuracy
+        for own, step in alike.values():
+            w = step.grams_per_j
+            found += own * (w * step.front.at(price / w) if w > 0.0 else -price * step.front.best)
+        return found
+
+    low, high = 0.0, max(step.grams_per_j * step.front.prices[-1] for step in steps)
+    best = max(value(low), value(high))
+    a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    fa, fb = value(a), value(b)
+    for _ in range(_HALVINGS):
+        best = max(best, fa, fb)
+        if fa >= fb:
+            high, b, fb = b, a, fa
+            a = high - _GOLDEN * (high - low)
+            fa = value(a)
+        else:
+            low, a, fa = a, b, fb
+            b = low + _GOLDEN * (high - low)
+            fb = value(b)
+    return best

@@ -1,0 +1,94 @@
+"""What a policy is told of hours to come, right or wrong: `--forecast`.
+
+    perfect       what the trace says of them
+    seasonal      nothing by the source: the same hour of the day and of the week before (`clover.planning.forecast`);
+                  until more than a day of the run is over, that it stays as it is
+    persistence   that it stays as it is, always
+    error:PCT     what the trace says, each hour times 1 + PCT % of a normal error (never below a twentieth): drawn once
+                  an hour of the trace by the seed, so that an hour is misjudged alike whenever it is asked for
+
+The running hour is known in any case: the reading is no forecast.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from clover.errors import ConfigError
+from clover.interfaces import CarbonSource
+from clover.planning.forecast import HOUR_S
+from clover.types import Reading
+
+KINDS = ("perfect", "seasonal", "persistence")
+_LEAST = 0.05
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A kind of forecast; `error` (a part) of "error"."""
+
+    kind: str = "perfect"
+    error: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """As it is given."""
+        return f"error:{100.0 * self.error:g}" if self.kind == "error" else self.kind
+
+
+PERFECT = Forecast()
+
+
+def parse(text: str) -> Forecast:
+    """The forecast that `text` names; ConfigError where it names none."""
+    if text in KINDS:
+        return Forecast(text)
+    kind, _, rest = text.partition(":")
+    try:
+        error = float(rest) / 100.0 if kind == "error" else math.nan
+    except ValueError:
+        error = math.nan
+    if not 0.0 <= error <= 2.0:
+        raise ConfigError(f"--forecast is {', '.join(KINDS)}, or error:PCT with 0 to 200 percent, not {text!r}")
+    return Forecast("error", error)
+
+
+class Foretold:
+    """A source that reads as `source` does, and foretells as `forecast` says (`clover.interfaces.CarbonSource`)."""
+
+    remote = False
+
+    def __init__(self, source: CarbonSource, forecast: Forecast, seed: int) -> None:
+        self.name = source.name
+        self.step_s = source.step_s
+        self._source = source
+        self._told = forecast
+        self._seed = seed
+
+    async def read(self, grid_s: float) -> Reading:
+        """The source's reading."""
+        return await self._source.read(grid_s)
+
+    async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
+        """What is foretold of `horizon_s` seconds from `grid_s` on."""
+        if self._told.kind == "seasonal":
+            return []
+        if self._told.kind == "persistence":
+            now = await self._source.read(grid_s)
+            first = math.floor(grid_s / HOUR_S) * HOUR_S
+            hours = range(math.ceil(horizon_s / HOUR_S))
+            return [
+                msgspec.structs.replace(now, at_s=first + hour * HOUR_S, estimated=True, provider="persistence")
+                for hour in hours
+            ]
+        foretold = await self._source.forecast(grid_s, horizon_s)
+        return foretold if self._told.kind == "perfect" else [self._wrong(reading) for reading in foretold]
+
+    def _wrong(self, reading: Reading) -> Reading:
+        drawn = np.random.default_rng([self._seed, math.floor(reading.at_s / HOUR_S)]).standard_normal()
+        value = reading.g_per_kwh * max(_LEAST, 1.0 + self._told.error * float(drawn))
+        return msgspec.structs.replace(reading, g_per_kwh=value, provider=f"{reading.provider} ({self._told.name})")
