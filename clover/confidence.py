@@ -3,6 +3,10 @@
 Computed by the worker, in the batch, so that cascades need nothing but a number a row; and by the profiler, on rows
 whose answers are known, which is where thresholds come from.  A score means nothing by itself: only rows below a
 threshold are told from those above it.
+
+A row whose output is not finite scores NaN, which is below every threshold: it goes on, and its neighbours in the
+batch, which may be of other clients, are not held to account for it.  Whatever else is wrong with scores is the
+family's fault and a `ScoreError`, never a score.
 """
 
 from __future__ import annotations
@@ -22,8 +26,12 @@ Scorer = Callable[[Sequence[Any]], Floats]
 """Outputs of a batch in their declared order (arrays [rows, ...]) -> scores [rows], float32."""
 
 
+ROUNDING = 0.01
+"""How far out of 0..1 a score of probabilities may be by rounding (in half precision); beyond, they are none."""
+
+
 class ScoreError(ValueError):
-    """A function of a family gave no scores."""
+    """A function of a family gave no scores, or an output holds no probabilities."""
 
 
 def scorer(spec: FamilySpec) -> Scorer | None:
@@ -38,8 +46,32 @@ def scorer(spec: FamilySpec) -> Scorer | None:
         return _own(resolve(confidence.kind, spec.folder), at)
     score = {"top": top, "margin": margin, "entropy": entropy}[confidence.kind]
     if not confidence.logits:
-        return lambda outputs: score(_flat(outputs[at]))
+        return _of_probabilities(score, at, names[at])
     return lambda outputs: score(softmax(_flat(outputs[at])))
+
+
+def _of_probabilities(function: Callable[[Floats], Floats], at: int, name: str) -> Scorer:
+    """A built-in score of an output [rows, ...] that holds probabilities; ScoreError where it plainly does not."""
+    wrong = f"output {name!r} gave a score of {{:g}}, so it holds no probabilities (logits = true?)"
+
+    def score(outputs: Sequence[Any]) -> Floats:
+        values = _flat(outputs[at])
+        found = function(values)
+        fine = (found >= -ROUNDING) & (found <= 1.0 + ROUNDING)
+        return found if fine.all() else _spared(found, fine, values, wrong)
+
+    return score
+
+
+def _spared(found: Floats, fine: NDArray[np.bool_], values: NDArray[Any], what: str) -> Floats:
+    """`found` with NaN for the rows that are not `fine` because their `values` are not finite; ScoreError, saying
+    `what`, where they are."""
+    finite = np.ones(len(found), np.bool_)
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values).reshape(len(found), -1).all(axis=1)
+    if (finite & ~fine).any():
+        raise ScoreError(f"confidence: {what.format(found[finite & ~fine][0])}")
+    return np.where(fine, found, np.float32(np.nan))
 
 
 def _flat(output: NDArray[Any]) -> Floats:
@@ -48,8 +80,9 @@ def _flat(output: NDArray[Any]) -> Floats:
 
 def softmax(logits: Floats) -> Floats:
     """Probabilities [rows, K] of logits [rows, K]."""
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: Floats = raised / raised.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # rows that are not finite
+        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+        found: Floats = raised / raised.sum(axis=1, keepdims=True)
     return found
 
 
@@ -68,21 +101,21 @@ def margin(probabilities: Floats) -> Floats:
 
 def entropy(probabilities: Floats) -> Floats:
     """1 - H / ln K [rows]: 1 for certainty, 0 where all are as likely."""
-    clipped = np.clip(probabilities, 1e-12, 1.0)
+    clipped = np.maximum(probabilities, np.float32(1e-12))
     found: Floats = 1.0 + (clipped * np.log(clipped)).sum(axis=1) / np.float32(math.log(probabilities.shape[1]))
     return found
 
 
 def _own(function: Callable[..., Any], at: int) -> Scorer:
-    """A family's own function: the chosen output [rows, ...] -> scores [rows]; ScoreError for anything else."""
+    """A family's own function: the chosen output [rows, ...] -> finite scores [rows]; ScoreError for anything else."""
 
     def score(outputs: Sequence[Any]) -> Floats:
         found = np.asarray(function(outputs[at]))
         if found.shape != (len(outputs[at]),) or found.dtype.kind not in "fiu":
             raise ScoreError(f"confidence gave {found.dtype} {list(found.shape)} for {len(outputs[at])} rows")
-        if np.isnan(found).any():
-            raise ScoreError("confidence gave NaN")
-        return found.astype(np.float32, copy=False)
+        scores = found.astype(np.float32, copy=False)
+        fine = np.isfinite(scores)
+        return scores if fine.all() else _spared(scores, fine, np.asarray(outputs[at]), "the function gave {:g}")
 
     return score
 

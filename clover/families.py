@@ -374,7 +374,10 @@ def _python_files(folder: Path) -> list[Path]:
 
 def _digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
     """sha256 over the declaration, the Python files and the weights of `variants`; independent of where they lie."""
-    total = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(spec, folder="", digest=""), order="sorted"))
+    declared = msgspec.to_builtins(msgspec.structs.replace(spec, folder="", digest=""))
+    if spec.confidence is None:
+        del declared["confidence"]  # so that what was compiled before there were cascades stays valid
+    total = hashlib.sha256(msgspec.json.encode(declared, order="sorted"))
     if spec.folder:
         folder = Path(spec.folder)
         files = [*_python_files(folder), *(folder / variant.weights for variant in variants if variant.weights)]

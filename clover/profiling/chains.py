@@ -10,6 +10,7 @@ counted on *held-out* rows, which had no part in that.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,11 +21,12 @@ from clover.profiling.score import wilson
 from clover.types import CascadeProfile, ChainPoint
 
 Floats = NDArray[np.float64]
+Cells = NDArray[np.int64]
 
 LEVELS = 32
 """Thresholds of a variant, at most: quantiles of its scores."""
 POINTS = 48
-"""Points of a front that are kept, at most, spread evenly over the accuracies of the front."""
+"""Points of a front that are kept, at most."""
 QUANTILES = 33
 _LONGEST = 3
 
@@ -99,15 +101,51 @@ def levels(scores: Floats) -> list[float]:
 
 
 def every(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterator[Played]:
-    """Every chain of one to three variants, each dearer than the one before, with every threshold of each."""
+    """Every chain of one to three variants, each dearer than the one before, with every threshold of each.
+
+    All thresholds of a chain are played at once: rows are counted by where their scores fall between the thresholds of
+    the first two stages, and sums over that table from its corner are the rows that go on from both."""
     names = list(answers)
-    grids = {name: levels(own.scores) for name, own in answers.items()}
+    grids = {name: np.array(levels(own.scores)) for name, own in answers.items()}
+    cells = {name: _cells(own.scores, grids[name]) for name, own in answers.items()}
+    right = {name: own.right.astype(np.int64) for name, own in answers.items()}
     for length in range(1, min(_LONGEST, len(names)) + 1):
         for chain in itertools.combinations(names, length):
             if any(costs[cheap] >= costs[dear] for cheap, dear in itertools.pairwise(chain)):
                 continue
-            for thresholds in itertools.product(*(grids[name] for name in chain[:-1])):
-                yield play(answers, costs, chain, thresholds)
+            stages = [cells[name] for name in chain[:-1]]
+            sizes = [len(grids[name]) for name in chain[:-1]]
+            rows = len(right[chain[0]])
+            reach = [_below(stages[:k], sizes[:k], np.ones(rows, np.int64)) / rows for k in range(length)]
+            gained = [right[chain[k]] - (right[chain[k - 1]] if k else 0) for k in range(length)]
+            gains = [_below(stages[:k], sizes[:k], gain) / rows for k, gain in enumerate(gained)]
+            for at in np.ndindex(*sizes):
+                parts = tuple(float(part[at[:k]]) for k, part in enumerate(reach))
+                yield Played(
+                    chain,
+                    tuple(float(grids[name][k]) for name, k in zip(chain, at, strict=False)),
+                    sum(float(gain[at[:k]]) for k, gain in enumerate(gains)),
+                    parts,
+                    sum(part * costs[name] for part, name in zip(parts, chain, strict=True)),
+                )
+
+
+def _cells(scores: Floats, grid: Floats) -> Cells:
+    """How many thresholds of a rising `grid` each score reaches; none where it is no number, for such rows go on."""
+    found: Cells = np.searchsorted(grid, np.where(np.isnan(scores), -np.inf, scores), side="right")
+    return found
+
+
+def _below(stages: Sequence[Cells], sizes: Sequence[int], weights: Cells) -> Floats:
+    """[k, ...], k below `sizes`: the sum of `weights` [rows] over the rows whose cell of every stage is at most k."""
+    if not stages:
+        return np.array(weights.sum(), np.float64)
+    whole = [size + 1 for size in sizes]
+    flat = np.ravel_multi_index(tuple(stages), whole)
+    sums: Floats = np.bincount(flat, weights, minlength=math.prod(whole)).reshape(whole).astype(np.float64)
+    for axis in range(len(sizes)):
+        sums = sums.cumsum(axis=axis)
+    return sums[tuple(slice(size) for size in sizes)]
 
 
 def front(played: Iterable[Played]) -> list[Played]:
@@ -120,12 +158,17 @@ def front(played: Iterable[Played]) -> list[Played]:
 
 
 def thinned(points: Sequence[Played]) -> list[Played]:
-    """At most `POINTS` of a front, both ends among them, spread evenly over its accuracies."""
-    if len(points) <= POINTS:
-        return list(points)
-    wanted = np.linspace(points[0].accuracy, points[-1].accuracy, POINTS)
-    at = np.searchsorted([item.accuracy for item in points], wanted)
-    return [points[index] for index in sorted(set(at.clip(0, len(points) - 1).tolist()))]
+    """At most `POINTS` of a front, both ends among them.  Again and again the inner point goes without which least is
+    lost, as the area between accuracy and the logarithm of cost.  (Spread evenly over accuracies, the same number of
+    points left chains within 0.1 points of the best variant up to 1.4 times as dear: `fashion`.)"""
+    kept = list(points)
+    accuracy = [item.accuracy for item in kept]
+    width = [math.log(max(item.cost, 1e-12)) for item in kept]
+    while len(kept) > POINTS:
+        lost = [(accuracy[k] - accuracy[k - 1]) * (width[k + 1] - width[k]) for k in range(1, len(kept) - 1)]
+        at = 1 + lost.index(min(lost))
+        del kept[at], accuracy[at], width[at]
+    return kept
 
 
 def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: Played) -> ChainPoint:

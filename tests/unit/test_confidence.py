@@ -82,13 +82,52 @@ def test_a_function_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ["return output", "return output[:1, 0]", "return ['a'] * len(output)", "return output[:, 0] * np.nan"]
+    "body",
+    [
+        "return output",
+        "return output[:1, 0]",
+        "return ['a'] * len(output)",
+        "return output[:, 0] * np.nan",
+        "return output[:, 0] + np.inf",
+    ],
 )
 def test_a_function_that_gives_no_scores_is_no_confidence(tmp_path: Path, body: str) -> None:
     score = scorer(own(tmp_path, body))
     assert score is not None
-    with pytest.raises(ScoreError, match="confidence gave"):
+    with pytest.raises(ScoreError, match=r"confidence gave|the function gave (nan|inf)"):
         score(answers((0.25, 0, 0), (0.5, 0, 0)))
+
+
+def test_an_odd_row_goes_on_and_its_neighbours_are_spared(tmp_path: Path) -> None:
+    """What a client sends must not fail the rows of others that share its batch."""
+    odd = answers((0.7, 0.2, 0.1), (math.nan, 0.5, 0.5), (0.1, math.inf, 0.2))
+    for kind in families.CONFIDENCES:
+        for logits in (False, True):
+            score = scorer(spec(ConfidenceSpec(kind=kind, output="y", logits=logits)))
+            assert score is not None
+            found = score(odd)
+            assert np.isnan(found[1:]).all(), "below every threshold"
+            assert found[0] == score(answers((0.7, 0.2, 0.1)))[0]
+    score = scorer(own(tmp_path, "return output.max(axis=1)"))
+    assert score is not None
+    found = score(odd)
+    assert found[0] == np.float32(0.7)
+    assert np.isnan(found[1:]).all()
+
+
+@pytest.mark.parametrize("row", [(3.0, 1.0, -2.0), (-3.0, -4.0, -5.0)])
+def test_an_output_that_holds_no_probabilities_is_told(row: tuple[float, ...]) -> None:
+    score = scorer(spec(ConfidenceSpec(kind="top", output="y")))
+    assert score is not None
+    with pytest.raises(ScoreError, match=r"output 'y' gave a score of -?3, so it holds no probabilities"):
+        score(answers(row))
+    assert score(answers((0.0, 1.004, 0.0)))[0] > 1.0, "rounding of half precision is let pass"
+
+
+def test_a_class_that_is_ruled_out_is_a_class_like_another() -> None:
+    score = scorer(spec(ConfidenceSpec(kind="top", output="y", logits=True)))
+    assert score is not None
+    assert score(answers((-math.inf, 0.0, 0.0))).tolist() == [0.5]
 
 
 def test_a_function_that_is_not_there_is_told_at_start(tmp_path: Path) -> None:

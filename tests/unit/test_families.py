@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -668,3 +669,10 @@ def test_new_weights_leave_the_structure(tmp_path):
         assert seen(changed)[1] == structure
     other = msgspec.structs.replace(with_weights, parameters={"layers": "large"})
     assert seen(other)[1] != structure
+
+
+def test_the_digest_of_a_family_without_confidence_is_what_it_was_before_there_was_any() -> None:
+    spec = families.load_family(msgspec.structs.replace(fixture("simple"), folder=""))
+    declared = msgspec.to_builtins(msgspec.structs.replace(spec, digest=""))
+    assert declared.pop("confidence") is None
+    assert spec.digest == hashlib.sha256(msgspec.json.encode(declared, order="sorted")).hexdigest()

@@ -51,6 +51,22 @@ def test_a_chain_is_what_asking_row_by_row_gives(seed: int, count: int, chain: t
     assert found.cost == pytest.approx(cost / count)
 
 
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 30), tenths=st.booleans(), blank=st.floats(0.0, 0.5))
+def test_all_thresholds_at_once_are_what_each_gives(seed: int, count: int, tenths: bool, blank: float) -> None:
+    answers = rows(seed, count)
+    for at, (name, own) in enumerate(answers.items()):
+        scores = own.scores.round(1) if tenths else own.scores  # many ties
+        lost = np.random.default_rng(at).random(count) < blank
+        answers[name] = Answers(np.where(lost, np.nan, scores), own.right)
+    found = list(every(answers, COSTS))
+    assert len({item.chain for item in found if len(item.chain) == 1}) == 3
+    for item in found[:: max(1, len(found) // 50)]:
+        one = play(answers, COSTS, item.chain, item.thresholds)
+        assert item.accuracy == pytest.approx(one.accuracy)
+        assert item.reach == pytest.approx(one.reach)
+        assert item.cost == pytest.approx(one.cost)
+
+
 def test_a_score_that_is_no_number_goes_on() -> None:
     answers = {
         "small": Answers(np.array([np.nan, 0.9]), np.array([False, True])),
