@@ -3,7 +3,8 @@
 A profile is one JSON file in `cache_dir/profiles`, named by family and key.  The key is a digest of everything the
 figures depend on: the family's files, the versions of the libraries that run it, the processor and the cores, the
 energy model, and the version of the measuring procedure.  A changed key is a missing profile, never a wrong one.
-Files are replaced atomically; a damaged one is reported with its path, not measured around silently.
+Files are replaced atomically; a damaged one is reported with its path, not measured around silently.  Beside a profile
+may lie the rows its cascades were made from, `*.rows.npz`, which it can do without.
 
 The questions below are pure functions.  Between measured batch sizes they interpolate linearly: the time of a batch
 is close to affine in its rows.
@@ -60,6 +61,10 @@ class ProfileStore:
         if not _NAME.fullmatch(family) or not key.isalnum():
             raise ProfileError("a profile is kept by a family name of A-Z a-z 0-9 . _ - and a hexadecimal key")
         return self.folder / f"{family}-{key[:16]}.json"
+
+    def rows_path(self, family: str, key: str) -> Path:
+        """Where the rows behind the cascades of that profile are kept."""
+        return self.path(family, key).with_suffix(".rows.npz")
 
     def get(self, family: str, key: str) -> FamilyProfile | None:
         """The profile of `family` measured under `key`, or None.  Raises ProfileError where the file is damaged."""

@@ -257,7 +257,8 @@ class ChainPoint(Record, frozen=True, kw_only=True):
     All else is what it does on held-out rows.  `accuracy` with its 95 % interval `low` .. `high`, in percent; `reach`,
     the part of the rows that is asked of each stage (the first: 1).  `ends` is the accuracy of the rows that end at
     each stage, `cut` what the stage says of the rows that go on from it (of the last stage: its `ends`).  `cost` is the
-    energy of a row as a part of the best variant's alone, at each variant's most frugal.
+    energy of a row as a part of the best variant's alone, at each variant's most frugal.  `against`: accuracy less that
+    of the best variant alone, in points, and the 95 % interval of that difference, row by row.
     """
 
     chain: tuple[str, ...]
@@ -269,17 +270,34 @@ class ChainPoint(Record, frozen=True, kw_only=True):
     ends: tuple[float, ...]
     cut: tuple[float, ...]
     cost: float
+    against: tuple[float, float, float] | None = None
+
+
+class Sureness(Record, frozen=True, kw_only=True):
+    """What a variant's scores tell, on held-out rows by tenths from the least to the most sure: the part that is right,
+    and the part that is answered as the best variant does."""
+
+    right: tuple[float, ...]
+    agreement: tuple[float, ...]
 
 
 class CascadeProfile(Record, frozen=True, kw_only=True):
     """What a family's confidence is worth.  `points` are the Pareto fronts of accuracy and cost over all chains of up
     to two and of up to three variants, from the cheapest up; `quantiles` of each variant's scores on held-out rows,
-    equally spaced from the least to the highest; the numbers of rows it was made from."""
+    equally spaced from the least to the highest, and what they tell (`sureness`); the numbers of rows it was made from.
+
+    Costs are held against those of `best`.  `joules` a row of each variant, at its most frugal batch on the profile
+    that `measured_on` says, come from `method`; a planner has its own and counts with `ChainPoint.reach`."""
 
     points: tuple[ChainPoint, ...]
     quantiles: dict[str, tuple[float, ...]]
     calibration_rows: int
     held_out_rows: int
+    sureness: dict[str, Sureness] = {}
+    best: str = ""
+    joules: dict[str, float] = {}
+    measured_on: dict[str, str] = {}
+    method: Method = "none"
 
 
 class FamilyProfile(Record, frozen=True, kw_only=True):

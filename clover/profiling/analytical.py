@@ -32,6 +32,7 @@ from clover import profiles
 from clover.errors import ProfileError
 from clover.planning.problem import services_of, whole
 from clover.planning.queueing import capacity, estimate
+from clover.profiling.kept import Kept, elsewhere, frugal
 from clover.profiling.pace import PaceFile, PaceRow, as_pace
 from clover.types import BasePoint, DeviceShape, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 
@@ -97,8 +98,10 @@ def emulate(
     rows: Mapping[tuple[str, str], list[PaceRow]] | None = None,
     file: PaceFile | None = None,
     notes: Sequence[str] = (),
+    kept: Kept | None = None,
 ) -> FamilyProfile:
-    """The profile of `spec` on emulated devices of `shapes`, under `key`; `measured` is its profile on CPU cores.
+    """The profile of `spec` on emulated devices of `shapes`, under `key`; `measured` is its profile on CPU cores, and
+    `kept` the rows behind its cascades, where there are any: answers stay, what chains of variants cost does not.
 
     `rows`: those of `file` for this family and these devices; without any, the table is calculated.  `notes` go along.
     Raises ProfileError.
@@ -133,7 +136,10 @@ def emulate(
         latency=tuple(latency),
         notes=tuple(dict.fromkeys(told)),
     )
-    return msgspec.structs.replace(profile, base=base_of(profile, shapes))
+    base = base_of(profile, shapes)
+    if (cascade := measured.cascade) is not None and cascade.best:
+        cascade = elsewhere(cascade, frugal(latency, measured.backend, base.profile), kept)
+    return msgspec.structs.replace(profile, base=base, cascade=cascade)
 
 
 def _calculated(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:

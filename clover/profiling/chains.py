@@ -13,12 +13,13 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clover.profiling.score import wilson
-from clover.types import CascadeProfile, ChainPoint
+from clover.types import CascadeProfile, ChainPoint, Sureness
 
 Floats = NDArray[np.float64]
 Cells = NDArray[np.int64]
@@ -28,15 +29,17 @@ LEVELS = 32
 POINTS = 48
 """Points of a front that are kept, at most."""
 QUANTILES = 33
+TENTHS = 10
 _LONGEST = 3
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a variant said of some rows: how sure it was of each, and whether it was right."""
+    """What a variant said of some rows: how sure it was of each, whether it was right, and (where kept) its answer."""
 
     scores: Floats
     right: NDArray[np.bool_]
+    said: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,30 +76,60 @@ def profile_of(
 ) -> CascadeProfile:
     """The cascade profile of variants (in the order of the mapping, cheapest first) with these costs.  Rows of a split
     are the same for all variants."""
-    best = max(calibration, key=lambda name: float(calibration[name].right.mean()))
+    best = max(held_out, key=lambda name: float(held_out[name].right.mean()))
+    return CascadeProfile(
+        points=points_of(calibration, held_out, costs, best),
+        quantiles={name: _quantiles(own.scores) for name, own in held_out.items()},
+        calibration_rows=len(next(iter(calibration.values())).right),
+        held_out_rows=len(next(iter(held_out.values())).right),
+        sureness={name: _sureness(own, held_out[best]) for name, own in held_out.items()},
+        best=best,
+        joules=dict(costs),
+    )
+
+
+def points_of(
+    calibration: Mapping[str, Answers], held_out: Mapping[str, Answers], costs: Mapping[str, float], best: str
+) -> tuple[ChainPoint, ...]:
+    """What is worth keeping at these costs, chosen on `calibration`, and what `held_out` rows tell of it."""
     alone = {name: cost / max(costs[best], 1e-12) for name, cost in costs.items()}
     played = list(every(calibration, alone))
     fronts = [front(item for item in played if len(item.chain) < longest) for longest in (_LONGEST, _LONGEST + 1)]
     chosen = dict.fromkeys(item for each in fronts for item in thinned(each))
-    points = [_point(held_out, alone, item) for item in sorted(chosen, key=lambda item: (item.cost, item.accuracy))]
-    at = np.linspace(0.0, 1.0, QUANTILES)
-    return CascadeProfile(
-        points=tuple(points),
-        quantiles={name: tuple(np.quantile(own.scores, at).tolist()) for name, own in held_out.items()},
-        calibration_rows=len(next(iter(calibration.values())).right),
-        held_out_rows=len(next(iter(held_out.values())).right),
+    ordered = sorted(chosen, key=lambda item: (item.cost, item.accuracy))
+    return tuple(_point(held_out, alone, item, best) for item in ordered)
+
+
+def _quantiles(scores: Floats) -> tuple[float, ...]:
+    """Equally spaced quantiles of the scores that are numbers."""
+    known = scores[~np.isnan(scores)]
+    return tuple(np.quantile(known, np.linspace(0.0, 1.0, QUANTILES)).tolist()) if len(known) else ()
+
+
+def _sureness(own: Answers, best: Answers) -> Sureness:
+    """What the scores of a variant tell, by tenths; NaN sorts below all."""
+    order = np.argsort(np.where(np.isnan(own.scores), -np.inf, own.scores), kind="stable")
+    tenths = [part for part in np.array_split(order, TENTHS) if len(part)]
+    same = own.said == best.said if own.said is not None and best.said is not None else None
+    return Sureness(
+        right=tuple(float(own.right[part].mean()) for part in tenths),
+        agreement=tuple(float(np.mean(same[part])) for part in tenths) if same is not None else (),
     )
 
 
 def common(answers: Mapping[str, Answers]) -> dict[str, Answers]:
     """The rows that all variants were asked for: a slow one may have seen fewer, in the same order."""
     rows = min(len(own.right) for own in answers.values())
-    return {name: Answers(own.scores[:rows], own.right[:rows]) for name, own in answers.items()}
+    return {
+        name: Answers(own.scores[:rows], own.right[:rows], own.said[:rows] if own.said is not None else None)
+        for name, own in answers.items()
+    }
 
 
 def levels(scores: Floats) -> list[float]:
     """Thresholds to try: quantiles of the scores, as float32 has them, none twice."""
-    found = np.quantile(scores, np.linspace(0.0, 1.0, LEVELS + 2)[1:-1])
+    known = scores[~np.isnan(scores)]
+    found = np.quantile(known, np.linspace(0.0, 1.0, LEVELS + 2)[1:-1]) if len(known) else ()
     return sorted({float(np.float32(value)) for value in found})
 
 
@@ -171,16 +204,18 @@ def thinned(points: Sequence[Played]) -> list[Played]:
     return kept
 
 
-def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: Played) -> ChainPoint:
+def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: Played, best: str) -> ChainPoint:
     """What a chosen chain does on other rows."""
     found = play(answers, costs, chosen.chain, chosen.thresholds)
     rows = len(answers[chosen.chain[0]].right)
     low, high = wilson(round(found.accuracy * rows), rows)
     here = np.ones(rows, np.bool_)
+    right = np.zeros(rows, np.bool_)
     ends, cut = [], []
     for name, threshold in itertools.zip_longest(chosen.chain, chosen.thresholds):
         own = answers[name]
         goes_on = here & ~(own.scores >= threshold) if threshold is not None else np.zeros(rows, np.bool_)
+        right |= own.right & here & ~goes_on
         ends.append(_percent(own.right, here & ~goes_on))
         cut.append(_percent(own.right, goes_on if threshold is not None else here))
         here = goes_on
@@ -194,7 +229,15 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: P
         ends=tuple(ends),
         cut=tuple(cut),
         cost=found.cost,
+        against=_against(right, answers[best].right),
     )
+
+
+def _against(right: NDArray[np.bool_], best: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Points by which `right` is right more often than `best`, with the 95 % interval of a paired difference."""
+    apart = right.astype(np.float64) - best
+    middle, spread = 100.0 * float(apart.mean()), 196.0 * float(apart.std()) / math.sqrt(len(apart))
+    return middle, middle - spread, middle + spread
 
 
 def _percent(right: NDArray[np.bool_], rows: NDArray[np.bool_]) -> float:

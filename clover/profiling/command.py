@@ -19,6 +19,7 @@ from clover.config import FamilyConfig, ServerConfig
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
 from clover.profiling.candidates import COMPILED_AT_FIRST_START
+from clover.profiling.fronts import draw
 from clover.profiling.measurement import Progress, measure
 from clover.profiling.places import Devices, emulated, shapes_of
 from clover.profiling.report import progress_bar, table
@@ -35,6 +36,7 @@ OPTIONS = (
     ),
     Option("--force", "measure although there is a profile"),
     Option("--json", "also write the profiles to this file, as a JSON list", "FILE"),
+    Option("--png", "also draw what cascades reach into this file (needs the extra `simulate`)", "FILE"),
 )
 _USAGE = "python -m clover profile [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
 _ABOUT = (
@@ -55,6 +57,8 @@ def main(argv: Sequence[str]) -> int:
         found = [_profile(item, given.config, given.options) for item in given.config.families]
         if path := given.options.get("json"):
             Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+        if path := given.options.get("png"):
+            draw(found, path)
     except ConfigError as error:
         print(f"clover profile: {error}", file=sys.stderr)
         return 2

@@ -110,22 +110,24 @@ class Driver:
             found.wall_s = time.monotonic() - began
         return found
 
-    def score(self, worker: Worker, batch: int, *, most_rows: int, most_s: float) -> Scored:
-        """Pass over the rows in batches of `batch`, until `most_rows` or `most_s`."""
-        spec = self._rows.spec
+    def score(
+        self, worker: Worker, batch: int, *, most_s: float, most_rows: int | None = None, rows: Rows | None = None
+    ) -> Scored:
+        """Pass over `rows` (by default the driver's) in batches of `batch`, until `most_rows` or `most_s`."""
+        source = self._rows if rows is None else rows
         found: list[NDArray[np.generic]] = []
         scores: list[NDArray[np.float32]] = []
         cell = Cell(batch)
         self._one(worker, batch)
         self._next_row = 0
         began = time.monotonic()
-        total = min(most_rows, self._rows.count)
+        total = source.count if most_rows is None else min(most_rows, source.count)
         while self._next_row < total and (not found or cell.wall_s < most_s):
             count = min(batch, total - self._next_row)
-            timing = self._one(worker, count)
+            timing = self._one(worker, count, source)
             if count == batch:
                 self._add(cell, timing)
-            found.append(answers(read_rows(self._slab, spec, 0, list(range(count)))))
+            found.append(answers(read_rows(self._slab, source.spec, 0, list(range(count)))))
             scores.append(self._slab.score[:count].copy())
             cell.wall_s = time.monotonic() - began
         return Scored(np.concatenate(found), np.concatenate(scores), cell)
@@ -134,9 +136,9 @@ class Driver:
         cell.ms.append(timing[0] / 1e6)
         cell.cpu_s += timing[1] / 1e9
 
-    def _one(self, worker: Worker, batch: int) -> tuple[int, int]:
-        """Serve the next `batch` rows: service and CPU nanoseconds."""
-        self._rows.fill(self._slab, range(batch), self._next_row)
+    def _one(self, worker: Worker, batch: int, rows: Rows | None = None) -> tuple[int, int]:
+        """Serve the next `batch` of `rows` (by default the driver's): service and CPU nanoseconds."""
+        (self._rows if rows is None else rows).fill(self._slab, range(batch), self._next_row)
         self._next_row += batch
         self._submit(worker, np.arange(batch, dtype=np.uint32))
         until = time.monotonic() + self._silent_s

@@ -32,6 +32,8 @@ from clover.profiling.choose import elect, faster
 from clover.profiling.drive import Cell, Driver, Scored
 from clover.profiling.effort import FULL, QUICK, Effort
 from clover.profiling.joules import Joules
+from clover.profiling.kept import Kept, frugal, labelled
+from clover.profiling.kept import write as write_rows
 from clover.profiling.places import Devices, device_cores, devices_of, emulated, on_cores, places_of, whole_layout
 from clover.profiling.records import accuracy_of, latency_of, require_published, typical_p95
 from clover.profiling.standing import Standing
@@ -122,7 +124,17 @@ async def measure(
         slab.close()
     if store is not None:
         store.put(profile)
+    if work.kept is not None:
+        await asyncio.to_thread(_keep_rows, Path(cache_dir), profile, work.kept)
     return profile
+
+
+def _keep_rows(cache_dir: Path, profile: FamilyProfile, kept: Kept) -> None:
+    path = profiles.ProfileStore(cache_dir).rows_path(profile.family, profile.key)
+    try:
+        write_rows(path, kept, profile.made_at)
+    except OSError as error:
+        log.warning("%s cannot be written (%s): emulated slices get the chains of this machine's cores", path, error)
 
 
 @dataclass
@@ -143,6 +155,9 @@ class _Measurement:
     notes: list[str] = field(default_factory=list)
     sure: dict[tuple[str, str], Answers] = field(default_factory=dict)
     """How sure each (variant, backend) was of the held-out rows, and where it was right."""
+    calibration: dict[str, Answers] = field(default_factory=dict)
+    """The same of the calibration rows, by variant: of the backend that was chosen."""
+    kept: Kept | None = None
     accuracy: list[AccuracyMeasurement] = field(default_factory=list)
     latency: list[LatencyMeasurement] = field(default_factory=list)
     done: int = 0
@@ -164,7 +179,9 @@ class _Measurement:
         candidates = self.candidates.of
         # A step is one worker started and measured; the estimate assumes that one of two thread counts suffices.
         self.steps = sum(map(len, candidates.values())) + len(spec.variants) * (len(places) - 1) + 1
-        self.steps += len(spec.variants) if spec.confidence is not None and self.data.labelled else 0
+        cascades = spec.confidence is not None and self.data.labelled
+        self.steps += len(spec.variants) if cascades else 0
+        others = await asyncio.to_thread(rows_module.load, spec, "calibration") if cascades else None
         backend: dict[str, str] = {}
         first: dict[str, int] = {}
         for variant in spec.variants:
@@ -172,6 +189,9 @@ class _Measurement:
             mine = [item for item in self.accuracy if item.variant == variant.name]
             backend[variant.name], notes = elect(mine, [m for m in self.latency if m.variant == variant.name])
             self.notes += notes
+            if others is not None:
+                # Now, while the instance stands that it was scored on.
+                await self._calibrate(variant, backend[variant.name], places[first[variant.name]], others)
         for index, place in enumerate(places):
             for variant in spec.variants:
                 if index <= first[variant.name]:
@@ -180,7 +200,7 @@ class _Measurement:
                 for name in names:
                     if any((m.variant, m.backend) == (variant.name, name) for m in self.latency):
                         await self._larger(variant, name, place)
-        cascade = await self._cascade(backend, {name: places[at] for name, at in first.items()})
+        cascade = await self._cascade(backend)
         busy = max(busy, await busy_share(cores))
         if busy > BUSY:
             note = f"others used {busy:.0%} of the cores meanwhile: {INFLATED}"
@@ -248,7 +268,6 @@ class _Measurement:
                             self.driver.score,
                             worker,
                             largest,
-                            most_rows=self.data.count,
                             # As a mere reference eager need not see every row, slow as it may be.
                             most_s=self.effort.score_s / (2 if name == "eager" and len(names) > 1 else 1),
                         )
@@ -329,27 +348,25 @@ class _Measurement:
 
     # --- cascades -----------------------------------------------------------------------------------------------
 
-    async def _cascade(self, backend: dict[str, str], places: dict[str, Placement]) -> CascadeProfile | None:
+    async def _calibrate(self, variant: VariantSpec, name: str, place: Placement, rows: rows_module.Rows) -> None:
+        """Have `variant` answer the calibration rows, on which cascades are chosen, with the backend it was given."""
+        self._step(f"{variant.name} with {name}: confidence on calibration rows")
+        async with self._worker(variant, name, place, 1) as worker:
+            scored: Scored = await self._drive(
+                self.driver.score, worker, self.batches[-1], most_s=self.effort.score_s, rows=rows
+            )
+        self.calibration[variant.name] = _sure(scored, rows)
+
+    async def _cascade(self, backend: dict[str, str]) -> CascadeProfile | None:
         """What the family's confidence is worth; None where it has none, or no labelled rows to tell by."""
-        if self.spec.confidence is None or not self.data.labelled:
+        if not self.calibration:
             return None
-        rows = await asyncio.to_thread(rows_module.load, self.spec, "calibration")
-        driver = Driver(self.pool.completion_fd, self.slab, rows, self.silent_s)
-        calibration: dict[str, Answers] = {}
-        for variant in self.spec.variants:
-            name = backend[variant.name]
-            self._step(f"{variant.name} with {name}: confidence on calibration rows")
-            async with self._worker(variant, name, places[variant.name], 1) as worker:
-                scored: Scored = await self._drive(
-                    driver.score, worker, self.batches[-1], most_rows=rows.count, most_s=self.effort.score_s
-                )
-            calibration[variant.name] = _sure(scored, rows)
         held_out = {name: self.sure[name, chosen] for name, chosen in backend.items()}
-        costs = {
-            name: min(m.energy_j_per_row for m in self.latency if (m.variant, m.backend) == (name, chosen))
-            for name, chosen in backend.items()
-        }
-        return await asyncio.to_thread(profile_of, common(calibration), common(held_out), costs)
+        found = frugal(self.latency, backend, whole_layout(self.devices)[0].profile)
+        costs = {name: m.energy_j_per_row for name, m in found.items()}
+        self.kept = Kept(common(self.calibration), common(held_out))
+        cascade = await asyncio.to_thread(profile_of, self.kept.calibration, self.kept.held_out, costs)
+        return labelled(cascade, found)
 
     # --- BASE ---------------------------------------------------------------------------------------------------
 
@@ -443,4 +460,4 @@ def _sure(scored: Scored, rows: rows_module.Rows) -> Answers:
     """How sure a variant was, and whether it was right; nothing is right of rows without labels."""
     labels = rows.labels[: len(scored.answers)]
     right = scored.answers == labels if len(labels) else np.zeros(len(scored.answers), np.bool_)
-    return Answers(scored.scores.astype(np.float64), np.asarray(right, np.bool_))
+    return Answers(scored.scores.astype(np.float64), np.asarray(right, np.bool_), scored.answers)

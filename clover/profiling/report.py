@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 from collections.abc import Iterator
 
 from clover import profiles
 from clover.errors import ProfileError
+from clover.profiling.fronts import cascades
 from clover.profiling.measurement import Progress
-from clover.types import CascadeProfile, FamilyProfile
+from clover.types import FamilyProfile
 
 
 @contextlib.contextmanager
@@ -93,43 +93,6 @@ def table(profile: FamilyProfile) -> str:
     if profile.cascade is not None:
         lines += ["", *cascades(profile.cascade)]
     return "\n".join(lines)
-
-
-_SHOWN = 14
-_PLOT = (60, 12)
-"""Points in the table of cascades, and columns and rows of their plot."""
-
-
-def cascades(found: CascadeProfile) -> list[str]:
-    """The front of chains as a table, thinned, and as a plot of accuracy over cost."""
-    points = found.points
-    at = sorted({round(i * (len(points) - 1) / max(1, _SHOWN - 1)) for i in range(_SHOWN)})
-    lines = [
-        f"cascades: chosen on {found.calibration_rows} calibration rows, counted on {found.held_out_rows} others",
-        f"cost: energy of a row, % of the best variant's alone; {len(at)} of {len(points)} points",
-        f"{'accuracy %':>17}  {'cost %':>6}  chain, goes on below, part of the rows",
-    ]
-    for point in (points[i] for i in at):
-        stages = [
-            f"{name} {f'< {point.thresholds[k]:.3f} ' if k < len(point.thresholds) else ''}({point.reach[k]:.0%})"
-            for k, name in enumerate(point.chain)
-        ]
-        spread = (point.high - point.low) / 2
-        lines.append(f"{point.accuracy:>10.2f} ± {spread:.2f}  {100 * point.cost:>6.1f}  {' > '.join(stages)}")
-    return [*lines, "", *_plot([(100 * point.cost, point.accuracy) for point in points])]
-
-
-def _plot(points: list[tuple[float, float]]) -> list[str]:
-    """Accuracy (up) over cost (right, logarithmic)."""
-    columns, rows = _PLOT
-    xs, ys = [math.log(max(x, 1e-3)) for x, _ in points], [y for _, y in points]
-    wide, high = max(max(xs) - min(xs), 1e-9), max(max(ys) - min(ys), 1e-9)
-    field = [[" "] * columns for _ in range(rows)]
-    for x, y in zip(xs, ys, strict=True):
-        field[rows - 1 - round((y - min(ys)) / high * (rows - 1))][round((x - min(xs)) / wide * (columns - 1))] = "o"
-    lines = [f"{max(ys) - high * row / (rows - 1):7.2f} |{''.join(line).rstrip()}" for row, line in enumerate(field)]
-    first, last = points[0][0], points[-1][0]
-    return [*lines, f"{'':7} +{'-' * columns}", f"{'':9}{first:.1f} %{f'cost {last:.1f} %':>{columns - 6}}"]
 
 
 def summary(profile: FamilyProfile) -> str:

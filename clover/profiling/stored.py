@@ -12,7 +12,7 @@ from clover import families, profiles, settings
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError, ProfileError
-from clover.profiling import analytical, pace
+from clover.profiling import analytical, kept, pace
 from clover.profiling.measurement import Progress, measure
 from clover.profiling.pace import PaceFile, PaceRow
 from clover.profiling.places import Devices, device_cores, devices_of, emulated, on_cores, shapes_of, whole_layout
@@ -123,7 +123,13 @@ def keep_emulated(
     file, rows, note = given
     key = key_of(spec, devices, config)
     notes = (note,) if note else ()
-    profile = analytical.emulate(measured, spec, shapes_of(devices), key=key, rows=rows, file=file, notes=notes)
+    store = profiles.ProfileStore(profiles.cache_folder(config.cache_dir))
+    behind = None
+    if measured.cascade is not None:
+        behind = kept.read(store.rows_path(measured.family, measured.key), measured.made_at)
+    profile = analytical.emulate(
+        measured, spec, shapes_of(devices), key=key, rows=rows, file=file, notes=notes, kept=behind
+    )
     slowest = max(profile.latency, key=lambda m: m.mean_ms)
     if slowest.mean_ms >= config.workers.silent_s * 1e3:
         raise ProfileError(
@@ -131,7 +137,6 @@ def keep_emulated(
             f"on {slowest.profile}, but a worker that is silent for {config.workers.silent_s:g} s is taken for stuck: "
             "raise --silent-s, lower the family's max_batch, or give a pace file"
         )
-    store = profiles.ProfileStore(profiles.cache_folder(config.cache_dir))
     try:
         known = store.get(spec.name, key)
     except ProfileError as error:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.profiling.chains import POINTS, Answers, common, every, front, levels, play, profile_of, thinned
-from clover.profiling.report import cascades
+from clover.profiling.fronts import cascades
 
 NAMES = ("small", "medium", "large")
 COSTS = {"small": 1.0, "medium": 4.0, "large": 20.0}
