@@ -283,6 +283,11 @@ class FamilyFleet:
         return self._routed
 
     @property
+    def routing(self) -> Routing:
+        """How rows go, as last routed."""
+        return self._routing
+
+    @property
     def shares(self) -> dict[str, float]:
         """Shares per variant as last routed."""
         return self._routing.shares

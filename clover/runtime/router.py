@@ -108,6 +108,7 @@ class Router:
         self._out = np.zeros(max(spec.max_batch, 1), np.uint32)
         self._picked = np.zeros(slots, np.uint32)
         self._keys = ShapeKeys(memory, spec)
+        self.expect(profile)
 
     # --- the front end's side -----------------------------------------------------------------------------------------
 

@@ -87,8 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         help=f"{', '.join(families.names())} (all three by default), a family profiled here, or a profile.json",
     )
-    add("--policies", metavar="A,B", default=_POLICIES, help=f"names as in --policy of serve; POLICY@L at a lambda of "
-        f"its own; BASE is always played [{_POLICIES}]")  # fmt: skip
+    add("--policies", metavar="A,B", default=_POLICIES, help="names as in --policy of serve, with +cascade "
+        f"for chains and @L for a lambda of its own; BASE is always played [{_POLICIES}]")  # fmt: skip
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")
     add("--load", default="constant:0.6", help="constant:U, diurnal[:U], bursts[:U] (U: part of BASE's capacity), or a "
         "FILE of arrival times in seconds [constant:0.6]")  # fmt: skip

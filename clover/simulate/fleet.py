@@ -23,11 +23,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import DeviceError, WorkerError
+from clover.planning import chains
 from clover.planning.problem import accuracies, services_of
 from clover.planning.queueing import Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
 from clover.planning.search import UNBOUNDED_MS
 from clover.simulate.records import JOULES_PER_KWH
-from clover.types import Assignment, Configuration, DeviceShape, FamilyProfile, Placement, Routing, configuration_of
+from clover.types import (
+    Assignment,
+    ChainPoint,
+    Configuration,
+    DeviceShape,
+    FamilyProfile,
+    Placement,
+    Routing,
+    configuration_of,
+)
 
 Floats = NDArray[np.float64]
 
@@ -56,6 +66,7 @@ class Model:
         self._services = services_of(profile)
         self._accuracy = accuracies(profile)
         self._slo_ms = slo_ms
+        self._points = points_of(profile)
         self._known: dict[tuple[object, ...], Flow] = {}
 
     def flow(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
@@ -63,7 +74,7 @@ class Model:
         knobs = tuple(
             (v, routing.shares[v], routing.largest.get(v, 0), routing.wait_ms.get(v, 0.0)) for v in routing.shares
         )
-        key = (configuration, knobs, rate)
+        key = (configuration, knobs, routing.chain, routing.thresholds, rate)
         if key not in self._known:
             self._known[key] = self._flow(configuration, routing, rate)
         return self._known[key]
@@ -73,6 +84,8 @@ class Model:
         for group in configuration:
             own = groups.setdefault(group.variant, [])
             own.append((self._services[group.variant, group.profile], group.count))
+        if routing.chain and groups.keys() >= set(routing.chain):
+            return self._chained(groups, self._points[routing.chain, routing.thresholds], rate)
         total = sum(share for variant, share in routing.shares.items() if variant in groups) or 1.0
         served = right = watts = late = spare = 0.0
         parts = []
@@ -102,6 +115,29 @@ class Model:
             p95_ms=mixture_p95_ms([(rows / served, values) for rows, values in parts]) if parts else 0.0,
             parts=tuple(parts),
         )
+
+
+    def _chained(self, groups: Mapping[str, list[tuple[Service, int]]], point: ChainPoint, rate: float) -> Flow:
+        """A cascade: all rows come to the first stage, and to the others as far as the profile says that they go on."""
+        stages = [lane_of(tuple(groups[variant])) for variant in point.chain]
+        most = min(lane.capacity / part for lane, part in zip(stages, point.reach, strict=True) if part > 0.0)
+        done = min(rate, _FULL * most)
+        latencies = chains.played_ms(tuple(lane.workers for lane in stages), done, point.reach)
+        return Flow(
+            served=done,
+            accuracy=point.accuracy,
+            active_w=done * chains.energy_j(stages, done, point.reach),
+            late=1.0 if done < rate else float(np.mean(latencies > self._slo_ms)),
+            spare=most - done,
+            p95_ms=float(np.quantile(latencies, 0.95)),
+            parts=((done, latencies),),
+        )
+
+
+def points_of(profile: FamilyProfile) -> dict[tuple[tuple[str, ...], tuple[float, ...]], ChainPoint]:
+    """The cascades of a profile, by chain and thresholds."""
+    points = profile.cascade.points if profile.cascade is not None else ()
+    return {(point.chain, point.thresholds): point for point in points}
 
 
 def _lane(lane: Lane, rate: float, share: float, largest: int, wait_ms: float) -> tuple[float, Floats]:

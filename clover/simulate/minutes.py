@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ from clover.runtime.tickets import Ticket
 from clover.runtime.understudies import Understudies
 from clover.simulate import clock
 from clover.simulate.families import spec_of
-from clover.simulate.fleet import simulated
+from clover.simulate.fleet import points_of, simulated
 from clover.simulate.solver import LocalSolver
 from clover.simulate.workers import SimulatedWorker, Slice
 from clover.simulate.world import Case
@@ -46,6 +47,7 @@ GUST_FROM_S, GUST_S = 20.0, 12.0
 BACK_S = 5.0
 _SLOTS = 4096
 _P95 = 0.95
+_UNSURE, _SURE = -1.0, 2.0  # below and above every threshold
 
 
 class Second(Record, frozen=True, kw_only=True):
@@ -61,7 +63,7 @@ class Second(Record, frozen=True, kw_only=True):
 class Minutes(Record, frozen=True, kw_only=True):
     """What became of every row.
 
-    `accuracy` (percent) is of the rows answered, `planned_accuracy` what the plan's shares give; `shares` likewise.
+    `accuracy` (percent) is to be expected of the rows answered, `planned_accuracy` is the plan's; `shares` likewise.
     `late` counts rows above the SLO and rows without an answer, `gust_late` those of them that arrived in a gust.
     `back_s`: seconds from the first gust's beginning until the p95 of every second to come is within the SLO; infinite
     where it never is, 0 without a gust.  `active_j` are joules above idle, by the profile.  `relieved` rows were
@@ -112,6 +114,8 @@ def gusty(rate: float, gust: float) -> Callable[[float], float]:
 
 def play(case: Case, *, seconds: float, gust: float = 1.0, relief: str = "") -> Minutes:
     """Play `seconds` of `case` at its constant load, with gusts of `gust` times that."""
+    if case.scheme.cascade and case.world.known.profile.cascade is None:
+        raise ConfigError(f"{case.world.known.profile.family} has no profile of cascades: +cascade cannot be played")
     if case.load.kind != "constant":
         raise ConfigError("row by row the load is constant:U, with --gust F for gusts")
     return clock.run(_Play(case, seconds, gust, relief).play())
@@ -129,6 +133,7 @@ class _Play:
         self.rate = case.load.rates(case.world.capacity, case.trace.start_s, 1.0, 1, case.seed)[0]
         self.spec = _spec(profile)
         self.services = services_of(profile)
+        self.points = points_of(profile)
         self.rng = random.Random(case.seed)
         self.slices: dict[str, Slice] = {}
         self.workers: list[SimulatedWorker] = []
@@ -149,6 +154,7 @@ class _Play:
             min_dwell_s=rules.dwell_s,
             design_rate=self.rate,
             allow_capacity_loss=rules.capacity_loss,
+            cascade=case.scheme.cascade,
         )
         config = FamilyConfig(
             family=profile.family,
@@ -178,7 +184,7 @@ class _Play:
         fleet = FamilyFleet(
             router,
             account,
-            start=self._started(router),
+            start=self._started(router, slab, lambda: fleet),
             joules=lambda item: joules_per_row(
                 profile, item.variant, item.placement.profile, item.backend, self.spec.max_batch
             ),
@@ -193,16 +199,27 @@ class _Play:
             deployment = _words(fleet.routed)
             fleet.watch()
             await asyncio.sleep(1.0)  # who stands by is there
-            planned = dict(family.standing.routing.shares) if family.standing is not None else {}
+            standing = family.standing
+            planned = dict(standing.routing.shares) if standing is not None else {}
+            expected = standing.plan.prediction.accuracy if standing is not None else math.nan
             await self._offer(router)
         finally:
             tending.cancel()
             await controller.stop()
             await fleet.stop()
             slab.close()
-        return self._summed(router, family.targets.slo_ms, deployment, planned)
+        return self._summed(router, family.targets.slo_ms, deployment, planned, expected)
 
-    def _started(self, router: Router) -> Callable[[Assignment], Any]:
+    def _score(self, fleet: FamilyFleet, slab: Slab, variant: str, slots: NDArray[np.uint32]) -> None:
+        """Scores that send rows on as often as the profile says, each row by chance."""
+        point = self.points.get((fleet.routing.chain, fleet.routing.thresholds))
+        if point is None or variant not in point.chain[:-1]:
+            return
+        at = point.chain.index(variant)
+        part = point.reach[at + 1] / max(point.reach[at], 1e-12)
+        slab.score[slots] = [_UNSURE if self.rng.random() < part else _SURE for _ in slots]
+
+    def _started(self, router: Router, slab: Slab, fleet: Callable[[], FamilyFleet]) -> Callable[[Assignment], Any]:
         async def start(item: Assignment) -> SimulatedWorker:
             worker = SimulatedWorker(
                 len(self.workers) + 1,
@@ -212,6 +229,7 @@ class _Play:
                 later=asyncio.get_running_loop().call_later,
                 reap=router.reap,
                 rng=self.rng,
+                score=partial(self._score, fleet(), slab, item.variant),
             )
             self.workers.append(worker)
             return worker
@@ -252,7 +270,9 @@ class _Play:
     def _now_ns(self) -> int:
         return round(clock.now_s() * 1e9)
 
-    def _summed(self, router: Router, slo_ms: float, deployment: str, planned: dict[str, float]) -> Minutes:
+    def _summed(
+        self, router: Router, slo_ms: float, deployment: str, planned: dict[str, float], expected: float
+    ) -> Minutes:
         self.rows.sort(key=lambda row: row.at_s)
         at_s, ms = (np.array([getattr(row, name) for row in self.rows]) for name in ("at_s", "ms"))
         names = router.traffic.variants
@@ -273,8 +293,8 @@ class _Play:
             deployment=deployment,
             rows=len(self.rows),
             unanswered=sum(row.lane < 0 for row in self.rows),
-            accuracy=sum(count * router.accuracy[lane] for lane, count in counts.items()) / answered,
-            planned_accuracy=sum(share * router.accuracy[names.index(name)] for name, share in planned.items()),
+            accuracy=router.traffic.accuracy_rows / max(1, sum(router.traffic.rows)),
+            planned_accuracy=expected,
             shares={names[lane]: count / answered for lane, count in sorted(counts.items())},
             planned_shares=planned,
             p50_ms=quantile(ms, 0.5),

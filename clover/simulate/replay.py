@@ -49,6 +49,8 @@ HELD = {
 
 def play(case: Case) -> Run:
     """Play a case to its end; StartError where not even its first plan can be made."""
+    if case.scheme.cascade and case.world.known.profile.cascade is None:
+        raise ConfigError("there is no profile of cascades: +cascade cannot be played")
     return clock.run(_Replay(case).play())
 
 
@@ -84,6 +86,7 @@ class _Replay:
             interval_s=self.step_s,
             min_dwell_s=rules.dwell_s,
             allow_capacity_loss=rules.capacity_loss,
+            cascade=scheme.cascade,
         )
         static = scheme.accuracy_floor is not None
         config = FamilyConfig(

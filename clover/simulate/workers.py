@@ -11,6 +11,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clover.planning.queueing import Service
 from clover.runtime.links import WorkerHandle
 
@@ -37,7 +40,8 @@ class Slice:
 
 class SimulatedWorker:
     """Implements `clover.runtime.fleet.FleetWorker`; it is its own ring.  `rng` spreads service times as the profile's
-    coefficient of variation says.  `joules` is what its batches took above idle, by the profile."""
+    coefficient of variation says; `score` is told of the slots that it answered.  `joules` is what its batches took
+    above idle, by the profile."""
 
     device_lost = False
     overruns = 0
@@ -52,6 +56,7 @@ class SimulatedWorker:
         later: Callable[[float, Callable[[], None]], Any],
         reap: Callable[[], None],
         rng: random.Random,
+        score: Callable[[NDArray[np.uint32]], None] = lambda slots: None,
     ) -> None:
         self.pid = pid
         self.state = "ready"
@@ -63,7 +68,8 @@ class SimulatedWorker:
         self._later = later
         self._reap = reap
         self._rng = rng
-        self._taken: deque[tuple[int, int]] = deque()
+        self._score = score
+        self._taken: deque[tuple[int, NDArray[np.uint32]]] = deque()
         self._done: deque[tuple[int, int, int, int, int, int]] = deque()
         self._running = False
 
@@ -74,7 +80,7 @@ class SimulatedWorker:
 
     def submit(self, batch_id: int, slots: Any, n: int) -> int:
         """See `Ring.submit`."""
-        self._taken.append((batch_id, n))
+        self._taken.append((batch_id, np.array(slots[:n], np.uint32)))
         if not self._running:
             self._running = True
             self._where.ask(self._begin)
@@ -102,16 +108,16 @@ class SimulatedWorker:
         self.state = "dead"
 
     def _begin(self) -> None:
-        batch_id, rows = self._taken[0]
+        batch_id, slots = self._taken[0]
         begun_ns = self._clock()
-        self._later(self._seconds(rows), lambda: self._end(batch_id, rows, begun_ns))
+        self._later(self._seconds(len(slots)), lambda: self._end(batch_id, slots, begun_ns))
 
     def _seconds(self, rows: int) -> float:
         mean_s, cv = self._service.seconds(rows), self._service.cv
         return mean_s if cv <= 0.0 else mean_s * self._rng.gammavariate(cv**-2, cv**2)
 
-    def _end(self, batch_id: int, rows: int, begun_ns: int) -> None:
-        now_ns = self._clock()
+    def _end(self, batch_id: int, slots: NDArray[np.uint32], begun_ns: int) -> None:
+        now_ns, rows = self._clock(), len(slots)
         self._taken.popleft()
         self._running = bool(self._taken)
         if self._running:
@@ -119,5 +125,6 @@ class SimulatedWorker:
         self._where.give()
         if self.state == "ready":
             self.joules += rows * self._service.energy_j(rows)
+            self._score(slots)
             self._done.append((batch_id, 0, rows, begun_ns, now_ns, now_ns - begun_ns))
             self._reap()

@@ -67,6 +67,7 @@ class Scheme:
     asleep_w: float | None = None
     beside: str = ""
     """The scheme whose accuracy it was given."""
+    cascade: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,18 +191,22 @@ def cpu() -> Machine:
 
 
 def scheme(text: str) -> Scheme:
-    """A policy, or POLICY@L with a lambda of its own; ConfigError where there is none."""
+    """A policy, POLICY+cascade where its plans may have a chain, and either with a lambda of its own as POLICY@L;
+    ConfigError where there is none."""
     policy, at, lam = text.partition("@")
+    policy, plus, more = policy.partition("+")
     build(policy)  # an unknown one is told before anything runs
+    if plus and more != "cascade":
+        raise ConfigError(f"{text}: a policy may have +cascade, not +{more}")
     if not at:
-        return Scheme(text, policy)
+        return Scheme(text, policy, cascade=bool(plus))
     try:
         value = float(lam)
     except ValueError as error:
         raise ConfigError(f"{text}: POLICY@L takes a lambda, as objective@0.1, not {lam!r}") from error
     if not 0.0 <= value <= 1.0:
         raise ConfigError(f"{text}: lambda is 0 to 1")
-    return Scheme(text, policy, lam=value)
+    return Scheme(text, policy, lam=value, cascade=bool(plus))
 
 
 def traces(names: Sequence[str], start: str, hours: float) -> list[Trace]:

@@ -10,14 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from clover.errors import ConfigError
 from clover.planning.queueing import Service
-from clover.simulate import families, loads, main, minutes, world
+from clover.simulate import families, loads, main, minutes, replay, world
 from clover.simulate.minutes import GUST_FROM_S, Minutes, back_s, gusty, play
 from clover.simulate.workers import SimulatedWorker, Slice
-from clover.simulate.world import Case, Rules, World
+from clover.simulate.world import Case, Machine, Rules, World
+from clover.types import CascadeProfile, ChainPoint
+from tests.unit.profiles_fixture import cpu, profile
 
 
 def played(
@@ -30,6 +34,9 @@ def played(
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
+
+
+ROW = np.zeros(1, np.uint32)
 
 
 class Time:
@@ -71,8 +78,8 @@ def workers(time: Time, *speeds_ms: float, cv: float = 0.0) -> tuple[list[Simula
 def test_a_worker_takes_its_time_batch_by_batch() -> None:
     time = Time()
     (worker,), reaped = workers(time, 10.0)
-    worker.submit(7, None, 1)
-    worker.submit(8, None, 1)
+    worker.submit(7, ROW, 1)
+    worker.submit(8, ROW, 1)
     assert worker.untaken() == 1
     time.run()
     assert reaped == [(0, pytest.approx(0.01)), (0, pytest.approx(0.02))]
@@ -85,9 +92,9 @@ def test_a_worker_takes_its_time_batch_by_batch() -> None:
 def test_workers_of_a_slice_take_turns() -> None:
     time = Time()
     (one, two), reaped = workers(time, 10.0, 4.0)
-    one.submit(1, None, 1)
-    one.submit(2, None, 1)
-    two.submit(1, None, 1)
+    one.submit(1, ROW, 1)
+    one.submit(2, ROW, 1)
+    two.submit(1, ROW, 1)
     time.run()
     assert reaped == [(0, pytest.approx(0.01)), (1, pytest.approx(0.014)), (0, pytest.approx(0.024))]
 
@@ -96,7 +103,7 @@ def test_times_spread_as_the_profile_says() -> None:
     time = Time()
     (worker,), reaped = workers(time, 10.0, cv=0.5)
     for number in range(4000):
-        worker.submit(number, None, 1)
+        worker.submit(number, ROW, 1)
     time.run()
     taken = [later - before for (_, before), (_, later) in itertools.pairwise(reaped)]
     mean = sum(taken) / len(taken)
@@ -107,8 +114,8 @@ def test_times_spread_as_the_profile_says() -> None:
 def test_a_dead_worker_gives_nothing_back() -> None:
     time = Time()
     (one, two), reaped = workers(time, 10.0, 4.0)
-    one.submit(1, None, 1)
-    two.submit(1, None, 1)
+    one.submit(1, ROW, 1)
+    two.submit(1, ROW, 1)
     one.kill()
     time.run()
     assert [pid for pid, _ in reaped] == [1]
@@ -202,3 +209,64 @@ def test_only_a_constant_load_is_played_row_by_row() -> None:
     with pytest.raises(ConfigError, match="constant:U"):
         played(load="bursts")
     assert minutes.GUST == 2.5
+
+
+# --- cascades ---------------------------------------------------------------------------------------------------------
+
+
+def with_cascade(folder: Path) -> str:
+    """A profile of three variants on cores, with one chain: a fifth of the rows goes on from small to large."""
+    point = ChainPoint(
+        chain=("small", "large"),
+        thresholds=(0.5,),
+        accuracy=91.5,
+        low=90.8,
+        high=92.2,
+        reach=(1.0, 0.2),
+        ends=(94.0, 81.5),
+        cut=(60.0, 81.5),
+        cost=0.3,
+    )
+    cascade = CascadeProfile(points=(point,), quantiles={}, calibration_rows=5000, held_out_rows=5000)
+    path = folder / "profile.json"
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(profile(), cascade=cascade)))
+    return str(path)
+
+
+def on_cores(path: str, policy: str, **rules: Any) -> Case:
+    shape = cpu()
+    machine = Machine((shape,), 4.0, "two cores")
+    own = World(machine, families.load(path, machine.shapes), Rules(noise=False, form="floor", slo_ms=30.0, **rules))
+    return Case(own, world.traces([], "", 1.0)[0], loads.parse("constant:150/s"), world.scheme(policy), 0)
+
+
+def test_a_cascade_row_by_row_is_what_was_planned(tmp_path: Path) -> None:
+    path = with_cascade(tmp_path)
+    rules = {"accuracy_floor": 91.0, "accuracy_margin": 0.0}
+    mixed = play(on_cores(path, "objective", **rules), seconds=60.0)
+    chained = play(on_cores(path, "objective+cascade", **rules), seconds=60.0)
+    assert chained.planned_accuracy == 91.5
+    assert chained.accuracy == pytest.approx(91.5, abs=0.15)
+    assert chained.shares["large"] == pytest.approx(0.2, abs=0.02)
+    assert chained.active_j < 0.8 * mixed.active_j
+    assert chained.unanswered == 0
+
+
+def test_a_cascade_in_steps_is_what_the_profile_says(tmp_path: Path) -> None:
+    """The books of a day and the rows of a minute agree."""
+    path = with_cascade(tmp_path)
+    rules = {"accuracy_floor": 91.0, "accuracy_margin": 0.0}
+    run = replay.play(on_cores(path, "objective+cascade", **rules))
+    minute = play(on_cores(path, "objective+cascade", **rules), seconds=120.0)
+    step = run.steps[-1]
+    assert step.accuracy == 91.5
+    assert step.active_j / step.rows == pytest.approx(minute.active_j / minute.rows, rel=0.05)
+    assert step.p95_ms == pytest.approx(minute.p95_ms, rel=0.1)
+
+
+def test_what_has_no_profile_of_cascades_cannot_be_played_so() -> None:
+    with pytest.raises(ConfigError, match="no profile of cascades"):
+        played("objective+cascade")
+    with pytest.raises(ConfigError, match=r"\+cascade, not \+chain"):
+        world.scheme("objective+chain")
+    assert world.scheme("budget+cascade@0.1").cascade
