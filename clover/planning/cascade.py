@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 
-def expected_energy(reach: Sequence[float], joules: Mapping[str, float], chain: Sequence[str]) -> float:
-    """Expected active joules a row of `chain`, whose stages are asked `reach` of the rows, at `joules` a row asked of
-    each variant; KeyError for a variant without."""
-    return sum(part * joules[name] for part, name in zip(reach, chain, strict=True))
+def expected_energy(reach: Sequence[float], joules_per_variant: Sequence[float]) -> float:
+    """Expected active joules a row of a chain whose stages are asked `reach` of the rows (`ChainPoint.reach`), at joules
+    a row asked of each stage's variant, in the chain's order."""
+    return sum(part * joules for part, joules in zip(reach, joules_per_variant, strict=True))

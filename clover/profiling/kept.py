@@ -104,6 +104,7 @@ def elsewhere(cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement], 
     else:
         whole = max(joules[cascade.best], 1e-12)
         here = [point for point in cascade.points if set(point.chain) <= joules.keys()]
-        moved = [replace(point, cost=expected_energy(point.reach, joules, point.chain) / whole) for point in here]
+        costs = [expected_energy(point.reach, [joules[name] for name in point.chain]) / whole for point in here]
+        moved = [replace(point, cost=cost) for point, cost in zip(here, costs, strict=True)]
         points = tuple(sorted(moved, key=lambda point: (point.cost, point.accuracy)))
     return labelled(replace(cascade, points=points), found)

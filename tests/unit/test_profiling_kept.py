@@ -57,6 +57,12 @@ def dearer(part: float) -> dict[str, Any]:
     }
 
 
+def test_the_energy_of_a_chain() -> None:
+    assert expected_energy((1.0, 0.5, 0.1), (1.0, 2.0, 10.0)) == 3.0
+    with pytest.raises(ValueError, match="shorter"):
+        expected_energy((1.0, 0.5), (1.0,))
+
+
 # --- what is told -------------------------------------------------------------------------------------------------
 
 
@@ -67,7 +73,7 @@ def test_costs_say_where_they_come_from() -> None:
         mine = [m.energy_j_per_row for m in PROFILE.latency if (m.variant, m.profile) == (name, "2c")]
         assert joules == min(mine)
     for point in MEASURED.points:
-        expected = expected_energy(point.reach, MEASURED.joules, point.chain)
+        expected = expected_energy(point.reach, [MEASURED.joules[name] for name in point.chain])
         assert point.cost == pytest.approx(expected / MEASURED.joules["large"])
     partly = [m for m in PROFILE.latency if m.variant != "small" or m.profile == "1c"]
     assert frugal(partly, PROFILE.backend, "2c")["small"].profile == "1c", "where it was measured"
@@ -186,7 +192,7 @@ def test_without_rows_the_points_that_are_there_cost_what_they_cost_there() -> N
     assert len(found.points) == len(known)
     assert [p.cost for p in found.points] == sorted(p.cost for p in found.points)
     for point in found.points:
-        expected = expected_energy(point.reach, found.joules, point.chain) / found.joules["large"]
+        expected = expected_energy(point.reach, [found.joules[name] for name in point.chain]) / found.joules["large"]
         assert point.cost == pytest.approx(expected)
         assert msgspec.structs.replace(point, cost=known[point.chain, point.thresholds].cost) in known.values()
 
