@@ -6,6 +6,6 @@ from collections.abc import Sequence
 
 
 def expected_energy(reach: Sequence[float], joules_per_variant: Sequence[float]) -> float:
-    """Expected active joules a row of a chain whose stages are asked `reach` of the rows (`ChainPoint.reach`), at joules
-    a row asked of each stage's variant, in the chain's order."""
+    """Expected active joules a row of a chain whose stages are asked `reach` of the rows (`ChainPoint.reach`), at
+    joules a row asked of each stage's variant, in the chain's order."""
     return sum(part * joules for part, joules in zip(reach, joules_per_variant, strict=True))
