@@ -46,6 +46,7 @@ GUST_FROM_S, GUST_S = 20.0, 12.0
 """A gust is `GUST` times the load, `GUST_S` long, from `GUST_FROM_S` on in every minute."""
 BACK_S = 5.0
 _SLOTS = 4096
+_STEADY = 3  # seconds: one that is well amid others says nothing, and neither does one that is not
 _P95 = 0.95
 _UNSURE, _SURE = -1.0, 2.0  # below and above every threshold
 
@@ -65,8 +66,8 @@ class Minutes(Record, frozen=True, kw_only=True):
 
     `accuracy` (percent) is to be expected of the rows answered, `planned_accuracy` is the plan's; `shares` likewise.
     `late` counts rows above the SLO and rows without an answer, `gust_late` those of them that arrived in a gust.
-    `back_s`: seconds from the first gust's beginning until the p95 of every second to come is within the SLO; infinite
-    where it never is, 0 without a gust.  `active_j` are joules above idle, by the profile.  `relieved` rows were
+    `back_s`: seconds from the first gust's beginning until the p95 is within the SLO for three seconds in a row;
+    infinite where it never is, 0 without a gust.  `active_j` are joules above idle, by the profile.  `relieved` rows were
     answered by workers that stand by, which took over `reliefs` times.
     """
 
@@ -334,12 +335,10 @@ def quantile(values: Floats, q: float) -> float:
 
 
 def back_s(p95_ms: list[float], slo_ms: float, gust_from_s: float = GUST_FROM_S) -> float:
-    """Seconds from `gust_from_s` until every later second of the same minute is within the SLO."""
-    minute = p95_ms[int(gust_from_s) : 60]
-    bad = [second for second, value in enumerate(minute, 1) if value > slo_ms]
-    if not bad:
-        return 0.0
-    return math.inf if bad[-1] == len(minute) else float(bad[-1])
+    """Seconds from `gust_from_s` until the p95 of `_STEADY` seconds in a row (or of all that are left) is within the
+    SLO, in the same minute; infinite where it never is."""
+    minute = [value > slo_ms for value in p95_ms[int(gust_from_s) : 60]]
+    return next((float(at) for at in range(len(minute)) if not any(minute[at : at + _STEADY])), math.inf)
 
 
 def _spec(profile: FamilyProfile) -> FamilySpec:

@@ -92,7 +92,7 @@ MINUTE_MEANINGS = (
     "times and joules are modelled, nothing was measured",
     "accuracy, planned: percent, of the rows answered and by the plan's shares",
     "late: part of the rows above the SLO or without an answer; in gusts: of the rows that arrived in one",
-    "back s: seconds from a gust's beginning until the p95 of every second is within the SLO again",
+    "back s: seconds from a gust's beginning until the p95 is within the SLO, three seconds in a row",
 )
 
 

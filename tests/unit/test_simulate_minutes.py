@@ -164,12 +164,13 @@ def test_gusts_come_once_a_minute() -> None:
     assert [rate(at_s) for at_s in (0.0, GUST_FROM_S, 31.9, 32.0, 80.0)] == [10.0, 25.0, 25.0, 10.0, 25.0]
 
 
-def test_back_is_when_the_last_second_above_is_over() -> None:
+def test_back_is_when_three_seconds_in_a_row_are_well() -> None:
     calm = [1.0] * 20
-    assert back_s([*calm, 1.0, 1.0], 2.0) == 0.0
-    assert back_s([*calm, 3.0, 1.0, 3.0, 1.0], 2.0) == 3.0
+    assert back_s([*calm, 1.0, 1.0, 1.0], 2.0) == 0.0
+    assert back_s([*calm, 3.0, 1.0, 3.0, 1.0, 1.0, 1.0, 3.0], 2.0) == 3.0
     assert back_s([*calm, 1.0, 3.0], 2.0) == math.inf
-    assert back_s([3.0, *calm], 2.0) == 0.0, "what was before is no matter of the gust"
+    assert back_s([*calm, 3.0, 1.0], 2.0) == 1.0, "of all that are left"
+    assert back_s([3.0, *calm], 2.0, 1.0) == 0.0, "what was before is no matter of the gust"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
