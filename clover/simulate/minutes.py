@@ -67,8 +67,8 @@ class Minutes(Record, frozen=True, kw_only=True):
     `accuracy` (percent) is to be expected of the rows answered, `planned_accuracy` is the plan's; `shares` likewise.
     `late` counts rows above the SLO and rows without an answer, `gust_late` those of them that arrived in a gust.
     `back_s`: seconds from the first gust's beginning until the p95 is within the SLO for three seconds in a row;
-    infinite where it never is, 0 without a gust.  `active_j` are joules above idle, by the profile.  `relieved` rows were
-    answered by workers that stand by, which took over `reliefs` times.
+    infinite where it never is, 0 without a gust.  `active_j` are joules above idle, by the profile.  `relieved` rows
+    were answered by workers that stand by, which took over `reliefs` times.
     """
 
     family: str
