@@ -290,7 +290,7 @@ def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on():
             raise error
 
         ring = Ring()
-        return ring, _Turn(None, Batches(), ring, run, -1, completions, 4, None)
+        return ring, _Turn(None, Batches(), ring, run, -1, completions, 4, None, None)
 
     completions = os.eventfd(0)
     try:
