@@ -119,7 +119,7 @@ class _Dual:
         return value
 
     def below(self, ceiling: Ceiling) -> float:
-        """The least value found with a ceiling, over its cost and the total of its member, from where the rest was left:
+        """The least value found with a ceiling, over its cost and its member's total, from where the rest was left:
         a grid that closes in on its best point."""
         member = int(self.member[np.argmax(ceiling.on)])
         own = self.member == member
