@@ -143,7 +143,7 @@ class Plainly:
     """Requests in the plain form (`clover._native.infer`), for families that have it: one FP32 tensor whose rows have
     one shape.  The rows of one lie in an array that the next overwrites: they are copied into slots before."""
 
-    __slots__ = ("_array", "_parse", "_one")
+    __slots__ = ("_array", "_one", "_parse")
 
     def __init__(self, tensor: TensorSpec, rows: int) -> None:
         out = np.zeros(rows * math.prod(tensor.shape), np.float32)

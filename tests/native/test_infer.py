@@ -104,7 +104,7 @@ OTHERS = [
     json.dumps(document()).replace("FP32", "FP64").encode(),
     json.dumps(document()).replace('"datatype"', '"name": "x", "datatype"').encode(),
     *(json.dumps(document()).replace("-0.875", bad).encode()
-      for bad in ("01", "+1", ".5", "1.", "1e", "- 1", "NaN", "1e39", "1e23", "12345678901234567890", "1 2", "", "0x1")),
+      for bad in ("01", "+1", ".5", "1.", "1e", "- 1", "NaN", "1e39", "1e23", "12345678901234567890", "1 2", "0x1")),
 ]  # fmt: skip
 
 
