@@ -50,8 +50,9 @@ class Peer:
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of the table.  `figure` is read out of a run, `beside` the reference whose part it is given as; `higher`
-    is better or not; `must` bounds the ratio."""
+    """One line of the table.  `figure` is read out of a run; `beside` names the reference whose part it is given as, or
+    nothing for the server's own first line of the workload; `must` bounds the ratio.  A `rate` is requests a second (0:
+    closed loop), or below 0 so many times the requests a second of that first line."""
 
     name: str
     workload: str
@@ -111,6 +112,7 @@ MEASURES = (
     Measure("W3, 16 connections, req/CPU-s", "w3", 16, 0.0, "per_cpu_s", "rawbuf", 0.75),
     Measure("W3, 1 connection, p50 us", "w3", 1, 0.0, "p50_us", "rawbuf", 1.7),
     Measure("W1, 256 connections, req/s", "w1", 256, 0.0, "per_s", "", 0.9),
+    Measure("W1, open loop at 1.5 x capacity, 200s/s", "w1", 2048, -1.5, "per_s", "", 0.7),
 )
 
 
@@ -131,13 +133,14 @@ class Bench:
         command = ["taskset", "-c", CLIENT_CORE, str(self.binary), *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    def round(self, work: Workload, port: int, pid: int, measure: Measure) -> Round:
+    def round(self, work: Workload, port: int, pid: int, measure: Measure, capacity: float) -> Round:
         """One round of one server, again where others disturbed it."""
+        rate = measure.rate if measure.rate >= 0.0 else -measure.rate * capacity
         for _ in range(_TRIES):
             pids = tree(pid)
             before, whole = cpu_seconds(pids), busy_seconds()
             client = os.times()
-            words = self.run(work, port, measure.connections, measure.rate, self.seconds).split()
+            words = self.run(work, port, measure.connections, rate, self.seconds).split()
             after = os.times()
             used = cpu_seconds(pids) - before
             own = after.children_user + after.children_system - client.children_user - client.children_system
@@ -248,13 +251,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if peer != "raw" and (wrong := bench.wrong(work, port, expected)):
                         raise RuntimeError(f"{wrong} answers of {peer} are wrong in {key}")
                 for measure in (item for item in MEASURES if item.workload == key):
-                    rounds = lines.setdefault(measure, {peer: [] for peer in up})
-                    for _ in range(given.rounds):
-                        for peer, (pid, port) in up.items():
-                            rounds[peer].append(bench.round(work, port, pid, measure))
+                    # What a constant answer makes of its own capacity says nothing.
+                    rounds = lines.setdefault(measure, {peer: [] for peer in up if measure.beside or peer != "raw"})
+                    first = first_of(lines, measure)
+                    for at in range(given.rounds):
+                        for peer in rounds:
+                            pid, port = up[peer]
+                            capacity = first[peer][at].per_s if first is not rounds else 0.0
+                            rounds[peer].append(bench.round(work, port, pid, measure, capacity))
     report(lines)
     write_json(given.json, {"lines": {m.name: _plain(peers) for m, peers in lines.items()}})
     return 0
+
+
+def first_of(lines: dict[Measure, dict[str, list[Round]]], measure: Measure) -> dict[str, list[Round]]:
+    """The rounds of the workload's first line, by server."""
+    return next(peers for own, peers in lines.items() if own.workload == measure.workload)
 
 
 def _plain(peers: dict[str, list[Round]]) -> dict[str, list[dict[str, float]]]:
@@ -270,9 +282,7 @@ def report(lines: dict[Measure, dict[str, list[Round]]]) -> None:
         for peer, rounds in peers.items():
             values = [getattr(one, measure.figure) for one in rounds]
             ratio, verdict = "", ""
-            base = reference
-            if peer == "clover" and not measure.beside:  # beside its own figure at 64 connections
-                base = next(p["clover"] for m, p in lines.items() if m.workload == measure.workload)
+            base = reference if measure.beside else first_of(lines, measure)[peer]
             if base is not None and rounds is not base:
                 part = statistics.median(
                     v / getattr(b, measure.figure) for v, b in zip(values, base, strict=True)
@@ -281,14 +291,14 @@ def report(lines: dict[Measure, dict[str, list[Round]]]) -> None:
                 if peer == "clover":
                     holds = part >= measure.must if measure.higher else part <= measure.must
                     verdict = f"{'>=' if measure.higher else '<='} {measure.must:g}: {'yes' if holds else 'no'}"
-            cpu = statistics.median(one.cpu_us for one in rounds)
+            cpu, p99 = (statistics.median(getattr(one, name) for one in rounds) for name in ("cpu_us", "p99_us"))
             failed, foreign = sum(one.failed for one in rounds), max(one.foreign for one in rounds)
             span = f"{min(values):.0f}..{max(values):.0f}"
             rows.append(
-                [measure.name, peer, f"{statistics.median(values):.0f}", span, ratio, verdict, f"{cpu:.0f}", failed,
-                 f"{foreign:.2f}"]
+                [measure.name, peer, f"{statistics.median(values):.0f}", span, ratio, verdict, f"{cpu:.0f}",
+                 f"{p99:.0f}", failed, f"{foreign:.2f}"]
             )
-    columns = ["", "server", "median", "range", "ratio", "must", "CPU us/req", "failed", "foreign"]
+    columns = ["", "server", "median", "range", "ratio", "must", "CPU us/req", "p99 us", "failed", "foreign"]
     show(f"one core each, {where['processor']}, {where['date']}: measured", columns, rows)
 
 
