@@ -120,7 +120,7 @@ class _Dual:
         return value
 
     def below(self, ceilings: Sequence[Ceiling]) -> float:
-        """The least value found with ceilings, from where the rest was left: that of the best one, then of the best pair
+        """The least value found with ceilings, from where the rest was left: that of the best one, then of a pair
         with it."""
         alone = [self._under([ceiling]) for ceiling in ceilings]
         first = int(np.argmin(alone))
