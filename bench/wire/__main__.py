@@ -1,6 +1,6 @@
 """Clover's data plane beside reference servers of the same wire, on one core.
 
-    python -m bench.wire [--rounds 5] [--seconds 3] [--workload w1 w2 w3] [--json FILE]
+    python -m bench.wire [--rounds 5] [--seconds 3] [--workload w1 w2 w3] [--peers fastapi ...] [--json FILE]
 
 Every server's whole tree inherits core 0 and cannot leave it, the load generator has core 1.  Servers of a workload
 stay up together (idle ones sleep), rounds go through them in turn, and a ratio is taken within a round: the table has
@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.common import ROOT, cpu_seconds, free_port, provenance, show, tree, write_json
+from bench.wire import peers
 from bench.wire.workloads import WORKLOADS, Floats, Workload
 
 SERVER_CORE, CLIENT_CORE = "0", "1"
@@ -40,12 +40,11 @@ _START_S = 180.0
 
 @dataclass(frozen=True)
 class Peer:
-    """A server: its command for a workload and a port; `ready` is a path that answers 200 once it serves."""
+    """A server: its command for a workload and a port, and the workloads it takes."""
 
     name: str
     command: Callable[[Workload, int], list[str]]
     workloads: tuple[str, ...]
-    ready: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,6 @@ PEERS = (
             *("--policy", "static:only", "--port", str(port)),
         ],
         ("w1", "w2", "w3"),
-        "/v2/health/ready",
     ),
     *(
         Peer(
@@ -178,32 +176,36 @@ def started(peer: Peer, work: Workload, folder: Path) -> Iterator[tuple[int, int
     port = free_port()
     with open(folder / f"{peer.name}.log", "ab") as log:
         process = subprocess.Popen(
-            ["taskset", "-c", SERVER_CORE, *peer.command(work, port)], stdout=log, stderr=log, cwd=ROOT
+            ["taskset", "-c", SERVER_CORE, *peer.command(work, port)],
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
         )
+    first = work.requests()[0]
     try:
         end = time.monotonic() + _START_S
-        while not serving(port, peer.ready):
+        while not answers(port, first):
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{peer.name} does not serve:\n{(folder / f'{peer.name}.log').read_text()[-3000:]}")
             time.sleep(0.2)
         yield process.pid, port
     finally:
         process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(ProcessLookupError):  # and whatever it left behind
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def serving(port: int, path: str) -> bool:
-    """Whether a server answers there."""
+def answers(port: int, request: bytes) -> bool:
+    """Whether a server answers a request with 200."""
     try:
-        if not path:
-            with socket.create_connection(("127.0.0.1", port), 1):
-                return True
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return bool(answer.status == 200)
+        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+            connection.sendall(request)
+            return connection.recv(64).startswith(b"HTTP/1.1 200")
     except OSError:
         return False
 
@@ -229,11 +231,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--workload", nargs="*", choices=sorted(WORKLOADS), default=sorted(WORKLOADS))
+    known = sorted(peers.PACKAGES)
+    parser.add_argument("--peers", nargs="*", choices=known, default=[], help="install and serve these")
     parser.add_argument("--json", default="", help="write the figures there")
     given = parser.parse_args(argv)
     if len(os.sched_getaffinity(0)) < 2:
         parser.error("two cores are needed: one for the server, one for the load")
     lines: dict[Measure, dict[str, list[Round]]] = {}
+    servers = [*PEERS, *added(given.peers)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bench = Bench(folder, given.seconds)
@@ -244,15 +249,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             with contextlib.ExitStack() as stack:
                 up = {
                     peer.name: stack.enter_context(started(peer, work, folder))
-                    for peer in PEERS
+                    for peer in servers
                     if key in peer.workloads
                 }
                 for peer, (_, port) in up.items():
                     if peer != "raw" and (wrong := bench.wrong(work, port, expected)):
                         raise RuntimeError(f"{wrong} answers of {peer} are wrong in {key}")
                 for measure in (item for item in MEASURES if item.workload == key):
-                    # What a constant answer makes of its own capacity says nothing.
-                    rounds = lines.setdefault(measure, {peer: [] for peer in up if measure.beside or peer != "raw"})
+                    # Beside their own capacity stand those that do the same as Clover in one process.
+                    rounds = lines.setdefault(
+                        measure, {peer: [] for peer in up if measure.beside or peer in ("clover", "rawreal")}
+                    )
                     first = first_of(lines, measure)
                     for at in range(given.rounds):
                         for peer in rounds:
@@ -260,26 +267,46 @@ def main(argv: Sequence[str] | None = None) -> int:
                             capacity = first[peer][at].per_s if first is not rounds else 0.0
                             rounds[peer].append(bench.round(work, port, pid, measure, capacity))
     report(lines)
-    write_json(given.json, {"lines": {m.name: _plain(peers) for m, peers in lines.items()}})
+    write_json(given.json, {"lines": {m.name: _plain(by_server) for m, by_server in lines.items()}})
     return 0
+
+
+def added(names: Sequence[str]) -> list[Peer]:
+    """The peers that could be installed; those that could not are told."""
+    found = []
+    for name in names:
+        why = peers.install(name)
+        if why:
+            print(f"{name} is not there: {why}")
+            continue
+        found.append(
+            Peer(
+                name,
+                lambda work, port, name=name: [  # type: ignore[misc]
+                    *(str(peers.python_of(name)), "-m", f"bench.wire.peers.with_{name}", work.name, str(port))
+                ],
+                peers.TAKES[name],
+            )
+        )
+    return found
 
 
 def first_of(lines: dict[Measure, dict[str, list[Round]]], measure: Measure) -> dict[str, list[Round]]:
     """The rounds of the workload's first line, by server."""
-    return next(peers for own, peers in lines.items() if own.workload == measure.workload)
+    return next(by_server for own, by_server in lines.items() if own.workload == measure.workload)
 
 
-def _plain(peers: dict[str, list[Round]]) -> dict[str, list[dict[str, float]]]:
-    return {peer: [vars(one) for one in rounds] for peer, rounds in peers.items()}
+def _plain(by_server: dict[str, list[Round]]) -> dict[str, list[dict[str, float]]]:
+    return {peer: [vars(one) for one in rounds] for peer, rounds in by_server.items()}
 
 
 def report(lines: dict[Measure, dict[str, list[Round]]]) -> None:
     """The table: medians over rounds with their range, ratios taken within rounds."""
     where = provenance()
     rows: list[list[object]] = []
-    for measure, peers in lines.items():
-        reference = peers.get(measure.beside)
-        for peer, rounds in peers.items():
+    for measure, by_server in lines.items():
+        reference = by_server.get(measure.beside)
+        for peer, rounds in by_server.items():
             values = [getattr(one, measure.figure) for one in rounds]
             ratio, verdict = "", ""
             base = reference if measure.beside else first_of(lines, measure)[peer]
