@@ -1,0 +1,172 @@
+"""Whether what is served is still what was profiled: sequential tests that are never finished.
+
+**E-detectors.**  Under "nothing has changed", an e-value is a number that is 1 at most on average, whatever came before
+it; a likelihood ratio of a bet against that hypothesis is one.  The Shiryaev-Roberts statistic M of a bet starts anew
+with every row and multiplies on, `M <- (M + rows) * e`, so that it finds a change whenever it begins.  M less the rows
+seen so far never grows on average, and so does the mean of several: an alarm at `M >= limit` comes on average after
+`limit` rows at the earliest, and within n rows with a probability of n / limit at most.  That bound is a theorem, for
+any n, also of rows that come in blocks, and whoever looks at the statistic between them loses nothing.
+
+**Nothing has changed** is not one distribution: a profile has seen some thousands of rows, and no more than they tell
+may count as known.  Every bet is against a part of the rows (those whose score lies in the lowest tenth, say) being
+*at most* what was profiled plus `SIGMAS` standard errors, and a likelihood ratio against the end of such a range is an
+e-value for all of it.  Bets are made on odds `ODDS` times as high; the mean over all of them is what is watched.
+
+Nothing here reads a clock or draws a number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+SCORE_LIMIT = 1e8
+"""Rows after which a watch of scores may raise a false alarm, on average and at the earliest."""
+AGREEMENT_LIMIT = 1e6
+"""The same for a watch of agreement, in audits: there are two in a hundred rows at most, and mostly five in a thousand,
+so that it is 5e7 rows at least."""
+BLOCK = 50
+"""Scores that are counted before the statistic moves."""
+SIGMAS = 3.5
+ODDS = (1.3, 1.8, 3.0)
+CUTS = (1, 2, 3, 5, 7, 9)
+"""Tenths below which the part of the rows is watched, and above which."""
+_MOST = 600.0  # of a logarithm: exp of it is a number still
+_SURE = 0.99
+
+
+class Detector:
+    """The mean of the Shiryaev-Roberts statistics of `bets` bets; `alarmed` once it has reached `limit`."""
+
+    __slots__ = ("_logs", "alarmed", "limit", "rows")
+
+    def __init__(self, bets: int, limit: float) -> None:
+        if bets < 1 or not limit > 1.0:
+            raise ValueError(f"a detector has a bet and a limit above 1, not {bets} and {limit}")
+        self.limit = limit
+        self.rows = 0
+        self.alarmed = False
+        self._logs = [-math.inf] * bets
+
+    def add(self, rows: int, logs: Sequence[float]) -> bool:
+        """Take a block of `rows` rows with the logarithm of the e-value of each bet; whether it raised the alarm just
+        now."""
+        self.rows += rows
+        for at, log in enumerate(logs):
+            self._logs[at] = min(_MOST, math.log(math.exp(self._logs[at]) + rows) + log)
+        if self.alarmed or self.statistic < self.limit:
+            return False
+        self.alarmed = True
+        return True
+
+    @property
+    def statistic(self) -> float:
+        """Where it stands: about the number of rows while nothing speaks for a change."""
+        return sum(map(math.exp, self._logs)) / len(self._logs)
+
+    def reset(self) -> None:
+        """As at the start."""
+        self.rows = 0
+        self.alarmed = False
+        self._logs = [-math.inf] * len(self._logs)
+
+
+def most(part: float, rows: int) -> float:
+    """The most that a part may be in truth that was `part` of `rows` profiled rows: `SIGMAS` standard errors more."""
+    if rows < 1 or not 0.0 <= part <= 1.0:
+        raise ValueError(f"{part} of {rows} rows is no part")
+    middle = (part * rows + SIGMAS**2 / 2) / (rows + SIGMAS**2)  # the Wilson bound, which is honest for few and for none
+    spread = SIGMAS / (rows + SIGMAS**2) * math.sqrt(rows * part * (1.0 - part) + SIGMAS**2 / 4)
+    return min(1.0, middle + spread)
+
+
+def bet(part: float, odds: float) -> tuple[float, float]:
+    """Logarithms of the e-value of a row that belongs to a part and of one that does not, where the part is `part` at
+    most by the hypothesis, and `odds` times that by the bet."""
+    raised = part / (1.0 - part) * odds
+    wagered = raised / (1.0 + raised)
+    return math.log(wagered / part), math.log((1.0 - wagered) / (1.0 - part))
+
+
+class ScoreWatch:
+    """Whether scores still fall into the tenths of a profile as they did.
+
+    `parts` [k] is the part of `rows` profiled rows in each bin, from the least to the most sure.  Both directions
+    count: scores that fall, and scores that rise.  ValueError where `parts` are none."""
+
+    __slots__ = ("_counts", "_in_block", "_logs", "detector", "seen")
+
+    def __init__(self, parts: Sequence[float], rows: int, limit: float = SCORE_LIMIT) -> None:
+        bins = len(parts)
+        if bins < 2 or abs(sum(parts) - 1.0) > 1e-6 or min(parts) < 0.0:
+            raise ValueError(f"{list(parts)} are no parts")
+        self._logs: list[list[float]] = []
+        for cut in (*CUTS, *(-cut for cut in CUTS)):
+            inside = [at < cut if cut > 0 else at >= bins + cut for at in range(bins)]
+            known = most(min(1.0, sum(part for part, here in zip(parts, inside, strict=True) if here)), rows)
+            if known < _SURE:
+                for odds in ODDS:
+                    within, without = bet(known, odds)
+                    self._logs.append([within if here else without for here in inside])
+        if not self._logs:
+            raise ValueError(f"{rows} rows tell too little to watch scores by")
+        self.detector = Detector(len(self._logs), limit)
+        self.seen = [0] * bins
+        """Rows in each bin since the start."""
+        self._counts = [0] * bins
+        self._in_block = 0
+
+    def add(self, at: int) -> bool:
+        """Take a row whose score lies in bin `at`; whether it raised the alarm just now."""
+        self._counts[at] += 1
+        self._in_block += 1
+        return self._in_block >= BLOCK and self._close()
+
+    def _close(self) -> bool:
+        counts, rows = self._counts, self._in_block
+        self._counts, self._in_block = [0] * len(counts), 0
+        for at, count in enumerate(counts):
+            self.seen[at] += count
+        logs = [sum(count * log for count, log in zip(counts, bins, strict=True) if count) for bins in self._logs]
+        return self.detector.add(rows, logs)
+
+    def reset(self) -> None:
+        """As at the start."""
+        self.detector.reset()
+        self.seen = [0] * len(self.seen)
+        self._counts = [0] * len(self._counts)
+        self._in_block = 0
+
+
+class AgreementWatch:
+    """Whether answers are still those of a better variant as often as they were.  What is to be expected may differ
+    from row to row."""
+
+    __slots__ = ("agreed", "detector", "expected", "rows")
+
+    def __init__(self, limit: float = AGREEMENT_LIMIT) -> None:
+        self.detector = Detector(len(ODDS), limit)
+        self.rows = 0
+        self.agreed = 0
+        self.expected = 0.0
+        """Sum over the rows of the agreement that was profiled."""
+
+    def add(self, agrees: bool, expected: float, profiled: int) -> bool:
+        """Take a row of a kind of which a part `expected` of `profiled` rows agreed; whether it raised the alarm just
+        now.  A row of which nothing is known is counted, and bet on by nobody."""
+        self.rows += 1
+        self.agreed += agrees
+        self.expected += expected
+        known = most(1.0 - expected, profiled) if profiled else 1.0
+        if known >= _SURE:
+            return False
+        return self.detector.add(1, [bet(known, odds)[agrees] for odds in ODDS])
+
+    def reset(self) -> None:
+        """As at the start."""
+        self.detector.reset()
+        self.rows = self.agreed = 0
+        self.expected = 0.0
+
+
+__all__ = ["AGREEMENT_LIMIT", "BLOCK", "SCORE_LIMIT", "AgreementWatch", "Detector", "ScoreWatch", "bet", "most"]
