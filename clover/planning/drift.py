@@ -22,12 +22,13 @@ from collections.abc import Sequence
 
 SCORE_LIMIT = 1e8
 """Rows after which a watch of scores may raise a false alarm, on average and at the earliest."""
-AGREEMENT_LIMIT = 1e6
-"""The same for a watch of agreement, in audits: there are two in a hundred rows at most, and mostly five in a thousand,
-so that it is 5e7 rows at least."""
+AGREEMENT_LIMIT = 2.5e5
+"""The same for a watch of agreement, in audits.  There are two in a hundred rows at most, and mostly five in a thousand:
+that is 1.25e7 rows at least, and mostly 5e7.  With two watches of scores and two of agreement on every row and every
+audit, an alarm that is false comes once in 5.5 million rows at most."""
 BLOCK = 50
 """Scores that are counted before the statistic moves."""
-SIGMAS = 3.5
+SIGMAS = 5.0
 ODDS = (1.3, 1.8, 3.0)
 CUTS = (1, 2, 3, 5, 7, 9)
 """Tenths below which the part of the rows is watched, and above which."""
@@ -75,7 +76,8 @@ def most(part: float, rows: int) -> float:
     """The most that a part may be in truth that was `part` of `rows` profiled rows: `SIGMAS` standard errors more."""
     if rows < 1 or not 0.0 <= part <= 1.0:
         raise ValueError(f"{part} of {rows} rows is no part")
-    middle = (part * rows + SIGMAS**2 / 2) / (rows + SIGMAS**2)  # the Wilson bound, which is honest for few and for none
+    # Wilson's bound, which is honest for few rows and for none of them.
+    middle = (part * rows + SIGMAS**2 / 2) / (rows + SIGMAS**2)
     spread = SIGMAS / (rows + SIGMAS**2) * math.sqrt(rows * part * (1.0 - part) + SIGMAS**2 / 4)
     return min(1.0, middle + spread)
 
