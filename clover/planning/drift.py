@@ -23,8 +23,8 @@ from collections.abc import Sequence
 SCORE_LIMIT = 1e8
 """Rows after which a watch of scores may raise a false alarm, on average and at the earliest."""
 AGREEMENT_LIMIT = 2.5e5
-"""The same for a watch of agreement, in audits.  There are two in a hundred rows at most, and mostly five in a thousand:
-that is 1.25e7 rows at least, and mostly 5e7.  With two watches of scores and two of agreement on every row and every
+"""The same for a watch of agreement, in audits: of a hundred rows two at most are audited, mostly one of two hundred.
+With two watches of scores and two of agreement on every row and every
 audit, an alarm that is false comes once in 5.5 million rows at most."""
 BLOCK = 50
 """Scores that are counted before the statistic moves."""
@@ -32,6 +32,8 @@ SIGMAS = 5.0
 ODDS = (1.3, 1.8, 3.0)
 CUTS = (1, 2, 3, 5, 7, 9)
 """Tenths below which the part of the rows is watched, and above which."""
+_Z = 1.959964
+"""The normal quantile of a two-sided 95 % interval."""
 _MOST = 600.0  # of a logarithm: exp of it is a number still
 _SURE = 0.99
 
@@ -88,6 +90,18 @@ def bet(part: float, odds: float) -> tuple[float, float]:
     raised = part / (1.0 - part) * odds
     wagered = raised / (1.0 + raised)
     return math.log(wagered / part), math.log((1.0 - wagered) / (1.0 - part))
+
+
+def wilson(right: int, samples: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share, in percent.  Unlike the textbook interval it stays within 0..100 and
+    is honest for few samples.  Raises ValueError without samples."""
+    if samples < 1 or not 0 <= right <= samples:
+        raise ValueError(f"{right} of {samples} is no share")
+    share = right / samples
+    middle = share + _Z**2 / (2 * samples)
+    spread = _Z * math.sqrt(share * (1 - share) / samples + _Z**2 / (4 * samples**2))
+    scale = 100 / (1 + _Z**2 / samples)
+    return max(0.0, (middle - spread) * scale), min(100.0, (middle + spread) * scale)
 
 
 class ScoreWatch:
@@ -169,6 +183,3 @@ class AgreementWatch:
         self.detector.reset()
         self.rows = self.agreed = 0
         self.expected = 0.0
-
-
-__all__ = ["AGREEMENT_LIMIT", "BLOCK", "SCORE_LIMIT", "AgreementWatch", "Detector", "ScoreWatch", "bet", "most"]

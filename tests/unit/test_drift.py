@@ -64,11 +64,8 @@ def test_no_false_alarm_where_the_profile_is_off_by_what_chance_explains() -> No
 def test_scores_that_fall_or_rise_are_seen(low: bool) -> None:
     rng = random.Random(2)
     watch = ScoreWatch(TENTHS, 10_000)
-    seen = 0
-    for seen in itertools.count(1):
-        at = min(rng.randrange(10), rng.randrange(10))
-        if watch.add(at if low else 9 - at):
-            break
+    fallen = (min(rng.randrange(10), rng.randrange(10)) for _ in itertools.count())
+    seen = next(n for n, at in enumerate(fallen, 1) if watch.add(at if low else 9 - at))
     assert seen < 300
     assert watch.detector.alarmed
     assert not watch.add(0)  # once is enough
