@@ -222,10 +222,14 @@ class Account:
             carbon_mg=energy_j / _JOULES_PER_KWH * intensity * self.pue * 1e3,
             intensity_g_per_kwh=intensity,
             # A receipt is always an estimate: the device was measured or not, but never this one request.
-            method="emulated" if self._emulated(family) else "modelled",
+            method=self.method_of(family),
             intensity_state=reading.state if reading is not None else "unknown",
             path=path,
         )
+
+    def method_of(self, family: str) -> Method:
+        """How the energy of a single row of a family is known."""
+        return "emulated" if self._emulated(family) else "modelled"
 
     def _emulated(self, family: str) -> bool:
         """Whether any part of what the family's answers cost is emulated."""

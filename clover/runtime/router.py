@@ -304,6 +304,12 @@ class Router:
         """See `Model.labelled`."""
         return self.feedback.take(request_id, labels)
 
+    def guarded(self) -> dict[str, Any]:
+        """What the guard saw and did, the audits (their joules with the method), and late labels."""
+        audits = self.audits.report() | {"method": self._account.method_of(self.name)}
+        feedback = self.feedback.report(self.traffic.variants)
+        return {**self.guard.report(), "audits": audits, "feedback": feedback}
+
     def _guarded(self) -> None:
         """The guard stands on another step."""
         rung = self.guard.rung
