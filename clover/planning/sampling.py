@@ -3,7 +3,8 @@
 Row n is picked where the fractional part of n / golden ratio lies below the share: of any run of rows very nearly that
 part is picked, at distances that are no multiple of anything a client may do by turns.  An audit that could not be made
 is owed: while an hour lies below `LEAST`, the next rows are picked whatever their number says, and what an hour still
-owes at its end is made up for in the next.
+owes at its end is made up for in the next.  Debts never make it more than `MOST` of the rows, and those of more than an
+hour are forgotten: where nobody could answer for long, nobody is flooded later.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ def clean_share(share: float, g_per_kwh: float, reference_g_per_kwh: float, *, s
 class Sampler:
     """Picks rows.  `rows` came and `taken` were picked in the hour under way."""
 
-    __slots__ = ("_bound", "_hour", "_owed", "_phase", "lowest", "rows", "share", "taken")
+    __slots__ = ("_bound", "_hour", "_owed", "_phase", "_tried", "hours", "last", "lowest", "rows", "share", "taken")
 
     def __init__(self, share: float) -> None:
         self.rows = 0
         self.taken = 0
         self.lowest: float | None = None
-        """The lowest share of any hour that is over; None before one is."""
+        self.last: float | None = None
+        """The lowest share of any hour that is over, and that of the last; None before one is."""
+        self.hours = 0
+        """Hours with rows that are over."""
+        self._tried = 0
         self._hour = -1
         self._owed = 0.0
         self._phase = 0
@@ -55,8 +60,10 @@ class Sampler:
             self._turn(now_ns // HOUR_NS)
         self.rows += 1
         self._phase = (self._phase + _GOLDEN) & _MASK
-        if self._phase < self._bound or self.taken < LEAST * self.rows + self._owed:
+        due = self.taken < LEAST * self.rows + self._owed and self._tried < MOST * self.rows
+        if due or self._phase < self._bound:
             self.taken += 1
+            self._tried += 1
             return True
         return False
 
@@ -66,8 +73,9 @@ class Sampler:
 
     def _turn(self, hour: int) -> None:
         if self.rows:
-            share = max(self.taken, 0) / self.rows
-            self.lowest = share if self.lowest is None else min(self.lowest, share)
-        self._owed = self.owed
-        self.rows = self.taken = 0
+            self.last = max(self.taken, 0) / self.rows
+            self.lowest = self.last if self.lowest is None else min(self.lowest, self.last)
+            self.hours += 1
+        self._owed = min(self.owed, LEAST * self.rows)
+        self.rows = self.taken = self._tried = 0
         self._hour = hour

@@ -13,6 +13,7 @@ never asked twice: a row that kills a worker shall kill one only.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from clover._native.batcher import Batcher
 from clover.confidence import agreement, answers
 from clover.errors import ModelFailed
-from clover.planning.sampling import Sampler, clean_share
+from clover.planning.sampling import LEAST, Sampler, clean_share
 from clover.runtime.cascade import Chain
 from clover.runtime.deadlines import Deadlines
 from clover.runtime.guard import OWN, PASSED, SERVED, Guard
@@ -30,6 +31,8 @@ from clover.runtime.rows import Memory, read_rows
 from clover.runtime.slot_table import SlotTable
 from clover.runtime.tickets import PENDING, QUEUED, Heard, Ticket
 from clover.types import FamilySpec
+
+log = logging.getLogger("clover.guard")
 
 PATIENCE_NS = 60_000_000_000
 """How long an audit may wait."""
@@ -80,6 +83,7 @@ class Audits:
         self.waiting: dict[int, Ticket] = {}
         """Audits that are queued or flying, by slot."""
         self._share = share
+        self._hours = 0
         self._spec = spec
         self._memory = memory
         self._table = table
@@ -97,6 +101,17 @@ class Audits:
 
     def grid(self, g_per_kwh: float, reference_g_per_kwh: float) -> None:
         """The grid has this intensity; see `clean_share`."""
+        if self.sampler.hours != self._hours:
+            self._hours = self.sampler.hours
+            last = self.sampler.last
+            if self.on and last is not None and last < LEAST:
+                why = ", ".join(f"{count} {why}" for why, count in self.dropped.items())
+                log.warning(
+                    "%s: only %.3f %% of the rows of an hour were audited; given up since the start: %s",
+                    self.guard.name,
+                    100.0 * last,
+                    why,
+                )
         share = clean_share(self._share, g_per_kwh, reference_g_per_kwh, suspicious=self.guard.suspicious)
         self.sampler.set(share)
 
@@ -148,7 +163,7 @@ class Audits:
         live = [lane for lane in range(len(lanes.accuracy)) if lanes.live >> lane & 1]
         auditor = max(live, key=lambda lane: lanes.accuracy[lane], default=-1)
         lane, said = audit.heard[-1]
-        if lane in (auditor, self.guard.best):
+        if lane == self.guard.best:
             self.free += 1
             self._compare(audit, lane, said)
             return ""

@@ -146,13 +146,27 @@ def test_no_hour_lies_below_the_least_also_where_audits_fail(hours: list[tuple[i
 
 def test_what_an_hour_owes_is_made_up_for_in_the_next() -> None:
     sampler = Sampler(LEAST)
+    tried = 0
     for row in range(10_000):
         if sampler.pick(row):
             sampler.failed()
+            tried += 1
     assert sampler.owed == pytest.approx(10.0)
-    picked = sum(sampler.pick(HOUR_NS + row) for row in range(10_000))
-    assert picked >= 20
-    assert sampler.lowest == 0.0
+    assert tried <= MOST * 10_000 + 1  # however long it fails
+    picked = [sampler.pick(HOUR_NS + row) for row in range(10_000)]
+    assert sum(picked) >= 20
+    assert all(sum(picked[:rows]) <= MOST * rows + 1 for rows in range(1, 10_001))
+    assert sampler.lowest == sampler.last == 0.0
+
+
+def test_debts_of_more_than_an_hour_are_forgotten() -> None:
+    sampler = Sampler(LEAST)
+    for hour in range(5):
+        for row in range(5000):
+            if sampler.pick(hour * HOUR_NS + row):
+                sampler.failed()
+    sampler.pick(5 * HOUR_NS)
+    assert sampler.owed < 6.0
 
 
 @given(g=st.floats(0.0, 2000.0), share=st.floats(0.0, MOST))
