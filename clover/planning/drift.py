@@ -36,6 +36,7 @@ _Z = 1.959964
 """The normal quantile of a two-sided 95 % interval."""
 _MOST = 600.0  # of a logarithm: exp of it is a number still
 _SURE = 0.99
+_KINDS = 64
 
 
 class Detector:
@@ -158,7 +159,7 @@ class AgreementWatch:
     """Whether answers are still those of a better variant as often as they were.  What is to be expected may differ
     from row to row."""
 
-    __slots__ = ("agreed", "detector", "expected", "rows")
+    __slots__ = ("_bets", "agreed", "detector", "expected", "rows")
 
     def __init__(self, limit: float = AGREEMENT_LIMIT) -> None:
         self.detector = Detector(len(ODDS), limit)
@@ -166,6 +167,7 @@ class AgreementWatch:
         self.agreed = 0
         self.expected = 0.0
         """Sum over the rows of the agreement that was profiled."""
+        self._bets: dict[tuple[float, int], tuple[list[float], list[float]] | None] = {}
 
     def add(self, agrees: bool, expected: float, profiled: int) -> bool:
         """Take a row of a kind of which a part `expected` of `profiled` rows agreed; whether it raised the alarm just
@@ -173,10 +175,15 @@ class AgreementWatch:
         self.rows += 1
         self.agreed += agrees
         self.expected += expected
-        known = most(1.0 - expected, profiled) if profiled else 1.0
-        if known >= _SURE:
-            return False
-        return self.detector.add(1, [bet(known, odds)[agrees] for odds in ODDS])
+        kind = (expected, profiled)
+        if kind not in self._bets:
+            if len(self._bets) >= _KINDS:
+                self._bets.clear()
+            known = most(1.0 - expected, profiled) if profiled else 1.0
+            pairs = [bet(known, odds) for odds in ODDS] if known < _SURE else []
+            self._bets[kind] = ([pair[0] for pair in pairs], [pair[1] for pair in pairs]) if pairs else None
+        logs = self._bets[kind]
+        return logs is not None and self.detector.add(1, logs[agrees])
 
     def reset(self) -> None:
         """As at the start."""

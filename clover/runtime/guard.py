@@ -115,7 +115,7 @@ class Guard:
         watch, edges = self._scores[lane], self.edges[lane]
         # What is no number lies below all; nobody may rely on how it compares.
         if watch is not None and edges is not None and watch.add(bisect_right(edges, score) if score == score else 0):
-            self._alarm(SCORES, lane, f"after {watch.detector.rows} rows")
+            self.alarm(SCORES, lane, f"after {watch.detector.rows} rows")
 
     def compared(self, kind: str, lane: int, agrees: bool, expected: float, rows: int) -> None:
         """Whether `lane` said of a row what the auditor says.  Of `rows` profiled rows of that kind it did so for a
@@ -126,7 +126,7 @@ class Guard:
             watch = self._agreement[kind, lane] = AgreementWatch(*limits)
         if watch.add(agrees, expected, rows):
             part, due = watch.agreed / watch.rows, watch.expected / watch.rows
-            self._alarm(kind, lane, f"{part:.1%} instead of {due:.1%} over {watch.rows} rows")
+            self.alarm(kind, lane, f"{part:.1%} instead of {due:.1%} over {watch.rows} rows")
 
     def alike(self, lane: int, auditor: int) -> tuple[float, int]:
         """The part of rows of which two lanes say the same, by the profile, and how many rows it has of that."""
@@ -153,7 +153,8 @@ class Guard:
 
     # --- the ladder ---------------------------------------------------------------------------------------------------
 
-    def _alarm(self, kind: str, lane: int, what: str) -> None:
+    def alarm(self, kind: str, lane: int, what: str) -> None:
+        """A watch of `lane` raised the alarm, `what` it saw: take the next step, or tell that there is none."""
         self.alarms += 1
         said = {
             SCORES: f"the scores of {self._variants[lane]} are not those of the profile any more",
