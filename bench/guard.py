@@ -35,7 +35,8 @@ from clover.confidence import Scorer, scorer
 from clover.planning.drift import AGREEMENT_LIMIT, SCORE_LIMIT
 from clover.planning.sampling import LEAST, Sampler, clean_share
 from clover.profiling.chains import Answers, profile_of
-from clover.runtime.guard import ASIDE, OK, OWN, PASSED, SCORES, SERVED, Guard
+from clover.runtime.cascade import Chain
+from clover.runtime.guard import ASIDE, OK, OVERRULED, OWN, SCORES, SERVED, Guard
 from clover.types import CascadeProfile, ChainPoint, FamilyProfile
 
 Images = NDArray[Any]
@@ -138,7 +139,7 @@ class Served:
         same = (mine.said == dear.said).tolist()
         ended = round((point.reach[0] - (point.reach[1] if point.thresholds else 0.0)) * self._rows)
         served = (point.alike[0], ended) if point.thresholds else guard.alike(first, last)
-        passed = (point.passed, round(point.reach[-1] * self._rows)) if point.thresholds else (0.0, 0)
+        chain = Chain((first, last), point.thresholds, (), (), overruled=point.overruled, overruled_rows=self._rows)
         own = guard.alike(first, last)
         rung, threshold = -1, 0.0
         for row in rows:
@@ -159,8 +160,8 @@ class Served:
             if first == last:
                 continue
             goes_on = not scores[row] >= threshold
-            if goes_on:
-                guard.compared(PASSED, first, same[row], *passed)
+            if point.thresholds and rung == OK:  # of other thresholds nothing is known
+                guard.followed(chain, goes_on and not same[row], 1)
             if picked:
                 guard.compared(OWN, first, same[row], *own)
                 if not goes_on:
@@ -206,7 +207,7 @@ def corrupted(
         served.guard.row = 0
         served.run(changed, draw.integers(0, count, LONGEST).tolist(), "aside")
         first = served.guard.first
-        agreement = min(first.get(kind, np.inf) for kind in (OWN, PASSED, SERVED))
+        agreement = min(first.get(kind, np.inf) for kind in (OWN, OVERRULED, SERVED))
         if told:
             found["scores"] = first.get(SCORES, np.inf)
             found["agreement"] = agreement
@@ -232,8 +233,10 @@ def subjects_of(cascade: CascadeProfile, held: Mapping[str, Answers]) -> list[Su
             name = f"{point.chain[0]} < {point.thresholds[0]:.3f} > {cascade.best}, {point.reach[1]:.0%} go on"
             found[point.chain, point.thresholds] = Subject(name, point)
     for name in ("small", "medium", cascade.best):
-        none = dict.fromkeys(("accuracy", "low", "high", "cost"), 0.0)
-        point = ChainPoint(chain=(name,), thresholds=(), reach=(1.0,), ends=(), cut=(), **none)
+        right = 100.0 * float(held[name].right.mean())
+        point = ChainPoint(
+            chain=(name,), thresholds=(), accuracy=right, low=right, high=right, reach=(1.0,), ends=(), cut=(), cost=1.0
+        )
         found[point.chain, ()] = Subject(f"{name} alone", point)
     return list(found.values())
 

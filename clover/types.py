@@ -259,8 +259,8 @@ class ChainPoint(Record, frozen=True, kw_only=True):
     each stage, `cut` what the stage says of the rows that go on from it (of the last stage: its `ends`).  `cost` is the
     energy of a row as a part of the best variant's alone, at each variant's most frugal.  `against`: accuracy less that
     of the best variant alone, in points, and the 95 % interval of that difference, row by row.  `alike`: of the rows
-    that end at each stage, the part that is answered as the best variant does, and `passed`, the same of what the last
-    stage but one said of the rows that went on to the best variant; empty (negative) where that is not known.
+    that end at each stage, the part that is answered as the best variant does; `overruled`: of all rows, the part that
+    goes on to the best variant, which then says otherwise than the stage before it.  Empty (negative) where unknown.
     """
 
     chain: tuple[str, ...]
@@ -274,7 +274,7 @@ class ChainPoint(Record, frozen=True, kw_only=True):
     cost: float
     against: tuple[float, float, float] | None = None
     alike: tuple[float, ...] = ()
-    passed: float = -1.0
+    overruled: float = -1.0
 
 
 class Sureness(Record, frozen=True, kw_only=True):

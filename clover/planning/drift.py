@@ -28,7 +28,7 @@ With two watches of scores and two of agreement on every row and every
 audit, an alarm that is false comes once in 5.5 million rows at most."""
 BLOCK = 50
 """Scores that are counted before the statistic moves."""
-SIGMAS = 5.0
+SIGMAS, AGREEMENT_SIGMAS = 5.0, 4.0
 ODDS = (1.3, 1.8, 3.0)
 CUTS = (1, 2, 3, 5, 7, 9)
 """Tenths below which the part of the rows is watched, and above which."""
@@ -75,13 +75,13 @@ class Detector:
         self._logs = [-math.inf] * len(self._logs)
 
 
-def most(part: float, rows: int) -> float:
-    """The most that a part may be in truth that was `part` of `rows` profiled rows: `SIGMAS` standard errors more."""
+def most(part: float, rows: int, sigmas: float = SIGMAS) -> float:
+    """The most that a part may be in truth that was `part` of `rows` profiled rows: `sigmas` standard errors more."""
     if rows < 1 or not 0.0 <= part <= 1.0:
         raise ValueError(f"{part} of {rows} rows is no part")
     # Wilson's bound, which is honest for few rows and for none of them.
-    middle = (part * rows + SIGMAS**2 / 2) / (rows + SIGMAS**2)
-    spread = SIGMAS / (rows + SIGMAS**2) * math.sqrt(rows * part * (1.0 - part) + SIGMAS**2 / 4)
+    middle = (part * rows + sigmas**2 / 2) / (rows + sigmas**2)
+    spread = sigmas / (rows + sigmas**2) * math.sqrt(rows * part * (1.0 - part) + sigmas**2 / 4)
     return min(1.0, middle + spread)
 
 
@@ -167,23 +167,23 @@ class AgreementWatch:
         self.agreed = 0
         self.expected = 0.0
         """Sum over the rows of the agreement that was profiled."""
-        self._bets: dict[tuple[float, int], tuple[list[float], list[float]] | None] = {}
+        self._bets: dict[tuple[float, int], list[tuple[float, float]]] = {}
 
-    def add(self, agrees: bool, expected: float, profiled: int) -> bool:
-        """Take a row of a kind of which a part `expected` of `profiled` rows agreed; whether it raised the alarm just
-        now.  A row of which nothing is known is counted, and bet on by nobody."""
-        self.rows += 1
+    def add(self, agrees: int, expected: float, profiled: int, rows: int = 1) -> bool:
+        """Take `rows` rows, of which so many agree, of a kind of which a part `expected` of `profiled` rows agreed;
+        whether they raised the alarm just now.  Rows of which nothing is known are counted, and bet on by nobody."""
+        self.rows += rows
         self.agreed += agrees
-        self.expected += expected
+        self.expected += expected * rows
         kind = (expected, profiled)
         if kind not in self._bets:
             if len(self._bets) >= _KINDS:
                 self._bets.clear()
-            known = most(1.0 - expected, profiled) if profiled else 1.0
-            pairs = [bet(known, odds) for odds in ODDS] if known < _SURE else []
-            self._bets[kind] = ([pair[0] for pair in pairs], [pair[1] for pair in pairs]) if pairs else None
-        logs = self._bets[kind]
-        return logs is not None and self.detector.add(1, logs[agrees])
+            known = most(1.0 - expected, profiled, AGREEMENT_SIGMAS) if profiled else 1.0
+            self._bets[kind] = [bet(known, odds) for odds in ODDS] if known < _SURE else []
+        bets = self._bets[kind]
+        against = rows - agrees
+        return bool(bets) and self.detector.add(rows, [against * apart + agrees * alike for apart, alike in bets])
 
     def reset(self) -> None:
         """As at the start."""

@@ -247,7 +247,7 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: P
     here = np.ones(rows, np.bool_)
     right = np.zeros(rows, np.bool_)
     ends, cut, alike = [], [], []
-    passed = -1.0
+    overruled = -1.0
     for name, threshold in itertools.zip_longest(chosen.chain, chosen.thresholds):
         own = answers[name]
         same = _same(own, answers[best])
@@ -257,8 +257,8 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: P
         cut.append(_percent(own.right, goes_on if threshold is not None else here))
         if same is not None:
             alike.append(_percent(same, here & ~goes_on) / 100.0)
-            if len(ends) == len(chosen.chain) - 1 and chosen.chain[-1] == best and goes_on.any():
-                passed = float(same[goes_on].mean())
+            if len(ends) == len(chosen.chain) - 1 and chosen.chain[-1] == best:
+                overruled = float((goes_on & ~same).mean())
         here = goes_on
     return ChainPoint(
         chain=chosen.chain,
@@ -272,7 +272,7 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: P
         cost=found.cost,
         against=_against(right, answers[best].right),
         alike=tuple(alike) if len(alike) == len(ends) else (),
-        passed=passed,
+        overruled=overruled,
     )
 
 

@@ -25,7 +25,7 @@ from clover.errors import ModelFailed
 from clover.planning.sampling import LEAST, Sampler, clean_share
 from clover.runtime.cascade import Chain
 from clover.runtime.deadlines import Deadlines
-from clover.runtime.guard import OWN, PASSED, SERVED, Guard
+from clover.runtime.guard import OWN, SERVED, Guard
 from clover.runtime.lanes import Lanes
 from clover.runtime.rows import Memory, read_rows
 from clover.runtime.slot_table import SlotTable
@@ -131,24 +131,28 @@ class Audits:
             if said is not None:
                 ticket.heard[row] = (*ticket.heard.get(row, ()), (lane, said))
 
+    def followed(self, ticket: Ticket, chain: Chain) -> None:
+        """An answered ticket whose rows followed `chain` is closed, its slots not freed yet: count those that the best
+        variant answered otherwise than the one before it."""
+        overruled = 0
+        for row, heard in ticket.heard.items():
+            if ticket.variants[row] == chain.lanes[-1] and heard and heard[-1][0] == chain.lanes[-2]:
+                said = self._said(ticket.slots[row])
+                overruled += said is not None and agreement(heard[-1][1], said) < 1.0
+        self.guard.followed(chain, overruled, len(ticket.slots))
+
     def closed(self, ticket: Ticket, now_ns: int) -> None:
-        """An answered ticket is closed, its slots not freed yet: compare what can be, and keep the slots of rows that
-        are to be audited."""
-        for row in {*ticket.marked, *ticket.heard}:
+        """An answered ticket is closed, its slots not freed yet: keep those of rows that are to be audited."""
+        for row in ticket.marked:
             lane, slot = ticket.variants[row], ticket.slots[row]
             said = self._said(slot)
             chain = ticket.chain if row not in ticket.short else None
             before = tuple(part for part in ticket.heard.get(row, ()) if part[0] in ticket.paths.get(row, ()))
-            if said is not None and before and lane == self.guard.best and chain is not None:
-                last, heard = before[-1]
-                of = (chain.passed, chain.passed_rows) if chain.lanes[-2:] == (last, lane) else (0.0, 0)
-                self.guard.compared(PASSED, last, agreement(heard, said) == 1.0, *of)
-            if row in ticket.marked:
-                why = "unreadable"
-                if said is not None:
-                    why = self._audit(Audit((*before, (lane, said)), chain), ticket.key, slot, now_ns)
-                if why:
-                    self.given_up(why)
+            why = "unreadable"
+            if said is not None:
+                why = self._audit(Audit((*before, (lane, said)), chain), ticket.key, slot, now_ns)
+            if why:
+                self.given_up(why)
 
     def given_up(self, why: str, rows: int = 1) -> None:
         """Rows that were marked are not audited, for now."""

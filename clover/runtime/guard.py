@@ -2,17 +2,17 @@
 
 Labels are absent, so the guard watches what is there (`clover.planning.drift` says how, and how rarely it is wrong):
 
-`scores`   how sure the variant that a row is asked of first was, by tenths of the profile's scores;
-`own`      how often that variant says what the auditor says, over audited rows (`runtime.audits`);
-`passed`   the same over rows that went on to the best variant, which costs nothing: both have answered them;
-`served`   how often the answer that a client got is the best variant's, over audited rows that another one answered.
+`scores`     how sure the variant that a row is asked of first was, by tenths of the profile's scores;
+`own`        how often that variant says what the auditor says, over audited rows (`runtime.audits`);
+`overruled`  how many of all rows went on to the best variant and were answered otherwise there; it costs nothing;
+`served`     how often the answer that a client got is the best variant's, over audited rows that another one answered.
 
 Any of them takes the first step of the ladder, and only the last takes the second: where the best variant goes wrong
 as well, stepping aside would cost energy and mend nothing.
 
-ok         thresholds are the plan's
-tightened  thresholds are so high that half of the rows that ended go on (by the profile's scores)
-aside      the cascade is off, and the best variant that is there answers everything
+ok           thresholds are the plan's
+tightened    thresholds are so high that half of the rows that ended go on (by the profile's scores)
+aside        the cascade is off, and the best variant that is there answers everything
 
 Nothing comes down by itself: an operator resets it, or the family is profiled anew.
 """
@@ -24,14 +24,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clover.planning.drift import SCORE_LIMIT, AgreementWatch, ScoreWatch
+from clover.planning.drift import BLOCK, SCORE_LIMIT, AgreementWatch, ScoreWatch
+from clover.runtime.cascade import Chain
 from clover.types import CascadeProfile, FamilyProfile, Sureness
 
 log = logging.getLogger("clover.guard")
 
 OK, TIGHTENED, ASIDE = range(3)
 RUNGS = ("ok", "tightened", "aside")
-SCORES, OWN, PASSED, SERVED = "scores", "own", "passed", "served"
+SCORES, OWN, OVERRULED, SERVED = "scores", "own", "overruled", "served"
 _SUSPICIOUS = 0.01  # of the limit: from then on more is audited
 _NO_PROFILE = "there is no profile with scores to hold answers against"
 _OLD_PROFILE = (
@@ -63,6 +64,8 @@ class Guard:
         self._cascade: CascadeProfile | None = None
         self._scores: list[ScoreWatch | None] = [None] * len(variants)
         self._agreement: dict[tuple[str, int], AgreementWatch] = {}
+        self._chain: Chain | None = None
+        self._block = [0, 0]  # rows that followed it since the watch moved, and those that were overruled
 
     @property
     def rung(self) -> int:
@@ -102,6 +105,7 @@ class Guard:
         was = self.rung
         self.found, self.why = OK, ""
         self._agreement.clear()
+        self._block = [0, 0]
         for watch in self._scores:
             if watch is not None:
                 watch.reset()
@@ -117,14 +121,31 @@ class Guard:
         if watch is not None and edges is not None and watch.add(bisect_right(edges, score) if score == score else 0):
             self.alarm(SCORES, lane, f"after {watch.detector.rows} rows")
 
-    def compared(self, kind: str, lane: int, agrees: bool, expected: float, rows: int) -> None:
-        """Whether `lane` said of a row what the auditor says.  Of `rows` profiled rows of that kind it did so for a
-        part `expected`; 0 rows: that is not known."""
+    def followed(self, chain: Chain, overruled: int, rows: int) -> None:
+        """Rows that followed `chain`, of which so many were overruled by the best variant at its end."""
+        if chain is not self._chain:
+            self._close()
+            self._chain = chain
+        self._block[0] += rows
+        self._block[1] += overruled
+        if self._block[0] >= BLOCK:
+            self._close()
+
+    def _close(self) -> None:
+        (rows, overruled), chain = self._block, self._chain
+        self._block = [0, 0]
+        if rows and chain is not None:
+            expected = 1.0 - chain.overruled
+            self.compared(OVERRULED, chain.lanes[-2], rows - overruled, expected, chain.overruled_rows, rows)
+
+    def compared(self, kind: str, lane: int, agrees: int, expected: float, rows: int, count: int = 1) -> None:
+        """Whether `lane` said of a row (of how many of `count` rows) what the auditor says.  Of `rows` profiled rows of
+        that kind it did so for a part `expected`; 0 rows: that is not known."""
         watch = self._agreement.get((kind, lane))
         if watch is None:
-            limits = (SCORE_LIMIT,) if kind == PASSED else ()  # of these there may be as many as there are rows
+            limits = (SCORE_LIMIT,) if kind == OVERRULED else ()  # of these there may be as many as there are rows
             watch = self._agreement[kind, lane] = AgreementWatch(*limits)
-        if watch.add(agrees, expected, rows):
+        if watch.add(agrees, expected, rows, count):
             part, due = watch.agreed / watch.rows, watch.expected / watch.rows
             self.alarm(kind, lane, f"{part:.1%} instead of {due:.1%} over {watch.rows} rows")
 
@@ -159,7 +180,7 @@ class Guard:
         said = {
             SCORES: f"the scores of {self._variants[lane]} are not those of the profile any more",
             OWN: f"{self._variants[lane]} agrees with the auditor less than profiled",
-            PASSED: f"{self._variants[lane]} agrees with the best variant, on rows that went on, less than profiled",
+            OVERRULED: f"the best variant overrules {self._variants[lane]} more often than profiled",
             SERVED: f"answers of {self._variants[lane]} agree with the best variant's less than profiled",
         }[kind]
         was = self.rung
@@ -173,6 +194,7 @@ class Guard:
         self.why = f"{said} ({what})"
         # Whether the step helped is another question, which begins now.
         self._agreement.clear()
+        self._block = [0, 0]
         done = (
             "thresholds tighten" if self.found == TIGHTENED else "the cascade steps aside: the best variant answers all"
         )
@@ -216,4 +238,4 @@ def _told(watch: ScoreWatch | AgreementWatch) -> dict[str, Any]:
     return {"rows": found.rows, "statistic": found.statistic, "limit": found.limit, "alarmed": found.alarmed}
 
 
-__all__ = ["ASIDE", "OK", "OWN", "PASSED", "RUNGS", "SCORES", "SERVED", "TIGHTENED", "Guard"]
+__all__ = ["ASIDE", "OK", "OVERRULED", "OWN", "RUNGS", "SCORES", "SERVED", "TIGHTENED", "Guard"]

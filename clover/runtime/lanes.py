@@ -238,8 +238,9 @@ class Lanes:
         if point is not None and point.alike:
             rows = [part * self.profiled_rows for part in (*point.reach, 0.0)]
             ended = tuple(round(here - on) for here, on in itertools.pairwise(rows))
-            on = (point.passed, round(rows[-2])) if point.passed >= 0.0 else (0.0, 0)
-            found = dataclasses.replace(found, alike=point.alike, alike_rows=ended, passed=on[0], passed_rows=on[1])
+            found = dataclasses.replace(found, alike=point.alike, alike_rows=ended)
+            if point.overruled >= 0.0 and self._tighter is None:  # of other thresholds nobody knows how many that are
+                found = dataclasses.replace(found, overruled=point.overruled, overruled_rows=self.profiled_rows)
         if self._tighter is not None:
             levels = tuple(map(self._tighter, chain, thresholds))
             found = dataclasses.replace(found, thresholds=levels)

@@ -273,7 +273,9 @@ class Router:
         elif ticket.status == 200:
             now_ns = self._clock()
             self.traffic.answered(now_ns - ticket.done_ns)
-            if ticket.marked or ticket.heard:
+            if ticket.chain is not None and ticket.chain.overruled_rows and self._cascade.audits is not None:
+                self.audits.followed(ticket, ticket.chain)
+            if ticket.marked:
                 self.audits.closed(ticket, now_ns)
         else:
             self.audits.given_up("lost", len(ticket.marked))

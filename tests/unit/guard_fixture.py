@@ -27,7 +27,7 @@ POINT = ChainPoint(
     cut=(70.0, 88.0),
     cost=0.5,
     alike=(0.98, 1.0),
-    passed=0.8,
+    overruled=0.1,
 )
 
 
