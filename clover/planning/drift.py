@@ -9,8 +9,9 @@ any n, also of rows that come in blocks, and whoever looks at the statistic betw
 
 **Nothing has changed** is not one distribution: a profile has seen some thousands of rows, and no more than they tell
 may count as known.  Every bet is against a part of the rows (those whose score lies in the lowest tenth, say) being
-*at most* what was profiled plus `SIGMAS` standard errors, and a likelihood ratio against the end of such a range is an
-e-value for all of it.  Bets are made on odds `ODDS` times as high; the mean over all of them is what is watched.
+*at most* what was profiled and several standard errors more, and for scores `SLACK` besides, because traffic is never
+quite the rows of a profile.  A likelihood ratio against the end of such a range is an e-value for all of it.  Bets are
+made on odds `ODDS` times as high; the mean over all of them is what is watched.
 
 Nothing here reads a clock or draws a number.
 """
@@ -26,6 +27,7 @@ AGREEMENT_LIMIT = 2.5e5
 """The same for a watch of agreement, in audits: of a hundred rows two at most are audited, mostly one of two hundred.
 With two watches of scores and two of agreement on every row and every
 audit, an alarm that is false comes once in 5.5 million rows at most."""
+SLACK = 0.03
 BLOCK = 50
 """Scores that are counted before the statistic moves."""
 SIGMAS, AGREEMENT_SIGMAS = 5.0, 4.0
@@ -120,7 +122,8 @@ class ScoreWatch:
         self._logs: list[list[float]] = []
         for cut in (*CUTS, *(-cut for cut in CUTS)):
             inside = [at < cut if cut > 0 else at >= bins + cut for at in range(bins)]
-            known = most(min(1.0, sum(part for part, here in zip(parts, inside, strict=True) if here)), rows)
+            part = sum(part for part, here in zip(parts, inside, strict=True) if here)
+            known = most(min(1.0, part), rows) + SLACK
             if known < _SURE:
                 for odds in ODDS:
                     within, without = bet(known, odds)
