@@ -182,7 +182,7 @@ class Audits:
         own.variants = [auditor]
         own.min_accuracy = lanes.accuracy[auditor]
         own.submit_ns = now_ns
-        own.key = max(key, 0)  # of the shape; a row that was suspected of a death is kept from others no more
+        own.key = key  # of its shape, or its own where it was suspected of a death
         own.outstanding = 1
         own.deadline_ns = now_ns + PATIENCE_NS
         own.phase = PENDING

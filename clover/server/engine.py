@@ -309,7 +309,6 @@ class Engine:
                 "accuracy_served": served.observe().get("accuracy_served"),
                 "accuracy_by_labels": served.router.feedback.estimate(),
                 "audit_j": served.router.audits.energy_j,
-                "guard": served.guarded(),
                 "swaps": served.swaps,
                 "repartitions": served.repartitions,
                 "restarts": served.restarts,
