@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -139,15 +140,18 @@ class Served:
         same = (mine.said == dear.said).tolist()
         ended = round((point.reach[0] - (point.reach[1] if point.thresholds else 0.0)) * self._rows)
         served = (point.alike[0], ended) if point.thresholds else guard.alike(first, last)
-        chain = Chain((first, last), point.thresholds, (), (), overruled=point.overruled, overruled_rows=self._rows)
+        plan = chain = Chain(
+            (first, last), point.thresholds, (), (), overruled=point.overruled, overruled_rows=self._rows
+        )
         own = guard.alike(first, last)
-        rung, threshold = -1, 0.0
+        rung, threshold = -1, -math.inf
         for row in rows:
             guard.row += 1
             if rung != guard.rung:
                 rung = guard.rung
-                threshold = point.thresholds[0] if point.thresholds else -1.0
-                threshold = guard.tighter(point.chain[0], threshold) if rung and point.thresholds else threshold
+                if point.thresholds:
+                    chain = guard.tightened(plan) if rung != OK else plan
+                    threshold = chain.thresholds[0]
                 if rung == ASIDE and until == "aside":
                     return
             if guard.row % RATE == 0:
@@ -160,7 +164,7 @@ class Served:
             if first == last:
                 continue
             goes_on = not scores[row] >= threshold
-            if point.thresholds and rung == OK:  # of other thresholds nothing is known
+            if point.thresholds:
                 guard.followed(chain, goes_on and not same[row], 1)
             if picked:
                 guard.compared(OWN, first, same[row], *own)

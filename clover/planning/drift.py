@@ -30,7 +30,7 @@ audit, an alarm that is false comes once in 5.5 million rows at most."""
 SLACK = 0.03
 BLOCK = 50
 """Scores that are counted before the statistic moves."""
-SIGMAS, AGREEMENT_SIGMAS = 5.0, 4.0
+SIGMAS, AGREEMENT_SIGMAS = 5.0, 3.0
 ODDS = (1.3, 1.8, 3.0)
 CUTS = (1, 2, 3, 5, 7, 9)
 """Tenths below which the part of the rows is watched, and above which."""

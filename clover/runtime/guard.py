@@ -20,8 +20,10 @@ Nothing comes down by itself: an operator resets it, or the family is profiled a
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from clover.planning.drift import BLOCK, SCORE_LIMIT, AgreementWatch, ScoreWatch
@@ -163,11 +165,30 @@ class Guard:
         of = [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]
         return any(not each.alarmed and each.statistic > _SUSPICIOUS * each.limit for each in of)
 
-    def tighter(self, variant: str, threshold: float) -> float:
-        """A threshold above which only half of the profiled rows lie that do above `threshold`."""
-        found = self._cascade.quantiles.get(variant, ()) if self._cascade is not None else ()
-        above = [score for score in found if score >= threshold]
+    def tightened(self, chain: Chain) -> Chain:
+        """A chain with thresholds above which only half of the profiled rows lie that do above its own."""
+        levels = tuple(map(self._tighter, chain.lanes, chain.thresholds))
+        part, rows = 0.0, 0
+        if len(chain.lanes) == 2 and chain.lanes[1] == self.best and self._cascade is not None:
+            part, rows = self._overruled(chain.lanes[0], levels[0]), self._cascade.held_out_rows
+        return replace(chain, thresholds=levels, overruled=part, overruled_rows=rows if part > 0.0 else 0)
+
+    def _tighter(self, lane: int, threshold: float) -> float:
+        above = [score for score in self._quantiles(lane) if score >= threshold]
         return max(threshold, above[len(above) // 2]) if above else threshold
+
+    def _overruled(self, lane: int, threshold: float) -> float:
+        """The part of rows, by the profile, of which `lane` is less sure and says otherwise than the best variant, or a
+        little more: tenths count whole.  0 where that is not known."""
+        own, scores = self._known(lane), self._quantiles(lane)
+        if own is None or not own.agreement or not scores:
+            return 0.0
+        below = bisect_left(scores, threshold) / (len(scores) - 1)  # of the rows, or up to a 32nd more
+        tenths = own.agreement[: math.ceil(min(below, 1.0) * len(own.agreement))]
+        return sum(1.0 - part for part in tenths) / len(own.agreement)
+
+    def _quantiles(self, lane: int) -> tuple[float, ...]:
+        return self._cascade.quantiles.get(self._variants[lane], ()) if self._cascade is not None else ()
 
     def _known(self, lane: int) -> Sureness | None:
         return self._cascade.sureness.get(self._variants[lane]) if self._cascade is not None else None

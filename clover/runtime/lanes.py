@@ -74,7 +74,7 @@ class Lanes:
         self._chains: dict[float, Chain | None] = {}
         self._open = 0
         self._aside = False
-        self._tighter: Callable[[str, float], float] | None = None
+        self._change: Callable[[Chain], Chain] | None = None
 
     def mask(self, min_accuracy: float) -> int:
         """Live lanes that meet `min_accuracy` (percent) and take rows, as bits."""
@@ -126,10 +126,10 @@ class Lanes:
         if self.chain is not None:
             self.chain = self._chain(self.routing.chain, self.routing.thresholds)
 
-    def guard(self, tighter: Callable[[str, float], float] | None, *, aside: bool) -> None:
-        """Ask dearer variants more often than the plan has it: thresholds become what `tighter` makes of a variant's;
-        `aside`: no chain is followed, and the most accurate lane that is live takes all rows."""
-        self._tighter, self._aside = tighter, aside
+    def guard(self, change: Callable[[Chain], Chain] | None, *, aside: bool) -> None:
+        """Ask dearer variants more often than the plan has it: rows follow what `change` makes of a chain; `aside`:
+        none is followed, and the most accurate lane that is live takes all rows."""
+        self._change, self._aside = change, aside
         self.accuracy_changed()
         self._changed()
 
@@ -239,12 +239,9 @@ class Lanes:
             rows = [part * self.profiled_rows for part in (*point.reach, 0.0)]
             ended = tuple(round(here - on) for here, on in itertools.pairwise(rows))
             found = dataclasses.replace(found, alike=point.alike, alike_rows=ended)
-            if point.overruled >= 0.0 and self._tighter is None:  # of other thresholds nobody knows how many that are
+            if point.overruled >= 0.0:
                 found = dataclasses.replace(found, overruled=point.overruled, overruled_rows=self.profiled_rows)
-        if self._tighter is not None:
-            levels = tuple(map(self._tighter, chain, thresholds))
-            found = dataclasses.replace(found, thresholds=levels)
-        return found
+        return self._change(found) if self._change is not None else found
 
     def _knobs(self, variant: str, routing: Routing) -> tuple[int, int]:
         """Rows of a batch (0: what the worker takes) and nanoseconds that a row may wait for one to fill."""

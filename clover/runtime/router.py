@@ -315,7 +315,7 @@ class Router:
     def _guarded(self) -> None:
         """The guard stands on another step."""
         rung = self.guard.rung
-        self._lanes.guard(self.guard.tighter if rung != OK else None, aside=rung == ASIDE)
+        self._lanes.guard(self.guard.tightened if rung != OK else None, aside=rung == ASIDE)
 
     # --- the fleet's side ---------------------------------------------------------------------------------------------
 

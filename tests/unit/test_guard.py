@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from clover.runtime.cascade import Chain
 from clover.runtime.guard import ASIDE, OK, OWN, SCORES, SERVED, TIGHTENED, Guard
 from clover.types import Routing
 from tests.unit.guard_fixture import LARGE, MEDIUM, SMALL, Audited, profile, sureness
@@ -127,10 +128,20 @@ def test_a_profile_of_before_is_told_so(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_a_tighter_threshold_lets_half_of_the_rest_through() -> None:
     guard, _ = made()
-    assert guard.tighter("small", 0.5) == pytest.approx(0.75, abs=0.02)
-    assert guard.tighter("small", 0.0) == pytest.approx(0.5, abs=0.02)
-    assert guard.tighter("small", 2.0) == 2.0
-    assert guard.tighter("nobody", 0.5) == 0.5
+
+    def tightened(threshold: float) -> Chain:
+        return guard.tightened(Chain((SMALL, LARGE), (threshold,), (), ()))
+
+    assert tightened(0.5).thresholds[0] == pytest.approx(0.75, abs=0.02)
+    assert tightened(0.0).thresholds[0] == pytest.approx(0.5, abs=0.02)
+    assert tightened(2.0).thresholds == (2.0,)
+    assert Guard("toy", VARIANTS).tightened(Chain((SMALL, LARGE), (0.5,), (), ())).thresholds == (0.5,)
+    # The best variant says otherwise of a tenth of the rows in every tenth of scores, of which eight lie below 0.75.
+    assert tightened(0.5).overruled == pytest.approx(0.08)
+    assert tightened(0.5).overruled_rows == 5000
+    assert tightened(2.0).overruled == pytest.approx(0.1)
+    longer = guard.tightened(Chain((SMALL, MEDIUM, LARGE), (0.5, 0.5), (), (), overruled=0.1, overruled_rows=5000))
+    assert (len(longer.thresholds), longer.overruled_rows) == (2, 0)
 
 
 # --- in the router ----------------------------------------------------------------------------------------------------
