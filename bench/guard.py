@@ -1,12 +1,13 @@
 """How rarely the guard is wrong, and how soon it sees that images have changed.
 
-    python -m bench.guard [--rows 5000000] [--seeds 20] [--share 0.005] [--json FILE]
+    python -m bench.guard [--rows 5000000] [--seeds 20] [--apart] [--share 0.005] [--json FILE]
 
 The default family's variants answer its images in this process.  A profile is made of what they say, as the profiler
 does, and the server's own guard, sampler and watches are fed row by row, as its router feeds them: 1,000 rows a second,
 a look at the grid once a second, thresholds that tighten where it says so.
 
-`clean`       rows drawn from the held-out images, again and again: every alarm is a false one
+`clean`       rows drawn from the held-out images, again and again: every alarm is a false one.  `--apart`: of none of
+              which the profile has seen a score
 `corrupted`   2,000 such rows, then images with noise, blurred, or shifted: of each the mildest of a few strengths that
               costs the served answers 5 points or more.  Rows from the change to the first alarm of each kind, the
               median and the worst over the seeds; `agree alone`: with no help from scores, which have more audited once
@@ -257,6 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000, help="clean rows a subject [5000000]")
     parser.add_argument("--seeds", type=int, default=20, help="seeds of every corruption [20]")
+    parser.add_argument("--apart", action="store_true", help="make the profile of the calibration images alone")
     parser.add_argument("--share", type=float, default=0.005, help="share that is audited [0.005]")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
@@ -265,17 +267,22 @@ def main() -> None:
     assert score is not None
     calibration, (images, labels) = heard(*fashion_rows("calibration"), score), fashion_rows()
     held = heard(images, labels, score)
-    cascade = profile_of(calibration, held, COSTS)
+    known = calibration if options.apart else held
+    cascade = profile_of(calibration, known, COSTS)
     profile = plain_profile(cascade)
-    subjects = subjects_of(cascade, held)
+    subjects = subjects_of(cascade, known)
     kinds = [("noise", noisy, NOISE), ("blur", blurred, BLUR), ("shift", shifted, SHIFT)]
-    changed = {
-        (kind, strength): heard(corrupt(images, strength), labels, score)
-        for kind, corrupt, strengths in kinds
-        for strength in strengths
-    }
+    changed = (
+        {}
+        if not options.seeds
+        else {
+            (kind, strength): heard(corrupt(images, strength), labels, score)
+            for kind, corrupt, strengths in kinds
+            for strength in strengths
+        }
+    )
     table: list[list[Any]] = []
-    for subject in subjects:
+    for subject in subjects if options.seeds else ():
         for kind, _, strengths in kinds:
             lost = {at: subject.accuracy(held) - subject.accuracy(changed[kind, at]) for at in strengths}
             mildest = next((at for at in strengths if lost[at] >= COSTLY), None)

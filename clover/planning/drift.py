@@ -21,6 +21,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
 SCORE_LIMIT = 1e8
 """Rows after which a watch of scores may raise a false alarm, on average and at the earliest."""
 AGREEMENT_LIMIT = 2.5e5
@@ -52,14 +57,13 @@ class Detector:
         self.limit = limit
         self.rows = 0
         self.alarmed = False
-        self._logs = [-math.inf] * bets
+        self._logs = np.full(bets, -np.inf)
 
-    def add(self, rows: int, logs: Sequence[float]) -> bool:
+    def add(self, rows: int, logs: Sequence[float] | Floats) -> bool:
         """Take a block of `rows` rows with the logarithm of the e-value of each bet; whether it raised the alarm just
         now."""
         self.rows += rows
-        for at, log in enumerate(logs):
-            self._logs[at] = min(_MOST, math.log(math.exp(self._logs[at]) + rows) + log)
+        self._logs = np.minimum(_MOST, np.log(np.exp(self._logs) + rows) + logs)
         if self.alarmed or self.statistic < self.limit:
             return False
         self.alarmed = True
@@ -68,13 +72,13 @@ class Detector:
     @property
     def statistic(self) -> float:
         """Where it stands: about the number of rows while nothing speaks for a change."""
-        return sum(map(math.exp, self._logs)) / len(self._logs)
+        return float(np.exp(self._logs).mean())
 
     def reset(self) -> None:
         """As at the start."""
         self.rows = 0
         self.alarmed = False
-        self._logs = [-math.inf] * len(self._logs)
+        self._logs = np.full(len(self._logs), -np.inf)
 
 
 def most(part: float, rows: int, sigmas: float = SIGMAS) -> float:
@@ -119,7 +123,7 @@ class ScoreWatch:
         bins = len(parts)
         if bins < 2 or abs(sum(parts) - 1.0) > 1e-6 or min(parts) < 0.0:
             raise ValueError(f"{list(parts)} are no parts")
-        self._logs: list[list[float]] = []
+        logs: list[list[float]] = []
         for cut in (*CUTS, *(-cut for cut in CUTS)):
             inside = [at < cut if cut > 0 else at >= bins + cut for at in range(bins)]
             part = sum(part for part, here in zip(parts, inside, strict=True) if here)
@@ -127,10 +131,11 @@ class ScoreWatch:
             if known < _SURE:
                 for odds in ODDS:
                     within, without = bet(known, odds)
-                    self._logs.append([within if here else without for here in inside])
-        if not self._logs:
+                    logs.append([within if here else without for here in inside])
+        if not logs:
             raise ValueError(f"{rows} rows tell too little to watch scores by")
-        self.detector = Detector(len(self._logs), limit)
+        self._logs: Floats = np.array(logs)  # [bets, bins]
+        self.detector = Detector(len(logs), limit)
         self.seen = [0] * bins
         """Rows in each bin since the start."""
         self._counts = [0] * bins
@@ -147,8 +152,7 @@ class ScoreWatch:
         self._counts, self._in_block = [0] * len(counts), 0
         for at, count in enumerate(counts):
             self.seen[at] += count
-        logs = [sum(count * log for count, log in zip(counts, bins, strict=True) if count) for bins in self._logs]
-        return self.detector.add(rows, logs)
+        return self.detector.add(rows, self._logs @ counts)
 
     def reset(self) -> None:
         """As at the start."""

@@ -17,20 +17,15 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from numpy.typing import NDArray
-
 from clover._native.batcher import Batcher
-from clover.confidence import agreement, answers
-from clover.errors import ModelFailed
 from clover.planning.sampling import LEAST, Sampler, clean_share
 from clover.runtime.cascade import Chain
 from clover.runtime.deadlines import Deadlines
 from clover.runtime.guard import OWN, SERVED, Guard
 from clover.runtime.lanes import Lanes
-from clover.runtime.rows import Memory, read_rows
+from clover.runtime.sayings import Said, Sayings, same
 from clover.runtime.slot_table import SlotTable
 from clover.runtime.tickets import PENDING, QUEUED, Heard, Ticket
-from clover.types import FamilySpec
 
 log = logging.getLogger("clover.guard")
 
@@ -39,8 +34,6 @@ PATIENCE_NS = 60_000_000_000
 MOST_WAITING = 64
 """Audits at a time; and no more than an eighth of the slots."""
 _BEHIND_NS = 86_400_000_000_000
-
-Said = NDArray[Any]
 
 
 class Audit:
@@ -61,8 +54,7 @@ class Audits:
     def __init__(
         self,
         guard: Guard,
-        spec: FamilySpec,
-        memory: Memory,
+        said: Sayings,
         table: SlotTable,
         batcher: Batcher,
         lanes: Lanes,
@@ -82,10 +74,9 @@ class Audits:
         """Joules of audits, part of what their variants are accounted for."""
         self.waiting: dict[int, Ticket] = {}
         """Audits that are queued or flying, by slot."""
+        self._said = said
         self._share = share
         self._hours = 0
-        self._spec = spec
-        self._memory = memory
         self._table = table
         self._batcher = batcher
         self._lanes = lanes
@@ -127,7 +118,7 @@ class Audits:
     def passed(self, ticket: Ticket, row: int, lane: int, target: int) -> None:
         """A row goes on from `lane` to `target`: note what was said, where that will be compared."""
         if target == self.guard.best or row in ticket.marked:
-            said = self._said(ticket.slots[row])
+            said = self._said.of(ticket.slots[row])
             if said is not None:
                 ticket.heard[row] = (*ticket.heard.get(row, ()), (lane, said))
 
@@ -137,15 +128,15 @@ class Audits:
         overruled = 0
         for row, heard in ticket.heard.items():
             if ticket.variants[row] == chain.lanes[-1] and heard and heard[-1][0] == chain.lanes[-2]:
-                said = self._said(ticket.slots[row])
-                overruled += said is not None and agreement(heard[-1][1], said) < 1.0
+                said = self._said.of(ticket.slots[row])
+                overruled += said is not None and not same(heard[-1][1], said)
         self.guard.followed(chain, overruled, len(ticket.slots))
 
     def closed(self, ticket: Ticket, now_ns: int) -> None:
         """An answered ticket is closed, its slots not freed yet: keep those of rows that are to be audited."""
         for row in ticket.marked:
             lane, slot = ticket.variants[row], ticket.slots[row]
-            said = self._said(slot)
+            said = self._said.of(slot)
             chain = ticket.chain if row not in ticket.short else None
             before = tuple(part for part in ticket.heard.get(row, ()) if part[0] in ticket.paths.get(row, ()))
             why = "unreadable"
@@ -200,7 +191,7 @@ class Audits:
         """An audit is over; its slot is still its own."""
         self.waiting.pop(ticket.slots[0], None)
         audit = ticket.audit
-        said = self._said(ticket.slots[0]) if status == 200 else None
+        said = self._said.of(ticket.slots[0]) if status == 200 else None
         self.energy_j += ticket.energy_j
         if said is None or not isinstance(audit, Audit):
             self.given_up(ticket.error or {504: "late", 500: "failed"}.get(status, "died"))
@@ -221,7 +212,7 @@ class Audits:
         guard, best = self.guard, self.guard.best
         first, heard = audit.heard[0]
         if first != auditor:
-            guard.compared(OWN, first, agreement(heard, said) == 1.0, *guard.alike(first, auditor))
+            guard.compared(OWN, first, same(heard, said), *guard.alike(first, auditor))
         lane, heard = audit.heard[-1]
         if lane == auditor or auditor != best:
             return
@@ -232,13 +223,7 @@ class Audits:
             of = (audit.chain.alike[stage], audit.chain.alike_rows[stage]) if known else (0.0, 0)
         elif len(audit.heard) > 1:
             of = (0.0, 0)  # it was cut short: what is to be expected of such a row nobody has counted
-        guard.compared(SERVED, lane, agreement(heard, said) == 1.0, *of)
-
-    def _said(self, slot: int) -> Said | None:
-        try:
-            return answers(read_rows(self._memory, self._spec, 0, [slot])).copy()
-        except ModelFailed:  # of a client's row the client was told; of an audit it is a failure
-            return None
+        guard.compared(SERVED, lane, same(heard, said), *of)
 
     def report(self) -> dict[str, Any]:
         """The share that is audited now and over this hour, the lowest of an hour that is over, what is owed, and what

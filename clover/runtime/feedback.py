@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clover.confidence import agreement, answers
 from clover.errors import BadRequest, NotFound
 from clover.planning.drift import wilson
+from clover.runtime.sayings import Said, same
 from clover.types import FamilySpec
 
 _LONGEST_ID = 256
@@ -33,19 +32,19 @@ class Feedback:
         self.remembered = 0
         self._output = spec.outputs[0]
         self._rows = rows
-        self._known: OrderedDict[str, tuple[tuple[int, ...], NDArray[Any]]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[tuple[int, ...], tuple[Said | None, ...]]] = OrderedDict()
 
     @property
     def on(self) -> bool:
         """Whether anything is remembered."""
         return self._rows > 0
 
-    def remember(self, request_id: str, lanes: Sequence[int], rows: NDArray[Any] | list[bytes]) -> None:
-        """What was answered under an id: the first output's rows, and the lane that answered each."""
+    def remember(self, request_id: str, lanes: Sequence[int], said: Sequence[Said | None]) -> None:
+        """What was said of the rows that were answered under an id, and the lane that answered each."""
         if not request_id or len(request_id) > _LONGEST_ID or len(lanes) > self._rows:
             return
         self._forget(request_id)
-        self._known[request_id] = (tuple(lanes), answers(rows))
+        self._known[request_id] = (tuple(lanes), tuple(said))
         self.remembered += len(lanes)
         while self.remembered > self._rows:
             self._forget(next(iter(self._known)))
@@ -67,7 +66,10 @@ class Feedback:
         lanes, said = known
         if len(labels) != len(lanes):
             raise BadRequest(f"that request had {len(lanes)} rows, and {len(labels)} labels were given")
-        right = [None if label is None else self._right(said[at : at + 1], label) for at, label in enumerate(labels)]
+        right = [
+            None if label is None or one is None else self._right(one, label)
+            for one, label in zip(said, labels, strict=True)
+        ]
         self._forget(request_id)
         for lane, good in zip(lanes, right, strict=True):
             if good is not None:
@@ -76,16 +78,19 @@ class Feedback:
         given = [good for good in right if good is not None]
         return {"id": request_id, "rows": len(given), "right": sum(given), "estimate": self.estimate()}
 
-    def _right(self, said: NDArray[Any], label: Any) -> bool:
+    def _right(self, said: Said, label: Any) -> bool:
+        text = not isinstance(said, int) and said.dtype == object
         if isinstance(label, str):
-            if said.dtype == object:
-                return bytes(said[0])[4:] == label.encode() and said.shape == (1,)
+            if not isinstance(said, int) and text:
+                return said.shape == (1,) and bytes(said[0])[4:] == label.encode()
             if label not in self._output.labels:
                 raise BadRequest("a label is none of the output's")
             label = self._output.labels.index(label)
-        if isinstance(label, bool) or not isinstance(label, int | float) or said.dtype == object:
+        if isinstance(label, bool) or not isinstance(label, int | float) or text:
             raise BadRequest("a label is the index or the name of a class, a number, or null")
-        return agreement(said, np.full(said.shape, label, said.dtype if said.dtype.kind == "f" else None)) == 1.0
+        if isinstance(said, int):
+            return said == label
+        return same(said, np.full(said.shape, label, said.dtype))
 
     def estimate(self) -> dict[str, Any] | None:
         """The served accuracy by labels, percent, with its 95 % interval; None before the first label."""

@@ -49,6 +49,7 @@ from clover.runtime.relief import Standby
 from clover.runtime.reliefs import Reliefs
 from clover.runtime.retry import Retry
 from clover.runtime.rows import Memory, ShapeKeys, read_rows, write_array, write_bytes
+from clover.runtime.sayings import Sayings
 from clover.runtime.slot_table import SlotTable
 from clover.runtime.tickets import CLOSED, DONE, FLYING, OPEN, PENDING, QUEUED, Ticket
 from clover.runtime.traffic import Traffic
@@ -58,6 +59,7 @@ log = logging.getLogger("clover.router")
 
 _MAX_RETRY_AFTER_S = 60.0
 _MIN_TIMER_S = 0.001
+_FEW = 8
 _DUST = 1e-6  # rows x percent: rounding
 
 
@@ -106,11 +108,11 @@ class Router:
         self._reliefs = Reliefs(self._batcher, self._lanes, self._retry, self.traffic)
         self._cascade = Escalation(self._table, self._batcher, self._lanes, self.traffic, self._reliefs, spec.max_batch)
         self._deadlines = Deadlines()
+        self._said = Sayings(memory, spec)
         self.guard = Guard(self.name, self.traffic.variants, self._guarded, acts=config.guard == "act")
         self.audits = Audits(
             self.guard,
-            spec,
-            memory,
+            self._said,
             self._table,
             self._batcher,
             self._lanes,
@@ -300,7 +302,7 @@ class Router:
     def remember(self, request_id: str, ticket: Ticket) -> None:
         """See `Model.remember`."""
         if self.feedback.on and ticket.status == 200:
-            self.feedback.remember(request_id, ticket.variants, self.read(ticket, 0))
+            self.feedback.remember(request_id, ticket.variants, list(map(self._said.of, ticket.slots)))
 
     def labelled(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
         """See `Model.labelled`."""
@@ -605,7 +607,7 @@ class Router:
         have all of theirs; how many rows went on, and how many were audits."""
         lane, gone_on, audits = link.lane, 0, 0
         watched = not status and self.guard.edges[lane] is not None
-        scores: list[float] = self._memory.score[batch.slots].tolist() if watched else []
+        scores = self._scores(batch.slots) if watched else []
         for at, slot in enumerate(batch.slots):
             ticket = self._table.landed(slot)
             if ticket is None:
@@ -631,7 +633,7 @@ class Router:
             elif ticket.chain is None:
                 self.traffic.accuracy_rows += self.accuracy[lane]
             else:
-                scores = scores or self._memory.score[batch.slots].tolist()
+                scores = scores or self._scores(batch.slots)
                 if self._cascade.goes_on(ticket, ticket.chain, slot, lane, scores[at], now_ns):
                     gone_on += 1
                     continue
@@ -639,6 +641,14 @@ class Router:
             if not ticket.outstanding:
                 self._finish(ticket, 200, "", now_ns)
         return gone_on, audits
+
+    def _scores(self, slots: list[int]) -> list[float]:
+        """How sure the answers in `slots` are."""
+        scores = self._memory.score
+        if len(slots) <= _FEW:  # an array for an index costs more than they do
+            return [scores.item(slot) for slot in slots]
+        found: list[float] = scores[slots].tolist()
+        return found
 
     # --- the end of a ticket ------------------------------------------------------------------------------------------
 

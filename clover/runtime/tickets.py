@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numpy.typing import NDArray
-
 from clover.runtime.cascade import Chain
+from clover.runtime.sayings import Said
 
-Heard = tuple[tuple[int, NDArray[Any]], ...]
-"""Lanes in the order in which they were asked of a row, each with what it said: an array [1, ...]."""
+Heard = tuple[tuple[int, Said], ...]
+"""Lanes in the order in which they were asked of a row, each with what it said."""
 
 OPEN, PENDING, DONE, CLOSED = range(4)
 """Phases of a ticket."""

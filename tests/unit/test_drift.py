@@ -36,7 +36,7 @@ def test_the_statistic_less_the_rows_never_grows_on_average(logs: list[tuple[boo
     ends = []
     for outcome in (0, 1):
         twin = Detector(1, 1e300)
-        twin._logs = list(detector._logs)
+        twin._logs = detector._logs.copy()
         twin.add(1, [pair[outcome]])
         ends.append(twin.statistic)
     assert part * ends[0] + (1 - part) * ends[1] <= (before + 1) * (1 + 1e-9)
