@@ -120,4 +120,23 @@ def _own(function: Callable[..., Any], at: int) -> Scorer:
     return score
 
 
-__all__ = ["ScoreError", "Scorer", "entropy", "margin", "scorer", "softmax", "top"]
+def answers(rows: NDArray[Any] | list[bytes]) -> NDArray[Any]:
+    """What each row of a first output says: the argmax of several numbers, otherwise the value itself."""
+    if isinstance(rows, list):
+        return np.array(rows, dtype=object)
+    flat = rows.reshape(len(rows), -1)
+    return flat.argmax(axis=1) if flat.shape[1] > 1 and flat.dtype.kind == "f" else flat.copy()
+
+
+def agreement(mine: NDArray[Any], reference: NDArray[Any]) -> float:
+    """The share of rows with the same answer; numbers that are no argmax may differ by rounding (1e-3 relative)."""
+    if mine.shape != reference.shape or not len(mine):
+        return 0.0
+    if mine.dtype.kind == "f":
+        same = np.isclose(mine, reference, rtol=1e-3, atol=1e-5, equal_nan=True)
+    else:
+        same = mine == reference
+    return float(np.mean(same.reshape(len(mine), -1).all(axis=1)))
+
+
+__all__ = ["ScoreError", "Scorer", "agreement", "answers", "entropy", "margin", "scorer", "softmax", "top"]

@@ -76,6 +76,22 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
             "auto is the cheapest, empty none"
         ),
     ] = ""
+    audit: Annotated[
+        float,
+        _help(
+            "share of rows that the best variant answers too, in the background, at the reference intensity; never "
+            "below 0.001 in any hour, at most 0.02; 0 audits nothing",
+            ge=0,
+            le=0.02,
+        ),
+    ] = 0.005
+    guard: Annotated[
+        Literal["act", "watch", "off"],
+        _help("where scores or agreement drift from the profile: act tightens and steps aside, watch only tells"),
+    ] = "act"
+    feedback_rows: Annotated[
+        int, _help("answered rows remembered by request id for labels that come late; 0 takes none", ge=0, le=10**7)
+    ] = 10_000
 
 
 class CarbonConfig(Section, frozen=True, kw_only=True):

@@ -168,6 +168,13 @@ class Model(Protocol):
     def receipt(self, ticket: Ticket) -> Receipt:
         """What a finished ticket cost."""
 
+    def remember(self, request_id: str, ticket: Ticket) -> None:
+        """Keep what an answered ticket says under the id of its request, for labels that come late; before `close`."""
+
+    def labelled(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
+        """Count the labels of a remembered request, one a row (None: not known); what it came to.  Raises NotFound or
+        BadRequest."""
+
     def close(self, ticket: Ticket) -> None:
         """Give the slots back (once answered, refused, or the client is gone).  Safe while rows are in flight: they
         return to the free list when their worker is done with them."""
@@ -186,7 +193,7 @@ class Control(Protocol):
         """The newest decisions, newest first."""
 
     async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
-        """pin, freeze, plan, apply, base or set; audited.  Raises BadRequest or PlanError."""
+        """pin, freeze, plan, apply, base, set or guard; kept as a decision.  Raises BadRequest or PlanError."""
 
 
 class ServerView(Protocol):
@@ -241,4 +248,11 @@ class Fleet(Protocol):
         each variant gets, the batches it forms and how long rows wait for these to fill."""
 
     def observe(self) -> dict[str, float]:
-        """arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures."""
+        """arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures; `guard`: the step of the
+        ladder that its answers call for (0: none), where they are watched."""
+
+    def guarded(self) -> dict[str, Any]:
+        """What its guard saw and did, its audits, and late labels."""
+
+    def reset_guard(self) -> None:
+        """Watch its answers anew, as if nothing had been seen."""

@@ -258,7 +258,9 @@ class ChainPoint(Record, frozen=True, kw_only=True):
     the part of the rows that is asked of each stage (the first: 1).  `ends` is the accuracy of the rows that end at
     each stage, `cut` what the stage says of the rows that go on from it (of the last stage: its `ends`).  `cost` is the
     energy of a row as a part of the best variant's alone, at each variant's most frugal.  `against`: accuracy less that
-    of the best variant alone, in points, and the 95 % interval of that difference, row by row.
+    of the best variant alone, in points, and the 95 % interval of that difference, row by row.  `alike`: of the rows
+    that end at each stage, the part that is answered as the best variant does; `overruled`: of all rows, the part that
+    goes on to the best variant, which then says otherwise than the stage before it.  Empty (negative) where unknown.
     """
 
     chain: tuple[str, ...]
@@ -271,14 +273,24 @@ class ChainPoint(Record, frozen=True, kw_only=True):
     cut: tuple[float, ...]
     cost: float
     against: tuple[float, float, float] | None = None
+    alike: tuple[float, ...] = ()
+    overruled: float = -1.0
 
 
 class Sureness(Record, frozen=True, kw_only=True):
     """What a variant's scores tell, on held-out rows by tenths from the least to the most sure: the part that is right,
-    and the part that is answered as the best variant does."""
+    and the part that is answered as the best variant does.
+
+    What a guard holds scores and answers against: `edges` are the scores at which the tenths of calibration rows part,
+    `parts` which part of all `rows` (calibration and held-out) lies in each of the bins between them; `alike` the part
+    of these rows that another variant answers as this one does.  Empty in profiles of before there was a guard."""
 
     right: tuple[float, ...]
     agreement: tuple[float, ...]
+    edges: tuple[float, ...] = ()
+    parts: tuple[float, ...] = ()
+    rows: int = 0
+    alike: dict[str, float] = {}
 
 
 class CascadeProfile(Record, frozen=True, kw_only=True):

@@ -233,13 +233,13 @@ class Account:
             carbon_mg=energy_j / _JOULES_PER_KWH * intensity * self.pue * 1e3,
             intensity_g_per_kwh=intensity,
             # A receipt is always an estimate: the device was measured or not, but never this one request.
-            method=self._method(family),
+            method=self.method_of(family),
             intensity_state=reading.state if reading is not None else "unknown",
             path=path,
         )
 
-    def _method(self, family: str) -> Method:
-        """Emulated where any part of what the family's answers cost is."""
+    def method_of(self, family: str) -> Method:
+        """How the energy of a single row of a family is known: emulated where any part of what its answers cost is."""
         known = self._receipt_method.get(family)
         if known is None:
             places = self._places.get(family, ())

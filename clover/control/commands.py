@@ -5,13 +5,14 @@
     freeze  {on, model?}                       hold everything as it is, or let go
     plan    {model, configuration?, ...}       what would be done: the plan and the steps; changes nothing
     apply   {model, configuration?, ...}       plan and apply now, without waiting for dwell or back-off
+    guard   {reset: true, model?}              watch answers anew, with the plan's own thresholds and cascade
     set     {model?, accuracy_floor?, slo_ms?, lambda?, objective?, mode?}   change targets, then plan
 
 `plan` and `apply` take the inputs of a plan in place of those that hold: intensity_g_per_kwh, arrival_rate, and the
 targets of `set`.  A configuration is {"small@1c": 2} or [{"variant": "small", "profile": "1c", "count": 2}].  Without
-`model` a command means the only family there is (`freeze` and `set`: all of them).  `dry_run: true` shows what any of
-them would do.  An operator's change is applied in every mode; only a loss of capacity that the configuration does not
-allow is refused.
+`model` a command means the only family there is (`freeze`, `guard` and `set`: all of them).  `dry_run: true` shows what
+any of them would do.  An operator's change is applied in every mode; only a loss of capacity that the configuration
+does not allow is refused.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from clover.control.family import Family, Mode, Pin, Targets
 from clover.errors import BadRequest, PlanError
 from clover.planning.layout import lay_out
 from clover.planning.problem import accuracies, services_of
+from clover.runtime.guard import RUNGS
 from clover.settings.schema import did_you_mean
 from clover.types import Configuration, Decision, GroupCount
 
@@ -39,6 +41,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "pin": ("model", "variant", "configuration"),
     "base": ("model",),
     "freeze": ("on", "model"),
+    "guard": ("reset", "model"),
     "plan": ("model", "configuration", *_TARGETS, *_INPUTS),
     "apply": ("model", "configuration", *_TARGETS, *_INPUTS),
     "set": ("model", "mode", *_TARGETS),
@@ -66,6 +69,8 @@ class Commands:
             await self._controller.look_at_devices()
             if verb == "freeze":
                 return self._freeze(arguments, operator, dry_run)
+            if verb == "guard":
+                return self._guard(arguments, operator, dry_run)
             if verb == "set":
                 return await self._set(arguments, operator, dry_run)
             family = self._family(arguments)
@@ -121,6 +126,19 @@ class Commands:
                     family.triggers.again(self._controller.monotonic())
         self._note("freeze", families, f"on: {str(on).lower()}", operator, dry_run)
         return {"frozen": on, "models": [family.name for family in families], "dry_run": dry_run}
+
+    def _guard(self, arguments: dict[str, Any], operator: str, dry_run: bool) -> dict[str, Any]:
+        if arguments.get("reset") is not True:
+            raise BadRequest("guard takes reset: true")
+        families = self._families(arguments)
+        before = {family.name: RUNGS[family.rung] for family in families}
+        if not dry_run:
+            for family in families:
+                family.fleet.reset_guard()
+                family.observed = family.fleet.observe()
+                family.triggers.again(self._controller.monotonic())
+        self._note("guard", families, "reset; it was " + ", ".join(before.values()), operator, dry_run)
+        return {"reset": True, "before": before, "dry_run": dry_run}
 
     async def _set(self, arguments: dict[str, Any], operator: str, dry_run: bool) -> dict[str, Any]:
         families = self._families(arguments)

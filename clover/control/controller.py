@@ -18,6 +18,9 @@ everything is like one before the start.  A change of configuration may not take
 configured share of BASE's, what arrives now, and in any case somebody to answer.  Where that cannot be, it is refused
 with how low capacity would go and for how long, unless the configuration allows it.
 
+Guard.  Where a family's answers drift from its profile (`clover.runtime.guard`), its router acts at once, and a plan
+follows that gives up half of the accuracy it might, or none: workers of dearer variants are there then.
+
 Modes.  `active`: as above.  `observe`: plans are made and recorded, nothing is changed after the first plan.  `off`: no
 plans after the first, but a pinned family follows its devices.  In every mode the first plan is made and applied by the
 policy, and an operator may act.  Freezing holds everything as it is, routing included, until it is lifted; an operator
@@ -48,6 +51,7 @@ from clover.control.triggers import Look
 from clover.control.turn import Turns, still_possible
 from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
+from clover.runtime.guard import RUNGS
 from clover.types import Configuration, DeviceShape, FamilyProfile, FamilySpec, Plan, Reading, State
 
 log = logging.getLogger("clover.control")
@@ -313,11 +317,16 @@ class Controller:
             queue_rows=family.observed.get("queue_rows", 0.0),
             missing=family.missing,
         )
-        trigger = family.news or family.triggers.check(
-            look,
-            slo_ms=family.targets.slo_ms,
-            intensity_change=self.config.intensity_change,
-            rate_change=self.config.rate_change,
+        guarded = f"guard: {RUNGS[family.rung]}" if family.rung != family.planned_rung else ""
+        trigger = (
+            family.news
+            or guarded
+            or family.triggers.check(
+                look,
+                slo_ms=family.targets.slo_ms,
+                intensity_change=self.config.intensity_change,
+                rate_change=self.config.rate_change,
+            )
         )
         if not trigger and self.policy_of(family) == "budget" and family.ledger.due(self.grid_clock.now()):
             trigger = "forecast step"  # an hour is over: what it served counts, and the forecast moved on

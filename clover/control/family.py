@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from msgspec import structs
+
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Applier, Instances
 from clover.control.outlook import Ledger
@@ -14,6 +16,7 @@ from clover.interfaces import Fleet
 from clover.planning.forecast import Outlook
 from clover.planning.objective import derive_lambda
 from clover.planning.problem import LEAST_RATE, accuracies, base_capacity, services_of
+from clover.runtime.guard import ASIDE, OK
 from clover.types import (
     Assignment,
     Configuration,
@@ -123,6 +126,8 @@ class Family:
         self._derived: dict[ObjectiveConfig, float] = {}
         self.transition: Transition | None = None
         """The last one that was planned."""
+        self.planned_rung = OK
+        """The guard's step that the last plan was made for."""
         self.changes = 0
         self.rollbacks = 0
 
@@ -202,8 +207,12 @@ class Family:
             arrival_rate=rate if rate is not None else self.rate(config),
             p95_ms=p95_ms,
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
-            objective=self.objective(
-                targets or self.targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None
+            objective=self._guarded(
+                self.objective(
+                    targets or self.targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None
+                ),
+                config,
+                targets or self.targets,
             ),
             profile=self.profile,
             devices=devices,
@@ -214,6 +223,28 @@ class Family:
             forecast=outlook.label if outlook is not None else "",
             served_rows=self.ledger.rows if outlook is not None else 0.0,
             served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
+        )
+
+    @property
+    def rung(self) -> int:
+        """The step of the guard's ladder that was seen last."""
+        return int(self.observed.get("guard", OK))
+
+    def _guarded(self, objective: ObjectiveConfig, controller: ControllerConfig, targets: Targets) -> ObjectiveConfig:
+        """What to plan by while the guard stands on its ladder: half of the accuracy that might be given up is not,
+        or none of it.  Lambda stays what it would be."""
+        if self.rung == OK:
+            return objective
+        best = max(accuracies(self.profile).values(), default=0.0)
+        aside = self.rung >= ASIDE
+        floor = best if aside else max(objective.accuracy_floor, (objective.accuracy_floor + best) / 2.0)
+        budget = objective.accuracy_budget
+        return structs.replace(
+            objective,
+            accuracy_floor=floor,
+            accuracy_budget=None if budget is None else 0.0 if aside else budget / 2.0,
+            cascade=objective.cascade and not aside,
+            lam=self.lam(controller, targets),
         )
 
     def rate(self, config: ControllerConfig) -> float:

@@ -157,6 +157,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
         "budget": _budget(controller, family),
         "saved": saved(controller.shadows.of.get(family.name)),
         "observed": dict(family.observed),
+        "guard": family.fleet.guarded(),
         "verifying": family.watch is not None,
         "transition": family.applier.progress,
         "last_transition": None if family.transition is None else _transition(family.transition),

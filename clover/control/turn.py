@@ -101,6 +101,7 @@ class Turns:
         family.transition = None
         if not dry_run:
             family.news = ""
+            family.planned_rung = family.rung
             family.ledger.planned_hour = math.floor(controller.grid_clock.now() / HOUR_S)
         try:
             state, plan = await self.proposed(family, pin=pin, targets=targets, g_per_kwh=g_per_kwh, rate=rate)

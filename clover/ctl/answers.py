@@ -98,6 +98,7 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
             f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, lambda {lam}",
         )
     _saved("  carbon     ", model.get("saved"), console)
+    _guard(model.get("guard") or {}, console)
     if observed:
         _say(console, "  observed   " + ", ".join(f"{key} {_plain(value)}" for key, value in observed.items()))
     plan = model.get("plan")
@@ -121,6 +122,22 @@ def _saved(head: str, saved: dict[str, Any] | None, console: Console) -> None:
         if saved and saved.get(kind):
             _say(console, f"{head}{saved[kind]['words']}")
             head = " " * len(head)
+
+
+def _guard(guard: dict[str, Any], console: Console) -> None:
+    """How answers stand against the profile, the audits, and what late labels say."""
+    if guard.get("watches"):
+        audits = guard["audits"]
+        word = guard["state"].upper() if guard["state"] != "ok" else "ok"
+        only = "" if guard["acts"] else ", which only watches"
+        share = f"{audits['share']:.2%} of rows audited, {audits['answered'] + audits['free']} so far"
+        _say(console, f"  guard      {word}{only}: {guard['why'] or 'scores and agreement are as profiled'}; {share}")
+    elif guard.get("missing"):
+        _say(console, f"  guard      watches nothing: {guard['missing']}")
+    found = (guard.get("feedback") or {}).get("estimate")
+    if found:
+        interval = f"{found['low']:.2f} .. {found['high']:.2f}"
+        _say(console, f"  labels     {found['accuracy']:.2f} % right ({interval}) of {found['rows']} rows by feedback")
 
 
 def _batches(routing: dict[str, Any]) -> str:

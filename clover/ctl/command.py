@@ -125,6 +125,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     freeze = verb("freeze", "keep what runs, plan nothing, until freeze --off")
     freeze.add_argument("word", nargs="?", default="", help=argparse.SUPPRESS)
     freeze.add_argument("--off", action="store_true", help="plan again")
+    guard = verb("guard", "after a drift: watch answers anew, with the plan's own thresholds and cascade")
+    guard.add_argument("what", choices=["reset"], help="begin anew")
     inputs = f"workers to run, as small@1cx2, and inputs to plan with: {', '.join(_PLANNABLE)}"
     for name, about in (
         ("plan", "what would be done now: the plan and its steps; changes nothing"),
@@ -157,6 +159,8 @@ def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | No
             hint = f"{instead!r} is what you mean" if instead else "it is freeze, or freeze --off"
             raise ValueError(f"freeze takes no {given.word!r}: {hint}")
         body["on"] = not given.off
+    elif verb == "guard":
+        body["reset"] = True
     elif verb == "pin":
         if bool(given.what) == given.off:
             raise ValueError("pin takes a variant, a configuration, or --off")

@@ -27,6 +27,7 @@ TEXTS = {
     "plan": "What the controller would do; changes nothing. " + _CONFIGURATION,
     "apply": "Plan and apply now. " + _CONFIGURATION,
     "base": "Run the best variant on whole devices.",
+    "guard": "Watch answers anew after a drift: the plan's own thresholds, and its cascade, are back.",
     "set": "Change targets or mode while serving.",
 }
 
@@ -47,6 +48,9 @@ def command_schema(verb: str, specs: dict[str, FamilySpec]) -> dict[str, Any]:
     elif verb == "freeze":
         properties["on"] = {"type": "boolean"}
         required = ["on"]
+    elif verb == "guard":
+        properties["reset"] = {"const": True}
+        required = ["reset"]
     elif verb in ("plan", "apply"):
         properties |= _TARGETS | _INPUTS
     elif verb == "set":

@@ -106,6 +106,8 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
             parts = [packed]
             fields += b"Content-Encoding: %b\r\n" % accept.encode()
     exchange.finish(200, parts, fields, kind)
+    # The id that the answer carried: its own, or the one in the header.
+    model.remember(request.id or exchange.request_id.decode("latin-1"), ticket)
 
 
 def receipt_field(receipt: Receipt) -> bytes:

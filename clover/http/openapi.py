@@ -148,6 +148,14 @@ def build(specs: dict[str, FamilySpec], version: str) -> dict[str, Any]:
                 required=True,
                 example=_example(spec),
             )
+            post(
+                f"{root}/feedback",
+                "inference",
+                f"Say what an answer of {name} should have been",
+                _answers(_ref("FeedbackResponse"), "what it came to"),
+                _ref("Feedback"),
+                required=True,
+            )
     index = _answers(_ref("RepositoryIndex"), "the models")
     post(
         "/v2/repository/index", "repository", "The models and their states", index, _ref("IndexRequest"), required=False

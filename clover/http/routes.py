@@ -32,7 +32,7 @@ log = logging.getLogger("clover.http")
 Handler = Callable[[Exchange, Body, str], None]
 Methods = dict[str, Handler]
 
-VERBS = ("pin", "freeze", "plan", "apply", "base", "set")
+VERBS = ("pin", "freeze", "plan", "apply", "base", "set", "guard")
 _METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 _DECISIONS = 100
 _MOST_DECISIONS = 1000
@@ -82,6 +82,7 @@ class Routes:
             "config": {"GET": self._model_config},
             "stats": {"GET": self._model_statistics},
             "infer": {"POST": self._infer},
+            "feedback": {"POST": self._feedback},
         }
         self._repository_paths: dict[str, Methods] = {"load": {"POST": self._load}, "unload": {"POST": self._unload}}
 
@@ -153,6 +154,19 @@ class Routes:
         if endpoint is None or endpoint.model is not model:
             endpoint = self._endpoints[name] = InferEndpoint(name, model, self._limits.json_depth)
         endpoint(exchange, body)
+
+    def _feedback(self, exchange: Exchange, body: Body, name: str) -> None:
+        """Who may infer may say what was right; a page of somebody else may not."""
+        self._trust.check_origin(exchange)
+        document = self._object(body)
+        request_id, labels = document.get("id"), document.get("labels")
+        if type(request_id) is not str or not request_id:
+            raise BadRequest("id is not the id of a request")
+        if type(labels) is not list or not labels:
+            raise BadRequest("labels is not a list with a label for each row of the request")
+        if len(document) != 2:
+            raise BadRequest("feedback takes id and labels, and nothing else")
+        exchange.finish_json(self._model(name).labelled(request_id, labels))
 
     # --- what there is ------------------------------------------------------------------------------------------------
 

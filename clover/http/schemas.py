@@ -147,6 +147,21 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "totals": _object({}, {"saved": _SAVED}),
         },
     ),
+    "Feedback": _object(
+        {
+            "id": _described({"type": "string", "minLength": 1}, "the id of an answered request"),
+            "labels": {
+                "type": "array",
+                "minItems": 1,
+                "items": {"type": ["integer", "number", "string", "null"]},
+                "description": "one a row: the index or the name of the class, a number, a text, or null",
+            },
+        }
+    )
+    | {"additionalProperties": False},
+    "FeedbackResponse": _object(
+        {"id": _TEXT, "rows": _COUNT, "right": _COUNT, "estimate": {"type": ["object", "null"]}}
+    ),
     "IndexRequest": _object({}, {"ready": {"type": "boolean"}}),
     "RepositoryIndex": _array(_object({"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT})),
     "LoadRequest": _object({}, {"parameters": _object({}, {"config": {"type": "string", "description": "JSON"}})}),

@@ -90,17 +90,22 @@ class Trust:
             return False
         return True
 
+    def check_origin(self, exchange: Exchange) -> None:
+        """Refuse what a page of another origin sends; raises ForbiddenError."""
+        head = exchange.head
+        if head.origin is not None:
+            origin = head.origin.lower()
+            if origin not in (b"http://" + head.authority, b"https://" + head.authority):
+                raise ForbiddenError("changes are not taken from another origin")
+
     def check_change(self, exchange: Exchange) -> str:
         """Admit a mutating call, and say as whom; raises UnauthorizedError or ForbiddenError."""
         if self._control:
             return "control socket"
         if self._control_elsewhere:
             raise ForbiddenError("changes are taken on the control socket only")
+        self.check_origin(exchange)
         head = exchange.head
-        if head.origin is not None:
-            origin = head.origin.lower()
-            if origin not in (b"http://" + head.authority, b"https://" + head.authority):
-                raise ForbiddenError("changes are not taken from another origin")
         if self._token:
             if not head.authorised:
                 raise UnauthorizedError("a valid bearer token is needed")

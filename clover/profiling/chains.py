@@ -82,7 +82,7 @@ def profile_of(
         quantiles={name: _quantiles(own.scores) for name, own in held_out.items()},
         calibration_rows=len(next(iter(calibration.values())).right),
         held_out_rows=len(next(iter(held_out.values())).right),
-        sureness={name: _sureness(own, held_out[best]) for name, own in held_out.items()},
+        sureness={name: _sureness(name, calibration, held_out, best) for name in held_out},
         best=best,
         joules=dict(costs),
     )
@@ -106,15 +106,50 @@ def _quantiles(scores: Floats) -> tuple[float, ...]:
     return tuple(np.quantile(known, np.linspace(0.0, 1.0, QUANTILES)).tolist()) if len(known) else ()
 
 
-def _sureness(own: Answers, best: Answers) -> Sureness:
+def _sureness(name: str, calibration: Mapping[str, Answers], held_out: Mapping[str, Answers], best: str) -> Sureness:
     """What the scores of a variant tell, by tenths; NaN sorts below all."""
-    order = np.argsort(np.where(np.isnan(own.scores), -np.inf, own.scores), kind="stable")
+    own = held_out[name]
+    order = np.argsort(_sortable(own.scores), kind="stable")
     tenths = [part for part in np.array_split(order, TENTHS) if len(part)]
-    same = own.said == best.said if own.said is not None and best.said is not None else None
+    same = _same(own, held_out[best])
+    edges = _edges(calibration[name].scores)
+    seen = np.concatenate([_sortable(split[name].scores) for split in (calibration, held_out)])
+    # As float32 has them, which is how scores come back from a worker.
+    counts = np.bincount(np.searchsorted(edges, seen.astype(np.float32), side="right"), minlength=len(edges) + 1)
+    alike = {}
+    for other in held_out:
+        known = [_same(split[name], split[other]) for split in (calibration, held_out)]
+        if other != name and all(part is not None for part in known):
+            alike[other] = float(np.concatenate([part for part in known if part is not None]).mean())
     return Sureness(
         right=tuple(float(own.right[part].mean()) for part in tenths),
         agreement=tuple(float(np.mean(same[part])) for part in tenths) if same is not None else (),
+        edges=tuple(edges) if len(edges) else (),
+        parts=tuple((counts / len(seen)).tolist()) if len(edges) else (),
+        rows=len(seen) if len(edges) else 0,
+        alike=alike,
     )
+
+
+def _sortable(scores: Floats) -> Floats:
+    found: Floats = np.where(np.isnan(scores), -np.inf, scores)
+    return found
+
+
+def _same(one: Answers, other: Answers) -> NDArray[np.bool_] | None:
+    """Where two variants say the same; None where it was not kept what they say."""
+    if one.said is None or other.said is None or len(one.said) != len(other.said):
+        return None
+    return np.asarray(one.said == other.said, np.bool_)
+
+
+def _edges(scores: Floats) -> list[float]:
+    """Where the tenths of scores part; fewer where many scores are one, none where all are."""
+    known = scores[~np.isnan(scores)].astype(np.float32)
+    if not len(known):
+        return []
+    found = np.unique(np.quantile(known, np.linspace(0.0, 1.0, TENTHS + 1)[1:-1], method="higher"))
+    return [float(edge) for edge in found if edge > known.min()]
 
 
 def common(answers: Mapping[str, Answers]) -> dict[str, Answers]:
@@ -211,13 +246,19 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: P
     low, high = wilson(round(found.accuracy * rows), rows)
     here = np.ones(rows, np.bool_)
     right = np.zeros(rows, np.bool_)
-    ends, cut = [], []
+    ends, cut, alike = [], [], []
+    overruled = -1.0
     for name, threshold in itertools.zip_longest(chosen.chain, chosen.thresholds):
         own = answers[name]
+        same = _same(own, answers[best])
         goes_on = here & ~(own.scores >= threshold) if threshold is not None else np.zeros(rows, np.bool_)
         right |= own.right & here & ~goes_on
         ends.append(_percent(own.right, here & ~goes_on))
         cut.append(_percent(own.right, goes_on if threshold is not None else here))
+        if same is not None:
+            alike.append(_percent(same, here & ~goes_on) / 100.0)
+            if len(ends) == len(chosen.chain) - 1 and chosen.chain[-1] == best:
+                overruled = float((goes_on & ~same).mean())
         here = goes_on
     return ChainPoint(
         chain=chosen.chain,
@@ -230,6 +271,8 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: P
         cut=tuple(cut),
         cost=found.cost,
         against=_against(right, answers[best].right),
+        alike=tuple(alike) if len(alike) == len(ends) else (),
+        overruled=overruled,
     )
 
 

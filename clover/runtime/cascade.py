@@ -24,13 +24,19 @@ class Chain:
 
     `lanes` in the order in which they are asked; a row goes on from `lanes[k]` where its score is below
     `thresholds[k]`.  `ends` is the accuracy (percent) of the rows that end at each stage, `cut` that of the rows which
-    end at a stage although they should go on; both from the profile's held-out rows.
+    end at a stage although they should go on; both from the profile's held-out rows.  `alike` is the part of those
+    that end at each stage which is answered as the best variant does, of `alike_rows` rows; `overruled` the part of
+    `overruled_rows` rows that goes on to the best variant, which says otherwise.  Nothing where that is unknown.
     """
 
     lanes: tuple[int, ...]
     thresholds: tuple[float, ...]
     ends: Ends
     cut: Ends
+    alike: Ends = ()
+    alike_rows: tuple[int, ...] = ()
+    overruled: float = 0.0
+    overruled_rows: int = 0
 
     def stage(self, lane: int) -> int:
         """The stage that asks `lane`; -1 for none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clover._native.batcher import Batcher
+from clover.runtime.audits import Audits
 from clover.runtime.cascade import Chain
 from clover.runtime.lanes import Lanes
 from clover.runtime.reliefs import Reliefs
@@ -18,6 +19,8 @@ class Escalation:
         self, table: SlotTable, batcher: Batcher, lanes: Lanes, traffic: Traffic, reliefs: Reliefs, max_batch: int
     ) -> None:
         self.busy_ns = [0] * len(lanes.accuracy)
+        self.audits: Audits | None = None
+        """Who wants to know what was said of rows that go on."""
         self._table = table
         self._state = table.state
         self._batcher = batcher
@@ -46,6 +49,8 @@ class Escalation:
         if why:
             self._cut_short(ticket, chain, row, lane, why)
             return False
+        if self.audits is not None:
+            self.audits.passed(ticket, row, lane, target)
         ticket.paths[row] = (*ticket.paths.get(row, ()), lane)
         ticket.variants[row] = target
         self._batcher.requeue(target, [slot], ticket.deadline_ns, now_ns, ticket.key)

@@ -275,6 +275,14 @@ class FamilyFleet:
         figures["restarts"] = float(self.restarts)
         return figures
 
+    def guarded(self) -> dict[str, Any]:
+        """See `Fleet.guarded`."""
+        return self.router.guarded()
+
+    def reset_guard(self) -> None:
+        """See `Fleet.reset_guard`."""
+        self.router.guard.reset()
+
     # --- what the server drives ---------------------------------------------------------------------------------------
 
     @property

@@ -7,6 +7,8 @@ accuracy meets its request, and the quotas of the plan decide among them.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -55,6 +57,10 @@ class Lanes:
         self.routing = Routing(shares=dict.fromkeys(variants, 1.0))
         self.chain: Chain | None = None
         self.points: Sequence[ChainPoint] = ()
+        self.profiled_rows = 0
+        """Held-out rows that `points` were counted on."""
+        self.relieved = False
+        """Whether those that stand by serve."""
         self.delayed = delay_ms > 0.0
         self._variants = tuple(variants)
         self._delay_ms = delay_ms
@@ -66,16 +72,19 @@ class Lanes:
         self._table: list[Link | None] = [None] * MAX_WORKERS
         self._masks: dict[float, int] = {}
         self._chains: dict[float, Chain | None] = {}
+        self._open = 0
+        self._aside = False
+        self._change: Callable[[Chain], Chain] | None = None
 
     def mask(self, min_accuracy: float) -> int:
-        """Live lanes that meet `min_accuracy` (percent), as bits."""
+        """Live lanes that meet `min_accuracy` (percent) and take rows, as bits."""
         if min_accuracy <= 0.0:
-            return self.live
+            return self._open
         mask = self._masks.get(min_accuracy)
         if mask is None:
             mask = 0
             for lane, accuracy in enumerate(self.accuracy):
-                if accuracy >= min_accuracy and self.live >> lane & 1:
+                if accuracy >= min_accuracy and self._open >> lane & 1:
                     mask |= 1 << lane
             if len(self._masks) < _REMEMBERED_MASKS:
                 self._masks[min_accuracy] = mask
@@ -84,6 +93,8 @@ class Lanes:
     def chain_for(self, min_accuracy: float) -> Chain | None:
         """The cascade of a row: the plan's, or for a `min_accuracy` (percent) the cheapest that can be followed now and
         whose accuracy is as high at the lower end of its interval.  None where the plan has none, or there is none."""
+        if self._aside:
+            return None
         if min_accuracy <= 0.0 or self.chain is None:
             return self.chain
         if min_accuracy not in self._chains:
@@ -114,6 +125,13 @@ class Lanes:
         self._chains.clear()
         if self.chain is not None:
             self.chain = self._chain(self.routing.chain, self.routing.thresholds)
+
+    def guard(self, change: Callable[[Chain], Chain] | None, *, aside: bool) -> None:
+        """Ask dearer variants more often than the plan has it: rows follow what `change` makes of a chain; `aside`:
+        none is followed, and the most accurate lane that is live takes all rows."""
+        self._change, self._aside = change, aside
+        self.accuracy_changed()
+        self._changed()
 
     def by_index(self, index: int) -> Link:
         """The link at `index` of the batcher."""
@@ -167,14 +185,17 @@ class Lanes:
             link.relief = True
             self._attach(link)
         self._quota.set_shares([float(index == lane) for index in range(len(self._variants))])
+        self.relieved = True
         self._changed()
 
     def relent(self) -> None:
         """As it was before `relieve`."""
+        self.relieved = False
         for link in list(self.links):
             if link.relief:
                 self.detach(link)
         self._quota.set_shares([self.routing.shares.get(variant, 0.0) for variant in self._variants])
+        self._changed()
 
     def detach(self, link: Link) -> None:
         """No new batch for it; what it holds, it finishes."""
@@ -210,8 +231,17 @@ class Lanes:
 
     def _chain(self, chain: Sequence[str], thresholds: Sequence[float]) -> Chain:
         lanes = {variant: lane for lane, variant in enumerate(self._variants)}
-        known = {(point.chain, point.thresholds): (point.ends, point.cut) for point in self.points}
-        return chain_of(chain, thresholds, lanes, self.accuracy, known)
+        points = {(point.chain, point.thresholds): point for point in self.points}
+        known = {key: (point.ends, point.cut) for key, point in points.items()}
+        found = chain_of(chain, thresholds, lanes, self.accuracy, known)
+        point = points.get((tuple(chain), tuple(thresholds)))
+        if point is not None and point.alike:
+            rows = [part * self.profiled_rows for part in (*point.reach, 0.0)]
+            ended = tuple(round(here - on) for here, on in itertools.pairwise(rows))
+            found = dataclasses.replace(found, alike=point.alike, alike_rows=ended)
+            if point.overruled >= 0.0:
+                found = dataclasses.replace(found, overruled=point.overruled, overruled_rows=self.profiled_rows)
+        return self._change(found) if self._change is not None else found
 
     def _knobs(self, variant: str, routing: Routing) -> tuple[int, int]:
         """Rows of a batch (0: what the worker takes) and nanoseconds that a row may wait for one to fill."""
@@ -237,5 +267,9 @@ class Lanes:
             if link.attached:
                 live |= 1 << link.lane
         self.live = live
+        self._open = live
+        if self._aside and live and not self.relieved:  # while a burst lasts, any answer is better than none
+            able = [lane for lane in range(len(self.accuracy)) if live >> lane & 1]
+            self._open = 1 << max(able, key=lambda lane: self.accuracy[lane])
         self._masks.clear()
         self._chains.clear()

@@ -41,7 +41,9 @@ class Retry:
         guilty = {ticket for slot, ticket in landed if ticket is not None and slot in begun}
         for ticket in guilty:
             ticket.deaths += 1
-            if ticket.deaths >= 2:
+            if ticket.audit is not None:
+                poisoned(ticket)  # nobody waits for it: it shall not kill another one
+            elif ticket.deaths >= 2:
                 self._traffic.poisoned += 1
                 poisoned(ticket)
             else:

@@ -11,6 +11,9 @@ rows of that variant are held until they fill a batch, the first has waited so l
 Cascades.  Where the plan has a chain (`runtime.cascade`), a row whose score is below the threshold goes on to the next
 variant's queue with what is left of its deadline; what one variant could not do about it, it keeps from the one before.
 
+Guard.  What variants say and how sure they are of it is watched (`runtime.guard`); a share of the rows is asked of a
+better variant too, once the client has its answer (`runtime.audits`).
+
 Relief.  Where cheaper workers stand by (`runtime.relief`), they take what the plan's workers cannot serve in time.
 
 Death.  Rows being computed by a worker that died are queued again, once, on the same variant or (where it has no worker
@@ -35,14 +38,18 @@ from clover._native.batcher import Batcher
 from clover.accounting import Account
 from clover.config import FamilyConfig
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, TooLarge, Unavailable
+from clover.runtime.audits import Audits
 from clover.runtime.deadlines import Deadlines
 from clover.runtime.escalation import Escalation
+from clover.runtime.feedback import Feedback
+from clover.runtime.guard import ASIDE, OK, Guard
 from clover.runtime.lanes import MAX_WORKERS, Entry, Lanes, expected_accuracy
 from clover.runtime.links import Batch, Link, WorkerHandle
 from clover.runtime.relief import Standby
 from clover.runtime.reliefs import Reliefs
 from clover.runtime.retry import Retry
 from clover.runtime.rows import FixedRows, Memory, ShapeKeys, read_rows, write_array, write_bytes
+from clover.runtime.sayings import Sayings
 from clover.runtime.slot_table import SlotTable
 from clover.runtime.tickets import CLOSED, DONE, FLYING, OPEN, PENDING, QUEUED, Ticket
 from clover.runtime.traffic import Traffic
@@ -52,6 +59,7 @@ log = logging.getLogger("clover.router")
 
 _MAX_RETRY_AFTER_S = 60.0
 _MIN_TIMER_S = 0.001
+_FEW = 8
 _DUST = 1e-6  # rows x percent: rounding
 
 
@@ -100,6 +108,22 @@ class Router:
         self._reliefs = Reliefs(self._batcher, self._lanes, self._retry, self.traffic)
         self._cascade = Escalation(self._table, self._batcher, self._lanes, self.traffic, self._reliefs, spec.max_batch)
         self._deadlines = Deadlines()
+        self._said = Sayings(memory, spec)
+        self.guard = Guard(self.name, self.traffic.variants, self._guarded, acts=config.guard == "act")
+        self.audits = Audits(
+            self.guard,
+            self._said,
+            self._table,
+            self._batcher,
+            self._lanes,
+            self._deadlines,
+            share=config.audit if config.guard != "off" else 0.0,
+            most=self._queue_rows,
+            wake=self._wake,
+        )
+        self.feedback = Feedback(spec, config.feedback_rows)
+        self._guarded_by = config.guard
+        self._auditing = False
         self._finished: list[Ticket] = []
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -122,7 +146,8 @@ class Router:
     @property
     def idle(self) -> bool:
         """Whether no row waits and none is being computed."""
-        return not self._batcher.depth() and not any(link.batches for link in self._lanes.links)
+        waiting = self._batcher.depth() - len(self.audits.queued())
+        return not waiting and not any(link.batches for link in self._lanes.links)
 
     def open(self, rows: int) -> Ticket:
         """See `Model.open`; also raises BadRequest for no rows and TooLarge for more rows than could ever wait."""
@@ -134,9 +159,13 @@ class Router:
         self.traffic.arrivals.add(now_ns, rows)
         if self.closed_reason or not (self._lanes.live or self.hold):
             raise self._refuse(Unavailable(self.closed_reason or "no worker of this model is ready", retry_after_s=1.0))
-        if self._batcher.depth() + rows > self._queue_rows:
+        if self._batcher.depth() + rows > self._queue_rows and not (
+            self._give_up(self.audits.queued(), "full") and self._batcher.depth() + rows <= self._queue_rows
+        ):
             raise self._refuse(Overloaded("the queue is full", retry_after_s=self._retry_after_s(now_ns)))
         ticket = self._table.reserve(rows, now_ns)
+        if ticket is None and self._give_up(self.audits.queued(), "full"):
+            ticket = self._table.reserve(rows, now_ns)
         if ticket is None:
             raise self._refuse(Overloaded("no room for more rows", retry_after_s=self._retry_after_s(now_ns)))
         return ticket
@@ -190,6 +219,8 @@ class Router:
         ticket.on_done = on_done
         ticket.submit_ns = now_ns
         ticket.chain = chain
+        if self._auditing:
+            self.audits.mark(ticket, now_ns)
         slots = ticket.slots
         ticket.outstanding = len(slots)
         self._reliefs.rows += len(slots)
@@ -202,9 +233,7 @@ class Router:
             self._push_rows(ticket, mask, now_ns)
         ticket.phase = PENDING
         self._deadlines.add(ticket, now_ns)
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._turn)
+        self._wake()
 
     def read(self, ticket: Ticket, index: int) -> NDArray[Any] | list[bytes]:
         """See `Model.read`; raises ModelFailed where the rows cannot be one array."""
@@ -247,8 +276,16 @@ class Router:
             self._deadlines.discard(ticket)
             self._table.cancel(ticket)
             self.traffic.refused(499)
+            self.audits.given_up("lost", len(ticket.marked))
         elif ticket.status == 200:
-            self.traffic.answered(self._clock() - ticket.done_ns)
+            now_ns = self._clock()
+            self.traffic.answered(now_ns - ticket.done_ns)
+            if ticket.chain is not None and ticket.chain.overruled_rows and self._cascade.audits is not None:
+                self.audits.followed(ticket, ticket.chain)
+            if ticket.marked:
+                self.audits.closed(ticket, now_ns)
+        else:
+            self.audits.given_up("lost", len(ticket.marked))
         ticket.on_done = None
         self._table.close(ticket)
 
@@ -261,7 +298,31 @@ class Router:
         self.accuracy[:] = expected_accuracy(self.spec, profile)
         cascade = profile.cascade if profile is not None else None
         self._lanes.points = sorted(cascade.points, key=lambda point: point.cost) if cascade is not None else ()
+        self._lanes.profiled_rows = cascade.held_out_rows if cascade is not None else 0
         self._lanes.accuracy_changed()
+        self.guard.expect(profile if self._guarded_by != "off" else None)
+        self._auditing = self.audits.on
+        self._cascade.audits = self.audits if self.guard.watches else None
+
+    def remember(self, request_id: str, ticket: Ticket) -> None:
+        """See `Model.remember`."""
+        if self.feedback.on and ticket.status == 200:
+            self.feedback.remember(request_id, ticket.variants, list(map(self._said.of, ticket.slots)))
+
+    def labelled(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
+        """See `Model.labelled`."""
+        return self.feedback.take(request_id, labels)
+
+    def guarded(self) -> dict[str, Any]:
+        """What the guard saw and did, the audits (their joules with the method), and late labels."""
+        audits = self.audits.report() | {"method": self._account.method_of(self.name)}
+        feedback = self.feedback.report(self.traffic.variants)
+        return {**self.guard.report(), "audits": audits, "feedback": feedback}
+
+    def _guarded(self) -> None:
+        """The guard stands on another step."""
+        rung = self.guard.rung
+        self._lanes.guard(self.guard.tightened if rung != OK else None, aside=rung == ASIDE)
 
     # --- the fleet's side ---------------------------------------------------------------------------------------------
 
@@ -273,7 +334,7 @@ class Router:
         which no longer has a worker move to one that has, and those that need wait no longer leave at once."""
         self._lanes.set(workers, routing)
         self._reliefs.set(standby)
-        self._retry.stranded(self._clock())
+        self._stranded(self._clock())
         self._turn()
 
     @property
@@ -284,7 +345,7 @@ class Router:
     def stand_by(self, standby: Standby | None) -> None:
         """Make `standby` those that come to the relief of the workers which receive rows now."""
         self._reliefs.set(standby)
-        self._retry.stranded(self._clock())
+        self._stranded(self._clock())
         self._turn()
 
     def join(self, entry: Entry) -> None:
@@ -298,7 +359,7 @@ class Router:
         if link is not None:
             link.on_idle.append(on_idle)
             self._lanes.detach(link)
-            self._retry.stranded(self._clock())
+            self._stranded(self._clock())
             self._turn()
         else:
             on_idle()
@@ -331,7 +392,7 @@ class Router:
             self._finish(ticket, 503, "the request was being computed by two workers that died", now_ns)
 
         self._retry.after_death(batches, untaken if blame else len(batches), now_ns, poisoned)
-        self._retry.stranded(now_ns)
+        self._stranded(now_ns)
         self._turn()
 
     def reap(self) -> None:
@@ -369,6 +430,10 @@ class Router:
         }
         if rows:
             out["accuracy_served"] = traffic.accuracy_rows / rows
+        if self.guard.watches:
+            out["guard"] = float(self.guard.rung)
+        if self._auditing:
+            out["audit_share"] = self.audits.sampler.share
         if self.standby is not None:
             out["relief"] = float(self._reliefs.on)
             out["relieved_rows"] = float(traffic.relieved_rows)
@@ -399,6 +464,7 @@ class Router:
         self._expire(now_ns)
         self._pump(now_ns)
         if self._reliefs.turn(now_ns):
+            self._give_up(self.audits.queued(), "relief")
             self._pump(now_ns)
         self._flush()
         self._arm(now_ns)
@@ -427,6 +493,24 @@ class Router:
             formed = dispatch(now_ns, out)
         for worker, reason in broken:
             self.lost(worker, reason)
+
+    def _wake(self) -> None:
+        """Have a turn soon."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _stranded(self, now_ns: int) -> None:
+        """Rows that wait for a lane without a worker go elsewhere; audits are given up."""
+        self._give_up(self.audits.stranded(), "nobody")
+        self._retry.stranded(now_ns)
+
+    def _give_up(self, audits: list[Ticket], why: str) -> bool:
+        """End audits that wait; whether there were any."""
+        for ticket in audits:
+            ticket.error = why
+            self._finish(ticket, 503, why, self._clock())
+        return bool(audits)
 
     def _flush(self) -> None:
         """Call `on_done` of what has finished.  A callback may open, submit and close."""
@@ -509,25 +593,26 @@ class Router:
         energy_j = link.meter.add(count, busy_ns, cpu_ns)
         if not status or not self._retry.after_failure(batch, now_ns):
             right = self.traffic.accuracy_rows
-            gone_on = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
+            gone_on, audits = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
             right = self.traffic.accuracy_rows - right - count * self.accuracy[link.lane]
             if not status:
                 self._cascade.busy_ns[link.lane] = busy_ns
-                self.traffic.batch(link.lane, count, gone_on, busy_ns, now_ns)
+                self.traffic.batch(link.lane, count, gone_on, busy_ns, now_ns, audits)
                 if link.relief:
-                    self.traffic.relieved_rows += count - gone_on
-                self._account.rows_done(self.name, count - gone_on, now_ns)
-                if gone_on or abs(right) > _DUST:
-                    link.meter.cascaded(gone_on, right)
+                    self.traffic.relieved_rows += count - gone_on - audits
+                self._account.rows_done(self.name, count - gone_on - audits, now_ns)
+                if gone_on or audits or abs(right) > _DUST:
+                    link.meter.cascaded(gone_on + audits, right)
         self._lanes.forget_idle(link)
 
     def _settle(
         self, link: Link, batch: Batch, status: int, start_ns: int, busy_ns: int, energy_j: float, now_ns: int
-    ) -> int:
+    ) -> tuple[int, int]:
         """Hand the rows of a completed batch back to their tickets, send those on that go on, and finish tickets that
-        have all of theirs; how many rows went on."""
-        lane, gone_on = link.lane, 0
-        scores: list[float] = []
+        have all of theirs; how many rows went on, and how many were audits."""
+        lane, gone_on, audits = link.lane, 0, 0
+        watched = not status and self.guard.edges[lane] is not None
+        scores = self._scores(batch.slots) if watched else []
         for at, slot in enumerate(batch.slots):
             ticket = self._table.landed(slot)
             if ticket is None:
@@ -535,6 +620,12 @@ class Router:
                     self.traffic.accuracy_rows += self.accuracy[lane]
                 continue
             ticket.energy_j += energy_j
+            if ticket.audit is not None:
+                audits += 1
+                self._finish(ticket, 500 if status else 200, "", now_ns)
+                continue
+            if watched and not (ticket.paths and ticket.slots.index(slot) in ticket.paths):
+                self.guard.score(lane, scores[at])
             waited_ns = start_ns - ticket.submit_ns
             if waited_ns > ticket.queue_ns:
                 ticket.queue_ns = waited_ns
@@ -547,14 +638,22 @@ class Router:
             elif ticket.chain is None:
                 self.traffic.accuracy_rows += self.accuracy[lane]
             else:
-                scores = scores or self._memory.score[batch.slots].tolist()
+                scores = scores or self._scores(batch.slots)
                 if self._cascade.goes_on(ticket, ticket.chain, slot, lane, scores[at], now_ns):
                     gone_on += 1
                     continue
             ticket.outstanding -= 1
             if not ticket.outstanding:
                 self._finish(ticket, 200, "", now_ns)
-        return gone_on
+        return gone_on, audits
+
+    def _scores(self, slots: list[int]) -> list[float]:
+        """How sure the answers in `slots` are."""
+        scores = self._memory.score
+        if len(slots) <= _FEW:  # an array for an index costs more than they do
+            return [scores.item(slot) for slot in slots]
+        found: list[float] = scores[slots].tolist()
+        return found
 
     # --- the end of a ticket ------------------------------------------------------------------------------------------
 
@@ -566,6 +665,11 @@ class Router:
         self._deadlines.discard(ticket)
         if status != 200:
             self._table.cancel(ticket)
+        if ticket.audit is not None:
+            self.audits.finished(ticket, status)
+            ticket.phase = CLOSED
+            self._table.close(ticket)
+            return
         ticket.phase = DONE
         ticket.status = status
         ticket.error = error

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -204,6 +205,10 @@ class Served:
     def observe(self) -> dict[str, float]:
         """The fleet's live figures."""
         return self.fleet.observe()
+
+    def guarded(self) -> dict[str, Any]:
+        """What its guard saw and did, its audits, and late labels."""
+        return self.router.guarded()
 
     def close(self) -> None:
         """Give the shared memory back; no worker may be left."""

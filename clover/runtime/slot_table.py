@@ -56,10 +56,14 @@ class SlotTable:
                 self.state[slot] = HELD
 
     def close(self, ticket: Ticket) -> None:
-        """Free the slots of a closed ticket, except those that fly."""
+        """Free the slots of a closed ticket, except those that fly or were handed over."""
         for slot in ticket.slots:
-            if self.state[slot] != FLYING:
+            if self.state[slot] != FLYING and self.owner[slot] is ticket:
                 self.release(slot)
+
+    def hand_over(self, slot: int, ticket: Ticket) -> None:
+        """Give a slot that is held to another ticket, with what lies in it."""
+        self.owner[slot] = ticket
 
     def release(self, slot: int) -> None:
         """Put `slot` on the free list."""

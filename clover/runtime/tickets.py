@@ -10,6 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from clover.runtime.cascade import Chain
+from clover.runtime.sayings import Said
+
+Heard = tuple[tuple[int, Said], ...]
+"""Lanes in the order in which they were asked of a row, each with what it said."""
 
 OPEN, PENDING, DONE, CLOSED = range(4)
 """Phases of a ticket."""
@@ -23,6 +27,7 @@ class Ticket:
 
     __slots__ = (
         "arrival_ns",
+        "audit",
         "bucket",
         "chain",
         "compute_ns",
@@ -32,7 +37,9 @@ class Ticket:
         "done_ns",
         "energy_j",
         "error",
+        "heard",
         "key",
+        "marked",
         "min_accuracy",
         "on_done",
         "outstanding",
@@ -64,6 +71,12 @@ class Ticket:
         """By row, the lanes that answered it before the one it is at; rows that never went on have none."""
         self.short: set[int] = set()
         """Rows that keep an answer although they should have gone on."""
+        self.marked: tuple[int, ...] = ()
+        """Rows that are audited once they are answered (`runtime.audits`)."""
+        self.heard: dict[int, Heard] = {}
+        """Of rows that went on, by row: the lanes before, with what they said, where that is compared later."""
+        self.audit: object | None = None
+        """What the answer is compared with, where this is no client's ticket but a second answer."""
         self.phase = OPEN
         self.outstanding = 0
         self.deadline_ns = 0

@@ -130,13 +130,14 @@ class Traffic:
         """A request that never entered the queue."""
         self.codes[status] = self.codes.get(status, 0) + 1
 
-    def batch(self, lane: int, rows: int, gone_on: int, busy_ns: int, now_ns: int) -> None:
-        """A batch that a worker finished; `gone_on` of its rows went on to another variant."""
+    def batch(self, lane: int, rows: int, gone_on: int, busy_ns: int, now_ns: int, audits: int = 0) -> None:
+        """A batch that a worker finished; `gone_on` of its rows went on to another variant, and `audits` were second
+        answers, which nobody gets."""
         count, ns = self.batch_sizes.get(rows, (0, 0))
         self.batch_sizes[rows] = (count + 1, ns + busy_ns)
-        self.rows[lane] += rows - gone_on
+        self.rows[lane] += rows - gone_on - audits
         self.escalated[lane] += gone_on
-        self.served.add(now_ns, rows - gone_on)
+        self.served.add(now_ns, rows - gone_on - audits)
 
     def cut(self, why: str) -> None:
         """A row keeps its answer although it should have gone on."""

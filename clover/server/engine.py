@@ -241,6 +241,8 @@ class Engine:
         """Close the energy window."""
         reading = await self.chain.read(self.grid_clock.now())
         await self.machine.measure(reading)
+        for served in self.served.values():
+            served.router.audits.grid(reading.g_per_kwh, self.config.controller.reference_g_per_kwh)
         self.controller.shadows.window(self.account.take())
 
     async def _tick(self) -> None:
@@ -307,6 +309,8 @@ class Engine:
                 "rows": dict(zip(traffic.variants, traffic.rows, strict=True)),
                 "requests": {str(code): count for code, count in sorted(traffic.codes.items())},
                 "accuracy_served": served.observe().get("accuracy_served"),
+                "accuracy_by_labels": served.router.feedback.estimate(),
+                "audit_j": served.router.audits.energy_j,
                 "swaps": served.swaps,
                 "repartitions": served.repartitions,
                 "restarts": served.restarts,

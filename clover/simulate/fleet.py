@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -337,6 +338,13 @@ class SimulatedFleet:
             flow = self._flow()
             found["p95_ms"] = min(UNBOUNDED_MS, flow.p95_ms + _wait_ms(self.queue_rows, flow))
         return found
+
+    def guarded(self) -> dict[str, Any]:
+        """Nothing: answers on a virtual clock are what the profile says."""
+        return {}
+
+    def reset_guard(self) -> None:
+        """See `clover.interfaces.Fleet.reset_guard`; there is none."""
 
     def words(self) -> str:
         """What is routed, for people."""

@@ -163,6 +163,7 @@ class _Play:
             accuracy_floor=rules.accuracy_floor,
             accuracy_margin=rules.accuracy_margin,
             relief=self.relief,
+            guard="off",  # scores are played, and answers are none
         )
         slab = Slab.create(Layout(self.spec, _SLOTS))
         account = Account(pue=1.0)

@@ -20,6 +20,7 @@ from prometheus_client.core import (
 )
 
 from clover import __version__
+from clover.telemetry.guard import guarded
 from clover.types import Reading
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -72,6 +73,7 @@ class FamilySource(Protocol):
     @property
     def targets(self) -> Mapping[str, float]: ...
     def observe(self) -> Mapping[str, float]: ...
+    def guarded(self) -> Mapping[str, Any]: ...
 
 
 class ShareLike(Protocol):
@@ -179,6 +181,7 @@ class Metrics:
             value={"version": __version__, "python": platform.python_version()},
         )
         yield from self._traffic(self._families())
+        yield from guarded(self._families())
         yield from self._energy()
         yield from self._counterfactuals()
         yield from self._carbon()

@@ -132,6 +132,12 @@ class Rig:
     def observe(self) -> dict[str, float]:
         return {}
 
+    def guarded(self) -> dict[str, Any]:
+        return {}
+
+    def reset_guard(self) -> None:
+        pass
+
     # --- books
 
     def count(self) -> None:

@@ -85,6 +85,13 @@ class FakeFleet:
     def observe(self) -> dict[str, float]:
         return dict(self.figures)
 
+    def guarded(self) -> dict[str, Any]:
+        return {"state": "ok"}
+
+    def reset_guard(self) -> None:
+        self.calls.append("reset guard")
+        self.figures["guard"] = 0.0
+
 
 class FakeDevice:
     def __init__(self, shape: DeviceShape) -> None:

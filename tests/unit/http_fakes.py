@@ -81,6 +81,7 @@ class FakeModel:
         self.open_tickets = 0
         self.refusal: RequestError | None = None
         self.submit_refusal: RequestError | None = None
+        self.remembered: dict[str, int] = {}
 
     def open(self, rows: int) -> FakeTicket:
         if self.refusal is not None:
@@ -142,6 +143,17 @@ class FakeModel:
 
     def receipt(self, ticket: FakeTicket) -> Receipt:
         return RECEIPT
+
+    def remember(self, request_id: str, ticket: FakeTicket) -> None:
+        self.remembered[request_id] = ticket.rows
+
+    def labelled(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
+        rows = self.remembered.pop(request_id, None)
+        if rows is None:
+            raise NotFound("no answer of that id is remembered")
+        if rows != len(labels):
+            raise BadRequest(f"that request had {rows} rows, and {len(labels)} labels were given")
+        return {"id": request_id, "rows": rows, "right": rows, "estimate": None}
 
     def close(self, ticket: FakeTicket) -> None:
         ticket.closed += 1

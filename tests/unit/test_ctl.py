@@ -83,6 +83,7 @@ def ctl(server: Any, *argv: str, **environ: str) -> int:
         (["pin", "small"], ("POST", "/v2/clover/pin", {"variant": "small"})),
         (["pin", "--off", "--model", "f"], ("POST", "/v2/clover/pin", {"variant": None, "model": "f"})),
         (["freeze"], ("POST", "/v2/clover/freeze", {"on": True})),
+        (["guard", "reset"], ("POST", "/v2/clover/guard", {"reset": True})),
         (["freeze", "--off"], ("POST", "/v2/clover/freeze", {"on": False})),
         (["plan"], ("POST", "/v2/clover/plan", {})),
         (["apply", "--dry-run"], ("POST", "/v2/clover/apply", {"dry_run": True})),

@@ -101,7 +101,8 @@ POSTS = [
     "/v2/models/echo/infer", "/v2/models/echo/versions/1/infer", "/v2/repository/index",
     "/v2/repository/models/echo/load",
     "/v2/repository/models/echo/unload", "/v2/clover/pin", "/v2/clover/freeze", "/v2/clover/plan", "/v2/clover/apply",
-    "/v2/clover/base", "/v2/clover/set",
+    "/v2/clover/base", "/v2/clover/set", "/v2/clover/guard", "/v2/models/echo/feedback",
+    "/v2/models/echo/versions/1/feedback",
 ]  # fmt: skip
 
 
@@ -231,6 +232,47 @@ def test_commands() -> None:
     assert answer.status == 409
     assert "/secret" not in answer.json()["error"]
     assert d.post("/v2/clover/pin", [1]).status == 400
+
+
+# --- late labels ------------------------------------------------------------------------------------------------------
+
+
+def test_labels_come_by_the_id_that_the_answer_carried() -> None:
+    d = driver()
+    assert d.post("/v2/models/echo/infer", {**echo_body(), "id": "mine"}).json()["id"] == "mine"
+    answer = d.post("/v2/models/echo/feedback", {"id": "mine", "labels": [1]})
+    assert (answer.status, answer.json()["right"]) == (200, 1)
+    given = d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
+    assert d.post("/v2/models/echo/versions/1/feedback", {"id": given, "labels": [1]}).status == 200
+    assert d.post("/v2/models/echo/infer", echo_body(), "X-Request-Id: theirs").status == 200
+    assert d.post("/v2/models/echo/feedback", {"id": "theirs", "labels": [1]}).status == 200
+
+
+def test_an_id_that_is_not_remembered_is_told_so() -> None:
+    answer = driver().post("/v2/models/echo/feedback", {"id": "never", "labels": [1]})
+    assert answer.status == 404
+    assert answer.json() == {"error": "no answer of that id is remembered"}
+    assert driver().post("/v2/models/other/feedback", {"id": "never", "labels": [1]}).status == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{", [], {}, {"id": "x"}, {"labels": [1]}, {"id": 1, "labels": [1]}, {"id": "", "labels": [1]},
+     {"id": "x", "labels": []}, {"id": "x", "labels": 1}, {"id": "x", "labels": [1], "more": 1},
+     {"id": "x", "labels": [1, 2]}],
+)  # fmt: skip
+def test_feedback_that_makes_no_sense_is_refused(body: Any) -> None:
+    d = driver()
+    assert d.post("/v2/models/echo/infer", {**echo_body(), "id": "x"}).status == 200
+    assert d.post("/v2/models/echo/feedback", body).status == 400
+
+
+def test_who_may_infer_may_give_labels_but_no_foreign_page() -> None:
+    d = driver(peer=("192.0.2.1", 1))
+    assert d.post("/v2/models/echo/infer", {**echo_body(), "id": "x"}).status == 200
+    foreign = d.post("/v2/models/echo/feedback", {"id": "x", "labels": [1]}, "Origin: http://evil.example")
+    assert foreign.status == 403
+    assert d.post("/v2/models/echo/feedback", {"id": "x", "labels": [1]}).status == 200
 
 
 # --- trust ------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,34 @@ SECOND = 1000 * MS
 PARTS = ("active", "idle")
 
 
+GUARDED = {
+    "state": "tightened",
+    "watches": True,
+    "alarms": 2,
+    "variants": {
+        "small": {
+            "scores": {"rows": 900, "statistic": 1e8, "limit": 1e8, "alarmed": True},
+            "own": {"rows": 40, "statistic": 5.0, "limit": 10.0, "alarmed": False, "agreement": 0.9, "expected": 0.93},
+        }
+    },
+    "audits": {
+        "on": True,
+        "share": 0.02,
+        "owed": 0.5,
+        "lowest_share": 0.001,
+        "answered": 30,
+        "free": 10,
+        "dropped": {"full": 3},
+        "energy_j": 1.5,
+        "method": "modelled",
+    },
+    "feedback": {
+        "estimate": {"accuracy": 90.0, "low": 80.0, "high": 95.0, "rows": 50, "source": "feedback"},
+        "variants": {"small": {"accuracy": 90.0, "low": 80.0, "high": 95.0, "rows": 50, "source": "feedback"}},
+    },
+}
+
+
 def source() -> Any:
     traffic = Traffic(["small", "large"])
     for latency_ms in (2, 2, 30):
@@ -36,6 +64,7 @@ def source() -> Any:
         repartitions=1,
         shares={"small": 0.25, "large": 0.75},
         targets={"slo_ms": 20.0},
+        guarded=lambda: GUARDED,
         observe=lambda: {"queue_rows": 5.0, "accuracy_served": 85.5, "workers": 2.0},
     )
 
@@ -188,3 +217,19 @@ def test_an_idle_server_can_be_scraped() -> None:
     found = scrape(Metrics(families=lambda: {"m": idle}, account=Account(pue=1.0), chain=chain))
     assert found["clover_batch_size_count", (("model", "m"),)] == 0
     assert found["clover_batch_size_bucket", (("le", "1"), ("model", "m"))] == 0
+
+
+def test_what_watches_over_answers_is_told() -> None:
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    found = scrape(Metrics(families=lambda: {"m": source()}, account=Account(pue=1.0), chain=chain))
+    model = ("model", "m")
+    small = (model, ("variant", "small"))
+    assert found["clover_guard_state", (model,)] == 1.0
+    assert found["clover_guard_alarms_total", (model,)] == 2.0
+    assert found["clover_guard_statistic", (("kind", "own"), *small)] == 0.5
+    assert found["clover_agreement", (("kind", "own"), model, ("part", "seen"), small[1])] == 0.9
+    assert found["clover_audits_total", (model, ("outcome", "full"))] == 3.0
+    assert found["clover_audit_joules_total", (("method", "modelled"), model)] == 1.5
+    assert found["clover_audit_lowest_share", (model,)] == 0.001
+    assert found["clover_accuracy_feedback", (model, ("part", "low"))] == 80.0
+    assert found["clover_feedback_rows_total", small] == 50.0

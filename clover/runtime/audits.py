@@ -1,0 +1,244 @@
+"""Second answers: a small share of the rows is asked of a better variant too, after the client has its answer.
+
+A row is marked when it is submitted, before anybody knows what will become of it (`clover.planning.sampling`).  What
+each variant says of it on its way is noted.  When its ticket is closed, the slot of a marked row is not freed but
+belongs to a ticket of its own, an *audit*, which waits for the best variant that is live: its input still lies there.
+A row that this variant has answered anyway is audited for nothing.
+
+Clients come first.  An audit's place in the queue is behind every row that comes within a day; it joins batches that
+have room.  It is given up, and owed, where the queue or the slots are full (also later, as soon as a client finds them
+so), where a burst calls for relief, where its worker died or nobody is left to ask, and after `PATIENCE_NS`.  It is
+never asked twice: a row that kills a worker shall kill one only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from clover._native.batcher import Batcher
+from clover.planning.sampling import LEAST, Sampler, clean_share
+from clover.runtime.cascade import Chain
+from clover.runtime.deadlines import Deadlines
+from clover.runtime.guard import OWN, SERVED, Guard
+from clover.runtime.lanes import Lanes
+from clover.runtime.sayings import Said, Sayings, same
+from clover.runtime.slot_table import SlotTable
+from clover.runtime.tickets import PENDING, QUEUED, Heard, Ticket
+
+log = logging.getLogger("clover.guard")
+
+PATIENCE_NS = 60_000_000_000
+"""How long an audit may wait."""
+MOST_WAITING = 64
+"""Audits at a time; and no more than an eighth of the slots."""
+_BEHIND_NS = 86_400_000_000_000
+
+
+class Audit:
+    """What is known of a row that waits for its second answer: the lanes it was asked of with what they said, the last
+    of which the client got; the chain it followed, None where that ended early."""
+
+    __slots__ = ("chain", "heard")
+
+    def __init__(self, heard: Heard, chain: Chain | None) -> None:
+        self.heard = heard
+        self.chain = chain
+
+
+class Audits:
+    """The audits of one family.  `share` 0: none are made, and only what costs nothing is compared.  `wake` is called
+    when there is something to hand out, `most` bounds the rows that wait."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        said: Sayings,
+        table: SlotTable,
+        batcher: Batcher,
+        lanes: Lanes,
+        deadlines: Deadlines,
+        *,
+        share: float,
+        most: int,
+        wake: Callable[[], None],
+    ) -> None:
+        self.guard = guard
+        self.sampler = Sampler(share)
+        self.answered = 0
+        self.free = 0
+        self.dropped: dict[str, int] = {}
+        """Audits that were not made, by why."""
+        self.energy_j = 0.0
+        """Joules of audits, part of what their variants are accounted for."""
+        self.waiting: dict[int, Ticket] = {}
+        """Audits that are queued or flying, by slot."""
+        self._said = said
+        self._share = share
+        self._hours = 0
+        self._table = table
+        self._batcher = batcher
+        self._lanes = lanes
+        self._deadlines = deadlines
+        self._most_rows = most
+        self._most = max(1, min(MOST_WAITING, len(table.state) // 8))
+        self._wake = wake
+
+    @property
+    def on(self) -> bool:
+        """Whether rows are audited."""
+        return self._share > 0.0 and self.guard.watches
+
+    def grid(self, g_per_kwh: float, reference_g_per_kwh: float) -> None:
+        """The grid has this intensity; see `clean_share`."""
+        if self.sampler.hours != self._hours:
+            self._hours = self.sampler.hours
+            last = self.sampler.last
+            if self.on and last is not None and last < LEAST:
+                why = ", ".join(f"{count} {why}" for why, count in self.dropped.items())
+                log.warning(
+                    "%s: only %.3f %% of the rows of an hour were audited; given up since the start: %s",
+                    self.guard.name,
+                    100.0 * last,
+                    why,
+                )
+        share = clean_share(self._share, g_per_kwh, reference_g_per_kwh, suspicious=self.guard.suspicious)
+        self.sampler.set(share)
+
+    # --- a client's row -----------------------------------------------------------------------------------------------
+
+    def mark(self, ticket: Ticket, now_ns: int) -> None:
+        """A ticket is submitted: choose which of its rows are audited."""
+        pick = self.sampler.pick
+        for row in range(len(ticket.slots)):
+            if pick(now_ns):
+                ticket.marked = (*ticket.marked, row)
+
+    def passed(self, ticket: Ticket, row: int, lane: int, target: int) -> None:
+        """A row goes on from `lane` to `target`: note what was said, where that will be compared."""
+        if target == self.guard.best or row in ticket.marked:
+            said = self._said.of(ticket.slots[row])
+            if said is not None:
+                ticket.heard[row] = (*ticket.heard.get(row, ()), (lane, said))
+
+    def followed(self, ticket: Ticket, chain: Chain) -> None:
+        """An answered ticket whose rows followed `chain` is closed, its slots not freed yet: count those that the best
+        variant answered otherwise than the one before it."""
+        overruled = 0
+        for row, heard in ticket.heard.items():
+            if ticket.variants[row] == chain.lanes[-1] and heard and heard[-1][0] == chain.lanes[-2]:
+                said = self._said.of(ticket.slots[row])
+                overruled += said is not None and not same(heard[-1][1], said)
+        self.guard.followed(chain, overruled, len(ticket.slots))
+
+    def closed(self, ticket: Ticket, now_ns: int) -> None:
+        """An answered ticket is closed, its slots not freed yet: keep those of rows that are to be audited."""
+        for row in ticket.marked:
+            lane, slot = ticket.variants[row], ticket.slots[row]
+            said = self._said.of(slot)
+            chain = ticket.chain if row not in ticket.short else None
+            before = tuple(part for part in ticket.heard.get(row, ()) if part[0] in ticket.paths.get(row, ()))
+            why = "unreadable"
+            if said is not None:
+                why = self._audit(Audit((*before, (lane, said)), chain), ticket.key, slot, now_ns)
+            if why:
+                self.given_up(why)
+
+    def given_up(self, why: str, rows: int = 1) -> None:
+        """Rows that were marked are not audited, for now."""
+        for _ in range(rows):
+            self.sampler.failed()
+        if rows:
+            self.dropped[why] = self.dropped.get(why, 0) + rows
+
+    def _audit(self, audit: Audit, key: int, slot: int, now_ns: int) -> str:
+        """Audit a row whose slot is about to be freed; why not, where that cannot be."""
+        lanes = self._lanes
+        live = [lane for lane in range(len(lanes.accuracy)) if lanes.live >> lane & 1]
+        auditor = max(live, key=lambda lane: lanes.accuracy[lane], default=-1)
+        lane, said = audit.heard[-1]
+        if lane == self.guard.best:
+            self.free += 1
+            self._compare(audit, lane, said)
+            return ""
+        if auditor < 0 or lanes.accuracy[auditor] <= lanes.accuracy[lane]:
+            return "nobody"
+        if lanes.relieved:
+            return "relief"
+        if self._batcher.depth() >= self._most_rows or len(self.waiting) >= self._most:
+            return "full"
+        own = Ticket([slot], now_ns)
+        own.audit = audit
+        own.variants = [auditor]
+        own.min_accuracy = lanes.accuracy[auditor]
+        own.submit_ns = now_ns
+        own.key = key  # of its shape, or its own where it was suspected of a death
+        own.outstanding = 1
+        own.deadline_ns = now_ns + PATIENCE_NS
+        own.phase = PENDING
+        self._table.hand_over(slot, own)
+        self._batcher.requeue(auditor, [slot], now_ns + _BEHIND_NS, now_ns, own.key)
+        self._table.state[slot] = QUEUED
+        self._deadlines.add(own, now_ns)
+        self.waiting[slot] = own
+        self._wake()
+        return ""
+
+    # --- a second answer ----------------------------------------------------------------------------------------------
+
+    def finished(self, ticket: Ticket, status: int) -> None:
+        """An audit is over; its slot is still its own."""
+        self.waiting.pop(ticket.slots[0], None)
+        audit = ticket.audit
+        said = self._said.of(ticket.slots[0]) if status == 200 else None
+        self.energy_j += ticket.energy_j
+        if said is None or not isinstance(audit, Audit):
+            self.given_up(ticket.error or {504: "late", 500: "failed"}.get(status, "died"))
+            return
+        self.answered += 1
+        self._compare(audit, ticket.variants[0], said)
+
+    def queued(self) -> list[Ticket]:
+        """Audits that no worker has."""
+        return [ticket for slot, ticket in self.waiting.items() if self._table.state[slot] == QUEUED]
+
+    def stranded(self) -> list[Ticket]:
+        """Those of them whose lane has no worker any more."""
+        return [ticket for ticket in self.queued() if not self._lanes.live >> ticket.variants[0] & 1]
+
+    def _compare(self, audit: Audit, auditor: int, said: Said) -> None:
+        """Hold what the first variant said, and what the client got, against the auditor's word."""
+        guard, best = self.guard, self.guard.best
+        first, heard = audit.heard[0]
+        if first != auditor:
+            guard.compared(OWN, first, same(heard, said), *guard.alike(first, auditor))
+        lane, heard = audit.heard[-1]
+        if lane == auditor or auditor != best:
+            return
+        of = guard.alike(lane, best)
+        if audit.chain is not None:
+            stage = audit.chain.stage(lane)
+            known = 0 <= stage < len(audit.chain.alike)
+            of = (audit.chain.alike[stage], audit.chain.alike_rows[stage]) if known else (0.0, 0)
+        elif len(audit.heard) > 1:
+            of = (0.0, 0)  # it was cut short: what is to be expected of such a row nobody has counted
+        guard.compared(SERVED, lane, same(heard, said), *of)
+
+    def report(self) -> dict[str, Any]:
+        """The share that is audited now and over this hour, the lowest of an hour that is over, what is owed, and what
+        became of the audits."""
+        sampler = self.sampler
+        return {
+            "on": self.on,
+            "share": sampler.share if self.on else 0.0,
+            "rows_this_hour": sampler.rows,
+            "audits_this_hour": sampler.taken,
+            "lowest_share": sampler.lowest,
+            "owed": sampler.owed,
+            "answered": self.answered,
+            "free": self.free,
+            "waiting": len(self.waiting),
+            "dropped": dict(self.dropped),
+            "energy_j": self.energy_j,
+        }

@@ -1,0 +1,110 @@
+"""Labels that come late: what was answered is remembered for a while by the id of its request, and counted.
+
+Of every answered row only what it says is kept (a class, a number, a text), at most `rows` of them; the oldest requests
+go first.  An id that is used again means its last request.  Feedback counts once: a request that was told about is
+forgotten.  The served accuracy that follows is as good as the choice of rows that get labels: of those that a user
+complained about it says little.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clover.errors import BadRequest, NotFound
+from clover.planning.drift import wilson
+from clover.runtime.sayings import Said, same
+from clover.types import FamilySpec
+
+_LONGEST_ID = 256
+
+
+class Feedback:
+    """Remembers up to `rows` answered rows of a family; 0 remembers none."""
+
+    def __init__(self, spec: FamilySpec, rows: int) -> None:
+        self.right = [0] * len(spec.variants)
+        self.labelled = [0] * len(spec.variants)
+        """By variant that answered: rows whose label came, and those of them that were right."""
+        self.remembered = 0
+        self._output = spec.outputs[0]
+        self._rows = rows
+        self._known: OrderedDict[str, tuple[tuple[int, ...], tuple[Said | None, ...]]] = OrderedDict()
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is remembered."""
+        return self._rows > 0
+
+    def remember(self, request_id: str, lanes: Sequence[int], said: Sequence[Said | None]) -> None:
+        """What was said of the rows that were answered under an id, and the lane that answered each."""
+        if not request_id or len(request_id) > _LONGEST_ID or len(lanes) > self._rows:
+            return
+        self._forget(request_id)
+        self._known[request_id] = (tuple(lanes), tuple(said))
+        self.remembered += len(lanes)
+        while self.remembered > self._rows:
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, request_id: str) -> None:
+        known = self._known.pop(request_id, None)
+        if known is not None:
+            self.remembered -= len(known[0])
+
+    def take(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
+        """Count the labels of a request, one a row in their order, None for a row whose label is not known; what it
+        came to.  A label is what the answer should have been: the index of the class or its name, a number, or a text.
+
+        Raises NotFound for an id that is not remembered, and BadRequest where the labels do not fit; nothing is counted
+        then."""
+        known = self._known.get(request_id)
+        if known is None:
+            raise NotFound("no answer of that id is remembered: it was never given, is too long ago, or was told about")
+        lanes, said = known
+        if len(labels) != len(lanes):
+            raise BadRequest(f"that request had {len(lanes)} rows, and {len(labels)} labels were given")
+        right = [
+            None if label is None or one is None else self._right(one, label)
+            for one, label in zip(said, labels, strict=True)
+        ]
+        self._forget(request_id)
+        for lane, good in zip(lanes, right, strict=True):
+            if good is not None:
+                self.labelled[lane] += 1
+                self.right[lane] += good
+        given = [good for good in right if good is not None]
+        return {"id": request_id, "rows": len(given), "right": sum(given), "estimate": self.estimate()}
+
+    def _right(self, said: Said, label: Any) -> bool:
+        text = not isinstance(said, int) and said.dtype == object
+        if isinstance(label, str):
+            if not isinstance(said, int) and text:
+                return said.shape == (1,) and bytes(said[0])[4:] == label.encode()
+            if label not in self._output.labels:
+                raise BadRequest("a label is none of the output's")
+            label = self._output.labels.index(label)
+        if isinstance(label, bool) or not isinstance(label, int | float) or text:
+            raise BadRequest("a label is the index or the name of a class, a number, or null")
+        if isinstance(said, int):
+            return said == label
+        return same(said, np.full(said.shape, label, said.dtype))
+
+    def estimate(self) -> dict[str, Any] | None:
+        """The served accuracy by labels, percent, with its 95 % interval; None before the first label."""
+        return _estimate(sum(self.right), sum(self.labelled))
+
+    def report(self, variants: Sequence[str]) -> dict[str, Any]:
+        """The estimate, over all and by variant that answered."""
+        of = zip(variants, self.right, self.labelled, strict=True)
+        found = {name: _estimate(right, rows) for name, right, rows in of if rows}
+        return {"estimate": self.estimate(), "variants": found, "remembered": self.remembered, "room": self._rows}
+
+
+def _estimate(right: int, rows: int) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    low, high = wilson(right, rows)
+    return {"accuracy": 100.0 * right / rows, "low": low, "high": high, "rows": rows, "source": "feedback"}

@@ -1,0 +1,262 @@
+"""Whether a family's answers are still what its profile says, and what is done where they are not.
+
+Labels are absent, so the guard watches what is there (`clover.planning.drift` says how, and how rarely it is wrong):
+
+`scores`     how sure the variant that a row is asked of first was, by tenths of the profile's scores;
+`own`        how often that variant says what the auditor says, over audited rows (`runtime.audits`);
+`overruled`  how many of all rows went on to the best variant and were answered otherwise there; it costs nothing;
+`served`     how often the answer that a client got is the best variant's, over audited rows that another one answered.
+
+Any of them takes the first step of the ladder, and only the last takes the second: where the best variant goes wrong
+as well, stepping aside would cost energy and mend nothing.
+
+ok           thresholds are the plan's
+tightened    thresholds are so high that half of the rows that ended go on (by the profile's scores)
+aside        the cascade is off, and the best variant that is there answers everything
+
+Nothing comes down by itself: an operator resets it, or the family is profiled anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from clover.planning.drift import BLOCK, SCORE_LIMIT, AgreementWatch, ScoreWatch
+from clover.runtime.cascade import Chain
+from clover.types import CascadeProfile, FamilyProfile, Sureness
+
+log = logging.getLogger("clover.guard")
+
+OK, TIGHTENED, ASIDE = range(3)
+RUNGS = ("ok", "tightened", "aside")
+SCORES, OWN, OVERRULED, SERVED = "scores", "own", "overruled", "served"
+_SUSPICIOUS = 0.01  # of the limit: from then on more is audited
+_NO_PROFILE = "there is no profile with scores to hold answers against"
+_OLD_PROFILE = (
+    "the profile is of before there was a guard: measure the family again (`python -m clover profile FAMILY --force`)"
+)
+
+
+class Guard:
+    """Watches over the `variants` of one family.  `changed` is called when it stands on another step; `acts` False
+    only tells what it would do."""
+
+    def __init__(
+        self, name: str, variants: Sequence[str], changed: Callable[[], None] = lambda: None, *, acts: bool = True
+    ) -> None:
+        self.name = name
+        self.acts = acts
+        self.found = OK
+        """Where on the ladder it stands by what it saw."""
+        self.why = ""
+        self.alarms = 0
+        self.resets = 0
+        self.missing = _NO_PROFILE
+        """Why it watches nothing; empty where it does."""
+        self.best = -1
+        """The lane that answers are held against."""
+        self.edges: list[list[float] | None] = [None] * len(variants)
+        self._variants = tuple(variants)
+        self._changed = changed
+        self._cascade: CascadeProfile | None = None
+        self._scores: list[ScoreWatch | None] = [None] * len(variants)
+        self._agreement: dict[tuple[str, int], AgreementWatch] = {}
+        self._chain: Chain | None = None
+        self._block = [0, 0]  # rows that followed it since the watch moved, and those that were overruled
+
+    @property
+    def rung(self) -> int:
+        """The step that is in force."""
+        return self.found if self.acts else OK
+
+    @property
+    def watches(self) -> bool:
+        """Whether it has anything to hold answers against."""
+        return self._cascade is not None
+
+    def expect(self, profile: FamilyProfile | None) -> None:
+        """Hold answers against `profile` from now on; all that was seen is forgotten."""
+        cascade = profile.cascade if profile is not None else None
+        self._cascade, self.missing, self.best = None, _NO_PROFILE, -1
+        self._scores = [None] * len(self._variants)
+        self.edges = [None] * len(self._variants)
+        if cascade is not None and cascade.best in self._variants:
+            known = [cascade.sureness.get(name) for name in self._variants]
+            self.missing = "" if any(own is not None and own.rows for own in known) else _OLD_PROFILE
+            if not self.missing:
+                self._cascade, self.best = cascade, self._variants.index(cascade.best)
+                for lane, own in enumerate(known):
+                    if own is not None and own.rows and own.edges:
+                        self._scores[lane] = ScoreWatch(own.parts, own.rows)
+                        self.edges[lane] = list(own.edges)
+            else:
+                log.warning("%s: answers are not watched: %s", self.name, self.missing)
+        self._start()
+
+    def reset(self) -> None:
+        """Watch anew, from the first step."""
+        self.resets += 1
+        self._start()
+
+    def _start(self) -> None:
+        was = self.rung
+        self.found, self.why = OK, ""
+        self._agreement.clear()
+        self._block = [0, 0]
+        for watch in self._scores:
+            if watch is not None:
+                watch.reset()
+        if self.rung != was:
+            self._changed()
+
+    # --- what is seen -------------------------------------------------------------------------------------------------
+
+    def score(self, lane: int, score: float) -> None:
+        """How sure `lane` was of a row that was asked of it first."""
+        watch, edges = self._scores[lane], self.edges[lane]
+        # What is no number lies below all; nobody may rely on how it compares.
+        if watch is not None and edges is not None and watch.add(bisect_right(edges, score) if score == score else 0):
+            self.alarm(SCORES, lane, f"after {watch.detector.rows} rows")
+
+    def followed(self, chain: Chain, overruled: int, rows: int) -> None:
+        """Rows that followed `chain`, of which so many were overruled by the best variant at its end."""
+        if chain is not self._chain:
+            self._close()
+            self._chain = chain
+        self._block[0] += rows
+        self._block[1] += overruled
+        if self._block[0] >= BLOCK:
+            self._close()
+
+    def _close(self) -> None:
+        (rows, overruled), chain = self._block, self._chain
+        self._block = [0, 0]
+        if rows and chain is not None:
+            expected = 1.0 - chain.overruled
+            self.compared(OVERRULED, chain.lanes[-2], rows - overruled, expected, chain.overruled_rows, rows)
+
+    def compared(self, kind: str, lane: int, agrees: int, expected: float, rows: int, count: int = 1) -> None:
+        """Whether `lane` said of a row (of how many of `count` rows) what the auditor says.  Of `rows` profiled rows of
+        that kind it did so for a part `expected`; 0 rows: that is not known."""
+        watch = self._agreement.get((kind, lane))
+        if watch is None:
+            limits = (SCORE_LIMIT,) if kind == OVERRULED else ()  # of these there may be as many as there are rows
+            watch = self._agreement[kind, lane] = AgreementWatch(*limits)
+        if watch.add(agrees, expected, rows, count):
+            part, due = watch.agreed / watch.rows, watch.expected / watch.rows
+            self.alarm(kind, lane, f"{part:.1%} instead of {due:.1%} over {watch.rows} rows")
+
+    def alike(self, lane: int, auditor: int) -> tuple[float, int]:
+        """The part of rows of which two lanes say the same, by the profile, and how many rows it has of that."""
+        own = self._known(lane)
+        found = own.alike.get(self._variants[auditor]) if own is not None else None
+        return (found, own.rows) if own is not None and found is not None else (0.0, 0)
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether it would be good to know more."""
+        if self.found == TIGHTENED:
+            return True
+        of = [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]
+        return any(not each.alarmed and each.statistic > _SUSPICIOUS * each.limit for each in of)
+
+    def tightened(self, chain: Chain) -> Chain:
+        """A chain with thresholds above which only half of the profiled rows lie that do above its own."""
+        levels = tuple(map(self._tighter, chain.lanes, chain.thresholds))
+        part, rows = 0.0, 0
+        if len(chain.lanes) == 2 and chain.lanes[1] == self.best and self._cascade is not None:
+            part, rows = self._overruled(chain.lanes[0], levels[0]), self._cascade.held_out_rows
+        return replace(chain, thresholds=levels, overruled=part, overruled_rows=rows if part > 0.0 else 0)
+
+    def _tighter(self, lane: int, threshold: float) -> float:
+        above = [score for score in self._quantiles(lane) if score >= threshold]
+        return max(threshold, above[len(above) // 2]) if above else threshold
+
+    def _overruled(self, lane: int, threshold: float) -> float:
+        """The part of rows, by the profile, of which `lane` is less sure and says otherwise than the best variant, or a
+        little more: tenths count whole.  0 where that is not known."""
+        own, scores = self._known(lane), self._quantiles(lane)
+        if own is None or not own.agreement or not scores:
+            return 0.0
+        below = bisect_left(scores, threshold) / (len(scores) - 1)  # of the rows, or up to a 32nd more
+        tenths = own.agreement[: math.ceil(min(below, 1.0) * len(own.agreement))]
+        return sum(1.0 - part for part in tenths) / len(own.agreement)
+
+    def _quantiles(self, lane: int) -> tuple[float, ...]:
+        return self._cascade.quantiles.get(self._variants[lane], ()) if self._cascade is not None else ()
+
+    def _known(self, lane: int) -> Sureness | None:
+        return self._cascade.sureness.get(self._variants[lane]) if self._cascade is not None else None
+
+    # --- the ladder ---------------------------------------------------------------------------------------------------
+
+    def alarm(self, kind: str, lane: int, what: str) -> None:
+        """A watch of `lane` raised the alarm, `what` it saw: take the next step, or tell that there is none."""
+        self.alarms += 1
+        said = {
+            SCORES: f"the scores of {self._variants[lane]} are not those of the profile any more",
+            OWN: f"{self._variants[lane]} agrees with the auditor less than profiled",
+            OVERRULED: f"the best variant overrules {self._variants[lane]} more often than profiled",
+            SERVED: f"answers of {self._variants[lane]} agree with the best variant's less than profiled",
+        }[kind]
+        was = self.rung
+        if self.found == OK:
+            self.found = TIGHTENED
+        elif self.found == TIGHTENED and kind == SERVED:
+            self.found = ASIDE
+        else:
+            log.warning("%s: %s (%s); it stays %s", self.name, said, what, RUNGS[self.found])
+            return
+        self.why = f"{said} ({what})"
+        # Whether the step helped is another question, which begins now.
+        self._agreement.clear()
+        self._block = [0, 0]
+        done = (
+            "thresholds tighten" if self.found == TIGHTENED else "the cascade steps aside: the best variant answers all"
+        )
+        level = logging.WARNING if self.found == TIGHTENED else logging.ERROR
+        would = "" if self.acts else " (it only watches: nothing is done)"
+        again = "`python -m clover ctl guard reset` begins anew"
+        log.log(level, "%s: %s: %s%s; %s", self.name, self.why, done, would, again)
+        if self.rung != was:
+            self._changed()
+
+    # --- what is told -------------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        """Where it stands and why, and by variant and kind what it saw: rows, the statistic and its limit, and of
+        agreement the part that agreed and the part expected."""
+        variants: dict[str, dict[str, Any]] = {}
+        for lane, scores in enumerate(self._scores):
+            if scores is not None and scores.detector.rows:
+                variants.setdefault(self._variants[lane], {})[SCORES] = _told(scores)
+        for (kind, lane), watch in self._agreement.items():
+            variants.setdefault(self._variants[lane], {})[kind] = {
+                **_told(watch),
+                "rows": watch.rows,
+                "agreement": watch.agreed / watch.rows,
+                "expected": watch.expected / watch.rows,
+            }
+        return {
+            "state": RUNGS[self.found],
+            "acts": self.acts,
+            "why": self.why,
+            "watches": self.watches,
+            "missing": self.missing,
+            "alarms": self.alarms,
+            "resets": self.resets,
+            "variants": variants,
+        }
+
+
+def _told(watch: ScoreWatch | AgreementWatch) -> dict[str, Any]:
+    found = watch.detector
+    return {"rows": found.rows, "statistic": found.statistic, "limit": found.limit, "alarmed": found.alarmed}
+
+
+__all__ = ["ASIDE", "OK", "OVERRULED", "OWN", "RUNGS", "SCORES", "SERVED", "TIGHTENED", "Guard"]

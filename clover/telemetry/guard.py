@@ -1,0 +1,90 @@
+"""Metrics of what watches over answers: the guard's ladder, what it saw, the audits, and late labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+STEPS = {"ok": 0.0, "tightened": 1.0, "aside": 2.0}
+
+
+class GuardedSource(Protocol):
+    """A family whose answers may be watched (`clover.runtime.router.Router.guarded`)."""
+
+    def guarded(self) -> Mapping[str, Any]: ...
+
+
+def guarded(families: Mapping[str, GuardedSource]) -> Iterator[Metric]:
+    """Every metric of the guards of `families`, read now."""
+    found = {name: family.guarded() for name, family in families.items()}
+    yield from _tests({name: told for name, told in found.items() if told["watches"]})
+    yield from _audits({name: told["audits"] for name, told in found.items() if told["audits"]["on"]})
+    yield from _feedback({name: told["feedback"] for name, told in found.items()})
+
+
+def _tests(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    kinds = ("model", "variant", "kind")
+    state = GaugeMetricFamily(
+        "clover_guard_state", "0: answers are as profiled, 1: thresholds tightened, 2: cascade aside", labels=("model",)
+    )
+    alarms = CounterMetricFamily("clover_guard_alarms", "Alarms of sequential tests", labels=("model",))
+    statistic = GaugeMetricFamily(
+        "clover_guard_statistic", "A sequential test's statistic as a part of its limit; 1 is an alarm", labels=kinds
+    )
+    rows = GaugeMetricFamily("clover_guard_rows", "Rows that test has seen since it began", labels=kinds)
+    agreement = GaugeMetricFamily(
+        "clover_agreement", "Part of these rows answered as by the auditor, seen and expected", labels=(*kinds, "part")
+    )
+    for name, told in found.items():
+        state.add_metric((name,), STEPS[told["state"]])
+        alarms.add_metric((name,), told["alarms"])
+        for variant, tests in told["variants"].items():
+            for kind, test in tests.items():
+                key = (name, variant, kind)
+                statistic.add_metric(key, test["statistic"] / test["limit"])
+                rows.add_metric(key, test["rows"])
+                for part in ("agreement", "expected"):
+                    if part in test:
+                        agreement.add_metric((*key, "seen" if part == "agreement" else part), test[part])
+    yield from (state, alarms, statistic, rows, agreement)
+
+
+def _audits(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    share = GaugeMetricFamily("clover_audit_share", "Share of rows that is audited now", labels=("model",))
+    lowest = GaugeMetricFamily("clover_audit_lowest_share", "Lowest share of an hour that is over", labels=("model",))
+    owed = GaugeMetricFamily("clover_audits_owed", "Audits that are missing to the least share", labels=("model",))
+    audits = CounterMetricFamily(
+        "clover_audits",
+        "Audits by outcome: answered, free (the best variant had answered anyway), or why one was not made",
+        labels=("model", "outcome"),
+    )
+    joules = CounterMetricFamily(
+        "clover_audit_joules", "Energy of audits, part of clover_energy_joules", labels=("model", "method")
+    )
+    for name, told in found.items():
+        share.add_metric((name,), told["share"])
+        owed.add_metric((name,), told["owed"])
+        if told["lowest_share"] is not None:
+            lowest.add_metric((name,), told["lowest_share"])
+        for outcome, count in {"answered": told["answered"], "free": told["free"], **told["dropped"]}.items():
+            audits.add_metric((name, outcome), count)
+        joules.add_metric((name, told["method"]), told["energy_j"])
+    yield from (share, lowest, owed, audits, joules)
+
+
+def _feedback(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    rows = CounterMetricFamily("clover_feedback_rows", "Answered rows whose label came", labels=("model", "variant"))
+    accuracy = GaugeMetricFamily(
+        "clover_accuracy_feedback",
+        "Served accuracy by late labels, percent, with its 95 % interval",
+        labels=("model", "part"),
+    )
+    for name, told in found.items():
+        for variant, by_labels in told["variants"].items():
+            rows.add_metric((name, variant), by_labels["rows"])
+        if told["estimate"] is not None:
+            for part in ("low", "accuracy", "high"):
+                accuracy.add_metric((name, part), told["estimate"][part])
+    yield from (rows, accuracy)

@@ -1,0 +1,121 @@
+"""Labels that come late: what is remembered, what counts, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover.errors import BadRequest, NotFound
+from clover.planning.drift import wilson
+from clover.runtime.feedback import Feedback
+from clover.types import TensorSpec
+from tests.unit.guard_fixture import LARGE, SMALL, Audited
+from tests.unit.router_fixture import family
+
+NAMES = ("cat", "dog")
+
+
+def feedback(rows: int = 10, **tensor: Any) -> Feedback:
+    shape = {"name": "y", "datatype": "FP32", "shape": (2,), "labels": NAMES} | tensor
+    return Feedback(family(outputs=(TensorSpec(**shape),)), rows)
+
+
+def says(*classes: int) -> tuple[int, ...]:
+    return classes
+
+
+def values(*found: Any, dtype: Any = object) -> list[Any]:
+    return [np.array([item], dtype) for item in found]
+
+
+def test_labels_are_counted_by_the_variant_that_answered() -> None:
+    found = feedback()
+    found.remember("a", [SMALL, LARGE, SMALL], says(0, 1, 1))
+    told = found.take("a", [0, "cat", None])
+    assert (told["rows"], told["right"]) == (2, 1)
+    low, high = wilson(1, 2)
+    assert told["estimate"] == {"accuracy": 50.0, "low": low, "high": high, "rows": 2, "source": "feedback"}
+    assert (found.right, found.labelled) == ([1, 0, 0], [1, 0, 1])
+    report = found.report(("small", "medium", "large"))
+    assert report["variants"]["small"]["accuracy"] == 100.0
+    assert report["variants"]["large"]["accuracy"] == 0.0
+    assert "medium" not in report["variants"]
+
+
+def test_a_request_counts_once() -> None:
+    found = feedback()
+    found.remember("a", [SMALL], says(0))
+    found.take("a", [0])
+    with pytest.raises(NotFound, match="was told about"):
+        found.take("a", [0])
+    assert sum(found.labelled) == 1
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 1, 1], ["bird", 0], [0, True], [0, [1]], [{}, 0]])
+def test_labels_that_do_not_fit_count_nothing(labels: list[Any]) -> None:
+    found = feedback()
+    found.remember("a", [SMALL, SMALL], says(0, 0))
+    with pytest.raises(BadRequest):
+        found.take("a", labels)
+    assert sum(found.labelled) == 0
+    assert found.take("a", [0, 0])["right"] == 2
+
+
+def test_texts_and_numbers() -> None:
+    words = feedback(datatype="BYTES", shape=(1,), max_bytes=16, labels=())
+    words.remember("a", [SMALL, SMALL], values(b"\x03\0\0\0yes", b"\x02\0\0\0no"))
+    assert words.take("a", ["yes", "yes"])["right"] == 1
+    words.remember("b", [SMALL], values(b"\x03\0\0\0yes"))
+    with pytest.raises(BadRequest):
+        words.take("b", [1])
+    numbers = feedback(shape=(1,), labels=())
+    numbers.remember("a", [SMALL, SMALL], values([0.5], [0.7], dtype=np.float32))
+    assert numbers.take("a", [0.5, 0.5])["right"] == 1
+    numbers.remember("b", [SMALL], values([0.5], dtype=np.float32))
+    with pytest.raises(BadRequest):
+        numbers.take("b", ["half"])
+
+
+@given(
+    given_=st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 6)), max_size=40),
+    room=st.integers(1, 12),
+)
+def test_memory_is_bounded_and_the_oldest_go_first(given_: list[tuple[str, int]], room: int) -> None:
+    found = feedback(room)
+    kept: dict[str, int] = {}
+    for name, rows in given_:
+        found.remember(name, [SMALL] * rows, says(*[0] * rows))
+        if rows > room:
+            continue
+        kept.pop(name, None)
+        kept[name] = rows
+        while sum(kept.values()) > room:
+            del kept[next(iter(kept))]
+    assert found.remembered == sum(kept.values()) <= room
+    for name, rows in kept.items():
+        assert found.take(name, [0] * rows)["right"] == rows
+    assert found.remembered == 0
+
+
+def test_ids_without_end_and_no_memory_remember_nothing() -> None:
+    found = feedback()
+    found.remember("", [SMALL], says(0))
+    found.remember("x" * 257, [SMALL], says(0))
+    assert found.remembered == 0
+    assert not feedback(0).on
+
+
+def test_a_router_remembers_what_it_answered() -> None:
+    house = Audited(share=0.0)
+    ticket = house.ask()
+    house.says(SMALL, 1)
+    house.router.remember("mine", ticket)
+    house.close(ticket)
+    assert house.router.labelled("mine", [1])["right"] == 1
+    assert house.router.guarded()["feedback"]["estimate"]["rows"] == 1
+    with pytest.raises(NotFound):
+        house.router.labelled("other", [1])
