@@ -69,7 +69,7 @@ def _played_ms(stages: tuple[tuple[Service, ...], ...], rate: float, reach: tupl
         if not len(rows):
             break
         rows = rows[np.argsort(now_s[rows], kind="stable")]
-        now_s[rows] += play(workers, now_s[rows])
+        now_s[rows] += play(workers, now_s[rows], together=at > 0)
     latencies: Floats = np.sort((now_s - begun_s)[_WARM_UP:]) * 1e3
     latencies.setflags(write=False)
     return latencies
