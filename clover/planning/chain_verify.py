@@ -122,8 +122,8 @@ def _judged(problem: Problem, objective: Objective, candidate: Candidate) -> Ver
 
 
 def _point(points: Sequence[ChainPoint], candidate: Candidate) -> ChainPoint:
-    routing = candidate.routing
-    return next(own for own in points if (own.chain, own.thresholds) == (routing.chain, routing.thresholds))
+    key = candidate.routing.chain, candidate.routing.thresholds, candidate.prediction.accuracy
+    return next(own for own in points if (own.chain, own.thresholds, own.accuracy) == key)
 
 
 def _p95(plays: Sequence[tuple[Floats, Floats]]) -> tuple[float, float]:
