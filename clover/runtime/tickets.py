@@ -44,6 +44,7 @@ class Ticket:
         "slots",
         "status",
         "submit_ns",
+        "torn",
         "variants",
     )
 
@@ -64,6 +65,9 @@ class Ticket:
         """By row, the lanes that answered it before the one it is at; rows that never went on have none."""
         self.short: set[int] = set()
         """Rows that keep an answer although they should have gone on."""
+        self.torn: tuple[int, ...] = ()
+        """Rows that were being computed when their worker died, and have not been answered since: it may have written
+        over the answer of the variant before."""
         self.phase = OPEN
         self.outstanding = 0
         self.deadline_ns = 0
