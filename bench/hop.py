@@ -288,7 +288,15 @@ def main() -> None:
             )
             table.append([size, word, *row, by_hop(medians[name]), f"{added:.2f}"])
         own = [router_us[size][way] * size for way in WAYS]
-        table.append([size, "router alone, CPU", *(f"{us:.1f}" for us in own), by_hop(own), f"{(own[2] - own[0]) / 2 / size:.2f}"])
+        table.append(
+            [
+                size,
+                "router alone, CPU",
+                *(f"{us:.1f}" for us in own),
+                by_hop(own),
+                f"{(own[2] - own[0]) / 2 / size:.2f}",
+            ]
+        )
         document[str(size)] = {**medians, "router_us": own}
     show(
         f"a request, microseconds; medians of {options.rounds} rounds of {options.requests} requests (measured)",

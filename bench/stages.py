@@ -162,7 +162,8 @@ def main() -> None:
         "model above in": sum(item.apart > 0.0 for item in found),
         f"exceptions (apart > {APART:.0%})": len(exceptions),
         "of these rejected by verification": sum(bool(item.rejected) for item in exceptions),
-        "rejected though within": sum(bool(item.rejected) for item in found) - sum(bool(e.rejected) for e in exceptions),
+        "rejected though within": sum(bool(item.rejected) for item in found)
+        - sum(bool(e.rejected) for e in exceptions),
         "accepted, apart at most": f"{max((abs(item.apart) for item in accepted), default=0.0):.2%}",
         "p95 by the router, half-width at most": f"{max(item.half_width_ms / item.rows_ms for item in found):.2%}",
     }

@@ -65,7 +65,8 @@ def best_found(
 
     What runs is weighed in any case, as long as the devices allow it.  `kept` counts the workers a configuration could
     keep; where there are many, those that it has in common with what runs stand for them.  PlanError where no layout of
-    the devices can run the family at all.  Cascades are weighed beside them where the problem has any; one that a longer play rejects is not taken.
+    the devices can run the family at all.  Cascades are weighed beside them where the problem has any; one that
+    `chain_verify` rejects is not taken.
     """
     found = _mixed(problem, objective, running, kept, seed)
     if not problem.points:

@@ -2,10 +2,10 @@
 
 The p95 by which cascades are compared comes from one short play (`chains.played_ms`).  Mostly it is within 2 % of what
 many such plays say, but not always: under a high load rows that are late come in clusters, of which a short play sees
-few, and where hardly a row falls between two stages p95 jumps from one to the other with a tenth of a point.  Nothing in
-the play tells when.  So a cascade that may be taken is played by `REPLICATIONS` independent plays, at its exact rate,
-and judged as `verify` judges a mix: by the mean over them and Student's interval, and with more of them while that
-leaves the verdict open.
+few, and where hardly a row falls between two stages p95 jumps from one to the other with a tenth of a point.  Nothing
+in the play tells when.  So a cascade that may be taken is played by `REPLICATIONS` independent plays, at its exact
+rate, and judged as `verify` judges a mix: by the mean over them and Student's interval, and with more of them while
+that leaves the verdict open.
 
  - `holds`: no more than 5 % of the rows are later than the SLO; doubt does not reject (see `verify.keeps`).
  - `agrees`: the p95 that the plan tells is within `APART` of the one played, the whole interval of it.  Where that is

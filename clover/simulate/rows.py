@@ -134,9 +134,7 @@ def play(
                 meter = WorkerMeter(family=spec.name, variant=names[at], device="none", placement=place, slices=1)
                 entries.append((worker, at, service.max_batch, meter))
         chain = names if len(names) > 1 else ()
-        router.route(
-            entries, Routing(shares={names[0]: 1.0}, chain=chain, thresholds=(_THRESHOLD,) * (len(names) - 1))
-        )
+        router.route(entries, Routing(shares={names[0]: 1.0}, chain=chain, thresholds=(_THRESHOLD,) * (len(names) - 1)))
         return _offered(time, router, rate, rows, warm_up, seed + 1, len(stages))
     finally:
         slab.close()

@@ -86,7 +86,7 @@ def test_rows_end_where_the_profile_says_whatever_chance_did() -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_model_is_what_the_router_does_or_is_rejected(seed: int) -> None:
-    """Drawn configurations, as `bench.stages` draws hundreds; rows enough to know the router's p95 within 5 % mostly."""
+    """Drawn configurations, as `bench.stages` draws hundreds; rows enough to know most p95 within 5 %."""
     drawn = draw(random.Random(seed))
     found = play(drawn.stages, drawn.rate, drawn.reach, rows=20_000, warm_up=2_000, seed=seed)
     told = p95_ms(drawn.stages, drawn.rate, drawn.reach)
