@@ -82,8 +82,7 @@ class Chaos:
         self.rng = random.Random(seed)
         self.next = 0
         self.answered: Counter[int] = Counter()
-        """How often each number was answered, where that is not once; see `right`."""
-        self.right = 0
+        """How often each number was."""
         self.mismatched = 0
         self.elsewhere = 0
         """Rows that did not end where their scores say."""
