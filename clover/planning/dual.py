@@ -12,17 +12,22 @@ it.
 misses it at least as often as the service of its worker alone does.  That is linear in the shares as well, with a
 multiplier eta >= 0 for each member.  (Workers take rows in turn while they are idle and in proportion to capacity while
 they are not, so that slow ones take no less than their part of the capacity, which is what joules are counted by.)
+
+**Waiting rows.**  A plane above what a variant's workers can serve within the SLO (`ceilings`) is linear in shares and
+workers: with a multiplier nu >= 0 each of its rows costs nu, each of its workers gains nu times its slope, and nu times
+the base is added.  The plane that lowers the bound most counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.formulation import MISS, Formulation, late_alone
+from clover.planning.ceilings import LATE, Ceiling
+from clover.planning.formulation import Formulation, late_alone
 from clover.planning.queueing import Service, expected_batch
 
 _SECTIONS = 24
@@ -31,22 +36,25 @@ _PRICES = 16
 _TURNS = 6
 _CHARGES = 20
 _WIDE = 60.0
-_LATE = MISS + 0.005
-"""The part of the rows that may be late: p95 is told to one of 400 latencies, of 20,000 rows drawn at random."""
+_COSTS, _NARROWER = 9, 4
 _SELDOM = 1e-3
 """A part of the rows that is as good as none."""
 
 Floats = NDArray[np.float64]
 
 
-def bound(of: Formulation, *, waits: bool = False, slo: bool = False) -> float:
+def bound(
+    of: Formulation, *, waits: bool = False, slo: bool = False, ceilings: Sequence[Ceiling] = ()
+) -> float:
     """What the joint objective cannot exceed.  Where the devices cannot serve the rates at all it says nothing.
 
     With `waits` rows may wait for batches that are longer than the load alone would make them.  With `slo` no more rows
-    than may be late go to workers that are too slow alone: tighter, and some twenty times as much to compute.
+    than may be late go to workers that are too slow alone: tighter, and some twenty times as much to compute.  With
+    `ceilings` no variant serves more than these let it.
     """
     dual = _Dual(of, waits)
-    return dual.least_of_late() if slo else dual.least()
+    least = dual.least_of_late() if slo else dual.least()
+    return min([least, *(dual.below(ceiling) for ceiling in ceilings)])
 
 
 class _Dual:
@@ -75,17 +83,28 @@ class _Dual:
         self.charge = np.zeros(len(of.members))
         """eta of each member."""
 
-    def value(self, total: Floats, price: Floats) -> Floats:
-        """The dual at `total` [points, members] and `price` [members]."""
+        self.total, self.price = self.best.copy(), np.zeros(len(of.members))
+        """The multipliers of the least value found last."""
+
+    def value(
+        self, total: Floats, price: Floats, ceiling: Ceiling | None = None, cost: Floats | float = 0.0
+    ) -> Floats:
+        """The dual at `total` [points, members] and `price` [members], a row under the ceiling at `cost` [points]."""
         worth = self.gain + price[self.member] * self.accuracy - self.charge[self.member] * self.late
         worth = worth - total[:, self.member]
+        if ceiling is not None:
+            worth = worth - np.multiply.outer(cost, ceiling.on)
         worth = np.maximum(worth, 0.0) * self.rows
+        if ceiling is not None:
+            worth = worth + np.multiply.outer(cost, ceiling.slopes)
         slices = np.stack([worth[:, groups].max(axis=1) for groups in self.slices], axis=1)
         cuts = slices @ self.of.table.T - self.idle
-        found = total.sum(axis=1) - float(price @ self.floor) + _LATE * float(self.charge.sum())
+        found = total.sum(axis=1) - float(price @ self.floor) + LATE * float(self.charge.sum())
         for kind, (_, number) in enumerate(self.of.kinds):
             own = [at for at, cut in enumerate(self.of.cuts) if cut.kind == kind]
             found = found + number * cuts[:, own].max(axis=1)
+        if ceiling is not None:
+            found = found + cost * ceiling.base
         return np.asarray(found)
 
     def least(self) -> float:
@@ -96,7 +115,28 @@ class _Dual:
         for _ in range(1 if members == 1 else _TURNS):
             for member in range(members):
                 total, price, value = self._turn(member, total, price, value)
+        self.total, self.price = total, price
         return value
+
+    def below(self, ceiling: Ceiling) -> float:
+        """The least value found with a ceiling, over its cost and its member's total, from where the rest was left:
+        a grid that closes in on its best point."""
+        member = int(self.member[np.argmax(ceiling.on)])
+        own = self.member == member
+        spread = max(float(np.ptp(self.gain[own] + self.price[member] * self.accuracy[own])), 1e-9)
+        costs = (0.0, 2.0 * spread)
+        totals = (self.total[member] - 2.0 * spread, self.total[member] + spread)
+        least = math.inf
+        for _ in range(_ZOOMS * _NARROWER):
+            cost, total = np.linspace(*costs, _COSTS), np.linspace(*totals, _SECTIONS)
+            points = np.tile(self.total, (_COSTS * _SECTIONS, 1))
+            points[:, member] = np.tile(total, _COSTS)
+            found = self.value(points, self.price, ceiling, np.repeat(cost, _SECTIONS))
+            at = int(np.argmin(found))
+            least = min(least, float(found[at]))
+            costs = _around(costs, float(cost[at // _SECTIONS]), 0.0)
+            totals = _around(totals, float(total[at % _SECTIONS]))
+        return least
 
     def least_of_late(self) -> float:
         """The least value found with rows that may be late charged for: convex in each member's charge."""
@@ -166,6 +206,12 @@ class _Dual:
             total[member], price[member] = chosen[1], chosen[2]
             return total, price, chosen[0]
         return total, price, value
+
+
+def _around(ends: tuple[float, float], at: float, least: float = -math.inf) -> tuple[float, float]:
+    """Half as wide, around `at`: as the best point of a grid may lie beside the cell that holds the least value."""
+    reach = 0.25 * (ends[1] - ends[0])
+    return max(least, at - reach), at + reach
 
 
 def _alone(service: Service, slo_ms: float) -> float:

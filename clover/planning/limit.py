@@ -9,7 +9,7 @@ several, each for a part of the step), and reaches A percent over all N rows.  W
 because the first parentheses hold nothing below zero.  Only the ratio of price and intensity is left in G, so that one
 function of one number stands for all steps of a rate.  Nobody knows G, but `planning.dual.bound` knows what it cannot
 be below (`Front`).  It is concave, as is the right side in p, whose greatest value is the limit; every p gives a valid
-one.  Below the frontier that plans reach it lies by what the dual leaves out (`dual`).
+one.  Below the frontier that plans reach it lies by what the dual leaves out (`dual`, `ceilings`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,21 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
+from clover.errors import PlanError
+from clover.planning.annealed import every
 from clover.planning.awake import asleep
+from clover.planning.ceilings import ceilings
 from clover.planning.dual import bound
 from clover.planning.formulation import Formulation, Member
 from clover.planning.objective import Objective
 from clover.planning.problem import Problem
 
-_GRID = 48
+_GRID = 24
+_FINER = 160
+_ROOM = 2e-4
+"""Of BASE's joules: prices lie so close that chords miss no more."""
 _HALVINGS = 80
 _GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 
@@ -56,20 +63,56 @@ class Front:
 
 def front(problem: Problem, objective: Objective) -> Front:
     """The front of a family at its rate, without accuracy floor.  Joules are those that plans differ in: active ones,
-    and where devices may have no workers what the others draw for having some."""
+    and where devices may have no workers what the others draw for having some.
+
+    Where configurations are too many to be weighed one by one the planner gives no row to a worker that is too slow
+    alone, and the front is that of such plans; else of all.
+    """
     sleep, awake_w = asleep(problem.spared_w)
     base_j, base = objective.base_energy_j, objective.base_accuracy
+    own = replace(objective, form="paper", carbon_weight=1.0, accuracy_floor=0.0, planned_floor=0.0)
+
+    def formed(lam: float, slow: bool) -> Formulation:
+        member = Member(problem, replace(own, lam=lam))
+        return Formulation([member], problem.devices, sleep=sleep, awake_w=awake_w, slow=slow)
+
+    slow = every(problem) is not None
+    try:
+        planes = ceilings(formed(0.5, slow))
+    except PlanError:  # nothing but slow workers: the planner takes these as well
+        slow = True
+        planes = ceilings(formed(0.5, slow))
+
+    @cache
+    def value(price: float) -> float:
+        lam = 1.0 / (1.0 + price * base / base_j)
+        most = bound(formed(lam, slow), waits=problem.objective.waits, slo=True, ceilings=planes)
+        return base_j * (1.0 - ((1.0 - lam) + most) / lam)
+
     accuracies = [problem.accuracy[variant] for variant in problem.variants]
     reach = max(max(accuracies) - min(accuracies), 1e-9)
     # From a thousandth of what BASE would save a percent by losing all there is to lose, to a thousand times that.
-    prices = [base_j / reach * 10.0 ** (-3.0 + 6.0 * at / (_GRID - 1)) for at in range(_GRID)]
-    values = []
-    for price in (0.0, *prices):
-        lam = 1.0 / (1.0 + price * base / base_j)
-        own = replace(objective, form="paper", lam=lam, carbon_weight=1.0, accuracy_floor=0.0, planned_floor=0.0)
-        form = Formulation([Member(problem, own)], problem.devices, sleep=sleep, awake_w=awake_w, slow=True)
-        values.append(base_j * (1.0 - ((1.0 - lam) + bound(form, waits=problem.objective.waits, slo=True)) / lam))
-    return Front((0.0, *prices), tuple(values), max(accuracies))
+    prices = [0.0, *(base_j / reach * 10.0 ** (-3.0 + 6.0 * at / (_GRID - 1)) for at in range(_GRID))]
+    for _ in range(_FINER):
+        values = [value(price) for price in prices]
+        room, at = max((_room(prices, values, at, accuracies), at) for at in range(1, len(prices)))
+        if room < _ROOM * base_j:
+            break
+        prices.insert(at, 0.5 * (prices[at - 1] + prices[at]))
+    return Front(tuple(prices), tuple(value(price) for price in prices), max(accuracies))
+
+
+def _room(prices: Sequence[float], values: Sequence[float], at: int, accuracies: Sequence[float]) -> float:
+    """How far above the chord from the price before to that at `at` a concave function with these values may lie, which
+    falls by no less than the least and no more than the highest accuracy."""
+
+    def slope(after: int) -> float:
+        return (values[after] - values[after - 1]) / (prices[after] - prices[after - 1])
+
+    before = slope(at - 1) if at > 1 else -min(accuracies)
+    after = slope(at + 1) if at + 1 < len(prices) else -max(accuracies)
+    rise, fall = before - slope(at), slope(at) - after  # from the chord up to where both meet
+    return (prices[at] - prices[at - 1]) * rise * fall / (rise + fall) if min(rise, fall) > 0.0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -288,6 +288,14 @@ def _rounded(lane: Lane, rate: float, share: float) -> tuple[float, float]:
     return min(math.exp(step * _RATE_STEP), 0.999 * lane.capacity), round(min(1.0, max(0.05, share)) * 20) / 20
 
 
+def alike(rate: float, share: float) -> float:
+    """The share below `share` down to which `latencies_ms` has one answer, where rates fall with shares from `rate`."""
+    step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
+    by_rate = share * math.exp((step - 1) * _RATE_STEP) / rate
+    of_20 = round(min(1.0, max(0.05, share)) * 20)
+    return min(max(by_rate, (of_20 - 0.5) / 20 if of_20 > 1 else 0.0), share * (1.0 - 1e-9))
+
+
 def batched(
     lane: Lane, rate: float, share: float = 1.0, *, largest: int = 0, wait_ms: float = 0.0, rows: int = ROWS
 ) -> Played:

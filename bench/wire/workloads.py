@@ -1,0 +1,123 @@
+"""The three workloads: requests of 512 kinds that differ in length, id and values, and what their answers have to be.
+
+W1 `echo`: one FP32 [1, 16] JSON tensor; W2 `mlp`: [1, 64] through 64-256-256-10, JSON; W3 `image`: 588 KiB of
+binary tensor in, a thousand floats out.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from clover.types import FamilySpec, PublishedAccuracy, TensorSpec, VariantSpec
+
+KINDS = 512
+_SEED = 11
+
+Floats = NDArray[np.float32]
+
+
+def _family(name: str, shape: tuple[int, ...], answer: int, max_batch: int) -> FamilySpec:
+    accuracy = PublishedAccuracy(value=90.0, metric="top1", source="none: a bench")
+    return FamilySpec(
+        name=name,
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=shape),),
+        outputs=(TensorSpec(name="y", datatype="FP32", shape=(answer,)),),
+        variants=(VariantSpec(name="only", loader=f"bench.wire.models:{name}", accuracy=accuracy),),
+        max_batch=max_batch,
+    )
+
+
+ECHO = _family("echo", (16,), 16, 32)
+MLP = _family("mlp", (64,), 10, 32)
+IMAGE = _family("image", (3, 224, 224), 1000, 8)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One of the three: its family, whether tensors travel as bytes."""
+
+    name: str
+    family: FamilySpec
+    binary: bool
+
+    def rows(self) -> Floats:
+        """The input rows of all kinds of request."""
+        count = 32 if self.binary else KINDS  # images are few, their ids are not
+        return np.random.default_rng(_SEED).standard_normal((count, *self.family.inputs[0].shape), np.float32)
+
+    def requests(self) -> list[bytes]:
+        """Whole requests, `KINDS` of them."""
+        rows = self.rows()
+        return [self._request(at, rows[at % len(rows)]) for at in range(KINDS)]
+
+    def _request(self, at: int, row: Floats) -> bytes:
+        tensor: dict[str, Any] = {"name": "x", "shape": [1, *row.shape], "datatype": "FP32"}
+        document: dict[str, Any] = {"id": identity(at), "inputs": [tensor]}
+        fields, tail = b"Content-Type: application/json\r\n", b""
+        if self.binary:
+            tail = row.tobytes()
+            tensor["parameters"] = {"binary_data_size": len(tail)}
+            document["parameters"] = {"binary_data_output": True}
+        else:
+            # Of unlike lengths: what a client prints is not one width.
+            tensor["data"] = [round(float(value), 3 + (at + i) % 6) for i, value in enumerate(row.reshape(-1))]
+        head = orjson.dumps(document)
+        if self.binary:
+            fields = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n" % len(head)
+        return (
+            b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: localhost:8000\r\nUser-Agent: bench/1.0 (kind %d)\r\n"
+            b"Accept: */*\r\nAccept-Encoding: identity\r\nConnection: keep-alive\r\nX-Tenant: tenant-%d\r\n"
+            b"%bContent-Length: %d\r\n\r\n"
+            % (self.family.name.encode(), at, at % 7, fields, len(head) + len(tail))
+        ) + head + tail
+
+    def sent(self, at: int) -> Floats:
+        """The row of a request as a server reads it."""
+        rows = self.rows()
+        row = rows[at % len(rows)]
+        if self.binary:
+            return np.asarray(row)
+        return np.array([round(float(v), 3 + (at + i) % 6) for i, v in enumerate(row.reshape(-1))], np.float32)
+
+    def write(self, folder: Path) -> Path:
+        """The requests as the generator reads them."""
+        path = folder / f"{self.name}.requests"
+        path.write_bytes(b"".join(struct.pack("<I", len(one)) + one for one in self.requests()))
+        return path
+
+    def wrong(self, answers: bytes, expected: Callable[[Floats], Floats]) -> int:
+        """How many of the generator's `answers` have another id or other values than they should, or are no 200."""
+        wrong, at = 0, 0
+        while at < len(answers):
+            request, status, size = struct.unpack_from("<III", answers, at)
+            body = answers[at + 12 : at + 12 + size]
+            at += 12 + size
+            wrong += status != 200 or not self._right(request, body, expected)
+        return wrong
+
+    def _right(self, request: int, body: bytes, expected: Callable[[Floats], Floats]) -> bool:
+        end = len(body) - 4 * self.family.outputs[0].shape[0] if self.binary else len(body)
+        document = orjson.loads(body[:end])
+        values = np.frombuffer(body[end:], "<f4") if self.binary else np.array(document["outputs"][0]["data"])
+        due = expected(self.sent(request)[None])[0]
+        return document["id"] == identity(request) and np.allclose(values.reshape(-1), due, atol=1e-4)
+
+
+def identity(at: int) -> str:
+    """The id of a kind of request: of unlike lengths."""
+    return f"r{at:d}" + "-" + "x" * (at % 9)
+
+
+WORKLOADS = {
+    "w1": Workload("w1", ECHO, False),
+    "w2": Workload("w2", MLP, False),
+    "w3": Workload("w3", IMAGE, True),
+}
