@@ -42,6 +42,7 @@ class Chaos:
         self.numbers = 0.0
         self.finished: dict[int, int] = {}
         self.faults: list[AssertionError] = []
+        self.left: list[FakeWorker] = []
         self.deaths: dict[int, int] = {}
         for lane in LANES:
             self.hire(lane)
@@ -144,15 +145,25 @@ class Chaos:
             else:
                 self.house.slab.array("output", 0)[slots[: self.rng.randint(0, 4)]] = TORN
         held = {slot for _, slots in begun for slot in slots}
+        blame = self.rng.random() < 0.8  # else its GPU was lost, say: no row can have caused it
         for ticket, _ in self.asked:
-            if ticket.phase == PENDING and held & set(ticket.slots):
+            if blame and ticket.phase == PENDING and held & set(ticket.slots):
                 self.deaths[id(ticket)] = self.deaths.get(id(ticket), 0) + 1
         if self.rng.random() < 0.6:
             entry = self.house.entry(lane)
             self.entries.append(entry)
             self.staff.append((entry[0], lane))
             self.router.join(entry)
-        self.router.died(worker, "killed")
+        ring.batches.clear()
+        self.router.died(worker, "killed", blame=blame)
+
+    def leave(self) -> None:
+        """A worker is drained: no new batch, and it ends what it has (or dies over it)."""
+        staying = [worker for worker, _ in self.staff if any(entry[0] is worker for entry in self.entries)]
+        if staying:
+            worker = self.rng.choice(staying)
+            self.entries = [entry for entry in self.entries if entry[0] is not worker]
+            self.router.leave(worker, lambda: self.left.append(worker))
 
     def respawn(self) -> None:
         if len(self.staff) < 5:
@@ -179,6 +190,8 @@ class Chaos:
     def check(self) -> None:
         if self.faults:
             raise self.faults[0]
+        assert not any(worker.ring.batches for worker in self.left), "told that it is idle, and is not"
+        assert len(self.left) == len({worker.pid for worker in self.left})
         self.house.check_slots()
         assert all(times == 1 for times in self.finished.values()), "answered twice"
         for ticket, _ in self.asked:
@@ -209,6 +222,7 @@ WEIGHTS = {
     "ask": 6,
     "complete": 8,
     "die": 3,
+    "leave": 1,
     "respawn": 1,
     "turn_thresholds": 1,
     "close": 1,
