@@ -343,6 +343,22 @@ def test_an_answer_of_a_batch_that_was_never_begun_is_kept(house: Cascade) -> No
     assert (ticket.status, ticket.variants) == (200, [SMALL])
 
 
+def test_at_the_deadline_a_row_that_began_anew_does_not_pass_another_answer_for_that_of_its_first_stage() -> None:
+    """Medium's answer lies in its slot, and small is asked again: nobody else is left."""
+    house = Cascade()
+    ticket = house.ask(timeout_ns=10 * MS)
+    house.answer(SMALL, 0.1)
+    house.answer(MEDIUM, 0.1)
+    others = [house.ask(cascade=False) for _ in range(2)]  # both credits of small
+    house.router.leave(house.worker(MEDIUM), lambda: None)
+    house.worker(LARGE).ring.waiting = 1
+    house.router.died(house.worker(LARGE), "killed")
+    assert (ticket.phase, ticket.variants, ticket.paths) == (1, [SMALL], {0: ()})
+    house.loop.advance(11 * MS)
+    assert ticket.status == 504
+    assert all(other.phase == 1 for other in others)
+
+
 def test_a_stage_that_fails_after_one_that_died_leaves_no_answer(house: Cascade) -> None:
     house.staff[7] = house.entry(MEDIUM)
     house.chain()
