@@ -1,9 +1,10 @@
 """What it costs to send a row on: the data plane's part of a cascade's hop, beyond queue and model.
 
-    python -m bench.hop [--rounds 9] [--requests 2000] [--json FILE]
+    python -m bench.hop [--rounds 9] [--requests 1000] [--pause-ms 1] [--json FILE]
 
 Three variants that all take as long and are never sure (`bench.echo`) are asked one after another, in real workers
-behind the server's own router, with one request under way at a time: nothing queues.  `direct` asks one variant, `one
+behind the server's own router, with one request under way at a time, and a pause before the next: nothing queues, and
+every worker sleeps when a row comes (one that is asked again at once does not, and is cheaper to reach).  `direct` asks one variant, `one
 hop` two of them, `two hops` all three; rounds of the three take turns, and figures are medians over rounds.
 
 `latency` is from submission to answer.  `in workers` is the time that workers had the batch: gathering the rows, the
@@ -148,8 +149,8 @@ class House:
         self.router.submit(ticket, cast("Any", answered))
         await done
 
-    async def round(self, way: str, size: int, requests: int) -> Round:
-        """One after another."""
+    async def round(self, way: str, size: int, requests: int, pause_s: float) -> Round:
+        """One after another, `pause_s` between them."""
         hops = WAYS.index(way)
         self.route(way)
         rows = np.stack([np.arange(size), np.full(size, _UNSURE)], axis=1).astype(np.int64)
@@ -168,6 +169,7 @@ class House:
         within_ns = sum(meter.cpu_ns for meter in self.meters)
         own_ns, theirs_s = time.process_time_ns(), cpu_seconds(self.pids)
         for _ in range(requests):
+            await asyncio.sleep(pause_s)
             await self.ask(rows, seen)
         own_ns, theirs_s = time.process_time_ns() - own_ns, cpu_seconds(self.pids) - theirs_s
         within_ns = sum(meter.cpu_ns for meter in self.meters) - within_ns
@@ -206,7 +208,7 @@ async def live(spec: FamilySpec, options: argparse.Namespace) -> dict[int, dict[
         for _ in range(options.rounds):
             for size in SIZES:
                 for way in WAYS:
-                    found[size][way].append(await house.round(way, size, options.requests))
+                    found[size][way].append(await house.round(way, size, options.requests, 1e-3 * options.pause_ms))
         return found
     finally:
         completions.stop()
@@ -261,7 +263,8 @@ def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--requests", type=int, default=2000, help="requests of a round [2000]")
+    parser.add_argument("--requests", type=int, default=1000, help="requests of a round [1000]")
+    parser.add_argument("--pause-ms", type=float, default=1.0, help="before each request [1]")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
