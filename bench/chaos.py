@@ -2,7 +2,7 @@
 
     python -m bench.chaos [--rows 1000000] [--kills 100] [--seed 0] [--json FILE]
 
-An embedded server on two emulated A100s serves a chain of three variants (`bench.echo`), five, five and four workers on
+An embedded server on four emulated A100s serves a chain of three variants (`bench.echo`), ten, ten and eight workers on
 slices of their own; requests of 1 to 32 rows come from `--clients` clients, each as soon as its last was answered.
 Meanwhile workers are killed with SIGKILL at random moments, until there were as many kills and as many rows as asked
 for.  Beside them come rows that kill the worker which computes them, once or twice, in one stage or in two: one death
@@ -10,9 +10,10 @@ costs a row nothing, two end it with 503, in whichever stages they were.
 
 Every row has a number of its own, every answer is held against what its variant says of that number, and its path
 against where its scores send it.  `lost` rows got neither an answer nor an error, `duplicated` ones more than one,
-`mismatched` ones an answer that is not theirs or not of the variant that the receipt names.  `cut short` rows kept the
-answer of an earlier variant because nobody was there to ask (counted by the router as well).  Everything is measured,
-but the pace of the workers, which is a table's.
+`mismatched` ones an answer that is not theirs or not of the variant that the receipt names.  `elsewhere` are rows that
+did not end where their scores send them: a stage had no worker left.  One that dies again and again is started after
+ever longer pauses, so kill too often (`--kill-every-s 1`) and whole stages stay away.  Everything is measured, but the
+pace of the workers, which is a table's.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from clover.policies.plans import plan_fixed
 from clover.runtime.served import Served
 from clover.types import GroupCount, Plan, Routing, State
 
-WORKERS = {"rough": 5, "middle": 5, "exact": 4}
+WORKERS = {"rough": 10, "middle": 10, "exact": 8}
 SLICE = "1g.5gb"
 MOST_ROWS = 32
 FATES = {
@@ -63,7 +64,7 @@ class ThreeStages:
     name = "three-stages"
 
     def propose(self, state: State) -> Plan:
-        """All slices of the two boards."""
+        """All slices of the boards."""
         groups = [GroupCount(variant=name, profile=SLICE, count=count) for name, count in sorted(WORKERS.items())]
         plan = plan_fixed(state, tuple(groups), policy=self.name)
         thresholds = (echo.THRESHOLD,) * (len(echo.NAMES) - 1)
@@ -85,7 +86,9 @@ class Chaos:
         """How often each number was."""
         self.mismatched = 0
         self.elsewhere = 0
-        """Rows that did not end where their scores say."""
+        """Rows of a chain that did not end where their scores say."""
+        self.dealt = 0
+        """Rows that did not follow the chain, because its first variant had no worker."""
         self.ends: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.told = 0
@@ -121,7 +124,10 @@ class Chaos:
                 fine[row] = False
         sure = [echo.sureness(numbers, fates, at) >= echo.THRESHOLD for at in range(len(echo.NAMES) - 1)]
         wanted = np.where(sure[0], 0, np.where(sure[1], 1, 2))
-        self.elsewhere += int((variants != wanted).sum())
+        if found.receipt.path:
+            self.elsewhere += int((variants != wanted).sum())
+        else:
+            self.dealt += len(numbers)
         self.mismatched += int((~fine).sum())
         self.ends.update(paths)
         self.answered.update(numbers.tolist())
@@ -158,7 +164,7 @@ class Chaos:
 
     async def doomed(self, every_s: float) -> None:
         """Rows that kill, one a request, all kinds in turn."""
-        for number in range(10 * len(FATES)):
+        for number in range(5 * len(FATES)):
             await asyncio.sleep(every_s)
             if self.ended:
                 return
@@ -172,7 +178,7 @@ class Chaos:
     async def run(self, clients: int, kill_every_s: float) -> None:
         """Until there were enough rows and enough kills."""
         loads = [asyncio.ensure_future(self.client()) for _ in range(clients)]
-        doomed = asyncio.ensure_future(self.doomed(kill_every_s))
+        doomed = asyncio.ensure_future(self.doomed(2.0 * kill_every_s))
         await self.killer(kill_every_s)
         while self.next < self.rows:
             await asyncio.sleep(0.05)
@@ -198,7 +204,7 @@ async def play(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     server = clover.Server(
         echo.family(str(folder / "graves"), max_batch=MOST_ROWS),
         http=False,
-        device="emulated:a100-40gb:2",
+        device="emulated:a100-40gb:4",
         pace=pace(folder / "pace.json"),
         cache_dir=str(folder),
         backends=("eager",),
@@ -230,7 +236,8 @@ async def play(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "mismatched": chaos.mismatched,
             "ended at each variant": {name: traffic.rows[at] for at, name in enumerate(echo.NAMES)},
             "paths": dict(chaos.ends),
-            "ended before or after their scores say": chaos.elsewhere,
+            "elsewhere": chaos.elsewhere,
+            "dealt by shares (nobody in stage 1)": chaos.dealt,
             "cut short, by the router": dict(traffic.cut_short),
             "SIGKILLs by stage": dict(chaos.killed),
             "deaths heard": traffic.lost_workers,
@@ -255,7 +262,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows, at least [1000000]")
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs, at least [100]")
     parser.add_argument("--clients", type=int, default=32, help="requests under way at once [32]")
-    parser.add_argument("--kill-every-s", type=float, default=1.5, help="mean seconds between two SIGKILLs [1.5]")
+    parser.add_argument("--kill-every-s", type=float, default=2.2, help="mean seconds between two SIGKILLs [2.2]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
