@@ -12,8 +12,9 @@ Every row has a number of its own, every answer is held against what its variant
 against where its scores send it.  `lost` rows got neither an answer nor an error, `duplicated` ones more than one,
 `mismatched` ones an answer that is not theirs or not of the variant that the receipt names.  `elsewhere` are rows that
 did not end where their scores send them: a stage had no worker left.  One that dies again and again is started after
-ever longer pauses, so kill too often (`--kill-every-s 1`) and whole stages stay away.  Everything is measured, but the
-pace of the workers, which is a table's.
+ever longer pauses, so kill too often (`--kill-every-s 1`) and whole stages stay away.  The controller is frozen, unless
+`--controller`: it leaves a configuration alone whose workers are missing, and goes to BASE, which has no cascade.
+Everything is measured, but the pace of the workers, which is a table's.
 """
 
 from __future__ import annotations
@@ -216,6 +217,8 @@ async def play(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     async with server:
         served = server.engine.pick(None)
+        if not options.controller:
+            await server.engine.controller.command("freeze", {"on": True}, "bench.chaos")
         chaos = Chaos(server, served, options.rows, options.kills, options.seed)
         begun_s = time.monotonic()
         await chaos.run(options.clients, options.kill_every_s)
@@ -251,6 +254,7 @@ async def play(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 f"{'answered' if status == 200 else '503'}"
                 for name, (_, status) in FATES.items()
             },
+            "decisions": dict(Counter(item["action"] for item in server.engine.controller.decisions(1000))),
             "slots free at the end": f"{slots:.0f} of {served.slab.layout.slots}",
             "requests by status": {str(code): count for code, count in sorted(traffic.codes.items())},
         }
@@ -263,6 +267,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs, at least [100]")
     parser.add_argument("--clients", type=int, default=32, help="requests under way at once [32]")
     parser.add_argument("--kill-every-s", type=float, default=2.2, help="mean seconds between two SIGKILLs [2.2]")
+    parser.add_argument("--controller", action="store_true", help="let the controller act on what it sees")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
