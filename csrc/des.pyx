@@ -15,7 +15,9 @@ A batch's end is known when it begins, so its rows' latencies are written then a
 kept but its end, in a heap.  A row costs O(log servers).  Until a batch begins, its rows are chained through the places
 where their results will stand, and their arrival lies where their latency will: the run allocates nothing.
 
-At one instant batches end first (the lowest server first), then rows arrive, then delays run out.
+At one instant batches end first (the lowest server first), then rows arrive, then delays run out.  Rows of one instant
+come one after another, each to a server of its own while some are idle; or, where they are asked to, `together`, before
+any of them leaves: rows of one request, or of one batch whose rows go on to another lane, may share a batch.
 """
 
 import math
@@ -189,6 +191,7 @@ cdef class _Run:
     cdef int32_t _credits
     cdef Law _law
     cdef bint _any
+    cdef bint _together
     cdef double _delay_s
     cdef int32_t _count
     cdef int32_t _warm_up
@@ -464,9 +467,13 @@ cdef class _Run:
         if row <= self._warm_up:
             self._first_s = self._arrival_s
         self._last_s = self._arrival_s
-        self._dispatch(lane, self._arrival_s)
         self._arrived += 1
         self._advance()
+        if not self._together:
+            self._dispatch(lane, self._last_s)
+        elif self._arrival_s > self._last_s:
+            for lane in range(self._lanes):
+                self._dispatch(lane, self._last_s)
 
     cdef void _finish(self) noexcept nogil:
         cdef double now_s = self._ends_s[0]
@@ -545,6 +552,7 @@ def simulate(
     in_turn=False,
     delay_s=0.0,
     warm_up=0,
+    together=False,
 ):
     """Play `rows` rows (0: all of a trace) and tell what became of those after the first `warm_up`.
 
@@ -554,8 +562,8 @@ def simulate(
     with the coefficients of variation `cv` f64[groups]) or "exponential".  `largest` i64[groups] bounds the rows of a
     batch.  `lanes` i64[groups] says which lane (0..63) a group serves, and `shares` f64[lanes] which quota each lane
     gets.  A server holds at most `credits` batches (1..8).  Of servers that hold equally few, any takes the next batch
-    or, with `in_turn`, the next in turn.  Rows may wait `delay_s` for their batch to fill.  ValueError for what makes
-    no sense.
+    or, with `in_turn`, the next in turn.  Rows may wait `delay_s` for their batch to fill.  With `together`, rows that
+    arrive at the same instant have all arrived before a batch is made of any.  ValueError for what makes no sense.
     """
     cdef _Run run = _Run.__new__(_Run)
     cdef Outcome made
@@ -615,6 +623,7 @@ def simulate(
     run._credits = credits
     run._law = _LAWS[law]
     run._any = not in_turn
+    run._together = together
     run._delay_s = delay_s
     run._count = rows
     run._warm_up = warm_up

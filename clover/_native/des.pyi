@@ -58,4 +58,5 @@ def simulate(
     in_turn: bool = False,
     delay_s: float = 0.0,
     warm_up: int = 0,
+    together: bool = False,
 ) -> Outcome: ...

@@ -21,6 +21,7 @@ import msgspec
 
 from clover._native import lanes
 from clover.errors import PlanError
+from clover.planning.chain_verify import verified
 from clover.planning.chains import best_chains
 from clover.planning.enumerate import configurations_of, kinds_of
 from clover.planning.formulation import Formulation, Member
@@ -64,7 +65,8 @@ def best_found(
 
     What runs is weighed in any case, as long as the devices allow it.  `kept` counts the workers a configuration could
     keep; where there are many, those that it has in common with what runs stand for them.  PlanError where no layout of
-    the devices can run the family at all.  Cascades are weighed beside them where the problem has any.
+    the devices can run the family at all.  Cascades are weighed beside them where the problem has any; one that
+    `chain_verify` rejects is not taken.
     """
     found = _mixed(problem, objective, running, kept, seed)
     if not problem.points:
@@ -72,6 +74,7 @@ def best_found(
     now = configuration_of(tuple(running)) if running else None
     beat = found.best.score if found.best.feasible else -math.inf
     more = best_chains(problem, objective, problem.points, running=now, beat=beat, seed=seed)
+    more = verified(problem, objective, more)
     if now is not None and kept is None:
         kept = _alike(now)
     best, ranked = chosen([*found.candidates, found.best, *more], objective, running=now, kept=kept)

@@ -2,8 +2,11 @@
 
 A *point* of the profile (`types.ChainPoint`) is a chain with its thresholds: what accuracy its answers have, and which
 part of the rows reaches each stage, both on rows that had no part in choosing it.  On a configuration the stages are
-lanes in a row.  All rows come to the first one; what goes on comes to the next when its batch is done, so that its
-arrivals are bunched as these batches are.  `played_ms` plays that with the kernel that plays a single lane.
+lanes in a row.  All rows come to the first one; what goes on comes to the next when its batch is done: its rows come
+together, and may share a batch again.  `played_ms` plays that with the kernel that plays a single lane, stage by stage,
+each with service times of its own.  How many of the rows end at each stage is known, so that chance need not say it:
+the rows that ended at a stage weigh together what the profile says of them (which halves the error where p95 lies near
+the step between two stages).  `bench.stages` holds this against the router, row by row.
 
 **Search.**  The stages of a point are *members* of a `Formulation`, each a family of one variant at its own rate, on
 devices that they share: the kernel that packs several families packs a chain.  Each is held to what the others leave of
@@ -31,6 +34,8 @@ from clover.planning.queueing import Lane, Service, lane_of, play
 from clover.types import Candidate, ChainPoint, Configuration, Prediction, Routing
 
 Floats = NDArray[np.float64]
+Stages = tuple[tuple[Service, ...], ...]
+"""The workers of each stage."""
 
 POINTS = 12
 """Points for which a configuration is looked for, at most."""
@@ -39,7 +44,8 @@ KEEP = 6
 ROWS = 20_000
 _WARM_UP = 500
 _SEED = 20231112
-_RATE_STEP = 0.02
+_QUANTILES = 4_000
+_RATE_STEP = 0.01
 _HELD = (0.0, 1.0, 0.7, 0.5)  # parts of the SLO that the stages share, one after the other; 0: what others leave
 _MISS = 0.95
 
@@ -49,38 +55,49 @@ def energy_j(lanes_: Sequence[Lane], rate: float, reach: Sequence[float]) -> flo
     return sum(part * lane.energy_j(rate * part) for lane, part in zip(lanes_, reach, strict=True))
 
 
-def played_ms(stages: tuple[tuple[Service, ...], ...], rate: float, reach: tuple[float, ...]) -> Floats:
-    """Latencies (ms, ascending) of rows that come to the workers of the first stage at `rate` rows a second, and to
-    those of the others as far as they go on.  Every stage must be stable."""
+def played_ms(stages: Stages, rate: float, reach: tuple[float, ...]) -> Floats:
+    """Equally likely latencies (ms, ascending) of rows that come to the workers of the first stage at `rate` rows a
+    second, and to those of the others as far as they go on.  Every stage must be stable."""
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
-    rounded = tuple(round(part, 3) for part in reach)
-    return _played_ms(stages, math.exp(step * _RATE_STEP), rounded)
+    return _played_ms(stages, math.exp(step * _RATE_STEP), tuple(float(f"{part:.4g}") for part in reach))
 
 
 @lru_cache(maxsize=2048)
-def _played_ms(stages: tuple[tuple[Service, ...], ...], rate: float, reach: tuple[float, ...]) -> Floats:
-    rng = np.random.default_rng(_SEED)
-    begun_s = np.cumsum(rng.exponential(1.0 / rate, ROWS + _WARM_UP))
-    now_s, rows = begun_s.copy(), np.arange(len(begun_s))
-    for at, workers in enumerate(stages):
-        if at:
-            goes_on = rng.random(len(rows)) < reach[at] / max(reach[at - 1], 1e-12)
-            rows = rows[goes_on]
-        if not len(rows):
-            break
-        rows = rows[np.argsort(now_s[rows], kind="stable")]
-        now_s[rows] += play(workers, now_s[rows])
-    latencies: Floats = np.sort((now_s - begun_s)[_WARM_UP:]) * 1e3
+def _played_ms(stages: Stages, rate: float, reach: tuple[float, ...]) -> Floats:
+    values, cumulated = play_once(stages, rate, reach, rows=ROWS, warm_up=_WARM_UP, seed=_SEED)
+    latencies: Floats = values[np.searchsorted(cumulated, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)]
     latencies.setflags(write=False)
     return latencies
 
 
+def play_once(
+    stages: Stages, rate: float, reach: Sequence[float], *, rows: int, warm_up: int, seed: int
+) -> tuple[Floats, Floats]:
+    """Latencies (ms, ascending) of `rows` rows that come after `warm_up` others, and the share of all rows that take no
+    longer than each: the last is 1."""
+    rng = np.random.default_rng(seed)
+    begun_s = np.cumsum(rng.exponential(1.0 / rate, warm_up + rows))
+    now_s, going, end = begun_s.copy(), np.arange(len(begun_s)), np.zeros(len(begun_s), np.int8)
+    for at, workers in enumerate(stages):
+        if at:
+            going = going[rng.random(len(going)) < reach[at] / max(reach[at - 1], 1e-12)]
+            end[going] = at
+        if not len(going):
+            break
+        going = going[np.argsort(now_s[going], kind="stable")]
+        took_s = play(workers, now_s[going], seed=seed + at, together=at > 0)
+        now_s[going] = np.round(now_s[going] + took_s, 9)  # rows of a batch end at one instant, to the last digit
+    values, end = (now_s - begun_s)[warm_up:] * 1e3, end[warm_up:]
+    share = np.array(reach) - np.append(reach[1:], 0.0)
+    weight = (share / np.maximum(np.bincount(end, minlength=len(share)), 1))[end]
+    order = np.argsort(values, kind="stable")
+    cumulated = np.cumsum(weight[order])
+    return values[order], cumulated / cumulated[-1]
+
+
 def evaluate(problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint) -> Candidate:
     """What `point` does on a configuration of the variants of its chain."""
-    groups: dict[str, list[tuple[Service, int]]] = {variant: [] for variant in point.chain}
-    for group in configuration:
-        groups[group.variant].append((problem.services[group.variant, group.profile], group.count))
-    stages = [lane_of(tuple(members)) for members in groups.values()]
+    stages = stages_of(problem, configuration, point)
     loads = [
         problem.rate * part / lane.capacity if lane.groups else math.inf
         for lane, part in zip(stages, point.reach, strict=True)
@@ -107,6 +124,15 @@ def evaluate(problem: Problem, objective: Objective, configuration: Configuratio
         feasible=not why,
         why=why,
     )
+
+
+def stages_of(problem: Problem, configuration: Configuration, point: ChainPoint) -> list[Lane]:
+    """The stages of `point` as lanes, on a configuration of the variants of its chain; one without workers has no
+    groups."""
+    groups: dict[str, list[tuple[Service, int]]] = {variant: [] for variant in point.chain}
+    for group in configuration:
+        groups[group.variant].append((problem.services[group.variant, group.profile], group.count))
+    return [lane_of(tuple(members)) for members in groups.values()]
 
 
 def ends_of(point: ChainPoint) -> dict[str, float]:

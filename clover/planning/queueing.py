@@ -353,9 +353,10 @@ def _arrivals(share: float) -> Floats:
     return np.cumsum(gaps)
 
 
-def play(workers: Sequence[Service], arrivals_s: Floats) -> Floats:
-    """Latencies (seconds) of rows that arrive at `arrivals_s` (ascending) in front of `workers`."""
-    return _simulated(workers, arrivals_s).latency_s
+def play(workers: Sequence[Service], arrivals_s: Floats, *, seed: int = _SEED, together: bool = False) -> Floats:
+    """Latencies (seconds) of rows that arrive at `arrivals_s` (ascending) in front of `workers`; `together`: rows of
+    one instant may share a batch, as those that go on from one."""
+    return _simulated(workers, arrivals_s, seed=seed, together=together).latency_s
 
 
 def _simulated(
@@ -366,6 +367,8 @@ def _simulated(
     wait_ms: float = 0.0,
     warm_up: int = 0,
     energy: bool = False,
+    seed: int = _SEED,
+    together: bool = False,
 ) -> des.Outcome:
     groups = Counter(workers)
     columns = max(worker.max_batch for worker in groups)
@@ -373,7 +376,7 @@ def _simulated(
         [_table(worker, columns) for worker in groups],
         list(groups.values()),
         des.trace(arrivals_s),
-        seed=_SEED,
+        seed=seed,
         law="normal",
         cv=[worker.cv for worker in groups],
         energy_j=[_joules(worker, columns) for worker in groups] if energy else None,
@@ -382,6 +385,7 @@ def _simulated(
         in_turn=True,
         delay_s=wait_ms * 1e-3,
         warm_up=warm_up,
+        together=together,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,10 +131,16 @@ class Batches:
             for (_, tensor, _), answer in zip(self._outputs, answers, strict=True)
         ]
 
-    def scatter(self, slots: NDArray[np.uint32], answers: Sequence[Any]) -> None:
-        """Write a model's answers into the outputs of the rows in `slots`.  Raises OutputError, nothing written."""
+    def scatter(
+        self, slots: NDArray[np.uint32], answers: Sequence[Any], first: Callable[[], None] | None = None
+    ) -> None:
+        """Write a model's answers into the outputs of the rows in `slots`.  `first` is called once they match their
+        declaration.  Raises OutputError, or what `first` raises: nothing is written then, and the answers of another
+        variant that a cascade may keep still lie there."""
         checked = self.check(len(slots), answers)
         span = self.span(slots)
+        if first is not None:
+            first()
         for (index, tensor, region), answer in zip(self._outputs, checked, strict=True):
             if tensor.datatype == "BYTES":
                 dims, rows = answer

@@ -52,6 +52,8 @@ class Escalation:
         if self.audits is not None:
             self.audits.passed(ticket, row, lane, target)
         ticket.paths[row] = (*ticket.paths.get(row, ()), lane)
+        if ticket.torn:  # this answer is whole
+            ticket.torn = tuple(other for other in ticket.torn if other != row)
         ticket.variants[row] = target
         self._batcher.requeue(target, [slot], ticket.deadline_ns, now_ns, ticket.key)
         self._state[slot] = QUEUED
@@ -59,10 +61,11 @@ class Escalation:
 
     def keep(self, ticket: Ticket, row: int, why: str) -> bool:
         """Take back a row that went on in vain: the answer of the variant before lies in its slot.  False where there
-        is none."""
-        before = ticket.paths.pop(row, ())
-        if not before or ticket.chain is None:
+        is none, or where a worker died that may have written over it."""
+        before = ticket.paths.get(row, ())
+        if not before or ticket.chain is None or row in ticket.torn:
             return False
+        del ticket.paths[row]
         ticket.variants[row] = before[-1]
         if len(before) > 1:
             ticket.paths[row] = before[:-1]
@@ -76,7 +79,8 @@ class Escalation:
         if any(self._state[slot] == FLYING for slot in ticket.slots):
             return False  # a worker may be writing into the slot
         waiting = [row for row, slot in enumerate(ticket.slots) if self._state[slot] == QUEUED]
-        if not all(row in ticket.paths for row in waiting):
+        # A row that began anew has an empty path: what lies in its slot is the answer of some later variant.
+        if not all(ticket.paths.get(row) and row not in ticket.torn for row in waiting):
             return False
         self._table.cancel(ticket)
         for row in waiting:

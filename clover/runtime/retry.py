@@ -4,7 +4,8 @@ Who is to blame.  When a worker dies or a model fails, one row of the batch may 
 not pay for it.  So rows that were being computed are queued again with a key of their ticket's own, which keeps them
 out of any batch with others: the guilty request meets its second death (or its failure) alone.
 
-A batch that the dead worker had not taken from its ring was not being computed; its rows count no death.
+A batch that the dead worker had not taken from its ring was not being computed; its rows count no death.  One that it
+had may have been half written: what a variant before said of these rows cannot be kept any more.
 """
 
 from __future__ import annotations
@@ -32,14 +33,20 @@ class Retry:
         self._traffic = traffic
         self._alone = 0
 
-    def after_death(self, batches: list[Batch], untaken: int, now_ns: int, poisoned: Callable[[Ticket], None]) -> None:
+    def after_death(
+        self, batches: list[Batch], untaken: int, now_ns: int, poisoned: Callable[[Ticket], None], *, blame: bool = True
+    ) -> None:
         """The rows of `batches`, the last `untaken` of which were never begun.  `poisoned` ends a ticket that was being
-        computed in two deaths."""
+        computed in two deaths; with `blame` False this one does not count."""
         begun_batches = max(len(batches) - untaken, 0)
         begun = {slot for batch in batches[:begun_batches] for slot in batch.slots}
         landed = [(slot, self._table.landed(slot)) for batch in batches for slot in batch.slots]
-        guilty = {ticket for slot, ticket in landed if ticket is not None and slot in begun}
-        for ticket in guilty:
+        guilty = set()
+        for slot, ticket in landed:
+            if ticket is not None and slot in begun:
+                ticket.torn += (ticket.slots.index(slot),)
+                guilty.add(ticket)
+        for ticket in guilty if blame else ():
             ticket.deaths += 1
             if ticket.audit is not None:
                 poisoned(ticket)  # nobody waits for it: it shall not kill another one

@@ -391,7 +391,7 @@ class Router:
         def poisoned(ticket: Ticket) -> None:
             self._finish(ticket, 503, "the request was being computed by two workers that died", now_ns)
 
-        self._retry.after_death(batches, untaken if blame else len(batches), now_ns, poisoned)
+        self._retry.after_death(batches, untaken, now_ns, poisoned, blame=blame)
         self._stranded(now_ns)
         self._turn()
 

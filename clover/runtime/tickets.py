@@ -51,6 +51,7 @@ class Ticket:
         "slots",
         "status",
         "submit_ns",
+        "torn",
         "variants",
     )
 
@@ -77,6 +78,9 @@ class Ticket:
         """Of rows that went on, by row: the lanes before, with what they said, where that is compared later."""
         self.audit: object | None = None
         """What the answer is compared with, where this is no client's ticket but a second answer."""
+        self.torn: tuple[int, ...] = ()
+        """Rows that were being computed when their worker died, and have not been answered since: it may have written
+        over the answer of the variant before."""
         self.phase = OPEN
         self.outstanding = 0
         self.deadline_ns = 0

@@ -30,6 +30,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -287,9 +288,10 @@ class _Turn:
             start_ns = self._held.begin(count)
         try:
             answers = self._run(self._batches.gather(slots))
-            self._batches.scatter(slots, answers)
-            if self._scores is not None:
-                self._scores.write(slots, answers)
+            if self._scores is None:
+                self._batches.scatter(slots, answers)
+            else:
+                self._batches.scatter(slots, answers, partial(self._scores.write, slots, answers))
         except WorkerError:
             raise  # this process can compute nothing any more
         except Exception:

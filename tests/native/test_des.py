@@ -44,6 +44,7 @@ def systems(draw: st.DrawFn) -> dict[str, Any]:
         "credits": draw(st.integers(1, 3)),
         "in_turn": draw(st.booleans()),
         "delay_s": draw(st.sampled_from([0.0, 0.0, 0.7, 3.0])),
+        "together": draw(st.booleans()),
         "seed": draw(st.integers(0, 2**64 - 1)),
     }
 
@@ -58,7 +59,7 @@ def streams(draw: st.DrawFn) -> tuple[str, tuple[Any, ...]]:
         states = draw(st.integers(1, 3))
         rates = [*draw(st.lists(st.floats(0.0, 9.0), min_size=states - 1, max_size=states - 1)), 2.0]
         return kind, (rates, draw(st.lists(st.floats(0.1, 5.0), min_size=states, max_size=states)), draw(st.booleans()))
-    gaps = draw(st.lists(st.floats(0.0, 1.0), min_size=120, max_size=120))
+    gaps = draw(st.lists(st.just(0.0) | st.floats(0.0, 1.0), min_size=120, max_size=120))
     return kind, (np.cumsum(gaps).tolist(),)
 
 
@@ -288,6 +289,16 @@ def test_a_trace_by_hand(kernels: SimpleNamespace) -> None:
     assert outcome.mean_latency_s == 13 / 3
     assert [outcome.quantile(q) for q in (0.01, 0.33, 0.34, 1.0)] == [3.0, 3.0, 5.0, 5.0]
     assert outcome.histogram([1.0, 3.0, 4.0]).tolist() == [0, 1, 0, 2]
+
+
+def test_rows_of_one_instant_share_a_batch_where_they_come_together(kernels: SimpleNamespace) -> None:
+    """Three rows before two idle servers: apart, one each and the third behind; together, one batch."""
+    tables, trace = [[10.0, 11.0, 12.0]], kernels.des.trace([0.0, 0.0, 0.0, 1.0])
+    apart = kernels.des.simulate(tables, [2], trace, in_turn=True)
+    assert apart.latency_s.tolist() == [10.0, 10.0, 21.0, 20.0]
+    together = kernels.des.simulate(tables, [2], trace, in_turn=True, together=True)
+    assert together.latency_s.tolist() == [12.0, 12.0, 12.0, 10.0]
+    assert together.batches.tolist() == [2]
 
 
 def test_batches_grow_behind_a_busy_server(kernels: SimpleNamespace) -> None:

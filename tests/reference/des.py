@@ -154,6 +154,7 @@ def simulate(
     in_turn: bool = False,
     delay_s: float = 0.0,
     warm_up: int = 0,
+    together: bool = False,
 ) -> Outcome:
     table = [list(map(float, np.atleast_1d(row))) for row in service_s]
     groups = len(table)
@@ -269,8 +270,12 @@ def simulate(
         elif comes < ends:
             lane = quota.choose(2 ** len(members) - 1)
             queues[lane].append(row)
-            dispatch(lane, comes)
             row += 1
+            if not together:
+                dispatch(lane, comes)
+            elif row == rows or came[row] > comes:
+                for lane in range(len(members)):
+                    dispatch(lane, comes)
         elif running:
             server = every[heapq.heappop(running)[1]]
             move(server, lambda server=server, ends=ends: finish(server, ends))

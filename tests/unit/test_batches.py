@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from clover.runtime.batches import Batches, OutputError, elements, oip_form
 from clover.runtime.slab import Layout, Slab
+from clover.runtime.worker import MODEL_FAILED, Scores, _Turn
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 
 SPEC = FamilySpec(
@@ -115,6 +118,47 @@ def test_wrong_answers_write_nothing(slab, index, answer, why):
         Batches(slab).scatter(slots(0, 1), answers)
     assert not slab.output(0).any()
     assert not slab.output(1).any()
+
+
+def test_answers_that_cannot_be_scored_write_nothing(slab):
+    """What a cascade had before lies in these slots, and is kept where the next variant fails."""
+    batches = Batches(slab)
+    batches.scatter(slots(0, 1), good(2))
+    before = slab.output(0).copy()
+
+    def refuse() -> None:
+        raise ValueError("no score")
+
+    other = [good(2)[0] + 7.0, *good(2)[1:]]
+    with pytest.raises(ValueError, match="no score"):
+        batches.scatter(slots(0, 1), other, refuse)
+    assert slab.output(0).tolist() == before.tolist()
+    batches.scatter(slots(0, 1), other, lambda: None)
+    assert slab.output(0)[0].tolist() == [7.0, 8.0]
+
+
+def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab):
+    class Ring:
+        completed = []
+
+        def complete(self, batch, status, *rest):
+            self.completed.append((batch, status))
+            return True
+
+    def score(answers):
+        raise ValueError("no score")
+
+    completions = os.eventfd(0)
+    try:
+        scores = Scores(score, slab.score)
+        turn = _Turn(None, Batches(slab), Ring(), lambda inputs: good(2), -1, completions, 4, None, scores)
+        turn._slots[:2] = 0, 1
+        slab.output(0)[:] = 5.0
+        turn._serve(3, 2)
+    finally:
+        os.close(completions)
+    assert Ring.completed == [(3, MODEL_FAILED)]
+    assert (slab.output(0) == 5.0).all()
 
 
 def test_the_number_of_outputs_counts(slab):

@@ -310,6 +310,78 @@ def test_deaths_count_across_stages(house: Cascade) -> None:
     assert house.router.traffic.poisoned == 1
 
 
+@pytest.mark.parametrize("blame", [True, False])
+def test_an_answer_that_a_dying_worker_may_have_overwritten_is_not_kept(house: Cascade, blame: bool) -> None:
+    """The next stage died over the row; it waits to be asked there again when its deadline comes."""
+    house.staff[7] = house.entry(MEDIUM)
+    house.chain()
+    ticket = house.ask(timeout_ns=10 * MS)
+    house.answer(SMALL, 0.1)
+    first, second = (MEDIUM, 7) if house.sent(MEDIUM) else (7, MEDIUM)
+    others = [house.ask(min_accuracy=85.0, cascade=False) for _ in range(3)]  # no credit of the lane is left
+    house.router.died(house.worker(first), "killed", blame=blame)
+    assert house.sent(second) == [1, 1]
+    house.loop.advance(11 * MS)
+    assert (house.done, ticket.status) == ([ticket], 504)
+    assert house.router.traffic.cut_short == {}
+    assert all(other.phase == 1 for other in others)
+    house.check_slots()
+
+
+def test_an_answer_of_a_batch_that_was_never_begun_is_kept(house: Cascade) -> None:
+    house.staff[7] = house.entry(MEDIUM)
+    house.chain()
+    ticket = house.ask(timeout_ns=10 * MS)
+    house.answer(SMALL, 0.1)
+    first, second = (MEDIUM, 7) if house.sent(MEDIUM) else (7, MEDIUM)
+    for _ in range(3):
+        house.ask(min_accuracy=85.0, cascade=False)
+    house.worker(first).ring.waiting = 2
+    house.router.died(house.worker(first), "killed")
+    assert house.sent(second) == [1, 1]
+    house.loop.advance(11 * MS)
+    assert (ticket.status, ticket.variants) == (200, [SMALL])
+
+
+def test_at_the_deadline_a_row_that_began_anew_does_not_pass_another_answer_for_that_of_its_first_stage() -> None:
+    """Medium's answer lies in its slot, and small is asked again: nobody else is left."""
+    house = Cascade()
+    ticket = house.ask(timeout_ns=10 * MS)
+    house.answer(SMALL, 0.1)
+    house.answer(MEDIUM, 0.1)
+    others = [house.ask(cascade=False) for _ in range(2)]  # both credits of small
+    house.router.leave(house.worker(MEDIUM), lambda: None)
+    house.worker(LARGE).ring.waiting = 1
+    house.router.died(house.worker(LARGE), "killed")
+    assert (ticket.phase, ticket.variants, ticket.paths) == (1, [SMALL], {0: ()})
+    house.loop.advance(11 * MS)
+    assert ticket.status == 504
+    assert all(other.phase == 1 for other in others)
+
+
+def test_a_stage_that_fails_after_one_that_died_leaves_no_answer(house: Cascade) -> None:
+    house.staff[7] = house.entry(MEDIUM)
+    house.chain()
+    ticket = house.ask()
+    house.answer(SMALL, 0.1)
+    first, second = (MEDIUM, 7) if house.sent(MEDIUM) else (7, MEDIUM)
+    house.router.died(house.worker(first), "killed")
+    house.answer(second, 0.0, status=1)
+    assert ticket.status == 500
+
+
+def test_a_stage_that_answers_after_one_that_died_is_kept_again(house: Cascade) -> None:
+    house.staff[7] = house.entry(MEDIUM)
+    house.chain()
+    ticket = house.ask()
+    house.answer(SMALL, 0.1)
+    first, second = (MEDIUM, 7) if house.sent(MEDIUM) else (7, MEDIUM)
+    house.router.died(house.worker(first), "killed")
+    house.answer(second, 0.1)
+    house.answer(LARGE, 0.0, status=1)
+    assert (ticket.status, ticket.variants) == (200, [MEDIUM])
+
+
 def test_rows_of_a_stage_that_lost_its_worker_move_to_another() -> None:
     house = Cascade()
     for _ in range(3):
