@@ -489,12 +489,23 @@ class Candidate(Record, frozen=True, kw_only=True):
     awake: int = 0
 
 
+class Permitted(Record, frozen=True, kw_only=True):
+    """A chain with thresholds (none: no cascade) that a configuration permits, and what is expected of it."""
+
+    chain: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    prediction: Prediction
+
+
 class Plan(Record, frozen=True, kw_only=True):
     """What to run, how to route, what is expected of it, and why.
 
     `score` is the objective's value, higher is better; `bound` is an upper bound of it over all configurations, or
     null; `gap` is how far below the bound the score lies, as a part of what saving all of BASE's emissions would be
     worth; `feasible` false marks the least bad answer where no configuration meets the constraints.
+
+    `permitted` is what its workers permit besides at this rate, from the most frugal to the most accurate: every stage
+    below the utilisation limit, p95 within the SLO, accuracy above the floor.  Empty where that was not asked for.
     """
 
     family: str
@@ -511,6 +522,7 @@ class Plan(Record, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...] = ()
     evaluated: int = 0
     seconds: float = 0.0
+    permitted: tuple[Permitted, ...] = ()
 
     @property
     def awake(self) -> tuple[str, ...]:

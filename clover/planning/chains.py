@@ -75,11 +75,15 @@ def _played_ms(stages: tuple[tuple[Service, ...], ...], rate: float, reach: tupl
     return latencies
 
 
-def evaluate(problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint) -> Candidate:
-    """What `point` does on a configuration of the variants of its chain."""
+def evaluate(
+    problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint, *, play: bool = True
+) -> Candidate:
+    """What `point` does on a configuration that has the variants of its chain; others stand by.  Without `play` p95 is
+    left open (infinite) and not held against it."""
     groups: dict[str, list[tuple[Service, int]]] = {variant: [] for variant in point.chain}
     for group in configuration:
-        groups[group.variant].append((problem.services[group.variant, group.profile], group.count))
+        if group.variant in groups:
+            groups[group.variant].append((problem.services[group.variant, group.profile], group.count))
     stages = [lane_of(tuple(members)) for members in groups.values()]
     loads = [
         problem.rate * part / lane.capacity if lane.groups else math.inf
@@ -91,15 +95,16 @@ def evaluate(problem: Problem, objective: Objective, configuration: Configuratio
         why = f"{point.chain[at]} would be at {loads[at]:.0%} of its capacity"
     if max(loads) < 1.0:
         joules = energy_j(stages, problem.rate, point.reach)
-        latencies = played_ms(tuple(lane.workers for lane in stages), problem.rate, point.reach)
-        p95_ms = float(np.quantile(latencies, _MISS))
-    if not why and p95_ms > objective.slo_ms:
+        if play:
+            latencies = played_ms(tuple(lane.workers for lane in stages), problem.rate, point.reach)
+            p95_ms = float(np.quantile(latencies, _MISS))
+    if not why and play and p95_ms > objective.slo_ms:
         why = f"p95 {p95_ms:.2f} ms exceeds the SLO of {objective.slo_ms:.2f} ms"
     if not why and point.accuracy < objective.planned_floor:
         why = f"accuracy {point.accuracy:.2f} % is below {objective.floor_text}"
     return Candidate(
         configuration=configuration,
-        routing=Routing(shares=ends_of(point), chain=point.chain, thresholds=point.thresholds),
+        routing=routing_of(point, configuration),
         prediction=Prediction(
             p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(max(loads), 1e9)
         ),
@@ -107,6 +112,13 @@ def evaluate(problem: Problem, objective: Objective, configuration: Configuratio
         feasible=not why,
         why=why,
     )
+
+
+def routing_of(point: ChainPoint, configuration: Configuration) -> Routing:
+    """How rows follow `point`; a variant alone needs no chain, and variants that stand by get no rows."""
+    by = {group.variant: 0.0 for group in configuration} | ends_of(point)
+    chained = len(point.chain) > 1
+    return Routing(shares=by, chain=point.chain if chained else (), thresholds=point.thresholds if chained else ())
 
 
 def ends_of(point: ChainPoint) -> dict[str, float]:

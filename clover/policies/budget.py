@@ -18,7 +18,16 @@ from clover.planning.budget import Course, course, held_to, question, target_of,
 from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
 from clover.planning.search import Found, chosen, evaluate
-from clover.policies.plans import bound_of, counting_kept, described, plan_of, running_configuration, with_waits
+from clover.planning.steering import steered
+from clover.policies.plans import (
+    bound_of,
+    counting_kept,
+    described,
+    plan_of,
+    running_configuration,
+    steered_plan,
+    with_waits,
+)
 from clover.policies.static import StaticPolicy
 from clover.types import Candidate, Plan, State
 
@@ -34,6 +43,10 @@ class BudgetPolicy:
     def propose(self, state: State) -> Plan:
         """The plan of this moment; PlanError where no configuration exists at all."""
         now = course(state)
+        if state.ahead and state.objective.cascade and state.profile.cascade is not None:
+            found = steered(state, now)
+            if found is not None:
+                return steered_plan(state, found, policy=self.name, note=_note(state, now))
         return mixed(state, now.accuracy, policy=self.name, note=_note(state, now))
 
 
