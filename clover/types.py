@@ -283,8 +283,9 @@ class Sureness(Record, frozen=True, kw_only=True):
 
 class CascadeProfile(Record, frozen=True, kw_only=True):
     """What a family's confidence is worth.  `points` are the Pareto fronts of accuracy and cost over all chains of up
-    to two and of up to three variants, from the cheapest up; `quantiles` of each variant's scores on held-out rows,
-    equally spaced from the least to the highest, and what they tell (`sureness`); the numbers of rows it was made from.
+    to two and of up to three variants, and some of each chain of two's own, from the cheapest up; `quantiles` of each
+    variant's scores on held-out rows, equally spaced from the least to the highest, and what they tell (`sureness`);
+    the numbers of rows it was made from.
 
     Costs are held against those of `best`.  `joules` a row of each variant, at its most frugal batch on the profile
     that `measured_on` says, come from `method`; a planner has its own and counts with `ChainPoint.reach`."""

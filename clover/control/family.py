@@ -124,6 +124,9 @@ class Family:
         self.transition: Transition | None = None
         """The last one that was planned."""
         self.changes = 0
+        """Deployments that were changed to, the first included."""
+        self.turned = 0
+        """Times that other thresholds, or another chain, were turned to on the same workers."""
         self.rollbacks = 0
 
     @property

@@ -24,9 +24,9 @@ and a flat day is nothing else.  So parts whose break-even lies within `_BAND` o
 over, each in the same proportion, and the moment's share of it is an accuracy to land on (`Course.accuracy`), which the
 plan then reaches at the least carbon by the shares of its variants.  A flat day gets the static mix, in every hour.
 
-**Cascades.**  Where plans may have a chain, a way is a configuration *with* a chain and thresholds: the frontier is that
-of all that the configurations found for it permit (`permitted`).  Such ways are points with nothing between them, and
-what runs now need not be on the frontier; `course` then says where to land among the points that *it* permits (`here`).
+**Cascades.**  Where plans may have a chain, a way is a configuration *with* a chain and thresholds: the frontier is
+that of all that the configurations found for it permit (`permitted`).  Such ways are points with nothing between them,
+and what runs now need not be on the frontier: `course` says where to land among the points that *it* permits (`here`).
 
 **Trust.**  Rows to come are a forecast too.  What a moment loses has to be made good by `_TRUST` of the rows that are
 expected after it at their best; else it may lose less.
@@ -37,7 +37,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -45,11 +45,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from clover.planning.annealed import JOINT, every
 from clover.planning.awake import best_awake, charged
 from clover.planning.horizon import Point, hull
 from clover.planning.objective import Objective, objective_of, planned_floor
-from clover.planning.permitted import drawn_at, permitted
-from clover.planning.problem import LEAST_RATE, accuracies, problem_of
+from clover.planning.permitted import drawn_at, joint, permitted
+from clover.planning.problem import LEAST_RATE, Problem, accuracies, problem_of
 from clover.types import Candidate, Configuration, ObjectiveConfig, Reading, State
 
 Floats = NDArray[np.float64]
@@ -292,11 +293,20 @@ def _ways(asked: bytes) -> tuple[Way, ...]:
                 room = (right.accuracy - left.accuracy) * (right.grams - left.grams)
                 heapq.heappush(gaps, (-room, next(order), left, right))
     if problem.points:
-        for configuration, awake in dict.fromkeys((item.configuration, item.awake) for item in found.values()):
-            for item in permitted(problem, objective, configuration):
-                item = charged(item, problem, objective, awake)
-                found.setdefault(drawn_at(item), item)
+        for item in _chained(problem, objective, tuple(found.values())):
+            found.setdefault(drawn_at(item), item)
     return tuple(Way(point, found[point]) for point in hull(tuple(found)))
+
+
+def _chained(problem: Problem, objective: Objective, found: Sequence[Candidate]) -> Iterator[Candidate]:
+    """What all configurations of a small machine permit; of a larger one, those that were found."""
+    space = every(problem, JOINT) if problem.spared_w is None else None
+    if space:
+        yield from joint(problem, objective, space)
+        return
+    for configuration, awake in dict.fromkeys((item.configuration, item.awake) for item in found):
+        for item in permitted(problem, objective, configuration):
+            yield charged(item, problem, objective, awake)
 
 
 def _left(state: State, here: Sequence[Point] = ()) -> Left | None:

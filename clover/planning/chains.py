@@ -9,11 +9,13 @@ arrivals are bunched as these batches are.  `played_ms` plays that with the kern
 devices that they share: the kernel that packs several families packs a chain.  Each is held to what the others leave of
 the SLO at their quickest; whether the chain as a whole keeps it is played afterwards, and where it does not, the stages
 are held to parts of it, in proportion to the time a row takes in each.  Points are tried in the order of what they
-could be worth at best, until none that is left could be worth more than what was found.
+could be worth at best, until none that is left could be worth more than what was found.  A machine of few
+configurations is gone through instead.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -132,9 +134,10 @@ def promising(problem: Problem, objective: Objective, points: Sequence[ChainPoin
     """Points of several stages that reach the floor and can run here, with what each could be worth at best, best
     first."""
     least = {variant: min(problem.energies(variant), default=math.inf) for variant in problem.variants}
+    room = sum(max(map(len, device.layouts), default=0) for device in problem.devices)  # every stage needs a worker
     found = []
     for point in points:
-        if len(point.chain) < 2 or point.accuracy < objective.planned_floor:
+        if not 2 <= len(point.chain) <= room or point.accuracy < objective.planned_floor:
             continue
         joules = sum(
             part * least.get(variant, math.inf) for variant, part in zip(point.chain, point.reach, strict=True)
@@ -152,14 +155,19 @@ def best_chains(
     running: Configuration | None = None,
     beat: float = -math.inf,
     seed: int = 0,
+    space: Sequence[Configuration] = (),
 ) -> list[Candidate]:
     """Feasible candidates, the best first: what runs under every point it can serve, and the configurations found for
-    the most promising points.  Nothing that cannot be worth more than `beat` is looked for."""
+    the most promising points.  Nothing that cannot be worth more than `beat` is looked for.  Of a `space` that is all
+    there is, the best is found for certain."""
     ranked = promising(problem, objective, points)
     found: list[Candidate] = []
     if running is not None and all((group.variant, group.profile) in problem.services for group in running):
         found = on_configuration(replace(problem, points=tuple(points)), objective, running)
     good = [candidate for candidate in found if candidate.feasible]
+    if space:
+        good += _best_of(problem, objective, [point for _, point in ranked], space, beat)
+        return sorted(good, key=lambda candidate: -candidate.score)
     for worth, point in ranked[:POINTS]:
         if worth <= max([beat, *(candidate.score for candidate in good)]):
             break
@@ -167,6 +175,28 @@ def best_chains(
         if candidate is not None:
             good.append(candidate)
     return sorted(good, key=lambda candidate: -candidate.score)
+
+
+def _best_of(
+    problem: Problem,
+    objective: Objective,
+    points: Sequence[ChainPoint],
+    space: Sequence[Configuration],
+    beat: float,
+) -> list[Candidate]:
+    """The best of all configurations under all points, if it is worth more than `beat`.  Scores are known without
+    playing: so the first that keeps the SLO, from the best down, is it."""
+    weighed = []
+    for configuration in space:
+        variants = {group.variant for group in configuration}
+        for point in points:
+            if variants == set(point.chain):
+                seen = evaluate(problem, objective, configuration, point, play=False)
+                if seen.feasible and seen.score > beat:
+                    weighed.append((seen.score, configuration, point))
+    weighed.sort(key=lambda item: -item[0])
+    played = (evaluate(problem, objective, configuration, point) for _, configuration, point in weighed)
+    return list(itertools.islice((candidate for candidate in played if candidate.feasible), 1))
 
 
 def on_configuration(problem: Problem, objective: Objective, configuration: Configuration) -> list[Candidate]:

@@ -5,13 +5,14 @@ permitted set holds every cascade whose variants it has, and each of its variant
 moment every stage stays below the utilisation limit, the rows of all stages together keep the SLO, and the accuracy its
 floor.  A variant that a chain does not ask stands by, at no active energy.
 
-**Which are told.**  An average over time of two of the set is as good as any point between them (`planning.horizon`), so
-only the lower convex hull of (accuracy, joules a row) is ever worth turning to.  Loads and joules are cheap to tell, and
-p95 is played: so the hull is drawn first, what misses the SLO goes from it, and it is drawn again, until all that is
-left keeps it.  Ten plays or so stand for the profile's sixty points.
+**Which are told.**  An average over time of two of the set is as good as any point between them (`planning.horizon`),
+so only the lower convex hull of (accuracy, joules a row) is ever worth turning to.  Loads and joules are cheap to tell,
+and p95 is played: so the hull is drawn first, what misses the SLO goes from it, and it is drawn again, until all that
+is left keeps it.  Ten plays or so stand for the profile's hundred points, and hardly more for all configurations of a
+small machine together (`joint`).
 
-**What a change costs.**  `moving_j` is what it takes to go to another configuration, by the same figures as those of the
-planner's search: each worker to start costs `SWITCH_S` seconds of what it draws at full load.
+**What a change costs.**  `moving_j` is what it takes to go to another configuration, by the same figures as those of
+the planner's search: each worker to start costs `SWITCH_S` seconds of what it draws at full load.
 """
 
 from __future__ import annotations
@@ -30,25 +31,34 @@ from clover.types import Candidate, ChainPoint, Configuration
 def permitted(problem: Problem, objective: Objective, configuration: Configuration) -> tuple[Candidate, ...]:
     """The useful chains and thresholds of `configuration` at the problem's rate, from the most frugal to the most
     accurate; empty where none keeps utilisation limit, SLO and floor.  KeyError where a worker was never measured."""
-    left = [
-        candidate
-        for point in points_on(problem, configuration)
-        if (candidate := evaluate(problem, objective, configuration, point, play=False)).feasible
-    ]
+    return joint(problem, objective, [configuration])
+
+
+def joint(
+    problem: Problem, objective: Objective, configurations: Iterable[Configuration]
+) -> tuple[Candidate, ...]:
+    """The same of several configurations together: what no other configuration with its chain and thresholds beats."""
+    points: dict[Point, tuple[Configuration, ChainPoint]] = {}
+    for configuration in configurations:
+        for point in points_on(problem, configuration):
+            seen = evaluate(problem, objective, configuration, point, play=False)
+            if seen.feasible:
+                points.setdefault(drawn_at(seen), (configuration, point))
     kept: dict[Point, Candidate] = {}
-    while left:
-        drawn = {drawn_at(candidate): candidate for candidate in reversed(left)}
+    while points:
+        drawn = hull(tuple(points))
         late = []
-        for at in hull(tuple(drawn)):
+        for at in drawn:
             if at not in kept:
-                found = evaluate(problem, objective, configuration, _point_of(problem, drawn[at]))
+                found = evaluate(problem, objective, *points[at])
                 if found.feasible:
                     kept[at] = found
                 else:
-                    late.append(drawn[at])
+                    late.append(at)
         if not late:
-            return tuple(kept[at] for at in hull(tuple(drawn)))
-        left = [candidate for candidate in left if not any(candidate is other for other in late)]
+            return tuple(kept[at] for at in drawn)
+        for at in late:
+            del points[at]
     return ()
 
 
@@ -101,15 +111,6 @@ def landing(candidates: Sequence[Candidate], accuracy: float, least: float) -> C
     any: what the nearest is off by, the moments to come make good."""
     enough = [item for item in candidates if item.prediction.accuracy >= least - 1e-9] or [candidates[-1]]
     return min(enough, key=lambda item: (abs(item.prediction.accuracy - accuracy), item.prediction.joules))
-
-
-def _point_of(problem: Problem, candidate: Candidate) -> ChainPoint:
-    routing = candidate.routing
-    if not routing.chain:
-        return alone(problem, max(routing.shares, key=lambda name: routing.shares[name]))
-    return next(
-        point for point in problem.points if (point.chain, point.thresholds) == (routing.chain, routing.thresholds)
-    )
 
 
 def on_hull(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

@@ -6,8 +6,8 @@ Every moment has one price of accuracy (`budget`).  Two things may answer to it,
 nearest to where the price lets it land.  A set is points with nothing between them; what one moment is off by, the next
 ones are asked for, so that the mean lands where it should although no moment does.
 
-**Configurations** cost what it takes to start workers, and rows that others serve meanwhile.  Another one is taken where
-at the price, joules - price x accuracy a row, its best point is better than the best one here by
+**Configurations** cost what it takes to start workers, and rows that others serve meanwhile.  Another one is taken
+where at the price, joules - price x accuracy a row, its best point is better than the best one here by
 
     what the change costs, spread over the rows of `PAYBACK_S`, and `MARGIN` of what a row of BASE takes,
 

@@ -32,7 +32,7 @@ from clover.simulate.forecasts import Foretold
 from clover.simulate.records import JOULES_PER_KWH, Run, Step, summed
 from clover.simulate.solver import LocalSolver
 from clover.simulate.world import Case
-from clover.types import Decision
+from clover.types import Decision, Reading
 
 LAG_S = 1.0
 """So long after the beginning of a step the controller looks."""
@@ -128,9 +128,9 @@ class _Replay:
             at_s = trace.start_s + index * self.step_s
             reading = await chain.read(at_s)
             fleet.weather(rate, observed, reading.g_per_kwh)
-            changes = family.changes
+            before = family.changes, family.turned
             await asyncio.sleep(self.began_s + (index + 1) * self.step_s - clock.now_s())
-            steps.append(self._closed(fleet, family, controller, at_s, rate, changes, reading.g_per_kwh, reading.state))
+            steps.append(self._closed(fleet, family, controller, at_s, rate, before, reading))
         details = [decision["detail"] for decision in controller.decisions(1000)]
         held = {why: sum(words in detail for detail in details) for why, words in HELD.items()}
         counts = controller.record.counts
@@ -192,9 +192,8 @@ class _Replay:
         controller: Controller,
         at_s: float,
         rate: float,
-        changes: int,
-        g_per_kwh: float,
-        state: str,
+        before: tuple[int, int],
+        reading: Reading,
     ) -> Step:
         """The step that ends now."""
         sums = fleet.take()
@@ -202,8 +201,8 @@ class _Replay:
         return Step(
             at_s=at_s,
             seconds=self.step_s,
-            g_per_kwh=g_per_kwh,
-            intensity_state=state,
+            g_per_kwh=reading.g_per_kwh,
+            intensity_state=reading.state,
             rate=rate,
             rows=sums.rows,
             accuracy=sums.right / rows,
@@ -218,7 +217,8 @@ class _Replay:
             deployment=fleet.words(),
             shares=fleet.routing.shares,
             reason=self._news(controller.record.last(family.name)),
-            changes=family.changes - changes,
+            changes=family.changes - before[0],
+            turned=family.turned - before[1],
         )
 
 
