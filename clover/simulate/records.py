@@ -90,8 +90,9 @@ class Run(Record, frozen=True, kw_only=True):
     `sums` are those of all steps, of which `steps` need not hold each (`merged`), nor any.  `plans` counts decisions
     with a plan, `held` those of them in which a change was held back, by why (of the newest 1,000 decisions).
     `limit_grams`: what no schedule of plans with this accuracy can undercut (`clover.planning.limit`), where that is
-    known.  `beside`: the policy whose accuracy it was given, run by run of the same seed where both have several.
-    `seconds` is wall time, the only field that differs from run to run.
+    known.  `confidence`: "parametric" where the answers' scores are a model's, nobody's measurement (`parametric`);
+    empty without cascades, or where they were measured.  `beside`: the policy whose accuracy it was given, run by run
+    of the same seed where both have several.  `seconds` is wall time, the only field that differs from run to run.
     """
 
     family: str
@@ -112,6 +113,7 @@ class Run(Record, frozen=True, kw_only=True):
     failed: int
     limit_grams: float | None = None
     beside: str = ""
+    confidence: str = ""
     seconds: float = 0.0
 
 
@@ -152,6 +154,7 @@ class Summary(Record, frozen=True, kw_only=True):
     margin: float | None = None
     turned: float = 0.0
     still: float = 1.0
+    confidence: str = ""
 
 
 class Input(Record, frozen=True, kw_only=True):
@@ -264,6 +267,7 @@ def summarise(runs: Sequence[Run], bases: Sequence[Run], beside: Sequence[Run] =
         saving_least=min(savings),
         saving_most=max(savings),
         saving_std=stdev(savings) if len(savings) > 1 else 0.0,
+        confidence=first.confidence,
         limit=saved(sum(limits), sum(item.grams for item in theirs)) if len(limits) == len(runs) else None,
         margin=_margin(runs, savings, beside, by_seed, bases[0]),
     )

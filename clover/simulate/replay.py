@@ -149,6 +149,7 @@ class _Replay:
             steps=tuple(steps),
             sums=summed(steps),
             beside=scheme.beside,
+            confidence="parametric" if scheme.cascade and world.known.confidence else "",
             plans=sum(counts.values()) - counts["failed"],
             held=held,
             rollbacks=counts["rolled back"],

@@ -40,7 +40,7 @@ def cells(item: Summary) -> tuple[str, ...]:
     return (
         item.family,
         item.trace,
-        item.policy,
+        item.policy + (f" [{item.confidence}]" if item.confidence else ""),
         _part(item.saving),
         f"{100.0 * item.saving_least:.1f}..{100.0 * item.saving_most:.1f}" if item.seeds > 1 else "",
         "" if item.limit is None else _part(item.limit),
