@@ -22,7 +22,17 @@ from clover.planning.search import UNBOUNDED_MS, Found, chosen, evaluate
 from clover.planning.steering import Steered, turned
 from clover.planning.transition import plan_transition
 from clover.planning.waits import tuned
-from clover.types import Assignment, Candidate, Configuration, DeviceShape, Permitted, Plan, State, configuration_of
+from clover.types import (
+    Assignment,
+    Candidate,
+    Configuration,
+    DeviceShape,
+    Permitted,
+    Plan,
+    Routing,
+    State,
+    configuration_of,
+)
 
 
 def running_configuration(state: State) -> Configuration | None:
@@ -193,11 +203,16 @@ def described(configuration: Configuration) -> str:
     return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in configuration)
 
 
+def chained(routing: Routing) -> str:
+    """A cascade as people read it: "small < 0.705 > large"; empty without one."""
+    goes_on = [f"{name} < {at:.3f}" for name, at in zip(routing.chain, routing.thresholds, strict=False)]
+    return " > ".join([*goes_on, routing.chain[-1]]) if routing.chain else ""
+
+
 def _reason(state: State, objective: Objective, best: Candidate, found: Found, note: str) -> str:
     shares = ", ".join(f"{variant} {share:.0%}" for variant, share in sorted(best.routing.shares.items()))
     if best.routing.chain:
-        goes_on = [f"{name} < {at:.3f}" for name, at in zip(best.routing.chain, best.routing.thresholds, strict=False)]
-        shares = f"cascade {' > '.join([*goes_on, best.routing.chain[-1]])}: {shares}"
+        shares = f"cascade {chained(best.routing)}: {shares}"
     expected = best.prediction
     p95 = "unbounded" if expected.p95_ms >= UNBOUNDED_MS else f"{expected.p95_ms:.2f} ms"
     lam = f", lambda {objective.lam:.4f}" if objective.form == "paper" else ""

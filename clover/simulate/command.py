@@ -28,7 +28,7 @@ from clover.simulate.work import execute, results
 from clover.simulate.world import Case, Machine, Rules, Trace, World
 
 DONE, USAGE, FAILED = 0, 2, 3
-_WIDTH = 175
+_WIDTH = 205
 """Columns where standard output is no terminal."""
 _HOURS = 24.0
 _MOST_RUNS = 5_000

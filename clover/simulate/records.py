@@ -23,7 +23,7 @@ _ROUNDING = 0.0025  # one of the 400 latencies that stand for a lane: a BASE hel
 _SUMS = ("seconds", "looks", "rows", "active_j", "idle_j", "active_grams", "grams")
 _ALIKE = (
     *("g_per_kwh", "intensity_state", "rate", "accuracy", "p95_ms", "late", "queue_rows"),
-    *("awake", "deployment", "shares"),
+    *("awake", "deployment", "shares", "chain"),
 )
 
 Accounting = Literal["equal", "artifact"]
@@ -36,10 +36,10 @@ class Step(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     `rate` rows/s arrived, `rows` were served.  `accuracy` is by routed shares, weighted with rows.  `late` is the part
     of the rows that took longer than the SLO, `p95_ms` that of all of them.  `grams` holds active and idle energy, PUE
-    included; `active_grams` the active part alone.  `deployment` and `shares` are those at the end of the step;
-    `awake` counts devices that then draw their full idle power.  `reason` is the newest decision's with its trigger,
-    empty where the step brought none; `changes` counts new configurations within it, `turned` other thresholds on the
-    same workers.  `looks`: of how many steps it is made (`merged`).
+    included; `active_grams` the active part alone.  `deployment`, `shares` and `chain` (a cascade in words, with its
+    thresholds) are those at the end of the step; `awake` counts devices that then draw their full idle power.  `reason`
+    is the newest decision's with its trigger, empty where the step brought none; `changes` counts new configurations
+    within it, `turned` other thresholds on the same workers.  `looks`: of how many steps it is made (`merged`).
     """
 
     at_s: float
@@ -59,6 +59,7 @@ class Step(Record, frozen=True, kw_only=True, omit_defaults=True):
     awake: int
     deployment: str
     shares: dict[str, float]
+    chain: str = ""
     reason: str = ""
     changes: int = 0
     turned: int = 0

@@ -25,6 +25,7 @@ from clover.control.controller import WINDOW_S, Controller
 from clover.control.family import Family, default_targets
 from clover.errors import ConfigError
 from clover.planning.limit import Stretch, least_grams
+from clover.policies.plans import chained
 from clover.simulate import clock
 from clover.simulate.families import spec_of
 from clover.simulate.fleet import SimulatedFleet, simulated
@@ -160,9 +161,9 @@ class _Replay:
 
     def _limit(self, steps: Sequence[Step], slo_ms: float) -> float | None:
         """Grams that no schedule of plans can undercut that reaches the run's accuracy with its rows; None where plans
-        do not know the rate, or there are too many rates to weigh."""
+        do not know the rate, there are too many rates to weigh, or plans may cascade, of which no limit is known."""
         case, world = self.case, self.case.world
-        if world.rules.noise or len(set(self.rates)) > _RATES or not all(step.rows > 0.0 for step in steps):
+        if case.scheme.cascade or world.rules.noise or len(set(self.rates)) > _RATES or not all(step.rows > 0.0 for step in steps):
             return None
         per_j = world.rules.pue / JOULES_PER_KWH
         stretches = [
@@ -217,6 +218,7 @@ class _Replay:
             awake=fleet.awake,
             deployment=fleet.words(),
             shares=fleet.routing.shares,
+            chain=chained(fleet.routing),
             reason=self._news(controller.record.last(family.name)),
             changes=family.changes - before[0],
             turned=family.turned - before[1],
