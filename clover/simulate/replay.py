@@ -163,7 +163,8 @@ class _Replay:
         """Grams that no schedule of plans can undercut that reaches the run's accuracy with its rows; None where plans
         do not know the rate, there are too many rates to weigh, or plans may cascade, of which no limit is known."""
         case, world = self.case, self.case.world
-        if case.scheme.cascade or world.rules.noise or len(set(self.rates)) > _RATES or not all(step.rows > 0.0 for step in steps):
+        unknown = case.scheme.cascade or world.rules.noise or len(set(self.rates)) > _RATES
+        if unknown or not all(step.rows > 0.0 for step in steps):
             return None
         per_j = world.rules.pue / JOULES_PER_KWH
         stretches = [
