@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -35,7 +36,12 @@ from clover.types import Candidate, ChainPoint, Configuration, Prediction, Routi
 Floats = NDArray[np.float64]
 
 POINTS = 12
-"""Points for which a configuration is looked for, at most."""
+"""Points for which a configuration is found, at most."""
+TRIED = 36
+"""Points for which one is looked for, at most."""
+FAILED = 2
+"""Points of a chain for which none is found until the chain is given up: what is too slow mostly is so at every
+threshold."""
 EVALUATIONS = 5_000
 KEEP = 6
 ROWS = 20_000
@@ -168,12 +174,21 @@ def best_chains(
     if space:
         good += _best_of(problem, objective, [point for _, point in ranked], space, beat)
         return sorted(good, key=lambda candidate: -candidate.score)
-    for worth, point in ranked[:POINTS]:
-        if worth <= max([beat, *(candidate.score for candidate in good)]):
+    failed = Counter[tuple[str, ...]]()
+    tried = number = 0
+    for worth, point in ranked:
+        best = max([beat, *(candidate.score for candidate in good)])
+        if worth <= best or number >= POINTS or tried >= TRIED:
             break
+        if failed[point.chain] >= FAILED:
+            continue
+        tried += 1
         candidate = next(_configurations(problem, objective, point, seed), None)
         if candidate is not None:
             good.append(candidate)
+            number += 1
+        else:
+            failed[point.chain] += 1
     return sorted(good, key=lambda candidate: -candidate.score)
 
 
@@ -216,13 +231,14 @@ def _configurations(problem: Problem, objective: Objective, point: ChainPoint, s
             form = Formulation(_members(problem, objective, point, part), problem.devices)
         except PlanError:
             return
-        starts = form.alike()
+        loaded = form.loaded()
+        starts = [*form.alike(), *loaded]
         if not starts:
             return
         solution = lanes.solve(form.kernel(), seed + turn, EVALUATIONS, starts, 1, KEEP)
         good = []
-        for item in solution.found:
-            groups = [group for at in range(len(point.chain)) for group in form.configuration(item.counts, at)]
+        for counts in (*(item.counts for item in solution.found), *(counts for counts, _ in loaded)):
+            groups = [group for at in range(len(point.chain)) for group in form.configuration(counts, at)]
             configuration = tuple(sorted(groups, key=lambda group: (group.variant, group.profile)))
             candidate = evaluate(problem, objective, configuration, point)
             if candidate.feasible:
