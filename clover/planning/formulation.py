@@ -367,10 +367,9 @@ class Formulation:
                     return None, 0.0
                 # Who has nothing yet is as busy as its best slice would leave it.
                 busy = {m: self.members[m].problem.rate / (served[m] or 0.1 * fastest[m]) for m in able}
-                member = max(able, key=lambda m: busy[m])
-                group = self.groups[best[member, name]]
-                counts[best[member, name]] += 1
-                served[member] += group.service.capacity()
+                chosen = max(able, key=lambda m: busy[m])
+                counts[best[chosen, name]] += 1
+                served[chosen] += self.groups[best[chosen, name]].service.capacity()
         for at, member in enumerate(self.members):
             if served[at] <= 0.0 or member.problem.rate > member.objective.max_utilisation * served[at]:
                 return None, 0.0
