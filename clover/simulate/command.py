@@ -32,7 +32,9 @@ _WIDTH = 205
 """Columns where standard output is no terminal."""
 _HOURS = 24.0
 _MOST_RUNS = 5_000
-_POLICIES = "base,co2opt,clover,oracle,objective"
+_POLICIES = ("base", "co2opt", "clover", "oracle", "objective", "budget")
+_CASCADES = ("objective+cascade", "budget+cascade")
+"""Beside them for families that have cascades, where no policies are named."""
 
 _ABOUT = """\
 Play families of model variants through carbon traces under policies, on a virtual clock and through the controller that
@@ -89,8 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         help=f"{', '.join(families.names())} (all three by default), a family profiled here, or a profile.json",
     )
-    add("--policies", metavar="A,B", default=_POLICIES, help="names as in --policy of serve, with +cascade "
-        f"for chains and @L for a lambda of its own; BASE is always played [{_POLICIES}]")  # fmt: skip
+    add("--policies", metavar="A,B", default=None, help="names as in --policy of serve, with +cascade for chains and "
+        f"@L for a lambda of its own; BASE is always played [{','.join(_POLICIES)}, and for families with cascades "
+        f"{','.join(_CASCADES)}]")  # fmt: skip
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")
     add("--load", default="constant:0.6", help="constant:U, diurnal[:U], bursts[:U] (U: part of BASE's capacity), or a "
         "FILE of arrival times in seconds [constant:0.6]")  # fmt: skip
@@ -165,6 +168,7 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
                     load=loads.parse(given.load),
                     rules=_rules(given),
                     quick=given.quick,
+                    confidence=parametric.parse(given.confidence),
                 )
             )
             bar.update(task, total=scenario.count)
@@ -320,14 +324,16 @@ def _day(given: argparse.Namespace) -> day.Asked:
 def _cases(given: argparse.Namespace) -> tuple[list[Case], list[Input]]:
     machine = _machine(given)
     load = loads.parse(given.load)
-    schemes = [world.scheme(name) for name in dict.fromkeys(["base", *filter(None, given.policies.split(","))])]
+    named = _POLICIES if given.policies is None else tuple(filter(None, given.policies.split(",")))
+    schemes = [world.scheme(name) for name in dict.fromkeys(["base", *named])]
+    more = [world.scheme(name) for name in _CASCADES] if given.policies is None else []
     played, known = _traces(given), _known(given, machine)
     worlds = [World(machine, item, _rules(given)) for item in known]
     cases = [
         Case(own, trace, load, scheme, seed)
         for own in worlds
         for trace in played
-        for scheme in schemes
+        for scheme in (*schemes, *(more if own.known.profile.cascade is not None else ()))
         for seed in range(given.seeds)
     ]
     return cases, world.inputs(worlds, played, load)

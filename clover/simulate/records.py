@@ -16,6 +16,8 @@ from clover.types import Record
 
 SCHEMA = "clover-simulation/1"
 JOULES_PER_KWH = 3.6e6
+KEPT = ": kept"
+"""Ends the trigger of a reason that changed nothing."""
 LATE = 0.05
 """The part of the rows that a p95 leaves later."""
 _ROUNDING = 0.0025  # one of the 400 latencies that stand for a lane: a BASE held to its own p95 holds it
@@ -191,11 +193,13 @@ class Results(Record, frozen=True, kw_only=True):
 
 
 def merged(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Steps of which neighbours that are alike, without news, are one: what a long report needs of them."""
+    """Steps of which neighbours that are alike, without news, are one: what a long report needs of them.  That a look
+    left everything as it was is no news."""
     found: list[Step] = []
     for step in steps:
         before = found[-1] if found else None
-        fresh = before is None or step.reason or step.changes or step.turned
+        news = step.reason and not step.reason.partition(";")[0].endswith(KEPT)
+        fresh = before is None or news or step.changes or step.turned
         if before is None or fresh or any(getattr(before, name) != getattr(step, name) for name in _ALIKE):
             found.append(step)
             continue
