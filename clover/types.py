@@ -204,7 +204,8 @@ class DeviceShape(Record, frozen=True, kw_only=True):
 
 
 class LatencyMeasurement(Record, frozen=True, kw_only=True):
-    """How one (variant, profile, backend, batch) runs: milliseconds a batch, CPU seconds and joules a row."""
+    """How one (variant, profile, backend, batch) runs, batch after batch: milliseconds a batch, CPU seconds and joules
+    a row.  `rested_j`: joules that a batch costs more where its worker slept before (0: not known, or not measured)."""
 
     variant: str
     profile: str
@@ -220,6 +221,7 @@ class LatencyMeasurement(Record, frozen=True, kw_only=True):
     cpu_s_per_row: float
     energy_j_per_row: float
     energy_method: Method
+    rested_j: float = 0.0
 
 
 class AccuracyMeasurement(Record, frozen=True, kw_only=True):

@@ -117,8 +117,9 @@ def _late(service: Service, workers: int, slo_ms: float, limit: float) -> tuple[
 @lru_cache(maxsize=65536)
 def _joules(service: Service, workers: int, limit: float) -> tuple[float, ...]:
     """Joules of a row at `LOADS` + 1 loads from 0 to `limit` in a lane of so many equal workers."""
-    rates = (step / LOADS * limit * service.capacity() for step in range(LOADS + 1))
-    return tuple(service.energy_j(expected_batch(service, rate, workers)) for rate in rates)
+    rates = [step / LOADS * limit * service.capacity() for step in range(LOADS + 1)]
+    sizes = [expected_batch(service, rate, workers) for rate in rates]
+    return tuple(service.energy_j(b) + service.resting_j(b, rate) for b, rate in zip(sizes, rates, strict=True))
 
 
 class Formulation:
