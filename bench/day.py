@@ -276,7 +276,7 @@ def main() -> None:
     bodies = binary_bodies(images, len(images))
     answers = expected(images)
     check = scorer(answers, labels)
-    best = max(100.0 * float(np.mean(own == labels)) for own in answers.values())
+    best = max(100.0 * float(np.mean(own.argmax(axis=1) == labels)) for own in answers.values())
     shared = ["fashion", "--carbon", f"trace:{Path(options.trace).resolve()}"]
     shared += ["--trace-speed", str(3600 / options.hour_s), "--poll-s", "0.5"]
     if options.start:
