@@ -1,13 +1,23 @@
-"""A day of a carbon-intensity trace replayed against live traffic, Clover beside BASE at equal load.
+"""A day of a carbon-intensity trace replayed against live traffic, schemes one after the other at equal load.
 
-    python -m bench.day TRACE.csv [--hour-s 10] [--peak RATE] [--json FILE]
+    python -m bench.day TRACE.csv [--schemes base,clover] [--hour-s 10] [--hours 24] [--peak RATE] [--json FILE]
+    python -m bench.day TRACE.csv --schemes base,budget,static+cascade,budget+cascade --accuracy-budget 0.5
+    python -m bench.day TRACE.csv --simulated [--family fashion]
 
-For every grid hour: intensity, deployment, accuracy scored by labels and as the profile expects it of the served mix,
-p95, worker CPU seconds and joules a request, grams a thousand requests.  Every hour walks the labelled images in an
-order of its own; its accuracy is that of the whole passes it served (of all its requests, with their 95 % interval,
-where it served less than one), so that hours differ by what answered and not by which images happened to come.  Both
-runs get the same requests at the same times.  CPU seconds are measured (the workers' own CPU clocks); joules are
-measured or modelled as the energy meter of the box allows, and labelled.
+`base` is BASE and `clover` the server's objective; the others are policies by their names, `budget`, `static` and
+`budget:flat`, over mixes, or over cascades with `+cascade`.  A budget runs over the hours replayed, its floor twice the
+budget below the best variant, without a margin.
+
+For every grid hour: intensity, deployment and chain, how often thresholds were turned and the configuration changed,
+accuracy scored by labels and as the profile expects it of what was served, p95, worker CPU seconds and joules a
+request, grams a thousand requests.  Every hour walks the labelled images in an order of its own; its accuracy is that
+of the whole passes it served (of all its requests, with their 95 % interval, where it served less than one), so that
+hours differ by what answered and not by which images happened to come.  All get the same requests at the same times.
+CPU seconds are measured (the workers' own CPU clocks); joules are measured or modelled as the energy meter of the box
+allows, and labelled.  The images are held out: thresholds were chosen on others.
+
+`--simulated` plays the day on the virtual clock instead (`python -m clover simulate --scenario day`), and prints what
+every hour ran: all of that is modelled, but for accuracies, which were counted on the same held-out images.
 """
 
 from __future__ import annotations
@@ -22,12 +32,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import uvloop
 
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import Body, Check, Result, Sample, open_loop, quantile
 from bench.oracle import expected, scorer
+from clover.simulate import day, families, loads, world
+from clover.simulate.work import summaries
 
 HOURS = 24
 
@@ -77,7 +90,7 @@ def run(server: ServerProcess, bodies: list[Body], check: Check, options: argpar
 
     def watch() -> None:
         marks.cpu_s.append(worker_cpu_s(server.metrics()))
-        for hour in range(HOURS):
+        for hour in range(options.hours):
             if stop.wait(max(0.0, begin + (hour + 0.5) * options.hour_s - time.monotonic())):
                 return
             marks.states.append(server.get("/v2/clover/state"))
@@ -94,7 +107,7 @@ def run(server: ServerProcess, bodies: list[Body], check: Check, options: argpar
                 "fashion",
                 Walk(bodies, options.hour_s, options.seed),
                 rate=demand(options.peak, options.hour_s),
-                seconds=HOURS * options.hour_s,
+                seconds=options.hours * options.hour_s,
                 seed=options.seed,
                 check=check,
             )
@@ -117,9 +130,9 @@ def whole_passes(samples: list[Sample], rows: int) -> list[Sample]:
 def by_hour(result: Result, marks: Marks, hour_s: float, rows_of_set: int) -> list[dict[str, Any]]:
     """The table's rows."""
     first = result.begin_ns
-    hours: list[list[Sample]] = [[] for _ in range(HOURS)]
+    hours: list[list[Sample]] = [[] for _ in marks.states]
     for sample in result.samples:
-        hours[min(HOURS - 1, int((sample.due_ns - first) / 1e9 / hour_s))].append(sample)
+        hours[min(len(hours) - 1, int((sample.due_ns - first) / 1e9 / hour_s))].append(sample)
     rows = []
     for hour, samples in enumerate(hours):
         good = [s for s in samples if s.status == 200]
@@ -127,11 +140,15 @@ def by_hour(result: Result, marks: Marks, hour_s: float, rows_of_set: int) -> li
         scored = [s for s in whole_passes(samples, rows_of_set) if s.status == 200]
         right, tried = sum(bool(s.correct) for s in scored), max(1, len(scored))
         state = marks.states[hour]
+        model, before = (of["models"]["fashion"] for of in (state, marks.states[max(0, hour - 1)]))
         rows.append(
             {
                 "hour": hour,
                 "g_per_kwh": state["intensity"]["g_per_kwh"],
                 "deployment": deployment_text(state),
+                "chain": chain_text(model["routing"]),
+                "turned": model["thresholds_moved"] - (before["thresholds_moved"] if hour else 0),
+                "changed": model["changes"] - (before["changes"] if hour else 1),
                 "served": " ".join(f"{name} {n / len(good):.0%}" for name, n in mix.most_common()),
                 "requests": len(samples),
                 "failed": len(samples) - len(good),
@@ -156,6 +173,12 @@ def deployment_text(state: dict[str, Any]) -> str:
     return " + ".join(f"{n} x {name}" for name, n in sorted(counts.items()))
 
 
+def chain_text(routing: dict[str, Any]) -> str:
+    """A cascade as `small<0.705>large`; nothing without one."""
+    goes_on = [f"{name}<{at:.3f}" for name, at in zip(routing["chain"], routing["thresholds"], strict=False)]
+    return ">".join([*goes_on, routing["chain"][-1]]) if routing["chain"] else ""
+
+
 def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The day's sums, weighted by requests."""
     requests = sum(row["requests"] for row in rows)
@@ -167,26 +190,93 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
         "worst_p95_ms": max(row["p95_ms"] for row in rows),
         "accuracy": sum(row["accuracy"] * row["scored"] for row in rows) / max(1, scored),
         "least_accuracy": min(row["accuracy"] for row in rows),
+        "turned": sum(row["turned"] for row in rows),
+        "changed": sum(row["changed"] for row in rows),
         **{key: sum(row[key] * row["requests"] for row in rows) / requests for key in weighted},
     }
+
+
+def words_of(scheme: str, options: argparse.Namespace, best: float) -> list[str]:
+    """What a server is started with for a scheme."""
+    policy, plus, _ = scheme.partition("+")
+    words = ["--policy", "objective" if policy == "clover" else policy]
+    if policy in ("budget", "static", "budget:flat"):
+        lost = options.accuracy_budget
+        words += ["--accuracy-budget", str(lost), "--budget-horizon-s", str(3600.0 * max(1, options.hours))]
+        words += ["--accuracy-margin", "0"]
+        if not options.accuracy_floor:
+            words += ["--accuracy-floor", str(round(best - 2.0 * lost, 4))]
+    return [*words, "--cascade"] if plus else words
+
+
+def simulated(options: argparse.Namespace) -> dict[str, Any]:
+    """The day on the virtual clock: a table of the schemes, and the hours under the budget with cascades."""
+    machine = world.cpu()
+    known = families.load(options.family, machine.shapes)
+    rules = world.Rules(accuracy_budget=options.accuracy_budget, slo_ms=float(options.slo_ms or 0.0) or None)
+    load = loads.parse(f"diurnal:{0.8 * options.peak:g}/s")
+    traces = world.traces([options.trace], options.start, float(options.hours))
+    scenario = day.Day(day.Asked(machine=machine, known=[known], traces=traces, load=load, rules=rules, seeds=1))
+    runs = scenario.play(lambda own, trace, number: None)
+    found = summaries(runs)
+    target = max(item.value for item in known.profile.accuracy) - options.accuracy_budget
+    show(
+        f"{traces[0].name}, {load.name}, budget {target:.2f} %: modelled; accuracies counted on held-out images",
+        ["scheme", "saves", "active", "accuracy", "off", "turned", "changes", "still", "p95 ms", "above"],
+        [
+            [
+                item.policy, f"{item.saving:.1%}", f"{item.active_saving:.1%}", f"{item.accuracy:.3f}",
+                f"{item.accuracy - target:+.3f}", item.turned, item.changes, f"{item.still:.1%}", item.p95_ms,
+                f"{item.above:.1%}",
+            ]
+            for item in found
+        ],
+    )  # fmt: skip
+    run = next(run for run in runs if run.policy == day.STEERED)
+    per_hour = round(3600.0 / run.steps[0].seconds)
+    hours = [run.steps[at : at + per_hour] for at in range(0, len(run.steps), per_hour)]
+    show(
+        f"{day.STEERED}, hour by hour",
+        ["hour", "g/kWh", "rows/s", "deployment", "chains", "accuracy", "turned", "changes"],
+        [
+            [
+                at, sum(step.g_per_kwh for step in steps) / len(steps), steps[0].rate, steps[-1].deployment,
+                ", ".join(dict.fromkeys(step.chain or "alone" for step in steps)),
+                f"{sum(step.rows * step.accuracy for step in steps) / sum(step.rows for step in steps):.3f}",
+                sum(step.turned for step in steps), sum(step.changes for step in steps),
+            ]
+            for at, steps in enumerate(hours)
+        ],
+    )  # fmt: skip
+    return {"simulated": [msgspec.to_builtins(item) for item in found], "target": target}
 
 
 def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trace", help="CSV of a carbon-intensity trace; its first 24 hours from --start are replayed")
+    parser.add_argument("trace", help="CSV of a carbon-intensity trace; its first hours from --start are replayed")
+    parser.add_argument("--schemes", default="clover,base", help="names above, the last one is what is compared with")
     parser.add_argument("--start", default="", help="grid time to start at (ISO 8601)")
     parser.add_argument("--hour-s", type=float, default=20.0, help="wall seconds of one grid hour")
+    parser.add_argument("--hours", type=int, default=HOURS, help="grid hours to replay")
     parser.add_argument("--peak", type=float, default=450.0, help="requests a second at the daily peak")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--accuracy-budget", type=float, default=0.5, help="points below the best variant")
     parser.add_argument("--accuracy-floor", default="", help="percent; the default of the server otherwise")
     parser.add_argument("--slo-ms", default="", help="p95 target; the default of the server otherwise")
     parser.add_argument("--objective", default="", help="form of the objective: paper or floor; the default otherwise")
+    parser.add_argument("--simulated", action="store_true", help="on the virtual clock, without a server")
+    parser.add_argument("--family", default="fashion", help="with --simulated: a name, or a profile.json")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
+    if options.simulated:
+        write_json(options.json, simulated(options))
+        return
     images, labels = fashion_rows()
     bodies = binary_bodies(images, len(images))
-    check = scorer(expected(images), labels)
+    answers = expected(images)
+    check = scorer(answers, labels)
+    best = max(100.0 * float(np.mean(own.argmax(axis=1) == labels)) for own in answers.values())
     shared = ["fashion", "--carbon", f"trace:{Path(options.trace).resolve()}"]
     shared += ["--trace-speed", str(3600 / options.hour_s), "--poll-s", "0.5"]
     if options.start:
@@ -196,17 +286,23 @@ def main() -> None:
             shared += [f"--{flag.replace('_', '-')}", value]
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, extra in (("clover", ["--policy", "objective"]), ("base", ["--policy", "base"])):
-            with served([*shared, *extra], log=Path(folder) / f"{name}.log") as server:
+        for name in options.schemes.split(","):
+            with served([*shared, *words_of(name, options, best)], log=Path(folder) / "server.log") as server:
                 result, marks = run(server, bodies, check, options)
             rows = by_hour(result, marks, options.hour_s, len(images))
             targets = marks.states[-1]["models"]["fashion"]["targets"]
             report[name] = {"hours": rows, "day": totals(rows), "targets": targets, "mismatched": result.mismatched()}
             show(f"{name}: targets {targets}", list(rows[0]), [list(row.values()) for row in rows])
-    day = {name: part["day"] for name, part in report.items()}
-    rows_of = [[key, day["clover"][key], day["base"][key], day["clover"][key] / day["base"][key]
-                if day["base"][key] else "-"] for key in day["clover"]]
-    show("the day", ["figure", "clover", "base", "clover / base"], rows_of)
+    days = {name: part["day"] for name, part in report.items()}
+    base = days["base"] if "base" in days else next(reversed(days.values()))
+    show(
+        f"the day; the best variant alone is right on {best:.2f} % of these images",
+        ["figure", *(f"{name} (/ base)" for name in days)],
+        [
+            [key, *(f"{of[key]:.4g}" + (f" ({of[key] / base[key]:.3f})" if base[key] else "") for of in days.values())]
+            for key in base
+        ],
+    )
     write_json(options.json, report)
 
 

@@ -122,8 +122,8 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     policy: Annotated[
         str,
         _help(
-            "objective, budget, static, static:VARIANT, base, clover, clover-artifact, blover, co2opt, oracle, "
-            "oracle:alike, or module:attribute"
+            "objective, budget, budget:flat, static, static:VARIANT, base, clover, clover-artifact, blover, co2opt, "
+            "oracle, oracle:alike, or module:attribute"
         ),
     ] = "objective"
     objective: Annotated[Literal["paper", "floor"], _help("form of the objective")] = "paper"

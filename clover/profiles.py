@@ -27,7 +27,7 @@ from clover.config import EnergyConfig
 from clover.errors import ProfileError
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
-MEASURING_VERSION = 2
+MEASURING_VERSION = 3
 """Raised whenever the measuring procedure changes what its figures mean."""
 
 _DISTRIBUTIONS = {

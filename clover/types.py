@@ -204,7 +204,8 @@ class DeviceShape(Record, frozen=True, kw_only=True):
 
 
 class LatencyMeasurement(Record, frozen=True, kw_only=True):
-    """How one (variant, profile, backend, batch) runs: milliseconds a batch, CPU seconds and joules a row."""
+    """How one (variant, profile, backend, batch) runs, batch after batch: milliseconds a batch, CPU seconds and joules
+    a row.  `rested_j`: joules that a batch costs more where its worker slept before (0: not known, or not measured)."""
 
     variant: str
     profile: str
@@ -220,6 +221,7 @@ class LatencyMeasurement(Record, frozen=True, kw_only=True):
     cpu_s_per_row: float
     energy_j_per_row: float
     energy_method: Method
+    rested_j: float = 0.0
 
 
 class AccuracyMeasurement(Record, frozen=True, kw_only=True):
@@ -295,8 +297,9 @@ class Sureness(Record, frozen=True, kw_only=True):
 
 class CascadeProfile(Record, frozen=True, kw_only=True):
     """What a family's confidence is worth.  `points` are the Pareto fronts of accuracy and cost over all chains of up
-    to two and of up to three variants, from the cheapest up; `quantiles` of each variant's scores on held-out rows,
-    equally spaced from the least to the highest, and what they tell (`sureness`); the numbers of rows it was made from.
+    to two and of up to three variants, and some of each chain of two's own, from the cheapest up; `quantiles` of each
+    variant's scores on held-out rows, equally spaced from the least to the highest, and what they tell (`sureness`);
+    the numbers of rows it was made from.
 
     Costs are held against those of `best`.  `joules` a row of each variant, at its most frugal batch on the profile
     that `measured_on` says, come from `method`; a planner has its own and counts with `ChainPoint.reach`."""
@@ -501,12 +504,23 @@ class Candidate(Record, frozen=True, kw_only=True):
     awake: int = 0
 
 
+class Permitted(Record, frozen=True, kw_only=True):
+    """A chain with thresholds (none: no cascade) that a configuration permits, and what is expected of it."""
+
+    chain: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    prediction: Prediction
+
+
 class Plan(Record, frozen=True, kw_only=True):
     """What to run, how to route, what is expected of it, and why.
 
     `score` is the objective's value, higher is better; `bound` is an upper bound of it over all configurations, or
     null; `gap` is how far below the bound the score lies, as a part of what saving all of BASE's emissions would be
     worth; `feasible` false marks the least bad answer where no configuration meets the constraints.
+
+    `permitted` is what its workers permit besides at this rate, from the most frugal to the most accurate: every stage
+    below the utilisation limit, p95 within the SLO, accuracy above the floor.  Empty where that was not asked for.
     """
 
     family: str
@@ -523,6 +537,7 @@ class Plan(Record, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...] = ()
     evaluated: int = 0
     seconds: float = 0.0
+    permitted: tuple[Permitted, ...] = ()
 
     @property
     def awake(self) -> tuple[str, ...]:

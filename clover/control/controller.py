@@ -44,13 +44,15 @@ from clover.control.commands import Commands
 from clover.control.decisions import Decisions
 from clover.control.devices import Yard
 from clover.control.family import Family, Mode, Standing
-from clover.control.outlook import Grid
+from clover.control.outlook import TURN_S, Grid
 from clover.control.report import report
 from clover.control.shadows import FixedMixes, Shadows
 from clover.control.triggers import Look
 from clover.control.turn import Turns, still_possible
 from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
+from clover.planning.forecast import HOUR_S
+from clover.policies import SPENDING
 from clover.runtime.guard import RUNGS
 from clover.types import Configuration, DeviceShape, FamilyProfile, FamilySpec, Plan, Reading, State
 
@@ -328,7 +330,8 @@ class Controller:
                 rate_change=self.config.rate_change,
             )
         )
-        if not trigger and self.policy_of(family) == "budget" and family.ledger.due(self.grid_clock.now()):
+        step_s = TURN_S if self.config.cascade else HOUR_S
+        if not trigger and self.policy_of(family) in SPENDING and family.ledger.due(self.grid_clock.now(), step_s):
             trigger = "forecast step"  # an hour is over: what it served counts, and the forecast moved on
         if not trigger:
             return

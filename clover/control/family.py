@@ -129,6 +129,9 @@ class Family:
         self.planned_rung = OK
         """The guard's step that the last plan was made for."""
         self.changes = 0
+        """Deployments that were changed to, the first included."""
+        self.turned = 0
+        """Times that other thresholds, or another chain, were turned to on the same workers."""
         self.rollbacks = 0
 
     @property

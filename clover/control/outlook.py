@@ -19,6 +19,8 @@ from typing import Protocol
 from clover.planning.forecast import HOUR_S, History, Outlook, Sample, hours_of, outlook, values
 from clover.types import Reading
 
+TURN_S = 300.0
+"""Grid seconds after which thresholds are looked at again: what costs nothing to turn follows what was served."""
 FORESEEN_S = 7 * 86_400.0
 """How far ahead a source is asked; none foresees more, but for a file, which would foresee everything."""
 
@@ -39,8 +41,8 @@ class Ledger:
         self.rows = 0.0
         self.accuracy_rows = 0.0
         """Sum over the rows of the accuracy (percent) expected of the variant that answered."""
-        self.planned_hour: int | None = None
-        """The hour (since 1970) of the last plan."""
+        self.planned_s = math.nan
+        """Grid time of the last plan; NaN before the first."""
         self.label = ""
         """Where the last forecast came from."""
         self._before = (0.0, 0.0)
@@ -62,9 +64,9 @@ class Ledger:
         self._before = (rows, total)
         self.rates.note(grid_s, observed.get("arrival_rate", math.nan))
 
-    def due(self, grid_s: float) -> bool:
-        """Whether another hour began since the last plan."""
-        return self.planned_hour != math.floor(grid_s / HOUR_S)
+    def due(self, grid_s: float, step_s: float = HOUR_S) -> bool:
+        """Whether another hour (another step of `step_s`) began since the last plan."""
+        return math.isnan(self.planned_s) or math.floor(self.planned_s / step_s) != math.floor(grid_s / step_s)
 
 
 class Grid:

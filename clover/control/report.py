@@ -9,7 +9,7 @@ import msgspec
 
 from clover.control.family import Family
 from clover.control.saved import saved
-from clover.policies import BUDGETED
+from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _budget(controller: Controller, family: Family) -> dict[str, Any] | None:
     if policy not in BUDGETED:
         return None
     budget: dict[str, Any] = {"accuracy_budget": family.config.accuracy_budget}
-    if policy != "budget":
+    if policy not in SPENDING:
         return budget
     begun = not math.isnan(ledger.since_s)
     return {
@@ -144,6 +144,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
             "bound": plan.bound,
             "gap": plan.gap,
             "prediction": msgspec.to_builtins(plan.prediction),
+            "permitted": msgspec.to_builtins(plan.permitted),
         },
         "targets": {
             "slo_ms": family.targets.slo_ms,
@@ -167,6 +168,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
             if entry.until_s > now_s
         ],
         "changes": family.changes,
+        "thresholds_moved": family.turned,
         "rollbacks": family.rollbacks,
         "last_decision": None
         if last is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -12,11 +11,10 @@ from clover.control.apply import NOWHERE, ApplyError, interim, possible
 from clover.control.family import Family, Pin, Standing, Targets, Watch
 from clover.control.triggers import RETRY_S
 from clover.errors import CloverError, PlanError
-from clover.planning.forecast import HOUR_S
 from clover.planning.objective import objective_of
 from clover.planning.problem import LEAST_RATE
 from clover.planning.transition import plan_transition
-from clover.policies import BUDGETED
+from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, Configuration, Decision, DeviceShape, Plan, Routing, State, Transition
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ class Turns:
         rate = rate if rate is not None else family.triggers.held(family.rate(config), config.rate_change)
         grid_s = controller.grid_clock.now()
         outlook = None
-        if held.policy == "budget":
+        if held.policy in SPENDING:
             family.ledger.look(grid_s, family.observed, family.config.budget_horizon_s)
             outlook = await controller.grid.outlook(
                 family.ledger,
@@ -102,7 +100,7 @@ class Turns:
         if not dry_run:
             family.news = ""
             family.planned_rung = family.rung
-            family.ledger.planned_hour = math.floor(controller.grid_clock.now() / HOUR_S)
+            family.ledger.planned_s = controller.grid_clock.now()
         try:
             state, plan = await self.proposed(family, pin=pin, targets=targets, g_per_kwh=g_per_kwh, rate=rate)
         except CloverError as error:
@@ -243,6 +241,10 @@ class Turns:
             changed = _moved(standing.routing, plan.routing)
             if changed:
                 family.fleet.route(standing.deployment, plan.routing)
+                family.turned += (standing.routing.chain, standing.routing.thresholds) != (
+                    plan.routing.chain,
+                    plan.routing.thresholds,
+                )
             routed = Standing(standing.deployment, plan.routing if changed else standing.routing, plan)
             if family.good is standing:
                 family.good = routed

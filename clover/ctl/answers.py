@@ -107,6 +107,9 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
             _say(console, f"  {_INFEASIBLE}")
         _say(console, f"  predicted  {_prediction(plan['prediction'])}")
         _say(console, f"  plan       {plan['reason']}")
+    if model.get("thresholds_moved"):
+        moved, changed = model["thresholds_moved"], max(0, model.get("changes", 0) - 1)
+        _say(console, f"  turned     thresholds {moved} times, configurations {changed} times")
     last = model.get("last_decision")
     if last:
         who = f" by {last['operator']}" if last.get("operator") else ""

@@ -33,6 +33,8 @@ from clover.types import Assignment, Candidate, Configuration, configuration_of
 EXACT = 300
 """Configurations up to which every one is weighed.  With more, the exact search spends its questions on what looks well
 and is late, and ends before it is through."""
+JOINT = 64
+"""Configurations up to which every one is weighed under every chain and threshold."""
 EVALUATIONS = 20_000
 RESTARTS = 1
 KEEP = 24
@@ -73,7 +75,8 @@ def best_found(
         return found
     now = configuration_of(tuple(running)) if running else None
     beat = found.best.score if found.best.feasible else -math.inf
-    more = best_chains(problem, objective, problem.points, running=now, beat=beat, seed=seed)
+    space = every(problem, JOINT) or ()
+    more = best_chains(problem, objective, problem.points, running=now, beat=beat, seed=seed, space=space)
     more = verified(problem, objective, more)
     if now is not None and kept is None:
         kept = _alike(now)

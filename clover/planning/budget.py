@@ -24,6 +24,10 @@ and a flat day is nothing else.  So parts whose break-even lies within `_BAND` o
 over, each in the same proportion, and the moment's share of it is an accuracy to land on (`Course.accuracy`), which the
 plan then reaches at the least carbon by the shares of its variants.  A flat day gets the static mix, in every hour.
 
+**Cascades.**  Where plans may have a chain, a way is a configuration *with* a chain and thresholds: the frontier is
+that of all that the configurations found for it permit (`permitted`).  Such ways are points with nothing between them,
+and what runs now need not be on the frontier: `course` says where to land among the points that *it* permits (`here`).
+
 **Trust.**  Rows to come are a forecast too.  What a moment loses has to be made good by `_TRUST` of the rows that are
 expected after it at their best; else it may lose less.
 """
@@ -33,7 +37,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -41,10 +45,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.awake import best_awake
+from clover.planning.annealed import JOINT, every
+from clover.planning.awake import best_awake, charged
 from clover.planning.horizon import Point, hull
 from clover.planning.objective import Objective, objective_of, planned_floor
-from clover.planning.problem import LEAST_RATE, accuracies, problem_of
+from clover.planning.permitted import drawn_at, joint, permitted
+from clover.planning.problem import LEAST_RATE, Problem, accuracies, problem_of
 from clover.types import Candidate, Configuration, ObjectiveConfig, Reading, State
 
 Floats = NDArray[np.float64]
@@ -68,7 +74,8 @@ class Course:
 
     `accuracy` (percent) to reach now at the least carbon, at least the floor; `price` in grams for a percent of a row
     (0: accuracy is not wanted, inf: at any price), `lam` the lambda that has it; `asked`: what rows from now on have to
-    reach for `target`; `served`: what they reached so far (NaN: none yet).
+    reach for `target`; `served`: what they reached so far (NaN: none yet); `least`: what must be reached now, because
+    the rows to come could not make it good.
     """
 
     accuracy: float
@@ -77,17 +84,31 @@ class Course:
     asked: float
     target: float
     served: float
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
 class Way:
-    """A useful way to serve: percent and joules a row (idle ones too, where they differ), the configuration that does
-    it, the rows' shares of it, and on how many devices it does (0: all)."""
+    """A useful way to serve: percent and joules a row (idle ones too, where they differ), and the candidate that does
+    it."""
 
     point: Point
-    configuration: Configuration
-    shares: dict[str, float]
-    awake: int = 0
+    candidate: Candidate
+
+    @property
+    def configuration(self) -> Configuration:
+        """The workers that do it."""
+        return self.candidate.configuration
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The rows' shares of its variants."""
+        return self.candidate.routing.shares
+
+    @property
+    def awake(self) -> int:
+        """On how many devices it does (0: all)."""
+        return self.candidate.awake
 
 
 @dataclass(frozen=True)
@@ -169,17 +190,19 @@ def held_to(objective: Objective, accuracy: float) -> Objective:
     return replace(objective, form="floor", planned_floor=max(objective.planned_floor, accuracy))
 
 
-def course(state: State) -> Course:
-    """What to reach now.  Without a forecast, and where no plan is feasible, the target itself."""
+def course(state: State, here: Sequence[Point] = ()) -> Course:
+    """What to reach now.  Without a forecast, and where no plan is feasible, the target itself.  `here` are the points
+    (in joules, a hull) that this moment can be run at, where it cannot be everywhere on the frontier."""
     target = target_of(state)
     objective = objective_of(state)
     served = state.served_accuracy_rows / state.served_rows if state.served_rows > 0.0 else math.nan
-    left = _left(state)
+    left = _left(state, here)
     if left is None:
         return Course(target, 0.0, objective.lam, target, target, served)
     asked = _asked(target, state, float(left.rows.sum()))
     price = left.price(asked)
-    now = min(max(left.landing(asked, price), left.owed(target, state)), float(left.top[0]))
+    owed = left.owed(target, state)
+    now = min(max(left.landing(asked, price), owed), float(left.top[0]))
     c_ref = objective.base_energy_j * GRAMS_PER_J * state.objective.reference_g_per_kwh
     return Course(
         accuracy=max(now, objective.planned_floor),
@@ -188,15 +211,32 @@ def course(state: State) -> Course:
         asked=asked,
         target=target,
         served=served,
+        least=max(owed, objective.planned_floor),
     )
 
 
 def ways(state: State, rate: float, *, coarse: bool = False) -> tuple[Way, ...]:
     """The useful ways to serve `rate` rows a second or a little more, from the most frugal to the most accurate.  Empty
     where nothing keeps floor, SLO and utilisation limit."""
-    size = _FAR_STEP if coarse else _RATE_STEP
-    step = math.ceil(math.log(max(rate, LEAST_RATE)) / size - 1e-9)
-    return _ways(question(state, math.exp(step * size)))
+    return _ways(question(state, _above(rate, _FAR_STEP if coarse else _RATE_STEP)))
+
+
+def options(state: State, configuration: Configuration, awake: int = 0) -> tuple[Candidate, ...]:
+    """What `configuration` on so many devices permits at the rate of now or a little more (`permitted`)."""
+    return _options(question(state, _above(state.arrival_rate, _RATE_STEP)), configuration, awake)
+
+
+@lru_cache(maxsize=256)
+def _options(asked: bytes, configuration: Configuration, awake: int) -> tuple[Candidate, ...]:
+    state = msgspec.json.decode(asked, type=State)
+    problem, objective = problem_of(state), objective_of(state)
+    found = permitted(problem, objective, configuration)
+    return tuple(charged(item, problem, objective, awake) for item in found)
+
+
+def _above(rate: float, size: float) -> float:
+    """The least rate of a grid of steps of `size` (of its logarithm) that is no less than `rate`."""
+    return math.exp(math.ceil(math.log(max(rate, LEAST_RATE)) / size - 1e-9) * size)
 
 
 def question(state: State, rate: float, *, running: bool = False) -> bytes:
@@ -235,12 +275,8 @@ def _ways(asked: bytes) -> tuple[Way, ...]:
         found.setdefault(point, best)
         return point
 
-    def way(point: Point) -> Way:
-        best = found[point]
-        return Way(point, best.configuration, best.routing.shares, best.awake)
-
     if solved(_CHEAPEST) is None or solved(_BEST) is None:
-        return tuple(map(way, found))
+        return tuple(Way(point, candidate) for point, candidate in found.items())
     ends = hull(tuple(found))
     order = itertools.count()
     gaps = [(0.0, next(order), ends[0], ends[-1])] if len(ends) > 1 else []
@@ -256,11 +292,26 @@ def _ways(asked: bytes) -> tuple[Way, ...]:
             for left, right in ((low, point), (point, high)):
                 room = (right.accuracy - left.accuracy) * (right.grams - left.grams)
                 heapq.heappush(gaps, (-room, next(order), left, right))
-    return tuple(map(way, hull(tuple(found))))
+    if problem.points:
+        for item in _chained(problem, objective, tuple(found.values())):
+            found.setdefault(drawn_at(item), item)
+    return tuple(Way(point, found[point]) for point in hull(tuple(found)))
 
 
-def _left(state: State) -> Left | None:
-    """What is left of the horizon; None without a forecast, or where nothing can be served now."""
+def _chained(problem: Problem, objective: Objective, found: Sequence[Candidate]) -> Iterator[Candidate]:
+    """What all configurations of a small machine permit; of a larger one, those that were found."""
+    space = every(problem, JOINT) if problem.spared_w is None else None
+    if space:
+        yield from joint(problem, objective, space)
+        return
+    for configuration, awake in dict.fromkeys((item.configuration, item.awake) for item in found):
+        for item in permitted(problem, objective, configuration):
+            yield charged(item, problem, objective, awake)
+
+
+def _left(state: State, here: Sequence[Point] = ()) -> Left | None:
+    """What is left of the horizon, this moment at the points `here` where there are any; None without a forecast, or
+    where nothing can be served now."""
     known: dict[float, tuple[Point, ...]] = {}
     rows, steps, shapes = [], [], []
     for at, part in enumerate(state.ahead):
@@ -269,7 +320,7 @@ def _left(state: State) -> Left | None:
         rate = part.rate if at > 0 else state.arrival_rate  # this moment is planned for what may come, too
         if rate not in known:
             known[rate] = _reachable(state, rate)
-        shape = known[rate]
+        shape = tuple(here) if here and at == 0 else known[rate]
         if not shape and at == 0:
             return None
         if shape:

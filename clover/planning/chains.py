@@ -12,12 +12,15 @@ the step between two stages).  `bench.stages` holds this against the router, row
 devices that they share: the kernel that packs several families packs a chain.  Each is held to what the others leave of
 the SLO at their quickest; whether the chain as a whole keeps it is played afterwards, and where it does not, the stages
 are held to parts of it, in proportion to the time a row takes in each.  Points are tried in the order of what they
-could be worth at best, until none that is left could be worth more than what was found.
+could be worth at best, until none that is left could be worth more than what was found.  A machine of few
+configurations is gone through instead.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -38,7 +41,13 @@ Stages = tuple[tuple[Service, ...], ...]
 """The workers of each stage."""
 
 POINTS = 12
-"""Points for which a configuration is looked for, at most."""
+"""Points for which a configuration is found, at most."""
+TRIED = 36
+"""Points for which one is looked for, at most."""
+FAILED = 2
+"""Points of a chain for which none is found until the chain is given up: what is too slow mostly is so at every
+threshold."""
+SPARE = 3
 EVALUATIONS = 5_000
 KEEP = 6
 ROWS = 20_000
@@ -95,8 +104,11 @@ def play_once(
     return values[order], cumulated / cumulated[-1]
 
 
-def evaluate(problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint) -> Candidate:
-    """What `point` does on a configuration of the variants of its chain."""
+def evaluate(
+    problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint, *, play: bool = True
+) -> Candidate:
+    """What `point` does on a configuration that has the variants of its chain; others stand by.  Without `play` p95 is
+    left open (infinite) and not held against it."""
     stages = stages_of(problem, configuration, point)
     loads = [
         problem.rate * part / lane.capacity if lane.groups else math.inf
@@ -108,15 +120,16 @@ def evaluate(problem: Problem, objective: Objective, configuration: Configuratio
         why = f"{point.chain[at]} would be at {loads[at]:.0%} of its capacity"
     if max(loads) < 1.0:
         joules = energy_j(stages, problem.rate, point.reach)
-        latencies = played_ms(tuple(lane.workers for lane in stages), problem.rate, point.reach)
-        p95_ms = float(np.quantile(latencies, _MISS))
-    if not why and p95_ms > objective.slo_ms:
+        if play:
+            latencies = played_ms(tuple(lane.workers for lane in stages), problem.rate, point.reach)
+            p95_ms = float(np.quantile(latencies, _MISS))
+    if not why and play and p95_ms > objective.slo_ms:
         why = f"p95 {p95_ms:.2f} ms exceeds the SLO of {objective.slo_ms:.2f} ms"
     if not why and point.accuracy < objective.planned_floor:
         why = f"accuracy {point.accuracy:.2f} % is below {objective.floor_text}"
     return Candidate(
         configuration=configuration,
-        routing=Routing(shares=ends_of(point), chain=point.chain, thresholds=point.thresholds),
+        routing=routing_of(point, configuration),
         prediction=Prediction(
             p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(max(loads), 1e9)
         ),
@@ -127,12 +140,20 @@ def evaluate(problem: Problem, objective: Objective, configuration: Configuratio
 
 
 def stages_of(problem: Problem, configuration: Configuration, point: ChainPoint) -> list[Lane]:
-    """The stages of `point` as lanes, on a configuration of the variants of its chain; one without workers has no
-    groups."""
+    """The stages of `point` as lanes, on a configuration that has the variants of its chain; one without workers has
+    no groups."""
     groups: dict[str, list[tuple[Service, int]]] = {variant: [] for variant in point.chain}
     for group in configuration:
-        groups[group.variant].append((problem.services[group.variant, group.profile], group.count))
+        if group.variant in groups:
+            groups[group.variant].append((problem.services[group.variant, group.profile], group.count))
     return [lane_of(tuple(members)) for members in groups.values()]
+
+
+def routing_of(point: ChainPoint, configuration: Configuration) -> Routing:
+    """How rows follow `point`; a variant alone needs no chain, and variants that stand by get no rows."""
+    by = {group.variant: 0.0 for group in configuration} | ends_of(point)
+    chained = len(point.chain) > 1
+    return Routing(shares=by, chain=point.chain if chained else (), thresholds=point.thresholds if chained else ())
 
 
 def ends_of(point: ChainPoint) -> dict[str, float]:
@@ -146,9 +167,10 @@ def promising(problem: Problem, objective: Objective, points: Sequence[ChainPoin
     """Points of several stages that reach the floor and can run here, with what each could be worth at best, best
     first."""
     least = {variant: min(problem.energies(variant), default=math.inf) for variant in problem.variants}
+    room = sum(max(map(len, device.layouts), default=0) for device in problem.devices)  # every stage needs a worker
     found = []
     for point in points:
-        if len(point.chain) < 2 or point.accuracy < objective.planned_floor:
+        if not 2 <= len(point.chain) <= room or point.accuracy < objective.planned_floor:
             continue
         joules = sum(
             part * least.get(variant, math.inf) for variant, part in zip(point.chain, point.reach, strict=True)
@@ -166,21 +188,57 @@ def best_chains(
     running: Configuration | None = None,
     beat: float = -math.inf,
     seed: int = 0,
+    space: Sequence[Configuration] = (),
 ) -> list[Candidate]:
     """Feasible candidates, the best first: what runs under every point it can serve, and the configurations found for
-    the most promising points.  Nothing that cannot be worth more than `beat` is looked for."""
+    the most promising points.  Nothing that cannot be worth more than `beat` is looked for.  Of a `space` that is all
+    there is, the best is found for certain."""
     ranked = promising(problem, objective, points)
     found: list[Candidate] = []
     if running is not None and all((group.variant, group.profile) in problem.services for group in running):
         found = on_configuration(replace(problem, points=tuple(points)), objective, running)
     good = [candidate for candidate in found if candidate.feasible]
-    for worth, point in ranked[:POINTS]:
-        if worth <= max([beat, *(candidate.score for candidate in good)]):
+    if space:
+        good += _best_of(problem, objective, [point for _, point in ranked], space, beat)
+        return sorted(good, key=lambda candidate: -candidate.score)
+    failed = Counter[tuple[str, ...]]()
+    tried = number = 0
+    for worth, point in ranked:
+        best = max([beat, *(candidate.score for candidate in good)])
+        if worth <= best or number >= POINTS or tried >= TRIED:
             break
+        if failed[point.chain] >= FAILED:
+            continue
+        tried += 1
         candidate = next(_configurations(problem, objective, point, seed), None)
         if candidate is not None:
             good.append(candidate)
+            number += 1
+        else:
+            failed[point.chain] += 1
     return sorted(good, key=lambda candidate: -candidate.score)
+
+
+def _best_of(
+    problem: Problem,
+    objective: Objective,
+    points: Sequence[ChainPoint],
+    space: Sequence[Configuration],
+    beat: float,
+) -> list[Candidate]:
+    """The best few of all configurations under all points that are worth more than `beat`.  Scores are known without
+    playing: so the first that keep the SLO, from the best down, are they.  Several, as one may not be verified."""
+    weighed = []
+    for configuration in space:
+        variants = {group.variant for group in configuration}
+        for point in points:
+            if variants == set(point.chain):
+                seen = evaluate(problem, objective, configuration, point, play=False)
+                if seen.feasible and seen.score > beat:
+                    weighed.append((seen.score, configuration, point))
+    weighed.sort(key=lambda item: -item[0])
+    played = (evaluate(problem, objective, configuration, point) for _, configuration, point in weighed)
+    return list(itertools.islice((candidate for candidate in played if candidate.feasible), SPARE))
 
 
 def on_configuration(problem: Problem, objective: Objective, configuration: Configuration) -> list[Candidate]:
@@ -200,13 +258,14 @@ def _configurations(problem: Problem, objective: Objective, point: ChainPoint, s
             form = Formulation(_members(problem, objective, point, part), problem.devices)
         except PlanError:
             return
-        starts = form.alike()
+        loaded = form.loaded()
+        starts = [*form.alike(), *loaded]
         if not starts:
             return
         solution = lanes.solve(form.kernel(), seed + turn, EVALUATIONS, starts, 1, KEEP)
         good = []
-        for item in solution.found:
-            groups = [group for at in range(len(point.chain)) for group in form.configuration(item.counts, at)]
+        for counts in (*(item.counts for item in solution.found), *(counts for counts, _ in loaded)):
+            groups = [group for at in range(len(point.chain)) for group in form.configuration(counts, at)]
             configuration = tuple(sorted(groups, key=lambda group: (group.variant, group.profile)))
             candidate = evaluate(problem, objective, configuration, point)
             if candidate.feasible:

@@ -117,8 +117,9 @@ def _late(service: Service, workers: int, slo_ms: float, limit: float) -> tuple[
 @lru_cache(maxsize=65536)
 def _joules(service: Service, workers: int, limit: float) -> tuple[float, ...]:
     """Joules of a row at `LOADS` + 1 loads from 0 to `limit` in a lane of so many equal workers."""
-    rates = (step / LOADS * limit * service.capacity() for step in range(LOADS + 1))
-    return tuple(service.energy_j(expected_batch(service, rate, workers)) for rate in rates)
+    rates = [step / LOADS * limit * service.capacity() for step in range(LOADS + 1)]
+    sizes = [expected_batch(service, rate, workers) for rate in rates]
+    return tuple(service.energy_j(b) + service.resting_j(b, rate) for b, rate in zip(sizes, rates, strict=True))
 
 
 class Formulation:
@@ -328,6 +329,54 @@ class Formulation:
                 if counts is not None:
                     found.append((counts, used))
         return found
+
+    def loaded(self, most: int = 8) -> list[tuple[Counts, Counts]]:
+        """Configurations to start from where members need unlike parts of the devices (of one kind, members of one
+        variant each): some devices whole, the others cut alike, and slices dealt, the largest first, to whoever is
+        busiest then.  At most so many, those of the least power first, with every member below its limit."""
+        if len(self.kinds) != 1:
+            return []
+        cuts = [at for at, cut in enumerate(self.cuts) if cut.profiles]
+        whole = min(cuts, key=lambda at: (sum(number for _, number in self.cuts[at].profiles), at))
+        found: list[tuple[float, Counts, Counts]] = []
+        for at in cuts:
+            for number in range(self.kinds[0][1] + 1):
+                used = np.zeros(len(self.cuts), np.int64)
+                used[whole] += number
+                used[at] += self.kinds[0][1] - number
+                counts, watts = self._busiest(used @ self.table)
+                if counts is not None and not any((used == other).all() for _, _, other in found):
+                    found.append((watts, counts, used))
+        return [(counts, used) for _, counts, used in sorted(found, key=lambda item: item[0])[:most]]
+
+    def _busiest(self, slices: Counts) -> tuple[Counts | None, float]:
+        """Slices dealt one by one to the member with most left to serve, and the watts of that; nothing where a member
+        has more than its limit in the end, or a slice can serve nobody."""
+        counts = np.zeros(len(self.groups), np.int64)
+        served = [0.0] * len(self.members)
+        fastest = [max(g.service.capacity() for g in self.groups if g.member == at) for at in range(len(self.members))]
+        best = {
+            (group.member, group.profile): at
+            for at, group in sorted(enumerate(self.groups), key=lambda item: -item[1].service.least_energy_j)
+        }
+        watts = 0.0
+        size = {name: max(g.service.capacity() for g in self.groups if g.profile == name) for name in self.profiles}
+        for name in sorted(self.profiles, key=lambda name: -size[name]):
+            for _ in range(int(slices[self.profiles.index(name)])):
+                able = [member for member in range(len(self.members)) if (member, name) in best]
+                if not able:
+                    return None, 0.0
+                # Who has nothing yet is as busy as its best slice would leave it.
+                busy = {m: self.members[m].problem.rate / (served[m] or 0.1 * fastest[m]) for m in able}
+                chosen = max(able, key=lambda m: busy[m])
+                counts[best[chosen, name]] += 1
+                served[chosen] += self.groups[best[chosen, name]].service.capacity()
+        for at, member in enumerate(self.members):
+            if served[at] <= 0.0 or member.problem.rate > member.objective.max_utilisation * served[at]:
+                return None, 0.0
+            own = [g.service for g, n in zip(self.groups, counts, strict=True) if n and g.member == at]
+            watts += member.problem.rate * sum(service.least_energy_j for service in own) / len(own)
+        return counts, watts
 
     def _dealt(self, slices: Counts, variants: Sequence[str]) -> Counts | None:
         counts = np.zeros(len(self.groups), np.int64)

@@ -191,5 +191,6 @@ def _measured(profile: FamilyProfile) -> dict[tuple[str, str, str], Service]:
             tuple(max(item.mean_ms, 1e-6) for item in ordered),
             tuple(item.energy_j_per_row for item in ordered),
             sum(item.cv for item in ordered) / len(ordered),
+            max(item.rested_j for item in ordered),
         )
     return services

@@ -12,7 +12,10 @@ lane rate a: the next batch holds 1 row where r is small, r where it is large.  
 b = (1 + r(b)^k)^(1/k) fits the simulation for c workers and quota share f with k = c + 2/f: the more workers and the
 more regular the arrivals, the sharper the bend.
 Energy is measured per row at batch sizes, so a batch costs b e(b); interpolated at the expected batch and divided by
-it, that is the energy of a row.  Workers of a mixed lane share its rows in proportion to their capacity.
+it, that is the energy of a row.  Measured batches follow each other; where a worker has slept in between, its caches
+are cold, and a small batch may take twice the CPU time.  So a batch costs `rested_j` more after a pause of `REST_S`,
+and of that the part that its worker's mean pause lets expect: pauses are exponential, and shorter ones cost in
+proportion.  Workers of a mixed lane share its rows in proportion to their capacity.
 Utilisation is load over capacity at the best batch size: the distance to collapse, not the share of time a worker
 is busy (which dynamic batching drives to 1 long before).
 
@@ -54,26 +57,29 @@ _QUANTILES = 400
 _REMEMBERED = 64
 _RATE_STEP = math.log(1.03)
 _SEED = 20230911
+REST_S = 2e-3
+"""The pause after which `Service.rested_j` was measured."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Service:
-    """How one worker serves: mean milliseconds and joules a row at each measured batch size (ascending), and the
-    coefficient of variation of the service time."""
+    """How one worker serves: mean milliseconds and joules a row at each measured batch size (ascending), the
+    coefficient of variation of the service time, and what a batch costs more after a pause."""
 
     batches: tuple[int, ...]
     mean_ms: tuple[float, ...]
     energy_j_per_row: tuple[float, ...]
     cv: float = 0.0
+    rested_j: float = 0.0
 
     def __hash__(self) -> int:
         return self._hash  # services are keys of every memory here
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.batches, self.mean_ms, self.energy_j_per_row, self.cv))
+        return hash((self.batches, self.mean_ms, self.energy_j_per_row, self.cv, self.rested_j))
 
     @cached_property
     def _capacity(self) -> float:
@@ -98,6 +104,13 @@ class Service:
         batch = min(max(batch, 1.0), self.batches[-1])
         return _interpolate(self.batches, self._totals_j, batch) / batch
 
+    def resting_j(self, batch: float, rate: float) -> float:
+        """Joules of one row for the pauses of a worker that serves `rate` rows a second in batches of that size."""
+        if self.rested_j <= 0.0 or rate <= 0.0:
+            return self.rested_j / max(batch, 1.0)
+        pause = max(0.0, batch / rate - self.seconds(batch)) / REST_S
+        return self.rested_j / max(batch, 1.0) * (pause * -math.expm1(-1.0 / pause) if pause > 0.0 else 0.0)
+
     def least_energy_to(self, batch: float) -> float:
         """Joules of one row at the most frugal batch of at most `batch` rows.  Between measured sizes the energy of a
         row only rises or only falls, so that the ends decide."""
@@ -117,7 +130,8 @@ class Service:
         """The same worker with only `share` of the machine's time."""
         if share >= 1.0:
             return self
-        return Service(self.batches, tuple(ms / share for ms in self.mean_ms), self.energy_j_per_row, self.cv)
+        slower = tuple(ms / share for ms in self.mean_ms)
+        return Service(self.batches, slower, self.energy_j_per_row, self.cv, self.rested_j)
 
 
 @dataclass(frozen=True)
@@ -188,7 +202,11 @@ class Lane:
 
     def energy_j(self, rate: float, share: float = 1.0) -> float:
         """Expected joules of a row at that rate."""
-        return sum(part * service.energy_j(size) for part, service, size in self._batches(rate, share))
+        own = zip(self._batches(rate, share), self.groups, strict=True)
+        return sum(
+            part * (service.energy_j(size) + service.resting_j(size, rate * part / number))
+            for (part, service, size), (_, number) in own
+        )
 
     def least_energy_j(self, rate: float = math.inf) -> float:
         """A lower bound of `energy_j` over all rates up to `rate`: batches grow with the rate."""

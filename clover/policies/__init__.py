@@ -2,6 +2,7 @@
 
 objective         the best plan of the objective over every configuration (the default)
 budget            an accuracy budget over a horizon, spent where the forecast says that the grid is clean
+budget:flat       the same, blind to the grid: every hour counts as the reference intensity
 static            the best static mix at the accuracy budget, whatever the grid does; also static:mix
 static:VARIANT    one variant on the layout that serves it best
 base              BASE: the best variant on whole devices
@@ -27,10 +28,21 @@ from clover.policies.objective import ObjectivePolicy
 from clover.policies.paper import SCHEMES
 from clover.policies.static import StaticPolicy
 
-__all__ = ["BUDGETED", "BasePolicy", "BudgetPolicy", "ObjectivePolicy", "StaticMixPolicy", "StaticPolicy", "build"]
+__all__ = [
+    "BUDGETED",
+    "SPENDING",
+    "BasePolicy",
+    "BudgetPolicy",
+    "ObjectivePolicy",
+    "StaticMixPolicy",
+    "StaticPolicy",
+    "build",
+]
 
-BUDGETED = frozenset({"budget", "static", "static:mix"})
+BUDGETED = frozenset({"budget", "budget:flat", "static", "static:mix"})
 """Policies that hold to the accuracy budget."""
+SPENDING = frozenset({"budget", "budget:flat"})
+"""Those that look ahead and at what was served."""
 
 
 def build(name: str) -> Policy:
@@ -39,8 +51,8 @@ def build(name: str) -> Policy:
         return ObjectivePolicy()
     if name in ("base", "base:fitted"):
         return BasePolicy(fitted=name != "base")
-    if name == "budget":
-        return BudgetPolicy()
+    if name in SPENDING:
+        return BudgetPolicy(flat=name != "budget")
     if name in BUDGETED:
         return StaticMixPolicy(name)
     if name in SCHEMES:
@@ -51,7 +63,8 @@ def build(name: str) -> Policy:
             raise ConfigError("static:VARIANT names the variant to serve, as in static:small; static is the best mix")
         return StaticPolicy(rest)
     if not colon or not rest:
-        known = ", ".join(("objective", "budget", "base", "base:fitted", "static", "static:VARIANT", *SCHEMES))
+        ours = ("objective", "budget", "budget:flat", "base", "base:fitted", "static", "static:VARIANT")
+        known = ", ".join((*ours, *SCHEMES))
         raise ConfigError(f"unknown policy {name!r}: {known} or module:attribute")
     return _custom(kind, rest)
 

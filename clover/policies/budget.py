@@ -18,7 +18,16 @@ from clover.planning.budget import Course, course, held_to, question, target_of,
 from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
 from clover.planning.search import Found, chosen, evaluate
-from clover.policies.plans import bound_of, counting_kept, described, plan_of, running_configuration, with_waits
+from clover.planning.steering import steered
+from clover.policies.plans import (
+    bound_of,
+    counting_kept,
+    described,
+    plan_of,
+    running_configuration,
+    steered_plan,
+    with_waits,
+)
 from clover.policies.static import StaticPolicy
 from clover.types import Candidate, Plan, State
 
@@ -27,13 +36,22 @@ _GRID = 1e-4
 
 
 class BudgetPolicy:
-    """Holds to the accuracy budget of the state over the horizon of its forecast."""
+    """Holds to the accuracy budget of the state over the horizon of its forecast; `flat`: as if the grid never moved,
+    which is what to compare it with where the best static plan cannot land on the budget (a cascade is a point)."""
 
-    name = "budget"
+    def __init__(self, *, flat: bool = False) -> None:
+        self.flat = flat
+        self.name = "budget:flat" if flat else "budget"
 
     def propose(self, state: State) -> Plan:
         """The plan of this moment; PlanError where no configuration exists at all."""
+        if self.flat:
+            state = _flattened(state)
         now = course(state)
+        if state.ahead and state.objective.cascade and state.profile.cascade is not None:
+            found = steered(state, now)
+            if found is not None:
+                return steered_plan(state, found, policy=self.name, note=_note(state, now))
         return mixed(state, now.accuracy, policy=self.name, note=_note(state, now))
 
 
@@ -101,6 +119,16 @@ def _solved(asked: bytes, accuracy: float) -> tuple[Found, float]:
 
 def _weighed(candidate: Candidate, weight: float) -> Candidate:
     return msgspec.structs.replace(candidate, score=candidate.score * weight)
+
+
+def _flattened(state: State) -> State:
+    """`state` on a grid that always is at the reference intensity."""
+    level = state.objective.reference_g_per_kwh
+    return msgspec.structs.replace(
+        state,
+        intensity=msgspec.structs.replace(state.intensity, g_per_kwh=level),
+        ahead=tuple(msgspec.structs.replace(part, g_per_kwh=level) for part in state.ahead),
+    )
 
 
 def _note(state: State, now: Course) -> str:

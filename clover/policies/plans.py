@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+import msgspec
+
 from clover.errors import PlanError
 from clover.planning.awake import asleep, charged, in_use
 from clover.planning.budget import course, held_to
@@ -17,9 +19,20 @@ from clover.planning.layout import lay_out, slices
 from clover.planning.objective import Objective, objective_of
 from clover.planning.problem import Problem, problem_of
 from clover.planning.search import UNBOUNDED_MS, Found, chosen, evaluate
+from clover.planning.steering import Steered, turned
 from clover.planning.transition import plan_transition
 from clover.planning.waits import tuned
-from clover.types import Assignment, Candidate, Configuration, DeviceShape, Plan, State, configuration_of
+from clover.types import (
+    Assignment,
+    Candidate,
+    Configuration,
+    DeviceShape,
+    Permitted,
+    Plan,
+    Routing,
+    State,
+    configuration_of,
+)
 
 
 def running_configuration(state: State) -> Configuration | None:
@@ -149,16 +162,35 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     """The plan that runs exactly `configuration`, with its best routing; PlanError where it cannot run here.  A state
     with an accuracy budget is routed towards what that asks of this moment."""
     problem, objective = problem_of(state), objective_of(state)
-    if state.objective.accuracy_budget is not None:
-        objective = held_to(objective, course(state).accuracy)
     for group in configuration:
         if (group.variant, group.profile) not in problem.services:
             raise PlanError(f"{group.variant} was not measured on {group.profile}")
+    if state.objective.accuracy_budget is not None:
+        if state.ahead and problem.points:
+            steered = turned(state, configuration, least_awake(state, problem, configuration))
+            if steered is not None:
+                return steered_plan(state, steered, policy=policy, note="the configuration was given")
+        objective = held_to(objective, course(state).accuracy)
     candidates = [evaluate(problem, objective, configuration), *on_configuration(problem, objective, configuration)]
     candidate, _ = chosen(candidates, objective)
     candidate = charged(candidate, problem, objective, least_awake(state, problem, configuration))
     found = with_waits(state, problem, objective, alone(candidate))
     return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")
+
+
+def steered_plan(state: State, found: Steered, *, policy: str, note: str) -> Plan:
+    """The plan of a moment that was steered, with all that its configuration permits."""
+    problem, objective = problem_of(state), objective_of(state)
+    note = "; ".join(filter(None, (found.why, f"{len(found.permitted)} routings permitted here", note)))
+    best = Found(found.best, found.permitted[:10], found.weighed, 1, complete=False)
+    plan = plan_of(state, problem, held_to(objective, 0.0), best, policy=policy, note=note)
+    return msgspec.structs.replace(
+        plan,
+        permitted=tuple(
+            Permitted(chain=item.routing.chain, thresholds=item.routing.thresholds, prediction=item.prediction)
+            for item in found.permitted
+        ),
+    )
 
 
 def alone(candidate: Candidate) -> Found:
@@ -171,11 +203,16 @@ def described(configuration: Configuration) -> str:
     return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in configuration)
 
 
+def chained(routing: Routing) -> str:
+    """A cascade as people read it: "small < 0.705 > large"; empty without one."""
+    goes_on = [f"{name} < {at:.3f}" for name, at in zip(routing.chain, routing.thresholds, strict=False)]
+    return " > ".join([*goes_on, routing.chain[-1]]) if routing.chain else ""
+
+
 def _reason(state: State, objective: Objective, best: Candidate, found: Found, note: str) -> str:
     shares = ", ".join(f"{variant} {share:.0%}" for variant, share in sorted(best.routing.shares.items()))
     if best.routing.chain:
-        goes_on = [f"{name} < {at:.3f}" for name, at in zip(best.routing.chain, best.routing.thresholds, strict=False)]
-        shares = f"cascade {' > '.join([*goes_on, best.routing.chain[-1]])}: {shares}"
+        shares = f"cascade {chained(best.routing)}: {shares}"
     expected = best.prediction
     p95 = "unbounded" if expected.p95_ms >= UNBOUNDED_MS else f"{expected.p95_ms:.2f} ms"
     lam = f", lambda {objective.lam:.4f}" if objective.form == "paper" else ""

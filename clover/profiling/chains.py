@@ -3,8 +3,10 @@
 Every variant answers the same rows, each answer with a score; from that every chain with every threshold can be played
 without asking anybody again.  Thresholds lie on the quantiles of a variant's scores.  What is worth keeping is chosen
 on *calibration* rows: of all chains and thresholds those that no other beats in both accuracy and cost there, and those
-that no other of at most two variants beats, for a machine may have no room for three at once.  What is told of them is
-counted on *held-out* rows, which had no part in that.
+that no other of at most two variants beats, for a machine may have no room for three at once.  And of each chain of two
+some of its own front: where its two variants run, its thresholds are what turns without touching a worker, and at the
+batches of a real load the costs are not those that it was beaten at.  What is told of them is counted on *held-out*
+rows, which had no part in that.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ LEVELS = 32
 """Thresholds of a variant, at most: quantiles of its scores."""
 POINTS = 48
 """Points of a front that are kept, at most."""
+OWN_POINTS = 8
+"""The same of the front of a chain of two by itself."""
 QUANTILES = 33
 TENTHS = 10
 _LONGEST = 3
@@ -95,7 +99,12 @@ def points_of(
     alone = {name: cost / max(costs[best], 1e-12) for name, cost in costs.items()}
     played = list(every(calibration, alone))
     fronts = [front(item for item in played if len(item.chain) < longest) for longest in (_LONGEST, _LONGEST + 1)]
-    chosen = dict.fromkeys(item for each in fronts for item in thinned(each))
+    pairs = [
+        [item for item in front(each for each in played if each.chain in (pair[:1], pair)) if item.chain == pair]
+        for pair in itertools.combinations(calibration, 2)
+    ]
+    kept = [*(thinned(each) for each in fronts), *(thinned(each, OWN_POINTS) for each in pairs)]
+    chosen = dict.fromkeys(item for each in kept for item in each)
     ordered = sorted(chosen, key=lambda item: (item.cost, item.accuracy))
     return tuple(_point(held_out, alone, item, best) for item in ordered)
 
@@ -225,14 +234,14 @@ def front(played: Iterable[Played]) -> list[Played]:
     return found
 
 
-def thinned(points: Sequence[Played]) -> list[Played]:
-    """At most `POINTS` of a front, both ends among them.  Again and again the inner point goes without which least is
+def thinned(points: Sequence[Played], most: int = POINTS) -> list[Played]:
+    """At most `most` of a front, both ends among them.  Again and again the inner point goes without which least is
     lost, as the area between accuracy and the logarithm of cost.  (Spread evenly over accuracies, the same number of
     points left chains within 0.1 points of the best variant up to 1.4 times as dear: `fashion`.)"""
     kept = list(points)
     accuracy = [item.accuracy for item in kept]
     width = [math.log(max(item.cost, 1e-12)) for item in kept]
-    while len(kept) > POINTS:
+    while len(kept) > most:
         lost = [(accuracy[k] - accuracy[k - 1]) * (width[k + 1] - width[k]) for k in range(1, len(kept) - 1)]
         at = 1 + lost.index(min(lost))
         del kept[at], accuracy[at], width[at]

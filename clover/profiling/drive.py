@@ -100,12 +100,17 @@ class Driver:
 
     # --- closed loop --------------------------------------------------------------------------------------------
 
-    def cell(self, worker: Worker, batch: int, *, samples: int, least_s: float, most_s: float) -> Cell:
-        """Run batches of `batch` rows one at a time, at least `samples` and `least_s`, at most `most_s`."""
+    def cell(
+        self, worker: Worker, batch: int, *, samples: int, least_s: float, most_s: float, pause_s: float = 0.0
+    ) -> Cell:
+        """Run batches of `batch` rows one at a time, at least `samples` and `least_s`, at most `most_s`; with a pause
+        before each the worker has gone to sleep."""
         found = Cell(batch)
         self._one(worker, batch)  # the first batch of a size is not like the others
         began = time.monotonic()
         while found.wall_s < most_s and (len(found.ms) < samples or found.wall_s < least_s):
+            if pause_s > 0.0:
+                time.sleep(pause_s)
             self._add(found, self._one(worker, batch))
             found.wall_s = time.monotonic() - began
         return found

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import msgspec
 import numpy as np
 
 from clover import backends as registry
@@ -24,6 +25,7 @@ from clover import families, profiles
 from clover.config import EnergyConfig
 from clover.errors import ProfileError, WorkerError
 from clover.interfaces import Device
+from clover.planning.queueing import REST_S
 from clover.profiling import rows as rows_module
 from clover.profiling.busy import busy_share
 from clover.profiling.candidates import COMPILED_AT_FIRST_START, Candidates, on_cpu
@@ -66,6 +68,9 @@ between threads costs tens of microseconds."""
 
 INFLATED = "latencies are inflated, and the default SLO with them"
 """What a note says of a profile that was measured while others used the cores."""
+
+RESTED = 60
+"""Batches after a pause that tell what waking up costs."""
 
 BUSY = 0.15
 """The share of the cores that others may use before the profile says so."""
@@ -335,7 +340,26 @@ class _Measurement:
                 least_s=effort.least_s,
                 most_s=effort.most_s,
             )
-        self._keep(cell, variant, name, place, threads, window.joules(cell.rows, cell.cpu_s))
+        joules = window.joules(cell.rows, cell.cpu_s)
+        self._keep(cell, variant, name, place, threads, joules)
+        if self.on_cores and batch == self.batches[0] < self.batches[-1]:
+            rested = await self._rested_j(worker, place, batch)
+            more_j = max(0.0, rested - batch * joules[0])
+            self.latency[-1] = msgspec.structs.replace(self.latency[-1], rested_j=more_j)
+
+    async def _rested_j(self, worker: Worker, place: Placement, batch: int) -> float:
+        """Joules of a batch whose worker slept before: what serving at a low load is like, and closed loops are not."""
+        async with self.joules.window((place,)) as window:
+            cell = await self._drive(
+                self.driver.cell,
+                worker,
+                batch,
+                samples=RESTED,
+                least_s=0.0,
+                most_s=self.effort.most_s,
+                pause_s=REST_S,
+            )
+        return batch * window.joules(cell.rows, cell.cpu_s)[0]
 
     def _keep(
         self, cell: Cell, variant: VariantSpec, name: str, place: Placement, threads: int, joules: tuple[float, Any]

@@ -87,6 +87,7 @@ class Engine:
             http=lambda: self.frontend.stats if self.frontend is not None else None,
             decisions=lambda: self.controller.record.counts,
             compared=lambda: compared(self.controller.shadows.of),
+            turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.families.items()},
         )
         if http:
             self.frontend = Frontend(self, config, loop)

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from clover.errors import CloverError, ConfigError
-from clover.simulate import families, forecasts, loads, minutes, world
+from clover.simulate import day, families, forecasts, loads, minutes, parametric, world
+from clover.simulate.day import Day
+from clover.simulate.families import Known
 from clover.simulate.page import page
 from clover.simulate.paper import SEEDS, Asked, Paper
 from clover.simulate.records import Input, Results, Run
@@ -26,11 +28,13 @@ from clover.simulate.work import execute, results
 from clover.simulate.world import Case, Machine, Rules, Trace, World
 
 DONE, USAGE, FAILED = 0, 2, 3
-_WIDTH = 175
+_WIDTH = 205
 """Columns where standard output is no terminal."""
 _HOURS = 24.0
 _MOST_RUNS = 5_000
-_POLICIES = "base,co2opt,clover,oracle,objective"
+_POLICIES = ("base", "co2opt", "clover", "oracle", "objective", "budget")
+_CASCADES = ("objective+cascade", "budget+cascade")
+"""Beside them for families that have cascades, where no policies are named."""
 
 _ABOUT = """\
 Play families of model variants through carbon traces under policies, on a virtual clock and through the controller that
@@ -87,8 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         help=f"{', '.join(families.names())} (all three by default), a family profiled here, or a profile.json",
     )
-    add("--policies", metavar="A,B", default=_POLICIES, help="names as in --policy of serve, with +cascade "
-        f"for chains and @L for a lambda of its own; BASE is always played [{_POLICIES}]")  # fmt: skip
+    add("--policies", metavar="A,B", default=None, help="names as in --policy of serve, with +cascade for chains and "
+        f"@L for a lambda of its own; BASE is always played [{','.join(_POLICIES)}, and for families with cascades "
+        f"{','.join(_CASCADES)}]")  # fmt: skip
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")
     add("--load", default="constant:0.6", help="constant:U, diurnal[:U], bursts[:U] (U: part of BASE's capacity), or a "
         "FILE of arrival times in seconds [constant:0.6]")  # fmt: skip
@@ -106,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget-horizon-h", metavar="H", type=float, default=24.0, help="hours of a budget [24; paper: all]")
     add("--forecast", default="perfect", help="what policies are told of hours to come: perfect, seasonal, "
         "persistence, or error:PCT, the trace with normal errors [perfect]")  # fmt: skip
+    add("--confidence", default="parametric", help="of the paper's families, which nobody measured: parametric, "
+        "parametric:ALIKE,BLUR (0.9,0.7), or none, which leaves them without cascades [parametric]")  # fmt: skip
     add("--asleep", metavar="W", type=float, default=None, help="watts of a GPU without workers, as 45 (parked) or 0 "
         "(released): lets plans leave GPUs without [all stay awake; paper: 45 where a policy says parked]")  # fmt: skip
     add("--look-s", metavar="S", type=float, default=300.0, help="grid seconds between looks [300; paper: 900]")
@@ -120,8 +127,9 @@ def _parser() -> argparse.ArgumentParser:
         f"{minutes.GUST_S:g} s of every minute [1]")  # fmt: skip
     add("--relief", metavar="VARIANT", default="", help="with --minutes: play it again with VARIANT (or auto) standing "
         "by, as with --relief of serve")  # fmt: skip
-    add("--scenario", choices=("paper",), default=None, help="the SC'23 evaluation: 3 families, 10 GPUs, 48 h of the "
-        "artifact's traces (in --traces DIR), two accountings")  # fmt: skip
+    add("--scenario", choices=("paper", "day"), default=None, help="paper: the SC'23 evaluation, 3 families, 10 GPUs, "
+        "48 h of the artifact's traces (in --traces DIR), two accountings; day: a day under an accuracy budget, by "
+        "mixes and by cascades")  # fmt: skip
     add("--jobs", metavar="N", type=int, default=1, help="processes that share a scenario's families and traces [1]")
     add("--quick", action="store_true", help="a small one: 2 GPUs, 6 hours")
     add("--png", action="store_true", help="write charts as PNG too (needs the extra `simulate`)")
@@ -132,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
     began = time.monotonic()
     if given.seeds is None:
-        given.seeds = SEEDS if given.scenario and not given.quick else 1
+        given.seeds = SEEDS if given.scenario == "paper" and not given.quick else 1
     _check(given)
     with ExitStack() as stack:
         bar = stack.enter_context(Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()))
@@ -142,7 +150,12 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
             bar.update(task, advance=number, description=f"{own.known.profile.family} {trace.name}")
 
         labels: tuple[str, ...] = ()
-        if given.scenario:
+        if given.scenario == "day":
+            played = Day(_day(given))
+            bar.update(task, total=played.count)
+            runs = played.play(told)
+            inputs, labels = played.inputs, played.labels
+        elif given.scenario:
             scenario = Paper(
                 Asked(
                     names=given.families,
@@ -155,6 +168,7 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
                     load=loads.parse(given.load),
                     rules=_rules(given),
                     quick=given.quick,
+                    confidence=parametric.parse(given.confidence),
                 )
             )
             bar.update(task, total=scenario.count)
@@ -241,7 +255,7 @@ def _check(given: argparse.Namespace) -> None:
         value = getattr(given, name)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"--{name.replace('_', '-')} is {low:g} to {high:g}, not {value:g}")
-    if given.jobs > 1 and not given.scenario:
+    if given.jobs > 1 and given.scenario != "paper":
         raise ConfigError("--jobs is for --scenario paper")
     if given.device and given.asleep is not None:
         raise ConfigError("--asleep is for GPUs: cores of one machine do not sleep by themselves")
@@ -284,19 +298,42 @@ def _machine(given: argparse.Namespace) -> Machine:
     return world.gpus(2 if given.gpus is None else given.gpus)
 
 
+def _known(given: argparse.Namespace, machine: Machine) -> list[Known]:
+    confidence = parametric.parse(given.confidence)
+    names = dict.fromkeys(given.families or families.names())
+    return [families.load(name, machine.shapes, confidence) for name in names]
+
+
+def _traces(given: argparse.Namespace) -> list[Trace]:
+    hours = given.hours if given.hours is not None else (6.0 if given.quick else _HOURS)
+    return world.traces(given.traces, given.start, hours)
+
+
+def _day(given: argparse.Namespace) -> day.Asked:
+    machine = _machine(given)
+    return day.Asked(
+        machine=machine,
+        known=_known(given, machine),
+        traces=_traces(given),
+        load=loads.parse(given.load),
+        rules=_rules(given),
+        seeds=given.seeds,
+    )
+
+
 def _cases(given: argparse.Namespace) -> tuple[list[Case], list[Input]]:
     machine = _machine(given)
     load = loads.parse(given.load)
-    schemes = [world.scheme(name) for name in dict.fromkeys(["base", *filter(None, given.policies.split(","))])]
-    hours = given.hours if given.hours is not None else (6.0 if given.quick else _HOURS)
-    played = world.traces(given.traces, given.start, hours)
-    known = [families.load(name, machine.shapes) for name in dict.fromkeys(given.families or families.names())]
+    named = _POLICIES if given.policies is None else tuple(filter(None, given.policies.split(",")))
+    schemes = [world.scheme(name) for name in dict.fromkeys(["base", *named])]
+    more = [world.scheme(name) for name in _CASCADES] if given.policies is None else []
+    played, known = _traces(given), _known(given, machine)
     worlds = [World(machine, item, _rules(given)) for item in known]
     cases = [
         Case(own, trace, load, scheme, seed)
         for own in worlds
         for trace in played
-        for scheme in schemes
+        for scheme in (*schemes, *(more if own.known.profile.cascade is not None else ()))
         for seed in range(given.seeds)
     ]
     return cases, world.inputs(worlds, played, load)

@@ -20,6 +20,8 @@ from clover.errors import ConfigError, ProfileError
 from clover.planning.geometry import layouts
 from clover.profiles import ProfileStore, cache_folder
 from clover.profiling import analytical, pace
+from clover.simulate import parametric
+from clover.simulate.parametric import Confidence
 from clover.types import (
     AccuracyMeasurement,
     BasePoint,
@@ -67,6 +69,11 @@ class Known(Record, frozen=True, kw_only=True):
     request: str
     metric: str
     method: Method
+    confidence: str = ""
+    """What the family's confidence is where it was not measured."""
+
+    def __hash__(self) -> int:
+        return hash((self.digest, self.profile.family, self.profile.machine))
 
 
 @cache
@@ -99,10 +106,12 @@ def gpus(count: int) -> tuple[DeviceShape, ...]:
     )
 
 
-def load(name: str, shapes: tuple[DeviceShape, ...]) -> Known:
-    """The profile of `name` on `shapes`; ConfigError where there is none that covers them."""
+def load(name: str, shapes: tuple[DeviceShape, ...], confidence: Confidence | None = None) -> Known:
+    """The profile of `name` on `shapes`; ConfigError where there is none that covers them.  The paper's families have
+    cascades where `confidence` gives them one (`parametric`)."""
     if name in names():
-        return _paper(name, shapes)
+        known = _paper(name, shapes)
+        return known if confidence is None else _sure(known, confidence)
     path = Path(name)
     if path.suffix == ".json":
         return _of_file(path, shapes)
@@ -167,6 +176,22 @@ def _based(profile: FamilyProfile, shapes: tuple[DeviceShape, ...]) -> FamilyPro
         raise ConfigError(
             f"{profile.family} cannot be simulated on {shapes[0].label or 'these devices'}: {error}"
         ) from (error)
+
+
+@cache
+def _sure(known: Known, confidence: Confidence) -> Known:
+    """A family of the paper with a parametric confidence."""
+    profile = known.profile
+    joules: dict[str, float] = {}
+    for item in profile.latency:
+        joules[item.variant] = min(item.energy_j_per_row, joules.get(item.variant, math.inf))
+    accuracy = {item.variant: item.value for item in profile.accuracy if item.variant in joules}
+    cascade = parametric.cascade_of(accuracy, joules, confidence)
+    return msgspec.structs.replace(
+        known,
+        profile=msgspec.structs.replace(profile, cascade=cascade, notes=(*profile.notes, confidence.about)),
+        confidence=confidence.about,
+    )
 
 
 @cache

@@ -163,12 +163,14 @@ def _deployments(runs: dict[str, Run], start_s: float) -> str:
     parts = []
     for name, run in runs.items():
         lines = []
-        before = ""
+        before: tuple[str, str] | None = None
         for step in run.steps:
-            if step.deployment != before:
+            now = step.deployment, step.chain
+            if now != before:
                 hour = (step.at_s - start_s) / 3600.0
-                lines.append(f"<li>hour {hour:.2f}: <b>{escape(step.deployment)}</b><br>{escape(step.reason)}</li>")
-            before = step.deployment
+                words = f"{now[0]} ({now[1]})" if now[1] else now[0]
+                lines.append(f"<li>hour {hour:.2f}: <b>{escape(words)}</b><br>{escape(step.reason)}</li>")
+            before = now
         parts.append(
             f"<details><summary>{escape(name)}: what ran, and why</summary><ul>{''.join(lines)}</ul></details>"
         )

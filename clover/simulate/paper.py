@@ -16,6 +16,8 @@ p95, the SLO, is that of nearly idle GPUs.
    nothing, so that "the same seeds" means: for each seed of CLOVER one run at the loss of that very run;
  - `budget, parked` and `budget, released`: the same at CLOVER's mean loss, where a GPU without workers draws
    `PARKED_W` or nothing;
+ - `budget+cascade`: the same budget at CLOVER's mean loss with cascades, by a confidence that is a model's and nobody's
+   measurement (`parametric`); of it no limit is known;
  - `static >= A`: the best *static* mix that reaches the accuracy, what it takes no carbon-aware controller to save; at
    CLOVER's also with GPUs released;
  - `base, right-sized`: BASE on only as many GPUs as its load needs under the same SLO, the others released.  It is the
@@ -41,6 +43,7 @@ from clover.planning.problem import base_capacity, services_of
 from clover.planning.queueing import estimate
 from clover.simulate import families, world
 from clover.simulate.loads import Load
+from clover.simulate.parametric import Confidence
 from clover.simulate.records import Accounting, Input, Run, merged
 from clover.simulate.work import Told, execute
 from clover.simulate.world import Case, Rules, Scheme, Trace, World
@@ -73,6 +76,7 @@ class Asked:
     load: Load
     rules: Rules
     quick: bool
+    confidence: Confidence | None = None
 
 
 class Paper:
@@ -104,14 +108,14 @@ class Paper:
         self._seeds = asked.seeds
         found = artifact_traces(asked.traces)
         traces = world.traces([str(path) for path in (found[:1] if asked.quick else found)], asked.start, hours)
-        known = [families.load(name, machine.shapes) for name in (names or families.names())]
+        known = [families.load(name, machine.shapes, asked.confidence) for name in (names or families.names())]
         worlds = [World(machine, item, self._rules) for item in known]
         self.cells = [(own, trace) for own in worlds for trace in traces]
         self.inputs: list[Input] = world.inputs(worlds, traces, load)
         drawn, once = len(_DRAWING) * asked.seeds, len(POLICIES) - len(_DRAWING)
-        # In both accountings: what is drawn, the others, budgets, GPUs that sleep, BASE right-sized.  Then what only
-        # equal load has.
-        both = 2 * (drawn + once + asked.seeds + 1 + 2 + 1)
+        # In both accountings: what is drawn, the others, budgets, GPUs that sleep, cascades, BASE right-sized.  Then
+        # what only equal load has.
+        both = 2 * (drawn + once + asked.seeds + 1 + 2 + (asked.confidence is not None) + 1)
         self.count = len(self.cells) * (both + len(LAMBDAS) + len(_MATCHED) + 1)
         self.labels = (
             f"scenario paper: {len(machine.shapes)} GPUs, {machine.idle_w:g} W idle each; L = {self._rules.lam:g}",
@@ -124,6 +128,7 @@ class Paper:
             "static >= A: the best fixed mix found that reaches A, the accuracy of the policy in brackets",
             f"{FITTED}: BASE on as few GPUs as keep the SLO and the utilisation limit, the others released",
             "policy@L: the same policy at that lambda",
+            *((f"budget+cascade: {asked.confidence.about}",) if asked.confidence is not None else ()),
         )
 
     def play(self, told: Told, jobs: int = 1) -> list[Run]:
@@ -168,6 +173,8 @@ class Paper:
             mean = sum(losses.values()) / len(losses)
             if name == "clover":
                 yield from played([budget(name, mean, self._parked_w, "parked"), budget(name, mean, 0.0, "released")])
+                if self._asked.confidence is not None:
+                    yield from played([cascaded(name, mean)])
             if equal:
                 yield from played([matched(name, base[0].sums.accuracy - mean)])
                 if name == "clover":
@@ -199,6 +206,11 @@ def budget(name: str, loss: float, asleep_w: float | None = None, words: str = "
     """An accuracy budget of `loss` points, which the policy `name` realised."""
     own = f"budget ({name})" + (f", {words}" if words else "")
     return Scheme(own, "budget", accuracy_budget=max(0.0, loss), asleep_w=asleep_w, beside=name)
+
+
+def cascaded(name: str, loss: float) -> Scheme:
+    """The same budget over cascades."""
+    return Scheme(f"budget+cascade ({name})", "budget", accuracy_budget=max(0.0, loss), beside=name, cascade=True)
 
 
 def matched(name: str, accuracy: float, *, released: bool = False) -> Scheme:

@@ -16,14 +16,16 @@ from clover.types import Record
 
 SCHEMA = "clover-simulation/1"
 JOULES_PER_KWH = 3.6e6
+KEPT = ": kept"
+"""Ends the trigger of a reason that changed nothing."""
 LATE = 0.05
 """The part of the rows that a p95 leaves later."""
 _ROUNDING = 0.0025  # one of the 400 latencies that stand for a lane: a BASE held to its own p95 holds it
 
-_SUMS = ("seconds", "rows", "active_j", "idle_j", "active_grams", "grams")
+_SUMS = ("seconds", "looks", "rows", "active_j", "idle_j", "active_grams", "grams")
 _ALIKE = (
     *("g_per_kwh", "intensity_state", "rate", "accuracy", "p95_ms", "late", "queue_rows"),
-    *("awake", "deployment", "shares"),
+    *("awake", "deployment", "shares", "chain"),
 )
 
 Accounting = Literal["equal", "artifact"]
@@ -36,9 +38,10 @@ class Step(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     `rate` rows/s arrived, `rows` were served.  `accuracy` is by routed shares, weighted with rows.  `late` is the part
     of the rows that took longer than the SLO, `p95_ms` that of all of them.  `grams` holds active and idle energy, PUE
-    included; `active_grams` the active part alone.  `deployment` and `shares` are those at the end of the step;
-    `awake` counts devices that then draw their full idle power.  `reason` is the newest decision's with its trigger,
-    empty where the step brought none; `changes` counts new configurations within it.
+    included; `active_grams` the active part alone.  `deployment`, `shares` and `chain` (a cascade in words, with its
+    thresholds) are those at the end of the step; `awake` counts devices that then draw their full idle power.  `reason`
+    is the newest decision's with its trigger, empty where the step brought none; `changes` counts new configurations
+    within it, `turned` other thresholds on the same workers.  `looks`: of how many steps it is made (`merged`).
     """
 
     at_s: float
@@ -58,12 +61,16 @@ class Step(Record, frozen=True, kw_only=True, omit_defaults=True):
     awake: int
     deployment: str
     shares: dict[str, float]
+    chain: str = ""
     reason: str = ""
     changes: int = 0
+    turned: int = 0
+    looks: int = 1
 
 
 class Totals(Record, frozen=True, kw_only=True):
-    """The sums of one run.  `awake` is the mean over its steps."""
+    """The sums of one run.  `awake` is the mean over its steps; `still` the part of them without a new
+    configuration."""
 
     rows: float
     active_j: float
@@ -76,6 +83,8 @@ class Totals(Record, frozen=True, kw_only=True):
     above: float
     changes: int
     awake: float
+    turned: int = 0
+    still: float = 1.0
 
 
 class Run(Record, frozen=True, kw_only=True):
@@ -84,8 +93,9 @@ class Run(Record, frozen=True, kw_only=True):
     `sums` are those of all steps, of which `steps` need not hold each (`merged`), nor any.  `plans` counts decisions
     with a plan, `held` those of them in which a change was held back, by why (of the newest 1,000 decisions).
     `limit_grams`: what no schedule of plans with this accuracy can undercut (`clover.planning.limit`), where that is
-    known.  `beside`: the policy whose accuracy it was given, run by run of the same seed where both have several.
-    `seconds` is wall time, the only field that differs from run to run.
+    known.  `confidence`: "parametric" where the answers' scores are a model's, nobody's measurement (`parametric`);
+    empty without cascades, or where they were measured.  `beside`: the policy whose accuracy it was given, run by run
+    of the same seed where both have several.  `seconds` is wall time, the only field that differs from run to run.
     """
 
     family: str
@@ -106,6 +116,7 @@ class Run(Record, frozen=True, kw_only=True):
     failed: int
     limit_grams: float | None = None
     beside: str = ""
+    confidence: str = ""
     seconds: float = 0.0
 
 
@@ -114,7 +125,8 @@ class Summary(Record, frozen=True, kw_only=True):
     `active_saving` leaves idle power out, `saving` counts it.  `accuracy_loss` is in points of `accuracy` (percent).
     `p95_ms` is the worst step's; `above` the part of the steps in which
     more than 5 % of the rows exceed the SLO; `late` the part of the rows.
-    `changes` is the mean number of changes of configuration a run after the first deployment, `awake` that of devices.
+    `changes` is the mean number of changes of configuration a run after the first deployment, `turned` that of turns of
+    thresholds on the same workers, `still` the part of the steps without a change, `awake` that of devices.
 
     `saving` is that of the mean run, `saving_least`, `saving_most` and `saving_std` (standard deviation) are over the
     seeds.  `limit`: the most that any schedule of plans could save at the accuracy of each run, on the mean; null where
@@ -143,6 +155,9 @@ class Summary(Record, frozen=True, kw_only=True):
     saving_std: float
     limit: float | None = None
     margin: float | None = None
+    turned: float = 0.0
+    still: float = 1.0
+    confidence: str = ""
 
 
 class Input(Record, frozen=True, kw_only=True):
@@ -178,13 +193,14 @@ class Results(Record, frozen=True, kw_only=True):
 
 
 def merged(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Steps of which neighbours that are alike, without news, are one: what a long report needs of them."""
+    """Steps of which neighbours that are alike, without news, are one: what a long report needs of them.  That a look
+    left everything as it was is no news."""
     found: list[Step] = []
     for step in steps:
         before = found[-1] if found else None
-        if before is None or step.reason or step.changes or any(
-            getattr(before, name) != getattr(step, name) for name in _ALIKE
-        ):
+        news = step.reason and not step.reason.partition(";")[0].endswith(KEPT)
+        fresh = before is None or news or step.changes or step.turned
+        if before is None or fresh or any(getattr(before, name) != getattr(step, name) for name in _ALIKE):
             found.append(step)
             continue
         sums = {name: getattr(before, name) + getattr(step, name) for name in _SUMS}
@@ -208,6 +224,8 @@ def summed(steps: Sequence[Step]) -> Totals:
         above=sum(step.late > LATE + _ROUNDING for step in steps) / len(steps),
         changes=sum(step.changes for step in steps),
         awake=sum(step.awake for step in steps) / len(steps),
+        turned=sum(step.turned for step in steps),
+        still=1.0 - sum(step.changes > 0 for step in steps) / sum(step.looks for step in steps),
     )
 
 
@@ -246,12 +264,15 @@ def summarise(runs: Sequence[Run], bases: Sequence[Run], beside: Sequence[Run] =
         above=sum(item.above for item in mine) / len(mine),
         late=sum(item.late * item.rows for item in mine) / max(rows, 1e-12),
         changes=sum(item.changes for item in mine) / len(mine),
+        turned=sum(item.turned for item in mine) / len(mine),
+        still=sum(item.still for item in mine) / len(mine),
         grams=sum(item.grams for item in mine) / len(mine),
         energy_j=sum(item.active_j + item.idle_j for item in mine) / len(mine),
         awake=sum(item.awake for item in mine) / len(mine),
         saving_least=min(savings),
         saving_most=max(savings),
         saving_std=stdev(savings) if len(savings) > 1 else 0.0,
+        confidence=first.confidence,
         limit=saved(sum(limits), sum(item.grams for item in theirs)) if len(limits) == len(runs) else None,
         margin=_margin(runs, savings, beside, by_seed, bases[0]),
     )

@@ -25,6 +25,7 @@ from clover.control.controller import WINDOW_S, Controller
 from clover.control.family import Family, default_targets
 from clover.errors import ConfigError
 from clover.planning.limit import Stretch, least_grams
+from clover.policies.plans import chained
 from clover.simulate import clock
 from clover.simulate.families import spec_of
 from clover.simulate.fleet import SimulatedFleet, simulated
@@ -32,7 +33,7 @@ from clover.simulate.forecasts import Foretold
 from clover.simulate.records import JOULES_PER_KWH, Run, Step, summed
 from clover.simulate.solver import LocalSolver
 from clover.simulate.world import Case
-from clover.types import Decision
+from clover.types import Decision, Reading
 
 LAG_S = 1.0
 """So long after the beginning of a step the controller looks."""
@@ -128,9 +129,9 @@ class _Replay:
             at_s = trace.start_s + index * self.step_s
             reading = await chain.read(at_s)
             fleet.weather(rate, observed, reading.g_per_kwh)
-            changes = family.changes
+            before = family.changes, family.turned
             await asyncio.sleep(self.began_s + (index + 1) * self.step_s - clock.now_s())
-            steps.append(self._closed(fleet, family, controller, at_s, rate, changes, reading.g_per_kwh, reading.state))
+            steps.append(self._closed(fleet, family, controller, at_s, rate, before, reading))
         details = [decision["detail"] for decision in controller.decisions(1000)]
         held = {why: sum(words in detail for detail in details) for why, words in HELD.items()}
         counts = controller.record.counts
@@ -149,6 +150,7 @@ class _Replay:
             steps=tuple(steps),
             sums=summed(steps),
             beside=scheme.beside,
+            confidence="parametric" if scheme.cascade and world.known.confidence else "",
             plans=sum(counts.values()) - counts["failed"],
             held=held,
             rollbacks=counts["rolled back"],
@@ -159,9 +161,10 @@ class _Replay:
 
     def _limit(self, steps: Sequence[Step], slo_ms: float) -> float | None:
         """Grams that no schedule of plans can undercut that reaches the run's accuracy with its rows; None where plans
-        do not know the rate, or there are too many rates to weigh."""
+        do not know the rate, there are too many rates to weigh, or plans may cascade, of which no limit is known."""
         case, world = self.case, self.case.world
-        if world.rules.noise or len(set(self.rates)) > _RATES or not all(step.rows > 0.0 for step in steps):
+        unknown = case.scheme.cascade or world.rules.noise or len(set(self.rates)) > _RATES
+        if unknown or not all(step.rows > 0.0 for step in steps):
             return None
         per_j = world.rules.pue / JOULES_PER_KWH
         stretches = [
@@ -192,9 +195,8 @@ class _Replay:
         controller: Controller,
         at_s: float,
         rate: float,
-        changes: int,
-        g_per_kwh: float,
-        state: str,
+        before: tuple[int, int],
+        reading: Reading,
     ) -> Step:
         """The step that ends now."""
         sums = fleet.take()
@@ -202,8 +204,8 @@ class _Replay:
         return Step(
             at_s=at_s,
             seconds=self.step_s,
-            g_per_kwh=g_per_kwh,
-            intensity_state=state,
+            g_per_kwh=reading.g_per_kwh,
+            intensity_state=reading.state,
             rate=rate,
             rows=sums.rows,
             accuracy=sums.right / rows,
@@ -217,8 +219,10 @@ class _Replay:
             awake=fleet.awake,
             deployment=fleet.words(),
             shares=fleet.routing.shares,
+            chain=chained(fleet.routing),
             reason=self._news(controller.record.last(family.name)),
-            changes=family.changes - changes,
+            changes=family.changes - before[0],
+            turned=family.turned - before[1],
         )
 
 

@@ -22,14 +22,15 @@ TITLES: dict[Accounting, str] = {
 }
 HEADS = (
     *("family", "trace", "policy", "saves", "over seeds", "limit", "gap", "margin", "active", "accuracy", "loss"),
-    *("p95 ms", "SLO ms", "above", "changes", "awake"),
+    *("p95 ms", "SLO ms", "above", "turned", "changes", "still", "awake"),
 )
 MEANINGS = (
     "saves: part of BASE's gCO2e a row, idle power counted, from least to most over seeds; active: without idle power",
     "limit: proven, no schedule of plans saves more at this accuracy on these devices; gap: points missing to it",
     "margin: points saved more than by the policy in brackets, at the seed where that is least",
     "accuracy in %, loss in points below BASE; p95: of the worst step; above: part of the steps that miss the SLO",
-    "changes: of configuration, after the first deployment; awake: devices that draw their full idle power",
+    "turned: thresholds, on the same workers; changes: of configuration, after the first deployment",
+    "still: part of the steps without such a change; awake: devices that draw their full idle power",
 )
 
 
@@ -39,7 +40,7 @@ def cells(item: Summary) -> tuple[str, ...]:
     return (
         item.family,
         item.trace,
-        item.policy,
+        item.policy + (f" [{item.confidence}]" if item.confidence else ""),
         _part(item.saving),
         f"{100.0 * item.saving_least:.1f}..{100.0 * item.saving_most:.1f}" if item.seeds > 1 else "",
         "" if item.limit is None else _part(item.limit),
@@ -51,7 +52,9 @@ def cells(item: Summary) -> tuple[str, ...]:
         p95,
         f"{item.slo_ms:.1f}",
         f"{item.above:.1%}",
+        f"{item.turned:.3g}",
         f"{item.changes:.3g}",
+        f"{item.still:.1%}",
         f"{item.awake:.3g}",
     )
 

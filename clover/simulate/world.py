@@ -115,6 +115,7 @@ class World:
         about = (
             f"{known.method} profile ({known.source}); one row is {known.request}, accuracy is {known.metric}; "
             f"{self.machine.about}; BASE is {base.variant} on {base.count} x {base.profile}"
+            + (f"; {known.confidence}" if known.confidence else "")
         )
         return Input(name=known.profile.family, kind="family", sha256=known.digest, about=about)
 

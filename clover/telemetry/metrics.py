@@ -144,7 +144,8 @@ class HttpLike(Protocol):
 
 class Metrics:
     """Collects on `render`.  `families` gives the sources by model name now; `http`, `decisions` (counts of controller
-    decisions by action) and `compared` are optional."""
+    decisions by action), `compared` and `turned` (changes of configuration and of thresholds, by model) are
+    optional."""
 
     def __init__(
         self,
@@ -155,6 +156,7 @@ class Metrics:
         http: Callable[[], HttpLike | None] = lambda: None,
         decisions: Callable[[], Mapping[str, int]] = dict,
         compared: Callable[[], Iterable[ComparedLike]] = tuple,
+        turned: Callable[[], Mapping[str, tuple[int, int]]] = dict,
     ) -> None:
         self._families = families
         self._account = account
@@ -162,6 +164,7 @@ class Metrics:
         self._http = http
         self._decisions = decisions
         self._compared = compared
+        self._turned = turned
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -187,6 +190,11 @@ class Metrics:
         yield from self._carbon()
         decisions = (((action,), count) for action, count in self._decisions().items())
         yield _counter("clover_decisions", "Controller decisions", ("action",), decisions)
+        turned = self._turned()
+        about = "Deployments changed to, the first included"
+        yield _counter("clover_reconfigurations", about, ("model",), (((n,), both[0]) for n, both in turned.items()))
+        about = "Times that other thresholds were turned to on the same workers"
+        yield _counter("clover_thresholds_moved", about, ("model",), (((n,), both[1]) for n, both in turned.items()))
         http = self._http()
         if http is not None:
             yield from _http(http)

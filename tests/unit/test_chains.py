@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from clover.planning.chains import best_chains, ends_of, energy_j, evaluate, played_ms, promising
+from clover.planning.chains import _members, best_chains, ends_of, energy_j, evaluate, played_ms, promising
+from clover.planning.formulation import Formulation
 from clover.planning.objective import objective_of
 from clover.planning.problem import Problem, problem_of
 from clover.planning.queueing import Service, lane_of, latencies_ms
@@ -231,3 +232,50 @@ def test_a_budget_is_spent_on_cascades_too() -> None:
     found = build("static").propose(given)
     assert found.routing.chain == ("small", "large")
     assert found.prediction.accuracy == 91.5, "the cheapest that reaches 92 less 0.6"
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_stages_that_need_unlike_parts_of_the_devices_have_a_start(count: int) -> None:
+    """A slow second stage keeps the SLO on whole GPUs only: three of four are its, and no start cut alike says so."""
+    devices = a100s(count)
+    measured = mig_profile()
+    given = state(
+        rate=30.0 * count, measured=measured, devices=devices, config=objective("floor", slo_ms=120.0, floor=91.0)
+    )
+    problem, aim = problem_of(given), objective_of(given)
+    how = point(91.5, reach=(1.0, 0.5))
+    form = Formulation(_members(problem, aim, how, 0.0), problem.devices)
+    starts = form.loaded()
+    assert starts
+    for counts, used in starts:
+        assert used.sum() == count
+        slices = dict(zip(form.profiles, (used @ form.table).tolist(), strict=True))
+        for name, number in slices.items():
+            assert sum(n for g, n in zip(form.groups, counts.tolist(), strict=True) if g.profile == name) == number
+        for at, member in enumerate(form.members):
+            own = sum(
+                n * g.service.capacity() for g, n in zip(form.groups, counts.tolist(), strict=True) if g.member == at
+            )
+            assert member.problem.rate <= aim.max_utilisation * own
+
+
+def test_a_chain_that_is_too_slow_is_given_up_and_another_is_found() -> None:
+    """More than `POINTS` promising points of a chain that nothing can serve stand before one that can be."""
+    given = two_cores(100.0)
+    slow = [
+        msgspec.structs.replace(point(91.3 + 0.001 * at, chain=("small", "medium"), reach=(1.0, 0.99)), thresholds=(t,))
+        for at, t in enumerate(np.linspace(0.1, 0.9, 20).tolist())
+    ]
+    measured = msgspec.structs.replace(
+        profile(),
+        latency=tuple(
+            msgspec.structs.replace(item, mean_ms=40.0, p50_ms=40.0, p95_ms=40.0, p99_ms=40.0)
+            if item.variant == "medium"
+            else item
+            for item in profile().latency
+        ),
+    )
+    given = msgspec.structs.replace(given, profile=measured)
+    found = best_chains(problem_of(given), objective_of(given), [*slow, point(91.5, reach=(1.0, 0.5))])
+    assert found
+    assert found[0].routing.chain == ("small", "large")

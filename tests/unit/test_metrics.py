@@ -98,6 +98,7 @@ def test_every_figure_is_there() -> None:
             chain=chain,
             http=lambda: http,
             decisions=lambda: {"applied": 2},
+            turned=lambda: {"toy": (3, 5)},
         )
     )
 
@@ -134,6 +135,8 @@ def test_every_figure_is_there() -> None:
     assert value("clover_carbon_age_seconds", provider="static") == 7
     assert value("clover_carbon_readings_total", state="fresh") == 3
     assert value("clover_decisions_total", action="applied") == 2
+    assert value("clover_reconfigurations_total", model="toy") == 3
+    assert value("clover_thresholds_moved_total", model="toy") == 5
     assert value("clover_http_connections") == 2
     assert value("clover_http_answers_total", code="200") == 3
     assert any(name == "clover_build_info" for name, _ in found)

@@ -189,3 +189,19 @@ def test_rows_called_late_are_late(load: float, fast: int, slow: int) -> None:
     values = latencies_ms(lane.workers, load * lane.capacity)
     assert 0.0 < lane.late(limit_ms) <= float((values >= limit_ms * 0.999).mean()) + 0.02
     assert lane.late(5.1) == 0.0
+
+
+def test_a_batch_after_a_pause_costs_more_and_a_busy_worker_does_not_pause() -> None:
+    warm = Service((1, 8), (0.1, 0.4), (1e-3, 0.5e-3))
+    rested = Service((1, 8), (0.1, 0.4), (1e-3, 0.5e-3), 0.0, 0.8e-3)
+    slow, busy = (lane_of(((rested, 1),)).energy_j(rate) - lane_of(((warm, 1),)).energy_j(rate) for rate in (1.0, 1e5))
+    assert slow == pytest.approx(0.8e-3, rel=0.01), "a second between rows: all of it"
+    assert busy == 0.0
+    # 1,000 rows a second: a mean pause of 0.9 ms, and of 2 ms this costs 0.45 (1 - exp(-1 / 0.45)).
+    assert rested.resting_j(1.0, 1000.0) == pytest.approx(0.8e-3 * 0.45 * (1.0 - math.exp(-1.0 / 0.45)))
+    rates = [1.0, 10.0, 100.0, 1000.0, 5000.0, 20_000.0]
+    costs = [lane_of(((rested, 2),)).energy_j(rate) for rate in rates]
+    assert costs == sorted(costs, reverse=True)
+    assert all(cost >= lane_of(((rested, 2),)).least_energy_j(rate) for cost, rate in zip(costs, rates, strict=True))
+    assert rested.derated(0.5).rested_j == rested.rested_j
+    assert hash(warm) != hash(rested)

@@ -494,6 +494,11 @@ def test_ours_at_clovers_loss(artifact: Path, tmp_path: Path, capsys: pytest.Cap
         assert released.awake < budget.awake == 2.0
         assert parked.limit is not None
         assert parked.saving <= parked.limit
+        chained = found[accounting, "budget+cascade (clover)"]
+        assert chained.confidence == "parametric"
+        assert chained.limit is None
+        assert chained.accuracy_loss == pytest.approx(clover.accuracy_loss, abs=0.1)
+        assert chained.saving > budget.saving
         fitted = found[accounting, paper.FITTED]
         assert fitted.accuracy_loss == 0.0
         assert fitted.saving >= 0.0

@@ -1,0 +1,119 @@
+"""`--scenario day`: a day under an accuracy budget, dealt by chance and by need.
+
+Every family goes through every trace with the same budget over the hours played, under
+
+    base                  BASE
+    clover                the paper's annealing, which mixes variants by chance, at its own L
+    budget                our budget over mixes: rows meet variants by quota
+    static                the best static mix at the budget
+    budget+cascade        our budget over cascades: thresholds follow grid and budget, configurations slowly
+    budget:flat+cascade   the same, blind to the grid: what a static cascade could save that lands on the budget, too
+    static+cascade >= A   the best static cascade (one configuration, one chain, the same thresholds all day) of at
+                          least the accuracy A that `budget+cascade` reached
+
+so that what thresholds that move are worth can be read off the last three, and what cascades are worth off the rest.
+The floor lies twice the budget below the best variant, without a margin, where none is given: what is saved in one hour
+has to be free to be spent in another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from clover.errors import ConfigError
+from clover.planning.problem import accuracies
+from clover.simulate import world
+from clover.simulate.families import Known
+from clover.simulate.loads import Load
+from clover.simulate.records import Input, Run
+from clover.simulate.work import Told, execute
+from clover.simulate.world import Case, Machine, Rules, Scheme, Trace, World
+
+BUDGET = 0.5
+LAMBDA = 0.1
+"""The artifact's, for the paper's own policy."""
+_FLOOR = 2.0  # times the budget
+STEERED = "budget+cascade"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says of the scenario."""
+
+    machine: Machine
+    known: Sequence[Known]
+    traces: Sequence[Trace]
+    load: Load
+    rules: Rules
+    seeds: int
+
+
+class Day:
+    """The scenario: what is to be played, and what to say of it."""
+
+    def __init__(self, asked: Asked) -> None:
+        bare = [item.profile.family for item in asked.known if item.profile.cascade is None]
+        if bare:
+            raise ConfigError(f"--scenario day plays cascades, and {', '.join(bare)} has no profile of any")
+        rules = asked.rules
+        self._asked = asked
+        self._budget = BUDGET if rules.accuracy_budget is None else rules.accuracy_budget
+        self.cells = [
+            (World(asked.machine, item, self._rules(item, trace)), trace)
+            for item in asked.known
+            for trace in asked.traces
+        ]
+        self.count = len(self.cells) * asked.seeds * 7
+        self.inputs: list[Input] = world.inputs([own for own, _ in self.cells], asked.traces, asked.load)
+        own = sorted({f"{item.profile.family}: {item.confidence}" for item in asked.known if item.confidence})
+        floor = "twice that below the best variant" if rules.accuracy_floor is None else f"{rules.accuracy_floor:g} %"
+        self.labels = (
+            f"scenario day: a budget of {self._budget:g} points over the hours played, the floor at {floor}",
+            "budget, static: mixes, rows meet variants by quota; +cascade: rows go on to another by their score",
+            "budget:flat: as if the grid never moved; static+cascade >= A: one chain and thresholds all day",
+            "accuracies of cascades were counted on held-out rows, thresholds chosen on others",
+            *own,
+        )
+
+    def _rules(self, known: Known, trace: Trace) -> Rules:
+        rules = self._asked.rules
+        best = max(accuracies(known.profile).values())
+        return replace(
+            rules,
+            accuracy_floor=best - _FLOOR * self._budget if rules.accuracy_floor is None else rules.accuracy_floor,
+            accuracy_margin=0.0,
+            accuracy_budget=self._budget,
+            budget_horizon_s=trace.hours * 3600.0,
+        )
+
+    def play(self, told: Told) -> list[Run]:
+        """Play it all."""
+        return [run for own, trace in self.cells for run in self._cell(own, trace, told)]
+
+    def _cell(self, own: World, trace: Trace, told: Told) -> list[Run]:
+        def played(*schemes: Scheme) -> list[Run]:
+            seeds = range(self._asked.seeds)
+            return execute([Case(own, trace, self._asked.load, item, seed) for item in schemes for seed in seeds], told)
+
+        runs = played(
+            Scheme("base", "base"),
+            Scheme("clover", "clover", lam=LAMBDA if own.rules.lam is None else own.rules.lam),
+            Scheme("budget", "budget"),
+            Scheme("static", "static"),
+            Scheme(STEERED, "budget", cascade=True),
+            Scheme("budget:flat+cascade", "budget:flat", cascade=True),
+        )
+        reached = [run.sums.accuracy for run in runs if run.policy == STEERED]
+        return [*runs, *played(fixed(sum(reached) / len(reached)))]
+
+
+def fixed(accuracy: float) -> Scheme:
+    """The best static cascade of at least `accuracy` percent, to a hundredth of a point.
+
+    Energy alone is minimised under that floor, which no intensity enters; so it stays as long as the load does."""
+    floor = math.floor(accuracy * 100.0) / 100.0
+    return Scheme(
+        f"static+cascade >= {floor:.2f}", "objective", form="floor", accuracy_floor=floor, beside=STEERED, cascade=True
+    )
