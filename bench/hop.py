@@ -4,8 +4,9 @@
 
 Three variants that all take as long and are never sure (`bench.echo`) are asked one after another, in real workers
 behind the server's own router, with one request under way at a time, and a pause before the next: nothing queues, and
-every worker sleeps when a row comes (one that is asked again at once does not, and is cheaper to reach).  `direct` asks one variant, `one
-hop` two of them, `two hops` all three; rounds of the three take turns, and figures are medians over rounds.
+every worker sleeps when a row comes (one that is asked again at once does not, and is cheaper to reach).  `direct`
+asks one variant, `one hop` two of them, `two hops` all three; rounds of the three take turns, and figures are medians
+over rounds.
 
 `latency` is from submission to answer.  `in workers` is the time that workers had the batch: gathering the rows, the
 model, scoring, writing the answers.  `plane` is what is left: routing, rings, waking workers and being woken by them.
