@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet --editable
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd)
 
-.PHONY: serve test test-gpu test-checked lint bench build train-fashion soak clean
+.PHONY: serve test test-gpu test-checked lint bench bench-peers bench-kernels build train-fashion soak clean
 
 serve: $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
@@ -31,7 +31,15 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+# The data plane beside reference servers of the same wire, in three minutes; the peers are installed first, each in an
+# environment of its own, and take a quarter of an hour more.
 bench: $(VENV)/.test
+	$(PY) -m bench.wire --rounds 3 --seconds 2 $(ARGS)
+
+bench-peers: $(VENV)/.test
+	$(PY) -m bench.wire --peers fastapi litserve mlserver $(ARGS)
+
+bench-kernels: $(VENV)/.test
 	$(PY) -m bench.kernels $(ARGS)
 
 build: $(VENV)/.dev

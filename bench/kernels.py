@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import itertools
+import json
 import random
 import statistics
 import time
@@ -155,6 +156,22 @@ def quota_many(module: ModuleType) -> Run:
     return run
 
 
+def infer(module: ModuleType, numbers: int) -> Run:
+    """One plain JSON body of `numbers` numbers."""
+    out = np.zeros(numbers, np.float32)
+    plain = module.Plain("x", (numbers,), out)
+    data = [round(random.Random(1).uniform(-2.0, 2.0), 3 + at % 6) for at in range(numbers)]
+    tensor = {"name": "x", "shape": [1, numbers], "datatype": "FP32", "data": data}
+    body = json.dumps({"id": "r-17", "inputs": [tensor]}).encode()
+
+    def run(count: int) -> None:
+        parse = plain.parse
+        for _ in range(count):
+            parse(body)
+
+    return run
+
+
 # name, kernel, what makes it, operations a round of the kernel and of its twin
 CASES: tuple[tuple[str, str, Callable[[ModuleType], Run], int, int], ...] = (
     ("request, depth 32, batch 8", "batcher", partial(batcher, depth=32, max_batch=8), 80_000, 400),
@@ -182,6 +199,7 @@ CASES: tuple[tuple[str, str, Callable[[ModuleType], Run], int, int], ...] = (
     ("merge", "histogram", histogram_merge, 20_000, 200),
     ("choose among 5", "route", quota, 200_000, 20_000),
     ("row of 64 chosen at once", "route", quota_many, 640_000, 19_200),
+    ("body of 64 numbers", "infer", partial(infer, numbers=64), 80_000, 400),
 )
 
 

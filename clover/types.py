@@ -46,7 +46,7 @@ class TensorSpec(Record, frozen=True, kw_only=True):
     @property
     def variable(self) -> bool:
         """Whether rows may differ in shape."""
-        return any(axis < 0 for axis in self.shape)
+        return min(self.shape, default=0) < 0
 
 
 class PublishedAccuracy(Record, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """Clover's data plane beside reference servers of the same wire, on one core.
 
-    python -m bench.wire [--rounds 5] [--seconds 3] [--workload w1 w2 w3] [--json FILE]
+    python -m bench.wire [--rounds 5] [--seconds 3] [--workload w1 w2 w3] [--peers fastapi ...] [--json FILE]
 
 Every server's whole tree inherits core 0 and cannot leave it, the load generator has core 1.  Servers of a workload
 stay up together (idle ones sleep), rounds go through them in turn, and a ratio is taken within a round: the table has
@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.common import ROOT, cpu_seconds, free_port, provenance, show, tree, write_json
+from bench.wire import peers
 from bench.wire.workloads import WORKLOADS, Floats, Workload
 
 SERVER_CORE, CLIENT_CORE = "0", "1"
@@ -40,18 +40,18 @@ _START_S = 180.0
 
 @dataclass(frozen=True)
 class Peer:
-    """A server: its command for a workload and a port; `ready` is a path that answers 200 once it serves."""
+    """A server: its command for a workload and a port, and the workloads it takes."""
 
     name: str
     command: Callable[[Workload, int], list[str]]
     workloads: tuple[str, ...]
-    ready: str = ""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of the table.  `figure` is read out of a run, `beside` the reference whose part it is given as; `higher`
-    is better or not; `must` bounds the ratio."""
+    """One line of the table.  `figure` is read out of a run; `beside` names the reference whose part it is given as, or
+    nothing for the server's own first line of the workload; `must` bounds the ratio.  A `rate` is requests a second (0:
+    closed loop), or below 0 so many times the requests a second of that first line."""
 
     name: str
     workload: str
@@ -88,7 +88,6 @@ PEERS = (
             *("--policy", "static:only", "--port", str(port)),
         ],
         ("w1", "w2", "w3"),
-        "/v2/health/ready",
     ),
     *(
         Peer(
@@ -111,6 +110,7 @@ MEASURES = (
     Measure("W3, 16 connections, req/CPU-s", "w3", 16, 0.0, "per_cpu_s", "rawbuf", 0.75),
     Measure("W3, 1 connection, p50 us", "w3", 1, 0.0, "p50_us", "rawbuf", 1.7),
     Measure("W1, 256 connections, req/s", "w1", 256, 0.0, "per_s", "", 0.9),
+    Measure("W1, open loop at 1.5 x capacity, 200s/s", "w1", 2048, -1.5, "per_s", "", 0.7),
 )
 
 
@@ -131,13 +131,14 @@ class Bench:
         command = ["taskset", "-c", CLIENT_CORE, str(self.binary), *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    def round(self, work: Workload, port: int, pid: int, measure: Measure) -> Round:
+    def round(self, work: Workload, port: int, pid: int, measure: Measure, capacity: float) -> Round:
         """One round of one server, again where others disturbed it."""
+        rate = measure.rate if measure.rate >= 0.0 else -measure.rate * capacity
         for _ in range(_TRIES):
             pids = tree(pid)
             before, whole = cpu_seconds(pids), busy_seconds()
             client = os.times()
-            words = self.run(work, port, measure.connections, measure.rate, self.seconds).split()
+            words = self.run(work, port, measure.connections, rate, self.seconds).split()
             after = os.times()
             used = cpu_seconds(pids) - before
             own = after.children_user + after.children_system - client.children_user - client.children_system
@@ -175,32 +176,36 @@ def started(peer: Peer, work: Workload, folder: Path) -> Iterator[tuple[int, int
     port = free_port()
     with open(folder / f"{peer.name}.log", "ab") as log:
         process = subprocess.Popen(
-            ["taskset", "-c", SERVER_CORE, *peer.command(work, port)], stdout=log, stderr=log, cwd=ROOT
+            ["taskset", "-c", SERVER_CORE, *peer.command(work, port)],
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
         )
+    first = work.requests()[0]
     try:
         end = time.monotonic() + _START_S
-        while not serving(port, peer.ready):
+        while not answers(port, first):
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{peer.name} does not serve:\n{(folder / f'{peer.name}.log').read_text()[-3000:]}")
             time.sleep(0.2)
         yield process.pid, port
     finally:
         process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(ProcessLookupError):  # and whatever it left behind
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def serving(port: int, path: str) -> bool:
-    """Whether a server answers there."""
+def answers(port: int, request: bytes) -> bool:
+    """Whether a server answers a request with 200."""
     try:
-        if not path:
-            with socket.create_connection(("127.0.0.1", port), 1):
-                return True
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return bool(answer.status == 200)
+        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+            connection.sendall(request)
+            return connection.recv(64).startswith(b"HTTP/1.1 200")
     except OSError:
         return False
 
@@ -226,11 +231,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--workload", nargs="*", choices=sorted(WORKLOADS), default=sorted(WORKLOADS))
+    known = sorted(peers.PACKAGES)
+    parser.add_argument("--peers", nargs="*", choices=known, default=[], help="install and serve these")
     parser.add_argument("--json", default="", help="write the figures there")
     given = parser.parse_args(argv)
     if len(os.sched_getaffinity(0)) < 2:
         parser.error("two cores are needed: one for the server, one for the load")
     lines: dict[Measure, dict[str, list[Round]]] = {}
+    servers = [*PEERS, *added(given.peers)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bench = Bench(folder, given.seconds)
@@ -241,38 +249,67 @@ def main(argv: Sequence[str] | None = None) -> int:
             with contextlib.ExitStack() as stack:
                 up = {
                     peer.name: stack.enter_context(started(peer, work, folder))
-                    for peer in PEERS
+                    for peer in servers
                     if key in peer.workloads
                 }
                 for peer, (_, port) in up.items():
                     if peer != "raw" and (wrong := bench.wrong(work, port, expected)):
                         raise RuntimeError(f"{wrong} answers of {peer} are wrong in {key}")
                 for measure in (item for item in MEASURES if item.workload == key):
-                    rounds = lines.setdefault(measure, {peer: [] for peer in up})
-                    for _ in range(given.rounds):
-                        for peer, (pid, port) in up.items():
-                            rounds[peer].append(bench.round(work, port, pid, measure))
+                    # Beside their own capacity stand those that do the same as Clover in one process.
+                    rounds = lines.setdefault(
+                        measure, {peer: [] for peer in up if measure.beside or peer in ("clover", "rawreal")}
+                    )
+                    first = first_of(lines, measure)
+                    for at in range(given.rounds):
+                        for peer in rounds:
+                            pid, port = up[peer]
+                            capacity = first[peer][at].per_s if first is not rounds else 0.0
+                            rounds[peer].append(bench.round(work, port, pid, measure, capacity))
     report(lines)
-    write_json(given.json, {"lines": {m.name: _plain(peers) for m, peers in lines.items()}})
+    write_json(given.json, {"lines": {m.name: _plain(by_server) for m, by_server in lines.items()}})
     return 0
 
 
-def _plain(peers: dict[str, list[Round]]) -> dict[str, list[dict[str, float]]]:
-    return {peer: [vars(one) for one in rounds] for peer, rounds in peers.items()}
+def added(names: Sequence[str]) -> list[Peer]:
+    """The peers that could be installed; those that could not are told."""
+    found = []
+    for name in names:
+        why = peers.install(name)
+        if why:
+            print(f"{name} is not there: {why}")
+            continue
+        found.append(
+            Peer(
+                name,
+                lambda work, port, name=name: [  # type: ignore[misc]
+                    *(str(peers.python_of(name)), "-m", f"bench.wire.peers.with_{name}", work.name, str(port))
+                ],
+                peers.TAKES[name],
+            )
+        )
+    return found
+
+
+def first_of(lines: dict[Measure, dict[str, list[Round]]], measure: Measure) -> dict[str, list[Round]]:
+    """The rounds of the workload's first line, by server."""
+    return next(by_server for own, by_server in lines.items() if own.workload == measure.workload)
+
+
+def _plain(by_server: dict[str, list[Round]]) -> dict[str, list[dict[str, float]]]:
+    return {peer: [vars(one) for one in rounds] for peer, rounds in by_server.items()}
 
 
 def report(lines: dict[Measure, dict[str, list[Round]]]) -> None:
     """The table: medians over rounds with their range, ratios taken within rounds."""
     where = provenance()
     rows: list[list[object]] = []
-    for measure, peers in lines.items():
-        reference = peers.get(measure.beside)
-        for peer, rounds in peers.items():
+    for measure, by_server in lines.items():
+        reference = by_server.get(measure.beside)
+        for peer, rounds in by_server.items():
             values = [getattr(one, measure.figure) for one in rounds]
             ratio, verdict = "", ""
-            base = reference
-            if peer == "clover" and not measure.beside:  # beside its own figure at 64 connections
-                base = next(p["clover"] for m, p in lines.items() if m.workload == measure.workload)
+            base = reference if measure.beside else first_of(lines, measure)[peer]
             if base is not None and rounds is not base:
                 part = statistics.median(
                     v / getattr(b, measure.figure) for v, b in zip(values, base, strict=True)
@@ -281,14 +318,14 @@ def report(lines: dict[Measure, dict[str, list[Round]]]) -> None:
                 if peer == "clover":
                     holds = part >= measure.must if measure.higher else part <= measure.must
                     verdict = f"{'>=' if measure.higher else '<='} {measure.must:g}: {'yes' if holds else 'no'}"
-            cpu = statistics.median(one.cpu_us for one in rounds)
+            cpu, p99 = (statistics.median(getattr(one, name) for one in rounds) for name in ("cpu_us", "p99_us"))
             failed, foreign = sum(one.failed for one in rounds), max(one.foreign for one in rounds)
             span = f"{min(values):.0f}..{max(values):.0f}"
             rows.append(
-                [measure.name, peer, f"{statistics.median(values):.0f}", span, ratio, verdict, f"{cpu:.0f}", failed,
-                 f"{foreign:.2f}"]
+                [measure.name, peer, f"{statistics.median(values):.0f}", span, ratio, verdict, f"{cpu:.0f}",
+                 f"{p99:.0f}", failed, f"{foreign:.2f}"]
             )
-    columns = ["", "server", "median", "range", "ratio", "must", "CPU us/req", "failed", "foreign"]
+    columns = ["", "server", "median", "range", "ratio", "must", "CPU us/req", "p99 us", "failed", "foreign"]
     show(f"one core each, {where['processor']}, {where['date']}: measured", columns, rows)
 
 

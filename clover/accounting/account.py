@@ -17,26 +17,27 @@ _RATE_WINDOW_S = 60
 class _FamilyRate:
     """Rows of the trailing minute, in one-second bins."""
 
-    __slots__ = ("bins", "since_ns")
+    __slots__ = ("bins", "rows", "since_ns")
 
     def __init__(self, now_ns: int) -> None:
         self.since_ns = now_ns
         self.bins: deque[list[int]] = deque()
+        self.rows = 0
 
     def add(self, now_ns: int, rows: int) -> None:
         second = now_ns // _SECOND_NS
+        self.rows += rows
         if self.bins and self.bins[-1][0] == second:
             self.bins[-1][1] += rows
-            return
-        self.bins.append([second, rows])
-        while self.bins[0][0] <= second - _RATE_WINDOW_S:
-            self.bins.popleft()
+        else:
+            self.bins.append([second, rows])
 
     def per_s(self, now_ns: int) -> float:
         first = now_ns // _SECOND_NS - _RATE_WINDOW_S
-        total = sum(rows for second, rows in self.bins if second > first)
+        while self.bins and self.bins[0][0] <= first:
+            self.rows -= self.bins.popleft()[1]
         covered_s = (now_ns - self.since_ns) / _SECOND_NS
-        return total / min(max(covered_s, 1.0), float(_RATE_WINDOW_S))
+        return self.rows / min(max(covered_s, 1.0), float(_RATE_WINDOW_S))
 
 
 @dataclass
@@ -97,6 +98,9 @@ class Account:
         self._idle: dict[str, _IdleBill] = {}
         self._spans = Spans()
         self._retired_cpu_ns = 0
+        self._idle_w: dict[str, float] = {}
+        self._receipt_method: dict[str, Method] = {}
+        """Both are what devices say of a family, until one says something else."""
 
     # --- who is there -------------------------------------------------------------------------------------------------
 
@@ -104,6 +108,7 @@ class Account:
         """A device with `slices` compute slices, over which its idle energy is split.  One that is known (a GPU that
         was lost and is back) keeps its account."""
         self._devices.setdefault(device, DeviceAccount(slices=1)).slices = max(slices, 1)
+        self._forget()
 
     def add_family(self, family: str, now_ns: int) -> None:
         """Start the row rate of a family."""
@@ -113,6 +118,7 @@ class Account:
         """A worker that now holds its slices."""
         self._meters.append(meter)
         self._places.setdefault(meter.family, set()).add(meter.device)
+        self._forget()
         device = self._devices.get(meter.device)
         meter.ratio = device.ratio if device is not None else 1.0
         return meter
@@ -152,6 +158,7 @@ class Account:
         here = [meter for meter in self._meters if meter.device == sample.device]
         gone = [meter for meter in self._gone if meter.device == sample.device]
         closed = device.window(sample, here, gone)
+        self._forget()
         if closed is None:
             return
         self._gone = [meter for meter in self._gone if meter.device != sample.device]
@@ -194,7 +201,11 @@ class Account:
         return by_variant, by_placement
 
     def _family_idle_w(self, family: str) -> float:
-        return sum(device.family_idle_w.get(family, 0.0) for device in self._devices.values())
+        watts = self._idle_w.get(family)
+        if watts is None:
+            watts = sum(device.family_idle_w.get(family, 0.0) for device in self._devices.values())
+            self._idle_w[family] = watts
+        return watts
 
     # --- receipts and totals ------------------------------------------------------------------------------------------
 
@@ -222,15 +233,23 @@ class Account:
             carbon_mg=energy_j / _JOULES_PER_KWH * intensity * self.pue * 1e3,
             intensity_g_per_kwh=intensity,
             # A receipt is always an estimate: the device was measured or not, but never this one request.
-            method="emulated" if self._emulated(family) else "modelled",
+            method=self._method(family),
             intensity_state=reading.state if reading is not None else "unknown",
             path=path,
         )
 
-    def _emulated(self, family: str) -> bool:
-        """Whether any part of what the family's answers cost is emulated."""
-        places = self._places.get(family, ())
-        return any(name in places and device.method == "emulated" for name, device in self._devices.items())
+    def _method(self, family: str) -> Method:
+        """Emulated where any part of what the family's answers cost is."""
+        known = self._receipt_method.get(family)
+        if known is None:
+            places = self._places.get(family, ())
+            emulated = any(name in places and device.method == "emulated" for name, device in self._devices.items())
+            known = self._receipt_method[family] = "emulated" if emulated else "modelled"
+        return known
+
+    def _forget(self) -> None:
+        self._idle_w.clear()
+        self._receipt_method.clear()
 
     def _bill_idle(self, family: str, rows: int, now_ns: int) -> float:
         """The idle joules that `rows` rows share, taken from what is still to be billed."""

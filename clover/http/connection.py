@@ -206,7 +206,7 @@ class Connection(Outgoing):
             have = size - pos
             self._body = self.hub.take_buffer(need)
             self._view = memoryview(self._body)[:need]  # type: ignore[arg-type]
-            self._view[:have] = data[pos:]
+            self._view[:have] = memoryview(data)[pos:]
             self._filled = have
             pos = size
         self._current = exchange

@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from clover._native.infer import Plain
 from clover.errors import BadRequest
 from clover.http import tensors
 from clover.http.depth import within_depth
@@ -25,6 +27,7 @@ RANK = 8
 
 _MAX_TIMEOUT_US = 1 << 53
 _DESCRIBED = 256
+_PLAIN_NUMBERS = 1 << 20
 
 Rows = NDArray[Any] | list[bytes]
 
@@ -96,7 +99,18 @@ class InferRequest:
 class Signature:
     """A family's tensors, compiled for decoding and encoding."""
 
-    __slots__ = ("_described", "defaults", "inputs", "limit", "name", "out_index", "out_prefix", "outputs", "prefix")
+    __slots__ = (
+        "_described",
+        "defaults",
+        "inputs",
+        "limit",
+        "name",
+        "out_index",
+        "out_prefix",
+        "outputs",
+        "plain",
+        "prefix",
+    )
 
     def __init__(self, spec: FamilySpec, json_depth: int = 100, name: str = "") -> None:
         self.name = name or spec.name
@@ -110,6 +124,7 @@ class Signature:
         self.prefix = b'{"model_name":%b,"model_version":%b' % (orjson.dumps(self.name), orjson.dumps(spec.version))
         self.out_prefix = [b'{"name":%b,"datatype":"' % orjson.dumps(tensor.name) for tensor in spec.outputs]
         self._described: dict[tuple[int, str, tuple[int, ...]], bytes] = {}
+        self.plain = Plainly.of(spec)
 
     def describe(self, index: int, datatype: str, shape: tuple[int, ...]) -> bytes:
         """The JSON of an output up to its shape; the last few are remembered."""
@@ -122,6 +137,40 @@ class Signature:
                 self._described.clear()
             self._described[key] = text
         return text
+
+
+class Plainly:
+    """Requests in the plain form (`clover._native.infer`), for families that have it: one FP32 tensor whose rows have
+    one shape.  The rows of one lie in an array that the next overwrites: they are copied into slots before."""
+
+    __slots__ = ("_array", "_one", "_parse")
+
+    def __init__(self, tensor: TensorSpec, rows: int) -> None:
+        out = np.zeros(rows * math.prod(tensor.shape), np.float32)
+        self._array = out.reshape(rows, *tensor.shape)
+        self._one: list[tuple[int, Rows]] = [(0, self._array[:1])]
+        self._parse = Plain(tensor.name, tensor.shape, out).parse
+
+    @classmethod
+    def of(cls, spec: FamilySpec) -> Plainly | None:
+        """For a family; None where its inputs are others."""
+        tensor = spec.inputs[0]
+        fixed = len(spec.inputs) == 1 and tensor.datatype == "FP32" and all(axis > 0 for axis in tensor.shape)
+        if not fixed or not 1 <= len(tensor.shape) < RANK:
+            return None
+        return cls(tensor, max(1, min(spec.max_batch, _PLAIN_NUMBERS // math.prod(tensor.shape))))
+
+    def decode(self, body: bytes, outputs: list[Wanted]) -> InferRequest | None:
+        """The request; None where it is not plain."""
+        found = self._parse(body)
+        if found is None:
+            return None
+        request = InferRequest()
+        request.id, rows = found
+        request.rows = rows
+        request.inputs = self._one if rows == 1 else [(0, self._array[:rows])]
+        request.outputs = outputs
+        return request
 
 
 # --- request ----------------------------------------------------------------------------------------------------------
@@ -148,6 +197,10 @@ def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequ
     text: bytes
     if json_length < 0:
         text = body if type(body) is bytes else bytes(body)
+        if signature.plain is not None:
+            plain = signature.plain.decode(text, signature.defaults[False])
+            if plain is not None:
+                return plain
     else:
         if json_length > len(body):
             raise BadRequest("Inference-Header-Content-Length exceeds the body")

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from clover.planning.formulation import MISS, Formulation
 from clover.planning.queueing import Service, alike, lane_of, latencies_ms
 
-LATE = MISS + 0.005
-"""The part of the rows that may be late: p95 is told to one of 400 latencies, of 20,000 rows drawn at random."""
+LATE = MISS + 1e-6
+"""The part of the rows that may be late.  Plans are held to the same plays, so that there is no error to allow for."""
 _LANES = 256
 """Lanes of a variant that are asked at most: with more there is no ceiling."""
 _PLANES = 8
@@ -35,7 +35,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Ceiling:
-    """sum of the shares of the groups `on` <= `base` + sum of `slopes` x workers.  Arrays [groups]."""
+    """sum of the shares of the groups `on` <= `base` + sum of `slopes` x workers, which may be below 0.  Arrays
+    [groups]."""
 
     on: NDArray[np.bool_]
     slopes: Floats
@@ -51,16 +52,19 @@ def ceilings(form: Formulation) -> tuple[Ceiling, ...]:
         if own.problem.objective.waits:
             continue
         at = [i for i, group in enumerate(form.groups) if (group.member, group.variant) == (member, variant)]
-        counts = _countable(form, [form.profiles.index(form.groups[i].profile) for i in at])
-        if counts is None:
+        lanes = _countable(form, [form.profiles.index(form.groups[i].profile) for i in at])
+        if lanes is None:
             continue
+        counts, alone = lanes
         services = [form.groups[i].service for i in at]
         limit, rate, slo_ms = own.objective.max_utilisation, own.problem.rate, own.objective.slo_ms
         plain = limit * np.array([service.capacity() for service in services]) / rate
         shares = np.array([most(_workers(services, row), rate, slo_ms, limit) for row in counts.tolist()])
-        if (shares >= np.minimum(1.0, counts @ plain) - 1e-9).all():
+        # Where nobody else has a worker this lane has to serve all rows.
+        can = ~alone | (shares >= 1.0)
+        if can.all() and (shares >= np.minimum(1.0, counts @ plain) - 1e-9).all():
             continue
-        for base, slopes in _planes(counts, shares):
+        for base, slopes in _planes(counts[can], shares[can]):
             on, wide = np.zeros(len(form.groups), np.bool_), np.zeros(len(form.groups))
             on[at], wide[at] = True, slopes
             found.append(Ceiling(on, wide, base))
@@ -88,32 +92,46 @@ def _workers(services: Sequence[Service], counts: Sequence[int]) -> tuple[Servic
     return lane_of(groups).workers
 
 
-def _countable(form: Formulation, profiles: Sequence[int]) -> NDArray[np.int64] | None:
-    """All numbers of workers [lane, profile] that the devices allow on these profiles, but none at all; None where
-    there are too many."""
-    reached = {(0,) * len(profiles)}
+def _countable(form: Formulation, profiles: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
+    """All numbers of workers [lane, profile] that the devices allow on these profiles, but none at all, and of which
+    lanes there is no room for anybody else; None where they are too many."""
+    reached = {(0,) * len(profiles): 0}  # and how many slices there are at most
     for kind, (_, number) in enumerate(form.kinds):
-        ways = {tuple(form.table[at, profiles].tolist()) for at, cut in enumerate(form.cuts) if cut.kind == kind}
+        ways: dict[tuple[int, ...], int] = {}
+        for at, cut in enumerate(form.cuts):
+            if cut.kind == kind:
+                way = tuple(form.table[at, profiles].tolist())
+                ways[way] = max(ways.get(way, 0), int(form.table[at].sum()))
         for _ in range(number):
-            reached = {tuple(map(sum, zip(one, way, strict=True))) for one in reached for way in ways}
+            further: dict[tuple[int, ...], int] = {}
+            for (one, slices), (way, more) in itertools.product(reached.items(), ways.items()):
+                both = tuple(map(sum, zip(one, way, strict=True)))
+                further[both] = max(further.get(both, 0), slices + more)
+            reached = further
             if len(reached) > _LANES:
                 return None
-    below = set[tuple[int, ...]]()
-    for full in reached:
+    room: dict[tuple[int, ...], int] = {}
+    for full, slices in reached.items():
         if math.prod(n + 1 for n in full) > 64 * _LANES:
             return None
-        below.update(itertools.product(*(range(n + 1) for n in full)))
-        if len(below) > _LANES:
+        for lane in itertools.product(*(range(n + 1) for n in full)):
+            room[lane] = max(room.get(lane, 0), slices - sum(lane))
+        if len(room) > _LANES:
             return None
-    return np.array(sorted(below)[1:], np.int64)
+    lanes = sorted(room)[1:]
+    return np.array(lanes, np.int64), np.array([room[lane] == 0 for lane in lanes])
 
 
 def _planes(counts: NDArray[np.int64], shares: Floats) -> Iterator[tuple[float, Floats]]:
-    """Planes (base, slopes) above all `shares` [lane], few and together low."""
-    x = counts.astype(np.float64)
-    slopes = _slopes({tuple(row): share for row, share in zip(counts.tolist(), shares.tolist(), strict=True)})
-    bases = np.maximum((shares[None, :] - slopes @ x.T).max(axis=1), 0.0)
-    above = bases[:, None] + slopes @ x.T - shares[None, :]  # [plane, lane]
+    """Planes (base, slopes) above all `shares` [lane], few and together low: at these lanes, and where a worker more
+    makes a lane that cannot be."""
+    known = {tuple(row): share for row, share in zip(counts.tolist(), shares.tolist(), strict=True)}
+    slopes = _slopes(known)
+    bases = np.maximum((shares[None, :] - slopes @ counts.T).max(axis=1), 0.0)
+    steps = np.eye(counts.shape[1], dtype=np.int64)
+    beyond = {tuple((row + step).tolist()) for row in counts for step in steps} - known.keys()
+    x = np.array([*known, *sorted(beyond)], np.float64)
+    above = bases[:, None] + slopes @ x.T - np.array([*known.values(), *[0.0] * len(beyond)])[None, :]  # [plane, lane]
     lowest = np.full(len(x), np.inf)
     for _ in range(min(_PLANES, len(slopes))):
         # For the lane that is left most room the plane that leaves it least; of these what lowers all of them most.
@@ -127,10 +145,11 @@ def _planes(counts: NDArray[np.int64], shares: Floats) -> Iterator[tuple[float, 
 
 
 def _slopes(shares: dict[tuple[int, ...], float]) -> Floats:
-    """What a worker more adds at each lane, one fewer takes, and their mean; without those that are there already."""
+    """What a worker more adds at each lane, one fewer takes, and their mean; where one more cannot be, also as if it
+    took all away, so that no half of it is hoped for."""
     found = set[tuple[float, ...]]()
     for counts, share in shares.items():
-        more, fewer = [], []
+        more, fewer, last = [], [], []
         for at in range(len(counts)):
             up = shares.get((*counts[:at], counts[at] + 1, *counts[at + 1 :]))
             down = shares.get((*counts[:at], counts[at] - 1, *counts[at + 1 :]), 0.0 if sum(counts) == 1 else None)
@@ -138,6 +157,7 @@ def _slopes(shares: dict[tuple[int, ...], float]) -> Floats:
             fall = None if down is None or counts[at] == 0 else max(0.0, share - down)
             more.append(next((v for v in (rise, fall) if v is not None), 0.0))
             fewer.append(next((v for v in (fall, rise) if v is not None), 0.0))
-        for slopes in (more, fewer, [0.5 * (a + b) for a, b in zip(more, fewer, strict=True)]):
+            last.append(-share if rise is None else rise)
+        for slopes in (more, fewer, last, [0.5 * (a + b) for a, b in zip(more, fewer, strict=True)]):
             found.add(tuple(round(value, 9) for value in slopes))
     return np.array(sorted(found))

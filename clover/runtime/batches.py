@@ -68,6 +68,7 @@ class Batches:
         self._inputs = [(index, tensor, slab.input(index)) for index, tensor in enumerate(slab.layout.spec.inputs)]
         self._outputs = [(index, tensor, slab.output(index)) for index, tensor in enumerate(slab.layout.spec.outputs)]
         self._staged: dict[int, NDArray[Any]] = {}
+        self._spanned: tuple[NDArray[np.uint32] | None, slice | NDArray[np.uint32]] = (None, slice(0))
 
     def stage(self, max_batch: int) -> list[NDArray[Any]]:
         """Gather scattered rows of inputs of fixed shape into the arrays returned from now on: what `gather` gave is
@@ -82,8 +83,13 @@ class Batches:
     def span(self, slots: NDArray[np.uint32]) -> slice | NDArray[np.uint32]:
         """An index for `slots` (at least one): a slice where they are consecutive.  Raises IndexError for slots the
         slab does not have."""
+        if self._spanned[0] is not slots:  # else it was just asked for, before the model ran
+            self._spanned = (slots, self._span(slots))
+        return self._spanned[1]
+
+    def _span(self, slots: NDArray[np.uint32]) -> slice | NDArray[np.uint32]:
         first, count = int(slots[0]), len(slots)
-        if int(slots.max()) >= self._slots:
+        if (first if count == 1 else int(slots.max())) >= self._slots:
             raise IndexError(f"a batch names a slot beyond the slab's {self._slots}")
         if int(slots[-1]) - first == count - 1 and (count < 3 or bool((np.diff(slots) == 1).all())):
             return slice(first, first + count)

@@ -42,7 +42,7 @@ from clover.runtime.links import Batch, Link, WorkerHandle
 from clover.runtime.relief import Standby
 from clover.runtime.reliefs import Reliefs
 from clover.runtime.retry import Retry
-from clover.runtime.rows import Memory, ShapeKeys, read_rows, write_array, write_bytes
+from clover.runtime.rows import FixedRows, Memory, ShapeKeys, read_rows, write_array, write_bytes
 from clover.runtime.slot_table import SlotTable
 from clover.runtime.tickets import CLOSED, DONE, FLYING, OPEN, PENDING, QUEUED, Ticket
 from clover.runtime.traffic import Traffic
@@ -108,6 +108,8 @@ class Router:
         self._out = np.zeros(max(spec.max_batch, 1), np.uint32)
         self._picked = np.zeros(slots, np.uint32)
         self._keys = ShapeKeys(memory, spec)
+        self._fixed_in = FixedRows.of(memory, "input", spec.inputs)
+        self._fixed_out = FixedRows.of(memory, "output", spec.outputs)
         self.expect(profile)
 
     # --- the front end's side -----------------------------------------------------------------------------------------
@@ -143,7 +145,9 @@ class Router:
         """See `Model.write`.  Rows of a BYTES tensor with one variable axis carry their count themselves."""
         tensor = self.spec.inputs[index]
         if isinstance(rows, np.ndarray):
-            write_array(self._memory, tensor, index, ticket.slots, rows)
+            fixed = self._fixed_in[index]
+            if fixed is None or not fixed.put(ticket.slots, rows):
+                write_array(self._memory, tensor, index, ticket.slots, rows)  # or says what is wrong with them
         else:
             write_bytes(self._memory, tensor, index, ticket.slots, rows, None)
 
@@ -206,7 +210,8 @@ class Router:
         """See `Model.read`; raises ModelFailed where the rows cannot be one array."""
         if ticket.phase != DONE or ticket.status != 200:
             raise ValueError("only an answered ticket can be read")
-        return read_rows(self._memory, self.spec, index, ticket.slots)
+        fixed = self._fixed_out[index]
+        return fixed.get(ticket.slots) if fixed is not None else read_rows(self._memory, self.spec, index, ticket.slots)
 
     def receipt(self, ticket: Ticket) -> Receipt:
         """See `Model.receipt`.  Variants of a request that was split are joined by "+", cheapest first."""

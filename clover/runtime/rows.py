@@ -116,6 +116,40 @@ def read_rows(memory: Memory, spec: FamilySpec, index: int, slots: list[int]) ->
     return picked
 
 
+class FixedRows:
+    """A tensor whose rows have one shape and are numbers: the whole array of the slab, asked for once."""
+
+    __slots__ = ("_dtype", "_region", "_shape")
+
+    def __init__(self, region: NDArray[Any]) -> None:
+        self._region = region
+        self._shape = region.shape[1:]
+        self._dtype = region.dtype
+
+    @classmethod
+    def of(cls, memory: Memory, kind: str, tensors: Sequence[TensorSpec]) -> list[FixedRows | None]:
+        """Of each tensor; None for those whose rows are others."""
+        return [
+            cls(memory.array(kind, index)) if tensor.datatype != "BYTES" and not tensor.variable else None
+            for index, tensor in enumerate(tensors)
+        ]
+
+    def put(self, slots: list[int], rows: NDArray[Any]) -> bool:
+        """Write `rows` of these slots; False where they are not as declared."""
+        if rows.shape[1:] != self._shape or rows.dtype != self._dtype or len(rows) != len(slots):
+            return False
+        if len(slots) == 1:
+            self._region[slots[0]] = rows[0]
+        else:
+            self._region[_span(slots)] = rows
+        return True
+
+    def get(self, slots: list[int]) -> NDArray[Any]:
+        """The rows of these slots; a view where they are consecutive."""
+        rows: NDArray[Any] = self._region[slots[0] : slots[0] + 1] if len(slots) == 1 else self._region[_span(slots)]
+        return rows
+
+
 class ShapeKeys:
     """Numbers for the shapes of rows: equal shapes, equal number; never the reverse.  Rows of one number may share a
     batch.  Families without variable inputs have the one number 0."""

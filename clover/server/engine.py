@@ -47,6 +47,7 @@ class Engine:
         self.config = config
         self.draining = False
         self.served: dict[str, Served] = {}
+        self._models: dict[str, Model] = {}
         self._unplanned: dict[str, Unplanned] = {}
         self.frontend: Frontend | None = None
         self._pool = pool
@@ -109,6 +110,8 @@ class Engine:
         )
         self._stack.callback(served.close)
         self.served[served.name] = served
+        # A front end hands a router the tickets that router gave it, which the Protocol cannot say.
+        self._models[served.name] = cast("Model", served.router)
         self._completions.add(served.router.reap)
 
     # --- life -----------------------------------------------------------------------------------------------------
@@ -277,8 +280,7 @@ class Engine:
 
     def models(self) -> dict[str, Model]:
         """Every family by name, loaded or not."""
-        # A front end hands a router the tickets that router gave it, which the Protocol cannot say.
-        return cast("dict[str, Model]", {name: served.router for name, served in self.served.items()})
+        return self._models
 
     def ready(self) -> bool:
         """Whether every loaded family has capacity and the server is not draining."""

@@ -62,11 +62,12 @@ def near(row: np.ndarray[Any, Any]) -> bool:
 
 
 async def kill_some(served: Served, ended: asyncio.Event) -> int:
-    """Kill a worker now and then, until told to end; how many."""
+    """Kill a worker now and then, until told to end; how many.  One stays: a busy machine may take long to start the
+    others again."""
     rng, killed = random.Random(1), 0
     while not ended.is_set():
-        alive = [item["pid"] for item in served.fleet.describe() if item["pid"] is not None]
-        if alive:
+        alive = [item["pid"] for item in served.fleet.describe() if item["state"] == "ready"]
+        if len(alive) > 1:
             os.kill(rng.choice(alive), signal.SIGKILL)
             killed += 1
         await asyncio.sleep(0.4)

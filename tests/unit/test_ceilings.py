@@ -97,10 +97,12 @@ def test_planes_are_tight_where_the_slo_limits() -> None:
     form = Formulation([Member(problem_of(now), objective_of(now))], now.devices)
     planes = ceilings(form)
     assert planes
-    for number in range(1, 5):
-        own = most((service,) * number, rate, slo_ms, 0.85)
-        low = min(plane.base + number * float(plane.slopes.max()) for plane in planes)
-        assert own - 1e-9 <= low <= own + 0.01
+    shares = [most((service,) * number, rate, slo_ms, 0.85) for number in range(1, 5)]
+    lows = [min(p.base + number * float(p.slopes.sum()) for p in planes) for number in range(1, 5)]
+    assert shares[3] < 1.0  # which nobody else could make up for: four of them there cannot be
+    assert lows[3] <= 1e-6
+    for share, low in zip(shares[:3], lows, strict=False):
+        assert share - 1e-9 <= low <= share + 0.01
     assert any(low.base > 0.0 for low in planes)
 
 

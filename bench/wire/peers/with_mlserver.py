@@ -1,0 +1,46 @@
+"""MLServer: the Open Inference Protocol in Python, adaptive batching."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+from mlserver import MLModel, MLServer
+from mlserver.codecs import NumpyCodec
+from mlserver.settings import ModelParameters, ModelSettings, Settings
+from mlserver.types import InferenceRequest, InferenceResponse
+
+from bench.wire.peers.common import given, model_of
+
+
+class Runtime(MLModel):  # type: ignore[misc]
+    """One of the workloads."""
+
+    async def load(self) -> bool:
+        self.run = model_of(given()[0])
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        rows = NumpyCodec.decode_input(payload.inputs[0]).astype(np.float32)
+        output = NumpyCodec.encode_output("y", self.run(rows))
+        return InferenceResponse(model_name=self.name, id=payload.id, outputs=[output])
+
+
+async def serve() -> None:
+    """Until it is told to end."""
+    work, port = given()
+    settings = Settings(
+        host="127.0.0.1", http_port=port, grpc_port=port + 1, metrics_port=port + 2, parallel_workers=0, debug=False
+    )
+    model = ModelSettings(
+        name=work.family.name,
+        implementation=Runtime,
+        parameters=ModelParameters(version="1"),
+        max_batch_size=work.family.max_batch,
+        max_batch_time=0.0001,
+    )
+    await MLServer(settings).start([model])
+
+
+if __name__ == "__main__":
+    asyncio.run(serve())

@@ -1,0 +1,325 @@
+"""The plain form of an infer request in JSON: one FP32 tensor, its numbers parsed straight into an array.
+
+    {"id": "...", "inputs": [{"name": N, "shape": [rows, ...], "datatype": "FP32", "data": [...]}]}
+
+in any order of members, with or without an id, its data flat or nested.  That is what nearly all requests in JSON
+look like, and no object is made for any number of it.  Everything else - parameters, other outputs, a second tensor,
+escapes in strings, members given twice, numbers that would need more than one rounding, and whatever is wrong - is not
+for here: `parse` says None, and the general way decides.  So this needs to know no error, only what it is sure of.
+
+**Numbers.**  A decimal of up to 2^53 without its point, times or over a power of ten up to 22, is two doubles that are
+exact and one operation that rounds once: the double nearest to the text, as any correct reader gives it, then rounded
+to a float as any conversion of that double is (W. D. Clinger, How to read floating point numbers accurately, 1990).
+"""
+
+from libc.stdint cimport uint64_t
+from libc.string cimport memcmp
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeASCII
+
+cdef enum:
+    AXES = 8
+    EXPONENT = 22
+
+cdef double MOST = 3.4028234663852886e38  # the largest float
+cdef uint64_t EXACT = <uint64_t>1 << 53
+
+cdef double[EXPONENT + 1] POWERS
+POWERS[:] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20,
+    1e21, 1e22,
+]
+
+
+cdef class Plain:
+    """Parses bodies for the tensor `name` with rows of `shape` (axes of at least 1) into `out`, a float array [n]: as
+    many rows as fit are taken."""
+
+    cdef bytes _name
+    cdef const char* _named
+    cdef Py_ssize_t _named_size
+    cdef int _axes
+    cdef Py_ssize_t[AXES] _shape
+    cdef Py_ssize_t _each, _rows
+    cdef float[::1] _out
+    cdef const char* _at
+    cdef const char* _end
+    cdef const char* _id
+    cdef Py_ssize_t _id_size, _count, _outer
+    cdef bint _nested
+
+    def __cinit__(self, str name, shape, float[::1] out):
+        if not 1 <= len(shape) < AXES or any(axis < 1 for axis in shape):
+            raise ValueError(f"rows of shape {list(shape)} cannot be parsed here")
+        self._name = name.encode()
+        self._named, self._named_size = PyBytes_AS_STRING(self._name), len(self._name)
+        self._axes = len(shape) + 1
+        self._each = 1
+        for at, axis in enumerate(shape):
+            self._shape[at + 1] = axis
+            self._each *= axis
+        self._out = out
+        self._rows = out.shape[0] // self._each
+
+    def parse(self, bytes body not None):
+        """The id ("" without one) and the number of rows, which then stand in `out` from its start; None where the body
+        is not plain."""
+        cdef const char* at = PyBytes_AS_STRING(body)
+        self._at, self._end = at, at + PyBytes_GET_SIZE(body)
+        self._id, self._id_size = at, 0
+        self._shape[0] = 0
+        self._count = 0
+        if not self._document():
+            return None
+        return PyUnicode_DecodeASCII(self._id, self._id_size, NULL), self._shape[0]
+
+    # Every function below says whether it took what it was to take; where it did not, all is over.
+
+    cdef bint _document(self) noexcept nogil:
+        cdef const char* key
+        cdef Py_ssize_t size
+        cdef bint has_id = False, has_inputs = False
+        if not self._sign(b"{"):
+            return False
+        while True:
+            if not self._string(&key, &size) or not self._sign(b":"):
+                return False
+            if size == 2 and memcmp(key, b"id", 2) == 0 and not has_id:
+                has_id = True
+                if not self._string(&self._id, &self._id_size):
+                    return False
+            elif size == 6 and memcmp(key, b"inputs", 6) == 0 and not has_inputs:
+                has_inputs = True
+                if not (self._sign(b"[") and self._tensor() and self._sign(b"]")):
+                    return False
+            else:
+                return False
+            if self._sign(b","):
+                continue
+            if not self._sign(b"}"):
+                return False
+            self._space()
+            return has_inputs and self._at == self._end
+
+    cdef bint _tensor(self) noexcept nogil:
+        cdef const char* key
+        cdef const char* text
+        cdef Py_ssize_t size, length
+        cdef bint name = False, shape = False, datatype = False, data = False
+        if not self._sign(b"{"):
+            return False
+        while True:
+            if not self._string(&key, &size) or not self._sign(b":"):
+                return False
+            if size == 4 and memcmp(key, b"name", 4) == 0 and not name:
+                name = True
+                if not self._string(&text, &length):
+                    return False
+                if length != self._named_size or memcmp(text, self._named, length) != 0:
+                    return False
+            elif size == 5 and memcmp(key, b"shape", 5) == 0 and not shape:
+                shape = True
+                if not self._read_shape():
+                    return False
+            elif size == 8 and memcmp(key, b"datatype", 8) == 0 and not datatype:
+                datatype = True
+                if not self._string(&text, &length) or length != 4 or memcmp(text, b"FP32", 4) != 0:
+                    return False
+            elif size == 4 and memcmp(key, b"data", 4) == 0 and not data:
+                data = True
+                if not self._read_data():
+                    return False
+            else:
+                return False
+            if self._sign(b","):
+                continue
+            if not self._sign(b"}"):
+                return False
+            # Flat data may come before the shape that it has to fill; nested data checks itself as it is read.
+            return (
+                name and shape and datatype and data and self._count == self._shape[0] * self._each
+                and (not self._nested or self._outer == self._shape[0])
+            )
+
+    cdef bint _read_shape(self) noexcept nogil:
+        cdef int axis
+        cdef Py_ssize_t size
+        if not self._sign(b"["):
+            return False
+        for axis in range(self._axes):
+            if axis and not self._sign(b","):
+                return False
+            if not self._whole(&size) or size < 1 or (axis and size != self._shape[axis]):
+                return False
+            if not axis:
+                if size > self._rows:
+                    return False
+                self._shape[0] = size
+        return self._sign(b"]")
+
+    cdef bint _whole(self, Py_ssize_t* value) noexcept nogil:
+        """A number of up to nine digits without a sign, a point or a zero in front."""
+        cdef int digits = 0
+        self._space()
+        value[0] = 0
+        while self._at < self._end and 48 <= self._at[0] <= 57 and digits < 10:
+            value[0] = value[0] * 10 + (self._at[0] - 48)
+            digits += 1
+            self._at += 1
+            if digits == 1 and value[0] == 0:
+                break
+        if not 0 < digits < 10:
+            return False
+        return self._at < self._end and self._at[0] not in (46, 69, 101) and not 48 <= self._at[0] <= 57
+
+    cdef bint _read_data(self) noexcept nogil:
+        if not self._sign(b"["):
+            return False
+        self._space()
+        self._nested = self._at < self._end and self._at[0] == 91
+        if not self._nested:
+            return self._numbers(-1)
+        self._outer = 0
+        while True:  # rows, however many; which the shape has to agree with
+            if self._outer >= self._rows or not self._row(1):
+                return False
+            self._outer += 1
+            if self._sign(b"]"):
+                return True
+            if not self._sign(b","):
+                return False
+
+    cdef bint _row(self, int axis) noexcept nogil:
+        """What an axis holds, in brackets."""
+        cdef Py_ssize_t at
+        if not self._sign(b"["):
+            return False
+        if axis == self._axes - 1:
+            return self._numbers(self._shape[axis])
+        for at in range(self._shape[axis]):
+            if at and not self._sign(b","):
+                return False
+            if not self._row(axis + 1):
+                return False
+        return self._sign(b"]")
+
+    cdef bint _numbers(self, Py_ssize_t wanted) noexcept nogil:
+        """Numbers up to the bracket that closes: `wanted` of them, or with -1 as many as there are and fit."""
+        cdef Py_ssize_t before = self._count
+        while True:
+            if self._count >= self._out.shape[0] or not self._number(&self._out[self._count]):
+                return False
+            self._count += 1
+            self._space()
+            if self._at >= self._end:
+                return False
+            if self._at[0] == 44:
+                self._at += 1
+                continue
+            if self._at[0] != 93:
+                return False
+            self._at += 1
+            return wanted < 0 or self._count - before == wanted
+
+    cdef bint _number(self, float* value) noexcept nogil:
+        cdef const char* at
+        cdef const char* end = self._end
+        cdef uint64_t mantissa = 0
+        cdef int digits = 0, after = 0, exponent = 0, given = 0
+        cdef bint negative = False, minus = False, whole = True
+        cdef double found
+        self._space()
+        at = self._at
+        if at < end and at[0] == 45:
+            negative = True
+            at += 1
+        if at >= end or not 48 <= at[0] <= 57:
+            return False
+        if at[0] == 48:
+            at += 1
+            if at < end and 48 <= at[0] <= 57:
+                return False
+        else:
+            while at < end and 48 <= at[0] <= 57:
+                mantissa = mantissa * 10 + <uint64_t>(at[0] - 48)
+                digits += 1
+                at += 1
+                if digits > 18:
+                    return False
+        if at < end and at[0] == 46:
+            whole = False
+            at += 1
+            if at >= end or not 48 <= at[0] <= 57:
+                return False
+            while at < end and 48 <= at[0] <= 57:
+                mantissa = mantissa * 10 + <uint64_t>(at[0] - 48)
+                digits += mantissa != 0
+                after += 1
+                at += 1
+                if digits > 18 or after > 40:
+                    return False
+        if at < end and (at[0] == 101 or at[0] == 69):
+            whole = False
+            at += 1
+            if at < end and (at[0] == 43 or at[0] == 45):
+                minus = at[0] == 45
+                at += 1
+            if at >= end or not 48 <= at[0] <= 57:
+                return False
+            while at < end and 48 <= at[0] <= 57:
+                exponent = exponent * 10 + (at[0] - 48)
+                given += 1
+                at += 1
+                if given > 3:
+                    return False
+            if minus:
+                exponent = -exponent
+        self._at = at
+        exponent -= after
+        if mantissa > EXACT or (mantissa and not -EXPONENT <= exponent <= EXPONENT):
+            return False
+        found = <double>mantissa
+        if mantissa:
+            if exponent < 0:
+                found = found / POWERS[-exponent]
+            else:
+                found = found * POWERS[exponent]
+        if found > MOST:
+            return False
+        # -0 is the whole number 0 to a JSON reader that knows whole numbers; -0.0 is not.
+        value[0] = <float>(-found if negative and not (whole and mantissa == 0) else found)
+        return True
+
+    cdef bint _string(self, const char** text, Py_ssize_t* size) noexcept nogil:
+        """A string of plain ASCII: no escapes, no control characters."""
+        cdef const char* start
+        cdef unsigned char c
+        if not self._sign(b"\""):
+            return False
+        start = self._at
+        while self._at < self._end:
+            c = <unsigned char>self._at[0]
+            if c == 34:
+                text[0] = start
+                size[0] = self._at - start
+                self._at += 1
+                return True
+            if c < 32 or c == 92 or c > 126:
+                return False
+            self._at += 1
+        return False
+
+    cdef bint _sign(self, char wanted) noexcept nogil:
+        """Whether `wanted` comes next, which is then taken."""
+        self._space()
+        if self._at < self._end and self._at[0] == wanted:
+            self._at += 1
+            return True
+        return False
+
+    cdef void _space(self) noexcept nogil:
+        while self._at < self._end and (
+            self._at[0] == 32 or self._at[0] == 10 or self._at[0] == 13 or self._at[0] == 9
+        ):
+            self._at += 1
