@@ -4,13 +4,17 @@
 
 Three variants that all take as long and are never sure (`bench.echo`) are asked one after another, in real workers
 behind the server's own router, with one request under way at a time, and a pause before the next: nothing queues, and
-every worker sleeps when a row comes (one that is asked again at once does not, and is cheaper to reach).  `direct` asks one variant, `one
-hop` two of them, `two hops` all three; rounds of the three take turns, and figures are medians over rounds.
+every worker sleeps when a row comes (one that is asked again at once does not, and is cheaper to reach).  `direct`
+asks one variant, `one hop` two of them, `two hops` all three; rounds of the three take turns, and figures are medians
+over rounds.
 
 `latency` is from submission to answer.  `in workers` is the time that workers had the batch: gathering the rows, the
 model, scoring, writing the answers.  `plane` is what is left: routing, rings, waking workers and being woken by them.
 `server CPU` is this process's, the client in it included, which asks alike in all three; `worker CPU` all that worker
 processes used, `beyond` less what they used while they had a batch.  A hop's cost is the difference, by hop and row.
+
+The server has a core of its own and workers share the others, as on machines of three cores and more; with `--shared`
+they share all, and a worker on the server's core runs when the server sleeps.
 
 `router alone` is the same with workers that answer at once within this process: what the router's own code takes.
 Everything is measured, CPU by the kernel's nanosecond counters.
@@ -192,7 +196,7 @@ async def live(spec: FamilySpec, options: argparse.Namespace) -> dict[int, dict[
     house = House(spec, slab, loop)
     try:
         await pool.start()
-        cores = sorted(os.sched_getaffinity(0))
+        cores = options.cores
         for lane, variant in enumerate(spec.variants):
             order = WorkerOrder(
                 family=spec,
@@ -265,8 +269,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--requests", type=int, default=1000, help="requests of a round [1000]")
     parser.add_argument("--pause-ms", type=float, default=1.0, help="before each request [1]")
+    parser.add_argument("--shared", action="store_true", help="workers on every core, the server's too")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
+    options.cores = sorted(os.sched_getaffinity(0))
+    if not options.shared and len(options.cores) > 1:
+        os.sched_setaffinity(0, {options.cores.pop()})
     with tempfile.TemporaryDirectory() as folder:
         spec = load_family(echo.family(folder))
         router_us = asyncio.run(alone(spec, options))

@@ -79,7 +79,6 @@ class Escalation:
         if any(self._state[slot] == FLYING for slot in ticket.slots):
             return False  # a worker may be writing into the slot
         waiting = [row for row, slot in enumerate(ticket.slots) if self._state[slot] == QUEUED]
-        # A row that began anew has an empty path: what lies in its slot is the answer of some later variant.
         if not all(ticket.paths.get(row) and row not in ticket.torn for row in waiting):
             return False
         self._table.cancel(ticket)

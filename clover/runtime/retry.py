@@ -110,6 +110,7 @@ class Retry:
         ticket.variants[row] = lane
         if lane in (path := ticket.paths.get(row, ())):
             ticket.paths[row] = path[: path.index(lane)]  # it is asked there once more
+            ticket.torn += (row,)  # and what lies in its slot is not of the last one of its path
         self._batcher.requeue(lane, [slot], ticket.deadline_ns, now_ns, ticket.key)
         self._table.state[slot] = QUEUED
 

@@ -79,8 +79,8 @@ class Ticket:
         self.audit: object | None = None
         """What the answer is compared with, where this is no client's ticket but a second answer."""
         self.torn: tuple[int, ...] = ()
-        """Rows that were being computed when their worker died, and have not been answered since: it may have written
-        over the answer of the variant before."""
+        """Rows whose slot may not hold the answer of the last variant of their path, and that have not been answered
+        since: their worker died as it computed them, or they were sent back to an earlier variant."""
         self.phase = OPEN
         self.outstanding = 0
         self.deadline_ns = 0

@@ -113,7 +113,8 @@ class Chaos:
             assert "two workers that died" in ticket.error
         else:
             assert ticket.status in (500, 504)
-        assert (ticket.status == 503) == (self.deaths.get(id(ticket), 0) == 2)
+        if ticket.status != 500:  # one that failed before the router heard of the second death, which is counted here
+            assert (ticket.status == 503) == (self.deaths.get(id(ticket), 0) == 2)
 
     def complete(self) -> None:
         """Any worker completes its batch, or its model fails; the router sees it at once, or later."""
