@@ -31,6 +31,8 @@ class _FamilyRate:
             self.bins[-1][1] += rows
         else:
             self.bins.append([second, rows])
+            while self.bins[0][0] <= second - _RATE_WINDOW_S:
+                self.rows -= self.bins.popleft()[1]
 
     def per_s(self, now_ns: int) -> float:
         first = now_ns // _SECOND_NS - _RATE_WINDOW_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -440,7 +441,7 @@ def checked(plan: Plan, family: Family, slo_ms: float) -> None:
     if len(set(routing.chain)) < len(routing.chain) or len(routing.thresholds) != max(0, len(routing.chain) - 1):
         thresholds = list(routing.thresholds)
         raise PlanError(f"policy {plan.policy} planned a chain that is none: {routing.chain}, thresholds {thresholds}")
-    if not all(0.0 <= threshold <= 1.0 for threshold in routing.thresholds):
+    if not all(map(math.isfinite, routing.thresholds)):
         raise PlanError(f"policy {plan.policy} planned thresholds that are no scores: {list(routing.thresholds)}")
     if any(rows < 1 for rows in routing.largest.values()):
         raise PlanError(f"policy {plan.policy} planned batches without rows: {routing.largest}")

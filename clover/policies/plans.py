@@ -12,6 +12,7 @@ import msgspec
 from clover.errors import PlanError
 from clover.planning.awake import asleep, charged, in_use
 from clover.planning.budget import course, held_to
+from clover.planning.chain_verify import verified
 from clover.planning.chains import on_configuration
 from clover.planning.dual import bound
 from clover.planning.formulation import Formulation, Member
@@ -171,7 +172,8 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
             if steered is not None:
                 return steered_plan(state, steered, policy=policy, note="the configuration was given")
         objective = held_to(objective, course(state).accuracy)
-    candidates = [evaluate(problem, objective, configuration), *on_configuration(problem, objective, configuration)]
+    chains = sorted(on_configuration(problem, objective, configuration), key=lambda item: -item.score)
+    candidates = [evaluate(problem, objective, configuration), *verified(problem, objective, chains)]
     candidate, _ = chosen(candidates, objective)
     candidate = charged(candidate, problem, objective, least_awake(state, problem, configuration))
     found = with_waits(state, problem, objective, alone(candidate))

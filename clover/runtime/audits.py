@@ -25,7 +25,7 @@ from clover.runtime.guard import OWN, SERVED, Guard
 from clover.runtime.lanes import Lanes
 from clover.runtime.sayings import Said, Sayings, same
 from clover.runtime.slot_table import SlotTable
-from clover.runtime.tickets import PENDING, QUEUED, Heard, Ticket
+from clover.runtime.tickets import BEHIND_NS, PENDING, QUEUED, Heard, Ticket
 
 log = logging.getLogger("clover.guard")
 
@@ -33,7 +33,6 @@ PATIENCE_NS = 60_000_000_000
 """How long an audit may wait."""
 MOST_WAITING = 64
 """Audits at a time; and no more than an eighth of the slots."""
-_BEHIND_NS = 86_400_000_000_000
 
 
 class Audit:
@@ -178,7 +177,7 @@ class Audits:
         own.deadline_ns = now_ns + PATIENCE_NS
         own.phase = PENDING
         self._table.hand_over(slot, own)
-        self._batcher.requeue(auditor, [slot], now_ns + _BEHIND_NS, now_ns, own.key)
+        self._batcher.push(auditor, slot, now_ns + BEHIND_NS, now_ns, own.key)  # not `requeue`, which makes haste
         self._table.state[slot] = QUEUED
         self._deadlines.add(own, now_ns)
         self.waiting[slot] = own
@@ -202,6 +201,10 @@ class Audits:
     def queued(self) -> list[Ticket]:
         """Audits that no worker has."""
         return [ticket for slot, ticket in self.waiting.items() if self._table.state[slot] == QUEUED]
+
+    def behind(self, lane: int = -1) -> int:
+        """How many of them wait for `lane` (-1: any): they wait behind every client."""
+        return sum(lane in (-1, ticket.variants[0]) for ticket in self.queued()) if self.waiting else 0
 
     def stranded(self) -> list[Ticket]:
         """Those of them whose lane has no worker any more."""

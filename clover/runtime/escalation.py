@@ -108,7 +108,7 @@ class Escalation:
         """How long a row that is queued for `lane` now will take, as its last batch did: a batch for itself and one for
         every batch's worth that is before it."""
         links = [link for link in self._lanes.links if link.attached and link.lane == lane]
-        ahead = sum(len(link.batches) for link in links) + self._batcher.depth(lane) / self._max_batch
+        ahead = sum(len(link.batches) for link in links) + self._lanes.waiting(lane) / self._max_batch
         return self.busy_ns[lane] * (1.0 + ahead / max(1, len(links)))
 
     def _cut_short(self, ticket: Ticket, chain: Chain, row: int, lane: int, why: str) -> None:

@@ -16,10 +16,12 @@ import numpy as np
 
 from clover.errors import BadRequest, NotFound
 from clover.planning.drift import wilson
-from clover.runtime.sayings import Said, same
+from clover.runtime.sayings import Said, same, size_of
 from clover.types import FamilySpec
 
 _LONGEST_ID = 256
+_LONGEST_SAID = 256
+"""Bytes of what is said of a row: longer answers nobody labels, and clients could fill the memory with them."""
 
 
 class Feedback:
@@ -44,6 +46,8 @@ class Feedback:
         if not request_id or len(request_id) > _LONGEST_ID or len(lanes) > self._rows:
             return
         self._forget(request_id)
+        if any(not isinstance(one, int) and one is not None and size_of(one) > _LONGEST_SAID for one in said):
+            return
         self._known[request_id] = (tuple(lanes), tuple(said))
         self.remembered += len(lanes)
         while self.remembered > self._rows:
@@ -90,7 +94,9 @@ class Feedback:
             raise BadRequest("a label is the index or the name of a class, a number, or null")
         if isinstance(said, int):
             return said == label
-        return same(said, np.full(said.shape, label, said.dtype))
+        if said.dtype.kind == "f":
+            return same(said.astype(np.float64), np.full(said.shape, label, np.float64))
+        return bool((said.astype(object) == label).all())
 
     def estimate(self) -> dict[str, Any] | None:
         """The served accuracy by labels, percent, with its 95 % interval; None before the first label."""

@@ -92,7 +92,11 @@ class Guard:
                 self._cascade, self.best = cascade, self._variants.index(cascade.best)
                 for lane, own in enumerate(known):
                     if own is not None and own.rows and own.edges:
-                        self._scores[lane] = ScoreWatch(own.parts, own.rows)
+                        try:
+                            self._scores[lane] = ScoreWatch(own.parts, own.rows)
+                        except ValueError as error:  # measured on next to nothing, or changed by hand
+                            log.warning("%s: scores of %s: %s", self.name, self._variants[lane], error)
+                            continue
                         self.edges[lane] = list(own.edges)
             else:
                 log.warning("%s: answers are not watched: %s", self.name, self.missing)

@@ -61,6 +61,8 @@ class Lanes:
         """Held-out rows that `points` were counted on."""
         self.relieved = False
         """Whether those that stand by serve."""
+        self.behind: Callable[[int], int] = lambda lane: 0
+        """How many of the rows that wait for a lane (-1: any) wait behind all clients."""
         self.delayed = delay_ms > 0.0
         self._variants = tuple(variants)
         self._delay_ms = delay_ms
@@ -75,6 +77,11 @@ class Lanes:
         self._open = 0
         self._aside = False
         self._change: Callable[[Chain], Chain] | None = None
+
+    def waiting(self, lane: int = -1) -> int:
+        """Clients' rows that wait for `lane`; -1: for any."""
+        depth = self._batcher.depth(lane)
+        return depth - self.behind(lane) if depth else 0
 
     def mask(self, min_accuracy: float) -> int:
         """Live lanes that meet `min_accuracy` (percent) and take rows, as bits."""

@@ -55,10 +55,10 @@ class Reliefs:
     def turn(self, now_ns: int) -> bool:
         """Turn relief on or off where it is time to, after batches were formed; whether it turned."""
         standby = self.standby
-        if standby is None or not (self._relief.active or self._batcher.depth()):
+        if standby is None or not (self._relief.active or self._lanes.waiting()):
             return False
         wait_ns = max(map(self._wait_ns, standby.rates, range(len(standby.rates))), default=0.0)
-        if not self._relief.turn(now_ns, wait_ns, self.rows, self._batcher.depth()):
+        if not self._relief.turn(now_ns, wait_ns, self.rows, self._lanes.waiting()):
             return False
         if self._relief.active:
             self._traffic.reliefs += 1
@@ -71,7 +71,7 @@ class Reliefs:
 
     def _wait_ns(self, rate: float, lane: int) -> float:
         """How long a row that is queued now waits for one of the plan's workers in `lane`."""
-        waiting = self._batcher.depth(lane)
+        waiting = self._lanes.waiting(lane)
         if not waiting or rate <= 0.0:
             return 0.0
         links = (link for link in self._lanes.links if link.lane == lane and not link.relief)

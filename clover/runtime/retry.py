@@ -17,7 +17,7 @@ from clover._native.batcher import Batcher
 from clover.runtime.lanes import Lanes
 from clover.runtime.links import Batch
 from clover.runtime.slot_table import SlotTable
-from clover.runtime.tickets import PENDING, QUEUED, Ticket
+from clover.runtime.tickets import BEHIND_NS, PENDING, QUEUED, Ticket
 from clover.runtime.traffic import Traffic
 
 log = logging.getLogger("clover.router")
@@ -111,7 +111,8 @@ class Retry:
         if lane in (path := ticket.paths.get(row, ())):
             ticket.paths[row] = path[: path.index(lane)]  # it is asked there once more
             ticket.torn += (row,)  # and what lies in its slot is not of the last one of its path
-        self._batcher.requeue(lane, [slot], ticket.deadline_ns, now_ns, ticket.key)
+        due_ns = ticket.deadline_ns if ticket.audit is None else now_ns + BEHIND_NS
+        self._batcher.requeue(lane, [slot], due_ns, now_ns, ticket.key)
         self._table.state[slot] = QUEUED
 
     def _isolate(self, ticket: Ticket) -> None:

@@ -121,6 +121,7 @@ class Router:
             most=self._queue_rows,
             wake=self._wake,
         )
+        self._lanes.behind = self.audits.behind
         self.feedback = Feedback(spec, config.feedback_rows)
         self._guarded_by = config.guard
         self._auditing = False
@@ -146,8 +147,7 @@ class Router:
     @property
     def idle(self) -> bool:
         """Whether no row waits and none is being computed."""
-        waiting = self._batcher.depth() - len(self.audits.queued())
-        return not waiting and not any(link.batches for link in self._lanes.links)
+        return not self._lanes.waiting() and not any(link.batches for link in self._lanes.links)
 
     def open(self, rows: int) -> Ticket:
         """See `Model.open`; also raises BadRequest for no rows and TooLarge for more rows than could ever wait."""
@@ -159,10 +159,10 @@ class Router:
         self.traffic.arrivals.add(now_ns, rows)
         if self.closed_reason or not (self._lanes.live or self.hold):
             raise self._refuse(Unavailable(self.closed_reason or "no worker of this model is ready", retry_after_s=1.0))
-        if self._batcher.depth() + rows > self._queue_rows and not (
-            self._give_up(self.audits.queued(), "full") and self._batcher.depth() + rows <= self._queue_rows
-        ):
-            raise self._refuse(Overloaded("the queue is full", retry_after_s=self._retry_after_s(now_ns)))
+        if self._batcher.depth() + rows > self._queue_rows:
+            if self._lanes.waiting() + rows > self._queue_rows:
+                raise self._refuse(Overloaded("the queue is full", retry_after_s=self._retry_after_s(now_ns)))
+            self._give_up(self.audits.queued(), "full")
         ticket = self._table.reserve(rows, now_ns)
         if ticket is None and self._give_up(self.audits.queued(), "full"):
             ticket = self._table.reserve(rows, now_ns)
@@ -421,7 +421,7 @@ class Router:
         out = {
             "arrival_rate": traffic.arrivals.per_s(now_ns),
             "served_rate": traffic.served.per_s(now_ns),
-            "queue_rows": float(self._batcher.depth()),
+            "queue_rows": float(self._lanes.waiting()),
             "in_flight_rows": float(
                 sum(len(batch.slots) for link in self._lanes.links for batch in link.batches.values())
             ),
@@ -696,7 +696,7 @@ class Router:
     def _retry_after_s(self, now_ns: int) -> float:
         """How long the queue takes to drain at the rate measured lately."""
         rate = self.traffic.served.per_s(now_ns)
-        return min(self._batcher.depth() / rate, _MAX_RETRY_AFTER_S) if rate > 0.0 else 1.0
+        return min(self._lanes.waiting() / rate, _MAX_RETRY_AFTER_S) if rate > 0.0 else 1.0
 
     def _refuse(self, error: RequestError) -> RequestError:
         self.traffic.refused(error.status)

@@ -39,6 +39,11 @@ class Sayings:
             return None
 
 
+def size_of(said: NDArray[Any]) -> int:
+    """Bytes that a value takes."""
+    return sum(map(len, said.ravel())) if said.dtype == object else said.nbytes
+
+
 def same(one: Said, other: Said) -> bool:
     """Whether two variants say the same of a row; numbers may differ by rounding."""
     if isinstance(one, int) or isinstance(other, int):

@@ -18,6 +18,9 @@ Heard = tuple[tuple[int, Said], ...]
 OPEN, PENDING, DONE, CLOSED = range(4)
 """Phases of a ticket."""
 
+BEHIND_NS = 86_400_000_000_000
+"""The place of an audit in the queue is that of a row due so much later."""
+
 FREE, HELD, QUEUED, FLYING = range(4)
 """States of a slot: on the free list; held by an open or answered ticket; in the batcher; with a worker."""
 

@@ -127,6 +127,21 @@ def test_a_full_queue_drops_audits_and_no_client() -> None:
     house.check_slots()
 
 
+def test_an_audit_makes_no_haste_and_no_queue() -> None:
+    """Where rows wait for a batch to fill, one behind them does not send them off; and nobody counts it as a client."""
+    house = Audited(max_queue_delay_ms=50.0)
+    first = house.ask()
+    house.loop.advance(60 * MS)
+    house.says(SMALL, 1)
+    house.close(first)
+    assert len(house.router.audits.queued()) == 1
+    assert house.router.observe()["queue_rows"] == 0.0
+    assert house.sent(LARGE) == []
+    house.ask(cascade=False, min_accuracy=91.0)
+    assert house.router.observe()["queue_rows"] == 1.0
+    assert house.sent(LARGE) == []
+
+
 def test_no_audit_is_begun_while_the_queue_is_full() -> None:
     house = Audited(queue_rows=2)
     first = house.ask()

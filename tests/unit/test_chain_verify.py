@@ -17,6 +17,8 @@ from clover.planning.chains import best_chains, evaluate, play_once, played_ms
 from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
 from clover.planning.queueing import Service
+from clover.policies import plans
+from clover.policies.plans import plan_fixed
 from clover.simulate.rows import Time, play
 from clover.types import Candidate
 from tests.unit.test_chains import FAST, SLOW, both, cascading, point, two_cores
@@ -193,6 +195,17 @@ def test_the_search_falls_back_to_the_next_best(monkeypatch: pytest.MonkeyPatch)
     found = annealed.best_found(problem, aim)
     assert found.best.routing.thresholds == (0.7,)
     assert any("rejected by verification" in own.why for own in found.candidates)
+
+
+def test_a_fixed_configuration_does_not_take_what_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = cascading([point(91.2, reach=(1.0, 0.1))])
+    configuration = annealed.best_found(problem_of(given), objective_of(given)).best.configuration
+    assert plan_fixed(given, configuration).routing.chain
+    rejected = msgspec.structs.replace
+    monkeypatch.setattr(
+        plans, "verified", lambda problem, objective, found: [rejected(own, feasible=False, why="no") for own in found]
+    )
+    assert not plan_fixed(given, configuration).routing.chain
 
 
 def test_the_bound_on_rows_is_kept() -> None:

@@ -119,3 +119,23 @@ def test_a_router_remembers_what_it_answered() -> None:
     assert house.router.guarded()["feedback"]["estimate"]["rows"] == 1
     with pytest.raises(NotFound):
         house.router.labelled("other", [1])
+
+
+@pytest.mark.parametrize(
+    ("label", "right"), [(1, True), (1.0, True), (1.5, False), (300, False), (-1, False), (1e300, False)]
+)
+def test_numbers_are_compared_as_they_are(label: float, right: bool) -> None:
+    """An answer's type holds no label back, and makes none of another."""
+    for dtype in (np.int8, np.uint8, np.int64):
+        found = feedback(datatype="INT8", shape=(1,), labels=())
+        found.remember("a", [SMALL], values(1, dtype=dtype))
+        assert bool(found.take("a", [label])["right"]) is right
+
+
+def test_long_answers_are_not_remembered() -> None:
+    found = feedback(datatype="INT8", shape=(512,), labels=())
+    found.remember("long", [SMALL], [np.zeros(512, np.int8)])
+    found.remember("short", [SMALL], [np.zeros(200, np.int8)])
+    assert found.remembered == 1
+    with pytest.raises(NotFound):
+        found.take("long", [0])
