@@ -39,6 +39,7 @@ def plan(routing: Routing, deployment: tuple[Assignment, ...] = BOTH) -> Plan:
 
 def test_a_plan_may_have_a_chain() -> None:
     checked(plan(chained("small", "large")), FAMILY, 100.0)
+    checked(plan(chained("small", "large", thresholds=(1.5,))), FAMILY, 100.0)  # a score of a family's own
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_a_plan_may_have_a_chain() -> None:
         (chained("small", "medium"), "without a worker"),
         (chained("small", "large", thresholds=()), "a chain that is none"),
         (chained("small", "large", "small", thresholds=(0.5, 0.5)), "a chain that is none"),
-        (chained("small", "large", thresholds=(1.5,)), "no scores"),
+        (chained("small", "large", thresholds=(float("inf"),)), "no scores"),
         (chained("small", "large", thresholds=(float("nan"),)), "no scores"),
         (chained(thresholds=(0.5,)), "a chain that is none"),
     ],
