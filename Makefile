@@ -31,7 +31,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-# The data plane beside reference servers of the same wire, some ten minutes; the peers are installed first, each in an
+# The data plane beside reference servers of the same wire, several minutes; the peers are installed first, each in an
 # environment of its own, and take a quarter of an hour more.
 bench: $(VENV)/.test
 	$(PY) -m bench.wire --rounds 3 --seconds 2 $(ARGS)
