@@ -1,5 +1,8 @@
 """Builds the kernels: every csrc/NAME.pyx becomes clover._native.NAME.  Metadata lives in pyproject.toml.
 
+A module of `clover` with a .pxd beside it is compiled as well, as it stands: the .pxd says which of its classes are C
+structs and which of its methods C functions, the source says what they do, and runs without the compiler too.
+
 CLOVER_BUILD chooses the build:
     release    (default) -O3, no checks: what is shipped
     checked    bounds and initialisation checks in Cython, -O1 -g
@@ -27,6 +30,8 @@ if MODE not in ("release", "checked", "coverage"):
     sys.exit(f"CLOVER_BUILD={MODE!r} is not one of release, checked, coverage")
 if not sys.platform.startswith("linux"):
     sys.exit("Clover runs on Linux only: its kernels and workers use memfd, eventfd and pidfd.")
+
+WORKERS = min(len(os.sched_getaffinity(0)), 8)
 
 DIRECTIVES = {
     "language_level": 3,
@@ -58,6 +63,27 @@ EXTENSIONS = [
     for source in sorted(Path("csrc").glob("*.pyx"))
 ]
 
+# Python's own rules hold in these, whatever the build: negative indices, checked bounds, whole division.
+AS_PYTHON = {
+    "language_level": 3,
+    "annotation_typing": False,
+    "boundscheck": True,
+    "wraparound": True,
+    "initializedcheck": True,
+    "cdivision": False,
+    "embedsignature": True,
+    "show_performance_hints": False,
+}
+COMPILED = [
+    Extension(
+        ".".join(source.with_suffix("").parts),
+        [source.with_suffix(".py").as_posix()],
+        extra_compile_args=["-O2", "-g0"],
+    )
+    for source in sorted(Path("clover").rglob("*.pxd"))
+    if source.parent.name != "_native" and MODE == "release" and not SANITIZE
+]
+
 # The emulated NVML is plain C and no module of Python: it takes NVML's soname and is found by its path.
 EMULATOR = Path("csrc/nvml_emulator")
 EXTENSIONS.append(
@@ -82,10 +108,17 @@ setup(
     package_data={
         "": ["py.typed"],
         "clover._native": ["*.pyi", "*.pxd"],
+        **{f"clover.{name}": ["*.pxd"] for name in ("accounting", "http", "runtime")},
         "clover.devices": ["data/*.json"],
         "clover.simulate": ["data/*.json"],
         **{name: ["*.toml", "*.safetensors", "*.gz", "LICENSE*", "*.md"] for name in FAMILIES},
     },
     include_package_data=False,
-    ext_modules=cythonize(EXTENSIONS, include_path=["."], build_dir=BUILD_DIR, compiler_directives=DIRECTIVES),
+    ext_modules=[
+        *cythonize(
+            EXTENSIONS, include_path=["."], build_dir=BUILD_DIR, compiler_directives=DIRECTIVES, nthreads=WORKERS
+        ),
+        *cythonize(COMPILED, include_path=["."], build_dir=BUILD_DIR, compiler_directives=AS_PYTHON, nthreads=WORKERS),
+    ],
+    options={"build_ext": {"parallel": WORKERS}},
 )

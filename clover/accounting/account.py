@@ -14,7 +14,7 @@ _JOULES_PER_KWH = 3.6e6
 _RATE_WINDOW_S = 60
 
 
-class _FamilyRate:
+class FamilyRate:
     """Rows of the trailing minute, in one-second bins."""
 
     __slots__ = ("bins", "rows", "since_ns")
@@ -42,13 +42,15 @@ class _FamilyRate:
         return self.rows / min(max(covered_s, 1.0), float(_RATE_WINDOW_S))
 
 
-@dataclass
-class _IdleBill:
+class IdleBill:
     """Idle joules of one family: given to it by windows, billed in receipts, and what receipts may still bill."""
 
-    accrued_j: float = 0.0
-    billed_j: float = 0.0
-    open_j: float = 0.0
+    __slots__ = ("accrued_j", "billed_j", "open_j")
+
+    def __init__(self) -> None:
+        self.accrued_j = 0.0
+        self.billed_j = 0.0
+        self.open_j = 0.0
 
 
 @dataclass
@@ -96,8 +98,8 @@ class Account:
         self._meters: list[WorkerMeter] = []
         self._gone: list[WorkerMeter] = []
         self._places: dict[str, set[str]] = {}
-        self._rates: dict[str, _FamilyRate] = {}
-        self._idle: dict[str, _IdleBill] = {}
+        self._rates: dict[str, FamilyRate] = {}
+        self._idle: dict[str, IdleBill] = {}
         self._spans = Spans()
         self._retired_cpu_ns = 0
         self._idle_w: dict[str, float] = {}
@@ -114,7 +116,7 @@ class Account:
 
     def add_family(self, family: str, now_ns: int) -> None:
         """Start the row rate of a family."""
-        self._rates.setdefault(family, _FamilyRate(now_ns))
+        self._rates.setdefault(family, FamilyRate(now_ns))
 
     def attach(self, meter: WorkerMeter) -> WorkerMeter:
         """A worker that now holds its slices."""
@@ -149,7 +151,7 @@ class Account:
         """Count answered rows for the trailing-minute rate."""
         rate = self._rates.get(family)
         if rate is None:
-            rate = self._rates[family] = _FamilyRate(now_ns)
+            rate = self._rates[family] = FamilyRate(now_ns)
         rate.add(now_ns, rows)
 
     def window(self, sample: EnergySample, reading: Reading) -> None:
@@ -186,7 +188,7 @@ class Account:
             for share in (*self._booked(meter, sample.method), spans.of(meter.family).share):
                 share.idle_j += part_j
                 share.idle_g += part_j * grams_per_j
-            bill = self._idle.setdefault(meter.family, _IdleBill())
+            bill = self._idle.setdefault(meter.family, IdleBill())
             bill.accrued_j += part_j
             bill.open_j += part_j
         for family, bill in self._idle.items():
@@ -205,7 +207,7 @@ class Account:
     def _family_idle_w(self, family: str) -> float:
         watts = self._idle_w.get(family)
         if watts is None:
-            watts = sum(device.family_idle_w.get(family, 0.0) for device in self._devices.values())
+            watts = sum([device.family_idle_w.get(family, 0.0) for device in self._devices.values()])
             self._idle_w[family] = watts
         return watts
 
@@ -214,7 +216,6 @@ class Account:
     def receipt(
         self,
         family: str,
-        *,
         variant: str,
         accuracy: float,
         rows: int,
@@ -244,10 +245,12 @@ class Account:
         """How the energy of a single row of a family is known: emulated where any part of what its answers cost is."""
         known = self._receipt_method.get(family)
         if known is None:
-            places = self._places.get(family, ())
-            emulated = any(name in places and device.method == "emulated" for name, device in self._devices.items())
-            known = self._receipt_method[family] = "emulated" if emulated else "modelled"
+            known = self._receipt_method[family] = "emulated" if self._is_emulated(family) else "modelled"
         return known
+
+    def _is_emulated(self, family: str) -> bool:
+        places = self._places.get(family, ())
+        return any(name in places and device.method == "emulated" for name, device in self._devices.items())
 
     def _forget(self) -> None:
         self._idle_w.clear()

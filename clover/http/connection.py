@@ -27,7 +27,7 @@ _BLANK_LINES = 4
 _NO_HEAD = Head()
 
 
-class Connection(Outgoing):
+class Incoming(Outgoing):
     """A connection accepted by a front end.  `control` marks the control socket, `loopback` a local peer."""
 
     __slots__ = (
@@ -190,7 +190,8 @@ class Connection(Outgoing):
                 self.closing = True
                 self._lingers = True
                 exchange.close = True
-            exchange.fail(*head.refusal)
+            status, text, fields = head.refusal
+            exchange.fail(status, text, fields)
             return pos + need
         if head.chunked:
             self._chunks = ChunkDecoder(self.hub.limits.body_bytes)
@@ -327,6 +328,12 @@ class Connection(Outgoing):
         """Drop the connection."""
         if self._transport is not None:
             self._transport.abort()
+
+
+class Connection(Incoming, asyncio.BufferedProtocol):
+    """What an event loop drives."""
+
+    __slots__ = ()
 
 
 def is_loopback(address: str) -> bool:

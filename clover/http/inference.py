@@ -23,11 +23,17 @@ from clover.types import Receipt
 log = logging.getLogger("clover.http")
 
 
-class _Told:
+class Told:
     """The receipt that was told last, and its line: rows of one batch cost alike."""
 
-    receipt: Receipt | None = None
-    field = b""
+    __slots__ = ("field", "receipt")
+
+    def __init__(self) -> None:
+        self.receipt: Receipt | None = None
+        self.field = b""
+
+
+_TOLD = Told()
 
 
 class InferEndpoint:
@@ -39,7 +45,7 @@ class InferEndpoint:
         self.model = model
         self.signature = Signature(model.spec, json_depth, name)
 
-    def __call__(self, exchange: Exchange, body: Body) -> None:
+    def start(self, exchange: Exchange, body: Body) -> None:
         """Start the request; raises RequestError, and then holds nothing."""
         model = self.model
         request = decode(self.signature, body, exchange.head.json_length)
@@ -68,6 +74,10 @@ class InferEndpoint:
 def _done(ticket: Ticket) -> None:
     """The data plane is through with a ticket."""
     exchange, endpoint, request = ticket.context
+    _end(exchange, endpoint, request, ticket)
+
+
+def _end(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, ticket: Ticket) -> None:
     if exchange.ticket is not ticket:
         return  # the client went away, and its ticket with it
     exchange.ticket = None
@@ -78,7 +88,7 @@ def _done(ticket: Ticket) -> None:
         elif ticket.status == 500:
             exchange.fail(500, "the model failed on this request")
         else:
-            exchange.fail(ticket.status, ticket.error, retry_after_s=ticket.retry_after_s)
+            exchange.fail(ticket.status, ticket.error, b"", ticket.retry_after_s)
     except RequestError as error:
         exchange.refuse(error)
     except Exception:
@@ -116,8 +126,9 @@ def receipt_field(receipt: Receipt) -> bytes:
     RFC 9651 gives decimals three places, too few for the joules of a small model, so the same two quantities stand
     there again as whole nanojoules and picograms.  Of a request of many rows the paths are counted.
     """
-    if receipt == _Told.receipt:
-        return _Told.field
+    told = _TOLD
+    if receipt == told.receipt:
+        return told.field
     path = f', path="{counted(receipt.path)}"' if receipt.path else ""
     field = (
         f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '
@@ -125,7 +136,7 @@ def receipt_field(receipt: Receipt) -> bytes:
         f"intensity={receipt.intensity_g_per_kwh:.1f}, method={receipt.method}, state={receipt.intensity_state}, "
         f"energy-nj={round(receipt.energy_j * 1e9)}, carbon-pg={round(receipt.carbon_mg * 1e9)}{path}\r\n"
     ).encode()
-    _Told.receipt, _Told.field = receipt, field
+    told.receipt, told.field = receipt, field
     return field
 
 

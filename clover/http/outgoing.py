@@ -6,7 +6,6 @@ Answers leave in the order of their requests, so the error of request n+1 waits 
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ _JOIN_BYTES = 1 << 16
 _PROGRESS_BYTES = 64 << 10
 
 
-class Outgoing(asyncio.BufferedProtocol):
+class Outgoing:
     """What a connection owes its client.  The reading half continues in `_resume`."""
 
     __slots__ = (

@@ -97,15 +97,16 @@ class Routes:
         head = exchange.head
         try:
             if head.route is None:
-                head.route = self._find(head.path)
-            methods, name = head.route
-            handler = methods.get(head.method)
-            if handler is None:
-                if head.method != "HEAD" or "GET" not in methods:
-                    allow = "GET, HEAD" if "GET" in methods else "POST"
-                    exchange.fail(405, "this path does not take that method", b"Allow: %b\r\n" % allow.encode())
-                    return
-                handler = methods["GET"]
+                methods, name = self._find(head.path)
+                handler = methods.get(head.method)
+                if handler is None:
+                    if head.method != "HEAD" or "GET" not in methods:
+                        allow = "GET, HEAD" if "GET" in methods else "POST"
+                        exchange.fail(405, "this path does not take that method", b"Allow: %b\r\n" % allow.encode())
+                        return
+                    handler = methods["GET"]
+                head.route = handler, name
+            handler, name = head.route
             if head.coding:
                 body = inflate(head.coding, bytes(body), self._limits.body_bytes)
             handler(exchange, body, name)
@@ -153,7 +154,7 @@ class Routes:
         endpoint = self._endpoints.get(name)
         if endpoint is None or endpoint.model is not model:
             endpoint = self._endpoints[name] = InferEndpoint(name, model, self._limits.json_depth)
-        endpoint(exchange, body)
+        endpoint.start(exchange, body)
 
     def _feedback(self, exchange: Exchange, body: Body, name: str) -> None:
         """Who may infer may say what was right; a page of somebody else may not."""

@@ -46,8 +46,9 @@ class Feedback:
         if not request_id or len(request_id) > _LONGEST_ID or len(lanes) > self._rows:
             return
         self._forget(request_id)
-        if any(not isinstance(one, int) and one is not None and size_of(one) > _LONGEST_SAID for one in said):
-            return
+        for one in said:
+            if not isinstance(one, int) and one is not None and size_of(one) > _LONGEST_SAID:
+                return
         self._known[request_id] = (tuple(lanes), tuple(said))
         self.remembered += len(lanes)
         while self.remembered > self._rows:

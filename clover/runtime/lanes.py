@@ -105,12 +105,15 @@ class Lanes:
         if min_accuracy <= 0.0 or self.chain is None:
             return self.chain
         if min_accuracy not in self._chains:
-            found = (point for point in self.points if point.low >= min_accuracy and self._followed(point.chain))
-            point = next(found, None)
+            point = self._point_for(min_accuracy)
             if len(self._chains) >= _REMEMBERED_MASKS:
                 self._chains.clear()
             self._chains[min_accuracy] = self._chain(point.chain, point.thresholds) if point is not None else None
         return self._chains[min_accuracy]
+
+    def _point_for(self, min_accuracy: float) -> ChainPoint | None:
+        found = (point for point in self.points if point.low >= min_accuracy and self._followed(point.chain))
+        return next(found, None)
 
     def _followed(self, chain: Sequence[str]) -> bool:
         return all(self.live >> self._variants.index(variant) & 1 for variant in chain)

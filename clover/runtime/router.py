@@ -195,6 +195,17 @@ class Router:
         context: Any = None,
     ) -> None:
         """See `Model.submit`; also raises Unavailable where no worker that is good enough is there now."""
+        self._submit(ticket, on_done, timeout_ns, min_accuracy, cascade, context)
+
+    def _submit(
+        self,
+        ticket: Ticket,
+        on_done: Callable[[Ticket], None],
+        timeout_ns: int,
+        min_accuracy: float,
+        cascade: bool,
+        context: Any,
+    ) -> None:
         if ticket.phase != OPEN:
             raise ValueError("a ticket is submitted once, while it is open")
         now_ns = self._clock()
@@ -249,22 +260,15 @@ class Router:
         path: tuple[str, ...] = ()
         if ticket.chain is not None:
             path = self._cascade.paths(ticket)
-            name = "+".join(self.traffic.variants[lane] for lane in sorted(set(lanes)))
-            accuracy = self._cascade.accuracy(ticket, ticket.chain)
+            name, accuracy = self._joined(lanes), self._cascade.accuracy(ticket, ticket.chain)
         elif rows == 1:
             name, accuracy = self.traffic.variants[lanes[0]], self.accuracy[lanes[0]]
         else:
-            name = "+".join(self.traffic.variants[lane] for lane in sorted(set(lanes)))
-            accuracy = sum(self.accuracy[lane] for lane in lanes) / rows
-        return self._account.receipt(
-            self.name,
-            variant=name,
-            accuracy=accuracy,
-            rows=rows,
-            active_j=ticket.energy_j,
-            now_ns=ticket.done_ns,
-            path=path,
-        )
+            name, accuracy = self._joined(lanes), sum([self.accuracy[lane] for lane in lanes]) / rows
+        return self._account.receipt(self.name, name, accuracy, rows, ticket.energy_j, ticket.done_ns, path)
+
+    def _joined(self, lanes: list[int]) -> str:
+        return "+".join([self.traffic.variants[lane] for lane in sorted(set(lanes))])
 
     def close(self, ticket: Ticket) -> None:
         """See `Model.close`; closing twice does nothing."""
@@ -446,7 +450,7 @@ class Router:
         """Answer everything that waits with 503 (unload, and the end of a drain that took too long)."""
         now_ns = self._clock()
         for ticket in {owner for owner in self._table.owner if owner is not None and owner.phase == PENDING}:
-            self._finish(ticket, 503, message, now_ns, retry_after_s=1.0)
+            self._finish(ticket, 503, message, now_ns, 1.0)
         self._flush()
 
     def stop(self) -> None:
@@ -658,7 +662,7 @@ class Router:
     # --- the end of a ticket ------------------------------------------------------------------------------------------
 
     def _finish(
-        self, ticket: Ticket, status: int, error: str, now_ns: int, *, retry_after_s: float | None = None
+        self, ticket: Ticket, status: int, error: str, now_ns: int, retry_after_s: float | None = None
     ) -> None:
         if ticket.phase != PENDING:
             return
@@ -676,12 +680,7 @@ class Router:
         ticket.retry_after_s = retry_after_s
         ticket.done_ns = now_ns
         self.traffic.finished(
-            status,
-            arrival_ns=ticket.arrival_ns,
-            submit_ns=ticket.submit_ns,
-            done_ns=now_ns,
-            queue_ns=ticket.queue_ns,
-            compute_ns=ticket.compute_ns,
+            status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns
         )
         self._finished.append(ticket)
 

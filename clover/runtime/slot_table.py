@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from clover._native.batcher import Batcher
-from clover.runtime.slots import SlotAllocator
+from clover._native.slots import SlotAllocator
 from clover.runtime.tickets import CLOSED, FLYING, FREE, HELD, PENDING, QUEUED, Ticket
 
 

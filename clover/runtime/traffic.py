@@ -77,7 +77,7 @@ class Window:
         return float(merged.quantile(q)) if merged.count else None
 
 
-class _Total:
+class Total:
     """A count and its nanoseconds, as the statistics object wants them."""
 
     __slots__ = ("count", "ns")
@@ -118,12 +118,12 @@ class Traffic:
         self.arrivals = Rate()
         self.served = Rate()
         self._trailing = Window()
-        self._success = _Total()
-        self._fail = _Total()
-        self._waited = _Total()
-        self._input = _Total()
-        self._infer = _Total()
-        self._output = _Total()
+        self._success = Total()
+        self._fail = Total()
+        self._waited = Total()
+        self._input = Total()
+        self._infer = Total()
+        self._output = Total()
         self._last_ns = 0
 
     def refused(self, status: int) -> None:
@@ -144,7 +144,7 @@ class Traffic:
         self.cut_short[why] = self.cut_short.get(why, 0) + 1
 
     def finished(
-        self, status: int, *, arrival_ns: int, submit_ns: int, done_ns: int, queue_ns: int, compute_ns: int
+        self, status: int, arrival_ns: int, submit_ns: int, done_ns: int, queue_ns: int, compute_ns: int
     ) -> None:
         """A request that left the queue with `status`."""
         self.codes[status] = self.codes.get(status, 0) + 1

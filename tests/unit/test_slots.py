@@ -1,4 +1,4 @@
-"""The slot allocator, the deadline wheel and trailing figures."""
+"""The deadline wheel and trailing figures."""
 
 from __future__ import annotations
 
@@ -7,58 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.runtime.deadlines import Deadlines
-from clover.runtime.slots import SlotAllocator
 from clover.runtime.tickets import Ticket
 from clover.runtime.traffic import Rate, Traffic, Window
 
 MS = 1_000_000
 SECOND = 1000 * MS
-
-
-@given(st.integers(1, 1200), st.lists(st.tuples(st.booleans(), st.integers(1, 600)), max_size=60))
-def test_slots_are_handed_out_once_and_in_rising_order(size: int, steps: list[tuple[bool, int]]) -> None:
-    allocator = SlotAllocator(size)
-    held: list[list[int]] = []
-    taken: set[int] = set()
-    for take, number in steps:
-        if take or not held:
-            slots = allocator.take(number)
-            if slots is None:
-                assert number > size - len(taken)
-                continue
-            assert len(slots) == number
-            assert slots == sorted(slots)
-            assert not taken & set(slots)
-            taken |= set(slots)
-            held.append(slots)
-        else:
-            for slot in held.pop(number % len(held)):
-                allocator.give(slot)
-                taken.discard(slot)
-        assert allocator.free == size - len(taken)
-
-
-def test_runs_are_found_behind_holes() -> None:
-    allocator = SlotAllocator(1024)
-    first = allocator.take(10)
-    assert first == list(range(10))
-    for slot in (1, 3, 4, 7):
-        allocator.give(slot)
-    assert allocator.take(2) == [3, 4]
-    assert allocator.take(3) == [10, 11, 12]
-    assert allocator.take_one() == 1
-    assert allocator.take(600) is not None  # more than a chunk: the lowest single slots
-
-
-def test_a_slot_cannot_be_given_twice() -> None:
-    allocator = SlotAllocator(4)
-    with pytest.raises(ValueError, match="not taken"):
-        allocator.give(2)
-    with pytest.raises(ValueError, match="not taken"):
-        allocator.give(4)
-    with pytest.raises(ValueError, match="at least one"):
-        SlotAllocator(0)
-    assert SlotAllocator(1).take(2) is None
 
 
 def _ticket(deadline_ns: int) -> Ticket:

@@ -56,6 +56,8 @@ class SlotAllocator:
 
     def take(self, count: int) -> list[int] | None:
         """`count` slots in rising order, consecutive where possible; None (nothing taken) where too few are free."""
+        if count < 1:
+            raise ValueError("at least one slot is taken")
         if count > self.free:
             return None
         if count == 1:

@@ -1,0 +1,46 @@
+cimport cython
+from libc.stdint cimport int64_t
+
+cdef class FamilyRate:
+    cdef public int64_t since_ns
+    cdef public object bins
+    cdef public int64_t rows
+
+    @cython.locals(second=int64_t)
+    cpdef add(self, int64_t now_ns, int64_t rows)
+    @cython.locals(first=int64_t, covered_s=double)
+    cpdef double per_s(self, int64_t now_ns) except? -1.0
+
+cdef class IdleBill:
+    cdef public double accrued_j
+    cdef public double billed_j
+    cdef public double open_j
+
+cdef class Account:
+    cdef public double pue
+    cdef public double core_w
+    cdef public object reading
+    cdef public dict shares
+    cdef public dict placements
+    cdef public dict receipts_j
+    cdef dict _devices
+    cdef list _meters
+    cdef list _gone
+    cdef dict _places
+    cdef dict _rates
+    cdef dict _idle
+    cdef object _spans
+    cdef int64_t _retired_cpu_ns
+    cdef dict _idle_w
+    cdef dict _receipt_method
+
+    @cython.locals(rate=FamilyRate)
+    cpdef rows_done(self, str family, int64_t rows, int64_t now_ns)
+    @cython.locals(energy_j=double, intensity=double)
+    cpdef receipt(
+        self, str family, str variant, double accuracy, int64_t rows, double active_j, int64_t now_ns, tuple path=*
+    )
+    cpdef str method_of(self, str family)
+    @cython.locals(rate=double, bill=IdleBill, part_j=double)
+    cdef double _bill_idle(self, str family, int64_t rows, int64_t now_ns) except? -1.0
+    cdef double _family_idle_w(self, str family) except? -1.0

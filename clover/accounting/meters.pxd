@@ -1,0 +1,23 @@
+from libc.stdint cimport int64_t
+
+cdef class WorkerMeter:
+    cdef public str family
+    cdef public str variant
+    cdef public str device
+    cdef public str placement
+    cdef public object slices
+    cdef public double core_w
+    cdef public double ratio
+    cdef tuple _joules
+    cdef int _top
+    cdef public int64_t rows
+    cdef int64_t _closed_rows
+    cdef public int64_t busy_ns
+    cdef public int64_t cpu_ns
+    cdef public double modelled_j
+    cdef public int64_t window_gone_on
+    cdef public double window_right
+    cdef public int64_t window_busy_ns
+    cdef public double window_modelled_j
+
+    cpdef double add(self, int rows, int64_t busy_ns, int64_t cpu_ns)

@@ -1,0 +1,25 @@
+cdef class Head:
+    cdef public str method
+    cdef public str path
+    cdef public str query
+    cdef public int minor
+    cdef public str host
+    cdef public bytes authority
+    cdef public object length
+    cdef public bint chunked
+    cdef public bint keep_alive
+    cdef public bint expect
+    cdef public str coding
+    cdef public str accept
+    cdef public object json_length
+    cdef public bytes request_id
+    cdef public bytes origin
+    cdef public bint authorised
+    cdef public bytes bearer
+    cdef public tuple refusal
+    cdef public object route
+
+cdef class Heads:
+    cdef object _judge
+    cdef object _limits
+    cdef public dict memo

@@ -1,0 +1,24 @@
+from clover.http.heads cimport Heads
+from clover.http.stats cimport HttpStats
+
+cdef class Hub:
+    cdef list _buffers
+    cdef object _counter
+    cdef list _dirty
+    cdef bytes _prefix
+    cdef bint _scheduled
+    cdef public bint access_log
+    cdef public object application
+    cdef public set connections
+    cdef public bint draining
+    cdef public Heads heads
+    cdef public object limits
+    cdef public object loop
+    cdef public Py_ssize_t pipelined
+    cdef public bytearray scratch
+    cdef public object scratch_view
+    cdef public HttpStats stats
+
+    cpdef bytes next_id(self, object exchange)
+    cpdef mark(self, object connection)
+    cpdef flush(self)

@@ -1,0 +1,57 @@
+cimport cython
+
+cdef class Input:
+    cdef public object index
+    cdef public object spec
+    cdef public object datatype
+    cdef public bint is_bytes
+    cdef public list row_shape
+    cdef public bint variable
+    cdef public object each
+
+cdef class Wanted:
+    cdef public Py_ssize_t index
+    cdef public bint binary
+    cdef public object classes
+
+cdef class InferRequest:
+    cdef public str id
+    cdef public Py_ssize_t rows
+    cdef public list inputs
+    cdef public list outputs
+    cdef public object timeout_ns
+    cdef public double min_accuracy
+    cdef public bint cascade
+    cdef public bint wants_receipt
+
+cdef class Plainly:
+    cdef object _array
+    cdef list _one
+    cdef object _parse
+
+    @cython.locals(request=InferRequest, found=tuple)
+    cpdef InferRequest decode(self, bytes body, list outputs)
+
+cdef class Signature:
+    cdef public str name
+    cdef public object limit
+    cdef public dict inputs
+    cdef public tuple outputs
+    cdef public dict out_index
+    cdef public dict defaults
+    cdef public bytes prefix
+    cdef public list out_prefix
+    cdef dict _described
+    cdef public Plainly plain
+
+    @cython.locals(text=bytes)
+    cpdef bytes describe(self, Py_ssize_t index, str datatype, tuple shape)
+
+@cython.locals(text=bytes, plain=InferRequest, request=InferRequest)
+cpdef InferRequest decode(Signature signature, object body, Py_ssize_t json_length=*)
+
+@cython.locals(pieces=list, tail=list, first=bint, wanted=Wanted, raw=bytes, text=bytes, header=bytes)
+cpdef tuple encode(Signature signature, InferRequest request, object read, dict receipt=*)
+
+@cython.locals(entry=Input, rows=object, seen=object)
+cdef _read_inputs(Signature signature, InferRequest request, object listed, bytes text, object binary)

@@ -1,0 +1,32 @@
+cimport cython
+from libc.stdint cimport int64_t
+
+from clover.http.exchange cimport Exchange
+from clover.http.hub cimport Hub
+
+cdef class Outgoing:
+    cdef public Hub hub
+    cdef public object exchanges
+    cdef public int phase
+    cdef public bint closing
+    cdef bint _tls
+    cdef object _transport
+    cdef list _out
+    cdef Py_ssize_t _unflushed
+    cdef bint _dirty
+    cdef bint _choked
+    cdef bint _finishing
+    cdef bint _lingers
+    cdef double _waited_s
+    cdef double _write_waited_s
+    cdef int64_t _write_mark
+    cdef public int64_t _sent
+
+    @cython.locals(exchange=Exchange, reply=list)
+    cpdef answered(self)
+    cdef _emit(self)
+    cdef _mark(self)
+    @cython.locals(out=list, size=Py_ssize_t)
+    cpdef flush(self)
+    cpdef _resume(self)
+    cdef _end(self)

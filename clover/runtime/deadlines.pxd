@@ -1,0 +1,12 @@
+from libc.stdint cimport int64_t
+
+from clover.runtime.tickets cimport Ticket
+
+cdef class Deadlines:
+    cdef readonly dict _buckets
+    cdef list _heap
+
+    cpdef add(self, Ticket ticket, int64_t now_ns)
+    cpdef discard(self, Ticket ticket)
+    cpdef list due(self, int64_t now_ns)
+    cpdef int64_t next_ns(self)

@@ -1,0 +1,24 @@
+from libc.stdint cimport int64_t
+
+cdef class Batch:
+    cdef public int64_t id
+    cdef public list slots
+    cdef public int64_t sent_ns
+    cdef public int64_t epoch
+
+cdef class Link:
+    cdef public object worker
+    cdef public int index
+    cdef public int lane
+    cdef public int max_batch
+    cdef public object meter
+    cdef public bint attached
+    cdef public bint relief
+    cdef public bint broken
+    cdef public int64_t epoch
+    cdef public dict batches
+    cdef public list on_idle
+    cdef int64_t _progress_ns
+
+    cpdef sent(self, Batch batch, int64_t now_ns)
+    cpdef landed(self, Batch batch, int64_t now_ns)

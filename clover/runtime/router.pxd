@@ -1,0 +1,94 @@
+cimport cython
+from libc.stdint cimport int64_t
+
+from clover.runtime.deadlines cimport Deadlines
+from clover.runtime.lanes cimport Lanes
+from clover.runtime.links cimport Batch, Link
+from clover.runtime.slot_table cimport SlotTable
+from clover.runtime.tickets cimport Ticket
+from clover.runtime.traffic cimport Traffic
+
+cdef class Router:
+    cdef public object spec
+    cdef public str name
+    cdef public list accuracy
+    cdef public Traffic traffic
+    cdef public object lost
+    cdef public str closed_reason
+    cdef public bint hold
+    cdef public object guard
+    cdef public object audits
+    cdef public object feedback
+    cdef object _memory
+    cdef object _account
+    cdef object _loop
+    cdef object _clock
+    cdef int64_t _timeout_ns
+    cdef int64_t _queue_rows
+    cdef readonly object _batcher
+    cdef readonly Lanes _lanes
+    cdef readonly SlotTable _table
+    cdef bytearray _state
+    cdef object _retry
+    cdef object _reliefs
+    cdef readonly object _cascade
+    cdef Deadlines _deadlines
+    cdef object _said
+    cdef str _guarded_by
+    cdef bint _auditing
+    cdef list _finished
+    cdef bint _scheduled
+    cdef object _timer
+    cdef int64_t _timer_ns
+    cdef int64_t _batch_id
+    cdef object _out
+    cdef object _picked
+    cdef object _keys
+    cdef list _fixed_in
+    cdef list _fixed_out
+
+    @cython.locals(ticket=Ticket, now_ns=int64_t)
+    cpdef Ticket open(self, Py_ssize_t rows)
+    cpdef write(self, Ticket ticket, Py_ssize_t index, object rows)
+    @cython.locals(now_ns=int64_t, slots=list)
+    cdef _submit(
+        self, Ticket ticket, object on_done, int64_t timeout_ns, double min_accuracy, bint cascade, object context
+    )
+    cpdef read(self, Ticket ticket, Py_ssize_t index)
+    @cython.locals(lanes=list)
+    cpdef receipt(self, Ticket ticket)
+    @cython.locals(now_ns=int64_t)
+    cpdef close(self, Ticket ticket)
+    cpdef remember(self, str request_id, Ticket ticket)
+
+    @cython.locals(now_ns=int64_t)
+    cpdef _turn(self)
+    @cython.locals(link=Link, slots=list, broken=list, count=Py_ssize_t, state=bytearray)
+    cdef _pump(self, int64_t now_ns)
+    cpdef _wake(self)
+    cdef bint _give_up(self, list audits, str why) except -1
+    @cython.locals(finished=list, ticket=Ticket)
+    cdef _flush(self)
+    @cython.locals(ticket=Ticket)
+    cdef _expire(self, int64_t now_ns)
+    @cython.locals(next_ns=int64_t, delay_ns=int64_t)
+    cdef _arm(self, int64_t now_ns)
+    cpdef _timed(self)
+    @cython.locals(slots=list)
+    cdef _push_rows(self, Ticket ticket, object mask, int64_t now_ns)
+    cdef _take_completions(self, Link link, int64_t now_ns)
+    @cython.locals(
+        batch=Batch, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, energy_j=double,
+        right=double, gone_on=int, audits=int,
+    )
+    cdef _complete(self, Link link, tuple frame, int64_t now_ns)
+    @cython.locals(
+        ticket=Ticket, lane=int, gone_on=int, audits=int, watched=bint, scores=list, slots=list, at=Py_ssize_t,
+        slot=Py_ssize_t, waited_ns=int64_t, right=double,
+    )
+    cdef tuple _settle(
+        self, Link link, Batch batch, int status, int64_t start_ns, int64_t busy_ns, double energy_j, int64_t now_ns
+    )
+    cdef list _scores(self, list slots)
+    cdef _finish(self, Ticket ticket, int status, str error, int64_t now_ns, object retry_after_s=*)
+    cdef int64_t _shape_key(self, Ticket ticket) except? -1

@@ -1,0 +1,17 @@
+cimport cython
+from libc.stdint cimport int64_t
+
+cdef class FixedRows:
+    cdef object _region
+    cdef tuple _shape
+    cdef object _dtype
+
+    cpdef bint put(self, list slots, object rows) except -1
+    @cython.locals(first=Py_ssize_t)
+    cpdef get(self, list slots)
+
+cdef class ShapeKeys:
+    cdef object _memory
+    cdef list _variable
+    cdef dict _keys
+    cdef int64_t _last

@@ -1,0 +1,16 @@
+from libc.stdint cimport int64_t
+
+from clover.runtime.tickets cimport Ticket
+
+cdef class SlotTable:
+    cdef public object free
+    cdef public bytearray state
+    cdef public list owner
+    cdef object _batcher
+
+    cpdef Ticket reserve(self, int rows, int64_t now_ns)
+    cpdef Ticket landed(self, Py_ssize_t slot)
+    cpdef cancel(self, Ticket ticket)
+    cpdef close(self, Ticket ticket)
+    cpdef hand_over(self, Py_ssize_t slot, Ticket ticket)
+    cpdef release(self, Py_ssize_t slot)

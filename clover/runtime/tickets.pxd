@@ -1,0 +1,30 @@
+from libc.stdint cimport int64_t
+
+cdef class Ticket:
+    cdef public list slots
+    cdef public int status
+    cdef public str error
+    cdef public object retry_after_s
+    cdef public object context
+    cdef public int64_t arrival_ns
+    cdef public int64_t submit_ns
+    cdef public int64_t done_ns
+    cdef public int64_t queue_ns
+    cdef public int64_t compute_ns
+    cdef public int64_t deadline_ns
+    cdef public int64_t bucket
+    cdef public int64_t key
+    cdef public list variants
+    cdef public object chain
+    cdef public dict paths
+    cdef public set short
+    cdef public tuple marked
+    cdef public dict heard
+    cdef public object audit
+    cdef public tuple torn
+    cdef public int phase
+    cdef public int outstanding
+    cdef public int deaths
+    cdef public double min_accuracy
+    cdef public double energy_j
+    cdef public object on_done

@@ -1,0 +1,55 @@
+from libc.stdint cimport int64_t
+
+cdef class Rate:
+    cdef public int window_s
+    cdef list _bins
+    cdef list _stamps
+    cdef int64_t _start
+
+    cpdef add(self, int64_t now_ns, int64_t count=*)
+
+cdef class Window:
+    cdef list _parts
+    cdef list _stamps
+    cdef int64_t _part_ns
+
+    cpdef record(self, int64_t now_ns, int64_t value)
+
+cdef class Total:
+    cdef public int64_t count
+    cdef public int64_t ns
+
+    cpdef add(self, int64_t ns, int64_t count=*)
+
+cdef class Traffic:
+    cdef public tuple variants
+    cdef public dict codes
+    cdef public list rows
+    cdef public object latency
+    cdef public object queue
+    cdef public dict batch_sizes
+    cdef public int64_t poisoned
+    cdef public int64_t lost_workers
+    cdef public int64_t retried_rows
+    cdef public int64_t relieved_rows
+    cdef public list escalated
+    cdef public dict cut_short
+    cdef public double accuracy_rows
+    cdef public int64_t reliefs
+    cdef public Rate arrivals
+    cdef public Rate served
+    cdef Window _trailing
+    cdef Total _success
+    cdef Total _fail
+    cdef Total _waited
+    cdef Total _input
+    cdef Total _infer
+    cdef Total _output
+    cdef int64_t _last_ns
+
+    cpdef refused(self, int status)
+    cpdef batch(self, int lane, int rows, int gone_on, int64_t busy_ns, int64_t now_ns, int audits=*)
+    cpdef finished(
+        self, int status, int64_t arrival_ns, int64_t submit_ns, int64_t done_ns, int64_t queue_ns, int64_t compute_ns
+    )
+    cpdef answered(self, int64_t output_ns)
