@@ -7,7 +7,9 @@ ARGS ?=
 GPU_EXTRAS ?= onnx,test,tensorrt
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet --editable
-INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd)
+COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd))
+INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
+	$(COMPILED) $(COMPILED:.pxd=.py)
 
 .PHONY: serve test test-gpu test-checked lint bench bench-peers bench-kernels build train-fashion soak clean
 
@@ -22,10 +24,12 @@ test: $(VENV)/.test
 test-gpu: $(VENV)/.gpu
 	$(PY) -m pytest tests/gpu $(ARGS)
 
-# The kernels' own tests against a build with bounds checks and assertions, which lies beside the release build.
+# The kernels' own tests against a build with bounds checks and assertions, which lies beside the release build; and
+# the tests of compiled modules through their source.
 test-checked: $(VENV)/.dev
 	CLOVER_BUILD=checked $(PY) setup.py --quiet build_ext --build-lib build/checked
 	CLOVER_NATIVE=build/checked/clover/_native $(PY) -m pytest tests/native $(ARGS)
+	CLOVER_SOURCE=1 $(PY) -m pytest tests/unit $(ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -53,7 +57,7 @@ soak: $(VENV)/.test
 	$(PY) -m bench.soak $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info clover/_native/*.so csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info clover/_native/*.so $(COMPILED:.pxd=.*.so) csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 	rm -f $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev
 

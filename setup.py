@@ -78,7 +78,8 @@ COMPILED = [
     Extension(
         ".".join(source.with_suffix("").parts),
         [source.with_suffix(".py").as_posix()],
-        extra_compile_args=["-O2", "-g0"],
+        # Cython takes a typed object's method for a value of another type than it is; no such thing shall pass.
+        extra_compile_args=["-O2", "-g0", "-Werror=incompatible-pointer-types"],
     )
     for source in sorted(Path("clover").rglob("*.pxd"))
     if source.parent.name != "_native" and MODE == "release" and not SANITIZE

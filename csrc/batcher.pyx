@@ -34,46 +34,6 @@ cdef enum:
 cdef int64_t MAX_DELAY_NS = INT64_MAX // 4
 
 
-cdef struct Node:  # one slot's row
-    int64_t deadline_ns
-    uint64_t order  # arrival number: FIFO among equal deadlines
-    int64_t since_ns  # when it began to wait; INT64_MIN for a row that has waited before
-    int32_t bucket  # NONE: not queued; PENDING: named by the push in progress
-    int32_t child  # heap: first child, next sibling, previous sibling (or parent, for a first child)
-    int32_t next
-    int32_t previous
-    int32_t later  # arrival list
-    int32_t earlier
-
-
-cdef struct Bucket:  # the waiting rows of one (lane, key)
-    int64_t key
-    int32_t lane
-    int32_t depth
-    int32_t root
-    int32_t oldest
-    int32_t newest
-    int32_t next  # in its lane's list, or in the free list
-    int32_t previous
-
-
-cdef struct Lane:  # what a dispatch without delays looks at, and no more
-    int32_t buckets  # first bucket
-    int32_t depth
-    int32_t workers
-    int32_t free  # credits its workers have left, in total
-    int32_t turn  # the index whose turn it is
-    int32_t cursor  # the attached worker at that index or next after it
-
-
-cdef struct Worker:
-    int32_t lane  # NONE: detached
-    int32_t most  # rows of a batch that it takes and its lane allows
-    int32_t credits
-    int32_t outstanding
-    int32_t next  # the lane's workers in a circle by index
-
-
 cdef void *memory(Py_ssize_t count, Py_ssize_t size) except NULL:
     cdef void *block = malloc(count * size)
     if block == NULL:
@@ -94,24 +54,6 @@ cdef class Batcher:
     is how long a row may wait for its batch to fill, in every lane until `set_lane` says otherwise; 0 never waits.
     Indexes out of range raise IndexError, a slot queued twice ValueError.
     """
-
-    cdef Node[::1] _nodes
-    cdef Bucket[::1] _buckets
-    cdef Lane[::1] _lanes
-    cdef Worker[::1] _workers
-    cdef int64_t[::1] _delay_ns  # by lane: how long a row may wait for its batch to fill
-    cdef int32_t[::1] _largest  # by lane: rows of a batch, whatever its worker takes
-    cdef int32_t[::1] _max_batch  # by worker: rows of a batch, whatever its lane allows
-    cdef bint _delays  # whether any lane has a delay
-    cdef int32_t[::1] _named  # the slots of the push in progress
-    cdef int32_t _spare  # first bucket of the free list
-    cdef int32_t _depth
-    cdef uint64_t _order
-    cdef readonly Py_ssize_t capacity
-    cdef readonly int64_t max_queue_delay_ns
-    # The array a caller passes again and again is looked at once: taking a view costs more than forming a batch.
-    cdef object _out_owner
-    cdef uint32_t[::1] _out
 
     def __cinit__(self, lanes, workers, capacity, max_queue_delay_ns=0, slots=0):
         cdef int32_t i, rows
@@ -147,12 +89,12 @@ cdef class Batcher:
 
     # --- the pairing heap of a bucket ---------------------------------------------------------------------------------
 
-    cdef inline bint _before(self, int32_t a, int32_t b) noexcept nogil:
+    cdef bint _before(self, int32_t a, int32_t b) noexcept nogil:
         if self._nodes[a].deadline_ns != self._nodes[b].deadline_ns:
             return self._nodes[a].deadline_ns < self._nodes[b].deadline_ns
         return self._nodes[a].order < self._nodes[b].order
 
-    cdef inline int32_t _meld(self, int32_t a, int32_t b) noexcept nogil:
+    cdef int32_t _meld(self, int32_t a, int32_t b) noexcept nogil:
         """One heap of two: the later root becomes the first child of the earlier one."""
         cdef int32_t first
         if self._before(b, a):
@@ -306,7 +248,7 @@ cdef class Batcher:
             raise
         return done
 
-    cdef inline int32_t _name_one(self, int64_t slot, int32_t done) except -1:
+    cdef int32_t _name_one(self, int64_t slot, int32_t done) except -1:
         if not 0 <= slot < self._nodes.shape[0]:
             raise IndexError(f"slot {slot} is outside 0..{self._nodes.shape[0] - 1}")
         if self._nodes[slot].bucket != NONE:
@@ -333,7 +275,7 @@ cdef class Batcher:
             raise ValueError("out has no room for a row")
         return 0
 
-    def push(self, Py_ssize_t lane, int64_t slot, int64_t deadline_ns, int64_t now_ns, int64_t key=0):
+    cpdef bint push(self, Py_ssize_t lane, int64_t slot, int64_t deadline_ns, int64_t now_ns, int64_t key=0) except -1:
         """Queue one row.  False, and nothing is queued, where `capacity` rows wait already."""
         if not 0 <= slot < self._nodes.shape[0]:
             raise IndexError(f"slot {slot} is outside 0..{self._nodes.shape[0] - 1}")
@@ -529,7 +471,7 @@ cdef class Batcher:
         chosen[0] = worker
         return n
 
-    def dispatch(self, int64_t now_ns, out):
+    cpdef tuple dispatch(self, int64_t now_ns, out):
         """The next batch as (worker, n), its slots in `out[:n]` (uint32), or None.  At most len(out) rows are taken."""
         cdef int32_t worker = NONE, n
         self._take_out(out)
@@ -538,7 +480,7 @@ cdef class Batcher:
             return None
         return worker, n
 
-    def credit(self, worker):
+    cpdef credit(self, worker):
         """The worker has finished a batch.  ValueError where it has none out."""
         cdef int32_t index = self._worker(worker)
         if self._workers[index].outstanding == 0:
@@ -569,7 +511,7 @@ cdef class Batcher:
                 bucket = self._buckets[bucket].next
         return max(event, now_ns)
 
-    def depth(self, lane=-1):
+    cpdef int32_t depth(self, lane=-1) except? -1:
         """Rows waiting in `lane`; in all lanes for -1."""
         if lane == -1:
             return self._depth

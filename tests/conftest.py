@@ -1,10 +1,43 @@
-"""Settings all tests share."""
+"""Settings all tests share, and which form of the compiled modules they test.
+
+A module with a .pxd beside it is compiled, and its source is its own twin: `make test-checked` runs the tests of these
+modules through the source as well (CLOVER_SOURCE=1).
+"""
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.util
 import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from pathlib import Path
+from types import ModuleType
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILED = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path.with_suffix(".py")
+    for path in (ROOT / "clover").rglob("*.pxd")
+    if path.parent.name != "_native"
+}
+
+
+class Sources(importlib.abc.MetaPathFinder):
+    """Finds compiled modules by their source."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        source = COMPILED.get(fullname)
+        return importlib.util.spec_from_file_location(fullname, source) if source is not None else None
+
+
+if os.environ.get("CLOVER_SOURCE") == "1":
+    sys.meta_path.insert(0, Sources())
 
 # One fixed set of examples a run, so that a failure is a change and not luck; CLOVER_HYPOTHESIS=deep searches on.
 # No per-example deadline: on shared cores it measures the neighbours.
@@ -13,3 +46,12 @@ settings.register_profile(
 )
 settings.register_profile("deep", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("CLOVER_HYPOTHESIS", "default"))
+
+
+def pytest_sessionstart() -> None:
+    """What was compiled before its source changed would be tested instead of it."""
+    for source in () if os.environ.get("CLOVER_SOURCE") == "1" else COMPILED.values():
+        built = source.with_suffix(EXTENSION_SUFFIXES[0])
+        changed = max(source.stat().st_mtime, source.with_suffix(".pxd").stat().st_mtime)
+        if not built.exists() or built.stat().st_mtime < changed:
+            pytest.exit(f"{source.name} has changed since it was compiled: python setup.py build_ext --inplace", 4)

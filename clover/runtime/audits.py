@@ -109,9 +109,8 @@ class Audits:
 
     def mark(self, ticket: Ticket, now_ns: int) -> None:
         """A ticket is submitted: choose which of its rows are audited."""
-        pick = self.sampler.pick
         for row in range(len(ticket.slots)):
-            if pick(now_ns):
+            if self.sampler.pick(now_ns):
                 ticket.marked = (*ticket.marked, row)
 
     def passed(self, ticket: Ticket, row: int, lane: int, target: int) -> None:

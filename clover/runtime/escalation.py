@@ -53,7 +53,7 @@ class Escalation:
             self.audits.passed(ticket, row, lane, target)
         ticket.paths[row] = (*ticket.paths.get(row, ()), lane)
         if ticket.torn:  # this answer is whole
-            ticket.torn = tuple(other for other in ticket.torn if other != row)
+            ticket.torn = tuple([other for other in ticket.torn if other != row])
         ticket.variants[row] = target
         self._batcher.requeue(target, [slot], ticket.deadline_ns, now_ns, ticket.key)
         self._state[slot] = QUEUED

@@ -1,3 +1,4 @@
+from clover._native.batcher cimport Batcher
 from clover.runtime.links cimport Link
 
 cdef class Lanes:
@@ -15,7 +16,7 @@ cdef class Lanes:
     cdef public object choose
     cdef tuple _variants
     cdef object _delay_ms
-    cdef object _batcher
+    cdef Batcher _batcher
     cdef object _max_batch
     cdef object _quota
     cdef list _table

@@ -1,9 +1,18 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+from clover._native.batcher cimport Batcher
+from clover.accounting.account cimport Account
+from clover.runtime.audits cimport Audits
 from clover.runtime.deadlines cimport Deadlines
+from clover.runtime.escalation cimport Escalation
+from clover.runtime.feedback cimport Feedback
+from clover.runtime.guard cimport Guard
 from clover.runtime.lanes cimport Lanes
 from clover.runtime.links cimport Batch, Link
+from clover.runtime.reliefs cimport Reliefs
+from clover.runtime.rows cimport ShapeKeys
+from clover.runtime.sayings cimport Sayings
 from clover.runtime.slot_table cimport SlotTable
 from clover.runtime.tickets cimport Ticket
 from clover.runtime.traffic cimport Traffic
@@ -16,24 +25,24 @@ cdef class Router:
     cdef public object lost
     cdef public str closed_reason
     cdef public bint hold
-    cdef public object guard
-    cdef public object audits
-    cdef public object feedback
+    cdef public Guard guard
+    cdef public Audits audits
+    cdef public Feedback feedback
     cdef object _memory
-    cdef object _account
+    cdef Account _account
     cdef object _loop
     cdef object _clock
     cdef int64_t _timeout_ns
     cdef int64_t _queue_rows
-    cdef readonly object _batcher
+    cdef readonly Batcher _batcher
     cdef readonly Lanes _lanes
     cdef readonly SlotTable _table
     cdef bytearray _state
     cdef object _retry
-    cdef object _reliefs
-    cdef readonly object _cascade
+    cdef Reliefs _reliefs
+    cdef readonly Escalation _cascade
     cdef Deadlines _deadlines
-    cdef object _said
+    cdef Sayings _said
     cdef str _guarded_by
     cdef bint _auditing
     cdef list _finished
@@ -43,7 +52,7 @@ cdef class Router:
     cdef int64_t _batch_id
     cdef object _out
     cdef object _picked
-    cdef object _keys
+    cdef ShapeKeys _keys
     cdef list _fixed_in
     cdef list _fixed_out
 
@@ -63,7 +72,7 @@ cdef class Router:
 
     @cython.locals(now_ns=int64_t)
     cpdef _turn(self)
-    @cython.locals(link=Link, slots=list, broken=list, count=Py_ssize_t, state=bytearray)
+    @cython.locals(link=Link, slots=list, broken=list, count=Py_ssize_t, batcher=Batcher, formed=tuple)
     cdef _pump(self, int64_t now_ns)
     cpdef _wake(self)
     cdef bint _give_up(self, list audits, str why) except -1

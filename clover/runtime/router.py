@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover._native.batcher import Batcher
-from clover.accounting import Account
+from clover.accounting.account import Account
 from clover.config import FamilyConfig
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, TooLarge, Unavailable
 from clover.runtime.audits import Audits
@@ -311,7 +311,7 @@ class Router:
     def remember(self, request_id: str, ticket: Ticket) -> None:
         """See `Model.remember`."""
         if self.feedback.on and ticket.status == 200:
-            self.feedback.remember(request_id, ticket.variants, list(map(self._said.of, ticket.slots)))
+            self.feedback.remember(request_id, ticket.variants, [self._said.of(slot) for slot in ticket.slots])
 
     def labelled(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
         """See `Model.labelled`."""
@@ -474,9 +474,9 @@ class Router:
         self._arm(now_ns)
 
     def _pump(self, now_ns: int) -> None:
-        dispatch, out = self._batcher.dispatch, self._out
+        batcher, out = self._batcher, self._out
         broken: list[tuple[WorkerHandle, str]] = []
-        formed = dispatch(now_ns, out)
+        formed = batcher.dispatch(now_ns, out)
         while formed is not None:
             index, count = formed
             link = self._lanes.by_index(index)
@@ -494,7 +494,7 @@ class Router:
                     broken.append((link.worker, "its ring is full"))
             except (ValueError, OSError) as error:
                 broken.append((link.worker, f"its ring cannot be written: {error}"))
-            formed = dispatch(now_ns, out)
+            formed = batcher.dispatch(now_ns, out)
         for worker, reason in broken:
             self.lost(worker, reason)
 

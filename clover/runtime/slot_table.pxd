@@ -1,12 +1,13 @@
 from libc.stdint cimport int64_t
 
+from clover._native.batcher cimport Batcher
 from clover.runtime.tickets cimport Ticket
 
 cdef class SlotTable:
     cdef public object free
     cdef public bytearray state
     cdef public list owner
-    cdef object _batcher
+    cdef Batcher _batcher
 
     cpdef Ticket reserve(self, int rows, int64_t now_ns)
     cpdef Ticket landed(self, Py_ssize_t slot)

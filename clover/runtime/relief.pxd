@@ -1,0 +1,9 @@
+from libc.stdint cimport int64_t
+
+cdef class Relief:
+    cdef public bint active
+    cdef public int64_t count
+    cdef object _wait_ns
+    cdef double _capacity
+    cdef int64_t _rows
+    cdef int64_t _since_ns
