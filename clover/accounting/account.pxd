@@ -2,6 +2,8 @@ cimport cython
 from libc.stdint cimport int64_t
 
 cdef class FamilyRate:
+    cdef int64_t _asked_ns
+    cdef double _answer
     cdef public int64_t since_ns
     cdef public object bins
     cdef public int64_t rows
@@ -41,6 +43,6 @@ cdef class Account:
         self, str family, str variant, double accuracy, int64_t rows, double active_j, int64_t now_ns, tuple path=*
     )
     cpdef str method_of(self, str family)
-    @cython.locals(rate=double, bill=IdleBill, part_j=double)
+    @cython.locals(rate=double, known=FamilyRate, bill=IdleBill, part_j=double)
     cdef double _bill_idle(self, str family, int64_t rows, int64_t now_ns) except? -1.0
     cdef double _family_idle_w(self, str family) except? -1.0

@@ -17,15 +17,18 @@ _RATE_WINDOW_S = 60
 class FamilyRate:
     """Rows of the trailing minute, in one-second bins."""
 
-    __slots__ = ("bins", "rows", "since_ns")
+    __slots__ = ("_answer", "_asked_ns", "bins", "rows", "since_ns")
 
     def __init__(self, now_ns: int) -> None:
+        self._asked_ns = -1
+        self._answer = 0.0
         self.since_ns = now_ns
         self.bins: deque[list[int]] = deque()
         self.rows = 0
 
     def add(self, now_ns: int, rows: int) -> None:
-        second = now_ns // _SECOND_NS
+        second = now_ns // 1_000_000_000
+        self._asked_ns = -1
         self.rows += rows
         if self.bins and self.bins[-1][0] == second:
             self.bins[-1][1] += rows
@@ -35,11 +38,14 @@ class FamilyRate:
                 self.rows -= self.bins.popleft()[1]
 
     def per_s(self, now_ns: int) -> float:
-        first = now_ns // _SECOND_NS - _RATE_WINDOW_S
+        if now_ns == self._asked_ns:  # the rows of a batch are answered at one time
+            return self._answer
+        first = now_ns // 1_000_000_000 - 60
         while self.bins and self.bins[0][0] <= first:
             self.rows -= self.bins.popleft()[1]
         covered_s = (now_ns - self.since_ns) / _SECOND_NS
-        return self.rows / min(max(covered_s, 1.0), float(_RATE_WINDOW_S))
+        self._asked_ns, self._answer = now_ns, self.rows / min(max(covered_s, 1.0), float(_RATE_WINDOW_S))
+        return self._answer
 
 
 class IdleBill:
@@ -258,7 +264,8 @@ class Account:
 
     def _bill_idle(self, family: str, rows: int, now_ns: int) -> float:
         """The idle joules that `rows` rows share, taken from what is still to be billed."""
-        rate = self._rates[family].per_s(now_ns) if family in self._rates else 0.0
+        known = self._rates.get(family)
+        rate = known.per_s(now_ns) if known is not None else 0.0
         bill = self._idle.get(family)
         if bill is None or rate <= 0.0:
             return 0.0

@@ -86,7 +86,7 @@ class Exchange:
         if self.head.method == "HEAD":
             parts = []
         if size <= _JOIN_BYTES:
-            self.reply = [head + parts[0]] if len(parts) == 1 else [b"".join((head, *parts))]
+            self.reply = [head + parts[0]] if len(parts) == 1 else [b"".join([head, *parts])]
         else:
             self.reply = [head, *parts]
         requests = hub.stats.requests

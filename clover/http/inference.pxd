@@ -1,7 +1,7 @@
 cimport cython
 
 from clover.http.exchange cimport Exchange
-from clover.http.oip cimport InferRequest, Signature
+from clover.http.oip cimport InferRequest, Signature, brief, decode, encode
 
 cdef class Told:
     cdef public object receipt
@@ -16,7 +16,7 @@ cdef class InferEndpoint:
 
 cdef _end(Exchange exchange, InferEndpoint endpoint, InferRequest request, object ticket)
 
-@cython.locals(fields=bytes, kind=bytes, parts=list)
+@cython.locals(fields=bytes, kind=bytes, parts=list, signature=Signature, text=bytes, json_length=Py_ssize_t)
 cdef _answer(Exchange exchange, InferEndpoint endpoint, InferRequest request, object ticket)
 
 @cython.locals(told=Told)

@@ -16,7 +16,7 @@ from clover.errors import RequestError
 from clover.http.codings import deflate
 from clover.http.exchange import BINARY, JSON, Exchange
 from clover.http.hub import Body
-from clover.http.oip import InferRequest, Signature, decode, encode
+from clover.http.oip import InferRequest, Signature, brief, decode, encode
 from clover.interfaces import Model, Ticket
 from clover.types import Receipt
 
@@ -102,7 +102,14 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
     model = endpoint.model
     receipt = model.receipt(ticket)
     shown = receipt_json(receipt) if request.wants_receipt else None
-    json_length, parts = encode(endpoint.signature, request, partial(model.read, ticket), shown)
+    signature = endpoint.signature
+    text = None
+    if shown is None and signature.told and request.outputs is signature.defaults[False]:
+        text = model.text(ticket, 0)
+    if text is not None:
+        json_length, parts = -1, brief(signature, request, text)
+    else:
+        json_length, parts = encode(signature, request, partial(model.read, ticket), shown)
     fields = receipt_field(receipt)
     kind = JSON
     if json_length >= 0:

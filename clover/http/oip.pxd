@@ -43,12 +43,15 @@ cdef class Signature:
     cdef public list out_prefix
     cdef dict _described
     cdef public Plainly plain
+    cdef public bint told
 
     @cython.locals(text=bytes)
     cpdef bytes describe(self, Py_ssize_t index, str datatype, tuple shape)
 
 @cython.locals(text=bytes, plain=InferRequest, request=InferRequest)
 cpdef InferRequest decode(Signature signature, object body, Py_ssize_t json_length=*)
+
+cpdef list brief(Signature signature, InferRequest request, bytes text)
 
 @cython.locals(pieces=list, tail=list, first=bint, wanted=Wanted, raw=bytes, text=bytes, header=bytes)
 cpdef tuple encode(Signature signature, InferRequest request, object read, dict receipt=*)

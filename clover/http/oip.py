@@ -27,6 +27,7 @@ RANK = 8
 
 _MAX_TIMEOUT_US = 1 << 53
 _DESCRIBED = 256
+_END = b"}]}"
 _PLAIN_NUMBERS = 1 << 20
 
 Rows = NDArray[Any] | list[bytes]
@@ -110,6 +111,7 @@ class Signature:
         "outputs",
         "plain",
         "prefix",
+        "told",
     )
 
     def __init__(self, spec: FamilySpec, json_depth: int = 100, name: str = "") -> None:
@@ -125,6 +127,9 @@ class Signature:
         self.out_prefix = [b'{"name":%b,"datatype":"' % orjson.dumps(tensor.name) for tensor in spec.outputs]
         self._described: dict[tuple[int, str, tuple[int, ...]], bytes] = {}
         self.plain = Plainly.of(spec)
+        output = spec.outputs[0]
+        self.told = len(spec.outputs) == 1 and output.datatype == "FP32" and not output.variable
+        """Whether answers may be told briefly (`brief`)."""
 
     def describe(self, index: int, datatype: str, shape: tuple[int, ...]) -> bytes:
         """The JSON of an output up to its shape; the last few are remembered."""
@@ -416,6 +421,15 @@ def _bytes_shape(spec: TensorSpec, rows: list[bytes]) -> tuple[int, ...]:
             shape[axis] = 1
         shape[free[0]] = len(tensors.split_elements(rows[0])) // fixed if rows and fixed else 0
     return (len(rows), *shape)
+
+
+def brief(signature: Signature, request: InferRequest, text: bytes) -> list[bytes]:
+    """The parts of an answer in JSON whose one output is `text`, and which carries nothing else."""
+    spec = signature.outputs[0]
+    described = signature.describe(0, "FP32", (request.rows, *spec.shape))
+    if request.id:
+        return [signature.prefix, b',"id":', orjson.dumps(request.id), b',"outputs":[', described, b',"data":', text, _END]
+    return [signature.prefix, b',"outputs":[', described, b',"data":', text, _END]
 
 
 def encode(

@@ -13,11 +13,7 @@ import heapq
 
 from clover.runtime.tickets import Ticket
 
-_TICK_BITS = 20
-_COARSE = 15
-_FAR_NS = 1_000_000_000
-_DIGITS = 10
-"""Binary digits that are kept of the distance of a far deadline, in ticks."""
+_FAR = 1_000_000_000 >> 20
 
 
 class Deadlines:
@@ -31,10 +27,12 @@ class Deadlines:
 
     def add(self, ticket: Ticket, now_ns: int) -> None:
         """Watch `ticket.deadline_ns`."""
-        bucket = (ticket.deadline_ns >> _TICK_BITS) + 1
-        distance_ns = ticket.deadline_ns - now_ns
-        if distance_ns > _FAR_NS:
-            coarse = max(_COARSE, (1 << max((distance_ns >> _TICK_BITS).bit_length() - _DIGITS, 0)) - 1)
+        bucket = (ticket.deadline_ns >> 20) + 1
+        distance = (ticket.deadline_ns - now_ns) >> 20
+        if distance > _FAR:
+            coarse = 15
+            while distance >> 10 > coarse:  # of a far deadline's distance, so many digits are kept
+                coarse = 2 * coarse + 1
             bucket = (bucket + coarse) & ~coarse
         ticket.bucket = bucket
         tickets = self._buckets.get(bucket)
@@ -53,7 +51,7 @@ class Deadlines:
     def due(self, now_ns: int) -> list[Ticket]:
         """The tickets whose bucket is past; they are no longer watched."""
         out: list[Ticket] = []
-        tick = now_ns >> _TICK_BITS
+        tick = now_ns >> 20
         heap = self._heap
         while heap and heap[0] <= tick:
             out.extend(self._buckets.pop(heapq.heappop(heap)))
@@ -64,4 +62,4 @@ class Deadlines:
         heap, buckets = self._heap, self._buckets
         while heap and not buckets[heap[0]]:
             del buckets[heapq.heappop(heap)]
-        return heap[0] << _TICK_BITS if heap else 0
+        return heap[0] << 20 if heap else 0

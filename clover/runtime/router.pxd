@@ -11,7 +11,7 @@ from clover.runtime.guard cimport Guard
 from clover.runtime.lanes cimport Lanes
 from clover.runtime.links cimport Batch, Link
 from clover.runtime.reliefs cimport Reliefs
-from clover.runtime.rows cimport ShapeKeys
+from clover.runtime.rows cimport FixedRows, ShapeKeys
 from clover.runtime.sayings cimport Sayings
 from clover.runtime.slot_table cimport SlotTable
 from clover.runtime.tickets cimport Ticket
@@ -58,12 +58,16 @@ cdef class Router:
 
     @cython.locals(ticket=Ticket, now_ns=int64_t)
     cpdef Ticket open(self, Py_ssize_t rows)
+    @cython.locals(fixed=FixedRows)
     cpdef write(self, Ticket ticket, Py_ssize_t index, object rows)
     @cython.locals(now_ns=int64_t, slots=list)
     cdef _submit(
         self, Ticket ticket, object on_done, int64_t timeout_ns, double min_accuracy, bint cascade, object context
     )
+    @cython.locals(fixed=FixedRows)
     cpdef read(self, Ticket ticket, Py_ssize_t index)
+    @cython.locals(fixed=FixedRows, text=bytes)
+    cpdef bytes text(self, Ticket ticket, Py_ssize_t index)
     @cython.locals(lanes=list)
     cpdef receipt(self, Ticket ticket)
     @cython.locals(now_ns=int64_t)

@@ -253,6 +253,16 @@ class Router:
         fixed = self._fixed_out[index]
         return fixed.get(ticket.slots) if fixed is not None else read_rows(self._memory, self.spec, index, ticket.slots)
 
+    def text(self, ticket: Ticket, index: int) -> bytes | None:
+        """See `Model.text`."""
+        if ticket.phase != DONE or ticket.status != 200:
+            raise ValueError("only an answered ticket can be read")
+        fixed = self._fixed_out[index]
+        if fixed is None or fixed.floats is None:
+            return None
+        text: bytes | None = fixed.floats.text(ticket.slots)
+        return text
+
     def receipt(self, ticket: Ticket) -> Receipt:
         """See `Model.receipt`.  Variants of a request that was split are joined by "+", cheapest first."""
         lanes = ticket.variants

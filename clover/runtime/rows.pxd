@@ -1,7 +1,10 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+from clover._native.floats cimport Floats
+
 cdef class FixedRows:
+    cdef public Floats floats
     cdef object _region
     cdef tuple _shape
     cdef object _dtype

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clover._native.floats import Floats
 from clover.errors import BadRequest, ModelFailed
 from clover.types import FamilySpec, TensorSpec
 
@@ -117,11 +118,13 @@ def read_rows(memory: Memory, spec: FamilySpec, index: int, slots: list[int]) ->
 
 
 class FixedRows:
-    """A tensor whose rows have one shape and are numbers: the whole array of the slab, asked for once."""
+    """A tensor whose rows have one shape and are numbers: the whole array of the slab, asked for once.  `floats` where
+    they are float32."""
 
-    __slots__ = ("_dtype", "_region", "_shape")
+    __slots__ = ("_dtype", "_region", "_shape", "floats")
 
     def __init__(self, region: NDArray[Any]) -> None:
+        self.floats = Floats(region) if region.dtype == np.float32 else None
         self._region = region
         self._shape = region.shape[1:]
         self._dtype = region.dtype
@@ -136,6 +139,8 @@ class FixedRows:
 
     def put(self, slots: list[int], rows: NDArray[Any]) -> bool:
         """Write `rows` of these slots; False where they are not as declared."""
+        if self.floats is not None and self.floats.put(slots, rows):
+            return True
         if rows.shape[1:] != self._shape or rows.dtype != self._dtype or len(rows) != len(slots):
             return False
         if len(slots) == 1:

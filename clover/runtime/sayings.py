@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from clover._native.floats import Floats
 from clover.confidence import agreement, answers
 from clover.errors import ModelFailed
 from clover.runtime.rows import Memory, read_rows
@@ -18,19 +20,24 @@ Said = int | NDArray[Any]
 class Sayings:
     """Reads what lies in the first output of `memory`."""
 
-    __slots__ = ("_classes", "_memory", "_spec")
+    __slots__ = ("_classes", "_floats", "_memory", "_spec")
 
     def __init__(self, memory: Memory, spec: FamilySpec) -> None:
         self._memory = memory
         self._spec = spec
         tensor = spec.outputs[0]
         self._classes = False
+        self._floats: Floats | None = None
         if tensor.datatype != "BYTES" and not tensor.variable:
             region = memory.array("output", 0)
             self._classes = region.dtype.kind == "f" and region[0].size > 1
+            if self._classes and region.dtype == np.float32:
+                self._floats = Floats(region)
 
     def of(self, slot: int) -> Said | None:
         """What is said of the row in `slot`; None where the worker wrote what its declaration does not allow."""
+        if self._floats is not None:
+            return self._floats.argmax(slot)
         if self._classes:  # nearly always, and then on every row of some kinds
             return int(self._memory.array("output", 0)[slot].argmax())
         try:

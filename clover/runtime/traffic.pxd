@@ -1,3 +1,4 @@
+cimport cython
 from libc.stdint cimport int64_t
 
 cdef class Rate:
@@ -6,6 +7,7 @@ cdef class Rate:
     cdef list _stamps
     cdef int64_t _start
 
+    @cython.locals(second=int64_t, index=Py_ssize_t)
     cpdef add(self, int64_t now_ns, int64_t count=*)
 
 cdef class Window:
@@ -13,6 +15,7 @@ cdef class Window:
     cdef list _stamps
     cdef int64_t _part_ns
 
+    @cython.locals(stamp=int64_t, index=Py_ssize_t)
     cpdef record(self, int64_t now_ns, int64_t value)
 
 cdef class Total:
@@ -49,6 +52,7 @@ cdef class Traffic:
 
     cpdef refused(self, int status)
     cpdef batch(self, int lane, int rows, int gone_on, int64_t busy_ns, int64_t now_ns, int audits=*)
+    @cython.locals(latency_ns=int64_t)
     cpdef finished(
         self, int status, int64_t arrival_ns, int64_t submit_ns, int64_t done_ns, int64_t queue_ns, int64_t compute_ns
     )

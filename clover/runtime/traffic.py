@@ -28,7 +28,7 @@ class Rate:
 
     def add(self, now_ns: int, count: int = 1) -> None:
         """Count `count` events at `now_ns`."""
-        second = now_ns // _SECOND_NS
+        second = now_ns // 1_000_000_000
         index = second % (self.window_s + 1)
         if self._stamps[index] != second:
             self._stamps[index] = second

@@ -138,6 +138,9 @@ class FakeModel:
         assert ticket.on_done is not None
         ticket.on_done(ticket)
 
+    def text(self, ticket: FakeTicket, index: int) -> bytes | None:
+        return None
+
     def read(self, ticket: FakeTicket, index: int) -> Any:
         return self.function([ticket.inputs[i] for i in range(len(self.spec.inputs))])[index]
 
