@@ -1,26 +1,100 @@
-# distutils: language = c++
 """Rows of floats in a slab: copied in, told as JSON, and which of them is the largest, with no object for any number.
 
-Text is the shortest that reads back as the same float (std::to_chars), with a point or an exponent always, so that no
-reader takes a float for a whole number.  JSON has no word for what is not finite: there is no text then.
+Text has a point or an exponent always, so that no reader takes a float for a whole number.  JSON has no word for what
+is not finite: there is no text then.
+
+**The digits of a float.**  Nine significant decimal digits tell any float from its neighbours, mostly fewer do.  So a
+float `v` of usual size is scaled by a power of ten such that six, then seven, ... digits stand before the point, and
+rounded to a whole number `s`; the first for which s over that power rounds to `v` again is told.  Both are doubles
+without error, and their quotient has that of one rounding, so whoever reads decimals as doubles first finds `v`; whoever
+reads them as floats at once does too, because quotients within a few roundings of where two floats part are not taken.
+At nine digits none lies there: they are off by 5e-10 of `v` at most, and floats part at 3e-8 of it.  Other floats, rare
+in answers, are told with nine digits and an exponent.
 """
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.math cimport isfinite
+from cpython.mem cimport PyMem_Free
+from libc.math cimport fabs, isfinite, signbit
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strlen
 
-cdef extern from *:
-    """
-    #include <charconv>
-
-    static inline char *clover_float(char *at, char *end, float value) { return std::to_chars(at, end, value).ptr; }
-    """
-    char *clover_float(char *at, char *end, float value) nogil
+cdef extern from "Python.h":
+    char *PyOS_double_to_string(double value, char format, int precision, int flags, int *kind)
+    int Py_DTSF_ADD_DOT_0
 
 cdef enum:
-    TEXT = 18  # bytes of a float: a sign, nine digits, a point, a comma, e+38; or so many digits and ".0"
+    TEXT = 20  # most bytes of a float and a comma: -0.0000123456789, or -1.17549435e-38,
+    DIGITS = 9
+    LEAST_DIGITS = 6
+    PLACES = 14  # after the point: nine digits of 1e-5
+
+cdef double SMALL = 1e-5
+cdef double LARGE = 1e9
+cdef double CLOSE = 1e-15  # of a double: a few roundings
+
+cdef double[PLACES + 1] POWERS
+cdef uint64_t[PLACES + 1] WHOLE
+for _at in range(PLACES + 1):
+    POWERS[_at] = 10.0**_at
+    WHOLE[_at] = 10**_at
+
+
+cdef inline char *digits(char *to, uint64_t number, int count) noexcept nogil:
+    """`number` with leading zeros, `count` digits."""
+    cdef int at
+    for at in range(count - 1, -1, -1):
+        to[at] = <char>(48 + number % 10)
+        number //= 10
+    return to + count
+
+
+cdef char *usual(char *to, double size) noexcept nogil:
+    """A float's absolute value, 0 or from `SMALL` to `LARGE`, in fixed notation."""
+    cdef int places = DIGITS - 1, most, count
+    cdef uint64_t scaled = 0, whole
+    cdef double found
+    while places and size >= POWERS[DIGITS - places]:  # of 10 and more, fewer places make nine digits
+        places -= 1
+    while 0.0 < size < 1.0 and places < PLACES and size * POWERS[places] < 1e8:
+        places += 1
+    most = places
+    places = max(places - (DIGITS - LEAST_DIGITS), 0)
+    while True:
+        scaled = <uint64_t>(size * POWERS[places] + 0.5)
+        found = <double>scaled / POWERS[places]
+        if places >= most or (
+            <float>(found * (1.0 - CLOSE)) == <float>size and <float>(found * (1.0 + CLOSE)) == <float>size
+        ):
+            break
+        places += 1
+    whole = scaled // WHOLE[places]
+    scaled -= whole * WHOLE[places]
+    count = 1
+    while count < DIGITS + 1 and whole >= WHOLE[count]:
+        count += 1
+    to = digits(to, whole, count)
+    to[0] = c"."
+    if scaled == 0:
+        to[1] = c"0"
+        return to + 2
+    while scaled % 10 == 0:
+        scaled //= 10
+        places -= 1
+    return digits(to + 1, scaled, places)
+
+
+cdef char *unusual(char *to, double value) except NULL:
+    """A finite float of any size, with nine digits."""
+    cdef char *made = PyOS_double_to_string(value, c"g", DIGITS, Py_DTSF_ADD_DOT_0, NULL)
+    cdef size_t size
+    if made == NULL:
+        raise MemoryError
+    size = strlen(made)
+    memcpy(to, made, size)
+    PyMem_Free(made)
+    return to + size
 
 
 cdef class Floats:
@@ -101,30 +175,29 @@ cdef class Floats:
         cdef Py_ssize_t room = rows * self._each * TEXT + 2
         cdef char *start = self._page
         cdef char *to
-        cdef char *end
-        cdef char *look
         cdef const float *row
+        cdef double value
         if room > self._page_bytes:
             start = <char *>realloc(self._page, room)
             if start == NULL:
                 raise MemoryError
             self._page, self._page_bytes = start, room
-        to, end = start, start + room
+        to = start
         to[0] = c"["
         to += 1
         for at in range(rows):
             row = self._region + self._slot(slots[at]) * self._each
             for i in range(self._each):
-                if not isfinite(row[i]):
+                value = row[i]
+                if not isfinite(value):
                     return None
-                look = to
-                to = clover_float(to, end, row[i])
-                while look < to and look[0] != c"." and look[0] != c"e":
-                    look += 1
-                if look == to:
-                    to[0] = c"."
-                    to[1] = c"0"
-                    to += 2
+                if SMALL <= fabs(value) < LARGE or value == 0.0:
+                    if signbit(value):
+                        to[0] = c"-"
+                        to += 1
+                    to = usual(to, fabs(value))
+                else:
+                    to = unusual(to, value)
                 to[0] = c","
                 to += 1
         if to > start + 1:

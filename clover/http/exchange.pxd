@@ -13,7 +13,7 @@ cdef class Exchange:
     cdef public object model
     cdef public object ticket
 
-    @cython.locals(hub=Hub, size=Py_ssize_t, part=bytes, start=bytes, ending=bytes, head=bytes, requests=dict)
+    @cython.locals(hub=Hub, size=Py_ssize_t, part=bytes, start=bytes, ending=bytes, length=bytes, head=list, requests=dict)
     cpdef finish(self, int status, list parts, bytes fields=*, bytes kind=*)
     cpdef fail(self, int status, str text, bytes fields=*, object retry_after_s=*)
     cpdef abandon(self)

@@ -43,6 +43,9 @@ _START = {
     for kind in (JSON, BINARY)
 }
 _JOIN_BYTES = 1 << 16
+_KNOWN = 2048
+_LENGTHS = [b"%d\r\n" % size for size in range(_KNOWN)]
+"""The ends of Content-Length lines of small answers, which are nearly all."""
 
 
 class Exchange:
@@ -82,13 +85,14 @@ class Exchange:
             ending = b"\r\nConnection: keep-alive\r\n\r\n"
         else:
             ending = b"\r\n\r\n"
-        head = b"%b%d\r\n%bx-request-id: %b%b" % (start, size, fields, self.request_id or hub.next_id(self), ending)
+        length = _LENGTHS[size] if size < _KNOWN else b"%d\r\n" % size
+        head = [start, length, fields, b"x-request-id: ", self.request_id or hub.next_id(self), ending]
         if self.head.method == "HEAD":
             parts = []
         if size <= _JOIN_BYTES:
-            self.reply = [head + parts[0]] if len(parts) == 1 else [b"".join([head, *parts])]
+            self.reply = [b"".join(head + parts)]
         else:
-            self.reply = [head, *parts]
+            self.reply = [b"".join(head), *parts]
         requests = hub.stats.requests
         requests[status] = requests.get(status, 0) + 1
         if hub.access_log:

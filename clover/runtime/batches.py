@@ -65,8 +65,10 @@ class Batches:
     def __init__(self, slab: Slab) -> None:
         self._slab = slab
         self._slots = slab.layout.slots
-        self._inputs = [(index, tensor, slab.input(index)) for index, tensor in enumerate(slab.layout.spec.inputs)]
-        self._outputs = [(index, tensor, slab.output(index)) for index, tensor in enumerate(slab.layout.spec.outputs)]
+        spec = slab.layout.spec
+        # Whether a tensor is variable is worked out from its shape: not for every batch anew.
+        self._inputs = [(index, one, slab.input(index), one.variable) for index, one in enumerate(spec.inputs)]
+        self._outputs = [(index, one, slab.output(index), one.variable) for index, one in enumerate(spec.outputs)]
         self._staged: dict[int, NDArray[Any]] = {}
         self._spanned: tuple[NDArray[np.uint32] | None, slice | NDArray[np.uint32]] = (None, slice(0))
 
@@ -75,8 +77,8 @@ class Batches:
         overwritten by the next batch."""
         self._staged = {
             index: np.zeros((max_batch, *region.shape[1:]), region.dtype)
-            for index, tensor, region in self._inputs
-            if tensor.datatype != "BYTES" and not tensor.variable
+            for index, tensor, region, variable in self._inputs
+            if tensor.datatype != "BYTES" and not variable
         }
         return list(self._staged.values())
 
@@ -88,24 +90,30 @@ class Batches:
         return self._spanned[1]
 
     def _span(self, slots: NDArray[np.uint32]) -> slice | NDArray[np.uint32]:
-        first, count = int(slots[0]), len(slots)
-        if (first if count == 1 else int(slots.max())) >= self._slots:
-            raise IndexError(f"a batch names a slot beyond the slab's {self._slots}")
-        if int(slots[-1]) - first == count - 1 and (count < 3 or bool((np.diff(slots) == 1).all())):
-            return slice(first, first + count)
-        return slots
+        numbers = slots.tolist()  # for so few, numpy's calls cost more than a loop
+        first = expected = numbers[0]
+        consecutive = True
+        for slot in numbers:
+            if slot >= self._slots:
+                raise IndexError(f"a batch names a slot beyond the slab's {self._slots}")
+            consecutive = consecutive and slot == expected
+            expected += 1
+        return slice(first, expected) if consecutive else slots
 
     def gather(self, slots: NDArray[np.uint32]) -> list[NDArray[Any]]:
         """The inputs of the rows in `slots`, each a C-contiguous array [rows, *dims]; BYTES: an object array."""
         span = self.span(slots)
-        return [self._gather(index, tensor, region, span, slots) for index, tensor, region in self._inputs]
+        gathered = []
+        for index, tensor, region, variable in self._inputs:
+            gathered.append(self._gather(index, tensor, region, variable, span, slots))
+        return gathered
 
     def _gather(
-        self, index: int, tensor: TensorSpec, region: NDArray[Any], span: Any, slots: NDArray[np.uint32]
+        self, index: int, tensor: TensorSpec, region: NDArray[Any], variable: bool, span: Any, slots: NDArray[np.uint32]
     ) -> NDArray[Any]:
         if tensor.datatype == "BYTES":
             return self._gather_bytes(index, slots)
-        if not tensor.variable:
+        if not variable:
             staged = self._staged.get(index)
             if staged is None or isinstance(span, slice):
                 return np.ascontiguousarray(region[span])
@@ -128,7 +136,7 @@ class Batches:
             raise OutputError(f"the model gave {len(answers)} outputs, {len(self._outputs)} are declared")
         return [
             _encode(tensor, answer, count) if tensor.datatype == "BYTES" else _check(tensor, answer, count)
-            for (_, tensor, _), answer in zip(self._outputs, answers, strict=True)
+            for (_, tensor, _, _), answer in zip(self._outputs, answers, strict=True)
         ]
 
     def scatter(
@@ -141,14 +149,14 @@ class Batches:
         span = self.span(slots)
         if first is not None:
             first()
-        for (index, tensor, region), answer in zip(self._outputs, checked, strict=True):
+        for (index, tensor, region, variable), answer in zip(self._outputs, checked, strict=True):
             if tensor.datatype == "BYTES":
                 dims, rows = answer
                 for slot, row in zip(slots.tolist(), rows, strict=True):
                     self._slab.put_bytes("output", index, slot, row)
                     self._slab.set_dims("output", index, slot, dims)
-            elif tensor.variable:
-                corner = tuple(slice(axis) for axis in answer.shape[1:])
+            elif variable:
+                corner = tuple([slice(axis) for axis in answer.shape[1:]])
                 for slot, row in zip(slots.tolist(), answer, strict=True):
                     region[(slot, *corner)] = row
                     self._slab.set_dims("output", index, slot, answer.shape[1:])
@@ -180,7 +188,7 @@ def _check(tensor: TensorSpec, answer: Any, count: int) -> NDArray[Any]:
 
 def _check_shape(tensor: TensorSpec, shape: tuple[int, ...], count: int) -> None:
     fits = len(shape) == len(tensor.shape) + 1 and shape[0] == count
-    if fits:
+    if fits and shape[1:] != tensor.shape:
         for axis, declared, most in zip(shape[1:], tensor.shape, tensor.bound, strict=True):
             fits = fits and (axis == declared if declared >= 0 else axis <= most)
     if not fits:

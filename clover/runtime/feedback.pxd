@@ -10,5 +10,4 @@ cdef class Feedback:
     cdef object _known
 
     cpdef remember(self, str request_id, object lanes, object said)
-    @cython.locals(known=tuple)
     cdef _forget(self, str request_id)

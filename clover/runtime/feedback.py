@@ -55,9 +55,8 @@ class Feedback:
             self._forget(next(iter(self._known)))
 
     def _forget(self, request_id: str) -> None:
-        known = self._known.pop(request_id, None)
-        if known is not None:
-            self.remembered -= len(known[0])
+        if request_id in self._known:
+            self.remembered -= len(self._known.pop(request_id)[0])
 
     def take(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
         """Count the labels of a request, one a row in their order, None for a row whose label is not known; what it
