@@ -6,6 +6,7 @@ binary tensor in, a thousand floats out.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ MLP = _family("mlp", (64,), 10, 32)
 IMAGE = _family("image", (3, 224, 224), 1000, 8)
 
 
+@functools.cache
+def _rows(count: int, shape: tuple[int, ...]) -> Floats:
+    return np.random.default_rng(_SEED).standard_normal((count, *shape), np.float32)
+
+
 @dataclass(frozen=True)
 class Workload:
     """One of the three: its family, whether tensors travel as bytes."""
@@ -50,8 +56,7 @@ class Workload:
 
     def rows(self) -> Floats:
         """The input rows of all kinds of request."""
-        count = 32 if self.binary else KINDS  # images are few, their ids are not
-        return np.random.default_rng(_SEED).standard_normal((count, *self.family.inputs[0].shape), np.float32)
+        return _rows(32 if self.binary else KINDS, self.family.inputs[0].shape)  # images are few, their ids are not
 
     def requests(self) -> list[bytes]:
         """Whole requests, `KINDS` of them."""
