@@ -1,6 +1,6 @@
 """Cascades live, beside BASE and the mix: accuracy by labels over HTTP, worker CPU a row, p95, at one rate.
 
-    python -m bench.cascade [--device cpu] [--rate R] [--passes 4] [--slo-ms 10] [--json FILE]
+    python -m bench.cascade [--device cpu] [--rate R] [--passes 6] [--slo-ms 10] [--json FILE]
 
 Servers of the default family take turns, each under open-loop load (Poisson) of whole passes over the 5,000 held-out
 images, one a request, in an order of its own, at the same rate: by default 0.6 of what BASE serves in a closed loop.
@@ -14,12 +14,19 @@ receipt says was asked is what answered, and (`agree`) against where scores comp
 is what the profile says of the chain on the same held-out images; thresholds were chosen on others.  Worker CPU is the
 workers' own clock, `server` the CPU of the whole process tree.  Joules are modelled from CPU time on cores, and a
 table's on emulated devices.  CPU, joules and variants asked are a row's; `p95` is the client's.
+
+Every pass is a run of its own, so that figures have a mean over passes and, after +-, the half-width of its 95 %
+interval (Student's).  That of accuracy is of live less offline: both are of the same images, so no luck of drawing
+images is in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import statistics
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +38,7 @@ from numpy.typing import NDArray
 
 from bench.common import binary_bodies, cpu_seconds, fashion_rows, served, show, tree, write_json
 from bench.day import worker_cpu_s
-from bench.load import Body, Sample, closed_loop, open_loop
+from bench.load import Body, Result, Sample, closed_loop, open_loop
 from bench.oracle import expected, scorer
 from bench.twin import active_j, mix, of_family, settled
 
@@ -46,10 +53,12 @@ class Figures:
     plan: str
     rate: float
     accuracy: float
+    accuracy_within: float
     offline: float
     worker_ms: float
     server_ms: float
     joules: float
+    joules_within: float
     predicted_j: float
     p95_ms: float
     asked: float
@@ -62,11 +71,11 @@ class Figures:
 
 
 class Order:
-    """Whole passes over the images, each in an order of its own."""
+    """A pass over the images, in an order of its own."""
 
-    def __init__(self, bodies: list[Body], passes: int) -> None:
-        rng = np.random.default_rng(1)
-        self._bodies: list[Body] = [bodies[at] for _ in range(passes) for at in rng.permutation(len(bodies))]
+    def __init__(self, bodies: list[Body], number: int) -> None:
+        rng = np.random.default_rng(number)
+        self._bodies: list[Body] = [bodies[at] for at in rng.permutation(len(bodies))]
         self._next = 0
 
     def __call__(self, due_s: float) -> Body:
@@ -82,13 +91,23 @@ def measured(name: str, words: list[str], rate: float, passes: int, slo_ms: floa
         load = partial(open_loop, server.url, "fashion", rate=rate, connections=64)
         uvloop.run(load(bodies=bodies[:512], seconds=3.0))
         pids = tree(server.process.pid)
-        before, used_s = settled(server), cpu_seconds(pids)
-        seconds = passes * len(bodies) / rate
-        result = uvloop.run(load(bodies=Order(bodies, passes), seconds=1.02 * seconds, check=check))
-        used_s = cpu_seconds(pids) - used_s
-        after = settled(server)
+        first = before = settled(server)
+        used_s, result = 0.0, Result()
+        right, joules = [], []
+        for number in range(passes):
+            used_s -= cpu_seconds(pids)
+            seconds = 1.07 * len(bodies) / rate  # by chance fewer than were due come in that time
+            one = uvloop.run(load(bodies=Order(bodies, number), seconds=seconds, check=check, seed=number))
+            used_s += cpu_seconds(pids)
+            after = settled(server)
+            joules.append((active_j(after) - active_j(before)) / max(1, len(one.samples)))
+            before = after
+            whole = sorted(one.samples, key=lambda sample: sample.due_ns)[: len(bodies)]
+            right.append(100.0 * sum(bool(sample.correct) for sample in whole) / max(1, len(whole)))
+            result.samples += one.samples
+            result.lost += one.lost
+        before = first
         plan = server.get("/v2/clover/state")["models"]["fashion"]
-    whole = sorted(result.samples, key=lambda sample: sample.due_ns)[: passes * len(bodies)]
     rows = max(1, len(result.samples))
     asked = of_family(after, "clover_rows_total"), of_family(before, "clover_rows_total")
     escalated = of_family(after, "clover_escalated_rows_total"), of_family(before, "clover_escalated_rows_total")
@@ -102,11 +121,13 @@ def measured(name: str, words: list[str], rate: float, passes: int, slo_ms: floa
         name=name,
         plan=" > ".join([*chain, routing["chain"][-1]]) if chain else shares,
         rate=rate,
-        accuracy=100.0 * sum(bool(sample.correct) for sample in whole) / max(1, len(whole)),
+        accuracy=statistics.fmean(right),
+        accuracy_within=half_width(right),
         offline=prediction["accuracy"],
         worker_ms=1e3 * (worker_cpu_s(after) - worker_cpu_s(before)) / rows,
         server_ms=1e3 * used_s / rows,
-        joules=(active_j(after) - active_j(before)) / rows,
+        joules=statistics.fmean(joules),
+        joules_within=half_width(joules),
         predicted_j=prediction["energy_j_per_row"],
         p95_ms=result.latency_ms(0.95),
         asked=(answered + more) / max(1.0, answered),
@@ -115,6 +136,18 @@ def measured(name: str, words: list[str], rate: float, passes: int, slo_ms: floa
         failed=result.failed(),
         mismatched=result.mismatched(),
     )
+
+
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Two-sided 95 % quantiles of Student's distribution, from one degree of freedom on."""
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of the 95 % interval of the mean of `values`; NaN of one value."""
+    if len(values) < 2:
+        return float("nan")
+    quantile = STUDENT[len(values) - 2] if len(values) - 2 < len(STUDENT) else 2.262
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def agreement(samples: list[Sample], routing: dict[str, Any], answers: dict[str, NDArray[Any]]) -> float:
@@ -143,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, or emulated:BOARD:N")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second [0.6 of BASE's closed loop]")
-    parser.add_argument("--passes", type=int, default=4, help="passes over the held-out images [4]")
+    parser.add_argument("--passes", type=int, default=6, help="passes over the held-out images [6]")
     parser.add_argument("--slo-ms", type=float, default=10.0, help="p95 target [10]")
     parser.add_argument("--floors", default=",".join(map(str, FLOORS)), help="accuracy floors of the cascades")
     parser.add_argument("--json", default="", help="also write the figures to this file")
@@ -169,13 +202,13 @@ def main() -> None:
     table = [
         [
             f"{number} {item.name}",
-            f"{item.accuracy:.2f}",
+            f"{item.accuracy:.2f} +-{item.accuracy_within:.2f}",
             f"{item.offline:.2f}",
             f"{1e3 * item.worker_ms:.1f}",
             f"{item.worker_ms / base.worker_ms:.1%}",
             f"{1e3 * item.server_ms:.0f}",
-            f"{1e3 * item.joules:.3f}",
-            f"{1e3 * item.predicted_j:.3f}",
+            f"{1e3 * item.joules:.3f} +-{item.joules_within / item.joules:.1%}",
+            f"{1e3 * item.predicted_j:.3f} {item.predicted_j / item.joules - 1.0:+.1%}",
             f"{item.p95_ms:.2f}",
             f"{item.asked:.2f}",
             f"{item.cut_short:.3%}",

@@ -1,8 +1,8 @@
 """The worker process: one variant on one instance.  Forked by the zygote, never imported by the server.
 
 Life: pin, harden, say "loading", load, say "warming", run every batch size, say "ready", then turn: take a batch from
-the ring, gather its rows, run, scatter, complete.  A model that raises or answers in the wrong form fails its batch,
-not the process.  Told to exit, the worker answers what is in its ring first.
+the ring, gather its rows, run, scatter, complete (`runtime.turn`).  Told to exit, the worker answers what is in its
+ring first.
 
 On an emulated slice (`clover.runtime.pacing`) it attaches to the slice before it says anything, so that the instance
 cannot be destroyed under it, and hands batches back at the slice's pace.  Where its GPU is lost it says so and ends.
@@ -29,27 +29,19 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from clover import backends
 from clover._native.ring import RING_BYTES, Ring
 from clover.backends.tensors import example_inputs
-from clover.confidence import Scorer, scorer
 from clover.errors import DeviceError, WorkerError
 from clover.runtime import frames, pacing, pinned
 from clover.runtime.batches import Batches
 from clover.runtime.slab import Layout, Slab, map_shared
+from clover.runtime.turn import ParentGone, Run, Scores, Turn, say
 
 _log = logging.getLogger("clover.worker")
-
-MODEL_FAILED = 1
-"""Status of a completion whose model raised or answered in the wrong form; 0 is success."""
 
 WARM_S = 0.25
 """Seconds after which warming only visits powers of two, where every batch size would take longer."""
@@ -57,31 +49,6 @@ WARM_S = 0.25
 _PR_SET_NO_NEW_PRIVS = 38
 _SETSIG = 10  # fcntl.F_SETSIG is missing from Python's fcntl
 _REASON_CHARS = 2000
-_LOG_EVERY_NS = 1_000_000_000
-
-Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
-
-
-class Scores:
-    """How sure the answers of this worker are, written beside them into the slab."""
-
-    def __init__(self, score: Scorer, into: NDArray[np.float32]) -> None:
-        self.score = score
-        self._into = into
-
-    @classmethod
-    def of(cls, order: frames.WorkerOrder, slab: Slab) -> Scores | None:
-        """None where the family has no confidence."""
-        score = scorer(order.family)
-        return cls(score, slab.score) if score is not None else None
-
-    def write(self, slots: NDArray[np.uint32], answers: Sequence[Any]) -> None:
-        """Score `answers` of the rows in `slots`; raises what the family's own function raises."""
-        self._into[slots] = self.score(answers)
-
-
-class ParentGone(BaseException):
-    """The server is not there any more."""
 
 
 def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
@@ -95,7 +62,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
             os.sched_setaffinity(0, order.cores)
             _harden(order)
             held = pacing.HeldSlice.attach(order.emulated, order.max_batch) if order.emulated is not None else None
-            _say(control, frames.WorkerState(state="loading", fork_ms=_ms_since(forked_ns)))
+            say(control, frames.WorkerState(state="loading", fork_ms=_ms_since(forked_ns)))
             slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
             batches = Batches(slab)
             ring = Ring(map_shared(ring_fd, RING_BYTES(order.max_batch)), order.max_batch)
@@ -104,25 +71,25 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
                 run, load_ms = _load(order)
                 pinned.pin(slab, batches, order.max_batch)
                 scores = Scores.of(order, slab)
-                _say(control, frames.WorkerState(state="warming", load_ms=load_ms))
+                say(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 warm_ms = _warm(order, run, batches, scores)
         except Exception as error:
             _log.exception("%s does not start", order.variant)
-            _say(control, frames.WorkerState(state="failed", text=_reason(error)))
+            say(control, frames.WorkerState(state="failed", text=_reason(error)))
             return 1
         gc.collect()
         gc.freeze()
-        _say(control, frames.WorkerState(state="ready", load_ms=load_ms, warm_ms=warm_ms))
+        say(control, frames.WorkerState(state="ready", load_ms=load_ms, warm_ms=warm_ms))
         try:
-            _Turn(control, batches, ring, run, doorbell, completions, order.max_batch, held, scores).forever()
+            Turn(control, batches, ring, run, doorbell, completions, order.max_batch, held, scores).forever()
         except DeviceError as error:
             text = f"{order.place or 'its slice'} is gone: {error}"
             _log.error("%s on %s", order.variant, text)
-            _say(control, frames.WorkerState(state="failed", text=text, device_lost=True))
+            say(control, frames.WorkerState(state="failed", text=text, device_lost=True))
             return 1
         except WorkerError as error:
             _log.error("%s on %s ends: %s", order.variant, order.place or "its cores", error)
-            _say(control, frames.WorkerState(state="failed", text=_reason(error)))
+            say(control, frames.WorkerState(state="failed", text=_reason(error)))
             return 1
     except ParentGone:
         return 0
@@ -212,122 +179,6 @@ def _warm(order: frames.WorkerOrder, run: Run, batches: Batches, scores: Scores 
             _log.info("%s does not take zeros: %s", order.variant, _reason(error))
             break
     return _ms_since(start_ns)
-
-
-# --- serving ----------------------------------------------------------------------------------------------------------
-
-
-class _Turn:
-    """The serving loop."""
-
-    def __init__(
-        self,
-        control: socket.socket,
-        batches: Batches,
-        ring: Ring,
-        run: Run,
-        doorbell: int,
-        completions: int,
-        max_batch: int,
-        held: pacing.HeldSlice | None,
-        scores: Scores | None,
-    ) -> None:
-        self._control = control
-        self._batches = batches
-        self._ring = ring
-        self._run = run
-        self._doorbell = doorbell
-        self._completions = completions
-        self._held = held
-        self._scores = scores
-        self._slots = np.zeros(max_batch, np.uint32)
-        self._logged_ns = 0
-        self._unlogged = 0
-
-    def forever(self) -> None:
-        """Serve until told to exit; raises ParentGone where the server is."""
-        poller = select.poll()
-        poller.register(self._doorbell, select.POLLIN)
-        poller.register(self._control.fileno(), select.POLLIN)
-        while True:
-            taken = self._ring.take(self._slots)
-            if taken is not None:
-                self._serve(*taken)
-                continue
-            if not self._ring.sleep():
-                continue
-            ready = poller.poll()
-            self._ring.wake()
-            for fd, _ in ready:
-                if fd == self._doorbell:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(fd)
-                elif self._told_to_exit():
-                    self._finish()
-                    return
-
-    def _finish(self) -> None:
-        while (taken := self._ring.take(self._slots)) is not None:
-            self._serve(*taken)
-
-    def _told_to_exit(self) -> bool:
-        try:
-            frame = frames.receive(self._control)
-        except OSError as error:
-            raise ParentGone from error
-        if frame is None:
-            raise ParentGone
-        return frame[0] is frames.Kind.EXIT
-
-    def _serve(self, batch: int, count: int) -> None:
-        slots = self._slots[:count]
-        cpu_ns = time.process_time_ns()
-        start_ns = time.monotonic_ns()
-        status = 0
-        if self._held is not None:
-            start_ns = self._held.begin(count)
-        try:
-            answers = self._run(self._batches.gather(slots))
-            if self._scores is None:
-                self._batches.scatter(slots, answers)
-            else:
-                self._batches.scatter(slots, answers, partial(self._scores.write, slots, answers))
-        except WorkerError:
-            raise  # this process can compute nothing any more
-        except Exception:
-            status = MODEL_FAILED
-            self._complain()
-        # The slice is busy until its batch is due; what the CPU used is what it used.
-        end_ns = time.monotonic_ns() if self._held is None else self._held.end(start_ns, count)
-        used_ns = time.process_time_ns() - cpu_ns
-        # Two credits a worker keep at most two batches here, and the ring holds sixteen: it is full only where the
-        # server broke its own rule, or stopped reaping.
-        if not self._ring.complete(batch, status, count, start_ns, end_ns, used_ns):
-            raise RuntimeError("the completion ring is full")
-        os.eventfd_write(self._completions, 1)
-        if self._held is not None and (late := self._held.pacer.report()):
-            self._tell(late, self._held.pacer)
-
-    def _tell(self, late: str, pacer: pacing.Pacer) -> None:
-        """Batches took longer than the slice would: for the log, and for the server's figures."""
-        _log.warning("%s", late)
-        _say(self._control, frames.WorkerState(state="ready", batches=pacer.batches, overruns=pacer.overruns))
-
-    def _complain(self) -> None:
-        """Log a failed batch with its traceback, at most once a second: a client may provoke them at will."""
-        now_ns = time.monotonic_ns()
-        if now_ns - self._logged_ns < _LOG_EVERY_NS:
-            self._unlogged += 1
-            return
-        _log.exception("a batch failed (%d more since the last report)", self._unlogged)
-        self._logged_ns, self._unlogged = now_ns, 0
-
-
-def _say(control: socket.socket, state: frames.WorkerState) -> None:
-    try:
-        frames.send(control, state)
-    except OSError as error:
-        raise ParentGone from error
 
 
 def _reason(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clover.runtime.batches import Batches, OutputError, elements, oip_form
 from clover.runtime.slab import Layout, Slab
-from clover.runtime.worker import MODEL_FAILED, Scores, _Turn
+from clover.runtime.turn import MODEL_FAILED, Scores, Turn
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 
 SPEC = FamilySpec(
@@ -151,7 +151,7 @@ def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab):
     completions = os.eventfd(0)
     try:
         scores = Scores(score, slab.score)
-        turn = _Turn(None, Batches(slab), Ring(), lambda inputs: good(2), -1, completions, 4, None, scores)
+        turn = Turn(None, Batches(slab), Ring(), lambda inputs: good(2), -1, completions, 4, None, scores)
         turn._slots[:2] = 0, 1
         slab.output(0)[:] = 5.0
         turn._serve(3, 2)

@@ -16,7 +16,7 @@ from clover import backends, families
 from clover.backends import cuda, parity, targets
 from clover.backends.tensors import load_module, torch_dtype, with_casts
 from clover.errors import ProfileError, WorkerError
-from clover.runtime.worker import MODEL_FAILED, _Turn
+from clover.runtime.turn import MODEL_FAILED, Turn
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 
 FAMILIES = Path(__file__).parents[1] / "families"
@@ -290,7 +290,7 @@ def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on():
             raise error
 
         ring = Ring()
-        return ring, _Turn(None, Batches(), ring, run, -1, completions, 4, None, None)
+        return ring, Turn(None, Batches(), ring, run, -1, completions, 4, None, None)
 
     completions = os.eventfd(0)
     try:
