@@ -129,7 +129,8 @@ class Plane:
     """A front end and its families, with workers and connections."""
 
     def __init__(self, families: int, workers: int, connections: int, floats: int, slots: int) -> None:
-        self.loop: Any = Loop()
+        loop: Any = Loop()
+        self.loop: Loop = loop
         account = Account(pue=1.2)
         self.routers: dict[str, Any] = {}
         self.workers: list[Worker] = []
@@ -137,7 +138,7 @@ class Plane:
             spec = _family(f"f{number}", floats)
             account.add_family(spec.name, time.monotonic_ns())
             slab = Slab.create(Layout(spec, slots))
-            router = Router(spec, slab, slots, FamilyConfig(family=spec.name), None, account, loop=self.loop)
+            router = Router(spec, slab, slots, FamilyConfig(family=spec.name), None, account, loop=loop)
             entries: list[Any] = []
             for at in range(workers):
                 meter = WorkerMeter(family=spec.name, variant="only", device="cpu0", placement=f"{at}", slices=1)
@@ -147,8 +148,8 @@ class Plane:
             self.workers += [entry[0] for entry in entries]
         view: Any = self
         trust: Any = Trusting()
-        config = ServerConfig(families=[FamilyConfig(family="f0")], limits=LimitsConfig(body_bytes=1 << 28))
-        self.hub = Hub(Routes(view, config, self.loop, trust), config.limits, self.loop, HttpStats())
+        config = ServerConfig(families=(FamilyConfig(family="f0"),), limits=LimitsConfig(body_bytes=1 << 28))
+        self.hub = Hub(Routes(view, config, loop, trust), config.limits, loop, HttpStats())
         self.transports = [Transport() for _ in range(connections)]
         self.connections = [Connection(self.hub) for _ in range(connections)]
         for connection, transport in zip(self.connections, self.transports, strict=True):

@@ -166,8 +166,8 @@ class Model(Protocol):
         `close`; a view where the slots are consecutive, a copy otherwise."""
 
     def text(self, ticket: Ticket, index: int) -> bytes | None:
-        """What `read` gives as one flat JSON array, where that is had without an object for each number; None elsewhere,
-        and where a number is not finite."""
+        """What `read` gives as one flat JSON array, where that is had without an object for each number; None
+        elsewhere, and where a number is not finite."""
 
     def receipt(self, ticket: Ticket) -> Receipt:
         """What a finished ticket cost."""

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-KERNELS = ("anneal", "batcher", "des", "floats", "histogram", "infer", "lanes", "queueing", "random", "ring", "route", "slots")
+KERNELS = (
+    *("anneal", "batcher", "des", "floats", "histogram", "infer", "lanes", "queueing", "random", "ring", "route"),
+    "slots",
+)
 
 _missing = [name for name in KERNELS if find_spec(f"{__name__}.{name}") is None]
 if _missing:

@@ -10,7 +10,7 @@ from clover.errors import RequestError
 from clover.http.heads import Head
 
 if TYPE_CHECKING:
-    from clover.http.connection import Connection
+    from clover.http.connection import Incoming
 
 REASONS = {
     100: "Continue",
@@ -54,8 +54,8 @@ class Exchange:
 
     __slots__ = ("close", "connection", "head", "interim", "model", "reply", "request_id", "ticket")
 
-    def __init__(self, connection: Connection, head: Head) -> None:
-        self.connection: Connection | None = connection
+    def __init__(self, connection: Incoming, head: Head) -> None:
+        self.connection: Incoming | None = connection
         self.head = head
         self.reply: list[bytes] | None = None
         self.close = not head.keep_alive

@@ -20,7 +20,7 @@ from clover.http.heads import Head, Heads
 from clover.http.stats import HttpStats
 
 if TYPE_CHECKING:
-    from clover.http.connection import Connection
+    from clover.http.connection import Incoming
     from clover.http.exchange import Exchange
     from clover.http.outgoing import Outgoing
 
@@ -84,7 +84,7 @@ class Hub:
         self.access_log = access_log
         self.heads = Heads(limits, application.judge)
         self.pipelined = limits.pipelined
-        self.connections: set[Connection] = set()
+        self.connections: set[Incoming] = set()
         self.draining = False
         # Shared by all connections: a loop reads into it and hands it over before it reads for anybody else.
         self.scratch = bytearray(SCRATCH_BYTES)

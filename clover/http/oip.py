@@ -27,7 +27,6 @@ RANK = 8
 
 _MAX_TIMEOUT_US = 1 << 53
 _DESCRIBED = 256
-_END = b"}]}"
 _PLAIN_NUMBERS = 1 << 20
 
 Rows = NDArray[Any] | list[bytes]
@@ -427,9 +426,10 @@ def brief(signature: Signature, request: InferRequest, text: bytes) -> list[byte
     """The parts of an answer in JSON whose one output is `text`, and which carries nothing else."""
     spec = signature.outputs[0]
     described = signature.describe(0, "FP32", (request.rows, *spec.shape))
+    parts = [signature.prefix, b',"outputs":[', described, b',"data":', text, b"}]}"]
     if request.id:
-        return [signature.prefix, b',"id":', orjson.dumps(request.id), b',"outputs":[', described, b',"data":', text, _END]
-    return [signature.prefix, b',"outputs":[', described, b',"data":', text, _END]
+        parts[1:1] = [b',"id":', orjson.dumps(request.id)]
+    return parts
 
 
 def encode(
