@@ -231,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--workload", nargs="*", choices=sorted(WORKLOADS), default=sorted(WORKLOADS))
+    parser.add_argument("--line", default="", help="only lines of the table with this in their name")
     known = sorted(peers.PACKAGES)
     parser.add_argument("--peers", nargs="*", choices=known, default=[], help="install and serve these")
     parser.add_argument("--json", default="", help="write the figures there")
@@ -255,7 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for peer, (_, port) in up.items():
                     if peer != "raw" and (wrong := bench.wrong(work, port, expected)):
                         raise RuntimeError(f"{wrong} answers of {peer} are wrong in {key}")
-                for measure in (item for item in MEASURES if item.workload == key):
+                chosen = [item for item in MEASURES if item.workload == key and given.line in item.name]
+                for measure in chosen:
                     # Beside their own capacity stand those that do the same as Clover in one process.
                     rounds = lines.setdefault(
                         measure, {peer: [] for peer in up if measure.beside or peer in ("clover", "rawreal")}
