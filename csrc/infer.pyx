@@ -310,7 +310,7 @@ cdef class Plain:
             self._at += 1
         return False
 
-    cdef bint _sign(self, char wanted) noexcept nogil:
+    cdef inline bint _sign(self, char wanted) noexcept nogil:
         """Whether `wanted` comes next, which is then taken."""
         self._space()
         if self._at < self._end and self._at[0] == wanted:
@@ -318,7 +318,9 @@ cdef class Plain:
             return True
         return False
 
-    cdef void _space(self) noexcept nogil:
+    cdef inline void _space(self) noexcept nogil:
+        if self._at < self._end and <unsigned char>self._at[0] > 32:  # nearly always
+            return
         while self._at < self._end and (
             self._at[0] == 32 or self._at[0] == 10 or self._at[0] == 13 or self._at[0] == 9
         ):

@@ -1,5 +1,6 @@
 cimport cython
 
+from clover._native.wire cimport cut
 from clover.http.exchange cimport Exchange
 from clover.http.heads cimport Head
 from clover.http.hub cimport Hub

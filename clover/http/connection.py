@@ -16,6 +16,7 @@ import asyncio
 import numpy as np
 from numpy.typing import NDArray
 
+from clover._native.wire import cut
 from clover.http.chunks import ChunkDecoder
 from clover.http.exchange import Exchange
 from clover.http.heads import Head, MalformedError, check_prefix
@@ -70,6 +71,8 @@ class Incoming(Outgoing):
             return
         stats.open_connections += 1
         hub.connections.add(self)
+        if not self._tls:
+            self._fd = descriptor(transport)
         if not self.control:
             peer = transport.get_extra_info("peername")
             self.loopback = bool(peer) and is_loopback(str(peer[0]))
@@ -104,7 +107,7 @@ class Incoming(Outgoing):
             return
         if self.closing:
             return
-        self.feed(bytes(hub.scratch_view[:nbytes]))
+        self.feed(cut(hub.scratch, nbytes))
 
     def eof_received(self) -> bool:
         """A client that half-closes still gets the answers it is due."""
@@ -334,6 +337,12 @@ class Connection(Incoming, asyncio.BufferedProtocol):
     """What an event loop drives."""
 
     __slots__ = ()
+
+
+def descriptor(transport: asyncio.BaseTransport) -> int:
+    """Of a transport's socket; -1 where it has none."""
+    found = transport.get_extra_info("socket")
+    return found.fileno() if found is not None else -1
 
 
 def is_loopback(address: str) -> bool:

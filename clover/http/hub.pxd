@@ -1,9 +1,13 @@
+cimport cython
+from libc.stdint cimport uint64_t
+
 from clover.http.heads cimport Heads
 from clover.http.stats cimport HttpStats
 
 cdef class Hub:
     cdef list _buffers
-    cdef object _counter
+    cdef uint64_t _counter
+    cdef bytes _thousands
     cdef list _dirty
     cdef bytes _prefix
     cdef bint _scheduled
@@ -19,6 +23,7 @@ cdef class Hub:
     cdef public object scratch_view
     cdef public HttpStats stats
 
+    @cython.locals(low=Py_ssize_t, made=bytes)
     cpdef bytes next_id(self, object exchange)
     cpdef mark(self, object connection)
     cpdef flush(self)

@@ -34,6 +34,7 @@ SWEEP_S = 0.5
 SCRATCH_BYTES = 1 << 16
 _POOLED_BUFFERS = 16
 _POOLED_BYTES = 4 << 20
+_LOW = [b"%03x" % number for number in range(4096)]
 
 
 class Application(Protocol):
@@ -55,6 +56,7 @@ class Hub:
         "_dirty",
         "_prefix",
         "_scheduled",
+        "_thousands",
         "access_log",
         "application",
         "connections",
@@ -93,12 +95,16 @@ class Hub:
         self._dirty: list[Outgoing] = []
         self._scheduled = False
         self._prefix = os.urandom(6).hex().encode()
+        self._thousands = b""  # of the last number: all but its last three digits
         self._counter = 0
 
     def next_id(self, exchange: Exchange) -> bytes:
         """A request id of our own, kept on the exchange."""
         self._counter += 1
-        exchange.request_id = made = b"%b-%x" % (self._prefix, self._counter)
+        low = self._counter & 4095
+        if not low or not self._thousands:
+            self._thousands = b"%b-%x" % (self._prefix, self._counter >> 12)
+        exchange.request_id = made = self._thousands + _LOW[low]
         return made
 
     def take_buffer(self, size: int) -> NDArray[np.uint8]:

@@ -1,6 +1,7 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+from clover._native.wire cimport send
 from clover.http.exchange cimport Exchange
 from clover.http.hub cimport Hub
 
@@ -14,6 +15,8 @@ cdef class Outgoing:
     cdef list _out
     cdef Py_ssize_t _unflushed
     cdef bint _dirty
+    cdef int _fd
+    cdef bint _behind
     cdef bint _choked
     cdef bint _finishing
     cdef bint _lingers
@@ -26,7 +29,9 @@ cdef class Outgoing:
     cpdef answered(self)
     cdef _emit(self)
     cdef _mark(self)
-    @cython.locals(out=list, size=Py_ssize_t)
+    @cython.locals(out=list, size=Py_ssize_t, part=bytes)
     cpdef flush(self)
+    @cython.locals(sent=Py_ssize_t)
+    cdef _write(self, bytes data)
     cpdef _resume(self)
     cdef _end(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from clover._native.wire import send
 from clover.http.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ class Outgoing:
     """What a connection owes its client.  The reading half continues in `_resume`."""
 
     __slots__ = (
+        "_behind",
         "_choked",
         "_dirty",
+        "_fd",
         "_finishing",
         "_lingers",
         "_out",
@@ -54,6 +57,8 @@ class Outgoing:
         self._out: list[bytes] = []
         self._unflushed = 0
         self._dirty = False
+        self._fd = -1  # of a socket that answers go to without the transport
+        self._behind = False  # the transport may hold some of what was written
         self._choked = False  # the client does not read
         self._finishing = False  # close once all is written
         self._lingers = False
@@ -114,21 +119,36 @@ class Outgoing:
             if transport.is_closing():
                 out.clear()
                 return
-            size = sum(map(len, out))
+            size = 0
+            for part in out:
+                size += len(part)
             self._sent += size
             self.hub.stats.sent_bytes += size
-            if len(out) == 1:
-                transport.write(out[0])
-            elif size <= _JOIN_BYTES:
-                transport.write(b"".join(out))
-            else:
-                transport.writelines(out)
             self._out = []
+            if len(out) == 1:
+                self._write(out[0])
+            elif size <= _JOIN_BYTES:
+                self._write(b"".join(out))
+            else:
+                self._behind = True
+                transport.writelines(out)
         if self._finishing:
             if not self.exchanges:
                 self._end()
         else:
             self._resume()
+
+    def _write(self, data: bytes) -> None:
+        """Send what the socket takes at once; the rest, and all that comes before that is sent, is the transport's."""
+        if self._behind and not self._transport.get_write_buffer_size():
+            self._behind = False
+        if self._fd >= 0 and not self._behind:
+            sent = send(self._fd, data)
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._behind = True
+        self._transport.write(data)
 
     def _resume(self) -> None:
         """Something was written, or may be again: read on where that had stopped it."""
