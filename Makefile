@@ -35,10 +35,10 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-# The data plane beside reference servers of the same wire, several minutes; the peers are installed first, each in an
-# environment of its own, and take a quarter of an hour more.
+# The data plane beside reference servers of the same wire, three minutes; the peers are installed first, each in an
+# environment of its own, and with five rounds of three seconds take a quarter of an hour more.
 bench: $(VENV)/.test
-	$(PY) -m bench.wire --rounds 3 --seconds 2 $(ARGS)
+	$(PY) -m bench.wire --rounds 2 --seconds 2 $(ARGS)
 
 bench-peers: $(VENV)/.test
 	$(PY) -m bench.wire --peers fastapi litserve mlserver $(ARGS)
