@@ -1,5 +1,5 @@
 cdef class ScoreWatch:
-    cdef list _counts
+    cdef readonly list _counts
     cdef int _in_block
     cdef object _logs
     cdef public object detector
