@@ -55,7 +55,9 @@ EXTENSIONS = [
         f"clover._native.{source.stem}",
         [source.as_posix()],
         include_dirs=["csrc"],
-        depends=sorted(header.as_posix() for header in Path("csrc").glob("*.h")),
+        depends=sorted(
+            part.as_posix() for part in (*Path("csrc").glob("*.h"), *Path("clover/_native").glob(f"{source.stem}.pxd"))
+        ),
         define_macros=MACROS,
         extra_compile_args=COMPILE,
         extra_link_args=LINK,
@@ -71,6 +73,7 @@ AS_PYTHON = {
     "wraparound": True,
     "initializedcheck": True,
     "cdivision": False,
+    "nonecheck": True,
     "embedsignature": True,
     "show_performance_hints": False,
 }
@@ -79,7 +82,7 @@ COMPILED = [
         ".".join(source.with_suffix("").parts),
         [source.with_suffix(".py").as_posix()],
         # Cython takes a typed object's method for a value of another type than it is; no such thing shall pass.
-        extra_compile_args=["-O2", "-g0", "-Werror=incompatible-pointer-types"],
+        extra_compile_args=["-O2", "-g0", "-ffp-contract=off", "-Werror=incompatible-pointer-types"],
     )
     for source in sorted(Path("clover").rglob("*.pxd"))
     if source.parent.name != "_native" and MODE == "release" and not SANITIZE
@@ -103,13 +106,23 @@ BUILD_DIR = None if MODE == "coverage" else f"build/cython-{MODE}{'-sanitize' if
 # The families lie at the top level, where users look for them, and install as clover.models.
 FAMILIES = ["clover.models", *(f"clover.models.{name}" for name in find_namespace_packages("models"))]
 
+# Cython looks for a kernel's declarations beside its source, where they are not: without this, others would be built
+# against new ones and the kernel itself would not.  Nor does it know that what it is told to do has changed, here.
+for folder, kind in (("csrc", ".pyx"), ("clover", ".py")):
+    for made in Path(BUILD_DIR or ".", folder).rglob("*.c"):
+        stem = made.relative_to(BUILD_DIR or ".").with_suffix(kind)
+        declared = Path("clover/_native", f"{made.stem}.pxd") if kind == ".pyx" else stem.with_suffix(".pxd")
+        causes = [path for path in (Path("setup.py"), declared) if path.exists()]
+        if stem.exists() and made.stat().st_mtime < max(path.stat().st_mtime for path in causes):
+            made.unlink()
+
 setup(
     packages=[*find_packages(include=["clover", "clover.*"]), *FAMILIES],
     package_dir={"clover.models": "models"},
     package_data={
         "": ["py.typed"],
         "clover._native": ["*.pyi", "*.pxd"],
-        **{f"clover.{name}": ["*.pxd"] for name in ("accounting", "http", "runtime")},
+        **{f"clover.{name}": ["*.pxd"] for name in ("accounting", "http", "planning", "runtime")},
         "clover.devices": ["data/*.json"],
         "clover.simulate": ["data/*.json"],
         **{name: ["*.toml", "*.safetensors", "*.gz", "LICENSE*", "*.md"] for name in FAMILIES},

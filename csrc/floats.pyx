@@ -8,7 +8,7 @@ float `v` of usual size is scaled by a power of ten such that six, then seven, .
 rounded to a whole number `s`; the first for which s over that power rounds to `v` again is told.  Both are doubles
 without error, and their quotient has that of one rounding, so whoever reads decimals as doubles first finds `v`; whoever
 reads them as floats at once does too, because quotients within a few roundings of where two floats part are not taken.
-At nine digits none lies there: they are off by 5e-10 of `v` at most, and floats part at 3e-8 of it.  Other floats, rare
+At nine digits none lies there: they are off by 5e-9 of `v` at most, and floats part at 3e-8 of it.  Other floats, rare
 in answers, are told with nine digits and an exponent.
 """
 
@@ -29,6 +29,8 @@ cdef enum:
     DIGITS = 9
     LEAST_DIGITS = 6
     PLACES = 14  # after the point: nine digits of 1e-5
+    KEPT = 4096  # floats of an array that is held on to
+    PAGE = 1 << 20  # bytes of text for which room is kept
 
 cdef double SMALL = 1e-5
 cdef double LARGE = 1e9
@@ -153,7 +155,7 @@ cdef class Floats:
         that shape in C order."""
         cdef Py_ssize_t at, slot
         cdef const float *source
-        if rows is not self._owner and not self._look(rows):
+        if (not self._held or rows is not self._owner) and not self._look(rows):
             return False
         if self._given.shape[0] != len(slots):
             return False
@@ -163,7 +165,7 @@ cdef class Floats:
         for at in range(len(slots)):
             slot = slots[at]
             memcpy(self._region + slot * self._each, source + at * self._each, self._each * sizeof(float))
-        if self._each > 4096:  # whoever passes much passes it once: do not keep it from being freed
+        if len(slots) * self._each > KEPT:  # whoever passes much passes it once: do not keep it from being freed
             self._owner = None
             self._held = False
             PyBuffer_Release(&self._given)
@@ -203,7 +205,11 @@ cdef class Floats:
         if to > start + 1:
             to -= 1
         to[0] = c"]"
-        return PyBytes_FromStringAndSize(start, to + 1 - start)
+        made = PyBytes_FromStringAndSize(start, to + 1 - start)
+        if self._page_bytes > PAGE:
+            free(self._page)
+            self._page, self._page_bytes = NULL, 0
+        return made
 
     cpdef Py_ssize_t argmax(self, Py_ssize_t slot) except -1:
         """The index of the largest number of a row, the first of equals; the first NaN counts as the largest."""

@@ -50,8 +50,16 @@ settings.load_profile(os.environ.get("CLOVER_HYPOTHESIS", "default"))
 
 def pytest_sessionstart() -> None:
     """What was compiled before its source changed would be tested instead of it."""
-    for source in () if os.environ.get("CLOVER_SOURCE") == "1" else COMPILED.values():
-        built = source.with_suffix(EXTENSION_SUFFIXES[0])
-        changed = max(source.stat().st_mtime, source.with_suffix(".pxd").stat().st_mtime)
+    native = ROOT / "clover" / "_native"
+    sources = {source.with_suffix(EXTENSION_SUFFIXES[0]): source for source in COMPILED.values()}
+    sources = {} if os.environ.get("CLOVER_SOURCE") == "1" else sources
+    if not os.environ.get("CLOVER_NATIVE"):
+        for source in (ROOT / "csrc").glob("*.pyx"):
+            sources[native / (source.stem + EXTENSION_SUFFIXES[0])] = source
+    for built, source in sources.items():
+        declared = (native if source.suffix == ".pyx" else source.parent) / f"{source.stem}.pxd"
+        changed = max(path.stat().st_mtime for path in (source, declared) if path.exists())
         if not built.exists() or built.stat().st_mtime < changed:
-            pytest.exit(f"{source.name} has changed since it was compiled: python setup.py build_ext --inplace", 4)
+            what = "has changed since it was compiled" if built.exists() else "is not compiled here"
+            build = "CLOVER_BUILD=release python setup.py build_ext --inplace"
+            pytest.exit(f"{source.name} {what}: {build}, or CLOVER_SOURCE=1 to test the source", 4)

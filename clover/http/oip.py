@@ -26,6 +26,8 @@ RANK = 8
 """Most axes of a tensor, the batch axis included."""
 
 _MAX_TIMEOUT_US = 1 << 53
+_MOST_ROWS = 1 << 31
+"""More than any request has, whose rows take a bit at least."""
 _DESCRIBED = 256
 _PLAIN_NUMBERS = 1 << 20
 
@@ -50,7 +52,7 @@ class Input:
         """The shape of a request's tensor, if this input takes it."""
         if type(shape) is list and len(shape) > 1 and shape[1:] == self.row_shape and not self.variable:
             rows = shape[0]
-            if type(rows) is int and rows > 0:
+            if type(rows) is int and 0 < rows <= _MOST_ROWS:
                 return [rows, *self.row_shape]  # not `shape` itself: 4.0 and true equal 4 and 1, but are no sizes
         if type(shape) is not list or not all(type(axis) is int and axis >= 0 for axis in shape):
             raise BadRequest("a shape is an array of whole numbers of at least 0")
@@ -66,6 +68,8 @@ class Input:
                     raise BadRequest("an input has another shape than the model declares")
         if shape[0] < 1:
             raise BadRequest("a request carries at least one row")
+        if shape[0] > _MOST_ROWS:
+            raise BadRequest("a request carries fewer rows than that")
         return shape
 
 

@@ -59,6 +59,8 @@ log = logging.getLogger("clover.router")
 
 _MAX_RETRY_AFTER_S = 60.0
 _MIN_TIMER_S = 0.001
+_FOREVER_NS = 1 << 60
+"""A deadline further away is this far away: 36 years."""
 _FEW = 8
 _DUST = 1e-6  # rows x percent: rounding
 
@@ -95,7 +97,7 @@ class Router:
         self._account = account
         self._loop = loop
         self._clock = clock
-        self._timeout_ns = int(config.timeout_ms * 1e6)
+        self._timeout_ns = min(int(config.timeout_ms * 1e6), _FOREVER_NS)
         self._queue_rows = config.queue_rows or slots
         lanes = len(spec.variants)
         self._batcher = Batcher(lanes, MAX_WORKERS, slots, int(config.max_queue_delay_ms * 1e6))
@@ -225,7 +227,7 @@ class Router:
         key = self._shape_key(ticket)
         ticket.key = key
         ticket.min_accuracy = min_accuracy
-        ticket.deadline_ns = now_ns + (timeout_ns or self._timeout_ns)
+        ticket.deadline_ns = now_ns + min(timeout_ns or self._timeout_ns, _FOREVER_NS)
         ticket.context = context
         ticket.on_done = on_done
         ticket.submit_ns = now_ns

@@ -9,7 +9,7 @@ cdef class SlotTable:
     cdef public list owner
     cdef Batcher _batcher
 
-    cpdef Ticket reserve(self, int rows, int64_t now_ns)
+    cpdef Ticket reserve(self, Py_ssize_t rows, int64_t now_ns)
     cpdef Ticket landed(self, Py_ssize_t slot)
     cpdef cancel(self, Ticket ticket)
     cpdef close(self, Ticket ticket)

@@ -62,14 +62,16 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         reloading = Reload(lambda: settings.load(words, environment, options=OPTIONS), check, given)
 
         def ready(server: Server) -> None:
-            # What is there now stays, and what comes with a request goes with it: nearly nothing is left to collect.
             gc.collect()
-            gc.freeze()
             gc.set_threshold(_COLLECTED_AFTER)
             reloading.server = server
             banner.show(server)
 
-        return Server(config=given.config).run(on_ready=ready, on_hangup=reloading.start)
+        before = gc.get_threshold()
+        try:
+            return Server(config=given.config).run(on_ready=ready, on_hangup=reloading.start)
+        finally:
+            gc.set_threshold(*before)
     except ConfigError as error:
         print(f"clover: {error}", file=sys.stderr)
         return 2

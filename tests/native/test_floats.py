@@ -89,6 +89,15 @@ def test_rows_that_are_not_as_declared_are_not_copied(kernels: SimpleNamespace, 
     assert floats.put([2], good)
 
 
+def test_nothing_is_no_rows(kernels: SimpleNamespace) -> None:
+    floats = kernels.floats.Floats(region(2, 3))
+    for rows in (None, "abc"):
+        with pytest.raises((AttributeError, TypeError)):
+            floats.put([0], rows)
+    with pytest.raises(TypeError):
+        floats.text(None)
+
+
 def test_large_rows_are_let_go_of(kernels: SimpleNamespace) -> None:
     found = region(2, 5000)
     floats = kernels.floats.Floats(found)

@@ -411,6 +411,13 @@ def test_bytes() -> None:
         assert d.post(INFER, one(bad_data, [2, 2], "BYTES")).status == 400
 
 
+@pytest.mark.parametrize("rows", [(1 << 31) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_more_rows_than_there_can_be_are_refused(rows: int) -> None:
+    d = Driver(FakeView(FakeModel(echo_family())))
+    tensor = {"name": "IN", "shape": [rows, 4], "datatype": "FP32", "data": [0.0]}
+    assert d.post(INFER, {"inputs": [tensor]}).status == 400
+
+
 def test_bytes_of_variable_shape() -> None:
     d = echo("BYTES", -1, max_shape=(4,), max_bytes=64)
     assert d.post(INFER, one(["a", "b", "c"], [1, 3], "BYTES")).json()["outputs"][0]["shape"] == [1, 3]

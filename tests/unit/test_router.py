@@ -25,6 +25,18 @@ def house() -> House:
 # --- the plain path ---------------------------------------------------------------------------------------------------
 
 
+def test_what_is_no_ticket_is_refused() -> None:
+    router: Any = House().router
+    for call in (
+        router.close,
+        router.receipt,
+        lambda nothing: router.read(nothing, 0),
+        lambda nothing: router.submit(nothing, print),
+    ):
+        with pytest.raises((AttributeError, TypeError)):
+            call(None)
+
+
 def test_a_row_goes_to_a_worker_and_back(house: House) -> None:
     (worker,) = house.route(0)
     ticket = house.router.open(1)
