@@ -1,10 +1,10 @@
-"""The seams of Clover as Protocols: what a floor may ask of another without importing it."""
+"""The seams of Clover, Protocols nearly all: what a floor may ask of another without importing it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -110,13 +110,25 @@ class EnergyMeter(Protocol):
 # --- what http sees of the server -------------------------------------------------------------------------------------
 
 
-@runtime_checkable
-class Ticket(Protocol):
+class Ticket:
     """One request inside the data plane, from its slots to its outcome.
 
     `status` is 0 while pending, then an HTTP status.  `slots[i]` is the slot of row i; `variants[i]` the index (into
     the family's variants) that answered it.  All times are monotonic nanoseconds.
     """
+
+    __slots__ = (
+        "arrival_ns",
+        "compute_ns",
+        "context",
+        "done_ns",
+        "error",
+        "queue_ns",
+        "retry_after_s",
+        "slots",
+        "status",
+        "variants",
+    )
 
     slots: list[int]
     status: int
@@ -130,27 +142,46 @@ class Ticket(Protocol):
     variants: list[int]
 
 
-class Model(Protocol):
-    """One served family, as a front end uses it: open -> write rows into slots -> submit -> read rows -> close."""
+class Model:
+    """One served family, as a front end uses it: open -> write rows into slots -> submit -> read rows -> close.
+
+    A class and no Protocol, because every request passes it: where both sides are compiled, these are C calls.
+    `closed_reason`: why nothing new is taken; empty while something is.
+    """
+
+    __slots__ = ("closed_reason", "spec")
 
     spec: FamilySpec
+    closed_reason: str
 
     @property
     def ready(self) -> bool:
         """Whether some worker takes rows now."""
+        raise NotImplementedError
 
     def open(self, rows: int) -> Ticket:
         """Reserve `rows` slots; raises Overloaded or Unavailable and then holds nothing."""
+        raise NotImplementedError
+
+    def ahead(self, rows: int, index: int) -> tuple[Ticket, memoryview] | None:
+        """Slots for `rows` rows that a client is still sending, and the flat bytes of their input `index`, to be
+        written by whoever receives them, before `arrived`.  None where that cannot be: the slots are not neighbours,
+        rows of that input vary, or too few slots are free to lend any to a client that may take its time."""
+        raise NotImplementedError
+
+    def arrived(self, ticket: Ticket) -> None:
+        """All rows of a ticket that was opened `ahead` are there: it counts, and its latency counts, from now on."""
+        raise NotImplementedError
 
     def write(self, ticket: Ticket, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
         """Copy input `index` of all rows into the slots (once).  Array: leading axis = rows, declared dtype.  BYTES:
         one bytes object a row, already in OIP form.  Raises BadRequest where a row does not fit."""
+        raise NotImplementedError
 
     def submit(
         self,
         ticket: Ticket,
-        on_done: Callable[[Ticket], None],
-        *,
+        on_done: Callable[[Any], None],
         timeout_ns: int = 0,
         min_accuracy: float = 0.0,
         cascade: bool = True,
@@ -160,31 +191,39 @@ class Model(Protocol):
         a fraction up to 1, as receipts give it; `cascade` False asks one variant a row, also where the plan has a
         chain.  Raises BadRequest (400) where no variant reaches the accuracy, DeadlineMissed for a spent deadline; the
         ticket stays open then."""
+        raise NotImplementedError
 
     def read(self, ticket: Ticket, index: int) -> NDArray[Any] | list[bytes]:
         """Output `index` of all rows as one array with a leading row axis (BYTES: OIP form per row).  Valid until
         `close`; a view where the slots are consecutive, a copy otherwise."""
+        raise NotImplementedError
 
     def text(self, ticket: Ticket, index: int) -> bytes | None:
         """What `read` gives as one flat JSON array, where that is had without an object for each number; None
         elsewhere, and where a number is not finite."""
+        raise NotImplementedError
 
     def receipt(self, ticket: Ticket) -> Receipt:
         """What a finished ticket cost."""
+        raise NotImplementedError
 
     def remember(self, request_id: str, ticket: Ticket) -> None:
         """Keep what an answered ticket says under the id of its request, for labels that come late; before `close`."""
+        raise NotImplementedError
 
     def labelled(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
         """Count the labels of a remembered request, one a row (None: not known); what it came to.  Raises NotFound or
         BadRequest."""
+        raise NotImplementedError
 
     def close(self, ticket: Ticket) -> None:
         """Give the slots back (once answered, refused, or the client is gone).  Safe while rows are in flight: they
         return to the free list when their worker is done with them."""
+        raise NotImplementedError
 
     def stats(self) -> dict[str, Any]:
         """The OIP statistics object of this model."""
+        raise NotImplementedError
 
 
 class Control(Protocol):

@@ -10,30 +10,11 @@ from libc.math cimport INFINITY, isnan
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 from cython.view cimport array as cvarray
 
-cdef extern from *:
-    """
-    typedef unsigned __int128 clover_u128;
-    static inline int clover_bits(uint64_t value) { return value ? 64 - __builtin_clzll(value) : 0; }
-    """
-    ctypedef unsigned long long u128 "clover_u128"
-    int clover_bits(uint64_t value) nogil
-
-
 cdef class Histogram:
     """Counts values; what lies below `lowest` or above `highest` is counted at that end, and summed as it is.
 
     `lowest` is the finest resolution asked for (in the values' unit), `digits` 1..4 the decimal digits kept.
     """
-
-    cdef uint64_t[::1] _counts
-    cdef readonly int64_t lowest
-    cdef readonly int64_t highest
-    cdef readonly int digits
-    cdef int _unit_bits
-    cdef int _sub_bits
-    cdef Py_ssize_t _size
-    cdef uint64_t _count
-    cdef u128 _sum
 
     def __cinit__(self, int64_t lowest=1, int64_t highest=3_600_000_000_000, int digits=2):
         if lowest < 1 or highest < 2 * lowest or not 1 <= digits <= 4:
@@ -54,7 +35,7 @@ cdef class Histogram:
         self._count = 0
         self._sum = 0
 
-    cdef inline Py_ssize_t _index(self, uint64_t value) noexcept nogil:
+    cdef Py_ssize_t _index(self, uint64_t value) noexcept nogil:
         cdef uint64_t units
         cdef int shift
         if value > <uint64_t>self.highest:
@@ -65,7 +46,7 @@ cdef class Histogram:
             return <Py_ssize_t>units
         return (<Py_ssize_t>shift << (self._sub_bits - 1)) + <Py_ssize_t>(units >> shift)
 
-    cdef inline uint64_t _top(self, Py_ssize_t index) noexcept nogil:
+    cdef uint64_t _top(self, Py_ssize_t index) noexcept nogil:
         """The largest value that falls into bucket `index`."""
         cdef Py_ssize_t half = <Py_ssize_t>1 << (self._sub_bits - 1)
         cdef int shift = <int>(index // half) - 1
@@ -79,13 +60,14 @@ cdef class Histogram:
             raise ValueError("histograms of different layouts do not combine")
         return 0
 
-    def record(self, int64_t value, int64_t count=1):
+    cpdef int record(self, int64_t value, int64_t count=1) except -1:
         """Count `value` `count` times.  ValueError if either is negative."""
         if value < 0 or count < 0:
             raise ValueError("a histogram counts values >= 0, and counts >= 0")
         self._counts[self._index(<uint64_t>value)] += <uint64_t>count
         self._count += <uint64_t>count
         self._sum += <u128><uint64_t>value * <u128><uint64_t>count
+        return 0
 
     @property
     def count(self):

@@ -19,7 +19,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeASCII
 
 cdef enum:
-    AXES = 8
     EXPONENT = 22
 
 cdef double MOST = 3.4028234663852886e38  # the largest float
@@ -32,22 +31,27 @@ POWERS[:] = [
 ]
 
 
+cdef inline void space(Plain self) noexcept nogil:
+    if self._at < self._end and <unsigned char>self._at[0] > 32:  # nearly always
+        return
+    while self._at < self._end and (
+        self._at[0] == 32 or self._at[0] == 10 or self._at[0] == 13 or self._at[0] == 9
+    ):
+        self._at += 1
+
+
+cdef inline bint sign(Plain self, char wanted) noexcept nogil:
+    """Whether `wanted` comes next, which is then taken."""
+    space(self)
+    if self._at < self._end and self._at[0] == wanted:
+        self._at += 1
+        return True
+    return False
+
+
 cdef class Plain:
     """Parses bodies for the tensor `name` with rows of `shape` (axes of at least 1) into `out`, a float array [n]: as
     many rows as fit are taken."""
-
-    cdef bytes _name
-    cdef const char* _named
-    cdef Py_ssize_t _named_size
-    cdef int _axes
-    cdef Py_ssize_t[AXES] _shape
-    cdef Py_ssize_t _each, _rows
-    cdef float[::1] _out
-    cdef const char* _at
-    cdef const char* _end
-    cdef const char* _id
-    cdef Py_ssize_t _id_size, _count, _outer
-    cdef bint _nested
 
     def __cinit__(self, str name, shape, float[::1] out):
         if not 1 <= len(shape) < AXES or any(axis < 1 for axis in shape):
@@ -62,10 +66,13 @@ cdef class Plain:
         self._out = out
         self._rows = out.shape[0] // self._each
 
-    def parse(self, bytes body not None):
+    cpdef tuple parse(self, bytes body):
         """The id ("" without one) and the number of rows, which then stand in `out` from its start; None where the body
         is not plain."""
-        cdef const char* at = PyBytes_AS_STRING(body)
+        cdef const char* at
+        if body is None:
+            raise TypeError("None is no body")
+        at = PyBytes_AS_STRING(body)
         self._at, self._end = at, at + PyBytes_GET_SIZE(body)
         self._id, self._id_size = at, 0
         self._shape[0] = 0
@@ -80,10 +87,10 @@ cdef class Plain:
         cdef const char* key
         cdef Py_ssize_t size
         cdef bint has_id = False, has_inputs = False
-        if not self._sign(b"{"):
+        if not sign(self, b"{"):
             return False
         while True:
-            if not self._string(&key, &size) or not self._sign(b":"):
+            if not self._string(&key, &size) or not sign(self, b":"):
                 return False
             if size == 2 and memcmp(key, b"id", 2) == 0 and not has_id:
                 has_id = True
@@ -91,15 +98,15 @@ cdef class Plain:
                     return False
             elif size == 6 and memcmp(key, b"inputs", 6) == 0 and not has_inputs:
                 has_inputs = True
-                if not (self._sign(b"[") and self._tensor() and self._sign(b"]")):
+                if not (sign(self, b"[") and self._tensor() and sign(self, b"]")):
                     return False
             else:
                 return False
-            if self._sign(b","):
+            if sign(self, b","):
                 continue
-            if not self._sign(b"}"):
+            if not sign(self, b"}"):
                 return False
-            self._space()
+            space(self)
             return has_inputs and self._at == self._end
 
     cdef bint _tensor(self) noexcept nogil:
@@ -107,10 +114,10 @@ cdef class Plain:
         cdef const char* text
         cdef Py_ssize_t size, length
         cdef bint name = False, shape = False, datatype = False, data = False
-        if not self._sign(b"{"):
+        if not sign(self, b"{"):
             return False
         while True:
-            if not self._string(&key, &size) or not self._sign(b":"):
+            if not self._string(&key, &size) or not sign(self, b":"):
                 return False
             if size == 4 and memcmp(key, b"name", 4) == 0 and not name:
                 name = True
@@ -132,9 +139,9 @@ cdef class Plain:
                     return False
             else:
                 return False
-            if self._sign(b","):
+            if sign(self, b","):
                 continue
-            if not self._sign(b"}"):
+            if not sign(self, b"}"):
                 return False
             # Flat data may come before the shape that it has to fill; nested data checks itself as it is read.
             return (
@@ -145,10 +152,10 @@ cdef class Plain:
     cdef bint _read_shape(self) noexcept nogil:
         cdef int axis
         cdef Py_ssize_t size
-        if not self._sign(b"["):
+        if not sign(self, b"["):
             return False
         for axis in range(self._axes):
-            if axis and not self._sign(b","):
+            if axis and not sign(self, b","):
                 return False
             if not self._whole(&size) or size < 1 or (axis and size != self._shape[axis]):
                 return False
@@ -156,12 +163,12 @@ cdef class Plain:
                 if size > self._rows:
                     return False
                 self._shape[0] = size
-        return self._sign(b"]")
+        return sign(self, b"]")
 
     cdef bint _whole(self, Py_ssize_t* value) noexcept nogil:
         """A number of up to nine digits without a sign, a point or a zero in front."""
         cdef int digits = 0
-        self._space()
+        space(self)
         value[0] = 0
         while self._at < self._end and 48 <= self._at[0] <= 57 and digits < 10:
             value[0] = value[0] * 10 + (self._at[0] - 48)
@@ -174,9 +181,9 @@ cdef class Plain:
         return self._at < self._end and self._at[0] not in (46, 69, 101) and not 48 <= self._at[0] <= 57
 
     cdef bint _read_data(self) noexcept nogil:
-        if not self._sign(b"["):
+        if not sign(self, b"["):
             return False
-        self._space()
+        space(self)
         self._nested = self._at < self._end and self._at[0] == 91
         if not self._nested:
             return self._numbers(-1)
@@ -185,24 +192,24 @@ cdef class Plain:
             if self._outer >= self._rows or not self._row(1):
                 return False
             self._outer += 1
-            if self._sign(b"]"):
+            if sign(self, b"]"):
                 return True
-            if not self._sign(b","):
+            if not sign(self, b","):
                 return False
 
     cdef bint _row(self, int axis) noexcept nogil:
         """What an axis holds, in brackets."""
         cdef Py_ssize_t at
-        if not self._sign(b"["):
+        if not sign(self, b"["):
             return False
         if axis == self._axes - 1:
             return self._numbers(self._shape[axis])
         for at in range(self._shape[axis]):
-            if at and not self._sign(b","):
+            if at and not sign(self, b","):
                 return False
             if not self._row(axis + 1):
                 return False
-        return self._sign(b"]")
+        return sign(self, b"]")
 
     cdef bint _numbers(self, Py_ssize_t wanted) noexcept nogil:
         """Numbers up to the bracket that closes: `wanted` of them, or with -1 as many as there are and fit."""
@@ -211,7 +218,7 @@ cdef class Plain:
             if self._count >= self._out.shape[0] or not self._number(&self._out[self._count]):
                 return False
             self._count += 1
-            self._space()
+            space(self)
             if self._at >= self._end:
                 return False
             if self._at[0] == 44:
@@ -229,7 +236,7 @@ cdef class Plain:
         cdef int digits = 0, after = 0, exponent = 0, given = 0
         cdef bint negative = False, minus = False, whole = True
         cdef double found
-        self._space()
+        space(self)
         at = self._at
         if at < end and at[0] == 45:
             negative = True
@@ -295,7 +302,7 @@ cdef class Plain:
         """A string of plain ASCII: no escapes, no control characters."""
         cdef const char* start
         cdef unsigned char c
-        if not self._sign(b"\""):
+        if not sign(self, b"\""):
             return False
         start = self._at
         while self._at < self._end:
@@ -309,19 +316,3 @@ cdef class Plain:
                 return False
             self._at += 1
         return False
-
-    cdef inline bint _sign(self, char wanted) noexcept nogil:
-        """Whether `wanted` comes next, which is then taken."""
-        self._space()
-        if self._at < self._end and self._at[0] == wanted:
-            self._at += 1
-            return True
-        return False
-
-    cdef inline void _space(self) noexcept nogil:
-        if self._at < self._end and <unsigned char>self._at[0] > 32:  # nearly always
-            return
-        while self._at < self._end and (
-            self._at[0] == 32 or self._at[0] == 10 or self._at[0] == 13 or self._at[0] == 9
-        ):
-            self._at += 1

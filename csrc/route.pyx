@@ -85,7 +85,7 @@ cdef class Quota:
             raise ValueError("the mask permits no lane")
         return bits
 
-    def choose(self, mask):
+    cpdef int choose(self, mask) except -1:
         """The lane for the next row.  Where no permitted lane has a share, the lowest one.  ValueError: none permitted."""
         return self._choose(self._permitted(mask))
 

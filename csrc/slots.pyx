@@ -30,12 +30,6 @@ cdef enum:
 cdef class SlotAllocator:
     """Hands out the slot numbers 0 .. `slots` - 1 and takes them back."""
 
-    cdef uint64_t[::1] _words
-    cdef uint64_t[::1] _some  # bit w of word w / 64: word w has a free slot
-    cdef Py_ssize_t _chunks
-    cdef readonly Py_ssize_t slots
-    cdef readonly Py_ssize_t free
-
     def __cinit__(self, Py_ssize_t slots):
         cdef Py_ssize_t word, words, left
         if slots < 1:
@@ -56,7 +50,7 @@ cdef class SlotAllocator:
             if left > 0:
                 self._some[word // BITS] |= <uint64_t>1 << (word % BITS)
 
-    cdef inline void _took(self, Py_ssize_t word) noexcept nogil:
+    cdef void _took(self, Py_ssize_t word) noexcept nogil:
         if self._words[word] == 0:
             self._some[word // BITS] &= ~(<uint64_t>1 << (word % BITS))
 
@@ -113,7 +107,7 @@ cdef class SlotAllocator:
         """The lowest free slot; -1 where none is free."""
         return self._one()
 
-    def take(self, Py_ssize_t count):
+    cpdef list take(self, Py_ssize_t count):
         """`count` slots in rising order, consecutive where possible; None (nothing taken) where too few are free."""
         cdef Py_ssize_t first = -1, at, slot
         cdef list found
@@ -138,7 +132,7 @@ cdef class SlotAllocator:
             self.free -= count
         return found
 
-    def give(self, Py_ssize_t slot):
+    cpdef give(self, Py_ssize_t slot):
         """Return one slot; raises ValueError where it is not taken."""
         cdef uint64_t bit
         if not 0 <= slot < self.slots:

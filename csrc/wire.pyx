@@ -1,4 +1,4 @@
-"""What a connection does for every answer and every request, without the event loop: send at once, copy what was read.
+"""What every answer and every request takes: send at once, copy what was read, put an answer together, tell the time.
 
 An event loop's transport keeps what it is given and writes it at the end of its turn, from a list of its own.  A socket
 takes nearly every answer whole at once, so it is asked first; what it does not take is the transport's.
@@ -6,6 +6,14 @@ takes nearly every answer whole at once, so it is asked first; what it does not 
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t
+from libc.string cimport memchr, memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
+    const unsigned char *PyUnicode_1BYTE_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_send "send"(int fd, const void *data, size_t size, int flags)
@@ -20,8 +28,88 @@ cpdef Py_ssize_t send(int fd, bytes data) except -1:
     return sent if sent > 0 else 0
 
 
+cpdef bytes part(bytes data, Py_ssize_t start, Py_ssize_t stop):
+    """`data[start:stop]`; IndexError where that is not all there."""
+    if not 0 <= start <= stop <= PyBytes_GET_SIZE(data):
+        raise IndexError(f"{start} to {stop} of {PyBytes_GET_SIZE(data)} bytes")
+    return PyBytes_FromStringAndSize(PyBytes_AS_STRING(data) + start, stop - start)
+
+
+cpdef Py_ssize_t head_end(bytes data, Py_ssize_t start) except -2:
+    """Where the first CRLF CRLF from `start` on ends in `data`; -1 where there is none."""
+    cdef const char *first = PyBytes_AS_STRING(data)
+    cdef const char *end = first + PyBytes_GET_SIZE(data)
+    cdef const char *at
+    if not 0 <= start <= PyBytes_GET_SIZE(data):
+        raise IndexError(f"{start} of {PyBytes_GET_SIZE(data)} bytes")
+    at = first + start
+    while end - at >= 4:
+        at = <const char *>memchr(at, 13, end - at - 3)
+        if at == NULL:
+            return -1
+        if at[1] == 10 and at[2] == 13 and at[3] == 10:
+            return at + 4 - first
+        at += 1
+    return -1
+
+
 cpdef bytes cut(bytearray page, Py_ssize_t size):
     """The first `size` bytes of `page`; IndexError where it has fewer."""
     if not 0 <= size <= PyByteArray_GET_SIZE(page):
         raise IndexError(f"{size} bytes of {PyByteArray_GET_SIZE(page)}")
     return PyBytes_FromStringAndSize(PyByteArray_AS_STRING(page), size)
+
+
+cpdef bytes joined(list head, list parts):
+    """All bytes of `head`, then all of `parts`; TypeError where something else is among them."""
+    cdef Py_ssize_t size = 0
+    cdef bytes part, made
+    cdef char *to
+    for part in head:
+        size += PyBytes_GET_SIZE(_some(part))
+    for part in parts:
+        size += PyBytes_GET_SIZE(_some(part))
+    made = PyBytes_FromStringAndSize(NULL, size)
+    to = PyBytes_AS_STRING(made)
+    for part in head:
+        memcpy(to, PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part))
+        to += PyBytes_GET_SIZE(part)
+    for part in parts:
+        memcpy(to, PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part))
+        to += PyBytes_GET_SIZE(part)
+    return made
+
+
+cdef inline bytes _some(bytes part):
+    if part is None:
+        raise TypeError("None is no bytes")
+    return part
+
+
+cpdef bytes quoted(str text):
+    """`text` as a string of JSON where it is as it stands: ASCII without control characters, quotes and backslashes;
+    None elsewhere."""
+    cdef Py_ssize_t size, at
+    cdef const unsigned char *start
+    cdef bytes made
+    cdef char *to
+    if text is None or not PyUnicode_IS_COMPACT_ASCII(text):
+        return None
+    size = PyUnicode_GET_LENGTH(text)
+    start = PyUnicode_1BYTE_DATA(text)
+    made = PyBytes_FromStringAndSize(NULL, size + 2)
+    to = PyBytes_AS_STRING(made)
+    to[0] = to[size + 1] = c'"'
+    for at in range(size):
+        if start[at] < 32 or start[at] == 34 or start[at] == 92 or start[at] > 126:
+            return None
+        to[at + 1] = <char>start[at]
+    return made
+
+
+cpdef int64_t monotonic_ns() except? -1:
+    """`time.monotonic_ns`, without an object."""
+    cdef timespec now
+    if clock_gettime(CLOCK_MONOTONIC, &now) != 0:
+        raise OSError("the monotonic clock cannot be read")
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec

@@ -8,3 +8,4 @@ cdef class Quota:
     cdef double[64] _credit
     cdef int _choose(self, uint64_t mask) noexcept nogil
     cdef uint64_t _permitted(self, object mask) except 0
+    cpdef int choose(self, object mask) except -1

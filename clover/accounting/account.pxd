@@ -35,10 +35,17 @@ cdef class Account:
     cdef int64_t _retired_cpu_ns
     cdef dict _idle_w
     cdef dict _receipt_method
+    cdef double _last_j
+    cdef double _last_accuracy
+    cdef str _last_variant
+    cdef str _last_method
+    cdef tuple _last_path
+    cdef object _last_reading
+    cdef object _last_receipt
 
     @cython.locals(rate=FamilyRate)
     cpdef rows_done(self, str family, int64_t rows, int64_t now_ns)
-    @cython.locals(energy_j=double, intensity=double)
+    @cython.locals(energy_j=double, intensity=double, method=str)
     cpdef receipt(
         self, str family, str variant, double accuracy, int64_t rows, double active_j, int64_t now_ns, tuple path=*
     )

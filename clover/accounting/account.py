@@ -111,6 +111,13 @@ class Account:
         self._idle_w: dict[str, float] = {}
         self._receipt_method: dict[str, Method] = {}
         """Both are what devices say of a family, until one says something else."""
+        self._last_j = -1.0
+        self._last_accuracy = -1.0
+        self._last_variant = ""
+        self._last_method: Method = "modelled"
+        self._last_reading: Reading | None = None
+        self._last_path: tuple[str, ...] = ()
+        self._last_receipt: Receipt | None = None
 
     # --- who is there -------------------------------------------------------------------------------------------------
 
@@ -234,18 +241,33 @@ class Account:
         energy_j = active_j + self._bill_idle(family, rows, now_ns)
         self.receipts_j[family] = self.receipts_j.get(family, 0.0) + energy_j
         reading = self.reading
+        # A receipt is always an estimate: the device was measured or not, but never this one request.
+        method = self.method_of(family)
+        last = self._last_receipt
+        if (
+            last is not None
+            and energy_j == self._last_j
+            and accuracy == self._last_accuracy
+            and variant is self._last_variant
+            and reading is self._last_reading
+            and method is self._last_method
+            and path is self._last_path
+        ):
+            return last  # the rows of a batch cost alike
         intensity = reading.g_per_kwh if reading is not None else 0.0
-        return Receipt(
+        self._last_j, self._last_accuracy, self._last_variant = energy_j, accuracy, variant
+        self._last_reading, self._last_method, self._last_path = reading, method, path
+        self._last_receipt = last = Receipt(
             variant=variant,
             accuracy=accuracy,
             energy_j=energy_j,
             carbon_mg=energy_j / _JOULES_PER_KWH * intensity * self.pue * 1e3,
             intensity_g_per_kwh=intensity,
-            # A receipt is always an estimate: the device was measured or not, but never this one request.
-            method=self.method_of(family),
+            method=method,
             intensity_state=reading.state if reading is not None else "unknown",
             path=path,
         )
+        return last
 
     def method_of(self, family: str) -> Method:
         """How the energy of a single row of a family is known: emulated where any part of what its answers cost is."""

@@ -6,7 +6,8 @@ States of the reading side:
     any --malformed, late or refused with its body unread--> LINGER --client closes, or time--> closed
 
 The writing half is `outgoing`.  What a client can make us hold is bounded: reading pauses while `pipelined` answers
-are due or the client does not read, and a declared body is read straight into one buffer of its size.
+are due or the client does not read, and a declared body is read straight into one buffer of its size, or into the slots
+of its rows.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import asyncio
 import numpy as np
 from numpy.typing import NDArray
 
-from clover._native.wire import cut
+from clover._native.wire import cut, head_end, part
 from clover.http.chunks import ChunkDecoder
 from clover.http.exchange import Exchange
 from clover.http.heads import Head, MalformedError, check_prefix
 from clover.http.hub import SWEEP_S, Body, Hub, log
+from clover.http.inference import InferEndpoint
 from clover.http.outgoing import BODY, HEAD, IDLE, LINGER, Outgoing
 
 _LINGER_S = 2.0
@@ -149,8 +151,8 @@ class Incoming(Outgoing):
                 if len(self.exchanges) + self._unflushed >= hub.pipelined or self._choked:
                     self._stall(data[pos:])
                     return
-                end = data.find(b"\r\n\r\n", pos) + 4
-                raw = data[pos:end] if end > 3 else b""
+                end = head_end(data, pos)
+                raw = part(data, pos, end) if end >= 0 else b""
                 head = hub.heads.memo.get(raw)
                 if head is None:
                     if data.startswith(b"\r\n", pos):
@@ -199,19 +201,15 @@ class Incoming(Outgoing):
         if head.chunked:
             self._chunks = ChunkDecoder(self.hub.limits.body_bytes)
         elif size - pos >= need:
-            body = data[pos : pos + need] if need else b""
+            body = part(data, pos, pos + need) if need else b""
             self.phase = IDLE
             self._waited_s = 0.0
             if exchange.close:
                 self.closing = True
-            self.hub.application.dispatch(exchange, body)
+            self._dispatch(exchange, body)
             return pos + need
         else:
-            have = size - pos
-            self._body = self.hub.take_buffer(need)
-            self._view = memoryview(self._body)[:need]  # type: ignore[arg-type]
-            self._view[:have] = memoryview(data)[pos:]
-            self._filled = have
+            self._receive(exchange, data, pos, need)
             pos = size
         self._current = exchange
         self.phase = BODY
@@ -220,6 +218,31 @@ class Incoming(Outgoing):
             exchange.interim = True
             self._emit()
         return pos
+
+    def _receive(self, exchange: Exchange, data: bytes, pos: int, need: int) -> None:
+        """A body of which a part has come: where it is a tensor whose slots can be had, the rest is read straight into
+        these, else into one buffer."""
+        head = exchange.head
+        have = len(data) - pos
+        endpoint: InferEndpoint | None = head.endpoint
+        if endpoint is not None and 0 < head.json_length <= have and endpoint.current:
+            self._view = endpoint.ahead(exchange, data[pos : pos + head.json_length], need - head.json_length)
+            if self._view is not None:
+                pos += head.json_length
+                have -= head.json_length
+        if self._view is None:
+            self._body = self.hub.take_buffer(need)
+            self._view = memoryview(self._body)[:need]  # type: ignore[arg-type]
+        self._view[:have] = memoryview(data)[pos:]
+        self._filled = have
+
+    def _dispatch(self, exchange: Exchange, body: Body) -> None:
+        """Have a request answered: inference goes straight to its endpoint."""
+        endpoint: InferEndpoint | None = exchange.head.endpoint
+        if endpoint is not None and endpoint.current:
+            endpoint.take(exchange, body)
+        else:
+            self.hub.application.dispatch(exchange, body)
 
     def _feed_chunks(self, data: bytes, pos: int) -> tuple[int, bool]:
         chunks = self._chunks
@@ -233,10 +256,12 @@ class Incoming(Outgoing):
     def _complete_body(self) -> None:
         view, body = self._view, self._body
         assert view is not None
-        assert body is not None
         self._view = self._body = None
-        self._dispatch_current(view)
-        self.hub.give_buffer(body)
+        if body is None:  # it lies in its slots
+            self._dispatch_current(b"")
+        else:
+            self._dispatch_current(view)
+            self.hub.give_buffer(body)
 
     def _dispatch_current(self, body: Body) -> None:
         exchange, self._current = self._current, None
@@ -246,10 +271,15 @@ class Incoming(Outgoing):
         self._waited_s = 0.0
         if exchange.close:
             self.closing = True
-        self.hub.application.dispatch(exchange, body)
+        if exchange.ahead is not None:
+            exchange.head.endpoint.arrived(exchange)
+        else:
+            self._dispatch(exchange, body)
 
     def _drop_body(self) -> None:
-        self._current = None
+        exchange, self._current = self._current, None
+        if exchange is not None and exchange.ahead is not None:
+            exchange.withdraw()  # nobody writes into slots that are others' then
         self._chunks = None
         if self._view is not None:
             self._view = None

@@ -1,7 +1,9 @@
 cimport cython
 
+from clover._native.wire cimport joined
 from clover.http.heads cimport Head
 from clover.http.hub cimport Hub
+from clover.interfaces cimport Model, Ticket
 
 cdef class Exchange:
     cdef public object connection
@@ -10,10 +12,13 @@ cdef class Exchange:
     cdef public bint close
     cdef public bint interim
     cdef public bytes request_id
-    cdef public object model
-    cdef public object ticket
+    cdef public Model model
+    cdef public Ticket ticket
+    cdef public object ahead
 
-    @cython.locals(hub=Hub, size=Py_ssize_t, part=bytes, start=bytes, ending=bytes, length=bytes, head=list, requests=dict)
+    @cython.locals(hub=Hub, size=Py_ssize_t, part=bytes, start=bytes, ending=bytes, length=bytes, head=list)
     cpdef finish(self, int status, list parts, bytes fields=*, bytes kind=*)
     cpdef fail(self, int status, str text, bytes fields=*, object retry_after_s=*)
     cpdef abandon(self)
+    @cython.locals(ticket=Ticket, model=Model)
+    cpdef withdraw(self)

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from clover._native.wire import joined
 from clover.errors import RequestError
 from clover.http.heads import Head
+from clover.interfaces import Model, Ticket
 
 if TYPE_CHECKING:
     from clover.http.connection import Incoming
@@ -42,6 +44,7 @@ _START = {
     for status, reason in REASONS.items()
     for kind in (JSON, BINARY)
 }
+_GOOD = _START[200, JSON]
 _JOIN_BYTES = 1 << 16
 _KNOWN = 2048
 _LENGTHS = [b"%d\r\n" % size for size in range(_KNOWN)]
@@ -50,9 +53,10 @@ _LENGTHS = [b"%d\r\n" % size for size in range(_KNOWN)]
 
 class Exchange:
     """A request in its connection's order.  `reply` is None until answered; `interim` marks a client that waits for
-    100 Continue; `model` and `ticket` stand while rows are in the data plane."""
+    100 Continue; `model` and `ticket` stand while rows are in the data plane; `ahead` is the decoded request whose rows
+    are received straight into the slots of `ticket`, until they are there."""
 
-    __slots__ = ("close", "connection", "head", "interim", "model", "reply", "request_id", "ticket")
+    __slots__ = ("ahead", "close", "connection", "head", "interim", "model", "reply", "request_id", "ticket")
 
     def __init__(self, connection: Incoming, head: Head) -> None:
         self.connection: Incoming | None = connection
@@ -61,8 +65,9 @@ class Exchange:
         self.close = not head.keep_alive
         self.interim = False
         self.request_id = head.request_id
-        self.model: Any = None
-        self.ticket: Any = None
+        self.model: Model | None = None
+        self.ticket: Ticket | None = None
+        self.ahead: Any = None
 
     def finish(self, status: int, parts: list[bytes], fields: bytes = b"", kind: bytes = JSON) -> None:
         """Answer with `parts` as the body and `fields` as further header lines; a no-op once the client is gone."""
@@ -73,7 +78,7 @@ class Exchange:
         for part in parts:
             size += len(part)
         hub = connection.hub
-        start = _START.get((status, kind))
+        start = _GOOD if status == 200 and kind is JSON else _START.get((status, kind))
         if start is None:
             reason = REASONS.get(status, "Unknown").encode()
             start = b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: " % (status, reason, kind)
@@ -90,11 +95,10 @@ class Exchange:
         if self.head.method == "HEAD":
             parts = []
         if size <= _JOIN_BYTES:
-            self.reply = [b"".join(head + parts)]
+            self.reply = [joined(head, parts)]
         else:
-            self.reply = [b"".join(head), *parts]
-        requests = hub.stats.requests
-        requests[status] = requests.get(status, 0) + 1
+            self.reply = [joined(head, []), *parts]
+        hub.stats.answered(status)
         if hub.access_log:
             hub.log_access(self, status, size)
         connection.answered()
@@ -121,9 +125,14 @@ class Exchange:
     def abandon(self) -> None:
         """The client is gone: give the slots back."""
         self.connection = None
-        ticket, self.ticket = self.ticket, None
-        if ticket is not None:
-            self.model.close(ticket)
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Give the slots back."""
+        ticket, model = self.ticket, self.model
+        self.ticket = self.ahead = None
+        if ticket is not None and model is not None:
+            model.close(ticket)
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ cdef class Head:
     cdef public bytes bearer
     cdef public tuple refusal
     cdef public object route
+    cdef public object endpoint
 
 cdef class Heads:
     cdef object _judge

@@ -43,7 +43,8 @@ class Head:
 
     `refusal` is an answer fixed by the head alone (status, text, further
     header lines); `authorised` says whether it carries the token;
-    `json_length` is -1 where absent; `route` is where the routes keep what they found for the path.
+    `json_length` is -1 where absent; `route` is where the routes keep what they found for the path, and `endpoint` the
+    `InferEndpoint` of a request that is nothing but inference.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Head:
         "bearer",
         "chunked",
         "coding",
+        "endpoint",
         "expect",
         "host",
         "json_length",
@@ -88,6 +90,7 @@ class Head:
         self.bearer = b""
         self.refusal: tuple[int, str, bytes] | None = None
         self.route: Any = None
+        self.endpoint: Any = None
 
 
 class _Fields:

@@ -1,23 +1,31 @@
 cimport cython
 
 from clover.http.exchange cimport Exchange
-from clover.http.oip cimport InferRequest, Signature, brief, decode, encode
+from clover.http.oip cimport InferRequest, Signature, brief, decode, decode_ahead, encode
+from clover.interfaces cimport Model, Ticket
 
 cdef class Told:
     cdef public object receipt
     cdef public bytes field
 
 cdef class InferEndpoint:
-    cdef public object model
+    cdef public Model model
     cdef public Signature signature
 
-    @cython.locals(request=InferRequest)
+    cpdef take(self, Exchange exchange, object body)
+    @cython.locals(model=Model, request=InferRequest, ticket=Ticket)
     cpdef start(self, Exchange exchange, object body)
+    @cython.locals(request=InferRequest, found=tuple)
+    cpdef ahead(self, Exchange exchange, bytes text, Py_ssize_t size)
+    @cython.locals(request=InferRequest, ticket=Ticket)
+    cpdef arrived(self, Exchange exchange)
+    cdef _submit(self, Exchange exchange, InferRequest request, Ticket ticket)
 
-cdef _end(Exchange exchange, InferEndpoint endpoint, InferRequest request, object ticket)
+@cython.locals(model=Model)
+cdef _end(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticket ticket)
 
-@cython.locals(fields=bytes, kind=bytes, parts=list, signature=Signature, text=bytes, json_length=Py_ssize_t)
-cdef _answer(Exchange exchange, InferEndpoint endpoint, InferRequest request, object ticket)
+@cython.locals(model=Model, fields=bytes, kind=bytes, parts=list, signature=Signature, text=bytes, json_length=Py_ssize_t)
+cdef _answer(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticket ticket)
 
 @cython.locals(told=Told)
 cpdef bytes receipt_field(object receipt)

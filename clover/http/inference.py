@@ -16,7 +16,7 @@ from clover.errors import RequestError
 from clover.http.codings import deflate
 from clover.http.exchange import BINARY, JSON, Exchange
 from clover.http.hub import Body
-from clover.http.oip import InferRequest, Signature, brief, decode, encode
+from clover.http.oip import InferRequest, Rows, Signature, brief, decode, decode_ahead, encode
 from clover.interfaces import Model, Ticket
 from clover.types import Receipt
 
@@ -45,6 +45,20 @@ class InferEndpoint:
         self.model = model
         self.signature = Signature(model.spec, json_depth, name)
 
+    @property
+    def current(self) -> bool:
+        """Whether requests may come here without asking for the family by its name again."""
+        return not self.model.closed_reason
+
+    def take(self, exchange: Exchange, body: Body) -> None:
+        """Start a request, or answer why not; never raises."""
+        try:
+            self.start(exchange, body)
+        except RequestError as error:
+            exchange.refuse(error)
+        except Exception:
+            _failed(exchange)
+
     def start(self, exchange: Exchange, body: Body) -> None:
         """Start the request; raises RequestError, and then holds nothing."""
         model = self.model
@@ -56,19 +70,47 @@ class InferEndpoint:
             for index, rows in request.inputs:
                 model.write(ticket, index, rows)
             request.inputs = []
-            model.submit(
-                ticket,
-                _done,
-                timeout_ns=request.timeout_ns,
-                min_accuracy=request.min_accuracy,
-                cascade=request.cascade,
-                context=(exchange, self, request),
-            )
+            self._submit(exchange, request, ticket)
         except BaseException:
-            if exchange.ticket is ticket:
-                exchange.ticket = None
-                model.close(ticket)
+            exchange.withdraw()
             raise
+
+    def ahead(self, exchange: Exchange, text: bytes, size: int) -> memoryview | None:
+        """Where the `size` bytes belong that follow the JSON `text` of a request and are still to come; None where they
+        have to be looked at first.  Once they are all there, `arrived` starts the request; until then, `withdraw` of
+        the exchange gives up the place, which nobody may write to any more."""
+        request = decode_ahead(self.signature, text, size)
+        found = self.model.ahead(request.rows, 0) if request is not None else None
+        if found is None:
+            return None
+        exchange.model = self.model
+        exchange.ahead = request
+        exchange.ticket, view = found
+        return view
+
+    def arrived(self, exchange: Exchange) -> None:
+        """Start a request whose rows lie in their slots, or answer why not; never raises."""
+        request, exchange.ahead = exchange.ahead, None
+        ticket = exchange.ticket
+        assert ticket is not None
+        try:
+            self.model.arrived(ticket)
+            self._submit(exchange, request, ticket)
+        except RequestError as error:
+            exchange.withdraw()
+            exchange.refuse(error)
+        except Exception:
+            exchange.withdraw()
+            _failed(exchange)
+
+    def _submit(self, exchange: Exchange, request: InferRequest, ticket: Ticket) -> None:
+        context = exchange, self, request
+        self.model.submit(ticket, _done, request.timeout_ns, request.min_accuracy, request.cascade, context)
+
+
+def _failed(exchange: Exchange) -> None:
+    log.exception("a request failed (%s)", exchange.request_id.decode("latin-1") or "no id yet")
+    exchange.fail(500, "the server failed on this request")
 
 
 def _done(ticket: Ticket) -> None:
@@ -109,7 +151,7 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
     if text is not None:
         json_length, parts = -1, brief(signature, request, text)
     else:
-        json_length, parts = encode(signature, request, partial(model.read, ticket), shown)
+        json_length, parts = encode(signature, request, partial(_rows, model, ticket), shown)
     fields = receipt_field(receipt)
     kind = JSON
     if json_length >= 0:
@@ -127,6 +169,10 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
     model.remember(request.id or exchange.request_id.decode("latin-1"), ticket)
 
 
+def _rows(model: Model, ticket: Ticket, index: int) -> Rows:
+    return model.read(ticket, index)
+
+
 def receipt_field(receipt: Receipt) -> bytes:
     """The `Clover-Receipt` line.
 
@@ -134,7 +180,7 @@ def receipt_field(receipt: Receipt) -> bytes:
     there again as whole nanojoules and picograms.  Of a request of many rows the paths are counted.
     """
     told = _TOLD
-    if receipt == told.receipt:
+    if receipt is told.receipt or receipt == told.receipt:
         return told.field
     path = f', path="{counted(receipt.path)}"' if receipt.path else ""
     field = (

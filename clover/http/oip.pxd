@@ -1,5 +1,8 @@
 cimport cython
 
+from clover._native.infer cimport Plain
+from clover._native.wire cimport quoted
+
 cdef class Input:
     cdef public object index
     cdef public object spec
@@ -27,7 +30,7 @@ cdef class InferRequest:
 cdef class Plainly:
     cdef object _array
     cdef list _one
-    cdef object _parse
+    cdef Plain _plain
 
     @cython.locals(request=InferRequest, found=tuple)
     cpdef InferRequest decode(self, bytes body, list outputs)
@@ -44,13 +47,22 @@ cdef class Signature:
     cdef dict _described
     cdef public Plainly plain
     cdef public bint told
+    cdef public bint ahead
+    cdef public bytes one
 
     @cython.locals(text=bytes)
     cpdef bytes describe(self, Py_ssize_t index, str datatype, tuple shape)
 
-@cython.locals(text=bytes, plain=InferRequest, request=InferRequest)
+@cython.locals(text=bytes, plain=InferRequest)
 cpdef InferRequest decode(Signature signature, object body, Py_ssize_t json_length=*)
 
+@cython.locals(request=InferRequest)
+cpdef InferRequest decode_ahead(Signature signature, bytes text, Py_ssize_t size)
+
+@cython.locals(request=InferRequest)
+cdef InferRequest _decode(Signature signature, bytes text, object binary)
+
+@cython.locals(rows=Py_ssize_t, lead=bytes, name=bytes)
 cpdef list brief(Signature signature, InferRequest request, bytes text)
 
 @cython.locals(pieces=list, tail=list, first=bint, wanted=Wanted, raw=bytes, text=bytes, header=bytes)

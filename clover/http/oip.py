@@ -16,6 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from clover._native.infer import Plain
+from clover._native.wire import quoted
 from clover.errors import BadRequest
 from clover.http import tensors
 from clover.http.depth import within_depth
@@ -105,10 +106,12 @@ class Signature:
 
     __slots__ = (
         "_described",
+        "ahead",
         "defaults",
         "inputs",
         "limit",
         "name",
+        "one",
         "out_index",
         "out_prefix",
         "outputs",
@@ -133,6 +136,14 @@ class Signature:
         output = spec.outputs[0]
         self.told = len(spec.outputs) == 1 and output.datatype == "FP32" and not output.variable
         """Whether answers may be told briefly (`brief`)."""
+        self.one = self.lead(1) if self.told else b""
+        first = spec.inputs[0]
+        self.ahead = len(spec.inputs) == 1 and not first.variable and first.datatype not in ("BYTES", "BOOL")
+        """Whether the bytes of a binary tensor are its rows as they lie in slots."""
+
+    def lead(self, rows: int) -> bytes:
+        """The JSON of an answer of `rows` rows whose one output is of FP32, between its id and the numbers."""
+        return b',"outputs":[%b,"data":' % self.describe(0, "FP32", (rows, *self.outputs[0].shape))
 
     def describe(self, index: int, datatype: str, shape: tuple[int, ...]) -> bytes:
         """The JSON of an output up to its shape; the last few are remembered."""
@@ -151,13 +162,13 @@ class Plainly:
     """Requests in the plain form (`clover._native.infer`), for families that have it: one FP32 tensor whose rows have
     one shape.  The rows of one lie in an array that the next overwrites: they are copied into slots before."""
 
-    __slots__ = ("_array", "_one", "_parse")
+    __slots__ = ("_array", "_one", "_plain")
 
     def __init__(self, tensor: TensorSpec, rows: int) -> None:
         out = np.zeros(rows * math.prod(tensor.shape), np.float32)
         self._array = out.reshape(rows, *tensor.shape)
         self._one: list[tuple[int, Rows]] = [(0, self._array[:1])]
-        self._parse = Plain(tensor.name, tensor.shape, out).parse
+        self._plain = Plain(tensor.name, tensor.shape, out)
 
     @classmethod
     def of(cls, spec: FamilySpec) -> Plainly | None:
@@ -170,7 +181,7 @@ class Plainly:
 
     def decode(self, body: bytes, outputs: list[Wanted]) -> InferRequest | None:
         """The request; None where it is not plain."""
-        found = self._parse(body)
+        found = self._plain.parse(body)
         if found is None:
             return None
         request = InferRequest()
@@ -202,7 +213,6 @@ def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequ
     if json_length == 0:
         return _decode_raw(signature, body)
     binary: Body = b""
-    text: bytes
     if json_length < 0:
         text = body if type(body) is bytes else bytes(body)
         if signature.plain is not None:
@@ -214,6 +224,26 @@ def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequ
             raise BadRequest("Inference-Header-Content-Length exceeds the body")
         text = bytes(body[:json_length])
         binary = memoryview(body)[json_length:]
+    return _decode(signature, text, binary)
+
+
+def decode_ahead(signature: Signature, text: bytes, size: int) -> InferRequest | None:
+    """The request whose JSON is `text` and whose one tensor are the `size` bytes after it, which are still to come: all
+    of it but `inputs`.  None where it is not of that kind, or wrong, which is for `decode` to say once it is there."""
+    if not signature.ahead:
+        return None
+    try:
+        request = _decode(signature, text, memoryview(np.empty(size, np.uint8)))  # type: ignore[arg-type]
+    except BadRequest:
+        return None
+    _, rows = request.inputs[0]
+    if isinstance(rows, list) or rows.nbytes != size:
+        return None
+    request.inputs = []
+    return request
+
+
+def _decode(signature: Signature, text: bytes, binary: Body) -> InferRequest:
     document = parse_json(text, signature.limit)
     if type(document) is not dict:
         raise BadRequest("the body is not a JSON object")
@@ -428,12 +458,12 @@ def _bytes_shape(spec: TensorSpec, rows: list[bytes]) -> tuple[int, ...]:
 
 def brief(signature: Signature, request: InferRequest, text: bytes) -> list[bytes]:
     """The parts of an answer in JSON whose one output is `text`, and which carries nothing else."""
-    spec = signature.outputs[0]
-    described = signature.describe(0, "FP32", (request.rows, *spec.shape))
-    parts = [signature.prefix, b',"outputs":[', described, b',"data":', text, b"}]}"]
+    rows = request.rows
+    lead = signature.one if rows == 1 else signature.lead(rows)
     if request.id:
-        parts[1:1] = [b',"id":', orjson.dumps(request.id)]
-    return parts
+        name = quoted(request.id)
+        return [signature.prefix, b',"id":', name if name is not None else orjson.dumps(request.id), lead, text, b"}]}"]
+    return [signature.prefix, lead, text, b"}]}"]
 
 
 def encode(

@@ -34,4 +34,5 @@ cdef class Outgoing:
     @cython.locals(sent=Py_ssize_t)
     cdef _write(self, bytes data)
     cpdef _resume(self)
+    cpdef _drop_body(self)
     cdef _end(self)

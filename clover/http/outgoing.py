@@ -92,6 +92,7 @@ class Outgoing:
                 for late in exchanges:
                     late.abandon()
                 exchanges.clear()
+                self._drop_body()
         self._emit()
 
     def _emit(self) -> None:
@@ -152,6 +153,10 @@ class Outgoing:
 
     def _resume(self) -> None:
         """Something was written, or may be again: read on where that had stopped it."""
+        raise NotImplementedError
+
+    def _drop_body(self) -> None:
+        """The request that is being received is not wanted any more."""
         raise NotImplementedError
 
     def _end(self) -> None:

@@ -7,6 +7,7 @@ once; only loading, unloading and the controller's commands take a Task.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -89,8 +90,14 @@ class Routes:
     # --- application --------------------------------------------------------------------------------------------------
 
     def judge(self, head: Head) -> None:
-        """What depends on the socket, once per distinct head."""
+        """What depends on the socket, once per distinct head; and where inference goes, while the body still comes."""
         self._trust.judge(head)
+        if head.refusal is None and head.method == "POST" and head.path.endswith("/infer"):
+            with contextlib.suppress(NotFound):
+                methods, name = self._find(head.path)
+                if methods.get("POST") == self._infer:
+                    head.route = self._infer, name
+                    self._endpoint(head, name)
 
     def dispatch(self, exchange: Exchange, body: Body) -> None:
         """Answer a complete request, now or later; never raises."""
@@ -148,13 +155,16 @@ class Routes:
     # --- inference ----------------------------------------------------------------------------------------------------
 
     def _infer(self, exchange: Exchange, body: Body, name: str) -> None:
-        model = self._view.models().get(name)
-        if model is None:
-            raise NotFound(_UNKNOWN_MODEL)
+        self._endpoint(exchange.head, name).start(exchange, body)
+
+    def _endpoint(self, head: Head, name: str) -> InferEndpoint:
+        """The endpoint of the family that has the name now, which requests of this head go to from now on."""
+        model = self._model(name)
         endpoint = self._endpoints.get(name)
         if endpoint is None or endpoint.model is not model:
             endpoint = self._endpoints[name] = InferEndpoint(name, model, self._limits.json_depth)
-        endpoint.start(exchange, body)
+        head.endpoint = endpoint if not head.coding else None
+        return endpoint
 
     def _feedback(self, exchange: Exchange, body: Body, name: str) -> None:
         """Who may infer may say what was right; a page of somebody else may not."""

@@ -8,4 +8,7 @@ cdef class HttpStats:
     cdef public int64_t deadlines_missed
     cdef public int64_t received_bytes
     cdef public int64_t sent_bytes
-    cdef public dict requests
+    cdef int64_t _fine
+    cdef dict _others
+
+    cpdef answered(self, int status)

@@ -7,13 +7,14 @@ class HttpStats:
     """Totals since the start, except `open_connections`.  `requests` counts answers by status code."""
 
     __slots__ = (
+        "_fine",
+        "_others",
         "accepted_connections",
         "deadlines_missed",
         "malformed",
         "open_connections",
         "received_bytes",
         "refused_connections",
-        "requests",
         "sent_bytes",
     )
 
@@ -25,4 +26,17 @@ class HttpStats:
         self.deadlines_missed = 0
         self.received_bytes = 0
         self.sent_bytes = 0
-        self.requests: dict[int, int] = {}
+        self._fine = 0
+        self._others: dict[int, int] = {}
+
+    def answered(self, status: int) -> None:
+        """Count an answer."""
+        if status == 200:
+            self._fine += 1
+        else:
+            self._others[status] = self._others.get(status, 0) + 1
+
+    @property
+    def requests(self) -> dict[int, int]:
+        """Answers by status."""
+        return ({200: self._fine} if self._fine else {}) | self._others

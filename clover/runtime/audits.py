@@ -118,6 +118,8 @@ class Audits:
         if target == self.guard.best or row in ticket.marked:
             said = self._said.of(ticket.slots[row])
             if said is not None:
+                if not ticket.heard:
+                    ticket.heard = {}
                 ticket.heard[row] = (*ticket.heard.get(row, ()), (lane, said))
 
     def followed(self, ticket: Ticket, chain: Chain) -> None:

@@ -51,6 +51,8 @@ class Escalation:
             return False
         if self.audits is not None:
             self.audits.passed(ticket, row, lane, target)
+        if not ticket.paths:
+            ticket.paths = {}
         ticket.paths[row] = (*ticket.paths.get(row, ()), lane)
         if ticket.torn:  # this answer is whole
             ticket.torn = tuple([other for other in ticket.torn if other != row])
@@ -113,7 +115,7 @@ class Escalation:
 
     def _cut_short(self, ticket: Ticket, chain: Chain, row: int, lane: int, why: str) -> None:
         """A row ends at `lane` although it should go on."""
-        ticket.short.add(row)
+        ticket.short = ticket.short | {row}
         self._traffic.cut(why)
         stage = chain.stage(lane)
         self._traffic.accuracy_rows += chain.cut[stage] if stage >= 0 else self._lanes.accuracy[lane]

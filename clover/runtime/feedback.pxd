@@ -7,7 +7,8 @@ cdef class Feedback:
     cdef public int64_t remembered
     cdef object _output
     cdef public int64_t _rows
-    cdef object _known
+    cdef dict _known
+    cdef readonly object _order
 
-    cpdef remember(self, str request_id, object lanes, object said)
-    cdef _forget(self, str request_id)
+    @cython.locals(known=dict, before=tuple, answered=tuple, oldest=tuple)
+    cpdef remember(self, str request_id, list lanes, list said)

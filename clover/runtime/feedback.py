@@ -8,7 +8,7 @@ complained about it says little.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +22,8 @@ from clover.types import FamilySpec
 _LONGEST_ID = 256
 _LONGEST_SAID = 256
 """Bytes of what is said of a row: longer answers nobody labels, and clients could fill the memory with them."""
+_FORGOTTEN = 1024
+"""Requests that are remembered no more and still have their place in the order."""
 
 
 class Feedback:
@@ -34,29 +36,38 @@ class Feedback:
         self.remembered = 0
         self._output = spec.outputs[0]
         self._rows = rows
-        self._known: OrderedDict[str, tuple[tuple[int, ...], tuple[Said | None, ...]]] = OrderedDict()
+        self._known: dict[str, tuple[str, list[int], list[Said | None]]] = {}
+        self._order: deque[tuple[str, list[int], list[Said | None]]] = deque()
+        """What was remembered, oldest first; some of it no more, or again under the same id."""
 
     @property
     def on(self) -> bool:
         """Whether anything is remembered."""
         return self._rows > 0
 
-    def remember(self, request_id: str, lanes: Sequence[int], said: Sequence[Said | None]) -> None:
-        """What was said of the rows that were answered under an id, and the lane that answered each."""
+    def remember(self, request_id: str, lanes: list[int], said: list[Said | None]) -> None:
+        """What was said of the rows that were answered under an id, and the lane that answered each.  The lists are
+        kept."""
         if not request_id or len(request_id) > _LONGEST_ID or len(lanes) > self._rows:
             return
-        self._forget(request_id)
+        known, order = self._known, self._order
+        before = known.pop(request_id, None)
+        if before is not None:
+            self.remembered -= len(before[1])
         for one in said:
             if not isinstance(one, int) and one is not None and size_of(one) > _LONGEST_SAID:
                 return
-        self._known[request_id] = (tuple(lanes), tuple(said))
+        answered = request_id, lanes, said
+        known[request_id] = answered
+        order.append(answered)
         self.remembered += len(lanes)
         while self.remembered > self._rows:
-            self._forget(next(iter(self._known)))
-
-    def _forget(self, request_id: str) -> None:
-        if request_id in self._known:
-            self.remembered -= len(self._known.pop(request_id)[0])
+            oldest = order.popleft()
+            if known.get(oldest[0]) is oldest:
+                del known[oldest[0]]
+                self.remembered -= len(oldest[1])
+        if len(order) > 2 * len(known) + _FORGOTTEN:
+            self._order = deque([one for one in order if known.get(one[0]) is one])
 
     def take(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
         """Count the labels of a request, one a row in their order, None for a row whose label is not known; what it
@@ -67,14 +78,15 @@ class Feedback:
         known = self._known.get(request_id)
         if known is None:
             raise NotFound("no answer of that id is remembered: it was never given, is too long ago, or was told about")
-        lanes, said = known
+        _, lanes, said = known
         if len(labels) != len(lanes):
             raise BadRequest(f"that request had {len(lanes)} rows, and {len(labels)} labels were given")
         right = [
             None if label is None or one is None else self._right(one, label)
             for one, label in zip(said, labels, strict=True)
         ]
-        self._forget(request_id)
+        del self._known[request_id]
+        self.remembered -= len(lanes)
         for lane, good in zip(lanes, right, strict=True):
             if good is not None:
                 self.labelled[lane] += 1

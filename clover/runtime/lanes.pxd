@@ -1,4 +1,5 @@
 from clover._native.batcher cimport Batcher
+from clover._native.route cimport Quota
 from clover.runtime.links cimport Link
 
 cdef class Lanes:
@@ -13,12 +14,11 @@ cdef class Lanes:
     cdef public object behind
     cdef public bint delayed
     cdef public object choose_many
-    cdef public object choose
     cdef tuple _variants
     cdef object _delay_ms
     cdef Batcher _batcher
     cdef object _max_batch
-    cdef object _quota
+    cdef Quota _quota
     cdef list _table
     cdef dict _masks
     cdef dict _chains
@@ -27,6 +27,7 @@ cdef class Lanes:
     cdef object _change
 
     cpdef object waiting(self, int lane=*)
+    cpdef int choose(self, object mask) except -1
     cpdef object mask(self, double min_accuracy)
     cpdef object chain_for(self, double min_accuracy)
     cpdef Link by_index(self, Py_ssize_t index)

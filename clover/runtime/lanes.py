@@ -70,7 +70,6 @@ class Lanes:
         self._max_batch = max_batch
         self._quota = Quota(len(self.accuracy))
         self.choose_many = self._quota.choose_many
-        self.choose = self._quota.choose
         self._table: list[Link | None] = [None] * MAX_WORKERS
         self._masks: dict[float, int] = {}
         self._chains: dict[float, Chain | None] = {}
@@ -82,6 +81,10 @@ class Lanes:
         """Clients' rows that wait for `lane`; -1: for any."""
         depth = self._batcher.depth(lane)
         return depth - self.behind(lane) if depth else 0
+
+    def choose(self, mask: int) -> int:
+        """The lane of the next row, by the quotas, among those of `mask`; ValueError where that has none."""
+        return self._quota.choose(mask)
 
     def mask(self, min_accuracy: float) -> int:
         """Live lanes that meet `min_accuracy` (percent) and take rows, as bits."""

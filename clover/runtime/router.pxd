@@ -2,7 +2,10 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
+from clover._native.slots cimport SlotAllocator
+from clover._native.wire cimport monotonic_ns
 from clover.accounting.account cimport Account
+from clover.interfaces cimport Model, Ticket as Base
 from clover.runtime.audits cimport Audits
 from clover.runtime.deadlines cimport Deadlines
 from clover.runtime.escalation cimport Escalation
@@ -17,13 +20,11 @@ from clover.runtime.slot_table cimport SlotTable
 from clover.runtime.tickets cimport Ticket
 from clover.runtime.traffic cimport Traffic
 
-cdef class Router:
-    cdef public object spec
+cdef class Router(Model):
     cdef public str name
     cdef public list accuracy
     cdef public Traffic traffic
     cdef public object lost
-    cdef public str closed_reason
     cdef public bint hold
     cdef public Guard guard
     cdef public Audits audits
@@ -32,6 +33,7 @@ cdef class Router:
     cdef Account _account
     cdef object _loop
     cdef object _clock
+    cdef bint _real
     cdef int64_t _timeout_ns
     cdef int64_t _queue_rows
     cdef readonly Batcher _batcher
@@ -58,21 +60,30 @@ cdef class Router:
 
     @cython.locals(ticket=Ticket, now_ns=int64_t)
     cpdef Ticket open(self, Py_ssize_t rows)
+    @cython.locals(ticket=Ticket, fixed=FixedRows, free=SlotAllocator)
+    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index)
+    @cython.locals(ticket=Ticket)
+    cpdef arrived(self, Base given)
     @cython.locals(fixed=FixedRows)
-    cpdef write(self, Ticket ticket, Py_ssize_t index, object rows)
+    cpdef write(self, Base ticket, Py_ssize_t index, object rows)
+    cpdef submit(
+        self, Base ticket, object on_done, int64_t timeout_ns=*, double min_accuracy=*, bint cascade=*,
+        object context=*,
+    )
     @cython.locals(now_ns=int64_t, slots=list)
     cdef _submit(
         self, Ticket ticket, object on_done, int64_t timeout_ns, double min_accuracy, bint cascade, object context
     )
-    @cython.locals(fixed=FixedRows)
-    cpdef read(self, Ticket ticket, Py_ssize_t index)
-    @cython.locals(fixed=FixedRows, text=bytes)
-    cpdef bytes text(self, Ticket ticket, Py_ssize_t index)
-    @cython.locals(lanes=list)
-    cpdef receipt(self, Ticket ticket)
-    @cython.locals(now_ns=int64_t)
-    cpdef close(self, Ticket ticket)
-    cpdef remember(self, str request_id, Ticket ticket)
+    @cython.locals(ticket=Ticket, fixed=FixedRows)
+    cpdef read(self, Base given, Py_ssize_t index)
+    @cython.locals(ticket=Ticket, fixed=FixedRows, text=bytes)
+    cpdef bytes text(self, Base given, Py_ssize_t index)
+    @cython.locals(ticket=Ticket, lanes=list)
+    cpdef receipt(self, Base given)
+    @cython.locals(ticket=Ticket, now_ns=int64_t)
+    cpdef close(self, Base given)
+    @cython.locals(ticket=Ticket)
+    cpdef remember(self, str request_id, Base given)
 
     @cython.locals(now_ns=int64_t)
     cpdef _turn(self)
@@ -104,4 +115,5 @@ cdef class Router:
     )
     cdef list _scores(self, list slots)
     cdef _finish(self, Ticket ticket, int status, str error, int64_t now_ns, object retry_after_s=*)
+    cdef int64_t _now(self) except? -1
     cdef int64_t _shape_key(self, Ticket ticket) except? -1

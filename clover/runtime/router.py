@@ -35,9 +35,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover._native.batcher import Batcher
+from clover._native.wire import monotonic_ns
 from clover.accounting.account import Account
 from clover.config import FamilyConfig
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, TooLarge, Unavailable
+from clover.interfaces import Model
 from clover.runtime.audits import Audits
 from clover.runtime.deadlines import Deadlines
 from clover.runtime.escalation import Escalation
@@ -65,8 +67,8 @@ _FEW = 8
 _DUST = 1e-6  # rows x percent: rounding
 
 
-class Router:
-    """Implements `clover.interfaces.Model` for one family; the fleet attaches and detaches workers.
+class Router(Model):
+    """The `Model` of one family; the fleet attaches and detaches workers.
 
     `slots` rows may be held at once.  `lost` is called with a worker that broke the rules (unknown batch, corrupt
     ring); whoever owns it must kill it and call `died` once it is dead.  `hold`: rows wait (within queue and deadline)
@@ -97,6 +99,7 @@ class Router:
         self._account = account
         self._loop = loop
         self._clock = clock
+        self._real = clock is time.monotonic_ns
         self._timeout_ns = min(int(config.timeout_ms * 1e6), _FOREVER_NS)
         self._queue_rows = config.queue_rows or slots
         lanes = len(spec.variants)
@@ -153,7 +156,7 @@ class Router:
 
     def open(self, rows: int) -> Ticket:
         """See `Model.open`; also raises BadRequest for no rows and TooLarge for more rows than could ever wait."""
-        now_ns = self._clock()
+        now_ns = self._now()
         if rows != 1 and not 1 <= rows <= self._queue_rows:
             if rows < 1:
                 raise self._refuse(BadRequest("a request needs at least one row"))
@@ -172,7 +175,7 @@ class Router:
             raise self._refuse(Overloaded("no room for more rows", retry_after_s=self._retry_after_s(now_ns)))
         return ticket
 
-    def write(self, ticket: Ticket, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
+    def write(self, ticket: Any, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
         """See `Model.write`.  Rows of a BYTES tensor with one variable axis carry their count themselves."""
         tensor = self.spec.inputs[index]
         if isinstance(rows, np.ndarray):
@@ -182,15 +185,37 @@ class Router:
         else:
             write_bytes(self._memory, tensor, index, ticket.slots, rows, None)
 
+    def ahead(self, rows: int, index: int) -> tuple[Ticket, memoryview] | None:
+        """See `Model.ahead`.  Rows that clients take their time for never hold more than half of the slots."""
+        fixed = self._fixed_in[index]
+        if fixed is None or rows < 1 or self.closed_reason or not (self._lanes.live or self.hold):
+            return None
+        free = self._table.free
+        if 2 * (free.free - rows) < free.slots or self._batcher.depth() + rows > self._queue_rows:
+            return None
+        ticket = self._table.reserve(rows, self._now())
+        if ticket is None:
+            return None
+        view = fixed.view(ticket.slots)
+        if view is None:
+            self._table.close(ticket)
+            return None
+        return ticket, view
+
+    def arrived(self, given: Any) -> None:
+        """See `Model.arrived`."""
+        ticket: Ticket = given
+        ticket.arrival_ns = self._now()
+        self.traffic.arrivals.add(ticket.arrival_ns, len(ticket.slots))
+
     def write_elements(self, ticket: Ticket, index: int, rows: Sequence[bytes], dims: tuple[int, ...]) -> None:
         """As `write` for BYTES rows whose elements have the shape `dims`."""
         write_bytes(self._memory, self.spec.inputs[index], index, ticket.slots, rows, dims)
 
     def submit(
         self,
-        ticket: Ticket,
-        on_done: Callable[[Ticket], None],
-        *,
+        ticket: Any,
+        on_done: Callable[[Any], None],
         timeout_ns: int = 0,
         min_accuracy: float = 0.0,
         cascade: bool = True,
@@ -202,7 +227,7 @@ class Router:
     def _submit(
         self,
         ticket: Ticket,
-        on_done: Callable[[Ticket], None],
+        on_done: Callable[[Any], None],
         timeout_ns: int,
         min_accuracy: float,
         cascade: bool,
@@ -210,7 +235,7 @@ class Router:
     ) -> None:
         if ticket.phase != OPEN:
             raise ValueError("a ticket is submitted once, while it is open")
-        now_ns = self._clock()
+        now_ns = self._now()
         if timeout_ns < 0:
             raise self._refuse(DeadlineMissed("the deadline has passed already"))
         if min_accuracy <= 1.0:
@@ -248,15 +273,17 @@ class Router:
         self._deadlines.add(ticket, now_ns)
         self._wake()
 
-    def read(self, ticket: Ticket, index: int) -> NDArray[Any] | list[bytes]:
+    def read(self, given: Any, index: int) -> NDArray[Any] | list[bytes]:
         """See `Model.read`; raises ModelFailed where the rows cannot be one array."""
+        ticket: Ticket = given
         if ticket.phase != DONE or ticket.status != 200:
             raise ValueError("only an answered ticket can be read")
         fixed = self._fixed_out[index]
         return fixed.get(ticket.slots) if fixed is not None else read_rows(self._memory, self.spec, index, ticket.slots)
 
-    def text(self, ticket: Ticket, index: int) -> bytes | None:
+    def text(self, given: Any, index: int) -> bytes | None:
         """See `Model.text`."""
+        ticket: Ticket = given
         if ticket.phase != DONE or ticket.status != 200:
             raise ValueError("only an answered ticket can be read")
         fixed = self._fixed_out[index]
@@ -265,8 +292,9 @@ class Router:
         text: bytes | None = fixed.floats.text(ticket.slots)
         return text
 
-    def receipt(self, ticket: Ticket) -> Receipt:
+    def receipt(self, given: Any) -> Receipt:
         """See `Model.receipt`.  Variants of a request that was split are joined by "+", cheapest first."""
+        ticket: Ticket = given
         lanes = ticket.variants
         rows = len(lanes)
         path: tuple[str, ...] = ()
@@ -282,8 +310,9 @@ class Router:
     def _joined(self, lanes: list[int]) -> str:
         return "+".join([self.traffic.variants[lane] for lane in sorted(set(lanes))])
 
-    def close(self, ticket: Ticket) -> None:
+    def close(self, given: Any) -> None:
         """See `Model.close`; closing twice does nothing."""
+        ticket: Ticket = given
         phase = ticket.phase
         if phase == CLOSED:
             return
@@ -294,7 +323,7 @@ class Router:
             self.traffic.refused(499)
             self.audits.given_up("lost", len(ticket.marked))
         elif ticket.status == 200:
-            now_ns = self._clock()
+            now_ns = self._now()
             self.traffic.answered(now_ns - ticket.done_ns)
             if ticket.chain is not None and ticket.chain.overruled_rows and self._cascade.audits is not None:
                 self.audits.followed(ticket, ticket.chain)
@@ -307,7 +336,7 @@ class Router:
 
     def stats(self) -> dict[str, Any]:
         """See `Model.stats`."""
-        return self.traffic.report(self.name, self.spec.version, self._clock())
+        return self.traffic.report(self.name, self.spec.version, self._now())
 
     def expect(self, profile: FamilyProfile | None) -> None:
         """Take the accuracy of each variant, and what cascades are worth, from `profile`."""
@@ -320,8 +349,9 @@ class Router:
         self._auditing = self.audits.on
         self._cascade.audits = self.audits if self.guard.watches else None
 
-    def remember(self, request_id: str, ticket: Ticket) -> None:
+    def remember(self, request_id: str, given: Any) -> None:
         """See `Model.remember`."""
+        ticket: Ticket = given
         if self.feedback.on and ticket.status == 200:
             self.feedback.remember(request_id, ticket.variants, [self._said.of(slot) for slot in ticket.slots])
 
@@ -350,7 +380,7 @@ class Router:
         which no longer has a worker move to one that has, and those that need wait no longer leave at once."""
         self._lanes.set(workers, routing)
         self._reliefs.set(standby)
-        self._stranded(self._clock())
+        self._stranded(self._now())
         self._turn()
 
     @property
@@ -361,7 +391,7 @@ class Router:
     def stand_by(self, standby: Standby | None) -> None:
         """Make `standby` those that come to the relief of the workers which receive rows now."""
         self._reliefs.set(standby)
-        self._stranded(self._clock())
+        self._stranded(self._now())
         self._turn()
 
     def join(self, entry: Entry) -> None:
@@ -375,7 +405,7 @@ class Router:
         if link is not None:
             link.on_idle.append(on_idle)
             self._lanes.detach(link)
-            self._stranded(self._clock())
+            self._stranded(self._now())
             self._turn()
         else:
             on_idle()
@@ -387,7 +417,7 @@ class Router:
         link = self._lanes.find(worker)
         if link is None:
             return
-        now_ns = self._clock()
+        now_ns = self._now()
         untaken = 0
         try:
             if not link.broken:
@@ -413,7 +443,7 @@ class Router:
 
     def reap(self) -> None:
         """Take every completion there is, hand out new batches, then answer."""
-        now_ns = self._clock()
+        now_ns = self._now()
         for link in tuple(self._lanes.links):
             if link.broken:
                 continue
@@ -426,12 +456,12 @@ class Router:
 
     def silent(self, limit_ns: int) -> list[WorkerHandle]:
         """Workers that hold a batch and have completed nothing for longer than `limit_ns`."""
-        now_ns = self._clock()
+        now_ns = self._now()
         return [link.worker for link in self._lanes.links if link.silent_ns(now_ns) > limit_ns]
 
     def observe(self) -> dict[str, float]:
         """Live figures; `p95_ms` only where something was answered lately."""
-        now_ns = self._clock()
+        now_ns = self._now()
         traffic = self.traffic
         rows = sum(traffic.rows)
         out = {
@@ -460,7 +490,7 @@ class Router:
 
     def fail_waiting(self, message: str) -> None:
         """Answer everything that waits with 503 (unload, and the end of a drain that took too long)."""
-        now_ns = self._clock()
+        now_ns = self._now()
         for ticket in {owner for owner in self._table.owner if owner is not None and owner.phase == PENDING}:
             self._finish(ticket, 503, message, now_ns, 1.0)
         self._flush()
@@ -476,7 +506,7 @@ class Router:
     def _turn(self) -> None:
         """Expire, form batches, answer, and set the timer to what comes next."""
         self._scheduled = False
-        now_ns = self._clock()
+        now_ns = self._now()
         self._expire(now_ns)
         self._pump(now_ns)
         if self._reliefs.turn(now_ns):
@@ -525,7 +555,7 @@ class Router:
         """End audits that wait; whether there were any."""
         for ticket in audits:
             ticket.error = why
-            self._finish(ticket, 503, why, self._clock())
+            self._finish(ticket, 503, why, self._now())
         return bool(audits)
 
     def _flush(self) -> None:
@@ -708,6 +738,10 @@ class Router:
         """How long the queue takes to drain at the rate measured lately."""
         rate = self.traffic.served.per_s(now_ns)
         return min(self._lanes.waiting() / rate, _MAX_RETRY_AFTER_S) if rate > 0.0 else 1.0
+
+    def _now(self) -> int:
+        """The clock, without a call of Python where it is the machine's."""
+        return monotonic_ns() if self._real else self._clock()
 
     def _refuse(self, error: RequestError) -> RequestError:
         self.traffic.refused(error.status)

@@ -154,6 +154,13 @@ class FixedRows:
         rows: NDArray[Any] = self._region[slots[0] : slots[0] + 1] if len(slots) == 1 else self._region[_span(slots)]
         return rows
 
+    def view(self, slots: list[int]) -> memoryview | None:
+        """The bytes of the rows of these slots, to be written; None where the slots are not neighbours."""
+        first, last = slots[0], slots[-1]
+        if last - first != len(slots) - 1:
+            return None
+        return memoryview(self._region[first : last + 1].reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
 
 class ShapeKeys:
     """Numbers for the shapes of rows: equal shapes, equal number; never the reverse.  Rows of one number may share a

@@ -1,10 +1,11 @@
 from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
+from clover._native.slots cimport SlotAllocator
 from clover.runtime.tickets cimport Ticket
 
 cdef class SlotTable:
-    cdef public object free
+    cdef public SlotAllocator free
     cdef public bytearray state
     cdef public list owner
     cdef Batcher _batcher

@@ -1,20 +1,12 @@
 from libc.stdint cimport int64_t
 
-cdef class Ticket:
-    cdef public list slots
-    cdef public int status
-    cdef public str error
-    cdef public object retry_after_s
-    cdef public object context
-    cdef public int64_t arrival_ns
+from clover.interfaces cimport Ticket as Base
+
+cdef class Ticket(Base):
     cdef public int64_t submit_ns
-    cdef public int64_t done_ns
-    cdef public int64_t queue_ns
-    cdef public int64_t compute_ns
     cdef public int64_t deadline_ns
     cdef public int64_t bucket
     cdef public int64_t key
-    cdef public list variants
     cdef public object chain
     cdef public dict paths
     cdef public set short

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from clover.interfaces import Ticket as Base
 from clover.runtime.cascade import Chain
 from clover.runtime.sayings import Said
 
@@ -25,21 +26,23 @@ FREE, HELD, QUEUED, FLYING = range(4)
 """States of a slot: on the free list; held by an open or answered ticket; in the batcher; with a worker."""
 
 
-class Ticket:
-    """See `clover.interfaces.Ticket`; the remaining fields belong to the router."""
+# Most tickets keep what they begin with, so these are shared, and replaced before anything is put in.
+_NOBODY: list[int] = []
+_NO_PATHS: dict[int, tuple[int, ...]] = {}
+_NO_ROWS: set[int] = set()
+_NOTHING_HEARD: dict[int, Heard] = {}
+
+
+class Ticket(Base):
+    """A `clover.interfaces.Ticket` with what the router keeps of it."""
 
     __slots__ = (
-        "arrival_ns",
         "audit",
         "bucket",
         "chain",
-        "compute_ns",
-        "context",
         "deadline_ns",
         "deaths",
-        "done_ns",
         "energy_j",
-        "error",
         "heard",
         "key",
         "marked",
@@ -48,14 +51,9 @@ class Ticket:
         "outstanding",
         "paths",
         "phase",
-        "queue_ns",
-        "retry_after_s",
         "short",
-        "slots",
-        "status",
         "submit_ns",
         "torn",
-        "variants",
     )
 
     def __init__(self, slots: list[int], arrival_ns: int) -> None:
@@ -69,15 +67,15 @@ class Ticket:
         self.done_ns = 0
         self.queue_ns = 0
         self.compute_ns = 0
-        self.variants: list[int] = []
+        self.variants = _NOBODY
         self.chain: Chain | None = None
-        self.paths: dict[int, tuple[int, ...]] = {}
+        self.paths = _NO_PATHS
         """By row, the lanes that answered it before the one it is at; rows that never went on have none."""
-        self.short: set[int] = set()
+        self.short = _NO_ROWS
         """Rows that keep an answer although they should have gone on."""
         self.marked: tuple[int, ...] = ()
         """Rows that are audited once they are answered (`runtime.audits`)."""
-        self.heard: dict[int, Heard] = {}
+        self.heard = _NOTHING_HEARD
         """Of rows that went on, by row: the lanes before, with what they said, where that is compared later."""
         self.audit: object | None = None
         """What the answer is compared with, where this is no client's ticket but a second answer."""

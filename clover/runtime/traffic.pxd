@@ -1,6 +1,8 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+from clover._native.histogram cimport Histogram
+
 cdef class Rate:
     cdef public int window_s
     cdef list _bins
@@ -26,10 +28,11 @@ cdef class Total:
 
 cdef class Traffic:
     cdef public tuple variants
-    cdef public dict codes
+    cdef int64_t _fine
+    cdef dict _refused
     cdef public list rows
-    cdef public object latency
-    cdef public object queue
+    cdef public Histogram latency
+    cdef public Histogram queue
     cdef public dict batch_sizes
     cdef public int64_t poisoned
     cdef public int64_t lost_workers

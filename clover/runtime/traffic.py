@@ -99,7 +99,8 @@ class Traffic:
 
     def __init__(self, variants: Sequence[str]) -> None:
         self.variants = tuple(variants)
-        self.codes: dict[int, int] = {}
+        self._fine = 0
+        self._refused: dict[int, int] = {}
         self.rows = [0] * len(self.variants)
         self.latency = Histogram()
         self.queue = Histogram()
@@ -127,8 +128,13 @@ class Traffic:
         self._last_ns = 0
 
     def refused(self, status: int) -> None:
-        """A request that never entered the queue."""
-        self.codes[status] = self.codes.get(status, 0) + 1
+        """A request that never entered the queue, or left it without an answer."""
+        self._refused[status] = self._refused.get(status, 0) + 1
+
+    @property
+    def codes(self) -> dict[int, int]:
+        """Requests by status."""
+        return ({200: self._fine} if self._fine else {}) | self._refused
 
     def batch(self, lane: int, rows: int, gone_on: int, busy_ns: int, now_ns: int, audits: int = 0) -> None:
         """A batch that a worker finished; `gone_on` of its rows went on to another variant, and `audits` were second
@@ -147,11 +153,12 @@ class Traffic:
         self, status: int, arrival_ns: int, submit_ns: int, done_ns: int, queue_ns: int, compute_ns: int
     ) -> None:
         """A request that left the queue with `status`."""
-        self.codes[status] = self.codes.get(status, 0) + 1
         latency_ns = done_ns - arrival_ns
         if status != 200:
+            self.refused(status)
             self._fail.add(latency_ns)
             return
+        self._fine += 1
         self.latency.record(latency_ns)
         self.queue.record(queue_ns)
         self._trailing.record(done_ns, latency_ns)

@@ -41,7 +41,6 @@ class TrafficLike(Protocol):
     """The counters of one family."""
 
     variants: tuple[str, ...]
-    codes: dict[int, int]
     rows: list[int]
     latency: Any
     queue: Any
@@ -53,6 +52,9 @@ class TrafficLike(Protocol):
     reliefs: int
     escalated: list[int]
     cut_short: dict[str, int]
+
+    @property
+    def codes(self) -> dict[int, int]: ...
 
 
 class FamilySource(Protocol):
@@ -139,7 +141,9 @@ class HttpLike(Protocol):
     deadlines_missed: int
     received_bytes: int
     sent_bytes: int
-    requests: dict[int, int]
+
+    @property
+    def requests(self) -> dict[int, int]: ...
 
 
 class Metrics:

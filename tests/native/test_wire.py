@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import socket
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -59,3 +62,53 @@ def test_a_copy_of_a_page(kernels: SimpleNamespace) -> None:
     for size in (-1, 11):
         with pytest.raises(IndexError):
             kernels.wire.cut(page, size)
+
+
+def test_a_part(kernels: SimpleNamespace) -> None:
+    part = kernels.wire.part
+    assert [part(b"0123", *ends) for ends in ((0, 4), (1, 3), (2, 2), (4, 4))] == [b"0123", b"12", b"", b""]
+    for start, stop in ((-1, 2), (3, 2), (0, 5), (5, 5)):
+        with pytest.raises(IndexError):
+            part(b"0123", start, stop)
+
+
+def test_where_a_head_ends(kernels: SimpleNamespace) -> None:
+    head_end = kernels.wire.head_end
+    pieces = (b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"a", b"\0")
+    luck = random.Random(5)
+    for _ in range(3000):
+        data = b"".join(luck.choices(pieces, k=luck.randrange(12)))
+        start = luck.randrange(len(data) + 1)
+        found = data.find(b"\r\n\r\n", start)
+        assert head_end(data, start) == (found + 4 if found >= 0 else -1)
+    for start in (-1, 5):
+        with pytest.raises(IndexError):
+            head_end(b"\r\n\r\n", start)
+
+
+def test_what_is_joined(kernels: SimpleNamespace) -> None:
+    joined = kernels.wire.joined
+    assert joined([], []) == b""
+    assert joined([b"a", b"", b"bc"], [b"\0d" * 1000]) == b"abc" + b"\0d" * 1000
+    assert joined([], [b"x"]) == b"x"
+    for odd in (None, "x", bytearray(b"x"), memoryview(b"x"), 1):
+        with pytest.raises(TypeError):
+            joined([b"x", odd], [])
+        with pytest.raises(TypeError):
+            joined([], [odd])
+
+
+@pytest.mark.parametrize("text", ["", "r1-xx", " ~ []{}:,/<&>", "x" * 5000])
+def test_a_text_that_is_json_as_it_stands(kernels: SimpleNamespace, text: str) -> None:
+    assert kernels.wire.quoted(text) == json.dumps(text).encode()
+
+
+@pytest.mark.parametrize("odd", ['"', "\\", "\n", "\0", "\x1f", "\x7f", "\x80", "é", "€", "\U0001f40c", "\ud800"])
+def test_a_text_that_json_has_to_write_otherwise(kernels: SimpleNamespace, odd: str) -> None:
+    for text in (odd, "abc" + odd, odd + "abc"):
+        assert kernels.wire.quoted(text) is None
+
+
+def test_the_clock_is_the_one_of_python(kernels: SimpleNamespace) -> None:
+    before = time.monotonic_ns()
+    assert before <= kernels.wire.monotonic_ns() <= time.monotonic_ns()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from clover.http.connection import Connection
 from clover.http.hub import Hub
 from clover.http.routes import Routes
 from clover.http.stats import HttpStats
+from clover.http.tensors import DATATYPES
 from clover.http.trust import Trust
+from clover.interfaces import Model, Ticket
 from clover.types import FamilySpec, Receipt, TensorSpec, VariantSpec
 
 RECEIPT = Receipt(
@@ -39,29 +41,29 @@ def tensor(name: str, datatype: str, *shape: int, **others: Any) -> TensorSpec:
     return TensorSpec(name=name, datatype=datatype, shape=shape, **others)
 
 
-@dataclass(slots=True)
-class FakeTicket:
-    rows: int
-    slots: list[int] = field(default_factory=list)
-    status: int = 0
-    error: str = ""
-    retry_after_s: float | None = None
-    context: Any = None
-    arrival_ns: int = 0
-    done_ns: int = 0
-    queue_ns: int = 0
-    compute_ns: int = 0
-    variants: list[int] = field(default_factory=list)
-    inputs: dict[int, Any] = field(default_factory=dict)
-    timeout_ns: int = 0
-    min_accuracy: float = 0.0
-    cascade: bool = True
-    on_done: Callable[[Any], None] | None = None
-    closed: int = 0
+class FakeTicket(Ticket):
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.slots = []
+        self.status = 0
+        self.error = ""
+        self.retry_after_s = None
+        self.context = None
+        self.arrival_ns = self.done_ns = self.queue_ns = self.compute_ns = 0
+        self.variants = []
+        self.inputs: dict[int, Any] = {}
+        self.timeout_ns = 0
+        self.min_accuracy = 0.0
+        self.cascade = True
+        self.on_done: Callable[[Any], None] | None = None
+        self.ahead = False
+        self.closed = 0
 
 
-class FakeModel:
+class FakeModel(Model):
     """Runs `function(inputs) -> outputs` when asked to: at once, by `call_soon`, or when `run()` is called."""
+
+    ready = True  # type: ignore[assignment]  # a test may say otherwise
 
     def __init__(
         self,
@@ -72,10 +74,11 @@ class FakeModel:
         held: bool = False,
     ) -> None:
         self.spec = spec
+        self.closed_reason = ""
+        self.roomy = False
         self.function = function
         self.loop = loop
         self.held = held
-        self.ready = True
         self.tickets: list[FakeTicket] = []
         self.waiting: list[FakeTicket] = []
         self.open_tickets = 0
@@ -92,6 +95,19 @@ class FakeModel:
         self.open_tickets += 1
         return ticket
 
+    def ahead(self, rows: int, index: int) -> tuple[FakeTicket, memoryview] | None:
+        if not self.roomy:
+            return None
+        ticket = self.open(rows)
+        ticket.ahead = True
+        spec = self.spec.inputs[index]
+        ticket.inputs[index] = np.full((rows, *spec.shape), 77, DATATYPES[spec.datatype].dtype)
+        return ticket, memoryview(ticket.inputs[index].reshape(-1).view(np.uint8))
+
+    def arrived(self, ticket: FakeTicket) -> None:
+        assert ticket.ahead
+        ticket.ahead = False
+
     def write(self, ticket: FakeTicket, index: int, rows: Any) -> None:
         assert len(rows) == ticket.rows
         spec = self.spec.inputs[index]
@@ -106,7 +122,6 @@ class FakeModel:
         self,
         ticket: FakeTicket,
         on_done: Any,
-        *,
         timeout_ns: int = 0,
         min_accuracy: float = 0.0,
         cascade: bool = True,

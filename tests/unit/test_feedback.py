@@ -24,8 +24,8 @@ def feedback(rows: int = 10, **tensor: Any) -> Feedback:
     return Feedback(family(outputs=(TensorSpec(**shape),)), rows)
 
 
-def says(*classes: int) -> tuple[int, ...]:
-    return classes
+def says(*classes: int) -> list[Any]:
+    return list(classes)
 
 
 def values(*found: Any, dtype: Any = object) -> list[Any]:
@@ -98,6 +98,25 @@ def test_memory_is_bounded_and_the_oldest_go_first(given_: list[tuple[str, int]]
     assert found.remembered == sum(kept.values()) <= room
     for name, rows in kept.items():
         assert found.take(name, [0] * rows)["right"] == rows
+    assert found.remembered == 0
+
+
+def test_ids_that_come_again_and_again_do_not_push_others_out() -> None:
+    found = feedback(3)
+    found.remember("first", [SMALL], says(0))
+    for _ in range(5000):
+        found.remember("again", [SMALL], says(0))
+    found.remember("b", [SMALL], says(0))
+    assert found.remembered == 3
+    assert len(found._order) < 2000, "what is forgotten does not pile up"
+    found.remember("c", [SMALL], says(0))
+    with pytest.raises(NotFound):
+        found.take("first", [0])
+    found.remember("d", [SMALL], says(0))
+    with pytest.raises(NotFound):
+        found.take("again", [0])
+    for name in ("b", "c", "d"):
+        assert found.take(name, [0])["right"] == 1
     assert found.remembered == 0
 
 

@@ -89,7 +89,8 @@ def test_every_figure_is_there() -> None:
         meter.add(1, SECOND, SECOND)
     chain: Any = SimpleNamespace(last=reading, counts={"fresh": 3, "stale": 0}, failures={"static": 0})
     http = HttpStats()
-    http.requests[200] = 3
+    for _ in range(3):
+        http.answered(200)
     http.open_connections = 2
     found = scrape(
         Metrics(

@@ -1,0 +1,31 @@
+from libc.stdint cimport int64_t
+
+cdef class Ticket:
+    cdef public list slots
+    cdef public int status
+    cdef public str error
+    cdef public object retry_after_s
+    cdef public object context
+    cdef public int64_t arrival_ns
+    cdef public int64_t done_ns
+    cdef public int64_t queue_ns
+    cdef public int64_t compute_ns
+    cdef public list variants
+
+cdef class Model:
+    cdef public object spec
+    cdef public str closed_reason
+
+    cpdef Ticket open(self, Py_ssize_t rows)
+    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index)
+    cpdef arrived(self, Ticket ticket)
+    cpdef write(self, Ticket ticket, Py_ssize_t index, object rows)
+    cpdef submit(
+        self, Ticket ticket, object on_done, int64_t timeout_ns=*, double min_accuracy=*, bint cascade=*,
+        object context=*,
+    )
+    cpdef read(self, Ticket ticket, Py_ssize_t index)
+    cpdef bytes text(self, Ticket ticket, Py_ssize_t index)
+    cpdef receipt(self, Ticket ticket)
+    cpdef remember(self, str request_id, Ticket ticket)
+    cpdef close(self, Ticket ticket)
