@@ -8,7 +8,8 @@ from clover.interfaces cimport Model, Ticket
 cdef class Exchange:
     cdef public object connection
     cdef public Head head
-    cdef public list reply
+    cdef public bytes reply
+    cdef public list rest
     cdef public bint close
     cdef public bint interim
     cdef public bytes request_id

@@ -52,16 +52,17 @@ _LENGTHS = [b"%d\r\n" % size for size in range(_KNOWN)]
 
 
 class Exchange:
-    """A request in its connection's order.  `reply` is None until answered; `interim` marks a client that waits for
-    100 Continue; `model` and `ticket` stand while rows are in the data plane; `ahead` is the decoded request whose rows
-    are received straight into the slots of `ticket`, until they are there."""
+    """A request in its connection's order.  `reply` is None until answered, and `rest` what a long answer has besides;
+    `interim` marks a client that waits for 100 Continue; `model` and `ticket` stand while rows are in the data plane;
+    `ahead` is the decoded request whose rows are received straight into the slots of `ticket`, until they are there."""
 
-    __slots__ = ("ahead", "close", "connection", "head", "interim", "model", "reply", "request_id", "ticket")
+    __slots__ = ("ahead", "close", "connection", "head", "interim", "model", "reply", "request_id", "rest", "ticket")
 
     def __init__(self, connection: Incoming, head: Head) -> None:
         self.connection: Incoming | None = connection
         self.head = head
-        self.reply: list[bytes] | None = None
+        self.reply: bytes | None = None
+        self.rest: list[bytes] | None = None
         self.close = not head.keep_alive
         self.interim = False
         self.request_id = head.request_id
@@ -95,9 +96,9 @@ class Exchange:
         if self.head.method == "HEAD":
             parts = []
         if size <= _JOIN_BYTES:
-            self.reply = [joined(head, parts)]
+            self.reply = joined(head, parts)
         else:
-            self.reply = [joined(head, []), *parts]
+            self.reply, self.rest = joined(head, []), parts
         hub.stats.answered(status)
         if hub.access_log:
             hub.log_access(self, status, size)

@@ -25,7 +25,7 @@ cdef class Outgoing:
     cdef int64_t _write_mark
     cdef public int64_t _sent
 
-    @cython.locals(exchange=Exchange, reply=list)
+    @cython.locals(exchange=Exchange, reply=bytes)
     cpdef answered(self)
     cdef _emit(self)
     cdef _mark(self)

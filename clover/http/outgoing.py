@@ -84,7 +84,9 @@ class Outgoing:
                 break
             exchanges.popleft()
             exchange.connection = None
-            self._out += reply
+            self._out.append(reply)
+            if exchange.rest is not None:
+                self._out += exchange.rest
             self._unflushed += 1
             if exchange.close:
                 self.closing = True

@@ -10,5 +10,5 @@ cdef class Feedback:
     cdef dict _known
     cdef readonly object _order
 
-    @cython.locals(known=dict, before=tuple, answered=tuple, oldest=tuple)
+    @cython.locals(known=dict, before=tuple, answered=tuple, oldest=tuple, held=Py_ssize_t, room=Py_ssize_t)
     cpdef remember(self, str request_id, list lanes, list said)

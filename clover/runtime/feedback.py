@@ -22,8 +22,6 @@ from clover.types import FamilySpec
 _LONGEST_ID = 256
 _LONGEST_SAID = 256
 """Bytes of what is said of a row: longer answers nobody labels, and clients could fill the memory with them."""
-_FORGOTTEN = 1024
-"""Requests that are remembered no more and still have their place in the order."""
 
 
 class Feedback:
@@ -66,7 +64,8 @@ class Feedback:
             if known.get(oldest[0]) is oldest:
                 del known[oldest[0]]
                 self.remembered -= len(oldest[1])
-        if len(order) > 2 * len(known) + _FORGOTTEN:
+        held, room = len(order), 2 * len(known) + 1024
+        if held > room:  # what is remembered no more, and still has its place in the order
             self._order = deque([one for one in order if known.get(one[0]) is one])
 
     def take(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ cdef class Router(Model):
     cdef object _out
     cdef object _picked
     cdef ShapeKeys _keys
+    cdef bint _varies
     cdef list _fixed_in
     cdef list _fixed_out
 

@@ -138,6 +138,7 @@ class Router(Model):
         self._out = np.zeros(max(spec.max_batch, 1), np.uint32)
         self._picked = np.zeros(slots, np.uint32)
         self._keys = ShapeKeys(memory, spec)
+        self._varies = any(tensor.variable for tensor in spec.inputs)
         self._fixed_in = FixedRows.of(memory, "input", spec.inputs)
         self._fixed_out = FixedRows.of(memory, "output", spec.outputs)
         self.expect(profile)
@@ -249,7 +250,7 @@ class Router(Model):
             if min_accuracy > 0.0 and max(self.accuracy) < min_accuracy:
                 raise self._refuse(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
             raise self._refuse(Unavailable("no worker that is good enough is ready", retry_after_s=1.0))
-        key = self._shape_key(ticket)
+        key = self._shape_key(ticket) if self._varies else 0
         ticket.key = key
         ticket.min_accuracy = min_accuracy
         ticket.deadline_ns = now_ns + min(timeout_ns or self._timeout_ns, _FOREVER_NS)

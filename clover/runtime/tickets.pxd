@@ -5,7 +5,9 @@ from clover.interfaces cimport Ticket as Base
 cdef class Ticket(Base):
     cdef public int64_t submit_ns
     cdef public int64_t deadline_ns
-    cdef public int64_t bucket
+    cdef public object bucket
+    cdef public Ticket later
+    cdef public Ticket earlier
     cdef public int64_t key
     cdef public object chain
     cdef public dict paths

@@ -42,9 +42,11 @@ class Ticket(Base):
         "chain",
         "deadline_ns",
         "deaths",
+        "earlier",
         "energy_j",
         "heard",
         "key",
+        "later",
         "marked",
         "min_accuracy",
         "on_done",
@@ -85,7 +87,10 @@ class Ticket(Base):
         self.phase = OPEN
         self.outstanding = 0
         self.deadline_ns = 0
-        self.bucket = 0
+        self.bucket: Any = None
+        self.later: Ticket | None = None
+        self.earlier: Ticket | None = None
+        """Its place among the deadlines (`runtime.deadlines`)."""
         self.deaths = 0
         self.key = 0
         self.min_accuracy = 0.0

@@ -8,14 +8,21 @@ cdef class Rate:
     cdef list _bins
     cdef list _stamps
     cdef int64_t _start
+    cdef int64_t _second
+    cdef int64_t _count
 
-    @cython.locals(second=int64_t, index=Py_ssize_t)
+    @cython.locals(second=int64_t)
     cpdef add(self, int64_t now_ns, int64_t count=*)
+    @cython.locals(index=Py_ssize_t)
+    cdef _enter(self, int64_t second, int64_t now_ns)
+    cdef _leave(self)
 
 cdef class Window:
     cdef list _parts
     cdef list _stamps
     cdef int64_t _part_ns
+    cdef int64_t _stamp
+    cdef Histogram _part
 
     @cython.locals(stamp=int64_t, index=Py_ssize_t)
     cpdef record(self, int64_t now_ns, int64_t value)

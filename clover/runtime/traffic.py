@@ -18,29 +18,43 @@ _SECOND_NS = 1_000_000_000
 class Rate:
     """Events a second over the trailing `window_s` whole seconds (and the one in progress)."""
 
-    __slots__ = ("_bins", "_stamps", "_start", "window_s")
+    __slots__ = ("_bins", "_count", "_second", "_stamps", "_start", "window_s")
 
     def __init__(self, window_s: int = 10) -> None:
         self.window_s = window_s
         self._bins = [0] * (window_s + 1)
         self._stamps = [-1] * (window_s + 1)
         self._start = -1
+        self._second = -1  # that was counted last, and what was counted in it
+        self._count = 0
 
     def add(self, now_ns: int, count: int = 1) -> None:
         """Count `count` events at `now_ns`."""
         second = now_ns // 1_000_000_000
+        if second != self._second:
+            self._enter(second, now_ns)
+        self._count += count
+
+    def _enter(self, second: int, now_ns: int) -> None:
+        """A second that is not the one before: that one's count goes to its bin, and this one's comes from there."""
+        self._leave()
         index = second % (self.window_s + 1)
         if self._stamps[index] != second:
             self._stamps[index] = second
             self._bins[index] = 0
             if self._start < 0:
                 self._start = now_ns
-        self._bins[index] += count
+        self._second, self._count = second, self._bins[index]
+
+    def _leave(self) -> None:
+        if self._second >= 0:
+            self._bins[self._second % (self.window_s + 1)] = self._count
 
     def per_s(self, now_ns: int) -> float:
         """The trailing rate; the divisor is the time actually covered, at least one second."""
         if self._start < 0:
             return 0.0
+        self._leave()
         second = now_ns // _SECOND_NS
         oldest = second - self.window_s
         total = sum(n for n, stamp in zip(self._bins, self._stamps, strict=True) if oldest <= stamp <= second)
@@ -51,21 +65,25 @@ class Rate:
 class Window:
     """A histogram of the trailing `parts` x `part_s` seconds."""
 
-    __slots__ = ("_part_ns", "_parts", "_stamps")
+    __slots__ = ("_part", "_part_ns", "_parts", "_stamp", "_stamps")
 
     def __init__(self, parts: int = 5, part_s: float = 2.0) -> None:
         self._part_ns = int(part_s * _SECOND_NS)
         self._parts = [Histogram() for _ in range(parts)]
         self._stamps = [-1] * parts
+        self._stamp = -1  # of what was recorded last, and its part
+        self._part = self._parts[0]
 
     def record(self, now_ns: int, value: int) -> None:
         """Add one value at `now_ns`."""
         stamp = now_ns // self._part_ns
-        index = stamp % len(self._parts)
-        if self._stamps[index] != stamp:
-            self._stamps[index] = stamp
-            self._parts[index].reset()
-        self._parts[index].record(value)
+        if stamp != self._stamp:
+            index = stamp % len(self._parts)
+            self._stamp, self._part = stamp, self._parts[index]
+            if self._stamps[index] != stamp:
+                self._stamps[index] = stamp
+                self._part.reset()
+        self._part.record(value)
 
     def quantile(self, now_ns: int, q: float) -> float | None:
         """The trailing `q` quantile; None where nothing was recorded."""

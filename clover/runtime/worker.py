@@ -60,6 +60,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
         _tie_to_server(lifeline)
         try:
             os.sched_setaffinity(0, order.cores)
+            _yield(order)
             _harden(order)
             held = pacing.HeldSlice.attach(order.emulated, order.max_batch) if order.emulated is not None else None
             say(control, frames.WorkerState(state="loading", fork_ms=_ms_since(forked_ns)))
@@ -111,6 +112,15 @@ def _tie_to_server(lifeline: int) -> None:
     poller.register(own, 0)
     if poller.poll(0):
         raise ParentGone  # it hung up before we asked
+
+
+def _yield(order: frames.WorkerOrder) -> None:
+    """Where worker and front end share a core, let the front end finish its turn before this process wakes up: it rings
+    in the middle of one, and what else it has read then shares the batch.  A slice of a GPU is fed at once, and an
+    emulated one keeps to its pace."""
+    if order.emulated is None and not order.visible_devices:
+        with contextlib.suppress(OSError):  # a sandbox may not know of it, and nothing but time depends on it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _harden(order: frames.WorkerOrder) -> None:
