@@ -36,12 +36,12 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 # The data plane beside reference servers of the same wire, three minutes; the peers are installed first, each in an
-# environment of its own, and with five rounds of three seconds take a quarter of an hour more.
+# environment of its own (over a gigabyte in all), and with five rounds of three seconds take half an hour more.
 bench: $(VENV)/.test
 	$(PY) -m bench.wire --rounds 2 --seconds 2 $(ARGS)
 
 bench-peers: $(VENV)/.test
-	$(PY) -m bench.wire --peers fastapi litserve mlserver $(ARGS)
+	$(PY) -m bench.wire --peers fastapi litserve mlserver bentoml ray pytriton $(ARGS)
 
 bench-kernels: $(VENV)/.test
 	$(PY) -m bench.kernels $(ARGS)

@@ -1,206 +1,22 @@
 """Times the compiled kernels against their plain-Python twins: CPU time an operation, as the server calls them.
 
-    python -m bench.kernels [--rounds N] [--json FILE]
+    python -m bench.kernels [--rounds N] [--instructions] [--json FILE]
 
 Each figure is the median of the rounds, in which kernel and twin take turns; it includes the Python calls, as the
-server pays for them too.  The twins do less work a round, for they are slow on purpose.
+server pays for them too.  The twins do less work a round, for they are slow on purpose.  `--instructions` adds what a
+kernel's operation executes, which moves with the code and not with the hour (`bench.instructions`; a minute more).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import itertools
-import json
-import random
 import statistics
 import time
-from collections.abc import Callable
-from functools import partial
-from types import ModuleType
 
-import numpy as np
-
+from bench import instructions
 from bench.common import show, write_json
-
-Run = Callable[[int], None]
-"""Performs about that many operations."""
-
-
-def batcher(module: ModuleType, depth: int, max_batch: int, *, ordered: bool = True) -> Run:
-    """A request's whole stay: pushed, dispatched in a batch, its worker's credit returned; `depth` rows wait."""
-    slots = 16 * depth
-    queue = module.Batcher(1, 4, slots)
-    for worker in range(4):
-        queue.attach(worker, 0, max_batch)
-    spread = random.Random(1)
-    wait = [depth if ordered else spread.randrange(2 * depth) for _ in range(slots)]
-    out = np.zeros(max_batch, np.uint32)
-    stream = itertools.count(depth)
-    for at in range(depth):
-        queue.push(0, at, at + wait[at], at)
-
-    def run(count: int) -> None:
-        push, dispatch, credit = queue.push, queue.dispatch, queue.credit
-        for _ in range(count // max_batch):
-            for at in itertools.islice(stream, max_batch):
-                slot = at % slots
-                push(0, slot, at + wait[slot], at)
-            worker, _ = dispatch(0, out)
-            credit(worker)
-
-    return run
-
-
-def push_many(module: ModuleType, rows: int) -> Run:
-    """A request of `rows` rows: pushed at once, dispatched as one batch."""
-    queue = module.Batcher(1, 1, 4 * rows)
-    queue.attach(0, 0, rows)
-    slots = np.arange(rows, dtype=np.uint32)
-    out = np.zeros(rows, np.uint32)
-
-    def run(count: int) -> None:
-        for at in range(count // rows):
-            queue.push_many(0, slots, at, at)
-            queue.dispatch(at, out)
-            queue.credit(0)
-
-    return run
-
-
-def ring(module: ModuleType, rows: int) -> Run:
-    """A batch's whole way: submitted, taken, completed, reaped."""
-    memory = bytearray(module.RING_BYTES(rows))
-    server, worker = module.Ring(memory, rows, create=True), module.Ring(memory, rows)
-    slots, out = np.arange(rows, dtype=np.uint32), np.zeros(rows, np.uint32)
-    given, taken = np.ones(rows, np.float32), np.zeros(rows, np.float32)
-
-    def run(count: int) -> None:
-        for batch_id in range(count):
-            server.submit(batch_id, slots, rows)
-            worker.take(out)
-            worker.complete(batch_id, 0, rows, 1, 2, 3, given)
-            server.reap(taken)
-
-    return run
-
-
-def latencies_ns() -> list[int]:
-    """1,000 latencies about 9 ms, spread log-normally."""
-    spread = random.Random(1)
-    return [int(spread.lognormvariate(16, 1)) for _ in range(1000)]
-
-
-def histogram_record(module: ModuleType) -> Run:
-    """One latency recorded."""
-    counts, values = module.Histogram(), latencies_ns()
-
-    def run(count: int) -> None:
-        record = counts.record
-        for _ in range(count // len(values)):
-            for value in values:
-                record(value)
-
-    return run
-
-
-def histogram_quantile(module: ModuleType) -> Run:
-    """The 99th percentile of 1,000 recorded latencies."""
-    counts = module.Histogram()
-    for value in latencies_ns():
-        counts.record(value)
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            counts.quantile(0.99)
-
-    return run
-
-
-def histogram_merge(module: ModuleType) -> Run:
-    """One histogram of 1,000 latencies added to another."""
-    total, part = module.Histogram(), module.Histogram()
-    for value in latencies_ns():
-        part.record(value)
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            total.merge(part)
-
-    return run
-
-
-def quota(module: ModuleType) -> Run:
-    """One row routed among five lanes."""
-    lanes = module.Quota(5)
-    lanes.set_shares([5, 4, 3, 2, 1])
-
-    def run(count: int) -> None:
-        choose = lanes.choose
-        for _ in range(count):
-            choose(0b11111)
-
-    return run
-
-
-def quota_many(module: ModuleType) -> Run:
-    """Rows routed 64 at a time."""
-    lanes = module.Quota(5)
-    lanes.set_shares([5, 4, 3, 2, 1])
-    out = np.zeros(64, np.uint32)
-
-    def run(count: int) -> None:
-        for _ in range(count // 64):
-            lanes.choose_many(0b11111, 64, out)
-
-    return run
-
-
-def infer(module: ModuleType, numbers: int) -> Run:
-    """One plain JSON body of `numbers` numbers."""
-    out = np.zeros(numbers, np.float32)
-    plain = module.Plain("x", (numbers,), out)
-    data = [round(random.Random(1).uniform(-2.0, 2.0), 3 + at % 6) for at in range(numbers)]
-    tensor = {"name": "x", "shape": [1, numbers], "datatype": "FP32", "data": data}
-    body = json.dumps({"id": "r-17", "inputs": [tensor]}).encode()
-
-    def run(count: int) -> None:
-        parse = plain.parse
-        for _ in range(count):
-            parse(body)
-
-    return run
-
-
-# name, kernel, what makes it, operations a round of the kernel and of its twin
-CASES: tuple[tuple[str, str, Callable[[ModuleType], Run], int, int], ...] = (
-    ("request, depth 32, batch 8", "batcher", partial(batcher, depth=32, max_batch=8), 80_000, 400),
-    ("request, depth 256, batch 8", "batcher", partial(batcher, depth=256, max_batch=8), 80_000, 40),
-    (
-        "  with mixed deadlines, depth 32",
-        "batcher",
-        partial(batcher, depth=32, max_batch=8, ordered=False),
-        80_000,
-        400,
-    ),
-    (
-        "  with mixed deadlines, depth 256",
-        "batcher",
-        partial(batcher, depth=256, max_batch=8, ordered=False),
-        80_000,
-        40,
-    ),
-    ("request, depth 256, batch 1", "batcher", partial(batcher, depth=256, max_batch=1), 80_000, 10),
-    ("row of a 32-row request", "batcher", partial(push_many, rows=32), 320_000, 320),
-    ("batch of 8, there and back", "ring", partial(ring, rows=8), 80_000, 4_000),
-    ("batch of 32, there and back", "ring", partial(ring, rows=32), 80_000, 2_000),
-    ("record", "histogram", histogram_record, 200_000, 20_000),
-    ("quantile", "histogram", histogram_quantile, 20_000, 200),
-    ("merge", "histogram", histogram_merge, 20_000, 200),
-    ("choose among 5", "route", quota, 200_000, 20_000),
-    ("row of 64 chosen at once", "route", quota_many, 640_000, 19_200),
-    ("body of 64 numbers", "infer", partial(infer, numbers=64), 80_000, 400),
-)
+from bench.kernel_cases import CASES, Run
 
 
 def ns_each(run: Run, count: int) -> float:
@@ -213,6 +29,7 @@ def ns_each(run: Run, count: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each case")
+    parser.add_argument("--instructions", action="store_true", help="also count a kernel's instructions (valgrind)")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
     figures: dict[str, dict[str, float]] = {}
@@ -226,11 +43,18 @@ def main() -> None:
             "twin_ns": twin_ns,
             "ratio": twin_ns / kernel_ns,
         }
-    show(
-        "kernels: CPU nanoseconds an operation, medians",
-        ("operation", "kernel", "twin", "ratio"),
-        [(name, round(row["kernel_ns"]), round(row["twin_ns"]), row["ratio"]) for name, row in figures.items()],
-    )
+    columns = ["operation", "kernel", "twin", "ratio"]
+    rows: list[list[object]] = [
+        [name, round(row["kernel_ns"]), round(row["twin_ns"]), row["ratio"]] for name, row in figures.items()
+    ]
+    if options.instructions and (why := instructions.missing()):
+        print(why)
+    elif options.instructions:
+        columns.append("instructions")
+        for row, figure, count in zip(rows, figures.values(), instructions.counted(), strict=True):
+            figure["instructions"] = count
+            row.append(round(count))
+    show("kernels: CPU nanoseconds an operation, medians", columns, rows)
     write_json(options.json, {"bench": "kernels", "rounds": options.rounds, "figures": figures})
 
 

@@ -3,11 +3,12 @@
     python -m bench.wire [--rounds 5] [--seconds 3] [--workload w1 w2 w3] [--peers fastapi ...] [--json FILE]
 
 Every server's whole tree inherits core 0 and cannot leave it, the load generator has core 1.  Servers of a workload
-stay up together (idle ones sleep), rounds go through them in turn, and a ratio is taken within a round: the table has
-medians.  A round in which others used more than a tenth of a core is played again, a few times.  Bodies rotate over 512
-kinds that differ in length, id and values; in a pass of its own every answer is checked for both.  Clover runs with its
-defaults and one pinned variant, so that nothing changes meanwhile: receipts, metrics, limits, deadlines and ids are on.
-CPU is the tree's, from the scheduler's nanosecond counters.  Requires two cores, a C compiler and taskset.
+stay up together (idle ones sleep, or are stopped), rounds go through them in turn, and a ratio is taken within a round:
+the table has medians.  A round in which others used more than a tenth of a core is played again, a few times.  Bodies
+rotate over 512 kinds that differ in length, id and values; in a pass of its own every answer is checked for both.
+Clover runs with its defaults and one pinned variant, so that nothing changes meanwhile: receipts, metrics, limits,
+deadlines and ids are on.  CPU is the tree's, from the scheduler's nanosecond counters.  Requires two cores, a C
+compiler and taskset.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ SERVER_CORE, CLIENT_CORE = "0", "1"
 FOREIGN = 0.1
 _TRIES = 3
 _START_S = 180.0
+_WAKING_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -192,12 +194,31 @@ def started(peer: Peer, work: Workload, folder: Path) -> Iterator[tuple[int, int
             time.sleep(0.2)
         yield process.pid, port
     finally:
+        signal_all(process.pid, signal.SIGCONT)
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
         with contextlib.suppress(ProcessLookupError):  # and whatever it left behind
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def signal_all(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a whole tree."""
+    for each in tree(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, number)
+
+
+@contextlib.contextmanager
+def awake(pid: int, restless: bool) -> Iterator[None]:
+    """Let a server run that is stopped between its rounds, because it works without requests as well."""
+    if restless:
+        signal_all(pid, signal.SIGCONT)
+        time.sleep(_WAKING_S)
+    yield
+    if restless:
+        signal_all(pid, signal.SIGSTOP)
 
 
 def answers(port: int, request: bytes) -> bool:
@@ -253,9 +274,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     for peer in servers
                     if key in peer.workloads
                 }
-                for peer, (_, port) in up.items():
-                    if peer != "raw" and (wrong := bench.wrong(work, port, expected)):
-                        raise RuntimeError(f"{wrong} answers of {peer} are wrong in {key}")
+                for peer, (pid, port) in up.items():
+                    with awake(pid, peer in peers.RESTLESS):
+                        if peer != "raw" and (wrong := bench.wrong(work, port, expected)):
+                            raise RuntimeError(f"{wrong} answers of {peer} are wrong in {key}")
                 chosen = [item for item in MEASURES if item.workload == key and given.line in item.name]
                 for measure in chosen:
                     # Beside their own capacity stand those that do the same as Clover in one process.
@@ -267,7 +289,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         for peer in rounds:
                             pid, port = up[peer]
                             capacity = first[peer][at].per_s if first is not rounds else 0.0
-                            rounds[peer].append(bench.round(work, port, pid, measure, capacity))
+                            with awake(pid, peer in peers.RESTLESS):
+                                rounds[peer].append(bench.round(work, port, pid, measure, capacity))
     report(lines)
     write_json(given.json, {"lines": {m.name: _plain(by_server) for m, by_server in lines.items()}})
     return 0

@@ -18,9 +18,21 @@ PACKAGES = {
     "fastapi": ("fastapi", "uvicorn[standard]"),
     "litserve": ("litserve",),
     "mlserver": ("mlserver",),
+    "bentoml": ("bentoml",),
+    "ray": ("ray[serve]",),
+    "pytriton": ("nvidia-pytriton",),
 }
-TAKES = {"fastapi": ("w1", "w2", "w3"), "litserve": ("w1", "w2"), "mlserver": ("w1", "w2")}
+TAKES = {
+    "fastapi": ("w1", "w2", "w3"),
+    "litserve": ("w1", "w2"),
+    "mlserver": ("w1", "w2"),
+    "bentoml": ("w1", "w2"),
+    "ray": ("w1", "w2"),
+    "pytriton": ("w1", "w2", "w3"),
+}
 """The others' wires have no binary tensors."""
+RESTLESS = frozenset({"ray"})
+"""These use a tenth of a core without requests."""
 FOLDER = ROOT / ".venv-peers"
 
 
