@@ -86,6 +86,8 @@ cdef class Router(Model):
     @cython.locals(ticket=Ticket)
     cpdef remember(self, str request_id, Base given)
 
+    @cython.locals(now_ns=int64_t, link=Link)
+    cpdef reap(self)
     @cython.locals(now_ns=int64_t)
     cpdef _turn(self)
     @cython.locals(link=Link, slots=list, broken=list, count=Py_ssize_t, batcher=Batcher, formed=tuple)

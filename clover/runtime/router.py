@@ -443,17 +443,20 @@ class Router(Model):
         self._turn()
 
     def reap(self) -> None:
-        """Take every completion there is, hand out new batches, then answer."""
-        now_ns = self._now()
-        for link in tuple(self._lanes.links):
-            if link.broken:
+        """Take every completion there is, hand out new batches, then answer.  All families are told when any worker
+        of any rings: those that wait for no batch, and workers that hold none, cost next to nothing."""
+        now_ns = 0
+        for link in self._lanes.links[:]:
+            if link.broken or not link.batches:
                 continue
+            now_ns = now_ns or self._now()
             try:
                 self._take_completions(link, now_ns)
             except ValueError as error:
                 link.broken = True
                 self.lost(link.worker, f"it broke the protocol of its ring: {error}")
-        self._turn()
+        if now_ns:
+            self._turn()
 
     def silent(self, limit_ns: int) -> list[WorkerHandle]:
         """Workers that hold a batch and have completed nothing for longer than `limit_ns`."""
