@@ -163,10 +163,11 @@ class Plane:
     def send(self, connection: Connection, request: bytes) -> None:
         """All of a request, in pieces that fit."""
         at = 0
-        while at < len(request):
+        whole = memoryview(request)
+        while at < len(whole):
             room = connection.get_buffer(-1)
-            size = min(len(room), len(request) - at)
-            room[:size] = request[at : at + size]
+            size = min(len(room), len(whole) - at)
+            room[:size] = whole[at : at + size]
             connection.buffer_updated(size)
             at += size
 
