@@ -1,7 +1,7 @@
 """Rows in and out of a slab: whole arrays where the slots are consecutive, row by row where shapes vary.
 
-The front end copies a request's rows exactly once, here.  What a worker wrote is not trusted: a shape or length beyond
-its declaration is the model's failure, not the server's.
+The front end copies a request's rows once, here, or receives them where they belong (`FixedRows.view`).  What a worker
+wrote is not trusted: a shape or length beyond its declaration is the model's failure, not the server's.
 """
 
 from __future__ import annotations
