@@ -35,6 +35,7 @@ class AotiBackend:
 
     name = "aoti"
     compiles = True
+    imports: tuple[str, ...] = ()
 
     def available(self) -> str:
         """Empty if a C++ compiler is there."""

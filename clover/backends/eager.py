@@ -24,6 +24,7 @@ class EagerBackend:
 
     name = "eager"
     compiles = False
+    imports: tuple[str, ...] = ("safetensors.torch",)  # what the loaders of most families read weights with
 
     def available(self) -> str:
         """Always usable."""
