@@ -361,7 +361,7 @@ def run(options: argparse.Namespace, cache: Path) -> dict[str, Any]:
 
 def one_backend(options: argparse.Namespace, cache: Path, backend: str, variants: list[str]) -> dict[str, Any]:
     """Measure and print the tables of one backend."""
-    parts, alone = uvloop.run(swaps(cache, variants, options))
+    parts, alone = uvloop.run(swaps(cache, variants, options)) if options.rounds else ({}, {})
     names = [item.name for item in fields(Parts)]
     rows: list[list[object]] = []
     out: dict[str, Any] = {"swaps": {}, "standing": {}}
@@ -375,9 +375,10 @@ def one_backend(options: argparse.Namespace, cache: Path, backend: str, variants
         holds = (figures["total"] < LIMIT_MS, figures["beyond"] <= BEYOND_MS)
         rows.append([variant, *figures.values(), *("yes" if ok else "no" for ok in holds)])
         out["swaps"][variant] = figures
-    columns = ["variant", *figures, f"< {LIMIT_MS:g}", f"beyond <= {BEYOND_MS:g}"]
+    columns = ["variant", *out["swaps"].get(variants[0], ()), f"< {LIMIT_MS:g}", f"beyond <= {BEYOND_MS:g}"]
     where = f"{provenance()['cores']} cores, {options.rate:g} requests/s"
-    show(f"{backend}: {where}; ms, medians, measured", columns, rows)
+    if rows:
+        show(f"{backend}: {where}; ms, medians, measured", columns, rows)
     if options.standing:
         rows = []
         for variant in variants[:-1]:
@@ -399,7 +400,7 @@ def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", nargs="+", default=[], help="backends; all that can be used otherwise")
-    parser.add_argument("--rounds", type=int, default=7, help="swaps to every variant")
+    parser.add_argument("--rounds", type=int, default=7, help="swaps to every variant; 0 leaves them out")
     parser.add_argument(
         "--standing", type=int, default=2, help="swaps to every variant that stands by; 0 leaves them out"
     )
