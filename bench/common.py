@@ -223,6 +223,14 @@ def cpu_seconds(pids: Sequence[int]) -> float:
     return total / 1e9
 
 
+def busy_seconds() -> float:
+    """CPU seconds used on this machine so far."""
+    with open("/proc/stat") as lines:
+        words = next(iter(lines)).split()
+    ticks = sum(map(int, words[1:4])) + sum(map(int, words[6:8]))  # user, nice, system, irq, softirq
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def open_fds(pids: Sequence[int]) -> int:
     """Open file descriptors of some processes together."""
     total = 0

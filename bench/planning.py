@@ -117,8 +117,8 @@ async def stretch() -> AsyncIterator[Stretch]:
 
 
 def drive(url: str, rate: float) -> None:
-    """Be the load until standard input ends; then print [due ns, latency ms, status] of every request, and how many
-    were lost."""
+    """Be the load until standard input ends; then print [due ns, latency ms, status, variant] of every request, and how
+    many were lost."""
     images, _ = fashion_rows()
     bodies = binary_bodies(images, 512)
     ended = False
@@ -137,7 +137,7 @@ def drive(url: str, rate: float) -> None:
         waiting = asyncio.create_task(wait())
         result = await open_loop(url, "fashion", bodies, rate=now, seconds=FOREVER_S)
         await waiting
-        samples = [[s.due_ns, s.latency_ms, s.status] for s in result.samples]
+        samples = [[s.due_ns, s.latency_ms, s.status, s.variant] for s in result.samples]
         print(json.dumps({"samples": samples, "lost": result.lost}))
 
     uvloop.run(main())
@@ -359,7 +359,7 @@ def requests_in(seen: dict[str, Any], stretches: Sequence[Stretch]) -> dict[str,
     """The requests that were due in one of `stretches`."""
     samples = [
         (ms, status)
-        for due_ns, ms, status in seen.get("samples", ())
+        for due_ns, ms, status, _ in seen.get("samples", ())
         if any(own.begin_ns <= due_ns < own.end_ns for own in stretches)
     ]
     good = [ms for ms, status in samples if status == 200]

@@ -27,8 +27,8 @@ from clover.config import EnergyConfig
 from clover.errors import ProfileError
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
-MEASURING_VERSION = 3
-"""Raised whenever the measuring procedure changes what its figures mean."""
+MEASURING_VERSION = 4
+"""Raised whenever the measuring procedure, or how backends run a variant, changes what its figures mean."""
 
 _DISTRIBUTIONS = {
     "eager": ("torch",),

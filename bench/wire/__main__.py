@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.common import ROOT, cpu_seconds, free_port, provenance, show, tree, write_json
+from bench.common import ROOT, busy_seconds, cpu_seconds, free_port, provenance, show, tree, write_json
 from bench.wire import peers
 from bench.wire.workloads import WORKLOADS, Floats, Workload
 
@@ -162,14 +162,6 @@ class Bench:
         path = self.folder / "answers"
         self.run(work, port, 16, 0.0, 1.0, str(path))
         return work.wrong(path.read_bytes(), expected)
-
-
-def busy_seconds() -> float:
-    """CPU seconds used on this machine so far."""
-    with open("/proc/stat") as lines:
-        words = next(iter(lines)).split()
-    ticks = sum(map(int, words[1:4])) + sum(map(int, words[6:8]))  # user, nice, system, irq, softirq
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager

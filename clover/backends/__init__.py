@@ -48,6 +48,9 @@ class CompilingBackend(Backend, Protocol):
     compiles: bool
     """Whether there is an artifact to write before `load`."""
 
+    imports: tuple[str, ...]
+    """Modules beyond torch that `load` needs on CPU cores, as far as a process without threads may import them."""
+
     def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
         """Empty if this backend can take `variant` on `target`, otherwise the reason why not."""
 

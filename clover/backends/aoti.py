@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class AotiBackend:
 
     name = "aoti"
     compiles = True
+    imports: tuple[str, ...] = ()
 
     def available(self) -> str:
         """Empty if a C++ compiler is there."""
@@ -57,20 +58,10 @@ class AotiBackend:
         reason = self.available() or self.supports(family, variant, target)
         if reason:
             raise ProfileError(reason)
-        import torch
-        import torch._inductor
-
-        torch.set_num_threads(threads)
-        device = cuda.for_building(variant, target) if target.cuda else "cpu"
-        module, arguments, shapes = export(family, variant, device)
-        package = folder / PACKAGE
-        # One thread is compiled without any OpenMP region, which is both faster and safe to fork.
-        configs: dict[str, Any] = {} if target.cuda else {"cpp.threads": threads}
-        with torch.no_grad():
-            program = torch.export.export(module, arguments, dynamic_shapes=shapes)
-            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=configs)
-        if not target.cuda:
-            _extract_library(package, folder / LIBRARY)
+        if target.cuda:
+            make_package(family, variant, folder, {}, cuda.for_building(variant, target))
+        else:
+            make_library(family, variant, folder, threads, {})
 
     def load(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"
@@ -92,6 +83,33 @@ class AotiBackend:
                 return to_arrays(runner.run([to_tensor(a, s) for a, s in zip(inputs, specs, strict=True)]))
 
         return run
+
+
+def make_library(
+    family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, options: Mapping[str, Any]
+) -> None:
+    """Write package and library for `threads` threads of a CPU, compiled with these `options` of inductor."""
+    import torch
+
+    torch.set_num_threads(threads)
+    # One thread is compiled without any OpenMP region, which is both faster and safe to fork.
+    package = make_package(family, variant, folder, {**options, "cpp.threads": threads}, "cpu")
+    _extract_library(package, folder / LIBRARY)
+
+
+def make_package(
+    family: FamilySpec, variant: VariantSpec, folder: Path, configs: dict[str, Any], device: str
+) -> Path:
+    """Write the package for `device`, and give its path."""
+    import torch
+    import torch._inductor
+
+    module, arguments, shapes = export(family, variant, device)
+    package = folder / PACKAGE
+    with torch.no_grad():
+        program = torch.export.export(module, arguments, dynamic_shapes=shapes)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=configs)
+    return package
 
 
 def _on_gpu(package: Path, family: FamilySpec, variant: VariantSpec) -> Callable[..., Any]:

@@ -28,6 +28,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     compiles = True
+    imports: tuple[str, ...] = ("onnxruntime",)
 
     def available(self) -> str:
         """Empty if the packages of the extra `onnx` are installed."""

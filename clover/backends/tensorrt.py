@@ -78,6 +78,7 @@ class TensorRtBackend:
 
     name = "tensorrt"
     compiles = True
+    imports: tuple[str, ...] = ()
 
     def available(self) -> str:
         """Empty if the packages of the extra `tensorrt` fit together and a driver is loaded."""

@@ -106,7 +106,7 @@ class Pool:
         *,
         on_death: Callable[[Worker, str], None] | None = None,
     ) -> Worker:
-        """A new worker over `slab`, once it is ready: loaded, every batch size warmed.
+        """A new worker over `slab`, once it is ready: loaded and warmed.
 
         Raises WorkerError with the worker's own reason where it fails, dies or takes longer than `start_s` once it is
         its turn; nothing of it is left then, nor where the caller is cancelled.

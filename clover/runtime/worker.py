@@ -1,8 +1,8 @@
 """The worker process: one variant on one instance.  Forked by the zygote, never imported by the server.
 
-Life: pin, harden, say "loading", load, say "warming", run every batch size, say "ready", then turn: take a batch from
-the ring, gather its rows, run, scatter, complete (`runtime.turn`).  Told to exit, the worker answers what is in its
-ring first.
+Life: pin, harden, say "loading", load, say "warming", run batches of several sizes, say "ready", then turn: take a
+batch from the ring, gather its rows, run, scatter, complete (`runtime.turn`).  Told to exit, the worker answers what is
+in its ring first.
 
 On an emulated slice (`clover.runtime.pacing`) it attaches to the slice before it says anything, so that the instance
 cannot be destroyed under it, and hands batches back at the slice's pace.  Where its GPU is lost it says so and ends.
@@ -23,6 +23,7 @@ import faulthandler
 import fcntl
 import gc
 import logging
+import math
 import os
 import resource
 import select
@@ -43,8 +44,12 @@ from clover.runtime.turn import ParentGone, Run, Scores, Turn, say
 
 _log = logging.getLogger("clover.worker")
 
-WARM_S = 0.25
-"""Seconds after which warming only visits powers of two, where every batch size would take longer."""
+WARM_S = 0.02
+"""Seconds that warming on CPU cores may take, as far as what a row took so far tells.  A size that comes first later
+takes a few milliseconds more, once, and the larger it is the less that matters; a swap would wait for all of them."""
+
+WARM_GPU_S = 0.25
+"""The same on a GPU, whose libraries look for a kernel for each size; powers of two are visited in any case there."""
 
 _PR_SET_NO_NEW_PRIVS = 38
 _SETSIG = 10  # fcntl.F_SETSIG is missing from Python's fcntl
@@ -165,30 +170,47 @@ def _load(order: frames.WorkerOrder) -> tuple[Run, float]:
 
 
 def _warm(order: frames.WorkerOrder, run: Run, batches: Batches, scores: Scores | None) -> float:
-    """Run every batch size once on zeros, powers of two and the largest first; the others within WARM_S.
+    """Run batch sizes once on zeros, powers of two and the largest first, then the others.
 
     Frameworks prepare kernels per shape: the first batch of a size would take longer.  This also finds a module whose
-    answers do not match the family's declaration.  Plain Python may well refuse zeros or empty strings, and has
-    nothing to prepare: its failure here is only logged.  On an emulated slice the pace hides what a size costs first,
-    and dozens of workers start at once: powers of two suffice.
+    answers do not match the family's declaration, and, where memory is limited, one that finds no room for the largest
+    batch.  Plain Python may well refuse zeros or empty strings, and has nothing to prepare: its failure here is only
+    logged.  On an emulated slice the pace hides what a size costs first, and dozens of workers start at once: powers of
+    two suffice.
     """
     start_ns = time.monotonic_ns()
-    powers = {1 << power for power in range(order.max_batch.bit_length())} | {order.max_batch}
     inputs = example_inputs(order.family, order.max_batch)
-    for size in (*sorted(powers), *(size for size in range(order.max_batch, 0, -1) if size not in powers)):
-        if size not in powers and (order.emulated is not None or _ms_since(start_ns) > WARM_S * 1e3):
-            break
+    row_ms = 0.0
+    for size, until_ms in _sizes(order):
+        begin_ms = _ms_since(start_ns)
+        if begin_ms + row_ms * size > until_ms:
+            continue
         try:
             answers = run([array[:size] for array in inputs])
             batches.check(size, answers)
             if scores is not None:
                 scores.score(answers)
+            row_ms = (_ms_since(start_ns) - begin_ms) / size
         except Exception as error:
             if order.family.variant(order.variant).kind == "torch":
                 raise
             _log.info("%s does not take zeros: %s", order.variant, _reason(error))
             break
     return _ms_since(start_ns)
+
+
+def _sizes(order: frames.WorkerOrder) -> Iterator[tuple[int, float]]:
+    """Batch sizes to warm, and how many milliseconds after the start each has to be done."""
+    most = order.max_batch
+    powers = sorted({1 << power for power in range(most.bit_length())} | {most})
+    on_gpu = bool(order.visible_devices)
+    limited = order.emulated is not None or order.memory_bytes > 0
+    for size in powers:
+        yield size, math.inf if on_gpu or limited or size == 1 else WARM_S * 1e3
+    if order.emulated is None:
+        for size in range(most, 0, -1):
+            if size not in powers:
+                yield size, (WARM_GPU_S if on_gpu else WARM_S) * 1e3
 
 
 def _reason(error: BaseException) -> str:

@@ -39,9 +39,9 @@ class Worker:
     """One worker process.  Made by `Pool.spawn`, which returns it ready.
 
     `ring` is the server's side of its ring, and stays readable after its death.  `ready_ms` is the time from the order
-    to ready; `fork_ms`, `load_ms` and `warm_ms` are its parts as the worker measured them.  `overruns` of
-    `paced_batches` took longer than the emulated slice would have (0 elsewhere); `device_lost`: it ended because its
-    GPU is gone.
+    to ready; `fork_ms`, `load_ms` and `warm_ms` are its parts as the worker measured them, `said_ns` when it was first
+    heard to be in a state.  `overruns` of `paced_batches` took longer than the emulated slice would have (0 elsewhere);
+    `device_lost`: it ended because its GPU is gone.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Worker:
         self.fork_ms = 0.0
         self.load_ms = 0.0
         self.warm_ms = 0.0
+        self.said_ns: dict[str, int] = {}
         self.paced_batches = 0
         self.overruns = 0
         self.device_lost = False
@@ -188,6 +189,7 @@ class Worker:
 
     def _says(self, state: frames.WorkerState) -> None:
         assert self._ready is not None
+        self.said_ns.setdefault(state.state, time.monotonic_ns())
         self.fork_ms = state.fork_ms or self.fork_ms
         self.load_ms = state.load_ms or self.load_ms
         self.warm_ms = state.warm_ms or self.warm_ms

@@ -5,6 +5,9 @@ That is only safe while it has one thread: a lock that another thread holds duri
 ever.  So it is started with every thread pool off (`backends.child_environment`), touches no GPU, computes nothing,
 and counts its threads before each fork.
 
+What a backend needs beyond torch (`imports`) it imports before the first worker of that backend, which saves all those
+that follow tens of milliseconds.  A fork tries it first: what fails there, or leaves a thread, stays the workers' own.
+
 It obeys one socket: SPAWN forks a worker, STOP ends.  Being the workers' parent, it opens their pidfds (which it passes
 on) and reaps them.  At the end of the socket (the server is gone, however it went) it kills what is left and exits.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import select
@@ -22,6 +26,7 @@ import sys
 import time
 import traceback
 
+from clover import backends
 from clover.errors import WorkerError
 from clover.runtime import frames
 
@@ -34,12 +39,26 @@ def thread_count() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
+def may_import(name: str) -> bool:
+    """Whether a fork of this process could import `name`, and had one thread afterwards."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            importlib.import_module(name)
+            code = 0 if thread_count() == 1 else 1
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
+
+
 class Zygote:
     """Forks workers on the orders of one socket."""
 
     def __init__(self, server: socket.socket) -> None:
         self._server = server
         self._children: dict[int, int] = {}  # pidfd -> pid
+        self._tried: set[str] = set()
         self._poller = select.poll()
         self._poller.register(server.fileno(), select.POLLIN)
 
@@ -74,6 +93,9 @@ class Zygote:
 
     def _spawn(self, spawn: frames.Spawn, fds: tuple[int, ...]) -> None:
         threads = thread_count()
+        if threads == 1:
+            self._prepare(spawn.order.backend)
+            threads = thread_count()
         if threads != 1:
             reason = f"the zygote has {threads} threads instead of one: a fork of it could hang"
             frames.send(self._server, frames.Refused(token=spawn.token, reason=reason))
@@ -90,6 +112,16 @@ class Zygote:
         self._children[pidfd] = pid
         self._poller.register(pidfd, select.POLLIN)
         frames.send(self._server, frames.Spawned(token=spawn.token, pid=pid), (pidfd,))
+
+    def _prepare(self, backend: str) -> None:
+        """Import what the workers of `backend` would import, as far as that leaves no thread here."""
+        if backend in self._tried or backend not in backends.BACKENDS:
+            return
+        self._tried.add(backend)
+        for name in backends.get(backend).imports:
+            if name not in sys.modules and may_import(name):
+                importlib.import_module(name)
+        gc.freeze()
 
     def _become_worker(self, spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> None:
         """Never returns: whatever happens, this copy of the zygote must not go on as one."""

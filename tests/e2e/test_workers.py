@@ -254,15 +254,28 @@ def test_fashion_recognises_clothes(capsys):
                 workers.append(await pool.spawn(order(spec, "xlarge", cores=both, threads=len(both)), slab))
                 assert await client.infer(workers[-1], *range(32)) == 0
                 assert (slab.output(0)[:32].argmax(axis=1) == labels[:32]).mean() > 0.7
-                pool.start_s = 0.1
-                with pytest.raises(WorkerError, match=r"within 0\.1 s: still (loading|warming)"):
-                    await pool.spawn(order(spec, "xlarge"), slab)
-                await eventually(lambda: len(pool.workers) == len(workers))
         return report
 
     report = run(main())
     with capsys.disabled():
         print("\n" + "\n".join(report))
+
+
+def test_a_worker_that_is_not_ready_in_time_is_ended():
+    async def main():
+        async with started() as pool:
+            with slab_of("slow") as (spec, slab):
+                worker = await pool.spawn(order(spec), slab)
+                assert list(worker.said_ns) == ["loading", "warming", "ready"]
+                assert worker.started_at_ns < worker.said_ns["loading"] <= worker.said_ns["ready"]
+                endless = msgspec.structs.replace(spec.variants[0], parameters={"milliseconds": 60_000, "index": 0})
+                never = msgspec.structs.replace(spec, variants=(endless,))
+                pool.start_s = 1.0
+                with pytest.raises(WorkerError, match=r"within 1 s: still (loading|warming)"):
+                    await pool.spawn(order(never), slab)
+                await eventually(lambda: pool.workers == {worker})
+
+    run(main())
 
 
 def own_mb(pid):

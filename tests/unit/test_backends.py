@@ -130,6 +130,47 @@ def test_eager_runs_torch_and_python(toy):
     assert (subtracted == 2).all()
 
 
+MODULE = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, viewing):
+        super().__init__()
+        torch.manual_seed(1)
+        self.viewing = viewing
+        self.narrow, self.wide = torch.nn.Conv2d(1, 32, 3, padding=1), torch.nn.Conv2d(32, 4, 3, padding=1)
+        self.last = torch.nn.Linear(4 * 28 * 28, 10)
+
+    def forward(self, image):
+        found = self.wide(self.narrow(image))
+        flat = found.view(len(found), -1) if self.viewing else found.flatten(1)
+        return self.last(flat).softmax(1)
+
+def viewing(variant, folder):
+    return Net(True)
+
+def flattening(variant, folder):
+    return Net(False)
+"""
+
+
+@pytest.mark.parametrize(("loader", "order"), [("flattening", "channels_last"), ("viewing", "contiguous_format")])
+def test_wide_convolutions_are_channels_last_where_the_module_allows_it(loader, order, tmp_path, monkeypatch):
+    import torch
+
+    (tmp_path / "nets.py").write_text(MODULE)
+    fashion = families.load_family("fashion")
+    variant = msgspec.structs.replace(fashion.variants[0], loader=f"nets:{loader}")
+    spec = msgspec.structs.replace(fashion, folder=str(tmp_path), variants=(variant,))
+    module = families.resolve(variant.loader, tmp_path)(variant, tmp_path)
+    rows = np.random.RandomState(1).random_sample((3, 1, 28, 28)).astype(np.float32)
+    truth = module(torch.from_numpy(rows)).detach().numpy()
+    monkeypatch.setattr("clover.backends.eager.load_module", lambda *_: module)
+    run = backends.get("eager").load(spec, variant, Path(), 1)
+    assert module.wide.weight.is_contiguous(memory_format=getattr(torch, order))
+    np.testing.assert_allclose(run([rows])[0], truth, atol=1e-6)
+
+
 def test_what_a_backend_cannot_take(toy):
     simple = families.load_family(str(FAMILIES / "simple"))
     for name in ("aoti", "onnxruntime"):
@@ -241,5 +282,6 @@ def test_children_get_no_secrets():
     assert found["LC_ALL"] == "C"
     assert found["OMP_NUM_THREADS"] == found["OPENBLAS_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "1"
     assert found["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert found["ORT_DISABLE_TELEMETRY"] == "1"
     assert not {"AWS_SECRET_ACCESS_KEY", "CLOVER_TOKEN", "PYTHONSTARTUP"} & set(found)
     assert all(os.path.isabs(entry) for entry in found["PYTHONPATH"].split(os.pathsep))
