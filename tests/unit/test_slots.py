@@ -85,3 +85,22 @@ def test_far_deadlines_of_requests_long_answered_take_bounded_room() -> None:
         assert ticket.deadline_ns <= ticket.bucket.number << 20 <= ticket.deadline_ns * (1 + 1 / 512) + (17 << 20)
         wheel.discard(ticket)
     assert len(wheel._buckets) < 8000
+
+
+@given(st.lists(st.tuples(st.integers(0, 3 * SECOND), st.integers(0, 5)), max_size=60), st.integers(0, 30 * SECOND))
+def test_a_rate_is_what_was_counted_over_the_time_it_covers(steps: list[tuple[int, int]], after_ns: int) -> None:
+    rate, now_ns, seen = Rate(10), 7 * SECOND, []
+    for step_ns, count in steps:
+        now_ns += step_ns
+        rate.add(now_ns, count)
+        seen.append((now_ns, count))
+        if count == 3:
+            rate.per_s(now_ns)  # asking changes nothing
+    now_ns += after_ns
+    if not seen:
+        assert rate.per_s(now_ns) == 0.0
+        return
+    oldest = now_ns // SECOND - 10
+    total = sum(count for at_ns, count in seen if at_ns // SECOND >= oldest)
+    covered_s = (now_ns - max(seen[0][0], oldest * SECOND)) / SECOND
+    assert rate.per_s(now_ns) == pytest.approx(total / max(covered_s, 1.0))
