@@ -33,7 +33,7 @@ typedef struct {
     size_t sent, have, need;   /* need: bytes of the whole answer, 0 while its head is incomplete */
     size_t head;
     int status;
-    double due;
+    double due, began;         /* began: when its first byte was sent */
     char *in;
     size_t room;
 } Connection;
@@ -88,6 +88,7 @@ static void start(Connection *c, double due) {
     c->sent = c->have = c->need = 0;
     c->busy = 1;
     c->due = due;
+    c->began = now_s();
     push_on(c);
 }
 
@@ -111,9 +112,9 @@ static int understand(Connection *c) {
 static void finish(Connection *c, double now) {
     answered++;
     if (c->status == 200) {
-        float us = (float)(1e6 * (now - c->due));
+        float us[2] = {(float)(1e6 * (now - c->due)), (float)(1e6 * (now - c->began))};
         good++;
-        fwrite(&us, sizeof us, 1, times);
+        fwrite(us, sizeof us, 1, times);
     } else if (c->status == 429) refused++;
     else other++;
     if (answers) {
