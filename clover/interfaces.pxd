@@ -17,6 +17,7 @@ cdef class Model:
     cdef public str closed_reason
 
     cpdef Ticket open(self, Py_ssize_t rows)
+    cpdef double crowded(self) except? -1.0
     cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index)
     cpdef arrived(self, Ticket ticket)
     cpdef write(self, Ticket ticket, Py_ssize_t index, object rows)

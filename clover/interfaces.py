@@ -163,6 +163,11 @@ class Model:
         """Reserve `rows` slots; raises Overloaded or Unavailable and then holds nothing."""
         raise NotImplementedError
 
+    def crowded(self) -> float:
+        """Asked before a request is decoded: 0 where its rows may find room, else seconds after which to come again; it
+        counts as refused (429) then."""
+        raise NotImplementedError
+
     def ahead(self, rows: int, index: int) -> tuple[Ticket, memoryview] | None:
         """Slots for `rows` rows that a client is still sending, and the flat bytes of their input `index`, to be
         written by whoever receives them, before `arrived`.  None where that cannot be: the slots are not neighbours,

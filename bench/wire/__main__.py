@@ -78,7 +78,11 @@ class Round:
     cpu_us: float
     p50_us: float
     p99_us: float
+    sent_p99_us: float
+    """As `p99_us`, but counted from when a request was sent, not from when it was due."""
     failed: int
+    unsent: int
+    """Requests that still waited for a free connection, or for their answer, at the end."""
     foreign: float = field(default=0.0)
 
 
@@ -148,13 +152,14 @@ class Bench:
             if foreign < FOREIGN:
                 break
         _, good, refused, other, lost = map(int, words[:5])
-        times = np.fromfile(self.folder / "times", np.float32)
+        times = np.fromfile(self.folder / "times", np.float32).reshape(-1, 2)
         if not good:
             raise RuntimeError(f"no request was answered: {' '.join(words)}")
-        p50, p99 = np.quantile(times, (0.5, 0.99))
+        (p50, _), (p99, sent_p99) = np.quantile(times, (0.5, 0.99), axis=0)
         took = float(words[5])
         return Round(
-            good / took, good / used, 1e6 * used / good, float(p50), float(p99), refused + other + lost, foreign
+            good / took, good / used, 1e6 * used / good, float(p50), float(p99), float(sent_p99), refused + other,
+            lost, foreign
         )
 
     def wrong(self, work: Workload, port: int, expected: Callable[[Floats], Floats]) -> int:
@@ -336,13 +341,16 @@ def report(lines: dict[Measure, dict[str, list[Round]]]) -> None:
                     holds = part >= measure.must if measure.higher else part <= measure.must
                     verdict = f"{'>=' if measure.higher else '<='} {measure.must:g}: {'yes' if holds else 'no'}"
             cpu, p99 = (statistics.median(getattr(one, name) for one in rounds) for name in ("cpu_us", "p99_us"))
-            failed, foreign = sum(one.failed for one in rounds), max(one.foreign for one in rounds)
+            sent = statistics.median(one.sent_p99_us for one in rounds)
+            failed, unsent = sum(one.failed for one in rounds), sum(one.unsent for one in rounds)
+            foreign = max(one.foreign for one in rounds)
             span = f"{min(values):.0f}..{max(values):.0f}"
             rows.append(
                 [measure.name, peer, f"{statistics.median(values):.0f}", span, ratio, verdict, f"{cpu:.0f}",
-                 f"{p99:.0f}", failed, f"{foreign:.2f}"]
+                 f"{p99:.0f}", f"{sent:.0f}", failed, unsent, f"{foreign:.2f}"]
             )
-    columns = ["", "server", "median", "range", "ratio", "must", "CPU us/req", "p99 us", "failed", "foreign"]
+    columns = ["", "server", "median", "range", "ratio", "must", "CPU us/req", "p99 us", "after sending", "failed"]
+    columns += ["unsent", "foreign"]
     show(f"one core each, {where['processor']}, {where['date']}: measured", columns, rows)
 
 

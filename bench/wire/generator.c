@@ -4,11 +4,11 @@
  *
  * REQUESTS holds whole requests, each after its length (uint32); they leave in turn.  RATE 0 keeps one request in flight
  * on each connection.  Otherwise requests are due at the times of a Poisson process of RATE a second, whether or not
- * earlier answers have come, and wait for a free connection; latency counts from when they were due.  Latencies of
- * answers with status 200 go to TIMES (float, microseconds), in their order.  ANSWERS, where it is named, gets of every
- * answer the request's number, status and length (uint32), and the body.
+ * earlier answers have come, and wait for a free connection.  Of every answer with status 200, TIMES gets how long after
+ * the request was due it came, and how long after it was sent (floats, microseconds).  ANSWERS, where it is named, gets
+ * of every answer the request's number, status and length (uint32), and the body.
  *
- * Prints one line: answered, status 200, 429, other, lost connections, seconds.  An answer needs a Content-Length.
+ * Prints one line: answered, status 200, 429, other, unanswered at the end, seconds.  An answer needs a Content-Length.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

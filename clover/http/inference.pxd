@@ -12,6 +12,7 @@ cdef class InferEndpoint:
     cdef public Model model
     cdef public Signature signature
 
+    @cython.locals(wait_s=double)
     cpdef take(self, Exchange exchange, object body)
     @cython.locals(model=Model, request=InferRequest, ticket=Ticket)
     cpdef start(self, Exchange exchange, object body)

@@ -7,6 +7,7 @@ a ticket that was opened is closed exactly once: here, or by the connection that
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +22,9 @@ from clover.interfaces import Model, Ticket
 from clover.types import Receipt
 
 log = logging.getLogger("clover.http")
+
+
+_FULL = [b'{"error":"the queue is full"}']
 
 
 class Told:
@@ -52,6 +56,10 @@ class InferEndpoint:
 
     def take(self, exchange: Exchange, body: Body) -> None:
         """Start a request, or answer why not; never raises."""
+        wait_s = self.model.crowded()
+        if wait_s > 0.0:
+            exchange.finish(429, _FULL, b"Retry-After: %d\r\n" % math.ceil(wait_s))
+            return
         try:
             self.start(exchange, body)
         except RequestError as error:

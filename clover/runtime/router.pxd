@@ -51,6 +51,8 @@ cdef class Router(Model):
     cdef bint _scheduled
     cdef object _timer
     cdef int64_t _timer_ns
+    cdef int64_t _crowded_ns
+    cdef double _crowded_s
     cdef int64_t _batch_id
     cdef object _out
     cdef object _picked
@@ -61,6 +63,8 @@ cdef class Router(Model):
 
     @cython.locals(ticket=Ticket, now_ns=int64_t)
     cpdef Ticket open(self, Py_ssize_t rows)
+    @cython.locals(now_ns=int64_t)
+    cpdef double crowded(self) except? -1.0
     @cython.locals(ticket=Ticket, fixed=FixedRows, free=SlotAllocator)
     cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index)
     @cython.locals(ticket=Ticket)

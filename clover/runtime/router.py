@@ -61,6 +61,8 @@ log = logging.getLogger("clover.router")
 
 _MAX_RETRY_AFTER_S = 60.0
 _MIN_TIMER_S = 0.001
+_CROWDED_NS = 50_000_000
+"""For so long those that are refused are told the same."""
 _FOREVER_NS = 1 << 60
 """A deadline further away is this far away: 36 years."""
 _FEW = 8
@@ -134,6 +136,8 @@ class Router(Model):
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
+        self._crowded_ns = -_CROWDED_NS - 1
+        self._crowded_s = 0.0
         self._batch_id = 0
         self._out = np.zeros(max(spec.max_batch, 1), np.uint32)
         self._picked = np.zeros(slots, np.uint32)
@@ -185,6 +189,18 @@ class Router(Model):
                 write_array(self._memory, tensor, index, ticket.slots, rows)  # or says what is wrong with them
         else:
             write_bytes(self._memory, tensor, index, ticket.slots, rows, None)
+
+    def crowded(self) -> float:
+        """See `Model.crowded`: where more come than are served, most of the work would go into reading what is refused
+        in the end."""
+        if self._batcher.depth() < self._queue_rows or self._lanes.waiting() < self._queue_rows:
+            return 0.0
+        now_ns = self._now()
+        self.traffic.arrivals.add(now_ns, 1)
+        self.traffic.refused(429)
+        if now_ns - self._crowded_ns > _CROWDED_NS:
+            self._crowded_ns, self._crowded_s = now_ns, self._retry_after_s(now_ns)
+        return max(self._crowded_s, _MIN_TIMER_S)
 
     def ahead(self, rows: int, index: int) -> tuple[Ticket, memoryview] | None:
         """See `Model.ahead`.  Rows that clients take their time for never hold more than half of the slots."""

@@ -76,6 +76,7 @@ class FakeModel(Model):
         self.spec = spec
         self.closed_reason = ""
         self.roomy = False
+        self.wait_s = 0.0
         self.function = function
         self.loop = loop
         self.held = held
@@ -94,6 +95,9 @@ class FakeModel(Model):
         del self.tickets[:-64]
         self.open_tickets += 1
         return ticket
+
+    def crowded(self) -> float:
+        return self.wait_s
 
     def ahead(self, rows: int, index: int) -> tuple[FakeTicket, memoryview] | None:
         if not self.roomy:

@@ -275,3 +275,19 @@ def test_rows_that_vary_in_shape_are_not_lent() -> None:
     house = House(toy(inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1,), max_shape=(2,)),)), slots=16)
     house.route(0)
     assert house.router.ahead(1, 0) is None
+
+
+def test_a_queue_that_is_full_says_so_before_a_request_is_read() -> None:
+    house = House(slots=16, queue_rows=4)
+    (worker,) = house.route(0)
+    house.ask(4), house.ask(4)
+    assert house.router.crowded() == 0.0, "two batches are with the worker, and nothing waits"
+    house.ask(3)
+    assert house.router.crowded() == 0.0
+    house.ask(1)
+    assert house.router.crowded() == 1.0, "nothing was served yet that would tell how long it takes"
+    assert house.router.crowded() == 1.0
+    assert house.router.traffic.codes == {429: 2}
+    house.complete(worker)
+    house.loop.turn()
+    assert house.router.crowded() == 0.0

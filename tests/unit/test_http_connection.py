@@ -56,6 +56,23 @@ def test_a_valid_requests_answer_is_not_replaced_by_the_next_ones_error() -> Non
     assert d.transport.closed
 
 
+def test_a_full_queue_is_told_before_a_body_is_read() -> None:
+    d, model = held()
+    model.wait_s = 1.2
+    first, second = d.send(infer("a") + request("POST", INFER, b"{broken"))
+    for answer in (first, second):
+        assert answer.status == 429
+        assert answer.fields["retry-after"] == "2"
+        assert answer.json() == {"error": "the queue is full"}
+    assert model.open_tickets == 0
+    model.wait_s = 0.0
+    assert d.send(infer("b")) == []
+    model.run()
+    d.loop.settle()
+    assert [answer.status for answer in d.take()] == [200]
+    assert d.stats.requests == {429: 2, 200: 1}
+
+
 def test_one_write_per_connection_and_turn() -> None:
     d, model = held()
     d.feed(infer("a") + infer("b") + infer("c"))
