@@ -175,7 +175,8 @@ class Model:
         raise NotImplementedError
 
     def arrived(self, ticket: Ticket) -> None:
-        """All rows of a ticket that was opened `ahead` are there: it counts, and its latency counts, from now on."""
+        """All rows of a ticket that was opened `ahead` are there: it counts, and its latency counts, from now on.
+        Raises what `open` raises; the ticket stays open then."""
         raise NotImplementedError
 
     def write(self, ticket: Ticket, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:

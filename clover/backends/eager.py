@@ -84,19 +84,24 @@ class EagerBackend:
 
             return run
 
-        if not has_wide_convolutions(plain):
-            return runner(plain)
-        run = runner(plain.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        run = runner(plain)
+        wide = wide_convolutions(plain)
+        if not wide:
+            return run
+        for part in wide:
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         try:
-            run(example_inputs(family, 1))
-        except RuntimeError as error:
+            run(example_inputs(family, min(2, family.max_batch)))  # of one row any view of it is contiguous
+        except Exception as error:
             _log.debug("%s does not run channels last: %s", variant.name, error)
-            run = runner(plain.to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
+            for part in wide:
+                part.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return run
 
 
-def has_wide_convolutions(module: torch.nn.Module) -> bool:
-    """Whether channels last is worth its while."""
+def wide_convolutions(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """All convolutions of a module in which one is worth channels last; they hand the order on."""
     import torch
 
-    return any(isinstance(part, torch.nn.Conv2d) and part.in_channels >= WIDE for part in module.modules())
+    found = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)]
+    return list(found) if any(part.in_channels >= WIDE for part in found) else []

@@ -272,7 +272,7 @@ class Incoming(Outgoing):
         if exchange.close:
             self.closing = True
         if exchange.ahead is not None:
-            exchange.head.endpoint.arrived(exchange)
+            exchange.ahead[0].arrived(exchange)
         else:
             self._dispatch(exchange, body)
 
@@ -280,6 +280,8 @@ class Incoming(Outgoing):
         exchange, self._current = self._current, None
         if exchange is not None and exchange.ahead is not None:
             exchange.withdraw()  # nobody writes into slots that are others' then
+        if self.phase == BODY:
+            self.phase = IDLE
         self._chunks = None
         if self._view is not None:
             self._view = None

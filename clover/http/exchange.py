@@ -54,7 +54,8 @@ _LENGTHS = [b"%d\r\n" % size for size in range(_KNOWN)]
 class Exchange:
     """A request in its connection's order.  `reply` is None until answered, and `rest` what a long answer has besides;
     `interim` marks a client that waits for 100 Continue; `model` and `ticket` stand while rows are in the data plane;
-    `ahead` is the decoded request whose rows are received straight into the slots of `ticket`, until they are there."""
+    `ahead` is the endpoint and the decoded request whose rows are received straight into the slots of `ticket`, until
+    they are there."""
 
     __slots__ = ("ahead", "close", "connection", "head", "interim", "model", "reply", "request_id", "rest", "ticket")
 

@@ -87,18 +87,22 @@ class InferEndpoint:
         """Where the `size` bytes belong that follow the JSON `text` of a request and are still to come; None where they
         have to be looked at first.  Once they are all there, `arrived` starts the request; until then, `withdraw` of
         the exchange gives up the place, which nobody may write to any more."""
-        request = decode_ahead(self.signature, text, size)
-        found = self.model.ahead(request.rows, 0) if request is not None else None
+        try:
+            request = decode_ahead(self.signature, text, size)
+            found = self.model.ahead(request.rows, 0) if request is not None else None
+        except Exception:
+            log.exception("a request could not be read ahead")  # it is read in whole then
+            return None
         if found is None:
             return None
         exchange.model = self.model
-        exchange.ahead = request
+        exchange.ahead = self, request
         exchange.ticket, view = found
         return view
 
     def arrived(self, exchange: Exchange) -> None:
         """Start a request whose rows lie in their slots, or answer why not; never raises."""
-        request, exchange.ahead = exchange.ahead, None
+        (_, request), exchange.ahead = exchange.ahead, None
         ticket = exchange.ticket
         assert ticket is not None
         try:

@@ -9,6 +9,7 @@ cdef class Feedback:
     cdef public int64_t _rows
     cdef dict _known
     cdef readonly object _order
+    cdef readonly int64_t _held
 
-    @cython.locals(known=dict, before=tuple, answered=tuple, oldest=tuple, held=Py_ssize_t, room=Py_ssize_t)
+    @cython.locals(known=dict, before=tuple, answered=tuple, oldest=tuple)
     cpdef remember(self, str request_id, list lanes, list said)

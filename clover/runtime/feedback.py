@@ -37,6 +37,8 @@ class Feedback:
         self._known: dict[str, tuple[str, list[int], list[Said | None]]] = {}
         self._order: deque[tuple[str, list[int], list[Said | None]]] = deque()
         """What was remembered, oldest first; some of it no more, or again under the same id."""
+        self._held = 0
+        """Rows in it."""
 
     @property
     def on(self) -> bool:
@@ -58,15 +60,17 @@ class Feedback:
         answered = request_id, lanes, said
         known[request_id] = answered
         order.append(answered)
+        self._held += len(lanes)
         self.remembered += len(lanes)
         while self.remembered > self._rows:
             oldest = order.popleft()
+            self._held -= len(oldest[1])
             if known.get(oldest[0]) is oldest:
                 del known[oldest[0]]
                 self.remembered -= len(oldest[1])
-        held, room = len(order), 2 * len(known) + 1024
-        if held > room:  # what is remembered no more, and still has its place in the order
+        if self._held > 2 * self._rows:  # of ids that came again
             self._order = deque([one for one in order if known.get(one[0]) is one])
+            self._held = self.remembered
 
     def take(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
         """Count the labels of a request, one a row in their order, None for a row whose label is not known; what it

@@ -53,6 +53,7 @@ cdef class Router(Model):
     cdef int64_t _timer_ns
     cdef int64_t _crowded_ns
     cdef double _crowded_s
+    cdef readonly int64_t _lent
     cdef int64_t _batch_id
     cdef object _out
     cdef object _picked
@@ -69,6 +70,8 @@ cdef class Router(Model):
     cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index)
     @cython.locals(ticket=Ticket)
     cpdef arrived(self, Base given)
+    cdef _returned(self, Ticket ticket)
+    cdef _admit(self, Py_ssize_t rows, int64_t now_ns)
     @cython.locals(fixed=FixedRows)
     cpdef write(self, Base ticket, Py_ssize_t index, object rows)
     cpdef submit(

@@ -138,6 +138,7 @@ class Router(Model):
         self._timer_ns = 0
         self._crowded_ns = -_CROWDED_NS - 1
         self._crowded_s = 0.0
+        self._lent = 0  # slots that clients still write to
         self._batch_id = 0
         self._out = np.zeros(max(spec.max_batch, 1), np.uint32)
         self._picked = np.zeros(slots, np.uint32)
@@ -166,13 +167,7 @@ class Router(Model):
             if rows < 1:
                 raise self._refuse(BadRequest("a request needs at least one row"))
             raise self._refuse(TooLarge(f"a request of {rows} rows exceeds the queue of {self._queue_rows}"))
-        self.traffic.arrivals.add(now_ns, rows)
-        if self.closed_reason or not (self._lanes.live or self.hold):
-            raise self._refuse(Unavailable(self.closed_reason or "no worker of this model is ready", retry_after_s=1.0))
-        if self._batcher.depth() + rows > self._queue_rows:
-            if self._lanes.waiting() + rows > self._queue_rows:
-                raise self._refuse(Overloaded("the queue is full", retry_after_s=self._retry_after_s(now_ns)))
-            self._give_up(self.audits.queued(), "full")
+        self._admit(rows, now_ns)
         ticket = self._table.reserve(rows, now_ns)
         if ticket is None and self._give_up(self.audits.queued(), "full"):
             ticket = self._table.reserve(rows, now_ns)
@@ -203,12 +198,15 @@ class Router(Model):
         return max(self._crowded_s, _MIN_TIMER_S)
 
     def ahead(self, rows: int, index: int) -> tuple[Ticket, memoryview] | None:
-        """See `Model.ahead`.  Rows that clients take their time for never hold more than half of the slots."""
+        """See `Model.ahead`.  Clients that take their time never hold more than an eighth of the slots, and none while
+        fewer than half are free."""
         fixed = self._fixed_in[index]
         if fixed is None or rows < 1 or self.closed_reason or not (self._lanes.live or self.hold):
             return None
         free = self._table.free
-        if 2 * (free.free - rows) < free.slots or self._batcher.depth() + rows > self._queue_rows:
+        if 8 * (self._lent + rows) > free.slots or 2 * (free.free - rows) < free.slots:
+            return None
+        if self._batcher.depth() + rows > self._queue_rows:
             return None
         ticket = self._table.reserve(rows, self._now())
         if ticket is None:
@@ -217,13 +215,32 @@ class Router(Model):
         if view is None:
             self._table.close(ticket)
             return None
+        ticket.lent = True
+        self._lent += rows
         return ticket, view
 
     def arrived(self, given: Any) -> None:
-        """See `Model.arrived`."""
+        """See `Model.arrived`; raises what `open` raises, and the ticket stays open then."""
         ticket: Ticket = given
         ticket.arrival_ns = self._now()
-        self.traffic.arrivals.add(ticket.arrival_ns, len(ticket.slots))
+        self._returned(ticket)
+        self._admit(len(ticket.slots), ticket.arrival_ns)
+
+    def _returned(self, ticket: Ticket) -> None:
+        """Its client holds it no longer."""
+        if ticket.lent:
+            ticket.lent = False
+            self._lent -= len(ticket.slots)
+
+    def _admit(self, rows: int, now_ns: int) -> None:
+        """Count `rows` that arrive, and raise Unavailable or Overloaded where they cannot be taken."""
+        self.traffic.arrivals.add(now_ns, rows)
+        if self.closed_reason or not (self._lanes.live or self.hold):
+            raise self._refuse(Unavailable(self.closed_reason or "no worker of this model is ready", retry_after_s=1.0))
+        if self._batcher.depth() + rows > self._queue_rows:
+            if self._lanes.waiting() + rows > self._queue_rows:
+                raise self._refuse(Overloaded("the queue is full", retry_after_s=self._retry_after_s(now_ns)))
+            self._give_up(self.audits.queued(), "full")
 
     def write_elements(self, ticket: Ticket, index: int, rows: Sequence[bytes], dims: tuple[int, ...]) -> None:
         """As `write` for BYTES rows whose elements have the shape `dims`."""
@@ -347,6 +364,7 @@ class Router(Model):
             if ticket.marked:
                 self.audits.closed(ticket, now_ns)
         else:
+            self._returned(ticket)
             self.audits.given_up("lost", len(ticket.marked))
         ticket.on_done = None
         self._table.close(ticket)

@@ -47,6 +47,7 @@ class Ticket(Base):
         "heard",
         "key",
         "later",
+        "lent",
         "marked",
         "min_accuracy",
         "on_done",
@@ -84,6 +85,7 @@ class Ticket(Base):
         self.torn: tuple[int, ...] = ()
         """Rows whose slot may not hold the answer of the last variant of their path, and that have not been answered
         since: their worker died as it computed them, or they were sent back to an earlier variant."""
+        self.lent = False  # a client is still sending its rows
         self.phase = OPEN
         self.outstanding = 0
         self.deadline_ns = 0

@@ -30,6 +30,9 @@ from clover import backends
 from clover.errors import WorkerError
 from clover.runtime import frames
 
+_IMPORT_MS = 10_000
+"""So long an import may take that is tried; workers wait for it."""
+
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Sent by terminals and service managers to the whole group; the server alone decides when its workers end."""
 
@@ -40,8 +43,11 @@ def thread_count() -> int:
 
 
 def may_import(name: str) -> bool:
-    """Whether a fork of this process could import `name`, and had one thread afterwards."""
-    pid = os.fork()
+    """Whether a fork of this process could import `name` soon, and had one thread afterwards."""
+    try:
+        pid = os.fork()
+    except OSError:
+        return False
     if pid == 0:
         code = 1
         try:
@@ -49,7 +55,15 @@ def may_import(name: str) -> bool:
             code = 0 if thread_count() == 1 else 1
         finally:
             os._exit(code)
-    return os.waitpid(pid, 0)[1] == 0
+    watch = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(watch, select.POLLIN)
+        if not poller.poll(_IMPORT_MS):
+            signal.pidfd_send_signal(watch, signal.SIGKILL)
+        return os.waitpid(pid, 0)[1] == 0
+    finally:
+        os.close(watch)
 
 
 class Zygote:
@@ -120,7 +134,10 @@ class Zygote:
         self._tried.add(backend)
         for name in backends.get(backend).imports:
             if name not in sys.modules and may_import(name):
-                importlib.import_module(name)
+                try:
+                    importlib.import_module(name)
+                except Exception:  # what went well in the fork; workers say what is wrong, where it still is
+                    traceback.print_exc()
         gc.freeze()
 
     def _become_worker(self, spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> None:

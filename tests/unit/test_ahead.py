@@ -141,6 +141,20 @@ def test_a_family_that_takes_nothing_new_lends_nothing() -> None:
     assert d.send(binary()[-5:])[0].status == 503
 
 
+def test_rows_go_where_they_were_received_whatever_the_name_means_by_then() -> None:
+    d, model = serving()
+    ticket = begun(d, model, binary())
+    other = FakeModel(echo_family())
+    d.view.by_name["echo"] = other
+    model.closed_reason = "the model is unloaded"
+    head = d.connection.exchanges[0].head
+    head.endpoint = d.routes._endpoint(head, "echo") if hasattr(d.routes, "_endpoint") else head.endpoint
+    (answer,) = d.send(binary()[-5:])
+    assert answer.status == 200
+    assert model.tickets == [ticket]
+    assert not other.tickets
+
+
 def test_a_client_that_goes_away_leaves_no_slot_behind() -> None:
     for end in ("lost", "eof"):
         d, model = serving()
@@ -162,7 +176,7 @@ def test_a_body_that_never_comes_gives_its_slots_back() -> None:
     ticket = begun(d, model, binary())
     for _ in range(int(2 * LimitsConfig().body_s) + 4):
         d.hub.sweep(0.5)
-        d.loop.settle()
+    d.loop.settle()
     assert [one.status for one in d.take()] == [408]
     assert model.open_tickets == 0
     assert ticket.closed == 1
@@ -209,19 +223,53 @@ def test_a_refusal_of_rows_that_are_there_is_answered() -> None:
 # --- the router's side ------------------------------------------------------------------------------------------------
 
 
-def test_no_more_than_half_of_the_slots_are_lent() -> None:
-    house = House(slots=16)
+def test_no_more_than_an_eighth_of_the_slots_are_lent() -> None:
+    house = House(slots=64)
+    house.route(0)
+    for _ in range(2):
+        lent = []
+        while (found := house.router.ahead(1, 0)) is not None:
+            lent.append(found[0])
+        assert len(lent) == house.router._lent == 8
+        for ticket in lent[:4]:
+            house.router.close(ticket)
+            house.router.close(ticket)
+        assert house.router._lent == 4
+        for ticket in lent[4:]:
+            house.router.arrived(ticket)
+            house.router.close(ticket)
+        assert house.router._lent == 0
+        house.check_slots()
+    assert house.router.ahead(9, 0) is None
+    assert house.router.ahead(0, 0) is None
+
+
+def test_nothing_is_lent_while_fewer_than_half_of_the_slots_are_free() -> None:
+    house = House(slots=64)
+    house.route(0)
+    held = house.router.open(32)
+    assert house.router.ahead(1, 0) is None
+    house.router.close(held)
+    assert house.router.ahead(1, 0) is not None
+
+
+def test_rows_that_were_sent_ahead_are_admitted_like_others() -> None:
+    house = House(slots=64, queue_rows=4)
     house.route(0)
     lent = []
     while (found := house.router.ahead(1, 0)) is not None:
         lent.append(found[0])
-    assert len(lent) == 8
-    assert house.ask() is not None, "others find the other half"
+    house.ask(4), house.ask(4), house.ask(3)
+    house.router.arrived(lent[0])
+    house.router.submit(lent[0], house.done.append)
+    with pytest.raises(Overloaded):
+        house.router.arrived(lent[1])
+    house.router.closed_reason = "the model is unloaded"
+    with pytest.raises(Unavailable, match="unloaded"):
+        house.router.arrived(lent[2])
     for ticket in lent:
         house.router.close(ticket)
-    house.check_slots()
-    assert house.router.ahead(9, 0) is None
-    assert house.router.ahead(0, 0) is None
+    assert house.router._lent == 0
 
 
 def test_what_is_written_is_what_a_worker_reads_and_counts_from_when_it_is_there() -> None:

@@ -134,27 +134,47 @@ MODULE = """
 import torch
 
 class Net(torch.nn.Module):
-    def __init__(self, viewing):
+    def __init__(self, kind):
         super().__init__()
         torch.manual_seed(1)
-        self.viewing = viewing
+        self.kind = kind
+        self.deep = torch.nn.Conv3d(1, 1, 1)  # whose weights have no such order
         self.narrow, self.wide = torch.nn.Conv2d(1, 32, 3, padding=1), torch.nn.Conv2d(32, 4, 3, padding=1)
         self.last = torch.nn.Linear(4 * 28 * 28, 10)
 
     def forward(self, image):
         found = self.wide(self.narrow(image))
-        flat = found.view(len(found), -1) if self.viewing else found.flatten(1)
-        return self.last(flat).softmax(1)
+        if self.kind == "viewing":
+            found = found.view(len(found), -1)
+        elif self.kind == "mixing":  # of one row this is a view, whatever its order
+            found = found.view(len(found) * 4, 1, 28 * 28)
+        elif self.kind == "asserting":
+            assert found.is_contiguous()
+        return self.last(found.reshape(len(image), -1)).softmax(1)
 
 def viewing(variant, folder):
-    return Net(True)
+    return Net("viewing")
+
+def mixing(variant, folder):
+    return Net("mixing")
+
+def asserting(variant, folder):
+    return Net("asserting")
 
 def flattening(variant, folder):
-    return Net(False)
+    return Net("flattening")
 """
 
 
-@pytest.mark.parametrize(("loader", "order"), [("flattening", "channels_last"), ("viewing", "contiguous_format")])
+@pytest.mark.parametrize(
+    ("loader", "order"),
+    [
+        ("flattening", "channels_last"),
+        ("viewing", "contiguous_format"),
+        ("mixing", "contiguous_format"),
+        ("asserting", "contiguous_format"),
+    ],
+)
 def test_wide_convolutions_are_channels_last_where_the_module_allows_it(loader, order, tmp_path, monkeypatch):
     import torch
 

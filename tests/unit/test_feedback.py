@@ -96,6 +96,7 @@ def test_memory_is_bounded_and_the_oldest_go_first(given_: list[tuple[str, int]]
         while sum(kept.values()) > room:
             del kept[next(iter(kept))]
     assert found.remembered == sum(kept.values()) <= room
+    assert found.remembered <= sum(len(rows) for _, rows, _ in found._order) == found._held <= 2 * room
     for name, rows in kept.items():
         assert found.take(name, [0] * rows)["right"] == rows
     assert found.remembered == 0
@@ -108,7 +109,7 @@ def test_ids_that_come_again_and_again_do_not_push_others_out() -> None:
         found.remember("again", [SMALL], says(0))
     found.remember("b", [SMALL], says(0))
     assert found.remembered == 3
-    assert len(found._order) < 2000, "what is forgotten does not pile up"
+    assert sum(len(rows) for _, rows, _ in found._order) == found._held <= 6, "what is forgotten does not pile up"
     found.remember("c", [SMALL], says(0))
     with pytest.raises(NotFound):
         found.take("first", [0])

@@ -57,7 +57,7 @@ def test_what_a_backend_needs_leaves_no_thread(name, tmp_path):
 def test_sizes_that_are_warmed_on_cores_end_with_the_time_for_it(order):
     sizes = list(worker._sizes(order))
     assert [size for size, _ in sizes] == [1, 2, 4, 8, 12, 11, 10, 9, 7, 6, 5, 3]
-    assert [until for _, until in sizes] == [math.inf] + [worker.WARM_S * 1e3] * 11
+    assert [until for _, until in sizes] == [math.inf] * 2 + [worker.WARM_S * 1e3] * 10
 
 
 def test_the_largest_batch_is_tried_where_memory_is_limited(order):
