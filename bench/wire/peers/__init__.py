@@ -31,8 +31,8 @@ TAKES = {
     "pytriton": ("w1", "w2", "w3"),
 }
 """The others' wires have no binary tensors."""
-RESTLESS = frozenset({"ray"})
-"""These use a tenth of a core without requests."""
+RESTLESS = frozenset({"litserve", "ray"})
+"""These use a tenth of a core and more without requests (LitServe half of one)."""
 FOLDER = ROOT / ".venv-peers"
 
 
