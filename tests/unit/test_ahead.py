@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from clover.config import LimitsConfig
 from clover.errors import Overloaded, Unavailable
+from clover.runtime.rows import FixedRows
 from clover.types import FamilySpec, TensorSpec
 from tests.unit.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, family, request, tensor
 from tests.unit.router_fixture import SECOND, House
@@ -148,7 +149,7 @@ def test_rows_go_where_they_were_received_whatever_the_name_means_by_then() -> N
     d.view.by_name["echo"] = other
     model.closed_reason = "the model is unloaded"
     head = d.connection.exchanges[0].head
-    head.endpoint = d.routes._endpoint(head, "echo") if hasattr(d.routes, "_endpoint") else head.endpoint
+    assert d.routes._endpoint(head, "echo").model is other
     (answer,) = d.send(binary()[-5:])
     assert answer.status == 200
     assert model.tickets == [ticket]
@@ -298,16 +299,13 @@ def test_what_is_written_is_what_a_worker_reads_and_counts_from_when_it_is_there
 def test_slots_that_are_no_neighbours_are_not_lent() -> None:
     house = House(slots=16)
     house.route(0)
-    held = [house.router.open(1) for _ in range(7)]
-    for ticket in held[::2]:
-        house.router.close(ticket)
-    found = house.router.ahead(2, 0)
-    assert found is None or found[0].slots[1] == found[0].slots[0] + 1
-    if found is not None:
-        house.router.close(found[0])
-    for ticket in held[1::2]:
-        house.router.close(ticket)
-    house.check_slots()
+    (rows,) = FixedRows.of(house.slab, "input", house.spec.inputs)
+    assert rows is not None
+    assert rows.view([1, 3]) is None
+    view = rows.view([1, 2])
+    assert view is not None
+    view[:] = np.arange(4, dtype=np.float32).tobytes()
+    assert house.slab.input(0)[:4].tolist() == [[0, 0], [0, 1], [2, 3], [0, 0]]
 
 
 def test_nothing_is_lent_while_nobody_serves() -> None:
