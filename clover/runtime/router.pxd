@@ -74,13 +74,10 @@ cdef class Router(Model):
     cdef _admit(self, Py_ssize_t rows, int64_t now_ns)
     @cython.locals(fixed=FixedRows)
     cpdef write(self, Base ticket, Py_ssize_t index, object rows)
+    @cython.locals(ticket=Ticket, now_ns=int64_t, slots=list)
     cpdef submit(
-        self, Base ticket, object on_done, int64_t timeout_ns=*, double min_accuracy=*, bint cascade=*,
+        self, Base given, object on_done, int64_t timeout_ns=*, double min_accuracy=*, bint cascade=*,
         object context=*,
-    )
-    @cython.locals(now_ns=int64_t, slots=list)
-    cdef _submit(
-        self, Ticket ticket, object on_done, int64_t timeout_ns, double min_accuracy, bint cascade, object context
     )
     @cython.locals(ticket=Ticket, fixed=FixedRows)
     cpdef read(self, Base given, Py_ssize_t index)

@@ -248,7 +248,7 @@ class Router(Model):
 
     def submit(
         self,
-        ticket: Any,
+        given: Any,
         on_done: Callable[[Any], None],
         timeout_ns: int = 0,
         min_accuracy: float = 0.0,
@@ -256,17 +256,7 @@ class Router(Model):
         context: Any = None,
     ) -> None:
         """See `Model.submit`; also raises Unavailable where no worker that is good enough is there now."""
-        self._submit(ticket, on_done, timeout_ns, min_accuracy, cascade, context)
-
-    def _submit(
-        self,
-        ticket: Ticket,
-        on_done: Callable[[Any], None],
-        timeout_ns: int,
-        min_accuracy: float,
-        cascade: bool,
-        context: Any,
-    ) -> None:
+        ticket: Ticket = given
         if ticket.phase != OPEN:
             raise ValueError("a ticket is submitted once, while it is open")
         now_ns = self._now()
