@@ -27,7 +27,7 @@ from clover.config import EnergyConfig
 from clover.errors import ProfileError
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
-MEASURING_VERSION = 4
+MEASURING_VERSION = 5
 """Raised whenever the measuring procedure, or how backends run a variant, changes what its figures mean."""
 
 _DISTRIBUTIONS = {

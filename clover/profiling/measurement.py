@@ -2,6 +2,10 @@
 
 On a GPU a profile is measured on one instance of it, made for that and removed before the next.  A variant that a small
 instance has no memory for starts with the next larger one.
+
+A shared machine has fast and slow minutes, and the figures of variants are worth something only against each other.  So
+what was chosen is measured again in rounds, every cell of it once a round, and the medians over the rounds are kept: in
+a slow minute all variants are slow.  A GPU's instances are not made again for that; no neighbour has a share of them.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from clover.profiling.joules import Joules
 from clover.profiling.kept import Kept, frugal, labelled
 from clover.profiling.kept import write as write_rows
 from clover.profiling.places import Devices, device_cores, devices_of, emulated, on_cores, places_of, whole_layout
-from clover.profiling.records import accuracy_of, latency_of, require_published, typical_p95
+from clover.profiling.records import accuracy_of, latency_of, middle, require_published, typical_p95
 from clover.profiling.standing import Standing
 from clover.runtime.frames import WorkerOrder
 from clover.runtime.pool import Pool, Worker
@@ -49,6 +53,7 @@ from clover.types import (
     FamilyProfile,
     FamilySpec,
     LatencyMeasurement,
+    Method,
     Placement,
     VariantSpec,
 )
@@ -186,6 +191,7 @@ class _Measurement:
         self.steps = sum(map(len, candidates.values())) + len(spec.variants) * (len(places) - 1) + 1
         cascades = spec.confidence is not None and self.data.labelled
         self.steps += len(spec.variants) if cascades else 0
+        self.steps += self.effort.rounds if self.on_cores else 0
         others = await asyncio.to_thread(rows_module.load, spec, "calibration") if cascades else None
         backend: dict[str, str] = {}
         first: dict[str, int] = {}
@@ -205,6 +211,8 @@ class _Measurement:
                 for name in names:
                     if any((m.variant, m.backend) == (variant.name, name) for m in self.latency):
                         await self._larger(variant, name, place)
+        if self.on_cores:
+            await self._again(backend, {place.profile: place for place in places})
         cascade = await self._cascade(backend)
         busy = max(busy, await busy_share(cores))
         if busy > BUSY:
@@ -327,10 +335,34 @@ class _Measurement:
         found, self.latency = self.latency[kept:], self.latency[:kept]
         return found
 
-    async def _cell(
-        self, worker: Worker, variant: VariantSpec, name: str, place: Placement, threads: int, batch: int
-    ) -> None:
-        effort = self.effort
+    async def _again(self, backend: dict[str, str], places: dict[str, Placement]) -> None:
+        """Measure the cells of the chosen backends in rounds, and keep the medians instead of what was found first."""
+        chosen = [m for m in self.latency if m.backend == backend[m.variant]]
+        shares = self.effort.rounds
+        part = replace(
+            self.effort,
+            samples=math.ceil(self.effort.samples / shares),
+            least_s=self.effort.least_s / shares,
+            most_s=self.effort.most_s / shares,
+        )
+        found: dict[tuple[str, str, int], list[LatencyMeasurement]] = {}
+        for number in range(shares):
+            self._step(f"everything again, round {number + 1} of {shares}")
+            for name, profile, threads in dict.fromkeys((m.variant, m.profile, m.threads) for m in chosen):
+                place = places[profile]
+                async with self._worker(self.spec.variant(name), backend[name], place, threads) as worker:
+                    for batch in self.batches:
+                        cell, joules = await self._timed(worker, place, batch, part)
+                        one = latency_of(cell, name, profile, backend[name], threads, joules)
+                        found.setdefault((name, profile, batch), []).append(one)
+        for index, m in enumerate(self.latency):
+            if m.backend == backend[m.variant]:
+                self.latency[index] = middle(found[m.variant, m.profile, m.batch], m)
+
+    async def _timed(
+        self, worker: Worker, place: Placement, batch: int, effort: Effort
+    ) -> tuple[Cell, tuple[float, Method]]:
+        """Batches of one size, and joules a row with where they come from."""
         async with self.joules.window((place,)) as window:
             cell = await self._drive(
                 self.driver.cell,
@@ -340,7 +372,12 @@ class _Measurement:
                 least_s=effort.least_s,
                 most_s=effort.most_s,
             )
-        joules = window.joules(cell.rows, cell.cpu_s)
+        return cell, window.joules(cell.rows, cell.cpu_s)
+
+    async def _cell(
+        self, worker: Worker, variant: VariantSpec, name: str, place: Placement, threads: int, batch: int
+    ) -> None:
+        cell, joules = await self._timed(worker, place, batch, self.effort)
         self._keep(cell, variant, name, place, threads, joules)
         if self.on_cores and batch == self.batches[0] < self.batches[-1]:
             rested = await self._rested_j(worker, place, batch)

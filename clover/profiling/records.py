@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from clover.errors import ProfileError
@@ -34,6 +37,25 @@ def latency_of(
         cpu_s_per_row=cell.cpu_s / cell.rows,
         energy_j_per_row=joules[0],
         energy_method=joules[1],
+    )
+
+
+def middle(rounds: Sequence[LatencyMeasurement], rested: LatencyMeasurement) -> LatencyMeasurement:
+    """What several rounds found of one cell: the median of each figure over the rounds; what waking up costs is that of
+    `rested`, in proportion."""
+    first = rounds[0]
+    joules = statistics.median(m.energy_j_per_row for m in rounds)
+    return replace(
+        first,
+        samples=sum(m.samples for m in rounds),
+        mean_ms=statistics.median(m.mean_ms for m in rounds),
+        cv=statistics.median(m.cv for m in rounds),
+        p50_ms=statistics.median(m.p50_ms for m in rounds),
+        p95_ms=statistics.median(m.p95_ms for m in rounds),
+        p99_ms=statistics.median(m.p99_ms for m in rounds),
+        cpu_s_per_row=statistics.median(m.cpu_s_per_row for m in rounds),
+        energy_j_per_row=joules,
+        rested_j=rested.rested_j * joules / rested.energy_j_per_row if rested.rested_j else 0.0,
     )
 
 

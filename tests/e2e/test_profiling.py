@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from clover.config import ServerConfig, WorkersConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ProfileError
 from clover.families import load_family
+from clover.profiling import measurement, records
 from clover.profiling.effort import QUICK, Effort
 from clover.runtime.pool import Pool
-from clover.types import FamilyProfile, FamilySpec
+from clover.types import FamilyProfile, FamilySpec, LatencyMeasurement
 
 FAMILIES = Path(__file__).resolve().parents[1] / "families"
-SHORT = Effort(quick=True, samples=5, least_s=0.01, most_s=0.2, score_s=0.5, base_s=0.2, compile_s=0.0)
+SHORT = Effort(quick=True, samples=5, least_s=0.01, most_s=0.2, score_s=0.5, base_s=0.2, compile_s=0.0, rounds=2)
 
 
 def measure(spec: FamilySpec, folder: Path, **options: Any) -> FamilyProfile:
@@ -70,6 +72,31 @@ def test_toy_is_measured_whole(tmp_path: Path) -> None:
     assert profiles.ProfileStore(tmp_path).get("toy", profile.key) == profile
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert all(done < total for _, done, total in told)
+
+
+def test_what_was_chosen_is_measured_in_rounds_and_medians_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[LatencyMeasurement] = []
+
+    def noted(*of: Any) -> LatencyMeasurement:
+        seen.append(records.latency_of(*of))
+        return seen[-1]
+
+    monkeypatch.setattr(measurement, "latency_of", noted)
+    profile = measure(load_family(str(FAMILIES / "toy")), tmp_path)
+    chosen = [m for m in profile.latency if m.backend == profile.backend[m.variant]]
+    again = seen[-SHORT.rounds * len(chosen) :]
+    cells = [(m.variant, m.profile, m.batch) for m in again]
+    a_round = cells[: len(chosen)]
+    assert len(set(a_round)) == len(chosen)
+    assert cells == SHORT.rounds * a_round, "every cell once a round"
+    for m in chosen:
+        cell = (m.variant, m.profile, m.batch)
+        mine = [other for other, which in zip(again, cells, strict=True) if which == cell]
+        assert m.mean_ms == statistics.median(other.mean_ms for other in mine)
+        assert m.energy_j_per_row == statistics.median(other.energy_j_per_row for other in mine)
+        assert m.samples == sum(other.samples for other in mine)
 
 
 def test_published_accuracy_stands_in_for_an_evaluation_set(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from clover.profiling.choose import elect, faster
 from clover.profiling.drive import Driver
 from clover.profiling.effort import FULL, QUICK
 from clover.profiling.joules import Joules, Window
-from clover.profiling.records import typical_p95
+from clover.profiling.records import middle, typical_p95
 from clover.profiling.rows import load, pack
 from clover.profiling.score import agreement, answers, wilson
 from clover.profiling.standing import Standing
@@ -138,6 +138,15 @@ def test_threads_must_be_worth_it() -> None:
     assert faster({1: 0.8, 8: 3.2}, one)
     assert not faster({1: 0.95, 8: 3.8}, one)
     assert not faster({}, one)
+
+
+def test_rounds_leave_medians_and_what_waking_up_costs_in_proportion() -> None:
+    first = latency("x", 8, 4.0, rested_j=1.0)
+    rounds = [latency("x", 8, joules, mean_ms=ms, p99_ms=9 - ms) for joules, ms in ((2.0, 1.0), (9.0, 3.0), (3.0, 2.0))]
+    found = middle(rounds, first)
+    assert (found.mean_ms, found.p99_ms, found.energy_j_per_row, found.samples) == (2.0, 7.0, 3.0, 90)
+    assert found.rested_j == pytest.approx(0.75)
+    assert middle(rounds, latency("x", 8, 0.0)).rested_j == 0.0
 
 
 def test_batches_and_typical_p95() -> None:

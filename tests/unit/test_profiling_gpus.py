@@ -24,7 +24,7 @@ from clover.runtime.frames import WorkerOrder
 from clover.types import DeviceShape, EnergySample, Placement
 
 TOY = load_family(str(Path(__file__).resolve().parents[1] / "families" / "toy"))
-SHORT = Effort(quick=True, samples=2, least_s=0.0, most_s=0.01, score_s=0.05, base_s=0.02, compile_s=0.0)
+SHORT = Effort(quick=True, samples=2, least_s=0.0, most_s=0.01, score_s=0.05, base_s=0.02, compile_s=0.0, rounds=2)
 SIZES = {"1g.5gb": 1, "3g.20gb": 4, "7g.40gb": 8}
 
 
