@@ -1,6 +1,6 @@
 """Cascades live, beside BASE and the mix: accuracy by labels over HTTP, worker CPU a row, p95, at one rate.
 
-    python -m bench.cascade [--device cpu] [--rate R] [--passes 6] [--slo-ms 10] [--json FILE]
+    python -m bench.cascade [--device cpu] [--rate R] [--passes 6] [--slo-ms 10] [--waits] [--json FILE]
 
 Servers of the default family take turns, each under open-loop load (Poisson) of whole passes over the 5,000 held-out
 images, one a request, in an order of its own, at the same rate: by default 0.6 of what BASE serves in a closed loop.
@@ -8,6 +8,8 @@ images, one a request, in an order of its own, at the same rate: by default 0.6 
 `base`      the best variant on whole devices
 `cascade`   `--cascade --objective floor` at several accuracy floors, without a margin
 `mix`       the same without `--cascade`, its floor where the cascade before it landed
+
+Batching rules are the same for all: as rows come, or with `--waits` fuller batches as far as the SLO allows.
 
 Accuracy is counted by labels; every answer is held against its variant's own answer to that image, so that what a
 receipt says was asked is what answered, and (`agree`) against where scores computed apart say that it ends.  `offline`
@@ -178,6 +180,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second [0.6 of BASE's closed loop]")
     parser.add_argument("--passes", type=int, default=6, help="passes over the held-out images [6]")
     parser.add_argument("--slo-ms", type=float, default=10.0, help="p95 target [10]")
+    parser.add_argument("--waits", action="store_true", help="let every server's rows wait for fuller batches")
     parser.add_argument("--floors", default=",".join(map(str, FLOORS)), help="accuracy floors of the cascades")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
@@ -185,7 +188,7 @@ def main() -> None:
     bodies = binary_bodies(images, len(images))
     answers = expected(images)
     data = bodies, scorer(answers, labels), answers
-    device = ["--device", options.device]
+    device = ["--device", options.device, *(["--waits"] if options.waits else [])]
     found: list[Figures] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -219,7 +222,7 @@ def main() -> None:
         for number, item in enumerate(found)
     ]
     show(
-        f"{options.device}, {rate:.0f} requests/s, {options.passes} passes over {len(bodies)} images, SLO "
+        f"{options.device}{', waits' if options.waits else ''}, {rate:.0f} requests/s, {options.passes} passes over {len(bodies)} images, SLO "
         f"{options.slo_ms:g} ms (measured)",
         (*columns, "cut short", "agree", "failed", "mismatched"),
         table,
