@@ -25,7 +25,7 @@ from functools import lru_cache
 import msgspec
 import numpy as np
 
-from clover.planning.chains import Floats, Stages, play_once, stages_of
+from clover.planning.chains import Floats, Stages, play_once, stages_of, wait_of
 from clover.planning.objective import HYSTERESIS, Objective
 from clover.planning.problem import Problem
 from clover.planning.verify import half_width, keeps, within
@@ -64,16 +64,23 @@ class Verified:
 
 @lru_cache(maxsize=1024)
 def verify(
-    stages: Stages, rate: float, reach: tuple[float, ...], *, p95_ms: float, slo_ms: float, most_rows: int = MOST_ROWS
+    stages: Stages,
+    rate: float,
+    reach: tuple[float, ...],
+    wait_ms: float = 0.0,
+    *,
+    p95_ms: float,
+    slo_ms: float,
+    most_rows: int = MOST_ROWS,
 ) -> Verified:
-    """Play the cascade with at most `most_rows` rows, and judge the `p95_ms` that is told of it and its SLO.  Every
-    stage must be stable."""
+    """Play the cascade, whose rows wait so long at first, with at most `most_rows` rows, and judge the `p95_ms` that is
+    told of it and its SLO.  Every stage must be stable."""
     plays: list[tuple[Floats, Floats]] = []
     wanted = REPLICATIONS
     while True:
         for number in range(len(plays), wanted):
             seed = _SEED + len(stages) * number  # a play takes a seed a stage
-            plays.append(play_once(stages, rate, reach, rows=ROWS, warm_up=_WARM_UP, seed=seed))
+            plays.append(play_once(stages, rate, reach, wait_ms, rows=ROWS, warm_up=_WARM_UP, seed=seed))
         played_ms, half_width_ms = _p95(plays)
         above = [_late(play, slo_ms) for play in plays]
         late, doubt = float(np.mean(above)), float(half_width(above))
@@ -118,7 +125,8 @@ def _judged(problem: Problem, objective: Objective, candidate: Candidate) -> Ver
     point = _point(problem.points, candidate)
     stages = tuple(lane.workers for lane in stages_of(problem, candidate.configuration, point))
     prediction = candidate.prediction
-    return verify(stages, problem.rate, point.reach, p95_ms=prediction.p95_ms, slo_ms=objective.slo_ms)
+    wait_ms = wait_of(point.chain, candidate.routing)
+    return verify(stages, problem.rate, point.reach, wait_ms, p95_ms=prediction.p95_ms, slo_ms=objective.slo_ms)
 
 
 def _point(points: Sequence[ChainPoint], candidate: Candidate) -> ChainPoint:

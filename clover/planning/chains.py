@@ -18,7 +18,6 @@ configurations is gone through instead.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,10 +29,12 @@ from numpy.typing import NDArray
 
 from clover._native import lanes
 from clover.errors import PlanError
+from clover.planning.chain_waits import energy_j, worth
 from clover.planning.formulation import Formulation, Member
-from clover.planning.objective import Objective
+from clover.planning.objective import HYSTERESIS, Objective
 from clover.planning.problem import Problem
 from clover.planning.queueing import Lane, Service, lane_of, play
+from clover.planning.waits import MARGIN, TICK_MS
 from clover.types import Candidate, ChainPoint, Configuration, Prediction, Routing
 
 Floats = NDArray[np.float64]
@@ -59,31 +60,27 @@ _HELD = (0.0, 1.0, 0.7, 0.5)  # parts of the SLO that the stages share, one afte
 _MISS = 0.95
 
 
-def energy_j(lanes_: Sequence[Lane], rate: float, reach: Sequence[float]) -> float:
-    """Joules above idle of a row, over all stages it is asked of."""
-    return sum(part * lane.energy_j(rate * part) for lane, part in zip(lanes_, reach, strict=True))
-
-
-def played_ms(stages: Stages, rate: float, reach: tuple[float, ...]) -> Floats:
+def played_ms(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> Floats:
     """Equally likely latencies (ms, ascending) of rows that come to the workers of the first stage at `rate` rows a
-    second, and to those of the others as far as they go on.  Every stage must be stable."""
+    second and wait there for a full batch, and to those of the others as far as they go on.  Every stage must be
+    stable."""
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
-    return _played_ms(stages, math.exp(step * _RATE_STEP), tuple(float(f"{part:.4g}") for part in reach))
+    return _played_ms(stages, math.exp(step * _RATE_STEP), tuple(float(f"{part:.4g}") for part in reach), wait_ms)
 
 
 @lru_cache(maxsize=2048)
-def _played_ms(stages: Stages, rate: float, reach: tuple[float, ...]) -> Floats:
-    values, cumulated = play_once(stages, rate, reach, rows=ROWS, warm_up=_WARM_UP, seed=_SEED)
+def _played_ms(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float) -> Floats:
+    values, cumulated = play_once(stages, rate, reach, wait_ms, rows=ROWS, warm_up=_WARM_UP, seed=_SEED)
     latencies: Floats = values[np.searchsorted(cumulated, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)]
     latencies.setflags(write=False)
     return latencies
 
 
 def play_once(
-    stages: Stages, rate: float, reach: Sequence[float], *, rows: int, warm_up: int, seed: int
+    stages: Stages, rate: float, reach: Sequence[float], wait_ms: float = 0.0, *, rows: int, warm_up: int, seed: int
 ) -> tuple[Floats, Floats]:
     """Latencies (ms, ascending) of `rows` rows that come after `warm_up` others, and the share of all rows that take no
-    longer than each: the last is 1."""
+    longer than each: the last is 1.  A wait is played a tick of its timer longer than asked for."""
     rng = np.random.default_rng(seed)
     begun_s = np.cumsum(rng.exponential(1.0 / rate, warm_up + rows))
     now_s, going, end = begun_s.copy(), np.arange(len(begun_s)), np.zeros(len(begun_s), np.int8)
@@ -94,7 +91,8 @@ def play_once(
         if not len(going):
             break
         going = going[np.argsort(now_s[going], kind="stable")]
-        took_s = play(workers, now_s[going], seed=seed + at, together=at > 0)
+        held_ms = wait_ms + TICK_MS if at == 0 and wait_ms else 0.0
+        took_s = play(workers, now_s[going], seed=seed + at, together=at > 0, wait_ms=held_ms)
         now_s[going] = np.round(now_s[going] + took_s, 9)  # rows of a batch end at one instant, to the last digit
     values, end = (now_s - begun_s)[warm_up:] * 1e3, end[warm_up:]
     share = np.array(reach) - np.append(reach[1:], 0.0)
@@ -107,29 +105,32 @@ def play_once(
 def evaluate(
     problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint, *, play: bool = True
 ) -> Candidate:
-    """What `point` does on a configuration that has the variants of its chain; others stand by.  Without `play` p95 is
-    left open (infinite) and not held against it."""
+    """What `point` does on a configuration that has the variants of its chain; others stand by.  Where rows may wait,
+    with the most frugal wait (`chain_waits`) that keeps the SLO.  Without `play` p95 is left open (infinite) and not
+    held against it, and joules are the least that a wait may lead to."""
     stages = stages_of(problem, configuration, point)
     loads = [
         problem.rate * part / lane.capacity if lane.groups else math.inf
         for lane, part in zip(stages, point.reach, strict=True)
     ]
     why, p95_ms, joules = "", math.inf, math.inf
+    wait_ms = 0.0
     if max(loads) > objective.max_utilisation:
         at = loads.index(max(loads))
         why = f"{point.chain[at]} would be at {loads[at]:.0%} of its capacity"
     if max(loads) < 1.0:
-        joules = energy_j(stages, problem.rate, point.reach)
-        if play:
-            latencies = played_ms(tuple(lane.workers for lane in stages), problem.rate, point.reach)
-            p95_ms = float(np.quantile(latencies, _MISS))
+        ways = [(energy_j(stages, problem.rate, point.reach), 0.0)]
+        if problem.objective.waits and not why:
+            least_j = HYSTERESIS * objective.base_energy_j
+            ways = worth(stages, problem.rate, point.reach, objective.slo_ms, least_j) + ways
+        (joules, wait_ms), p95_ms = _first_kept(stages, problem.rate, point.reach, ways, objective.slo_ms, play=play)
     if not why and play and p95_ms > objective.slo_ms:
         why = f"p95 {p95_ms:.2f} ms exceeds the SLO of {objective.slo_ms:.2f} ms"
     if not why and point.accuracy < objective.planned_floor:
         why = f"accuracy {point.accuracy:.2f} % is below {objective.floor_text}"
     return Candidate(
         configuration=configuration,
-        routing=routing_of(point, configuration),
+        routing=routing_of(point, configuration, wait_ms),
         prediction=Prediction(
             p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(max(loads), 1e9)
         ),
@@ -137,6 +138,27 @@ def evaluate(
         feasible=not why,
         why=why,
     )
+
+
+def _first_kept(
+    stages: Sequence[Lane],
+    rate: float,
+    reach: tuple[float, ...],
+    ways: Sequence[tuple[float, float]],
+    slo_ms: float,
+    *,
+    play: bool,
+) -> tuple[tuple[float, float], float]:
+    """The first of `ways` (joules, wait) that keeps the SLO, with `MARGIN` where rows wait, or the last, and its p95;
+    without `play` the first of all."""
+    if not play:
+        return ways[0], math.inf
+    workers = tuple(lane.workers for lane in stages)
+    for way in ways:
+        p95_ms = float(np.quantile(played_ms(workers, rate, reach, way[1]), _MISS))
+        if p95_ms <= (1.0 - MARGIN) * slo_ms:
+            break
+    return way, p95_ms
 
 
 def stages_of(problem: Problem, configuration: Configuration, point: ChainPoint) -> list[Lane]:
@@ -149,11 +171,21 @@ def stages_of(problem: Problem, configuration: Configuration, point: ChainPoint)
     return [lane_of(tuple(members)) for members in groups.values()]
 
 
-def routing_of(point: ChainPoint, configuration: Configuration) -> Routing:
+def routing_of(point: ChainPoint, configuration: Configuration, wait_ms: float = 0.0) -> Routing:
     """How rows follow `point`; a variant alone needs no chain, and variants that stand by get no rows."""
     by = {group.variant: 0.0 for group in configuration} | ends_of(point)
     chained = len(point.chain) > 1
-    return Routing(shares=by, chain=point.chain if chained else (), thresholds=point.thresholds if chained else ())
+    return Routing(
+        shares=by,
+        wait_ms={point.chain[0]: wait_ms} if wait_ms else {},
+        chain=point.chain if chained else (),
+        thresholds=point.thresholds if chained else (),
+    )
+
+
+def wait_of(chain: Sequence[str], routing: Routing) -> float:
+    """Milliseconds that rows wait at the first stage of `chain`."""
+    return routing.wait_ms.get(chain[0], 0.0)
 
 
 def ends_of(point: ChainPoint) -> dict[str, float]:
@@ -203,9 +235,9 @@ def best_chains(
         return sorted(good, key=lambda candidate: -candidate.score)
     failed = Counter[tuple[str, ...]]()
     tried = number = 0
-    for worth, point in ranked:
+    for hope, point in ranked:
         best = max([beat, *(candidate.score for candidate in good)])
-        if worth <= best or number >= POINTS or tried >= TRIED:
+        if hope <= best or number >= POINTS or tried >= TRIED:
             break
         if failed[point.chain] >= FAILED:
             continue
@@ -226,8 +258,9 @@ def _best_of(
     space: Sequence[Configuration],
     beat: float,
 ) -> list[Candidate]:
-    """The best few of all configurations under all points that are worth more than `beat`.  Scores are known without
-    playing: so the first that keep the SLO, from the best down, are they.  Several, as one may not be verified."""
+    """The best few of all configurations under all points that are worth more than `beat`.  What each can score at best
+    is known without playing, and it does score that where no row waits: so they are played from the best down, until
+    none that is left could be one of the few.  Several, as one may not be verified."""
     weighed = []
     for configuration in space:
         variants = {group.variant for group in configuration}
@@ -237,8 +270,14 @@ def _best_of(
                 if seen.feasible and seen.score > beat:
                     weighed.append((seen.score, configuration, point))
     weighed.sort(key=lambda item: -item[0])
-    played = (evaluate(problem, objective, configuration, point) for _, configuration, point in weighed)
-    return list(itertools.islice((candidate for candidate in played if candidate.feasible), SPARE))
+    good: list[Candidate] = []
+    for hope, configuration, point in weighed:
+        if sum(candidate.score >= hope - 1e-12 for candidate in good) >= SPARE:
+            break
+        candidate = evaluate(problem, objective, configuration, point)
+        if candidate.feasible:
+            good.append(candidate)
+    return sorted(good, key=lambda candidate: -candidate.score)[:SPARE]
 
 
 def on_configuration(problem: Problem, objective: Objective, configuration: Configuration) -> list[Candidate]:
@@ -277,9 +316,7 @@ def _configurations(problem: Problem, objective: Objective, point: ChainPoint, s
 
 def _members(problem: Problem, objective: Objective, point: ChainPoint, part: float) -> list[Member]:
     """The stages as families of their own, each held to its part of `part` of the SLO; to what others leave for 0."""
-    own = [
-        {key: service for key, service in problem.services.items() if key[0] == variant} for variant in point.chain
-    ]
+    own = [{key: service for key, service in problem.services.items() if key[0] == variant} for variant in point.chain]
     spent_ms = [min((service.mean_ms[0] for service in services.values()), default=0.0) for services in own]
     total_ms = max(sum(spent_ms), 1e-9)
     return [

@@ -34,9 +34,7 @@ def permitted(problem: Problem, objective: Objective, configuration: Configurati
     return joint(problem, objective, [configuration])
 
 
-def joint(
-    problem: Problem, objective: Objective, configurations: Iterable[Configuration]
-) -> tuple[Candidate, ...]:
+def joint(problem: Problem, objective: Objective, configurations: Iterable[Configuration]) -> tuple[Candidate, ...]:
     """The same of several configurations together: what no other configuration with its chain and thresholds beats."""
     points: dict[Point, tuple[Configuration, ChainPoint]] = {}
     for configuration in configurations:
@@ -47,18 +45,17 @@ def joint(
     kept: dict[Point, Candidate] = {}
     while points:
         drawn = hull(tuple(points))
-        late = []
         for at in drawn:
-            if at not in kept:
-                found = evaluate(problem, objective, *points[at])
-                if found.feasible:
-                    kept[at] = found
-                else:
-                    late.append(at)
-        if not late:
+            if at in kept:
+                continue
+            pair = points.pop(at)
+            found = evaluate(problem, objective, *pair)
+            if found.feasible:  # where it was drawn, or above that: with shorter waits than were hoped for
+                lies = drawn_at(found)
+                points.setdefault(lies, pair)
+                kept.setdefault(lies, found)
+        if all(at in kept for at in drawn):
             return tuple(kept[at] for at in drawn)
-        for at in late:
-            del points[at]
     return ()
 
 

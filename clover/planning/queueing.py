@@ -196,13 +196,13 @@ class Lane:
         ordered = sorted(self.groups, key=lambda group: group[0].mean_ms)
         return tuple(service for service, number in ordered for _ in range(number))
 
-    def batch(self, rate: float, share: float = 1.0) -> float:
-        """Expected rows of a batch, weighted by the rows its workers take."""
-        return sum(part * size for part, _, size in self._batches(rate, share))
+    def batch(self, rate: float, share: float = 1.0, *, wait_ms: float = 0.0) -> float:
+        """Expected rows of a batch, weighted by the rows its workers take; rows wait up to `wait_ms` for a full one."""
+        return sum(part * size for part, _, size in self._batches(rate, share, wait_ms))
 
-    def energy_j(self, rate: float, share: float = 1.0) -> float:
-        """Expected joules of a row at that rate."""
-        own = zip(self._batches(rate, share), self.groups, strict=True)
+    def energy_j(self, rate: float, share: float = 1.0, *, wait_ms: float = 0.0) -> float:
+        """Expected joules of a row at that rate; rows wait up to `wait_ms` for a full batch."""
+        own = zip(self._batches(rate, share, wait_ms), self.groups, strict=True)
         return sum(
             part * (service.energy_j(size) + service.resting_j(size, rate * part / number))
             for (part, service, size), (_, number) in own
@@ -228,9 +228,17 @@ class Lane:
         slow = [i for i, (service, _) in enumerate(self.groups) if service.mean_ms[0] >= limit_ms]
         return 0.5 * sum(min(self.parts[i], self.groups[i][1] / self.count) for i in slow)
 
-    def _batches(self, rate: float, share: float) -> list[tuple[float, Service, float]]:
+    def _batches(self, rate: float, share: float, wait_ms: float = 0.0) -> list[tuple[float, Service, float]]:
+        gathered = 1.0 + rate * wait_ms * 1e-3  # while the first row of a batch waits
         return [
-            (part, service, expected_batch(service, rate * part / number, self.count, share))
+            (
+                part,
+                service,
+                min(
+                    max(expected_batch(service, rate * part / number, self.count, share), gathered),
+                    float(service.max_batch),
+                ),
+            )
             for part, (service, number) in zip(self.parts, self.groups, strict=True)
         ]
 
@@ -371,10 +379,17 @@ def _arrivals(share: float) -> Floats:
     return np.cumsum(gaps)
 
 
-def play(workers: Sequence[Service], arrivals_s: Floats, *, seed: int = _SEED, together: bool = False) -> Floats:
-    """Latencies (seconds) of rows that arrive at `arrivals_s` (ascending) in front of `workers`; `together`: rows of
-    one instant may share a batch, as those that go on from one."""
-    return _simulated(workers, arrivals_s, seed=seed, together=together).latency_s
+def play(
+    workers: Sequence[Service],
+    arrivals_s: Floats,
+    *,
+    seed: int = _SEED,
+    together: bool = False,
+    wait_ms: float = 0.0,
+) -> Floats:
+    """Latencies (seconds) of rows that arrive at `arrivals_s` (ascending) in front of `workers` and wait up to
+    `wait_ms` for a full batch; `together`: rows of one instant may share a batch, as those that go on from one."""
+    return _simulated(workers, arrivals_s, seed=seed, together=together, wait_ms=wait_ms).latency_s
 
 
 def _simulated(

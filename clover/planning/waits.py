@@ -13,7 +13,7 @@ the way of the full one behind it.)
 
 **How they are chosen.**  Each lane has a few options: as it is; waits of a third, two thirds and all of its *room*; and
 the room that smaller batches leave.  The room is the longest wait after which a batch of the rows gathered meanwhile,
-even at `_MORE` times the rate, still ends within `_ROOM` of the SLO in 19 of 20 cases: so neither a rate that moves
+even at `MORE` times the rate, still ends within `ROOM` of the SLO in 19 of 20 cases: so neither a rate that moves
 before the next plan, upwards or downwards, nor a machine that is a little slower than its profile breaks the promise.
 Each option is played by the simulator on the same arrivals as the lane without it, `ROWS` rows long.  Of the energy
 only the ratio of the two plays is taken, on top of the closed form that the search compares configurations by.  Of
@@ -22,7 +22,7 @@ options without fewer late rows a longer wait has to save another `LEAST_GAIN` o
 Of rows that fall into several lanes 95 % must be within the SLO, and the share of late rows of all lanes is the sum of
 their own: so the choice is a knapsack with one constraint, solved exactly over the fronts of (late rows, energy).  It
 is played once more at greater length, and where that p95 is not kept, made again with fewer late rows allowed.  All p95
-here keep `_MARGIN` of the SLO in reserve, for sampling and for the model; waits are taken to last `TICK_MS` longer than
+here keep `MARGIN` of the SLO in reserve, for sampling and for the model; waits are taken to last `TICK_MS` longer than
 asked for, because the timers that end them tick in milliseconds.
 """
 
@@ -45,11 +45,11 @@ LEAST_GAIN = 0.02
 ROWS = 3_000
 TICK_MS = 1.0
 _LONG_ROWS = 10_000
-_MARGIN = 0.03  # of the SLO
-_ROOM = 0.9  # of the SLO, in which a wait and the batch that follows must end
-_MORE = 1.25  # times the rate, at which another plan is made
+MARGIN = 0.03  # of the SLO
+ROOM = 0.9  # of the SLO, in which a wait and the batch that follows must end
+MORE = 1.25  # times the rate, at which another plan is made
 _PARTS = (1 / 3, 2 / 3, 1.0)
-_P95 = 1.645  # standard deviations of a normal service time
+SLOW = 1.645  # standard deviations of a normal service time
 _LATE = (0.05, 0.04, 0.03, 0.02)  # of the rows may miss the SLO; less where a longer play finds more
 _STEP = 1e-4  # in which late rows are told apart
 _EPSILON = 1e-9
@@ -100,7 +100,7 @@ def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candi
     if not dealt or any(own.rate >= 0.999 * own.lane.capacity for own in dealt):
         return candidate
     late = before.p95_ms > objective.slo_ms
-    limit_ms = (1.0 - _MARGIN) * objective.slo_ms
+    limit_ms = (1.0 - MARGIN) * objective.slo_ms
     options = [_options(own, objective, limit_ms, caps=late) for own in dealt]
     if all(len(own) == 1 for own in options):
         return candidate
@@ -169,7 +169,7 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, *, caps: bool) 
     able = [size for size in sizes[:-1] if own.load(size) <= objective.max_utilisation]
     asked = [(0.0, size) for size in able] if caps else []
     if lane.least_energy_j() <= (1.0 - LEAST_GAIN) * plain_j:
-        ends_ms = _ROOM * objective.slo_ms
+        ends_ms = ROOM * objective.slo_ms
         room_ms = _room_ms(lane, rate, sizes[-1], ends_ms)
         waits = [(part * room_ms, 0) for part in _PARTS]
         shorter = [size for size in able if 1 < size < _gathered(rate, room_ms)]
@@ -190,8 +190,8 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, *, caps: bool) 
 
 
 def _gathered(rate: float, wait_ms: float) -> float:
-    """Rows that come together in that wait, at `_MORE` times the rate."""
-    return 1.0 + _MORE * rate * wait_ms * 1e-3
+    """Rows that come together in that wait, at `MORE` times the rate."""
+    return 1.0 + MORE * rate * wait_ms * 1e-3
 
 
 def _hoped_j(own: _Dealt, wait_ms: float, largest: int) -> float:
@@ -217,7 +217,7 @@ def _room_ms(lane: Lane, rate: float, largest: int, limit_ms: float) -> float:
 
     def fits(wait_ms: float) -> bool:
         rows = min(_gathered(rate, wait_ms), largest)
-        slowest_ms = max(1e3 * service.seconds(rows) * (1.0 + _P95 * service.cv) for service, _ in lane.groups)
+        slowest_ms = max(1e3 * service.seconds(rows) * (1.0 + SLOW * service.cv) for service, _ in lane.groups)
         return wait_ms + TICK_MS + slowest_ms <= limit_ms
 
     low, high = 0.0, limit_ms

@@ -41,9 +41,7 @@ def running_configuration(state: State) -> Configuration | None:
     return configuration_of(state.running) if state.running else None
 
 
-def placed(
-    state: State, problem: Problem, configuration: Configuration, awake: int = 0
-) -> tuple[Assignment, ...]:
+def placed(state: State, problem: Problem, configuration: Configuration, awake: int = 0) -> tuple[Assignment, ...]:
     """The deployment that realises `configuration` and keeps most of what runs, on all devices or on `awake` of them;
     PlanError where there is none.
 
@@ -152,11 +150,19 @@ def counting_kept(state: State, problem: Problem) -> Callable[[Configuration], i
 
 
 def with_waits(state: State, problem: Problem, objective: Objective, found: Found) -> Found:
-    """`found`, its best with waits and largest batches where the state allows them and they pay."""
-    if not state.objective.waits or found.best.routing.chain:
+    """`found`, its best with waits and largest batches where the state allows them and they pay.  A cascade was weighed
+    with its waits; beside it the best of the others may be better with some of its own."""
+    if not state.objective.waits:
         return found
-    best = tuned(problem, objective, found.best)
-    return replace(found, best=charged(best, problem, objective, found.best.awake) if found.best.awake else best)
+
+    def waiting(candidate: Candidate) -> Candidate:
+        best = tuned(problem, objective, candidate)
+        return charged(best, problem, objective, candidate.awake) if candidate.awake else best
+
+    if not found.best.routing.chain:
+        return replace(found, best=waiting(found.best))
+    others = [waiting(item) for item in found.candidates if item.feasible and not item.routing.chain][:1]
+    return replace(found, best=max([found.best, *others], key=lambda item: (item.feasible, item.score)))
 
 
 def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fixed") -> Plan:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from clover.errors import DeviceError, WorkerError
 from clover.planning import chains
+from clover.planning.chain_waits import energy_j
 from clover.planning.problem import accuracies, services_of
 from clover.planning.queueing import Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
 from clover.planning.search import UNBOUNDED_MS
@@ -86,7 +87,7 @@ class Model:
             own = groups.setdefault(group.variant, [])
             own.append((self._services[group.variant, group.profile], group.count))
         if routing.chain and groups.keys() >= set(routing.chain):
-            return self._chained(groups, self._points[routing.chain, routing.thresholds], rate)
+            return self._chained(groups, self._points[routing.chain, routing.thresholds], routing, rate)
         total = sum(share for variant, share in routing.shares.items() if variant in groups) or 1.0
         served = right = watts = late = spare = 0.0
         parts = []
@@ -117,17 +118,19 @@ class Model:
             parts=tuple(parts),
         )
 
-
-    def _chained(self, groups: Mapping[str, list[tuple[Service, int]]], point: ChainPoint, rate: float) -> Flow:
+    def _chained(
+        self, groups: Mapping[str, list[tuple[Service, int]]], point: ChainPoint, routing: Routing, rate: float
+    ) -> Flow:
         """A cascade: all rows come to the first stage, and to the others as far as the profile says that they go on."""
         stages = [lane_of(tuple(groups[variant])) for variant in point.chain]
         most = min(lane.capacity / part for lane, part in zip(stages, point.reach, strict=True) if part > 0.0)
         done = min(rate, _FULL * most)
-        latencies = chains.played_ms(tuple(lane.workers for lane in stages), done, point.reach)
+        wait_ms = chains.wait_of(point.chain, routing)
+        latencies = chains.played_ms(tuple(lane.workers for lane in stages), done, point.reach, wait_ms)
         return Flow(
             served=done,
             accuracy=point.accuracy,
-            active_w=done * chains.energy_j(stages, done, point.reach),
+            active_w=done * energy_j(stages, done, point.reach, wait_ms),
             late=1.0 if done < rate else float(np.mean(latencies > self._slo_ms)),
             spare=most - done,
             p95_ms=float(np.quantile(latencies, 0.95)),

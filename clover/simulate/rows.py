@@ -101,11 +101,19 @@ class Rows:
 
 
 def play(
-    stages: Sequence[Sequence[Service]], rate: float, reach: Sequence[float], *, rows: int, warm_up: int, seed: int = 0
+    stages: Sequence[Sequence[Service]],
+    rate: float,
+    reach: Sequence[float],
+    *,
+    rows: int,
+    warm_up: int,
+    seed: int = 0,
+    wait_ms: float = 0.0,
 ) -> Rows:
     """Poisson arrivals of single rows at `rate` a second, until `rows` and `warm_up` more have come.  `stages`: the
     workers of each variant of the chain; `reach`: the part of the rows that is asked of each, which chance decides row
-    by row.  RuntimeError where a row was not answered: every stage must be stable."""
+    by row; `wait_ms`: how long rows may wait at the first stage.  RuntimeError where a row was not answered: every
+    stage must be stable."""
     time, rng = Time(), random.Random(seed)
     names = tuple(f"stage{at}" for at in range(len(stages)))
     largest = max(service.max_batch for workers in stages for service in workers)
@@ -134,7 +142,13 @@ def play(
                 meter = WorkerMeter(family=spec.name, variant=names[at], device="none", placement=place, slices=1)
                 entries.append((worker, at, service.max_batch, meter))
         chain = names if len(names) > 1 else ()
-        router.route(entries, Routing(shares={names[0]: 1.0}, chain=chain, thresholds=(_THRESHOLD,) * (len(names) - 1)))
+        routing = Routing(
+            shares={names[0]: 1.0},
+            wait_ms={names[0]: wait_ms},
+            chain=chain,
+            thresholds=(_THRESHOLD,) * (len(names) - 1),
+        )
+        router.route(entries, routing)
         return _offered(time, router, rate, rows, warm_up, seed + 1, len(stages))
     finally:
         slab.close()
