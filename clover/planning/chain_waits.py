@@ -7,7 +7,9 @@ worth in general is told in `planning.waits`.
 
 **Which waits.**  A quarter, a half or all of the room: what a wait and the batches that follow it may take together, as
 there: the rows gathered even at a higher rate, the slow end of service times, timers that tick late, and a part of the
-SLO in reserve.  A longer wait has to be worth it: it is weighed where it saves as much as the controller would change a
+SLO in reserve.  That part is larger than there: a row that goes on meets a second queue and a second worker, and on a
+small machine the workers of the stages, the front end and whoever asks run on the same cores, which lengthens the tail
+of a chain by milliseconds that no play of its queues shows.  A longer wait has to be worth it: it is weighed where it saves as much as the controller would change a
 plan for.
 
 **What they cost.**  A batch whose first row waited w holds 1 + a w rows at a rate of a, or as many as the load gathers
@@ -21,9 +23,10 @@ import math
 from collections.abc import Sequence
 
 from clover.planning.queueing import Lane
-from clover.planning.waits import MORE, ROOM, SLOW, TICK_MS
+from clover.planning.waits import MORE, SLOW, TICK_MS
 
 _PARTS = (0.25, 0.5, 1.0)
+_ROOM = 0.65  # of the SLO, in which a wait and the batches of all stages must end
 
 
 def energy_j(lanes: Sequence[Lane], rate: float, reach: Sequence[float], wait_ms: float = 0.0) -> float:
@@ -37,7 +40,7 @@ def worth(
 ) -> list[tuple[float, float]]:
     """Waits (ms) that leave room for the batches that follow and save at least `least_j` a row over any shorter one,
     behind the joules of a row, the most frugal first.  Every stage must be stable."""
-    room_ms = _room_ms(lanes, rate, reach, ROOM * slo_ms)
+    room_ms = _room_ms(lanes, rate, reach, _ROOM * slo_ms)
     found: list[tuple[float, float]] = []
     most_j = energy_j(lanes, rate, reach) - least_j
     for part in _PARTS:
