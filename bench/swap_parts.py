@@ -8,7 +8,7 @@ variant has is what its profile says; the bench keeps one profile a backend, whi
 the files were read before, the zygote is up, no process has built or run the model that comes.
 
 `plan`      from the command to the order for a worker: solver and transition
-`fork`      until the worker says that it loads: zygote, fork, pinning, limits
+`fork`      until the worker says that it loads: zygote, its spare (or a fork, where none stands), pinning, limits
 `load`      until it says that it warms: what the backend imports and reads
 `warm`      until it says that it is ready: batches of several sizes
 `route`     until rows may go to it

@@ -6,6 +6,7 @@ error.  Descriptors travel beside a frame by SCM_RIGHTS.  The receiver says how 
 is too short would drop the rest without a word, so MSG_CTRUNC is an error, and what arrives is close-on-exec.
 
     server -> zygote   SPAWN (order; six descriptors)   STOP
+    zygote -> spare    SPAWN (the same)
     zygote -> server   HELLO (once)   SPAWNED (pid; a pidfd)   REFUSED (reason)   EXITED (pid, status)
     worker -> server   STATE (loading, warming, ready, failed)
     server -> worker   EXIT
@@ -108,22 +109,24 @@ class Hello(Record, frozen=True, kw_only=True):
 
 
 class Spawn(Record, frozen=True, kw_only=True):
-    """Fork a worker.  `token` names the answer; `slots` is the size of the slab passed along."""
+    """Make a worker.  `token` names the answer; `slots` is the size of the slab passed along; `begun_ns` is when the
+    zygote began with it (monotonic), as it tells its spare."""
 
     token: int
     slots: int
     order: WorkerOrder
+    begun_ns: int = 0
 
 
 class Spawned(Record, frozen=True, kw_only=True):
-    """A worker was forked; its pidfd comes along, opened by its parent, so that it can never name another process."""
+    """A worker was made; its pidfd comes along, opened by its parent, so that it can never name another process."""
 
     token: int
     pid: int
 
 
 class Refused(Record, frozen=True, kw_only=True):
-    """A worker was not forked, and why."""
+    """A worker was not made, and why."""
 
     token: int
     reason: str

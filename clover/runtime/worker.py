@@ -57,7 +57,10 @@ _REASON_CHARS = 2000
 
 
 def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
-    """Run a worker in this (just forked) process; its exit status.  Takes over `fds` (see `frames.SPAWN_FDS`)."""
+    """Run a worker in this (forked) process; its exit status.  Takes over `fds` (see `frames.SPAWN_FDS`).
+
+    `forked_ns` is when the zygote began with it: to fork, or to hand the order to its spare.
+    """
     order = spawn.order
     control_fd, slab_fd, ring_fd, doorbell, completions, lifeline = fds
     control = socket.socket(fileno=control_fd)

@@ -5,10 +5,16 @@ That is only safe while it has one thread: a lock that another thread holds duri
 ever.  So it is started with every thread pool off (`backends.child_environment`), touches no GPU, computes nothing,
 and counts its threads before each fork.
 
+A fork takes ten milliseconds and more all the same.  So, once it has had orders and been left alone for a moment, it
+forks a *spare*, which waits for an order and becomes the next worker.  (That costs two MiB; the rest is shared.)  The
+end of its socket tells the spare that nobody will order, however the zygote ends; so nothing else is forked while one
+stands, because every child would hold a copy of the zygote's end.
+
 What a backend needs beyond torch (`imports`) it imports before the first worker of that backend, which saves all those
 that follow tens of milliseconds.  A fork tries it first: what fails there, or leaves a thread, stays the workers' own.
+A spare of before lacks it, and is ended.
 
-It obeys one socket: SPAWN forks a worker, STOP ends.  Being the workers' parent, it opens their pidfds (which it passes
+It obeys one socket: SPAWN makes a worker, STOP ends.  Being the workers' parent, it opens their pidfds (which it passes
 on) and reaps them.  At the end of the socket (the server is gone, however it went) it kills what is left and exits.
 """
 
@@ -25,6 +31,10 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+import msgspec
 
 from clover import backends
 from clover.errors import WorkerError
@@ -32,6 +42,12 @@ from clover.runtime import frames
 
 _IMPORT_MS = 10_000
 """So long an import may take that is tried; workers wait for it."""
+
+_SPARE_AFTER_MS = 250
+"""So long nothing may have happened before a spare is forked: the workers that were ordered want the cores first."""
+
+_Ordered = Callable[[], tuple[frames.Spawn, tuple[int, ...]] | None]
+"""What a child is for: its order and descriptors, once they have come; None where there will be none."""
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Sent by terminals and service managers to the whole group; the server alone decides when its workers end."""
@@ -66,6 +82,14 @@ def may_import(name: str) -> bool:
         os.close(watch)
 
 
+class Spare(NamedTuple):
+    """A fork that waits for its order at the far end of `line`."""
+
+    pid: int
+    pidfd: int
+    line: socket.socket
+
+
 class Zygote:
     """Forks workers on the orders of one socket."""
 
@@ -73,6 +97,9 @@ class Zygote:
         self._server = server
         self._children: dict[int, int] = {}  # pidfd -> pid
         self._tried: set[str] = set()
+        self._spare: Spare | None = None
+        self._wants_spare = False
+        self._unordered: set[int] = set()  # pidfds of children that are no workers: nobody asks how they ended
         self._poller = select.poll()
         self._poller.register(server.fileno(), select.POLLIN)
 
@@ -80,7 +107,10 @@ class Zygote:
         """Obey until told to stop, or until the server is gone."""
         try:
             while True:
-                for fd, _ in self._poller.poll():
+                ready = self._poller.poll(_SPARE_AFTER_MS if self._wants_spare else None)
+                if not ready:
+                    self._fork_spare()
+                for fd, _ in ready:
                     if fd in self._children:
                         self._reap(fd)
                     elif not self._obey():
@@ -106,33 +136,35 @@ class Zygote:
         return True
 
     def _spawn(self, spawn: frames.Spawn, fds: tuple[int, ...]) -> None:
-        threads = thread_count()
-        if threads == 1:
+        self._wants_spare = True
+        if thread_count() == 1:
             self._prepare(spawn.order.backend)
-            threads = thread_count()
-        if threads != 1:
-            reason = f"the zygote has {threads} threads instead of one: a fork of it could hang"
-            frames.send(self._server, frames.Refused(token=spawn.token, reason=reason))
-            return
-        forked_ns = time.monotonic_ns()
-        try:
-            pid = os.fork()
-        except OSError as error:
-            frames.send(self._server, frames.Refused(token=spawn.token, reason=f"fork: {error.strerror}"))
-            return
-        if pid == 0:
-            self._become_worker(spawn, fds, forked_ns)
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = pid
-        self._poller.register(pidfd, select.POLLIN)
+        spawn = msgspec.structs.replace(spawn, begun_ns=time.monotonic_ns())
+        child = self._order_spare(spawn, fds)
+        if child is None:
+            if (threads := thread_count()) != 1:
+                self._refuse(spawn, f"the zygote has {threads} threads instead of one: a fork of it could hang")
+                return
+            try:
+                child = self._fork(lambda: (spawn, fds))
+            except OSError as error:
+                self._refuse(spawn, f"fork: {error.strerror}")
+                return
+        pid, pidfd = child
         frames.send(self._server, frames.Spawned(token=spawn.token, pid=pid), (pidfd,))
+
+    def _refuse(self, spawn: frames.Spawn, reason: str) -> None:
+        frames.send(self._server, frames.Refused(token=spawn.token, reason=reason))
 
     def _prepare(self, backend: str) -> None:
         """Import what the workers of `backend` would import, as far as that leaves no thread here."""
         if backend in self._tried or backend not in backends.BACKENDS:
             return
         self._tried.add(backend)
-        for name in backends.get(backend).imports:
+        missing = [name for name in backends.get(backend).imports if name not in sys.modules]
+        if missing:
+            self._end_spare()
+        for name in missing:
             if name not in sys.modules and may_import(name):
                 try:
                     importlib.import_module(name)
@@ -140,8 +172,62 @@ class Zygote:
                     traceback.print_exc()
         gc.freeze()
 
-    def _become_worker(self, spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> None:
-        """Never returns: whatever happens, this copy of the zygote must not go on as one."""
+    # --- the spare ------------------------------------------------------------------------------------------------
+
+    def _fork_spare(self) -> None:
+        """Fork the next worker before it is ordered.  What fails is not tried again before the next order, which says
+        why."""
+        self._wants_spare = False
+        if self._spare is not None or thread_count() != 1:
+            return
+        with contextlib.ExitStack() as mine, contextlib.suppress(OSError):
+            line, far = frames.socket_pair()
+            mine.callback(line.close)
+            with far:
+                pid, pidfd = self._fork(lambda: _wait_for_order(line, far))
+            self._unordered.add(pidfd)
+            self._spare = Spare(pid, pidfd, line)
+            mine.pop_all()
+
+    def _order_spare(self, spawn: frames.Spawn, fds: tuple[int, ...]) -> tuple[int, int] | None:
+        """Hand the order to the spare: its pid and pidfd; None where there is none, or none that lives."""
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return None
+        with spare.line:
+            try:
+                frames.send(spare.line, spawn, fds)
+            except (OSError, WorkerError):  # it died; or what it is told beside the order is too much for a frame
+                return None
+        self._unordered.discard(spare.pidfd)
+        return spare.pid, spare.pidfd
+
+    def _end_spare(self) -> None:
+        """Let the spare know that nobody will order."""
+        if self._spare is not None:
+            self._spare.line.close()
+            self._spare = None
+
+    # --- children -------------------------------------------------------------------------------------------------
+
+    def _fork(self, ordered: _Ordered) -> tuple[int, int]:
+        """A child that is the worker that is `ordered`: its pid, and its pidfd, which is watched.  Raises OSError."""
+        assert self._spare is None, "it would not hear of the zygote's end any more"
+        pid = os.fork()
+        if pid == 0:
+            self._live(ordered)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        self._children[pidfd] = pid
+        self._poller.register(pidfd, select.POLLIN)
+        return pid, pidfd
+
+    def _live(self, ordered: _Ordered) -> NoReturn:
+        """Be the worker that is `ordered`.  Whatever happens, this copy of the zygote must not go on as one."""
         code = 1
         try:
             self._server.close()
@@ -149,7 +235,8 @@ class Zygote:
             gc.enable()
             from clover.runtime import worker
 
-            code = worker.main(spawn, fds, forked_ns)
+            order = ordered()
+            code = 0 if order is None else worker.main(*order, order[0].begun_ns)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -159,11 +246,16 @@ class Zygote:
             os._exit(code)
 
     def _reap(self, pidfd: int) -> None:
+        ordered = pidfd not in self._unordered
         pid = self._forget(pidfd)
         _, status = os.waitpid(pid, 0)
-        frames.send(self._server, frames.Exited(pid=pid, code=os.waitstatus_to_exitcode(status)))
+        if ordered:
+            frames.send(self._server, frames.Exited(pid=pid, code=os.waitstatus_to_exitcode(status)))
 
     def _forget(self, pidfd: int) -> int:
+        if self._spare is not None and self._spare.pidfd == pidfd:
+            self._end_spare()
+        self._unordered.discard(pidfd)
         self._poller.unregister(pidfd)
         os.close(pidfd)
         return self._children.pop(pidfd)
@@ -173,6 +265,19 @@ class Zygote:
             os.kill(pid, signal.SIGKILL)  # ours and not reaped yet, so the number is still theirs
         for pidfd in list(self._children):
             os.waitpid(self._forget(pidfd), 0)
+
+
+def _wait_for_order(line: socket.socket, far: socket.socket) -> tuple[frames.Spawn, tuple[int, ...]] | None:
+    """Be a spare: wait at the `far` end of the `line`, and let go of the zygote's."""
+    line.close()
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
+        name.write("clover-spare")
+    with far:
+        frame = frames.receive(far, frames.SPAWN_FDS)
+    if frame is None:
+        return None
+    _, payload, fds = frame
+    return frames.decode(payload, frames.Spawn), fds
 
 
 def main(fd: int) -> int:

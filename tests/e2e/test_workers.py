@@ -156,6 +156,30 @@ def proc(pid, name):
     return Path(f"/proc/{pid}/{name}").read_bytes().decode()
 
 
+def state(pid):
+    try:
+        return proc(pid, "stat").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def links(pid):
+    """What a process's descriptors beyond the standard streams are, the sockets by number."""
+    return sorted(os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd") if int(fd) > 2)
+
+
+def spares(pool):
+    """Children of the zygote that wait for an order."""
+    below = map(int, proc(pool.zygote_pid, f"task/{pool.zygote_pid}/children").split())
+    return [pid for pid in below if proc(pid, "comm") == "clover-spare\n"]
+
+
+async def spare(pool):
+    """The one spare of the pool, once it waits."""
+    await eventually(lambda: [state(pid) for pid in spares(pool)] == ["S"])
+    return spares(pool)[0]
+
+
 def uvloop_loop():
     import uvloop
 
@@ -397,6 +421,96 @@ def test_twenty_spawns_leave_nothing():
     assert len(after) <= len(before)
 
 
+def test_the_next_worker_is_forked_before_it_is_ordered():
+    async def main():
+        async with started() as pool, client_of(pool) as client:
+            with slab_of("simple") as (spec, slab):
+                slab.input(0)[...] = np.arange(32)[:, None]
+                slab.input(1)[...] = 1
+                workers = [await pool.spawn(order(spec), slab)]
+                for _ in range(2):
+                    waiting = await spare(pool)
+                    # It has what it waits on, and nothing of the workers' or the server's.
+                    (own,) = links(waiting)
+                    assert own.startswith("socket:")
+                    assert own not in links(pool.zygote_pid)
+                    workers.append(await pool.spawn(order(spec, memory_bytes=64 << 30), slab))
+                    assert workers[-1].pid == waiting
+                    assert 0 < workers[-1].fork_ms < workers[-1].ready_ms
+                    assert own not in links(waiting)
+                    assert "NoNewPrivs:\t1" in proc(waiting, "status")
+                    assert os.sched_getaffinity(waiting) == {CORE}
+                for slot, worker in enumerate(workers):
+                    assert await client.infer(worker, slot) == 0
+                    assert (slab.output(0)[slot] == slot + 1).all()
+                    assert (slab.output(1)[slot] == slot - 1).all()
+                # Two at once, and one spare.
+                waiting = await spare(pool)
+                both = await asyncio.gather(*(pool.spawn(order(spec), slab) for _ in range(2)))
+                assert waiting in {worker.pid for worker in both}
+                assert [await client.infer(worker, 9) for worker in both] == [0, 0]
+                # Its death is heard like that of any worker.
+                died = asyncio.get_running_loop().create_future()
+                workers[1].on_death = lambda worker, reason: died.set_result(reason)
+                os.kill(workers[1].pid, signal.SIGTERM)  # ignored
+                os.kill(workers[1].pid, signal.SIGKILL)
+                assert await asyncio.wait_for(died, 5) == "killed by SIGKILL"
+                assert gone(workers[1].pid)
+            waiting, zygote = await spare(pool), pool.zygote_pid
+        assert gone(waiting)
+        assert gone(zygote)
+
+    run(main())
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["reaped", "not reaped yet"])
+def test_a_spare_that_died_is_missed_by_nobody(known, caplog, capfd):
+    async def main():
+        async with started() as pool, client_of(pool) as client:
+            with slab_of("simple") as (spec, slab):
+                told = []
+                first = await pool.spawn(order(spec), slab)
+                pool._zygote._on_exit = lambda pid, code: told.append(pid)
+                waiting, zygote = await spare(pool), pool.zygote_pid
+                if known:
+                    os.kill(waiting, signal.SIGKILL)
+                    await eventually(lambda: gone(waiting))
+                    second = await pool.spawn(order(spec), slab)
+                else:  # The zygote finds the order before the death.
+                    os.kill(zygote, signal.SIGSTOP)
+                    os.kill(waiting, signal.SIGKILL)
+                    await eventually(lambda: state(waiting) == "Z")
+                    spawning = asyncio.create_task(pool.spawn(order(spec), slab))
+                    await eventually(lambda: pool._zygote._asked)
+                    os.kill(zygote, signal.SIGCONT)
+                    second = await spawning
+                    await eventually(lambda: gone(waiting))
+                assert waiting not in (first.pid, second.pid)
+                assert [await client.infer(worker, 0) for worker in (first, second)] == [0, 0]
+                assert pool.zygote_pid == zygote
+                assert await spare(pool) != waiting
+                assert not told
+
+    run(main())
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
+
+
+def test_a_spare_ends_with_its_zygote():
+    async def main():
+        async with started() as pool:
+            with slab_of("simple") as (spec, slab):
+                workers = [await pool.spawn(order(spec), slab)]
+                await spare(pool)
+                workers.append(await pool.spawn(order(spec), slab))
+                waiting = await spare(pool)  # beside a worker that was one, and one that was not
+                os.kill(pool.zygote_pid, signal.SIGKILL)
+                await eventually(lambda: not alive(waiting))
+                assert [worker.state for worker in workers] == ["ready", "ready"]
+
+    run(main())
+
+
 def test_a_dead_zygote_takes_nobody_along_and_is_replaced():
     async def main():
         async with started() as pool, client_of(pool) as client:
@@ -513,11 +627,16 @@ async def main():
     slab.input(0)[0] = 4  # hangs: this worker is in the middle of a batch
     if workers[0].ring.submit(1, np.zeros(1, np.uint32), 1) == 2:
         workers[0].bell()
+    zygote, spare = pool.zygote_pid, []
+    while not spare:
+        await asyncio.sleep(0.01)
+        below = map(int, open(f"/proc/{zygote}/task/{zygote}/children").read().split())
+        spare = [pid for pid in below if open(f"/proc/{pid}/comm").read() == "clover-spare\\n"]
     if "orphan" in sys.argv:
         os.kill(pool.zygote_pid, 9)
         pool.zygote_pid
         await asyncio.sleep(0.1)
-    print(os.getpid(), *[worker.pid for worker in workers], *([pool.zygote_pid] if pool.zygote_pid else []), flush=True)
+    print(os.getpid(), *[worker.pid for worker in workers], *([zygote, *spare] if pool.zygote_pid else []), flush=True)
     await asyncio.sleep(60)
 
 asyncio.run(main())
@@ -534,7 +653,7 @@ def test_no_worker_outlives_a_killed_server(ending):
     )
     with process:
         server, *children = map(int, process.stdout.readline().split())
-        assert len(children) == (4 if ending == "killed" else 3)
+        assert len(children) == (5 if ending == "killed" else 3)
         assert all(alive(pid) for pid in children)
         for pid in children:  # what a terminal or a service manager sends to everybody
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
