@@ -9,8 +9,8 @@ worth in general is told in `planning.waits`.
 there: the rows gathered even at a higher rate, the slow end of service times, timers that tick late, and a part of the
 SLO in reserve.  That part is larger than there: a row that goes on meets a second queue and a second worker, and on a
 small machine the workers of the stages, the front end and whoever asks run on the same cores, which lengthens the tail
-of a chain by milliseconds that no play of its queues shows.  A longer wait has to be worth it: it is weighed where it saves as much as the controller would change a
-plan for.
+of a chain by milliseconds that no play of its queues shows.  A longer wait has to be worth it: it is weighed where it
+saves as much as the controller would change a plan for.
 
 **What they cost.**  A batch whose first row waited w holds 1 + a w rows at a rate of a, or as many as the load gathers
 by itself, if those are more.  The energy of a row is that of a row in such a batch.  Latency is not told here but
