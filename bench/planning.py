@@ -116,9 +116,9 @@ async def stretch() -> AsyncIterator[Stretch]:
 # --- load -------------------------------------------------------------------------------------------------------------
 
 
-def drive(url: str, rate: float) -> None:
-    """Be the load until standard input ends; then print [due ns, latency ms, status, variant] of every request, and how
-    many were lost."""
+def drive(url: str, rate: float, family: str) -> None:
+    """Be the load of `family`, which takes the images of the default one, until standard input ends; then print [due
+    ns, latency ms, status, variant] of every request, and how many were lost."""
     images, _ = fashion_rows()
     bodies = binary_bodies(images, 512)
     ended = False
@@ -135,7 +135,7 @@ def drive(url: str, rate: float) -> None:
             ended = True
 
         waiting = asyncio.create_task(wait())
-        result = await open_loop(url, "fashion", bodies, rate=now, seconds=FOREVER_S)
+        result = await open_loop(url, family, bodies, rate=now, seconds=FOREVER_S)
         await waiting
         samples = [[s.due_ns, s.latency_ms, s.status, s.variant] for s in result.samples]
         print(json.dumps({"samples": samples, "lost": result.lost}))
@@ -144,9 +144,9 @@ def drive(url: str, rate: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def load(url: str, rate: float, into: dict[str, Any]) -> AsyncIterator[None]:
+async def load(url: str, rate: float, into: dict[str, Any], family: str = "fashion") -> AsyncIterator[None]:
     """Load on `url` from a process of its own; what it saw goes to `into` at the end."""
-    arguments = ("-m", "bench.planning", "--drive", url, "--rate", str(rate))
+    arguments = ("-m", "bench.planning", "--drive", url, "--rate", str(rate), "--family", family)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments), cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -384,9 +384,10 @@ def main() -> None:
     parser.add_argument("--cache-dir", default="", help="profiles and the emulated box; a temporary folder otherwise")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     parser.add_argument("--drive", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--family", default="fashion", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.drive:
-        drive(options.drive, options.rate)
+        drive(options.drive, options.rate, options.family)
         return
     with tempfile.TemporaryDirectory() as folder:
         figures = uvloop.run(run(options, options.cache_dir or str(Path(folder) / "cache")))

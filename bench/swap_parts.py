@@ -1,11 +1,13 @@
-"""Where the time of a swap goes, for every variant of the default family on every backend.
+"""Where the time of a swap goes, for every variant of a family on every backend.
 
-    python -m bench.swap_parts [--backend eager aoti onnxruntime] [--rounds 7] [--rate 200] [--cache-dir DIR] [--json F]
+    python -m bench.swap_parts [--family heavy] [--backend eager aoti onnxruntime] [--rounds 7] [--rate 200]
+                               [--cache-dir DIR] [--json FILE]
 
-An embedded server serves open-loop load from a process of its own while an operator pins one variant after another, so
+The family is the default one, or `heavy` (`bench/heavy`): larger networks, whose loading and warming take longer.  An
+embedded server serves open-loop load from a process of its own while an operator pins one variant after another, so
 that solver, transition, zygote, worker, router and front end all take the way they always take.  Which backend a
 variant has is what its profile says; the bench keeps one profile a backend, which differ in nothing else.  Warm-cached:
-the files were read before, the zygote is up, no process has built or run the model that comes.
+the files were read before, the zygote is up and has a spare, no process has built or run the model that comes.
 
 `plan`      from the command to the order for a worker: solver and transition
 `fork`      until the worker says that it loads: zygote, its spare (or a fork, where none stands), pinning, limits
@@ -175,7 +177,7 @@ class Bench:
 
     def __init__(self, server: clover.Server) -> None:
         self.server = server
-        self.served = server.engine.served["fashion"]
+        (self.served,) = server.engine.served.values()
         self._pool = server.engine._pool
 
     async def pin(self, variant: str) -> Swap:
@@ -232,15 +234,15 @@ def last_core() -> str:
     return str(max(os.sched_getaffinity(0)))
 
 
-def server_of(cache: Path, **more: Any) -> clover.Server:
+def server_of(cache: Path, family: str, first: str, **more: Any) -> clover.Server:
     """A server with one worker, on a core of its own, that changes nothing by itself."""
     return clover.Server(
-        "fashion",
+        place_of(family),
         port=0,
         cores=last_core(),
         cache_dir=str(cache),
         carbon="static:300",
-        policy="static:tiny",
+        policy=f"static:{first}",
         accuracy_floor=1.0,
         slo_ms=1000.0,
         min_dwell_s=0.0,
@@ -248,6 +250,11 @@ def server_of(cache: Path, **more: Any) -> clover.Server:
         profile="require",
         **more,
     )
+
+
+def place_of(family: str) -> str:
+    """Where a server finds it."""
+    return family if family == "fashion" else str(ROOT / "bench" / family)
 
 
 def first_answer(seen: dict[str, Any], variant: str, since_ns: int) -> int:
@@ -264,7 +271,7 @@ async def swaps(cache: Path, variants: list[str], options: argparse.Namespace) -
     it counts."""
     parts: Found[Parts] = {name: [] for name in variants}
     alone: Found[float] = {name: [] for name in variants}
-    async with server_of(cache) as server:
+    async with server_of(cache, options.family, variants[0]) as server:
         await server.engine.controller.command("freeze", {"on": True}, "bench")
         bench = Bench(server)
         for number in range(3 * options.rounds + 1):
@@ -274,7 +281,7 @@ async def swaps(cache: Path, variants: list[str], options: argparse.Namespace) -
                 alone[name] += [own] if number else []
             seen: dict[str, Any] = {}
             done: list[Swap] = []
-            async with load(server.url, options.rate, seen):
+            async with load(server.url, options.rate, seen, options.family):
                 await bench.until_loaded()
                 for name in variants[1:] + variants[:1]:
                     await asyncio.sleep(SETTLE_S)
@@ -300,7 +307,7 @@ def counted(found: list[tuple[T, bool]]) -> list[T]:
 async def standing(cache: Path, variant: str, beside: str, options: argparse.Namespace) -> list[Standing]:
     """Swaps from `beside` to `variant`, which stands by."""
     found = []
-    async with server_of(cache, relief=variant) as server:
+    async with server_of(cache, options.family, variant, relief=variant) as server:
         await server.engine.controller.command("freeze", {"on": True}, "bench")
         bench = Bench(server)
         for _ in range(options.standing):
@@ -309,7 +316,7 @@ async def standing(cache: Path, variant: str, beside: str, options: argparse.Nam
             await asyncio.sleep(1.0)
             pid = bench.worker(variant, "standing by").pid
             seen: dict[str, Any] = {}
-            async with load(server.url, options.rate, seen):
+            async with load(server.url, options.rate, seen, options.family):
                 await bench.until_loaded()
                 used_s = cpu_seconds([pid])
                 await asyncio.sleep(IDLE_S)
@@ -325,14 +332,14 @@ async def standing(cache: Path, variant: str, beside: str, options: argparse.Nam
 # --- profiles ---------------------------------------------------------------------------------------------------------
 
 
-def stored(cache: Path) -> Path:
+def stored(cache: Path, family: str) -> Path:
     """The file of the profile, which is measured first where there is none."""
     folder = profiles.cache_folder(str(cache)) / "profiles"
-    if not list(folder.glob("fashion-*.json")):
-        words = ["-m", "clover", "profile", "fashion", "--quick", "--compile", "--cores", last_core()]
+    if not list(folder.glob(f"{family}-*.json")):
+        words = ["-m", "clover", "profile", place_of(family), "--quick", "--compile", "--cores", last_core()]
         words += ["--cache-dir", str(cache)]
         subprocess.run([sys.executable, *words], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    return next(folder.glob("fashion-*.json"))
+    return next(folder.glob(f"{family}-*.json"))
 
 
 def only(profile: FamilyProfile, backend: str) -> FamilyProfile:
@@ -342,7 +349,7 @@ def only(profile: FamilyProfile, backend: str) -> FamilyProfile:
 
 def run(options: argparse.Namespace, cache: Path) -> dict[str, Any]:
     """The whole bench."""
-    path = stored(cache)
+    path = stored(cache, options.family)
     kept = path.read_bytes()
     profile = msgspec.json.decode(kept, type=FamilyProfile)
     variants = list(profile.backend)
@@ -404,6 +411,7 @@ def main() -> None:
     parser.add_argument(
         "--standing", type=int, default=2, help="swaps to every variant that stands by; 0 leaves them out"
     )
+    parser.add_argument("--family", default="fashion", choices=("fashion", "heavy"), help="whose variants [fashion]")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
     parser.add_argument("--cache-dir", default="", help="profile and artifacts; a temporary folder otherwise (minutes)")
     parser.add_argument("--json", default="", help="also write the figures to this file")
