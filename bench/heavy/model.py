@@ -1,6 +1,6 @@
 """Three untrained networks over images of 28 x 28: one wide, one deep, one that attends.
 
-Their weights are zeros and ones that no generator has to draw: what loading takes is modules, memory and bytes.
+What loading takes is modules, memory, and weights that a generator draws.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 class Attending(nn.Module):
     """Encoder layers over 49 patches of 4 x 4."""
 
-    def __init__(self, width: int = 256, layers: int = 4) -> None:
+    def __init__(self, width: int = 128, layers: int = 4) -> None:
         super().__init__()
         self.patches = nn.Conv2d(1, width, 4, stride=4)
         layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
@@ -27,13 +27,13 @@ class Attending(nn.Module):
         return torch.softmax(self.head(self.encoder(rows).mean(1)), dim=1)
 
 
-def wide(width: int = 4096) -> nn.Module:
+def wide(width: int = 2048) -> nn.Module:
     """Three square layers."""
     layers = (nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
     return nn.Sequential(*layers, nn.Softmax(dim=1))
 
 
-def deep(width: int = 128, blocks: int = 18) -> nn.Module:
+def deep(width: int = 64, blocks: int = 18) -> nn.Module:
     """Convolutions with batch norm at 7 x 7."""
     layers: list[nn.Module] = [nn.Conv2d(1, width, 4, stride=4)]
     for _ in range(blocks):
@@ -44,10 +44,4 @@ def deep(width: int = 128, blocks: int = 18) -> nn.Module:
 def load(variant: Any, folder: Path) -> nn.Module:
     """The network that the variant's parameters name."""
     kinds = {"wide": wide, "deep": deep, "attending": Attending}
-    with torch.device("meta"):
-        model = kinds[variant.parameters["kind"]]()
-    model = model.to_empty(device="cpu")
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.fill_(0.01)
-    return model.eval()
+    return kinds[variant.parameters["kind"]]().eval()
