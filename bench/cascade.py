@@ -189,16 +189,16 @@ def main() -> None:
     bodies = binary_bodies(images, len(images))
     answers = expected(images)
     data = bodies, scorer(answers, labels), answers
-    device = ["--device", options.device, *(["--waits"] if options.waits else [])]
+    common = ["--device", options.device, *(["--waits"] if options.waits else [])]
     best = max(answers, key=lambda name: float((answers[name].argmax(axis=1) == labels).mean()))
     found: list[Figures] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rate = options.rate or 0.6 * capacity(device, bodies, folder)
+        rate = options.rate or 0.6 * capacity(common, bodies, folder)
         run = partial(measured, rate=rate, passes=options.passes, slo_ms=options.slo_ms, data=data, folder=folder)
-        found.append(run("base", [*device, "--policy", f"static:{best}" if options.waits else "base"]))
+        found.append(run("base", [*common, "--policy", f"static:{best}" if options.waits else "base"]))
         for floor in map(float, options.floors.split(",")):
-            held = [*device, "--objective", "floor", "--accuracy-margin", "0", "--accuracy-floor"]
+            held = [*common, "--objective", "floor", "--accuracy-margin", "0", "--accuracy-floor"]
             cascade = run("cascade", [*held, str(floor), "--cascade"])
             found.append(cascade)
             found.append(run("mix", [*held, str(round(cascade.offline, 4))]))

@@ -44,4 +44,5 @@ def deep(width: int = 64, blocks: int = 18) -> nn.Module:
 def load(variant: Any, folder: Path) -> nn.Module:
     """The network that the variant's parameters name."""
     kinds = {"wide": wide, "deep": deep, "attending": Attending}
+    torch.manual_seed(0)  # every process has the same weights
     return kinds[variant.parameters["kind"]]().eval()

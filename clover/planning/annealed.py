@@ -28,6 +28,7 @@ from clover.planning.formulation import Formulation, Member
 from clover.planning.objective import HYSTERESIS, Objective
 from clover.planning.problem import Problem, best_whole, fitting
 from clover.planning.search import ALTERNATIVES, Asked, Found, chosen, evaluate, least_bad, search
+from clover.planning.waits import tuned
 from clover.types import Assignment, Candidate, Configuration, configuration_of
 
 EXACT = 300
@@ -68,19 +69,20 @@ def best_found(
     What runs is weighed in any case, as long as the devices allow it.  `kept` counts the workers a configuration could
     keep; where there are many, those that it has in common with what runs stand for them.  PlanError where no layout of
     the devices can run the family at all.  Cascades are weighed beside them where the problem has any; one that
-    `chain_verify` rejects is not taken.
+    `chain_verify` rejects is not taken.  Where rows may wait, that is weighed of both.
     """
     found = _mixed(problem, objective, running, kept, seed)
     if not problem.points:
         return found
     now = configuration_of(tuple(running)) if running else None
-    beat = found.best.score if found.best.feasible else -math.inf
+    mix = tuned(problem, objective, found.best) if problem.objective.waits else found.best
+    beat = mix.score if mix.feasible else -math.inf
     space = every(problem, JOINT) or ()
     more = best_chains(problem, objective, problem.points, running=now, beat=beat, seed=seed, space=space)
     more = verified(problem, objective, more)
     if now is not None and kept is None:
         kept = _alike(now)
-    best, ranked = chosen([*found.candidates, found.best, *more], objective, running=now, kept=kept)
+    best, ranked = chosen([*found.candidates, mix, *more], objective, running=now, kept=kept)
     distinct = {msgspec.json.encode(candidate): candidate for candidate in ranked}
     return Found(best, tuple(distinct.values())[:10], found.evaluated + len(more), found.total, found.complete)
 

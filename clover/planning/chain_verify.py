@@ -25,7 +25,7 @@ from functools import lru_cache
 import msgspec
 import numpy as np
 
-from clover.planning.chains import Floats, Stages, play_once, stages_of, wait_of
+from clover.planning.chains import Floats, Stages, play_once, stages_of, unwaiting, wait_of
 from clover.planning.objective import HYSTERESIS, Objective
 from clover.planning.problem import Problem
 from clover.planning.verify import half_width, keeps, within
@@ -106,15 +106,20 @@ def verified(problem: Problem, objective: Objective, candidates: Sequence[Candid
     """`candidates` (cascades, the best first) with those that a verification rejects made infeasible, and why.
 
     As many are verified as may be chosen: from the best down to the first that is accepted, and those within the margin
-    of it.
+    of it.  One whose wait is rejected is tried without it.
     """
     least = -math.inf
     found = []
-    for candidate in candidates:
+    left = list(candidates)
+    while left:
+        candidate = left.pop(0)
         if candidate.feasible and candidate.score >= least:
             why = _judged(problem, objective, candidate).why
             if why:
+                other = unwaiting(problem, objective, candidate, point_of(problem, candidate))
                 candidate = msgspec.structs.replace(candidate, feasible=False, why=f"rejected by verification: {why}")
+                if other is not None:
+                    left.insert(sum(item.score > other.score for item in left), other)
             elif math.isinf(least):
                 least = candidate.score - HYSTERESIS * objective.scale
         found.append(candidate)
@@ -122,16 +127,17 @@ def verified(problem: Problem, objective: Objective, candidates: Sequence[Candid
 
 
 def _judged(problem: Problem, objective: Objective, candidate: Candidate) -> Verified:
-    point = _point(problem.points, candidate)
+    point = point_of(problem, candidate)
     stages = tuple(lane.workers for lane in stages_of(problem, candidate.configuration, point))
     prediction = candidate.prediction
     wait_ms = wait_of(point.chain, candidate.routing)
     return verify(stages, problem.rate, point.reach, wait_ms, p95_ms=prediction.p95_ms, slo_ms=objective.slo_ms)
 
 
-def _point(points: Sequence[ChainPoint], candidate: Candidate) -> ChainPoint:
+def point_of(problem: Problem, candidate: Candidate) -> ChainPoint:
+    """The point of the profile that a cascade follows."""
     key = candidate.routing.chain, candidate.routing.thresholds, candidate.prediction.accuracy
-    return next(own for own in points if (own.chain, own.thresholds, own.accuracy) == key)
+    return next(own for own in problem.points if (own.chain, own.thresholds, own.accuracy) == key)
 
 
 def _p95(plays: Sequence[tuple[Floats, Floats]]) -> tuple[float, float]:

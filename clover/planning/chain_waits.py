@@ -26,11 +26,13 @@ from clover.planning.queueing import Lane
 from clover.planning.waits import MORE, SLOW, TICK_MS
 
 _PARTS = (0.25, 0.5, 1.0)
+_STEP_MS = 0.5  # so that a rate that moves a little asks for the same wait, whose play is remembered
 _ROOM = 0.65  # of the SLO, in which a wait and the batches of all stages must end
 
 
 def energy_j(lanes: Sequence[Lane], rate: float, reach: Sequence[float], wait_ms: float = 0.0) -> float:
-    """Joules above idle of a row, over all stages it is asked of."""
+    """Joules above idle of a row, over all stages it is asked of.  Rows are taken to come to later stages one by one;
+    those that waited together may go on together, and cost less than this says."""
     first = lanes[0].energy_j(rate * reach[0], wait_ms=wait_ms) * reach[0]
     return first + sum(part * lane.energy_j(rate * part) for lane, part in zip(lanes[1:], reach[1:], strict=True))
 
@@ -38,13 +40,13 @@ def energy_j(lanes: Sequence[Lane], rate: float, reach: Sequence[float], wait_ms
 def worth(
     lanes: Sequence[Lane], rate: float, reach: Sequence[float], slo_ms: float, least_j: float
 ) -> list[tuple[float, float]]:
-    """Waits (ms) that leave room for the batches that follow and save at least `least_j` a row over any shorter one,
-    behind the joules of a row, the most frugal first.  Every stage must be stable."""
+    """Waits (ms) that leave room for the batches that follow and save at least `least_j` a row over any shorter one of
+    these, behind the joules of a row, the most frugal first.  Every stage must be stable."""
     room_ms = _room_ms(lanes, rate, reach, _ROOM * slo_ms)
     found: list[tuple[float, float]] = []
     most_j = energy_j(lanes, rate, reach) - least_j
     for part in _PARTS:
-        wait_ms = math.floor(part * room_ms * 10.0) / 10.0
+        wait_ms = math.floor(part * room_ms / _STEP_MS) * _STEP_MS
         joules = energy_j(lanes, rate, reach, wait_ms)
         if wait_ms >= TICK_MS and joules <= most_j:
             found.append((joules, wait_ms))

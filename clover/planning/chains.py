@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -138,6 +139,15 @@ def evaluate(
         feasible=not why,
         why=why,
     )
+
+
+def unwaiting(problem: Problem, objective: Objective, candidate: Candidate, point: ChainPoint) -> Candidate | None:
+    """`candidate` of `point` without its wait; None where it has none, or does not serve without it."""
+    if not candidate.routing.wait_ms:
+        return None
+    at_once = replace(problem, objective=msgspec.structs.replace(problem.objective, waits=False))
+    found = evaluate(at_once, objective, candidate.configuration, point)
+    return found if found.feasible else None
 
 
 def _first_kept(

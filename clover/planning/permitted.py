@@ -7,8 +7,8 @@ floor.  A variant that a chain does not ask stands by, at no active energy.
 
 **Which are told.**  An average over time of two of the set is as good as any point between them (`planning.horizon`),
 so only the lower convex hull of (accuracy, joules a row) is ever worth turning to.  Loads and joules are cheap to tell,
-and p95 is played: so the hull is drawn first, what misses the SLO goes from it, and it is drawn again, until all that
-is left keeps it.  Ten plays or so stand for the profile's hundred points, and hardly more for all configurations of a
+and p95 is played: so the hull is drawn first, what misses the SLO goes from it (or up, where a shorter wait keeps it),
+and it is drawn again, until all that is left keeps it.  Ten plays or so stand for the profile's hundred points, and hardly more for all configurations of a
 small machine together (`joint`).
 
 **What a change costs.**  `moving_j` is what it takes to go to another configuration, by the same figures as those of
@@ -36,23 +36,25 @@ def permitted(problem: Problem, objective: Objective, configuration: Configurati
 
 def joint(problem: Problem, objective: Objective, configurations: Iterable[Configuration]) -> tuple[Candidate, ...]:
     """The same of several configurations together: what no other configuration with its chain and thresholds beats."""
-    points: dict[Point, tuple[Configuration, ChainPoint]] = {}
+    points: dict[Point, list[tuple[Configuration, ChainPoint]]] = {}
     for configuration in configurations:
         for point in points_on(problem, configuration):
             seen = evaluate(problem, objective, configuration, point, play=False)
             if seen.feasible:
-                points.setdefault(drawn_at(seen), (configuration, point))
+                points.setdefault(drawn_at(seen), []).append((configuration, point))
     kept: dict[Point, Candidate] = {}
     while points:
         drawn = hull(tuple(points))
         for at in drawn:
             if at in kept:
                 continue
-            pair = points.pop(at)
+            pair = points[at].pop()
+            if not points[at]:
+                del points[at]
             found = evaluate(problem, objective, *pair)
-            if found.feasible:  # where it was drawn, or above that: with shorter waits than were hoped for
+            if found.feasible:  # where it was drawn, or above that: with a shorter wait than was hoped for
                 lies = drawn_at(found)
-                points.setdefault(lies, pair)
+                points.setdefault(lies, [])
                 kept.setdefault(lies, found)
         if all(at in kept for at in drawn):
             return tuple(kept[at] for at in drawn)

@@ -25,7 +25,8 @@ import msgspec
 
 from clover.planning.awake import charged
 from clover.planning.budget import GRAMS_PER_J, Course, course, held_to, options, ways
-from clover.planning.chain_verify import verified
+from clover.planning.chain_verify import point_of, verified
+from clover.planning.chains import unwaiting
 from clover.planning.objective import NOISE, Objective, objective_of
 from clover.planning.permitted import best_at, drawn_at, landing, moving_j, on_hull
 from clover.planning.problem import Problem, problem_of
@@ -122,7 +123,11 @@ def _landed(state: State, here: Permitted, weighed: int, why: str) -> Steered | 
         best = landing(here, aim.accuracy, aim.least)
         if not best.routing.chain or verified(problem, objective, [best])[0].feasible:
             break
-        here = tuple(item for item in here if item is not best)
+        others = [item for item in here if item is not best]
+        at_once = unwaiting(problem, objective, best, point_of(problem, best))
+        if at_once is not None:
+            others.append(charged(at_once, problem, objective, best.awake) if best.awake else at_once)
+        here = on_hull(others)
     else:
         return None
     aims = held_to(objective, 0.0)

@@ -150,19 +150,12 @@ def counting_kept(state: State, problem: Problem) -> Callable[[Configuration], i
 
 
 def with_waits(state: State, problem: Problem, objective: Objective, found: Found) -> Found:
-    """`found`, its best with waits and largest batches where the state allows them and they pay.  A cascade was weighed
-    with its waits; beside it the best of the others may be better with some of its own."""
-    if not state.objective.waits:
+    """`found`, its best with waits and largest batches where the state allows them and they pay.  Cascades were weighed
+    with theirs, and so was what stood beside them."""
+    if not state.objective.waits or found.best.routing.chain:
         return found
-
-    def waiting(candidate: Candidate) -> Candidate:
-        best = tuned(problem, objective, candidate)
-        return charged(best, problem, objective, candidate.awake) if candidate.awake else best
-
-    if not found.best.routing.chain:
-        return replace(found, best=waiting(found.best))
-    others = [waiting(item) for item in found.candidates if item.feasible and not item.routing.chain][:1]
-    return replace(found, best=max([found.best, *others], key=lambda item: (item.feasible, item.score)))
+    best = tuned(problem, objective, found.best)
+    return replace(found, best=charged(best, problem, objective, found.best.awake) if found.best.awake else best)
 
 
 def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fixed") -> Plan:
@@ -179,8 +172,9 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
                 return steered_plan(state, steered, policy=policy, note="the configuration was given")
         objective = held_to(objective, course(state).accuracy)
     chains = sorted(on_configuration(problem, objective, configuration), key=lambda item: -item.score)
-    candidates = [evaluate(problem, objective, configuration), *verified(problem, objective, chains)]
-    candidate, _ = chosen(candidates, objective)
+    mix = evaluate(problem, objective, configuration)
+    mix = tuned(problem, objective, mix) if state.objective.waits and chains else mix
+    candidate, _ = chosen([mix, *verified(problem, objective, chains)], objective)
     candidate = charged(candidate, problem, objective, least_awake(state, problem, configuration))
     found = with_waits(state, problem, objective, alone(candidate))
     return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")

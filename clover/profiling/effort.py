@@ -9,7 +9,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Effort:
     """How long to look: the batch sizes, samples and seconds a cell, rows and seconds an accuracy pass, and in how many
-    rounds the chosen backends are looked at again, each cell a `1 / rounds` of its time a round."""
+    rounds everything is looked at again, each cell a `1 / rounds` of its time a round."""
 
     quick: bool
     samples: int

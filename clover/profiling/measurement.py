@@ -4,8 +4,8 @@ On a GPU a profile is measured on one instance of it, made for that and removed 
 instance has no memory for starts with the next larger one.
 
 A shared machine has fast and slow minutes, and the figures of variants are worth something only against each other.  So
-what was chosen is measured again in rounds, every cell of it once a round, and the medians over the rounds are kept: in
-a slow minute all variants are slow.  A GPU's instances are not made again for that; no neighbour has a share of them.
+what was measured is measured again in rounds, every cell of it once a round, and the medians over the rounds are kept:
+in a slow minute all variants are slow.  A GPU's instances are not made again for that; no neighbour has a share of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from clover.profiling.joules import Joules
 from clover.profiling.kept import Kept, frugal, labelled
 from clover.profiling.kept import write as write_rows
 from clover.profiling.places import Devices, device_cores, devices_of, emulated, on_cores, places_of, whole_layout
-from clover.profiling.records import accuracy_of, latency_of, middle, require_published, typical_p95
+from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled, require_published, typical_p95
 from clover.profiling.standing import Standing
 from clover.runtime.frames import WorkerOrder
 from clover.runtime.pool import Pool, Worker
@@ -212,7 +212,7 @@ class _Measurement:
                     if any((m.variant, m.backend) == (variant.name, name) for m in self.latency):
                         await self._larger(variant, name, place)
         if self.on_cores:
-            await self._again(backend, {place.profile: place for place in places})
+            await self._again({place.profile: place for place in places})
         cascade = await self._cascade(backend)
         busy = max(busy, await busy_share(cores))
         if busy > BUSY:
@@ -335,9 +335,8 @@ class _Measurement:
         found, self.latency = self.latency[kept:], self.latency[:kept]
         return found
 
-    async def _again(self, backend: dict[str, str], places: dict[str, Placement]) -> None:
-        """Measure the cells of the chosen backends in rounds, and keep the medians instead of what was found first."""
-        chosen = [m for m in self.latency if m.backend == backend[m.variant]]
+    async def _again(self, places: dict[str, Placement]) -> None:
+        """Measure all cells again in rounds, and keep what these say instead of what was found first."""
         shares = self.effort.rounds
         part = replace(
             self.effort,
@@ -345,19 +344,30 @@ class _Measurement:
             least_s=self.effort.least_s / shares,
             most_s=self.effort.most_s / shares,
         )
-        found: dict[tuple[str, str, int], list[LatencyMeasurement]] = {}
+        kinds = dict.fromkeys((m.variant, m.backend, m.profile, m.threads) for m in self.latency)
+        cells: dict[tuple[str, str, str, int], list[Cell]] = {}
+        joules: dict[tuple[str, str, str, int], list[tuple[float, Method]]] = {}
         for number in range(shares):
             self._step(f"everything again, round {number + 1} of {shares}")
-            for name, profile, threads in dict.fromkeys((m.variant, m.profile, m.threads) for m in chosen):
+            for variant, name, profile, threads in list(kinds):
                 place = places[profile]
-                async with self._worker(self.spec.variant(name), backend[name], place, threads) as worker:
-                    for batch in self.batches:
-                        cell, joules = await self._timed(worker, place, batch, part)
-                        one = latency_of(cell, name, profile, backend[name], threads, joules)
-                        found.setdefault((name, profile, batch), []).append(one)
+                try:
+                    async with self._worker(self.spec.variant(variant), name, place, threads) as worker:
+                        for batch in self.batches:
+                            cell, energy = await self._timed(worker, place, batch, part)
+                            cells.setdefault((variant, name, profile, batch), []).append(cell)
+                            joules.setdefault((variant, name, profile, batch), []).append(energy)
+                except WorkerError as error:
+                    del kinds[variant, name, profile, threads]
+                    self.notes.append(f"{variant} with {name} on {profile} was measured once only: {error}")
+                    log.warning("%s with %s on %s was not measured again: %s", variant, name, profile, error)
         for index, m in enumerate(self.latency):
-            if m.backend == backend[m.variant]:
-                self.latency[index] = middle(found[m.variant, m.profile, m.batch], m)
+            if (m.variant, m.backend, m.profile, m.threads) in kinds:
+                key = m.variant, m.backend, m.profile, m.batch
+                each = middle_j(joules[key])
+                found = latency_of(pooled(cells[key]), m.variant, m.profile, m.backend, m.threads, each)
+                rested_j = m.rested_j * each[0] / m.energy_j_per_row if m.rested_j else 0.0
+                self.latency[index] = msgspec.structs.replace(found, rested_j=rested_j)
 
     async def _timed(
         self, worker: Worker, place: Placement, batch: int, effort: Effort

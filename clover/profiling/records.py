@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from clover.errors import ProfileError
@@ -40,23 +39,22 @@ def latency_of(
     )
 
 
-def middle(rounds: Sequence[LatencyMeasurement], rested: LatencyMeasurement) -> LatencyMeasurement:
-    """What several rounds found of one cell: the median of each figure over the rounds; what waking up costs is that of
-    `rested`, in proportion."""
-    first = rounds[0]
-    joules = statistics.median(m.energy_j_per_row for m in rounds)
-    return replace(
-        first,
-        samples=sum(m.samples for m in rounds),
-        mean_ms=statistics.median(m.mean_ms for m in rounds),
-        cv=statistics.median(m.cv for m in rounds),
-        p50_ms=statistics.median(m.p50_ms for m in rounds),
-        p95_ms=statistics.median(m.p95_ms for m in rounds),
-        p99_ms=statistics.median(m.p99_ms for m in rounds),
-        cpu_s_per_row=statistics.median(m.cpu_s_per_row for m in rounds),
-        energy_j_per_row=joules,
-        rested_j=rested.rested_j * joules / rested.energy_j_per_row if rested.rested_j else 0.0,
-    )
+def pooled(rounds: Sequence[Cell]) -> Cell:
+    """What several rounds found of one cell, as one: the median over the rounds of milliseconds and of CPU seconds a row,
+    and around the former how the batches of each round lay around their own."""
+    means_ms = [float(np.mean(cell.ms)) for cell in rounds]
+    middle_ms = statistics.median(means_ms)
+    found = Cell(rounds[0].batch, wall_s=sum(cell.wall_s for cell in rounds))
+    for cell, mean_ms in zip(rounds, means_ms, strict=True):
+        found.ms += [ms * middle_ms / mean_ms for ms in cell.ms]
+    found.cpu_s = statistics.median(cell.cpu_s / cell.rows for cell in rounds) * found.rows
+    return found
+
+
+def middle_j(rounds: Sequence[tuple[float, Method]]) -> tuple[float, Method]:
+    """The median of joules a row over the rounds that have them from where most have."""
+    method = statistics.mode(how for _, how in rounds)
+    return statistics.median(joules for joules, how in rounds if how == method), method
 
 
 def accuracy_of(

@@ -56,11 +56,8 @@ _SETSIG = 10  # fcntl.F_SETSIG is missing from Python's fcntl
 _REASON_CHARS = 2000
 
 
-def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
-    """Run a worker in this (forked) process; its exit status.  Takes over `fds` (see `frames.SPAWN_FDS`).
-
-    `forked_ns` is when the zygote began with it: to fork, or to hand the order to its spare.
-    """
+def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
+    """Run a worker in this (forked) process; its exit status.  Takes over `fds` (see `frames.SPAWN_FDS`)."""
     order = spawn.order
     control_fd, slab_fd, ring_fd, doorbell, completions, lifeline = fds
     control = socket.socket(fileno=control_fd)
@@ -71,7 +68,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...], forked_ns: int) -> int:
             _yield(order)
             _harden(order)
             held = pacing.HeldSlice.attach(order.emulated, order.max_batch) if order.emulated is not None else None
-            say(control, frames.WorkerState(state="loading", fork_ms=_ms_since(forked_ns)))
+            say(control, frames.WorkerState(state="loading", fork_ms=_ms_since(spawn.begun_ns)))
             slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
             batches = Batches(slab)
             ring = Ring(map_shared(ring_fd, RING_BYTES(order.max_batch)), order.max_batch)

@@ -91,7 +91,7 @@ class Spare(NamedTuple):
 
 
 class Zygote:
-    """Forks workers on the orders of one socket."""
+    """Makes workers on the orders of one socket."""
 
     def __init__(self, server: socket.socket) -> None:
         self._server = server
@@ -236,7 +236,7 @@ class Zygote:
             from clover.runtime import worker
 
             order = ordered()
-            code = 0 if order is None else worker.main(*order, order[0].begun_ns)
+            code = 0 if order is None else worker.main(*order)
         except BaseException:
             traceback.print_exc()
         finally:

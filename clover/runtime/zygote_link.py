@@ -99,7 +99,7 @@ class ZygoteLink:
                 _end_unwanted(answer.result()[1])
             if isinstance(error, TimeoutError):
                 self.kill()  # a fork takes milliseconds: it hangs, and the next spawn shall find another
-                raise WorkerError(f"the zygote did not fork within {within_s:g} s") from error
+                raise WorkerError(f"the zygote made no worker within {within_s:g} s") from error
             raise
         finally:
             self._asked.pop(order.token, None)

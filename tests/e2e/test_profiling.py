@@ -13,12 +13,14 @@ import pytest
 from clover import profiles, profiling
 from clover.config import ServerConfig, WorkersConfig
 from clover.devices.cpu import CpuDevice
-from clover.errors import ProfileError
+from clover.errors import ProfileError, WorkerError
 from clover.families import load_family
 from clover.profiling import measurement, records
+from clover.profiling.drive import Cell
 from clover.profiling.effort import QUICK, Effort
+from clover.runtime.frames import WorkerOrder
 from clover.runtime.pool import Pool
-from clover.types import FamilyProfile, FamilySpec, LatencyMeasurement
+from clover.types import FamilyProfile, FamilySpec
 
 FAMILIES = Path(__file__).resolve().parents[1] / "families"
 SHORT = Effort(quick=True, samples=5, least_s=0.01, most_s=0.2, score_s=0.5, base_s=0.2, compile_s=0.0, rounds=2)
@@ -74,29 +76,56 @@ def test_toy_is_measured_whole(tmp_path: Path) -> None:
     assert all(done < total for _, done, total in told)
 
 
-def test_what_was_chosen_is_measured_in_rounds_and_medians_are_kept(
+def test_everything_is_measured_again_in_rounds_and_medians_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[LatencyMeasurement] = []
+    rounds: list[list[Cell]] = []
 
-    def noted(*of: Any) -> LatencyMeasurement:
-        seen.append(records.latency_of(*of))
-        return seen[-1]
+    def noted(cells: list[Cell]) -> Cell:
+        rounds.append(cells)
+        return records.pooled(cells)
 
-    monkeypatch.setattr(measurement, "latency_of", noted)
+    monkeypatch.setattr(measurement, "pooled", noted)
     profile = measure(load_family(str(FAMILIES / "toy")), tmp_path)
-    chosen = [m for m in profile.latency if m.backend == profile.backend[m.variant]]
-    again = seen[-SHORT.rounds * len(chosen) :]
-    cells = [(m.variant, m.profile, m.batch) for m in again]
-    a_round = cells[: len(chosen)]
-    assert len(set(a_round)) == len(chosen)
-    assert cells == SHORT.rounds * a_round, "every cell once a round"
-    for m in chosen:
-        cell = (m.variant, m.profile, m.batch)
-        mine = [other for other, which in zip(again, cells, strict=True) if which == cell]
-        assert m.mean_ms == statistics.median(other.mean_ms for other in mine)
-        assert m.energy_j_per_row == statistics.median(other.energy_j_per_row for other in mine)
-        assert m.samples == sum(other.samples for other in mine)
+    assert len(rounds) == len(profile.latency)
+    for m, cells in zip(profile.latency, rounds, strict=True):
+        assert [cell.batch for cell in cells] == [m.batch] * SHORT.rounds
+        assert m.mean_ms == pytest.approx(statistics.median(statistics.fmean(cell.ms) for cell in cells))
+        assert m.samples == sum(len(cell.ms) for cell in cells)
+
+
+def test_a_round_takes_every_cell_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[tuple[str, str, str]] = []
+    spawn = Pool.spawn
+
+    async def noted(self: Pool, order: WorkerOrder, *of: Any, **how: Any) -> Any:
+        orders.append((order.variant, order.backend, order.place))
+        return await spawn(self, order, *of, **how)
+
+    monkeypatch.setattr(Pool, "spawn", noted)
+    profile = measure(load_family(str(FAMILIES / "toy")), tmp_path)
+    kinds = len({(m.variant, m.backend, m.profile) for m in profile.latency})
+    again = orders[-profile.base.count - SHORT.rounds * kinds : -profile.base.count]
+    assert len(set(again)) == kinds
+    assert again == SHORT.rounds * again[:kinds]
+
+
+def test_a_worker_that_does_not_come_again_leaves_what_was_found_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn, seen = Pool.spawn, dict[tuple[str, str], int]()
+
+    async def once(self: Pool, order: WorkerOrder, *of: Any, **how: Any) -> Any:
+        key = order.variant, order.place
+        seen[key] = seen.get(key, 0) + 1
+        if order.variant == "half" and seen[key] == 3:  # measured, calibrated, and then
+            raise WorkerError("no room")
+        return await spawn(self, order, *of, **how)
+
+    monkeypatch.setattr(Pool, "spawn", once)
+    profile = measure(load_family(str(FAMILIES / "toy")), tmp_path)
+    assert any("half with eager on 1c was measured once only: no room" in note for note in profile.notes)
+    assert [m.batch for m in profiles.measurements(profile, "half", "1c")] == [1, 4, 8]
 
 
 def test_published_accuracy_stands_in_for_an_evaluation_set(tmp_path: Path) -> None:

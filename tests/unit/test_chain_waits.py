@@ -5,20 +5,23 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from bench.stages import draw
+from clover.planning import chain_verify, chains
 from clover.planning.annealed import every
-from clover.planning.chain_verify import verified
+from clover.planning.chain_verify import Verified, verified
 from clover.planning.chain_waits import energy_j, worth
-from clover.planning.chains import best_chains, evaluate, played_ms, routing_of, wait_of
+from clover.planning.chains import Stages, best_chains, evaluate, played_ms, routing_of, wait_of
 from clover.planning.objective import Objective, objective_of
-from clover.planning.permitted import joint, points_on
+from clover.planning.permitted import drawn_at, joint, on_hull, points_on
 from clover.planning.problem import Problem, problem_of
 from clover.planning.queueing import Service, batched, lane_of
 from clover.planning.waits import TICK_MS
@@ -64,12 +67,37 @@ def test_without_room_nobody_waits() -> None:
     assert found == plain
 
 
-def test_without_playing_the_most_is_hoped_for_and_played_no_more_is_promised() -> None:
-    for slo_ms in (8.0, 12.0, 20.0, 40.0):
-        problem, aim = posed(slo_ms=slo_ms)
-        hoped = evaluate(problem, aim, both(problem), point(), play=False)
-        found = evaluate(problem, aim, both(problem), point())
-        assert found.score <= hoped.score
+def test_where_the_longest_wait_is_late_a_shorter_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, aim = posed()
+    hoped = evaluate(problem, aim, both(problem), point(), play=False)
+    longest_ms = hoped.routing.wait_ms["small"]
+
+    def played(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> NDArray[np.float64]:
+        return np.full(100, 100.0 if wait_ms == longest_ms else 5.0)
+
+    monkeypatch.setattr(chains, "played_ms", played)
+    found = evaluate(problem, aim, both(problem), point())
+    assert found.feasible
+    assert 0.0 < found.routing.wait_ms["small"] < longest_ms
+    assert found.score < hoped.score
+    assert evaluate(problem, aim, both(problem), point(), play=False) == hoped
+
+
+def test_what_is_rejected_with_its_wait_is_tried_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, aim = posed()
+    problem = replace(problem, points=(point(),))
+    waiting = evaluate(problem, aim, both(problem), point())
+    judge = chain_verify.verify
+
+    def never(*of: Any, p95_ms: float, slo_ms: float) -> Verified:
+        return judge(*of, p95_ms=p95_ms, slo_ms=1e-3 if of[3] else slo_ms)
+
+    monkeypatch.setattr(chain_verify, "verify", never)
+    rejected, plain = verified(problem, aim, [waiting])
+    assert not rejected.feasible
+    assert plain.feasible
+    assert not plain.routing.wait_ms
+    assert plain == evaluate(*posed(waits=False), both(problem), point())
 
 
 def test_a_longer_wait_has_to_be_worth_it() -> None:
@@ -135,30 +163,22 @@ def test_on_a_small_machine_the_best_that_waits_is_found(slo_ms: float) -> None:
 
 
 @pytest.mark.parametrize("slo_ms", [9.0, 15.0, 30.0])
-def test_what_is_permitted_lies_on_the_hull_of_what_was_played(slo_ms: float) -> None:
+def test_what_is_permitted_is_the_hull_of_what_was_played(slo_ms: float) -> None:
     problem, aim = posed(slo_ms=slo_ms)
     problem, aim = replace(problem, points=CHAINS), replace(aim, accuracy_floor=0.0, planned_floor=0.0)
     space = space_of(problem)
-    found = joint(problem, aim, space)
-    assert found
-    for configuration in space:
-        for how in points_on(problem, configuration):
-            other = evaluate(problem, aim, configuration, how)
-            if other.feasible:
-                beaten = [
-                    item
-                    for item in found
-                    if other.prediction.accuracy > item.prediction.accuracy + 1e-9
-                    and other.prediction.joules < item.prediction.joules - 1e-9
-                ]
-                assert not beaten
+    played = [evaluate(problem, aim, configuration, how) for configuration in space for how in points_on(problem, configuration)]
+    best = on_hull(item for item in played if item.feasible)
+    assert best
+    assert [drawn_at(item) for item in joint(problem, aim, space)] == [drawn_at(item) for item in best]
 
 
 def planned(*, waits: bool) -> Plan:
     measured = profile()
+    calls = dict(zip(CALL.batches, zip(CALL.mean_ms, CALL.energy_j_per_row, strict=True), strict=True))
     latency = tuple(
-        msgspec.structs.replace(m, mean_ms=CALL.mean_ms[i], energy_j_per_row=CALL.energy_j_per_row[i])
-        if m.variant == "small" and (i := CALL.batches.index(m.batch)) >= 0
+        msgspec.structs.replace(m, mean_ms=calls[m.batch][0], energy_j_per_row=calls[m.batch][1])
+        if m.variant == "small"
         else m
         for m in measured.latency
     )
@@ -183,3 +203,10 @@ def test_routings_keep_their_wait() -> None:
     assert routing_of(chained, configuration, 2.0).wait_ms == {"small": 2.0}
     assert wait_of(chained.chain, routing_of(chained, configuration, 2.0)) == 2.0
     assert wait_of(chained.chain, routing_of(chained, configuration)) == 0.0
+
+
+def test_a_mix_is_weighed_with_its_waits_beside_a_cascade() -> None:
+    """Where the second stage is not worth what it costs, what all rows would wait for alone is."""
+    chained = planned(waits=True)
+    mixes = [item for item in chained.candidates if not item.routing.chain]
+    assert any(item.routing.wait_ms for item in mixes)

@@ -27,10 +27,10 @@ from clover.profiling import places, report
 from clover.profiling.busy import busy_share, jiffies
 from clover.profiling.candidates import Candidates
 from clover.profiling.choose import elect, faster
-from clover.profiling.drive import Driver
+from clover.profiling.drive import Cell, Driver
 from clover.profiling.effort import FULL, QUICK
 from clover.profiling.joules import Joules, Window
-from clover.profiling.records import middle, typical_p95
+from clover.profiling.records import middle_j, pooled, typical_p95
 from clover.profiling.rows import load, pack
 from clover.profiling.score import agreement, answers, wilson
 from clover.profiling.standing import Standing
@@ -140,13 +140,20 @@ def test_threads_must_be_worth_it() -> None:
     assert not faster({}, one)
 
 
-def test_rounds_leave_medians_and_what_waking_up_costs_in_proportion() -> None:
-    first = latency("x", 8, 4.0, rested_j=1.0)
-    rounds = [latency("x", 8, joules, mean_ms=ms, p99_ms=9 - ms) for joules, ms in ((2.0, 1.0), (9.0, 3.0), (3.0, 2.0))]
-    found = middle(rounds, first)
-    assert (found.mean_ms, found.p99_ms, found.energy_j_per_row, found.samples) == (2.0, 7.0, 3.0, 90)
-    assert found.rested_j == pytest.approx(0.75)
-    assert middle(rounds, latency("x", 8, 0.0)).rested_j == 0.0
+def test_rounds_leave_medians_and_how_batches_lay_around_them() -> None:
+    quick, middling, slow = (
+        Cell(8, ms=[0.9 * ms, 1.1 * ms], cpu_s=cpu_s, wall_s=0.1) for ms, cpu_s in ((1.0, 0.016), (2.0, 0.16), (9.0, 0.08))
+    )
+    found = pooled([quick, slow, middling])
+    assert found.ms == pytest.approx([1.8, 2.2] * 3), "a slow round is not a slow batch"
+    assert found.rows == 48
+    assert found.cpu_s / found.rows == pytest.approx(0.08 / 16)
+    assert found.wall_s == pytest.approx(0.3)
+
+
+def test_joules_of_one_kind_are_compared() -> None:
+    assert middle_j([(2.0, "measured"), (9.0, "modelled"), (4.0, "measured")]) == (3.0, "measured")
+    assert middle_j([(2.0, "modelled"), (9.0, "modelled"), (4.0, "modelled")]) == (4.0, "modelled")
 
 
 def test_batches_and_typical_p95() -> None:
