@@ -8,8 +8,8 @@ floor.  A variant that a chain does not ask stands by, at no active energy.
 **Which are told.**  An average over time of two of the set is as good as any point between them (`planning.horizon`),
 so only the lower convex hull of (accuracy, joules a row) is ever worth turning to.  Loads and joules are cheap to tell,
 and p95 is played: so the hull is drawn first, what misses the SLO goes from it (or up, where a shorter wait keeps it),
-and it is drawn again, until all that is left keeps it.  Ten plays or so stand for the profile's hundred points, and hardly more for all configurations of a
-small machine together (`joint`).
+and it is drawn again, until all that is left keeps it.  Ten plays or so stand for the profile's hundred points, and
+hardly more for all configurations of a small machine together (`joint`).
 
 **What a change costs.**  `moving_j` is what it takes to go to another configuration, by the same figures as those of
 the planner's search: each worker to start costs `SWITCH_S` seconds of what it draws at full load.

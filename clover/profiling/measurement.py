@@ -5,7 +5,8 @@ instance has no memory for starts with the next larger one.
 
 A shared machine has fast and slow minutes, and the figures of variants are worth something only against each other.  So
 what was measured is measured again in rounds, every cell of it once a round, and the medians over the rounds are kept:
-in a slow minute all variants are slow.  A GPU's instances are not made again for that; no neighbour has a share of them.
+in a slow minute all variants are slow.  A GPU's instances are not made again for that: no neighbour has a share of
+them.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def latency_of(
 
 
 def pooled(rounds: Sequence[Cell]) -> Cell:
-    """What several rounds found of one cell, as one: the median over the rounds of milliseconds and of CPU seconds a row,
-    and around the former how the batches of each round lay around their own."""
+    """What several rounds found of one cell, as one: the median over the rounds of milliseconds and of CPU seconds a
+    row, and around the former how the batches of each round lay around their own."""
     means_ms = [float(np.mean(cell.ms)) for cell in rounds]
     middle_ms = statistics.median(means_ms)
     found = Cell(rounds[0].batch, wall_s=sum(cell.wall_s for cell in rounds))

@@ -167,7 +167,11 @@ def test_what_is_permitted_is_the_hull_of_what_was_played(slo_ms: float) -> None
     problem, aim = posed(slo_ms=slo_ms)
     problem, aim = replace(problem, points=CHAINS), replace(aim, accuracy_floor=0.0, planned_floor=0.0)
     space = space_of(problem)
-    played = [evaluate(problem, aim, configuration, how) for configuration in space for how in points_on(problem, configuration)]
+    played = [
+        evaluate(problem, aim, configuration, how)
+        for configuration in space
+        for how in points_on(problem, configuration)
+    ]
     best = on_hull(item for item in played if item.feasible)
     assert best
     assert [drawn_at(item) for item in joint(problem, aim, space)] == [drawn_at(item) for item in best]

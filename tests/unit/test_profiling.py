@@ -142,7 +142,8 @@ def test_threads_must_be_worth_it() -> None:
 
 def test_rounds_leave_medians_and_how_batches_lay_around_them() -> None:
     quick, middling, slow = (
-        Cell(8, ms=[0.9 * ms, 1.1 * ms], cpu_s=cpu_s, wall_s=0.1) for ms, cpu_s in ((1.0, 0.016), (2.0, 0.16), (9.0, 0.08))
+        Cell(8, ms=[0.9 * ms, 1.1 * ms], cpu_s=cpu_s, wall_s=0.1)
+        for ms, cpu_s in ((1.0, 0.016), (2.0, 0.16), (9.0, 0.08))
     )
     found = pooled([quick, slow, middling])
     assert found.ms == pytest.approx([1.8, 2.2] * 3), "a slow round is not a slow batch"
