@@ -43,7 +43,7 @@ bench: $(VENV)/.test
 bench-peers: $(VENV)/.test
 	$(PY) -m bench.wire --peers fastapi litserve mlserver bentoml ray pytriton $(ARGS)
 
-bench-kernels: $(VENV)/.test
+bench-kernels: $(VENV)/.test $(VENV)/.dev
 	$(PY) -m bench.kernels $(ARGS)
 
 build: $(VENV)/.dev

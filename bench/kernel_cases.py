@@ -43,6 +43,27 @@ def batcher(module: ModuleType, depth: int, max_batch: int, *, ordered: bool = T
     return run
 
 
+def called_from_c(stay: Callable[..., None], module: ModuleType, depth: int, *, ordered: bool = True) -> Run:
+    """The same in batches of eight where the calls come from C (`bench.batcher_stay`), as those of the router do."""
+    slots = 16 * depth
+    queue = module.Batcher(1, 4, slots)
+    for worker in range(4):
+        queue.attach(worker, 0, 8)
+    spread = random.Random(1)
+    wait = [depth if ordered else spread.randrange(2 * depth) for _ in range(slots)]
+    out = np.zeros(8, np.uint32)
+    for at in range(depth):
+        queue.push(0, at, at + wait[at], at)
+    due = depth
+
+    def run(count: int) -> None:
+        nonlocal due
+        stay(queue, out, wait, due, count, 8)
+        due += count // 8 * 8
+
+    return run
+
+
 def push_many(module: ModuleType, rows: int) -> Run:
     """A request of `rows` rows: pushed at once, dispatched as one batch."""
     queue = module.Batcher(1, 1, 4 * rows)

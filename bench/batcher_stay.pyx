@@ -1,0 +1,22 @@
+"""A request's whole stay in the batcher, called as the router calls it: from C.  Built by `bench.kernels` when asked."""
+
+from libc.stdint cimport int64_t
+
+from clover._native.batcher cimport Batcher
+
+
+def stay(Batcher queue, object out, list wait, int64_t first, Py_ssize_t count, Py_ssize_t max_batch):
+    """`count` requests from number `first` on: pushed with a deadline `wait` later, dispatched in batches of
+    `max_batch`, and their worker's credit returned."""
+    cdef Py_ssize_t batch, row, slots = len(wait)
+    cdef int64_t at = first, slot
+    cdef tuple formed
+    cdef object worker
+    for batch in range(count // max_batch):
+        for row in range(max_batch):
+            slot = at % slots
+            queue.push(0, slot, at + <int64_t>wait[slot], at, 0)
+            at += 1
+        formed = queue.dispatch(0, out)
+        worker = formed[0]
+        queue.credit(worker)
