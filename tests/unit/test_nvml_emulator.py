@@ -274,7 +274,8 @@ def test_death_frees_a_slice_whatever_caused_it(box: Path, child: Child) -> None
 def test_a_forked_child_does_not_keep_its_parents_slice(box: Path, child: Child) -> None:
     uuid = child("mig('3g.20gb', 4)")
     other = Child(box)
-    other.run(f"import signal\na = attach('{uuid}')\npid = os.fork()\nif pid == 0: signal.pause()")
+    forked = "r, w = os.pipe()\npid = os.fork()\nif pid == 0: os.write(w, b'x'), signal.pause()\nos.read(r, 1)"
+    other.run(f"import signal\na = attach('{uuid}')\n{forked}")  # and the child has run: it closes what it inherited
     orphan = other("pid")
     try:
         assert child.refused("destroy(0, 2)") == "IN_USE"
