@@ -178,8 +178,9 @@ def used() -> float:
 class Bench:
     """An embedded server, and what is done to it."""
 
-    def __init__(self, server: clover.Server) -> None:
+    def __init__(self, server: clover.Server, backend: str) -> None:
         self.server = server
+        self.backend = backend
         (self.served,) = server.engine.served.values()
         self._pool = server.engine._pool
 
@@ -214,6 +215,7 @@ class Bench:
         others left the cores alone."""
         others = await quiet()
         order = self.served.order(self.served.fleet.routed[0])
+        assert order.backend == self.backend, f"{order.variant} is served by {order.backend}"
         worker = await self._pool.spawn(order, self.served.slab)
         await worker.drain_and_exit()
         return worker.load_ms + worker.warm_ms, others.cores() <= FOREIGN
@@ -269,14 +271,16 @@ def first_answer(seen: dict[str, Any], variant: str, since_ns: int) -> tuple[int
     )
 
 
-async def swaps(cache: Path, variants: list[str], options: argparse.Namespace) -> tuple[Found[Parts], Found[float]]:
+async def swaps(
+    cache: Path, backend: str, variants: list[str], options: argparse.Namespace
+) -> tuple[Found[Parts], Found[float]]:
     """Every variant in turn, from the one before it; loading and warming alone between the rounds.  With each, whether
     it counts."""
     parts: Found[Parts] = {name: [] for name in variants}
     alone: Found[float] = {name: [] for name in variants}
     async with server_of(cache, options.family, variants[0]) as server:
         await server.engine.controller.command("freeze", {"on": True}, "bench")
-        bench = Bench(server)
+        bench = Bench(server, backend)
         for number in range(3 * options.rounds + 1):
             for name in variants[1:] + variants[:1]:
                 await bench.pin(name)
@@ -307,12 +311,14 @@ def counted(found: list[tuple[T, bool]]) -> list[T]:
     return [item for item, counts in found if counts] or [item for item, _ in found]
 
 
-async def standing(cache: Path, variant: str, beside: str, options: argparse.Namespace) -> list[Standing]:
+async def standing(
+    cache: Path, backend: str, variant: str, beside: str, options: argparse.Namespace
+) -> list[Standing]:
     """Swaps from `beside` to `variant`, which stands by."""
     found = []
     async with server_of(cache, options.family, variant, relief=variant) as server:
         await server.engine.controller.command("freeze", {"on": True}, "bench")
-        bench = Bench(server)
+        bench = Bench(server, backend)
         for _ in range(options.standing):
             await bench.pin(beside)
             await bench.until(lambda: any(item["state"] == "standing by" for item in bench.served.fleet.describe()))
@@ -346,8 +352,9 @@ def stored(cache: Path, family: str) -> Path:
 
 
 def only(profile: FamilyProfile, backend: str) -> FamilyProfile:
-    """The profile with `backend` chosen for every variant."""
-    return msgspec.structs.replace(profile, backend=dict.fromkeys(profile.backend, backend))
+    """The profile with `backend` chosen for every variant and no other measured: a plan may take a cheaper one."""
+    mine = tuple(m for m in profile.latency if m.backend == backend)
+    return msgspec.structs.replace(profile, backend=dict.fromkeys(profile.backend, backend), latency=mine)
 
 
 def run(options: argparse.Namespace, cache: Path) -> dict[str, Any]:
@@ -371,7 +378,7 @@ def run(options: argparse.Namespace, cache: Path) -> dict[str, Any]:
 
 def one_backend(options: argparse.Namespace, cache: Path, backend: str, variants: list[str]) -> dict[str, Any]:
     """Measure and print the tables of one backend."""
-    parts, alone = uvloop.run(swaps(cache, variants, options)) if options.rounds else ({}, {})
+    parts, alone = uvloop.run(swaps(cache, backend, variants, options)) if options.rounds else ({}, {})
     names = [item.name for item in fields(Parts)]
     rows: list[list[object]] = []
     out: dict[str, Any] = {"swaps": {}, "standing": {}}
@@ -392,7 +399,7 @@ def one_backend(options: argparse.Namespace, cache: Path, backend: str, variants
     if options.standing:
         rows = []
         for variant in variants[:-1]:
-            stood = uvloop.run(standing(cache, variant, variants[-1], options))
+            stood = uvloop.run(standing(cache, backend, variant, variants[-1], options))
             figures = {
                 "to first answer ms": statistics.median(item.total_ms for item in stood),
                 "worst": max(item.total_ms for item in stood),

@@ -44,7 +44,7 @@ from clover.runtime.turn import ParentGone, Run, Scores, Turn, say
 
 _log = logging.getLogger("clover.worker")
 
-WARM_S = 0.02
+WARM_S = 0.012
 """Seconds that warming on CPU cores may take, as far as what a row took so far tells.  A size that comes first later
 takes a few milliseconds more, once, and the larger it is the less that matters; a swap would wait for all of them."""
 
