@@ -23,7 +23,7 @@ import math
 from collections.abc import Sequence
 
 from clover.planning.queueing import Lane
-from clover.planning.waits import MORE, SLOW, TICK_MS
+from clover.planning.waits import MORE, SLOW, TICK_MS, longest_ms
 
 _PARTS = (0.25, 0.5, 1.0)
 _STEP_MS = 0.5  # so that a rate that moves a little asks for the same wait, whose play is remembered
@@ -61,13 +61,7 @@ def _room_ms(lanes: Sequence[Lane], rate: float, reach: Sequence[float], limit_m
     def fits(wait_ms: float) -> bool:
         return wait_ms + TICK_MS + _slowest_ms(lanes[0], MORE * rate * reach[0], wait_ms) + later_ms <= limit_ms
 
-    low, high = 0.0, limit_ms
-    if not fits(low):
-        return 0.0
-    for _ in range(20):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return longest_ms(fits, limit_ms)
 
 
 def _slowest_ms(lane: Lane, rate: float, wait_ms: float = 0.0) -> float:

@@ -29,7 +29,7 @@ asked for, because the timers that end them tick in milliseconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -220,6 +220,11 @@ def _room_ms(lane: Lane, rate: float, largest: int, limit_ms: float) -> float:
         slowest_ms = max(1e3 * service.seconds(rows) * (1.0 + SLOW * service.cv) for service, _ in lane.groups)
         return wait_ms + TICK_MS + slowest_ms <= limit_ms
 
+    return longest_ms(fits, limit_ms)
+
+
+def longest_ms(fits: Callable[[float], bool], limit_ms: float) -> float:
+    """The longest wait up to `limit_ms` that `fits`, as every shorter one does; 0 where none does."""
     low, high = 0.0, limit_ms
     if not fits(low):
         return 0.0
