@@ -156,7 +156,10 @@ class Served:
                 if rung == ASIDE and until == "aside":
                     return
             if guard.row % RATE == 0:
-                sampler.set(clean_share(self._share, REFERENCE, REFERENCE, suspicious=guard.suspicious))
+                share = clean_share(
+                    self._share, REFERENCE, REFERENCE, suspicious=guard.suspicious, urgent=guard.urgent
+                )
+                sampler.set(share)
             picked = sampler.pick(guard.row * 1_000_000_000 // RATE)
             if rung == ASIDE:
                 continue  # the best variant answers, and there is nothing to hold it against

@@ -257,11 +257,12 @@ async def open_loop(
     check: Check | None = None,
     settle_s: float = 30.0,
     watch: Callable[[float], Any] | None = None,
+    more: Callable[[Callable[[], None]], Any] | None = None,
 ) -> Result:
     """Poisson arrivals at `rate` requests a second (a number, or a function of the seconds since start) for `seconds`.
 
     `bodies` go in turn, or a function of the seconds since start gives each request's.  `watch` is called with the
-    elapsed seconds about ten times a second.
+    elapsed seconds about ten times a second.  `more` is called with a function that sends one request at once.
     """
     run = _Run(url, model, () if callable(bodies) else bodies, check)
     rng = random.Random(seed)
@@ -286,15 +287,10 @@ async def open_loop(
     async def grow() -> None:
         next_or_idle(await run.connect())
 
-    alarm = Alarm()
-    while True:
-        due += rng.expovariate(rate_at(due))
-        if due > seconds:
-            break
-        await alarm.at(begin + int(due * 1e9))
-        body = bodies(due) if callable(bodies) else bodies[number % len(bodies)]
+    def send(due_ns: int) -> None:
+        nonlocal number
+        body = bodies((due_ns - begin) / 1e9) if callable(bodies) else bodies[number % len(bodies)]
         number += 1
-        due_ns = begin + int(due * 1e9)
         if run.idle:
             run.start(run.idle.pop(), body, due_ns)
         else:
@@ -303,6 +299,16 @@ async def open_loop(
                 task = asyncio.create_task(grow())
                 growing.add(task)
                 task.add_done_callback(growing.discard)
+
+    if more is not None:
+        more(lambda: send(time.monotonic_ns()))
+    alarm = Alarm()
+    while True:
+        due += rng.expovariate(rate_at(due))
+        if due > seconds:
+            break
+        await alarm.at(begin + int(due * 1e9))
+        send(begin + int(due * 1e9))
         if watch is not None and due - watched > 0.1:
             watched = due
             watch(due)

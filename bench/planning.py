@@ -117,11 +117,17 @@ async def stretch() -> AsyncIterator[Stretch]:
 
 
 def drive(url: str, rate: float, family: str) -> None:
-    """Be the load of `family`, which takes the images of the default one, until standard input ends; then print [due
-    ns, latency ms, status, variant] of every request, and how many were lost."""
+    """Be the load of `family`, which takes the images of the default one, until standard input ends, with one request
+    more at every line of it; then print [due ns, latency ms, status, variant] of every request, and how many were
+    lost."""
     images, _ = fashion_rows()
     bodies = binary_bodies(images, 512)
     ended = False
+    ask: Callable[[], None] = int  # until there is one
+
+    def more(send: Callable[[], None]) -> None:
+        nonlocal ask
+        ask = send
 
     async def main() -> None:
         nonlocal ended
@@ -131,11 +137,15 @@ def drive(url: str, rate: float, family: str) -> None:
 
         async def wait() -> None:
             nonlocal ended
-            await asyncio.to_thread(sys.stdin.read)
+            lines = asyncio.StreamReader()
+            loop = asyncio.get_running_loop()
+            await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+            while await lines.readline():
+                ask()
             ended = True
 
         waiting = asyncio.create_task(wait())
-        result = await open_loop(url, family, bodies, rate=now, seconds=FOREVER_S)
+        result = await open_loop(url, family, bodies, rate=now, seconds=FOREVER_S, more=more)
         await waiting
         samples = [[s.due_ns, s.latency_ms, s.status, s.variant] for s in result.samples]
         print(json.dumps({"samples": samples, "lost": result.lost}))
@@ -144,14 +154,18 @@ def drive(url: str, rate: float, family: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def load(url: str, rate: float, into: dict[str, Any], family: str = "fashion") -> AsyncIterator[None]:
-    """Load on `url` from a process of its own; what it saw goes to `into` at the end."""
+async def load(
+    url: str, rate: float, into: dict[str, Any], family: str = "fashion"
+) -> AsyncIterator[Callable[[], None]]:
+    """Load on `url` from a process of its own; what it saw goes to `into` at the end.  Gives what has it send one request
+    more at once."""
     arguments = ("-m", "bench.planning", "--drive", url, "--rate", str(rate), "--family", family)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments), cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     try:
-        yield
+        assert process.stdin is not None
+        yield partial(process.stdin.write, b"\n")
         out, _ = await process.communicate(b"")  # nothing, which closes its input
         into.update(json.loads(out))
     finally:

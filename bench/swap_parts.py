@@ -14,7 +14,8 @@ the files were read before, the zygote is up and has a spare, no process has bui
 `load`      until it says that it warms: what the backend imports and reads
 `warm`      until it says that it is ready: batches of several sizes
 `route`     until rows may go to it
-`asked`     until the request comes that the new variant answers first: nobody waits then
+`asked`     until the request comes that the new variant answers first: nobody waits then.  One is sent at once, beside
+            those of the load, so that the time until somebody happens to ask is no part of a swap
 `answer`    until its client has the answer
 `total`     from the command to that answer
 `planned`   from the order to that answer: `total` without `plan`
@@ -184,8 +185,9 @@ class Bench:
         (self.served,) = server.engine.served.values()
         self._pool = server.engine._pool
 
-    async def pin(self, variant: str) -> Swap:
-        """Swap to `variant`, through the controller; returns when the old worker is gone."""
+    async def pin(self, variant: str, ask: Callable[[], None] = int) -> Swap:
+        """Swap to `variant`, through the controller, and `ask` once rows go there; returns when the old worker is
+        gone."""
         others = await quiet()
         cpu_s = 0.0
         begin_ns = time.monotonic_ns()
@@ -194,6 +196,7 @@ class Bench:
         while not pinning.done() or not routed_ns:
             if not routed_ns and {item.variant for item in self.served.fleet.routed} == {variant}:
                 routed_ns = time.monotonic_ns()
+                ask()
                 cpu_s = cpu_seconds([self.worker(variant).pid])
             if pinning.done() and not routed_ns:
                 break
@@ -288,11 +291,11 @@ async def swaps(
                 alone[name] += [own] if number else []
             seen: dict[str, Any] = {}
             done: list[Swap] = []
-            async with load(server.url, options.rate, seen, options.family):
+            async with load(server.url, options.rate, seen, options.family) as ask:
                 await bench.until_loaded()
                 for name in variants[1:] + variants[:1]:
                     await asyncio.sleep(SETTLE_S)
-                    done.append(await bench.pin(name))
+                    done.append(await bench.pin(name, ask))
                 await asyncio.sleep(SETTLE_S)
             for swap in done if number else ():
                 found = swap.parts(*first_answer(seen, swap.variant, swap.begin_ns))
@@ -325,13 +328,13 @@ async def standing(
             await asyncio.sleep(1.0)
             pid = bench.worker(variant, "standing by").pid
             seen: dict[str, Any] = {}
-            async with load(server.url, options.rate, seen, options.family):
+            async with load(server.url, options.rate, seen, options.family) as ask:
                 await bench.until_loaded()
                 used_s = cpu_seconds([pid])
                 await asyncio.sleep(IDLE_S)
                 watts = (cpu_seconds([pid]) - used_s) / IDLE_S * EnergyConfig().core_w
                 memory = pss_bytes([pid]) / 2**20
-                swap = await bench.pin(variant)
+                swap = await bench.pin(variant, ask)
                 await asyncio.sleep(SETTLE_S)
             first_ns, _ = first_answer(seen, variant, swap.begin_ns)
             found.append(Standing((first_ns - swap.begin_ns) / 1e6, memory, watts))

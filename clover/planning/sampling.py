@@ -10,16 +10,27 @@ hour are forgotten: where nobody could answer for long, nobody is flooded later.
 from __future__ import annotations
 
 LEAST, MOST = 0.001, 0.02
-"""Within these lies the share of rows that is audited, in every hour."""
+"""Within these lies the share of rows that is audited, in every hour without an alarm."""
+URGENT = 0.2
+"""The share right after an alarm, when it is to be known soon whether answers have become worse."""
 HOUR_NS = 3_600_000_000_000
 _BITS = 64
 _MASK = (1 << _BITS) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def clean_share(share: float, g_per_kwh: float, reference_g_per_kwh: float, *, suspicious: bool = False) -> float:
+def clean_share(
+    share: float,
+    g_per_kwh: float,
+    reference_g_per_kwh: float,
+    *,
+    suspicious: bool = False,
+    urgent: bool = False,
+) -> float:
     """The share to audit while the grid has `g_per_kwh`: `share` at the reference, more where it is cleaner and less
-    where it is dirtier, within the bounds; the most while something looks wrong."""
+    where it is dirtier, within the bounds; the most while something looks wrong, and `URGENT` while that cannot wait."""
+    if urgent:
+        return URGENT
     if suspicious:
         return MOST
     return min(MOST, max(LEAST, share * reference_g_per_kwh / max(g_per_kwh, 1.0)))

@@ -102,8 +102,12 @@ class Audits:
                     100.0 * last,
                     why,
                 )
-        share = clean_share(self._share, g_per_kwh, reference_g_per_kwh, suspicious=self.guard.suspicious)
-        self.sampler.set(share)
+        guard = self.guard
+        self.sampler.set(
+            clean_share(
+                self._share, g_per_kwh, reference_g_per_kwh, suspicious=guard.suspicious, urgent=guard.urgent
+            )
+        )
 
     # --- a client's row -----------------------------------------------------------------------------------------------
 

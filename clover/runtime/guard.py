@@ -35,6 +35,9 @@ log = logging.getLogger("clover.guard")
 OK, TIGHTENED, ASIDE = range(3)
 RUNGS = ("ok", "tightened", "aside")
 SCORES, OWN, OVERRULED, SERVED = "scores", "own", "overruled", "served"
+URGENT_AUDITS = 5000
+"""Audits at most that are made in haste after an alarm; a watch of agreement that sees so many false ones raises its own
+in one case of fifty at most (`drift.AGREEMENT_LIMIT`)."""
 _SUSPICIOUS = 0.01  # of the limit: from then on more is audited
 _NO_PROFILE = "there is no profile with scores to hold answers against"
 _OLD_PROFILE = (
@@ -169,6 +172,16 @@ class Guard:
         of = [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]
         return any(not each.alarmed and each.statistic > _SUSPICIOUS * each.limit for each in of)
 
+    @property
+    def urgent(self) -> bool:
+        """Whether it should be known at once: thresholds were tightened, and too little is known to tell whether answers
+        are worse.  Audits cost energy by their number and not by how fast they come, and it is soon over."""
+        return self.found == TIGHTENED and self._audited() < URGENT_AUDITS
+
+    def _audited(self) -> int:
+        """Audits since the step was taken."""
+        return sum(watch.rows for (kind, _), watch in self._agreement.items() if kind == OWN)
+
     def tightened(self, chain: Chain) -> Chain:
         """A chain with thresholds above which only half of the profiled rows lie that do above its own."""
         levels = tuple(map(self._tighter, chain.lanes, chain.thresholds))
@@ -263,4 +276,4 @@ def _told(watch: ScoreWatch | AgreementWatch) -> dict[str, Any]:
     return {"rows": found.rows, "statistic": found.statistic, "limit": found.limit, "alarmed": found.alarmed}
 
 
-__all__ = ["ASIDE", "OK", "OVERRULED", "OWN", "RUNGS", "SCORES", "SERVED", "TIGHTENED", "Guard"]
+__all__ = ["ASIDE", "OK", "OVERRULED", "OWN", "RUNGS", "SCORES", "SERVED", "TIGHTENED", "URGENT_AUDITS", "Guard"]

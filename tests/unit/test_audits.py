@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clover.errors import Overloaded
-from clover.planning.sampling import HOUR_NS, LEAST
+from clover.planning.sampling import HOUR_NS, LEAST, URGENT
 from clover.runtime.audits import PATIENCE_NS
 from clover.runtime.tickets import FREE
 from tests.unit.guard_fixture import LARGE, MEDIUM, SMALL, Audited
@@ -287,6 +287,19 @@ def test_audits_can_be_turned_off(config: dict[str, object]) -> None:
     assert house.sent(LARGE) == []
     assert house.router.guarded()["audits"]["on"] is False
     assert house.router.guarded()["watches"] is (config != {"guard": "off"})
+
+
+def test_after_an_alarm_many_rows_are_audited_soon() -> None:
+    house = Audited(share=0.005)
+    house.router.guard.alarm("scores", SMALL, "")
+    house.router.audits.grid(250.0, 250.0)
+    for _ in range(500):
+        ticket = house.ask()
+        house.says(SMALL, 1)
+        house.close(ticket)
+        while house.sent(LARGE):
+            house.says(LARGE, 1)
+    assert house.router.audits.answered == pytest.approx(URGENT * 500, abs=2)
 
 
 def test_no_hour_lies_below_the_least_share() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clover.planning import drift
 from clover.planning.drift import AgreementWatch, Detector, ScoreWatch, bet, most
-from clover.planning.sampling import HOUR_NS, LEAST, MOST, Sampler, clean_share
+from clover.planning.sampling import HOUR_NS, LEAST, MOST, URGENT, Sampler, clean_share
 
 TENTHS = [0.1] * 10
 
@@ -175,3 +175,4 @@ def test_more_is_audited_where_the_grid_is_clean(g: float, share: float) -> None
     assert LEAST <= found <= MOST
     assert found <= clean_share(share, g / 2, 250.0)
     assert clean_share(share, g, 250.0, suspicious=True) == MOST
+    assert clean_share(share, g, 250.0, suspicious=True, urgent=True) == URGENT

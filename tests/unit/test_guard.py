@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clover.runtime.cascade import Chain
-from clover.runtime.guard import ASIDE, OK, OWN, SCORES, SERVED, TIGHTENED, Guard
+from clover.runtime.guard import ASIDE, OK, OWN, SCORES, SERVED, TIGHTENED, URGENT_AUDITS, Guard
 from clover.types import Routing
 from tests.unit.guard_fixture import LARGE, MEDIUM, SMALL, Audited, profile, sureness
 
@@ -57,6 +57,24 @@ def test_scores_that_drift_tighten_and_do_not_step_aside(caplog: pytest.LogCaptu
     assert "the scores of small are not those of the profile any more" in first.getMessage()
     assert "guard reset" in first.getMessage()
     assert "it stays tightened" in second.getMessage()
+
+
+def test_after_an_alarm_it_is_urgent_until_enough_is_known() -> None:
+    guard, _ = made()
+    assert not guard.urgent
+    guard.alarm(SCORES, SMALL, "")
+    for _ in range(URGENT_AUDITS):
+        assert guard.urgent
+        guard.compared(OWN, SMALL, True, 0.98, 2500)
+        guard.compared(SERVED, SMALL, True, 0.98, 2500)  # of the same audit
+    assert not guard.urgent
+    assert guard.suspicious
+    guard.reset()
+    assert not guard.urgent
+    guard.alarm(SCORES, LARGE, "")
+    assert guard.urgent
+    guard.alarm(SERVED, SMALL, "")
+    assert (guard.rung, guard.urgent) == (ASIDE, False)
 
 
 def test_a_score_that_is_no_number_lies_below_all() -> None:
