@@ -200,7 +200,7 @@ class Bench:
                 cpu_s = cpu_seconds([self.worker(variant).pid])
             if pinning.done() and not routed_ns:
                 break
-            await asyncio.sleep(0.0005)
+            await asyncio.sleep(0.001)  # less would be none at all: timers of the loop count milliseconds
         await pinning
         end_ns = time.monotonic_ns()
         calm = others.cores() <= FOREIGN

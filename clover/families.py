@@ -37,6 +37,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from clover.digests import sha256_of
 from clover.errors import ConfigError
 from clover.types import (
     ConfidenceSpec,
@@ -385,8 +386,7 @@ def _digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
         if declaration.is_file() and variants == spec.variants:
             files.append(declaration)
         for path in files:
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            total.update(f"\n{path.relative_to(folder).as_posix()} {content}".encode())
+            total.update(f"\n{path.relative_to(folder).as_posix()} {sha256_of(path)}".encode())
     return total.hexdigest()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -106,6 +107,7 @@ class CompileOrder(Record, frozen=True, kw_only=True):
     target: Target = CPU
 
 
+@functools.cache
 def package_version(name: str) -> str:
     """Version of an installed package without importing it; "" where it is not installed."""
     try:
@@ -119,6 +121,7 @@ def tensorrt_version() -> str:
     return next((version for name in _TENSORRT if (version := package_version(name))), "")
 
 
+@functools.cache
 def machine_key() -> str:
     """Architecture and instruction sets of this machine's CPU."""
     flags = ""

@@ -63,6 +63,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
     control = socket.socket(fileno=control_fd)
     try:
         _tie_to_server(lifeline)
+        everywhere = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, order.cores)
             _yield(order)
@@ -88,6 +89,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
         say(control, frames.WorkerState(state="ready", load_ms=load_ms, warm_ms=warm_ms))
         try:
             Turn(control, batches, ring, run, doorbell, completions, order.max_batch, held, scores).forever()
+            _step_aside(order, everywhere)
         except DeviceError as error:
             text = f"{order.place or 'its slice'} is gone: {error}"
             _log.error("%s on %s", order.variant, text)
@@ -124,9 +126,23 @@ def _yield(order: frames.WorkerOrder) -> None:
     in the middle of one, and what else it has read then shares the batch.  A slice of a GPU is fed at once, and an
     emulated one keeps to its pace."""
     ours = os.sched_getscheduler(0) == os.SCHED_OTHER  # and nobody has chosen another policy
-    if ours and order.emulated is None and not order.visible_devices:
+    if ours and _on_cores(order):
         with contextlib.suppress(OSError):  # a sandbox may not know of it, and nothing but time depends on it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def _step_aside(order: frames.WorkerOrder, everywhere: set[int]) -> None:
+    """What is left is to end.  The kernel takes ten milliseconds to unmap all that this process shares, and who comes
+    after it has the same cores and clients that wait: let it go first, and end on any core that is idle."""
+    if os.sched_getscheduler(0) == os.SCHED_BATCH and _on_cores(order):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            os.sched_setaffinity(0, everywhere)
+
+
+def _on_cores(order: frames.WorkerOrder) -> bool:
+    """Whether it serves a core-set, and not a slice of a GPU, emulated or not."""
+    return order.emulated is None and not order.visible_devices
 
 
 def _harden(order: frames.WorkerOrder) -> None:
