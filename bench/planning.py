@@ -123,12 +123,7 @@ def drive(url: str, rate: float, family: str) -> None:
     images, _ = fashion_rows()
     bodies = binary_bodies(images, 512)
     ended = False
-    ask: Callable[[], None] = int  # until there is one
-
-    def more(send: Callable[[], None]) -> None:
-        nonlocal ask
-        ask = send
-
+    senders: list[Callable[[], None]] = []
     async def main() -> None:
         nonlocal ended
 
@@ -141,11 +136,12 @@ def drive(url: str, rate: float, family: str) -> None:
             loop = asyncio.get_running_loop()
             await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
             while await lines.readline():
-                ask()
+                for send in senders:
+                    send()
             ended = True
 
         waiting = asyncio.create_task(wait())
-        result = await open_loop(url, family, bodies, rate=now, seconds=FOREVER_S, more=more)
+        result = await open_loop(url, family, bodies, rate=now, seconds=FOREVER_S, more=senders.append)
         await waiting
         samples = [[s.due_ns, s.latency_ms, s.status, s.variant] for s in result.samples]
         print(json.dumps({"samples": samples, "lost": result.lost}))
@@ -157,8 +153,8 @@ def drive(url: str, rate: float, family: str) -> None:
 async def load(
     url: str, rate: float, into: dict[str, Any], family: str = "fashion"
 ) -> AsyncIterator[Callable[[], None]]:
-    """Load on `url` from a process of its own; what it saw goes to `into` at the end.  Gives what has it send one request
-    more at once."""
+    """Load on `url` from a process of its own; what it saw goes to `into` at the end.  Gives what has it send one
+    request more at once."""
     arguments = ("-m", "bench.planning", "--drive", url, "--rate", str(rate), "--family", family)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments), cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE

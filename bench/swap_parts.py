@@ -185,7 +185,7 @@ class Bench:
         (self.served,) = server.engine.served.values()
         self._pool = server.engine._pool
 
-    async def pin(self, variant: str, ask: Callable[[], None] = int) -> Swap:
+    async def pin(self, variant: str, ask: Callable[[], None] | None = None) -> Swap:
         """Swap to `variant`, through the controller, and `ask` once rows go there; returns when the old worker is
         gone."""
         others = await quiet()
@@ -196,7 +196,8 @@ class Bench:
         while not pinning.done() or not routed_ns:
             if not routed_ns and {item.variant for item in self.served.fleet.routed} == {variant}:
                 routed_ns = time.monotonic_ns()
-                ask()
+                if ask is not None:
+                    ask()
                 cpu_s = cpu_seconds([self.worker(variant).pid])
             if pinning.done() and not routed_ns:
                 break

@@ -28,7 +28,7 @@ def clean_share(
     urgent: bool = False,
 ) -> float:
     """The share to audit while the grid has `g_per_kwh`: `share` at the reference, more where it is cleaner and less
-    where it is dirtier, within the bounds; the most while something looks wrong, and `URGENT` while that cannot wait."""
+    where it is dirtier, within the bounds; the most while something looks wrong, `URGENT` while that cannot wait."""
     if urgent:
         return URGENT
     if suspicious:

@@ -36,8 +36,8 @@ OK, TIGHTENED, ASIDE = range(3)
 RUNGS = ("ok", "tightened", "aside")
 SCORES, OWN, OVERRULED, SERVED = "scores", "own", "overruled", "served"
 URGENT_AUDITS = 5000
-"""Audits at most that are made in haste after an alarm; a watch of agreement that sees so many false ones raises its own
-in one case of fifty at most (`drift.AGREEMENT_LIMIT`)."""
+"""Audits at most that are made in haste after an alarm.  Where nothing is wrong with the answers, so many raise a second
+one in one case of fifty at most (`drift.AGREEMENT_LIMIT`)."""
 _SUSPICIOUS = 0.01  # of the limit: from then on more is audited
 _NO_PROFILE = "there is no profile with scores to hold answers against"
 _OLD_PROFILE = (
@@ -174,8 +174,8 @@ class Guard:
 
     @property
     def urgent(self) -> bool:
-        """Whether it should be known at once: thresholds were tightened, and too little is known to tell whether answers
-        are worse.  Audits cost energy by their number and not by how fast they come, and it is soon over."""
+        """Whether it should be known at once: thresholds were tightened, and too little is known to tell whether
+        answers are worse.  Audits cost energy by their number and not by how fast they come, and it is soon over."""
         return self.found == TIGHTENED and self._audited() < URGENT_AUDITS
 
     def _audited(self) -> int:

@@ -684,3 +684,32 @@ def test_workers_are_hardened():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("A_SECRET", "x")
         run(main())
+
+
+LEAVING = """
+import os, sys
+import msgspec
+from clover.runtime import frames, worker
+
+order = msgspec.json.decode(sys.argv[1], type=frames.WorkerOrder)
+everywhere = os.sched_getaffinity(0)
+os.sched_setaffinity(0, order.cores)
+worker._yield(order)
+served = os.sched_getscheduler(0)
+worker._step_aside(order, everywhere)
+print(served, os.sched_getscheduler(0), os.sched_getaffinity(0) == everywhere)
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "policies", "anywhere"),
+    [
+        ({}, (os.SCHED_BATCH, os.SCHED_IDLE), True),
+        ({"visible_devices": "GPU-0"}, (os.SCHED_OTHER, os.SCHED_OTHER), len(os.sched_getaffinity(0)) == 1),
+    ],
+)
+def test_who_leaves_a_core_set_lets_its_successor_go_first(changes, policies, anywhere):
+    spec = families.load_family(str(FAMILIES / "simple"))
+    told = msgspec.json.encode(order(spec, **changes))
+    done = subprocess.run([sys.executable, "-c", LEAVING, told], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [*map(str, policies), str(anywhere)]
