@@ -36,7 +36,7 @@ OK, TIGHTENED, ASIDE = range(3)
 RUNGS = ("ok", "tightened", "aside")
 SCORES, OWN, OVERRULED, SERVED = "scores", "own", "overruled", "served"
 URGENT_AUDITS = 5000
-"""Audits at most that are made in haste after an alarm.  Where nothing is wrong with the answers, so many raise a second
+"""Audits at most that are made in haste after an alarm.  Where nothing is wrong with the answers, so many raise another
 one in one case of fifty at most (`drift.AGREEMENT_LIMIT`)."""
 _SUSPICIOUS = 0.01  # of the limit: from then on more is audited
 _NO_PROFILE = "there is no profile with scores to hold answers against"
