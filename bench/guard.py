@@ -157,10 +157,12 @@ class Served:
                     return
             if guard.row % RATE == 0:
                 share = clean_share(
-                    self._share, REFERENCE, REFERENCE, suspicious=guard.suspicious, urgent=guard.urgent
+                    self._share, REFERENCE, REFERENCE, suspicious=guard.suspicious, urgent=guard.urgent > 0
                 )
                 sampler.set(share)
             picked = sampler.pick(guard.row * 1_000_000_000 // RATE)
+            if picked and guard.urgent:
+                guard.urgent -= 1
             if rung == ASIDE:
                 continue  # the best variant answers, and there is nothing to hold it against
             if self._told:

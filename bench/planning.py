@@ -124,6 +124,7 @@ def drive(url: str, rate: float, family: str) -> None:
     bodies = binary_bodies(images, 512)
     ended = False
     senders: list[Callable[[], None]] = []
+
     async def main() -> None:
         nonlocal ended
 
@@ -134,11 +135,13 @@ def drive(url: str, rate: float, family: str) -> None:
             nonlocal ended
             lines = asyncio.StreamReader()
             loop = asyncio.get_running_loop()
-            await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-            while await lines.readline():
-                for send in senders:
-                    send()
-            ended = True
+            try:
+                await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+                while await lines.readline():
+                    for send in senders:
+                        send()
+            finally:
+                ended = True
 
         waiting = asyncio.create_task(wait())
         result = await open_loop(url, family, bodies, rate=now, seconds=FOREVER_S, more=senders.append)

@@ -80,7 +80,7 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
         float,
         _help(
             "share of rows that the best variant answers too, in the background, at the reference intensity; never "
-            "below 0.001 in any hour in which it has a worker, at most 0.02; 0 audits nothing",
+            "below 0.001 in any hour in which it has a worker, at most 0.02 without an alarm; 0 audits nothing",
             ge=0,
             le=0.02,
         ),

@@ -15,17 +15,22 @@ _known: dict[str, tuple[tuple[int, ...], str]] = {}
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, hexadecimal.  Raises OSError where it cannot be read."""
-    found = os.stat(path)
-    signature = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    now_ns = time.time_ns()  # before anything is read
     name = os.path.abspath(path)
     known = _known.get(name)
-    if known is not None and known[0] == signature:
+    if known is not None and known[0] == _signature(os.stat(path)):
         return known[1]
     with open(path, "rb") as file:
+        before = _signature(os.fstat(file.fileno()))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > _YOUNG_NS:
-        _known[name] = (signature, digest)
+        after = _signature(os.fstat(file.fileno()))
+    if before == after and now_ns - max(before[-2:]) > _YOUNG_NS:
+        _known[name] = (before, digest)
     return digest
+
+
+def _signature(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 __all__ = ["sha256_of"]

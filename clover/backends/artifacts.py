@@ -139,7 +139,7 @@ def recipe(
     version: str | None = None,
     target: Target = CPU,
 ) -> Recipe:
-    """What would shape an artifact made here and now.  Raises ConfigError for TensorRT without a GPU, and DeviceError
+    """What would shape an artifact made here and now, with the packages that this process saw first.  Raises ConfigError for TensorRT without a GPU, and DeviceError
     where nothing says which driver the GPU has."""
     if backend == "tensorrt" and not target.cuda:
         raise ConfigError("tensorrt has artifacts for the slices of a GPU only, none for CPU cores")

@@ -29,7 +29,8 @@ Floats = NDArray[np.float64]
 SCORE_LIMIT = 1e8
 """Rows after which a watch of scores may raise a false alarm, on average and at the earliest."""
 AGREEMENT_LIMIT = 2.5e5
-"""The same for a watch of agreement, in audits: of a hundred rows two at most are audited, mostly one of two hundred.
+"""The same for a watch of agreement, in audits: of a hundred rows two at most are audited, mostly one of two hundred,
+and some thousands in haste after an alarm.
 With two watches of scores and two of agreement on every row and every
 audit, an alarm that is false comes once in 5.5 million rows at most."""
 SLACK = 0.03

@@ -3,7 +3,8 @@
 Row n is picked where the fractional part of n / golden ratio lies below the share: of any run of rows very nearly that
 part is picked, at distances that are no multiple of anything a client may do by turns.  An audit that could not be made
 is owed: while an hour lies below `LEAST`, the next rows are picked whatever their number says, and what an hour still
-owes at its end is made up for in the next.  Debts never make it more than `MOST` of the rows, and those of more than an
+owes at its end is made up for in the next.  Debts never make it more than `MOST` of the rows (`URGENT` is another
+matter), and those of more than an
 hour are forgotten: where nobody could answer for long, nobody is flooded later.
 """
 
@@ -53,10 +54,13 @@ class Sampler:
         self._hour = -1
         self._owed = 0.0
         self._phase = 0
+        self.share = 0.0
         self.set(share)
 
     def set(self, share: float) -> None:
         """Pick so many from now on (a part of 1, at least `LEAST`)."""
+        if share <= MOST < self.share:
+            self._tried = min(self._tried, int(MOST * self.rows))  # what was urgent is no debt's
         self.share = min(max(share, LEAST), 1.0)
         self._bound = int(self.share * (_MASK + 1))
 

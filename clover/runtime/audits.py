@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clover._native.batcher import Batcher
-from clover.planning.sampling import LEAST, Sampler, clean_share
+from clover.planning.sampling import LEAST, MOST, Sampler, clean_share
 from clover.runtime.cascade import Chain
 from clover.runtime.deadlines import Deadlines
 from clover.runtime.guard import OWN, SERVED, Guard
@@ -105,7 +105,7 @@ class Audits:
         guard = self.guard
         self.sampler.set(
             clean_share(
-                self._share, g_per_kwh, reference_g_per_kwh, suspicious=guard.suspicious, urgent=guard.urgent
+                self._share, g_per_kwh, reference_g_per_kwh, suspicious=guard.suspicious, urgent=guard.urgent > 0
             )
         )
 
@@ -116,6 +116,10 @@ class Audits:
         for row in range(len(ticket.slots)):
             if self.sampler.pick(now_ns):
                 ticket.marked = (*ticket.marked, row)
+                if self.guard.urgent > 0:  # whatever becomes of it: whoever makes audits fail gets no more of them
+                    self.guard.urgent -= 1
+                    if self.guard.urgent == 0:
+                        self.sampler.set(MOST)
 
     def passed(self, ticket: Ticket, row: int, lane: int, target: int) -> None:
         """A row goes on from `lane` to `target`: note what was said, where that will be compared."""

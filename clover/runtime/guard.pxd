@@ -8,6 +8,7 @@ cdef class Guard:
     cdef public object found
     cdef public str why
     cdef public object alarms
+    cdef public int urgent
     cdef public object resets
     cdef public str missing
     cdef public object best

@@ -36,8 +36,8 @@ OK, TIGHTENED, ASIDE = range(3)
 RUNGS = ("ok", "tightened", "aside")
 SCORES, OWN, OVERRULED, SERVED = "scores", "own", "overruled", "served"
 URGENT_AUDITS = 5000
-"""Audits at most that are made in haste after an alarm.  Where nothing is wrong with the answers, so many raise another
-one in one case of fifty at most (`drift.AGREEMENT_LIMIT`)."""
+"""Audits at most that are made in haste after an alarm.  Where nothing is wrong with the answers, so many make the
+cascade step aside in one case of fifty at most (`drift.AGREEMENT_LIMIT`)."""
 _SUSPICIOUS = 0.01  # of the limit: from then on more is audited
 _NO_PROFILE = "there is no profile with scores to hold answers against"
 _OLD_PROFILE = (
@@ -58,6 +58,9 @@ class Guard:
         """Where on the ladder it stands by what it saw."""
         self.why = ""
         self.alarms = 0
+        self.urgent = 0
+        """So many audits are to be made soon: thresholds were tightened, and it should be known whether answers are
+        worse.  Audits cost energy by their number and not by how fast they come."""
         self.resets = 0
         self.missing = _NO_PROFILE
         """Why it watches nothing; empty where it does."""
@@ -112,7 +115,7 @@ class Guard:
 
     def _start(self) -> None:
         was = self.rung
-        self.found, self.why = OK, ""
+        self.found, self.why, self.urgent = OK, "", 0
         self._agreement.clear()
         self._block = [0, 0]
         for watch in self._scores:
@@ -172,16 +175,6 @@ class Guard:
         of = [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]
         return any(not each.alarmed and each.statistic > _SUSPICIOUS * each.limit for each in of)
 
-    @property
-    def urgent(self) -> bool:
-        """Whether it should be known at once: thresholds were tightened, and too little is known to tell whether
-        answers are worse.  Audits cost energy by their number and not by how fast they come, and it is soon over."""
-        return self.found == TIGHTENED and self._audited() < URGENT_AUDITS
-
-    def _audited(self) -> int:
-        """Audits since the step was taken."""
-        return sum(watch.rows for (kind, _), watch in self._agreement.items() if kind == OWN)
-
     def tightened(self, chain: Chain) -> Chain:
         """A chain with thresholds above which only half of the profiled rows lie that do above its own."""
         levels = tuple(map(self._tighter, chain.lanes, chain.thresholds))
@@ -221,13 +214,15 @@ class Guard:
             OVERRULED: f"the best variant overrules {self._variants[lane]} more often than profiled",
             SERVED: f"answers of {self._variants[lane]} agree with the best variant's less than profiled",
         }[kind]
-        was = self.rung
+        was, before = self.rung, self.found
         if self.found == OK:
             self.found = TIGHTENED
         elif self.found == TIGHTENED and kind == SERVED:
             self.found = ASIDE
-        else:
-            log.warning("%s: %s (%s); it stays %s", self.name, said, what, RUNGS[self.found])
+        # Each test raises one alarm until somebody resets it, so that this comes to an end.
+        self.urgent = URGENT_AUDITS if self.rung == TIGHTENED else 0
+        if self.found == before:
+            log.warning("%s: %s (%s); it stays %s", self.name, said, what, RUNGS[before])
             return
         self.why = f"{said} ({what})"
         # Whether the step helped is another question, which begins now.

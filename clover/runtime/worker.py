@@ -51,6 +51,8 @@ takes a few milliseconds more, once, and the larger it is the less that matters;
 WARM_GPU_S = 0.25
 """The same on a GPU, whose libraries look for a kernel for each size; powers of two are visited in any case there."""
 
+_ENDING_NICE = 10
+
 _PR_SET_NO_NEW_PRIVS = 38
 _SETSIG = 10  # fcntl.F_SETSIG is missing from Python's fcntl
 _REASON_CHARS = 2000
@@ -133,11 +135,12 @@ def _yield(order: frames.WorkerOrder) -> None:
 
 def _step_aside(order: frames.WorkerOrder, everywhere: set[int]) -> None:
     """What is left is to end.  The kernel takes ten milliseconds to unmap all that this process shares, and who comes
-    after it has the same cores and clients that wait: let it go first, and end on any core that is idle."""
-    if os.sched_getscheduler(0) == os.SCHED_BATCH and _on_cores(order):
+    after it has the same cores and clients that wait: end beside them, on other cores of the server's if it has any.
+    Not at the lowest priority: the zygote forks under locks that an end takes too."""
+    if _on_cores(order):
         with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-            os.sched_setaffinity(0, everywhere)
+            os.nice(_ENDING_NICE)
+            os.sched_setaffinity(0, everywhere.difference(order.cores) or everywhere)
 
 
 def _on_cores(order: frames.WorkerOrder) -> bool:

@@ -241,9 +241,9 @@ class Engine:
     async def _account(self) -> None:
         """Close the energy window."""
         reading = await self.chain.read(self.grid_clock.now())
-        await self.machine.measure(reading)
         for served in self.served.values():
             served.router.audits.grid(reading.g_per_kwh, self.config.controller.reference_g_per_kwh)
+        await self.machine.measure(reading)
         self.controller.shadows.window(self.account.take())
 
     async def _tick(self) -> None:

@@ -686,30 +686,23 @@ def test_workers_are_hardened():
         run(main())
 
 
-LEAVING = """
-import os, sys
-import msgspec
-from clover.runtime import frames, worker
+def test_who_leaves_a_core_set_ends_beside_its_successor():
+    """What the end of a worker looks like, while its zygote, which would reap it, stands still."""
+    allowed = os.sched_getaffinity(0)
 
-order = msgspec.json.decode(sys.argv[1], type=frames.WorkerOrder)
-everywhere = os.sched_getaffinity(0)
-os.sched_setaffinity(0, order.cores)
-worker._yield(order)
-served = os.sched_getscheduler(0)
-worker._step_aside(order, everywhere)
-print(served, os.sched_getscheduler(0), os.sched_getaffinity(0) == everywhere)
-"""
+    async def main():
+        async with started() as pool:
+            with slab_of("simple") as (spec, slab):
+                worker = await pool.spawn(order(spec), slab)
+                assert os.getpriority(os.PRIO_PROCESS, worker.pid) == 0
+                zygote = pool.zygote_pid
+                os.kill(zygote, signal.SIGSTOP)
+                try:
+                    worker.request_exit()
+                    await eventually(lambda: state(worker.pid) == "Z")
+                    assert os.getpriority(os.PRIO_PROCESS, worker.pid) == 10
+                    assert os.sched_getaffinity(worker.pid) == (allowed - {CORE} or allowed)
+                finally:
+                    os.kill(zygote, signal.SIGCONT)
 
-
-@pytest.mark.parametrize(
-    ("changes", "policies", "anywhere"),
-    [
-        ({}, (os.SCHED_BATCH, os.SCHED_IDLE), True),
-        ({"visible_devices": "GPU-0"}, (os.SCHED_OTHER, os.SCHED_OTHER), len(os.sched_getaffinity(0)) == 1),
-    ],
-)
-def test_who_leaves_a_core_set_lets_its_successor_go_first(changes, policies, anywhere):
-    spec = families.load_family(str(FAMILIES / "simple"))
-    told = msgspec.json.encode(order(spec, **changes))
-    done = subprocess.run([sys.executable, "-c", LEAVING, told], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [*map(str, policies), str(anywhere)]
+    run(main())

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from clover.errors import Overloaded
-from clover.planning.sampling import HOUR_NS, LEAST, URGENT
+from clover.planning.sampling import HOUR_NS, LEAST, MOST, URGENT
 from clover.runtime.audits import PATIENCE_NS
+from clover.runtime.guard import URGENT_AUDITS
 from clover.runtime.tickets import FREE
 from tests.unit.guard_fixture import LARGE, MEDIUM, SMALL, Audited
 from tests.unit.router_fixture import MS, SECOND
@@ -300,6 +301,26 @@ def test_after_an_alarm_many_rows_are_audited_soon() -> None:
         while house.sent(LARGE):
             house.says(LARGE, 1)
     assert house.router.audits.answered == pytest.approx(URGENT * 500, abs=2)
+    assert house.router.guard.urgent == URGENT_AUDITS - house.router.audits.answered
+
+
+def test_what_is_urgent_ends_though_every_audit_fails() -> None:
+    house = Audited(share=0.005)
+    house.router.guard.alarm("scores", SMALL, "")
+    house.router.audits.grid(250.0, 250.0)
+    asked = 0
+    while house.router.guard.urgent:
+        ticket = house.ask()
+        asked += 1
+        house.says(SMALL, 1)
+        house.close(ticket)
+        while house.sent(LARGE):
+            house.says(LARGE, 1, status=1)
+    assert asked == pytest.approx(URGENT_AUDITS / URGENT, rel=0.01)
+    assert house.router.audits.answered == 0
+    assert house.router.audits.sampler.share == MOST  # at once, and not at the next look at the grid
+    house.router.audits.grid(250.0, 250.0)
+    assert house.router.audits.sampler.share == MOST
 
 
 def test_no_hour_lies_below_the_least_share() -> None:

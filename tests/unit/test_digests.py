@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     whole = hashlib.file_digest
 
-    def noted(file: object, name: str) -> object:
-        names.append(Path(file.name).name)  # type: ignore[attr-defined]
-        return whole(file, name)  # type: ignore[arg-type]
+    def noted(file: Any, name: str) -> Any:
+        names.append(Path(file.name).name)
+        return whole(file, name)
 
     monkeypatch.setattr(hashlib, "file_digest", noted)
     return names
@@ -29,7 +30,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float = 10.0) -> None:
     """Let time pass, so that files are not young any more."""
     now_ns = time.time_ns
-    monkeypatch.setattr(digests.time, "time_ns", lambda: now_ns() + int(seconds * 1e9))
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + int(seconds * 1e9))
 
 
 def of(content: bytes) -> str:
@@ -74,6 +75,37 @@ def test_a_young_file_is_read_again(tmp_path: Path, read: list[str]) -> None:
     path.write_bytes(b"one")
     assert digests.sha256_of(path) == digests.sha256_of(path) == of(b"one")
     assert len(read) == 2
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    later(monkeypatch)
+    whole = hashlib.file_digest
+
+    def changed(file: Any, name: str) -> Any:
+        found = whole(file, name)
+        path.write_bytes(b"another")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "file_digest", changed)
+        assert digests.sha256_of(path) == of(b"one")
+    assert digests.sha256_of(path) == of(b"another")
+
+
+def test_a_file_that_took_long_to_read_was_young_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    whole = hashlib.file_digest
+
+    def slow(file: Any, name: str) -> Any:
+        later(monkeypatch)
+        return whole(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", slow)
+    digests.sha256_of(path)
+    assert str(path) not in digests._known
 
 
 def test_a_file_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from clover.planning import drift
 from clover.planning.drift import AgreementWatch, Detector, ScoreWatch, bet, most
 from clover.planning.sampling import HOUR_NS, LEAST, MOST, URGENT, Sampler, clean_share
+from clover.runtime.guard import URGENT_AUDITS
 
 TENTHS = [0.1] * 10
 
@@ -112,7 +113,8 @@ def test_a_detector_needs_a_bet_and_a_limit() -> None:
 def test_the_bounds_that_the_docs_promise() -> None:
     """Two watches of every row and two of every audit, while most is audited, and while the default is."""
     bound = {share: 2.0 / drift.SCORE_LIMIT + 2.0 * share / drift.AGREEMENT_LIMIT for share in (MOST, 0.005)}
-    assert 1.0 / bound[MOST] > 5e6
+    hasty = 1.0 + 2.0 * URGENT_AUDITS / drift.AGREEMENT_LIMIT  # alarms that follow one
+    assert 1.0 / (bound[MOST] * hasty) > 5e6
     assert 1.0 / bound[0.005] > 1.5e7
 
 
@@ -167,6 +169,17 @@ def test_debts_of_more_than_an_hour_are_forgotten() -> None:
                 sampler.failed()
     sampler.pick(5 * HOUR_NS)
     assert sampler.owed < 6.0
+
+
+def test_what_was_urgent_and_failed_is_no_reason_to_leave_debts() -> None:
+    sampler = Sampler(URGENT)
+    for row in range(2_000):
+        if sampler.pick(row):
+            sampler.failed()
+    sampler.set(LEAST)
+    picked = [sampler.pick(2_000 + row) for row in range(2_000)]
+    assert sampler.taken == sum(picked)
+    assert sum(picked) >= LEAST * 4_000
 
 
 @given(g=st.floats(0.0, 2000.0), share=st.floats(0.0, MOST))

@@ -59,22 +59,27 @@ def test_scores_that_drift_tighten_and_do_not_step_aside(caplog: pytest.LogCaptu
     assert "it stays tightened" in second.getMessage()
 
 
-def test_after_an_alarm_it_is_urgent_until_enough_is_known() -> None:
+def test_after_an_alarm_that_tightens_it_is_urgent() -> None:
     guard, _ = made()
-    assert not guard.urgent
+    assert guard.urgent == 0
     guard.alarm(SCORES, SMALL, "")
-    for _ in range(URGENT_AUDITS):
-        assert guard.urgent
-        guard.compared(OWN, SMALL, True, 0.98, 2500)
-        guard.compared(SERVED, SMALL, True, 0.98, 2500)  # of the same audit
-    assert not guard.urgent
-    assert guard.suspicious
+    assert guard.urgent == URGENT_AUDITS
+    guard.urgent = 0  # all were made
+    guard.alarm(SCORES, LARGE, "")  # something else is wrong now
+    assert (guard.rung, guard.urgent) == (TIGHTENED, URGENT_AUDITS)
     guard.reset()
-    assert not guard.urgent
+    assert guard.urgent == 0
     guard.alarm(SCORES, LARGE, "")
-    assert guard.urgent
     guard.alarm(SERVED, SMALL, "")
-    assert (guard.rung, guard.urgent) == (ASIDE, False)
+    assert (guard.rung, guard.urgent) == (ASIDE, 0)
+    guard.alarm(SERVED, SMALL, "")
+    assert guard.urgent == 0
+
+
+def test_where_it_only_watches_nothing_is_urgent() -> None:
+    guard, _ = made(acts=False)
+    guard.alarm(SCORES, SMALL, "")
+    assert (guard.found, guard.urgent) == (TIGHTENED, 0)
 
 
 def test_a_score_that_is_no_number_lies_below_all() -> None:
