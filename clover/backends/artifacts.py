@@ -139,8 +139,10 @@ def recipe(
     version: str | None = None,
     target: Target = CPU,
 ) -> Recipe:
-    """What would shape an artifact made here and now, with the packages that this process saw first.  Raises ConfigError for TensorRT without a GPU, and DeviceError
-    where nothing says which driver the GPU has."""
+    """What would shape an artifact made here and now, with the packages that this process saw first.
+
+    Raises ConfigError for TensorRT without a GPU, and DeviceError where nothing says which driver the GPU has.
+    """
     if backend == "tensorrt" and not target.cuda:
         raise ConfigError("tensorrt has artifacts for the slices of a GPU only, none for CPU cores")
     if target.cuda and not target.driver and backend != "eager":

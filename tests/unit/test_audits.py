@@ -301,7 +301,7 @@ def test_after_an_alarm_many_rows_are_audited_soon() -> None:
         while house.sent(LARGE):
             house.says(LARGE, 1)
     assert house.router.audits.answered == pytest.approx(URGENT * 500, abs=2)
-    assert house.router.guard.urgent == URGENT_AUDITS - house.router.audits.answered
+    assert URGENT_AUDITS - house.router.audits.answered <= house.router.guard.urgent < URGENT_AUDITS
 
 
 def test_what_is_urgent_ends_though_every_audit_fails() -> None:
