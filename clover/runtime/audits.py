@@ -116,10 +116,6 @@ class Audits:
         for row in range(len(ticket.slots)):
             if self.sampler.pick(now_ns):
                 ticket.marked = (*ticket.marked, row)
-                if self.guard.urgent > 0:  # whatever becomes of it: whoever makes audits fail gets no more of them
-                    self.guard.urgent -= 1
-                    if self.guard.urgent == 0:
-                        self.sampler.set(MOST)
 
     def passed(self, ticket: Ticket, row: int, lane: int, target: int) -> None:
         """A row goes on from `lane` to `target`: note what was said, where that will be compared."""
@@ -168,6 +164,7 @@ class Audits:
         lane, said = audit.heard[-1]
         if lane == self.guard.best:
             self.free += 1
+            self._spend()
             self._compare(audit, lane, said)
             return ""
         if auditor < 0 or lanes.accuracy[auditor] <= lanes.accuracy[lane]:
@@ -190,8 +187,16 @@ class Audits:
         self._table.state[slot] = QUEUED
         self._deadlines.add(own, now_ns)
         self.waiting[slot] = own
+        self._spend()
         self._wake()
         return ""
+
+    def _spend(self) -> None:
+        """An audit is made, and counts whatever becomes of it: whoever makes them fail gets no more of them."""
+        if self.guard.urgent > 0:
+            self.guard.urgent -= 1
+            if self.guard.urgent == 0:
+                self.sampler.set(MOST)
 
     # --- a second answer ----------------------------------------------------------------------------------------------
 

@@ -323,6 +323,18 @@ def test_what_is_urgent_ends_though_every_audit_fails() -> None:
     assert house.router.audits.sampler.share == MOST
 
 
+def test_what_is_urgent_waits_for_somebody_who_can_answer() -> None:
+    house = Audited(lanes=(SMALL,), chained=False, share=0.005)
+    house.router.guard.alarm("scores", SMALL, "")
+    house.router.audits.grid(250.0, 250.0)
+    for _ in range(40):
+        ticket = house.ask()
+        house.says(SMALL, 1)
+        house.close(ticket)
+    assert house.router.audits.dropped["nobody"] > 0
+    assert house.router.guard.urgent == URGENT_AUDITS
+
+
 def test_no_hour_lies_below_the_least_share() -> None:
     """Four hours of requests through the router in a dirty grid, audits dropped and failed on the way."""
     rng = random.Random(5)
