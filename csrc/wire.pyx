@@ -6,7 +6,7 @@ takes nearly every answer whole at once, so it is asked first; what it does not 
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memchr, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -19,6 +19,8 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_send "send"(int fd, const void *data, size_t size, int flags)
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
+
+cdef const char *HEX = b"0123456789abcdef"
 
 
 cpdef Py_ssize_t send(int fd, bytes data) except -1:
@@ -104,6 +106,28 @@ cpdef bytes quoted(str text):
         if start[at] < 32 or start[at] == 34 or start[at] == 92 or start[at] > 126:
             return None
         to[at + 1] = <char>start[at]
+    return made
+
+
+cpdef bytes numbered(bytes prefix, uint64_t number):
+    """`prefix` and `number` in hexadecimal."""
+    cdef Py_ssize_t size, count = 1
+    cdef uint64_t rest = number
+    cdef bytes made
+    cdef char *to
+    size = PyBytes_GET_SIZE(_some(prefix))
+    while rest > 15:
+        rest >>= 4
+        count += 1
+    made = PyBytes_FromStringAndSize(NULL, size + count)
+    to = PyBytes_AS_STRING(made)
+    memcpy(to, PyBytes_AS_STRING(prefix), size)
+    to += size + count
+    while count:
+        to -= 1
+        to[0] = HEX[number & 15]
+        number >>= 4
+        count -= 1
     return made
 
 

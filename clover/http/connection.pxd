@@ -41,3 +41,4 @@ cdef class Incoming(Outgoing):
     @cython.locals(exchange=Exchange)
     cdef _fail(self, int status, str text)
     cpdef _resume(self)
+    cpdef bint is_last(self, object exchange) except -1

@@ -2,11 +2,11 @@ cimport cython
 
 from clover._native.wire cimport joined
 from clover.http.heads cimport Head
-from clover.http.hub cimport Hub
+from clover.http.hub cimport Hub, Writer
 from clover.interfaces cimport Model, Ticket
 
 cdef class Exchange:
-    cdef public object connection
+    cdef public Writer connection
     cdef public Head head
     cdef public bytes reply
     cdef public list rest
@@ -17,7 +17,7 @@ cdef class Exchange:
     cdef public Ticket ticket
     cdef public object ahead
 
-    @cython.locals(hub=Hub, size=Py_ssize_t, part=bytes, start=bytes, ending=bytes, length=bytes, head=list)
+    @cython.locals(connection=Writer, request_id=bytes, hub=Hub, size=Py_ssize_t, part=bytes, start=bytes, ending=bytes, length=bytes, head=list)
     cpdef finish(self, int status, list parts, bytes fields=*, bytes kind=*)
     cpdef fail(self, int status, str text, bytes fields=*, object retry_after_s=*)
     cpdef abandon(self)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from clover._native.wire import joined
 from clover.errors import RequestError
 from clover.http.heads import Head
+from clover.http.hub import Writer
 from clover.interfaces import Model, Ticket
-
-if TYPE_CHECKING:
-    from clover.http.connection import Incoming
 
 REASONS = {
     100: "Continue",
@@ -59,14 +57,14 @@ class Exchange:
 
     __slots__ = ("ahead", "close", "connection", "head", "interim", "model", "reply", "request_id", "rest", "ticket")
 
-    def __init__(self, connection: Incoming, head: Head) -> None:
-        self.connection: Incoming | None = connection
+    def __init__(self, connection: Writer, head: Head) -> None:
+        self.connection: Writer | None = connection
         self.head = head
         self.reply: bytes | None = None
         self.rest: list[bytes] | None = None
-        self.close = not head.keep_alive
+        self.close = not self.head.keep_alive
         self.interim = False
-        self.request_id = head.request_id
+        self.request_id = self.head.request_id
         self.model: Model | None = None
         self.ticket: Ticket | None = None
         self.ahead: Any = None
@@ -93,7 +91,10 @@ class Exchange:
         else:
             ending = b"\r\n\r\n"
         length = _LENGTHS[size] if size < _KNOWN else b"%d\r\n" % size
-        head = [start, length, fields, b"x-request-id: ", self.request_id or hub.next_id(self), ending]
+        request_id = self.request_id
+        if not request_id:
+            self.request_id = request_id = hub.next_id()
+        head = [start, length, fields, b"x-request-id: ", request_id, ending]
         if self.head.method == "HEAD":
             parts = []
         if size <= _JOIN_BYTES:

@@ -1,13 +1,20 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
+from clover._native.wire cimport numbered
 from clover.http.heads cimport Heads
 from clover.http.stats cimport HttpStats
+
+cdef class Writer:
+    cdef public Hub hub
+
+    cpdef answered(self)
+    cpdef bint is_last(self, object exchange) except -1
+    cpdef flush(self)
 
 cdef class Hub:
     cdef list _buffers
     cdef uint64_t _counter
-    cdef bytes _thousands
     cdef list _dirty
     cdef bytes _prefix
     cdef bint _scheduled
@@ -23,7 +30,7 @@ cdef class Hub:
     cdef public object scratch_view
     cdef public HttpStats stats
 
-    @cython.locals(low=Py_ssize_t, made=bytes)
-    cpdef bytes next_id(self, object exchange)
-    cpdef mark(self, object connection)
+    cpdef bytes next_id(self)
+    cpdef mark(self, Writer connection)
+    @cython.locals(connection=Writer)
     cpdef flush(self)

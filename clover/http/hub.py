@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clover._native.wire import numbered
 from clover.config import LimitsConfig
 from clover.http.heads import Head, Heads
 from clover.http.stats import HttpStats
@@ -22,7 +23,6 @@ from clover.http.stats import HttpStats
 if TYPE_CHECKING:
     from clover.http.connection import Incoming
     from clover.http.exchange import Exchange
-    from clover.http.outgoing import Outgoing
 
 log = logging.getLogger("clover.http")
 access = logging.getLogger("clover.access")
@@ -34,7 +34,6 @@ SWEEP_S = 0.5
 SCRATCH_BYTES = 1 << 16
 _POOLED_BUFFERS = 16
 _POOLED_BYTES = 4 << 20
-_LOW = [b"%03x" % number for number in range(4096)]
 
 
 class Application(Protocol):
@@ -47,6 +46,27 @@ class Application(Protocol):
         """Answer now or later; `body` must not be kept after this returns."""
 
 
+class Writer:
+    """What the hub, and an exchange, need of a connection: somebody who owes a client answers."""
+
+    __slots__ = ("hub",)
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+
+    def answered(self) -> None:
+        """An exchange got its reply."""
+        raise NotImplementedError
+
+    def is_last(self, exchange: Exchange) -> bool:
+        """Whether no request received so far comes after `exchange`."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Write what there is to say."""
+        raise NotImplementedError
+
+
 class Hub:
     """Shared state of all connections of a front end."""
 
@@ -56,7 +76,6 @@ class Hub:
         "_dirty",
         "_prefix",
         "_scheduled",
-        "_thousands",
         "access_log",
         "application",
         "connections",
@@ -92,20 +111,15 @@ class Hub:
         self.scratch = bytearray(SCRATCH_BYTES)
         self.scratch_view = memoryview(self.scratch)
         self._buffers: list[NDArray[np.uint8]] = []
-        self._dirty: list[Outgoing] = []
+        self._dirty: list[Writer] = []
         self._scheduled = False
-        self._prefix = os.urandom(6).hex().encode()
-        self._thousands = b""  # of the last number: all but its last three digits
+        self._prefix = os.urandom(6).hex().encode() + b"-"
         self._counter = 0
 
-    def next_id(self, exchange: Exchange) -> bytes:
-        """A request id of our own, kept on the exchange."""
+    def next_id(self) -> bytes:
+        """A request id of our own."""
         self._counter += 1
-        low = self._counter & 4095
-        if not low or not self._thousands:
-            self._thousands = b"%b-%x" % (self._prefix, self._counter >> 12)
-        exchange.request_id = made = self._thousands + _LOW[low]
-        return made
+        return numbered(self._prefix, self._counter)
 
     def take_buffer(self, size: int) -> NDArray[np.uint8]:
         """A buffer of at least `size` bytes for one body.  Its pages cost nothing until bytes arrive."""
@@ -123,7 +137,7 @@ class Hub:
                 del self._buffers[0]
             self._buffers.append(buffer)
 
-    def mark(self, connection: Outgoing) -> None:
+    def mark(self, connection: Writer) -> None:
         """Write what `connection` has to say at the end of this turn."""
         self._dirty.append(connection)
         if not self._scheduled:

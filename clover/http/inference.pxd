@@ -22,6 +22,9 @@ cdef class InferEndpoint:
     cpdef arrived(self, Exchange exchange)
     cdef _submit(self, Exchange exchange, InferRequest request, Ticket ticket)
 
+@cython.locals(context=tuple)
+cpdef _done(Ticket ticket)
+
 @cython.locals(model=Model)
 cdef _end(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticket ticket)
 

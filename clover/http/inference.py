@@ -17,7 +17,7 @@ from clover.errors import RequestError
 from clover.http.codings import deflate
 from clover.http.exchange import BINARY, JSON, Exchange
 from clover.http.hub import Body
-from clover.http.oip import InferRequest, Rows, Signature, brief, decode, decode_ahead, encode
+from clover.http.oip import NO_INPUTS, InferRequest, Rows, Signature, brief, decode, decode_ahead, encode
 from clover.interfaces import Model, Ticket
 from clover.types import Receipt
 
@@ -77,7 +77,7 @@ class InferEndpoint:
         try:
             for index, rows in request.inputs:
                 model.write(ticket, index, rows)
-            request.inputs = []
+            request.inputs = NO_INPUTS
             self._submit(exchange, request, ticket)
         except BaseException:
             exchange.withdraw()
@@ -127,8 +127,8 @@ def _failed(exchange: Exchange) -> None:
 
 def _done(ticket: Ticket) -> None:
     """The data plane is through with a ticket."""
-    exchange, endpoint, request = ticket.context
-    _end(exchange, endpoint, request, ticket)
+    context: tuple[Exchange, InferEndpoint, InferRequest] = ticket.context
+    _end(context[0], context[1], context[2], ticket)
 
 
 def _end(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, ticket: Ticket) -> None:

@@ -85,6 +85,11 @@ class Wanted:
         self.classes = classes
 
 
+NO_INPUTS: list[tuple[int, Rows]] = []
+_NO_OUTPUTS: list[Wanted] = []
+# Of requests that have none, or none yet: shared, and never written to.
+
+
 class InferRequest:
     """A decoded request.  `inputs` holds (declared index, rows); times are 0 where the request sets none."""
 
@@ -93,8 +98,8 @@ class InferRequest:
     def __init__(self) -> None:
         self.id = ""
         self.rows = 0
-        self.inputs: list[tuple[int, Rows]] = []
-        self.outputs: list[Wanted] = []
+        self.inputs = NO_INPUTS
+        self.outputs = _NO_OUTPUTS
         self.timeout_ns = 0
         self.min_accuracy = 0.0
         self.cascade = True
@@ -239,7 +244,7 @@ def decode_ahead(signature: Signature, text: bytes, size: int) -> InferRequest |
     _, rows = request.inputs[0]
     if isinstance(rows, list) or rows.nbytes != size:
         return None
-    request.inputs = []
+    request.inputs = NO_INPUTS
     return request
 
 
@@ -350,6 +355,7 @@ def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text:
     may_hold_booleans = b"true" in text or b"false" in text
     seen = 0
     at, end = 0, len(binary)
+    request.inputs = []
     for item in listed:
         if type(item) is not dict:
             raise BadRequest("an input is not an object")

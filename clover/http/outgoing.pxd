@@ -3,10 +3,9 @@ from libc.stdint cimport int64_t
 
 from clover._native.wire cimport send
 from clover.http.exchange cimport Exchange
-from clover.http.hub cimport Hub
+from clover.http.hub cimport Hub, Writer
 
-cdef class Outgoing:
-    cdef public Hub hub
+cdef class Outgoing(Writer):
     cdef public object exchanges
     cdef public int phase
     cdef public bint closing

@@ -7,13 +7,11 @@ Answers leave in the order of their requests, so the error of request n+1 waits 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clover._native.wire import send
 from clover.http.exchange import Exchange
-
-if TYPE_CHECKING:
-    from clover.http.hub import Hub
+from clover.http.hub import Hub, Writer
 
 IDLE, HEAD, BODY, LINGER = range(4)
 """Phases of the reading half; see `connection`."""
@@ -23,7 +21,7 @@ _JOIN_BYTES = 1 << 16
 _PROGRESS_BYTES = 64 << 10
 
 
-class Outgoing:
+class Outgoing(Writer):
     """What a connection owes its client.  The reading half continues in `_resume`."""
 
     __slots__ = (
@@ -43,12 +41,11 @@ class Outgoing:
         "_write_waited_s",
         "closing",
         "exchanges",
-        "hub",
         "phase",
     )
 
     def __init__(self, hub: Hub, *, tls: bool) -> None:
-        self.hub = hub
+        super().__init__(hub)
         self.exchanges: deque[Exchange] = deque()
         self.phase = IDLE
         self.closing = False  # no further request is read

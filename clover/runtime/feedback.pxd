@@ -7,9 +7,14 @@ cdef class Feedback:
     cdef public int64_t remembered
     cdef object _output
     cdef public int64_t _rows
-    cdef dict _known
-    cdef readonly object _order
-    cdef readonly int64_t _held
+    cdef int64_t _lanes
+    cdef readonly dict _known
 
-    @cython.locals(known=dict, before=tuple, answered=tuple, oldest=tuple)
+    cpdef remember_row(self, str request_id, int64_t lane, object said)
     cpdef remember(self, str request_id, list lanes, list said)
+    @cython.locals(known=dict)
+    cdef _enter(self, str request_id, object answered, Py_ssize_t rows)
+    @cython.locals(known=dict)
+    cdef _forget(self, int64_t most)
+
+cdef Py_ssize_t _rows_of(object answered) except -1

@@ -8,8 +8,8 @@ complained about it says little.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from clover.runtime.sayings import Said, same, size_of
 from clover.types import FamilySpec
 
 _LONGEST_ID = 256
+_PART = 64
+"""Of a full memory, so small a part is let go at a time."""
 _LONGEST_SAID = 256
 """Bytes of what is said of a row: longer answers nobody labels, and clients could fill the memory with them."""
 
@@ -34,43 +36,56 @@ class Feedback:
         self.remembered = 0
         self._output = spec.outputs[0]
         self._rows = rows
-        self._known: dict[str, tuple[str, list[int], list[Said | None]]] = {}
-        self._order: deque[tuple[str, list[int], list[Said | None]]] = deque()
-        """What was remembered, oldest first; some of it no more, or again under the same id."""
-        self._held = 0
-        """Rows in it."""
+        self._lanes = len(spec.variants)
+        self._known: dict[str, int | tuple[list[int], list[Said | None]]] = {}
+        """By id, oldest first: lanes and what they said; of one row that says a class both in one number, since this
+        is written for every request, and what is long in memory is far from the processor when it is let go."""
 
     @property
     def on(self) -> bool:
         """Whether anything is remembered."""
         return self._rows > 0
 
+    def remember_row(self, request_id: str, lane: int, said: Said | None) -> None:
+        """As `remember`, of a request of one row."""
+        if isinstance(said, int):
+            self._enter(request_id, said * self._lanes + lane, 1)
+        else:
+            self.remember(request_id, [lane], [said])
+
     def remember(self, request_id: str, lanes: list[int], said: list[Said | None]) -> None:
         """What was said of the rows that were answered under an id, and the lane that answered each.  The lists are
         kept."""
-        if not request_id or len(request_id) > _LONGEST_ID or len(lanes) > self._rows:
-            return
-        known, order = self._known, self._order
-        before = known.pop(request_id, None)
-        if before is not None:
-            self.remembered -= len(before[1])
         for one in said:
             if not isinstance(one, int) and one is not None and size_of(one) > _LONGEST_SAID:
+                self._enter(request_id, None, 0)
                 return
-        answered = request_id, lanes, said
+        self._enter(request_id, (lanes, said), len(lanes))
+
+    def _enter(self, request_id: str, answered: Any, rows: int) -> None:
+        """Remember `answered` under an id, or (None) nothing any more."""
+        if not request_id or len(request_id) > _LONGEST_ID or rows > self._rows:
+            return
+        known = self._known
+        before = known.pop(request_id, None)
+        if before is not None:
+            self.remembered -= _rows_of(before)
+        if answered is None:
+            return
         known[request_id] = answered
-        order.append(answered)
-        self._held += len(lanes)
-        self.remembered += len(lanes)
-        while self.remembered > self._rows:
-            oldest = order.popleft()
-            self._held -= len(oldest[1])
-            if known.get(oldest[0]) is oldest:
-                del known[oldest[0]]
-                self.remembered -= len(oldest[1])
-        if self._held > 2 * self._rows:  # of ids that came again
-            self._order = deque([one for one in order if known.get(one[0]) is one])
-            self._held = self.remembered
+        self.remembered += rows
+        if self.remembered > self._rows:
+            self._forget(self._rows - self._rows // _PART)
+
+    def _forget(self, most: int) -> None:
+        """Let the oldest go until `most` rows are left: many at a time, as a dictionary passes over what was deleted at
+        its front whenever its first entry is asked for."""
+        known = self._known
+        while self.remembered > most:
+            for oldest in list(islice(known, self.remembered - most)):
+                if self.remembered <= most:
+                    break
+                self.remembered -= _rows_of(known.pop(oldest))
 
     def take(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
         """Count the labels of a request, one a row in their order, None for a row whose label is not known; what it
@@ -81,7 +96,10 @@ class Feedback:
         known = self._known.get(request_id)
         if known is None:
             raise NotFound("no answer of that id is remembered: it was never given, is too long ago, or was told about")
-        _, lanes, said = known
+        if isinstance(known, int):
+            lanes, said = [known % self._lanes], [known // self._lanes]
+        else:
+            lanes, said = known
         if len(labels) != len(lanes):
             raise BadRequest(f"that request had {len(lanes)} rows, and {len(labels)} labels were given")
         right = [
@@ -122,6 +140,10 @@ class Feedback:
         of = zip(variants, self.right, self.labelled, strict=True)
         found = {name: _estimate(right, rows) for name, right, rows in of if rows}
         return {"estimate": self.estimate(), "variants": found, "remembered": self.remembered, "room": self._rows}
+
+
+def _rows_of(answered: Any) -> int:
+    return 1 if isinstance(answered, int) else len(answered[0])
 
 
 def _estimate(right: int, rows: int) -> dict[str, Any] | None:

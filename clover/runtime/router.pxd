@@ -87,7 +87,7 @@ cdef class Router(Model):
     cpdef receipt(self, Base given)
     @cython.locals(ticket=Ticket, now_ns=int64_t)
     cpdef close(self, Base given)
-    @cython.locals(ticket=Ticket)
+    @cython.locals(ticket=Ticket, slots=list)
     cpdef remember(self, str request_id, Base given)
 
     @cython.locals(now_ns=int64_t, link=Link)

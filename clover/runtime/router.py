@@ -66,6 +66,7 @@ _CROWDED_NS = 50_000_000
 _FOREVER_NS = 1 << 60
 """A deadline further away is this far away: 36 years."""
 _FEW = 8
+_ARRAY = np.ndarray  # a module's attribute is looked up again and again
 _DUST = 1e-6  # rows x percent: rounding
 
 
@@ -177,11 +178,12 @@ class Router(Model):
 
     def write(self, ticket: Any, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
         """See `Model.write`.  Rows of a BYTES tensor with one variable axis carry their count themselves."""
+        fixed = self._fixed_in[index]
+        if fixed is not None and isinstance(rows, _ARRAY) and fixed.put(ticket.slots, rows):
+            return
         tensor = self.spec.inputs[index]
         if isinstance(rows, np.ndarray):
-            fixed = self._fixed_in[index]
-            if fixed is None or not fixed.put(ticket.slots, rows):
-                write_array(self._memory, tensor, index, ticket.slots, rows)  # or says what is wrong with them
+            write_array(self._memory, tensor, index, ticket.slots, rows)  # or says what is wrong with them
         else:
             write_bytes(self._memory, tensor, index, ticket.slots, rows, None)
 
@@ -377,8 +379,13 @@ class Router(Model):
     def remember(self, request_id: str, given: Any) -> None:
         """See `Model.remember`."""
         ticket: Ticket = given
-        if self.feedback.on and ticket.status == 200:
-            self.feedback.remember(request_id, ticket.variants, [self._said.of(slot) for slot in ticket.slots])
+        if ticket.status != 200 or not self.feedback.on:
+            return
+        slots = ticket.slots
+        if len(slots) == 1:
+            self.feedback.remember_row(request_id, ticket.variants[0], self._said.of(slots[0]))
+        else:
+            self.feedback.remember(request_id, ticket.variants, [self._said.of(slot) for slot in slots])
 
     def labelled(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
         """See `Model.labelled`."""

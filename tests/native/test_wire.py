@@ -109,6 +109,18 @@ def test_a_text_that_json_has_to_write_otherwise(kernels: SimpleNamespace, odd: 
         assert kernels.wire.quoted(text) is None
 
 
+@pytest.mark.parametrize("number", [0, 9, 10, 15, 16, 255, 256, 0xABCDEF, 2**32, 2**64 - 1])
+def test_a_number_after_a_prefix(kernels: SimpleNamespace, number: int) -> None:
+    for prefix in (b"", b"a-", b"\0\xff"):
+        assert kernels.wire.numbered(prefix, number) == prefix + f"{number:x}".encode()
+
+
+def test_numbers_that_are_none(kernels: SimpleNamespace) -> None:
+    for wrong in (None, "a", bytearray(b"a")):
+        with pytest.raises(TypeError):
+            kernels.wire.numbered(wrong, 1)
+
+
 def test_the_clock_is_the_one_of_python(kernels: SimpleNamespace) -> None:
     before = time.monotonic_ns()
     assert before <= kernels.wire.monotonic_ns() <= time.monotonic_ns()

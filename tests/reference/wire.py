@@ -52,6 +52,13 @@ def quoted(text: str) -> bytes | None:
     return found.encode() if found == f'"{text}"' and "\x7f" not in text else None
 
 
+def numbered(prefix: bytes, number: int) -> bytes:
+    """`prefix` and `number` in hexadecimal."""
+    if type(prefix) is not bytes:
+        raise TypeError("no bytes")
+    return b"%b%x" % (prefix, number)
+
+
 def monotonic_ns() -> int:
     """The monotonic clock."""
     return time.monotonic_ns()

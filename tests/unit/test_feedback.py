@@ -96,10 +96,49 @@ def test_memory_is_bounded_and_the_oldest_go_first(given_: list[tuple[str, int]]
         while sum(kept.values()) > room:
             del kept[next(iter(kept))]
     assert found.remembered == sum(kept.values()) <= room
-    assert found.remembered <= sum(len(rows) for _, rows, _ in found._order) == found._held <= 2 * room
+    assert set(found._known) == set(kept)
     for name, rows in kept.items():
         assert found.take(name, [0] * rows)["right"] == rows
     assert found.remembered == 0
+
+
+@given(rows=st.lists(st.integers(1, 4), max_size=600), room=st.integers(64, 200))
+def test_a_large_memory_lets_a_part_of_the_oldest_go_at_a_time(rows: list[int], room: int) -> None:
+    found = feedback(room)
+    for name, count in enumerate(rows):
+        found.remember(str(name), [SMALL] * count, says(*[0] * count))
+        assert found.remembered <= room
+    names = [int(name) for name in found._known]
+    assert names == list(range(len(rows)))[len(rows) - len(names) :], "the last ones, in their order"
+    assert found.remembered == sum(rows[name] for name in names)
+    if len(names) < len(rows):
+        assert found.remembered > room - room // 64 - 4
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.integers(0, 300)), max_size=20))
+def test_one_row_is_remembered_as_one_of_many_is(given_: list[tuple[str, int, int]]) -> None:
+    one, many = feedback(labels=()), feedback(labels=())
+    last = dict.fromkeys("abc", (0, 0))
+    for name, lane, said in given_:
+        one.remember_row(name, lane, said)
+        many.remember(name, [lane], [said])
+        last[name] = lane, said
+        assert one.remembered == many.remembered
+    for name, (_, said) in last.items():
+        if name in one._known:
+            assert one.take(name, [said]) == many.take(name, [said])
+    assert (one.right, one.labelled) == (many.right, many.labelled)
+    assert one.remembered == 0
+
+
+def test_one_row_without_a_class_is_remembered_too() -> None:
+    found = feedback(shape=(1,), labels=())
+    found.remember_row("a", LARGE, np.array([[0.5]], np.float32))
+    found.remember_row("b", LARGE, None)
+    assert found.remembered == 2
+    assert found.take("a", [0.5])["right"] == 1
+    assert found.take("b", [0.5])["rows"] == 0
+    assert found.labelled == [0, 0, 1]
 
 
 def test_ids_that_come_again_and_again_do_not_push_others_out() -> None:
@@ -109,7 +148,7 @@ def test_ids_that_come_again_and_again_do_not_push_others_out() -> None:
         found.remember("again", [SMALL], says(0))
     found.remember("b", [SMALL], says(0))
     assert found.remembered == 3
-    assert sum(len(rows) for _, rows, _ in found._order) == found._held <= 6, "what is forgotten does not pile up"
+    assert len(found._known) == 3, "what is forgotten does not pile up"
     found.remember("c", [SMALL], says(0))
     with pytest.raises(NotFound):
         found.take("first", [0])
