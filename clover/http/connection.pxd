@@ -8,8 +8,6 @@ from clover.http.inference cimport InferEndpoint
 from clover.http.outgoing cimport Outgoing
 
 cdef class Incoming(Outgoing):
-    cdef public bint control
-    cdef public bint loopback
     cdef bytes _tail
     cdef int _blank_lines
     cdef object _body

@@ -31,7 +31,7 @@ _NO_HEAD = Head()
 
 
 class Incoming(Outgoing):
-    """A connection accepted by a front end.  `control` marks the control socket, `loopback` a local peer."""
+    """A connection accepted by a front end."""
 
     __slots__ = (
         "_blank_lines",
@@ -42,14 +42,10 @@ class Incoming(Outgoing):
         "_paused",
         "_tail",
         "_view",
-        "control",
-        "loopback",
     )
 
     def __init__(self, hub: Hub, *, control: bool = False, tls: bool = False) -> None:
-        super().__init__(hub, tls=tls)
-        self.control = control
-        self.loopback = control
+        super().__init__(hub, control=control, tls=tls)
         self._tail = b""
         self._blank_lines = 0
         self._body: NDArray[np.uint8] | None = None

@@ -7,6 +7,8 @@ from clover.http.stats cimport HttpStats
 
 cdef class Writer:
     cdef public Hub hub
+    cdef public bint control
+    cdef public bint loopback
 
     cpdef answered(self)
     cpdef bint is_last(self, object exchange) except -1

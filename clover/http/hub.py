@@ -47,12 +47,15 @@ class Application(Protocol):
 
 
 class Writer:
-    """What the hub, and an exchange, need of a connection: somebody who owes a client answers."""
+    """What the hub, and an exchange, need of a connection.  `control` marks the control socket, `loopback` a local
+    peer."""
 
-    __slots__ = ("hub",)
+    __slots__ = ("control", "hub", "loopback")
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, *, control: bool = False) -> None:
         self.hub = hub
+        self.control = control
+        self.loopback = control
 
     def answered(self) -> None:
         """An exchange got its reply."""

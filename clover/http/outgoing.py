@@ -44,8 +44,8 @@ class Outgoing(Writer):
         "phase",
     )
 
-    def __init__(self, hub: Hub, *, tls: bool) -> None:
-        super().__init__(hub)
+    def __init__(self, hub: Hub, *, control: bool, tls: bool) -> None:
+        super().__init__(hub, control=control)
         self.exchanges: deque[Exchange] = deque()
         self.phase = IDLE
         self.closing = False  # no further request is read

@@ -96,10 +96,7 @@ class Feedback:
         known = self._known.get(request_id)
         if known is None:
             raise NotFound("no answer of that id is remembered: it was never given, is too long ago, or was told about")
-        if isinstance(known, int):
-            lanes, said = [known % self._lanes], [known // self._lanes]
-        else:
-            lanes, said = known
+        lanes, said = ([known % self._lanes], [known // self._lanes]) if isinstance(known, int) else known
         if len(labels) != len(lanes):
             raise BadRequest(f"that request had {len(lanes)} rows, and {len(labels)} labels were given")
         right = [
