@@ -171,7 +171,19 @@ class Bench:
 
 @contextlib.contextmanager
 def started(peer: Peer, work: Workload, folder: Path) -> Iterator[tuple[int, int]]:
-    """The peer's pid and port while it runs."""
+    """The peer's pid and port while it runs.  It is tried twice: some open ports of their own, which may be taken."""
+    try:
+        process, port = _start(peer, work, folder)
+    except RuntimeError:
+        process, port = _start(peer, work, folder)
+    try:
+        yield process.pid, port
+    finally:
+        _stop(process)
+
+
+def _start(peer: Peer, work: Workload, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A peer that answers, and its port; RuntimeError with the end of its log where it does not come to that."""
     port = free_port()
     with open(folder / f"{peer.name}.log", "ab") as log:
         process = subprocess.Popen(
@@ -189,15 +201,21 @@ def started(peer: Peer, work: Workload, folder: Path) -> Iterator[tuple[int, int
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{peer.name} does not serve:\n{(folder / f'{peer.name}.log').read_text()[-3000:]}")
             time.sleep(0.2)
-        yield process.pid, port
-    finally:
-        signal_all(process.pid, signal.SIGCONT)
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        with contextlib.suppress(ProcessLookupError):  # and whatever it left behind
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    except BaseException:
+        _stop(process)
+        raise
+    return process, port
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a peer with all that is below it."""
+    signal_all(process.pid, signal.SIGCONT)
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(30)
+    with contextlib.suppress(ProcessLookupError):  # and whatever it left behind
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def signal_all(pid: int, number: signal.Signals) -> None:

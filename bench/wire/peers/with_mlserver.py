@@ -10,6 +10,7 @@ from mlserver.codecs import NumpyCodec
 from mlserver.settings import ModelParameters, ModelSettings, Settings
 from mlserver.types import InferenceRequest, InferenceResponse
 
+from bench.common import free_port
 from bench.wire.peers.common import given, model_of
 
 
@@ -30,7 +31,12 @@ async def serve() -> None:
     """Until it is told to end."""
     work, port = given()
     settings = Settings(
-        host="127.0.0.1", http_port=port, grpc_port=port + 1, metrics_port=port + 2, parallel_workers=0, debug=False
+        host="127.0.0.1",
+        http_port=port,
+        grpc_port=free_port(),
+        metrics_port=free_port(),
+        parallel_workers=0,
+        debug=False,
     )
     model = ModelSettings(
         name=work.family.name,
