@@ -90,7 +90,7 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
         _help("where scores or agreement drift from the profile: act tightens and steps aside, watch only tells"),
     ] = "act"
     feedback_rows: Annotated[
-        int, _help("answered rows remembered by request id for labels that come late; 0 takes none", ge=0, le=10**7)
+        int, _help("answered rows remembered by request id for labels that come late; 0 takes none", ge=0, le=10**6)
     ] = 10_000
 
 

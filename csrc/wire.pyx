@@ -110,7 +110,7 @@ cpdef bytes quoted(str text):
 
 
 cpdef bytes numbered(bytes prefix, uint64_t number):
-    """`prefix` and `number` in hexadecimal."""
+    """`prefix` and `number`, of 64 bits at most, in hexadecimal."""
     cdef Py_ssize_t size, count = 1
     cdef uint64_t rest = number
     cdef bytes made

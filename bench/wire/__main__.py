@@ -40,6 +40,10 @@ _START_S = 180.0
 _WAKING_S = 1.0
 
 
+class EndedError(RuntimeError):
+    """A server that ended instead of serving."""
+
+
 @dataclass(frozen=True)
 class Peer:
     """A server: its command for a workload and a port, and the workloads it takes."""
@@ -171,10 +175,12 @@ class Bench:
 
 @contextlib.contextmanager
 def started(peer: Peer, work: Workload, folder: Path) -> Iterator[tuple[int, int]]:
-    """The peer's pid and port while it runs.  It is tried twice: some open ports of their own, which may be taken."""
+    """The peer's pid and port while it runs.  One that ends at once is tried again: some open ports of their own, which
+    may be taken."""
     try:
         process, port = _start(peer, work, folder)
-    except RuntimeError:
+    except EndedError as error:
+        print(f"{error}\n{peer.name} is tried once more")
         process, port = _start(peer, work, folder)
     try:
         yield process.pid, port
@@ -183,7 +189,8 @@ def started(peer: Peer, work: Workload, folder: Path) -> Iterator[tuple[int, int
 
 
 def _start(peer: Peer, work: Workload, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """A peer that answers, and its port; RuntimeError with the end of its log where it does not come to that."""
+    """A peer that answers, and its port; RuntimeError (EndedError where it has ended) with the end of its log where it
+    does not come to that."""
     port = free_port()
     with open(folder / f"{peer.name}.log", "ab") as log:
         process = subprocess.Popen(
@@ -198,8 +205,10 @@ def _start(peer: Peer, work: Workload, folder: Path) -> tuple[subprocess.Popen[b
     try:
         end = time.monotonic() + _START_S
         while not answers(port, first):
-            if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"{peer.name} does not serve:\n{(folder / f'{peer.name}.log').read_text()[-3000:]}")
+            ended = process.poll() is not None
+            if ended or time.monotonic() > end:
+                said = (folder / f"{peer.name}.log").read_text()[-3000:]
+                raise (EndedError if ended else RuntimeError)(f"{peer.name} does not serve:\n{said}")
             time.sleep(0.2)
     except BaseException:
         _stop(process)

@@ -59,7 +59,7 @@ class Exchange:
 
     def __init__(self, connection: Writer, head: Head) -> None:
         self.connection: Writer | None = connection
-        self.head = head
+        self.head = head  # and read as `self.head` below, whose type is known
         self.reply: bytes | None = None
         self.rest: list[bytes] | None = None
         self.close = not self.head.keep_alive

@@ -85,9 +85,9 @@ class Wanted:
         self.classes = classes
 
 
+# Of requests that have none, or none yet: shared, and never written to.
 NO_INPUTS: list[tuple[int, Rows]] = []
 _NO_OUTPUTS: list[Wanted] = []
-# Of requests that have none, or none yet: shared, and never written to.
 
 
 class InferRequest:

@@ -21,7 +21,8 @@ from clover.types import FamilySpec
 
 _LONGEST_ID = 256
 _PART = 64
-"""Of a full memory, so small a part is let go at a time."""
+_MOST = 4096
+"""Of a full memory the oldest part is let go at a time, and no more requests than that: clients wait meanwhile."""
 _LONGEST_SAID = 256
 """Bytes of what is said of a row: longer answers nobody labels, and clients could fill the memory with them."""
 
@@ -64,18 +65,18 @@ class Feedback:
 
     def _enter(self, request_id: str, answered: Any, rows: int) -> None:
         """Remember `answered` under an id, or (None) nothing any more."""
-        if not request_id or len(request_id) > _LONGEST_ID or rows > self._rows:
+        if not request_id or len(request_id) > _LONGEST_ID:
             return
         known = self._known
         before = known.pop(request_id, None)
         if before is not None:
             self.remembered -= _rows_of(before)
-        if answered is None:
+        if answered is None or rows > self._rows:
             return
         known[request_id] = answered
         self.remembered += rows
         if self.remembered > self._rows:
-            self._forget(self._rows - self._rows // _PART)
+            self._forget(self._rows - min(self._rows // _PART, _MOST))
 
     def _forget(self, most: int) -> None:
         """Let the oldest go until `most` rows are left: many at a time, as a dictionary passes over what was deleted at

@@ -119,6 +119,9 @@ def test_numbers_that_are_none(kernels: SimpleNamespace) -> None:
     for wrong in (None, "a", bytearray(b"a")):
         with pytest.raises(TypeError):
             kernels.wire.numbered(wrong, 1)
+    for wrong in (-1, 1 << 64):
+        with pytest.raises(OverflowError):
+            kernels.wire.numbered(b"", wrong)
 
 
 def test_the_clock_is_the_one_of_python(kernels: SimpleNamespace) -> None:

@@ -56,6 +56,8 @@ def numbered(prefix: bytes, number: int) -> bytes:
     """`prefix` and `number` in hexadecimal."""
     if type(prefix) is not bytes:
         raise TypeError("no bytes")
+    if not 0 <= number < 1 << 64:
+        raise OverflowError("more than 64 bits")
     return b"%b%x" % (prefix, number)
 
 
