@@ -240,7 +240,7 @@ def measured(axis: str, value: int, turns: int) -> float:
     workers = value if axis == "workers" else 1
     connections = {"connections": value, "tensor": 1}.get(axis, 64)
     floats = value // 4 if axis == "tensor" else 16
-    slots = {"tensor": 4, "depth": value + 256}.get(axis, 4096)
+    slots = {"tensor": 16, "depth": value + 256}.get(axis, 4096)  # a server has four batches of them at least
     plane = Plane(families, workers, connections, floats, slots)
     names = list(plane.routers)
     kinds = 1 if axis == "tensor" else 512
