@@ -53,6 +53,7 @@ cdef class Router(Model):
     cdef int64_t _timer_ns
     cdef int64_t _crowded_ns
     cdef double _crowded_s
+    cdef int64_t _room_ns
     cdef readonly int64_t _lent
     cdef int64_t _batch_id
     cdef object _out
@@ -71,6 +72,8 @@ cdef class Router(Model):
     @cython.locals(ticket=Ticket)
     cpdef arrived(self, Base given)
     cdef _returned(self, Ticket ticket)
+    cdef bint _full(self, Py_ssize_t rows) except -1
+    cdef _make_room(self, int64_t now_ns)
     cdef _admit(self, Py_ssize_t rows, int64_t now_ns)
     @cython.locals(fixed=FixedRows)
     cpdef write(self, Base ticket, Py_ssize_t index, object rows)
@@ -90,8 +93,9 @@ cdef class Router(Model):
     @cython.locals(ticket=Ticket, slots=list)
     cpdef remember(self, str request_id, Base given)
 
-    @cython.locals(now_ns=int64_t, link=Link)
     cpdef reap(self)
+    @cython.locals(link=Link)
+    cdef bint _collect(self, int64_t now_ns) except -1
     @cython.locals(now_ns=int64_t)
     cpdef _turn(self)
     @cython.locals(link=Link, slots=list, broken=list, count=Py_ssize_t, batcher=Batcher, formed=tuple)

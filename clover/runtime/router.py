@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -63,6 +64,8 @@ _MAX_RETRY_AFTER_S = 60.0
 _MIN_TIMER_S = 0.001
 _CROWDED_NS = 50_000_000
 """For so long those that are refused are told the same."""
+_ROOM_NS = 100_000
+"""So often, while requests are refused, workers are let make room."""
 _FOREVER_NS = 1 << 60
 """A deadline further away is this far away: 36 years."""
 _FEW = 8
@@ -139,6 +142,7 @@ class Router(Model):
         self._timer_ns = 0
         self._crowded_ns = -_CROWDED_NS - 1
         self._crowded_s = 0.0
+        self._room_ns = 0
         self._lent = 0  # slots that clients still write to
         self._batch_id = 0
         self._out = np.zeros(max(spec.max_batch, 1), np.uint32)
@@ -190,9 +194,12 @@ class Router(Model):
     def crowded(self) -> float:
         """See `Model.crowded`: where more come than are served, most of the work would go into reading what is refused
         in the end."""
-        if self._batcher.depth() < self._queue_rows or self._lanes.waiting() < self._queue_rows:
+        if not self._full(1):
             return 0.0
         now_ns = self._now()
+        self._make_room(now_ns)
+        if not self._full(1):
+            return 0.0
         self.traffic.arrivals.add(now_ns, 1)
         self.traffic.refused(429)
         if now_ns - self._crowded_ns > _CROWDED_NS:
@@ -239,10 +246,30 @@ class Router(Model):
         self.traffic.arrivals.add(now_ns, rows)
         if self.closed_reason or not (self._lanes.live or self.hold):
             raise self._refuse(Unavailable(self.closed_reason or "no worker of this model is ready", retry_after_s=1.0))
-        if self._batcher.depth() + rows > self._queue_rows:
-            if self._lanes.waiting() + rows > self._queue_rows:
+        if self._full(rows):
+            self._make_room(now_ns)
+            if self._full(rows):
                 raise self._refuse(Overloaded("the queue is full", retry_after_s=self._retry_after_s(now_ns)))
+        if self._batcher.depth() + rows > self._queue_rows:
             self._give_up(self.audits.queued(), "full")
+
+    def _full(self, rows: int) -> bool:
+        """Whether clients' rows leave no room in the queue for so many more; audits would give way."""
+        return self._batcher.depth() + rows > self._queue_rows and self._lanes.waiting() + rows > self._queue_rows
+
+    def _make_room(self, now_ns: int) -> None:
+        """Before a request is refused, now and then: let workers run, take what they completed, and hand out more.
+
+        Those that are refused come again, and a loop that is busy refusing has long turns.  A worker on the same core
+        would get to what it has at the end of one, and then have nothing until the end of the next.  Answers wait for
+        the end of the turn: nobody is called back in the middle of somebody else's request."""
+        if now_ns - self._room_ns <= _ROOM_NS:
+            return
+        os.sched_yield()
+        self._room_ns = now_ns = self._now()
+        if self._collect(now_ns):
+            self._pump(now_ns)
+            self._wake()
 
     def write_elements(self, ticket: Ticket, index: int, rows: Sequence[bytes], dims: tuple[int, ...]) -> None:
         """As `write` for BYTES rows whose elements have the shape `dims`."""
@@ -476,18 +503,22 @@ class Router(Model):
     def reap(self) -> None:
         """Take every completion there is, hand out new batches, then answer.  All families are told when any worker
         of any rings: those that wait for no batch, and workers that hold none, cost next to nothing."""
-        now_ns = 0
+        if self._collect(self._now()):
+            self._turn()
+
+    def _collect(self, now_ns: int) -> bool:
+        """Take every completion there is; whether any worker held a batch."""
+        found = False
         for link in self._lanes.links[:]:
             if link.broken or not link.batches:
                 continue
-            now_ns = now_ns or self._now()
+            found = True
             try:
                 self._take_completions(link, now_ns)
             except ValueError as error:
                 link.broken = True
                 self.lost(link.worker, f"it broke the protocol of its ring: {error}")
-        if now_ns:
-            self._turn()
+        return found
 
     def silent(self, limit_ns: int) -> list[WorkerHandle]:
         """Workers that hold a batch and have completed nothing for longer than `limit_ns`."""

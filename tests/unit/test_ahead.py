@@ -15,7 +15,7 @@ from clover.errors import Overloaded, Unavailable
 from clover.runtime.rows import FixedRows
 from clover.types import FamilySpec, TensorSpec
 from tests.unit.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, family, request, tensor
-from tests.unit.router_fixture import SECOND, House
+from tests.unit.router_fixture import MS, SECOND, House
 from tests.unit.router_fixture import family as toy
 
 INFER = "/v2/models/echo/infer"
@@ -337,3 +337,57 @@ def test_a_queue_that_is_full_says_so_before_a_request_is_read() -> None:
     house.complete(worker)
     house.loop.turn()
     assert house.router.crowded() == 0.0
+
+
+def test_while_requests_are_refused_workers_make_room() -> None:
+    """A loop that does nothing but refuse has no turn in which it could take what workers completed meanwhile."""
+    house = House(slots=64, queue_rows=4)
+    (worker,) = house.route(0)
+    tickets = [house.ask() for _ in range(2)] + [house.ask(turn=False) for _ in range(4)]
+    house.loop.turn()
+    assert len(worker.ring.batches) == 2, "two batches of one row are with the worker, and four rows wait"
+    assert house.router.crowded() > 0.0
+    worker.finish(house.loop.now_ns)
+    assert house.router.crowded() > 0.0, "it was looked at a moment ago"
+    house.loop.now_ns += MS
+    assert house.router.crowded() == 0.0, "what waited is with the worker now"
+    assert len(worker.ring.batches) == 2
+    assert house.done == [], "nobody is answered in the middle of what somebody else is told"
+    house.loop.turn()
+    assert house.done == tickets[:1]
+    house.check_slots()
+    for _ in range(2):
+        house.complete(worker)
+    assert len(house.done) == 6
+    assert {ticket.status for ticket in house.done} == {200}
+
+
+def test_rows_that_find_no_room_have_workers_make_some() -> None:
+    """Requests of many rows are refused while single ones still fit: not before they are read."""
+    house = House(slots=64, queue_rows=6)
+    (worker,) = house.route(0)
+    for _ in range(3):
+        house.ask(4)
+    assert house.router.crowded() == 0.0
+    with pytest.raises(Overloaded):
+        house.router.open(4)
+    worker.finish(house.loop.now_ns)
+    house.loop.now_ns += MS
+    ticket = house.router.open(4)
+    assert house.done == []
+    house.router.close(ticket)
+    house.loop.turn()
+    assert len(house.done) == 1
+    house.check_slots()
+
+
+def test_a_full_queue_that_nobody_serves_stays_full() -> None:
+    house = House(slots=64, queue_rows=4)
+    (worker,) = house.route(0)
+    for _ in range(6):
+        house.ask()
+    for _ in range(5):
+        house.loop.now_ns += MS
+        assert house.router.crowded() > 0.0
+    assert len(worker.ring.batches) == 2
+    house.check_slots()
