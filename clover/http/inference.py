@@ -56,12 +56,12 @@ class InferEndpoint:
 
     def take(self, exchange: Exchange, body: Body) -> None:
         """Start a request, or answer why not; never raises."""
-        wait_s = self.model.crowded()
-        if wait_s > 0.0:
-            exchange.finish(429, _FULL, b"Retry-After: %d\r\n" % math.ceil(wait_s))
-            return
         try:
-            self.start(exchange, body)
+            wait_s = self.model.crowded()
+            if wait_s > 0.0:
+                exchange.finish(429, _FULL, b"Retry-After: %d\r\n" % math.ceil(wait_s))
+            else:
+                self.start(exchange, body)
         except RequestError as error:
             exchange.refuse(error)
         except Exception:

@@ -3,6 +3,7 @@
 Turns.  `submit` only queues; a batch forms in `_pump`, which runs once at the end of the loop turn in which rows came
 in.  All requests read in one turn therefore share batches, and an idle server adds no delay: the turn ends at once.
 Completions pump first and call their tickets' `on_done` after, so that workers compute while answers are written.
+Where requests are refused, turns are long: then batches are taken and formed in the middle of one too (`_make_room`).
 
 Routing.  The plan's quotas are kept row by row over the variants that have a worker now and meet the request's minimum
 accuracy; where the plan gives none of those a share, the cheapest of them serves.  Where it gives a variant a wait,
@@ -177,6 +178,7 @@ class Router(Model):
         if ticket is None and self._give_up(self.audits.queued(), "full"):
             ticket = self._table.reserve(rows, now_ns)
         if ticket is None:
+            self._make_room(now_ns)  # for the next one: slots come back once clients have their answers
             raise self._refuse(Overloaded("no room for more rows", retry_after_s=self._retry_after_s(now_ns)))
         return ticket
 
@@ -262,14 +264,16 @@ class Router(Model):
 
         Those that are refused come again, and a loop that is busy refusing has long turns.  A worker on the same core
         would get to what it has at the end of one, and then have nothing until the end of the next.  Answers wait for
-        the end of the turn: nobody is called back in the middle of somebody else's request."""
+        the end of the turn: nobody is called back in the middle of somebody else's request (but where a worker is found
+        to have broken its ring)."""
         if now_ns - self._room_ns <= _ROOM_NS:
             return
         os.sched_yield()
         self._room_ns = now_ns = self._now()
-        if self._collect(now_ns):
-            self._pump(now_ns)
-            self._wake()
+        self._collect(now_ns)
+        self._expire(now_ns)
+        self._pump(now_ns)
+        self._wake()
 
     def write_elements(self, ticket: Ticket, index: int, rows: Sequence[bytes], dims: tuple[int, ...]) -> None:
         """As `write` for BYTES rows whose elements have the shape `dims`."""

@@ -381,6 +381,48 @@ def test_rows_that_find_no_room_have_workers_make_some() -> None:
     house.check_slots()
 
 
+def test_a_queue_that_fills_within_a_turn_is_handed_out_before_anybody_is_refused() -> None:
+    house = House(slots=64, queue_rows=8)
+    (worker,) = house.route(0)
+    for _ in range(8):
+        house.ask(turn=False)
+    assert worker.ring.batches == []
+    assert house.router.crowded() == 0.0
+    assert [len(slots) for _, slots in worker.ring.batches] == [4, 4]
+
+
+def test_workers_are_fed_where_no_slot_is_left() -> None:
+    house = House(slots=8)
+    (worker,) = house.route(0)
+    for _ in range(2):
+        house.ask()
+    for _ in range(6):
+        house.ask(turn=False)
+    worker.finish(house.loop.now_ns)
+    with pytest.raises(Overloaded, match="no room"):
+        house.router.open(1)
+    assert [len(slots) for _, slots in worker.ring.batches] == [1, 4]
+    assert house.done == []
+    house.loop.turn()
+    house.check_slots()
+
+
+def test_what_is_too_late_is_not_handed_out_to_make_room() -> None:
+    house = House(slots=64, queue_rows=4)
+    (worker,) = house.route(0)
+    for _ in range(2):
+        house.ask()
+    late = [house.ask(turn=False, timeout_ns=MS) for _ in range(4)]
+    assert house.router.crowded() > 0.0
+    worker.finish(house.loop.now_ns)
+    house.loop.now_ns += 100 * MS
+    assert house.router.crowded() == 0.0
+    assert len(worker.ring.batches) == 1
+    house.loop.turn()
+    assert [ticket.status for ticket in late] == [504] * 4
+    house.check_slots()
+
+
 def test_a_full_queue_that_nobody_serves_stays_full() -> None:
     house = House(slots=64, queue_rows=4)
     (worker,) = house.route(0)
