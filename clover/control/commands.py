@@ -135,7 +135,7 @@ class Commands:
         if not dry_run:
             for family in families:
                 family.fleet.reset_guard()
-                family.observed = family.fleet.observe()
+                family.look(self._controller.monotonic())
                 family.triggers.again(self._controller.monotonic())
         self._note("guard", families, "reset; it was " + ", ".join(before.values()), operator, dry_run)
         return {"reset": True, "before": before, "dry_run": dry_run}

@@ -40,14 +40,15 @@ from typing import Any, Protocol
 
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Instances
+from clover.control.arrivals import WINDOW_S
 from clover.control.commands import Commands
 from clover.control.decisions import Decisions
 from clover.control.devices import Yard
-from clover.control.family import Family, Mode, Standing
+from clover.control.family import Family, Mode, Standing, Watch
 from clover.control.outlook import TURN_S, Grid
 from clover.control.report import report
 from clover.control.shadows import FixedMixes, Shadows
-from clover.control.triggers import Look
+from clover.control.triggers import LEAST_QUEUE, Look
 from clover.control.turn import Turns, still_possible
 from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
@@ -58,7 +59,6 @@ from clover.types import Configuration, DeviceShape, FamilyProfile, FamilySpec, 
 
 log = logging.getLogger("clover.control")
 
-WINDOW_S = 10.0
 WORSE = 1.5
 LEAST_ROWS = 20.0
 _DEATHS = 2.0
@@ -299,8 +299,7 @@ class Controller:
 
     async def _look(self, family: Family) -> None:
         assert self.reading is not None
-        family.observed = family.fleet.observe()
-        family.ledger.look(self.grid_clock.now(), family.observed, family.config.budget_horizon_s)
+        family.ledger.look(self.grid_clock.now(), family.look(self.monotonic()), family.config.budget_horizon_s)
         now_s = self.monotonic()
         if self.frozen or family.frozen:
             return
@@ -353,11 +352,16 @@ class Controller:
         deaths = seen.get("restarts", 0.0) - watch.restarts
         if deaths >= _DEATHS or watch.missing >= 2:
             why = "its workers die"
+        elif self._works_off(family, watch):
+            watch.since_s = now_s
+            return False
         elif now_s < watch.since_s + self.config.verify_s:
             return False
         elif self._worse(family, standing):
             if now_s < watch.since_s + max(self.config.verify_s, WINDOW_S):
                 return False
+            if family.good is not None and not family.good.plan.feasible:
+                return False  # what it replaced is known to miss its limits, and is not gone back to for that
             predicted = standing.plan.prediction.p95_ms
             why = f"p95 {seen['p95_ms']:.2f} ms is beyond the SLO and far above the predicted {predicted:.2f} ms"
         if why and family.good is not None and family.good.deployment != standing.deployment:
@@ -370,6 +374,14 @@ class Controller:
         family.good = standing
         family.backoffs.pop(standing.configuration, None)
         return False
+
+    def _works_off(self, family: Family, watch: Watch) -> bool:
+        """Whether rows that waited before this deployment came are still being worked off: how late they are says
+        nothing of it.  Ends with the first look at which fewer are not waiting."""
+        queue_rows = family.observed.get("queue_rows", 0.0)
+        shrinks = LEAST_QUEUE <= watch.queue_rows > queue_rows
+        watch.queue_rows = queue_rows if shrinks else 0.0
+        return shrinks
 
     def _worse(self, family: Family, standing: Standing) -> bool:
         seen, watch = family.observed, family.watch

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Applier, Instances
+from clover.control.arrivals import ArrivalRate
 from clover.control.outlook import Ledger
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
@@ -80,6 +81,7 @@ class Watch:
     rows: float
     restarts: float
     rate: float
+    queue_rows: float = 0.0
     missing: int = 0
 
 
@@ -121,6 +123,7 @@ class Family:
         self.dwell_until_s = 0.0
         self.backoffs: dict[Configuration, Backoff] = {}
         self.observed: dict[str, float] = {}
+        self.arrivals = ArrivalRate()
         self.news = ""
         """What happened to its devices and was not planned for yet."""
         self._derived: dict[ObjectiveConfig, float] = {}
@@ -133,6 +136,12 @@ class Family:
         self.turned = 0
         """Times that other thresholds, or another chain, were turned to on the same workers."""
         self.rollbacks = 0
+
+    def look(self, now_s: float) -> dict[str, float]:
+        """Take in what the fleet shows now (`now_s`, monotonic) and return it."""
+        self.observed = self.fleet.observe()
+        self.arrivals.note(now_s, self.observed.get("arrival_rate", 0.0))
+        return self.observed
 
     @property
     def running(self) -> tuple[Assignment, ...]:
@@ -251,8 +260,9 @@ class Family:
         )
 
     def rate(self, config: ControllerConfig) -> float:
-        """Rows a second to plan for: what arrives, the design rate, or a small minimum, whichever is most."""
-        return max(self.observed.get("arrival_rate", 0.0), config.design_rate, LEAST_RATE)
+        """Return the rows a second to plan for: what arrives (`arrivals`), the design rate, or a small minimum,
+        whichever is most."""
+        return max(self.arrivals.rows_per_s(), config.design_rate, LEAST_RATE)
 
     def capacity(self, share: float) -> Callable[[Assignment], float]:
         """Rows a second of a worker, by the profile; 0 for one that was never measured."""

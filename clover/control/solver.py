@@ -22,6 +22,7 @@ from clover.control.orders import FIXED, HEAD, Answer, Order, length_of, packed,
 from clover.errors import CloverError
 from clover.planning.counterfactual import fixed_mixes
 from clover.policies import build
+from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
 
 _PR_SET_PDEATHSIG = 1
@@ -52,6 +53,7 @@ def solve(order: Order) -> Answer:
             plan = plan_fixed(order.state, order.configuration)
         else:
             plan = build(order.policy).propose(order.state)
+        plan = beside_keeping(order.state, plan)
     except CloverError as error:
         return Answer(id=order.id, error=str(error))
     except Exception as error:  # a custom policy may raise anything: it is told, and the solver lives on

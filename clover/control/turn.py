@@ -12,8 +12,10 @@ from clover.control.apply import NOWHERE, ApplyError, interim, possible
 from clover.control.family import Family, Pin, Standing, Targets, Watch
 from clover.control.triggers import RETRY_S
 from clover.errors import CloverError, PlanError
-from clover.planning.objective import objective_of
+from clover.planning.keeping import kept_plan, moment
+from clover.planning.objective import HYSTERESIS, objective_of
 from clover.planning.problem import LEAST_RATE
+from clover.planning.search import ALTERNATIVES
 from clover.planning.transition import plan_transition
 from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, Configuration, Decision, DeviceShape, Plan, Routing, State, Transition
@@ -96,7 +98,7 @@ class Turns:
         is in the decision."""
         controller = self._controller
         started = controller.monotonic()
-        family.observed = family.fleet.observe()
+        family.look(started)
         family.transition = None
         if not dry_run:
             family.news = ""
@@ -120,6 +122,8 @@ class Turns:
         try:
             if not force and (avoided or not same(plan, family.standing)):
                 plan, detail = await self._held_back(family, plan, state)
+            if not force:
+                plan = _unless_worse(plan, family)
             action, more = await self._apply(family, plan)
         except CloverError as error:  # a device changed while the plan was made, or refuses
             action, more = "failed", str(error)
@@ -205,8 +209,40 @@ class Turns:
         transition = self._transition(family, plan.deployment)
         if not transition.holds and not controller.config.allow_capacity_loss:
             reason = f"{words(plan.configuration)} {refusal(transition)}"
-            return await self._fixed(family, state, standing.configuration), reason
+            return await self._within_reach(family, plan, state, reason)
+        if not plan.feasible and (here := await self._here(family, state)) is not None and here.feasible:
+            return here, "; ".join(filter(None, (held, f"{words(plan.configuration)} would not keep the limits")))
         return plan, held
+
+    async def _within_reach(self, family: Family, plan: Plan, state: State, reason: str) -> tuple[Plan, str]:
+        """Return a plan in place of `plan`, which cannot be reached for `reason`: the first of its candidates that can
+        be and that is clearly better than the workers that run, else the plan of these."""
+        standing = family.standing
+        assert standing is not None
+        here = await self._fixed(family, state, standing.configuration)
+        margin = HYSTERESIS * moment(state).scale
+        others = [
+            other
+            for other in plan.candidates
+            if other.feasible
+            and other.configuration not in (plan.configuration, standing.configuration)
+            and not family.backed_off(other.configuration, self._controller.monotonic())
+            and (not here.feasible or other.score > here.score + margin)
+        ]
+        for other in others[:ALTERNATIVES]:
+            found = await self._fixed(family, state, other.configuration)
+            better = found.feasible and (not here.feasible or found.score > here.score + margin)
+            if better and self._transition(family, found.deployment).holds:
+                return found, f"{reason}; {words(found.configuration)} is within reach"
+        return here, reason
+
+    async def _here(self, family: Family, state: State) -> Plan | None:
+        """Return the plan of the workers that run; None if the devices do not allow them any more."""
+        assert family.standing is not None
+        try:
+            return await self._fixed(family, state, family.standing.configuration)
+        except PlanError:
+            return None
 
     async def _stay(self, family: Family, plan: Plan, state: State) -> Plan | None:
         """The plan of the configuration that runs, where it still serves and `plan` is not clearly better.
@@ -215,11 +251,8 @@ class Turns:
         """
         standing = family.standing
         assert standing is not None
-        try:
-            stay = await self._fixed(family, state, standing.configuration)
-        except PlanError:  # the devices do not allow it any more
-            return None
-        if not stay.feasible or not same(stay, standing):
+        stay = await self._here(family, state)
+        if stay is None or not stay.feasible or not same(stay, standing):
             return None
         if not plan.feasible:
             return stay
@@ -264,6 +297,7 @@ class Turns:
                 rows=seen.get("rows", 0.0),
                 restarts=seen.get("restarts", 0.0),
                 rate=family.rate(controller.config),
+                queue_rows=seen.get("queue_rows", 0.0),
             )
         return action, more
 
@@ -460,6 +494,15 @@ def still_possible(standing: Standing | None, shapes: tuple[DeviceShape, ...]) -
 def same(plan: Plan, standing: Standing | None) -> bool:
     """Whether `plan` only changes the routing."""
     return standing is not None and Counter(plan.deployment) == Counter(standing.deployment)
+
+
+def _unless_worse(plan: Plan, family: Family) -> Plan:
+    """Return `plan`, or the plan of keeping everything as it is if that is predicted to be better.  What an operator
+    pinned is brought all the same; how its rows are routed is compared."""
+    if not plan.worse_than_keeping or (family.pin is not None and not same(plan, family.standing)):
+        return plan
+    assert plan.keeping is not None
+    return kept_plan(plan, plan.keeping, family.running)
 
 
 def words(configuration: Configuration) -> str:

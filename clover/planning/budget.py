@@ -290,6 +290,8 @@ def _ways(asked: bytes) -> tuple[Way, ...]:
             continue
         if point.grams < (1.0 - _STRAIGHT) * (low.grams + slope * (point.accuracy - low.accuracy)):
             for left, right in ((low, point), (point, high)):
+                if right.grams <= left.grams:
+                    continue  # a search that is not exact may find a point that is better than the frugal end
                 room = (right.accuracy - left.accuracy) * (right.grams - left.grams)
                 heapq.heappush(gaps, (-room, next(order), left, right))
     if problem.points:

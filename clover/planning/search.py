@@ -323,7 +323,7 @@ def chosen(
 ) -> tuple[Candidate, tuple[Candidate, ...]]:
     """The candidate to take, and all of them from the best down.  Of those within the margin what runs stays; where it
     is not among them, what keeps most of it comes first, then what is better."""
-    ranked = tuple(sorted(candidates, key=lambda candidate: _rank(candidate, objective)))
+    ranked = tuple(sorted(candidates, key=lambda candidate: rank(candidate, objective)))
     best = ranked[0]
     if not best.feasible:
         return best, ranked
@@ -353,7 +353,9 @@ def _least(lanes: Lanes, limits: Sequence[float]) -> list[float]:
     return [min(limit, LEAST_PART * lane.count / total) for lane, limit in zip(lanes.lanes, limits, strict=True)]
 
 
-def _rank(candidate: Candidate, objective: Objective) -> tuple[float, ...]:
+def rank(candidate: Candidate, objective: Objective) -> tuple[float, ...]:
+    """Return the order of candidates, best first: feasible ones by score, the others by how much accuracy they miss,
+    then by p95, then (if that is unbounded) by utilisation."""
     if candidate.feasible:
         return (0.0, -candidate.score)
     missing = max(0.0, objective.planned_floor - candidate.prediction.accuracy)

@@ -37,7 +37,8 @@ import msgspec
 from clover.planning.objective import Objective
 from clover.planning.problem import Problem
 from clover.planning.queueing import Floats, Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
-from clover.types import Candidate, Prediction, Routing
+from clover.planning.search import UNBOUNDED_MS
+from clover.types import Candidate, Configuration, Prediction, Routing
 
 LEAST_GAIN = 0.02
 """A wait must save this part of the energy, of its lane and of all rows: less is noise, and waiting costs latency."""
@@ -96,7 +97,7 @@ def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candi
     before, routing = candidate.prediction, candidate.routing
     if routing.wait_ms or routing.largest or before.utilisation > objective.max_utilisation + _EPSILON:
         return candidate
-    dealt = _dealt(problem, candidate)
+    dealt = _dealt(problem, candidate.configuration, routing)
     if not dealt or any(own.rate >= 0.999 * own.lane.capacity for own in dealt):
         return candidate
     late = before.p95_ms > objective.slo_ms
@@ -146,13 +147,33 @@ def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candi
     )
 
 
-def _dealt(problem: Problem, candidate: Candidate) -> list[_Dealt]:
+def as_batched(problem: Problem, configuration: Configuration, routing: Routing, plain: Prediction) -> Prediction:
+    """Return what `plain`, the prediction of these shares without waits, becomes with the waits and largest batches of
+    `routing`.  Every lane must be stable without them."""
+    dealt = _dealt(problem, configuration, routing)
+    parts, energy_j, load = [], 0.0, plain.utilisation
+    for own in dealt:
+        wait_ms, largest = routing.wait_ms.get(own.variant, 0.0), routing.largest.get(own.variant, 0)
+        if largest:
+            load = max(load, own.load(largest))
+        if load >= 0.999:
+            return msgspec.structs.replace(plain, p95_ms=UNBOUNDED_MS, utilisation=load)
+        lane_j = own.lane.energy_j(own.rate, own.share)
+        if wait_ms or largest:
+            played = batched(own.lane, own.rate, own.share, largest=largest, wait_ms=wait_ms, rows=ROWS)
+            lane_j *= played.energy_j_per_row / batched(own.lane, own.rate, own.share, rows=ROWS).energy_j_per_row
+        energy_j += own.share * lane_j
+        parts.append((own.share, own.latencies_ms(wait_ms, largest, _LONG_ROWS)))
+    return msgspec.structs.replace(plain, p95_ms=mixture_p95_ms(parts), energy_j_per_row=energy_j, utilisation=load)
+
+
+def _dealt(problem: Problem, configuration: Configuration, routing: Routing) -> list[_Dealt]:
     """The lanes that get rows."""
     groups: dict[str, list[tuple[Service, int]]] = {}
-    for group in candidate.configuration:
+    for group in configuration:
         service = problem.services[group.variant, group.profile]
         groups.setdefault(group.variant, []).append((service, group.count))
-    shares = candidate.routing.shares
+    shares = routing.shares
     return [
         _Dealt(variant, lane_of(tuple(groups[variant])), problem.rate * shares[variant], shares[variant])
         for variant in sorted(groups)

@@ -19,6 +19,7 @@ from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
 from clover.planning.search import Found, chosen, evaluate
 from clover.planning.steering import steered
+from clover.planning.sustained import best_sustained
 from clover.policies.plans import (
     bound_of,
     counting_kept,
@@ -103,7 +104,8 @@ def _solved(asked: bytes, accuracy: float) -> tuple[Found, float]:
     state = msgspec.json.decode(asked, type=State)
     problem, objective = problem_of(state), held_to(objective_of(state), accuracy)
     kept = counting_kept(state, problem)
-    found = best_awake(problem, objective, state.running, kept=kept, seed=state.seed)
+    search = best_sustained if accuracy <= objective_of(state).planned_floor else best_awake
+    found = search(problem, objective, state.running, kept=kept, seed=state.seed)
     if not found.complete:  # a searched space: what the frontier was made of may be better
         known = {candidate.configuration for candidate in found.candidates}
         others = {way.configuration: way.awake for way in ways(state, state.arrival_rate)}

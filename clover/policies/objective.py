@@ -6,9 +6,9 @@ bound says how much better any other could be.
 
 from __future__ import annotations
 
-from clover.planning.awake import best_awake
 from clover.planning.objective import objective_of
 from clover.planning.problem import problem_of
+from clover.planning.sustained import best_sustained
 from clover.policies.plans import counting_kept, plan_of, with_waits
 from clover.types import Plan, State
 
@@ -22,5 +22,5 @@ class ObjectivePolicy:
         """The best plan; PlanError where no configuration exists at all."""
         problem, objective = problem_of(state), objective_of(state)
         kept = counting_kept(state, problem)
-        found = best_awake(problem, objective, state.running, kept=kept, seed=state.seed)
+        found = best_sustained(problem, objective, state.running, kept=kept, seed=state.seed)
         return plan_of(state, problem, objective, with_waits(state, problem, objective, found), policy=self.name)

@@ -35,6 +35,9 @@ from clover.types import (
     configuration_of,
 )
 
+_LOWERED = 4
+"""Steps in which an accuracy that a configuration cannot reach is lowered to the floor."""
+
 
 def running_configuration(state: State) -> Configuration | None:
     """The configuration that runs; None where nothing does."""
@@ -170,14 +173,36 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
             steered = turned(state, configuration, least_awake(state, problem, configuration))
             if steered is not None:
                 return steered_plan(state, steered, policy=policy, note="the configuration was given")
-        objective = held_to(objective, course(state).accuracy)
-    chains = sorted(on_configuration(problem, objective, configuration), key=lambda item: -item.score)
-    mix = evaluate(problem, objective, configuration)
-    mix = tuned(problem, objective, mix) if state.objective.waits and chains else mix
-    candidate, _ = chosen([mix, *verified(problem, objective, chains)], objective)
+        objective, candidate = _nearest(problem, objective, configuration, course(state).accuracy)
+    else:
+        candidate = _best_on(problem, objective, configuration)
     candidate = charged(candidate, problem, objective, least_awake(state, problem, configuration))
     found = with_waits(state, problem, objective, alone(candidate))
     return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")
+
+
+def _best_on(problem: Problem, objective: Objective, configuration: Configuration) -> Candidate:
+    """Return the best routing of `configuration`, a mix or a chain."""
+    chains = sorted(on_configuration(problem, objective, configuration), key=lambda item: -item.score)
+    mix = evaluate(problem, objective, configuration)
+    mix = tuned(problem, objective, mix) if problem.objective.waits and chains else mix
+    return chosen([mix, *verified(problem, objective, chains)], objective)[0]
+
+
+def _nearest(
+    problem: Problem, objective: Objective, configuration: Configuration, accuracy: float
+) -> tuple[Objective, Candidate]:
+    """Return the best routing that lands on `accuracy` percent and the objective that asks for it.
+
+    What a budget asks of a moment may be more than these workers can do within the limits, and is then owed by the
+    moments to come: the accuracy asked for goes down to the floor in `_LOWERED` steps until a routing is feasible."""
+    for step in range(_LOWERED + 1):
+        lowered = accuracy + (objective.planned_floor - accuracy) * step / _LOWERED
+        aimed = held_to(objective, lowered)
+        candidate = _best_on(problem, aimed, configuration)
+        if candidate.feasible or lowered <= objective.planned_floor:
+            break
+    return aimed, candidate
 
 
 def steered_plan(state: State, found: Steered, *, policy: str, note: str) -> Plan:

@@ -21,7 +21,8 @@ import numpy as np
 
 from clover.carbon import Chain, GridClock
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.controller import WINDOW_S, Controller
+from clover.control.arrivals import WINDOW_S
+from clover.control.controller import Controller
 from clover.control.family import Family, default_targets
 from clover.errors import ConfigError
 from clover.planning.limit import Stretch, least_grams

@@ -13,6 +13,7 @@ import msgspec
 
 from clover.interfaces import Policy
 from clover.policies import build
+from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
 from clover.types import Configuration, Plan, State
 
@@ -53,7 +54,7 @@ class LocalSolver:
             found = self._asked(state, policy, configuration)
             if configuration is not None or policy in (*_PURE, *_DRAWING) or policy.startswith("static:"):
                 self._memory[key] = found
-        return found
+        return beside_keeping(state, found)
 
     def _asked(self, state: State, policy: str, configuration: Configuration | None) -> Plan:
         if configuration is not None:

@@ -12,6 +12,7 @@ from clover.control.controller import Controller
 from clover.control.family import Family
 from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
 from clover.policies import build
+from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
 from clover.types import (
     Assignment,
@@ -196,7 +197,8 @@ class LocalSolver:
         if self.fail:
             raise PlanError(self.fail)
         plan = plan_fixed(state, configuration) if configuration is not None else build(policy).propose(state)
-        return msgspec.structs.replace(plan, routing=msgspec.structs.replace(plan.routing, **self.knobs))
+        plan = msgspec.structs.replace(plan, routing=msgspec.structs.replace(plan.routing, **self.knobs))
+        return beside_keeping(state, plan)
 
     async def close(self) -> None:
         self.orders.append("close")

@@ -1,0 +1,73 @@
+"""What a configuration does under a routing that is given, at any rate: a prediction without a search.
+
+A search asks which shares, chain or waits are best on some workers.  Here they are known, because they are in force or
+were chosen for another rate, and the question is what they do at this one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clover.planning.chain_waits import energy_j
+from clover.planning.chains import played_ms, stages_of, wait_of
+from clover.planning.objective import Objective
+from clover.planning.permitted import alone
+from clover.planning.problem import Problem
+from clover.planning.search import UNBOUNDED_MS, lanes_of, predict
+from clover.planning.waits import as_batched
+from clover.types import ChainPoint, Configuration, Prediction, Routing
+
+_SAME_ACCURACY = 1e-4
+"""Points: shares are rounded when they are routed."""
+_QUANTILE = 0.95
+
+
+def predicted(problem: Problem, configuration: Configuration, routing: Routing) -> Prediction | None:
+    """Return what `configuration` does with the problem's rows, routed so.
+
+    None if the problem has no such cascade (thresholds of another profile, or cascades are not allowed now), or if the
+    routing gives its variants no rows.  KeyError if a worker was never measured."""
+    if routing.chain:
+        known = ((point.chain, point.thresholds) for point in problem.points)
+        at = next((at for at, key in enumerate(known) if key == (routing.chain, routing.thresholds)), None)
+        if at is None:
+            return None
+        return _chained(problem, configuration, problem.points[at], wait_of(routing.chain, routing))
+    lanes = lanes_of(problem, configuration)
+    total = sum(routing.shares.get(variant, 0.0) for variant in lanes.variants)
+    if total <= 0.0:
+        return None
+    plain = predict(problem, lanes, tuple(routing.shares.get(variant, 0.0) / total for variant in lanes.variants))
+    if not (routing.wait_ms or routing.largest) or plain.p95_ms >= UNBOUNDED_MS:
+        return plain
+    if len(lanes.variants) == 1 and routing.wait_ms and problem.points:  # a chain of one stage, as it was planned
+        variant = lanes.variants[0]
+        return _chained(problem, configuration, alone(problem, variant), routing.wait_ms.get(variant, 0.0))
+    return as_batched(problem, configuration, routing, plain)
+
+
+def _chained(problem: Problem, configuration: Configuration, point: ChainPoint, wait_ms: float) -> Prediction | None:
+    stages = stages_of(problem, configuration, point)
+    if not all(lane.groups for lane in stages):
+        return None
+    reached = list(zip(stages, point.reach, strict=True))
+    load = max(problem.rate * part / lane.capacity for lane, part in reached)
+    if load >= 1.0:
+        p95_ms, joules = UNBOUNDED_MS, sum(part * lane.least_energy_j() for lane, part in reached)
+    else:
+        workers = tuple(lane.workers for lane in stages)
+        p95_ms = float(np.quantile(played_ms(workers, problem.rate, point.reach, wait_ms), _QUANTILE))
+        joules = energy_j(stages, problem.rate, point.reach, wait_ms)
+    return Prediction(p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(load, 1e9))
+
+
+def shortfall(objective: Objective, prediction: Prediction) -> str:
+    """Return why what is predicted does not keep the limits; empty if it does."""
+    if prediction.accuracy < objective.planned_floor - _SAME_ACCURACY:
+        return f"accuracy {prediction.accuracy:.2f} % is below {objective.floor_text}"
+    if prediction.utilisation > objective.max_utilisation + 1e-6:
+        return f"utilisation {prediction.utilisation:.2f} exceeds {objective.max_utilisation:.2f}"
+    if prediction.p95_ms > objective.slo_ms * (1.0 + 1e-6):
+        p95 = "unbounded" if prediction.p95_ms >= UNBOUNDED_MS else f"{prediction.p95_ms:.2f} ms"
+        return f"p95 {p95} exceeds the SLO of {objective.slo_ms:.2f} ms"
+    return ""
