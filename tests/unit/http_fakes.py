@@ -72,7 +72,7 @@ class FakeModel(Model):
         *,
         loop: Any = None,
         held: bool = False,
-        most_rows: int = 4096,
+        most_rows: int = 1 << 16,
     ) -> None:
         self.spec = spec
         self.closed_reason = ""
