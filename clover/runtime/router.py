@@ -773,7 +773,9 @@ class Router(Model):
 
     # --- the end of a ticket ------------------------------------------------------------------------------------------
 
-    def _finish(self, ticket: Ticket, status: int, error: str, now_ns: int, retry_after_s: float | None = None) -> None:
+    def _finish(
+        self, ticket: Ticket, status: int, error: str, now_ns: int, retry_after_s: float | None = None
+    ) -> None:
         if ticket.phase != PENDING:
             return
         self._deadlines.discard(ticket)
@@ -789,7 +791,9 @@ class Router(Model):
         ticket.error = error
         ticket.retry_after_s = retry_after_s
         ticket.done_ns = now_ns
-        self.traffic.finished(status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns)
+        self.traffic.finished(
+            status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns
+        )
         self._finished.append(ticket)
 
     # --- small things -------------------------------------------------------------------------------------------------
