@@ -15,6 +15,7 @@ cdef class Ticket:
 cdef class Model:
     cdef public object spec
     cdef public str closed_reason
+    cdef public Py_ssize_t most_rows
 
     cpdef Ticket open(self, Py_ssize_t rows)
     cpdef double crowded(self) except? -1.0

@@ -146,13 +146,14 @@ class Model:
     """One served family, as a front end uses it: open -> write rows into slots -> submit -> read rows -> close.
 
     A class and no Protocol, because every request passes it: where both sides are compiled, these are C calls.
-    `closed_reason`: why nothing new is taken; empty while something is.
+    `closed_reason`: why nothing new is taken; empty while something is.  `most_rows`: what one request carries at most.
     """
 
-    __slots__ = ("closed_reason", "spec")
+    __slots__ = ("closed_reason", "most_rows", "spec")
 
     spec: FamilySpec
     closed_reason: str
+    most_rows: int
 
     @property
     def ready(self) -> bool:

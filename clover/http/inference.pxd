@@ -1,7 +1,8 @@
 cimport cython
 
 from clover.http.exchange cimport Exchange
-from clover.http.oip cimport InferRequest, Signature, brief, decode, decode_ahead, encode
+from clover.http.oip cimport InferRequest, Signature, decode, decode_ahead
+from clover.http.response cimport brief, encode
 from clover.interfaces cimport Model, Ticket
 
 cdef class Told:

@@ -17,7 +17,8 @@ from clover.errors import RequestError
 from clover.http.codings import deflate
 from clover.http.exchange import BINARY, JSON, Exchange
 from clover.http.hub import Body
-from clover.http.oip import NO_INPUTS, InferRequest, Rows, Signature, brief, decode, decode_ahead, encode
+from clover.http.oip import NO_INPUTS, InferRequest, Rows, Signature, decode, decode_ahead
+from clover.http.response import brief, encode
 from clover.interfaces import Model, Ticket
 from clover.types import Receipt
 
@@ -47,7 +48,7 @@ class InferEndpoint:
 
     def __init__(self, name: str, model: Model, json_depth: int) -> None:
         self.model = model
-        self.signature = Signature(model.spec, json_depth, name)
+        self.signature = Signature(model.spec, model.most_rows, json_depth, name)
 
     @property
     def current(self) -> bool:

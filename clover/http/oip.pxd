@@ -1,16 +1,7 @@
 cimport cython
 
 from clover._native.infer cimport Plain
-from clover._native.wire cimport quoted
-
-cdef class Input:
-    cdef public object index
-    cdef public object spec
-    cdef public object datatype
-    cdef public bint is_bytes
-    cdef public list row_shape
-    cdef public bint variable
-    cdef public object each
+from clover.http.inputs cimport Input
 
 cdef class Wanted:
     cdef public Py_ssize_t index
@@ -38,6 +29,7 @@ cdef class Plainly:
 cdef class Signature:
     cdef public str name
     cdef public object limit
+    cdef public Py_ssize_t most_rows
     cdef public dict inputs
     cdef public tuple outputs
     cdef public dict out_index
@@ -62,11 +54,6 @@ cpdef InferRequest decode_ahead(Signature signature, bytes text, Py_ssize_t size
 @cython.locals(request=InferRequest)
 cdef InferRequest _decode(Signature signature, bytes text, object binary)
 
-@cython.locals(rows=Py_ssize_t, lead=bytes, name=bytes)
-cpdef list brief(Signature signature, InferRequest request, bytes text)
-
-@cython.locals(pieces=list, tail=list, first=bint, wanted=Wanted, raw=bytes, text=bytes, header=bytes)
-cpdef tuple encode(Signature signature, InferRequest request, object read, dict receipt=*)
-
-@cython.locals(entry=Input, rows=object, seen=object)
+@cython.locals(entry=Input, seen=object, shape=list, at=Py_ssize_t, end=Py_ssize_t, body_bytes=Py_ssize_t)
 cdef _read_inputs(Signature signature, InferRequest request, object listed, bytes text, object binary)
+cdef _rows(Input entry, dict item, list shape, object size, object binary, Py_ssize_t at, bint booleans)

@@ -1,14 +1,12 @@
-"""The infer request and answer of the Open Inference Protocol, as pure functions over bytes.
+"""The infer request of the Open Inference Protocol, as pure functions over bytes; `http.response` has the answer.
 
 `Signature` is what a family declares, compiled once: lookups, prebuilt JSON fragments, the default outputs.  `decode`
-turns a body into rows; nothing of the body is kept beyond what those rows view.  `encode` turns output rows into the
-parts of an answer.
+turns a body into rows; nothing of the body is kept beyond what those rows view.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,62 +14,20 @@ import orjson
 from numpy.typing import NDArray
 
 from clover._native.infer import Plain
-from clover._native.wire import quoted
-from clover.errors import BadRequest
+from clover.errors import BadRequest, RequestError
 from clover.http import tensors
 from clover.http.depth import within_depth
-from clover.http.tensors import DATATYPES, Body, Datatype
+from clover.http.inputs import RANK, Input, names_of, of_input, shown
+from clover.http.tensors import Body
 from clover.types import FamilySpec, TensorSpec
 
-RANK = 8
-"""Most axes of a tensor, the batch axis included."""
-
 _MAX_TIMEOUT_US = 1 << 53
-_MOST_ROWS = 1 << 31
-"""More than any request has, whose rows take a bit at least."""
 _DESCRIBED = 256
 _PLAIN_NUMBERS = 1 << 20
+_PLAIN_DEPTH = 4
+"""How deep a plain body nests whose rows are numbers: object, inputs, tensor, data.  Each axis of a row adds one."""
 
 Rows = NDArray[Any] | list[bytes]
-
-
-class Input:
-    """A declared input, compiled."""
-
-    __slots__ = ("datatype", "each", "index", "is_bytes", "row_shape", "spec", "variable")
-
-    def __init__(self, index: int, spec: TensorSpec) -> None:
-        self.index = index
-        self.spec = spec
-        self.datatype: Datatype = DATATYPES[spec.datatype]
-        self.is_bytes = spec.datatype == "BYTES"
-        self.row_shape = list(spec.shape)
-        self.variable = spec.variable
-        self.each = -1 if spec.variable else math.prod(spec.shape)
-
-    def check_shape(self, shape: Any) -> list[int]:
-        """The shape of a request's tensor, if this input takes it."""
-        if type(shape) is list and len(shape) > 1 and shape[1:] == self.row_shape and not self.variable:
-            rows = shape[0]
-            if type(rows) is int and 0 < rows <= _MOST_ROWS:
-                return [rows, *self.row_shape]  # not `shape` itself: 4.0 and true equal 4 and 1, but are no sizes
-        if type(shape) is not list or not all(type(axis) is int and axis >= 0 for axis in shape):
-            raise BadRequest("a shape is an array of whole numbers of at least 0")
-        if len(shape) > RANK:
-            raise BadRequest(f"a tensor has at most {RANK} axes")
-        if len(shape) != len(self.row_shape) + 1:
-            raise BadRequest("an input has another rank than the model declares (the first axis is the batch)")
-        if shape[1:] != self.row_shape:
-            if not self.variable:
-                raise BadRequest("an input has another shape than the model declares")
-            for axis, declared, bound in zip(shape[1:], self.row_shape, self.spec.bound, strict=True):
-                if (declared >= 0 and axis != declared) or (declared < 0 <= bound < axis):
-                    raise BadRequest("an input has another shape than the model declares")
-        if shape[0] < 1:
-            raise BadRequest("a request carries at least one row")
-        if shape[0] > _MOST_ROWS:
-            raise BadRequest("a request carries fewer rows than that")
-        return shape
 
 
 class Wanted:
@@ -107,7 +63,7 @@ class InferRequest:
 
 
 class Signature:
-    """A family's tensors, compiled for decoding and encoding."""
+    """A family's tensors, compiled for decoding and encoding.  A request carries at most `most_rows` rows."""
 
     __slots__ = (
         "_described",
@@ -115,6 +71,7 @@ class Signature:
         "defaults",
         "inputs",
         "limit",
+        "most_rows",
         "name",
         "one",
         "out_index",
@@ -125,8 +82,9 @@ class Signature:
         "told",
     )
 
-    def __init__(self, spec: FamilySpec, json_depth: int = 100, name: str = "") -> None:
+    def __init__(self, spec: FamilySpec, most_rows: int, json_depth: int = 100, name: str = "") -> None:
         self.name = name or spec.name
+        self.most_rows = most_rows
         self.limit = json_depth
         self.inputs = {tensor.name: Input(index, tensor) for index, tensor in enumerate(spec.inputs)}
         self.outputs = spec.outputs
@@ -137,7 +95,7 @@ class Signature:
         self.prefix = b'{"model_name":%b,"model_version":%b' % (orjson.dumps(self.name), orjson.dumps(spec.version))
         self.out_prefix = [b'{"name":%b,"datatype":"' % orjson.dumps(tensor.name) for tensor in spec.outputs]
         self._described: dict[tuple[int, str, tuple[int, ...]], bytes] = {}
-        self.plain = Plainly.of(spec)
+        self.plain = Plainly.of(spec, most_rows, json_depth)
         output = spec.outputs[0]
         self.told = len(spec.outputs) == 1 and output.datatype == "FP32" and not output.variable
         """Whether answers may be told briefly (`brief`)."""
@@ -176,13 +134,13 @@ class Plainly:
         self._plain = Plain(tensor.name, tensor.shape, out)
 
     @classmethod
-    def of(cls, spec: FamilySpec) -> Plainly | None:
-        """For a family; None where its inputs are others."""
+    def of(cls, spec: FamilySpec, most_rows: int, json_depth: int) -> Plainly | None:
+        """For a family; None if its inputs are others, or if plain bodies nest deeper than bodies may."""
         tensor = spec.inputs[0]
         fixed = len(spec.inputs) == 1 and tensor.datatype == "FP32" and all(axis > 0 for axis in tensor.shape)
-        if not fixed or not 1 <= len(tensor.shape) < RANK:
+        if not fixed or not 1 <= len(tensor.shape) < RANK or json_depth < _PLAIN_DEPTH + len(tensor.shape):
             return None
-        return cls(tensor, max(1, min(spec.max_batch, _PLAIN_NUMBERS // math.prod(tensor.shape))))
+        return cls(tensor, max(1, min(spec.max_batch, most_rows, _PLAIN_NUMBERS // math.prod(tensor.shape))))
 
     def decode(self, body: bytes, outputs: list[Wanted]) -> InferRequest | None:
         """The request; None where it is not plain."""
@@ -214,7 +172,7 @@ def parse_json(text: Body, depth: int) -> Any:
 
 def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequest:
     """Decode an infer body.  `json_length` is Inference-Header-Content-Length, -1 where absent, 0 for a raw request.
-    Raises BadRequest."""
+    Raises BadRequest or TooLarge."""
     if json_length == 0:
         return _decode_raw(signature, body)
     binary: Body = b""
@@ -239,7 +197,7 @@ def decode_ahead(signature: Signature, text: bytes, size: int) -> InferRequest |
         return None
     try:
         request = _decode(signature, text, memoryview(np.empty(size, np.uint8)))  # type: ignore[arg-type]
-    except BadRequest:
+    except RequestError:
         return None
     _, rows = request.inputs[0]
     if isinstance(rows, list) or rows.nbytes != size:
@@ -293,8 +251,11 @@ def _decode_raw(signature: Signature, body: Body) -> InferRequest:
             raise BadRequest("a raw request leaves open which shape the input has")
         others = math.prod(axis for axis in shape if axis >= 0) * entry.datatype.bytes_each
         shape[free[0]] = len(body) // others if others else 0
-        entry.check_shape(shape)
-    request.inputs = [(entry.index, tensors.numbers_from_binary(entry.datatype, body, shape))]
+    try:
+        shape = entry.check_shape(shape, 1, 1)
+        request.inputs = [(entry.index, tensors.numbers_from_binary(entry.datatype, body, shape))]
+    except RequestError as error:
+        raise of_input(entry, error) from None
     return request
 
 
@@ -351,69 +312,75 @@ def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text:
     if type(listed) is not list:
         raise BadRequest("inputs is missing or not an array")
     if len(listed) > len(declared):
-        raise BadRequest("the request has more inputs than the model")
+        raise BadRequest(f"the request has {len(listed)} inputs, and the model takes {len(declared)}")
     may_hold_booleans = b"true" in text or b"false" in text
     seen = 0
     at, end = 0, len(binary)
+    body_bytes = len(text) + end
     request.inputs = []
     for item in listed:
         if type(item) is not dict:
-            raise BadRequest("an input is not an object")
+            raise BadRequest(f"inputs holds {shown(item)}; an input is an object")
         name = item.get("name")
         entry = declared.get(name) if type(name) is str else None
         if entry is None:
-            raise BadRequest("an input is not one the model declares")
+            raise BadRequest(f"an input is named {shown(name)}; the model takes {names_of(declared)}")
         bit = 1 << entry.index
         if seen & bit:
-            raise BadRequest("an input is given twice")
+            raise BadRequest(f"input {name!r} is given twice")
         seen |= bit
-        if item.get("datatype") != entry.datatype.name:
-            raise BadRequest("an input has another datatype than the model declares")
-        shape = entry.check_shape(item.get("shape"))
-        if not request.rows:
-            request.rows = shape[0]
-        elif request.rows != shape[0]:
-            raise BadRequest("the inputs differ in their number of rows")
-        size = _binary_size(item.get("parameters"))
-        if size is None:
-            if "data" not in item:
-                raise BadRequest("an input has neither data nor binary_data_size")
-            data = item["data"]
-            rows: Rows
-            if entry.is_bytes:
-                rows = tensors.bytes_from_json(data, shape)
-            else:
-                rows = tensors.numbers_from_json(entry.datatype, data, shape, may_hold_booleans)
-        else:
-            if "data" in item:
-                raise BadRequest("an input has both data and binary_data_size")
-            if size > end - at:
-                raise BadRequest("the binary data ends before its tensors do")
-            raw = binary[at : at + size]
-            at += size
-            if entry.is_bytes:
-                rows = tensors.bytes_from_binary(raw, shape)
-            else:
-                rows = tensors.numbers_from_binary(entry.datatype, raw, shape)
-        request.inputs.append((entry.index, rows))
-    if at != end:
-        raise BadRequest("binary data is left over after the last tensor")
+        try:
+            if item.get("datatype") != entry.datatype.name:
+                given = shown(item.get("datatype"))
+                raise BadRequest(f"its datatype is {given}; the model takes {entry.datatype.name}")
+            shape = entry.check_shape(item.get("shape"), signature.most_rows, body_bytes)
+            if not request.rows:
+                request.rows = shape[0]
+            elif request.rows != shape[0]:
+                raise BadRequest(f"it has {shape[0]} rows, and the inputs before it have {request.rows}")
+            size = _binary_size(item.get("parameters"))
+            if size is not None and size > end - at:
+                raise BadRequest(f"binary_data_size is {size}, and the body has {end - at} bytes left for it")
+            request.inputs.append((entry.index, _rows(entry, item, shape, size, binary, at, may_hold_booleans)))
+            at += size or 0
+        except RequestError as error:
+            raise of_input(entry, error) from None
     if len(request.inputs) != len(declared):
-        raise BadRequest("an input the model needs is missing")
+        missing = [name for name, entry in declared.items() if not seen >> entry.index & 1]
+        raise BadRequest(f"the request lacks {names_of(missing)} of the inputs that the model takes")
+    if at != end:
+        raise BadRequest(f"{end - at} bytes of binary data are left over after the last tensor")
+
+
+def _rows(
+    entry: Input, item: dict[str, Any], shape: list[int], size: int | None, binary: Body, at: int, booleans: bool
+) -> Rows:
+    """Return the rows of a tensor of a checked shape, from JSON or from `size` bytes of `binary`."""
+    if (size is not None) == ("data" in item):
+        raise BadRequest(f"it has {'neither data nor' if size is None else 'both data and'} binary_data_size")
+    if size is None:
+        data = item["data"]
+        if entry.is_bytes:
+            return tensors.bytes_from_json(data, shape)
+        return tensors.numbers_from_json(entry.datatype, data, shape, booleans)
+    raw = binary[at : at + size]
+    if entry.is_bytes:
+        return tensors.bytes_from_binary(raw, shape)
+    return tensors.numbers_from_binary(entry.datatype, raw, shape)
 
 
 def _binary_size(parameters: Any) -> int | None:
     if parameters is None:
         return None
     if type(parameters) is not dict:
-        raise BadRequest("parameters is not an object")
+        raise BadRequest("its parameters are not an object")
     if "shared_memory_region" in parameters:
         raise BadRequest("shared memory regions are not supported")
     if "binary_data_size" not in parameters:
         return None
     size = parameters["binary_data_size"]
     if type(size) is not int or size < 0:
-        raise BadRequest("binary_data_size is not a whole number of at least 0")
+        raise BadRequest(f"binary_data_size is {shown(size)}; it is a whole number from 0 on, such as 3 (not 3.0)")
     return size
 
 
@@ -421,102 +388,32 @@ def _read_outputs(signature: Signature, listed: Any, default_binary: bool) -> li
     if type(listed) is not list:
         raise BadRequest("outputs is not an array")
     if len(listed) > len(signature.outputs):
-        raise BadRequest("the request has more outputs than the model")
+        raise BadRequest(f"the request names {len(listed)} outputs, and the model has {len(signature.outputs)}")
     result: list[Wanted] = []
     seen = set()
     for item in listed:
-        name = item.get("name") if type(item) is dict else None
+        if type(item) is not dict:
+            raise BadRequest(f"outputs holds {shown(item)}; an output is an object")
+        name = item.get("name")
         index = signature.out_index.get(name) if type(name) is str else None
         if index is None:
-            raise BadRequest("an output is not one the model declares")
+            raise BadRequest(f"an output is named {shown(name)}; the model has {names_of(signature.out_index)}")
         if index in seen:
-            raise BadRequest("an output is requested twice")
+            raise BadRequest(f"output {name!r} is requested twice")
         seen.add(index)
         binary, classes = default_binary, 0
         parameters = item.get("parameters")
         if parameters is not None:
             if type(parameters) is not dict:
-                raise BadRequest("parameters is not an object")
+                raise BadRequest(f"output {name!r}: its parameters are not an object")
             if "shared_memory_region" in parameters:
-                raise BadRequest("shared memory regions are not supported")
-            binary = _flag(parameters, "binary_data", default_binary)
-            classes = _whole(parameters, "classification")
+                raise BadRequest(f"output {name!r}: shared memory regions are not supported")
+            try:
+                binary = _flag(parameters, "binary_data", default_binary)
+                classes = _whole(parameters, "classification")
+            except BadRequest as error:
+                raise BadRequest(f"output {name!r}: {error.message}") from None
             if classes and signature.outputs[index].datatype in ("BYTES", "BOOL"):
-                raise BadRequest("only numbers can be classified")
+                raise BadRequest(f"output {name!r}: only numbers can be classified")
         result.append(Wanted(index, binary, classes))
     return result
-
-
-# --- answer -----------------------------------------------------------------------------------------------------------
-
-
-def _bytes_shape(spec: TensorSpec, rows: list[bytes]) -> tuple[int, ...]:
-    """The shape of a BYTES output; a variable axis follows from the number of elements."""
-    shape = list(spec.shape)
-    free = [axis for axis, size in enumerate(shape) if size < 0]
-    if free:
-        fixed = math.prod(size for size in shape if size >= 0)
-        for axis in free[1:]:
-            shape[axis] = 1
-        shape[free[0]] = len(tensors.split_elements(rows[0])) // fixed if rows and fixed else 0
-    return (len(rows), *shape)
-
-
-def brief(signature: Signature, request: InferRequest, text: bytes) -> list[bytes]:
-    """The parts of an answer in JSON whose one output is `text`, and which carries nothing else."""
-    rows = request.rows
-    lead = signature.one if rows == 1 else signature.lead(rows)
-    if request.id:
-        name = quoted(request.id)
-        return [signature.prefix, b',"id":', name if name is not None else orjson.dumps(request.id), lead, text, b"}]}"]
-    return [signature.prefix, lead, text, b"}]}"]
-
-
-def encode(
-    signature: Signature,
-    request: InferRequest,
-    read: Callable[[int], Rows],
-    receipt: dict[str, Any] | None = None,
-) -> tuple[int, list[bytes]]:
-    """The answer's parts, and the length of its JSON, or -1 where it is JSON alone.  `read(index)` gives an output's
-    rows.  Raises BadRequest where JSON cannot carry what was asked for in JSON."""
-    pieces = [signature.prefix]
-    if request.id:
-        pieces.append(b',"id":' + orjson.dumps(request.id))
-    if receipt is not None:
-        pieces.append(b',"parameters":{"clover_receipt":%b}' % orjson.dumps(receipt))
-    pieces.append(b',"outputs":[')
-    tail: list[bytes] = []
-    first = True
-    for wanted in request.outputs:
-        spec = signature.outputs[wanted.index]
-        rows = read(wanted.index)
-        datatype = spec.datatype
-        raw = text = b""
-        if wanted.classes:
-            assert not isinstance(rows, list)
-            table = tensors.classify(datatype, rows, wanted.classes, spec.labels)
-            datatype = "BYTES"
-            shape: tuple[int, ...] = (len(table), len(table[0]) if table else 0)
-            rows = [b"".join(map(tensors.pack_element, line)) for line in table]
-        elif isinstance(rows, list):
-            shape = _bytes_shape(spec, rows)
-        else:
-            shape = rows.shape
-        if wanted.binary:
-            raw = b"".join(rows) if isinstance(rows, list) else tensors.numbers_to_binary(rows)
-            if raw:
-                tail.append(raw)
-        else:
-            text = tensors.bytes_to_json(rows) if isinstance(rows, list) else tensors.numbers_to_json(datatype, rows)
-        if not first:
-            pieces.append(b",")
-        first = False
-        pieces.append(signature.describe(wanted.index, datatype, shape))
-        if wanted.binary:
-            pieces.append(b',"parameters":{"binary_data_size":%d}}' % len(raw))
-        else:
-            pieces += (b',"data":', text, b"}")
-    pieces.append(b"]}")
-    header = b"".join(pieces)
-    return (len(header), [header, *tail]) if tail else (-1, [header])

@@ -37,6 +37,7 @@ VERBS = ("pin", "freeze", "plan", "apply", "base", "set", "guard")
 _METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 _DECISIONS = 100
 _MOST_DECISIONS = 1000
+_MOST_FIELDS = 16
 _UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
 
 
@@ -230,7 +231,10 @@ class Routes:
 
     def _decisions(self, exchange: Exchange, body: Body, name: str) -> None:
         limit = _DECISIONS
-        given = parse_qs(exchange.head.query, keep_blank_values=True).get("limit")
+        try:
+            given = parse_qs(exchange.head.query, keep_blank_values=True, max_num_fields=_MOST_FIELDS).get("limit")
+        except ValueError:
+            raise BadRequest(f"the query has more than {_MOST_FIELDS} fields") from None
         if given is not None:
             text = given[-1]
             if not (text.isascii() and text.isdigit()) or len(text) > 4 or not 1 <= int(text) <= _MOST_DECISIONS:

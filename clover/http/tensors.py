@@ -4,6 +4,8 @@ The datatypes are a table.  JSON numbers go through `array.array`, whose C loop 
 a string in an integer tensor, 300 in UINT8 - where NumPy would quietly convert.  Booleans pass as numbers there, so
 a body in which the words `true` or `false` occur at all is checked element by element.
 
+Whoever calls has bounded the shape: rows are made as the shape says, and its first axis comes from a client.
+
 Clover's rule for NaN and Infinity in JSON answers: JSON has no such numbers, and `null` or a bare `NaN` would reach the
 client as something else than what the model said.  The answer is a 400 that names the way out, binary output.
 """
@@ -69,19 +71,16 @@ _EXACT = 2.0**53
 def flatten(data: Any, shape: list[int]) -> list[Any]:
     """The elements of flat or nested row-major `data`; raises BadRequest where they do not fill `shape`."""
     if type(data) is not list:
-        raise BadRequest("tensor data is not an array")
+        raise BadRequest("its data is not an array")
     if data and type(data[0]) is list and len(shape) > 1:
         level: list[Any] = [data]
         for axis in shape:
             if set(map(type, level)) - {list} or set(map(len, level)) - {axis}:
-                raise BadRequest("nested tensor data does not have the declared shape")
+                raise BadRequest(f"its nested data does not have the shape {shape}")
             level = list(chain.from_iterable(level))
         return level
     if len(data) != math.prod(shape):
-        nested_nothing = not math.prod(shape) and set(map(type, data)) <= {list}
-        if not nested_nothing:
-            raise BadRequest("the number of elements does not match the declared shape")
-        return []
+        raise BadRequest(f"its data has {len(data)} elements, and the shape {shape} takes {math.prod(shape)}")
     return data
 
 
@@ -149,7 +148,8 @@ def numbers_from_binary(datatype: Datatype, raw: Body, shape: list[int]) -> NDAr
     """A view of little-endian `raw` as an array of `shape`; raises BadRequest for a wrong size."""
     count = math.prod(shape)
     if len(raw) != count * datatype.bytes_each:
-        raise BadRequest("the binary size does not match the declared shape and datatype")
+        needed = f"{datatype.name} of the shape {shape} takes {count * datatype.bytes_each}"
+        raise BadRequest(f"its binary data has {len(raw)} bytes, and {needed}")
     if not count:
         return np.empty(shape, datatype.dtype)
     if datatype.name == "BOOL":

@@ -108,7 +108,7 @@ class Router(Model):
         self._clock = clock
         self._real = clock is time.monotonic_ns
         self._timeout_ns = min(int(config.timeout_ms * 1e6), _FOREVER_NS)
-        self._queue_rows = config.queue_rows or slots
+        self._queue_rows = self.most_rows = min(config.queue_rows or slots, slots)
         lanes = len(spec.variants)
         self._batcher = Batcher(lanes, MAX_WORKERS, slots, int(config.max_queue_delay_ms * 1e6))
         self._lanes = Lanes(
@@ -172,7 +172,7 @@ class Router(Model):
         if rows != 1 and not 1 <= rows <= self._queue_rows:
             if rows < 1:
                 raise self._refuse(BadRequest("a request needs at least one row"))
-            raise self._refuse(TooLarge(f"a request of {rows} rows exceeds the queue of {self._queue_rows}"))
+            raise self._refuse(TooLarge(f"a request carries at most {self.most_rows} rows, and this one has {rows}"))
         self._admit(rows, now_ns)
         ticket = self._table.reserve(rows, now_ns)
         if ticket is None and self._give_up(self.audits.queued(), "full"):

@@ -23,6 +23,7 @@ _NAMED = {"carbon.source": "carbon"}
 _SECRET = {"listen.token"}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+_LONGEST_WORD = 64
 
 
 @dataclass(frozen=True)
@@ -179,5 +180,7 @@ SECTIONS = tuple(dict.fromkeys(setting.section for setting in SETTINGS))
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'; did you mean X?' for the closest of `known`, or nothing."""
+    if len(word) > _LONGEST_WORD:  # the comparison takes time with the length, and words may come from a client
+        return ""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""

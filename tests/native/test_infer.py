@@ -34,7 +34,7 @@ def parsed(kernels: SimpleNamespace, body: bytes) -> tuple[str, list[list[float]
 
 def general(body: bytes) -> tuple[str, list[list[float]]]:
     """What the general way makes of it; raises BadRequest."""
-    signature = Signature(SPEC)
+    signature = Signature(SPEC, ROWS)
     signature.plain = None
     request = decode(signature, body)
     rows = np.asarray(request.inputs[0][1])

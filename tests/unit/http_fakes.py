@@ -72,9 +72,11 @@ class FakeModel(Model):
         *,
         loop: Any = None,
         held: bool = False,
+        most_rows: int = 1 << 16,
     ) -> None:
         self.spec = spec
         self.closed_reason = ""
+        self.most_rows = most_rows
         self.roomy = False
         self.wait_s = 0.0
         self.function = function

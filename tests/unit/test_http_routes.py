@@ -218,6 +218,10 @@ def test_state_and_decisions() -> None:
     assert len(d.get("/v2/clover/decisions?limit=3").json()) == 3
     for bad in ("0", "-1", "x", "1001", "", "1.5", "%31%30%30%30%30"):
         assert d.get(f"/v2/clover/decisions?limit={bad}").status == 400
+    assert len(d.get("/v2/clover/decisions?x=1&limit=3").json()) == 3
+    many = d.get(f"/v2/clover/decisions?{'a&' * 4000}")
+    assert many.status == 400
+    assert many.json()["error"] == "the query has more than 16 fields"
 
 
 def test_commands() -> None:

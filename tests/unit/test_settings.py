@@ -28,6 +28,7 @@ from clover.settings import (
     parse_cores,
     print_config,
 )
+from clover.settings.schema import did_you_mean
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
@@ -364,6 +365,13 @@ def test_printed_configuration_reads_back_as_itself(tmp_path_factory: Any, value
     path = tmp_path_factory.mktemp("round") / "clover.toml"
     path.write_text(text, encoding="utf-8", newline="")
     assert load([str(path)], {}).config == config
+
+
+def test_no_hint_is_sought_for_a_long_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words come from clients too, and the search takes time with their length."""
+    assert did_you_mean("prot", ["port"]) == "; did you mean port?"
+    monkeypatch.setattr("difflib.get_close_matches", lambda *given, **others: pytest.fail("it was sought"))
+    assert did_you_mean("port" * 1000, ["port"]) == ""
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
