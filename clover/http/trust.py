@@ -38,6 +38,19 @@ def binds_loopback(host: str) -> bool:
     return host.lower() == "localhost" or is_loopback(host.strip("[]"))
 
 
+def client_of(address: str) -> str:
+    """Who a peer counts as: its IPv4 address, or the /64 of an IPv6 one, within which it chooses as it likes."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address  # of the control socket, which has none
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(found) >> 64 << 64))
+
+
 class Trust:
     """The rules of one socket; `control` marks the control socket, whose file mode is its protection."""
 
