@@ -38,7 +38,7 @@ VERBS = ("pin", "freeze", "plan", "apply", "base", "set", "guard")
 _METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 _DECISIONS = 100
 _MOST_DECISIONS = 1000
-_DOCUMENT_BYTES = 1 << 18
+_DOCUMENT_BYTES = 1 << 16
 """A JSON body that is no inference, unpacked: what takes longer to parse would hold up everybody's answers."""
 _UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
 

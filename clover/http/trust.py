@@ -7,6 +7,7 @@ configured, stops everybody else on the network.  With a control socket configur
 
 from __future__ import annotations
 
+import functools
 import hmac
 import ipaddress
 import socket
@@ -38,6 +39,7 @@ def binds_loopback(host: str) -> bool:
     return host.lower() == "localhost" or is_loopback(host.strip("[]"))
 
 
+@functools.lru_cache(maxsize=1024)  # reading an address costs more than all else that refuses a guess
 def client_of(address: str) -> str:
     """Who a peer counts as: its IPv4 address, or the /64 of an IPv6 one, within which it chooses as it likes."""
     try:

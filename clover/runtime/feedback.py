@@ -3,8 +3,8 @@
 Numbers are the server's own, and no two requests have the same one; the front end takes them only from ids that it
 made, so that nobody labels what others asked.  Of every answered row only what it says is kept (a class, a number, a
 text), at most `rows` of them; the oldest requests go first.  Feedback counts once: a request that got its labels is
-forgotten.  The served accuracy that follows is as good as the choice of rows that get labels, and as honest as who gives
-them: what one client may say is bounded (`clover.runtime.labellers`).
+forgotten.  The served accuracy that follows is as good as the choice of rows that get labels, and as honest as who
+gives them: what one client may say is bounded (`clover.runtime.labellers`).
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Feedback:
         """By variant that answered: rows whose label came, and those of them that were right."""
         self.remembered = 0
         self.refused = {"unknown": 0, "unfit": 0, "limited": 0}
-        """Feedback that was not counted: of an id that is not remembered, with labels that do not fit, of a client
-        that says too much."""
+        """Feedback that was not counted: of an id that is not remembered, with labels that do not fit, of a client that
+        says too much."""
         self._labellers = Labellers(rows)
         names = spec.outputs[0].labels
         self._classes = {name: at for at, name in reversed([*enumerate(names)])}  # of equal names the first
         self._rows = rows
         self._lanes = len(spec.variants)
         self._known: dict[int, int | tuple[list[int], list[Said | None]]] = {}
-        """By number, oldest first: lanes and what they said; of one row that says a class both in one number, since this
+        """By number, oldest first: lanes and what they said; of one row that says a class both in one number, as this
         is written for every request, and what is long in memory is far from the processor when it is let go."""
 
     @property

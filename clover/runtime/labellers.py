@@ -1,8 +1,8 @@
 """How much each client may say about answers, and how much of what was said came from one of them.
 
-A client is an address: one that labels its own requests wrongly cannot be told from one whose labels are right, so
-what it may add a minute is bounded, and its part of the whole is reported.  Tries at ids that are not remembered count apart,
-so that whoever guesses takes nothing from a neighbour behind the same proxy.
+A client is an address.  One that labels its own requests wrongly cannot be told from one whose labels are right, so
+what it may add a minute is bounded, and its part of the whole is reported.  Ids that are not remembered are counted
+apart, so that whoever guesses takes nothing from a neighbour behind the same proxy.
 """
 
 from __future__ import annotations
