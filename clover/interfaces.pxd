@@ -29,5 +29,5 @@ cdef class Model:
     cpdef read(self, Ticket ticket, Py_ssize_t index)
     cpdef bytes text(self, Ticket ticket, Py_ssize_t index)
     cpdef receipt(self, Ticket ticket)
-    cpdef remember(self, str request_id, Ticket ticket)
+    cpdef remember(self, int64_t number, Ticket ticket)
     cpdef close(self, Ticket ticket)

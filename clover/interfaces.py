@@ -214,13 +214,14 @@ class Model:
         """What a finished ticket cost."""
         raise NotImplementedError
 
-    def remember(self, request_id: str, ticket: Ticket) -> None:
-        """Keep what an answered ticket says under the id of its request, for labels that come late; before `close`."""
+    def remember(self, number: int, ticket: Ticket) -> None:
+        """Keep what an answered ticket says under the number of its request, which no other has, for labels that come
+        late; before `close`."""
         raise NotImplementedError
 
-    def labelled(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
-        """Count the labels of a remembered request, one a row (None: not known); what it came to.  Raises NotFound or
-        BadRequest."""
+    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+        """Count the labels that a client has for a remembered request, one a row (None: not known); what it came to.
+        Number 0 is no request's.  Raises NotFound, BadRequest, or Overloaded where the client says too much."""
         raise NotImplementedError
 
     def close(self, ticket: Ticket) -> None:

@@ -7,7 +7,7 @@ takes nearly every answer whole at once, so it is asked first; what it does not 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memchr, memcpy
+from libc.string cimport memchr, memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "Python.h":
@@ -21,6 +21,8 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_NOSIGNAL
 
 cdef const char *HEX = b"0123456789abcdef"
+cdef enum:
+    TAG = 17  # characters: a hyphen and 64 bits
 
 
 cpdef Py_ssize_t send(int fd, bytes data) except -1:
@@ -109,26 +111,105 @@ cpdef bytes quoted(str text):
     return made
 
 
-cpdef bytes numbered(bytes prefix, uint64_t number):
-    """`prefix` and `number`, of 64 bits at most, in hexadecimal."""
-    cdef Py_ssize_t size, count = 1
-    cdef uint64_t rest = number
+cdef inline uint64_t _rotated(uint64_t word, int bits) noexcept nogil:
+    return (word << bits) | (word >> (64 - bits))
+
+
+cdef inline void _round(uint64_t *v) noexcept nogil:
+    v[0] += v[1]
+    v[2] += v[3]
+    v[1] = _rotated(v[1], 13) ^ v[0]
+    v[3] = _rotated(v[3], 16) ^ v[2]
+    v[0] = _rotated(v[0], 32)
+    v[2] += v[1]
+    v[0] += v[3]
+    v[1] = _rotated(v[1], 17) ^ v[2]
+    v[3] = _rotated(v[3], 21) ^ v[0]
+    v[2] = _rotated(v[2], 32)
+
+
+cpdef uint64_t siphash(uint64_t low, uint64_t high, uint64_t number) noexcept:
+    """SipHash-2-4 (Aumasson and Bernstein, 2012) of the 8 bytes of `number` under the key of 128 bits whose halves are
+    `low` and `high`, all little-endian."""
+    cdef uint64_t[4] v
+    cdef uint64_t length = <uint64_t>8 << 56
+    v[0] = low ^ 0x736F6D6570736575ULL
+    v[1] = high ^ 0x646F72616E646F6DULL
+    v[2] = low ^ 0x6C7967656E657261ULL
+    v[3] = high ^ 0x7465646279746573ULL
+    v[3] ^= number
+    _round(v)
+    _round(v)
+    v[0] ^= number
+    v[3] ^= length
+    _round(v)
+    _round(v)
+    v[0] ^= length
+    v[2] ^= 0xFF
+    _round(v)
+    _round(v)
+    _round(v)
+    _round(v)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+cpdef bytes sealed(bytes prefix, uint64_t number, uint64_t low, uint64_t high):
+    """`prefix`, `number` in hexadecimal, a hyphen, and the 16 digits of the number's SipHash under a key: what only who
+    has the key can make."""
+    cdef Py_ssize_t size, count = 1, at
+    cdef uint64_t rest = number, tag = siphash(low, high, number)
     cdef bytes made
     cdef char *to
     size = PyBytes_GET_SIZE(_some(prefix))
     while rest > 15:
         rest >>= 4
         count += 1
-    made = PyBytes_FromStringAndSize(NULL, size + count)
+    made = PyBytes_FromStringAndSize(NULL, size + count + TAG)
     to = PyBytes_AS_STRING(made)
     memcpy(to, PyBytes_AS_STRING(prefix), size)
-    to += size + count
-    while count:
-        to -= 1
-        to[0] = HEX[number & 15]
+    to += size
+    for at in range(count - 1, -1, -1):
+        to[at] = HEX[number & 15]
         number >>= 4
-        count -= 1
+    to += count
+    to[0] = c'-'
+    for at in range(TAG - 1, 0, -1):
+        to[at] = HEX[tag & 15]
+        tag >>= 4
     return made
+
+
+cpdef object unsealed(bytes prefix, bytes text, uint64_t low, uint64_t high):
+    """The number that `sealed` made `text` of, with the same prefix and key; None for any other text.  How long it takes
+    says nothing of how many digits of the tag are right."""
+    cdef const char *start = PyBytes_AS_STRING(_some(text))
+    cdef Py_ssize_t skip = PyBytes_GET_SIZE(_some(prefix))
+    cdef Py_ssize_t count = PyBytes_GET_SIZE(text) - skip - TAG
+    cdef uint64_t number, tag
+    if not 1 <= count <= 16 or memcmp(start, PyBytes_AS_STRING(prefix), skip) != 0:
+        return None
+    start += skip
+    # One spelling a number: no zeros in front.
+    if (start[0] == c'0' and count > 1) or start[count] != c'-':
+        return None
+    if not _digits(start, count, &number) or not _digits(start + count + 1, TAG - 1, &tag):
+        return None
+    return number if siphash(low, high, number) ^ tag == 0 else None
+
+
+cdef bint _digits(const char *text, Py_ssize_t count, uint64_t *found) noexcept nogil:
+    """Whether `text` starts with so many hexadecimal digits (16 at most, no capitals), and what they say."""
+    cdef uint64_t number = 0
+    cdef Py_ssize_t at
+    for at in range(count):
+        if c'0' <= text[at] <= c'9':
+            number = (number << 4) | <uint64_t>(text[at] - c'0')
+        elif c'a' <= text[at] <= c'f':
+            number = (number << 4) | <uint64_t>(text[at] - c'a' + 10)
+        else:
+            return False
+    found[0] = number
+    return True
 
 
 cpdef int64_t monotonic_ns() except? -1:

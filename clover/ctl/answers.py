@@ -137,10 +137,12 @@ def _guard(guard: dict[str, Any], console: Console) -> None:
         _say(console, f"  guard      {word}{only}: {guard['why'] or 'scores and agreement are as profiled'}; {share}")
     elif guard.get("missing"):
         _say(console, f"  guard      watches nothing: {guard['missing']}")
-    found = (guard.get("feedback") or {}).get("estimate")
+    feedback = guard.get("feedback") or {}
+    found, largest = feedback.get("estimate"), feedback.get("largest_share")
     if found:
         interval = f"{found['low']:.2f} .. {found['high']:.2f}"
-        _say(console, f"  labels     {found['accuracy']:.2f} % right ({interval}) of {found['rows']} rows by feedback")
+        rows = f"{found['rows']} rows by feedback" + ("" if largest is None else f", {largest:.0%} from one client")
+        _say(console, f"  labels     {found['accuracy']:.2f} % right ({interval}) of {rows}")
 
 
 def _batches(routing: dict[str, Any]) -> str:

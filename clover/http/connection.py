@@ -73,7 +73,8 @@ class Incoming(Outgoing):
             self._fd = descriptor(transport)
         if not self.control:
             peer = transport.get_extra_info("peername")
-            self.loopback = bool(peer) and is_loopback(str(peer[0]))
+            self.peer = str(peer[0]) if peer else ""
+            self.loopback = is_loopback(self.peer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         hub = self.hub

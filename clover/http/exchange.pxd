@@ -1,8 +1,10 @@
 cimport cython
+from libc.stdint cimport int64_t
 
 from clover._native.wire cimport joined
 from clover.http.heads cimport Head
 from clover.http.hub cimport Hub, Writer
+from clover.http.ids cimport RequestIds
 from clover.interfaces cimport Model, Ticket
 
 cdef class Exchange:
@@ -13,10 +15,13 @@ cdef class Exchange:
     cdef public bint close
     cdef public bint interim
     cdef public bytes request_id
+    cdef public int64_t number
     cdef public Model model
     cdef public Ticket ticket
     cdef public object ahead
 
+    @cython.locals(connection=Writer, ids=RequestIds, made=bytes)
+    cpdef bytes issue(self)
     @cython.locals(connection=Writer, request_id=bytes, hub=Hub, size=Py_ssize_t, part=bytes, start=bytes, ending=bytes, length=bytes, head=list)
     cpdef finish(self, int status, list parts, bytes fields=*, bytes kind=*)
     cpdef fail(self, int status, str text, bytes fields=*, object retry_after_s=*)

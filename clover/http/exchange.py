@@ -53,9 +53,22 @@ class Exchange:
     """A request in its connection's order.  `reply` is None until answered, and `rest` what a long answer has besides;
     `interim` marks a client that waits for 100 Continue; `model` and `ticket` stand while rows are in the data plane;
     `ahead` is the endpoint and the decoded request whose rows are received straight into the slots of `ticket`, until
-    they are there."""
+    they are there.  `number` is that of the id of our own, 0 before `issue`; `request_id` is that id, or what the
+    client gave instead."""
 
-    __slots__ = ("ahead", "close", "connection", "head", "interim", "model", "reply", "request_id", "rest", "ticket")
+    __slots__ = (
+        "ahead",
+        "close",
+        "connection",
+        "head",
+        "interim",
+        "model",
+        "number",
+        "reply",
+        "request_id",
+        "rest",
+        "ticket",
+    )
 
     def __init__(self, connection: Writer, head: Head) -> None:
         self.connection: Writer | None = connection
@@ -65,9 +78,22 @@ class Exchange:
         self.close = not self.head.keep_alive
         self.interim = False
         self.request_id = self.head.request_id
+        self.number = 0
         self.model: Model | None = None
         self.ticket: Ticket | None = None
         self.ahead: Any = None
+
+    def issue(self) -> bytes:
+        """An id of our own, by which labels may come: nobody else can make it."""
+        connection = self.connection
+        if connection is None:
+            return b""
+        ids = connection.hub.ids
+        self.number = ids.take()
+        made = ids.text(self.number)
+        if not self.request_id:
+            self.request_id = made
+        return made
 
     def finish(self, status: int, parts: list[bytes], fields: bytes = b"", kind: bytes = JSON) -> None:
         """Answer with `parts` as the body and `fields` as further header lines; a no-op once the client is gone."""
@@ -93,7 +119,7 @@ class Exchange:
         length = _LENGTHS[size] if size < _KNOWN else b"%d\r\n" % size
         request_id = self.request_id
         if not request_id:
-            self.request_id = request_id = hub.next_id()
+            request_id = self.issue()
         head = [start, length, fields, b"x-request-id: ", request_id, ending]
         if self.head.method == "HEAD":
             parts = []

@@ -17,6 +17,7 @@ from clover.config import ServerConfig
 from clover.errors import ConfigError, StartError
 from clover.http.connection import Connection
 from clover.http.hub import SWEEP_S, Hub, log
+from clover.http.ids import RequestIds
 from clover.http.routes import Routes
 from clover.http.stats import HttpStats
 from clover.http.trust import Trust
@@ -43,11 +44,13 @@ class Frontend:
         self.stats = HttpStats()
         self.url = ""
         self._routes = Routes(view, config, loop, Trust(config.listen))
-        self._hubs = [Hub(self._routes, config.limits, loop, self.stats, access_log=config.log.access)]
+        ids = RequestIds()
+        self._hubs = [Hub(self._routes, config.limits, loop, self.stats, access_log=config.log.access, ids=ids)]
         self._control_routes: Routes | None = None
         if config.listen.control:
             self._control_routes = Routes(view, config, loop, Trust(config.listen, control=True))
-            hub = Hub(self._control_routes, config.limits, loop, self.stats, access_log=config.log.access)
+            routes = self._control_routes
+            hub = Hub(routes, config.limits, loop, self.stats, access_log=config.log.access, ids=ids)
             self._hubs.append(hub)
         self._servers: list[asyncio.Server] = []
         self._control_path: Path | None = None

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clover._native.wire import numbered
 from clover.config import LimitsConfig
 from clover.http.heads import Head, Heads
+from clover.http.ids import RequestIds
 from clover.http.stats import HttpStats
 
 if TYPE_CHECKING:
@@ -48,14 +47,15 @@ class Application(Protocol):
 
 class Writer:
     """What the hub, and an exchange, need of a connection.  `control` marks the control socket, `loopback` a local
-    peer."""
+    peer, and `peer` is its address (empty on the control socket)."""
 
-    __slots__ = ("control", "hub", "loopback")
+    __slots__ = ("control", "hub", "loopback", "peer")
 
     def __init__(self, hub: Hub, *, control: bool = False) -> None:
         self.hub = hub
         self.control = control
         self.loopback = control
+        self.peer = ""
 
     def answered(self) -> None:
         """An exchange got its reply."""
@@ -75,15 +75,14 @@ class Hub:
 
     __slots__ = (
         "_buffers",
-        "_counter",
         "_dirty",
-        "_prefix",
         "_scheduled",
         "access_log",
         "application",
         "connections",
         "draining",
         "heads",
+        "ids",
         "limits",
         "loop",
         "pipelined",
@@ -100,6 +99,7 @@ class Hub:
         stats: HttpStats,
         *,
         access_log: bool = False,
+        ids: RequestIds | None = None,
     ) -> None:
         self.application = application
         self.limits = limits
@@ -116,13 +116,7 @@ class Hub:
         self._buffers: list[NDArray[np.uint8]] = []
         self._dirty: list[Writer] = []
         self._scheduled = False
-        self._prefix = os.urandom(6).hex().encode() + b"-"
-        self._counter = 0
-
-    def next_id(self) -> bytes:
-        """A request id of our own."""
-        self._counter += 1
-        return numbered(self._prefix, self._counter)
+        self.ids = ids or RequestIds()
 
     def take_buffer(self, size: int) -> NDArray[np.uint8]:
         """A buffer of at least `size` bytes for one body.  Its pages cost nothing until bytes arrive."""

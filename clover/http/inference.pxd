@@ -29,7 +29,7 @@ cpdef _done(Ticket ticket)
 @cython.locals(model=Model)
 cdef _end(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticket ticket)
 
-@cython.locals(model=Model, fields=bytes, kind=bytes, parts=list, signature=Signature, text=bytes, json_length=Py_ssize_t)
+@cython.locals(model=Model, named=bint, own_id=bytes, fields=bytes, kind=bytes, parts=list, signature=Signature, text=bytes, json_length=Py_ssize_t)
 cdef _answer(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticket ticket)
 
 @cython.locals(told=Told)

@@ -156,7 +156,9 @@ def _end(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, tic
 def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, ticket: Ticket) -> None:
     model = endpoint.model
     receipt = model.receipt(ticket)
-    shown = receipt_json(receipt) if request.wants_receipt else None
+    named = len(exchange.request_id) > 0  # by the client, so that anybody may know the name
+    own_id = exchange.issue() if named or request.wants_receipt else b""
+    shown = receipt_json(receipt, own_id.decode()) if request.wants_receipt else None
     signature = endpoint.signature
     text = None
     if shown is None and signature.told and request.outputs is signature.defaults[False]:
@@ -166,6 +168,8 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
     else:
         json_length, parts = encode(signature, request, partial(_rows, model, ticket), shown)
     fields = receipt_field(receipt)
+    if named:
+        fields = fields[:-2] + b', feedback="%b"\r\n' % own_id
     kind = JSON
     if json_length >= 0:
         fields += b"Inference-Header-Content-Length: %d\r\n" % json_length
@@ -178,8 +182,8 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
             parts = [packed]
             fields += b"Content-Encoding: %b\r\n" % accept.encode()
     exchange.finish(200, parts, fields, kind)
-    # The id that the answer carried: its own, or the one in the header.
-    model.remember(request.id or exchange.request_id.decode("latin-1"), ticket)
+    if exchange.number:
+        model.remember(exchange.number, ticket)
 
 
 def _rows(model: Model, ticket: Ticket, index: int) -> Rows:
@@ -213,8 +217,9 @@ def counted(paths: Sequence[str]) -> str:
     return " ".join(f"{path}*{count}" for path, count in sorted(Counter(paths).items()))
 
 
-def receipt_json(receipt: Receipt) -> dict[str, Any]:
-    """The receipt under `parameters.clover_receipt`, in full precision; accuracy is a fraction here too."""
+def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
+    """The receipt under `parameters.clover_receipt`, in full precision; accuracy is a fraction here too.  Labels for
+    the answer come by `own_id`."""
     return {
         "variant": receipt.variant,
         "accuracy": receipt.accuracy / 100,
@@ -224,4 +229,5 @@ def receipt_json(receipt: Receipt) -> dict[str, Any]:
         "method": receipt.method,
         "intensity_state": receipt.intensity_state,
         **({"path": list(receipt.path)} if receipt.path else {}),
+        "feedback": own_id,
     }

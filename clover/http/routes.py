@@ -10,14 +10,15 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
+import msgspec
 import orjson
 
 from clover import __version__
 from clover.config import ServerConfig
-from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError
+from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError, TooLarge
 from clover.http import documents, openapi
 from clover.http.codings import inflate
 from clover.http.exchange import Exchange
@@ -25,7 +26,7 @@ from clover.http.heads import Head
 from clover.http.hub import Body
 from clover.http.inference import InferEndpoint
 from clover.http.oip import parse_json
-from clover.http.trust import Trust
+from clover.http.trust import Trust, client_of
 from clover.interfaces import Model, ServerView
 
 log = logging.getLogger("clover.http")
@@ -38,7 +39,19 @@ _METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 _DECISIONS = 100
 _MOST_DECISIONS = 1000
 _MOST_FIELDS = 16
+_DOCUMENT_BYTES = 1 << 16
+"""A JSON body that is no inference, unpacked: what takes longer to parse would hold up everybody's answers."""
 _UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
+
+
+class FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Decoded as it is checked: what does not belong there ends the parsing, so that no objects are made of it."""
+
+    id: Annotated[str, msgspec.Meta(min_length=1)]
+    labels: Annotated[list[int | float | str | None], msgspec.Meta(min_length=1)]
+
+
+_FEEDBACK = msgspec.json.Decoder(FeedbackBody)
 
 
 class Routes:
@@ -115,8 +128,13 @@ class Routes:
                     handler = methods["GET"]
                 head.route = handler, name
             handler, name = head.route
+            most = self._limits.body_bytes
+            if handler != self._infer:
+                most = min(most, _DOCUMENT_BYTES)
+                if len(body) > most:
+                    raise TooLarge(f"a body that is no inference has at most {most} bytes")
             if head.coding:
-                body = inflate(head.coding, bytes(body), self._limits.body_bytes)
+                body = inflate(head.coding, bytes(body), most)
             handler(exchange, body, name)
         except RequestError as error:
             exchange.refuse(error)
@@ -168,17 +186,21 @@ class Routes:
         return endpoint
 
     def _feedback(self, exchange: Exchange, body: Body, name: str) -> None:
-        """Who may infer may say what was right; a page of somebody else may not."""
+        """Who got an answer may say what was right, by the id that only this answer carried; a page of somebody else
+        may not."""
         self._trust.check_origin(exchange)
-        document = self._object(body)
-        request_id, labels = document.get("id"), document.get("labels")
-        if type(request_id) is not str or not request_id:
-            raise BadRequest("id is not the id of a request")
-        if type(labels) is not list or not labels:
-            raise BadRequest("labels is not a list with a label for each row of the request")
-        if len(document) != 2:
-            raise BadRequest("feedback takes id and labels, and nothing else")
-        exchange.finish_json(self._model(name).labelled(request_id, labels))
+        try:
+            given = _FEEDBACK.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise BadRequest(
+                "feedback takes id, a string, and labels, a list with a number, a string or null for each row of the "
+                "request; and nothing else"
+            ) from None
+        connection = exchange.connection
+        assert connection is not None
+        number = connection.hub.ids.number_of(given.id)
+        found = self._model(name).labelled(number, given.labels, client_of(connection.peer))
+        exchange.finish_json({"id": given.id, **found})
 
     # --- what there is ------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ ERROR_TEXTS = {
     414: "the request line is too long",
     415: "the content coding is not gzip or deflate",
     417: "an expectation that is not met",
-    429: "the queue is full",
+    429: "the queue is full, or one client gives too many labels",
     431: "the head is too large",
     500: "a fault of the server or the model",
     503: "not ready, draining, or no capacity",
@@ -149,7 +149,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Feedback": _object(
         {
-            "id": _described({"type": "string", "minLength": 1}, "the id of an answered request"),
+            "id": _described(
+                {"type": "string", "minLength": 1},
+                "the answer's x-request-id if the server made it, else feedback of its receipt",
+            ),
             "labels": {
                 "type": "array",
                 "minItems": 1,

@@ -7,6 +7,7 @@ configured, stops everybody else on the network.  With a control socket configur
 
 from __future__ import annotations
 
+import functools
 import hmac
 import ipaddress
 import socket
@@ -36,6 +37,20 @@ class ForbiddenError(RequestError):
 def binds_loopback(host: str) -> bool:
     """Whether a bind address is reachable from this machine only."""
     return host.lower() == "localhost" or is_loopback(host.strip("[]"))
+
+
+@functools.lru_cache(maxsize=1024)  # reading an address costs more than all else that refuses a guess
+def client_of(address: str) -> str:
+    """Who a peer counts as: its IPv4 address, or the /64 of an IPv6 one, within which it chooses as it likes."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address  # of the control socket, which has none
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(found) >> 64 << 64))
 
 
 class Trust:

@@ -91,7 +91,7 @@ cdef class Router(Model):
     @cython.locals(ticket=Ticket, now_ns=int64_t)
     cpdef close(self, Base given)
     @cython.locals(ticket=Ticket, slots=list)
-    cpdef remember(self, str request_id, Base given)
+    cpdef remember(self, int64_t number, Base given)
 
     cpdef reap(self)
     @cython.locals(link=Link)

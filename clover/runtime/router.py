@@ -407,20 +407,20 @@ class Router(Model):
         self._auditing = self.audits.on
         self._cascade.audits = self.audits if self.guard.watches else None
 
-    def remember(self, request_id: str, given: Any) -> None:
+    def remember(self, number: int, given: Any) -> None:
         """See `Model.remember`."""
         ticket: Ticket = given
         if ticket.status != 200 or not self.feedback.on:
             return
         slots = ticket.slots
         if len(slots) == 1:
-            self.feedback.remember_row(request_id, ticket.variants[0], self._said.of(slots[0]))
+            self.feedback.remember_row(number, ticket.variants[0], self._said.of(slots[0]))
         else:
-            self.feedback.remember(request_id, ticket.variants, [self._said.of(slot) for slot in slots])
+            self.feedback.remember(number, ticket.variants, [self._said.of(slot) for slot in slots])
 
-    def labelled(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
+    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
         """See `Model.labelled`."""
-        return self.feedback.take(request_id, labels)
+        return self.feedback.take(number, labels, client, self._now())
 
     def guarded(self) -> dict[str, Any]:
         """What the guard saw and did, the audits (their joules with the method), and late labels."""

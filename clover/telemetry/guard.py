@@ -81,10 +81,25 @@ def _feedback(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
         "Served accuracy by late labels, percent, with its 95 % interval",
         labels=("model", "part"),
     )
+    refused = CounterMetricFamily(
+        "clover_feedback_refused",
+        "Feedback requests that were refused: unknown (no answer of that id is remembered), unfit (the labels do not "
+        "fit the answer), or limited (one client sent too many)",
+        labels=("model", "reason"),
+    )
+    share = GaugeMetricFamily(
+        "clover_feedback_largest_share",
+        "Fraction of all labelled rows whose labels came from the one client that gave most",
+        labels=("model",),
+    )
     for name, told in found.items():
+        for reason, count in told["refused"].items():
+            refused.add_metric((name, reason), count)
+        if told["largest_share"] is not None:
+            share.add_metric((name,), told["largest_share"])
         for variant, by_labels in told["variants"].items():
             rows.add_metric((name, variant), by_labels["rows"])
         if told["estimate"] is not None:
             for part in ("low", "accuracy", "high"):
                 accuracy.add_metric((name, part), told["estimate"][part])
-    yield from (rows, accuracy)
+    yield from (rows, accuracy, refused, share)

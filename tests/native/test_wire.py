@@ -10,6 +10,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover._native import wire
+from tests.reference import wire as reference
 
 
 def test_what_fits_is_sent_whole(kernels: SimpleNamespace) -> None:
@@ -109,19 +114,84 @@ def test_a_text_that_json_has_to_write_otherwise(kernels: SimpleNamespace, odd: 
         assert kernels.wire.quoted(text) is None
 
 
+KEY = bytes(range(16))
+LOW, HIGH = int.from_bytes(KEY[:8], "little"), int.from_bytes(KEY[8:], "little")
+WORDS = st.integers(0, 2**64 - 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "digest"),
+    # Of the bytes 0, 1, 2 ...: the reference implementation's `vectors_sip64`, and (15 bytes) the paper's appendix A.
+    [
+        (0, "310e0edd47db6f72"),
+        (1, "fd67dc93c539f874"),
+        (7, "37d1018bf50002ab"),
+        (8, "6224939a79f5f593"),
+        (15, "e545be4961ca29a1"),
+    ],
+)
+def test_the_twin_is_siphash_2_4(size: int, digest: str) -> None:
+    assert reference.siphash_of(KEY, bytes(range(size))).to_bytes(8, "little").hex() == digest
+
+
+def test_the_published_vector_of_eight_bytes(kernels: SimpleNamespace) -> None:
+    number = int.from_bytes(range(8), "little")
+    assert kernels.wire.siphash(LOW, HIGH, number).to_bytes(8, "little").hex() == "6224939a79f5f593"
+
+
+@given(low=WORDS, high=WORDS, number=WORDS)
+def test_both_hash_alike(low: int, high: int, number: int) -> None:
+    assert wire.siphash(low, high, number) == reference.siphash(low, high, number)
+    text = wire.sealed(b"a-", number, low, high)
+    assert text == reference.sealed(b"a-", number, low, high)
+    assert wire.unsealed(b"a-", text, low, high) == number
+
+
 @pytest.mark.parametrize("number", [0, 9, 10, 15, 16, 255, 256, 0xABCDEF, 2**32, 2**64 - 1])
-def test_a_number_after_a_prefix(kernels: SimpleNamespace, number: int) -> None:
+def test_a_number_after_a_prefix_and_before_its_tag(kernels: SimpleNamespace, number: int) -> None:
     for prefix in (b"", b"a-", b"\0\xff"):
-        assert kernels.wire.numbered(prefix, number) == prefix + f"{number:x}".encode()
+        text = kernels.wire.sealed(prefix, number, LOW, HIGH)
+        assert text == prefix + f"{number:x}-{kernels.wire.siphash(LOW, HIGH, number):016x}".encode()
+        assert kernels.wire.unsealed(prefix, text, LOW, HIGH) == number
+
+
+def test_a_seal_that_is_none(kernels: SimpleNamespace) -> None:
+    unsealed = kernels.wire.unsealed
+    text = kernels.wire.sealed(b"a-", 0x1F, LOW, HIGH)
+    assert unsealed(b"a-", text, LOW, HIGH) == 0x1F
+    assert unsealed(b"a-", text, LOW ^ 1, HIGH) is None
+    assert unsealed(b"a-", text, LOW, HIGH ^ 1) is None
+    assert unsealed(b"b-", text, LOW, HIGH) is None
+    tag = text[-16:]
+    others = [b"", b"a-", b"a-1f", b"a-1f-", text[1:], text[:-1], text + b"0", b" " + text, text.upper()]
+    others += [b"a-01f-" + tag, b"a--" + tag, b"a-1e-" + tag, b"a-1g-" + tag, b"a-+1f-" + tag, b"a-1f_" + tag]
+    others += [b"a-" + b"0" * 15 + b"1f-" + tag, b"a-1f-" + tag[:-1] + b"g", b"a-1f-\0" + tag[1:]]
+    for other in others:
+        assert unsealed(b"a-", other, LOW, HIGH) is None, other
+    for at in range(len(text)):
+        for bit in range(8):
+            changed = text[:at] + bytes([text[at] ^ 1 << bit]) + text[at + 1 :]
+            assert unsealed(b"a-", changed, LOW, HIGH) is None, changed
+
+
+@given(text=st.binary(max_size=40) | st.text("0123456789abcdef-", max_size=40).map(str.encode))
+def test_both_refuse_alike(text: bytes) -> None:
+    for prefix in (b"", b"a-"):
+        given_ = prefix + text
+        assert wire.unsealed(prefix, given_, LOW, HIGH) == reference.unsealed(prefix, given_, LOW, HIGH)
 
 
 def test_numbers_that_are_none(kernels: SimpleNamespace) -> None:
     for wrong in (None, "a", bytearray(b"a")):
         with pytest.raises(TypeError):
-            kernels.wire.numbered(wrong, 1)
+            kernels.wire.sealed(wrong, 1, 0, 0)
+        with pytest.raises(TypeError):
+            kernels.wire.unsealed(wrong, b"", 0, 0)
+        with pytest.raises(TypeError):
+            kernels.wire.unsealed(b"", wrong, 0, 0)
     for wrong in (-1, 1 << 64):
         with pytest.raises(OverflowError):
-            kernels.wire.numbered(b"", wrong)
+            kernels.wire.sealed(b"", wrong, 0, 0)
 
 
 def test_the_clock_is_the_one_of_python(kernels: SimpleNamespace) -> None:

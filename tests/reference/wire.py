@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 
@@ -52,13 +53,60 @@ def quoted(text: str) -> bytes | None:
     return found.encode() if found == f'"{text}"' and "\x7f" not in text else None
 
 
-def numbered(prefix: bytes, number: int) -> bytes:
-    """`prefix` and `number` in hexadecimal."""
+def siphash_of(key: bytes, data: bytes) -> int:
+    """SipHash-2-4 of any bytes, as the paper has it."""
+    low, high = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
+    v = [low ^ 0x736F6D6570736575, high ^ 0x646F72616E646F6D, low ^ 0x6C7967656E657261, high ^ 0x7465646279746573]
+    padded = data + bytes(7 - len(data) % 8) + bytes([len(data) % 256])
+    for at in range(0, len(padded), 8):
+        word = int.from_bytes(padded[at : at + 8], "little")
+        v[3] ^= word
+        _rounds(v, 2)
+        v[0] ^= word
+    v[2] ^= 0xFF
+    _rounds(v, 4)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+def _rounds(v: list[int], count: int) -> None:
+    def rotated(word: int, bits: int) -> int:
+        return (word << bits | word >> (64 - bits)) % 2**64
+
+    for _ in range(count):
+        v[0] = (v[0] + v[1]) % 2**64
+        v[1] = rotated(v[1], 13) ^ v[0]
+        v[0] = rotated(v[0], 32)
+        v[2] = (v[2] + v[3]) % 2**64
+        v[3] = rotated(v[3], 16) ^ v[2]
+        v[0] = (v[0] + v[3]) % 2**64
+        v[3] = rotated(v[3], 21) ^ v[0]
+        v[2] = (v[2] + v[1]) % 2**64
+        v[1] = rotated(v[1], 17) ^ v[2]
+        v[2] = rotated(v[2], 32)
+
+
+def siphash(low: int, high: int, number: int) -> int:
+    """SipHash-2-4 of a number of 64 bits, under a key in two halves."""
+    key = low.to_bytes(8, "little") + high.to_bytes(8, "little")
+    return siphash_of(key, number.to_bytes(8, "little"))
+
+
+def sealed(prefix: bytes, number: int, low: int, high: int) -> bytes:
+    """`prefix`, `number` and its tag."""
     if type(prefix) is not bytes:
         raise TypeError("no bytes")
-    if not 0 <= number < 1 << 64:
-        raise OverflowError("more than 64 bits")
-    return b"%b%x" % (prefix, number)
+    return b"%b%x-%016x" % (prefix, number, siphash(low, high, number))
+
+
+def unsealed(prefix: bytes, text: bytes, low: int, high: int) -> int | None:
+    """The number in `text`, if `sealed` made it."""
+    if type(prefix) is not bytes or type(text) is not bytes:
+        raise TypeError("no bytes")
+    found = re.fullmatch(re.escape(prefix) + rb"(0|[1-9a-f][0-9a-f]{0,15})-([0-9a-f]{16})", text)
+    if found is None:
+        return None
+    number, tag = int(found[1], 16), int(found[2], 16)
+    return number if siphash(low, high, number) == tag else None
 
 
 def monotonic_ns() -> int:

@@ -87,7 +87,8 @@ class FakeModel(Model):
         self.open_tickets = 0
         self.refusal: RequestError | None = None
         self.submit_refusal: RequestError | None = None
-        self.remembered: dict[str, int] = {}
+        self.remembered: dict[int, int] = {}
+        self.labellers: list[str] = []
 
     def open(self, rows: int) -> FakeTicket:
         if self.refusal is not None:
@@ -168,16 +169,19 @@ class FakeModel(Model):
     def receipt(self, ticket: FakeTicket) -> Receipt:
         return RECEIPT
 
-    def remember(self, request_id: str, ticket: FakeTicket) -> None:
-        self.remembered[request_id] = ticket.rows
+    def remember(self, number: int, ticket: FakeTicket) -> None:
+        assert number not in self.remembered, "a number is one request's"
+        self.remembered[number] = ticket.rows
 
-    def labelled(self, request_id: str, labels: Sequence[Any]) -> dict[str, Any]:
-        rows = self.remembered.pop(request_id, None)
+    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+        self.labellers.append(client)
+        rows = self.remembered.get(number)
         if rows is None:
             raise NotFound("no answer of that id is remembered")
         if rows != len(labels):
             raise BadRequest(f"that request had {rows} rows, and {len(labels)} labels were given")
-        return {"id": request_id, "rows": rows, "right": rows, "estimate": None}
+        del self.remembered[number]
+        return {"rows": rows, "right": rows, "estimate": None}
 
     def close(self, ticket: FakeTicket) -> None:
         ticket.closed += 1

@@ -464,13 +464,16 @@ def test_a_guard_that_acts_stands_in_the_state(server: Any, capsys: pytest.Captu
         "why": "answers of small agree less",
         "missing": "",
         "audits": {"share": 0.02, "answered": 40, "free": 2},
-        "feedback": {"estimate": {"accuracy": 91.0, "low": 88.0, "high": 93.5, "rows": 200}},
+        "feedback": {
+            "estimate": {"accuracy": 91.0, "low": 88.0, "high": 93.5, "rows": 200},
+            "largest_share": 0.5,
+        },
     }
     server.answer = (200, {"mode": "active", "policy": "objective", "models": {"m": {"guard": guard}}})
     assert ctl(server, "state") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "guard ASIDE: answers of small agree less; 2.00% of rows audited, 42 so far" in text
-    assert "labels 91.00 % right (88.00 .. 93.50) of 200 rows by feedback" in text
+    assert "labels 91.00 % right (88.00 .. 93.50) of 200 rows by feedback, 50% from one client" in text
     server.answer = (200, {"models": {"m": {"guard": {"watches": False, "missing": "an old profile"}}}})
     assert ctl(server, "state") == 0
     assert "watches nothing: an old profile" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import orjson
 import pytest
@@ -437,6 +438,7 @@ def test_request_ids() -> None:
     assert d.get("/v2", "X-Request-Id: abc-1").fields["x-request-id"] == "abc-1"
     made = {d.get("/v2").fields["x-request-id"] for _ in range(10)}
     assert len(made) == 10
+    assert all(re.fullmatch("[0-9a-f]{12}-[0-9a-f]+-[0-9a-f]{16}", one) for one in made)
     for bad in ("a b", "x" * 129, "\xe9"):
         assert d.get("/v2", f"X-Request-Id: {bad}").fields["x-request-id"] != bad
 

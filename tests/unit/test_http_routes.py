@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from clover.config import ListenConfig
 from clover.errors import BadRequest, ConfigError, PlanError, Unavailable, WorkerError
 from clover.http.trust import Trust, binds_loopback
-from tests.unit.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, family, request, tensor
+from tests.unit.http_fakes import Answer, Driver, FakeModel, FakeView, echo_body, echo_family, family, request, tensor
 
 
 def driver(**listen: Any) -> Driver:
@@ -241,42 +242,140 @@ def test_commands() -> None:
 # --- late labels ------------------------------------------------------------------------------------------------------
 
 
-def test_labels_come_by_the_id_that_the_answer_carried() -> None:
+FEEDBACK = "/v2/models/echo/feedback"
+
+
+def own_id(answer: Answer) -> str:
+    """The id that an answer's receipt carries, where the client named the request itself."""
+    found = re.search(r', feedback="([0-9a-f-]+)"$', answer.fields["clover-receipt"])
+    assert found is not None
+    return found[1]
+
+
+def test_labels_come_by_the_id_that_the_server_made() -> None:
     d = driver()
-    assert d.post("/v2/models/echo/infer", {**echo_body(), "id": "mine"}).json()["id"] == "mine"
-    answer = d.post("/v2/models/echo/feedback", {"id": "mine", "labels": [1]})
-    assert (answer.status, answer.json()["right"]) == (200, 1)
-    given = d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
-    assert d.post("/v2/models/echo/versions/1/feedback", {"id": given, "labels": [1]}).status == 200
-    assert d.post("/v2/models/echo/infer", echo_body(), "X-Request-Id: theirs").status == 200
-    assert d.post("/v2/models/echo/feedback", {"id": "theirs", "labels": [1]}).status == 200
+    answer = d.post("/v2/models/echo/infer", {**echo_body(), "id": "mine"})
+    made = answer.fields["x-request-id"]
+    assert "feedback" not in answer.fields["clover-receipt"], "x-request-id says it"
+    told = d.post("/v2/models/echo/versions/1/feedback", {"id": made, "labels": [1]})
+    assert (told.status, told.json()) == (200, {"id": made, "rows": 1, "right": 1, "estimate": None})
+    assert d.post(FEEDBACK, {"id": made, "labels": [1]}).status == 404, "once"
+
+
+def test_who_names_a_request_finds_the_id_for_labels_in_its_receipt() -> None:
+    d = driver()
+    answer = d.post("/v2/models/echo/infer", {**echo_body(), "id": "mine"}, "X-Request-Id: theirs")
+    assert answer.fields["x-request-id"] == "theirs"
+    for guessed in ("theirs", "mine"):
+        assert d.post(FEEDBACK, {"id": guessed, "labels": [1]}).status == 404
+    assert d.post(FEEDBACK, {"id": own_id(answer), "labels": [1]}).status == 200
+
+
+def test_a_receipt_in_json_has_the_id_for_labels() -> None:
+    d = driver()
+    asked = echo_body(parameters={"clover_receipt": True})
+    answer = d.post("/v2/models/echo/infer", asked)
+    shown = answer.json()["parameters"]["clover_receipt"]["feedback"]
+    assert shown == answer.fields["x-request-id"]
+    assert d.post(FEEDBACK, {"id": shown, "labels": [1]}).status == 200
+    answer = d.post("/v2/models/echo/infer", asked, "X-Request-Id: theirs")
+    shown = answer.json()["parameters"]["clover_receipt"]["feedback"]
+    assert shown == own_id(answer)
+    assert d.post(FEEDBACK, {"id": shown, "labels": [1]}).status == 200
+
+
+def test_nobody_counts_on_from_an_own_id_to_those_of_others() -> None:
+    d = driver()
+    mine = d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
+    others = [d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"] for _ in range(100)]
+    prefix, number, tag = mine.split("-")
+    texts = set()
+    for ahead in range(1, 101):
+        there = f"{int(number, 16) + ahead:x}"
+        assert others[ahead - 1].startswith(f"{prefix}-{there}-")
+        guesses = [f"{prefix}-{there}", there, there * 99]
+        guesses += [f"{prefix}-{there}-{end}" for end in (tag, "0" * 16, f"{int(tag, 16) + ahead & 2**64 - 1:016x}")]
+        for guess in guesses:
+            refused = d.post(FEEDBACK, {"id": guess, "labels": [0]})
+            assert refused.status == 404
+            texts.add(refused.body)
+    assert len(texts) == 1, "what is wrong about a guess is not told"
+    assert all(d.post(FEEDBACK, {"id": other, "labels": [1]}).status == 200 for other in others)
+    texts.add(d.post(FEEDBACK, {"id": mine, "labels": [1, 2]}).body)
+    assert len(texts) == 2, "who has the id is told what was wrong"
+
+
+def test_a_name_that_somebody_else_was_given_takes_nothing_from_them() -> None:
+    d = driver()
+    made = d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
+    stolen = d.post("/v2/models/echo/infer", {**echo_body(*range(8)), "id": made}, f"X-Request-Id: {made}")
+    assert stolen.fields["x-request-id"] == made
+    assert d.post(FEEDBACK, {"id": made, "labels": [1]}).json()["rows"] == 1
+    assert d.post(FEEDBACK, {"id": own_id(stolen), "labels": [1, 1]}).json()["rows"] == 2
 
 
 def test_an_id_that_is_not_remembered_is_told_so() -> None:
-    answer = driver().post("/v2/models/echo/feedback", {"id": "never", "labels": [1]})
+    answer = driver().post(FEEDBACK, {"id": "never", "labels": [1]})
     assert answer.status == 404
     assert answer.json() == {"error": "no answer of that id is remembered"}
     assert driver().post("/v2/models/other/feedback", {"id": "never", "labels": [1]}).status == 404
+    other = driver().post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
+    assert driver().post(FEEDBACK, {"id": other, "labels": [1]}).status == 404, "of another server, or before a restart"
 
 
 @pytest.mark.parametrize(
     "body",
     [b"{", [], {}, {"id": "x"}, {"labels": [1]}, {"id": 1, "labels": [1]}, {"id": "", "labels": [1]},
      {"id": "x", "labels": []}, {"id": "x", "labels": 1}, {"id": "x", "labels": [1], "more": 1},
-     {"id": "x", "labels": [1, 2]}],
+     {"id": "x", "labels": [1, 2]}, {"id": "x", "labels": [[]]}, {"id": "x", "labels": [{}]},
+     {"id": "x", "labels": [True]}, b'{"id":"\\ud800","labels":[1]}', b'{"id":"\xff","labels":[1]}', b"",
+     b'{"id":"x","labels":[' + b"[" * 60_000],
 )  # fmt: skip
 def test_feedback_that_makes_no_sense_is_refused(body: Any) -> None:
     d = driver()
-    assert d.post("/v2/models/echo/infer", {**echo_body(), "id": "x"}).status == 200
-    assert d.post("/v2/models/echo/feedback", body).status == 400
+    made = d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
+    if isinstance(body, dict) and body.get("id") == "x":
+        body["id"] = made
+    assert d.post(FEEDBACK, body).status == 400
 
 
 def test_who_may_infer_may_give_labels_but_no_foreign_page() -> None:
     d = driver(peer=("192.0.2.1", 1))
-    assert d.post("/v2/models/echo/infer", {**echo_body(), "id": "x"}).status == 200
-    foreign = d.post("/v2/models/echo/feedback", {"id": "x", "labels": [1]}, "Origin: http://evil.example")
+    made = d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
+    foreign = d.post(FEEDBACK, {"id": made, "labels": [1]}, "Origin: http://evil.example")
     assert foreign.status == 403
-    assert d.post("/v2/models/echo/feedback", {"id": "x", "labels": [1]}).status == 200
+    assert d.post(FEEDBACK, {"id": made, "labels": [1]}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "client"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("fe80::1%eth0", "fe80::"),
+    ],
+)
+def test_labels_are_counted_by_address(peer: str, client: str) -> None:
+    d = driver(peer=(peer, 1))
+    made = d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
+    assert d.post(FEEDBACK, {"id": made, "labels": [1]}).status == 200
+    model = d.view.by_name["echo"]
+    assert model.labellers == [client]
+
+
+def test_labels_without_end_are_refused_before_they_are_read() -> None:
+    d = driver()
+    made = d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
+    many = b'{"id":"%b","labels":[0%b]}' % (made.encode(), b",0" * 10**7)
+    answer = d.post(FEEDBACK, many)
+    assert (answer.status, answer.json()) == (413, {"error": "a body that is no inference has at most 65536 bytes"})
+    packed = gzip.compress(many)
+    assert len(packed) < 1 << 16
+    assert d.post(FEEDBACK, packed, "Content-Encoding: gzip").status == 413
+    for path in ("/v2/repository/index", "/v2/clover/pin", "/v2/repository/models/echo/load"):
+        assert d.post(path, b'{"a":[0%b]}' % (b",0" * 10**6)).status == 413
+    assert d.post(FEEDBACK, {"id": made, "labels": [1]}).status == 200
 
 
 # --- trust ------------------------------------------------------------------------------------------------------------

@@ -44,6 +44,8 @@ GUARDED = {
     "feedback": {
         "estimate": {"accuracy": 90.0, "low": 80.0, "high": 95.0, "rows": 50, "source": "feedback"},
         "variants": {"small": {"accuracy": 90.0, "low": 80.0, "high": 95.0, "rows": 50, "source": "feedback"}},
+        "largest_share": 0.75,
+        "refused": {"unknown": 3, "unfit": 0, "limited": 7},
     },
 }
 
@@ -237,3 +239,5 @@ def test_what_watches_over_answers_is_told() -> None:
     assert found["clover_audit_lowest_share", (model,)] == 0.001
     assert found["clover_accuracy_feedback", (model, ("part", "low"))] == 80.0
     assert found["clover_feedback_rows_total", small] == 50.0
+    assert found["clover_feedback_refused_total", (model, ("reason", "limited"))] == 7.0
+    assert found["clover_feedback_largest_share", (model,)] == 0.75
