@@ -43,7 +43,8 @@ class Head:
 
     `host` is that of the target, which is in the Host field or, where `absolute`, in the request line; empty in an
     HTTP/1.0 request without either.  `authority` is the same with its port.  `refusal` is an answer fixed by the head
-    alone (status, text, further header lines); `authorised` says whether it carries the token; `json_length` is -1 where absent; `route` is where the routes keep what they found for the path, and `endpoint` the
+    alone (status, text, further header lines); `authorised` says whether it carries the token; `json_length` is -1
+    where absent; `route` is where the routes keep what they found for the path, and `endpoint` the
     `InferEndpoint` of a request that is nothing but inference.
     """
 

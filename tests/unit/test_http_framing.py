@@ -160,7 +160,7 @@ def test_accepted(case: str) -> None:
 
 
 OURS = st.sampled_from(["localhost", "LocalHost", "127.0.0.1", "[::1]", "localhost:8080", "127.0.0.1:1"])
-THEIRS = st.sampled_from(["evil.example", "localhost.evil.example", "192.0.2.7", "[2001:db8::1]:80", "127.0.0.1.nip.io"])
+THEIRS = st.sampled_from(["evil.example", "localhost.evil.example", "192.0.2.7", "[2001:db8::1]:80", "127.0.0.1.x"])
 
 
 @given(
@@ -202,7 +202,8 @@ def test_without_a_host_the_other_rules_hold() -> None:
     view = FakeView(FakeModel(echo_family()))
     assert Driver(view, peer=("192.0.2.1", 1)).send(bare + b"\r\n")[0].status == 403
     assert Driver(view, listen=ListenConfig(token="t")).send(bare + b"\r\n")[0].status == 401
-    assert Driver(view, listen=ListenConfig(host="0.0.0.0", token="t")).send(b"GET /v2 HTTP/1.0\r\n\r\n")[0].status == 401
+    everywhere = ListenConfig(host="0.0.0.0", token="t")
+    assert Driver(view, listen=everywhere).send(b"GET /v2 HTTP/1.0\r\n\r\n")[0].status == 401
     d = Driver(view)
     (answer,) = d.send(bare + b"\r\n" + b"GET /v2 HTTP/1.0\r\n\r\n")
     assert (answer.status, answer.fields["connection"]) == (200, "close")
