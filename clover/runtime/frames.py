@@ -8,7 +8,7 @@ is too short would drop the rest without a word, so MSG_CTRUNC is an error, and 
     server -> zygote   SPAWN (order; six descriptors)   STOP
     zygote -> spare    SPAWN (the same)
     zygote -> server   HELLO (once)   SPAWNED (pid; a pidfd)   REFUSED (reason)   EXITED (pid, status)
-    worker -> server   STATE (loading, warming, ready, failed)
+    worker -> server   STATE (loading, warming, ready, failed)   END_ASKED
     server -> worker   EXIT
 """
 
@@ -38,6 +38,7 @@ class Kind(IntEnum):
     STOP = 6
     STATE = 7
     EXIT = 8
+    END_ASKED = 9
 
 
 MAX_PAYLOAD_BYTES = 128 << 10
@@ -147,6 +148,10 @@ class Exit(Record, frozen=True, kw_only=True):
     """End when idle: a worker answers what is in its ring first."""
 
 
+class EndAsked(Record, frozen=True, kw_only=True):
+    """Somebody other than the server asked a worker to end; it serves on until the server says EXIT."""
+
+
 class WorkerState(Record, frozen=True, kw_only=True):
     """What a worker is doing.  `text` is the reason of "failed", `device_lost` that its GPU is gone and no batch is to
     blame; the durations are filled as they become known.  A worker on an emulated slice says "ready" again when batches
@@ -171,6 +176,7 @@ _KINDS: dict[type[Record], Kind] = {
     Stop: Kind.STOP,
     WorkerState: Kind.STATE,
     Exit: Kind.EXIT,
+    EndAsked: Kind.END_ASKED,
 }
 
 

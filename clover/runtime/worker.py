@@ -11,8 +11,9 @@ It dies with the server in any state, mid-batch included: its lifeline is a pipe
 the kernel is asked to send SIGKILL when that pipe hangs up.  (PR_SET_PDEATHSIG would follow the zygote's life instead,
 and a zygote that dies should not take down workers that serve.)  The end of the control socket ends it as well.
 
-SIGINT, SIGTERM and SIGHUP are ignored: a terminal or a service manager sends them to the whole group, while the server
-still wants its answers; workers end by frame, by the server's end, or by SIGKILL.
+Workers end by frame, by the server's end, or by SIGKILL: a terminal or a service manager signals the whole group, while
+the server still wants its answers.  So SIGINT and SIGHUP are ignored; SIGTERM is passed on to the server, which drains
+this worker once another is in its place, unless it is stopping itself.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from clover import backends
 from clover._native.ring import RING_BYTES, Ring
@@ -65,6 +67,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
     control = socket.socket(fileno=control_fd)
     try:
         _tie_to_server(lifeline)
+        _pass_on_sigterm(control)
         everywhere = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, order.cores)
@@ -121,6 +124,25 @@ def _tie_to_server(lifeline: int) -> None:
     poller.register(own, 0)
     if poller.poll(0):
         raise ParentGone  # it hung up before we asked
+
+
+def _pass_on_sigterm(control: socket.socket) -> None:
+    """From the first SIGTERM on, have the server know that somebody asked this process to end."""
+    own = os.getpid()
+    told = False
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if os.getpid() != own:  # a child that the model forked: no worker
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif not told:
+            told = True
+            with contextlib.suppress(OSError):  # the server is gone: so will this process be
+                frames.send(control, frames.EndAsked())
+
+    signal.signal(signal.SIGTERM, asked)
+    signal.siginterrupt(signal.SIGTERM, False)  # what a model waits for in C goes on
 
 
 def _yield(order: frames.WorkerOrder) -> None:

@@ -82,6 +82,8 @@ class Worker:
         self._failure = ""
         self._on_death: Callable[[Worker, str], None] | None = None
         self._undelivered = ""
+        self._on_end_asked: Callable[[Worker], None] | None = None
+        self._end_asked = False
 
     def __repr__(self) -> str:
         return f"<Worker {self.pid} {self.order.family.name}/{self.order.variant} {self.state}>"
@@ -166,6 +168,26 @@ class Worker:
             self._on_death, self._undelivered = None, ""
             callback(self, reason)
 
+    @property
+    def on_end_asked(self) -> Callable[[Worker], None] | None:
+        """Called once on the loop when somebody else asked it to end (SIGTERM); it serves on until `request_exit`.
+
+        Set after that, it is called on the loop's next turn.
+        """
+        return self._on_end_asked
+
+    @on_end_asked.setter
+    def on_end_asked(self, callback: Callable[[Worker], None] | None) -> None:
+        self._on_end_asked = callback
+        if callback is not None and self._end_asked:
+            assert self._loop is not None
+            self._loop.call_soon(self._deliver_end_asked)
+
+    def _deliver_end_asked(self) -> None:
+        callback, self._on_end_asked = self._on_end_asked, None
+        if callback is not None:
+            callback(self)
+
     # --- hearing from it ---
 
     def _readable(self) -> None:
@@ -174,9 +196,13 @@ class Worker:
             frame = frames.receive(self._control)
             if frame is not None:
                 kind, payload, _ = frame
-                if kind is not frames.Kind.STATE:
+                if kind is frames.Kind.STATE:
+                    self._says(frames.decode(payload, frames.WorkerState))
+                elif kind is frames.Kind.END_ASKED:
+                    self._end_asked = True
+                    self._deliver_end_asked()
+                else:
                     raise WorkerError(f"it sent {kind.name}")
-                self._says(frames.decode(payload, frames.WorkerState))
                 return
         except BlockingIOError:
             return

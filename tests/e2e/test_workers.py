@@ -452,7 +452,7 @@ def test_the_next_worker_is_forked_before_it_is_ordered():
                 # Its death is heard like that of any worker.
                 died = asyncio.get_running_loop().create_future()
                 workers[1].on_death = lambda worker, reason: died.set_result(reason)
-                os.kill(workers[1].pid, signal.SIGTERM)  # ignored
+                os.kill(workers[1].pid, signal.SIGTERM)  # for the server to decide
                 os.kill(workers[1].pid, signal.SIGKILL)
                 assert await asyncio.wait_for(died, 5) == "killed by SIGKILL"
                 assert gone(workers[1].pid)
