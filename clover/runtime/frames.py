@@ -5,7 +5,7 @@ unknown fields refused.  Packets keep their boundaries, so nothing has to be rea
 error.  Descriptors travel beside a frame by SCM_RIGHTS.  The receiver says how many it expects: a control buffer that
 is too short would drop the rest without a word, so MSG_CTRUNC is an error, and what arrives is close-on-exec.
 
-    server -> zygote   SPAWN (order; six descriptors)   STOP
+    server -> zygote   SPAWN (order; seven descriptors)   STOP
     zygote -> spare    SPAWN (the same)
     zygote -> server   HELLO (once)   SPAWNED (pid; a pidfd)   REFUSED (reason)   EXITED (pid, status)
     worker -> server   STATE (loading, warming, ready, failed)   END_ASKED
@@ -44,8 +44,8 @@ class Kind(IntEnum):
 MAX_PAYLOAD_BYTES = 128 << 10
 """Largest payload; a packet has to fit a socket's buffer."""
 
-SPAWN_FDS = 6
-"""Descriptors beside SPAWN, in this order: control socket, slab, ring, doorbell, completions, lifeline."""
+SPAWN_FDS = 7
+"""Descriptors beside SPAWN, in this order: control socket, slab, ring, doorbell, completions, lifeline, output."""
 
 _HEADER = struct.Struct("<IHHI")
 _MAGIC = 0x46564C43  # "CLVF" in memory order

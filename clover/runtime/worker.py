@@ -23,6 +23,7 @@ import ctypes
 import faulthandler
 import fcntl
 import gc
+import io
 import logging
 import math
 import os
@@ -30,6 +31,7 @@ import resource
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +65,8 @@ _REASON_CHARS = 2000
 def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
     """Run a worker in this (forked) process; its exit status.  Takes over `fds` (see `frames.SPAWN_FDS`)."""
     order = spawn.order
-    control_fd, slab_fd, ring_fd, doorbell, completions, lifeline = fds
+    control_fd, slab_fd, ring_fd, doorbell, completions, lifeline, output = fds
+    _print_to(output)
     control = socket.socket(fileno=control_fd)
     try:
         _tie_to_server(lifeline)
@@ -124,6 +127,15 @@ def _tie_to_server(lifeline: int) -> None:
     poller.register(own, 0)
     if poller.poll(0):
         raise ParentGone  # it hung up before we asked
+
+
+def _print_to(output: int) -> None:
+    """From here on, what this process prints goes to the server (`runtime.output`), line by line."""
+    for fd in (1, 2):
+        os.dup2(output, fd)
+    os.close(output)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # or its last words would be lost when it is killed
 
 
 def _pass_on_sigterm(control: socket.socket) -> None:

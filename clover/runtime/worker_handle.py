@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from clover._native.ring import Ring
 from clover.errors import WorkerError
 from clover.runtime import frames
+from clover.runtime.output import WorkerOutput
 
 _log = logging.getLogger("clover.pool")
 
@@ -53,6 +54,7 @@ class Worker:
         control: socket.socket,
         doorbell: int,
         pidfd: int,
+        output: WorkerOutput,
         started_at_ns: int,
         pool: Owner,
     ) -> None:
@@ -72,6 +74,7 @@ class Worker:
         self._control = control
         self._doorbell = doorbell
         self._pidfd = pidfd
+        self._output = output
         self._pool = pool
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -94,6 +97,7 @@ class Worker:
         self._ready = loop.create_future()
         loop.add_reader(self._control.fileno(), self._readable)
         loop.add_reader(self._pidfd, self._died)
+        self._output.bind(loop)
 
     async def until_ready(self, within_s: float) -> None:
         """Wait until it is ready; raises WorkerError where it failed, died or takes longer."""
@@ -264,6 +268,7 @@ class Worker:
                     self._says(frames.decode(frame[1], frames.WorkerState))
         self.state = "dead"
         self._control.close()
+        self._output.close()
         os.close(self._doorbell)
         os.close(self._pidfd)
         self._pool.forget(self)

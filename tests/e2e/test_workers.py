@@ -594,7 +594,7 @@ def test_a_thread_between_forks_is_noticed():
         stack.callback(ours.close)
         stack.callback(theirs.close)
         stack.enter_context(pytest.MonkeyPatch.context()).setattr(zygote, "thread_count", lambda: 3)
-        pipes = [fd for _ in range(3) for fd in os.pipe()]
+        pipes = [os.open(os.devnull, os.O_RDWR) for _ in range(frames.SPAWN_FDS)]
         frames.send(ours, frames.Spawn(token=7, slots=4, order=order(spec)), tuple(pipes))
         frames.close_all(pipes)
         frames.send(ours, frames.Stop())
