@@ -5,6 +5,7 @@ cdef class Head:
     cdef public int minor
     cdef public str host
     cdef public bytes authority
+    cdef public bint absolute
     cdef public object length
     cdef public bint chunked
     cdef public bint keep_alive

@@ -41,13 +41,15 @@ class MalformedError(Exception):
 class Head:
     """One parsed head.  `length` is the declared body size (0 without a body, unless `chunked`).
 
-    `refusal` is an answer fixed by the head alone (status, text, further
-    header lines); `authorised` says whether it carries the token;
-    `json_length` is -1 where absent; `route` is where the routes keep what they found for the path, and `endpoint` the
+    `host` is that of the target, which is in the Host field or, where `absolute`, in the request line; empty in an
+    HTTP/1.0 request without either.  `authority` is the same with its port.  `refusal` is an answer fixed by the head
+    alone (status, text, further header lines); `authorised` says whether it carries the token; `json_length` is -1
+    where absent; `route` is where the routes keep what they found for the path, and `endpoint` the
     `InferEndpoint` of a request that is nothing but inference.
     """
 
     __slots__ = (
+        "absolute",
         "accept",
         "authorised",
         "authority",
@@ -77,6 +79,7 @@ class Head:
         self.minor = 1
         self.host = ""
         self.authority = b""
+        self.absolute = False
         self.length = 0
         self.chunked = False
         self.keep_alive = False
@@ -105,11 +108,11 @@ class _Fields:
         self.pairs.append((name.lower(), value.strip(b" \t")))
 
 
-def split_authority(authority: bytes) -> str:
+def split_authority(authority: bytes, where: str = "Host field") -> str:
     """The host of `host[:port]` in lower case, IPv6 without brackets; raises MalformedError (400)."""
     match = _AUTHORITY.match(authority)
     if match is None or (match[3] is not None and int(match[3]) > 65535):
-        raise MalformedError(400, "the Host field is not valid")
+        raise MalformedError(400, f"the {where} is not valid")
     return (match[1] or match[2]).decode("ascii").lower()
 
 
@@ -210,13 +213,15 @@ def _interpret(head: Head, pairs: list[tuple[bytes, bytes]], authority: bytes | 
             value = seen[name] + b", " + value
         seen[name] = value
     host = seen.get(b"host")
-    if host is None:
+    if host is not None:
+        head.host = split_authority(host)
+        head.authority = host.lower()
+    elif head.minor == 1:  # HTTP/1.0 had no such field yet
         raise MalformedError(400, "the Host field is missing")
-    head.host = split_authority(host)
-    head.authority = host.lower()
-    if authority is not None:
-        head.host = split_authority(authority)
+    if authority is not None:  # RFC 9112 3.2.2: it counts instead of the Host field, which has to be valid all the same
+        head.host = split_authority(authority, "request target")
         head.authority = authority.lower()
+        head.absolute = True
     transfer, length = seen.get(b"transfer-encoding"), seen.get(b"content-length")
     if transfer is not None:
         if length is not None:

@@ -19,6 +19,7 @@ ERROR_TEXTS = {
     414: "the request line is too long",
     415: "the content coding is not gzip or deflate",
     417: "an expectation that is not met",
+    421: "the request line names a host that is not served here",
     429: "the queue is full, or one client gives too many labels",
     431: "the head is too large",
     500: "a fault of the server or the model",

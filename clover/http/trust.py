@@ -86,13 +86,28 @@ class Trust:
             )
 
     def judge(self, head: Head) -> None:
-        """Set `authorised`, and refuse a foreign Host or, on an open bind, a call without the token."""
+        """Set `authorised`, and refuse a foreign host or, on an open bind, a call without the token."""
         if self._token:
             head.authorised = hmac.compare_digest(head.bearer, self._token)
-        if not self._accepts_host(head.host):
-            head.refusal = (403, "this Host is not served here; list it in listen.allowed_hosts", b"")
+        misplaced = self._misplaced(head)
+        if misplaced is not None:
+            head.refusal = misplaced
         elif self._needs_token and not head.authorised:
             head.refusal = (401, "a valid bearer token is needed", _CHALLENGE)
+
+    def _misplaced(self, head: Head) -> tuple[int, str, bytes] | None:
+        """Return the refusal of a request that is meant for another host, or may be; None if it is meant for us."""
+        if not head.host:
+            # HTTP/1.0 without a Host.  No browser sends that, so no page can have chosen the name it came under; but
+            # if a proxy made it of a browser's request, nothing is left to hold the Origin against.
+            if head.origin is None:
+                return None
+            return 403, "a request with an Origin needs a Host", b""
+        if self._accepts_host(head.host):
+            return None
+        if head.absolute:
+            return 421, "the host of the request target is not served here; list it in listen.allowed_hosts", b""
+        return 403, "this Host is not served here; list it in listen.allowed_hosts", b""
 
     def _accepts_host(self, host: str) -> bool:
         if host in self._hosts:

@@ -6,6 +6,9 @@ here ever gives up.  Once a worker has been well for 30 s its next death counts 
 nothing for `silent_s` while it holds a batch, or that breaks the protocol of its ring, is killed and replaced alike.
 While a routed member is restarted for the first few times, rows wait for it rather than being refused.
 
+A worker that was asked to end by others (SIGTERM) serves on until another one of its member is ready, then is drained:
+no row is lost by it and nothing counts as a failure.  If no other starts beside it, it goes first.
+
 Rows of a worker that must die are queued again only when it is dead, not when it is told to: until then it may still
 write into their slots.
 
@@ -22,95 +25,29 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from clover.accounting import Account, WorkerMeter
 from clover.errors import CloverError, PlanError, WorkerError
 from clover.runtime.lanes import Entry
-from clover.runtime.links import RingLike, WorkerHandle
+from clover.runtime.links import WorkerHandle
+from clover.runtime.members import FleetWorker, Member, Reserve
 from clover.runtime.relief import Standby
 from clover.runtime.router import Router
 from clover.types import Assignment, Routing
 
 log = logging.getLogger("clover.fleet")
 
-FIRST_BACKOFF_S = 0.1
-LONGEST_BACKOFF_S = 10.0
 WELL_AFTER_S = 30.0
+REPLACED_AFTER_S = 0.2
+"""Seconds that a worker which was asked to end goes on before another is started.  Who asks a whole group asks the
+server too, and a server that stops needs the workers that it has, and no others."""
+
 _HELD_FAILURES = 3
 _KEPT_EVENTS = 32
 _STARTED_AT_ONCE = 4  # of those that stand by: nobody waits for them
 _SECOND_NS = 1_000_000_000
-
-
-class FleetWorker(Protocol):
-    """What the fleet needs of a worker of the pool."""
-
-    on_death: Callable[[Any, str], None] | None
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def ring(self) -> RingLike: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def device_lost(self) -> bool: ...
-    @property
-    def overruns(self) -> int: ...
-    def bell(self) -> None: ...
-    def kill(self) -> None: ...
-    async def drain_and_exit(self) -> None: ...
-
-
-class Reserve(Protocol):
-    """Who comes to the relief of whom."""
-
-    def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
-        """Who stands by where `routed` work: one a placement, all of one variant."""
-
-    def rows_per_s(self, assignment: Assignment) -> float:
-        """What a worker serves within the SLO; 0 where that is not known."""
-
-    def wait_ms(self) -> float:
-        """A row that waits longer calls for relief; 0 where nothing does."""
-
-
-class Member:
-    """An assignment that shall have a worker."""
-
-    __slots__ = (
-        "assignment",
-        "failures",
-        "given_up",
-        "meter",
-        "ready_ns",
-        "relief",
-        "respawn",
-        "restarts",
-        "worker",
-    )
-
-    def __init__(self, assignment: Assignment, *, relief: bool = False) -> None:
-        self.assignment = assignment
-        self.relief = relief
-        self.worker: FleetWorker | None = None
-        self.meter: WorkerMeter | None = None
-        self.respawn: asyncio.Task[None] | None = None
-        self.restarts = 0
-        self.failures = 0
-        self.given_up = False
-        self.ready_ns = 0
-
-    @property
-    def ready(self) -> bool:
-        return self.worker is not None
-
-    @property
-    def backoff_s(self) -> float:
-        """How long to wait before the next start."""
-        return float(min(FIRST_BACKOFF_S * 2.0 ** min(self.failures, 16), LONGEST_BACKOFF_S))
 
 
 class FamilyFleet:
@@ -134,6 +71,8 @@ class FamilyFleet:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.router = router
+        self.closing = False
+        """The server is stopping: workers that are asked to end by others stay until they are drained."""
         self.restarts = 0
         self.swaps = 0
         self.repartitions = 0
@@ -147,6 +86,7 @@ class FamilyFleet:
         self._sleep = sleep
         self._members: dict[Assignment, Member] = {}
         self._leaving: list[Member] = []
+        self._letting_go: set[asyncio.Task[None]] = set()
         self._routed: tuple[Assignment, ...] = ()
         self._routing = Routing(shares={})
         self._lanes = {variant.name: lane for lane, variant in enumerate(router.spec.variants)}
@@ -203,10 +143,15 @@ class FamilyFleet:
             member.respawn.cancel()
             member.respawn = None
         self._set_hold()
+        if member.worker is not None:
+            self._leaving.append(member)
+            await self._let_go(member)
+
+    async def _let_go(self, member: Member) -> None:
+        """Drain the worker of a member that is leaving."""
         worker = member.worker
         if worker is None:
             return
-        self._leaving.append(member)
         idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.router.leave(worker, lambda: None if idle.done() else idle.set_result(None))
         try:
@@ -327,7 +272,7 @@ class FamilyFleet:
                     "variant": item.variant,
                     "backend": item.backend,
                     "pid": worker.pid if worker is not None else None,
-                    "state": _state(member, leaving=leaving),
+                    "state": member.state(leaving=leaving),
                     "routed": item in routed and not leaving,
                     "restarts": member.restarts,
                     "rows": member.meter.rows if member.meter is not None else 0,
@@ -340,13 +285,13 @@ class FamilyFleet:
     async def stop(self) -> None:
         """Drain every worker at once."""
         self._reserve = None
-        await asyncio.gather(*(self._end(assignment) for assignment in list(self._members)))
+        await asyncio.gather(*(self._end(assignment) for assignment in list(self._members)), *self._letting_go)
         self.router.stop()
 
     # --- lives --------------------------------------------------------------------------------------------------------
 
-    async def _bring_up(self, member: Member) -> None:
-        """Start a worker for `member`; raises WorkerError."""
+    async def _bring_up(self, member: Member) -> Member | None:
+        """Start a worker for `member`, and give the one in whose place it is, if there is any; raises WorkerError."""
         item = member.assignment
         worker = await self._start(item)
         if self._members.get(item) is not member:
@@ -354,6 +299,7 @@ class FamilyFleet:
             raise WorkerError(f"{item.variant} at {item.placement.id} was drained while it started")
         if worker.state == "dead":
             raise WorkerError(f"{item.variant} at {item.placement.id} died as soon as it was ready")
+        left = self._set_aside(member)
         member.meter = self._account.attach(
             WorkerMeter(
                 family=self.router.name,
@@ -368,6 +314,8 @@ class FamilyFleet:
         member.worker = worker
         member.ready_ns = self._clock()
         worker.on_death = self._died
+        worker.on_end_asked = self._end_asked
+        return left
 
     def _count_changes(self, assignments: tuple[Assignment, ...]) -> None:
         """A placement whose variants change is a swap; another set of placements is a repartition."""
@@ -407,6 +355,8 @@ class FamilyFleet:
                 if self._members.get(member.assignment) is member:
                     if lived_ns >= WELL_AFTER_S * _SECOND_NS:
                         member.failures = 0
+                    if member.respawn is not None:
+                        continue  # another one is being started in its place
                     member.respawn = asyncio.get_running_loop().create_task(self._respawn(member))
         self._set_hold()
         self.router.died(worker, reason, blame=blame)
@@ -428,14 +378,67 @@ class FamilyFleet:
                 log.warning("%s: %s at %s: %s", self.router.name, item.variant, item.placement.id, error)
                 continue
             break
+        self._rejoin(member)
+
+    def _rejoin(self, member: Member) -> None:
+        """Let the new worker of `member` do what the one before it did."""
         member.respawn = None
         self._set_hold()
         entry = self._entry(member)
         if member.relief:
             self._call()
-        elif item in self._routed and entry is not None:
+        elif member.assignment in self._routed and entry is not None:
             self.router.join(entry)
         self._note(member, "restarted", "")
+
+    # --- workers that others ask to end -------------------------------------------------------------------------------
+
+    def _end_asked(self, worker: WorkerHandle) -> None:
+        """A worker got SIGTERM from outside."""
+        for member in self._members.values():
+            if member.worker is worker and member.respawn is None:
+                member.respawn = asyncio.get_running_loop().create_task(self._replace(member, worker))
+
+    async def _replace(self, member: Member, old: WorkerHandle) -> None:
+        """Start another worker for `member`, then let `old` go."""
+        item = member.assignment
+        await self._sleep(REPLACED_AFTER_S)
+        if self.closing and member.worker is old:
+            member.respawn = None
+            return
+        about = f"worker {old.pid} ({item.variant} at {item.placement.id}) was asked to end (SIGTERM)"
+        log.info("%s: %s: another is started in its place", self.router.name, about)
+        self._note(member, "asked to end", "SIGTERM")
+        member.restarts += 1
+        self.restarts += not member.relief
+        try:
+            left = await self._bring_up(member)
+        except CloverError as error:  # there may be no memory for two
+            if self._members.get(item) is not member:
+                return
+            log.warning("%s: %s, and goes first, as no other starts beside it: %s", self.router.name, about, error)
+            left = self._set_aside(member)
+            self._set_hold()
+            if left is not None:
+                await asyncio.wait((self._part(left),))
+            await self._respawn(member)
+            return
+        self._rejoin(member)
+        if left is not None:
+            self._part(left)
+
+    def _set_aside(self, member: Member) -> Member | None:
+        left = member.set_aside()
+        if left is not None:
+            self._leaving.append(left)
+        return left
+
+    def _part(self, left: Member) -> asyncio.Task[None]:
+        """Let a worker go in the background, whatever becomes of its member meanwhile."""
+        task = asyncio.get_running_loop().create_task(self._let_go(left))
+        self._letting_go.add(task)
+        task.add_done_callback(self._letting_go.discard)
+        return task
 
     # --- those that stand by ------------------------------------------------------------------------------------------
 
@@ -517,14 +520,6 @@ class FamilyFleet:
         self.events.append(
             {"at_ns": self._clock(), "what": what, "variant": item.variant, "at": item.placement.id, "reason": reason}
         )
-
-
-def _state(member: Member, *, leaving: bool) -> str:
-    if leaving:
-        return "draining"
-    if member.worker is None:
-        return "starting"
-    return "standing by" if member.relief else "ready"
 
 
 def _by_placement(assignments: tuple[Assignment, ...]) -> dict[str, set[str]]:

@@ -5,10 +5,10 @@ unknown fields refused.  Packets keep their boundaries, so nothing has to be rea
 error.  Descriptors travel beside a frame by SCM_RIGHTS.  The receiver says how many it expects: a control buffer that
 is too short would drop the rest without a word, so MSG_CTRUNC is an error, and what arrives is close-on-exec.
 
-    server -> zygote   SPAWN (order; six descriptors)   STOP
+    server -> zygote   SPAWN (order; seven descriptors)   STOP
     zygote -> spare    SPAWN (the same)
     zygote -> server   HELLO (once)   SPAWNED (pid; a pidfd)   REFUSED (reason)   EXITED (pid, status)
-    worker -> server   STATE (loading, warming, ready, failed)
+    worker -> server   STATE (loading, warming, ready, failed)   END_ASKED
     server -> worker   EXIT
 """
 
@@ -38,13 +38,14 @@ class Kind(IntEnum):
     STOP = 6
     STATE = 7
     EXIT = 8
+    END_ASKED = 9
 
 
 MAX_PAYLOAD_BYTES = 128 << 10
 """Largest payload; a packet has to fit a socket's buffer."""
 
-SPAWN_FDS = 6
-"""Descriptors beside SPAWN, in this order: control socket, slab, ring, doorbell, completions, lifeline."""
+SPAWN_FDS = 7
+"""Descriptors beside SPAWN, in this order: control socket, slab, ring, doorbell, completions, lifeline, output."""
 
 _HEADER = struct.Struct("<IHHI")
 _MAGIC = 0x46564C43  # "CLVF" in memory order
@@ -147,6 +148,10 @@ class Exit(Record, frozen=True, kw_only=True):
     """End when idle: a worker answers what is in its ring first."""
 
 
+class EndAsked(Record, frozen=True, kw_only=True):
+    """Somebody other than the server asked a worker to end; it serves on until the server says EXIT."""
+
+
 class WorkerState(Record, frozen=True, kw_only=True):
     """What a worker is doing.  `text` is the reason of "failed", `device_lost` that its GPU is gone and no batch is to
     blame; the durations are filled as they become known.  A worker on an emulated slice says "ready" again when batches
@@ -171,6 +176,7 @@ _KINDS: dict[type[Record], Kind] = {
     Stop: Kind.STOP,
     WorkerState: Kind.STATE,
     Exit: Kind.EXIT,
+    EndAsked: Kind.END_ASKED,
 }
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import StartError, WorkerError
 from clover.runtime import frames
+from clover.runtime.output import LeftOut, WorkerOutput
 from clover.runtime.slab import Slab, map_shared, shared_memory
 from clover.runtime.worker_handle import Worker
 from clover.runtime.zygote_link import ZygoteLink
@@ -105,20 +106,26 @@ class Pool:
         slab: Slab,
         *,
         on_death: Callable[[Worker, str], None] | None = None,
+        left_out: LeftOut | None = None,
     ) -> Worker:
-        """A new worker over `slab`, once it is ready: loaded and warmed.
+        """A new worker over `slab`, once it is ready: loaded and warmed.  What it prints goes to the log, as far as
+        that takes it (`runtime.output`); what does not is counted in `left_out`.
 
         Raises WorkerError with the worker's own reason where it fails, dies or takes longer than `start_s` once it is
         its turn; nothing of it is left then, nor where the caller is cancelled.
         """
         try:
             async with self._turns:
-                return await self._spawn(order, slab, on_death)
+                return await self._spawn(order, slab, on_death, left_out)
         except OSError as error:  # out of descriptors, memory or processes
             raise WorkerError(f"{order.variant} ({order.backend}) cannot be started: {error.strerror}") from error
 
     async def _spawn(
-        self, order: frames.WorkerOrder, slab: Slab, on_death: Callable[[Worker, str], None] | None
+        self,
+        order: frames.WorkerOrder,
+        slab: Slab,
+        on_death: Callable[[Worker, str], None] | None,
+        left_out: LeftOut | None,
     ) -> Worker:
         link = await self._ready_zygote()
         self._tokens += 1
@@ -133,17 +140,29 @@ class Pool:
             ring = Ring(map_shared(ring_fd, size), order.max_batch, create=True)
             doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             mine.callback(os.close, doorbell)
+            printed, output = os.pipe2(os.O_CLOEXEC)
+            mine.callback(os.close, printed)
+            theirs.callback(os.close, output)
             spawn = frames.Spawn(token=self._tokens, slots=slab.layout.slots, order=order.trimmed())
             started_at_ns = time.monotonic_ns()
-            fds = (far.fileno(), slab.fd, ring_fd, doorbell, self._completions, self._lifeline)
+            fds = (far.fileno(), slab.fd, ring_fd, doorbell, self._completions, self._lifeline, output)
             self._asking += 1
             try:
                 pid, pidfd = await link.spawn(spawn, fds, self.start_s)
             finally:
                 self._asking -= 1
             mine.pop_all()
+        name = f"worker {pid} ({order.variant} at {order.place or 'its cores'})"
         worker = Worker(
-            order, pid, ring, control=control, doorbell=doorbell, pidfd=pidfd, started_at_ns=started_at_ns, pool=self
+            order,
+            pid,
+            ring,
+            control=control,
+            doorbell=doorbell,
+            pidfd=pidfd,
+            output=WorkerOutput(printed, name, left_out),
+            started_at_ns=started_at_ns,
+            pool=self,
         )
         worker.on_death = on_death
         self.workers.add(worker)

@@ -22,6 +22,7 @@ from clover.errors import DeviceError
 from clover.interfaces import Device
 from clover.runtime.fleet import FamilyFleet
 from clover.runtime.frames import EmulatedSlice, WorkerOrder
+from clover.runtime.output import LeftOut
 from clover.runtime.pacing import Paces, pace_of
 from clover.runtime.pool import Pool, Worker
 from clover.runtime.router import Router
@@ -70,6 +71,7 @@ class Served:
         self.targets: dict[str, float] = {}
         self.state = "LOADING"
         self.reason = ""
+        self._left_out = LeftOut()
         self._pool = pool
         self._devices = devices
         self._workers = workers
@@ -164,7 +166,7 @@ class Served:
         return tuple(out)
 
     async def _start(self, assignment: Assignment) -> Worker:
-        return await self._pool.spawn(self.order(assignment), self.slab)
+        return await self._pool.spawn(self.order(assignment), self.slab, left_out=self._left_out)
 
     def _joules(self, assignment: Assignment) -> list[float]:
         shape = assignment.placement.profile
@@ -189,6 +191,14 @@ class Served:
     @property
     def restarts(self) -> int:
         return self.fleet.restarts
+
+    @property
+    def log_dropped_lines(self) -> int:
+        return self._left_out.lines
+
+    @property
+    def log_dropped_bytes(self) -> int:
+        return self._left_out.bytes
 
     @property
     def swaps(self) -> int:

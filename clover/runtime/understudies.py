@@ -13,7 +13,7 @@ from clover.types import Assignment, FamilyProfile
 
 
 class Understudies:
-    """Implements `clover.runtime.fleet.Reserve` for the family whose `variants` these are, cheapest first.
+    """Implements `clover.runtime.members.Reserve` for the family whose `variants` these are, cheapest first.
 
     It is one variant for all: the one that `relief` names, or (`auto`) the most accurate with which the slices serve
     `RELIEF_TIMES` the rows of what works there now, else that with which they serve most.  It stands by where it was

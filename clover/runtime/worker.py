@@ -11,8 +11,9 @@ It dies with the server in any state, mid-batch included: its lifeline is a pipe
 the kernel is asked to send SIGKILL when that pipe hangs up.  (PR_SET_PDEATHSIG would follow the zygote's life instead,
 and a zygote that dies should not take down workers that serve.)  The end of the control socket ends it as well.
 
-SIGINT, SIGTERM and SIGHUP are ignored: a terminal or a service manager sends them to the whole group, while the server
-still wants its answers; workers end by frame, by the server's end, or by SIGKILL.
+Workers end by frame, by the server's end, or by SIGKILL: a terminal or a service manager signals the whole group, while
+the server still wants its answers.  So SIGINT and SIGHUP are ignored; SIGTERM is passed on to the server, which drains
+this worker once another is in its place, unless it is stopping itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import ctypes
 import faulthandler
 import fcntl
 import gc
+import io
 import logging
 import math
 import os
@@ -29,9 +31,11 @@ import resource
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from clover import backends
 from clover._native.ring import RING_BYTES, Ring
@@ -61,10 +65,12 @@ _REASON_CHARS = 2000
 def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
     """Run a worker in this (forked) process; its exit status.  Takes over `fds` (see `frames.SPAWN_FDS`)."""
     order = spawn.order
-    control_fd, slab_fd, ring_fd, doorbell, completions, lifeline = fds
+    control_fd, slab_fd, ring_fd, doorbell, completions, lifeline, output = fds
+    _print_to(output)
     control = socket.socket(fileno=control_fd)
     try:
         _tie_to_server(lifeline)
+        _pass_on_sigterm(control)
         everywhere = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, order.cores)
@@ -121,6 +127,34 @@ def _tie_to_server(lifeline: int) -> None:
     poller.register(own, 0)
     if poller.poll(0):
         raise ParentGone  # it hung up before we asked
+
+
+def _print_to(output: int) -> None:
+    """From here on, what this process prints goes to the server (`runtime.output`), line by line."""
+    for fd in (1, 2):
+        os.dup2(output, fd)
+    os.close(output)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # or its last words would be lost when it is killed
+
+
+def _pass_on_sigterm(control: socket.socket) -> None:
+    """From the first SIGTERM on, have the server know that somebody asked this process to end."""
+    own = os.getpid()
+    told = False
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if os.getpid() != own:  # a child that the model forked: no worker
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif not told:
+            told = True
+            with contextlib.suppress(OSError):  # the server is gone: so will this process be
+                frames.send(control, frames.EndAsked())
+
+    signal.signal(signal.SIGTERM, asked)
+    signal.siginterrupt(signal.SIGTERM, False)  # what a model waits for in C goes on
 
 
 def _yield(order: frames.WorkerOrder) -> None:

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from clover._native.ring import Ring
 from clover.errors import WorkerError
 from clover.runtime import frames
+from clover.runtime.output import WorkerOutput
 
 _log = logging.getLogger("clover.pool")
 
@@ -53,6 +54,7 @@ class Worker:
         control: socket.socket,
         doorbell: int,
         pidfd: int,
+        output: WorkerOutput,
         started_at_ns: int,
         pool: Owner,
     ) -> None:
@@ -72,6 +74,7 @@ class Worker:
         self._control = control
         self._doorbell = doorbell
         self._pidfd = pidfd
+        self._output = output
         self._pool = pool
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -82,6 +85,8 @@ class Worker:
         self._failure = ""
         self._on_death: Callable[[Worker, str], None] | None = None
         self._undelivered = ""
+        self._on_end_asked: Callable[[Worker], None] | None = None
+        self._end_asked = False
 
     def __repr__(self) -> str:
         return f"<Worker {self.pid} {self.order.family.name}/{self.order.variant} {self.state}>"
@@ -92,6 +97,7 @@ class Worker:
         self._ready = loop.create_future()
         loop.add_reader(self._control.fileno(), self._readable)
         loop.add_reader(self._pidfd, self._died)
+        self._output.bind(loop)
 
     async def until_ready(self, within_s: float) -> None:
         """Wait until it is ready; raises WorkerError where it failed, died or takes longer."""
@@ -166,6 +172,26 @@ class Worker:
             self._on_death, self._undelivered = None, ""
             callback(self, reason)
 
+    @property
+    def on_end_asked(self) -> Callable[[Worker], None] | None:
+        """Called once on the loop when somebody else asked it to end (SIGTERM); it serves on until `request_exit`.
+
+        Set after that, it is called on the loop's next turn.
+        """
+        return self._on_end_asked
+
+    @on_end_asked.setter
+    def on_end_asked(self, callback: Callable[[Worker], None] | None) -> None:
+        self._on_end_asked = callback
+        if callback is not None and self._end_asked:
+            assert self._loop is not None
+            self._loop.call_soon(self._deliver_end_asked)
+
+    def _deliver_end_asked(self) -> None:
+        callback, self._on_end_asked = self._on_end_asked, None
+        if callback is not None:
+            callback(self)
+
     # --- hearing from it ---
 
     def _readable(self) -> None:
@@ -174,9 +200,13 @@ class Worker:
             frame = frames.receive(self._control)
             if frame is not None:
                 kind, payload, _ = frame
-                if kind is not frames.Kind.STATE:
+                if kind is frames.Kind.STATE:
+                    self._says(frames.decode(payload, frames.WorkerState))
+                elif kind is frames.Kind.END_ASKED:
+                    self._end_asked = True
+                    self._deliver_end_asked()
+                else:
                     raise WorkerError(f"it sent {kind.name}")
-                self._says(frames.decode(payload, frames.WorkerState))
                 return
         except BlockingIOError:
             return
@@ -238,6 +268,7 @@ class Worker:
                     self._says(frames.decode(frame[1], frames.WorkerState))
         self.state = "dead"
         self._control.close()
+        self._output.close()
         os.close(self._doorbell)
         os.close(self._pidfd)
         self._pool.forget(self)

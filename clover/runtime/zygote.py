@@ -50,7 +50,8 @@ _Ordered = Callable[[], tuple[frames.Spawn, tuple[int, ...]] | None]
 """What a child is for: its order and descriptors, once they have come; None where there will be none."""
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Sent by terminals and service managers to the whole group; the server alone decides when its workers end."""
+"""Sent by terminals and service managers to the whole group; the server alone decides when its workers end.  The zygote
+and its spare serve nobody, so that nothing has to be in their place; workers pass SIGTERM on (`runtime.worker`)."""
 
 
 def thread_count() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from clover.server import Server
 from clover.server.engine import check_floor
 from clover.settings import Option
 from clover.telemetry import logs
+
+log = logging.getLogger("clover.serve")
 
 OPTIONS = (
     Option("--print-config", "print the effective configuration as TOML, with the origin of every value, and leave"),
@@ -52,6 +55,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             print(settings.print_config(given), end="")
             return 0
         logs.configure(given.config.log)
+        if given.service_links:
+            log.info(
+                "these environment variables are not settings, Kubernetes sets them for a Service; ignored: %s",
+                ", ".join(given.service_links),
+            )
         unknown: list[str] = []
         served = check(given.config, unknown)
         if "check-config" in given.options:

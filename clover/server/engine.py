@@ -160,7 +160,7 @@ class Engine:
     async def drain(self) -> bool:
         """Fail readiness, wait the drain delay, stop accepting and answer what was received; whether all of it was."""
         if not self.draining:
-            self.draining = True
+            self._close()
             if self.frontend is not None:
                 await asyncio.sleep(self.config.limits.drain_delay_s)
                 self._answered = await self.frontend.drain(self.config.limits.drain_s)
@@ -170,10 +170,15 @@ class Engine:
 
     async def stop(self) -> None:
         """Shut down what is there."""
-        self.draining = True
+        self._close()
         for against in self._savings():
             log.info("since the start: %s", against)
         await self._stack.aclose()
+
+    def _close(self) -> None:
+        self.draining = True
+        for served in self.served.values():
+            served.fleet.closing = True
 
     async def _stop_fleets(self) -> None:
         await asyncio.gather(*(self._retire(served, "the server is shutting down") for served in self.served.values()))

@@ -15,6 +15,7 @@ from clover.errors import ConfigError
 from clover.settings.check import check
 from clover.settings.command_line import CommandLine, Option, parse
 from clover.settings.schema import BY_KEY, ENTRY, FAMILY, FLAGS, SECTIONS, SETTINGS, VARIABLES, Setting, did_you_mean
+from clover.settings.service_links import is_service_link
 
 _CONFIG_VARIABLE = "CLOVER_CONFIG"
 _FAMILIES_VARIABLE = "CLOVER_FAMILIES"
@@ -27,17 +28,21 @@ _Value = tuple[Any, str]
 @dataclass(frozen=True)
 class Settings:
     """The merged result.  `origins` maps each key ("listen.port", "families.0.slo_ms") to "default", "file PATH",
-    "env CLOVER_X" or the flag; `options` holds the command's own options; `path` is the file that was read."""
+    "env CLOVER_X" or the flag; `options` holds the command's own options; `path` is the file that was read;
+    `service_links` names variables that were ignored because Kubernetes set them for a Service."""
 
     config: ServerConfig
     origins: dict[str, str]
     options: dict[str, str] = field(default_factory=dict)
     path: str = ""
+    service_links: tuple[str, ...] = ()
 
 
 def load(argv: Sequence[str], environ: Mapping[str, str], *, options: Sequence[Option] = ()) -> Settings:
     """Read command line, environment and file.  Raises ConfigError for anything unknown, malformed or out of range."""
     line = parse(argv, options)
+    links = tuple(sorted(name for name, text in environ.items() if is_service_link(name, text)))
+    environ = {name: text for name, text in environ.items() if name not in links}
     families = [word for word in line.positional if not word.endswith(".toml")]
     path = _path_of(line, environ)
     file = _read_file(path) if path else _File()
@@ -56,7 +61,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str], *, options: Sequence[O
     config, origins = _assemble(values, [entry | for_families for entry in entries])
     check(config)
     own = {flag.lstrip("-"): value for flag, value in line.options.items() if flag != "--config"}
-    return Settings(config, origins, own, path)
+    return Settings(config, origins, own, path, links)
 
 
 def override(config: ServerConfig | None, families: Sequence[str] = (), **values: Any) -> ServerConfig:

@@ -39,9 +39,9 @@ class Slice:
 
 
 class SimulatedWorker:
-    """Implements `clover.runtime.fleet.FleetWorker`; it is its own ring.  `rng` spreads service times as the profile's
-    coefficient of variation says; `score` is told of the slots that it answered.  `joules` is what its batches took
-    above idle, by the profile."""
+    """Implements `clover.runtime.members.FleetWorker`; it is its own ring.  `rng` spreads service times as the
+    profile's coefficient of variation says; `score` is told of the slots that it answered.  `joules` is what its
+    batches took above idle, by the profile."""
 
     device_lost = False
     overruns = 0
@@ -61,6 +61,7 @@ class SimulatedWorker:
         self.pid = pid
         self.state = "ready"
         self.on_death: Callable[[WorkerHandle, str], None] | None = None
+        self.on_end_asked: Callable[[WorkerHandle], None] | None = None
         self.joules = 0.0
         self._service = service
         self._where = where

@@ -67,6 +67,10 @@ class FamilySource(Protocol):
     @property
     def restarts(self) -> int: ...
     @property
+    def log_dropped_lines(self) -> int: ...
+    @property
+    def log_dropped_bytes(self) -> int: ...
+    @property
     def swaps(self) -> int: ...
     @property
     def repartitions(self) -> int: ...
@@ -227,6 +231,14 @@ class Metrics:
             "swaps": CounterMetricFamily("clover_swaps", "Placements whose variant changed", labels=("model",)),
             "repartitions": CounterMetricFamily("clover_repartitions", "Changes of the layout", labels=("model",)),
             "restarts": CounterMetricFamily("clover_worker_restarts", "Workers started anew", labels=("model",)),
+            "log_dropped_lines": CounterMetricFamily(
+                "clover_worker_log_dropped_lines", "Lines printed by workers and left out of the log", labels=("model",)
+            ),
+            "log_dropped_bytes": CounterMetricFamily(
+                "clover_worker_log_dropped_bytes",
+                "Bytes printed by workers and left out of the log, those cut off long lines included",
+                labels=("model",),
+            ),
         }
         poison = CounterMetricFamily("clover_poison", "Requests in flight in two deaths", labels=("model",))
         lost = CounterMetricFamily("clover_worker_deaths", "Workers that died unexpectedly", labels=("model",))

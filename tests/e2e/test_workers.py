@@ -452,7 +452,7 @@ def test_the_next_worker_is_forked_before_it_is_ordered():
                 # Its death is heard like that of any worker.
                 died = asyncio.get_running_loop().create_future()
                 workers[1].on_death = lambda worker, reason: died.set_result(reason)
-                os.kill(workers[1].pid, signal.SIGTERM)  # ignored
+                os.kill(workers[1].pid, signal.SIGTERM)  # for the server to decide
                 os.kill(workers[1].pid, signal.SIGKILL)
                 assert await asyncio.wait_for(died, 5) == "killed by SIGKILL"
                 assert gone(workers[1].pid)
@@ -594,7 +594,7 @@ def test_a_thread_between_forks_is_noticed():
         stack.callback(ours.close)
         stack.callback(theirs.close)
         stack.enter_context(pytest.MonkeyPatch.context()).setattr(zygote, "thread_count", lambda: 3)
-        pipes = [fd for _ in range(3) for fd in os.pipe()]
+        pipes = [os.open(os.devnull, os.O_RDWR) for _ in range(frames.SPAWN_FDS)]
         frames.send(ours, frames.Spawn(token=7, slots=4, order=order(spec)), tuple(pipes))
         frames.close_all(pipes)
         frames.send(ours, frames.Stop())

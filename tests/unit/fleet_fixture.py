@@ -34,6 +34,7 @@ class Worker:
         self.pid = pid
         self.state = "ready"
         self.on_death: Callable[[Any, str], None] | None = None
+        self.on_end_asked: Callable[[Any], None] | None = None
         self.killed = False
         self.device_lost = False
         self.overruns = 0
@@ -61,6 +62,11 @@ class Worker:
         assert self.on_death is not None
         self.on_death(self, reason)
 
+    def sigterm(self) -> None:
+        """Somebody else asks it to end."""
+        assert self.on_end_asked is not None
+        self.on_end_asked(self)
+
     async def drain_and_exit(self) -> None:
         self.state = "dead"
 
@@ -83,6 +89,8 @@ class House:
         self.started: list[Worker] = []
         self.slept: list[float] = []
         self.failing = 0
+        self.may_start = asyncio.Event()
+        self.may_start.set()
         self.failure: CloverError = WorkerError("asked to fail")
         self.fleet = FamilyFleet(
             self.router,
@@ -95,6 +103,7 @@ class House:
         )
 
     async def start(self, assignment: Assignment) -> Worker:
+        await self.may_start.wait()
         if self.failing:
             self.failing -= 1
             raise self.failure

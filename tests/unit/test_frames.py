@@ -42,6 +42,7 @@ def test_records_round_trip(pair):
         frames.Exited(pid=3, code=-9),
         frames.WorkerState(state="failed", text="no"),
         frames.Exit(),
+        frames.EndAsked(),
     ):
         frames.send(pair[0], record)
         kind, payload, fds = frames.receive(pair[1])

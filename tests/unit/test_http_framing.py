@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.config import LimitsConfig
+from clover.config import LimitsConfig, ListenConfig
 from tests.unit.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, request
 
 HOST = b"Host: localhost\r\n"
@@ -51,7 +51,19 @@ REFUSED = {
     "NUL alone": (b"\0", 400),
     "control in field": (b"GET / HTTP/1.1\r\n" + HOST + b"X: a\x01b\r\n\r\n", 400),
     "no Host": (b"GET / HTTP/1.1\r\n\r\n", 400),
-    "no Host on 1.0": (b"GET / HTTP/1.0\r\n\r\n", 400),
+    "no Host, absolute": (b"GET http://localhost/v2 HTTP/1.1\r\n\r\n", 400),
+    "two Hosts on 1.0": (b"GET / HTTP/1.0\r\n" + HOST + HOST + b"\r\n", 400),
+    "empty Host on 1.0": (b"GET / HTTP/1.0\r\nHost: \r\n\r\n", 400),
+    "foreign Host on 1.0": (b"GET / HTTP/1.0\r\nHost: evil.example\r\n\r\n", 403),
+    "Origin without a Host": (b"GET / HTTP/1.0\r\nOrigin: http://localhost\r\n\r\n", 403),
+    "Origin of nothing without a Host": (b"POST / HTTP/1.0\r\nOrigin: http://\r\n\r\n", 403),
+    "absolute elsewhere": (b"GET http://evil.example/v2 HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421),
+    "absolute elsewhere, our Host": (b"GET http://evil.example/v2 HTTP/1.1\r\n" + HOST + b"\r\n", 421),
+    "absolute elsewhere on 1.0": (b"GET http://evil.example/v2 HTTP/1.0\r\n\r\n", 421),
+    "absolute elsewhere, TLS": (b"GET https://evil.example:443/ HTTP/1.1\r\n" + HOST + b"\r\n", 421),
+    "absolute, invalid Host": (b"GET http://localhost/v2 HTTP/1.1\r\nHost: a@b\r\n\r\n", 400),
+    "absolute, userinfo": (b"GET http://localhost@evil.example/ HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "absolute, no host": (b"GET http:///v2 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
     "two Hosts": (b"GET / HTTP/1.1\r\n" + HOST + HOST + b"\r\n", 400),
     "empty Host": (b"GET / HTTP/1.1\r\nHost: \r\n\r\n", 400),
     "Host list": (b"GET / HTTP/1.1\r\nHost: localhost, b\r\n\r\n", 400),
@@ -129,6 +141,9 @@ def test_refused_at_every_cut() -> None:
 ACCEPTED = {
     "absolute": b"GET http://localhost:8080/v2?x=1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "absolute, its authority counts": b"GET http://localhost/v2 HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+    "absolute on 1.0, no Host": b"GET http://localhost/v2 HTTP/1.0\r\n\r\n",
+    "no Host on 1.0": b"GET /v2 HTTP/1.0\r\n\r\n",
+    "no Host on 1.0, kept alive": b"GET /v2 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     "empty line first": b"\r\nGET /v2 HTTP/1.1\r\n" + HOST + b"\r\n",
     "percent": b"GET /%76%32 HTTP/1.1\r\n" + HOST + b"\r\n",
     "IPv6": b"GET /v2 HTTP/1.1\r\nHost: [::1]:8080\r\n\r\n",
@@ -142,6 +157,62 @@ ACCEPTED = {
 def test_accepted(case: str) -> None:
     answers = driver().send(ACCEPTED[case])
     assert [(answer.status, answer.json()["name"]) for answer in answers] == [(200, "clover")]
+
+
+OURS = st.sampled_from(["localhost", "LocalHost", "127.0.0.1", "[::1]", "localhost:8080", "127.0.0.1:1"])
+THEIRS = st.sampled_from(["evil.example", "localhost.evil.example", "192.0.2.7", "[2001:db8::1]:80", "127.0.0.1.x"])
+
+
+@given(
+    target=st.none() | OURS | THEIRS,
+    host=st.none() | OURS | THEIRS,
+    origin=st.sampled_from([None, "null", "http://localhost", "http://evil.example"]),
+    minor=st.integers(0, 1),
+    change=st.booleans(),
+)
+def test_nothing_is_answered_under_a_name_that_is_not_ours(
+    target: str | None, host: str | None, origin: str | None, minor: int, change: bool
+) -> None:
+    """The name that counts is the target's, else the Host's; only HTTP/1.0 may have none, and then no Origin either."""
+    ours = {"localhost", "127.0.0.1", "[::1]"}
+    method, path = ("POST", "/v2/clover/pin") if change else ("GET", "/v2")
+    lines = [f"{method} {f'http://{target}' if target else ''}{path} HTTP/1.{minor}"]
+    lines += [f"Host: {host}"] if host else []
+    lines += [f"Origin: {origin}"] if origin else []
+    d = driver()
+    (answer,) = d.send(("\r\n".join(lines) + "\r\n\r\n").encode())
+    name = target or host
+    bare = "" if name is None else name.lower() if name.endswith("]") else name.lower().rsplit(":", 1)[0]
+    if minor == 1 and host is None:
+        expected = 400
+    elif name is None:
+        expected = 200 if origin is None else 403
+    elif bare not in ours:
+        expected = 421 if target else 403
+    else:
+        foreign = change and origin is not None and origin != f"http://{name.lower()}"
+        expected = 403 if foreign else 200
+    assert answer.status == expected
+    assert bool(d.view.controller.commands) == (change and expected == 200)
+
+
+def test_without_a_host_the_other_rules_hold() -> None:
+    """HTTP/1.0 needs no Host; it needs the token and a loopback peer as anybody does, and its connection ends."""
+    bare = b"POST /v2/clover/pin HTTP/1.0\r\nContent-Length: 0\r\n"
+    view = FakeView(FakeModel(echo_family()))
+    assert Driver(view, peer=("192.0.2.1", 1)).send(bare + b"\r\n")[0].status == 403
+    assert Driver(view, listen=ListenConfig(token="t")).send(bare + b"\r\n")[0].status == 401
+    everywhere = ListenConfig(host="0.0.0.0", token="t")
+    assert Driver(view, listen=everywhere).send(b"GET /v2 HTTP/1.0\r\n\r\n")[0].status == 401
+    d = Driver(view)
+    (answer,) = d.send(bare + b"\r\n" + b"GET /v2 HTTP/1.0\r\n\r\n")
+    assert (answer.status, answer.fields["connection"]) == (200, "close")
+    assert d.transport.closed
+    d = Driver(view)
+    for _ in range(2):
+        (answer,) = d.send(b"GET /v2 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        assert (answer.status, answer.fields["connection"]) == (200, "keep-alive")
+    assert not d.transport.closed
 
 
 def test_encoded_slash_makes_no_segment() -> None:
@@ -257,6 +328,8 @@ FRAGMENTS = [
     *(b"Host: localhost\r\n", b"Content-Length: 4\r\n", b"Content-Length: 0\r\n", b"Connection: close\r\n"),
     *(b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"0\r\n\r\n", b"4\r\nabcd\r\n", b";x"),
     b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET http://localhost/v2 HTTP/1.0\r\n\r\n",
+    b"GET http://other/v2 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"POST /v2/models/echo/infer HTTP/1.1\r\nHost: localhost\r\n",
 ]
 
@@ -269,7 +342,7 @@ def test_random_bytes_end_in_an_answer_or_a_close(pieces: list[bytes]) -> None:
         d.feed(piece)
         d.loop.settle()
     for answer in d.take():  # parses: nothing but whole answers was written
-        assert answer.status in (100, 200, 400, 403, 404, 405, 413, 414, 415, 417, 431, 501, 505)
+        assert answer.status in (100, 200, 400, 403, 404, 405, 413, 414, 415, 417, 421, 431, 501, 505)
     for _ in range(200):
         d.hub.sweep(0.5)
         d.loop.settle()

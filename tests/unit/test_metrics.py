@@ -62,6 +62,8 @@ def source() -> Any:
         traffic=traffic,
         ready=True,
         restarts=2,
+        log_dropped_lines=7,
+        log_dropped_bytes=700,
         swaps=4,
         repartitions=1,
         shares={"small": 0.25, "large": 0.75},
@@ -118,6 +120,8 @@ def test_every_figure_is_there() -> None:
     assert value("clover_swaps_total", model="m") == 4
     assert value("clover_repartitions_total", model="m") == 1
     assert value("clover_worker_restarts_total", model="m") == 2
+    assert value("clover_worker_log_dropped_lines_total", model="m") == 7
+    assert value("clover_worker_log_dropped_bytes_total", model="m") == 700
     assert value("clover_poison_total", model="m") == 1
     assert value("clover_ready", model="m") == 1
     assert value("clover_batch_size_bucket", model="m", le="4") == 1

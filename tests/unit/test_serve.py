@@ -79,6 +79,16 @@ def test_check_config_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> 
     assert "the configuration is good: toy on http://127.0.0.1:8080" in capsys.readouterr().out
 
 
+def test_what_kubernetes_sets_for_a_service_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    links = {"CLOVER_PORT": "tcp://10.0.0.1:8080", "CLOVER_SERVICE_HOST": "10.0.0.1", "CLOVER_PORT_80_TCP_PORT": "80"}
+    assert run(TOY, "--check-config", environ=links) == 0
+    captured = capsys.readouterr()
+    assert "on http://127.0.0.1:8080" in captured.out
+    assert captured.err.count("CLOVER_PORT, CLOVER_PORT_80_TCP_PORT, CLOVER_SERVICE_HOST\n") == 1
+    assert run(TOY, "--check-config") == 0
+    assert "CLOVER" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "text"),
     [

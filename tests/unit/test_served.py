@@ -161,7 +161,7 @@ def test_workers_take_turns_to_start_and_their_time_starts_with_them(monkeypatch
         pool = Pool(starts=3)
         running, most, begun = 0, 0, 0
 
-        async def spawn(order: Any, slab: Any, on_death: Any) -> Any:
+        async def spawn(order: Any, slab: Any, on_death: Any, left_out: Any) -> Any:
             nonlocal running, most, begun
             running, begun = running + 1, begun + 1
             most = max(most, running)

@@ -29,6 +29,7 @@ from clover.settings import (
     print_config,
 )
 from clover.settings.schema import did_you_mean
+from clover.settings.service_links import is_service_link
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
@@ -208,6 +209,93 @@ def test_refused_in_the_file_with_its_path(tmp_path: Path, toml: str, text: str)
 def test_variables_of_the_build_and_the_client_are_left_alone() -> None:
     environ = {"CLOVER_BUILD": "checked", "CLOVER_SANITIZE": "1", "CLOVER_URL": "http://localhost"}
     assert load([], environ).config == ServerConfig()
+
+
+# --- what Kubernetes sets for a Service ---------------------------------------------------------------------------
+
+
+def service_links(service: str, address: str, ports: dict[str, tuple[int, str]]) -> dict[str, str]:
+    """What the kubelet sets for a Service: `ports` are number and protocol by name; the first may have none."""
+    name = service.upper().replace("-", "_")
+    host = f"[{address}]" if ":" in address else address
+    (first, protocol), *_ = ports.values()
+    out = {f"{name}_SERVICE_HOST": address, f"{name}_SERVICE_PORT": str(first)}
+    out[f"{name}_PORT"] = f"{protocol.lower()}://{host}:{first}"
+    for port, (number, protocol) in ports.items():
+        if port:
+            out[f"{name}_SERVICE_PORT_{port.upper().replace('-', '_')}"] = str(number)
+        link = f"{name}_PORT_{number}_{protocol}"
+        out |= {link: f"{protocol.lower()}://{host}:{number}", f"{link}_PROTO": protocol.lower()}
+        out |= {f"{link}_PORT": str(number), f"{link}_ADDR": address}
+    return out
+
+
+LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
+
+
+@given(
+    service=st.just("clover") | LABEL.map("clover-{}".format),
+    address=st.ip_addresses().map(str),
+    ports=st.dictionaries(
+        LABEL, st.tuples(st.integers(1, 65535), st.sampled_from(["TCP", "UDP", "SCTP"])), min_size=1, max_size=3
+    ),
+)
+def test_what_kubernetes_sets_for_a_service_is_ignored_and_named(
+    service: str, address: str, ports: dict[str, tuple[int, str]]
+) -> None:
+    environ = service_links(service, address, ports)
+    settings = load([], environ | {"CLOVER_PUE": "1.1"})
+    assert settings.config == override(None, pue=1.1)
+    assert settings.service_links == tuple(sorted(environ))
+
+
+def test_a_port_is_a_setting_beside_a_service() -> None:
+    environ = service_links("clover", "10.0.0.1", {"": (8080, "TCP"), "metrics": (9000, "UDP")})
+    assert load([], environ).config.listen.port == 8080  # the default
+    settings = load([], environ | {"CLOVER_PORT": "9000"})
+    assert settings.config.listen.port == 9000
+    assert settings.origins["listen.port"] == "env CLOVER_PORT"
+    assert "CLOVER_PORT" not in settings.service_links
+    assert load([], {"CLOVER_PORT": "9000"}).service_links == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CLOVER_SERVCE_HOST", "10.0.0.1"),
+        ("CLOVER_SERVICE_HOST", "clover.example"),
+        ("CLOVER_SERVICE_HOST", ""),
+        ("CLOVER_SERVICEHOST", "10.0.0.1"),
+        ("CLOVER__SERVICE", "10.0.0.1"),
+        ("CLOVER_SERVICE_PORT", "http"),
+        ("CLOVER_SERVICE_PORT", "65536"),
+        ("CLOVER_SERVICE_PORT", "0"),
+        ("CLOVER_PROT", "1"),
+        ("CLOVER_PORT", "http://10.0.0.1:8080"),
+        ("CLOVER_PORT", "tcp://10.0.0.1"),
+        ("CLOVER_PORT", "tcp://clover:8080"),
+        ("CLOVER_PORT", "tcp://10.0.0.1:8080\n"),
+        ("CLOVER_API_PORT", "9000"),
+        ("CLOVER_PORT_8080", "tcp://10.0.0.1:8080"),
+        ("CLOVER_PORT_8080_TCP", "tcp://10.0.0.1:8081"),
+        ("CLOVER_PORT_8080_TCP", "udp://10.0.0.1:8080"),
+        ("CLOVER_PORT_8080_ICMP", "icmp://10.0.0.1:8080"),
+        ("CLOVER_PORT_8080_TCP_PROTO", "udp"),
+        ("CLOVER_PORT_8080_TCP_PORT", "80"),
+        ("CLOVER_PORT_8080_TCP_ADDR", "here"),
+        ("CLOVER_PORT_8080_TCP_NAME", "x"),
+        ("CLOVER_ENV_PATH", "/bin"),
+    ],
+)
+def test_what_only_looks_like_it_stays_an_error(name: str, value: str) -> None:
+    with pytest.raises(ConfigError):
+        load([], {name: value})
+
+
+def test_no_setting_but_the_port_has_a_name_of_that_form() -> None:
+    values = ["10.0.0.1", "8080", "tcp", "tcp://10.0.0.1:8080"]
+    names = {setting.env for setting in SETTINGS} | {"CLOVER_CONFIG", "CLOVER_FAMILIES", "CLOVER_URL"}
+    assert {name for name in names for value in values if is_service_link(name, value)} == {"CLOVER_PORT"}
 
 
 @pytest.mark.parametrize(("text", "cores"), [("", None), ("0", (0,)), ("0-3,6", (0, 1, 2, 3, 6)), ("2,0-1", (0, 1, 2))])

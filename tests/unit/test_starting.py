@@ -114,7 +114,7 @@ def zygote_of(monkeypatch, order):
             made._tried.add(order.backend)
             made._poller = Orders(theirs, *happens)
             for token in range(happens.count("order") - 1):
-                pipes = [fd for _ in range(3) for fd in os.pipe()]
+                pipes = [os.open(os.devnull, os.O_RDWR) for _ in range(frames.SPAWN_FDS)]
                 frames.send(ours, frames.Spawn(token=token, slots=4, order=order), tuple(pipes))
                 frames.close_all(pipes)
             frames.send(ours, frames.Stop())
@@ -186,7 +186,7 @@ zygote = Zygote(theirs)
 zygote._tried.add(order.backend)
 zygote._fork_spare()
 print(zygote._spare)
-pipes = [fd for _ in range(3) for fd in os.pipe()]
+pipes = [os.open(os.devnull, os.O_RDWR) for _ in range(frames.SPAWN_FDS)]
 zygote._spawn(frames.Spawn(token=3, slots=4, order=order), tuple(pipes))
 print(frames.decode(frames.receive(ours)[1], frames.Refused).reason.replace(" ", "_"))
 try:

@@ -1,0 +1,84 @@
+"""A model that prints without end: the log stays small, the answers come, and last words are kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import orjson
+
+from clover.backends import child_environment
+from clover.runtime.output import BURST_BYTES, BYTES_PER_S
+from tests.e2e.test_server import ROOT, family
+
+SCRIPT = """
+import logging
+import sys
+import clover
+logging.basicConfig(level="INFO")
+server = clover.Server(sys.argv[1], variant="always", port=0, carbon="static:300", cache_dir=sys.argv[2], cores="0")
+sys.exit(server.run(on_ready=lambda server: print(server.url, flush=True)))
+"""
+
+
+def test_a_worker_that_prints_without_end_neither_fills_the_log_nor_holds_anybody_up(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, family("chatty"), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **child_environment()},
+        )
+    assert process.stdout is not None
+
+    def ask(number: int) -> int:
+        row = {"name": "INPUT0", "shape": [1, 1], "datatype": "INT32", "data": [number]}
+        request = urllib.request.Request(f"{url}/v2/models/chatty/infer", orjson.dumps({"inputs": [row]}))
+        try:
+            with urllib.request.urlopen(request, timeout=10) as reply:
+                return int(reply.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    def dropped(what: str) -> float:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+            lines = reply.read().decode().splitlines()
+        (line,) = [line for line in lines if line.startswith(f"clover_worker_log_dropped_{what}_total{{")]
+        return float(line.rsplit(" ", 1)[1])
+
+    try:
+        url = process.stdout.readline().strip()
+        begun_s = time.monotonic()
+        took_s = []
+        while (passed_s := time.monotonic() - begun_s) < 3.0:
+            asked_s = time.monotonic()
+            assert ask(1) == 200
+            took_s.append(time.monotonic() - asked_s)
+        left_out = dropped("bytes")
+        print(f"{len(took_s)} answers, {left_out / 1e6:.1f} MB left out, {log.stat().st_size} bytes of log")
+        assert left_out > 10 * log.stat().st_size
+        assert log.stat().st_size < BURST_BYTES + BYTES_PER_S * (passed_s + 1) + 4096
+        assert sorted(took_s)[len(took_s) // 2] < 0.05
+        assert b"\nline 0 of a flood\nline 1 of a flood\nline 2 of a flood\n" in log.read_bytes()
+        assert b"last words" not in log.read_bytes()
+        # It kills the second worker that it meets, too: both burst again, and both have last words.
+        assert ask(2) == 503
+        lines = log.read_bytes().splitlines()
+        assert lines.count(b"last words") >= 2
+        assert any(b"killed by SIGKILL" in line for line in lines)
+        assert any(b"prints more than the log takes: " in line for line in lines)
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
