@@ -52,10 +52,12 @@ class Targets:
 
 @dataclass(frozen=True)
 class Pin:
-    """What an operator (or the configuration) holds a family to: a policy or one configuration."""
+    """What an operator (or the configuration) holds a family to: a policy or one configuration.  `forced`: although it
+    was predicted to break the family's targets."""
 
     policy: str = ""
     configuration: Configuration | None = None
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,12 @@ class Family:
         """Workers of the deployment that are not ready."""
         ready = set(self.fleet.running())
         return sum(item not in ready for item in self.running)
+
+    def answered(self, grid_s: float) -> None:
+        """Note that what asked for a plan has one, or was answered that there is none."""
+        self.news = ""
+        self.planned_rung = self.rung
+        self.ledger.planned_s = grid_s
 
     def retarget(self, old: ControllerConfig, new: ControllerConfig) -> None:
         """Follow a new configuration of the controller in what no operator has changed."""

@@ -131,6 +131,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
         "mode": controller.mode_of(family),
         "frozen": controller.frozen or family.frozen,
         "pin": None if pin is None else pin.policy or msgspec.to_builtins(pin.configuration),
+        "pin_forced": pin is not None and pin.forced,
         "configuration": msgspec.to_builtins(standing.configuration) if standing is not None else [],
         "deployment": deployment,
         "routing": msgspec.to_builtins(standing.routing) if standing is not None else None,

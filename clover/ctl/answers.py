@@ -77,6 +77,7 @@ def _device(device: dict[str, Any], console: Console) -> None:
 
 def _model(name: str, model: dict[str, Any], console: Console) -> None:
     pin = f", pinned to {_plain(model['pin'])}" if model.get("pin") else ""
+    pin += " (forced)" if model.get("pin_forced") else ""
     frozen = ", frozen" if model.get("frozen") else ""
     _say(console, f"\n{name}: mode {model.get('mode')}{frozen}{pin}")
     routing = model.get("routing") or {}
