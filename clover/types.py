@@ -581,7 +581,10 @@ class Transition(Record, frozen=True, kw_only=True):
 
 
 class Decision(Record, frozen=True, kw_only=True):
-    """One turn of the controller, kept for `GET /v2/clover/decisions`."""
+    """One turn of the controller, kept for `GET /v2/clover/decisions`.
+
+    Of `count` equal turns in a row, `id`, `at` and `grid_s` are the first's, `last_at` and everything else the last's.
+    """
 
     id: int
     at: str
@@ -595,3 +598,5 @@ class Decision(Record, frozen=True, kw_only=True):
     detail: str = ""
     seconds: float = 0.0
     operator: str = ""
+    count: int = 1
+    last_at: str = ""

@@ -41,11 +41,11 @@ from typing import Any, Protocol
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Instances
 from clover.control.commands import Commands
-from clover.control.decisions import Decisions
+from clover.control.decisions import Decisions, outcome
 from clover.control.devices import Yard
 from clover.control.family import Family, Mode, Standing
 from clover.control.outlook import TURN_S, Grid
-from clover.control.report import report
+from clover.control.report import doing, report
 from clover.control.shadows import FixedMixes, Shadows
 from clover.control.triggers import Look
 from clover.control.turn import Turns, still_possible
@@ -302,6 +302,7 @@ class Controller:
         family.observed = family.fleet.observe()
         family.ledger.look(self.grid_clock.now(), family.observed, family.config.budget_horizon_s)
         now_s = self.monotonic()
+        family.slo.look(now_s, family.observed, family.targets.slo_ms, lambda: doing(self, family))
         if self.frozen or family.frozen:
             return
         mode = self.mode_of(family)
@@ -341,6 +342,8 @@ class Controller:
             await self.turns.turn(family, trigger, force=bare or follow)
         except CloverError as error:
             log.warning("%s: %s: %s", family.name, trigger, error)
+        made = self.record.last(family.name)
+        family.triggers.decided(trigger, outcome(made) if made is not None else None, now_s)
 
     async def _verified(self, family: Family, now_s: float) -> bool:
         """Judge a deployment under verification; whether it was rolled back just now."""

@@ -11,6 +11,7 @@ from msgspec import structs
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Applier, Instances
 from clover.control.outlook import Ledger
+from clover.control.slo import SloLog
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
 from clover.planning.forecast import Outlook
@@ -115,6 +116,7 @@ class Family:
         self.mode: Mode | None = "off" if config.variant else None
         self.frozen = False
         self.triggers = Triggers()
+        self.slo = SloLog(self.name)
         self.ledger = Ledger()
         self.applier = Applier(self.name, fleet, instances)
         self.standing: Standing | None = None

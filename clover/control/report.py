@@ -9,6 +9,7 @@ import msgspec
 
 from clover.control.family import Family
 from clover.control.saved import saved
+from clover.control.turn import words
 from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
@@ -33,6 +34,25 @@ def report(controller: Controller) -> dict[str, Any]:
     if controller.totals is not None:
         out["totals"] = controller.totals()
     return out
+
+
+def doing(controller: Controller, family: Family) -> str:
+    """Return what is done about a missed SLO, in words for the log."""
+    standing, mode = family.standing, controller.mode_of(family)
+    if standing is None:
+        return "nothing runs"
+    runs = words(standing.configuration)
+    if controller.frozen or family.frozen:
+        return f"{runs} runs and is frozen"
+    if mode != "active":
+        return f"{runs} runs, and mode {mode} changes nothing"
+    if family.pin is not None:
+        return f"{runs} runs and is pinned"
+    if not standing.plan.feasible:
+        return f"{runs} runs, the least bad plan: none meets the targets at this load"
+    last = controller.record.last(family.name)
+    decided = f"; last decision: {last.action} ({last.trigger})" if last is not None else ""
+    return f"{runs} runs, of which a p95 of {standing.plan.prediction.p95_ms:.2f} ms was predicted{decided}"
 
 
 def intensity(reading: Reading) -> dict[str, Any]:
@@ -176,6 +196,8 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
         else {
             "id": last.id,
             "at": last.at,
+            "count": last.count,
+            "last_at": last.last_at,
             "trigger": last.trigger,
             "action": last.action,
             "detail": last.detail,

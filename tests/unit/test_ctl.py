@@ -248,6 +248,10 @@ def test_readable_and_json(server: Any, capsys: pytest.CaptureFixture[str]) -> N
     assert "applied" in text
     assert ctl(server, "--json", "decisions") == 0
     assert json.loads(capsys.readouterr().out) == [DECISION]
+    server.answer = (200, [DECISION | {"count": 100, "last_at": "2024-01-31T00:05:07.000+00:00"}])
+    assert ctl(server, "decisions") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "7 2024-01-31 00:00:00 to 2024-01-31 00:05:07 fashion intensity applied x 100 cleaner" in text
     server.answer = (
         200,
         {
