@@ -348,7 +348,7 @@ class Reading(Record, frozen=True, kw_only=True):
     zone: str = ""
     signal: Literal["average", "marginal", "unknown"] = "unknown"
     scope: Literal["lifecycle", "direct", "unknown"] = "unknown"
-    method: Literal["measured", "modelled", "synthetic", "configured"] = "measured"
+    method: Literal["measured", "modelled", "synthetic", "configured", "replayed"] = "measured"
     estimated: bool = False
     age_s: float = 0.0
     state: Literal["fresh", "stale", "fallback", "configured"] = "fresh"

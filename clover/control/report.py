@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from clover.carbon import format_time
 from clover.control.family import Family
 from clover.control.saved import saved
 from clover.control.turn import words
@@ -58,6 +59,8 @@ def doing(controller: Controller, family: Family) -> str:
 def intensity(reading: Reading) -> dict[str, Any]:
     """A reading with a label that says in words how good it is."""
     label = f"{reading.method}, {reading.state}"
+    if reading.method == "replayed":
+        label = f"replayed, of {format_time(reading.at_s)}" + (f", {reading.state}" if reading.state != "fresh" else "")
     if reading.state != "fresh":
         label += f", {reading.age_s:.0f} s old"
     return {**msgspec.to_builtins(reading), "label": label}

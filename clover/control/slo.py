@@ -1,8 +1,8 @@
 """What the log says of a missed SLO: a line a minute while it is missed, and one when it is met again.
 
-The observed p95 trails by some seconds and touches the SLO now and then without meaning anything.  So it is missed once
-`SLO_LOOKS` looks in a row saw it above the SLO, and met again once none did for `MET_S`.  A p95 that crosses the SLO all
-the time makes no more lines than one that stays above it: another miss within a minute waits for its minute.
+The observed p95 trails by some seconds and touches the SLO now and then without meaning anything.  So the SLO is missed
+once `SLO_LOOKS` looks in a row saw the p95 above it, and met again once none did for `MET_S`.  A p95 that crosses the
+SLO all the time makes no more lines than one that stays above it: another miss within a minute waits for its minute.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class SloLog:
             if not math.isnan(self.missed_s) and now_s - self._said_s >= EVERY_S:
                 self._said_s, self._told = now_s, True
                 log.warning(
-                    "%s: the SLO is missed, for %s so far: p95 %.2f ms of %.2f ms at %.1f rows/s, %.0f rows waiting; %s",
+                    "%s: the SLO is missed, for %s so far: "
+                    "p95 %.2f ms of %.2f ms at %.1f rows/s, %.0f rows waiting; %s",
                     self._name,
                     _duration(now_s - self.missed_s),
                     p95_ms,
