@@ -45,7 +45,7 @@ async def swap(server: ServerProcess, variant: str, bodies: list[Any]) -> int:
     """Pin `variant` while requests run; the number of failed requests."""
     load = asyncio.create_task(open_loop(server.url, "fashion", bodies, rate=100, seconds=0.8, connections=4))
     await asyncio.sleep(0.1)
-    await asyncio.to_thread(server.post, "/v2/clover/pin", {"model": "fashion", "variant": variant})
+    await asyncio.to_thread(server.post, "/v2/clover/pin", {"model": "fashion", "variant": variant, "force": True})
     return (await load).failed()
 
 

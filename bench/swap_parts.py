@@ -191,7 +191,9 @@ class Bench:
         others = await quiet()
         cpu_s = 0.0
         begin_ns = time.monotonic_ns()
-        pinning = asyncio.create_task(self.server.engine.controller.command("pin", {"variant": variant}, "bench"))
+        pinning = asyncio.create_task(
+            self.server.engine.controller.command("pin", {"variant": variant, "force": True}, "bench")
+        )
         routed_ns = 0
         while not pinning.done() or not routed_ns:
             if not routed_ns and {item.variant for item in self.served.fleet.routed} == {variant}:

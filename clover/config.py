@@ -100,9 +100,16 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
     ] = "synthetic"
     trace_speed: Annotated[float, _help("grid seconds per wall second", gt=0)] = 1.0
     trace_start: Annotated[
-        str, _help("grid time to start at (ISO 8601); now for synthetic, the first row for a trace")
+        str,
+        _help(
+            "grid time to start at: now, first (row of the trace) or ISO 8601; "
+            "by default now, but first for a trace that does not cover now or is sped up"
+        ),
     ] = ""
-    poll_s: Annotated[float, _help("wall seconds between readings", gt=0)] = 5.0
+    poll_s: Annotated[
+        float,
+        _help("wall seconds between two calls to a remote source; files and formulas are read at every look", gt=0),
+    ] = 5.0
     max_age_s: Annotated[float, _help("grid seconds a last good value may be used", ge=0)] = 7200.0
     configured_g_per_kwh: Annotated[float, _help("value of last resort, always labelled", ge=0)] = 400.0
     pue: Annotated[float, _help("power usage effectiveness", ge=1)] = 1.5

@@ -79,6 +79,12 @@ class NotFound(RequestError):
     status = 404
 
 
+class Conflict(RequestError):
+    """An operator's change that would break what the server holds to, and was not forced."""
+
+    status = 409
+
+
 class TooLarge(RequestError):
     """The request exceeds a limit in size."""
 

@@ -79,7 +79,7 @@ class Device(Protocol):
 
 class CarbonSource(Protocol):
     """Gives the grid's carbon intensity at a grid time.  `step_s`: how long one value holds, in grid seconds.
-    `remote`: a reading costs a call to somebody else, so that failures back off."""
+    `remote`: a reading costs a call to somebody else, which is made every `carbon.poll_s` at most and backs off."""
 
     name: str
     step_s: float

@@ -348,7 +348,7 @@ class Reading(Record, frozen=True, kw_only=True):
     zone: str = ""
     signal: Literal["average", "marginal", "unknown"] = "unknown"
     scope: Literal["lifecycle", "direct", "unknown"] = "unknown"
-    method: Literal["measured", "modelled", "synthetic", "configured"] = "measured"
+    method: Literal["measured", "modelled", "synthetic", "configured", "replayed"] = "measured"
     estimated: bool = False
     age_s: float = 0.0
     state: Literal["fresh", "stale", "fallback", "configured"] = "fresh"
@@ -586,7 +586,10 @@ class Transition(Record, frozen=True, kw_only=True):
 
 
 class Decision(Record, frozen=True, kw_only=True):
-    """One turn of the controller, kept for `GET /v2/clover/decisions`."""
+    """One turn of the controller, kept for `GET /v2/clover/decisions`.
+
+    Of `count` equal turns in a row, `id`, `at` and `grid_s` are the first's, `last_at` and everything else the last's.
+    """
 
     id: int
     at: str
@@ -600,3 +603,5 @@ class Decision(Record, frozen=True, kw_only=True):
     detail: str = ""
     seconds: float = 0.0
     operator: str = ""
+    count: int = 1
+    last_at: str = ""

@@ -297,8 +297,9 @@ class Account:
         return part_j
 
     def devices(self) -> dict[str, dict[str, float | str]]:
-        """Per device its lines in joules, which sum to `measured_j`; the watts of its last window and of idleness; the
-        measured/modelled ratio; whether its meter has nothing new to say, and how often it began anew."""
+        """Per device its lines in joules, which sum to `measured_j`; the watts of its last window (none while its meter
+        has nothing new to say, which is `frozen`) and of idleness; the measured/modelled ratio; and how often the meter
+        began anew."""
         active: dict[str, float] = {}
         idle: dict[str, float] = {}
         for (name, _, _), share in self.placements.items():
@@ -312,7 +313,7 @@ class Account:
                 "unattributed_j": device.unattributed_j,
                 "unowned_j": device.unowned_j,
                 "carried_j": device.carried_j,
-                "watts": device.watts,
+                **({} if device.frozen else {"watts": device.watts}),
                 "idle_w": device.idle_w,
                 "ratio": device.ratio,
                 "frozen": float(device.frozen),

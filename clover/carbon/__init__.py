@@ -8,13 +8,14 @@ by adding a line there and a module here that implements `clover.interfaces.Carb
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 from clover.carbon.chain import STATES, Chain
 from clover.carbon.clock import GridClock, boot_seconds
-from clover.carbon.layouts import MAX_G_PER_KWH, Scope, Signal, parse_time
+from clover.carbon.layouts import MAX_G_PER_KWH, Scope, Signal, format_time, parse_time
 from clover.carbon.static import StaticSource
 from clover.carbon.synthetic import SyntheticSource
 from clover.carbon.trace import TraceSource
@@ -23,13 +24,17 @@ from clover.errors import ConfigError
 from clover.interfaces import CarbonSource
 from clover.settings.schema import did_you_mean
 
-__all__ = ["SOURCES", "STATES", "Chain", "GridClock", "build", "build_source"]
+__all__ = ["SOURCES", "STATES", "Chain", "GridClock", "build", "build_source", "format_time"]
 
 
-def build(config: CarbonConfig, *, monotonic: Callable[[], float] = boot_seconds) -> tuple[Chain, GridClock]:
-    """The chain and the grid clock that `config` asks for; ConfigError where anything in it cannot be used.
+def build(
+    config: CarbonConfig, *, monotonic: Callable[[], float] = boot_seconds, wall: Callable[[], float] = time.time
+) -> tuple[Chain, GridClock]:
+    """Return the chain and the grid clock that `config` asks for; ConfigError if anything in it cannot be used.
 
-    Grid time starts at `trace_start`, by default at the first value of a trace that leads the chain, else now.
+    Grid time starts at `trace_start`, by default now.  But a trace that leads the chain and does not cover now, or is
+    sped up, is replayed from its first value.  While grid time is not that of the wall, traces label what they give as
+    replayed.
     """
     if not config.max_age_s >= 0:
         raise ConfigError(f"carbon.max_age_s cannot be negative, but is {config.max_age_s}")
@@ -43,10 +48,18 @@ def build(config: CarbonConfig, *, monotonic: Callable[[], float] = boot_seconds
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"carbon.source names {name} twice; a fallback has to be another source")
-    start_s = _start(config.trace_start, sources[0])
+    now_s = wall()
+    start_s = _start(config, sources[0], now_s)
     clock = GridClock(start_s, config.trace_speed, monotonic)
+    for source in sources:
+        if isinstance(source, TraceSource):
+            source.replayed = start_s != now_s or clock.speed != 1.0
     chain = Chain(
-        sources, max_age_s=config.max_age_s, configured_g_per_kwh=config.configured_g_per_kwh, monotonic=monotonic
+        sources,
+        max_age_s=config.max_age_s,
+        configured_g_per_kwh=config.configured_g_per_kwh,
+        monotonic=monotonic,
+        poll_s=config.poll_s,
     )
     return chain, clock
 
@@ -102,17 +115,24 @@ SOURCES: dict[str, Callable[[str, dict[str, str]], CarbonSource]] = {
 """What `carbon.source` may name: a function from the argument and the options to the source, raising ConfigError."""
 
 
-def _start(trace_start: str, first: CarbonSource) -> float | None:
-    if not trace_start:
-        return first.start_s if isinstance(first, TraceSource) else None
+def _start(config: CarbonConfig, first: CarbonSource, now_s: float) -> float:
+    """Return the grid time to start at."""
+    trace = first if isinstance(first, TraceSource) else None
+    when = config.trace_start
+    if not when:
+        return now_s if trace is None or (config.trace_speed == 1 and trace.spans(now_s)) else trace.start_s
+    if when == "first":
+        if trace is None:
+            raise ConfigError(f"carbon.trace_start = first takes a trace as the first source, not {first.name}")
+        return trace.start_s
     try:
-        start_s = parse_time(trace_start)
+        start_s = now_s if when == "now" else parse_time(when)
     except ValueError as error:
         raise ConfigError(
-            f"carbon.trace_start takes an ISO 8601 time, as 2021-03-26T21:00Z, not {trace_start!r}"
+            f"carbon.trace_start takes now, first or an ISO 8601 time, as 2021-03-26T21:00Z, not {when!r}"
         ) from error
-    if isinstance(first, TraceSource) and not first.covers(start_s):
-        raise ConfigError(f"carbon.trace_start {trace_start} lies outside {first.name}")
+    if trace is not None and not trace.covers(start_s):
+        raise ConfigError(f"carbon.trace_start {when} lies outside {trace.name}")
     return start_s
 
 

@@ -9,8 +9,12 @@ Two rules.  A number is never given out without saying how good it is, and a sou
     configured   `configured_g_per_kwh`, because no source has a value within its step or younger than `max_age_s`
 
 Age is grid time, so that a trace replayed at speed goes stale at that speed too.  A value is asked for once a step:
-again when its step is over, or every tenth of a step where a source lags behind.  A remote source that fails is left
-alone for 1, 2, 4 ... 300 real seconds; a local one (a file, a formula) is asked every time, since that costs nothing.
+again when its step is over, or every tenth of a step where a source lags behind.
+
+Everybody asks the chain, as often as they like; the chain alone asks sources.  A remote source is asked once every
+`poll_s` real seconds at most, however fast grid time runs, and left alone for 1, 2, 4 ... 300 real seconds when it
+fails.  A local one (a file, a formula) is asked every time, since that costs nothing: so what is replayed at speed
+follows grid time from look to look.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ class Link:
     """One source of the chain with its last good reading, its back-off and its counters."""
 
     def __init__(
-        self, source: CarbonSource, max_age_s: float, backoff_s: tuple[float, float], timeout_s: float
+        self, source: CarbonSource, max_age_s: float, backoff_s: tuple[float, float], timeout_s: float, poll_s: float
     ) -> None:
         self.source = source
         self.good: Reading | None = None
@@ -47,8 +51,10 @@ class Link:
         self._max_age_s = max(max_age_s, source.step_s)  # within its step a value is current, whatever the limit
         self._first_wait_s, self._longest_wait_s = backoff_s
         self._timeout_s = timeout_s
+        self._poll_s = poll_s if source.remote else 0.0
         self._row = 0  # failures in a row
         self._retry_s = -math.inf  # monotonic
+        self._polled_s = -math.inf  # monotonic
         self._due_s = -math.inf  # grid time
 
     async def read(self, grid_s: float, now_s: float) -> Reading | None:
@@ -56,7 +62,7 @@ class Link:
         known = self._usable(grid_s)
         if known is not None and grid_s < self._due_s:
             return known
-        if now_s >= self._retry_s:
+        if now_s >= max(self._retry_s, self._polled_s + self._poll_s):
             reading = await self._ask(grid_s, now_s)
             if reading is not None:
                 self.good = reading
@@ -84,6 +90,7 @@ class Link:
 
     async def _ask(self, grid_s: float, now_s: float) -> Reading | None:
         self.reads += 1
+        self._polled_s = now_s
         try:
             async with asyncio.timeout(self._timeout_s):
                 reading = await self.source.read(grid_s)
@@ -129,8 +136,9 @@ class Chain:
         monotonic: Callable[[], float] = time.monotonic,
         backoff_s: tuple[float, float] = (1.0, 300.0),
         timeout_s: float = 10.0,
+        poll_s: float = 0.0,
     ) -> None:
-        self.links = tuple(Link(source, max_age_s, backoff_s, timeout_s) for source in sources)
+        self.links = tuple(Link(source, max_age_s, backoff_s, timeout_s, poll_s) for source in sources)
         self.configured_g_per_kwh = configured_g_per_kwh
         self.counts = dict.fromkeys(STATES, 0)
         self.last: Reading | None = None

@@ -118,6 +118,15 @@ def parse_time(text: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+def format_time(at_s: float) -> str:
+    """Return Unix seconds as ISO 8601 in UTC.  Grid time may be anything that a configuration says: a time that no
+    calendar holds is shown as the number it is."""
+    try:
+        return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return f"{at_s:g} s"
+
+
 def _canonical(cell: str) -> str:
     return cell.strip().lower().replace("\N{SUBSCRIPT TWO}", "2")
 

@@ -5,6 +5,9 @@ Where the file has no value (an empty row, a missing row, before the first and a
 CarbonError: the chain then says "stale", falls back, and finally takes the configured value.  Nothing is filled in
 here.  `loop=1` replays the file from its start once it has ended; such readings are marked as estimated.
 
+What a file says of one time is used at another where grid time is not that of the wall, and where a file loops: such
+readings have the method "replayed", whatever they were when they were recorded.
+
 The forecast is NESO's own where the file has one; otherwise the rows to come, that is, perfect foresight.
 """
 
@@ -15,10 +18,10 @@ import itertools
 import logging
 import math
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
-from clover.carbon.layouts import Row, Scope, Signal, Table, read_table
+from clover.carbon.layouts import Row, Scope, Signal, Table, format_time, read_table
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
 
@@ -26,7 +29,8 @@ log = logging.getLogger("clover.carbon")
 
 
 class TraceSource:
-    """Intensities of a file.  `empty` rows had no value, `missing` steps had no row; both are gaps."""
+    """Intensities of a file.  `empty` rows had no value, `missing` steps had no row; both are gaps.  `replayed`:
+    whether they are used at another time than they are of."""
 
     remote = False
 
@@ -47,6 +51,7 @@ class TraceSource:
         self.name = f"trace:{path.stem}"
         self.layout = table.layout
         self.loop = loop
+        self.replayed = False
         self.zone = zone or table.zone
         self.scope: Scope = scope or table.scope
         self.signal: Signal = signal or table.signal
@@ -69,13 +74,17 @@ class TraceSource:
 
     def covers(self, grid_s: float) -> bool:
         """Whether `grid_s` lies within the file (or it loops); a gap may still be there."""
-        return self.loop or self._rows[0].at_s <= grid_s < self.end_s
+        return self.loop or self.spans(grid_s)
+
+    def spans(self, grid_s: float) -> bool:
+        """Whether `grid_s` lies within the file itself, loop or not."""
+        return self._rows[0].at_s <= grid_s < self.end_s
 
     async def read(self, grid_s: float) -> Reading:
         """The row that holds at `grid_s`; CarbonError in a gap, before the first row and after the last."""
         row, shift_s = self._row_at(grid_s)
         if row is None or row.g is None or grid_s - shift_s >= self._until(row):
-            raise CarbonError(f"{self.name} has no value at {_iso(grid_s)}: {self._why(grid_s - shift_s)}")
+            raise CarbonError(f"{self.name} has no value at {format_time(grid_s)}: {self._why(grid_s - shift_s)}")
         return self._reading(row, row.g, shift_s, grid_s, estimated=row.estimated, foreseen=False)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
@@ -113,6 +122,7 @@ class TraceSource:
         self, row: Row, g_per_kwh: float, shift_s: float, grid_s: float, *, estimated: bool, foreseen: bool
     ) -> Reading:
         at_s = row.at_s + shift_s
+        recorded: Literal["modelled", "measured"] = "modelled" if estimated else "measured"
         return Reading(
             g_per_kwh=g_per_kwh,
             at_s=at_s,
@@ -120,16 +130,16 @@ class TraceSource:
             zone=self.zone,
             signal=self.signal,
             scope=self.scope,
-            method="modelled" if estimated else "measured",
+            method="replayed" if not foreseen and (self.replayed or shift_s != 0.0) else recorded,
             estimated=estimated or shift_s != 0.0,
             age_s=0.0 if foreseen else grid_s - at_s,
         )
 
     def _why(self, file_s: float) -> str:
         if file_s < self._rows[0].at_s:
-            return f"it starts at {_iso(self._rows[0].at_s)}"
+            return f"it starts at {format_time(self._rows[0].at_s)}"
         if file_s >= self.end_s:
-            return f"it ended at {_iso(self.end_s)} (?loop=1 replays it)"
+            return f"it ended at {format_time(self.end_s)} (?loop=1 replays it)"
         return "a gap"
 
 
@@ -140,7 +150,8 @@ def _order(table: Table) -> tuple[list[Row], float]:
         if rows and rows[-1].at_s == row.at_s:
             if rows[-1][:4] != row[:4]:
                 raise ConfigError(
-                    f"lines {rows[-1].line} and {row.line} give two values for {_iso(row.at_s)}; times must be UTC"
+                    f"lines {rows[-1].line} and {row.line} give two values for {format_time(row.at_s)}; "
+                    "times must be UTC"
                 )
             continue
         rows.append(row)
@@ -152,11 +163,3 @@ def _order(table: Table) -> tuple[list[Row], float]:
         raise ConfigError("one row shows no step; give a second row, or use static:G")
     most = max(steps.values())
     return rows, min(step for step, count in steps.items() if count == most)
-
-
-def _iso(at_s: float) -> str:
-    # Grid time may be anything a configuration says; a time no calendar holds is shown as the number it is.
-    try:
-        return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    except (OverflowError, ValueError, OSError):
-        return f"{at_s:g} s"

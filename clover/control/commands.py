@@ -1,18 +1,24 @@
 """What an operator may say to the controller.  Every argument is checked, every command is kept as a decision.
 
-    pin     {model, variant | configuration}   serve one variant, or one configuration; {variant: null} lifts it
+    pin     {model, variant | configuration, force?}   serve one variant, or one configuration; {variant: null} lifts it
     base    {model}                            pin BASE
     freeze  {on, model?}                       hold everything as it is, or let go
     plan    {model, configuration?, ...}       what would be done: the plan and the steps; changes nothing
-    apply   {model, configuration?, ...}       plan and apply now, without waiting for dwell or back-off
+    apply   {model, configuration?, ..., force?}       plan and apply now, without waiting for dwell or back-off
     guard   {reset: true, model?}              watch answers anew, with the plan's own thresholds and cascade
-    set     {model?, accuracy_floor?, slo_ms?, lambda?, objective?, mode?}   change targets, then plan
+    set     {model?, accuracy_floor?, slo_ms?, lambda?, objective?, mode?, force?}   change targets, then plan
 
 `plan` and `apply` take the inputs of a plan in place of those that hold: intensity_g_per_kwh, arrival_rate, and the
 targets of `set`.  A configuration is {"small@1c": 2} or [{"variant": "small", "profile": "1c", "count": 2}].  Without
 `model` a command means the only family there is (`freeze`, `guard` and `set`: all of them).  `dry_run: true` shows what
-any of them would do.  An operator's change is applied in every mode; only a loss of capacity that the configuration
-does not allow is refused.
+any of them would do.
+
+An operator's change is applied in every mode.  Two things are refused, and change nothing: a loss of capacity that the
+configuration does not allow, and, without `force: true`, a plan that is predicted to break the accuracy floor or the
+SLO (`clover.control.breaches`).  That concerns what the operator chose: a pin, and an `apply` or a `set` that says what
+to plan with.  Never refused for it are BASE, which is where one goes when nothing else is trusted (the answer says what
+it breaks), lifting a pin, an `apply` without arguments, which is the controller's own plan, and a `set` that makes no
+limit stricter: when there is more load than any plan can serve, that is what an operator has left.
 """
 
 from __future__ import annotations
@@ -24,13 +30,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
+from clover.control.breaches import FORCE, breaches, stricter, tightened
 from clover.control.family import Family, Mode, Pin, Targets
-from clover.errors import BadRequest, PlanError
+from clover.errors import BadRequest, CloverError, Conflict, PlanError
 from clover.planning.layout import lay_out
 from clover.planning.problem import accuracies, services_of
 from clover.runtime.guard import RUNGS
 from clover.settings.schema import did_you_mean
-from clover.types import Configuration, Decision, GroupCount
+from clover.types import Configuration, Decision, GroupCount, Plan, State
 
 if TYPE_CHECKING:
     from clover.control.controller import Controller
@@ -38,14 +45,42 @@ if TYPE_CHECKING:
 _TARGETS = ("accuracy_floor", "slo_ms", "lambda", "objective")
 _INPUTS = ("intensity_g_per_kwh", "arrival_rate")
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "pin": ("model", "variant", "configuration"),
+    "pin": ("model", "variant", "configuration", "force"),
     "base": ("model",),
     "freeze": ("on", "model"),
     "guard": ("reset", "model"),
     "plan": ("model", "configuration", *_TARGETS, *_INPUTS),
-    "apply": ("model", "configuration", *_TARGETS, *_INPUTS),
-    "set": ("model", "mode", *_TARGETS),
+    "apply": ("model", "configuration", *_TARGETS, *_INPUTS, "force"),
+    "set": ("model", "mode", *_TARGETS, "force"),
 }
+
+
+class Review:
+    """Judges the plan that an operator's change comes to.  One that is predicted to break `targets` is refused, unless
+    `force` is given or the change is `harmless`; a dry run says so.  Afterwards `refused` or `forced` is true."""
+
+    def __init__(self, targets: Targets, *, force: bool, dry_run: bool, harmless: bool = False) -> None:
+        self.refused = False
+        self.forced = False
+        self._targets = targets
+        self._force = force
+        self._dry_run = dry_run
+        self._harmless = harmless
+
+    def __call__(self, state: State, plan: Plan) -> tuple[bool, str]:
+        """Return whether the plan is refused, and why, or what to note of it."""
+        why = breaches(plan, self._targets, state.objective.max_utilisation)
+        if not why:
+            return False, ""
+        if self._harmless:
+            return False, f"BASE does not hold the targets either: {why}"
+        if self._force:
+            self.forced = True
+            return False, f"forced: {why}"
+        if self._dry_run:
+            return False, f"would be refused: {why}; {FORCE}"
+        self.refused = True
+        return True, f"{why}; nothing was changed; {FORCE}"
 
 
 class Commands:
@@ -55,7 +90,8 @@ class Commands:
         self._controller = controller
 
     async def run(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
-        """Do what `verb` says; BadRequest where the arguments make no sense, PlanError where it cannot be done."""
+        """Do what `verb` says; BadRequest if the arguments make no sense, PlanError if it cannot be done, Conflict if
+        it would break the targets and is not forced."""
         if verb not in _ARGUMENTS:
             raise BadRequest(f"unknown command {verb!r}{did_you_mean(verb, _ARGUMENTS)}")
         for key in arguments:
@@ -86,9 +122,13 @@ class Commands:
         pin = Pin(policy="base") if verb == "base" else self._pin_of(family, arguments)
         before = family.pin
         policy = Pin(policy=self._controller.config.policy)
-        decision = await self._turn(family, f"operator: {verb}", operator, dry_run, pin=pin or policy)
+        force = _boolean(arguments, "force", False)
+        review = None
+        if pin is not None:
+            review = Review(family.targets, force=force, dry_run=dry_run, harmless=verb == "base")
+        decision = await self._turn(family, f"operator: {verb}", operator, dry_run, pin=pin or policy, review=review)
         if not dry_run and decision.action not in ("failed", "refused", "rolled back"):
-            family.pin = pin
+            family.pin = replace(pin, forced=review is not None and review.forced) if pin is not None else None
             if pin is None and before is not None and family.config.variant:
                 family.mode = None  # a family pinned by its configuration comes under control when the pin is lifted
         return self._answer(family, decision)
@@ -96,18 +136,23 @@ class Commands:
     async def _plan(
         self, verb: str, family: Family, arguments: dict[str, Any], operator: str, dry_run: bool
     ) -> dict[str, Any]:
-        pin = None
+        pin = review = None
         if arguments.get("configuration") is not None:
             pin = Pin(configuration=self._configuration(family, arguments["configuration"]))
+        targets, force = _targets(family, arguments), _boolean(arguments, "force", False)
+        if any(arguments.get(key) is not None for key in ("configuration", *_TARGETS, *_INPUTS)):
+            # What is given holds for one plan only, so that what is promised meanwhile counts too.
+            review = Review(stricter(targets, family.targets), force=force, dry_run=dry_run)
         decision = await self._turn(
             family,
             f"operator: {verb}",
             operator,
             dry_run,
             pin=pin,
-            targets=_targets(family, arguments),
+            targets=targets,
             g_per_kwh=_number(arguments, "intensity_g_per_kwh", 0.0, 1e5),
             rate=_number(arguments, "arrival_rate", 0.0, 1e9),
+            review=review,
         )
         return self._answer(family, decision)
 
@@ -124,7 +169,7 @@ class Commands:
                     family.frozen = on
                 if not on:
                     family.triggers.again(self._controller.monotonic())
-        self._note("freeze", families, f"on: {str(on).lower()}", operator, dry_run)
+        self._note("freeze", families, f"on: {str(on).lower()}", operator, _done(dry_run))
         return {"frozen": on, "models": [family.name for family in families], "dry_run": dry_run}
 
     def _guard(self, arguments: dict[str, Any], operator: str, dry_run: bool) -> dict[str, Any]:
@@ -137,7 +182,7 @@ class Commands:
                 family.fleet.reset_guard()
                 family.look(self._controller.monotonic())
                 family.triggers.again(self._controller.monotonic())
-        self._note("guard", families, "reset; it was " + ", ".join(before.values()), operator, dry_run)
+        self._note("guard", families, "reset; it was " + ", ".join(before.values()), operator, _done(dry_run))
         return {"reset": True, "before": before, "dry_run": dry_run}
 
     async def _set(self, arguments: dict[str, Any], operator: str, dry_run: bool) -> dict[str, Any]:
@@ -147,7 +192,15 @@ class Commands:
             raise BadRequest(f"set changes one of {', '.join((*_TARGETS, 'mode'))}")
         targets = {family.name: _targets(family, arguments) for family in families}
         changed = ", ".join(f"{key}: {arguments[key]}" for key in (*_TARGETS, "mode") if key in arguments)
+        force = _boolean(arguments, "force", False)
+        reviews = {
+            family.name: Review(targets[family.name], force=force, dry_run=dry_run)
+            for family in families
+            if tightened(family.targets, targets[family.name])
+        }
         if not dry_run:
+            if not force:
+                await self._foresee(families, targets, reviews, operator)
             for family in families:
                 family.targets = targets[family.name]
                 if mode is not None and "model" in arguments:
@@ -156,13 +209,20 @@ class Commands:
                 self._controller.mode = mode
                 for family in families:
                     family.mode = None
-        self._note("set", families, changed, operator, dry_run)
+        noted = f"{changed} (forced)" if force else changed
+        self._note("set", families, noted, operator, _done(dry_run))
         answers = {}
         for family in families:
             held = self._controller.frozen or family.frozen or self._controller.mode_of(family) == "off"
             if dry_run or (not held and any(key in arguments for key in _TARGETS)):
                 decision = await self._turn(
-                    family, "operator: set", operator, dry_run, targets=targets[family.name], act=not dry_run
+                    family,
+                    "operator: set",
+                    operator,
+                    dry_run,
+                    targets=targets[family.name],
+                    act=not dry_run,
+                    review=reviews.get(family.name) if dry_run or force else None,  # else it was reviewed above
                 )
                 answers[family.name] = self._answer(family, decision)
             elif not held:
@@ -170,6 +230,26 @@ class Commands:
         return {"set": changed, "dry_run": dry_run, "models": answers}
 
     # --- helpers ------------------------------------------------------------------------------------------------------
+
+    async def _foresee(
+        self, families: list[Family], targets: dict[str, Targets], reviews: dict[str, Review], operator: str
+    ) -> None:
+        """Raise Conflict if one of `families` could not be held to its new targets: before any of them has changed, and
+        also in modes that make no plan."""
+        for family in families:
+            review = reviews.get(family.name)
+            if review is None:
+                continue
+            family.observed = family.fleet.observe()
+            try:
+                state, plan = await self._controller.turns.proposed(family, targets=targets[family.name])
+            except CloverError as error:
+                self._note("set", [family], str(error), operator, "refused")
+                raise
+            refused, why = review(state, plan)
+            if refused:
+                self._note("set", [family], why, operator, "refused")
+                raise Conflict(f"{family.name}: {why}")
 
     async def _turn(
         self,
@@ -183,6 +263,7 @@ class Commands:
         g_per_kwh: float | None = None,
         rate: float | None = None,
         act: bool = True,
+        review: Review | None = None,
     ) -> Decision:
         # After `set` in mode observe the new plan is recorded, as that mode asks for; every other command acts.
         force = act and not (trigger == "operator: set" and self._controller.mode_of(family) == "observe")
@@ -196,7 +277,10 @@ class Commands:
             targets=targets,
             g_per_kwh=g_per_kwh,
             rate=rate,
+            review=review,
         )
+        if review is not None and review.refused:
+            raise Conflict(f"{family.name}: {decision.detail}")
         if decision.action in ("failed", "refused", "rolled back"):
             raise PlanError(f"{decision.action}: {decision.detail}")
         return decision
@@ -211,14 +295,14 @@ class Commands:
         out["dry_run"] = decision.action == "dry run"
         return out
 
-    def _note(self, verb: str, families: Iterable[Family], detail: str, operator: str, dry_run: bool) -> None:
+    def _note(self, verb: str, families: Iterable[Family], detail: str, operator: str, action: str) -> None:
         controller = self._controller
         for family in families:
             controller.record.record(
                 family=family.name,
                 trigger=f"operator: {verb}",
                 mode=controller.mode_of(family),
-                action="dry run" if dry_run else "applied",
+                action=action,
                 grid_s=controller.grid_clock.now(),
                 detail=detail,
                 operator=operator,
@@ -272,6 +356,10 @@ class Commands:
         except PlanError as error:
             raise BadRequest(str(error)) from error
         return configuration
+
+
+def _done(dry_run: bool) -> str:
+    return "dry run" if dry_run else "applied"
 
 
 def _groups(given: Any) -> list[tuple[str, str, int]]:

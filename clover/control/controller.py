@@ -42,11 +42,11 @@ from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Instances
 from clover.control.arrivals import WINDOW_S
 from clover.control.commands import Commands
-from clover.control.decisions import Decisions
+from clover.control.decisions import Decisions, outcome
 from clover.control.devices import Yard
 from clover.control.family import Family, Mode, Standing, Watch
 from clover.control.outlook import TURN_S, Grid
-from clover.control.report import report
+from clover.control.report import doing, report
 from clover.control.shadows import FixedMixes, Shadows
 from clover.control.triggers import LEAST_QUEUE, Look
 from clover.control.turn import Turns, still_possible
@@ -301,6 +301,7 @@ class Controller:
         assert self.reading is not None
         family.ledger.look(self.grid_clock.now(), family.look(self.monotonic()), family.config.budget_horizon_s)
         now_s = self.monotonic()
+        family.slo.look(now_s, family.observed, family.targets.slo_ms, lambda: doing(self, family))
         if self.frozen or family.frozen:
             return
         mode = self.mode_of(family)
@@ -340,6 +341,8 @@ class Controller:
             await self.turns.turn(family, trigger, force=bare or follow)
         except CloverError as error:
             log.warning("%s: %s: %s", family.name, trigger, error)
+        made = self.record.last(family.name)
+        family.triggers.decided(trigger, outcome(made) if made is not None else None, now_s)
 
     async def _verified(self, family: Family, now_s: float) -> bool:
         """Judge a deployment under verification; whether it was rolled back just now."""

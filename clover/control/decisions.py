@@ -1,9 +1,16 @@
-"""The record of what the controller decided: a ring of the newest decisions with inputs, candidates and reasons."""
+"""The record of what the controller decided: a ring of the newest decisions with inputs, candidates and reasons.
+
+A controller that can do nothing about what it sees decides the same again and again.  A decision that equals the last
+one about its family (by trigger, mode, action, configuration, routing and detail, whatever the numbers in them) is
+counted there instead of taking a place of its own: the record keeps its id, its place and the time it was first made,
+and takes the newest time, inputs and figures.  What an operator asked for is always a record of its own.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from datetime import UTC, datetime
 from typing import Any, get_args, get_type_hints
 
@@ -15,9 +22,12 @@ KEPT = 1000
 
 ACTIONS: tuple[str, ...] = get_args(get_type_hints(Decision)["action"])
 
+_NUMBER = re.compile(r"(?<![\w.@])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
+"""A number that stands alone, unlike those in gpu0 or small@2c."""
+
 
 class Decisions:
-    """Newest last; numbered from 1 without gaps."""
+    """Newest last; numbered from 1 without gaps.  `counts` has every decision, folded or not, by its action."""
 
     def __init__(self, wall: Callable[[], float], kept: int = KEPT) -> None:
         self.counts = dict.fromkeys(ACTIONS, 0)
@@ -39,12 +49,12 @@ class Decisions:
         seconds: float = 0.0,
         operator: str = "",
     ) -> Decision:
-        """Keep one decision."""
-        self._last += 1
+        """Keep one decision, by itself or counted with the last one of that family."""
+        at = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
         decision = msgspec.convert(
             {
-                "id": self._last,
-                "at": datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds"),
+                "id": self._last + 1,
+                "at": at,
                 "grid_s": grid_s,
                 "family": family,
                 "trigger": trigger,
@@ -55,10 +65,19 @@ class Decisions:
                 "detail": detail,
                 "seconds": seconds,
                 "operator": operator,
+                "last_at": at,
             },
             Decision,
         )
         self.counts[action] += 1
+        before = self.last(family)
+        if before is not None and not operator and _alike(before) == _alike(decision):
+            decision = msgspec.structs.replace(
+                decision, id=before.id, at=before.at, grid_s=before.grid_s, count=before.count + 1
+            )
+            self._ring[before.id - self._ring[0].id] = decision
+            return decision
+        self._last += 1
         self._ring.append(decision)
         return decision
 
@@ -74,3 +93,32 @@ class Decisions:
                 break
             found.append(msgspec.to_builtins(decision))
         return found
+
+
+def _alike(decision: Decision) -> Hashable:
+    """What equal decisions have in common."""
+    return (
+        decision.operator,
+        _NUMBER.sub("#", decision.trigger),
+        decision.mode,
+        _NUMBER.sub("#", decision.detail),
+        outcome(decision),
+    )
+
+
+def outcome(decision: Decision) -> Hashable:
+    """Return what a decision came to: action, configuration and routing.  One that kept what runs also kept how rows
+    go, whatever its plan would rather have."""
+    plan = decision.plan
+    if plan is None or decision.action == "kept":
+        return decision.action, plan.configuration if plan is not None else None
+    routing = plan.routing
+    return (
+        decision.action,
+        plan.configuration,
+        tuple(sorted((variant, round(share, 3)) for variant, share in routing.shares.items())),
+        routing.chain,
+        tuple(round(threshold, 3) for threshold in routing.thresholds),
+        tuple(sorted(routing.largest.items())),
+        tuple(sorted((variant, round(wait_ms, 1)) for variant, wait_ms in routing.wait_ms.items())),
+    )

@@ -12,6 +12,7 @@ from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Applier, Instances
 from clover.control.arrivals import ArrivalRate
 from clover.control.outlook import Ledger
+from clover.control.slo import SloLog
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
 from clover.planning.forecast import Outlook
@@ -53,10 +54,12 @@ class Targets:
 
 @dataclass(frozen=True)
 class Pin:
-    """What an operator (or the configuration) holds a family to: a policy or one configuration."""
+    """What an operator (or the configuration) holds a family to: a policy or one configuration.  `forced`: although it
+    was predicted to break the family's targets."""
 
     policy: str = ""
     configuration: Configuration | None = None
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ class Family:
         self.mode: Mode | None = "off" if config.variant else None
         self.frozen = False
         self.triggers = Triggers()
+        self.slo = SloLog(self.name)
         self.ledger = Ledger()
         self.applier = Applier(self.name, fleet, instances)
         self.standing: Standing | None = None
@@ -158,6 +162,12 @@ class Family:
         """Workers of the deployment that are not ready."""
         ready = set(self.fleet.running())
         return sum(item not in ready for item in self.running)
+
+    def answered(self, grid_s: float) -> None:
+        """Note that what asked for a plan has one, or was answered that there is none."""
+        self.news = ""
+        self.planned_rung = self.rung
+        self.ledger.planned_s = grid_s
 
     def retarget(self, old: ControllerConfig, new: ControllerConfig) -> None:
         """Follow a new configuration of the controller in what no operator has changed."""

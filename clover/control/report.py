@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from clover.carbon import format_time
 from clover.control.family import Family
 from clover.control.saved import saved
+from clover.control.turn import words
 from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
@@ -35,9 +37,30 @@ def report(controller: Controller) -> dict[str, Any]:
     return out
 
 
+def doing(controller: Controller, family: Family) -> str:
+    """Return what is done about a missed SLO, in words for the log."""
+    standing, mode = family.standing, controller.mode_of(family)
+    if standing is None:
+        return "nothing runs"
+    runs = words(standing.configuration)
+    if controller.frozen or family.frozen:
+        return f"{runs} runs and is frozen"
+    if mode != "active":
+        return f"{runs} runs, and mode {mode} changes nothing"
+    if family.pin is not None:
+        return f"{runs} runs and is pinned"
+    if not standing.plan.feasible:
+        return f"{runs} runs, the least bad plan: none meets the targets at this load"
+    last = controller.record.last(family.name)
+    decided = f"; last decision: {last.action} ({last.trigger})" if last is not None else ""
+    return f"{runs} runs, of which a p95 of {standing.plan.prediction.p95_ms:.2f} ms was predicted{decided}"
+
+
 def intensity(reading: Reading) -> dict[str, Any]:
     """A reading with a label that says in words how good it is."""
     label = f"{reading.method}, {reading.state}"
+    if reading.method == "replayed":
+        label = f"replayed, of {format_time(reading.at_s)}" + (f", {reading.state}" if reading.state != "fresh" else "")
     if reading.state != "fresh":
         label += f", {reading.age_s:.0f} s old"
     return {**msgspec.to_builtins(reading), "label": label}
@@ -131,6 +154,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
         "mode": controller.mode_of(family),
         "frozen": controller.frozen or family.frozen,
         "pin": None if pin is None else pin.policy or msgspec.to_builtins(pin.configuration),
+        "pin_forced": pin is not None and pin.forced,
         "configuration": msgspec.to_builtins(standing.configuration) if standing is not None else [],
         "deployment": deployment,
         "routing": msgspec.to_builtins(standing.routing) if standing is not None else None,
@@ -175,6 +199,8 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
         else {
             "id": last.id,
             "at": last.at,
+            "count": last.count,
+            "last_at": last.last_at,
             "trigger": last.trigger,
             "action": last.action,
             "detail": last.detail,

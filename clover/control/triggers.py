@@ -6,6 +6,11 @@ rate also has to move by a row a second: a trickle doubles by chance).  A p95 ab
 looks, a queue has to grow for `QUEUE_LOOKS` looks, a missing worker has to stay away `WORKER_LOOKS` looks: workers that
 die are restarted by the fleet, and short bursts pass.  After a trigger those counts start anew.
 
+An SLO that stays at risk while planning again and again comes to the same makes fewer and fewer plans: the second equal
+one is followed by the next after `FIRST_SPACING_S`, then twice as long each time, up to `LONGEST_SPACING_S`
+(`decided`).  Anything that changes ends that: another reason to plan, another plan, or `MET_LOOKS` looks in a row that
+saw no risk.
+
 A fall of the rate that is no reason to plan does not count in a plan made for another reason either (`held`).  Else a
 configuration that only just meets the SLO is left and taken up again as the samples of a constant rate will have it.
 A rise counts at once: promises hang on it.
@@ -13,6 +18,8 @@ A rise counts at once: promises hang on it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 SLO_LOOKS = 3
@@ -21,6 +28,11 @@ WORKER_LOOKS = 5
 LEAST_RATE_CHANGE = 1.0
 LEAST_QUEUE = 16.0
 RETRY_S = 10.0
+RISK = "SLO at risk"
+FIRST_SPACING_S = 5.0
+LONGEST_SPACING_S = 60.0
+MET_LOOKS = 10
+_AGAIN = "held back before"
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,11 @@ class Triggers:
         self._growing = 0
         self._away = 0
         self._queue_rows = 0.0
+        self._calm = 0
+        self._outcome: Hashable = None
+        """What the last plan for an SLO at risk came to; None where it was not the last that counts."""
+        self._spacing_s = 0.0
+        self._spaced_until_s = -math.inf
 
     def planned(self, g_per_kwh: float, rate: float, missing: int = 0) -> None:
         """A plan was made for these."""
@@ -59,6 +76,22 @@ class Triggers:
     def again(self, at_s: float) -> None:
         """Plan again at `at_s` (monotonic) even if nothing moves: something was held back or failed."""
         self.again_s = at_s if self.again_s is None else min(self.again_s, at_s)
+
+    def decided(self, trigger: str, outcome: Hashable, now_s: float) -> None:
+        """Note what came of `trigger`."""
+        same = outcome == self._outcome
+        if not trigger.startswith(RISK):
+            if trigger != _AGAIN or not same:  # another reason, or another end of the same
+                self._unspace()
+            return
+        self._outcome = outcome
+        self._spacing_s = min(max(2.0 * self._spacing_s, FIRST_SPACING_S), LONGEST_SPACING_S) if same else 0.0
+        self._spaced_until_s = now_s + self._spacing_s
+
+    def _unspace(self) -> None:
+        self._outcome = None
+        self._spacing_s = 0.0
+        self._spaced_until_s = -math.inf
 
     def held(self, rate: float, rate_change: float) -> float:
         """Rows a second to plan for while `rate` is observed: what the last plan was made for where that is more and
@@ -76,22 +109,26 @@ class Triggers:
         grows = look.queue_rows > self._queue_rows and look.queue_rows >= LEAST_QUEUE
         self._growing = self._growing + 1 if grows else 0
         self._queue_rows = look.queue_rows
+        self._calm = 0 if late or grows else self._calm + 1
+        if self._calm >= MET_LOOKS:
+            self._unspace()
+        spaced = look.now_s < self._spaced_until_s
         self._away = self._away + 1 if look.missing != self.planned_missing else 0
         if self.planned_g_per_kwh is None:
             return "start"
         if self._away >= WORKER_LOOKS:
             return f"worker capacity changed: {look.missing} missing"
-        if self._late >= SLO_LOOKS:
+        if self._late >= SLO_LOOKS and not spaced:
             self._late = 0
-            return f"SLO at risk: p95 {look.p95_ms:.2f} ms exceeds {slo_ms:.2f} ms"
-        if self._growing >= QUEUE_LOOKS:
+            return f"{RISK}: p95 {look.p95_ms:.2f} ms exceeds {slo_ms:.2f} ms"
+        if self._growing >= QUEUE_LOOKS and not spaced:
             self._growing = 0
-            return f"SLO at risk: the queue grows ({look.queue_rows:.0f} rows)"
+            return f"{RISK}: the queue grows ({look.queue_rows:.0f} rows)"
         moved = abs(look.g_per_kwh - self.planned_g_per_kwh)
         if moved > intensity_change * max(self.planned_g_per_kwh, 1.0):
             return f"intensity moved from {self.planned_g_per_kwh:.1f} to {look.g_per_kwh:.1f} g/kWh"
         if self._moved(look.rate, rate_change):
             return f"rate moved from {self.planned_rate:.1f} to {look.rate:.1f} rows/s"
         if self.again_s is not None and look.now_s >= self.again_s:
-            return "held back before"
+            return _AGAIN
         return ""

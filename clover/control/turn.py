@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from clover.control.apply import NOWHERE, ApplyError, interim, possible
@@ -92,31 +92,34 @@ class Turns:
         targets: Targets | None = None,
         g_per_kwh: float | None = None,
         rate: float | None = None,
+        review: Callable[[State, Plan], tuple[bool, str]] | None = None,
     ) -> Decision:
         """Plan for `trigger` and act on it as the mode allows.  `force` (the start, an operator) acts in any mode and
-        waits for no dwell or back-off.  Raises PlanError where no plan was made; what happened to a plan that was made
-        is in the decision."""
+        waits for no dwell or back-off.  `review` says whether the plan is refused, which changes nothing, and why, or
+        what to note of it.  Raises PlanError where no plan was made; what happened to a plan that was made is in the
+        decision."""
         controller = self._controller
         started = controller.monotonic()
         family.look(started)
         family.transition = None
-        if not dry_run:
-            family.news = ""
-            family.planned_rung = family.rung
-            family.ledger.planned_s = controller.grid_clock.now()
         try:
             state, plan = await self.proposed(family, pin=pin, targets=targets, g_per_kwh=g_per_kwh, rate=rate)
         except CloverError as error:
+            if not dry_run:
+                family.answered(controller.grid_clock.now())
             if not dry_run and controller.reading is not None:  # not every look, but before long
                 family.triggers.planned(controller.reading.g_per_kwh, family.rate(controller.config), family.missing)
                 family.triggers.again(controller.monotonic() + RETRY_S)
             self._record(family, trigger, "refused" if dry_run else "failed", None, None, started, str(error), operator)
             raise
-        if dry_run:
-            return self._record(family, trigger, "dry run", state, plan, started, "", operator)
+        refused, note = review(state, plan) if review is not None else (False, "")
+        if dry_run or refused:
+            action = "dry run" if dry_run else "refused"
+            return self._record(family, trigger, action, state, plan, started, note, operator)
+        family.answered(controller.grid_clock.now())
         family.triggers.planned(state.intensity.g_per_kwh, state.arrival_rate, family.missing)
         if not force and controller.mode_of(family) != "active":
-            return self._record(family, trigger, "observed", state, plan, started, "", operator)
+            return self._record(family, trigger, "observed", state, plan, started, note, operator)
         detail = ""
         avoided = family.backed_off(plan.configuration, controller.monotonic())
         try:
@@ -128,7 +131,7 @@ class Turns:
         except CloverError as error:  # a device changed while the plan was made, or refuses
             action, more = "failed", str(error)
             family.triggers.again(controller.monotonic() + RETRY_S)
-        detail = "; ".join(filter(None, (detail, more)))
+        detail = "; ".join(filter(None, (note, detail, more)))
         return self._record(family, trigger, action, state, plan, started, detail, operator)
 
     async def roll_back(self, family: Family, why: str, trigger: str = "verification") -> Decision:

@@ -77,6 +77,7 @@ def _device(device: dict[str, Any], console: Console) -> None:
 
 def _model(name: str, model: dict[str, Any], console: Console) -> None:
     pin = f", pinned to {_plain(model['pin'])}" if model.get("pin") else ""
+    pin += " (forced)" if model.get("pin_forced") else ""
     frozen = ", frozen" if model.get("frozen") else ""
     _say(console, f"\n{name}: mode {model.get('mode')}{frozen}{pin}")
     routing = model.get("routing") or {}
@@ -113,9 +114,12 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
     last = model.get("last_decision")
     if last:
         who = f" by {last['operator']}" if last.get("operator") else ""
+        times, at = "", last["at"]
+        if last.get("count", 1) > 1:
+            times, at = f" x {last['count']}", last["last_at"]
         _say(
             console,
-            f"  last       {last['id']}: {last['action']} ({last['trigger']}{who}) {last['detail']} at {last['at']}",
+            f"  last       {last['id']}: {last['action']}{times} ({last['trigger']}{who}) {last['detail']} at {at}",
         )
 
 
@@ -174,9 +178,16 @@ def _decisions(found: list[dict[str, Any]], console: Console) -> None:
         why = item.get("detail") or plan.get("reason", "")
         who = f" (by {item['operator']})" if item.get("operator") else ""
         cells = [str(item.get(key, "")) for key in ("id", "at", "family", "trigger", "action")]
-        cells[1] = cells[1][:19].replace("T", " ")
+        cells[1] = _moment(cells[1])
+        if item.get("count", 1) > 1:
+            cells[1] += f" to {_moment(item['last_at'])}"
+            cells[4] += f" x {item['count']}"
         sheet.add_row(*map(Text, cells), Text(f"{why}{who}"))
     console.print(sheet)
+
+
+def _moment(at: str) -> str:
+    return at[:19].replace("T", " ")
 
 
 def _outcome(answer: dict[str, Any], console: Console) -> None:

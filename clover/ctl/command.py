@@ -106,18 +106,22 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     parser = argparse.ArgumentParser(prog="python -m clover ctl", description=about_all, parents=[common])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, about: str, *, changes: bool = True) -> argparse.ArgumentParser:
+    def verb(name: str, about: str, *, changes: bool = True, force: bool = False) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=about, description=about, parents=[common])
         if changes or name == "state":
             made.add_argument("--model", default="", help="which family, by the name it is served under")
         if changes:
             made.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+        if force:
+            made.add_argument(
+                "--force", action="store_true", help="also if it is predicted to break the accuracy floor or the SLO"
+            )
         return made
 
     verb("state", "intensity, deployment, routing, targets and totals", changes=False)
     decisions = verb("decisions", "the newest decisions with their reasons", changes=False)
     decisions.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
-    pin = verb("pin", "serve one variant only, or one configuration, until pin --off")
+    pin = verb("pin", "serve one variant only, or one configuration, until pin --off", force=True)
     pin.add_argument(
         "what", nargs="*", metavar="VARIANT | VARIANT@PROFILE[xN]", help="as small, or small@1cx2 large@2c"
     )
@@ -132,9 +136,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         ("plan", "what would be done now: the plan and its steps; changes nothing"),
         ("apply", "plan now and apply it, or apply the configuration given; it holds until the next trigger"),
     ):
-        verb(name, about).add_argument("words", nargs="*", metavar="VARIANT@PROFILE[xN] | KEY=VALUE", help=inputs)
+        verb(name, about, force=name == "apply").add_argument(
+            "words", nargs="*", metavar="VARIANT@PROFILE[xN] | KEY=VALUE", help=inputs
+        )
     verb("base", "pin BASE, the best variant on whole devices, until pin --off")
-    change = verb("set", "change targets live: " + ", ".join(_SETTABLE))
+    change = verb("set", "change targets live: " + ", ".join(_SETTABLE), force=True)
     change.add_argument(
         "words", nargs="+", metavar="KEY=VALUE", help="as slo_ms=20 mode=observe; lambda=none derives it"
     )
@@ -153,6 +159,8 @@ def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | No
         body["model"] = given.model
     if given.dry_run:
         body["dry_run"] = True
+    if getattr(given, "force", False):
+        body["force"] = True
     if verb == "freeze":
         if given.word:
             instead = {"off": "freeze --off", "on": "freeze"}.get(given.word.lower())

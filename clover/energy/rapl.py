@@ -12,6 +12,10 @@ A counter starts again at `max_energy_range_uj` (262 kJ on most processors, 65 k
 samples is seen and added; two are one too few, and nothing can tell.  So a sample is due at least every
 `sample_within_s` (the smallest range at 1 kW, about a minute); later ones are counted in `late_samples` and logged.
 
+While a counter cannot be read `sample` raises.  What it rose meanwhile comes with the first sample that can be taken
+again.  But if a counter is lower then, nobody knows whether it wrapped or the driver began anew: what was used since is
+unknown, the total stays, and the sample's `epoch` is one higher.
+
 Since 2020 (CVE-2020-8694) the counters are readable by root alone on most kernels, and virtual machines rarely have
 them.  Both are reasons, told by `RaplError`, and never a silent zero.
 """
@@ -74,6 +78,8 @@ class RaplMeter:
         except DeviceError as error:
             raise RaplError(str(error), "see whether the driver works, or use energy.meter = modelled") from error
         self._total_uj = 0
+        self._epoch = 0
+        self._missed = False  # whether the last sample could not be taken
         self._at_ns = now_ns
         self._window = (now_ns, 0)
 
@@ -82,7 +88,12 @@ class RaplMeter:
 
     def sample(self, now_ns: int) -> EnergySample:
         """Joules since the meter was made; DeviceError where a counter cannot be read (the next sample makes up)."""
+        missed, self._missed = self._missed, True
         counters = [_read_counter(domain) for domain in self.domains]
+        self._missed = False
+        if missed and any(counter < last for counter, last in zip(counters, self._last_uj, strict=True)):
+            self._begin_anew(counters, now_ns)
+            return self._sampled()
         if now_ns - self._at_ns > self.sample_within_s * 1e9:
             self.late_samples += 1
             log.warning("RAPL was not read for %.0f s; a counter may have wrapped unseen", (now_ns - self._at_ns) / 1e9)
@@ -95,9 +106,25 @@ class RaplMeter:
         self._last_uj = counters
         self._at_ns = max(self._at_ns, now_ns)
         self._lower_idle()
+        return self._sampled()
+
+    def _sampled(self) -> EnergySample:
         return EnergySample(
-            device=self.device, at_ns=self._at_ns, total_j=self._total_uj / 1e6, idle_w=self._idle_w, method=self.method
+            device=self.device,
+            at_ns=self._at_ns,
+            total_j=self._total_uj / 1e6,
+            idle_w=self._idle_w,
+            method=self.method,
+            epoch=self._epoch,
         )
+
+    def _begin_anew(self, counters: list[int], now_ns: int) -> None:
+        seconds = (now_ns - self._at_ns) / 1e9
+        log.warning("RAPL was lower after it could not be read: what was used for %.0f s is unknown", seconds)
+        self._epoch += 1
+        self._last_uj = counters
+        self._at_ns = max(self._at_ns, now_ns)
+        self._window = (self._at_ns, self._total_uj)
 
     def _lower_idle(self) -> None:
         since_ns, since_uj = self._window

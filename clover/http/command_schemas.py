@@ -20,6 +20,10 @@ _INPUTS: dict[str, dict[str, Any]] = {
     "arrival_rate": {"type": ["number", "null"], "minimum": 0, "maximum": 1e9},
 }
 _MODES = ["off", "observe", "active"]
+_FORCE: dict[str, Any] = {
+    "type": "boolean",
+    "description": "do it although the plan is predicted to break the accuracy floor or the SLO; else that is a 409",
+}
 
 TEXTS = {
     "pin": "Hold a model to one variant (null lifts the pin). " + _CONFIGURATION,
@@ -45,7 +49,9 @@ def command_schema(verb: str, specs: dict[str, FamilySpec]) -> dict[str, Any]:
             {"properties": {"model": {"const": name}, "variant": {"enum": [*(v.name for v in spec.variants), None]}}}
             for name, spec in specs.items()
         ]
-    elif verb == "freeze":
+    if verb in ("pin", "apply", "set"):
+        properties["force"] = _FORCE
+    if verb == "freeze":
         properties["on"] = {"type": "boolean"}
         required = ["on"]
     elif verb == "guard":

@@ -14,7 +14,7 @@ ERROR_TEXTS = {
     404: "unknown model, version or path",
     405: "the path does not take that method",
     408: "the request did not arrive in time",
-    409: "no plan satisfies this",
+    409: "no plan satisfies this, or it would break the targets and was not forced",
     413: "too large",
     414: "the request line is too long",
     415: "the content coding is not gzip or deflate",

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from clover import __version__, profiles
+from clover.carbon import format_time
 from clover.errors import ProfileError
 from clover.profiling.measurement import INFLATED
 from clover.server import Server
@@ -105,7 +106,8 @@ def _carbon(server: Server) -> str:
         return f"{config.source}: not read yet"
     zone = f" {reading.zone}" if reading.zone not in ("", reading.provider) else ""
     speed = f", grid time x {config.trace_speed:g}" if config.trace_speed != 1 else ""
-    label = f"{reading.method}, {reading.signal}, {reading.state}"
+    of = f" of {format_time(reading.at_s)}" if reading.method == "replayed" else ""
+    label = f"{reading.method}{of}, {reading.signal}, {reading.state}"
     return f"{reading.provider}{zone}: {reading.g_per_kwh:.0f} gCO2e/kWh ({label}){speed}"
 
 

@@ -23,7 +23,7 @@ from clover.devices.cpu import CpuDevice
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError, DeviceError
 from clover.interfaces import Device, EnergyMeter
-from clover.types import DeviceShape, Reading
+from clover.types import DeviceShape, EnergySample, Reading
 
 log = logging.getLogger("clover.server")
 
@@ -41,6 +41,9 @@ class Machine:
         self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
         self.meters: dict[str, EnergyMeter] = {}
         self._retry_s = time.monotonic() + _RETRY_S
+        self._samples: dict[str, EnergySample] = {}
+        self._unreadable_ns: dict[str, int] = {}
+        """Since when a meter cannot be read."""
         for name, device in self.devices.items():
             account.add_device(name, device.shape().slices)
             if isinstance(device, CpuDevice):
@@ -66,10 +69,28 @@ class Machine:
         return {name: device.shape() for name, device in self.devices.items()}
 
     async def measure(self, reading: Reading) -> None:
-        """Close the energy window of every device, its carbon priced at `reading`."""
+        """Close the energy window of every device, its carbon priced at `reading`.  That of a device whose meter cannot
+        be read stays open: what the counter rises meanwhile is counted once it can be."""
         await asyncio.gather(*(meter.refresh() for meter in self.meters.values()))
-        for meter in self.meters.values():
-            self._account.window(meter.sample(time.monotonic_ns()), reading)
+        for name, meter in self.meters.items():
+            sample = self._sample(name, meter)
+            if sample is not None:
+                self._account.window(sample, reading)
+
+    def _sample(self, name: str, meter: EnergyMeter) -> EnergySample | None:
+        """Return what the meter shows, or its last sample if it cannot be read, which freezes the account."""
+        now_ns = time.monotonic_ns()
+        try:
+            self._samples[name] = meter.sample(now_ns)
+        except DeviceError as error:
+            if name not in self._unreadable_ns:
+                self._unreadable_ns[name] = now_ns
+                log.warning("%s: its energy cannot be read and is not counted until it can: %s", name, error)
+        else:
+            since_ns = self._unreadable_ns.pop(name, None)
+            if since_ns is not None:
+                log.info("%s: its energy is read again after %.0f s", name, (now_ns - since_ns) / 1e9)
+        return self._samples.get(name)
 
     async def watch(self) -> None:
         """See whether GPUs are there, and now and then whether what is quarantined can be freed by now."""

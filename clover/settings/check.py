@@ -32,12 +32,13 @@ def check(config: ServerConfig) -> None:
         if family.slots and family.queue_rows > family.slots:
             raise ConfigError(f"families.{index}: queue_rows {family.queue_rows} exceeds slots {family.slots}")
     _check_listen(config.listen)
-    if config.carbon.trace_start:
+    if config.carbon.trace_start not in ("", "now", "first"):
         try:
             datetime.fromisoformat(config.carbon.trace_start)
         except ValueError:
             raise ConfigError(
-                f"carbon.trace_start {config.carbon.trace_start!r} is no ISO 8601 time, as 2024-01-31T00:00:00+00:00"
+                f"carbon.trace_start {config.carbon.trace_start!r} is neither now nor first nor an ISO 8601 time, as "
+                "2024-01-31T00:00:00+00:00"
             ) from None
     _check_device(config.workers)
     if not config.workers.backends:

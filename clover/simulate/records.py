@@ -91,7 +91,7 @@ class Run(Record, frozen=True, kw_only=True):
     """One family under one policy through one trace.
 
     `sums` are those of all steps, of which `steps` need not hold each (`merged`), nor any.  `plans` counts decisions
-    with a plan, `held` those of them in which a change was held back, by why (of the newest 1,000 decisions).
+    with a plan, `held` those of them in which a change was held back, by why (of the newest 1,000 records).
     `limit_grams`: what no schedule of plans with this accuracy can undercut (`clover.planning.limit`), where that is
     known.  `confidence`: "parametric" where the answers' scores are a model's, nobody's measurement (`parametric`);
     empty without cascades, or where they were measured.  `beside`: the policy whose accuracy it was given, run by run

@@ -133,8 +133,8 @@ class _Replay:
             before = family.changes, family.turned
             await asyncio.sleep(self.began_s + (index + 1) * self.step_s - clock.now_s())
             steps.append(self._closed(fleet, family, controller, at_s, rate, before, reading))
-        details = [decision["detail"] for decision in controller.decisions(1000)]
-        held = {why: sum(words in detail for detail in details) for why, words in HELD.items()}
+        found = [(decision["detail"], decision["count"]) for decision in controller.decisions(1000)]
+        held = {why: sum(count for detail, count in found if words in detail) for why, words in HELD.items()}
         counts = controller.record.counts
         await controller.stop()
         return Run(

@@ -134,7 +134,7 @@ async def crash(cache: Path, kill_after: int) -> None:
         say(event="ready", answered=await answers(running), **standing(running))
         Applier._do = counted  # type: ignore[method-assign]
         started, done = True, 0
-        await running.engine.control().command("apply", {"configuration": MIXED}, "a test")
+        await running.engine.control().command("apply", {"configuration": MIXED, "force": True}, "a test")
         say(event="done", steps=done, answered=await answers(running), **standing(running))
 
 
@@ -183,7 +183,7 @@ async def faults(cache: Path) -> None:
             emulated.inject(state, *injected)
             outcome = "applied"
             try:
-                answer = await control.command("apply", {"configuration": MIXED}, "a test")
+                answer = await control.command("apply", {"configuration": MIXED, "force": True}, "a test")
                 outcome = str(answer.get("action", answer))
             except CloverError as error:
                 outcome = f"{type(error).__name__}: {error}"
@@ -215,7 +215,7 @@ async def settled(running: clover.Server, groups: dict[str, int]) -> None:
     end_s = time.monotonic() + 45.0
     while True:
         try:
-            await running.engine.control().command("apply", {"configuration": groups}, "a test")
+            await running.engine.control().command("apply", {"configuration": groups, "force": True}, "a test")
         except CloverError:
             if time.monotonic() > end_s:
                 raise

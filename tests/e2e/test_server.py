@@ -204,13 +204,13 @@ async def _pin_and_reload(server: clover.Server) -> list[str]:
     """Pin one variant, unload, pin the other, load: who answers after each pin."""
     engine = server.engine
     found = []
-    await engine.control().command("pin", {"variant": "half"}, "a test")
+    await engine.control().command("pin", {"variant": "half", "force": True}, "a test")
     found.append((await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})).receipt.variant)
     await engine.unload("toy")
     assert engine.control().state()["models"] == {}
     assert not engine.ready()
     await engine.load("toy", "")
-    await engine.control().command("pin", {"variant": "full"}, "a test")
+    await engine.control().command("pin", {"variant": "full", "force": True}, "a test")
     found.append((await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})).receipt.variant)
     async with asyncio.timeout(20):
         while not (engine.totals()["saved"] or {}).get("base"):  # until a window is closed that has rows of this worker

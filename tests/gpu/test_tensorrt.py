@@ -155,7 +155,7 @@ def test_engines_are_swapped_under_load(box: dict[str, Any], tmp_path: Path) -> 
             profiles = Counter(item.placement.profile for item in served.fleet.running())
             for name in ("tiny", "large", "xlarge", "small"):
                 counts = {f"{name}@{profile}": count for profile, count in profiles.items()}
-                said = await control.command("pin", {"configuration": counts}, "a test")
+                said = await control.command("pin", {"configuration": counts, "force": True}, "a test")
                 assert {item.variant for item in served.fleet.running()} == {name}, said
                 end_s = time.monotonic() + 2.0
                 while time.monotonic() < end_s:

@@ -245,3 +245,54 @@ def test_whatever_happens_there_is_an_answer_and_its_label_is_true(
     asyncio.run(walk())
     assert set(both.counts) == set(STATES)
     assert sum(both.counts.values()) == len(steps)
+
+
+def polled(*sources: Source, now: Callable[[], float]) -> Chain:
+    return Chain(sources, max_age_s=MAX_AGE, configured_g_per_kwh=444.0, monotonic=now, poll_s=5.0)
+
+
+def test_a_remote_source_is_asked_once_every_poll_whoever_asks_and_however_fast_grid_time_runs() -> None:
+    now_s, remote, local = [0.0], Source("a", 100.0, remote=True), Source("b", 200.0)
+
+    async def walk(made: Chain, speed: float) -> None:
+        for _ in range(61):
+            await asyncio.gather(*(made.read(speed * now_s[0]) for _ in range(3)))  # energy, controller, an operator
+            now_s[0] += 1.0
+
+    made = polled(remote, now=lambda: now_s[0])
+    asyncio.run(walk(made, STEP))
+    assert remote.calls == 13
+    assert made.last is not None
+    assert made.last.state == "fresh"
+    now_s[0] = 0.0
+    asyncio.run(walk(polled(local, now=lambda: now_s[0]), STEP))
+    assert local.calls == 61  # every reading follows grid time
+
+
+def test_a_remote_source_that_fails_is_asked_no_more_often_than_polled() -> None:
+    now_s, remote = [0.0], Source("a", DOWN, remote=True)
+    made, calls = polled(remote, now=lambda: now_s[0]), list[float]()
+
+    async def walk() -> None:
+        for second in range(60):
+            now_s[0], before = float(second), remote.calls
+            assert (await made.read(0.0)).state == "configured"
+            if remote.calls > before:
+                calls.append(now_s[0])
+
+    asyncio.run(walk())
+    assert calls == [0.0, 5.0, 10.0, 15.0, 23.0, 39.0]  # five seconds, until the back-off is longer
+
+
+def test_a_value_that_outlives_its_step_between_two_polls_says_that_it_is_stale() -> None:
+    now_s, remote = [0.0], Source("a", 100.0, remote=True)
+    made = polled(remote, now=lambda: now_s[0])
+
+    async def walk() -> None:
+        assert (await made.read(0.0)).state == "fresh"
+        now_s[0] = 4.0
+        assert (await made.read(4.0 * STEP / 2)).state == "stale"
+        now_s[0] = 5.0
+        assert (await made.read(5.0 * STEP / 2)).state == "fresh"
+
+    asyncio.run(walk())

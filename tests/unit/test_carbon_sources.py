@@ -7,7 +7,9 @@ import json
 import math
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from clover.carbon.static import StaticSource
 from clover.carbon.synthetic import SyntheticSource, duck_curve_g_per_kwh
 from clover.carbon.trace import TraceSource
 from clover.config import CarbonConfig
+from clover.control.report import intensity
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
 
@@ -362,6 +365,7 @@ def test_sources_that_do_not_exist_are_refused_with_help(source: str, words: str
         ({"max_age_s": -1.0}, "carbon.max_age_s"),
         ({"configured_g_per_kwh": math.inf}, "carbon.configured_g_per_kwh"),
         ({"trace_start": "noon"}, "ISO 8601"),
+        ({"trace_start": "first"}, "first takes a trace as the first source, not synthetic"),
         ({"trace_speed": 0.0}, "trace_speed"),
     ],
 )
@@ -392,3 +396,60 @@ def test_the_registry_is_where_providers_join(monkeypatch: pytest.MonkeyPatch) -
     source = build_source("mine:7?a=1&b=2")
     assert isinstance(source, StaticSource)
     assert source.g_per_kwh == 9
+
+
+# --- replay -------------------------------------------------------------------------------------------------------
+
+
+def started(folder: Path, *, wall_s: float, options: str = "", **settings: Any) -> tuple[float, Reading]:
+    """Grid time at the start, and the reading there, of a trace that spans T0 to T0 + 6 h."""
+    trace(folder, TWO_COLUMN)
+    config = CarbonConfig(source=f"trace:{folder / 'day.csv'}{options}", **settings)
+    chain, clock = build(config, monotonic=lambda: 5.0, wall=lambda: wall_s)
+    return clock.now(), asyncio.run(chain.read(clock.now()))
+
+
+@pytest.mark.parametrize("options", ["", "?loop=1"])
+def test_a_trace_that_covers_now_is_read_at_now(tmp_path: Path, options: str) -> None:
+    grid_s, reading = started(tmp_path, wall_s=T0 + 3.5 * HOUR, options=options)
+    assert grid_s == T0 + 3.5 * HOUR
+    assert (reading.g_per_kwh, reading.method, reading.state, reading.at_s) == (
+        130.5,
+        "measured",
+        "fresh",
+        T0 + 3 * HOUR,
+    )
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "settings", "grid_s"),
+    [
+        (T0 - 1, {}, T0),  # it does not cover now
+        (T0 + 6 * HOUR, {}, T0),
+        (T0 + 3 * HOUR, {"trace_speed": 360.0}, T0),  # sped up
+        (T0 + 3 * HOUR, {"trace_speed": 360.0, "trace_start": "now"}, T0 + 3 * HOUR),
+        (T0 + 3 * HOUR, {"trace_start": "first"}, T0),
+        (T0 + 3 * HOUR, {"trace_start": "2022-01-01T05:00Z"}, T0 + 5 * HOUR),
+        (T0 + 60 * HOUR, {"options": "?loop=1", "trace_start": "now"}, T0 + 60 * HOUR),  # ten times through
+        (T0 + 60 * HOUR, {"options": "?loop=1"}, T0),
+    ],
+)
+def test_what_is_used_at_another_time_than_it_is_of_says_that_it_is_replayed(
+    tmp_path: Path, wall_s: float, settings: dict[str, Any], grid_s: float
+) -> None:
+    found_s, reading = started(tmp_path, wall_s=wall_s, **settings)
+    assert found_s == grid_s
+    assert (reading.method, reading.state) == ("replayed", "fresh")
+
+
+def test_a_trace_that_does_not_cover_now_cannot_start_now(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="trace_start now lies outside trace:day"):
+        started(tmp_path, wall_s=T0 - 1, trace_start="now")
+
+
+def test_a_replay_says_in_the_state_what_time_it_is_of(tmp_path: Path) -> None:
+    _, reading = started(tmp_path, wall_s=T0 - 1)
+    assert intensity(reading)["label"] == "replayed, of 2022-01-01T00:00:00Z"
+    old = msgspec.structs.replace(reading, state="stale", age_s=7200.0)
+    assert intensity(old)["label"] == "replayed, of 2022-01-01T00:00:00Z, stale, 7200 s old"
+    assert intensity(msgspec.structs.replace(reading, method="measured"))["label"] == "measured, fresh"

@@ -99,7 +99,7 @@ def test_a_command_is_broken_off_where_the_server_stops() -> None:
             await spawn(item)
 
         rig.fleet.spawn = slow  # type: ignore[method-assign]
-        order = {"model": "toy", "configuration": {"small@1c": 2}}
+        order = {"model": "toy", "configuration": {"small@1c": 2}, "force": True}
         asking = asyncio.ensure_future(rig.controller.command("apply", order, "alice"))
         await begun.wait()
         await rig.controller.stop()
@@ -379,7 +379,7 @@ def test_a_failing_instance_returns_to_what_ran() -> None:
         rig.device.fail = {other}
         count = 1 if other == "2c" else 2
         with pytest.raises(Exception, match="stands again"):
-            await rig.controller.command("apply", {"configuration": {f"small@{other}": count}}, "alice")
+            await rig.controller.command("apply", {"configuration": {f"small@{other}": count}, "force": True}, "alice")
         rig.consistent()
         assert rig.last["action"] == "rolled back"
 
@@ -393,7 +393,7 @@ def test_a_family_that_lost_everything_starts_anew() -> None:
         other = {1: {"small@2c": 1}, 2: {"small@1c": 2}}[rig.fleet.alive[0].placement.size]
         rig.device.fail = {"1c", "2c"}  # the new instance cannot be made, nor the old one again
         with pytest.raises(Exception, match="could not be restored"):
-            await rig.controller.command("apply", {"configuration": other}, "alice")
+            await rig.controller.command("apply", {"configuration": other, "force": True}, "alice")
         assert rig.fleet.alive == []
         json.dumps(rig.controller.state())
         await rig.look(10.0)
@@ -428,7 +428,7 @@ def test_a_loss_of_capacity_is_refused_unless_allowed() -> None:
         await rig.settled()
         other = {1: {"small@2c": 1}, 2: {"small@1c": 2}}[rig.fleet.alive[0].placement.size]
         with pytest.raises(Exception, match="allow_capacity_loss"):
-            await rig.controller.command("apply", {"configuration": other}, "alice")
+            await rig.controller.command("apply", {"configuration": other, "force": True}, "alice")
         assert rig.last["action"] == "refused"
         rig.consistent()
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from clover.errors import BadRequest, PlanError
+from clover.errors import BadRequest, Conflict, PlanError
 from tests.unit.control_fixture import Rig
+from tests.unit.profiles_fixture import cpu, profile
 
 
 def drive(story: Callable[[], Awaitable[None]]) -> None:
@@ -72,7 +73,7 @@ def test_senseless_arguments_are_refused_with_a_hint(verb: str, arguments: dict[
 def test_pin_serves_one_variant_until_it_is_lifted() -> None:
     async def story() -> None:
         rig, say = await settled()
-        answer = await say("pin", variant="small")
+        answer = await say("pin", variant="small", force=True)
         assert answer["decision"]["operator"] == "alice"
         assert {item.variant for item in rig.fleet.alive} == {"small"}
         rig.consistent()
@@ -92,7 +93,7 @@ def test_pin_holds_one_configuration() -> None:
     async def story() -> None:
         rig, say = await settled()
         for form in ({"small@1c": 1, "large@1c": 1}, [{"variant": "large", "profile": "2c", "count": 1}]):
-            await say("pin", configuration=form)
+            await say("pin", configuration=form, force=True)
             rig.consistent()
             held = rig.family.standing.configuration
             rig.chain.g_per_kwh += 300.0
@@ -181,7 +182,7 @@ def test_apply_waits_for_nothing_and_works_in_every_mode() -> None:
         rig = Rig(mode="observe", min_dwell_s=3600.0)
         await rig.deploy()
         for configuration in ({"small@1c": 2}, {"large@2c": 1}):
-            answer = await rig.controller.command("apply", {"configuration": configuration}, "")
+            answer = await rig.controller.command("apply", {"configuration": configuration, "force": True}, "")
             assert answer["decision"]["action"] == "applied"
             assert answer["decision"]["operator"] == "operator"
             rig.consistent()
@@ -194,11 +195,11 @@ def test_apply_reports_a_failure_and_keeps_what_ran() -> None:
         rig, say = await settled()
         rig.fleet.fail = {"small"}
         with pytest.raises(PlanError, match="does not load"):
-            await say("apply", configuration={"small@1c": 2})
+            await say("apply", configuration={"small@1c": 2}, force=True)
         rig.consistent()
         assert rig.last["action"] == "rolled back"
         with pytest.raises(PlanError):
-            await say("pin", variant="small")
+            await say("pin", variant="small", force=True)
         assert rig.family.pin is None
         rig.consistent()
 
@@ -250,5 +251,138 @@ def test_a_family_pinned_by_its_configuration_comes_under_control_when_the_pin_i
         assert rig.controller.mode_of(rig.family) == "active"
         assert {item.variant for item in rig.fleet.alive} != {"medium"}
         rig.consistent()
+
+    drive(story)
+
+
+# --- what would break a promise ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "words"),
+    [
+        ("pin", {"variant": "small"}, r"accuracy of 88\.00 % is predicted, below the floor of 91\.00 %"),
+        ("pin", {"configuration": {"small@1c": 2}}, r"below the floor of 91\.00 %"),
+        ("apply", {"configuration": {"small@1c": 1, "medium@1c": 1}}, r"below the floor of 91\.00 %"),
+        ("apply", {"accuracy_floor": 80.0}, r"below the floor of 91\.00 %"),
+        ("apply", {"slo_ms": 0.01}, r"p95 .* is predicted, above the SLO of 0\.01 ms"),
+        ("apply", {"arrival_rate": 1e6}, r"a p95 without bound is predicted, above the SLO of 30 ms"),
+        ("set", {"slo_ms": 0.01}, r"above the SLO of 0\.01 ms"),
+        ("set", {"model": "toy", "slo_ms": 0.01, "mode": "off"}, r"above the SLO of 0\.01 ms"),
+    ],
+)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_change_that_would_break_the_targets_is_refused_without_force(
+    verb: str, arguments: dict[str, Any], words: str, frozen: bool
+) -> None:
+    async def story() -> None:
+        rig, say = await settled(g_per_kwh=500.0)
+        family = rig.family
+        family.frozen = frozen
+        before = (family.targets, family.pin, family.standing, family.mode, rig.controller.mode, list(rig.fleet.calls))
+        family.news = "gpu7 is back"  # which a change that was refused has not planned for
+        with pytest.raises(Conflict, match=words) as refused:
+            await say(verb, **arguments)
+        assert "nothing was changed; `--force`" in refused.value.message
+        assert family.news == "gpu7 is back"
+        after = (family.targets, family.pin, family.standing, family.mode, rig.controller.mode, rig.fleet.calls)
+        assert after == before
+        assert (rig.last["action"], rig.last["operator"]) == ("refused", "alice")
+        assert "is predicted" in rig.last["detail"]
+        # A dry run shows it, and says what would become of it.
+        answer = await say(verb, **arguments, dry_run=True)
+        assert answer["dry_run"]
+        assert rig.last["action"] == "dry run"
+        assert rig.last["detail"].startswith("would be refused: ")
+        # Force does it all the same, and that stays to be seen.
+        await say(verb, **arguments, force=True)
+        state = rig.controller.state()["models"]["toy"]
+        assert state["pin_forced"] == (verb == "pin")
+        assert "forced" in rig.last["detail"]
+        rig.consistent()
+
+    drive(story)
+
+
+def test_a_pin_that_holds_the_targets_needs_no_force_and_lifting_one_never_does() -> None:
+    async def story() -> None:
+        rig, say = await settled()
+        await say("pin", variant="large", force=True)
+        assert not rig.controller.state()["models"]["toy"]["pin_forced"]  # there was nothing to force
+        await say("pin", variant=None)
+        await say("pin", configuration={"large@2c": 1})
+        rig.fleet.figures["arrival_rate"] = 1e5
+        await say("pin", variant=None)
+        assert rig.family.pin is None
+        rig.consistent()
+
+    drive(story)
+
+
+def test_base_is_never_refused_but_says_what_it_breaks() -> None:
+    async def story() -> None:
+        rig, say = await settled()
+        rig.fleet.figures["arrival_rate"] = 1e5
+        answer = await say("base", dry_run=True)
+        assert answer["decision"]["detail"].startswith("BASE does not hold the targets either: a p95 without bound")
+        answer = await say("base")
+        assert "BASE does not hold the targets either" in answer["decision"]["detail"]
+        assert rig.controller.state()["models"]["toy"]["pin"] == "base"
+
+    drive(story)
+
+
+def test_under_more_load_than_any_plan_serves_an_operator_is_not_locked_out() -> None:
+    async def story() -> None:
+        rig, say = await settled()
+        rig.fleet.figures["arrival_rate"] = 1e5
+        await say("set", slo_ms=40.0)  # not enough, and no worse
+        await say("set", accuracy_floor=88.0, slo_ms=40.0)
+        await say("set", objective="floor")
+        await say("apply")
+        assert (rig.family.targets.slo_ms, rig.family.targets.accuracy_floor) == (40.0, 88.0)
+        with pytest.raises(Conflict, match="without bound"):
+            await say("set", slo_ms=39.0)
+        assert rig.family.targets.slo_ms == 40.0
+
+    drive(story)
+
+
+def test_targets_for_all_families_are_set_for_all_or_none() -> None:
+    async def story() -> None:
+        rig = Rig(shape=cpu(4), measured=profile(cores=(1, 2, 4)))
+        other, _ = rig.second(slo_ms=60.0)
+        await rig.deploy()
+        await rig.controller.deploy("second")
+        other.fleet.figures["arrival_rate"] = 1e5
+        with pytest.raises(Conflict, match=r"^second: "):
+            await rig.controller.command("set", {"slo_ms": 25.0}, "alice")
+        assert (rig.family.targets.slo_ms, other.targets.slo_ms) == (30.0, 60.0)
+        assert not any(
+            decision["action"] == "applied" and decision["operator"] for decision in rig.controller.decisions(9)
+        )
+
+    drive(story)
+
+
+def test_neither_the_margin_nor_the_guard_keeps_an_operator_from_a_pin_above_the_floor() -> None:
+    async def story() -> None:
+        rig = Rig(family={"accuracy_floor": 89.9, "accuracy_margin": 0.5})
+        await rig.settled()
+        rig.fleet.figures["guard"] = 3.0
+        await rig.controller.command("pin", {"variant": "medium"}, "alice")
+        assert {item.variant for item in rig.fleet.alive} == {"medium"}
+
+    drive(story)
+
+
+def test_force_is_true_or_false_and_only_for_what_may_be_refused() -> None:
+    async def story() -> None:
+        _, say = await settled()
+        with pytest.raises(BadRequest, match="true or false"):
+            await say("pin", variant="small", force="yes")
+        for verb in ("base", "plan", "freeze", "guard"):
+            with pytest.raises(BadRequest, match="has no argument 'force'"):
+                await say(verb, force=True)
 
     drive(story)

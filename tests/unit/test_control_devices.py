@@ -49,7 +49,7 @@ def gpu(of: Rig, name: str) -> FakeGpu:
 
 async def apply(of: Rig, **configuration: int) -> None:
     groups = {key.replace("__", "@").replace("_", "."): count for key, count in configuration.items()}
-    await of.controller.command("apply", {"model": "toy", "configuration": groups}, "alice")
+    await of.controller.command("apply", {"model": "toy", "configuration": groups, "force": True}, "alice")
 
 
 # --- whose a GPU is -------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_a_gpu_that_is_lost_in_a_change_does_not_end_the_family() -> None:
 
         of.fleet.spawn = losing  # type: ignore[method-assign, assignment]
         with contextlib.suppress(PlanError):
-            await of.controller.command("apply", {"configuration": {"small@1g.5gb": 14}}, "alice")
+            await of.controller.command("apply", {"configuration": {"small@1g.5gb": 14}, "force": True}, "alice")
         of.fleet.spawn = spawn  # type: ignore[method-assign]
         await of.look(11.0, looks=3)
         assert of.fleet.alive
@@ -410,7 +410,7 @@ def test_a_single_full_gpu_is_not_emptied_unless_allowed() -> None:
         sizes = {item.placement.profile for item in of.fleet.alive}
         other = {"large@7g.40gb": 1} if sizes != {"7g.40gb"} else {"large@1g.5gb": 7}
         with pytest.raises(PlanError) as refused:
-            await of.controller.command("apply", {"configuration": other}, "alice")
+            await of.controller.command("apply", {"configuration": other, "force": True}, "alice")
         text = str(refused.value)
         assert "could only be reached with 0.0 rows/s for about" in text, "even where nothing arrives"
         assert "controller.allow_capacity_loss" in text
@@ -421,7 +421,7 @@ def test_a_single_full_gpu_is_not_emptied_unless_allowed() -> None:
         dry = await of.controller.command("plan", {"configuration": other}, "alice")
         assert dry["transition"]["holds"] is False
         of.controller.reconfigure(msgspec.structs.replace(of.controller.config, allow_capacity_loss=True))
-        await of.controller.command("apply", {"configuration": other}, "alice")
+        await of.controller.command("apply", {"configuration": other, "force": True}, "alice")
         of.consistent()
         state = of.controller.state()["models"]["toy"]["last_transition"]
         assert state["holds"] is False

@@ -222,7 +222,9 @@ def test_the_cheapest_fixed_mix_saves_what_the_model_says_and_nothing_against_it
         standing = rig.family.standing
         assert standing is not None
         cheapest, *_ = fixed_mixes(state(rate=RATE, config=objective(floor=91.0)), RATE)
-        await rig.controller.command("pin", {"configuration": msgspec.to_builtins(cheapest.configuration)}, "me")
+        await rig.controller.command(
+            "pin", {"configuration": msgspec.to_builtins(cheapest.configuration), "force": True}, "me"
+        )
         await rig.serve(cheapest.shares, 3)
         assert rig.asked[0].objective.accuracy_floor == 91.0
         first = rig.shadow.rows
@@ -249,7 +251,7 @@ def test_accuracy_bought_where_the_grid_is_clean_beats_the_fixed_mix_at_the_same
     async def story() -> None:
         rig = Server(family={"accuracy_floor": 88.0}, ratio=1.0)
         await rig.deploy()
-        await rig.controller.command("pin", {"configuration": {"small@1c": 1, "large@1c": 1}}, "me")
+        await rig.controller.command("pin", {"configuration": {"small@1c": 1, "large@1c": 1}, "force": True}, "me")
         mixes = [fixed(("small", "1c", 1), ("large", "1c", 1), small=1.0), fixed(("large", "2c", 1), large=1.0)]
         rig.controller.shadows._fixed_mixes = None
         await rig.serve({"small": 1.0}, 12, rate=40.0, g=0.0)
@@ -278,7 +280,7 @@ def test_a_load_that_base_could_not_serve_is_said() -> None:
         rig = Server()
         await rig.deploy()
         capacity = base_capacity(profile(), (cpu(2),))
-        await rig.controller.command("pin", {"variant": "small"}, "me")
+        await rig.controller.command("pin", {"variant": "small", "force": True}, "me")
         await rig.serve({"small": 1.0}, 20, rate=round(0.5 * capacity))
         assert rig.told("base")["rows_beyond_shadow"] == 0
         await rig.serve({"small": 1.0}, 40, rate=round(1.5 * capacity))
@@ -293,7 +295,7 @@ def test_what_is_served_below_the_floor_has_fixed_mixes_down_there() -> None:
     async def story() -> None:
         rig = Server(family={"accuracy_floor": 91.0})
         await rig.deploy()
-        await rig.controller.command("pin", {"variant": "small"}, "me")
+        await rig.controller.command("pin", {"variant": "small", "force": True}, "me")
         await rig.serve({"small": 1.0}, 200)
         assert [asked.objective.accuracy_floor for asked in rig.asked] == [91.0, 88.0]
         told = rig.told("matched")

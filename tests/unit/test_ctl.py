@@ -81,6 +81,9 @@ def ctl(server: Any, *argv: str, **environ: str) -> int:
         (["decisions", "--limit", "3"], ("GET", "/v2/clover/decisions?limit=3", None)),
         (["decisions", "-n", "3"], ("GET", "/v2/clover/decisions?limit=3", None)),
         (["pin", "small"], ("POST", "/v2/clover/pin", {"variant": "small"})),
+        (["pin", "small", "--force"], ("POST", "/v2/clover/pin", {"variant": "small", "force": True})),
+        (["apply", "--force"], ("POST", "/v2/clover/apply", {"force": True})),
+        (["set", "--force", "slo_ms=1"], ("POST", "/v2/clover/set", {"slo_ms": 1.0, "force": True})),
         (["pin", "--off", "--model", "f"], ("POST", "/v2/clover/pin", {"variant": None, "model": "f"})),
         (["freeze"], ("POST", "/v2/clover/freeze", {"on": True})),
         (["guard", "reset"], ("POST", "/v2/clover/guard", {"reset": True})),
@@ -245,6 +248,10 @@ def test_readable_and_json(server: Any, capsys: pytest.CaptureFixture[str]) -> N
     assert "applied" in text
     assert ctl(server, "--json", "decisions") == 0
     assert json.loads(capsys.readouterr().out) == [DECISION]
+    server.answer = (200, [DECISION | {"count": 100, "last_at": "2024-01-31T00:05:07.000+00:00"}])
+    assert ctl(server, "decisions") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "7 2024-01-31 00:00:00 to 2024-01-31 00:05:07 fashion intensity applied x 100 cleaner" in text
     server.answer = (
         200,
         {

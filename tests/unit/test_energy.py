@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.config import EnergyConfig
+from clover.accounting import Account
+from clover.config import EnergyConfig, ServerConfig
 from clover.energy import Meter, ModelledMeter, RaplMeter, build
 from clover.energy.rapl import RaplError, find_domains
 from clover.errors import ConfigError, DeviceError
+from clover.server.machine import Machine
+from clover.telemetry.metrics import Metrics
+from clover.types import Reading
 
 RANGE_UJ = 262_143_328_850
 SECOND = 1_000_000_000
@@ -148,6 +155,67 @@ def test_a_counter_that_fails_later_raises_and_nothing_is_lost(tmp_path: Path) -
         meter.sample(SECOND)
     package.write_text("7000000")
     assert meter.sample(2 * SECOND).total_j == 7.0
+
+
+def test_a_counter_that_is_lower_after_it_could_not_be_read_is_no_wrap(tmp_path: Path) -> None:
+    package = zone(tmp_path / "intel-rapl:0", "package-0", 200_000_000)
+    meter = RaplMeter(idle_w=1.0, now_ns=0, root=tmp_path)
+    package.write_text(str(210_000_000))
+    assert meter.sample(SECOND).total_j == 10.0
+    package.rename(tmp_path / "gone")
+    with pytest.raises(DeviceError, match="cannot be read"):
+        meter.sample(2 * SECOND)
+    package.write_text("3000000")  # the driver was loaded anew: a whole range would have been made up
+    sample = meter.sample(60 * SECOND)
+    assert (sample.total_j, sample.epoch, sample.at_ns) == (10.0, 1, 60 * SECOND)
+    package.write_text("8000000")
+    sample = meter.sample(61 * SECOND)
+    assert (sample.total_j, sample.epoch) == (15.0, 1)
+    package.write_text("1000000")  # while it is read, lower is a wrap
+    sample = meter.sample(62 * SECOND)
+    assert sample.epoch == 1
+    assert sample.total_j > 15.0
+
+
+def test_while_rapl_cannot_be_read_the_device_is_not_metered_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "clover.server")
+    now_ns = [0]
+    monkeypatch.setattr("clover.server.machine.time.monotonic_ns", lambda: now_ns[0])
+    package = zone(tmp_path / "intel-rapl:0", "package-0")
+    account = Account(pue=1.0)
+    machine = Machine(ServerConfig(), tmp_path / "cache", account)
+    machine.meters = {"cpu0": RaplMeter(idle_w=1.0, now_ns=0, root=tmp_path)}
+    reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="static")
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+
+    def measure(second: int) -> dict[str, float | str]:
+        now_ns[0] = second * SECOND
+        asyncio.run(machine.measure(reading))
+        text = Metrics(families=dict, account=account, chain=chain).render().decode()
+        metered = re.search(r'clover_device_metered\{device="cpu0",method="measured"\} (\S+)', text)
+        assert metered is not None
+        line = account.devices()["cpu0"]
+        assert float(metered[1]) == 1.0 - float(line["frozen"])
+        assert ("clover_device_watts{" in text) == ("watts" in line) == (line["frozen"] == 0.0)
+        return line
+
+    measure(0)
+    package.write_text("20000000")
+    assert measure(1)["watts"] == 20.0
+    package.rename(tmp_path / "gone")
+    for second in range(2, 30):
+        line = measure(second)
+        assert (line["frozen"], line["measured_j"]) == (1.0, 20.0)
+    assert len([record for record in caplog.records if "its energy cannot be read" in record.getMessage()]) == 1
+    package.write_text("600000000")
+    line = measure(30)
+    assert (line["frozen"], line["measured_j"], line["watts"]) == (0.0, 600.0, pytest.approx(20.0))
+    assert "cpu0: its energy is read again after 28 s" in caplog.text
+    package.unlink()
+    measure(31)
+    assert len([record for record in caplog.records if "its energy cannot be read" in record.getMessage()]) == 2
 
 
 def broken(root: Path, how: str) -> None:

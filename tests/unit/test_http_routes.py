@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clover.config import ListenConfig
-from clover.errors import BadRequest, ConfigError, PlanError, Unavailable, WorkerError
+from clover.errors import BadRequest, ConfigError, Conflict, PlanError, Unavailable, WorkerError
 from clover.http.trust import Trust, binds_loopback
 from tests.unit.http_fakes import Answer, Driver, FakeModel, FakeView, echo_body, echo_family, family, request, tensor
 
@@ -236,6 +236,9 @@ def test_commands() -> None:
     answer = d.post("/v2/clover/plan")
     assert answer.status == 409
     assert "/secret" not in answer.json()["error"]
+    d.view.controller.error = Conflict("it would break the SLO")  # which its sender is to read
+    answer = d.post("/v2/clover/pin", {"variant": "small"})
+    assert (answer.status, answer.json()) == (409, {"error": "it would break the SLO"})
     assert d.post("/v2/clover/pin", [1]).status == 400
 
 

@@ -165,7 +165,7 @@ def test_own_options_of_a_command() -> None:
         (["--control", "tcp:1"], {}, "unix:PATH"),
         (["--cores", "3-1"], {}, "0-3,6"),
         (["--device", "cpus"], {}, "did you mean cpu"),
-        (["--trace-start", "noon"], {}, "ISO 8601"),
+        (["--trace-start", "noon"], {}, "neither now nor first nor an ISO 8601 time"),
         (["a", "a"], {}, "two families"),
         (["a", "b", "--name", "x"], {}, "one name cannot serve"),
         (["a", "--name", "no/slash"], {}, "families.0.name"),
