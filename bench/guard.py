@@ -134,6 +134,7 @@ class Served:
         self.guard.expect(profile)
         self.sampler = Sampler(share)
         self._share = share
+        self._inputs = 0
         self._point = subject.point
         self._told = told
         self._rows = profile.cascade.held_out_rows
@@ -178,7 +179,8 @@ class Served:
                 guard.urgent -= 1
             if rung == ASIDE:
                 continue  # the best variant answers, and there is nothing to hold it against
-            digest = row + 1 if repeated else guard.row
+            self._inputs += 1
+            digest = row + 1 if repeated else self._inputs
             new = guard.fresh(digest)
             if self._told and new:
                 guard.score(first, scores[row])
