@@ -1,6 +1,6 @@
 """How rarely the guard is wrong, and how soon it sees that images have changed.
 
-    python -m bench.guard [--rows 5000000] [--seeds 20] [--apart] [--share 0.005] [--json FILE]
+    python -m bench.guard [--rows 5000000] [--seeds 20] [--apart] [--share 0.005] [--repeats 20] [--json FILE]
 
 The default family's variants answer its images in this process.  A profile is made of what they say, as the profiler
 does, and the server's own guard, sampler and watches are fed row by row, as its router feeds them: 1,000 rows a second,
@@ -12,6 +12,13 @@ a look at the grid once a second, thresholds that tighten where it says so.
               costs the served answers 5 points or more.  Rows from the change to the first alarm of each kind, the
               median and the worst over the seeds; `agree alone`: with no help from scores, which have more audited once
               they look wrong.  `aside`: rows until the cascade steps aside, where it does
+
+`repeats`     300, 3,000 and 30,000 times 1, 10 and 100 held-out images: every alarm is a false one
+`return`      `LEAD` corrupted rows more than it took to alarm, then clean ones: rows until it comes down to `ok`, if no
+              stay is in the way
+
+A held-out image stands for an input of a client, which comes once: so in `clean`, `corrupted` and `return` every row
+that is drawn counts as an input of its own, though images are fewer.  In `repeats` images count as what they are.
 
 Served is a chain of a cheap variant and the best one, at several thresholds, or one variant alone (a mix's).
 """
@@ -38,7 +45,7 @@ from clover.planning.drift import AGREEMENT_LIMIT, SCORE_LIMIT
 from clover.planning.sampling import LEAST, Sampler, clean_share
 from clover.profiling.chains import Answers, profile_of
 from clover.runtime.cascade import Chain
-from clover.runtime.guard import ASIDE, OK, OVERRULED, OWN, SCORES, SERVED, Guard
+from clover.runtime.guard import ASIDE, MOST_STAY_NS, OK, OVERRULED, OWN, RUNGS, SCORES, SERVED, Guard
 from clover.types import CascadeProfile, ChainPoint, FamilyProfile
 
 Images = NDArray[Any]
@@ -121,16 +128,22 @@ class Served:
     def __init__(self, subject: Subject, profile: FamilyProfile, share: float, *, told: bool = True) -> None:
         assert profile.cascade is not None
         self.names = list(profile.cascade.sureness)
-        self.guard = Recorded("bench", self.names)
+        self.now_ns = 0
+        """Stands still, so that it comes down where that is set forward, and not before."""
+        self.guard = Recorded("bench", self.names, clock=lambda: self.now_ns)
         self.guard.expect(profile)
         self.sampler = Sampler(share)
         self._share = share
+        self._inputs = 0
         self._point = subject.point
         self._told = told
         self._rows = profile.cascade.held_out_rows
 
-    def run(self, answers: Mapping[str, Answers], rows: Iterable[int], until: str = "") -> None:
-        """Serve these rows; `until` the guard stands on that step, where it is given."""
+    def run(
+        self, answers: Mapping[str, Answers], rows: Iterable[int], until: str = "", *, repeated: bool = False
+    ) -> None:
+        """Serve these rows; `until` the guard stands on that step, if it is given.  `repeated`: rows of one number are
+        one input, however often they come; else each is an input of its own."""
         guard, sampler, point = self.guard, self.sampler, self._point
         first, last = self.names.index(point.chain[0]), guard.best
         best = self.names[last]
@@ -153,27 +166,33 @@ class Served:
                 if point.thresholds:
                     chain = guard.tightened(plan) if rung != OK else plan
                     threshold = chain.thresholds[0]
-                if rung == ASIDE and until == "aside":
+                if RUNGS[rung] == until:
                     return
             if guard.row % RATE == 0:
+                guard.look()
                 share = clean_share(
                     self._share, REFERENCE, REFERENCE, suspicious=guard.suspicious, urgent=guard.urgent > 0
                 )
                 sampler.set(share)
             picked = sampler.pick(guard.row * 1_000_000_000 // RATE)
-            if picked and guard.urgent:
+            if picked and guard.urgent and not (repeated and guard.audited(row + 1)):
                 guard.urgent -= 1
             if rung == ASIDE:
                 continue  # the best variant answers, and there is nothing to hold it against
-            if self._told:
+            self._inputs += 1
+            digest = row + 1 if repeated else self._inputs
+            new = guard.fresh(digest)
+            if self._told and new:
                 guard.score(first, scores[row])
             if first == last:
                 continue
             goes_on = not scores[row] >= threshold
-            if point.thresholds:
+            if point.thresholds and new:
                 guard.followed(chain, goes_on and not same[row], 1)
-            if picked:
+            if picked and guard.fresh_audit(digest):
                 guard.compared(OWN, first, same[row], *own)
+                if not point.thresholds or scores[row] >= plan.thresholds[0]:
+                    guard.as_planned(first, same[row], *served)
                 if not goes_on:
                     guard.compared(SERVED, first, same[row], *served)
 
@@ -227,6 +246,49 @@ def corrupted(
     return found
 
 
+def repeated(
+    subject: Subject, profile: FamilyProfile, held: Mapping[str, Answers], draws: int, share: float
+) -> list[list[Any]]:
+    """Alarms of 300, 3,000 and 30,000 repeats of a few images, over so many draws of them."""
+    table: list[list[Any]] = []
+    count = len(next(iter(held.values())).right)
+    for repeats in (300, 3000, 30_000):
+        row: list[Any] = [subject.name, repeats]
+        for inputs in (1, 10, 100):
+            alarms = 0
+            for seed in range(draws if repeats * inputs <= 300_000 else 1):
+                served = Served(subject, profile, share)
+                images = np.random.default_rng(seed).choice(count, inputs, replace=False).tolist()
+                served.run(held, images * repeats, repeated=True)
+                alarms += served.guard.alarms
+            row.append(alarms)
+        table.append(row)
+    return table
+
+
+def returned(
+    subject: Subject,
+    profile: FamilyProfile,
+    held: Mapping[str, Answers],
+    changed: Mapping[str, Answers],
+    seed: int,
+    share: float,
+) -> float:
+    """Rows from the last corrupted one until it is `ok` again; infinite if that takes longer than four times `LONGEST`,
+    or if it stepped aside (audits the other way decide there, and are not played here)."""
+    served = Served(subject, profile, share)
+    draw = np.random.default_rng(seed)
+    count = len(next(iter(held.values())).right)
+    served.run(changed, draw.integers(0, count, LONGEST).tolist(), "tightened")
+    served.run(changed, draw.integers(0, count, LEAD).tolist(), "aside")
+    if served.guard.rung == ASIDE:
+        return math.inf
+    served.now_ns += MOST_STAY_NS
+    began = served.guard.row
+    served.run(held, draw.integers(0, count, 4 * LONGEST).tolist(), "ok")
+    return served.guard.row - began if served.guard.rung == OK else math.inf
+
+
 def subjects_of(cascade: CascadeProfile, held: Mapping[str, Answers]) -> list[Subject]:
     """The cheapest chain of two that ends at the best variant within each of some distances of it, and two variants
     alone."""
@@ -265,6 +327,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, help="seeds of every corruption [20]")
     parser.add_argument("--apart", action="store_true", help="make the profile of the calibration images alone")
     parser.add_argument("--share", type=float, default=0.005, help="share that is audited [0.005]")
+    parser.add_argument("--repeats", type=int, default=20, help="draws of images that are repeated [20]")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
     logging.getLogger("clover.guard").setLevel(logging.CRITICAL)
@@ -292,20 +355,33 @@ def main() -> None:
             lost = {at: subject.accuracy(held) - subject.accuracy(changed[kind, at]) for at in strengths}
             mildest = next((at for at in strengths if lost[at] >= COSTLY), None)
             if mildest is None:
-                table.append([subject.name, kind, "none costs 5 points", "", "", "", "", ""])
+                table.append([subject.name, kind, "none costs 5 points", "", "", "", "", "", ""])
                 continue
             runs = [
                 corrupted(subject, profile, held, changed[kind, mildest], seed, options.share)
                 for seed in range(options.seeds)
             ]
             what = [rows_of(run[key] for run in runs) for key in ("scores", "agreement", "alone", "aside")]
+            what.append(
+                rows_of(
+                    returned(subject, profile, held, changed[kind, mildest], seed, options.share)
+                    for seed in range(options.seeds)
+                )
+            )
             table.append([subject.name, kind, mildest, f"{lost[mildest]:.1f}", *what])
-    columns = ("served", "corruption", "strength", "points lost", "scores", "agreement", "agree alone", "aside")
+    seen = ("scores", "agreement", "agree alone", "aside", "return")
+    columns = ("served", "corruption", "strength", "points lost", *seen)
     show(f"rows to an alarm, median / worst of {options.seeds} seeds (- : not within {LONGEST})", columns, table)
+    often = [
+        row
+        for subject in (subjects if options.repeats else ())
+        for row in repeated(subject, profile, held, options.repeats, options.share)
+    ]
+    show("alarms of repeats", ("served", "repeats", "of 1 image", "of 10", "of 100"), often)
     quiet = [clean(subject, profile, held, options.rows, options.share) for subject in subjects]
     title = f"clean rows; limits {SCORE_LIMIT:.3g} rows, {AGREEMENT_LIMIT:.3g} audits; least share {LEAST:.1%}"
     show(title, ("served", "rows", "false alarms", "statistic / limit at the end", "lowest hour audited", "s"), quiet)
-    write_json(options.json, {"share": options.share, "corrupted": table, "clean": quiet})
+    write_json(options.json, {"share": options.share, "corrupted": table, "repeats": often, "clean": quiet})
 
 
 def plain_profile(cascade: CascadeProfile) -> FamilyProfile:

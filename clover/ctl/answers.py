@@ -138,7 +138,9 @@ def _guard(guard: dict[str, Any], console: Console) -> None:
         word = guard["state"].upper() if guard["state"] != "ok" else "ok"
         only = "" if guard["acts"] else ", which only watches"
         share = f"{audits['share']:.2%} of rows audited, {audits['answered'] + audits['free']} so far"
-        _say(console, f"  guard      {word}{only}: {guard['why'] or 'scores and agreement are as profiled'}; {share}")
+        repeats = f", {guard['repeats']} repeated inputs left out" if guard.get("repeats") else ""
+        why = guard["why"] or "scores and agreement are as profiled"
+        _say(console, f"  guard      {word}{only}: {why}; {share}{repeats}")
     elif guard.get("missing"):
         _say(console, f"  guard      watches nothing: {guard['missing']}")
     feedback = guard.get("feedback") or {}

@@ -7,6 +7,9 @@ seen so far never grows on average, and so does the mean of several: an alarm at
 `limit` rows at the earliest, and within n rows with a probability of n / limit at most.  That bound is a theorem, for
 any n, also of rows that come in blocks, and whoever looks at the statistic between them loses nothing.
 
+**Rows are inputs** that differ: whoever feeds a test leaves out those that came before (`clover.runtime.guard`).  The
+theorem holds for rows drawn one by one, and one row a hundred times is one row.
+
 **Nothing has changed** is not one distribution: a profile has seen some thousands of rows, and no more than they tell
 may count as known.  Every bet is against a part of the rows (those whose score lies in the lowest tenth, say) being
 *at most* what was profiled and several standard errors more, and for scores `SLACK` besides, because traffic is never
@@ -36,6 +39,9 @@ audit, an alarm that is false comes once in 5.5 million rows at most."""
 SLACK = 0.03
 BLOCK = 50
 """Scores that are counted before the statistic moves."""
+FEWEST_ROWS, FEWEST_AUDITS = 200, 50
+"""Rows that a test has seen at least before it raises an alarm.  The bound needs none; but a handful of rows is easily
+something else than what clients send: a load test, a new client trying something."""
 SIGMAS, AGREEMENT_SIGMAS = 5.0, 3.0
 ODDS = (1.3, 1.8, 3.0)
 CUTS = (1, 2, 3, 5, 7, 9)
@@ -43,21 +49,23 @@ CUTS = (1, 2, 3, 5, 7, 9)
 _Z = 1.959964
 """The normal quantile of a two-sided 95 % interval."""
 _MOST = 600.0  # of a logarithm: exp of it is a number still
-_SURE = 0.99
-_KINDS = 64
+SURE = 0.99
+KINDS = 64
 
 
 class Detector:
-    """The mean of the Shiryaev-Roberts statistics of `bets` bets; `alarmed` once it has reached `limit`."""
+    """The mean of the Shiryaev-Roberts statistics of `bets` bets; `alarmed` once it has reached `limit`, after `fewest`
+    rows at the earliest."""
 
-    __slots__ = ("_logs", "alarmed", "limit", "rows")
+    __slots__ = ("_fewest", "_logs", "alarmed", "limit", "rows")
 
-    def __init__(self, bets: int, limit: float) -> None:
+    def __init__(self, bets: int, limit: float, fewest: int = 0) -> None:
         if bets < 1 or not limit > 1.0:
             raise ValueError(f"a detector has a bet and a limit above 1, not {bets} and {limit}")
         self.limit = limit
         self.rows = 0
         self.alarmed = False
+        self._fewest = fewest
         self._logs = np.full(bets, -np.inf)
 
     def add(self, rows: int, logs: Sequence[float] | Floats) -> bool:
@@ -65,7 +73,7 @@ class Detector:
         now."""
         self.rows += rows
         self._logs = np.minimum(_MOST, np.log(np.exp(self._logs) + rows) + logs)
-        if self.alarmed or self.statistic < self.limit:
+        if self.alarmed or self.rows < self._fewest or self.statistic < self.limit:
             return False
         self.alarmed = True
         return True
@@ -80,6 +88,11 @@ class Detector:
         self.rows = 0
         self.alarmed = False
         self._logs = np.full(len(self._logs), -np.inf)
+
+
+def inside(cut: int, bins: int) -> list[bool]:
+    """Which of the bins lie in the part of a cut: those below it, or of a negative one that many from the top."""
+    return [at < cut if cut > 0 else at >= bins + cut for at in range(bins)]
 
 
 def most(part: float, rows: int, sigmas: float = SIGMAS) -> float:
@@ -120,23 +133,25 @@ class ScoreWatch:
 
     __slots__ = ("_counts", "_in_block", "_logs", "detector", "seen")
 
-    def __init__(self, parts: Sequence[float], rows: int, limit: float = SCORE_LIMIT) -> None:
+    def __init__(
+        self, parts: Sequence[float], rows: int, limit: float = SCORE_LIMIT, fewest: int = FEWEST_ROWS
+    ) -> None:
         bins = len(parts)
         if bins < 2 or abs(sum(parts) - 1.0) > 1e-6 or min(parts) < 0.0:
             raise ValueError(f"{list(parts)} are no parts")
         logs: list[list[float]] = []
         for cut in (*CUTS, *(-cut for cut in CUTS)):
-            inside = [at < cut if cut > 0 else at >= bins + cut for at in range(bins)]
-            part = sum(part for part, here in zip(parts, inside, strict=True) if here)
+            within_cut = inside(cut, bins)
+            part = sum(part for part, here in zip(parts, within_cut, strict=True) if here)
             known = most(min(1.0, part), rows) + SLACK
-            if known < _SURE:
+            if known < SURE:
                 for odds in ODDS:
                     within, without = bet(known, odds)
-                    logs.append([within if here else without for here in inside])
+                    logs.append([within if here else without for here in within_cut])
         if not logs:
             raise ValueError(f"{rows} rows tell too little to watch scores by")
         self._logs: Floats = np.array(logs)  # [bets, bins]
-        self.detector = Detector(len(logs), limit)
+        self.detector = Detector(len(logs), limit, fewest)
         self.seen = [0] * bins
         """Rows in each bin since the start."""
         self._counts = [0] * bins
@@ -169,8 +184,8 @@ class AgreementWatch:
 
     __slots__ = ("_bets", "agreed", "detector", "expected", "rows")
 
-    def __init__(self, limit: float = AGREEMENT_LIMIT) -> None:
-        self.detector = Detector(len(ODDS), limit)
+    def __init__(self, limit: float = AGREEMENT_LIMIT, fewest: int = FEWEST_AUDITS) -> None:
+        self.detector = Detector(len(ODDS), limit, fewest)
         self.rows = 0
         self.agreed = 0
         self.expected = 0.0
@@ -185,10 +200,10 @@ class AgreementWatch:
         self.expected += expected * rows
         kind = (expected, profiled)
         if kind not in self._bets:
-            if len(self._bets) >= _KINDS:
+            if len(self._bets) >= KINDS:
                 self._bets.clear()
             known = most(1.0 - expected, profiled, AGREEMENT_SIGMAS) if profiled else 1.0
-            self._bets[kind] = [bet(known, odds) for odds in ODDS] if known < _SURE else []
+            self._bets[kind] = [bet(known, odds) for odds in ODDS] if known < SURE else []
         bets = self._bets[kind]
         against = rows - agrees
         return bool(bets) and self.detector.add(rows, [against * apart + agrees * alike for apart, alike in bets])

@@ -86,6 +86,13 @@ class Sampler:
         """A row that was picked could not be audited."""
         self.taken -= 1
 
+    def spared(self) -> bool:
+        """Whether a row that was picked need not be audited: without it the hour still has its least share."""
+        if self.taken - 1 < LEAST * self.rows + self._owed:
+            return False
+        self.taken -= 1
+        return True
+
     def _turn(self, hour: int) -> None:
         if self.rows:
             self.last = max(self.taken, 0) / self.rows

@@ -2,6 +2,7 @@ from libc.stdint cimport int64_t
 
 from clover.planning.sampling cimport Sampler
 from clover.runtime.deadlines cimport Deadlines
+from clover.runtime.inputs cimport Inputs
 from clover.runtime.lanes cimport Lanes
 from clover.runtime.sayings cimport Sayings
 from clover.runtime.slot_table cimport SlotTable
@@ -22,6 +23,7 @@ cdef class Audits:
     cdef object _batcher
     cdef Lanes _lanes
     cdef Deadlines _deadlines
+    cdef Inputs _inputs
     cdef int64_t _most_rows
     cdef int64_t _most
     cdef object _wake

@@ -3,7 +3,11 @@
 A row is marked when it is submitted, before anybody knows what will become of it (`clover.planning.sampling`).  What
 each variant says of it on its way is noted.  When its ticket is closed, the slot of a marked row is not freed but
 belongs to a ticket of its own, an *audit*, which waits for the best variant that is live: its input still lies there.
-A row that this variant has answered anyway is audited for nothing.
+A row that this variant has answered anyway is audited for nothing.  An input that was audited before tells nothing new:
+its row is asked again only as far as the least share of the hour needs it, and counts for no test.
+
+Where the guard stands aside, audits go the other way: rows that the best variant answered are asked of the variant that
+is accused, while it has a worker.  That is how it may clear itself.
 
 Clients come first.  An audit's place in the queue is behind every row that comes within a day; it joins batches that
 have room.  It is given up, and owed, where the queue or the slots are full (also later, as soon as a client finds them
@@ -14,6 +18,7 @@ never asked twice: a row that kills a worker shall kill one only.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +26,8 @@ from clover._native.batcher import Batcher
 from clover.planning.sampling import LEAST, MOST, Sampler, clean_share
 from clover.runtime.cascade import Chain
 from clover.runtime.deadlines import Deadlines
-from clover.runtime.guard import OWN, SERVED, Guard
+from clover.runtime.guard import ASIDE, OWN, SERVED, Guard
+from clover.runtime.inputs import Inputs
 from clover.runtime.lanes import Lanes
 from clover.runtime.sayings import Said, Sayings, same
 from clover.runtime.slot_table import SlotTable
@@ -37,13 +43,16 @@ MOST_WAITING = 64
 
 class Audit:
     """What is known of a row that waits for its second answer: the lanes it was asked of with what they said, the last
-    of which the client got; the chain it followed, None where that ended early."""
+    of which the client got; the chain it followed, None where that ended early; the digest of its input; where the
+    plan's thresholds would have ended it, -1 where it did end."""
 
-    __slots__ = ("chain", "heard")
+    __slots__ = ("chain", "digest", "heard", "planned")
 
-    def __init__(self, heard: Heard, chain: Chain | None) -> None:
+    def __init__(self, heard: Heard, chain: Chain | None, digest: int, planned: int) -> None:
         self.heard = heard
         self.chain = chain
+        self.digest = digest
+        self.planned = planned
 
 
 class Audits:
@@ -58,6 +67,7 @@ class Audits:
         batcher: Batcher,
         lanes: Lanes,
         deadlines: Deadlines,
+        inputs: Inputs,
         *,
         share: float,
         most: int,
@@ -80,6 +90,7 @@ class Audits:
         self._batcher = batcher
         self._lanes = lanes
         self._deadlines = deadlines
+        self._inputs = inputs
         self._most_rows = most
         self._most = max(1, min(MOST_WAITING, len(table.state) // 8))
         self._wake = wake
@@ -90,7 +101,8 @@ class Audits:
         return self._share > 0.0 and self.guard.watches
 
     def grid(self, g_per_kwh: float, reference_g_per_kwh: float) -> None:
-        """The grid has this intensity; see `clean_share`."""
+        """The grid has this intensity; see `clean_share`.  The guard may come down a step."""
+        self.guard.look()
         if self.sampler.hours != self._hours:
             self._hours = self.sampler.hours
             last = self.sampler.last
@@ -117,8 +129,11 @@ class Audits:
             if self.sampler.pick(now_ns):
                 ticket.marked = (*ticket.marked, row)
 
-    def passed(self, ticket: Ticket, row: int, lane: int, target: int) -> None:
-        """A row goes on from `lane` to `target`: note what was said, where that will be compared."""
+    def passed(self, ticket: Ticket, row: int, lane: int, target: int, planned: bool) -> None:
+        """A row goes on from `lane` to `target`: note what was said, where that will be compared.  `planned`: by the
+        plan's thresholds it would not."""
+        if planned and row in ticket.marked and row not in ticket.planned:
+            ticket.planned = {**ticket.planned, row: lane}
         if target == self.guard.best or row in ticket.marked:
             said = self._said.of(ticket.slots[row])
             if said is not None:
@@ -129,12 +144,16 @@ class Audits:
     def followed(self, ticket: Ticket, chain: Chain) -> None:
         """An answered ticket whose rows followed `chain` is closed, its slots not freed yet: count those that the best
         variant answered otherwise than the one before it."""
-        overruled = 0
+        overruled, rows = 0, len(ticket.slots) - len(ticket.repeats)
+        if not rows:
+            return
         for row, heard in ticket.heard.items():
+            if ticket.slots[row] in ticket.repeats:
+                continue
             if ticket.variants[row] == chain.lanes[-1] and heard and heard[-1][0] == chain.lanes[-2]:
                 said = self._said.of(ticket.slots[row])
                 overruled += said is not None and not same(heard[-1][1], said)
-        self.guard.followed(chain, overruled, len(ticket.slots))
+        self.guard.followed(chain, overruled, rows)
 
     def closed(self, ticket: Ticket, now_ns: int) -> None:
         """An answered ticket is closed, its slots not freed yet: keep those of rows that are to be audited."""
@@ -145,7 +164,9 @@ class Audits:
             before = tuple(part for part in ticket.heard.get(row, ()) if part[0] in ticket.paths.get(row, ()))
             why = "unreadable"
             if said is not None:
-                why = self._audit(Audit((*before, (lane, said)), chain), ticket.key, slot, now_ns)
+                planned = ticket.planned.get(row, -1)
+                audit = Audit((*before, (lane, said)), chain, self._inputs.digest(slot), planned)
+                why = self._audit(audit, ticket.key, slot, now_ns)
             if why:
                 self.given_up(why)
 
@@ -162,13 +183,19 @@ class Audits:
         live = [lane for lane in range(len(lanes.accuracy)) if lanes.live >> lane & 1]
         auditor = max(live, key=lambda lane: lanes.accuracy[lane], default=-1)
         lane, said = audit.heard[-1]
-        if lane == self.guard.best:
+        accused = self.guard.accused
+        if lane == self.guard.best and self.guard.rung == ASIDE and accused != lane and lanes.live >> accused & 1:
+            auditor = accused
+        elif lane == self.guard.best:
             self.free += 1
             self._spend()
             self._compare(audit, lane, said)
             return ""
-        if auditor < 0 or lanes.accuracy[auditor] <= lanes.accuracy[lane]:
+        elif auditor < 0 or lanes.accuracy[auditor] <= lanes.accuracy[lane]:
             return "nobody"
+        if self.guard.audited(audit.digest) and self.sampler.spared():
+            self.dropped["repeat"] = self.dropped.get("repeat", 0) + 1
+            return ""
         if lanes.relieved:
             return "relief"
         if self._batcher.depth() >= self._most_rows or len(self.waiting) >= self._most:
@@ -210,6 +237,11 @@ class Audits:
             self.given_up(ticket.error or {504: "late", 500: "failed"}.get(status, "died"))
             return
         self.answered += 1
+        lane, heard = audit.heard[-1]
+        if lane == self.guard.best:  # it goes the other way
+            if self.guard.fresh_audit(audit.digest) and ticket.variants[0] == self.guard.accused:
+                self.guard.witness(self._said.score(ticket.slots[0]), same(said, heard))
+            return
         self._compare(audit, ticket.variants[0], said)
 
     def queued(self) -> list[Ticket]:
@@ -225,22 +257,40 @@ class Audits:
         return [ticket for ticket in self.queued() if not self._lanes.live >> ticket.variants[0] & 1]
 
     def _compare(self, audit: Audit, auditor: int, said: Said) -> None:
-        """Hold what the first variant said, and what the client got, against the auditor's word."""
+        """Hold what the first variant said, what the client got, and what the plan would have let it have, against the
+        auditor's word."""
         guard, best = self.guard, self.guard.best
+        if not guard.fresh_audit(audit.digest):
+            return
         first, heard = audit.heard[0]
         if first != auditor:
             guard.compared(OWN, first, same(heard, said), *guard.alike(first, auditor))
-        lane, heard = audit.heard[-1]
-        if lane == auditor or auditor != best:
+        if auditor != best:
             return
-        of = guard.alike(lane, best)
-        if audit.chain is not None:
-            stage = audit.chain.stage(lane)
-            known = 0 <= stage < len(audit.chain.alike)
-            of = (audit.chain.alike[stage], audit.chain.alike_rows[stage]) if known else (0.0, 0)
-        elif len(audit.heard) > 1:
-            of = (0.0, 0)  # it was cut short: what is to be expected of such a row nobody has counted
-        guard.compared(SERVED, lane, same(heard, said), *of)
+        chain = audit.chain
+        lane, heard = audit.heard[-1]
+        if chain is None and len(audit.heard) > 1:  # it was cut short: what is to be expected nobody has counted
+            if lane != best:
+                guard.compared(SERVED, lane, same(heard, said), 0.0, 0)
+            return
+        planned = audit.planned if audit.planned >= 0 else lane
+        for at, spoken in audit.heard:
+            if at == planned != best:
+                guard.as_planned(at, same(spoken, said), *self._alike(at, chain))
+        if lane != auditor:
+            of = self._alike(lane, chain)
+            first_stage = chain is None or chain.stage(lane) == 0
+            floor = (chain.planned or chain.thresholds)[0] if chain is not None and first_stage else -math.inf
+            guard.floors[lane] = (floor, *(of if first_stage else guard.alike(lane, best)))
+            guard.compared(SERVED, lane, same(heard, said), *of)
+
+    def _alike(self, lane: int, chain: Chain | None) -> tuple[float, int]:
+        """The part of the rows that the plan ends at `lane` which the best variant answers alike, of how many rows."""
+        if chain is None:
+            return self.guard.alike(lane, self.guard.best)
+        stage = chain.stage(lane)
+        known = 0 <= stage < len(chain.alike)
+        return (chain.alike[stage], chain.alike_rows[stage]) if known else (0.0, 0)
 
     def report(self) -> dict[str, Any]:
         """The share that is audited now and over this hour, the lowest of an hour that is over, what is owed, and what

@@ -37,6 +37,8 @@ class Chain:
     alike_rows: tuple[int, ...] = ()
     overruled: float = 0.0
     overruled_rows: int = 0
+    planned: tuple[float, ...] = ()
+    """The plan's thresholds, where the guard has put others in their place."""
 
     def stage(self, lane: int) -> int:
         """The stage that asks `lane`; -1 for none."""

@@ -7,6 +7,10 @@ Labels are absent, so the guard watches what is there (`clover.planning.drift` s
 `overruled`  how many of all rows went on to the best variant and were answered otherwise there; it costs nothing;
 `served`     how often the answer that a client got is the best variant's, over audited rows that another one answered.
 
+**An input counts once.**  A row whose input came before says nothing new, however often it comes, and is left out of
+all of them (`_native.inputs` says what is remembered).  What is audited has a memory of its own: a row that came often,
+and is audited for the first time, counts there.
+
 Any of them takes the first step of the ladder, and only the last takes the second: where the best variant goes wrong
 as well, stepping aside would cost energy and mend nothing.
 
@@ -14,27 +18,36 @@ ok           thresholds are the plan's
 tightened    thresholds are so high that half of the rows that ended go on (by the profile's scores)
 aside        the cascade is off, and the best variant that is there answers everything
 
-Nothing comes down by itself: an operator resets it, or the family is profiled anew.
+**The way back** is the same ladder, a step at a time: once everything that was held against a variant is well again
+(`runtime.health`), and the guard has stood there for its *stay*.  That is `LEAST_STAY_NS`, and doubles, up to
+`MOST_STAY_NS`, with every alarm that follows within `FORGIVEN` stays of a step down.  A reset is the operator's way.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from clover.planning.drift import BLOCK, SCORE_LIMIT, AgreementWatch, ScoreWatch
+from clover._native.inputs import Recent
+from clover.planning.drift import BLOCK, FEWEST_ROWS, SCORE_LIMIT, AgreementWatch, ScoreWatch
 from clover.runtime.cascade import Chain
+from clover.runtime.health import OVERRULED, OWN, SCORES, SERVED, Accused, Health
 from clover.types import CascadeProfile, FamilyProfile, Sureness
 
 log = logging.getLogger("clover.guard")
 
 OK, TIGHTENED, ASIDE = range(3)
 RUNGS = ("ok", "tightened", "aside")
-SCORES, OWN, OVERRULED, SERVED = "scores", "own", "overruled", "served"
+REMEMBERED = 16_384
+"""Inputs that are remembered at least.  Those of a circle of more than these count again and again, and may: the scores
+and the agreement of so many inputs lie within what counts as profiled, if those of all do."""
+LEAST_STAY_NS, MOST_STAY_NS = 600_000_000_000, 86_400_000_000_000
+FORGIVEN = 10
 URGENT_AUDITS = 5000
 """Audits at most that are made in haste after an alarm.  Where nothing is wrong with the answers, so many make the
 cascade step aside in one case of fifty at most (`drift.AGREEMENT_LIMIT`)."""
@@ -47,10 +60,16 @@ _OLD_PROFILE = (
 
 class Guard:
     """Watches over the `variants` of one family.  `changed` is called when it stands on another step; `acts` False
-    only tells what it would do."""
+    only tells what it would do.  `clock` (ns) is looked at where it steps, and not for a row."""
 
     def __init__(
-        self, name: str, variants: Sequence[str], changed: Callable[[], None] = lambda: None, *, acts: bool = True
+        self,
+        name: str,
+        variants: Sequence[str],
+        changed: Callable[[], None] = lambda: None,
+        *,
+        acts: bool = True,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.name = name
         self.acts = acts
@@ -62,6 +81,20 @@ class Guard:
         """So many audits are to be made soon: thresholds were tightened, and it should be known whether answers are
         worse.  Audits cost energy by their number and not by how fast they come."""
         self.resets = 0
+        self.returns = 0
+        """Steps that it came down by itself."""
+        self.relapses = 0
+        """Alarms that followed so soon that the stay doubled."""
+        self.inputs = 0
+        self.repeats = 0
+        """Rows that counted, and those that did not because their input had come before."""
+        self.stay_ns = LEAST_STAY_NS
+        """How long it stays on a step at least."""
+        self.accused = -1
+        """The lane that made it step aside; -1 while it has not."""
+        self.floors: dict[int, tuple[float, float, int]] = {}
+        """By lane, which of its answers the plan lets clients have: those of such a score at least, of so many of which
+        such a part is the best variant's, by the profile."""
         self.missing = _NO_PROFILE
         """Why it watches nothing; empty where it does."""
         self.best = -1
@@ -69,6 +102,12 @@ class Guard:
         self.edges: list[list[float] | None] = [None] * len(variants)
         self._variants = tuple(variants)
         self._changed = changed
+        self._clock = clock
+        self._seen = Recent(REMEMBERED)
+        self._audited = Recent(REMEMBERED)
+        self._health: Health | None = None
+        self._since_ns = clock()
+        self._down_ns = -1  # when it last came down by itself, until the next alarm
         self._cascade: CascadeProfile | None = None
         self._scores: list[ScoreWatch | None] = [None] * len(variants)
         self._agreement: dict[tuple[str, int], AgreementWatch] = {}
@@ -114,24 +153,74 @@ class Guard:
         self._start()
 
     def _start(self) -> None:
+        self.stay_ns, self._down_ns = LEAST_STAY_NS, -1
+        self._step(OK, "", ())
+
+    def _step(self, found: int, why: str, accused: Iterable[Accused]) -> None:
+        """Stand on another step, where everything begins anew: what is watched, what was seen, and what may clear the
+        `accused`."""
         was = self.rung
-        self.found, self.why, self.urgent = OK, "", 0
+        self.found, self.why, self._since_ns = found, why, self._clock()
+        self.accused = self.accused if found == ASIDE else -1
+        self.urgent = URGENT_AUDITS if self.rung == TIGHTENED else 0
+        self._seen.clear()
+        self._audited.clear()
         self._agreement.clear()
         self._block = [0, 0]
         for watch in self._scores:
-            if watch is not None:
+            # Each test raises one alarm on the way up, so that this comes to an end.
+            if watch is not None and (found == OK or not watch.detector.alarmed):
                 watch.reset()
+        lanes = range(len(self._variants))
+        self._health = Health([self._known(lane) for lane in lanes], accused) if found != OK else None
         if self.rung != was:
             self._changed()
 
+    def look(self) -> None:
+        """See, once a second or so, whether it may come down a step."""
+        health = self._health
+        if health is None or self._clock() - self._since_ns < self.stay_ns:
+            return
+        if not (health.well(SERVED, self.accused) if self.found == ASIDE else health.all_well):
+            return
+        self.returns += 1
+        self._down_ns = self._clock()
+        was, found = RUNGS[self.found], OK if self.found == TIGHTENED else TIGHTENED
+        done = "the plan's thresholds are back" if found == OK else "the cascade is followed, with tightened thresholds"
+        log.info(
+            "%s: answers are as profiled again by %d inputs; it stood %s since %s: %s",
+            self.name, health.inputs, was, self.why, done,
+        )  # fmt: skip
+        self._step(found, "" if found == OK else self.why, health.accused)
+
     # --- what is seen -------------------------------------------------------------------------------------------------
 
+    def fresh(self, digest: int) -> bool:
+        """A row with an input of this digest was answered: whether it is new, and counts."""
+        if self._seen.add(digest):
+            self.inputs += 1
+            return True
+        self.repeats += 1
+        return False
+
+    def audited(self, digest: int) -> bool:
+        """Whether a row with an input of this digest was audited before."""
+        return self._audited.holds(digest)
+
+    def fresh_audit(self, digest: int) -> bool:
+        """A row with an input of this digest is audited: whether that is new, and counts."""
+        return self._audited.add(digest)
+
     def score(self, lane: int, score: float) -> None:
-        """How sure `lane` was of a row that was asked of it first."""
+        """How sure `lane` was of a row that was asked of it first, and counts."""
         watch, edges = self._scores[lane], self.edges[lane]
-        # What is no number lies below all; nobody may rely on how it compares.
-        if watch is not None and edges is not None and watch.add(bisect_right(edges, score) if score == score else 0):
-            self.alarm(SCORES, lane, f"after {watch.detector.rows} rows")
+        if watch is None or edges is None:
+            return
+        at = bisect_right(edges, score) if score == score else 0  # what is no number lies below all
+        if self._health is not None:
+            self._health.score(lane, at)
+        if watch.add(at):
+            self.alarm(SCORES, lane, f"after {watch.detector.rows} different inputs")
 
     def followed(self, chain: Chain, overruled: int, rows: int) -> None:
         """Rows that followed `chain`, of which so many were overruled by the best variant at its end."""
@@ -155,11 +244,29 @@ class Guard:
         that kind it did so for a part `expected`; 0 rows: that is not known."""
         watch = self._agreement.get((kind, lane))
         if watch is None:
-            limits = (SCORE_LIMIT,) if kind == OVERRULED else ()  # of these there may be as many as there are rows
+            # Of what is overruled there may be as much as there are rows.
+            limits = (SCORE_LIMIT, FEWEST_ROWS) if kind == OVERRULED else ()
             watch = self._agreement[kind, lane] = AgreementWatch(*limits)
+        if self._health is not None and kind != SERVED:
+            self._health.compared(kind, lane, agrees, expected, rows, count)
         if watch.add(agrees, expected, rows, count):
             part, due = watch.agreed / watch.rows, watch.expected / watch.rows
             self.alarm(kind, lane, f"{part:.1%} instead of {due:.1%} over {watch.rows} rows")
+
+    def as_planned(self, lane: int, agrees: int, expected: float, rows: int) -> None:
+        """Whether an answer of `lane`, which the plan's thresholds would let a client have, is the best variant's.  It
+        clears a lane, and raises no alarm: clients may have got another."""
+        if self._health is not None and self.found == TIGHTENED:
+            self._health.compared(SERVED, lane, agrees, expected, rows, 1)
+
+    def witness(self, score: float, agrees: int) -> None:
+        """While it stands aside, the accused lane was asked of a row as well: how sure it was, and whether it said what
+        the best variant says."""
+        if self._health is not None and self.found == ASIDE:
+            self._health.asked(self.accused)
+            floor, expected, rows = self.floors.get(self.accused, (-math.inf, *self.alike(self.accused, self.best)))
+            if score >= floor:
+                self._health.compared(SERVED, self.accused, agrees, expected, rows, 1)
 
     def alike(self, lane: int, auditor: int) -> tuple[float, int]:
         """The part of rows of which two lanes say the same, by the profile, and how many rows it has of that."""
@@ -170,7 +277,7 @@ class Guard:
     @property
     def suspicious(self) -> bool:
         """Whether it would be good to know more."""
-        if self.found == TIGHTENED:
+        if self.found != OK:
             return True
         of = [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]
         return any(not each.alarmed and each.statistic > _SUSPICIOUS * each.limit for each in of)
@@ -181,7 +288,10 @@ class Guard:
         part, rows = 0.0, 0
         if len(chain.lanes) == 2 and chain.lanes[1] == self.best and self._cascade is not None:
             part, rows = self._overruled(chain.lanes[0], levels[0]), self._cascade.held_out_rows
-        return replace(chain, thresholds=levels, overruled=part, overruled_rows=rows if part > 0.0 else 0)
+        known = rows if part > 0.0 else 0
+        return replace(
+            chain, thresholds=levels, overruled=part, overruled_rows=known, planned=chain.planned or chain.thresholds
+        )
 
     def _tighter(self, lane: int, threshold: float) -> float:
         above = [score for score in self._quantiles(lane) if score >= threshold]
@@ -214,29 +324,35 @@ class Guard:
             OVERRULED: f"the best variant overrules {self._variants[lane]} more often than profiled",
             SERVED: f"answers of {self._variants[lane]} agree with the best variant's less than profiled",
         }[kind]
-        was, before = self.rung, self.found
-        if self.found == OK:
-            self.found = TIGHTENED
-        elif self.found == TIGHTENED and kind == SERVED:
-            self.found = ASIDE
-        # Each test raises one alarm until somebody resets it, so that this comes to an end.
-        self.urgent = URGENT_AUDITS if self.rung == TIGHTENED else 0
-        if self.found == before:
+        before, found = self.found, self.found
+        if before == OK:
+            found = TIGHTENED
+        elif before == TIGHTENED and kind == SERVED:
+            found = ASIDE
+        if found == before:
+            self.urgent = URGENT_AUDITS if self.rung == TIGHTENED else 0
+            if self._health is not None:
+                self._health.accuse(kind, lane)
             log.warning("%s: %s (%s); it stays %s", self.name, said, what, RUNGS[before])
             return
-        self.why = f"{said} ({what})"
-        # Whether the step helped is another question, which begins now.
-        self._agreement.clear()
-        self._block = [0, 0]
-        done = (
-            "thresholds tighten" if self.found == TIGHTENED else "the cascade steps aside: the best variant answers all"
-        )
-        level = logging.WARNING if self.found == TIGHTENED else logging.ERROR
+        if self._down_ns >= 0:
+            relapse = self._clock() - self._down_ns < FORGIVEN * self.stay_ns
+            self.relapses += relapse
+            self.stay_ns = min(2 * self.stay_ns, MOST_STAY_NS) if relapse else LEAST_STAY_NS
+            self._down_ns = -1
+        accused = {(kind, lane), *(self._health.accused if self._health is not None else ())}
+        self.accused = lane if found == ASIDE else -1
+        why = f"{said} ({what})"
+        done = "thresholds tighten" if found == TIGHTENED else "the cascade steps aside: the best variant answers all"
+        level = logging.WARNING if found == TIGHTENED else logging.ERROR
         would = "" if self.acts else " (it only watches: nothing is done)"
-        again = "`python -m clover ctl guard reset` begins anew"
-        log.log(level, "%s: %s: %s%s; %s", self.name, self.why, done, would, again)
-        if self.rung != was:
-            self._changed()
+        log.log(
+            level,
+            "%s: %s: %s%s; it comes down by itself once answers are as profiled again, after %d minutes at the "
+            "earliest, or at once by `python -m clover ctl guard reset`",
+            self.name, why, done, would, self.stay_ns // 60_000_000_000,
+        )  # fmt: skip
+        self._step(found, why, accused)
 
     # --- what is told -------------------------------------------------------------------------------------------------
 
@@ -262,6 +378,13 @@ class Guard:
             "missing": self.missing,
             "alarms": self.alarms,
             "resets": self.resets,
+            "returns": self.returns,
+            "relapses": self.relapses,
+            "stay_s": self.stay_ns / 1e9,
+            "since_s": (self._clock() - self._since_ns) / 1e9,
+            "inputs": self.inputs,
+            "repeats": self.repeats,
+            "health": self._health.report(self._variants) if self._health is not None else {},
             "variants": variants,
         }
 

@@ -11,6 +11,7 @@ from clover.runtime.deadlines cimport Deadlines
 from clover.runtime.escalation cimport Escalation
 from clover.runtime.feedback cimport Feedback
 from clover.runtime.guard cimport Guard
+from clover.runtime.inputs cimport Inputs
 from clover.runtime.lanes cimport Lanes
 from clover.runtime.links cimport Batch, Link
 from clover.runtime.reliefs cimport Reliefs
@@ -47,6 +48,8 @@ cdef class Router(Model):
     cdef Sayings _said
     cdef str _guarded_by
     cdef bint _auditing
+    cdef bint _watching
+    cdef Inputs _inputs
     cdef list _finished
     cdef bint _scheduled
     cdef object _timer
@@ -118,7 +121,7 @@ cdef class Router(Model):
     )
     cdef _complete(self, Link link, tuple frame, int64_t now_ns)
     @cython.locals(
-        ticket=Ticket, lane=int, gone_on=int, audits=int, watched=bint, scores=list, slots=list, at=Py_ssize_t,
+        ticket=Ticket, lane=int, gone_on=int, audits=int, watched=bint, watching=bint, scores=list, slots=list, at=Py_ssize_t,
         slot=Py_ssize_t, waited_ns=int64_t, right=double,
     )
     cdef tuple _settle(

@@ -47,6 +47,7 @@ from clover.runtime.deadlines import Deadlines
 from clover.runtime.escalation import Escalation
 from clover.runtime.feedback import Feedback
 from clover.runtime.guard import ASIDE, OK, Guard
+from clover.runtime.inputs import Inputs
 from clover.runtime.lanes import MAX_WORKERS, Entry, Lanes, expected_accuracy
 from clover.runtime.links import Batch, Link, WorkerHandle
 from clover.runtime.relief import Standby
@@ -121,7 +122,8 @@ class Router(Model):
         self._cascade = Escalation(self._table, self._batcher, self._lanes, self.traffic, self._reliefs, spec.max_batch)
         self._deadlines = Deadlines()
         self._said = Sayings(memory, spec)
-        self.guard = Guard(self.name, self.traffic.variants, self._guarded, acts=config.guard == "act")
+        self.guard = Guard(self.name, self.traffic.variants, self._guarded, acts=config.guard == "act", clock=clock)
+        self._inputs = Inputs(memory, spec)
         self.audits = Audits(
             self.guard,
             self._said,
@@ -129,6 +131,7 @@ class Router(Model):
             self._batcher,
             self._lanes,
             self._deadlines,
+            self._inputs,
             share=config.audit if config.guard != "off" else 0.0,
             most=self._queue_rows,
             wake=self._wake,
@@ -137,6 +140,7 @@ class Router(Model):
         self.feedback = Feedback(spec, config.feedback_rows)
         self._guarded_by = config.guard
         self._auditing = False
+        self._watching = False
         self._finished: list[Ticket] = []
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -405,6 +409,7 @@ class Router(Model):
         self._lanes.accuracy_changed()
         self.guard.expect(profile if self._guarded_by != "off" else None)
         self._auditing = self.audits.on
+        self._watching = self.guard.watches
         self._cascade.audits = self.audits if self.guard.watches else None
 
     def remember(self, number: int, given: Any) -> None:
@@ -727,7 +732,8 @@ class Router(Model):
         """Hand the rows of a completed batch back to their tickets, send those on that go on, and finish tickets that
         have all of theirs; how many rows went on, and how many were audits."""
         lane, gone_on, audits = link.lane, 0, 0
-        watched = not status and self.guard.edges[lane] is not None
+        watching = not status and self._watching
+        watched = watching and self.guard.edges[lane] is not None
         scores = self._scores(batch.slots) if watched else []
         for at, slot in enumerate(batch.slots):
             ticket = self._table.landed(slot)
@@ -740,8 +746,14 @@ class Router(Model):
                 audits += 1
                 self._finish(ticket, 500 if status else 200, "", now_ns)
                 continue
-            if watched and not (ticket.paths and ticket.slots.index(slot) in ticket.paths):
-                self.guard.score(lane, scores[at])
+            if watching and not (ticket.paths and ticket.slots.index(slot) in ticket.paths):
+                if self.guard.fresh(self._inputs.digest(slot)):
+                    if watched:
+                        self.guard.score(lane, scores[at])
+                elif ticket.repeats:
+                    ticket.repeats.add(slot)
+                else:
+                    ticket.repeats = {slot}
             waited_ns = start_ns - ticket.submit_ns
             if waited_ns > ticket.queue_ns:
                 ticket.queue_ns = waited_ns

@@ -45,6 +45,10 @@ class Sayings:
         except ModelFailed:
             return None
 
+    def score(self, slot: int) -> float:
+        """How sure the answer in `slot` is."""
+        return float(self._memory.score[slot])
+
 
 def size_of(said: NDArray[Any]) -> int:
     """Bytes that a value takes."""

@@ -14,6 +14,8 @@ cdef class Ticket(Base):
     cdef public set short
     cdef public tuple marked
     cdef public dict heard
+    cdef public dict planned
+    cdef public set repeats
     cdef public object audit
     cdef public tuple torn
     cdef public int phase

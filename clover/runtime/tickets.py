@@ -30,6 +30,7 @@ FREE, HELD, QUEUED, FLYING = range(4)
 _NOBODY: list[int] = []
 _NO_PATHS: dict[int, tuple[int, ...]] = {}
 _NO_ROWS: set[int] = set()
+_NOT_ENDED: dict[int, int] = {}
 _NOTHING_HEARD: dict[int, Heard] = {}
 
 
@@ -54,6 +55,8 @@ class Ticket(Base):
         "outstanding",
         "paths",
         "phase",
+        "planned",
+        "repeats",
         "short",
         "submit_ns",
         "torn",
@@ -80,6 +83,10 @@ class Ticket(Base):
         """Rows that are audited once they are answered (`runtime.audits`)."""
         self.heard = _NOTHING_HEARD
         """Of rows that went on, by row: the lanes before, with what they said, where that is compared later."""
+        self.planned = _NOT_ENDED
+        """Of audited rows that went on, the lane at which the plan's thresholds would have ended them."""
+        self.repeats = _NO_ROWS
+        """Slots whose input came before: the guard leaves them out."""
         self.audit: object | None = None
         """What the answer is compared with, where this is no client's ticket but a second answer."""
         self.torn: tuple[int, ...] = ()

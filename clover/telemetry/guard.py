@@ -34,12 +34,23 @@ def _tests(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
         "clover_guard_statistic", "A sequential test's statistic as a part of its limit; 1 is an alarm", labels=kinds
     )
     rows = GaugeMetricFamily("clover_guard_rows", "Rows that test has seen since it began", labels=kinds)
+    inputs = CounterMetricFamily(
+        "clover_guard_inputs",
+        "Rows by whether their input was new; tests leave out those whose input came before",
+        labels=("model", "input"),
+    )
+    returns = CounterMetricFamily(
+        "clover_guard_returns", "Steps that the guard came down by itself, on evidence of health", labels=("model",)
+    )
     agreement = GaugeMetricFamily(
         "clover_agreement", "Part of these rows answered as by the auditor, seen and expected", labels=(*kinds, "part")
     )
     for name, told in found.items():
         state.add_metric((name,), STEPS[told["state"]])
         alarms.add_metric((name,), told["alarms"])
+        inputs.add_metric((name, "new"), told["inputs"])
+        inputs.add_metric((name, "repeat"), told["repeats"])
+        returns.add_metric((name,), told["returns"])
         for variant, tests in told["variants"].items():
             for kind, test in tests.items():
                 key = (name, variant, kind)
@@ -48,7 +59,7 @@ def _tests(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
                 for part in ("agreement", "expected"):
                     if part in test:
                         agreement.add_metric((*key, "seen" if part == "agreement" else part), test[part])
-    yield from (state, alarms, statistic, rows, agreement)
+    yield from (state, alarms, statistic, rows, agreement, inputs, returns)
 
 
 def _audits(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
@@ -57,7 +68,8 @@ def _audits(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
     owed = GaugeMetricFamily("clover_audits_owed", "Audits that are missing to the least share", labels=("model",))
     audits = CounterMetricFamily(
         "clover_audits",
-        "Audits by outcome: answered, free (the best variant had answered anyway), or why one was not made",
+        "Audits by outcome: answered, free (the best variant had answered anyway), or why one was not made (repeat: "
+        "the input had been audited before)",
         labels=("model", "outcome"),
     )
     joules = CounterMetricFamily(

@@ -1,4 +1,5 @@
-"""The guard of a real server: rows like the profile's change nothing, others do, and an operator has it begin anew."""
+"""The guard of a real server: rows like the profile's change nothing, nor does one again and again; others do, and an
+operator has it begin anew."""
 
 from __future__ import annotations
 
@@ -36,6 +37,12 @@ def test_rows_that_change_are_seen_and_audits_are_made_behind_clients(tmp_path: 
             assert audits["answered"] + audits["free"] + audits["waiting"] >= LEAST * 2560
             assert sum(served.traffic.rows) == 2560
             assert set(served.traffic.codes) == {200}
+            same = (0.2 * rng.standard_normal((1, 4))).astype(np.float32)
+            before = told["repeats"]
+            for _ in range(30):
+                await asyncio.gather(*(server.ainfer({"INPUT0": same}) for _ in range(10)))
+            told = router.guarded()
+            assert (told["state"], told["alarms"], told["repeats"] - before) == ("ok", 0, 299)
             for _ in range(20):
                 await asyncio.gather(*(ask(8, 0.2) for _ in range(8)))
             assert router.guarded()["state"] == "tightened"

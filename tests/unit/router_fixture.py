@@ -136,6 +136,7 @@ class House:
             clock=self.loop.clock,
         )
         self.done: list[Ticket] = []
+        self.inputs = 0
         self.workers: list[FakeWorker] = []
 
     def entry(self, lane: int, max_batch: int = 4) -> Any:
@@ -150,8 +151,12 @@ class House:
         self.router.route(entries, dealt(*shares))
         return [entry[0] for entry in entries]
 
-    def ask(self, rows: int = 1, turn: bool = True, **how: Any) -> Ticket:
+    def ask(self, rows: int = 1, turn: bool = True, again: float | None = None, **how: Any) -> Ticket:
+        """Submit rows with inputs that never came before, or all with the input `again`."""
         ticket = self.router.open(rows)
+        for slot in ticket.slots:
+            self.inputs += 1
+            self.slab.input(0)[slot] = (self.inputs, 0.0) if again is None else (again, 1.0)
         self.router.submit(ticket, self.done.append, **how)  # type: ignore[arg-type]
         if turn:
             self.loop.turn()

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from clover.planning.drift import FEWEST_AUDITS
 from clover.runtime.cascade import Chain
 from clover.runtime.guard import ASIDE, OK, OWN, SCORES, SERVED, TIGHTENED, URGENT_AUDITS, Guard
 from clover.types import Routing
@@ -124,7 +125,7 @@ def test_a_reset_begins_anew() -> None:
     guard.reset()
     assert (guard.rung, steps[-1], guard.why, guard.resets) == (OK, OK, "", 1)
     assert guard.report()["variants"] == {}
-    disagree(guard, rows=13)
+    disagree(guard, rows=FEWEST_AUDITS)
     assert guard.rung != OK
 
 

@@ -24,6 +24,9 @@ GUARDED = {
     "state": "tightened",
     "watches": True,
     "alarms": 2,
+    "inputs": 900,
+    "repeats": 70,
+    "returns": 1,
     "variants": {
         "small": {
             "scores": {"rows": 900, "statistic": 1e8, "limit": 1e8, "alarmed": True},
@@ -236,6 +239,9 @@ def test_what_watches_over_answers_is_told() -> None:
     small = (model, ("variant", "small"))
     assert found["clover_guard_state", (model,)] == 1.0
     assert found["clover_guard_alarms_total", (model,)] == 2.0
+    assert found["clover_guard_inputs_total", (("input", "new"), model)] == 900.0
+    assert found["clover_guard_inputs_total", (("input", "repeat"), model)] == 70.0
+    assert found["clover_guard_returns_total", (model,)] == 1.0
     assert found["clover_guard_statistic", (("kind", "own"), *small)] == 0.5
     assert found["clover_agreement", (("kind", "own"), model, ("part", "seen"), small[1])] == 0.9
     assert found["clover_audits_total", (model, ("outcome", "full"))] == 3.0
