@@ -21,7 +21,7 @@ import msgspec
 from clover.control.orders import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
 from clover.errors import CloverError
 from clover.planning.counterfactual import fixed_mixes
-from clover.policies import build
+from clover.policies.demanded import proposed
 from clover.policies.plans import plan_fixed
 
 _PR_SET_PDEATHSIG = 1
@@ -51,7 +51,7 @@ def solve(order: Order) -> Answer:
         if order.configuration is not None:
             plan = plan_fixed(order.state, order.configuration)
         else:
-            plan = build(order.policy).propose(order.state)
+            plan = proposed(order.policy, order.state)
     except CloverError as error:
         return Answer(id=order.id, error=str(error))
     except Exception as error:  # a custom policy may raise anything: it is told, and the solver lives on

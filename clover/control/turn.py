@@ -16,6 +16,7 @@ from clover.planning.objective import objective_of
 from clover.planning.problem import LEAST_RATE
 from clover.planning.transition import plan_transition
 from clover.policies import BUDGETED, SPENDING
+from clover.policies.demanded import heeds, with_met
 from clover.types import Assignment, Configuration, Decision, DeviceShape, Plan, Routing, State, Transition
 
 if TYPE_CHECKING:
@@ -73,10 +74,11 @@ class Turns:
             rate=rate,
             budgeted=held.policy in BUDGETED,
             outlook=outlook,
+            demand=family.demand.wanted(controller.monotonic()) if heeds(held.policy) else (),
         )
         plan = await self._solver.propose(state, held.policy or "objective", held.configuration)
         checked(plan, family, state.objective.slo_ms)
-        return state, plan
+        return with_met(state, plan), plan
 
     async def turn(
         self,
@@ -97,6 +99,7 @@ class Turns:
         controller = self._controller
         started = controller.monotonic()
         family.observed = family.fleet.observe()
+        family.demand.look(started, family.fleet.demanded())
         family.transition = None
         if not dry_run:
             family.news = ""
@@ -215,6 +218,8 @@ class Turns:
         """
         standing = family.standing
         assert standing is not None
+        if family.demand.lapsed(self._controller.monotonic()):
+            return None  # what runs holds a worker for rows that do not come any more
         try:
             stay = await self._fixed(family, state, standing.configuration)
         except PlanError:  # the devices do not allow it any more
@@ -343,6 +348,9 @@ class Turns:
     ) -> Decision:
         controller = self._controller
         seconds = controller.monotonic() - started
+        family.demand.decided(action, state, plan, family.running, detail, controller.monotonic())
+        if family.demand.held():
+            family.triggers.again(controller.monotonic() + RETRY_S)
         level = logging.WARNING if action in ("failed", "rolled back") else logging.INFO
         if action not in ("kept", "dry run"):
             log.log(level, "%s: %s: %s%s", family.name, trigger, action, f": {detail}" if detail else "")

@@ -22,7 +22,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from clover.accounting import Account, WorkerMeter
@@ -31,7 +31,7 @@ from clover.runtime.lanes import Entry
 from clover.runtime.links import RingLike, WorkerHandle
 from clover.runtime.relief import Standby
 from clover.runtime.router import Router
-from clover.types import Assignment, Routing
+from clover.types import Asked, Assignment, Declined, Routing
 
 log = logging.getLogger("clover.fleet")
 
@@ -282,6 +282,14 @@ class FamilyFleet:
     def reset_guard(self) -> None:
         """See `Fleet.reset_guard`."""
         self.router.guard.reset()
+
+    def demanded(self) -> dict[str, Asked]:
+        """See `Fleet.demanded`."""
+        return self.router.demand.report(self._clock())
+
+    def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
+        """See `Fleet.decline`."""
+        self.router.decline(declined, wanted)
 
     # --- what the server drives ---------------------------------------------------------------------------------------
 
