@@ -243,10 +243,9 @@ class Controller:
             for family in sorted(self.families.values(), key=lambda family: not self._guest(family)):
                 try:
                     await self._look(family)
+                    self._decline(family)
                 except Exception:
                     log.exception("%s: a look of the controller failed", family.name)
-                finally:
-                    self._decline(family)
             self.shadows.look()
 
     def _decline(self, family: Family) -> None:

@@ -128,7 +128,7 @@ def evaluate(
             least_j = HYSTERESIS * objective.base_energy_j
             ways = worth(stages, problem.rate, reach, objective.slo_ms, least_j) + ways
         (joules, wait_ms), p95_ms = _first_kept(stages, problem.rate, reach, ways, objective.slo_ms, play=play)
-    if asked.rates:
+    if problem.demand:
         extra_j, late = _beside(problem, objective, configuration, point, asked)
         joules += extra_j
         why = asked.why or why or late

@@ -106,7 +106,7 @@ class Demand:
         return {
             self._variants[lane]: Asked(
                 accuracy=self._accuracy[lane],
-                rows_per_s=own.rate.per_s(now_ns),
+                rows_per_s=min(own.rate.per_s(now_ns), own.rows / own.rate.window_s),  # one row is no row a second
                 rows=own.rows,
                 waiting=own.waiting,
                 refused=own.refused,

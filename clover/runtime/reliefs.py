@@ -57,8 +57,10 @@ class Reliefs:
         standby = self.standby
         if standby is None or not (self._relief.active or self._lanes.waiting()):
             return False
-        live = self._lanes.live  # rows of lanes without a worker wait for one, and nobody relieves them
-        waiting = sum(self._lanes.waiting(lane) for lane in range(len(standby.rates)) if live >> lane & 1)
+        waiting = 0
+        for lane in range(len(standby.rates)):
+            if self._lanes.live >> lane & 1:  # rows of others wait for a worker to come, and nobody relieves them
+                waiting += self._lanes.waiting(lane)
         wait_ns = max(map(self._wait_ns, standby.rates, range(len(standby.rates))), default=0.0)
         if not self._relief.turn(now_ns, wait_ns, self.rows, waiting):
             return False
