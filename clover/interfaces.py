@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from clover.types import (
+    Asked,
     Assignment,
+    Declined,
     DeviceShape,
     EnergySample,
     FamilySpec,
@@ -307,3 +309,10 @@ class Fleet(Protocol):
 
     def reset_guard(self) -> None:
         """Watch its answers anew, as if nothing had been seen."""
+
+    def demanded(self) -> Mapping[str, Asked]:
+        """Rows that asked for an accuracy of their own, by the variant that they need."""
+
+    def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
+        """Refuse rows that need one of these variants while no worker is accurate enough, those that wait already too,
+        as `declined` says.  Rows that need another one wait for its worker; `wanted` is called when one begins to."""

@@ -466,12 +466,45 @@ class Ahead(Record, frozen=True, kw_only=True):
         return self.rows / self.seconds if self.seconds > 0.0 else 0.0
 
 
+class Demand(Record, frozen=True, kw_only=True):
+    """Rows a second that ask for `accuracy` percent or more: that of `variant`, the least accurate that serves them."""
+
+    variant: str
+    accuracy: float
+    rate: float
+
+
+class Asked(Record, frozen=True, kw_only=True):
+    """Rows that asked for an accuracy, by the variant they need (of `accuracy` percent): how many a second lately, how
+    many since the start, how many wait because no worker was there when they came, and how many of all were refused for
+    that."""
+
+    accuracy: float
+    rows_per_s: float
+    rows: int = 0
+    waiting: int = 0
+    refused: int = 0
+
+
+class Declined(Record, frozen=True, kw_only=True):
+    """Why no worker comes now for rows that ask for an accuracy, and after how many seconds asking again may help
+    (null: it does not).  `waits`: one is wanted and held back for a moment; rows may wait for it until their
+    deadline."""
+
+    why: str
+    retry_after_s: float | None = None
+    waits: bool = False
+
+
 class State(Record, frozen=True, kw_only=True):
     """All a policy may look at.  No clock and no I/O: the same state gives the same plan.
 
     For an accuracy budget: `ahead`, what is expected until its horizon ends (the first from now on), `forecast`, where
     that comes from, and of the part of the horizon that is over the rows served and the sum of their accuracies
-    (percent x rows)."""
+    (percent x rows).
+
+    `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
+    accurate first.  A plan has workers for them (`planning.demand`)."""
 
     family: str
     grid_s: float
@@ -490,6 +523,7 @@ class State(Record, frozen=True, kw_only=True):
     forecast: str = ""
     served_rows: float = 0.0
     served_accuracy_rows: float = 0.0
+    demand: tuple[Demand, ...] = ()
 
 
 class Candidate(Record, frozen=True, kw_only=True):

@@ -21,6 +21,9 @@ with how low capacity would go and for how long, unless the configuration allows
 Guard.  Where a family's answers drift from its profile (`clover.runtime.guard`), its router acts at once, and a plan
 follows that gives up half of the accuracy it might, or none: workers of dearer variants are there then.
 
+Demand.  Rows that ask for an accuracy that no worker reaches wait while a plan with such a worker is made, at once and
+not at the next look (`control.demand`).
+
 Modes.  `active`: as above.  `observe`: plans are made and recorded, nothing is changed after the first plan.  `off`: no
 plans after the first, but a pinned family follows its devices.  In every mode the first plan is made and applied by the
 policy, and an operator may act.  Freezing holds everything as it is, routing included, until it is lifted; an operator
@@ -33,6 +36,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -43,6 +47,7 @@ from clover.control.apply import Instances
 from clover.control.arrivals import WINDOW_S
 from clover.control.commands import Commands
 from clover.control.decisions import Decisions, outcome
+from clover.control.demand import closed
 from clover.control.devices import Yard
 from clover.control.family import Family, Mode, Standing, Watch
 from clover.control.outlook import TURN_S, Grid
@@ -53,9 +58,11 @@ from clover.control.turn import Turns, still_possible
 from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
 from clover.planning.forecast import HOUR_S
+from clover.planning.problem import accuracies
 from clover.policies import SPENDING
+from clover.policies.demanded import heeds
 from clover.runtime.guard import RUNGS
-from clover.types import Configuration, DeviceShape, FamilyProfile, FamilySpec, Plan, Reading, State
+from clover.types import Configuration, Declined, DeviceShape, FamilyProfile, FamilySpec, Plan, Reading, State
 
 log = logging.getLogger("clover.control")
 
@@ -133,6 +140,8 @@ class Controller:
         self._task: asyncio.Task[None] | None = None
         self._commanded: set[asyncio.Task[dict[str, Any]]] = set()
         self._stopped = False
+        self._hasty: asyncio.Task[None] | None = None
+        self._hasty_s = -math.inf
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -176,6 +185,7 @@ class Controller:
                 raise StartError(f"{name}: no first plan: {error}") from error
             if family.standing is None:
                 raise StartError(f"{name}: the first plan failed: {decision.detail}")
+            self._decline(family)
 
     async def adopt(self, spec: FamilySpec, profile: FamilyProfile, fleet: Fleet, config: FamilyConfig) -> None:
         """`add` and `deploy`; a family whose first plan fails is dropped again.  StartError."""
@@ -197,8 +207,8 @@ class Controller:
         """Stop looking, break off commands and end the solver.  Workers stay; a transition under way is left where it
         is, and nobody begins another."""
         self._stopped = True
-        tasks = [*self._commanded, *([self._task] if self._task is not None else [])]
-        self._task = None
+        tasks = [*self._commanded, *(task for task in (self._task, self._hasty) if task is not None)]
+        self._task = self._hasty = None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -233,9 +243,36 @@ class Controller:
             for family in sorted(self.families.values(), key=lambda family: not self._guest(family)):
                 try:
                     await self._look(family)
+                    self._decline(family)
                 except Exception:
                     log.exception("%s: a look of the controller failed", family.name)
             self.shadows.look()
+
+    def _decline(self, family: Family) -> None:
+        """Tell the fleet for which rows no worker comes."""
+        family.fleet.decline(self.declined(family), self.hasten)
+
+    def declined(self, family: Family) -> dict[str, Declined]:
+        """For rows that need which variants no worker comes, and why."""
+        policy = self.policy_of(family)
+        pinned = "a configuration" if family.pin is not None and not policy else ""
+        why = closed(self.mode_of(family), self.frozen or family.frozen, pinned, policy, heeds(policy))
+        return family.demand.declined(self.monotonic(), accuracies(family.profile), family.running, why)
+
+    def hasten(self) -> None:
+        """Look soon, as rows wait for a worker that is not there; once in `interval_s` at most."""
+        now_s = self.monotonic()
+        if self._stopped or now_s < self._hasty_s + self.config.interval_s:
+            return  # the next look will do
+        if self._hasty is None or self._hasty.done():
+            self._hasty_s = now_s
+            self._hasty = asyncio.get_running_loop().create_task(self._look_now())
+
+    async def _look_now(self) -> None:
+        try:
+            await self.look()
+        except Exception:
+            log.exception("a look of the controller failed")
 
     async def look_at_grid(self) -> Reading:
         """Read the intensity."""
@@ -302,6 +339,7 @@ class Controller:
         family.ledger.look(self.grid_clock.now(), family.look(self.monotonic()), family.config.budget_horizon_s)
         now_s = self.monotonic()
         family.slo.look(now_s, family.observed, family.targets.slo_ms, lambda: doing(self, family))
+        family.demand.look(now_s, family.fleet.demanded())
         if self.frozen or family.frozen:
             return
         mode = self.mode_of(family)
@@ -316,13 +354,14 @@ class Controller:
             g_per_kwh=self.reading.g_per_kwh,
             rate=family.rate(self.config),
             p95_ms=family.observed.get("p95_ms"),
-            queue_rows=family.observed.get("queue_rows", 0.0),
+            queue_rows=family.observed.get("queue_rows", 0.0) - family.observed.get("awaiting_rows", 0.0),
             missing=family.missing,
         )
         guarded = f"guard: {RUNGS[family.rung]}" if family.rung != family.planned_rung else ""
         trigger = (
             family.news
             or guarded
+            or (family.demand.trigger(now_s) if heeds(self.policy_of(family)) else "")
             or family.triggers.check(
                 look,
                 slo_ms=family.targets.slo_ms,

@@ -11,6 +11,7 @@ from msgspec import structs
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Applier, Instances
 from clover.control.arrivals import ArrivalRate
+from clover.control.demand import Demanded
 from clover.control.outlook import Ledger
 from clover.control.slo import SloLog
 from clover.control.triggers import Triggers
@@ -22,6 +23,7 @@ from clover.runtime.guard import ASIDE, OK
 from clover.types import (
     Assignment,
     Configuration,
+    Demand,
     DeviceShape,
     FamilyProfile,
     FamilySpec,
@@ -120,6 +122,7 @@ class Family:
         self.triggers = Triggers()
         self.slo = SloLog(self.name)
         self.ledger = Ledger()
+        self.demand = Demanded()
         self.applier = Applier(self.name, fleet, instances)
         self.standing: Standing | None = None
         self.good: Standing | None = None
@@ -216,6 +219,7 @@ class Family:
         rate: float | None = None,
         budgeted: bool = False,
         outlook: Outlook | None = None,
+        demand: tuple[Demand, ...] = (),
     ) -> State:
         """The state a policy sees now; `targets`, `g_per_kwh` and `rate` stand in for what holds, where given.
         `budgeted`: for a policy that holds to the accuracy budget, with what it may expect (`outlook`)."""
@@ -245,6 +249,7 @@ class Family:
             forecast=outlook.label if outlook is not None else "",
             served_rows=self.ledger.rows if outlook is not None else 0.0,
             served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
+            demand=demand,
         )
 
     @property

@@ -183,6 +183,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
         "saved": saved(controller.shadows.of.get(family.name)),
         "observed": dict(family.observed),
         "guard": family.fleet.guarded(),
+        "demand": family.demand.report(now_s, family.fleet.demanded(), controller.declined(family)),
         "verifying": family.watch is not None,
         "transition": family.applier.progress,
         "last_transition": None if family.transition is None else _transition(family.transition),

@@ -21,7 +21,7 @@ import msgspec
 from clover.control.orders import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
 from clover.errors import CloverError
 from clover.planning.counterfactual import fixed_mixes
-from clover.policies import build
+from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
 
@@ -52,8 +52,8 @@ def solve(order: Order) -> Answer:
         if order.configuration is not None:
             plan = plan_fixed(order.state, order.configuration)
         else:
-            plan = build(order.policy).propose(order.state)
-        plan = beside_keeping(order.state, plan)
+            plan = proposed(order.policy, order.state)
+        plan = beside_keeping(with_met(order.state, plan), plan)
     except CloverError as error:
         return Answer(id=order.id, error=str(error))
     except Exception as error:  # a custom policy may raise anything: it is told, and the solver lives on

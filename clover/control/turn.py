@@ -18,6 +18,7 @@ from clover.planning.problem import LEAST_RATE
 from clover.planning.search import ALTERNATIVES
 from clover.planning.transition import plan_transition
 from clover.policies import BUDGETED, SPENDING
+from clover.policies.demanded import heeds, with_met
 from clover.types import Assignment, Configuration, Decision, DeviceShape, Plan, Routing, State, Transition
 
 if TYPE_CHECKING:
@@ -75,10 +76,11 @@ class Turns:
             rate=rate,
             budgeted=held.policy in BUDGETED,
             outlook=outlook,
+            demand=family.demand.wanted(controller.monotonic()) if heeds(held.policy) else (),
         )
         plan = await self._solver.propose(state, held.policy or "objective", held.configuration)
         checked(plan, family, state.objective.slo_ms)
-        return state, plan
+        return with_met(state, plan), plan
 
     async def turn(
         self,
@@ -101,6 +103,7 @@ class Turns:
         controller = self._controller
         started = controller.monotonic()
         family.look(started)
+        family.demand.look(started, family.fleet.demanded())
         family.transition = None
         try:
             state, plan = await self.proposed(family, pin=pin, targets=targets, g_per_kwh=g_per_kwh, rate=rate)
@@ -254,6 +257,8 @@ class Turns:
         """
         standing = family.standing
         assert standing is not None
+        if family.demand.lapsed(self._controller.monotonic()):
+            return None  # what runs holds a worker for rows that do not come any more
         stay = await self._here(family, state)
         if stay is None or not stay.feasible or not same(stay, standing):
             return None
@@ -380,6 +385,9 @@ class Turns:
     ) -> Decision:
         controller = self._controller
         seconds = controller.monotonic() - started
+        family.demand.decided(action, state, plan, family.running, detail, controller.monotonic())
+        if family.demand.held():
+            family.triggers.again(controller.monotonic() + RETRY_S)
         level = logging.WARNING if action in ("failed", "rolled back") else logging.INFO
         if action not in ("kept", "dry run"):
             log.log(level, "%s: %s: %s%s", family.name, trigger, action, f": {detail}" if detail else "")

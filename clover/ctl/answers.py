@@ -100,6 +100,8 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
         )
     _saved("  carbon     ", model.get("saved"), console)
     _guard(model.get("guard") or {}, console)
+    for item in model.get("demand") or []:
+        _demand(item, console)
     if observed:
         _say(console, "  observed   " + ", ".join(f"{key} {_plain(value)}" for key, value in observed.items()))
     plan = model.get("plan")
@@ -149,6 +151,14 @@ def _guard(guard: dict[str, Any], console: Console) -> None:
         interval = f"{found['low']:.2f} .. {found['high']:.2f}"
         rows = f"{found['rows']} rows by feedback" + ("" if largest is None else f", {largest:.0%} from one client")
         _say(console, f"  labels     {found['accuracy']:.2f} % right ({interval}) of {rows}")
+
+
+def _demand(item: dict[str, Any], console: Console) -> None:
+    """What asks for one accuracy, and what comes of it."""
+    head = f"  demand     {item['rows_per_s']:.3g} rows/s ask for {item['accuracy']:.2f} % or more ({item['variant']})"
+    counts = f"{item['rows']} so far, {item['waiting_rows']} wait for a worker, {item['refused_rows']} refused"
+    kept = f"; a worker is kept for {item['kept_s']:.0f} s more" if item["kept_s"] and not item["declined"] else ""
+    _say(console, f"{head}, {counts}{kept}{'; ' + item['declined'] if item['declined'] else ''}")
 
 
 def _batches(routing: dict[str, Any]) -> str:

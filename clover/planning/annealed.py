@@ -23,6 +23,7 @@ from clover._native import lanes
 from clover.errors import PlanError
 from clover.planning.chain_verify import verified
 from clover.planning.chains import best_chains
+from clover.planning.demand import exchanged
 from clover.planning.enumerate import configurations_of, kinds_of
 from clover.planning.formulation import Formulation, Member
 from clover.planning.objective import HYSTERESIS, Objective
@@ -143,10 +144,15 @@ def annealed(problem: Problem, objective: Objective, running: Sequence[Assignmen
             good = [candidate.score for candidate in seen.values() if candidate.feasible]
             if asked.over or (len(good) >= ALTERNATIVES and item.value + _SLACK * margin <= max(good)):
                 break
-            configuration = form.configuration(item.counts)
-            if configuration not in seen:
-                beat = max(good) if len(good) >= ALTERNATIVES else -math.inf
-                seen[configuration] = evaluate(problem, objective, configuration, standby=False, beat=beat, asked=asked)
+            beat = max(good) if len(good) >= ALTERNATIVES else -math.inf
+            for made in exchanged(problem, form.configuration(item.counts), objective.max_utilisation):
+                if made not in seen and not asked.over:
+                    seen[made] = evaluate(problem, objective, made, standby=False, beat=beat, asked=asked)
+    if problem.demand and not any(candidate.feasible for candidate in seen.values()):
+        for counts, _ in starts:
+            for made in exchanged(problem, form.configuration(counts), objective.max_utilisation):
+                if made not in seen:
+                    seen[made] = evaluate(problem, objective, made, standby=False)
     if not any(candidate.feasible for candidate in seen.values()):
         alike = {form.configuration(counts): None for counts, _ in starts}
         alike[form.configuration(solution.nearest.counts)] = None

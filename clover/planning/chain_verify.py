@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 
 from clover.planning.chains import Floats, Stages, play_once, stages_of, unwaiting, wait_of
+from clover.planning.demand import direct, reach_of
 from clover.planning.objective import HYSTERESIS, Objective
 from clover.planning.problem import Problem
 from clover.planning.verify import half_width, keeps, within
@@ -131,7 +132,9 @@ def _judged(problem: Problem, objective: Objective, candidate: Candidate) -> Ver
     stages = tuple(lane.workers for lane in stages_of(problem, candidate.configuration, point))
     prediction = candidate.prediction
     wait_ms = wait_of(point.chain, candidate.routing)
-    return verify(stages, problem.rate, point.reach, wait_ms, p95_ms=prediction.p95_ms, slo_ms=objective.slo_ms)
+    asked = direct(problem, candidate.configuration, objective.max_utilisation)
+    reach = reach_of(problem, point, asked)
+    return verify(stages, problem.rate, reach, wait_ms, p95_ms=prediction.p95_ms, slo_ms=objective.slo_ms)
 
 
 def point_of(problem: Problem, candidate: Candidate) -> ChainPoint:

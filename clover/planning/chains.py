@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from clover._native import lanes
 from clover.errors import PlanError
 from clover.planning.chain_waits import energy_j, worth
+from clover.planning.demand import Direct, beside, direct, exchanged, reach_of
 from clover.planning.formulation import Formulation, Member
 from clover.planning.objective import HYSTERESIS, Objective
 from clover.planning.problem import Problem
@@ -110,9 +111,11 @@ def evaluate(
     with the most frugal wait (`chain_waits`) that keeps the SLO.  Without `play` p95 is left open (infinite) and not
     held against it, and joules are the least that a wait may lead to."""
     stages = stages_of(problem, configuration, point)
+    asked = direct(problem, configuration, objective.max_utilisation)
+    reach = reach_of(problem, point, asked)
     loads = [
         problem.rate * part / lane.capacity if lane.groups else math.inf
-        for lane, part in zip(stages, point.reach, strict=True)
+        for lane, part in zip(stages, reach, strict=True)
     ]
     why, p95_ms, joules = "", math.inf, math.inf
     wait_ms = 0.0
@@ -120,11 +123,15 @@ def evaluate(
         at = loads.index(max(loads))
         why = f"{point.chain[at]} would be at {loads[at]:.0%} of its capacity"
     if max(loads) < 1.0:
-        ways = [(energy_j(stages, problem.rate, point.reach), 0.0)]
+        ways = [(energy_j(stages, problem.rate, reach), 0.0)]
         if problem.objective.waits and not why:
             least_j = HYSTERESIS * objective.base_energy_j
-            ways = worth(stages, problem.rate, point.reach, objective.slo_ms, least_j) + ways
-        (joules, wait_ms), p95_ms = _first_kept(stages, problem.rate, point.reach, ways, objective.slo_ms, play=play)
+            ways = worth(stages, problem.rate, reach, objective.slo_ms, least_j) + ways
+        (joules, wait_ms), p95_ms = _first_kept(stages, problem.rate, reach, ways, objective.slo_ms, play=play)
+    if problem.demand:
+        extra_j, late = _beside(problem, objective, configuration, point, asked)
+        joules += extra_j
+        why = asked.why or why or late
     if not why and play and p95_ms > objective.slo_ms:
         why = f"p95 {p95_ms:.2f} ms exceeds the SLO of {objective.slo_ms:.2f} ms"
     if not why and point.accuracy < objective.planned_floor:
@@ -139,6 +146,20 @@ def evaluate(
         feasible=not why,
         why=why,
     )
+
+
+def _beside(
+    problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint, asked: Direct
+) -> tuple[float, str]:
+    """Joules a row, of all rows, of those that variants outside the chain serve, and why too many of them are late."""
+    joules, late = 0.0, 0.0
+    for variant, rate in beside(point, asked).items():
+        groups = [(problem.services[variant, g.profile], g.count) for g in configuration if g.variant == variant]
+        lane, share = lane_of(tuple(groups)), rate / problem.rate
+        joules += share * lane.energy_j(rate, share)
+        late += share * lane.late(objective.slo_ms)
+    excess = late > 1.0 - _MISS + 1e-9
+    return joules, f"{late:.0%} of the rows ask for an accuracy that takes longer than the SLO" if excess else ""
 
 
 def unwaiting(problem: Problem, objective: Objective, candidate: Candidate, point: ChainPoint) -> Candidate | None:
@@ -274,8 +295,9 @@ def _best_of(
     weighed = []
     for configuration in space:
         variants = {group.variant for group in configuration}
+        apart = direct(problem, configuration, objective.max_utilisation).rates.keys()
         for point in points:
-            if variants == set(point.chain):
+            if variants - apart <= set(point.chain) <= variants:
                 seen = evaluate(problem, objective, configuration, point, play=False)
                 if seen.feasible and seen.score > beat:
                     weighed.append((seen.score, configuration, point))
@@ -293,10 +315,11 @@ def _best_of(
 def on_configuration(problem: Problem, objective: Objective, configuration: Configuration) -> list[Candidate]:
     """What every promising point does on a configuration of the variants of its chain."""
     variants = {group.variant for group in configuration}
+    apart = direct(problem, configuration, objective.max_utilisation).rates.keys()
     return [
         evaluate(problem, objective, configuration, point)
         for _, point in promising(problem, objective, problem.points)
-        if set(point.chain) == variants
+        if variants - apart <= set(point.chain) <= variants
     ]
 
 
@@ -315,10 +338,11 @@ def _configurations(problem: Problem, objective: Objective, point: ChainPoint, s
         good = []
         for counts in (*(item.counts for item in solution.found), *(counts for counts, _ in loaded)):
             groups = [group for at in range(len(point.chain)) for group in form.configuration(counts, at)]
-            configuration = tuple(sorted(groups, key=lambda group: (group.variant, group.profile)))
-            candidate = evaluate(problem, objective, configuration, point)
-            if candidate.feasible:
-                good.append(candidate)
+            met = tuple(sorted(groups, key=lambda group: (group.variant, group.profile)))
+            for configuration in exchanged(problem, met, objective.max_utilisation):
+                candidate = evaluate(problem, objective, configuration, point)
+                if candidate.feasible:
+                    good.append(candidate)
         if good:
             yield from sorted(good, key=lambda candidate: -candidate.score)
             return

@@ -17,6 +17,7 @@ import msgspec
 
 from clover.planning.awake import charged
 from clover.planning.budget import held_to, target_of
+from clover.planning.demand import direct
 from clover.planning.objective import Objective, objective_of
 from clover.planning.problem import problem_of
 from clover.planning.routed import predicted, shortfall
@@ -40,7 +41,7 @@ def keeping(state: State) -> Candidate | None:
     prediction = predicted(problem, configuration, state.routing)
     if prediction is None:
         return None
-    why = shortfall(objective, prediction)
+    why = direct(problem, configuration, objective.max_utilisation).why or shortfall(objective, prediction)
     candidate = Candidate(
         configuration=configuration,
         routing=state.routing,

@@ -19,6 +19,7 @@ from clover.planning.queueing import Service
 from clover.types import (
     ChainPoint,
     Configuration,
+    Demand,
     DeviceShape,
     FamilyProfile,
     GroupCount,
@@ -55,6 +56,8 @@ class Problem:
     devices: tuple[DeviceShape, ...]
     points: tuple[ChainPoint, ...] = ()
     """Cascades that may be planned, from the profile."""
+    demand: tuple[Demand, ...] = ()
+    """Rows that ask for an accuracy of their own (`demand`)."""
 
     @property
     def spared_w(self) -> float | None:
@@ -126,6 +129,7 @@ def problem_of(state: State) -> Problem:
         objective=state.objective,
         devices=state.devices,
         points=profile.cascade.points if state.objective.cascade and profile.cascade is not None else (),
+        demand=state.demand,
     )
 
 

@@ -6,10 +6,12 @@ were chosen for another rate, and the question is what they do at this one.
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
 from clover.planning.chain_waits import energy_j
 from clover.planning.chains import played_ms, stages_of, wait_of
+from clover.planning.demand import direct, reach_of
 from clover.planning.objective import Objective
 from clover.planning.permitted import alone
 from clover.planning.problem import Problem
@@ -34,10 +36,11 @@ def predicted(problem: Problem, configuration: Configuration, routing: Routing) 
             return None
         return _chained(problem, configuration, problem.points[at], wait_of(routing.chain, routing))
     lanes = lanes_of(problem, configuration)
-    total = sum(routing.shares.get(variant, 0.0) for variant in lanes.variants)
-    if total <= 0.0:
+    shares = _of_all(problem, configuration, routing)
+    if not shares:
         return None
-    plain = predict(problem, lanes, tuple(routing.shares.get(variant, 0.0) / total for variant in lanes.variants))
+    routing = msgspec.structs.replace(routing, shares=shares)
+    plain = predict(problem, lanes, tuple(shares.get(variant, 0.0) for variant in lanes.variants))
     if not (routing.wait_ms or routing.largest) or plain.p95_ms >= UNBOUNDED_MS:
         return plain
     if len(lanes.variants) == 1 and routing.wait_ms and problem.points:  # a chain of one stage, as it was planned
@@ -46,18 +49,32 @@ def predicted(problem: Problem, configuration: Configuration, routing: Routing) 
     return as_batched(problem, configuration, routing, plain)
 
 
+def _of_all(problem: Problem, configuration: Configuration, routing: Routing) -> dict[str, float]:
+    """Return the shares of all rows: those that ask for an accuracy go straight to their variant, and the routing's
+    shares are of the others.  Empty if no variant of the configuration has a share."""
+    variants = {group.variant for group in configuration}
+    total = sum(routing.shares.get(variant, 0.0) for variant in variants)
+    if total <= 0.0:
+        return {}
+    rates = direct(problem, configuration, 1.0).rates
+    own = {variant: rates.get(variant, 0.0) / problem.rate for variant in variants}
+    others = max(0.0, 1.0 - sum(own.values()))
+    return {variant: own[variant] + others * routing.shares.get(variant, 0.0) / total for variant in variants}
+
+
 def _chained(problem: Problem, configuration: Configuration, point: ChainPoint, wait_ms: float) -> Prediction | None:
     stages = stages_of(problem, configuration, point)
     if not all(lane.groups for lane in stages):
         return None
-    reached = list(zip(stages, point.reach, strict=True))
+    reach = reach_of(problem, point, direct(problem, configuration, 1.0))
+    reached = list(zip(stages, reach, strict=True))
     load = max(problem.rate * part / lane.capacity for lane, part in reached)
     if load >= 1.0:
         p95_ms, joules = UNBOUNDED_MS, sum(part * lane.least_energy_j() for lane, part in reached)
     else:
         workers = tuple(lane.workers for lane in stages)
-        p95_ms = float(np.quantile(played_ms(workers, problem.rate, point.reach, wait_ms), _QUANTILE))
-        joules = energy_j(stages, problem.rate, point.reach, wait_ms)
+        p95_ms = float(np.quantile(played_ms(workers, problem.rate, reach, wait_ms), _QUANTILE))
+        joules = energy_j(stages, problem.rate, reach, wait_ms)
     return Prediction(p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(load, 1e9))
 
 

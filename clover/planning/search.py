@@ -31,6 +31,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from clover.planning.demand import direct, leasts
 from clover.planning.objective import HYSTERESIS, Objective
 from clover.planning.problem import Problem
 from clover.planning.queueing import Lane, Service, lane_of, latencies_ms, mixture_p95_ms
@@ -134,8 +135,8 @@ def optimistic(problem: Problem, objective: Objective, configuration: Configurat
     lanes = lanes_of(problem, configuration)
     limits = _limits(problem, objective, lanes)
     gains = _hopes(problem, objective, lanes, limits)
-    least = _least(lanes, limits)
-    mix = best_mix(gains, lanes.accuracy, limits, objective.planned_floor, least)
+    least, short = _asked(problem, objective, configuration, lanes, _least(lanes, limits))
+    mix = None if short else best_mix(gains, lanes.accuracy, limits, objective.planned_floor, least)
     return None if mix is None else sum(share * gain for share, gain in zip(mix, gains, strict=True))
 
 
@@ -163,9 +164,9 @@ def _settle(problem: Problem, objective: Objective, configuration: Configuration
     limits = _limits(problem, objective, lanes)
     floor = objective.planned_floor
     least = [0.0] * len(limits) if standby else _least(lanes, limits)
-    short = ""
+    least, short = _asked(problem, objective, configuration, lanes, least)
     if max(lanes.accuracy) < floor - 1e-9:
-        short = f"accuracy {max(lanes.accuracy):.2f} % is below {objective.floor_text}"
+        short = short or f"accuracy {max(lanes.accuracy):.2f} % is below {objective.floor_text}"
         floor = max(lanes.accuracy)
     gains = _hopes(problem, objective, lanes, limits)
     mix = best_mix(gains, lanes.accuracy, limits, floor, least)
@@ -351,6 +352,18 @@ def _least(lanes: Lanes, limits: Sequence[float]) -> list[float]:
         return [0.0]
     total = sum(lane.count for lane in lanes.lanes)
     return [min(limit, LEAST_PART * lane.count / total) for lane, limit in zip(lanes.lanes, limits, strict=True)]
+
+
+def _asked(
+    problem: Problem, objective: Objective, configuration: Configuration, lanes: Lanes, least: list[float]
+) -> tuple[list[float], str]:
+    """The least shares with what rows that ask for an accuracy take, and why these cannot all be served."""
+    if not problem.demand:
+        return least, ""
+    asked = direct(problem, configuration, objective.max_utilisation)
+    workers = [lane.count for lane in lanes.lanes]
+    raised = leasts(problem, asked, lanes.variants, workers, lanes.capacities, least, objective.max_utilisation)
+    return raised, asked.why
 
 
 def rank(candidate: Candidate, objective: Objective) -> tuple[float, ...]:

@@ -42,8 +42,10 @@ def best_mix(
     do not hold all rows or the floor is out of reach."""
     if any(least):
         left = 1.0 - sum(least)
-        if left <= _EPSILON or any(low > high + _EPSILON for low, high in zip(least, limits, strict=True)):
+        if left < -_EPSILON or any(low > high + _EPSILON for low, high in zip(least, limits, strict=True)):
             return None
+        if left <= _EPSILON:  # all rows are asked for
+            return tuple(least) if _dot(least, accuracy) >= floor - _EPSILON else None
         rest = best_mix(
             gains,
             accuracy,

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from clover.planning.demand import direct
 from clover.planning.objective import Objective
 from clover.planning.problem import Problem
 from clover.planning.queueing import Floats, Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
@@ -130,7 +131,8 @@ def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candi
         utilisation=max([before.utilisation, *(own.load(option.largest) for own, option in picked if option.largest)]),
         method=before.method,
     )
-    feasible = candidate.feasible or (late and before.accuracy >= objective.planned_floor - 1e-6)
+    unserved = direct(problem, candidate.configuration, objective.max_utilisation).why
+    feasible = candidate.feasible or (late and before.accuracy >= objective.planned_floor - 1e-6 and not unserved)
     return msgspec.structs.replace(
         candidate,
         routing=Routing(

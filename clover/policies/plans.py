@@ -14,6 +14,7 @@ from clover.planning.awake import asleep, charged, in_use
 from clover.planning.budget import course, held_to
 from clover.planning.chain_verify import verified
 from clover.planning.chains import on_configuration
+from clover.planning.demand import direct, of_the_others
 from clover.planning.dual import bound
 from clover.planning.formulation import Formulation, Member
 from clover.planning.layout import lay_out, slices
@@ -117,7 +118,7 @@ def plan_of(
         policy=policy,
         configuration=best.configuration,
         deployment=deployment,
-        routing=best.routing,
+        routing=_routing(problem, objective, best),
         prediction=best.prediction,
         score=best.score,
         reason=_reason(state, objective, best, found, note),
@@ -127,6 +128,14 @@ def plan_of(
         candidates=found.candidates,
         evaluated=found.evaluated,
     )
+
+
+def _routing(problem: Problem, objective: Objective, best: Candidate) -> Routing:
+    """The routing of `best`, whose shares are of all rows, with those of the rows that ask for no accuracy."""
+    if not problem.demand or best.routing.chain:
+        return best.routing
+    asked = direct(problem, best.configuration, objective.max_utilisation)
+    return msgspec.structs.replace(best.routing, shares=of_the_others(problem, best.routing.shares, asked))
 
 
 def bound_of(state: State, problem: Problem, objective: Objective) -> float:

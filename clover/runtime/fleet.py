@@ -25,7 +25,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from clover.accounting import Account, WorkerMeter
@@ -35,7 +35,7 @@ from clover.runtime.links import WorkerHandle
 from clover.runtime.members import FleetWorker, Member, Reserve
 from clover.runtime.relief import Standby
 from clover.runtime.router import Router
-from clover.types import Assignment, Routing
+from clover.types import Asked, Assignment, Declined, Routing
 
 log = logging.getLogger("clover.fleet")
 
@@ -227,6 +227,14 @@ class FamilyFleet:
     def reset_guard(self) -> None:
         """See `Fleet.reset_guard`."""
         self.router.guard.reset()
+
+    def demanded(self) -> dict[str, Asked]:
+        """See `Fleet.demanded`."""
+        return self.router.demand.report(self._clock())
+
+    def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
+        """See `Fleet.decline`."""
+        self.router.decline(declined, wanted)
 
     # --- what the server drives ---------------------------------------------------------------------------------------
 

@@ -57,8 +57,12 @@ class Reliefs:
         standby = self.standby
         if standby is None or not (self._relief.active or self._lanes.waiting()):
             return False
+        waiting = 0
+        for lane in range(len(standby.rates)):
+            if self._lanes.live >> lane & 1:  # rows of others wait for a worker to come, and nobody relieves them
+                waiting += self._lanes.waiting(lane)
         wait_ns = max(map(self._wait_ns, standby.rates, range(len(standby.rates))), default=0.0)
-        if not self._relief.turn(now_ns, wait_ns, self.rows, self._lanes.waiting()):
+        if not self._relief.turn(now_ns, wait_ns, self.rows, waiting):
             return False
         if self._relief.active:
             self._traffic.reliefs += 1

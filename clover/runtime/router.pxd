@@ -27,6 +27,7 @@ cdef class Router(Model):
     cdef public Traffic traffic
     cdef public object lost
     cdef public bint hold
+    cdef readonly object demand
     cdef public Guard guard
     cdef public Audits audits
     cdef public Feedback feedback
@@ -80,11 +81,14 @@ cdef class Router(Model):
     cdef _admit(self, Py_ssize_t rows, int64_t now_ns)
     @cython.locals(fixed=FixedRows)
     cpdef write(self, Base ticket, Py_ssize_t index, object rows)
-    @cython.locals(ticket=Ticket, now_ns=int64_t, slots=list)
+    @cython.locals(ticket=Ticket, now_ns=int64_t, slots=list, rung=int)
     cpdef submit(
         self, Base given, object on_done, int64_t timeout_ns=*, double min_accuracy=*, bint cascade=*,
         object context=*,
     )
+    cdef _await(self, Ticket ticket, double min_accuracy, int rung)
+    cdef _unserved(self, Ticket ticket, int64_t now_ns)
+    cdef _answered(self, Ticket ticket)
     @cython.locals(ticket=Ticket, fixed=FixedRows)
     cpdef read(self, Base given, Py_ssize_t index)
     @cython.locals(ticket=Ticket, fixed=FixedRows, text=bytes)

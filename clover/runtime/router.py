@@ -15,6 +15,8 @@ variant's queue with what is left of its deadline; what one variant could not do
 Guard.  What variants say and how sure they are of it is watched (`runtime.guard`); a share of the rows is asked of a
 better variant too, once the client has its answer (`runtime.audits`).
 
+Demand.  Rows that need a variant without a worker wait for one that may come (`runtime.demand`), or are refused.
+
 Relief.  Where cheaper workers stand by (`runtime.relief`), they take what the plan's workers cannot serve in time.
 
 Death.  Rows being computed by a worker that died are queued again, once, on the same variant or (where it has no worker
@@ -30,7 +32,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,7 @@ from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, 
 from clover.interfaces import Model
 from clover.runtime.audits import Audits
 from clover.runtime.deadlines import Deadlines
+from clover.runtime.demand import Demand
 from clover.runtime.escalation import Escalation
 from clover.runtime.feedback import Feedback
 from clover.runtime.guard import ASIDE, OK, Guard
@@ -58,7 +61,7 @@ from clover.runtime.sayings import Sayings
 from clover.runtime.slot_table import SlotTable
 from clover.runtime.tickets import CLOSED, DONE, FLYING, OPEN, PENDING, QUEUED, Ticket
 from clover.runtime.traffic import Traffic
-from clover.types import FamilyProfile, FamilySpec, Receipt, Routing
+from clover.types import Declined, FamilyProfile, FamilySpec, Receipt, Routing
 
 log = logging.getLogger("clover.router")
 
@@ -110,6 +113,7 @@ class Router(Model):
         self._real = clock is time.monotonic_ns
         self._timeout_ns = min(int(config.timeout_ms * 1e6), _FOREVER_NS)
         self._queue_rows = self.most_rows = min(config.queue_rows or slots, slots)
+        self.demand = Demand(self.traffic.variants, self.accuracy, self._queue_rows)
         lanes = len(spec.variants)
         self._batcher = Batcher(lanes, MAX_WORKERS, slots, int(config.max_queue_delay_ms * 1e6))
         self._lanes = Lanes(
@@ -305,12 +309,11 @@ class Router(Model):
         if chain is not None and not self._lanes.live >> chain.lanes[0] & 1:
             chain = None
         mask = 1 << chain.lanes[0] if chain is not None else self._lanes.mask(min_accuracy)
-        mask = mask or (self._lanes.able(min_accuracy) if self.hold else 0)
-        if not mask:
-            if min_accuracy > 0.0 and max(self.accuracy) < min_accuracy:
-                raise self._refuse(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
-            raise self._refuse(Unavailable("no worker that is good enough is ready", retry_after_s=1.0))
+        rung = self.demand.ask(min_accuracy, len(ticket.slots), now_ns) if min_accuracy > 0.0 else -1
         key = self._shape_key(ticket) if self._varies else 0
+        if not mask:
+            self._await(ticket, min_accuracy, rung)
+            mask = self._lanes.able(min_accuracy)
         ticket.key = key
         ticket.min_accuracy = min_accuracy
         ticket.deadline_ns = now_ns + min(timeout_ns or self._timeout_ns, _FOREVER_NS)
@@ -333,6 +336,48 @@ class Router(Model):
         ticket.phase = PENDING
         self._deadlines.add(ticket, now_ns)
         self._wake()
+
+    def _await(self, ticket: Ticket, min_accuracy: float, rung: int) -> None:
+        """Let a ticket wait for a worker that is good enough, as none is there; raises BadRequest or Unavailable."""
+        if min_accuracy > 0.0 and max(self.accuracy) < min_accuracy:
+            raise self._refuse(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
+        if rung < 0:
+            if not self.hold:
+                raise self._refuse(Unavailable("no worker that is good enough is ready", retry_after_s=1.0))
+            return
+        rows = len(ticket.slots)
+        declined = self.demand.refusal(rung, rows, hold=self.hold)
+        if declined is not None:
+            self.demand.refuse(rung, rows)
+            raise self._refuse(Unavailable(declined.why, retry_after_s=declined.retry_after_s))
+        ticket.awaits = rung
+        self.demand.wait(rung, rows)
+
+    def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
+        """See `Fleet.decline`."""
+        self.demand.decline(declined, wanted)
+        if not self.demand.waiting:
+            return
+        now_ns = self._now()
+        for ticket in {owner for owner in self._table.owner if owner is not None and owner.phase == PENDING}:
+            why = self.demand.declined(ticket.awaits) if ticket.awaits >= 0 else None
+            if why is not None and not why.waits and not self._lanes.mask(ticket.min_accuracy):
+                self._unserved(ticket, now_ns)
+        self._flush()
+
+    def _unserved(self, ticket: Ticket, now_ns: int) -> None:
+        """End a ticket whose worker did not come: 503 if it is known why, else 504."""
+        why = self.demand.declined(ticket.awaits)
+        if why is None:
+            self._finish(ticket, 504, "the deadline passed before a worker that is accurate enough was there", now_ns)
+            return
+        self.demand.refuse(ticket.awaits, len(ticket.slots))
+        self._finish(ticket, 503, why.why, now_ns, why.retry_after_s)
+
+    def _answered(self, ticket: Ticket) -> None:
+        """A ticket waits for no worker any more."""
+        if ticket.awaits >= 0:
+            self.demand.leave(ticket.awaits, len(ticket.slots))
 
     def read(self, given: Any, index: int) -> NDArray[Any] | list[bytes]:
         """See `Model.read`; raises ModelFailed where the rows cannot be one array."""
@@ -380,6 +425,7 @@ class Router(Model):
         ticket.phase = CLOSED
         if phase == PENDING:
             self._deadlines.discard(ticket)
+            self._answered(ticket)
             self._table.cancel(ticket)
             self.traffic.refused(499)
             self.audits.given_up("lost", len(ticket.marked))
@@ -548,6 +594,7 @@ class Router(Model):
             ),
             "free_slots": float(self._table.free.free),
             "rows": float(rows),
+            "awaiting_rows": float(self.demand.waiting),
         }
         if rows:
             out["accuracy_served"] = traffic.accuracy_rows / rows
@@ -650,6 +697,8 @@ class Router(Model):
         for ticket in self._deadlines.due(now_ns):
             if ticket.paths and self._cascade.keep_all(ticket):
                 self._finish(ticket, 200, "", now_ns)
+            elif ticket.awaits >= 0 and not self._lanes.mask(ticket.min_accuracy):
+                self._unserved(ticket, now_ns)
             else:
                 self._finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
 
@@ -798,13 +847,14 @@ class Router(Model):
             ticket.phase = CLOSED
             self._table.close(ticket)
             return
+        self._answered(ticket)
         ticket.phase = DONE
         ticket.status = status
         ticket.error = error
         ticket.retry_after_s = retry_after_s
         ticket.done_ns = now_ns
         self.traffic.finished(
-            status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns
+            status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns, ticket.awaits < 0
         )
         self._finished.append(ticket)
 

@@ -29,7 +29,7 @@ from clover.runtime.router import Router
 from clover.runtime.slab import Layout, Slab
 from clover.runtime.traffic import Traffic
 from clover.runtime.understudies import Understudies
-from clover.types import Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Placement
+from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Placement
 
 LEAST_SLOTS_PER_BATCH = 4
 """Slots are at least this many batches' worth, whatever `slab_bytes` says: two credits running, as many waiting."""
@@ -219,6 +219,10 @@ class Served:
     def guarded(self) -> dict[str, Any]:
         """What its guard saw and did, its audits, and late labels."""
         return self.router.guarded()
+
+    def demanded(self) -> Mapping[str, Asked]:
+        """Rows that ask for an accuracy of their own."""
+        return self.fleet.demanded()
 
     def close(self) -> None:
         """Give the shared memory back; no worker may be left."""

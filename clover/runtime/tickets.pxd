@@ -19,6 +19,7 @@ cdef class Ticket(Base):
     cdef public object audit
     cdef public tuple torn
     cdef public int phase
+    cdef public int awaits
     cdef public bint lent
     cdef public int outstanding
     cdef public int deaths

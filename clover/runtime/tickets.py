@@ -39,6 +39,7 @@ class Ticket(Base):
 
     __slots__ = (
         "audit",
+        "awaits",
         "bucket",
         "chain",
         "deadline_ns",
@@ -92,6 +93,8 @@ class Ticket(Base):
         self.torn: tuple[int, ...] = ()
         """Rows whose slot may not hold the answer of the last variant of their path, and that have not been answered
         since: their worker died as it computed them, or they were sent back to an earlier variant."""
+        self.awaits = -1
+        """The lane whose worker it waits or waited for, as none that is good enough was there; -1: it found one."""
         self.lent = False  # a client is still sending its rows
         self.phase = OPEN
         self.outstanding = 0

@@ -64,6 +64,7 @@ cdef class Traffic:
     cpdef batch(self, int lane, int rows, int gone_on, int64_t busy_ns, int64_t now_ns, int audits=*)
     @cython.locals(latency_ns=int64_t)
     cpdef finished(
-        self, int status, int64_t arrival_ns, int64_t submit_ns, int64_t done_ns, int64_t queue_ns, int64_t compute_ns
+        self, int status, int64_t arrival_ns, int64_t submit_ns, int64_t done_ns, int64_t queue_ns, int64_t compute_ns,
+        bint trailing=*,
     )
     cpdef answered(self, int64_t output_ns)

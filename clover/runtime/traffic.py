@@ -168,9 +168,17 @@ class Traffic:
         self.cut_short[why] = self.cut_short.get(why, 0) + 1
 
     def finished(
-        self, status: int, arrival_ns: int, submit_ns: int, done_ns: int, queue_ns: int, compute_ns: int
+        self,
+        status: int,
+        arrival_ns: int,
+        submit_ns: int,
+        done_ns: int,
+        queue_ns: int,
+        compute_ns: int,
+        trailing: bool = True,
     ) -> None:
-        """A request that left the queue with `status`."""
+        """A request that left the queue with `status`.  `trailing` False: its latency says nothing of what runs, as it
+        waited for a worker that was not there."""
         latency_ns = done_ns - arrival_ns
         if status != 200:
             self.refused(status)
@@ -179,7 +187,8 @@ class Traffic:
         self._fine += 1
         self.latency.record(latency_ns)
         self.queue.record(queue_ns)
-        self._trailing.record(done_ns, latency_ns)
+        if trailing:
+            self._trailing.record(done_ns, latency_ns)
         self._success.add(latency_ns)
         self._waited.add(queue_ns)
         self._input.add(submit_ns - arrival_ns)

@@ -31,9 +31,11 @@ from clover.planning.queueing import Lane, Service, batched, lane_of, latencies_
 from clover.planning.search import UNBOUNDED_MS
 from clover.simulate.records import JOULES_PER_KWH
 from clover.types import (
+    Asked,
     Assignment,
     ChainPoint,
     Configuration,
+    Declined,
     DeviceShape,
     FamilyProfile,
     Placement,
@@ -348,6 +350,13 @@ class SimulatedFleet:
 
     def reset_guard(self) -> None:
         """See `clover.interfaces.Fleet.reset_guard`; there is none."""
+
+    def demanded(self) -> dict[str, Asked]:
+        """Nothing: simulated rows ask for no accuracy of their own."""
+        return {}
+
+    def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
+        """See `clover.interfaces.Fleet.decline`; nobody asks."""
 
     def words(self) -> str:
         """What is routed, for people."""

@@ -20,8 +20,9 @@ from prometheus_client.core import (
 )
 
 from clover import __version__
+from clover.telemetry.demand import demanded
 from clover.telemetry.guard import guarded
-from clover.types import Reading
+from clover.types import Asked, Reading
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Bounds of the latency histograms."""
@@ -80,6 +81,7 @@ class FamilySource(Protocol):
     def targets(self) -> Mapping[str, float]: ...
     def observe(self) -> Mapping[str, float]: ...
     def guarded(self) -> Mapping[str, Any]: ...
+    def demanded(self) -> Mapping[str, Asked]: ...
 
 
 class ShareLike(Protocol):
@@ -193,6 +195,7 @@ class Metrics:
         )
         yield from self._traffic(self._families())
         yield from guarded(self._families())
+        yield from demanded(self._families())
         yield from self._energy()
         yield from self._counterfactuals()
         yield from self._carbon()

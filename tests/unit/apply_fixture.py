@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from clover.control.apply import Applier, Instances
 from clover.errors import CloverError, DeviceError, DeviceLost, WorkerError
 from clover.planning.geometry import SliceProfile, layouts, legal
 from clover.planning.transition import plan_transition
-from clover.types import Assignment, DeviceShape, Placement, Routing
+from clover.types import Asked, Assignment, Declined, DeviceShape, Placement, Routing
 from tests.unit.geometry_fixture import A100
 
 Deployment = tuple[Assignment, ...]
@@ -136,6 +136,12 @@ class Rig:
         return {}
 
     def reset_guard(self) -> None:
+        pass
+
+    def demanded(self) -> dict[str, Asked]:
+        return {}
+
+    def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
         pass
 
     # --- books

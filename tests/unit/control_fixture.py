@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,12 +11,14 @@ from clover.config import ControllerConfig, FamilyConfig
 from clover.control.controller import Controller
 from clover.control.family import Family
 from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
-from clover.policies import build
+from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
 from clover.types import (
+    Asked,
     Assignment,
     Configuration,
+    Declined,
     DeviceShape,
     FamilyProfile,
     FamilySpec,
@@ -51,6 +53,9 @@ class FakeFleet:
         self.fail: set[str] = set()
         self.figures: dict[str, float] = {"arrival_rate": 50.0, "queue_rows": 0.0, "rows": 0.0, "restarts": 0.0}
         self.calls: list[str] = []
+        self.asked: dict[str, Asked] = {}
+        self.declined: dict[str, Declined] = {}
+        self.wanted: Callable[[], None] = lambda: None
 
     def running(self) -> tuple[Assignment, ...]:
         return tuple(item for item in self.alive if item not in self.dead)
@@ -92,6 +97,12 @@ class FakeFleet:
     def reset_guard(self) -> None:
         self.calls.append("reset guard")
         self.figures["guard"] = 0.0
+
+    def demanded(self) -> dict[str, Asked]:
+        return dict(self.asked)
+
+    def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
+        self.declined, self.wanted = dict(declined), wanted
 
 
 class FakeDevice:
@@ -196,9 +207,9 @@ class LocalSolver:
         self.orders.append("fixed" if configuration is not None else policy)
         if self.fail:
             raise PlanError(self.fail)
-        plan = plan_fixed(state, configuration) if configuration is not None else build(policy).propose(state)
+        plan = plan_fixed(state, configuration) if configuration is not None else proposed(policy, state)
         plan = msgspec.structs.replace(plan, routing=msgspec.structs.replace(plan.routing, **self.knobs))
-        return beside_keeping(state, plan)
+        return beside_keeping(with_met(state, plan), plan)
 
     async def close(self) -> None:
         self.orders.append("close")

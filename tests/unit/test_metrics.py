@@ -13,7 +13,7 @@ from clover.control.saved import Compared
 from clover.http.stats import HttpStats
 from clover.runtime.traffic import Traffic
 from clover.telemetry.metrics import Metrics
-from clover.types import EnergySample, Method, Reading
+from clover.types import Asked, EnergySample, Method, Reading
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -72,6 +72,7 @@ def source() -> Any:
         shares={"small": 0.25, "large": 0.75},
         targets={"slo_ms": 20.0},
         guarded=lambda: GUARDED,
+        demanded=lambda: {"large": Asked(accuracy=90.0, rows_per_s=1.5, rows=9, waiting=2, refused=3)},
         observe=lambda: {"queue_rows": 5.0, "accuracy_served": 85.5, "workers": 2.0},
     )
 

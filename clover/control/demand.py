@@ -1,0 +1,184 @@
+"""Rows that ask for an accuracy of their own: what the controller remembers of them, and what it does for them.
+
+**Memory.**  What was asked for counts for `KEEP_S` after the last row of it, at the highest rate of that time: a worker
+that was brought for it stays as long, and goes with the first plan after it.  Rates are planned for in steps, so that
+noise is no reason to plan.  More than was planned for is one, and so are a variant that was not asked for before and
+one that is not any more; less of it is not.
+
+**What comes of it.**  A variant for which no plan could be made, or whose worker did not start, is left alone for
+`RETRY_S`: rows that need it are refused at once, and plans are made as if nobody had asked.  So clients who change what
+they ask for cause at most one plan a variant in that time.  A plan that has the worker, and that the dwell time or the
+capacity floor holds back, lets rows wait until their deadline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from clover.planning.demand import met_by
+from clover.types import Asked, Assignment, Declined, Demand, Plan, State
+
+KEEP_S = 300.0
+RETRY_S = 60.0
+_PART_S = 60.0
+"""Rates are remembered by the highest of so many seconds."""
+_STEP = math.log(1.5)
+_LEAST = 0.1
+
+
+@dataclass
+class _Rung:
+    """What is remembered of the rows that need one variant."""
+
+    accuracy: float
+    rows: int = 0
+    last_s: float = -math.inf
+    rates: dict[int, float] = field(default_factory=dict)
+
+
+class Demanded:
+    """The rows of one family that ask for an accuracy.  All times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._rungs: dict[str, _Rung] = {}
+        self._planned: dict[str, float] = {}
+        self._declined: dict[str, tuple[float, Declined]] = {}
+        self._held: dict[str, str] = {}
+
+    def look(self, now_s: float, seen: Mapping[str, Asked]) -> None:
+        """Take in what the fleet counted until now."""
+        part = int(now_s // _PART_S)
+        for variant, asked in seen.items():
+            own = self._rungs.setdefault(variant, _Rung(asked.accuracy))
+            own.accuracy = asked.accuracy
+            if asked.rows > own.rows:
+                own.rows, own.last_s = asked.rows, now_s
+                own.rates[part] = max(own.rates.get(part, 0.0), asked.rows_per_s)
+            own.rates = {at: rate for at, rate in own.rates.items() if (part - at) * _PART_S <= KEEP_S}
+
+    def remembered(self, now_s: float) -> dict[str, Demand]:
+        """Return what counts now, the least accurate first."""
+        found = {
+            variant: Demand(variant=variant, accuracy=own.accuracy, rate=_above(max(own.rates.values(), default=0.0)))
+            for variant, own in self._rungs.items()
+            if now_s - own.last_s < KEEP_S
+        }
+        return dict(sorted(found.items(), key=lambda item: item[1].accuracy))
+
+    def wanted(self, now_s: float) -> tuple[Demand, ...]:
+        """Return what to plan for: what counts, but for what is left alone for a while."""
+        return tuple(item for name, item in self.remembered(now_s).items() if not self._left_alone(name, now_s))
+
+    def trigger(self, now_s: float) -> str:
+        """Return why to plan now, in words; empty if there is no reason."""
+        wanted = {item.variant: item for item in self.wanted(now_s)}
+        for name, item in wanted.items():
+            if item.rate > self._planned.get(name, 0.0):
+                return f"{item.rate:.3g} rows/s ask for {item.accuracy:.2f} % or more ({name})"
+        gone = self.lapsed(now_s)
+        return f"no row asked for {', '.join(gone)} for {KEEP_S:.0f} s" if gone else ""
+
+    def lapsed(self, now_s: float) -> list[str]:
+        """Return the variants that the last plan had to have and that nobody asks for any more."""
+        remembered = self.remembered(now_s)
+        return [name for name in self._planned if name not in remembered]
+
+    def decided(
+        self,
+        action: str,
+        state: State | None,
+        plan: Plan | None,
+        running: Sequence[Assignment],
+        detail: str,
+        now_s: float,
+    ) -> None:
+        """Take note of a turn that ended.  `state` holds the demand that `plan` has workers for; both are None if no
+        plan was made."""
+        if action == "dry run" or (state is None and plan is not None):
+            return  # a plan that was gone back to was not made for this
+        wanted = {item.variant: item for item in self.wanted(now_s)}
+        accuracy = {name: own.accuracy for name, own in self._rungs.items()}
+        planned = {item.variant for item in state.demand} if state is not None else set[str]()
+        served = {item.variant for item in met_by(tuple(wanted.values()), running, accuracy)}
+        self._planned = {name: item.rate for name, item in wanted.items()}
+        self._held = {}
+        for name, item in wanted.items():
+            if name in served:
+                self._declined.pop(name, None)
+                continue
+            if name in planned and action not in ("failed", "rolled back"):
+                self._held[name] = detail
+                continue
+            why = detail if name in planned or state is None else "no plan with one keeps the limits on these devices"
+            self._declined[name] = (
+                now_s + RETRY_S,
+                Declined(why=f"no worker reaches {item.accuracy:.2f} % now: {why}", retry_after_s=RETRY_S),
+            )
+            self._planned.pop(name)
+
+    def declined(
+        self, now_s: float, accuracy: Mapping[str, float], running: Sequence[Assignment], closed: str
+    ) -> dict[str, Declined]:
+        """Return for which variants no worker comes, of those with an `accuracy`.  `closed`: why none comes for any."""
+        best = max((accuracy.get(item.variant, 0.0) for item in running), default=-math.inf)
+        found = {}
+        for name, own in accuracy.items():
+            if own <= best:
+                continue
+            if closed:
+                found[name] = Declined(why=f"no worker reaches {own:.2f} %, and none comes: {closed}")
+            elif self._left_alone(name, now_s):
+                until_s, why = self._declined[name]
+                left_s = max(1.0, math.ceil(until_s - now_s))
+                found[name] = Declined(why=why.why, retry_after_s=left_s)
+            elif self._held.get(name):
+                why_held = f"no worker reaches {own:.2f} % yet: {self._held[name]}"
+                found[name] = Declined(why=why_held, retry_after_s=1.0, waits=True)
+        return found
+
+    def held(self) -> bool:
+        """Return whether a worker that is wanted was held back."""
+        return bool(self._held)
+
+    def report(
+        self, now_s: float, seen: Mapping[str, Asked], declined: Mapping[str, Declined]
+    ) -> list[dict[str, float | str | None]]:
+        """Return what is asked for, for people."""
+        remembered = self.remembered(now_s)
+        return [
+            {
+                "variant": name,
+                "accuracy": asked.accuracy,
+                "rows_per_s": asked.rows_per_s,
+                "planned_rows_per_s": self._planned.get(name, 0.0),
+                "rows": asked.rows,
+                "waiting_rows": asked.waiting,
+                "refused_rows": asked.refused,
+                "kept_s": KEEP_S - (now_s - self._rungs[name].last_s) if name in remembered else 0.0,
+                "declined": declined[name].why if name in declined else None,
+            }
+            for name, asked in seen.items()
+        ]
+
+    def _left_alone(self, name: str, now_s: float) -> bool:
+        return name in self._declined and now_s < self._declined[name][0]
+
+
+def _above(rate: float) -> float:
+    """The least step that is no less than `rate`."""
+    return math.exp(math.ceil(math.log(max(rate, _LEAST)) / _STEP - 1e-9) * _STEP)
+
+
+def closed(mode: str, frozen: bool, pinned: str, policy: str, heeded: bool) -> str:
+    """Return why no plan would bring a worker; empty if one may."""
+    if frozen:
+        return "the controller is frozen"
+    if pinned:
+        return f"the model is pinned to {pinned}"
+    if mode != "active":
+        return f"the controller's mode is {mode}"
+    if not heeded:
+        return f"policy {policy} serves what it serves, whatever is asked for"
+    return ""
