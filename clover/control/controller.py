@@ -50,11 +50,12 @@ from clover.control.decisions import Decisions, outcome
 from clover.control.demand import closed
 from clover.control.devices import Yard
 from clover.control.family import Family, Mode, Standing, Watch
+from clover.control.gate import still_possible
 from clover.control.outlook import TURN_S, Grid
 from clover.control.report import doing, report
 from clover.control.shadows import FixedMixes, Shadows
 from clover.control.triggers import LEAST_QUEUE, Look
-from clover.control.turn import Turns, still_possible
+from clover.control.turn import Turns
 from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
 from clover.planning.forecast import HOUR_S

@@ -1,33 +1,26 @@
-"""One turn for one family: from a reason to a decision.  The order of the checks is the policy of the controller."""
+"""One turn for one family: from a reason to a decision."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections import Counter
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from clover.control.apply import NOWHERE, ApplyError, interim, possible
+from clover.control.apply import NOWHERE, ApplyError, interim
 from clover.control.family import Family, Pin, Standing, Targets, Watch
+from clover.control.gate import Gate, checked, moved, refusal, same, transition_to, unless_worse, words
+from clover.control.inputs import inputs_of
 from clover.control.triggers import RETRY_S
 from clover.errors import CloverError, PlanError
-from clover.planning.keeping import kept_plan, moment
-from clover.planning.objective import HYSTERESIS, objective_of
 from clover.planning.problem import LEAST_RATE
-from clover.planning.search import ALTERNATIVES
-from clover.planning.transition import plan_transition
 from clover.policies import BUDGETED, SPENDING
 from clover.policies.demanded import heeds, with_met
-from clover.types import Assignment, Configuration, Decision, DeviceShape, Plan, Routing, State, Transition
+from clover.types import Assignment, Decision, Plan, State, Transition
 
 if TYPE_CHECKING:
     from clover.control.controller import Controller, Solver
 
 log = logging.getLogger("clover.control")
-
-_SAME_SHARE = 1e-3
-_SAME_WAIT_MS = 1e-3
 
 
 class Turns:
@@ -36,6 +29,7 @@ class Turns:
     def __init__(self, controller: Controller, solver: Solver) -> None:
         self._controller = controller
         self._solver = solver
+        self._gate = Gate(controller, solver)
 
     async def proposed(
         self,
@@ -127,9 +121,9 @@ class Turns:
         avoided = family.backed_off(plan.configuration, controller.monotonic())
         try:
             if not force and (avoided or not same(plan, family.standing)):
-                plan, detail = await self._held_back(family, plan, state)
+                plan, detail = await self._gate.admitted(family, plan, state)
             if not force:
-                plan = _unless_worse(plan, family)
+                plan = unless_worse(plan, family)
             action, more = await self._apply(family, plan)
         except CloverError as error:  # a device changed while the plan was made, or refuses
             action, more = "failed", str(error)
@@ -146,7 +140,7 @@ class Turns:
         assert good is not None
         until_s = family.back_off(bad.configuration, started)
         family.rollbacks += 1
-        action, more = await self._change(family, good, self._transition(family, good.deployment))
+        action, more = await self._change(family, good, transition_to(controller, family, good.deployment))
         reading = controller.reading
         if reading is not None:
             family.triggers.planned(reading.g_per_kwh, family.rate(controller.config), family.missing)
@@ -183,104 +177,13 @@ class Turns:
 
     # --- applying -----------------------------------------------------------------------------------------------------
 
-    async def _held_back(self, family: Family, plan: Plan, state: State) -> tuple[Plan, str]:
-        """`plan`, or where it may not be taken now the plan that is, and why."""
-        controller = self._controller
-        standing, now_s = family.standing, controller.monotonic()
-        if standing is None:
-            return plan, ""
-        weighed = plan.policy == "objective"  # a custom policy knows for itself when a change is worth it
-        if family.backed_off(plan.configuration, now_s):
-            held = f"{words(plan.configuration)} failed lately and is left alone"
-            family.triggers.again(family.backoffs[plan.configuration].until_s)
-            for other in plan.candidates:
-                if other.feasible and not family.backed_off(other.configuration, now_s):
-                    plan = await self._fixed(family, state, other.configuration)
-                    break
-            else:
-                return await self._fixed(family, state, standing.configuration), held
-            if same(plan, standing):
-                return plan, held
-        else:
-            held = ""
-        if weighed and not family.backed_off(standing.configuration, now_s):
-            stay = await self._stay(family, plan, state)
-            if stay is not None:
-                reason = f"{words(plan.configuration)} gains no more than noise of the intensity explains"
-                return stay, "; ".join(filter(None, (held, reason)))
-        if now_s < family.dwell_until_s:
-            family.triggers.again(family.dwell_until_s)
-            reason = f"{words(plan.configuration)} waits {family.dwell_until_s - now_s:.1f} s for the dwell time"
-            return await self._fixed(family, state, standing.configuration), reason
-        transition = self._transition(family, plan.deployment)
-        if not transition.holds and not controller.config.allow_capacity_loss:
-            reason = f"{words(plan.configuration)} {refusal(transition)}"
-            return await self._within_reach(family, plan, state, reason)
-        if not plan.feasible and (here := await self._here(family, state)) is not None and here.feasible:
-            return here, "; ".join(filter(None, (held, f"{words(plan.configuration)} would not keep the limits")))
-        return plan, held
-
-    async def _within_reach(self, family: Family, plan: Plan, state: State, reason: str) -> tuple[Plan, str]:
-        """Return a plan in place of `plan`, which cannot be reached for `reason`: the first of its candidates that can
-        be and that is clearly better than the workers that run, else the plan of these."""
-        standing = family.standing
-        assert standing is not None
-        here = await self._fixed(family, state, standing.configuration)
-        margin = HYSTERESIS * moment(state).scale
-        others = [
-            other
-            for other in plan.candidates
-            if other.feasible
-            and other.configuration not in (plan.configuration, standing.configuration)
-            and not family.backed_off(other.configuration, self._controller.monotonic())
-            and (not here.feasible or other.score > here.score + margin)
-        ]
-        for other in others[:ALTERNATIVES]:
-            found = await self._fixed(family, state, other.configuration)
-            better = found.feasible and (not here.feasible or found.score > here.score + margin)
-            if better and self._transition(family, found.deployment).holds:
-                return found, f"{reason}; {words(found.configuration)} is within reach"
-        return here, reason
-
-    async def _here(self, family: Family, state: State) -> Plan | None:
-        """Return the plan of the workers that run; None if the devices do not allow them any more."""
-        assert family.standing is not None
-        try:
-            return await self._fixed(family, state, family.standing.configuration)
-        except PlanError:
-            return None
-
-    async def _stay(self, family: Family, plan: Plan, state: State) -> Plan | None:
-        """The plan of the configuration that runs, where it still serves and `plan` is not clearly better.
-
-        What the planner would rather have counts: of plans near the best it takes the one that keeps most of what runs.
-        """
-        standing = family.standing
-        assert standing is not None
-        if family.demand.lapsed(self._controller.monotonic()):
-            return None  # what runs holds a worker for rows that do not come any more
-        stay = await self._here(family, state)
-        if stay is None or not stay.feasible or not same(stay, standing):
-            return None
-        if not plan.feasible:
-            return stay
-        objective = objective_of(state)
-        told = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
-        best = max(told, key=lambda found: objective.score(found.accuracy, found.energy_j_per_row))
-        return None if objective.worth_leaving(stay.prediction, best) else stay
-
-    async def _fixed(self, family: Family, state: State, configuration: Configuration) -> Plan:
-        plan = await self._solver.propose(state, "objective", configuration)
-        checked(plan, family, state.objective.slo_ms)
-        return plan
-
     async def _apply(self, family: Family, plan: Plan) -> tuple[str, str]:
         """Make `plan` the standing one; the action and what went wrong."""
         controller = self._controller
         standing = family.standing
         target = Standing(plan.deployment, plan.routing, plan)
         if standing is not None and same(plan, standing):
-            changed = _moved(standing.routing, plan.routing)
+            changed = moved(standing.routing, plan.routing)
             if changed:
                 family.fleet.route(standing.deployment, plan.routing)
                 family.turned += (standing.routing.chain, standing.routing.thresholds) != (
@@ -294,7 +197,7 @@ class Turns:
             return ("routed" if changed else "kept"), ""
         if standing is None:
             await self._clear_the_ground(target.deployment)
-        transition = self._transition(family, plan.deployment)
+        transition = transition_to(controller, family, plan.deployment)
         if standing is not None and not transition.holds and not controller.config.allow_capacity_loss:
             return "refused", f"{words(plan.configuration)} {refusal(transition)}"
         action, more = await self._change(family, target, transition)
@@ -353,22 +256,9 @@ class Turns:
         family.watch = None
         family.triggers.again(self._controller.monotonic() + RETRY_S)
 
-    def _transition(self, family: Family, target: tuple[Assignment, ...]) -> Transition:
-        controller = self._controller
-        share = controller.yard.share(family.name)
-        own = controller.devices_of(family)
-        family.transition = plan_transition(
-            family.running,
-            target,
-            tuple(controller.yard.shapes().values()),
-            capacity=family.capacity(share),
-            floor=family.capacity_floor(controller.config, own, share) if family.running else 0.0,
-        )
-        return family.transition
-
     def transition(self, family: Family, plan: Plan) -> Transition:
         """The steps that `plan` would take from here."""
-        return self._transition(family, plan.deployment)
+        return transition_to(self._controller, family, plan.deployment)
 
     # --- recording ----------------------------------------------------------------------------------------------------
 
@@ -403,131 +293,3 @@ class Turns:
             seconds=seconds,
             operator=operator,
         )
-
-
-def inputs_of(controller: Controller, family: Family, state: State | None) -> dict[str, float | str | None]:
-    """What a decision was made from."""
-    reading = state.intensity if state is not None else controller.reading
-    objective = state.objective if state is not None else None
-    lam = objective.lam if objective is not None else None
-    targets = family.targets
-    return {
-        "intensity_g_per_kwh": reading.g_per_kwh if reading is not None else None,
-        "intensity_state": reading.state if reading is not None else None,
-        "intensity_provider": reading.provider if reading is not None else None,
-        "arrival_rate": state.arrival_rate if state is not None else family.rate(controller.config),
-        "observed_rate": family.observed.get("arrival_rate"),
-        "observed_p95_ms": family.observed.get("p95_ms"),
-        "queue_rows": family.observed.get("queue_rows"),
-        "missing_workers": float(family.missing),
-        **devices_of(controller, family, state),
-        "objective": objective.form if objective is not None else targets.form,
-        "slo_ms": objective.slo_ms if objective is not None else targets.slo_ms,
-        "accuracy_floor": objective.accuracy_floor if objective is not None else targets.accuracy_floor,
-        "lambda": lam if lam is not None else family.lam(controller.config),
-        **_budget_of(state),
-    }
-
-
-def _budget_of(state: State | None) -> dict[str, float | str | None]:
-    """What a decision under an accuracy budget was made from besides."""
-    if state is None or state.objective.accuracy_budget is None:
-        return {}
-    served = state.served_accuracy_rows / state.served_rows if state.served_rows > 0.0 else None
-    return {
-        "accuracy_budget": state.objective.accuracy_budget,
-        "budget_left_s": sum(part.seconds for part in state.ahead),
-        "served_rows": state.served_rows,
-        "served_accuracy": served,
-        "forecast": state.forecast,
-    }
-
-
-def devices_of(controller: Controller, family: Family, state: State | None) -> dict[str, float | str | None]:
-    """Which devices a decision was made for, and how low capacity goes on the way that was planned."""
-    shapes = state.devices if state is not None else controller.devices_of(family)
-    lost = controller.yard.lost()
-    names = [*(shape.device for shape in shapes), *(f"{name} (lost)" for name in sorted(lost))]
-    found: dict[str, float | str | None] = {"devices": ", ".join(names)}
-    transition = family.transition
-    if transition is not None and transition.steps:
-        found["capacity_floor"] = transition.capacity_floor
-        found["lowest_capacity"] = transition.lowest_capacity
-        found["loses_s"] = transition.loses_s
-    return found
-
-
-def refusal(transition: Transition) -> str:
-    """Why a transition that does not hold the floor is not taken."""
-    return (
-        f"could only be reached with {transition.lowest_capacity:.1f} rows/s for about {transition.loses_s:.1f} s "
-        f"({transition.lost_capacity:.0%} of the capacity lost), below the capacity floor of "
-        f"{transition.capacity_floor:.1f} rows/s; controller.allow_capacity_loss allows it"
-    )
-
-
-def checked(plan: Plan, family: Family, slo_ms: float) -> None:
-    """PlanError where a plan (a custom policy's, say) is not one this family can be served by within `slo_ms`."""
-    known = {variant.name for variant in family.spec.variants}
-    if not plan.deployment:
-        raise PlanError(f"policy {plan.policy} planned no workers")
-    served = {item.variant for item in plan.deployment}
-    routing = plan.routing
-    for variant in served.union(routing.shares, routing.largest, routing.wait_ms, routing.chain):
-        if variant not in known:
-            raise PlanError(f"policy {plan.policy} planned the unknown variant {variant!r}")
-    shares = routing.shares
-    if any(not 0.0 <= share <= 1.0 + 1e-6 for share in shares.values()) or abs(sum(shares.values()) - 1.0) > 1e-3:
-        raise PlanError(f"policy {plan.policy} planned shares that are no shares: {shares}")
-    if any(share > 0.0 and variant not in served for variant, share in shares.items()):
-        raise PlanError(f"policy {plan.policy} gave rows to a variant without a worker: {shares}")
-    if not served.issuperset(routing.chain):
-        raise PlanError(f"policy {plan.policy} planned a chain with a variant without a worker: {routing.chain}")
-    if len(set(routing.chain)) < len(routing.chain) or len(routing.thresholds) != max(0, len(routing.chain) - 1):
-        thresholds = list(routing.thresholds)
-        raise PlanError(f"policy {plan.policy} planned a chain that is none: {routing.chain}, thresholds {thresholds}")
-    if not all(map(math.isfinite, routing.thresholds)):
-        raise PlanError(f"policy {plan.policy} planned thresholds that are no scores: {list(routing.thresholds)}")
-    if any(rows < 1 for rows in routing.largest.values()):
-        raise PlanError(f"policy {plan.policy} planned batches without rows: {routing.largest}")
-    if not all(0.0 <= wait_ms < slo_ms for wait_ms in routing.wait_ms.values()):
-        waits = f"policy {plan.policy} planned waits (ms) that do not lie below the SLO of {slo_ms:g} ms"
-        raise PlanError(f"{waits}: {routing.wait_ms}")
-
-
-def still_possible(standing: Standing | None, shapes: tuple[DeviceShape, ...]) -> Standing | None:
-    """`standing`, or None where the devices do not allow its deployment any more."""
-    if standing is None or len(possible(standing.deployment, shapes, ())) < len(standing.deployment):
-        return None
-    return standing
-
-
-def same(plan: Plan, standing: Standing | None) -> bool:
-    """Whether `plan` only changes the routing."""
-    return standing is not None and Counter(plan.deployment) == Counter(standing.deployment)
-
-
-def _unless_worse(plan: Plan, family: Family) -> Plan:
-    """Return `plan`, or the plan of keeping everything as it is if that is predicted to be better.  What an operator
-    pinned is brought all the same; how its rows are routed is compared."""
-    if not plan.worse_than_keeping or (family.pin is not None and not same(plan, family.standing)):
-        return plan
-    assert plan.keeping is not None
-    return kept_plan(plan, plan.keeping, family.running)
-
-
-def words(configuration: Configuration) -> str:
-    """A configuration for people."""
-    return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in configuration)
-
-
-def _moved(before: Routing, after: Routing) -> bool:
-    """Whether `after` sends rows other ways, or lets them form other batches."""
-    names = set(before.shares) | set(after.shares)
-    if any(abs(before.shares.get(name, 0.0) - after.shares.get(name, 0.0)) > _SAME_SHARE for name in names):
-        return True
-    if (before.chain, before.thresholds) != (after.chain, after.thresholds):
-        return True
-    if before.largest != after.largest or before.wait_ms.keys() != after.wait_ms.keys():
-        return True
-    return any(abs(before.wait_ms[name] - after.wait_ms[name]) > _SAME_WAIT_MS for name in after.wait_ms)
