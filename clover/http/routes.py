@@ -41,6 +41,8 @@ _MOST_DECISIONS = 1000
 _MOST_FIELDS = 16
 _DOCUMENT_BYTES = 1 << 16
 """A JSON body that is no inference, unpacked: what takes longer to parse would hold up everybody's answers."""
+_FEEDBACK_BYTES = 1 << 18
+"""The same of feedback, whose labels are read by their type: ten thousand names of classes."""
 _UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
 
 
@@ -106,6 +108,9 @@ class Routes:
     def judge(self, head: Head) -> None:
         """What depends on the socket, once per distinct head; and where inference goes, while the body still comes."""
         self._trust.judge(head)
+        most = _FEEDBACK_BYTES if head.path.endswith("/feedback") else _DOCUMENT_BYTES
+        if head.refusal is None and head.length > most and not head.path.endswith("/infer"):
+            head.refusal = (413, f"a body that is no inference has at most {most} bytes", b"")  # before it is received
         if head.refusal is None and head.method == "POST" and head.path.endswith("/infer"):
             with contextlib.suppress(NotFound):
                 methods, name = self._find(head.path)
@@ -130,7 +135,7 @@ class Routes:
             handler, name = head.route
             most = self._limits.body_bytes
             if handler != self._infer:
-                most = min(most, _DOCUMENT_BYTES)
+                most = min(most, _FEEDBACK_BYTES if handler == self._feedback else _DOCUMENT_BYTES)
                 if len(body) > most:
                     raise TooLarge(f"a body that is no inference has at most {most} bytes")
             if head.coding:

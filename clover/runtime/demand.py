@@ -68,7 +68,7 @@ class Demand:
         declined = None if hold and self._declined is None else self.declined(lane)
         if declined is not None and not declined.waits:
             return declined
-        if self.waiting and self.waiting + rows > self._most:
+        if self.waiting + rows > self._most:
             return Declined(why="too many rows wait for a worker that is accurate enough already", retry_after_s=1.0)
         return None
 

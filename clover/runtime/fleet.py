@@ -86,7 +86,7 @@ class FamilyFleet:
         self._sleep = sleep
         self._members: dict[Assignment, Member] = {}
         self._leaving: list[Member] = []
-        self._letting_go: set[asyncio.Task[None]] = set()
+        self._letting_go: dict[asyncio.Task[None], Assignment] = {}
         self._routed: tuple[Assignment, ...] = ()
         self._routing = Routing(shares={})
         self._lanes = {variant.name: lane for lane, variant in enumerate(router.spec.variants)}
@@ -143,9 +143,12 @@ class FamilyFleet:
             member.respawn.cancel()
             member.respawn = None
         self._set_hold()
+        parting = [task for task, item in self._letting_go.items() if item == assignment]
         if member.worker is not None:
             self._leaving.append(member)
             await self._let_go(member)
+        if parting:  # a worker that another one was started for may still be there, and its instance in use
+            await asyncio.wait(parting)
 
     async def _let_go(self, member: Member) -> None:
         """Drain the worker of a member that is leaving."""
@@ -187,7 +190,10 @@ class FamilyFleet:
         if member.worker is not None:
             self._leaving.append(member)  # until it is dead: its rows are asked again elsewhere then
             self.router.leave(member.worker, lambda: None)
-            member.worker.kill()
+        for left in self._leaving:
+            if left.assignment == assignment and left.worker is not None:
+                left.given_up = True
+                left.worker.kill()
 
     def route(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
         """See `Fleet.route`.  A worker that is being restarted joins when it is back.  Raises PlanError where an
@@ -363,7 +369,7 @@ class FamilyFleet:
                 if self._members.get(member.assignment) is member:
                     if lived_ns >= WELL_AFTER_S * _SECOND_NS:
                         member.failures = 0
-                    if member.respawn is not None:
+                    if member.respawn is not None and not member.respawn.done():
                         continue  # another one is being started in its place
                     member.respawn = asyncio.get_running_loop().create_task(self._respawn(member))
         self._set_hold()
@@ -404,7 +410,7 @@ class FamilyFleet:
     def _end_asked(self, worker: WorkerHandle) -> None:
         """A worker got SIGTERM from outside."""
         for member in self._members.values():
-            if member.worker is worker and member.respawn is None:
+            if member.worker is worker and (member.respawn is None or member.respawn.done()):
                 member.respawn = asyncio.get_running_loop().create_task(self._replace(member, worker))
 
     async def _replace(self, member: Member, old: WorkerHandle) -> None:
@@ -444,8 +450,8 @@ class FamilyFleet:
     def _part(self, left: Member) -> asyncio.Task[None]:
         """Let a worker go in the background, whatever becomes of its member meanwhile."""
         task = asyncio.get_running_loop().create_task(self._let_go(left))
-        self._letting_go.add(task)
-        task.add_done_callback(self._letting_go.discard)
+        self._letting_go[task] = left.assignment
+        task.add_done_callback(self._letting_go.pop)
         return task
 
     # --- those that stand by ------------------------------------------------------------------------------------------

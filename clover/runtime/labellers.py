@@ -30,7 +30,7 @@ class Labellers:
         self._labelled: dict[str, int] = {}
 
     def tried(self, client: str, now_ns: int) -> None:
-        """Count an id that is not remembered; raises Overloaded where the client tried too many this minute."""
+        """Count an id that is not remembered; raises Overloaded if the client tried too many this minute."""
         self._turn(now_ns)
         found = self._tries.get(_place(self._tries, client), 0)
         if found >= _TRIES:
@@ -38,7 +38,7 @@ class Labellers:
         self._tries[_place(self._tries, client)] = found + 1
 
     def labels(self, client: str, rows: int, now_ns: int) -> None:
-        """Count labelled rows; raises Overloaded, and counts nothing, where that would be too many this minute."""
+        """Count labelled rows; raises Overloaded, and counts nothing, if that would be too many this minute."""
         self._turn(now_ns)
         place = _place(self._rows, client)
         found = self._rows.get(place, 0) + rows
@@ -55,9 +55,11 @@ class Labellers:
 
     @property
     def largest_share(self) -> float | None:
-        """The part of all labelled rows that came from the client with most; None before the first."""
+        """The part of all labelled rows that came from the client with most; None before the first.  Clients that are
+        not counted one by one are no client."""
         total = sum(self._labelled.values())
-        return max(self._labelled.values()) / total if total else None
+        most = max((rows for client, rows in self._labelled.items() if client != _OTHERS), default=0)
+        return most / total if total else None
 
     def _turn(self, now_ns: int) -> None:
         minute = now_ns // _MINUTE_NS
@@ -72,5 +74,5 @@ class Labellers:
 
 
 def _place(counts: dict[str, int], client: str) -> str:
-    """The key of a client in a bounded dictionary."""
+    """Return the key of a client in a bounded dictionary."""
     return client if client in counts or len(counts) < _MOST else _OTHERS

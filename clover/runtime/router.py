@@ -316,6 +316,8 @@ class Router(Model):
             mask = self._lanes.able(min_accuracy)
         ticket.key = key
         ticket.min_accuracy = min_accuracy
+        if ticket.awaits >= 0 and timeout_ns > self._timeout_ns:
+            timeout_ns = self._timeout_ns  # who waits for a worker that may not come holds slots no longer than others
         ticket.deadline_ns = now_ns + min(timeout_ns or self._timeout_ns, _FOREVER_NS)
         ticket.context = context
         ticket.on_done = on_done

@@ -224,6 +224,13 @@ def test_how_much_one_client_said_is_told() -> None:
     assert (found.report(VARIANTS)["clients"], found.report(VARIANTS)["largest_share"]) == (2, 0.75)
 
 
+def test_clients_that_are_not_counted_one_by_one_are_no_client() -> None:
+    found = Labellers(1_000_000)
+    for number in range(5000):
+        found.labels(str(number), 1, 0)
+    assert found.largest_share == pytest.approx(1 / 5000)
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 4), st.integers(0, 200)), max_size=60))
 def test_no_client_gets_more_than_its_part_of_any_minute(asked: list[tuple[int, int, int]]) -> None:
     house = Labellers(6)

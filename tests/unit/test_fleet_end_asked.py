@@ -195,3 +195,34 @@ async def test_one_that_stands_by_is_replaced_as_well(house: House) -> None:
         submit(house)
         await house.settle()
     assert [len(worker.sent) for worker in house.started] == [2, 0, 1]
+
+
+@in_a_house
+async def test_its_placement_is_free_only_once_it_is_gone_too(house: House) -> None:
+    await serving(house, 0)
+    (old,) = house.started
+    submit(house)
+    await house.settle()
+    old.sigterm()
+    await house.settle()
+    new = house.started[1]
+    drained = asyncio.get_running_loop().create_task(house.fleet.drain(at(0)))
+    await house.settle()
+    assert new.state == "dead"
+    assert not drained.done(), "the old one still has its batch, and the instance"
+    answer(house, old)
+    await house.settle()
+    assert drained.done()
+    assert old.state == "dead"
+
+
+@in_a_house
+async def test_a_placement_that_is_given_up_takes_it_along(house: House) -> None:
+    await serving(house, 0)
+    (old,) = house.started
+    submit(house)
+    await house.settle()
+    old.sigterm()
+    await house.settle()
+    house.fleet.forget(at(0), "the device is lost")
+    assert states(house) == ["dead", "dead"]

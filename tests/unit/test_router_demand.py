@@ -145,6 +145,20 @@ def test_a_quarter_of_the_queue_may_wait(house: House) -> None:
     house.ask()  # others find room
 
 
+def test_one_request_does_not_take_more_than_that_quarter_either(house: House) -> None:
+    Planner(house)
+    with pytest.raises(Unavailable, match="too many"):
+        house.router.submit(house.router.open(17), house.done.append, min_accuracy=88.0)
+    house.check_slots()
+
+
+def test_they_wait_no_longer_than_rows_do_without_a_timeout_of_their_own(house: House) -> None:
+    Planner(house)
+    house.ask(min_accuracy=88.0, timeout_ns=3_600_000 * MS)
+    house.loop.advance(31_000 * MS)
+    assert [item.status for item in house.done] == [504]
+
+
 def test_they_count_in_the_queue() -> None:
     house = House(slots=64, queue_rows=4)
     house.route(0)
