@@ -240,7 +240,7 @@ class Commands:
             review = reviews.get(family.name)
             if review is None:
                 continue
-            family.observed = family.fleet.observe()
+            family.look(self._controller.monotonic())
             try:
                 state, plan = await self._controller.turns.proposed(family, targets=targets[family.name])
             except CloverError as error:

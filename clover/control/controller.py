@@ -404,7 +404,9 @@ class Controller:
             if now_s < watch.since_s + max(self.config.verify_s, WINDOW_S):
                 return False
             if family.good is not None and not family.good.plan.feasible:
-                return False  # what it replaced is known to miss its limits, and is not gone back to for that
+                # What it replaced is known to miss its limits, and is not gone back to for that: watch on.
+                family.watch = replace(watch, since_s=now_s, restarts=seen.get("restarts", 0.0), missing=0)
+                return False
             predicted = standing.plan.prediction.p95_ms
             why = f"p95 {seen['p95_ms']:.2f} ms is beyond the SLO and far above the predicted {predicted:.2f} ms"
         if why and family.good is not None and family.good.deployment != standing.deployment:

@@ -1,9 +1,9 @@
 """Rows that ask for an accuracy of their own: what the controller remembers of them, and what it does for them.
 
-**Memory.**  What was asked for counts for `KEEP_S` after the last row of it, at the highest rate of that time: a worker
-that was brought for it stays as long, and goes with the first plan after it.  Rates are planned for in steps, so that
-noise is no reason to plan.  More than was planned for is one, and so are a variant that was not asked for before and
-one that is not any more; less of it is not.
+**Memory.**  What was asked for counts for `KEEP_S` after the last row of it, at the highest rate of the last minute or
+two: a worker that was brought for it stays as long, and goes with the first plan after it.  Rates are planned for in
+steps, so that noise is no reason to plan.  More than was planned for is one, and so are a variant that was not asked
+for before and one that is not any more; less of it is not.
 
 **What comes of it.**  A variant for which no plan could be made, or whose worker did not start, is left alone for
 `RETRY_S`: rows that need it are refused at once, and plans are made as if nobody had asked.  So clients who change what
@@ -24,6 +24,8 @@ KEEP_S = 300.0
 RETRY_S = 60.0
 _PART_S = 60.0
 """Rates are remembered by the highest of so many seconds."""
+_PARTS = 1
+"""Parts before this one whose rate counts: a burst keeps a worker for `KEEP_S`, but not its rate."""
 _STEP = math.log(1.5)
 _LEAST = 0.1
 
@@ -56,7 +58,7 @@ class Demanded:
             if asked.rows > own.rows:
                 own.rows, own.last_s = asked.rows, now_s
                 own.rates[part] = max(own.rates.get(part, 0.0), asked.rows_per_s)
-            own.rates = {at: rate for at, rate in own.rates.items() if (part - at) * _PART_S <= KEEP_S}
+            own.rates = {at: rate for at, rate in own.rates.items() if part - at <= _PARTS}
 
     def remembered(self, now_s: float) -> dict[str, Demand]:
         """Return what counts now, the least accurate first."""
@@ -96,8 +98,11 @@ class Demanded:
     ) -> None:
         """Take note of a turn that ended.  `state` holds the demand that `plan` has workers for; both are None if no
         plan was made."""
-        if action == "dry run" or (state is None and plan is not None):
-            return  # a plan that was gone back to was not made for this
+        if action == "dry run":
+            return
+        if state is None and plan is not None:  # a plan that was gone back to was not made for this
+            self._gone_back(running, detail, now_s)
+            return
         wanted = {item.variant: item for item in self.wanted(now_s)}
         accuracy = {name: own.accuracy for name, own in self._rungs.items()}
         planned = {item.variant for item in state.demand} if state is not None else set[str]()
@@ -118,13 +123,25 @@ class Demanded:
             )
             self._planned.pop(name)
 
+    def _gone_back(self, running: Sequence[Assignment], detail: str, now_s: float) -> None:
+        """Leave alone for a while what a plan had a worker for that is not there any more."""
+        accuracy = {name: own.accuracy for name, own in self._rungs.items()}
+        wanted = self.wanted(now_s)
+        served = {item.variant for item in met_by(wanted, running, accuracy)}
+        for item in wanted:
+            if item.variant not in served:
+                self._planned.pop(item.variant, None)
+                why = f"no worker reaches {item.accuracy:.2f} % now: {detail}"
+                self._declined[item.variant] = (now_s + RETRY_S, Declined(why=why, retry_after_s=RETRY_S))
+
     def declined(
         self, now_s: float, accuracy: Mapping[str, float], running: Sequence[Assignment], closed: str
     ) -> dict[str, Declined]:
         """Return for which variants no worker comes, of those with an `accuracy`.  `closed`: why none comes for any."""
         best = max((accuracy.get(item.variant, 0.0) for item in running), default=-math.inf)
         found = {}
-        for name, own in accuracy.items():
+        known = {name: own.accuracy for name, own in self._rungs.items()} | dict(accuracy)
+        for name, own in known.items():
             if own <= best:
                 continue
             if closed:

@@ -87,11 +87,16 @@ class Gate:
             and not family.backed_off(other.configuration, self._controller.monotonic())
             and (not here.feasible or other.score > here.score + margin)
         ]
+        refused = family.transition
         for other in others[:ALTERNATIVES]:
-            found = await self.fixed(family, state, other.configuration)
+            try:
+                found = await self.fixed(family, state, other.configuration)
+            except PlanError:  # the devices do not allow this one beside what runs
+                continue
             better = found.feasible and (not here.feasible or found.score > here.score + margin)
             if better and transition_to(self._controller, family, found.deployment).holds:
                 return found, f"{reason}; {words(found.configuration)} is within reach"
+        family.transition = refused  # the record says why the plan was refused, and of no other
         return here, reason
 
     async def _here(self, family: Family, state: State) -> Plan | None:

@@ -35,9 +35,8 @@ class SloLog:
     def look(self, now_s: float, observed: dict[str, float], slo_ms: float, doing: Callable[[], str]) -> None:
         """Log what one look at the family says.  `doing` says what is done about a missed SLO."""
         p95_ms, rows = observed.get("p95_ms"), observed.get("queue_rows", 0.0)
-        if p95_ms is None and rows:
-            return  # nothing was answered lately, which says nothing, least of all that all is well
-        if p95_ms is not None and p95_ms > slo_ms:
+        unanswered = p95_ms is None and rows > 0.0  # rows wait and none was answered lately: nothing is in time
+        if unanswered or (p95_ms is not None and p95_ms > slo_ms):
             if self._looks == 0:
                 self._began_s = now_s
             self._looks += 1
@@ -47,11 +46,10 @@ class SloLog:
             if not math.isnan(self.missed_s) and now_s - self._said_s >= EVERY_S:
                 self._said_s, self._told = now_s, True
                 log.warning(
-                    "%s: the SLO is missed, for %s so far: "
-                    "p95 %.2f ms of %.2f ms at %.1f rows/s, %.0f rows waiting; %s",
+                    "%s: the SLO is missed, for %s so far: %s of %.2f ms at %.1f rows/s, %.0f rows waiting; %s",
                     self._name,
                     _duration(now_s - self.missed_s),
-                    p95_ms,
+                    "no answer in time" if p95_ms is None else f"p95 {p95_ms:.2f} ms",
                     slo_ms,
                     observed.get("arrival_rate", 0.0),
                     rows,

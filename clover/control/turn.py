@@ -96,6 +96,9 @@ class Turns:
         decision."""
         controller = self._controller
         started = controller.monotonic()
+        own = pin is None  # a plan of the policy in force: only such a one tells what comes of the rows that wait
+        # An operator who says what to run, or for which inputs, gets it; a command to plan anew is no such word.
+        directed = pin is not None or g_per_kwh is not None or rate is not None or targets not in (None, family.targets)
         family.look(started)
         family.demand.look(started, family.fleet.demanded())
         family.transition = None
@@ -107,29 +110,30 @@ class Turns:
             if not dry_run and controller.reading is not None:  # not every look, but before long
                 family.triggers.planned(controller.reading.g_per_kwh, family.rate(controller.config), family.missing)
                 family.triggers.again(controller.monotonic() + RETRY_S)
-            self._record(family, trigger, "refused" if dry_run else "failed", None, None, started, str(error), operator)
+            action = "refused" if dry_run else "failed"
+            self._record(family, trigger, action, None, None, started, str(error), operator, tells=own and not dry_run)
             raise
         refused, note = review(state, plan) if review is not None else (False, "")
         if dry_run or refused:
             action = "dry run" if dry_run else "refused"
-            return self._record(family, trigger, action, state, plan, started, note, operator)
+            return self._record(family, trigger, action, state, plan, started, note, operator, tells=False)
         family.answered(controller.grid_clock.now())
         family.triggers.planned(state.intensity.g_per_kwh, state.arrival_rate, family.missing)
         if not force and controller.mode_of(family) != "active":
-            return self._record(family, trigger, "observed", state, plan, started, note, operator)
+            return self._record(family, trigger, "observed", state, plan, started, note, operator, tells=own)
         detail = ""
         avoided = family.backed_off(plan.configuration, controller.monotonic())
         try:
             if not force and (avoided or not same(plan, family.standing)):
                 plan, detail = await self._gate.admitted(family, plan, state)
-            if not force:
+            if not (force and directed):
                 plan = unless_worse(plan, family)
             action, more = await self._apply(family, plan)
         except CloverError as error:  # a device changed while the plan was made, or refuses
             action, more = "failed", str(error)
             family.triggers.again(controller.monotonic() + RETRY_S)
         detail = "; ".join(filter(None, (note, detail, more)))
-        return self._record(family, trigger, action, state, plan, started, detail, operator)
+        return self._record(family, trigger, action, state, plan, started, detail, operator, tells=own)
 
     async def roll_back(self, family: Family, why: str, trigger: str = "verification") -> Decision:
         """Return to the last good deployment and leave the present configuration alone for a while."""
@@ -272,10 +276,13 @@ class Turns:
         started: float,
         detail: str,
         operator: str,
+        *,
+        tells: bool = True,
     ) -> Decision:
         controller = self._controller
         seconds = controller.monotonic() - started
-        family.demand.decided(action, state, plan, family.running, detail, controller.monotonic())
+        if tells:
+            family.demand.decided(action, state, plan, family.running, detail, controller.monotonic())
         if family.demand.held():
             family.triggers.again(controller.monotonic() + RETRY_S)
         level = logging.WARNING if action in ("failed", "rolled back") else logging.INFO

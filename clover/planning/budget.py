@@ -314,15 +314,17 @@ def _chained(problem: Problem, objective: Objective, found: Sequence[Candidate])
 def _left(state: State, here: Sequence[Point] = ()) -> Left | None:
     """What is left of the horizon, this moment at the points `here` where there are any; None without a forecast, or
     where nothing can be served now."""
-    known: dict[float, tuple[Point, ...]] = {}
+    known: dict[tuple[bool, float], tuple[Point, ...]] = {}
+    later = msgspec.structs.replace(state, demand=())  # who asks for an accuracy now does not do so all day
     rows, steps, shapes = [], [], []
     for at, part in enumerate(state.ahead):
         if part.rows <= 0.0 and at > 0:
             continue
         rate = part.rate if at > 0 else state.arrival_rate  # this moment is planned for what may come, too
-        if rate not in known:
-            known[rate] = _reachable(state, rate)
-        shape = tuple(here) if here and at == 0 else known[rate]
+        key = (at == 0, rate)
+        if key not in known:
+            known[key] = _reachable(state if at == 0 else later, rate)
+        shape = tuple(here) if here and at == 0 else known[key]
         if not shape and at == 0:
             return None
         if shape:

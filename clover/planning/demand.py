@@ -54,8 +54,9 @@ def direct(problem: Problem, configuration: Configuration, max_utilisation: floa
         left = min(asked.rate, problem.rate - sum(rates.values()))
         for variant in sorted(able, key=lambda name: (joules[name], name)):
             part = max(0.0, min(left, max_utilisation * capacities[variant] - rates.get(variant, 0.0)))
-            rates[variant] = rates.get(variant, 0.0) + part
-            left -= part
+            if part > 0.0:
+                rates[variant] = rates.get(variant, 0.0) + part
+                left -= part
         if not able:
             why = why or f"no worker reaches the {asked.accuracy:.2f} % that {asked.rate:.3g} rows/s ask for"
         elif left > _EPSILON * problem.rate:

@@ -57,8 +57,8 @@ def moment(state: State) -> Objective:
     """Return what this moment is held to: the accuracy budget's target if it is not spread over a forecast, else the
     floor."""
     objective = objective_of(state)
-    spread = state.objective.accuracy_budget is None or state.ahead
-    return objective if spread else held_to(objective, target_of(state))
+    by_floor = state.objective.accuracy_budget is None or state.ahead
+    return objective if by_floor else held_to(objective, target_of(state))
 
 
 def worth_taking(plan: Plan, kept: Candidate, objective: Objective, *, by_score: bool) -> bool:

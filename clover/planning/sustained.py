@@ -35,13 +35,17 @@ def best_sustained(
     kept: Callable[[Configuration], int] | None = None,
     seed: int = 0,
 ) -> Found:
-    """Return what `awake.best_awake` finds; if that is infeasible, what is feasible at the highest of `PARTS` of the
-    rate, unless it serves clearly less (`WASTED`).  PlanError as `best_awake`."""
+    """Return what `awake.best_awake` finds.  If that is infeasible, at `PARTS` of the rate too, return what is feasible
+    at the highest of them, unless it serves clearly less (`WASTED`).  PlanError as `best_awake`."""
     found = best_awake(problem, objective, running, kept=kept, seed=seed)
     if found.best.feasible:
         return found
     for part in PARTS:
-        less = best_awake(replace(problem, rate=part * problem.rate), objective, running, kept=kept, seed=seed)
+        fewer = replace(problem, rate=part * problem.rate)
+        there = predicted(fewer, found.best.configuration, found.best.routing)
+        if there is not None and not shortfall(objective, there):
+            break
+        less = best_awake(fewer, objective, running, kept=kept, seed=seed)
         if less.best.feasible:
             whole = predicted(problem, less.best.configuration, less.best.routing)
             if whole is None or whole.utilisation > WASTED * found.best.prediction.utilisation:

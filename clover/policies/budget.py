@@ -114,7 +114,7 @@ def _solved(asked: bytes, accuracy: float) -> tuple[Found, float]:
             for other in sorted(others.keys() - known, key=described)
         ]
         running = running_configuration(state)
-        best, ranked = chosen([*found.candidates, *more], objective, running=running, kept=kept)
+        best, ranked = chosen([found.best, *found.candidates, *more], objective, running=running, kept=kept)
         found = Found(best, ranked[:10], found.evaluated + len(more), found.total, complete=False)
     return with_waits(state, problem, objective, found), bound_of(state, problem, objective)
 

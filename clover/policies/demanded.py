@@ -6,13 +6,15 @@ left out, and so on: rows that need it are refused then, and nobody else pays fo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from clover.errors import PlanError
-from clover.planning.demand import met_by
-from clover.planning.problem import accuracies
+from clover.planning.demand import direct
+from clover.planning.problem import Problem, problem_of
 from clover.policies import BUDGETED, build
-from clover.types import Plan, State
+from clover.types import Demand, Plan, State
 
 HEEDING = frozenset({"objective", *BUDGETED})
 """Policies whose plans have workers for what is asked for.  A custom one may: it is judged by its plan."""
@@ -43,8 +45,17 @@ def proposed(policy: str, state: State) -> Plan:
 
 
 def with_met(state: State, plan: Plan) -> State:
-    """Return `state` with the demand that `plan` has workers for."""
+    """Return `state` with the demand that `plan` has workers for, and enough of them."""
     if not state.demand:
         return state
-    met = met_by(state.demand, plan.deployment, accuracies(state.profile))
-    return msgspec.structs.replace(state, demand=met)
+    problem, met = problem_of(state), len(state.demand)
+    known = all((group.variant, group.profile) in problem.services for group in plan.configuration)
+    while met and (not known or _short(problem, plan, state.demand[:met])):
+        met -= 1
+    return msgspec.structs.replace(state, demand=state.demand[:met])
+
+
+def _short(problem: Problem, plan: Plan, demand: tuple[Demand, ...]) -> bool:
+    """Return whether `plan` lacks workers for `demand`."""
+    asked = replace(problem, demand=demand)
+    return bool(direct(asked, plan.configuration, problem.objective.max_utilisation).why)

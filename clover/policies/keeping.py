@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from clover.planning.keeping import keeping, moment, worth_taking
+from clover.planning.search import LEAST_PART
 from clover.policies.paper import SCHEMES
-from clover.types import Assignment, Plan, State
+from clover.types import Assignment, Candidate, Plan, State
 
 _BY_SCORE = ("objective", "fixed", "static", "static:mix")
 """Policies that score the moment itself."""
@@ -23,6 +26,8 @@ def beside_keeping(state: State, plan: Plan) -> Plan:
     literal = plan.policy in SCHEMES or plan.policy.startswith("base") or _one_variant(plan.policy)
     # Scores leave out what devices draw when idle, unless they may sleep: those of other devices are not comparable.
     comparable = state.objective.spared_w is not None or _devices(plan.deployment) == _devices(state.running)
+    # And in a searched plan every worker earns its place (`planning.search`), which one that only stands by does not.
+    comparable = comparable and (plan.configuration == kept.configuration or not _stands_by(kept))
     spread = state.ahead and state.objective.accuracy_budget is not None
     by_score = plan.policy in _BY_SCORE and comparable and not spread
     worse = not literal and not worth_taking(plan, kept, moment(state), by_score=by_score)
@@ -31,6 +36,17 @@ def beside_keeping(state: State, plan: Plan) -> Plan:
 
 def _devices(deployment: tuple[Assignment, ...]) -> set[str]:
     return {item.placement.device for item in deployment}
+
+
+def _stands_by(kept: Candidate) -> bool:
+    """Return whether a variant of `kept` has workers and no rows to speak of."""
+    routing, total = kept.routing, sum(group.count for group in kept.configuration)
+    if routing.chain:
+        return not {group.variant for group in kept.configuration} <= set(routing.chain)
+    workers = Counter[str]()
+    for group in kept.configuration:
+        workers[group.variant] += group.count
+    return any(routing.shares.get(name, 0.0) < 0.5 * LEAST_PART * count / total for name, count in workers.items())
 
 
 def _one_variant(policy: str) -> bool:

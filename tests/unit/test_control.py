@@ -306,14 +306,15 @@ def test_waits_and_batches_turn_like_shares() -> None:
             {"wait_ms": {}, "largest": {"large": 2}},
         ):
             rig.solver.knobs = knobs
-            await rig.controller.command("set", {"slo_ms": 30.0}, "alice")
+            # For inputs that are given, so that it is not asked whether keeping would be as good.
+            await rig.controller.command("apply", {"arrival_rate": 50.0}, "alice")
             assert rig.last["action"] == "routed"
             assert rig.fleet.routing.wait_ms == knobs["wait_ms"]
             assert rig.fleet.routing.largest == knobs.get("largest", {})
         assert rig.fleet.calls.count("route") == routed + 3
         assert rig.controller.state()["models"]["toy"]["routing"]["largest"] == {"large": 2}
         rig.solver.knobs = {"wait_ms": {}, "largest": {"large": 2}}
-        await rig.controller.command("set", {"slo_ms": 30.0}, "alice")
+        await rig.controller.command("apply", {"arrival_rate": 50.0}, "alice")
         assert rig.last["action"] == "kept"
         rig.consistent()
 

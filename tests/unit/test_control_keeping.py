@@ -14,21 +14,30 @@ import functools
 import os
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import pytest
 
 from clover.control.turn import Turns
+from clover.planning.awake import best_awake
 from clover.planning.keeping import keeping, moment, worth_taking
 from clover.planning.objective import objective_of
+from clover.planning.problem import problem_of
+from clover.planning.routed import predicted, shortfall
+from clover.planning.sustained import PARTS as PARTS_OF_THE_RATE
+from clover.planning.sustained import WASTED, best_sustained
 from clover.policies import build
+from clover.policies.demanded import with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
 from clover.simulate import families, parametric
 from clover.simulate.fleet import Model
 from clover.types import (
     Assignment,
+    Candidate,
     Configuration,
+    Demand,
     FamilyProfile,
     Plan,
     Routing,
@@ -141,7 +150,9 @@ async def one_day(seed: int) -> None:
             item.placement.device for item in asked.running
         }
         momentary = rig.controller.config.policy in ("objective", "static:mix")
-        if kept.feasible and momentary and devices and rig.last["action"] in ("routed", "applied"):
+        dealt = asked.routing.shares
+        idle = not asked.routing.chain and not all(dealt.get(item.variant, 0.0) for item in asked.running)
+        if kept.feasible and momentary and devices and not idle and rig.last["action"] in ("routed", "applied"):
             scale = moment(asked).scale
             assert chosen.score >= kept.score - 1e-3 * scale, f"day {seed}: {rig.last}"
     rig.consistent()
@@ -256,3 +267,37 @@ def test_policies_that_serve_what_their_name_says_are_not_judged(policy: str) ->
     found = beside_keeping(running, build(policy).propose(running))
     assert found.keeping is not None
     assert not found.worse_than_keeping
+
+
+# --- where nothing is feasible ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [560.0, 600.0, 700.0, 900.0])
+def test_where_nothing_is_feasible_what_sustains_most_is_taken(rate: float) -> None:
+    now = state(rate=rate, config=objective(slo_ms=8.0, floor=91.9))
+    problem, aims = problem_of(now), objective_of(now)
+    least_bad, found = best_awake(problem, aims).best, best_sustained(problem, aims).best
+    assert not least_bad.feasible
+
+    def sustains(candidate: Candidate) -> float:
+        kept = [part for part in (1.0, *PARTS_OF_THE_RATE) if keeps(candidate, part)]
+        return max(kept, default=0.0)
+
+    def keeps(candidate: Candidate, part: float) -> bool:
+        fewer = replace(problem, rate=part * rate)
+        seen = predicted(fewer, candidate.configuration, candidate.routing)
+        return seen is not None and not shortfall(aims, seen)
+
+    assert sustains(found) >= sustains(least_bad)
+    if sustains(found) == sustains(least_bad):
+        assert found == least_bad, "nothing is gained by another"
+    assert found.prediction.utilisation <= WASTED * least_bad.prediction.utilisation
+
+
+def test_demand_that_a_plan_has_too_few_workers_for_is_not_met() -> None:
+    asked = (Demand(variant="large", accuracy=92.0, rate=600.0),)
+    now = msgspec.structs.replace(state(rate=700.0), demand=asked)
+    plan = plan_fixed(state(rate=700.0), configuration_of((worker("large", 0, 1), worker("medium", 1, 1))))
+    assert with_met(now, plan).demand == ()
+    few = (Demand(variant="large", accuracy=92.0, rate=10.0),)
+    assert with_met(msgspec.structs.replace(now, demand=few), plan).demand == few

@@ -92,7 +92,15 @@ def test_a_burst_is_not_a_missed_slo_and_silence_is_not_a_met_one(caplog: pytest
     look(50, queue_rows=9.0)  # rows wait and none is answered
     assert len(lines(caplog)) == 1
     look(20)  # none waits either
-    assert lines(caplog)[1:] == ["toy: the SLO is met again after 2 s: nothing was asked lately"]
+    assert lines(caplog)[1:] == ["toy: the SLO is met again after 52 s: nothing was asked lately"]
+
+
+def test_rows_that_wait_and_are_never_answered_are_a_missed_slo(caplog: pytest.LogCaptureFixture) -> None:
+    slo = SloLog("toy")
+    for second in range(600):
+        slo.look(1000.0 + second, {"queue_rows": 500.0}, 30.0, lambda: "waiting")
+    assert len(lines(caplog)) == 10
+    assert "no answer in time of 30.00 ms" in lines(caplog)[0]
 
 
 @given(looks=st.lists(st.sampled_from([None, 10.0, 29.0, 31.0, 90.0]), min_size=1, max_size=600))

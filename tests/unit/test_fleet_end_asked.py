@@ -225,4 +225,4 @@ async def test_a_placement_that_is_given_up_takes_it_along(house: House) -> None
     old.sigterm()
     await house.settle()
     house.fleet.forget(at(0), "the device is lost")
-    assert states(house) == ["dead", "dead"]
+    assert [worker.killed for worker in house.started] == [True, True]
