@@ -3,15 +3,15 @@
 A row is marked when it is submitted, before anybody knows what will become of it (`clover.planning.sampling`).  What
 each variant says of it on its way is noted.  When its ticket is closed, the slot of a marked row is not freed but
 belongs to a ticket of its own, an *audit*, which waits for the best variant that is live: its input still lies there.
-A row that this variant has answered anyway is audited for nothing.  An input that was audited before tells nothing new:
+A row that this variant has answered anyway is audited for nothing.  An input that was audited before says nothing new:
 its row is asked again only as far as the least share of the hour needs it, and counts for no test.
 
 While the guard has the cascade off, audits go the other way: rows that the best variant answered are asked of the
 variant that is accused, while it has a worker.  That is how it may clear itself.
 
 Clients come first.  An audit's place in the queue is behind every row that comes within a day; it joins batches that
-have room.  It is given up, and owed, where the queue or the slots are full (also later, as soon as a client finds them
-so), where a burst calls for relief, where its worker died or nobody is left to ask, and after `PATIENCE_NS`.  It is
+have room.  It is given up, and owed, if the queue or the slots are full (also later, as soon as a client finds them
+so), if a burst calls for relief, if its worker died or no better variant has one, and after `PATIENCE_NS`.  It is
 never asked twice: a row that kills a worker shall kill one only.
 """
 
@@ -43,8 +43,8 @@ MOST_WAITING = 64
 
 class Audit:
     """What is known of a row that waits for its second answer: the lanes it was asked of with what they said, the last
-    of which the client got; the chain it followed, None where that ended early; the digest of its input; where the
-    plan's thresholds would have ended it, -1 where it did end."""
+    of which the client got; the chain it followed, None if that ended early; the digest of its input; the lane at
+    which the plan's thresholds would have ended it, -1 if it did end there."""
 
     __slots__ = ("chain", "digest", "heard", "planned")
 
@@ -206,7 +206,7 @@ class Audits:
         own.variants = [auditor]
         own.min_accuracy = lanes.accuracy[auditor]
         own.submit_ns = now_ns
-        own.key = key  # of its shape, or its own where it was suspected of a death
+        own.key = key  # of its shape, or its own if it was suspected of a death
         own.outstanding = 1
         own.deadline_ns = now_ns + PATIENCE_NS
         own.phase = PENDING
@@ -271,7 +271,7 @@ class Audits:
             return
         chain = audit.chain
         lane, heard = audit.heard[-1]
-        if chain is None and len(audit.heard) > 1:  # it was cut short: what is to be expected nobody has counted
+        if chain is None and len(audit.heard) > 1:  # it was cut short: what is to be expected was not counted
             if lane != best:
                 guard.compared(SERVED, lane, same(heard, said), 0.0, 0, evidence=evidence)
             return

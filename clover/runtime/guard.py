@@ -358,7 +358,7 @@ class Guard:
         accused = {(kind, lane), *(self._health.accused if self._health is not None else ())}
         self.accused = lane if found == ASIDE else -1
         why = f"{said} ({what})"
-        done = "thresholds tighten" if found == TIGHTENED else "the cascade steps aside: the best variant answers all"
+        done = "thresholds tighten" if found == TIGHTENED else "the cascade is off: the best variant answers all"
         level = logging.WARNING if found == TIGHTENED else logging.ERROR
         would = "" if self.acts else " (it only watches: nothing is done)"
         log.log(

@@ -33,8 +33,8 @@ Accused = tuple[str, int]
 
 
 class Health:
-    """Evidence since the guard stands where it does.  `known` is the profile of each lane, `accused` what is held
-    against them."""
+    """Evidence since the guard took the step on which it stands.  `known` is the profile of each lane, `accused` what
+    is held against them."""
 
     def __init__(self, known: Sequence[Sureness | None], accused: Iterable[Accused]) -> None:
         self.inputs = 0
@@ -121,6 +121,6 @@ class Health:
         for kind, lane in sorted(self.accused):
             for each, found in self._of(kind, lane).items():
                 clear = found.clear
-                told = {"rows": clear.rows, "statistic": clear.statistic, "limit": clear.limit, "well": clear.well}
-                out.setdefault(variants[lane], {})[each] = told
+                shown = {"rows": clear.rows, "statistic": clear.statistic, "limit": clear.limit, "well": clear.well}
+                out.setdefault(variants[lane], {})[each] = shown
         return out

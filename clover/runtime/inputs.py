@@ -45,6 +45,7 @@ class Inputs:
         Its row may be large, so it is not copied."""
         memory = self._memory
         dims = memory.dims("input", index, slot)
-        corner = (slice(memory.length("input", index, slot)),) if text else tuple(map(slice, dims))
+        parts = (memory.length("input", index, slot),) if text else dims
+        corner: tuple[Any, ...] = (slot, *map(slice, parts))
         found = self._digests.more(before, repr(dims).encode())
-        return self._digests.more(found, memory.array("input", index)[(slot, *corner)])
+        return self._digests.more(found, memory.array("input", index)[corner])
