@@ -45,7 +45,7 @@ from clover.planning.drift import AGREEMENT_LIMIT, SCORE_LIMIT
 from clover.planning.sampling import LEAST, Sampler, clean_share
 from clover.profiling.chains import Answers, profile_of
 from clover.runtime.cascade import Chain
-from clover.runtime.guard import ASIDE, MOST_STAY_NS, OK, OVERRULED, OWN, RUNGS, SCORES, SERVED, Guard
+from clover.runtime.guard import ASIDE, MOST_STAY_NS, OK, OVERRULED, OWN, RECOVERY, RUNGS, SCORES, SERVED, Guard
 from clover.types import CascadeProfile, ChainPoint, FamilyProfile
 
 Images = NDArray[Any]
@@ -181,20 +181,21 @@ class Served:
                 continue  # the best variant answers, and there is nothing to hold it against
             self._inputs += 1
             digest = row + 1 if repeated else self._inputs
-            new = guard.fresh(digest)
-            if self._told and new:
-                guard.score(first, scores[row])
+            counts = guard.fresh(digest)
+            if self._told and counts:
+                guard.score(first, scores[row], counts)
             if first == last:
                 continue
             goes_on = not scores[row] >= threshold
-            if point.thresholds and new:
+            if point.thresholds and counts:
                 guard.followed(chain, goes_on and not same[row], 1)
-            if picked and guard.fresh_audit(digest):
-                guard.compared(OWN, first, same[row], *own)
-                if not point.thresholds or scores[row] >= plan.thresholds[0]:
+            evidence = guard.fresh_audit(digest) if picked else 0
+            if evidence:
+                guard.compared(OWN, first, same[row], *own, evidence=evidence)
+                if evidence & RECOVERY and (not point.thresholds or scores[row] >= plan.thresholds[0]):
                     guard.as_planned(first, same[row], *served)
                 if not goes_on:
-                    guard.compared(SERVED, first, same[row], *served)
+                    guard.compared(SERVED, first, same[row], *served, evidence=evidence)
 
 
 def clean(subject: Subject, profile: FamilyProfile, held: Mapping[str, Answers], rows: int, share: float) -> list[Any]:

@@ -7,7 +7,8 @@ cdef class Digests:
     cdef uint64_t _key
 
     cpdef uint64_t row(self, Py_ssize_t slot) except? 0
-    cpdef uint64_t more(self, uint64_t before, const unsigned char[::1] data) except? 0
+    cpdef uint64_t more(self, uint64_t before, object data) except? 0
+    cdef uint64_t _strided(self, uint64_t before, const Py_buffer *buffer) except? 0
 
 cdef class Recent:
     cdef readonly Py_ssize_t capacity

@@ -39,9 +39,10 @@ audit, an alarm that is false comes once in 5.5 million rows at most."""
 SLACK = 0.03
 BLOCK = 50
 """Scores that are counted before the statistic moves."""
-FEWEST_ROWS, FEWEST_AUDITS = 200, 50
+FEWEST_ROWS, FEWEST_AUDITS = 200, 101
 """Rows that a test has seen at least before it raises an alarm.  The bound needs none; but a handful of rows is easily
-something else than what clients send: a load test, a new client trying something."""
+something else than what clients send: a load test, a new client trying something.  A hundred inputs, whatever they are,
+raise none."""
 SIGMAS, AGREEMENT_SIGMAS = 5.0, 3.0
 ODDS = (1.3, 1.8, 3.0)
 CUTS = (1, 2, 3, 5, 7, 9)

@@ -1,4 +1,4 @@
-"""Whether what drifted is well again: the sequential tests of `clover.planning.drift`, turned round.
+"""Sequential tests that what drifted is well again: those of `clover.planning.drift`, turned round.
 
 **The hypothesis** is that it is still ill: that a part of the rows (those whose score lies in the lowest tenth, say, or
 those that disagree) is *at least* so much.  So much are odds `ILL_SCORES` or `ILL_AGREEMENT` times those of the most
@@ -7,7 +7,7 @@ gains on average at any part that counts as profiled.
 
 **The bound** is that of an e-detector: while it is ill, the statistic less the rows seen never grows on average, so
 that within n rows all is clear by mistake with a probability of n / limit at most.  Of scores every part that is
-watched has a statistic of its own, and all have to reach the limit: where any part is ill, its own would have to err.
+watched has a statistic of its own, and all have to reach the limit: if any part is ill, its own would have to err.
 
 A statistic is held at `HELD` times its limit.  That only lowers it, so the bound stays, and what has been well for long
 is not well for long after.  What lies between "as profiled" and "ill" may be taken for either.
@@ -57,23 +57,23 @@ class AllClear:
         self._logs = np.minimum(math.log(HELD * self.limit), np.log(np.exp(self._logs) + rows) + logs)
 
     def restart(self) -> None:
-        """As at the start."""
+        """Forget all rows."""
         self.rows = 0
         self._logs = np.full(len(self._logs), -np.inf)
 
     @property
     def statistic(self) -> float:
-        """The least of all."""
+        """Return the least of all."""
         return float(np.exp(self._logs.min()))
 
     @property
     def well(self) -> bool:
-        """Whether none of the hypotheses stands."""
+        """Return whether none of the hypotheses stands."""
         return self.statistic >= self.limit
 
 
 def _against(known: float, odds: float) -> tuple[float, float]:
-    """Logarithms of the e-value of a row that belongs to a part and of one that does not, where the part has `odds`
+    """Return logarithms of the e-value of a row that belongs to a part and of one that does not, if the part has `odds`
     times the odds of `known` at least by the hypothesis, and is `known` by the bet."""
     ill = known * odds / (1.0 - known + known * odds)
     within, without = bet(ill, 1.0 / odds)
@@ -81,7 +81,7 @@ def _against(known: float, odds: float) -> tuple[float, float]:
 
 
 class ScoreRecovery:
-    """Whether scores fall into the tenths of a profile again; see `drift.ScoreWatch`."""
+    """A test that scores fall into the tenths of a profile again; see `drift.ScoreWatch`."""
 
     __slots__ = ("_counts", "_in_block", "_logs", "clear")
 
@@ -110,13 +110,13 @@ class ScoreRecovery:
             self._counts, self._in_block = [0] * len(self._counts), 0
 
     def restart(self) -> None:
-        """As at the start."""
+        """Forget all rows."""
         self.clear.restart()
         self._counts, self._in_block = [0] * len(self._counts), 0
 
 
 class AgreementRecovery:
-    """Whether answers are those of a better variant again as often as they were; see `drift.AgreementWatch`."""
+    """A test that answers are those of a better variant again as often as they were; see `drift.AgreementWatch`."""
 
     __slots__ = ("_bets", "clear")
 

@@ -3,15 +3,15 @@
 A row is marked when it is submitted, before anybody knows what will become of it (`clover.planning.sampling`).  What
 each variant says of it on its way is noted.  When its ticket is closed, the slot of a marked row is not freed but
 belongs to a ticket of its own, an *audit*, which waits for the best variant that is live: its input still lies there.
-A row that this variant has answered anyway is audited for nothing.  An input that was audited before tells nothing new:
+A row that this variant has answered anyway is audited for nothing.  An input that was audited before says nothing new:
 its row is asked again only as far as the least share of the hour needs it, and counts for no test.
 
-Where the guard stands aside, audits go the other way: rows that the best variant answered are asked of the variant that
-is accused, while it has a worker.  That is how it may clear itself.
+While the guard has the cascade off, audits go the other way: rows that the best variant answered are asked of the
+variant that is accused, while it has a worker.  That is how it may clear itself.
 
 Clients come first.  An audit's place in the queue is behind every row that comes within a day; it joins batches that
-have room.  It is given up, and owed, where the queue or the slots are full (also later, as soon as a client finds them
-so), where a burst calls for relief, where its worker died or nobody is left to ask, and after `PATIENCE_NS`.  It is
+have room.  It is given up, and owed, if the queue or the slots are full (also later, as soon as a client finds them
+so), if a burst calls for relief, if its worker died or no better variant has one, and after `PATIENCE_NS`.  It is
 never asked twice: a row that kills a worker shall kill one only.
 """
 
@@ -26,7 +26,7 @@ from clover._native.batcher import Batcher
 from clover.planning.sampling import LEAST, MOST, Sampler, clean_share
 from clover.runtime.cascade import Chain
 from clover.runtime.deadlines import Deadlines
-from clover.runtime.guard import ASIDE, OWN, SERVED, Guard
+from clover.runtime.guard import ASIDE, OWN, RECOVERY, SERVED, Guard
 from clover.runtime.inputs import Inputs
 from clover.runtime.lanes import Lanes
 from clover.runtime.sayings import Said, Sayings, same
@@ -43,8 +43,8 @@ MOST_WAITING = 64
 
 class Audit:
     """What is known of a row that waits for its second answer: the lanes it was asked of with what they said, the last
-    of which the client got; the chain it followed, None where that ended early; the digest of its input; where the
-    plan's thresholds would have ended it, -1 where it did end."""
+    of which the client got; the chain it followed, None if that ended early; the digest of its input; the lane at
+    which the plan's thresholds would have ended it, -1 if it did end there."""
 
     __slots__ = ("chain", "digest", "heard", "planned")
 
@@ -97,11 +97,11 @@ class Audits:
 
     @property
     def on(self) -> bool:
-        """Whether rows are audited."""
+        """Return whether rows are audited."""
         return self._share > 0.0 and self.guard.watches
 
     def grid(self, g_per_kwh: float, reference_g_per_kwh: float) -> None:
-        """The grid has this intensity; see `clean_share`.  The guard may come down a step."""
+        """Set the share by the intensity of the grid (see `clean_share`); the guard may come down a step."""
         self.guard.look()
         if self.sampler.hours != self._hours:
             self._hours = self.sampler.hours
@@ -124,14 +124,14 @@ class Audits:
     # --- a client's row -----------------------------------------------------------------------------------------------
 
     def mark(self, ticket: Ticket, now_ns: int) -> None:
-        """A ticket is submitted: choose which of its rows are audited."""
+        """Choose which rows of a submitted ticket are audited."""
         for row in range(len(ticket.slots)):
             if self.sampler.pick(now_ns):
                 ticket.marked = (*ticket.marked, row)
 
     def passed(self, ticket: Ticket, row: int, lane: int, target: int, planned: bool) -> None:
-        """A row goes on from `lane` to `target`: note what was said, where that will be compared.  `planned`: by the
-        plan's thresholds it would not."""
+        """Note what `lane` said of a row that it hands on to `target`, if that will be compared.  `planned`: by the
+        plan's thresholds it would have ended there."""
         if planned and row in ticket.marked and row not in ticket.planned:
             ticket.planned = {**ticket.planned, row: lane}
         if target == self.guard.best or row in ticket.marked:
@@ -142,8 +142,8 @@ class Audits:
                 ticket.heard[row] = (*ticket.heard.get(row, ()), (lane, said))
 
     def followed(self, ticket: Ticket, chain: Chain) -> None:
-        """An answered ticket whose rows followed `chain` is closed, its slots not freed yet: count those that the best
-        variant answered otherwise than the one before it."""
+        """Count the rows of an answered ticket that the best variant answered otherwise than the one before it.  They
+        followed `chain`, and the ticket's slots are not freed yet."""
         overruled, rows = 0, len(ticket.slots) - len(ticket.repeats)
         if not rows:
             return
@@ -156,7 +156,7 @@ class Audits:
         self.guard.followed(chain, overruled, rows)
 
     def closed(self, ticket: Ticket, now_ns: int) -> None:
-        """An answered ticket is closed, its slots not freed yet: keep those of rows that are to be audited."""
+        """Keep those slots of an answered ticket, which are not freed yet, whose rows are to be audited."""
         for row in ticket.marked:
             lane, slot = ticket.variants[row], ticket.slots[row]
             said = self._said.of(slot)
@@ -171,14 +171,14 @@ class Audits:
                 self.given_up(why)
 
     def given_up(self, why: str, rows: int = 1) -> None:
-        """Rows that were marked are not audited, for now."""
+        """Count rows that were marked and are not audited, for now."""
         for _ in range(rows):
             self.sampler.failed()
         if rows:
             self.dropped[why] = self.dropped.get(why, 0) + rows
 
     def _audit(self, audit: Audit, key: int, slot: int, now_ns: int) -> str:
-        """Audit a row whose slot is about to be freed; why not, where that cannot be."""
+        """Audit a row whose slot is about to be freed; return why not, if that cannot be."""
         lanes = self._lanes
         live = [lane for lane in range(len(lanes.accuracy)) if lanes.live >> lane & 1]
         auditor = max(live, key=lambda lane: lanes.accuracy[lane], default=-1)
@@ -188,7 +188,8 @@ class Audits:
             auditor = accused
         elif lane == self.guard.best:
             self.free += 1
-            self._spend()
+            if not self.guard.audited(audit.digest):
+                self._spend()
             self._compare(audit, lane, said)
             return ""
         elif auditor < 0 or lanes.accuracy[auditor] <= lanes.accuracy[lane]:
@@ -205,7 +206,7 @@ class Audits:
         own.variants = [auditor]
         own.min_accuracy = lanes.accuracy[auditor]
         own.submit_ns = now_ns
-        own.key = key  # of its shape, or its own where it was suspected of a death
+        own.key = key  # of its shape, or its own if it was suspected of a death
         own.outstanding = 1
         own.deadline_ns = now_ns + PATIENCE_NS
         own.phase = PENDING
@@ -219,7 +220,7 @@ class Audits:
         return ""
 
     def _spend(self) -> None:
-        """An audit is made, and counts whatever becomes of it: whoever makes them fail gets no more of them."""
+        """Count an audit as made, whatever becomes of it: whoever makes them fail gets no more of them."""
         if self.guard.urgent > 0:
             self.guard.urgent -= 1
             if self.guard.urgent == 0:
@@ -228,7 +229,7 @@ class Audits:
     # --- a second answer ----------------------------------------------------------------------------------------------
 
     def finished(self, ticket: Ticket, status: int) -> None:
-        """An audit is over; its slot is still its own."""
+        """Count an audit that is over; its slot is still its own."""
         self.waiting.pop(ticket.slots[0], None)
         audit = ticket.audit
         said = self._said.of(ticket.slots[0]) if status == 200 else None
@@ -239,53 +240,55 @@ class Audits:
         self.answered += 1
         lane, heard = audit.heard[-1]
         if lane == self.guard.best:  # it goes the other way
-            if self.guard.fresh_audit(audit.digest) and ticket.variants[0] == self.guard.accused:
+            if self.guard.fresh_audit(audit.digest) & RECOVERY and ticket.variants[0] == self.guard.accused:
                 self.guard.witness(self._said.score(ticket.slots[0]), same(said, heard))
             return
         self._compare(audit, ticket.variants[0], said)
 
     def queued(self) -> list[Ticket]:
-        """Audits that no worker has."""
+        """Return the audits that no worker has."""
         return [ticket for slot, ticket in self.waiting.items() if self._table.state[slot] == QUEUED]
 
     def behind(self, lane: int = -1) -> int:
-        """How many of them wait for `lane` (-1: any): they wait behind every client."""
+        """Return how many of them wait for `lane` (-1: any): they wait behind every client."""
         return sum(lane in (-1, ticket.variants[0]) for ticket in self.queued()) if self.waiting else 0
 
     def stranded(self) -> list[Ticket]:
-        """Those of them whose lane has no worker any more."""
+        """Return those of them whose lane has no worker any more."""
         return [ticket for ticket in self.queued() if not self._lanes.live >> ticket.variants[0] & 1]
 
     def _compare(self, audit: Audit, auditor: int, said: Said) -> None:
         """Hold what the first variant said, what the client got, and what the plan would have let it have, against the
         auditor's word."""
         guard, best = self.guard, self.guard.best
-        if not guard.fresh_audit(audit.digest):
+        evidence = guard.fresh_audit(audit.digest)
+        if not evidence:
             return
         first, heard = audit.heard[0]
         if first != auditor:
-            guard.compared(OWN, first, same(heard, said), *guard.alike(first, auditor))
+            guard.compared(OWN, first, same(heard, said), *guard.alike(first, auditor), evidence=evidence)
         if auditor != best:
             return
         chain = audit.chain
         lane, heard = audit.heard[-1]
-        if chain is None and len(audit.heard) > 1:  # it was cut short: what is to be expected nobody has counted
+        if chain is None and len(audit.heard) > 1:  # it was cut short: what is to be expected was not counted
             if lane != best:
-                guard.compared(SERVED, lane, same(heard, said), 0.0, 0)
+                guard.compared(SERVED, lane, same(heard, said), 0.0, 0, evidence=evidence)
             return
         planned = audit.planned if audit.planned >= 0 else lane
         for at, spoken in audit.heard:
-            if at == planned != best:
+            if at == planned != best and evidence & RECOVERY:
                 guard.as_planned(at, same(spoken, said), *self._alike(at, chain))
         if lane != auditor:
             of = self._alike(lane, chain)
             first_stage = chain is None or chain.stage(lane) == 0
             floor = (chain.planned or chain.thresholds)[0] if chain is not None and first_stage else -math.inf
             guard.floors[lane] = (floor, *(of if first_stage else guard.alike(lane, best)))
-            guard.compared(SERVED, lane, same(heard, said), *of)
+            guard.compared(SERVED, lane, same(heard, said), *of, evidence=evidence)
 
     def _alike(self, lane: int, chain: Chain | None) -> tuple[float, int]:
-        """The part of the rows that the plan ends at `lane` which the best variant answers alike, of how many rows."""
+        """Return the part of the rows that the plan ends at `lane` which the best variant answers alike, and of how
+        many rows."""
         if chain is None:
             return self.guard.alike(lane, self.guard.best)
         stage = chain.stage(lane)
@@ -293,8 +296,8 @@ class Audits:
         return (chain.alike[stage], chain.alike_rows[stage]) if known else (0.0, 0)
 
     def report(self) -> dict[str, Any]:
-        """The share that is audited now and over this hour, the lowest of an hour that is over, what is owed, and what
-        became of the audits."""
+        """Return the share that is audited now and over this hour, the lowest of an hour that is over, what is owed,
+        and what became of the audits."""
         sampler = self.sampler
         return {
             "on": self.on,

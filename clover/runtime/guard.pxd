@@ -36,9 +36,9 @@ cdef class Guard:
     cdef object _chain
     cdef list _block
 
-    cpdef bint fresh(self, uint64_t digest) except -1
+    cpdef int fresh(self, uint64_t digest) except -1
     cpdef bint audited(self, uint64_t digest) except -1
-    cpdef bint fresh_audit(self, uint64_t digest) except -1
+    cpdef int fresh_audit(self, uint64_t digest) except -1
     @cython.locals(watch=ScoreWatch, edges=list, at=Py_ssize_t)
-    cpdef score(self, Py_ssize_t lane, double score)
+    cpdef score(self, Py_ssize_t lane, double score, int evidence=*)
     cpdef followed(self, object chain, object overruled, object rows)

@@ -1,4 +1,4 @@
-"""Whether a family's answers are still what its profile says, and what is done where they are not.
+"""The guard of a family: sees whether its answers are still what its profile says, and acts if they are not.
 
 Labels are absent, so the guard watches what is there (`clover.planning.drift` says how, and how rarely it is wrong):
 
@@ -9,10 +9,12 @@ Labels are absent, so the guard watches what is there (`clover.planning.drift` s
 
 **An input counts once.**  A row whose input came before says nothing new, however often it comes, and is left out of
 all of them (`_native.inputs` says what is remembered).  What is audited has a memory of its own: a row that came often,
-and is audited for the first time, counts there.
+and is audited for the first time, counts there.  An alarm clears neither, so that the same few inputs cannot take two
+steps; the way down and a reset do.  Evidence of recovery remembers on its own (`runtime.health`), and takes an input
+that came before the alarm once more; so does `overruled`, of which a second alarm takes no step.
 
-Any of them takes the first step of the ladder, and only the last takes the second: where the best variant goes wrong
-as well, stepping aside would cost energy and mend nothing.
+Any of them takes the first step of the ladder, and only the last takes the second: if the best variant goes wrong as
+well, to leave the cascade would cost energy and mend nothing.
 
 ok           thresholds are the plan's
 tightened    thresholds are so high that half of the rows that ended go on (by the profile's scores)
@@ -36,21 +38,21 @@ from typing import Any
 from clover._native.inputs import Recent
 from clover.planning.drift import BLOCK, FEWEST_ROWS, SCORE_LIMIT, AgreementWatch, ScoreWatch
 from clover.runtime.cascade import Chain
-from clover.runtime.health import OVERRULED, OWN, SCORES, SERVED, Accused, Health
+from clover.runtime.health import OVERRULED, OWN, REMEMBERED, SCORES, SERVED, Accused, Health
 from clover.types import CascadeProfile, FamilyProfile, Sureness
 
 log = logging.getLogger("clover.guard")
 
 OK, TIGHTENED, ASIDE = range(3)
 RUNGS = ("ok", "tightened", "aside")
-REMEMBERED = 16_384
-"""Inputs that are remembered at least.  Those of a circle of more than these count again and again, and may: the scores
-and the agreement of so many inputs lie within what counts as profiled, if those of all do."""
+DRIFT, RECOVERY = 1, 2
+"""Bits of what a row is evidence of: an alarm, and the way back."""
+_BOTH = DRIFT | RECOVERY
 LEAST_STAY_NS, MOST_STAY_NS = 600_000_000_000, 86_400_000_000_000
 FORGIVEN = 10
 URGENT_AUDITS = 5000
-"""Audits at most that are made in haste after an alarm.  Where nothing is wrong with the answers, so many make the
-cascade step aside in one case of fifty at most (`drift.AGREEMENT_LIMIT`)."""
+"""Audits at most that are made in haste after an alarm.  If nothing is wrong with the answers, so many turn the cascade
+off in one case of fifty at most (`drift.AGREEMENT_LIMIT`)."""
 _SUSPICIOUS = 0.01  # of the limit: from then on more is audited
 _NO_PROFILE = "there is no profile with scores to hold answers against"
 _OLD_PROFILE = (
@@ -59,8 +61,8 @@ _OLD_PROFILE = (
 
 
 class Guard:
-    """Watches over the `variants` of one family.  `changed` is called when it stands on another step; `acts` False
-    only tells what it would do.  `clock` (ns) is looked at where it steps, and not for a row."""
+    """A watch over the `variants` of one family.  `changed` is called when it stands on another step; with `acts` False
+    it only reports what it would do.  `clock` (ns) is read when it steps, and not for a row."""
 
     def __init__(
         self,
@@ -91,12 +93,12 @@ class Guard:
         self.stay_ns = LEAST_STAY_NS
         """How long it stays on a step at least."""
         self.accused = -1
-        """The lane that made it step aside; -1 while it has not."""
+        """The lane whose answers turned the cascade off; -1 while it is on."""
         self.floors: dict[int, tuple[float, float, int]] = {}
         """By lane, which of its answers the plan lets clients have: those of such a score at least, of so many of which
         such a part is the best variant's, by the profile."""
         self.missing = _NO_PROFILE
-        """Why it watches nothing; empty where it does."""
+        """Why it watches nothing; empty if it does."""
         self.best = -1
         """The lane that answers are held against."""
         self.edges: list[list[float] | None] = [None] * len(variants)
@@ -116,12 +118,12 @@ class Guard:
 
     @property
     def rung(self) -> int:
-        """The step that is in force."""
+        """Return the step that is in force."""
         return self.found if self.acts else OK
 
     @property
     def watches(self) -> bool:
-        """Whether it has anything to hold answers against."""
+        """Return whether it has anything to hold answers against."""
         return self._cascade is not None
 
     def expect(self, profile: FamilyProfile | None) -> None:
@@ -130,6 +132,7 @@ class Guard:
         self._cascade, self.missing, self.best = None, _NO_PROFILE, -1
         self._scores = [None] * len(self._variants)
         self.edges = [None] * len(self._variants)
+        self.floors.clear()
         if cascade is not None and cascade.best in self._variants:
             known = [cascade.sureness.get(name) for name in self._variants]
             self.missing = "" if any(own is not None and own.rows for own in known) else _OLD_PROFILE
@@ -157,14 +160,15 @@ class Guard:
         self._step(OK, "", ())
 
     def _step(self, found: int, why: str, accused: Iterable[Accused]) -> None:
-        """Stand on another step, where everything begins anew: what is watched, what was seen, and what may clear the
-        `accused`."""
+        """Stand on another step, on which the tests begin anew, and so does what may clear the `accused`.  Inputs that
+        counted on the way up are forgotten on the way down."""
         was = self.rung
+        if found <= self.found:
+            self._seen.clear()
+            self._audited.clear()
         self.found, self.why, self._since_ns = found, why, self._clock()
         self.accused = self.accused if found == ASIDE else -1
         self.urgent = URGENT_AUDITS if self.rung == TIGHTENED else 0
-        self._seen.clear()
-        self._audited.clear()
         self._agreement.clear()
         self._block = [0, 0]
         for watch in self._scores:
@@ -177,7 +181,7 @@ class Guard:
             self._changed()
 
     def look(self) -> None:
-        """See, once a second or so, whether it may come down a step."""
+        """Come down a step, if it may; to be called once a second or so."""
         health = self._health
         if health is None or self._clock() - self._since_ns < self.stay_ns:
             return
@@ -195,35 +199,41 @@ class Guard:
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
-    def fresh(self, digest: int) -> bool:
-        """A row with an input of this digest was answered: whether it is new, and counts."""
-        if self._seen.add(digest):
+    def fresh(self, digest: int) -> int:
+        """Return what an answered row with an input of this digest is evidence of; 0 if it is a repeat."""
+        evidence = DRIFT if self._seen.add(digest) else 0
+        if self._health is not None and self._health.seen.add(digest):
+            evidence |= RECOVERY
+        if evidence:
             self.inputs += 1
-            return True
-        self.repeats += 1
-        return False
+        else:
+            self.repeats += 1
+        return evidence
 
     def audited(self, digest: int) -> bool:
-        """Whether a row with an input of this digest was audited before."""
-        return self._audited.holds(digest)
+        """Return whether an audit of a row with an input of this digest would be evidence of nothing."""
+        return self._audited.holds(digest) and (self._health is None or self._health.audited.holds(digest))
 
-    def fresh_audit(self, digest: int) -> bool:
-        """A row with an input of this digest is audited: whether that is new, and counts."""
-        return self._audited.add(digest)
+    def fresh_audit(self, digest: int) -> int:
+        """Return what an audit of a row with an input of this digest is evidence of; 0 if it is a repeat."""
+        evidence = DRIFT if self._audited.add(digest) else 0
+        if self._health is not None and self._health.audited.add(digest):
+            evidence |= RECOVERY
+        return evidence
 
-    def score(self, lane: int, score: float) -> None:
-        """How sure `lane` was of a row that was asked of it first, and counts."""
+    def score(self, lane: int, score: float, evidence: int = _BOTH) -> None:
+        """Count how sure `lane` was of a row that was asked of it first."""
         watch, edges = self._scores[lane], self.edges[lane]
         if watch is None or edges is None:
             return
         at = bisect_right(edges, score) if score == score else 0  # what is no number lies below all
-        if self._health is not None:
+        if self._health is not None and evidence & RECOVERY:
             self._health.score(lane, at)
-        if watch.add(at):
+        if evidence & DRIFT and watch.add(at):
             self.alarm(SCORES, lane, f"after {watch.detector.rows} different inputs")
 
     def followed(self, chain: Chain, overruled: int, rows: int) -> None:
-        """Rows that followed `chain`, of which so many were overruled by the best variant at its end."""
+        """Count rows that followed `chain`, of which so many were overruled by the best variant at its end."""
         if chain is not self._chain:
             self._close()
             self._chain = chain
@@ -239,51 +249,56 @@ class Guard:
             expected = 1.0 - chain.overruled
             self.compared(OVERRULED, chain.lanes[-2], rows - overruled, expected, chain.overruled_rows, rows)
 
-    def compared(self, kind: str, lane: int, agrees: int, expected: float, rows: int, count: int = 1) -> None:
-        """Whether `lane` said of a row (of how many of `count` rows) what the auditor says.  Of `rows` profiled rows of
-        that kind it did so for a part `expected`; 0 rows: that is not known."""
+    def compared(
+        self, kind: str, lane: int, agrees: int, expected: float, rows: int, count: int = 1, evidence: int = _BOTH
+    ) -> None:
+        """Count whether `lane` said of a row (of how many of `count` rows) what the auditor says.  Of `rows` profiled
+        rows of that kind it did so for a part `expected`; 0 rows: that is not known."""
+        if self._health is not None and kind != SERVED and evidence & RECOVERY:
+            self._health.compared(kind, lane, agrees, expected, rows, count)
+        if not evidence & DRIFT:
+            return
         watch = self._agreement.get((kind, lane))
         if watch is None:
             # Of what is overruled there may be as much as there are rows.
             limits = (SCORE_LIMIT, FEWEST_ROWS) if kind == OVERRULED else ()
             watch = self._agreement[kind, lane] = AgreementWatch(*limits)
-        if self._health is not None and kind != SERVED:
-            self._health.compared(kind, lane, agrees, expected, rows, count)
         if watch.add(agrees, expected, rows, count):
             part, due = watch.agreed / watch.rows, watch.expected / watch.rows
             self.alarm(kind, lane, f"{part:.1%} instead of {due:.1%} over {watch.rows} rows")
 
     def as_planned(self, lane: int, agrees: int, expected: float, rows: int) -> None:
-        """Whether an answer of `lane`, which the plan's thresholds would let a client have, is the best variant's.  It
-        clears a lane, and raises no alarm: clients may have got another."""
-        if self._health is not None and self.found == TIGHTENED:
+        """Count whether an answer of `lane`, which the plan's thresholds would let a client have, is the best
+        variant's.  It clears a lane, and raises no alarm: clients may have got another.  While the cascade is off there
+        is no such answer, and `witness` counts instead; a guard that only watches never has it off."""
+        if self._health is not None and self.rung != ASIDE:
             self._health.compared(SERVED, lane, agrees, expected, rows, 1)
 
     def witness(self, score: float, agrees: int) -> None:
-        """While it stands aside, the accused lane was asked of a row as well: how sure it was, and whether it said what
+        """Count what the accused lane says of a row while the cascade is off: how sure it is, and whether it says what
         the best variant says."""
-        if self._health is not None and self.found == ASIDE:
+        if self._health is not None and self.rung == ASIDE:
             self._health.asked(self.accused)
             floor, expected, rows = self.floors.get(self.accused, (-math.inf, *self.alike(self.accused, self.best)))
             if score >= floor:
                 self._health.compared(SERVED, self.accused, agrees, expected, rows, 1)
 
     def alike(self, lane: int, auditor: int) -> tuple[float, int]:
-        """The part of rows of which two lanes say the same, by the profile, and how many rows it has of that."""
+        """Return the part of rows of which two lanes say the same, by the profile, and how many rows it has of that."""
         own = self._known(lane)
         found = own.alike.get(self._variants[auditor]) if own is not None else None
         return (found, own.rows) if own is not None and found is not None else (0.0, 0)
 
     @property
     def suspicious(self) -> bool:
-        """Whether it would be good to know more."""
+        """Return whether it would be good to know more."""
         if self.found != OK:
             return True
         of = [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]
         return any(not each.alarmed and each.statistic > _SUSPICIOUS * each.limit for each in of)
 
     def tightened(self, chain: Chain) -> Chain:
-        """A chain with thresholds above which only half of the profiled rows lie that do above its own."""
+        """Return the chain with thresholds above which only half of the profiled rows lie that do above its own."""
         levels = tuple(map(self._tighter, chain.lanes, chain.thresholds))
         part, rows = 0.0, 0
         if len(chain.lanes) == 2 and chain.lanes[1] == self.best and self._cascade is not None:
@@ -298,8 +313,8 @@ class Guard:
         return max(threshold, above[len(above) // 2]) if above else threshold
 
     def _overruled(self, lane: int, threshold: float) -> float:
-        """The part of rows, by the profile, of which `lane` is less sure and says otherwise than the best variant, or a
-        little more: tenths count whole.  0 where that is not known."""
+        """Return the part of rows, by the profile, of which `lane` is less sure and says otherwise than the best
+        variant, or a little more: tenths count whole.  0 if that is not known."""
         own, scores = self._known(lane), self._quantiles(lane)
         if own is None or not own.agreement or not scores:
             return 0.0
@@ -316,7 +331,7 @@ class Guard:
     # --- the ladder ---------------------------------------------------------------------------------------------------
 
     def alarm(self, kind: str, lane: int, what: str) -> None:
-        """A watch of `lane` raised the alarm, `what` it saw: take the next step, or tell that there is none."""
+        """Take the next step, because a watch of `lane` saw `what`; if there is none, log that."""
         self.alarms += 1
         said = {
             SCORES: f"the scores of {self._variants[lane]} are not those of the profile any more",
@@ -343,7 +358,7 @@ class Guard:
         accused = {(kind, lane), *(self._health.accused if self._health is not None else ())}
         self.accused = lane if found == ASIDE else -1
         why = f"{said} ({what})"
-        done = "thresholds tighten" if found == TIGHTENED else "the cascade steps aside: the best variant answers all"
+        done = "thresholds tighten" if found == TIGHTENED else "the cascade is off: the best variant answers all"
         level = logging.WARNING if found == TIGHTENED else logging.ERROR
         would = "" if self.acts else " (it only watches: nothing is done)"
         log.log(
@@ -354,11 +369,11 @@ class Guard:
         )  # fmt: skip
         self._step(found, why, accused)
 
-    # --- what is told -------------------------------------------------------------------------------------------------
+    # --- what is shown ------------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
-        """Where it stands and why, and by variant and kind what it saw: rows, the statistic and its limit, and of
-        agreement the part that agreed and the part expected."""
+        """Return where it stands and why, and by variant and kind what it saw: rows, the statistic and its limit, and
+        of agreement the part that agreed and the part expected."""
         variants: dict[str, dict[str, Any]] = {}
         for lane, scores in enumerate(self._scores):
             if scores is not None and scores.detector.rows:
@@ -394,4 +409,17 @@ def _told(watch: ScoreWatch | AgreementWatch) -> dict[str, Any]:
     return {"rows": found.rows, "statistic": found.statistic, "limit": found.limit, "alarmed": found.alarmed}
 
 
-__all__ = ["ASIDE", "OK", "OVERRULED", "OWN", "RUNGS", "SCORES", "SERVED", "TIGHTENED", "URGENT_AUDITS", "Guard"]
+__all__ = [
+    "ASIDE",
+    "DRIFT",
+    "OK",
+    "OVERRULED",
+    "OWN",
+    "RECOVERY",
+    "RUNGS",
+    "SCORES",
+    "SERVED",
+    "TIGHTENED",
+    "URGENT_AUDITS",
+    "Guard",
+]

@@ -1,4 +1,4 @@
-"""A number for the input of a row in the slab: equal inputs, equal number; others, another one nearly always."""
+"""A number for the input of a row in the slab: equal inputs have equal numbers, others nearly always another one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clover.types import FamilySpec
 
 
 class Inputs:
-    """Digests of the inputs in `memory`, by a key of this process that nobody is told."""
+    """Digests of the inputs in `memory`, by a key of this process that no client is shown."""
 
     __slots__ = ("_digests", "_memory", "_others", "_some")
 
@@ -31,21 +31,21 @@ class Inputs:
         self._others = tuple((index, spec.inputs[index].datatype == "BYTES") for index in others)
 
     def digest(self, slot: int) -> int:
-        """The number of the row in `slot`."""
+        """Return the number of the row in `slot`."""
         found = self._digests.row(slot) if self._some else 0
         for index, text in self._others:
             try:
-                found = self._digests.more(found, self._row(slot, index, text))
-            except ValueError:  # a worker wrote over it: all such rows count as one
+                found = self._more(found, slot, index, text)
+            except ValueError:  # a worker wrote over its shape: all such rows count as one
                 return 0
         return found
 
-    def _row(self, slot: int, index: int, text: bool) -> bytes:
-        """The row of an input whose rows differ in size, with its shape, in bytes."""
-        dims = self._memory.dims("input", index, slot)
-        head = repr(dims).encode()
-        if text:
-            return head + self._memory.get_bytes("input", index, slot)
-        corner: tuple[Any, ...] = (slot, *map(slice, dims))
-        row: bytes = self._memory.array("input", index)[corner].tobytes()
-        return head + row
+    def _more(self, before: int, slot: int, index: int, text: bool) -> int:
+        """Return the number of an input whose rows differ in size, with its shape, after that of those `before` it.
+        Its row may be large, so it is not copied."""
+        memory = self._memory
+        dims = memory.dims("input", index, slot)
+        parts = (memory.length("input", index, slot),) if text else dims
+        corner: tuple[Any, ...] = (slot, *map(slice, parts))
+        found = self._digests.more(before, repr(dims).encode())
+        return self._digests.more(found, memory.array("input", index)[corner])

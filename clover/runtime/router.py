@@ -797,10 +797,12 @@ class Router(Model):
                 audits += 1
                 self._finish(ticket, 500 if status else 200, "", now_ns)
                 continue
-            if watching and not (ticket.paths and ticket.slots.index(slot) in ticket.paths):
-                if self.guard.fresh(self._inputs.digest(slot)):
+            counts = watched or (watching and ticket.chain is not None)
+            if counts and not (ticket.paths and ticket.slots.index(slot) in ticket.paths):
+                evidence = self.guard.fresh(self._inputs.digest(slot))
+                if evidence:
                     if watched:
-                        self.guard.score(lane, scores[at])
+                        self.guard.score(lane, scores[at], evidence)
                 elif ticket.repeats:
                     ticket.repeats.add(slot)
                 else:

@@ -14,14 +14,15 @@ from clover._native import inputs as native
 from tests.reference import inputs as reference
 
 KEY = 0x0123456789ABCDEF
-SIZES = (0, 1, 3, 8, 63, 64, 65, 784, 3136, 4095, 4096, 4097, 5000, 40_000)
+WHOLE, EDGE = 65_536, 4096  # up to so many bytes a row is read whole; of a larger one so many at either end
+SIZES = (0, 1, 3, 8, 63, 64, 65, 784, 3136, 4095, 4097, WHOLE - 1, WHOLE, WHOLE + 1, 100_003, 300_000)
 
 
 def rows(size: int, count: int = 2) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     return np.zeros((count, size), np.uint8)
 
 
-@pytest.mark.parametrize("size", [1, 8, 63, 64, 65, 784, 3136, 4096])
+@pytest.mark.parametrize("size", [1, 8, 63, 64, 65, 784, 3136, 5000])
 def test_rows_of_usual_size_differ_by_any_bit(kernels: SimpleNamespace, size: int) -> None:
     region = rows(size)
     digests = kernels.inputs.Digests([region], KEY)
@@ -36,25 +37,56 @@ def test_rows_of_usual_size_differ_by_any_bit(kernels: SimpleNamespace, size: in
     assert digests.row(1) == digests.row(0)
 
 
-def test_large_rows_that_differ_somewhere_in_each_part_differ(kernels: SimpleNamespace) -> None:
-    region = np.random.default_rng(1).integers(0, 256, (8, 40_000)).astype(np.uint8)
-    digests = kernels.inputs.Digests([region], KEY)
-    assert len({digests.row(slot) for slot in range(8)}) == 8
+@given(size=st.integers(1, WHOLE), at=st.floats(0.0, 1.0, exclude_max=True), by=st.integers(1, 255))
+def test_a_row_that_is_read_whole_has_another_digest_if_any_byte_differs(size: int, at: float, by: int) -> None:
+    region = rows(size)
+    region[1, int(at * size)] = by
+    digests = native.Digests([region], KEY)
+    assert digests.row(0) != digests.row(1)
 
 
-def test_what_is_read_of_a_large_row_depends_on_the_key(kernels: SimpleNamespace) -> None:
-    """A client who does not know the key cannot know where its rows may differ unseen."""
-    region = rows(100_000)
-    region[1, ::64] = 1
+@given(
+    size=st.integers(WHOLE + 1, 8 * WHOLE),
+    at=st.integers(0, EDGE - 1),
+    last=st.booleans(),
+    by=st.integers(1, 255),
+    key=st.integers(0, 2**64 - 1),
+)
+def test_a_larger_row_has_another_digest_if_a_byte_near_either_end_differs(
+    size: int, at: int, last: bool, by: int, key: int
+) -> None:
+    region = rows(size)
+    region[1, size - 1 - at if last else at] = by
+    digests = native.Digests([region], key)
+    assert digests.row(0) != digests.row(1)
 
-    def alike(key: int) -> bool:
+
+@pytest.mark.parametrize("elements", [2048, 16_384])
+@pytest.mark.parametrize("front", [True, False])
+def test_padded_tokens_are_told_apart_under_any_key(kernels: SimpleNamespace, elements: int, front: bool) -> None:
+    region = np.zeros((16, elements), np.int64)
+    tokens = np.random.default_rng(2).integers(0, 50_000, (16, 10))
+    region[:, slice(10) if front else slice(-10, None)] = tokens
+    for key in range(3):
         digests = kernels.inputs.Digests([region], key)
-        return bool(digests.row(0) == digests.row(1))
+        assert len({digests.row(slot) for slot in range(16)}) == 16
 
-    assert {alike(key) for key in range(9)} == {False}
-    region[1] = 0
-    region[1, 5000:5030] = 1
-    assert {alike(key) for key in range(200)} == {True, False}
+
+def test_large_rows_that_differ_all_over_differ(kernels: SimpleNamespace) -> None:
+    region = np.random.default_rng(1).integers(0, 256, (4, 200_000)).astype(np.uint8)
+    region[:, :EDGE] = region[:, -EDGE:] = 0
+    digests = kernels.inputs.Digests([region], KEY)
+    assert len({digests.row(slot) for slot in range(4)}) == 4
+
+
+def test_every_stretch_of_a_large_row_is_looked_at_under_some_key() -> None:
+    """A client who does not know the key cannot know where its rows may differ unseen."""
+    region = rows(200_003)
+    digests = [native.Digests([region], key) for key in range(300)]
+    for at in range(EDGE, 200_003 - EDGE, 1777):
+        region[1, at : at + 30] = 1
+        assert {digest.row(0) == digest.row(1) for digest in digests} == {True, False}, at
+        region[1] = 0
 
 
 def test_all_inputs_of_a_row_count_in_their_order_and_with_their_size(kernels: SimpleNamespace) -> None:
@@ -92,6 +124,33 @@ def test_both_give_rows_of_any_size_the_same_digest(size: int) -> None:
     if size:
         region = np.frombuffer(data, np.uint8).reshape(1, -1)
         assert native.Digests([region], KEY).row(0) == reference.Digests([region], KEY).row(0)
+
+
+def corners(depth: int = 3) -> st.SearchStrategy[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of an array and of a corner of it."""
+    axis = st.integers(1, 9).flatmap(lambda most: st.tuples(st.just(most), st.integers(0, most)))
+    return st.lists(axis, min_size=1, max_size=depth).map(lambda axes: tuple(zip(*axes, strict=True)))  # type: ignore[arg-type, return-value]
+
+
+@given(corners(), st.sampled_from([np.uint8, np.float16, np.float32, np.int64, np.bool_]))
+def test_the_corner_of_an_array_has_the_digest_of_its_bytes(
+    kernels: SimpleNamespace, shapes: tuple[tuple[int, ...], tuple[int, ...]], dtype: type
+) -> None:
+    region = np.arange(np.prod(shapes[0])).astype(dtype).reshape(shapes[0])
+    corner = region[tuple(map(slice, shapes[1]))]
+    digests = kernels.inputs.Digests([], KEY)
+    assert digests.more(7, corner) == digests.more(7, corner.tobytes())
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (300, 299), (299, 300), (50, 41, 100), (300, 1), (1, 300)])
+def test_large_corners_too(kernels: SimpleNamespace, shape: tuple[int, ...]) -> None:
+    region = np.random.default_rng(3).random((300, 300) if len(shape) == 2 else (50, 60, 100))
+    corner = region[tuple(map(slice, shape))]
+    digests = kernels.inputs.Digests([], KEY)
+    assert digests.more(7, corner) == digests.more(7, corner.tobytes())
+    assert native.Digests([], KEY).more(7, corner) == reference.Digests([], KEY).more(7, corner)
+    assert digests.more(7, corner[::-1]) == digests.more(7, corner[::-1].tobytes())
+    assert digests.more(7, corner.T) == digests.more(7, corner.T.tobytes())
 
 
 @given(st.integers(1, 9), st.lists(st.integers(0, 40), max_size=300))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 _BITS = (1 << 64) - 1
 _ODD = (0xA0761D6478BD642F, 0xE7037ED1A0B428DB, 0x8EBC6AF09C88C6E3, 0x589965CC75374CC3)
-_LINE, _WHOLE, _LEAST, _MOST = 64, 4096, 64, 1 << 24
+_LINE, _WHOLE, _EDGE, _LEAST, _MOST = 64, 65_536, 4096, 64, 1 << 24
 
 
 def _fold(a: int, b: int) -> int:
@@ -19,12 +19,17 @@ def _fold(a: int, b: int) -> int:
 
 def _lines(row: bytes, keys: list[int]) -> list[bytes]:
     size = len(row)
-    if size <= _WHOLE:
-        return [row[at : at + _LINE].ljust(_LINE, b"\0") for at in range(0, size, _LINE)]
-    lines = max(size // (32 * _LINE), _LEAST)
-    stretch = size // lines
-    places = [line * stretch + _fold(keys[0] ^ line, _ODD[1]) % (stretch - _LINE + 1) for line in range(lines)]
-    return [row[at : at + _LINE] for at in places]
+    places = list(range(0, size, _LINE))
+    if size > _WHOLE:
+        rest = size - 2 * _EDGE
+        lines = max(rest // (32 * _LINE), _LEAST)
+        ends = [_EDGE + line * rest // lines for line in range(lines + 1)]
+        places = [*range(0, _EDGE, _LINE)]
+        for line in range(1, lines + 1):
+            room = ends[line] - ends[line - 1] - _LINE + 1
+            places.append(ends[line - 1] + _fold(keys[0] ^ line, _ODD[1]) % room)
+        places += range(size - _EDGE, size, _LINE)
+    return [row[at : at + _LINE].ljust(_LINE, b"\0") for at in places]
 
 
 def _digest(row: bytes, key: int, before: int) -> int:
@@ -52,7 +57,7 @@ class Digests:
         self._key = key
 
     def row(self, slot: int) -> int:
-        """The digest of what lies in `slot` of all regions."""
+        """Return the digest of what lies in `slot` of all regions."""
         if not 0 <= slot < self._slots:
             raise IndexError(f"slot {slot} is outside 0..{self._slots - 1}")
         found = 0
@@ -60,9 +65,9 @@ class Digests:
             found = _digest(region[slot : slot + 1].tobytes(), self._key, found)
         return found
 
-    def more(self, before: int, data: bytes) -> int:
-        """The digest of `data` after that of something `before` it."""
-        return _digest(data, self._key, before)
+    def more(self, before: int, data: bytes | memoryview | NDArray[Any]) -> int:
+        """Return the digest of `data`, bytes or an array of any strides, after that of something `before` it."""
+        return _digest(data if isinstance(data, bytes) else data.tobytes(), self._key, before)
 
 
 class Recent:
@@ -75,11 +80,11 @@ class Recent:
         self.clear()
 
     def holds(self, digest: int) -> bool:
-        """Whether `digest` came before."""
+        """Return whether `digest` came before."""
         return (digest or 1) in self._young or (digest or 1) in self._old
 
     def add(self, digest: int) -> bool:
-        """Remember `digest`; whether it is new."""
+        """Remember `digest`; return whether it is new."""
         if self.holds(digest):
             return False
         self._young.add(digest or 1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from clover.runtime.cascade import Chain
+from clover.runtime.guard import ASIDE, OWN, SERVED, Guard
 from clover.runtime.tickets import Ticket
 from clover.types import CascadeProfile, ChainPoint, FamilyProfile, Sureness
 from tests.unit import profiles_fixture
@@ -29,6 +32,11 @@ POINT = ChainPoint(
     alike=(0.98, 1.0),
     overruled=0.1,
 )
+
+
+WATCHED = Chain((SMALL, LARGE), THRESHOLDS, (), (), overruled=0.1, overruled_rows=5000)
+VARIANTS = ("small", "medium", "large")
+MINUTE = 60_000_000_000
 
 
 def sureness(**alike: float) -> Sureness:
@@ -86,3 +94,43 @@ class Audited(House):
     def tests(self, variant: str = "small") -> dict[str, Any]:
         found: dict[str, Any] = self.router.guarded()["variants"].get(variant, {})
         return found
+
+
+class Guarded:
+    """A guard with a clock that the tests move, and clients that send it inputs."""
+
+    def __init__(self, seed: int = 1, *, acts: bool = True) -> None:
+        self.now_ns = 1000 * MINUTE
+        self.guard = Guard("toy", VARIANTS, acts=acts, clock=lambda: self.now_ns)
+        self.guard.expect(profile())
+        self.draw = random.Random(seed)
+
+    def wait(self, ns: int) -> None:
+        self.now_ns += ns
+        self.guard.look()
+
+    def scores(self, rows: int, power: float = 1.0, lane: int = SMALL) -> None:
+        for _ in range(rows):
+            if self.guard.fresh(self.draw.getrandbits(64)):
+                self.guard.score(lane, self.draw.random() ** power)
+
+    def audits(self, rows: int, own: float, served: float) -> None:
+        """Audits of rows of which such parts agree."""
+        for _ in range(rows):
+            self.guard.fresh_audit(self.draw.getrandbits(64))
+            agrees = self.draw.random() < served
+            self.guard.compared(OWN, SMALL, self.draw.random() < own, 0.9, 10_000)
+            self.guard.as_planned(SMALL, agrees, 0.98, 2500)
+            self.guard.compared(SERVED, SMALL, agrees, 0.98, 2500)
+
+    def witnesses(self, rows: int, agree: float) -> None:
+        for _ in range(rows):
+            self.guard.witness(self.draw.random(), self.draw.random() < agree)
+
+    def ill(self) -> None:
+        """Whatever is well now."""
+        while self.guard.rung != ASIDE and self.guard.alarms < 1000:
+            before = self.guard.rung
+            self.scores(50, power=3.0)
+            if self.guard.rung != before:
+                return

@@ -323,6 +323,17 @@ def test_what_is_urgent_ends_though_every_audit_fails() -> None:
     assert house.router.audits.sampler.share == MOST
 
 
+def test_a_repeat_that_is_audited_for_nothing_uses_up_nothing_that_is_urgent(house: Audited) -> None:
+    guard = house.router.guard
+    guard.alarm("scores", SMALL, "")
+    for _ in range(20):
+        ticket = house.ask(again=1.0)
+        house.says(SMALL, 0, score=0.2)
+        house.says(LARGE, 1)
+        house.close(ticket)
+    assert (guard.urgent, house.router.audits.free) == (URGENT_AUDITS - 1, 20)
+
+
 def test_what_is_urgent_waits_for_somebody_who_can_answer() -> None:
     house = Audited(lanes=(SMALL,), chained=False, share=0.005)
     house.router.guard.alarm("scores", SMALL, "")

@@ -26,7 +26,7 @@ def made(acts: bool = True) -> tuple[Guard, list[int]]:
     return guard, steps
 
 
-def disagree(guard: Guard, kind: str = SERVED, rows: int = 200) -> None:
+def disagree(guard: Guard, kind: str = SERVED, rows: int = 2 * FEWEST_AUDITS) -> None:
     for _ in range(rows):
         guard.compared(kind, SMALL, False, 0.98, 2500)
 
@@ -236,6 +236,8 @@ def test_drift_end_to_end_through_the_router() -> None:
 
     def serve(rows: int, wrong: float) -> int:
         for row in range(rows):
+            if row % 100 == 0:
+                house.router.audits.grid(250.0, 250.0)  # as a server does, so that audits are urgent after an alarm
             ticket = house.ask()
             said = int(rng.random() >= wrong)
             if SMALL in ticket.variants:

@@ -1,189 +1,34 @@
-"""Repeats are no evidence, and the guard comes down by itself: the two ways in which it might do harm for nothing."""
+"""The guard comes down by itself, on evidence that all is well again, and does not flap."""
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.families import load_family
 from clover.planning.drift import FEWEST_AUDITS
-from clover.runtime.cascade import Chain
 from clover.runtime.guard import (
     ASIDE,
+    DRIFT,
     FORGIVEN,
     LEAST_STAY_NS,
     MOST_STAY_NS,
     OK,
     OVERRULED,
     OWN,
-    REMEMBERED,
+    RECOVERY,
     SCORES,
     SERVED,
     TIGHTENED,
     Guard,
 )
 from clover.runtime.health import QUIET, Health
-from clover.types import Routing
-from tests.unit.guard_fixture import LARGE, SMALL, Audited, profile, sureness
-from tests.unit.router_fixture import House
+from tests.unit.guard_fixture import LARGE, MINUTE, SMALL, VARIANTS, WATCHED, Audited, Guarded, profile, sureness
 
-VARIANTS = ("small", "medium", "large")
-CHAIN = Chain((SMALL, LARGE), (0.5,), (), (), overruled=0.1, overruled_rows=5000)
-MINUTE = 60_000_000_000
 DAY = 86_400_000_000_000
-
-
-class Guarded:
-    """A guard with a clock that the tests move, and clients that send it inputs."""
-
-    def __init__(self, seed: int = 1) -> None:
-        self.now_ns = 1000 * MINUTE
-        self.guard = Guard("toy", VARIANTS, clock=lambda: self.now_ns)
-        self.guard.expect(profile())
-        self.draw = random.Random(seed)
-
-    def wait(self, ns: int) -> None:
-        self.now_ns += ns
-        self.guard.look()
-
-    def scores(self, rows: int, power: float = 1.0, lane: int = SMALL) -> None:
-        for _ in range(rows):
-            if self.guard.fresh(self.draw.getrandbits(64)):
-                self.guard.score(lane, self.draw.random() ** power)
-
-    def audits(self, rows: int, own: float, served: float) -> None:
-        """Audits of rows of which such parts agree."""
-        for _ in range(rows):
-            self.guard.fresh_audit(self.draw.getrandbits(64))
-            agrees = self.draw.random() < served
-            self.guard.compared(OWN, SMALL, self.draw.random() < own, 0.9, 10_000)
-            self.guard.as_planned(SMALL, agrees, 0.98, 2500)
-            self.guard.compared(SERVED, SMALL, agrees, 0.98, 2500)
-
-    def witnesses(self, rows: int, agree: float) -> None:
-        for _ in range(rows):
-            self.guard.witness(self.draw.random(), self.draw.random() < agree)
-
-    def ill(self) -> None:
-        """Whatever is well now."""
-        while self.guard.rung != ASIDE and self.guard.alarms < 1000:
-            before = self.guard.rung
-            self.scores(50, power=3.0)
-            if self.guard.rung != before:
-                return
-
-
-# --- repeats ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("inputs", [1, 10, 100])
-@pytest.mark.parametrize("repeats", [300, 3000, 30_000])
-def test_repeats_of_inputs_like_the_profiles_raise_no_alarm(inputs: int, repeats: int) -> None:
-    for seed in range(max(1, 3000 // (repeats * inputs) * 10)):
-        draw = random.Random(1000 * inputs + seed)
-        house = Guarded()
-        guard = house.guard
-        sent = [
-            (draw.getrandbits(64), draw.random(), draw.random() < 0.1, draw.random() < 0.9, draw.random() < 0.98)
-            for _ in range(inputs)
-        ]
-        for _ in range(repeats):
-            for digest, score, overruled, own, served in sent:
-                if guard.fresh(digest):
-                    guard.score(SMALL, score)
-                    guard.followed(CHAIN, overruled, 1)
-                if guard.fresh_audit(digest):
-                    guard.compared(OWN, SMALL, own, 0.9, 10_000)
-                    guard.compared(SERVED, SMALL, served, 0.98, 2500)
-        assert (guard.alarms, guard.found) == (0, OK)
-        assert guard.inputs == inputs
-        assert guard.report()["repeats"] >= inputs * (repeats - 1)
-
-
-def test_a_circle_longer_than_the_memory_raises_no_alarm() -> None:
-    """It counts again and again; and what so many inputs say lies within what counts as profiled."""
-    house = Guarded()
-    guard, draw = house.guard, random.Random(5)
-    count = 2 * REMEMBERED + 500
-    sent = [(draw.getrandbits(64), draw.random(), draw.random() < 0.1) for _ in range(count)]
-    for _ in range(8):
-        for digest, score, overruled in sent:
-            if guard.fresh(digest):
-                guard.score(SMALL, score)
-                guard.followed(CHAIN, overruled, 1)
-    assert guard.inputs > count
-    assert (guard.alarms, guard.found) == (0, OK)
-
-
-@pytest.mark.parametrize("inputs", [1, 10])
-def test_the_worst_inputs_in_a_load_test_of_a_router_are_no_evidence(inputs: int) -> None:
-    """A row that `small` is least sure of, or wrongly surest of, and that every row is audited."""
-    for score in (0.01, 0.99):
-        house = Audited(share=1.0)
-        for row in range(600):
-            ticket = house.ask(again=float(row % inputs))
-            house.says(SMALL, 0, score=score)
-            while house.sent(LARGE):
-                house.says(LARGE, 1, score=score)
-            house.close(ticket)
-            while house.sent(LARGE):
-                house.says(LARGE, 1, score=score)
-        told = house.router.guarded()
-        assert (told["state"], told["alarms"], told["inputs"], told["repeats"]) == ("ok", 0, inputs, 600 - inputs)
-        tests = told["variants"]["small"]
-        assert tests["own"]["rows"] == inputs
-        assert told["audits"]["dropped"].get("repeat", 0) > 500 or score < 0.5
-        house.check_slots()
-
-
-def test_rows_of_one_request_that_are_alike_count_once() -> None:
-    house = Audited(share=0.0)
-    ticket = house.ask(rows=4, again=1.0)
-    house.says(SMALL, 1, score=0.9)
-    house.close(ticket)
-    guard = house.router.guard
-    assert (guard.inputs, guard.repeats) == (1, 3)
-    assert guard._scores[SMALL] is not None
-    assert sum(guard._scores[SMALL]._counts) == 1
-    ticket = house.ask(rows=4)
-    house.says(SMALL, 1, score=0.9)
-    house.close(ticket)
-    assert (guard.inputs, guard.repeats) == (5, 3)
-
-
-def test_repeats_do_not_use_up_what_is_urgent_nor_the_share_that_is_promised() -> None:
-    house = Audited(share=0.005)
-    house.router.guard.alarm(SCORES, SMALL, "")
-    house.router.audits.grid(250.0, 250.0)
-    urgent = house.router.guard.urgent
-    for _ in range(2000):
-        ticket = house.ask(again=1.0)
-        house.says(SMALL, 1)
-        house.close(ticket)
-        while house.sent(LARGE):
-            house.says(LARGE, 1)
-    audits = house.router.audits
-    assert 2 <= audits.answered <= 4
-    assert urgent - house.router.guard.urgent <= 4
-    assert audits.sampler.taken >= 0.001 * audits.sampler.rows
-
-
-def test_a_handful_of_inputs_raises_no_alarm() -> None:
-    house = Guarded()
-    for _ in range(150):
-        house.guard.score(SMALL, 0.0)
-    for _ in range(FEWEST_AUDITS - 1):
-        house.guard.compared(SERVED, SMALL, False, 0.98, 2500)
-    assert house.guard.alarms == 0
-    house.guard.compared(SERVED, SMALL, False, 0.98, 2500)
-    assert house.guard.alarms == 1
 
 
 # --- the way back -----------------------------------------------------------------------------------------------------
@@ -227,6 +72,93 @@ def test_repeats_are_no_evidence_of_health_either() -> None:
     assert house.guard.rung == TIGHTENED
 
 
+def test_inputs_that_came_before_an_alarm_are_evidence_of_health_once() -> None:
+    """Those of a client whose inputs are some thousands, again and again: else it could never come down."""
+    house = Guarded()
+    guard, pool = house.guard, [(digest, house.draw.random()) for digest in range(1, 5001)]
+
+    def serve() -> None:
+        for digest, score in pool:
+            evidence = guard.fresh(digest)
+            if evidence:
+                guard.score(SMALL, score, evidence)
+
+    serve()
+    house.ill()
+    alarms, rows = guard.alarms, guard.report()["variants"]["small"][SCORES]["rows"]
+    serve()
+    assert guard.report()["variants"]["small"][SCORES]["rows"] == rows
+    assert guard.report()["health"]["small"][SCORES]["rows"] == 5000
+    serve()
+    assert guard.report()["health"]["small"][SCORES]["rows"] == 5000
+    house.wait(LEAST_STAY_NS)
+    assert (guard.rung, guard.alarms) == (OK, alarms)
+
+
+def test_an_accusation_has_the_evidence_of_health_begin_anew() -> None:
+    """So that inputs that count once cannot run out."""
+    house = Guarded()
+    house.ill()
+    counts = [house.guard.fresh(digest) for digest in (1, 1)]
+    house.scores(1000)
+    house.guard.alarm(OWN, SMALL, "")
+    assert house.guard.report()["health"]["small"][SCORES]["rows"] == 0
+    assert [*counts, house.guard.fresh(1)] == [DRIFT | RECOVERY, 0, RECOVERY]
+
+
+def test_audits_too_count_once_after_an_alarm() -> None:
+    guard = Guarded().guard
+    assert [guard.fresh_audit(7), guard.fresh_audit(7), guard.audited(7)] == [DRIFT, 0, True]
+    guard.alarm(SERVED, SMALL, "")
+    assert not guard.audited(7)
+    assert [guard.fresh_audit(7), guard.fresh_audit(7), guard.audited(7)] == [RECOVERY, 0, True]
+    guard.reset()
+    assert guard.fresh_audit(7) == DRIFT
+
+
+def test_one_that_only_watches_comes_down_all_the_way() -> None:
+    """What is served is the plan's throughout, so audits of that speak for it on both steps."""
+    house = Guarded(acts=False)
+    guard = house.guard
+    house.audits(600, 0.9, 0.0)
+    assert (guard.found, guard.rung) == (ASIDE, OK)
+    for found in (TIGHTENED, OK):
+        for _ in range(5):
+            house.scores(2000)
+            house.audits(1000, 0.9, 0.98)
+        house.wait(DAY)
+        assert guard.found == found
+    assert guard.returns == 2
+
+
+def test_one_that_only_watches_comes_down_through_the_router() -> None:
+    house = Audited(share=1.0, guard="watch")
+    guard = house.router.guard
+    for _ in range(2 * FEWEST_AUDITS):
+        guard.compared(SERVED, SMALL, False, 0.98, 2500)
+    assert (guard.found, guard.rung) == (ASIDE, OK)
+    house.router.audits.sampler.set(1.0)
+    for found in (TIGHTENED, OK):
+        for row in range(1500):
+            ticket = house.ask()
+            house.says(SMALL, 1, score=(row % 100) / 100)
+            while house.sent(LARGE):
+                house.says(LARGE, 1)
+            house.close(ticket)
+            while house.sent(LARGE):
+                house.says(LARGE, 1)
+        house.loop.now_ns += LEAST_STAY_NS
+        guard.look()
+        assert guard.found == found
+
+
+def test_another_profile_has_other_floors() -> None:
+    guard = Guarded().guard
+    guard.floors[SMALL] = (0.5, 0.98, 2500)
+    guard.expect(profile())
+    assert guard.floors == {}
+
+
 def test_every_accusation_has_to_be_cleared() -> None:
     house = Guarded()
     house.ill()
@@ -248,7 +180,7 @@ def test_overruling_is_cleared_by_rows_or_by_audits(kind: str) -> None:
         if kind == OWN:
             house.guard.compared(OWN, SMALL, house.draw.random() < 0.9, 0.9, 10_000)
         else:
-            house.guard.followed(CHAIN, house.draw.random() < 0.1, 1)
+            house.guard.followed(WATCHED, house.draw.random() < 0.1, 1)
     house.wait(DAY)
     assert house.guard.rung == OK
 
@@ -372,7 +304,7 @@ def test_aside_audits_go_the_other_way_and_clear_the_variant() -> None:
     for row in range(1500):
         ticket = house.ask()
         assert house.sent(LARGE) == [ticket.slots]
-        house.says(LARGE, 1)
+        house.says(LARGE, 1, score=row % 100 / 100)
         house.close(ticket)
         assert house.sent(SMALL) == [ticket.slots]
         house.says(SMALL, int(row % 100 != 0 and row % 2), score=0.9 if row % 2 else 0.3)
@@ -416,35 +348,3 @@ def test_tightened_what_the_plan_would_have_served_is_compared() -> None:
         assert guard.report()["health"]["small"]["served"]["rows"] == rows
     assert guard.report()["variants"]["small"]["served"]["rows"] == 1
     assert guard.floors[SMALL][0] == 0.5
-
-
-def test_the_request_of_the_readme_three_hundred_times_raises_no_alarm() -> None:
-    """Through the router of the family that it is for, and as unlike the profile's scores as can be."""
-    body = json.loads((Path(__file__).parents[2] / "docs" / "shirt.json").read_text())
-    rows = np.array(body["inputs"][0]["data"], np.float32).reshape(body["inputs"][0]["shape"])
-    house = House(load_family("fashion"), slots=64)
-    house.router.expect(profile())
-    variants = [variant.name for variant in house.spec.variants]
-    small = house.entry(variants.index("small"))
-    house.router.route([small], Routing(shares={"small": 1.0}))
-    for _ in range(300):
-        ticket = house.router.open(1)
-        house.router.write(ticket, 0, rows)
-        house.router.submit(ticket, house.done.append)
-        house.loop.turn()
-        house.slab.score[ticket.slots] = 0.01
-        house.complete(small[0])
-        assert ticket.status == 200
-        house.router.close(ticket)
-    told = house.router.guarded()
-    assert (told["state"], told["alarms"], told["inputs"], told["repeats"]) == ("ok", 0, 1, 299)
-    for _ in range(300):  # as unlike, and inputs of their own: that is what an alarm is for
-        ticket = house.router.open(1)
-        rows = np.random.default_rng(house.router.guard.inputs).random(rows.shape, np.float32)
-        house.router.write(ticket, 0, rows)
-        house.router.submit(ticket, house.done.append)
-        house.loop.turn()
-        house.slab.score[ticket.slots] = 0.01
-        house.complete(small[0])
-        house.router.close(ticket)
-    assert house.router.guarded()["state"] == "tightened"

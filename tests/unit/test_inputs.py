@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
+import pytest
 
 from clover.runtime.inputs import Inputs
 from clover.runtime.rows import write_array, write_bytes
@@ -36,6 +39,25 @@ def test_texts_and_rows_of_any_shape_are_told_apart_by_what_is_theirs() -> None:
     assert len(others | {first}) == 4
     slab._words[0, slab.layout.region("input", 2).dims_word] = 99  # a worker wrote over it
     assert inputs.digest(0) == 0
+
+
+@pytest.mark.parametrize("shape", [(1000, 750), (750, 1000)])
+def test_a_large_row_of_varying_shape_is_not_copied(shape: tuple[int, int]) -> None:
+    """It would take the event loop's time, and memory, by what a client sends."""
+    varied = TensorSpec(name="x", datatype="FP32", shape=(-1, -1), max_shape=(1000, 1000))
+    text = TensorSpec(name="text", datatype="BYTES", shape=(1,), max_bytes=4_000_000)
+    spec = family(inputs=(varied, text))
+    slab = Slab.create(Layout(spec, 2))
+    inputs = Inputs(slab, spec, key=1)
+    write_array(slab, varied, 0, [0], np.ones((1, *shape), np.float32))
+    write_bytes(slab, text, 1, [0], [oip(bytes(3_000_000))], None)
+    inputs.digest(0)
+    tracemalloc.start()
+    try:
+        inputs.digest(0)
+        assert tracemalloc.get_traced_memory()[1] < 20_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_another_process_has_another_key() -> None:
