@@ -32,12 +32,15 @@ class ArrivalRate:
         self._windows: deque[float] = deque(maxlen=LONGEST)
         self._kept_s = -math.inf
         self._newest = 0.0
+        self._exact = False
 
-    def note(self, now_s: float, rate: float) -> None:
+    def note(self, now_s: float, rate: float, window_s: float = WINDOW_S) -> None:
         """Take the count of the window that ends at `now_s` (monotonic seconds) as `rate` rows a second.
 
-        Windows that overlap the last one that was kept say the same again: they only tell of a change."""
+        Windows that overlap the last one that was kept say the same again: they only tell of a change.  A `window_s`
+        without end says that the rate is known, as a simulation may know it, and leaves nothing to chance."""
         self._newest = rate
+        self._exact = math.isinf(window_s)
         if now_s - self._kept_s >= WINDOW_S:
             self._kept_s = now_s
             self._windows.append(rate)
@@ -52,8 +55,8 @@ class ArrivalRate:
 
     def rows_per_s(self) -> float:
         """Return the rows a second to plan for; 0 before the first window and while nothing arrives."""
-        if not self._windows:
-            return 0.0
+        if not self._windows or self._exact:
+            return self._newest
         mean = sum(self._windows) / len(self._windows)
         sure = mean + SURE * _deviation(mean, len(self._windows))
         return max(sure, self._newest - _deviation(self._newest, 1))

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Applier, Instances
-from clover.control.arrivals import ArrivalRate
+from clover.control.arrivals import WINDOW_S, ArrivalRate
 from clover.control.demand import Demanded
 from clover.control.outlook import Ledger
 from clover.control.slo import SloLog
@@ -147,7 +147,8 @@ class Family:
     def look(self, now_s: float) -> dict[str, float]:
         """Take in what the fleet shows now (`now_s`, monotonic) and return it."""
         self.observed = self.fleet.observe()
-        self.arrivals.note(now_s, self.observed.get("arrival_rate", 0.0))
+        seen = self.observed
+        self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
         return self.observed
 
     @property

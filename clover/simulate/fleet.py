@@ -16,6 +16,7 @@ that a worker is spawned on it until the last one is gone.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clover.control.arrivals import WINDOW_S
 from clover.errors import DeviceError, WorkerError
 from clover.planning import chains
 from clover.planning.chain_waits import energy_j
@@ -186,7 +188,8 @@ class Sums:
 
 class SimulatedFleet:
     """The workers of one family on `devices`, each of which draws `idle_w`, or `asleep_w` while it has no workers
-    (None: as much).  `load_s`: virtual seconds until a spawned worker is ready."""
+    (None: as much).  `load_s`: virtual seconds until a spawned worker is ready.  `exact`: the rate that is observed is
+    the true one, and no count of a window."""
 
     def __init__(
         self,
@@ -197,8 +200,10 @@ class SimulatedFleet:
         idle_w: float,
         pue: float,
         asleep_w: float | None = None,
+        exact: bool = False,
     ) -> None:
         self.load_s = 0.0
+        self._exact = exact
         self.sums = Sums()
         self.queue_rows = 0.0
         self.routed: tuple[Assignment, ...] = ()
@@ -333,6 +338,7 @@ class SimulatedFleet:
         self._accrue()
         found = {
             "arrival_rate": self._observed,
+            "arrival_window_s": math.inf if self._exact else WINDOW_S,
             "queue_rows": self.queue_rows,
             "rows": self._rows,
             "restarts": 0.0,

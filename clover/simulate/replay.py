@@ -119,6 +119,7 @@ class _Replay:
             idle_w=world.machine.idle_w,
             pue=rules.pue,
             asleep_w=case.asleep_w,
+            exact=not rules.noise,
         )
         family = controller.add(spec_of(world.known.profile), world.known.profile, fleet, config)
         fleet.weather(self.rates[0], self.observed[0], (await chain.read(trace.start_s)).g_per_kwh)

@@ -55,6 +55,13 @@ def test_a_rise_counts_at_once_and_a_fall_once_it_is_sure() -> None:
     assert fallen.rows_per_s() < 70.0
 
 
+def test_a_rate_that_is_known_leaves_nothing_to_chance() -> None:
+    found = ArrivalRate()
+    for at, rate in enumerate((40.0, 41.0, 40.0)):
+        found.note(at * WINDOW_S, rate, float("inf"))
+        assert found.rows_per_s() == rate
+
+
 def test_looks_within_a_window_say_nothing_new() -> None:
     assert watched([50.0] * 10, every_s=1.0).rows_per_s() == pytest.approx(watched([50.0]).rows_per_s())
 

@@ -368,21 +368,21 @@ def test_labels_are_counted_by_address(peer: str, client: str) -> None:
 
 
 def test_labels_without_end_are_refused_before_they_are_read() -> None:
+    text = "a body that is no inference has at most 262144 bytes"
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n\r\n" % FEEDBACK.encode()
+    assert [(early.status, early.json()) for early in driver().send(head)] == [(413, {"error": text})]
+    chunked = b"POST %b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % FEEDBACK.encode()
+    body = b"80000\r\n%b\r\n0\r\n\r\n" % bytes(0x80000)
+    assert [late.status for late in driver().send(chunked + body)] == [413]
     d = driver()
     made = d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
-    many = b'{"id":"%b","labels":[0%b]}' % (made.encode(), b",0" * 10**7)
-    answer = d.post(FEEDBACK, many)
-    assert (answer.status, answer.json()) == (413, {"error": "a body that is no inference has at most 262144 bytes"})
-    packed = gzip.compress(many)
+    packed = gzip.compress(b'{"id":"%b","labels":[0%b]}' % (made.encode(), b",0" * 10**7))
     assert len(packed) < 1 << 16
     assert d.post(FEEDBACK, packed, "Content-Encoding: gzip").status == 413
-    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n\r\n" % FEEDBACK.encode()
-    assert [early.status for early in d.send(head)] == [413], "refused before its body is there"
-    d = driver()
-    made = d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
-    for path in ("/v2/repository/index", "/v2/clover/pin", "/v2/repository/models/echo/load"):
-        assert d.post(path, b'{"a":[0%b]}' % (b",0" * 10**6)).status == 413
     assert d.post(FEEDBACK, {"id": made, "labels": [1]}).status == 200
+    for path in ("/v2/repository/index", "/v2/clover/pin", "/v2/repository/models/echo/load"):
+        assert driver().post(path, b'{"a":[0%b]}' % (b",0" * 10**6)).status == 413
+
 
 
 # --- trust ------------------------------------------------------------------------------------------------------------

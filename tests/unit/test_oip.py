@@ -519,18 +519,19 @@ def test_receipts() -> None:
         "intensity_g_per_kwh": 400.0,
         "method": "modelled",
         "intensity_state": "fresh",
+        "feedback": answer.fields["x-request-id"],
     }
     assert "clover-receipt" not in d.post(INFER, b"{}").fields
 
 
 def test_paths_stand_in_the_receipt() -> None:
-    assert "path" not in receipt_json(RECEIPT)
+    assert "path" not in receipt_json(RECEIPT, "made-1")
     one = msgspec.structs.replace(RECEIPT, path=("small>xlarge",))
     assert receipt_field(one).endswith(b', path="small>xlarge"\r\n')
-    assert receipt_json(one)["path"] == ["small>xlarge"]
+    assert receipt_json(one, "made-1")["path"] == ["small>xlarge"]
     several = msgspec.structs.replace(RECEIPT, path=("small", "small>xlarge", "small"))
     assert receipt_field(several).endswith(b', path="small*2 small>xlarge*1"\r\n')
-    assert receipt_json(several)["path"] == ["small", "small>xlarge", "small"]
+    assert receipt_json(several, "made-1")["path"] == ["small", "small>xlarge", "small"]
 
 
 # --- compression ------------------------------------------------------------------------------------------------------
