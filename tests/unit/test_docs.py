@@ -1,18 +1,22 @@
-"""What the documents point at exists."""
+"""What the documents point at exists, and the drawing is what its script draws."""
 
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/**/*.md")])
+PAGES = [page for page in DOCUMENTS if page.name != "CHANGELOG.md"]  # which tells of files that are gone
 _LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 _FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`[^`\n]+`")
+_FILE = re.compile(r"`((?:clover|csrc|bench|docs|models|tests)/[\w./-]+)`")
+_STANDS_FOR_ANY = re.compile(r"NAME|/out/")
 
 
 def links(text: str) -> Iterator[str]:
@@ -37,6 +41,32 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), f"{target} leads nowhere"
         if anchor:
             assert anchor in anchors(file.read_text(encoding="utf-8")), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    missing = [name for name in _FILE.findall(text) if not _STANDS_FOR_ANY.search(name) and not (ROOT / name).exists()]
+    assert not missing, f"{page.name} names {', '.join(missing)}"
+
+
+def test_every_page_is_on_the_map() -> None:
+    docs = ROOT / "docs"
+    listed = set(links((docs / "index.md").read_text(encoding="utf-8")))
+    missing = [page.name for page in docs.glob("*.md") if page.name != "index.md" and page.name not in listed]
+    assert not missing, f"docs/index.md does not list {', '.join(missing)}"
+
+
+def test_every_result_is_linked() -> None:
+    listed = set(links((ROOT / "bench" / "README.md").read_text(encoding="utf-8")))
+    pages = {f"results/{page.name}" for page in (ROOT / "bench" / "results").glob("*.md")}
+    assert pages <= listed, f"bench/README.md does not link {sorted(pages - listed)}"
+
+
+def test_the_drawing_is_what_its_script_draws() -> None:
+    docs = ROOT / "docs"
+    drawn = runpy.run_path(str(docs / "draw.py"))["drawing"]()
+    assert (docs / "architecture.svg").read_text(encoding="utf-8") == drawn, "run python docs/draw.py"
 
 
 def test_links_are_found() -> None:
