@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from clover.ctl.answers import show
-from clover.settings.schema import did_you_mean
+from clover.hints import did_you_mean, program
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _WIDTH = 140
@@ -103,7 +103,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     common.add_argument("--cacert", metavar="FILE", help="PEM certificate to trust, for https")
     common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     about_all = "Look at a running Clover server and steer its controller."
-    parser = argparse.ArgumentParser(prog="python -m clover ctl", description=about_all, parents=[common])
+    parser = argparse.ArgumentParser(prog=f"{program()} ctl", description=about_all, parents=[common])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, about: str, *, changes: bool = True, force: bool = False) -> argparse.ArgumentParser:
@@ -230,9 +230,9 @@ def note_on(given: argparse.Namespace, answer: Any) -> str:
         return ""
     undo = f" --model {given.model}" if given.model else ""
     if given.verb in ("base", "pin") and not getattr(given, "off", False):
-        return f"pinned: no trigger changes it until `python -m clover ctl pin --off{undo}`"
+        return f"pinned: no trigger changes it until `{program()} ctl pin --off{undo}`"
     if given.verb == "freeze" and not given.off:
-        return f"frozen: nothing is planned until `python -m clover ctl freeze --off{undo}`"
+        return f"frozen: nothing is planned until `{program()} ctl freeze --off{undo}`"
     if given.verb == "apply" and given.words:
         return "transient: at the next trigger the controller plans with what holds then; `pin` and `set` last"
     return ""

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clover.errors import ConfigError
+from clover.hints import program
 from clover.plan.solve import Answer, Infeasible, solve
 from clover.planning.problem_file import Problem, parse
 
@@ -79,7 +80,7 @@ def _warn(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m clover plan", description=_ABOUT)
+    parser = argparse.ArgumentParser(prog=f"{program()} plan", description=_ABOUT)
     parser.add_argument("problem", metavar="PROBLEM.json", help="problem file; - reads standard input")
     parser.add_argument("-o", "--output", metavar="ANSWER.json", default="", help="write the answer there as JSON")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON instead of a table")

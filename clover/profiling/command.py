@@ -18,6 +18,7 @@ from clover import devices, families, profiles, settings
 from clover.config import FamilyConfig, ServerConfig
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
+from clover.hints import program
 from clover.profiling.candidates import COMPILED_AT_FIRST_START
 from clover.profiling.fronts import draw
 from clover.profiling.measurement import Progress, measure
@@ -38,7 +39,7 @@ OPTIONS = (
     Option("--json", "also write the profiles to this file, as a JSON list", "FILE"),
     Option("--png", "also draw what cascades reach into this file (needs the extra `simulate`)", "FILE"),
 )
-_USAGE = "python -m clover profile [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
+_USAGE = "profile [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
 _ABOUT = (
     "Measure accuracy, latency and energy of every variant on this machine, choose a backend and a thread count for "
     "each, and keep the result where the server finds it."
@@ -48,7 +49,7 @@ _ABOUT = (
 def main(argv: Sequence[str]) -> int:
     """Run the command; its exit code."""
     if {"-h", "--help"} & set(argv):
-        print(settings.help_text(_USAGE, _ABOUT, OPTIONS))
+        print(settings.help_text(f"{program()} {_USAGE}", _ABOUT, OPTIONS))
         return 0
     try:
         given = settings.load(argv, os.environ, options=OPTIONS)

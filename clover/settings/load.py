@@ -12,9 +12,10 @@ import msgspec
 
 from clover.config import FamilyConfig, ServerConfig
 from clover.errors import ConfigError
+from clover.hints import did_you_mean
 from clover.settings.check import check
 from clover.settings.command_line import CommandLine, Option, parse
-from clover.settings.schema import BY_KEY, ENTRY, FAMILY, FLAGS, SECTIONS, SETTINGS, VARIABLES, Setting, did_you_mean
+from clover.settings.schema import BY_KEY, ENTRY, FAMILY, FLAGS, SECTIONS, SETTINGS, VARIABLES, Setting
 from clover.settings.service_links import is_service_link
 
 _CONFIG_VARIABLE = "CLOVER_CONFIG"

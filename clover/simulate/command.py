@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from clover.errors import CloverError, ConfigError
+from clover.hints import program
 from clover.simulate import day, families, forecasts, loads, minutes, parametric, world
 from clover.simulate.day import Day
 from clover.simulate.families import Known
@@ -83,7 +84,7 @@ def _fail(text: str, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m clover simulate", description=_ABOUT)
+    parser = argparse.ArgumentParser(prog=f"{program()} simulate", description=_ABOUT)
     add = parser.add_argument
     add(
         "families",

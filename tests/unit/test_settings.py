@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from clover.config import ServerConfig
 from clover.errors import ConfigError
+from clover.hints import did_you_mean
 from clover.settings import (
     SETTINGS,
     Option,
@@ -28,7 +29,6 @@ from clover.settings import (
     parse_cores,
     print_config,
 )
-from clover.settings.schema import did_you_mean
 from clover.settings.service_links import is_service_link
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
