@@ -252,7 +252,12 @@ def test_dispatcher(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean profile?" in capsys.readouterr().err
     assert dispatch(["serve", "--version"]) == 0
     assert dispatch(["profile", "--help"]) == 0
-    assert "--compile" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--compile" in shown
+    assert "--cores" in shown
+    assert "--energy-core-w" in shown
+    assert not {"--port", "--slo-ms", "--pue", "--policy", "--access"} & set(shown.split()), "profiling uses none"
+    assert len(shown.splitlines()) <= 45
     assert dispatch(["profile", "nofamily"]) == 2
 
 
