@@ -257,7 +257,7 @@ def test_dispatcher(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--cores" in shown
     assert "--energy-core-w" in shown
     assert not {"--port", "--slo-ms", "--pue", "--policy", "--access"} & set(shown.split()), "profiling uses none"
-    assert len(shown.splitlines()) <= 45
+    assert len(shown.splitlines()) <= 50
     assert dispatch(["profile", "nofamily"]) == 2
 
 
