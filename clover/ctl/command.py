@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from clover import terminal
 from clover.ctl.answers import show
 from clover.hints import did_you_mean, program
 
@@ -79,7 +78,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         if given.json:
             print(json.dumps(answer, indent=1, ensure_ascii=False))
         else:
-            show(given.verb, answer, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
+            show(given.verb, answer, terminal.console(_WIDTH))
             if note := note_on(given, answer):
                 print(note)
         sys.stdout.flush()

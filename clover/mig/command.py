@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from clover import terminal
 from clover.devices import emulated, tables
 from clover.errors import CloverError, ConfigError, DeviceError, PlanError
 from clover.hints import program
@@ -171,7 +172,7 @@ def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
 
 
 def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    return terminal.console(_WIDTH)
 
 
 def _print(value: Any) -> None:

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clover import terminal
 from clover.errors import ConfigError
 from clover.hints import program
 from clover.plan.solve import Answer, Infeasible, solve
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.json:
             print(document, end="")
         else:
-            show(problem, answer, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
+            show(problem, answer, terminal.console(_WIDTH))
         sys.stdout.flush()
         if answer.verified is False:
             _warn(f"NOT VERIFIED: {answer.why}")
@@ -136,7 +138,7 @@ def show(problem: Problem, answer: Answer, console: Console) -> None:
     console.print(sheet)
     _say(console, "")
     for head, text in _lines(problem, answer):
-        _say(console, f"{head:<10} {text}")
+        _say(console, textwrap.fill(f"{head:<10} {text}", console.width, subsequent_indent=" " * 11))
 
 
 def _lines(problem: Problem, answer: Answer) -> list[tuple[str, str]]:
