@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from clover.ctl import brief
 from clover.terminal import Column, filled, needed, sheet
 
 _INFEASIBLE = "warning: this plan does not meet every target; its reason says which"
@@ -17,15 +18,18 @@ _LEAST = 1e-9
 """Numbers nearer to zero are what rounding left of it."""
 
 
-def show(verb: str, answer: Any, console: Console) -> None:
-    """Print the answer to `verb`."""
+def show(verb: str, answer: Any, console: Console, *, everything: bool = True) -> None:
+    """Print the answer to `verb`; the state in brief unless `everything`."""
     if isinstance(answer, dict) and answer.get("dry_run"):
         _say(console, "dry run: nothing changed")
         answer = {key: value for key, value in answer.items() if key != "dry_run"}
     if verb == "decisions" and isinstance(answer, list):
         _decisions(answer, console)
     elif verb == "state" and isinstance(answer, dict) and "models" in answer:
-        _state(answer, console)
+        if everything:
+            _state(answer, console)
+        else:
+            brief.show(answer, console)
     elif isinstance(answer, dict) and "decision" in answer:
         _outcome(answer, console)
     elif isinstance(answer, dict) and isinstance(answer.get("models"), dict):

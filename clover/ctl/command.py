@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         if given.json:
             print(json.dumps(answer, indent=1, ensure_ascii=False))
         else:
-            show(given.verb, answer, terminal.console(_WIDTH))
+            everything = getattr(given, "all", False)
+            show(given.verb, answer, terminal.console(_WIDTH), everything=everything)
             if note := note_on(given, answer):
                 print(note)
         sys.stdout.flush()
@@ -117,7 +118,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
             )
         return made
 
-    verb("state", "intensity, deployment, routing, targets and totals", changes=False)
+    about = "is the server healthy; energy, carbon and savings, targets held, what runs where, the grid"
+    state = verb("state", about, changes=False)
+    state.add_argument("--all", action="store_true", help="print everything that the server tells")
     decisions = verb("decisions", "the newest decisions with their reasons", changes=False)
     decisions.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
     pin = verb("pin", "serve one variant only, or one configuration, until pin --off", force=True)
