@@ -8,6 +8,9 @@ import sys
 from collections.abc import Iterable
 
 _LONGEST_WORD = 64
+_JOINTS = frozenset("-_.")
+_MOST = 3
+"""Words that one may have meant, at most; of more, the one that looks most alike is named."""
 
 
 def program() -> str:
@@ -17,8 +20,14 @@ def program() -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return '; did you mean X?' for the closest of `known`, or nothing."""
-    if len(word) > _LONGEST_WORD:  # the comparison takes time with the length, and words may come from a client
+    """Return ' (did you mean X?)' for the known word that `word` is a part of or nearly is; empty if none is near.
+
+    A word of which some go on (`--slo`, `--slo-ms`) beats those that merely look alike (`--slots`).
+    """
+    if not word or len(word) > _LONGEST_WORD:  # comparing takes time with the length, and words may come from a client
         return ""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    words = list(known)
+    longer = sorted(other for other in words if other.startswith(word) and other[len(word) :][:1] in _JOINTS)
+    if not 0 < len(longer) <= _MOST:
+        longer = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f" (did you mean {' or '.join(longer)}?)" if longer else ""

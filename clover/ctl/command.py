@@ -144,7 +144,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     verb("base", "pin BASE, the best variant on whole devices, until pin --off")
     change = verb("set", "change targets live: " + ", ".join(_SETTABLE), force=True)
     change.add_argument(
-        "words", nargs="+", metavar="KEY=VALUE", help="as slo_ms=20 mode=observe; lambda=none derives it"
+        "words",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="as slo_ms=20 mode=observe; lambda=none derives it again from the reference intensity",
     )
     return parser, verbs.choices
 
@@ -181,13 +184,14 @@ def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | No
         else:
             body["configuration"] = [_group(text) for text in given.what]
     elif verb in ("plan", "apply"):
-        pairs = [text for text in given.words if "=" in text]
-        groups = [text for text in given.words if "=" not in text]
+        words = _joined(given.words, _PLANNABLE)
+        pairs = [text for text in words if "=" in text]
+        groups = [text for text in words if "=" not in text]
         body |= dict(_pair(text, _PLANNABLE) for text in pairs)
         if groups:
             body["configuration"] = [_group(text) for text in groups]
     elif verb == "set":
-        body |= dict(_pair(text, _SETTABLE) for text in given.words)
+        body |= dict(_pair(text, _SETTABLE) for text in _joined(given.words, _SETTABLE))
     return "POST", f"/v2/clover/{verb}", body
 
 
@@ -198,9 +202,22 @@ def _group(text: str) -> dict[str, Any]:
     return {"variant": match["variant"], "profile": match["profile"], "count": int(match["count"] or 1)}
 
 
+def _joined(words: Sequence[str], known: Mapping[str, type]) -> list[str]:
+    """Return `words` with a key and the value that follows it as one, KEY=VALUE."""
+    out: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        plain = word in known or word == "lam"
+        out.append(f"{word}={rest.pop(0)}" if plain and rest and "=" not in rest[0] else word)
+    return out
+
+
 def _pair(text: str, known: Mapping[str, type]) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     key = "lambda" if key == "lam" else key
+    if not equals and key in known:
+        raise ValueError(f"{key} needs a value: {key}=VALUE")
     if not equals or key not in known:
         raise ValueError(f"{text!r} must read KEY=VALUE with KEY one of {', '.join(known)}{did_you_mean(key, known)}")
     if key == "lambda" and value.lower() in ("none", "null"):

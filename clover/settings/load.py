@@ -165,7 +165,7 @@ def _family_table(entry: dict[str, Any], index: int, path: str, origin: str) -> 
 def _unknown(key: str, leaf: str, path: str) -> Setting:
     elsewhere = [setting.key for setting in SETTINGS if leaf in (setting.leaf, setting.name)]
     elsewhere += [setting.key for setting in SETTINGS if setting.key.startswith(f"{key}_")]
-    hint = f"; did you mean {elsewhere[0]}?" if elsewhere else did_you_mean(key, [*BY_KEY, *SECTIONS])
+    hint = f" (did you mean {elsewhere[0]}?)" if elsewhere else did_you_mean(key, [*BY_KEY, *SECTIONS])
     raise ConfigError(f"{path}: unknown key {key}{hint}")
 
 
