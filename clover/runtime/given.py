@@ -28,7 +28,7 @@ Prepared = tuple[NDArray[Any] | list[bytes], tuple[int, ...]]
 """Rows of one input as the router takes them, and the shape of one row."""
 
 
-def prepare(spec: FamilySpec, inputs: Mapping[str, Any]) -> tuple[int, list[Prepared]]:
+def prepare(spec: FamilySpec, inputs: object) -> tuple[int, list[Prepared]]:
     """Return how many rows there are, and each declared input as the router takes it.  An array of a row's rank is one
     row.
 
