@@ -22,6 +22,7 @@ from prometheus_client.core import (
 from clover import __version__
 from clover.telemetry.demand import demanded
 from clover.telemetry.guard import guarded
+from clover.telemetry.http import HttpLike, served
 from clover.types import Asked, Reading
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -137,21 +138,6 @@ class ChainLike(Protocol):
     def failures(self) -> Mapping[str, int]: ...
 
 
-class HttpLike(Protocol):
-    """The front end's counters."""
-
-    open_connections: int
-    accepted_connections: int
-    refused_connections: int
-    malformed: int
-    deadlines_missed: int
-    received_bytes: int
-    sent_bytes: int
-
-    @property
-    def requests(self) -> dict[int, int]: ...
-
-
 class Metrics:
     """Collects on `render`.  `families` gives the sources by model name now; `http`, `decisions` (counts of controller
     decisions by action), `compared` and `turned` (changes of configuration and of thresholds, by model) are
@@ -208,7 +194,7 @@ class Metrics:
         yield _counter("clover_thresholds_moved", about, ("model",), (((n,), both[1]) for n, both in turned.items()))
         http = self._http()
         if http is not None:
-            yield from _http(http)
+            yield from served(http)
 
     def _traffic(self, families: Mapping[str, FamilySource]) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -499,22 +485,3 @@ def _sizes(batches: Mapping[int, tuple[int, int]]) -> tuple[list[tuple[str, floa
     buckets = [(str(b), float(sum(n for size, (n, _) in batches.items() if size <= b))) for b in bounds]
     total = float(sum(count for count, _ in batches.values()))
     return [*buckets, ("+Inf", total)], float(sum(size * count for size, (count, _) in batches.items()))
-
-
-def _http(stats: HttpLike) -> Iterator[Metric]:
-    yield GaugeMetricFamily("clover_http_connections", "Connections that are open now", value=stats.open_connections)
-    for name, text, value in (
-        ("accepted_connections", "Connections accepted", stats.accepted_connections),
-        ("refused_connections", "Connections refused because too many were open", stats.refused_connections),
-        ("malformed", "Requests refused because they are not valid HTTP", stats.malformed),
-        ("deadlines_missed", "Connections closed because the client was too slow", stats.deadlines_missed),
-        ("received_bytes", "Bytes received", stats.received_bytes),
-        ("sent_bytes", "Bytes sent", stats.sent_bytes),
-    ):
-        yield CounterMetricFamily(f"clover_http_{name}", text, value=value)
-    yield _counter(
-        "clover_http_answers",
-        "HTTP answers by status code",
-        ("code",),
-        (((str(c),), n) for c, n in stats.requests.items()),
-    )
