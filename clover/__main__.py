@@ -1,4 +1,4 @@
-"""`python -m clover COMMAND`: a thin dispatcher; every command has a `main(argv) -> exit code` of its own."""
+"""`clover COMMAND`, or `python -m clover COMMAND`: imports the one command that is named and calls its `main(argv)`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Sequence
 
 from clover import __version__
 from clover.errors import not_installed
+from clover.hints import did_you_mean, program
 
 COMMANDS = {
-    "serve": ("clover.serve", "serve families of model variants"),
-    "profile": ("clover.profiling.command", "measure a family on this machine, compile it ahead"),
-    "ctl": ("clover.ctl", "look at and steer a running server"),
-    "plan": ("clover.plan", "solve a problem file: the best configuration, with a bound"),
-    "simulate": ("clover.simulate", "play carbon traces under policies, on a virtual clock"),
-    "mig": ("clover.mig", "look at, set up and plan MIG layouts; run programs on an emulated box"),
+    "serve": ("clover.serve", "Start the inference server for one or more model families"),
+    "profile": ("clover.profiling.command", "Measure the accuracy, latency and energy of a family's variants here"),
+    "ctl": ("clover.ctl", "Show what a running server does, and change its targets or pin a variant"),
+    "simulate": ("clover.simulate", "Estimate savings on recorded or synthetic carbon data, without starting a server"),
+    "plan": ("clover.plan", "Find the best configuration for a problem file, and a bound on how much better any is"),
+    "mig": ("clover.mig", "List, plan and change how NVIDIA GPUs are split into MIG instances; emulate GPUs"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the named command; its exit code."""
+    """Run the named command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_help())
@@ -31,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         known = COMMANDS.get(words[0])
         if known is None:
-            schema = importlib.import_module("clover.settings.schema")
-            hint = schema.did_you_mean(words[0], COMMANDS)
+            hint = did_you_mean(words[0], COMMANDS)
             print(f"clover: unknown command {words[0]}{hint}\n\n{_help()}", file=sys.stderr)
             return 2
         command = importlib.import_module(known[0])
@@ -46,8 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _help() -> str:
     lines = [f"  {name:<10}{about}" for name, (_, about) in COMMANDS.items()]
+    called = program()
     return "\n".join(
-        ["usage: python -m clover COMMAND ...", "", *lines, "", "python -m clover COMMAND --help says more."]
+        [
+            f"usage: {called} COMMAND ...",
+            "",
+            "Clover serves models with as little carbon as an accuracy floor and a latency target allow.",
+            "",
+            *lines,
+            "",
+            f"`{called} COMMAND --help` lists the options of a command; `{called} --version` prints the version.",
+        ]
     )
 
 

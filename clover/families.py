@@ -19,7 +19,6 @@ refused.  Torch belongs to the workers, which call `resolve` on the loaders of v
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.machinery
@@ -28,7 +27,7 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, get_args
@@ -39,6 +38,7 @@ from numpy.typing import NDArray
 
 from clover.digests import sha256_of
 from clover.errors import ConfigError
+from clover.hints import did_you_mean
 from clover.types import (
     ConfidenceSpec,
     EvaluationSpec,
@@ -152,7 +152,7 @@ def _shipped_or_empty() -> dict[str, Path]:
 def _not_found(ref: str) -> str:
     names = sorted(_shipped_or_empty())
     known = f"shipped families: {', '.join(names)}" if names else "no shipped families are installed"
-    return f"no family {ref!r}{_did_you_mean(ref, names)}: give a shipped name, a folder, or module:attribute ({known})"
+    return f"no family {ref!r}{did_you_mean(ref, names)}: give a shipped name, a folder, or module:attribute ({known})"
 
 
 def _read(folder: Path) -> FamilySpec:
@@ -183,7 +183,7 @@ def _imported(ref: str) -> FamilySpec:
         raise ConfigError(f"family {ref!r}: module {name} cannot be imported: {error}") from error
     value = getattr(module, attribute, None)
     if value is None:
-        raise ConfigError(f"family {ref!r}: module {name} has no {attribute}{_did_you_mean(attribute, dir(module))}")
+        raise ConfigError(f"family {ref!r}: module {name} has no {attribute}{did_you_mean(attribute, dir(module))}")
     if callable(value):
         value = value()
     if not isinstance(value, FamilySpec):
@@ -206,11 +206,6 @@ def _complete(spec: FamilySpec, folder: Path | None, where: str) -> FamilySpec:
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _readable(message: str) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.max_batch`" as "max_batch: expected `int`, got `str`"."""
     text, _, path = message.partition(" - at `$")
@@ -223,7 +218,7 @@ def _refuse_unknown(table: dict[str, Any], record: type[msgspec.Struct], path: s
     for key, value in table.items():
         if key not in known:
             offered = [name for name in known if name not in _COMPUTED]
-            raise ConfigError(f"{where}: {path}{key}: unknown key{_did_you_mean(key, offered)}")
+            raise ConfigError(f"{where}: {path}{key}: unknown key{did_you_mean(key, offered)}")
         below = _TABLES.get(record, {}).get(key)
         if below is None:
             continue
@@ -283,12 +278,12 @@ def _check(spec: FamilySpec, folder: Path | None, where: str) -> None:
 def _check_confidence(spec: FamilySpec, confidence: ConfidenceSpec, where: str) -> None:
     outputs = {tensor.name: tensor for tensor in spec.outputs}
     if confidence.output and confidence.output not in outputs:
-        hint = _did_you_mean(confidence.output, outputs)
+        hint = did_you_mean(confidence.output, outputs)
         raise ConfigError(f"{where}: confidence.output: there is no output {confidence.output!r}{hint}")
     if ":" in confidence.kind:
         return _check_loader(confidence.kind, "confidence.kind", where)
     if confidence.kind not in CONFIDENCES:
-        hint = _did_you_mean(confidence.kind, CONFIDENCES)
+        hint = did_you_mean(confidence.kind, CONFIDENCES)
         known = f"{', '.join(CONFIDENCES)}, or module:function"
         raise ConfigError(f"{where}: confidence.kind: {confidence.kind!r} is unknown{hint}: it is {known}")
     tensor = outputs[confidence.output] if confidence.output else spec.outputs[0]
@@ -317,7 +312,7 @@ def _check_precisions(variants: Any, where: str) -> None:
 
 def _check_precision(precision: Any, key: str, where: str) -> None:
     if precision not in PRECISIONS:
-        hint = _did_you_mean(str(precision).lower(), PRECISIONS)
+        hint = did_you_mean(str(precision).lower(), PRECISIONS)
         raise ConfigError(f"{where}: {key}: {precision!r} is unknown{hint}: it is one of {', '.join(PRECISIONS)}")
 
 
@@ -326,7 +321,7 @@ def _check_tensor(tensor: TensorSpec, key: str, where: str) -> None:
         return ConfigError(f"{where}: {key}.{field}: {message}")
 
     if tensor.datatype not in DATATYPES:
-        hint = _did_you_mean(tensor.datatype.upper(), DATATYPES)
+        hint = did_you_mean(tensor.datatype.upper(), DATATYPES)
         raise refuse("datatype", f"{tensor.datatype!r} is unknown{hint}: it is one of {', '.join(DATATYPES)}")
     if len(tensor.shape) > MAX_RANK - 1:
         raise refuse("shape", f"has {len(tensor.shape)} axes; with the batch axis at most {MAX_RANK} are allowed")
@@ -434,7 +429,7 @@ def resolve(loader: str, folder: str | Path) -> Callable[..., Any]:
         raise ConfigError(f"loader {loader!r}: no module {name} in the family's folder, nor to import") from error
     function = getattr(module, attribute, None)
     if not callable(function):
-        hint = _did_you_mean(attribute, [key for key in vars(module) if not key.startswith("_")])
+        hint = did_you_mean(attribute, [key for key in vars(module) if not key.startswith("_")])
         raise ConfigError(f"loader {loader!r}: module {name} has no function {attribute}{hint}")
     return function  # type: ignore[no-any-return]
 

@@ -25,6 +25,7 @@ import msgspec
 
 from clover.config import EnergyConfig
 from clover.errors import ProfileError
+from clover.hints import program
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
 
 MEASURING_VERSION = 5
@@ -82,7 +83,7 @@ class ProfileStore:
         except (ValueError, msgspec.MsgspecError) as error:
             raise ProfileError(
                 f"the profile {path} is damaged ({error}): delete it, or measure again: --profile force at "
-                "the next start, or `python -m clover profile` with --force"
+                f"the next start, or `{program()} profile` with --force"
             ) from error
         return profile
 
@@ -171,7 +172,7 @@ def measurements(
     if not found:
         raise ProfileError(
             f"family {profile.family!r}: {variant} with {chosen or 'any backend'} on {shape} was not measured: "
-            "--profile force measures again at the next start, as does `python -m clover profile` with --force"
+            f"--profile force measures again at the next start, as does `{program()} profile` with --force"
         )
     return tuple(sorted(found, key=lambda m: m.batch))
 

@@ -33,7 +33,10 @@ class OnnxRuntimeBackend:
     def available(self) -> str:
         """Empty if the packages of the extra `onnx` are installed."""
         missing = [name for name in ("onnxruntime", "onnx", "onnxscript", "torch") if not package_version(name)]
-        return f"missing {', '.join(missing)}: install clover-inference[onnx]" if missing else ""
+        if not missing:
+            return ""
+        lost = "without it variants run with the other backends only, which usually take more time and energy a row"
+        return f"missing {', '.join(missing)}: install clover-inference[onnx]; {lost}"
 
     def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
         """Empty if `variant` is a torch module over tensors that NumPy has types for, and runs on CPU cores."""

@@ -21,8 +21,8 @@ from clover.carbon.synthetic import SyntheticSource
 from clover.carbon.trace import TraceSource
 from clover.config import CarbonConfig
 from clover.errors import ConfigError
+from clover.hints import did_you_mean
 from clover.interfaces import CarbonSource
-from clover.settings.schema import did_you_mean
 
 __all__ = ["SOURCES", "STATES", "Chain", "GridClock", "build", "build_source", "format_time"]
 

@@ -33,10 +33,10 @@ import msgspec
 from clover.control.breaches import FORCE, breaches, stricter, tightened
 from clover.control.family import Family, Mode, Pin, Targets
 from clover.errors import BadRequest, CloverError, Conflict, PlanError
+from clover.hints import did_you_mean
 from clover.planning.layout import lay_out
 from clover.planning.problem import accuracies, services_of
 from clover.runtime.guard import RUNGS
-from clover.settings.schema import did_you_mean
 from clover.types import Configuration, Decision, GroupCount, Plan, State
 
 if TYPE_CHECKING:

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+from clover.ctl import brief
+from clover.terminal import Column, filled, needed, sheet
 
 _INFEASIBLE = "warning: this plan does not meet every target; its reason says which"
 _LEAST = 1e-9
 """Numbers nearer to zero are what rounding left of it."""
 
 
-def show(verb: str, answer: Any, console: Console) -> None:
-    """Print the answer to `verb`."""
+def show(verb: str, answer: Any, console: Console, *, everything: bool = True) -> None:
+    """Print the answer to `verb`; the state in brief unless `everything`."""
     if isinstance(answer, dict) and answer.get("dry_run"):
         _say(console, "dry run: nothing changed")
         answer = {key: value for key, value in answer.items() if key != "dry_run"}
     if verb == "decisions" and isinstance(answer, list):
         _decisions(answer, console)
     elif verb == "state" and isinstance(answer, dict) and "models" in answer:
-        _state(answer, console)
+        if everything:
+            _state(answer, console)
+        else:
+            brief.show(answer, console)
     elif isinstance(answer, dict) and "decision" in answer:
         _outcome(answer, console)
     elif isinstance(answer, dict) and isinstance(answer.get("models"), dict):
@@ -178,13 +184,16 @@ def _prediction(found: dict[str, Any]) -> str:
 # --- decisions and plans ------------------------------------------------------------------------------------------
 
 
+_DECISIONS = [Column(head, right=False) for head in ("id", "at", "family", "trigger", "action", "what and why")]
+_LEAST_TEXT = 40
+"""Columns that a sentence needs beside others."""
+
+
 def _decisions(found: list[dict[str, Any]], console: Console) -> None:
     if not found:
         _say(console, "no decisions yet")
         return
-    sheet = Table(box=None, pad_edge=False)
-    for head in ("id", "at", "family", "trigger", "action", "what and why"):
-        sheet.add_column(head, no_wrap=head in ("id", "action"), overflow="fold")
+    rows = []
     for item in found:
         plan = item.get("plan") or {}
         why = item.get("detail") or plan.get("reason", "")
@@ -194,8 +203,15 @@ def _decisions(found: list[dict[str, Any]], console: Console) -> None:
         if item.get("count", 1) > 1:
             cells[1] += f" to {_moment(item['last_at'])}"
             cells[4] += f" x {item['count']}"
-        sheet.add_row(*map(Text, cells), Text(f"{why}{who}"))
-    console.print(sheet)
+        rows.append((*cells, f"{why}{who}"))
+    shown = filled(_DECISIONS, rows)
+    if needed(_DECISIONS, rows, shown[:-1]) + _LEAST_TEXT <= console.width:
+        console.print(sheet(_DECISIONS, rows, shown))
+        return
+    for row in rows:  # a block each: what happened, and below it why
+        _say(console, "  ".join(filter(None, row[:-1])))
+        if row[-1]:
+            console.print(Padding(Text(row[-1]), (0, 0, 0, 4)))
 
 
 def _moment(at: str) -> str:
@@ -261,13 +277,20 @@ def _anything(title: str, value: Any, console: Console) -> None:
 
 
 def _rows(rows: list[dict[str, Any]], console: Console) -> None:
-    heads: Iterable[str] = dict.fromkeys(key for item in rows for key in item if not _nested(item[key]))
-    sheet = Table(box=None)
-    for head in heads:
-        sheet.add_column(Text(head), overflow="fold")
-    for item in rows:
-        sheet.add_row(*(Text(_plain(item.get(head, ""))) for head in heads))
-    console.print(sheet)
+    """Print objects as a table without empty columns; as a block each where that is wider than the console."""
+    heads = dict.fromkeys(key for item in rows for key in item if not _nested(item[key]))
+    columns = [Column(head, right=False) for head in heads]
+    cells = [[_plain(item[head]) if item.get(head, "") != "" else "" for head in heads] for item in rows]
+    shown = filled(columns, cells)
+    if not shown:
+        return
+    if needed(columns, cells, shown) <= console.width:
+        console.print(sheet(columns, cells, shown))
+        return
+    for row in cells:
+        words = ", ".join(f"{columns[index].head} {row[index]}" for index in shown[1:] if row[index])
+        _say(console, f"  {row[shown[0]]}")
+        console.print(Padding(Text(words), (0, 0, 0, 4)))
 
 
 def _say(console: Console, text: str) -> None:

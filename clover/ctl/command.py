@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from clover import terminal
 from clover.ctl.answers import show
-from clover.settings.schema import did_you_mean
+from clover.hints import did_you_mean, program
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _WIDTH = 140
@@ -79,7 +78,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         if given.json:
             print(json.dumps(answer, indent=1, ensure_ascii=False))
         else:
-            show(given.verb, answer, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
+            everything = getattr(given, "all", False)
+            show(given.verb, answer, terminal.console(_WIDTH), everything=everything)
             if note := note_on(given, answer):
                 print(note)
         sys.stdout.flush()
@@ -103,7 +103,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     common.add_argument("--cacert", metavar="FILE", help="PEM certificate to trust, for https")
     common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     about_all = "Look at a running Clover server and steer its controller."
-    parser = argparse.ArgumentParser(prog="python -m clover ctl", description=about_all, parents=[common])
+    parser = argparse.ArgumentParser(prog=f"{program()} ctl", description=about_all, parents=[common])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, about: str, *, changes: bool = True, force: bool = False) -> argparse.ArgumentParser:
@@ -118,7 +118,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
             )
         return made
 
-    verb("state", "intensity, deployment, routing, targets and totals", changes=False)
+    about = "is the server healthy; energy, carbon and savings, targets held, what runs where, the grid"
+    state = verb("state", about, changes=False)
+    state.add_argument("--all", action="store_true", help="print everything that the server tells")
     decisions = verb("decisions", "the newest decisions with their reasons", changes=False)
     decisions.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
     pin = verb("pin", "serve one variant only, or one configuration, until pin --off", force=True)
@@ -142,7 +144,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     verb("base", "pin BASE, the best variant on whole devices, until pin --off")
     change = verb("set", "change targets live: " + ", ".join(_SETTABLE), force=True)
     change.add_argument(
-        "words", nargs="+", metavar="KEY=VALUE", help="as slo_ms=20 mode=observe; lambda=none derives it"
+        "words",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="as slo_ms=20 mode=observe; lambda=none derives it again from the reference intensity",
     )
     return parser, verbs.choices
 
@@ -179,13 +184,14 @@ def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | No
         else:
             body["configuration"] = [_group(text) for text in given.what]
     elif verb in ("plan", "apply"):
-        pairs = [text for text in given.words if "=" in text]
-        groups = [text for text in given.words if "=" not in text]
+        words = _joined(given.words, _PLANNABLE)
+        pairs = [text for text in words if "=" in text]
+        groups = [text for text in words if "=" not in text]
         body |= dict(_pair(text, _PLANNABLE) for text in pairs)
         if groups:
             body["configuration"] = [_group(text) for text in groups]
     elif verb == "set":
-        body |= dict(_pair(text, _SETTABLE) for text in given.words)
+        body |= dict(_pair(text, _SETTABLE) for text in _joined(given.words, _SETTABLE))
     return "POST", f"/v2/clover/{verb}", body
 
 
@@ -196,9 +202,22 @@ def _group(text: str) -> dict[str, Any]:
     return {"variant": match["variant"], "profile": match["profile"], "count": int(match["count"] or 1)}
 
 
+def _joined(words: Sequence[str], known: Mapping[str, type]) -> list[str]:
+    """Return `words` with a key and the value that follows it as one, KEY=VALUE."""
+    out: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        plain = word in known or word == "lam"
+        out.append(f"{word}={rest.pop(0)}" if plain and rest and "=" not in rest[0] else word)
+    return out
+
+
 def _pair(text: str, known: Mapping[str, type]) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     key = "lambda" if key == "lam" else key
+    if not equals and key in known:
+        raise ValueError(f"{key} needs a value: {key}=VALUE")
     if not equals or key not in known:
         raise ValueError(f"{text!r} must read KEY=VALUE with KEY one of {', '.join(known)}{did_you_mean(key, known)}")
     if key == "lambda" and value.lower() in ("none", "null"):
@@ -230,9 +249,9 @@ def note_on(given: argparse.Namespace, answer: Any) -> str:
         return ""
     undo = f" --model {given.model}" if given.model else ""
     if given.verb in ("base", "pin") and not getattr(given, "off", False):
-        return f"pinned: no trigger changes it until `python -m clover ctl pin --off{undo}`"
+        return f"pinned: no trigger changes it until `{program()} ctl pin --off{undo}`"
     if given.verb == "freeze" and not given.off:
-        return f"frozen: nothing is planned until `python -m clover ctl freeze --off{undo}`"
+        return f"frozen: nothing is planned until `{program()} ctl freeze --off{undo}`"
     if given.verb == "apply" and given.words:
         return "transient: at the next trigger the controller plans with what holds then; `pin` and `set` last"
     return ""

@@ -29,6 +29,7 @@ from clover.devices.instances import Instances
 from clover.devices.nvml import Nvml, NvmlError
 from clover.devices.ownership import Ownership
 from clover.errors import DeviceError, DeviceLost
+from clover.hints import program
 from clover.planning.geometry import SliceProfile
 from clover.types import DeviceShape, Placement
 
@@ -193,7 +194,7 @@ class MigDevice:
         self._ready()
         if place in self._books.foreign:
             raise DeviceError(
-                f"{placement.id} was not made by Clover and is left alone; see `python -m clover mig list`"
+                f"{placement.id} was not made by Clover and is left alone; see `{program()} mig list`"
             )
         if self.mig:
             await self._finish(self._destroy(place))

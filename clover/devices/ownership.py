@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from clover.errors import DeviceError
+from clover.hints import program
 from clover.types import Record
 
 _FORMAT = 1
@@ -131,7 +132,7 @@ class Ownership:
         except (ValueError, msgspec.MsgspecError) as error:
             raise DeviceError(
                 f"the record of what Clover made on {self._gpu} is damaged ({error}): see what stands there with "
-                f"`python -m clover mig list`, then delete {self._path}; from then on nothing that stands there "
+                f"`{program()} mig list`, then delete {self._path}; from then on nothing that stands there "
                 "counts as Clover's, and it must be removed by hand"
             ) from error
         return frozenset(file.places) if file.boot == self._boot else frozenset()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from clover.devices.mig import MigDevice
 from clover.errors import DeviceError
+from clover.hints import program
 from clover.mig.box import Box
 from clover.mig.changes import Changes, compare
 from clover.mig.words import grouped
@@ -98,7 +99,7 @@ async def _instances(device: MigDevice, item: Changes, say: Say) -> None:
 
 def _reset(device: str, index: int, emulated: bool, *, then: str) -> str:
     how = (
-        f"`python -m clover mig emulate --state FILE --reset {index}`"
+        f"`{program()} mig emulate --state FILE --reset {index}`"
         if emulated
         else f"stop what runs on it and `nvidia-smi --gpu-reset -i {index}`, or reboot"
     )

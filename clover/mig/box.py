@@ -22,6 +22,7 @@ from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml
 from clover.devices.ownership import Ownership, boot_of
 from clover.errors import ConfigError
+from clover.hints import program
 from clover.mig.state import GpuState, Instance
 from clover.types import Placement
 
@@ -160,7 +161,7 @@ def opened(state: str, cache: Path) -> Iterator[Box]:
         if not Path(state).is_file():
             raise ConfigError(
                 f"there is no emulated box {state}: make one with "
-                f"`python -m clover mig emulate a100-40gb:2 --state {state}`"
+                f"`{program()} mig emulate a100-40gb:2 --state {state}`"
             )
         emulated.use_box(Path(state))
     session = Nvml()

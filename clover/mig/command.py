@@ -15,8 +15,10 @@ from typing import Any
 
 from rich.console import Console
 
+from clover import terminal
 from clover.devices import emulated, tables
 from clover.errors import CloverError, ConfigError, DeviceError, PlanError
+from clover.hints import program
 from clover.mig import applying, emulate, files, listing
 from clover.mig import plan as planning
 from clover.mig.box import Box, opened
@@ -33,11 +35,11 @@ _WIDTH = 140
 
 _EXAMPLES = """\
 examples:
-  python -m clover mig list
-  python -m clover mig export --name today > layouts.toml
-  python -m clover mig apply layouts.toml --config today --dry-run
-  python -m clover mig plan 7g/7g 3g,4g/7x1g --gpu a100-40gb:2 --floor 0.4
-  python -m clover mig emulate a100-40gb:2 -- python -m clover mig list
+  {program} mig list
+  {program} mig export --name today > layouts.toml
+  {program} mig apply layouts.toml --config today --dry-run
+  {program} mig plan 7g/7g 3g,4g/7x1g --gpu a100-40gb:2 --floor 0.4
+  {program} mig emulate a100-40gb:2 -- {program} mig list
 """
 
 
@@ -90,9 +92,9 @@ def _fail(given: argparse.Namespace, error: Exception, code: int) -> int:
 def _parser(environ: Mapping[str, str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     about_all = "Look at, set up and plan the MIG layout of a box, real or emulated."
     parser = argparse.ArgumentParser(
-        prog="python -m clover mig",
+        prog=f"{program()} mig",
         description=about_all,
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES.format(program=program()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -146,10 +148,11 @@ def _parser(environ: Mapping[str, str]) -> tuple[argparse.ArgumentParser, dict[s
 
 
 def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
+    own = f"{program()} mig emulate"
     emulating.usage = (
-        "python -m clover mig emulate NAME[:COUNT] [--state FILE] [options] -- COMMAND...\n"
-        "       python -m clover mig emulate --state FILE [--fault FAULT]... [--clear] [--reset GPU] [--reboot]\n"
-        "                                    [--lose GPU] [--restore GPU]"
+        f"{own} NAME[:COUNT] [--state FILE] [options] -- COMMAND...\n"
+        f"       {own} --state FILE [--fault FAULT]... [--clear] [--reset GPU] [--reboot]\n"
+        f"       {' ' * len(own)} [--lose GPU] [--restore GPU]"
     )
     emulating.epilog = (
         "FAULT is SYMBOL=ERROR[:gpu=N][:nth=N][:count=N][:probability=P][:seconds=S][:delay=S]: from the nth call of "
@@ -169,7 +172,7 @@ def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
 
 
 def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    return terminal.console(_WIDTH)
 
 
 def _print(value: Any) -> None:

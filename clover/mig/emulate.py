@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from clover.devices import emulated
 from clover.errors import ConfigError
-from clover.settings.schema import did_you_mean
+from clover.hints import did_you_mean
 
 _SUPERVISE = Path(__file__).with_name("supervise.py")
 

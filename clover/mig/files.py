@@ -30,8 +30,8 @@ from typing import Any, Literal
 import msgspec
 
 from clover.errors import ConfigError
+from clover.hints import did_you_mean
 from clover.mig.words import Ask, Asks, counted, parse_instance
-from clover.settings.schema import did_you_mean
 from clover.types import Record
 
 STDIN = "-"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -33,7 +34,8 @@ def show(gpus: Sequence[GpuState], console: Console, ink: Strokes, *, emulated: 
                 say(console, Text(_INDENT) + line)
             if gpu.instances:
                 _instances(gpu.instances, console)
-            say(console, f"{_INDENT}room  {_room(gpu)}")
+            room = f"{_INDENT}room  {_room(gpu)}"
+            say(console, textwrap.fill(room, console.width, subsequent_indent=" " * 8, break_on_hyphens=False))
 
 
 def block(item: Instance) -> Block:
@@ -84,6 +86,7 @@ def _instances(instances: Sequence[Instance], console: Console) -> None:
         for item in instances
     ]
     widths = [max(map(len, column)) for column in zip(_HEADS, *rows, strict=True)]
+    beside = len(_INDENT) + sum(widths) + 2 * (len(widths) - 1) <= console.width
     for cells, style in (
         (_HEADS, "bold"),
         *((row, block(item).style) for row, item in zip(rows, instances, strict=True)),
@@ -92,8 +95,12 @@ def _instances(instances: Sequence[Instance], console: Console) -> None:
             cell.rjust(width) if number in _NUMBERS else cell.ljust(width)
             for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
-        first, rest = padded[0], "  ".join(padded[1:]).rstrip()
-        say(console, Text.assemble(_INDENT, (first, style), "  ", (rest, "bold" if cells is _HEADS else "")))
+        # The UUID is copied into other commands: on a line of its own rather than broken.
+        first, rest = padded[0], "  ".join(padded[1:] if beside else padded[1:-1]).rstrip()
+        plain = "bold" if cells is _HEADS else ""
+        say(console, Text.assemble(_INDENT, (first, style), "  ", (rest, plain)))
+        if not beside and cells is not _HEADS:
+            say(console, f"{_INDENT * 2}{cells[-1]}")
 
 
 def _room(gpu: GpuState) -> str:

@@ -10,6 +10,7 @@ Where a start is given anywhere (`3g@4`), and in files, each list means its own 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ from clover.types import Assignment, DeviceShape, Placement, Record, Step, Trans
 NOW = "now"
 _WORKER = "worker"
 _BAR = 24
+_WIDE, _LEAST_STEP = 100, 24
+"""Columns of a console that has room for the whole bar; and that the words of a step get at least."""
 
 
 class Board(Record, frozen=True, kw_only=True):
@@ -305,11 +308,18 @@ def show(found: Planned, console: Console, ink: Strokes) -> None:
     if not found.transition.steps:
         say(console, "\nnothing to do: the layouts are the same")
         return
-    say(console, "\n   at    for  serves" + " " * (_BAR + 8) + "step")
+    columns = _BAR if console.width >= _WIDE else _BAR // 2
+    before = 14 + columns + 12 + 2  # what stands left of the steps
+    say(console, "\n   at    for  serves" + " " * (columns + 8) + "step")
     for view in found.views:
-        for number, text in enumerate(_steps(view)):
+        lines = [
+            line
+            for step in _steps(view)
+            for line in textwrap.wrap(step, max(_LEAST_STEP, console.width - before), subsequent_indent=" " * 9)
+        ]
+        for number, text in enumerate(lines):
             head = f"{view.start_s:5.1f}  {view.seconds:5.1f}  " if not number else " " * 14
-            meter = _meter(view.capacity, found, ink) if not number else " " * (_BAR + 12)
+            meter = _meter(view.capacity, found, ink, columns) if not number else " " * (columns + 12)
             say(console, Text.assemble(head, (meter, _colour(view.capacity, found)), f"  {text}"))
     for view in found.views[1:-1]:
         if any(step.kind in ("create", "destroy") for step in view.steps):
@@ -321,7 +331,7 @@ def show(found: Planned, console: Console, ink: Strokes) -> None:
     _draw("after", last, found.boards, width, console, ink)
     say(console, f"\n{ink.free} free   (name) stands and receives no rows   name receives rows\n")
     for line in verdict(found):
-        say(console, line)
+        say(console, textwrap.fill(line, console.width, subsequent_indent="  "))
 
 
 def verdict(found: Planned) -> list[str]:
@@ -366,8 +376,8 @@ def _steps(view: StageView) -> list[str]:
     ]
 
 
-def _meter(capacity: float, found: Planned, ink: Strokes) -> str:
-    return f"{bar(capacity / found.total, _BAR, ink)} {capacity:3.0f} of {found.total:<4d}"
+def _meter(capacity: float, found: Planned, ink: Strokes, columns: int) -> str:
+    return f"{bar(capacity / found.total, columns, ink)} {capacity:3.0f} of {found.total:<4d}"
 
 
 def _colour(capacity: float, found: Planned) -> str:
@@ -397,4 +407,8 @@ def _draw(title: str, view: StageView, boards: Sequence[Board], width: int, cons
             if place.device == board.device
         ]
         head = f"{'' if number else title:<10} {board.device:<6}"
-        say(console, Text(head) + strip(board.axis, blocks, ink, width))
+        drawn = strip(board.axis, blocks, ink, width)
+        if len(head) + len(drawn) > console.width:
+            say(console, head.strip())
+            head = " "
+        say(console, Text(head) + drawn)

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clover import terminal
 from clover.errors import ConfigError
+from clover.hints import program
 from clover.plan.solve import Answer, Infeasible, solve
 from clover.planning.problem_file import Problem, parse
 
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.json:
             print(document, end="")
         else:
-            show(problem, answer, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
+            show(problem, answer, terminal.console(_WIDTH))
         sys.stdout.flush()
         if answer.verified is False:
             _warn(f"NOT VERIFIED: {answer.why}")
@@ -79,7 +82,7 @@ def _warn(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m clover plan", description=_ABOUT)
+    parser = argparse.ArgumentParser(prog=f"{program()} plan", description=_ABOUT)
     parser.add_argument("problem", metavar="PROBLEM.json", help="problem file; - reads standard input")
     parser.add_argument("-o", "--output", metavar="ANSWER.json", default="", help="write the answer there as JSON")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON instead of a table")
@@ -135,7 +138,7 @@ def show(problem: Problem, answer: Answer, console: Console) -> None:
     console.print(sheet)
     _say(console, "")
     for head, text in _lines(problem, answer):
-        _say(console, f"{head:<10} {text}")
+        _say(console, textwrap.fill(f"{head:<10} {text}", console.width, subsequent_indent=" " * 11))
 
 
 def _lines(problem: Problem, answer: Answer) -> list[tuple[str, str]]:

@@ -26,6 +26,8 @@ COMPILED_AT_FIRST_START = ("onnxruntime",)
 """Backends whose artifacts a quick measurement makes itself: an export takes seconds a variant, aoti minutes in all."""
 
 _COMPILING_AT_ONCE = 2
+_SAID: set[str] = set()
+"""Why backends cannot be used here, as far as this process has said it."""
 
 Make = tuple[int, str]
 """What an artifact is compiled for: threads, and the profile of a GPU's slice ("" for CPU cores)."""
@@ -65,6 +67,9 @@ class Candidates:
             backend = registry.get(name)
             if reason := backend.available():
                 notes.append(f"{name} is not used: {reason}")
+                if reason not in _SAID:  # it is the same for every family of a start
+                    _SAID.add(reason)
+                    log.warning("%s is not used: %s", name, reason)
                 continue
             for variant in spec.variants:
                 if reason := backend.supports(spec, variant, any_target):

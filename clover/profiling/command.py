@@ -18,6 +18,7 @@ from clover import devices, families, profiles, settings
 from clover.config import FamilyConfig, ServerConfig
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
+from clover.hints import program
 from clover.profiling.candidates import COMPILED_AT_FIRST_START
 from clover.profiling.fronts import draw
 from clover.profiling.measurement import Progress, measure
@@ -30,15 +31,25 @@ from clover.telemetry import logs
 from clover.types import FamilyProfile, FamilySpec
 
 OPTIONS = (
-    Option("--quick", "few samples, three batch sizes: what `serve` does at its first start"),
+    Option("--quick", "take few samples at three batch sizes, as `serve` does at its first start"),
     Option(
-        "--compile", "compile the artifacts of every backend first (aoti: half a minute a variant and thread count)"
+        "--compile",
+        "compile every variant for every backend first (aoti: half a minute for each variant and thread count)",
     ),
-    Option("--force", "measure although there is a profile"),
+    Option("--force", "measure again even if a profile is kept"),
     Option("--json", "also write the profiles to this file, as a JSON list", "FILE"),
-    Option("--png", "also draw what cascades reach into this file (needs the extra `simulate`)", "FILE"),
+    Option("--png", "also draw cost against accuracy of cascades into this file (needs the extra `simulate`)", "FILE"),
 )
-_USAGE = "python -m clover profile [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
+USED = frozenset(
+    {
+        *("workers.device", "workers.pace", "workers.cores", "workers.backends", "workers.start_s", "workers.silent_s"),
+        *("energy.meter", "energy.idle_w", "energy.core_w", "energy.gpu_idle_w"),
+        *("log.level", "log.json", "cache_dir"),
+    }
+)
+"""Settings that measuring depends on.  The server's others are taken, too: what it tells people to run is this command
+with the flags that it was started with."""
+_USAGE = "profile [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
 _ABOUT = (
     "Measure accuracy, latency and energy of every variant on this machine, choose a backend and a thread count for "
     "each, and keep the result where the server finds it."
@@ -48,7 +59,7 @@ _ABOUT = (
 def main(argv: Sequence[str]) -> int:
     """Run the command; its exit code."""
     if {"-h", "--help"} & set(argv):
-        print(settings.help_text(_USAGE, _ABOUT, OPTIONS))
+        print(settings.help_text(f"{program()} {_USAGE}", _ABOUT, OPTIONS, only=USED))
         return 0
     try:
         given = settings.load(argv, os.environ, options=OPTIONS)

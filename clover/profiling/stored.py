@@ -12,6 +12,7 @@ from clover import families, profiles, settings
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError, ProfileError
+from clover.hints import program
 from clover.profiling import analytical, kept, pace
 from clover.profiling.measurement import Progress, measure
 from clover.profiling.pace import PaceFile, PaceRow
@@ -85,7 +86,7 @@ async def ensure(
             )
             raise ProfileError(
                 f"there is no profile of {spec.name} for these cores, backends and watts: {why}; run "
-                f"`python -m clover profile {families.reference(spec)}` with the same settings, or start with "
+                f"`{program()} profile {families.reference(spec)}` with the same settings, or start with "
                 "--profile auto"
             )
     log.info("measuring %s on this machine once (about half a minute); kept in %s", spec.name, store.folder)

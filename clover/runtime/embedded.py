@@ -7,17 +7,16 @@ Enters the data plane where the front end does (open, write, submit, read, close
 from __future__ import annotations
 
 import asyncio
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.errors import BadRequest, DeadlineMissed, ModelFailed, RequestError, Unavailable
+from clover.errors import DeadlineMissed, ModelFailed, RequestError, Unavailable
 from clover.interfaces import Ticket as AnyTicket
+from clover.runtime.given import prepare
 from clover.runtime.router import Router
-from clover.runtime.slab import DTYPES
 from clover.runtime.tickets import Ticket
 from clover.types import FamilySpec, Receipt, TensorSpec
 
@@ -105,72 +104,6 @@ def _answer(router: Router, ticket: Ticket) -> Answer:
         outputs[tensor.name] = _elements(tensor, rows) if isinstance(rows, list) else rows.copy()
     names = tuple(spec.variants[lane].name for lane in ticket.variants)
     return Answer(spec, outputs, router.receipt(ticket), names)
-
-
-Prepared = tuple[NDArray[Any] | list[bytes], tuple[int, ...]]
-"""Rows of one input as the router takes them, and the shape of one row."""
-
-
-def prepare(spec: FamilySpec, inputs: Mapping[str, Any]) -> tuple[int, list[Prepared]]:
-    """How many rows, and each declared input as the router takes it.  An array of a row's rank is one row.
-
-    Raises BadRequest where an input is missing, unknown, of another type, or of another number of rows.
-    """
-    known = {tensor.name for tensor in spec.inputs}
-    for name in inputs:
-        if name not in known:
-            raise BadRequest(f"unknown input {name!r}; this model takes {', '.join(sorted(known))}")
-    out: list[Prepared] = []
-    counts = set()
-    for tensor in spec.inputs:
-        if tensor.name not in inputs:
-            raise BadRequest(f"input {tensor.name!r} is missing")
-        array = _typed(tensor, inputs[tensor.name])
-        if array.ndim == len(tensor.shape):
-            array = array[np.newaxis]
-        elif array.ndim != len(tensor.shape) + 1:
-            raise BadRequest(
-                f"input {tensor.name!r} has {array.ndim} axes; one row has {len(tensor.shape)}, several one more"
-            )
-        counts.add(len(array))
-        if tensor.datatype == "BYTES":
-            _fits(tensor, array.shape[1:])
-            out.append(([_packed(row) for row in array.reshape(len(array), -1)], array.shape[1:]))
-        else:
-            out.append((array, array.shape[1:]))
-    if len(counts) != 1:
-        raise BadRequest(f"the inputs differ in their number of rows: {sorted(counts)}")
-    return counts.pop(), out
-
-
-def _typed(tensor: TensorSpec, value: Any) -> NDArray[Any]:
-    if tensor.datatype == "BYTES":
-        return np.asarray(value, dtype=object)
-    dtype = DTYPES[tensor.datatype]
-    try:
-        array = np.asarray(value)
-        if array.dtype != dtype and not np.can_cast(array.dtype, dtype, "same_kind") and array.size:
-            raise TypeError
-        return array.astype(dtype, copy=False)
-    except (TypeError, ValueError) as error:
-        raise BadRequest(f"input {tensor.name!r} cannot be taken for {tensor.datatype}") from error
-
-
-def _fits(tensor: TensorSpec, shape: tuple[int, ...]) -> None:
-    if any(axis != declared for axis, declared in zip(shape, tensor.shape, strict=True) if declared >= 0):
-        raise BadRequest(f"input {tensor.name!r} has rows of shape {list(shape)} instead of {list(tensor.shape)}")
-
-
-def _packed(row: Iterable[Any]) -> bytes:
-    """A row of BYTES elements in OIP form."""
-    parts = []
-    for element in row:
-        if isinstance(element, str):
-            element = element.encode()
-        if not isinstance(element, bytes | bytearray | memoryview):
-            raise BadRequest("the elements of a BYTES input are str or bytes")
-        parts += [struct.pack("<I", len(element)), bytes(element)]
-    return b"".join(parts)
 
 
 def _elements(tensor: TensorSpec, rows: list[bytes]) -> NDArray[Any]:

@@ -7,11 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from clover import __version__, backends, carbon, devices, families, policies, profiles, settings
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import CloverError, ConfigError, DeviceError
+from clover.hints import program
 from clover.profiling import pace
 from clover.profiling.stored import key_of
 from clover.serve import banner
@@ -28,7 +30,7 @@ OPTIONS = (
     Option("--check-config", "read configuration, families and carbon source, report, and leave"),
     Option("--version", "print the version and leave"),
 )
-USAGE = "python -m clover.serve [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
+USAGE = "[FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
 ABOUT = (
     "Serve families of model variants over the Open Inference Protocol, choosing variants and their cores by the "
     "carbon intensity of the grid. Without a family it serves fashion."
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     words = list(sys.argv[1:] if argv is None else argv)
     environment = os.environ if environ is None else environ
     if {"-h", "--help"} & set(words):
-        print(settings.help_text(USAGE, ABOUT, OPTIONS))
+        print(settings.help_text(f"{_called()} {USAGE}", ABOUT, OPTIONS))
         return 0
     try:
         given = settings.load(words, environment, options=OPTIONS)
@@ -86,6 +88,12 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except (CloverError, OSError) as error:
         print(f"clover: cannot start: {error}", file=sys.stderr)
         return 3
+
+
+def _called() -> str:
+    """Return how the server was started: a command of `clover`, or the module of its own."""
+    own = Path(sys.argv[0]).parts[-2:] == ("serve", "__main__.py")
+    return "python -m clover.serve" if own else f"{program()} serve"
 
 
 def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:

@@ -237,7 +237,7 @@ class Server:
         timeout_ms: float | None = None,
         cascade: bool = True,
     ) -> Answer:
-        """Ask from any thread but the server's own; see `ainfer`."""
+        """Ask from any thread but the server's own, and wait for the answer; see `ainfer`."""
         loop = self._running()
         if self._here() is loop:
             raise RuntimeError("infer would block the server's own event loop: await ainfer there")
@@ -253,11 +253,17 @@ class Server:
         timeout_ms: float | None = None,
         cascade: bool = True,
     ) -> Answer:
-        """The answer to `inputs`: per input name an array with a leading row axis (or one row without it).
+        """Ask for the answer to `inputs`: per input name an array with a leading row axis (or one row without it).
 
-        `model` may be left out where one family is served.  `min_accuracy` in percent (a fraction up to 1 is taken as
+        An array must be of the declared kind of number: float64 is taken for FP32, and int64 for INT32 if its values
+        fit, but uint8 pixels are refused for FP32, because a cast would leave out the scaling of the training (lists
+        of Python numbers have no dtype, and integers in them are taken).  NaN and infinities are data and are passed
+        on as they are.  `clover.runtime.given` has the rules.
+
+        `model` may be left out if one family is served.  `min_accuracy` in percent (a fraction up to 1 is taken as
         such); `timeout_ms` bounds the wait; `cascade` False asks one variant a row, whatever the plan.  Raises
-        BadRequest, NotFound, Overloaded, Unavailable, DeadlineMissed or ModelFailed.  Works from any event loop.
+        BadRequest (which names the input, what was expected and what came), NotFound, Overloaded, Unavailable,
+        DeadlineMissed or ModelFailed.  Works from any event loop.
         """
         loop = self._running()
         asking = self._infer(inputs, model, min_accuracy, timeout_ms, cascade)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clover.config import ListenConfig, ServerConfig, WorkersConfig
 from clover.errors import ConfigError
-from clover.settings.schema import did_you_mean
+from clover.hints import did_you_mean
 
 DEVICES = ("cpu", "nvidia", "emulated")
 _DEVICE = re.compile(r"cpu|nvidia(:\d{1,3}(,\d{1,3})*)?|emulated:[a-z0-9][a-z0-9-]{0,31}:[1-9]\d{0,2}")

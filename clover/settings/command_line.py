@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from clover.errors import ConfigError
-from clover.settings.schema import FLAGS, Setting, did_you_mean
+from clover.hints import did_you_mean
+from clover.settings.schema import FLAGS, Setting
 
 
 @dataclass(frozen=True)

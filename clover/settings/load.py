@@ -12,9 +12,10 @@ import msgspec
 
 from clover.config import FamilyConfig, ServerConfig
 from clover.errors import ConfigError
+from clover.hints import did_you_mean
 from clover.settings.check import check
 from clover.settings.command_line import CommandLine, Option, parse
-from clover.settings.schema import BY_KEY, ENTRY, FAMILY, FLAGS, SECTIONS, SETTINGS, VARIABLES, Setting, did_you_mean
+from clover.settings.schema import BY_KEY, ENTRY, FAMILY, FLAGS, SECTIONS, SETTINGS, VARIABLES, Setting
 from clover.settings.service_links import is_service_link
 
 _CONFIG_VARIABLE = "CLOVER_CONFIG"
@@ -164,7 +165,7 @@ def _family_table(entry: dict[str, Any], index: int, path: str, origin: str) -> 
 def _unknown(key: str, leaf: str, path: str) -> Setting:
     elsewhere = [setting.key for setting in SETTINGS if leaf in (setting.leaf, setting.name)]
     elsewhere += [setting.key for setting in SETTINGS if setting.key.startswith(f"{key}_")]
-    hint = f"; did you mean {elsewhere[0]}?" if elsewhere else did_you_mean(key, [*BY_KEY, *SECTIONS])
+    hint = f" (did you mean {elsewhere[0]}?)" if elsewhere else did_you_mean(key, [*BY_KEY, *SECTIONS])
     raise ConfigError(f"{path}: unknown key {key}{hint}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from clover.config import ServerConfig
@@ -28,25 +28,37 @@ _HELP_COLUMN = 32
 _ORIGIN_COLUMN = 44
 
 
-def help_text(usage: str, description: str, options: Sequence[Option] = ()) -> str:
-    """The whole help of a command: its own options first, then every setting by section."""
+def help_text(
+    usage: str, description: str, options: Sequence[Option] = (), *, only: Collection[str] | None = None
+) -> str:
+    """Return the help of a command: its own options first, then settings by section.
+
+    `only` names the keys of the settings that the command uses; the help says that it takes the others, too, so that
+    one command line, file and environment fit the server and this command.
+    """
     width = max(72, min(shutil.get_terminal_size((100, 24)).columns, 120))
     parts = [f"usage: {usage}", "", textwrap.fill(description, width), "", "Options"]
     for option in (*options, CONFIG):
         parts += _help_line(f"{option.flag} {option.metavar}".strip(), option.help, width)
     parts += _help_line("-h, --help", "show this help", width)
     for section in (*_TITLES, *(name for name in SECTIONS if name not in _TITLES)):
-        parts += ["", _TITLES.get(section, section.capitalize())]
-        for setting in SETTINGS:
-            if setting.section == section and setting is not ENTRY:
-                head = setting.flag if setting.boolean else f"{setting.flag} {setting.metavar}"
-                default = _plain(setting.default)
-                shown = f"{setting.help} [{default}]" if default and not setting.boolean else setting.help
-                parts += _help_line(head, shown, width)
+        used = [setting for setting in _of(section) if setting is not ENTRY and (only is None or setting.key in only)]
+        if used:
+            parts += ["", _TITLES.get(section, section.capitalize())]
+        for setting in used:
+            head = setting.flag if setting.boolean else f"{setting.flag} {setting.metavar}"
+            default = _plain(setting.default)
+            shown = f"{setting.help} [{default}]" if default and not setting.boolean else setting.help
+            parts += _help_line(head, shown, width)
+    every, example = "Every flag", "--port is CLOVER_PORT) and a key of the TOML file (listen.port)"
+    if only is not None:
+        every = "The server's other settings are accepted and not used. Every flag"
+        example = "--cores is CLOVER_CORES) and a key of the TOML file (workers.cores)"
     parts += [
         "",
-        "Every flag is also an environment variable (--port is CLOVER_PORT) and a key of the TOML file (listen.port).",
-        "Precedence: command line, environment, file, default. Exit codes: 0 done, 2 configuration, 3 cannot start.",
+        *textwrap.wrap(f"{every} is also an environment variable ({example}.", width),
+        *textwrap.wrap("Precedence: command line, environment, file, default.", width),
+        *textwrap.wrap("Exit codes: 0 done, 2 configuration, 3 cannot start.", width),
     ]
     return "\n".join(parts)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
@@ -23,7 +21,6 @@ _NAMED = {"carbon.source": "carbon"}
 _SECRET = {"listen.token"}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
-_LONGEST_WORD = 64
 
 
 @dataclass(frozen=True)
@@ -176,11 +173,3 @@ ENTRY = BY_KEY[f"{FAMILY}.family"]
 FLAGS = {setting.flag: setting for setting in SETTINGS if setting is not ENTRY}
 VARIABLES = {setting.env: setting for setting in SETTINGS if setting is not ENTRY}
 SECTIONS = tuple(dict.fromkeys(setting.section for setting in SETTINGS))
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' for the closest of `known`, or nothing."""
-    if len(word) > _LONGEST_WORD:  # the comparison takes time with the length, and words may come from a client
-        return ""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -16,7 +16,9 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
+from clover import terminal
 from clover.errors import CloverError, ConfigError
+from clover.hints import program
 from clover.simulate import day, families, forecasts, loads, minutes, parametric, world
 from clover.simulate.day import Day
 from clover.simulate.families import Known
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = logging.getLogger("clover")
     level = log.level
     log.setLevel(logging.ERROR)  # what the controller warns of is in the ledger
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    console = terminal.console(_WIDTH)
     try:
         if given.minutes is not None:
             _minutes(given, words, console)
@@ -83,7 +85,7 @@ def _fail(text: str, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m clover simulate", description=_ABOUT)
+    parser = argparse.ArgumentParser(prog=f"{program()} simulate", description=_ABOUT)
     add = parser.add_argument
     add(
         "families",

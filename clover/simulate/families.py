@@ -17,6 +17,7 @@ import msgspec
 
 from clover.devices.tables import slice_profiles, table
 from clover.errors import ConfigError, ProfileError
+from clover.hints import program
 from clover.planning.geometry import layouts
 from clover.profiles import ProfileStore, cache_folder
 from clover.profiling import analytical, pace
@@ -120,7 +121,7 @@ def load(name: str, shapes: tuple[DeviceShape, ...], confidence: Confidence | No
     if not found:
         raise ConfigError(
             f"there is no family {name!r}: {', '.join(names())}, the path of a profile (.json), or a family measured "
-            f"on this machine (`python -m clover profile {name}`)"
+            f"on this machine (`{program()} profile {name}`)"
         )
     wrong: ConfigError | None = None
     for item in reversed(found):  # the newest that was measured on devices like these

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from clover.planning.search import UNBOUNDED_MS
 from clover.simulate.minutes import Minutes
 from clover.simulate.records import Accounting, Input, Results, Summary
+from clover.terminal import Column, duration, filled, fitting, legend, needed, sheet
 
 TITLES: dict[Accounting, str] = {
     "equal": "equal load: BASE serves the same rows on the same devices",
@@ -20,23 +21,34 @@ TITLES: dict[Accounting, str] = {
         "falls on a fifth of the rows; the SLO is its p95 there"
     ),
 }
-HEADS = (
-    *("family", "trace", "policy", "saves", "over seeds", "limit", "gap", "margin", "active", "accuracy", "loss"),
-    *("p95 ms", "SLO ms", "above", "turned", "changes", "still", "awake"),
+COLUMNS = (
+    Column("family", right=False),
+    Column("trace", right=False),
+    Column("policy", right=False),
+    Column("saves", "part of BASE's gCO2e per row that is saved, idle power counted; mean over seeds"),
+    Column("over seeds", "the least and the most that a seed saved, percent", spare=1),
+    Column(
+        "limit", "no schedule of plans on these devices saves more at this accuracy (proven in the model)", spare=3
+    ),
+    Column("gap", "points between what is saved and that limit", spare=4),
+    Column("margin", "points saved more than by the policy in brackets, at the seed where that is least", spare=2),
+    Column("active", "as saves, without idle power", spare=5),
+    Column("accuracy", "percent, weighted with the rows that each variant answered"),
+    Column("loss", "accuracy in points below BASE"),
+    Column("p95", "95th percentile of latency in the worst step; unbounded: rows arrived faster than they were served"),
+    Column("SLO", "the target of the p95", spare=6),
+    Column("above", "part of the steps in which more than 5 % of the rows exceed the SLO"),
+    Column("turned", "times that other cascade thresholds were set on the same workers", spare=9),
+    Column("changes", "changes of configuration after the first deployment", spare=7),
+    Column("still", "part of the steps without such a change", spare=10),
+    Column("awake", "devices that draw their full idle power, mean over steps", spare=8),
 )
-MEANINGS = (
-    "saves: part of BASE's gCO2e a row, idle power counted, from least to most over seeds; active: without idle power",
-    "limit: proven, no schedule of plans saves more at this accuracy on these devices; gap: points missing to it",
-    "margin: points saved more than by the policy in brackets, at the seed where that is least",
-    "accuracy in %, loss in points below BASE; p95: of the worst step; above: part of the steps that miss the SLO",
-    "turned: thresholds, on the same workers; changes: of configuration, after the first deployment",
-    "still: part of the steps without such a change; awake: devices that draw their full idle power",
-)
+HEADS = tuple(column.head for column in COLUMNS)
+MEANINGS = tuple(f"{column.head}: {column.about}" for column in COLUMNS if column.about)
 
 
 def cells(item: Summary) -> tuple[str, ...]:
-    """A summary as the cells under `HEADS`."""
-    p95 = "unbounded" if item.p95_ms >= UNBOUNDED_MS else f"{item.p95_ms:.1f}"
+    """Return a summary as the cells under `HEADS`."""
     return (
         item.family,
         item.trace,
@@ -49,10 +61,10 @@ def cells(item: Summary) -> tuple[str, ...]:
         _part(item.active_saving),
         f"{item.accuracy:.2f}",
         f"{round(item.accuracy_loss, 2) + 0.0:.2f}",
-        p95,
-        f"{item.slo_ms:.1f}",
+        _ms(item.p95_ms),
+        _ms(item.slo_ms),
         f"{item.above:.1%}",
-        f"{item.turned:.3g}",
+        f"{item.turned:.3g}" if item.turned else "",
         f"{item.changes:.3g}",
         f"{item.still:.1%}",
         f"{item.awake:.3g}",
@@ -64,49 +76,85 @@ def _part(value: float) -> str:
 
 
 def show(results: Results, console: Console) -> None:
-    """Print one table for each accounting, and what its columns are."""
+    """Print one table for each accounting, and a line for each of its columns.
+
+    Where a table is wider than the console, it becomes a block for each family and trace; columns that do not fit then
+    are named and left out.
+    """
+    shown: dict[int, None] = {}
+    left: dict[str, None] = {}
     for accounting, title in TITLES.items():
-        rows = [item for item in results.summaries if item.accounting == accounting]
+        rows = [cells(item) for item in results.summaries if item.accounting == accounting]
         if not rows:
             continue
-        sheet = Table(box=None, pad_edge=False)
-        for head in HEADS:
-            sheet.add_column(head, justify="left" if head in HEADS[:3] else "right", no_wrap=True)
-        before: tuple[str, ...] = ()
-        for item in rows:
-            line = cells(item)
-            if before and before != line[:2]:
-                sheet.add_row()
-            sheet.add_row(*(Text(cell) for cell in line))
-            before = line[:2]
         console.print(Text(title), soft_wrap=True)
-        console.print(sheet)
+        kept = _blocks(COLUMNS, rows, console, named=2)
+        shown |= dict.fromkeys(kept)
+        left |= dict.fromkeys(COLUMNS[index].head for index in filled(COLUMNS, rows) if index not in (0, 1, *kept))
+    _explain(COLUMNS, shown, left, results.manifest.labels, console)
+
+
+def _blocks(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], console: Console, *, named: int) -> list[int]:
+    """Print `rows`: one table if it fits, else a block for each of what the first `named` cells say; the indices of the
+    columns that were printed."""
+    shown = filled(columns, rows)
+    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for row in rows:
+        groups.setdefault(row[:named], []).append(row)
+    if needed(columns, rows, shown) <= console.width:
+        spaced = [row for group in groups.values() for row in (*group, ())][:-1]
+        console.print(sheet(columns, spaced, shown))
         console.print()
-    for meaning in (*MEANINGS, *results.manifest.labels):
-        console.print(Text(meaning), soft_wrap=True)
+        return shown
+    shown = fitting(columns, rows, [index for index in shown if index >= named], console.width)
+    for names, group in groups.items():
+        console.print()
+        console.print(Text(", ".join(filter(None, names)), style="bold"), soft_wrap=True)
+        console.print(sheet(columns, group, shown))
+    console.print()
+    return shown
 
 
-MINUTE_HEADS = (
-    "family", "policy", "relief", "rows/s", "accuracy", "planned", "p50 ms", "p95 ms", "SLO ms", "late", "in gusts",
-    "back s", "relieved", "J/row",
-)  # fmt: skip
-MINUTE_MEANINGS = (
+def _explain(
+    columns: Sequence[Column], shown: Iterable[int], left: Iterable[str], notes: Iterable[str], console: Console
+) -> None:
+    """Print the legend of the columns `shown`, which were `left` out, and `notes`."""
+    console.print(Text(legend(columns, sorted(shown), console.width)), soft_wrap=True)
+    if left:
+        why = f"left out at {console.width} columns: {', '.join(left)}; a wider terminal or -o DIR shows all"
+        console.print(Text(f"\n{textwrap.fill(why, console.width)}"), soft_wrap=True)
+    console.print()
+    for note in notes:
+        console.print(Text(textwrap.fill(note, console.width)), soft_wrap=True)
+
+
+MINUTE_COLUMNS = (
+    Column("family", right=False),
+    Column("policy", right=False),
+    Column("relief", "the variant that stands by for gusts", right=False),
+    Column("rows/s", "rows that arrived per second", spare=6),
+    Column("accuracy", "percent, of the rows answered"),
+    Column("planned", "percent, by the shares of the plan", spare=4),
+    Column("p50", "median latency", spare=5),
+    Column("p95", "95th percentile of latency"),
+    Column("SLO", "the target of the p95", spare=3),
+    Column("late", "part of the rows above the SLO or without an answer"),
+    Column("in gusts", "the same, of the rows that arrived in a gust", spare=1),
+    Column("back s", "seconds from a gust's beginning until the p95 is within the SLO for three seconds", spare=2),
+    Column("relieved", "part of the rows that standby workers answered", spare=7),
+    Column("J/row", "active joules per answered row"),
+)
+MINUTE_NOTES = (
     "row by row through the server's own controller, fleet and router, before simulated workers and without HTTP",
     "times and joules are modelled, nothing was measured",
-    "accuracy, planned: percent, of the rows answered and by the plan's shares",
-    "late: part of the rows above the SLO or without an answer; in gusts: of the rows that arrived in one",
-    "back s: seconds from a gust's beginning until the p95 is within the SLO, three seconds in a row",
 )
 
 
 def show_minutes(found: Sequence[Minutes], inputs: Sequence[Input], console: Console) -> None:
     """Print what became of minutes that were played row by row."""
-    sheet = Table(box=None, pad_edge=False)
-    for head in MINUTE_HEADS:
-        sheet.add_column(head, justify="left" if head in MINUTE_HEADS[:3] else "right", no_wrap=True)
+    rows = []
     for item in found:
-        gusts = f"{item.gust_late / item.gust_rows:.1%}" if item.gust_rows else "-"
-        back = ("never" if math.isinf(item.back_s) else f"{item.back_s:g}") if item.gust_rows else "-"
+        back = ("never" if math.isinf(item.back_s) else f"{item.back_s:g}") if item.gust_rows else ""
         cells = (
             item.family,
             item.policy,
@@ -116,19 +164,18 @@ def show_minutes(found: Sequence[Minutes], inputs: Sequence[Input], console: Con
             f"{item.planned_accuracy:.2f}",
             _ms(item.p50_ms),
             _ms(item.p95_ms),
-            f"{item.slo_ms:.1f}",
+            _ms(item.slo_ms),
             f"{item.late / max(1, item.rows):.2%}",
-            gusts,
+            f"{item.gust_late / item.gust_rows:.1%}" if item.gust_rows else "",
             back,
-            f"{item.relieved / max(1, item.rows):.1%}",
+            f"{item.relieved / max(1, item.rows):.1%}" if item.relieved else "",
             f"{item.active_j / max(1, item.rows - item.unanswered):.4g}",
         )
-        sheet.add_row(*map(Text, cells))
-    console.print(sheet)
-    console.print()
-    for text in (*MINUTE_MEANINGS, *(item.about for item in inputs)):
-        console.print(Text(text), soft_wrap=True)
+        rows.append(cells)
+    shown = _blocks(MINUTE_COLUMNS, rows, console, named=1)
+    left = [MINUTE_COLUMNS[index].head for index in filled(MINUTE_COLUMNS, rows) if index not in (0, *shown)]
+    _explain(MINUTE_COLUMNS, shown, left, (*MINUTE_NOTES, *(item.about for item in inputs)), console)
 
 
 def _ms(value: float) -> str:
-    return "unbounded" if math.isinf(value) else f"{value:.1f}"
+    return "unbounded" if value >= UNBOUNDED_MS else duration(value)

@@ -24,12 +24,20 @@ def demanded(families: Mapping[str, DemandedSource]) -> Iterator[Metric]:
         "Rows that asked for a clover_min_accuracy, by the least accurate variant that reaches it",
         labels=labels,
     )
-    rate = GaugeMetricFamily("clover_demanded_rows_per_second", "The same, trailing 10 s", labels=labels)
+    rate = GaugeMetricFamily(
+        "clover_demanded_rows_per_second",
+        "Rows per second that asked for a clover_min_accuracy, over the last 10 s",
+        labels=labels,
+    )
     waiting = GaugeMetricFamily(
-        "clover_demanded_waiting_rows", "Of these, rows that wait for a worker that was not there", labels=labels
+        "clover_demanded_waiting_rows",
+        "Rows with a clover_min_accuracy that wait until a worker of that accuracy is started",
+        labels=labels,
     )
     refused = CounterMetricFamily(
-        "clover_demanded_refused_rows", "Of these, rows refused because no such worker came", labels=labels
+        "clover_demanded_refused_rows",
+        "Rows with a clover_min_accuracy that were refused because no worker of that accuracy was started in time",
+        labels=labels,
     )
     for name, family in families.items():
         for variant, asked in family.demanded().items():

@@ -27,23 +27,35 @@ def guarded(families: Mapping[str, GuardedSource]) -> Iterator[Metric]:
 def _tests(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
     kinds = ("model", "variant", "kind")
     state = GaugeMetricFamily(
-        "clover_guard_state", "0: answers are as profiled, 1: thresholds tightened, 2: cascade aside", labels=("model",)
+        "clover_guard_state",
+        "0: answers are as profiled; 1: drift, cascade thresholds were tightened; 2: drift, the cascade is not used",
+        labels=("model",),
     )
-    alarms = CounterMetricFamily("clover_guard_alarms", "Alarms of sequential tests", labels=("model",))
+    alarms = CounterMetricFamily(
+        "clover_guard_alarms",
+        "Alarms: times that a statistical test found answers to differ from the profile",
+        labels=("model",),
+    )
     statistic = GaugeMetricFamily(
-        "clover_guard_statistic", "A sequential test's statistic as a part of its limit; 1 is an alarm", labels=kinds
+        "clover_guard_statistic",
+        "How near a test is to an alarm: its statistic divided by its limit; 1 is an alarm",
+        labels=kinds,
     )
-    rows = GaugeMetricFamily("clover_guard_rows", "Rows that test has seen since it began", labels=kinds)
+    rows = GaugeMetricFamily("clover_guard_rows", "Rows that the test has seen since it was started", labels=kinds)
     inputs = CounterMetricFamily(
         "clover_guard_inputs",
-        "Rows by whether their input was new; tests leave out those whose input came before",
+        "Rows by whether their input was new or a repeat; tests leave repeats out",
         labels=("model", "input"),
     )
     returns = CounterMetricFamily(
-        "clover_guard_returns", "Steps that the guard came down by itself, on evidence of health", labels=("model",)
+        "clover_guard_returns",
+        "Times that the guard undid a measure by itself, because answers are as profiled again",
+        labels=("model",),
     )
     agreement = GaugeMetricFamily(
-        "clover_agreement", "Part of these rows answered as by the auditor, seen and expected", labels=(*kinds, "part")
+        "clover_agreement",
+        "Fraction of audited rows on which the variant agrees with the auditor: seen, and expected by the profile",
+        labels=(*kinds, "part"),
     )
     for name, told in found.items():
         state.add_metric((name,), STEPS[told["state"]])
@@ -63,9 +75,17 @@ def _tests(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
 
 
 def _audits(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
-    share = GaugeMetricFamily("clover_audit_share", "Share of rows that is audited now", labels=("model",))
-    lowest = GaugeMetricFamily("clover_audit_lowest_share", "Lowest share of an hour that is over", labels=("model",))
-    owed = GaugeMetricFamily("clover_audits_owed", "Audits that are missing to the least share", labels=("model",))
+    share = GaugeMetricFamily(
+        "clover_audit_share",
+        "Fraction of rows that the best variant answers again in the background, as a check, now",
+        labels=("model",),
+    )
+    lowest = GaugeMetricFamily(
+        "clover_audit_lowest_share", "Lowest fraction of rows audited in any full hour", labels=("model",)
+    )
+    owed = GaugeMetricFamily(
+        "clover_audits_owed", "Audits still to be made this hour to reach the least fraction", labels=("model",)
+    )
     audits = CounterMetricFamily(
         "clover_audits",
         "Audits by outcome: answered, free (the best variant had answered anyway), or why one was not made (repeat: "
@@ -73,7 +93,9 @@ def _audits(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
         labels=("model", "outcome"),
     )
     joules = CounterMetricFamily(
-        "clover_audit_joules", "Energy of audits, part of clover_energy_joules", labels=("model", "method")
+        "clover_audit_joules",
+        "Energy of audits in joules; clover_energy_joules includes it",
+        labels=("model", "method"),
     )
     for name, told in found.items():
         share.add_metric((name,), told["share"])
@@ -87,10 +109,14 @@ def _audits(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
 
 
 def _feedback(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
-    rows = CounterMetricFamily("clover_feedback_rows", "Answered rows whose label came", labels=("model", "variant"))
+    rows = CounterMetricFamily(
+        "clover_feedback_rows",
+        "Answered rows for which a client sent the right label later",
+        labels=("model", "variant"),
+    )
     accuracy = GaugeMetricFamily(
         "clover_accuracy_feedback",
-        "Served accuracy by late labels, percent, with its 95 % interval",
+        "Accuracy served by the labels that clients sent, percent, with its 95 % interval (part: low, accuracy, high)",
         labels=("model", "part"),
     )
     refused = CounterMetricFamily(

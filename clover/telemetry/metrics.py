@@ -22,6 +22,7 @@ from prometheus_client.core import (
 from clover import __version__
 from clover.telemetry.demand import demanded
 from clover.telemetry.guard import guarded
+from clover.telemetry.http import HttpLike, served
 from clover.types import Asked, Reading
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -137,21 +138,6 @@ class ChainLike(Protocol):
     def failures(self) -> Mapping[str, int]: ...
 
 
-class HttpLike(Protocol):
-    """The front end's counters."""
-
-    open_connections: int
-    accepted_connections: int
-    refused_connections: int
-    malformed: int
-    deadlines_missed: int
-    received_bytes: int
-    sent_bytes: int
-
-    @property
-    def requests(self) -> dict[int, int]: ...
-
-
 class Metrics:
     """Collects on `render`.  `families` gives the sources by model name now; `http`, `decisions` (counts of controller
     decisions by action), `compared` and `turned` (changes of configuration and of thresholds, by model) are
@@ -190,7 +176,7 @@ class Metrics:
         """Every metric, read now."""
         yield InfoMetricFamily(
             "clover_build",
-            "Version of the server",
+            "Version of the server and of Python",
             value={"version": __version__, "python": platform.python_version()},
         )
         yield from self._traffic(self._families())
@@ -200,61 +186,105 @@ class Metrics:
         yield from self._counterfactuals()
         yield from self._carbon()
         decisions = (((action,), count) for action, count in self._decisions().items())
-        yield _counter("clover_decisions", "Controller decisions", ("action",), decisions)
+        yield _counter("clover_decisions", "Decisions of the controller, by what was done", ("action",), decisions)
         turned = self._turned()
-        about = "Deployments changed to, the first included"
+        about = "Changes of the deployment (which variants run where), the first one included"
         yield _counter("clover_reconfigurations", about, ("model",), (((n,), both[0]) for n, both in turned.items()))
-        about = "Times that other thresholds were turned to on the same workers"
+        about = "Times that the thresholds of a cascade were changed while the workers stayed"
         yield _counter("clover_thresholds_moved", about, ("model",), (((n,), both[1]) for n, both in turned.items()))
         http = self._http()
         if http is not None:
-            yield from _http(http)
+            yield from served(http)
 
     def _traffic(self, families: Mapping[str, FamilySource]) -> Iterator[Metric]:
-        requests = CounterMetricFamily("clover_requests", "Requests by outcome", labels=("model", "code"))
-        rows = CounterMetricFamily("clover_rows", "Rows answered by variant", labels=("model", "variant"))
+        requests = CounterMetricFamily(
+            "clover_requests", "Requests by model and HTTP status code", labels=("model", "code")
+        )
+        rows = CounterMetricFamily(
+            "clover_rows", "Rows answered, by the variant that answered", labels=("model", "variant")
+        )
         waiting = GaugeMetricFamily("clover_queue_rows", "Rows waiting for a worker", labels=("model",))
-        flying = GaugeMetricFamily("clover_in_flight_rows", "Rows with a worker", labels=("model",))
-        arrival = GaugeMetricFamily("clover_arrival_rows_per_second", "Rows offered, trailing 10 s", labels=("model",))
-        sizes = HistogramMetricFamily("clover_batch_size", "Rows per batch", labels=("model",))
+        flying = GaugeMetricFamily("clover_in_flight_rows", "Rows that a worker is computing now", labels=("model",))
+        arrival = GaugeMetricFamily(
+            "clover_arrival_rows_per_second", "Rows that arrive per second, over the last 10 s", labels=("model",)
+        )
+        sizes = HistogramMetricFamily(
+            "clover_batch_size", "Rows in each batch that workers computed", labels=("model",)
+        )
         latency = HistogramMetricFamily(
-            "clover_request_seconds", "From opening a request to its answer, answered requests", labels=("model",)
+            "clover_request_seconds",
+            "Seconds from the arrival of a request to its answer, of answered requests",
+            labels=("model",),
         )
         queue = HistogramMetricFamily(
-            "clover_queue_seconds", "Waiting for a worker, answered requests", labels=("model",)
+            "clover_queue_seconds",
+            "Seconds that a request waited for a worker, of answered requests",
+            labels=("model",),
         )
         accuracy = GaugeMetricFamily(
-            "clover_accuracy_served", "Expected accuracy of the rows answered so far, percent", labels=("model",)
+            "clover_accuracy_served",
+            "Accuracy of the rows answered so far, percent, expected from the profile of the variants",
+            labels=("model",),
         )
-        share = GaugeMetricFamily("clover_route_share", "Routing quota", labels=("model", "variant"))
-        workers = GaugeMetricFamily("clover_workers", "Workers ready", labels=("model",))
-        ready = GaugeMetricFamily("clover_ready", "Whether the model takes requests", labels=("model",))
-        target = GaugeMetricFamily("clover_target", "Targets of the objective", labels=("model", "target"))
+        share = GaugeMetricFamily(
+            "clover_route_share", "Fraction of rows that is routed to a variant", labels=("model", "variant")
+        )
+        workers = GaugeMetricFamily("clover_workers", "Workers that are ready", labels=("model",))
+        ready = GaugeMetricFamily("clover_ready", "1 if the model takes requests, else 0", labels=("model",))
+        target = GaugeMetricFamily(
+            "clover_target",
+            "Targets that plans are held to: slo_ms, accuracy_floor and others",
+            labels=("model", "target"),
+        )
         counters = {
-            "swaps": CounterMetricFamily("clover_swaps", "Placements whose variant changed", labels=("model",)),
-            "repartitions": CounterMetricFamily("clover_repartitions", "Changes of the layout", labels=("model",)),
-            "restarts": CounterMetricFamily("clover_worker_restarts", "Workers started anew", labels=("model",)),
+            "swaps": CounterMetricFamily(
+                "clover_swaps",
+                "Times that a worker was replaced by one of another variant in the same place",
+                labels=("model",),
+            ),
+            "repartitions": CounterMetricFamily(
+                "clover_repartitions",
+                "Times that cores or GPU slices were divided anew among workers",
+                labels=("model",),
+            ),
+            "restarts": CounterMetricFamily(
+                "clover_worker_restarts",
+                "Workers that were started again after they had ended unexpectedly or hung",
+                labels=("model",),
+            ),
             "log_dropped_lines": CounterMetricFamily(
-                "clover_worker_log_dropped_lines", "Lines printed by workers and left out of the log", labels=("model",)
+                "clover_worker_log_dropped_lines",
+                "Lines that workers printed and that were left out of the log, because there were too many",
+                labels=("model",),
             ),
             "log_dropped_bytes": CounterMetricFamily(
                 "clover_worker_log_dropped_bytes",
-                "Bytes printed by workers and left out of the log, those cut off long lines included",
+                "Bytes that workers printed and that were left out of the log, with those cut off long lines",
                 labels=("model",),
             ),
         }
-        poison = CounterMetricFamily("clover_poison", "Requests in flight in two deaths", labels=("model",))
-        lost = CounterMetricFamily("clover_worker_deaths", "Workers that died unexpectedly", labels=("model",))
-        retried = CounterMetricFamily("clover_retried_rows", "Rows queued again after a death", labels=("model",))
-        relieved = CounterMetricFamily(
-            "clover_relieved_rows", "Rows answered by workers that stand by, by a cheaper variant", labels=("model",)
+        poison = CounterMetricFamily(
+            "clover_poison", "Requests given up because two workers died while computing them", labels=("model",)
         )
-        reliefs = CounterMetricFamily("clover_reliefs", "Times that these took over", labels=("model",))
+        lost = CounterMetricFamily("clover_worker_deaths", "Workers that died unexpectedly", labels=("model",))
+        retried = CounterMetricFamily(
+            "clover_retried_rows", "Rows queued again because the worker that had them died", labels=("model",)
+        )
+        relieved = CounterMetricFamily(
+            "clover_relieved_rows", "Rows answered by standby workers, which run a cheaper variant", labels=("model",)
+        )
+        reliefs = CounterMetricFamily(
+            "clover_reliefs", "Times that standby workers took over from the planned ones", labels=("model",)
+        )
         escalated = CounterMetricFamily(
-            "clover_escalated_rows", "Rows that went on from a variant to a dearer one", labels=("model", "variant")
+            "clover_escalated_rows",
+            "Rows that a cascade passed on from this variant to a more accurate one",
+            labels=("model", "variant"),
         )
         cut = CounterMetricFamily(
-            "clover_cut_short_rows", "Rows that should have gone on to a dearer variant", labels=("model", "why")
+            "clover_cut_short_rows",
+            "Rows that a cascade would have passed on, but that kept their answer, by reason",
+            labels=("model", "why"),
         )
         for name, family in families.items():
             traffic, live = family.traffic, family.observe()
@@ -292,8 +322,16 @@ class Metrics:
 
     def _energy(self) -> Iterator[Metric]:
         labels = ("model", "variant", "part", "method")
-        joules = CounterMetricFamily("clover_energy_joules", "Energy attributed", labels=labels)
-        grams = CounterMetricFamily("clover_carbon_grams", "gCO2e of that energy, PUE included", labels=labels)
+        joules = CounterMetricFamily(
+            "clover_energy_joules",
+            "Energy in joules attributed to a model and variant (active: computing; idle: its share of idle power)",
+            labels=labels,
+        )
+        grams = CounterMetricFamily(
+            "clover_carbon_grams",
+            "Grams of CO2e of that energy, with the overhead of the data centre (PUE)",
+            labels=labels,
+        )
         for (family, variant, method), share in sorted(self._account.shares.items()):
             joules.add_metric((family, variant, "active", method), share.active_j)
             joules.add_metric((family, variant, "idle", method), share.idle_j)
@@ -311,26 +349,40 @@ class Metrics:
     def _device_energy(self) -> Iterator[Metric]:
         """Lines of a device sum up: joules = its placements' active and idle + unattributed + carried."""
         names = ("device", "method")
-        joules = CounterMetricFamily("clover_device_joules", "Energy of a device", labels=names)
+        joules = CounterMetricFamily("clover_device_joules", "Energy that a device used, in joules", labels=names)
         parts = CounterMetricFamily(
             "clover_placement_joules",
-            "Energy attributed to the workers of a placement (of a MIG slice: worked out, no slice has a meter)",
+            "Energy in joules attributed to the workers in one place (calculated for MIG slices, which have no meter)",
             labels=("device", "placement", "part", "method"),
         )
         nobody = CounterMetricFamily(
-            "clover_unattributed_joules", "Energy that no worker caused or holds", labels=("device", "part", "method")
+            "clover_unattributed_joules",
+            "Energy in joules that belongs to no worker: active, that none caused; idle, of what none holds",
+            labels=("device", "part", "method"),
         )
         carried = GaugeMetricFamily(
-            "clover_carried_joules", "Idle energy beyond what was measured, to be made up for", labels=names
+            "clover_carried_joules",
+            "Idle joules charged so far beyond what was measured; later charges are reduced by as much",
+            labels=names,
         )
-        ratio = GaugeMetricFamily("clover_energy_ratio", "Measured over modelled active energy, trailing", labels=names)
+        ratio = GaugeMetricFamily(
+            "clover_energy_ratio", "Measured active energy divided by modelled, over a trailing window", labels=names
+        )
         watts = GaugeMetricFamily(
-            "clover_device_watts", "Power of a device over the last window; none while it is not metered", labels=names
+            "clover_device_watts",
+            "Power of a device in watts over the last interval; absent while its meter gives no reading",
+            labels=names,
         )
-        idle = GaugeMetricFamily("clover_device_idle_watts", "Idle power that is accounted with", labels=names)
-        metered = GaugeMetricFamily("clover_device_metered", "Whether the last look brought a reading", labels=names)
+        idle = GaugeMetricFamily(
+            "clover_device_idle_watts", "Idle power of a device in watts, as used in the accounts", labels=names
+        )
+        metered = GaugeMetricFamily(
+            "clover_device_metered", "1 if the meter of the device gave a reading last time, else 0", labels=names
+        )
         restarts = CounterMetricFamily(
-            "clover_meter_restarts", "Times a meter began anew, what was used in between being unknown", labels=names
+            "clover_meter_restarts",
+            "Times that a meter started again; the energy used in between is not known",
+            labels=names,
         )
         for (device, placement, method), share in sorted(self._account.placements.items()):
             parts.add_metric((device, placement, "active", method), share.active_j)
@@ -353,15 +405,19 @@ class Metrics:
         """What was emitted and what a shadow would have emitted over the same rows.  The mix at the accuracy served is
         chosen anew with every row, so that it has no counter."""
         sides = ("model", "against", "side", "method")
-        about = "of what served and of its shadow (BASE, or the best fixed mix), same rows, load and hardware"
-        joules = CounterMetricFamily("clover_counterfactual_energy_joules", f"Energy {about}", labels=sides)
-        grams = CounterMetricFamily("clover_counterfactual_carbon_grams", f"gCO2e {about}", labels=sides)
+        about = "for the rows served: as emitted (side served), and by BASE or the best fixed mix (side shadow)"
+        joules = CounterMetricFamily("clover_counterfactual_energy_joules", f"Joules {about}", labels=sides)
+        grams = CounterMetricFamily("clover_counterfactual_carbon_grams", f"Grams of CO2e {about}", labels=sides)
         names = ("model", "against", "method")
         saved = GaugeMetricFamily(
-            "clover_saved_carbon_grams", "gCO2e of the shadow less those of what served; may be negative", labels=names
+            "clover_saved_carbon_grams",
+            "Grams of CO2e saved against BASE, or against the best fixed mix; negative if more was emitted",
+            labels=names,
         )
         given = GaugeMetricFamily(
-            "clover_accuracy_given_up_points", "Accuracy of the shadow less that served, percent points", labels=names
+            "clover_accuracy_given_up_points",
+            "Percentage points by which the accuracy served is below that of BASE, or of the best fixed mix",
+            labels=names,
         )
         for item in self._compared():
             if item.against != "matched":
@@ -377,8 +433,14 @@ class Metrics:
 
     def _carbon(self) -> Iterator[Metric]:
         labels = ("provider", "zone", "signal", "method", "state")
-        intensity = GaugeMetricFamily("clover_carbon_intensity", "gCO2e per kWh of the grid", labels=labels)
-        age = GaugeMetricFamily("clover_carbon_age_seconds", "Age of that value in grid time", labels=("provider",))
+        intensity = GaugeMetricFamily(
+            "clover_carbon_intensity", "Carbon intensity of the grid in use, gCO2e per kWh", labels=labels
+        )
+        age = GaugeMetricFamily(
+            "clover_carbon_age_seconds",
+            "Age of that carbon intensity in seconds, in the time of the carbon data",
+            labels=("provider",),
+        )
         reading = self._chain.last
         if reading is not None:
             values = (reading.provider, reading.zone, reading.signal, reading.method, reading.state)
@@ -388,13 +450,13 @@ class Metrics:
         yield age
         yield _counter(
             "clover_carbon_readings",
-            "Readings given out by state",
+            "Readings of the carbon intensity that were used, by state (fresh, stale, fallback, configured)",
             ("state",),
             (((state,), count) for state, count in self._chain.counts.items()),
         )
         yield _counter(
             "clover_carbon_failures",
-            "Failed calls by source",
+            "Failed requests for the carbon intensity, by source",
             ("source",),
             (((source,), count) for source, count in self._chain.failures.items()),
         )
@@ -423,19 +485,3 @@ def _sizes(batches: Mapping[int, tuple[int, int]]) -> tuple[list[tuple[str, floa
     buckets = [(str(b), float(sum(n for size, (n, _) in batches.items() if size <= b))) for b in bounds]
     total = float(sum(count for count, _ in batches.values()))
     return [*buckets, ("+Inf", total)], float(sum(size * count for size, (count, _) in batches.items()))
-
-
-def _http(stats: HttpLike) -> Iterator[Metric]:
-    yield GaugeMetricFamily("clover_http_connections", "Connections open", value=stats.open_connections)
-    for name, text, value in (
-        ("accepted_connections", "Connections accepted", stats.accepted_connections),
-        ("refused_connections", "Connections refused for their number", stats.refused_connections),
-        ("malformed", "Requests that are not HTTP as it should be", stats.malformed),
-        ("deadlines_missed", "Connections ended for being too slow", stats.deadlines_missed),
-        ("received_bytes", "Bytes received", stats.received_bytes),
-        ("sent_bytes", "Bytes sent", stats.sent_bytes),
-    ):
-        yield CounterMetricFamily(f"clover_http_{name}", text, value=value)
-    yield _counter(
-        "clover_http_answers", "Answers by status", ("code",), (((str(c),), n) for c, n in stats.requests.items())
-    )

@@ -180,7 +180,7 @@ def test_a_declaration_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("confidence", "text"),
     [
-        ('kind = "topp"', r"'topp' is unknown \(did you mean 'top'\?\)"),
+        ('kind = "topp"', r"'topp' is unknown \(did you mean top\?\)"),
         ('output = "z"', "there is no output 'z'"),
         ('output = "one"', "needs several floating-point numbers"),
         ('kind = "model:"', "not of the form module:function"),

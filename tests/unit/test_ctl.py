@@ -84,6 +84,9 @@ def ctl(server: Any, *argv: str, **environ: str) -> int:
         (["pin", "small", "--force"], ("POST", "/v2/clover/pin", {"variant": "small", "force": True})),
         (["apply", "--force"], ("POST", "/v2/clover/apply", {"force": True})),
         (["set", "--force", "slo_ms=1"], ("POST", "/v2/clover/set", {"slo_ms": 1.0, "force": True})),
+        (["set", "slo_ms", "20"], ("POST", "/v2/clover/set", {"slo_ms": 20.0})),
+        (["set", "slo_ms", "20", "mode=off"], ("POST", "/v2/clover/set", {"slo_ms": 20.0, "mode": "off"})),
+        (["plan", "lam", "none"], ("POST", "/v2/clover/plan", {"lambda": None})),
         (["pin", "--off", "--model", "f"], ("POST", "/v2/clover/pin", {"variant": None, "model": "f"})),
         (["freeze"], ("POST", "/v2/clover/freeze", {"on": True})),
         (["guard", "reset"], ("POST", "/v2/clover/guard", {"reset": True})),
@@ -209,6 +212,9 @@ def test_what_needs_no_note(server: Any, argv: list[str], capsys: pytest.Capture
         (["freeze", "off"], "'freeze --off' is what you mean"),
         (["freeze", "now"], "it is freeze, or freeze --off"),
         (["set", "slo-ms=5"], "did you mean slo_ms?"),
+        (["set", "slo=5"], "did you mean slo_ms?"),
+        (["set", "slo_ms"], "slo_ms needs a value: slo_ms=VALUE"),
+        (["set", "slo_ms", "mode=off"], "slo_ms needs a value: slo_ms=VALUE"),
         (["set", "acuracy_floor=5"], "did you mean accuracy_floor?"),
         (["base", "small"], "usage: python -m clover ctl base"),
         (["decisions", "--lines", "3"], "usage: python -m clover ctl decisions"),
@@ -261,7 +267,7 @@ def test_readable_and_json(server: Any, capsys: pytest.CaptureFixture[str]) -> N
             "x": None,
         },
     )
-    assert ctl(server, "state") == 0
+    assert ctl(server, "state", "--all") == 0
     text = capsys.readouterr().out
     assert "families.a.workers" in text
     assert "1.23457" in text
@@ -334,7 +340,7 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
             "decisions": {"applied": 1},
         },
     )
-    assert ctl(server, "state") == 0
+    assert ctl(server, "state", "--all") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "305 gCO2e/kWh from synthetic (synthetic, fresh)" in text
     assert "fashion: mode active, pinned to static:small" in text
@@ -357,16 +363,16 @@ def test_savings_are_shown_with_against_what_and_not_before_anything_was_served(
     }
     totals = {"saved": {"base": {"words": "all of them"}}}
     server.answer = (200, {"mode": "active", "models": {"one": {"mode": "active", "saved": saved}, "two": nothing}})
-    assert ctl(server, "state") == 0
+    assert ctl(server, "state", "--all") == 0
     shown = capsys.readouterr().out
     assert f"carbon     {words}\n             lost 1.0 % of ...\n" in shown
     assert shown.index("lost 1.0 %") < shown.index("two:")
     assert "saved" not in shown[shown.index("two:") :]
     assert "all models" not in shown
     server.answer[1]["totals"] = totals
-    assert ctl(server, "state") == 0
+    assert ctl(server, "state", "--all") == 0
     assert "all models\n  carbon     all of them" in capsys.readouterr().out
-    assert ctl(server, "state", "--model", "one") == 0
+    assert ctl(server, "state", "--all", "--model", "one") == 0
     assert "all of them" not in capsys.readouterr().out, "of all models, and only one is shown"
 
 
@@ -383,7 +389,7 @@ def test_devices_and_capacity_for_people(server: Any, capsys: pytest.CaptureFixt
     }
     gone = {"device": "gpu1", "kind": "mig", "label": "NVIDIA A100-SXM4-40GB, emulated", "lost": True}
     server.answer = (200, {"mode": "active", "policy": "objective", "models": {}, "devices": [gpu, gone]})
-    assert ctl(server, "state") == 0
+    assert ctl(server, "state", "--all") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "gpu0: NVIDIA A100-SXM4-40GB, emulated; fashion's; 2 x large@1g.5gb + 1 x tiny@4g.20gb" in text
     assert "gpu0:1g.5gb@6 quarantined: in use; not ours: gpu0:1g.5gb@5" in text
@@ -477,10 +483,146 @@ def test_a_guard_that_acts_stands_in_the_state(server: Any, capsys: pytest.Captu
         },
     }
     server.answer = (200, {"mode": "active", "policy": "objective", "models": {"m": {"guard": guard}}})
-    assert ctl(server, "state") == 0
+    assert ctl(server, "state", "--all") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "guard ASIDE: answers of small agree less; 2.00% of rows audited, 42 so far" in text
     assert "labels 91.00 % right (88.00 .. 93.50) of 200 rows by feedback, 50% from one client" in text
     server.answer = (200, {"models": {"m": {"guard": {"watches": False, "missing": "an old profile"}}}})
-    assert ctl(server, "state") == 0
+    assert ctl(server, "state", "--all") == 0
     assert "watches nothing: an old profile" in capsys.readouterr().out
+
+
+def answered(**changes: Any) -> dict[str, Any]:
+    """A server's state: one family that is well, but for `changes` of it."""
+    model = {
+        "mode": "active",
+        "pin": None,
+        "frozen": False,
+        "deployment": [
+            {
+                "placement": "cpu0:1c@0",
+                "device": "cpu0",
+                "profile": "1c",
+                "variant": "large",
+                "backend": "eager",
+                "ready": True,
+            },
+            {
+                "placement": "cpu0:1c@1",
+                "device": "cpu0",
+                "profile": "1c",
+                "variant": "large",
+                "backend": "eager",
+                "ready": True,
+            },
+            {
+                "placement": "cpu0:1c@2",
+                "device": "cpu0",
+                "profile": "1c",
+                "variant": "small",
+                "backend": "eager",
+                "ready": True,
+            },
+        ],
+        "routing": {"shares": {"large": 0.75, "small": 0.25}},
+        "plan": PLAN,
+        "targets": {"slo_ms": 31.5, "accuracy_floor": 92.26, "objective": "paper", "lambda": 0.1},
+        "observed": {
+            "arrival_rate": 200.0,
+            "queue_rows": 3.0,
+            "rows": 12000.0,
+            "accuracy_served": 92.68,
+            "p95_ms": 1.54,
+        },
+        "saved": {"base": {"words": "saved 41.0 % of the gCO2e of BASE (modelled; xlarge on 1 x 3c)"}, "static": None},
+        "guard": {"state": "ok", "why": ""},
+        "last_decision": {"id": 3, "at": "now", "trigger": "intensity", "action": "kept", "detail": ""},
+    }
+    return {
+        "mode": "active",
+        "frozen": False,
+        "policy": "objective",
+        "intensity": {
+            "g_per_kwh": 305.2,
+            "provider": "synthetic",
+            "label": "synthetic, fresh",
+            "age_s": 130.0,
+            "state": "fresh",
+        },
+        "devices": [{"device": "cpu0", "label": "3 cores", "lost": False, "quarantined": []}],
+        "models": {"fashion": model | changes},
+        "totals": {
+            "pue": 1.5,
+            "models": {"fashion": {"state": "READY", "energy_j": 121.8, "carbon_g": 0.01523, "rows": {"large": 9000}}},
+        },
+    }
+
+
+def test_the_state_in_a_dozen_lines(
+    server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    server.answer = (200, answered())
+    assert ctl(server, "state") == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 13
+    assert max(map(len, text.splitlines())) <= 80
+    for line in (
+        "healthy      every model answers and meets its targets",
+        "grid         305 gCO2e/kWh from synthetic (synthetic, fresh), 2 min old",
+        "control      policy objective, mode active",
+        "fashion",
+        "  runs       2 x large on 1c of cpu0 (75% of rows), small on 1c of cpu0 (25% of rows)",
+        "  demand     200 rows/s arrive, 3 waiting; 12,000 rows so far",
+        "  latency    p95 1.54 ms of 31.5 ms: SLO held",
+        "  accuracy   92.68 % served, floor 92.26 %: held",
+        "  carbon     0.0152 gCO2e and 121.8 J so far, idle power included",
+        "  saved      41.0 % of the gCO2e of BASE (modelled; xlarge on 1 x 3c)",
+    ):
+        assert " ".join(line.split()) in " ".join(text.split())
+    assert ctl(server, "state", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == answered()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"observed": {"p95_ms": 40.0}}, "fashion misses its SLO: p95 40 ms of 31.5 ms"),
+        ({"observed": {"accuracy_served": 90.0}}, "fashion is below its accuracy floor: 90.00 % of 92.26 %"),
+        ({"deployment": []}, "fashion has no worker"),
+        (
+            {"deployment": [{"placement": "cpu0:1c@0", "variant": "small", "ready": False}]},
+            "fashion has 1 of 1 workers that are not ready",
+        ),
+        ({"plan": PLAN | {"feasible": False}}, "fashion has no plan that meets every target"),
+        (
+            {"guard": {"state": "aside", "why": "answers agree less"}},
+            "fashion drifts from its profile: answers agree less",
+        ),
+        (
+            {"last_decision": {"action": "failed", "detail": "a worker died"}},
+            "fashion could not be changed: failed, a worker died",
+        ),
+    ],
+)
+def test_a_state_that_is_not_well_says_why_first(
+    server: Any, change: dict[str, Any], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = (200, answered(**change))
+    assert ctl(server, "state") == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"UNHEALTHY    {why}"
+
+
+def test_the_grid_and_devices_can_be_what_is_wrong(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    found = answered(frozen=True, pin="static:small")
+    found["intensity"]["state"] = "configured"
+    found["devices"][0]["lost"] = True
+    server.answer = (200, found)
+    assert ctl(server, "state") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "UNHEALTHY the intensity of the grid is the configured value of last resort: all sources fail;" in text
+    assert "cpu0 is lost" in text
+    assert "fashion pinned to static:small, frozen: nothing is planned" in text
+    server.answer = (200, {"mode": "active", "policy": "objective", "intensity": None, "models": {}})
+    assert ctl(server, "state") == 0
+    assert "the intensity of the grid is not known" in capsys.readouterr().out

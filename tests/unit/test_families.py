@@ -114,7 +114,7 @@ def test_a_family_may_be_named_by_its_file(tmp_path: Path) -> None:
 
 def test_an_unknown_family_names_what_there_is() -> None:
     with pytest.raises(
-        ConfigError, match=r"no family 'fashon' \(did you mean 'fashion'\?\).*shipped families: .*fashion"
+        ConfigError, match=r"no family 'fashon' \(did you mean fashion\?\).*shipped families: .*fashion"
     ):
         families.load_family("fashon")
 
@@ -163,7 +163,7 @@ def test_a_module_attribute_is_a_family(tmp_path: Path, monkeypatch: pytest.Monk
     assert spec.digest
     row = [np.ones((1, 2), np.float32)]
     assert model_of(spec)(row) is row
-    with pytest.raises(ConfigError, match=r"no FAMILI \(did you mean 'FAMILY'\?\)"):
+    with pytest.raises(ConfigError, match=r"no FAMILI \(did you mean FAMILY\?\)"):
         families.load_family("my_family_module:FAMILI")
     with pytest.raises(ConfigError, match="is a int, not a FamilySpec"):
         families.load_family("my_family_module:NUMBER")
@@ -204,11 +204,11 @@ def test_a_spec_without_a_folder_is_complete_without_one() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("max_batch", "max_bach", r"family\.toml: max_bach: unknown key \(did you mean 'max_batch'\?\)"),
-        ("datatype", "datatipe", r"inputs\[0\]\.datatipe: unknown key \(did you mean 'datatype'\?\)"),
-        ("weights =", "wieghts =", r"variants\[0\]\.wieghts: unknown key \(did you mean 'weights'\?\)"),
-        ("metric", "metrik", r"variants\[0\]\.accuracy\.metrik: unknown key \(did you mean 'metric'\?\)"),
-        ('loader = "data:load"', "lader = 1", r"evaluation\.lader: unknown key \(did you mean 'loader'\?\)"),
+        ("max_batch", "max_bach", r"family\.toml: max_bach: unknown key \(did you mean max_batch\?\)"),
+        ("datatype", "datatipe", r"inputs\[0\]\.datatipe: unknown key \(did you mean datatype\?\)"),
+        ("weights =", "wieghts =", r"variants\[0\]\.wieghts: unknown key \(did you mean weights\?\)"),
+        ("metric", "metrik", r"variants\[0\]\.accuracy\.metrik: unknown key \(did you mean metric\?\)"),
+        ('loader = "data:load"', "lader = 1", r"evaluation\.lader: unknown key \(did you mean loader\?\)"),
         ('name = "echo"', 'name = "echo"\nfolder = "/"', r"folder: is filled in by Clover"),
         ('name = "echo"', 'name = "echo"\ndigest = "0"', r"digest: is filled in by Clover"),
         ('name = "echo"', "", r"missing required field `name`"),
@@ -217,7 +217,7 @@ def test_a_spec_without_a_folder_is_complete_without_one() -> None:
         ('name = "echo"', f'name = "{"n" * 129}"', r"name: .* is not 1 to 128 of"),
         ("max_batch = 4", "max_batch = 0", r"max_batch: 0 is not within"),
         ("max_batch = 4", 'max_batch = "4"', r"max_batch: expected `int`, got `str`"),
-        ('"FP32"', '"fp32"', r"inputs\[0\]\.datatype: 'fp32' is unknown \(did you mean 'FP32'\?\)"),
+        ('"FP32"', '"fp32"', r"inputs\[0\]\.datatype: 'fp32' is unknown \(did you mean FP32\?\)"),
         ("max_shape = [8, 2]", "", r"inputs\[0\]\.max_shape: is needed"),
         ("max_shape = [8, 2]", "max_shape = [8]", r"max_shape: \[8\] does not bound \[-1, 2\]"),
         ("max_shape = [8, 2]", "max_shape = [8, 3]", r"max_shape: \[8, 3\] does not bound"),
@@ -396,7 +396,7 @@ def test_a_module_in_a_subfolder_is_found(tmp_path: Path) -> None:
 
 def test_what_a_loader_lacks_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path)
-    with pytest.raises(ConfigError, match=r"module model has no function lode \(did you mean 'load'\?\)"):
+    with pytest.raises(ConfigError, match=r"module model has no function lode \(did you mean load\?\)"):
         families.resolve("model:lode", folder)
     with pytest.raises(ConfigError, match="no module nowhere_at_all in the family's folder, nor to import"):
         families.resolve("nowhere_at_all:load", folder)
@@ -640,7 +640,7 @@ def test_precision_is_part_of_a_variant(tmp_path):
 
 
 def test_a_wrong_precision_is_answered_with_those_there_are(tmp_path):
-    with pytest.raises(ConfigError, match=r"variants\[1\].precision: 'fp61' is unknown .*'fp16'.*fp32, tf32, fp16"):
+    with pytest.raises(ConfigError, match=r"variants\[1\].precision: 'fp61' is unknown .*fp16.*fp32, tf32, fp16"):
         with_precision(tmp_path, '"fp61"')
     with pytest.raises(ConfigError, match=r"variants\[1\].precision: 16 is unknown .*it is one of"):
         with_precision(tmp_path, "16")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Imports point down only, and units of one floor do not know each other.  A unit is a module or package of `clover`.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"types", "errors", "digests"}),
+    frozenset({"types", "errors", "digests", "hints", "terminal"}),
     frozenset({"config", "interfaces"}),
     frozenset({"profiles", "families", "settings", "_native"}),
     frozenset({"planning", "telemetry", "confidence"}),

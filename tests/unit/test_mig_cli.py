@@ -58,7 +58,12 @@ class Driver:
     def __init__(self, state: Path, cache: Path) -> None:
         self.state, self.cache = state, cache
         self._child = subprocess.Popen(
-            [sys.executable, "-c", SERVANT], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", SERVANT],
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "140"},  # readline, which pytest imports, exports the terminal's otherwise
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def __call__(self, *argv: str, stdin: str = "", **environ: str) -> Answer:
@@ -598,6 +603,20 @@ def test_a_reader_that_has_seen_enough() -> None:
     command = f"{sys.executable} -m clover mig plan 7g 7x1g --gpu a100-40gb:8 | head -1"
     done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("8 x NVIDIA A100-SXM4-40GB; nothing is changed\n", "")
+
+
+def test_what_is_printed_fits_eighty_columns(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    # Lines are counted without the UUID of a GPU, which stands on the first line of each and is not broken.
+    for words in (["list"], ["plan", "7g/7g", "3g,4g/7x1g", "--floor", "0.4"]):
+        done = fresh(*words, "--box", str(box.state), environ={"COLUMNS": "80"})
+        assert done.returncode == 0
+        assert max(len(line.rstrip()) for line in done.stdout.splitlines() if "GPU-" not in line) <= 80
+        assert "…" not in done.stdout
+    uuids = re.findall(
+        r"^    MIG-[0-9a-f-]{36}$", fresh("list", "--box", str(box.state), environ={"COLUMNS": "80"}).stdout, re.M
+    )
+    assert len(uuids) == 6, "each on a line of its own"
 
 
 # --- plan -----------------------------------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ def test_the_form_of_mig_parted() -> None:
         ("[configs]\na = []", "at least one group"),
         ("[config.a]", "needs one table"),
         ("x = 1\n[configs.a]", "unknown key 'x'"),
-        ("[configs.a]\nprofile = 1", "unknown key 'profile'; did you mean profiles"),
+        ("[configs.a]\nprofile = 1", "unknown key 'profile' \\(did you mean profiles"),
         ("[configs.a]\nprofiles = 3", "configs.a.profiles"),
         ('[configs.a]\nprofiles = {"3g" = "x"}', "configs.a.profiles"),
         ('[configs.a]\nprofiles = {"3g" = -1}', "0 to 16"),

@@ -275,6 +275,22 @@ def test_each_thread_count_is_compiled_on_the_cpu(monkeypatch: pytest.MonkeyPatc
     assert len(made) == 4, "what is there is not made again"
 
 
+def test_a_missing_extra_is_said_once_with_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("clover.backends.onnxruntime.package_version", lambda name: "")
+    monkeypatch.setattr("clover.profiling.candidates._SAID", set())
+    spec = load_family(str(FAMILIES / "toy"))
+    for _ in range(2):
+        notes: list[str] = []
+        found = Candidates(spec, ("eager", "onnxruntime"), tmp_path, notes)
+        assert found.of == {"half": ["eager"], "full": ["eager"]}
+        assert len(notes) == 1, "each profile keeps it"
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "install clover-inference[onnx]" in said
+    assert "more time and energy" in said
+
+
 def test_each_profile_is_compiled_in_a_slice_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     targets = {name: Target(gpu="G", profile=name, driver="1") for name in ("1g.5gb", "7g.40gb")}
     inside: list[str] = []

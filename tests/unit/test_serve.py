@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import msgspec
 import pytest
 
 from clover import families, settings
+from clover.__main__ import COMMANDS
 from clover.__main__ import main as dispatch
 from clover.config import LogConfig
 from clover.devices.cpu import CpuDevice
@@ -250,12 +252,55 @@ def test_dispatcher(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean profile?" in capsys.readouterr().err
     assert dispatch(["serve", "--version"]) == 0
     assert dispatch(["profile", "--help"]) == 0
-    assert "--compile" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--compile" in shown
+    assert "--cores" in shown
+    assert "--energy-core-w" in shown
+    assert not {"--port", "--slo-ms", "--pue", "--policy", "--access"} & set(shown.split()), "profiling uses none"
+    assert len(shown.splitlines()) <= 50
     assert dispatch(["profile", "nofamily"]) == 2
 
 
+def test_the_console_script_is_the_dispatcher_and_lists_every_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    script = EntryPoint(name="clover", value=project["scripts"]["clover"], group="console_scripts").load()
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/clover", "--help"])
+    assert script() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: clover COMMAND ..."
+    listed = {line.split()[0]: line.strip() for line in lines if line.startswith("  ")}
+    assert set(listed) == set(COMMANDS)
+    assert all(len(about.split()) > 4 for about in listed.values()), "each with a line in plain English"
+    assert max(map(len, lines)) <= 100
+
+
 @pytest.mark.parametrize(
-    "words", [["clover", "ctl", "state"], ["clover", "profil"], ["clover", "serve"], ["clover.serve", "fashion"]]
+    ("called", "command", "expected"),
+    [
+        ("/usr/bin/clover", "serve", "clover serve"),
+        ("/usr/bin/clover", "profile", "clover profile"),
+        ("/usr/bin/clover", "ctl", "clover ctl"),
+        ("/usr/bin/clover", "plan", "clover plan"),
+        ("/usr/bin/clover", "simulate", "clover simulate"),
+        ("/usr/bin/clover", "mig", "clover mig"),
+        ("/site/clover/__main__.py", "serve", "python -m clover serve"),
+        ("/site/clover/serve/__main__.py", "serve", "python -m clover.serve"),
+        ("/site/clover/__main__.py", "mig", "python -m clover mig"),
+        ("", "plan", "python -m clover plan"),
+    ],
+)
+def test_help_names_the_program_as_it_was_called(
+    called: str, command: str, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [called])
+    assert dispatch([command, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: {expected} ")
+
+
+@pytest.mark.parametrize(
+    "words", [["clover", "ctl", "state"], ["clover", "plan", "x"], ["clover", "serve"], ["clover.serve", "fashion"]]
 )
 def test_without_what_clover_needs_one_line_says_where_it_is(words: list[str]) -> None:
     program = f"import runpy, sys; sys.argv[1:] = {words[1:]}; runpy.run_module({words[0]!r}, run_name='__main__')"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from clover.config import ServerConfig
 from clover.errors import ConfigError
+from clover.hints import did_you_mean
 from clover.settings import (
     SETTINGS,
     Option,
@@ -28,7 +29,6 @@ from clover.settings import (
     parse_cores,
     print_config,
 )
-from clover.settings.schema import did_you_mean
 from clover.settings.service_links import is_service_link
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
@@ -152,6 +152,9 @@ def test_own_options_of_a_command() -> None:
     ("argv", "environ", "text"),
     [
         (["--prot", "1"], {}, "did you mean --port"),
+        (["--slo", "1"], {}, "unknown flag --slo (did you mean --slo-ms?)"),
+        (["--audits", "1"], {}, "did you mean --audit?"),
+        (["--accuracy", "1"], {}, "(did you mean --accuracy-budget or --accuracy-floor or --accuracy-margin?)"),
         (["--port"], {}, "--port needs a value"),
         (["--port", "many"], {}, "listen.port must be an integer"),
         (["--port", "65536"], {}, "<= 65535"),
@@ -170,7 +173,7 @@ def test_own_options_of_a_command() -> None:
         (["a", "b", "--name", "x"], {}, "one name cannot serve"),
         (["a", "--name", "no/slash"], {}, "families.0.name"),
         (["nowhere.toml"], {}, "cannot read nowhere.toml"),
-        ([], {"CLOVER_PROT": "1"}, "unknown variable CLOVER_PROT; did you mean CLOVER_PORT"),
+        ([], {"CLOVER_PROT": "1"}, "unknown variable CLOVER_PROT (did you mean CLOVER_PORT"),
         ([], {"CLOVER_LOG_JSON": "maybe"}, "env CLOVER_LOG_JSON: log.json must be true or false"),
         ([], {"CLOVER_TOKEN_FILE": "/nowhere"}, "cannot read the token file"),
     ],
@@ -184,8 +187,8 @@ def test_refused_on_the_line_and_in_the_environment(argv: list[str], environ: di
 @pytest.mark.parametrize(
     ("toml", "text"),
     [
-        ("[lisen]\nport = 1", "unknown key lisen; did you mean listen?"),
-        ("[listen]\nprot = 1", "unknown key listen.prot; did you mean listen.port?"),
+        ("[lisen]\nport = 1", "unknown key lisen (did you mean listen?"),
+        ("[listen]\nprot = 1", "unknown key listen.prot (did you mean listen.port?"),
         ("port = 1", "did you mean listen.port?"),
         ("[listen]\npue = 1", "did you mean carbon.pue?"),
         ("[listen]\nport = '1'", "listen.port must be an integer"),
@@ -457,7 +460,7 @@ def test_printed_configuration_reads_back_as_itself(tmp_path_factory: Any, value
 
 def test_no_hint_is_sought_for_a_long_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """Words come from clients too, and the search takes time with their length."""
-    assert did_you_mean("prot", ["port"]) == "; did you mean port?"
+    assert did_you_mean("prot", ["port"]) == " (did you mean port?)"
     monkeypatch.setattr("difflib.get_close_matches", lambda *given, **others: pytest.fail("it was sought"))
     assert did_you_mean("port" * 1000, ["port"]) == ""
 

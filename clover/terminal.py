@@ -1,0 +1,88 @@
+"""Tables that fit the terminal: what does not fit is left out by columns, and never cut within a cell."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_GAP = 2
+"""Columns of characters between two columns of a table."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its head, its line in the legend, and what becomes of it where room is short.
+
+    `spare` 0 keeps it always; of the others those with the largest number are left out first.
+    """
+
+    head: str
+    about: str = ""
+    right: bool = True
+    spare: int = 0
+
+
+def console(piped: int) -> Console:
+    """Return the console of standard output: as wide as the terminal; else as COLUMNS says, or `piped`."""
+    if sys.stdout.isatty():
+        return Console()
+    columns = os.environ.get("COLUMNS", "")
+    return Console(width=int(columns) if columns.isdecimal() and int(columns) > 0 else piped)
+
+
+def filled(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the indices of the columns that have something in any row."""
+    return [index for index in range(len(columns)) if any(row[index] for row in rows)]
+
+
+def needed(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequence[int]) -> int:
+    """Return the width of a table of the columns `shown`, in characters."""
+    widths = [max(len(columns[index].head), *(len(row[index]) for row in rows)) for index in shown]
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequence[int], width: int) -> list[int]:
+    """Return those of `shown` that fit into `width`: the ones to spare go, the largest `spare` first."""
+    kept = list(shown)
+    while needed(columns, rows, kept) > width:
+        spare = max(kept, key=lambda index: columns[index].spare)
+        if not columns[spare].spare:
+            break
+        kept.remove(spare)
+    return kept
+
+
+def sheet(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequence[int]) -> Table:
+    """Return a table of the columns `shown`; a row of no cells is an empty line.  Cells that are still too wide are
+    folded."""
+    made = Table(box=None, pad_edge=False)
+    for index in shown:
+        made.add_column(Text(columns[index].head), justify="right" if columns[index].right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(row[index]) for index in shown) if row else ())
+    return made
+
+
+def legend(columns: Sequence[Column], shown: Sequence[int], width: int) -> str:
+    """Return a line for each of the columns `shown` that has one: its head, and what it is."""
+    told = [columns[index] for index in shown if columns[index].about]
+    indent = max((len(column.head) for column in told), default=0) + _GAP
+    return "\n".join(
+        textwrap.fill(column.head.ljust(indent) + column.about, max(width, indent + 20), subsequent_indent=" " * indent)
+        for column in told
+    )
+
+
+def duration(ms: float) -> str:
+    """Return milliseconds in the unit that reads best: "84.1 ms", "2.5 s", "20.7 min"."""
+    for unit, size, digits in (("min", 60_000.0, 1), ("s", 1_000.0, 1), ("ms", 1.0, 1)):
+        if ms >= size:
+            return f"{ms / size:.{digits}f} {unit}"
+    return f"{ms:.3g} ms"
