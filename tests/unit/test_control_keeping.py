@@ -50,7 +50,7 @@ from tests.unit.profiles_fixture import cpu, objective, profile, state, worker
 
 DAYS = int(os.environ.get("CLOVER_DAYS", "12"))
 PARTS = 6
-STEPS = 10
+STEPS = 6
 SLACK = 1.03  # plays of the same routing at rates that are rounded differently
 POLICIES = ("objective", "budget", "budget:flat", "static:mix")
 
