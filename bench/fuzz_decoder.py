@@ -301,7 +301,8 @@ def main() -> int:
     slowest, slow = fuzzer.slowest
     counts = ", ".join(f"{count} {name}" for name, count in sorted(fuzzer.counts.items()))
     print(f"{number} cases of seed {options.seed} in {seconds:.0f} s ({number / seconds:.0f} a second): {counts}")
-    print(f"slowest decode {slowest:.3f} ms (limit {LIMIT_MS:g}), of {len(slow.body) if slow else 0} bytes: {str(slow)[:160]}")
+    size = len(slow.body) if slow else 0
+    print(f"slowest decode {slowest:.3f} ms (limit {LIMIT_MS:g}), of {size} bytes: {str(slow)[:160]}")
     print(f"{len(found)} disagreements")
     figures = {"cases": number, "seconds": seconds, "slowest_ms": slowest, "disagreements": found}
     write_json(options.json, {**figures, "counts": dict(fuzzer.counts)})
