@@ -242,7 +242,7 @@ class Commands:
                 continue
             family.look(self._controller.monotonic())
             try:
-                state, plan = await self._controller.turns.proposed(family, targets=targets[family.name])
+                state, plan = await self._controller.planner.proposed(family, targets=targets[family.name])
             except CloverError as error:
                 self._note("set", [family], str(error), operator, "refused")
                 raise
@@ -267,7 +267,7 @@ class Commands:
     ) -> Decision:
         # After `set` in mode observe the new plan is recorded, as that mode asks for; every other command acts.
         force = act and not (trigger == "operator: set" and self._controller.mode_of(family) == "observe")
-        decision = await self._controller.turns.turn(
+        decision = await self._controller.planner.plan_and_apply(
             family,
             trigger,
             force=force,
@@ -290,7 +290,7 @@ class Commands:
         if decision.plan is not None:
             out["plan"] = msgspec.to_builtins(decision.plan)
             if decision.action == "dry run":
-                transition = self._controller.turns.transition(family, decision.plan)
+                transition = self._controller.planner.transition(family, decision.plan)
                 out["transition"] = {**msgspec.to_builtins(transition), "holds": transition.holds}
         out["dry_run"] = decision.action == "dry run"
         return out

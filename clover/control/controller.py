@@ -29,7 +29,7 @@ plans after the first, but a pinned family follows its devices.  In every mode t
 policy, and an operator may act.  Freezing holds everything as it is, routing included, until it is lifted; an operator
 may act.
 
-Turns and commands exclude each other.  All of it runs on the event loop; only the arithmetic is elsewhere.
+Planner and commands exclude each other.  All of it runs on the event loop; only the arithmetic is elsewhere.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from clover.control.arrivals import WINDOW_S
 from clover.control.commands import Commands
 from clover.control.decisions import Decisions, outcome
 from clover.control.demand import closed
-from clover.control.devices import Yard
+from clover.control.device_pool import DevicePool
 from clover.control.family import Family, Mode, Standing, Watch
 from clover.control.gate import still_possible
 from clover.control.outlook import TURN_S, Grid
+from clover.control.planner import Planner
 from clover.control.report import doing, report
 from clover.control.shadows import FixedMixes, Shadows
 from clover.control.triggers import LEAST_QUEUE, Look
-from clover.control.turn import Turns
 from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
 from clover.planning.forecast import HOUR_S
@@ -87,7 +87,7 @@ class GridClock(Protocol):
 
 
 class Solver(Protocol):
-    """Makes plans (`clover.control.client.SolverClient`)."""
+    """Makes plans (`clover.control.solver.client.SolverClient`)."""
 
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan: ...
 
@@ -121,7 +121,7 @@ class Controller:
         self.frozen = False
         self.families: dict[str, Family] = {}
         self.devices = devices
-        self.yard = Yard(devices)
+        self.device_pool = DevicePool(devices)
         self.instances = Instances(devices)
         self.beside: dict[str, set[str]] = {}
         """On which devices families have workers that are not under control."""
@@ -132,7 +132,7 @@ class Controller:
         self.monotonic = monotonic
         self.lock = asyncio.Lock()
         self.totals = totals
-        self.turns = Turns(self, solver)
+        self.planner = Planner(self, solver)
         self.shadows = Shadows(self, fixed_mixes)
         self._commands = Commands(self)
         self._chain = chain
@@ -156,13 +156,13 @@ class Controller:
 
     def reserve(self, name: str, share: float) -> None:
         """Let a family have its part of the devices; one that is served without a plan has one too."""
-        self.yard.name(name, share)
-        self.yard.deal(self._standing())
+        self.device_pool.name(name, share)
+        self.device_pool.assign(self._standing())
 
     async def start(self, *, initial: bool = True) -> None:
         """Deploy the first plan of every family (`initial`), then keep looking.  StartError where a first plan cannot
         be made or applied, and where there are fewer GPUs than families."""
-        if short := self.yard.short():
+        if short := self.device_pool.short():
             raise StartError(short)
         if initial:
             for name in list(self.families):
@@ -175,13 +175,13 @@ class Controller:
             family = self.families[name]
             await self.look_at_grid()
             await self.look_at_devices()
-            shapes = self.yard.shapes()
+            shapes = self.device_pool.shapes()
             try:
-                decision = await self.turns.turn(family, "start", force=True)
-                if family.standing is None and self.yard.shapes() != shapes:
+                decision = await self.planner.plan_and_apply(family, "start", force=True)
+                if family.standing is None and self.device_pool.shapes() != shapes:
                     # What an earlier run left could not all be removed, or a GPU was lost: plan with what there is.
                     await self.look_at_devices()
-                    decision = await self.turns.turn(family, "start", force=True)
+                    decision = await self.planner.plan_and_apply(family, "start", force=True)
             except CloverError as error:
                 raise StartError(f"{name}: no first plan: {error}") from error
             if family.standing is None:
@@ -285,23 +285,23 @@ class Controller:
     async def look_at_devices(self) -> None:
         """Follow what happened to the devices: workers on lost ones are given up at once, in every mode, and rows go to
         the others; what to plan anew is noted."""
-        changes = self.yard.changes()
-        lost = self.yard.lost()
+        changes = self.device_pool.changes()
+        lost = self.device_pool.lost()
         for family in self.families.values():
             if gone := family.devices & lost:
-                await self.turns.give_up(family, gone)
+                await self.planner.give_up(family, gone)
         if not changes:
             return
         log.warning("devices changed: %s", "; ".join(changes.values()))
-        shapes = self.yard.shapes()
-        before = {name: {*family.devices, *self.yard.dealt(name)} for name, family in self.families.items()}
-        self.yard.deal(self._standing())
+        shapes = self.device_pool.shapes()
+        before = {name: {*family.devices, *self.device_pool.assigned(name)} for name, family in self.families.items()}
+        self.device_pool.assign(self._standing())
         for name, family in self.families.items():
-            now = set(self.yard.dealt(name)) if self.yard.dealt_out else set(shapes)
+            now = set(self.device_pool.assigned(name)) if self.device_pool.exclusive else set(shapes)
             concerned = sorted(before[name] | now)
             news = [changes[device] for device in concerned if device in changes]
             moved = [device for device in concerned if device in before[name] ^ now and device not in changes]
-            news += [f"{device} is {self.yard.owner(device) or 'nobody'}'s now" for device in moved]
+            news += [f"{device} is {self.device_pool.owner(device) or 'nobody'}'s now" for device in moved]
             if news:
                 family.news = "; ".join(dict.fromkeys(filter(None, (family.news, *news))))
                 family.dwell_until_s = min(family.dwell_until_s, self.monotonic())
@@ -313,11 +313,11 @@ class Controller:
 
     def devices_for(self, name: str) -> tuple[DeviceShape, ...]:
         """The same for a family that is not under control."""
-        return self.yard.of(name, self._standing())
+        return self.device_pool.of(name, self._standing())
 
     def why_none(self) -> str:
         """What happened to the devices, in brackets, where one is lost."""
-        lost = sorted(self.yard.lost())
+        lost = sorted(self.device_pool.lost())
         return f" ({', '.join(lost)} lost)" if lost else ""
 
     def _standing(self) -> dict[str, set[str]]:
@@ -325,7 +325,7 @@ class Controller:
 
     def _guest(self, family: Family) -> bool:
         """Whether a family stands on a GPU that is another's by now."""
-        return self.yard.dealt_out and bool(family.devices - set(self.yard.dealt(family.name)))
+        return self.device_pool.exclusive and bool(family.devices - set(self.device_pool.assigned(family.name)))
 
     def mode_of(self, family: Family) -> Mode:
         """The mode in force for a family."""
@@ -378,7 +378,7 @@ class Controller:
         if trigger.startswith("worker capacity") and look.missing and family.standing is not None:
             family.back_off(family.standing.configuration, now_s)
         try:
-            await self.turns.turn(family, trigger, force=bare or follow)
+            await self.planner.plan_and_apply(family, trigger, force=bare or follow)
         except CloverError as error:
             log.warning("%s: %s: %s", family.name, trigger, error)
         made = self.record.last(family.name)
@@ -410,7 +410,7 @@ class Controller:
             predicted = standing.plan.prediction.p95_ms
             why = f"p95 {seen['p95_ms']:.2f} ms is beyond the SLO and far above the predicted {predicted:.2f} ms"
         if why and family.good is not None and family.good.deployment != standing.deployment:
-            await self.turns.roll_back(family, why)
+            await self.planner.roll_back(family, why)
             return True
         if why:  # there is nothing to go back to: watch on
             family.watch = replace(watch, since_s=now_s, restarts=seen.get("restarts", 0.0), missing=0)

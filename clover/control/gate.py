@@ -134,12 +134,12 @@ class Gate:
 
 def transition_to(controller: Controller, family: Family, target: tuple[Assignment, ...]) -> Transition:
     """Return the steps from what runs to `target`, and keep them as the family's last."""
-    share = controller.yard.share(family.name)
+    share = controller.device_pool.share(family.name)
     own = controller.devices_of(family)
     family.transition = plan_transition(
         family.running,
         target,
-        tuple(controller.yard.shapes().values()),
+        tuple(controller.device_pool.shapes().values()),
         capacity=family.capacity(share),
         floor=family.capacity_floor(controller.config, own, share) if family.running else 0.0,
     )

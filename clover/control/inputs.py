@@ -52,7 +52,7 @@ def _budget_of(state: State | None) -> dict[str, float | str | None]:
 def devices_of(controller: Controller, family: Family, state: State | None) -> dict[str, float | str | None]:
     """Return which devices a decision was made for, and how low capacity goes on the way that was planned."""
     shapes = state.devices if state is not None else controller.devices_of(family)
-    lost = controller.yard.lost()
+    lost = controller.device_pool.lost()
     names = [*(shape.device for shape in shapes), *(f"{name} (lost)" for name in sorted(lost))]
     found: dict[str, float | str | None] = {"devices": ", ".join(names)}
     transition = family.transition

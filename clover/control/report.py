@@ -28,7 +28,7 @@ def report(controller: Controller) -> dict[str, Any]:
         "policy": controller.config.policy,
         "grid_s": controller.grid_clock.now(),
         "intensity": intensity(reading) if reading is not None else None,
-        "devices": [_device(controller, shape) for shape in controller.yard.shapes().values()],
+        "devices": [_device(controller, shape) for shape in controller.device_pool.shapes().values()],
         "models": {name: _family(controller, family) for name, family in controller.families.items()},
         "decisions": dict(controller.record.counts),
     }
@@ -94,8 +94,8 @@ def workers(deployment: tuple[Assignment, ...]) -> list[dict[str, Any]]:
 
 def _device(controller: Controller, shape: DeviceShape) -> dict[str, Any]:
     """A device as it is now: whose, in which layout, and what is wrong with it."""
-    yard, name = controller.yard, shape.device
-    gpu = yard.gpu(name)
+    device_pool, name = controller.device_pool, shape.device
+    gpu = device_pool.gpu(name)
     told = gpu.report() if gpu is not None else {}
     here = [
         {"placement": item.placement.id, "profile": item.placement.profile, "family": family.name, **_work(item)}
@@ -109,8 +109,8 @@ def _device(controller: Controller, shape: DeviceShape) -> dict[str, Any]:
         "label": shape.label,
         "emulated": shape.emulated,
         "slices": shape.slices,
-        "lost": name in yard.lost(),
-        "family": yard.owner(name),
+        "lost": name in device_pool.lost(),
+        "family": device_pool.owner(name),
         "layout": sorted(here, key=lambda item: item["placement"]),
         "layouts": len(shape.layouts),
         "quarantined": told.get("quarantined", []),

@@ -25,7 +25,7 @@ log = logging.getLogger("clover.control")
 
 
 FixedMixes = Callable[[State], Awaitable[tuple[Fixed, ...]]]
-"""The best fixed mixes of a state (`clover.control.client.SolverClient.fixed_mixes`)."""
+"""The best fixed mixes of a state (`clover.control.solver.client.SolverClient.fixed_mixes`)."""
 
 
 class Shadows:
@@ -58,8 +58,8 @@ class Shadows:
 
     def _part(self, family: str, device: str) -> float:
         """The part of a device that nobody holds which is the family's."""
-        yard = self._controller.yard
-        return yard.share(family) if not yard.dealt_out else float(yard.owner(device) == family)
+        device_pool = self._controller.device_pool
+        return device_pool.share(family) if not device_pool.exclusive else float(device_pool.owner(device) == family)
 
     def look(self) -> None:
         """Follow what the controller knows by now; where fixed mixes are missing, ask for those of one family."""
@@ -81,7 +81,7 @@ class Shadows:
         objective = family.objective(
             family.targets, controller.config, accuracy_budget=family.config.accuracy_budget if budgeted else None
         )
-        shadow.look(controller.devices_of(family), controller.yard.share(family.name), objective)
+        shadow.look(controller.devices_of(family), controller.device_pool.share(family.name), objective)
 
     async def _ask(self, shadow: Shadow, rate: float, fixed_mixes: FixedMixes) -> None:
         question = shadow.question
@@ -100,7 +100,7 @@ class Shadows:
             reading=controller.reading,
             grid_s=controller.grid_clock.now(),
             devices=controller.devices_of(family),
-            share=controller.yard.share(family.name),
+            share=controller.device_pool.share(family.name),
             config=controller.config,
             targets=targets,
             rate=rate,

@@ -123,7 +123,7 @@ class Engine:
         for served in self.served.values():
             # All have their part before the first plan is made, so that each plans with its own share of the machine.
             self.controller.reserve(served.name, served.config.share)
-        if short := self.controller.yard.short():
+        if short := self.controller.device_pool.short():
             raise StartError(short)
         if self.frontend is not None:
             stack.push_async_callback(self.frontend.close)

@@ -25,16 +25,16 @@ class Unplanned:
 
     async def deploy(self) -> None:
         """Start its workers; raises what went wrong."""
-        served, yard = self._served, self._controller.yard
+        served, device_pool = self._served, self._controller.device_pool
         shapes = None
-        while shapes != yard.shapes():  # what an earlier run left may not go, and leaves room for less then
-            shapes = yard.shapes()
+        while shapes != device_pool.shapes():  # what an earlier run left may not go, and leaves room for less then
+            shapes = device_pool.shapes()
             own = {shape.device for shape in self._controller.devices_for(served.name)}
             self._wanted = tuple(item for item in served.default_deployment() if item.placement.device in own)
             if not self._wanted:
                 raise StartError(f"no device is left for {served.name}{self._controller.why_none()}")
             for name in sorted(own):
-                gpu = yard.gpu(name)
+                gpu = device_pool.gpu(name)
                 if gpu is not None:
                     await gpu.reconcile([item.placement for item in self._wanted])
         for item in self._wanted:
@@ -46,15 +46,15 @@ class Unplanned:
     async def follow(self) -> None:
         """Give up workers on devices that are lost, leave those that are another family's by now, and start workers
         again where a device is back."""
-        yard = self._controller.yard
-        lost = yard.lost()
+        device_pool = self._controller.device_pool
+        lost = device_pool.lost()
         for item in [item for item in self._standing if item.placement.device in lost]:
             self._standing.remove(item)
             self._route()
             self._served.fleet.forget(item, f"{item.placement.device} is lost")
             with contextlib.suppress(DeviceError):  # the device removes it when it is back
                 await self._controller.instances.release(self._served.name, item.placement)
-        own = set(yard.dealt(self._served.name)) if yard.dealt_out else set(yard.shapes())
+        own = set(device_pool.assigned(self._served.name)) if device_pool.exclusive else set(device_pool.shapes())
         moved = [item for item in self._standing if item.placement.device not in own]
         self._standing = [item for item in self._standing if item not in moved]
         if moved:
@@ -62,7 +62,7 @@ class Unplanned:
             for item in moved:
                 await self._release(item)
             self._route()
-            for name in {yard.owner(item.placement.device) for item in moved} & self._controller.families.keys():
+            for name in {device_pool.owner(item.placement.device) for item in moved} & self._controller.families.keys():
                 self._controller.families[name].triggers.again(self._controller.monotonic())
         for item in self._wanted:
             if item in self._standing or item.placement.device in lost or item.placement.device not in own:

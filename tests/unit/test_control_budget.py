@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from clover.control.outlook import Grid, Ledger
+from clover.control.planner import Planner
 from clover.policies import BUDGETED
 from clover.types import Configuration, Plan, Reading, State
 from tests.unit.control_fixture import LocalSolver, Rig
@@ -47,7 +48,7 @@ class Watching(LocalSolver):
 def rig(policy: str = "budget", **config: object) -> tuple[Rig, Watching]:
     made = Rig(policy=policy, family={"accuracy_floor": 89.0, "accuracy_budget": 1.0}, **config)
     solver = Watching()
-    made.controller.turns._solver = solver
+    made.controller.planner = Planner(made.controller, solver)
     made.clock.now_s = 1000 * HOUR
     return made, solver
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.control.devices import Yard, deal
+from clover.control.device_pool import DevicePool, assign
 from clover.errors import BadRequest, PlanError, StartError
 from clover.types import DeviceShape, Placement, configuration_of
 from tests.unit.control_fixture import FakeDevice, FakeGpu, Rig
@@ -61,50 +61,55 @@ async def apply(of: Rig, **configuration: int) -> None:
     shares=st.lists(st.floats(0.1, 9.0), min_size=1, max_size=4),
     data=st.data(),
 )
-def test_gpus_are_dealt_in_proportion_and_stay_where_they_are(
+def test_gpus_are_assigned_in_proportion_and_stay_where_they_are(
     count: int, shares: list[float], data: st.DataObject
 ) -> None:
     names = [f"gpu{i}" for i in range(count)]
     families = {f"f{i}": share for i, share in enumerate(shares)}
     before = {family: data.draw(st.lists(st.sampled_from(names), unique=True)) if names else [] for family in families}
-    dealt = deal(names, families, before)
-    assert sorted(gpu for own in dealt.values() for gpu in own) == names, "each to one family"
+    assigned = assign(names, families, before)
+    assert sorted(gpu for own in assigned.values() for gpu in own) == names, "each to one family"
     if count >= len(families):
-        assert all(dealt.values())
+        assert all(assigned.values())
         for one, share in families.items():
             for other, less in families.items():
                 if share > less:
-                    assert len(dealt[one]) >= len(dealt[other])
+                    assert len(assigned[one]) >= len(assigned[other])
     else:
-        assert max((len(own) for own in dealt.values()), default=0) <= 1
-    assert deal(names, families, dealt) == dealt
+        assert max((len(own) for own in assigned.values()), default=0) <= 1
+    assert assign(names, families, assigned) == assigned
 
 
 def test_shares_and_losses_move_as_few_gpus_as_possible() -> None:
-    dealt = deal(["gpu0", "gpu1", "gpu2", "gpu3"], {"a": 3.0, "b": 1.0}, {})
-    assert dealt == {"a": ("gpu0", "gpu1", "gpu2"), "b": ("gpu3",)}
-    after = deal(["gpu0", "gpu1", "gpu2"], {"a": 3.0, "b": 1.0}, dealt)
+    assigned = assign(["gpu0", "gpu1", "gpu2", "gpu3"], {"a": 3.0, "b": 1.0}, {})
+    assert assigned == {"a": ("gpu0", "gpu1", "gpu2"), "b": ("gpu3",)}
+    after = assign(["gpu0", "gpu1", "gpu2"], {"a": 3.0, "b": 1.0}, assigned)
     assert {len(own) for own in after.values()} == {1, 2}
-    assert deal(["gpu1", "gpu2"], {"a": 1.0, "b": 1.0}, {"a": ["gpu1", "gpu2"]})["b"] == ("gpu2",)
-    assert deal(["gpu1"], {"a": 1.0, "b": 1.0}, {"b": ["gpu1"]}) == {"a": (), "b": ("gpu1",)}
+    assert assign(["gpu1", "gpu2"], {"a": 1.0, "b": 1.0}, {"a": ["gpu1", "gpu2"]})["b"] == ("gpu2",)
+    assert assign(["gpu1"], {"a": 1.0, "b": 1.0}, {"b": ["gpu1"]}) == {"a": (), "b": ("gpu1",)}
 
 
 def test_cores_are_shared_and_gpus_are_not() -> None:
-    yard = Yard({"cpu0": FakeDevice(cpu(2))})
-    yard.name("a", 1.0)
-    yard.name("b", 3.0)
-    yard.deal({})
-    assert [shape.device for shape in yard.of("a", {"b": ["cpu0"]})] == ["cpu0"]
-    assert (yard.share("a"), yard.share("b"), yard.owner("cpu0"), yard.short()) == (0.25, 0.75, "", "")
-    yard = Yard(gpus(2))
-    yard.name("a", 1.0)
-    yard.name("b", 3.0)
-    yard.deal({})
-    assert [shape.device for shape in yard.of("a", {})] == ["gpu0"]
-    assert yard.of("a", {"b": ["gpu0"]}) == ()
-    assert (yard.share("a"), yard.owner("gpu1"), yard.short()) == (1.0, "b", "")
-    yard.name("c", 1.0)
-    assert "3 families (a, b, c) need a GPU each, but there are 2 (gpu0, gpu1)" in yard.short()
+    pool = DevicePool({"cpu0": FakeDevice(cpu(2))})
+    pool.name("a", 1.0)
+    pool.name("b", 3.0)
+    pool.assign({})
+    assert [shape.device for shape in pool.of("a", {"b": ["cpu0"]})] == ["cpu0"]
+    assert (pool.share("a"), pool.share("b"), pool.owner("cpu0"), pool.short()) == (
+        0.25,
+        0.75,
+        "",
+        "",
+    )
+    pool = DevicePool(gpus(2))
+    pool.name("a", 1.0)
+    pool.name("b", 3.0)
+    pool.assign({})
+    assert [shape.device for shape in pool.of("a", {})] == ["gpu0"]
+    assert pool.of("a", {"b": ["gpu0"]}) == ()
+    assert (pool.share("a"), pool.owner("gpu1"), pool.short()) == (1.0, "b", "")
+    pool.name("c", 1.0)
+    assert "3 families (a, b, c) need a GPU each, but there are 2 (gpu0, gpu1)" in pool.short()
 
 
 def test_two_families_on_two_gpus() -> None:

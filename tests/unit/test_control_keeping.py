@@ -19,7 +19,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from clover.control.turn import Turns
+from clover.control.planner import Planner
 from clover.planning.awake import best_awake
 from clover.planning.keeping import keeping, moment, worth_taking
 from clover.planning.objective import objective_of
@@ -100,7 +100,7 @@ def drawn(rng: random.Random) -> Rig:
         min_dwell_s=rng.choice([0.0, 5.0]),
     )
     rig.solver = Witness()
-    rig.controller.turns = Turns(rig.controller, rig.solver)
+    rig.controller.planner = Planner(rig.controller, rig.solver)
     return rig
 
 

@@ -12,9 +12,9 @@ import time
 import msgspec
 import pytest
 
-from clover.control.client import SolverClient
-from clover.control.orders import HEAD, LONGEST_FRAME, Answer, Order, length_of, packed, unpacked
-from clover.control.solver import serve
+from clover.control.solver.client import SolverClient
+from clover.control.solver.process import serve
+from clover.control.solver.protocol import HEAD, LONGEST_FRAME, Answer, Order, length_of, packed, unpacked
 from clover.errors import PlanError
 from clover.policies import build
 from clover.types import GroupCount
@@ -122,12 +122,12 @@ def test_a_process_that_cannot_be_started_is_told_as_a_plan_that_cannot_be_made(
 
 def test_the_process_ends_with_its_input_and_never_loads_torch() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "clover.control.solver"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "clover.control.solver.process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(20) == 0
     assert process.stdout is not None
     process.stdout.close()
-    code = "import clover.control.solver, sys; assert 'torch' not in sys.modules"
+    code = "import clover.control.solver.process, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.accounting import Account, Spans, WorkerMeter
-from clover.control.orders import FIXED, HEAD, Answer, Order, packed, unpacked
 from clover.control.saved import compared, saved, saved_by_all
 from clover.control.shadow import ASK_S, Shadow, Spectrum
-from clover.control.solver import serve
+from clover.control.solver.process import serve
+from clover.control.solver.protocol import FIXED, HEAD, Answer, Order, packed, unpacked
 from clover.errors import PlanError
 from clover.planning.counterfactual import Fixed, Frontier, Mix, base, fixed_mixes, lanes_of, line, mix_of
 from clover.planning.problem import accuracies, base_capacity

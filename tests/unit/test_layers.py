@@ -35,7 +35,7 @@ PACKAGE = ""
 CONSTANTS = {"clover.__version__"}
 
 # What starts by module path, in a process of its own, and must not be pulled into the server.
-PROCESSES = {"clover.runtime.worker", "clover.runtime.zygote", "clover.control.solver"}
+PROCESSES = {"clover.runtime.worker", "clover.runtime.zygote", "clover.control.solver.process"}
 # Where torch may be named at all.
 TORCH = ("clover.backends", "clover.runtime.worker", "clover.runtime.zygote", "clover.models")
 

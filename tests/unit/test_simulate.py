@@ -19,7 +19,7 @@ import pytest
 
 from clover.control import triggers
 from clover.control.controller import Controller
-from clover.control.turn import Turns
+from clover.control.planner import Planner
 from clover.errors import ConfigError, DeviceError, WorkerError
 from clover.planning.problem import services_of
 from clover.planning.queueing import estimate
@@ -296,18 +296,18 @@ def test_the_floor_holds_whatever_was_foretold(tmp_path: Path, kind: str) -> Non
 
 def test_the_production_controller_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks, turns = [], []
-    look, turn = Controller.look, Turns.turn
+    look, turn = Controller.look, Planner.plan_and_apply
 
     async def looked(self: Controller) -> None:
         looks.append(clock.now_s())
         await look(self)
 
-    async def turned(self: Turns, family: Any, trigger: str, **given: Any) -> Any:
+    async def turned(self: Planner, family: Any, trigger: str, **given: Any) -> Any:
         turns.append(trigger)
         return await turn(self, family, trigger, **given)
 
     monkeypatch.setattr(Controller, "look", looked)
-    monkeypatch.setattr(Turns, "turn", turned)
+    monkeypatch.setattr(Planner, "plan_and_apply", turned)
     run = replay.play(a_case(trace_file(tmp_path, (100.0, 104.0, 300.0)), policy="objective", hours=3.0))
     assert looks == pytest.approx([1.0 + 300.0 * index for index in range(36)])
     # 4 % is no reason to plan, and the triggers say so; the start and the leap are.

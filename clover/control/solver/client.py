@@ -9,7 +9,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 
-from clover.control.orders import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
+from clover.control.solver.protocol import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
 from clover.errors import PlanError
 from clover.planning.counterfactual import Fixed
 from clover.types import Configuration, Plan, State
@@ -104,7 +104,7 @@ class SolverClient:
                 "CLOVER_SOLVER_PARENT": str(os.getpid()),
             }
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "clover.control.solver"), stdin=PIPE, stdout=PIPE, env=environment
+                *(sys.executable, "-P", "-m", "clover.control.solver.process"), stdin=PIPE, stdout=PIPE, env=environment
             )
             self.starts += 1
         return self._process

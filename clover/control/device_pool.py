@@ -1,11 +1,11 @@
 """Which devices a family may use, and what happened to them.
 
 Core-sets are shared: every family plans with all of them, slowed to its share.  A GPU belongs to one family: slices of
-one GPU under two controllers would have to be planned by both.  GPUs are dealt in proportion to the families' shares,
-at least one to each, to every family that was ever named: one that is unloaded finds its GPUs where it left them.  They
-are dealt again when one is lost or comes back, and then as many as possible stay with who has them.
+one GPU under two controllers would have to be planned by both.  GPUs are assigned in proportion to the families'
+shares, at least one to each, to every family that was ever named: one that is unloaded finds its GPUs where it left
+them.  They are assigned again when one is lost or comes back, and then as many as possible stay with who has them.
 
-A family plans with what it was dealt, but not with a GPU on which another family still stands: that one moves first.
+A family plans with what it was assigned, but not with a GPU on which another family still stands: that one moves first.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class Gpu(Protocol):
         """Remove what is ours and not among `keep`."""
 
 
-class Yard:
+class DevicePool:
     """The devices of a server and whose they are."""
 
     def __init__(self, devices: Mapping[str, Device]) -> None:
         self._devices = devices
-        self.dealt_out = any(not device.shape().overlap for device in devices.values())
-        """Whether devices are dealt to families at all."""
+        self.exclusive = any(not device.shape().overlap for device in devices.values())
+        """Whether a device belongs to one family: it does unless all of them can be shared."""
         self._shares: dict[str, float] = {}
         self._seen = self.shapes()
         self._lost = self.lost()
-        self._dealt: dict[str, tuple[str, ...]] = {}
+        self._assigned: dict[str, tuple[str, ...]] = {}
 
     def shapes(self) -> dict[str, DeviceShape]:
         """What each device allows now."""
@@ -68,7 +68,7 @@ class Yard:
     def short(self) -> str:
         """Empty, or why there are too few GPUs for the families."""
         usable = self._usable()
-        if not self.dealt_out or len(usable) >= len(self._shares):
+        if not self.exclusive or len(usable) >= len(self._shares):
             return ""
         return (
             f"{len(self._shares)} families ({', '.join(self._shares)}) need a GPU each, but there "
@@ -76,35 +76,35 @@ class Yard:
             "families, add GPUs, or set workers.device = cpu, which families share"
         )
 
-    def deal(self, standing: Mapping[str, Iterable[str]]) -> None:
+    def assign(self, standing: Mapping[str, Iterable[str]]) -> None:
         """Deal the GPUs anew; `standing`: on which devices each family has workers."""
-        before = {family: {*standing.get(family, ()), *self._dealt.get(family, ())} for family in self._shares}
-        self._dealt = deal(self._usable(), self._shares, before)
+        before = {family: {*standing.get(family, ()), *self._assigned.get(family, ())} for family in self._shares}
+        self._assigned = assign(self._usable(), self._shares, before)
 
     def of(self, family: str, standing: Mapping[str, Iterable[str]]) -> tuple[DeviceShape, ...]:
         """What `family` may plan with now."""
         shapes = self.shapes()
-        if not self.dealt_out:
+        if not self.exclusive:
             return tuple(shapes.values())
         taken = {name for other, names in standing.items() if other != family for name in names}
         return tuple(
             shape
             for name, shape in shapes.items()
-            if shape.layouts and name in self._dealt.get(family, ()) and name not in taken
+            if shape.layouts and name in self._assigned.get(family, ()) and name not in taken
         )
 
     def share(self, family: str) -> float:
         """The part of the devices' time that is the family's."""
         total = sum(self._shares.values())
-        return 1.0 if self.dealt_out or total <= 0.0 else self._shares[family] / total
+        return 1.0 if self.exclusive or total <= 0.0 else self._shares[family] / total
 
-    def dealt(self, family: str) -> tuple[str, ...]:
-        """The GPUs that are the family's, lost ones left out."""
-        return self._dealt.get(family, ())
+    def assigned(self, family: str) -> tuple[str, ...]:
+        """Return the GPUs that are the family's, lost ones left out."""
+        return self._assigned.get(family, ())
 
     def owner(self, device: str) -> str:
-        """Whose device it is; empty where it is everybody's, or nobody's."""
-        return next((family for family, names in self._dealt.items() if device in names), "")
+        """Return the family that a device is assigned to; empty if it is shared or assigned to none."""
+        return next((family for family, names in self._assigned.items() if device in names), "")
 
     def _usable(self) -> list[str]:
         return [name for name, shape in self.shapes().items() if shape.layouts and not shape.overlap]
@@ -112,7 +112,7 @@ class Yard:
     # --- what happened ------------------------------------------------------------------------------------------------
 
     def changes(self) -> dict[str, str]:
-        """What changed about the devices since the last look, in words."""
+        """Return what changed about the devices since the last look, in words."""
         shapes, lost = self.shapes(), self.lost()
         found = {}
         for name, shape in shapes.items():
@@ -129,11 +129,11 @@ class Yard:
         return f": {', '.join(places)} quarantined" if places else ""
 
 
-def deal(
+def assign(
     gpus: Sequence[str], shares: Mapping[str, float], before: Mapping[str, Iterable[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Which GPUs each family gets: in proportion to its share (highest averages), at least one, and of those it had
-    before as many as that allows.  Where there are fewer GPUs than families those that had one come first."""
+    """Return the GPUs of each family: in proportion to its share (highest averages), at least one, and of those it had
+    before as many as that allows.  If there are fewer GPUs than families those that had one come first."""
     held = {family: [gpu for gpu in gpus if gpu in set(before.get(family, ()))] for family in shares}
     first = sorted(shares, key=lambda family: not held[family])
     counts = dict.fromkeys(shares, 0)
@@ -144,11 +144,11 @@ def deal(
             break
         counts[max(shares, key=lambda family: shares[family] / (2 * counts[family] + 1))] += 1
     free = list(gpus)
-    dealt: dict[str, list[str]] = {family: [] for family in shares}
+    assigned: dict[str, list[str]] = {family: [] for family in shares}
     for keep in (True, False):
         for family in shares:
             wanted = [gpu for gpu in free if gpu in held[family]] if keep else list(free)
-            taken = wanted[: counts[family] - len(dealt[family])]
-            dealt[family] += taken
+            taken = wanted[: counts[family] - len(assigned[family])]
+            assigned[family] += taken
             free = [gpu for gpu in free if gpu not in taken]
-    return {family: tuple(sorted(names, key=list(gpus).index)) for family, names in dealt.items()}
+    return {family: tuple(sorted(names, key=list(gpus).index)) for family, names in assigned.items()}

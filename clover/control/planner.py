@@ -1,4 +1,4 @@
-"""One turn for one family: from a reason to a decision."""
+"""The planner: from a reason to a decision, for one family at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("clover.control")
 
 
-class Turns:
+class Planner:
     """Makes plans and carries them out.  The caller holds the controller's lock."""
 
     def __init__(self, controller: Controller, solver: Solver) -> None:
@@ -63,7 +63,7 @@ class Turns:
             reading=reading,
             grid_s=grid_s,
             devices=devices,
-            share=controller.yard.share(family.name),
+            share=controller.device_pool.share(family.name),
             config=config,
             targets=targets,
             g_per_kwh=g_per_kwh,
@@ -76,7 +76,7 @@ class Turns:
         checked(plan, family, state.objective.slo_ms)
         return with_met(state, plan), plan
 
-    async def turn(
+    async def plan_and_apply(
         self,
         family: Family,
         trigger: str,
@@ -225,7 +225,7 @@ class Turns:
                 before=family.running,
                 routing_before=standing.routing if standing is not None else NOWHERE,
                 routing=target.routing,
-                capacity=family.capacity(controller.yard.share(family.name)),
+                capacity=family.capacity(controller.device_pool.share(family.name)),
             )
         except ApplyError as error:
             now_s = controller.monotonic()
@@ -243,7 +243,7 @@ class Turns:
         """Before the first workers of a family: of what stands on its GPUs from an earlier run, `deployment` adopts
         what it needs, and the rest goes."""
         for name in sorted({item.placement.device for item in deployment}):
-            gpu = self._controller.yard.gpu(name)
+            gpu = self._controller.device_pool.gpu(name)
             if gpu is not None and not gpu.lost:
                 adopted = await gpu.reconcile([item.placement for item in deployment])
                 if adopted:

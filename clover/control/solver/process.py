@@ -1,10 +1,11 @@
 """The solver: a helper process of low priority that plans, so that the event loop never waits for arithmetic.
 
-    python -m clover.control.solver
+    python -m clover.control.solver.process
 
-Orders come on standard input, answers go to standard output (see `clover.control.orders`).  It ends when its input
-does, and with the thread that started it; Ctrl-C is the server's business.  It never imports torch, and its linear
-algebra runs one thread.  Standard output belongs to the frames: what a custom policy prints goes to standard error.
+Orders come on standard input, answers go to standard output (see `clover.control.solver.protocol`).  It ends when
+its input does, and with the thread that started it; Ctrl-C is the server's business.  It never imports torch, and its
+linear algebra runs one thread.  Standard output belongs to the frames: what a custom policy prints goes to standard
+error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from clover.control.orders import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
+from clover.control.solver.protocol import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
 from clover.errors import CloverError
 from clover.planning.counterfactual import fixed_mixes
 from clover.policies.demanded import proposed, with_met
