@@ -7,7 +7,7 @@ ARGS ?=
 GPU_EXTRAS ?= onnx,test,tensorrt
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet --editable
-COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd))
+COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*.pxd))
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
 

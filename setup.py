@@ -121,8 +121,8 @@ setup(
     package_dir={"clover.models": "models"},
     package_data={
         "": ["py.typed"],
+        **{".".join(path.parent.parts): ["*.pxd"] for path in Path("clover").rglob("*.pxd")},
         "clover._native": ["*.pyi", "*.pxd"],
-        **{f"clover.{name}": ["*.pxd"] for name in ("accounting", "http", "planning", "runtime")},
         "clover.devices": ["data/*.json"],
         "clover.simulate": ["data/*.json"],
         **{name: ["*.toml", "*.safetensors", "*.gz", "LICENSE*", "*.md"] for name in FAMILIES},

@@ -7,7 +7,7 @@ Every hour the policy `budget` is asked for a plan, with the forecast that was t
 so far; the hour is then served as that plan predicts, at the hour's true intensity.  No server runs: accuracy and
 active joules are those of the planner's model on a synthetic profile.  Forecasts:
 
-`perfect`      what will be              `seasonal`   same hour of the day and week before (`planning.forecast`)
+`perfect`      what will be              `seasonal`   same hour of the day and week before (`planning.budget.forecast`)
 `persistence`  as it is now              `provider`   --forecast FILE: what it says of every hour to come (its rows are
                                          day-ahead values, so a horizon beyond a day sees more than a provider gives)
 `provider 48h` the same file for the next 48 hours, seasonal beyond
@@ -33,14 +33,15 @@ from numpy.typing import NDArray
 
 from bench.common import show, write_json
 from clover.carbon.layouts import read_table
-from clover.planning.budget import GRAMS_PER_J, ways
-from clover.planning.forecast import HOUR_S, History, grouped, outlook
-from clover.planning.horizon import Hour, Point, spend
-from clover.planning.problem import accuracies
+from clover.planning.budget.forecast import HOUR_S, History, grouped, outlook
+from clover.planning.budget.horizon import Hour, spend
+from clover.planning.budget.price import GRAMS_PER_J, ways
+from clover.planning.model.frontier import FrontierPoint
+from clover.planning.model.problem import accuracies
 from clover.policies import build
 from clover.types import Assignment, ObjectiveConfig, Plan, Reading, State
-from tests.unit.mig_fixture import a100s, mig_profile
-from tests.unit.profiles_fixture import cpu, profile
+from tests.support.mig_fixture import a100s, mig_profile
+from tests.support.profiles_fixture import cpu, profile
 
 Floats = NDArray[np.float64]
 
@@ -259,7 +260,7 @@ class Replay:
         hours = [
             Hour(
                 rows=rate * HOUR_S,
-                points=tuple(Point(accuracy=p.accuracy, grams=p.grams * g * GRAMS_PER_J) for p in shapes[rate]),
+                points=tuple(FrontierPoint(accuracy=p.accuracy, grams=p.grams * g * GRAMS_PER_J) for p in shapes[rate]),
             )
             for g, rate in zip(self.truth.tolist(), self.rates.tolist(), strict=True)
         ]

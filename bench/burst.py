@@ -28,7 +28,7 @@ import uvloop
 
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import Result, open_loop
-from clover.runtime.understudies import Understudies
+from clover.runtime.workers.standby import Understudies
 from clover.simulate import families, loads, minutes, world
 from clover.simulate.minutes import GUST, GUST_FROM_S, GUST_S, back_s, gusty
 from clover.simulate.world import Case, Machine, Rules, World

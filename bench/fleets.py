@@ -32,16 +32,16 @@ import numpy as np
 from bench.common import show, write_json
 from clover._native import lanes
 from clover.errors import PlanError
-from clover.planning import annealed
-from clover.planning.dual import bound
-from clover.planning.formulation import Formulation
-from clover.planning.problem import Problem, problem_of
-from clover.planning.queueing import Service, energy_j_per_row, mixture_p95_ms, play
+from clover.planning.model.problem import Problem, problem_of
+from clover.planning.model.queueing import Service, energy_j_per_row, mixture_p95_ms, play
+from clover.planning.packing.formulation import Formulation
+from clover.planning.packing.plan_bound import bound
+from clover.planning.search import annealed
 from clover.policies.objective import ObjectivePolicy
 from clover.types import Configuration, DeviceShape, FamilyProfile, Plan
 from tests.reference import fleets
-from tests.unit.mig_fixture import a100s, mig_profile
-from tests.unit.profiles_fixture import cpu, objective, profile, state
+from tests.support.mig_fixture import a100s, mig_profile
+from tests.support.profiles_fixture import cpu, objective, profile, state
 
 NEAR = 0.005
 HETEROGENEOUS = 0.02

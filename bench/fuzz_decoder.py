@@ -35,8 +35,8 @@ from bench.common import show, write_json
 from bench.oip_cases import DATATYPES, MOST_ROWS, Case, Cases, families
 from clover._native import infer
 from clover.errors import RequestError
-from clover.http import tensors
-from clover.http.oip import InferRequest, Signature, decode, decode_ahead
+from clover.http.oip import tensors
+from clover.http.oip.request import InferRequest, Signature, decode, decode_ahead
 from clover.types import FamilySpec, TensorSpec
 
 LIMIT_MS = 5.0

@@ -41,11 +41,11 @@ from bench.common import fashion_rows, show, write_json
 from bench.oracle import expected
 from clover import families
 from clover.confidence import Scorer, scorer
-from clover.planning.drift import AGREEMENT_LIMIT, SCORE_LIMIT
-from clover.planning.sampling import LEAST, Sampler, clean_share
 from clover.profiling.chains import Answers, profile_of
 from clover.runtime.cascade import Chain
-from clover.runtime.guard import ASIDE, MOST_STAY_NS, OK, OVERRULED, OWN, RECOVERY, RUNGS, SCORES, SERVED, Guard
+from clover.runtime.guard.drift import AGREEMENT_LIMIT, SCORE_LIMIT
+from clover.runtime.guard.guard import ASIDE, MOST_STAY_NS, OK, OVERRULED, OWN, RECOVERY, RUNGS, SCORES, SERVED, Guard
+from clover.runtime.guard.sampling import LEAST, Sampler, clean_share
 from clover.types import CascadeProfile, ChainPoint, FamilyProfile
 
 Images = NDArray[Any]

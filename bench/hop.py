@@ -40,15 +40,15 @@ from bench.common import cpu_seconds, show, write_json
 from clover.accounting import Account, WorkerMeter
 from clover.config import FamilyConfig
 from clover.families import load_family
-from clover.runtime.completions import Completions
-from clover.runtime.frames import WorkerOrder
-from clover.runtime.lanes import Entry
-from clover.runtime.links import WorkerHandle
-from clover.runtime.pool import Pool
-from clover.runtime.router import Router
-from clover.runtime.slab import Layout, Slab
-from clover.runtime.tickets import Ticket
+from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.router.lanes import Entry
+from clover.runtime.router.links import WorkerHandle
+from clover.runtime.router.router import Router
+from clover.runtime.router.tickets import Ticket
+from clover.runtime.workers.completions import Completions
+from clover.runtime.workers.pool import Pool
 from clover.types import FamilySpec, Routing
+from clover.worker.frames import WorkerOrder
 
 SIZES = (1, 32)
 """Rows of a request."""

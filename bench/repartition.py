@@ -33,7 +33,7 @@ from bench.oracle import expected, scorer
 from bench.swap import Change, changes, split
 from clover import profiles
 from clover.devices import box_path, emulated, parse
-from clover.planning.problem import services_of
+from clover.planning.model.problem import services_of
 from clover.types import FamilyProfile
 
 SAMPLE_S = 0.05

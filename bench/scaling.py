@@ -32,13 +32,13 @@ from bench.common import provenance, show, write_json
 from clover._native.ring import RING_BYTES, Ring
 from clover.accounting import Account, WorkerMeter
 from clover.config import FamilyConfig, LimitsConfig, ServerConfig
+from clover.http.api.routes import Routes
 from clover.http.connection import Connection
 from clover.http.heads import Head
-from clover.http.hub import Hub
-from clover.http.routes import Routes
+from clover.http.server_state import Hub
 from clover.http.stats import HttpStats
-from clover.runtime.router import Router
-from clover.runtime.slab import Layout, Slab
+from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.router.router import Router
 from clover.types import FamilySpec, PublishedAccuracy, Routing, TensorSpec, VariantSpec
 
 AXES: dict[str, tuple[int, ...]] = {

@@ -5,10 +5,11 @@
 Each configuration has two or three stages of one to four workers on one or two kinds of slices, batches of up to 32
 rows, service times that vary, a part of the rows that goes on from each stage, and a load of up to 0.85 of its capacity
 in each; which stage is the busy one is left to chance.  `model` is the p95 that plans are judged by
-(`clover.planning.chains`), `rows` that of single rows that arrive as a Poisson stream before the production router,
-batcher and escalation, with workers that only take time (`clover.simulate.rows`).  An exception is a configuration
-whose p95 the model misses by more than 10 %; `rejected` says whether the verify step (`clover.planning.chain_verify`),
-which the router's play has no part in, tells the planner so.  Everything here is modelled.
+(`clover.planning.cascade.chains`), `rows` that of single rows that arrive as a Poisson stream before the production
+router, batcher and escalation, with workers that only take time (`clover.simulate.rows`).  An exception is a
+configuration whose p95 the model misses by more than 10 %; `rejected` says whether the verify step
+(`clover.planning.cascade.verify`), which the router's play has no part in, tells the planner so.  Everything here is
+modelled.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.common import show, write_json
-from clover.planning import chain_verify, chains
-from clover.planning.queueing import Service, lane_of
+from clover.planning.cascade import chains
+from clover.planning.cascade import verify as chain_verify
+from clover.planning.model.queueing import Service, lane_of
 from clover.simulate import rows as row_by_row
 
 APART = 0.10

@@ -57,7 +57,7 @@ from bench.common import ROOT, busy_seconds, cpu_seconds, provenance, pss_bytes,
 from bench.planning import load
 from clover import backends, profiles
 from clover.config import EnergyConfig
-from clover.runtime.pool import Worker
+from clover.runtime.workers.pool import Worker
 from clover.types import FamilyProfile
 
 FOREIGN = 0.2

@@ -12,11 +12,11 @@ from clover.hints import did_you_mean, program
 
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
-    "profile": ("clover.profiling.command", "Measure the accuracy, latency and energy of a family's variants here"),
-    "ctl": ("clover.ctl", "Show what a running server does, and change its targets or pin a variant"),
-    "simulate": ("clover.simulate", "Estimate savings on recorded or synthetic carbon data, without starting a server"),
-    "plan": ("clover.plan", "Find the best configuration for a problem file, and a bound on how much better any is"),
-    "mig": ("clover.mig", "List, plan and change how NVIDIA GPUs are split into MIG instances; emulate GPUs"),
+    "profile": ("clover.cli.profile", "Measure the accuracy, latency and energy of a family's variants here"),
+    "ctl": ("clover.cli.ctl", "Show what a running server does, and change its targets or pin a variant"),
+    "simulate": ("clover.cli.simulate", "Estimate savings on recorded or synthetic carbon data, without a server"),
+    "plan": ("clover.cli.plan", "Find the best configuration for a problem file, and how much better any could be"),
+    "mig": ("clover.cli.mig", "List, plan and change how NVIDIA GPUs are split into MIG instances; emulate GPUs"),
 }
 
 

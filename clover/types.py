@@ -504,7 +504,7 @@ class State(Record, frozen=True, kw_only=True):
     (percent x rows).
 
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
-    accurate first.  A plan has workers for them (`planning.demand`)."""
+    accurate first.  A plan has workers for them (`planning.model.demand`)."""
 
     family: str
     grid_s: float

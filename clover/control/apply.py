@@ -28,9 +28,9 @@ from typing import Protocol, runtime_checkable
 
 from clover.errors import CloverError, DeviceError, PlanError
 from clover.interfaces import Device, Fleet
-from clover.planning.layout import Capacity, slices
-from clover.planning.stages import served
-from clover.planning.transition import plan_transition
+from clover.planning.transition.layout import Capacity, slices
+from clover.planning.transition.stages import served
+from clover.planning.transition.steps import plan_transition
 from clover.types import Assignment, DeviceShape, Placement, Routing, Step, Transition
 
 log = logging.getLogger("clover.control")

@@ -34,9 +34,9 @@ from clover.control.breaches import FORCE, breaches, stricter, tightened
 from clover.control.family import Family, Mode, Pin, Targets
 from clover.errors import BadRequest, CloverError, Conflict, PlanError
 from clover.hints import did_you_mean
-from clover.planning.layout import lay_out
-from clover.planning.problem import accuracies, services_of
-from clover.runtime.guard import RUNGS
+from clover.planning.model.problem import accuracies, services_of
+from clover.planning.transition.layout import lay_out
+from clover.runtime.guard.guard import RUNGS
 from clover.types import Configuration, Decision, GroupCount, Plan, State
 
 if TYPE_CHECKING:

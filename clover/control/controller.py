@@ -18,8 +18,8 @@ everything is like one before the start.  A change of configuration may not take
 configured share of BASE's, what arrives now, and in any case somebody to answer.  Where that cannot be, it is refused
 with how low capacity would go and for how long, unless the configuration allows it.
 
-Guard.  Where a family's answers drift from its profile (`clover.runtime.guard`), its router acts at once, and a plan
-follows that gives up half of the accuracy it might, or none: workers of dearer variants are there then.
+Guard.  Where a family's answers drift from its profile (`clover.runtime.guard.guard`), its router acts at once, and a
+plan follows that gives up half of the accuracy it might, or none: workers of dearer variants are there then.
 
 Demand.  Rows that ask for an accuracy that no worker reaches wait while a plan with such a worker is made, at once and
 not at the next look (`control.demand`).
@@ -45,24 +45,24 @@ from typing import Any, Protocol
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Instances
 from clover.control.arrivals import WINDOW_S
+from clover.control.baselines.shadows import FixedMixes, Shadows
 from clover.control.commands import Commands
 from clover.control.decisions import Decisions, outcome
 from clover.control.demand import closed
 from clover.control.device_pool import DevicePool
 from clover.control.family import Family, Mode, Standing, Watch
+from clover.control.forecasting import TURN_S, Grid
 from clover.control.gate import still_possible
-from clover.control.outlook import TURN_S, Grid
 from clover.control.planner import Planner
 from clover.control.report import doing, report
-from clover.control.shadows import FixedMixes, Shadows
 from clover.control.triggers import LEAST_QUEUE, Look
 from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
-from clover.planning.forecast import HOUR_S
-from clover.planning.problem import accuracies
+from clover.planning.budget.forecast import HOUR_S
+from clover.planning.model.problem import accuracies
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds
-from clover.runtime.guard import RUNGS
+from clover.runtime.guard.guard import RUNGS
 from clover.types import Configuration, Declined, DeviceShape, FamilyProfile, FamilySpec, Plan, Reading, State
 
 log = logging.getLogger("clover.control")

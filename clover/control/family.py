@@ -12,14 +12,14 @@ from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Applier, Instances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
 from clover.control.demand import Demanded
-from clover.control.outlook import Ledger
+from clover.control.forecasting import Ledger
 from clover.control.slo import SloLog
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
-from clover.planning.forecast import Outlook
-from clover.planning.objective import derive_lambda
-from clover.planning.problem import LEAST_RATE, accuracies, base_capacity, services_of
-from clover.runtime.guard import ASIDE, OK
+from clover.planning.budget.forecast import Outlook
+from clover.planning.model.objective import derive_lambda
+from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
+from clover.runtime.guard.guard import ASIDE, OK
 from clover.types import (
     Assignment,
     Configuration,

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from clover.control.apply import possible
 from clover.control.family import Family, Standing
 from clover.errors import PlanError
-from clover.planning.keeping import kept_plan, moment
-from clover.planning.objective import HYSTERESIS, objective_of
-from clover.planning.search import ALTERNATIVES
-from clover.planning.transition import plan_transition
+from clover.planning.budget.keeping import kept_plan, moment
+from clover.planning.model.objective import HYSTERESIS, objective_of
+from clover.planning.packing.exhaustive import ALTERNATIVES
+from clover.planning.transition.steps import plan_transition
 from clover.types import Assignment, Configuration, DeviceShape, Plan, Routing, State, Transition
 
 if TYPE_CHECKING:

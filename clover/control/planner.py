@@ -12,7 +12,7 @@ from clover.control.gate import Gate, checked, moved, refusal, same, transition_
 from clover.control.inputs import inputs_of
 from clover.control.triggers import RETRY_S
 from clover.errors import CloverError, PlanError
-from clover.planning.problem import LEAST_RATE
+from clover.planning.model.problem import LEAST_RATE
 from clover.policies import BUDGETED, SPENDING
 from clover.policies.demanded import heeds, with_met
 from clover.types import Assignment, Decision, Plan, State, Transition

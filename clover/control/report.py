@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from clover.carbon import format_time
+from clover.control.baselines.saved import saved
 from clover.control.family import Family
 from clover.control.gate import words
-from clover.control.saved import saved
 from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, DeviceShape, Reading, Transition
 

@@ -26,7 +26,7 @@ import msgspec
 from clover.devices.gpu import Found, Gpu
 from clover.devices.instances import Standing
 from clover.errors import DeviceError
-from clover.planning import geometry
+from clover.planning.packing import geometry
 from clover.types import Placement
 
 Place = tuple[str, int]

@@ -21,7 +21,7 @@ import msgspec
 
 from clover.devices import nvml
 from clover.errors import DeviceError
-from clover.planning.geometry import SliceProfile
+from clover.planning.packing.geometry import SliceProfile
 from clover.types import Record
 
 # nvml.h: profiles of GPU instances 0..0x11, of which the first seven are plain (1, 2, 3, 4, 7, 8 and 6 slices);

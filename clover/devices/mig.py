@@ -30,7 +30,7 @@ from clover.devices.nvml import Nvml, NvmlError
 from clover.devices.ownership import Ownership
 from clover.errors import DeviceError, DeviceLost
 from clover.hints import program
-from clover.planning.geometry import SliceProfile
+from clover.planning.packing.geometry import SliceProfile
 from clover.types import DeviceShape, Placement
 
 log = logging.getLogger("clover.devices")

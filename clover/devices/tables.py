@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from clover.errors import DeviceError
-from clover.planning.geometry import SliceProfile
+from clover.planning.packing.geometry import SliceProfile
 from clover.types import Method, Record
 
 _DATA = Path(__file__).parent / "data" / "mig_profiles.json"

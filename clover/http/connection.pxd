@@ -3,7 +3,7 @@ cimport cython
 from clover._native.wire cimport cut, head_end, part
 from clover.http.exchange cimport Exchange
 from clover.http.heads cimport Head
-from clover.http.hub cimport Hub
+from clover.http.server_state cimport Hub
 from clover.http.inference cimport InferEndpoint
 from clover.http.outgoing cimport Outgoing
 

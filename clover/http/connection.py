@@ -21,9 +21,9 @@ from clover._native.wire import cut, head_end, part
 from clover.http.chunks import ChunkDecoder
 from clover.http.exchange import Exchange
 from clover.http.heads import Head, MalformedError, check_prefix
-from clover.http.hub import SWEEP_S, Body, Hub, log
 from clover.http.inference import InferEndpoint
 from clover.http.outgoing import BODY, HEAD, IDLE, LINGER, Outgoing
+from clover.http.server_state import SWEEP_S, Body, Hub, log
 
 _LINGER_S = 2.0
 _BLANK_LINES = 4

@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t
 
 from clover._native.wire cimport joined
 from clover.http.heads cimport Head
-from clover.http.hub cimport Hub, Writer
+from clover.http.server_state cimport Hub, Writer
 from clover.http.ids cimport RequestIds
 from clover.interfaces cimport Model, Ticket
 

@@ -9,7 +9,7 @@ import orjson
 from clover._native.wire import joined
 from clover.errors import RequestError
 from clover.http.heads import Head
-from clover.http.hub import Writer
+from clover.http.server_state import Writer
 from clover.interfaces import Model, Ticket
 
 REASONS = {

@@ -15,12 +15,12 @@ from time import monotonic
 
 from clover.config import ServerConfig
 from clover.errors import ConfigError, StartError
+from clover.http.access import Trust
+from clover.http.api.routes import Routes
 from clover.http.connection import Connection
-from clover.http.hub import SWEEP_S, Hub, log
 from clover.http.ids import RequestIds
-from clover.http.routes import Routes
+from clover.http.server_state import SWEEP_S, Hub, log
 from clover.http.stats import HttpStats
-from clover.http.trust import Trust
 from clover.interfaces import ServerView
 
 _BACKLOG = 2048

@@ -1,8 +1,8 @@
 cimport cython
 
 from clover.http.exchange cimport Exchange
-from clover.http.oip cimport InferRequest, Signature, decode, decode_ahead
-from clover.http.response cimport brief, encode
+from clover.http.oip.request cimport InferRequest, Signature, decode, decode_ahead
+from clover.http.oip.response cimport brief, encode
 from clover.interfaces cimport Model, Ticket
 
 cdef class Told:

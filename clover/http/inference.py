@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 from clover.errors import RequestError
-from clover.http.codings import deflate
+from clover.http.content_encoding import deflate
 from clover.http.exchange import BINARY, JSON, Exchange
-from clover.http.hub import Body
-from clover.http.oip import NO_INPUTS, InferRequest, Rows, Signature, decode, decode_ahead
-from clover.http.response import brief, encode
+from clover.http.oip.request import NO_INPUTS, InferRequest, Rows, Signature, decode, decode_ahead
+from clover.http.oip.response import brief, encode
+from clover.http.server_state import Body
 from clover.interfaces import Model, Ticket
 from clover.types import Receipt
 

@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t
 
 from clover._native.wire cimport send
 from clover.http.exchange cimport Exchange
-from clover.http.hub cimport Hub, Writer
+from clover.http.server_state cimport Hub, Writer
 
 cdef class Outgoing(Writer):
     cdef public object exchanges

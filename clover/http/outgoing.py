@@ -11,7 +11,7 @@ from typing import Any
 
 from clover._native.wire import send
 from clover.http.exchange import Exchange
-from clover.http.hub import Hub, Writer
+from clover.http.server_state import Hub, Writer
 
 IDLE, HEAD, BODY, LINGER = range(4)
 """Phases of the reading half; see `connection`."""

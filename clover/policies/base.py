@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from clover.planning.objective import objective_of
-from clover.planning.problem import best_whole, problem_of
-from clover.planning.search import evaluate
+from clover.planning.model.objective import objective_of
+from clover.planning.model.problem import best_whole, problem_of
+from clover.planning.packing.exhaustive import evaluate
 from clover.policies.plans import alone, plan_of
 from clover.types import Candidate, Plan, State
 

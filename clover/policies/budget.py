@@ -1,8 +1,8 @@
 """An accuracy budget over a horizon, spent where the forecast says that the grid is clean.
 
-`planning.budget` says which accuracy this moment is to land on; the plan is the one of the least carbon there, its
-shares on the point.  The state brings the forecast and what was served, so that the policy itself remembers nothing and
-the same state gives the same plan.  (What is kept from one call to the next are answers to the same question.)
+`planning.budget.price` says which accuracy this moment is to land on; the plan is the one of the least carbon there,
+its shares on the point.  The state brings the forecast and what was served, so that the policy itself remembers nothing
+and the same state gives the same plan.  (What is kept from one call to the next are answers to the same question.)
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from functools import lru_cache
 
 import msgspec
 
-from clover.planning.awake import best_awake, charged
-from clover.planning.budget import Course, course, held_to, question, target_of, ways
-from clover.planning.objective import objective_of
-from clover.planning.problem import problem_of
-from clover.planning.search import Found, chosen, evaluate
-from clover.planning.steering import steered
-from clover.planning.sustained import best_sustained
+from clover.planning.budget.price import Course, course, held_to, question, target_of, ways
+from clover.planning.budget.steering import steered
+from clover.planning.model.objective import objective_of
+from clover.planning.model.problem import problem_of
+from clover.planning.packing.exhaustive import Found, chosen, evaluate
+from clover.planning.search.power_states import best_awake, charged
+from clover.planning.search.sustained import best_sustained
 from clover.policies.plans import (
     bound_of,
     counting_kept,

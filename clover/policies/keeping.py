@@ -1,4 +1,4 @@
-"""Every plan beside what keeping everything as it is would do (`clover.planning.keeping`)."""
+"""Every plan beside what keeping everything as it is would do (`clover.planning.budget.keeping`)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import Counter
 
 import msgspec
 
-from clover.planning.keeping import keeping, moment, worth_taking
-from clover.planning.search import LEAST_PART
+from clover.planning.budget.keeping import keeping, moment, worth_taking
+from clover.planning.packing.exhaustive import LEAST_PART
 from clover.policies.paper import SCHEMES
 from clover.types import Assignment, Candidate, Plan, State
 
@@ -26,7 +26,8 @@ def beside_keeping(state: State, plan: Plan) -> Plan:
     literal = plan.policy in SCHEMES or plan.policy.startswith("base") or _one_variant(plan.policy)
     # Scores leave out what devices draw when idle, unless they may sleep: those of other devices are not comparable.
     comparable = state.objective.spared_w is not None or _devices(plan.deployment) == _devices(state.running)
-    # And in a searched plan every worker earns its place (`planning.search`), which one that only stands by does not.
+    # And in a searched plan every worker earns its place (`planning.packing.exhaustive`), which one that only stands by
+    # does not.
     comparable = comparable and (plan.configuration == kept.configuration or not _stands_by(kept))
     spread = state.ahead and state.objective.accuracy_budget is not None
     by_score = plan.policy in _BY_SCORE and comparable and not spread

@@ -1,14 +1,14 @@
 """The default policy: the best plan of the objective over the configurations of the devices.
 
-Exact where there are few enough to weigh them all, annealed where there are more (`planning.annealed`); the plan's
-bound says how much better any other could be.
+Exact where there are few enough to weigh them all, annealed where there are more (`planning.search.annealed`); the
+plan's bound says how much better any other could be.
 """
 
 from __future__ import annotations
 
-from clover.planning.objective import objective_of
-from clover.planning.problem import problem_of
-from clover.planning.sustained import best_sustained
+from clover.planning.model.objective import objective_of
+from clover.planning.model.problem import problem_of
+from clover.planning.search.sustained import best_sustained
 from clover.policies.plans import counting_kept, plan_of, with_waits
 from clover.types import Plan, State
 

@@ -10,20 +10,20 @@ from dataclasses import replace
 import msgspec
 
 from clover.errors import PlanError
-from clover.planning.awake import asleep, charged, in_use
-from clover.planning.budget import course, held_to
-from clover.planning.chain_verify import verified
-from clover.planning.chains import on_configuration
-from clover.planning.demand import direct, of_the_others
-from clover.planning.dual import bound
-from clover.planning.formulation import Formulation, Member
-from clover.planning.layout import lay_out, slices
-from clover.planning.objective import Objective, objective_of
-from clover.planning.problem import Problem, problem_of
-from clover.planning.search import UNBOUNDED_MS, Found, chosen, evaluate
-from clover.planning.steering import Steered, turned
-from clover.planning.transition import plan_transition
-from clover.planning.waits import tuned
+from clover.planning.budget.price import course, held_to
+from clover.planning.budget.steering import Steered, turned
+from clover.planning.cascade.chains import on_configuration
+from clover.planning.cascade.verify import verified
+from clover.planning.model.demand import direct, of_the_others
+from clover.planning.model.objective import Objective, objective_of
+from clover.planning.model.problem import Problem, problem_of
+from clover.planning.packing.exhaustive import UNBOUNDED_MS, Found, chosen, evaluate
+from clover.planning.packing.formulation import Formulation, Member
+from clover.planning.packing.plan_bound import bound
+from clover.planning.packing.waits import tuned
+from clover.planning.search.power_states import asleep, charged, in_use
+from clover.planning.transition.layout import lay_out, slices
+from clover.planning.transition.steps import plan_transition
 from clover.types import (
     Assignment,
     Candidate,

@@ -7,10 +7,10 @@ from dataclasses import replace
 import msgspec
 
 from clover.errors import PlanError
-from clover.planning.awake import best_awake
-from clover.planning.objective import objective_of
-from clover.planning.problem import problem_of
-from clover.planning.search import Found
+from clover.planning.model.objective import objective_of
+from clover.planning.model.problem import problem_of
+from clover.planning.packing.exhaustive import Found
+from clover.planning.search.power_states import best_awake
 from clover.policies.plans import plan_of, with_waits
 from clover.types import Plan, State
 

@@ -30,10 +30,10 @@ import msgspec
 
 from clover import profiles
 from clover.errors import ProfileError
-from clover.planning.problem import services_of, whole
-from clover.planning.queueing import capacity, estimate
-from clover.profiling.kept import Kept, elsewhere, frugal
+from clover.planning.model.problem import services_of, whole
+from clover.planning.model.queueing import capacity, estimate
 from clover.profiling.pace import PaceFile, PaceRow, as_pace
+from clover.profiling.row_store import Kept, elsewhere, frugal
 from clover.types import BasePoint, DeviceShape, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 
 VERSION = 1

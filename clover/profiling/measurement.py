@@ -30,23 +30,22 @@ from clover import families, profiles
 from clover.config import EnergyConfig
 from clover.errors import ProfileError, WorkerError
 from clover.interfaces import Device
-from clover.planning.queueing import REST_S
+from clover.planning.model.queueing import REST_S
 from clover.profiling import rows as rows_module
 from clover.profiling.busy import busy_share
 from clover.profiling.candidates import COMPILED_AT_FIRST_START, Candidates, on_cpu
 from clover.profiling.chains import Answers, common, profile_of
 from clover.profiling.choose import elect, faster
-from clover.profiling.drive import Cell, Driver, Scored
+from clover.profiling.driver import Cell, Driver, Scored
 from clover.profiling.effort import FULL, QUICK, Effort
+from clover.profiling.instances import Standing
 from clover.profiling.joules import Joules
-from clover.profiling.kept import Kept, frugal, labelled
-from clover.profiling.kept import write as write_rows
-from clover.profiling.places import Devices, device_cores, devices_of, emulated, on_cores, places_of, whole_layout
+from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of, whole_layout
 from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled, require_published, typical_p95
-from clover.profiling.standing import Standing
-from clover.runtime.frames import WorkerOrder
-from clover.runtime.pool import Pool, Worker
-from clover.runtime.slab import Layout, Slab
+from clover.profiling.row_store import Kept, frugal, labelled
+from clover.profiling.row_store import write as write_rows
+from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.workers.pool import Pool, Worker
 from clover.types import (
     AccuracyMeasurement,
     BasePoint,
@@ -58,6 +57,7 @@ from clover.types import (
     Placement,
     VariantSpec,
 )
+from clover.worker.frames import WorkerOrder
 
 log = logging.getLogger("clover.profiling")
 

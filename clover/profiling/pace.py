@@ -21,8 +21,8 @@ from pathlib import Path
 import msgspec
 
 from clover.errors import ConfigError
-from clover.runtime.pacing import Pace
 from clover.types import FamilySpec, Method, Record
+from clover.worker.pacing import Pace
 
 SHIPPED = "a100_paces.json"
 

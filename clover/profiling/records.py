@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ProfileError
-from clover.profiling.drive import Cell
+from clover.profiling.driver import Cell
 from clover.profiling.score import agreement, wilson
 from clover.types import AccuracyMeasurement, FamilySpec, LatencyMeasurement, Method, VariantSpec
 

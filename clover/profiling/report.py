@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from clover import profiles
 from clover.errors import ProfileError
-from clover.profiling.fronts import cascades
 from clover.profiling.measurement import Progress
+from clover.profiling.pareto import cascades
 from clover.types import FamilyProfile
 
 

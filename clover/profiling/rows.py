@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover import families
-from clover.runtime.rows import write_array, write_bytes
-from clover.runtime.slab import Slab
+from clover.runtime.memory.rows import write_array, write_bytes
+from clover.runtime.memory.slab import Slab
 from clover.types import FamilySpec, TensorSpec
 
 MADE_UP_ROWS = 256

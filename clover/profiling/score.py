@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from clover.confidence import agreement, answers
-from clover.planning.drift import wilson
+from clover.runtime.guard.drift import wilson
 
 __all__ = ["agreement", "answers", "wilson"]

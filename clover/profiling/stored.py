@@ -13,14 +13,15 @@ from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError, ProfileError
 from clover.hints import program
-from clover.profiling import analytical, kept, pace
+from clover.profiling import analytical, pace
+from clover.profiling import row_store as kept
 from clover.profiling.measurement import Progress, measure
 from clover.profiling.pace import PaceFile, PaceRow
-from clover.profiling.places import Devices, device_cores, devices_of, emulated, on_cores, shapes_of, whole_layout
+from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, shapes_of, whole_layout
 from clover.profiling.report import told
-from clover.runtime.pacing import Paces
-from clover.runtime.pool import Pool
+from clover.runtime.workers.pool import Pool
 from clover.types import DeviceShape, FamilyProfile, FamilySpec
+from clover.worker.pacing import Paces
 
 log = logging.getLogger("clover.profiling")
 

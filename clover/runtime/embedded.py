@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from clover.errors import DeadlineMissed, ModelFailed, RequestError, Unavailable
 from clover.interfaces import Ticket as AnyTicket
-from clover.runtime.given import prepare
-from clover.runtime.router import Router
-from clover.runtime.tickets import Ticket
+from clover.runtime.embedded_inputs import prepare
+from clover.runtime.router.router import Router
+from clover.runtime.router.tickets import Ticket
 from clover.types import FamilySpec, Receipt, TensorSpec
 
 _ERRORS: dict[int, type[RequestError]] = {500: ModelFailed, 503: Unavailable, 504: DeadlineMissed}

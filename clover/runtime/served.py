@@ -20,16 +20,16 @@ from clover.accounting import Account, joules_per_row
 from clover.config import FamilyConfig, WorkersConfig
 from clover.errors import DeviceError
 from clover.interfaces import Device
-from clover.runtime.fleet import FamilyFleet
-from clover.runtime.frames import EmulatedSlice, WorkerOrder
-from clover.runtime.output import LeftOut
-from clover.runtime.pacing import Paces, pace_of
-from clover.runtime.pool import Pool, Worker
-from clover.runtime.router import Router
-from clover.runtime.slab import Layout, Slab
-from clover.runtime.traffic import Traffic
-from clover.runtime.understudies import Understudies
+from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.router.router import Router
+from clover.runtime.router.traffic import Traffic
+from clover.runtime.workers.fleet import FamilyFleet
+from clover.runtime.workers.output import LeftOut
+from clover.runtime.workers.pool import Pool, Worker
+from clover.runtime.workers.standby import Understudies
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Placement
+from clover.worker.frames import EmulatedSlice, WorkerOrder
+from clover.worker.pacing import Paces, pace_of
 
 LEAST_SLOTS_PER_BATCH = 4
 """Slots are at least this many batches' worth, whatever `slab_bytes` says: two credits running, as many waiting."""

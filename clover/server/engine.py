@@ -23,11 +23,11 @@ from clover.control import Controller, SolverClient, compared, saved_by_all
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
 from clover.http import Frontend
 from clover.interfaces import Control, Model
-from clover.planning.problem import accuracies
+from clover.planning.model.problem import accuracies
 from clover.profiles import cache_folder
-from clover.runtime.completions import Completions
-from clover.runtime.pool import Pool
 from clover.runtime.served import Served
+from clover.runtime.workers.completions import Completions
+from clover.runtime.workers.pool import Pool
 from clover.server.machine import Machine
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics

@@ -29,7 +29,7 @@ from clover.config import ServerConfig
 from clover.errors import StartError, Unavailable
 from clover.runtime import embedded
 from clover.runtime.embedded import Answer
-from clover.runtime.pool import Pool
+from clover.runtime.workers.pool import Pool
 from clover.server.engine import Engine, cancelled
 from clover.types import FamilySpec
 
@@ -258,7 +258,7 @@ class Server:
         An array must be of the declared kind of number: float64 is taken for FP32, and int64 for INT32 if its values
         fit, but uint8 pixels are refused for FP32, because a cast would leave out the scaling of the training (lists
         of Python numbers have no dtype, and integers in them are taken).  NaN and infinities are data and are passed
-        on as they are.  `clover.runtime.given` has the rules.
+        on as they are.  `clover.runtime.embedded_inputs` has the rules.
 
         `model` may be left out if one family is served.  `min_accuracy` in percent (a fraction up to 1 is taken as
         such); `timeout_ms` bounds the wait; `cascade` False asks one variant a row, whatever the plan.  Raises

@@ -5,7 +5,3 @@ dwell, verification and transitions; policies, planner and queueing model are th
 the world around them: the grid's intensity, the rows that arrive, devices, and workers that serve as their profile says
 (`fleet`).  Time is an event loop's that never waits (`clock`).
 """
-
-from clover.simulate.command import main
-
-__all__ = ["main"]

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from clover.errors import ConfigError
-from clover.planning.problem import accuracies
+from clover.planning.model.problem import accuracies
 from clover.simulate import world
 from clover.simulate.families import Known
 from clover.simulate.loads import Load

@@ -18,7 +18,7 @@ import msgspec
 from clover.devices.tables import slice_profiles, table
 from clover.errors import ConfigError, ProfileError
 from clover.hints import program
-from clover.planning.geometry import layouts
+from clover.planning.packing.geometry import layouts
 from clover.profiles import ProfileStore, cache_folder
 from clover.profiling import analytical, pace
 from clover.simulate import parametric

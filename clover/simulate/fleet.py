@@ -1,8 +1,8 @@
 """Workers that only exist in the books, and what they would do: `clover.interfaces.Fleet` and `Device`, simulated.
 
-What is routed now serves as the production queueing model says (`planning.queueing`): every variant a lane that gets
-its share of the rows, with the model's batches, joules and latencies; plans are predicted by the same model, so the
-simulation shows what the *controller* makes of a grid and a load, and not how wrong the model is.
+What is routed now serves as the production queueing model says (`planning.model.queueing`): every variant a lane that
+gets its share of the rows, with the model's batches, joules and latencies; plans are predicted by the same model, so
+the simulation shows what the *controller* makes of a grid and a load, and not how wrong the model is.
 
 A lane that gets more than it can serve serves at capacity, and the rest waits: a fluid queue, emptied later with half
 of the capacity that is left; a row waits behind it for queue / rows served a second.  What waits for a variant that is
@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 from clover.control.arrivals import WINDOW_S
 from clover.errors import DeviceError, WorkerError
-from clover.planning import chains
-from clover.planning.chain_waits import energy_j
-from clover.planning.problem import accuracies, services_of
-from clover.planning.queueing import Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
-from clover.planning.search import UNBOUNDED_MS
+from clover.planning.cascade import chains
+from clover.planning.cascade.waits import energy_j
+from clover.planning.model.problem import accuracies, services_of
+from clover.planning.model.queueing import Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
+from clover.planning.packing.exhaustive import UNBOUNDED_MS
 from clover.simulate.records import JOULES_PER_KWH
 from clover.types import (
     Asked,

@@ -1,7 +1,8 @@
 """What a policy is told of hours to come, right or wrong: `--forecast`.
 
     perfect       what the trace says of them
-    seasonal      nothing by the source: the same hour of the day and of the week before (`clover.planning.forecast`);
+    seasonal      nothing by the source: the same hour of the day and of the week before
+    (`clover.planning.budget.forecast`);
                   until more than a day of the run is over, that it stays as it is
     persistence   that it stays as it is, always
     error:PCT     what the trace says, each hour times 1 + PCT % of a normal error (never below a twentieth): drawn once
@@ -20,7 +21,7 @@ import numpy as np
 
 from clover.errors import ConfigError
 from clover.interfaces import CarbonSource
-from clover.planning.forecast import HOUR_S
+from clover.planning.budget.forecast import HOUR_S
 from clover.types import Reading
 
 KINDS = ("perfect", "seasonal", "persistence")

@@ -25,12 +25,12 @@ from clover.carbon import Chain, GridClock
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.controller import Controller
 from clover.errors import ConfigError, RequestError
-from clover.planning.problem import services_of
-from clover.runtime.fleet import FamilyFleet
-from clover.runtime.router import Router
-from clover.runtime.slab import Layout, Slab
-from clover.runtime.tickets import Ticket
-from clover.runtime.understudies import Understudies
+from clover.planning.model.problem import services_of
+from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.router.router import Router
+from clover.runtime.router.tickets import Ticket
+from clover.runtime.workers.fleet import FamilyFleet
+from clover.runtime.workers.standby import Understudies
 from clover.simulate import clock
 from clover.simulate.families import spec_of
 from clover.simulate.fleet import points_of, simulated

@@ -39,8 +39,8 @@ from pathlib import Path
 import msgspec
 
 from clover.errors import ConfigError
-from clover.planning.problem import base_capacity, services_of
-from clover.planning.queueing import estimate
+from clover.planning.model.problem import base_capacity, services_of
+from clover.planning.model.queueing import estimate
 from clover.simulate import families, world
 from clover.simulate.loads import Load
 from clover.simulate.parametric import Confidence

@@ -92,10 +92,11 @@ class Run(Record, frozen=True, kw_only=True):
 
     `sums` are those of all steps, of which `steps` need not hold each (`merged`), nor any.  `plans` counts decisions
     with a plan, `held` those of them in which a change was held back, by why (of the newest 1,000 records).
-    `limit_grams`: what no schedule of plans with this accuracy can undercut (`clover.planning.limit`), where that is
-    known.  `confidence`: "parametric" where the answers' scores are a model's, nobody's measurement (`parametric`);
-    empty without cascades, or where they were measured.  `beside`: the policy whose accuracy it was given, run by run
-    of the same seed where both have several.  `seconds` is wall time, the only field that differs from run to run.
+    `limit_grams`: what no schedule of plans with this accuracy can undercut (`clover.planning.budget.horizon_bound`),
+    where that is known.  `confidence`: "parametric" where the answers' scores are a model's, nobody's measurement
+    (`parametric`); empty without cascades, or where they were measured.  `beside`: the policy whose accuracy it was
+    given, run by run of the same seed where both have several.  `seconds` is wall time, the only field that differs
+    between runs.
     """
 
     family: str

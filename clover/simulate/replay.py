@@ -25,7 +25,7 @@ from clover.control.arrivals import WINDOW_S
 from clover.control.controller import Controller
 from clover.control.family import Family, default_targets
 from clover.errors import ConfigError
-from clover.planning.limit import Stretch, least_grams
+from clover.planning.budget.horizon_bound import Stretch, least_grams
 from clover.policies.plans import chained
 from clover.simulate import clock
 from clover.simulate.families import spec_of

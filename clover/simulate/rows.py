@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from clover.accounting import Account, WorkerMeter
 from clover.config import FamilyConfig
-from clover.planning.queueing import Service
-from clover.runtime.lanes import Entry
-from clover.runtime.router import Router
-from clover.runtime.slab import Layout, Slab
-from clover.runtime.tickets import Ticket
+from clover.planning.model.queueing import Service
+from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.router.lanes import Entry
+from clover.runtime.router.router import Router
+from clover.runtime.router.tickets import Ticket
 from clover.simulate.workers import SimulatedWorker, Slice
 from clover.types import FamilySpec, PublishedAccuracy, Routing, TensorSpec, VariantSpec
 

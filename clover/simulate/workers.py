@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.queueing import Service
-from clover.runtime.links import WorkerHandle
+from clover.planning.model.queueing import Service
+from clover.runtime.router.links import WorkerHandle
 
 
 class Slice:
@@ -39,7 +39,7 @@ class Slice:
 
 
 class SimulatedWorker:
-    """Implements `clover.runtime.members.FleetWorker`; it is its own ring.  `rng` spreads service times as the
+    """Implements `clover.runtime.workers.members.FleetWorker`; it is its own ring.  `rng` spreads service times as the
     profile's coefficient of variation says; `score` is told of the slots that it answered.  `joules` is what its
     batches took above idle, by the profile."""
 

@@ -16,9 +16,9 @@ from clover.config import EnergyConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError
 from clover.interfaces import CarbonSource
-from clover.planning.limit import Front, front
-from clover.planning.objective import objective_of
-from clover.planning.problem import base_capacity, problem_of
+from clover.planning.budget.horizon_bound import Front, front
+from clover.planning.model.objective import objective_of
+from clover.planning.model.problem import base_capacity, problem_of
 from clover.policies import build
 from clover.simulate import families
 from clover.simulate.families import Known

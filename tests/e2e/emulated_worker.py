@@ -24,10 +24,10 @@ from clover.config import FamilyConfig, ServerConfig, WorkersConfig
 from clover.devices import emulated
 from clover.devices.mig import MigDevice
 from clover.errors import DeviceError, WorkerError
-from clover.runtime.frames import WorkerOrder
-from clover.runtime.pool import Pool, Worker
 from clover.runtime.served import Served
+from clover.runtime.workers.pool import Pool, Worker
 from clover.types import Assignment, FamilySpec, Placement
+from clover.worker.frames import WorkerOrder
 
 FAMILIES = Path(__file__).parents[1] / "families"
 PACE_MS = (40.0, 47.0, 54.0, 61.0, 68.0, 75.0, 82.0, 89.0)

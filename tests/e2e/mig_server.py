@@ -23,7 +23,7 @@ import clover
 from clover.control.apply import Applier
 from clover.devices import emulated
 from clover.errors import CloverError
-from clover.planning import geometry
+from clover.planning.packing import geometry
 from clover.policies.plans import plan_fixed
 from clover.types import GroupCount, Placement, Plan, State
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import clover
-from clover.planning.sampling import LEAST
+from clover.runtime.guard.sampling import LEAST
 from tests.e2e.test_cascade import settings
 from tests.e2e.test_swap import TOY
 

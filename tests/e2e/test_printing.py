@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from clover.backends import child_environment
-from clover.runtime.output import BURST_BYTES, BYTES_PER_S
+from clover.runtime.workers.output import BURST_BYTES, BYTES_PER_S
 from tests.e2e.test_server import ROOT, family
 
 SCRIPT = """

@@ -16,11 +16,11 @@ from clover.devices.cpu import CpuDevice
 from clover.errors import ProfileError, WorkerError
 from clover.families import load_family
 from clover.profiling import measurement, records
-from clover.profiling.drive import Cell
+from clover.profiling.driver import Cell
 from clover.profiling.effort import QUICK, Effort
-from clover.runtime.frames import WorkerOrder
-from clover.runtime.pool import Pool
+from clover.runtime.workers.pool import Pool
 from clover.types import FamilyProfile, FamilySpec
+from clover.worker.frames import WorkerOrder
 
 FAMILIES = Path(__file__).resolve().parents[1] / "families"
 SHORT = Effort(quick=True, samples=5, least_s=0.01, most_s=0.2, score_s=0.5, base_s=0.2, compile_s=0.0, rounds=2)

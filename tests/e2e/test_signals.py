@@ -54,8 +54,8 @@ def test_a_worker_passes_it_on_and_serves_until_it_is_told_to_exit() -> None:
 
 FORKED = """
 import os, signal, socket, sys, time
-from clover.runtime import frames
-from clover.runtime.worker import _pass_on_sigterm
+from clover.worker import frames
+from clover.worker.main import _pass_on_sigterm
 
 ours, theirs = frames.socket_pair()
 ours.setblocking(False)

@@ -20,10 +20,10 @@ import pytest
 from clover import families
 from clover.backends import child_environment
 from clover.errors import StartError, WorkerError
-from clover.runtime.batches import elements, oip_form
-from clover.runtime.frames import WorkerOrder
-from clover.runtime.pool import Pool
-from clover.runtime.slab import Layout, Slab
+from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.workers.pool import Pool
+from clover.worker.batches import elements, oip_form
+from clover.worker.frames import WorkerOrder
 
 FAMILIES = Path(__file__).parents[1] / "families"
 CORE = min(os.sched_getaffinity(0))
@@ -570,7 +570,7 @@ def test_without_descriptors_a_spawn_fails_as_one_and_leaves_nothing():
 def test_a_zygote_that_has_threads_does_not_fork(monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, threading, time\n"
-        "if 'clover.runtime.zygote' in ' '.join(sys.orig_argv):\n"
+        "if 'clover.worker.zygote' in ' '.join(sys.orig_argv):\n"
         "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -587,7 +587,7 @@ def test_a_zygote_that_has_threads_does_not_fork(monkeypatch, tmp_path):
 
 
 def test_a_thread_between_forks_is_noticed():
-    from clover.runtime import frames, zygote
+    from clover.worker import frames, zygote
 
     ours, theirs = frames.socket_pair()
     with slab_of("simple") as (spec, _), contextlib.ExitStack() as stack:
@@ -610,9 +610,9 @@ SERVER = """
 import asyncio, os, sys
 import numpy as np
 from clover import families
-from clover.runtime.frames import WorkerOrder
-from clover.runtime.pool import Pool
-from clover.runtime.slab import Layout, Slab
+from clover.worker.frames import WorkerOrder
+from clover.runtime.workers.pool import Pool
+from clover.runtime.memory.slab import Layout, Slab
 
 async def main():
     spec = families.load_family(sys.argv[1])

@@ -107,8 +107,8 @@ def pinned(asked: dict[str, Any]) -> dict[str, Any]:
     """Whether CUDA page-locks a memfd as a worker's slab is, and takes it for page-locked."""
     import torch
 
-    from clover.runtime import pinned as production
-    from clover.runtime.slab import map_shared, shared_memory
+    from clover.runtime.memory.slab import map_shared, shared_memory
+    from clover.worker import pinned as production
 
     torch.zeros(1, device="cuda")
     size = 1 << 22

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800), pytest.mark.usefixture
 
 def facts() -> ModuleType:
     """What the unit tests hold torch-tensorrt to."""
-    path = ROOT / "tests" / "unit" / "torch_tensorrt_facts.py"
+    path = ROOT / "tests" / "support" / "torch_tensorrt_facts.py"
     spec = importlib.util.spec_from_file_location("facts", path)
     assert spec is not None
     assert spec.loader is not None

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.devices import tables
-from clover.planning.geometry import layouts
+from clover.planning.packing.geometry import layouts
 from tests.reference import anneal as twin
 from tests.reference import queueing
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clover.errors import BadRequest
-from clover.http.oip import Signature, decode
+from clover.http.oip.request import Signature, decode
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 from tests.reference import infer as twin
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.planning.shares import best_mix
+from clover.planning.model.shares import best_mix
 from tests.reference import lanes as twin
 
 A100 = [

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from clover.planning.geometry import SliceProfile, layouts, legal
+from clover.planning.packing.geometry import SliceProfile, layouts, legal
 from clover.types import Assignment, DeviceShape, Placement, Step
 
 Deployment = tuple[Assignment, ...]

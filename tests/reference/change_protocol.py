@@ -44,8 +44,8 @@ import math
 from collections.abc import Iterable, Iterator
 
 from clover.control.apply import matters, possible
-from clover.planning.stages import served
-from clover.planning.transition import plan_transition
+from clover.planning.transition.stages import served
+from clover.planning.transition.steps import plan_transition
 from clover.types import Assignment, Step
 from tests.reference.change_box import (
     CREATE,

@@ -1,7 +1,7 @@
 """A plain discrete-event simulation of one family: Poisson rows, quota dealing, lanes, credits, batches, turns.
 
-Written apart from `clover.planning.queueing` and in the most literal way (one event list, objects, one row at a time),
-so that agreement means something.
+Written apart from `clover.planning.model.queueing` and in the most literal way (one event list, objects, one row at a
+time), so that agreement means something.
 """
 
 from __future__ import annotations

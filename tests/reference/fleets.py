@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.formulation import Formulation, Member, Sleep
-from clover.planning.objective import Objective
-from clover.planning.problem import Problem
-from clover.planning.queueing import Service
+from clover.planning.model.objective import Objective
+from clover.planning.model.problem import Problem
+from clover.planning.model.queueing import Service
+from clover.planning.packing.formulation import Formulation, Member, Sleep
 from clover.types import DeviceShape, ObjectiveConfig
-from tests.unit.mig_fixture import a100s
+from tests.support.mig_fixture import a100s
 
 AWAKE_W = 60.0
 SLEEP = (Sleep(name="parked", watts=45.0, wakes=True), Sleep(name="released", watts=0.0, wakes=False))

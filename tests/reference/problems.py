@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from clover.planning import exact
-from clover.planning.problem_file import Problem, of_plain
+from clover.problem import exact
+from clover.problem.file import Problem, of_plain
 
 SLICES = ("1g", "2g", "3g", "4g", "7g")
 PARTITIONS = (

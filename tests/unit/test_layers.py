@@ -12,18 +12,28 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Imports point down only, and units of one floor do not know each other.  A unit is a module or package of `clover`.
+# Imports point down only, and units of one floor do not know each other.  A unit is a module or package of `clover`; in
+# the packages of ROOMS, a module or package of these.
+ROOMS = {"planning", "runtime"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"types", "errors", "digests", "hints", "terminal"}),
     frozenset({"config", "interfaces"}),
     frozenset({"profiles", "families", "settings", "_native"}),
-    frozenset({"planning", "telemetry", "confidence"}),
+    frozenset({"telemetry", "confidence", "planning", "planning.model", "planning.transition"}),
+    frozenset({"planning.packing", "problem"}),
+    frozenset({"planning.cascade"}),
+    frozenset({"planning.search"}),
+    frozenset({"planning.budget"}),
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
-    frozenset({"runtime"}),
+    frozenset({"runtime", "runtime.cascade", "runtime.memory"}),
+    frozenset({"runtime.guard", "worker"}),
+    frozenset({"runtime.router"}),
+    frozenset({"runtime.workers", "runtime.embedded_inputs"}),
+    frozenset({"runtime.served", "runtime.embedded"}),
     frozenset({"http", "control", "profiling"}),
     frozenset({"server"}),
     frozenset({"simulate", "cluster"}),
-    frozenset({"serve", "__main__", "ctl", "mig", "plan"}),
+    frozenset({"serve", "__main__", "cli"}),
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
@@ -35,9 +45,9 @@ PACKAGE = ""
 CONSTANTS = {"clover.__version__"}
 
 # What starts by module path, in a process of its own, and must not be pulled into the server.
-PROCESSES = {"clover.runtime.worker", "clover.runtime.zygote", "clover.control.solver.process"}
+PROCESSES = {"clover.worker.main", "clover.worker.zygote", "clover.control.solver.process"}
 # Where torch may be named at all.
-TORCH = ("clover.backends", "clover.runtime.worker", "clover.runtime.zygote", "clover.models")
+TORCH = ("clover.backends", "clover.worker.main", "clover.worker.zygote", "clover.models")
 
 SOURCES = {
     ".".join(("clover", *path.relative_to(ROOT / "clover").with_suffix("").parts)).removesuffix(".__init__"): path
@@ -69,8 +79,10 @@ def imports(module: str) -> Iterator[tuple[str, int]]:
 
 
 def unit(module: str) -> str:
-    """The unit of `clover` a module belongs to."""
+    """Return the unit of `clover` that a module belongs to."""
     parts = module.split(".")
+    if len(parts) > 2 and parts[1] in ROOMS:
+        return ".".join(parts[1:3])
     return parts[1] if len(parts) > 1 else PACKAGE
 
 

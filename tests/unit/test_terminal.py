@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from clover import terminal
-from clover.ctl.answers import show as show_answer
+from clover.cli.ctl.answers import show as show_answer
 from clover.simulate.records import SCHEMA, Manifest, Results, Summary
 from clover.simulate.tables import HEADS, cells, show
 from clover.terminal import Column, duration

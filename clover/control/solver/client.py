@@ -11,7 +11,7 @@ from asyncio.subprocess import PIPE, Process
 
 from clover.control.solver.protocol import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
 from clover.errors import PlanError
-from clover.planning.counterfactual import Fixed
+from clover.planning.budget.counterfactual import Fixed
 from clover.types import Configuration, Plan, State
 
 log = logging.getLogger("clover.control")

@@ -21,7 +21,7 @@ import msgspec
 
 from clover.control.solver.protocol import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
 from clover.errors import CloverError
-from clover.planning.counterfactual import fixed_mixes
+from clover.planning.budget.counterfactual import fixed_mixes
 from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed

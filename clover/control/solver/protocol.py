@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from clover.planning.counterfactual import Fixed
+from clover.planning.budget.counterfactual import Fixed
 from clover.types import Configuration, Plan, Record, State
 
 LONGEST_FRAME = 16 << 20

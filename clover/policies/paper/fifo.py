@@ -9,9 +9,9 @@ own speed: the batch is the least that carries the load, the same for all (they 
 between measured sizes.  Both agree where the one ends and the other begins.
 
 **What is predicted.**  Our router deals these shares by quota and batches each variant in a lane of its own, so energy,
-accuracy, utilisation and p95 are those of the quota lanes (`planning.search.predict`), not those of the paper's queue.
-Energies are active joules, as everywhere in planning: the paper counts idle power in, which is the same for all its
-plans.
+accuracy, utilisation and p95 are those of the quota lanes (`planning.packing.exhaustive.predict`), not those of the
+paper's queue. Energies are active joules, as everywhere in planning: the paper counts idle power in, which is the same
+for all its plans.
 
 **Two lengths of play.**  p95 comes from playing lanes.  A plan is judged by the planner's own play; a search looks at
 its many configurations through plays of `ROWS` rows, ten times cheaper and off by some percent.  (The artifact looks
@@ -32,10 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover._native import queueing as native
-from clover.planning.objective import Objective
-from clover.planning.problem import Problem
-from clover.planning.queueing import Service, expected_batch, mixture_p95_ms, play
-from clover.planning.search import UNBOUNDED_MS, lanes_of, predict
+from clover.planning.model.objective import Objective
+from clover.planning.model.problem import Problem
+from clover.planning.model.queueing import Service, expected_batch, mixture_p95_ms, play
+from clover.planning.packing.exhaustive import UNBOUNDED_MS, lanes_of, predict
 from clover.types import Candidate, Configuration, GroupCount, Prediction, Routing
 
 Floats = NDArray[np.float64]
@@ -238,7 +238,7 @@ class Fifo:
         return normal
 
     def _batches(self, groups: Counts, rate: Floats, workers: Floats, share: Floats) -> Floats:
-        """`planning.queueing.expected_batch` for many at once; for a handful it is quicker itself."""
+        """`planning.model.queueing.expected_batch` for many at once; for a handful it is quicker itself."""
         if len(groups) <= _HANDFUL:
             entries = zip(groups.tolist(), rate.tolist(), workers.tolist(), share.tolist(), strict=True)
             return np.array([expected_batch(self._services[group], *entry) for group, *entry in entries])

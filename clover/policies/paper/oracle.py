@@ -18,8 +18,8 @@ from functools import lru_cache
 import numpy as np
 
 from clover.errors import PlanError
-from clover.planning.enumerate import Kinds, configurations_of, kinds_of
-from clover.planning.problem import fitting
+from clover.planning.model.problem import fitting
+from clover.planning.packing.enumerate import Kinds, configurations_of, kinds_of
 from clover.policies.paper.fifo import Counts, Fifo, Keys, stacked
 from clover.policies.paper.fleet import FULL, At, Fits, Fleet
 from clover.policies.paper.walk import Look, look

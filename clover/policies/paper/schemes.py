@@ -8,9 +8,9 @@ import msgspec
 
 from clover._native.random import Random
 from clover.errors import PlanError
-from clover.planning.objective import Objective, objective_of
-from clover.planning.problem import Problem, problem_of
-from clover.planning.search import Found
+from clover.planning.model.objective import Objective, objective_of
+from clover.planning.model.problem import Problem, problem_of
+from clover.planning.packing.exhaustive import Found
 from clover.policies.paper.fifo import Fifo, stacked
 from clover.policies.paper.fleet import At, Fleet, fleet_of
 from clover.policies.paper.oracle import Best, alike, best_free, best_of, every

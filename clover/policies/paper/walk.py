@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from clover._native.random import Random
-from clover.planning.search import UNBOUNDED_MS
+from clover.planning.packing.exhaustive import UNBOUNDED_MS
 from clover.policies.paper.fifo import Counts, Fifo, Outlook, stacked
 from clover.policies.paper.fleet import TRIES, At, Fleet, drawn_neighbour, neighbour
 from clover.types import Candidate

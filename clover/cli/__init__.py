@@ -1,0 +1,1 @@
+"""The commands of `clover`: arguments and printing only."""

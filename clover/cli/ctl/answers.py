@@ -1,0 +1,315 @@
+"""The server's answers for people: state, decisions and plans; anything unforeseen by its shape."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from clover.cli.ctl import brief
+from clover.terminal import Column, filled, needed, sheet
+
+_INFEASIBLE = "warning: this plan does not meet every target; its reason says which"
+_LEAST = 1e-9
+"""Numbers nearer to zero are what rounding left of it."""
+
+
+def show(verb: str, answer: Any, console: Console, *, everything: bool = True) -> None:
+    """Print the answer to `verb`; the state in brief unless `everything`."""
+    if isinstance(answer, dict) and answer.get("dry_run"):
+        _say(console, "dry run: nothing changed")
+        answer = {key: value for key, value in answer.items() if key != "dry_run"}
+    if verb == "decisions" and isinstance(answer, list):
+        _decisions(answer, console)
+    elif verb == "state" and isinstance(answer, dict) and "models" in answer:
+        if everything:
+            _state(answer, console)
+        else:
+            brief.show(answer, console)
+    elif isinstance(answer, dict) and "decision" in answer:
+        _outcome(answer, console)
+    elif isinstance(answer, dict) and isinstance(answer.get("models"), dict):
+        _say(console, f"set {answer.get('set', '')}")
+        for item in answer["models"].values():
+            _outcome(item, console)
+    else:
+        _anything("", answer, console)
+
+
+# --- state --------------------------------------------------------------------------------------------------------
+
+
+def _state(answer: dict[str, Any], console: Console) -> None:
+    reading = answer.get("intensity")
+    grid = "no intensity read yet"
+    if reading:
+        grid = f"{reading['g_per_kwh']:.0f} gCO2e/kWh from {reading['provider']} ({reading.get('label', '')})"
+    frozen = ", frozen" if answer.get("frozen") else ""
+    _say(console, f"mode {answer.get('mode')}{frozen}, policy {answer.get('policy')}, {grid}")
+    for device in answer.get("devices", []):
+        _device(device, console)
+    for name, model in answer["models"].items():
+        _model(name, model, console)
+    totals = dict(answer.get("totals") or {})
+    saved = totals.pop("saved", None)
+    if len(answer["models"]) > 1 and saved:
+        _say(console, "\nall models")
+        _saved("  carbon     ", saved, console)
+    for title, item in (("totals", totals), ("decisions", answer.get("decisions"))):
+        if item:
+            _anything(title, item, console)
+
+
+def _device(device: dict[str, Any], console: Console) -> None:
+    """One line a device; that of a GPU says what stands on it, and what is wrong."""
+    parts = [f"{device['device']}: {device['label']}"]
+    if device.get("family"):
+        parts.append(f"{device['family']}'s")
+    if device.get("lost"):
+        parts.append("LOST")
+    here = Counter(f"{item['variant']}@{item['profile']}" for item in device.get("layout", []))
+    if here and device.get("kind") == "mig":
+        parts.append(" + ".join(f"{number} x {what}" for what, number in sorted(here.items())))
+    for item in device.get("quarantined", []):
+        parts.append(f"{item['placement']} quarantined: {item['reason']}")
+    if device.get("foreign"):
+        parts.append(f"not ours: {', '.join(device['foreign'])}")
+    _say(console, "; ".join(parts))
+
+
+def _model(name: str, model: dict[str, Any], console: Console) -> None:
+    pin = f", pinned to {_plain(model['pin'])}" if model.get("pin") else ""
+    pin += " (forced)" if model.get("pin_forced") else ""
+    frozen = ", frozen" if model.get("frozen") else ""
+    _say(console, f"\n{name}: mode {model.get('mode')}{frozen}{pin}")
+    routing = model.get("routing") or {}
+    shares = routing.get("shares", {})
+    rows = [
+        {**worker, "share of rows": f"{shares.get(worker.get('variant'), 0):.1%}"}
+        for worker in model.get("deployment", [])
+    ]
+    _rows(rows, console)
+    batches = _batches(routing)
+    if batches:
+        _say(console, f"  batches    {batches}")
+    targets, observed = model.get("targets") or {}, model.get("observed") or {}
+    if targets:
+        lam = f"{_plain(targets.get('lambda'))}{' (derived)' if targets.get('lambda_derived') else ''}"
+        floor = f"accuracy >= {targets['accuracy_floor']:.2f} %"
+        _say(
+            console,
+            f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, lambda {lam}",
+        )
+    _saved("  carbon     ", model.get("saved"), console)
+    _guard(model.get("guard") or {}, console)
+    for item in model.get("demand") or []:
+        _demand(item, console)
+    if observed:
+        _say(console, "  observed   " + ", ".join(f"{key} {_plain(value)}" for key, value in observed.items()))
+    plan = model.get("plan")
+    if plan:
+        if not plan.get("feasible", True):
+            _say(console, f"  {_INFEASIBLE}")
+        _say(console, f"  predicted  {_prediction(plan['prediction'])}")
+        _say(console, f"  plan       {plan['reason']}")
+    if model.get("thresholds_moved"):
+        moved, changed = model["thresholds_moved"], max(0, model.get("changes", 0) - 1)
+        _say(console, f"  turned     thresholds {moved} times, configurations {changed} times")
+    last = model.get("last_decision")
+    if last:
+        who = f" by {last['operator']}" if last.get("operator") else ""
+        times, at = "", last["at"]
+        if last.get("count", 1) > 1:
+            times, at = f" x {last['count']}", last["last_at"]
+        _say(
+            console,
+            f"  last       {last['id']}: {last['action']}{times} ({last['trigger']}{who}) {last['detail']} at {at}",
+        )
+
+
+def _saved(head: str, saved: dict[str, Any] | None, console: Console) -> None:
+    """What was saved, a line for each thing that it is told against; nothing before anything was served."""
+    for kind in ("base", "static", "matched"):
+        if saved and saved.get(kind):
+            _say(console, f"{head}{saved[kind]['words']}")
+            head = " " * len(head)
+
+
+def _guard(guard: dict[str, Any], console: Console) -> None:
+    """How answers stand against the profile, the audits, and what late labels say."""
+    if guard.get("watches"):
+        audits = guard["audits"]
+        word = guard["state"].upper() if guard["state"] != "ok" else "ok"
+        only = "" if guard["acts"] else ", which only watches"
+        share = f"{audits['share']:.2%} of rows audited, {audits['answered'] + audits['free']} so far"
+        repeats = f", {guard['repeats']} repeated inputs left out" if guard.get("repeats") else ""
+        why = guard["why"] or "scores and agreement are as profiled"
+        _say(console, f"  guard      {word}{only}: {why}; {share}{repeats}")
+    elif guard.get("missing"):
+        _say(console, f"  guard      watches nothing: {guard['missing']}")
+    feedback = guard.get("feedback") or {}
+    found, largest = feedback.get("estimate"), feedback.get("largest_share")
+    if found:
+        interval = f"{found['low']:.2f} .. {found['high']:.2f}"
+        rows = f"{found['rows']} rows by feedback" + ("" if largest is None else f", {largest:.0%} from one client")
+        _say(console, f"  labels     {found['accuracy']:.2f} % right ({interval}) of {rows}")
+
+
+def _demand(item: dict[str, Any], console: Console) -> None:
+    """What asks for one accuracy, and what comes of it."""
+    head = f"  demand     {item['rows_per_s']:.3g} rows/s ask for {item['accuracy']:.2f} % or more ({item['variant']})"
+    counts = f"{item['rows']} so far, {item['waiting_rows']} wait for a worker, {item['refused_rows']} refused"
+    kept = f"; a worker is kept for {item['kept_s']:.0f} s more" if item["kept_s"] and not item["declined"] else ""
+    _say(console, f"{head}, {counts}{kept}{'; ' + item['declined'] if item['declined'] else ''}")
+
+
+def _batches(routing: dict[str, Any]) -> str:
+    """How long rows wait for batches to fill, and how large these may be, where the routing says so."""
+    waits = [f"{variant} waits up to {wait_ms:.3g} ms" for variant, wait_ms in (routing.get("wait_ms") or {}).items()]
+    most = [f"{variant} takes at most {rows} rows" for variant, rows in (routing.get("largest") or {}).items()]
+    return ", ".join(sorted([*waits, *most]))
+
+
+def _prediction(found: dict[str, Any]) -> str:
+    return (
+        f"p95 {found['p95_ms']:.3g} ms, accuracy {found['accuracy']:.2f} %, "
+        f"{found['energy_j_per_row'] * 1e3:.3g} mJ/row, utilisation {found['utilisation']:.0%}"
+    )
+
+
+# --- decisions and plans ------------------------------------------------------------------------------------------
+
+
+_DECISIONS = [Column(head, right=False) for head in ("id", "at", "family", "trigger", "action", "what and why")]
+_LEAST_TEXT = 40
+"""Columns that a sentence needs beside others."""
+
+
+def _decisions(found: list[dict[str, Any]], console: Console) -> None:
+    if not found:
+        _say(console, "no decisions yet")
+        return
+    rows = []
+    for item in found:
+        plan = item.get("plan") or {}
+        why = item.get("detail") or plan.get("reason", "")
+        who = f" (by {item['operator']})" if item.get("operator") else ""
+        cells = [str(item.get(key, "")) for key in ("id", "at", "family", "trigger", "action")]
+        cells[1] = _moment(cells[1])
+        if item.get("count", 1) > 1:
+            cells[1] += f" to {_moment(item['last_at'])}"
+            cells[4] += f" x {item['count']}"
+        rows.append((*cells, f"{why}{who}"))
+    shown = filled(_DECISIONS, rows)
+    if needed(_DECISIONS, rows, shown[:-1]) + _LEAST_TEXT <= console.width:
+        console.print(sheet(_DECISIONS, rows, shown))
+        return
+    for row in rows:  # a block each: what happened, and below it why
+        _say(console, "  ".join(filter(None, row[:-1])))
+        if row[-1]:
+            console.print(Padding(Text(row[-1]), (0, 0, 0, 4)))
+
+
+def _moment(at: str) -> str:
+    return at[:19].replace("T", " ")
+
+
+def _outcome(answer: dict[str, Any], console: Console) -> None:
+    decision, plan = answer.get("decision") or {}, answer.get("plan")
+    if plan and not plan.get("feasible", True):
+        _say(console, _INFEASIBLE)
+    took = f" in {decision['seconds']:.2f} s" if decision.get("seconds") else ""
+    _say(
+        console, f"{answer.get('model', '')}: {decision.get('action', '')}{took}. {decision.get('detail', '')}".rstrip()
+    )
+    if plan:
+        groups = ", ".join(f"{item['count']} x {item['variant']}@{item['profile']}" for item in plan["configuration"])
+        shares = ", ".join(f"{key} {value:.1%}" for key, value in plan["routing"]["shares"].items())
+        _say(console, f"  plan       {groups}; rows: {shares}")
+        batches = _batches(plan["routing"])
+        if batches:
+            _say(console, f"  batches    {batches}")
+        _say(console, f"  predicted  {_prediction(plan['prediction'])}")
+        _say(console, f"  because    {plan['reason']}")
+    transition = answer.get("transition") or {}
+    for number, step in enumerate(transition.get("steps", []), 1):
+        _say(console, f"  step {number:<5} {step['kind']} {_subject(step)}")
+    if transition.get("steps") and transition.get("capacity_floor"):
+        low, floor = transition["lowest_capacity"], transition["capacity_floor"]
+        broken = "" if transition.get("holds", True) else f", below it for about {transition['loses_s']:.1f} s"
+        _say(console, f"  capacity   at least {low:.1f} rows/s on the way; floor {floor:.1f} rows/s{broken}")
+
+
+def _subject(step: dict[str, Any]) -> str:
+    item = step.get("assignment")
+    place = (item or {}).get("placement") or step.get("placement") or {}
+    where = f"{place.get('device')}:{place.get('profile')}@{place.get('start')}" if place else ""
+    return f"{item['variant']} ({item['backend']}) at {where}" if item else where
+
+
+# --- any shape ----------------------------------------------------------------------------------------------------
+
+
+def _anything(title: str, value: Any, console: Console) -> None:
+    """Objects as keys and values, lists of objects as tables, nested ones under their dotted name."""
+    if isinstance(value, dict):
+        plain = {key: item for key, item in value.items() if not _nested(item)}
+        if plain:
+            if title:
+                _say(console, f"\n{title}")
+            sheet = Table(box=None, show_header=False)
+            for key, item in plain.items():
+                sheet.add_row(Text(str(key)), Text(_plain(item)))
+            console.print(sheet)
+        for key, item in value.items():
+            if _nested(item):
+                _anything(f"{title}.{key}" if title else str(key), item, console)
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        if title:
+            _say(console, f"\n{title}")
+        _rows(value, console)
+    else:
+        _say(console, f"{title}: {_plain(value)}" if title else _plain(value))
+
+
+def _rows(rows: list[dict[str, Any]], console: Console) -> None:
+    """Print objects as a table without empty columns; as a block each where that is wider than the console."""
+    heads = dict.fromkeys(key for item in rows for key in item if not _nested(item[key]))
+    columns = [Column(head, right=False) for head in heads]
+    cells = [[_plain(item[head]) if item.get(head, "") != "" else "" for head in heads] for item in rows]
+    shown = filled(columns, cells)
+    if not shown:
+        return
+    if needed(columns, cells, shown) <= console.width:
+        console.print(sheet(columns, cells, shown))
+        return
+    for row in cells:
+        words = ", ".join(f"{columns[index].head} {row[index]}" for index in shown[1:] if row[index])
+        _say(console, f"  {row[shown[0]]}")
+        console.print(Padding(Text(words), (0, 0, 0, 4)))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text))
+
+
+def _nested(value: Any) -> bool:
+    return (isinstance(value, dict) and bool(value)) or (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    )
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value if abs(value) >= _LEAST else 0.0:.6g}"
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value) or "-"
+    return "-" if value == {} else str(value)

@@ -1,0 +1,185 @@
+"""The state in a dozen lines: is all well, and if not, why; what was used and saved; what runs where, on what grid.
+
+`ctl state --all` prints the rest (`clover.cli.ctl.answers`).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+_HEAD = 11
+"""Columns of the word that a line begins with."""
+_ROUNDED = 0.005
+"""Percent points by which an accuracy may miss its floor before it is said: what is printed is rounded to that."""
+_JOULES_PER_KWH = 3.6e6
+
+
+def show(answer: dict[str, Any], console: Console) -> None:
+    """Print the server's state in brief."""
+    wrong = list(troubles(answer))
+    _line(
+        "healthy" if not wrong else "UNHEALTHY",
+        "; ".join(wrong) or "every model answers and meets its targets",
+        console,
+    )
+    _line("grid", _grid(answer.get("intensity")), console)
+    frozen = ", frozen: nothing is planned" if answer.get("frozen") else ""
+    _line("control", f"policy {answer.get('policy')}, mode {answer.get('mode')}{frozen}", console)
+    totals = (answer.get("totals") or {}).get("models", {})
+    for name, model in answer["models"].items():
+        console.print()
+        _line(name, _standing(model, answer), console, style="bold")
+        for head, text in _model(model, totals.get(name) or {}):
+            _line(f"  {head}", text, console)
+
+
+def troubles(answer: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong, in words; nothing if the server is healthy."""
+    reading = answer.get("intensity")
+    if not reading:
+        yield "the intensity of the grid is not known"
+    elif reading.get("state", "fresh") != "fresh":
+        yield f"the intensity of the grid is {_QUALITY.get(reading['state'], reading['state'])}"
+    for device in answer.get("devices", []):
+        if device.get("lost"):
+            yield f"{device['device']} is lost"
+        elif device.get("quarantined"):
+            yield f"{len(device['quarantined'])} slots of {device['device']} are quarantined"
+    totals = (answer.get("totals") or {}).get("models", {})
+    for name, model in answer["models"].items():
+        yield from (f"{name} {what}" for what in _troubles(model, totals.get(name) or {}))
+
+
+_QUALITY = {
+    "stale": "an old value: its source gives no new one",
+    "fallback": "another source's: the first one fails",
+    "configured": "the configured value of last resort: all sources fail",
+}
+
+
+def _troubles(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[str]:
+    state = totals.get("state", "READY")
+    if state != "READY":
+        yield f"is {state.lower()}"
+    workers = model.get("deployment") or []
+    starting = sum(not worker.get("ready", True) for worker in workers)
+    if not workers:
+        yield "has no worker"
+    elif starting:
+        yield f"has {starting} of {len(workers)} workers that are not ready"
+    targets, observed, plan = model.get("targets") or {}, model.get("observed") or {}, model.get("plan")
+    p95, slo = observed.get("p95_ms"), targets.get("slo_ms")
+    if p95 is not None and slo is not None and p95 > slo:
+        yield f"misses its SLO: p95 {p95:.3g} ms of {slo:.3g} ms"
+    served, floor = _accuracy(model, totals), targets.get("accuracy_floor")
+    if served is not None and floor is not None and served < floor - _ROUNDED:
+        yield f"is below its accuracy floor: {served:.2f} % of {floor:.2f} %"
+    if plan and not plan.get("feasible", True):
+        yield "has no plan that meets every target"
+    guard = model.get("guard") or {}
+    if guard.get("state", "ok") != "ok":
+        yield f"drifts from its profile: {guard.get('why') or guard['state']}"
+    last = model.get("last_decision") or {}
+    if last.get("action") in ("failed", "rolled back"):
+        yield f"could not be changed: {last['action']}, {last.get('detail') or last.get('trigger', '')}"
+
+
+def _grid(reading: dict[str, Any] | None) -> str:
+    if not reading:
+        return "no intensity was read yet"
+    age = f", {_age(reading['age_s'])} old" if "age_s" in reading else ""
+    return f"{reading['g_per_kwh']:.0f} gCO2e/kWh from {reading['provider']} ({reading.get('label', '')}){age}"
+
+
+def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
+    """What steers a family, as far as it differs from the rest of the server."""
+    parts = [f"mode {model['mode']}"] if model.get("mode") not in (None, answer.get("mode")) else []
+    if model.get("pin"):
+        pin = model["pin"]
+        what = pin if isinstance(pin, str) else " + ".join(f"{g['count']} x {g['variant']}@{g['profile']}" for g in pin)
+        parts.append(f"pinned to {what}{' (forced)' if model.get('pin_forced') else ''}")
+    if model.get("frozen") and not answer.get("frozen"):
+        parts.append("frozen: nothing is planned")
+    if model.get("transition"):
+        parts.append("a change is under way")
+    return ", ".join(parts)
+
+
+def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    observed, targets = model.get("observed") or {}, model.get("targets") or {}
+    yield "runs", _runs(model)
+    if observed:
+        waiting = f", {observed.get('queue_rows', 0):.0f} waiting" if observed.get("queue_rows") else ""
+        rows = f"; {observed['rows']:,.0f} rows so far" if "rows" in observed else ""
+        yield "demand", f"{observed.get('arrival_rate', 0.0):.4g} rows/s arrive{waiting}{rows}"
+    for item in model.get("demand") or []:
+        ask = f"{item['rows_per_s']:.3g} rows/s ask for {item['accuracy']:.2f} % or more ({item['variant']})"
+        yield "", f"{ask}{', ' + item['declined'] if item.get('declined') else ''}"
+    if "slo_ms" in targets:
+        p95, slo = observed.get("p95_ms"), targets["slo_ms"]
+        if p95 is None:
+            yield "latency", f"SLO p95 {slo:.3g} ms; nothing was answered lately"
+        else:
+            yield "latency", f"p95 {p95:.3g} ms of {slo:.3g} ms: SLO {'held' if p95 <= slo else 'MISSED'}"
+    if "accuracy_floor" in targets:
+        served, floor = _accuracy(model, totals), targets["accuracy_floor"]
+        if served is None:
+            yield "accuracy", f"floor {floor:.2f} %; nothing was answered yet"
+        else:
+            held = "held" if served >= floor - _ROUNDED else "MISSED"
+            yield "accuracy", f"{served:.2f} % served, floor {floor:.2f} %: {held}"
+    if "carbon_g" in totals:
+        grams, joules = totals["carbon_g"], totals.get("energy_j", 0.0)
+        yield "carbon", f"{_grams(grams)} gCO2e and {_energy(joules)} so far, idle power included"
+    for kind in ("base", "static"):
+        told = (model.get("saved") or {}).get(kind)
+        if told:
+            yield "saved" if kind == "base" else "", told["words"].removeprefix("saved ")
+
+
+def _runs(model: dict[str, Any]) -> str:
+    shares = (model.get("routing") or {}).get("shares", {})
+    workers: Counter[tuple[str, str]] = Counter()
+    for worker in model.get("deployment") or []:
+        where = worker.get("device", "") or worker.get("placement", "")
+        workers[worker["variant"], f"{worker.get('profile', '')} of {where}".removeprefix(" of ")] += 1
+    named = set()
+    parts = []
+    for (variant, place), count in workers.items():
+        number = f"{count} x " if count > 1 else ""
+        share = f" ({shares[variant]:.0%} of rows)" if variant in shares and variant not in named else ""
+        named.add(variant)
+        parts.append(f"{number}{variant} on {place}{share}")
+    return ", ".join(parts) or "nothing"
+
+
+def _accuracy(model: dict[str, Any], totals: dict[str, Any]) -> float | None:
+    found: float | None = (model.get("observed") or {}).get("accuracy_served", totals.get("accuracy_served"))
+    return found
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _grams(grams: float) -> str:
+    return f"{grams:.3g}" if grams < 1000.0 else f"{grams:,.0f}"
+
+
+def _energy(joules: float) -> str:
+    return f"{joules:.4g} J" if joules < 1e5 else f"{joules / _JOULES_PER_KWH:.3g} kWh"
+
+
+def _line(head: str, text: str, console: Console, style: str = "") -> None:
+    indent = " " * (_HEAD + 2)
+    words = f"{head:<{_HEAD}}  {text}".rstrip()
+    console.print(Text(textwrap.fill(words, console.width, subsequent_indent=indent), style=style), soft_wrap=True)

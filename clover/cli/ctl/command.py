@@ -1,0 +1,316 @@
+"""The command: verbs into requests, one request, its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import re
+import socket
+import ssl
+import sys
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clover import terminal
+from clover.cli.ctl.answers import show
+from clover.hints import did_you_mean, program
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+_WIDTH = 140
+"""Columns where standard output is no terminal."""
+
+_TIMEOUT_S = 150.0
+"""A change waits for workers to start; longer than `workers.start_s` twice."""
+
+_TARGETS: dict[str, type] = {"slo_ms": float, "accuracy_floor": float, "lambda": float, "objective": str}
+_INPUTS: dict[str, type] = {"intensity_g_per_kwh": float, "arrival_rate": float}
+_SETTABLE = _TARGETS | {"mode": str}
+_PLANNABLE = _TARGETS | _INPUTS
+_GROUP = re.compile(r"(?P<variant>[A-Za-z0-9._-]+)@(?P<profile>[A-Za-z0-9._-]+?)(?:x(?P<count>\d{1,4}))?")
+
+
+class Unreachable(Exception):
+    """The server cannot be reached, or what answers is no Clover."""
+
+
+class Refused(Exception):
+    """The server answered with an error."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run the command; its exit code."""
+    environment = os.environ if environ is None else environ
+    parser, verbs = _parser()
+    common = {"token": "", "token_file": "", "cacert": "", "json": False}
+    common["url"] = environment.get("CLOVER_URL", DEFAULT_URL)
+    try:
+        given, unknown = parser.parse_known_args(argv, argparse.Namespace(**common))
+        if unknown:
+            verbs[given.verb].error(f"unrecognised arguments: {' '.join(unknown)}")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        method, path, body = request_of(given)
+        token = given.token or environment.get("CLOVER_TOKEN", "")
+        if given.token_file:
+            token = Path(given.token_file).read_text(encoding="utf-8").split("\n", 1)[0].strip()
+        answer = call(given.url, method, path, body, token=token, cacert=given.cacert)
+        if given.verb == "state" and given.model:
+            answer = only(answer, given.model)
+    except (ValueError, OSError) as error:
+        print(f"clover ctl: {error}", file=sys.stderr)
+        return 2
+    except Unreachable as error:
+        print(f"clover ctl: {error}", file=sys.stderr)
+        return 3
+    except Refused as error:
+        print(f"clover ctl: {error} ({error.status})", file=sys.stderr)
+        return 3 if error.status >= 500 and error.status != 503 else 1
+    try:
+        if given.json:
+            print(json.dumps(answer, indent=1, ensure_ascii=False))
+        else:
+            everything = getattr(given, "all", False)
+            show(given.verb, answer, terminal.console(_WIDTH), everything=everything)
+            if note := note_on(given, answer):
+                print(note)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The command's parser, and that of each verb."""
+    # Before the verb or after it: what is not given must not hide what was given in the other place.
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument(
+        "--url", help=f"http(s)://HOST:PORT, or unix:PATH of the control socket [CLOVER_URL, or {DEFAULT_URL}]"
+    )
+    common.add_argument("--token", help="bearer token; better given as CLOVER_TOKEN or --token-file")
+    common.add_argument("--token-file", metavar="FILE", help="file whose first line is the token")
+    common.add_argument("--cacert", metavar="FILE", help="PEM certificate to trust, for https")
+    common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
+    about_all = "Look at a running Clover server and steer its controller."
+    parser = argparse.ArgumentParser(prog=f"{program()} ctl", description=about_all, parents=[common])
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, about: str, *, changes: bool = True, force: bool = False) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=about, description=about, parents=[common])
+        if changes or name == "state":
+            made.add_argument("--model", default="", help="which family, by the name it is served under")
+        if changes:
+            made.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+        if force:
+            made.add_argument(
+                "--force", action="store_true", help="also if it is predicted to break the accuracy floor or the SLO"
+            )
+        return made
+
+    about = "is the server healthy; energy, carbon and savings, targets held, what runs where, the grid"
+    state = verb("state", about, changes=False)
+    state.add_argument("--all", action="store_true", help="print everything that the server tells")
+    decisions = verb("decisions", "the newest decisions with their reasons", changes=False)
+    decisions.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
+    pin = verb("pin", "serve one variant only, or one configuration, until pin --off", force=True)
+    pin.add_argument(
+        "what", nargs="*", metavar="VARIANT | VARIANT@PROFILE[xN]", help="as small, or small@1cx2 large@2c"
+    )
+    pin.add_argument("--off", action="store_true", help="let the controller choose again")
+    freeze = verb("freeze", "keep what runs, plan nothing, until freeze --off")
+    freeze.add_argument("word", nargs="?", default="", help=argparse.SUPPRESS)
+    freeze.add_argument("--off", action="store_true", help="plan again")
+    guard = verb("guard", "after a drift: watch answers anew, with the plan's own thresholds and cascade")
+    guard.add_argument("what", choices=["reset"], help="begin anew")
+    inputs = f"workers to run, as small@1cx2, and inputs to plan with: {', '.join(_PLANNABLE)}"
+    for name, about in (
+        ("plan", "what would be done now: the plan and its steps; changes nothing"),
+        ("apply", "plan now and apply it, or apply the configuration given; it holds until the next trigger"),
+    ):
+        verb(name, about, force=name == "apply").add_argument(
+            "words", nargs="*", metavar="VARIANT@PROFILE[xN] | KEY=VALUE", help=inputs
+        )
+    verb("base", "pin BASE, the best variant on whole devices, until pin --off")
+    change = verb("set", "change targets live: " + ", ".join(_SETTABLE), force=True)
+    change.add_argument(
+        "words",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="as slo_ms=20 mode=observe; lambda=none derives it again from the reference intensity",
+    )
+    return parser, verbs.choices
+
+
+def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | None]:
+    """Method, path and body of a command.  Raises ValueError where its arguments make no sense."""
+    verb: str = given.verb
+    if verb == "state":
+        return "GET", "/v2/clover/state", None
+    if verb == "decisions":
+        return "GET", f"/v2/clover/decisions?limit={given.limit}", None
+    body: dict[str, Any] = {}
+    if given.model:
+        body["model"] = given.model
+    if given.dry_run:
+        body["dry_run"] = True
+    if getattr(given, "force", False):
+        body["force"] = True
+    if verb == "freeze":
+        if given.word:
+            instead = {"off": "freeze --off", "on": "freeze"}.get(given.word.lower())
+            hint = f"{instead!r} is what you mean" if instead else "it is freeze, or freeze --off"
+            raise ValueError(f"freeze takes no {given.word!r}: {hint}")
+        body["on"] = not given.off
+    elif verb == "guard":
+        body["reset"] = True
+    elif verb == "pin":
+        if bool(given.what) == given.off:
+            raise ValueError("pin takes a variant, a configuration, or --off")
+        if given.off or "@" not in given.what[0]:
+            if len(given.what) > 1:
+                raise ValueError("pin takes one variant; a configuration reads VARIANT@PROFILE[xN] ...")
+            body["variant"] = None if given.off else given.what[0]
+        else:
+            body["configuration"] = [_group(text) for text in given.what]
+    elif verb in ("plan", "apply"):
+        words = _joined(given.words, _PLANNABLE)
+        pairs = [text for text in words if "=" in text]
+        groups = [text for text in words if "=" not in text]
+        body |= dict(_pair(text, _PLANNABLE) for text in pairs)
+        if groups:
+            body["configuration"] = [_group(text) for text in groups]
+    elif verb == "set":
+        body |= dict(_pair(text, _SETTABLE) for text in _joined(given.words, _SETTABLE))
+    return "POST", f"/v2/clover/{verb}", body
+
+
+def _group(text: str) -> dict[str, Any]:
+    match = _GROUP.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} must read VARIANT@PROFILE or VARIANT@PROFILExN, as small@1cx2")
+    return {"variant": match["variant"], "profile": match["profile"], "count": int(match["count"] or 1)}
+
+
+def _joined(words: Sequence[str], known: Mapping[str, type]) -> list[str]:
+    """Return `words` with a key and the value that follows it as one, KEY=VALUE."""
+    out: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        plain = word in known or word == "lam"
+        out.append(f"{word}={rest.pop(0)}" if plain and rest and "=" not in rest[0] else word)
+    return out
+
+
+def _pair(text: str, known: Mapping[str, type]) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    key = "lambda" if key == "lam" else key
+    if not equals and key in known:
+        raise ValueError(f"{key} needs a value: {key}=VALUE")
+    if not equals or key not in known:
+        raise ValueError(f"{text!r} must read KEY=VALUE with KEY one of {', '.join(known)}{did_you_mean(key, known)}")
+    if key == "lambda" and value.lower() in ("none", "null"):
+        return key, None
+    try:
+        return key, known[key](value)
+    except ValueError:
+        raise ValueError(f"{key} takes a number, not {value!r}") from None
+
+
+# --- the answer ---------------------------------------------------------------------------------------------------
+
+
+def only(answer: Any, model: str) -> Any:
+    """The state of one family, with what concerns all.  Raises ValueError where there is no such family."""
+    known = answer.get("models", {}) if isinstance(answer, dict) else {}
+    if model not in known:
+        raise ValueError(f"unknown model {model!r}, known: {', '.join(known)}{did_you_mean(model, known)}")
+    out = answer | {"models": {model: known[model]}}
+    totals = answer.get("totals")
+    if isinstance(totals, dict) and model in totals.get("models", {}):
+        out["totals"] = totals | {"models": {model: totals["models"][model]}}
+    return out
+
+
+def note_on(given: argparse.Namespace, answer: Any) -> str:
+    """How long what was done lasts, and how it is undone; empty where that is plain."""
+    if not isinstance(answer, dict) or answer.get("dry_run") or given.verb in ("state", "decisions", "plan", "set"):
+        return ""
+    undo = f" --model {given.model}" if given.model else ""
+    if given.verb in ("base", "pin") and not getattr(given, "off", False):
+        return f"pinned: no trigger changes it until `{program()} ctl pin --off{undo}`"
+    if given.verb == "freeze" and not given.off:
+        return f"frozen: nothing is planned until `{program()} ctl freeze --off{undo}`"
+    if given.verb == "apply" and given.words:
+        return "transient: at the next trigger the controller plans with what holds then; `pin` and `set` last"
+    return ""
+
+
+# --- the call -----------------------------------------------------------------------------------------------------
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def call(
+    url: str, method: str, path: str, body: dict[str, Any] | None, *, token: str = "", cacert: str = ""
+) -> dict[str, Any] | list[Any]:
+    """One request; the decoded answer.  Raises ValueError for a bad URL, Unreachable, or Refused."""
+    connection = _connection(url, cacert)
+    headers = {"Accept": "application/json"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    data = None
+    if body is not None:
+        data = json.dumps(body).encode()
+        headers["Content-Type"] = "application/json"
+    try:
+        connection.request(method, path, data, headers)
+        response = connection.getresponse()
+        text = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Unreachable(f"no answer from {url}: {reason}; is the server running, and is --url right?") from error
+    finally:
+        connection.close()
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        raise Unreachable(f"{url} answered {response.status} with something that is not JSON: is it Clover?") from None
+    if response.status != 200:
+        message = answer.get("error", "") if isinstance(answer, dict) else ""
+        raise Refused(response.status, message or "the server refused")
+    return answer  # type: ignore[no-any-return]
+
+
+def _connection(url: str, cacert: str) -> http.client.HTTPConnection:
+    if url.startswith("unix:"):
+        return _UnixConnection(url.removeprefix("unix:").removeprefix("//"))
+    parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"--url {url!r} must read http://HOST:PORT, https://HOST:PORT or unix:PATH")
+    if parts.scheme == "https":
+        context = ssl.create_default_context(cafile=cacert or None)
+        return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=_TIMEOUT_S, context=context)
+    return http.client.HTTPConnection(parts.hostname, parts.port, timeout=_TIMEOUT_S)

@@ -1,0 +1,171 @@
+"""A box opened: what it has is looked at without a lock, what is changed is changed as a server would change it.
+
+Looking never interferes with a server that runs on the same GPUs.  Changing goes through the same devices a server
+uses: it takes the lock of each GPU it touches (and is refused where a server holds it), records what it makes as
+Clover's, so that a server started later may adopt or move it, and gives each instance time to be let go.
+
+MIG mode is the one thing a server never changes.  NVML answers "success" also where the change only takes effect at
+the next reset of the GPU, so that the mode is read again afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clover.cli.mig.state import GpuState, Instance
+from clover.devices import emulated, nvml
+from clover.devices.gpu import Found, Gpu
+from clover.devices.mig import MigDevice
+from clover.devices.nvml import Nvml
+from clover.devices.ownership import Ownership, boot_of
+from clover.errors import ConfigError
+from clover.hints import program
+from clover.types import Placement
+
+_AMPERE = 7
+"""NVML's number of the architecture whose GPUs change MIG mode only in a reset."""
+
+_MIB = 1 << 20
+
+
+class Box:
+    """The GPUs NVML shows, with the records of what is Clover's in `folder`.  Raises DeviceError."""
+
+    def __init__(self, session: Nvml, folder: Path, *, emulated: bool) -> None:
+        self.emulated = emulated
+        self._session = session
+        self._folder = folder
+        self._boot = "" if emulated else boot_of()
+
+    def look(self) -> tuple[GpuState, ...]:
+        """Every GPU, as it is now."""
+        return self._session.call_sync(self._look)
+
+    @contextlib.contextmanager
+    def device(self, gpu: GpuState) -> Iterator[MigDevice]:
+        """The GPU, locked, for changes of its instances."""
+        options: dict[str, Any] = {"cores": (), "emulated": self.emulated}
+        device = MigDevice.open(self._session, gpu.index, self._folder, boot=self._boot, **options)
+        try:
+            yield device
+        finally:
+            device.close()
+
+    def set_mode(self, gpu: GpuState, on: bool) -> bool:
+        """Turn MIG mode on or off; whether it is so now, rather than after a reset."""
+        owned = Ownership(self._folder, gpu.uuid, boot=self._boot)
+        try:
+            return self._session.call_sync(self._set_mode, gpu.index, on)
+        finally:
+            owned.close()
+
+    # --- in the session's thread --------------------------------------------------------------------------------------
+
+    def _look(self) -> tuple[GpuState, ...]:
+        count = int(self._session.library.nvmlDeviceGetCount())
+        return tuple(self._gpu(index) for index in range(count))
+
+    def _gpu(self, index: int) -> GpuState:
+        library = self._session.library
+        device = f"gpu{index}"
+        uuid = product = ""
+        try:
+            handle = library.nvmlDeviceGetHandleByIndex(index)
+            uuid, product = library.nvmlDeviceGetUUID(handle), library.nvmlDeviceGetName(handle)
+            gpu = Gpu(library, index)
+            gpu.alive()
+            hidden = False
+            instances: tuple[Instance, ...] = ()
+            try:
+                instances = tuple(self._instance(gpu, device, found) for found in gpu.walk())
+            except library.NVMLError as error:
+                if error.value != nvml.NO_PERMISSION:
+                    raise
+                hidden = True
+        except library.NVMLError as error:
+            if error.value != nvml.GPU_IS_LOST:
+                raise
+            return GpuState(device=device, index=index, uuid=uuid, product=product or "GPU", lost=True)
+        return GpuState(
+            device=device,
+            index=index,
+            uuid=gpu.uuid,
+            product=gpu.product,
+            memory_mib=gpu.memory_bytes // _MIB,
+            hidden=hidden,
+            holder=self._holder(gpu.uuid),
+            supported=self._supports_mig(handle),
+            enabled=gpu.mig,
+            pending=gpu.mig_pending,
+            needs_reset=library.nvmlDeviceGetArchitecture(handle) == _AMPERE,
+            compute_slices=gpu.slices if gpu.mig else 0,
+            memory_slices=max((max(item.starts) + item.size for item in gpu.profiles.values()), default=0),
+            profiles={name: item.shape for name, item in gpu.profiles.items()},
+            instances=instances,
+        )
+
+    def _instance(self, gpu: Gpu, device: str, found: Found) -> Instance:
+        recorded = {(own.profile, own.start) for own in self._record(gpu.uuid)}
+        return Instance(
+            placement=Placement(device=device, profile=found.profile, start=found.start, size=found.size),
+            uuid=found.uuid,
+            ours=found.place in recorded,
+            whole=bool(found.uuid),
+            pids=gpu.holders(found),
+            memory_mib=gpu.profiles[found.profile].memory_bytes // _MIB,
+        )
+
+    def _record(self, uuid: str) -> tuple[Any, ...]:
+        return Ownership(self._folder, uuid, boot=self._boot, exclusive=False).places
+
+    def _holder(self, uuid: str) -> int | None:
+        """The process that holds the lock of a GPU, without touching that; None where none is to be seen."""
+        try:
+            file = (self._folder / f"{uuid}.lock").stat()
+            locks = Path("/proc/locks").read_text().splitlines()
+        except OSError:
+            return None
+        place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+        for line in locks:
+            fields = line.split()
+            if fields[1:2] == ["FLOCK"] and place in fields:
+                return max(0, int(fields[4]))
+        return None
+
+    def _supports_mig(self, handle: Any) -> bool:
+        library = self._session.library
+        try:
+            library.nvmlDeviceGetMigMode(handle)
+        except library.NVMLError as error:
+            if error.value == nvml.NOT_SUPPORTED:
+                return False
+            raise
+        return True
+
+    def _set_mode(self, index: int, on: bool) -> bool:
+        library = self._session.library
+        handle = library.nvmlDeviceGetHandleByIndex(index)
+        library.nvmlDeviceSetMigMode(handle, int(on))
+        current, _ = library.nvmlDeviceGetMigMode(handle)
+        return bool(current) == on
+
+
+@contextlib.contextmanager
+def opened(state: str, cache: Path) -> Iterator[Box]:
+    """The box of the state file `state`, or this machine's where that is empty.  Raises ConfigError or DeviceError."""
+    if state:
+        if not Path(state).is_file():
+            raise ConfigError(
+                f"there is no emulated box {state}: make one with "
+                f"`{program()} mig emulate a100-40gb:2 --state {state}`"
+            )
+        emulated.use_box(Path(state))
+    session = Nvml()
+    try:
+        yield Box(session, cache / "mig", emulated=bool(state))
+    finally:
+        session.close()

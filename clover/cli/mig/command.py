@@ -1,0 +1,401 @@
+"""The command: verbs, their arguments, their exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from clover import terminal
+from clover.cli.mig import applying, emulate, files, listing
+from clover.cli.mig import plan as planning
+from clover.cli.mig.box import Box, opened
+from clover.cli.mig.changes import Changes, compare
+from clover.cli.mig.drawing import strokes
+from clover.cli.mig.state import HIDDEN, GpuState
+from clover.cli.mig.words import Ask
+from clover.devices import emulated, tables
+from clover.errors import CloverError, ConfigError, DeviceError, PlanError
+from clover.hints import program
+from clover.profiles import cache_folder
+
+DONE, DIFFERS, USAGE, UNREACHABLE = 0, 1, 2, 3
+NO_FLOOR = 3
+_WIDTH = 140
+"""Columns where standard output is no terminal."""
+
+_EXAMPLES = """\
+examples:
+  {program} mig list
+  {program} mig export --name today > layouts.toml
+  {program} mig apply layouts.toml --config today --dry-run
+  {program} mig plan 7g/7g 3g,4g/7x1g --gpu a100-40gb:2 --floor 0.4
+  {program} mig emulate a100-40gb:2 -- {program} mig list
+"""
+
+
+class Refused(CloverError):
+    """What was asked for is refused as things stand."""
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run the command; its exit code."""
+    environment = os.environ if environ is None else environ
+    words = list(sys.argv[1:] if argv is None else argv)
+    words, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, None)
+    parser, verbs = _parser(environment)
+    try:
+        given, unknown = parser.parse_known_args(words)
+        if unknown:
+            verbs[given.verb].error(f"unrecognised arguments: {' '.join(unknown)}")
+        if command is not None and given.verb != "emulate":
+            verbs[given.verb].error("only emulate takes a command after --")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    given.command, given.environ = command, environment
+    handler: Callable[[argparse.Namespace], int] = given.handler
+    try:
+        code = handler(given)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except ConfigError as error:
+        return _fail(given, error, USAGE)
+    except (Refused, PlanError) as error:
+        return _fail(given, error, DIFFERS)
+    except DeviceError as error:
+        return _fail(given, error, DIFFERS if given.verb in ("plan", "emulate") else UNREACHABLE)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(given: argparse.Namespace, error: Exception, code: int) -> int:
+    sys.stdout.flush()
+    print(f"clover mig {given.verb}: {error}", file=sys.stderr)
+    return code
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+def _parser(environ: Mapping[str, str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    about_all = "Look at, set up and plan the MIG layout of a box, real or emulated."
+    parser = argparse.ArgumentParser(
+        prog=f"{program()} mig",
+        description=about_all,
+        epilog=_EXAMPLES.format(program=program()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    box = argparse.ArgumentParser(add_help=False)
+    box.add_argument(
+        "--box",
+        metavar="FILE",
+        default=environ.get(emulated.STATE, ""),
+        help=f"act on the emulated box with this state file [{emulated.STATE}, or this machine]",
+    )
+    box.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        default=environ.get("CLOVER_CACHE_DIR", ""),
+        help="where the server keeps which instances are Clover's [CLOVER_CACHE_DIR, or the server's default]",
+    )
+    shown = argparse.ArgumentParser(add_help=False)
+    shown.add_argument("--json", action="store_true", help="print JSON")
+    layout = argparse.ArgumentParser(add_help=False)
+    layout.add_argument("file", metavar="FILE|-", help="layout file, TOML or JSON; - reads standard input")
+    layout.add_argument("--config", metavar="NAME", default="", help="which of its configurations, if it has several")
+
+    def verb(
+        name: str, about: str, handler: Callable[[argparse.Namespace], int], *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=about, description=about[:1].upper() + about[1:] + ".", parents=parents)
+        made.set_defaults(handler=handler)
+        return made
+
+    verb("list", "GPUs, MIG mode, instances and whose they are, and the room that is left", _list, box, shown)
+    export = verb("export", "print the present layouts as a layout file", _export, box, shown)
+    export.add_argument("--name", default="now", help="name of the configuration [now]")
+    about = "exit 0 if the box matches a configuration, 1 with the differences if not"
+    verb("assert", about, _assert, box, shown, layout)
+    apply = verb("apply", "reach a configuration with the fewest changes", _apply, box, shown, layout)
+    apply.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+    apply.add_argument("--yes", action="store_true", help="do not ask")
+    apply.add_argument("--mode-changes", action="store_true", help="turn MIG mode on or off where that differs")
+    apply.add_argument("--force-foreign", action="store_true", help="remove instances, too, that Clover did not make")
+    plan = verb("plan", "what a change of layouts costs while a server serves; changes nothing", _plan, box, shown)
+    form = "as 7g/7g or 3g@4,4x1g (one list a GPU), or with --file a configuration's name"
+    plan.add_argument("before", metavar="FROM", help=f"layouts now, {form}; `now` reads the box")
+    plan.add_argument("after", metavar="TO", help="layouts wanted, in the same words")
+    plan.add_argument("--gpu", metavar="NAME[:COUNT],...", default="", help="GPUs to plan for [a100-40gb]")
+    plan.add_argument("--file", metavar="FILE", default="", help="layout file whose configurations may be named")
+    plan.add_argument(
+        "--floor", metavar="SHARE", type=float, default=0.0, help="share of all compute slices that must serve on [0]"
+    )
+    _emulate_arguments(verb("emulate", "run a program on an emulated box, or act on a running one", _emulate))
+    return parser, verbs.choices
+
+
+def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
+    own = f"{program()} mig emulate"
+    emulating.usage = (
+        f"{own} NAME[:COUNT] [--state FILE] [options] -- COMMAND...\n"
+        f"       {own} --state FILE [--fault FAULT]... [--clear] [--reset GPU] [--reboot]\n"
+        f"       {' ' * len(own)} [--lose GPU] [--restore GPU]"
+    )
+    emulating.epilog = (
+        "FAULT is SYMBOL=ERROR[:gpu=N][:nth=N][:count=N][:probability=P][:seconds=S][:delay=S]: from the nth call of "
+        "the NVML function SYMBOL on, COUNT calls (0: all) answer ERROR; for S seconds; each after a delay."
+    )
+    emulating.add_argument("box", metavar="NAME[:COUNT]", nargs="?", default="", help=", ".join(tables.names()))
+    emulating.add_argument("--state", metavar="FILE", default="", help="keep the box in this file; a kept one goes on")
+    emulating.add_argument("--mig-off", action="store_true", help="a new box has MIG mode off")
+    emulating.add_argument("--unprivileged", action="store_true", help="changes are refused, as without root")
+    emulating.add_argument("--seed", type=int, metavar="N", help="of UUIDs and of faults by chance [differs by box]")
+    emulating.add_argument("--fault", "--inject", action="append", default=[], metavar="FAULT", help="make calls fail")
+    emulating.add_argument("--clear", action="store_true", help="no more faults")
+    emulating.add_argument("--reboot", action="store_true", help="reboot the box: instances go, pending modes come")
+    emulating.add_argument("--lose", action="append", default=[], type=int, metavar="GPU", help="the GPU is lost")
+    emulating.add_argument("--reset", action="append", default=[], type=int, metavar="GPU", help="reset the GPU")
+    emulating.add_argument("--restore", action="append", default=[], type=int, metavar="GPU", help="it answers again")
+
+
+def _console() -> Console:
+    return terminal.console(_WIDTH)
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _opened(given: argparse.Namespace) -> Any:
+    return opened(given.box, cache_folder(given.cache_dir))
+
+
+# --- the verbs --------------------------------------------------------------------------------------------------------
+
+
+def _list(given: argparse.Namespace) -> int:
+    with _opened(given) as box:
+        gpus = box.look()
+    if given.json:
+        _print({"emulated": box.emulated, "gpus": [gpu.plain() for gpu in gpus]})
+    else:
+        listing.show(gpus, _console(), strokes(), emulated=box.emulated)
+    return DONE
+
+
+def _seen(box: Box) -> tuple[GpuState, ...]:
+    """The GPUs, with all that stands on them.  Raises DeviceError where that may not be read."""
+    gpus = box.look()
+    if any(gpu.hidden for gpu in gpus):
+        raise DeviceError(HIDDEN)
+    return gpus
+
+
+def _export(given: argparse.Namespace) -> int:
+    if not given.name or not given.name.isprintable():
+        raise ConfigError("--name needs printable characters")
+    with _opened(given) as box:
+        gpus = _seen(box)
+    config, comments = _present(gpus)
+    if not config:
+        raise Refused("no GPU of the box has MIG: there is nothing to export")
+    if given.json:
+        _print(files.as_json(given.name, config))
+    else:
+        print(files.as_toml(given.name, config, comments), end="")
+    return DONE
+
+
+def _present(gpus: Sequence[GpuState]) -> tuple[files.Config, list[str]]:
+    groups: dict[tuple[bool, tuple[Ask, ...]], list[int]] = {}
+    comments = []
+    for gpu in gpus:
+        if gpu.lost or not gpu.supported:
+            comments.append(f"GPU {gpu.index}: {gpu.product}, {'lost' if gpu.lost else 'no MIG'}: left out")
+            continue
+        comments.append(f"GPU {gpu.index}: {gpu.product}, {gpu.uuid}")
+        asks = tuple(Ask(profile=item.placement.profile, start=item.placement.start) for item in gpu.instances)
+        groups.setdefault((gpu.enabled, asks), []).append(gpu.index)
+    return tuple(files.Group(devices=tuple(at), mig=mig, asks=asks) for (mig, asks), at in groups.items()), comments
+
+
+def _changes(gpus: Sequence[GpuState], config: files.Config) -> list[Changes]:
+    return [compare(gpus[index], group) for index, group in sorted(files.of_gpus(config, len(gpus)).items())]
+
+
+def _assert(given: argparse.Namespace) -> int:
+    name, config = files.choose(files.read(given.file), given.config)
+    with _opened(given) as box:
+        changes = _changes(_seen(box), config)
+    differences = [line for item in changes for line in item.differences()]
+    if given.json:
+        _print({"config": name, "matches": not differences, "differences": differences})
+    elif differences:
+        print("\n".join(differences))
+    else:
+        print(f"the box matches {name}")
+    return DIFFERS if differences else DONE
+
+
+def _apply(given: argparse.Namespace) -> int:
+    name, config = files.choose(files.read(given.file), given.config)
+    with _opened(given) as box:
+        changes = _changes(_seen(box), config)
+        allowed = {"mode_changes": given.mode_changes, "force_foreign": given.force_foreign}
+        refusals = [line for item in changes for line in item.refusals(**allowed)]
+        todo = any(not item.none for item in changes)
+        answer: dict[str, Any] = {"config": name, "steps": applying.steps_of(changes), "matches": not todo}
+        if refusals or given.dry_run or not todo:
+            if given.json:
+                _print(answer | {"refused": refusals, "done": [], "waiting": [], "error": ""})
+            else:
+                print("\n".join(applying.plan_lines(changes)) if todo else f"nothing to do: the box matches {name}")
+            if refusals:
+                raise Refused("refused, nothing was changed:\n  " + "\n  ".join(refusals))
+            if todo and not given.json:
+                print("dry run: nothing was changed")
+            return DONE
+        _confirm(given, changes)
+        return _carry_out(given, box, answer, changes)
+
+
+def _confirm(given: argparse.Namespace, changes: Sequence[Changes]) -> None:
+    if given.yes:
+        return
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ConfigError("nobody is here to ask: give --yes to do this, or --dry-run to look only")
+    print("\n".join(applying.plan_lines(changes)))
+    try:
+        answer = input("do this? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise Refused("nothing was changed")
+
+
+def _carry_out(given: argparse.Namespace, box: Box, answer: dict[str, Any], changes: Sequence[Changes]) -> int:
+    done: list[str] = []
+
+    def say(line: str) -> None:
+        done.append(line)
+        if not given.json:
+            print(line, flush=True)
+
+    error = ""
+    waiting: list[str] = []
+    try:
+        waiting = applying.carry_out(box, changes, say)
+    except DeviceError as failed:
+        error = str(failed)
+    if given.json:
+        reached = not (error or waiting)
+        _print(answer | {"matches": reached, "refused": [], "done": done, "waiting": waiting, "error": error})
+    if error:
+        after = "what was done stands; the same command takes up from there" if done else "nothing was changed"
+        raise Refused(f"{error} ({after})")
+    if waiting:
+        raise Refused("\n  ".join(["not reached yet:", *waiting]))
+    if not given.json:
+        print(f"the box matches {answer['config']}")
+    return DONE
+
+
+def _plan(given: argparse.Namespace) -> int:
+    if not 0.0 <= given.floor <= 1.0:
+        raise ConfigError(f"--floor is a share from 0 to 1, not {given.floor:g}")
+    configs = files.read(given.file) if given.file else {}
+    wish = planning.wish_of(given.after, configs)
+    if given.before == planning.NOW:
+        if given.gpu:
+            raise ConfigError("`now` reads the GPUs of the box: leave --gpu out")
+        with _opened(given) as box:
+            boards, before = planning.present(_seen(box))
+    else:
+        start = planning.wish_of(given.before, configs)
+        boards = planning.boards_of(given.gpu or "a100-40gb", max(start.gpus, wish.gpus))
+        before = planning.place_first(boards, start)
+    found = planning.plan(boards, before, planning.place_best(boards, wish, before), given.floor)
+    if given.json:
+        _print(planning.plain(found))
+    else:
+        planning.show(found, _console(), strokes())
+    return DONE if found.transition.holds else NO_FLOOR
+
+
+def _emulate(given: argparse.Namespace) -> int:
+    faults = [emulate.parse_fault(text) for text in given.fault]
+    if given.command is not None and not given.command:
+        raise ConfigError("a command must follow --")
+    if given.command is None and not given.state:
+        raise ConfigError("give a command after --, or --state FILE to make or change a box that stays")
+    if not given.box and not given.state:
+        raise ConfigError("name a GPU, as a100-40gb:2, or give --state FILE of a box there is")
+    folder = Path(given.state).parent if given.state else Path(tempfile.mkdtemp(prefix="clover-box-"))
+    state = Path(given.state) if given.state else folder / "box.nvml"
+    temporary = [] if given.state else [folder]
+    try:
+        made = _box_at(given, state)
+        acted = _act(given, state, faults)
+        if given.command is not None:
+            emulate.run(given.command, state, given.environ, remove=temporary)
+    except BaseException:
+        for path in temporary:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    if given.box:
+        print(f"{'made' if made else 'there is'} {state}: {given.box}; `--box {state}` acts on it")
+    elif not acted:
+        what = "--fault, --clear, --reset, --reboot, --lose, --restore, or -- COMMAND"
+        raise ConfigError(f"say what to do with the box: {what}")
+    return DONE
+
+
+def _box_at(given: argparse.Namespace, state: Path) -> bool:
+    """Make the box, or see that it is there; whether it was made."""
+    if not given.box:
+        if given.mig_off or given.unprivileged or given.seed is not None:
+            raise ConfigError("--mig-off, --unprivileged and --seed are for a new box: name its GPU, as a100-40gb:2")
+        if not state.is_file():
+            raise ConfigError(f"there is no emulated box {state}: name a GPU to make one, as a100-40gb:2")
+        return False
+    name, count = emulate.parse_box(given.box)
+    try:
+        table = tables.table(name)
+    except DeviceError as error:
+        raise ConfigError(str(error)) from error
+    missing = not state.exists()
+    # Boxes that stand beside each other must not share UUIDs: what is Clover's is recorded by them.
+    seed = zlib.crc32(os.fsencode(state.resolve())) if given.seed is None else given.seed
+    emulated.create_box(
+        state, table, count, privileged=not given.unprivileged, mig_enabled=not given.mig_off, seed=seed
+    )
+    return missing
+
+
+def _act(given: argparse.Namespace, state: Path, faults: Sequence[emulated.Fault]) -> bool:
+    if given.clear:
+        emulated.clear_faults(state)
+    for gpu in given.restore:
+        emulated.restore(state, gpu)
+    for gpu in given.reset:
+        emulated.reset(state, gpu)
+    if given.reboot:
+        emulated.reboot(state)
+    for gpu in given.lose:
+        emulated.lose(state, gpu)
+    if faults:
+        emulated.inject(state, *faults)
+    return bool(given.clear or given.restore or given.reset or given.reboot or given.lose or faults)

@@ -1,0 +1,111 @@
+"""`list`: a box for people. A line a GPU, its slices drawn, its instances, and what still fits."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from clover.cli.mig.drawing import Block, Strokes, framed, width_for
+from clover.cli.mig.state import HIDDEN, GpuState, Instance
+
+_INDENT = "  "
+_CELL = 7
+"""Columns of a memory slice, at least."""
+
+
+def show(gpus: Sequence[GpuState], console: Console, ink: Strokes, *, emulated: bool) -> None:
+    """Print the box."""
+    if not gpus:
+        say(console, "the driver shows no GPU")
+    width = max([_CELL, *(width_for(_blocks(gpu)) for gpu in gpus)])
+    for number, gpu in enumerate(gpus):
+        if number:
+            say(console, "")
+        label = " (emulated)" if emulated else ""
+        say(console, Text.assemble((gpu.device, "bold"), f"  {gpu.product}{label}  {gpu.uuid}".rstrip()))
+        say(console, f"{_INDENT}{_mode(gpu)}")
+        if gpu.hidden:
+            say(console, f"{_INDENT}{HIDDEN}")
+        elif gpu.enabled and not gpu.lost:
+            for line in framed(gpu.memory_slices, _blocks(gpu), ink, width):
+                say(console, Text(_INDENT) + line)
+            if gpu.instances:
+                _instances(gpu.instances, console)
+            room = f"{_INDENT}room  {_room(gpu)}"
+            say(console, textwrap.fill(room, console.width, subsequent_indent=" " * 8, break_on_hyphens=False))
+
+
+def block(item: Instance) -> Block:
+    """An instance in the colour of what may be done with it."""
+    style = "green" if item.ours else "magenta"
+    style = "yellow" if item.pids else style if item.whole else "red"
+    return Block(start=item.placement.start, size=item.placement.size, name=item.placement.profile, style=style)
+
+
+def _blocks(gpu: GpuState) -> list[Block]:
+    return [block(item) for item in gpu.instances]
+
+
+def say(console: Console, text: Text | str) -> None:
+    """One line as it is: neither wrapped, cut nor read as markup."""
+    console.print(Text(text) if isinstance(text, str) else text, soft_wrap=True, highlight=False)
+
+
+def _mode(gpu: GpuState) -> str:
+    if gpu.lost:
+        return "lost: it does not answer; it needs a reset, or a reboot of the box"
+    if not gpu.supported:
+        return "no MIG: it is one whole GPU"
+    parts = [f"MIG {gpu.mode}", f"{gpu.memory_mib / 1024:.0f} GiB"]
+    if gpu.enabled and not gpu.hidden:
+        used = sum(item.placement.slices for item in gpu.instances)
+        parts.append(f"{used} of {gpu.compute_slices} compute slices in instances")
+    if not gpu.enabled:
+        parts.append("used whole; `apply --mode-changes` can turn MIG on")
+    return ", ".join([*parts, *([gpu.held] if gpu.held else [])])
+
+
+_HEADS = ("profile", "start", "size", "memory", "whose", "used by", "UUID")
+_NUMBERS = {1, 2, 3}
+
+
+def _instances(instances: Sequence[Instance], console: Console) -> None:
+    rows = [
+        (
+            item.placement.profile,
+            str(item.placement.start),
+            str(item.placement.size),
+            f"{item.memory_mib / 1024:.2f} GiB",
+            item.whose,
+            ", ".join(map(str, item.pids)) or "-",
+            item.uuid or "none: it has no compute instance of its full size",
+        )
+        for item in instances
+    ]
+    widths = [max(map(len, column)) for column in zip(_HEADS, *rows, strict=True)]
+    beside = len(_INDENT) + sum(widths) + 2 * (len(widths) - 1) <= console.width
+    for cells, style in (
+        (_HEADS, "bold"),
+        *((row, block(item).style) for row, item in zip(rows, instances, strict=True)),
+    ):
+        padded = [
+            cell.rjust(width) if number in _NUMBERS else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        # The UUID is copied into other commands: on a line of its own rather than broken.
+        first, rest = padded[0], "  ".join(padded[1:] if beside else padded[1:-1]).rstrip()
+        plain = "bold" if cells is _HEADS else ""
+        say(console, Text.assemble(_INDENT, (first, style), "  ", (rest, plain)))
+        if not beside and cells is not _HEADS:
+            say(console, f"{_INDENT * 2}{cells[-1]}")
+
+
+def _room(gpu: GpuState) -> str:
+    room = gpu.room()
+    if not room:
+        return "none"
+    large_first = sorted(room.items(), key=lambda item: (-gpu.profiles[item[0]].slices, -gpu.profiles[item[0]].size))
+    return "for " + " or ".join(f"{count} x {name}" if count > 1 else name for name, count in large_first)

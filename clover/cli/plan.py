@@ -1,0 +1,180 @@
+"""The command: its arguments, what it prints and writes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clover import terminal
+from clover.errors import ConfigError
+from clover.hints import program
+from clover.problem.file import Problem, parse
+from clover.problem.solve import Answer, Infeasible, solve
+
+DONE, USAGE, INFEASIBLE = 0, 2, 3
+_WIDTH = 120
+"""Columns where standard output is no terminal."""
+
+_ABOUT = """\
+Find the configuration with the highest objective for a problem file (`clover-problem/1`), and an upper bound of what
+any configuration can reach.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    try:
+        given = _parser().parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        if not 0.0 < given.time_limit < math.inf:
+            raise ConfigError(f"--time-limit is in seconds above 0, and finite, not {given.time_limit:g}")
+        if given.seed < 0:
+            raise ConfigError(f"--seed is 0 or more, not {given.seed}")
+        problem = _read(given.problem)
+        answer = solve(
+            problem,
+            seed=given.seed,
+            time_limit_s=given.time_limit,
+            highs=not given.no_highs,
+            verification=given.verify,
+        )
+        document = msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n"
+        if given.output:
+            _write(given.output, document)
+        if given.json:
+            print(document, end="")
+        else:
+            show(problem, answer, terminal.console(_WIDTH))
+        sys.stdout.flush()
+        if answer.verified is False:
+            _warn(f"NOT VERIFIED: {answer.why}")
+    except BrokenPipeError:  # the reader, as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ConfigError as error:
+        return _fail(str(error), USAGE)
+    except Infeasible as error:
+        return _fail(f"infeasible: {error}", INFEASIBLE)
+    except KeyboardInterrupt:
+        return 130
+    return DONE
+
+
+def _fail(text: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"clover plan: {text}", file=sys.stderr)
+    return code
+
+
+def _warn(text: str) -> None:
+    print(f"clover plan: warning: {text}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"{program()} plan", description=_ABOUT)
+    parser.add_argument("problem", metavar="PROBLEM.json", help="problem file; - reads standard input")
+    parser.add_argument("-o", "--output", metavar="ANSWER.json", default="", help="write the answer there as JSON")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON instead of a table")
+    parser.add_argument("--time-limit", metavar="S", type=float, default=20.0, help="seconds for it all [20]")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the annealer [0]")
+    parser.add_argument(
+        "--verify",
+        choices=("report", "strict", "off"),
+        default="report",
+        help="simulate the answer and tell; or give only one that the simulation accepts; or neither [report]",
+    )
+    parser.add_argument("--no-highs", action="store_true", help="bound without HiGHS even where it is installed")
+    return parser
+
+
+def _read(name: str) -> Problem:
+    try:
+        text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror or error}") from error
+    try:
+        return parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _write(name: str, document: str) -> None:
+    try:
+        Path(name).write_text(document)
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror or error}") from error
+
+
+def show(problem: Problem, answer: Answer, console: Console) -> None:
+    """Print the answer for people: the groups, what they do together, and how good that can be called."""
+    sheet = Table(box=None, pad_edge=False)
+    sheet.add_column("group")
+    for head in ("workers", "share", "service ms", "J/request", "accuracy %"):
+        sheet.add_column(head, justify="right")
+    for group in problem.groups:
+        if number := answer.config.get(group.name):
+            sheet.add_row(
+                Text(group.name),
+                str(number),
+                f"{answer.shares[group.name]:.2%}",
+                f"{group.service_ms:.4g}",
+                f"{group.energy_j:.4g}",
+                f"{group.accuracy:.4g}",
+            )
+    gpus = f"{problem.n_gpus} GPU{'s' if problem.n_gpus > 1 else ''}"
+    name = f"{problem.id}: " if problem.id else ""
+    _say(console, f"{name}{gpus}, {problem.arrival_rate:.6g} requests/s, model {problem.model}\n")
+    console.print(sheet)
+    _say(console, "")
+    for head, text in _lines(problem, answer):
+        _say(console, textwrap.fill(f"{head:<10} {text}", console.width, subsequent_indent=" " * 11))
+
+
+def _lines(problem: Problem, answer: Answer) -> list[tuple[str, str]]:
+    base = problem.base
+    carbon = 1.0 - answer.energy_j_per_request * problem.carbon_intensity / (
+        base.energy_j_per_request * problem.ci_base
+    )
+    best = f"; no configuration exceeds {answer.bound:.8f}" if answer.bound is not None else ""
+    gap = f", so at most {max(answer.gap, 0.0):.2%} is missing" if answer.gap is not None else ""
+    return [
+        ("f", f"{answer.f:.8f}{best}{gap}"),
+        ("latency", f"{answer.p95_ms:.4g} ms at quantile {problem.quantile:g}, SLA {problem.sla_ms:.4g} ms"),
+        ("accuracy", f"{answer.accuracy:.4f} % (base {base.accuracy:.4f} %)"),
+        (
+            "energy",
+            f"{answer.energy_j_per_request:.5g} J/request with idle power; carbon {carbon:.1%} below the base's",
+        ),
+        ("found by", f"{answer.solver}, {answer.evaluations} evaluations, {answer.seconds:.2f} s"),
+        ("bound by", answer.proof),
+        *_verification(answer),
+    ]
+
+
+def _verification(answer: Answer) -> list[tuple[str, str]]:
+    if answer.verified is None:
+        return [("verified", "no: not asked for")]
+    lines = [] if answer.verified else [("verified", f"NO: {answer.why}")]
+    if answer.verified_p95_ms is not None:
+        latency = f"{answer.verified_p95_ms:.4g} ms (+-{answer.verified_p95_half_width_ms:.2g})"
+        figures = f"{latency} and f {answer.verified_f:.8f} in {answer.verified_requests:,} requests"
+        lines.append(("verified", f"yes: {figures}") if answer.verified else ("simulated", figures))
+    if answer.verified and answer.rejected:
+        best = f"the best has f {answer.rejected_f:.8f}: {answer.why}"
+        lines.append(("instead of", f"{answer.rejected} that the simulation rejects; {best}"))
+    return lines
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text), soft_wrap=True)

@@ -1,0 +1,150 @@
+"""`python -m clover profile FAMILY...`: compile ahead, measure, print the table, keep the profile.
+
+With `--device emulated:...` what is measured is the CPU that plays the slices, as far as it was not measured before;
+the table is calculated (or the pace file's) and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from clover import devices, families, profiles, settings
+from clover.config import FamilyConfig, ServerConfig
+from clover.devices.mig import MigDevice
+from clover.errors import CloverError, ConfigError
+from clover.hints import program
+from clover.profiling.candidates import COMPILED_AT_FIRST_START
+from clover.profiling.measurement import Progress, measure
+from clover.profiling.pareto import draw
+from clover.profiling.placements import Devices, emulated, shapes_of
+from clover.profiling.report import progress_bar, table
+from clover.profiling.stored import cpu_of, keep_emulated, key_of, rows_of
+from clover.runtime.workers.pool import Pool
+from clover.settings import Option
+from clover.telemetry import logs
+from clover.types import FamilyProfile, FamilySpec
+
+OPTIONS = (
+    Option("--quick", "take few samples at three batch sizes, as `serve` does at its first start"),
+    Option(
+        "--compile",
+        "compile every variant for every backend first (aoti: half a minute for each variant and thread count)",
+    ),
+    Option("--force", "measure again even if a profile is kept"),
+    Option("--json", "also write the profiles to this file, as a JSON list", "FILE"),
+    Option("--png", "also draw cost against accuracy of cascades into this file (needs the extra `simulate`)", "FILE"),
+)
+USED = frozenset(
+    {
+        *("workers.device", "workers.pace", "workers.cores", "workers.backends", "workers.start_s", "workers.silent_s"),
+        *("energy.meter", "energy.idle_w", "energy.core_w", "energy.gpu_idle_w"),
+        *("log.level", "log.json", "cache_dir"),
+    }
+)
+"""Settings that measuring depends on.  The server's others are taken, too: what it tells people to run is this command
+with the flags that it was started with."""
+_USAGE = "profile [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
+_ABOUT = (
+    "Measure accuracy, latency and energy of every variant on this machine, choose a backend and a thread count for "
+    "each, and keep the result where the server finds it."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit code."""
+    if {"-h", "--help"} & set(argv):
+        print(settings.help_text(f"{program()} {_USAGE}", _ABOUT, OPTIONS, only=USED))
+        return 0
+    try:
+        given = settings.load(argv, os.environ, options=OPTIONS)
+        level = given.config.log.level if given.origins["log.level"] != "default" else "warning"
+        logs.configure(msgspec.structs.replace(given.config.log, level=level))
+        found = [_profile(item, given.config, given.options) for item in given.config.families]
+        if path := given.options.get("json"):
+            Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+        if path := given.options.get("png"):
+            draw(found, path)
+    except ConfigError as error:
+        print(f"clover profile: {error}", file=sys.stderr)
+        return 2
+    except (CloverError, OSError) as error:
+        print(f"clover profile: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) -> FamilyProfile:
+    spec = families.load_family(item.family)
+    cache = profiles.cache_folder(config.cache_dir)
+    # Emulated GPUs are only looked at: a server may be using them.
+    found = devices.build(config.workers, cache, exclusive=config.workers.device.startswith("nvidia"))
+    try:
+        if emulated(found):
+            given = rows_of(spec, shapes_of(found), config)
+            measured, _ = _on(spec, cpu_of(config), config, options, cache)
+            profile = keep_emulated(spec, found, config, measured, given)
+            where = f"{profiles.ProfileStore(cache).path(spec.name, profile.key)}; --force measures its CPU part again"
+        else:
+            profile, where = _on(spec, found, config, options, cache)
+    finally:
+        devices.close(found)
+    print(table(profile))
+    print(f"\nkept in {where}")
+    return profile
+
+
+def _on(
+    spec: FamilySpec, device: Devices, config: ServerConfig, options: dict[str, str], cache: Path
+) -> tuple[FamilyProfile, str]:
+    """The profile on real devices, measured where it has to be, and where it is kept."""
+    store = profiles.ProfileStore(cache)
+    key = key_of(spec, device, config)
+    if not {"force", "compile"} & set(options):
+        found = store.get(spec.name, key)
+        if found is not None and (not found.quick or "quick" in options):
+            return found, f"{store.path(spec.name, key)}; --force measures again"
+    with progress_bar(spec.name) as progress:
+        profile = asyncio.run(_measure(spec, device, config, options, cache, key, progress))
+    return profile, str(store.put(profile))
+
+
+async def _measure(
+    spec: FamilySpec,
+    device: Devices,
+    config: ServerConfig,
+    options: dict[str, str],
+    cache: Path,
+    key: str,
+    progress: Progress,
+) -> FamilyProfile:
+    pool = Pool(start_s=config.workers.start_s, silent_s=config.workers.silent_s)
+    try:
+        await pool.start()
+        for gpu in device.values() if isinstance(device, Mapping) else ():
+            if isinstance(gpu, MigDevice):
+                await gpu.reconcile()  # what a former run left would be in the way
+        return await measure(
+            spec,
+            device,
+            pool,
+            None,
+            quick="quick" in options,
+            backends=config.workers.backends,
+            cache_dir=cache,
+            energy=config.energy,
+            progress=progress,
+            compile_with=config.workers.backends if "compile" in options else COMPILED_AT_FIRST_START,
+            compile_s=float("inf") if "compile" in options else None,
+            silent_s=config.workers.silent_s,
+            key=key,
+        )
+    finally:
+        await pool.stop()

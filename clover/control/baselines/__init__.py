@@ -1,0 +1,1 @@
+"""What the same rows would have drawn otherwise, and so what was saved."""

@@ -1,0 +1,1 @@
+"""The endpoints beside inference: routes, metadata, and the OpenAPI document."""

@@ -1,0 +1,353 @@
+"""Which path is what: the table of every endpoint, and the handlers that are not inference.
+
+A path is looked up first, then its method (405 with Allow otherwise), then whether the caller may.  Handlers answer at
+once; only loading, unloading and the controller's commands take a Task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+from urllib.parse import parse_qs
+
+import msgspec
+import orjson
+
+from clover import __version__
+from clover.config import ServerConfig
+from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError, TooLarge
+from clover.http.access import Trust, client_of
+from clover.http.api import metadata as documents
+from clover.http.api import openapi
+from clover.http.content_encoding import inflate
+from clover.http.exchange import Exchange
+from clover.http.heads import Head
+from clover.http.inference import InferEndpoint
+from clover.http.oip.request import parse_json
+from clover.http.server_state import Body
+from clover.interfaces import Model, ServerView
+
+log = logging.getLogger("clover.http")
+
+Handler = Callable[[Exchange, Body, str], None]
+Methods = dict[str, Handler]
+
+VERBS = ("pin", "freeze", "plan", "apply", "base", "set", "guard")
+_METRICS = b"text/plain; version=0.0.4; charset=utf-8"
+_DECISIONS = 100
+_MOST_DECISIONS = 1000
+_MOST_FIELDS = 16
+_DOCUMENT_BYTES = 1 << 16
+"""A JSON body that is no inference, unpacked: what takes longer to parse would hold up everybody's answers."""
+_FEEDBACK_BYTES = 1 << 18
+"""The same of feedback, whose labels are read by their type: ten thousand names of classes."""
+_UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
+
+
+class FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Decoded as it is checked: what does not belong there ends the parsing, so that no objects are made of it."""
+
+    id: Annotated[str, msgspec.Meta(min_length=1)]
+    labels: Annotated[list[int | float | str | None], msgspec.Meta(min_length=1)]
+
+
+_FEEDBACK = msgspec.json.Decoder(FeedbackBody)
+
+
+class Routes:
+    """The application behind the connections of one socket."""
+
+    def __init__(self, view: ServerView, config: ServerConfig, loop: asyncio.AbstractEventLoop, trust: Trust) -> None:
+        self._view = view
+        self._limits = config.limits
+        self._loop = loop
+        self._trust = trust
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._endpoints: dict[str, InferEndpoint] = {}
+        self._described: dict[str, tuple[Model, bytes, bytes]] = {}
+        self._server = orjson.dumps(documents.server_metadata(__version__))
+        self._index = orjson.dumps(
+            {
+                "name": "clover",
+                "version": __version__,
+                "protocol": "/v2",
+                "openapi": "/openapi.json",
+                "metrics": "/metrics",
+            }
+        )
+        metadata: Methods = {"GET": self._metadata}
+        self._paths: dict[str, Methods] = {
+            "/": {"GET": lambda exchange, body, name: exchange.finish(200, [self._index])},
+            "/v2": metadata,
+            "/v2/": metadata,
+            "/v2/health/live": {"GET": self._live},
+            "/v2/health/ready": {"GET": self._ready},
+            "/v2/models/stats": {"GET": self._all_statistics},
+            "/v2/repository/index": {"POST": self._repository_index},
+            "/v2/clover/state": {"GET": self._state},
+            "/v2/clover/decisions": {"GET": self._decisions},
+            "/metrics": {"GET": self._metrics},
+            "/openapi.json": {"GET": self._openapi},
+        }
+        for verb in VERBS:
+            self._paths[f"/v2/clover/{verb}"] = {"POST": self._command}
+        self._model_paths: dict[str, Methods] = {
+            "": {"GET": self._model_metadata},
+            "ready": {"GET": self._model_ready},
+            "config": {"GET": self._model_config},
+            "stats": {"GET": self._model_statistics},
+            "infer": {"POST": self._infer},
+            "feedback": {"POST": self._feedback},
+        }
+        self._repository_paths: dict[str, Methods] = {"load": {"POST": self._load}, "unload": {"POST": self._unload}}
+
+    # --- application --------------------------------------------------------------------------------------------------
+
+    def judge(self, head: Head) -> None:
+        """What depends on the socket, once per distinct head; and where inference goes, while the body still comes."""
+        self._trust.judge(head)
+        most = _FEEDBACK_BYTES if head.path.endswith("/feedback") else _DOCUMENT_BYTES
+        if head.refusal is None and head.length > most and not head.path.endswith("/infer"):
+            head.refusal = (413, f"a body that is no inference has at most {most} bytes", b"")  # before it is received
+        if head.refusal is None and head.method == "POST" and head.path.endswith("/infer"):
+            with contextlib.suppress(NotFound):
+                methods, name = self._find(head.path)
+                if methods.get("POST") == self._infer:
+                    head.route = self._infer, name
+                    self._endpoint(head, name)
+
+    def dispatch(self, exchange: Exchange, body: Body) -> None:
+        """Answer a complete request, now or later; never raises."""
+        head = exchange.head
+        try:
+            if head.route is None:
+                methods, name = self._find(head.path)
+                handler = methods.get(head.method)
+                if handler is None:
+                    if head.method != "HEAD" or "GET" not in methods:
+                        allow = "GET, HEAD" if "GET" in methods else "POST"
+                        exchange.fail(405, "this path does not take that method", b"Allow: %b\r\n" % allow.encode())
+                        return
+                    handler = methods["GET"]
+                head.route = handler, name
+            handler, name = head.route
+            most = self._limits.body_bytes
+            if handler != self._infer:
+                most = min(most, _FEEDBACK_BYTES if handler == self._feedback else _DOCUMENT_BYTES)
+                if len(body) > most:
+                    raise TooLarge(f"a body that is no inference has at most {most} bytes")
+            if head.coding:
+                body = inflate(head.coding, bytes(body), most)
+            handler(exchange, body, name)
+        except RequestError as error:
+            exchange.refuse(error)
+        except Exception:
+            log.exception("a request failed (%s)", exchange.request_id.decode("latin-1") or "no id yet")
+            exchange.fail(500, "the server failed on this request")
+
+    def _find(self, path: str) -> tuple[Methods, str]:
+        """The methods of a path, and the model it names with its version checked; raises NotFound."""
+        methods = self._paths.get(path)
+        if methods is not None:
+            return methods, ""
+        parts = path.split("/")
+        if len(parts) >= 4 and parts[:3] == ["", "v2", "models"]:
+            name, rest = parts[3], parts[4:]
+            version = None
+            if len(rest) >= 2 and rest[0] == "versions":
+                version, rest = rest[1], rest[2:]
+            methods = self._model_paths.get("/".join(rest)) if len(rest) <= 1 and rest != [""] else None
+            if methods is not None:
+                model = self._model(name)
+                if version is not None and version != model.spec.version:
+                    raise NotFound(_UNKNOWN_MODEL)
+                return methods, name
+        elif len(parts) == 6 and parts[:4] == ["", "v2", "repository", "models"]:
+            methods = self._repository_paths.get(parts[5])
+            if methods is not None:
+                return methods, parts[4]
+        raise NotFound("Request for unknown model or path")
+
+    def _model(self, name: str) -> Model:
+        model = self._view.models().get(name)
+        if model is None:
+            raise NotFound(_UNKNOWN_MODEL)
+        return model
+
+    # --- inference ----------------------------------------------------------------------------------------------------
+
+    def _infer(self, exchange: Exchange, body: Body, name: str) -> None:
+        self._endpoint(exchange.head, name).start(exchange, body)
+
+    def _endpoint(self, head: Head, name: str) -> InferEndpoint:
+        """The endpoint of the family that has the name now, which requests of this head go to from now on."""
+        model = self._model(name)
+        endpoint = self._endpoints.get(name)
+        if endpoint is None or endpoint.model is not model:
+            endpoint = self._endpoints[name] = InferEndpoint(name, model, self._limits.json_depth)
+        head.endpoint = endpoint if not head.coding else None
+        return endpoint
+
+    def _feedback(self, exchange: Exchange, body: Body, name: str) -> None:
+        """Who got an answer may say what was right, by the id that only this answer carried; a page of somebody else
+        may not."""
+        self._trust.check_origin(exchange)
+        try:
+            given = _FEEDBACK.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise BadRequest(
+                "feedback takes id, a string, and labels, a list with a number, a string or null for each row of the "
+                "request; and nothing else"
+            ) from None
+        connection = exchange.connection
+        assert connection is not None
+        number = connection.hub.ids.number_of(given.id)
+        found = self._model(name).labelled(number, given.labels, client_of(connection.peer))
+        exchange.finish_json({"id": given.id, **found})
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    def _metadata(self, exchange: Exchange, body: Body, name: str) -> None:
+        exchange.finish(200, [self._server])
+
+    def _live(self, exchange: Exchange, body: Body, name: str) -> None:
+        live = self._view.live()
+        exchange.finish_json({"live": live}, 200 if live else 503)
+
+    def _ready(self, exchange: Exchange, body: Body, name: str) -> None:
+        ready = self._view.ready()
+        exchange.finish_json({"live": self._view.live(), "ready": ready}, 200 if ready else 503)
+
+    def _descriptions(self, name: str) -> tuple[Model, bytes, bytes]:
+        model = self._model(name)
+        described = self._described.get(name)
+        if described is None or described[0] is not model:
+            metadata = orjson.dumps(documents.model_metadata(name, model.spec))
+            described = (model, metadata, orjson.dumps(documents.model_config(name, model.spec)))
+            self._described[name] = described
+        return described
+
+    def _model_metadata(self, exchange: Exchange, body: Body, name: str) -> None:
+        exchange.finish(200, [self._descriptions(name)[1]])
+
+    def _model_config(self, exchange: Exchange, body: Body, name: str) -> None:
+        exchange.finish(200, [self._descriptions(name)[2]])
+
+    def _model_ready(self, exchange: Exchange, body: Body, name: str) -> None:
+        ready = bool(self._model(name).ready)
+        exchange.finish_json({"name": name, "ready": ready}, 200 if ready else 503)
+
+    def _model_statistics(self, exchange: Exchange, body: Body, name: str) -> None:
+        exchange.finish_json({"model_stats": [self._model(name).stats()]})
+
+    def _all_statistics(self, exchange: Exchange, body: Body, name: str) -> None:
+        exchange.finish_json({"model_stats": [model.stats() for model in self._view.models().values()]})
+
+    def _metrics(self, exchange: Exchange, body: Body, name: str) -> None:
+        exchange.finish(200, [self._view.metrics()], kind=_METRICS)
+
+    def _openapi(self, exchange: Exchange, body: Body, name: str) -> None:
+        exchange.finish_json(
+            openapi.build({key: model.spec for key, model in self._view.models().items()}, __version__)
+        )
+
+    def _state(self, exchange: Exchange, body: Body, name: str) -> None:
+        exchange.finish_json(self._view.control().state())
+
+    def _decisions(self, exchange: Exchange, body: Body, name: str) -> None:
+        limit = _DECISIONS
+        try:
+            given = parse_qs(exchange.head.query, keep_blank_values=True, max_num_fields=_MOST_FIELDS).get("limit")
+        except ValueError:
+            raise BadRequest(f"the query has more than {_MOST_FIELDS} fields") from None
+        if given is not None:
+            text = given[-1]
+            if not (text.isascii() and text.isdigit()) or len(text) > 4 or not 1 <= int(text) <= _MOST_DECISIONS:
+                raise BadRequest(f"limit is not a whole number from 1 to {_MOST_DECISIONS}")
+            limit = int(text)
+        exchange.finish_json(self._view.control().decisions(limit))
+
+    # --- repository ---------------------------------------------------------------------------------------------------
+
+    def _object(self, body: Body) -> dict[str, Any]:
+        """A JSON object, or an empty body for an empty one."""
+        if not len(body):
+            return {}
+        document = parse_json(body, self._limits.json_depth)
+        if type(document) is not dict:
+            raise BadRequest("the body is not a JSON object")
+        return document
+
+    def _repository_index(self, exchange: Exchange, body: Body, name: str) -> None:
+        ready_only = self._object(body).get("ready", False)
+        if type(ready_only) is not bool:
+            raise BadRequest("ready is not true or false")
+        rows = []
+        for model_name, model in self._view.models().items():
+            state, reason = self._view.state_of(model_name)
+            if state == "READY" or not ready_only:
+                rows.append({"name": model_name, "version": model.spec.version, "state": state, "reason": reason})
+        exchange.finish_json(rows)
+
+    def _load(self, exchange: Exchange, body: Body, name: str) -> None:
+        self._trust.check_change(exchange)
+        parameters = self._object(body).get("parameters", {})
+        if type(parameters) is not dict:
+            raise BadRequest("failed to load: parameters is not an object")
+        config = parameters.get("config", "")
+        if type(config) is not str:
+            raise BadRequest("failed to load: parameter config is not a string of JSON")
+        if any(key.startswith("file:") for key in parameters):
+            raise BadRequest("failed to load: files are not taken over the network")
+        self._start(exchange, self._change(exchange, self._view.load(name, config), "failed to load: "))
+
+    def _unload(self, exchange: Exchange, body: Body, name: str) -> None:
+        self._trust.check_change(exchange)
+        if type(self._object(body).get("parameters", {})) is not dict:
+            raise BadRequest("failed to unload: parameters is not an object")
+        self._start(exchange, self._change(exchange, self._view.unload(name), "failed to unload: "))
+
+    # --- controller ---------------------------------------------------------------------------------------------------
+
+    def _command(self, exchange: Exchange, body: Body, name: str) -> None:
+        operator = self._trust.check_change(exchange)
+        verb = exchange.head.path.rpartition("/")[2]
+        command = self._view.control().command(verb, self._object(body), operator)
+        self._start(exchange, self._change(exchange, command, ""))
+
+    async def _change(self, exchange: Exchange, change: Coroutine[Any, Any, Any], failed: str) -> None:
+        """Run a change and answer it.  Texts of errors that were not made for clients stay in the log."""
+        try:
+            result = await change
+        except NotFound:
+            exchange.fail(404, f"Request for unknown model: {failed}no model of that name is known")
+        except RequestError as error:
+            text = error.message if error.status != 500 else "the server failed on this request"
+            exchange.fail(error.status, failed + text, retry_after_s=error.retry_after_s)
+        except PlanError as error:
+            log.warning("a change was refused: %s", error)
+            why = "`python -m clover ctl decisions` (GET /v2/clover/decisions) says why"
+            exchange.fail(409, f"{failed}no plan satisfies this, or it was rolled back; {why}")
+        except CloverError as error:
+            log.warning("a change failed: %s", error)
+            exchange.fail(503, f"{failed}the workers could not be changed; see the log")
+        except Exception:
+            log.exception("a change failed")
+            exchange.fail(500, f"{failed}the server failed on this request")
+        else:
+            exchange.finish_json({} if result is None else result)
+
+    def _start(self, exchange: Exchange, change: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def cancel(self) -> None:
+        """Stop the changes still running."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""The bodies of the Open Inference Protocol as pure functions: requests, answers, tensors."""

@@ -1,0 +1,419 @@
+"""The infer request of the Open Inference Protocol, as pure functions over bytes; `http.oip.response` has the answer.
+
+`Signature` is what a family declares, compiled once: lookups, prebuilt JSON fragments, the default outputs.  `decode`
+turns a body into rows; nothing of the body is kept beyond what those rows view.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from clover._native.infer import Plain
+from clover.errors import BadRequest, RequestError
+from clover.http.json_depth import within_depth
+from clover.http.oip import tensors
+from clover.http.oip.inputs import RANK, Input, names_of, of_input, shown
+from clover.http.oip.tensors import Body
+from clover.types import FamilySpec, TensorSpec
+
+_MAX_TIMEOUT_US = 1 << 53
+_DESCRIBED = 256
+_PLAIN_NUMBERS = 1 << 20
+_PLAIN_DEPTH = 4
+"""How deep a plain body nests whose rows are numbers: object, inputs, tensor, data.  Each axis of a row adds one."""
+
+Rows = NDArray[Any] | list[bytes]
+
+
+class Wanted:
+    """A requested output: declared index, binary or JSON, and how many classes (0: the tensor itself)."""
+
+    __slots__ = ("binary", "classes", "index")
+
+    def __init__(self, index: int, binary: bool, classes: int = 0) -> None:
+        self.index = index
+        self.binary = binary
+        self.classes = classes
+
+
+# Of requests that have none, or none yet: shared, and never written to.
+NO_INPUTS: list[tuple[int, Rows]] = []
+_NO_OUTPUTS: list[Wanted] = []
+
+
+class InferRequest:
+    """A decoded request.  `inputs` holds (declared index, rows); times are 0 where the request sets none."""
+
+    __slots__ = ("cascade", "id", "inputs", "min_accuracy", "outputs", "rows", "timeout_ns", "wants_receipt")
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.rows = 0
+        self.inputs = NO_INPUTS
+        self.outputs = _NO_OUTPUTS
+        self.timeout_ns = 0
+        self.min_accuracy = 0.0
+        self.cascade = True
+        self.wants_receipt = False
+
+
+class Signature:
+    """A family's tensors, compiled for decoding and encoding.  A request carries at most `most_rows` rows."""
+
+    __slots__ = (
+        "_described",
+        "ahead",
+        "defaults",
+        "inputs",
+        "limit",
+        "most_rows",
+        "name",
+        "one",
+        "out_index",
+        "out_prefix",
+        "outputs",
+        "plain",
+        "prefix",
+        "told",
+    )
+
+    def __init__(self, spec: FamilySpec, most_rows: int, json_depth: int = 100, name: str = "") -> None:
+        self.name = name or spec.name
+        self.most_rows = most_rows
+        self.limit = json_depth
+        self.inputs = {tensor.name: Input(index, tensor) for index, tensor in enumerate(spec.inputs)}
+        self.outputs = spec.outputs
+        self.out_index = {tensor.name: index for index, tensor in enumerate(spec.outputs)}
+        self.defaults = {
+            binary: [Wanted(index, binary) for index in range(len(spec.outputs))] for binary in (False, True)
+        }
+        self.prefix = b'{"model_name":%b,"model_version":%b' % (orjson.dumps(self.name), orjson.dumps(spec.version))
+        self.out_prefix = [b'{"name":%b,"datatype":"' % orjson.dumps(tensor.name) for tensor in spec.outputs]
+        self._described: dict[tuple[int, str, tuple[int, ...]], bytes] = {}
+        self.plain = Plainly.of(spec, most_rows, json_depth)
+        output = spec.outputs[0]
+        self.told = len(spec.outputs) == 1 and output.datatype == "FP32" and not output.variable
+        """Whether answers may be told briefly (`brief`)."""
+        self.one = self.lead(1) if self.told else b""
+        first = spec.inputs[0]
+        self.ahead = len(spec.inputs) == 1 and not first.variable and first.datatype not in ("BYTES", "BOOL")
+        """Whether the bytes of a binary tensor are its rows as they lie in slots."""
+
+    def lead(self, rows: int) -> bytes:
+        """The JSON of an answer of `rows` rows whose one output is of FP32, between its id and the numbers."""
+        return b',"outputs":[%b,"data":' % self.describe(0, "FP32", (rows, *self.outputs[0].shape))
+
+    def describe(self, index: int, datatype: str, shape: tuple[int, ...]) -> bytes:
+        """The JSON of an output up to its shape; the last few are remembered."""
+        key = (index, datatype, shape)
+        text = self._described.get(key)
+        if text is None:
+            axes = ",".join(map(str, shape)).encode()
+            text = b'%b%b","shape":[%b]' % (self.out_prefix[index], datatype.encode(), axes)
+            if len(self._described) >= _DESCRIBED:
+                self._described.clear()
+            self._described[key] = text
+        return text
+
+
+class Plainly:
+    """Requests in the plain form (`clover._native.infer`), for families that have it: one FP32 tensor whose rows have
+    one shape.  The rows of one lie in an array that the next overwrites: they are copied into slots before."""
+
+    __slots__ = ("_array", "_one", "_plain")
+
+    def __init__(self, tensor: TensorSpec, rows: int) -> None:
+        out = np.zeros(rows * math.prod(tensor.shape), np.float32)
+        self._array = out.reshape(rows, *tensor.shape)
+        self._one: list[tuple[int, Rows]] = [(0, self._array[:1])]
+        self._plain = Plain(tensor.name, tensor.shape, out)
+
+    @classmethod
+    def of(cls, spec: FamilySpec, most_rows: int, json_depth: int) -> Plainly | None:
+        """For a family; None if its inputs are others, or if plain bodies nest deeper than bodies may."""
+        tensor = spec.inputs[0]
+        fixed = len(spec.inputs) == 1 and tensor.datatype == "FP32" and all(axis > 0 for axis in tensor.shape)
+        if not fixed or not 1 <= len(tensor.shape) < RANK or json_depth < _PLAIN_DEPTH + len(tensor.shape):
+            return None
+        return cls(tensor, max(1, min(spec.max_batch, most_rows, _PLAIN_NUMBERS // math.prod(tensor.shape))))
+
+    def decode(self, body: bytes, outputs: list[Wanted]) -> InferRequest | None:
+        """The request; None where it is not plain."""
+        found = self._plain.parse(body)
+        if found is None:
+            return None
+        request = InferRequest()
+        request.id, rows = found
+        request.rows = rows
+        request.inputs = self._one if rows == 1 else [(0, self._array[:rows])]
+        request.outputs = outputs
+        return request
+
+
+# --- request ----------------------------------------------------------------------------------------------------------
+
+
+def parse_json(text: Body, depth: int) -> Any:
+    """Bounded JSON; raises BadRequest."""
+    if not isinstance(text, bytes):
+        text = bytes(text)
+    if not within_depth(text, depth):
+        raise BadRequest("the JSON is nested too deeply")
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        raise BadRequest("the body is not valid JSON") from None
+
+
+def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequest:
+    """Decode an infer body.  `json_length` is Inference-Header-Content-Length, -1 where absent, 0 for a raw request.
+    Raises BadRequest or TooLarge."""
+    if json_length == 0:
+        return _decode_raw(signature, body)
+    binary: Body = b""
+    if json_length < 0:
+        text = body if type(body) is bytes else bytes(body)
+        if signature.plain is not None:
+            plain = signature.plain.decode(text, signature.defaults[False])
+            if plain is not None:
+                return plain
+    else:
+        if json_length > len(body):
+            raise BadRequest("Inference-Header-Content-Length exceeds the body")
+        text = bytes(body[:json_length])
+        binary = memoryview(body)[json_length:]
+    return _decode(signature, text, binary)
+
+
+def decode_ahead(signature: Signature, text: bytes, size: int) -> InferRequest | None:
+    """The request whose JSON is `text` and whose one tensor are the `size` bytes after it, which are still to come: all
+    of it but `inputs`.  None where it is not of that kind, or wrong, which is for `decode` to say once it is there."""
+    if not signature.ahead:
+        return None
+    try:
+        request = _decode(signature, text, memoryview(np.empty(size, np.uint8)))  # type: ignore[arg-type]
+    except RequestError:
+        return None
+    _, rows = request.inputs[0]
+    if isinstance(rows, list) or rows.nbytes != size:
+        return None
+    request.inputs = NO_INPUTS
+    return request
+
+
+def _decode(signature: Signature, text: bytes, binary: Body) -> InferRequest:
+    document = parse_json(text, signature.limit)
+    if type(document) is not dict:
+        raise BadRequest("the body is not a JSON object")
+    request = InferRequest()
+    identity = document.get("id")
+    if identity is not None:
+        if type(identity) is not str:
+            raise BadRequest("id is not a string")
+        request.id = identity
+    default_binary = False
+    parameters = document.get("parameters")
+    if parameters is not None:
+        default_binary = _read_parameters(request, parameters)
+    _read_inputs(signature, request, document.get("inputs"), text, binary)
+    wanted = document.get("outputs")
+    if wanted is None or wanted == []:
+        request.outputs = signature.defaults[default_binary]
+    else:
+        request.outputs = _read_outputs(signature, wanted, default_binary)
+    return request
+
+
+def _decode_raw(signature: Signature, body: Body) -> InferRequest:
+    """A raw request: the body is the one input's one row, and all outputs are binary."""
+    if len(signature.inputs) != 1:
+        raise BadRequest("a raw request needs a model with exactly one input")
+    entry = next(iter(signature.inputs.values()))
+    request = InferRequest()
+    request.rows = 1
+    request.outputs = signature.defaults[True]
+    shape = [1, *entry.row_shape]
+    free = [axis for axis in range(1, len(shape)) if shape[axis] < 0]
+    if entry.is_bytes:
+        for axis in free:
+            shape[axis] = 1
+        if math.prod(shape) != 1:
+            raise BadRequest("a raw BYTES request carries one element, and the model takes more")
+        request.inputs = [(entry.index, [tensors.pack_element(bytes(body))])]
+        return request
+    if free:
+        if len(free) > 1:
+            raise BadRequest("a raw request leaves open which shape the input has")
+        others = math.prod(axis for axis in shape if axis >= 0) * entry.datatype.bytes_each
+        shape[free[0]] = len(body) // others if others else 0
+    try:
+        shape = entry.check_shape(shape, 1, 1)
+        request.inputs = [(entry.index, tensors.numbers_from_binary(entry.datatype, body, shape))]
+    except RequestError as error:
+        raise of_input(entry, error) from None
+    return request
+
+
+def _whole(parameters: dict[str, Any], key: str) -> int:
+    """A whole number, also where a client writes it as 3.0."""
+    value = parameters.get(key, 0)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not int or value < 0:
+        raise BadRequest(f"parameter {key} is not a whole number of at least 0")
+    return value
+
+
+def _number(parameters: dict[str, Any], key: str) -> float:
+    value = parameters.get(key, 0)
+    if type(value) not in (int, float) or value < 0:
+        raise BadRequest(f"parameter {key} is not a number of at least 0")
+    return float(value)
+
+
+def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
+    value = parameters.get(key, default)
+    if type(value) is not bool:
+        raise BadRequest(f"parameter {key} is not true or false")
+    return value
+
+
+def _read_parameters(request: InferRequest, parameters: Any) -> bool:
+    """The request's own parameters; gives the default of `binary_data`.  Unknown ones are ignored."""
+    if type(parameters) is not dict:
+        raise BadRequest("parameters is not an object")
+    if not parameters:
+        return False
+    request.timeout_ns = min(_whole(parameters, "timeout"), _MAX_TIMEOUT_US) * 1000
+    latency_ms = _number(parameters, "clover_max_latency_ms")
+    if latency_ms:
+        limit_ns = max(1, int(min(latency_ms, 1e12) * 1e6))
+        request.timeout_ns = min(request.timeout_ns, limit_ns) if request.timeout_ns else limit_ns
+    request.min_accuracy = _number(parameters, "clover_min_accuracy")
+    request.cascade = _cascade(parameters)
+    request.wants_receipt = _flag(parameters, "clover_receipt", False)
+    return _flag(parameters, "binary_data_output", False)
+
+
+def _cascade(parameters: dict[str, Any]) -> bool:
+    value = parameters.get("clover_cascade", "on")
+    if value not in ("on", "off") or type(value) is not str:
+        raise BadRequest("parameter clover_cascade is on or off")
+    return bool(value == "on")
+
+
+def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text: bytes, binary: Body) -> None:
+    declared = signature.inputs
+    if type(listed) is not list:
+        raise BadRequest("inputs is missing or not an array")
+    if len(listed) > len(declared):
+        raise BadRequest(f"the request has {len(listed)} inputs, and the model takes {len(declared)}")
+    may_hold_booleans = b"true" in text or b"false" in text
+    seen = 0
+    at, end = 0, len(binary)
+    body_bytes = len(text) + end
+    request.inputs = []
+    for item in listed:
+        if type(item) is not dict:
+            raise BadRequest(f"inputs holds {shown(item)}; an input is an object")
+        name = item.get("name")
+        entry = declared.get(name) if type(name) is str else None
+        if entry is None:
+            raise BadRequest(f"an input is named {shown(name)}; the model takes {names_of(declared)}")
+        bit = 1 << entry.index
+        if seen & bit:
+            raise BadRequest(f"input {name!r} is given twice")
+        seen |= bit
+        try:
+            if item.get("datatype") != entry.datatype.name:
+                given = shown(item.get("datatype"))
+                raise BadRequest(f"its datatype is {given}; the model takes {entry.datatype.name}")
+            shape = entry.check_shape(item.get("shape"), signature.most_rows, body_bytes)
+            if not request.rows:
+                request.rows = shape[0]
+            elif request.rows != shape[0]:
+                raise BadRequest(f"it has {shape[0]} rows, and the inputs before it have {request.rows}")
+            size = _binary_size(item.get("parameters"))
+            if size is not None and size > end - at:
+                raise BadRequest(f"binary_data_size is {size}, and the body has {end - at} bytes left for it")
+            request.inputs.append((entry.index, _rows(entry, item, shape, size, binary, at, may_hold_booleans)))
+            at += size or 0
+        except RequestError as error:
+            raise of_input(entry, error) from None
+    if len(request.inputs) != len(declared):
+        missing = [name for name, entry in declared.items() if not seen >> entry.index & 1]
+        raise BadRequest(f"the request lacks {names_of(missing)} of the inputs that the model takes")
+    if at != end:
+        raise BadRequest(f"{end - at} bytes of binary data are left over after the last tensor")
+
+
+def _rows(
+    entry: Input, item: dict[str, Any], shape: list[int], size: int | None, binary: Body, at: int, booleans: bool
+) -> Rows:
+    """Return the rows of a tensor of a checked shape, from JSON or from `size` bytes of `binary`."""
+    if (size is not None) == ("data" in item):
+        raise BadRequest(f"it has {'neither data nor' if size is None else 'both data and'} binary_data_size")
+    if size is None:
+        data = item["data"]
+        if entry.is_bytes:
+            return tensors.bytes_from_json(data, shape)
+        return tensors.numbers_from_json(entry.datatype, data, shape, booleans)
+    raw = binary[at : at + size]
+    if entry.is_bytes:
+        return tensors.bytes_from_binary(raw, shape)
+    return tensors.numbers_from_binary(entry.datatype, raw, shape)
+
+
+def _binary_size(parameters: Any) -> int | None:
+    if parameters is None:
+        return None
+    if type(parameters) is not dict:
+        raise BadRequest("its parameters are not an object")
+    if "shared_memory_region" in parameters:
+        raise BadRequest("shared memory regions are not supported")
+    if "binary_data_size" not in parameters:
+        return None
+    size = parameters["binary_data_size"]
+    if type(size) is not int or size < 0:
+        raise BadRequest(f"binary_data_size is {shown(size)}; it is a whole number from 0 on, such as 3 (not 3.0)")
+    return size
+
+
+def _read_outputs(signature: Signature, listed: Any, default_binary: bool) -> list[Wanted]:
+    if type(listed) is not list:
+        raise BadRequest("outputs is not an array")
+    if len(listed) > len(signature.outputs):
+        raise BadRequest(f"the request names {len(listed)} outputs, and the model has {len(signature.outputs)}")
+    result: list[Wanted] = []
+    seen = set()
+    for item in listed:
+        if type(item) is not dict:
+            raise BadRequest(f"outputs holds {shown(item)}; an output is an object")
+        name = item.get("name")
+        index = signature.out_index.get(name) if type(name) is str else None
+        if index is None:
+            raise BadRequest(f"an output is named {shown(name)}; the model has {names_of(signature.out_index)}")
+        if index in seen:
+            raise BadRequest(f"output {name!r} is requested twice")
+        seen.add(index)
+        binary, classes = default_binary, 0
+        parameters = item.get("parameters")
+        if parameters is not None:
+            if type(parameters) is not dict:
+                raise BadRequest(f"output {name!r}: its parameters are not an object")
+            if "shared_memory_region" in parameters:
+                raise BadRequest(f"output {name!r}: shared memory regions are not supported")
+            try:
+                binary = _flag(parameters, "binary_data", default_binary)
+                classes = _whole(parameters, "classification")
+            except BadRequest as error:
+                raise BadRequest(f"output {name!r}: {error.message}") from None
+            if classes and signature.outputs[index].datatype in ("BYTES", "BOOL"):
+                raise BadRequest(f"output {name!r}: only numbers can be classified")
+        result.append(Wanted(index, binary, classes))
+    return result

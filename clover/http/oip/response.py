@@ -1,0 +1,86 @@
+"""The answer of the Open Inference Protocol: output rows become the parts of a body, in JSON or with binary tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from clover._native.wire import quoted
+from clover.http.oip import tensors
+from clover.http.oip.request import InferRequest, Rows, Signature
+from clover.types import TensorSpec
+
+
+def _bytes_shape(spec: TensorSpec, rows: list[bytes]) -> tuple[int, ...]:
+    """The shape of a BYTES output; a variable axis follows from the number of elements."""
+    shape = list(spec.shape)
+    free = [axis for axis, size in enumerate(shape) if size < 0]
+    if free:
+        fixed = math.prod(size for size in shape if size >= 0)
+        for axis in free[1:]:
+            shape[axis] = 1
+        shape[free[0]] = len(tensors.split_elements(rows[0])) // fixed if rows and fixed else 0
+    return (len(rows), *shape)
+
+
+def brief(signature: Signature, request: InferRequest, text: bytes) -> list[bytes]:
+    """The parts of an answer in JSON whose one output is `text`, and which carries nothing else."""
+    rows = request.rows
+    lead = signature.one if rows == 1 else signature.lead(rows)
+    if request.id:
+        name = quoted(request.id)
+        return [signature.prefix, b',"id":', name if name is not None else orjson.dumps(request.id), lead, text, b"}]}"]
+    return [signature.prefix, lead, text, b"}]}"]
+
+
+def encode(
+    signature: Signature,
+    request: InferRequest,
+    read: Callable[[int], Rows],
+    receipt: dict[str, Any] | None = None,
+) -> tuple[int, list[bytes]]:
+    """The answer's parts, and the length of its JSON, or -1 where it is JSON alone.  `read(index)` gives an output's
+    rows.  Raises BadRequest where JSON cannot carry what was asked for in JSON."""
+    pieces = [signature.prefix]
+    if request.id:
+        pieces.append(b',"id":' + orjson.dumps(request.id))
+    if receipt is not None:
+        pieces.append(b',"parameters":{"clover_receipt":%b}' % orjson.dumps(receipt))
+    pieces.append(b',"outputs":[')
+    tail: list[bytes] = []
+    first = True
+    for wanted in request.outputs:
+        spec = signature.outputs[wanted.index]
+        rows = read(wanted.index)
+        datatype = spec.datatype
+        raw = text = b""
+        if wanted.classes:
+            assert not isinstance(rows, list)
+            table = tensors.classify(datatype, rows, wanted.classes, spec.labels)
+            datatype = "BYTES"
+            shape: tuple[int, ...] = (len(table), len(table[0]) if table else 0)
+            rows = [b"".join(map(tensors.pack_element, line)) for line in table]
+        elif isinstance(rows, list):
+            shape = _bytes_shape(spec, rows)
+        else:
+            shape = rows.shape
+        if wanted.binary:
+            raw = b"".join(rows) if isinstance(rows, list) else tensors.numbers_to_binary(rows)
+            if raw:
+                tail.append(raw)
+        else:
+            text = tensors.bytes_to_json(rows) if isinstance(rows, list) else tensors.numbers_to_json(datatype, rows)
+        if not first:
+            pieces.append(b",")
+        first = False
+        pieces.append(signature.describe(wanted.index, datatype, shape))
+        if wanted.binary:
+            pieces.append(b',"parameters":{"binary_data_size":%d}}' % len(raw))
+        else:
+            pieces += (b',"data":', text, b"}")
+    pieces.append(b"]}")
+    header = b"".join(pieces)
+    return (len(header), [header, *tail]) if tail else (-1, [header])

@@ -1,0 +1,185 @@
+"""What the same rows would have cost otherwise: on BASE, and on the best fixed mix.
+
+A saving is a difference to something that did not happen, and that can only be modelled.  So that a fault of the model
+does not pass for a saving, what *did* happen is put through the same model, and only the difference is taken from it:
+
+    shadow = active joules of what served + rows x (E_shadow(rate) - E_served(rate)) x min(1, measured / modelled)
+
+with E the joules a row of the queueing model at that rate, and measured / modelled of what served in the window.  A
+server that runs BASE so saves exactly nothing, whatever its meter shows and whatever it is sent.
+
+Where the meter shows *less* than the model (requests of many rows, bursts, waits for batches: longer batches than the
+model thinks), differences shrink with it.  Where it shows *more* they do not grow.  The ratio that receipts use would
+have them grow; but what is missing in a profile is mostly what every batch costs beside its model (wake-ups, cold
+caches), which the shadow would pay once, and not in proportion.  Measured on two shared cores at 300 rows/s: `small`
+used 4 to 7 times its profile, BASE 1.1 to 1.6 times.  BASE's shadow behind `small` was 0.84 to 1.02 times what BASE
+itself then used, that behind `large` 1.13 times; by proportion they would have been 3.7 to 4.5 and 1.9 times.
+
+Hardware is equal: the same devices, awake all the time, so that idle joules are the same on both sides.
+
+**BASE** is the best variant on whole devices, as the policy `base` runs it.  More rows than it can serve are counted at
+its longest batches, where it is most frugal, and said to be more (`Mix.holds`).
+
+**A fixed mix** keeps variants, shares and layout whatever the grid does; load alone may change it, as in the policy
+`static`.  The best ones are those of `budget.ways`, within SLO, floor and utilisation limit, and what lies between two
+of them on a straight line: a mix of one configuration that lands there is hardly ever below it, so that the line
+rather understates a saving.  Waits for batches are on neither side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.planning.budget.price import ways
+from clover.planning.model.frontier import FrontierPoint, hull
+from clover.planning.model.problem import LEAST_RATE, accuracies, services_of, whole
+from clover.planning.model.queueing import Lane, Service, lane_of
+from clover.types import Configuration, DeviceShape, FamilyProfile, Record, State
+
+Floats = NDArray[np.float64]
+
+_RATE_STEP = math.log(1.03)  # as the planner's; joules of a row change by less than that over one
+_SHARE_STEP = 20.0
+
+
+class Fixed(Record, frozen=True, kw_only=True):
+    """A configuration and the shares of its rows, by variant."""
+
+    configuration: Configuration
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Lanes with their shares of the rows, and the accuracy (percent) these have."""
+
+    accuracy: float
+    lanes: tuple[tuple[Lane, float], ...]
+    words: str = ""
+
+    def joules(self, rate: float) -> float:
+        """Active joules of a row at `rate` rows a second; beyond what a lane can serve, those of its longest batch."""
+        return sum(share * lane_joules(lane, rate * share, share) for lane, share in self.lanes)
+
+    def holds(self, rate: float) -> bool:
+        """Whether every lane can serve its part of `rate`."""
+        return all(rate * share <= lane.capacity for lane, share in self.lanes)
+
+
+def lane_joules(lane: Lane, rate: float, share: float) -> float:
+    """Active joules of a row of `lane`, at the nearest of rates 3 % apart: remembered."""
+    step = round(math.log(max(rate, LEAST_RATE)) / _RATE_STEP)
+    return _lane_joules(lane, step, max(round(share * _SHARE_STEP), 1))
+
+
+@lru_cache(maxsize=4096)
+def _lane_joules(lane: Lane, step: int, share: int) -> float:
+    return lane.energy_j(math.exp(step * _RATE_STEP), share / _SHARE_STEP)
+
+
+def lanes_of(profile: FamilyProfile, configuration: Configuration, share: float = 1.0) -> dict[str, Lane]:
+    """The lane of each variant of `configuration`; what was never measured is left out."""
+    services, accuracy = services_of(profile, share), accuracies(profile)
+    groups: dict[str, list[tuple[Service, int]]] = {}
+    for group in configuration:
+        service = services.get((group.variant, group.profile))
+        if service is not None and group.variant in accuracy:
+            groups.setdefault(group.variant, []).append((service, group.count))
+    return {variant: lane_of(tuple(members)) for variant, members in groups.items()}
+
+
+def mix_of(
+    lanes: Mapping[str, Lane],
+    shares: Mapping[str, float],
+    accuracy: Mapping[str, float],
+    *,
+    rows: float = 0.0,
+    right: float = 0.0,
+) -> Mix | None:
+    """`shares` (which need not sum to 1) of the rows on `lanes`; None where a variant that has rows has no lane.
+
+    In a cascade a row has a share of several lanes: `rows` are then all that were answered, and these are right by
+    `right` (rows x percent) more than the shares by themselves."""
+    parts = {variant: share for variant, share in shares.items() if share > 0.0}
+    total = rows or sum(parts.values())
+    if not parts or not parts.keys() <= lanes.keys():
+        return None
+    return Mix(
+        accuracy=(sum(share * accuracy[variant] for variant, share in parts.items()) + right) / total,
+        lanes=tuple((lanes[variant], share / total) for variant, share in parts.items()),
+    )
+
+
+def base(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 1.0) -> Mix | None:
+    """BASE on `devices`; None where its variant was not measured on them as a whole, or there are none."""
+    services, accuracy = services_of(profile, share), accuracies(profile)
+    known = {item.profile for device in devices for layout in device.layouts for item in layout}
+    least: dict[str, float] = {}
+    for (variant, name), service in services.items():
+        if variant in accuracy and name in known:
+            least[variant] = min(service.least_energy_j, least.get(variant, math.inf))
+    if not least:
+        return None
+    best = min(least, key=lambda variant: (-accuracy[variant], least[variant], variant))
+    counts: dict[str, int] = {}
+    for device in devices:
+        for item in whole(device):
+            counts[item.profile] = counts.get(item.profile, 0) + 1
+    if not counts or any((best, name) not in services for name in counts):
+        return None
+    places = " + ".join(f"{count} x {name}" for name, count in sorted(counts.items()))
+    lane = lane_of(tuple((services[best, name], count) for name, count in sorted(counts.items())))
+    return Mix(accuracy=accuracy[best], lanes=((lane, 1.0),), words=f"{best} on {places}")
+
+
+def fixed_mixes(state: State, rate: float) -> tuple[Fixed, ...]:
+    """The best fixed mixes at `rate`, from the most frugal up; none where nothing keeps what `state` asks for.  Plans
+    are made for it: for the solver's process."""
+    return tuple(Fixed(configuration=way.configuration, shares=way.shares) for way in ways(state, rate))
+
+
+def line(rows: int, active_j: float, own_j: float) -> tuple[float, float]:
+    """Offset and slope of shadow joules over the shadow's joules a row, for `rows` rows that used `active_j`, where the
+    model has `own_j` a row of what served.  Never below zero."""
+    slope = min(float(rows), active_j / max(own_j, 1e-15))
+    return active_j - slope * own_j, slope
+
+
+class Frontier:
+    """The best fixed mixes around a rate, and their joules at any rate near it."""
+
+    def __init__(self, mixes: Sequence[Mix]) -> None:
+        self._mixes = tuple(mixes)
+        self._hulls: dict[int, tuple[Floats, Floats]] = {}
+
+    @classmethod
+    def of(cls, profile: FamilyProfile, fixed: Sequence[Fixed], share: float = 1.0) -> Frontier:
+        """From what the solver found."""
+        accuracy = accuracies(profile)
+        made = [mix_of(lanes_of(profile, item.configuration, share), item.shares, accuracy) for item in fixed]
+        return cls([mix for mix in made if mix is not None])
+
+    def __bool__(self) -> bool:
+        return bool(self._mixes)
+
+    def hull(self, rate: float) -> tuple[Floats, Floats]:
+        """Accuracies (percent, ascending) and joules a row of the corners at `rate`."""
+        step = round(math.log(max(rate, LEAST_RATE)) / _RATE_STEP)
+        if step not in self._hulls:
+            corners = hull([FrontierPoint(accuracy=mix.accuracy, grams=mix.joules(rate)) for mix in self._mixes])
+            columns = np.array([point.accuracy for point in corners]), np.array([point.grams for point in corners])
+            self._hulls[step] = columns
+        return self._hulls[step]
+
+    def at(self, accuracy: float, rate: float) -> tuple[float, float]:
+        """The accuracy that the best fixed mix for `accuracy` has at `rate`, which is no less than the floor's and no
+        more than can be reached, and its joules a row."""
+        corners, joules = self.hull(rate)
+        reached = min(max(accuracy, float(corners[0])), float(corners[-1]))
+        return reached, float(np.interp(reached, corners, joules))

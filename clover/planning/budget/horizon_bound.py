@@ -1,0 +1,156 @@
+"""What no schedule of plans over a horizon can undercut: a proven limit beside an accuracy budget.
+
+A schedule runs step t, with n_t rows at w_t grams a joule, by some plan of E_t joules and A_t percent a row (or by
+several, each for a part of the step), and reaches A percent over all N rows.  Whatever the price p of a percent is,
+
+    sum n_t w_t E_t  >=  sum n_t w_t E_t - p (sum n_t A_t - N A)  >=  p N A + sum n_t w_t G(p / w_t),
+    G(m) = min over plans of E - m A,
+
+because the first parentheses hold nothing below zero.  Only the ratio of price and intensity is left in G, so that one
+function of one number stands for all steps of a rate.  Nobody knows G, but `planning.packing.plan_bound.bound` knows
+what it cannot be below (`Front`).  It is concave, as is the right side in p, whose greatest value is the limit; every p
+gives a valid one.  Below the frontier that plans reach it lies by what the dual leaves out (`dual`, `ceilings`).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from clover.errors import PlanError
+from clover.planning.model.objective import Objective
+from clover.planning.model.problem import Problem
+from clover.planning.packing.formulation import Formulation, Member
+from clover.planning.packing.lane_ceilings import ceilings
+from clover.planning.packing.plan_bound import bound
+from clover.planning.search.annealed import every
+from clover.planning.search.power_states import asleep
+
+_GRID = 24
+_FINER = 160
+_ROOM = 2e-4
+"""Of BASE's joules: prices lie so close that chords miss no more."""
+_HALVINGS = 80
+_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
+
+
+@dataclass(frozen=True)
+class Front:
+    """What E - m A of any plan is at least (joules a row), at some prices m (joules a percent, ascending from 0).
+
+    G is concave, so that the chord between two of its values lies below it, and lower bounds of the values make a lower
+    chord.  Beyond the last price G falls by `best`, the highest accuracy of all (percent), a step at most.
+    """
+
+    prices: tuple[float, ...]
+    values: tuple[float, ...]
+    best: float
+
+    def at(self, price: float) -> float:
+        """A lower bound of G at a `price` of 0 or more."""
+        after = bisect_left(self.prices, price)
+        if after >= len(self.prices):
+            return self.values[-1] - (price - self.prices[-1]) * self.best
+        if after == 0:
+            return self.values[0]
+        low, high = self.prices[after - 1], self.prices[after]
+        part = (price - low) / (high - low)
+        return (1.0 - part) * self.values[after - 1] + part * self.values[after]
+
+
+def front(problem: Problem, objective: Objective) -> Front:
+    """The front of a family at its rate, without accuracy floor.  Joules are those that plans differ in: active ones,
+    and where devices may have no workers what the others draw for having some.
+
+    Where configurations are too many to be weighed one by one the planner gives no row to a worker that is too slow
+    alone, and the front is that of such plans; else of all.
+    """
+    sleep, awake_w = asleep(problem.spared_w)
+    base_j, base = objective.base_energy_j, objective.base_accuracy
+    own = replace(objective, form="paper", carbon_weight=1.0, accuracy_floor=0.0, planned_floor=0.0)
+
+    def formed(lam: float, slow: bool) -> Formulation:
+        member = Member(problem, replace(own, lam=lam))
+        return Formulation([member], problem.devices, sleep=sleep, awake_w=awake_w, slow=slow)
+
+    slow = every(problem) is not None
+    try:
+        planes = ceilings(formed(0.5, slow))
+    except PlanError:  # nothing but slow workers: the planner takes these as well
+        slow = True
+        planes = ceilings(formed(0.5, slow))
+
+    @cache
+    def value(price: float) -> float:
+        lam = 1.0 / (1.0 + price * base / base_j)
+        most = bound(formed(lam, slow), waits=problem.objective.waits, slo=True, ceilings=planes)
+        return base_j * (1.0 - ((1.0 - lam) + most) / lam)
+
+    accuracies = [problem.accuracy[variant] for variant in problem.variants]
+    reach = max(max(accuracies) - min(accuracies), 1e-9)
+    # From a thousandth of what BASE would save a percent by losing all there is to lose, to a thousand times that.
+    prices = [0.0, *(base_j / reach * 10.0 ** (-3.0 + 6.0 * at / (_GRID - 1)) for at in range(_GRID))]
+    for _ in range(_FINER):
+        values = [value(price) for price in prices]
+        room, at = max((_room(prices, values, at, accuracies), at) for at in range(1, len(prices)))
+        if room < _ROOM * base_j:
+            break
+        prices.insert(at, 0.5 * (prices[at - 1] + prices[at]))
+    return Front(tuple(prices), tuple(value(price) for price in prices), max(accuracies))
+
+
+def _room(prices: Sequence[float], values: Sequence[float], at: int, accuracies: Sequence[float]) -> float:
+    """How far above the chord from the price before to that at `at` a concave function with these values may lie, which
+    falls by no less than the least and no more than the highest accuracy."""
+
+    def slope(after: int) -> float:
+        return (values[after] - values[after - 1]) / (prices[after] - prices[after - 1])
+
+    before = slope(at - 1) if at > 1 else -min(accuracies)
+    after = slope(at + 1) if at + 1 < len(prices) else -max(accuracies)
+    rise, fall = before - slope(at), slope(at) - after  # from the chord up to where both meet
+    return (prices[at] - prices[at - 1]) * rise * fall / (rise + fall) if min(rise, fall) > 0.0 else 0.0
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a horizon: rows, grams of CO2e a joule, and what plans can do at its load."""
+
+    rows: float
+    grams_per_j: float
+    front: Front
+
+
+def least_grams(steps: Sequence[Stretch], accuracy: float) -> float:
+    """Grams that no schedule over `steps` can undercut that reaches `accuracy` percent over all rows."""
+    rows = sum(step.rows for step in steps)
+    alike: dict[tuple[float, int], tuple[float, Stretch]] = {}
+    for step in steps:
+        key = (step.grams_per_j, id(step.front))
+        alike[key] = (alike[key][0] + step.rows if key in alike else step.rows, step)
+
+    def value(price: float) -> float:
+        found = price * rows * accuracy
+        for own, step in alike.values():
+            w = step.grams_per_j
+            found += own * (w * step.front.at(price / w) if w > 0.0 else -price * step.front.best)
+        return found
+
+    low, high = 0.0, max(step.grams_per_j * step.front.prices[-1] for step in steps)
+    best = max(value(low), value(high))
+    a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    fa, fb = value(a), value(b)
+    for _ in range(_HALVINGS):
+        best = max(best, fa, fb)
+        if fa >= fb:
+            high, b, fb = b, a, fa
+            a = high - _GOLDEN * (high - low)
+            fa = value(a)
+        else:
+            low, a, fa = a, b, fb
+            b = low + _GOLDEN * (high - low)
+            fb = value(b)
+    return best

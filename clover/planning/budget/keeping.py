@@ -1,0 +1,101 @@
+"""What it comes to if nothing is changed: the workers that run and the routing in force, predicted in a new state.
+
+A plan is only worth taking if it beats this.  A planner that compares plans with each other alone may leave workers
+that keep the SLO for others that do not: what it would rather have cannot be reached, the rest of what it looked at is
+late, and nothing of that says that staying would have been fine.  So every plan carries what keeping is predicted to do
+(`Plan.keeping`), and `worth_taking` decides between the two:
+
+ 1. a feasible plan beats what is not feasible, and the other way round;
+ 2. of two that are not feasible the less bad one wins, in the order of the search (`search.rank`);
+ 3. of two feasible ones the better score wins, if the policy scores single moments (`by_score`).  A budget over a
+    horizon does not: a moment that looks worse may pay back what another one spent.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from clover.planning.budget.price import held_to, target_of
+from clover.planning.cascade.routed import predicted, shortfall
+from clover.planning.model.demand import direct
+from clover.planning.model.objective import Objective, objective_of
+from clover.planning.model.problem import problem_of
+from clover.planning.packing.exhaustive import rank
+from clover.planning.search.power_states import charged
+from clover.types import Assignment, Candidate, Plan, State, configuration_of
+
+_SAME_SCORE = 1e-6
+
+
+def keeping(state: State) -> Candidate | None:
+    """Return what the workers that run do at the state's rate and intensity if the routing in force stays.
+
+    None if nothing runs, or if the profile does not know what runs (a worker or thresholds of an older profile).
+    """
+    if not state.running or state.routing is None:
+        return None
+    problem, objective = problem_of(state), moment(state)
+    configuration = configuration_of(state.running)
+    if any((group.variant, group.profile) not in problem.services for group in configuration):
+        return None
+    prediction = predicted(problem, configuration, state.routing)
+    if prediction is None:
+        return None
+    why = direct(problem, configuration, objective.max_utilisation).why or shortfall(objective, prediction)
+    candidate = Candidate(
+        configuration=configuration,
+        routing=state.routing,
+        prediction=prediction,
+        score=objective.score(prediction.accuracy, prediction.energy_j_per_row),
+        feasible=not why,
+        why=why,
+    )
+    return charged(candidate, problem, objective, len({item.placement.device for item in state.running}))
+
+
+def moment(state: State) -> Objective:
+    """Return what this moment is held to: the accuracy budget's target if it is not spread over a forecast, else the
+    floor."""
+    objective = objective_of(state)
+    by_floor = state.objective.accuracy_budget is None or state.ahead
+    return objective if by_floor else held_to(objective, target_of(state))
+
+
+def worth_taking(plan: Plan, kept: Candidate, objective: Objective, *, by_score: bool) -> bool:
+    """Return whether `plan` is predicted to be no worse than `kept`, feasibility first."""
+    if plan.feasible != kept.feasible:
+        return plan.feasible
+    if not plan.feasible:
+        return rank(candidate_of(plan), objective) <= rank(kept, objective)
+    return not by_score or plan.score >= kept.score - _SAME_SCORE * objective.scale
+
+
+def candidate_of(plan: Plan) -> Candidate:
+    """Return `plan` as one of the candidates that it was chosen from."""
+    return Candidate(
+        configuration=plan.configuration,
+        routing=plan.routing,
+        prediction=plan.prediction,
+        score=plan.score,
+        feasible=plan.feasible,
+    )
+
+
+def kept_plan(plan: Plan, kept: Candidate, running: tuple[Assignment, ...]) -> Plan:
+    """Return the plan of changing nothing in place of `plan`: workers, routing and predictions are those of what
+    runs."""
+    short = "" if kept.feasible else f", although {kept.why}"
+    return msgspec.structs.replace(
+        plan,
+        configuration=kept.configuration,
+        deployment=running,
+        routing=kept.routing,
+        prediction=kept.prediction,
+        score=kept.score,
+        feasible=kept.feasible,
+        bound=None,
+        gap=None,
+        permitted=(),
+        worse_than_keeping=False,
+        reason=f"what runs is kept{short}: the plan is predicted to be worse ({plan.reason})",
+    )

@@ -1,0 +1,376 @@
+"""Cascades as a plan: which chain with which thresholds on which configuration.
+
+A *point* of the profile (`types.ChainPoint`) is a chain with its thresholds: what accuracy its answers have, and which
+part of the rows reaches each stage, both on rows that had no part in choosing it.  On a configuration the stages are
+lanes in a row.  All rows come to the first one; what goes on comes to the next when its batch is done: its rows come
+together, and may share a batch again.  `played_ms` plays that with the kernel that plays a single lane, stage by stage,
+each with service times of its own.  How many of the rows end at each stage is known, so that chance need not say it:
+the rows that ended at a stage weigh together what the profile says of them (which halves the error where p95 lies near
+the step between two stages).  `bench.stages` holds this against the router, row by row.
+
+**Search.**  The stages of a point are *members* of a `Formulation`, each a family of one variant at its own rate, on
+devices that they share: the kernel that packs several families packs a chain.  Each is held to what the others leave of
+the SLO at their quickest; whether the chain as a whole keeps it is played afterwards, and where it does not, the stages
+are held to parts of it, in proportion to the time a row takes in each.  Points are tried in the order of what they
+could be worth at best, until none that is left could be worth more than what was found.  A machine of few
+configurations is gone through instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from clover._native import lanes
+from clover.errors import PlanError
+from clover.planning.cascade.waits import energy_j, worth
+from clover.planning.model.demand import Direct, beside, direct, exchanged, reach_of
+from clover.planning.model.objective import HYSTERESIS, Objective
+from clover.planning.model.problem import Problem
+from clover.planning.model.queueing import Lane, Service, lane_of, play
+from clover.planning.packing.formulation import Formulation, Member
+from clover.planning.packing.waits import MARGIN, TICK_MS
+from clover.types import Candidate, ChainPoint, Configuration, Prediction, Routing
+
+Floats = NDArray[np.float64]
+Stages = tuple[tuple[Service, ...], ...]
+"""The workers of each stage."""
+
+POINTS = 12
+"""Points for which a configuration is found, at most."""
+TRIED = 36
+"""Points for which one is looked for, at most."""
+FAILED = 2
+"""Points of a chain for which none is found until the chain is given up: what is too slow mostly is so at every
+threshold."""
+SPARE = 3
+EVALUATIONS = 5_000
+KEEP = 6
+ROWS = 20_000
+_WARM_UP = 500
+_SEED = 20231112
+_QUANTILES = 4_000
+_RATE_STEP = 0.01
+_HELD = (0.0, 1.0, 0.7, 0.5)  # parts of the SLO that the stages share, one after the other; 0: what others leave
+_MISS = 0.95
+
+
+def played_ms(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> Floats:
+    """Equally likely latencies (ms, ascending) of rows that come to the workers of the first stage at `rate` rows a
+    second and wait there for a full batch, and to those of the others as far as they go on.  Every stage must be
+    stable."""
+    step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
+    return _played_ms(stages, math.exp(step * _RATE_STEP), tuple(float(f"{part:.4g}") for part in reach), wait_ms)
+
+
+@lru_cache(maxsize=2048)
+def _played_ms(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float) -> Floats:
+    values, cumulated = play_once(stages, rate, reach, wait_ms, rows=ROWS, warm_up=_WARM_UP, seed=_SEED)
+    latencies: Floats = values[np.searchsorted(cumulated, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)]
+    latencies.setflags(write=False)
+    return latencies
+
+
+def play_once(
+    stages: Stages, rate: float, reach: Sequence[float], wait_ms: float = 0.0, *, rows: int, warm_up: int, seed: int
+) -> tuple[Floats, Floats]:
+    """Latencies (ms, ascending) of `rows` rows that come after `warm_up` others, and the share of all rows that take no
+    longer than each: the last is 1.  A wait is played a tick of its timer longer than asked for."""
+    rng = np.random.default_rng(seed)
+    begun_s = np.cumsum(rng.exponential(1.0 / rate, warm_up + rows))
+    now_s, going, end = begun_s.copy(), np.arange(len(begun_s)), np.zeros(len(begun_s), np.int8)
+    for at, workers in enumerate(stages):
+        if at:
+            going = going[rng.random(len(going)) < reach[at] / max(reach[at - 1], 1e-12)]
+            end[going] = at
+        if not len(going):
+            break
+        going = going[np.argsort(now_s[going], kind="stable")]
+        held_ms = wait_ms + TICK_MS if at == 0 and wait_ms else 0.0
+        took_s = play(workers, now_s[going], seed=seed + at, together=at > 0, wait_ms=held_ms)
+        now_s[going] = np.round(now_s[going] + took_s, 9)  # rows of a batch end at one instant, to the last digit
+    values, end = (now_s - begun_s)[warm_up:] * 1e3, end[warm_up:]
+    share = np.array(reach) - np.append(reach[1:], 0.0)
+    weight = (share / np.maximum(np.bincount(end, minlength=len(share)), 1))[end]
+    order = np.argsort(values, kind="stable")
+    cumulated = np.cumsum(weight[order])
+    return values[order], cumulated / cumulated[-1]
+
+
+def evaluate(
+    problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint, *, play: bool = True
+) -> Candidate:
+    """What `point` does on a configuration that has the variants of its chain; others stand by.  Where rows may wait,
+    with the most frugal wait (`chain_waits`) that keeps the SLO.  Without `play` p95 is left open (infinite) and not
+    held against it, and joules are the least that a wait may lead to."""
+    stages = stages_of(problem, configuration, point)
+    asked = direct(problem, configuration, objective.max_utilisation)
+    reach = reach_of(problem, point, asked)
+    loads = [
+        problem.rate * part / lane.capacity if lane.groups else math.inf
+        for lane, part in zip(stages, reach, strict=True)
+    ]
+    why, p95_ms, joules = "", math.inf, math.inf
+    wait_ms = 0.0
+    if max(loads) > objective.max_utilisation:
+        at = loads.index(max(loads))
+        why = f"{point.chain[at]} would be at {loads[at]:.0%} of its capacity"
+    if max(loads) < 1.0:
+        ways = [(energy_j(stages, problem.rate, reach), 0.0)]
+        if problem.objective.waits and not why:
+            least_j = HYSTERESIS * objective.base_energy_j
+            ways = worth(stages, problem.rate, reach, objective.slo_ms, least_j) + ways
+        (joules, wait_ms), p95_ms = _first_kept(stages, problem.rate, reach, ways, objective.slo_ms, play=play)
+    if problem.demand:
+        extra_j, late = _beside(problem, objective, configuration, point, asked)
+        joules += extra_j
+        why = asked.why or why or late
+    if not why and play and p95_ms > objective.slo_ms:
+        why = f"p95 {p95_ms:.2f} ms exceeds the SLO of {objective.slo_ms:.2f} ms"
+    if not why and point.accuracy < objective.planned_floor:
+        why = f"accuracy {point.accuracy:.2f} % is below {objective.floor_text}"
+    return Candidate(
+        configuration=configuration,
+        routing=routing_of(point, configuration, wait_ms),
+        prediction=Prediction(
+            p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(max(loads), 1e9)
+        ),
+        score=objective.score(point.accuracy, joules) if math.isfinite(joules) else -math.inf,
+        feasible=not why,
+        why=why,
+    )
+
+
+def _beside(
+    problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint, asked: Direct
+) -> tuple[float, str]:
+    """Joules a row, of all rows, of those that variants outside the chain serve, and why too many of them are late."""
+    joules, late = 0.0, 0.0
+    for variant, rate in beside(point, asked).items():
+        groups = [(problem.services[variant, g.profile], g.count) for g in configuration if g.variant == variant]
+        lane, share = lane_of(tuple(groups)), rate / problem.rate
+        joules += share * lane.energy_j(rate, share)
+        late += share * lane.late(objective.slo_ms)
+    excess = late > 1.0 - _MISS + 1e-9
+    return joules, f"{late:.0%} of the rows ask for an accuracy that takes longer than the SLO" if excess else ""
+
+
+def unwaiting(problem: Problem, objective: Objective, candidate: Candidate, point: ChainPoint) -> Candidate | None:
+    """`candidate` of `point` without its wait; None where it has none, or does not serve without it."""
+    if not candidate.routing.wait_ms:
+        return None
+    at_once = replace(problem, objective=msgspec.structs.replace(problem.objective, waits=False))
+    found = evaluate(at_once, objective, candidate.configuration, point)
+    return found if found.feasible else None
+
+
+def _first_kept(
+    stages: Sequence[Lane],
+    rate: float,
+    reach: tuple[float, ...],
+    ways: Sequence[tuple[float, float]],
+    slo_ms: float,
+    *,
+    play: bool,
+) -> tuple[tuple[float, float], float]:
+    """The first of `ways` (joules, wait) that keeps the SLO, with `MARGIN` where rows wait, or the last, and its p95;
+    without `play` the first of all."""
+    if not play:
+        return ways[0], math.inf
+    workers = tuple(lane.workers for lane in stages)
+    for way in ways:
+        p95_ms = float(np.quantile(played_ms(workers, rate, reach, way[1]), _MISS))
+        if p95_ms <= (1.0 - MARGIN) * slo_ms:
+            break
+    return way, p95_ms
+
+
+def stages_of(problem: Problem, configuration: Configuration, point: ChainPoint) -> list[Lane]:
+    """The stages of `point` as lanes, on a configuration that has the variants of its chain; one without workers has
+    no groups."""
+    groups: dict[str, list[tuple[Service, int]]] = {variant: [] for variant in point.chain}
+    for group in configuration:
+        if group.variant in groups:
+            groups[group.variant].append((problem.services[group.variant, group.profile], group.count))
+    return [lane_of(tuple(members)) for members in groups.values()]
+
+
+def routing_of(point: ChainPoint, configuration: Configuration, wait_ms: float = 0.0) -> Routing:
+    """How rows follow `point`; a variant alone needs no chain, and variants that stand by get no rows."""
+    by = {group.variant: 0.0 for group in configuration} | ends_of(point)
+    chained = len(point.chain) > 1
+    return Routing(
+        shares=by,
+        wait_ms={point.chain[0]: wait_ms} if wait_ms else {},
+        chain=point.chain if chained else (),
+        thresholds=point.thresholds if chained else (),
+    )
+
+
+def wait_of(chain: Sequence[str], routing: Routing) -> float:
+    """Milliseconds that rows wait at the first stage of `chain`."""
+    return routing.wait_ms.get(chain[0], 0.0)
+
+
+def ends_of(point: ChainPoint) -> dict[str, float]:
+    """The part of the rows that ends at each variant: how rows are dealt that do not follow the chain."""
+    following = (*point.reach[1:], 0.0)
+    parts = [here - later for here, later in zip(point.reach, following, strict=True)]
+    return {variant: round(max(0.0, part), 6) for variant, part in zip(point.chain, parts, strict=True)}
+
+
+def promising(problem: Problem, objective: Objective, points: Sequence[ChainPoint]) -> list[tuple[float, ChainPoint]]:
+    """Points of several stages that reach the floor and can run here, with what each could be worth at best, best
+    first."""
+    least = {variant: min(problem.energies(variant), default=math.inf) for variant in problem.variants}
+    room = sum(max(map(len, device.layouts), default=0) for device in problem.devices)  # every stage needs a worker
+    found = []
+    for point in points:
+        if not 2 <= len(point.chain) <= room or point.accuracy < objective.planned_floor:
+            continue
+        joules = sum(
+            part * least.get(variant, math.inf) for variant, part in zip(point.chain, point.reach, strict=True)
+        )
+        if math.isfinite(joules):
+            found.append((objective.score(point.accuracy, joules), point))
+    return sorted(found, key=lambda item: (-item[0], item[1].chain, item[1].thresholds))
+
+
+def best_chains(
+    problem: Problem,
+    objective: Objective,
+    points: Sequence[ChainPoint],
+    *,
+    running: Configuration | None = None,
+    beat: float = -math.inf,
+    seed: int = 0,
+    space: Sequence[Configuration] = (),
+) -> list[Candidate]:
+    """Feasible candidates, the best first: what runs under every point it can serve, and the configurations found for
+    the most promising points.  Nothing that cannot be worth more than `beat` is looked for.  Of a `space` that is all
+    there is, the best is found for certain."""
+    ranked = promising(problem, objective, points)
+    found: list[Candidate] = []
+    if running is not None and all((group.variant, group.profile) in problem.services for group in running):
+        found = on_configuration(replace(problem, points=tuple(points)), objective, running)
+    good = [candidate for candidate in found if candidate.feasible]
+    if space:
+        good += _best_of(problem, objective, [point for _, point in ranked], space, beat)
+        return sorted(good, key=lambda candidate: -candidate.score)
+    failed = Counter[tuple[str, ...]]()
+    tried = number = 0
+    for hope, point in ranked:
+        best = max([beat, *(candidate.score for candidate in good)])
+        if hope <= best or number >= POINTS or tried >= TRIED:
+            break
+        if failed[point.chain] >= FAILED:
+            continue
+        tried += 1
+        candidate = next(_configurations(problem, objective, point, seed), None)
+        if candidate is not None:
+            good.append(candidate)
+            number += 1
+        else:
+            failed[point.chain] += 1
+    return sorted(good, key=lambda candidate: -candidate.score)
+
+
+def _best_of(
+    problem: Problem,
+    objective: Objective,
+    points: Sequence[ChainPoint],
+    space: Sequence[Configuration],
+    beat: float,
+) -> list[Candidate]:
+    """The best few of all configurations under all points that are worth more than `beat`.  What each can score at best
+    is known without playing, and it does score that where no row waits: so they are played from the best down, until
+    none that is left could be one of the few.  Several, as one may not be verified."""
+    weighed = []
+    for configuration in space:
+        variants = {group.variant for group in configuration}
+        apart = direct(problem, configuration, objective.max_utilisation).rates.keys()
+        for point in points:
+            if variants - apart <= set(point.chain) <= variants:
+                seen = evaluate(problem, objective, configuration, point, play=False)
+                if seen.feasible and seen.score > beat:
+                    weighed.append((seen.score, configuration, point))
+    weighed.sort(key=lambda item: -item[0])
+    good: list[Candidate] = []
+    for hope, configuration, point in weighed:
+        if sum(candidate.score >= hope - 1e-12 for candidate in good) >= SPARE:
+            break
+        candidate = evaluate(problem, objective, configuration, point)
+        if candidate.feasible:
+            good.append(candidate)
+    return sorted(good, key=lambda candidate: -candidate.score)[:SPARE]
+
+
+def on_configuration(problem: Problem, objective: Objective, configuration: Configuration) -> list[Candidate]:
+    """What every promising point does on a configuration of the variants of its chain."""
+    variants = {group.variant for group in configuration}
+    apart = direct(problem, configuration, objective.max_utilisation).rates.keys()
+    return [
+        evaluate(problem, objective, configuration, point)
+        for _, point in promising(problem, objective, problem.points)
+        if variants - apart <= set(point.chain) <= variants
+    ]
+
+
+def _configurations(problem: Problem, objective: Objective, point: ChainPoint, seed: int) -> Iterator[Candidate]:
+    """Feasible configurations for `point`, the most frugal first of those that were found in a turn."""
+    for turn, part in enumerate(_HELD):
+        try:
+            form = Formulation(_members(problem, objective, point, part), problem.devices)
+        except PlanError:
+            return
+        loaded = form.loaded()
+        starts = [*form.alike(), *loaded]
+        if not starts:
+            return
+        solution = lanes.solve(form.kernel(), seed + turn, EVALUATIONS, starts, 1, KEEP)
+        good = []
+        for counts in (*(item.counts for item in solution.found), *(counts for counts, _ in loaded)):
+            groups = [group for at in range(len(point.chain)) for group in form.configuration(counts, at)]
+            met = tuple(sorted(groups, key=lambda group: (group.variant, group.profile)))
+            for configuration in exchanged(problem, met, objective.max_utilisation):
+                candidate = evaluate(problem, objective, configuration, point)
+                if candidate.feasible:
+                    good.append(candidate)
+        if good:
+            yield from sorted(good, key=lambda candidate: -candidate.score)
+            return
+
+
+def _members(problem: Problem, objective: Objective, point: ChainPoint, part: float) -> list[Member]:
+    """The stages as families of their own, each held to its part of `part` of the SLO; to what others leave for 0."""
+    own = [{key: service for key, service in problem.services.items() if key[0] == variant} for variant in point.chain]
+    spent_ms = [min((service.mean_ms[0] for service in services.values()), default=0.0) for services in own]
+    total_ms = max(sum(spent_ms), 1e-9)
+    return [
+        Member(
+            replace(
+                problem,
+                variants=(variant,),
+                accuracy={variant: problem.accuracy[variant]},
+                services=services,
+                rate=max(problem.rate * reach, 1e-6),
+            ),
+            replace(
+                objective,
+                form="floor",
+                accuracy_floor=0.0,
+                planned_floor=0.0,
+                slo_ms=max(
+                    part * objective.slo_ms * (spent / total_ms) if part else objective.slo_ms - total_ms + spent, 1e-6
+                ),
+            ),
+        )
+        for variant, services, reach, spent in zip(point.chain, own, point.reach, spent_ms, strict=True)
+    ]

@@ -1,0 +1,120 @@
+"""What a configuration permits: the chains and thresholds that may be turned to without touching a worker.
+
+Thresholds turn between two requests, workers do not.  So a configuration is worth all that may be done *on* it: its
+permitted set holds every cascade whose variants it has, and each of its variants alone, as far as at the rate of the
+moment every stage stays below the utilisation limit, the rows of all stages together keep the SLO, and the accuracy its
+floor.  A variant that a chain does not ask stands by, at no active energy.
+
+**Which are told.**  An average over time of two of the set is as good as any point between them
+(`planning.budget.horizon`), so only the lower convex hull of (accuracy, joules a row) is ever worth turning to.  Loads
+and joules are cheap to tell, and p95 is played: so the hull is drawn first, what misses the SLO goes from it (or up,
+where a shorter wait keeps it), and it is drawn again, until all that is left keeps it.  Ten plays or so stand for the
+profile's hundred points, and hardly more for all configurations of a small machine together (`joint`).
+
+**What a change costs.**  `moving_j` is what it takes to go to another configuration, by the same figures as those of
+the planner's search: each worker to start costs `SWITCH_S` seconds of what it draws at full load.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from clover.planning.cascade.chains import evaluate
+from clover.planning.model.frontier import FrontierPoint, hull
+from clover.planning.model.objective import Objective
+from clover.planning.model.problem import Problem
+from clover.planning.packing.formulation import SWITCH_S
+from clover.types import Candidate, ChainPoint, Configuration
+
+
+def permitted(problem: Problem, objective: Objective, configuration: Configuration) -> tuple[Candidate, ...]:
+    """The useful chains and thresholds of `configuration` at the problem's rate, from the most frugal to the most
+    accurate; empty where none keeps utilisation limit, SLO and floor.  KeyError where a worker was never measured."""
+    return joint(problem, objective, [configuration])
+
+
+def joint(problem: Problem, objective: Objective, configurations: Iterable[Configuration]) -> tuple[Candidate, ...]:
+    """The same of several configurations together: what no other configuration with its chain and thresholds beats."""
+    points: dict[FrontierPoint, list[tuple[Configuration, ChainPoint]]] = {}
+    for configuration in configurations:
+        for point in points_on(problem, configuration):
+            seen = evaluate(problem, objective, configuration, point, play=False)
+            if seen.feasible:
+                points.setdefault(drawn_at(seen), []).append((configuration, point))
+    kept: dict[FrontierPoint, Candidate] = {}
+    while points:
+        drawn = hull(tuple(points))
+        for at in drawn:
+            if at in kept:
+                continue
+            pair = points[at].pop()
+            if not points[at]:
+                del points[at]
+            found = evaluate(problem, objective, *pair)
+            if found.feasible:  # where it was drawn, or above that: with a shorter wait than was hoped for
+                lies = drawn_at(found)
+                points.setdefault(lies, [])
+                kept.setdefault(lies, found)
+        if all(at in kept for at in drawn):
+            return tuple(kept[at] for at in drawn)
+    return ()
+
+
+def points_on(problem: Problem, configuration: Configuration) -> Iterator[ChainPoint]:
+    """The problem's cascades that `configuration` has all variants of, and each of its variants alone."""
+    variants = {group.variant for group in configuration}
+    yield from (point for point in problem.points if len(point.chain) > 1 and variants.issuperset(point.chain))
+    yield from (alone(problem, variant) for variant in sorted(variants))
+
+
+def alone(problem: Problem, variant: str) -> ChainPoint:
+    """A chain of one."""
+    accuracy = problem.accuracy[variant]
+    return ChainPoint(
+        chain=(variant,),
+        thresholds=(),
+        accuracy=accuracy,
+        low=accuracy,
+        high=accuracy,
+        reach=(1.0,),
+        ends=(accuracy,),
+        cut=(accuracy,),
+        cost=1.0,
+    )
+
+
+def drawn_at(candidate: Candidate) -> FrontierPoint:
+    """Where a candidate lies: percent, and joules a row in the place of grams."""
+    return FrontierPoint(accuracy=candidate.prediction.accuracy, grams=candidate.prediction.joules)
+
+
+def moving_j(problem: Problem, running: Configuration, target: Configuration) -> float:
+    """Joules it takes to go from `running` to `target`: workers that both have may stay."""
+    here = Counter({(group.variant, group.profile): group.count for group in running})
+    started = Counter({(group.variant, group.profile): group.count for group in target}) - here
+    watts = {key: problem.services[key].least_energy_j * problem.services[key].capacity() for key in started}
+    return SWITCH_S * sum(count * watts[key] for key, count in started.items())
+
+
+def best_at(candidates: Sequence[Candidate], price_j: float) -> Candidate:
+    """The candidate where joules - price x accuracy is least: `price_j` joules a row for a percent.  At an infinite
+    price the most accurate one."""
+    if price_j == float("inf"):
+        return max(candidates, key=lambda item: (item.prediction.accuracy, -item.prediction.joules))
+    return min(candidates, key=lambda item: (item.prediction.joules - price_j * item.prediction.accuracy, -item.score))
+
+
+def landing(candidates: Sequence[Candidate], accuracy: float, least: float) -> Candidate:
+    """Of a permitted set (ascending) the one nearest to `accuracy`, and of those from `least` percent up, where it has
+    any: what the nearest is off by, the moments to come make good."""
+    enough = [item for item in candidates if item.prediction.accuracy >= least - 1e-9] or [candidates[-1]]
+    return min(enough, key=lambda item: (abs(item.prediction.accuracy - accuracy), item.prediction.joules))
+
+
+def on_hull(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Those of any configurations that lie on the lower convex hull of all, ascending."""
+    drawn: dict[FrontierPoint, Candidate] = {}
+    for candidate in candidates:
+        drawn.setdefault(drawn_at(candidate), candidate)
+    return tuple(drawn[at] for at in hull(tuple(drawn))) if drawn else ()

@@ -1,0 +1,142 @@
+"""What is worth how much: the two forms of the objective, and lambda.
+
+With E joules of active energy a row, CI the grid's intensity now and REF the reference intensity, emissions are
+C = E CI against BASE's C_base = E_base CI, both measured in C_ref = E_base REF:
+
+    paper   f = L (C_base - C) / C_ref - (1 - L) (A_base - A) / A_base         L = lambda
+    floor   f =   (C_base - C) / C_ref
+
+both to be maximised, subject to p95 <= SLO, accuracy >= floor and utilisation <= its limit.  PUE cancels.  Dividing by
+the *reference* emissions keeps the weight of carbon proportional to the intensity: at a fixed L a dirty hour makes a
+gram dearer in accuracy than a clean one.  (Divided by C_base, as one might write it, the intensity would cancel and no
+plan would ever follow the grid.)
+
+Both forms are linear in the shares of the variants once the energy of a row is given, so f is a sum of *gains*, one a
+variant.  Without a p95 constraint the best plan is a point of the concave hull of (energy, accuracy), cut at the floor.
+
+**Lambda.**  Asked for none, `derive_lambda` takes the L at which the best variant and the cheapest mix at the accuracy
+floor break even at the reference intensity: L dE = (1 - L) dA, with dE and dA the differences relative to BASE.  So
+below the reference a plan buys accuracy and above it saves; rungs of the hull in between switch around it in order of
+their price.  Where there is nothing to trade (the floor is the best variant, or the cheap mix saves nothing) L = 0.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from clover.planning.model.problem import accuracies, services_of
+from clover.planning.model.queueing import Service, energy_j_per_row
+from clover.planning.model.shares import best_mix
+from clover.types import FamilyProfile, ObjectiveConfig, Prediction, State
+
+HYSTERESIS = 0.02
+"""A running configuration is left only for a gain of this part of the scale: of saving all of BASE's emissions."""
+NOISE = 0.05
+"""Of the intensity: readings of a grid that stays as it is differ from its mean by as much."""
+
+_PROFILED_LOAD = 0.6
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The objective of one moment, ready to score."""
+
+    form: str
+    lam: float
+    carbon_weight: float
+    base_energy_j: float
+    base_accuracy: float
+    slo_ms: float
+    accuracy_floor: float
+    planned_floor: float
+    max_utilisation: float
+
+    def score(self, accuracy: float, energy_j: float) -> float:
+        """f; higher is better.  `accuracy` in percent, `energy_j` a row."""
+        saved = self.carbon_weight * (1.0 - energy_j / self.base_energy_j)
+        if self.form == "floor":
+            return saved
+        return self.lam * saved - (1.0 - self.lam) * (self.base_accuracy - accuracy) / self.base_accuracy
+
+    def gain(self, accuracy: float, energy_j: float) -> float:
+        """The part of f that one unit of share of a variant brings: f is their sum plus a constant."""
+        return self.score(accuracy, energy_j)
+
+    @property
+    def floor_text(self) -> str:
+        """The floor in words, with the margin that plans keep above it."""
+        margin = self.planned_floor - self.accuracy_floor
+        return f"the floor of {self.accuracy_floor:.2f} %" + (f" and its margin of {margin:.2f}" if margin > 0 else "")
+
+    @property
+    def scale(self) -> float:
+        """What saving all of BASE's emissions would be worth now."""
+        return max(self.carbon_weight * (1.0 if self.form == "floor" else self.lam), 1e-9)
+
+    def worth_leaving(self, running: Prediction, other: Prediction) -> bool:
+        """Whether `other` gains more than the margin over `running`, and would at any intensity within `NOISE` of this.
+
+        The margin alone stands for about NOISE of the intensity only where two plans differ by less than 40 % of BASE's
+        energy; two that differ by more would take turns with every reading near the intensity where they break even.
+        The gain is linear in the intensity, so that the ends decide.
+        """
+        for part in (1.0 - NOISE, 1.0 + NOISE):
+            then = replace(self, carbon_weight=self.carbon_weight * part)
+            gain = then.score(other.accuracy, other.joules) - then.score(running.accuracy, running.joules)
+            if gain <= HYSTERESIS * then.scale:
+                return False
+        return True
+
+
+def objective_of(state: State) -> Objective:
+    """The objective of `state`, lambda derived where none is given."""
+    config = state.objective
+    lam = derive_lambda(state.profile, config) if config.lam is None else config.lam
+    return Objective(
+        form=config.form,
+        lam=lam,
+        carbon_weight=state.intensity.g_per_kwh / config.reference_g_per_kwh,
+        base_energy_j=max(state.profile.base.energy_j_per_row, 1e-12),
+        base_accuracy=max(state.profile.base.accuracy, 1e-9),
+        slo_ms=config.slo_ms,
+        accuracy_floor=config.accuracy_floor,
+        planned_floor=planned_floor(config, max(accuracies(state.profile).values(), default=0.0)),
+        max_utilisation=config.max_utilisation,
+    )
+
+
+def planned_floor(objective: ObjectiveConfig, best: float) -> float:
+    """The accuracy that plans are held to: the floor and its margin, as far as the `best` variant reaches.
+
+    A mix that lands on the floor exactly is below it, by chance, in half of all hours; the margin is what keeps the
+    promise in the hours themselves.
+    """
+    return max(objective.accuracy_floor, min(objective.accuracy_floor + objective.accuracy_margin, best))
+
+
+def derive_lambda(profile: FamilyProfile, objective: ObjectiveConfig) -> float:
+    """The lambda at which the best variant and the cheapest mix at the floor break even at the reference intensity.
+
+    Each variant counts with its energy at 60 % load (BASE's load) on its most frugal profile.
+    """
+    accuracy = accuracies(profile)
+    energy: dict[str, float] = {}
+    for (variant, _), service in services_of(profile).items():
+        own = _profiled_energy_j(service)
+        energy[variant] = min(own, energy.get(variant, own))
+    variants = sorted(set(accuracy) & set(energy))
+    if not variants:
+        return 0.5
+    best = max(variants, key=lambda variant: (accuracy[variant], -energy[variant]))
+    floor = min(planned_floor(objective, accuracy[best]), accuracy[best])
+    mix = best_mix([-energy[v] for v in variants], [accuracy[v] for v in variants], [1.0] * len(variants), floor)
+    assert mix is not None  # the floor is not above the best variant and no capacity limits
+    mixed_energy = sum(share * energy[v] for share, v in zip(mix, variants, strict=True))
+    mixed_accuracy = sum(share * accuracy[v] for share, v in zip(mix, variants, strict=True))
+    saved = (energy[best] - mixed_energy) / max(profile.base.energy_j_per_row, 1e-12)
+    lost = (accuracy[best] - mixed_accuracy) / max(profile.base.accuracy, 1e-9)
+    return lost / (lost + saved) if saved > 0.0 and lost > 0.0 else 0.5
+
+
+def _profiled_energy_j(service: Service) -> float:
+    return energy_j_per_row((service,), _PROFILED_LOAD * service.capacity())

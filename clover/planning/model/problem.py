@@ -1,0 +1,200 @@
+"""What a planner weighs: variants with accuracy, services per profile, one load, one objective.
+
+A `Problem` is read out of a `State` once and then only asked.  The services are those of each variant's chosen
+backend; a family that owns `share` < 1 of the machine is served that much slower.  Where profiles may err, services are
+planned with at the slow end of the error (`profile_error`): rows that take no longer than that wait no longer than
+planned, and accuracy, which quotas decide, does not depend on times.  Energies are active energy, the part a plan can
+change while every device stays awake; idle power is the same for all plans and drops out of every comparison.  Where
+devices without workers spare `spared_w`, it does not (`awake`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clover.errors import PlanError
+from clover.planning.model.queueing import Service
+from clover.types import (
+    ChainPoint,
+    Configuration,
+    Demand,
+    DeviceShape,
+    FamilyProfile,
+    GroupCount,
+    LatencyMeasurement,
+    ObjectiveConfig,
+    Placement,
+    State,
+)
+
+SAME_ANSWERS = 0.999
+SAME_ACCURACY = 0.05
+CHEAPER = 0.97
+"""Of the chosen backend's joules: what another has to cost at most to be taken on a profile."""
+LEAST_RATE = 0.1
+"""Rows a second that are planned for at least, so that an idle family still has a defined plan."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One family's planning problem at one moment.  `services[variant, profile]`; `backend` of each variant, `own` of
+    each (variant, profile); `variants` from the least to the most accurate; accuracy in percent."""
+
+    family: str
+    variants: tuple[str, ...]
+    accuracy: dict[str, float]
+    backend: dict[str, str]
+    own: dict[tuple[str, str], str]
+    services: dict[tuple[str, str], Service]
+    base_energy_j: float
+    base_accuracy: float
+    rate: float
+    intensity_g_per_kwh: float
+    objective: ObjectiveConfig
+    devices: tuple[DeviceShape, ...]
+    points: tuple[ChainPoint, ...] = ()
+    """Cascades that may be planned, from the profile."""
+    demand: tuple[Demand, ...] = ()
+    """Rows that ask for an accuracy of their own (`demand`)."""
+
+    @property
+    def spared_w(self) -> float | None:
+        """Idle watts of a device that has no workers, below those of one that has; None: all have."""
+        return self.objective.spared_w
+
+    @property
+    def best(self) -> str:
+        """The most accurate variant; the most frugal of equals."""
+        top = max(self.accuracy[variant] for variant in self.variants)
+        equals = [variant for variant in self.variants if self.accuracy[variant] == top]
+        return min(equals, key=lambda variant: min(self.energies(variant), default=0.0))
+
+    def energies(self, variant: str) -> list[float]:
+        """Least joules a row of the variant on each profile it was measured on."""
+        return [service.least_energy_j for (name, _), service in self.services.items() if name == variant]
+
+
+def whole(device: DeviceShape) -> tuple[Placement, ...]:
+    """The device in the fewest parts, with most compute slices among equals: how BASE uses it; nothing where it has no
+    layout (lost, or full of what others own)."""
+    layouts = [layout for layout in device.layouts if layout]
+    return min(layouts, key=lambda layout: (len(layout), -sum(item.slices for item in layout)), default=())
+
+
+def best_whole(problem: Problem, devices: Sequence[DeviceShape]) -> Configuration:
+    """BASE on `devices`: the best variant on each of them as a whole; PlanError where it was not measured so."""
+    counts = Counter(placement.profile for device in devices for placement in whole(device))
+    for profile in counts:
+        if (problem.best, profile) not in problem.services:
+            raise PlanError(f"{problem.best} was not measured on {profile}: profile it again")
+    return tuple(GroupCount(variant=problem.best, profile=name, count=n) for name, n in sorted(counts.items()))
+
+
+def base_capacity(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 1.0) -> float:
+    """Rows a second of BASE on these devices: its variant on each of them as a whole."""
+    services = services_of(profile, share)
+    found = [services.get((profile.base.variant, item.profile)) for device in devices for item in whole(device)]
+    return sum(service.capacity() for service in found if service is not None)
+
+
+def problem_of(state: State) -> Problem:
+    """The problem that `state` poses; PlanError where the profile covers no variant on these devices."""
+    profile = state.profile
+    services = services_of(profile, state.share)
+    accuracy = accuracies(profile)
+    if not any(shape.layouts for shape in state.devices):
+        devices = ", ".join(shape.device for shape in state.devices) or "none"
+        raise PlanError(f"{state.family} has no device that can be used ({devices})")
+    known = {placement.profile for shape in state.devices for layout in shape.layouts for placement in layout}
+    worst = 1.0 / (1.0 + state.objective.profile_error)
+    services = {
+        key: service.derated(worst) for key, service in services.items() if key[0] in accuracy and key[1] in known
+    }
+    variants = sorted({variant for variant, _ in services}, key=lambda variant: (accuracy[variant], variant))
+    if not variants:
+        raise PlanError(f"the profile of {state.family} covers none of {', '.join(sorted(known))}: profile it again")
+    return Problem(
+        family=state.family,
+        variants=tuple(variants),
+        accuracy={variant: accuracy[variant] for variant in variants},
+        backend={variant: profile.backend[variant] for variant in variants},
+        own=backends_of(profile),
+        services=services,
+        base_energy_j=max(profile.base.energy_j_per_row, 1e-12),
+        base_accuracy=profile.base.accuracy,
+        rate=max(state.arrival_rate, LEAST_RATE),
+        intensity_g_per_kwh=state.intensity.g_per_kwh,
+        objective=state.objective,
+        devices=state.devices,
+        points=profile.cascade.points if state.objective.cascade and profile.cascade is not None else (),
+        demand=state.demand,
+    )
+
+
+def fitting(problem: Problem) -> dict[str, tuple[str, ...]]:
+    """Which variants were measured on each profile."""
+    found: dict[str, list[str]] = {}
+    for variant, profile in sorted(problem.services):
+        found.setdefault(profile, []).append(variant)
+    return {profile: tuple(variants) for profile, variants in found.items()}
+
+
+def accuracies(profile: FamilyProfile) -> dict[str, float]:
+    """Accuracy (percent) of each variant on its chosen backend."""
+    return {item.variant: item.value for item in profile.accuracy if profile.backend.get(item.variant) == item.backend}
+
+
+def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
+    """The backend of each (variant, profile): the variant's chosen one, unless another that gives the same answers
+    (`SAME_ANSWERS` of the rows, accuracy within `SAME_ACCURACY` points) costs clearly less there and is no slower, by
+    itself and in its largest batch."""
+    alike = {
+        (item.variant, item.backend)
+        for item in profile.accuracy
+        for chosen in profile.accuracy
+        if chosen.variant == item.variant and chosen.backend == profile.backend.get(item.variant)
+        if item.agreement >= SAME_ANSWERS and abs(item.value - chosen.value) <= SAME_ACCURACY
+    }
+    found: dict[tuple[str, str], str] = {}
+    measured = _measured(profile)
+    for (variant, name, backend), service in measured.items():
+        chosen = profile.backend.get(variant, "")
+        if backend == chosen:
+            found.setdefault((variant, name), backend)
+        elif (variant, backend) in alike and (variant, name, chosen) in measured:
+            now = measured[variant, name, found.get((variant, name), chosen)]
+            cheaper = service.least_energy_j < CHEAPER * now.least_energy_j
+            if cheaper and service.mean_ms[0] <= now.mean_ms[0] and service.capacity() >= now.capacity():
+                found[variant, name] = backend
+    return found
+
+
+def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, str], Service]:
+    """How each (variant, profile) serves on its backend (`backends_of`), slowed to `share` of the machine's time."""
+    measured = _measured(profile)
+    return {
+        (variant, name): measured[variant, name, backend].derated(min(1.0, share))
+        for (variant, name), backend in backends_of(profile).items()
+    }
+
+
+def _measured(profile: FamilyProfile) -> dict[tuple[str, str, str], Service]:
+    """How each (variant, profile, backend) serves; of several thread counts the fastest at a batch size counts."""
+    fastest: dict[tuple[str, str, str], dict[int, LatencyMeasurement]] = defaultdict(dict)
+    for item in profile.latency:
+        rows = fastest[item.variant, item.profile, item.backend]
+        if item.batch not in rows or item.mean_ms < rows[item.batch].mean_ms:
+            rows[item.batch] = item
+    services = {}
+    for key, rows in fastest.items():
+        ordered = [rows[batch] for batch in sorted(rows)]
+        services[key] = Service(
+            tuple(item.batch for item in ordered),
+            tuple(max(item.mean_ms, 1e-6) for item in ordered),
+            tuple(item.energy_j_per_row for item in ordered),
+            sum(item.cv for item in ordered) / len(ordered),
+            max(item.rested_j for item in ordered),
+        )
+    return services

@@ -1,0 +1,1 @@
+"""Which variants run on which slices: layouts, configurations, batching, and bounds."""

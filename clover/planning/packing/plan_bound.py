@@ -1,0 +1,258 @@
+"""What no configuration of a formulation can exceed.
+
+y_k is the share of the rows that the workers of group k serve; no share is above what n_k workers serve at the
+utilisation limit, and no row costs less than in the longest batches that there are at that load.  So the objective is
+at most the optimum of a linear program over shares and cuts.  With multipliers tau (of "the shares sum to 1") and
+mu >= 0 (of the floor) of each member, the program falls apart into devices: each takes its best cut, each slice its
+best group.  Any multipliers give a valid bound.  The dual is convex; one member's is minimised by nested sections,
+several members' in turns.  p95, minimum shares, the peak and the cost of switching are left out, which can only raise
+it.
+
+**Late rows.**  With `slo` one consequence of p95 is kept: of the rows a twentieth at most may miss the SLO, and a row
+misses it at least as often as the service of its worker alone does.  That is linear in the shares as well, with a
+multiplier eta >= 0 for each member.  (Workers take rows in turn while they are idle and in proportion to capacity while
+they are not, so that slow ones take no less than their part of the capacity, which is what joules are counted by.)
+
+**Waiting rows.**  A plane above what a variant's workers can serve within the SLO (`ceilings`) is linear in shares and
+workers: with a multiplier nu >= 0 each of its rows costs nu, each of its workers gains nu times its slope, and nu times
+the base is added.  The plane that lowers the bound most counts, and the one that lowers it most beside that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.planning.model.queueing import Service, expected_batch
+from clover.planning.packing.formulation import MISS, Formulation, late_alone
+from clover.planning.packing.lane_ceilings import Ceiling
+
+_SECTIONS = 24
+_ZOOMS = 4
+_PRICES = 16
+_TURNS = 6
+_CHARGES = 20
+_WIDE = 60.0
+_POINTS, _HALVINGS = 9, 20
+_LATE = MISS + 0.005
+"""The part of the rows that may be late: p95 is told to one of 400 latencies, of 20,000 rows drawn at random."""
+_SELDOM = 1e-3
+"""A part of the rows that is as good as none."""
+
+Floats = NDArray[np.float64]
+
+
+def bound(of: Formulation, *, waits: bool = False, slo: bool = False, ceilings: Sequence[Ceiling] = ()) -> float:
+    """What the joint objective cannot exceed.  Where the devices cannot serve the rates at all it says nothing.
+
+    With `waits` rows may wait for batches that are longer than the load alone would make them.  With `slo` no more rows
+    than may be late go to workers that are too slow alone: tighter, and some twenty times as much to compute.  With
+    `ceilings` no variant serves more than these let it.
+    """
+    dual = _Dual(of, waits)
+    least = dual.least_of_late() if slo else dual.least()
+    return min(least, dual.below(ceilings)) if ceilings else least
+
+
+class _Dual:
+    """The dual of a formulation's relaxation."""
+
+    def __init__(self, of: Formulation, waits: bool) -> None:
+        self.of = of
+        gains, rows = [], []
+        for group in of.groups:
+            member = of.members[group.member]
+            weight = of.weights[group.member]
+            accuracy = member.problem.accuracy[group.variant]
+            busiest = member.objective.max_utilisation * group.service.capacity()
+            # No lane has longer batches at that load, unless its rows wait.
+            longest = math.inf if waits else expected_batch(group.service, busiest)
+            gains.append(weight * member.objective.score(accuracy, group.service.least_energy_to(longest)))
+            rows.append(busiest / member.problem.rate)
+        self.gain, self.rows = np.array(gains), np.array(rows)
+        self.member = np.array([group.member for group in of.groups])
+        self.accuracy = np.array([of.members[g.member].problem.accuracy[g.variant] for g in of.groups])
+        self.floor = np.array([member.objective.planned_floor for member in of.members])
+        self.idle = of.watt * np.array([cut.watts for cut in of.cuts])
+        self.slices = [np.flatnonzero([g.profile == name for g in of.groups]) for name in of.profiles]
+        self.best = np.array([max(self.gain[self.member == m]) for m in range(len(of.members))])
+        self.late = np.array([_alone(group.service, of.members[group.member].objective.slo_ms) for group in of.groups])
+        self.charge = np.zeros(len(of.members))
+        """eta of each member."""
+
+        self.total, self.price = self.best.copy(), np.zeros(len(of.members))
+        """The multipliers of the least value found last."""
+
+    def value(
+        self, total: Floats, price: Floats, ceilings: Sequence[Ceiling] = (), costs: Sequence[Floats] = ()
+    ) -> Floats:
+        """The dual at `total` [points, members] and `price` [members], rows under each ceiling at its cost [points]."""
+        worth = self.gain + price[self.member] * self.accuracy - self.charge[self.member] * self.late
+        worth = worth - total[:, self.member]
+        for ceiling, cost in zip(ceilings, costs, strict=True):
+            worth = worth - np.multiply.outer(cost, ceiling.on)
+        worth = np.maximum(worth, 0.0) * self.rows
+        for ceiling, cost in zip(ceilings, costs, strict=True):
+            worth = worth + np.multiply.outer(cost, ceiling.slopes)
+        # No slice has to have a worker: one that costs more than it brings, under a ceiling, is none.
+        slices = np.stack([np.maximum(worth[:, groups].max(axis=1), 0.0) for groups in self.slices], axis=1)
+        cuts = slices @ self.of.table.T - self.idle
+        found = total.sum(axis=1) - float(price @ self.floor) + _LATE * float(self.charge.sum())
+        for kind, (_, number) in enumerate(self.of.kinds):
+            own = [at for at, cut in enumerate(self.of.cuts) if cut.kind == kind]
+            found = found + number * cuts[:, own].max(axis=1)
+        for ceiling, cost in zip(ceilings, costs, strict=True):
+            found = found + cost * ceiling.base
+        return np.asarray(found)
+
+    def least(self) -> float:
+        """The least value found."""
+        members = len(self.of.members)
+        total, price = self.best.copy(), np.zeros(members)
+        value = float(self.value(total[None, :], price)[0])
+        for _ in range(1 if members == 1 else _TURNS):
+            for member in range(members):
+                total, price, value = self._turn(member, total, price, value)
+        self.total, self.price = total, price
+        return value
+
+    def below(self, ceilings: Sequence[Ceiling]) -> float:
+        """The least value found with ceilings, from where the rest was left: that of the best one, then of a pair
+        with it."""
+        alone = [self._under([ceiling]) for ceiling in ceilings]
+        first = int(np.argmin(alone))
+        member = self._member(ceilings[first])
+        pairs = [
+            self._under([ceilings[first], other])
+            for at, other in enumerate(ceilings)
+            if at != first and self._member(other) == member
+        ]
+        return min([alone[first], *pairs])
+
+    def _member(self, ceiling: Ceiling) -> int:
+        return int(self.member[np.argmax(ceiling.on)])
+
+    def _under(self, ceilings: Sequence[Ceiling]) -> float:
+        """The least value over the costs of one or two ceilings of a member and over its total, by a grid that closes
+        in on its best point."""
+        member = self._member(ceilings[0])
+        own = self.member == member
+        spread = max(float(np.ptp(self.gain[own] + self.price[member] * self.accuracy[own])), 1e-9)
+        ranges = [(0.0, 2.0 * spread)] * len(ceilings)
+        ranges.append((self.total[member] - 2.0 * spread, self.total[member] + spread))
+        least = math.inf
+        for _ in range(_HALVINGS):
+            grid = np.meshgrid(*(np.linspace(*ends, _POINTS) for ends in ranges), indexing="ij")
+            *costs, total = (axis.ravel() for axis in grid)
+            points = np.tile(self.total, (len(total), 1))
+            points[:, member] = total
+            found = self.value(points, self.price, ceilings, costs)
+            at = int(np.argmin(found))
+            least = min(least, float(found[at]))
+            ranges = [_around(ends, float(cost[at]), 0.0) for ends, cost in zip(ranges, costs, strict=False)] + [
+                _around(ranges[-1], float(total[at]))
+            ]
+        return least
+
+    def least_of_late(self) -> float:
+        """The least value found with rows that may be late charged for: convex in each member's charge."""
+        value = self.least()
+        for member in range(len(self.of.members)):
+            own = self.member == member
+            if not self.late[own].any():
+                continue
+            # Dearer than any gain from a late row there is no need to charge.
+            high = float(np.ptp(self.gain[own]) * 2.0 / self.late[own][self.late[own] > 0.0].min())
+
+            def charged(eta: float, member: int = member) -> float:
+                self.charge[member] = eta
+                return self.least()
+
+            value, self.charge[member] = min((value, 0.0), _least(charged, 0.0, high, _CHARGES))
+        return value
+
+    def _turn(self, member: int, total: Floats, price: Floats, value: float) -> tuple[Floats, Floats, float]:
+        """The best multipliers of one member, the others' held."""
+        own = self.member == member
+        spread = max(float(np.ptp(self.gain[own])), 1e-9)
+        reach = max(float(np.ptp(self.accuracy[own])), 1e-9)
+        golden = 0.5 * (math.sqrt(5.0) - 1.0)
+
+        def inner(mu: float) -> tuple[float, float]:
+            prices = price.copy()
+            prices[member] = mu
+            worth = self.gain[own] + mu * self.accuracy[own]
+            low, high = float(worth.min()) - _WIDE * spread, float(worth.max())
+            best = (math.inf, 0.0)
+            for _ in range(_ZOOMS):
+                points = np.tile(total, (_SECTIONS, 1))
+                points[:, member] = np.linspace(low, high, _SECTIONS)
+                found = self.value(points, prices)
+                at = int(np.argmin(found))
+                best = min(best, (float(found[at]), float(points[at, member])))
+                low, high = float(points[max(at - 1, 0), member]), float(points[min(at + 1, _SECTIONS - 1), member])
+            return best
+
+        low, high = 0.0, 4.0 * spread / reach
+        best, at = inner(0.0)
+        chosen = (best, at, 0.0)
+        if self.floor[member] <= self.accuracy[own].min():  # a floor that nothing breaks has no price
+            return self._better(member, total, price, value, chosen)
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        fa, fb = inner(a), inner(b)
+        for _ in range(_PRICES):
+            chosen = min(chosen, (*fa, a), (*fb, b))
+            if fa[0] <= fb[0]:
+                high, b, fb = b, a, fa
+                a = high - golden * (high - low)
+                fa = inner(a)
+            else:
+                low, a, fa = a, b, fb
+                b = low + golden * (high - low)
+                fb = inner(b)
+        return self._better(member, total, price, value, chosen)
+
+    @staticmethod
+    def _better(
+        member: int, total: Floats, price: Floats, value: float, chosen: tuple[float, float, float]
+    ) -> tuple[Floats, Floats, float]:
+        """The multipliers with those that were `chosen` for a member, where they lower the value."""
+        if chosen[0] < value:
+            total, price = total.copy(), price.copy()
+            total[member], price[member] = chosen[1], chosen[2]
+            return total, price, chosen[0]
+        return total, price, value
+
+
+def _around(ends: tuple[float, float], at: float, least: float = -math.inf) -> tuple[float, float]:
+    """Half as wide, around `at`: as the best point of a grid may lie beside the cell that holds the least value."""
+    reach = 0.25 * (ends[1] - ends[0])
+    return max(least, at - reach), at + reach
+
+
+def _alone(service: Service, slo_ms: float) -> float:
+    """The part of the rows that are late although they never wait."""
+    part = late_alone(service, slo_ms)
+    return part if part >= _SELDOM else 0.0
+
+
+def _least(of: Callable[[float], float], low: float, high: float, steps: int) -> tuple[float, float]:
+    """The least value of a convex function that golden sections find, and where."""
+    golden = 0.5 * (math.sqrt(5.0) - 1.0)
+    a, b = high - golden * (high - low), low + golden * (high - low)
+    fa, fb = of(a), of(b)
+    best = min((fa, a), (fb, b))
+    for _ in range(steps):
+        if fa <= fb:
+            high, b, fb = b, a, fa
+            a = high - golden * (high - low)
+            fa = of(a)
+        else:
+            low, a, fa = a, b, fb
+            b = low + golden * (high - low)
+            fb = of(b)
+        best = min(best, (fa, a), (fb, b))
+    return best

@@ -1,0 +1,1 @@
+"""Search over configurations that are too many to evaluate one by one."""

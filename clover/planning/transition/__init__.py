@@ -1,0 +1,1 @@
+"""From one deployment to another without dropping a row."""

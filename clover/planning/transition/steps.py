@@ -1,0 +1,256 @@
+"""From one deployment to another without dropping a row: the ordered steps.
+
+    create   make the instance at a placement
+    spawn    start a worker there: load, warm, wait until it is ready
+    route    from now on exactly `routed` receive rows
+    drain    stop routing to a worker, wait for its rows, let it exit
+    destroy  remove the instance
+
+Workers in both deployments are kept and never touched.  The rest is cut into jobs (`jobs`), which are done in rounds.
+A round is a route step to all that is ready and stays, then as one stage each: what leaves drains, its instances are
+destroyed, new ones are created, workers are spawned.  The last round only routes, drains and destroys.  So each job
+costs the steps that it needs, and route steps (which take no time) are one a round and one at the end; destroying
+everything and building anew never takes fewer steps of the other kinds.
+
+**The floor.**  `floor` is the capacity (rows/s) that shall receive rows at any time; more than what runs before, or
+than what is to run, cannot be asked for, so the least of the three is what counts (`Transition.capacity_floor`).  A job
+that gains capacity without an interruption comes first, one that only loses comes last.  In between the exchanges: each
+needs its old capacity to spare while it lasts, and changes the capacity for those after it.  Those that gain go first,
+by what they need, least first; then those that lose, by what they leave, most first.  No order of the jobs keeps the
+lowest capacity higher (exchanging two neighbours that break the rule never lowers it): that is **exact**, and so is the
+statement that the floor cannot be held.
+
+As many exchanges as the floor allows share a round, over all GPUs, in that order (a **heuristic** for the shortest
+time: packing them best is a bin-packing problem).  Where the floor cannot be held, the lowest capacity is as high as
+some order can make it; jobs that have to go below the floor anyway share a round where that makes nothing lower.  Where
+anyone can be kept serving, the capacity never reaches zero, even without a floor.
+
+What is not tried: helping out with instances that belong to neither deployment.  Deployments fill maximal layouts, so
+that there is no free slice to put one on, and each would cost four steps more.  What the second GPU can do for the
+first is in the order: what it gains comes first, and what it gives up stays until the last round.
+
+On core-sets, which all workers share, the workers of a round load one after another, each in a stage of its own, so
+that those that serve are disturbed by one at a time; at a first start all load at once.
+
+`lost_capacity` is the largest share of the smaller deployment's slices that receives no rows at any time.  Where
+nobody is left to route to, rows wait in the queue, and the route step is left out (a drain stops routing by itself).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from clover.planning.transition.jobs import Beside, Job, jobs_of, order
+from clover.planning.transition.layout import Capacity, slices
+from clover.planning.transition.stages import UNITS, StageView, StepSeconds, stages, units, views
+from clover.types import Assignment, DeviceShape, Placement, Step, StepKind, Transition
+
+__all__ = ["StageView", "StepSeconds", "plan_transition", "stages", "work"]
+
+
+def plan_transition(
+    running: Sequence[Assignment],
+    target: Sequence[Assignment],
+    devices: Sequence[DeviceShape],
+    *,
+    capacity: Capacity | None = None,
+    floor: float = 0.0,
+    durations: StepSeconds | None = None,
+    beside: Beside | None = None,
+) -> Transition:
+    """The steps from `running` to `target`; none where they are the same multiset.
+
+    `capacity` gives the rows/s of a worker (compute slices where it is left out) and `floor` what shall be held;
+    infinity asks for as much as can be.  `beside` says whether a worker may load on the instance of another (always,
+    where it is left out).  Workers on devices that are not among `devices`, or have no layouts, are lost: they count
+    for nothing and are cleared away first.  PlanError where `target` cannot exist on `devices`.
+    """
+    present = {device.device for device in devices if device.layouts}
+    given = capacity or slices
+
+    def counted(item: Assignment) -> float:
+        return given(item) if item.placement.device in present else 0.0
+
+    jobs = jobs_of(running, target, devices, beside or (lambda one, other: True))
+    start, end = (sum(units(item, counted) for item in items) for items in (running, target))
+    limit = min(start, end) if math.isinf(floor) else min(start, end, round(floor * UNITS))
+    rounds = _Rounds(jobs, counted, start, limit).planned()
+    gentle = {device.device for device in devices if device.overlap} if running else set()
+    steps = _Steps(running, gentle).written(rounds)
+    seen = views(steps, running, capacity=counted, durations=durations or StepSeconds())
+    capacities = [round(view.capacity * UNITS) for view in seen]
+    return Transition(
+        steps=tuple(steps),
+        kept=tuple(sorted((Counter(running) & Counter(target)).elements(), key=order)),
+        lost_capacity=_lost(seen, target, present),
+        capacity_floor=limit / UNITS,
+        lowest_capacity=min(capacities) / UNITS,
+        loses_s=sum(view.seconds for view, now in zip(seen, capacities, strict=True) if now < limit),
+    )
+
+
+def work(steps: Iterable[Step]) -> int:
+    """How many of `steps` do work; a route step is one write between two requests."""
+    return sum(step.kind != "route" for step in steps)
+
+
+def _lost(seen: Sequence[StageView], target: Sequence[Assignment], present: set[str]) -> float:
+    counts = [
+        sum(item.placement.slices for item in items if item.placement.device in present)
+        for items in (*(view.routed for view in seen), target)
+    ]
+    smaller = min(counts[0], counts[-1])
+    return max(0.0, 1.0 - min(counts) / smaller) if smaller else 0.0
+
+
+# --- which job in which round -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Round:
+    """What leaves at the beginning of a round and what has come at the end of it."""
+
+    leaving: list[Assignment] = field(default_factory=list)
+    destroyed: list[Placement] = field(default_factory=list)
+    created: list[Placement] = field(default_factory=list)
+    coming: list[Assignment] = field(default_factory=list)
+
+    def leave(self, job: Job) -> None:
+        self.leaving.extend(job.leaving)
+        self.destroyed.extend(job.destroyed)
+
+    def come(self, job: Job) -> None:
+        self.created.extend(job.created)
+        self.coming.extend(job.coming)
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    job: Job
+    need: int
+    leaves: int
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return (0, self.need) if self.leaves >= self.need else (1, -self.leaves)
+
+
+class _Rounds:
+    """Deals jobs to rounds.  Capacities are whole `UNITS`."""
+
+    def __init__(self, jobs: Sequence[Job], capacity: Capacity, start: int, limit: int) -> None:
+        def total(items: Iterable[Assignment]) -> int:
+            return sum(units(item, capacity) for item in items)
+
+        self._start = start
+        self._limit = limit
+        self._lost = [job for job in jobs if job.lost]
+        beside = [(job, total(job.coming) - total(job.leaving)) for job in jobs if not job.lost and not job.exchange]
+        self._first = [job for job, gain in beside if gain >= 0]
+        self._last = [job for job, gain in beside if gain < 0]
+        self._gain = sum(gain for _, gain in beside if gain >= 0)
+        self._exchanges = sorted(
+            (_Exchange(job, total(job.leaving), total(job.coming)) for job in jobs if job.exchange),
+            key=lambda item: item.rank,
+        )
+        self._low = self._lowest()
+
+    def planned(self) -> list[_Round]:
+        """The rounds; the last is for what leaves at the end."""
+        if not (self._lost or self._first or self._last or self._exchanges):
+            return []
+        now, left = self._start, list(self._exchanges)
+        first = _Round()
+        for job in self._lost:
+            first.leave(job)
+        for job in self._first:
+            first.come(job)
+        # Before what comes first has come, only what holds the floor without it.
+        now = self._exchange(first, left, now, forced=not self._first) + self._gain
+        rounds = [first, _Round()]
+        for job in self._first:
+            rounds[-1].leave(job)
+        while left:
+            now = self._exchange(rounds[-1], left, now, forced=True)
+            rounds.append(_Round())
+        for job in self._last:
+            rounds[-2].come(job)
+            rounds[-1].leave(job)
+        return rounds
+
+    def _exchange(self, into: _Round, left: list[_Exchange], now: int, *, forced: bool) -> int:
+        """Move exchanges from `left` into a round; the capacity when it is over."""
+        taken: list[_Exchange] = []
+        room = now
+        while left and self._holds(room - left[0].need):
+            taken.append(left.pop(0))
+            room -= taken[-1].need
+        if not taken and left and forced:
+            taken.append(left.pop(0))
+            room -= taken[0].need
+            alone = now - taken[0].need + taken[0].leaves
+            while left and not self._holds(alone - left[0].need) and room - left[0].need >= self._low:
+                taken.append(left.pop(0))
+                room -= taken[-1].need
+                alone += taken[-1].leaves - taken[-1].need
+        for item in taken:
+            into.leave(item.job)
+            into.come(item.job)
+        return room + sum(item.leaves for item in taken)
+
+    def _holds(self, capacity: int) -> bool:
+        return capacity >= self._limit and (capacity > 0 or self._low <= 0)
+
+    def _lowest(self) -> int:
+        """The lowest capacity if each exchange has a round of its own: no order and no other dealing has more."""
+        low, now = self._start, self._start + self._gain
+        for item in self._exchanges:
+            low = min(low, now - item.need)
+            now += item.leaves - item.need
+        return low
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+
+class _Steps:
+    def __init__(self, running: Sequence[Assignment], gentle: set[str]) -> None:
+        self._gentle = gentle
+        self._routed = sorted(running, key=order)
+        self._ready: list[Assignment] = []
+        self._steps: list[Step] = []
+        self._stage = 0
+
+    def written(self, rounds: Sequence[_Round]) -> list[Step]:
+        for each in rounds:
+            self._route(each.leaving)
+            self._workers("drain", each.leaving)
+            self._instances("destroy", each.destroyed)
+            self._instances("create", each.created)
+            self._workers("spawn", [item for item in each.coming if item.placement.device not in self._gentle])
+            for item in sorted(each.coming, key=order):
+                if item.placement.device in self._gentle:
+                    self._workers("spawn", [item])
+            self._ready = each.coming
+        return self._steps
+
+    def _route(self, leaving: Sequence[Assignment]) -> None:
+        """Route to all that is ready, but for what leaves now."""
+        stays = list((Counter(self._routed) - Counter(leaving)).elements())
+        after = sorted((*stays, *self._ready), key=order)
+        if after and after != self._routed:
+            self._steps.append(Step(kind="route", routed=tuple(after), stage=self._stage))
+            self._stage += 1
+        self._routed = after
+
+    def _workers(self, kind: StepKind, items: Sequence[Assignment]) -> None:
+        self._steps.extend(Step(kind=kind, assignment=item, stage=self._stage) for item in sorted(items, key=order))
+        self._stage += bool(items)
+
+    def _instances(self, kind: StepKind, places: Sequence[Placement]) -> None:
+        places = sorted(places, key=lambda place: (place.device, place.start, place.size))
+        self._steps.extend(Step(kind=kind, placement=place, stage=self._stage) for place in places)
+        self._stage += bool(places)

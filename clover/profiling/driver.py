@@ -1,0 +1,222 @@
+"""Feeding workers directly, as the router does, from a thread that blocks.
+
+The thread owns the server side of the rings and the pool's completion descriptor while it runs.  It sleeps in
+`select`, whose time-outs are precise to microseconds where an event loop rounds to milliseconds: arrivals of an open
+loop must not be late by what is to be measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.errors import ProfileError
+from clover.profiling.rows import Rows
+from clover.profiling.score import answers
+from clover.runtime.memory.rows import read_rows
+from clover.runtime.memory.slab import Slab
+
+_CREDITS = 2
+_LOOK_S = 0.1
+"""Seconds between looks at whether a worker still lives."""
+
+
+class Ring(Protocol):
+    """The server's side of a worker's ring."""
+
+    def submit(self, batch_id: int, slots: NDArray[np.uint32], n: int) -> int: ...
+    def reap(self) -> tuple[int, int, int, int, int, int] | None: ...
+
+
+class Worker(Protocol):
+    """What driving needs of a worker of the pool."""
+
+    @property
+    def ring(self) -> Ring: ...
+    @property
+    def state(self) -> str: ...
+    def bell(self) -> None: ...
+
+
+@dataclass
+class Cell:
+    """Batches of one size: milliseconds each, CPU seconds and wall seconds of all."""
+
+    batch: int
+    ms: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Rows served."""
+        return self.batch * len(self.ms)
+
+
+@dataclass
+class Scored:
+    """A pass over the rows: the answer of each row seen and its score (where the family has a confidence), and the
+    timing of the full batches."""
+
+    answers: NDArray[np.generic]
+    scores: NDArray[np.float32]
+    cell: Cell
+
+
+@dataclass
+class OpenLoop:
+    """An open-loop run: milliseconds from arrival to the end of the batch, CPU seconds of the workers, rows."""
+
+    ms: NDArray[np.float64]
+    cpu_s: float
+    wall_s: float
+    rows: int
+
+
+class Driver:
+    """Drives workers that share `slab`; `completion_fd` is the pool's.  Every method blocks; one thread at a time."""
+
+    def __init__(self, completion_fd: int, slab: Slab, rows: Rows, silent_s: float) -> None:
+        self._fd = completion_fd
+        self._slab = slab
+        self._rows = rows
+        self._silent_s = silent_s
+        self._next_id = 0
+        self._next_row = 0
+        self._stopped = False
+        os.set_blocking(completion_fd, False)
+
+    def stop(self) -> None:
+        """End the loop that runs in another thread: it raises ProfileError within a moment."""
+        self._stopped = True
+
+    # --- closed loop --------------------------------------------------------------------------------------------
+
+    def cell(
+        self, worker: Worker, batch: int, *, samples: int, least_s: float, most_s: float, pause_s: float = 0.0
+    ) -> Cell:
+        """Run batches of `batch` rows one at a time, at least `samples` and `least_s`, at most `most_s`; with a pause
+        before each the worker has gone to sleep."""
+        found = Cell(batch)
+        self._one(worker, batch)  # the first batch of a size is not like the others
+        began = time.monotonic()
+        while found.wall_s < most_s and (len(found.ms) < samples or found.wall_s < least_s):
+            if pause_s > 0.0:
+                time.sleep(pause_s)
+            self._add(found, self._one(worker, batch))
+            found.wall_s = time.monotonic() - began
+        return found
+
+    def score(
+        self, worker: Worker, batch: int, *, most_s: float, most_rows: int | None = None, rows: Rows | None = None
+    ) -> Scored:
+        """Pass over `rows` (by default the driver's) in batches of `batch`, until `most_rows` or `most_s`."""
+        source = self._rows if rows is None else rows
+        found: list[NDArray[np.generic]] = []
+        scores: list[NDArray[np.float32]] = []
+        cell = Cell(batch)
+        self._one(worker, batch)
+        self._next_row = 0
+        began = time.monotonic()
+        total = source.count if most_rows is None else min(most_rows, source.count)
+        while self._next_row < total and (not found or cell.wall_s < most_s):
+            count = min(batch, total - self._next_row)
+            timing = self._one(worker, count, source)
+            if count == batch:
+                self._add(cell, timing)
+            found.append(answers(read_rows(self._slab, source.spec, 0, list(range(count)))))
+            scores.append(self._slab.score[:count].copy())
+            cell.wall_s = time.monotonic() - began
+        return Scored(np.concatenate(found), np.concatenate(scores), cell)
+
+    def _add(self, cell: Cell, timing: tuple[int, int]) -> None:
+        cell.ms.append(timing[0] / 1e6)
+        cell.cpu_s += timing[1] / 1e9
+
+    def _one(self, worker: Worker, batch: int, rows: Rows | None = None) -> tuple[int, int]:
+        """Serve the next `batch` of `rows` (by default the driver's): service and CPU nanoseconds."""
+        (self._rows if rows is None else rows).fill(self._slab, range(batch), self._next_row)
+        self._next_row += batch
+        self._submit(worker, np.arange(batch, dtype=np.uint32))
+        until = time.monotonic() + self._silent_s
+        while (done := worker.ring.reap()) is None:
+            self._wait((worker,), _LOOK_S, until)
+        _, status, _, start_ns, end_ns, cpu_ns = done
+        _check(status)
+        return end_ns - start_ns, cpu_ns
+
+    # --- open loop ----------------------------------------------------------------------------------------------
+
+    def open_loop(self, workers: Sequence[Worker], max_batch: int, rate: float, seconds: float) -> OpenLoop:
+        """Serve Poisson arrivals of single rows at `rate` rows a second for `seconds`, first come first served, each
+        batch all that waits up to `max_batch`, two batches a worker.  The slab holds a group of slots for each."""
+        generator = np.random.default_rng(1)
+        count = max(1, int(rate * seconds))
+        self._rows.fill(self._slab, range(_CREDITS * len(workers) * max_batch), 0)
+        credits = [(w, i * _CREDITS + c) for c in range(_CREDITS) for i, w in enumerate(workers)]
+        flying: dict[int, tuple[Worker, int, int, int]] = {}
+        head, cpu_ns = 0, 0
+        began_ns = time.monotonic_ns()
+        arrivals = began_ns + np.cumsum(generator.exponential(1e9 / rate, count)).astype(np.int64)
+        ms = np.zeros(count)
+        until = time.monotonic() + seconds + self._silent_s
+        while head < count or flying:
+            now_ns = time.monotonic_ns()
+            arrived = int(np.searchsorted(arrivals, now_ns, side="right"))
+            while head < arrived and credits:
+                worker, group = credits.pop(0)
+                rows = min(arrived - head, max_batch)
+                slots = np.arange(group * max_batch, group * max_batch + rows, dtype=np.uint32)
+                flying[self._submit(worker, slots)] = (worker, group, head, rows)
+                head += rows
+            due_s = max(0.0, (int(arrivals[head]) - time.monotonic_ns()) / 1e9) if head < count else _LOOK_S
+            self._wait(workers, min(due_s, _LOOK_S) if credits else _LOOK_S, until)
+            for worker in workers:
+                while (done := worker.ring.reap()) is not None:
+                    number, status, _, _, end_ns, used_ns = done
+                    _check(status)
+                    _, group, first, rows = flying.pop(number)
+                    ms[first : first + rows] = (end_ns - arrivals[first : first + rows]) / 1e6
+                    cpu_ns += used_ns
+                    credits.append((worker, group))
+        return OpenLoop(ms, cpu_ns / 1e9, (time.monotonic_ns() - began_ns) / 1e9, count)
+
+    # --- both ---------------------------------------------------------------------------------------------------
+
+    def _submit(self, worker: Worker, slots: NDArray[np.uint32]) -> int:
+        if self._stopped:
+            raise ProfileError("the measurement was stopped")
+        self._next_id += 1
+        outcome = worker.ring.submit(self._next_id, slots, len(slots))
+        if outcome == 0:
+            raise ProfileError("a worker's ring is full although it holds no batch: restart the measurement")
+        if outcome == 2:
+            worker.bell()
+        return self._next_id
+
+    def _wait(self, workers: Sequence[Worker], timeout_s: float, until: float) -> None:
+        """Sleep until completions arrive or `timeout_s` passes.  Raises ProfileError where none can come any more."""
+        ready, _, _ = select.select([self._fd], [], [], timeout_s)
+        if self._stopped:
+            raise ProfileError("the measurement was stopped")
+        if ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._fd, 8)
+            return
+        if any(worker.state == "dead" for worker in workers):
+            raise ProfileError("a worker died while it was measured: see its last words in the log")
+        if time.monotonic() > until:
+            raise ProfileError(f"a worker gave no answer for {self._silent_s:g} s: raise --silent-s for slow models")
+
+
+def _check(status: int) -> None:
+    if status != 0:
+        raise ProfileError("the model failed on rows it is measured with: see the worker's message in the log")

@@ -1,0 +1,216 @@
+"""Whether what is served is still what was profiled: sequential tests that are never finished.
+
+**E-detectors.**  Under "nothing has changed", an e-value is a number that is 1 at most on average, whatever came before
+it; a likelihood ratio of a bet against that hypothesis is one.  The Shiryaev-Roberts statistic M of a bet starts anew
+with every row and multiplies on, `M <- (M + rows) * e`, so that it finds a change whenever it begins.  M less the rows
+seen so far never grows on average, and so does the mean of several: an alarm at `M >= limit` comes on average after
+`limit` rows at the earliest, and within n rows with a probability of n / limit at most.  That bound is a theorem, for
+any n, also of rows that come in blocks, and whoever looks at the statistic between them loses nothing.
+
+**Rows are inputs** that differ: whoever feeds a test leaves out those that came before
+(`clover.runtime.guard.guard`).  The theorem holds for rows drawn one by one, and one row a hundred times is one row.
+
+**Nothing has changed** is not one distribution: a profile has seen some thousands of rows, and no more than they tell
+may count as known.  Every bet is against a part of the rows (those whose score lies in the lowest tenth, say) being
+*at most* what was profiled and several standard errors more, and for scores `SLACK` besides, because traffic is never
+quite the rows of a profile.  A likelihood ratio against the end of such a range is an e-value for all of it.  Bets are
+made on odds `ODDS` times as high; the mean over all of them is what is watched.
+
+Nothing here reads a clock or draws a number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+SCORE_LIMIT = 1e8
+"""Rows after which a watch of scores may raise a false alarm, on average and at the earliest."""
+AGREEMENT_LIMIT = 2.5e5
+"""The same for a watch of agreement, in audits: of a hundred rows two at most are audited, mostly one of two hundred,
+and some thousands in haste after an alarm.
+With two watches of scores and two of agreement on every row and every
+audit, an alarm that is false comes once in 5.5 million rows at most."""
+SLACK = 0.03
+BLOCK = 50
+"""Scores that are counted before the statistic moves."""
+FEWEST_ROWS, FEWEST_AUDITS = 200, 101
+"""Rows that a test has seen at least before it raises an alarm.  The bound needs none; but a handful of rows is easily
+something else than what clients send: a load test, a new client trying something.  A hundred inputs, whatever they are,
+raise none."""
+SIGMAS, AGREEMENT_SIGMAS = 5.0, 3.0
+ODDS = (1.3, 1.8, 3.0)
+CUTS = (1, 2, 3, 5, 7, 9)
+"""Tenths below which the part of the rows is watched, and above which."""
+_Z = 1.959964
+"""The normal quantile of a two-sided 95 % interval."""
+_MOST = 600.0  # of a logarithm: exp of it is a number still
+SURE = 0.99
+KINDS = 64
+
+
+class Detector:
+    """The mean of the Shiryaev-Roberts statistics of `bets` bets; `alarmed` once it has reached `limit`, after `fewest`
+    rows at the earliest."""
+
+    __slots__ = ("_fewest", "_logs", "alarmed", "limit", "rows")
+
+    def __init__(self, bets: int, limit: float, fewest: int = 0) -> None:
+        if bets < 1 or not limit > 1.0:
+            raise ValueError(f"a detector has a bet and a limit above 1, not {bets} and {limit}")
+        self.limit = limit
+        self.rows = 0
+        self.alarmed = False
+        self._fewest = fewest
+        self._logs = np.full(bets, -np.inf)
+
+    def add(self, rows: int, logs: Sequence[float] | Floats) -> bool:
+        """Take a block of `rows` rows with the logarithm of the e-value of each bet; whether it raised the alarm just
+        now."""
+        self.rows += rows
+        self._logs = np.minimum(_MOST, np.log(np.exp(self._logs) + rows) + logs)
+        if self.alarmed or self.rows < self._fewest or self.statistic < self.limit:
+            return False
+        self.alarmed = True
+        return True
+
+    @property
+    def statistic(self) -> float:
+        """Where it stands: about the number of rows while nothing speaks for a change."""
+        return float(np.exp(self._logs).mean())
+
+    def reset(self) -> None:
+        """As at the start."""
+        self.rows = 0
+        self.alarmed = False
+        self._logs = np.full(len(self._logs), -np.inf)
+
+
+def inside(cut: int, bins: int) -> list[bool]:
+    """Which of the bins lie in the part of a cut: those below it, or of a negative one that many from the top."""
+    return [at < cut if cut > 0 else at >= bins + cut for at in range(bins)]
+
+
+def most(part: float, rows: int, sigmas: float = SIGMAS) -> float:
+    """The most that a part may be in truth that was `part` of `rows` profiled rows: `sigmas` standard errors more."""
+    if rows < 1 or not 0.0 <= part <= 1.0:
+        raise ValueError(f"{part} of {rows} rows is no part")
+    # Wilson's bound, which is honest for few rows and for none of them.
+    middle = (part * rows + sigmas**2 / 2) / (rows + sigmas**2)
+    spread = sigmas / (rows + sigmas**2) * math.sqrt(rows * part * (1.0 - part) + sigmas**2 / 4)
+    return min(1.0, middle + spread)
+
+
+def bet(part: float, odds: float) -> tuple[float, float]:
+    """Logarithms of the e-value of a row that belongs to a part and of one that does not, where the part is `part` at
+    most by the hypothesis, and `odds` times that by the bet."""
+    raised = part / (1.0 - part) * odds
+    wagered = raised / (1.0 + raised)
+    return math.log(wagered / part), math.log((1.0 - wagered) / (1.0 - part))
+
+
+def wilson(right: int, samples: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share, in percent.  Unlike the textbook interval it stays within 0..100 and
+    is honest for few samples.  Raises ValueError without samples."""
+    if samples < 1 or not 0 <= right <= samples:
+        raise ValueError(f"{right} of {samples} is no share")
+    share = right / samples
+    middle = share + _Z**2 / (2 * samples)
+    spread = _Z * math.sqrt(share * (1 - share) / samples + _Z**2 / (4 * samples**2))
+    scale = 100 / (1 + _Z**2 / samples)
+    return max(0.0, (middle - spread) * scale), min(100.0, (middle + spread) * scale)
+
+
+class ScoreWatch:
+    """Whether scores still fall into the tenths of a profile as they did.
+
+    `parts` [k] is the part of `rows` profiled rows in each bin, from the least to the most sure.  Both directions
+    count: scores that fall, and scores that rise.  ValueError where `parts` are none."""
+
+    __slots__ = ("_counts", "_in_block", "_logs", "detector", "seen")
+
+    def __init__(
+        self, parts: Sequence[float], rows: int, limit: float = SCORE_LIMIT, fewest: int = FEWEST_ROWS
+    ) -> None:
+        bins = len(parts)
+        if bins < 2 or abs(sum(parts) - 1.0) > 1e-6 or min(parts) < 0.0:
+            raise ValueError(f"{list(parts)} are no parts")
+        logs: list[list[float]] = []
+        for cut in (*CUTS, *(-cut for cut in CUTS)):
+            within_cut = inside(cut, bins)
+            part = sum(part for part, here in zip(parts, within_cut, strict=True) if here)
+            known = most(min(1.0, part), rows) + SLACK
+            if known < SURE:
+                for odds in ODDS:
+                    within, without = bet(known, odds)
+                    logs.append([within if here else without for here in within_cut])
+        if not logs:
+            raise ValueError(f"{rows} rows tell too little to watch scores by")
+        self._logs: Floats = np.array(logs)  # [bets, bins]
+        self.detector = Detector(len(logs), limit, fewest)
+        self.seen = [0] * bins
+        """Rows in each bin since the start."""
+        self._counts = [0] * bins
+        self._in_block = 0
+
+    def add(self, at: int) -> bool:
+        """Take a row whose score lies in bin `at`; whether it raised the alarm just now."""
+        self._counts[at] += 1
+        self._in_block += 1
+        return self._in_block >= BLOCK and self._close()
+
+    def _close(self) -> bool:
+        counts, rows = self._counts, self._in_block
+        self._counts, self._in_block = [0] * len(counts), 0
+        for at, count in enumerate(counts):
+            self.seen[at] += count
+        return self.detector.add(rows, self._logs @ counts)
+
+    def reset(self) -> None:
+        """As at the start."""
+        self.detector.reset()
+        self.seen = [0] * len(self.seen)
+        self._counts = [0] * len(self._counts)
+        self._in_block = 0
+
+
+class AgreementWatch:
+    """Whether answers are still those of a better variant as often as they were.  What is to be expected may differ
+    from row to row."""
+
+    __slots__ = ("_bets", "agreed", "detector", "expected", "rows")
+
+    def __init__(self, limit: float = AGREEMENT_LIMIT, fewest: int = FEWEST_AUDITS) -> None:
+        self.detector = Detector(len(ODDS), limit, fewest)
+        self.rows = 0
+        self.agreed = 0
+        self.expected = 0.0
+        """Sum over the rows of the agreement that was profiled."""
+        self._bets: dict[tuple[float, int], list[tuple[float, float]]] = {}
+
+    def add(self, agrees: int, expected: float, profiled: int, rows: int = 1) -> bool:
+        """Take `rows` rows, of which so many agree, of a kind of which a part `expected` of `profiled` rows agreed;
+        whether they raised the alarm just now.  Rows of which nothing is known are counted, and bet on by nobody."""
+        self.rows += rows
+        self.agreed += agrees
+        self.expected += expected * rows
+        kind = (expected, profiled)
+        if kind not in self._bets:
+            if len(self._bets) >= KINDS:
+                self._bets.clear()
+            known = most(1.0 - expected, profiled, AGREEMENT_SIGMAS) if profiled else 1.0
+            self._bets[kind] = [bet(known, odds) for odds in ODDS] if known < SURE else []
+        bets = self._bets[kind]
+        against = rows - agrees
+        return bool(bets) and self.detector.add(rows, [against * apart + agrees * alike for apart, alike in bets])
+
+    def reset(self) -> None:
+        """As at the start."""
+        self.detector.reset()
+        self.rows = self.agreed = 0
+        self.expected = 0.0

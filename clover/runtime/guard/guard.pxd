@@ -1,0 +1,44 @@
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+
+from clover._native.inputs cimport Recent
+from clover.runtime.guard.drift cimport ScoreWatch
+
+cdef class Guard:
+    cdef public str name
+    cdef public bint acts
+    cdef public object found
+    cdef public str why
+    cdef public object alarms
+    cdef public int urgent
+    cdef public object resets
+    cdef public object returns
+    cdef public object relapses
+    cdef public int64_t inputs
+    cdef public int64_t repeats
+    cdef public object stay_ns
+    cdef public int accused
+    cdef public dict floors
+    cdef public str missing
+    cdef public object best
+    cdef public list edges
+    cdef tuple _variants
+    cdef object _changed
+    cdef object _clock
+    cdef Recent _seen
+    cdef Recent _audited
+    cdef readonly object _health
+    cdef object _since_ns
+    cdef object _down_ns
+    cdef object _cascade
+    cdef readonly list _scores
+    cdef dict _agreement
+    cdef object _chain
+    cdef list _block
+
+    cpdef int fresh(self, uint64_t digest) except -1
+    cpdef bint audited(self, uint64_t digest) except -1
+    cpdef int fresh_audit(self, uint64_t digest) except -1
+    @cython.locals(watch=ScoreWatch, edges=list, at=Py_ssize_t)
+    cpdef score(self, Py_ssize_t lane, double score, int evidence=*)
+    cpdef followed(self, object chain, object overruled, object rows)

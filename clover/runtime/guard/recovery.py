@@ -1,0 +1,138 @@
+"""Sequential tests that what drifted is well again: those of `clover.runtime.guard.drift`, turned round.
+
+**The hypothesis** is that it is still ill: that a part of the rows (those whose score lies in the lowest tenth, say, or
+those that disagree) is *at least* so much.  So much are odds `ILL_SCORES` or `ILL_AGREEMENT` times those of the most
+that counts as profiled.  A bet is made on that most.  Its likelihood ratio is an e-value for all of the hypothesis, and
+gains on average at any part that counts as profiled.
+
+**The bound** is that of an e-detector: while it is ill, the statistic less the rows seen never grows on average, so
+that within n rows all is clear by mistake with a probability of n / limit at most.  Of scores every part that is
+watched has a statistic of its own, and all have to reach the limit: if any part is ill, its own would have to err.
+
+A statistic is held at `HELD` times its limit.  That only lowers it, so the bound stays, and what has been well for long
+is not well for long after.  What lies between "as profiled" and "ill" may be taken for either.
+
+Nothing here reads a clock or draws a number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from clover.runtime.guard.drift import (
+    AGREEMENT_LIMIT,
+    AGREEMENT_SIGMAS,
+    BLOCK,
+    CUTS,
+    KINDS,
+    SCORE_LIMIT,
+    SLACK,
+    SURE,
+    Floats,
+    bet,
+    inside,
+    most,
+)
+
+ILL_SCORES, ILL_AGREEMENT = 1.3, 1.8
+HELD = 10.0
+
+
+class AllClear:
+    """Statistics of `ills` hypotheses, each of which says that something is still ill."""
+
+    __slots__ = ("_logs", "limit", "rows")
+
+    def __init__(self, ills: int, limit: float) -> None:
+        self.limit = limit
+        self.rows = 0
+        self._logs = np.full(ills, -np.inf)
+
+    def add(self, rows: int, logs: Sequence[float] | Floats) -> None:
+        """Take a block of `rows` rows with the logarithm of each hypothesis' e-value."""
+        self.rows += rows
+        self._logs = np.minimum(math.log(HELD * self.limit), np.log(np.exp(self._logs) + rows) + logs)
+
+    def restart(self) -> None:
+        """Forget all rows."""
+        self.rows = 0
+        self._logs = np.full(len(self._logs), -np.inf)
+
+    @property
+    def statistic(self) -> float:
+        """Return the least of all."""
+        return float(np.exp(self._logs.min()))
+
+    @property
+    def well(self) -> bool:
+        """Return whether none of the hypotheses stands."""
+        return self.statistic >= self.limit
+
+
+def _against(known: float, odds: float) -> tuple[float, float]:
+    """Return logarithms of the e-value of a row that belongs to a part and of one that does not, if the part has `odds`
+    times the odds of `known` at least by the hypothesis, and is `known` by the bet."""
+    ill = known * odds / (1.0 - known + known * odds)
+    within, without = bet(ill, 1.0 / odds)
+    return within, without
+
+
+class ScoreRecovery:
+    """A test that scores fall into the tenths of a profile again; see `drift.ScoreWatch`."""
+
+    __slots__ = ("_counts", "_in_block", "_logs", "clear")
+
+    def __init__(self, parts: Sequence[float], rows: int, limit: float = SCORE_LIMIT) -> None:
+        logs = []
+        for cut in (*CUTS, *(-cut for cut in CUTS)):
+            here = inside(cut, len(parts))
+            part = sum(part for part, within in zip(parts, here, strict=True) if within)
+            known = most(min(1.0, part), rows) + SLACK
+            if known < SURE:
+                within, without = _against(known, ILL_SCORES)
+                logs.append([within if each else without for each in here])
+        if not logs:
+            raise ValueError(f"{rows} rows tell too little to watch scores by")
+        self._logs: Floats = np.array(logs)
+        self.clear = AllClear(len(logs), limit)
+        self._counts = [0] * len(parts)
+        self._in_block = 0
+
+    def add(self, at: int) -> None:
+        """Take a row whose score lies in bin `at`."""
+        self._counts[at] += 1
+        self._in_block += 1
+        if self._in_block >= BLOCK:
+            self.clear.add(self._in_block, self._logs @ self._counts)
+            self._counts, self._in_block = [0] * len(self._counts), 0
+
+    def restart(self) -> None:
+        """Forget all rows."""
+        self.clear.restart()
+        self._counts, self._in_block = [0] * len(self._counts), 0
+
+
+class AgreementRecovery:
+    """A test that answers are those of a better variant again as often as they were; see `drift.AgreementWatch`."""
+
+    __slots__ = ("_bets", "clear")
+
+    def __init__(self, limit: float = AGREEMENT_LIMIT) -> None:
+        self.clear = AllClear(1, limit)
+        self._bets: dict[tuple[float, int], tuple[float, float] | None] = {}
+
+    def add(self, agrees: int, expected: float, profiled: int, rows: int = 1) -> None:
+        """Take `rows` rows, of which so many agree, of a kind of which a part `expected` of `profiled` rows agreed."""
+        kind = (expected, profiled)
+        if kind not in self._bets:
+            if len(self._bets) >= KINDS:
+                self._bets.clear()
+            known = most(1.0 - expected, profiled, AGREEMENT_SIGMAS) if profiled else 1.0
+            self._bets[kind] = _against(known, ILL_AGREEMENT) if known < SURE else None
+        bets = self._bets[kind]
+        if bets is not None:
+            apart, alike = bets
+            self.clear.add(rows, [(rows - agrees) * apart + agrees * alike])

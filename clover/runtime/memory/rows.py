@@ -1,0 +1,196 @@
+"""Rows in and out of a slab: whole arrays where the slots are consecutive, row by row where shapes vary.
+
+The front end copies a request's rows once, here, or receives them where they belong (`FixedRows.view`).  What a worker
+wrote is not trusted: a shape or length beyond its declaration is the model's failure, not the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover._native.floats import Floats
+from clover.errors import BadRequest, ModelFailed
+from clover.types import FamilySpec, TensorSpec
+
+
+class Memory(Protocol):
+    """What rows need of a `clover.runtime.memory.slab.Slab`."""
+
+    @property
+    def score(self) -> NDArray[np.float32]: ...
+    def array(self, kind: Any, index: int) -> NDArray[Any]: ...
+    def dims(self, kind: Any, index: int, slot: int) -> tuple[int, ...]: ...
+    def set_dims(self, kind: Any, index: int, slot: int, dims: Sequence[int]) -> None: ...
+    def length(self, kind: Any, index: int, slot: int) -> int: ...
+    def get_bytes(self, kind: Any, index: int, slot: int) -> bytes: ...
+    def put_bytes(self, kind: Any, index: int, slot: int, data: bytes | bytearray | memoryview) -> None: ...
+
+
+def _span(slots: list[int]) -> Any:
+    """An index for `slots`: a slice where they are consecutive, else an integer array."""
+    first, count = slots[0], len(slots)
+    if slots[-1] - first == count - 1:  # slots of a ticket rise, so the ends tell
+        return slice(first, first + count)
+    return np.asarray(slots, np.intp)
+
+
+def write_array(memory: Memory, tensor: TensorSpec, index: int, slots: list[int], rows: NDArray[Any]) -> None:
+    """Copy `rows` [len(slots), *shape] into input `index`; raises BadRequest where their shape is not the declared."""
+    shape = rows.shape[1:]
+    if rows.ndim == 0 or len(rows) != len(slots):
+        raise BadRequest(f"input {tensor.name!r} holds {len(rows) if rows.ndim else 0} rows instead of {len(slots)}")
+    region = memory.array("input", index)
+    if rows.dtype != region.dtype:
+        raise BadRequest(f"input {tensor.name!r} must be {tensor.datatype}")
+    if not tensor.variable:
+        if shape != region.shape[1:]:
+            raise BadRequest(f"input {tensor.name!r} has rows of shape {list(shape)} instead of {list(tensor.shape)}")
+        region[_span(slots)] = rows
+        return
+    corner: tuple[Any, ...] = tuple(slice(axis) for axis in shape)
+    for slot, row in zip(slots, rows, strict=True):
+        _set_dims(memory, tensor, index, slot, shape)
+        region[(slot, *corner)] = row
+
+
+def write_bytes(
+    memory: Memory,
+    tensor: TensorSpec,
+    index: int,
+    slots: list[int],
+    rows: Sequence[bytes],
+    dims: tuple[int, ...] | None,
+) -> None:
+    """Copy rows of a BYTES tensor, already in OIP form; `dims` is the shape of each row's elements where it varies."""
+    if len(rows) != len(slots):
+        raise BadRequest(f"input {tensor.name!r} holds {len(rows)} rows instead of {len(slots)}")
+    for slot, row in zip(slots, rows, strict=True):
+        if tensor.variable:
+            _set_dims(memory, tensor, index, slot, dims if dims is not None else (count_elements(row),))
+        if len(row) > tensor.max_bytes:
+            raise BadRequest(f"a row of input {tensor.name!r} takes {len(row)} bytes; at most {tensor.max_bytes} fit")
+        memory.put_bytes("input", index, slot, row)
+
+
+def _set_dims(memory: Memory, tensor: TensorSpec, index: int, slot: int, dims: tuple[int, ...]) -> None:
+    try:
+        memory.set_dims("input", index, slot, dims)
+    except ValueError as error:
+        bound = list(tensor.bound)
+        raise BadRequest(f"input {tensor.name!r} has rows of shape {list(dims)}, which does not fit {bound}") from error
+
+
+def count_elements(row: bytes) -> int:
+    """How many elements a row in OIP form (uint32 length + bytes each) holds; raises BadRequest where malformed."""
+    at, count = 0, 0
+    while at < len(row):
+        if at + 4 > len(row):
+            raise BadRequest("a BYTES row ends inside an element's length")
+        at += 4 + int.from_bytes(row[at : at + 4], "little")
+        count += 1
+    if at != len(row):
+        raise BadRequest("a BYTES row ends inside an element")
+    return count
+
+
+def read_rows(memory: Memory, spec: FamilySpec, index: int, slots: list[int]) -> NDArray[Any] | list[bytes]:
+    """Output `index` of `slots`: one array [rows, *shape], a view where the slots are consecutive and the shape is
+    fixed; BYTES: OIP form a row.  Raises ModelFailed where the worker wrote what its declaration does not allow."""
+    tensor = spec.outputs[index]
+    try:
+        if tensor.datatype == "BYTES":
+            return [memory.get_bytes("output", index, slot) for slot in slots]
+        region = memory.array("output", index)
+        if not tensor.variable:
+            rows: NDArray[Any] = region[_span(slots)]
+            return rows
+        shapes = {memory.dims("output", index, slot) for slot in slots}
+    except ValueError as error:
+        raise ModelFailed("the model wrote an output that its declaration does not allow") from error
+    if len(shapes) != 1:
+        raise ModelFailed(f"output {tensor.name!r} differs in shape between the rows of one request; send them apart")
+    corner = tuple(slice(axis) for axis in shapes.pop())
+    picked: NDArray[Any] = region[(_span(slots), *corner)]
+    return picked
+
+
+class FixedRows:
+    """A tensor whose rows have one shape and are numbers: the whole array of the slab, asked for once.  `floats` where
+    they are float32."""
+
+    __slots__ = ("_dtype", "_region", "_shape", "floats")
+
+    def __init__(self, region: NDArray[Any]) -> None:
+        self.floats = Floats(region) if region.dtype == np.float32 else None
+        self._region = region
+        self._shape = region.shape[1:]
+        self._dtype = region.dtype
+
+    @classmethod
+    def of(cls, memory: Memory, kind: str, tensors: Sequence[TensorSpec]) -> list[FixedRows | None]:
+        """Of each tensor; None for those whose rows are others."""
+        return [
+            cls(memory.array(kind, index)) if tensor.datatype != "BYTES" and not tensor.variable else None
+            for index, tensor in enumerate(tensors)
+        ]
+
+    def put(self, slots: list[int], rows: NDArray[Any]) -> bool:
+        """Write `rows` of these slots; False where they are not as declared."""
+        if self.floats is not None and self.floats.put(slots, rows):
+            return True
+        if rows.shape[1:] != self._shape or rows.dtype != self._dtype or len(rows) != len(slots):
+            return False
+        if len(slots) == 1:
+            self._region[slots[0]] = rows[0]
+        else:
+            self._region[_span(slots)] = rows
+        return True
+
+    def get(self, slots: list[int]) -> NDArray[Any]:
+        """The rows of these slots; a view where they are consecutive."""
+        rows: NDArray[Any] = self._region[slots[0] : slots[0] + 1] if len(slots) == 1 else self._region[_span(slots)]
+        return rows
+
+    def view(self, slots: list[int]) -> memoryview | None:
+        """The bytes of the rows of these slots, to be written; None where the slots are not neighbours."""
+        first, last = slots[0], slots[-1]
+        if last - first != len(slots) - 1:
+            return None
+        return memoryview(self._region[first : last + 1].reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+class ShapeKeys:
+    """Numbers for the shapes of rows: equal shapes, equal number; never the reverse.  Rows of one number may share a
+    batch.  Families without variable inputs have the one number 0."""
+
+    __slots__ = ("_keys", "_last", "_memory", "_variable")
+
+    _REMEMBERED = 4096
+
+    def __init__(self, memory: Memory, spec: FamilySpec) -> None:
+        self._memory = memory
+        self._variable = [i for i, tensor in enumerate(spec.inputs) if tensor.variable]
+        self._keys: dict[tuple[tuple[int, ...], ...], int] = {}
+        self._last = 0
+
+    def of(self, slots: list[int]) -> int:
+        """The number of the rows in `slots`; raises BadRequest where they differ in shape."""
+        if not self._variable:
+            return 0
+        dims = self._dims(slots[0])
+        if any(self._dims(slot) != dims for slot in slots[1:]):
+            raise BadRequest("the rows of one request must have one shape")
+        key = self._keys.get(dims)
+        if key is None:
+            if len(self._keys) >= self._REMEMBERED:
+                self._keys.clear()  # numbers go on rising, so forgetting costs a shared batch, never a wrong one
+            self._last += 1
+            key = self._keys[dims] = self._last
+        return key
+
+    def _dims(self, slot: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(self._memory.dims("input", i, slot) for i in self._variable)

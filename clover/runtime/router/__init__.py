@@ -1,0 +1,1 @@
+"""The router of one family: admission, routing, dispatch, completion."""

@@ -1,0 +1,115 @@
+"""Rows that ask for an accuracy of their own (`clover_min_accuracy`), counted by the variant that they need.
+
+What a row needs is the least accurate variant that reaches its accuracy.  If no worker that is good enough is there,
+the row waits in the queue, within its deadline, for one that may come: whoever plans says for which variants none will
+(`decline`), and is called once a row waits for another.  Before anybody has said anything none comes.
+
+Rows that wait like this count in the queue and hold slots like all others, but never more than a quarter of either, so
+that clients who ask for what is not there leave room for those who do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from clover.runtime.router.traffic import Rate
+from clover.types import Asked, Declined
+
+UNPLANNED = Declined(why="no worker that is good enough is ready", retry_after_s=1.0)
+PART = 4
+"""Of the queue, one part in so many may wait for workers that are not there."""
+
+
+@dataclass(slots=True)
+class _Rung:
+    """The rows that need one variant."""
+
+    rate: Rate
+    rows: int = 0
+    waiting: int = 0
+    refused: int = 0
+
+
+class Demand:
+    """Of one family: `variants` with the `accuracy` (percent) of each, which may be changed in place; at most `most`
+    rows wait."""
+
+    def __init__(self, variants: Sequence[str], accuracy: Sequence[float], most: int) -> None:
+        self.waiting = 0
+        self._variants = tuple(variants)
+        self._accuracy = accuracy
+        self._most = max(1, most // PART)
+        self._rungs: dict[int, _Rung] = {}
+        self._declined: dict[int, Declined] | None = None
+        self._wanted: Callable[[], None] | None = None
+        self._called: set[int] = set()
+
+    def rung(self, min_accuracy: float) -> int:
+        """Return the lane of the least accurate variant that reaches `min_accuracy`; -1 if every one does, or none."""
+        able = [lane for lane, own in enumerate(self._accuracy) if own >= min_accuracy]
+        if not able or len(able) == len(self._accuracy):
+            return -1
+        return min(able, key=lambda lane: (self._accuracy[lane], lane))
+
+    def ask(self, min_accuracy: float, rows: int, now_ns: int) -> int:
+        """Count `rows` that ask for `min_accuracy`; return their lane as `rung` does."""
+        lane = self.rung(min_accuracy)
+        if lane >= 0:
+            own = self._rungs.get(lane)
+            if own is None:
+                own = self._rungs[lane] = _Rung(Rate())
+            own.rows += rows
+            own.rate.add(now_ns, rows)
+        return lane
+
+    def refusal(self, lane: int, rows: int, *, hold: bool) -> Declined | None:
+        """Return why `rows` that need `lane` cannot wait for a worker; None if they can.  `hold`: one is on its way."""
+        declined = None if hold and self._declined is None else self.declined(lane)
+        if declined is not None and not declined.waits:
+            return declined
+        if self.waiting + rows > self._most:
+            return Declined(why="too many rows wait for a worker that is accurate enough already", retry_after_s=1.0)
+        return None
+
+    def declined(self, lane: int) -> Declined | None:
+        """Return why no worker of `lane` comes; None if one may."""
+        return UNPLANNED if self._declined is None else self._declined.get(lane)
+
+    def wait(self, lane: int, rows: int) -> None:
+        """Count `rows` that wait for a worker of `lane`, and say so to whoever plans, once for each lane."""
+        self.waiting += rows
+        self._rungs[lane].waiting += rows
+        if lane not in self._called and self._wanted is not None:
+            self._called.add(lane)
+            self._wanted()
+
+    def leave(self, lane: int, rows: int) -> None:
+        """Count `rows` of those as answered, refused or given up."""
+        self.waiting -= rows
+        self._rungs[lane].waiting -= rows
+
+    def refuse(self, lane: int, rows: int) -> None:
+        """Count `rows` that needed `lane` and got no answer because it has no worker."""
+        own = self._rungs.get(lane)
+        if own is not None:
+            own.refused += rows
+
+    def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
+        """See `clover.interfaces.Fleet.decline`."""
+        self._declined = {self._variants.index(name): why for name, why in declined.items() if name in self._variants}
+        self._wanted = wanted
+        self._called.clear()
+
+    def report(self, now_ns: int) -> dict[str, Asked]:
+        """Return the rows that were asked for so far, by variant."""
+        return {
+            self._variants[lane]: Asked(
+                accuracy=self._accuracy[lane],
+                rows_per_s=min(own.rate.per_s(now_ns), own.rows / own.rate.window_s),  # one row is no row a second
+                rows=own.rows,
+                waiting=own.waiting,
+                refused=own.refused,
+            )
+            for lane, own in sorted(self._rungs.items())
+        }

@@ -1,0 +1,34 @@
+from clover._native.batcher cimport Batcher
+from clover._native.route cimport Quota
+from clover.runtime.router.links cimport Link
+
+cdef class Lanes:
+    cdef public object accuracy
+    cdef public object live
+    cdef public list links
+    cdef public object routing
+    cdef public object chain
+    cdef public object points
+    cdef public object profiled_rows
+    cdef public bint relieved
+    cdef public object behind
+    cdef public bint delayed
+    cdef public object choose_many
+    cdef tuple _variants
+    cdef object _delay_ms
+    cdef Batcher _batcher
+    cdef object _max_batch
+    cdef Quota _quota
+    cdef list _table
+    cdef dict _masks
+    cdef dict _chains
+    cdef object _open
+    cdef bint _aside
+    cdef object _change
+
+    cpdef object waiting(self, int lane=*)
+    cpdef int choose(self, object mask) except -1
+    cpdef object mask(self, double min_accuracy)
+    cpdef object chain_for(self, double min_accuracy)
+    cpdef Link by_index(self, Py_ssize_t index)
+    cpdef forget_idle(self, Link link)

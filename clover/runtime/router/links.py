@@ -1,0 +1,88 @@
+"""What the router knows of one worker: its place in the batcher and the batches it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from clover.accounting import WorkerMeter
+
+
+class RingLike(Protocol):
+    """The server's side of `clover._native.ring.Ring`."""
+
+    def submit(self, batch_id: int, slots: Any, n: int) -> int: ...
+    def untaken(self) -> int: ...
+    def reap(self) -> tuple[int, int, int, int, int, int] | None: ...
+
+
+class WorkerHandle(Protocol):
+    """What the router needs of a worker of the pool."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def ring(self) -> RingLike: ...
+    def bell(self) -> None: ...
+
+
+class Batch:
+    """Rows sent to a worker under one number.  `epoch` is that of its link: a batch from before a worker was attached
+    anew holds none of its credits."""
+
+    __slots__ = ("epoch", "id", "sent_ns", "slots")
+
+    def __init__(self, number: int, slots: list[int], sent_ns: int, epoch: int) -> None:
+        self.id = number
+        self.slots = slots
+        self.sent_ns = sent_ns
+        self.epoch = epoch
+
+
+class Link:
+    """One worker at `index` of the batcher, serving `lane`.  Lives from attach until it left and holds nothing.
+    `relief`: it serves while the plan's workers are too few (`runtime.router.relief`)."""
+
+    __slots__ = (
+        "_progress_ns",
+        "attached",
+        "batches",
+        "broken",
+        "epoch",
+        "index",
+        "lane",
+        "max_batch",
+        "meter",
+        "on_idle",
+        "relief",
+        "worker",
+    )
+
+    def __init__(self, worker: WorkerHandle, index: int, lane: int, max_batch: int, meter: WorkerMeter) -> None:
+        self.worker = worker
+        self.index = index
+        self.lane = lane
+        self.max_batch = max_batch
+        self.meter = meter
+        self.attached = False
+        self.relief = False
+        self.broken = False
+        self.epoch = 0
+        self.batches: dict[int, Batch] = {}
+        self.on_idle: list[Callable[[], None]] = []
+        self._progress_ns = 0
+
+    def sent(self, batch: Batch, now_ns: int) -> None:
+        """`batch` is with the worker."""
+        if not self.batches:
+            self._progress_ns = now_ns
+        self.batches[batch.id] = batch
+
+    def landed(self, batch: Batch, now_ns: int) -> None:
+        """The worker completed `batch`."""
+        del self.batches[batch.id]
+        self._progress_ns = now_ns
+
+    def silent_ns(self, now_ns: int) -> int:
+        """How long the worker has held a batch without completing one; 0 where it holds none."""
+        return now_ns - self._progress_ns if self.batches else 0

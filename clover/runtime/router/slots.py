@@ -1,0 +1,79 @@
+"""The state of every slot and whose it is: the one place where slots change hands.
+
+    reserve -> HELD -> (queued) QUEUED -> (dispatched) FLYING -> landed -> HELD -> release -> FREE
+
+A slot that flies belongs to its worker: whatever becomes of its ticket meanwhile (missed, failed, closed by a client
+that went away), it returns to the free list only when the worker has completed the batch or is dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from clover._native.batcher import Batcher
+from clover._native.slots import SlotAllocator
+from clover.runtime.router.tickets import CLOSED, FLYING, FREE, HELD, PENDING, QUEUED, Ticket
+
+
+class SlotTable:
+    """States and owners of `slots` slots; `batcher` holds those that are QUEUED."""
+
+    __slots__ = ("_batcher", "free", "owner", "state")
+
+    def __init__(self, slots: int, batcher: Batcher) -> None:
+        self.free = SlotAllocator(slots)
+        self.state = bytearray(slots)
+        self.owner: list[Ticket | None] = [None] * slots
+        self._batcher = batcher
+
+    def reserve(self, rows: int, now_ns: int) -> Ticket | None:
+        """A ticket that holds `rows` slots; None where too few are free."""
+        slots = self.free.take(rows)
+        if slots is None:
+            return None
+        ticket = Ticket(slots, now_ns)
+        for slot in slots:
+            self.state[slot] = HELD
+            self.owner[slot] = ticket
+        return ticket
+
+    def landed(self, slot: int) -> Ticket | None:
+        """A worker is done with `slot`: its ticket where that still waits, else None (free now if it was closed)."""
+        ticket = self.owner[slot]
+        self.state[slot] = HELD
+        if ticket is None or ticket.phase == CLOSED:
+            self.release(slot)
+            return None
+        return ticket if ticket.phase == PENDING else None
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Take what waits of `ticket` out of the queue; its slots stay held."""
+        for slot in ticket.slots:
+            if self.state[slot] == QUEUED:
+                self._batcher.cancel(slot)
+                self.state[slot] = HELD
+
+    def close(self, ticket: Ticket) -> None:
+        """Free the slots of a closed ticket, except those that fly or were handed over."""
+        for slot in ticket.slots:
+            if self.state[slot] != FLYING and self.owner[slot] is ticket:
+                self.release(slot)
+
+    def hand_over(self, slot: int, ticket: Ticket) -> None:
+        """Give a slot that is held to another ticket, with what lies in it."""
+        self.owner[slot] = ticket
+
+    def release(self, slot: int) -> None:
+        """Put `slot` on the free list."""
+        self.owner[slot] = None
+        self.state[slot] = FREE
+        self.free.give(slot)
+
+    def queued(self) -> Iterator[tuple[int, Ticket]]:
+        """Every slot that waits, with its ticket."""
+        for slot in np.flatnonzero(np.frombuffer(self.state, np.uint8) == QUEUED).tolist():
+            ticket = self.owner[slot]
+            if ticket is not None:
+                yield slot, ticket

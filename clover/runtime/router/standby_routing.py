@@ -1,0 +1,82 @@
+"""Those that stand by, as the router has them: called and sent back by `runtime.router.relief`'s word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from clover._native.batcher import Batcher
+from clover.runtime.router.lanes import Lanes
+from clover.runtime.router.links import WorkerHandle
+from clover.runtime.router.relief import Relief, Standby, capacity
+from clover.runtime.router.retry import Retry
+from clover.runtime.router.traffic import Traffic
+
+
+class Reliefs:
+    """`rows` counts all rows that were submitted; whoever submits adds to it."""
+
+    def __init__(self, batcher: Batcher, lanes: Lanes, retry: Retry, traffic: Traffic) -> None:
+        self.standby: Standby | None = None
+        self.rows = 0
+        self._relief = Relief()
+        self._batcher = batcher
+        self._lanes = lanes
+        self._retry = retry
+        self._traffic = traffic
+
+    @property
+    def on(self) -> bool:
+        """Whether rows go to those that stand by."""
+        return self._relief.active
+
+    def set(self, standby: Standby | None) -> None:
+        """Take note of who stands by now; relief that is on stays on while anybody does."""
+        if self._relief.active:
+            self._lanes.relent()
+        self.standby = standby if standby is not None and standby.entries else None
+        if self.standby is None:
+            self._relief.active = False
+            return
+        shares = [self._lanes.routing.shares.get(variant, 0.0) for variant in self._traffic.variants]
+        self._relief.set(self.standby.wait_ns, capacity(self.standby.rates, shares))
+        if self._relief.active:
+            self._lanes.relieve(self.standby.entries, self.standby.lane)
+
+    def forget(self, worker: WorkerHandle) -> None:
+        """A worker that is gone, or goes, stands by no more."""
+        standby = self.standby
+        if standby is not None and any(entry[0] is worker for entry in standby.entries):
+            left = tuple(entry for entry in standby.entries if entry[0] is not worker)
+            self.standby = replace(standby, entries=left) if left else None
+            if not left and self._relief.active:
+                self._relief.active = False
+                self._lanes.relent()
+
+    def turn(self, now_ns: int) -> bool:
+        """Turn relief on or off where it is time to, after batches were formed; whether it turned."""
+        standby = self.standby
+        if standby is None or not (self._relief.active or self._lanes.waiting()):
+            return False
+        waiting = 0
+        for lane in range(len(standby.rates)):
+            if self._lanes.live >> lane & 1:  # rows of others wait for a worker to come, and nobody relieves them
+                waiting += self._lanes.waiting(lane)
+        wait_ns = max(map(self._wait_ns, standby.rates, range(len(standby.rates))), default=0.0)
+        if not self._relief.turn(now_ns, wait_ns, self.rows, waiting):
+            return False
+        if self._relief.active:
+            self._traffic.reliefs += 1
+            self._lanes.relieve(standby.entries, standby.lane)
+            self._retry.shift(standby.lane, now_ns)
+        else:
+            self._lanes.relent()
+            self._retry.stranded(now_ns)
+        return True
+
+    def _wait_ns(self, rate: float, lane: int) -> float:
+        """How long a row that is queued now waits for one of the plan's workers in `lane`."""
+        waiting = self._lanes.waiting(lane)
+        if not waiting or rate <= 0.0:
+            return 0.0
+        links = (link for link in self._lanes.links if link.lane == lane and not link.relief)
+        return (waiting + sum(len(batch.slots) for link in links for batch in link.batches.values())) * 1e9 / rate

@@ -1,0 +1,1 @@
+"""The worker processes as the server holds them: pool, fleet, standby."""

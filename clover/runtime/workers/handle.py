@@ -1,0 +1,295 @@
+"""A worker as the server holds it: its ring, its doorbell, its state, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from clover._native.ring import Ring
+from clover.errors import WorkerError
+from clover.runtime.workers.output import WorkerOutput
+from clover.worker import frames
+
+_log = logging.getLogger("clover.pool")
+
+_STATUS_S = 0.1
+"""How long the exit status may come after the death itself."""
+
+_END_S = 5.0
+"""How long a killed process may take to be gone; it may be writing out memory."""
+
+State = Literal["starting", "loading", "warming", "ready", "draining", "dead"]
+
+
+class Owner(Protocol):
+    """What a worker needs of its pool."""
+
+    silent_s: float
+
+    def forget(self, worker: Worker) -> None: ...
+
+
+class Worker:
+    """One worker process.  Made by `Pool.spawn`, which returns it ready.
+
+    `ring` is the server's side of its ring, and stays readable after its death.  `ready_ms` is the time from the order
+    to ready; `fork_ms`, `load_ms` and `warm_ms` are its parts as the worker measured them, `said_ns` when it was first
+    heard to be in a state.  `overruns` of `paced_batches` took longer than the emulated slice would have (0 elsewhere);
+    `device_lost`: it ended because its GPU is gone.
+    """
+
+    def __init__(
+        self,
+        order: frames.WorkerOrder,
+        pid: int,
+        ring: Ring,
+        *,
+        control: socket.socket,
+        doorbell: int,
+        pidfd: int,
+        output: WorkerOutput,
+        started_at_ns: int,
+        pool: Owner,
+    ) -> None:
+        self.order = order
+        self.pid = pid
+        self.ring = ring
+        self.state: State = "starting"
+        self.started_at_ns = started_at_ns
+        self.ready_ms = 0.0
+        self.fork_ms = 0.0
+        self.load_ms = 0.0
+        self.warm_ms = 0.0
+        self.said_ns: dict[str, int] = {}
+        self.paced_batches = 0
+        self.overruns = 0
+        self.device_lost = False
+        self._control = control
+        self._doorbell = doorbell
+        self._pidfd = pidfd
+        self._output = output
+        self._pool = pool
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._gone = asyncio.Event()
+        self._code: int | None = None
+        self._ended = False
+        self._timers: list[asyncio.TimerHandle] = []
+        self._failure = ""
+        self._on_death: Callable[[Worker, str], None] | None = None
+        self._undelivered = ""
+        self._on_end_asked: Callable[[Worker], None] | None = None
+        self._end_asked = False
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.pid} {self.order.family.name}/{self.order.variant} {self.state}>"
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Listen to it on `loop`."""
+        self._loop = loop
+        self._ready = loop.create_future()
+        loop.add_reader(self._control.fileno(), self._readable)
+        loop.add_reader(self._pidfd, self._died)
+        self._output.bind(loop)
+
+    async def until_ready(self, within_s: float) -> None:
+        """Wait until it is ready; raises WorkerError where it failed, died or takes longer."""
+        assert self._ready is not None
+        try:
+            # Not wait_for, which swallows (in Python 3.11) a cancellation that comes with the result.
+            async with asyncio.timeout(within_s):
+                await self._ready
+        except TimeoutError as error:
+            what = f"{self.order.variant} ({self.order.backend})"
+            raise WorkerError(f"{what} was not ready within {within_s:g} s: still {self.state}") from error
+
+    # --- using it ---
+
+    def bell(self) -> None:
+        """Ring its doorbell: there is something in its ring."""
+        if self.state != "dead":
+            os.eventfd_write(self._doorbell, 1)
+
+    def request_exit(self) -> None:
+        """Tell it to answer what is in its ring and exit; returns at once."""
+        if self.state == "dead":
+            return
+        self.state = "draining"
+        try:
+            frames.send(self._control, frames.Exit())
+        except OSError:
+            self.kill()  # a worker that cannot be told anything any more
+
+    async def drain_and_exit(self) -> None:
+        """Let it answer what is in its ring and exit; SIGKILL where that takes longer than the pool's `silent_s`.
+
+        Returns once it is gone.  `on_death` is called only where it did not exit by itself.
+        """
+        self.request_exit()
+        if not await self.dead(self._pool.silent_s):
+            _log.warning("worker %d did not exit within %.0f s: killed", self.pid, self._pool.silent_s)
+            self.kill()
+            await self.dead(_END_S)
+
+    def kill(self) -> None:
+        """SIGKILL, by pidfd: it cannot hit another process.  `on_death` follows as for any other death."""
+        if self.state != "dead":
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def dead(self, within_s: float) -> bool:
+        """Wait at most `within_s` seconds for its end; whether it came."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._gone.wait()
+        return self.state == "dead"
+
+    @property
+    def on_death(self) -> Callable[[Worker, str], None] | None:
+        """Called once on the loop, with a reason, when it died unexpectedly: anything but exiting after a drain.
+
+        Set after it died, it is called on the loop's next turn, so that no death is missed.
+        """
+        return self._on_death
+
+    @on_death.setter
+    def on_death(self, callback: Callable[[Worker, str], None] | None) -> None:
+        self._on_death = callback
+        if callback is not None and self._undelivered:
+            assert self._loop is not None
+            self._loop.call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        callback, reason = self._on_death, self._undelivered
+        if callback is not None and reason:
+            self._on_death, self._undelivered = None, ""
+            callback(self, reason)
+
+    @property
+    def on_end_asked(self) -> Callable[[Worker], None] | None:
+        """Called once on the loop when somebody else asked it to end (SIGTERM); it serves on until `request_exit`.
+
+        Set after that, it is called on the loop's next turn.
+        """
+        return self._on_end_asked
+
+    @on_end_asked.setter
+    def on_end_asked(self, callback: Callable[[Worker], None] | None) -> None:
+        self._on_end_asked = callback
+        if callback is not None and self._end_asked:
+            assert self._loop is not None
+            self._loop.call_soon(self._deliver_end_asked)
+
+    def _deliver_end_asked(self) -> None:
+        callback, self._on_end_asked = self._on_end_asked, None
+        if callback is not None:
+            callback(self)
+
+    # --- hearing from it ---
+
+    def _readable(self) -> None:
+        assert self._loop is not None
+        try:
+            frame = frames.receive(self._control)
+            if frame is not None:
+                kind, payload, _ = frame
+                if kind is frames.Kind.STATE:
+                    self._says(frames.decode(payload, frames.WorkerState))
+                elif kind is frames.Kind.END_ASKED:
+                    self._end_asked = True
+                    self._deliver_end_asked()
+                else:
+                    raise WorkerError(f"it sent {kind.name}")
+                return
+        except BlockingIOError:
+            return
+        except (OSError, WorkerError) as error:
+            _log.error("worker %d is ended: %s", self.pid, error)
+            self.kill()
+        # The end of its socket: it is dying, and a worker that only closed it cannot be drained any more.
+        self._loop.remove_reader(self._control.fileno())
+        self._timers.append(self._loop.call_later(_STATUS_S, self.kill))
+
+    def _says(self, state: frames.WorkerState) -> None:
+        assert self._ready is not None
+        self.said_ns.setdefault(state.state, time.monotonic_ns())
+        self.fork_ms = state.fork_ms or self.fork_ms
+        self.load_ms = state.load_ms or self.load_ms
+        self.warm_ms = state.warm_ms or self.warm_ms
+        self.paced_batches = state.batches or self.paced_batches
+        self.overruns = state.overruns or self.overruns
+        self.device_lost = self.device_lost or state.device_lost
+        if state.state == "failed":
+            self._failure = state.text
+            if not self._ready.done():
+                self._ready.set_exception(WorkerError(f"{self.order.variant} ({self.order.backend}): {state.text}"))
+        elif self.state in ("starting", "loading", "warming"):
+            self.state = state.state
+            if state.state == "ready":
+                self.ready_ms = (time.monotonic_ns() - self.started_at_ns) / 1e6
+                if not self._ready.done():
+                    self._ready.set_result(None)
+
+    def exited(self, code: int) -> None:
+        """The zygote says how it ended: its exit status, or minus a signal's number."""
+        self._code = code
+        if self._ended:
+            self._finish()
+
+    def _died(self) -> None:
+        assert self._loop is not None
+        self._loop.remove_reader(self._pidfd)
+        self._ended = True
+        if self._code is not None:
+            self._finish()
+        else:
+            self._timers.append(self._loop.call_later(_STATUS_S, self._finish))
+
+    def _finish(self) -> None:
+        if self.state == "dead":
+            return
+        assert self._loop is not None
+        assert self._ready is not None
+        expected = self.state == "draining" and self._code in (0, None)
+        for timer in self._timers:
+            timer.cancel()  # a timer would keep this worker, and with it the mapping of its ring
+        self._timers.clear()
+        self._loop.remove_reader(self._control.fileno())
+        with contextlib.suppress(OSError, WorkerError):  # its last words may say why
+            while (frame := frames.receive(self._control)) is not None:
+                if frame[0] is frames.Kind.STATE:
+                    self._says(frames.decode(frame[1], frames.WorkerState))
+        self.state = "dead"
+        self._control.close()
+        self._output.close()
+        os.close(self._doorbell)
+        os.close(self._pidfd)
+        self._pool.forget(self)
+        self._gone.set()
+        reason = self._reason()
+        if not self._ready.done():
+            self._ready.set_exception(
+                WorkerError(f"{self.order.variant} ({self.order.backend}) died while starting: {reason}")
+            )
+        if not self._ready.cancelled():
+            self._ready.exception()  # looked at, also where nobody waits any more
+        if not expected:
+            self._undelivered = reason
+            self._deliver()
+
+    def _reason(self) -> str:
+        if self._failure:
+            return self._failure
+        if self._code is None:
+            return "ended with unknown status"
+        if self._code < 0:
+            with contextlib.suppress(ValueError):
+                return f"killed by {signal.Signals(-self._code).name}"
+        return f"exited with status {self._code}"

@@ -1,0 +1,75 @@
+"""Who stands by beside a family's workers, and when they are called (`clover.runtime.router.relief` says what for)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from clover.planning.model.problem import backends_of, services_of
+from clover.planning.model.queueing import Service
+from clover.runtime.router.relief import RELIEF_TIMES, WAIT_OF_SLO
+from clover.types import Assignment, FamilyProfile
+
+
+class Understudies:
+    """Implements `clover.runtime.workers.members.Reserve` for the family whose `variants` these are, cheapest first.
+
+    It is one variant for all: the one that `relief` names, or (`auto`) the most accurate with which the slices serve
+    `RELIEF_TIMES` the rows of what works there now, else that with which they serve most.  It stands by where it was
+    measured and a dearer one works.  `slo_ms` gives the p95 target now, 0 for none.
+    """
+
+    def __init__(self, variants: Sequence[str], relief: str, slo_ms: Callable[[], float]) -> None:
+        self._rank = {name: rank for rank, name in enumerate(variants)}
+        self._candidates = tuple(reversed(variants)) if relief == "auto" else (relief,)
+        self._slo_ms = slo_ms
+        self._services: dict[tuple[str, str], Service] = {}
+        self._backend: dict[tuple[str, str], str] = {}
+        self._swift: dict[tuple[Service, float], float] = {}
+
+    def use(self, profile: FamilyProfile | None) -> None:
+        """What workers do is what `profile` says; without one nobody stands by."""
+        self._services = services_of(profile) if profile is not None else {}
+        self._backend = backends_of(profile) if profile is not None else {}
+        self._swift.clear()
+
+    def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
+        """See `Reserve.beside`."""
+        wanted = RELIEF_TIMES * sum(map(self.rows_per_s, routed))
+        best: tuple[Assignment, ...] = ()
+        most = 0.0
+        for name in self._candidates:
+            found = self._with(name, routed)
+            same = [item for item in routed if item.variant == name]
+            rows = sum(map(self.rows_per_s, (*found, *same)))
+            if found and rows > most:
+                best, most = found, rows
+            if most >= wanted:
+                break
+        return best
+
+    def _with(self, variant: str, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
+        """Who would stand by with `variant`, one a placement."""
+        found = {}
+        for item in routed:
+            backend = self._backend.get((variant, item.placement.profile))
+            if backend is not None and self._rank[variant] < self._rank[item.variant]:
+                found[item.placement.id] = msgspec.structs.replace(item, variant=variant, backend=backend)
+        return tuple(found.values())
+
+    def rows_per_s(self, assignment: Assignment) -> float:
+        """See `Reserve.rows_per_s`: in batches that leave a row time to wait within the SLO."""
+        service = self._services.get((assignment.variant, assignment.placement.profile))
+        if service is None:
+            return 0.0
+        key = (service, self._slo_ms() * (1.0 - WAIT_OF_SLO))
+        if key not in self._swift:
+            spent_s = [service.seconds(rows) for rows in range(1, service.max_batch + 1)]
+            swift = [rows / s for rows, s in enumerate(spent_s, 1) if s * 1e3 <= key[1]]
+            self._swift[key] = max(swift, default=1.0 / spent_s[0])
+        return self._swift[key]
+
+    def wait_ms(self) -> float:
+        """See `Reserve.wait_ms`."""
+        return WAIT_OF_SLO * self._slo_ms()

@@ -1,0 +1,203 @@
+"""The server's end of the zygote: launching the process, asking it for workers, hearing from it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from clover.backends import child_environment
+from clover.errors import StartError, WorkerError
+from clover.worker import frames
+
+_log = logging.getLogger("clover.pool")
+
+_SEND_RETRY_S = 0.005
+
+
+class ZygoteLink:
+    """One zygote process.  `bind` it to a loop before anything else; `dead` once its socket or process ended."""
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self._process = process
+        self._socket = sock
+        self._pidfd = os.pidfd_open(process.pid)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_exit: Callable[[int, int], None] = lambda pid, code: None
+        self._hello: asyncio.Future[frames.Hello] | None = None
+        self._gone: asyncio.Event = asyncio.Event()
+        self._asked: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self.pid = process.pid
+        self.dead = False
+
+    @classmethod
+    def launch(cls) -> ZygoteLink:
+        """Start a zygote; needs no loop.  Raises StartError."""
+        if not sys.executable:
+            raise StartError("the Python interpreter does not know its own path (sys.executable is empty)")
+        ours, theirs = frames.socket_pair()
+        try:
+            process = subprocess.Popen(
+                # -P: the working directory is no place to import from, unless this process does too (PYTHONPATH).
+                [sys.executable, "-P", "-m", "clover.worker.zygote", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what models print is a log; standard output is the server's
+                env=child_environment(),
+                pass_fds=(theirs.fileno(),),
+            )
+        except OSError as error:
+            ours.close()
+            raise StartError(f"the zygote cannot start: {error.strerror}") from error
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        return cls(process, ours)
+
+    @property
+    def bound(self) -> bool:
+        """Whether `bind` was called."""
+        return self._loop is not None
+
+    def bind(self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[int, int], None]) -> None:
+        """Listen on `loop`; `on_exit(pid, code)` hears of ended workers."""
+        self._loop = loop
+        self._on_exit = on_exit
+        self._hello = loop.create_future()
+        loop.add_reader(self._socket.fileno(), self._readable)
+        loop.add_reader(self._pidfd, self._ended)
+
+    async def ready(self, within_s: float) -> None:
+        """Wait for its hello.  Raises WorkerError where it dies first, takes longer, or has threads."""
+        assert self._hello is not None
+        try:
+            hello = await asyncio.wait_for(asyncio.shield(self._hello), within_s)
+        except TimeoutError as error:
+            self.kill()
+            raise WorkerError(f"the zygote did not import torch within {within_s:g} s") from error
+        if hello.threads != 1:
+            self.kill()
+            raise WorkerError(f"the zygote has {hello.threads} threads after its imports; it must have one")
+
+    async def spawn(self, order: frames.Spawn, fds: tuple[int, ...], within_s: float) -> tuple[int, int]:
+        """Ask for a worker: its pid and a pidfd, which the caller owns.  Raises WorkerError."""
+        assert self._loop is not None
+        answer: asyncio.Future[tuple[int, int]] = self._loop.create_future()
+        self._asked[order.token] = answer
+        try:
+            async with asyncio.timeout(within_s):
+                await self._ask(order, fds)
+                await asyncio.wait([answer])
+        except BaseException as error:
+            if answer.done() and answer.exception() is None:
+                _end_unwanted(answer.result()[1])
+            if isinstance(error, TimeoutError):
+                self.kill()  # a fork takes milliseconds: it hangs, and the next spawn shall find another
+                raise WorkerError(f"the zygote made no worker within {within_s:g} s") from error
+            raise
+        finally:
+            self._asked.pop(order.token, None)
+        return answer.result()
+
+    async def _ask(self, order: frames.Spawn, fds: tuple[int, ...]) -> None:
+        while not self.dead:
+            try:
+                frames.send(self._socket, order, fds)
+                return
+            except BlockingIOError:  # dozens of orders are waiting in its socket
+                await asyncio.sleep(_SEND_RETRY_S)
+            except OSError as error:
+                raise WorkerError("the zygote is gone") from error
+        raise WorkerError("the zygote is gone")
+
+    def _readable(self) -> None:
+        try:
+            while not self.dead:
+                frame = frames.receive(self._socket, 1)
+                if frame is None:
+                    assert self._loop is not None
+                    self._loop.remove_reader(self._socket.fileno())  # its end follows
+                    return
+                self._heard(*frame)
+        except BlockingIOError:
+            return
+        except (OSError, WorkerError) as error:
+            _log.error("the zygote is ended: %s", error)
+            self.kill()
+
+    def _heard(self, kind: frames.Kind, payload: bytes, fds: tuple[int, ...]) -> None:
+        if kind is frames.Kind.SPAWNED:
+            spawned = frames.decode(payload, frames.Spawned)
+            if len(fds) != 1:
+                raise WorkerError("a new worker came without its pidfd")
+            asked = self._asked.pop(spawned.token, None)
+            if asked is None or asked.done():
+                _end_unwanted(fds[0])
+            else:
+                asked.set_result((spawned.pid, fds[0]))
+            return
+        frames.close_all(fds)
+        if kind is frames.Kind.EXITED:
+            exited = frames.decode(payload, frames.Exited)
+            self._on_exit(exited.pid, exited.code)
+        elif kind is frames.Kind.REFUSED:
+            refused = frames.decode(payload, frames.Refused)
+            asked = self._asked.pop(refused.token, None)
+            if asked is not None and not asked.done():
+                asked.set_exception(WorkerError(refused.reason))
+        elif kind is frames.Kind.HELLO:
+            assert self._hello is not None
+            if not self._hello.done():
+                self._hello.set_result(frames.decode(payload, frames.Hello))
+        else:
+            raise WorkerError(f"it sent {kind.name}")
+
+    def _ended(self) -> None:
+        """The process is dead: hear what it still said, reap it, fail whoever waits."""
+        assert self._loop is not None
+        assert self._hello is not None
+        self._readable()
+        self.dead = True
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_reader(self._pidfd)
+        self._socket.close()
+        os.close(self._pidfd)
+        status = self._process.wait()
+        error = WorkerError(f"the zygote ended (status {status}); standard error says more")
+        waiting: list[asyncio.Future[Any]] = [self._hello, *self._asked.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+        self._asked.clear()
+        if self._hello.exception() is not None:  # looked at: a zygote nobody waited for may die unnoticed
+            _log.error("%s", error)
+        self._gone.set()
+
+    def kill(self) -> None:
+        """SIGKILL; its end is heard as usual."""
+        if not self.dead:
+            self._process.kill()
+
+    async def stop(self, within_s: float) -> None:
+        """End it: by frame, by SIGKILL after `within_s`; returns once it is reaped and its descriptors are closed."""
+        if self.dead:
+            return
+        try:
+            frames.send(self._socket, frames.Stop())
+            await asyncio.wait_for(self._gone.wait(), within_s)
+        except (OSError, TimeoutError):
+            self.kill()
+            await self._gone.wait()
+
+
+def _end_unwanted(pidfd: int) -> None:
+    """End a worker that nobody waits for any more."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)

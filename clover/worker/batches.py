@@ -1,0 +1,195 @@
+"""A batch as its worker sees it: rows of a slab gathered into arrays, a model's answers scattered back.
+
+Where the slots are consecutive and rows fill their bound, an input is a view of the slab, not a copy.  All rows of one
+batch have equal dims (the batcher keys rows by shape), so the first row speaks for the batch.  Scattered rows are
+gathered into new arrays, or (`stage`) into arrays that are there for all batches, which a GPU's worker keeps
+page-locked as it does the slab.  What a model returns is
+checked against the family's declaration before any of it is written: count, dtype, shape.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.runtime.memory.slab import DTYPES, Slab
+from clover.types import TensorSpec
+
+_LENGTH = struct.Struct("<I")
+
+
+class OutputError(ValueError):
+    """A model's answer does not match its declaration."""
+
+
+def elements(data: bytes, count: int) -> list[bytes]:
+    """The elements of a BYTES row in OIP form (uint32 length, then the bytes, each); ValueError unless exactly
+    `count`."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(data):
+        if at + 4 > len(data):
+            raise ValueError("a BYTES row ends inside a length")
+        (length,) = _LENGTH.unpack_from(data, at)
+        at += 4
+        if at + length > len(data):
+            raise ValueError("a BYTES row ends inside an element")
+        found.append(data[at : at + length])
+        at += length
+    if len(found) != count:
+        raise ValueError(f"a BYTES row holds {len(found)} elements instead of {count}")
+    return found
+
+
+def oip_form(values: Sequence[Any]) -> bytes:
+    """Elements (bytes or str) in OIP form; raises OutputError for anything else."""
+    parts = []
+    for value in values:
+        if isinstance(value, str):
+            value = value.encode()
+        elif not isinstance(value, (bytes, bytearray)):
+            raise OutputError(f"an element of a BYTES output is {type(value).__name__}, not bytes or str")
+        parts.append(_LENGTH.pack(len(value)))
+        parts.append(bytes(value))
+    return b"".join(parts)
+
+
+class Batches:
+    """Gathers and scatters the batches of one worker."""
+
+    def __init__(self, slab: Slab) -> None:
+        self._slab = slab
+        self._slots = slab.layout.slots
+        spec = slab.layout.spec
+        # Whether a tensor is variable is worked out from its shape: not for every batch anew.
+        self._inputs = [(index, one, slab.input(index), one.variable) for index, one in enumerate(spec.inputs)]
+        self._outputs = [(index, one, slab.output(index), one.variable) for index, one in enumerate(spec.outputs)]
+        self._staged: dict[int, NDArray[Any]] = {}
+        self._spanned: tuple[NDArray[np.uint32] | None, slice | NDArray[np.uint32]] = (None, slice(0))
+
+    def stage(self, max_batch: int) -> list[NDArray[Any]]:
+        """Gather scattered rows of inputs of fixed shape into the arrays returned from now on: what `gather` gave is
+        overwritten by the next batch."""
+        self._staged = {
+            index: np.zeros((max_batch, *region.shape[1:]), region.dtype)
+            for index, tensor, region, variable in self._inputs
+            if tensor.datatype != "BYTES" and not variable
+        }
+        return list(self._staged.values())
+
+    def span(self, slots: NDArray[np.uint32]) -> slice | NDArray[np.uint32]:
+        """An index for `slots` (at least one): a slice where they are consecutive.  Raises IndexError for slots the
+        slab does not have."""
+        if self._spanned[0] is not slots:  # else it was just asked for, before the model ran
+            self._spanned = (slots, self._span(slots))
+        return self._spanned[1]
+
+    def _span(self, slots: NDArray[np.uint32]) -> slice | NDArray[np.uint32]:
+        numbers = slots.tolist()  # for so few, numpy's calls cost more than a loop
+        first = expected = numbers[0]
+        consecutive = True
+        for slot in numbers:
+            if slot >= self._slots:
+                raise IndexError(f"a batch names a slot beyond the slab's {self._slots}")
+            consecutive = consecutive and slot == expected
+            expected += 1
+        return slice(first, expected) if consecutive else slots
+
+    def gather(self, slots: NDArray[np.uint32]) -> list[NDArray[Any]]:
+        """The inputs of the rows in `slots`, each a C-contiguous array [rows, *dims]; BYTES: an object array."""
+        span = self.span(slots)
+        gathered = []
+        for index, tensor, region, variable in self._inputs:
+            gathered.append(self._gather(index, tensor, region, variable, span, slots))
+        return gathered
+
+    def _gather(
+        self, index: int, tensor: TensorSpec, region: NDArray[Any], variable: bool, span: Any, slots: NDArray[np.uint32]
+    ) -> NDArray[Any]:
+        if tensor.datatype == "BYTES":
+            return self._gather_bytes(index, slots)
+        if not variable:
+            staged = self._staged.get(index)
+            if staged is None or isinstance(span, slice):
+                return np.ascontiguousarray(region[span])
+            # "clip" lets NumPy write straight into `out`; `span` has refused slots that do not exist.
+            return np.take(region, slots, axis=0, out=staged[: len(slots)], mode="clip")
+        corner = tuple(slice(axis) for axis in self._slab.dims("input", index, int(slots[0])))
+        return np.ascontiguousarray(region[span][(slice(None), *corner)])
+
+    def _gather_bytes(self, index: int, slots: NDArray[np.uint32]) -> NDArray[Any]:
+        dims = self._slab.dims("input", index, int(slots[0]))
+        count = math.prod(dims)
+        rows = np.empty((len(slots), count), dtype=object)
+        for row, slot in enumerate(slots.tolist()):
+            rows[row, :] = elements(self._slab.get_bytes("input", index, slot), count)
+        return rows.reshape(len(slots), *dims)
+
+    def check(self, count: int, answers: Sequence[Any]) -> list[Any]:
+        """A model's answers for `count` rows, ready to be written.  Raises OutputError where they do not match."""
+        if len(answers) != len(self._outputs):
+            raise OutputError(f"the model gave {len(answers)} outputs, {len(self._outputs)} are declared")
+        return [
+            _encode(tensor, answer, count) if tensor.datatype == "BYTES" else _check(tensor, answer, count)
+            for (_, tensor, _, _), answer in zip(self._outputs, answers, strict=True)
+        ]
+
+    def scatter(
+        self, slots: NDArray[np.uint32], answers: Sequence[Any], first: Callable[[], None] | None = None
+    ) -> None:
+        """Write a model's answers into the outputs of the rows in `slots`.  `first` is called once they match their
+        declaration.  Raises OutputError, or what `first` raises: nothing is written then, and the answers of another
+        variant that a cascade may keep still lie there."""
+        checked = self.check(len(slots), answers)
+        span = self.span(slots)
+        if first is not None:
+            first()
+        for (index, tensor, region, variable), answer in zip(self._outputs, checked, strict=True):
+            if tensor.datatype == "BYTES":
+                dims, rows = answer
+                for slot, row in zip(slots.tolist(), rows, strict=True):
+                    self._slab.put_bytes("output", index, slot, row)
+                    self._slab.set_dims("output", index, slot, dims)
+            elif variable:
+                corner = tuple([slice(axis) for axis in answer.shape[1:]])
+                for slot, row in zip(slots.tolist(), answer, strict=True):
+                    region[(slot, *corner)] = row
+                    self._slab.set_dims("output", index, slot, answer.shape[1:])
+            else:
+                region[span] = answer
+
+
+def _encode(tensor: TensorSpec, answer: Any, count: int) -> tuple[tuple[int, ...], list[bytes]]:
+    array = np.asarray(answer)
+    if array.dtype.kind not in "OSU":
+        raise OutputError(f"output {tensor.name!r} is {array.dtype}, not an array of bytes or str")
+    _check_shape(tensor, array.shape, count)
+    rows = [oip_form(row.ravel().tolist()) for row in array]
+    longest = max(map(len, rows))
+    if longest > tensor.max_bytes:
+        raise OutputError(f"a row of output {tensor.name!r} takes {longest} bytes, more than its {tensor.max_bytes}")
+    return array.shape[1:], rows
+
+
+def _check(tensor: TensorSpec, answer: Any, count: int) -> NDArray[Any]:
+    if not isinstance(answer, np.ndarray):
+        raise OutputError(f"output {tensor.name!r} is {type(answer).__name__}, not an array")
+    wanted = DTYPES[tensor.datatype]
+    if answer.dtype != wanted:
+        raise OutputError(f"output {tensor.name!r} is {answer.dtype}, declared {tensor.datatype} ({wanted})")
+    _check_shape(tensor, answer.shape, count)
+    return answer
+
+
+def _check_shape(tensor: TensorSpec, shape: tuple[int, ...], count: int) -> None:
+    fits = len(shape) == len(tensor.shape) + 1 and shape[0] == count
+    if fits and shape[1:] != tensor.shape:
+        for axis, declared, most in zip(shape[1:], tensor.shape, tensor.bound, strict=True):
+            fits = fits and (axis == declared if declared >= 0 else axis <= most)
+    if not fits:
+        raise OutputError(f"output {tensor.name!r} has shape {list(shape)}, declared {[count, *tensor.shape]}")

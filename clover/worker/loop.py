@@ -1,0 +1,172 @@
+"""What a worker does with batches: take one from the ring, gather its rows, run, scatter, complete; sleep without one.
+
+A model that raises or answers in the wrong form fails its batch, not the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover._native.ring import Ring
+from clover.confidence import Scorer, scorer
+from clover.errors import WorkerError
+from clover.runtime.memory.slab import Slab
+from clover.worker import frames, pacing
+from clover.worker.batches import Batches
+
+_log = logging.getLogger("clover.worker")
+
+MODEL_FAILED = 1
+"""Status of a completion whose model raised or answered in the wrong form; 0 is success."""
+
+_LOG_EVERY_NS = 1_000_000_000
+
+Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
+
+
+class ParentGone(BaseException):
+    """The server is not there any more."""
+
+
+def say(control: socket.socket, state: frames.WorkerState) -> None:
+    """Tell the server; raises ParentGone where it is not there any more."""
+    try:
+        frames.send(control, state)
+    except OSError as error:
+        raise ParentGone from error
+
+
+class Scores:
+    """How sure the answers of this worker are, written beside them into the slab."""
+
+    def __init__(self, score: Scorer, into: NDArray[np.float32]) -> None:
+        self.score = score
+        self._into = into
+
+    @classmethod
+    def of(cls, order: frames.WorkerOrder, slab: Slab) -> Scores | None:
+        """None where the family has no confidence."""
+        score = scorer(order.family)
+        return cls(score, slab.score) if score is not None else None
+
+    def write(self, slots: NDArray[np.uint32], answers: Sequence[Any]) -> None:
+        """Score `answers` of the rows in `slots`; raises what the family's own function raises."""
+        self._into[slots] = self.score(answers)
+
+
+class Turn:
+    """Serves `run` until told to exit."""
+
+    def __init__(
+        self,
+        control: socket.socket,
+        batches: Batches,
+        ring: Ring,
+        run: Run,
+        doorbell: int,
+        completions: int,
+        max_batch: int,
+        held: pacing.HeldSlice | None,
+        scores: Scores | None,
+    ) -> None:
+        self._control = control
+        self._batches = batches
+        self._ring = ring
+        self._run = run
+        self._doorbell = doorbell
+        self._completions = completions
+        self._held = held
+        self._scores = scores
+        self._slots = np.zeros(max_batch, np.uint32)
+        self._logged_ns = 0
+        self._unlogged = 0
+
+    def forever(self) -> None:
+        """Serve until told to exit; raises ParentGone where the server is."""
+        poller = select.poll()
+        poller.register(self._doorbell, select.POLLIN)
+        poller.register(self._control.fileno(), select.POLLIN)
+        while True:
+            taken = self._ring.take(self._slots)
+            if taken is not None:
+                self._serve(*taken)
+                continue
+            if not self._ring.sleep():
+                continue
+            ready = poller.poll()
+            self._ring.wake()
+            for fd, _ in ready:
+                if fd == self._doorbell:
+                    try:  # noqa: SIM105 - a context manager takes a microsecond, and every row waits for this
+                        os.eventfd_read(fd)
+                    except BlockingIOError:
+                        pass
+                elif self._told_to_exit():
+                    self._finish()
+                    return
+
+    def _finish(self) -> None:
+        while (taken := self._ring.take(self._slots)) is not None:
+            self._serve(*taken)
+
+    def _told_to_exit(self) -> bool:
+        try:
+            frame = frames.receive(self._control)
+        except OSError as error:
+            raise ParentGone from error
+        if frame is None:
+            raise ParentGone
+        return frame[0] is frames.Kind.EXIT
+
+    def _serve(self, batch: int, count: int) -> None:
+        slots = self._slots[:count]
+        cpu_ns = time.process_time_ns()
+        start_ns = time.monotonic_ns()
+        status = 0
+        if self._held is not None:
+            start_ns = self._held.begin(count)
+        try:
+            answers = self._run(self._batches.gather(slots))
+            if self._scores is None:
+                self._batches.scatter(slots, answers)
+            else:
+                self._batches.scatter(slots, answers, partial(self._scores.write, slots, answers))
+        except WorkerError:
+            raise  # this process can compute nothing any more
+        except Exception:
+            status = MODEL_FAILED
+            self._complain()
+        # The slice is busy until its batch is due; what the CPU used is what it used.
+        end_ns = time.monotonic_ns() if self._held is None else self._held.end(start_ns, count)
+        used_ns = time.process_time_ns() - cpu_ns
+        # Two credits a worker keep at most two batches here, and the ring holds sixteen: it is full only where the
+        # server broke its own rule, or stopped reaping.
+        if not self._ring.complete(batch, status, count, start_ns, end_ns, used_ns):
+            raise RuntimeError("the completion ring is full")
+        os.eventfd_write(self._completions, 1)
+        if self._held is not None and (late := self._held.pacer.report()):
+            self._tell(late, self._held.pacer)
+
+    def _tell(self, late: str, pacer: pacing.Pacer) -> None:
+        """Batches took longer than the slice would: for the log, and for the server's figures."""
+        _log.warning("%s", late)
+        say(self._control, frames.WorkerState(state="ready", batches=pacer.batches, overruns=pacer.overruns))
+
+    def _complain(self) -> None:
+        """Log a failed batch with its traceback, at most once a second: a client may provoke them at will."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._logged_ns < _LOG_EVERY_NS:
+            self._unlogged += 1
+            return
+        _log.exception("a batch failed (%d more since the last report)", self._unlogged)
+        self._logged_ns, self._unlogged = now_ns, 0

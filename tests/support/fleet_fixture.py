@@ -1,0 +1,132 @@
+"""A fleet with workers made of Python and time that does not pass by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from clover.accounting import Account
+from clover.config import FamilyConfig
+from clover.errors import CloverError, WorkerError
+from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.router.router import Router
+from clover.runtime.workers.fleet import FamilyFleet
+from clover.types import Assignment, FamilySpec, Placement, TensorSpec, VariantSpec
+
+SECOND = 1_000_000_000
+SPEC = FamilySpec(
+    name="toy",
+    inputs=(TensorSpec(name="x", datatype="FP32", shape=(1,)),),
+    outputs=(TensorSpec(name="y", datatype="FP32", shape=(1,)),),
+    variants=(VariantSpec(name="small", loader="m:f"), VariantSpec(name="large", loader="m:f")),
+    max_batch=4,
+)
+
+
+def at(start: int, variant: str = "small", size: int = 1) -> Assignment:
+    placement = Placement(device="cpu0", profile=f"{size}c", start=start, size=size)
+    return Assignment(placement=placement, family="toy", variant=variant, backend="eager")
+
+
+class Worker:
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.state = "ready"
+        self.on_death: Callable[[Any, str], None] | None = None
+        self.on_end_asked: Callable[[Any], None] | None = None
+        self.killed = False
+        self.device_lost = False
+        self.overruns = 0
+        self.sent: list[int] = []
+        self.done: list[tuple[int, int, int, int, int, int]] = []
+        self.ring = self
+
+    def submit(self, batch_id: int, slots: Any, n: int) -> int:
+        self.sent.append(batch_id)
+        return 1
+
+    def untaken(self) -> int:
+        return 0
+
+    def reap(self) -> tuple[int, int, int, int, int, int] | None:
+        return self.done.pop(0) if self.done else None
+
+    def bell(self) -> None: ...
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def die(self, reason: str = "killed") -> None:
+        self.state = "dead"
+        assert self.on_death is not None
+        self.on_death(self, reason)
+
+    def sigterm(self) -> None:
+        """Somebody else asks it to end."""
+        assert self.on_end_asked is not None
+        self.on_end_asked(self)
+
+    async def drain_and_exit(self) -> None:
+        self.state = "dead"
+
+
+class House:
+    def __init__(self) -> None:
+        self.now_ns = 100 * SECOND
+        self.account = Account(pue=1.0)
+        self.slab = Slab.create(Layout(SPEC, 8))
+        self.router = Router(
+            SPEC,
+            self.slab,
+            8,
+            FamilyConfig(family="toy"),
+            None,
+            self.account,
+            loop=asyncio.get_running_loop(),
+            clock=lambda: self.now_ns,
+        )
+        self.started: list[Worker] = []
+        self.slept: list[float] = []
+        self.failing = 0
+        self.may_start = asyncio.Event()
+        self.may_start.set()
+        self.failure: CloverError = WorkerError("asked to fail")
+        self.fleet = FamilyFleet(
+            self.router,
+            self.account,
+            start=self.start,
+            joules=lambda _: [],
+            silent_s=5.0,
+            clock=lambda: self.now_ns,
+            sleep=self.sleep,
+        )
+
+    async def start(self, assignment: Assignment) -> Worker:
+        await self.may_start.wait()
+        if self.failing:
+            self.failing -= 1
+            raise self.failure
+        worker = Worker(len(self.started) + 1)
+        self.started.append(worker)
+        return worker
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_ns += int(seconds * SECOND)
+        await asyncio.sleep(0)
+
+    async def settle(self) -> None:
+        for _ in range(60):
+            await asyncio.sleep(0)
+
+
+def in_a_house(test: Callable[[House], Any]) -> Callable[[], None]:
+    def run() -> None:
+        async def main() -> None:
+            await test(House())
+
+        asyncio.run(main())
+
+    run.__name__ = test.__name__
+    return run

@@ -1,0 +1,470 @@
+"""Stand-ins for what the front end serves: an echo model, a server view, a transport that records."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from clover.config import LimitsConfig, ListenConfig, LogConfig, ServerConfig
+from clover.errors import BadRequest, NotFound, RequestError
+from clover.http.access import Trust
+from clover.http.api.routes import Routes
+from clover.http.connection import Connection
+from clover.http.oip.tensors import DATATYPES
+from clover.http.server_state import Hub
+from clover.http.stats import HttpStats
+from clover.interfaces import Model, Ticket
+from clover.types import FamilySpec, Receipt, TensorSpec, VariantSpec
+
+RECEIPT = Receipt(
+    variant="small",
+    accuracy=88.7,
+    energy_j=0.000123456,
+    carbon_mg=0.0000137,
+    intensity_g_per_kwh=400.0,
+    method="modelled",
+)
+
+
+def family(name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], **others: Any) -> FamilySpec:
+    variant = VariantSpec(name="small", loader="model:load", kind="python")
+    return FamilySpec(name=name, inputs=tuple(inputs), outputs=tuple(outputs), variants=(variant,), **others)
+
+
+def tensor(name: str, datatype: str, *shape: int, **others: Any) -> TensorSpec:
+    return TensorSpec(name=name, datatype=datatype, shape=shape, **others)
+
+
+class FakeTicket(Ticket):
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.slots = []
+        self.status = 0
+        self.error = ""
+        self.retry_after_s = None
+        self.context = None
+        self.arrival_ns = self.done_ns = self.queue_ns = self.compute_ns = 0
+        self.variants = []
+        self.inputs: dict[int, Any] = {}
+        self.timeout_ns = 0
+        self.min_accuracy = 0.0
+        self.cascade = True
+        self.on_done: Callable[[Any], None] | None = None
+        self.ahead = False
+        self.closed = 0
+
+
+class FakeModel(Model):
+    """Runs `function(inputs) -> outputs` when asked to: at once, by `call_soon`, or when `run()` is called."""
+
+    ready = True  # type: ignore[assignment]  # a test may say otherwise
+
+    def __init__(
+        self,
+        spec: FamilySpec,
+        function: Callable[[list[Any]], list[Any]] = lambda inputs: inputs,
+        *,
+        loop: Any = None,
+        held: bool = False,
+        most_rows: int = 1 << 16,
+    ) -> None:
+        self.spec = spec
+        self.closed_reason = ""
+        self.most_rows = most_rows
+        self.roomy = False
+        self.wait_s = 0.0
+        self.function = function
+        self.loop = loop
+        self.held = held
+        self.tickets: list[FakeTicket] = []
+        self.waiting: list[FakeTicket] = []
+        self.open_tickets = 0
+        self.refusal: RequestError | None = None
+        self.submit_refusal: RequestError | None = None
+        self.remembered: dict[int, int] = {}
+        self.labellers: list[str] = []
+
+    def open(self, rows: int) -> FakeTicket:
+        if self.refusal is not None:
+            raise self.refusal
+        ticket = FakeTicket(rows)
+        self.tickets.append(ticket)
+        del self.tickets[:-64]
+        self.open_tickets += 1
+        return ticket
+
+    def crowded(self) -> float:
+        return self.wait_s
+
+    def ahead(self, rows: int, index: int) -> tuple[FakeTicket, memoryview] | None:
+        if not self.roomy:
+            return None
+        ticket = self.open(rows)
+        ticket.ahead = True
+        spec = self.spec.inputs[index]
+        ticket.inputs[index] = np.full((rows, *spec.shape), 77, DATATYPES[spec.datatype].dtype)
+        return ticket, memoryview(ticket.inputs[index].reshape(-1).view(np.uint8))
+
+    def arrived(self, ticket: FakeTicket) -> None:
+        assert ticket.ahead
+        ticket.ahead = False
+
+    def write(self, ticket: FakeTicket, index: int, rows: Any) -> None:
+        assert len(rows) == ticket.rows
+        spec = self.spec.inputs[index]
+        if isinstance(rows, list):
+            if spec.max_bytes and max(map(len, rows)) > spec.max_bytes:
+                raise BadRequest("a row is too long")
+            ticket.inputs[index] = list(rows)
+        else:
+            ticket.inputs[index] = rows.copy()
+
+    def submit(
+        self,
+        ticket: FakeTicket,
+        on_done: Any,
+        timeout_ns: int = 0,
+        min_accuracy: float = 0.0,
+        cascade: bool = True,
+        context: Any = None,
+    ) -> None:
+        ticket.cascade = cascade
+        if self.submit_refusal is not None:
+            raise self.submit_refusal
+        ticket.on_done, ticket.timeout_ns, ticket.min_accuracy, ticket.context = (
+            on_done,
+            timeout_ns,
+            min_accuracy,
+            context,
+        )
+        if self.held:
+            self.waiting.append(ticket)
+        elif self.loop is not None:
+            self.loop.call_soon(self.finish, ticket)
+        else:
+            self.finish(ticket)
+
+    def run(self, index: int = 0, status: int = 200, error: str = "", retry_after_s: float | None = None) -> None:
+        self.finish(self.waiting.pop(index), status, error, retry_after_s)
+
+    def finish(
+        self, ticket: FakeTicket, status: int = 200, error: str = "", retry_after_s: float | None = None
+    ) -> None:
+        ticket.status, ticket.error, ticket.retry_after_s = status, error, retry_after_s
+        assert ticket.on_done is not None
+        ticket.on_done(ticket)
+
+    def text(self, ticket: FakeTicket, index: int) -> bytes | None:
+        return None
+
+    def read(self, ticket: FakeTicket, index: int) -> Any:
+        return self.function([ticket.inputs[i] for i in range(len(self.spec.inputs))])[index]
+
+    def receipt(self, ticket: FakeTicket) -> Receipt:
+        return RECEIPT
+
+    def remember(self, number: int, ticket: FakeTicket) -> None:
+        assert number not in self.remembered, "a number is one request's"
+        self.remembered[number] = ticket.rows
+
+    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+        self.labellers.append(client)
+        rows = self.remembered.get(number)
+        if rows is None:
+            raise NotFound("no answer of that id is remembered")
+        if rows != len(labels):
+            raise BadRequest(f"that request had {rows} rows, and {len(labels)} labels were given")
+        del self.remembered[number]
+        return {"rows": rows, "right": rows, "estimate": None}
+
+    def close(self, ticket: FakeTicket) -> None:
+        ticket.closed += 1
+        assert ticket.closed == 1, "closed twice"
+        self.open_tickets -= 1
+
+    def stats(self) -> dict[str, Any]:
+        counter = {"count": 0, "ns": 0}
+        names = (
+            "success",
+            "fail",
+            "queue",
+            "compute_input",
+            "compute_infer",
+            "compute_output",
+            "cache_hit",
+            "cache_miss",
+        )
+        return {
+            "name": self.spec.name,
+            "version": self.spec.version,
+            "last_inference": 0,
+            "inference_count": 0,
+            "execution_count": 0,
+            "inference_stats": dict.fromkeys(names, counter),
+            "batch_stats": [],
+        }
+
+
+class FakeControl:
+    def __init__(self) -> None:
+        self.commands: list[tuple[str, dict[str, Any], str]] = []
+        self.error: Exception | None = None
+
+    def state(self) -> dict[str, Any]:
+        return {"receipt": RECEIPT, "value": np.float32(1.5)}
+
+    def decisions(self, limit: int) -> list[dict[str, Any]]:
+        return [{"id": number} for number in range(limit)]
+
+    async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
+        self.commands.append((verb, arguments, operator))
+        return {"done": verb}
+
+
+class FakeView:
+    def __init__(self, *models: FakeModel) -> None:
+        self.by_name = {model.spec.name: model for model in models}
+        self.is_ready = True
+        self.is_live = True
+        self.controller = FakeControl()
+        self.load_error: Exception | None = None
+        self.loads: list[tuple[str, str]] = []
+
+    def models(self) -> dict[str, FakeModel]:
+        return self.by_name
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    def live(self) -> bool:
+        return self.is_live
+
+    async def load(self, name: str, config: str) -> None:
+        if self.load_error is not None:
+            raise self.load_error
+        if name not in self.by_name:
+            raise NotFound("no such family")
+        self.loads.append((name, config))
+
+    async def unload(self, name: str) -> None:
+        await self.load(name, "unload")
+
+    def state_of(self, name: str) -> tuple[str, str]:
+        return ("READY", "") if self.by_name[name].ready else ("UNAVAILABLE", "unloaded")
+
+    def control(self) -> FakeControl:
+        return self.controller
+
+    def metrics(self) -> bytes:
+        return b"# EOF\n"
+
+
+class MockTransport:
+    """Records what is written; `limit` high water after which the protocol is told to pause."""
+
+    def __init__(self, peer: tuple[str, int] = ("127.0.0.1", 50000), limit: int = 1 << 16) -> None:
+        self.peer = peer
+        self.limit = limit
+        self.protocol: Connection | None = None
+        self.writes: list[bytes] = []
+        self.reading = True
+        self.closed = False
+        self.aborted = False
+        self.eof = False
+        self.blocked = False
+        self.pending = 0
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.peer if name == "peername" else default
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.writes.append(bytes(data))
+        if self.blocked:
+            self.pending += len(data)
+            assert self.protocol is not None
+            if self.pending > self.limit:
+                self.protocol.pause_writing()
+
+    def writelines(self, parts: list[bytes]) -> None:
+        self.write(b"".join(parts))
+
+    def unblock(self) -> None:
+        self.blocked = False
+        self.pending = 0
+        assert self.protocol is not None
+        self.protocol.resume_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.pending
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.eof = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    @property
+    def sent(self) -> bytes:
+        return b"".join(self.writes)
+
+
+class FakeLoop:
+    """`call_soon` and tasks, run when `turn` is called."""
+
+    def __init__(self) -> None:
+        self.ready: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def call_soon(self, callback: Any, *arguments: Any) -> None:
+        self.ready.append((callback, arguments))
+
+    def create_task(self, coroutine: Any) -> Any:
+        class Done:
+            def add_done_callback(self, callback: Any) -> None:
+                callback(self)
+
+        asyncio.run(coroutine)
+        return Done()
+
+    def turn(self) -> None:
+        """One turn: what is ready now, not what that makes ready."""
+        ready, self.ready = self.ready, []
+        for callback, arguments in ready:
+            callback(*arguments)
+
+    def settle(self) -> None:
+        while self.ready:
+            self.turn()
+
+
+@dataclass
+class Answer:
+    status: int
+    fields: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+def parse_answers(data: bytes, heads_only: bool = False) -> list[Answer]:
+    """All answers in a byte stream, interim ones included; the stream must hold nothing else."""
+    answers = []
+    while data:
+        head, separator, data = data.partition(b"\r\n\r\n")
+        assert separator, head
+        lines = head.decode("latin-1").split("\r\n")
+        status = int(lines[0].split(" ")[1])
+        fields = {}
+        for line in lines[1:]:
+            name, _, value = line.partition(": ")
+            assert name.lower() not in fields, name
+            fields[name.lower()] = value
+        size = 0 if status == 100 or heads_only else int(fields["content-length"])
+        assert len(data) >= size
+        answers.append(Answer(status, fields, data[:size]))
+        data = data[size:]
+    return answers
+
+
+class Driver:
+    """A front end's routes and one connection on a recording transport."""
+
+    def __init__(
+        self,
+        view: FakeView,
+        *,
+        limits: LimitsConfig | None = None,
+        listen: ListenConfig | None = None,
+        control: bool = False,
+        access: bool = False,
+        peer: tuple[str, int] = ("127.0.0.1", 50000),
+    ) -> None:
+        self.config = ServerConfig(
+            limits=limits or LimitsConfig(), listen=listen or ListenConfig(), log=LogConfig(access=access)
+        )
+        self.view = view
+        self.loop = FakeLoop()
+        self.stats = HttpStats()
+        trust = Trust(self.config.listen, control=control)
+        self.routes = Routes(view, self.config, self.loop, trust)  # type: ignore[arg-type]
+        self.hub = Hub(self.routes, self.config.limits, self.loop, self.stats, access_log=access)  # type: ignore[arg-type]
+        self.control = control
+        self.peer = peer
+        self.connect()
+
+    def connect(self) -> None:
+        self.transport = MockTransport(self.peer)
+        self.connection = Connection(self.hub, control=self.control)
+        self.transport.protocol = self.connection
+        self.connection.connection_made(self.transport)  # type: ignore[arg-type]
+
+    def feed(self, data: bytes) -> None:
+        """Deliver bytes as a loop would: into the buffer the protocol gives."""
+        while data and self.transport.reading and not self.transport.closed:
+            buffer = self.connection.get_buffer(-1)
+            taken = min(len(buffer), len(data))
+            buffer[:taken] = data[:taken]
+            self.connection.buffer_updated(taken)
+            data = data[taken:]
+
+    def send(self, data: bytes) -> list[Answer]:
+        """Deliver `data`, settle the loop, and give all answers since the last call."""
+        self.feed(data)
+        self.loop.settle()
+        return self.take()
+
+    def take(self, heads_only: bool = False) -> list[Answer]:
+        sent = self.transport.sent
+        self.transport.writes.clear()
+        return parse_answers(sent, heads_only)
+
+    def get(self, path: str, *fields: str, method: str = "GET") -> Answer:
+        return self.send(request(method, path, fields=fields))[0]
+
+    def post(self, path: str, body: Any = b"", *fields: str) -> Answer:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        answers = self.send(request("POST", path, data, fields))
+        assert len(answers) == 1
+        return answers[0]
+
+
+def request(
+    method: str, path: str, body: bytes | None = None, fields: Sequence[str] = (), version: str = "1.1"
+) -> bytes:
+    lines = [f"{method} {path} HTTP/{version}", "Host: localhost", *fields]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+
+
+def echo_family() -> FamilySpec:
+    return family("echo", [tensor("IN", "FP32", 4)], [tensor("OUT", "FP32", 4, labels=("a", "b", "c"))])
+
+
+def echo_body(*values: float, **others: Any) -> dict[str, Any]:
+    data = list(values) or [1.0, 2.0, 3.5, -4.0]
+    return {"inputs": [{"name": "IN", "shape": [len(data) // 4, 4], "datatype": "FP32", "data": data}], **others}

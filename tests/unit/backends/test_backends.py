@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from clover import backends, families
+from clover.backends import artifacts
+from clover.backends.environment import child_environment
+from clover.errors import ConfigError, ProfileError, WorkerError
+from clover.types import TensorSpec
+
+FAMILIES = Path(__file__).parents[2] / "families"
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return families.load_family(str(FAMILIES / "toy"))
+
+
+def fake_backend(write):
+    class Fake:
+        name = "fake"
+        compiles = True
+
+        def available(self):
+            return ""
+
+        def supports(self, family, variant):
+            return ""
+
+        def compile(self, family, variant, folder, threads, target):
+            write(folder)
+
+        def load(self, family, variant, folder, threads):
+            raise NotImplementedError
+
+    return Fake()
+
+
+def order(toy, folder):
+    return artifacts.CompileOrder(family=toy, variant="half", backend="fake", folder=str(folder), threads=1)
+
+
+def test_importing_backends_never_imports_torch():
+    code = "import sys, clover.backends as b; assert b.get('aoti').name == 'aoti'; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, env=child_environment())
+
+
+def test_unknown_backends_are_named():
+    assert backends.names() == ("eager", "aoti", "onnxruntime", "tensorrt")
+    with pytest.raises(ConfigError, match="one of eager, aoti, onnxruntime"):
+        backends.get("tensorflow")
+
+
+def test_the_folder_says_what_invalidates_it(toy, tmp_path):
+    half, full = toy.variants
+
+    def key(family=toy, variant=half, backend="aoti", threads=1, version="1"):
+        return backends.artifact_dir(tmp_path, family, variant, backend, threads, version)
+
+    larger = msgspec.structs.replace(toy, max_batch=16)
+    other = msgspec.structs.replace(half, parameters={"seen": 1, "layers": 1})
+    found = {
+        key(),
+        key(variant=full),
+        key(backend="onnxruntime"),
+        key(threads=2),
+        key(version="2"),
+        key(family=larger),
+        key(variant=other),
+    }
+    assert len(found) == 7
+    assert key() == key()
+    assert all(tmp_path in folder.parents for folder in found)
+
+
+def test_artifacts_are_whole_or_not_there(toy, tmp_path):
+    folder = tmp_path / "a" / "x"
+
+    def half_way(place):
+        (place / "part").write_text("x")
+        raise ProfileError("no")
+
+    with pytest.raises(ProfileError):
+        artifacts.build(fake_backend(half_way), order(toy, folder))
+    assert not backends.is_compiled(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["x.lock"]
+    (folder.parent / "x.tmp-left").mkdir()
+    artifacts.build(fake_backend(lambda place: (place / "model").write_text("y")), order(toy, folder))
+    assert backends.is_compiled(folder)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["x", "x.lock"]
+
+
+def test_two_builders_compile_once(toy, tmp_path):
+    times = []
+
+    def write(place):
+        times.append(place)
+        time.sleep(0.05)
+
+    asked = (fake_backend(write), order(toy, tmp_path / "x"))
+    builders = [threading.Thread(target=artifacts.build, args=asked) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join()
+    assert len(times) == 1
+
+
+def test_eager_runs_torch_and_python(toy):
+    inputs, labels = families.load_evaluation(toy, "held_out")
+    eager = backends.get("eager")
+    run = eager.load(toy, toy.variant("full"), Path(), 1)
+    (answer,) = run(inputs)
+    assert answer.dtype == np.float32
+    assert (answer.argmax(axis=1) == labels).mean() > 0.8
+    simple = families.load_family(str(FAMILIES / "simple"))
+    added, subtracted = eager.load(simple, simple.variants[0], Path(), 1)([np.full((2, 16), 3), np.full((2, 16), 1)])
+    assert (added == 4).all()
+    assert (subtracted == 2).all()
+
+
+MODULE = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(1)
+        self.kind = kind
+        self.deep = torch.nn.Conv3d(1, 1, 1)  # whose weights have no such order
+        self.narrow, self.wide = torch.nn.Conv2d(1, 32, 3, padding=1), torch.nn.Conv2d(32, 4, 3, padding=1)
+        self.last = torch.nn.Linear(4 * 28 * 28, 10)
+
+    def forward(self, image):
+        found = self.wide(self.narrow(image))
+        if self.kind == "viewing":
+            found = found.view(len(found), -1)
+        elif self.kind == "mixing":  # of one row this is a view, whatever its order
+            found = found.view(len(found) * 4, 1, 28 * 28)
+        elif self.kind == "asserting":
+            assert found.is_contiguous()
+        return self.last(found.reshape(len(image), -1)).softmax(1)
+
+def viewing(variant, folder):
+    return Net("viewing")
+
+def mixing(variant, folder):
+    return Net("mixing")
+
+def asserting(variant, folder):
+    return Net("asserting")
+
+def flattening(variant, folder):
+    return Net("flattening")
+"""
+
+
+@pytest.mark.parametrize(
+    ("loader", "order"),
+    [
+        ("flattening", "channels_last"),
+        ("viewing", "contiguous_format"),
+        ("mixing", "contiguous_format"),
+        ("asserting", "contiguous_format"),
+    ],
+)
+def test_wide_convolutions_are_channels_last_where_the_module_allows_it(loader, order, tmp_path, monkeypatch):
+    import torch
+
+    (tmp_path / "nets.py").write_text(MODULE)
+    fashion = families.load_family("fashion")
+    variant = msgspec.structs.replace(fashion.variants[0], loader=f"nets:{loader}")
+    spec = msgspec.structs.replace(fashion, folder=str(tmp_path), variants=(variant,))
+    module = families.resolve(variant.loader, tmp_path)(variant, tmp_path)
+    rows = np.random.RandomState(1).random_sample((3, 1, 28, 28)).astype(np.float32)
+    truth = module(torch.from_numpy(rows)).detach().numpy()
+    monkeypatch.setattr("clover.backends.eager.load_module", lambda *_: module)
+    run = backends.get("eager").load(spec, variant, Path(), 1)
+    assert module.wide.weight.is_contiguous(memory_format=getattr(torch, order))
+    np.testing.assert_allclose(run([rows])[0], truth, atol=1e-6)
+
+
+def test_what_a_backend_cannot_take(toy):
+    simple = families.load_family(str(FAMILIES / "simple"))
+    for name in ("aoti", "onnxruntime"):
+        assert "plain Python" in backends.get(name).supports(simple, simple.variants[0])
+        assert backends.get(name).supports(toy, toy.variants[0]) == ""
+    half = msgspec.structs.replace(toy, inputs=(TensorSpec(name="x", datatype="BF16", shape=(4,)),))
+    assert "BF16" in backends.get("onnxruntime").supports(half, half.variants[0])
+    assert backends.get("aoti").supports(half, half.variants[0]) == ""
+    assert backends.get("eager").supports(simple, simple.variants[0]) == ""
+
+
+def test_missing_tools_are_named(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "compiler" in backends.get("aoti").available()
+    monkeypatch.setattr("clover.backends.onnxruntime.package_version", lambda name: "" if name == "onnx" else "1")
+    assert backends.get("onnxruntime").available().startswith("missing onnx:")
+
+
+def test_a_failed_compilation_gives_its_reason(tmp_path):
+    simple = families.load_family(str(FAMILIES / "simple"))
+    with pytest.raises(ProfileError, match="plain Python"):
+        backends.compile_in_subprocess(simple, simple.variants[0], "aoti", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_compilation_ends_with_its_parent(toy, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "clover.backends"],
+        stdin=subprocess.PIPE,
+        env=child_environment(),
+        start_new_session=True,
+    )
+    asked = artifacts.CompileOrder(
+        family=toy, variant="full", backend="aoti", folder=str(tmp_path / "x"), threads=1
+    )
+    process.stdin.write(msgspec.json.encode(asked) + b"\n")
+    process.stdin.close()
+    assert process.wait(20) == -signal.SIGKILL
+
+
+def test_cancelling_ends_the_compilation(toy, tmp_path):
+    async def main():
+        task = asyncio.create_task(
+            backends.compile_in_background(toy, toy.variant("full"), "aoti", tmp_path / "x")
+        )
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(main())
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ProfileError, match="more than 0 s"):
+        backends.compile_in_subprocess(toy, toy.variant("full"), "aoti", tmp_path / "x", timeout_s=0.0)
+
+
+def test_onnxruntime_agrees_with_eager(toy, tmp_path):
+    compiled_agrees(toy, "onnxruntime", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_aoti_agrees_with_eager(toy, tmp_path):
+    folder = compiled_agrees(toy, "aoti", tmp_path)
+    # The package, as a worker on a GPU loads it; it is for CPU cores, which such a worker refuses.
+    variant = toy.variant("half")
+    import torch
+
+    package = folder / "model.pt2"
+    model = torch._inductor.aoti_load_package(str(package), run_single_threaded=True).loader
+    rows = torch.ones(3, 4)
+    (answer,) = model.run([rows])
+    truth = backends.get("eager").load(toy, variant, folder, 1)([rows.numpy()])[0]
+    np.testing.assert_allclose(answer.numpy(), truth, atol=1e-6)
+    with pytest.raises(WorkerError, match="is for CPU cores, not for the GPU"):
+        backends.get("aoti").load(toy, variant, folder, 1, "cuda")
+
+
+def compiled_agrees(toy, name, cache):
+    backend = backends.get(name)
+    if backend.available():
+        pytest.skip(backend.available())
+    variant = toy.variant("half")
+    folder = backends.artifact_dir(cache, toy, variant, name, 1)
+    backends.compile_in_subprocess(toy, variant, name, folder)
+    assert backends.is_compiled(folder)
+    backends.compile_in_subprocess(toy, variant, name, folder, timeout_s=0.0)  # there already
+    run = backend.load(toy, variant, folder, 1)
+    truth = backends.get("eager").load(toy, variant, folder, 1)
+    rows = np.random.RandomState(1).standard_normal((8, 4)).astype(np.float32)
+    for count in (1, 3, 8):
+        np.testing.assert_allclose(run([rows[:count]])[0], truth([rows[:count]])[0], atol=1e-6)
+    return folder
+
+
+def test_children_get_no_secrets():
+    given = {
+        "PATH": "/bin",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "CLOVER_TOKEN": "x",
+        "PYTHONSTARTUP": "x",
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "8",
+        "LC_ALL": "C",
+    }
+    found = child_environment(given)
+    assert found["PATH"] == "/bin"
+    assert found["PYTHONHASHSEED"] == "0"
+    assert found["LC_ALL"] == "C"
+    assert found["OMP_NUM_THREADS"] == found["OPENBLAS_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "1"
+    assert found["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert found["ORT_DISABLE_TELEMETRY"] == "1"
+    assert not {"AWS_SECRET_ACCESS_KEY", "CLOVER_TOKEN", "PYTHONSTARTUP"} & set(found)
+    assert all(os.path.isabs(entry) for entry in found["PYTHONPATH"].split(os.pathsep))

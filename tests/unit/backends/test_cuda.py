@@ -1,0 +1,305 @@
+"""What a GPU's worker does around its model, as far as it shows without one: on torch's CPU device."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from clover import backends, families
+from clover.backends import cuda, parity, targets
+from clover.backends.tensors import load_module, torch_dtype, with_casts
+from clover.errors import ProfileError, WorkerError
+from clover.types import FamilySpec, TensorSpec, VariantSpec
+from clover.worker.loop import MODEL_FAILED, Turn
+
+FAMILIES = Path(__file__).parents[2] / "families"
+PLAIN = VariantSpec(name="v", loader="model:load")
+
+
+def family(*inputs: TensorSpec, outputs=None, max_batch=8) -> FamilySpec:
+    given = inputs or (TensorSpec(name="x", datatype="FP32", shape=(3,)),)
+    made = outputs or (TensorSpec(name="y", datatype="FP32", shape=(3,)),)
+    return FamilySpec(name="f", inputs=given, outputs=made, variants=(PLAIN,), max_batch=max_batch)
+
+
+class Recorded:
+    """What a CUDA graph does, on the CPU: the same places are read and written again by what was called once."""
+
+    def __init__(self, call, inputs):
+        self._call, self._inputs = call, inputs
+        self.outputs = call(*inputs).clone()
+        self.replays = 0
+
+    def replay(self):
+        self.replays += 1
+        self.outputs.copy_(self._call(*self._inputs))
+
+
+# --- which device -----------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_without_a_gpu_runs_on_the_cpu():
+    assert backends.device_for("") == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu():
+    with pytest.raises(WorkerError, match=r"no GPU answers to MIG-1: torch .* is a build without CUDA|finds no device"):
+        backends.device_for("MIG-1")
+    target = targets.Target(gpu="NVIDIA A100", profile="1g.5gb", driver="1.2")
+    with pytest.raises(ProfileError, match=r"for 1g.5gb of NVIDIA A100, the instance must exist"):
+        cuda.for_building(PLAIN, target)
+    with pytest.raises(ProfileError, match="no GPU answers to MIG-1"):
+        cuda.for_building(PLAIN, msgspec.structs.replace(target, visible="MIG-1"))
+
+
+def test_precision_decides_whether_factors_may_be_rounded():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for precision, allowed in (("tf32", True), ("fp32", False), ("fp16", False)):
+            cuda.use_precision(precision)
+            assert torch.backends.cuda.matmul.allow_tf32 is allowed
+            assert torch.backends.cudnn.allow_tf32 is allowed
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_which_errors_end_a_worker():
+    accelerator = type("AcceleratorError", (RuntimeError,), {})
+    out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
+    assert cuda.fatal(accelerator("device-side assert"))
+    assert cuda.fatal(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not cuda.fatal(out_of_memory("CUDA out of memory; CUDA error: out of memory"))
+    assert not cuda.fatal(RuntimeError("The size of tensor a (3) must match"))
+
+    def fails(x):
+        raise accelerator("lost")
+
+    run = cuda.Runner(fails, family(), PLAIN, graphs=False, device="cpu")
+    with pytest.raises(WorkerError, match="the GPU failed, and this worker with it: lost"):
+        run([np.zeros((1, 3), np.float32)])
+    run = cuda.Runner(lambda x: x @ x, family(), PLAIN, graphs=False, device="cpu")
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run([np.zeros((2, 3), np.float32)])
+
+
+# --- arrays in and out ------------------------------------------------------------------------------------------------
+
+
+def test_a_runner_takes_arrays_and_reuses_what_it_returns():
+    run = cuda.Runner(lambda x: x * 2, family(), PLAIN, graphs=False, device="cpu")
+    first = run([np.full((4, 3), 1, np.float32)])[0]
+    kept = first.copy()
+    second = run([np.full((2, 3), 5, np.float32)])[0]
+    assert (kept == 2).all()
+    assert kept.shape == (4, 3)
+    assert (second == 10).all()
+    assert second.shape == (2, 3)
+    assert np.shares_memory(first, second)
+
+
+def test_types_and_shapes_pass_through():
+    variable = TensorSpec(name="x", datatype="BF16", shape=(-1,), max_shape=(5,))
+    bits = TensorSpec(name="y", datatype="BF16", shape=(-1,), max_shape=(5,))
+    run = cuda.Runner(lambda x: x * 2, family(variable, outputs=(bits,)), PLAIN, graphs=True, device="cpu")
+    assert run.recorded == ()  # rows of several shapes are not recorded
+    ones = np.full((2, 4), 0x3F80, np.uint16)
+    (answer,) = run([ones])
+    assert answer.dtype == np.uint16
+    assert (answer == 0x4000).all()
+    several = (TensorSpec(name="a", datatype="INT64", shape=()), TensorSpec(name="b", datatype="BOOL", shape=(2,)))
+    inputs = (TensorSpec(name="x", datatype="INT64", shape=()),)
+    run = cuda.Runner(
+        lambda x: (x + 1, torch.stack([x > 0, x < 0], 1)),
+        family(*inputs, outputs=several),
+        PLAIN,
+        graphs=False,
+        device="cpu",
+    )
+    a, b = run([np.array([3, -1])])
+    assert a.tolist() == [4, 0]
+    assert b.tolist() == [[True, False], [False, True]]
+
+
+def test_what_is_not_as_declared_reaches_the_caller_unchanged():
+    run = cuda.Runner(lambda x: (x[:, :2], x), family(), PLAIN, graphs=False, device="cpu")
+    short, extra = run([np.zeros((2, 3), np.float32)])
+    assert short.shape == (2, 2)
+    assert extra.shape == (2, 3)
+    run = cuda.Runner(lambda x: "no", family(), PLAIN, graphs=False, device="cpu")
+    with pytest.raises(TypeError, match="returned str where a tensor"):
+        run([np.zeros((2, 3), np.float32)])
+
+
+# --- recorded launches ------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_replayed_where_they_were_recorded():
+    made = []
+
+    def record(call, inputs):
+        made.append(Recorded(call, inputs))
+        return made[-1]
+
+    run = cuda.Runner(lambda x: x.relu() + 1, family(), PLAIN, graphs=True, device="cpu", record=record)
+    assert run.recorded == (1, 2, 3, 4, 5, 6, 7, 8)
+    replays = sum(item.replays for item in made)
+    for rows in (1, 3, 8):
+        array = np.random.default_rng(rows).standard_normal((rows, 3)).astype(np.float32)
+        np.testing.assert_array_equal(run([array])[0], np.maximum(array, 0) + 1)
+    assert sum(item.replays for item in made) == replays + 3
+
+
+def test_only_powers_of_two_are_recorded_when_time_is_short(monkeypatch):
+    monkeypatch.setattr(cuda, "RECORD_S", -1.0)
+    spec = family(max_batch=12)
+    run = cuda.Runner(lambda x: x + 1, spec, PLAIN, graphs=True, device="cpu", record=Recorded)
+    assert run.recorded == (1, 2, 4, 8, 12)
+    assert (run([np.ones((5, 3), np.float32)])[0] == 2).all()
+
+
+def test_a_model_that_decides_on_the_host_is_not_replayed(caplog):
+    calls = iter(range(10**6))
+
+    class Frozen(Recorded):
+        def replay(self):  # the launches of the first call: what the host decided then
+            self.outputs.copy_(self._inputs[0])
+
+    with caplog.at_level(logging.WARNING, "clover.backends"):
+        run = cuda.Runner(lambda x: x + (next(calls) > 0), family(), PLAIN, graphs=True, device="cpu", record=Frozen)
+    assert run.recorded == ()
+    assert "v runs without CUDA graphs: the recorded launches of 1 rows do not do what the model does" in caplog.text
+    assert (run([np.ones((1, 3), np.float32)])[0] == 2).all()
+
+
+def test_recording_that_fails_leaves_the_model_as_it_is(caplog):
+    def record(call, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with caplog.at_level(logging.WARNING, "clover.backends"):
+        run = cuda.Runner(lambda x: x + 1, family(), PLAIN, graphs=True, device="cpu", record=record)
+    assert run.recorded == ()
+    assert "not permitted when stream is capturing (parameters.cuda_graphs = false" in caplog.text
+    assert (run([np.ones((1, 3), np.float32)])[0] == 2).all()
+    off = msgspec.structs.replace(PLAIN, parameters={"cuda_graphs": False})
+    caplog.clear()
+    run = cuda.Runner(lambda x: x + 1, family(), off, graphs=True, device="cpu", record=record)
+    assert (run.recorded, caplog.text) == ((), "")
+
+
+# --- half precision ---------------------------------------------------------------------------------------------------
+
+
+def test_half_precision_is_real_and_keeps_the_declared_types():
+    toy = families.load_family(str(FAMILIES / "toy"))
+    inputs, _ = families.load_evaluation(toy, "held_out")
+    full = toy.variant("full")
+    half = msgspec.structs.replace(full, precision="fp16")
+    assert next(load_module(toy, half).parameters()).dtype is torch.float16
+    eager = backends.get("eager")
+    exact, rounded = (eager.load(toy, variant, Path(), 1)(inputs)[0] for variant in (full, half))
+    assert rounded.dtype == np.float32
+    assert not np.array_equal(exact, rounded)
+    assert parity.compare(toy.outputs, [rounded], [exact], "fp16")[1] == ""
+    assert parity.compare(toy.outputs, [rounded], [exact], "fp32")[1] != ""
+    same = eager.load(toy, msgspec.structs.replace(full, precision="tf32"), Path(), 1)(inputs)[0]
+    np.testing.assert_array_equal(same, exact)
+
+
+def test_only_floating_tensors_are_cast():
+    half = msgspec.structs.replace(PLAIN, precision="fp16")
+    outputs = (TensorSpec(name="a", datatype="FP32", shape=()), TensorSpec(name="b", datatype="INT64", shape=()))
+    seen = []
+
+    def call(x, n):
+        seen.extend((x.dtype, n.dtype))
+        return x.sum(1), n
+
+    spec = family(
+        TensorSpec(name="x", datatype="FP32", shape=(3,)),
+        TensorSpec(name="n", datatype="INT64", shape=()),
+        outputs=outputs,
+    )
+    casting = with_casts(call, spec, half)
+    a, b = casting(torch.ones(2, 3), torch.ones(2, dtype=torch.int64))
+    assert (seen, a.dtype, b.dtype) == ([torch.float16, torch.int64], torch.float32, torch.int64)
+    assert with_casts(call, spec, PLAIN) is call
+    assert [torch_dtype(t) for t in outputs] == [torch.float32, torch.int64]
+
+
+def test_compiling_backends_leave_fp16_on_cores_to_eager():
+    toy = families.load_family(str(FAMILIES / "toy"))
+    half = msgspec.structs.replace(toy.variants[0], precision="fp16")
+    gpu = targets.Target(gpu="NVIDIA A100", profile="gpu", driver="1.2")
+    for name in ("aoti", "onnxruntime"):
+        assert "fp16, which only eager computes on CPU cores" in backends.get(name).supports(toy, half)
+    assert backends.get("eager").supports(toy, half) == ""
+    assert backends.get("eager").supports(toy, half, gpu) == ""
+    assert "fp16" not in backends.get("aoti").supports(toy, half, gpu)
+    assert "not on a GPU" in backends.get("onnxruntime").supports(toy, toy.variants[0], gpu)
+    with pytest.raises(WorkerError, match="cannot run with onnxruntime on a GPU"):
+        backends.get("onnxruntime").load(toy, toy.variants[0], Path(), 1, "cuda")
+
+
+# --- what torch offers ------------------------------------------------------------------------------------------------
+
+
+def test_torch_has_what_a_gpu_needs_of_it():
+    """Names and parameters that only a GPU exercises, held against the torch installed here."""
+    assert {"pool", "stream"} <= set(inspect.signature(torch.cuda.graph.__init__).parameters)
+    assert "blocking" in inspect.signature(torch.cuda.Event).parameters
+    assert callable(torch.cuda.graph_pool_handle)
+    assert callable(torch.cuda.CUDAGraph.replay)
+    assert callable(torch.cuda.stream)
+    assert issubclass(torch.OutOfMemoryError, RuntimeError)
+    assert issubclass(torch.AcceleratorError, RuntimeError)
+    assert torch.OutOfMemoryError.__name__ == "OutOfMemoryError"
+    assert torch.AcceleratorError.__name__ == "AcceleratorError"
+    assert "run_single_threaded" in inspect.signature(torch._inductor.aoti_load_package).parameters
+    assert callable(torch._C._aoti.AOTIModelPackageLoader.run)
+
+
+# --- the worker around it ---------------------------------------------------------------------------------------------
+
+
+def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on():
+    class Batches:
+        def gather(self, slots):
+            return [np.zeros((len(slots), 3), np.float32)]
+
+        def scatter(self, slots, answers):
+            pass
+
+    class Ring:
+        def __init__(self):
+            self.completed = []
+
+        def complete(self, batch, status, count, start_ns, end_ns, used_ns):
+            self.completed.append((batch, status))
+            return True
+
+    def turn(error):
+        def run(inputs):
+            raise error
+
+        ring = Ring()
+        return ring, Turn(None, Batches(), ring, run, -1, completions, 4, None, None)
+
+    completions = os.eventfd(0)
+    try:
+        ring, going_on = turn(ValueError("wrong"))
+        going_on._serve(7, 2)
+        assert ring.completed == [(7, MODEL_FAILED)]
+        ring, ending = turn(WorkerError("the GPU failed"))
+        with pytest.raises(WorkerError):
+            ending._serve(8, 2)
+        assert ring.completed == []  # nobody is told that the model failed: the server sees a death
+    finally:
+        os.close(completions)

@@ -1,0 +1,628 @@
+"""The control client against a server that records what it is asked."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clover.cli.ctl import main
+
+ROOT = Path(__file__).resolve().parents[3]
+DECISION = {
+    "id": 7,
+    "at": "2024-01-31T00:00:00.000+00:00",
+    "family": "fashion",
+    "trigger": "intensity",
+    "action": "applied",
+    "detail": "",
+    "operator": "127.0.0.1",
+    "plan": {"reason": "cleaner grid [and] more accuracy"},
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers with `server.answer` and keeps what came."""
+
+    def _answer(self) -> None:
+        size = int(self.headers.get("Content-Length", 0))
+        body = json.loads(self.rfile.read(size)) if size else None
+        self.server.seen.append((self.command, self.path, body, self.headers.get("Authorization")))  # type: ignore[attr-defined]
+        status, answer = self.server.answer  # type: ignore[attr-defined]
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = _answer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return "test"
+
+
+class UnixServer(socketserver.UnixStreamServer):
+    seen: list[Any]
+    answer: tuple[int, Any]
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    made = HTTPServer(("127.0.0.1", 0), Handler)
+    made.seen = []  # type: ignore[attr-defined]
+    made.answer = (200, {"ok": True})  # type: ignore[attr-defined]
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def ctl(server: Any, *argv: str, **environ: str) -> int:
+    return main(argv, {"CLOVER_URL": f"http://127.0.0.1:{server.server_port}", **environ})
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["state"], ("GET", "/v2/clover/state", None)),
+        (["decisions", "--limit", "3"], ("GET", "/v2/clover/decisions?limit=3", None)),
+        (["decisions", "-n", "3"], ("GET", "/v2/clover/decisions?limit=3", None)),
+        (["pin", "small"], ("POST", "/v2/clover/pin", {"variant": "small"})),
+        (["pin", "small", "--force"], ("POST", "/v2/clover/pin", {"variant": "small", "force": True})),
+        (["apply", "--force"], ("POST", "/v2/clover/apply", {"force": True})),
+        (["set", "--force", "slo_ms=1"], ("POST", "/v2/clover/set", {"slo_ms": 1.0, "force": True})),
+        (["set", "slo_ms", "20"], ("POST", "/v2/clover/set", {"slo_ms": 20.0})),
+        (["set", "slo_ms", "20", "mode=off"], ("POST", "/v2/clover/set", {"slo_ms": 20.0, "mode": "off"})),
+        (["plan", "lam", "none"], ("POST", "/v2/clover/plan", {"lambda": None})),
+        (["pin", "--off", "--model", "f"], ("POST", "/v2/clover/pin", {"variant": None, "model": "f"})),
+        (["freeze"], ("POST", "/v2/clover/freeze", {"on": True})),
+        (["guard", "reset"], ("POST", "/v2/clover/guard", {"reset": True})),
+        (["freeze", "--off"], ("POST", "/v2/clover/freeze", {"on": False})),
+        (["plan"], ("POST", "/v2/clover/plan", {})),
+        (["apply", "--dry-run"], ("POST", "/v2/clover/apply", {"dry_run": True})),
+        (
+            ["apply", "small@1cx2", "large@2c"],
+            (
+                "POST",
+                "/v2/clover/apply",
+                {
+                    "configuration": [
+                        {"variant": "small", "profile": "1c", "count": 2},
+                        {"variant": "large", "profile": "2c", "count": 1},
+                    ]
+                },
+            ),
+        ),
+        (
+            ["plan", "arrival_rate=50", "small@1c", "--model", "f"],
+            (
+                "POST",
+                "/v2/clover/plan",
+                {
+                    "model": "f",
+                    "arrival_rate": 50.0,
+                    "configuration": [{"variant": "small", "profile": "1c", "count": 1}],
+                },
+            ),
+        ),
+        (
+            ["pin", "small@1cx2"],
+            (
+                "POST",
+                "/v2/clover/pin",
+                {"configuration": [{"variant": "small", "profile": "1c", "count": 2}]},
+            ),
+        ),
+        (["base"], ("POST", "/v2/clover/base", {})),
+        (
+            ["set", "slo_ms=20", "lam=none", "mode=observe"],
+            ("POST", "/v2/clover/set", {"slo_ms": 20.0, "lambda": None, "mode": "observe"}),
+        ),
+    ],
+)
+def test_what_is_sent(server: Any, argv: list[str], expected: Any) -> None:
+    server.answer = (200, [] if argv[0] == "decisions" else {})
+    assert ctl(server, *argv) == 0
+    assert [seen[:3] for seen in server.seen] == [expected]
+
+
+def test_token_from_environment_flag_and_file(server: Any, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("from-file\nmore\n", encoding="utf-8")
+    ctl(server, "state", CLOVER_TOKEN="from-env")
+    ctl(server, "--token", "from-flag", "state", CLOVER_TOKEN="from-env")
+    ctl(server, "--token-file", str(file), "state")
+    ctl(server, "state")
+    ctl(server, "state", "--token", "after")
+    expected = ["Bearer from-env", "Bearer from-flag", "Bearer from-file", None, "Bearer after"]
+    assert [seen[3] for seen in server.seen] == expected
+
+
+def test_url_and_json_on_either_side_of_the_verb(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"http://127.0.0.1:{server.server_port}"
+    for argv in (
+        ["--url", url, "--json", "state"],
+        ["state", "--json", "--url", url],
+        ["--json", "state", "--url", url],
+    ):
+        assert main(argv, {"CLOVER_URL": "http://127.0.0.1:1"}) == 0
+        assert json.loads(capsys.readouterr().out) == {"ok": True}
+
+
+def test_the_state_of_one_family(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answer = (
+        200,
+        {
+            "models": {"fashion": {"mode": "active"}, "toy": {"mode": "observe"}},
+            "totals": {"pue": 1.5, "models": {"fashion": {"rows": 3}, "toy": {"rows": 4}}},
+        },
+    )
+    assert ctl(server, "state", "--model", "toy", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "models": {"toy": {"mode": "observe"}},
+        "totals": {"pue": 1.5, "models": {"toy": {"rows": 4}}},
+    }
+    assert ctl(server, "state", "--model", "fashio") == 2
+    assert "did you mean fashion?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["base"], "pinned: no trigger changes it until `python -m clover ctl pin --off`"),
+        (["pin", "small", "--model", "f"], "until `python -m clover ctl pin --off --model f`"),
+        (["freeze"], "until `python -m clover ctl freeze --off`"),
+        (["apply", "intensity_g_per_kwh=500"], "transient: at the next trigger"),
+    ],
+)
+def test_how_long_it_lasts(server: Any, argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(server, *argv) == 0
+    assert text in capsys.readouterr().out
+    assert ctl(server, *argv, "--json") == 0
+    assert text not in capsys.readouterr().out
+    server.answer = (200, {"dry_run": True})
+    assert ctl(server, *argv, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("dry run: nothing changed\n")
+    assert text not in shown
+
+
+@pytest.mark.parametrize("argv", [["pin", "--off"], ["freeze", "--off"], ["apply"], ["set", "slo_ms=5"]])
+def test_what_needs_no_note(server: Any, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl(server, *argv) == 0
+    assert capsys.readouterr().out.split() == ["ok", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["freeze", "off"], "'freeze --off' is what you mean"),
+        (["freeze", "now"], "it is freeze, or freeze --off"),
+        (["set", "slo-ms=5"], "did you mean slo_ms?"),
+        (["set", "slo=5"], "did you mean slo_ms?"),
+        (["set", "slo_ms"], "slo_ms needs a value: slo_ms=VALUE"),
+        (["set", "slo_ms", "mode=off"], "slo_ms needs a value: slo_ms=VALUE"),
+        (["set", "acuracy_floor=5"], "did you mean accuracy_floor?"),
+        (["base", "small"], "usage: python -m clover ctl base"),
+        (["decisions", "--lines", "3"], "usage: python -m clover ctl decisions"),
+    ],
+)
+def test_mistakes_are_answered_with_what_to_do(argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv, {}) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_reading_is_no_fault(server: Any) -> None:
+    server.answer = (200, {f"key{number}": "x" * 100 for number in range(10_000)})
+    command = [
+        sys.executable,
+        "-m",
+        "clover",
+        "ctl",
+        "--url",
+        f"http://127.0.0.1:{server.server_port}",
+        "--json",
+        "state",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0
+
+
+def test_readable_and_json(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answer = (200, [DECISION])
+    assert ctl(server, "decisions") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "7 2024-01-31 00:00:00 fashion intensity applied cleaner grid [and]" in text
+    assert "applied" in text
+    assert ctl(server, "--json", "decisions") == 0
+    assert json.loads(capsys.readouterr().out) == [DECISION]
+    server.answer = (200, [DECISION | {"count": 100, "last_at": "2024-01-31T00:05:07.000+00:00"}])
+    assert ctl(server, "decisions") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "7 2024-01-31 00:00:00 to 2024-01-31 00:05:07 fashion intensity applied x 100 cleaner" in text
+    server.answer = (
+        200,
+        {
+            "mode": "active",
+            "frozen": False,
+            "families": {"a": {"workers": [{"pid": 1, "p95_ms": 1.23456789}]}},
+            "x": None,
+        },
+    )
+    assert ctl(server, "state", "--all") == 0
+    text = capsys.readouterr().out
+    assert "families.a.workers" in text
+    assert "1.23457" in text
+    server.answer = (200, [])
+    assert ctl(server, "decisions") == 0
+    assert "no decisions yet" in capsys.readouterr().out
+
+
+PLAN = {
+    "configuration": [{"variant": "small", "profile": "1c", "count": 2}],
+    "routing": {"shares": {"small": 1.0}},
+    "prediction": {"p95_ms": 2.5, "accuracy": 88.7, "energy_j_per_row": 0.001, "utilisation": 0.25},
+    "reason": "dirty grid",
+    "policy": "objective",
+    "feasible": True,
+}
+PLACE = {"device": "cpu0", "profile": "1c", "start": 1, "size": 1}
+STEP = {"kind": "spawn", "assignment": {"placement": PLACE, "variant": "small", "backend": "eager"}, "placement": None}
+
+
+def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = {
+        "model": "fashion",
+        "decision": {"action": "dry run", "detail": "", "seconds": 0.5},
+        "plan": PLAN,
+        "transition": {"steps": [STEP]},
+    }
+    server.answer = (200, outcome)
+    assert ctl(server, "plan") == 0
+    text = capsys.readouterr().out
+    assert "2 x small@1c; rows: small 100.0%" in text
+    assert "p95 2.5 ms, accuracy 88.70 %, 1 mJ/row, utilisation 25%" in text
+    assert "spawn small (eager) at cpu0:1c@1" in text
+    assert "batches" not in text
+    tuned = {"shares": {"small": 1.0}, "largest": {"small": 4}, "wait_ms": {"small": 2.5}}
+    server.answer = (200, outcome | {"plan": PLAN | {"routing": tuned}})
+    assert ctl(server, "plan") == 0
+    assert "batches    small takes at most 4 rows, small waits up to 2.5 ms" in capsys.readouterr().out
+    server.answer = (200, {"set": "slo_ms: 5", "dry_run": True, "models": {"fashion": outcome}})
+    assert ctl(server, "set", "slo_ms=5", "--dry-run") == 0
+    assert capsys.readouterr().out.startswith("dry run: nothing changed\nset slo_ms: 5\n")
+    server.answer = (200, outcome | {"plan": PLAN | {"feasible": False}})
+    assert ctl(server, "apply") == 0
+    assert capsys.readouterr().out.startswith("warning: this plan does not meet every target")
+    model = {
+        "mode": "active",
+        "pin": "static:small",
+        "deployment": [{"placement": "cpu0:1c@1", "variant": "small", "backend": "eager", "ready": True}],
+        "routing": {"shares": {"small": 1.0}, "wait_ms": {"small": 0.25}},
+        "plan": PLAN,
+        "targets": {
+            "slo_ms": 5.0,
+            "accuracy_floor": 90.0,
+            "objective": "paper",
+            "lambda": 0.25,
+            "lambda_derived": True,
+        },
+        "observed": {"arrival_rate": 12.0, "carried_j": -2.2e-15, "small": 2e-9},
+        "last_decision": {"id": 3, "at": "now", "trigger": "intensity", "action": "kept", "detail": "", "operator": ""},
+    }
+    intensity = {"g_per_kwh": 305.2, "provider": "synthetic", "label": "synthetic, fresh"}
+    server.answer = (
+        200,
+        {
+            "mode": "active",
+            "frozen": False,
+            "policy": "objective",
+            "intensity": intensity,
+            "models": {"fashion": model},
+            "decisions": {"applied": 1},
+        },
+    )
+    assert ctl(server, "state", "--all") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "305 gCO2e/kWh from synthetic (synthetic, fresh)" in text
+    assert "fashion: mode active, pinned to static:small" in text
+    assert "cpu0:1c@1 small eager yes 100.0%" in text
+    assert "arrival_rate 12, carried_j 0, small 2e-09" in text
+    assert "batches small waits up to 0.25 ms" in text
+    assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
+
+
+def test_savings_are_shown_with_against_what_and_not_before_anything_was_served(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = {"mode": "active", "saved": None}
+    words = "saved 41.0 % of the gCO2e of BASE (modelled; xlarge on 1 x 2c, equal load and hardware)"
+    saved = {
+        "rows": 9,
+        "base": {"part": 0.41, "words": words},
+        "static": None,
+        "matched": {"words": "lost 1.0 % of ..."},
+    }
+    totals = {"saved": {"base": {"words": "all of them"}}}
+    server.answer = (200, {"mode": "active", "models": {"one": {"mode": "active", "saved": saved}, "two": nothing}})
+    assert ctl(server, "state", "--all") == 0
+    shown = capsys.readouterr().out
+    assert f"carbon     {words}\n             lost 1.0 % of ...\n" in shown
+    assert shown.index("lost 1.0 %") < shown.index("two:")
+    assert "saved" not in shown[shown.index("two:") :]
+    assert "all models" not in shown
+    server.answer[1]["totals"] = totals
+    assert ctl(server, "state", "--all") == 0
+    assert "all models\n  carbon     all of them" in capsys.readouterr().out
+    assert ctl(server, "state", "--all", "--model", "one") == 0
+    assert "all of them" not in capsys.readouterr().out, "of all models, and only one is shown"
+
+
+def test_devices_and_capacity_for_people(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = {
+        "device": "gpu0",
+        "kind": "mig",
+        "label": "NVIDIA A100-SXM4-40GB, emulated",
+        "family": "fashion",
+        "lost": False,
+        "layout": [{"variant": "large", "profile": "1g.5gb"}] * 2 + [{"variant": "tiny", "profile": "4g.20gb"}],
+        "quarantined": [{"placement": "gpu0:1g.5gb@6", "reason": "in use"}],
+        "foreign": ["gpu0:1g.5gb@5"],
+    }
+    gone = {"device": "gpu1", "kind": "mig", "label": "NVIDIA A100-SXM4-40GB, emulated", "lost": True}
+    server.answer = (200, {"mode": "active", "policy": "objective", "models": {}, "devices": [gpu, gone]})
+    assert ctl(server, "state", "--all") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "gpu0: NVIDIA A100-SXM4-40GB, emulated; fashion's; 2 x large@1g.5gb + 1 x tiny@4g.20gb" in text
+    assert "gpu0:1g.5gb@6 quarantined: in use; not ours: gpu0:1g.5gb@5" in text
+    assert "gpu1: NVIDIA A100-SXM4-40GB, emulated; LOST" in text
+    transition = {"steps": [STEP], "lowest_capacity": 5.0, "capacity_floor": 8.0, "loses_s": 2.5, "holds": False}
+    outcome = {"model": "fashion", "decision": {"action": "dry run"}, "plan": PLAN, "transition": transition}
+    server.answer = (200, outcome)
+    assert ctl(server, "plan") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "at least 5.0 rows/s on the way; floor 8.0 rows/s, below it for about 2.5 s" in text
+    server.answer = (200, outcome | {"transition": transition | {"lowest_capacity": 9.0, "holds": True}})
+    assert ctl(server, "plan") == 0
+    assert "below it" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "code", "text"),
+    [
+        (409, {"error": "no plan satisfies this"}, 1, "no plan satisfies this (409)"),
+        (403, {"error": "a token is needed"}, 1, "a token is needed (403)"),
+        (500, {"error": "failed"}, 3, "failed (500)"),
+        (404, [], 1, "the server refused (404)"),
+        (200, b"<html>", 3, "is it Clover?"),
+    ],
+)
+def test_refusals(server: Any, status: int, answer: Any, code: int, text: str, capsys: Any) -> None:
+    server.answer = (status, answer)
+    assert ctl(server, "base") == code
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["pin"],
+        ["pin", "small", "--off"],
+        ["pin", "small", "large"],
+        ["plan", "mode=off"],
+        ["apply", "small"],
+        ["set", "port=1"],
+        ["set", "slo_ms=fast"],
+        ["sett", "slo_ms=1"],
+        [],
+        ["--url", "ftp://x", "state"],
+        ["--token-file", "/nowhere", "state"],
+    ],
+)
+def test_what_cannot_be_read_exits_with_two(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv, {}) == 2
+    assert capsys.readouterr().err
+
+
+def test_nobody_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--url", "http://127.0.0.1:1", "state"], {}) == 3
+    assert main(["--url", f"unix:{tmp_path / 'none'}", "state"], {}) == 3
+    assert "is the server running" in capsys.readouterr().err
+
+
+def test_over_the_control_socket(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    made = UnixServer(str(path), Handler)
+    made.seen = []
+    made.answer = (200, {})
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        assert main(["--url", f"unix:{path}", "freeze"], {}) == 0
+    finally:
+        made.shutdown()
+        thread.join()
+        made.server_close()
+    assert made.seen == [("POST", "/v2/clover/freeze", {"on": True}, None)]
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"], {}) == 0
+    assert "decisions" in capsys.readouterr().out
+
+
+def test_a_guard_that_acts_stands_in_the_state(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    guard = {
+        "state": "aside",
+        "acts": True,
+        "watches": True,
+        "why": "answers of small agree less",
+        "missing": "",
+        "audits": {"share": 0.02, "answered": 40, "free": 2},
+        "feedback": {
+            "estimate": {"accuracy": 91.0, "low": 88.0, "high": 93.5, "rows": 200},
+            "largest_share": 0.5,
+        },
+    }
+    server.answer = (200, {"mode": "active", "policy": "objective", "models": {"m": {"guard": guard}}})
+    assert ctl(server, "state", "--all") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "guard ASIDE: answers of small agree less; 2.00% of rows audited, 42 so far" in text
+    assert "labels 91.00 % right (88.00 .. 93.50) of 200 rows by feedback, 50% from one client" in text
+    server.answer = (200, {"models": {"m": {"guard": {"watches": False, "missing": "an old profile"}}}})
+    assert ctl(server, "state", "--all") == 0
+    assert "watches nothing: an old profile" in capsys.readouterr().out
+
+
+def answered(**changes: Any) -> dict[str, Any]:
+    """A server's state: one family that is well, but for `changes` of it."""
+    model = {
+        "mode": "active",
+        "pin": None,
+        "frozen": False,
+        "deployment": [
+            {
+                "placement": "cpu0:1c@0",
+                "device": "cpu0",
+                "profile": "1c",
+                "variant": "large",
+                "backend": "eager",
+                "ready": True,
+            },
+            {
+                "placement": "cpu0:1c@1",
+                "device": "cpu0",
+                "profile": "1c",
+                "variant": "large",
+                "backend": "eager",
+                "ready": True,
+            },
+            {
+                "placement": "cpu0:1c@2",
+                "device": "cpu0",
+                "profile": "1c",
+                "variant": "small",
+                "backend": "eager",
+                "ready": True,
+            },
+        ],
+        "routing": {"shares": {"large": 0.75, "small": 0.25}},
+        "plan": PLAN,
+        "targets": {"slo_ms": 31.5, "accuracy_floor": 92.26, "objective": "paper", "lambda": 0.1},
+        "observed": {
+            "arrival_rate": 200.0,
+            "queue_rows": 3.0,
+            "rows": 12000.0,
+            "accuracy_served": 92.68,
+            "p95_ms": 1.54,
+        },
+        "saved": {"base": {"words": "saved 41.0 % of the gCO2e of BASE (modelled; xlarge on 1 x 3c)"}, "static": None},
+        "guard": {"state": "ok", "why": ""},
+        "last_decision": {"id": 3, "at": "now", "trigger": "intensity", "action": "kept", "detail": ""},
+    }
+    return {
+        "mode": "active",
+        "frozen": False,
+        "policy": "objective",
+        "intensity": {
+            "g_per_kwh": 305.2,
+            "provider": "synthetic",
+            "label": "synthetic, fresh",
+            "age_s": 130.0,
+            "state": "fresh",
+        },
+        "devices": [{"device": "cpu0", "label": "3 cores", "lost": False, "quarantined": []}],
+        "models": {"fashion": model | changes},
+        "totals": {
+            "pue": 1.5,
+            "models": {"fashion": {"state": "READY", "energy_j": 121.8, "carbon_g": 0.01523, "rows": {"large": 9000}}},
+        },
+    }
+
+
+def test_the_state_in_a_dozen_lines(
+    server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    server.answer = (200, answered())
+    assert ctl(server, "state") == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 13
+    assert max(map(len, text.splitlines())) <= 80
+    for line in (
+        "healthy      every model answers and meets its targets",
+        "grid         305 gCO2e/kWh from synthetic (synthetic, fresh), 2 min old",
+        "control      policy objective, mode active",
+        "fashion",
+        "  runs       2 x large on 1c of cpu0 (75% of rows), small on 1c of cpu0 (25% of rows)",
+        "  demand     200 rows/s arrive, 3 waiting; 12,000 rows so far",
+        "  latency    p95 1.54 ms of 31.5 ms: SLO held",
+        "  accuracy   92.68 % served, floor 92.26 %: held",
+        "  carbon     0.0152 gCO2e and 121.8 J so far, idle power included",
+        "  saved      41.0 % of the gCO2e of BASE (modelled; xlarge on 1 x 3c)",
+    ):
+        assert " ".join(line.split()) in " ".join(text.split())
+    assert ctl(server, "state", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == answered()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"observed": {"p95_ms": 40.0}}, "fashion misses its SLO: p95 40 ms of 31.5 ms"),
+        ({"observed": {"accuracy_served": 90.0}}, "fashion is below its accuracy floor: 90.00 % of 92.26 %"),
+        ({"deployment": []}, "fashion has no worker"),
+        (
+            {"deployment": [{"placement": "cpu0:1c@0", "variant": "small", "ready": False}]},
+            "fashion has 1 of 1 workers that are not ready",
+        ),
+        ({"plan": PLAN | {"feasible": False}}, "fashion has no plan that meets every target"),
+        (
+            {"guard": {"state": "aside", "why": "answers agree less"}},
+            "fashion drifts from its profile: answers agree less",
+        ),
+        (
+            {"last_decision": {"action": "failed", "detail": "a worker died"}},
+            "fashion could not be changed: failed, a worker died",
+        ),
+    ],
+)
+def test_a_state_that_is_not_well_says_why_first(
+    server: Any, change: dict[str, Any], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = (200, answered(**change))
+    assert ctl(server, "state") == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"UNHEALTHY    {why}"
+
+
+def test_the_grid_and_devices_can_be_what_is_wrong(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    found = answered(frozen=True, pin="static:small")
+    found["intensity"]["state"] = "configured"
+    found["devices"][0]["lost"] = True
+    server.answer = (200, found)
+    assert ctl(server, "state") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "UNHEALTHY the intensity of the grid is the configured value of last resort: all sources fail;" in text
+    assert "cpu0 is lost" in text
+    assert "fashion pinned to static:small, frozen: nothing is planned" in text
+    server.answer = (200, {"mode": "active", "policy": "objective", "intensity": None, "models": {}})
+    assert ctl(server, "state") == 0
+    assert "the intensity of the grid is not known" in capsys.readouterr().out

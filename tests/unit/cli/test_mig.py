@@ -1,0 +1,860 @@
+"""`python -m clover mig` on emulated boxes.
+
+A process sees one box, so each box has a process of its own that runs one command after another (`Driver`); what is
+about processes (signals, exit codes, the environment) starts the command as a user does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clover.cli.mig import emulate
+from clover.devices import emulated, tables
+from clover.errors import ConfigError
+from clover.planning.packing.geometry import layouts
+
+ROOT = Path(__file__).resolve().parents[3]
+SERVANT = textwrap.dedent(
+    """
+    import contextlib, io, json, os, sys
+    from clover.cli.mig import main
+    for line in sys.stdin:
+        order = json.loads(line)
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        sys.stdin = io.TextIOWrapper(io.BytesIO(order["stdin"].encode()))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(order["argv"], {**os.environ, **order["environ"]})
+        said = [stream.buffer.getvalue().decode() for stream in (out, err)]
+        print(json.dumps([code, *said]), flush=True)
+    """
+)
+# What iterates over standard input above is the real one, whatever sys.stdin is replaced by meanwhile.
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Driver:
+    """Runs commands on one box, one after the other, in one process."""
+
+    def __init__(self, state: Path, cache: Path) -> None:
+        self.state, self.cache = state, cache
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", SERVANT],
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "140"},  # readline, which pytest imports, exports the terminal's otherwise
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *argv: str, stdin: str = "", **environ: str) -> Answer:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        environ = {"CLOVER_NVML_STATE": str(self.state), "CLOVER_CACHE_DIR": str(self.cache), **environ}
+        order = {"argv": list(argv), "stdin": stdin, "environ": environ}
+        self._child.stdin.write(json.dumps(order) + "\n")
+        self._child.stdin.flush()
+        return Answer(*json.loads(self._child.stdout.readline()))
+
+    def good(self, *argv: str, **options: Any) -> str:
+        code, out, err = self(*argv, **options)
+        assert (code, err) == (0, ""), (argv, code, out, err)
+        return out
+
+    def fails(self, code: int, *argv: str, **options: Any) -> str:
+        found = self(*argv, **options)
+        assert found.code == code, (argv, found)
+        assert "Traceback" not in found.err
+        return found.err
+
+    def standing(self, gpu: int = 0) -> list[str]:
+        state = json.loads(self.good("list", "--json"))["gpus"][gpu]
+        return [f"{item['profile']}@{item['start']}" for item in state["instances"]]
+
+    def close(self) -> None:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.close()
+        assert self._child.wait(20) == 0
+        self._child.stdout.close()
+
+
+def driven(folder: Path, name: str, count: int, **options: Any) -> Iterator[Driver]:
+    state = folder / "box.nvml"
+    emulated.create_box(state, name, count, **options)
+    driver = Driver(state, folder / "cache")
+    yield driver
+    driver.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    yield from driven(tmp_path_factory.mktemp("box"), "a100-40gb", 2)
+
+
+@pytest.fixture
+def box(shared: Driver, tmp_path: Path) -> Driver:
+    """Two A100s with MIG on and nothing on them."""
+    shared.cache = tmp_path / "cache"
+    emulated.clear_faults(shared.state)
+    emulated.reboot(shared.state)
+    return shared
+
+
+@pytest.fixture
+def hopper(tmp_path: Path) -> Iterator[Driver]:
+    yield from driven(tmp_path, "h100-sxm-80gb", 1, mig_enabled=False)
+
+
+FILE = """
+[configs.balanced]
+profiles = { "3g.20gb" = 2 }
+
+[[configs.mixed]]
+devices = [0]
+profiles = ["4g", "3g"]
+[[configs.mixed]]
+devices = [1]
+profiles = ["3x1g", "3g@4"]
+
+[configs.empty]
+
+[configs.off]
+mig = false
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "layouts.toml"
+    path.write_text(FILE, encoding="utf-8")
+    return str(path)
+
+
+def apply(box: Driver, file: str, config: str, *flags: str) -> str:
+    return box.good("apply", file, "--config", config, "--yes", *flags)
+
+
+# --- list -----------------------------------------------------------------------------------------------------------
+
+
+def test_list_shows_modes_slices_instances_and_room(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    text = box.good("list")
+    assert text.count("NVIDIA A100-SXM4-40GB (emulated)  GPU-") == 2
+    assert "MIG on, 40 GiB, 7 of 7 compute slices in instances" in text
+    row = next(line for line in text.splitlines() if "│" in line)
+    assert [cell.strip() for cell in row.strip(" │").split("│")] == ["4g.20gb", "3g.20gb"]
+    assert len(re.findall(r"\bours +- +MIG-[0-9a-f-]{36}", text)) == 6
+    assert "room  none" in text
+    assert "room  for 1g.5gb or 1g.5gb+me" in text
+    assert "\x1b" not in text
+
+
+def test_list_as_json(box: Driver, file: str) -> None:
+    apply(box, file, "balanced")
+    answer = json.loads(box.good("list", "--json"))
+    assert answer["emulated"] is True
+    first = answer["gpus"][0]
+    assert first["mig"] == {"supported": True, "current": True, "pending": True}
+    assert (first["compute_slices"], first["memory_slices"]) == (7, 8)
+    assert [(item["profile"], item["start"], item["size"], item["whose"]) for item in first["instances"]] == [
+        ("3g.20gb", 0, 4, "ours"),
+        ("3g.20gb", 4, 4, "ours"),
+    ]
+    assert all(item["uuid"].startswith("MIG-") and item["whole"] for item in first["instances"])
+    assert first["room"] == {}
+
+
+def test_list_tells_who_is_on_an_instance_and_whose_it_is(box: Driver, file: str, tmp_path: Path) -> None:
+    apply(box, file, "balanced")
+    uuid = json.loads(box.good("list", "--json"))["gpus"][0]["instances"][0]["uuid"]
+    with Attached(box.state, uuid) as pid:
+        first = json.loads(box.good("list", "--json"))["gpus"][0]["instances"][0]
+        assert first["pids"] == [pid]
+        assert f" {pid} " in box.good("list")
+    elsewhere = json.loads(box.good("list", "--json", "--cache-dir", str(tmp_path / "other")))
+    assert {item["whose"] for gpu in elsewhere["gpus"] for item in gpu["instances"]} == {"foreign"}
+
+
+class Attached:
+    """A process on an instance, as a worker is; its id."""
+
+    def __init__(self, state: Path, uuid: str) -> None:
+        program = (
+            "import sys; from clover.devices.emulated import Attachment; "
+            f"held = Attachment({str(emulated.library())!r}, {str(state)!r}, {uuid!r}); "
+            "print('on', flush=True); sys.stdin.read()"
+        )
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> int:
+        assert self._child.stdout is not None
+        assert self._child.stdout.readline() == "on\n"
+        return self._child.pid
+
+    def __exit__(self, *_: object) -> None:
+        self._child.communicate()
+
+
+def test_list_of_a_box_without_mig_mode(hopper: Driver) -> None:
+    text = hopper.good("list")
+    assert "MIG off, 80 GiB, used whole" in text
+    assert "│" not in text
+    assert json.loads(hopper.good("list", "--json"))["gpus"][0]["mig"]["current"] is False
+
+
+def test_a_lost_gpu_does_not_hide_the_others(box: Driver, file: str) -> None:
+    emulated.lose(box.state, 1)
+    try:
+        text = box.good("list")
+        assert "MIG on" in text
+        assert "gpu1" in text
+        assert "lost: it does not answer" in text
+        assert box.fails(1, "apply", file, "--config", "balanced", "--yes").count("the GPU is lost") == 1
+        assert box.standing(0) == []
+        assert "left out" in box.good("export")
+    finally:
+        emulated.restore(box.state, 1)
+
+
+# --- assert and export ----------------------------------------------------------------------------------------------
+
+
+def test_assert_says_what_differs(box: Driver, file: str) -> None:
+    code, out, _ = box("assert", file, "--config", "mixed")
+    assert code == 1
+    assert out.splitlines() == [
+        "gpu0:4g.20gb@0 is missing",
+        "gpu0:3g.20gb@4 is missing",
+        *(f"gpu1:1g.5gb@{slot} is missing" for slot in range(3)),
+        "gpu1:3g.20gb@4 is missing",
+    ]
+    apply(box, file, "mixed")
+    assert "matches mixed" in box.good("assert", file, "--config", "mixed")
+    answer = box("assert", file, "--config", "off", "--json")
+    assert answer.code == 1
+    found = json.loads(answer.out)
+    assert (found["config"], found["matches"]) == ("off", False)
+    assert found["differences"][0] == "gpu0: MIG mode is on, wanted off"
+    assert json.loads(box.good("assert", file, "--config", "mixed", "--json"))["matches"] is True
+
+
+def test_export_is_a_file_that_matches(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    text = box.good("export", "--name", "to day")
+    assert '[[configs."to day"]]' in text
+    assert text.count("# GPU ") == 2
+    assert "matches to day" in box.good("assert", "-", stdin=text)
+    as_json = box.good("export", "--json")
+    assert json.loads(as_json)["configs"]["now"][0]["profiles"] == ["4g.20gb@0", "3g.20gb@4"]
+    assert box.good("assert", "-", stdin=as_json)
+    apply(box, file, "balanced")
+    assert box("assert", "-", stdin=text).code == 1
+
+
+def test_export_joins_equal_gpus_and_names_mode_off(box: Driver, hopper: Driver, file: str) -> None:
+    apply(box, file, "balanced")
+    assert "devices = [0, 1]" in box.good("export")
+    off = hopper.good("export")
+    assert "mig = false" in off
+    assert hopper.good("assert", "-", stdin=off)
+
+
+A100 = tuple(profile for profile in tables.slice_profiles(tables.table("a100-40gb"), base_only=False))
+EVERY = layouts(A100, device="gpu0", compute=7, maximal=False)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=st.tuples(st.sampled_from(EVERY), st.sampled_from(EVERY)), after=st.sampled_from(EVERY))
+def test_any_layout_goes_round_trip(box: Driver, before: tuple[Any, Any], after: Any) -> None:
+    def text(*gpus: Any) -> str:
+        groups = [
+            {"devices": [index], "profiles": [f"{item.profile}@{item.start}" for item in gpu]}
+            for index, gpu in enumerate(gpus)
+        ]
+        return json.dumps({"configs": {"one": groups}})
+
+    box.good("apply", "-", "--yes", stdin=text(*before))
+    exported = box.good("export")
+    box.good("assert", "-", stdin=exported)
+    box.good("assert", "-", stdin=text(*before))
+    plan = json.loads(box.good("apply", "-", "--dry-run", "--json", stdin=text(after, before[1])))
+    kept = [f"gpu0:{item.profile}@{item.start}" for item in before[0] if item in after]
+    assert sorted(step["at"] for step in plan["steps"] if step["do"] == "keep" and "gpu0" in step["at"]) == sorted(kept)
+    uuids = {item["uuid"] for item in json.loads(box.good("list", "--json"))["gpus"][0]["instances"]}
+    box.good("apply", "-", "--yes", stdin=text(after, before[1]))
+    left = {item["uuid"] for item in json.loads(box.good("list", "--json"))["gpus"][0]["instances"]}
+    assert len(uuids & left) >= len(kept)
+    assert box.standing(0) == [f"{item.profile}@{item.start}" for item in after]
+    box.good("apply", "-", "--yes", stdin=exported)
+    box.good("assert", "-", stdin=exported)
+
+
+# --- apply ----------------------------------------------------------------------------------------------------------
+
+
+def test_apply_keeps_what_matches_and_says_each_step(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    before = json.loads(box.good("list", "--json"))["gpus"][0]["instances"][1]
+    text = apply(box, file, "balanced")
+    assert text.splitlines() == [
+        "removed gpu0:4g.20gb@0",
+        "made gpu0:3g.20gb@0",
+        *(f"removed gpu1:1g.5gb@{slot}" for slot in range(3)),
+        "made gpu1:3g.20gb@0",
+        "the box matches balanced",
+    ]
+    assert json.loads(box.good("list", "--json"))["gpus"][0]["instances"][1] == before
+    assert "nothing to do" in apply(box, file, "balanced")
+    assert json.loads(apply(box, file, "balanced", "--json"))["matches"] is True
+
+
+def test_dry_run_and_no_answer_change_nothing(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    text = box.good("apply", file, "--config", "balanced", "--dry-run")
+    assert text.splitlines()[:3] == [
+        "gpu0   keep    3g.20gb@4",
+        "       remove  4g.20gb@0",
+        "       make    3g.20gb@0",
+    ]
+    assert "nothing was changed" in text
+    assert "give --yes" in box.fails(2, "apply", file, "--config", "balanced")
+    assert box.standing(0) == ["4g.20gb@0", "3g.20gb@4"]
+    steps = json.loads(box.good("apply", file, "--config", "balanced", "--dry-run", "--json"))["steps"]
+    assert {"do": "remove", "at": "gpu0:4g.20gb@0"} in steps
+
+
+def test_what_is_not_ours_stays_unless_forced(box: Driver, file: str, tmp_path: Path) -> None:
+    apply(box, file, "mixed", "--cache-dir", str(tmp_path / "somebody"))
+    said = box.fails(1, "apply", file, "--config", "balanced", "--yes")
+    assert "gpu0:4g.20gb@0 was not made by Clover: --force-foreign removes it" in said
+    assert "nothing was changed" in said
+    assert box.standing(0) == ["4g.20gb@0", "3g.20gb@4"]
+    shown = box("apply", file, "--config", "balanced", "--dry-run").out
+    assert "remove  4g.20gb@0 (foreign)" in shown
+    apply(box, file, "balanced", "--force-foreign")
+    whose = [item["whose"] for item in json.loads(box.good("list", "--json"))["gpus"][0]["instances"]]
+    assert whose == ["ours", "foreign"]
+
+
+def test_half_an_instance_is_shown_and_made_anew(box: Driver) -> None:
+    program = f"{ASK}; n.nvmlDeviceCreateGpuInstance(h, n.nvmlDeviceGetGpuInstanceProfileInfo(h, 4).id)"
+    done = fresh("emulate", "--state", str(box.state), "--", sys.executable, "-c", program)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "none: it has no compute instance of its full size" in box.good("list")
+    text = '[configs.a]\ndevices = [0]\nprofiles = ["7g"]'
+    code, out, _ = box("assert", "-", stdin=text)
+    assert (code, out) == (1, "gpu0:7g.40gb@0 has no compute instance of its full size (foreign)\n")
+    assert "--force-foreign" in box.fails(1, "apply", "-", "--yes", stdin=text)
+    out = box.good("apply", "-", "--yes", "--force-foreign", stdin=text)
+    assert out.splitlines() == ["removed gpu0:7g.40gb@0", "made gpu0:7g.40gb@0", "the box matches a"]
+    instance = json.loads(box.good("list", "--json"))["gpus"][0]["instances"][0]
+    assert (instance["whole"], instance["whose"]) == (True, "ours")
+
+
+def test_what_is_in_use_stays(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    uuid = json.loads(box.good("list", "--json"))["gpus"][0]["instances"][0]["uuid"]
+    with Attached(box.state, uuid) as pid:
+        said = box.fails(1, "apply", file, "--config", "balanced", "--yes", "--force-foreign")
+        assert f"gpu0:4g.20gb@0 is in use by process {pid}: stop it first" in said
+        refused = json.loads(box("apply", file, "--config", "balanced", "--yes", "--json").out)
+        assert len(refused["refused"]) == 1
+        assert refused["done"] == []
+    apply(box, file, "balanced")
+
+
+def test_a_server_on_the_gpu_is_not_disturbed(box: Driver, file: str) -> None:
+    from clover.devices.ownership import Ownership
+
+    uuid = json.loads(box.good("list", "--json"))["gpus"][1]["uuid"]
+    held = Ownership(box.cache / "mig", uuid)
+    try:
+        said = box.fails(1, "apply", file, "--config", "balanced", "--yes")
+        assert f"gpu1: a Clover server has it (process {os.getpid()})" in said
+        assert "stop the server" in said
+        assert box.standing(0) == []
+        assert box.good("list").count("a Clover server has it") == 1
+        assert [gpu["held"] for gpu in json.loads(box.good("list", "--json"))["gpus"]] == [False, True]
+    finally:
+        held.close()
+    apply(box, file, "balanced")
+
+
+def test_a_step_that_fails_is_named_and_the_rest_can_follow(box: Driver, file: str) -> None:
+    fault = emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", gpu=0, error="UNKNOWN", nth=2)
+    emulated.inject(box.state, fault)
+    code, out, err = box("apply", file, "--config", "mixed", "--yes")
+    assert code == 1
+    assert out.splitlines() == ["made gpu0:4g.20gb@0"]
+    assert "gpu0:3g.20gb@4 cannot be made" in err
+    assert "the same command takes up from there" in err
+    emulated.clear_faults(box.state)
+    assert "made gpu0:3g.20gb@4" in apply(box, file, "mixed")
+    assert box.good("assert", file, "--config", "mixed")
+
+
+def test_without_permission(tmp_path: Path, file: str) -> None:
+    for driver in driven(tmp_path, "a100-40gb", 2, privileged=False):
+        text = driver.good("list")
+        assert "MIG on, 40 GiB\n" in text
+        assert "not permitted to see MIG instances" in text
+        assert json.loads(driver.good("list", "--json"))["gpus"][0]["hidden"] is True
+        for verb in (["export"], ["assert", file, "--config", "balanced"], ["plan", "now", "7g"]):
+            code = 1 if verb[0] == "plan" else 3
+            assert "capability mig/config" in driver.fails(code, *verb)
+        assert "not permitted" in driver.fails(3, "apply", file, "--config", "balanced", "--yes")
+
+
+def test_mode_changes_without_permission(tmp_path: Path, file: str) -> None:
+    for driver in driven(tmp_path, "a100-40gb", 2, privileged=False, mig_enabled=False):
+        said = driver.fails(1, "apply", file, "--config", "balanced", "--yes", "--mode-changes")
+        assert "gpu0: MIG mode cannot be turned on: not permitted" in said
+        assert "nothing was changed" in said
+
+
+def test_mode_changes_on_ampere_wait_for_a_reset(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    said = box.fails(1, "apply", file, "--config", "off", "--yes")
+    assert said.count("needs --mode-changes (this GPU then needs a reset)") == 2
+    assert box.standing(0) == ["4g.20gb@0", "3g.20gb@4"]
+    for _ in range(2):
+        said = box.fails(1, "apply", file, "--config", "off", "--yes", "--mode-changes")
+        assert "gpu0 needs a reset for its MIG mode to change" in said
+    assert "on until the next reset, then off" in box.good("list")
+    for gpu in (0, 1):
+        emulated.reset(box.state, gpu)
+    assert box.good("assert", file, "--config", "off")
+    assert "make    4g, 3g" in box.good("apply", file, "--config", "mixed", "--mode-changes", "--dry-run")
+    said = box.fails(1, "apply", file, "--config", "mixed", "--yes", "--mode-changes")
+    assert "then apply again" in said
+    for gpu in (0, 1):
+        emulated.reset(box.state, gpu)
+    apply(box, file, "mixed")
+
+
+def test_mode_changes_on_hopper_go_through(hopper: Driver) -> None:
+    text = '[configs.a]\nprofiles = ["3g@4", "2x1g"]'
+    assert "make    3g@4, 2 x 1g" in hopper.good("apply", "-", "--dry-run", "--mode-changes", stdin=text)
+    out = hopper.good("apply", "-", "--yes", "--mode-changes", stdin=text)
+    assert out.splitlines()[0] == "gpu0: MIG mode is on"
+    assert hopper.standing() == ["1g.10gb@0", "1g.10gb@1", "3g.40gb@4"]
+    out = hopper.good("apply", "-", "--yes", "--mode-changes", stdin="[configs.off]\nmig = false")
+    assert out.splitlines()[-2:] == ["gpu0: MIG mode is off", "the box matches off"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('profiles = ["2x4g"]', "cannot exist together on gpu0 .*need 8 compute slices of 7"),
+        ('profiles = ["9g"]', "no profile 9g on this GPU; it has 1g.5gb"),
+        ('profiles = ["3g@1"]', "may start at memory slice 0, 4"),
+        ("devices = [2]", "names GPU 2, and the box has GPUs 0 to 1"),
+    ],
+)
+def test_configurations_that_this_box_cannot_have(box: Driver, config: str, message: str) -> None:
+    for verb in ("assert", "apply"):
+        assert re.search(message, box.fails(2, verb, "-", stdin=f"[configs.a]\n{config}"))
+
+
+# --- what cannot be read, what is not there -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        ([], 2, "required: VERB"),
+        (["lst"], 2, "invalid choice"),
+        (["list", "--frob"], 2, "unrecognised arguments: --frob"),
+        (["list", "--", "x"], 2, "only emulate takes a command"),
+        (["assert", "/nowhere/file"], 2, "cannot read /nowhere/file: No such file"),
+        (["apply", "FILE"], 2, "say which configuration with --config: balanced, mixed, empty, off"),
+        (["apply", "FILE", "--config", "mixd"], 2, "did you mean mixed"),
+        (["export", "--name", ""], 2, "--name needs"),
+        (["plan", "7g"], 2, "required: TO"),
+        (["plan", "7g", "zz"], 2, "'zz' is no instance.*with --file, the name of a configuration"),
+        (["plan", "mixed", "balancd", "--file", "FILE"], 2, "or the name of a configuration: balanced"),
+        (["plan", "7g", "7g/7g/7g", "--gpu", "a100-40gb:2"], 2, "3 lists for 2 GPUs"),
+        (["plan", "2x7g", "7g"], 2, "cannot exist together on gpu0"),
+        (["plan", "7g", "3g", "--gpu", "a101:1"], 2, "no table of a GPU 'a101'; known: a100-40gb"),
+        (["plan", "7g", "3g", "--gpu", "a100-40gb:0"], 2, "must read NAME:COUNT"),
+        (["plan", "7g", "3g", "--floor", "40"], 2, "a share from 0 to 1, not 40"),
+        (["plan", "now", "3g", "--gpu", "a100-40gb"], 2, "leave --gpu out"),
+        (["plan", "mixed", "off", "--file", "FILE"], 2, "turns MIG off on gpu0"),
+        (["emulate"], 2, "give a command after --"),
+        (["emulate", "a100-40gb:1"], 2, "give a command after --"),
+        (["emulate", "a100-40gb:1", "--"], 2, "a command must follow --"),
+        (["emulate", "--", "true"], 2, "name a GPU, as a100-40gb:2"),
+        (["emulate", "a101", "--", "true"], 2, "no table of a GPU 'a101'"),
+        (["emulate", "a100 40gb", "--", "true"], 2, "must read NAME:COUNT"),
+        (["emulate", "--state", "BOX"], 2, "say what to do with the box"),
+        (["emulate", "--state", "/nowhere/box", "--reboot"], 2, "there is no emulated box /nowhere/box"),
+        (["emulate", "--state", "BOX", "--mig-off", "--", "true"], 2, "are for a new box"),
+        (["emulate", "--state", "BOX", "--lose", "7"], 1, "lose gpu 7"),
+        (["emulate", "--state", "BOX", "--fault", "nvmlNoSuch=IN_USE"], 1, "no function 'nvmlNoSuch'"),
+        (["emulate", "--state", "BOX", "--fault", "nvmlInit_v2=BROKEN"], 1, "cannot answer 'BROKEN'; known: "),
+        (["emulate", "--state", "BOX", "--fault", "nvmlInit_v2"], 2, "must read SYMBOL=ERROR"),
+        (["emulate", "--state", "BOX", "--fault", "nvmlInit_v2=IN_USE:gpus=1"], 2, "did you mean gpu"),
+        (["emulate", "--state", "BOX", "--fault", "nvmlInit_v2=IN_USE:gpu=x"], 2, "gpu takes a number, not 'x'"),
+    ],
+)
+def test_errors_are_short_and_say_what_to_do(box: Driver, file: str, argv: list[str], code: int, message: str) -> None:
+    argv = [{"FILE": file, "BOX": str(box.state)}.get(word, word) for word in argv]
+    said = box.fails(code, *argv)
+    assert re.search(message, said, re.DOTALL), said
+
+
+def test_help_names_every_verb(box: Driver) -> None:
+    text = box.good("--help")
+    for verb in ("list", "export", "assert", "apply", "plan", "emulate"):
+        assert re.search(rf"^ +{verb} +\w", text, re.MULTILINE)
+        assert "usage:" in box.good(verb, "--help")
+
+
+def fresh(*argv: str, environ: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != emulated.STATE} | (environ or {})
+    command = [sys.executable, "-m", "clover", "mig", *argv]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, **options)
+
+
+def test_no_driver_and_no_box(tmp_path: Path) -> None:
+    none = fresh("list", "--box", str(tmp_path / "none"))
+    assert none.returncode == 2
+    assert "make one with `python -m clover mig emulate a100-40gb:2 --state" in none.stderr
+    (tmp_path / "junk").write_bytes(b"no box")
+    junk = fresh("list", "--box", str(tmp_path / "junk"))
+    assert junk.returncode == 3
+    assert "Traceback" not in junk.stderr
+    bare = fresh("list")
+    if bare.returncode:  # no driver here
+        assert bare.returncode == 3
+        assert "libnvidia-ml.so.1" in bare.stderr
+
+
+def on_terminal(argv: list[str], environ: dict[str, str], typed: dict[str, str]) -> tuple[str, int]:
+    """What the command shows on a terminal, and its exit code; each of `typed` is typed once its words are seen."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        command = [sys.executable, "-m", "clover", "mig", *argv]
+        os.execve(command[0], command, {**os.environ, "TERM": "xterm-256color", "COLUMNS": "140", **environ})
+    text, deadline, left = "", time.monotonic() + 60, dict(typed)
+    try:
+        while time.monotonic() < deadline:
+            try:
+                text += os.read(terminal, 4096).decode(errors="replace")
+            except OSError:  # the other end is closed
+                break
+            for words in [words for words in left if words in text]:
+                os.write(terminal, left.pop(words).encode())
+    finally:
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+    return text.replace("\r\n", "\n"), os.waitstatus_to_exitcode(status)
+
+
+def test_on_a_terminal_apply_asks_and_list_has_colours(box: Driver, file: str) -> None:
+    environ = {emulated.STATE: str(box.state), "CLOVER_CACHE_DIR": str(box.cache)}
+    text, code = on_terminal(["apply", file, "--config", "mixed"], environ, {"[y/N]": "n\n"})
+    assert code == 1
+    assert "make    4g.20gb@0, 3g.20gb@4" in text
+    assert "nothing was changed" in text
+    assert box.standing(0) == []
+    text, code = on_terminal(["apply", file, "--config", "mixed"], environ, {"[y/N]": "y\n"})
+    assert (code, box.standing(0)) == (0, ["4g.20gb@0", "3g.20gb@4"])
+    assert "the box matches mixed" in text
+    text, code = on_terminal(["list"], environ, {})
+    assert code == 0
+    assert "\x1b[32m" in text
+    assert re.sub(r"\x1b\[[0-9;]*m", "", text) == box.good("list")
+
+
+def test_output_that_cannot_hold_lines_is_ascii(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    done = fresh("list", "--box", str(box.state), environ={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "|          4g.20gb          |          3g.20gb          |" in done.stdout
+    assert fresh("plan", "7g", "3g", environ={"PYTHONIOENCODING": "ascii"}).stdout.isascii()
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    command = f"{sys.executable} -m clover mig plan 7g 7x1g --gpu a100-40gb:8 | head -1"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("8 x NVIDIA A100-SXM4-40GB; nothing is changed\n", "")
+
+
+def test_what_is_printed_fits_eighty_columns(box: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    # Lines are counted without the UUID of a GPU, which stands on the first line of each and is not broken.
+    for words in (["list"], ["plan", "7g/7g", "3g,4g/7x1g", "--floor", "0.4"]):
+        done = fresh(*words, "--box", str(box.state), environ={"COLUMNS": "80"})
+        assert done.returncode == 0
+        assert max(len(line.rstrip()) for line in done.stdout.splitlines() if "GPU-" not in line) <= 80
+        assert "…" not in done.stdout
+    uuids = re.findall(
+        r"^    MIG-[0-9a-f-]{36}$", fresh("list", "--box", str(box.state), environ={"COLUMNS": "80"}).stdout, re.M
+    )
+    assert len(uuids) == 6, "each on a line of its own"
+
+
+# --- plan -----------------------------------------------------------------------------------------------------------
+
+
+def test_plan_on_two_gpus_holds_half(box: Driver) -> None:
+    text = box.good("plan", "7g/7g", "3g,4g/7x1g", "--floor", "0.4")
+    lines = text.splitlines()
+    assert lines[0] == "2 x NVIDIA A100-SXM4-40GB; nothing is changed"
+    for word in ("before", "after", "(before)", "drain", "destroy", "create", "spawn", "route to"):
+        assert word in text
+    curve = [int(found[1]) for line in lines if (found := re.search(r" (\d+) of 14 ", line)) and "█" in line]
+    assert curve[0] == curve[-1] == 14
+    assert min(curve) == 7
+    assert "gpu1 1g.5gb@0,1,2,3,4,5,6" in text
+    assert "the floor of 40% (5.6 of 14 compute slices) is held" in text
+    first = next(line for line in lines if line.startswith("before"))
+    assert first.split("│")[1].strip() == "7g.40gb"
+
+
+def test_plan_on_one_full_gpu_says_what_is_lost(box: Driver) -> None:
+    text = box.good("plan", "7g.40gb", "3g,4g")
+    assert re.search(r"lost meanwhile: 7 of 7 compute slices at the worst; .* for about \d+ s", text)
+    assert re.search(r"nothing at all serves for about \d+ s: rows wait", text)
+    code, out, err = box("plan", "7g.40gb", "3g,4g", "--floor", "0.2")
+    assert (code, err) == (3, "")
+    assert "the floor of 20% (1.4 of 7 compute slices) cannot be held: 0 at the lowest" in out
+
+
+def test_plan_as_json(box: Driver) -> None:
+    code, out, _ = box("plan", "7g/7g", "2x3g/7g", "--gpu", "a100-40gb:2", "--floor", "0.9", "--json")
+    assert code == 3
+    found = json.loads(out)
+    capacity = found["capacity"]
+    assert (capacity["total"], capacity["before"], capacity["after"], capacity["lowest"]) == (14, 14.0, 13.0, 7.0)
+    assert capacity["holds"] is False
+    assert capacity["below_floor_s"] == capacity["below_both_ends_s"] > 0
+    assert found["kept"] == ["gpu1:7g.40gb@0"] or found["kept"] == ["gpu0:7g.40gb@0"]
+    stages = found["stages"]
+    assert stages[0]["stage"] == -1
+    assert [stage["stage"] for stage in stages[1:]] == sorted(stage["stage"] for stage in stages[1:])
+    assert {step["kind"] for stage in stages for step in stage["steps"]} == {
+        "route",
+        "drain",
+        "destroy",
+        "create",
+        "spawn",
+    }
+    assert min(stage["capacity"] for stage in stages) == 7.0
+    assert all(set(stage["serving"]) <= set(stage["standing"]) for stage in stages[:-1])
+
+
+def test_lists_are_dealt_unless_they_say_where(box: Driver) -> None:
+    assert "nothing to do" in box.good("plan", "3g@4,4g/7g", "7g/3g,4g")
+    assert "lost meanwhile" in box.good("plan", "3g@4,4g/7g", "7g/3g@4,4g")
+    one = json.loads(box.good("plan", "3g@0,3g@4", "3g", "--json"))
+    assert one["kept"] in (["gpu0:3g.20gb@0"], ["gpu0:3g.20gb@4"])
+    two = json.loads(box.good("plan", "7g/0", "0/7g", "--json"))
+    assert two["stages"][-1]["standing"] == ["gpu0:7g.40gb@0"]
+
+
+def test_plan_between_configurations_of_a_file(box: Driver, file: str) -> None:
+    found = json.loads(box.good("plan", "mixed", "balanced", "--file", file, "--json"))
+    assert [gpu["device"] for gpu in found["gpus"]] == ["gpu0", "gpu1"]
+    assert found["kept"] == ["gpu0:3g.20gb@4", "gpu1:3g.20gb@4"]
+    partly = '[configs.a]\ndevices = [1]\nprofiles = ["7g"]'
+    path = Path(file).with_name("partly.toml")
+    path.write_text(partly, encoding="utf-8")
+    found = json.loads(box.good("plan", "7g/3g", "a", "--file", str(path), "--json"))
+    assert found["stages"][-1]["standing"] == ["gpu0:7g.40gb@0", "gpu1:7g.40gb@0"]
+    assert "says nothing of gpu0" in box.fails(2, "plan", "a", "7g/7g", "--file", str(path))
+
+
+def test_plan_from_what_the_box_has_now(box: Driver, hopper: Driver, file: str) -> None:
+    apply(box, file, "mixed")
+    found = json.loads(box.good("plan", "now", "balanced", "--file", file, "--json"))
+    assert found["kept"] == ["gpu0:3g.20gb@4", "gpu1:3g.20gb@4"]
+    assert box.standing(0) == ["4g.20gb@0", "3g.20gb@4"]
+    assert "no GPU of the box has MIG mode on" in hopper.fails(2, "plan", "now", "7g")
+
+
+def test_plan_for_other_gpus(box: Driver) -> None:
+    mixed = json.loads(box.good("plan", "4g/7g", "2x2g/7g", "--gpu", "a30-24gb:1,h100-sxm-80gb:1", "--json"))
+    assert [gpu["compute_slices"] for gpu in mixed["gpus"]] == [4, 7]
+    assert mixed["stages"][-1]["standing"] == ["gpu0:2g.12gb@0", "gpu0:2g.12gb@2", "gpu1:7g.80gb@0"]
+    for name in tables.names():
+        assert box.good("plan", "1g", "2g", "--gpu", name)
+
+
+# --- emulate --------------------------------------------------------------------------------------------------------
+
+ASK = "import pynvml as n; n.nvmlInit(); h = n.nvmlDeviceGetHandleByIndex(0)"
+
+
+def test_any_program_sees_the_box(tmp_path: Path) -> None:
+    program = f"{ASK}; print(n.nvmlDeviceGetCount(), n.nvmlDeviceGetName(h), n.nvmlDeviceGetMigMode(h))"
+    flags = ["emulate", "a30-24gb:3", "--mig-off", "--", sys.executable, "-c", program]
+    done = fresh(*flags, environ={"TMPDIR": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split(maxsplit=1)[0] == "3"
+    assert "A30 [0, 0]" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_this_command_is_such_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clover", "mig", "list", "--json"]
+    state = str(tmp_path / "kept")
+    made = fresh("emulate", "a100-40gb:1", "--state", state, "--seed", "5")
+    assert f"made {state}" in made.stdout
+    done = fresh("emulate", "--state", state, "--", *command)
+    assert json.loads(done.stdout)["emulated"] is True
+    assert Path(state).is_file()
+    again = fresh("emulate", "a100-40gb:1", "--state", state, "--seed", "5", "--", "true")
+    assert again.returncode == 0
+    other = fresh("emulate", "a100-40gb:2", "--state", state, "--", "true")
+    assert other.returncode == 1
+    assert "another emulated machine" in other.stderr
+
+
+def test_two_boxes_do_not_share_uuids() -> None:
+    program = f"{ASK}; print(n.nvmlDeviceGetUUID(h))"
+    one, two = (fresh("emulate", "a100-40gb:1", "--", sys.executable, "-c", program).stdout for _ in range(2))
+    assert one.startswith("GPU-")
+    assert one != two
+
+
+def test_faults_and_privileges_reach_the_program() -> None:
+    program = f"""
+{ASK}
+for call in (lambda: n.nvmlDeviceGetPowerUsage(h), lambda: n.nvmlDeviceGetPowerUsage(h),
+             lambda: n.nvmlDeviceCreateGpuInstance(h, 0)):
+    try:
+        call(); print("ok")
+    except n.NVMLError as error:
+        print(error.value)
+"""
+    flags = ["--unprivileged", "--fault", "nvmlDeviceGetPowerUsage=UNKNOWN:gpu=0:nth=2:count=1"]
+    done = fresh("emulate", "a100-40gb:1", *flags, "--", sys.executable, "-c", program)
+    assert done.stdout.split() == ["ok", "999", "4"], done.stderr
+
+
+def test_a_running_box_is_acted_on(box: Driver, file: str) -> None:
+    state = str(box.state)
+    apply(box, file, "balanced")
+    box.good("emulate", "--state", state, "--lose", "0")
+    assert json.loads(box.good("list", "--json"))["gpus"][0]["lost"] is True
+    box.good("emulate", "--state", state, "--restore", "0")
+    assert box.standing(0) == []
+    assert len(box.standing(1)) == 2
+    box.good("emulate", "--state", state, "--reboot")
+    assert box.standing(1) == []
+    box.good("emulate", "--state", state, "--inject", "nvmlDeviceCreateGpuInstanceWithPlacement=UNKNOWN:count=0")
+    box.fails(1, "apply", file, "--config", "balanced", "--yes")
+    box.good("emulate", "--state", state, "--clear")
+    apply(box, file, "balanced")
+    box.good("emulate", "--state", state, "--reset", "0")
+    assert (box.standing(0), len(box.standing(1))) == ([], 2)
+
+
+def test_exit_codes_pass_through() -> None:
+    assert fresh("emulate", "a100-40gb", "--", "sh", "-c", "exit 7").returncode == 7
+    assert fresh("emulate", "a100-40gb", "--", "sh", "-c", "kill -9 $$").returncode == 137
+    missing = fresh("emulate", "a100-40gb", "--", "/nowhere/program")
+    assert missing.returncode == 127
+    assert "cannot run /nowhere/program: No such file" in missing.stderr
+    assert fresh("emulate", "a100-40gb", "--", "/etc/passwd").returncode == 126
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_are_passed_on_once(tmp_path: Path, sent: signal.Signals) -> None:
+    program = textwrap.dedent(
+        f"""
+        import signal, sys, time
+        signal.alarm(30)
+        seen = []
+        signal.signal({int(sent)}, lambda number, frame: seen.append(number))
+        print("ready", flush=True)
+        while not seen:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        sys.exit(40 + len(seen))
+        """
+    )
+    command = [sys.executable, "-m", "clover", "mig", "emulate", "a100-40gb", "--", sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(sent)
+        assert child.wait(30) == 41
+
+
+def test_a_key_of_the_terminal_reaches_the_program_once(tmp_path: Path) -> None:
+    # A terminal sends its signals to the whole foreground group from within the kernel.
+    program = textwrap.dedent(
+        """
+        import signal, sys, time
+        signal.alarm(30)
+        seen = []
+        signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+        print("ready", flush=True)
+        while not seen:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        print("seen", len(seen), flush=True)
+        """
+    )
+    text, code = on_terminal(["emulate", "a100-40gb", "--", sys.executable, "-c", program], {}, {"ready": "\x03"})
+    assert "seen 1" in text
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nvmlInit_v2=UNKNOWN", {"symbol": "nvmlInit_v2", "error": "UNKNOWN"}),
+        (
+            "nvmlGpu*=IN_USE:gpu=1:nth=3:count=0:probability=0.5:seconds=2.5:delay=1",
+            {
+                "symbol": "nvmlGpu*",
+                "error": "IN_USE",
+                "gpu": 1,
+                "nth": 3,
+                "count": 0,
+                "probability": 0.5,
+                "seconds": 2.5,
+                "delay_s": 1.0,
+            },
+        ),
+        ("nvmlInit_v2=:delay=0.5", {"symbol": "nvmlInit_v2", "error": "", "delay_s": 0.5}),
+    ],
+)
+def test_faults_in_words(text: str, expected: dict[str, Any]) -> None:
+    assert emulate.parse_fault(text) == emulated.Fault(**expected)
+
+
+def test_boxes_in_words() -> None:
+    assert emulate.parse_box("A100-40GB:2") == ("a100-40gb", 2)
+    assert emulate.parse_box("a30-24gb") == ("a30-24gb", 1)
+    for text in ("", "a100:", "a100:0", "a100:x", "a100:2:3", ":2"):
+        with pytest.raises(ConfigError, match="NAME:COUNT"):
+            emulate.parse_box(text)

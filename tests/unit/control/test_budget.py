@@ -1,0 +1,182 @@
+"""The controller's side of an accuracy budget: what was, what will be, and what was served."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+
+from clover.control.forecasting import Grid, Ledger
+from clover.control.planner import Planner
+from clover.policies import BUDGETED
+from clover.types import Configuration, Plan, Reading, State
+from tests.support.control_fixture import LocalSolver, Rig
+from tests.support.profiles_fixture import reading
+
+HOUR = 3600.0
+
+
+def on_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run a test on an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args: object, **kwargs: object) -> None:
+        async def main() -> None:
+            await test(*args, **kwargs)
+
+        asyncio.run(main())
+
+    return run
+
+
+class Watching(LocalSolver):
+    """Keeps the states it was asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[State] = []
+
+    async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
+        self.states.append(state)
+        return await super().propose(state, policy, configuration)
+
+
+def rig(policy: str = "budget", **config: object) -> tuple[Rig, Watching]:
+    made = Rig(policy=policy, family={"accuracy_floor": 89.0, "accuracy_budget": 1.0}, **config)
+    solver = Watching()
+    made.controller.planner = Planner(made.controller, solver)
+    made.clock.now_s = 1000 * HOUR
+    return made, solver
+
+
+async def served(made: Rig, hours: float, rows: float, accuracy: float) -> None:
+    """Let time pass in which rows were answered with that accuracy."""
+    figures = made.fleet.figures
+    before = figures["rows"] * figures.get("accuracy_served", 0.0)
+    figures["rows"] += rows
+    figures["accuracy_served"] = (before + rows * accuracy) / figures["rows"]
+    await made.look(hours * HOUR)
+
+
+@on_a_loop
+async def test_a_budget_is_planned_hour_by_hour_with_what_was_served() -> None:
+    made, solver = rig()
+    await made.deploy()
+    first = solver.states[-1]
+    assert first.objective.accuracy_budget == 1.0
+    assert sum(part.seconds for part in first.ahead) == pytest.approx(24 * HOUR)
+    assert first.forecast == "persistence"
+    assert "budget of 91.00 %" in made.last["plan"]["reason"]
+    await served(made, 0.5, 1000.0, 90.0)
+    assert solver.states[-1] is first, "nothing moved within the hour"
+    await served(made, 0.6, 3000.0, 92.0)
+    now = solver.states[-1]
+    assert made.last["trigger"] == "forecast step"
+    assert now.served_rows == pytest.approx(4000.0)
+    assert now.served_accuracy_rows / now.served_rows == pytest.approx(91.5)
+    assert sum(part.seconds for part in now.ahead) == pytest.approx(22.9 * HOUR)
+    assert made.last["inputs"]["served_accuracy"] == pytest.approx(91.5)
+    told = made.controller.state()["models"]["toy"]["budget"]
+    assert told["accuracy"] == pytest.approx(91.5)
+    assert told["forecast"] == "persistence"
+
+
+@on_a_loop
+async def test_a_horizon_that_ends_is_followed_by_another() -> None:
+    made, solver = rig()
+    await made.deploy()
+    await served(made, 20.0, 5000.0, 90.0)
+    await served(made, 5.0, 1000.0, 90.0)
+    assert solver.states[-1].served_rows == 0.0
+    assert sum(part.seconds for part in solver.states[-1].ahead) == pytest.approx(23 * HOUR)
+    await served(made, 2.0, 1000.0, 92.0)
+    assert solver.states[-1].served_rows == pytest.approx(1000.0)
+
+
+@on_a_loop
+async def test_a_day_of_readings_becomes_seasons_and_a_provider_is_preferred() -> None:
+    made, solver = rig()
+    await made.deploy()
+    for hour in range(30):
+        made.chain.g_per_kwh = 100.0 if hour % 2 else 400.0
+        await served(made, 1.0, 100.0, 91.0)
+    assert solver.states[-1].forecast.startswith("seasonal")
+    assert {round(part.g_per_kwh) for part in solver.states[-1].ahead} == {100, 400}
+    now_s = made.clock.now_s
+    made.chain.foreseen = [
+        msgspec.structs.replace(reading(50.0 + k), at_s=now_s + k * HOUR, provider="p") for k in range(48)
+    ]
+    await served(made, 1.0, 100.0, 91.0)
+    assert solver.states[-1].forecast == "provider p"
+    assert solver.states[-1].ahead[2].g_per_kwh == pytest.approx(53.0)
+    made.chain.foreseen = []  # it fails: what it said still holds as far as it reaches
+    await served(made, 1.0, 100.0, 91.0)
+    assert "provider p" in solver.states[-1].forecast
+
+
+@pytest.mark.parametrize("policy", ["objective", "base", "static:large", "static"])
+@on_a_loop
+async def test_other_policies_get_no_forecast_and_only_the_mix_a_budget(policy: str) -> None:
+    made, solver = rig(policy)
+    await made.deploy()
+    await served(made, 2.0, 1000.0, 92.0)
+    assert all(not state.ahead and not state.served_rows for state in solver.states)
+    assert (solver.states[0].objective.accuracy_budget is not None) == (policy in BUDGETED)
+    assert made.controller.state()["models"]["toy"]["budget"] == (
+        {"accuracy_budget": 1.0} if policy == "static" else None
+    )
+    assert "forecast step" not in {decision["trigger"] for decision in made.controller.decisions(100)}
+
+
+@on_a_loop
+async def test_what_waits_for_the_dwell_time_is_routed_by_the_budget_meanwhile() -> None:
+    made, solver = rig(min_dwell_s=1e9)
+    await made.deploy()
+    made.chain.g_per_kwh = 600.0
+    await served(made, 1.0, 1000.0, 92.0)
+    assert solver.orders[-1] in ("fixed", "budget")
+    assert solver.states[-1].ahead
+    made.consistent()
+
+
+def test_a_router_that_begins_anew_is_not_a_debt() -> None:
+    ledger = Ledger()
+    for at, rows, accuracy in ((0.0, 500.0, 90.0), (10.0, 700.0, 90.0), (20.0, 100.0, 92.0), (30.0, 100.0, 92.0)):
+        ledger.look(at, {"rows": rows, "accuracy_served": accuracy}, 86_400.0)
+    assert ledger.rows == pytest.approx(300.0)
+    assert ledger.accuracy_rows == pytest.approx(200.0 * 90.0 + 100.0 * 92.0)
+    ledger.look(-5.0, {"rows": 150.0, "accuracy_served": 92.0}, 86_400.0)
+    assert (ledger.since_s, ledger.rows) == (-5.0, 0.0), "the grid clock was set back: another horizon"
+
+
+class Foretold:
+    def __init__(self, *readings: Reading) -> None:
+        self.readings = list(readings)
+        self.asked = 0
+
+    async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
+        self.asked += 1
+        return self.readings
+
+
+@on_a_loop
+async def test_only_the_first_source_makes_history_and_only_its_signal_counts() -> None:
+    marginal = msgspec.structs.replace(reading(700.0), at_s=HOUR, signal="marginal", provider="m")
+    grid = Grid(Foretold(marginal))
+    for state in ("fresh", "stale", "fallback", "configured"):
+        grid.note(msgspec.structs.replace(reading(100.0 if state in ("fresh", "stale") else 900.0), state=state), 10.0)
+    assert grid.history.hourly(0) == pytest.approx([100.0])
+    ledger = Ledger()
+    average = msgspec.structs.replace(reading(100.0), signal="average")
+    for _ in range(3):
+        seen = await grid.outlook(ledger, reading=average, grid_s=5.0, horizon_s=4 * HOUR, rate=1.0)
+    assert seen.label == "persistence"
+    assert isinstance(grid._chain, Foretold)
+    assert grid._chain.asked == 1, "once an hour"
+    seen = await grid.outlook(ledger, reading=marginal, grid_s=5.0, horizon_s=4 * HOUR, rate=1.0)
+    assert seen.steps[1].g_per_kwh == 700.0
+    assert math.isnan(ledger.since_s)

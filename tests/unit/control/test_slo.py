@@ -1,0 +1,289 @@
+"""A missed SLO: what the log says, how often it is planned for, and how equal decisions are folded."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover.control.decisions import Decisions
+from clover.control.slo import EVERY_S, SloLog
+from clover.control.triggers import LONGEST_SPACING_S, RISK, Look, Triggers
+from clover.errors import PlanError
+from tests.support.control_fixture import Rig
+
+
+def drive(story: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await story()
+
+    asyncio.run(run())
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "the SLO is" in record.getMessage()]
+
+
+# --- the log --------------------------------------------------------------------------------------------------------
+
+
+def test_a_missed_slo_is_a_line_a_minute_and_one_when_it_is_met_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        caplog.set_level(logging.INFO, "clover.control")
+        rig = Rig()
+        await rig.settled()
+        rig.fleet.figures.update(p95_ms=45.0, arrival_rate=3000.0, queue_rows=512.0)
+        await rig.look(looks=301)
+        found = lines(caplog)
+        assert len(found) == 5
+        assert "toy: the SLO is missed, for 2 s so far: p95 45.00 ms of 30.00 ms at 3000.0 rows/s, 512 rows" in found[0]
+        assert "for 2 min 2 s so far" in found[2]
+        assert all("the least bad plan: none meets the targets at this load" in line for line in found)
+        rig.fleet.figures.update(p95_ms=12.0, arrival_rate=50.0, queue_rows=0.0)
+        await rig.look(looks=60)
+        assert lines(caplog)[5:] == ["toy: the SLO is met again after 5 min 0 s: p95 12.00 ms of 30.00 ms"]
+        assert caplog.records[-1].levelname == "INFO"
+
+    drive(story)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mode": "observe"}, "mode observe changes nothing"),
+        ({"family": {"variant": "large"}}, "2 x large@1c runs, and mode off changes nothing"),
+        ({}, "of which a p95 of"),
+    ],
+)
+def test_the_line_says_what_is_done(settings: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        rig = Rig(**settings)
+        await rig.deploy()
+        rig.fleet.figures.update(p95_ms=45.0)
+        await rig.look(looks=3)
+        assert said in lines(caplog)[0]
+        rig.family.frozen = True
+        await rig.look(looks=60)
+        assert "is frozen" in lines(caplog)[1]
+
+    drive(story)
+
+
+def test_a_burst_is_not_a_missed_slo_and_silence_is_not_a_met_one(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "clover.control")
+    slo, clock = SloLog("toy"), itertools.count(1000.0)
+
+    def look(looks: int, **observed: float) -> None:
+        for _ in range(looks):
+            slo.look(next(clock), observed, 30.0, lambda: "waiting")
+
+    for _ in range(50):
+        look(2, p95_ms=31.0)
+        look(1, p95_ms=29.0)
+    assert lines(caplog) == []
+    look(3, p95_ms=31.0)
+    look(50, queue_rows=9.0)  # rows wait and none is answered
+    assert len(lines(caplog)) == 1
+    look(20)  # none waits either
+    assert lines(caplog)[1:] == ["toy: the SLO is met again after 52 s: nothing was asked lately"]
+
+
+def test_rows_that_wait_and_are_never_answered_are_a_missed_slo(caplog: pytest.LogCaptureFixture) -> None:
+    slo = SloLog("toy")
+    for second in range(600):
+        slo.look(1000.0 + second, {"queue_rows": 500.0}, 30.0, lambda: "waiting")
+    assert len(lines(caplog)) == 10
+    assert "no answer in time of 30.00 ms" in lines(caplog)[0]
+
+
+@given(looks=st.lists(st.sampled_from([None, 10.0, 29.0, 31.0, 90.0]), min_size=1, max_size=600))
+def test_whatever_the_p95_does_there_is_a_line_a_minute_at_most(looks: list[float | None]) -> None:
+    slo, said = SloLog("toy"), list[tuple[float, int]]()
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append((now_s, record.levelno))
+
+    log, handler = logging.getLogger("clover.control"), Kept()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        for at, p95_ms in enumerate(looks):
+            now_s = 1000.0 + at
+            slo.look(now_s, {} if p95_ms is None else {"p95_ms": p95_ms}, 30.0, str)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    missed = [at_s for at_s, levelno in said if levelno == logging.WARNING]
+    assert all(later - earlier >= EVERY_S for earlier, later in itertools.pairwise(missed))
+    for (_, one), (_, other) in itertools.pairwise(said):
+        assert not one == other == logging.INFO  # it is met again only where it was said to be missed
+    assert not said or said[0][1] == logging.WARNING
+
+
+# --- how often it is planned for ------------------------------------------------------------------------------------
+
+
+def test_equal_plans_for_an_slo_at_risk_are_spaced_out_and_folded() -> None:
+    async def story() -> None:
+        rig = Rig()
+        await rig.settled()
+        rig.fleet.figures.update(arrival_rate=3000.0)
+        await rig.look(10.0, looks=3)
+        before, orders = sum(rig.controller.record.counts.values()), len(rig.solver.orders)
+        rig.fleet.figures.update(p95_ms=45.0)
+        await rig.look(looks=300)
+        made = sum(rig.controller.record.counts.values()) - before
+        assert 5 <= made <= 12, "not a hundred"
+        assert len(rig.solver.orders) - orders == made
+        record = rig.last
+        assert (record["action"], record["count"]) == ("kept", made)
+        assert record["trigger"].startswith(f"{RISK}: p95 45.00 ms exceeds 30.00 ms")
+        assert record["at"] < record["last_at"]
+        assert rig.controller.record.counts["kept"] >= made  # the counter counts every one
+        ids = [item["id"] for item in rig.controller.decisions(1000)]
+        assert ids == list(range(len(ids), 0, -1))
+        state = rig.controller.state()["models"]["toy"]["last_decision"]
+        assert (state["id"], state["count"], state["last_at"]) == (record["id"], made, record["last_at"])
+        json.dumps(rig.controller.decisions(10), allow_nan=False)
+        # What changes is followed at once, however long the pause had become.
+        rig.fleet.figures.update(arrival_rate=300.0)
+        await rig.look()
+        assert rig.last["trigger"].startswith("rate moved")
+        orders = len(rig.solver.orders)
+        await rig.look(looks=3)
+        assert rig.last["trigger"].startswith(RISK)
+        assert len(rig.solver.orders) > orders
+
+    drive(story)
+
+
+def test_a_plan_that_fails_again_and_again_is_spaced_out_too() -> None:
+    async def story() -> None:
+        rig = Rig()
+        await rig.settled()
+        rig.fleet.figures.update(p95_ms=45.0)
+        rig.solver.fail = "it is broken"
+        await rig.look(looks=300)
+        assert rig.last["action"] == "failed"
+        assert rig.controller.record.counts["failed"] < 45  # it is also tried again ten seconds after a failure
+
+    drive(story)
+
+
+def risk(now_s: float, p95_ms: float = 45.0, rate: float = 50.0) -> Look:
+    return Look(now_s=now_s, g_per_kwh=100.0, rate=rate, p95_ms=p95_ms, queue_rows=0.0, missing=0)
+
+
+def test_the_pause_doubles_to_a_minute_and_ends_when_the_slo_is_met() -> None:
+    triggers = Triggers()
+    triggers.planned(100.0, 50.0)
+
+    def fires(seconds: range, p95_ms: float = 45.0) -> list[int]:
+        found = []
+        for now_s in seconds:
+            trigger = triggers.check(risk(now_s, p95_ms), slo_ms=30.0, intensity_change=0.1, rate_change=0.2)
+            if trigger:
+                triggers.planned(100.0, 50.0)
+                triggers.decided(trigger, "kept", now_s)
+                found.append(now_s)
+        return found
+
+    gaps = [later - earlier for earlier, later in itertools.pairwise(fires(range(1000, 1400)))]
+    assert gaps[:6] == [3, 5, 10, 20, 40, 60]
+    assert set(gaps[5:]) == {LONGEST_SPACING_S}
+    assert fires(range(1400, 1412), p95_ms=12.0) == []
+    assert fires(range(1412, 1416)) == [1414]
+
+
+# --- folding --------------------------------------------------------------------------------------------------------
+
+
+class Wall:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        self.now_s += 1.0
+        return self.now_s
+
+
+def note(record: Decisions, **changed: Any) -> int:
+    given: dict[str, Any] = {
+        "family": "toy",
+        "trigger": "SLO at risk: p95 45.00 ms exceeds 30.00 ms",
+        "mode": "active",
+        "action": "kept",
+        "grid_s": 1.0,
+        "detail": "waits 3.5 s",
+    }
+    return record.record(**(given | changed)).id
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"trigger": "rate moved from 1.0 to 2.0 rows/s"},
+        {"mode": "observe"},
+        {"action": "observed"},
+        {"detail": "waits no more"},
+        {"operator": "alice"},
+        {"trigger": "gpu0 is lost"},
+    ],
+)
+def test_only_equal_decisions_are_folded(changed: dict[str, Any]) -> None:
+    record = Decisions(Wall())
+    assert [note(record), note(record), note(record, **changed), note(record)] == [1, 1, 2, 3]
+    found = record.newest(10)
+    assert [item["count"] for item in found] == [1, 1, 2]
+    assert (found[2]["at"][17:19], found[2]["last_at"][17:19]) == ("01", "02")
+
+
+def test_numbers_do_not_tell_decisions_apart_but_names_do() -> None:
+    record = Decisions(Wall())
+    assert note(record, trigger="SLO at risk: p95 46.10 ms exceeds 30.00 ms", detail="waits 2 s") == 1
+    assert note(record) == 1
+    assert record.newest(1)[0]["detail"] == "waits 3.5 s"
+    assert note(record, trigger="gpu0 is lost") == 2
+    assert note(record, trigger="gpu1 is lost") == 3
+    assert note(record, detail="1 x small@1c waits") == 4
+    assert note(record, detail="1 x small@2c waits") == 5
+
+
+def test_an_operator_is_never_folded_and_families_are_folded_apart() -> None:
+    record = Decisions(Wall())
+    assert [note(record, operator="alice") for _ in range(3)] == [1, 2, 3]
+    assert [note(record, family=name) for name in "abab"] == [4, 5, 4, 5]
+    assert record.last("a").count == 2  # type: ignore[union-attr]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["kept", "observed"])), max_size=60))
+def test_ids_are_without_gaps_and_counts_lose_nothing(made: list[tuple[str, str]]) -> None:
+    record = Decisions(Wall(), kept=5)
+    for family, action in made:
+        note(record, family=family, action=action)
+    ids = [item["id"] for item in record.newest(1000)]
+    assert ids == list(range(ids[0], ids[0] - len(ids), -1) if ids else [])
+    assert sum(record.counts.values()) == len(made)
+    for name in "abc":
+        last = record.last(name)
+        assert last is None or last.action == [action for family, action in made if family == name][-1]
+
+
+def test_an_error_of_the_solver_is_logged_as_before() -> None:
+    async def story() -> None:
+        rig = Rig()
+        await rig.settled()
+        rig.solver.fail = "broken"
+        with pytest.raises(PlanError):
+            await rig.controller.command("apply", {}, "alice")
+        assert rig.last["action"] == "failed"
+
+    drive(story)

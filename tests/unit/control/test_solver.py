@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+
+from clover.control.solver.client import SolverClient
+from clover.control.solver.process import serve
+from clover.control.solver.protocol import HEAD, LONGEST_FRAME, Answer, Order, length_of, packed, unpacked
+from clover.errors import PlanError
+from clover.policies import build
+from clover.types import GroupCount
+from tests.support.profiles_fixture import state
+
+
+class Sleeper:
+    """A policy that never ends."""
+
+    name = "sleeper"
+
+    def propose(self, state: object) -> object:
+        time.sleep(3600)
+        raise AssertionError
+
+
+class Chatty:
+    """A policy that prints and raises."""
+
+    name = "chatty"
+
+    def propose(self, state: object) -> object:
+        print("hello")
+        raise ZeroDivisionError("oops")
+
+
+def test_frames() -> None:
+    order = Order(
+        id=7, policy="objective", state=state(), configuration=(GroupCount(variant="a", profile="1c", count=1),)
+    )
+    frame = packed(order)
+    assert length_of(frame[: HEAD.size]) == len(frame) - HEAD.size
+    assert unpacked(frame[HEAD.size :], Order) == order
+    with pytest.raises(ValueError, match="exceeds"):
+        length_of(HEAD.pack(LONGEST_FRAME + 1))
+    with pytest.raises(ValueError, match="not a Answer"):
+        unpacked(b"{}", Answer)
+    with pytest.raises(ValueError, match="exceeds"):
+        packed(Answer(id=1, error="x" * LONGEST_FRAME))
+
+
+def test_serving_until_the_orders_end() -> None:
+    now = state()
+    orders = io.BytesIO(
+        packed(Order(id=1, policy="objective", state=now)) + packed(Order(id=2, policy="nonsense", state=now)) + b"\0\0"
+    )
+    answers = io.BytesIO()
+    serve(orders, answers)
+    answers.seek(0)
+    first = unpacked(answers.read(length_of(answers.read(HEAD.size))), Answer)
+    second = unpacked(answers.read(length_of(answers.read(HEAD.size))), Answer)
+    assert first.plan is not None
+    assert first.plan.seconds > 0.0
+    assert (second.id, second.plan) == (2, None)
+    assert "unknown policy" in second.error
+
+
+def test_the_process_plans_survives_errors_and_is_restarted() -> None:
+    async def story() -> None:
+        solver = SolverClient()
+        now = state()
+        plan = await solver.propose(now, "objective")
+        assert msgspec.structs.replace(plan, seconds=0.0) == build("objective").propose(now)
+        fixed = (GroupCount(variant="small", profile="2c", count=1),)
+        assert (await solver.propose(now, "objective", fixed)).configuration == fixed
+        with pytest.raises(PlanError, match="unknown policy"):
+            await solver.propose(now, "nonsense")
+        with pytest.raises(PlanError, match="ZeroDivisionError: oops"):
+            await solver.propose(now, f"{__name__}:Chatty")
+        assert solver.starts == 1
+        pid = solver.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert (await solver.propose(now, "base")).policy == "base"
+        assert solver.starts == 2
+        solver.limit_s = 1.0
+        with pytest.raises(PlanError, match="within 1 s"):
+            await solver.propose(now, f"{__name__}:Sleeper")
+        assert solver.pid is None
+        solver.limit_s = 30.0
+        assert (await solver.propose(now, "base")).policy == "base"
+        await solver.close()
+        assert solver.pid is None
+
+    asyncio.run(story())
+
+
+def test_a_process_that_cannot_be_started_is_told_as_a_plan_that_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def story() -> None:
+        solver = SolverClient()
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "create_subprocess_exec", refuse)
+            with pytest.raises(PlanError, match="Too many open files"):
+                await solver.propose(state(), "base")
+        assert (await solver.propose(state(), "base")).policy == "base"
+        await solver.close()
+
+    asyncio.run(story())
+
+
+def test_the_process_ends_with_its_input_and_never_loads_torch() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clover.control.solver.process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(20) == 0
+    assert process.stdout is not None
+    process.stdout.close()
+    code = "import clover.control.solver.process, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

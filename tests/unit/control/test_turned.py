@@ -1,0 +1,107 @@
+"""The controller under a budget with cascades: thresholds every few minutes, workers left alone, both counted."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from clover.cli.ctl.answers import show
+from clover.control.forecasting import TURN_S, Ledger
+from clover.control.report import report
+from clover.policies import SPENDING
+from clover.types import CascadeProfile, Reading
+from tests.support.control_fixture import Rig
+from tests.support.profiles_fixture import profile, reading
+from tests.unit.planning.cascade.test_permitted import POINTS
+
+HOUR = 3600.0
+
+
+def rig(policy: str = "budget") -> Rig:
+    measured = msgspec.structs.replace(
+        profile(), cascade=CascadeProfile(points=POINTS, quantiles={}, calibration_rows=5000, held_out_rows=5000)
+    )
+    made = Rig(
+        policy=policy,
+        cascade=True,
+        measured=measured,
+        family={"accuracy_floor": 88.5, "accuracy_budget": 1.0},
+        min_dwell_s=0.0,
+        verify_s=0.0,
+    )
+    made.clock.now_s = 1000 * HOUR
+    made.fleet.figures["arrival_rate"] = 100.0
+    return made
+
+
+def foreseen(made: Rig, grid: list[float]) -> list[Reading]:
+    hours = [msgspec.structs.replace(reading(g), at_s=(1000 + at) * HOUR) for at, g in enumerate(grid)]
+    made.chain.foreseen = hours
+    return hours
+
+
+async def a_day(made: Rig, grid: list[float], looks: int = 12) -> None:
+    """Every hour of `grid` looked at so often; rows are served as the standing plan says."""
+    foreseen(made, grid)
+    made.chain.g_per_kwh = grid[0]
+    await made.deploy()
+    for g in grid:
+        made.chain.g_per_kwh = g
+        for _ in range(looks):
+            standing = made.family.standing
+            assert standing is not None
+            figures, rows = made.fleet.figures, 100.0 * HOUR / looks
+            right = figures["rows"] * figures.get("accuracy_served", 0.0) + rows * standing.plan.prediction.accuracy
+            figures["rows"] += rows
+            figures["accuracy_served"] = right / figures["rows"]
+            await made.look(HOUR / looks)
+
+
+def test_thresholds_are_turned_and_counted_and_workers_stay() -> None:
+    made = rig()
+    asyncio.run(a_day(made, [120.0, 450.0, 130.0, 420.0, 110.0, 400.0] * 4))
+    family, fleet = made.family, made.fleet
+    assert family.turned >= 4
+    looks = 24 * 12
+    assert family.changes - 1 <= 0.1 * looks, "nine looks of ten leave the configuration"
+    assert fleet.figures["accuracy_served"] == pytest.approx(91.0, abs=0.1)
+    told = report(made.controller)["models"]["toy"]
+    assert told["thresholds_moved"] == family.turned
+    assert told["changes"] == family.changes
+    assert told["plan"]["permitted"]
+    assert {"chain", "thresholds", "prediction"} == set(told["plan"]["permitted"][0])
+    spawned = sum(call.startswith("spawn") for call in fleet.calls)
+    assert spawned == 2 + sum(call.startswith("drain") for call in fleet.calls), "two cores, two workers"
+
+
+def test_the_operator_is_told_of_both() -> None:
+    made = rig()
+    asyncio.run(a_day(made, [120.0, 450.0, 130.0, 420.0], looks=4))
+    made.family.turned = 7
+    console = Console(width=160, record=True, file=io.StringIO())
+    show("state", report(made.controller), console)
+    assert "thresholds 7 times" in console.export_text()
+
+
+def test_without_cascades_an_hour_is_a_step_with_them_five_minutes() -> None:
+    ledger = Ledger()
+    assert ledger.due(10.0), "nothing was planned yet"
+    ledger.planned_s = 10.0 * HOUR + 10.0
+    assert not ledger.due(10.0 * HOUR + TURN_S)
+    assert ledger.due(10.0 * HOUR + TURN_S, TURN_S)
+    assert not ledger.due(10.0 * HOUR + TURN_S - 1.0, TURN_S)
+    assert ledger.due(11.0 * HOUR)
+    assert math.isclose(TURN_S, 300.0)
+
+
+@pytest.mark.parametrize("policy", sorted(SPENDING))
+def test_both_budgets_hold_to_the_budget(policy: str) -> None:
+    made = rig(policy)
+    asyncio.run(a_day(made, [120.0, 450.0, 130.0, 420.0, 200.0, 300.0] * 4, looks=6))
+    assert made.fleet.figures["accuracy_served"] == pytest.approx(91.0, abs=0.1)
+    assert report(made.controller)["models"]["toy"]["budget"]["horizon_s"] == 86_400.0

@@ -1,0 +1,354 @@
+"""HTTP/1.1 framing: every refusal of the security rules, every limit, and the stream cut anywhere."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clover.config import LimitsConfig, ListenConfig
+from tests.support.http_fakes import Driver, FakeModel, FakeView, echo_body, echo_family, request
+
+HOST = b"Host: localhost\r\n"
+CHUNKED = b"POST /v2/repository/index HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def driver(**limits: float) -> Driver:
+    return Driver(FakeView(FakeModel(echo_family())), limits=LimitsConfig(**limits))  # type: ignore[arg-type]
+
+
+REFUSED = {
+    "TE with CL": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+    "CL with TE": (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", 400),
+    "TE other": (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n", 400),
+    "TE list": (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+    "TE twice": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    "TE identity": (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: identity\r\n\r\n", 400),
+    "TE on 1.0": (b"POST / HTTP/1.0\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    "CL list": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3, 3\r\n\r\nabc", 400),
+    "CL twice": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400),
+    "CL plus": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: +3\r\n\r\nabc", 400),
+    "CL minus": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: -3\r\n\r\nabc", 400),
+    "CL hex": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 0x3\r\n\r\nabc", 400),
+    "CL empty": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: \r\n\r\nabc", 400),
+    "CL huge": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 18446744073709551615\r\n\r\nabc", 413),
+    "CL overflow": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999999999999999999\r\n\r\nabc", 400),
+    "obs-fold": (b"GET / HTTP/1.1\r\n" + HOST + b"X: a\r\n b\r\n\r\n", 400),
+    "obs-fold tab": (b"GET / HTTP/1.1\r\n" + HOST + b"X: a\r\n\tb\r\n\r\n", 400),
+    "fold first": (b"GET / HTTP/1.1\r\n " + HOST + b"\r\n", 400),
+    "bare LF": (b"GET / HTTP/1.1\nHost: localhost\n\n", 400),
+    "bare LF inside": (b"GET / HTTP/1.1\r\n" + HOST + b"X: a\nY: b\r\n\r\n", 400),
+    "bare CR": (b"GET / HTTP/1.1\r\n" + HOST + b"X: a\rb\r\n\r\n", 400),
+    "NUL in field": (b"GET / HTTP/1.1\r\n" + HOST + b"X: a\0b\r\n\r\n", 400),
+    "NUL in line": (b"GET /\0 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "NUL alone": (b"\0", 400),
+    "control in field": (b"GET / HTTP/1.1\r\n" + HOST + b"X: a\x01b\r\n\r\n", 400),
+    "no Host": (b"GET / HTTP/1.1\r\n\r\n", 400),
+    "no Host, absolute": (b"GET http://localhost/v2 HTTP/1.1\r\n\r\n", 400),
+    "two Hosts on 1.0": (b"GET / HTTP/1.0\r\n" + HOST + HOST + b"\r\n", 400),
+    "empty Host on 1.0": (b"GET / HTTP/1.0\r\nHost: \r\n\r\n", 400),
+    "foreign Host on 1.0": (b"GET / HTTP/1.0\r\nHost: evil.example\r\n\r\n", 403),
+    "Origin without a Host": (b"GET / HTTP/1.0\r\nOrigin: http://localhost\r\n\r\n", 403),
+    "Origin of nothing without a Host": (b"POST / HTTP/1.0\r\nOrigin: http://\r\n\r\n", 403),
+    "absolute elsewhere": (b"GET http://evil.example/v2 HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421),
+    "absolute elsewhere, our Host": (b"GET http://evil.example/v2 HTTP/1.1\r\n" + HOST + b"\r\n", 421),
+    "absolute elsewhere on 1.0": (b"GET http://evil.example/v2 HTTP/1.0\r\n\r\n", 421),
+    "absolute elsewhere, TLS": (b"GET https://evil.example:443/ HTTP/1.1\r\n" + HOST + b"\r\n", 421),
+    "absolute, invalid Host": (b"GET http://localhost/v2 HTTP/1.1\r\nHost: a@b\r\n\r\n", 400),
+    "absolute, userinfo": (b"GET http://localhost@evil.example/ HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "absolute, no host": (b"GET http:///v2 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "two Hosts": (b"GET / HTTP/1.1\r\n" + HOST + HOST + b"\r\n", 400),
+    "empty Host": (b"GET / HTTP/1.1\r\nHost: \r\n\r\n", 400),
+    "Host list": (b"GET / HTTP/1.1\r\nHost: localhost, b\r\n\r\n", 400),
+    "Host userinfo": (b"GET / HTTP/1.1\r\nHost: a@localhost\r\n\r\n", 400),
+    "Host path": (b"GET / HTTP/1.1\r\nHost: localhost/a\r\n\r\n", 400),
+    "Host port": (b"GET / HTTP/1.1\r\nHost: localhost:99999\r\n\r\n", 400),
+    "foreign Host": (b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", 403),
+    "HTTP/0.9": (b"GET /\r\n\r\n", 400),
+    "HTTP/0.9 named": (b"GET / HTTP/0.9\r\n" + HOST + b"\r\n", 505),
+    "HTTP/1.2": (b"GET / HTTP/1.2\r\n" + HOST + b"\r\n", 505),
+    "HTTP/2.0": (b"GET / HTTP/2.0\r\n" + HOST + b"\r\n", 505),
+    "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    "lower version": (b"GET / http/1.1\r\n" + HOST + b"\r\n", 400),
+    "two spaces": (b"GET  / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "trailing space": (b"GET / HTTP/1.1 \r\n" + HOST + b"\r\n", 400),
+    "tab": (b"GET\t/ HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "bad method": (b"GE(T / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "relative target": (b"GET v2 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "8-bit target": (b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "asterisk": (b"GET * HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "space before colon": (b"GET / HTTP/1.1\r\n" + HOST + b"X : a\r\n\r\n", 400),
+    "no name": (b"GET / HTTP/1.1\r\n" + HOST + b": a\r\n\r\n", 400),
+    "no colon": (b"GET / HTTP/1.1\r\n" + HOST + b"abc\r\n\r\n", 400),
+    "expectation": (b"POST / HTTP/1.1\r\n" + HOST + b"Expect: tea\r\nContent-Length: 1\r\n\r\n", 417),
+    "coding": (b"POST /v2 HTTP/1.1\r\n" + HOST + b"Content-Encoding: br\r\nContent-Length: 9\r\n\r\n", 415),
+    "two codings": (
+        b"POST /v2 HTTP/1.1\r\n" + HOST + b"Content-Encoding: gzip, gzip\r\nContent-Length: 9\r\n\r\n",
+        415,
+    ),
+    "JSON length": (
+        b"POST /v2 HTTP/1.1\r\n" + HOST + b"Inference-Header-Content-Length: x\r\nContent-Length: 9\r\n\r\n",
+        400,
+    ),
+    "TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    "chunk size": (CHUNKED + b"x\r\n", 400),
+    "chunk size empty": (CHUNKED + b"\r\n", 400),
+    "chunk size sign": (CHUNKED + b"+1\r\na\r\n", 400),
+    "chunk size prefix": (CHUNKED + b"0x1\r\na\r\n", 400),
+    "chunk size space": (CHUNKED + b" 1\r\na\r\n", 400),
+    "chunk size long": (CHUNKED + b"00000000000000001\r\na\r\n", 400),
+    "chunk size huge": (CHUNKED + b"ffffffffffffffff\r\n", 413),
+    "chunk bare LF": (CHUNKED + b"1\na\r\n", 400),
+    "chunk data LF": (CHUNKED + b"1\r\na\n0\r\n\r\n", 400),
+    "chunk too long": (CHUNKED + b"1\r\nab\r\n0\r\n\r\n", 400),
+    "chunk no CRLF": (CHUNKED + b"1\r\naXX0\r\n\r\n", 400),
+    "extension NUL": (CHUNKED + b"1;a=\0\r\n", 400),
+    "extension CR": (CHUNKED + b"1;a=\rb\r\n", 400),
+    "trailer": (CHUNKED + b"0\r\nnot a field\r\n\r\n", 400),
+    "trailer folded": (CHUNKED + b"0\r\nA: b\r\n c\r\n\r\n", 400),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str) -> None:
+    data, status = REFUSED[case]
+    d = driver()
+    answers = d.send(data)
+    assert [answer.status for answer in answers] == [status]
+    assert set(answers[0].json()) == {"error"}
+    assert answers[0].fields["content-type"] == "application/json"
+    # Whatever follows on a connection out of step is not read as a request.
+    if answers[0].fields.get("connection") == "close":
+        assert d.send(request("GET", "/v2")) == []
+
+
+def test_refused_at_every_cut() -> None:
+    for data, status in REFUSED.values():
+        d = driver()
+        for byte in data:
+            d.feed(bytes([byte]))
+        d.loop.settle()
+        assert [answer.status for answer in d.take()] == [status]
+
+
+ACCEPTED = {
+    "absolute": b"GET http://localhost:8080/v2?x=1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "absolute, its authority counts": b"GET http://localhost/v2 HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+    "absolute on 1.0, no Host": b"GET http://localhost/v2 HTTP/1.0\r\n\r\n",
+    "no Host on 1.0": b"GET /v2 HTTP/1.0\r\n\r\n",
+    "no Host on 1.0, kept alive": b"GET /v2 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    "empty line first": b"\r\nGET /v2 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "percent": b"GET /%76%32 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "IPv6": b"GET /v2 HTTP/1.1\r\nHost: [::1]:8080\r\n\r\n",
+    "8-bit value": b"GET /v2 HTTP/1.1\r\n" + HOST + b"X: \xe9\r\n\r\n",
+    "upgrade declined": b"GET /v2 HTTP/1.1\r\n" + HOST + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+    "field case": b"GET /v2 HTTP/1.1\r\nhOST: LOCALHOST\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_accepted(case: str) -> None:
+    answers = driver().send(ACCEPTED[case])
+    assert [(answer.status, answer.json()["name"]) for answer in answers] == [(200, "clover")]
+
+
+OURS = st.sampled_from(["localhost", "LocalHost", "127.0.0.1", "[::1]", "localhost:8080", "127.0.0.1:1"])
+THEIRS = st.sampled_from(["evil.example", "localhost.evil.example", "192.0.2.7", "[2001:db8::1]:80", "127.0.0.1.x"])
+
+
+@given(
+    target=st.none() | OURS | THEIRS,
+    host=st.none() | OURS | THEIRS,
+    origin=st.sampled_from([None, "null", "http://localhost", "http://evil.example"]),
+    minor=st.integers(0, 1),
+    change=st.booleans(),
+)
+def test_nothing_is_answered_under_a_name_that_is_not_ours(
+    target: str | None, host: str | None, origin: str | None, minor: int, change: bool
+) -> None:
+    """The name that counts is the target's, else the Host's; only HTTP/1.0 may have none, and then no Origin either."""
+    ours = {"localhost", "127.0.0.1", "[::1]"}
+    method, path = ("POST", "/v2/clover/pin") if change else ("GET", "/v2")
+    lines = [f"{method} {f'http://{target}' if target else ''}{path} HTTP/1.{minor}"]
+    lines += [f"Host: {host}"] if host else []
+    lines += [f"Origin: {origin}"] if origin else []
+    d = driver()
+    (answer,) = d.send(("\r\n".join(lines) + "\r\n\r\n").encode())
+    name = target or host
+    bare = "" if name is None else name.lower() if name.endswith("]") else name.lower().rsplit(":", 1)[0]
+    if minor == 1 and host is None:
+        expected = 400
+    elif name is None:
+        expected = 200 if origin is None else 403
+    elif bare not in ours:
+        expected = 421 if target else 403
+    else:
+        foreign = change and origin is not None and origin != f"http://{name.lower()}"
+        expected = 403 if foreign else 200
+    assert answer.status == expected
+    assert bool(d.view.controller.commands) == (change and expected == 200)
+
+
+def test_without_a_host_the_other_rules_hold() -> None:
+    """HTTP/1.0 needs no Host; it needs the token and a loopback peer as anybody does, and its connection ends."""
+    bare = b"POST /v2/clover/pin HTTP/1.0\r\nContent-Length: 0\r\n"
+    view = FakeView(FakeModel(echo_family()))
+    assert Driver(view, peer=("192.0.2.1", 1)).send(bare + b"\r\n")[0].status == 403
+    assert Driver(view, listen=ListenConfig(token="t")).send(bare + b"\r\n")[0].status == 401
+    everywhere = ListenConfig(host="0.0.0.0", token="t")
+    assert Driver(view, listen=everywhere).send(b"GET /v2 HTTP/1.0\r\n\r\n")[0].status == 401
+    d = Driver(view)
+    (answer,) = d.send(bare + b"\r\n" + b"GET /v2 HTTP/1.0\r\n\r\n")
+    assert (answer.status, answer.fields["connection"]) == (200, "close")
+    assert d.transport.closed
+    d = Driver(view)
+    for _ in range(2):
+        (answer,) = d.send(b"GET /v2 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        assert (answer.status, answer.fields["connection"]) == (200, "keep-alive")
+    assert not d.transport.closed
+
+
+def test_encoded_slash_makes_no_segment() -> None:
+    assert driver().get("/v2%2Fhealth%2Flive").status == 404
+
+
+@pytest.mark.parametrize(
+    ("limits", "data", "status"),
+    [
+        ({"line_bytes": 64}, b"GET /" + b"a" * 80 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414),
+        ({"line_bytes": 64}, b"GET /" + b"a" * 80, 414),
+        ({"head_bytes": 128}, b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 128 + b"\r\n\r\n", 431),
+        ({"head_bytes": 128}, b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 128, 431),
+        ({"headers": 3}, b"GET / HTTP/1.1\r\n" + HOST + b"X: a\r\n" * 3 + b"\r\n", 431),
+        ({"body_bytes": 10}, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 11\r\n\r\n", 413),
+        ({"body_bytes": 10}, CHUNKED + b"6\r\naaaaaa\r\n5\r\naaaaa\r\n", 413),
+    ],
+)
+def test_limits(limits: dict[str, int], data: bytes, status: int) -> None:
+    answers = driver(**limits).send(data)
+    assert [answer.status for answer in answers] == [status]
+
+
+def test_limits_are_inclusive() -> None:
+    assert driver(headers=3).send(b"GET /v2 HTTP/1.1\r\n" + HOST + b"X: a\r\n" * 2 + b"\r\n")[0].status == 200
+    body = orjson.dumps({"ready": True})
+    assert driver(body_bytes=len(body)).post("/v2/repository/index", body).status == 200
+
+
+def test_chunk_bounds() -> None:
+    assert driver().send(CHUNKED + b"1\r\n \r\n" * 65_537)[0].status == 413
+    assert driver().send(CHUNKED + b"1\r\n \r\n" * 65_530 + b"2\r\n{}\r\n0\r\n\r\n")[0].status == 200
+    assert driver().send(CHUNKED + b"1;" + b"a" * 20_000)[0].status == 413
+    assert driver().send(CHUNKED + (b"1;" + b"a" * 1000 + b"\r\n \r\n") * 17)[0].status == 413
+    assert driver().send(CHUNKED + b"2;a=b\r\n{}\r\n0;c\r\n\r\n")[0].status == 200
+    assert driver().send(CHUNKED + b"2\r\n{}\r\n0\r\nA: b\r\nC: d\r\n\r\n")[0].status == 200
+    assert driver().send(CHUNKED + b"0\r\nA: " + b"b" * 9000)[0].status == 413
+    assert driver().send(CHUNKED + b"0\r\n" + b"A: b\r\n" * 1500)[0].status == 413
+
+
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip", "deflate"])
+def test_coded_bodies(coding: str) -> None:
+    pack = zlib.compress if coding == "deflate" else gzip.compress
+    body = orjson.dumps(echo_body(id="a"))
+    d = driver(body_bytes=1 << 20)
+    path, field = "/v2/models/echo/infer", f"Content-Encoding: {coding}"
+    assert d.post(path, pack(body), field).json()["id"] == "a"
+    assert d.post(path, pack(body)[:-3], field).status == 400
+    assert d.post(path, pack(body) + b"x", field).status == 400
+    assert d.post(path, b"not that", field).status == 400
+    assert d.post(path, pack(b" " * ((1 << 20) + 1)), field).status == 413
+    assert d.post(path, body, "Content-Encoding: identity").status == 200
+
+
+def test_raw_deflate_is_not_deflate() -> None:
+    packer = zlib.compressobj(wbits=-15)
+    raw = packer.compress(b"{}") + packer.flush()
+    assert driver().post("/v2/repository/index", raw, "Content-Encoding: deflate").status == 400
+
+
+# --- any cut of the stream --------------------------------------------------------------------------------------------
+
+
+def conversation() -> bytes:
+    body = orjson.dumps(echo_body(id="one"))
+    large = orjson.dumps(echo_body(*([0.5] * 400), id="large"))
+    chunked = b"%x;ext=1\r\n%b\r\n0\r\nT: x\r\n\r\n" % (len(body), body)
+    return b"".join(
+        [
+            request("POST", "/v2/models/echo/infer", body, ["X-Request-Id: a"]),
+            request("GET", "/v2", fields=["X-Request-Id: b"]),
+            b"\r\nPOST /v2/models/echo/infer HTTP/1.1\r\n"
+            + HOST
+            + b"X-Request-Id: c\r\nTransfer-Encoding: chunked\r\n\r\n",
+            chunked,
+            request("GET", "/nothing", fields=["X-Request-Id: d"]),
+            request("POST", "/v2/models/echo/infer", large, ["X-Request-Id: e"]),
+            request("HEAD", "/v2/none", b"", ["X-Request-Id: f"])[:0],
+            request("DELETE", "/v2", b"abc", ["X-Request-Id: g"]),
+            b"GET /v2 HTTP/1.1\r\nX-Request-Id: bad\r\n\r\n",
+        ]
+    )
+
+
+CONVERSATION = conversation()
+WHOLE = [(a.status, a.body, a.fields["x-request-id"]) for a in driver().send(CONVERSATION)[:-1]]
+
+
+def test_the_conversation_is_what_it_seems() -> None:
+    assert [(status, name) for status, _, name in WHOLE] == [
+        (200, "a"), (200, "b"), (200, "c"), (404, "d"), (200, "e"), (405, "g"),
+    ]  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.integers(1, len(CONVERSATION) - 1), max_size=40), st.booleans())
+def test_any_cut_gives_the_same_answers(cuts: list[int], settle: bool) -> None:
+    d = driver()
+    at = 0
+    for cut in [*sorted(set(cuts)), len(CONVERSATION)]:
+        d.feed(CONVERSATION[at:cut])
+        if settle:
+            d.loop.settle()
+        at = cut
+    d.loop.settle()
+    answers = d.take()
+    assert [(a.status, a.body, a.fields["x-request-id"]) for a in answers[:-1]] == WHOLE
+    assert answers[-1].status == 400
+
+
+FRAGMENTS = [
+    *(b"GET ", b"POST ", b"/v2", b"/", b" HTTP/1.1", b" HTTP/1.0", b"\r\n", b"\r\n\r\n", b"\n", b"\r", b"\0", b": "),
+    *(b"Host: localhost\r\n", b"Content-Length: 4\r\n", b"Content-Length: 0\r\n", b"Connection: close\r\n"),
+    *(b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"0\r\n\r\n", b"4\r\nabcd\r\n", b";x"),
+    b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET http://localhost/v2 HTTP/1.0\r\n\r\n",
+    b"GET http://other/v2 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"POST /v2/models/echo/infer HTTP/1.1\r\nHost: localhost\r\n",
+]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=12)), max_size=30))
+def test_random_bytes_end_in_an_answer_or_a_close(pieces: list[bytes]) -> None:
+    d = driver()
+    for piece in pieces:
+        d.feed(piece)
+        d.loop.settle()
+    for answer in d.take():  # parses: nothing but whole answers was written
+        assert answer.status in (100, 200, 400, 403, 404, 405, 413, 414, 415, 417, 421, 431, 501, 505)
+    for _ in range(200):
+        d.hub.sweep(0.5)
+        d.loop.settle()
+    assert d.transport.closed
+    for answer in d.take():
+        assert answer.status in (400, 408)
+    d.connection.connection_lost(None)
+    assert not d.hub.connections
+    assert d.stats.open_connections == 0

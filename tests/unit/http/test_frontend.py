@@ -1,0 +1,293 @@
+"""The real thing: sockets, both event loops, TLS, the control socket, draining, clients that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import uvloop
+
+from clover.config import LimitsConfig, ListenConfig, ServerConfig
+from clover.errors import ConfigError, StartError
+from clover.http import Frontend
+from tests.support.http_fakes import FakeModel, FakeView, echo_body, echo_family, family, parse_answers, request, tensor
+
+INFER = "/v2/models/echo/infer"
+Body = Callable[..., Coroutine[Any, Any, None]]
+
+
+def run(main: Coroutine[Any, Any, None], *, fast: bool = False) -> None:
+    """Run on uvloop or on the stock loop, and close what is left of it."""
+    factory = uvloop.new_event_loop if fast else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
+
+
+def config(limits: dict[str, Any] | None = None, **listen: Any) -> ServerConfig:
+    return ServerConfig(listen=ListenConfig(**({"port": 0} | listen)), limits=LimitsConfig(**(limits or {})))
+
+
+async def exchange(port: int, data: bytes, *, ssl_context: ssl.SSLContext | None = None, path: str = "") -> bytes:
+    """Send, half-close where possible, and read to the end."""
+    if path:
+        reader, writer = await asyncio.open_unix_connection(path)
+    else:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=ssl_context)
+    writer.write(data)
+    await writer.drain()
+    result = await asyncio.wait_for(reader.read(-1), 10)
+    writer.close()
+    await writer.wait_closed()
+    return result
+
+
+def closing(method: str, path: str, body: bytes | None = None, *fields: str) -> bytes:
+    return request(method, path, body, ["Connection: close", *fields])
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
+def test_serves_small_and_large_bodies(fast: bool) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        spec = family("echo", [tensor("IN", "FP32", -1, max_shape=(1 << 20,))], [tensor("OUT", "FP32", -1)])
+        model = FakeModel(spec, loop=loop)
+        frontend = Frontend(FakeView(model), config(), loop)
+        host, port = await frontend.start()
+        assert (host, frontend.url) == ("127.0.0.1", f"http://127.0.0.1:{port}")
+        for count in (4, 40_000, 400_000):
+            raw = np.arange(count, dtype="<f4").tobytes()
+            head = {"name": "IN", "shape": [1, count], "datatype": "FP32", "parameters": {"binary_data_size": len(raw)}}
+            text = orjson.dumps({"inputs": [head], "parameters": {"binary_data_output": True}})
+            data = closing("POST", INFER, text + raw, f"Inference-Header-Content-Length: {len(text)}")
+            answer = parse_answers(await exchange(port, request("GET", "/v2") * 3 + data))
+            assert [one.status for one in answer] == [200] * 4
+            assert answer[3].body.endswith(raw)
+        assert model.open_tickets == 0
+        assert await frontend.drain(1)
+        assert frontend.open_connections == 0
+        await frontend.close()
+
+    run(main(), fast=fast)
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
+def test_early_errors_reach_a_client_that_is_still_sending(fast: bool) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        frontend = Frontend(FakeView(FakeModel(echo_family(), loop=loop)), config({"body_bytes": 1000}), loop)
+        _, port = await frontend.start()
+        data = request("POST", INFER, b"x" * 500_000)
+        assert [one.status for one in parse_answers(await exchange(port, data))] == [413]
+        await frontend.close()
+
+    run(main(), fast=fast)
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
+def test_drain_answers_what_was_received(fast: bool) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        model = FakeModel(echo_family(), held=True)
+        frontend = Frontend(FakeView(model), config(), loop)
+        _, port = await frontend.start()
+        idle_reader, idle_writer = await asyncio.open_connection("127.0.0.1", port)
+        busy = asyncio.create_task(exchange(port, request("POST", INFER, orjson.dumps(echo_body(id="a"))) * 2))
+        while len(model.waiting) < 2:
+            await asyncio.sleep(0.01)
+        drained = asyncio.create_task(frontend.drain(5))
+        assert await idle_reader.read() == b""
+        idle_writer.close()
+        assert not drained.done()
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", port)
+        model.run()
+        model.run()
+        answers = parse_answers(await busy)
+        assert [one.status for one in answers] == [200, 200]
+        assert answers[1].fields["connection"] == "close"
+        assert await drained
+        await frontend.close()
+
+    run(main(), fast=fast)
+
+
+def test_drain_gives_up_in_time() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        model = FakeModel(echo_family(), held=True)
+        frontend = Frontend(FakeView(model), config(), loop)
+        _, port = await frontend.start()
+        busy = asyncio.create_task(exchange(port, request("POST", INFER, orjson.dumps(echo_body()))))
+        while not model.waiting:
+            await asyncio.sleep(0.01)
+        assert not await frontend.drain(0.05)
+        await frontend.close()
+        with pytest.raises(ConnectionError):
+            raise ConnectionError if await busy == b"" else AssertionError
+        assert model.open_tickets == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
+def test_many_idle_and_slow_connections_do_not_starve_the_good(fast: bool) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        frontend = Frontend(FakeView(FakeModel(echo_family(), loop=loop)), config(), loop)
+        _, port = await frontend.start()
+        sockets = []
+        for number in range(200):
+            one = socket.create_connection(("127.0.0.1", port))
+            if number % 10 == 0:
+                one.sendall(b"POST /v2 HTTP/1.1\r\nHo")
+            sockets.append(one)
+        data = closing("POST", INFER, orjson.dumps(echo_body()))
+        for _ in range(20):
+            assert parse_answers(await exchange(port, data))[0].status == 200
+        for one in sockets:
+            one.close()
+        for _ in range(100):
+            if not frontend.open_connections:
+                break
+            await asyncio.sleep(0.01)
+        assert frontend.open_connections == 0
+        await frontend.close()
+
+    run(main(), fast=fast)
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
+def test_a_client_that_resets_leaks_nothing(fast: bool) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        model = FakeModel(echo_family(), held=True)
+        frontend = Frontend(FakeView(model), config(), loop)
+        _, port = await frontend.start()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            one = socket.create_connection(("127.0.0.1", port))
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            one.sendall(request("POST", INFER, orjson.dumps(echo_body())) * 3)
+            await asyncio.sleep(0.005)
+            one.close()
+        for _ in range(200):
+            if not frontend.open_connections:
+                break
+            await asyncio.sleep(0.01)
+        while model.waiting:
+            model.run()
+        assert model.open_tickets == 0
+        assert len(os.listdir("/proc/self/fd")) <= before
+        await frontend.close()
+
+    run(main(), fast=fast)
+
+
+def test_the_control_socket(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        view = FakeView(FakeModel(echo_family()))
+        frontend = Frontend(view, config(control=f"unix:{path}"), loop)
+        _, port = await frontend.start()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert parse_answers(await exchange(port, closing("POST", "/v2/clover/base", b"")))[0].status == 403
+        assert (
+            parse_answers(await exchange(0, closing("POST", "/v2/clover/base", b""), path=str(path)))[0].status == 200
+        )
+        assert view.controller.commands == [("base", {}, "control socket")]
+        second = Frontend(view, config(control=f"unix:{path}"), loop)
+        with pytest.raises(StartError, match="another server"):
+            await second.start()
+        assert path.exists()
+        await frontend.close()
+        assert not path.exists()
+        stale = socket.socket(socket.AF_UNIX)
+        stale.bind(str(path))
+        stale.close()
+        await second.start()  # what a killed server left behind is replaced
+        await second.close()
+        path.write_text("precious")
+        with pytest.raises(StartError, match="no socket"):
+            await Frontend(view, config(control=f"unix:{path}"), loop).start()
+        assert path.read_text() == "precious"
+        with pytest.raises(ConfigError):
+            await Frontend(view, config(control="tcp:80"), loop).start()
+
+    run(main())
+
+
+def test_a_taken_port_is_a_start_error() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        view = FakeView(FakeModel(echo_family()))
+        first = Frontend(view, config(), loop)
+        _, port = await first.start()
+        with pytest.raises(StartError, match="cannot listen"):
+            await Frontend(view, config(port=port), loop).start()
+        with pytest.raises(ConfigError):
+            await Frontend(view, config(host="0.0.0.0"), loop).start()
+        await first.close()
+
+    run(main())
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+@pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
+def test_tls(tmp_path: Path, fast: bool) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        frontend = Frontend(
+            FakeView(FakeModel(echo_family(), loop=loop)), config(tls_cert=str(cert), tls_key=str(key)), loop
+        )
+        _, port = await frontend.start()
+        assert frontend.url.startswith("https://")
+        context = ssl.create_default_context(cafile=str(cert))
+        body = orjson.dumps(echo_body(*([0.5] * 100_000), id="tls"))
+        data = request("GET", "/v2") + closing("POST", INFER, body)
+        answers = parse_answers(await exchange(port, data, ssl_context=context))
+        assert answers[1].json()["id"] == "tls"
+        assert len(answers[1].json()["outputs"][0]["data"]) == 100_000
+        broken = parse_answers(await exchange(port, b"NONSENSE\r\n\r\n", ssl_context=context))
+        assert [one.status for one in broken] == [400]
+        assert await frontend.drain(2)
+        await frontend.close()
+        for cert_path, key_path in ((str(key), str(key)), (str(tmp_path / "none"), ""), ("", str(key))):
+            with pytest.raises(ConfigError):
+                await Frontend(FakeView(), config(tls_cert=cert_path, tls_key=key_path), loop).start()
+
+    run(main(), fast=fast)
+
+
+def test_the_front_end_imports_no_torch() -> None:
+    code = "import sys, clover.http; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

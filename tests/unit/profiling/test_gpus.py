@@ -1,0 +1,238 @@
+"""Measuring GPUs, with GPUs and workers made of Python: which instances stand when, and what is measured where."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from clover import energy, profiles
+from clover.errors import DeviceError, ProfileError, WorkerError
+from clover.families import load_family
+from clover.profiling import measurement
+from clover.profiling.effort import Effort
+from clover.types import DeviceShape, EnergySample, Placement
+from clover.worker.frames import WorkerOrder
+
+TOY = load_family(str(Path(__file__).resolve().parents[2] / "families" / "toy"))
+SHORT = Effort(quick=True, samples=2, least_s=0.0, most_s=0.01, score_s=0.05, base_s=0.02, compile_s=0.0, rounds=2)
+SIZES = {"1g.5gb": 1, "3g.20gb": 4, "7g.40gb": 8}
+
+
+def place(device: str, profile: str, start: int) -> Placement:
+    return Placement(device=device, profile=profile, start=start, size=SIZES[profile])
+
+
+class Gpu:
+    """A GPU that refuses what a real one would: overlaps, and removing what is in use."""
+
+    product = "NVIDIA A100-SXM4-40GB"
+    driver = "1.2"
+    emulated = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.uuid = f"GPU-{name}"
+        self.session = object()
+        self.standing: set[Placement] = set()
+        self.made: list[str] = []
+        self.users: dict[str, int] = {}
+        self.looked: list[bool] = []
+
+    def shape(self) -> DeviceShape:
+        n = self.name
+        small = (place(n, "3g.20gb", 0), *(place(n, "1g.5gb", start) for start in (4, 5, 6)))
+        return DeviceShape(
+            device=n, kind="mig", layouts=(small, (place(n, "7g.40gb", 0),)), slices=7, overlap=False, label="an A100"
+        )
+
+    async def create(self, placement: Placement) -> None:
+        for other in self.standing:
+            if placement.start < other.start + other.size and other.start < placement.start + placement.size:
+                raise DeviceError(f"{other.id} is in the way")
+        self.standing.add(placement)
+        self.made.append(f"{placement.profile}@{placement.start}")
+
+    async def destroy(self, placement: Placement) -> None:
+        if self.users.get(self.visible(placement)):
+            raise DeviceError("in use")
+        self.standing.remove(placement)
+
+    def cores(self, placement: Placement) -> tuple[int, ...]:
+        return (0,)
+
+    def threads(self, placement: Placement) -> int:
+        return 1
+
+    def visible(self, placement: Placement) -> str:
+        if placement not in self.standing:
+            raise DeviceError(f"{placement.id} does not stand")
+        return f"MIG-{placement.id}"
+
+    def memory_bytes(self, placement: Placement) -> int:
+        return 1 << 30
+
+
+class Worker:
+    """Answers every batch at once, in a thread."""
+
+    def __init__(self, order: WorkerOrder, fd: int, gpu: Gpu) -> None:
+        self.order = order
+        self.ring = self
+        self.state = "ready"
+        self._fd = fd
+        self._gpu = gpu
+        self._out: list[tuple[int, int, int, int, int, int]] = []
+        gpu.users[order.visible_devices] = gpu.users.get(order.visible_devices, 0) + 1
+
+    def submit(self, batch_id: int, slots: NDArray[np.uint32], n: int) -> int:
+        def answer() -> None:
+            start_ns = time.monotonic_ns()
+            self._out.append((batch_id, 0, n, start_ns, start_ns + 1_000_000, 100_000))
+            os.eventfd_write(self._fd, 1)
+
+        threading.Thread(target=answer).start()
+        return 1
+
+    def reap(self) -> tuple[int, int, int, int, int, int] | None:
+        return self._out.pop(0) if self._out else None
+
+    def bell(self) -> None: ...
+
+    def kill(self) -> None:
+        self.state = "dead"
+        self._gpu.users[self.order.visible_devices] -= 1
+
+    async def drain_and_exit(self) -> None:
+        self.kill()
+
+
+class Pool:
+    """Starts such workers where `fits`."""
+
+    def __init__(self, gpus: dict[str, Gpu], fits: Callable[[WorkerOrder], bool]) -> None:
+        self.completion_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.orders: list[WorkerOrder] = []
+        self._gpus = gpus
+        self._fits = fits
+
+    async def spawn(self, order: WorkerOrder, slab: Any) -> Worker:
+        self.orders.append(order)
+        if not self._fits(order):
+            raise WorkerError(f"{order.variant}: out of memory on {order.place}")
+        return Worker(order, self.completion_fd, self._gpus[order.place.split(":")[0]])
+
+
+class Meter:
+    """Rises by a joule a look above idle; the GPU keeps whether workers were on it at each look."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.device = gpu.name
+        self.why = "a counter of the tests"
+        self.looks = 0
+        self._gpu = gpu
+
+    async def refresh(self) -> None:
+        self._gpu.looked.append(any(self._gpu.users.values()))
+        self.looks += 1
+
+    def sample(self, now_ns: int) -> EnergySample:
+        return EnergySample(device=self.device, at_ns=0, total_j=float(self.looks), idle_w=50.0, method="measured")
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fits: Callable[[WorkerOrder], bool], names: Sequence[str]
+) -> tuple[Any, dict[str, Gpu], Pool]:
+    async def build_gpu(session: Any, gpu: Gpu, config: Any) -> Meter:
+        assert session is gpu.session
+        return Meter(gpu)
+
+    async def idle(*_: Any) -> float:
+        return 0.0
+
+    monkeypatch.setattr(energy, "build_gpu", build_gpu)
+    monkeypatch.setattr(measurement, "busy_share", idle)
+    monkeypatch.setattr(measurement, "GPU_CELL_S", 0.01)
+    gpus = {name: Gpu(name) for name in names}
+    pool = Pool(gpus, fits)
+    devices: Any = gpus
+
+    async def main() -> Any:
+        return await measurement.measure(
+            TOY,
+            devices,
+            pool,  # type: ignore[arg-type]
+            None,
+            quick=True,
+            backends=("eager",),
+            cache_dir=tmp_path,
+            effort=SHORT,
+            key="k",
+        )
+
+    try:
+        return asyncio.run(main()), gpus, pool
+    finally:
+        os.close(pool.completion_fd)
+        assert not any(gpu.standing for gpu in gpus.values()), "what was made for measuring is removed"
+
+
+def test_every_profile_is_measured_on_one_instance_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    profile, gpus, pool = measured(monkeypatch, tmp_path, lambda order: True, ("gpu0", "gpu1"))
+    assert gpus["gpu0"].made == ["1g.5gb@4", "3g.20gb@0", "7g.40gb@0"], "one at a time, and each only once"
+    assert gpus["gpu1"].made == ["7g.40gb@0"], "BASE is on every GPU"
+    assert {m.profile for m in profile.latency} == set(SIZES)
+    for variant in ("half", "full"):
+        for name in SIZES:
+            assert [m.batch for m in profiles.measurements(profile, variant, name)] == [1, 4, 8]
+    assert {m.energy_method for m in profile.latency} == {"measured"}
+    assert {m.threads for m in profile.latency} == {1}
+    assert (profile.base.profile, profile.base.count, profile.key) == ("7g.40gb", 2, "k")
+    assert all(order.visible_devices == f"MIG-{order.place}" for order in pool.orders)
+    assert any("energy is that of the GPU" in note for note in profile.notes)
+    assert gpus["gpu1"].looked == [True, True], "a GPU where nothing runs is not in what a slice of another takes"
+
+
+def test_a_variant_starts_with_the_smallest_instance_it_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fits(order: WorkerOrder) -> bool:
+        return order.variant == "half" or "1g" not in order.place
+
+    profile, _, _ = measured(monkeypatch, tmp_path, fits, ("gpu0",))
+    assert {m.profile for m in profile.latency if m.variant == "half"} == set(SIZES)
+    assert {m.profile for m in profile.latency if m.variant == "full"} == {"3g.20gb", "7g.40gb"}
+    assert any("full does not run on 1g.5gb" in note and "out of memory" in note for note in profile.notes)
+
+
+def test_a_variant_that_fits_nowhere_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="full of toy cannot be measured"):
+        measured(monkeypatch, tmp_path, lambda order: order.variant == "half", ("gpu0",))
+
+
+def test_gpus_on_which_a_name_means_different_things_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shape = Gpu.shape
+
+    def labelled(self: Gpu) -> DeviceShape:
+        return msgspec.structs.replace(shape(self), label="an H100" if self.name == "gpu1" else "an A100")
+
+    monkeypatch.setattr(Gpu, "shape", labelled)
+    with pytest.raises(ProfileError, match=r"of gpu0 \(an A100\) is not that of gpu1 \(an H100\).*--device nvidia:0"):
+        measured(monkeypatch, tmp_path, lambda order: True, ("gpu0", "gpu1"))
+
+
+def test_emulated_gpus_are_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Gpu, "shape", lambda self: DeviceShape(
+        device="gpu0", kind="mig", layouts=((place("gpu0", "7g.40gb", 0),),), slices=7, overlap=False, emulated=True
+    ))  # fmt: skip
+    with pytest.raises(ProfileError, match="calculated, not measured"):
+        measured(monkeypatch, tmp_path, lambda order: True, ("gpu0",))

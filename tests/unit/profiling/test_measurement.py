@@ -1,0 +1,589 @@
+"""The pure parts of profiling: intervals, agreement, choosing backend and threads, rows, and the driver's loops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from clover import backends
+from clover.backends import Target
+from clover.config import EnergyConfig
+from clover.devices.cpu import CpuDevice
+from clover.errors import DeviceError, ProfileError
+from clover.families import load_family
+from clover.profiling import placements as places
+from clover.profiling import report
+from clover.profiling.busy import busy_share, jiffies
+from clover.profiling.candidates import Candidates
+from clover.profiling.choose import elect, faster
+from clover.profiling.driver import Cell, Driver
+from clover.profiling.effort import FULL, QUICK
+from clover.profiling.instances import Standing
+from clover.profiling.joules import Joules, Window
+from clover.profiling.records import middle_j, pooled, typical_p95
+from clover.profiling.rows import load, pack
+from clover.profiling.score import agreement, answers, wilson
+from clover.runtime.memory.slab import Layout, Slab
+from clover.types import (
+    AccuracyMeasurement,
+    BasePoint,
+    DeviceShape,
+    EnergySample,
+    FamilyProfile,
+    LatencyMeasurement,
+    Placement,
+)
+
+FAMILIES = Path(__file__).resolve().parents[2] / "families"
+
+
+# --- scoring ------------------------------------------------------------------------------------------------------
+
+
+def test_wilson_against_published_values() -> None:
+    low, high = wilson(8, 10)
+    assert (round(low, 1), round(high, 1)) == (49.0, 94.3)
+    assert wilson(0, 10)[0] == 0
+    assert wilson(10, 10)[1] == pytest.approx(100)
+    with pytest.raises(ValueError, match="no share"):
+        wilson(1, 0)
+
+
+@given(st.integers(1, 5000), st.data())
+def test_wilson_holds_the_share(samples: int, data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, samples))
+    low, high = wilson(right, samples)
+    assert 0 <= low <= 100 * right / samples + 1e-9
+    assert 100 * right / samples - 1e-9 <= high <= 100
+
+
+def test_answers_and_agreement() -> None:
+    rows = np.array([[0.1, 0.9], [0.8, 0.2]], np.float32)
+    assert answers(rows).tolist() == [1, 0]
+    assert agreement(answers(rows), answers(rows * 0.5)) == 1.0
+    assert agreement(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == 0.75
+    assert agreement(np.array([[1.0], [2.0]]), np.array([[1.0001], [3.0]])) == 0.5
+    assert agreement(answers([b"a", b"b"]), answers([b"a", b"c"])) == 0.5
+    assert agreement(np.array([1]), np.array([1, 2])) == 0.0
+
+
+# --- choosing -----------------------------------------------------------------------------------------------------
+
+
+def score(backend: str, value: float, agrees: float = 1.0) -> AccuracyMeasurement:
+    return AccuracyMeasurement(
+        variant="v",
+        backend=backend,
+        metric="top1",
+        value=value,
+        low=value - 1,
+        high=value + 1,
+        samples=100,
+        method="measured",
+        agreement=agrees,
+    )
+
+
+def latency(backend: str, batch: int, energy: float, **changes: Any) -> LatencyMeasurement:
+    values: dict[str, Any] = {
+        "variant": "v",
+        "profile": "1c",
+        "backend": backend,
+        "batch": batch,
+        "threads": 1,
+        "samples": 30,
+        "mean_ms": 1.0,
+        "cv": 0.0,
+        "p50_ms": 1.0,
+        "p95_ms": 1.0,
+        "p99_ms": 1.0,
+        "cpu_s_per_row": 0.001,
+        "energy_j_per_row": energy,
+        "energy_method": "modelled",
+    }
+    return LatencyMeasurement(**values | changes)
+
+
+def test_the_cheapest_backend_that_agrees_is_elected() -> None:
+    costs = [latency("eager", 1, 4.0), latency("eager", 8, 2.0), latency("x", 1, 1.0), latency("x", 8, 1.0)]
+    assert elect([score("eager", 90), score("x", 90)], costs) == ("x", [])
+    chosen, notes = elect([score("eager", 90), score("x", 90, agrees=0.99)], costs)
+    assert chosen == "eager"
+    assert "agrees with eager on 99.00%" in notes[0]
+    chosen, notes = elect([score("eager", 90), score("x", 92)], costs)
+    assert chosen == "eager"
+    assert "outside eager's 89.00 to 91.00" in notes[0]
+
+
+def test_electing_needs_eager_and_common_batches() -> None:
+    with pytest.raises(ProfileError, match="eager was not measured"):
+        elect([score("x", 90)], [latency("x", 1, 1.0)])
+    with pytest.raises(ProfileError, match="different batch sizes"):
+        elect([score("eager", 90), score("x", 90)], [latency("eager", 1, 1.0), latency("x", 8, 1.0)])
+
+
+def test_threads_must_be_worth_it() -> None:
+    one = {1: 1.0, 8: 4.0}
+    assert faster({1: 0.8, 8: 3.2}, one)
+    assert not faster({1: 0.95, 8: 3.8}, one)
+    assert not faster({}, one)
+
+
+def test_rounds_leave_medians_and_how_batches_lay_around_them() -> None:
+    quick, middling, slow = (
+        Cell(8, ms=[0.9 * ms, 1.1 * ms], cpu_s=cpu_s, wall_s=0.1)
+        for ms, cpu_s in ((1.0, 0.016), (2.0, 0.16), (9.0, 0.08))
+    )
+    found = pooled([quick, slow, middling])
+    assert found.ms == pytest.approx([1.8, 2.2] * 3), "a slow round is not a slow batch"
+    assert found.rows == 48
+    assert found.cpu_s / found.rows == pytest.approx(0.08 / 16)
+    assert found.wall_s == pytest.approx(0.3)
+
+
+def test_joules_of_one_kind_are_compared() -> None:
+    assert middle_j([(2.0, "measured"), (9.0, "modelled"), (4.0, "measured")]) == (3.0, "measured")
+    assert middle_j([(2.0, "modelled"), (9.0, "modelled"), (4.0, "modelled")]) == (4.0, "modelled")
+
+
+def test_batches_and_typical_p95() -> None:
+    assert QUICK.batches(32) == (1, 4, 32)
+    assert QUICK.batches(4) == (1, 4)
+    assert QUICK.batches(1) == (1,)
+    assert FULL.batches(24) == (1, 2, 4, 8, 16, 24)
+    steady = np.ones(500)
+    steady[:90] = 100.0  # one hiccup within the first stretch
+    assert typical_p95(steady) == 1.0
+    assert typical_p95(np.array([3.0])) == 3.0
+
+
+# --- energy -------------------------------------------------------------------------------------------------------
+
+
+class Counter:
+    why = "a counter of the tests"
+
+    def __init__(self, readings: list[float], device: str = "cpu0", idle_w: float = 0.0) -> None:
+        self.readings = readings
+        self.device = device
+        self.idle_w = idle_w
+        self.refreshed = 0
+        self.epochs = [0, 0]
+
+    async def refresh(self) -> None:
+        self.refreshed += 1
+
+    def sample(self, now_ns: int) -> EnergySample:
+        method: Any = "measured" if self.device == "cpu0" else "emulated"
+        return EnergySample(
+            device=self.device,
+            at_ns=self.refreshed * 1_000_000_000,
+            total_j=self.readings.pop(0),
+            idle_w=self.idle_w,
+            method=method,
+            epoch=self.epochs.pop(0),
+        )
+
+
+def stretch(*meters: Counter) -> Window:
+    async def main() -> Window:
+        async with Window(meters, core_w=8.0) as window:
+            pass
+        return window
+
+    return asyncio.run(main())
+
+
+def test_a_counter_is_preferred_and_the_model_labelled() -> None:
+    assert stretch(Counter([10.0, 14.0])).joules(8, 1.0) == (0.5, "measured")
+    assert stretch(Counter([10.0, 10.0])).joules(4, 1.0) == (2.0, "modelled")
+    assert stretch().joules(4, 1.0) == (2.0, "modelled")
+
+
+def test_gpus_add_up_above_idle_and_are_never_modelled() -> None:
+    first, second = Counter([10.0, 90.0], "gpu0", idle_w=50.0), Counter([0.0, 60.0], "gpu1", idle_w=50.0)
+    assert stretch(first, second).joules(4, 1.0) == (10.0, "emulated")
+    assert (first.refreshed, second.refreshed) == (2, 2)
+    with pytest.raises(ProfileError, match="did not rise above idle"):
+        stretch(Counter([10.0, 60.0], "gpu0", idle_w=50.0)).joules(4, 1.0)
+    anew = Counter([10.0, 90.0], "gpu0")
+    anew.epochs = [0, 1]
+    with pytest.raises(ProfileError, match="began anew"):
+        stretch(anew).joules(4, 1.0)
+
+
+def test_the_label_says_why() -> None:
+    joules = asyncio.run(Joules.start(EnergyConfig(meter="modelled", core_w=5.0), 2))
+    assert joules.label == "energy is modelled: 5 W a busy core (configured)"
+
+
+# --- candidates ---------------------------------------------------------------------------------------------------
+
+
+class Compiling:
+    """A backend that compiles an empty file, and says where it was asked to."""
+
+    name = "fake"
+    compiles = True
+
+    def available(self) -> str:
+        return ""
+
+    def supports(self, family: Any, variant: Any, target: Any = None) -> str:
+        return ""
+
+
+def candidates_with(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, targets: dict[str, Target], failing: str = ""
+) -> tuple[Candidates, list[tuple[str, str, int, str]], list[str]]:
+    made: list[tuple[str, str, int, str]] = []
+
+    async def compile_in_background(
+        family: Any, variant: Any, backend: str, folder: Path, threads: int, *, target: Target, timeout_s: float = 0.0
+    ) -> None:
+        made.append((variant.name, target.profile, threads, target.visible))
+        if target.profile == failing and failing:
+            raise ProfileError("no room")
+        folder.mkdir(parents=True)
+        (folder / backends.artifacts.MANIFEST).write_text("{}")
+
+    monkeypatch.setattr(backends, "compile_in_background", compile_in_background)
+    monkeypatch.setattr(backends, "get", lambda name: Compiling() if name == "fake" else backends.BACKENDS[name])
+    notes: list[str] = []
+    spec = load_family(str(FAMILIES / "toy"))
+    return Candidates(spec, ("eager", "fake"), folder, notes, targets), made, notes
+
+
+def test_each_thread_count_is_compiled_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, made, notes = candidates_with(monkeypatch, tmp_path, {})
+    asyncio.run(found.compile(("fake",), [(1, ""), (2, "")], 60.0, lambda *_: None))
+    assert sorted(made) == [(name, "", count, "") for name in ("full", "half") for count in (1, 2)]
+    assert found.of == {"half": ["eager", "fake"], "full": ["eager", "fake"]}
+    assert not notes
+    asyncio.run(found.compile(("fake",), [(1, ""), (2, "")], 60.0, lambda *_: None))
+    assert len(made) == 4, "what is there is not made again"
+
+
+def test_a_missing_extra_is_said_once_with_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("clover.backends.onnxruntime.package_version", lambda name: "")
+    monkeypatch.setattr("clover.profiling.candidates._SAID", set())
+    spec = load_family(str(FAMILIES / "toy"))
+    for _ in range(2):
+        notes: list[str] = []
+        found = Candidates(spec, ("eager", "onnxruntime"), tmp_path, notes)
+        assert found.of == {"half": ["eager"], "full": ["eager"]}
+        assert len(notes) == 1, "each profile keeps it"
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "install clover-inference[onnx]" in said
+    assert "more time and energy" in said
+
+
+def test_each_profile_is_compiled_in_a_slice_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    targets = {name: Target(gpu="G", profile=name, driver="1") for name in ("1g.5gb", "7g.40gb")}
+    inside: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def slices(profile: str) -> Any:
+        inside.append(profile)
+        yield msgspec.structs.replace(targets[profile], visible=f"MIG-{profile}")
+
+    found, made, notes = candidates_with(monkeypatch, tmp_path, targets)
+    makes = [(1, name) for name in targets]
+    asyncio.run(found.compile(("fake",), makes, 60.0, lambda *_: None, slices))
+    assert inside == ["1g.5gb", "7g.40gb"], "one after the other"
+    assert sorted(made) == sorted(
+        (name, profile, 1, f"MIG-{profile}") for name in ("half", "full") for profile in targets
+    )
+    assert found.artifact(found._spec.variants[0], "fake", 1, "1g.5gb").parent.name == "1g.5gb"
+    assert not notes
+    found, made, notes = candidates_with(monkeypatch, tmp_path / "other", targets, failing="7g.40gb")
+    asyncio.run(found.compile(("fake",), makes, 60.0, lambda *_: None, slices))
+    assert found.of == {"half": ["eager"], "full": ["eager"]}, "no candidate where a profile lacks it"
+    assert any("no room" in note for note in notes)
+    found, made, notes = candidates_with(monkeypatch, tmp_path / "late", targets)
+    asyncio.run(found.compile(("fake",), makes, 0.0, lambda *_: None, slices))
+    assert not made
+    assert any("--compile" in note for note in notes)
+
+
+# --- places -------------------------------------------------------------------------------------------------------
+
+
+class Gpu:
+    """A GPU that knows its layouts, and which instances were made."""
+
+    def __init__(self, name: str, layouts: tuple[tuple[Placement, ...], ...]) -> None:
+        self.name = name
+        self.layouts = layouts
+        self.events: list[str] = []
+        self.refuse = ""
+
+    def shape(self) -> DeviceShape:
+        return DeviceShape(
+            device=self.name, kind="mig", layouts=self.layouts, slices=7, overlap=False, emulated=True, label="a GPU"
+        )
+
+    async def create(self, placement: Placement) -> None:
+        self.events.append(f"+{placement.profile}@{placement.start}")
+
+    async def destroy(self, placement: Placement) -> None:
+        self.events.append(f"-{placement.profile}@{placement.start}")
+        if placement.profile == self.refuse:
+            raise DeviceError("in use")
+
+    def cores(self, placement: Placement) -> tuple[int, ...]:
+        return (0, 1)
+
+    def threads(self, placement: Placement) -> int:
+        return 1
+
+    def visible(self, placement: Placement) -> str:
+        return f"MIG-{placement.id}"
+
+    def memory_bytes(self, placement: Placement) -> int:
+        return 1 << 30
+
+
+def mig(device: str, profile: str, start: int, size: int) -> Placement:
+    return Placement(device=device, profile=profile, start=start, size=size)
+
+
+def gpu(name: str) -> Gpu:
+    whole = (mig(name, "7g.40gb", 0, 8),)
+    halves = (mig(name, "3g.20gb", 4, 4), mig(name, "4g.20gb", 0, 4))
+    return Gpu(name, (halves, whole))
+
+
+def test_places_over_several_gpus() -> None:
+    several = {"gpu0": gpu("gpu0"), "gpu1": gpu("gpu1"), "gpu2": Gpu("gpu2", ())}
+    assert [place.profile for place in places.places_of(several)] == ["3g.20gb", "4g.20gb", "7g.40gb"]
+    assert {place.device for place in places.places_of(several)} == {"gpu0"}, "alike, so measured once"
+    assert [place.id for place in places.whole_layout(several)] == ["gpu0:7g.40gb@0", "gpu1:7g.40gb@0"]
+    assert places.device_cores(several) == (0, 1)
+    assert places.emulated(several)
+    assert not places.on_cores(several)
+    assert places.on_cores(CpuDevice())
+    with pytest.raises(ProfileError, match="no device has room"):
+        places.devices_of({"gpu2": several["gpu2"]})
+    mixed: dict[str, Any] = {"gpu0": several["gpu0"], "cpu0": CpuDevice()}
+    with pytest.raises(ProfileError, match="emulated and real"):
+        places.emulated(mixed)
+
+
+def test_only_what_is_measured_on_stands() -> None:
+    async def main() -> None:
+        first, second = gpu("gpu0"), gpu("gpu1")
+        standing = Standing({"gpu0": first, "gpu1": second})
+        small, large = mig("gpu0", "3g.20gb", 4, 4), mig("gpu0", "7g.40gb", 0, 8)
+        await standing.need(small)
+        await standing.need(small)
+        assert first.events == ["+3g.20gb@4"]
+        async with standing.inside(large) as target:
+            assert not target.cuda, "emulated GPUs have nothing compiled for them"
+        assert first.events[1:] == ["-3g.20gb@4", "+7g.40gb@0"]
+        await standing.only((large, mig("gpu1", "7g.40gb", 0, 8)))
+        assert second.events == ["+7g.40gb@0"]
+        first.refuse = "7g.40gb"
+        await standing.only(())
+        assert first.events[-1] == second.events[-1] == "-7g.40gb@0"
+        await standing.only(())
+        assert len(second.events) == 2
+
+    asyncio.run(main())
+
+
+# --- busy machines ------------------------------------------------------------------------------------------------
+
+
+def test_busy_share_counts_the_chosen_cores(tmp_path: Path) -> None:
+    text = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 10 0 10 70 10 0 0 0 5 0\ncpu1 90 0 0 10 0 0 0 0 0 0\nintr 1\n"
+    assert jiffies(text, [0]) == (20, 100)
+    assert jiffies(text, [0, 1]) == (110, 200)
+    assert asyncio.run(busy_share([0], tmp_path / "none")) == 0.0
+    path = tmp_path / "stat"
+    path.write_text(text, encoding="ascii")
+    assert asyncio.run(busy_share([0], path, watch_s=0.0)) == 0.0
+    assert 0.0 <= asyncio.run(busy_share([0], watch_s=0.05)) <= 1.0
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["toy", "simple", "simple_string", "identity_bytes", "identity_types", "slow"])
+def test_rows_of_every_kind_fit_their_slots(name: str) -> None:
+    spec = load_family(str(FAMILIES / name))
+    slab = Slab.create(Layout(spec, 8))
+    try:
+        rows = load(spec)
+        rows.fill(slab, range(2, 6), rows.count - 2)  # goes around
+        assert rows.labelled == (spec.evaluation is not None)
+    finally:
+        slab.close()
+
+
+def test_pack_is_the_protocol_form() -> None:
+    assert pack(np.array([[b"ab"], [b""]], dtype=object)) == b"\x02\0\0\0ab\0\0\0\0"
+
+
+# --- driving ------------------------------------------------------------------------------------------------------
+
+
+class EchoWorker:
+    """Serves batches in a thread, `ms` each, and rings the completion descriptor."""
+
+    def __init__(self, fd: int, ms: float, status: int = 0) -> None:
+        self.ring = self
+        self.state = "ready"
+        self.sizes: list[int] = []
+        self._fd = fd
+        self._ms = ms
+        self._status = status
+        self._in: list[tuple[int, int]] = []
+        self._out: list[tuple[int, int, int, int, int, int]] = []
+        self._wake = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def submit(self, batch_id: int, slots: NDArray[np.uint32], n: int) -> int:
+        self._in.append((batch_id, n))
+        self._wake.release()
+        return 1
+
+    def reap(self) -> tuple[int, int, int, int, int, int] | None:
+        return self._out.pop(0) if self._out else None
+
+    def bell(self) -> None:
+        raise AssertionError("nobody asked for the bell")
+
+    def _serve(self) -> None:
+        while True:
+            self._wake.acquire()
+            batch, n = self._in.pop(0)
+            if n < 0:
+                return
+            start = time.monotonic_ns()
+            time.sleep(self._ms / 1e3)
+            self.sizes.append(n)
+            self._out.append((batch, self._status, n, start, time.monotonic_ns(), 1_000_000))
+            os.eventfd_write(self._fd, 1)
+
+    def stop(self) -> None:
+        self._in.append((0, -1))
+        self._wake.release()
+        self._thread.join()
+
+
+@pytest.fixture
+def bench() -> Any:
+    """A driver over the toy family, and a maker of echo workers."""
+    spec = load_family(str(FAMILIES / "toy"))
+    slab = Slab.create(Layout(spec, 4 * spec.max_batch))
+    fd = os.eventfd(0)
+    workers: list[EchoWorker] = []
+
+    def make(ms: float, status: int = 0) -> EchoWorker:
+        workers.append(EchoWorker(fd, ms, status))
+        return workers[-1]
+
+    yield Driver(fd, slab, load(spec), silent_s=0.3), make
+    for worker in workers:
+        worker.stop()
+    slab.close()
+    os.close(fd)
+
+
+def test_closed_loop_counts_batches(bench: Any) -> None:
+    driver, make = bench
+    worker = make(1.0)
+    cell = driver.cell(worker, 4, samples=5, least_s=0.0, most_s=5.0)
+    assert len(cell.ms) == 5
+    assert cell.rows == 20
+    assert cell.cpu_s == pytest.approx(0.005)
+    assert min(cell.ms) >= 1.0
+    assert set(worker.sizes) == {4}
+
+
+def test_scoring_passes_over_every_row_once(bench: Any) -> None:
+    driver, make = bench
+    scored = driver.score(make(0.0), 8, most_rows=20, most_s=5.0)
+    assert len(scored.answers) == 20
+    assert len(scored.cell.ms) == 2, "the short last batch is not a sample of full ones"
+
+
+def test_open_loop_answers_every_arrival_and_batches_under_load(bench: Any) -> None:
+    driver, make = bench
+    workers = [make(2.0), make(2.0)]
+    run = driver.open_loop(workers, 8, rate=2000.0, seconds=0.3)
+    assert run.rows == 600
+    assert sum(sum(worker.sizes) for worker in workers) == 600
+    assert run.ms.min() > 0
+    assert max(max(worker.sizes) for worker in workers) > 1
+    assert all(worker.sizes for worker in workers)
+
+
+def test_failures_end_the_measurement(bench: Any) -> None:
+    driver, make = bench
+    with pytest.raises(ProfileError, match="the model failed"):
+        driver.cell(make(0.0, status=1), 1, samples=1, least_s=0.0, most_s=1.0)
+    with pytest.raises(ProfileError, match=r"no answer for 0\.3 s"):
+        driver.cell(make(1500.0), 1, samples=1, least_s=0.0, most_s=1.0)
+    dead = make(1500.0)
+    dead.state = "dead"
+    with pytest.raises(ProfileError, match="died"):
+        driver.cell(dead, 1, samples=1, least_s=0.0, most_s=1.0)
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+def test_table_marks_the_choice_and_labels_figures() -> None:
+    profile = FamilyProfile(
+        family="toy",
+        key="k",
+        machine="a machine",
+        made_at="2024-01-31T00:00:00+00:00",
+        quick=True,
+        accuracy=(score("eager", 90), msgspec.structs.replace(score("x", 90), samples=0, method="published")),
+        latency=(latency("eager", 1, 0.004), latency("x", 1, 0.001)),
+        backend={"v": "x"},
+        base=BasePoint(
+            variant="v",
+            profile="1c",
+            count=1,
+            backend="x",
+            p95_ms=2.0,
+            energy_j_per_row=0.001,
+            accuracy=90,
+            method="measured",
+        ),
+        notes=("the front end shares the workers' cores",),
+    )
+    text = report.table(profile)
+    rows = [line.split() for line in text.splitlines()]
+    assert ["v", "1c", "x", "1", "1", "1.000", "1.000", "1.000", "1.000", "90.00", "(published)", "*"] in rows
+    assert "90.00 ± 1.00 (n=100)" in text
+    assert "energy modelled" in text
+    assert "note: the front end shares" in text
+    assert report.summary(profile) == "v 90.0 %"
+
+
+def test_no_terminal_means_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with report.progress_bar("toy") as tell:
+        tell("something", 1, 2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1

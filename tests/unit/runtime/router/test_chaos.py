@@ -1,0 +1,242 @@
+"""Cascades while workers die at any point: every row answered once, by whom the receipt says, and no slot lost."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clover.errors import RequestError
+from clover.runtime.router.tickets import CLOSED, DONE, PENDING, Ticket
+from tests.support.router_fixture import MS, FakeWorker, House, dealt
+
+LANES = SMALL, MEDIUM, LARGE = range(3)
+NAMES = ("small", "medium", "large")
+SLOTS = 24
+TORN = -1.0
+"""What a worker that dies has made of the outputs it was about to write."""
+
+
+def answer(number: float, lane: int) -> float:
+    """What `lane` says of the row with that number."""
+    return 3.0 * number + lane
+
+
+class Chaos:
+    """A few workers a variant, batches of up to four rows, two credits each; what happens is drawn from `rng`.
+
+    A row carries its number and how unsure the first variants are of it (bit 0: small, bit 1: medium).  A worker that
+    dies while it computes has written some rows of its batch: right ones, or torn ones.
+    """
+
+    def __init__(self) -> None:
+        self.rng = random.Random()
+        self.house = House(slots=SLOTS)
+        self.router = self.house.router
+        self.staff: list[tuple[FakeWorker, int]] = []
+        self.entries: list[Any] = []
+        self.asked: list[tuple[Ticket, list[float]]] = []
+        self.numbers = 0.0
+        self.finished: dict[int, int] = {}
+        self.faults: list[AssertionError] = []
+        self.left: list[FakeWorker] = []
+        self.deaths: dict[int, int] = {}
+        for lane in LANES:
+            self.hire(lane)
+
+    def step(self, what: str, seed: int) -> None:
+        """Let `what` happen."""
+        self.rng = random.Random(seed)
+        getattr(self, what)()
+        self.check()
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    def hire(self, lane: int) -> None:
+        entry = self.house.entry(lane)
+        self.entries.append(entry)
+        self.staff.append((entry[0], lane))
+        self.route(0.5)
+
+    def route(self, threshold: float) -> None:
+        routing = dealt(1.0, 0.0, 0.0, chain=NAMES, thresholds=(threshold, threshold))
+        self.router.route(self.entries, routing)
+
+    def compute(self, worker: FakeWorker, lane: int) -> None:
+        """Outputs and scores of the first batch."""
+        slab = self.house.slab
+        _, slots = worker.ring.batches[0]
+        rows = slab.array("input", 0)[slots]
+        slab.array("output", 0)[slots] = answer(rows[:, :1], lane)
+        unsure = rows[:, 1].astype(int) >> lane & 1 if lane < LARGE else np.zeros(len(slots))
+        slab.score[slots] = np.where(unsure, 0.2, 0.8)
+
+    # --- what may happen ----------------------------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        unsure = [self.rng.choice((3, 3, 3, 1, 2, 0)) for _ in range(self.rng.randint(1, 5))]
+        try:
+            ticket = self.router.open(len(unsure))
+        except RequestError:
+            return  # no room, or nobody there
+        numbers = [self.numbers + at for at in range(len(unsure))]
+        self.numbers += len(unsure)
+        self.router.write(ticket, 0, np.array([numbers, unsure], np.float32).T)
+        self.house.slab.array("output", 0)[ticket.slots] = TORN
+        self.asked.append((ticket, numbers))
+        timeout_ns = self.rng.choice((0, 3, 12)) * MS
+        self.router.submit(ticket, self.done, timeout_ns=timeout_ns)  # type: ignore[arg-type]
+        self.house.loop.turn()
+
+    def done(self, ticket: Ticket) -> None:
+        """The router logs what a callback raises, and goes on."""
+        self.finished[id(ticket)] = self.finished.get(id(ticket), 0) + 1
+        try:
+            self.judge(ticket)
+        except AssertionError as fault:
+            self.faults.append(fault)
+
+    def judge(self, ticket: Ticket) -> None:
+        numbers = next(numbers for own, numbers in self.asked if own is ticket)
+        assert ticket.phase == DONE
+        if ticket.status == 200:
+            outputs = self.router.read(ticket, 0)
+            paths = self.router.receipt(ticket).path
+            for row, number in enumerate(numbers):
+                assert outputs[row].tolist() == [answer(number, ticket.variants[row])] * 2
+                assert not paths or paths[row].rpartition(">")[2] == NAMES[ticket.variants[row]]
+        elif ticket.status == 503:
+            assert ticket.retry_after_s is None
+            assert "two workers that died" in ticket.error
+        else:
+            assert ticket.status in (500, 504)
+        if ticket.status != 500:  # one that failed before the router heard of the second death, which is counted here
+            assert (ticket.status == 503) == (self.deaths.get(id(ticket), 0) == 2)
+
+    def complete(self) -> None:
+        """Any worker completes its batch, or its model fails; the router sees it at once, or later."""
+        busy = [(worker, lane) for worker, lane in self.staff if worker.ring.batches]
+        if busy:
+            worker, lane = self.rng.choice(busy)
+            failed = self.rng.random() < 0.15
+            if not failed:
+                self.compute(worker, lane)
+            worker.finish(self.house.loop.now_ns, int(failed))
+            if self.rng.random() < 0.8:
+                self.router.reap()
+
+    def die(self) -> None:
+        """Any worker; rather one that holds rows which were answered before.  Another one is there already, or not."""
+        later = [at for at, (worker, lane) in enumerate(self.staff) if worker.ring.batches and lane > SMALL]
+        at = self.rng.choice(later or range(len(self.staff))) if self.staff else -1
+        if at < 0:
+            return
+        worker, lane = self.staff.pop(at)
+        self.entries = [entry for entry in self.entries if entry[0] is not worker]
+        ring = worker.ring
+        ring.waiting = min(self.rng.choice((0, 0, 1, 2)), len(ring.batches))
+        begun = ring.batches[: len(ring.batches) - ring.waiting]
+        if begun:
+            slots = begun[0][1]
+            if self.rng.random() < 0.5:
+                self.compute(worker, lane)
+            else:
+                self.house.slab.array("output", 0)[slots[: self.rng.randint(0, 4)]] = TORN
+        held = {slot for _, slots in begun for slot in slots}
+        blame = self.rng.random() < 0.8  # else its GPU was lost, say: no row can have caused it
+        for ticket, _ in self.asked:
+            if blame and ticket.phase == PENDING and held & set(ticket.slots):
+                self.deaths[id(ticket)] = self.deaths.get(id(ticket), 0) + 1
+        if self.rng.random() < 0.6:
+            entry = self.house.entry(lane)
+            self.entries.append(entry)
+            self.staff.append((entry[0], lane))
+            self.router.join(entry)
+        ring.batches.clear()
+        self.router.died(worker, "killed", blame=blame)
+
+    def leave(self) -> None:
+        """A worker is drained: no new batch, and it ends what it has (or dies over it)."""
+        staying = [worker for worker, _ in self.staff if any(entry[0] is worker for entry in self.entries)]
+        if staying:
+            worker = self.rng.choice(staying)
+            self.entries = [entry for entry in self.entries if entry[0] is not worker]
+            self.router.leave(worker, lambda: self.left.append(worker))
+
+    def respawn(self) -> None:
+        if len(self.staff) < 5:
+            self.hire(self.rng.choice(LANES))
+
+    def turn_thresholds(self) -> None:
+        self.route(self.rng.choice((0.1, 0.5, 0.9)))
+
+    def close(self) -> None:
+        """Answered, or a client that went away."""
+        if self.asked:
+            self.router.close(self.rng.choice(self.asked)[0])
+
+    def close_answered(self) -> None:
+        for ticket, _ in self.asked:
+            if ticket.phase == DONE:
+                self.router.close(ticket)
+
+    def pass_time(self) -> None:
+        self.house.loop.advance(self.rng.randint(1, 8) * MS)
+
+    # --- always -------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        if self.faults:
+            raise self.faults[0]
+        assert not any(worker.ring.batches for worker in self.left), "told that it is idle, and is not"
+        assert len(self.left) == len({worker.pid for worker in self.left})
+        self.house.check_slots()
+        assert all(times == 1 for times in self.finished.values()), "answered twice"
+        for ticket, _ in self.asked:
+            if ticket.phase == PENDING:
+                assert ticket.deaths == self.deaths.get(id(ticket), 0) < 2, "deaths count across stages"
+
+    def end(self) -> None:
+        """Let everybody work to the end: all are answered, and every slot is free."""
+        for lane in LANES:
+            self.hire(lane)
+        self.router.reap()
+        while any(worker.ring.batches for worker, _ in self.staff):
+            for worker, lane in self.staff:
+                while worker.ring.batches:
+                    self.compute(worker, lane)
+                    worker.finish(self.house.loop.now_ns)
+                    self.router.reap()
+        for ticket, _ in self.asked:
+            assert ticket.phase in (DONE, CLOSED)
+            assert ticket.phase == CLOSED or self.finished[id(ticket)] == 1
+            self.router.close(ticket)
+        self.check()
+        assert self.router.idle
+        assert self.router.observe()["free_slots"] == SLOTS
+
+
+WEIGHTS = {
+    "ask": 6,
+    "complete": 8,
+    "die": 3,
+    "leave": 1,
+    "respawn": 1,
+    "turn_thresholds": 1,
+    "close": 1,
+    "close_answered": 2,
+    "pass_time": 2,
+}
+STEPS = [what for what, weight in WEIGHTS.items() for _ in range(weight)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1 << 16)), min_size=20, max_size=120))
+def test_whatever_dies_rows_are_answered_once_and_right(steps: list[tuple[str, int]]) -> None:
+    chaos = Chaos()
+    for what, seed in steps:
+        chaos.step(what, seed)
+    chaos.end()

@@ -1,0 +1,243 @@
+"""What workers are told, on core-sets, on GPUs and on emulated ones; how many start at once; page-locked memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from clover.accounting import Account
+from clover.config import FamilyConfig, WorkersConfig
+from clover.devices import emulated
+from clover.errors import DeviceError, WorkerError
+from clover.families import load_family
+from clover.interfaces import Device
+from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.served import Served
+from clover.runtime.workers.pool import Pool
+from clover.types import Assignment, DeviceShape, FamilyProfile, LatencyMeasurement, Placement
+from clover.worker import frames, pinned
+from clover.worker.batches import Batches
+from clover.worker.pacing import Pace
+from tests.support import profiles_fixture
+
+TOY = load_family(str(Path(__file__).resolve().parents[2] / "families" / "toy"))
+PLACE = Placement(device="gpu0", profile="2g.10gb", start=2, size=2)
+
+
+class Gpu:
+    """A GPU with one instance."""
+
+    def __init__(self, is_emulated: bool) -> None:
+        self.emulated = is_emulated
+        self.product = "NVIDIA A100-SXM4-40GB"
+        self.driver = "1.2"
+
+    def shape(self) -> DeviceShape:
+        return DeviceShape(
+            device="gpu0", kind="mig", layouts=((PLACE,),), slices=7, overlap=False, emulated=self.emulated
+        )
+
+    async def create(self, placement: Placement) -> None: ...
+
+    async def destroy(self, placement: Placement) -> None: ...
+
+    def cores(self, placement: Placement) -> tuple[int, ...]:
+        return (0,)
+
+    def threads(self, placement: Placement) -> int:
+        return 1
+
+    def visible(self, placement: Placement) -> str:
+        return "MIG-1-2-3"
+
+    def memory_bytes(self, placement: Placement) -> int:
+        return 10 << 30
+
+
+def served(folder: Path, device: Device, loop: asyncio.AbstractEventLoop) -> Served:
+    return Served(
+        TOY,
+        FamilyConfig(family="toy"),
+        pool=None,  # type: ignore[arg-type]
+        devices={"gpu0": device},
+        account=Account(pue=1.0),
+        workers=WorkersConfig(memory_bytes=123),
+        cache=folder,
+        loop=loop,
+    )
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    made = asyncio.new_event_loop()
+    yield made
+    made.close()
+
+
+def assignment(variant: str = "full") -> Assignment:
+    return Assignment(placement=PLACE, family="toy", variant=variant, backend="eager")
+
+
+def profile_of(*cells: tuple[int, float, float]) -> FamilyProfile:
+    """`full` on 2g.10gb: batch, milliseconds, joules a row."""
+    some = profiles_fixture.profile()
+    latency = tuple(
+        LatencyMeasurement(
+            variant="full",
+            profile="2g.10gb",
+            backend="eager",
+            batch=batch,
+            threads=1,
+            samples=0,
+            mean_ms=ms,
+            cv=0.0,
+            p50_ms=ms,
+            p95_ms=ms,
+            p99_ms=ms,
+            cpu_s_per_row=0.001,
+            energy_j_per_row=joules,
+            energy_method="analytical",
+        )
+        for batch, ms, joules in cells
+    )
+    return msgspec.structs.replace(some, latency=latency)
+
+
+def test_a_worker_on_a_gpu_sees_its_instance_and_nothing_else(tmp_path: Path, loop: Any) -> None:
+    house = served(tmp_path, Gpu(False), loop)
+    try:
+        order = house.order(assignment())
+        assert (order.visible_devices, order.emulated, order.place) == ("MIG-1-2-3", None, "gpu0:2g.10gb@2")
+        assert (order.cores, order.threads, order.memory_bytes) == ((0,), 1, 123)
+    finally:
+        house.close()
+
+
+def test_a_worker_on_an_emulated_one_is_told_its_pace(
+    tmp_path: Path, loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(emulated.STATE, "/a/box")
+    house = served(tmp_path, Gpu(True), loop)
+    try:
+        with pytest.raises(DeviceError, match=r"nothing says how long full takes on an emulated 2g\.10gb"):
+            house.order(assignment())
+        house.use(profile_of((1, 10.0, 0.2), (8, 80.0, 0.5)))
+        order = house.order(assignment())
+        assert order.visible_devices == "", "what it runs, it runs on the CPU"
+        slice_ = order.emulated
+        assert slice_ is not None
+        assert (slice_.state, slice_.uuid, slice_.memory_bytes) == ("/a/box", "MIG-1-2-3", 10 << 30)
+        assert slice_.pace_ms == pytest.approx([10.0 * rows for rows in range(1, 9)])
+        assert (slice_.watts[0], slice_.watts[7]) == pytest.approx((20.0, 50.0))
+        with pytest.raises(DeviceError, match="nothing says how long half takes"):
+            house.order(assignment("half"))
+        # What the board draws may not be what the profile expects.
+        pace = Pace(batches=(8,), ms=(80.0,), watts=(99.0,))
+        house.use(house.profile, {("full", "2g.10gb"): pace})
+        slice_ = house.order(assignment()).emulated
+        assert slice_ is not None
+        assert (slice_.pace_ms, slice_.watts) == ((80.0,) * 8, pytest.approx((99.0,) * 8))
+        frame = frames.pack(frames.Spawn(token=1, slots=8, order=house.order(assignment()).trimmed()))
+        kind, payload = frames.unpack(frame)
+        assert kind is frames.Kind.SPAWN
+        assert frames.decode(payload, frames.Spawn).order.emulated == slice_
+    finally:
+        house.close()
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+def test_workers_take_turns_to_start_and_their_time_starts_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        pool = Pool(starts=3)
+        running, most, begun = 0, 0, 0
+
+        async def spawn(order: Any, slab: Any, on_death: Any, left_out: Any) -> Any:
+            nonlocal running, most, begun
+            running, begun = running + 1, begun + 1
+            most = max(most, running)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            running -= 1
+            if order == 4:
+                raise WorkerError("it does not start")
+            return order
+
+        monkeypatch.setattr(pool, "_spawn", spawn)
+        starting = [asyncio.ensure_future(pool.spawn(number, None)) for number in range(10)]  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert begun == 3
+        starting[7].cancel()  # one that waits for its turn
+        results = await asyncio.gather(*starting, return_exceptions=True)
+        assert most == 3
+        assert begun == 9
+        assert isinstance(results[4], WorkerError)
+        assert isinstance(results[7], asyncio.CancelledError)
+        assert [result for result in results if isinstance(result, int)] == [0, 1, 2, 3, 5, 6, 8, 9]
+        for fd in (pool._lifeline, pool._lifeline_held, pool.completion_fd):
+            os.close(fd)
+
+    asyncio.run(main())
+
+
+# --- page-locked memory -----------------------------------------------------------------------------------------------
+
+
+class Cudart:
+    def __init__(self, status: int = 0) -> None:
+        self.status = status
+        self.regions: list[tuple[int, int]] = []
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.regions.append((address, size))
+        return self.status
+
+
+class Cuda:
+    def __init__(self, ready: bool, cudart: Cudart) -> None:
+        self.is_initialized = lambda: ready
+        self.cudart = lambda: cudart
+
+
+class Torch:
+    def __init__(self, ready: bool, cudart: Cudart) -> None:
+        self.cuda = Cuda(ready, cudart)
+
+
+@pytest.fixture
+def slab() -> Iterator[Slab]:
+    made = Slab.create(Layout(TOY, 8))
+    yield made
+    made.close()
+
+
+def test_rows_are_page_locked_where_a_gpu_is_used(slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:
+    cudart = Cudart()
+    batches = Batches(slab)
+    monkeypatch.setitem(sys.modules, "torch", Torch(False, cudart))
+    assert pinned.pin(slab, batches, 4) == 0
+    assert cudart.regions == []
+    monkeypatch.setitem(sys.modules, "torch", Torch(True, cudart))
+    row_bytes = slab.input(0)[0].nbytes
+    assert pinned.pin(slab, batches, 4) == slab.layout.bytes + 4 * row_bytes
+    (whole, size), (staged, _) = cudart.regions
+    for slots in ((0, 1, 2), (5, 2)):
+        at = batches.gather(np.array(slots, np.uint32))[0].ctypes.data
+        assert whole <= at < whole + size or at == staged, "whatever a batch is gathered to is page-locked"
+
+
+def test_what_the_driver_refuses_is_said_once(slab: Slab, caplog: pytest.LogCaptureFixture) -> None:
+    arrays = [np.zeros(8), np.zeros(8)]
+    assert pinned.register(Cudart(status=801), arrays) == 0
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "801" in caplog.text

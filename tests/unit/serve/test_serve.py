@@ -1,0 +1,420 @@
+"""The command line: help, refusals with exit codes, checks, reload; nothing here starts a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from clover import families, settings
+from clover.__main__ import COMMANDS
+from clover.__main__ import main as dispatch
+from clover.config import LogConfig
+from clover.devices.cpu import CpuDevice
+from clover.errors import BadRequest, ConfigError
+from clover.profiles import ProfileStore
+from clover.profiling.measurement import INFLATED
+from clover.profiling.stored import key_of
+from clover.serve import banner
+from clover.serve.command import OPTIONS, main
+from clover.serve.reload import Reload, differences
+from clover.telemetry import logs
+from clover.types import AccuracyMeasurement, Assignment, BasePoint, FamilyProfile, Placement
+from tests.support.profiles_fixture import profile
+
+ROOT = Path(__file__).resolve().parents[3]
+TOY = str(ROOT / "tests" / "families" / "toy")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root, own = logging.getLogger(), logging.getLogger("clover")
+    handlers, level, own_level = list(root.handlers), root.level, own.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    own.setLevel(own_level)
+
+
+def run(*argv: str, environ: dict[str, str] | None = None) -> int:
+    return main(list(argv), {} if environ is None else environ)
+
+
+# --- exit codes ---------------------------------------------------------------------------------------------------
+
+
+def test_help_is_grouped_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for head in ("Options", "Listen", "Carbon", "Controller", "Workers", "Limits"):
+        assert f"\n{head}" in text
+    assert "--check-config" in text
+    assert "--slo-ms" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_print_config_reads_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(TOY, "--print-config", "--port", "0", environ={"CLOVER_TOKEN": "hush-hush"}) == 0
+    text = capsys.readouterr().out
+    assert "hush" not in text
+    assert tomllib.loads(text)["listen"]["port"] == 0
+    assert "# --port" in text
+    assert "# env CLOVER_TOKEN" in text
+
+
+def test_check_config_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(TOY, "--check-config") == 0
+    assert "the configuration is good: toy on http://127.0.0.1:8080" in capsys.readouterr().out
+
+
+def test_what_kubernetes_sets_for_a_service_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    links = {"CLOVER_PORT": "tcp://10.0.0.1:8080", "CLOVER_SERVICE_HOST": "10.0.0.1", "CLOVER_PORT_80_TCP_PORT": "80"}
+    assert run(TOY, "--check-config", environ=links) == 0
+    captured = capsys.readouterr()
+    assert "on http://127.0.0.1:8080" in captured.out
+    assert captured.err.count("CLOVER_PORT, CLOVER_PORT_80_TCP_PORT, CLOVER_SERVICE_HOST\n") == 1
+    assert run(TOY, "--check-config") == 0
+    assert "CLOVER" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--check-confg"], "did you mean --check-config?"),
+        (["nofamily", "--check-config"], "no family 'nofamily'"),
+        ([TOY, "--variant", "third", "--check-config"], "it has half, full"),
+        ([TOY, "--carbon", "trace:/nowhere.csv", "--check-config"], "/nowhere.csv"),
+        ([TOY, "--carbon", "syntetic", "--check-config"], "did you mean synthetic?"),
+        ([TOY, "--policy", "magic", "--check-config"], "unknown policy"),
+        ([TOY, "--backends", "eager,tpu", "--check-config"], "unknown backend"),
+        ([TOY, "--host", "0.0.0.0", "--check-config"], "--insecure"),
+        ([TOY, "--device", "nvdia", "--check-config"], "did you mean nvidia?"),
+        ([TOY, "--device", "emulated:a100-41gb:1", "--check-config"], "there is no table of a GPU 'a100-41gb'"),
+        ([TOY, "--device", "emulated:a100-40gb:1", "--pace", __file__, "--check-config"], "test_serve.py"),
+        ([TOY, "--cores", "99999", "--check-config"], "cores [99999] are not among those this process may use"),
+    ],
+)
+def test_what_cannot_be_used_exits_with_two(argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*argv) == 2
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert captured.out == ""
+
+
+def test_check_config_looks_for_loaders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(TOY, tmp_path / "toy")
+    declaration = folder / "family.toml"
+    declaration.write_text(declaration.read_text(encoding="utf-8").replace("model:", "modle:"), encoding="utf-8")
+    assert run(str(folder), "--check-config") == 2
+    assert "no module modle in the family's folder, nor to import" in capsys.readouterr().err
+
+
+def test_the_accuracy_floor_is_checked_where_a_profile_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [TOY, "--check-config", "--cache-dir", str(tmp_path), "--accuracy-floor"]
+    assert run(*words, "99.9") == 0
+    assert "not checked: the accuracy floor of toy, until its variants are measured here" in capsys.readouterr().out
+    config = settings.load(words[:1], {}).config
+    key = key_of(families.load_family(TOY), CpuDevice(), config)
+    score = AccuracyMeasurement(
+        variant="full",
+        backend="eager",
+        metric="top1",
+        value=97.5,
+        low=97.0,
+        high=98.0,
+        samples=1000,
+        method="measured",
+    )
+    base = BasePoint(
+        variant="full",
+        profile="1c",
+        count=1,
+        backend="eager",
+        p95_ms=1.0,
+        energy_j_per_row=0.1,
+        accuracy=97.5,
+        method="modelled",
+    )
+    profile = FamilyProfile(
+        family="toy",
+        key=key,
+        machine="",
+        made_at="",
+        quick=True,
+        accuracy=(score,),
+        latency=(),
+        backend={"full": "eager"},
+        base=base,
+    )
+    ProfileStore(tmp_path).put(profile)
+    assert run(*words, "97") == 0
+    assert "not checked" not in capsys.readouterr().out
+    assert run(*words, "99.9") == 2
+    assert "toy: accuracy_floor 99.9 is above the best variant's 97.50 %" in capsys.readouterr().err
+
+
+def test_as_a_process_without_torch(tmp_path: Path) -> None:
+    environ = {**{k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")}, "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "clover.serve", "fashion", "--check-config"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == [], "checking writes nothing"
+    done = subprocess.run(
+        [*command, "--port", "x"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_exits_with_three(tmp_path: Path) -> None:
+    import socket
+
+    environ = {**{k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")}, "HOME": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "clover.serve", TOY, "--port", port, "--log-level", "error"],
+            cwd=ROOT,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 3, done.stderr
+    assert port in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_config_says_what_only_a_start_can_tell_of_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(TOY, "--device", "nvidia:0", "--check-config") == 0
+    assert "not checked: the GPUs of nvidia:0, until the start opens them" in capsys.readouterr().out
+    assert run(TOY, "--device", "emulated:a100-40gb:2", "--check-config") == 0
+    assert "not checked" not in capsys.readouterr().out
+
+
+def test_fewer_gpus_than_families_exits_with_three(tmp_path: Path) -> None:
+    environ = {**{k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")}, "HOME": str(tmp_path)}
+    environ["XDG_CACHE_HOME"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "clover.serve", TOY, "fashion", "--device", "emulated:a100-40gb:1", "--port", "0"],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "2 families (toy, fashion) need a GPU each, but there is 1 (gpu0)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> None:
+    note = f"others used 60% of the cores meanwhile: {INFLATED}; measure again on a quiet machine"
+    quiet = profile()
+    busy = msgspec.structs.replace(quiet, notes=("energy is modelled", note))
+    assert banner._doubt(busy, None) == f"that target is loose: {note}"
+    assert banner._doubt(busy, 20.0) == ""
+    assert banner._doubt(quiet, None) == ""
+    assert banner._doubt(None, None) == ""
+
+
+def test_the_banner_counts_workers_that_are_alike() -> None:
+    def worker(variant: str, start: int) -> Assignment:
+        placement = Placement(device="gpu0", profile="1g.5gb", start=start, size=1)
+        return Assignment(placement=placement, family="toy", variant=variant, backend="eager")
+
+    text = banner._running([worker("full", 0), worker("half", 1), worker("full", 2)])
+    assert text == "2 x full (eager) on 1g.5gb, half (eager) on 1g.5gb"
+
+
+def test_dispatcher(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["--help"]) == 0
+    assert dispatch([]) == 2
+    assert dispatch(["profil"]) == 2
+    assert "did you mean profile?" in capsys.readouterr().err
+    assert dispatch(["serve", "--version"]) == 0
+    assert dispatch(["profile", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--compile" in shown
+    assert "--cores" in shown
+    assert "--energy-core-w" in shown
+    assert not {"--port", "--slo-ms", "--pue", "--policy", "--access"} & set(shown.split()), "profiling uses none"
+    assert len(shown.splitlines()) <= 50
+    assert dispatch(["profile", "nofamily"]) == 2
+
+
+def test_the_console_script_is_the_dispatcher_and_lists_every_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    script = EntryPoint(name="clover", value=project["scripts"]["clover"], group="console_scripts").load()
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/clover", "--help"])
+    assert script() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: clover COMMAND ..."
+    listed = {line.split()[0]: line.strip() for line in lines if line.startswith("  ")}
+    assert set(listed) == set(COMMANDS)
+    assert all(len(about.split()) > 4 for about in listed.values()), "each with a line in plain English"
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("called", "command", "expected"),
+    [
+        ("/usr/bin/clover", "serve", "clover serve"),
+        ("/usr/bin/clover", "profile", "clover profile"),
+        ("/usr/bin/clover", "ctl", "clover ctl"),
+        ("/usr/bin/clover", "plan", "clover plan"),
+        ("/usr/bin/clover", "simulate", "clover simulate"),
+        ("/usr/bin/clover", "mig", "clover mig"),
+        ("/site/clover/__main__.py", "serve", "python -m clover serve"),
+        ("/site/clover/serve/__main__.py", "serve", "python -m clover.serve"),
+        ("/site/clover/__main__.py", "mig", "python -m clover mig"),
+        ("", "plan", "python -m clover plan"),
+    ],
+)
+def test_help_names_the_program_as_it_was_called(
+    called: str, command: str, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [called])
+    assert dispatch([command, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: {expected} ")
+
+
+@pytest.mark.parametrize(
+    "words", [["clover", "ctl", "state"], ["clover", "plan", "x"], ["clover", "serve"], ["clover.serve", "fashion"]]
+)
+def test_without_what_clover_needs_one_line_says_where_it_is(words: list[str]) -> None:
+    program = f"import runpy, sys; sys.argv[1:] = {words[1:]}; runpy.run_module({words[0]!r}, run_name='__main__')"
+    bare = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {program}"]
+    done = subprocess.run(bare, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3
+    assert re.fullmatch(r"clover: \w+ is not installed for .*\.venv/bin/python.*\n", done.stderr)
+
+
+# --- logs ---------------------------------------------------------------------------------------------------------
+
+
+def test_logs_as_text_and_as_json() -> None:
+    stream = io.StringIO()
+    logs.configure(LogConfig(level="info"), stream)
+    logging.getLogger("clover.fleet").debug("hidden")
+    logging.getLogger("clover.fleet").info("a worker %s", "died")
+    assert stream.getvalue().endswith(" info    fleet: a worker died\n")
+    stream = io.StringIO()
+    logs.configure(LogConfig(json=True), stream)
+    try:
+        raise ValueError("why")
+    except ValueError:
+        logging.getLogger("clover.http").exception("failed\nbadly", extra={"request_id": "r1"})
+    line = json.loads(stream.getvalue())
+    assert (line["level"], line["logger"], line["message"]) == ("error", "clover.http", "failed\nbadly")
+    assert line["request_id"] == "r1"
+    assert "ValueError: why" in line["traceback"]
+    assert line["time"].endswith("Z")
+    logs.set_level("error")
+    logging.getLogger("clover.http").warning("hidden")
+    assert stream.getvalue().count("\n") == 1
+
+
+# --- reload -------------------------------------------------------------------------------------------------------
+
+
+class Running:
+    """A server with a controller that takes `set`."""
+
+    def __init__(self, refuse: bool = False) -> None:
+        self.engine = self
+        self.served = {"a": None, "b": None}
+        self.calls: list[tuple[str, dict[str, Any], str]] = []
+        self._refuse = refuse
+
+    def control(self) -> Running:
+        return self
+
+    async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
+        if self._refuse:
+            raise BadRequest("not now")
+        self.calls.append((verb, arguments, operator))
+        return {}
+
+
+def reload(before: list[str], after: list[str], server: Any, check: Any = lambda config: None) -> Reload:
+    reloading = Reload(lambda: settings.load(after, {}, options=OPTIONS), check, settings.load(before, {}))
+    reloading.server = server
+    asyncio.run(reloading.run())
+    return reloading
+
+
+def test_reload_changes_what_may_change_and_refuses_the_rest(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "clover.serve")
+    server = Running()
+    reloading = reload(["a", "b"], ["a", "b", "--mode", "observe", "--slo-ms", "9", "--port", "1"], server)
+    assert server.calls == [
+        ("set", {"slo_ms": 9.0, "model": "a"}, "SIGHUP"),
+        ("set", {"slo_ms": 9.0, "model": "b"}, "SIGHUP"),
+        ("set", {"mode": "observe"}, "SIGHUP"),
+    ]
+    assert "listen.port changes at a restart only" in caplog.text
+    assert "3 of 4 changed settings are live" in caplog.text
+    server.calls.clear()
+    asyncio.run(reloading.run())
+    assert server.calls == [], "what is live already is not changed again"
+    assert caplog.text.count("listen.port changes at a restart only") == 2
+
+
+def test_reload_of_a_bad_configuration_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    server = Running()
+
+    def bad(config: Any) -> None:
+        raise ConfigError("no such trace")
+
+    reload(["a"], ["a", "--mode", "off"], server, bad)
+    reload(["a"], ["a", "--mode", "sideways"], server)
+    assert server.calls == []
+    assert caplog.text.count("nothing was changed") == 2
+
+
+def test_reload_tells_of_a_refusal_and_keeps_trying(caplog: pytest.LogCaptureFixture) -> None:
+    reloading = reload(["a"], ["a", "--mode", "off"], Running(refuse=True))
+    assert "controller.mode was not changed: not now" in caplog.text
+    server = Running()
+    reloading.server = server  # type: ignore[assignment]
+    asyncio.run(reloading.run())
+    assert server.calls == [("set", {"mode": "off"}, "SIGHUP")]
+
+
+def test_a_target_that_is_taken_away_waits_for_a_restart(caplog: pytest.LogCaptureFixture) -> None:
+    server = Running()
+    reload(["a", "--slo-ms", "5", "--lam", "0.1"], ["a"], server)
+    assert server.calls == [("set", {"lambda": None}, "SIGHUP")]
+    assert "families.slo_ms without a value is derived again at a restart only" in caplog.text
+
+
+def test_reload_changes_the_log_level() -> None:
+    reload(["a"], ["a", "--log-level", "error"], Running())
+    assert logging.getLogger("clover").level == logging.ERROR
+
+
+def test_differences_name_settings_and_families() -> None:
+    old = settings.load(["a"], {})
+    new = settings.load(["a", "b", "--pue", "1.2"], {})
+    assert differences(old, new) == [("families", None, None), ("carbon.pue", None, 1.2)]

@@ -1,0 +1,63 @@
+"""The devices of a server over its life, on an emulated box; in processes of their own, as a process has one driver."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+STORY = """
+import asyncio, sys
+from pathlib import Path
+import msgspec
+from clover.accounting import Account
+from clover.config import ServerConfig, WorkersConfig
+from clover.server.machine import Machine
+from clover.types import Reading
+
+reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="static", method="configured")
+
+async def life(keep, make=()):
+    workers = WorkersConfig(device="emulated:a100-40gb:2", keep_instances=keep)
+    account = Account(pue=1.0)
+    machine = Machine(ServerConfig(workers=workers), Path(sys.argv[1]), account)
+    try:
+        await machine.start()
+        found = [place.id for gpu in machine.gpus for place in gpu.instances()]
+        shape = machine.devices["gpu0"].shape()
+        for profile, start in make:
+            place = next(p for l in shape.layouts for p in l if (p.profile, p.start) == (profile, start))
+            await machine.devices["gpu0"].create(place)
+        await machine.watch()
+        await machine.measure(reading)
+        await asyncio.sleep(0.3)
+        await machine.measure(reading)
+        lines = account.devices()
+        assert set(lines) == {"gpu0", "gpu1"}, lines
+        for line in lines.values():
+            assert line["method"] == "emulated" and line["measured_j"] > 0.0, lines
+        assert not any(name.startswith("cpu") for name in machine.meters)
+    finally:
+        await machine.leave()
+    return found
+
+print(asyncio.run(life(True, [("2g.10gb", 0), ("1g.5gb", 6)])))
+print(asyncio.run(life(False)))
+print(asyncio.run(life(False)))
+"""
+
+
+def test_a_clean_stop_leaves_gpus_as_they_were_unless_told_to_keep_instances(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", STORY, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[]", "['gpu0:2g.10gb@0', 'gpu0:1g.5gb@6']", "[]"]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,474 @@
+"""Settings: one definition in three spellings, precedence with origins, refusals that help, nothing leaked."""
+
+from __future__ import annotations
+
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from clover.config import ServerConfig
+from clover.errors import ConfigError
+from clover.hints import did_you_mean
+from clover.settings import (
+    SETTINGS,
+    Option,
+    Setting,
+    Settings,
+    check,
+    help_text,
+    load,
+    markdown_table,
+    override,
+    parse_cores,
+    print_config,
+)
+from clover.settings.service_links import is_service_link
+
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "clover.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+# --- what is read off the records ---------------------------------------------------------------------------------
+
+
+def test_every_setting_has_one_name_and_one_line_of_help() -> None:
+    names = [setting.name for setting in SETTINGS]
+    assert len(names) == len(set(names))
+    assert [setting.key for setting in SETTINGS if not setting.help] == []
+
+
+def test_names_follow_the_rule() -> None:
+    flags = {setting.key: setting.flag for setting in SETTINGS}
+    assert flags["listen.port"] == "--port"
+    assert flags["carbon.source"] == "--carbon"
+    assert flags["carbon.trace_speed"] == "--trace-speed"
+    assert flags["log.level"] == "--log-level"
+    assert flags["families.slo_ms"] == "--slo-ms"
+    assert flags["limits.body_bytes"] == "--limit-body-bytes"
+    assert {setting.key: setting.env for setting in SETTINGS}["listen.token"] == "CLOVER_TOKEN"
+
+
+def test_nothing_given_is_the_default_and_says_so() -> None:
+    settings = load([], {})
+    assert settings.config == ServerConfig()
+    assert set(settings.origins.values()) == {"default"}
+
+
+def test_documentation_lists_every_setting_as_it_is() -> None:
+    assert markdown_table() in DOCS.read_text(encoding="utf-8"), (
+        "docs/configuration.md is out of date: paste the output of "
+        "`python -c 'from clover.settings import markdown_table; print(markdown_table())'`"
+    )
+
+
+def test_help_names_every_flag() -> None:
+    text = help_text("clover", "Serve.", [Option("--check-config", "check and leave")])
+    for setting in SETTINGS:
+        if setting.key != "families.family":
+            assert setting.flag in text
+    assert "--check-config" in text
+
+
+# --- precedence ---------------------------------------------------------------------------------------------------
+
+
+def test_command_line_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    path = write(tmp_path, "[listen]\nport = 1\n[carbon]\npue = 1.1\nsource = 'static:1'\n[log]\njson = true\n")
+    settings = load([path, "--port", "3"], {"CLOVER_PORT": "2", "CLOVER_PUE": "1.2", "PATH": "/bin"})
+    config, origins = settings.config, settings.origins
+    assert (config.listen.port, origins["listen.port"]) == (3, "--port")
+    assert (config.carbon.pue, origins["carbon.pue"]) == (1.2, "env CLOVER_PUE")
+    assert (config.carbon.source, origins["carbon.source"]) == ("static:1", f"file {path}")
+    assert (config.log.json, config.log.level, origins["log.level"]) == (True, "info", "default")
+
+
+def test_config_file_by_flag_variable_or_position(tmp_path: Path) -> None:
+    path = write(tmp_path, "profile = 'require'")
+    for argv, environ in (
+        ([path], {}),
+        (["--config", path], {}),
+        ([f"--config={path}"], {}),
+        ([], {"CLOVER_CONFIG": path}),
+    ):
+        assert load(argv, environ).config.profile == "require"
+    with pytest.raises(ConfigError, match="more than one configuration file"):
+        load([path, "--config", path], {})
+
+
+def test_booleans_and_negation(tmp_path: Path) -> None:
+    path = write(tmp_path, "[log]\njson = true\naccess = true")
+    config = load([path, "--no-log-json", "--insecure"], {"CLOVER_LOG_ACCESS": "off"}).config
+    assert (config.log.json, config.log.access, config.listen.insecure) == (False, False, True)
+
+
+def test_families_from_the_line_take_the_tables_of_the_file(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "[[families]]\nfamily = 'fashion'\nslo_ms = 7\n[[families]]\nfamily = './other'\nname = 'other'\nshare = 2\n",
+    )
+    both = load([path], {}).config.families
+    assert [family.family for family in both] == ["fashion", "./other"]
+    (other,) = load([path, "other"], {}).config.families
+    assert (other.family, other.share) == ("./other", 2.0)
+    settings = load([path, "fashion", "third", "--accuracy-floor", "90"], {"CLOVER_SLO_MS": "9"})
+    assert [(f.family, f.slo_ms, f.accuracy_floor) for f in settings.config.families] == [
+        ("fashion", 9.0, 90.0),
+        ("third", 9.0, 90.0),
+    ]
+    assert settings.origins["families.0.slo_ms"] == "env CLOVER_SLO_MS"
+    assert settings.origins["families.1.family"] == "command line"
+    assert [f.family for f in load([], {"CLOVER_FAMILIES": "a, b"}).config.families] == ["a", "b"]
+
+
+def test_none_and_lists_as_text() -> None:
+    config = load(["--lam", "none", "--allowed-hosts", "a.example, b.example"], {}).config
+    assert config.controller.lam is None
+    assert config.listen.allowed_hosts == ("a.example", "b.example")
+
+
+def test_own_options_of_a_command() -> None:
+    settings = load(
+        ["fashion", "--quick", "--json", "out.json"], {}, options=[Option("--quick", ""), Option("--json", "", "FILE")]
+    )
+    assert settings.options == {"quick": "true", "json": "out.json"}
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "text"),
+    [
+        (["--prot", "1"], {}, "did you mean --port"),
+        (["--slo", "1"], {}, "unknown flag --slo (did you mean --slo-ms?)"),
+        (["--audits", "1"], {}, "did you mean --audit?"),
+        (["--accuracy", "1"], {}, "(did you mean --accuracy-budget or --accuracy-floor or --accuracy-margin?)"),
+        (["--port"], {}, "--port needs a value"),
+        (["--port", "many"], {}, "listen.port must be an integer"),
+        (["--port", "65536"], {}, "<= 65535"),
+        (["--mode", "on"], {}, "one of off, observe, active"),
+        (["--lam", "nan"], {}, "controller.lam"),
+        (["--slo-ms", "0"], {}, "> 0"),
+        (["--host", "0.0.0.0"], {}, "--insecure"),
+        (["--host", "example.org"], {}, "reachable from outside"),
+        (["--tls-cert", __file__], {}, "tls_key is missing"),
+        (["--tls-cert", "/nowhere", "--tls-key", "/nowhere"], {}, "no file"),
+        (["--control", "tcp:1"], {}, "unix:PATH"),
+        (["--cores", "3-1"], {}, "0-3,6"),
+        (["--device", "cpus"], {}, "did you mean cpu"),
+        (["--trace-start", "noon"], {}, "neither now nor first nor an ISO 8601 time"),
+        (["a", "a"], {}, "two families"),
+        (["a", "b", "--name", "x"], {}, "one name cannot serve"),
+        (["a", "--name", "no/slash"], {}, "families.0.name"),
+        (["nowhere.toml"], {}, "cannot read nowhere.toml"),
+        ([], {"CLOVER_PROT": "1"}, "unknown variable CLOVER_PROT (did you mean CLOVER_PORT"),
+        ([], {"CLOVER_LOG_JSON": "maybe"}, "env CLOVER_LOG_JSON: log.json must be true or false"),
+        ([], {"CLOVER_TOKEN_FILE": "/nowhere"}, "cannot read the token file"),
+    ],
+)
+def test_refused_on_the_line_and_in_the_environment(argv: list[str], environ: dict[str, str], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(argv, environ)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("toml", "text"),
+    [
+        ("[lisen]\nport = 1", "unknown key lisen (did you mean listen?"),
+        ("[listen]\nprot = 1", "unknown key listen.prot (did you mean listen.port?"),
+        ("port = 1", "did you mean listen.port?"),
+        ("[listen]\npue = 1", "did you mean carbon.pue?"),
+        ("[listen]\nport = '1'", "listen.port must be an integer"),
+        ("[listen]\nport = true", "listen.port must be an integer"),
+        ("listen = 1", "must be a table"),
+        ("families = ['fashion']", "[[families]]"),
+        ("[[families]]\nslo_ms = 1", "names no family"),
+        ("[[families]]\nfamily = 'a'\nslo = 1", "did you mean families.slo_ms?"),
+        ("[carbon]\npue = inf", "carbon.pue"),
+        ("[listen", "not valid TOML"),
+    ],
+)
+def test_refused_in_the_file_with_its_path(tmp_path: Path, toml: str, text: str) -> None:
+    path = write(tmp_path, toml)
+    with pytest.raises(ConfigError) as caught:
+        load([path], {})
+    assert text in str(caught.value)
+    assert path in str(caught.value)
+
+
+def test_variables_of_the_build_and_the_client_are_left_alone() -> None:
+    environ = {"CLOVER_BUILD": "checked", "CLOVER_SANITIZE": "1", "CLOVER_URL": "http://localhost"}
+    assert load([], environ).config == ServerConfig()
+
+
+# --- what Kubernetes sets for a Service ---------------------------------------------------------------------------
+
+
+def service_links(service: str, address: str, ports: dict[str, tuple[int, str]]) -> dict[str, str]:
+    """What the kubelet sets for a Service: `ports` are number and protocol by name; the first may have none."""
+    name = service.upper().replace("-", "_")
+    host = f"[{address}]" if ":" in address else address
+    (first, protocol), *_ = ports.values()
+    out = {f"{name}_SERVICE_HOST": address, f"{name}_SERVICE_PORT": str(first)}
+    out[f"{name}_PORT"] = f"{protocol.lower()}://{host}:{first}"
+    for port, (number, protocol) in ports.items():
+        if port:
+            out[f"{name}_SERVICE_PORT_{port.upper().replace('-', '_')}"] = str(number)
+        link = f"{name}_PORT_{number}_{protocol}"
+        out |= {link: f"{protocol.lower()}://{host}:{number}", f"{link}_PROTO": protocol.lower()}
+        out |= {f"{link}_PORT": str(number), f"{link}_ADDR": address}
+    return out
+
+
+LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
+
+
+@given(
+    service=st.just("clover") | LABEL.map("clover-{}".format),
+    address=st.ip_addresses().map(str),
+    ports=st.dictionaries(
+        LABEL, st.tuples(st.integers(1, 65535), st.sampled_from(["TCP", "UDP", "SCTP"])), min_size=1, max_size=3
+    ),
+)
+def test_what_kubernetes_sets_for_a_service_is_ignored_and_named(
+    service: str, address: str, ports: dict[str, tuple[int, str]]
+) -> None:
+    environ = service_links(service, address, ports)
+    settings = load([], environ | {"CLOVER_PUE": "1.1"})
+    assert settings.config == override(None, pue=1.1)
+    assert settings.service_links == tuple(sorted(environ))
+
+
+def test_a_port_is_a_setting_beside_a_service() -> None:
+    environ = service_links("clover", "10.0.0.1", {"": (8080, "TCP"), "metrics": (9000, "UDP")})
+    assert load([], environ).config.listen.port == 8080  # the default
+    settings = load([], environ | {"CLOVER_PORT": "9000"})
+    assert settings.config.listen.port == 9000
+    assert settings.origins["listen.port"] == "env CLOVER_PORT"
+    assert "CLOVER_PORT" not in settings.service_links
+    assert load([], {"CLOVER_PORT": "9000"}).service_links == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CLOVER_SERVCE_HOST", "10.0.0.1"),
+        ("CLOVER_SERVICE_HOST", "clover.example"),
+        ("CLOVER_SERVICE_HOST", ""),
+        ("CLOVER_SERVICEHOST", "10.0.0.1"),
+        ("CLOVER__SERVICE", "10.0.0.1"),
+        ("CLOVER_SERVICE_PORT", "http"),
+        ("CLOVER_SERVICE_PORT", "65536"),
+        ("CLOVER_SERVICE_PORT", "0"),
+        ("CLOVER_PROT", "1"),
+        ("CLOVER_PORT", "http://10.0.0.1:8080"),
+        ("CLOVER_PORT", "tcp://10.0.0.1"),
+        ("CLOVER_PORT", "tcp://clover:8080"),
+        ("CLOVER_PORT", "tcp://10.0.0.1:8080\n"),
+        ("CLOVER_API_PORT", "9000"),
+        ("CLOVER_PORT_8080", "tcp://10.0.0.1:8080"),
+        ("CLOVER_PORT_8080_TCP", "tcp://10.0.0.1:8081"),
+        ("CLOVER_PORT_8080_TCP", "udp://10.0.0.1:8080"),
+        ("CLOVER_PORT_8080_ICMP", "icmp://10.0.0.1:8080"),
+        ("CLOVER_PORT_8080_TCP_PROTO", "udp"),
+        ("CLOVER_PORT_8080_TCP_PORT", "80"),
+        ("CLOVER_PORT_8080_TCP_ADDR", "here"),
+        ("CLOVER_PORT_8080_TCP_NAME", "x"),
+        ("CLOVER_ENV_PATH", "/bin"),
+    ],
+)
+def test_what_only_looks_like_it_stays_an_error(name: str, value: str) -> None:
+    with pytest.raises(ConfigError):
+        load([], {name: value})
+
+
+def test_no_setting_but_the_port_has_a_name_of_that_form() -> None:
+    values = ["10.0.0.1", "8080", "tcp", "tcp://10.0.0.1:8080"]
+    names = {setting.env for setting in SETTINGS} | {"CLOVER_CONFIG", "CLOVER_FAMILIES", "CLOVER_URL"}
+    assert {name for name in names for value in values if is_service_link(name, value)} == {"CLOVER_PORT"}
+
+
+@pytest.mark.parametrize(("text", "cores"), [("", None), ("0", (0,)), ("0-3,6", (0, 1, 2, 3, 6)), ("2,0-1", (0, 1, 2))])
+def test_parse_cores(text: str, cores: tuple[int, ...] | None) -> None:
+    assert parse_cores(text) == cores
+
+
+# --- the token ----------------------------------------------------------------------------------------------------
+
+
+def test_token_is_never_shown(tmp_path: Path) -> None:
+    secret = "s3cret-token"
+    text = print_config(load(["--host", "0.0.0.0"], {"CLOVER_TOKEN": secret}))
+    assert secret not in text
+    assert "# token = ***" in text
+    with pytest.raises(ConfigError) as caught:
+        load(["--token", "with space"], {})
+    assert "with space" not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        load([write(tmp_path, "[listen]\ntoken = 12345")], {})
+    assert "12345" not in str(caught.value)
+
+
+def test_token_file_and_what_beats_it(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("from-file\nsecond line\n", encoding="utf-8")
+    settings = load(["--token-file", str(file)], {"CLOVER_TOKEN": "from-env"})
+    assert settings.config.listen.token == "from-file"
+    assert load(["--token", "from-line"], {"CLOVER_TOKEN_FILE": str(file)}).config.listen.token == "from-line"
+    again = tomllib.loads(print_config(settings))
+    assert "token" not in again["listen"]
+    file.write_text("\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is empty"):
+        load(["--token-file", str(file)], {})
+
+
+# --- embedding ----------------------------------------------------------------------------------------------------
+
+
+def test_override_by_name_key_and_family() -> None:
+    config = override(None, ["a", "b"], port=0, slo_ms=5, log_level="debug", carbon="static:1", backends=("eager",))
+    assert (config.listen.port, config.log.level, config.carbon.source) == (0, "debug", "static:1")
+    assert config.workers.backends == ("eager",)
+    assert [(family.family, family.slo_ms) for family in config.families] == [("a", 5.0), ("b", 5.0)]
+    with pytest.raises(ConfigError, match="did you mean port"):
+        override(None, prot=1)
+    with pytest.raises(ConfigError, match="port must be"):
+        override(None, port=-1)
+
+
+def test_check_is_pure_and_passes_the_default() -> None:
+    check(ServerConfig())
+    with pytest.raises(ConfigError, match="no family"):
+        check(ServerConfig(families=()))
+
+
+@pytest.mark.parametrize("device", ["cpu", "nvidia", "nvidia:0", "nvidia:0,2", "emulated:a100-40gb:10"])
+def test_devices_that_there_may_be(device: str) -> None:
+    assert load(["--device", device], {}).config.workers.device == device
+    assert load([], {"CLOVER_DEVICE": device}).config.workers.device == device
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [
+        ("", "give cpu, nvidia, nvidia:0,2 or emulated"),
+        ("gpu", "is no device"),
+        ("nvdia", "did you mean nvidia"),
+        ("nvidia:", "is no device"),
+        ("nvidia:a", "is no device"),
+        ("emulated:a100-40gb", "is no device"),
+        ("emulated:a100-40gb:0", "is no device"),
+        ("emulated:../x:1", "is no device"),
+    ],
+)
+def test_devices_that_there_are_not(device: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        load(["--device", device], {})
+
+
+def test_addresses_are_not_limited_on_gpus() -> None:
+    with pytest.raises(ConfigError, match="leave it at 0"):
+        load(["--device", "nvidia:0", "--memory-bytes", "1000000000"], {})
+    assert load(["--memory-bytes", "1000000000"], {}).config.workers.memory_bytes == 1_000_000_000
+
+
+def test_paces_belong_to_emulated_devices(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        load(["--pace", "p.json"], {})
+    with pytest.raises(ConfigError, match="there is no file"):
+        load(["--pace", str(tmp_path / "p.json"), "--device", "emulated:a100-40gb:1"], {})
+    pace = tmp_path / "p.json"
+    pace.write_text("{}", encoding="utf-8")
+    assert load(["--pace", str(pace), "--device", "emulated:a100-40gb:1"], {}).config.workers.pace == str(pace)
+
+
+# --- round trips --------------------------------------------------------------------------------------------------
+
+_FREE = [
+    setting
+    for setting in SETTINGS
+    if setting.key
+    not in {
+        "listen.host",
+        "listen.control",
+        "listen.token",
+        "listen.token_file",
+        "listen.tls_cert",
+        "listen.tls_key",
+        "workers.device",
+        "workers.pace",
+        "workers.cores",
+        "workers.backends",
+        "carbon.trace_start",
+        "families.family",
+        "families.name",
+        "families.slots",
+        "families.queue_rows",
+    }
+]
+"""Settings whose value is bound by no rule with another."""
+
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+def values_of(setting: Setting) -> st.SearchStrategy[Any]:
+    limits = setting.limits or msgspec.Meta()
+    if setting.choices:
+        base: st.SearchStrategy[Any] = st.sampled_from(setting.choices)
+    elif setting.base is bool:
+        base = st.booleans()
+    elif setting.base is int:
+        low = limits.ge if limits.ge is not None else 0
+        base = st.integers(int(low), int(limits.le) if limits.le is not None else 2**40)
+    elif setting.base is float:
+        base = st.floats(
+            float(limits.ge if limits.ge is not None else limits.gt or 0),
+            float(limits.le if limits.le is not None else limits.lt or 1e9),
+            exclude_min=limits.ge is None,
+            exclude_max=limits.le is None,
+        )
+    elif typing.get_origin(setting.base) is tuple:
+        base = st.lists(_TEXT, max_size=3)
+    else:
+        base = _TEXT
+    return base
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.fixed_dictionaries({}, optional={setting.name: values_of(setting) for setting in _FREE}))
+def test_printed_configuration_reads_back_as_itself(tmp_path_factory: Any, values: dict[str, Any]) -> None:
+    config = override(None, ["fashion"], **values)
+    origins = dict.fromkeys(load([], {}).origins, "default")
+    text = print_config(Settings(config, origins))
+    path = tmp_path_factory.mktemp("round") / "clover.toml"
+    path.write_text(text, encoding="utf-8", newline="")
+    assert load([str(path)], {}).config == config
+
+
+def test_no_hint_is_sought_for_a_long_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words come from clients too, and the search takes time with their length."""
+    assert did_you_mean("prot", ["port"]) == " (did you mean port?)"
+    monkeypatch.setattr("difflib.get_close_matches", lambda *given, **others: pytest.fail("it was sought"))
+    assert did_you_mean("port" * 1000, ["port"]) == ""
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.sampled_from([s for s in _FREE if s.base in (int, float, bool) or s.choices]), st.data())
+def test_flag_and_variable_mean_the_same(setting: Setting, data: st.DataObject) -> None:
+    value = data.draw(values_of(setting))
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    by_flag = load([f"{setting.flag}={text}"], {}).config
+    assert by_flag == load([], {setting.env: text}).config == override(None, **{setting.name: value})

@@ -1,0 +1,254 @@
+"""What Prometheus reads."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from clover.accounting import Account, WorkerMeter
+from clover.control.baselines.saved import Compared
+from clover.http.stats import HttpStats
+from clover.runtime.router.traffic import Traffic
+from clover.telemetry.metrics import Metrics
+from clover.types import Asked, EnergySample, Method, Reading
+
+MS = 1_000_000
+SECOND = 1000 * MS
+PARTS = ("active", "idle")
+
+
+GUARDED = {
+    "state": "tightened",
+    "watches": True,
+    "alarms": 2,
+    "inputs": 900,
+    "repeats": 70,
+    "returns": 1,
+    "variants": {
+        "small": {
+            "scores": {"rows": 900, "statistic": 1e8, "limit": 1e8, "alarmed": True},
+            "own": {"rows": 40, "statistic": 5.0, "limit": 10.0, "alarmed": False, "agreement": 0.9, "expected": 0.93},
+        }
+    },
+    "audits": {
+        "on": True,
+        "share": 0.02,
+        "owed": 0.5,
+        "lowest_share": 0.001,
+        "answered": 30,
+        "free": 10,
+        "dropped": {"full": 3},
+        "energy_j": 1.5,
+        "method": "modelled",
+    },
+    "feedback": {
+        "estimate": {"accuracy": 90.0, "low": 80.0, "high": 95.0, "rows": 50, "source": "feedback"},
+        "variants": {"small": {"accuracy": 90.0, "low": 80.0, "high": 95.0, "rows": 50, "source": "feedback"}},
+        "largest_share": 0.75,
+        "refused": {"unknown": 3, "unfit": 0, "limited": 7},
+    },
+}
+
+
+def source() -> Any:
+    traffic = Traffic(["small", "large"])
+    for latency_ms in (2, 2, 30):
+        traffic.finished(200, arrival_ns=0, submit_ns=0, done_ns=latency_ms * MS, queue_ns=MS, compute_ns=MS)
+    traffic.refused(429)
+    traffic.batch(0, 3, 0, MS, SECOND)
+    traffic.batch(1, 8, 0, MS, SECOND)
+    traffic.poisoned = 1
+    return SimpleNamespace(
+        traffic=traffic,
+        ready=True,
+        restarts=2,
+        log_dropped_lines=7,
+        log_dropped_bytes=700,
+        swaps=4,
+        repartitions=1,
+        shares={"small": 0.25, "large": 0.75},
+        targets={"slo_ms": 20.0},
+        guarded=lambda: GUARDED,
+        demanded=lambda: {"large": Asked(accuracy=90.0, rows_per_s=1.5, rows=9, waiting=2, refused=3)},
+        observe=lambda: {"queue_rows": 5.0, "accuracy_served": 85.5, "workers": 2.0},
+    )
+
+
+def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def test_every_figure_is_there() -> None:
+    account = Account(pue=1.0)
+    account.add_device("cpu0", 1)
+    meter = account.attach(WorkerMeter(family="m", variant="small", device="cpu0", placement="p", slices=1))
+    reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="static", signal="average", method="configured", age_s=7.0)
+    for second, total_j in ((0, 0.0), (1, 10.0)):
+        account.window(
+            EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=2.0, method="measured"), reading
+        )
+        meter.add(1, SECOND, SECOND)
+    chain: Any = SimpleNamespace(last=reading, counts={"fresh": 3, "stale": 0}, failures={"static": 0})
+    http = HttpStats()
+    for _ in range(3):
+        http.answered(200)
+    http.open_connections = 2
+    found = scrape(
+        Metrics(
+            families=lambda: {"m": source()},
+            account=account,
+            chain=chain,
+            http=lambda: http,
+            decisions=lambda: {"applied": 2},
+            turned=lambda: {"toy": (3, 5)},
+        )
+    )
+
+    def value(name: str, **labels: str) -> float:
+        return found[name, tuple(sorted(labels.items()))]
+
+    assert value("clover_requests_total", model="m", code="200") == 3
+    assert value("clover_requests_total", model="m", code="429") == 1
+    assert value("clover_rows_total", model="m", variant="large") == 8
+    assert value("clover_queue_rows", model="m") == 5
+    assert value("clover_accuracy_served", model="m") == 85.5
+    assert value("clover_route_share", model="m", variant="large") == 0.75
+    assert value("clover_target", model="m", target="slo_ms") == 20
+    assert value("clover_swaps_total", model="m") == 4
+    assert value("clover_repartitions_total", model="m") == 1
+    assert value("clover_worker_restarts_total", model="m") == 2
+    assert value("clover_worker_log_dropped_lines_total", model="m") == 7
+    assert value("clover_worker_log_dropped_bytes_total", model="m") == 700
+    assert value("clover_poison_total", model="m") == 1
+    assert value("clover_ready", model="m") == 1
+    assert value("clover_batch_size_bucket", model="m", le="4") == 1
+    assert value("clover_batch_size_bucket", model="m", le="8") == 2
+    assert value("clover_batch_size_sum", model="m") == 11
+    assert value("clover_request_seconds_bucket", model="m", le="0.005") == 2
+    assert value("clover_request_seconds_bucket", model="m", le="+Inf") == 3
+    assert value("clover_request_seconds_count", model="m") == 3
+    assert value("clover_queue_seconds_count", model="m") == 3
+    energy = {"model": "m", "variant": "small", "method": "measured"}
+    assert value("clover_energy_joules_total", part="active", **energy) == 8
+    assert value("clover_energy_joules_total", part="idle", **energy) == 2
+    assert value("clover_carbon_grams_total", part="active", **energy) == 8 / 3.6e6 * 300
+    assert value("clover_device_joules_total", device="cpu0", method="measured") == 10
+    assert value("clover_worker_cpu_seconds_total") == account.cpu_seconds() > 0
+    intensity = {"provider": "static", "zone": "", "signal": "average", "method": "configured", "state": "fresh"}
+    assert value("clover_carbon_intensity", **intensity) == 300
+    assert value("clover_carbon_age_seconds", provider="static") == 7
+    assert value("clover_carbon_readings_total", state="fresh") == 3
+    assert value("clover_decisions_total", action="applied") == 2
+    assert value("clover_reconfigurations_total", model="toy") == 3
+    assert value("clover_thresholds_moved_total", model="toy") == 5
+    assert value("clover_http_connections") == 2
+    assert value("clover_http_answers_total", code="200") == 3
+    assert any(name == "clover_build_info" for name, _ in found)
+
+
+def test_every_gpu_has_its_lines_and_their_labels() -> None:
+    account = Account(pue=1.0)
+    reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="static")
+
+    def window(second: int, total_j: float, device: str, method: Method, epoch: int = 0) -> None:
+        account.window(
+            EnergySample(
+                device=device, at_ns=second * SECOND, total_j=total_j, idle_w=70.0, method=method, epoch=epoch
+            ),
+            reading,
+        )
+
+    for device, method in (("gpu0", "measured"), ("gpu1", "emulated")):
+        account.add_device(device, 7)
+        place = f"{device}:3g.20gb@0"
+        account.attach(WorkerMeter(family="m", variant="small", device=device, placement=place, slices=3)).add(
+            1, SECOND, SECOND
+        )
+        window(0, 0.0, device, method)
+    window(1, 100.0, "gpu0", "measured")
+    window(1, 50.0, "gpu1", "emulated")  # below idle
+    window(1, 50.0, "gpu1", "emulated")  # nothing new
+    window(2, 50.0, "gpu0", "measured", epoch=1)
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    found = scrape(Metrics(families=dict, account=account, chain=chain))
+
+    def value(name: str, device: str, method: str, **labels: str) -> float | None:
+        return found.get((name, tuple(sorted({"device": device, "method": method, **labels}.items()))))
+
+    assert value("clover_device_joules_total", "gpu0", "measured") == 100
+    assert value("clover_device_joules_total", "gpu1", "emulated") == 50
+    assert value("clover_device_joules_total", "gpu1", "measured") is None
+    assert value("clover_device_watts", "gpu0", "measured") == 100
+    assert value("clover_device_watts", "gpu1", "emulated") is None  # not metered now
+    assert value("clover_device_idle_watts", "gpu1", "emulated") == 70
+    assert value("clover_device_metered", "gpu0", "measured") == 1
+    assert value("clover_device_metered", "gpu1", "emulated") == 0
+    assert value("clover_meter_restarts_total", "gpu0", "measured") == 1
+    assert value("clover_carried_joules", "gpu1", "emulated") == -20
+    for device, method, total_j in (("gpu0", "measured", 100), ("gpu1", "emulated", 50)):
+        place = f"{device}:3g.20gb@0"
+        parts = [value("clover_placement_joules_total", device, method, placement=place, part=p) for p in PARTS]
+        parts += [value("clover_unattributed_joules_total", device, method, part=part) for part in PARTS]
+        parts += [value("clover_carried_joules", device, method)]
+        assert sum(part for part in parts if part is not None) == pytest.approx(total_j)
+        assert value("clover_unattributed_joules_total", device, method, part="idle") == pytest.approx(40)
+
+
+def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:
+    rows = [
+        Compared("m", kind, "modelled", served_j=10.0, shadow_j=8.0, served_g=5.0, shadow_g=4.0, points=-0.25)
+        for kind in ("base", "static", "matched")
+    ]
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    found = scrape(Metrics(families=dict, account=Account(pue=1.0), chain=chain, compared=lambda: rows))
+
+    def value(name: str, **labels: str) -> float | None:
+        return found.get((name, tuple(sorted({"model": "m", "method": "modelled", **labels}.items()))))
+
+    for kind in ("base", "static", "matched"):
+        assert value("clover_saved_carbon_grams", against=kind) == -1
+        assert value("clover_accuracy_given_up_points", against=kind) == -0.25
+        counted = kind != "matched"  # it is another mix with every row, and a counter never falls
+        for side, joules, grams in (("served", 10, 5), ("shadow", 8, 4)):
+            labels = {"against": kind, "side": side}
+            energy = value("clover_counterfactual_energy_joules_total", **labels)
+            carbon = value("clover_counterfactual_carbon_grams_total", **labels)
+            assert (energy, carbon) == ((joules, grams) if counted else (None, None))
+
+
+def test_an_idle_server_can_be_scraped() -> None:
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    idle = source()
+    idle.traffic = Traffic(["small", "large"])
+    idle.observe = dict
+    found = scrape(Metrics(families=lambda: {"m": idle}, account=Account(pue=1.0), chain=chain))
+    assert found["clover_batch_size_count", (("model", "m"),)] == 0
+    assert found["clover_batch_size_bucket", (("le", "1"), ("model", "m"))] == 0
+
+
+def test_what_watches_over_answers_is_told() -> None:
+    chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+    found = scrape(Metrics(families=lambda: {"m": source()}, account=Account(pue=1.0), chain=chain))
+    model = ("model", "m")
+    small = (model, ("variant", "small"))
+    assert found["clover_guard_state", (model,)] == 1.0
+    assert found["clover_guard_alarms_total", (model,)] == 2.0
+    assert found["clover_guard_inputs_total", (("input", "new"), model)] == 900.0
+    assert found["clover_guard_inputs_total", (("input", "repeat"), model)] == 70.0
+    assert found["clover_guard_returns_total", (model,)] == 1.0
+    assert found["clover_guard_statistic", (("kind", "own"), *small)] == 0.5
+    assert found["clover_agreement", (("kind", "own"), model, ("part", "seen"), small[1])] == 0.9
+    assert found["clover_audits_total", (model, ("outcome", "full"))] == 3.0
+    assert found["clover_audit_joules_total", (("method", "modelled"), model)] == 1.5
+    assert found["clover_audit_lowest_share", (model,)] == 0.001
+    assert found["clover_accuracy_feedback", (model, ("part", "low"))] == 80.0
+    assert found["clover_feedback_rows_total", small] == 50.0
+    assert found["clover_feedback_refused_total", (model, ("reason", "limited"))] == 7.0
+    assert found["clover_feedback_largest_share", (model,)] == 0.75

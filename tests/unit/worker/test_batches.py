@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover.runtime.memory.slab import Layout, Slab
+from clover.types import FamilySpec, TensorSpec, VariantSpec
+from clover.worker.batches import Batches, OutputError, elements, oip_form
+from clover.worker.loop import MODEL_FAILED, Scores, Turn
+
+SPEC = FamilySpec(
+    name="f",
+    inputs=(
+        TensorSpec(name="x", datatype="FP32", shape=(2, 3)),
+        TensorSpec(name="wave", datatype="INT16", shape=(3, -1), max_shape=(3, 8)),
+        TensorSpec(name="text", datatype="BYTES", shape=(2,), max_bytes=40),
+    ),
+    outputs=(
+        TensorSpec(name="y", datatype="FP32", shape=(2,)),
+        TensorSpec(name="path", datatype="INT32", shape=(-1,), max_shape=(4,)),
+        TensorSpec(name="word", datatype="BYTES", shape=(-1,), max_shape=(2,), max_bytes=20),
+    ),
+    variants=(VariantSpec(name="v", loader="m:f"),),
+)
+
+
+@pytest.fixture
+def slab():
+    made = Slab.create(Layout(SPEC, 8))
+    for slot in range(8):
+        made.input(0)[slot] = slot
+        made.set_dims("input", 1, slot, (3, 5))
+        made.input(1)[slot, :, :5] = slot
+        made.input(1)[slot, :, 5:] = -1
+        made.put_bytes("input", 2, slot, oip_form([b"a" * slot, "é"]))
+    yield made
+    made.close()
+
+
+def slots(*numbers):
+    return np.array(numbers, np.uint32)
+
+
+@pytest.mark.parametrize("numbers", [(3,), (2, 3), (2, 3, 4, 5), (5, 1), (1, 2, 4), (4, 3, 2), (1, 3, 2, 4)])
+def test_gather_gives_the_rows_in_order(slab, numbers):
+    x, wave, text = Batches(slab).gather(slots(*numbers))
+    assert x.shape == (len(numbers), 2, 3)
+    assert wave.shape == (len(numbers), 3, 5)
+    for array in (x, wave):
+        assert array.flags.c_contiguous
+        assert [row.ravel()[0] for row in array] == list(numbers)
+        assert (array == array[:, :1, :1]).all()
+    assert text.shape == (len(numbers), 2)
+    assert text[:, 0].tolist() == [b"a" * slot for slot in numbers]
+    assert set(text[:, 1].tolist()) == {"é".encode()}
+
+
+def test_consecutive_rows_are_not_copied(slab):
+    assert np.shares_memory(Batches(slab).gather(slots(2, 3, 4))[0], slab.input(0))
+    assert not np.shares_memory(Batches(slab).gather(slots(2, 4))[0], slab.input(0))
+
+
+def test_scattered_rows_can_be_gathered_where_they_will_be_gathered_again(slab):
+    batches = Batches(slab)
+    (staged,) = batches.stage(4)  # of inputs of fixed shape alone
+    assert staged.shape == (4, 2, 3)
+    for numbers in ((5, 1), (7, 0, 3, 2)):
+        x, wave, _ = batches.gather(slots(*numbers))
+        assert np.shares_memory(x, staged)
+        assert x.flags.c_contiguous
+        assert [row.ravel()[0] for row in x] == list(numbers)
+        assert [row.ravel()[0] for row in wave] == list(numbers)
+    assert np.shares_memory(batches.gather(slots(2, 3))[0], slab.input(0)), "rows in a row need no gathering"
+    with pytest.raises(IndexError, match="beyond"):
+        batches.gather(slots(8, 1))
+
+
+def good(rows):
+    return [
+        np.arange(rows * 2, dtype=np.float32).reshape(rows, 2),
+        np.ones((rows, 3), np.int32),
+        np.array([[b"x"]] * rows, dtype=object),
+    ]
+
+
+@pytest.mark.parametrize("numbers", [(3,), (2, 3, 4), (6, 1)])
+def test_scatter_writes_every_row(slab, numbers):
+    Batches(slab).scatter(slots(*numbers), good(len(numbers)))
+    for row, slot in enumerate(numbers):
+        assert slab.output(0)[slot].tolist() == [2 * row, 2 * row + 1]
+        assert slab.dims("output", 1, slot) == (3,)
+        assert slab.output(1)[slot].tolist() == [1, 1, 1, 0]
+        assert slab.dims("output", 2, slot) == (1,)
+        assert slab.get_bytes("output", 2, slot) == b"\x01\0\0\0x"
+
+
+@pytest.mark.parametrize(
+    ("index", "answer", "why"),
+    [
+        (0, np.zeros((2, 3), np.float32), "shape"),
+        (0, np.zeros((3, 2), np.float32), "shape"),
+        (0, np.zeros((2, 2), np.float64), "float64"),
+        (0, [[0.0, 0.0]] * 2, "list"),
+        (1, np.zeros((2, 5), np.int32), "shape"),
+        (2, np.zeros((2, 1), np.int32), "not an array of bytes"),
+        (2, np.array([[3], [4]], dtype=object), "int"),
+        (2, np.array([["x" * 30]] * 2), "more than its 20"),
+    ],
+)
+def test_wrong_answers_write_nothing(slab, index, answer, why):
+    answers = good(2)
+    answers[index] = answer
+    with pytest.raises(OutputError, match=why):
+        Batches(slab).scatter(slots(0, 1), answers)
+    assert not slab.output(0).any()
+    assert not slab.output(1).any()
+
+
+def test_answers_that_cannot_be_scored_write_nothing(slab):
+    """What a cascade had before lies in these slots, and is kept where the next variant fails."""
+    batches = Batches(slab)
+    batches.scatter(slots(0, 1), good(2))
+    before = slab.output(0).copy()
+
+    def refuse() -> None:
+        raise ValueError("no score")
+
+    other = [good(2)[0] + 7.0, *good(2)[1:]]
+    with pytest.raises(ValueError, match="no score"):
+        batches.scatter(slots(0, 1), other, refuse)
+    assert slab.output(0).tolist() == before.tolist()
+    batches.scatter(slots(0, 1), other, lambda: None)
+    assert slab.output(0)[0].tolist() == [7.0, 8.0]
+
+
+def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab):
+    class Ring:
+        completed = []
+
+        def complete(self, batch, status, *rest):
+            self.completed.append((batch, status))
+            return True
+
+    def score(answers):
+        raise ValueError("no score")
+
+    completions = os.eventfd(0)
+    try:
+        scores = Scores(score, slab.score)
+        turn = Turn(None, Batches(slab), Ring(), lambda inputs: good(2), -1, completions, 4, None, scores)
+        turn._slots[:2] = 0, 1
+        slab.output(0)[:] = 5.0
+        turn._serve(3, 2)
+    finally:
+        os.close(completions)
+    assert Ring.completed == [(3, MODEL_FAILED)]
+    assert (slab.output(0) == 5.0).all()
+
+
+def test_the_number_of_outputs_counts(slab):
+    with pytest.raises(OutputError, match="2 outputs, 3 are declared"):
+        Batches(slab).scatter(slots(0), good(1)[:2])
+
+
+def test_slots_beyond_the_slab_are_refused(slab):
+    with pytest.raises(IndexError, match="beyond"):
+        Batches(slab).gather(slots(7, 8))
+
+
+@given(st.lists(st.binary(max_size=20), max_size=6))
+def test_oip_form_round_trips(values):
+    assert elements(oip_form(values), len(values)) == values
+
+
+@given(st.binary(max_size=40), st.integers(0, 4))
+def test_no_bytes_break_the_elements(data, count):
+    try:
+        found = elements(data, count)
+    except ValueError:
+        return
+    assert oip_form(found) == data

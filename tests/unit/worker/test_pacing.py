@@ -1,0 +1,262 @@
+"""The pace of emulated slices, on a clock that only sleeping and computing move."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover.errors import DeviceError, DeviceLost, WorkerError
+from clover.worker.frames import EmulatedSlice
+from clover.worker.pacing import (
+    FIRST_REPORT_NS,
+    REPORT_EVERY_NS,
+    HeldSlice,
+    Pace,
+    Pacer,
+    misfit,
+    out_of_memory,
+    pace_of,
+)
+from tests.support import profiles_fixture
+
+MS = 1_000_000
+
+
+class Clock:
+    """Time that passes by sleeping, each time a little too long (`late_ns`)."""
+
+    def __init__(self, late_ns: int = 0) -> None:
+        self.ns = 5_000 * MS
+        self.late_ns = late_ns
+        self.sleeps: list[float] = []
+
+    def now_ns(self) -> int:
+        return self.ns
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.ns += round(seconds * 1e9) + self.late_ns
+
+
+def pacer(clock: Clock, *pace_ms: float) -> Pacer:
+    return Pacer(pace_ms, now_ns=clock.now_ns, sleep=clock.sleep)
+
+
+def test_a_batch_is_held_until_its_pace_from_its_start() -> None:
+    clock = Clock()
+    paced = pacer(clock, 10.0, 16.0)
+    start_ns = clock.ns
+    clock.ns += 3 * MS  # computing
+    assert paced.hold(start_ns, 2) == start_ns + 16 * MS == clock.ns
+    assert clock.sleeps == [pytest.approx(0.013)]
+    start_ns = clock.ns
+    assert paced.hold(start_ns, 1) == start_ns + 10 * MS
+    assert (paced.batches, paced.overruns) == (2, 0)
+
+
+def test_waking_too_early_sleeps_again() -> None:
+    clock = Clock()
+    paced = Pacer((10.0,), now_ns=clock.now_ns, sleep=lambda seconds: clock.sleep(seconds / 2 + 1e-9))
+    start_ns = clock.ns
+    assert paced.hold(start_ns, 1) >= start_ns + 10 * MS
+    assert len(clock.sleeps) > 3
+    assert paced.overruns == 0
+
+
+def test_a_slow_cpu_is_counted_and_never_hidden() -> None:
+    clock = Clock()
+    paced = pacer(clock, 10.0)
+    start_ns = clock.ns
+    clock.ns += 25 * MS
+    assert paced.hold(start_ns, 1) == start_ns + 25 * MS, "the real end, not the wanted one"
+    assert clock.sleeps == []
+    assert (paced.batches, paced.overruns, paced.worst_ms) == (1, 1, 15.0)
+
+
+def test_late_wake_ups_count_beyond_the_tolerance() -> None:
+    late = Clock(late_ns=1 * MS)
+    paced = pacer(late, 10.0, 100.0)
+    paced.hold(late.ns, 1)
+    assert paced.overruns == 1, "1 ms of 10 ms is too late"
+    paced.hold(late.ns, 2)
+    assert paced.overruns == 1, "1 ms of 100 ms is not"
+    hair = Clock(late_ns=MS // 10)
+    paced = pacer(hair, 1.0)
+    paced.hold(hair.ns, 1)
+    assert paced.overruns == 0, "0.1 ms never is"
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 40 * MS), st.integers(0, MS)), min_size=1, max_size=40))
+def test_no_batch_is_early_and_late_ones_are_all_counted(batches: list[tuple[int, int, int]]) -> None:
+    clock = Clock()
+    paced = pacer(clock, 5.0, 9.0, 13.0, 17.0)
+    expected = 0
+    for rows, computing_ns, late_ns in batches:
+        clock.late_ns = late_ns
+        start_ns = clock.ns
+        due_ns = start_ns + (1 + 4 * rows) * MS
+        clock.ns += computing_ns
+        end_ns = paced.hold(start_ns, rows)
+        assert end_ns == clock.ns >= max(due_ns, start_ns + computing_ns)
+        over_ns = end_ns - due_ns
+        expected += over_ns > 0.5 * MS and over_ns > 0.02 * (due_ns - start_ns)
+    assert (paced.batches, paced.overruns) == (len(batches), expected)
+
+
+def test_overruns_are_reported_now_and_then() -> None:
+    clock = Clock()
+    paced = pacer(clock, 10.0)
+
+    def batch(ms: int) -> None:
+        start_ns = clock.ns
+        clock.ns += ms * MS
+        paced.hold(start_ns, 1)
+
+    batch(30)
+    assert paced.report() == "", "too early"
+    clock.ns += FIRST_REPORT_NS
+    batch(5)
+    assert "1 of the last 2 batches" in paced.report()
+    assert paced.report() == ""
+    clock.ns += REPORT_EVERY_NS
+    assert paced.report() == "", "nothing new"
+    clock.ns -= REPORT_EVERY_NS // 2
+    batch(17)
+    assert paced.report() == "", "too soon"
+    clock.ns += REPORT_EVERY_NS
+    batch(17)
+    text = paced.report()
+    assert "2 of the last 2 batches" in text
+    assert "by up to 7.0 ms" in text
+
+
+@pytest.mark.parametrize("pace_ms", [(), (0.0,), (1.0, -1.0), (float("nan"),), (float("inf"),)])
+def test_a_pace_that_is_none_is_refused(pace_ms: tuple[float, ...]) -> None:
+    with pytest.raises(WorkerError, match="milliseconds above zero"):
+        Pacer(pace_ms)
+
+
+# --- the board --------------------------------------------------------------------------------------------------------
+
+
+class Board:
+    def __init__(self, lost_after: int = 1 << 30) -> None:
+        self.drawn: list[float] = []
+        self.lost_after = lost_after
+        self.turns: list[str] = []
+
+    def enter(self) -> None:
+        self.turns.append("enter")
+
+    def leave(self) -> None:
+        self.turns.append("leave")
+
+    def draw(self, watts: float) -> None:
+        if len(self.drawn) >= self.lost_after:
+            raise DeviceLost("GPU is lost")
+        self.drawn.append(watts)
+
+    def close(self) -> None: ...
+
+
+def order(pace_ms: tuple[float, ...] = (10.0, 16.0), watts: tuple[float, ...] = (20.0, 30.0)) -> EmulatedSlice:
+    return EmulatedSlice(library="l", state="s", uuid="MIG-1", pace_ms=pace_ms, watts=watts, memory_bytes=1 << 30)
+
+
+def test_a_batch_draws_while_it_runs_and_no_longer() -> None:
+    clock, board = Clock(), Board()
+    held = HeldSlice(order(), board, pacer(clock, 10.0, 16.0))
+    start_ns = clock.ns
+    assert held.begin(2) == start_ns
+    assert (board.drawn, board.turns) == ([30.0], ["enter"])
+    assert held.end(start_ns, 2) == start_ns + 16 * MS
+    assert (board.drawn, board.turns) == ([30.0, 0.0], ["enter", "leave"])
+
+
+def test_a_lost_gpu_ends_the_batch_at_either_end() -> None:
+    clock = Clock()
+    with pytest.raises(DeviceLost):
+        HeldSlice(order(), Board(lost_after=0), pacer(clock, 10.0, 16.0)).begin(1)
+    held = HeldSlice(order(), Board(lost_after=1), pacer(clock, 10.0, 16.0))
+    held.begin(1)
+    with pytest.raises(DeviceLost):
+        held.end(clock.ns, 1)
+
+
+def test_an_order_must_pace_every_batch_size() -> None:
+    with pytest.raises(WorkerError, match="2 batch sizes, the worker takes 4"):
+        HeldSlice.attach(order(), 4)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_between_the_rows_of_a_table_time_and_energy_are_linear() -> None:
+    ms, watts = Pace(batches=(2, 4), ms=(10.0, 20.0), watts=(100.0, 50.0)).table(8)
+    assert ms == pytest.approx((10, 10, 15, 20, 25, 30, 35, 40))
+    joules = [time * power / 1e3 for time, power in zip(ms, watts, strict=True)]
+    assert joules == pytest.approx((1, 1, 1, 1, 1.25, 1.5, 1.75, 2))
+    assert Pace(batches=(8,), ms=(21.0,), watts=(17.0,)).table(8) == ((21.0,) * 8, pytest.approx((17.0,) * 8))
+
+
+@given(st.integers(1, 40), st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(0, 400)), min_size=1, max_size=6))
+def test_a_table_holds_its_own_rows(max_batch: int, values: list[tuple[float, float]]) -> None:
+    batches = tuple(1 << power for power in range(len(values)))
+    pace = Pace(batches=batches, ms=tuple(ms for ms, _ in values), watts=tuple(watts for _, watts in values))
+    ms, watts = pace.table(max_batch)
+    assert len(ms) == len(watts) == max_batch
+    assert min(ms) > 0
+    for batch, (own_ms, own_watts) in zip(batches, values, strict=True):
+        if batch <= max_batch:
+            assert ms[batch - 1] == pytest.approx(own_ms)
+            assert watts[batch - 1] == pytest.approx(own_watts)
+
+
+def test_a_profile_gives_its_own_pace_back() -> None:
+    profile = profiles_fixture.profile()
+    pace = pace_of(profile, "small", "1c", "eager")
+    assert pace is not None
+    rows = sorted((m for m in profile.latency if (m.variant, m.profile) == ("small", "1c")), key=lambda m: m.batch)
+    assert pace.batches == tuple(m.batch for m in rows)
+    assert pace.ms == tuple(m.mean_ms for m in rows)
+    for watts, m in zip(pace.watts, rows, strict=True):
+        assert watts * m.mean_ms / 1e3 / m.batch == pytest.approx(m.energy_j_per_row)
+    assert pace_of(profile, "small", "1c", "aoti") is None
+    assert pace_of(None, "small", "1c", "eager") is None
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_running_out_is_known_by_its_words() -> None:
+    wrapped = RuntimeError("loading failed")
+    wrapped.__cause__ = MemoryError()
+    assert out_of_memory(wrapped)
+    assert out_of_memory(OSError(errno.ENOMEM, "mmap"))
+    assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not out_of_memory(RuntimeError("shapes do not match"))
+    assert not out_of_memory(None)
+    assert str(misfit("xxl", "gpu0:1g.5gb@3", 4864 << 20)).startswith(
+        "xxl does not fit into gpu0:1g.5gb@3, which has 4864 MiB of memory"
+    )
+    assert isinstance(misfit("a", "b", 1), DeviceError)
+
+
+def test_a_limited_process_gets_its_share_and_no_more() -> None:
+    program = (
+        "from clover.worker.pacing import limit_memory\n"
+        "import mmap\n"
+        "limit_memory(256 << 20)\n"
+        "held = mmap.mmap(-1, 128 << 20)\n"
+        "try:\n"
+        "    mmap.mmap(-1, 256 << 20)\n"
+        "except (OSError, MemoryError):\n"
+        "    print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("refused\n", 0), done.stderr
