@@ -41,7 +41,7 @@ COMPARED_ROWS = 1024
 
 
 def ordered(family: FamilySpec, variant: VariantSpec, order: str) -> Run:
-    """The module with its weights in the memory order of that name."""
+    """Return the module with its weights in the memory order of that name."""
     import torch
 
     module = load_module(family, variant).to(memory_format=getattr(torch, order))  # type: ignore[call-overload]
@@ -54,7 +54,7 @@ def ordered(family: FamilySpec, variant: VariantSpec, order: str) -> Run:
 
 
 def compiled(family: FamilySpec, variant: VariantSpec, cache: Path, *, frozen: bool) -> Run:
-    """AOTInductor's library with or without freezing, made by a process of its own where it is not there."""
+    """Return AOTInductor's library with or without freezing, made by a process of its own where it is not there."""
     folder = cache / "bench" / f"{family.name}-{variant.name}-{'frozen' if frozen else 'plain'}"
     if not (folder / aoti.LIBRARY).is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def compiled(family: FamilySpec, variant: VariantSpec, cache: Path, *, frozen: b
 
 
 def prepared(family: FamilySpec, variant: VariantSpec, cache: Path) -> dict[str, Run]:
-    """What is compared."""
+    """Return what is compared."""
     found = {
         PLAIN: ordered(family, variant, "contiguous_format"),
         "module, channels last": ordered(family, variant, "channels_last"),
@@ -82,7 +82,7 @@ def prepared(family: FamilySpec, variant: VariantSpec, cache: Path) -> dict[str,
 
 
 def once(run: Run, inputs: list[NDArray[Any]], least_ms: float) -> tuple[float, float]:
-    """Wall and CPU milliseconds a row, over as many batches as fit."""
+    """Return wall and CPU milliseconds a row, over as many batches as fit."""
     calls = 0
     begin_ns, cpu_ns = time.monotonic_ns(), time.process_time_ns()
     while (passed_ns := time.monotonic_ns() - begin_ns) < least_ms * 1e6:

@@ -39,7 +39,7 @@ class Bands:
     bands = BANDS
 
     def propose(self, state: State) -> Plan:
-        """The band's configuration, with its best routing."""
+        """Return the band's configuration, with its best routing."""
         band = int(state.intensity.g_per_kwh // 100)
         if not 0 <= band < len(self.bands):
             raise PlanError(f"no band for {state.intensity.g_per_kwh} g/kWh")

@@ -104,7 +104,7 @@ class Bars:
         return found
 
     def _at(self, policy: str, lam: float) -> tuple[float, float]:
-        """Points lost and part saved, on the mean over seeds where the policy draws."""
+        """Return points lost and part saved, on the mean over seeds where the policy draws."""
         seeds = range(self._seeds if policy == "clover" else 1)
         runs = [self._play(Scheme(policy, policy, lam=lam), seed) for seed in seeds]
         lost = sum(self._base.sums.accuracy - run.sums.accuracy for run in runs) / len(runs)

@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def hours_in(path: Path) -> tuple[int, Floats]:
-    """The first hour of a file (hours since 1970) and its values, gaps filled."""
+    """Return the first hour of a file (hours since 1970) and its values, gaps filled."""
     history = History()
     rows = read_table(path).rows
     for row in rows:
@@ -171,7 +171,7 @@ class Replay:
         )
 
     def run(self, forecast: str, name: str = "") -> Result:
-        """All hours with one kind of forecast."""
+        """Return all hours with one kind of forecast."""
         started = time.perf_counter()
         policy = build("budget")
         intensities, loads = History(), History()
@@ -241,7 +241,7 @@ class Replay:
         )
 
     def static(self, accuracy: float) -> float:
-        """Grams of the best static mix at that accuracy, planned for each rate."""
+        """Return grams of the best static mix at that accuracy, planned for each rate."""
         best = max(accuracies(self.state.profile).values())
         config = msgspec.structs.replace(self.state.objective, accuracy_budget=best - accuracy)
         plans: dict[float, Plan] = {}
@@ -252,7 +252,8 @@ class Replay:
         return float((self.rates * HOUR_S * joules * self.truth).sum() * GRAMS_PER_J)
 
     def limit(self, accuracy: float) -> float:
-        """Grams of the exact optimum over all hours at that accuracy, each hour anywhere on its frontier's hull."""
+        """Return grams of the exact optimum over all hours at that accuracy, each hour anywhere on its frontier's
+        hull."""
         shapes = {
             rate: [way.point for way in ways(msgspec.structs.replace(self.state, arrival_rate=rate), rate)]
             for rate in set(self.rates.tolist())
@@ -268,8 +269,8 @@ class Replay:
 
 
 def rates_of(load: str, first: int, count: int, peak: float) -> Floats:
-    """Rows a second of each hour: `peak`, or a day with its maximum at 20:00 UTC and a quieter weekend, in eight steps
-    from a third of `peak` up."""
+    """Return rows a second of each hour: `peak`, or a day with its maximum at 20:00 UTC and a quieter weekend, in eight
+    steps from a third of `peak` up."""
     if load == "constant":
         return np.full(count, peak)
     hour = first + np.arange(count)

@@ -52,7 +52,7 @@ class Round:
 
 
 def round_of(result: Result, slo_ms: float, relieved: float) -> Round:
-    """The figures of a minute, by the time at which requests were due."""
+    """Return the figures of a minute, by the time at which requests were due."""
     at_s = np.array([(sample.due_ns - result.begin_ns) / 1e9 for sample in result.samples])
     ms = np.array([sample.latency_ms if sample.status == 200 else np.inf for sample in result.samples])
     gust = (at_s >= GUST_FROM_S) & (at_s < GUST_FROM_S + GUST_S)
@@ -72,18 +72,18 @@ def round_of(result: Result, slo_ms: float, relieved: float) -> Round:
 
 
 def machine_of(device: str) -> Machine:
-    """The simulated devices that stand for `device`."""
+    """Return the simulated devices that stand for `device`."""
     return world.cpu() if device == "cpu" else world.gpus(int(device.rpartition(":")[2]))
 
 
 def world_of(device: str, slo_ms: float | None) -> World:
-    """The default family there, by the profile that its server keeps."""
+    """Return the default family there, by the profile that its server keeps."""
     machine = machine_of(device)
     return World(machine, families.load("fashion", machine.shapes), Rules(noise=False, slo_ms=slo_ms))
 
 
 def serves(own: World, state: dict[str, Any]) -> float:
-    """The rows a second that the deployment serves within its SLO, by the profile."""
+    """Return the rows a second that the deployment serves within its SLO, by the profile."""
     profile = own.known.profile
     family = state["models"]["fashion"]
     slo_ms: float = family["targets"]["slo_ms"]
@@ -102,7 +102,7 @@ def serves(own: World, state: dict[str, Any]) -> float:
 
 
 def live(server: ServerProcess, bodies: Sequence[Any], rate: float, slo_ms: float, seed: int) -> Round:
-    """One minute against a server."""
+    """Return one minute against a server."""
     run = partial(
         open_loop, server.url, "fashion", bodies, rate=gusty(rate, GUST), seconds=SECONDS, connections=CONNECTIONS
     )

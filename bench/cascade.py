@@ -87,7 +87,7 @@ class Order:
 
 
 def measured(name: str, words: list[str], rate: float, passes: int, slo_ms: float, data: Any, folder: Path) -> Figures:
-    """One server under load."""
+    """Return one server under load."""
     bodies, check, answers = data
     words = ["fashion", "--carbon", "static:300", "--slo-ms", str(slo_ms), "--design-rate", str(rate), *words]
     with served(words, log=folder / "serve.log") as server:
@@ -154,7 +154,7 @@ def half_width(values: Sequence[float]) -> float:
 
 
 def agreement(samples: list[Sample], routing: dict[str, Any], answers: dict[str, NDArray[Any]]) -> float:
-    """Part of the rows that a chain answered with the variant at which their scores end; NaN without a chain."""
+    """Return part of the rows that a chain answered with the variant at which their scores end; NaN without a chain."""
     if not routing["chain"]:
         return float("nan")
     rows = len(next(iter(answers.values())))
@@ -166,7 +166,7 @@ def agreement(samples: list[Sample], routing: dict[str, Any], answers: dict[str,
 
 
 def capacity(words: list[str], bodies: list[Body], folder: Path) -> float:
-    """Requests a second that BASE answers in a closed loop."""
+    """Return requests a second that BASE answers in a closed loop."""
     with served(["fashion", "--policy", "base", *words], log=folder / "serve.log") as server:
         run = partial(closed_loop, server.url, "fashion", bodies[:512], connections=64)
         uvloop.run(run(seconds=2.0))

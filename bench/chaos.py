@@ -65,7 +65,7 @@ class ThreeStages:
     name = "three-stages"
 
     def propose(self, state: State) -> Plan:
-        """All slices of the boards."""
+        """Return all slices of the boards."""
         groups = [GroupCount(variant=name, profile=SLICE, count=count) for name, count in sorted(WORKERS.items())]
         plan = plan_fixed(state, tuple(groups), policy=self.name)
         thresholds = (echo.THRESHOLD,) * (len(echo.NAMES) - 1)
@@ -188,7 +188,7 @@ class Chaos:
 
 
 def pace(path: Path) -> str:
-    """A pace file: what a batch takes on a slice, by variant."""
+    """Return a pace file: what a batch takes on a slice, by variant."""
     rows = [
         {"family": "echo", "variant": name, "profile": profile, "batch": batch, "ms": ms * (1 + at), "watts": 17.0}
         for at, name in enumerate(echo.NAMES)
@@ -200,7 +200,7 @@ def pace(path: Path) -> str:
 
 
 async def play(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One run, and its figures."""
+    """Return one run, and its figures."""
     (folder / "graves").mkdir()
     server = clover.Server(
         echo.family(str(folder / "graves"), max_batch=MOST_ROWS),

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance() -> dict[str, Any]:
-    """What every figure needs beside it: cores, processor, date and command."""
+    """Return what every figure needs beside it: cores, processor, date and command."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
@@ -62,13 +62,13 @@ def write_json(path: str, document: dict[str, Any]) -> None:
 
 
 def fashion_rows(split: str = "held_out") -> tuple[NDArray[Any], NDArray[Any]]:
-    """Images [n, 1, 28, 28] FP32 and labels [n] of the default family."""
+    """Return images [n, 1, 28, 28] FP32 and labels [n] of the default family."""
     inputs, labels = families.load_evaluation(families.load_family("fashion"), split)
     return inputs[0], labels
 
 
 def binary_bodies(images: NDArray[Any], count: int) -> list[Body]:
-    """One-image requests in the binary tensor form, each with an id of its own."""
+    """Return one-image requests in the binary tensor form, each with an id of its own."""
     bodies = []
     for row in range(min(count, len(images))):
         tensor = np.ascontiguousarray(images[row : row + 1], dtype="<f4").tobytes()
@@ -91,7 +91,7 @@ def binary_bodies(images: NDArray[Any], count: int) -> list[Body]:
 
 
 def json_bodies(images: NDArray[Any], count: int) -> list[Body]:
-    """The same requests as JSON."""
+    """Return the same requests as JSON."""
     bodies = []
     for row in range(min(count, len(images))):
         data = np.round(images[row].reshape(-1).astype(float), 6).tolist()
@@ -129,7 +129,7 @@ class ServerProcess:
             return json.loads(answer.read())
 
     def metrics(self) -> dict[str, float]:
-        """The samples of /metrics by their full name with labels."""
+        """Return the samples of /metrics by their full name with labels."""
         with urllib.request.urlopen(self.url + "/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
@@ -137,7 +137,7 @@ class ServerProcess:
 
 
 def free_port() -> int:
-    """A TCP port that is free now."""
+    """Return a TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -202,7 +202,7 @@ def tree(pid: int) -> list[int]:
 
 
 def pss_bytes(pids: Sequence[int]) -> int:
-    """Proportional set size of some processes together, in bytes."""
+    """Return proportional set size of some processes together, in bytes."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -213,7 +213,7 @@ def pss_bytes(pids: Sequence[int]) -> int:
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """CPU seconds that some live processes have used together, from the scheduler's nanosecond counters."""
+    """Return CPU seconds that some live processes have used together, from the scheduler's nanosecond counters."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -224,7 +224,7 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 
 
 def busy_seconds() -> float:
-    """CPU seconds used on this machine so far."""
+    """Return CPU seconds used on this machine so far."""
     with open("/proc/stat") as lines:
         words = next(iter(lines)).split()
     ticks = sum(map(int, words[1:4])) + sum(map(int, words[6:8]))  # user, nice, system, irq, softirq
@@ -241,5 +241,5 @@ def open_fds(pids: Sequence[int]) -> int:
 
 
 def shm_entries() -> int:
-    """Entries of /dev/shm."""
+    """Return entries of /dev/shm."""
     return len(os.listdir("/dev/shm"))

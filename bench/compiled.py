@@ -11,13 +11,13 @@ from bench.common import ROOT
 
 
 def missing() -> str:
-    """What building needs and is not there, in words."""
+    """Return what building needs and is not there, in words."""
     names = [name for name in ("Cython", "setuptools") if importlib.util.find_spec(name) is None]
     return f"calls from C are not timed: {' and '.join(names)} not installed (the extra dev)" if names else ""
 
 
 def built(name: str) -> ModuleType:
-    """The module of `bench/NAME.pyx`, built in a folder of its own (some seconds)."""
+    """Return the module of `bench/NAME.pyx`, built in a folder of its own (some seconds)."""
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension  # type: ignore[import-untyped]
 

@@ -65,7 +65,7 @@ class Walk:
 
 
 def demand(peak: float, hour_s: float, mean: float = 0.8, swing: float = 0.2) -> Any:
-    """Requests a second by elapsed seconds: a diurnal curve with its peak in the afternoon."""
+    """Return requests a second by elapsed seconds: a diurnal curve with its peak in the afternoon."""
     return lambda t: peak * (mean + swing * math.cos(2 * math.pi * (t / hour_s - 15) / 24))
 
 
@@ -78,7 +78,7 @@ class Marks:
 
 
 def worker_cpu_s(metrics: dict[str, float]) -> float:
-    """CPU seconds all workers have used on batches."""
+    """Return CPU seconds all workers have used on batches."""
     return sum(value for name, value in metrics.items() if name.startswith("clover_worker_cpu_seconds_total"))
 
 
@@ -121,14 +121,14 @@ def run(server: ServerProcess, bodies: list[Body], check: Check, options: argpar
 
 
 def whole_passes(samples: list[Sample], rows: int) -> list[Sample]:
-    """The samples, in the order they were due, of as many whole passes over `rows` images as there are; all of them
-    where there is not one."""
+    """Return the samples, in the order they were due, of as many whole passes over `rows` images as there are; all of
+    them where there is not one."""
     whole = len(samples) // rows * rows
     return sorted(samples, key=lambda sample: sample.due_ns)[: whole or len(samples)]
 
 
 def by_hour(result: Result, marks: Marks, hour_s: float, rows_of_set: int) -> list[dict[str, Any]]:
-    """The table's rows."""
+    """Return the table's rows."""
     first = result.begin_ns
     hours: list[list[Sample]] = [[] for _ in marks.states]
     for sample in result.samples:
@@ -166,7 +166,7 @@ def by_hour(result: Result, marks: Marks, hour_s: float, rows_of_set: int) -> li
 
 
 def deployment_text(state: dict[str, Any]) -> str:
-    """What runs, as `2 x large@1c`."""
+    """Return what runs, as `2 x large@1c`."""
     counts = Counter(
         f"{worker['variant']}@{worker['profile']}" for worker in state["models"]["fashion"]["deployment"]
     )
@@ -174,13 +174,13 @@ def deployment_text(state: dict[str, Any]) -> str:
 
 
 def chain_text(routing: dict[str, Any]) -> str:
-    """A cascade as `small<0.705>large`; nothing without one."""
+    """Return a cascade as `small<0.705>large`; nothing without one."""
     goes_on = [f"{name}<{at:.3f}" for name, at in zip(routing["chain"], routing["thresholds"], strict=False)]
     return ">".join([*goes_on, routing["chain"][-1]]) if routing["chain"] else ""
 
 
 def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The day's sums, weighted by requests."""
+    """Return the day's sums, weighted by requests."""
     requests = sum(row["requests"] for row in rows)
     scored = sum(row["scored"] for row in rows)
     weighted = ("expected", "cpu_ms_per_req", "j_per_req", "g_per_1000")
@@ -197,7 +197,7 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def words_of(scheme: str, options: argparse.Namespace, best: float) -> list[str]:
-    """What a server is started with for a scheme."""
+    """Return what a server is started with for a scheme."""
     policy, plus, _ = scheme.partition("+")
     words = ["--policy", "objective" if policy == "clover" else policy]
     if policy in ("budget", "static", "budget:flat"):
@@ -210,7 +210,7 @@ def words_of(scheme: str, options: argparse.Namespace, best: float) -> list[str]
 
 
 def simulated(options: argparse.Namespace) -> dict[str, Any]:
-    """The day on the virtual clock: a table of the schemes, and the hours under the budget with cascades."""
+    """Return the day on the virtual clock: a table of the schemes, and the hours under the budget with cascades."""
     machine = world.cpu()
     known = families.load(options.family, machine.shapes)
     rules = world.Rules(accuracy_budget=options.accuracy_budget, slo_ms=float(options.slo_ms or 0.0) or None)

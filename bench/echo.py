@@ -27,7 +27,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mixed(numbers: Ints, salt: int) -> NDArray[np.uint64]:
-    """A hash of each number (splitmix64)."""
+    """Return a hash of each number (splitmix64)."""
     value = (numbers.astype(np.uint64) + np.uint64(salt + 1)) * _MIX
     value ^= value >> np.uint64(30)
     value *= np.uint64(0xBF58476D1CE4E5B9)
@@ -37,24 +37,24 @@ def mixed(numbers: Ints, salt: int) -> NDArray[np.uint64]:
 
 
 def answer(numbers: Ints, variants: Ints | int) -> Ints:
-    """What the variants at these indices say of the rows with these numbers."""
+    """Return what the variants at these indices say of the rows with these numbers."""
     return (mixed(numbers, 0) >> np.uint64(2)).astype(np.int64) ^ np.asarray(variants, np.int64)
 
 
 def sureness(numbers: Ints, fates: Ints, variant: int) -> NDArray[np.float32]:
-    """How sure the variant at that index is of each row, in 0..1: half of the rows go on.  One with a fate always
-    does."""
+    """Return how sure the variant at that index is of each row, in 0..1: half of the rows go on.  One with a fate
+    always does."""
     chance = (mixed(numbers, 7 + variant) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
     return np.where(fates > 0, np.float32(0.0), chance)
 
 
 def doomed(*deaths: int) -> int:
-    """The fate of a row that kills `deaths[k]` (at most three) workers of the variant at index k."""
+    """Return the fate of a row that kills `deaths[k]` (at most three) workers of the variant at index k."""
     return sum(times << 2 * at for at, times in enumerate(deaths))
 
 
 def family(folder: str, *, max_batch: int = 32) -> FamilySpec:
-    """The family; `folder` remembers who killed whom."""
+    """Return the family; `folder` remembers who killed whom."""
     pair = {"datatype": "INT64", "shape": (2,)}
     return FamilySpec(
         name="echo",
@@ -77,12 +77,12 @@ def family(folder: str, *, max_batch: int = 32) -> FamilySpec:
 
 
 def score(sure: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The family's confidence."""
+    """Return the family's confidence."""
     return sure[:, 0]
 
 
 def load(variant: Any, folder: Path) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
-    """A worker's part."""
+    """Return a worker's part."""
     index, graves = int(variant.parameters["index"]), Path(str(variant.parameters["folder"]))
 
     def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:

@@ -32,7 +32,7 @@ from clover.types import FamilyProfile
 
 
 def newest(folder: Path, family: str) -> FamilyProfile:
-    """The profile of `family` that was made last; ProfileError where there is none."""
+    """Return the profile of `family` that was made last; ProfileError where there is none."""
     found = []
     for path in folder.glob(f"{family}-*.json"):
         try:
@@ -47,7 +47,8 @@ def newest(folder: Path, family: str) -> FamilyProfile:
 
 
 def by_variant(profile: FamilyProfile, *, all_batches: bool = False) -> list[dict[str, Any]]:
-    """One row a measurement; `vs_best` is joules over those of the most accurate variant, same shape and batch."""
+    """Return one row a measurement; `vs_best` is joules over those of the most accurate variant, same shape and
+    batch."""
     best = best_variant(profile)
     reference = {
         (item.profile, item.batch): item

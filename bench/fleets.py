@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def searched(form: Formulation, kernel: Any, seed: int, evaluations: int = annealed.EVALUATIONS) -> Any:
-    """What the kernel finds, as the planner asks it."""
+    """Return what the kernel finds, as the planner asks it."""
     return lanes.solve(kernel, seed, evaluations, form.alike(), annealed.RESTARTS, annealed.KEEP)
 
 
@@ -109,7 +109,7 @@ def feasible_problems(make: Callable[[int, int], Formulation], first: int, most:
 
 
 def families(count: int) -> dict[str, Any]:
-    """Two families on few devices."""
+    """Return two families on few devices."""
     gaps: dict[int, list[float]] = {1: [], MORE: []}
     above, configurations = [], []
     mixed = shared = single = 0
@@ -160,7 +160,7 @@ def families(count: int) -> dict[str, Any]:
 
 
 def sleep(count: int) -> dict[str, Any]:
-    """Who is awake, parked and released."""
+    """Return who is awake, parked and released."""
     alike, some_asleep, gaps = 0, 0, []
     states: dict[str, int] = {}
     problems = feasible_problems(fleets.sleepers, 0, 3, count)
@@ -188,7 +188,7 @@ def sleep(count: int) -> dict[str, Any]:
 
 
 def slower(measured: FamilyProfile, margin: float) -> FamilyProfile:
-    """The profile with every latency raised by `margin`."""
+    """Return the profile with every latency raised by `margin`."""
     rows = [
         msgspec.structs.replace(
             item,
@@ -203,7 +203,7 @@ def slower(measured: FamilyProfile, margin: float) -> FamilyProfile:
 
 
 def truth(service: Service, draw: random.Random, error: float = ERROR) -> Service:
-    """A service that was measured wrongly, each batch size by itself."""
+    """Return a service that was measured wrongly, each batch size by itself."""
     means = tuple(ms * draw.uniform(1.0 - error, 1.0 + error) for ms in service.mean_ms)
     return Service(service.batches, means, service.energy_j_per_row, service.cv)
 
@@ -211,7 +211,7 @@ def truth(service: Service, draw: random.Random, error: float = ERROR) -> Servic
 def workers_of(
     configuration: Configuration, variant: str, services: dict[tuple[str, str], Service]
 ) -> tuple[Service, ...]:
-    """The workers of one variant."""
+    """Return the workers of one variant."""
     groups = [group for group in configuration if group.variant == variant]
     return tuple(services[group.variant, group.profile] for group in groups for _ in range(group.count))
 
@@ -223,7 +223,8 @@ def played_p95_ms(
     rate: float,
     seed: int,
 ) -> float:
-    """p95 of wait + service at these quota shares, by arrivals of that seed; infinite where a lane is overloaded."""
+    """Return p95 of wait + service at these quota shares, by arrivals of that seed; infinite where a lane is
+    overloaded."""
     found = []
     for variant, share in shares.items():
         workers = workers_of(configuration, variant, services)
@@ -238,7 +239,7 @@ def played_p95_ms(
 
 
 def scenes() -> list[tuple[str, FamilyProfile, tuple[DeviceShape, ...], str]]:
-    """Profiles and devices, and the profile of a whole device."""
+    """Return profiles and devices, and the profile of a whole device."""
     return [
         ("4 cores", profile((1, 2, 4)), (cpu(4),), "4c"),
         *((f"{n} A100s", mig_profile(), a100s(n), "7g.40gb") for n in (2, 4, 10)),
@@ -246,7 +247,7 @@ def scenes() -> list[tuple[str, FamilyProfile, tuple[DeviceShape, ...], str]]:
 
 
 def error(draws: int) -> list[dict[str, Any]]:
-    """How often plans break what they promise where the profile is wrong."""
+    """Return how often plans break what they promise where the profile is wrong."""
     rows: list[dict[str, Any]] = []
     for name, measured, devices, whole in scenes():
         for margin in (0.0, ERROR):
@@ -326,7 +327,7 @@ def _play(
 
 
 def speed(sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Evaluations a second of kernel and twin."""
+    """Return evaluations a second of kernel and twin."""
     twin = importlib.import_module("tests.reference.lanes")
     rows = []
     for gpus in sizes:
@@ -343,7 +344,7 @@ def speed(sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _fleet(gpus: int, number: int) -> Formulation:
-    """Families of four variants; the first seed of which they can all run."""
+    """Return families of four variants; the first seed of which they can all run."""
     for seed in range(100):
         draw = random.Random(seed)
         devices = a100s(gpus)

@@ -61,13 +61,13 @@ REFERENCE = 250.0
 
 
 def noisy(images: Images, deviation: float) -> Images:
-    """Images with normal noise, cut to 0..1."""
+    """Return images with normal noise, cut to 0..1."""
     noise = np.random.default_rng(7).normal(0.0, deviation, images.shape)
     return np.clip(images + noise, 0.0, 1.0).astype(np.float32)
 
 
 def blurred(images: Images, sigma: float) -> Images:
-    """Images convolved with a Gaussian of `sigma` pixels."""
+    """Return images convolved with a Gaussian of `sigma` pixels."""
     reach = int(3 * sigma + 1)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     kernel /= kernel.sum()
@@ -80,14 +80,14 @@ def blurred(images: Images, sigma: float) -> Images:
 
 
 def shifted(images: Images, pixels: float) -> Images:
-    """Images moved right and down by so many pixels; what comes in is black."""
+    """Return images moved right and down by so many pixels; what comes in is black."""
     found, by = np.zeros_like(images), int(pixels)
     found[:, :, by:, by:] = images[:, :, :-by, :-by]
     return found
 
 
 def heard(images: Images, labels: NDArray[Any], score: Scorer) -> dict[str, Answers]:
-    """What every variant says of images [n, 1, 28, 28], how sure it is, and whether it is right."""
+    """Return what every variant says of images [n, 1, 28, 28], how sure it is, and whether it is right."""
     out = {}
     for name, probabilities in expected(images).items():
         said = probabilities.argmax(axis=1)
@@ -103,7 +103,7 @@ class Subject:
     point: ChainPoint
 
     def accuracy(self, answers: Mapping[str, Answers]) -> float:
-        """Percent."""
+        """Return percent."""
         first, last = answers[self.point.chain[0]], answers[self.point.chain[-1]]
         ends = first.scores >= self.point.thresholds[0] if self.point.thresholds else np.ones(len(first.scores), bool)
         return 100.0 * float(np.where(ends, first.right, last.right).mean())
@@ -199,7 +199,7 @@ class Served:
 
 
 def clean(subject: Subject, profile: FamilyProfile, held: Mapping[str, Answers], rows: int, share: float) -> list[Any]:
-    """False alarms over `rows` rows, and how near to one it came."""
+    """Return false alarms over `rows` rows, and how near to one it came."""
     served = Served(subject, profile, share)
     draw = np.random.default_rng(11)
     count, alarms, began = len(next(iter(held.values())).right), 0, time.monotonic()
@@ -225,8 +225,8 @@ def corrupted(
     seed: int,
     share: float,
 ) -> dict[str, float]:
-    """Rows from the change to the first alarm of scores, of agreement, of agreement alone, and to stepping aside;
-    infinite where there was none within `LONGEST`."""
+    """Return rows from the change to the first alarm of scores, of agreement, of agreement alone, and to stepping
+    aside; infinite where there was none within `LONGEST`."""
     found = {}
     for told in (True, False):
         served = Served(subject, profile, share, told=told)
@@ -250,7 +250,7 @@ def corrupted(
 def repeated(
     subject: Subject, profile: FamilyProfile, held: Mapping[str, Answers], draws: int, share: float
 ) -> list[list[Any]]:
-    """Alarms of 300, 3,000 and 30,000 repeats of a few images, over so many draws of them."""
+    """Return alarms of 300, 3,000 and 30,000 repeats of a few images, over so many draws of them."""
     table: list[list[Any]] = []
     count = len(next(iter(held.values())).right)
     for repeats in (300, 3000, 30_000):
@@ -275,8 +275,8 @@ def returned(
     seed: int,
     share: float,
 ) -> float:
-    """Rows from the last corrupted one until it is `ok` again; infinite if that takes longer than four times `LONGEST`,
-    or if it stepped aside (audits the other way decide there, and are not played here)."""
+    """Return rows from the last corrupted one until it is `ok` again; infinite if that takes longer than four times
+    `LONGEST`, or if it stepped aside (audits the other way decide there, and are not played here)."""
     served = Served(subject, profile, share)
     draw = np.random.default_rng(seed)
     count = len(next(iter(held.values())).right)
@@ -291,8 +291,8 @@ def returned(
 
 
 def subjects_of(cascade: CascadeProfile, held: Mapping[str, Answers]) -> list[Subject]:
-    """The cheapest chain of two that ends at the best variant within each of some distances of it, and two variants
-    alone."""
+    """Return the cheapest chain of two that ends at the best variant within each of some distances of it, and two
+    variants alone."""
     best = 100.0 * float(held[cascade.best].right.mean())
     found: dict[tuple[Any, ...], Subject] = {}
     for points in (2.0, 1.0, 0.5, 0.2):
@@ -315,7 +315,7 @@ def subjects_of(cascade: CascadeProfile, held: Mapping[str, Answers]) -> list[Su
 
 
 def rows_of(times: Iterable[float]) -> str:
-    """Median and worst."""
+    """Return median and worst."""
     found = sorted(times)
     words = [f"{value:.0f}" if np.isfinite(value) else "-" for value in (found[len(found) // 2], found[-1])]
     return " / ".join(words)
@@ -386,7 +386,7 @@ def main() -> None:
 
 
 def plain_profile(cascade: CascadeProfile) -> FamilyProfile:
-    """A profile with nothing but a cascade."""
+    """Return a profile with nothing but a cascade."""
     empty: Any = {
         "family": "fashion",
         "key": "bench",

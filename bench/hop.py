@@ -154,7 +154,7 @@ class House:
         await done
 
     async def round(self, way: str, size: int, requests: int, pause_s: float) -> Round:
-        """One after another, `pause_s` between them."""
+        """Return one after another, `pause_s` between them."""
         hops = WAYS.index(way)
         self.route(way)
         rows = np.stack([np.arange(size), np.full(size, _UNSURE)], axis=1).astype(np.int64)
@@ -188,7 +188,7 @@ class House:
 
 
 async def live(spec: FamilySpec, options: argparse.Namespace) -> dict[int, dict[str, list[Round]]]:
-    """Rounds in real workers, by rows of a request and way."""
+    """Return rounds in real workers, by rows of a request and way."""
     loop = asyncio.get_running_loop()
     slab = Slab.create(Layout(spec, _SLOTS))
     pool = Pool.launch()
@@ -222,7 +222,7 @@ async def live(spec: FamilySpec, options: argparse.Namespace) -> dict[int, dict[
 
 
 async def alone(spec: FamilySpec, options: argparse.Namespace) -> dict[int, dict[str, float]]:
-    """CPU (us) of the router by row, with workers in this process: by rows of a request and way."""
+    """Return CPU (us) of the router by row, with workers in this process: by rows of a request and way."""
     slab = Slab.create(Layout(spec, _SLOTS))
     house = House(spec, slab, asyncio.get_running_loop())
     try:
@@ -240,7 +240,7 @@ async def alone(spec: FamilySpec, options: argparse.Namespace) -> dict[int, dict
 
 
 def _turned(house: House, way: str, size: int, requests: int) -> float:
-    """CPU (us) of a row; its turns are taken by hand, as the loop would."""
+    """Return CPU (us) of a row; its turns are taken by hand, as the loop would."""
     house.route(way)
     router = house.router
     rows = np.stack([np.arange(size), np.full(size, _UNSURE)], axis=1).astype(np.int64)
@@ -259,7 +259,7 @@ def _turned(house: House, way: str, size: int, requests: int) -> float:
 
 
 def by_hop(values: Sequence[float]) -> str:
-    """What a hop adds: between direct and one hop, and between one and two."""
+    """Return what a hop adds: between direct and one hop, and between one and two."""
     return f"{values[1] - values[0]:.1f} / {values[2] - values[1]:.1f}"
 
 

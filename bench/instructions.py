@@ -27,12 +27,12 @@ _SHORT, _LONG = 10, 2
 
 
 def missing() -> str:
-    """Why instructions cannot be counted here, or nothing."""
+    """Return why instructions cannot be counted here, or nothing."""
     return "" if shutil.which("valgrind") else "no instructions are counted: valgrind is not installed"
 
 
 def counted() -> list[float]:
-    """Instructions an operation of each case's kernel, in their order."""
+    """Return instructions an operation of each case's kernel, in their order."""
     with tempfile.TemporaryDirectory() as name:
         command = [
             *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", f"--log-file={name}/%p"),

@@ -19,7 +19,7 @@ Run = Callable[[int], None]
 
 
 def batcher(module: ModuleType, depth: int, max_batch: int, *, ordered: bool = True) -> Run:
-    """A request's whole stay: pushed, dispatched in a batch, its worker's credit returned; `depth` rows wait."""
+    """Return a request's whole stay: pushed, dispatched in a batch, its worker's credit returned; `depth` rows wait."""
     slots = 16 * depth
     queue = module.Batcher(1, 4, slots)
     for worker in range(4):
@@ -44,7 +44,8 @@ def batcher(module: ModuleType, depth: int, max_batch: int, *, ordered: bool = T
 
 
 def called_from_c(stay: Callable[..., None], module: ModuleType, depth: int, *, ordered: bool = True) -> Run:
-    """The same in batches of eight where the calls come from C (`bench.batcher_stay`), as those of the router do."""
+    """Return the same in batches of eight where the calls come from C (`bench.batcher_stay`), as those of the router
+    do."""
     slots = 16 * depth
     queue = module.Batcher(1, 4, slots)
     for worker in range(4):
@@ -65,7 +66,7 @@ def called_from_c(stay: Callable[..., None], module: ModuleType, depth: int, *, 
 
 
 def push_many(module: ModuleType, rows: int) -> Run:
-    """A request of `rows` rows: pushed at once, dispatched as one batch."""
+    """Return a request of `rows` rows: pushed at once, dispatched as one batch."""
     queue = module.Batcher(1, 1, 4 * rows)
     queue.attach(0, 0, rows)
     slots = np.arange(rows, dtype=np.uint32)
@@ -81,7 +82,7 @@ def push_many(module: ModuleType, rows: int) -> Run:
 
 
 def ring(module: ModuleType, rows: int) -> Run:
-    """A batch's whole way: submitted, taken, completed, reaped."""
+    """Return a batch's whole way: submitted, taken, completed, reaped."""
     memory = bytearray(module.RING_BYTES(rows))
     server, worker = module.Ring(memory, rows, create=True), module.Ring(memory, rows)
     slots, out = np.arange(rows, dtype=np.uint32), np.zeros(rows, np.uint32)
@@ -104,7 +105,7 @@ def latencies_ns() -> list[int]:
 
 
 def histogram_record(module: ModuleType) -> Run:
-    """One latency recorded."""
+    """Return one latency recorded."""
     counts, values = module.Histogram(), latencies_ns()
 
     def run(count: int) -> None:
@@ -117,7 +118,7 @@ def histogram_record(module: ModuleType) -> Run:
 
 
 def histogram_quantile(module: ModuleType) -> Run:
-    """The 99th percentile of 1,000 recorded latencies."""
+    """Return the 99th percentile of 1,000 recorded latencies."""
     counts = module.Histogram()
     for value in latencies_ns():
         counts.record(value)
@@ -130,7 +131,7 @@ def histogram_quantile(module: ModuleType) -> Run:
 
 
 def histogram_merge(module: ModuleType) -> Run:
-    """One histogram of 1,000 latencies added to another."""
+    """Return one histogram of 1,000 latencies added to another."""
     total, part = module.Histogram(), module.Histogram()
     for value in latencies_ns():
         part.record(value)
@@ -143,7 +144,7 @@ def histogram_merge(module: ModuleType) -> Run:
 
 
 def quota(module: ModuleType) -> Run:
-    """One row routed among five lanes."""
+    """Return one row routed among five lanes."""
     lanes = module.Quota(5)
     lanes.set_shares([5, 4, 3, 2, 1])
 
@@ -156,7 +157,7 @@ def quota(module: ModuleType) -> Run:
 
 
 def quota_many(module: ModuleType) -> Run:
-    """Rows routed 64 at a time."""
+    """Return rows routed 64 at a time."""
     lanes = module.Quota(5)
     lanes.set_shares([5, 4, 3, 2, 1])
     out = np.zeros(64, np.uint32)
@@ -169,7 +170,7 @@ def quota_many(module: ModuleType) -> Run:
 
 
 def infer(module: ModuleType, numbers: int) -> Run:
-    """One plain JSON body of `numbers` numbers."""
+    """Return one plain JSON body of `numbers` numbers."""
     out = np.zeros(numbers, np.float32)
     plain = module.Plain("x", (numbers,), out)
     data = [round(random.Random(1).uniform(-2.0, 2.0), 3 + at % 6) for at in range(numbers)]

@@ -22,7 +22,7 @@ from bench.kernel_cases import CASES, Run, called_from_c
 
 
 def ns_each(run: Run, count: int) -> float:
-    """CPU nanoseconds an operation."""
+    """Return CPU nanoseconds an operation."""
     start = time.process_time_ns()
     run(count)
     return (time.process_time_ns() - start) / count

@@ -109,25 +109,25 @@ class Result:
     begin_ns: int = 0
 
     def failed(self) -> int:
-        """Answers that are not 200, and requests without an answer."""
+        """Return answers that are not 200, and requests without an answer."""
         return self.lost + sum(1 for s in self.samples if s.status != 200)
 
     def mismatched(self) -> int:
-        """Answers whose id or values are not those of their request."""
+        """Return answers whose id or values are not those of their request."""
         return sum(1 for s in self.samples if s.mismatch)
 
     def latency_ms(self, q: float) -> float:
-        """Latency quantile in milliseconds over answered requests; NaN without any."""
+        """Return latency quantile in milliseconds over answered requests; NaN without any."""
         return quantile([s.latency_ms for s in self.samples if s.status == 200], q)
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """The q-quantile of `values`; NaN where there are none."""
+    """Return the q-quantile of `values`; NaN where there are none."""
     return float(np.quantile(values, q)) if len(values) else float("nan")
 
 
 def parse_receipt(text: str) -> dict[str, str]:
-    """The members of a `Clover-Receipt` header (an RFC 9651 dictionary of strings, numbers and tokens)."""
+    """Return the members of a `Clover-Receipt` header (an RFC 9651 dictionary of strings, numbers and tokens)."""
     members = (item.strip().partition("=") for item in text.split(","))
     return {key: value.strip('"') for key, _, value in members}
 
@@ -259,7 +259,8 @@ async def open_loop(
     watch: Callable[[float], Any] | None = None,
     more: Callable[[Callable[[], None]], Any] | None = None,
 ) -> Result:
-    """Poisson arrivals at `rate` requests a second (a number, or a function of the seconds since start) for `seconds`.
+    """Return Poisson arrivals at `rate` requests a second (a number, or a function of the seconds since start) for
+    `seconds`.
 
     `bodies` go in turn, or a function of the seconds since start gives each request's.  `watch` is called with the
     elapsed seconds about ten times a second.  `more` is called with a function that sends one request at once.

@@ -62,7 +62,7 @@ class Compared:
 
 
 def compare(model: Model, seed: int, gpus: int, rows: int, verifying: bool = False) -> Compared | None:
-    """One random configuration; None where the model says that it misses its limit."""
+    """Return one random configuration; None where the model says that it misses its limit."""
     draw = random.Random(seed)
     problem = random_problem(seed, gpus, model=model)
     counts = random_counts(problem, draw)
@@ -120,7 +120,7 @@ def compare_many(model: Model, count: int, rows: int) -> list[Compared]:
 
 
 def _rejected(some: Sequence[Compared]) -> tuple[int, int]:
-    """How many there are, and how many the verify step rejects."""
+    """Return how many there are, and how many the verify step rejects."""
     return len(some), sum(not one.accepted for one in some)
 
 

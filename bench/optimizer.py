@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def mixed_problems(gpus: int, count: int) -> list[Problem]:
-    """Random problems of that size, of which annealing beats all GPUs and variants alike by more than 2 %."""
+    """Return random problems of that size, of which annealing beats all GPUs and variants alike by more than 2 %."""
     found: list[Problem] = []
     seed = 0
     while len(found) < count:
@@ -92,7 +92,7 @@ def mixed_problems(gpus: int, count: int) -> list[Problem]:
 
 
 def everything_fits(gpus: int, seed: int) -> Problem:
-    """A random problem of which every variant fits every slice, mean field."""
+    """Return a random problem of which every variant fits every slice, mean field."""
     plain = plain_problem(seed, gpus, variants=4)
     for group in plain["groups"]:
         group["fits"] = True
@@ -103,7 +103,7 @@ def everything_fits(gpus: int, seed: int) -> Problem:
 
 
 def speed(sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Evaluations a second of kernel and twin; requests a second of the simulator and its twin."""
+    """Return evaluations a second of kernel and twin; requests a second of the simulator and its twin."""
     kernel, twin = importlib.import_module("clover._native.anneal"), importlib.import_module(f"{TWINS}.anneal")
     rows: list[tuple[str, str, float, float]] = []
     for gpus in sizes:
@@ -124,7 +124,7 @@ def speed(sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _evaluations_s(module: ModuleType, problems: Sequence[Problem], evaluations: int) -> float:
-    """Evaluations a second over all of `problems`, so many of each."""
+    """Return evaluations a second over all of `problems`, so many of each."""
     made = [kernel_problem(problem, module) for problem in problems]
     began = time.process_time()
     done = sum(module.solve(problem, 1, 0.0, evaluations=evaluations).evaluations for problem in made)
@@ -132,8 +132,8 @@ def _evaluations_s(module: ModuleType, problems: Sequence[Problem], evaluations:
 
 
 def _rows_s(name: str, batches: bool, rows: int) -> float:
-    """Requests a second of 70 workers in three groups at a load of 0.8; with `batches`, of up to 8 rows, staged ahead,
-    and dealt to two lanes by quota."""
+    """Return requests a second of 70 workers in three groups at a load of 0.8; with `batches`, of up to 8 rows, staged
+    ahead, and dealt to two lanes by quota."""
     module = importlib.import_module(name)
     counts, single_s = [20, 30, 20], np.array([0.04, 0.02, 0.012])
     options: dict[str, Any] = {"law": "normal", "cv": [0.1, 0.2, 0.15], "rows": rows, "seed": 1}
@@ -148,7 +148,7 @@ def _rows_s(name: str, batches: bool, rows: int) -> float:
 
 
 def against_enumeration(count: int, evaluations: int) -> dict[str, Any]:
-    """The annealer alone against the proven optimum."""
+    """Return the annealer alone against the proven optimum."""
     gaps_found: list[float] = []
     mixed = alike = seed = 0
     while mixed + alike < count:
@@ -207,7 +207,7 @@ def gaps(sizes: Sequence[int], problems: int, seeds: int, reference_s: float) ->
 
 
 def _multi_start(problem: Problem, seconds: float) -> float:
-    """The best of annealing from many seeds, one second each; as those, it is timed by the CPU."""
+    """Return the best of annealing from many seeds, one second each; as those, it is timed by the CPU."""
     best, end, seed = -math.inf, time.thread_time() + seconds, 1_000_000
     while (left := end - time.thread_time()) > 0.0:
         best = max(best, forced(problem, seed=seed, cpu_s=min(1.0, left))[1])
@@ -216,7 +216,7 @@ def _multi_start(problem: Problem, seconds: float) -> float:
 
 
 def files(names: Sequence[str], time_limit_s: float) -> list[dict[str, Any]]:
-    """Problem files, solved as the command does, with both bounds."""
+    """Return problem files, solved as the command does, with both bounds."""
     rows = []
     for name in names:
         text = Path(name).read_text()

@@ -17,7 +17,7 @@ TOLERANCE = 5e-3
 
 
 def expected(images: NDArray[Any], family: str = "fashion") -> dict[str, NDArray[Any]]:
-    """Probabilities [n, classes] of every variant, run eagerly in this process."""
+    """Return probabilities [n, classes] of every variant, run eagerly in this process."""
     import torch
 
     spec = families.load_family(family)
@@ -34,7 +34,8 @@ def expected(images: NDArray[Any], family: str = "fashion") -> dict[str, NDArray
 
 
 def scorer(answers: dict[str, NDArray[Any]], labels: NDArray[Any]) -> Check:
-    """A check that scores an answer by its label, and marks it where it is not its variant's answer to its row."""
+    """Return a check that scores an answer by its label, and marks it where it is not its variant's answer to its
+    row."""
 
     def check(body: Body, sample: Sample, answer: bytes) -> None:
         got = np.asarray(orjson.loads(answer)["outputs"][0]["data"], dtype=np.float32)

@@ -100,7 +100,7 @@ class Stretch:
         return (self.end_ns - self.begin_ns) / 1e9
 
     def lag(self) -> dict[str, float]:
-        """p50, p99 and the largest, milliseconds."""
+        """Return p50, p99 and the largest, milliseconds."""
         return {"p50": quantile(self.lag_ms, 0.5), "p99": quantile(self.lag_ms, 0.99), "max": max(self.lag_ms)}
 
 
@@ -185,7 +185,7 @@ class Changes:
         self._number = 0
 
     def next(self) -> dict[str, float]:
-        """Arguments of one `plan` command."""
+        """Return arguments of one `plan` command."""
         self._number += 1
         if self._number % 2:
             return {"intensity_g_per_kwh": self._rng.uniform(*INTENSITIES)}
@@ -230,13 +230,13 @@ async def applying(server: clover.Server, number: int) -> Stretch:
 
 
 def made_at(server: clover.Server, g_per_kwh: float) -> dict[str, Any] | None:
-    """The first decision with a plan at that intensity, whatever else was a reason for it."""
+    """Return the first decision with a plan at that intensity, whatever else was a reason for it."""
     plans = [d for d in server.engine.controller.decisions(100) if d["plan"] is not None]
     return next((d for d in reversed(plans) if d["inputs"]["intensity_g_per_kwh"] == g_per_kwh), None)
 
 
 async def until(found: Callable[[], dict[str, Any] | None], seconds: float) -> dict[str, Any] | None:
-    """What `found` gives once it gives something; None where it does not in time."""
+    """Return what `found` gives once it gives something; None where it does not in time."""
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         if (what := found()) is not None:
@@ -249,7 +249,7 @@ async def until(found: Callable[[], dict[str, Any] | None], seconds: float) -> d
 
 
 async def run(options: argparse.Namespace, cache: str) -> dict[str, Any]:
-    """The whole bench on one server."""
+    """Return the whole bench on one server."""
     server = clover.Server(
         "fashion",
         port=0,
@@ -355,7 +355,7 @@ LAGS = ("p50", "p99", "max")
 
 
 def seconds_of(decisions: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """How long plans took, in the solver and for the controller, and how many of them more than `TARGET_S`."""
+    """Return how long plans took, in the solver and for the controller, and how many of them more than `TARGET_S`."""
     solver = [d["plan"]["seconds"] for d in decisions]
     waited = [d["seconds"] for d in decisions]
     return {
@@ -369,7 +369,7 @@ def seconds_of(decisions: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def requests_in(seen: dict[str, Any], stretches: Sequence[Stretch]) -> dict[str, float]:
-    """The requests that were due in one of `stretches`."""
+    """Return the requests that were due in one of `stretches`."""
     samples = [
         (ms, status)
         for due_ns, ms, status, _ in seen.get("samples", ())

@@ -59,7 +59,7 @@ class Watch(threading.Thread):
         self._stop_set = threading.Event()
 
     def look(self) -> Look:
-        """One look now."""
+        """Return one look now."""
         workers = self._server.get("/v2/clover/state")["totals"]["models"]["fashion"]["workers"]
         ready = [worker for worker in workers if worker["state"] == "ready"]
         return Look(
@@ -80,7 +80,8 @@ class Watch(threading.Thread):
 
 
 def kept_and_touched(windows: list[Change], looks: list[Look]) -> tuple[int, int]:
-    """Workers that changes kept, and how many of those were drained or are another process afterwards all the same."""
+    """Return workers that changes kept, and how many of those were drained or are another process afterwards all the
+    same."""
     kept = touched = 0
     for window in windows:
         before = [look for look in looks if look.at_ns < window.begin_ns][-1]
@@ -104,7 +105,7 @@ def write_trace(path: Path, stages: int) -> None:
 
 
 def capacities(cache_dir: str) -> dict[tuple[str, str], float]:
-    """Rows a second of a worker by (variant, MIG profile), as the planner takes them."""
+    """Return rows a second of a worker by (variant, MIG profile), as the planner takes them."""
     for path in (profiles.cache_folder(cache_dir) / "profiles").glob("fashion-*.json"):
         services = services_of(msgspec.json.decode(path.read_bytes(), type=FamilyProfile))
         found = {key: service.capacity() for key, service in services.items() if "g." in key[1]}
@@ -123,7 +124,7 @@ def slow(cache: Path, options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace, bodies: list[Body], check: Check, folder: Path) -> dict[str, Any]:
-    """One run: a fresh server, `--changes` repartitions under load."""
+    """Return one run: a fresh server, `--changes` repartitions under load."""
     log = folder / "serve.log"
     device = f"emulated:a100-40gb:{options.gpus}"
     shared = ["fashion", "--device", device, "--policy", "bench.bands:Slices", "--cache-dir", options.cache_dir]

@@ -199,7 +199,7 @@ def _family(name: str, floats: int) -> FamilySpec:
 
 
 def request_of(family: str, number: int, floats: int, *, binary: bool = False) -> bytes:
-    """A request of one row."""
+    """Return a request of one row."""
     row = np.random.default_rng(number).standard_normal(floats, np.float32)
     tensor: dict[str, Any] = {"name": "x", "shape": [1, floats], "datatype": "FP32"}
     tail, fields = b"", b""
@@ -222,7 +222,7 @@ def request_of(family: str, number: int, floats: int, *, binary: bool = False) -
 
 
 def cost_us(plane: Plane, turn: Callable[[], int], turns: int) -> float:
-    """Microseconds of a request: the least of several measurements."""
+    """Return microseconds of a request: the least of several measurements."""
     turn()
     found = []
     for _ in range(_REPEATS):
@@ -235,7 +235,7 @@ def cost_us(plane: Plane, turn: Callable[[], int], turns: int) -> float:
 
 
 def measured(axis: str, value: int, turns: int) -> float:
-    """Microseconds of a request at one place of an axis."""
+    """Return microseconds of a request at one place of an axis."""
     families = value if axis == "families" else 1
     workers = value if axis == "workers" else 1
     connections = {"connections": value, "tensor": 1}.get(axis, 64)

@@ -23,7 +23,7 @@ from bench.load import Result, closed_loop, open_loop
 
 
 def measure(run: Callable[[], Any], pid: int, rounds: int) -> dict[str, float]:
-    """Medians of `rounds` runs of one workload."""
+    """Return medians of `rounds` runs of one workload."""
     figures: dict[str, list[float]] = {}
     for _ in range(rounds):
         pids = tree(pid)

@@ -35,7 +35,7 @@ BASE_AFTER = 20
 
 
 def usage(server: ServerProcess, idle_s: float) -> dict[str, int]:
-    """What the tree holds after `idle_s` without requests."""
+    """Return what the tree holds after `idle_s` without requests."""
     time.sleep(idle_s)
     pids = tree(server.process.pid)
     return {"processes": len(pids), "pss_bytes": pss_bytes(pids), "fds": open_fds(pids), "shm": shm_entries()}

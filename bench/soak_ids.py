@@ -35,13 +35,13 @@ _TIMEOUT_S = 30.0
 
 
 def row_of(identity: str) -> Any:
-    """The numbers that go with an id: floats that JSON tells exactly."""
+    """Return the numbers that go with an id: floats that JSON tells exactly."""
     luck = np.random.default_rng(list(identity.encode()))
     return (luck.integers(-(10**6), 10**6, (1, 16)) / 1024).astype(np.float32)
 
 
 def request_of(identity: str, *, binary: bool) -> bytes:
-    """A whole request."""
+    """Return a whole request."""
     row = row_of(identity)
     tensor: dict[str, Any] = {"name": "x", "shape": [1, 16], "datatype": "FP32"}
     document: dict[str, Any] = {"id": identity, "inputs": [tensor]}
@@ -127,7 +127,7 @@ async def killing(pid: int, every_s: float, counts: Counter[str]) -> None:
 
 
 async def soak(pid: int, port: int, options: argparse.Namespace) -> Counter[str]:
-    """All clients, for the time given."""
+    """Return all clients, for the time given."""
     counts: Counter[str] = Counter()
     end_s = time.monotonic() + 60.0 * options.minutes
     killer = asyncio.create_task(killing(pid, options.kill_every_s, counts)) if options.kill_every_s else None

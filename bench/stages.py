@@ -77,7 +77,7 @@ class _Routed(NamedTuple):
 
 
 def draw(rng: random.Random) -> Drawn:
-    """A configuration by chance."""
+    """Return a configuration by chance."""
     rate = math.exp(rng.uniform(math.log(20.0), math.log(5000.0)))
     stages, reach, loads = [], [1.0], []
     for at in range(rng.choice((2, 3))):
@@ -96,7 +96,7 @@ def draw(rng: random.Random) -> Drawn:
 
 
 def _kind(rng: random.Random, slower: float) -> Service:
-    """A variant on a slice: a fixed cost a batch, a cost a row, so that batching is worth anything from much to
+    """Return a variant on a slice: a fixed cost a batch, a cost a row, so that batching is worth anything from much to
     nothing."""
     most = rng.choice((1, 4, 8, 16, 32))
     a_row = math.exp(rng.uniform(math.log(0.03), 0.0))
@@ -110,7 +110,7 @@ def _scaled(kind: Service, factor: float) -> Service:
 
 
 def compared(drawn: Drawn, rows: int, seed: int) -> Compared:
-    """One configuration, played for `rows` rows, or for more where these do not tell its p95 within `_KNOWN`."""
+    """Return one configuration, played for `rows` rows, or for more where these do not tell its p95 within `_KNOWN`."""
     model_ms = float(np.quantile(chains.played_ms(drawn.stages, drawn.rate, drawn.reach), 0.95))
     verdict = chain_verify.verify(drawn.stages, drawn.rate, drawn.reach, p95_ms=model_ms, slo_ms=math.inf)
     seen = _routed(drawn, rows, seed)
@@ -131,7 +131,7 @@ def compared(drawn: Drawn, rows: int, seed: int) -> Compared:
 
 
 def _routed(drawn: Drawn, rows: int, seed: int) -> _Routed:
-    """p95 of rows before the router, and the half-width of its 95 % interval by batch means."""
+    """Return p95 of rows before the router, and the half-width of its 95 % interval by batch means."""
     warm_up = max(1000, rows // 20)
     found = row_by_row.play(drawn.stages, drawn.rate, drawn.reach, rows=rows, warm_up=warm_up, seed=seed)
     middle = float(np.quantile(found.latency_ms, 0.95))

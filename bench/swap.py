@@ -67,7 +67,7 @@ def placements(deployment: list[dict[str, Any]]) -> set[tuple[str, str]]:
 
 
 def changes(server: ServerProcess, since: float) -> list[Change]:
-    """The applied decisions made after wall time `since`, oldest first, on the monotonic clock."""
+    """Return the applied decisions made after wall time `since`, oldest first, on the monotonic clock."""
     offset_ns = time.monotonic_ns() - time.time_ns()
     found: list[Change] = []
     before: set[tuple[str, str]] = set()
@@ -84,7 +84,7 @@ def changes(server: ServerProcess, since: float) -> list[Change]:
 
 
 def split(result: Result, windows: list[Change]) -> tuple[list[float], list[float]]:
-    """Latencies of requests that were alive during a change, and of all the others."""
+    """Return latencies of requests that were alive during a change, and of all the others."""
     during: list[float] = []
     outside: list[float] = []
     for sample in result.samples:

@@ -162,7 +162,7 @@ async def quiet() -> Others:
 
 
 def used() -> float:
-    """CPU seconds of this process and all that it started, those that have ended included."""
+    """Return CPU seconds of this process and all that it started, those that have ended included."""
     ticks = 0
     for pid in tree(os.getpid()):
         try:
@@ -210,7 +210,7 @@ class Bench:
         return Swap(variant, begin_ns, routed_ns, end_ns, self.worker(variant), cpu_s, calm)
 
     def worker(self, variant: str, state: str = "ready") -> Worker:
-        """The first worker of `variant`."""
+        """Return the first worker of `variant`."""
         pids = [
             item["pid"] for item in self.served.fleet.describe() if (item["variant"], item["state"]) == (variant, state)
         ]
@@ -241,12 +241,12 @@ class Bench:
 
 
 def last_core() -> str:
-    """The core of the workers; the front end and the load have the others to themselves."""
+    """Return the core of the workers; the front end and the load have the others to themselves."""
     return str(max(os.sched_getaffinity(0)))
 
 
 def server_of(cache: Path, family: str, first: str, **more: Any) -> clover.Server:
-    """A server with one worker, on a core of its own, that changes nothing by itself."""
+    """Return a server with one worker, on a core of its own, that changes nothing by itself."""
     return clover.Server(
         place_of(family),
         port=0,
@@ -280,8 +280,8 @@ def first_answer(seen: dict[str, Any], variant: str, since_ns: int) -> tuple[int
 async def swaps(
     cache: Path, backend: str, variants: list[str], options: argparse.Namespace
 ) -> tuple[Found[Parts], Found[float]]:
-    """Every variant in turn, from the one before it; loading and warming alone between the rounds.  With each, whether
-    it counts."""
+    """Return every variant in turn, from the one before it; loading and warming alone between the rounds.  With each,
+    whether it counts."""
     parts: Found[Parts] = {name: [] for name in variants}
     alone: Found[float] = {name: [] for name in variants}
     async with server_of(cache, options.family, variants[0]) as server:
@@ -313,14 +313,14 @@ async def swaps(
 
 
 def counted(found: list[tuple[T, bool]]) -> list[T]:
-    """Those that count; all where none does."""
+    """Return those that count; all where none does."""
     return [item for item, counts in found if counts] or [item for item, _ in found]
 
 
 async def standing(
     cache: Path, backend: str, variant: str, beside: str, options: argparse.Namespace
 ) -> list[Standing]:
-    """Swaps from `beside` to `variant`, which stands by."""
+    """Return swaps from `beside` to `variant`, which stands by."""
     found = []
     async with server_of(cache, options.family, variant, relief=variant) as server:
         await server.engine.controller.command("freeze", {"on": True}, "bench")
@@ -348,7 +348,7 @@ async def standing(
 
 
 def stored(cache: Path, family: str) -> Path:
-    """The file of the profile, which is measured first where there is none."""
+    """Return the file of the profile, which is measured first where there is none."""
     folder = profiles.cache_folder(str(cache)) / "profiles"
     if not list(folder.glob(f"{family}-*.json")):
         words = ["-m", "clover", "profile", place_of(family), "--quick", "--compile", "--cores", last_core()]
@@ -358,13 +358,14 @@ def stored(cache: Path, family: str) -> Path:
 
 
 def only(profile: FamilyProfile, backend: str) -> FamilyProfile:
-    """The profile with `backend` chosen for every variant and no other measured: a plan may take a cheaper one."""
+    """Return the profile with `backend` chosen for every variant and no other measured: a plan may take a cheaper
+    one."""
     mine = tuple(m for m in profile.latency if m.backend == backend)
     return msgspec.structs.replace(profile, backend=dict.fromkeys(profile.backend, backend), latency=mine)
 
 
 def run(options: argparse.Namespace, cache: Path) -> dict[str, Any]:
-    """The whole bench."""
+    """Return the whole bench."""
     path = stored(cache, options.family)
     kept = path.read_bytes()
     profile = msgspec.json.decode(kept, type=FamilyProfile)

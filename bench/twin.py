@@ -32,12 +32,12 @@ INTENSITY = "static:300"
 
 
 def of_family(metrics: dict[str, float], name: str) -> dict[str, float]:
-    """The samples of a metric, by their labels as text."""
+    """Return the samples of a metric, by their labels as text."""
     return {key[len(name) :]: value for key, value in metrics.items() if key.startswith(name + "{")}
 
 
 def active_j(metrics: dict[str, float]) -> float:
-    """Joules above idle so far."""
+    """Return joules above idle so far."""
     found = of_family(metrics, "clover_energy_joules_total")
     return sum(value for labels, value in found.items() if 'part="active"' in labels)
 
@@ -58,21 +58,21 @@ class Watch(threading.Thread):
             self.p95_ms.append(observed.get("p95_ms", float("nan")))
 
     def stop(self) -> float:
-        """The median of what was told."""
+        """Return the median of what was told."""
         self._over.set()
         self.join()
         return statistics.median(self.p95_ms)
 
 
 def mix(metrics: dict[str, float], before: dict[str, float]) -> dict[str, float]:
-    """Part of the rows that each variant answered between two looks."""
+    """Return part of the rows that each variant answered between two looks."""
     old, new = (of_family(item, "clover_rows_total") for item in (before, metrics))
     rows = {labels.split('variant="')[1].split('"')[0]: value - old[labels] for labels, value in new.items()}
     return {name: count / max(1.0, sum(rows.values())) for name, count in rows.items()}
 
 
 def settled(server: ServerProcess) -> dict[str, float]:
-    """The metrics, once the energy window that is open has closed."""
+    """Return the metrics, once the energy window that is open has closed."""
     time.sleep(2.0)
     return server.metrics()
 

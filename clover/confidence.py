@@ -35,8 +35,8 @@ class ScoreError(ValueError):
 
 
 def scorer(spec: FamilySpec) -> Scorer | None:
-    """How to score the answers of `spec`; None where it declares no confidence.  ConfigError for a function of its own
-    that is not to be found."""
+    """Return how to score the answers of `spec`; None where it declares no confidence.  ConfigError for a function of
+    its own that is not to be found."""
     confidence = spec.confidence
     if confidence is None:
         return None
@@ -51,7 +51,8 @@ def scorer(spec: FamilySpec) -> Scorer | None:
 
 
 def _of_probabilities(function: Callable[[Floats], Floats], at: int, name: str) -> Scorer:
-    """A built-in score of an output [rows, ...] that holds probabilities; ScoreError where it plainly does not."""
+    """Return a built-in score of an output [rows, ...] that holds probabilities; ScoreError where it plainly does
+    not."""
     wrong = f"output {name!r} gave a score of {{:g}}, so it holds no probabilities (logits = true?)"
 
     def score(outputs: Sequence[Any]) -> Floats:
@@ -79,7 +80,7 @@ def _flat(output: NDArray[Any]) -> Floats:
 
 
 def softmax(logits: Floats) -> Floats:
-    """Probabilities [rows, K] of logits [rows, K]."""
+    """Return probabilities [rows, K] of logits [rows, K]."""
     with np.errstate(invalid="ignore"):  # rows that are not finite
         raised = np.exp(logits - logits.max(axis=1, keepdims=True))
         found: Floats = raised / raised.sum(axis=1, keepdims=True)
@@ -87,13 +88,13 @@ def softmax(logits: Floats) -> Floats:
 
 
 def top(probabilities: Floats) -> Floats:
-    """The largest probability [rows] of probabilities [rows, K]."""
+    """Return the largest probability [rows] of probabilities [rows, K]."""
     found: Floats = probabilities.max(axis=1)
     return found
 
 
 def margin(probabilities: Floats) -> Floats:
-    """The largest probability less the second largest [rows]."""
+    """Return the largest probability less the second largest [rows]."""
     last = np.partition(probabilities, -2, axis=1)
     found: Floats = last[:, -1] - last[:, -2]
     return found
@@ -107,7 +108,8 @@ def entropy(probabilities: Floats) -> Floats:
 
 
 def _own(function: Callable[..., Any], at: int) -> Scorer:
-    """A family's own function: the chosen output [rows, ...] -> finite scores [rows]; ScoreError for anything else."""
+    """Return a family's own function: the chosen output [rows, ...] -> finite scores [rows]; ScoreError for anything
+    else."""
 
     def score(outputs: Sequence[Any]) -> Floats:
         found = np.asarray(function(outputs[at]))
@@ -121,7 +123,7 @@ def _own(function: Callable[..., Any], at: int) -> Scorer:
 
 
 def answers(rows: NDArray[Any] | list[bytes]) -> NDArray[Any]:
-    """What each row of a first output says: the argmax of several numbers, otherwise the value itself."""
+    """Return what each row of a first output says: the argmax of several numbers, otherwise the value itself."""
     if isinstance(rows, list):
         return np.array(rows, dtype=object)
     flat = rows.reshape(len(rows), -1)
@@ -129,7 +131,8 @@ def answers(rows: NDArray[Any] | list[bytes]) -> NDArray[Any]:
 
 
 def agreement(mine: NDArray[Any], reference: NDArray[Any]) -> float:
-    """The share of rows with the same answer; numbers that are no argmax may differ by rounding (1e-3 relative)."""
+    """Return the share of rows with the same answer; numbers that are no argmax may differ by rounding (1e-3
+    relative)."""
     if mine.shape != reference.shape or not len(mine):
         return 0.0
     if mine.dtype.kind == "f":

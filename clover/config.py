@@ -12,7 +12,8 @@ import msgspec
 
 
 def _help(text: str, **limits: float) -> Any:
-    """One line of help and the range (ge, gt, le, lt) of a setting; `clover.settings` enforces it and names it."""
+    """Return one line of help and the range (ge, gt, le, lt) of a setting; `clover.settings` enforces it and names
+    it."""
     return msgspec.Meta(description=text, **limits)  # type: ignore[call-overload]
 
 

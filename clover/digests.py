@@ -14,7 +14,7 @@ _known: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, hexadecimal.  Raises OSError where it cannot be read."""
+    """Return the sha256 of a file's content, hexadecimal.  Raises OSError where it cannot be read."""
     now_ns = time.time_ns()  # before anything is read
     name = os.path.abspath(path)
     known = _known.get(name)

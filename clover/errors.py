@@ -10,7 +10,8 @@ import sys
 
 
 def not_installed(error: ModuleNotFoundError) -> str:
-    """One line for an `error` met while a command was imported; empty where a module of Clover itself is missing."""
+    """Return one line for an `error` met while a command was imported; empty where a module of Clover itself is
+    missing."""
     name = (error.name or "").partition(".")[0]
     if name in ("", "clover"):
         return ""

@@ -96,12 +96,12 @@ _TABLES: dict[type[msgspec.Struct], dict[str, type[msgspec.Struct]]] = {
 
 
 def shipped() -> list[str]:
-    """Names of the families that come with Clover, sorted; raises ConfigError if they are not installed."""
+    """Return names of the families that come with Clover, sorted; raises ConfigError if they are not installed."""
     return sorted(path.parent.name for path in _models_folder().glob(f"*/{FILE}"))
 
 
 def load_family(ref: str | FamilySpec) -> FamilySpec:
-    """The checked family `ref` names, with `folder` (absolute) and `digest` filled in.
+    """Return the checked family `ref` names, with `folder` (absolute) and `digest` filled in.
 
     A `FamilySpec` made in Python is checked and completed the same way.  Raises ConfigError, naming file and key.
     """
@@ -120,8 +120,8 @@ def load_family(ref: str | FamilySpec) -> FamilySpec:
 
 
 def reference(spec: FamilySpec) -> str:
-    """What names `spec` on a command line: its shipped name or its folder, quoted for a shell.  A family made in Python
-    has no name of its own there: MODULE:ATTRIBUTE stands for what the reader typed."""
+    """Return what names `spec` on a command line: its shipped name or its folder, quoted for a shell.  A family made in
+    Python has no name of its own there: MODULE:ATTRIBUTE stands for what the reader typed."""
     folder = Path(spec.folder)
     if not spec.folder or not (folder / FILE).is_file():
         return "MODULE:ATTRIBUTE"
@@ -129,7 +129,7 @@ def reference(spec: FamilySpec) -> str:
 
 
 def _models_folder() -> Path:
-    """The folder of shipped families: the installed package `clover.models`, or `models/` beside `clover/`."""
+    """Return the folder of shipped families: the installed package `clover.models`, or `models/` beside `clover/`."""
     candidates: list[Path] = []
     found = importlib.util.find_spec("clover.models")
     if found is not None and found.submodule_search_locations is not None:
@@ -207,7 +207,7 @@ def _complete(spec: FamilySpec, folder: Path | None, where: str) -> FamilySpec:
 
 
 def _readable(message: str) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.max_batch`" as "max_batch: expected `int`, got `str`"."""
+    """Return msgspec's "Expected `int`, got `str` - at `$.max_batch`" as "max_batch: expected `int`, got `str`"."""
     text, _, path = message.partition(" - at `$")
     key = path.rstrip("`").removeprefix(".")
     return f"{key}: {text[0].lower()}{text[1:]}" if key else text[0].lower() + text[1:]
@@ -362,14 +362,15 @@ def _check_weights(weights: str, folder: Path | None, key: str, where: str) -> N
 
 
 def _python_files(folder: Path) -> list[Path]:
-    """The Python a family consists of: all below its folder; only its own level where no `family.toml` marks the root
-    (a spec in a module may stand amid a whole project)."""
+    """Return the Python a family consists of: all below its folder; only its own level where no `family.toml` marks the
+    root (a spec in a module may stand amid a whole project)."""
     pattern = "**/*.py" if (folder / FILE).is_file() else "*.py"
     return sorted(path for path in folder.glob(pattern) if path.is_file() and "__pycache__" not in path.parts)
 
 
 def _digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
-    """sha256 over the declaration, the Python files and the weights of `variants`; independent of where they lie."""
+    """Return sha256 over the declaration, the Python files and the weights of `variants`; independent of where they
+    lie."""
     declared = msgspec.to_builtins(msgspec.structs.replace(spec, folder="", digest=""))
     if spec.confidence is None:
         del declared["confidence"]  # so that what was compiled before there were cascades stays valid
@@ -386,8 +387,8 @@ def _digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
 
 
 def digest_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
-    """sha256 over what a compiled artifact of one variant depends on: its declaration, the family's tensors and batch
-    limit, the Python files, and its own weights.  Another variant's weights or accuracy do not change it.
+    """Return sha256 over what a compiled artifact of one variant depends on: its declaration, the family's tensors and
+    batch limit, the Python files, and its own weights.  Another variant's weights or accuracy do not change it.
 
     Raises KeyError for a name the family does not have.
     """
@@ -412,7 +413,7 @@ def _digest_alone(spec: FamilySpec, chosen: VariantSpec) -> str:
 
 
 def resolve(loader: str, folder: str | Path) -> Callable[..., Any]:
-    """The function "module:function" names: from `folder` if that holds the module, otherwise by import.
+    """Return the function "module:function" names: from `folder` if that holds the module, otherwise by import.
 
     Runs the module's top level.  Raises ConfigError where there is no such module or function; what the module itself
     raises passes through.
@@ -450,12 +451,12 @@ def check_loaders(spec: FamilySpec) -> None:
 
 
 def _file_inside(name: str, folder: str | Path) -> bool:
-    """Whether the family's folder holds the module `name`."""
+    """Return whether the family's folder holds the module `name`."""
     return bool(str(folder)) and (Path(folder) / name.replace(".", "/")).with_suffix(".py").is_file()
 
 
 def _findable(name: str) -> bool:
-    """Whether a module of that name is there.  `importlib.util.find_spec` would import the packages above it."""
+    """Return whether a module of that name is there.  `importlib.util.find_spec` would import the packages above it."""
     place: Sequence[str] | None = None
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):
@@ -494,7 +495,8 @@ class _FamilyFinder:
 
 
 def _package_of(folder: Path) -> str:
-    """The name of the private package that stands for `folder`; it has no code of its own: `__init__.py` is not run."""
+    """Return the name of the private package that stands for `folder`; it has no code of its own: `__init__.py` is not
+    run."""
     identity = hashlib.sha256(str(folder).encode())
     for path in _python_files(folder):
         identity.update(path.read_bytes())
@@ -510,7 +512,8 @@ def _package_of(folder: Path) -> str:
 
 
 def load_evaluation(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], NDArray[Any]]:
-    """The labelled rows of `split` ("calibration" or "held_out"): one array per input, leading row axis, and labels.
+    """Return the labelled rows of `split` ("calibration" or "held_out"): one array per input, leading row axis, and
+    labels.
 
     Raises ConfigError where the family has none, where what its loader returns does not match the declaration, or
     where the loader imports torch.

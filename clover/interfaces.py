@@ -33,7 +33,7 @@ class Policy(Protocol):
     name: str
 
     def propose(self, state: State) -> Plan:
-        """The plan for `state`; raises PlanError where no configuration exists at all."""
+        """Return the plan for `state`; raises PlanError where no configuration exists at all."""
 
 
 class Backend(Protocol):
@@ -50,14 +50,14 @@ class Backend(Protocol):
     def load(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int
     ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
-        """A function from input arrays (leading batch axis, declared order) to output arrays."""
+        """Return a function from input arrays (leading batch axis, declared order) to output arrays."""
 
 
 class Device(Protocol):
     """A partitionable device: which layouts exist, and instances made and unmade."""
 
     def shape(self) -> DeviceShape:
-        """The layouts this device allows."""
+        """Return the layouts this device allows."""
 
     async def create(self, placement: Placement) -> None:
         """Make the instance at `placement`; raises DeviceError."""
@@ -66,17 +66,18 @@ class Device(Protocol):
         """Remove the instance at `placement`; raises DeviceError."""
 
     def cores(self, placement: Placement) -> tuple[int, ...]:
-        """CPU cores a worker at `placement` is pinned to."""
+        """Return CPU cores a worker at `placement` is pinned to."""
 
     def threads(self, placement: Placement) -> int:
-        """Threads a worker at `placement` runs."""
+        """Return threads a worker at `placement` runs."""
 
     def visible(self, placement: Placement) -> str:
-        """What a worker at `placement` must see as its only accelerator, as CUDA names it ("MIG-...", "GPU-...");
-        empty where there is none.  Raises DeviceError where the instance does not exist."""
+        """Return what a worker at `placement` must see as its only accelerator, as CUDA names it ("MIG-...",
+        "GPU-..."); empty where there is none.  Raises DeviceError where the instance does not exist."""
 
     def memory_bytes(self, placement: Placement) -> int:
-        """Memory of the device that an instance at `placement` has for itself; 0 where that is the machine's own."""
+        """Return memory of the device that an instance at `placement` has for itself; 0 where that is the machine's
+        own."""
 
 
 class CarbonSource(Protocol):
@@ -88,10 +89,10 @@ class CarbonSource(Protocol):
     remote: bool
 
     async def read(self, grid_s: float) -> Reading:
-        """The intensity valid at `grid_s` (Unix seconds); raises CarbonError."""
+        """Return the intensity valid at `grid_s` (Unix seconds); raises CarbonError."""
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
-        """Readings from `grid_s` on; empty where the source has no forecast."""
+        """Return readings from `grid_s` on; empty where the source has no forecast."""
 
 
 class EnergyMeter(Protocol):
@@ -106,7 +107,7 @@ class EnergyMeter(Protocol):
         """Read what takes a while to read; `sample` gives what was found."""
 
     def sample(self, now_ns: int) -> EnergySample:
-        """Cumulative energy at `now_ns`, or at the last refresh for a meter that needs one."""
+        """Return cumulative energy at `now_ns`, or at the last refresh for a meter that needs one."""
 
 
 # --- what http sees of the server -------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ class Model:
         raise NotImplementedError
 
     def ahead(self, rows: int, index: int) -> tuple[Ticket, memoryview] | None:
-        """Slots for `rows` rows that a client is still sending, and the flat bytes of their input `index`, to be
+        """Return slots for `rows` rows that a client is still sending, and the flat bytes of their input `index`, to be
         written by whoever receives them, before `arrived`.  None where that cannot be: the slots are not neighbours,
         rows of that input vary, or too few slots are free to lend any to a client that may take its time."""
         raise NotImplementedError
@@ -203,17 +204,17 @@ class Model:
         raise NotImplementedError
 
     def read(self, ticket: Ticket, index: int) -> NDArray[Any] | list[bytes]:
-        """Output `index` of all rows as one array with a leading row axis (BYTES: OIP form per row).  Valid until
-        `close`; a view where the slots are consecutive, a copy otherwise."""
+        """Return output `index` of all rows as one array with a leading row axis (BYTES: OIP form per row).  Valid
+        until `close`; a view where the slots are consecutive, a copy otherwise."""
         raise NotImplementedError
 
     def text(self, ticket: Ticket, index: int) -> bytes | None:
-        """What `read` gives as one flat JSON array, where that is had without an object for each number; None
+        """Return what `read` gives as one flat JSON array, where that is had without an object for each number; None
         elsewhere, and where a number is not finite."""
         raise NotImplementedError
 
     def receipt(self, ticket: Ticket) -> Receipt:
-        """What a finished ticket cost."""
+        """Return what a finished ticket cost."""
         raise NotImplementedError
 
     def remember(self, number: int, ticket: Ticket) -> None:
@@ -232,7 +233,7 @@ class Model:
         raise NotImplementedError
 
     def stats(self) -> dict[str, Any]:
-        """The OIP statistics object of this model."""
+        """Return the OIP statistics object of this model."""
         raise NotImplementedError
 
 
@@ -240,26 +241,26 @@ class Control(Protocol):
     """What the front end sees of the controller."""
 
     def state(self) -> dict[str, Any]:
-        """Intensity, deployment, routing, targets and totals: the body of GET /v2/clover/state."""
+        """Return intensity, deployment, routing, targets and totals: the body of GET /v2/clover/state."""
 
     def decisions(self, limit: int) -> list[dict[str, Any]]:
-        """The newest decisions, newest first."""
+        """Return the newest decisions, newest first."""
 
     async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
-        """pin, freeze, plan, apply, base, set or guard; kept as a decision.  Raises BadRequest or PlanError."""
+        """Return pin, freeze, plan, apply, base, set or guard; kept as a decision.  Raises BadRequest or PlanError."""
 
 
 class ServerView(Protocol):
     """What the front end sees of the server."""
 
     def models(self) -> dict[str, Model]:
-        """Every family by name, loaded or not."""
+        """Return every family by name, loaded or not."""
 
     def ready(self) -> bool:
-        """Whether every loaded family has capacity and the server is not draining."""
+        """Return whether every loaded family has capacity and the server is not draining."""
 
     def live(self) -> bool:
-        """Whether the loop turns: true until the end."""
+        """Return whether the loop turns: true until the end."""
 
     async def load(self, name: str, config: str) -> None:
         """OIP repository load: start workers for a family.  Raises NotFound, BadRequest or Unavailable."""
@@ -268,13 +269,13 @@ class ServerView(Protocol):
         """OIP repository unload: drain and stop a family's workers.  Raises NotFound."""
 
     def state_of(self, name: str) -> tuple[str, str]:
-        """OIP repository state ("READY", "UNAVAILABLE", "LOADING", "UNLOADING") and the reason."""
+        """Return OIP repository state ("READY", "UNAVAILABLE", "LOADING", "UNLOADING") and the reason."""
 
     def control(self) -> Control:
-        """The controller."""
+        """Return the controller."""
 
     def metrics(self) -> bytes:
-        """Prometheus text."""
+        """Return Prometheus text."""
 
 
 # --- what the controller sees of the runtime --------------------------------------------------------------------------
@@ -284,7 +285,7 @@ class Fleet(Protocol):
     """The workers of one family, as a transition drives them."""
 
     def running(self) -> tuple[Assignment, ...]:
-        """What is ready now."""
+        """Return what is ready now."""
 
     async def spawn(self, assignment: Assignment) -> None:
         """Start, load, warm; returns when it is ready (not yet routed to).  Raises WorkerError."""
@@ -301,17 +302,17 @@ class Fleet(Protocol):
         each variant gets, the batches it forms and how long rows wait for these to fill."""
 
     def observe(self) -> dict[str, float]:
-        """arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures; `guard`: the step of the
-        ladder that its answers call for (0: none), where they are watched."""
+        """Return arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures; `guard`: the step
+        of the ladder that its answers call for (0: none), where they are watched."""
 
     def guarded(self) -> dict[str, Any]:
-        """What its guard saw and did, its audits, and late labels."""
+        """Return what its guard saw and did, its audits, and late labels."""
 
     def reset_guard(self) -> None:
         """Watch its answers anew, as if nothing had been seen."""
 
     def demanded(self) -> Mapping[str, Asked]:
-        """Rows that asked for an accuracy of their own, by the variant that they need."""
+        """Return rows that asked for an accuracy of their own, by the variant that they need."""
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
         """Refuse rows that need one of these variants while no worker is accurate enough, those that wait already too,

@@ -44,7 +44,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def cache_folder(text: str) -> Path:
-    """The folder of profiles and artifacts: `text`, or `$XDG_CACHE_HOME/clover` (`~/.cache/clover`) where empty."""
+    """Return the folder of profiles and artifacts: `text`, or `$XDG_CACHE_HOME/clover` (`~/.cache/clover`) where
+    empty."""
     if text:
         return Path(text).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -68,7 +69,8 @@ class ProfileStore:
         return self.path(family, key).with_suffix(".rows.npz")
 
     def get(self, family: str, key: str) -> FamilyProfile | None:
-        """The profile of `family` measured under `key`, or None.  Raises ProfileError where the file is damaged."""
+        """Return the profile of `family` measured under `key`, or None.  Raises ProfileError where the file is
+        damaged."""
         path = self.path(family, key)
         try:
             data = path.read_bytes()
@@ -117,7 +119,8 @@ def profile_key(
     energy: EnergyConfig | None = None,
     device: str = "cpu",
 ) -> str:
-    """A digest of all that the figures of `spec` depend on, for workers on `cores` with a choice of `backends`."""
+    """Return a digest of all that the figures of `spec` depend on, for workers on `cores` with a choice of
+    `backends`."""
     parts = {
         "measuring": str(MEASURING_VERSION),
         "family": spec.name,
@@ -145,7 +148,7 @@ def versions(backends: Sequence[str]) -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor as "MODEL (ARCHITECTURE)"."""
+    """Return the processor as "MODEL (ARCHITECTURE)"."""
     fields: dict[str, str] = {}
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -165,8 +168,8 @@ def processor() -> str:
 def measurements(
     profile: FamilyProfile, variant: str, shape: str, backend: str | None = None
 ) -> tuple[LatencyMeasurement, ...]:
-    """What was measured of `variant` on core-set or MIG shape `shape`, by rising batch; by default with the chosen
-    backend.  Raises ProfileError where there is nothing."""
+    """Return what was measured of `variant` on core-set or MIG shape `shape`, by rising batch; by default with the
+    chosen backend.  Raises ProfileError where there is nothing."""
     chosen = backend or profile.backend.get(variant, "")
     found = [m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, chosen)]
     if not found:
@@ -178,24 +181,24 @@ def measurements(
 
 
 def latency(profile: FamilyProfile, variant: str, shape: str, batch: int) -> LatencyMeasurement:
-    """The measurement of the smallest measured batch that holds `batch` rows, or else of the largest."""
+    """Return the measurement of the smallest measured batch that holds `batch` rows, or else of the largest."""
     found = measurements(profile, variant, shape)
     return next((m for m in found if m.batch >= batch), found[-1])
 
 
 def service_ms(profile: FamilyProfile, variant: str, shape: str, batch: float) -> float:
-    """Mean milliseconds of a batch of `batch` rows."""
+    """Return mean milliseconds of a batch of `batch` rows."""
     return _interpolate([(m.batch, m.mean_ms) for m in measurements(profile, variant, shape)], batch)
 
 
 def energy_j(profile: FamilyProfile, variant: str, shape: str, batch: float) -> float:
-    """Active joules of one row served in a batch of `batch` rows."""
+    """Return active joules of one row served in a batch of `batch` rows."""
     found = measurements(profile, variant, shape)
     return _interpolate([(m.batch, m.energy_j_per_row * m.batch) for m in found], batch) / batch
 
 
 def accuracy(profile: FamilyProfile, variant: str) -> AccuracyMeasurement:
-    """The accuracy of `variant` with its chosen backend.  Raises ProfileError where it is unknown."""
+    """Return the accuracy of `variant` with its chosen backend.  Raises ProfileError where it is unknown."""
     chosen = profile.backend.get(variant, "")
     for item in profile.accuracy:
         if (item.variant, item.backend) == (variant, chosen):
@@ -204,22 +207,23 @@ def accuracy(profile: FamilyProfile, variant: str) -> AccuracyMeasurement:
 
 
 def accuracy_of(profile: FamilyProfile, variant: str) -> float:
-    """The accuracy of `variant` in percent."""
+    """Return the accuracy of `variant` in percent."""
     return accuracy(profile, variant).value
 
 
 def best_variant(profile: FamilyProfile) -> str:
-    """The most accurate variant; of equals the one that was declared first, the cheaper."""
+    """Return the most accurate variant; of equals the one that was declared first, the cheaper."""
     return max(profile.backend, key=lambda variant: accuracy_of(profile, variant))
 
 
 def shapes(profile: FamilyProfile) -> tuple[str, ...]:
-    """The core-set sizes or MIG shapes that were measured."""
+    """Return the core-set sizes or MIG shapes that were measured."""
     return tuple(dict.fromkeys(m.profile for m in profile.latency))
 
 
 def _interpolate(points: Sequence[tuple[int, float]], x: float) -> float:
-    """Piecewise linear through `points` (rising x); beyond the ends along the nearest piece, never below zero."""
+    """Return piecewise linear through `points` (rising x); beyond the ends along the nearest piece, never below
+    zero."""
     if len(points) == 1:
         return points[0][1] * (x / points[0][0] if x > points[0][0] else 1.0)
     index = next((i for i in range(1, len(points) - 1) if x <= points[i][0]), len(points) - 1)

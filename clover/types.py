@@ -121,7 +121,7 @@ class FamilySpec(Record, frozen=True, kw_only=True):
     digest: str = ""
 
     def variant(self, name: str) -> VariantSpec:
-        """The variant of that name; KeyError if there is none."""
+        """Return the variant of that name; KeyError if there is none."""
         for variant in self.variants:
             if variant.name == name:
                 return variant
@@ -174,7 +174,7 @@ Configuration = tuple[GroupCount, ...]
 
 
 def configuration_of(deployment: tuple[Assignment, ...]) -> Configuration:
-    """The configuration a deployment realises."""
+    """Return the configuration a deployment realises."""
     counts: dict[tuple[str, str], int] = {}
     for item in deployment:
         key = (item.variant, item.placement.profile)

@@ -28,13 +28,13 @@ class Attending(nn.Module):
 
 
 def wide(width: int = 2048) -> nn.Module:
-    """Three square layers."""
+    """Return three square layers."""
     layers = (nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
     return nn.Sequential(*layers, nn.Softmax(dim=1))
 
 
 def deep(width: int = 64, blocks: int = 18) -> nn.Module:
-    """Convolutions with batch norm at 7 x 7."""
+    """Return convolutions with batch norm at 7 x 7."""
     layers: list[nn.Module] = [nn.Conv2d(1, width, 4, stride=4)]
     for _ in range(blocks):
         layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
@@ -42,7 +42,7 @@ def deep(width: int = 64, blocks: int = 18) -> nn.Module:
 
 
 def load(variant: Any, folder: Path) -> nn.Module:
-    """The network that the variant's parameters name."""
+    """Return the network that the variant's parameters name."""
     kinds = {"wide": wide, "deep": deep, "attending": Attending}
     torch.manual_seed(0)  # every process has the same weights
     return kinds[variant.parameters["kind"]]().eval()

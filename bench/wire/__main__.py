@@ -135,14 +135,14 @@ class Bench:
         subprocess.run(["cc", "-O2", "-o", str(self.binary), str(source), "-lm"], check=True)
 
     def run(self, work: Workload, port: int, connections: int, rate: float, seconds: float, answers: str = "") -> str:
-        """The generator's line."""
+        """Return the generator's line."""
         words = [str(port), str(self.folder / f"{work.name}.requests"), str(self.folder / "times")]
         words += [str(connections), str(seconds), str(rate), *([answers] if answers else [])]
         command = ["taskset", "-c", CLIENT_CORE, str(self.binary), *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def round(self, work: Workload, port: int, pid: int, measure: Measure, capacity: float) -> Round:
-        """One round of one server, again where others disturbed it."""
+        """Return one round of one server, again where others disturbed it."""
         rate = measure.rate if measure.rate >= 0.0 else -measure.rate * capacity
         for _ in range(_TRIES):
             pids = tree(pid)
@@ -167,7 +167,7 @@ class Bench:
         )
 
     def wrong(self, work: Workload, port: int, expected: Callable[[Floats], Floats]) -> int:
-        """Wrong answers of a pass over all kinds of request."""
+        """Return wrong answers of a pass over all kinds of request."""
         path = self.folder / "answers"
         self.run(work, port, 16, 0.0, 1.0, str(path))
         return work.wrong(path.read_bytes(), expected)
@@ -189,8 +189,8 @@ def started(peer: Peer, work: Workload, folder: Path) -> Iterator[tuple[int, int
 
 
 def _start(peer: Peer, work: Workload, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """A peer that answers, and its port; RuntimeError (EndedError where it has ended) with the end of its log where it
-    does not come to that."""
+    """Return a peer that answers, and its port; RuntimeError (EndedError where it has ended) with the end of its log
+    where it does not come to that."""
     port = free_port()
     with open(folder / f"{peer.name}.log", "ab") as log:
         process = subprocess.Popen(
@@ -246,7 +246,7 @@ def awake(pid: int, restless: bool) -> Iterator[None]:
 
 
 def answers(port: int, request: bytes) -> bool:
-    """Whether a server answers a request with 200."""
+    """Return whether a server answers a request with 200."""
     try:
         with socket.create_connection(("127.0.0.1", port), 5) as connection:
             connection.sendall(request)
@@ -256,7 +256,7 @@ def answers(port: int, request: bytes) -> bool:
 
 
 def expected_of(work: Workload) -> Callable[[Floats], Floats]:
-    """What the workload's model makes of rows."""
+    """Return what the workload's model makes of rows."""
     import torch
 
     from bench.wire import models
@@ -321,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def added(names: Sequence[str]) -> list[Peer]:
-    """The peers that could be installed; those that could not are told."""
+    """Return the peers that could be installed; those that could not are told."""
     found = []
     for name in names:
         why = peers.install(name)
@@ -341,7 +341,7 @@ def added(names: Sequence[str]) -> list[Peer]:
 
 
 def first_of(lines: dict[Measure, dict[str, list[Round]]], measure: Measure) -> dict[str, list[Round]]:
-    """The rounds of the workload's first line, by server."""
+    """Return the rounds of the workload's first line, by server."""
     return next(by_server for own, by_server in lines.items() if own.workload == measure.workload)
 
 

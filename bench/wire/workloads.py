@@ -55,7 +55,7 @@ class Workload:
     binary: bool
 
     def rows(self) -> Floats:
-        """The input rows of all kinds of request."""
+        """Return the input rows of all kinds of request."""
         return _rows(32 if self.binary else KINDS, self.family.inputs[0].shape)  # images are few, their ids are not
 
     def requests(self) -> list[bytes]:
@@ -85,7 +85,7 @@ class Workload:
         ) + head + tail
 
     def sent(self, at: int) -> Floats:
-        """The row of a request as a server reads it."""
+        """Return the row of a request as a server reads it."""
         rows = self.rows()
         row = rows[at % len(rows)]
         if self.binary:
@@ -93,13 +93,14 @@ class Workload:
         return np.array([round(float(v), 3 + (at + i) % 6) for i, v in enumerate(row.reshape(-1))], np.float32)
 
     def write(self, folder: Path) -> Path:
-        """The requests as the generator reads them."""
+        """Return the requests as the generator reads them."""
         path = folder / f"{self.name}.requests"
         path.write_bytes(b"".join(struct.pack("<I", len(one)) + one for one in self.requests()))
         return path
 
     def wrong(self, answers: bytes, expected: Callable[[Floats], Floats]) -> int:
-        """How many of the generator's `answers` have another id or other values than they should, or are no 200."""
+        """Return how many of the generator's `answers` have another id or other values than they should, or are no
+        200."""
         wrong, at = 0, 0
         while at < len(answers):
             request, status, size = struct.unpack_from("<III", answers, at)
@@ -117,7 +118,7 @@ class Workload:
 
 
 def identity(at: int) -> str:
-    """The id of a kind of request: of unlike lengths."""
+    """Return the id of a kind of request: of unlike lengths."""
     return f"r{at:d}" + "-" + "x" * (at % 9)
 
 

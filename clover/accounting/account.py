@@ -83,7 +83,7 @@ class Spans:
     seconds: float = 0.0
 
     def of(self, family: str) -> Span:
-        """The span of `family`."""
+        """Return the span of `family`."""
         return self.families.setdefault(family, Span())
 
 
@@ -132,7 +132,7 @@ class Account:
         self._rates.setdefault(family, FamilyRate(now_ns))
 
     def attach(self, meter: WorkerMeter) -> WorkerMeter:
-        """A worker that now holds its slices."""
+        """Return a worker that now holds its slices."""
         self._meters.append(meter)
         self._places.setdefault(meter.family, set()).add(meter.device)
         self._forget()
@@ -147,7 +147,7 @@ class Account:
             self._gone.append(meter)
 
     def cpu_seconds(self) -> float:
-        """CPU seconds used by all workers in batches so far: what a modelled meter integrates."""
+        """Return CPU seconds used by all workers in batches so far: what a modelled meter integrates."""
         # Of one that died, batches may still be counted after it was detached: it is retired with its last window.
         counted = sum(meter.cpu_ns for meter in (*self._meters, *self._gone))
         return (self._retired_cpu_ns + counted) / _SECOND_NS
@@ -208,7 +208,7 @@ class Account:
             bill.open_j = min(bill.open_j, self._family_idle_w(family) * _RATE_WINDOW_S)
 
     def take(self) -> Spans:
-        """What the windows closed since the last call hold."""
+        """Return what the windows closed since the last call hold."""
         taken, self._spans = self._spans, Spans()
         return taken
 
@@ -236,7 +236,7 @@ class Account:
         now_ns: int,
         path: tuple[str, ...] = (),
     ) -> Receipt:
-        """What `rows` rows with `active_j` joules (as their workers' meters gave them) cost, idle share and PUE
+        """Return what `rows` rows with `active_j` joules (as their workers' meters gave them) cost, idle share and PUE
         included."""
         energy_j = active_j + self._bill_idle(family, rows, now_ns)
         self.receipts_j[family] = self.receipts_j.get(family, 0.0) + energy_j
@@ -270,7 +270,8 @@ class Account:
         return last
 
     def method_of(self, family: str) -> Method:
-        """How the energy of a single row of a family is known: emulated where any part of what its answers cost is."""
+        """Return how the energy of a single row of a family is known: emulated where any part of what its answers cost
+        is."""
         known = self._receipt_method.get(family)
         if known is None:
             known = self._receipt_method[family] = "emulated" if self._is_emulated(family) else "modelled"
@@ -285,7 +286,7 @@ class Account:
         self._receipt_method.clear()
 
     def _bill_idle(self, family: str, rows: int, now_ns: int) -> float:
-        """The idle joules that `rows` rows share, taken from what is still to be billed."""
+        """Return the idle joules that `rows` rows share, taken from what is still to be billed."""
         known = self._rates.get(family)
         rate = known.per_s(now_ns) if known is not None else 0.0
         bill = self._idle.get(family)
@@ -324,7 +325,8 @@ class Account:
         }
 
     def totals(self, family: str | None = None) -> dict[str, float]:
-        """Joules and grams over all variants (of one family); of the idle joules, those that no receipt has billed."""
+        """Return joules and grams over all variants (of one family); of the idle joules, those that no receipt has
+        billed."""
         bills = [bill for name, bill in self._idle.items() if family in (None, name)]
         picked = [share for (name, _, _), share in self.shares.items() if family in (None, name)]
         return {

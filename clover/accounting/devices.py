@@ -154,8 +154,8 @@ class DeviceAccount:
 
 
 def _weights(worked: Sequence[WorkerMeter]) -> tuple[Parts, bool]:
-    """What active energy is split by: modelled joules, or busy time where no profile knows better, which then says
-    nothing about the ratio; and whether it is the former."""
+    """Return what active energy is split by: modelled joules, or busy time where no profile knows better, which then
+    says nothing about the ratio; and whether it is the former."""
     modelled = [(meter, meter.window_modelled_j) for meter in worked if meter.window_modelled_j > 0.0]
     busy = [(meter, float(meter.window_busy_ns)) for meter in worked if meter.window_busy_ns > 0]
     return (modelled, True) if modelled else (busy, False)

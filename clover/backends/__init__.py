@@ -62,8 +62,8 @@ class CompilingBackend(Backend, Protocol):
     def load(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"
     ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
-        """A function from input arrays (leading batch axis, declared order) to output arrays, which its next call may
-        overwrite.  Raises WorkerError."""
+        """Return a function from input arrays (leading batch axis, declared order) to output arrays, which its next
+        call may overwrite.  Raises WorkerError."""
 
 
 BACKENDS: dict[str, CompilingBackend] = {
@@ -72,7 +72,7 @@ BACKENDS: dict[str, CompilingBackend] = {
 
 
 def get(name: str) -> CompilingBackend:
-    """The backend of that name; raises ConfigError."""
+    """Return the backend of that name; raises ConfigError."""
     try:
         return BACKENDS[name]
     except KeyError as error:
@@ -80,5 +80,5 @@ def get(name: str) -> CompilingBackend:
 
 
 def names() -> tuple[str, ...]:
-    """All backends by name."""
+    """Return all backends by name."""
     return tuple(BACKENDS)

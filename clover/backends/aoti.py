@@ -113,7 +113,7 @@ def make_package(
 
 
 def _on_gpu(package: Path, family: FamilySpec, variant: VariantSpec) -> Callable[..., Any]:
-    """The package's model as a function of tensors on the GPU."""
+    """Return the package's model as a function of tensors on the GPU."""
     import torch._inductor
 
     manifest = manifest_of(package.parent)

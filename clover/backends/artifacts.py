@@ -109,7 +109,7 @@ class CompileOrder(Record, frozen=True, kw_only=True):
 
 @functools.cache
 def package_version(name: str) -> str:
-    """Version of an installed package without importing it; "" where it is not installed."""
+    """Return version of an installed package without importing it; "" where it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -117,13 +117,13 @@ def package_version(name: str) -> str:
 
 
 def tensorrt_version() -> str:
-    """Version of TensorRT's libraries, by whatever name they are installed; "" where they are not."""
+    """Return version of TensorRT's libraries, by whatever name they are installed; "" where they are not."""
     return next((version for name in _TENSORRT if (version := package_version(name))), "")
 
 
 @functools.cache
 def machine_key() -> str:
-    """Architecture and instruction sets of this machine's CPU."""
+    """Return architecture and instruction sets of this machine's CPU."""
     flags = ""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         wanted = [line.split(":", 1)[1] for line in file if line.startswith(("flags", "Features"))]
@@ -139,7 +139,7 @@ def recipe(
     version: str | None = None,
     target: Target = CPU,
 ) -> Recipe:
-    """What would shape an artifact made here and now, with the packages that this process saw first.
+    """Return what would shape an artifact made here and now, with the packages that this process saw first.
 
     Raises ConfigError for TensorRT without a GPU, and DeviceError where nothing says which driver the GPU has.
     """
@@ -180,18 +180,19 @@ def artifact_dir(
     version: str | None = None,
     target: Target = CPU,
 ) -> Path:
-    """The folder of an artifact below `cache`; it need not exist.  For a GPU: .../BACKEND/GPU/PROFILE/..."""
+    """Return the folder of an artifact below `cache`; it need not exist.  For a GPU: .../BACKEND/GPU/PROFILE/..."""
     key = recipe(family, variant, backend, threads, version, target).key
     return Path(cache) / "artifacts" / backend / target.folder / f"{family.name}-{variant.name}-{key[:24]}"
 
 
 def is_compiled(folder: str | Path) -> bool:
-    """Whether `folder` holds a whole artifact."""
+    """Return whether `folder` holds a whole artifact."""
     return (Path(folder) / MANIFEST).is_file()
 
 
 def manifest_of(folder: str | Path) -> Manifest | None:
-    """What the artifact in `folder` says of itself; None where none is whole, or one of another version lies there."""
+    """Return what the artifact in `folder` says of itself; None where none is whole, or one of another version lies
+    there."""
     try:
         return msgspec.json.decode((Path(folder) / MANIFEST).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError):
@@ -199,7 +200,7 @@ def manifest_of(folder: str | Path) -> Manifest | None:
 
 
 def gpu_lock(folder: str | Path, target: Target) -> Path:
-    """The file whose lock one build on the GPU of `target` holds, whatever backend and profile it is for."""
+    """Return the file whose lock one build on the GPU of `target` holds, whatever backend and profile it is for."""
     place = Path(folder)
     root = next((above for above in place.parents if above.name == "artifacts"), place.parent)
     return root / f"{target.uuid or target.gpu.replace('/', '-')}.lock"
@@ -338,7 +339,7 @@ class _Compilation:
             self._process.stdin.close()
 
     def done(self) -> bool:
-        """Whether the artifact is there; raises ProfileError where it will not come."""
+        """Return whether the artifact is there; raises ProfileError where it will not come."""
         status = self._process.poll()
         if status is None:
             if time.monotonic() > self._until_s:

@@ -100,7 +100,7 @@ class EagerBackend:
 
 
 def wide_convolutions(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """All convolutions of a module in which one is worth channels last; they hand the order on."""
+    """Return all convolutions of a module in which one is worth channels last; they hand the order on."""
     import torch
 
     found = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)]

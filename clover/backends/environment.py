@@ -15,7 +15,7 @@ _DROPPED = frozenset({"PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONPATH"})
 
 
 def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for a child that imports torch.
+    """Return the environment for a child that imports torch.
 
     Thread pools are off: imported with more than one thread, BLAS and OpenMP start them at once, and a process with
     threads must not fork.  Waiting OpenMP threads sleep instead of spinning, which would cost (and count as) energy.

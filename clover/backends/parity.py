@@ -26,8 +26,8 @@ UNEQUAL = 0.01
 
 
 def difference(mine: NDArray[Any], truth: NDArray[Any]) -> float:
-    """The largest difference of two floating-point arrays, as a share of the largest magnitude in `truth`; infinite
-    where the shapes differ, or where one is not finite and the other is."""
+    """Return the largest difference of two floating-point arrays, as a share of the largest magnitude in `truth`;
+    infinite where the shapes differ, or where one is not finite and the other is."""
     if mine.shape != truth.shape:
         return float("inf")
     if not mine.size:
@@ -45,7 +45,8 @@ def difference(mine: NDArray[Any], truth: NDArray[Any]) -> float:
 def compare(
     tensors: Sequence[TensorSpec], mine: Sequence[NDArray[Any]], truth: Sequence[NDArray[Any]], precision: Precision
 ) -> tuple[float, str]:
-    """The largest difference of all outputs as a share of what is allowed, and what is wrong ("" where all is well)."""
+    """Return the largest difference of all outputs as a share of what is allowed, and what is wrong ("" where all is
+    well)."""
     if len(mine) != len(truth):
         return float("inf"), f"it gives {len(mine)} outputs instead of {len(truth)}"
     worst, wrong = 0.0, ""
@@ -64,8 +65,8 @@ def compare(
 
 
 def rows_of(family: FamilySpec, most: int = 256) -> list[NDArray[Any]]:
-    """Rows to compare on: of the calibration split where there is one, otherwise made up: floats uniform in 0..1, whole
-    numbers and booleans zero, which is a valid index everywhere."""
+    """Return rows to compare on: of the calibration split where there is one, otherwise made up: floats uniform in
+    0..1, whole numbers and booleans zero, which is a valid index everywhere."""
     generator = np.random.default_rng(0)
     if family.evaluation is not None:
         inputs, labels = families.load_evaluation(family, "calibration")
@@ -87,7 +88,7 @@ def made_up(tensor: TensorSpec, rows: int, generator: np.random.Generator) -> ND
 
 
 def batches_of(family: FamilySpec) -> tuple[int, ...]:
-    """The batch sizes to compare: the ends of the range and what lies between them."""
+    """Return the batch sizes to compare: the ends of the range and what lies between them."""
     most = family.max_batch
     return tuple(sorted({1, min(2, most), max(1, most // 2), most}))
 

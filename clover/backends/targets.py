@@ -46,8 +46,8 @@ CPU = Target()
 
 
 def target_of(device: object, profile: str, visible: str = "") -> Target:
-    """The target that placements of `profile` on `device` are; the CPU for core-sets and for emulated GPUs, whose
-    workers compute on cores."""
+    """Return the target that placements of `profile` on `device` are; the CPU for core-sets and for emulated GPUs,
+    whose workers compute on cores."""
     gpu, emulated = getattr(device, "product", ""), getattr(device, "emulated", False)
     if not gpu or emulated:
         return CPU
@@ -56,7 +56,7 @@ def target_of(device: object, profile: str, visible: str = "") -> Target:
 
 
 def driver_version(root: Path = Path("/")) -> str:
-    """Version of the NVIDIA driver that is loaded; "" where none is."""
+    """Return version of the NVIDIA driver that is loaded; "" where none is."""
     for place in ("sys/module/nvidia/version", "proc/driver/nvidia/version"):
         try:
             text = (root / place).read_text(encoding="utf-8", errors="replace")

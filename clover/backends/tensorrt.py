@@ -192,7 +192,7 @@ def minor(version: str) -> tuple[int, ...]:
 
 
 def compile_settings(precision: Precision, timings: Path) -> dict[str, Any]:
-    """Keyword arguments of `torch_tensorrt.dynamo.compile` beside the inputs."""
+    """Return keyword arguments of `torch_tensorrt.dynamo.compile` beside the inputs."""
     return {
         "disable_tf32": precision != "tf32",
         "require_full_compilation": True,
@@ -205,7 +205,7 @@ def compile_settings(precision: Precision, timings: Path) -> dict[str, Any]:
 
 
 def engine_inputs(family: FamilySpec, variant: VariantSpec) -> list[dict[str, Any]]:
-    """Keyword arguments of `torch_tensorrt.Input`, one an input: the range of shapes, tuned for the largest."""
+    """Return keyword arguments of `torch_tensorrt.Input`, one an input: the range of shapes, tuned for the largest."""
     half = variant.precision == "fp16"
     return [
         shape_range(family, tensor) | {"dtype": torch_dtype(_halved(tensor) if half else tensor)}
@@ -214,7 +214,8 @@ def engine_inputs(family: FamilySpec, variant: VariantSpec) -> list[dict[str, An
 
 
 def shape_range(family: FamilySpec, tensor: TensorSpec) -> dict[str, tuple[int, ...]]:
-    """The shapes a batch of `tensor` may have: "shape" where there is one, otherwise min_, opt_ and max_shape."""
+    """Return the shapes a batch of `tensor` may have: "shape" where there is one, otherwise min_, opt_ and
+    max_shape."""
     least = (1, *(1 if axis < 0 else axis for axis in tensor.shape))
     most = (family.max_batch, *tensor.bound)
     return {"shape": most} if least == most else {"min_shape": least, "opt_shape": most, "max_shape": most}
@@ -254,13 +255,14 @@ def save(library: Any, module: Any, path: Path, arguments: tuple[Any, ...], shap
 
 
 def _loaded(library: Any, path: Path) -> Any:
-    """The module of a saved program.  Its guards on shapes are left out: the runner knows its shapes, and a guard is a
-    submodule, by which refitting takes the program for another kind of module."""
+    """Return the module of a saved program.  Its guards on shapes are left out: the runner knows its shapes, and a
+    guard is a submodule, by which refitting takes the program for another kind of module."""
     return library.load(str(path)).module(check_guards=False)
 
 
 def _difference(library: Any, family: FamilySpec, variant: VariantSpec, folder: Path, device: str) -> float:
-    """How far the saved engine is from eager, as a share of what is allowed.  Raises ProfileError beyond that."""
+    """Return how far the saved engine is from eager, as a share of what is allowed.  Raises ProfileError beyond
+    that."""
     exact = msgspec.structs.replace(variant, precision="fp32")
     eager = cuda.Runner(load_module(family, exact, device), family, exact, graphs=False, device=device)
     rows = parity.rows_of(family)
@@ -289,8 +291,8 @@ def refit(library: Any, base: Path, program: Any, arguments: tuple[Any, ...], sh
 
 
 def relative(family: FamilySpec, variant: VariantSpec, folder: Path, target: Target) -> Path | None:
-    """The newest artifact beside `folder` that differs in nothing but the weights, if there is one.  Without a file of
-    weights nobody can say that code and weights are apart."""
+    """Return the newest artifact beside `folder` that differs in nothing but the weights, if there is one.  Without a
+    file of weights nobody can say that code and weights are apart."""
     if not variant.weights:
         return None
     mine = msgspec.structs.replace(recipe(family, variant, "tensorrt", 1, None, target), variant="")
@@ -305,7 +307,7 @@ def relative(family: FamilySpec, variant: VariantSpec, folder: Path, target: Tar
 
 
 def _here() -> dict[str, Any]:
-    """What this process sees, in the terms of an `EngineRecord`."""
+    """Return what this process sees, in the terms of an `EngineRecord`."""
     import torch
 
     seen = torch.cuda.get_device_properties(0)
@@ -319,7 +321,7 @@ def _here() -> dict[str, Any]:
 
 
 def unfit(record: EngineRecord, here: dict[str, Any]) -> str:
-    """Why an engine must not run here; "" where it is at home."""
+    """Return why an engine must not run here; "" where it is at home."""
     for name, now in here.items():
         built = getattr(record, name)
         if built != now:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def to_tensor(array: NDArray[Any], tensor: TensorSpec) -> torch.Tensor:
-    """A tensor over the memory of `array`."""
+    """Return a tensor over the memory of `array`."""
     import torch
 
     made = torch.from_numpy(array)
@@ -30,7 +30,7 @@ def to_tensor(array: NDArray[Any], tensor: TensorSpec) -> torch.Tensor:
 
 
 def to_arrays(result: Any) -> list[NDArray[Any]]:
-    """Arrays over the memory of a module's result: a tensor, or a tuple or list of them.  Raises TypeError."""
+    """Return arrays over the memory of a module's result: a tensor, or a tuple or list of them.  Raises TypeError."""
     import torch
 
     parts = list(result) if isinstance(result, (tuple, list)) else [result]
@@ -44,7 +44,7 @@ def to_arrays(result: Any) -> list[NDArray[Any]]:
 
 
 def torch_dtype(tensor: TensorSpec) -> torch.dtype:
-    """The torch type of a numeric tensor."""
+    """Return the torch type of a numeric tensor."""
     import torch
 
     if tensor.datatype == "BF16":
@@ -53,8 +53,8 @@ def torch_dtype(tensor: TensorSpec) -> torch.dtype:
 
 
 def load_module(family: FamilySpec, variant: VariantSpec, device: str = "cpu") -> torch.nn.Module:
-    """The variant's module, in eval mode and its precision, on `device`.  Raises TypeError where the loader returns
-    something else."""
+    """Return the variant's module, in eval mode and its precision, on `device`.  Raises TypeError where the loader
+    returns something else."""
     import torch
 
     folder = Path(family.folder)
@@ -87,7 +87,7 @@ def with_casts(call: Callable[..., Any], family: FamilySpec, variant: VariantSpe
 
 
 def example_inputs(family: FamilySpec, rows: int) -> list[NDArray[Any]]:
-    """Zeros of the declared inputs with `rows` rows, variable axes at their bound; BYTES as empty strings."""
+    """Return zeros of the declared inputs with `rows` rows, variable axes at their bound; BYTES as empty strings."""
     made: list[NDArray[Any]] = []
     for tensor in family.inputs:
         if tensor.datatype == "BYTES":
@@ -100,8 +100,9 @@ def example_inputs(family: FamilySpec, rows: int) -> list[NDArray[Any]]:
 def export(
     family: FamilySpec, variant: VariantSpec, device: str = "cpu"
 ) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...], Any]:
-    """Module, example arguments and dynamic shapes for `torch.export`: batches of 1 .. `max_batch`, variable axes of
-    1 .. their bound.  Of a variant in fp16 the arguments are halved too: casting stays outside (`with_casts`)."""
+    """Return module, example arguments and dynamic shapes for `torch.export`: batches of 1 .. `max_batch`, variable
+    axes of 1 .. their bound.  Of a variant in fp16 the arguments are halved too: casting stays outside
+    (`with_casts`)."""
     import torch
 
     if variant.kind != "torch":
@@ -130,7 +131,7 @@ def _dynamic(index: int, tensor: TensorSpec, batch: Any) -> dict[int, Any]:
 
 
 def unsupported(family: FamilySpec, variant: VariantSpec, refused: Sequence[str] = (), *, half: bool = True) -> str:
-    """Why a compiling backend cannot take `variant`; "" where it can.  `half`: whether it computes in fp16."""
+    """Return why a compiling backend cannot take `variant`; "" where it can.  `half`: whether it computes in fp16."""
     if variant.kind != "torch":
         return f"variant {variant.name} is plain Python"
     if variant.precision == "fp16" and not half:

@@ -58,7 +58,8 @@ class Link:
         self._due_s = -math.inf  # grid time
 
     async def read(self, grid_s: float, now_s: float) -> Reading | None:
-        """The source's value, new or remembered, aged to `grid_s`; None where it has none younger than the limit."""
+        """Return the source's value, new or remembered, aged to `grid_s`; None where it has none younger than the
+        limit."""
         known = self._usable(grid_s)
         if known is not None and grid_s < self._due_s:
             return known
@@ -71,7 +72,7 @@ class Link:
         return self._usable(grid_s)
 
     async def forecast(self, grid_s: float, horizon_s: float, now_s: float) -> list[Reading]:
-        """The source's forecast; empty where it has none, is left alone, or failed."""
+        """Return the source's forecast; empty where it has none, is left alone, or failed."""
         if now_s < self._retry_s:
             return []
         try:
@@ -157,7 +158,8 @@ class Chain:
         return {link.source.name: link.failures for link in self.links}
 
     async def read(self, grid_s: float) -> Reading:
-        """The intensity to use at `grid_s` (Unix seconds of grid time), in gCO2e/kWh.  Never raises for a source."""
+        """Return the intensity to use at `grid_s` (Unix seconds of grid time), in gCO2e/kWh.  Never raises for a
+        source."""
         async with self._lock:
             reading, error = await self._choose(grid_s)
         self.counts[reading.state] += 1
@@ -167,7 +169,7 @@ class Chain:
         return reading
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
-        """The first source's forecast, or a later one's marked "fallback"; empty where none has any."""
+        """Return the first source's forecast, or a later one's marked "fallback"; empty where none has any."""
         async with self._lock:
             for index, link in enumerate(self.links):
                 failures = link.failures
@@ -179,7 +181,7 @@ class Chain:
         return []
 
     async def _choose(self, grid_s: float) -> tuple[Reading, str]:
-        """The reading to give out, and what failed on the way to it."""
+        """Return the reading to give out, and what failed on the way to it."""
         error = ""
         for index, link in enumerate(self.links):
             failures = link.failures

@@ -15,7 +15,7 @@ from clover.errors import ConfigError
 
 
 def boot_seconds() -> float:
-    """Seconds since boot, suspended time included."""
+    """Return seconds since boot, suspended time included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -35,5 +35,5 @@ class GridClock:
         self._anchor = monotonic()
 
     def now(self) -> float:
-        """Unix seconds of grid time."""
+        """Return Unix seconds of grid time."""
         return self.start_s + self.speed * (self._monotonic() - self._anchor)

@@ -69,7 +69,8 @@ class _NesoDocument(msgspec.Struct):
 
 
 def read_table(path: Path, *, scope: str = "", zone: str = "") -> Table:
-    """The table in `path`.  `scope` picks the column, `zone` the rows, where a file has several.  ConfigError else."""
+    """Return the table in `path`.  `scope` picks the column, `zone` the rows, where a file has several.  ConfigError
+    else."""
     try:
         if not path.is_file():
             raise ConfigError(f"carbon trace {path}: there is no such file")
@@ -87,7 +88,7 @@ def read_table(path: Path, *, scope: str = "", zone: str = "") -> Table:
 
 
 def parse_table(data: bytes, *, scope: str = "", zone: str = "") -> Table:
-    """The table in the bytes of a file; ConfigError names the line that does not parse."""
+    """Return the table in the bytes of a file; ConfigError names the line that does not parse."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -113,7 +114,7 @@ def parse_table(data: bytes, *, scope: str = "", zone: str = "") -> Table:
 
 
 def parse_time(text: str) -> float:
-    """Unix seconds of an ISO 8601 time; without a zone it is UTC.  ValueError if it is none."""
+    """Return Unix seconds of an ISO 8601 time; without a zone it is UTC.  ValueError if it is none."""
     moment = datetime.fromisoformat(text.strip())
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
@@ -207,7 +208,7 @@ def _row(
     forecast: int | None,
     estimated: int | None,
 ) -> Row:
-    """One row; a forecast stands in where there is no actual value, and then counts as estimated."""
+    """Return one row; a forecast stands in where there is no actual value, and then counts as estimated."""
     try:
         at_s = parse_time(cells[at])
         until_s = parse_time(cells[until]) if until is not None and cells[until].strip() else None

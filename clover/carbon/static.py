@@ -16,11 +16,11 @@ class StaticSource:
         self.g_per_kwh = g_per_kwh
 
     async def read(self, grid_s: float) -> Reading:
-        """The constant; it is always of now."""
+        """Return the constant; it is always of now."""
         return self._at(grid_s)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
-        """The constant, once a step."""
+        """Return the constant, once a step."""
         return [self._at(grid_s + n * self.step_s) for n in range(max(0, int(horizon_s // self.step_s)) + 1)]
 
     def _at(self, at_s: float) -> Reading:

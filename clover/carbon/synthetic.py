@@ -29,7 +29,7 @@ def _bump(hour: float, middle: float, width: float) -> float:
 
 
 def duck_curve_g_per_kwh(grid_s: float) -> float:
-    """The formula of this module at a grid time (Unix seconds), in gCO2e/kWh."""
+    """Return the formula of this module at a grid time (Unix seconds), in gCO2e/kWh."""
     day, second = divmod(grid_s, _DAY_S)
     hour = second / 3600.0
     daily = 250.0 + 60.0 * _bump(hour, 7.5, 1.6) - 115.0 * _bump(hour, 13.0, 2.8) + 150.0 * _bump(hour, 20.0, 2.4)
@@ -48,12 +48,12 @@ class SyntheticSource:
         self.name = "synthetic"
 
     async def read(self, grid_s: float) -> Reading:
-        """The curve at the start of the running five minutes."""
+        """Return the curve at the start of the running five minutes."""
         at_s = math.floor(grid_s / self.step_s) * self.step_s
         return self._at(at_s, age_s=grid_s - at_s)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
-        """The curve every five minutes from the running step to `grid_s + horizon_s`."""
+        """Return the curve every five minutes from the running step to `grid_s + horizon_s`."""
         first = math.floor(grid_s / self.step_s)
         last = math.floor((grid_s + horizon_s) / self.step_s)
         return [self._at(n * self.step_s) for n in range(first, last + 1)]

@@ -73,22 +73,23 @@ class TraceSource:
         return self.empty + self.missing
 
     def covers(self, grid_s: float) -> bool:
-        """Whether `grid_s` lies within the file (or it loops); a gap may still be there."""
+        """Return whether `grid_s` lies within the file (or it loops); a gap may still be there."""
         return self.loop or self.spans(grid_s)
 
     def spans(self, grid_s: float) -> bool:
-        """Whether `grid_s` lies within the file itself, loop or not."""
+        """Return whether `grid_s` lies within the file itself, loop or not."""
         return self._rows[0].at_s <= grid_s < self.end_s
 
     async def read(self, grid_s: float) -> Reading:
-        """The row that holds at `grid_s`; CarbonError in a gap, before the first row and after the last."""
+        """Return the row that holds at `grid_s`; CarbonError in a gap, before the first row and after the last."""
         row, shift_s = self._row_at(grid_s)
         if row is None or row.g is None or grid_s - shift_s >= self._until(row):
             raise CarbonError(f"{self.name} has no value at {format_time(grid_s)}: {self._why(grid_s - shift_s)}")
         return self._reading(row, row.g, shift_s, grid_s, estimated=row.estimated, foreseen=False)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
-        """One reading a row from the one that holds at `grid_s` up to `grid_s + horizon_s`; gaps are left out."""
+        """Return one reading a row from the one that holds at `grid_s` up to `grid_s + horizon_s`; gaps are left
+        out."""
         readings: list[Reading] = []
         row, shift_s = self._row_at(grid_s)
         index = 0 if row is None else bisect.bisect_right(self._times, row.at_s) - 1
@@ -113,7 +114,7 @@ class TraceSource:
         return row.until_s if row.until_s is not None else row.at_s + self.step_s
 
     def _row_at(self, grid_s: float) -> tuple[Row | None, float]:
-        """The last row not after `grid_s`, and by how much looping shifted the file."""
+        """Return the last row not after `grid_s`, and by how much looping shifted the file."""
         shift_s = math.floor((grid_s - self._rows[0].at_s) / self._span_s) * self._span_s if self.loop else 0.0
         index = bisect.bisect_right(self._times, grid_s - shift_s) - 1
         return (self._rows[index] if index >= 0 else None), shift_s
@@ -144,7 +145,7 @@ class TraceSource:
 
 
 def _order(table: Table) -> tuple[list[Row], float]:
-    """Rows by time without repeats, and their step in seconds."""
+    """Return rows by time without repeats, and their step in seconds."""
     rows: list[Row] = []
     for row in sorted(table.rows, key=lambda row: row.at_s):
         if rows and rows[-1].at_s == row.at_s:

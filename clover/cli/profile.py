@@ -104,7 +104,7 @@ def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) 
 def _on(
     spec: FamilySpec, device: Devices, config: ServerConfig, options: dict[str, str], cache: Path
 ) -> tuple[FamilyProfile, str]:
-    """The profile on real devices, measured where it has to be, and where it is kept."""
+    """Return the profile on real devices, measured where it has to be, and where it is kept."""
     store = profiles.ProfileStore(cache)
     key = key_of(spec, device, config)
     if not {"force", "compile"} & set(options):

@@ -65,11 +65,11 @@ class Instances:
         self._holders: dict[str, set[str]] = {}
 
     def held(self, family: str) -> set[str]:
-        """Ids of the placements a family holds."""
+        """Return ids of the placements a family holds."""
         return {place for place, holders in self._holders.items() if family in holders}
 
     def shapes(self) -> tuple[DeviceShape, ...]:
-        """What the devices allow now."""
+        """Return what the devices allow now."""
         return tuple(device.shape() for device in self._devices.values())
 
     async def hold(self, family: str, placement: Placement) -> None:
@@ -300,7 +300,7 @@ class Applier:
 def possible(
     deployment: Sequence[Assignment], shapes: Sequence[DeviceShape], standing: Sequence[Assignment]
 ) -> tuple[Assignment, ...]:
-    """What of `deployment` the devices allow together, preferring what stands."""
+    """Return what of `deployment` the devices allow together, preferring what stands."""
     layouts = {shape.device: [{place.id for place in layout} for layout in shape.layouts] for shape in shapes}
     overlap = {shape.device for shape in shapes if shape.overlap}
     chosen: dict[str, set[str]] = {}
@@ -315,8 +315,8 @@ def possible(
 
 
 def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> Routing:
-    """How rows go while only `routed` take them: each variant's new share, else its old one, made to sum to 1; all
-    alike where none has any.
+    """Return how rows go while only `routed` take them: each variant's new share, else its old one, made to sum to 1;
+    all alike where none has any.
 
     Largest batches are those that stood.  The chain is the new one where all of it is there, else the old one, else
     none.  Nobody waits on the way: waits were sized for lanes of so many workers, and
@@ -338,7 +338,7 @@ def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> 
 
 
 def described(step: Step) -> str:
-    """A step in words."""
+    """Return a step in words."""
     if step.kind == "route":
         return "route to " + ", ".join(f"{item.variant} at {item.placement.id}" for item in step.routed)
     if step.assignment is not None:
@@ -351,7 +351,7 @@ def _told(failure: _Failure) -> str:
 
 
 def matters(step: Step, later: Sequence[Step]) -> bool:
-    """Whether the failure of `step` ends a transition of which `later` is still to be done."""
+    """Return whether the failure of `step` ends a transition of which `later` is still to be done."""
     if step.kind == "drain":
         return False
     if step.kind != "destroy" or step.placement is None:

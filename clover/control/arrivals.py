@@ -62,7 +62,7 @@ class ArrivalRate:
         return max(sure, self._newest - _deviation(self._newest, 1))
 
     def _changed(self, newest: int) -> bool:
-        """Whether the `newest` windows are not those of the rate before them."""
+        """Return whether the `newest` windows are not those of the rate before them."""
         windows = list(self._windows)
         before = windows[:-newest]
         if not before:
@@ -81,5 +81,5 @@ class ArrivalRate:
 
 
 def _deviation(rate: float, windows: int) -> float:
-    """The standard deviation of a mean over so many windows of Poisson arrivals."""
+    """Return the standard deviation of a mean over so many windows of Poisson arrivals."""
     return math.sqrt(rate / (windows * WINDOW_S))

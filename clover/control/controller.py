@@ -308,15 +308,15 @@ class Controller:
             family.good = still_possible(family.good, tuple(shapes.values()))
 
     def devices_of(self, family: Family) -> tuple[DeviceShape, ...]:
-        """What a family may plan with now."""
+        """Return what a family may plan with now."""
         return self.devices_for(family.name)
 
     def devices_for(self, name: str) -> tuple[DeviceShape, ...]:
-        """The same for a family that is not under control."""
+        """Return the same for a family that is not under control."""
         return self.device_pool.of(name, self._standing())
 
     def why_none(self) -> str:
-        """What happened to the devices, in brackets, where one is lost."""
+        """Return what happened to the devices, in brackets, where one is lost."""
         lost = sorted(self.device_pool.lost())
         return f" ({', '.join(lost)} lost)" if lost else ""
 
@@ -324,15 +324,15 @@ class Controller:
         return {**self.beside, **{name: family.devices for name, family in self.families.items()}}
 
     def _guest(self, family: Family) -> bool:
-        """Whether a family stands on a GPU that is another's by now."""
+        """Return whether a family stands on a GPU that is another's by now."""
         return self.device_pool.exclusive and bool(family.devices - set(self.device_pool.assigned(family.name)))
 
     def mode_of(self, family: Family) -> Mode:
-        """The mode in force for a family."""
+        """Return the mode in force for a family."""
         return family.mode or self.mode
 
     def policy_of(self, family: Family) -> str:
-        """The policy in force for a family; empty where a configuration is."""
+        """Return the policy in force for a family; empty where a configuration is."""
         return family.pin.policy if family.pin is not None else self.config.policy
 
     async def _look(self, family: Family) -> None:
@@ -421,8 +421,8 @@ class Controller:
         return False
 
     def _works_off(self, family: Family, watch: Watch) -> bool:
-        """Whether rows that waited before this deployment came are still being worked off: how late they are says
-        nothing of it.  Ends with the first look at which fewer are not waiting."""
+        """Return whether rows that waited before this deployment came are still being worked off: how late they are
+        says nothing of it.  Ends with the first look at which fewer are not waiting."""
         queue_rows = family.observed.get("queue_rows", 0.0)
         shrinks = LEAST_QUEUE <= watch.queue_rows > queue_rows
         watch.queue_rows = queue_rows if shrinks else 0.0

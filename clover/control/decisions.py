@@ -82,7 +82,7 @@ class Decisions:
         return decision
 
     def last(self, family: str) -> Decision | None:
-        """The newest decision on that family."""
+        """Return the newest decision on that family."""
         return next((decision for decision in reversed(self._ring) if decision.family == family), None)
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ class Decisions:
 
 
 def _alike(decision: Decision) -> Hashable:
-    """What equal decisions have in common."""
+    """Return what equal decisions have in common."""
     return (
         decision.operator,
         _NUMBER.sub("#", decision.trigger),

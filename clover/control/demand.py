@@ -184,7 +184,7 @@ class Demanded:
 
 
 def _above(rate: float) -> float:
-    """The least step that is no less than `rate`."""
+    """Return the least step that is no less than `rate`."""
     return math.exp(math.ceil(math.log(max(rate, _LEAST)) / _STEP - 1e-9) * _STEP)
 
 

@@ -24,7 +24,7 @@ class Gpu(Protocol):
     lost: bool
 
     def report(self) -> dict[str, Any]:
-        """What an operator should know."""
+        """Return what an operator should know."""
 
     async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
         """Remove what is ours and not among `keep`."""
@@ -43,19 +43,19 @@ class DevicePool:
         self._assigned: dict[str, tuple[str, ...]] = {}
 
     def shapes(self) -> dict[str, DeviceShape]:
-        """What each device allows now."""
+        """Return what each device allows now."""
         return {name: device.shape() for name, device in self._devices.items()}
 
     def lost(self) -> frozenset[str]:
-        """Devices that do not answer."""
+        """Return devices that do not answer."""
         return frozenset(name for name, device in self._devices.items() if getattr(device, "lost", False))
 
     def gpus(self) -> list[Gpu]:
-        """Devices that may be lost."""
+        """Return devices that may be lost."""
         return [device for device in self._devices.values() if isinstance(device, Gpu)]
 
     def gpu(self, name: str) -> Gpu | None:
-        """The GPU of that name; None for another device."""
+        """Return the GPU of that name; None for another device."""
         device = self._devices.get(name)
         return device if isinstance(device, Gpu) else None
 
@@ -82,7 +82,7 @@ class DevicePool:
         self._assigned = assign(self._usable(), self._shares, before)
 
     def of(self, family: str, standing: Mapping[str, Iterable[str]]) -> tuple[DeviceShape, ...]:
-        """What `family` may plan with now."""
+        """Return what `family` may plan with now."""
         shapes = self.shapes()
         if not self.exclusive:
             return tuple(shapes.values())
@@ -94,7 +94,7 @@ class DevicePool:
         )
 
     def share(self, family: str) -> float:
-        """The part of the devices' time that is the family's."""
+        """Return the part of the devices' time that is the family's."""
         total = sum(self._shares.values())
         return 1.0 if self.exclusive or total <= 0.0 else self._shares[family] / total
 

@@ -180,7 +180,7 @@ class Family:
         self.targets = replace(self.targets, form=form, lam=lam)
 
     def lam(self, controller: ControllerConfig, targets: Targets | None = None) -> float:
-        """The lambda in force, given or derived."""
+        """Return the lambda in force, given or derived."""
         config = self.objective(targets or self.targets, controller)
         if config.lam is not None:
             return config.lam
@@ -222,7 +222,7 @@ class Family:
         outlook: Outlook | None = None,
         demand: tuple[Demand, ...] = (),
     ) -> State:
-        """The state a policy sees now; `targets`, `g_per_kwh` and `rate` stand in for what holds, where given.
+        """Return the state a policy sees now; `targets`, `g_per_kwh` and `rate` stand in for what holds, where given.
         `budgeted`: for a policy that holds to the accuracy budget, with what it may expect (`outlook`)."""
         if g_per_kwh is not None:
             reading = Reading(g_per_kwh=g_per_kwh, at_s=grid_s, provider="operator", method="configured")
@@ -259,8 +259,8 @@ class Family:
         return int(self.observed.get("guard", OK))
 
     def _guarded(self, objective: ObjectiveConfig, controller: ControllerConfig, targets: Targets) -> ObjectiveConfig:
-        """What to plan by while the guard stands on its ladder: half of the accuracy that might be given up is not,
-        or none of it.  Lambda stays what it would be."""
+        """Return what to plan by while the guard stands on its ladder: half of the accuracy that might be given up is
+        not, or none of it.  Lambda stays what it would be."""
         if self.rung == OK:
             return objective
         best = max(accuracies(self.profile).values(), default=0.0)
@@ -281,7 +281,7 @@ class Family:
         return max(self.arrivals.rows_per_s(), config.design_rate, LEAST_RATE)
 
     def capacity(self, share: float) -> Callable[[Assignment], float]:
-        """Rows a second of a worker, by the profile; 0 for one that was never measured."""
+        """Return rows a second of a worker, by the profile; 0 for one that was never measured."""
         services = services_of(self.profile, share)
 
         def rows_per_s(item: Assignment) -> float:
@@ -291,8 +291,8 @@ class Family:
         return rows_per_s
 
     def capacity_floor(self, config: ControllerConfig, devices: Sequence[DeviceShape], share: float) -> float:
-        """Rows a second that no transition may go below: the configured share of BASE on `devices`, what arrives now,
-        and in any case somebody to answer."""
+        """Return rows a second that no transition may go below: the configured share of BASE on `devices`, what arrives
+        now, and in any case somebody to answer."""
         base = base_capacity(self.profile, devices, share) if config.capacity_floor else 0.0
         return max(config.capacity_floor * base, self.observed.get("arrival_rate", 0.0), LEAST_RATE)
 
@@ -304,13 +304,14 @@ class Family:
         return now_s + wait_s
 
     def backed_off(self, configuration: Configuration, now_s: float) -> bool:
-        """Whether `configuration` is left alone at the moment."""
+        """Return whether `configuration` is left alone at the moment."""
         entry = self.backoffs.get(configuration)
         return entry is not None and now_s < entry.until_s
 
 
 def default_targets(profile: FamilyProfile, config: FamilyConfig, controller: ControllerConfig) -> Targets:
-    """The configured targets, or those that follow from the profile: SLO = 1.2 x the p95 of BASE, floor = best - 1."""
+    """Return the configured targets, or those that follow from the profile: SLO = 1.2 x the p95 of BASE, floor = best -
+    1."""
     return Targets(
         slo_ms=config.slo_ms if config.slo_ms is not None else SLO_OVER_BASE * profile.base.p95_ms,
         accuracy_floor=(

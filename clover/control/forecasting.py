@@ -65,7 +65,7 @@ class Ledger:
         self.rates.note(grid_s, observed.get("arrival_rate", math.nan))
 
     def due(self, grid_s: float, step_s: float = HOUR_S) -> bool:
-        """Whether another hour (another step of `step_s`) began since the last plan."""
+        """Return whether another hour (another step of `step_s`) began since the last plan."""
         return math.isnan(self.planned_s) or math.floor(self.planned_s / step_s) != math.floor(grid_s / step_s)
 
 
@@ -86,7 +86,7 @@ class Grid:
     async def outlook(
         self, ledger: Ledger, *, reading: Reading, grid_s: float, horizon_s: float, rate: float
     ) -> Outlook:
-        """What to expect of the rest of the family's horizon."""
+        """Return what to expect of the rest of the family's horizon."""
         until_s = (grid_s if math.isnan(ledger.since_s) else ledger.since_s) + horizon_s
         hour, count = hours_of(grid_s, max(until_s, grid_s))
         known = [item for item in await self._foreseen(grid_s) if _alike(item, reading)]

@@ -36,7 +36,7 @@ def inputs_of(controller: Controller, family: Family, state: State | None) -> di
 
 
 def _budget_of(state: State | None) -> dict[str, float | str | None]:
-    """What a decision under an accuracy budget was made from besides."""
+    """Return what a decision under an accuracy budget was made from besides."""
     if state is None or state.objective.accuracy_budget is None:
         return {}
     served = state.served_accuracy_rows / state.served_rows if state.served_rows > 0.0 else None

@@ -40,7 +40,8 @@ class Planner:
         g_per_kwh: float | None = None,
         rate: float | None = None,
     ) -> tuple[State, Plan]:
-        """The state and the plan of the policy in force (or of `pin`), with what is given in place of what holds."""
+        """Return the state and the plan of the policy in force (or of `pin`), with what is given in place of what
+        holds."""
         controller, config = self._controller, self._controller.config
         reading = controller.reading or await controller.look_at_grid()
         devices = controller.devices_of(family)
@@ -261,7 +262,7 @@ class Planner:
         family.triggers.again(self._controller.monotonic() + RETRY_S)
 
     def transition(self, family: Family, plan: Plan) -> Transition:
-        """The steps that `plan` would take from here."""
+        """Return the steps that `plan` would take from here."""
         return transition_to(self._controller, family, plan.deployment)
 
     # --- recording ----------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def report(controller: Controller) -> dict[str, Any]:
-    """Mode, intensity, and per family deployment, routing, prediction, targets, savings, observations and the last
-    decision."""
+    """Return mode, intensity, and per family deployment, routing, prediction, targets, savings, observations and the
+    last decision."""
     reading = controller.reading
     out: dict[str, Any] = {
         "mode": controller.mode,
@@ -57,7 +57,7 @@ def doing(controller: Controller, family: Family) -> str:
 
 
 def intensity(reading: Reading) -> dict[str, Any]:
-    """A reading with a label that says in words how good it is."""
+    """Return a reading with a label that says in words how good it is."""
     label = f"{reading.method}, {reading.state}"
     if reading.method == "replayed":
         label = f"replayed, of {format_time(reading.at_s)}" + (f", {reading.state}" if reading.state != "fresh" else "")
@@ -79,7 +79,7 @@ def _transition(transition: Transition) -> dict[str, Any]:
 
 
 def workers(deployment: tuple[Assignment, ...]) -> list[dict[str, Any]]:
-    """A deployment for people."""
+    """Return a deployment for people."""
     return [
         {
             "placement": item.placement.id,
@@ -93,7 +93,7 @@ def workers(deployment: tuple[Assignment, ...]) -> list[dict[str, Any]]:
 
 
 def _device(controller: Controller, shape: DeviceShape) -> dict[str, Any]:
-    """A device as it is now: whose, in which layout, and what is wrong with it."""
+    """Return a device as it is now: whose, in which layout, and what is wrong with it."""
     device_pool, name = controller.device_pool, shape.device
     gpu = device_pool.gpu(name)
     told = gpu.report() if gpu is not None else {}
@@ -123,7 +123,7 @@ def _work(item: Assignment) -> dict[str, str]:
 
 
 def _budget(controller: Controller, family: Family) -> dict[str, Any] | None:
-    """How the accuracy budget stands; None where the policy in force knows none."""
+    """Return how the accuracy budget stands; None where the policy in force knows none."""
     policy, ledger = controller.policy_of(family), family.ledger
     if policy not in BUDGETED:
         return None

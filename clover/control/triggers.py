@@ -94,8 +94,8 @@ class Triggers:
         self._spaced_until_s = -math.inf
 
     def held(self, rate: float, rate_change: float) -> float:
-        """Rows a second to plan for while `rate` is observed: what the last plan was made for where that is more and
-        `rate` is no reason to plan."""
+        """Return rows a second to plan for while `rate` is observed: what the last plan was made for where that is more
+        and `rate` is no reason to plan."""
         return rate if self._moved(rate, rate_change) else max(rate, self.planned_rate)
 
     def _moved(self, rate: float, rate_change: float) -> bool:
@@ -103,7 +103,7 @@ class Triggers:
         return moved > rate_change * self.planned_rate and moved >= LEAST_RATE_CHANGE
 
     def check(self, look: Look, *, slo_ms: float, intensity_change: float, rate_change: float) -> str:
-        """Why to plan now, in words; empty where there is no reason."""
+        """Return why to plan now, in words; empty where there is no reason."""
         late = look.p95_ms is not None and look.p95_ms > slo_ms
         self._late = self._late + 1 if late else 0
         grows = look.queue_rows > self._queue_rows and look.queue_rows >= LEAST_QUEUE

@@ -46,7 +46,7 @@ class DeviceChoice(Record, frozen=True, kw_only=True):
 
 
 def parse(text: str) -> DeviceChoice:
-    """What `text` asks for.  Raises ConfigError; looks at no hardware."""
+    """Return what `text` asks for.  Raises ConfigError; looks at no hardware."""
     kind, given, rest = text.strip().partition(":")
     if kind == "cpu" and not given:
         return DeviceChoice(kind="cpu")
@@ -81,7 +81,8 @@ def _emulated(name: str, count: int) -> DeviceChoice:
 def build(
     config: WorkersConfig, cache: Path, *, exclusive: bool = True, session: Nvml | None = None
 ) -> dict[str, Device]:
-    """The devices of `config`, by name.  GPUs share one NVML session, which `close` ends, also where it was given.
+    """Return the devices of `config`, by name.  GPUs share one NVML session, which `close` ends, also where it was
+    given.
 
     `exclusive` false only looks: nothing is locked, and nothing can be changed.  An emulated box keeps its state in
     `cache`, so that its instances outlive the process, as real ones do.  Raises ConfigError where the words are wrong
@@ -130,7 +131,7 @@ def close(devices: Mapping[str, Device]) -> None:
 
 
 def box_path(choice: DeviceChoice, cache: Path) -> Path:
-    """The state file of an emulated box."""
+    """Return the state file of an emulated box."""
     return cache / "emulated" / f"{choice.box}.nvml"
 
 
@@ -170,7 +171,7 @@ def _is_box(session: Nvml, choice: DeviceChoice, path: Path) -> None:
 
 
 def _present(session: Nvml, choice: DeviceChoice) -> tuple[int, ...]:
-    """Numbers of the GPUs that are asked for."""
+    """Return numbers of the GPUs that are asked for."""
     count: int = session.call_sync("nvmlDeviceGetCount")
     if count == 0:
         raise ConfigError("the NVIDIA driver sees no GPU here: pass one in, or choose cpu or emulated:a100-40gb:1")
@@ -183,7 +184,7 @@ def _present(session: Nvml, choice: DeviceChoice) -> tuple[int, ...]:
 def _open(
     session: Nvml, indices: Iterable[int], folder: Path, *, named: bool, **options: Any
 ) -> list[MigDevice]:
-    """The GPUs, without those that are lost unless they were `named` or none is left."""
+    """Return the GPUs, without those that are lost unless they were `named` or none is left."""
     opened: list[MigDevice] = []
     lost: DeviceLost | None = None
     try:

@@ -37,7 +37,7 @@ WHOLE = "gpu"
 
 
 def place_of(placement: Placement) -> Place:
-    """The place of a placement."""
+    """Return the place of a placement."""
     return placement.profile, placement.start
 
 
@@ -84,7 +84,7 @@ class Books:
         )
 
     def layouts(self) -> tuple[tuple[Placement, ...], ...]:
-        """What is possible beside what is foreign, quarantined or barred; none where that leaves no room."""
+        """Return what is possible beside what is foreign, quarantined or barred; none where that leaves no room."""
         if not self._gpu.mig:
             return ((self.whole,),)
         taken = [*self.foreign.values(), *(self.ours[place] for place in self.quarantined)]
@@ -103,7 +103,7 @@ class Books:
         )
 
     def obstacle(self, place: Place) -> str:
-        """What stands in the way of `place`, in words; empty where nothing does."""
+        """Return what stands in the way of `place`, in words; empty where nothing does."""
         ways = (
             ("quarantined", [self.ours[other] for other in self.quarantined]),
             ("not made by Clover", list(self.foreign.values())),
@@ -119,7 +119,7 @@ class Books:
         return f"in its place stands {', '.join(texts)}" if texts else ""
 
     def report(self) -> dict[str, Any]:
-        """What stands, as JSON."""
+        """Return what stands, as JSON."""
         return {
             "instances": [placement.id for placement in self.usable()],
             "foreign": [placement.id for placement in self.placements(self.foreign.values())],
@@ -135,15 +135,15 @@ class Books:
         return Placement(device=self._name, profile=WHOLE, start=0, size=1)
 
     def placement(self, found: Found) -> Placement:
-        """An instance as a placement."""
+        """Return an instance as a placement."""
         return Placement(device=self._name, profile=found.profile, start=found.start, size=found.size)
 
     def placements(self, found: Iterable[Found]) -> tuple[Placement, ...]:
-        """Instances as placements, by start."""
+        """Return instances as placements, by start."""
         return tuple(sorted(map(self.placement, found), key=lambda item: (item.start, item.profile)))
 
     def id_of(self, place: Place) -> str:
-        """What a place is called in messages."""
+        """Return what a place is called in messages."""
         return Placement(device=self._name, profile=place[0], start=place[1], size=1).id
 
 
@@ -151,6 +151,6 @@ class Books:
 def _possible(
     profiles: tuple[geometry.SliceProfile, ...], compute: int, blocked: tuple[tuple[int, int], ...]
 ) -> tuple[tuple[Placement, ...], ...]:
-    """Maximal layouts of a GPU without a name, so that GPUs of one kind share the search."""
+    """Return maximal layouts of a GPU without a name, so that GPUs of one kind share the search."""
     found = geometry.layouts(profiles, device="", compute=compute, blocked=blocked)
     return tuple(layout for layout in found if layout)

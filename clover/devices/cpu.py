@@ -31,14 +31,15 @@ _SPLITS = 8
 
 
 def available_cores(root: Path = Path("/"), affinity: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """The cores this process may use: its affinity, cut to the whole CPUs its cgroup's quota allows (at least one)."""
+    """Return the cores this process may use: its affinity, cut to the whole CPUs its cgroup's quota allows (at least
+    one)."""
     cores = tuple(sorted(os.sched_getaffinity(0))) if affinity is None else affinity
     quota = cgroup_cpus(root)
     return cores if quota is None else cores[: max(1, int(quota))]
 
 
 def cgroup_cpus(root: Path = Path("/")) -> float | None:
-    """The tightest CPU quota of this process's cgroup and its ancestors, in CPUs; None where there is none."""
+    """Return the tightest CPU quota of this process's cgroup and its ancestors, in CPUs; None where there is none."""
     quotas = []
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -112,7 +113,7 @@ class CpuDevice:
     def of(
         cls, usable: tuple[int, ...], *, threads: Mapping[str, int] | None = None, name: str = "cpu0"
     ) -> CpuDevice:
-        """A device over `usable` as if they were this process's cores: for planning without that machine."""
+        """Return a device over `usable` as if they were this process's cores: for planning without that machine."""
         device = cls.__new__(cls)
         device.name = name
         device._divide(usable, keep_front=len(usable) >= 3)
@@ -133,7 +134,7 @@ class CpuDevice:
             self.set_threads(profile, count)
 
     def shape(self) -> DeviceShape:
-        """The layouts of core-sets."""
+        """Return the layouts of core-sets."""
         total = len(self.worker_cores)
         where = "shared with the front end" if self.shared_front else f"front end on core {self.front_cores[0]}"
         return DeviceShape(
@@ -149,7 +150,7 @@ class CpuDevice:
         )
 
     def placement(self, start: int, size: int) -> Placement:
-        """The core-set of `size` cores at index `start` of the worker cores."""
+        """Return the core-set of `size` cores at index `start` of the worker cores."""
         return Placement(device=self.name, profile=f"{size}c", start=start, size=size)
 
     async def create(self, placement: Placement) -> None:
@@ -161,7 +162,7 @@ class CpuDevice:
         self.cores(placement)
 
     def cores(self, placement: Placement) -> tuple[int, ...]:
-        """Core numbers of `placement`; raises DeviceError where it is not one of this device."""
+        """Return core numbers of `placement`; raises DeviceError where it is not one of this device."""
         end = placement.start + placement.size
         if (
             placement.device != self.name
@@ -173,7 +174,7 @@ class CpuDevice:
         return self.worker_cores[placement.start : end]
 
     def threads(self, placement: Placement) -> int:
-        """Threads of a worker at `placement`: what `set_threads` said for its profile, else one."""
+        """Return threads of a worker at `placement`: what `set_threads` said for its profile, else one."""
         return min(self._threads.get(placement.profile, 1), placement.size)
 
     def visible(self, placement: Placement) -> str:
@@ -182,7 +183,7 @@ class CpuDevice:
         return ""
 
     def memory_bytes(self, placement: Placement) -> int:
-        """Zero: a core-set has no memory of its own.  Raises DeviceError where it does not exist here."""
+        """Return zero: a core-set has no memory of its own.  Raises DeviceError where it does not exist here."""
         self.cores(placement)
         return 0
 
@@ -194,7 +195,8 @@ class CpuDevice:
 
 
 def layouts_of(total: int) -> list[tuple[tuple[int, int], ...]]:
-    """The layouts of `total` cores as (start, size) blocks, each covering every core once; the whole comes first."""
+    """Return the layouts of `total` cores as (start, size) blocks, each covering every core once; the whole comes
+    first."""
     whole: tuple[tuple[int, int], ...] = ((0, total),)
     found = dict.fromkeys([whole])
     rows = _tilings(0, total) if total <= _ALL_TILINGS_UP_TO else _bounded(total)
@@ -207,7 +209,7 @@ def _sizes(total: int) -> list[int]:
 
 
 def _tilings(start: int, end: int) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Every cover of [start, end) by power-of-two blocks aligned to their size, larger blocks first."""
+    """Yield every cover of [start, end) by power-of-two blocks aligned to their size, larger blocks first."""
     if start == end:
         yield ()
         return
@@ -229,7 +231,8 @@ def _bounded(total: int) -> Iterator[tuple[tuple[int, int], ...]]:
 
 
 def _fill(start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
-    """Blocks of `size` from `start`, the remainder by descending powers of two (aligned, as `start` is a multiple)."""
+    """Yield blocks of `size` from `start`, the remainder by descending powers of two (aligned, as `start` is a
+    multiple)."""
     while start < end:
         while start + size > end:
             size //= 2

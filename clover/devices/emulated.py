@@ -95,7 +95,7 @@ class Fault(Record, frozen=True, kw_only=True):
 
 
 def library() -> Path:
-    """The built library, in the folder CLOVER_NATIVE if that names one; DeviceError says how to build it."""
+    """Return the built library, in the folder CLOVER_NATIVE if that names one; DeviceError says how to build it."""
     folder = Path(os.environ.get("CLOVER_NATIVE") or Path(__file__).parents[1] / "_native").resolve()
     path = folder / f"nvml_emulator{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not path.is_file():
@@ -107,7 +107,7 @@ def library() -> Path:
 
 
 def _functions(path: str) -> ctypes.CDLL:
-    """The library with the types of its own functions declared."""
+    """Return the library with the types of its own functions declared."""
     handle = ctypes.CDLL(path)
     text, integer, unsigned, large = ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_ulonglong
     for name, arguments in {
@@ -146,7 +146,7 @@ def _check(result: int, what: str) -> None:
 
 
 def _in_use() -> str:
-    """The path of the NVML that this process has loaded, real or ours; empty if none."""
+    """Return the path of the NVML that this process has loaded, real or ours; empty if none."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         name = line.partition("/")[2]
         if "libnvidia-ml.so" in name or "nvml_emulator" in name:
@@ -355,7 +355,7 @@ def clear_faults(path: Path) -> None:
 
 
 def faults_fired(path: Path) -> int:
-    """How often the faults in force have acted so far."""
+    """Return how often the faults in force have acted so far."""
     fired = ctypes.c_uint()
     _act(path, "read faults", "faults_fired", ctypes.byref(fired))
     return fired.value

@@ -103,16 +103,16 @@ class Gpu:
         self._compute_profiles.clear()
 
     def walk(self) -> tuple[Found, ...]:
-        """The GPU instances that stand, by start."""
+        """Return the GPU instances that stand, by start."""
         found = [item for profile in self.profiles.values() for item in self._standing(profile)]
         return tuple(sorted(found, key=lambda item: (item.start, item.profile)))
 
     def find(self, profile: str, start: int) -> Found | None:
-        """The instance of `profile` at `start`, if it stands."""
+        """Return the instance of `profile` at `start`, if it stands."""
         return next((item for item in self._standing(self.profiles[profile]) if item.start == start), None)
 
     def make(self, profile: str, start: int) -> Found:
-        """A new GPU instance at exactly this place, still without a compute instance: `complete` makes that."""
+        """Return a new GPU instance at exactly this place, still without a compute instance: `complete` makes that."""
         kind = self.profiles[profile]
         place = self._nvml.c_nvmlGpuInstancePlacement_t(start, kind.size)
         handle = self._nvml.nvmlDeviceCreateGpuInstanceWithPlacement(self._handle, kind.id, ctypes.byref(place))
@@ -140,7 +140,7 @@ class Gpu:
         self._nvml.nvmlGpuInstanceDestroy(handle)
 
     def holders(self, found: Found) -> tuple[int, ...]:
-        """Ids of the processes NVML sees on an instance; none where it sees none, or cannot look."""
+        """Return ids of the processes NVML sees on an instance; none where it sees none, or cannot look."""
         try:
             handle = self._nvml.nvmlDeviceGetGpuInstanceById(self._handle, found.gi)
             pids: set[int] = set()
@@ -182,7 +182,7 @@ class Gpu:
         return bool(current), bool(pending)
 
     def _supported(self, symbol: str, *arguments: Any) -> Any:
-        """The answer of `symbol`, or None where this GPU does not support it."""
+        """Return the answer of `symbol`, or None where this GPU does not support it."""
         try:
             return getattr(self._nvml, symbol)(*arguments)
         except self._nvml.NVMLError as error:
@@ -233,7 +233,8 @@ class Gpu:
         return [(int(place.start), int(place.size)) for place in places[: count.value]]
 
     def _list(self, symbol: str, kind: str, parent: Any, profile: int, room: int) -> list[Any]:
-        """Handles of what stands of one profile: NVML fills an array that must have room for the profile's most."""
+        """Return handles of what stands of one profile: NVML fills an array that must have room for the profile's
+        most."""
         handles = (getattr(self._nvml, kind) * room)()
         count = ctypes.c_uint(room)
         if self._supported(symbol, parent, profile, handles, ctypes.byref(count)) is None:
@@ -259,14 +260,14 @@ class Gpu:
         return self._compute_profiles[profile.id]
 
     def _full(self, handle: Any, profile: GpuProfile) -> int:
-        """Id of the compute-instance profile that takes all compute slices."""
+        """Return id of the compute-instance profile that takes all compute slices."""
         for kind, slices, _ in self._kinds(handle, profile):
             if slices == profile.slices:
                 return kind
         raise DeviceError(f"the driver offers no compute instance that fills {profile.name}")
 
     def _parts(self, handle: Any, profile: GpuProfile) -> list[tuple[int, Any]]:
-        """The compute instances of a GPU instance, each with the id of its profile."""
+        """Return the compute instances of a GPU instance, each with the id of its profile."""
         found = []
         for kind, _, most in self._kinds(handle, profile):
             room = max(most, profile.slices, 1)

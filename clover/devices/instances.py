@@ -35,7 +35,7 @@ class Instances:
         self._owned = owned
 
     def look(self) -> Standing:
-        """What stands; what is recorded and does not stand is struck out."""
+        """Return what stands; what is recorded and does not stand is struck out."""
         standing = self._gpu.walk()
         recorded = {(own.profile, own.start) for own in self._owned.places}
         if self._owned.exclusive:
@@ -49,7 +49,8 @@ class Instances:
         )
 
     def make(self, profile: str, start: int) -> Found:
-        """The GPU instance at this place, without a compute instance unless it stood there already and is ours."""
+        """Return the GPU instance at this place, without a compute instance unless it stood there already and is
+        ours."""
         own = OwnPlace(profile=profile, start=start, size=self._gpu.profiles[profile].size)
         known = own in self._owned.places
         if not known and self._gpu.find(profile, start) is not None:

@@ -82,7 +82,7 @@ class MigDevice:
     def open(
         cls, session: Nvml, index: int, folder: Path, *, boot: str = "", exclusive: bool = True, **options: Any
     ) -> MigDevice:
-        """GPU number `index`, with the record of what is ours on it in `folder`; blocks.
+        """Return GPU number `index`, with the record of what is ours on it in `folder`; blocks.
 
         `exclusive` false only looks: no lock is taken, and nothing can be changed.  `options` as of the constructor.
         Raises DeviceError: no such GPU, another Clover has it, or the record is damaged.
@@ -107,7 +107,8 @@ class MigDevice:
     # --- what it is ---------------------------------------------------------------------------------------------------
 
     def shape(self) -> DeviceShape:
-        """The layouts that are possible beside what is foreign or quarantined; none where the GPU is lost or full."""
+        """Return the layouts that are possible beside what is foreign or quarantined; none where the GPU is lost or
+        full."""
         if self._shape is None:
             self._shape = DeviceShape(
                 device=self.name,
@@ -125,11 +126,11 @@ class MigDevice:
         return () if self.lost else self._books.usable()
 
     def profiles(self) -> tuple[SliceProfile, ...]:
-        """Every profile the GPU offers, also those that layouts do not use."""
+        """Return every profile the GPU offers, also those that layouts do not use."""
         return tuple(profile.shape for profile in self._gpu.profiles.values())
 
     def report(self) -> dict[str, Any]:
-        """What an operator should know, as JSON."""
+        """Return what an operator should know, as JSON."""
         return {
             "device": self.name,
             "product": self.product,
@@ -141,17 +142,17 @@ class MigDevice:
         }
 
     def cores(self, placement: Placement) -> tuple[int, ...]:
-        """Workers on a GPU share the CPU cores there are for workers."""
+        """Return workers on a GPU share the CPU cores there are for workers."""
         self._books.check(placement, self._label)
         return self._cores
 
     def threads(self, placement: Placement) -> int:
-        """One: the work is the GPU's."""
+        """Return one: the work is the GPU's."""
         self._books.check(placement, self._label)
         return 1
 
     def visible(self, placement: Placement) -> str:
-        """What CUDA calls the instance; raises DeviceError where it does not stand."""
+        """Return what CUDA calls the instance; raises DeviceError where it does not stand."""
         self._ready(placement)
         if not self.mig:
             return self.uuid
@@ -161,7 +162,7 @@ class MigDevice:
         return found.uuid
 
     def memory_bytes(self, placement: Placement) -> int:
-        """Memory of an instance at `placement`, as the driver gives it."""
+        """Return memory of an instance at `placement`, as the driver gives it."""
         self._books.check(placement, self._label)
         return self._gpu.profiles[placement.profile].memory_bytes if self.mig else self._gpu.memory_bytes
 
@@ -231,8 +232,8 @@ class MigDevice:
         await self._finish(self._claim(place_of(placement)))
 
     async def poll(self) -> bool:
-        """Whether the GPU answers, at the price of one reading; `lost` and the layouts follow.  Once it is back, what
-        it lost is forgotten, and what should have been removed meanwhile is."""
+        """Return whether the GPU answers, at the price of one reading; `lost` and the layouts follow.  Once it is back,
+        what it lost is forgotten, and what should have been removed meanwhile is."""
         return await self._finish(self._poll())
 
     # --- changes, each within a task that is not cancelled ------------------------------------------------------------
@@ -422,7 +423,8 @@ class MigDevice:
             raise DeviceLost(f"{self.name}: {nvml.LOST}") from None
 
     async def _tried(self, work: Callable[[], Awaitable[T]], *, anything: bool = False) -> T:
-        """The result of `work`, tried again after each wait where it was refused as in use, or for `anything`."""
+        """Return the result of `work`, tried again after each wait where it was refused as in use, or for
+        `anything`."""
         for wait_s in self._back_off_s:
             try:
                 return await work()

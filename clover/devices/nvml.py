@@ -80,7 +80,7 @@ class NvmlError(DeviceError):
 
 
 def described(code: int, text: str = "") -> str:
-    """A refusal in words that say what to do; `text` is NVML's own, for codes without."""
+    """Return a refusal in words that say what to do; `text` is NVML's own, for codes without."""
     return _TEXTS.get(code) or f"the driver refused: {text or 'no reason given'} (NVML code {code})"
 
 
@@ -107,7 +107,8 @@ class Nvml:
         return self._library
 
     async def call(self, function: str | Callable[..., T], *arguments: Any) -> T:
-        """The result of `function(*arguments)`; a string names a function of the bindings.  Raises DeviceError."""
+        """Return the result of `function(*arguments)`; a string names a function of the bindings.  Raises
+        DeviceError."""
         return await asyncio.wrap_future(self._submit(function, arguments))
 
     def call_sync(self, function: str | Callable[..., T], *arguments: Any) -> T:

@@ -44,7 +44,7 @@ class _File(Record, frozen=True, kw_only=True):
 
 
 def boot_of(root: Path = Path("/")) -> str:
-    """What tells this boot of the machine from others; empty where the kernel does not say."""
+    """Return what tells this boot of the machine from others; empty where the kernel does not say."""
     try:
         return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

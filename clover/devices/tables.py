@@ -84,7 +84,7 @@ class GpuTable(Record, frozen=True, kw_only=True):
     profiles: tuple[ProfileRow, ...]
 
     def profile(self, name: str) -> ProfileRow:
-        """The profile of that name; DeviceError names those there are."""
+        """Return the profile of that name; DeviceError names those there are."""
         for row in self.profiles:
             if row.name == name:
                 return row
@@ -103,18 +103,18 @@ def _file() -> _File:
 
 
 def sources() -> dict[str, str]:
-    """What the keys in `GpuTable.sources` stand for; "size", "media" and "cores" are the rules that gave analytical
-    memory, engines and SMs."""
+    """Return what the keys in `GpuTable.sources` stand for; "size", "media" and "cores" are the rules that gave
+    analytical memory, engines and SMs."""
     return dict(_file().sources)
 
 
 def names() -> tuple[str, ...]:
-    """The boards there are tables of: "a100-40gb" and so on."""
+    """Return the boards there are tables of: "a100-40gb" and so on."""
     return tuple(gpu.name for gpu in _file().gpus)
 
 
 def table(name: str) -> GpuTable:
-    """The table of that name; DeviceError names those there are."""
+    """Return the table of that name; DeviceError names those there are."""
     for gpu in _file().gpus:
         if gpu.name == name:
             return gpu
@@ -122,7 +122,7 @@ def table(name: str) -> GpuTable:
 
 
 def slice_profiles(table: GpuTable, *, base_only: bool = True) -> tuple[SliceProfile, ...]:
-    """The board's profiles as the planner's geometry wants them.
+    """Return the board's profiles as the planner's geometry wants them.
 
     Without `base_only` every profile is there.  One rule of the RTX PRO 6000 has no place in that geometry: `+me.all`
     stands only beside `-me` profiles.

@@ -30,7 +30,7 @@ def build(
     clock: Callable[[], int] = time.monotonic_ns,
     powercap: Path = POWERCAP,
 ) -> Meter:
-    """The meter of the machine that `config` asks for; `meter.why` says why it is this one.
+    """Return the meter of the machine that `config` asks for; `meter.why` says why it is this one.
 
     `cores` are the cores the device has, `cpu_seconds` gives the CPU time the workers used so far (dead ones included).
     ConfigError where the constants make no sense, or where `meter = "rapl"` and RAPL cannot be read.
@@ -61,7 +61,8 @@ async def build_gpu(
     busy_ns: Callable[[], int] | None = None,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> NvmlMeter:
-    """The meter of a whole GPU, slices and all; `meter.why` says what it reads.  Call it before there are workers.
+    """Return the meter of a whole GPU, slices and all; `meter.why` says what it reads.  Call it before there are
+    workers.
 
     `busy_ns` gives the time that workers of this GPU were busy so far (`Account.busy_ns`).  ConfigError where
     `energy.gpu_idle_w` makes no sense, DeviceError where the GPU shows neither energy nor power.

@@ -40,7 +40,7 @@ class ModelledMeter:
         """Nothing: a sample is cheap."""
 
     def sample(self, now_ns: int) -> EnergySample:
-        """Joules since the meter was made.  Neither a clock nor a CPU total that goes back makes it decrease."""
+        """Return joules since the meter was made.  Neither a clock nor a CPU total that goes back makes it decrease."""
         cpu_s = self._cpu_seconds()
         elapsed_s = max(0, now_ns - self._at_ns) / 1e9
         self._total_j += self.idle_w * elapsed_s + self.core_w * max(0.0, cpu_s - self._cpu_s)

@@ -53,7 +53,7 @@ class NvmlSession(Protocol):
     """Runs NVML calls in the one thread that owns the library."""
 
     async def call(self, function: Callable[..., _T], /, *arguments: Any) -> _T:
-        """The result of `function(*arguments)`; raises DeviceError."""
+        """Return the result of `function(*arguments)`; raises DeviceError."""
 
 
 class Gpu(Protocol):
@@ -91,11 +91,12 @@ class Probe:
         self._handle: Any = None
 
     def counter(self) -> Value | Failure:
-        """Millijoules since the driver was loaded."""
+        """Return millijoules since the driver was loaded."""
         return self._ask(lambda nvml, gpu: (nvml.nvmlDeviceGetTotalEnergyConsumption(gpu), "energy counter"))
 
     def power(self) -> Value | Failure:
-        """Milliwatts now: the instantaneous field, which newer GPUs have beside an average, or else the plain call."""
+        """Return milliwatts now: the instantaneous field, which newer GPUs have beside an average, or else the plain
+        call."""
         return self._ask(_power_mw)
 
     def _ask(self, question: Callable[[Any, Any], tuple[int, str]]) -> Value | Failure:
@@ -183,7 +184,7 @@ class NvmlMeter:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         patience_s: float = 2.0,
     ) -> NvmlMeter:
-        """A meter of `gpu`; DeviceError where its energy cannot be had at all.
+        """Return a meter of `gpu`; DeviceError where its energy cannot be had at all.
 
         `idle_w` null: what it draws now, so make it before there are workers.  `busy_ns` gives the time that workers
         of this GPU were busy so far; with it, power that stays the same whatever they do is found out.  A look that
@@ -245,7 +246,7 @@ class NvmlMeter:
         return self.state == "lost"
 
     def sample(self, now_ns: int) -> EnergySample:
-        """What the last good look found; its time is that look's, not `now_ns`."""
+        """Return what the last good look found; its time is that look's, not `now_ns`."""
         return EnergySample(
             device=self.device,
             at_ns=self._last.at_ns,
@@ -359,7 +360,7 @@ class _Hung:
         self._rest_ns = 0
 
     def look(self, answer: Value) -> bool:
-        """Whether the value has been the same through `STUCK_S` / 2 of rest and as much of work."""
+        """Return whether the value has been the same through `STUCK_S` / 2 of rest and as much of work."""
         before, self._last = self._last, answer
         busy_ns = self._busy_ns()
         worked_ns, self._before_ns = busy_ns - self._before_ns, busy_ns

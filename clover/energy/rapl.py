@@ -87,7 +87,8 @@ class RaplMeter:
         """Nothing: a sample is cheap."""
 
     def sample(self, now_ns: int) -> EnergySample:
-        """Joules since the meter was made; DeviceError where a counter cannot be read (the next sample makes up)."""
+        """Return joules since the meter was made; DeviceError where a counter cannot be read (the next sample makes
+        up)."""
         missed, self._missed = self._missed, True
         counters = [_read_counter(domain) for domain in self.domains]
         self._missed = False
@@ -134,7 +135,7 @@ class RaplMeter:
 
 
 def find_domains(root: Path = POWERCAP) -> tuple[Domain, ...]:
-    """The packages and their DRAM below `root`; RaplError where there are none or one cannot be read."""
+    """Return the packages and their DRAM below `root`; RaplError where there are none or one cannot be read."""
     modelled = "use energy.meter = modelled or auto"
     try:
         zones = sorted(path for path in root.iterdir() if _PACKAGE.fullmatch(path.name))

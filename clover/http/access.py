@@ -35,13 +35,13 @@ class ForbiddenError(RequestError):
 
 
 def binds_loopback(host: str) -> bool:
-    """Whether a bind address is reachable from this machine only."""
+    """Return whether a bind address is reachable from this machine only."""
     return host.lower() == "localhost" or is_loopback(host.strip("[]"))
 
 
 @functools.lru_cache(maxsize=1024)  # reading an address costs more than all else that refuses a guess
 def client_of(address: str) -> str:
-    """Who a peer counts as: its IPv4 address, or the /64 of an IPv6 one, within which it chooses as it likes."""
+    """Return who a peer counts as: its IPv4 address, or the /64 of an IPv6 one, within which it chooses as it likes."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

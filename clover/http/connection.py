@@ -109,7 +109,7 @@ class Incoming(Outgoing):
         self.feed(cut(hub.scratch, nbytes))
 
     def eof_received(self) -> bool:
-        """A client that half-closes still gets the answers it is due."""
+        """Return a client that half-closes still gets the answers it is due."""
         if self.closing and not self._finishing and not self.exchanges:
             return False
         if self.phase == LINGER:
@@ -167,7 +167,7 @@ class Incoming(Outgoing):
             self._fail(error.status, error.text)
 
     def _skip_blank(self, pos: int) -> int:
-        """RFC 9112 2.2: empty lines before a request line are ignored; here, a few."""
+        """Return RFC 9112 2.2: empty lines before a request line are ignored; here, a few."""
         self._blank_lines += 1
         if self._blank_lines > _BLANK_LINES:
             raise MalformedError(400, "the request line is missing")
@@ -346,7 +346,7 @@ class Incoming(Outgoing):
                 self._transport.resume_reading()
 
     def is_last(self, exchange: Exchange) -> bool:
-        """Whether no request received so far comes after `exchange`."""
+        """Return whether no request received so far comes after `exchange`."""
         return not self._tail and self.exchanges[-1] is exchange
 
     def drain(self) -> None:
@@ -375,5 +375,5 @@ def descriptor(transport: asyncio.BaseTransport) -> int:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether a peer address is this machine's own loopback."""
+    """Return whether a peer address is this machine's own loopback."""
     return address.startswith(("127.", "::ffff:127.")) or address == "::1"

@@ -12,8 +12,8 @@ _SMALLEST = 128
 
 
 def inflate(coding: str, body: bytes | bytearray, limit: int) -> bytes:
-    """The decoded body, at most `limit` bytes.  `coding` is "gzip" or "deflate" (zlib-wrapped, RFC 9110).  Raises
-    TooLarge, or BadRequest where the data is damaged, cut short or followed by more."""
+    """Return the decoded body, at most `limit` bytes.  `coding` is "gzip" or "deflate" (zlib-wrapped, RFC 9110).
+    Raises TooLarge, or BadRequest where the data is damaged, cut short or followed by more."""
     decoder = zlib.decompressobj(_WINDOW[coding])
     try:
         plain = decoder.decompress(body, limit + 1)
@@ -27,7 +27,7 @@ def inflate(coding: str, body: bytes | bytearray, limit: int) -> bytes:
 
 
 def deflate(coding: str, parts: list[bytes]) -> bytes | None:
-    """The parts, compressed; None where that would not make them smaller."""
+    """Return the parts, compressed; None where that would not make them smaller."""
     if sum(map(len, parts)) < _SMALLEST:
         return None
     encoder = zlib.compressobj(1, zlib.DEFLATED, _WINDOW[coding])

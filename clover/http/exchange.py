@@ -85,7 +85,7 @@ class Exchange:
         self.ahead: Any = None
 
     def issue(self) -> bytes:
-        """An id of our own, by which labels may come: nobody else can make it."""
+        """Return an id of our own, by which labels may come: nobody else can make it."""
         connection = self.connection
         if connection is None:
             return b""
@@ -166,7 +166,7 @@ class Exchange:
 
 
 def _plain(value: Any) -> Any:
-    """Records inside JSON answers, as dictionaries."""
+    """Return records inside JSON answers, as dictionaries."""
     import msgspec
 
     return msgspec.to_builtins(value)

@@ -116,7 +116,7 @@ class Frontend:
 
     @staticmethod
     def _bind_control(where: str) -> tuple[socket.socket, Path]:
-        """A listening socket that only this user can reach; raises ConfigError or StartError."""
+        """Return a listening socket that only this user can reach; raises ConfigError or StartError."""
         scheme, _, path = where.partition(":")
         if scheme != "unix" or not path:
             raise ConfigError("listen.control takes the form unix:PATH")

@@ -109,7 +109,7 @@ class _Fields:
 
 
 def split_authority(authority: bytes, where: str = "Host field") -> str:
-    """The host of `host[:port]` in lower case, IPv6 without brackets; raises MalformedError (400)."""
+    """Return the host of `host[:port]` in lower case, IPv6 without brackets; raises MalformedError (400)."""
     match = _AUTHORITY.match(authority)
     if match is None or (match[3] is not None and int(match[3]) > 65535):
         raise MalformedError(400, f"the {where} is not valid")
@@ -297,7 +297,7 @@ class Heads:
         self.memo: dict[bytes, Head] = {}
 
     def parse(self, raw: bytes) -> Head:
-        """The head of `raw`, parsed and judged; raises MalformedError."""
+        """Return the head of `raw`, parsed and judged; raises MalformedError."""
         head = parse_head(raw, self._limits)
         self._judge(head)
         if len(raw) <= _MEMO_BYTES and head.refusal is None:

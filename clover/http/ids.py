@@ -24,15 +24,15 @@ class RequestIds:
         self._number = 0
 
     def take(self) -> int:
-        """The next number, from 1 on."""
+        """Return the next number, from 1 on."""
         self._number += 1
         return self._number
 
     def text(self, number: int) -> bytes:
-        """The id of a number."""
+        """Return the id of a number."""
         return sealed(self._prefix, number, self._low, self._high)
 
     def number_of(self, text: str) -> int:
-        """The number of an id of ours; 0 for any other text."""
+        """Return the number of an id of ours; 0 for any other text."""
         number: int | None = unsealed(self._prefix, text.encode(), self._low, self._high)
         return number or 0

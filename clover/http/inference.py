@@ -191,7 +191,7 @@ def _rows(model: Model, ticket: Ticket, index: int) -> Rows:
 
 
 def receipt_field(receipt: Receipt) -> bytes:
-    """The `Clover-Receipt` line.
+    """Return the `Clover-Receipt` line.
 
     RFC 9651 gives decimals three places, too few for the joules of a small model, so the same two quantities stand
     there again as whole nanojoules and picograms.  Of a request of many rows the paths are counted.
@@ -211,15 +211,15 @@ def receipt_field(receipt: Receipt) -> bytes:
 
 
 def counted(paths: Sequence[str]) -> str:
-    """The path of one row; of several, each path with the rows that took it: "small*3 small>xlarge*2"."""
+    """Return the path of one row; of several, each path with the rows that took it: "small*3 small>xlarge*2"."""
     if len(paths) == 1:
         return paths[0]
     return " ".join(f"{path}*{count}" for path, count in sorted(Counter(paths).items()))
 
 
 def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
-    """The receipt under `parameters.clover_receipt`, in full precision; accuracy is a fraction here too.  Labels for
-    the answer come by `own_id`."""
+    """Return the receipt under `parameters.clover_receipt`, in full precision; accuracy is a fraction here too.  Labels
+    for the answer come by `own_id`."""
     return {
         "variant": receipt.variant,
         "accuracy": receipt.accuracy / 100,

@@ -22,7 +22,7 @@ _BLOCK = 1 << 16
 
 
 def within_depth(text: bytes, limit: int) -> bool:
-    """Whether `text`, if it is JSON, nests at most `limit` deep."""
+    """Return whether `text`, if it is JSON, nests at most `limit` deep."""
     if text.count(b"[") + text.count(b"{") <= limit:
         return True
     return _deepest(_STRING.sub(b"", text).translate(None, _OTHERS)) <= limit

@@ -62,7 +62,7 @@ class Writer:
         raise NotImplementedError
 
     def is_last(self, exchange: Exchange) -> bool:
-        """Whether no request received so far comes after `exchange`."""
+        """Return whether no request received so far comes after `exchange`."""
         raise NotImplementedError
 
     def flush(self) -> None:
@@ -119,7 +119,7 @@ class Hub:
         self.ids = ids or RequestIds()
 
     def take_buffer(self, size: int) -> NDArray[np.uint8]:
-        """A buffer of at least `size` bytes for one body.  Its pages cost nothing until bytes arrive."""
+        """Return a buffer of at least `size` bytes for one body.  Its pages cost nothing until bytes arrive."""
         buffers = self._buffers
         for index, buffer in enumerate(buffers):
             if size <= len(buffer) <= 2 * size:

@@ -46,7 +46,7 @@ SPENDING = frozenset({"budget", "budget:flat"})
 
 
 def build(name: str) -> Policy:
-    """The policy of that name; ConfigError where there is none."""
+    """Return the policy of that name; ConfigError where there is none."""
     if name == "objective":
         return ObjectivePolicy()
     if name in ("base", "base:fitted"):

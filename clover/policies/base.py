@@ -23,7 +23,7 @@ class BasePolicy:
         self.name = "base:fitted" if fitted else "base"
 
     def propose(self, state: State) -> Plan:
-        """BASE's plan; PlanError where the best variant was not measured on whole devices."""
+        """Return BASE's plan; PlanError where the best variant was not measured on whole devices."""
         problem, objective = problem_of(state), objective_of(state)
         usable = [device for device in state.devices if device.layouts]
         least = 1 if self._fitted else len(usable)

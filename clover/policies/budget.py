@@ -45,7 +45,7 @@ class BudgetPolicy:
         self.name = "budget:flat" if flat else "budget"
 
     def propose(self, state: State) -> Plan:
-        """The plan of this moment; PlanError where no configuration exists at all."""
+        """Return the plan of this moment; PlanError where no configuration exists at all."""
         if self.flat:
             state = _flattened(state)
         now = course(state)
@@ -63,8 +63,8 @@ class StaticMixPolicy:
         self.name = name
 
     def propose(self, state: State) -> Plan:
-        """The mix at `accuracy_budget` points below the best variant, at the floor without one; PlanError where no
-        configuration exists at all."""
+        """Return the mix at `accuracy_budget` points below the best variant, at the floor without one; PlanError where
+        no configuration exists at all."""
         _, _, rest = self.name.partition(":")
         if rest in state.profile.backend:  # a variant of that name is what was meant
             return StaticPolicy(rest).propose(state)
@@ -73,7 +73,8 @@ class StaticMixPolicy:
 
 
 def mixed(state: State, accuracy: float, *, policy: str, note: str) -> Plan:
-    """The plan of the least carbon that lands on `accuracy` percent, or at the floor where it cannot be reached."""
+    """Return the plan of the least carbon that lands on `accuracy` percent, or at the floor where it cannot be
+    reached."""
     problem, objective = problem_of(state), objective_of(state)
     # On a grid, and from below: the most accurate plan of all is still one that reaches it.
     wanted = math.floor((accuracy + 1e-9) / _GRID) * _GRID - 1e-6
@@ -99,8 +100,8 @@ def mixed(state: State, accuracy: float, *, policy: str, note: str) -> Plan:
 
 @lru_cache(maxsize=256)
 def _solved(asked: bytes, accuracy: float) -> tuple[Found, float]:
-    """The least carbon at `accuracy` and its bound, both at the reference intensity: at another one every score is as
-    many times larger, and nothing else changes."""
+    """Return the least carbon at `accuracy` and its bound, both at the reference intensity: at another one every score
+    is as many times larger, and nothing else changes."""
     state = msgspec.json.decode(asked, type=State)
     problem, objective = problem_of(state), held_to(objective_of(state), accuracy)
     kept = counting_kept(state, problem)

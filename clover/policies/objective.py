@@ -19,7 +19,7 @@ class ObjectivePolicy:
     name = "objective"
 
     def propose(self, state: State) -> Plan:
-        """The best plan; PlanError where no configuration exists at all."""
+        """Return the best plan; PlanError where no configuration exists at all."""
         problem, objective = problem_of(state), objective_of(state)
         kept = counting_kept(state, problem)
         found = best_sustained(problem, objective, state.running, kept=kept, seed=state.seed)

@@ -41,13 +41,13 @@ _LOWERED = 4
 
 
 def running_configuration(state: State) -> Configuration | None:
-    """The configuration that runs; None where nothing does."""
+    """Return the configuration that runs; None where nothing does."""
     return configuration_of(state.running) if state.running else None
 
 
 def placed(state: State, problem: Problem, configuration: Configuration, awake: int = 0) -> tuple[Assignment, ...]:
-    """The deployment that realises `configuration` and keeps most of what runs, on all devices or on `awake` of them;
-    PlanError where there is none.
+    """Return the deployment that realises `configuration` and keeps most of what runs, on all devices or on `awake` of
+    them; PlanError where there is none.
 
     Where devices may be without workers, as many as can be stay awake.  But a change that these could not make without
     falling below what arrives is made on devices that sleep, which wake for it, and the others sleep afterwards.
@@ -83,7 +83,8 @@ def placed(state: State, problem: Problem, configuration: Configuration, awake: 
 
 
 def least_awake(state: State, problem: Problem, configuration: Configuration) -> int:
-    """The fewest devices that hold `configuration`, where some may be without workers; else 0, for all of them."""
+    """Return the fewest devices that hold `configuration`, where some may be without workers; else 0, for all of
+    them."""
     if problem.spared_w is None:
         return 0
     for number in range(1, len(state.devices)):
@@ -104,8 +105,8 @@ def plan_of(
     bounded: Objective | None = None,
     limit: float | None = None,
 ) -> Plan:
-    """The plan that realises `found.best`.  Its bound is that of `bounded`, where a policy does not keep all that the
-    objective asks, or `limit`, where it is known."""
+    """Return the plan that realises `found.best`.  Its bound is that of `bounded`, where a policy does not keep all
+    that the objective asks, or `limit`, where it is known."""
     best = found.best
     deployment = placed(state, problem, best.configuration, best.awake)
     if not best.awake:  # whoever weighed no idle power uses all devices
@@ -131,7 +132,7 @@ def plan_of(
 
 
 def _routing(problem: Problem, objective: Objective, best: Candidate) -> Routing:
-    """The routing of `best`, whose shares are of all rows, with those of the rows that ask for no accuracy."""
+    """Return the routing of `best`, whose shares are of all rows, with those of the rows that ask for no accuracy."""
     if not problem.demand or best.routing.chain:
         return best.routing
     asked = direct(problem, best.configuration, objective.max_utilisation)
@@ -139,8 +140,8 @@ def _routing(problem: Problem, objective: Objective, best: Candidate) -> Routing
 
 
 def bound_of(state: State, problem: Problem, objective: Objective) -> float:
-    """What no plan can score more than.  Where the devices cannot serve the rate it says nothing, and of cascades it
-    knows nothing."""
+    """Return what no plan can score more than.  Where the devices cannot serve the rate it says nothing, and of
+    cascades it knows nothing."""
     if problem.points:
         return math.inf
     sleep, awake_w = asleep(problem.spared_w)
@@ -149,8 +150,8 @@ def bound_of(state: State, problem: Problem, objective: Objective) -> float:
 
 
 def counting_kept(state: State, problem: Problem) -> Callable[[Configuration], int] | None:
-    """How many workers that run a configuration could keep; None where nothing runs, or where not all devices need to
-    have workers, so that a configuration alone does not say."""
+    """Return how many workers that run a configuration could keep; None where nothing runs, or where not all devices
+    need to have workers, so that a configuration alone does not say."""
     if not state.running or problem.spared_w is not None:
         return None
     running = set(state.running)
@@ -171,8 +172,8 @@ def with_waits(state: State, problem: Problem, objective: Objective, found: Foun
 
 
 def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fixed") -> Plan:
-    """The plan that runs exactly `configuration`, with its best routing; PlanError where it cannot run here.  A state
-    with an accuracy budget is routed towards what that asks of this moment."""
+    """Return the plan that runs exactly `configuration`, with its best routing; PlanError where it cannot run here.  A
+    state with an accuracy budget is routed towards what that asks of this moment."""
     problem, objective = problem_of(state), objective_of(state)
     for group in configuration:
         if (group.variant, group.profile) not in problem.services:
@@ -215,7 +216,7 @@ def _nearest(
 
 
 def steered_plan(state: State, found: Steered, *, policy: str, note: str) -> Plan:
-    """The plan of a moment that was steered, with all that its configuration permits."""
+    """Return the plan of a moment that was steered, with all that its configuration permits."""
     problem, objective = problem_of(state), objective_of(state)
     note = "; ".join(filter(None, (found.why, f"{len(found.permitted)} routings permitted here", note)))
     best = Found(found.best, found.permitted[:10], found.weighed, 1, complete=False)
@@ -230,7 +231,7 @@ def steered_plan(state: State, found: Steered, *, policy: str, note: str) -> Pla
 
 
 def alone(candidate: Candidate) -> Found:
-    """A finding without alternatives."""
+    """Return a finding without alternatives."""
     return Found(candidate, (candidate,), 1, 1, True)
 
 
@@ -240,7 +241,7 @@ def described(configuration: Configuration) -> str:
 
 
 def chained(routing: Routing) -> str:
-    """A cascade as people read it: "small < 0.705 > large"; empty without one."""
+    """Return a cascade as people read it: "small < 0.705 > large"; empty without one."""
     goes_on = [f"{name} < {at:.3f}" for name, at in zip(routing.chain, routing.thresholds, strict=False)]
     return " > ".join([*goes_on, routing.chain[-1]]) if routing.chain else ""
 

@@ -23,7 +23,7 @@ class StaticPolicy:
         self.name = f"static:{variant}"
 
     def propose(self, state: State) -> Plan:
-        """The best plan that serves only the variant; PlanError where it was not measured on these devices."""
+        """Return the best plan that serves only the variant; PlanError where it was not measured on these devices."""
         problem, objective = problem_of(state), objective_of(state)
         if self.variant not in problem.variants:
             raise PlanError(f"{self.variant} was not measured here; measured: {', '.join(problem.variants)}")

@@ -59,8 +59,8 @@ def bound(
     stop: Callable[[], bool] = lambda: False,
     highs: bool = True,
 ) -> Bound:
-    """An upper bound of f; `incumbent` is the f of a feasible configuration, if one is known.  `highs` false asks for
-    the bound that needs no solver."""
+    """Return an upper bound of f; `incumbent` is the f of a feasible configuration, if one is known.  `highs` false
+    asks for the bound that needs no solver."""
     relaxation = Relaxation(problem)
     if not len(relaxation.groups) or relaxation.most_capacity <= problem.arrival_rate:
         return Bound(-math.inf, "capacity", 0)
@@ -71,7 +71,7 @@ def bound(
 
 
 def solvers() -> Any:
-    """scipy.optimize, or None where it is not installed."""
+    """Return scipy.optimize, or None where it is not installed."""
     try:
         import scipy.optimize
     except ModuleNotFoundError:
@@ -87,7 +87,7 @@ def _tolerance(problem: Problem, incumbent: float) -> float:
 
 
 def _sections(relaxation: Relaxation, incumbent: float, stop: Callable[[], bool]) -> Bound:
-    """Boxes of utilisation, all of a round evaluated at once, those above the incumbent halved."""
+    """Return boxes of utilisation, all of a round evaluated at once, those above the incumbent halved."""
     method = f"Lagrangian relaxation (for a tighter bound: {EXTRA})"
     problem = relaxation.problem
     if problem.model == "pf":
@@ -125,8 +125,8 @@ def _of_boxes(relaxation: Relaxation, low: Floats, high: Floats) -> Floats:
 
 
 def _dual_of(relaxation: Relaxation, low: Floats, high: Floats, tail_y: Floats) -> Floats:
-    """The duals [b] of boxes with these limits, least over the multipliers of the shares' sum and of the tail.  Golden
-    sections may miss the least value, which makes a bound worse and not wrong."""
+    """Return the duals [b] of boxes with these limits, least over the multipliers of the shares' sum and of the tail.
+    Golden sections may miss the least value, which makes a bound worse and not wrong."""
     gains, late, boxes = relaxation.gains, relaxation.late, len(low)
     spread = float(gains.max() - gains.min()) + 1e-9
 
@@ -150,7 +150,7 @@ def _dual_of(relaxation: Relaxation, low: Floats, high: Floats, tail_y: Floats) 
 
 
 def _least(function: Callable[[Floats], Floats], low: Floats, high: Floats) -> Floats:
-    """The least value met of convex functions [b], by golden sections between `low` and `high`."""
+    """Return the least value met of convex functions [b], by golden sections between `low` and `high`."""
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = function(left), function(right)
     found = np.minimum(at_left, at_right)
@@ -216,7 +216,7 @@ class _Branching:
         return Bound(max(self.best, settled, left), method, self.boxes, self.starts)
 
     def _look(self, box: Box, parent: float) -> tuple[float, list[Box]]:
-        """The bound in `box`, and the parts to cut it into (none: it is as good as it gets)."""
+        """Return the bound in `box`, and the parts to cut it into (none: it is as good as it gets)."""
         limits = self.relaxation.limits(box)
         matrix, most = self._rows(box, limits)
         answer = self.solver.linprog(
@@ -274,7 +274,7 @@ class _Branching:
     def _integer(
         self, box: Box, limits: Limits, matrix: Floats, most: Floats, value: float
     ) -> tuple[float, Floats | None]:
-        """The bound with whole workers and GPUs, and the workers [groups] of the program's best answer."""
+        """Return the bound with whole workers and GPUs, and the workers [groups] of the program's best answer."""
         groups = self.groups
         kinds = np.ones(len(self.cost))
         kinds[groups : 2 * groups] = 0.0
@@ -308,7 +308,7 @@ class _Branching:
             self.starts.append(counts)
 
     def _cuts(self, box: Box, value: float, point: Floats) -> list[Box]:
-        """The parts of `box` that tell the truth apart from what the relaxation claims at `point`."""
+        """Return the parts of `box` that tell the truth apart from what the relaxation claims at `point`."""
         relaxation = self.relaxation
         if self.problem.model == "pf":
             return []
@@ -352,7 +352,7 @@ class _Branching:
 
 
 def _used(relaxation: Relaxation, point: Floats) -> float:
-    """The reference service's utilisation at a configuration, by bisection."""
+    """Return the reference service's utilisation at a configuration, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = 0.5 * (low + high)

@@ -80,7 +80,7 @@ class Enumerated:
 
 
 def slice_counts(problem: Problem, limit: int = _TILINGS) -> Counts:
-    """All slice counts [m, slices] that N fully partitioned GPUs can have.  Raises PlanError above `limit`."""
+    """Return all slice counts [m, slices] that N fully partitioned GPUs can have.  Raises PlanError above `limit`."""
     table = problem.usable
     if not len(table):
         raise PlanError("no partition has a fitting variant for each of its slices")
@@ -95,7 +95,7 @@ def slice_counts(problem: Problem, limit: int = _TILINGS) -> Counts:
 
 
 def size(problem: Problem, limit: int = _TILINGS) -> int:
-    """How many configurations there are.  Raises PlanError where there are too many to tell."""
+    """Return how many configurations there are.  Raises PlanError where there are too many to tell."""
     hosts = [len(groups) for groups in _hosts(problem)]
     total = 0
     for row in slice_counts(problem, limit).tolist():
@@ -104,13 +104,13 @@ def size(problem: Problem, limit: int = _TILINGS) -> int:
 
 
 def _hosts(problem: Problem) -> list[Counts]:
-    """The groups that fit each slice."""
+    """Return the groups that fit each slice."""
     return [np.flatnonzero((problem.slice_of == s) & problem.fits) for s in range(len(problem.partition_slices))]
 
 
 @lru_cache(maxsize=4096)
 def _deals(workers: int, groups: int) -> Counts:
-    """All ways to deal `workers` to `groups` [ways, groups]."""
+    """Return all ways to deal `workers` to `groups` [ways, groups]."""
     if groups == 1:
         return np.array([[workers]], dtype=np.int64)
     parts = []
@@ -121,7 +121,7 @@ def _deals(workers: int, groups: int) -> Counts:
 
 
 def configurations(problem: Problem, block: int = BLOCK) -> Iterator[Counts]:
-    """All configurations, in blocks [b, groups] of about `block`."""
+    """Yield all configurations, in blocks [b, groups] of about `block`."""
     hosts = _hosts(problem)
     waiting: list[Counts] = []
     held = 0
@@ -144,7 +144,7 @@ def configurations(problem: Problem, block: int = BLOCK) -> Iterator[Counts]:
 
 
 def homogeneous(problem: Problem) -> Counts:
-    """The configurations [h, groups] with all GPUs cut alike and one variant everywhere."""
+    """Return the configurations [h, groups] with all GPUs cut alike and one variant everywhere."""
     found = []
     for row in problem.usable:
         for variant in dict.fromkeys(group.variant for group in problem.groups):
@@ -158,8 +158,8 @@ def homogeneous(problem: Problem) -> Counts:
 
 
 def tiles(problem: Problem, counts: Counts) -> bool:
-    """Whether the slices that `counts` [groups] uses can be cut from the N GPUs, by search: first the GPUs that can be
-    cut in only one way, then the others, remembering what was tried."""
+    """Return whether the slices that `counts` [groups] uses can be cut from the N GPUs, by search: first the GPUs that
+    can be cut in only one way, then the others, remembering what was tried."""
     need = np.zeros(len(problem.partition_slices), dtype=np.int64)
     np.add.at(need, problem.slice_of, counts)
     rows = [tuple(int(v) for v in row) for row in problem.usable]
@@ -185,7 +185,7 @@ def tiles(problem: Problem, counts: Counts) -> bool:
 
 
 def shares(problem: Problem, counts: Counts) -> Shares:
-    """How requests share out in each of the configurations [b, groups]."""
+    """Return how requests share out in each of the configurations [b, groups]."""
     rate, service = problem.arrival_rate, problem.service_s
     n = counts.astype(np.float64)
     capacity = n @ (1.0 / service)
@@ -246,7 +246,7 @@ def _product_form(loads: Floats, counts: Counts, rho: Floats) -> tuple[Floats, F
 
 
 def _erfcx(u: float) -> float:
-    """exp(u^2) erfc(u) for u >= 0."""
+    """Return exp(u^2) erfc(u) for u >= 0."""
     if u < 20.0:
         return math.exp(u * u) * math.erfc(u)
     term = total = 1.0
@@ -257,14 +257,14 @@ def _erfcx(u: float) -> float:
 
 
 def late_service(mean: float, cv: float, t: float) -> float:
-    """P(service > t)."""
+    """Return p(service > t)."""
     if cv == 0.0:
         return 1.0 if t < mean else 0.0
     return 0.5 * math.erfc((t - mean) / (cv * mean) / math.sqrt(2.0))
 
 
 def late_after_wait(mean: float, cv: float, t: float, drain: float) -> float:
-    """P(wait + service > t), the wait exponential with that rate."""
+    """Return p(wait + service > t), the wait exponential with that rate."""
     if cv == 0.0:
         return 1.0 if t < mean else math.exp(-drain * (t - mean))
     s = cv * mean
@@ -278,7 +278,7 @@ def late_after_wait(mean: float, cv: float, t: float, drain: float) -> float:
 
 
 def tail(problem: Problem, found: Shares, t: float) -> Floats:
-    """P(latency > t seconds) in each configuration of `found`."""
+    """Return p(latency > t seconds) in each configuration of `found`."""
     direct = np.array([late_service(m, v, t) for m, v in zip(problem.service_s, problem.cv, strict=True)])
     waited = np.zeros_like(found.busy)
     for row, at in zip(*np.nonzero(found.busy), strict=True):
@@ -293,7 +293,7 @@ def _rows(found: Shares, rows: NDArray[np.intp]) -> Shares:
 
 
 def evaluate(problem: Problem, counts: Counts) -> Evaluation:
-    """One configuration [groups], with all that makes it feasible or not."""
+    """Return one configuration [groups], with all that makes it feasible or not."""
     nothing = np.zeros(len(problem.groups))
     why = ""
     if (counts < 0).any() or not tiles(problem, counts):
@@ -339,8 +339,8 @@ def _quantile(problem: Problem, found: Shares) -> float:
 def best(
     problem: Problem, counts: Counts, floor: float = -math.inf, skip: Set[tuple[int, ...]] = frozenset()
 ) -> tuple[Counts | None, float]:
-    """The best feasible one of the configurations [b, groups] that are not to be skipped, if it is better than `floor`,
-    and its f."""
+    """Return the best feasible one of the configurations [b, groups] that are not to be skipped, if it is better than
+    `floor`, and its f."""
     if not len(counts):
         return None, floor
     found = shares(problem, counts)
@@ -363,8 +363,8 @@ def enumerate_all(
     floor: float = -math.inf,
     skip: Set[tuple[int, ...]] = frozenset(),
 ) -> Enumerated:
-    """The best of all configurations that are not to be skipped, if it is better than f = `floor`; incomplete where
-    `stop` ended it."""
+    """Return the best of all configurations that are not to be skipped, if it is better than f = `floor`; incomplete
+    where `stop` ended it."""
     chosen, f, seen = None, floor, 0
     for block in configurations(problem):
         if stop():

@@ -155,14 +155,14 @@ class Problem(_Input, frozen=True, kw_only=True):
         return self.lam - self._price * self.idle_j - (1.0 - self.lam)
 
     def objective(self, energy_j: float, accuracy: float) -> float:
-        """f of joules a request (idle ones included) and accuracy in percent."""
+        """Return f of joules a request (idle ones included) and accuracy in percent."""
         return (
             self.lam - self._price * energy_j - (1.0 - self.lam) * (self.base.accuracy - accuracy) / self.base.accuracy
         )
 
     def scale(self, best: float) -> float:
-        """What a distance from f = `best` is divided by to make a gap: the distance from CO2OPT (the first-listed
-        variant on the smallest slices everywhere), at least 0.01; where CO2OPT is overloaded, |best|."""
+        """Return what a distance from f = `best` is divided by to make a gap: the distance from CO2OPT (the
+        first-listed variant on the smallest slices everywhere), at least 0.01; where CO2OPT is overloaded, |best|."""
         alone = [row[0] for row in self.table if row[0] and not row[1:].any()]
         small = self.partition_slices[0]
         for at, group in enumerate(self.groups):
@@ -173,11 +173,11 @@ class Problem(_Input, frozen=True, kw_only=True):
         return max(SMALLEST_SCALE, abs(best))
 
     def named(self, counts: Sequence[int] | Counts) -> dict[str, int]:
-        """Workers of each group as in an answer, without the groups that have none."""
+        """Return workers of each group as in an answer, without the groups that have none."""
         return {group.name: int(n) for group, n in zip(self.groups, counts, strict=True) if n}
 
     def counts(self, config: Mapping[str, int]) -> Counts:
-        """The array that `named` makes a configuration of.  Raises ConfigError for a group the problem lacks."""
+        """Return the array that `named` makes a configuration of.  Raises ConfigError for a group the problem lacks."""
         at = {group.name: index for index, group in enumerate(self.groups)}
         found = np.zeros(len(self.groups), dtype=np.int64)
         for name, number in config.items():
@@ -188,7 +188,7 @@ class Problem(_Input, frozen=True, kw_only=True):
 
 
 def parse(text: bytes | str) -> Problem:
-    """The problem in a file's text.  Raises ConfigError with the path of what is wrong."""
+    """Return the problem in a file's text.  Raises ConfigError with the path of what is wrong."""
     try:
         found = msgspec.json.decode(text, type=Problem)
     except msgspec.ValidationError as error:
@@ -201,7 +201,7 @@ def parse(text: bytes | str) -> Problem:
 
 
 def of_plain(value: Any) -> Problem:
-    """The problem in decoded JSON.  Raises ConfigError."""
+    """Return the problem in decoded JSON.  Raises ConfigError."""
     return parse(msgspec.json.encode(value))
 
 
@@ -212,7 +212,7 @@ def _with_path(message: str) -> str:
 
 
 def _faults(problem: Problem) -> list[tuple[str, str]]:
-    """What is out of range or does not fit together: (path, what and what to do)."""
+    """Return what is out of range or does not fit together: (path, what and what to do)."""
     faults: list[tuple[str, str]] = []
 
     def check(path: str, value: float, good: bool, wanted: str) -> None:

@@ -101,7 +101,7 @@ class Relaxation:
         return float(np.exp(np.log(self.service).mean()))
 
     def per_gpu(self, worth: Floats) -> Floats:
-        """The most that a GPU can be worth [b], where a worker of each group is worth `worth` [b, groups]."""
+        """Return the most that a GPU can be worth [b], where a worker of each group is worth `worth` [b, groups]."""
         slices = np.maximum.reduceat(worth, self._starts, axis=1)
         return np.asarray((slices @ self.table.T).max(axis=1))
 
@@ -111,18 +111,18 @@ class Relaxation:
         return self.gpus * float(self.per_gpu(1.0 / self.service[None, :])[0]) * (1.0 + MARGIN)
 
     def root(self) -> Box:
-        """The box of all configurations that are not overloaded."""
+        """Return the box of all configurations that are not overloaded."""
         sizes = self.table.sum(axis=1) * self.gpus
         least = self.used(self.rate / float(sizes.max()))
         workers = float(sizes.min()), float(sizes.max())
         return Box((least * (1.0 - MARGIN), 1.0), (self.rate, self.most_capacity), workers)
 
     def used(self, x: float) -> float:
-        """The reference service's utilisation at x."""
+        """Return the reference service's utilisation at x."""
         return x * self.reference_s / (1.0 + x * self.reference_s)
 
     def _pace(self, used: Floats) -> Floats:
-        """h_k at the given utilisations [b, groups], widened by nothing."""
+        """Return h_k at the given utilisations [b, groups], widened by nothing."""
         left = 1.0 - used
         return np.asarray(used / (left * self.reference_s + used * self.service) / self.rate)
 
@@ -137,7 +137,7 @@ class Relaxation:
         )
 
     def limits(self, box: Box) -> Limits:
-        """The linear limits that hold in `box`."""
+        """Return the linear limits that hold in `box`."""
         nothing = np.zeros_like(self.service)
         if self.problem.model == "pf":
             high = (1.0 + MARGIN) / (self.rate * self.service)
@@ -158,7 +158,7 @@ class Relaxation:
         )
 
     def dual(self, box: Box, limits: Limits, by: Multipliers) -> float:
-        """A bound of f in `box`, valid for any multipliers."""
+        """Return a bound of f in `box`, valid for any multipliers."""
         weight = self.gains - by.total - by.tail * limits.tail_y - by.part * limits.part_y
         worth = np.maximum(weight * limits.low, weight * limits.high) - by.part * limits.part_n
         worth = worth + (by.capacity[0] - by.capacity[1]) / self.service + (by.workers[0] - by.workers[1])
@@ -170,7 +170,7 @@ class Relaxation:
 
 
 def erlang_c(workers: int, rho: float) -> float:
-    """The probability to wait with `workers` at utilisation `rho`."""
+    """Return the probability to wait with `workers` at utilisation `rho`."""
     if rho >= 1.0 or workers < 1:
         return 1.0
     load = rho * workers

@@ -184,7 +184,7 @@ class _Search:
 
 
 def key(counts: Counts) -> tuple[int, ...]:
-    """A configuration as something to look up."""
+    """Return a configuration as something to look up."""
     return tuple(counts.tolist())
 
 
@@ -197,8 +197,8 @@ def solve(
     verification: Verification = "report",
     clock: Callable[[], float] = time.monotonic,
 ) -> Answer:
-    """The best configuration found, with a bound, and what the simulation says of it; under `strict` the best that the
-    simulation accepts.  Raises Infeasible with the reason where there is none."""
+    """Return the best configuration found, with a bound, and what the simulation says of it; under `strict` the best
+    that the simulation accepts.  Raises Infeasible with the reason where there is none."""
     began = clock()
     _impossible(problem)
     search = _Search(problem, seed)
@@ -282,8 +282,8 @@ def _answer(search: _Search, choice: _Choice, proved: Bound, seconds: float) -> 
 
 
 def _stand_in(search: _Search, first: Verified, whole: bool, left: Callable[[], float]) -> _Choice:
-    """The best accepted configuration in place of the best one, which was rejected.  `whole`: there are few enough to
-    go through all.  Raises Infeasible where none was accepted."""
+    """Return the best accepted configuration in place of the best one, which was rejected.  `whole`: there are few
+    enough to go through all.  Raises Infeasible where none was accepted."""
     problem = search.problem
     assert search.counts is not None
     tried, rejected = {key(search.counts)}, 1
@@ -314,7 +314,7 @@ def _stand_in(search: _Search, first: Verified, whole: bool, left: Callable[[], 
 
 
 def _tightened(problem: Problem, limit_s: float, found: Verified, whole: bool) -> float:
-    """The SLA for the model, after this rejection."""
+    """Return the SLA for the model, after this rejection."""
     model_s = found.model_quantile_s
     if not found.replications:
         return min(limit_s, _UNPLAYED * model_s)
@@ -327,7 +327,7 @@ def _tightened(problem: Problem, limit_s: float, found: Verified, whole: bool) -
 def _below(
     search: _Search, limit_s: float, tried: Set[tuple[int, ...]], whole: bool, left: Callable[[], float]
 ) -> _Choice | None:
-    """The best untried configuration whose model quantile is at most so long."""
+    """Return the best untried configuration whose model quantile is at most so long."""
     tight = msgspec.structs.replace(search.problem, sla_ms=limit_s * 1e3)
     if whole:
         return _enumerated(search, tight, tried, left)
@@ -353,7 +353,7 @@ def _enumerated(
 
 
 def _met(search: _Search, tried: Set[tuple[int, ...]], floor: float = -math.inf) -> _Choice | None:
-    """The best untried configuration met on the way, if it is better than f = `floor`."""
+    """Return the best untried configuration met on the way, if it is better than f = `floor`."""
     f, solver, counts = max(
         ((f, solver, counts) for counts, (f, solver) in search.met.items() if counts not in tried and f > floor),
         default=(floor, "", ()),
@@ -364,7 +364,7 @@ def _met(search: _Search, tried: Set[tuple[int, ...]], floor: float = -math.inf)
 def forced(
     problem: Problem, *, seed: int, cpu_s: float = 0.0, evaluations: int = 0, restarts: int = 1
 ) -> tuple[Counts, float]:
-    """The annealer alone: its configuration and f (minus infinity where it found nothing feasible).
+    """Return the annealer alone: its configuration and f (minus infinity where it found nothing feasible).
 
     It gets `cpu_s` seconds of CPU time, so that it is not measured to find less where others keep the machine busy.
     """
@@ -388,7 +388,7 @@ def _impossible(problem: Problem) -> None:
 
 
 def _size(problem: Problem) -> float:
-    """How many configurations there are; infinity where there are too many to tell."""
+    """Return how many configurations there are; infinity where there are too many to tell."""
     try:
         return exact.size(problem, _TILINGS)
     except PlanError:
@@ -396,7 +396,7 @@ def _size(problem: Problem) -> float:
 
 
 def _enumerate(search: _Search, seconds: float, clock: Callable[[], float]) -> Bound | None:
-    """The optimum, by going through all configurations; None where the time did not suffice."""
+    """Return the optimum, by going through all configurations; None where the time did not suffice."""
     end = clock() + seconds
     found = exact.enumerate_all(search.problem, lambda: clock() > end, search.f + _CLOSED)
     search.evaluations += found.configurations

@@ -169,7 +169,7 @@ def verify(problem: Problem, counts: Counts, *, most_rows: int = MOST_ROWS) -> V
 
 
 def lengths(problem: Problem, counts: Counts) -> tuple[int, int, int]:
-    """Requests of one replication: while the rate rises, until the queue has settled, and counted."""
+    """Return requests of one replication: while the rate rises, until the queue has settled, and counted."""
     used = counts > 0
     load = problem.arrival_rate / float((counts / problem.service_s).sum())
     longest = problem.arrival_rate * float((problem.service_s * (1.0 + problem.cv))[used].max())
@@ -179,22 +179,22 @@ def lengths(problem: Problem, counts: Counts) -> tuple[int, int, int]:
 
 
 def arrivals(rate: float, ramp: int, rows: int, seed: int) -> des.Arrivals:
-    """Poisson arrivals at a rate that rises evenly while the first `ramp` of so many come, on average, and then stays:
-    a stream of rate 1, with its time stretched."""
+    """Return Poisson arrivals at a rate that rises evenly while the first `ramp` of so many come, on average, and then
+    stays: a stream of rate 1, with its time stretched."""
     due = np.cumsum(np.random.Generator(np.random.PCG64(seed)).standard_exponential(rows))
     full_s = 2.0 * ramp / rate
     return des.trace(np.where(due < ramp, np.sqrt(2.0 * full_s * due / rate), full_s + (due - ramp) / rate))
 
 
 def _above(latency_s: Sequence[Floats], limit_s: float) -> tuple[float, float]:
-    """The share of the requests above the limit, and its half-width."""
+    """Return the share of the requests above the limit, and its half-width."""
     shares = [np.count_nonzero(of > limit_s) / len(of) for of in latency_s]
     return float(np.mean(shares)), float(half_width(shares))
 
 
 def _quantile(latency_s: Sequence[Floats], q: float) -> tuple[float, float]:
-    """The least latency that a share `q` of all requests does not exceed, and the half-width of its interval: the
-    longer side of it."""
+    """Return the least latency that a share `q` of all requests does not exceed, and the half-width of its interval:
+    the longer side of it."""
     pooled = np.concatenate(latency_s)
 
     def place(share: float) -> int:

@@ -62,7 +62,7 @@ _CORE = "1c"
 
 
 def speed(slices: int) -> float:
-    """How many times one slice an instance of `slices` compute slices serves; linear between measured sizes."""
+    """Return how many times one slice an instance of `slices` compute slices serves; linear between measured sizes."""
     if not SLICES[0] <= slices <= SLICES[-1]:
         raise ProfileError(f"an instance of {slices} compute slices has no known speed: give its rows in a pace file")
     above = next(at for at, size in enumerate(SLICES) if size >= slices)
@@ -73,7 +73,7 @@ def speed(slices: int) -> float:
 
 
 def watts(slices: int) -> float:
-    """Watts above idle that an instance draws while a batch runs."""
+    """Return watts above idle that an instance draws while a batch runs."""
     busy = speed(slices) / slices
     return (BUSY_W * busy + LOW_W * (1.0 - busy)) * slices / SLICES[-1]
 
@@ -84,7 +84,7 @@ def slices_of(place: Placement) -> int:
 
 
 def profiles_of(shapes: Iterable[DeviceShape]) -> dict[str, int]:
-    """The profiles of these devices with their compute slices, smallest first."""
+    """Return the profiles of these devices with their compute slices, smallest first."""
     found = {place.profile: slices_of(place) for shape in shapes for layout in shape.layouts for place in layout}
     return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
 
@@ -100,8 +100,9 @@ def emulate(
     notes: Sequence[str] = (),
     kept: Kept | None = None,
 ) -> FamilyProfile:
-    """The profile of `spec` on emulated devices of `shapes`, under `key`; `measured` is its profile on CPU cores, and
-    `kept` the rows behind its cascades, where there are any: answers stay, what chains of variants cost does not.
+    """Return the profile of `spec` on emulated devices of `shapes`, under `key`; `measured` is its profile on CPU
+    cores, and `kept` the rows behind its cascades, where there are any: answers stay, what chains of variants cost does
+    not.
 
     `rows`: those of `file` for this family and these devices; without any, the table is calculated.  `notes` go along.
     Raises ProfileError.
@@ -175,7 +176,7 @@ def _given(
 def _cell(
     like: LatencyMeasurement, profile: str, batch: int, ms: float, power_w: float, method: Method
 ) -> LatencyMeasurement:
-    """A cell that is paced: it takes as long every time.  The CPU seconds are those its answers take."""
+    """Return a cell that is paced: it takes as long every time.  The CPU seconds are those its answers take."""
     return LatencyMeasurement(
         variant=like.variant,
         profile=profile,
@@ -195,7 +196,7 @@ def _cell(
 
 
 def base_of(profile: FamilyProfile, shapes: Sequence[DeviceShape]) -> BasePoint:
-    """The best variant on whole devices at 60 % load, by the queueing model that plans are made with."""
+    """Return the best variant on whole devices at 60 % load, by the queueing model that plans are made with."""
     best = profiles.best_variant(profile)
     parts = [place for shape in shapes for place in whole(shape)]
     services = services_of(profile)

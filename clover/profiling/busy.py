@@ -12,7 +12,7 @@ _IDLE_FIELDS = (3, 4)
 
 
 def jiffies(text: str, cores: Iterable[int]) -> tuple[int, int]:
-    """Busy and total jiffies of `cores` in the text of /proc/stat."""
+    """Return busy and total jiffies of `cores` in the text of /proc/stat."""
     wanted = {f"cpu{core}" for core in cores}
     busy = total = 0
     for line in text.splitlines():
@@ -25,7 +25,8 @@ def jiffies(text: str, cores: Iterable[int]) -> tuple[int, int]:
 
 
 async def busy_share(cores: Iterable[int], path: Path = Path("/proc/stat"), watch_s: float = _WATCH_S) -> float:
-    """The share of `cores` that is busy (or stolen by the hypervisor) within a moment; 0 where nobody can tell."""
+    """Return the share of `cores` that is busy (or stolen by the hypervisor) within a moment; 0 where nobody can
+    tell."""
     chosen = tuple(cores)
     try:
         before = jiffies(path.read_text(encoding="ascii"), chosen)

@@ -83,7 +83,7 @@ class Candidates:
         return registry.artifact_dir(self._cache_dir, self._spec, variant, backend, threads, target=target)
 
     def compiled(self, variant: VariantSpec, backend: str, threads: int, profile: str = "") -> bool:
-        """Whether a worker could load it: compiled, or nothing to compile."""
+        """Return whether a worker could load it: compiled, or nothing to compile."""
         if not registry.get(backend).compiles:
             return True
         return registry.is_compiled(self.artifact(variant, backend, threads, profile))

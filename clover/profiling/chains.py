@@ -60,7 +60,7 @@ class Played:
 def play(
     answers: Mapping[str, Answers], costs: Mapping[str, float], chain: Sequence[str], thresholds: Sequence[float]
 ) -> Played:
-    """One chain on the rows of `answers`.  `costs`: of asking each variant for a row."""
+    """Return one chain on the rows of `answers`.  `costs`: of asking each variant for a row."""
     rows = len(answers[chain[0]].right)
     here = np.ones(rows, np.bool_)
     right = 0
@@ -78,8 +78,8 @@ def play(
 def profile_of(
     calibration: Mapping[str, Answers], held_out: Mapping[str, Answers], costs: Mapping[str, float]
 ) -> CascadeProfile:
-    """The cascade profile of variants (in the order of the mapping, cheapest first) with these costs.  Rows of a split
-    are the same for all variants."""
+    """Return the cascade profile of variants (in the order of the mapping, cheapest first) with these costs.  Rows of a
+    split are the same for all variants."""
     best = max(held_out, key=lambda name: float(held_out[name].right.mean()))
     return CascadeProfile(
         points=points_of(calibration, held_out, costs, best),
@@ -95,7 +95,7 @@ def profile_of(
 def points_of(
     calibration: Mapping[str, Answers], held_out: Mapping[str, Answers], costs: Mapping[str, float], best: str
 ) -> tuple[ChainPoint, ...]:
-    """What is worth keeping at these costs, chosen on `calibration`, and what `held_out` rows tell of it."""
+    """Return what is worth keeping at these costs, chosen on `calibration`, and what `held_out` rows tell of it."""
     alone = {name: cost / max(costs[best], 1e-12) for name, cost in costs.items()}
     played = list(every(calibration, alone))
     fronts = [front(item for item in played if len(item.chain) < longest) for longest in (_LONGEST, _LONGEST + 1)]
@@ -110,13 +110,13 @@ def points_of(
 
 
 def _quantiles(scores: Floats) -> tuple[float, ...]:
-    """Equally spaced quantiles of the scores that are numbers."""
+    """Return equally spaced quantiles of the scores that are numbers."""
     known = scores[~np.isnan(scores)]
     return tuple(np.quantile(known, np.linspace(0.0, 1.0, QUANTILES)).tolist()) if len(known) else ()
 
 
 def _sureness(name: str, calibration: Mapping[str, Answers], held_out: Mapping[str, Answers], best: str) -> Sureness:
-    """What the scores of a variant tell, by tenths; NaN sorts below all."""
+    """Return what the scores of a variant tell, by tenths; NaN sorts below all."""
     own = held_out[name]
     order = np.argsort(_sortable(own.scores), kind="stable")
     tenths = [part for part in np.array_split(order, TENTHS) if len(part)]
@@ -162,7 +162,7 @@ def _edges(scores: Floats) -> list[float]:
 
 
 def common(answers: Mapping[str, Answers]) -> dict[str, Answers]:
-    """The rows that all variants were asked for: a slow one may have seen fewer, in the same order."""
+    """Return the rows that all variants were asked for: a slow one may have seen fewer, in the same order."""
     rows = min(len(own.right) for own in answers.values())
     return {
         name: Answers(own.scores[:rows], own.right[:rows], own.said[:rows] if own.said is not None else None)
@@ -171,14 +171,14 @@ def common(answers: Mapping[str, Answers]) -> dict[str, Answers]:
 
 
 def levels(scores: Floats) -> list[float]:
-    """Thresholds to try: quantiles of the scores, as float32 has them, none twice."""
+    """Return thresholds to try: quantiles of the scores, as float32 has them, none twice."""
     known = scores[~np.isnan(scores)]
     found = np.quantile(known, np.linspace(0.0, 1.0, LEVELS + 2)[1:-1]) if len(known) else ()
     return sorted({float(np.float32(value)) for value in found})
 
 
 def every(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterator[Played]:
-    """Every chain of one to three variants, each dearer than the one before, with every threshold of each.
+    """Yield every chain of one to three variants, each dearer than the one before, with every threshold of each.
 
     All thresholds of a chain are played at once: rows are counted by where their scores fall between the thresholds of
     the first two stages, and sums over that table from its corner are the rows that go on from both."""
@@ -208,7 +208,8 @@ def every(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterato
 
 
 def _cells(scores: Floats, grid: Floats) -> Cells:
-    """How many thresholds of a rising `grid` each score reaches; none where it is no number, for such rows go on."""
+    """Return how many thresholds of a rising `grid` each score reaches; none where it is no number, for such rows go
+    on."""
     found: Cells = np.searchsorted(grid, np.where(np.isnan(scores), -np.inf, scores), side="right")
     return found
 
@@ -226,7 +227,7 @@ def _below(stages: Sequence[Cells], sizes: Sequence[int], weights: Cells) -> Flo
 
 
 def front(played: Iterable[Played]) -> list[Played]:
-    """Those that no other beats: from the cheapest up, each more accurate than all before it."""
+    """Return those that no other beats: from the cheapest up, each more accurate than all before it."""
     found: list[Played] = []
     for item in sorted(played, key=lambda item: (item.cost, -item.accuracy, len(item.chain), item.thresholds)):
         if not found or item.accuracy > found[-1].accuracy:
@@ -249,7 +250,7 @@ def thinned(points: Sequence[Played], most: int = POINTS) -> list[Played]:
 
 
 def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: Played, best: str) -> ChainPoint:
-    """What a chosen chain does on other rows."""
+    """Return what a chosen chain does on other rows."""
     found = play(answers, costs, chosen.chain, chosen.thresholds)
     rows = len(answers[chosen.chain[0]].right)
     low, high = wilson(round(found.accuracy * rows), rows)
@@ -286,12 +287,12 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: P
 
 
 def _against(right: NDArray[np.bool_], best: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Points by which `right` is right more often than `best`, with the 95 % interval of a paired difference."""
+    """Return points by which `right` is right more often than `best`, with the 95 % interval of a paired difference."""
     apart = right.astype(np.float64) - best
     middle, spread = 100.0 * float(apart.mean()), 196.0 * float(apart.std()) / math.sqrt(len(apart))
     return middle, middle - spread, middle + spread
 
 
 def _percent(right: NDArray[np.bool_], rows: NDArray[np.bool_]) -> float:
-    """Accuracy (percent) over `rows`; over all rows where these are none."""
+    """Return accuracy (percent) over `rows`; over all rows where these are none."""
     return 100.0 * float(right[rows].mean() if rows.any() else right.mean())

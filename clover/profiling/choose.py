@@ -16,7 +16,7 @@ THREADS_GAIN = 1.15
 
 
 def elect(accuracy: Sequence[AccuracyMeasurement], latency: Sequence[LatencyMeasurement]) -> tuple[str, list[str]]:
-    """The backend of one variant and the reasons others were refused.
+    """Return the backend of one variant and the reasons others were refused.
 
     Of those that agree with eager: the least energy a row, as the geometric mean over the batch sizes that all were
     measured with.  Raises ProfileError without a measurement of eager.
@@ -46,7 +46,7 @@ def elect(accuracy: Sequence[AccuracyMeasurement], latency: Sequence[LatencyMeas
 
 
 def faster(mine: Mapping[int, float], reference: Mapping[int, float], gain: float = THREADS_GAIN) -> bool:
-    """Whether times by batch size beat `reference` by at least `gain` (geometric mean over the common sizes)."""
+    """Return whether times by batch size beat `reference` by at least `gain` (geometric mean over the common sizes)."""
     shared = set(mine) & set(reference)
     return bool(shared) and _geometric([reference[batch] / mine[batch] for batch in shared]) >= gain
 

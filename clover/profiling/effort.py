@@ -21,7 +21,7 @@ class Effort:
     rounds: int
 
     def batches(self, max_batch: int) -> tuple[int, ...]:
-        """The batch sizes to measure; quick: 1, 4 and the largest, otherwise powers of two and the largest."""
+        """Return the batch sizes to measure; quick: 1, 4 and the largest, otherwise powers of two and the largest."""
         sizes = {1, 4} if self.quick else {1 << power for power in range(max_batch.bit_length())}
         return tuple(sorted({size for size in sizes if size < max_batch} | {max_batch}))
 

@@ -22,7 +22,7 @@ class Standing:
         self._made: set[Placement] = set()
 
     def device(self, place: Placement) -> Device:
-        """The device of `place`."""
+        """Return the device of `place`."""
         return self._devices[place.device]
 
     async def need(self, place: Placement) -> None:
@@ -44,7 +44,7 @@ class Standing:
                 self._made.add(place)
 
     def targets(self, places: Sequence[Placement]) -> dict[str, registry.Target]:
-        """What is compiled for on the profiles of `places`."""
+        """Return what is compiled for on the profiles of `places`."""
         return {place.profile: registry.target_of(self.device(place), place.profile) for place in places}
 
     @contextlib.asynccontextmanager

@@ -45,9 +45,9 @@ class Window:
         self._ends.append([meter.sample(time.monotonic_ns()) for meter in self._meters])
 
     def joules(self, rows: int, cpu_s: float) -> tuple[float, Method]:
-        """Active joules a row and where they come from.  Counters of the machine that did not rise above idle (too
-        short a stretch, or idle power set too high) leave the model, labelled so.  Raises ProfileError where a GPU's
-        did not: nothing models that."""
+        """Return active joules a row and where they come from.  Counters of the machine that did not rise above idle
+        (too short a stretch, or idle power set too high) leave the model, labelled so.  Raises ProfileError where a
+        GPU's did not: nothing models that."""
         if not self._meters:
             return self._core_w * cpu_s / rows, "modelled"
         if len(self._ends) != 2:
@@ -79,8 +79,8 @@ class Joules:
 
     @classmethod
     async def start(cls, config: EnergyConfig, cores: int, gpus: Sequence[Any] = ()) -> Joules:
-        """The meters `config` asks for: of `gpus` (devices with an NVML session) if there are any, else of the machine.
-        A measured one first watches the idle machine for a second."""
+        """Return the meters `config` asks for: of `gpus` (devices with an NVML session) if there are any, else of the
+        machine. A measured one first watches the idle machine for a second."""
         if gpus:
             meters = [await energy.build_gpu(gpu.session, gpu, config) for gpu in gpus]
             label = f"energy is that of the GPU above idle ({meters[0].why})"
@@ -93,8 +93,8 @@ class Joules:
         return cls((meter,), config.core_w, f"energy is measured above idle ({meter.why})")
 
     def window(self, places: Iterable[Placement]) -> Window:
-        """A new stretch, of work at `places`.  Other GPUs than theirs are left out: they idle, but never at quite the
-        power that is taken for idle, and eight of them are off by more than a slice draws."""
+        """Return a new stretch, of work at `places`.  Other GPUs than theirs are left out: they idle, but never at
+        quite the power that is taken for idle, and eight of them are off by more than a slice draws."""
         devices = {place.device for place in places}
         at_work = [meter for meter in self._meters if not self._on_gpus or meter.device in devices]
         return Window(at_work, self._core_w)

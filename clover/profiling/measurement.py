@@ -373,7 +373,7 @@ class _Measurement:
     async def _timed(
         self, worker: Worker, place: Placement, batch: int, effort: Effort
     ) -> tuple[Cell, tuple[float, Method]]:
-        """Batches of one size, and joules a row with where they come from."""
+        """Return batches of one size, and joules a row with where they come from."""
         async with self.joules.window((place,)) as window:
             cell = await self._drive(
                 self.driver.cell,
@@ -396,7 +396,8 @@ class _Measurement:
             self.latency[-1] = msgspec.structs.replace(self.latency[-1], rested_j=more_j)
 
     async def _rested_j(self, worker: Worker, place: Placement, batch: int) -> float:
-        """Joules of a batch whose worker slept before: what serving at a low load is like, and closed loops are not."""
+        """Return joules of a batch whose worker slept before: what serving at a low load is like, and closed loops are
+        not."""
         async with self.joules.window((place,)) as window:
             cell = await self._drive(
                 self.driver.cell,
@@ -430,7 +431,7 @@ class _Measurement:
         self.calibration[variant.name] = _sure(scored, rows)
 
     async def _cascade(self, backend: dict[str, str]) -> CascadeProfile | None:
-        """What the family's confidence is worth; None where it has none, or no labelled rows to tell by."""
+        """Return what the family's confidence is worth; None where it has none, or no labelled rows to tell by."""
         if not self.calibration:
             return None
         held_out = {name: self.sure[name, chosen] for name, chosen in backend.items()}
@@ -443,7 +444,7 @@ class _Measurement:
     # --- BASE ---------------------------------------------------------------------------------------------------
 
     async def _base(self, backend: dict[str, str]) -> BasePoint:
-        """The best variant on whole devices at 60 % load."""
+        """Return the best variant on whole devices at 60 % load."""
         whole = whole_layout(self.devices)
         values = {item.variant: item.value for item in self.accuracy if item.backend == backend[item.variant]}
         name = max(values, key=lambda key: values[key])
@@ -529,7 +530,7 @@ class _Measurement:
 
 
 def _sure(scored: Scored, rows: rows_module.Rows) -> Answers:
-    """How sure a variant was, and whether it was right; nothing is right of rows without labels."""
+    """Return how sure a variant was, and whether it was right; nothing is right of rows without labels."""
     labels = rows.labels[: len(scored.answers)]
     right = scored.answers == labels if len(labels) else np.zeros(len(scored.answers), np.bool_)
     return Answers(scored.scores.astype(np.float64), np.asarray(right, np.bool_), scored.answers)

@@ -52,16 +52,16 @@ class PaceFile(Record, frozen=True, kw_only=True):
     rows: tuple[PaceRow, ...]
 
     def of(self, family: str) -> tuple[PaceRow, ...]:
-        """The rows of one family."""
+        """Return the rows of one family."""
         return tuple(row for row in self.rows if row.family == family)
 
     def drawn(self, family: str) -> dict[tuple[str, str], Pace]:
-        """How the board runs each (variant, profile) of a family."""
+        """Return how the board runs each (variant, profile) of a family."""
         return {key: as_pace(rows, drawn=True) for key, rows in by_place(self.of(family)).items()}
 
 
 def as_pace(rows: list[PaceRow], *, drawn: bool = False) -> Pace:
-    """Rows of one (variant, profile), by rising batch, as a pace with the watts expected or `drawn`."""
+    """Return rows of one (variant, profile), by rising batch, as a pace with the watts expected or `drawn`."""
     return Pace(
         batches=tuple(row.batch for row in rows),
         ms=tuple(row.ms for row in rows),
@@ -70,7 +70,7 @@ def as_pace(rows: list[PaceRow], *, drawn: bool = False) -> Pace:
 
 
 def by_place(rows: tuple[PaceRow, ...]) -> dict[tuple[str, str], list[PaceRow]]:
-    """Rows by (variant, profile), by rising batch."""
+    """Return rows by (variant, profile), by rising batch."""
     found: dict[tuple[str, str], list[PaceRow]] = {}
     for row in sorted(rows, key=lambda row: row.batch):
         found.setdefault((row.variant, row.profile), []).append(row)
@@ -78,7 +78,7 @@ def by_place(rows: tuple[PaceRow, ...]) -> dict[tuple[str, str], list[PaceRow]]:
 
 
 def load(path: Path | str) -> PaceFile:
-    """The pace file at `path`; raises ConfigError, with the path, for anything wrong about it."""
+    """Return the pace file at `path`; raises ConfigError, with the path, for anything wrong about it."""
     try:
         data = Path(path).expanduser().read_bytes()
     except OSError as error:
@@ -87,12 +87,12 @@ def load(path: Path | str) -> PaceFile:
 
 
 def shipped() -> PaceFile:
-    """The table that comes with Clover."""
+    """Return the table that comes with Clover."""
     return _parse(shipped_bytes(), SHIPPED)
 
 
 def shipped_bytes() -> bytes:
-    """The same as it lies there."""
+    """Return the same as it lies there."""
     return (importlib.resources.files("clover.devices") / "data" / SHIPPED).read_bytes()
 
 
@@ -125,9 +125,9 @@ def _parse(data: bytes, path: str) -> PaceFile:
 def rows_of(
     file: PaceFile, spec: FamilySpec, profiles: Mapping[str, int], path: str
 ) -> dict[tuple[str, str], list[PaceRow]]:
-    """The rows of `spec` for a device with these profiles, by (variant, profile); empty where the file does not know
-    the family.  Raises ConfigError where it knows it and does not fit: another variant, no row for a variant, or none
-    for the device."""
+    """Return the rows of `spec` for a device with these profiles, by (variant, profile); empty where the file does not
+    know the family.  Raises ConfigError where it knows it and does not fit: another variant, no row for a variant, or
+    none for the device."""
     mine = file.of(spec.name)
     if not mine:
         return {}

@@ -25,7 +25,7 @@ def best_of(points: Sequence[ChainPoint]) -> list[ChainPoint]:
 
 
 def cascades(found: CascadeProfile) -> list[str]:
-    """The front of chains as a table, thinned, and as a plot of accuracy over cost."""
+    """Return the front of chains as a table, thinned, and as a plot of accuracy over cost."""
     points = best_of(found.points)
     at = sorted({round(i * (len(points) - 1) / max(1, _SHOWN - 1)) for i in range(_SHOWN)})
     where = ", ".join(dict.fromkeys(found.measured_on.values()))
@@ -48,7 +48,7 @@ def cascades(found: CascadeProfile) -> list[str]:
 
 
 def _plot(points: list[tuple[float, float]]) -> list[str]:
-    """Accuracy (up) over cost (right, logarithmic)."""
+    """Return accuracy (up) over cost (right, logarithmic)."""
     columns, rows = _PLOT
     xs, ys = [math.log(max(x, 1e-3)) for x, _ in points], [y for _, y in points]
     wide, high = max(max(xs) - min(xs), 1e-9), max(max(ys) - min(ys), 1e-9)

@@ -17,7 +17,7 @@ Devices = Device | Mapping[str, Device]
 
 
 def devices_of(devices: Devices) -> dict[str, Device]:
-    """The usable devices by name.  Raises ProfileError where there are none."""
+    """Return the usable devices by name.  Raises ProfileError where there are none."""
     given = list(devices.values()) if isinstance(devices, Mapping) else [devices]
     found = {device.shape().device: device for device in given if device.shape().layouts}
     if not found:
@@ -40,17 +40,17 @@ def _alike(shapes: Iterable[DeviceShape]) -> None:
 
 
 def shapes_of(devices: Devices) -> tuple[DeviceShape, ...]:
-    """The shapes of the usable devices."""
+    """Return the shapes of the usable devices."""
     return tuple(device.shape() for device in devices_of(devices).values())
 
 
 def on_cores(devices: Devices) -> bool:
-    """Whether workers run on core-sets, of which a larger one can run more threads."""
+    """Return whether workers run on core-sets, of which a larger one can run more threads."""
     return all(shape.kind == "cpu" for shape in shapes_of(devices))
 
 
 def emulated(devices: Devices) -> bool:
-    """Whether the devices are emulated.  Raises ProfileError for a mix, which no profile fits."""
+    """Return whether the devices are emulated.  Raises ProfileError for a mix, which no profile fits."""
     kinds = {shape.emulated for shape in shapes_of(devices)}
     if len(kinds) > 1:
         raise ProfileError("emulated and real devices cannot serve one family: use one kind")
@@ -58,7 +58,7 @@ def emulated(devices: Devices) -> bool:
 
 
 def places_of(devices: Devices) -> list[Placement]:
-    """The first placement of each profile, smallest profile first."""
+    """Return the first placement of each profile, smallest profile first."""
     found: dict[str, Placement] = {}
     for shape in shapes_of(devices):
         for layout in shape.layouts:
@@ -70,11 +70,11 @@ def places_of(devices: Devices) -> list[Placement]:
 
 
 def whole_layout(devices: Devices) -> tuple[Placement, ...]:
-    """All devices in the fewest parts."""
+    """Return all devices in the fewest parts."""
     return tuple(place for shape in shapes_of(devices) for place in whole(shape))
 
 
 def device_cores(devices: Devices) -> tuple[int, ...]:
-    """All cores workers of `devices` may use."""
+    """Return all cores workers of `devices` may use."""
     found = devices_of(devices)
     return tuple(sorted({core for place in whole_layout(found) for core in found[place.device].cores(place)}))

@@ -18,7 +18,7 @@ from clover.types import AccuracyMeasurement, FamilySpec, LatencyMeasurement, Me
 def latency_of(
     cell: Cell, variant: str, profile: str, backend: str, threads: int, joules: tuple[float, Method]
 ) -> LatencyMeasurement:
-    """The measurement of one batch size; `joules` a row, and where they come from."""
+    """Return the measurement of one batch size; `joules` a row, and where they come from."""
     ms = np.array(cell.ms)
     p50, p95, p99 = np.quantile(ms, (0.5, 0.95, 0.99))
     return LatencyMeasurement(
@@ -40,8 +40,8 @@ def latency_of(
 
 
 def pooled(rounds: Sequence[Cell]) -> Cell:
-    """What several rounds found of one cell, as one: the median over the rounds of milliseconds and of CPU seconds a
-    row, and around the former how the batches of each round lay around their own."""
+    """Return what several rounds found of one cell, as one: the median over the rounds of milliseconds and of CPU
+    seconds a row, and around the former how the batches of each round lay around their own."""
     means_ms = [float(np.mean(cell.ms)) for cell in rounds]
     middle_ms = statistics.median(means_ms)
     found = Cell(rounds[0].batch, wall_s=sum(cell.wall_s for cell in rounds))
@@ -52,7 +52,7 @@ def pooled(rounds: Sequence[Cell]) -> Cell:
 
 
 def middle_j(rounds: Sequence[tuple[float, Method]]) -> tuple[float, Method]:
-    """The median of joules a row over the rounds that have them from where most have."""
+    """Return the median of joules a row over the rounds that have them from where most have."""
     method = statistics.mode(how for _, how in rounds)
     return statistics.median(joules for joules, how in rounds if how == method), method
 
@@ -60,8 +60,8 @@ def middle_j(rounds: Sequence[tuple[float, Method]]) -> tuple[float, Method]:
 def accuracy_of(
     spec: FamilySpec, variant: VariantSpec, backend: str, found: NDArray[Any], reference: Any, labels: NDArray[Any]
 ) -> AccuracyMeasurement:
-    """How often answers `found` are right where there are `labels`, or what was published (`require_published`), and
-    how often they are those of `reference`."""
+    """Return how often answers `found` are right where there are `labels`, or what was published (`require_published`),
+    and how often they are those of `reference`."""
     seen = min(len(found), len(reference))
     same = agreement(found[:seen], reference[:seen])
     method: Method
@@ -91,7 +91,8 @@ def accuracy_of(
 
 
 def typical_p95(ms: NDArray[np.float64]) -> float:
-    """The median of the p95 of five consecutive stretches: one hiccup of the machine does not become the target."""
+    """Return the median of the p95 of five consecutive stretches: one hiccup of the machine does not become the
+    target."""
     return float(np.median([np.quantile(part, 0.95) for part in np.array_split(ms, min(5, len(ms)))]))
 
 

@@ -46,7 +46,7 @@ def told(family: str, progress: Progress | None) -> Iterator[Progress | None]:
 
 
 def table(profile: FamilyProfile) -> str:
-    """The profile as a table with its notes; the chosen backend of each variant is marked."""
+    """Return the profile as a table with its notes; the chosen backend of each variant is marked."""
     from rich.console import Console
     from rich.table import Table
 
@@ -96,7 +96,7 @@ def table(profile: FamilyProfile) -> str:
 
 
 def summary(profile: FamilyProfile) -> str:
-    """Variants, cheap to dear, as "small 88.7 %, large 91.4 %"."""
+    """Return variants, cheap to dear, as "small 88.7 %, large 91.4 %"."""
     parts = []
     for name in profile.backend:
         with contextlib.suppress(ProfileError):

@@ -52,8 +52,8 @@ def write(path: Path, kept: Kept, made_at: str) -> None:
 
 
 def read(path: Path, made_at: str) -> Kept | None:
-    """The rows in `path`; None where there are none, they are damaged, or another profile's than that `made_at`: a
-    profile without them is whole, only its front is not made anew."""
+    """Return the rows in `path`; None where there are none, they are damaged, or another profile's than that `made_at`:
+    a profile without them is whole, only its front is not made anew."""
     splits = []
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -74,8 +74,8 @@ def read(path: Path, made_at: str) -> Kept | None:
 def frugal(
     latency: Sequence[LatencyMeasurement], backend: Mapping[str, str], profile: str
 ) -> dict[str, LatencyMeasurement]:
-    """The most frugal measurement of each variant on its backend, as far as there is one: on `profile`, that of BASE,
-    where it was measured there, otherwise on any."""
+    """Return the most frugal measurement of each variant on its backend, as far as there is one: on `profile`, that of
+    BASE, where it was measured there, otherwise on any."""
     found = {}
     for name, chosen in backend.items():
         mine = [m for m in latency if (m.variant, m.backend) == (name, chosen)]
@@ -85,7 +85,7 @@ def frugal(
 
 
 def labelled(cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement]) -> CascadeProfile:
-    """The cascade with where its energies come from."""
+    """Return the cascade with where its energies come from."""
     return replace(
         cascade,
         joules={name: m.energy_j_per_row for name, m in found.items()},
@@ -95,8 +95,8 @@ def labelled(cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement]) -
 
 
 def elsewhere(cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement], kept: Kept | None) -> CascadeProfile:
-    """The cascade of the same answers at other energies, of the variants that have any: a front of its own from the
-    rows; without them the points it has, at what they cost there."""
+    """Return the cascade of the same answers at other energies, of the variants that have any: a front of its own from
+    the rows; without them the points it has, at what they cost there."""
     joules = {name: m.energy_j_per_row for name, m in found.items()}
     if kept is not None and joules.keys() <= kept.held_out.keys():
         calibration, held_out = ({name: split[name] for name in joules} for split in (kept.calibration, kept.held_out))

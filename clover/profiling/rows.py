@@ -44,7 +44,7 @@ class Rows:
 
 
 def load(spec: FamilySpec, split: str = "held_out") -> Rows:
-    """The rows of a split of `spec`, or made-up rows where it has no evaluation set.  Raises ConfigError."""
+    """Return the rows of a split of `spec`, or made-up rows where it has no evaluation set.  Raises ConfigError."""
     if spec.evaluation is not None:
         return Rows(spec, *families.load_evaluation(spec, split))
     generator = np.random.default_rng(0)
@@ -53,8 +53,8 @@ def load(spec: FamilySpec, split: str = "held_out") -> Rows:
 
 
 def _made_up(tensor: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
-    """Floats uniform in 0..1, integers and booleans zero (a valid index everywhere), strings "0"; variable axes of
-    numeric tensors as long as they may be, of strings one."""
+    """Return floats uniform in 0..1, integers and booleans zero (a valid index everywhere), strings "0"; variable axes
+    of numeric tensors as long as they may be, of strings one."""
     if tensor.datatype == "BYTES":
         rows = np.empty((MADE_UP_ROWS, *(1 if axis < 0 else axis for axis in tensor.shape)), dtype=object)
         rows[:] = b"0"
@@ -67,5 +67,5 @@ def _made_up(tensor: TensorSpec, generator: np.random.Generator) -> NDArray[Any]
 
 
 def pack(row: NDArray[Any]) -> bytes:
-    """A row of byte strings in OIP form."""
+    """Return a row of byte strings in OIP form."""
     return b"".join(len(item).to_bytes(4, "little") + item for item in row.reshape(-1))

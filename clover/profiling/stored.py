@@ -27,8 +27,8 @@ log = logging.getLogger("clover.profiling")
 
 
 def key_of(spec: FamilySpec, device: Devices, config: ServerConfig) -> str:
-    """The key a profile of `spec` is kept under for these devices (one, or several by name) and this configuration.
-    Raises ProfileError where none is usable."""
+    """Return the key a profile of `spec` is kept under for these devices (one, or several by name) and this
+    configuration. Raises ProfileError where none is usable."""
     if on_cores(device):
         return _key(spec, device_cores(device), config)
     shapes = shapes_of(device)
@@ -50,15 +50,15 @@ def _key(spec: FamilySpec, cores: tuple[int, ...], config: ServerConfig, device:
 
 
 def cpu_of(config: ServerConfig) -> CpuDevice:
-    """The cores on which the answers of emulated devices are computed."""
+    """Return the cores on which the answers of emulated devices are computed."""
     return CpuDevice(settings.parse_cores(config.workers.cores))
 
 
 async def ensure(
     spec: FamilySpec, device: Devices, pool: Pool, config: ServerConfig, *, progress: Progress | None = None
 ) -> FamilyProfile:
-    """The profile of `spec` on `device` (one, or several by name), as `config.profile` says: "auto" measures (quickly)
-    what is missing, "require" refuses then, "force" always measures.
+    """Return the profile of `spec` on `device` (one, or several by name), as `config.profile` says: "auto" measures
+    (quickly) what is missing, "require" refuses then, "force" always measures.
 
     Emulated devices: what is measured is this machine's cores, and the profile is calculated from that (or taken from
     the pace file) and kept beside it.
@@ -120,8 +120,8 @@ Given = tuple[PaceFile | None, dict[tuple[str, str], list[PaceRow]], str]
 def keep_emulated(
     spec: FamilySpec, devices: Devices, config: ServerConfig, measured: FamilyProfile, given: Given
 ) -> FamilyProfile:
-    """The profile on emulated `devices` out of the one on cores, stored.  It costs milliseconds, so it is calculated at
-    every start: one that is stored cannot be older than what it was made from."""
+    """Return the profile on emulated `devices` out of the one on cores, stored.  It costs milliseconds, so it is
+    calculated at every start: one that is stored cannot be older than what it was made from."""
     file, rows, note = given
     key = key_of(spec, devices, config)
     notes = (note,) if note else ()
@@ -150,7 +150,8 @@ def keep_emulated(
 
 
 def rows_of(spec: FamilySpec, shapes: tuple[DeviceShape, ...], config: ServerConfig) -> Given:
-    """What the pace file of `config` says of `spec`, or else the table that comes with Clover.  Raises ConfigError."""
+    """Return what the pace file of `config` says of `spec`, or else the table that comes with Clover.  Raises
+    ConfigError."""
     offered = analytical.profiles_of(shapes)
     if config.workers.pace:
         file = pace.load(config.workers.pace)
@@ -165,8 +166,8 @@ def rows_of(spec: FamilySpec, shapes: tuple[DeviceShape, ...], config: ServerCon
 
 
 def drawn(spec: FamilySpec, config: ServerConfig) -> Paces:
-    """What emulated boards really do with `spec` where the pace file says so; empty where they do what the profile
-    expects.  Raises ConfigError."""
+    """Return what emulated boards really do with `spec` where the pace file says so; empty where they do what the
+    profile expects.  Raises ConfigError."""
     return pace.load(config.workers.pace).drawn(spec.name) if config.workers.pace else {}
 
 
@@ -192,7 +193,7 @@ def _keep(store: profiles.ProfileStore, profile: FamilyProfile) -> None:
 def missing_artifacts(
     profile: FamilyProfile, spec: FamilySpec, config: ServerConfig, device: Devices | None = None
 ) -> list[str]:
-    """What the profile's choices need and the cache no longer has, as "aoti of xlarge"."""
+    """Return what the profile's choices need and the cache no longer has, as "aoti of xlarge"."""
     cache = profiles.cache_folder(config.cache_dir)
     gpus = () if device is None or on_cores(device) else tuple(devices_of(device).values())
     lost = []

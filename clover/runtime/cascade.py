@@ -41,7 +41,7 @@ class Chain:
     """The plan's thresholds, where the guard has put others in their place."""
 
     def stage(self, lane: int) -> int:
-        """The stage that asks `lane`; -1 for none."""
+        """Return the stage that asks `lane`; -1 for none."""
         return self.lanes.index(lane) if lane in self.lanes else -1
 
     def from_on(self, lane: int, live: int) -> int:
@@ -57,8 +57,8 @@ def chain_of(
     accuracy: Sequence[float],
     known: Mapping[tuple[tuple[str, ...], tuple[float, ...]], tuple[Ends, Ends]],
 ) -> Chain:
-    """The chain of these variants.  `known` gives `ends` and `cut` of profiled chains; of another one nothing better is
-    known than each variant's own `accuracy`.  ValueError for a chain that cannot be followed."""
+    """Return the chain of these variants.  `known` gives `ends` and `cut` of profiled chains; of another one nothing
+    better is known than each variant's own `accuracy`.  ValueError for a chain that cannot be followed."""
     names, levels = tuple(chain), tuple(thresholds)
     if len(set(names)) != len(names) or any(name not in lanes for name in names):
         raise ValueError(f"a chain asks known variants, each once, not {', '.join(names)}")

@@ -48,8 +48,8 @@ class Answer:
         return self.outputs[name]
 
     def labels(self, output: str = "") -> list[str]:
-        """The label of each row's largest value in `output` (by default the first that has labels); ValueError where
-        there are none."""
+        """Return the label of each row's largest value in `output` (by default the first that has labels); ValueError
+        where there are none."""
         for tensor in self._spec.outputs:
             if tensor.labels and output in ("", tensor.name):
                 best = self.outputs[tensor.name].reshape(len(self.variants), -1).argmax(axis=1)
@@ -107,7 +107,7 @@ def _answer(router: Router, ticket: Ticket) -> Answer:
 
 
 def _elements(tensor: TensorSpec, rows: list[bytes]) -> NDArray[Any]:
-    """Rows in OIP form as an object array [rows, *shape] of bytes (variable shapes: [rows, elements])."""
+    """Return rows in OIP form as an object array [rows, *shape] of bytes (variable shapes: [rows, elements])."""
     out: list[list[bytes]] = []
     for row in rows:
         at, elements = 0, []

@@ -106,7 +106,7 @@ def _refused(tensor: TensorSpec, given: Any, why: str = "") -> BadRequest:
 
 
 def _wanted(tensor: TensorSpec) -> str:
-    """The declared input in words, as "FP32 of shape [1, 28, 28], or [rows, 1, 28, 28]"."""
+    """Return the declared input in words, as "FP32 of shape [1, 28, 28], or [rows, 1, 28, 28]"."""
     row = ", ".join(
         str(axis) if axis >= 0 else f"1..{most}" for axis, most in zip(tensor.shape, tensor.bound, strict=True)
     )
@@ -116,7 +116,7 @@ def _wanted(tensor: TensorSpec) -> str:
 
 
 def _came(given: Any) -> str:
-    """What was given in words, as "uint8 of shape [28, 28]"; never a value."""
+    """Return what was given in words, as "uint8 of shape [28, 28]"; never a value."""
     dtype, shape = getattr(given, "dtype", None), getattr(given, "shape", None)
     if dtype is not None and shape is not None:
         return f"{dtype} of shape {list(shape)}"
@@ -135,7 +135,7 @@ def _all(spec: FamilySpec) -> str:
 
 
 def _packed(tensor: TensorSpec, row: Iterable[Any]) -> bytes:
-    """A row of BYTES elements in OIP form."""
+    """Return a row of BYTES elements in OIP form."""
     parts = []
     for element in row:
         if isinstance(element, str):

@@ -36,7 +36,7 @@ LEAST_SLOTS_PER_BATCH = 4
 
 
 def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, backend: str) -> int | None:
-    """Threads the profiler found best for this worker; None where it was not measured."""
+    """Return threads the profiler found best for this worker; None where it was not measured."""
     if profile is None:
         return None
     found: list[LatencyMeasurement] = [
@@ -108,8 +108,8 @@ class Served:
         self.router.expect(profile)
 
     def order(self, assignment: Assignment) -> WorkerOrder:
-        """What a worker of `assignment` is told; raises DeviceError where its placement does not exist, or is emulated
-        and nothing says how fast it is."""
+        """Return what a worker of `assignment` is told; raises DeviceError where its placement does not exist, or is
+        emulated and nothing says how fast it is."""
         placement, variant, backend = assignment.placement, assignment.variant, assignment.backend
         device = self._device(placement)
         threads = measured_threads(self.profile, variant, placement.profile, backend) or device.threads(placement)
@@ -213,15 +213,15 @@ class Served:
         return self.fleet.shares
 
     def observe(self) -> dict[str, float]:
-        """The fleet's live figures."""
+        """Return the fleet's live figures."""
         return self.fleet.observe()
 
     def guarded(self) -> dict[str, Any]:
-        """What its guard saw and did, its audits, and late labels."""
+        """Return what its guard saw and did, its audits, and late labels."""
         return self.router.guarded()
 
     def demanded(self) -> Mapping[str, Asked]:
-        """Rows that ask for an accuracy of their own."""
+        """Return rows that ask for an accuracy of their own."""
         return self.fleet.demanded()
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ def show(server: Server) -> None:
 
 
 def text(server: Server) -> str:
-    """The banner."""
+    """Return the banner."""
     engine = server.engine
     config = engine.config
     rows = [("Clover", f"{__version__} at {server.url}")]
@@ -70,7 +70,7 @@ def text(server: Server) -> str:
 
 
 def _running(workers: Iterable[Assignment]) -> str:
-    """What runs, alike workers together."""
+    """Return what runs, alike workers together."""
     counts = Counter((a.variant, a.backend, a.placement.profile) for a in workers)
     return ", ".join(
         f"{f'{n} x ' if n > 1 else ''}{variant} ({backend}) on {profile}"
@@ -79,7 +79,7 @@ def _running(workers: Iterable[Assignment]) -> str:
 
 
 def _doubt(profile: FamilyProfile | None, slo_ms: float | None) -> str:
-    """Why the default p95 target may be loose; empty where it was given, or measured in peace."""
+    """Return why the default p95 target may be loose; empty where it was given, or measured in peace."""
     notes = profile.notes if profile is not None and slo_ms is None else ()
     return next((f"that target is loose: {note}" for note in notes if INFLATED in note), "")
 
@@ -112,7 +112,7 @@ def _carbon(server: Server) -> str:
 
 
 def _example(url: str, name: str, spec: FamilySpec, token: str) -> list[str]:
-    """A shell line that asks for one inference: a row of zeros ("0" where strings are wanted)."""
+    """Return a shell line that asks for one inference: a row of zeros ("0" where strings are wanted)."""
     inputs = []
     for tensor in spec.inputs:
         shape = [1, *(1 if tensor.datatype == "BYTES" and axis < 0 else most for axis, most in

@@ -136,6 +136,6 @@ def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
 
 
 def where(config: ServerConfig) -> str:
-    """The address that will be bound."""
+    """Return the address that will be bound."""
     host = f"[{config.listen.host}]" if ":" in config.listen.host else config.listen.host
     return f"{'https' if config.listen.tls_cert else 'http'}://{host}:{config.listen.port}"

@@ -29,7 +29,7 @@ LIVE = {
 
 
 def differences(old: Settings, new: Settings) -> list[tuple[str, int | None, Any]]:
-    """Settings whose value changed: key ("families.slo_ms"), index of the family or None, new value."""
+    """Return settings whose value changed: key ("families.slo_ms"), index of the family or None, new value."""
     found: list[tuple[str, int | None, Any]] = []
     if len(old.config.families) != len(new.config.families):
         found.append(("families", None, None))

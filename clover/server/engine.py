@@ -205,7 +205,7 @@ class Engine:
     # --- plans ----------------------------------------------------------------------------------------------------
 
     async def _profile(self, served: Served) -> FamilyProfile | None:
-        """What the family is planned by; None where it can only be served as it is."""
+        """Return what the family is planned by; None where it can only be served as it is."""
         spec = served.spec
         if spec.evaluation is None and any(variant.accuracy is None for variant in spec.variants):
             log.info("%s has no evaluation set and no published accuracies: it is served without a plan", spec.name)
@@ -287,24 +287,24 @@ class Engine:
     # --- what the front end sees ----------------------------------------------------------------------------------
 
     def models(self) -> dict[str, Model]:
-        """Every family by name, loaded or not."""
+        """Return every family by name, loaded or not."""
         return self._models
 
     def ready(self) -> bool:
-        """Whether every loaded family has capacity and the server is not draining."""
+        """Return whether every loaded family has capacity and the server is not draining."""
         loaded = [served for served in self.served.values() if served.state != "UNAVAILABLE"]
         return not self.draining and bool(loaded) and all(s.state == "READY" and s.ready for s in loaded)
 
     def live(self) -> bool:
-        """Whether the loop turns."""
+        """Return whether the loop turns."""
         return True
 
     def control(self) -> Control:
-        """The controller."""
+        """Return the controller."""
         return self.controller
 
     def totals(self) -> dict[str, Any]:
-        """What the server counted so far: joules and grams by model and device, rows, workers."""
+        """Return what the server counted so far: joules and grams by model and device, rows, workers."""
         models: dict[str, Any] = {}
         for name, served in self.served.items():
             traffic = served.traffic
@@ -327,16 +327,16 @@ class Engine:
         return {"pue": self.account.pue, "saved": saved, "models": models, "devices": self.account.devices()}
 
     def _savings(self) -> list[str]:
-        """What was saved, a line for each thing that it is told against."""
+        """Return what was saved, a line for each thing that it is told against."""
         told = saved_by_all(self.controller.shadows.of.values()) or {}
         return [item["words"] for item in told.values() if isinstance(item, dict)]
 
     def metrics(self) -> bytes:
-        """Prometheus text."""
+        """Return Prometheus text."""
         return self._metrics.render()
 
     def pick(self, name: str | None) -> Served:
-        """The family of that name (the only one for None); NotFound or BadRequest."""
+        """Return the family of that name (the only one for None); NotFound or BadRequest."""
         if name is None:
             if len(self.served) != 1:
                 raise BadRequest(f"say which model: {', '.join(self.served)}")
@@ -347,7 +347,7 @@ class Engine:
         return served
 
     def state_of(self, name: str) -> tuple[str, str]:
-        """OIP repository state and reason; NotFound."""
+        """Return OIP repository state and reason; NotFound."""
         served = self.pick(name)
         if served.state == "READY" and not served.ready:
             return "UNAVAILABLE", "no worker is ready"

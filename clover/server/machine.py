@@ -65,7 +65,7 @@ class Machine:
         return lambda: self._account.busy_ns(name)
 
     def shapes(self) -> dict[str, DeviceShape]:
-        """What each device allows now."""
+        """Return what each device allows now."""
         return {name: device.shape() for name, device in self.devices.items()}
 
     async def measure(self, reading: Reading) -> None:

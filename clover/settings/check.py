@@ -90,7 +90,7 @@ def _check_listen(listen: ListenConfig) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether binding `host` keeps the server on this machine."""
+    """Return whether binding `host` keeps the server on this machine."""
     if host.lower() in ("localhost", "ip6-localhost"):
         return True
     try:
@@ -100,7 +100,7 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_cores(text: str) -> tuple[int, ...] | None:
-    """The cores "0-3,6" names, ascending; None where the text is empty.  Raises ConfigError."""
+    """Return the cores "0-3,6" names, ascending; None where the text is empty.  Raises ConfigError."""
     if not text.strip():
         return None
     cores: set[int] = set()

@@ -172,7 +172,8 @@ def _unknown(key: str, leaf: str, path: str) -> Setting:
 def _choose_families(
     positional: list[str], environ: Mapping[str, str], tables: list[dict[str, _Value]]
 ) -> list[dict[str, _Value]]:
-    """The families to serve; one named by hand takes the file's table of that family or name, if there is one."""
+    """Return the families to serve; one named by hand takes the file's table of that family or name, if there is
+    one."""
     listed = [part.strip() for part in environ.get(_FAMILIES_VARIABLE, "").split(",") if part.strip()]
     names, origin = (positional, "command line") if positional else (listed, f"env {_FAMILIES_VARIABLE}")
     if not names:

@@ -64,7 +64,7 @@ def help_text(
 
 
 def print_config(settings: Settings) -> str:
-    """The effective configuration as TOML that gives the same configuration again; each line tells its origin.
+    """Return the effective configuration as TOML that gives the same configuration again; each line tells its origin.
 
     The token is masked (as a comment, so that a masked value is never read back).
     """
@@ -90,7 +90,7 @@ def print_config(settings: Settings) -> str:
 
 
 def markdown_table() -> str:
-    """One table a section, for docs/configuration.md."""
+    """Return one table a section, for docs/configuration.md."""
     parts = []
     for section in (*_TITLES, *(name for name in SECTIONS if name not in _TITLES)):
         heading = {"": "Top level", FAMILY: "`[[families]]`"}.get(section, f"`[{section}]`")

@@ -77,7 +77,7 @@ class Setting:
         return {int: "N", float: "X"}.get(self.base, self.leaf.rsplit("_", 1)[-1].upper())
 
     def wanted(self) -> str:
-        """The values it takes, in words, for error messages."""
+        """Return the values it takes, in words, for error messages."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
         if self.boolean:

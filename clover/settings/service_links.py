@@ -25,7 +25,7 @@ _URL = re.compile(r"(tcp|udp|sctp)://(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]+)
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether a variable is one that Kubernetes sets for a Service."""
+    """Return whether a variable is one that Kubernetes sets for a Service."""
     # A name may have two of the forms, as that of a Service may end like one; the value decides.
     url = _URL.fullmatch(value)
     if url is not None:

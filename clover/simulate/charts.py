@@ -82,7 +82,7 @@ def scatter(title: str, across: str, points: Mapping[str, tuple[float, float]], 
 
 
 def legend(colours: Mapping[str, str]) -> str:
-    """Names beside their colours, as HTML."""
+    """Return names beside their colours, as HTML."""
     items = "".join(
         f'<span class="key"><i style="background:{colour}"></i>{escape(name)}</span>'
         for name, colour in colours.items()
@@ -91,7 +91,7 @@ def legend(colours: Mapping[str, str]) -> str:
 
 
 def band_colours(names: Sequence[str]) -> dict[str, str]:
-    """The colours that `bands` gives to series of these names."""
+    """Return the colours that `bands` gives to series of these names."""
     return {name: COLOURS[(index + 3) % len(COLOURS)] for index, name in enumerate(names)}
 
 
@@ -122,7 +122,7 @@ class _Frame:
         return "".join(parts) + f"H{self.x(end):.1f}"
 
     def back(self, points: Points, end: float) -> str:
-        """The same from right to left."""
+        """Return the same from right to left."""
         parts, right = [], end
         for x, value in reversed(points):
             parts.append(f"L{self.x(right):.1f} {self.y(value):.1f}L{self.x(x):.1f} {self.y(value):.1f}")

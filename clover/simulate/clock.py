@@ -35,12 +35,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._leap)
 
     def time(self) -> float:
-        """Virtual seconds since the loop was made."""
+        """Return virtual seconds since the loop was made."""
         return self._leap.now_s
 
 
 def now_s() -> float:
-    """Virtual seconds of the running loop: what the controller takes for the monotonic clock."""
+    """Return virtual seconds of the running loop: what the controller takes for the monotonic clock."""
     return asyncio.get_running_loop().time()
 
 

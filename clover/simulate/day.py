@@ -110,7 +110,7 @@ class Day:
 
 
 def fixed(accuracy: float) -> Scheme:
-    """The best static cascade of at least `accuracy` percent, to a hundredth of a point.
+    """Return the best static cascade of at least `accuracy` percent, to a hundredth of a point.
 
     Energy alone is minimised under that floor, which no intensity enters; so it stays as long as the load does."""
     floor = math.floor(accuracy * 100.0) / 100.0

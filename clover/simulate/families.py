@@ -79,12 +79,12 @@ class Known(Record, frozen=True, kw_only=True):
 
 @cache
 def paper() -> PaperFile:
-    """The shipped file."""
+    """Return the shipped file."""
     return msgspec.json.decode(_DATA.read_bytes(), type=PaperFile)
 
 
 def names() -> tuple[str, ...]:
-    """The paper's families."""
+    """Return the paper's families."""
     return tuple(family.family for family in paper().families)
 
 
@@ -108,8 +108,8 @@ def gpus(count: int) -> tuple[DeviceShape, ...]:
 
 
 def load(name: str, shapes: tuple[DeviceShape, ...], confidence: Confidence | None = None) -> Known:
-    """The profile of `name` on `shapes`; ConfigError where there is none that covers them.  The paper's families have
-    cascades where `confidence` gives them one (`parametric`)."""
+    """Return the profile of `name` on `shapes`; ConfigError where there is none that covers them.  The paper's families
+    have cascades where `confidence` gives them one (`parametric`)."""
     if name in names():
         known = _paper(name, shapes)
         return known if confidence is None else _sure(known, confidence)
@@ -134,7 +134,7 @@ def load(name: str, shapes: tuple[DeviceShape, ...], confidence: Confidence | No
 
 
 def spec_of(profile: FamilyProfile) -> FamilySpec:
-    """A family as the controller wants it; nothing of it is ever loaded."""
+    """Return a family as the controller wants it; nothing of it is ever loaded."""
     return FamilySpec(
         name=profile.family,
         inputs=(TensorSpec(name="row", datatype="FP32", shape=(1,)),),
@@ -181,7 +181,7 @@ def _based(profile: FamilyProfile, shapes: tuple[DeviceShape, ...]) -> FamilyPro
 
 @cache
 def _sure(known: Known, confidence: Confidence) -> Known:
-    """A family of the paper with a parametric confidence."""
+    """Return a family of the paper with a parametric confidence."""
     profile = known.profile
     joules: dict[str, float] = {}
     for item in profile.latency:

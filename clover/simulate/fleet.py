@@ -76,7 +76,7 @@ class Model:
         self._known: dict[tuple[object, ...], Flow] = {}
 
     def flow(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
-        """What `configuration` does with `rate` rows a second, routed so."""
+        """Return what `configuration` does with `rate` rows a second, routed so."""
         knobs = tuple(
             (v, routing.shares[v], routing.largest.get(v, 0), routing.wait_ms.get(v, 0.0)) for v in routing.shares
         )
@@ -125,7 +125,8 @@ class Model:
     def _chained(
         self, groups: Mapping[str, list[tuple[Service, int]]], point: ChainPoint, routing: Routing, rate: float
     ) -> Flow:
-        """A cascade: all rows come to the first stage, and to the others as far as the profile says that they go on."""
+        """Return a cascade: all rows come to the first stage, and to the others as far as the profile says that they go
+        on."""
         stages = [lane_of(tuple(groups[variant])) for variant in point.chain]
         most = min(lane.capacity / part for lane, part in zip(stages, point.reach, strict=True) if part > 0.0)
         done = min(rate, _FULL * most)
@@ -143,13 +144,13 @@ class Model:
 
 
 def points_of(profile: FamilyProfile) -> dict[tuple[tuple[str, ...], tuple[float, ...]], ChainPoint]:
-    """The cascades of a profile, by chain and thresholds."""
+    """Return the cascades of a profile, by chain and thresholds."""
     points = profile.cascade.points if profile.cascade is not None else ()
     return {(point.chain, point.thresholds): point for point in points}
 
 
 def _lane(lane: Lane, rate: float, share: float, largest: int, wait_ms: float) -> tuple[float, Floats]:
-    """Joules of a row and latencies (ms) of a lane."""
+    """Return joules of a row and latencies (ms) of a lane."""
     if largest or wait_ms:
         played = batched(lane, rate, share, largest=largest, wait_ms=wait_ms)
         return played.energy_j_per_row, played.latencies_ms
@@ -230,7 +231,7 @@ class SimulatedFleet:
         self._rate, self._observed, self._g_per_kwh = rate, observed, g_per_kwh
 
     def take(self) -> Sums:
-        """What was added up since the last call."""
+        """Return what was added up since the last call."""
         self._accrue()
         found, self.sums = self.sums, Sums()
         return found
@@ -248,7 +249,7 @@ class SimulatedFleet:
         return awake * self._idle_w + (self._devices - awake) * (self._asleep_w or 0.0)
 
     def _flow(self) -> Flow:
-        """What is served now; a queue adds to the rows that a fleet with room serves."""
+        """Return what is served now; a queue adds to the rows that a fleet with room serves."""
         flow = self._model.flow(self._configuration, self.routing, self._rate)
         if self.queue_rows <= 0.0 or flow.spare <= 0.0:
             return flow
@@ -293,7 +294,7 @@ class SimulatedFleet:
     # --- clover.interfaces.Fleet --------------------------------------------------------------------------------------
 
     def running(self) -> tuple[Assignment, ...]:
-        """What is ready now."""
+        """Return what is ready now."""
         return tuple(self._ready)
 
     async def spawn(self, assignment: Assignment) -> None:
@@ -334,7 +335,7 @@ class SimulatedFleet:
         self._configuration = configuration_of(assignments)
 
     def observe(self) -> dict[str, float]:
-        """The rate as a server would see it over its window, and p95 by the model of what is routed."""
+        """Return the rate as a server would see it over its window, and p95 by the model of what is routed."""
         self._accrue()
         found = {
             "arrival_rate": self._observed,
@@ -365,7 +366,7 @@ class SimulatedFleet:
         """See `clover.interfaces.Fleet.decline`; nobody asks."""
 
     def words(self) -> str:
-        """What is routed, for people."""
+        """Return what is routed, for people."""
         return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in self._configuration)
 
 
@@ -377,7 +378,7 @@ class SimulatedDevice:
     made: dict[str, Placement] = field(default_factory=dict)
 
     def shape(self) -> DeviceShape:
-        """The layouts it allows."""
+        """Return the layouts it allows."""
         return self.given
 
     async def create(self, placement: Placement) -> None:
@@ -398,7 +399,7 @@ class SimulatedDevice:
         return ()
 
     def threads(self, placement: Placement) -> int:
-        """One a worker."""
+        """Return one a worker."""
         return 1
 
     def visible(self, placement: Placement) -> str:
@@ -411,12 +412,12 @@ class SimulatedDevice:
 
 
 def _wait_ms(queue_rows: float, flow: Flow) -> float:
-    """What a row waits behind so many."""
+    """Return what a row waits behind so many."""
     if queue_rows <= 0.0:
         return 0.0
     return UNBOUNDED_MS if flow.served <= 0.0 else min(UNBOUNDED_MS, queue_rows / flow.served * 1e3)
 
 
 def simulated(shapes: tuple[DeviceShape, ...]) -> Mapping[str, SimulatedDevice]:
-    """Devices of these shapes, by name."""
+    """Return devices of these shapes, by name."""
     return {shape.device: SimulatedDevice(shape) for shape in shapes}

@@ -45,7 +45,7 @@ PERFECT = Forecast()
 
 
 def parse(text: str) -> Forecast:
-    """The forecast that `text` names; ConfigError where it names none."""
+    """Return the forecast that `text` names; ConfigError where it names none."""
     if text in KINDS:
         return Forecast(text)
     kind, _, rest = text.partition(":")
@@ -71,11 +71,11 @@ class Foretold:
         self._seed = seed
 
     async def read(self, grid_s: float) -> Reading:
-        """The source's reading."""
+        """Return the source's reading."""
         return await self._source.read(grid_s)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
-        """What is foretold of `horizon_s` seconds from `grid_s` on."""
+        """Return what is foretold of `horizon_s` seconds from `grid_s` on."""
         if self._told.kind == "seasonal":
             return []
         if self._told.kind == "persistence":

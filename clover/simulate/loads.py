@@ -43,11 +43,11 @@ class Load:
     per_s: bool = False
 
     def mean(self, capacity: float) -> float:
-        """Rows a second in the mean, where BASE can serve `capacity`."""
+        """Return rows a second in the mean, where BASE can serve `capacity`."""
         return self.level if self.per_s else self.level * capacity
 
     def rates(self, capacity: float, start_s: float, step_s: float, steps: int, seed: int) -> list[float]:
-        """Rows a second of each step; `capacity` is BASE's, `start_s` grid time."""
+        """Return rows a second of each step; `capacity` is BASE's, `start_s` grid time."""
         if self.kind == "file":
             counts = [0] * steps
             for at_s in self.arrivals_s:
@@ -63,7 +63,7 @@ class Load:
         return [mean] * steps
 
     def scaled(self, part: float) -> Load:
-        """The same shape at `part` of the level; ConfigError for a file, whose rows are what they are."""
+        """Return the same shape at `part` of the level; ConfigError for a file, whose rows are what they are."""
         if self.kind == "file":
             raise ConfigError("the artifact's accounting scales the load: a FILE of arrivals cannot be scaled")
         return replace(self, level=self.level * part)
@@ -82,7 +82,7 @@ def _bursts(mean: float, steps: int, seed: int) -> list[float]:
 
 
 def parse(text: str) -> Load:
-    """The load that `text` names; ConfigError where it names none."""
+    """Return the load that `text` names; ConfigError where it names none."""
     kind, colon, rest = text.partition(":")
     if kind in ("constant", "diurnal", "bursts"):
         rest, per_s, _ = rest.partition("/s")

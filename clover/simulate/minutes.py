@@ -109,7 +109,7 @@ class Row:
 
 
 def gusty(rate: float, gust: float) -> Callable[[float], float]:
-    """Rows a second at a time (s): `rate`, and `gust` times that in the gusts."""
+    """Return rows a second at a time (s): `rate`, and `gust` times that in the gusts."""
     return lambda at_s: rate * (gust if 0.0 <= at_s % 60.0 - GUST_FROM_S < GUST_S else 1.0)
 
 
@@ -331,13 +331,14 @@ class _Play:
 
 
 def quantile(values: Floats, q: float) -> float:
-    """The q-quantile, the higher of two neighbours (rows without an answer took for ever); NaN without values."""
+    """Return the q-quantile, the higher of two neighbours (rows without an answer took for ever); NaN without
+    values."""
     return float(np.quantile(values, q, method="higher")) if len(values) else math.nan
 
 
 def back_s(p95_ms: list[float], slo_ms: float, gust_from_s: float = GUST_FROM_S) -> float:
-    """Seconds from `gust_from_s` until the p95 of `_STEADY` seconds in a row (or of all that are left) is within the
-    SLO, in the same minute; infinite where it never is."""
+    """Return seconds from `gust_from_s` until the p95 of `_STEADY` seconds in a row (or of all that are left) is within
+    the SLO, in the same minute; infinite where it never is."""
     minute = [value > slo_ms for value in p95_ms[int(gust_from_s) : 60]]
     return next((float(at) for at in range(len(minute)) if not any(minute[at : at + _STEADY])), math.inf)
 

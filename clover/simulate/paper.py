@@ -144,7 +144,7 @@ class Paper:
         return found
 
     def cell(self, at: int, told: Told = lambda own, trace, number: None) -> list[Run]:
-        """The runs of one cell; steps of the first of each policy only, and those that are alike as one."""
+        """Return the runs of one cell; steps of the first of each policy only, and those that are alike as one."""
         own, trace = self.cells[at]
         found = [run for accounting in ("equal", "artifact") for run in self._accounted(own, trace, accounting, told)]
         return [shortened(run) for run in found]
@@ -183,7 +183,7 @@ class Paper:
             yield from played([Scheme(f"objective@{lam:g}", "objective", lam=lam) for lam in LAMBDAS])
 
     def slo_ms(self, own: World, load: Load) -> float:
-        """BASE's p95 at that load, unless one is given."""
+        """Return BASE's p95 at that load, unless one is given."""
         if self._rules.slo_ms is not None:
             return self._rules.slo_ms
         profile = own.known.profile
@@ -193,28 +193,28 @@ class Paper:
 
 
 def _cell(asked: Asked, at: int) -> list[Run]:
-    """One cell, in a process of its own."""
+    """Return one cell, in a process of its own."""
     return Paper(asked).cell(at)
 
 
 def shortened(run: Run) -> Run:
-    """A run as it is kept: its sums say what its steps came to."""
+    """Return a run as it is kept: its sums say what its steps came to."""
     return msgspec.structs.replace(run, steps=merged(run.steps) if run.seed == 0 else ())
 
 
 def budget(name: str, loss: float, asleep_w: float | None = None, words: str = "") -> Scheme:
-    """An accuracy budget of `loss` points, which the policy `name` realised."""
+    """Return an accuracy budget of `loss` points, which the policy `name` realised."""
     own = f"budget ({name})" + (f", {words}" if words else "")
     return Scheme(own, "budget", accuracy_budget=max(0.0, loss), asleep_w=asleep_w, beside=name)
 
 
 def cascaded(name: str, loss: float) -> Scheme:
-    """The same budget over cascades."""
+    """Return the same budget over cascades."""
     return Scheme(f"budget+cascade ({name})", "budget", accuracy_budget=max(0.0, loss), beside=name, cascade=True)
 
 
 def matched(name: str, accuracy: float, *, released: bool = False) -> Scheme:
-    """The best static mix at the accuracy that the policy `name` reached.
+    """Return the best static mix at the accuracy that the policy `name` reached.
 
     Energy alone is minimised under that floor, which no intensity enters; so it stays for the whole trace.
     """
@@ -230,7 +230,7 @@ def matched(name: str, accuracy: float, *, released: bool = False) -> Scheme:
 
 
 def artifact_traces(given: Sequence[str]) -> list[Path]:
-    """The artifact's traces in the folders (or as the files) that are given; ConfigError names those missing."""
+    """Return the artifact's traces in the folders (or as the files) that are given; ConfigError names those missing."""
     if not given:
         raise ConfigError(f"--scenario paper needs --traces DIR with {', '.join(f'{name}.csv' for name in TRACES)}")
     for name in given:

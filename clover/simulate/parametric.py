@@ -59,7 +59,7 @@ class Confidence(Record, frozen=True, kw_only=True):
 
 
 def parse(text: str) -> Confidence | None:
-    """The confidence that `text` names: parametric, parametric:ALIKE,BLUR, or none; ConfigError otherwise."""
+    """Return the confidence that `text` names: parametric, parametric:ALIKE,BLUR, or none; ConfigError otherwise."""
     if text == "none":
         return None
     kind, colon, rest = text.partition(":")
@@ -73,7 +73,7 @@ def parse(text: str) -> Confidence | None:
 
 
 def cascade_of(accuracy: Mapping[str, float], joules: Mapping[str, float], confidence: Confidence) -> CascadeProfile:
-    """Chains and thresholds of variants with these accuracies (percent) at these joules a row."""
+    """Return chains and thresholds of variants with these accuracies (percent) at these joules a row."""
     ordered = sorted(accuracy, key=lambda name: joules[name])
     percent = {name: accuracy[name] for name in ordered}
     chosen_on, counted_on = (drawn(percent, confidence, _SEED + number) for number in (0, 1))
@@ -82,7 +82,7 @@ def cascade_of(accuracy: Mapping[str, float], joules: Mapping[str, float], confi
 
 
 def drawn(accuracy: Mapping[str, float], confidence: Confidence, seed: int, rows: int = ROWS) -> dict[str, Answers]:
-    """What variants of these accuracies (percent) say of `rows` requests: right or not, and how sure."""
+    """Return what variants of these accuracies (percent) say of `rows` requests: right or not, and how sure."""
     rng = np.random.default_rng(seed)
     shared = math.sqrt(confidence.alike) * rng.standard_normal(rows)
     found = {}
@@ -98,8 +98,8 @@ def drawn(accuracy: Mapping[str, float], confidence: Confidence, seed: int, rows
 
 
 def _told(seen: Floats, limit: float, blur: float) -> Floats:
-    """The probability to be right of a margin that is `seen`: the margin is normal around `limit`, and known up to
-    `blur`."""
+    """Return the probability to be right of a margin that is `seen`: the margin is normal around `limit`, and known up
+    to `blur`."""
     if blur <= 0.0:
         return np.where(seen > 0.0, 1.0, 0.0)
     share = blur * blur / (1.0 + blur * blur)

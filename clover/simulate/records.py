@@ -194,8 +194,8 @@ class Results(Record, frozen=True, kw_only=True):
 
 
 def merged(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Steps of which neighbours that are alike, without news, are one: what a long report needs of them.  That a look
-    left everything as it was is no news."""
+    """Return steps of which neighbours that are alike, without news, are one: what a long report needs of them.  That a
+    look left everything as it was is no news."""
     found: list[Step] = []
     for step in steps:
         before = found[-1] if found else None
@@ -210,7 +210,7 @@ def merged(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 def summed(steps: Sequence[Step]) -> Totals:
-    """The sums of the steps of a run."""
+    """Return the sums of the steps of a run."""
     rows = sum(step.rows for step in steps)
     weight = max(rows, 1e-12)
     return Totals(
@@ -289,8 +289,8 @@ def _saving(run: Run, base: Run) -> float:
 def _margin(
     runs: Sequence[Run], savings: Sequence[float], beside: Sequence[Run], bases: dict[int, Run], base: Run
 ) -> float | None:
-    """The least that is saved more than by the policy beside: seed by seed, or than by its mean where one run stands
-    beside many."""
+    """Return the least that is saved more than by the policy beside: seed by seed, or than by its mean where one run
+    stands beside many."""
     if not beside:
         return None
     theirs = {run.seed: _saving(run, bases.get(run.seed, base)) for run in beside}

@@ -162,8 +162,9 @@ class _Replay:
         )
 
     def _limit(self, steps: Sequence[Step], slo_ms: float) -> float | None:
-        """Grams that no schedule of plans can undercut that reaches the run's accuracy with its rows; None where plans
-        do not know the rate, there are too many rates to weigh, or plans may cascade, of which no limit is known."""
+        """Return grams that no schedule of plans can undercut that reaches the run's accuracy with its rows; None where
+        plans do not know the rate, there are too many rates to weigh, or plans may cascade, of which no limit is
+        known."""
         case, world = self.case, self.case.world
         unknown = case.scheme.cascade or world.rules.noise or len(set(self.rates)) > _RATES
         if unknown or not all(step.rows > 0.0 for step in steps):
@@ -184,7 +185,7 @@ class _Replay:
         await asyncio.sleep(due_s - past_s)
 
     def _news(self, decision: Decision | None) -> str:
-        """The newest decision in words; empty where that was told before."""
+        """Return the newest decision in words; empty where that was told before."""
         if decision is None or decision.id == self.told:
             return ""
         self.told = decision.id
@@ -200,7 +201,7 @@ class _Replay:
         before: tuple[int, int],
         reading: Reading,
     ) -> Step:
-        """The step that ends now."""
+        """Return the step that ends now."""
         sums = fleet.take()
         rows = max(sums.rows, 1e-12)
         return Step(
@@ -234,6 +235,6 @@ def _told(decision: Decision) -> str:
 
 
 def _observed(rates: list[float], seed: int) -> list[float]:
-    """What a server's window counts of Poisson arrivals at these rates; the same for every policy."""
+    """Return what a server's window counts of Poisson arrivals at these rates; the same for every policy."""
     counts = np.random.default_rng([seed, len(rates)]).poisson(np.array(rates) * WINDOW_S)
     return [float(count) / WINDOW_S for count in counts]

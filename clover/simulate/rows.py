@@ -59,7 +59,7 @@ class Time:
         self._count = 0
 
     def clock(self) -> int:
-        """Nanoseconds since the beginning."""
+        """Return nanoseconds since the beginning."""
         return self.now_ns
 
     def call_soon(self, callback: Callable[[], None]) -> None:
@@ -110,9 +110,9 @@ def play(
     seed: int = 0,
     wait_ms: float = 0.0,
 ) -> Rows:
-    """Poisson arrivals of single rows at `rate` a second, until `rows` and `warm_up` more have come.  `stages`: the
-    workers of each variant of the chain; `reach`: the part of the rows that is asked of each, which chance decides row
-    by row; `wait_ms`: how long rows may wait at the first stage.  RuntimeError where a row was not answered: every
+    """Return Poisson arrivals of single rows at `rate` a second, until `rows` and `warm_up` more have come.  `stages`:
+    the workers of each variant of the chain; `reach`: the part of the rows that is asked of each, which chance decides
+    row by row; `wait_ms`: how long rows may wait at the first stage.  RuntimeError where a row was not answered: every
     stage must be stable."""
     time, rng = Time(), random.Random(seed)
     names = tuple(f"stage{at}" for at in range(len(stages)))

@@ -38,7 +38,7 @@ class LocalSolver:
         self._policies: dict[str, Policy] = {}
 
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
-        """The plan of `policy`, or of `configuration` where one is given.  Raises what the policy raises."""
+        """Return the plan of `policy`, or of `configuration` where one is given.  Raises what the policy raises."""
         drawing = configuration is None and policy in _DRAWING
         asked = msgspec.structs.replace(state.objective, spared_w=self._spared_w)
         state = msgspec.structs.replace(state, seed=self._seed if drawing else 0, objective=asked)

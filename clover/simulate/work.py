@@ -51,7 +51,7 @@ def execute(cases: Sequence[Case], told: Told = lambda own, trace, number: None)
 
 
 def summaries(runs: Sequence[Run]) -> tuple[Summary, ...]:
-    """Every policy beside the BASE of its family, trace and accounting, in the order they were played."""
+    """Return every policy beside the BASE of its family, trace and accounting, in the order they were played."""
     groups: dict[tuple[str, str, Accounting], dict[str, list[Run]]] = {}
     for run in runs:
         own = groups.setdefault((run.family, run.trace, run.accounting), {})
@@ -72,7 +72,7 @@ def results(
     began: float,
     labels: Sequence[str] = (),
 ) -> Results:
-    """The results of `runs`; `began` by `time.monotonic`."""
+    """Return the results of `runs`; `began` by `time.monotonic`."""
     manifest = Manifest(
         schema=SCHEMA,
         command=tuple(command),

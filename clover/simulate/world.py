@@ -120,11 +120,12 @@ class World:
         return Input(name=known.profile.family, kind="family", sha256=known.digest, about=about)
 
     def model(self, slo_ms: float) -> Model:
-        """The queueing model, which counts rows later than `slo_ms`."""
+        """Return the queueing model, which counts rows later than `slo_ms`."""
         return self.models.setdefault(slo_ms, Model(self.known.profile, slo_ms))
 
     def front(self, slo_ms: float, rate: float, spared_w: float | None) -> Front:
-        """What no plan can undercut at `rate` rows a second, where a device without workers spares `spared_w`."""
+        """Return what no plan can undercut at `rate` rows a second, where a device without workers spares
+        `spared_w`."""
         key = (slo_ms, rate, spared_w)
         if key not in self.fronts:
             now = State(
@@ -184,7 +185,7 @@ def gpus(count: int) -> Machine:
 
 
 def cpu() -> Machine:
-    """The cores of this machine, with the configured model of their idle power."""
+    """Return the cores of this machine, with the configured model of their idle power."""
     device = CpuDevice(tuple(sorted(os.sched_getaffinity(0))))
     shape = device.shape()
     idle_w = EnergyConfig().idle_w * shape.slices
@@ -192,8 +193,8 @@ def cpu() -> Machine:
 
 
 def scheme(text: str) -> Scheme:
-    """A policy, POLICY+cascade where its plans may have a chain, and either with a lambda of its own as POLICY@L;
-    ConfigError where there is none."""
+    """Return a policy, POLICY+cascade where its plans may have a chain, and either with a lambda of its own as
+    POLICY@L; ConfigError where there is none."""
     policy, at, lam = text.partition("@")
     policy, plus, more = policy.partition("+")
     build(policy)  # an unknown one is told before anything runs
@@ -211,7 +212,8 @@ def scheme(text: str) -> Scheme:
 
 
 def traces(names: Sequence[str], start: str, hours: float) -> list[Trace]:
-    """The traces of files, folders of them, or sources by name (synthetic, static:G); synthetic where none is named."""
+    """Return the traces of files, folders of them, or sources by name (synthetic, static:G); synthetic where none is
+    named."""
     if not 0.0 < hours <= 24.0 * 366.0:
         raise ConfigError(f"--hours is above 0 and up to a year, not {hours:g}")
     try:
@@ -269,7 +271,7 @@ def _of_file(path: Path, start_s: float | None, hours: float) -> Trace:
 
 
 def inputs(worlds: Sequence[World], played: Sequence[Trace], load: Load) -> list[Input]:
-    """What a report says that it was made from."""
+    """Return what a report says that it was made from."""
     found = [own.about for own in played]
     found += [own.input for own in worlds]
     if load.digest:

@@ -17,7 +17,7 @@ class GuardedSource(Protocol):
 
 
 def guarded(families: Mapping[str, GuardedSource]) -> Iterator[Metric]:
-    """Every metric of the guards of `families`, read now."""
+    """Yield every metric of the guards of `families`, read now."""
     found = {name: family.guarded() for name, family in families.items()}
     yield from _tests({name: told for name, told in found.items() if told["watches"]})
     yield from _audits({name: told["audits"] for name, told in found.items() if told["audits"]["on"]})

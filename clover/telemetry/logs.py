@@ -20,7 +20,7 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """Levels in lower case, loggers without their common root."""
+        """Return levels in lower case, loggers without their common root."""
         name = record.name.removeprefix("clover.")
         return f"{record.asctime} {record.levelname.lower():<7} {name}: {record.message}"
 
@@ -29,7 +29,7 @@ class JsonFormatter(logging.Formatter):
     """One object a line: time (ISO 8601, UTC), level, logger, message, what `extra` held, and the traceback if any."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         whole, part = divmod(record.created, 1)
         line: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int(part * 1000):03d}Z",

@@ -165,7 +165,7 @@ class Metrics:
         self.registry.register(self)
 
     def render(self) -> bytes:
-        """The Prometheus text format, version 0.0.4."""
+        """Return the Prometheus text format, version 0.0.4."""
         return generate_latest(self.registry)
 
     def describe(self) -> list[Metric]:
@@ -173,7 +173,7 @@ class Metrics:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric, read now."""
+        """Yield every metric, read now."""
         yield InfoMetricFamily(
             "clover_build",
             "Version of the server and of Python",
@@ -347,7 +347,7 @@ class Metrics:
         yield from self._device_energy()
 
     def _device_energy(self) -> Iterator[Metric]:
-        """Lines of a device sum up: joules = its placements' active and idle + unattributed + carried."""
+        """Yield lines of a device sum up: joules = its placements' active and idle + unattributed + carried."""
         names = ("device", "method")
         joules = CounterMetricFamily("clover_device_joules", "Energy that a device used, in joules", labels=names)
         parts = CounterMetricFamily(
@@ -402,8 +402,8 @@ class Metrics:
         yield from (joules, parts, nobody, carried, ratio, watts, idle, metered, restarts)
 
     def _counterfactuals(self) -> Iterator[Metric]:
-        """What was emitted and what a shadow would have emitted over the same rows.  The mix at the accuracy served is
-        chosen anew with every row, so that it has no counter."""
+        """Yield what was emitted and what a shadow would have emitted over the same rows.  The mix at the accuracy
+        served is chosen anew with every row, so that it has no counter."""
         sides = ("model", "against", "side", "method")
         about = "for the rows served: as emitted (side served), and by BASE or the best fixed mix (side shadow)"
         joules = CounterMetricFamily("clover_counterfactual_energy_joules", f"Joules {about}", labels=sides)
@@ -472,14 +472,14 @@ def _counter(
 
 
 def _seconds(histogram: Buckets) -> tuple[list[tuple[str, float]], float]:
-    """Cumulative buckets in seconds, and the sum."""
+    """Return cumulative buckets in seconds, and the sum."""
     counts = histogram.buckets([bound * 1e9 for bound in SECONDS])
     buckets = [(repr(bound), float(count)) for bound, count in zip(SECONDS, counts, strict=True)]
     return [*buckets, ("+Inf", float(histogram.count))], histogram.sum / 1e9
 
 
 def _sizes(batches: Mapping[int, tuple[int, int]]) -> tuple[list[tuple[str, float]], float]:
-    """Cumulative buckets at the powers of two that were needed, and the sum of rows."""
+    """Return cumulative buckets at the powers of two that were needed, and the sum of rows."""
     largest = max(batches, default=1)
     bounds = [1 << power for power in range((largest - 1).bit_length() + 1)]
     buckets = [(str(b), float(sum(n for size, (n, _) in batches.items() if size <= b))) for b in bounds]

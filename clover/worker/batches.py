@@ -28,7 +28,7 @@ class OutputError(ValueError):
 
 
 def elements(data: bytes, count: int) -> list[bytes]:
-    """The elements of a BYTES row in OIP form (uint32 length, then the bytes, each); ValueError unless exactly
+    """Return the elements of a BYTES row in OIP form (uint32 length, then the bytes, each); ValueError unless exactly
     `count`."""
     found: list[bytes] = []
     at = 0
@@ -47,7 +47,7 @@ def elements(data: bytes, count: int) -> list[bytes]:
 
 
 def oip_form(values: Sequence[Any]) -> bytes:
-    """Elements (bytes or str) in OIP form; raises OutputError for anything else."""
+    """Return elements (bytes or str) in OIP form; raises OutputError for anything else."""
     parts = []
     for value in values:
         if isinstance(value, str):
@@ -83,8 +83,8 @@ class Batches:
         return list(self._staged.values())
 
     def span(self, slots: NDArray[np.uint32]) -> slice | NDArray[np.uint32]:
-        """An index for `slots` (at least one): a slice where they are consecutive.  Raises IndexError for slots the
-        slab does not have."""
+        """Return an index for `slots` (at least one): a slice where they are consecutive.  Raises IndexError for slots
+        the slab does not have."""
         if self._spanned[0] is not slots:  # else it was just asked for, before the model ran
             self._spanned = (slots, self._span(slots))
         return self._spanned[1]
@@ -101,7 +101,7 @@ class Batches:
         return slice(first, expected) if consecutive else slots
 
     def gather(self, slots: NDArray[np.uint32]) -> list[NDArray[Any]]:
-        """The inputs of the rows in `slots`, each a C-contiguous array [rows, *dims]; BYTES: an object array."""
+        """Return the inputs of the rows in `slots`, each a C-contiguous array [rows, *dims]; BYTES: an object array."""
         span = self.span(slots)
         gathered = []
         for index, tensor, region, variable in self._inputs:
@@ -131,7 +131,8 @@ class Batches:
         return rows.reshape(len(slots), *dims)
 
     def check(self, count: int, answers: Sequence[Any]) -> list[Any]:
-        """A model's answers for `count` rows, ready to be written.  Raises OutputError where they do not match."""
+        """Return a model's answers for `count` rows, ready to be written.  Raises OutputError where they do not
+        match."""
         if len(answers) != len(self._outputs):
             raise OutputError(f"the model gave {len(answers)} outputs, {len(self._outputs)} are declared")
         return [

@@ -86,7 +86,8 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     emulated: EmulatedSlice | None = None
 
     def trimmed(self) -> WorkerOrder:
-        """The same order without what only people and clients read (labels, descriptions), to keep frames small."""
+        """Return the same order without what only people and clients read (labels, descriptions), to keep frames
+        small."""
 
         def bare(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
             return tuple(msgspec.structs.replace(tensor, labels=()) for tensor in tensors)
@@ -181,12 +182,12 @@ _KINDS: dict[type[Record], Kind] = {
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected SEQPACKET sockets, close-on-exec."""
+    """Return two connected SEQPACKET sockets, close-on-exec."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
 
 
 def pack(record: Record) -> bytes:
-    """The frame of a record; raises WorkerError where it is too large to send."""
+    """Return the frame of a record; raises WorkerError where it is too large to send."""
     payload = msgspec.json.encode(record)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise WorkerError(
@@ -197,7 +198,7 @@ def pack(record: Record) -> bytes:
 
 
 def unpack(frame: bytes) -> tuple[Kind, bytes]:
-    """Kind and payload of a frame; raises WorkerError where it is not one."""
+    """Return kind and payload of a frame; raises WorkerError where it is not one."""
     if len(frame) < _HEADER.size:
         raise WorkerError(f"a frame of {len(frame)} bytes is too short")
     magic, version, kind, length = _HEADER.unpack_from(frame)
@@ -212,7 +213,7 @@ def unpack(frame: bytes) -> tuple[Kind, bytes]:
 
 
 def decode(payload: bytes, record: type[_R]) -> _R:
-    """The record of a payload; raises WorkerError where it does not fit."""
+    """Return the record of a payload; raises WorkerError where it does not fit."""
     try:
         return msgspec.json.decode(payload, type=record)
     except msgspec.MsgspecError as error:
@@ -229,7 +230,7 @@ def send(sock: socket.socket, record: Record, fds: tuple[int, ...] = ()) -> None
 
 
 def receive(sock: socket.socket, most_fds: int = 0) -> tuple[Kind, bytes, tuple[int, ...]] | None:
-    """The next frame and its descriptors (the caller owns them); None at the end of the stream.
+    """Return the next frame and its descriptors (the caller owns them); None at the end of the stream.
 
     Raises WorkerError for a malformed or cut frame and where more than `most_fds` descriptors came along: none stays
     open then.  BlockingIOError on a non-blocking socket with nothing to read.

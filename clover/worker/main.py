@@ -178,7 +178,7 @@ def _step_aside(order: frames.WorkerOrder, everywhere: set[int]) -> None:
 
 
 def _on_cores(order: frames.WorkerOrder) -> bool:
-    """Whether it serves a core-set, and not a slice of a GPU, emulated or not."""
+    """Return whether it serves a core-set, and not a slice of a GPU, emulated or not."""
     return order.emulated is None and not order.visible_devices
 
 

@@ -61,7 +61,7 @@ class Pace(Record, frozen=True, kw_only=True):
     watts: tuple[float, ...]
 
     def table(self, max_batch: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Milliseconds and watts of batches of 1 .. `max_batch` rows."""
+        """Return milliseconds and watts of batches of 1 .. `max_batch` rows."""
         joules = tuple(ms * watts for ms, watts in zip(self.ms, self.watts, strict=True))
         ms_of = [_at(self.batches, self.ms, rows) for rows in range(1, max_batch + 1)]
         joules_of = [_at(self.batches, joules, rows) for rows in range(1, max_batch + 1)]
@@ -83,7 +83,7 @@ Paces = Mapping[tuple[str, str], Pace]
 
 
 def pace_of(profile: FamilyProfile | None, variant: str, shape: str, backend: str) -> Pace | None:
-    """The pace that `profile` expects of this worker; None where it does not know it."""
+    """Return the pace that `profile` expects of this worker; None where it does not know it."""
     if profile is None:
         return None
     rows = {m.batch: m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)}
@@ -137,7 +137,8 @@ class Pacer:
         return now_ns
 
     def report(self) -> str:
-        """What to complain of, after FIRST_REPORT_NS and once every REPORT_EVERY_NS; "" where there is nothing new."""
+        """Return what to complain of, after FIRST_REPORT_NS and once every REPORT_EVERY_NS; "" where there is nothing
+        new."""
         batches, overruns = self._reported
         now_ns = self.now_ns()
         if self.overruns == overruns or now_ns - self._reported_ns < REPORT_EVERY_NS:
@@ -189,13 +190,13 @@ class HeldSlice:
         return cls(order, board, pacer)
 
     def begin(self, rows: int) -> int:
-        """A batch of `rows` starts to run, now that nobody else's does.  The time it is then."""
+        """Return a batch of `rows` starts to run, now that nobody else's does.  The time it is then."""
         self._board.enter()
         self._board.draw(self._watts[rows - 1])
         return self.pacer.now_ns()
 
     def end(self, start_ns: int, rows: int) -> int:
-        """The batch is computed: wait until it is due.  The time it is then."""
+        """Return the batch is computed: wait until it is due.  The time it is then."""
         end_ns = self.pacer.hold(start_ns, rows)
         self._board.draw(0.0)
         self._board.leave()
@@ -218,7 +219,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate", "cannot allocate", "not eno
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether `error`, or what it came from, says that memory ran out.  Frameworks say so in words only."""
+    """Return whether `error`, or what it came from, says that memory ran out.  Frameworks say so in words only."""
     seen = 0
     while error is not None and seen < 8:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
@@ -231,7 +232,7 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 def misfit(variant: str, place: str, memory_bytes: int) -> DeviceError:
-    """The error of a model that is too large for its slice."""
+    """Return the error of a model that is too large for its slice."""
     return DeviceError(
         f"{variant} does not fit into {place or 'its slice'}, which has {memory_bytes / 2**20:.0f} MiB of memory: give "
         "it a larger slice, or keep it off this one (no row of the pace file for this profile)"

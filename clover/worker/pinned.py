@@ -36,8 +36,8 @@ def pin(slab: Slab, batches: Batches, max_batch: int) -> int:
 
 
 def register(cudart: Any, arrays: Iterable[NDArray[Any]]) -> int:
-    """Page-lock `arrays`, which must live as long as the process; bytes registered.  What the driver refuses is said
-    once and left as it is."""
+    """Return page-lock `arrays`, which must live as long as the process; bytes registered.  What the driver refuses is
+    said once and left as it is."""
     registered = 0
     refused: set[str] = set()
     for array in arrays:

@@ -55,12 +55,12 @@ and its spare serve nobody, so that nothing has to be in their place; workers pa
 
 
 def thread_count() -> int:
-    """Threads of this process, as the kernel counts them."""
+    """Return threads of this process, as the kernel counts them."""
     return len(os.listdir("/proc/self/task"))
 
 
 def may_import(name: str) -> bool:
-    """Whether a fork of this process could import `name` soon, and had one thread afterwards."""
+    """Return whether a fork of this process could import `name` soon, and had one thread afterwards."""
     try:
         pid = os.fork()
     except OSError:
@@ -212,7 +212,8 @@ class Zygote:
     # --- children -------------------------------------------------------------------------------------------------
 
     def _fork(self, ordered: _Ordered) -> tuple[int, int]:
-        """A child that is the worker that is `ordered`: its pid, and its pidfd, which is watched.  Raises OSError."""
+        """Return a child that is the worker that is `ordered`: its pid, and its pidfd, which is watched.  Raises
+        OSError."""
         assert self._spare is None, "it would not hear of the zygote's end any more"
         pid = os.fork()
         if pid == 0:

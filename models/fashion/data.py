@@ -40,7 +40,7 @@ IDX_UINT8 = 8
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array in a gzipped IDX file of unsigned bytes; raises ValueError where it is not one.
+    """Return the array in a gzipped IDX file of unsigned bytes; raises ValueError where it is not one.
 
     IDX is: two zero bytes, a type byte, the rank, one big-endian uint32 per axis, then the elements in C order.
     """
@@ -56,7 +56,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Images `[n, 28, 28]` of 0..255 as the family's input: float32 `[n, 1, 28, 28]` of 0..1."""
+    """Return images `[n, 28, 28]` of 0..255 as the family's input: float32 `[n, 1, 28, 28]` of 0..1."""
     scaled: NDArray[np.float32] = images[:, None].astype(np.float32) / np.float32(255)
     return scaled
 
@@ -73,14 +73,14 @@ def split_indices(split: str, rows: int = 10_000) -> NDArray[np.int64]:
 
 
 def load_test(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """All 10,000 test images as the family's input, and their labels 0..9."""
+    """Return all 10,000 test images as the family's input, and their labels 0..9."""
     images = read_idx(folder / "data" / TEST_IMAGES)
     labels = read_idx(folder / "data" / TEST_LABELS)
     return pixels(images), labels.astype(np.int64)
 
 
 def load(folder: Path, split: str) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
-    """The 5,000 images of `split` ("calibration" or "held_out") as `[image]`, and their labels."""
+    """Return the 5,000 images of `split` ("calibration" or "held_out") as `[image]`, and their labels."""
     chosen = split_indices(split)
     images = read_idx(folder / "data" / TEST_IMAGES)[chosen]
     labels = read_idx(folder / "data" / TEST_LABELS)[chosen]

@@ -90,7 +90,7 @@ class Classifier(nn.Module):
         self.layers = nn.Sequential(*LAYERS[name]())
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
-        """Scores before the softmax, `[batch, 10]`."""
+        """Return scores before the softmax, `[batch, 10]`."""
         scores: torch.Tensor = self.layers((image - PIXEL_MEAN) / PIXEL_STD)
         return scores
 
@@ -99,7 +99,7 @@ class Classifier(nn.Module):
 
 
 def load(variant: VariantSpec, folder: Path) -> nn.Module:
-    """The trained rung `variant`, in eval mode, computing in float32 (weights are stored as float16).
+    """Return the trained rung `variant`, in eval mode, computing in float32 (weights are stored as float16).
 
     `parameters.layers` names the rung where the variant's own name does not: a rung in another precision, say.
     """

@@ -51,7 +51,7 @@ They are Debian's package dataset-fashion-mnist (apt-get install dataset-fashion
 
 
 def wilson_interval(correct: int, rows: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share, in percent."""
+    """Return the 95 % Wilson score interval of a share, in percent."""
     z = 1.959964
     share = correct / rows
     centre = share + z * z / (2 * rows)
@@ -63,7 +63,8 @@ def wilson_interval(correct: int, rows: int) -> tuple[float, float]:
 def epoch_of(
     images: NDArray[np.float32], labels: NDArray[np.int64], generator: np.random.Generator, shift: int | None
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """One epoch of batches in random order, mirrored and shifted by up to `shift` pixels; None leaves them alone."""
+    """Yield one epoch of batches in random order, mirrored and shifted by up to `shift` pixels; None leaves them
+    alone."""
     order = generator.permutation(len(images))
     if shift is None:
         for start in range(0, len(order) - BATCH + 1, BATCH):
@@ -82,7 +83,7 @@ def epoch_of(
 
 
 def with_normalisation(model: Classifier) -> torch.nn.Sequential:
-    """The same layers (shared) with batch normalisation after every convolution."""
+    """Return the same layers (shared) with batch normalisation after every convolution."""
     from torch import nn
 
     layers: list[nn.Module] = []
@@ -94,7 +95,7 @@ def with_normalisation(model: Classifier) -> torch.nn.Sequential:
 
 
 def folded(trained: torch.nn.Sequential) -> list[torch.nn.Module]:
-    """The layers of `trained` with every batch normalisation folded into the convolution before it."""
+    """Return the layers of `trained` with every batch normalisation folded into the convolution before it."""
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -195,7 +196,7 @@ def evaluate(spec: FamilySpec, name: str) -> None:
 
 
 def milliseconds(model: Any, batch: torch.Tensor, repeats: int = 50) -> float:
-    """Median wall milliseconds of one call, after five to warm up."""
+    """Return median wall milliseconds of one call, after five to warm up."""
     times = []
     for repeat in range(repeats + 5):
         started = time.perf_counter()
@@ -206,7 +207,7 @@ def milliseconds(model: Any, batch: torch.Tensor, repeats: int = 50) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Return the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m clover.models.fashion.train", description=__doc__.split("\n")[0])
     parser.add_argument("variants", nargs="*", help=f"rungs to train; all by default: {', '.join(EPOCHS)}")
     parser.add_argument("--dataset", type=Path, default=Path(), help="folder with the gzipped training files")

@@ -37,7 +37,7 @@ FOLDER = ROOT / ".venv-peers"
 
 
 def python_of(peer: str) -> Path:
-    """The interpreter of a peer's environment."""
+    """Return the interpreter of a peer's environment."""
     return FOLDER / peer / "bin" / "python"
 
 

@@ -14,12 +14,12 @@ from bench.wire.workloads import WORKLOADS, Floats, Workload
 
 
 def given() -> tuple[Workload, int]:
-    """The workload and the port of the command line."""
+    """Return the workload and the port of the command line."""
     return WORKLOADS[sys.argv[1]], int(sys.argv[2])
 
 
 def model_of(work: Workload) -> Callable[[Floats], Floats]:
-    """A function from rows to answers, on one thread."""
+    """Return a function from rows to answers, on one thread."""
     torch.set_num_threads(1)
     model = getattr(models, work.family.name)()
 
@@ -31,6 +31,6 @@ def model_of(work: Workload) -> Callable[[Floats], Floats]:
 
 
 def answer(work: Workload, identity: Any, row: Floats) -> dict[str, Any]:
-    """An answer of one row."""
+    """Return an answer of one row."""
     output = {"name": "y", "datatype": "FP32", "shape": [1, len(row)], "data": row.tolist()}
     return {"model_name": work.family.name, "model_version": "1", "id": identity, "outputs": [output]}

@@ -168,7 +168,7 @@ def _demand(item: dict[str, Any], console: Console) -> None:
 
 
 def _batches(routing: dict[str, Any]) -> str:
-    """How long rows wait for batches to fill, and how large these may be, where the routing says so."""
+    """Return how long rows wait for batches to fill, and how large these may be, where the routing says so."""
     waits = [f"{variant} waits up to {wait_ms:.3g} ms" for variant, wait_ms in (routing.get("wait_ms") or {}).items()]
     most = [f"{variant} takes at most {rows} rows" for variant, rows in (routing.get("largest") or {}).items()]
     return ", ".join(sorted([*waits, *most]))

@@ -98,7 +98,7 @@ def _grid(reading: dict[str, Any] | None) -> str:
 
 
 def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
-    """What steers a family, as far as it differs from the rest of the server."""
+    """Return what steers a family, as far as it differs from the rest of the server."""
     parts = [f"mode {model['mode']}"] if model.get("mode") not in (None, answer.get("mode")) else []
     if model.get("pin"):
         pin = model["pin"]

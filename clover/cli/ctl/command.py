@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The command's parser, and that of each verb."""
+    """Return the command's parser, and that of each verb."""
     # Before the verb or after it: what is not given must not hide what was given in the other place.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument(
@@ -153,7 +153,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | None]:
-    """Method, path and body of a command.  Raises ValueError where its arguments make no sense."""
+    """Return method, path and body of a command.  Raises ValueError where its arguments make no sense."""
     verb: str = given.verb
     if verb == "state":
         return "GET", "/v2/clover/state", None
@@ -232,7 +232,7 @@ def _pair(text: str, known: Mapping[str, type]) -> tuple[str, Any]:
 
 
 def only(answer: Any, model: str) -> Any:
-    """The state of one family, with what concerns all.  Raises ValueError where there is no such family."""
+    """Return the state of one family, with what concerns all.  Raises ValueError where there is no such family."""
     known = answer.get("models", {}) if isinstance(answer, dict) else {}
     if model not in known:
         raise ValueError(f"unknown model {model!r}, known: {', '.join(known)}{did_you_mean(model, known)}")
@@ -244,7 +244,7 @@ def only(answer: Any, model: str) -> Any:
 
 
 def note_on(given: argparse.Namespace, answer: Any) -> str:
-    """How long what was done lasts, and how it is undone; empty where that is plain."""
+    """Return how long what was done lasts, and how it is undone; empty where that is plain."""
     if not isinstance(answer, dict) or answer.get("dry_run") or given.verb in ("state", "decisions", "plan", "set"):
         return ""
     undo = f" --model {given.model}" if given.model else ""
@@ -276,7 +276,7 @@ class _UnixConnection(http.client.HTTPConnection):
 def call(
     url: str, method: str, path: str, body: dict[str, Any] | None, *, token: str = "", cacert: str = ""
 ) -> dict[str, Any] | list[Any]:
-    """One request; the decoded answer.  Raises ValueError for a bad URL, Unreachable, or Refused."""
+    """Return one request; the decoded answer.  Raises ValueError for a bad URL, Unreachable, or Refused."""
     connection = _connection(url, cacert)
     headers = {"Accept": "application/json"}
     if token:

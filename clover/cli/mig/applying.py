@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 
 def steps_of(changes: Sequence[Changes]) -> list[dict[str, str]]:
-    """What would be done, step by step, as JSON; `keep` does nothing."""
+    """Return what would be done, step by step, as JSON; `keep` does nothing."""
     steps: list[dict[str, str]] = []
     for item in changes:
         modes = [] if item.mode is None else [{"do": "mode on" if item.mode else "mode off", "at": item.gpu.device}]
@@ -35,7 +35,7 @@ def steps_of(changes: Sequence[Changes]) -> list[dict[str, str]]:
 
 
 def plan_lines(changes: Sequence[Changes]) -> list[str]:
-    """What would be done, for people: a few lines a GPU."""
+    """Return what would be done, for people: a few lines a GPU."""
     lines: list[str] = []
     for item in changes:
         parts = [("turn", "MIG mode on")] if item.mode else []

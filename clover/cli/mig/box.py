@@ -42,7 +42,7 @@ class Box:
         self._boot = "" if emulated else boot_of()
 
     def look(self) -> tuple[GpuState, ...]:
-        """Every GPU, as it is now."""
+        """Return every GPU, as it is now."""
         return self._session.call_sync(self._look)
 
     @contextlib.contextmanager
@@ -123,7 +123,7 @@ class Box:
         return Ownership(self._folder, uuid, boot=self._boot, exclusive=False).places
 
     def _holder(self, uuid: str) -> int | None:
-        """The process that holds the lock of a GPU, without touching that; None where none is to be seen."""
+        """Return the process that holds the lock of a GPU, without touching that; None where none is to be seen."""
         try:
             file = (self._folder / f"{uuid}.lock").stat()
             locks = Path("/proc/locks").read_text().splitlines()

@@ -51,7 +51,7 @@ class Changes(Record, frozen=True, kw_only=True):
         return found
 
     def refusals(self, *, mode_changes: bool, force_foreign: bool) -> list[str]:
-        """What stands against doing it, each with what would help; empty where it may be done."""
+        """Return what stands against doing it, each with what would help; empty where it may be done."""
         gpu = self.gpu
         if gpu.held and not self.none:
             return [
@@ -74,7 +74,8 @@ class Changes(Record, frozen=True, kw_only=True):
 
 
 def compare(gpu: GpuState, group: Group) -> Changes:
-    """What `gpu` needs to be as `group` says.  Raises ConfigError where the instances cannot exist on this GPU."""
+    """Return what `gpu` needs to be as `group` says.  Raises ConfigError where the instances cannot exist on this
+    GPU."""
     if gpu.lost:
         return Changes(gpu=gpu, group=group, impossible="the GPU is lost; it needs a reset, or a reboot of the box")
     if not gpu.supported:

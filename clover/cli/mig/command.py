@@ -197,7 +197,7 @@ def _list(given: argparse.Namespace) -> int:
 
 
 def _seen(box: Box) -> tuple[GpuState, ...]:
-    """The GPUs, with all that stands on them.  Raises DeviceError where that may not be read."""
+    """Return the GPUs, with all that stands on them.  Raises DeviceError where that may not be read."""
     gpus = box.look()
     if any(gpu.hidden for gpu in gpus):
         raise DeviceError(HIDDEN)

@@ -48,7 +48,7 @@ ASCII = Strokes(top="+++", bottom="+++", line="-", side="|", free=".", full="#",
 
 
 def strokes(encoding: str | None = None) -> Strokes:
-    """Lines where standard output's `encoding` has them."""
+    """Return lines where standard output's `encoding` has them."""
     try:
         "".join(map(str, (LINES.top, LINES.bottom, LINES.line, LINES.side, LINES.free, LINES.full))).encode(
             encoding or getattr(sys.stdout, "encoding", None) or "ascii"
@@ -59,12 +59,12 @@ def strokes(encoding: str | None = None) -> Strokes:
 
 
 def width_for(blocks: Sequence[Block]) -> int:
-    """Columns a memory slice needs so that every name fits."""
+    """Return columns a memory slice needs so that every name fits."""
     return max([_LEAST, *(-(-(len(block.name) + 1) // block.size) for block in blocks)])
 
 
 def framed(axis: int, blocks: Sequence[Block], ink: Strokes = LINES, width: int = 0) -> list[Text]:
-    """Four lines: the memory slices' numbers, and the instances in a frame; `width` columns a memory slice."""
+    """Return four lines: the memory slices' numbers, and the instances in a frame; `width` columns a memory slice."""
     width = width or width_for(blocks)
     cells = _cells(axis, blocks)
     edges = {cell.start for cell in cells}
@@ -81,12 +81,12 @@ def framed(axis: int, blocks: Sequence[Block], ink: Strokes = LINES, width: int 
 
 
 def strip(axis: int, blocks: Sequence[Block], ink: Strokes = LINES, width: int = 0) -> Text:
-    """One line: the instances between bars, `width` columns a memory slice."""
+    """Return one line: the instances between bars, `width` columns a memory slice."""
     return _row(_cells(axis, blocks), width or width_for(blocks), ink)
 
 
 def bar(share: float, columns: int, ink: Strokes = LINES) -> str:
-    """A bar of `columns` characters, filled to `share`; never full below 1, never empty above 0."""
+    """Return a bar of `columns` characters, filled to `share`; never full below 1, never empty above 0."""
     filled = round(share * columns)
     if share < 1.0:
         filled = min(filled, columns - 1)
@@ -96,7 +96,7 @@ def bar(share: float, columns: int, ink: Strokes = LINES) -> str:
 
 
 def _cells(axis: int, blocks: Sequence[Block]) -> list[Block]:
-    """The blocks by start, the gaps between them as blocks without a name."""
+    """Return the blocks by start, the gaps between them as blocks without a name."""
     cells: list[Block] = []
     end = 0
     for block in [*sorted(blocks, key=lambda item: item.start), Block(start=axis, size=0, name="")]:

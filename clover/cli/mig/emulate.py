@@ -35,7 +35,7 @@ _FAULT_FIELDS: dict[str, tuple[str, type]] = {
 
 
 def parse_box(text: str) -> tuple[str, int]:
-    """Table and number of GPUs of NAME[:COUNT]; ConfigError where it is not that."""
+    """Return table and number of GPUs of NAME[:COUNT]; ConfigError where it is not that."""
     found = _BOX.fullmatch(text.lower())
     if found is None or (found["count"] and int(found["count"]) < 1):
         raise ConfigError(f"{text!r} must read NAME:COUNT, as a100-40gb:2")
@@ -43,7 +43,7 @@ def parse_box(text: str) -> tuple[str, int]:
 
 
 def parse_fault(text: str) -> emulated.Fault:
-    """The fault of SYMBOL=ERROR[:KEY=VALUE]...; ConfigError where it is not that."""
+    """Return the fault of SYMBOL=ERROR[:KEY=VALUE]...; ConfigError where it is not that."""
     head, *rest = text.split(":")
     symbol, equals, error = head.partition("=")
     form = "must read SYMBOL=ERROR[:KEY=VALUE]..., as nvmlDeviceCreateGpuInstanceWithPlacement=IN_USE:gpu=0:count=3"

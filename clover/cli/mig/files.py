@@ -68,7 +68,7 @@ class _Parted(Record, frozen=True, kw_only=True, rename={"mig": "mig-enabled", "
 
 
 def read(path: str) -> dict[str, Config]:
-    """The configurations of a file, or of standard input for "-".  Raises ConfigError, which names the place."""
+    """Return the configurations of a file, or of standard input for "-".  Raises ConfigError, which names the place."""
     name = "standard input" if path == STDIN else path
     try:
         data = sys.stdin.buffer.read(_MOST_BYTES + 1) if path == STDIN else _bytes(Path(path))
@@ -91,7 +91,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def parse(text: str) -> dict[str, Config]:
-    """The configurations of a text, which is JSON where it starts with a brace and TOML otherwise."""
+    """Return the configurations of a text, which is JSON where it starts with a brace and TOML otherwise."""
     try:
         found = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -173,7 +173,7 @@ def _asks(profiles: Mapping[str, int] | Sequence[str]) -> Asks:
 
 
 def choose(configs: Mapping[str, Config], name: str) -> tuple[str, Config]:
-    """The configuration of that name, or the only one where none is given.  Raises ConfigError."""
+    """Return the configuration of that name, or the only one where none is given.  Raises ConfigError."""
     if not name:
         if len(configs) > 1:
             raise ConfigError(f"say which configuration with --config: {', '.join(configs)}")
@@ -185,8 +185,8 @@ def choose(configs: Mapping[str, Config], name: str) -> tuple[str, Config]:
 
 
 def of_gpus(config: Config, count: int) -> dict[int, Group]:
-    """Which group each GPU of a box of `count` belongs to; GPUs that none names are left out.  Raises ConfigError
-    where it names a GPU that is not there."""
+    """Return which group each GPU of a box of `count` belongs to; GPUs that none names are left out.  Raises
+    ConfigError where it names a GPU that is not there."""
     found: dict[int, Group] = {}
     for group in config:
         for index in range(count) if group.devices is None else group.devices:
@@ -201,12 +201,12 @@ def of_gpus(config: Config, count: int) -> dict[int, Group]:
 
 
 def as_json(name: str, config: Config) -> dict[str, Any]:
-    """A configuration as the object that `parse` reads."""
+    """Return a configuration as the object that `parse` reads."""
     return {"configs": {name: [_plain(group) for group in config]}}
 
 
 def as_toml(name: str, config: Config, comments: Sequence[str] = ()) -> str:
-    """A configuration as the TOML that `parse` reads, under `comments`."""
+    """Return a configuration as the TOML that `parse` reads, under `comments`."""
     lines = [f"# {comment}" for comment in comments]
     key = name if _BARE.fullmatch(name) else json.dumps(name, ensure_ascii=False)
     for group in config:
@@ -228,5 +228,5 @@ def _value(value: Any) -> str:
 
 
 def described(group: Group) -> str:
-    """A group in a few words: "3g.20gb, 2 x 1g.5gb" or "MIG off"."""
+    """Return a group in a few words: "3g.20gb, 2 x 1g.5gb" or "MIG off"."""
     return counted(map(str, group.asks)) if group.mig else "MIG off"

@@ -39,7 +39,7 @@ def show(gpus: Sequence[GpuState], console: Console, ink: Strokes, *, emulated: 
 
 
 def block(item: Instance) -> Block:
-    """An instance in the colour of what may be done with it."""
+    """Return an instance in the colour of what may be done with it."""
     style = "green" if item.ours else "magenta"
     style = "yellow" if item.pids else style if item.whole else "red"
     return Block(start=item.placement.start, size=item.placement.size, name=item.placement.profile, style=style)

@@ -95,7 +95,7 @@ class Planned(Record, frozen=True, kw_only=True):
 
 
 def boards_of(text: str, wanted: int) -> tuple[Board, ...]:
-    """The GPUs of NAME[:COUNT][,NAME[:COUNT]]...; where no count is given, `wanted`.  Raises ConfigError."""
+    """Return the GPUs of NAME[:COUNT][,NAME[:COUNT]]...; where no count is given, `wanted`.  Raises ConfigError."""
     found: list[Board] = []
     parts = text.split(",")
     for part in parts:
@@ -119,7 +119,8 @@ def boards_of(text: str, wanted: int) -> tuple[Board, ...]:
 
 
 def present(gpus: Sequence[GpuState]) -> tuple[tuple[Board, ...], Layout]:
-    """The GPUs of a box that can be planned for, those with MIG mode on, and what they have.  Raises ConfigError."""
+    """Return the GPUs of a box that can be planned for, those with MIG mode on, and what they have.  Raises
+    ConfigError."""
     able = [gpu for gpu in gpus if gpu.enabled and not gpu.lost]
     if not able:
         raise ConfigError("no GPU of the box has MIG mode on: `list` says more")
@@ -137,7 +138,7 @@ def present(gpus: Sequence[GpuState]) -> tuple[tuple[Board, ...], Layout]:
 
 
 def wish_of(text: str, configs: Mapping[str, files.Config]) -> Wish:
-    """A LAYOUT in words, or the configuration of that name.  Raises ConfigError."""
+    """Return a LAYOUT in words, or the configuration of that name.  Raises ConfigError."""
     if text in configs:
         return Wish(config=configs[text])
     try:
@@ -149,7 +150,7 @@ def wish_of(text: str, configs: Mapping[str, files.Config]) -> Wish:
 
 
 def lists_for(boards: Sequence[Board], wish: Wish) -> Sequence[Asks | None]:
-    """One list for each of `boards`; None where a configuration leaves a GPU alone.  Raises ConfigError."""
+    """Return one list for each of `boards`; None where a configuration leaves a GPU alone.  Raises ConfigError."""
     if wish.config:
         numbers = [int(board.device.removeprefix("gpu")) for board in boards]
         groups = files.of_gpus(wish.config, 1 + max(numbers))
@@ -168,7 +169,7 @@ def lists_for(boards: Sequence[Board], wish: Wish) -> Sequence[Asks | None]:
 
 
 def place_first(boards: Sequence[Board], wish: Wish) -> Layout:
-    """Each list on its GPU, at the first places it has.  Raises ConfigError where one has none."""
+    """Return each list on its GPU, at the first places it has.  Raises ConfigError where one has none."""
     found: Layout = {}
     for board, asks in zip(boards, lists_for(boards, wish), strict=True):
         if asks is None:
@@ -178,8 +179,8 @@ def place_first(boards: Sequence[Board], wish: Wish) -> Layout:
 
 
 def place_best(boards: Sequence[Board], wish: Wish, before: Layout) -> Layout:
-    """Each list on a GPU such that most of `before` keeps serving; on its own one where the wish is fixed.  Raises
-    ConfigError where a list has no place."""
+    """Return each list on a GPU such that most of `before` keeps serving; on its own one where the wish is fixed.
+    Raises ConfigError where a list has no place."""
     lists = [
         asks if asks is not None else tuple(Ask(profile=p.profile, start=p.start) for p in before[board.device])
         for board, asks in zip(boards, lists_for(boards, wish), strict=True)
@@ -214,7 +215,7 @@ def _choices(board: Board, asks: Asks) -> Iterator[tuple[Placement, ...]]:
 
 
 def worker(place: Placement) -> Assignment:
-    """The worker that an instance is taken to hold."""
+    """Return the worker that an instance is taken to hold."""
     return Assignment(placement=place, family=_WORKER, variant=_WORKER, backend="")
 
 
@@ -231,7 +232,7 @@ def plan(
     after: Layout,
     share: float,
 ) -> Planned:
-    """The transition from `before` to `after`, holding `share` of all compute slices where that is possible."""
+    """Return the transition from `before` to `after`, holding `share` of all compute slices where that is possible."""
     total = sum(board.compute for board in boards)
     running, target = ([worker(place) for places in state.values() for place in places] for state in (before, after))
     durations = StepSeconds()
@@ -253,7 +254,7 @@ def plan(
 
 
 def plain(found: Planned) -> dict[str, Any]:
-    """The plan as JSON."""
+    """Return the plan as JSON."""
     transition = found.transition
     return {
         "gpus": [
@@ -335,7 +336,7 @@ def show(found: Planned, console: Console, ink: Strokes) -> None:
 
 
 def verdict(found: Planned) -> list[str]:
-    """What the change keeps and what it costs, in sentences."""
+    """Return what the change keeps and what it costs, in sentences."""
     transition = found.transition
     steps = [step for step in transition.steps if step.kind != "route"]
     seconds = sum(view.seconds for view in found.views)

@@ -77,7 +77,7 @@ class GpuState(Record, frozen=True, kw_only=True):
         return f"a Clover server has it (process {self.holder})" if self.holder else "a Clover server has it"
 
     def room(self) -> dict[str, int]:
-        """How many more instances of each profile fit beside what is there (each profile for itself)."""
+        """Return how many more instances of each profile fit beside what is there (each profile for itself)."""
         taken = [(item.placement.start, item.placement.size) for item in self.instances]
         used = sum(self.profiles[item.placement.profile].slices for item in self.instances)
         media = any(self.profiles[item.placement.profile].media for item in self.instances)

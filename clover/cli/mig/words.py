@@ -44,19 +44,19 @@ Asks = tuple[Ask, ...]
 
 
 def parse_layout(text: str) -> tuple[Asks, ...]:
-    """One list of instances a GPU; ConfigError where `text` is not a LAYOUT."""
+    """Return one list of instances a GPU; ConfigError where `text` is not a LAYOUT."""
     return tuple(parse_list(part) for part in text.split("/"))
 
 
 def parse_list(text: str) -> Asks:
-    """The instances of one GPU; ConfigError where `text` is not a LIST."""
+    """Return the instances of one GPU; ConfigError where `text` is not a LIST."""
     if text.strip() == EMPTY:
         return ()
     return tuple(ask for part in text.split(",") for ask in parse_instance(part))
 
 
 def parse_instance(text: str) -> Asks:
-    """One INSTANCE, as many times as it says; ConfigError where `text` is not one."""
+    """Return one INSTANCE, as many times as it says; ConfigError where `text` is not one."""
     found = _INSTANCE.fullmatch(text.strip().lower())
     if found is None:
         raise ConfigError(
@@ -72,7 +72,7 @@ def parse_instance(text: str) -> Asks:
 
 
 def resolve(name: str, profiles: Mapping[str, SliceProfile]) -> SliceProfile:
-    """The profile of a GPU that `name` means there; ConfigError naming those it has."""
+    """Return the profile of a GPU that `name` means there; ConfigError naming those it has."""
     if name in profiles:
         return profiles[name]
     asked = _PROFILE.fullmatch(name)
@@ -96,8 +96,8 @@ def choices(
     compute: int,
     blocked: Sequence[tuple[int, int]] = (),
 ) -> Iterator[tuple[Placement, ...]]:
-    """Every legal way to place `asks` on a GPU beside the `blocked` (start, size) intervals, each sorted by start.
-    ConfigError where a name means nothing or a start is not one of its profile's."""
+    """Yield every legal way to place `asks` on a GPU beside the `blocked` (start, size) intervals, each sorted by
+    start. ConfigError where a name means nothing or a start is not one of its profile's."""
     wanted: list[tuple[SliceProfile, tuple[int, ...]]] = []
     for ask in asks:
         profile = resolve(ask.profile, profiles)
@@ -131,7 +131,7 @@ def choices(
 
 
 def unplaceable(asks: Sequence[Ask], profiles: Mapping[str, SliceProfile], *, compute: int, where: str) -> ConfigError:
-    """The error for `asks` that have no place together on a GPU, empty as it may be."""
+    """Return the error for `asks` that have no place together on a GPU, empty as it may be."""
     why = _why_not(asks, profiles, compute)
     return ConfigError(f"{counted(map(str, asks))} cannot exist together on {where}: {why}")
 
@@ -150,7 +150,7 @@ def _why_not(asks: Sequence[Ask], profiles: Mapping[str, SliceProfile], compute:
 
 
 def grouped(places: Iterable[Placement]) -> str:
-    """Placements of one GPU in short, as "3g.20gb@4, 1g.5gb@0,1,2"; "-" for none."""
+    """Return placements of one GPU in short, as "3g.20gb@4, 1g.5gb@0,1,2"; "-" for none."""
     starts: dict[str, list[str]] = {}
     for place in places:
         starts.setdefault(place.profile, []).append(str(place.start))
@@ -158,6 +158,6 @@ def grouped(places: Iterable[Placement]) -> str:
 
 
 def counted(names: Iterable[str]) -> str:
-    """Names with how often they occur, as "2 x 1g.5gb, 3g.20gb"; "no instances" for none."""
+    """Return names with how often they occur, as "2 x 1g.5gb, 3g.20gb"; "no instances" for none."""
     found = Counter(names)
     return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in found.items()) or "no instances"

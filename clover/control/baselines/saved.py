@@ -27,12 +27,12 @@ class Compared(NamedTuple):
 
 
 def sums_of(shadow: Shadow, kind: str) -> Sums:
-    """The sums of that comparison."""
+    """Return the sums of that comparison."""
     return {"base": shadow.on_base, "static": shadow.static}.get(kind) or shadow.matched
 
 
 def saved(shadow: Shadow | None) -> dict[str, Any] | None:
-    """What a family saved so far against each shadow; None before anything was served."""
+    """Return what a family saved so far against each shadow; None before anything was served."""
     if shadow is None or not shadow.rows:
         return None
     label = label_of([shadow])
@@ -45,7 +45,7 @@ def saved(shadow: Shadow | None) -> dict[str, Any] | None:
 
 
 def saved_by_all(shadows: Iterable[Shadow]) -> dict[str, Any] | None:
-    """The same for all families together, each against its own shadow; None before anything was served."""
+    """Return the same for all families together, each against its own shadow; None before anything was served."""
     having = [shadow for shadow in shadows if shadow.rows]
     if not having:
         return None
@@ -63,7 +63,7 @@ def saved_by_all(shadows: Iterable[Shadow]) -> dict[str, Any] | None:
 
 
 def compared(shadows: Mapping[str, Shadow]) -> Iterator[Compared]:
-    """The same as figures, for the metrics."""
+    """Yield the same as figures, for the metrics."""
     for name, shadow in shadows.items():
         for kind in KINDS:
             sums = sums_of(shadow, kind)
@@ -81,7 +81,7 @@ def compared(shadows: Mapping[str, Shadow]) -> Iterator[Compared]:
 
 
 def label_of(shadows: Iterable[Shadow]) -> str:
-    """How a saving is known.  Its shadow is always modelled; what served may be measured."""
+    """Return how a saving is known.  Its shadow is always modelled; what served may be measured."""
     shadows = list(shadows)
     methods = {method for shadow in shadows for method in shadow.methods}
     profiles = {item.energy_method for shadow in shadows for item in shadow.family.profile.latency}
@@ -92,7 +92,7 @@ def label_of(shadows: Iterable[Shadow]) -> str:
 
 
 def _told(kind: str, sums: Sums, words: str, label: str, left_out: int) -> dict[str, Any]:
-    """One comparison.  `words`: what BASE is."""
+    """Return one comparison.  `words`: what BASE is."""
     emitted_g, shadow_g = sums.served_g + sums.idle_g, sums.shadow_g + sums.idle_g
     used_j, shadow_j = sums.served_j + sums.idle_j, sums.shadow_j + sums.idle_j
     accuracy, shadow_accuracy = sums.right / sums.rows, sums.shadow_right / sums.rows

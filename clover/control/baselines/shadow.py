@@ -92,7 +92,7 @@ class Spectrum:
         self.grams += grams_per_j * joules
 
     def at(self, right: float) -> tuple[float, float, float]:
-        """Rows x accuracy, joules and grams of the mix that has reached `right`, or comes nearest to it."""
+        """Return rows x accuracy, joules and grams of the mix that has reached `right`, or comes nearest to it."""
         reached = min(max(right, float(self.right[0])), float(self.right[-1]))
         joules, grams = (float(np.interp(reached, self.right, of)) for of in (self.joules, self.grams))
         return reached, joules, grams
@@ -128,7 +128,7 @@ class Shadow:
         self._windows: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOWS)
 
     def renewed(self, family: Family) -> Shadow:
-        """The same sums for a family that was unloaded and is there again."""
+        """Return the same sums for a family that was unloaded and is there again."""
         self.family, self._holds = family, ()
         self._windows.clear()
         return self
@@ -161,7 +161,7 @@ class Shadow:
         return _rate(list(self._windows))
 
     def wanted(self, now_s: float) -> float | None:
-        """The rate whose fixed mixes are to be asked for now, which is then asked; None where none is."""
+        """Return the rate whose fixed mixes are to be asked for now, which is then asked; None where none is."""
         if self.rate < LEAST_RATE or now_s < self._asked_s + ASK_S:
             return None
         step, half = _step(self.rate), list(self._windows)[len(self._windows) // 2 :]
@@ -188,7 +188,7 @@ class Shadow:
         self._frontiers[_step(rate)] = Frontier.of(self.family.profile, fixed, self._share)
 
     def _frontier(self, rate: float) -> Frontier | None:
-        """The one known for the nearest load; None where none is, or no mix serves it within the targets."""
+        """Return the one known for the nearest load; None where none is, or no mix serves it within the targets."""
         if not self._frontiers:
             return None
         step = _step(rate)
@@ -261,7 +261,7 @@ def _book(sums: Sums, served: Mix, rows: int, share: Share, accuracy: float, sha
 
 
 def _rate(windows: Sequence[tuple[float, int]]) -> float:
-    """Rows a second of windows of so many seconds and rows."""
+    """Return rows a second of windows of so many seconds and rows."""
     seconds = sum(length for length, _ in windows)
     return sum(rows for _, rows in windows) / seconds if seconds > 0.0 else 0.0
 

@@ -57,7 +57,7 @@ class Shadows:
             self._known[name].window(spans.families[name], (0.0, 0.0), spans.seconds, grid_s)  # before it was unloaded
 
     def _part(self, family: str, device: str) -> float:
-        """The part of a device that nobody holds which is the family's."""
+        """Return the part of a device that nobody holds which is the family's."""
         device_pool = self._controller.device_pool
         return device_pool.share(family) if not device_pool.exclusive else float(device_pool.owner(device) == family)
 

@@ -35,15 +35,15 @@ class SolverClient:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
-        """The plan of `policy` for `state`, or of exactly `configuration`.  PlanError where there is none, where the
-        solver takes longer than `limit_s`, or where it died twice over one order."""
+        """Return the plan of `policy` for `state`, or of exactly `configuration`.  PlanError where there is none, where
+        the solver takes longer than `limit_s`, or where it died twice over one order."""
         answer = await self._answer(state, policy, configuration)
         if answer.plan is None:
             raise PlanError(answer.error or "the solver gave no plan")
         return answer.plan
 
     async def fixed_mixes(self, state: State) -> tuple[Fixed, ...]:
-        """The best fixed mixes for `state`; PlanError as above."""
+        """Return the best fixed mixes for `state`; PlanError as above."""
         answer = await self._answer(state, FIXED, None)
         if answer.error:
             raise PlanError(answer.error)

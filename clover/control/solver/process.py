@@ -45,7 +45,7 @@ def serve(orders: BinaryIO, answers: BinaryIO) -> None:
 
 
 def solve(order: Order) -> Answer:
-    """The answer to one order; whatever a policy raises becomes its error text."""
+    """Return the answer to one order; whatever a policy raises becomes its error text."""
     started = time.perf_counter()
     try:
         if order.policy == FIXED:

@@ -48,7 +48,7 @@ def packed(record: msgspec.Struct) -> bytes:
 
 
 def length_of(head: bytes) -> int:
-    """The length a frame's head announces; ValueError where it is too long."""
+    """Return the length a frame's head announces; ValueError where it is too long."""
     (length,) = HEAD.unpack(head)
     if length > LONGEST_FRAME:
         raise ValueError(f"a frame of {length} bytes exceeds the limit of {LONGEST_FRAME}")
@@ -56,7 +56,7 @@ def length_of(head: bytes) -> int:
 
 
 def unpacked(body: bytes, kind: type[R]) -> R:
-    """The record in a frame's body; ValueError where it is none."""
+    """Return the record in a frame's body; ValueError where it is none."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError as error:

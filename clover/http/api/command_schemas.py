@@ -37,7 +37,7 @@ TEXTS = {
 
 
 def command_schema(verb: str, specs: dict[str, FamilySpec]) -> dict[str, Any]:
-    """The body of `POST /v2/clover/VERB`.  A model must be named where several are served."""
+    """Return the body of `POST /v2/clover/VERB`.  A model must be named where several are served."""
     names = list(specs)
     properties: dict[str, Any] = {"model": {"enum": names}, "dry_run": {"type": "boolean"}}
     required = ["model"] if len(names) > 1 else []

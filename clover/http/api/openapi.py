@@ -46,7 +46,7 @@ def _parameter(name: str, text: str, example: str | None) -> dict[str, Any]:
 
 
 def _example(spec: FamilySpec) -> dict[str, Any] | None:
-    """A request of one row of zeros; None where JSON cannot carry an input or it is large."""
+    """Return a request of one row of zeros; None where JSON cannot carry an input or it is large."""
     inputs = []
     for tensor in spec.inputs:
         shape = [1, *(axis if axis >= 0 else 1 for axis in tensor.shape)]
@@ -58,7 +58,7 @@ def _example(spec: FamilySpec) -> dict[str, Any] | None:
 
 
 def build(specs: dict[str, FamilySpec], version: str) -> dict[str, Any]:
-    """The document, for the families `specs` by the name they are served under."""
+    """Return the document, for the families `specs` by the name they are served under."""
     schemas: dict[str, Any] = dict(SCHEMAS)
     first, first_spec = next(iter(specs.items()), (None, None))
     paths: dict[str, Any] = {}

@@ -149,7 +149,7 @@ class Routes:
             exchange.fail(500, "the server failed on this request")
 
     def _find(self, path: str) -> tuple[Methods, str]:
-        """The methods of a path, and the model it names with its version checked; raises NotFound."""
+        """Return the methods of a path, and the model it names with its version checked; raises NotFound."""
         methods = self._paths.get(path)
         if methods is not None:
             return methods, ""
@@ -183,7 +183,7 @@ class Routes:
         self._endpoint(exchange.head, name).start(exchange, body)
 
     def _endpoint(self, head: Head, name: str) -> InferEndpoint:
-        """The endpoint of the family that has the name now, which requests of this head go to from now on."""
+        """Return the endpoint of the family that has the name now, which requests of this head go to from now on."""
         model = self._model(name)
         endpoint = self._endpoints.get(name)
         if endpoint is None or endpoint.model is not model:
@@ -273,7 +273,7 @@ class Routes:
     # --- repository ---------------------------------------------------------------------------------------------------
 
     def _object(self, body: Body) -> dict[str, Any]:
-        """A JSON object, or an empty body for an empty one."""
+        """Return a JSON object, or an empty body for an empty one."""
         if not len(body):
             return {}
         document = parse_json(body, self._limits.json_depth)

@@ -223,7 +223,8 @@ def _output(spec: TensorSpec) -> dict[str, Any]:
 
 
 def input_schema(spec: FamilySpec) -> dict[str, Any]:
-    """The infer body of a family in JSON: one row, variable axes of 1, flat data.  The rest is described in prose."""
+    """Return the infer body of a family in JSON: one row, variable axes of 1, flat data.  The rest is described in
+    prose."""
     inputs = [_tensor(tensor) for tensor in spec.inputs]
     output = {"anyOf": [_output(tensor) for tensor in spec.outputs]}
     parameters = _nullable(

@@ -105,11 +105,11 @@ class Signature:
         """Whether the bytes of a binary tensor are its rows as they lie in slots."""
 
     def lead(self, rows: int) -> bytes:
-        """The JSON of an answer of `rows` rows whose one output is of FP32, between its id and the numbers."""
+        """Return the JSON of an answer of `rows` rows whose one output is of FP32, between its id and the numbers."""
         return b',"outputs":[%b,"data":' % self.describe(0, "FP32", (rows, *self.outputs[0].shape))
 
     def describe(self, index: int, datatype: str, shape: tuple[int, ...]) -> bytes:
-        """The JSON of an output up to its shape; the last few are remembered."""
+        """Return the JSON of an output up to its shape; the last few are remembered."""
         key = (index, datatype, shape)
         text = self._described.get(key)
         if text is None:
@@ -143,7 +143,7 @@ class Plainly:
         return cls(tensor, max(1, min(spec.max_batch, most_rows, _PLAIN_NUMBERS // math.prod(tensor.shape))))
 
     def decode(self, body: bytes, outputs: list[Wanted]) -> InferRequest | None:
-        """The request; None where it is not plain."""
+        """Return the request; None where it is not plain."""
         found = self._plain.parse(body)
         if found is None:
             return None
@@ -191,8 +191,9 @@ def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequ
 
 
 def decode_ahead(signature: Signature, text: bytes, size: int) -> InferRequest | None:
-    """The request whose JSON is `text` and whose one tensor are the `size` bytes after it, which are still to come: all
-    of it but `inputs`.  None where it is not of that kind, or wrong, which is for `decode` to say once it is there."""
+    """Return the request whose JSON is `text` and whose one tensor are the `size` bytes after it, which are still to
+    come: all of it but `inputs`.  None where it is not of that kind, or wrong, which is for `decode` to say once it is
+    there."""
     if not signature.ahead:
         return None
     try:
@@ -230,7 +231,7 @@ def _decode(signature: Signature, text: bytes, binary: Body) -> InferRequest:
 
 
 def _decode_raw(signature: Signature, body: Body) -> InferRequest:
-    """A raw request: the body is the one input's one row, and all outputs are binary."""
+    """Return a raw request: the body is the one input's one row, and all outputs are binary."""
     if len(signature.inputs) != 1:
         raise BadRequest("a raw request needs a model with exactly one input")
     entry = next(iter(signature.inputs.values()))
@@ -260,7 +261,7 @@ def _decode_raw(signature: Signature, body: Body) -> InferRequest:
 
 
 def _whole(parameters: dict[str, Any], key: str) -> int:
-    """A whole number, also where a client writes it as 3.0."""
+    """Return a whole number, also where a client writes it as 3.0."""
     value = parameters.get(key, 0)
     if type(value) is float and value.is_integer():
         value = int(value)
@@ -284,7 +285,7 @@ def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
 
 
 def _read_parameters(request: InferRequest, parameters: Any) -> bool:
-    """The request's own parameters; gives the default of `binary_data`.  Unknown ones are ignored."""
+    """Return the request's own parameters; gives the default of `binary_data`.  Unknown ones are ignored."""
     if type(parameters) is not dict:
         raise BadRequest("parameters is not an object")
     if not parameters:

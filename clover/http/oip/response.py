@@ -15,7 +15,7 @@ from clover.types import TensorSpec
 
 
 def _bytes_shape(spec: TensorSpec, rows: list[bytes]) -> tuple[int, ...]:
-    """The shape of a BYTES output; a variable axis follows from the number of elements."""
+    """Return the shape of a BYTES output; a variable axis follows from the number of elements."""
     shape = list(spec.shape)
     free = [axis for axis, size in enumerate(shape) if size < 0]
     if free:
@@ -27,7 +27,7 @@ def _bytes_shape(spec: TensorSpec, rows: list[bytes]) -> tuple[int, ...]:
 
 
 def brief(signature: Signature, request: InferRequest, text: bytes) -> list[bytes]:
-    """The parts of an answer in JSON whose one output is `text`, and which carries nothing else."""
+    """Return the parts of an answer in JSON whose one output is `text`, and which carries nothing else."""
     rows = request.rows
     lead = signature.one if rows == 1 else signature.lead(rows)
     if request.id:
@@ -42,8 +42,8 @@ def encode(
     read: Callable[[int], Rows],
     receipt: dict[str, Any] | None = None,
 ) -> tuple[int, list[bytes]]:
-    """The answer's parts, and the length of its JSON, or -1 where it is JSON alone.  `read(index)` gives an output's
-    rows.  Raises BadRequest where JSON cannot carry what was asked for in JSON."""
+    """Return the answer's parts, and the length of its JSON, or -1 where it is JSON alone.  `read(index)` gives an
+    output's rows.  Raises BadRequest where JSON cannot carry what was asked for in JSON."""
     pieces = [signature.prefix]
     if request.id:
         pieces.append(b',"id":' + orjson.dumps(request.id))

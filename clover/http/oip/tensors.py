@@ -69,7 +69,7 @@ _EXACT = 2.0**53
 
 
 def flatten(data: Any, shape: list[int]) -> list[Any]:
-    """The elements of flat or nested row-major `data`; raises BadRequest where they do not fill `shape`."""
+    """Return the elements of flat or nested row-major `data`; raises BadRequest where they do not fill `shape`."""
     if type(data) is not list:
         raise BadRequest("its data is not an array")
     if data and type(data[0]) is list and len(shape) > 1:
@@ -85,7 +85,8 @@ def flatten(data: Any, shape: list[int]) -> list[Any]:
 
 
 def numbers_from_json(datatype: Datatype, data: Any, shape: list[int], may_hold_booleans: bool) -> NDArray[Any]:
-    """An array of `shape` from JSON values; raises BadRequest for what the datatype cannot hold exactly or nearly."""
+    """Return an array of `shape` from JSON values; raises BadRequest for what the datatype cannot hold exactly or
+    nearly."""
     if datatype.name == "BOOL":
         flat = flatten(data, shape)
         if set(map(type, flat)) - {bool}:
@@ -113,8 +114,8 @@ def numbers_from_json(datatype: Datatype, data: Any, shape: list[int], may_hold_
 
 
 def _integral(flat: list[Any], datatype: Datatype) -> list[Any]:
-    """Elements in which some integers are written as 3.0: to JSON the same number.  Raises BadRequest for others,
-    and where a double no longer tells neighbouring integers apart."""
+    """Return elements in which some integers are written as 3.0: to JSON the same number.  Raises BadRequest for
+    others, and where a double no longer tells neighbouring integers apart."""
     for element in flat:
         exact = type(element) is float and element.is_integer() and abs(element) <= _EXACT
         if type(element) is not int and not exact:
@@ -123,7 +124,7 @@ def _integral(flat: list[Any], datatype: Datatype) -> list[Any]:
 
 
 def bytes_from_json(data: Any, shape: list[int]) -> list[bytes]:
-    """BYTES rows in OIP form (uint32 length + bytes an element) from JSON strings."""
+    """Return BYTES rows in OIP form (uint32 length + bytes an element) from JSON strings."""
     flat = flatten(data, shape)
     if set(map(type, flat)) - {str}:
         raise BadRequest("a BYTES tensor takes strings only; other bytes travel as binary data")
@@ -137,7 +138,7 @@ def bytes_from_json(data: Any, shape: list[int]) -> list[bytes]:
 
 
 def pack_element(element: bytes) -> bytes:
-    """One BYTES element in OIP form."""
+    """Return one BYTES element in OIP form."""
     return _LENGTH.pack(len(element)) + element
 
 
@@ -145,7 +146,7 @@ def pack_element(element: bytes) -> bytes:
 
 
 def numbers_from_binary(datatype: Datatype, raw: Body, shape: list[int]) -> NDArray[Any]:
-    """A view of little-endian `raw` as an array of `shape`; raises BadRequest for a wrong size."""
+    """Return a view of little-endian `raw` as an array of `shape`; raises BadRequest for a wrong size."""
     count = math.prod(shape)
     if len(raw) != count * datatype.bytes_each:
         needed = f"{datatype.name} of the shape {shape} takes {count * datatype.bytes_each}"
@@ -159,7 +160,7 @@ def numbers_from_binary(datatype: Datatype, raw: Body, shape: list[int]) -> NDAr
 
 
 def bytes_from_binary(raw: Body, shape: list[int]) -> list[bytes]:
-    """BYTES rows, cut at the row boundaries; raises BadRequest where `raw` is not exactly that many elements."""
+    """Return BYTES rows, cut at the row boundaries; raises BadRequest where `raw` is not exactly that many elements."""
     rows = shape[0]
     each = math.prod(shape[1:])
     if rows * each > len(raw) // 4:
@@ -185,7 +186,7 @@ def bytes_from_binary(raw: Body, shape: list[int]) -> list[bytes]:
 
 
 def split_elements(row: bytes) -> list[bytes]:
-    """The elements of one BYTES row in OIP form; raises ValueError where it is damaged."""
+    """Return the elements of one BYTES row in OIP form; raises ValueError where it is damaged."""
     result, at, size = [], 0, len(row)
     while at < size:
         if at + 4 > size:
@@ -200,7 +201,7 @@ def split_elements(row: bytes) -> list[bytes]:
 
 
 def numbers_to_json(datatype: str, values: NDArray[Any]) -> bytes:
-    """The flat JSON array of `values`; raises BadRequest for FP16, BF16 and non-finite numbers (see above)."""
+    """Return the flat JSON array of `values`; raises BadRequest for FP16, BF16 and non-finite numbers (see above)."""
     if datatype in ("FP16", "BF16"):
         raise BadRequest(f"an output is {datatype}, which travels as binary data only: ask for binary_data")
     text = orjson.dumps(values.reshape(-1), option=_NUMPY)
@@ -210,7 +211,7 @@ def numbers_to_json(datatype: str, values: NDArray[Any]) -> bytes:
 
 
 def bytes_to_json(rows: list[bytes]) -> bytes:
-    """The flat JSON array of BYTES rows; raises BadRequest where an element is not UTF-8."""
+    """Return the flat JSON array of BYTES rows; raises BadRequest where an element is not UTF-8."""
     try:
         return orjson.dumps([element.decode() for row in rows for element in split_elements(row)])
     except UnicodeDecodeError:
@@ -225,8 +226,8 @@ def numbers_to_binary(values: NDArray[Any]) -> bytes:
 
 
 def classify(datatype: str, values: NDArray[Any], classes: int, labels: tuple[str, ...]) -> list[list[bytes]]:
-    """The classification extension: per row the `classes` largest values, as `value:index[:label]`, largest first and
-    the lower index first among equals."""
+    """Return the classification extension: per row the `classes` largest values, as `value:index[:label]`, largest
+    first and the lower index first among equals."""
     rows = values.reshape(values.shape[0], -1)
     if datatype == "BF16":
         rows = (rows.astype(np.uint32) << 16).view(np.float32)

@@ -64,16 +64,17 @@ class Mix:
     words: str = ""
 
     def joules(self, rate: float) -> float:
-        """Active joules of a row at `rate` rows a second; beyond what a lane can serve, those of its longest batch."""
+        """Return active joules of a row at `rate` rows a second; beyond what a lane can serve, those of its longest
+        batch."""
         return sum(share * lane_joules(lane, rate * share, share) for lane, share in self.lanes)
 
     def holds(self, rate: float) -> bool:
-        """Whether every lane can serve its part of `rate`."""
+        """Return whether every lane can serve its part of `rate`."""
         return all(rate * share <= lane.capacity for lane, share in self.lanes)
 
 
 def lane_joules(lane: Lane, rate: float, share: float) -> float:
-    """Active joules of a row of `lane`, at the nearest of rates 3 % apart: remembered."""
+    """Return active joules of a row of `lane`, at the nearest of rates 3 % apart: remembered."""
     step = round(math.log(max(rate, LEAST_RATE)) / _RATE_STEP)
     return _lane_joules(lane, step, max(round(share * _SHARE_STEP), 1))
 
@@ -84,7 +85,7 @@ def _lane_joules(lane: Lane, step: int, share: int) -> float:
 
 
 def lanes_of(profile: FamilyProfile, configuration: Configuration, share: float = 1.0) -> dict[str, Lane]:
-    """The lane of each variant of `configuration`; what was never measured is left out."""
+    """Return the lane of each variant of `configuration`; what was never measured is left out."""
     services, accuracy = services_of(profile, share), accuracies(profile)
     groups: dict[str, list[tuple[Service, int]]] = {}
     for group in configuration:
@@ -117,7 +118,7 @@ def mix_of(
 
 
 def base(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 1.0) -> Mix | None:
-    """BASE on `devices`; None where its variant was not measured on them as a whole, or there are none."""
+    """Return BASE on `devices`; None where its variant was not measured on them as a whole, or there are none."""
     services, accuracy = services_of(profile, share), accuracies(profile)
     known = {item.profile for device in devices for layout in device.layouts for item in layout}
     least: dict[str, float] = {}
@@ -139,14 +140,14 @@ def base(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 
 
 
 def fixed_mixes(state: State, rate: float) -> tuple[Fixed, ...]:
-    """The best fixed mixes at `rate`, from the most frugal up; none where nothing keeps what `state` asks for.  Plans
-    are made for it: for the solver's process."""
+    """Return the best fixed mixes at `rate`, from the most frugal up; none where nothing keeps what `state` asks for.
+    Plans are made for it: for the solver's process."""
     return tuple(Fixed(configuration=way.configuration, shares=way.shares) for way in ways(state, rate))
 
 
 def line(rows: int, active_j: float, own_j: float) -> tuple[float, float]:
-    """Offset and slope of shadow joules over the shadow's joules a row, for `rows` rows that used `active_j`, where the
-    model has `own_j` a row of what served.  Never below zero."""
+    """Return offset and slope of shadow joules over the shadow's joules a row, for `rows` rows that used `active_j`,
+    where the model has `own_j` a row of what served.  Never below zero."""
     slope = min(float(rows), active_j / max(own_j, 1e-15))
     return active_j - slope * own_j, slope
 
@@ -169,7 +170,7 @@ class Frontier:
         return bool(self._mixes)
 
     def hull(self, rate: float) -> tuple[Floats, Floats]:
-        """Accuracies (percent, ascending) and joules a row of the corners at `rate`."""
+        """Return accuracies (percent, ascending) and joules a row of the corners at `rate`."""
         step = round(math.log(max(rate, LEAST_RATE)) / _RATE_STEP)
         if step not in self._hulls:
             corners = hull([FrontierPoint(accuracy=mix.accuracy, grams=mix.joules(rate)) for mix in self._mixes])
@@ -178,8 +179,8 @@ class Frontier:
         return self._hulls[step]
 
     def at(self, accuracy: float, rate: float) -> tuple[float, float]:
-        """The accuracy that the best fixed mix for `accuracy` has at `rate`, which is no less than the floor's and no
-        more than can be reached, and its joules a row."""
+        """Return the accuracy that the best fixed mix for `accuracy` has at `rate`, which is no less than the floor's
+        and no more than can be reached, and its joules a row."""
         corners, joules = self.hull(rate)
         reached = min(max(accuracy, float(corners[0])), float(corners[-1]))
         return reached, float(np.interp(reached, corners, joules))

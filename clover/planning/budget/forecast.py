@@ -81,8 +81,8 @@ class History:
         return means
 
     def hourly(self, hour: int) -> Floats:
-        """Hour by hour from the first known one up to `hour` (which may be under way), gaps filled; empty where nothing
-        is known.  What was noted for later is not used: the clock was set back."""
+        """Return hour by hour from the first known one up to `hour` (which may be under way), gaps filled; empty where
+        nothing is known.  What was noted for later is not used: the clock was set back."""
         hours = [at for at in self._sums if hour - KEPT < at <= hour]
         if not hours:
             return np.empty(0)
@@ -111,7 +111,7 @@ def outlook(
     seasons: bool = True,
     limit: int = LIMIT,
 ) -> Outlook:
-    """What to expect from `now_s` until `until_s` (grid time), where `g_per_kwh` and `rate` (rows/s) hold now.
+    """Return what to expect from `now_s` until `until_s` (grid time), where `g_per_kwh` and `rate` (rows/s) hold now.
 
     `provider`: what one called `name` says of each hour from the running one on (see `values`); NaN where it says
     nothing.  Without `seasons` the rest is persistence.  The first part lasts until the end of the running hour; there
@@ -138,7 +138,7 @@ def outlook(
 
 
 def hours_of(now_s: float, until_s: float) -> tuple[int, int]:
-    """The running hour, and how many are begun until the end of the horizon, this one first."""
+    """Return the running hour, and how many are begun until the end of the horizon, this one first."""
     hour = math.floor(now_s / HOUR_S)
     return hour, math.ceil(until_s / HOUR_S) - hour
 
@@ -161,7 +161,7 @@ def forecast(past: Floats, now: float, count: int) -> Floats:
 
 
 def values(samples: Sequence[Sample], hour: int, count: int) -> Floats:
-    """A provider's values for `count` hours from `hour` on, as means of an hour; NaN where it has none."""
+    """Return a provider's values for `count` hours from `hour` on, as means of an hour; NaN where it has none."""
     own = History()
     for sample in samples:
         if hour * HOUR_S <= sample.at_s < (hour + count) * HOUR_S:
@@ -170,7 +170,7 @@ def values(samples: Sequence[Sample], hour: int, count: int) -> Floats:
 
 
 def grouped(seconds: Floats, intensity: Floats, rows: Floats, limit: int = LIMIT) -> tuple[Ahead, ...]:
-    """Hours as at most `limit` parts: the first in their order, the others put together by what they are like.
+    """Return hours as at most `limit` parts: the first in their order, the others put together by what they are like.
     Seconds, rows, and rows x intensity keep their sums."""
     count = len(seconds)
     near = count if count <= limit else min(_NEAR, limit // 2)
@@ -197,7 +197,8 @@ def grouped(seconds: Floats, intensity: Floats, rows: Floats, limit: int = LIMIT
 
 
 def _cycled(past: Floats, last: int, lead: NDArray[np.int_], season: int) -> Floats:
-    """The value one season before, of the season that lies as far back as the hour lies ahead (and round again)."""
+    """Return the value one season before, of the season that lies as far back as the hour lies ahead (and round
+    again)."""
     seasons = last // season
     ahead = np.maximum(lead - 1, 0) // season  # whole seasons until then
     back = season * (1 + ahead + ahead % seasons)

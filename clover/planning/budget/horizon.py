@@ -46,7 +46,7 @@ class Spent(Record, frozen=True, kw_only=True):
 
 
 def spend(hours: Sequence[Hour], budget: float) -> Spent:
-    """The fewest grams that reach `budget` percent of accuracy over all rows; PlanError where nothing does."""
+    """Return the fewest grams that reach `budget` percent of accuracy over all rows; PlanError where nothing does."""
     if not hours or any(hour.rows < 0.0 or not hour.points for hour in hours) or not any(hour.rows for hour in hours):
         raise PlanError("a horizon needs hours with points, and rows in one of them")
     hulls = [hull(hour.points) for hour in hours]
@@ -79,8 +79,9 @@ def spend(hours: Sequence[Hour], budget: float) -> Spent:
 def points(
     problem: Problem, objective: Objective, lambdas: Sequence[float], *, grams_per_j: float
 ) -> tuple[FrontierPoint, ...]:
-    """How an hour can be run: the best plan of the paper's objective at each of `lambdas`, from all for accuracy (0) to
-    all for carbon (1).  Plans that miss the SLO or the floor are left out.  `grams_per_j` is the hour's intensity."""
+    """Return how an hour can be run: the best plan of the paper's objective at each of `lambdas`, from all for accuracy
+    (0) to all for carbon (1).  Plans that miss the SLO or the floor are left out.  `grams_per_j` is the hour's
+    intensity."""
     plans = (best_found(problem, replace(objective, form="paper", lam=lam)).best for lam in lambdas)
     return tuple(
         FrontierPoint(accuracy=plan.prediction.accuracy, grams=plan.prediction.energy_j_per_row * grams_per_j)

@@ -50,7 +50,7 @@ class Front:
     best: float
 
     def at(self, price: float) -> float:
-        """A lower bound of G at a `price` of 0 or more."""
+        """Return a lower bound of G at a `price` of 0 or more."""
         after = bisect_left(self.prices, price)
         if after >= len(self.prices):
             return self.values[-1] - (price - self.prices[-1]) * self.best
@@ -62,8 +62,8 @@ class Front:
 
 
 def front(problem: Problem, objective: Objective) -> Front:
-    """The front of a family at its rate, without accuracy floor.  Joules are those that plans differ in: active ones,
-    and where devices may have no workers what the others draw for having some.
+    """Return the front of a family at its rate, without accuracy floor.  Joules are those that plans differ in: active
+    ones, and where devices may have no workers what the others draw for having some.
 
     Where configurations are too many to be weighed one by one the planner gives no row to a worker that is too slow
     alone, and the front is that of such plans; else of all.
@@ -103,8 +103,8 @@ def front(problem: Problem, objective: Objective) -> Front:
 
 
 def _room(prices: Sequence[float], values: Sequence[float], at: int, accuracies: Sequence[float]) -> float:
-    """How far above the chord from the price before to that at `at` a concave function with these values may lie, which
-    falls by no less than the least and no more than the highest accuracy."""
+    """Return how far above the chord from the price before to that at `at` a concave function with these values may
+    lie, which falls by no less than the least and no more than the highest accuracy."""
 
     def slope(after: int) -> float:
         return (values[after] - values[after - 1]) / (prices[after] - prices[after - 1])
@@ -125,7 +125,7 @@ class Stretch:
 
 
 def least_grams(steps: Sequence[Stretch], accuracy: float) -> float:
-    """Grams that no schedule over `steps` can undercut that reaches `accuracy` percent over all rows."""
+    """Return grams that no schedule over `steps` can undercut that reaches `accuracy` percent over all rows."""
     rows = sum(step.rows for step in steps)
     alike: dict[tuple[float, int], tuple[float, Stretch]] = {}
     for step in steps:

@@ -125,7 +125,7 @@ class Left:
 
     @classmethod
     def of(cls, rows: Sequence[float], grams_per_j: Sequence[float], shapes: Sequence[Sequence[FrontierPoint]]) -> Left:
-        """Parts with these rows whose frontiers are `shapes`, in joules, at these grams a joule."""
+        """Return parts with these rows whose frontiers are `shapes`, in joules, at these grams a joule."""
         columns = max(len(shape) for shape in shapes) - 1
         slopes, rises = np.full((len(shapes), columns), np.inf), np.zeros((len(shapes), columns))
         climbs: dict[int, tuple[list[float], list[float]]] = {}
@@ -142,9 +142,9 @@ class Left:
         return cls(np.array(rows), bottom, bottom + rises.sum(axis=1), slopes, rises)
 
     def price(self, asked: float) -> float:
-        """The price at which `asked` percent are met over all parts, as `planning.budget.horizon.spend` has it: climbs
-        are taken from the cheapest up, and the last one needed makes the price.  0 where none is needed, infinite where
-        all are not enough."""
+        """Return the price at which `asked` percent are met over all parts, as `planning.budget.horizon.spend` has it:
+        climbs are taken from the cheapest up, and the last one needed makes the price.  0 where none is needed,
+        infinite where all are not enough."""
         missing = asked * self.rows.sum() - (self.rows * self.bottom).sum()
         if missing <= 1e-12 * self.rows.sum():
             return 0.0
@@ -154,19 +154,20 @@ class Left:
         return float(self.slopes.ravel()[order[at]]) if at < len(order) else math.inf
 
     def at(self, price: float) -> Floats:
-        """The accuracy at which each part is content at `price`: up as far as a percent costs no more."""
+        """Return the accuracy at which each part is content at `price`: up as far as a percent costs no more."""
         found: Floats = self.bottom + np.where(self.slopes <= price, self.rises, 0.0).sum(axis=1)
         return found
 
     def landing(self, asked: float, price: float) -> float:
-        """The accuracy of the moment, where all parts that break even near `price` share alike what is left over."""
+        """Return the accuracy of the moment, where all parts that break even near `price` share alike what is left
+        over."""
         low, high = self.at(price / (1.0 + _BAND)), self.at(price * (1.0 + _BAND))
         room = float((self.rows * (high - low)).sum())
         part = (asked * self.rows.sum() - (self.rows * low).sum()) / room if room > 0.0 else 0.0
         return float(low[0] + min(1.0, max(0.0, part)) * (high[0] - low[0]))
 
     def owed(self, target: float, state: State) -> float:
-        """The least accuracy now that the rows after it, `_TRUST` of them at their best, can make good."""
+        """Return the least accuracy now that the rows after it, `_TRUST` of them at their best, can make good."""
         later = float((self.rows * np.maximum(self.top - target, 0.0))[1:].sum())
         debt = target * state.served_rows - state.served_accuracy_rows
         tolerance = _tolerance(target, state) * (state.served_rows + float(self.rows.sum()))
@@ -174,25 +175,25 @@ class Left:
 
 
 def target_of(state: State) -> float:
-    """The accuracy (percent) that the budget asks for on average: best - budget, or what plans are held to where that
-    is more, or where there is no budget."""
+    """Return the accuracy (percent) that the budget asks for on average: best - budget, or what plans are held to where
+    that is more, or where there is no budget."""
     return targeted(state.objective, max(accuracies(state.profile).values(), default=0.0))
 
 
 def targeted(objective: ObjectiveConfig, best: float) -> float:
-    """The same of an objective, where the best variant has `best` percent."""
+    """Return the same of an objective, where the best variant has `best` percent."""
     floor, budget = planned_floor(objective, best), objective.accuracy_budget
     return floor if budget is None else max(floor, best - budget)
 
 
 def held_to(objective: Objective, accuracy: float) -> Objective:
-    """The least carbon at `accuracy` percent, or at the floor where that is more."""
+    """Return the least carbon at `accuracy` percent, or at the floor where that is more."""
     return replace(objective, form="floor", planned_floor=max(objective.planned_floor, accuracy))
 
 
 def course(state: State, here: Sequence[FrontierPoint] = ()) -> Course:
-    """What to reach now.  Without a forecast, and where no plan is feasible, the target itself.  `here` are the points
-    (in joules, a hull) that this moment can be run at, where it cannot be everywhere on the frontier."""
+    """Return what to reach now.  Without a forecast, and where no plan is feasible, the target itself.  `here` are the
+    points (in joules, a hull) that this moment can be run at, where it cannot be everywhere on the frontier."""
     target = target_of(state)
     objective = objective_of(state)
     served = state.served_accuracy_rows / state.served_rows if state.served_rows > 0.0 else math.nan
@@ -216,13 +217,13 @@ def course(state: State, here: Sequence[FrontierPoint] = ()) -> Course:
 
 
 def ways(state: State, rate: float, *, coarse: bool = False) -> tuple[Way, ...]:
-    """The useful ways to serve `rate` rows a second or a little more, from the most frugal to the most accurate.  Empty
-    where nothing keeps floor, SLO and utilisation limit."""
+    """Return the useful ways to serve `rate` rows a second or a little more, from the most frugal to the most accurate.
+    Empty where nothing keeps floor, SLO and utilisation limit."""
     return _ways(question(state, _above(rate, _FAR_STEP if coarse else _RATE_STEP)))
 
 
 def options(state: State, configuration: Configuration, awake: int = 0) -> tuple[Candidate, ...]:
-    """What `configuration` on so many devices permits at the rate of now or a little more (`permitted`)."""
+    """Return what `configuration` on so many devices permits at the rate of now or a little more (`permitted`)."""
     return _options(question(state, _above(state.arrival_rate, _RATE_STEP)), configuration, awake)
 
 
@@ -235,12 +236,12 @@ def _options(asked: bytes, configuration: Configuration, awake: int) -> tuple[Ca
 
 
 def _above(rate: float, size: float) -> float:
-    """The least rate of a grid of steps of `size` (of its logarithm) that is no less than `rate`."""
+    """Return the least rate of a grid of steps of `size` (of its logarithm) that is no less than `rate`."""
     return math.exp(math.ceil(math.log(max(rate, LEAST_RATE)) / size - 1e-9) * size)
 
 
 def question(state: State, rate: float, *, running: bool = False) -> bytes:
-    """All of `state` that a plan of the least energy depends on, at the reference intensity: the key of what is
+    """Return all of `state` that a plan of the least energy depends on, at the reference intensity: the key of what is
     remembered from one state to the next.  `running`: what runs counts too."""
     asked = msgspec.structs.replace(
         state,
@@ -301,7 +302,7 @@ def _ways(asked: bytes) -> tuple[Way, ...]:
 
 
 def _chained(problem: Problem, objective: Objective, found: Sequence[Candidate]) -> Iterator[Candidate]:
-    """What all configurations of a small machine permit; of a larger one, those that were found."""
+    """Yield what all configurations of a small machine permit; of a larger one, those that were found."""
     space = every(problem, JOINT) if problem.spared_w is None else None
     if space:
         yield from joint(problem, objective, space)
@@ -312,8 +313,8 @@ def _chained(problem: Problem, objective: Objective, found: Sequence[Candidate])
 
 
 def _left(state: State, here: Sequence[FrontierPoint] = ()) -> Left | None:
-    """What is left of the horizon, this moment at the points `here` where there are any; None without a forecast, or
-    where nothing can be served now."""
+    """Return what is left of the horizon, this moment at the points `here` where there are any; None without a
+    forecast, or where nothing can be served now."""
     known: dict[tuple[bool, float], tuple[FrontierPoint, ...]] = {}
     later = msgspec.structs.replace(state, demand=())  # who asks for an accuracy now does not do so all day
     rows, steps, shapes = [], [], []
@@ -335,8 +336,8 @@ def _left(state: State, here: Sequence[FrontierPoint] = ()) -> Left | None:
 
 
 def _reachable(state: State, rate: float) -> tuple[FrontierPoint, ...]:
-    """The frontier at a rate: that of now where it is like now's, else its own, or that of the highest rate below that
-    can be served."""
+    """Return the frontier at a rate: that of now where it is like now's, else its own, or that of the highest rate
+    below that can be served."""
     alike = abs(math.log(max(rate, LEAST_RATE) / max(state.arrival_rate, LEAST_RATE))) < 0.5 * _FAR_STEP
     found = ways(state, state.arrival_rate) if alike else ()
     for down in range(_DOWN):
@@ -345,7 +346,7 @@ def _reachable(state: State, rate: float) -> tuple[FrontierPoint, ...]:
 
 
 def _asked(target: float, state: State, rows: float) -> float:
-    """What `rows` rows to come have to reach, with the tolerance used towards the target."""
+    """Return what `rows` rows to come have to reach, with the tolerance used towards the target."""
     total = state.served_rows + rows
     exact = (target * total - state.served_accuracy_rows) / rows
     slack = _tolerance(target, state) * total / rows
@@ -353,6 +354,6 @@ def _asked(target: float, state: State, rows: float) -> float:
 
 
 def _tolerance(target: float, state: State) -> float:
-    """Points by which a horizon may miss `target`."""
+    """Return points by which a horizon may miss `target`."""
     best = max(accuracies(state.profile).values(), default=target)
     return min(_TOLERANCE, _TOLERATED * max(0.0, best - target))

@@ -54,14 +54,14 @@ class Steered:
 
 
 def turned(state: State, configuration: Configuration, awake: int = 0) -> Steered | None:
-    """The moment on `configuration`, whatever another would do; None where nothing is permitted on it."""
+    """Return the moment on `configuration`, whatever another would do; None where nothing is permitted on it."""
     now = course(state)
     here = _with_mix(state, problem_of(state), objective_of(state), configuration, awake, now)
     return _landed(state, here, 1, "") if here else None
 
 
 def steered(state: State, now: Course) -> Steered | None:
-    """The moment of `now` on what runs, or on what is worth changing to; None where nothing keeps the limits."""
+    """Return the moment of `now` on what runs, or on what is worth changing to; None where nothing keeps the limits."""
     problem, objective = problem_of(state), objective_of(state)
     known = ways(state, state.arrival_rate)
     if not known:
@@ -94,7 +94,7 @@ def steered(state: State, now: Course) -> Steered | None:
 
 
 def _standing(state: State, problem: Problem, objective: Objective, now: Course) -> Permitted:
-    """What runs permits; nothing where nothing runs, or the devices do not know it any more."""
+    """Return what runs permits; nothing where nothing runs, or the devices do not know it any more."""
     running = configuration_of(state.running)
     if not running or any((group.variant, group.profile) not in problem.services for group in running):
         return ()
@@ -105,7 +105,7 @@ def _standing(state: State, problem: Problem, objective: Objective, now: Course)
 def _with_mix(
     state: State, problem: Problem, objective: Objective, configuration: Configuration, awake: int, now: Course
 ) -> Permitted:
-    """What `configuration` permits, and the mix of its variants that lands where the moment should."""
+    """Return what `configuration` permits, and the mix of its variants that lands where the moment should."""
     found = list(options(state, configuration, awake))
     if len({group.variant for group in configuration}) > 1:
         mix = evaluate(problem, held_to(objective, now.accuracy), configuration)
@@ -115,8 +115,8 @@ def _with_mix(
 
 
 def _landed(state: State, here: Permitted, weighed: int, why: str) -> Steered | None:
-    """The moment among `here`, where what it goes to is verified first (`chain_verify`), and what that rejects is not
-    permitted either; None where nothing is left."""
+    """Return the moment among `here`, where what it goes to is verified first (`chain_verify`), and what that rejects
+    is not permitted either; None where nothing is left."""
     problem, objective = problem_of(state), objective_of(state)
     while here:
         aim = course(state, [drawn_at(item) for item in here])
@@ -139,7 +139,7 @@ def _landed(state: State, here: Permitted, weighed: int, why: str) -> Steered | 
 
 
 def _price_j(state: State, now: Course, cheapest: Candidate, known: Sequence[Candidate]) -> float:
-    """The price in joules of this moment; where it is without limit, above every climb there is."""
+    """Return the price in joules of this moment; where it is without limit, above every climb there is."""
     climbs = [
         (above.prediction.joules - below.prediction.joules)
         / max(above.prediction.accuracy - below.prediction.accuracy, 1e-9)
@@ -151,7 +151,7 @@ def _price_j(state: State, now: Course, cheapest: Candidate, known: Sequence[Can
 
 
 def _gain(stay: Candidate, other: Candidate, price_j: float) -> float:
-    """Joules a row that `other` is better by at the price, at the least favourable intensity within `NOISE`."""
+    """Return joules a row that `other` is better by at the price, at the least favourable intensity within `NOISE`."""
     saved = stay.prediction.joules - other.prediction.joules
     lost = price_j * (stay.prediction.accuracy - other.prediction.accuracy)
     return min(part * saved - lost for part in (1.0 - NOISE, 1.0 + NOISE))

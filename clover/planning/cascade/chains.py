@@ -63,8 +63,8 @@ _MISS = 0.95
 
 
 def played_ms(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> Floats:
-    """Equally likely latencies (ms, ascending) of rows that come to the workers of the first stage at `rate` rows a
-    second and wait there for a full batch, and to those of the others as far as they go on.  Every stage must be
+    """Return equally likely latencies (ms, ascending) of rows that come to the workers of the first stage at `rate`
+    rows a second and wait there for a full batch, and to those of the others as far as they go on.  Every stage must be
     stable."""
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
     return _played_ms(stages, math.exp(step * _RATE_STEP), tuple(float(f"{part:.4g}") for part in reach), wait_ms)
@@ -81,8 +81,8 @@ def _played_ms(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: f
 def play_once(
     stages: Stages, rate: float, reach: Sequence[float], wait_ms: float = 0.0, *, rows: int, warm_up: int, seed: int
 ) -> tuple[Floats, Floats]:
-    """Latencies (ms, ascending) of `rows` rows that come after `warm_up` others, and the share of all rows that take no
-    longer than each: the last is 1.  A wait is played a tick of its timer longer than asked for."""
+    """Return latencies (ms, ascending) of `rows` rows that come after `warm_up` others, and the share of all rows that
+    take no longer than each: the last is 1.  A wait is played a tick of its timer longer than asked for."""
     rng = np.random.default_rng(seed)
     begun_s = np.cumsum(rng.exponential(1.0 / rate, warm_up + rows))
     now_s, going, end = begun_s.copy(), np.arange(len(begun_s)), np.zeros(len(begun_s), np.int8)
@@ -107,9 +107,9 @@ def play_once(
 def evaluate(
     problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint, *, play: bool = True
 ) -> Candidate:
-    """What `point` does on a configuration that has the variants of its chain; others stand by.  Where rows may wait,
-    with the most frugal wait (`chain_waits`) that keeps the SLO.  Without `play` p95 is left open (infinite) and not
-    held against it, and joules are the least that a wait may lead to."""
+    """Return what `point` does on a configuration that has the variants of its chain; others stand by.  Where rows may
+    wait, with the most frugal wait (`chain_waits`) that keeps the SLO.  Without `play` p95 is left open (infinite) and
+    not held against it, and joules are the least that a wait may lead to."""
     stages = stages_of(problem, configuration, point)
     asked = direct(problem, configuration, objective.max_utilisation)
     reach = reach_of(problem, point, asked)
@@ -151,7 +151,8 @@ def evaluate(
 def _beside(
     problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint, asked: Direct
 ) -> tuple[float, str]:
-    """Joules a row, of all rows, of those that variants outside the chain serve, and why too many of them are late."""
+    """Return joules a row, of all rows, of those that variants outside the chain serve, and why too many of them are
+    late."""
     joules, late = 0.0, 0.0
     for variant, rate in beside(point, asked).items():
         groups = [(problem.services[variant, g.profile], g.count) for g in configuration if g.variant == variant]
@@ -180,8 +181,8 @@ def _first_kept(
     *,
     play: bool,
 ) -> tuple[tuple[float, float], float]:
-    """The first of `ways` (joules, wait) that keeps the SLO, with `MARGIN` where rows wait, or the last, and its p95;
-    without `play` the first of all."""
+    """Return the first of `ways` (joules, wait) that keeps the SLO, with `MARGIN` where rows wait, or the last, and its
+    p95; without `play` the first of all."""
     if not play:
         return ways[0], math.inf
     workers = tuple(lane.workers for lane in stages)
@@ -193,8 +194,8 @@ def _first_kept(
 
 
 def stages_of(problem: Problem, configuration: Configuration, point: ChainPoint) -> list[Lane]:
-    """The stages of `point` as lanes, on a configuration that has the variants of its chain; one without workers has
-    no groups."""
+    """Return the stages of `point` as lanes, on a configuration that has the variants of its chain; one without workers
+    has no groups."""
     groups: dict[str, list[tuple[Service, int]]] = {variant: [] for variant in point.chain}
     for group in configuration:
         if group.variant in groups:
@@ -203,7 +204,7 @@ def stages_of(problem: Problem, configuration: Configuration, point: ChainPoint)
 
 
 def routing_of(point: ChainPoint, configuration: Configuration, wait_ms: float = 0.0) -> Routing:
-    """How rows follow `point`; a variant alone needs no chain, and variants that stand by get no rows."""
+    """Return how rows follow `point`; a variant alone needs no chain, and variants that stand by get no rows."""
     by = {group.variant: 0.0 for group in configuration} | ends_of(point)
     chained = len(point.chain) > 1
     return Routing(
@@ -215,20 +216,20 @@ def routing_of(point: ChainPoint, configuration: Configuration, wait_ms: float =
 
 
 def wait_of(chain: Sequence[str], routing: Routing) -> float:
-    """Milliseconds that rows wait at the first stage of `chain`."""
+    """Return milliseconds that rows wait at the first stage of `chain`."""
     return routing.wait_ms.get(chain[0], 0.0)
 
 
 def ends_of(point: ChainPoint) -> dict[str, float]:
-    """The part of the rows that ends at each variant: how rows are dealt that do not follow the chain."""
+    """Return the part of the rows that ends at each variant: how rows are dealt that do not follow the chain."""
     following = (*point.reach[1:], 0.0)
     parts = [here - later for here, later in zip(point.reach, following, strict=True)]
     return {variant: round(max(0.0, part), 6) for variant, part in zip(point.chain, parts, strict=True)}
 
 
 def promising(problem: Problem, objective: Objective, points: Sequence[ChainPoint]) -> list[tuple[float, ChainPoint]]:
-    """Points of several stages that reach the floor and can run here, with what each could be worth at best, best
-    first."""
+    """Return points of several stages that reach the floor and can run here, with what each could be worth at best,
+    best first."""
     least = {variant: min(problem.energies(variant), default=math.inf) for variant in problem.variants}
     room = sum(max(map(len, device.layouts), default=0) for device in problem.devices)  # every stage needs a worker
     found = []
@@ -253,9 +254,9 @@ def best_chains(
     seed: int = 0,
     space: Sequence[Configuration] = (),
 ) -> list[Candidate]:
-    """Feasible candidates, the best first: what runs under every point it can serve, and the configurations found for
-    the most promising points.  Nothing that cannot be worth more than `beat` is looked for.  Of a `space` that is all
-    there is, the best is found for certain."""
+    """Return feasible candidates, the best first: what runs under every point it can serve, and the configurations
+    found for the most promising points.  Nothing that cannot be worth more than `beat` is looked for.  Of a `space`
+    that is all there is, the best is found for certain."""
     ranked = promising(problem, objective, points)
     found: list[Candidate] = []
     if running is not None and all((group.variant, group.profile) in problem.services for group in running):
@@ -289,9 +290,9 @@ def _best_of(
     space: Sequence[Configuration],
     beat: float,
 ) -> list[Candidate]:
-    """The best few of all configurations under all points that are worth more than `beat`.  What each can score at best
-    is known without playing, and it does score that where no row waits: so they are played from the best down, until
-    none that is left could be one of the few.  Several, as one may not be verified."""
+    """Return the best few of all configurations under all points that are worth more than `beat`.  What each can score
+    at best is known without playing, and it does score that where no row waits: so they are played from the best down,
+    until none that is left could be one of the few.  Several, as one may not be verified."""
     weighed = []
     for configuration in space:
         variants = {group.variant for group in configuration}
@@ -313,7 +314,7 @@ def _best_of(
 
 
 def on_configuration(problem: Problem, objective: Objective, configuration: Configuration) -> list[Candidate]:
-    """What every promising point does on a configuration of the variants of its chain."""
+    """Return what every promising point does on a configuration of the variants of its chain."""
     variants = {group.variant for group in configuration}
     apart = direct(problem, configuration, objective.max_utilisation).rates.keys()
     return [
@@ -324,7 +325,7 @@ def on_configuration(problem: Problem, objective: Objective, configuration: Conf
 
 
 def _configurations(problem: Problem, objective: Objective, point: ChainPoint, seed: int) -> Iterator[Candidate]:
-    """Feasible configurations for `point`, the most frugal first of those that were found in a turn."""
+    """Yield feasible configurations for `point`, the most frugal first of those that were found in a turn."""
     for turn, part in enumerate(_HELD):
         try:
             form = Formulation(_members(problem, objective, point, part), problem.devices)
@@ -349,7 +350,8 @@ def _configurations(problem: Problem, objective: Objective, point: ChainPoint, s
 
 
 def _members(problem: Problem, objective: Objective, point: ChainPoint, part: float) -> list[Member]:
-    """The stages as families of their own, each held to its part of `part` of the SLO; to what others leave for 0."""
+    """Return the stages as families of their own, each held to its part of `part` of the SLO; to what others leave for
+    0."""
     own = [{key: service for key, service in problem.services.items() if key[0] == variant} for variant in point.chain]
     spent_ms = [min((service.mean_ms[0] for service in services.values()), default=0.0) for services in own]
     total_ms = max(sum(spent_ms), 1e-9)

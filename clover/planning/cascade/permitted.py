@@ -29,13 +29,15 @@ from clover.types import Candidate, ChainPoint, Configuration
 
 
 def permitted(problem: Problem, objective: Objective, configuration: Configuration) -> tuple[Candidate, ...]:
-    """The useful chains and thresholds of `configuration` at the problem's rate, from the most frugal to the most
-    accurate; empty where none keeps utilisation limit, SLO and floor.  KeyError where a worker was never measured."""
+    """Return the useful chains and thresholds of `configuration` at the problem's rate, from the most frugal to the
+    most accurate; empty where none keeps utilisation limit, SLO and floor.  KeyError where a worker was never
+    measured."""
     return joint(problem, objective, [configuration])
 
 
 def joint(problem: Problem, objective: Objective, configurations: Iterable[Configuration]) -> tuple[Candidate, ...]:
-    """The same of several configurations together: what no other configuration with its chain and thresholds beats."""
+    """Return the same of several configurations together: what no other configuration with its chain and thresholds
+    beats."""
     points: dict[FrontierPoint, list[tuple[Configuration, ChainPoint]]] = {}
     for configuration in configurations:
         for point in points_on(problem, configuration):
@@ -62,14 +64,14 @@ def joint(problem: Problem, objective: Objective, configurations: Iterable[Confi
 
 
 def points_on(problem: Problem, configuration: Configuration) -> Iterator[ChainPoint]:
-    """The problem's cascades that `configuration` has all variants of, and each of its variants alone."""
+    """Yield the problem's cascades that `configuration` has all variants of, and each of its variants alone."""
     variants = {group.variant for group in configuration}
     yield from (point for point in problem.points if len(point.chain) > 1 and variants.issuperset(point.chain))
     yield from (alone(problem, variant) for variant in sorted(variants))
 
 
 def alone(problem: Problem, variant: str) -> ChainPoint:
-    """A chain of one."""
+    """Return a chain of one."""
     accuracy = problem.accuracy[variant]
     return ChainPoint(
         chain=(variant,),
@@ -90,7 +92,7 @@ def drawn_at(candidate: Candidate) -> FrontierPoint:
 
 
 def moving_j(problem: Problem, running: Configuration, target: Configuration) -> float:
-    """Joules it takes to go from `running` to `target`: workers that both have may stay."""
+    """Return joules it takes to go from `running` to `target`: workers that both have may stay."""
     here = Counter({(group.variant, group.profile): group.count for group in running})
     started = Counter({(group.variant, group.profile): group.count for group in target}) - here
     watts = {key: problem.services[key].least_energy_j * problem.services[key].capacity() for key in started}
@@ -98,8 +100,8 @@ def moving_j(problem: Problem, running: Configuration, target: Configuration) ->
 
 
 def best_at(candidates: Sequence[Candidate], price_j: float) -> Candidate:
-    """The candidate where joules - price x accuracy is least: `price_j` joules a row for a percent.  At an infinite
-    price the most accurate one."""
+    """Return the candidate where joules - price x accuracy is least: `price_j` joules a row for a percent.  At an
+    infinite price the most accurate one."""
     if price_j == float("inf"):
         return max(candidates, key=lambda item: (item.prediction.accuracy, -item.prediction.joules))
     return min(candidates, key=lambda item: (item.prediction.joules - price_j * item.prediction.accuracy, -item.score))
@@ -113,7 +115,7 @@ def landing(candidates: Sequence[Candidate], accuracy: float, least: float) -> C
 
 
 def on_hull(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """Those of any configurations that lie on the lower convex hull of all, ascending."""
+    """Return those of any configurations that lie on the lower convex hull of all, ascending."""
     drawn: dict[FrontierPoint, Candidate] = {}
     for candidate in candidates:
         drawn.setdefault(drawn_at(candidate), candidate)

@@ -138,14 +138,14 @@ def _judged(problem: Problem, objective: Objective, candidate: Candidate) -> Ver
 
 
 def point_of(problem: Problem, candidate: Candidate) -> ChainPoint:
-    """The point of the profile that a cascade follows."""
+    """Return the point of the profile that a cascade follows."""
     key = candidate.routing.chain, candidate.routing.thresholds, candidate.prediction.accuracy
     return next(own for own in problem.points if (own.chain, own.thresholds, own.accuracy) == key)
 
 
 def _p95(plays: Sequence[tuple[Floats, Floats]]) -> tuple[float, float]:
-    """The latency that 95 % of the rows of all plays do not exceed, and the half-width of its interval: the longer
-    side of it."""
+    """Return the latency that 95 % of the rows of all plays do not exceed, and the half-width of its interval: the
+    longer side of it."""
     values = np.concatenate([values for values, _ in plays])
     weights = np.concatenate([np.diff(cumulated, prepend=0.0) for _, cumulated in plays])
     order = np.argsort(values, kind="stable")

@@ -31,8 +31,8 @@ _ROOM = 0.65  # of the SLO, in which a wait and the batches of all stages must e
 
 
 def energy_j(lanes: Sequence[Lane], rate: float, reach: Sequence[float], wait_ms: float = 0.0) -> float:
-    """Joules above idle of a row, over all stages it is asked of.  Rows are taken to come to later stages one by one;
-    those that waited together may go on together, and cost less than this says."""
+    """Return joules above idle of a row, over all stages it is asked of.  Rows are taken to come to later stages one by
+    one; those that waited together may go on together, and cost less than this says."""
     first = lanes[0].energy_j(rate * reach[0], wait_ms=wait_ms) * reach[0]
     return first + sum(part * lane.energy_j(rate * part) for lane, part in zip(lanes[1:], reach[1:], strict=True))
 
@@ -40,8 +40,8 @@ def energy_j(lanes: Sequence[Lane], rate: float, reach: Sequence[float], wait_ms
 def worth(
     lanes: Sequence[Lane], rate: float, reach: Sequence[float], slo_ms: float, least_j: float
 ) -> list[tuple[float, float]]:
-    """Waits (ms) that leave room for the batches that follow and save at least `least_j` a row over any shorter one of
-    these, behind the joules of a row, the most frugal first.  Every stage must be stable."""
+    """Return waits (ms) that leave room for the batches that follow and save at least `least_j` a row over any shorter
+    one of these, behind the joules of a row, the most frugal first.  Every stage must be stable."""
     room_ms = _room_ms(lanes, rate, reach, _ROOM * slo_ms)
     found: list[tuple[float, float]] = []
     most_j = energy_j(lanes, rate, reach) - least_j
@@ -55,7 +55,7 @@ def worth(
 
 
 def _room_ms(lanes: Sequence[Lane], rate: float, reach: Sequence[float], limit_ms: float) -> float:
-    """The longest wait that leaves all batches time to be served."""
+    """Return the longest wait that leaves all batches time to be served."""
     later_ms = sum(_slowest_ms(lane, MORE * rate * part) for lane, part in zip(lanes[1:], reach[1:], strict=True))
 
     def fits(wait_ms: float) -> bool:
@@ -65,6 +65,6 @@ def _room_ms(lanes: Sequence[Lane], rate: float, reach: Sequence[float], limit_m
 
 
 def _slowest_ms(lane: Lane, rate: float, wait_ms: float = 0.0) -> float:
-    """What a batch takes on the slowest worker in 19 of 20 cases."""
+    """Return what a batch takes on the slowest worker in 19 of 20 cases."""
     rows = lane.batch(min(rate, 0.999 * lane.capacity), wait_ms=wait_ms)
     return max(1e3 * service.seconds(rows) * (1.0 + SLOW * service.cv) for service, _ in lane.groups)

@@ -52,14 +52,14 @@ class Objective:
     max_utilisation: float
 
     def score(self, accuracy: float, energy_j: float) -> float:
-        """f; higher is better.  `accuracy` in percent, `energy_j` a row."""
+        """Return f; higher is better.  `accuracy` in percent, `energy_j` a row."""
         saved = self.carbon_weight * (1.0 - energy_j / self.base_energy_j)
         if self.form == "floor":
             return saved
         return self.lam * saved - (1.0 - self.lam) * (self.base_accuracy - accuracy) / self.base_accuracy
 
     def gain(self, accuracy: float, energy_j: float) -> float:
-        """The part of f that one unit of share of a variant brings: f is their sum plus a constant."""
+        """Return the part of f that one unit of share of a variant brings: f is their sum plus a constant."""
         return self.score(accuracy, energy_j)
 
     @property
@@ -74,7 +74,8 @@ class Objective:
         return max(self.carbon_weight * (1.0 if self.form == "floor" else self.lam), 1e-9)
 
     def worth_leaving(self, running: Prediction, other: Prediction) -> bool:
-        """Whether `other` gains more than the margin over `running`, and would at any intensity within `NOISE` of this.
+        """Return whether `other` gains more than the margin over `running`, and would at any intensity within `NOISE`
+        of this.
 
         The margin alone stands for about NOISE of the intensity only where two plans differ by less than 40 % of BASE's
         energy; two that differ by more would take turns with every reading near the intensity where they break even.
@@ -89,7 +90,7 @@ class Objective:
 
 
 def objective_of(state: State) -> Objective:
-    """The objective of `state`, lambda derived where none is given."""
+    """Return the objective of `state`, lambda derived where none is given."""
     config = state.objective
     lam = derive_lambda(state.profile, config) if config.lam is None else config.lam
     return Objective(
@@ -106,7 +107,7 @@ def objective_of(state: State) -> Objective:
 
 
 def planned_floor(objective: ObjectiveConfig, best: float) -> float:
-    """The accuracy that plans are held to: the floor and its margin, as far as the `best` variant reaches.
+    """Return the accuracy that plans are held to: the floor and its margin, as far as the `best` variant reaches.
 
     A mix that lands on the floor exactly is below it, by chance, in half of all hours; the margin is what keeps the
     promise in the hours themselves.
@@ -115,7 +116,8 @@ def planned_floor(objective: ObjectiveConfig, best: float) -> float:
 
 
 def derive_lambda(profile: FamilyProfile, objective: ObjectiveConfig) -> float:
-    """The lambda at which the best variant and the cheapest mix at the floor break even at the reference intensity.
+    """Return the lambda at which the best variant and the cheapest mix at the floor break even at the reference
+    intensity.
 
     Each variant counts with its energy at 60 % load (BASE's load) on its most frugal profile.
     """

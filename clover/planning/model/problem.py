@@ -72,19 +72,19 @@ class Problem:
         return min(equals, key=lambda variant: min(self.energies(variant), default=0.0))
 
     def energies(self, variant: str) -> list[float]:
-        """Least joules a row of the variant on each profile it was measured on."""
+        """Return least joules a row of the variant on each profile it was measured on."""
         return [service.least_energy_j for (name, _), service in self.services.items() if name == variant]
 
 
 def whole(device: DeviceShape) -> tuple[Placement, ...]:
-    """The device in the fewest parts, with most compute slices among equals: how BASE uses it; nothing where it has no
-    layout (lost, or full of what others own)."""
+    """Return the device in the fewest parts, with most compute slices among equals: how BASE uses it; nothing where it
+    has no layout (lost, or full of what others own)."""
     layouts = [layout for layout in device.layouts if layout]
     return min(layouts, key=lambda layout: (len(layout), -sum(item.slices for item in layout)), default=())
 
 
 def best_whole(problem: Problem, devices: Sequence[DeviceShape]) -> Configuration:
-    """BASE on `devices`: the best variant on each of them as a whole; PlanError where it was not measured so."""
+    """Return BASE on `devices`: the best variant on each of them as a whole; PlanError where it was not measured so."""
     counts = Counter(placement.profile for device in devices for placement in whole(device))
     for profile in counts:
         if (problem.best, profile) not in problem.services:
@@ -93,14 +93,14 @@ def best_whole(problem: Problem, devices: Sequence[DeviceShape]) -> Configuratio
 
 
 def base_capacity(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 1.0) -> float:
-    """Rows a second of BASE on these devices: its variant on each of them as a whole."""
+    """Return rows a second of BASE on these devices: its variant on each of them as a whole."""
     services = services_of(profile, share)
     found = [services.get((profile.base.variant, item.profile)) for device in devices for item in whole(device)]
     return sum(service.capacity() for service in found if service is not None)
 
 
 def problem_of(state: State) -> Problem:
-    """The problem that `state` poses; PlanError where the profile covers no variant on these devices."""
+    """Return the problem that `state` poses; PlanError where the profile covers no variant on these devices."""
     profile = state.profile
     services = services_of(profile, state.share)
     accuracy = accuracies(profile)
@@ -134,7 +134,7 @@ def problem_of(state: State) -> Problem:
 
 
 def fitting(problem: Problem) -> dict[str, tuple[str, ...]]:
-    """Which variants were measured on each profile."""
+    """Return which variants were measured on each profile."""
     found: dict[str, list[str]] = {}
     for variant, profile in sorted(problem.services):
         found.setdefault(profile, []).append(variant)
@@ -142,14 +142,14 @@ def fitting(problem: Problem) -> dict[str, tuple[str, ...]]:
 
 
 def accuracies(profile: FamilyProfile) -> dict[str, float]:
-    """Accuracy (percent) of each variant on its chosen backend."""
+    """Return accuracy (percent) of each variant on its chosen backend."""
     return {item.variant: item.value for item in profile.accuracy if profile.backend.get(item.variant) == item.backend}
 
 
 def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
-    """The backend of each (variant, profile): the variant's chosen one, unless another that gives the same answers
-    (`SAME_ANSWERS` of the rows, accuracy within `SAME_ACCURACY` points) costs clearly less there and is no slower, by
-    itself and in its largest batch."""
+    """Return the backend of each (variant, profile): the variant's chosen one, unless another that gives the same
+    answers (`SAME_ANSWERS` of the rows, accuracy within `SAME_ACCURACY` points) costs clearly less there and is no
+    slower, by itself and in its largest batch."""
     alike = {
         (item.variant, item.backend)
         for item in profile.accuracy
@@ -172,7 +172,8 @@ def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
 
 
 def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, str], Service]:
-    """How each (variant, profile) serves on its backend (`backends_of`), slowed to `share` of the machine's time."""
+    """Return how each (variant, profile) serves on its backend (`backends_of`), slowed to `share` of the machine's
+    time."""
     measured = _measured(profile)
     return {
         (variant, name): measured[variant, name, backend].derated(min(1.0, share))
@@ -181,7 +182,8 @@ def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, s
 
 
 def _measured(profile: FamilyProfile) -> dict[tuple[str, str, str], Service]:
-    """How each (variant, profile, backend) serves; of several thread counts the fastest at a batch size counts."""
+    """Return how each (variant, profile, backend) serves; of several thread counts the fastest at a batch size
+    counts."""
     fastest: dict[tuple[str, str, str], dict[int, LatencyMeasurement]] = defaultdict(dict)
     for item in profile.latency:
         rows = fastest[item.variant, item.profile, item.backend]

@@ -95,25 +95,26 @@ class Service:
         return self.batches[-1]
 
     def seconds(self, batch: float) -> float:
-        """Mean service of a batch, interpolated between measured sizes and held to the ends."""
+        """Return mean service of a batch, interpolated between measured sizes and held to the ends."""
         return _interpolate(self.batches, self.mean_ms, batch) * 1e-3
 
     def energy_j(self, batch: float) -> float:
-        """Joules of one row in a batch of that (mean) size: the batch's energy interpolated, over its rows.  A batch
-        below the smallest measured costs what that one costs, as it takes as long."""
+        """Return joules of one row in a batch of that (mean) size: the batch's energy interpolated, over its rows.  A
+        batch below the smallest measured costs what that one costs, as it takes as long."""
         batch = min(max(batch, 1.0), self.batches[-1])
         return _interpolate(self.batches, self._totals_j, batch) / batch
 
     def resting_j(self, batch: float, rate: float) -> float:
-        """Joules of one row for the pauses of a worker that serves `rate` rows a second in batches of that size."""
+        """Return joules of one row for the pauses of a worker that serves `rate` rows a second in batches of that
+        size."""
         if self.rested_j <= 0.0 or rate <= 0.0:
             return self.rested_j / max(batch, 1.0)
         pause = max(0.0, batch / rate - self.seconds(batch)) / REST_S
         return self.rested_j / max(batch, 1.0) * (pause * -math.expm1(-1.0 / pause) if pause > 0.0 else 0.0)
 
     def least_energy_to(self, batch: float) -> float:
-        """Joules of one row at the most frugal batch of at most `batch` rows.  Between measured sizes the energy of a
-        row only rises or only falls, so that the ends decide."""
+        """Return joules of one row at the most frugal batch of at most `batch` rows.  Between measured sizes the energy
+        of a row only rises or only falls, so that the ends decide."""
         measured = (e for b, e in zip(self.batches, self.energy_j_per_row, strict=True) if b <= batch)
         return min(self.energy_j(batch), min(measured, default=math.inf))
 
@@ -123,11 +124,11 @@ class Service:
         return min(self.energy_j_per_row)
 
     def capacity(self) -> float:
-        """Rows a second at the best batch size."""
+        """Return rows a second at the best batch size."""
         return self._capacity
 
     def derated(self, share: float) -> Service:
-        """The same worker with only `share` of the machine's time."""
+        """Return the same worker with only `share` of the machine's time."""
         if share >= 1.0:
             return self
         slower = tuple(ms / share for ms in self.mean_ms)
@@ -209,7 +210,7 @@ class Lane:
         )
 
     def least_energy_j(self, rate: float = math.inf) -> float:
-        """A lower bound of `energy_j` over all rates up to `rate`: batches grow with the rate."""
+        """Return a lower bound of `energy_j` over all rates up to `rate`: batches grow with the rate."""
         known = self._least_j.get(rate)
         if known is None:
             if math.isinf(rate):
@@ -222,9 +223,9 @@ class Lane:
         return known
 
     def late(self, limit_ms: float) -> float:
-        """A share of the lane's rows that takes longer than `limit_ms` in any case: rows of workers whose mean service
-        of a single row does, and half of these at least exceed their mean.  Such a worker takes rows in proportion to
-        its capacity where the lane is busy, and its turn where it is not."""
+        """Return a share of the lane's rows that takes longer than `limit_ms` in any case: rows of workers whose mean
+        service of a single row does, and half of these at least exceed their mean.  Such a worker takes rows in
+        proportion to its capacity where the lane is busy, and its turn where it is not."""
         slow = [i for i, (service, _) in enumerate(self.groups) if service.mean_ms[0] >= limit_ms]
         return 0.5 * sum(min(self.parts[i], self.groups[i][1] / self.count) for i in slow)
 
@@ -245,7 +246,7 @@ class Lane:
 
 @lru_cache(maxsize=65536)
 def lane_of(groups: tuple[tuple[Service, int], ...]) -> Lane:
-    """The lane of these workers."""
+    """Return the lane of these workers."""
     return Lane(groups)
 
 
@@ -254,7 +255,7 @@ def _lane(workers: Sequence[Service]) -> Lane:
 
 
 def capacity(workers: Sequence[Service]) -> float:
-    """Rows a second that a lane can serve at best."""
+    """Return rows a second that a lane can serve at best."""
     return sum(worker.capacity() for worker in workers)
 
 
@@ -287,12 +288,13 @@ def energy_j_per_row(workers: Sequence[Service], rate: float, share: float = 1.0
 
 
 def least_energy_j_per_row(workers: Sequence[Service]) -> float:
-    """A lower bound of `energy_j_per_row` over all rates."""
+    """Return a lower bound of `energy_j_per_row` over all rates."""
     return _lane(workers).least_energy_j()
 
 
 def estimate(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> LaneEstimate:
-    """One lane of `workers` (at least one) that receives `rate` rows a second, dealt as `share` of a Poisson stream."""
+    """Return one lane of `workers` (at least one) that receives `rate` rows a second, dealt as `share` of a Poisson
+    stream."""
     load = utilisation(workers, rate)
     batch = _lane(workers).batch(rate, share)
     energy = energy_j_per_row(workers, rate, share)
@@ -303,19 +305,20 @@ def estimate(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> L
 
 
 def latencies_ms(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> Floats:
-    """Equally likely latencies of the lane, ascending.  The lane must be stable."""
+    """Return equally likely latencies of the lane, ascending.  The lane must be stable."""
     lane = _lane(workers)
     return _played(lane.workers, *_rounded(lane, rate, share))
 
 
 def _rounded(lane: Lane, rate: float, share: float) -> tuple[float, float]:
-    """The rate and the share that are played for these."""
+    """Return the rate and the share that are played for these."""
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
     return min(math.exp(step * _RATE_STEP), 0.999 * lane.capacity), round(min(1.0, max(0.05, share)) * 20) / 20
 
 
 def alike(rate: float, share: float) -> float:
-    """The share below `share` down to which `latencies_ms` has one answer, where rates fall with shares from `rate`."""
+    """Return the share below `share` down to which `latencies_ms` has one answer, where rates fall with shares from
+    `rate`."""
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
     by_rate = share * math.exp((step - 1) * _RATE_STEP) / rate
     of_20 = round(min(1.0, max(0.05, share)) * 20)
@@ -325,20 +328,22 @@ def alike(rate: float, share: float) -> float:
 def batched(
     lane: Lane, rate: float, share: float = 1.0, *, largest: int = 0, wait_ms: float = 0.0, rows: int = ROWS
 ) -> Played:
-    """The lane played for `rows` rows (up to `ROWS`) whose batches hold at most `largest` rows (0: what the worker
-    takes) and which wait up to `wait_ms` for them to fill.  Otherwise as `latencies_ms`, from the same arrivals."""
+    """Return the lane played for `rows` rows (up to `ROWS`) whose batches hold at most `largest` rows (0: what the
+    worker takes) and which wait up to `wait_ms` for them to fill.  Otherwise as `latencies_ms`, from the same
+    arrivals."""
     return _batched(lane, *_rounded(lane, rate, share), largest, wait_ms, rows)
 
 
 def late(workers: tuple[Service, ...], rate: float, limit_ms: float) -> float:
-    """The part of the rows of a lane of `workers` (at least one, not overloaded) that take longer than `limit_ms`, from
-    a play of `ROWS` / 2 rows: enough for a table, with about a point of error where 5 % are late."""
+    """Return the part of the rows of a lane of `workers` (at least one, not overloaded) that take longer than
+    `limit_ms`, from a play of `ROWS` / 2 rows: enough for a table, with about a point of error where 5 % are late."""
     arrivals = _arrivals(1.0)[: ROWS // 2 + WARM_UP] / rate
     return float(np.mean(play(workers, arrivals)[WARM_UP:] * 1e3 > limit_ms))
 
 
 def mixture_p95_ms(lanes: Sequence[tuple[float, Floats]], q: float = 0.95) -> float:
-    """The q quantile of rows that fall into lanes with these weights; infinite where a lane with weight is unstable."""
+    """Return the q quantile of rows that fall into lanes with these weights; infinite where a lane with weight is
+    unstable."""
     lanes = [(weight, values) for weight, values in lanes if weight > 0.0]
     if not lanes or any(len(values) == 0 for _, values in lanes):
         return math.inf
@@ -387,7 +392,7 @@ def play(
     together: bool = False,
     wait_ms: float = 0.0,
 ) -> Floats:
-    """Latencies (seconds) of rows that arrive at `arrivals_s` (ascending) in front of `workers` and wait up to
+    """Return latencies (seconds) of rows that arrive at `arrivals_s` (ascending) in front of `workers` and wait up to
     `wait_ms` for a full batch; `together`: rows of one instant may share a batch, as those that go on from one."""
     return _simulated(workers, arrivals_s, seed=seed, together=together, wait_ms=wait_ms).latency_s
 
@@ -424,17 +429,17 @@ def _simulated(
 
 @lru_cache(maxsize=4096)
 def _table(worker: Service, columns: int) -> list[float]:
-    """Mean seconds of a batch of 1..`columns` rows; those above its largest batch are never asked for."""
+    """Return mean seconds of a batch of 1..`columns` rows; those above its largest batch are never asked for."""
     return [worker.seconds(batch) for batch in range(1, columns + 1)]
 
 
 @lru_cache(maxsize=4096)
 def _joules(worker: Service, columns: int) -> list[float]:
-    """Joules of a batch of 1..`columns` rows."""
+    """Return joules of a batch of 1..`columns` rows."""
     return [batch * worker.energy_j(batch) for batch in range(1, columns + 1)]
 
 
 def memory() -> dict[str, Any]:
-    """Hits and misses of the plays remembered in this process."""
+    """Return hits and misses of the plays remembered in this process."""
     info = _played.cache_info()
     return {"hits": info.hits, "misses": info.misses, "size": info.currsize}

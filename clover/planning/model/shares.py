@@ -38,8 +38,8 @@ def best_mix(
     floor: float,
     least: Sequence[float] = (),
 ) -> Mix | None:
-    """The shares of the highest total gain, between `least` (nothing, where not given) and `limits`; None where these
-    do not hold all rows or the floor is out of reach."""
+    """Return the shares of the highest total gain, between `least` (nothing, where not given) and `limits`; None where
+    these do not hold all rows or the floor is out of reach."""
     if any(least):
         left = 1.0 - sum(least)
         if left < -_EPSILON or any(low > high + _EPSILON for low, high in zip(least, limits, strict=True)):
@@ -79,7 +79,7 @@ def best_mix(
 
 
 def balanced_mix(capacities: Sequence[float], accuracy: Sequence[float], floor: float) -> Mix | None:
-    """The shares of the least peak utilisation that meet the floor; None where the floor is out of reach.
+    """Return the shares of the least peak utilisation that meet the floor; None where the floor is out of reach.
 
     Shares in proportion to capacity load all lanes alike.  Where that is not accurate enough, rows move from the least
     accurate lane to all others alike, then from the next: at any peak load the most accurate mix fills the lanes from
@@ -119,8 +119,9 @@ def within_p95(
     slo_ms: float,
     beat: float = -math.inf,
 ) -> tuple[Mix, bool]:
-    """Shares near `start` (the best mix) whose p95 meets `slo_ms`, and whether there are any; without, those of the
-    least p95 that were seen.  Shares whose gains do not sum to more than `beat` are of no use and not asked about."""
+    """Return shares near `start` (the best mix) whose p95 meets `slo_ms`, and whether there are any; without, those of
+    the least p95 that were seen.  Shares whose gains do not sum to more than `beat` are of no use and not asked
+    about."""
     seen: dict[Mix, float] = {}
 
     def p95(mix: Mix) -> float:
@@ -175,7 +176,7 @@ def _candidates(
 def _ends(
     accuracy: Sequence[float], limits: Sequence[float], least: Sequence[float], floor: float
 ) -> tuple[float, float]:
-    """The least and greatest share of the first of two lanes."""
+    """Return the least and greatest share of the first of two lanes."""
     low, high = max(least[0], 1.0 - limits[1]), min(1.0 - least[1], limits[0])
     step = accuracy[0] - accuracy[1]
     if step > _EPSILON:

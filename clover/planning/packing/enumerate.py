@@ -34,19 +34,20 @@ Fitting = dict[str, tuple[str, ...]]
 
 
 def multisets_of(device: DeviceShape) -> tuple[Profiles, ...]:
-    """The different multisets of profiles of the device's layouts, sorted; those without a placement do not count."""
+    """Return the different multisets of profiles of the device's layouts, sorted; those without a placement do not
+    count."""
     return tuple(sorted({_multiset(placement.profile for placement in layout) for layout in device.layouts if layout}))
 
 
 def kinds_of(devices: Sequence[DeviceShape]) -> Kinds:
-    """The multisets of each kind of device, and how many devices of it there are.  A device that has no layout (lost,
-    or full of what others own) is left out."""
+    """Return the multisets of each kind of device, and how many devices of it there are.  A device that has no layout
+    (lost, or full of what others own) is left out."""
     kinds = Counter(multisets_of(device) for device in devices)
     return tuple((kind, number) for kind, number in kinds.items() if kind)
 
 
 def profile_sets(devices: Sequence[DeviceShape], limit: int = LIMIT) -> list[Profiles]:
-    """The different multisets of profiles that the devices' layouts allow together, sorted."""
+    """Return the different multisets of profiles that the devices' layouts allow together, sorted."""
     return _sets(kinds_of(devices), limit)
 
 
@@ -66,14 +67,14 @@ def _sets(kinds: Kinds, limit: int) -> list[Profiles]:
 
 
 def count(devices: Sequence[DeviceShape], fitting: Fitting, limit: int = LIMIT) -> int:
-    """How many configurations there are at most (those of different layouts counted apart)."""
+    """Return how many configurations there are at most (those of different layouts counted apart)."""
     return _count(profile_sets(devices, limit), fitting)
 
 
 def configurations(
     devices: Sequence[DeviceShape], fitting: Fitting, *, limit: int = LIMIT, max_variants: int = 0
 ) -> list[Configuration]:
-    """All configurations, sorted; `fitting` names the variants that run on each profile.
+    """Return all configurations, sorted; `fitting` names the variants that run on each profile.
 
     `max_variants` > 0 keeps those of at most that many different variants.  Layouts with a profile on which nothing
     runs are left out.  Raises PlanError above `limit`.
@@ -82,7 +83,7 @@ def configurations(
 
 
 def configurations_of(kinds: Kinds, fitting: Fitting, *, limit: int, max_variants: int) -> list[Configuration]:
-    """The same for devices given by their kinds."""
+    """Return the same for devices given by their kinds."""
     sets = _sets(kinds, limit)
     names = sorted({variant for variants in fitting.values() for variant in variants})
     if not 0 < max_variants < len(names):
@@ -106,7 +107,7 @@ def only(fitting: Fitting, chosen: Iterable[str]) -> Fitting:
 
 
 def deals(profiles: Profiles, fitting: Fitting) -> Iterator[Configuration]:
-    """The ways to deal variants to these profiles; none where nothing runs on one of them."""
+    """Yield the ways to deal variants to these profiles; none where nothing runs on one of them."""
     if not all(fitting.get(profile) for profile, _ in profiles):
         return
     parts = [
@@ -121,7 +122,7 @@ def deals(profiles: Profiles, fitting: Fitting) -> Iterator[Configuration]:
 
 
 def in_order(found: Iterable[Configuration]) -> list[Configuration]:
-    """Configurations, sorted."""
+    """Return configurations, sorted."""
     return sorted(found, key=lambda item: [(group.variant, group.profile, group.count) for group in item])
 
 

@@ -87,7 +87,7 @@ class Found:
 
 
 def lanes_of(problem: Problem, configuration: Configuration) -> Lanes:
-    """The lanes of `configuration`; KeyError where a (variant, profile) of it was not measured."""
+    """Return the lanes of `configuration`; KeyError where a (variant, profile) of it was not measured."""
     groups: dict[str, list[tuple[Service, int]]] = {}
     for group in configuration:
         own = groups.setdefault(group.variant, [])
@@ -103,7 +103,7 @@ def lanes_of(problem: Problem, configuration: Configuration) -> Lanes:
 
 
 def predict(problem: Problem, lanes: Lanes, mix: Mix) -> Prediction:
-    """What the model expects of these shares; p95 `UNBOUNDED_MS` where a lane is overloaded."""
+    """Return what the model expects of these shares; p95 `UNBOUNDED_MS` where a lane is overloaded."""
     energy = accuracy = load = 0.0
     for lane, own, share in zip(lanes.lanes, lanes.accuracy, mix, strict=True):
         if share > 0.0:
@@ -119,7 +119,7 @@ def predict(problem: Problem, lanes: Lanes, mix: Mix) -> Prediction:
 
 
 def p95_ms(problem: Problem, lanes: Lanes, mix: Mix) -> float:
-    """p95 of wait + service over all rows at these shares, milliseconds."""
+    """Return p95 of wait + service over all rows at these shares, milliseconds."""
     parts = []
     for lane, share in zip(lanes.lanes, mix, strict=True):
         if share <= 0.0:
@@ -131,7 +131,7 @@ def p95_ms(problem: Problem, lanes: Lanes, mix: Mix) -> float:
 
 
 def optimistic(problem: Problem, objective: Objective, configuration: Configuration) -> float | None:
-    """A score that the configuration cannot exceed; None where it cannot be feasible."""
+    """Return a score that the configuration cannot exceed; None where it cannot be feasible."""
     lanes = lanes_of(problem, configuration)
     limits = _limits(problem, objective, lanes)
     gains = _hopes(problem, objective, lanes, limits)
@@ -185,7 +185,7 @@ def _settle(problem: Problem, objective: Objective, configuration: Configuration
 
 
 def _hopes(problem: Problem, objective: Objective, lanes: Lanes, limits: Sequence[float]) -> list[float]:
-    """What a unit of share of each lane brings at best."""
+    """Return what a unit of share of each lane brings at best."""
     return [
         objective.gain(own, lane.least_energy_j(problem.rate * limit))
         for lane, own, limit in zip(lanes.lanes, lanes.accuracy, limits, strict=True)
@@ -193,7 +193,7 @@ def _hopes(problem: Problem, objective: Objective, lanes: Lanes, limits: Sequenc
 
 
 def _short(problem: Problem, objective: Objective, lanes: Lanes, balanced: Mix) -> str:
-    """Why no shares fit."""
+    """Return why no shares fit."""
     peak = max(problem.rate * share / total for share, total in zip(balanced, lanes.capacities, strict=True))
     if peak > objective.max_utilisation:
         return f"utilisation {peak:.2f} exceeds {objective.max_utilisation:.2f} at {problem.rate:.1f} rows/s"
@@ -213,7 +213,8 @@ def evaluate(
     beat: float = -math.inf,
     asked: Asked | None = None,
 ) -> Candidate:
-    """The configuration with its best shares, feasible or its least bad ones.  `standby` allows lanes without rows.
+    """Return the configuration with its best shares, feasible or its least bad ones.  `standby` allows lanes without
+    rows.
 
     Shares that cannot score more than `beat` are not tried; `asked` counts how often p95 was asked for.
     """
@@ -264,7 +265,7 @@ def search(
     kept: Callable[[Configuration], int] | None = None,
     budget: int = BUDGET,
 ) -> Found:
-    """The best candidate among `configurations` (at least one).
+    """Return the best candidate among `configurations` (at least one).
 
     `running` is evaluated in any case where it is one of them.  `kept` counts the workers a configuration could keep.
     """
@@ -322,8 +323,8 @@ def chosen(
     running: Configuration | None = None,
     kept: Callable[[Configuration], int] | None = None,
 ) -> tuple[Candidate, tuple[Candidate, ...]]:
-    """The candidate to take, and all of them from the best down.  Of those within the margin what runs stays; where it
-    is not among them, what keeps most of it comes first, then what is better."""
+    """Return the candidate to take, and all of them from the best down.  Of those within the margin what runs stays;
+    where it is not among them, what keeps most of it comes first, then what is better."""
     ranked = tuple(sorted(candidates, key=lambda candidate: rank(candidate, objective)))
     best = ranked[0]
     if not best.feasible:
@@ -337,7 +338,7 @@ def chosen(
 
 
 def _limits(problem: Problem, objective: Objective, lanes: Lanes) -> list[float]:
-    """The largest share of each lane, for its utilisation and for the rows that certainly miss the SLO."""
+    """Return the largest share of each lane, for its utilisation and for the rows that certainly miss the SLO."""
     limits = []
     for lane in lanes.lanes:
         limit = min(1.0, objective.max_utilisation * lane.capacity / problem.rate)
@@ -347,7 +348,7 @@ def _limits(problem: Problem, objective: Objective, lanes: Lanes) -> list[float]
 
 
 def _least(lanes: Lanes, limits: Sequence[float]) -> list[float]:
-    """The least share of each lane of more than one."""
+    """Return the least share of each lane of more than one."""
     if len(lanes.lanes) == 1:
         return [0.0]
     total = sum(lane.count for lane in lanes.lanes)
@@ -357,7 +358,7 @@ def _least(lanes: Lanes, limits: Sequence[float]) -> list[float]:
 def _asked(
     problem: Problem, objective: Objective, configuration: Configuration, lanes: Lanes, least: list[float]
 ) -> tuple[list[float], str]:
-    """The least shares with what rows that ask for an accuracy take, and why these cannot all be served."""
+    """Return the least shares with what rows that ask for an accuracy take, and why these cannot all be served."""
     if not problem.demand:
         return least, ""
     asked = direct(problem, configuration, objective.max_utilisation)
@@ -396,7 +397,7 @@ def least_bad(problem: Problem, objective: Objective, configurations: Sequence[C
 
 
 def _service_p95_ms(lanes: Lanes, mix: Mix) -> float:
-    """p95 of the service times alone, each row by itself."""
+    """Return p95 of the service times alone, each row by itself."""
     parts = [
         (service.mean_ms[0], share * part)
         for lane, share in zip(lanes.lanes, mix, strict=True)

@@ -93,8 +93,8 @@ class Cut:
 
 
 def late_alone(service: Service, slo_ms: float) -> float:
-    """The part of the rows that take longer than `slo_ms` although they never wait.  A service that does not vary and
-    takes just as long keeps it: BASE's p95 at a low load, which may be the SLO, is its service."""
+    """Return the part of the rows that take longer than `slo_ms` although they never wait.  A service that does not
+    vary and takes just as long keeps it: BASE's p95 at a low load, which may be the SLO, is its service."""
     if service.cv <= 0.0:
         return float(service.mean_ms[0] > slo_ms)
     return 0.5 * math.erfc((slo_ms / service.mean_ms[0] - 1.0) / service.cv / math.sqrt(2.0))
@@ -102,8 +102,8 @@ def late_alone(service: Service, slo_ms: float) -> float:
 
 @lru_cache(maxsize=65536)
 def _late(service: Service, workers: int, slo_ms: float, limit: float) -> tuple[float, ...]:
-    """The part of the rows that take longer than `slo_ms`, at `LOADS` + 1 loads from 0 to `limit`, in a lane of so many
-    equal workers.  Rows that are late at no load are not played at lower ones."""
+    """Return the part of the rows that take longer than `slo_ms`, at `LOADS` + 1 loads from 0 to `limit`, in a lane of
+    so many equal workers.  Rows that are late at no load are not played at lower ones."""
     alone = late_alone(service, slo_ms)
     found = [alone] * (LOADS + 1)
     for step in range(LOADS, 0, -1):
@@ -116,7 +116,7 @@ def _late(service: Service, workers: int, slo_ms: float, limit: float) -> tuple[
 
 @lru_cache(maxsize=65536)
 def _joules(service: Service, workers: int, limit: float) -> tuple[float, ...]:
-    """Joules of a row at `LOADS` + 1 loads from 0 to `limit` in a lane of so many equal workers."""
+    """Return joules of a row at `LOADS` + 1 loads from 0 to `limit` in a lane of so many equal workers."""
     rates = [step / LOADS * limit * service.capacity() for step in range(LOADS + 1)]
     sizes = [expected_batch(service, rate, workers) for rate in rates]
     return tuple(service.energy_j(b) + service.resting_j(b, rate) for b, rate in zip(sizes, rates, strict=True))
@@ -190,7 +190,7 @@ class Formulation:
 
     @staticmethod
     def _price(member: Member) -> float:
-        """What a joule of every row costs the member's own objective."""
+        """Return what a joule of every row costs the member's own objective."""
         return member.objective.score(0.0, 0.0) - member.objective.score(0.0, 1.0)
 
     # --- the kernel's arrays ------------------------------------------------------------------------------------------
@@ -209,7 +209,8 @@ class Formulation:
         return tuple(1 << power for power in range(max(1, math.ceil(math.log2(max(2, sum(per_kind)))) + 1)))
 
     def kernel(self, part: float = 1.0, module: Any = lanes) -> Any:
-        """The problem, as `clover._native.lanes` (or its twin) takes it, with `part` of the late rows there may be."""
+        """Return the problem, as `clover._native.lanes` (or its twin) takes it, with `part` of the late rows there may
+        be."""
         most = [member.objective.max_utilisation for member in self.members]
         place = {lane: at for at, lane in enumerate(self.lanes)}
         names = {name: at for at, name in enumerate(self.profiles)}
@@ -253,7 +254,8 @@ class Formulation:
         )
 
     def _wake(self, member: int) -> float:
-        """Rows a second that a device brings which is woken for the member: its best cut, the least of any kind."""
+        """Return rows a second that a device brings which is woken for the member: its best cut, the least of any
+        kind."""
         fastest = {
             name: max([0.0, *(g.service.capacity() for g in self.groups if (g.member, g.profile) == (member, name))])
             for name in self.profiles
@@ -267,7 +269,7 @@ class Formulation:
     # --- configurations and counts ------------------------------------------------------------------------------------
 
     def counts(self, configurations: Sequence[Configuration]) -> Counts:
-        """Workers of each group in one configuration a member; those of unknown groups are left out."""
+        """Return workers of each group in one configuration a member; those of unknown groups are left out."""
         found = np.zeros(len(self.groups), np.int64)
         for at, configuration in enumerate(configurations):
             for group in configuration:
@@ -277,7 +279,7 @@ class Formulation:
         return found
 
     def configuration(self, counts: Iterable[int], member: int = 0) -> Configuration:
-        """What `counts` is for a member."""
+        """Return what `counts` is for a member."""
         return tuple(
             GroupCount(variant=g.variant, profile=g.profile, count=int(n))
             for g, n in sorted(
@@ -287,7 +289,7 @@ class Formulation:
         )
 
     def asleep(self, used: Iterable[int]) -> dict[str, int]:
-        """Devices in each state of sleep."""
+        """Return devices in each state of sleep."""
         found: dict[str, int] = {}
         for cut, number in zip(self.cuts, used, strict=True):
             if not cut.profiles and number:
@@ -295,7 +297,7 @@ class Formulation:
         return found
 
     def standing(self, running: Sequence[Assignment], member: int = 0) -> tuple[Counts, Counts] | None:
-        """What runs, as counts and cuts; None where the devices are not cut so, or some of it is not on them."""
+        """Return what runs, as counts and cuts; None where the devices are not cut so, or some of it is not on them."""
         counts = self.counts([*[()] * member, configuration_of(tuple(running))])
         places = {item.placement.id: item.placement for item in running}
         used = np.zeros(len(self.cuts), np.int64)
@@ -310,8 +312,8 @@ class Formulation:
         return (counts, used) if int(counts.sum()) == len(running) and (stands == used @ self.table).all() else None
 
     def alike(self) -> list[tuple[Counts, Counts]]:
-        """Configurations to start from: all devices of a kind cut alike, one variant a member on all of its slices,
-        the members taking slices in turn."""
+        """Return configurations to start from: all devices of a kind cut alike, one variant a member on all of its
+        slices, the members taking slices in turn."""
         variants = [[variant for at, variant in self.lanes if at == member] for member in range(len(self.members))]
         found: list[tuple[Counts, Counts]] = []
         by_kind = [
@@ -331,8 +333,8 @@ class Formulation:
         return found
 
     def loaded(self, most: int = 8) -> list[tuple[Counts, Counts]]:
-        """Configurations to start from where members need unlike parts of the devices (of one kind, members of one
-        variant each): some devices whole, the others cut alike, and slices dealt, the largest first, to whoever is
+        """Return configurations to start from where members need unlike parts of the devices (of one kind, members of
+        one variant each): some devices whole, the others cut alike, and slices dealt, the largest first, to whoever is
         busiest then.  At most so many, those of the least power first, with every member below its limit."""
         if len(self.kinds) != 1:
             return []
@@ -350,8 +352,8 @@ class Formulation:
         return [(counts, used) for _, counts, used in sorted(found, key=lambda item: item[0])[:most]]
 
     def _busiest(self, slices: Counts) -> tuple[Counts | None, float]:
-        """Slices dealt one by one to the member with most left to serve, and the watts of that; nothing where a member
-        has more than its limit in the end, or a slice can serve nobody."""
+        """Return slices dealt one by one to the member with most left to serve, and the watts of that; nothing where a
+        member has more than its limit in the end, or a slice can serve nobody."""
         counts = np.zeros(len(self.groups), np.int64)
         served = [0.0] * len(self.members)
         fastest = [max(g.service.capacity() for g in self.groups if g.member == at) for at in range(len(self.members))]

@@ -74,8 +74,8 @@ def layouts(
     blocked: Sequence[tuple[int, int]] = (),
     maximal: bool = True,
 ) -> tuple[tuple[Placement, ...], ...]:
-    """The legal sets of instances of `profiles` beside the `blocked` (start, size) intervals: those to which nothing
-    can be added, or all.  Where nothing fits at all, that is the empty layout.
+    """Return the legal sets of instances of `profiles` beside the `blocked` (start, size) intervals: those to which
+    nothing can be added, or all.  Where nothing fits at all, that is the empty layout.
 
     `compute` counts the compute slices that are free for them.  Each layout is sorted by start; the layouts run from
     large instances to small ones, read from the left.
@@ -104,7 +104,7 @@ _Option = tuple[int, SliceProfile]
 
 
 def _sets(options: Sequence[_Option], compute: int) -> Iterator[tuple[_Option, ...]]:
-    """Every legal subset of `options` (sorted by start), the empty one included."""
+    """Yield every legal subset of `options` (sorted by start), the empty one included."""
     chosen: list[_Option] = []
 
     def grow(first: int) -> Iterator[tuple[_Option, ...]]:
@@ -123,7 +123,7 @@ def _full(chosen: Sequence[_Option], options: Sequence[_Option], compute: int) -
 
 
 def _fits(option: _Option, chosen: Sequence[_Option], compute: int) -> bool:
-    """Whether `option` may join the legal set `chosen`."""
+    """Return whether `option` may join the legal set `chosen`."""
     start, profile = option
     return (
         sum(other.slices for _, other in chosen) + profile.slices <= compute

@@ -44,8 +44,8 @@ class Ceiling:
 
 
 def ceilings(form: Formulation) -> tuple[Ceiling, ...]:
-    """Planes above what each variant's workers serve at most; none for variants with too many different lanes, where
-    the SLO never limits, or where rows may wait for batches."""
+    """Return planes above what each variant's workers serve at most; none for variants with too many different lanes,
+    where the SLO never limits, or where rows may wait for batches."""
     found: list[Ceiling] = []
     for member, variant in form.lanes:
         own = form.members[member]
@@ -72,9 +72,9 @@ def ceilings(form: Formulation) -> tuple[Ceiling, ...]:
 
 
 def most(workers: tuple[Service, ...], rate: float, slo_ms: float, limit: float) -> float:
-    """The largest share of `rate` rows a second that the lane of `workers` can have without making more than `LATE` of
-    all rows late, at most at utilisation `limit`.  Downwards from there through all loads and shares that the model
-    tells apart: between two of them what is late is a constant part."""
+    """Return the largest share of `rate` rows a second that the lane of `workers` can have without making more than
+    `LATE` of all rows late, at most at utilisation `limit`.  Downwards from there through all loads and shares that the
+    model tells apart: between two of them what is late is a constant part."""
     share = min(1.0, limit * sum(worker.capacity() for worker in workers) / rate)
     while share * rate > 1e-6:
         late = float(np.mean(latencies_ms(workers, share * rate, share) > slo_ms))
@@ -93,8 +93,8 @@ def _workers(services: Sequence[Service], counts: Sequence[int]) -> tuple[Servic
 
 
 def _countable(form: Formulation, profiles: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
-    """All numbers of workers [lane, profile] that the devices allow on these profiles, but none at all, and of which
-    lanes there is no room for anybody else; None where they are too many."""
+    """Return all numbers of workers [lane, profile] that the devices allow on these profiles, but none at all, and of
+    which lanes there is no room for anybody else; None where they are too many."""
     reached = {(0,) * len(profiles): 0}  # and how many slices there are at most
     for kind, (_, number) in enumerate(form.kinds):
         ways: dict[tuple[int, ...], int] = {}
@@ -123,8 +123,8 @@ def _countable(form: Formulation, profiles: Sequence[int]) -> tuple[NDArray[np.i
 
 
 def _planes(counts: NDArray[np.int64], shares: Floats) -> Iterator[tuple[float, Floats]]:
-    """Planes (base, slopes) above all `shares` [lane], few and together low: at these lanes, and where a worker more
-    makes a lane that cannot be."""
+    """Yield planes (base, slopes) above all `shares` [lane], few and together low: at these lanes, and where a worker
+    more makes a lane that cannot be."""
     known = {tuple(row): share for row, share in zip(counts.tolist(), shares.tolist(), strict=True)}
     slopes = _slopes(known)
     bases = np.maximum((shares[None, :] - slopes @ counts.T).max(axis=1), 0.0)
@@ -145,8 +145,8 @@ def _planes(counts: NDArray[np.int64], shares: Floats) -> Iterator[tuple[float, 
 
 
 def _slopes(shares: dict[tuple[int, ...], float]) -> Floats:
-    """What a worker more adds at each lane, one fewer takes, and their mean; where one more cannot be, also as if it
-    took all away, so that no half of it is hoped for."""
+    """Return what a worker more adds at each lane, one fewer takes, and their mean; where one more cannot be, also as
+    if it took all away, so that no half of it is hoped for."""
     found = set[tuple[float, ...]]()
     for counts, share in shares.items():
         more, fewer, last = [], [], []

@@ -46,7 +46,7 @@ Floats = NDArray[np.float64]
 
 
 def bound(of: Formulation, *, waits: bool = False, slo: bool = False, ceilings: Sequence[Ceiling] = ()) -> float:
-    """What the joint objective cannot exceed.  Where the devices cannot serve the rates at all it says nothing.
+    """Return what the joint objective cannot exceed.  Where the devices cannot serve the rates at all it says nothing.
 
     With `waits` rows may wait for batches that are longer than the load alone would make them.  With `slo` no more rows
     than may be late go to workers that are too slow alone: tighter, and some twenty times as much to compute.  With
@@ -89,7 +89,8 @@ class _Dual:
     def value(
         self, total: Floats, price: Floats, ceilings: Sequence[Ceiling] = (), costs: Sequence[Floats] = ()
     ) -> Floats:
-        """The dual at `total` [points, members] and `price` [members], rows under each ceiling at its cost [points]."""
+        """Return the dual at `total` [points, members] and `price` [members], rows under each ceiling at its cost
+        [points]."""
         worth = self.gain + price[self.member] * self.accuracy - self.charge[self.member] * self.late
         worth = worth - total[:, self.member]
         for ceiling, cost in zip(ceilings, costs, strict=True):
@@ -109,7 +110,7 @@ class _Dual:
         return np.asarray(found)
 
     def least(self) -> float:
-        """The least value found."""
+        """Return the least value found."""
         members = len(self.of.members)
         total, price = self.best.copy(), np.zeros(members)
         value = float(self.value(total[None, :], price)[0])
@@ -120,8 +121,8 @@ class _Dual:
         return value
 
     def below(self, ceilings: Sequence[Ceiling]) -> float:
-        """The least value found with ceilings, from where the rest was left: that of the best one, then of a pair
-        with it."""
+        """Return the least value found with ceilings, from where the rest was left: that of the best one, then of a
+        pair with it."""
         alone = [self._under([ceiling]) for ceiling in ceilings]
         first = int(np.argmin(alone))
         member = self._member(ceilings[first])
@@ -136,8 +137,8 @@ class _Dual:
         return int(self.member[np.argmax(ceiling.on)])
 
     def _under(self, ceilings: Sequence[Ceiling]) -> float:
-        """The least value over the costs of one or two ceilings of a member and over its total, by a grid that closes
-        in on its best point."""
+        """Return the least value over the costs of one or two ceilings of a member and over its total, by a grid that
+        closes in on its best point."""
         member = self._member(ceilings[0])
         own = self.member == member
         spread = max(float(np.ptp(self.gain[own] + self.price[member] * self.accuracy[own])), 1e-9)
@@ -158,7 +159,7 @@ class _Dual:
         return least
 
     def least_of_late(self) -> float:
-        """The least value found with rows that may be late charged for: convex in each member's charge."""
+        """Return the least value found with rows that may be late charged for: convex in each member's charge."""
         value = self.least()
         for member in range(len(self.of.members)):
             own = self.member == member
@@ -175,7 +176,7 @@ class _Dual:
         return value
 
     def _turn(self, member: int, total: Floats, price: Floats, value: float) -> tuple[Floats, Floats, float]:
-        """The best multipliers of one member, the others' held."""
+        """Return the best multipliers of one member, the others' held."""
         own = self.member == member
         spread = max(float(np.ptp(self.gain[own])), 1e-9)
         reach = max(float(np.ptp(self.accuracy[own])), 1e-9)
@@ -219,7 +220,7 @@ class _Dual:
     def _better(
         member: int, total: Floats, price: Floats, value: float, chosen: tuple[float, float, float]
     ) -> tuple[Floats, Floats, float]:
-        """The multipliers with those that were `chosen` for a member, where they lower the value."""
+        """Return the multipliers with those that were `chosen` for a member, where they lower the value."""
         if chosen[0] < value:
             total, price = total.copy(), price.copy()
             total[member], price[member] = chosen[1], chosen[2]
@@ -234,13 +235,13 @@ def _around(ends: tuple[float, float], at: float, least: float = -math.inf) -> t
 
 
 def _alone(service: Service, slo_ms: float) -> float:
-    """The part of the rows that are late although they never wait."""
+    """Return the part of the rows that are late although they never wait."""
     part = late_alone(service, slo_ms)
     return part if part >= _SELDOM else 0.0
 
 
 def _least(of: Callable[[float], float], low: float, high: float, steps: int) -> tuple[float, float]:
-    """The least value of a convex function that golden sections find, and where."""
+    """Return the least value of a convex function that golden sections find, and where."""
     golden = 0.5 * (math.sqrt(5.0) - 1.0)
     a, b = high - golden * (high - low), low + golden * (high - low)
     fa, fb = of(a), of(b)

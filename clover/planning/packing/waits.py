@@ -77,14 +77,14 @@ class _Dealt:
     share: float
 
     def latencies_ms(self, wait_ms: float, largest: int, rows: int) -> Floats:
-        """Equally likely latencies, timers that tick late included."""
+        """Return equally likely latencies, timers that tick late included."""
         if wait_ms == 0.0 and largest == 0:
             return latencies_ms(self.lane.workers, self.rate, self.share)
         played = batched(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=rows)
         return played.latencies_ms + TICK_MS if wait_ms > 0.0 else played.latencies_ms
 
     def load(self, largest: int) -> float:
-        """Rows over capacity in batches of at most `largest`."""
+        """Return rows over capacity in batches of at most `largest`."""
         return self.rate / sum(number * _capacity(service, largest) for service, number in self.lane.groups)
 
 
@@ -170,7 +170,7 @@ def as_batched(problem: Problem, configuration: Configuration, routing: Routing,
 
 
 def _dealt(problem: Problem, configuration: Configuration, routing: Routing) -> list[_Dealt]:
-    """The lanes that get rows."""
+    """Return the lanes that get rows."""
     groups: dict[str, list[tuple[Service, int]]] = {}
     for group in configuration:
         service = problem.services[group.variant, group.profile]
@@ -184,7 +184,8 @@ def _dealt(problem: Problem, configuration: Configuration, routing: Routing) -> 
 
 
 def _options(own: _Dealt, objective: Objective, limit_ms: float, *, caps: bool) -> list[_Option]:
-    """The ways to form batches that are worth a thought, the plain one first; `caps`: caps without a wait as well."""
+    """Return the ways to form batches that are worth a thought, the plain one first; `caps`: caps without a wait as
+    well."""
     lane, rate = own.lane, own.rate
     plain_j = lane.energy_j(rate, own.share)
     found = [_Option(0.0, 0, plain_j, _late(own.latencies_ms(0.0, 0, ROWS), limit_ms))]
@@ -213,20 +214,21 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, *, caps: bool) 
 
 
 def _gathered(rate: float, wait_ms: float) -> float:
-    """Rows that come together in that wait, at `MORE` times the rate."""
+    """Return rows that come together in that wait, at `MORE` times the rate."""
     return 1.0 + MORE * rate * wait_ms * 1e-3
 
 
 def _hoped_j(own: _Dealt, wait_ms: float, largest: int) -> float:
-    """A low guess of the joules of a row under that wait: each batch holds the rows of a busy lane and of the wait."""
+    """Return a low guess of the joules of a row under that wait: each batch holds the rows of a busy lane and of the
+    wait."""
     lane = own.lane
     rows = min(lane.batch(own.rate, own.share) + _gathered(own.rate, wait_ms), largest)
     return sum(part * service.least_energy_to(rows) for part, (service, _) in zip(lane.parts, lane.groups, strict=True))
 
 
 def _worth_it(options: Sequence[_Option], plain_j: float) -> list[_Option]:
-    """Those without a wait, and of ever longer waits those that save enough over any shorter one, or that come with
-    fewer late rows (short batches that go at once are in the way of full ones)."""
+    """Return those without a wait, and of ever longer waits those that save enough over any shorter one, or that come
+    with fewer late rows (short batches that go at once are in the way of full ones)."""
     kept: list[_Option] = []
     for option in sorted(options, key=lambda option: (option.wait_ms, option.largest)):
         most_j = option.energy_j + LEAST_GAIN * plain_j
@@ -236,7 +238,7 @@ def _worth_it(options: Sequence[_Option], plain_j: float) -> list[_Option]:
 
 
 def _room_ms(lane: Lane, rate: float, largest: int, limit_ms: float) -> float:
-    """The longest wait that leaves a batch of the rows gathered in it (at most `largest`) time to be served."""
+    """Return the longest wait that leaves a batch of the rows gathered in it (at most `largest`) time to be served."""
 
     def fits(wait_ms: float) -> bool:
         rows = min(_gathered(rate, wait_ms), largest)
@@ -247,7 +249,7 @@ def _room_ms(lane: Lane, rate: float, largest: int, limit_ms: float) -> float:
 
 
 def longest_ms(fits: Callable[[float], bool], limit_ms: float) -> float:
-    """The longest wait up to `limit_ms` that `fits`, as every shorter one does; 0 where none does."""
+    """Return the longest wait up to `limit_ms` that `fits`, as every shorter one does; 0 where none does."""
     low, high = 0.0, limit_ms
     if not fits(low):
         return 0.0
@@ -258,8 +260,8 @@ def longest_ms(fits: Callable[[float], bool], limit_ms: float) -> float:
 
 
 def _chosen(options: Sequence[Sequence[_Option]], shares: Sequence[float], allowed: float) -> list[_Option] | None:
-    """The option of each lane that together cost the least energy with at most `allowed` of all rows late; None where
-    there are none."""
+    """Return the option of each lane that together cost the least energy with at most `allowed` of all rows late; None
+    where there are none."""
     front: list[tuple[float, float, tuple[_Option, ...]]] = [(0.0, 0.0, ())]
     for own, share in zip(options, shares, strict=True):
         reached = [
@@ -293,6 +295,6 @@ def _late(latencies: Floats, limit_ms: float) -> float:
 
 
 def _capacity(service: Service, largest: int) -> float:
-    """Rows a second of a worker in batches of at most `largest`."""
+    """Return rows a second of a worker in batches of at most `largest`."""
     sizes = {min(batch, largest) for batch in service.batches}
     return max(size / service.seconds(size) for size in sizes)

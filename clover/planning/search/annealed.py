@@ -50,7 +50,7 @@ Kept = Callable[[Configuration], int]
 
 
 def every(problem: Problem, limit: int = EXACT) -> list[Configuration] | None:
-    """All configurations, or None where there are more than `limit`."""
+    """Return all configurations, or None where there are more than `limit`."""
     try:
         return configurations_of(kinds_of(problem.devices), fitting(problem), limit=limit, max_variants=0)
     except PlanError:
@@ -65,7 +65,7 @@ def best_found(
     kept: Kept | None = None,
     seed: int = 0,
 ) -> Found:
-    """The best candidate: of all configurations where they are few, of those the kernel met elsewhere.
+    """Return the best candidate: of all configurations where they are few, of those the kernel met elsewhere.
 
     What runs is weighed in any case, as long as the devices allow it.  `kept` counts the workers a configuration could
     keep; where there are many, those that it has in common with what runs stand for them.  PlanError where no layout of
@@ -91,7 +91,7 @@ def best_found(
 def _mixed(
     problem: Problem, objective: Objective, running: Sequence[Assignment], kept: Kept | None, seed: int
 ) -> Found:
-    """The best candidate whose rows are dealt to variants by shares."""
+    """Return the best candidate whose rows are dealt to variants by shares."""
     now = configuration_of(tuple(running)) if running else None
     if now is not None and any((group.variant, group.profile) not in problem.services for group in now):
         now = None
@@ -104,7 +104,7 @@ def _mixed(
 
 
 def _alike(running: Configuration) -> Kept:
-    """How many workers a configuration has in common with `running`: as many may stay, if the layouts agree."""
+    """Return how many workers a configuration has in common with `running`: as many may stay, if the layouts agree."""
     counts = {(group.variant, group.profile): group.count for group in running}
 
     def kept(configuration: Configuration) -> int:
@@ -114,7 +114,7 @@ def _alike(running: Configuration) -> Kept:
 
 
 def annealed(problem: Problem, objective: Objective, running: Sequence[Assignment], seed: int) -> Found:
-    """The best of what the kernel meets, and of what runs."""
+    """Return the best of what the kernel meets, and of what runs."""
     now = configuration_of(tuple(running)) if running else None
     try:
         form = Formulation([Member(problem, objective)], problem.devices, running=[now] if now is not None else None)

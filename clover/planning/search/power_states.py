@@ -37,7 +37,7 @@ def best_awake(
     kept: Callable[[Configuration], int] | None = None,
     seed: int = 0,
 ) -> Found:
-    """The best candidate and how many devices it takes: `annealed.best_found` where all have to be awake.
+    """Return the best candidate and how many devices it takes: `annealed.best_found` where all have to be awake.
 
     Of candidates within the margin what runs stays; `kept` is asked only where all are awake.
     """
@@ -77,7 +77,7 @@ def best_awake(
 
 
 def idle_j(problem: Problem, awake: int) -> float:
-    """Joules of a row that so many devices draw for being awake."""
+    """Return joules of a row that so many devices draw for being awake."""
     return awake * (problem.spared_w or 0.0) / problem.rate
 
 
@@ -91,7 +91,7 @@ def charged(candidate: Candidate, problem: Problem, objective: Objective, awake:
 
 
 def in_use(devices: Sequence[DeviceShape], running: Sequence[Assignment]) -> tuple[DeviceShape, ...]:
-    """Devices that can be used, those with most of what runs first."""
+    """Return devices that can be used, those with most of what runs first."""
     slices = Counter[str]()
     for item in running:
         slices[item.placement.device] += item.placement.slices
@@ -99,5 +99,5 @@ def in_use(devices: Sequence[DeviceShape], running: Sequence[Assignment]) -> tup
 
 
 def asleep(spared_w: float | None) -> tuple[tuple[Sleep, ...], float]:
-    """What a formulation takes for devices that may have no workers: the state, and watts of those that have."""
+    """Return what a formulation takes for devices that may have no workers: the state, and watts of those that have."""
     return ((), 0.0) if spared_w is None else ((Sleep(name="asleep", watts=0.0, wakes=True),), spared_w)

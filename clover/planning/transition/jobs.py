@@ -50,8 +50,8 @@ class Job:
 def jobs_of(
     running: Sequence[Assignment], target: Sequence[Assignment], devices: Sequence[DeviceShape], beside: Beside
 ) -> list[Job]:
-    """The jobs that lead from `running` to `target`, by device.  A device without layouts counts as lost.  PlanError
-    where `target` is on a device that is not there or cannot exist on one."""
+    """Return the jobs that lead from `running` to `target`, by device.  A device without layouts counts as lost.
+    PlanError where `target` is on a device that is not there or cannot exist on one."""
     shapes = {device.device: device for device in devices if device.layouts}
     names = sorted({item.placement.device for item in (*running, *target)})
     found: list[Job] = []
@@ -100,7 +100,7 @@ class _Device:
         yield from self._instances()
 
     def _instances(self) -> Iterator[Job]:
-        """The jobs that make and unmake instances."""
+        """Yield the jobs that make and unmake instances."""
         groups = self._groups()
         tied_old = {key for old, _ in groups for key in old}
         tied_new = {key for _, new in groups for key in new}
@@ -116,7 +116,7 @@ class _Device:
             yield self._job(freed, {}, exchange=False)
 
     def _groups(self) -> list[tuple[dict[str, Placement], dict[str, Placement]]]:
-        """New instances that cover old ones, with those, connected by overlap."""
+        """Return new instances that cover old ones, with those, connected by overlap."""
         groups: list[tuple[dict[str, Placement], dict[str, Placement]]] = []
         for key, place in sorted(self._new.items(), key=lambda item: item[1].start):
             old = {other: p for other, p in self._going.items() if _overlap(p, place)}
@@ -132,7 +132,7 @@ class _Device:
     def _any_order(
         self, groups: Sequence[tuple[dict[str, Placement], dict[str, Placement]]], always: Iterable[str]
     ) -> bool:
-        """Whether the device allows the instances on the way in whatever order `groups` are exchanged."""
+        """Return whether the device allows the instances on the way in whatever order `groups` are exchanged."""
         if len(groups) > _MOST_EXCHANGES:
             return False
         return all(self._legal({*always, *itertools.chain(*states)}) for states in itertools.product(*groups))
@@ -161,7 +161,7 @@ class _Device:
 
 
 def order(item: Assignment) -> tuple[str, int, int, str, str]:
-    """The order in which workers are listed."""
+    """Return the order in which workers are listed."""
     place = item.placement
     return (place.device, place.start, place.size, item.variant, item.backend)
 

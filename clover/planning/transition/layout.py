@@ -49,9 +49,9 @@ def lay_out(
     capacity: Capacity | None = None,
     own: Mapping[tuple[str, str], str] | None = None,
 ) -> tuple[Assignment, ...]:
-    """A deployment that realises `configuration`, sorted by placement.  `backend` is that of each variant, `own` that
-    of each (variant, profile) that has another.  PlanError where no layouts of the devices together have exactly its
-    profiles.  Devices without layouts (lost, or full of what others own) take nothing."""
+    """Return a deployment that realises `configuration`, sorted by placement.  `backend` is that of each variant, `own`
+    that of each (variant, profile) that has another.  PlanError where no layouts of the devices together have exactly
+    its profiles.  Devices without layouts (lost, or full of what others own) take nothing."""
     wanted = Counter({(group.variant, group.profile): group.count for group in configuration})
     profiles = Counter[str]()
     for (_, profile), number in wanted.items():
@@ -69,7 +69,7 @@ def lay_out(
 
 
 def slices(item: Assignment) -> float:
-    """The compute slices under a worker: its capacity where nobody knows better."""
+    """Return the compute slices under a worker: its capacity where nobody knows better."""
     return float(item.placement.slices)
 
 
@@ -93,7 +93,7 @@ class _Values:
             self._variants.setdefault(profile, []).append(variant)
 
     def of(self, device: DeviceShape) -> Callable[[_Layout], int]:
-        """The value of a layout of `device`."""
+        """Return the value of a layout of `device`."""
         here = self._running.get(device.device, [])
         staying = {item.placement.id: 0 for item in here}
         for item in here:  # two workers share an instance only while one replaces the other: the better one counts
@@ -118,7 +118,7 @@ class _Values:
         return value if here else lambda layout: 0
 
     def _stays(self, item: Assignment) -> int:
-        """Thousandths of the capacity that need not go down where the instance of `item` stays."""
+        """Return thousandths of the capacity that need not go down where the instance of `item` stays."""
         profile = item.placement.profile
         own = self._capacity(item)
         if (item.variant, profile) in self._wanted and self._unchanged(item):
@@ -143,7 +143,7 @@ _Sums = dict[int, tuple[int, int, _Layout]]
 
 
 def _place(devices: Sequence[DeviceShape], profiles: Counter[str], values: _Values) -> list[Placement] | None:
-    """Placements that are exactly `profiles` and keep most; None where there are none."""
+    """Return placements that are exactly `profiles` and keep most; None where there are none."""
     shift = {profile: position * _BITS for position, profile in enumerate(sorted(profiles))}
     if max(profiles.values(), default=0) >= 1 << (_BITS - 1):
         return None
@@ -163,7 +163,7 @@ def _place(devices: Sequence[DeviceShape], profiles: Counter[str], values: _Valu
 
 
 def _options(device: DeviceShape, shift: dict[str, int], values: _Values) -> list[tuple[int, int, _Layout]]:
-    """The best layout of `device` for each multiset of profiles, as (packed profiles, value, layout)."""
+    """Return the best layout of `device` for each multiset of profiles, as (packed profiles, value, layout)."""
     value = values.of(device)
     best: dict[int, tuple[int, _Layout]] = {}
     for layout in device.layouts:
@@ -203,7 +203,7 @@ def _traced(steps: Sequence[_Sums], total: int) -> list[Placement]:
 
 
 def _packed(profiles: Iterable[str], shift: dict[str, int]) -> int | None:
-    """The counts of `profiles` in one number; None where one of them is not wanted at all."""
+    """Return the counts of `profiles` in one number; None where one of them is not wanted at all."""
     total = 0
     for profile in profiles:
         low = shift.get(profile)

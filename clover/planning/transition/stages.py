@@ -52,7 +52,7 @@ def stages(
     capacity: Capacity | None = None,
     durations: StepSeconds | None = None,
 ) -> tuple[StageView, ...]:
-    """The stages of `transition` from `running` on, the state before them first.  `capacity` in rows/s a worker;
+    """Return the stages of `transition` from `running` on, the state before them first.  `capacity` in rows/s a worker;
     compute slices where it is not given."""
     return views(transition.steps, running, capacity=capacity or slices, durations=durations or StepSeconds())
 
@@ -105,7 +105,7 @@ def views(
 
 
 def seconds_of(steps: Iterable[Step], durations: StepSeconds) -> float:
-    """How long the steps of one stage take together."""
+    """Return how long the steps of one stage take together."""
     made, unmade, longest_s = 0, 0, 0.0
     for step in steps:
         if step.kind == "create":
@@ -120,7 +120,7 @@ def seconds_of(steps: Iterable[Step], durations: StepSeconds) -> float:
 
 
 def served(routed: Iterable[Assignment], capacity: Capacity) -> float:
-    """What `routed` serve together, to a millionth."""
+    """Return what `routed` serve together, to a millionth."""
     return sum(units(item, capacity) for item in routed) / UNITS
 
 
@@ -129,7 +129,7 @@ UNITS = 1_000_000
 
 
 def units(item: Assignment, capacity: Capacity) -> int:
-    """The capacity of one worker in `UNITS`."""
+    """Return the capacity of one worker in `UNITS`."""
     return round(capacity(item) * UNITS)
 
 

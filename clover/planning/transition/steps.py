@@ -61,7 +61,7 @@ def plan_transition(
     durations: StepSeconds | None = None,
     beside: Beside | None = None,
 ) -> Transition:
-    """The steps from `running` to `target`; none where they are the same multiset.
+    """Return the steps from `running` to `target`; none where they are the same multiset.
 
     `capacity` gives the rows/s of a worker (compute slices where it is left out) and `floor` what shall be held;
     infinity asks for as much as can be.  `beside` says whether a worker may load on the instance of another (always,
@@ -93,7 +93,7 @@ def plan_transition(
 
 
 def work(steps: Iterable[Step]) -> int:
-    """How many of `steps` do work; a route step is one write between two requests."""
+    """Return how many of `steps` do work; a route step is one write between two requests."""
     return sum(step.kind != "route" for step in steps)
 
 
@@ -159,7 +159,7 @@ class _Rounds:
         self._low = self._lowest()
 
     def planned(self) -> list[_Round]:
-        """The rounds; the last is for what leaves at the end."""
+        """Return the rounds; the last is for what leaves at the end."""
         if not (self._lost or self._first or self._last or self._exchanges):
             return []
         now, left = self._start, list(self._exchanges)
@@ -205,7 +205,8 @@ class _Rounds:
         return capacity >= self._limit and (capacity > 0 or self._low <= 0)
 
     def _lowest(self) -> int:
-        """The lowest capacity if each exchange has a round of its own: no order and no other dealing has more."""
+        """Return the lowest capacity if each exchange has a round of its own: no order and no other dealing has
+        more."""
         low, now = self._start, self._start + self._gain
         for item in self._exchanges:
             low = min(low, now - item.need)

@@ -129,7 +129,7 @@ class Fifo:
         return row
 
     def configuration(self, counts: Counts) -> Configuration:
-        """A row as a configuration."""
+        """Return a row as a configuration."""
         return tuple(
             GroupCount(variant=variant, profile=profile, count=number)
             for (variant, profile), number in zip(self.keys, counts.tolist(), strict=True)
@@ -137,7 +137,7 @@ class Fifo:
         )
 
     def model(self, counts: Counts) -> str:
-        """How the shares of a row were found, in words."""
+        """Return how the shares of a row were found, in words."""
         if self.problem.rate >= float(counts @ self._tables.rates[:, 0]):
             return "every worker always busy"
         return "pf" if counts.sum() <= FEW else "mf"
@@ -145,7 +145,8 @@ class Fifo:
     # --- closed forms -------------------------------------------------------------------------------------------------
 
     def outlook(self, counts: Counts, *, rough: bool = False) -> Outlook:
-        """The closed forms of rows of counts.  `rough`: with the mean field for few workers too, which is quicker."""
+        """Return the closed forms of rows of counts.  `rough`: with the mean field for few workers too, which is
+        quicker."""
         tables, rate = self._tables, self.problem.rate
         shares = self._group_shares(counts, 0 if rough else FEW) @ tables.member
         capacity = (counts * tables.capacity) @ tables.member
@@ -175,7 +176,7 @@ class Fifo:
         )
 
     def service_ms(self, counts: Counts) -> Floats:
-        """Mean service of a single row, for rows of counts (rough)."""
+        """Return mean service of a single row, for rows of counts (rough)."""
         mean: Floats = self._group_shares(counts, 0) @ (self._tables.seconds * 1e3)
         return mean
 
@@ -204,8 +205,8 @@ class Fifo:
         return shares
 
     def _mean_field(self, counts: Floats) -> Floats:
-        """A worker is busy x S / (1 + x S) of the time, with x the attempt rate at which all rows are served.  What is
-        served is concave in x, so that Newton's steps from below never overshoot."""
+        """Return a worker is busy x S / (1 + x S) of the time, with x the attempt rate at which all rows are served.
+        What is served is concave in x, so that Newton's steps from below never overshoot."""
         seconds, rate = self._tables.seconds, self.problem.rate
         x = rate / counts.sum(axis=1)
         for _ in range(100):
@@ -272,7 +273,7 @@ class Fifo:
     # --- p95 ----------------------------------------------------------------------------------------------------------
 
     def glanced_p95_ms(self, counts: Counts, shares: Floats) -> float:
-        """p95 of one configuration by short plays; `UNBOUNDED_MS` where a lane cannot keep up."""
+        """Return p95 of one configuration by short plays; `UNBOUNDED_MS` where a lane cannot keep up."""
         lanes = lanes_of(self.problem, self.configuration(counts))
         parts = []
         for variant, lane in zip(lanes.variants, lanes.lanes, strict=True):
@@ -285,7 +286,7 @@ class Fifo:
         return min(UNBOUNDED_MS, mixture_p95_ms(parts))
 
     def candidate(self, counts: Counts, outlook: Outlook, row: int, p95_ms: float | None = None) -> Candidate:
-        """Row `row` of an outlook with what is expected of it: by the planner's play, or with the given p95."""
+        """Return row `row` of an outlook with what is expected of it: by the planner's play, or with the given p95."""
         configuration = self.configuration(counts)
         if p95_ms is None:
             lanes = lanes_of(self.problem, configuration)
@@ -314,8 +315,8 @@ class Fifo:
         )
 
     def short(self, expected: Prediction) -> str:
-        """Why a configuration does not hold the latency target; empty where it does.  The accuracy floor is not asked
-        for."""
+        """Return why a configuration does not hold the latency target; empty where it does.  The accuracy floor is not
+        asked for."""
         if expected.utilisation > self.objective.max_utilisation + 1e-9:
             return (
                 f"utilisation {expected.utilisation:.2f} exceeds {self.objective.max_utilisation:.2f} "
@@ -343,5 +344,5 @@ def _arrivals(share: float) -> Floats:
 
 
 def stacked(rows: Sequence[Counts]) -> Counts:
-    """Rows of counts as one array."""
+    """Return rows of counts as one array."""
     return np.array(rows, dtype=np.int64)

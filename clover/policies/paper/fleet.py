@@ -45,7 +45,7 @@ class Deals:
     chance: Floats
 
     def distances(self, centre: int) -> Counts:
-        """How far each deal is from one of them."""
+        """Return how far each deal is from one of them."""
         away: Counts = np.abs(self.counts - self.counts[centre]).sum(axis=1)
         return away
 
@@ -71,14 +71,14 @@ class Fleet:
     keys: Keys
 
     def counts(self, at: At) -> Counts:
-        """The configuration of the fleet, as a row."""
+        """Return the configuration of the fleet, as a row."""
         total = np.zeros(len(self.keys), dtype=np.int64)
         for unit, deal in zip(self.units, at, strict=True):
             total += unit.times * unit.deals.counts[deal]
         return total
 
     def drawn(self, rng: Random) -> tuple[tuple[int, ...], Counts]:
-        """A point of the raw space: each unit draws a layout, and then a variant for each of its slices."""
+        """Return a point of the raw space: each unit draws a layout, and then a variant for each of its slices."""
         code: list[int] = []
         total = np.zeros(len(self.keys), dtype=np.int64)
         for unit in self.units:
@@ -103,7 +103,7 @@ class Fleet:
         return tuple(found)
 
     def base(self, problem: Problem) -> At:
-        """BASE: the best variant on whole devices; where it was not measured there, the first deal."""
+        """Return BASE: the best variant on whole devices; where it was not measured there, the first deal."""
         found = []
         for unit in self.units:
             row = np.zeros(len(self.keys), dtype=np.int64)
@@ -125,8 +125,8 @@ class Fleet:
 
 
 def fleet_of(problem: Problem, keys: Keys, *, alike: bool) -> Fleet:
-    """The devices of `problem`, free or all of a kind alike.  Devices without layouts (lost, or full of what others
-    own) take no part; PlanError where a device runs nothing that was measured, or has too many deals to list."""
+    """Return the devices of `problem`, free or all of a kind alike.  Devices without layouts (lost, or full of what
+    others own) take no part; PlanError where a device runs nothing that was measured, or has too many deals to list."""
     fits = tuple(sorted(fitting(problem).items()))
     kinds: dict[tuple[Profiles, ...], list[DeviceShape]] = {}
     for device in problem.devices:
@@ -143,7 +143,8 @@ def fleet_of(problem: Problem, keys: Keys, *, alike: bool) -> Fleet:
 
 
 def raw_layouts(device: DeviceShape, fits: dict[str, tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
-    """The profiles of each of the device's layouts (the paper's partition codes) that something runs on throughout."""
+    """Return the profiles of each of the device's layouts (the paper's partition codes) that something runs on
+    throughout."""
     named = [tuple(placement.profile for placement in layout) for layout in device.layouts if layout]
     return tuple(profiles for profiles in named if all(fits.get(profile) for profile in profiles))
 
@@ -178,8 +179,8 @@ TRIES = 400
 
 
 def neighbour(fleet: Fleet, centre: At, rng: Random) -> At:
-    """A random neighbour where devices are free: another deal of one device, and where that is near enough that two
-    devices may change, every other time another deal of a second one.  `centre` itself where there is none."""
+    """Return a random neighbour where devices are free: another deal of one device, and where that is near enough that
+    two devices may change, every other time another deal of a second one.  `centre` itself where there is none."""
     first = rng.below(len(fleet.units))
     moved, left = _moved(fleet, centre, first, RADIUS, rng)
     if left < 2 or len(fleet.units) < 2 or rng.below(2):
@@ -189,8 +190,8 @@ def neighbour(fleet: Fleet, centre: At, rng: Random) -> At:
 
 
 def drawn_neighbour(fleet: Fleet, centre: At, seen: Collection[At], rng: Random) -> tuple[At | None, bool]:
-    """What comes of drawing a layout and a variant for each slice until an unseen neighbour comes up, and whether one
-    did within `TRIES`; else an unseen deal, near or not, and None where all were seen.
+    """Return what comes of drawing a layout and a variant for each slice until an unseen neighbour comes up, and
+    whether one did within `TRIES`; else an unseen deal, near or not, and None where all were seen.
 
     The artifact does draw.  Here the same chances are dealt with at once: those of each unseen deal, and that of no
     neighbour in so many tries.  Of several kinds of devices one moves at a time (the artifact knows one kind).

@@ -48,7 +48,7 @@ class Best:
 
 
 def best_of(fifo: Fifo, rows: Counts) -> Best:
-    """The best f among `rows` that holds the latency target; where none does, the least bad."""
+    """Return the best f among `rows` that holds the latency target; where none does, the least bad."""
     outlook = fifo.outlook(rows)
     limit, slo_ms = fifo.objective.max_utilisation, fifo.objective.slo_ms
     hopeful = (outlook.utilisation <= limit + 1e-9) & ~outlook.late
@@ -78,7 +78,7 @@ def best_of(fifo: Fifo, rows: Counts) -> Best:
 
 
 def _least_bad(fifo: Fifo, rows: Counts) -> list[int]:
-    """Rows of the least load, and of those that are not overloaded the swiftest."""
+    """Return rows of the least load, and of those that are not overloaded the swiftest."""
     outlook = fifo.outlook(rows, rough=True)
     over = np.maximum(0.0, outlook.utilisation - fifo.objective.max_utilisation)
     loaded = np.argsort(outlook.utilisation, kind="stable")[:_LEAST_BAD]
@@ -87,7 +87,8 @@ def _least_bad(fifo: Fifo, rows: Counts) -> list[int]:
 
 
 def alike(fleet: Fleet) -> Counts:
-    """Every configuration of a fleet whose units are kinds; PlanError where several kinds have too many together."""
+    """Return every configuration of a fleet whose units are kinds; PlanError where several kinds have too many
+    together."""
     sizes = [len(unit.deals.counts) for unit in fleet.units]
     if math.prod(sizes) > FULL:
         raise PlanError(
@@ -100,7 +101,7 @@ def alike(fleet: Fleet) -> Counts:
 
 
 def every(fifo: Fifo) -> Counts | None:
-    """All configurations of the devices; None where they are more than `SMALL`."""
+    """Return all configurations of the devices; None where they are more than `SMALL`."""
     problem = fifo.problem
     return _every(kinds_of(problem.devices), tuple(sorted(fitting(problem).items())), fifo.keys)
 
@@ -119,7 +120,7 @@ def _every(kinds: Kinds, fits: Fits, keys: Keys) -> Counts | None:
 
 
 def best_free(fifo: Fifo, kinds: Fleet, fleet: Fleet, running: At | None) -> Best:
-    """The best that a climb finds from the best alike, or from what runs where that is better to begin with."""
+    """Return the best that a climb finds from the best alike, or from what runs where that is better to begin with."""
     known: Best | None = None
     try:
         known = best_of(fifo, alike(kinds))
@@ -164,7 +165,7 @@ class Step:
 
 
 def climbed(fifo: Fifo, fleet: Fleet, start: At) -> list[Step]:
-    """The way uphill from `start`, which is its first step; each later one is better than that before.
+    """Return the way uphill from `start`, which is its first step; each later one is better than that before.
 
     A step takes the best new deal of one unit that holds, and gives it to as many others that stand like it as helps.
     """
@@ -191,7 +192,7 @@ def climbed(fifo: Fifo, fleet: Fleet, start: At) -> list[Step]:
 
 
 def _better(fifo: Fifo, rows: Counts, than: Look) -> tuple[int, Look] | None:
-    """The best row that holds, and better than what is known."""
+    """Return the best row that holds, and better than what is known."""
     outlook = fifo.outlook(rows, rough=True)
     least = than.candidate.score + 1e-9 if than.candidate.feasible else -math.inf
     hopeful = (outlook.utilisation <= fifo.objective.max_utilisation + 1e-9) & ~outlook.late & (outlook.score > least)
@@ -204,7 +205,7 @@ def _better(fifo: Fifo, rows: Counts, than: Look) -> tuple[int, Look] | None:
 
 
 def _standing(fleet: Fleet, at: At) -> list[list[int]]:
-    """Units that may be exchanged for one another: of one kind, and with the same deal."""
+    """Return units that may be exchanged for one another: of one kind, and with the same deal."""
     found: dict[tuple[int, int, int], list[int]] = {}
     for number, (unit, deal) in enumerate(zip(fleet.units, at, strict=True)):
         found.setdefault((id(unit.deals), unit.times, deal), []).append(number)

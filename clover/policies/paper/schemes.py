@@ -29,7 +29,7 @@ class CloverPolicy:
     name = "clover"
 
     def propose(self, state: State) -> Plan:
-        """The best configuration that the search looked at; PlanError where the devices run nothing measured."""
+        """Return the best configuration that the search looked at; PlanError where the devices run nothing measured."""
         fifo = _fifo(state)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
         start, known = _start(state, fifo.problem, fleet)
@@ -44,7 +44,7 @@ class CloverArtifactPolicy:
     name = "clover-artifact"
 
     def propose(self, state: State) -> Plan:
-        """The best configuration that the search looked at; PlanError where the devices run nothing measured."""
+        """Return the best configuration that the search looked at; PlanError where the devices run nothing measured."""
         fifo = _fifo(state, ARTIFACT_LAMBDA)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=True)
         start, known = _start(state, fifo.problem, fleet)
@@ -59,7 +59,7 @@ class BloverPolicy:
     name = "blover"
 
     def propose(self, state: State) -> Plan:
-        """The best configuration that the search looked at; PlanError where the devices run nothing measured."""
+        """Return the best configuration that the search looked at; PlanError where the devices run nothing measured."""
         fifo = _fifo(state)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
         start, known = _start(state, fifo.problem, fleet)
@@ -73,7 +73,7 @@ class Co2OptPolicy:
     name = "co2opt"
 
     def propose(self, state: State) -> Plan:
-        """CO2OPT's plan; PlanError where the variant was not measured throughout any layout of some device."""
+        """Return CO2OPT's plan; PlanError where the variant was not measured throughout any layout of some device."""
         fifo = _fifo(state)
         first = fifo.problem.variants[0]
         counts: dict[str, int] = {}
@@ -96,8 +96,8 @@ class OraclePolicy:
         self.name = "oracle:alike" if alike else "oracle"
 
     def propose(self, state: State) -> Plan:
-        """The best plan at this load and intensity; PlanError where the devices run nothing measured, or, alike, where
-        several kinds of them have too many configurations."""
+        """Return the best plan at this load and intensity; PlanError where the devices run nothing measured, or, alike,
+        where several kinds of them have too many configurations."""
         fifo = _fifo(state)
         kinds = fleet_of(fifo.problem, fifo.keys, alike=True)
         if self._alike:
@@ -112,7 +112,8 @@ class OraclePolicy:
 
 
 def _fifo(state: State, lam: float | None = None) -> Fifo:
-    """The problem under the paper's objective, whatever form is configured.  `lam`: L where none is configured."""
+    """Return the problem under the paper's objective, whatever form is configured.  `lam`: L where none is
+    configured."""
     problem, objective = problem_of(state), objective_of(state)
     if lam is not None and state.objective.lam is None:
         objective = replace(objective, lam=lam)
@@ -131,7 +132,8 @@ def _random(state: State) -> Random:
 
 
 def _smallest(problem: Problem, device: DeviceShape, variant: str) -> tuple[Placement, ...]:
-    """The layout of most placements that the variant runs on throughout; nothing where the device has no layout."""
+    """Return the layout of most placements that the variant runs on throughout; nothing where the device has no
+    layout."""
     layouts = [layout for layout in device.layouts if layout]
     fitting = [layout for layout in layouts if all((variant, item.profile) in problem.services for item in layout)]
     if layouts and not fitting:
@@ -146,8 +148,8 @@ def _walked(state: State, fifo: Fifo, walk: Walk, policy: str, words: str) -> Pl
 
 
 def _plan(state: State, fifo: Fifo, best: Best, policy: str, words: str) -> Plan:
-    """The plan of the first candidate.  What is below the accuracy floor, which the paper does not know, is marked, and
-    the bound leaves the floor out as well."""
+    """Return the plan of the first candidate.  What is below the accuracy floor, which the paper does not know, is
+    marked, and the bound leaves the floor out as well."""
     candidates = tuple(_marked(item, fifo.objective) for item in best.candidates[:_SHOWN])
     found = Found(candidates[0], candidates, best.evaluated, best.total, best.complete)
     how = fifo.model(fifo.counts(candidates[0].configuration))

@@ -45,14 +45,14 @@ Penalty = Callable[[float, float, float], float]
 
 
 def punished(score: float, p95_ms: float, slo_ms: float) -> float:
-    """The score, lower the more p95 exceeds the SLO."""
+    """Return the score, lower the more p95 exceeds the SLO."""
     if p95_ms <= slo_ms:
         return score
     return score * slo_ms / p95_ms if score > 0.0 else score * p95_ms / slo_ms
 
 
 def punished_as_artifact(score: float, p95_ms: float, slo_ms: float) -> float:
-    """The artifact's: **rewards** a broken SLO where the score is negative."""
+    """Return the artifact's: **rewards** a broken SLO where the score is negative."""
     return score if p95_ms <= slo_ms else score * slo_ms / p95_ms
 
 
@@ -104,14 +104,14 @@ class Walk:
         return found
 
     def over(self, *, exhausted: bool = False) -> bool:
-        """Whether a stop rule says so."""
+        """Return whether a stop rule says so."""
         if self._best is None:
             return self.times >= GIVE_UP
         return exhausted or self._without >= NO_BETTER or self._new >= NEW
 
     def found(self) -> list[Candidate]:
-        """The best of all looks, as the planner's own play expects it, and the others as they were looked at.  Where
-        the longer play takes back that the best holds the next best is taken, and so on for a few."""
+        """Return the best of all looks, as the planner's own play expects it, and the others as they were looked at.
+        Where the longer play takes back that the best holds the next best is taken, and so on for a few."""
         ranked = sorted(self._looks.values(), key=lambda item: item.rank)
         best: Candidate | None = None
         for item in ranked[:_VERIFIED]:
@@ -126,14 +126,14 @@ class Walk:
 
 
 def look(fifo: Fifo, counts: Counts) -> Look:
-    """One configuration through a short play."""
+    """Return one configuration through a short play."""
     outlook = fifo.outlook(stacked([counts]))
     p95_ms = fifo.glanced_p95_ms(counts, outlook.shares[0])
     return Look(counts, outlook, fifo.candidate(counts, outlook, 0, p95_ms))
 
 
 def moves(centre: float, new: float, temperature: float, rng: Random) -> bool:
-    """Whether the centre moves to a new score."""
+    """Return whether the centre moves to a new score."""
     return new >= centre or rng.uniform() <= math.exp((new - centre) / (K * temperature))
 
 
@@ -165,7 +165,8 @@ def _next(fleet: Fleet, centre: At, walk: Walk, rng: Random) -> tuple[At | None,
 
 
 def wandered(fifo: Fifo, fleet: Fleet, start: At, rng: Random, *, known: bool) -> Walk:
-    """Random search over the raw space: every device draws a layout and then a variant for each of its slices."""
+    """Return random search over the raw space: every device draws a layout and then a variant for each of its
+    slices."""
     walk = Walk(fifo, known=known)
     seen: set[tuple[object, ...]] = set()
     counts = fleet.counts(start)

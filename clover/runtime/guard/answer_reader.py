@@ -35,7 +35,7 @@ class Sayings:
                 self._floats = Floats(region)
 
     def of(self, slot: int) -> Said | None:
-        """What is said of the row in `slot`; None where the worker wrote what its declaration does not allow."""
+        """Return what is said of the row in `slot`; None where the worker wrote what its declaration does not allow."""
         if self._floats is not None:
             return self._floats.argmax(slot)
         if self._classes:  # nearly always, and then on every row of some kinds
@@ -46,17 +46,17 @@ class Sayings:
             return None
 
     def score(self, slot: int) -> float:
-        """How sure the answer in `slot` is."""
+        """Return how sure the answer in `slot` is."""
         return float(self._memory.score[slot])
 
 
 def size_of(said: NDArray[Any]) -> int:
-    """Bytes that a value takes."""
+    """Return bytes that a value takes."""
     return sum(map(len, said.ravel())) if said.dtype == object else said.nbytes
 
 
 def same(one: Said, other: Said) -> bool:
-    """Whether two variants say the same of a row; numbers may differ by rounding."""
+    """Return whether two variants say the same of a row; numbers may differ by rounding."""
     if isinstance(one, int) or isinstance(other, int):
         return isinstance(one, int) and isinstance(other, int) and one == other
     return agreement(one, other) == 1.0

@@ -92,12 +92,14 @@ class Detector:
 
 
 def inside(cut: int, bins: int) -> list[bool]:
-    """Which of the bins lie in the part of a cut: those below it, or of a negative one that many from the top."""
+    """Return which of the bins lie in the part of a cut: those below it, or of a negative one that many from the
+    top."""
     return [at < cut if cut > 0 else at >= bins + cut for at in range(bins)]
 
 
 def most(part: float, rows: int, sigmas: float = SIGMAS) -> float:
-    """The most that a part may be in truth that was `part` of `rows` profiled rows: `sigmas` standard errors more."""
+    """Return the most that a part may be in truth that was `part` of `rows` profiled rows: `sigmas` standard errors
+    more."""
     if rows < 1 or not 0.0 <= part <= 1.0:
         raise ValueError(f"{part} of {rows} rows is no part")
     # Wilson's bound, which is honest for few rows and for none of them.
@@ -107,16 +109,16 @@ def most(part: float, rows: int, sigmas: float = SIGMAS) -> float:
 
 
 def bet(part: float, odds: float) -> tuple[float, float]:
-    """Logarithms of the e-value of a row that belongs to a part and of one that does not, where the part is `part` at
-    most by the hypothesis, and `odds` times that by the bet."""
+    """Return logarithms of the e-value of a row that belongs to a part and of one that does not, where the part is
+    `part` at most by the hypothesis, and `odds` times that by the bet."""
     raised = part / (1.0 - part) * odds
     wagered = raised / (1.0 + raised)
     return math.log(wagered / part), math.log((1.0 - wagered) / (1.0 - part))
 
 
 def wilson(right: int, samples: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share, in percent.  Unlike the textbook interval it stays within 0..100 and
-    is honest for few samples.  Raises ValueError without samples."""
+    """Return the 95 % Wilson score interval of a share, in percent.  Unlike the textbook interval it stays within
+    0..100 and is honest for few samples.  Raises ValueError without samples."""
     if samples < 1 or not 0 <= right <= samples:
         raise ValueError(f"{right} of {samples} is no share")
     share = right / samples

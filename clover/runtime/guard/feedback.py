@@ -108,7 +108,7 @@ class Feedback:
         return {"rows": len(given), "right": sum(given), "estimate": self.estimate()}
 
     def _judged(self, number: int, labels: Sequence[Any], client: str, now_ns: int) -> list[bool | None]:
-        """Which rows were right (None: not known), once they are counted."""
+        """Return which rows were right (None: not known), once they are counted."""
         known = self._known.get(number)
         if known is None:
             self._labellers.tried(client, now_ns)
@@ -149,11 +149,11 @@ class Feedback:
         return bool((said.astype(object) == label).all())
 
     def estimate(self) -> dict[str, Any] | None:
-        """The served accuracy by labels, percent, with its 95 % interval; None before the first label."""
+        """Return the served accuracy by labels, percent, with its 95 % interval; None before the first label."""
         return _estimate(sum(self.right), sum(self.labelled))
 
     def report(self, variants: Sequence[str]) -> dict[str, Any]:
-        """The estimate, over all and by variant that answered."""
+        """Return the estimate, over all and by variant that answered."""
         of = zip(variants, self.right, self.labelled, strict=True)
         found = {name: _estimate(right, rows) for name, right, rows in of if rows}
         return {

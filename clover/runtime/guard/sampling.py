@@ -28,8 +28,9 @@ def clean_share(
     suspicious: bool = False,
     urgent: bool = False,
 ) -> float:
-    """The share to audit while the grid has `g_per_kwh`: `share` at the reference, more where it is cleaner and less
-    where it is dirtier, within the bounds; the most while something looks wrong, `URGENT` while that cannot wait."""
+    """Return the share to audit while the grid has `g_per_kwh`: `share` at the reference, more where it is cleaner and
+    less where it is dirtier, within the bounds; the most while something looks wrong, `URGENT` while that cannot
+    wait."""
     if urgent:
         return URGENT
     if suspicious:
@@ -70,7 +71,7 @@ class Sampler:
         return max(0.0, LEAST * self.rows + self._owed - self.taken)
 
     def pick(self, now_ns: int) -> bool:
-        """Whether to audit the row that comes now."""
+        """Return whether to audit the row that comes now."""
         if now_ns // HOUR_NS != self._hour:
             self._turn(now_ns // HOUR_NS)
         self.rows += 1
@@ -87,7 +88,7 @@ class Sampler:
         self.taken -= 1
 
     def spared(self) -> bool:
-        """Whether a row that was picked need not be audited: without it the hour still has its least share."""
+        """Return whether a row that was picked need not be audited: without it the hour still has its least share."""
         if self.taken - 1 < LEAST * self.rows + self._owed:
             return False
         self.taken -= 1

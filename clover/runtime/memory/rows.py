@@ -31,7 +31,7 @@ class Memory(Protocol):
 
 
 def _span(slots: list[int]) -> Any:
-    """An index for `slots`: a slice where they are consecutive, else an integer array."""
+    """Return an index for `slots`: a slice where they are consecutive, else an integer array."""
     first, count = slots[0], len(slots)
     if slots[-1] - first == count - 1:  # slots of a ticket rise, so the ends tell
         return slice(first, first + count)
@@ -85,7 +85,8 @@ def _set_dims(memory: Memory, tensor: TensorSpec, index: int, slot: int, dims: t
 
 
 def count_elements(row: bytes) -> int:
-    """How many elements a row in OIP form (uint32 length + bytes each) holds; raises BadRequest where malformed."""
+    """Return how many elements a row in OIP form (uint32 length + bytes each) holds; raises BadRequest where
+    malformed."""
     at, count = 0, 0
     while at < len(row):
         if at + 4 > len(row):
@@ -98,8 +99,8 @@ def count_elements(row: bytes) -> int:
 
 
 def read_rows(memory: Memory, spec: FamilySpec, index: int, slots: list[int]) -> NDArray[Any] | list[bytes]:
-    """Output `index` of `slots`: one array [rows, *shape], a view where the slots are consecutive and the shape is
-    fixed; BYTES: OIP form a row.  Raises ModelFailed where the worker wrote what its declaration does not allow."""
+    """Return output `index` of `slots`: one array [rows, *shape], a view where the slots are consecutive and the shape
+    is fixed; BYTES: OIP form a row.  Raises ModelFailed where the worker wrote what its declaration does not allow."""
     tensor = spec.outputs[index]
     try:
         if tensor.datatype == "BYTES":
@@ -151,12 +152,12 @@ class FixedRows:
         return True
 
     def get(self, slots: list[int]) -> NDArray[Any]:
-        """The rows of these slots; a view where they are consecutive."""
+        """Return the rows of these slots; a view where they are consecutive."""
         rows: NDArray[Any] = self._region[slots[0] : slots[0] + 1] if len(slots) == 1 else self._region[_span(slots)]
         return rows
 
     def view(self, slots: list[int]) -> memoryview | None:
-        """The bytes of the rows of these slots, to be written; None where the slots are not neighbours."""
+        """Return the bytes of the rows of these slots, to be written; None where the slots are not neighbours."""
         first, last = slots[0], slots[-1]
         if last - first != len(slots) - 1:
             return None
@@ -178,7 +179,7 @@ class ShapeKeys:
         self._last = 0
 
     def of(self, slots: list[int]) -> int:
-        """The number of the rows in `slots`; raises BadRequest where they differ in shape."""
+        """Return the number of the rows in `slots`; raises BadRequest where they differ in shape."""
         if not self._variable:
             return 0
         dims = self._dims(slots[0])

@@ -118,16 +118,16 @@ class Layout:
 
     @classmethod
     def fitting(cls, spec: FamilySpec, most_bytes: int, *, least: int = 1, most: int = 1 << 16) -> Layout:
-        """The layout with as many slots as fit into `most_bytes`, within `least` .. `most` slots."""
+        """Return the layout with as many slots as fit into `most_bytes`, within `least` .. `most` slots."""
         room = most_bytes - _PAGE_BYTES - _ALIGN_BYTES * (2 + len(spec.inputs) + len(spec.outputs))
         return cls(spec, max(least, min(most, room // cls(spec, 1).row_bytes)))
 
     def region(self, kind: Kind, index: int) -> Region:
-        """The region of input or output `index`."""
+        """Return the region of input or output `index`."""
         return (self.inputs if kind == "input" else self.outputs)[index]
 
     def header(self) -> bytes:
-        """What the first page of a slab of this layout begins with."""
+        """Return what the first page of a slab of this layout begins with."""
         return _HEADER.pack(_MAGIC, _VERSION, self.slots, self.bytes, self.words, 0, self.digest)
 
 
@@ -136,7 +136,7 @@ def _align(offset: int) -> int:
 
 
 def shared_memory(name: str, size: int) -> int:
-    """A new sealed memfd of `size` zero bytes that can neither shrink nor grow (close-on-exec)."""
+    """Return a new sealed memfd of `size` zero bytes that can neither shrink nor grow (close-on-exec)."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
@@ -177,7 +177,7 @@ class Slab:
 
     @classmethod
     def create(cls, layout: Layout) -> Slab:
-        """A new slab of zeros; pages cost memory once they are touched."""
+        """Return a new slab of zeros; pages cost memory once they are touched."""
         fd = shared_memory("clover-slab", layout.bytes)
         try:
             mapped = map_shared(fd, layout.bytes)
@@ -222,7 +222,8 @@ class Slab:
         return (self._inputs if kind == "input" else self._outputs)[index]
 
     def dims(self, kind: Kind, index: int, slot: int) -> tuple[int, ...]:
-        """The shape of the row in `slot`.  Raises ValueError where the other side wrote dims beyond the bound."""
+        """Return the shape of the row in `slot`.  Raises ValueError where the other side wrote dims beyond the
+        bound."""
         region = self.layout.region(kind, index)
         if region.dims_word < 0:
             return region.tensor.shape
@@ -239,7 +240,7 @@ class Slab:
             self._words[slot, region.dims_word : region.dims_word + len(dims)] = dims
 
     def length(self, kind: Kind, index: int, slot: int) -> int:
-        """Bytes used by the BYTES tensor's row in `slot`; ValueError beyond its room (a misbehaving peer)."""
+        """Return bytes used by the BYTES tensor's row in `slot`; ValueError beyond its room (a misbehaving peer)."""
         region = self.layout.region(kind, index)
         found = int(self._words[slot, region.length_word]) if region.length_word >= 0 else region.row_bytes
         if found > region.row_bytes:
@@ -254,7 +255,7 @@ class Slab:
         self._words[slot, region.length_word] = length
 
     def get_bytes(self, kind: Kind, index: int, slot: int) -> bytes:
-        """A copy of a BYTES row in OIP form."""
+        """Return a copy of a BYTES row in OIP form."""
         return self.array(kind, index)[slot, : self.length(kind, index, slot)].tobytes()
 
     def put_bytes(self, kind: Kind, index: int, slot: int, data: bytes | bytearray | memoryview) -> None:

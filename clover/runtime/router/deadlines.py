@@ -73,7 +73,7 @@ class Deadlines:
         ticket.bucket = ticket.later = ticket.earlier = None
 
     def due(self, now_ns: int) -> list[Ticket]:
-        """The tickets whose bucket is past; they are no longer watched."""
+        """Return the tickets whose bucket is past; they are no longer watched."""
         out: list[Ticket] = []
         tick = now_ns >> 20
         heap = self._heap
@@ -86,7 +86,7 @@ class Deadlines:
         return out
 
     def _taken_off(self) -> Bucket:
-        """The nearest bucket, which is no more."""
+        """Return the nearest bucket, which is no more."""
         bucket = self._buckets.pop(heapq.heappop(self._heap))
         if bucket is self._last:
             self._last = None

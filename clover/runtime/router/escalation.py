@@ -30,7 +30,8 @@ class Escalation:
         self._max_batch = max_batch
 
     def goes_on(self, ticket: Ticket, chain: Chain, slot: int, lane: int, score: float, now_ns: int) -> bool:
-        """Whether a row that `lane` answered with this score is asked of the next variant; it is queued for it then."""
+        """Return whether a row that `lane` answered with this score is asked of the next variant; it is queued for it
+        then."""
         stage = chain.stage(lane)
         if stage < 0:  # a death or relief led it elsewhere
             self._traffic.accuracy_rows += self._lanes.accuracy[lane]
@@ -76,8 +77,8 @@ class Escalation:
         return True
 
     def keep_all(self, ticket: Ticket) -> bool:
-        """The deadline has come: whether every row that is still out only waits to be asked again.  They keep the
-        answers they have then."""
+        """Return the deadline has come: whether every row that is still out only waits to be asked again.  They keep
+        the answers they have then."""
         if any(self._state[slot] == FLYING for slot in ticket.slots):
             return False  # a worker may be writing into the slot
         waiting = [row for row, slot in enumerate(ticket.slots) if self._state[slot] == QUEUED]
@@ -89,14 +90,14 @@ class Escalation:
         return True
 
     def paths(self, ticket: Ticket) -> tuple[str, ...]:
-        """The variants that each row was asked of, in that order: "small>xlarge"."""
+        """Return the variants that each row was asked of, in that order: "small>xlarge"."""
         names, paths = self._traffic.variants, ticket.paths
         return tuple(
             ">".join(names[at] for at in (*paths.get(row, ()), lane)) for row, lane in enumerate(ticket.variants)
         )
 
     def accuracy(self, ticket: Ticket, chain: Chain) -> float:
-        """Accuracy (percent) to expect of the rows of a ticket that followed `chain`, in the mean."""
+        """Return accuracy (percent) to expect of the rows of a ticket that followed `chain`, in the mean."""
         total = 0.0
         for row, lane in enumerate(ticket.variants):
             stage = chain.stage(lane)
@@ -107,8 +108,8 @@ class Escalation:
         return total / len(ticket.variants)
 
     def _needs_ns(self, lane: int) -> float:
-        """How long a row that is queued for `lane` now will take, as its last batch did: a batch for itself and one for
-        every batch's worth that is before it."""
+        """Return how long a row that is queued for `lane` now will take, as its last batch did: a batch for itself and
+        one for every batch's worth that is before it."""
         links = [link for link in self._lanes.links if link.attached and link.lane == lane]
         ahead = sum(len(link.batches) for link in links) + self._lanes.waiting(lane) / self._max_batch
         return self.busy_ns[lane] * (1.0 + ahead / max(1, len(links)))

@@ -29,7 +29,7 @@ Entry = tuple[WorkerHandle, int, int, WorkerMeter]
 
 
 def expected_accuracy(spec: FamilySpec, profile: FamilyProfile | None) -> list[float]:
-    """Accuracy in percent to expect of each variant: measured where it is, else published, else 0."""
+    """Return accuracy in percent to expect of each variant: measured where it is, else published, else 0."""
     out = []
     for variant in spec.variants:
         value = variant.accuracy.value if variant.accuracy is not None else 0.0
@@ -78,16 +78,16 @@ class Lanes:
         self._change: Callable[[Chain], Chain] | None = None
 
     def waiting(self, lane: int = -1) -> int:
-        """Clients' rows that wait for `lane`; -1: for any."""
+        """Return clients' rows that wait for `lane`; -1: for any."""
         depth = self._batcher.depth(lane)
         return depth - self.behind(lane) if depth else 0
 
     def choose(self, mask: int) -> int:
-        """The lane of the next row, by the quotas, among those of `mask`; ValueError where that has none."""
+        """Return the lane of the next row, by the quotas, among those of `mask`; ValueError where that has none."""
         return self._quota.choose(mask)
 
     def mask(self, min_accuracy: float) -> int:
-        """Live lanes that meet `min_accuracy` (percent) and take rows, as bits."""
+        """Return live lanes that meet `min_accuracy` (percent) and take rows, as bits."""
         if min_accuracy <= 0.0:
             return self._open
         mask = self._masks.get(min_accuracy)
@@ -101,8 +101,9 @@ class Lanes:
         return mask
 
     def chain_for(self, min_accuracy: float) -> Chain | None:
-        """The cascade of a row: the plan's, or for a `min_accuracy` (percent) the cheapest that can be followed now and
-        whose accuracy is as high at the lower end of its interval.  None where the plan has none, or there is none."""
+        """Return the cascade of a row: the plan's, or for a `min_accuracy` (percent) the cheapest that can be followed
+        now and whose accuracy is as high at the lower end of its interval.  None where the plan has none, or there is
+        none."""
         if self._aside:
             return None
         if min_accuracy <= 0.0 or self.chain is None:
@@ -122,7 +123,7 @@ class Lanes:
         return all(self.live >> self._variants.index(variant) & 1 for variant in chain)
 
     def able(self, min_accuracy: float) -> int:
-        """Lanes that would meet `min_accuracy` if they were live, as bits."""
+        """Return lanes that would meet `min_accuracy` if they were live, as bits."""
         return sum(1 << lane for lane, accuracy in enumerate(self.accuracy) if accuracy >= min_accuracy)
 
     def lane_for(self, lane: int, min_accuracy: float) -> int:
@@ -147,21 +148,21 @@ class Lanes:
         self._changed()
 
     def by_index(self, index: int) -> Link:
-        """The link at `index` of the batcher."""
+        """Return the link at `index` of the batcher."""
         link = self._table[index]
         if link is None:
             raise RuntimeError(f"the batcher chose worker {index}, which nobody attached")
         return link
 
     def find(self, worker: WorkerHandle) -> Link | None:
-        """The link of `worker`, while it is attached or still holds a batch."""
+        """Return the link of `worker`, while it is attached or still holds a batch."""
         for link in self.links:
             if link.worker is worker:
                 return link
         return None
 
     def entries(self) -> list[Entry]:
-        """The workers that were set and are attached now."""
+        """Return the workers that were set and are attached now."""
         return [
             (link.worker, link.lane, link.max_batch, link.meter)
             for link in self.links
@@ -257,7 +258,7 @@ class Lanes:
         return self._change(found) if self._change is not None else found
 
     def _knobs(self, variant: str, routing: Routing) -> tuple[int, int]:
-        """Rows of a batch (0: what the worker takes) and nanoseconds that a row may wait for one to fill."""
+        """Return rows of a batch (0: what the worker takes) and nanoseconds that a row may wait for one to fill."""
         largest = routing.largest.get(variant)
         wait_ms = routing.wait_ms.get(variant, self._delay_ms)
         if (largest is not None and largest < 1) or not 0.0 <= wait_ms < math.inf:

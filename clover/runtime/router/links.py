@@ -84,5 +84,5 @@ class Link:
         self._progress_ns = now_ns
 
     def silent_ns(self, now_ns: int) -> int:
-        """How long the worker has held a batch without completing one; 0 where it holds none."""
+        """Return how long the worker has held a batch without completing one; 0 where it holds none."""
         return now_ns - self._progress_ns if self.batches else 0

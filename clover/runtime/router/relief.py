@@ -38,7 +38,8 @@ class Standby:
 
 
 def capacity(rates: Sequence[float], shares: Sequence[float]) -> float:
-    """Rows a second that lanes of these rates serve when rows are dealt by `shares`; infinite where none is known."""
+    """Return rows a second that lanes of these rates serve when rows are dealt by `shares`; infinite where none is
+    known."""
     known = [rate / share for rate, share in zip(rates, shares, strict=True) if share > 0.0 and rate > 0.0]
     return min(known, default=float("inf"))
 
@@ -61,8 +62,8 @@ class Relief:
         self._wait_ns, self._capacity = wait_ns, capacity
 
     def turn(self, now_ns: int, wait_ns: float, rows: int, waiting: int) -> bool:
-        """Whether relief came on or went off.  A row queued now would wait `wait_ns` for a worker of the plan; `rows`
-        came in all since the start, `waiting` of them wait."""
+        """Return whether relief came on or went off.  A row queued now would wait `wait_ns` for a worker of the plan;
+        `rows` came in all since the start, `waiting` of them wait."""
         if not self.active:
             if wait_ns <= self._wait_ns:
                 return False

@@ -61,8 +61,8 @@ class Retry:
                 self.again(owner, slot, now_ns)
 
     def after_failure(self, batch: Batch, now_ns: int) -> bool:
-        """A batch on which the model failed, whose slots have not landed yet: queue its rows again, each ticket by
-        itself; False where one ticket had it to itself, so that it is known who failed."""
+        """Return a batch on which the model failed, whose slots have not landed yet: queue its rows again, each ticket
+        by itself; False where one ticket had it to itself, so that it is known who failed."""
         table = self._table
         tickets = {table.owner[slot] for slot in batch.slots}
         if len(tickets) < 2:

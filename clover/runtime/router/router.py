@@ -265,7 +265,7 @@ class Router(Model):
             self._give_up(self.audits.queued(), "full")
 
     def _full(self, rows: int) -> bool:
-        """Whether clients' rows leave no room in the queue for so many more; audits would give way."""
+        """Return whether clients' rows leave no room in the queue for so many more; audits would give way."""
         return self._batcher.depth() + rows > self._queue_rows and self._lanes.waiting() + rows > self._queue_rows
 
     def _make_room(self, now_ns: int) -> None:
@@ -477,7 +477,7 @@ class Router(Model):
         return self.feedback.take(number, labels, client, self._now())
 
     def guarded(self) -> dict[str, Any]:
-        """What the guard saw and did, the audits (their joules with the method), and late labels."""
+        """Return what the guard saw and did, the audits (their joules with the method), and late labels."""
         audits = self.audits.report() | {"method": self._account.method_of(self.name)}
         feedback = self.feedback.report(self.traffic.variants)
         return {**self.guard.report(), "audits": audits, "feedback": feedback}
@@ -579,12 +579,12 @@ class Router(Model):
         return found
 
     def silent(self, limit_ns: int) -> list[WorkerHandle]:
-        """Workers that hold a batch and have completed nothing for longer than `limit_ns`."""
+        """Return workers that hold a batch and have completed nothing for longer than `limit_ns`."""
         now_ns = self._now()
         return [link.worker for link in self._lanes.links if link.silent_ns(now_ns) > limit_ns]
 
     def observe(self) -> dict[str, float]:
-        """Live figures; `p95_ms` only where something was answered lately."""
+        """Return live figures; `p95_ms` only where something was answered lately."""
         now_ns = self._now()
         traffic = self.traffic
         rows = sum(traffic.rows)
@@ -830,7 +830,7 @@ class Router(Model):
         return gone_on, audits
 
     def _scores(self, slots: list[int]) -> list[float]:
-        """How sure the answers in `slots` are."""
+        """Return how sure the answers in `slots` are."""
         scores = self._memory.score
         if len(slots) <= _FEW:  # an array for an index costs more than they do
             return [scores.item(slot) for slot in slots]
@@ -872,12 +872,12 @@ class Router(Model):
             raise self._refuse(error) from None
 
     def _retry_after_s(self, now_ns: int) -> float:
-        """How long the queue takes to drain at the rate measured lately."""
+        """Return how long the queue takes to drain at the rate measured lately."""
         rate = self.traffic.served.per_s(now_ns)
         return min(self._lanes.waiting() / rate, _MAX_RETRY_AFTER_S) if rate > 0.0 else 1.0
 
     def _now(self) -> int:
-        """The clock, without a call of Python where it is the machine's."""
+        """Return the clock, without a call of Python where it is the machine's."""
         return monotonic_ns() if self._real else self._clock()
 
     def _refuse(self, error: RequestError) -> RequestError:

@@ -29,7 +29,7 @@ class SlotTable:
         self._batcher = batcher
 
     def reserve(self, rows: int, now_ns: int) -> Ticket | None:
-        """A ticket that holds `rows` slots; None where too few are free."""
+        """Return a ticket that holds `rows` slots; None where too few are free."""
         slots = self.free.take(rows)
         if slots is None:
             return None
@@ -40,7 +40,8 @@ class SlotTable:
         return ticket
 
     def landed(self, slot: int) -> Ticket | None:
-        """A worker is done with `slot`: its ticket where that still waits, else None (free now if it was closed)."""
+        """Return a worker is done with `slot`: its ticket where that still waits, else None (free now if it was
+        closed)."""
         ticket = self.owner[slot]
         self.state[slot] = HELD
         if ticket is None or ticket.phase == CLOSED:
@@ -72,7 +73,7 @@ class SlotTable:
         self.free.give(slot)
 
     def queued(self) -> Iterator[tuple[int, Ticket]]:
-        """Every slot that waits, with its ticket."""
+        """Yield every slot that waits, with its ticket."""
         for slot in np.flatnonzero(np.frombuffer(self.state, np.uint8) == QUEUED).tolist():
             ticket = self.owner[slot]
             if ticket is not None:

@@ -74,7 +74,7 @@ class Reliefs:
         return True
 
     def _wait_ns(self, rate: float, lane: int) -> float:
-        """How long a row that is queued now waits for one of the plan's workers in `lane`."""
+        """Return how long a row that is queued now waits for one of the plan's workers in `lane`."""
         waiting = self._lanes.waiting(lane)
         if not waiting or rate <= 0.0:
             return 0.0

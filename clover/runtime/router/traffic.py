@@ -51,7 +51,7 @@ class Rate:
             self._bins[self._second % (self.window_s + 1)] = self._count
 
     def per_s(self, now_ns: int) -> float:
-        """The trailing rate; the divisor is the time actually covered, at least one second."""
+        """Return the trailing rate; the divisor is the time actually covered, at least one second."""
         if self._start < 0:
             return 0.0
         self._leave()
@@ -86,7 +86,7 @@ class Window:
         self._part.record(value)
 
     def quantile(self, now_ns: int, q: float) -> float | None:
-        """The trailing `q` quantile; None where nothing was recorded."""
+        """Return the trailing `q` quantile; None where nothing was recorded."""
         stamp = now_ns // self._part_ns
         merged = Histogram()
         for part, at in zip(self._parts, self._stamps, strict=True):
@@ -200,13 +200,13 @@ class Traffic:
         self._output.add(output_ns)
 
     def p95_ms(self, now_ns: int) -> float | None:
-        """Trailing p95 of the latency of answered requests, milliseconds; None where there were none."""
+        """Return trailing p95 of the latency of answered requests, milliseconds; None where there were none."""
         value_ns = self._trailing.quantile(now_ns, 0.95)
         return None if value_ns is None else value_ns / 1e6
 
     def report(self, name: str, version: str, now_ns: int) -> dict[str, Any]:
-        """The protocol's statistics object of one model.  Gathering inputs and scattering outputs in the worker is part
-        of `compute_infer`; `compute_input` is decoding into slots, `compute_output` encoding from them."""
+        """Return the protocol's statistics object of one model.  Gathering inputs and scattering outputs in the worker
+        is part of `compute_infer`; `compute_input` is decoding into slots, `compute_output` encoding from them."""
         nothing = {"count": 0, "ns": 0}
         last_ms = int(time.time() * 1e3 - (now_ns - self._last_ns) / 1e6) if self._last_ns else 0
         return {

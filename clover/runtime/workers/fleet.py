@@ -96,7 +96,7 @@ class FamilyFleet:
     # --- what the controller drives -----------------------------------------------------------------------------------
 
     def running(self) -> tuple[Assignment, ...]:
-        """The assignments whose worker is ready now."""
+        """Return the assignments whose worker is ready now."""
         return tuple(item for item, member in self._members.items() if member.ready and not member.relief)
 
     async def spawn(self, assignment: Assignment) -> None:
@@ -216,7 +216,7 @@ class FamilyFleet:
         self.router.route(entries, routing, self._standby())
 
     def observe(self) -> dict[str, float]:
-        """The router's live figures, and `workers` ready, `restarting` and `restarts` so far."""
+        """Return the router's live figures, and `workers` ready, `restarting` and `restarts` so far."""
         figures = self.router.observe()
         members = [member for member in self._members.values() if not member.relief]
         figures["workers"] = float(sum(member.ready for member in members))
@@ -272,7 +272,7 @@ class FamilyFleet:
         self._tend()
 
     def describe(self) -> list[dict[str, Any]]:
-        """Every member for people: where, what, which process, how it is."""
+        """Return every member for people: where, what, which process, how it is."""
         routed = set(self._routed)
         now_ns = self._clock()
         out = []

@@ -39,13 +39,13 @@ class Reserve(Protocol):
     """Who comes to the relief of whom."""
 
     def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
-        """Who stands by where `routed` work: one a placement, all of one variant."""
+        """Return who stands by where `routed` work: one a placement, all of one variant."""
 
     def rows_per_s(self, assignment: Assignment) -> float:
-        """What a worker serves within the SLO; 0 where that is not known."""
+        """Return what a worker serves within the SLO; 0 where that is not known."""
 
     def wait_ms(self) -> float:
-        """A row that waits longer calls for relief; 0 where nothing does."""
+        """Return a row that waits longer calls for relief; 0 where nothing does."""
 
 
 class Member:
@@ -93,7 +93,7 @@ class Member:
         return left
 
     def state(self, *, leaving: bool) -> str:
-        """How it is, for people."""
+        """Return how it is, for people."""
         if leaving:
             return "draining"
         if self.worker is None:

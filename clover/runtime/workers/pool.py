@@ -62,7 +62,7 @@ class Pool:
 
     @classmethod
     def launch(cls, *, start_s: float = 60.0, silent_s: float = 30.0, starts: int = 0) -> Pool:
-        """A pool whose zygote is already importing: before the event loop starts, so that both overlap."""
+        """Return a pool whose zygote is already importing: before the event loop starts, so that both overlap."""
         pool = cls(start_s=start_s, silent_s=silent_s, starts=starts)
         pool._zygote = ZygoteLink.launch()
         return pool
@@ -108,8 +108,8 @@ class Pool:
         on_death: Callable[[Worker, str], None] | None = None,
         left_out: LeftOut | None = None,
     ) -> Worker:
-        """A new worker over `slab`, once it is ready: loaded and warmed.  What it prints goes to the log, as far as
-        that takes it (`runtime.workers.output`); what does not is counted in `left_out`.
+        """Return a new worker over `slab`, once it is ready: loaded and warmed.  What it prints goes to the log, as far
+        as that takes it (`runtime.workers.output`); what does not is counted in `left_out`.
 
         Raises WorkerError with the worker's own reason where it fails, dies or takes longer than `start_s` once it is
         its turn; nothing of it is left then, nor where the caller is cancelled.

@@ -50,7 +50,7 @@ class Understudies:
         return best
 
     def _with(self, variant: str, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
-        """Who would stand by with `variant`, one a placement."""
+        """Return who would stand by with `variant`, one a placement."""
         found = {}
         for item in routed:
             backend = self._backend.get((variant, item.placement.profile))
