@@ -1,0 +1,107 @@
+"""The language of the package: unique class names, docstrings that begin with a verb, files of a readable size."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TREES = {
+    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"), str(path))
+    for top in ("clover", "models", "bench")
+    for path in sorted((ROOT / top).rglob("*.py"))
+}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+# In clover/types.py all nouns stand in one place.
+LONG = {"clover/types.py"}
+MOST_LINES = {"clover": 500, "csrc": 700}
+MOST_PARAMETERS = 8
+
+# The first words of docstrings.  Is yours a verb in the imperative?  Then add it.
+VERBS = frozenset(
+    """
+    Accept Add Adjust Admit Allow Answer Append Apply Ask Assign Attach Audit Batch Be Become Begin Bind Book
+    Bound Bring Build Calculate Call Cancel Carry Change Charge Check Choose Clear Close Collect Combine Come
+    Compare Compile Complete Compute Convert Copy Count Create Damage Deal Decode Deliver Deploy Derive Describe
+    Detach Die Discard Dispatch Divide Do Drain Draw Drive Drop Encode End Enter Estimate Evaluate Execute
+    Expect Expire Export Extend Fail Fetch Fill Find Finish Fold Follow Forget Fork Format Free Gather Generate
+    Get Give Go Grow Guess Hand Handle Have Hold Ignore Import Increase Insert Install Iterate Join Judge Keep
+    Kill Launch Lay Leave Let Limit List Listen Load Lock Log Look Lower Make Map Mark Match Measure Merge Move
+    Name Note Obey Observe Offer Open Order Override Parse Pass Pick Pin Place Plan Play Predict Prefer Prepare
+    Print Prove Publish Pull Push Put Queue Raise Rank Read Rebuild Receive Record Refuse Register Release
+    Reload Remove Render Repeat Replace Replay Report Require Reserve Reset Resolve Respond Restart Restore
+    Resume Retry Return Revert Ring Route Run Sample Save Say Scale Schedule Score Search See Select Send
+    Separate Serve Set Shift Show Shrink Shut Sign Simulate Skip Sleep Solve Sort Spawn Spend Split Stand Start
+    State Step Stop Store Strike Submit Subtract Sum Swap Switch Take Tear Tell Test Time Train Translate Trim
+    Try Turn Undo Unload Unlock Unmake Update Use Validate Verify Visit Wait Walk Warm Warn Watch Withdraw Wrap
+    Write Yield
+    """.split()  # noqa: SIM905
+)
+
+
+def functions(tree: ast.AST) -> Iterator[Function]:
+    """Yield every function that is not a property."""
+    for node in ast.walk(tree):
+        if isinstance(node, Function) and not any("property" in ast.unparse(one) for one in node.decorator_list):
+            yield node
+
+
+def parameters(function: Function) -> int:
+    """Count the parameters that a caller may give."""
+    given = function.args
+    names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def first_word(docstring: str) -> str:
+    """Return the first word of a docstring, up to the first space."""
+    return docstring.split(maxsplit=1)[0].rstrip(".,:;")
+
+
+@pytest.mark.parametrize("file", TREES)
+def test_docstrings_of_functions_begin_with_a_verb(file: str) -> None:
+    faults = [
+        f"{file}:{function.lineno}: {function.name}: {docstring.splitlines()[0]}"
+        for function in functions(TREES[file])
+        if (docstring := ast.get_docstring(function)) and first_word(docstring) not in VERBS
+    ]
+    assert not faults, "say what the call does (or add the verb to VERBS):\n" + "\n".join(faults)
+
+
+def test_public_classes_have_names_of_their_own() -> None:
+    places = defaultdict(list)
+    for file, tree in TREES.items():
+        if file.startswith("clover/"):
+            for node in ast.iter_child_nodes(tree):
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places[node.name].append(file)
+    shared = {name: files for name, files in places.items() if len(files) > 1}
+    assert not shared
+
+
+@pytest.mark.parametrize("top", MOST_LINES)
+def test_files_can_be_read_in_a_sitting(top: str) -> None:
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in (ROOT / top).rglob("*")
+        if path.suffix in (".py", ".pyx", ".pxd", ".c", ".h")
+    }
+    assert {file: lines for file, lines in lengths.items() if lines > MOST_LINES[top] and file not in LONG} == {}
+
+
+@pytest.mark.parametrize("file", TREES)
+def test_no_function_takes_a_train_of_parameters(file: str) -> None:
+    many = {function.name: parameters(function) for function in functions(TREES[file])}
+    assert {name: count for name, count in many.items() if count > MOST_PARAMETERS} == {}
+
+
+@pytest.mark.parametrize(
+    ("docstring", "well"), [("Return x.", True), ("The x.", False), ("`x` if y.", False), ("Returns x.", False)]
+)
+def test_the_gate_knows_a_verb(docstring: str, well: bool) -> None:
+    assert (first_word(docstring) in VERBS) is well
