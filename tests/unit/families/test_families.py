@@ -127,8 +127,8 @@ def test_odd_references_are_refused(ref: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_without_installed_families_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(families.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(families, "__file__", str(tmp_path / "clover" / "families.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("clover.families.find.__file__", str(tmp_path / "clover" / "families" / "find.py"))
     with pytest.raises(ConfigError, match="not installed"):
         families.shipped()
     with pytest.raises(ConfigError, match="no shipped families are installed"):
