@@ -33,7 +33,7 @@ from clover.errors import ProfileError
 from clover.planning.model.problem import services_of, whole
 from clover.planning.model.queueing import capacity, estimate
 from clover.profiling.pace import PaceFile, PaceRow, as_pace
-from clover.profiling.row_store import Kept, elsewhere, frugal
+from clover.profiling.row_store import CascadeRows, at_other_energies, most_frugal
 from clover.types import BasePoint, DeviceShape, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 
 VERSION = 1
@@ -98,7 +98,7 @@ def emulate(
     rows: Mapping[tuple[str, str], list[PaceRow]] | None = None,
     file: PaceFile | None = None,
     notes: Sequence[str] = (),
-    kept: Kept | None = None,
+    kept: CascadeRows | None = None,
 ) -> FamilyProfile:
     """Return the profile of `spec` on emulated devices of `shapes`, under `key`; `measured` is its profile on CPU
     cores, and `kept` the rows behind its cascades, where there are any: answers stay, what chains of variants cost does
@@ -139,7 +139,7 @@ def emulate(
     )
     base = base_of(profile, shapes)
     if (cascade := measured.cascade) is not None and cascade.best:
-        cascade = elsewhere(cascade, frugal(latency, measured.backend, base.profile), kept)
+        cascade = at_other_energies(cascade, most_frugal(latency, measured.backend, base.profile), kept)
     return msgspec.structs.replace(profile, base=base, cascade=cascade)
 
 
