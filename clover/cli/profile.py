@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) -> FamilyProfile:
-    """Profile one family, print its table and return the profile."""
+    """Measure one family if it is needed, print its table and return the profile."""
     spec = families.load_family(item.family)
     cache = profiles.cache_folder(config.cache_dir)
     # Emulated GPUs are only looked at: a server may be using them.

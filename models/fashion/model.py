@@ -79,7 +79,7 @@ def _xlarge() -> list[nn.Module]:
 
 
 LAYERS = {"tiny": _tiny, "small": _small, "medium": _medium, "large": _large, "xlarge": _xlarge}
-"""Layers of every rung by name, from cheap to dear."""
+"""Layers of every rung by name, cheapest first."""
 
 
 class Classifier(nn.Module):
@@ -101,7 +101,7 @@ class Classifier(nn.Module):
 def load(variant: VariantSpec, folder: Path) -> nn.Module:
     """Return the trained rung `variant`, in eval mode, computing in float32 (weights are stored as float16).
 
-    `parameters.layers` names the rung where the variant's own name does not: a rung in another precision, say.
+    `parameters.layers` names the rung if the variant's own name does not, as for a rung in another precision.
     """
     from safetensors.torch import load_file
 
