@@ -50,7 +50,7 @@ extras = project["optional-dependencies"]
 print(*project["dependencies"], *(package for extra in sys.argv[1].split(",") for package in extras[extra]), sep="\n")
 EOF
 )
-if "$python" -c 'import torch' 2>/dev/null; then
+if [ -n "$(find "$venv" -maxdepth 5 -type d -path '*site-packages/torch')" ]; then
     say "installing packages that are missing ..."
 else
     say "installing packages (downloads of 0.3 GB with a CPU build of torch, 3 GB with PyPI's for CUDA) ..."
