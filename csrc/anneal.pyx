@@ -34,7 +34,7 @@ import numpy as np
 
 from clover._native.arguments import AnnealArguments, partition_table
 
-from clover._native.queueing cimport Moment, erlang_c, late, mean_field, moment, product_form
+from clover._native.queueing cimport Line, Moment, erlang_c, late, mean_field, moment, product_form
 from csrc.annealing cimport (
     LOOK, Cooling, Graph, Walk, accepts, begin_cooling, change_slices, change_variant, cool, copy_trial, doubles, draw,
     draw_partition, end_cooling, first_levels, first_temperature, list_tried, longs, make_graph, make_walk, progress,
@@ -411,7 +411,7 @@ cdef class _Search:
         else:
             self.trial_gap_s = mean_field(n, tried, trial, p.service_s, p.rate, self.gap_s, share)
             p_wait = erlang_c(servers, servers * (p.rate / capacity))
-        tail = late(n, tried, trial, p.rate_of, share, p.moments, capacity, p_wait, drain)
+        tail = late(n, tried, trial, p.rate_of, share, p.moments, Line(capacity, p_wait, drain))
         value = p.fixed
         for i in range(n):
             j = tried[i]
