@@ -77,7 +77,7 @@ def _is_a100(rows: list[tuple[int, ...]]) -> bool:
 
 
 def decompose(partitions: Any, slices: Any, n_gpus: int) -> NDArray[np.int64] | None:
-    """Tries every number of every partition, with no test but that nothing becomes negative."""
+    """Try every number of every partition, with no test but that nothing becomes negative."""
     rows, wanted = _table(partitions), [int(n) for n in slices]
     if len(wanted) != len(rows[0]):
         raise ValueError("slices")

@@ -234,7 +234,7 @@ class Search(Walk):
         return row[at] + (load - at) * (row[at + 1] - row[at])
 
     def of_group(self, table: Table, j: int, workers: float, load: float) -> float:
-        """The table of group j in a lane of so many workers, linear between powers of two and between loads."""
+        """Read the table of group j in a lane of so many workers: linear between powers of two and between loads."""
         at, size = 0, 1.0
         while at < self.p.sizes - 2 and workers >= 2.0 * size:
             at, size = at + 1, 2.0 * size
