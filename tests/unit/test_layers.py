@@ -219,3 +219,6 @@ def test_every_kernel_has_its_stub_twin_and_tests() -> None:
             ROOT / "tests" / "native" / f"test_{source.stem}.py",
         ):
             assert companion.is_file(), f"{companion.relative_to(ROOT)} is missing"
+    for shared in (ROOT / "csrc").glob("*.pxd"):
+        twin = ROOT / "tests" / "reference" / f"{shared.stem}.py"
+        assert twin.is_file(), f"{twin.relative_to(ROOT)} is missing"
