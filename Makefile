@@ -8,7 +8,7 @@ GPU_EXTRAS ?= onnx,test,tensorrt
 PY := $(VENV)/bin/python
 INSTALL := ./setup.sh $(VENV)
 COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*.pxd))
-INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
+INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
 
 .PHONY: serve test test-gpu test-checked lint bench bench-peers bench-kernels build train-fashion soak clean

@@ -1,11 +1,11 @@
-"""Train, or only score, the rungs of the `fashion` family: `python -m clover.models.fashion.train`.
+"""Train, or only score, the variants of the `fashion` family: `python -m clover.models.fashion.train`.
 
-Each rung is trained with batch normalisation after every convolution, AdamW under a one-cycle learning rate and label
-smoothing; the larger rungs see images mirrored, and some shifted.  Then the normalisation is folded into
+Each variant is trained with batch normalisation after every convolution, AdamW under a one-cycle learning rate and
+label smoothing; the larger variants see images mirrored, and some shifted.  Then the normalisation is folded into
 the convolutions, the weights are rounded to float16 and written, and the accuracy printed is that of the file on disk.
 
-The process uses one thread: run two at once on two cores, each with its own rungs.  The seed fixes the weights on one
-machine and torch version; elsewhere the last digits differ.
+The process uses one thread: run two at once on two cores, each with its own variants.  The seed fixes the weights on
+one machine and torch version; elsewhere the last digits differ.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BATCH = 128
 
 EPOCHS = {"tiny": 12, "small": 12, "medium": 10, "large": 4, "xlarge": 7}
 SHIFT_PIXELS = {"medium": 2, "large": 0, "xlarge": 0}
-"""Largest random shift, in pixels, of the rungs that see mirrored and shifted images.  The two cheapest do not: they
+"""Largest random shift, in pixels, of the variants that see mirrored and shifted images.  The two cheapest do not: they
 have too few weights to fit even the plain images.  Shifts would cost the largest more epochs than it is given."""
 TEACHER = {"large": "xlarge"}
 """Rungs that learn from the answers of a larger one, which is trained first, as well as from the labels."""
@@ -110,7 +110,7 @@ def folded(trained: torch.nn.Sequential) -> list[torch.nn.Module]:
 
 
 def train(name: str, dataset: Path, weights: Path) -> None:
-    """Train rung `name` on the 60,000 images in `dataset` and write its weights as float16 safetensors."""
+    """Train variant `name` on the 60,000 images in `dataset` and write its weights as float16 safetensors."""
     import torch
     from safetensors.torch import save_file
     from torch import nn
@@ -208,7 +208,7 @@ def milliseconds(model: Any, batch: torch.Tensor, repeats: int = 50) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m clover.models.fashion.train", description=__doc__.split("\n")[0])
-    parser.add_argument("variants", nargs="*", help=f"rungs to train; all by default: {', '.join(EPOCHS)}")
+    parser.add_argument("variants", nargs="*", help=f"variants to train; all by default: {', '.join(EPOCHS)}")
     parser.add_argument("--dataset", type=Path, default=Path(), help="folder with the gzipped training files")
     parser.add_argument("--evaluate", action="store_true", help="only score the weights that are here")
     options = parser.parse_args(arguments)
