@@ -19,7 +19,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from clover import __version__
+from clover._version import __version__
 from clover.telemetry.demand import demanded
 from clover.telemetry.guard import guarded
 from clover.telemetry.http import HttpLike, served
