@@ -33,9 +33,9 @@ from clover._native.ring import RING_BYTES, Ring
 from clover.accounting import Account, WorkerMeter
 from clover.config import FamilyConfig, LimitsConfig, ServerConfig
 from clover.http.api.routes import Routes
-from clover.http.connection import Connection
+from clover.http.connection import Connection, Incoming
 from clover.http.heads import Head
-from clover.http.server_state import Hub
+from clover.http.server_state import ServerState
 from clover.http.stats import HttpStats
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.router import Router
@@ -147,11 +147,13 @@ class Plane:
             self.routers[spec.name] = router
             self.workers += [entry[0] for entry in entries]
         view: Any = self
-        trust: Any = Trusting()
+        access: Any = Trusting()
         config = ServerConfig(families=(FamilyConfig(family="f0"),), limits=LimitsConfig(body_bytes=1 << 28))
-        self.hub = Hub(Routes(view, config, loop, trust), config.limits, loop, HttpStats())
+        routes = Routes(view, config, loop, access)
+        state = ServerState(routes.judge, config.limits, loop, HttpStats())
+        opened: set[Incoming] = set()
         self.transports = [Transport() for _ in range(connections)]
-        self.connections = [Connection(self.hub) for _ in range(connections)]
+        self.connections = [Connection(state, routes, opened) for _ in range(connections)]
         for connection, transport in zip(self.connections, self.transports, strict=True):
             connection.connection_made(transport)  # type: ignore[arg-type]
         self.worker_s = 0.0

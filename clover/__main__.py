@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from clover import __version__
+from clover._version import __version__
 from clover.errors import not_installed
 from clover.hints import did_you_mean, program
 

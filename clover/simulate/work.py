@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from clover import __version__
+from clover._version import __version__
 from clover.errors import CloverError
 from clover.profiles import processor
 from clover.simulate.records import (

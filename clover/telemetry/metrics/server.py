@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import Metric
 
-from clover import __version__
+from clover._version import __version__
 from clover.carbon.chain import Chain
 from clover.http.stats import HttpStats
 from clover.telemetry.metrics.table import COUNTER, GAUGE, INFO, MetricSpec, by_label, collect, single

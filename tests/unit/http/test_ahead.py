@@ -176,7 +176,7 @@ def test_a_body_that_never_comes_gives_its_slots_back() -> None:
     d, model = serving()
     ticket = begun(d, model, binary())
     for _ in range(int(2 * LimitsConfig().body_s) + 4):
-        d.hub.sweep(0.5)
+        d.sweep(0.5)
     d.loop.settle()
     assert [one.status for one in d.take()] == [408]
     assert model.open_tickets == 0
@@ -192,7 +192,7 @@ def test_an_answer_that_ends_the_connection_ends_what_is_received_behind_it() ->
     d.feed(binary(id="b")[:-5])
     assert model.open_tickets == 2
     ticket = model.tickets[-1]
-    d.hub.draining = True
+    d.state.draining = True
     d.connection.exchanges[0].close = True
     model.run(0)
     d.loop.settle()
