@@ -45,7 +45,7 @@ from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled, 
 from clover.profiling.row_store import Kept, frugal, labelled
 from clover.profiling.row_store import write as write_rows
 from clover.runtime.memory.slab import Layout, Slab
-from clover.runtime.workers.pool import Pool, Worker
+from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.types import (
     AccuracyMeasurement,
     BasePoint,
@@ -371,7 +371,7 @@ class _Measurement:
                 self.latency[index] = msgspec.structs.replace(found, rested_j=rested_j)
 
     async def _timed(
-        self, worker: Worker, place: Placement, batch: int, effort: Effort
+        self, worker: WorkerProcess, place: Placement, batch: int, effort: Effort
     ) -> tuple[Cell, tuple[float, Method]]:
         """Return batches of one size, and joules a row with where they come from."""
         async with self.joules.window((place,)) as window:
@@ -386,7 +386,7 @@ class _Measurement:
         return cell, window.joules(cell.rows, cell.cpu_s)
 
     async def _cell(
-        self, worker: Worker, variant: VariantSpec, name: str, place: Placement, threads: int, batch: int
+        self, worker: WorkerProcess, variant: VariantSpec, name: str, place: Placement, threads: int, batch: int
     ) -> None:
         cell, joules = await self._timed(worker, place, batch, self.effort)
         self._keep(cell, variant, name, place, threads, joules)
@@ -395,7 +395,7 @@ class _Measurement:
             more_j = max(0.0, rested - batch * joules[0])
             self.latency[-1] = msgspec.structs.replace(self.latency[-1], rested_j=more_j)
 
-    async def _rested_j(self, worker: Worker, place: Placement, batch: int) -> float:
+    async def _rested_j(self, worker: WorkerProcess, place: Placement, batch: int) -> float:
         """Return joules of a batch whose worker slept before: what serving at a low load is like, and closed loops are
         not."""
         async with self.joules.window((place,)) as window:
@@ -494,7 +494,9 @@ class _Measurement:
     # --- workers and progress -----------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _worker(self, variant: VariantSpec, name: str, place: Placement, threads: int) -> AsyncIterator[Worker]:
+    async def _worker(
+        self, variant: VariantSpec, name: str, place: Placement, threads: int
+    ) -> AsyncIterator[WorkerProcess]:
         """A worker that is ready, on `place`; it is gone afterwards."""
         await self.standing.need(place)
         device = self.standing.device(place)

@@ -13,12 +13,12 @@ STEPS = {"ok": 0.0, "tightened": 1.0, "aside": 2.0}
 class GuardedSource(Protocol):
     """A family whose answers may be watched (`clover.runtime.router.router.Router.guarded`)."""
 
-    def guarded(self) -> Mapping[str, Any]: ...
+    def guard_report(self) -> Mapping[str, Any]: ...
 
 
 def guarded(families: Mapping[str, GuardedSource]) -> Iterator[Metric]:
     """Yield every metric of the guards of `families`, read now."""
-    found = {name: family.guarded() for name, family in families.items()}
+    found = {name: family.guard_report() for name, family in families.items()}
     yield from _tests({name: told for name, told in found.items() if told["watches"]})
     yield from _audits({name: told["audits"] for name, told in found.items() if told["audits"]["on"]})
     yield from _feedback({name: told["feedback"] for name, told in found.items()})

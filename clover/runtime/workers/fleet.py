@@ -33,9 +33,9 @@ from clover.accounting import Account, WorkerMeter
 from clover.errors import CloverError, PlanError, WorkerError
 from clover.runtime.router.lanes import Entry
 from clover.runtime.router.links import WorkerHandle
-from clover.runtime.router.relief import Standby
+from clover.runtime.router.relief import StandbyWorkers
 from clover.runtime.router.router import Router
-from clover.runtime.workers.members import FleetWorker, Member, Reserve
+from clover.runtime.workers.members import FleetWorker, Member, StandbyChooser
 from clover.types import Asked, Assignment, Declined, Routing
 
 log = logging.getLogger("clover.fleet")
@@ -67,7 +67,7 @@ class FamilyFleet:
         start: Callable[[Assignment], Awaitable[FleetWorker]],
         joules: Callable[[Assignment], list[float]],
         silent_s: float,
-        reserve: Reserve | None = None,
+        reserve: StandbyChooser | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -95,7 +95,7 @@ class FamilyFleet:
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
-    def running(self) -> tuple[Assignment, ...]:
+    def ready_assignments(self) -> tuple[Assignment, ...]:
         """Return the assignments whose worker is ready now."""
         return tuple(item for item, member in self._members.items() if member.ready and not member.relief)
 
@@ -227,9 +227,9 @@ class FamilyFleet:
         figures["restarts"] = float(self.restarts)
         return figures
 
-    def guarded(self) -> dict[str, Any]:
-        """See `Fleet.guarded`."""
-        return self.router.guarded()
+    def guard_report(self) -> dict[str, Any]:
+        """See `Fleet.guard_report`."""
+        return self.router.guard_report()
 
     def reset_guard(self) -> None:
         """See `Fleet.reset_guard`."""
@@ -494,9 +494,9 @@ class FamilyFleet:
         """Tell the router who stands by now, where others do."""
         standby = self._standby()
         if standby != self.router.standby:
-            self.router.stand_by(standby)
+            self.router.set_standby(standby)
 
-    def _standby(self) -> Standby | None:
+    def _standby(self) -> StandbyWorkers | None:
         reserve = self._reserve
         wait_ms = reserve.wait_ms() if reserve is not None else 0.0
         if reserve is None or wait_ms <= 0.0:
@@ -510,7 +510,7 @@ class FamilyFleet:
         for item in self._routed:
             rates[self._lanes[item.variant]] += reserve.rows_per_s(item)
         lane = self._lanes[members[0].assignment.variant]
-        return Standby(lane=lane, entries=entries, wait_ns=int(wait_ms * 1e6), rates=tuple(rates))
+        return StandbyWorkers(lane=lane, entries=entries, wait_ns=int(wait_ms * 1e6), rates=tuple(rates))
 
     # --- what all share -----------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ class FleetWorker(Protocol):
     async def drain_and_exit(self) -> None: ...
 
 
-class Reserve(Protocol):
+class StandbyChooser(Protocol):
     """Who comes to the relief of whom."""
 
     def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
