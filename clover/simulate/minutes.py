@@ -191,7 +191,7 @@ class _Play:
                 profile, item.variant, item.placement.profile, item.backend, self.spec.max_batch
             ),
             silent_s=1e9,
-            reserve=reserve,
+            standby=reserve,
             clock=self._now_ns,
         )
         family = controller.add(self.spec, profile, fleet, config)

@@ -1,4 +1,4 @@
-"""Answers in the smallest form that can be compared: the class for outputs that are scores of classes, else the value."""
+"""Answers in the smallest form that can be compared: the class if outputs are scores of classes, else the value."""
 
 from __future__ import annotations
 

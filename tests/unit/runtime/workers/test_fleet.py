@@ -168,7 +168,7 @@ async def test_rows_are_refused_while_a_worker_keeps_dying(house: House) -> None
         seen.append(house.router.hold)
         await sleep(seconds)
 
-    fleet._sleep = look
+    fleet.members.sleep = look
     house.started[0].die()
     await house.settle()
     assert seen == [True, True, True, False, False]
@@ -265,7 +265,7 @@ async def test_a_lost_gpu_blames_no_request_and_slices_are_compute_slices(house:
     ]
     for half in halves:
         await fleet.spawn(half)
-    assert [member.meter.slices for member in fleet._all() if member.meter is not None] == [3, 3]
+    assert [member.meter.slices for member in fleet.members.all() if member.meter is not None] == [3, 3]
     fleet.route(tuple(halves), Routing(shares={"small": 1.0}))
     ticket = router.open(1)
     done: list[Any] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from clover.runtime.workers.fleet import REPLACED_AFTER_S
+from clover.runtime.workers.members import REPLACED_AFTER_S
 from clover.types import Routing
 from tests.support.fleet_fixture import House, Worker, at, in_a_house
 from tests.unit.runtime.workers.test_fleet_relief import standing, with_relief

@@ -31,7 +31,7 @@ class StandbyChooser:
 
 async def with_relief(house: House, *places: int) -> list[Assignment]:
     """Large workers at `places`, and who stands by beside them."""
-    house.fleet._reserve = StandbyChooser()
+    house.fleet.standby_crew.chooser = StandbyChooser()
     items = [at(place, "large") for place in places]
     for item in items:
         await house.fleet.spawn(item)
@@ -71,7 +71,7 @@ async def test_they_are_called_in_a_burst(house: House) -> None:
 @in_a_house
 async def test_without_an_slo_nobody_is_called(house: House) -> None:
     await with_relief(house, 0)
-    reserve = house.fleet._reserve
+    reserve = house.fleet.standby_crew.chooser
     assert isinstance(reserve, StandbyChooser)
     reserve.ms = 0.0
     house.fleet.watch()
@@ -131,7 +131,7 @@ async def test_one_that_died_is_restarted_and_counts_as_no_trouble_of_the_plan(h
 
 @in_a_house
 async def test_one_that_cannot_start_is_tried_again_and_bars_nothing(house: House) -> None:
-    house.fleet._reserve = StandbyChooser()
+    house.fleet.standby_crew.chooser = StandbyChooser()
     await house.fleet.spawn(at(0, "large"))
     house.fleet.route((at(0, "large"),), LARGE)
     house.failing = 3
@@ -161,17 +161,17 @@ async def test_stop_ends_them_all(house: House) -> None:
 
 @in_a_house
 async def test_drained_while_one_starts(house: House) -> None:
-    house.fleet._reserve = StandbyChooser()
+    house.fleet.standby_crew.chooser = StandbyChooser()
     await house.fleet.spawn(at(0, "large"))
     house.fleet.route((at(0, "large"),), LARGE)
     gate = asyncio.Event()
-    start = house.fleet._start
+    start = house.fleet.members.start
 
     async def slow(assignment: Assignment) -> object:
         await gate.wait()
         return await start(assignment)
 
-    house.fleet._start = slow  # type: ignore[assignment]
+    house.fleet.members.start = slow  # type: ignore[assignment]
     house.fleet.watch()
     await asyncio.sleep(0)
     await house.fleet.drain(at(0, "large"))
