@@ -28,7 +28,7 @@ import uvloop
 
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import Result, open_loop
-from clover.runtime.workers.standby import Understudies
+from clover.runtime.workers.standby import StandbyPolicy
 from clover.simulate import families, loads, minutes, world
 from clover.simulate.minutes import GUST, GUST_FROM_S, GUST_S, back_s, gusty
 from clover.simulate.world import Case, Machine, Rules, World
@@ -87,7 +87,7 @@ def serves(own: World, state: dict[str, Any]) -> float:
     profile = own.known.profile
     family = state["models"]["fashion"]
     slo_ms: float = family["targets"]["slo_ms"]
-    reserve = Understudies(list(profile.backend), "auto", lambda: slo_ms)
+    reserve = StandbyPolicy(list(profile.backend), "auto", lambda: slo_ms)
     reserve.use(profile)
     deployment = [
         Assignment(

@@ -151,10 +151,10 @@ class Chaos:
     def note(self, pid: int) -> None:
         """What is on its way as a worker dies: in all, and in its hands.  Only the router's own tables tell."""
         router = self.served.router
-        for link in router._lanes.links:
+        for link in router.state.lanes.links:
             for batch in link.batches.values():
                 for slot in batch.slots:
-                    owner = router._table.owner[slot]
+                    owner = router.state.table.owner[slot]
                     if owner is None:
                         continue
                     gone_on = owner.slots.index(slot) in owner.paths

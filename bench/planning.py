@@ -281,7 +281,7 @@ async def run(options: argparse.Namespace, cache: str) -> dict[str, Any]:
                 busy = await planning(server, changes, options.changes)
                 pairs.append((await idle(busy.seconds), busy))
                 print(f"round {len(pairs)} of {options.rounds}: twice {busy.seconds:.1f} s", file=sys.stderr)
-            workers = len(server.engine.served["fashion"].fleet.running())
+            workers = len(server.engine.served["fashion"].fleet.ready_assignments())
             await controller.command("freeze", {"on": False}, "bench")
             await asyncio.sleep(1.0)
             applied = await applying(server, options.applied) if options.applied else None

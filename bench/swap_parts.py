@@ -57,7 +57,7 @@ from bench.common import ROOT, busy_seconds, cpu_seconds, provenance, pss_bytes,
 from bench.planning import load
 from clover import backends, profiles
 from clover.config import EnergyConfig
-from clover.runtime.workers.pool import Worker
+from clover.runtime.workers.pool import WorkerProcess
 from clover.types import FamilyProfile
 
 FOREIGN = 0.2
@@ -109,7 +109,7 @@ class Swap:
     begin_ns: int
     routed_ns: int
     end_ns: int
-    worker: Worker
+    worker: WorkerProcess
     cpu_s: float
     quiet: bool
 
@@ -209,7 +209,7 @@ class Bench:
         calm = others.cores() <= FOREIGN
         return Swap(variant, begin_ns, routed_ns, end_ns, self.worker(variant), cpu_s, calm)
 
-    def worker(self, variant: str, state: str = "ready") -> Worker:
+    def worker(self, variant: str, state: str = "ready") -> WorkerProcess:
         """Return the first worker of `variant`."""
         pids = [
             item["pid"] for item in self.served.fleet.describe() if (item["variant"], item["state"]) == (variant, state)

@@ -36,7 +36,7 @@ from clover.errors import BadRequest, CloverError, Conflict, PlanError
 from clover.hints import did_you_mean
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.transition.layout import lay_out
-from clover.runtime.guard.guard import RUNGS
+from clover.runtime.guard.guard import ALARM_LEVELS
 from clover.types import Configuration, Decision, GroupCount, Plan, State
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Commands:
         if arguments.get("reset") is not True:
             raise BadRequest("guard takes reset: true")
         families = self._families(arguments)
-        before = {family.name: RUNGS[family.rung] for family in families}
+        before = {family.name: ALARM_LEVELS[family.rung] for family in families}
         if not dry_run:
             for family in families:
                 family.fleet.reset_guard()

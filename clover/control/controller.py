@@ -62,7 +62,7 @@ from clover.planning.budget.forecast import HOUR_S
 from clover.planning.model.problem import accuracies
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds
-from clover.runtime.guard.guard import RUNGS
+from clover.runtime.guard.guard import ALARM_LEVELS
 from clover.types import Configuration, Declined, DeviceShape, FamilyProfile, FamilySpec, Plan, Reading, State
 
 log = logging.getLogger("clover.control")
@@ -358,7 +358,7 @@ class Controller:
             queue_rows=family.observed.get("queue_rows", 0.0) - family.observed.get("awaiting_rows", 0.0),
             missing=family.missing,
         )
-        guarded = f"guard: {RUNGS[family.rung]}" if family.rung != family.planned_rung else ""
+        guarded = f"guard: {ALARM_LEVELS[family.rung]}" if family.rung != family.planned_rung else ""
         trigger = (
             family.news
             or guarded

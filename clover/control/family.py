@@ -19,7 +19,7 @@ from clover.interfaces import Fleet
 from clover.planning.budget.forecast import Outlook
 from clover.planning.model.objective import derive_lambda
 from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
-from clover.runtime.guard.guard import ASIDE, OK
+from clover.runtime.guard.guard import CASCADE_OFF, OK
 from clover.types import (
     Assignment,
     Configuration,
@@ -164,7 +164,7 @@ class Family:
     @property
     def missing(self) -> int:
         """Workers of the deployment that are not ready."""
-        ready = set(self.fleet.running())
+        ready = set(self.fleet.ready_assignments())
         return sum(item not in ready for item in self.running)
 
     def answered(self, grid_s: float) -> None:
@@ -264,7 +264,7 @@ class Family:
         if self.rung == OK:
             return objective
         best = max(accuracies(self.profile).values(), default=0.0)
-        aside = self.rung >= ASIDE
+        aside = self.rung >= CASCADE_OFF
         floor = best if aside else max(objective.accuracy_floor, (objective.accuracy_floor + best) / 2.0)
         budget = objective.accuracy_budget
         return structs.replace(

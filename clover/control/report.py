@@ -145,7 +145,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
     standing, now_s = family.standing, controller.monotonic()
     plan = standing.plan if standing is not None else None
     last = controller.record.last(family.name)
-    ready = {item.placement.id + item.variant + item.backend for item in family.fleet.running()}
+    ready = {item.placement.id + item.variant + item.backend for item in family.fleet.ready_assignments()}
     deployment = workers(family.running)
     for item in deployment:
         item["ready"] = item["placement"] + item["variant"] + item["backend"] in ready
@@ -182,7 +182,7 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
         "budget": _budget(controller, family),
         "saved": saved(controller.shadows.of.get(family.name)),
         "observed": dict(family.observed),
-        "guard": family.fleet.guarded(),
+        "guard": family.fleet.guard_report(),
         "demand": family.demand.report(now_s, family.fleet.demanded(), controller.declined(family)),
         "verifying": family.watch is not None,
         "transition": family.applier.progress,

@@ -41,7 +41,7 @@ def text(server: Server) -> str:
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
             if doubt := _doubt(served.profile, served.config.slo_ms):
                 rows.append(("", doubt))
-            rows.append(("", f"now {_running(served.fleet.running())}"))
+            rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
     shapes = engine.machine.shapes().values()

@@ -293,7 +293,7 @@ class SimulatedFleet:
 
     # --- clover.interfaces.Fleet --------------------------------------------------------------------------------------
 
-    def running(self) -> tuple[Assignment, ...]:
+    def ready_assignments(self) -> tuple[Assignment, ...]:
         """Return what is ready now."""
         return tuple(self._ready)
 
@@ -351,7 +351,7 @@ class SimulatedFleet:
             found["p95_ms"] = min(UNBOUNDED_MS, flow.p95_ms + _wait_ms(self.queue_rows, flow))
         return found
 
-    def guarded(self) -> dict[str, Any]:
+    def guard_report(self) -> dict[str, Any]:
         """Nothing: answers on a virtual clock are what the profile says."""
         return {}
 

@@ -28,9 +28,9 @@ from clover.errors import ConfigError, RequestError
 from clover.planning.model.problem import services_of
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.router import Router
-from clover.runtime.router.tickets import Ticket
+from clover.runtime.router.tickets import RouterTicket
 from clover.runtime.workers.fleet import FamilyFleet
-from clover.runtime.workers.standby import Understudies
+from clover.runtime.workers.standby import StandbyPolicy
 from clover.simulate import clock
 from clover.simulate.families import spec_of
 from clover.simulate.fleet import points_of, simulated
@@ -181,7 +181,7 @@ class _Play:
         reserve = None
         if self.relief:
             names = [variant.name for variant in self.spec.variants]
-            reserve = Understudies(names, self.relief, lambda: family.targets.slo_ms)
+            reserve = StandbyPolicy(names, self.relief, lambda: family.targets.slo_ms)
             reserve.use(profile)
         fleet = FamilyFleet(
             router,
@@ -191,7 +191,7 @@ class _Play:
                 profile, item.variant, item.placement.profile, item.backend, self.spec.max_batch
             ),
             silent_s=1e9,
-            reserve=reserve,
+            standby=reserve,
             clock=self._now_ns,
         )
         family = controller.add(self.spec, profile, fleet, config)
@@ -259,7 +259,7 @@ class _Play:
         await asyncio.sleep(60.0)
 
     def _answered(self, router: Router) -> Callable[[Any], None]:
-        def done(ticket: Ticket) -> None:
+        def done(ticket: RouterTicket) -> None:
             at_s = (ticket.arrival_ns - self.begun_ns) / 1e9
             if ticket.status == 200:
                 self.rows.append(Row(at_s, (ticket.done_ns - ticket.arrival_ns) / 1e6, ticket.variants[0]))

@@ -23,7 +23,7 @@ from clover.planning.model.queueing import Service
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.lanes import Entry
 from clover.runtime.router.router import Router
-from clover.runtime.router.tickets import Ticket
+from clover.runtime.router.tickets import RouterTicket
 from clover.simulate.workers import SimulatedWorker, Slice
 from clover.types import FamilySpec, PublishedAccuracy, Routing, TensorSpec, VariantSpec
 
@@ -159,7 +159,7 @@ def _offered(time: Time, router: Router, rate: float, rows: int, warm_up: int, s
     latency_ms = np.full(rows + warm_up, np.nan)
     asked = np.zeros(stages, np.int64)
 
-    def done(ticket: Ticket) -> None:
+    def done(ticket: RouterTicket) -> None:
         number: int = ticket.context
         if ticket.status == 200:
             latency_ms[number] = (ticket.done_ns - ticket.arrival_ns) / 1e6

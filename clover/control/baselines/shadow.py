@@ -153,7 +153,9 @@ class Shadow:
             self._standing = standing.deployment
             self._lanes |= lanes_of(profile, standing.configuration, self._share)
         if not variants <= self._lanes.keys():
-            self._lanes = lanes_of(profile, configuration_of(self.family.fleet.running()), self._share) | self._lanes
+            self._lanes = (
+                lanes_of(profile, configuration_of(self.family.fleet.ready_assignments()), self._share) | self._lanes
+            )
 
     @property
     def rate(self) -> float:

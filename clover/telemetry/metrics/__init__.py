@@ -66,7 +66,7 @@ class Metrics:
         families = self._families()
         yield from server.build()
         yield from models.models(families)
-        yield from guard.guard({name: family.guarded() for name, family in families.items()})
+        yield from guard.guard({name: family.guard_report() for name, family in families.items()})
         yield from models.demand(families)
         yield from energy.energy(self._account)
         yield from energy.savings(self._compared())
