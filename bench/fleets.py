@@ -22,7 +22,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -35,7 +35,7 @@ from clover.errors import PlanError
 from clover.planning.model.problem import Problem, problem_of
 from clover.planning.model.queueing import Service, energy_j_per_row, mixture_p95_ms, play
 from clover.planning.packing.formulation import Formulation
-from clover.planning.packing.plan_bound import bound
+from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.search import annealed
 from clover.policies.objective import ObjectivePolicy
 from clover.types import Configuration, DeviceShape, FamilyProfile, Plan
@@ -118,7 +118,7 @@ def families(count: int) -> dict[str, Any]:
         for times, own in gaps.items():
             found = searched(form, kernel, seed, times * annealed.EVALUATIONS).found
             own.append((best - found[0].value) / scale if found else math.inf)
-        above.append((bound(form) - best) / scale)
+        above.append((plan_bound(form) - best) / scale)
         configurations.append(total)
         mixed += (best - fleets.alike(form, kernel)) / scale > HETEROGENEOUS
         shared += fleets.share_a_device(form, counts)
@@ -209,7 +209,7 @@ def truth(service: Service, draw: random.Random, error: float = ERROR) -> Servic
 
 
 def workers_of(
-    configuration: Configuration, variant: str, services: dict[tuple[str, str], Service]
+    configuration: Configuration, variant: str, services: Mapping[tuple[str, str], Service]
 ) -> tuple[Service, ...]:
     """Return the workers of one variant."""
     groups = [group for group in configuration if group.variant == variant]
@@ -219,7 +219,7 @@ def workers_of(
 def played_p95_ms(
     configuration: Configuration,
     shares: dict[str, float],
-    services: dict[tuple[str, str], Service],
+    services: Mapping[tuple[str, str], Service],
     rate: float,
     seed: int,
 ) -> float:

@@ -18,8 +18,8 @@ from rich.text import Text
 from clover import terminal
 from clover.errors import ConfigError
 from clover.hints import program
-from clover.problem.file import Problem, parse
-from clover.problem.solve import Answer, Infeasible, solve
+from clover.problem.file import ProblemFile, parse
+from clover.problem.solve import Infeasible, Solution, solve
 
 DONE, USAGE, INFEASIBLE = 0, 2, 3
 _WIDTH = 120
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(name: str) -> Problem:
+def _read(name: str) -> ProblemFile:
     try:
         text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
@@ -116,7 +116,7 @@ def _write(name: str, document: str) -> None:
         raise ConfigError(f"{name}: {error.strerror or error}") from error
 
 
-def show(problem: Problem, answer: Answer, console: Console) -> None:
+def show(problem: ProblemFile, answer: Solution, console: Console) -> None:
     """Print the answer for people: the groups, what they do together, and how good that can be called."""
     sheet = Table(box=None, pad_edge=False)
     sheet.add_column("group")
@@ -141,7 +141,7 @@ def show(problem: Problem, answer: Answer, console: Console) -> None:
         _say(console, textwrap.fill(f"{head:<10} {text}", console.width, subsequent_indent=" " * 11))
 
 
-def _lines(problem: Problem, answer: Answer) -> list[tuple[str, str]]:
+def _lines(problem: ProblemFile, answer: Solution) -> list[tuple[str, str]]:
     base = problem.base
     carbon = 1.0 - answer.energy_j_per_request * problem.carbon_intensity / (
         base.energy_j_per_request * problem.ci_base
@@ -162,7 +162,7 @@ def _lines(problem: Problem, answer: Answer) -> list[tuple[str, str]]:
     ]
 
 
-def _verification(answer: Answer) -> list[tuple[str, str]]:
+def _verification(answer: Solution) -> list[tuple[str, str]]:
     if answer.verified is None:
         return [("verified", "no: not asked for")]
     lines = [] if answer.verified else [("verified", f"NO: {answer.why}")]

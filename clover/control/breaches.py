@@ -7,7 +7,7 @@ a floor that the guard has raised keeps an operator from anything.
 from __future__ import annotations
 
 from clover.control.family import Targets
-from clover.planning.packing.exhaustive import UNBOUNDED_MS
+from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.types import Plan
 
 _LEAST_POINTS = 5e-3

@@ -16,7 +16,16 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from clover.planning.budget.forecast import HOUR_S, History, Outlook, Sample, hours_of, outlook, values
+from clover.planning.budget.forecast import (
+    HOUR_S,
+    ForecastInput,
+    History,
+    Outlook,
+    Sample,
+    hours_of,
+    outlook,
+    values,
+)
 from clover.types import Reading
 
 TURN_S = 300.0
@@ -91,16 +100,9 @@ class Grid:
         hour, count = hours_of(grid_s, max(until_s, grid_s))
         known = [item for item in await self._foreseen(grid_s) if _alike(item, reading)]
         given = values([Sample(at_s=item.at_s, g_per_kwh=item.g_per_kwh) for item in known], hour, count)
-        found = outlook(
-            self.history,
-            ledger.rates,
-            now_s=grid_s,
-            until_s=until_s,
-            g_per_kwh=reading.g_per_kwh,
-            rate=rate,
-            provider=given,
-            name=f"provider {known[0].provider}" if known else "",
-        )
+        name = f"provider {known[0].provider}" if known else ""
+        made_from = ForecastInput(self.history, ledger.rates, reading.g_per_kwh, rate, provider=given, name=name)
+        found = outlook(made_from, now_s=grid_s, until_s=until_s)
         ledger.label = found.label
         return found
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from clover.control.apply import possible
 from clover.control.family import Family, Standing
 from clover.errors import PlanError
-from clover.planning.budget.keeping import kept_plan, moment
+from clover.planning.budget.keeping import kept_plan, momentary
 from clover.planning.model.objective import HYSTERESIS, objective_of
 from clover.planning.packing.exhaustive import ALTERNATIVES
 from clover.planning.transition.steps import plan_transition
@@ -78,7 +78,7 @@ class Gate:
         standing = family.standing
         assert standing is not None
         here = await self.fixed(family, state, standing.configuration)
-        margin = HYSTERESIS * moment(state).scale
+        margin = HYSTERESIS * momentary(state, objective_of(state)).scale
         others = [
             other
             for other in plan.candidates

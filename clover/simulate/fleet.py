@@ -30,7 +30,7 @@ from clover.planning.cascade import chains
 from clover.planning.cascade.waits import energy_j
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.model.queueing import Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
-from clover.planning.packing.exhaustive import UNBOUNDED_MS
+from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.simulate.records import JOULES_PER_KWH
 from clover.types import (
     Asked,

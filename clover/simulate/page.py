@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from clover.planning.packing.exhaustive import UNBOUNDED_MS
+from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.simulate import charts
 from clover.simulate.records import Accounting, Results, Run, Summary
 from clover.simulate.tables import HEADS, MEANINGS, TITLES, cells

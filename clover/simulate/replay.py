@@ -25,7 +25,7 @@ from clover.control.arrivals import WINDOW_S
 from clover.control.controller import Controller
 from clover.control.family import Family, default_targets
 from clover.errors import ConfigError
-from clover.planning.budget.horizon_bound import Stretch, least_grams
+from clover.planning.budget.horizon_bound import HorizonPart, least_grams
 from clover.policies.plans import chained
 from clover.simulate import clock
 from clover.simulate.families import spec_of
@@ -170,13 +170,14 @@ class _Replay:
         if unknown or not all(step.rows > 0.0 for step in steps):
             return None
         per_j = world.rules.pue / JOULES_PER_KWH
-        stretches = [
-            Stretch(step.rows, step.g_per_kwh * per_j, world.front(slo_ms, step.rate, case.spared_w)) for step in steps
+        parts = [
+            HorizonPart(step.rows, step.g_per_kwh * per_j, world.front(slo_ms, step.rate, case.spared_w))
+            for step in steps
         ]
         accuracy = sum(step.rows * step.accuracy for step in steps) / sum(step.rows for step in steps)
         least_w = world.machine.idle_w if case.asleep_w is None else case.asleep_w  # of any device, whatever it does
         least_j = len(world.machine.shapes) * least_w * self.step_s
-        return least_grams(stretches, accuracy) + sum(least_j * step.g_per_kwh * per_j for step in steps)
+        return least_grams(parts, accuracy) + sum(least_j * step.g_per_kwh * per_j for step in steps)
 
     async def _until_the_next_look(self, seconds: float) -> None:
         """What the controller sleeps: to the next look's own time, so that a look which took long shifts no other."""

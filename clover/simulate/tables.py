@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from clover.planning.packing.exhaustive import UNBOUNDED_MS
+from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.simulate.minutes import Minutes
 from clover.simulate.records import Accounting, Input, Results, Summary
 from clover.terminal import Column, duration, filled, fitting, legend, needed, sheet

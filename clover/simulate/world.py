@@ -16,7 +16,7 @@ from clover.config import EnergyConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError
 from clover.interfaces import CarbonSource
-from clover.planning.budget.horizon_bound import Front, front
+from clover.planning.budget.horizon_bound import CostBound, cost_bound
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import base_capacity, problem_of
 from clover.policies import build
@@ -101,7 +101,7 @@ class World:
     rules: Rules
     models: dict[float, Model] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
-    fronts: dict[tuple[float, float, float | None], Front] = field(default_factory=dict)
+    fronts: dict[tuple[float, float, float | None], CostBound] = field(default_factory=dict)
 
     @property
     def capacity(self) -> float:
@@ -123,7 +123,7 @@ class World:
         """Return the queueing model, which counts rows later than `slo_ms`."""
         return self.models.setdefault(slo_ms, Model(self.known.profile, slo_ms))
 
-    def front(self, slo_ms: float, rate: float, spared_w: float | None) -> Front:
+    def front(self, slo_ms: float, rate: float, spared_w: float | None) -> CostBound:
         """Return what no plan can undercut at `rate` rows a second, where a device without workers spares
         `spared_w`."""
         key = (slo_ms, rate, spared_w)
@@ -148,7 +148,7 @@ class World:
                 running=(),
                 routing=None,
             )
-            self.fronts[key] = front(problem_of(now), objective_of(now))
+            self.fronts[key] = cost_bound(problem_of(now), objective_of(now))
         return self.fronts[key]
 
 
