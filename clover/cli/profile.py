@@ -57,7 +57,7 @@ _ABOUT = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     if {"-h", "--help"} & set(argv):
         print(settings.help_text(f"{program()} {_USAGE}", _ABOUT, OPTIONS, only=USED))
         return 0
