@@ -237,7 +237,7 @@ def corrupted(
     share: float,
 ) -> dict[str, float]:
     """Return rows from the change to the first alarm of scores, of agreement, of agreement alone, and to stepping
-    aside; infinite where there was none within `LONGEST`."""
+    aside; infinite if there was none within `LONGEST`."""
     found = {}
     for told in (True, False):
         served = Served(subject, profile, share, told=told)

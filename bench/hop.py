@@ -96,7 +96,7 @@ class InProcess:
         return self._done.pop() if self._done else None
 
     def bell(self) -> None:
-        """It is awake."""
+        """Do nothing: the worker is awake."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,14 @@ class House:
         self.pids.append(worker.pid)
 
     def route(self, way: str) -> None:
-        """From the next request on."""
+        """Take requests from now on."""
         hops = WAYS.index(way)
         chain = echo.NAMES[: hops + 1] if hops else ()
         shares = {echo.NAMES[0]: 1.0}
         self.router.route(self.entries, Routing(shares=shares, chain=chain, thresholds=(echo.THRESHOLD,) * hops))
 
     async def ask(self, rows: np.ndarray[Any, Any], seen: Callable[[RouterTicket], None]) -> None:
-        """One request, to the end."""
+        """Send one request and wait for its answer."""
         done: asyncio.Future[None] = self.loop.create_future()
 
         def answered(ticket: RouterTicket) -> None:

@@ -175,7 +175,7 @@ def against_enumeration(count: int, evaluations: int) -> dict[str, Any]:
 
 
 def gaps(sizes: Sequence[int], problems: int, seeds: int, reference_s: float) -> list[dict[str, Any]]:
-    """Many seeds against the best of a long multi-start, which starts from every seed's answer's problem anew."""
+    """Compare many seeds with the best of a long multi-start, which starts from every seed's answer's problem anew."""
     rows = []
     for gpus, seconds, wanted, restarts in SIZES:
         if gpus not in sizes:

@@ -333,6 +333,8 @@ class Commands:
         if variant is None:
             return None
         known = accuracies(family.profile)
+        if not known:
+            raise BadRequest(f"{family.name} has no profile, so nothing but its configured variant can be pinned")
         if not isinstance(variant, str) or variant not in known:
             hint = did_you_mean(variant, known) if isinstance(variant, str) else ""
             raise BadRequest(f"unknown variant {variant!r}, known: {', '.join(known)}{hint}")

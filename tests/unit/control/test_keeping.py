@@ -33,7 +33,7 @@ from clover.policies.demanded import with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
 from clover.simulate import families, parametric
-from clover.simulate.fleet import Model
+from clover.simulate.fleet import FleetModel
 from clover.types import (
     Assignment,
     Candidate,
@@ -105,7 +105,7 @@ def drawn(rng: random.Random) -> Rig:
     return rig
 
 
-def judged(model: Model, now: State, workers: Sequence[Assignment], routing: Routing) -> bool:
+def judged(model: FleetModel, now: State, workers: Sequence[Assignment], routing: Routing) -> bool:
     """Whether the simulator's model finds that these workers keep the SLO at the state's rate, with a little slack."""
     flow = model.flow(configuration_of(tuple(workers)), routing, now.arrival_rate)
     overloaded = flow.served < 0.99 * now.arrival_rate
@@ -115,7 +115,7 @@ def judged(model: Model, now: State, workers: Sequence[Assignment], routing: Rou
 async def one_day(seed: int) -> None:
     rng = random.Random(seed)
     rig = drawn(rng)
-    model = Model(rig.profile, rig.settings.slo_ms or 1.0)
+    model = FleetModel(rig.profile, rig.settings.slo_ms or 1.0)
     capacity = sum(rig.family.capacity(1.0)(item) for item in whole_machine(rig))
     rate = capacity * rng.uniform(0.05, 0.7)
     rig.fleet.figures["arrival_rate"] = rate
