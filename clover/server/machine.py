@@ -3,8 +3,8 @@
 On core-sets one meter reads the machine.  On GPUs each has a meter of its own; the cores beside them then only feed the
 GPUs and are not metered (and on emulated GPUs compute the answers, which would count the same work twice).
 
-What an earlier run left on a GPU is brought in order by the first plan that uses it (`control.apply.Instances`); a
-clean stop removes what is ours, unless `workers.keep_instances` leaves it for the next start to adopt.
+What an earlier run left on a GPU is brought in order by the first plan that uses it (`control.apply.SharedInstances`);
+a clean stop removes what is ours, unless `workers.keep_instances` leaves it for the next start to adopt.
 """
 
 from __future__ import annotations
