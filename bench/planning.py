@@ -268,7 +268,8 @@ async def run(options: argparse.Namespace, cache: str) -> dict[str, Any]:
         controller = server.engine.controller
         first = controller.decisions(1)[0]
         async with load(server.url, options.rate, seen):
-            if await until(lambda: {} if controller.families["fashion"].observed.get("rows") else None, 60.0) is None:
+            family = controller.context.families["fashion"]
+            if await until(lambda: {} if family.observed.get("rows") else None, 60.0) is None:
                 print("no load arrived", file=sys.stderr)
             await asyncio.sleep(options.settle_s)
             await controller.command("freeze", {"on": True}, "bench")  # nothing but our own changes is planned

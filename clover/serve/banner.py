@@ -102,7 +102,7 @@ def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:
 def _carbon(server: Server) -> str:
     engine = server.engine
     config = engine.config.carbon
-    reading = engine.chain.last
+    reading = engine.grid.reading
     if reading is None:
         return f"{config.source}: not read yet"
     zone = f" {reading.zone}" if reading.zone not in ("", reading.provider) else ""

@@ -21,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.accounting import Account, joules_per_row
-from clover.carbon import Chain, GridClock
+from clover.carbon import GridClock, SourceChain
+from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
+from clover.control.context import Clocks
 from clover.control.controller import Controller
 from clover.errors import ConfigError, RequestError
 from clover.planning.model.problem import services_of
@@ -168,15 +170,13 @@ class _Play:
         slab = Slab.create(Layout(self.spec, _SLOTS))
         account = Account(pue=1.0)
         router = Router(self.spec, slab, _SLOTS, config, profile, account, loop=loop, clock=self._now_ns)
-        grid = GridClock(case.trace.start_s, 1.0, clock.now_s)
+        grid_clock = GridClock(case.trace.start_s, 1.0, clock.now_s)
         controller = Controller(
             settings,
             devices=simulated(world.machine.shapes),
-            chain=Chain([case.trace.source], monotonic=clock.now_s),
-            grid_clock=grid,
+            grid=Grid(SourceChain([case.trace.source], monotonic=clock.now_s), grid_clock.now),
             solver=LocalSolver(world.memory, seed=case.seed),
-            monotonic=clock.now_s,
-            wall=grid.now,
+            clocks=Clocks(monotonic=clock.now_s, wall=grid_clock.now),
         )
         reserve = None
         if self.relief:
@@ -201,7 +201,7 @@ class _Play:
             deployment = _words(fleet.routed)
             fleet.watch()
             await asyncio.sleep(1.0)  # standby workers are ready by then
-            standing = family.standing
+            standing = family.deployed
             planned = dict(standing.routing.shares) if standing is not None else {}
             expected = standing.plan.prediction.accuracy if standing is not None else math.nan
             await self._offer(router)

@@ -19,9 +19,11 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from clover.carbon import Chain, GridClock
+from clover.carbon import GridClock, SourceChain
+from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.arrivals import WINDOW_S
+from clover.control.context import Clocks
 from clover.control.controller import Controller
 from clover.control.family import Family, default_targets
 from clover.errors import ConfigError
@@ -78,9 +80,9 @@ class _Replay:
         began = time.perf_counter()
         case, world, trace, rules = self.case, self.case.world, self.case.trace, self.case.world.rules
         scheme = case.scheme
-        grid = GridClock(trace.start_s, 1.0, clock.now_s)
+        grid_clock = GridClock(trace.start_s, 1.0, clock.now_s)
         source = ForecastSource(trace.source, rules.forecast, case.seed)
-        chain = Chain([source], monotonic=clock.now_s)
+        chain = SourceChain([source], monotonic=clock.now_s)
         settings = ControllerConfig(
             policy=scheme.policy,
             objective=scheme.form or rules.form,
@@ -105,12 +107,9 @@ class _Replay:
         controller = Controller(
             settings,
             devices=simulated(world.machine.shapes),
-            chain=chain,
-            grid_clock=grid,
+            grid=Grid(chain, grid_clock.now),
             solver=LocalSolver(world.memory, seed=case.seed, spared_w=case.spared_w),
-            monotonic=clock.now_s,
-            wall=grid.now,
-            sleep=self._until_the_next_look,
+            clocks=Clocks(monotonic=clock.now_s, wall=grid_clock.now, sleep=self._until_the_next_look),
         )
         fleet = SimulatedFleet(
             world.model(targets.slo_ms),
@@ -136,7 +135,7 @@ class _Replay:
             steps.append(self._closed(fleet, family, controller, at_s, rate, before, reading))
         found = [(decision["detail"], decision["count"]) for decision in controller.decisions(1000)]
         held = {why: sum(count for detail, count in found if words in detail) for why, words in HELD.items()}
-        counts = controller.record.counts
+        counts = controller.context.decisions.counts
         await controller.stop()
         return Run(
             family=family.name,
@@ -224,7 +223,7 @@ class _Replay:
             deployment=fleet.words(),
             shares=fleet.routing.shares,
             chain=chained(fleet.routing),
-            reason=self._news(controller.record.last(family.name)),
+            reason=self._news(controller.context.decisions.last(family.name)),
             changes=family.changes - before[0],
             turned=family.turned - before[1],
         )

@@ -19,7 +19,6 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from clover.control.planner import Planner
 from clover.planning.budget.keeping import keeping, worth_taking
 from clover.planning.cascade.routed import predicted, shortfall
 from clover.planning.model.objective import objective_of
@@ -85,7 +84,8 @@ def drawn(rng: random.Random) -> Rig:
         measured = cascading() if kind == "cascade" else mig_profile()
     best = max(item.value for item in measured.accuracy)
     base_p95_ms = measured.base.p95_ms if kind == "cascade" else 10.0
-    rig = Rig(
+    return Rig(
+        solver=Witness(),
         g_per_kwh=rng.uniform(50.0, 500.0),
         devices=devices,
         measured=measured,
@@ -100,9 +100,6 @@ def drawn(rng: random.Random) -> Rig:
         cascade=kind == "cascade",
         min_dwell_s=rng.choice([0.0, 5.0]),
     )
-    rig.solver = Witness()
-    rig.controller.planner = Planner(rig.controller, rig.solver)
-    return rig
 
 
 def judged(model: FleetModel, now: State, workers: Sequence[Assignment], routing: Routing) -> bool:
@@ -132,10 +129,10 @@ async def one_day(seed: int) -> None:
                 device.lost = not device.lost
                 device.made.clear()
         before, solver.asked = None, None
-        if (standing := rig.family.standing) is not None:
+        if (standing := rig.family.deployed) is not None:
             before = standing
         await rig.look(rng.choice([1.0, 6.0, 600.0]))
-        after, asked = rig.family.standing, solver.asked
+        after, asked = rig.family.deployed, solver.asked
         if before is None or after is None or asked is None or not asked.running or asked.routing is None:
             continue
         kept = keeping(PlanningInput.of(asked))
@@ -150,7 +147,7 @@ async def one_day(seed: int) -> None:
         devices = {item.placement.device for item in after.deployment} == {
             item.placement.device for item in asked.running
         }
-        momentary = rig.controller.config.policy in ("objective", "static:mix")
+        momentary = rig.controller.context.config.policy in ("objective", "static:mix")
         dealt = asked.routing.shares
         idle = not asked.routing.chain and not all(dealt.get(item.variant, 0.0) for item in asked.running)
         if kept.feasible and momentary and devices and not idle and rig.last["action"] in ("routed", "applied"):

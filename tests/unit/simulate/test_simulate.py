@@ -12,7 +12,6 @@ import xml.dom.minidom
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +19,9 @@ import pytest
 from clover.cli.simulate import main
 from clover.control import triggers
 from clover.control.controller import Controller
+from clover.control.family import Family
 from clover.control.planner import Planner
+from clover.control.request import PlanRequest
 from clover.errors import ConfigError, DeviceError, WorkerError
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import estimate
@@ -28,7 +29,7 @@ from clover.simulate import clock, families, forecasts, loads, page, paper, repl
 from clover.simulate.fleet import FleetModel, SimulatedDevice, SimulatedFleet
 from clover.simulate.records import JOULES_PER_KWH, Results, Run
 from clover.simulate.world import Case, Rules, Scheme, World
-from clover.types import Assignment, Placement, Reading, Routing
+from clover.types import Assignment, Decision, Placement, Reading, Routing
 from tests.support.profiles_fixture import profile
 
 HEADER = "datetime_utc,carbon_intensity_gco2_per_kwh\n"
@@ -303,9 +304,9 @@ def test_the_production_controller_decides(tmp_path: Path, monkeypatch: pytest.M
         looks.append(clock.now_s())
         await look(self)
 
-    async def turned(self: Planner, family: Any, trigger: str, **given: Any) -> Any:
-        turns.append(trigger)
-        return await turn(self, family, trigger, **given)
+    async def turned(self: Planner, family: Family, request: PlanRequest) -> Decision:
+        turns.append(request.trigger)
+        return await turn(self, family, request)
 
     monkeypatch.setattr(Controller, "look", looked)
     monkeypatch.setattr(Planner, "plan_and_apply", turned)
