@@ -23,7 +23,10 @@ from clover.types import GroupCount, Plan, Routing, State
 from tests.e2e.test_swap import TOY, expected
 
 THRESHOLD = 0.6
-pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two variants need two cores")
+pytestmark = [
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two variants need two cores"),
+    pytest.mark.usefixtures("forked_zygotes"),
+]
 
 
 class HalfThenFull:

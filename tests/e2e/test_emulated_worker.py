@@ -42,6 +42,7 @@ def test_a_worker_holds_its_slice_until_it_is_gone(tmp_path: Path) -> None:
     assert "MIG-none" in found["no such slice"]
 
 
+@pytest.mark.alone
 def test_answers_are_the_cpus_and_times_and_watts_the_slices(tmp_path: Path) -> None:
     found = scenario(tmp_path, "answers")
     assert found["same"]

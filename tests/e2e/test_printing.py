@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import orjson
+import pytest
 
 from clover.backends import child_environment
 from clover.runtime.workers.output import BURST_BYTES, BYTES_PER_S
@@ -26,6 +27,7 @@ sys.exit(server.run(on_ready=lambda server: print(server.url, flush=True)))
 """
 
 
+@pytest.mark.alone
 def test_a_worker_that_prints_without_end_neither_fills_the_log_nor_holds_anybody_up(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as errors:

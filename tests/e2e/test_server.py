@@ -28,6 +28,7 @@ from clover.types import Assignment, Routing
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = ROOT / "tests" / "families"
+quick_start = pytest.mark.usefixtures("forked_zygotes")
 
 
 def family(name: str) -> str:
@@ -81,6 +82,7 @@ async def until(condition: Any, within_s: float = 20.0) -> None:
 # --- embedding --------------------------------------------------------------------------------------------------------
 
 
+@quick_start
 def test_in_this_loop(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path, variant="slow") as server:
@@ -120,6 +122,7 @@ def test_in_this_loop(tmp_path: Path) -> None:
     run(main())
 
 
+@quick_start
 def test_in_a_thread_over_http_and_from_another_loop(tmp_path: Path) -> None:
     before = children()
     with serve("simple", tmp_path, variant="exact", http=True) as server:
@@ -154,6 +157,7 @@ def test_in_a_thread_over_http_and_from_another_loop(tmp_path: Path) -> None:
         urllib.request.urlopen(f"{server.url or 'http://127.0.0.1:9'}/v2", timeout=2)
 
 
+@quick_start
 def test_strings_and_rows_of_any_length(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("identity_bytes", tmp_path, variant="echo") as server:
@@ -169,6 +173,7 @@ def test_strings_and_rows_of_any_length(tmp_path: Path) -> None:
     run(main())
 
 
+@quick_start
 def test_a_planned_family_serves_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "clover")
     settings: dict[str, Any] = {"http": False, "cache_dir": str(tmp_path), "carbon": "static:300", "mode": "off"}
@@ -225,6 +230,7 @@ async def _pin_and_reload(server: clover.Server) -> list[str]:
     return found
 
 
+@quick_start
 def test_two_families_share_a_server(tmp_path: Path) -> None:
     spec = clover.load_family(family("simple"))
 
@@ -263,6 +269,7 @@ def test_two_families_share_a_server(tmp_path: Path) -> None:
 # --- wounds -----------------------------------------------------------------------------------------------------------
 
 
+@quick_start
 def test_kill_9_under_load_loses_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path) as server:
@@ -288,6 +295,7 @@ def test_kill_9_under_load_loses_nothing(tmp_path: Path) -> None:
     run(main())
 
 
+@quick_start
 def test_poison_is_refused_and_others_are_served(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("crashy", tmp_path, variant="always") as server:
@@ -306,6 +314,7 @@ def test_poison_is_refused_and_others_are_served(tmp_path: Path) -> None:
     run(main())
 
 
+@quick_start
 def test_a_stuck_worker_is_killed_and_replaced(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("crashy", tmp_path, variant="always", silent_s=0.3) as server:
@@ -323,6 +332,7 @@ def test_a_stuck_worker_is_killed_and_replaced(tmp_path: Path) -> None:
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
+@quick_start
 def test_swaps_under_load_fail_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path) as server:
@@ -369,6 +379,7 @@ def test_swaps_under_load_fail_nothing(tmp_path: Path) -> None:
     run(main())
 
 
+@quick_start
 def test_a_wait_of_the_routing_forms_larger_batches_and_none_does_not(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path) as server:
@@ -409,6 +420,7 @@ def test_a_wait_of_the_routing_forms_larger_batches_and_none_does_not(tmp_path: 
     run(main())
 
 
+@quick_start
 def test_unload_and_load(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path) as server:
@@ -437,6 +449,7 @@ def test_unload_and_load(tmp_path: Path) -> None:
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
+@quick_start
 @pytest.mark.parametrize("ending", ["stop", "unload"])
 def test_what_was_received_is_answered_before_the_workers_go(tmp_path: Path, ending: str) -> None:
     async def main() -> None:
@@ -493,6 +506,7 @@ def test_a_second_family_that_cannot_be_used_leaves_nothing_of_the_first(tmp_pat
     assert descriptors() == before
 
 
+@quick_start
 def test_a_taken_port_fails_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -571,6 +585,7 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
+@quick_start
 def test_an_assignment_names_what_runs(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path) as server:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import clover
@@ -105,6 +106,7 @@ class Load:
         self._ended = True
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(tmp_path: Path) -> None:
     before = children()
 

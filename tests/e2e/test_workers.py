@@ -254,6 +254,7 @@ def test_families_of_every_kind_answer(loop_factory):
     run(main(), loop_factory=loop_factory)
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_fashion_recognises_clothes(capsys):
     async def main():
         async with started() as pool, client_of(pool) as client:
@@ -285,6 +286,7 @@ def test_fashion_recognises_clothes(capsys):
         print("\n" + "\n".join(report))
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_a_worker_that_is_not_ready_in_time_is_ended():
     async def main():
         async with started() as pool:
@@ -309,6 +311,7 @@ def own_mb(pid):
     raise AssertionError("no Private_Dirty")
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_deaths_and_failures_are_told_once():
     async def main():
         deaths = []
@@ -421,6 +424,7 @@ def test_twenty_spawns_leave_nothing():
     assert len(after) <= len(before)
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_the_next_worker_is_forked_before_it_is_ordered():
     async def main():
         async with started() as pool, client_of(pool) as client:
@@ -463,6 +467,7 @@ def test_the_next_worker_is_forked_before_it_is_ordered():
     run(main())
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 @pytest.mark.parametrize("known", [True, False], ids=["reaped", "not reaped yet"])
 def test_a_spare_that_died_is_missed_by_nobody(known, caplog, capfd):
     async def main():
@@ -686,6 +691,7 @@ def test_workers_are_hardened():
         run(main())
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_who_leaves_a_core_set_ends_beside_its_successor():
     """What the end of a worker looks like, while its zygote, which would reap it, stands still."""
     allowed = os.sched_getaffinity(0)
