@@ -65,7 +65,7 @@ class Loop:
         return self
 
     def cancel(self) -> None:
-        """Of a timer, which never comes."""
+        """Do nothing: the timer never fires."""
 
     def turn(self) -> None:
         while self.soon:
@@ -105,7 +105,7 @@ class Worker:
         self._slots = np.zeros(_BATCH, np.uint32)
 
     def bell(self) -> None:
-        """It is looked at anyway."""
+        """Do nothing: the ring is polled."""
 
     def serve(self) -> int:
         """Complete all batches that are there; the rows of these."""
@@ -159,11 +159,11 @@ class Plane:
         self.worker_s = 0.0
 
     def models(self) -> dict[str, Any]:
-        """As the server's view has it."""
+        """Return the models, as the server's view does."""
         return self.routers
 
     def send(self, connection: Connection, request: bytes) -> None:
-        """All of a request, in pieces that fit."""
+        """Send all of a request, in pieces that fit."""
         at = 0
         whole = memoryview(request)
         while at < len(whole):
@@ -272,7 +272,7 @@ def measured(axis: str, value: int, turns: int) -> float:
 
 
 def draw(folder: Path, figures: dict[str, list[tuple[int, float]]]) -> None:
-    """A PNG an axis."""
+    """Draw one PNG for each axis."""
     import matplotlib
 
     matplotlib.use("Agg")

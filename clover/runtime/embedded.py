@@ -18,7 +18,7 @@ from clover.interfaces import Ticket as AnyTicket
 from clover.runtime.embedded_inputs import prepare
 from clover.runtime.memory.bytes_codec import split_row
 from clover.runtime.router.router import Router
-from clover.runtime.router.tickets import Ticket
+from clover.runtime.router.tickets import RouterTicket
 from clover.types import FamilySpec, Receipt, TensorSpec
 
 _ERRORS: dict[int, type[RequestError]] = {500: ModelFailed, 503: Unavailable, 504: DeadlineMissed}
@@ -97,7 +97,7 @@ async def infer(
         router.close(ticket)
 
 
-def _answer(router: Router, ticket: Ticket) -> Answer:
+def _answer(router: Router, ticket: RouterTicket) -> Answer:
     spec = router.spec
     outputs: dict[str, NDArray[Any]] = {}
     for index, tensor in enumerate(spec.outputs):

@@ -41,7 +41,7 @@ def text(server: Server) -> str:
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
             if doubt := _doubt(served.profile, served.config.slo_ms):
                 rows.append(("", doubt))
-            rows.append(("", f"now {_running(served.fleet.running())}"))
+            rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
     shapes = engine.machine.shapes().values()
@@ -102,7 +102,7 @@ def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:
 def _carbon(server: Server) -> str:
     engine = server.engine
     config = engine.config.carbon
-    reading = engine.chain.last
+    reading = engine.grid.reading
     if reading is None:
         return f"{config.source}: not read yet"
     zone = f" {reading.zone}" if reading.zone not in ("", reading.provider) else ""

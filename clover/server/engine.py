@@ -19,6 +19,7 @@ import msgspec
 
 from clover import carbon, families, profiling
 from clover.accounting import Account
+from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
@@ -65,7 +66,8 @@ class Engine:
         self._answered = True
         self._completions = Completions(pool.completion_fd)
         try:
-            self.chain, self.grid_clock = carbon.build(config.carbon)
+            self.chain, grid_clock = carbon.build(config.carbon)
+            self.grid = Grid(self.chain, grid_clock.now)
             for item in config.families:
                 spec = given.get(item.family) or families.load_family(item.family)
                 self._add(item, spec, loop)
@@ -78,8 +80,7 @@ class Engine:
         self.controller = Controller(
             config.controller,
             devices=self.devices,
-            chain=self.chain,
-            grid_clock=self.grid_clock,
+            grid=self.grid,
             solver=solver,
             totals=self.totals,
             fixed_mixes=solver.fixed_mixes,
@@ -89,9 +90,9 @@ class Engine:
             account=self.account,
             chain=self.chain,
             http=lambda: self.frontend.stats if self.frontend is not None else None,
-            decisions=lambda: self.controller.record.counts,
+            decisions=lambda: self.controller.context.decisions.counts,
             compared=lambda: compared(self.controller.shadows.of),
-            turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.families.items()},
+            turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
         if http:
             self.frontend = Frontend(self, config, loop)
@@ -127,7 +128,7 @@ class Engine:
         for served in self.served.values():
             # Before the first plan is made, so that each family plans with its own share of the machine.
             self.controller.reserve(served.name, served.config.share)
-        if short := self.controller.device_pool.short():
+        if short := self.controller.context.device_pool.short():
             raise StartError(short)
         if self.frontend is not None:
             stack.push_async_callback(self.frontend.close)
@@ -149,7 +150,7 @@ class Engine:
         await self._account()
         for served in self.served.values():
             if served.profile is None:
-                self._unplanned[served.name] = Unplanned(served, self.controller)
+                self._unplanned[served.name] = Unplanned(served, self.controller.context)
                 await self._unplanned[served.name].deploy()
             else:
                 self.controller.add(served.spec, served.profile, served.fleet, served.config)
@@ -242,7 +243,7 @@ class Engine:
 
     def _follow_targets(self) -> None:
         """Copy the targets in force, which operators may change, to where metrics read them."""
-        for name, family in self.controller.families.items():
+        for name, family in self.controller.context.families.items():
             targets = family.targets
             self.served[name].targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
 
@@ -250,7 +251,7 @@ class Engine:
 
     async def _account(self) -> None:
         """Close the energy window, priced at the present intensity."""
-        reading = await self.chain.read(self.grid_clock.now())
+        reading = await self.grid.read()
         for served in self.served.values():
             served.router.audits.grid(reading.g_per_kwh, self.config.controller.reference_g_per_kwh)
         await self.machine.measure(reading)

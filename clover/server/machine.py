@@ -4,7 +4,8 @@ On core-sets one meter reads the machine.  Each GPU has a meter of its own; the 
 not metered (on emulated GPUs the cores compute the answers, and metering them would count the same work twice).
 
 Instances that an earlier run left on a GPU are adopted or removed by the first plan that uses it
-(`control.apply.Instances`); a clean stop removes ours, unless `workers.keep_instances` leaves them for the next start.
+(`control.apply.SharedInstances`); a clean stop removes ours, unless `workers.keep_instances` leaves them for the next
+start.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 
-from clover.control import Controller
+from clover.control.context import Context
 from clover.errors import DeviceError, StartError
 from clover.runtime.served import Served
 from clover.types import Assignment, Routing
@@ -17,29 +17,29 @@ log = logging.getLogger("clover.server")
 class Unplanned:
     """The deployment of one family that the controller does not plan, on the devices that it assigns to the family."""
 
-    def __init__(self, served: Served, controller: Controller) -> None:
+    def __init__(self, served: Served, context: Context) -> None:
         self._served = served
-        self._controller = controller
+        self._context = context
         self._desired: tuple[Assignment, ...] = ()  # what shall run if all its devices are there
         self._spawned: list[Assignment] = []  # those of it that have a worker now
 
     async def deploy(self) -> None:
         """Start its workers; raises StartError if no device is left, DeviceError or WorkerError if a start fails."""
-        served, device_pool = self._served, self._controller.device_pool
+        served, device_pool = self._served, self._context.device_pool
         shapes = None
         # Instances of an earlier run that cannot be removed change what fits on a GPU: choose again then.
         while shapes != device_pool.shapes():
             shapes = device_pool.shapes()
-            own = {shape.device for shape in self._controller.devices_for(served.name)}
+            own = {shape.device for shape in self._context.devices_of(served.name)}
             self._desired = tuple(item for item in served.default_deployment() if item.placement.device in own)
             if not self._desired:
-                raise StartError(f"no device is left for {served.name}{self._controller.why_none()}")
+                raise StartError(f"no device is left for {served.name}{self._context.lost_suffix()}")
             for name in sorted(own):
                 gpu = device_pool.gpu(name)
                 if gpu is not None:
                     await gpu.reconcile([item.placement for item in self._desired])
         for item in self._desired:
-            await self._controller.instances.hold(served.name, item.placement)
+            await self._context.instances.hold(served.name, item.placement)
         await asyncio.gather(*(served.fleet.spawn(item) for item in self._desired))
         self._spawned = list(self._desired)
         self._route()
@@ -47,14 +47,14 @@ class Unplanned:
     async def follow(self) -> None:
         """Follow the devices: give up workers on lost ones, drain those on devices that now are another family's, and
         start workers again on devices that are back."""
-        device_pool = self._controller.device_pool
+        device_pool = self._context.device_pool
         lost = device_pool.lost()
         for item in [item for item in self._spawned if item.placement.device in lost]:
             self._spawned.remove(item)
             self._route()
             self._served.fleet.forget(item, f"{item.placement.device} is lost")
             with contextlib.suppress(DeviceError):  # the device removes the instance when it is back
-                await self._controller.instances.release(self._served.name, item.placement)
+                await self._context.instances.release(self._served.name, item.placement)
         own = set(device_pool.assigned(self._served.name)) if device_pool.exclusive else set(device_pool.shapes())
         moved = [item for item in self._spawned if item.placement.device not in own]
         self._spawned = [item for item in self._spawned if item not in moved]
@@ -63,12 +63,12 @@ class Unplanned:
             for item in moved:
                 await self._release(item)
             self._route()
-            for name in {device_pool.owner(item.placement.device) for item in moved} & self._controller.families.keys():
-                self._controller.families[name].triggers.again(self._controller.monotonic())
+            for name in {device_pool.owner(item.placement.device) for item in moved} & self._context.families.keys():
+                self._context.families[name].triggers.again(self._context.monotonic())
         for item in self._desired:
             if item in self._spawned or item.placement.device in lost or item.placement.device not in own:
                 continue
-            await self._controller.instances.hold(self._served.name, item.placement)
+            await self._context.instances.hold(self._served.name, item.placement)
             await self._served.fleet.spawn(item)
             self._spawned.append(item)
             self._route()
@@ -79,15 +79,15 @@ class Unplanned:
             await self._release(item)
         self._spawned.clear()
         self._desired = ()
-        self._controller.beside.pop(self._served.name, None)
+        self._context.unplanned.pop(self._served.name, None)
 
     async def _release(self, item: Assignment) -> None:
         try:
-            await self._controller.instances.release(self._served.name, item.placement)
+            await self._context.instances.release(self._served.name, item.placement)
         except DeviceError as error:
             log.warning("%s: %s", self._served.name, error)
 
     def _route(self) -> None:
-        self._controller.beside[self._served.name] = {item.placement.device for item in self._spawned}
+        self._context.unplanned[self._served.name] = {item.placement.device for item in self._spawned}
         if self._spawned:
             self._served.fleet.route(tuple(self._spawned), Routing(shares={self._spawned[0].variant: 1.0}))

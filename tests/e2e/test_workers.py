@@ -601,7 +601,7 @@ def test_a_thread_between_forks_is_noticed():
         zygote.Zygote(theirs).forever()
         kind, payload, _ = frames.receive(ours)
         assert kind is frames.Kind.REFUSED
-        refused = frames.decode(payload, frames.Refused)
+        refused = frames.decode(payload, frames.SpawnRefused)
         assert refused.token == 7
         assert "3 threads" in refused.reason
 

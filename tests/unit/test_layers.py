@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Imports point down only, and units of one floor do not know each other.  A unit is a module or package of `clover`; in
 # the packages of ROOMS, a module or package of these.
-ROOMS = {"planning", "runtime"}
+ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version", "types", "errors", "digests", "hints", "terminal"}),
     frozenset({"config", "interfaces"}),
-    frozenset({"profiles", "families", "settings", "_native"}),
-    frozenset({"telemetry", "confidence", "planning", "planning.model", "planning.transition"}),
+    frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "_native"}),
+    frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
     frozenset({"planning.packing", "problem"}),
     frozenset({"planning.cascade"}),
     frozenset({"planning.search"}),
@@ -32,6 +32,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),
     frozenset({"runtime.served", "runtime.embedded"}),
     frozenset({"http", "control", "profiling"}),
+    frozenset({"telemetry.metrics"}),
     frozenset({"server"}),
     frozenset({"simulate", "cluster"}),
     frozenset({"serve", "__main__", "cli"}),
@@ -294,3 +295,6 @@ def test_every_kernel_has_its_stub_twin_and_tests() -> None:
             ROOT / "tests" / "native" / f"test_{source.stem}.py",
         ):
             assert companion.is_file(), f"{companion.relative_to(ROOT)} is missing"
+    for shared in (ROOT / "csrc").glob("*.pxd"):
+        twin = ROOT / "tests" / "reference" / f"{shared.stem}.py"
+        assert twin.is_file(), f"{twin.relative_to(ROOT)} is missing"
