@@ -6,9 +6,9 @@ VENV ?= .venv
 ARGS ?=
 GPU_EXTRAS ?= onnx,test,tensorrt
 PY := $(VENV)/bin/python
-INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet --editable
+INSTALL := ./setup.sh $(VENV)
 COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*.pxd))
-INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
+INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
 
 .PHONY: serve test test-gpu test-checked lint bench bench-peers bench-kernels build train-fashion soak clean
@@ -64,21 +64,21 @@ clean:
 # --- set-up: one stamp a set of dependencies, renewed when the kernels or the metadata change ---------------------------
 
 $(PY):
-	@echo "Setting up $(VENV) with $(PYTHON): a minute or two, once."
+	@echo "set-up, 0 s: making $(VENV) with $(PYTHON) ..."
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serve: $(INPUTS) | $(PY)
-	@$(INSTALL) '.[onnx]'
+	@$(INSTALL) onnx
 	@touch $@
 
 $(VENV)/.test: $(INPUTS) | $(PY)
-	@$(INSTALL) '.[onnx,optimize,test]'
+	@$(INSTALL) onnx,optimize,test
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.gpu: $(INPUTS) | $(PY)
-	@$(INSTALL) '.[$(GPU_EXTRAS)]'
+	@$(INSTALL) $(GPU_EXTRAS)
 	@touch $@ $(VENV)/.serve $(VENV)/.test
 
 $(VENV)/.dev: $(INPUTS) | $(PY)
-	@$(INSTALL) '.[onnx,test,dev]'
+	@$(INSTALL) onnx,test,dev
 	@touch $@ $(VENV)/.serve $(VENV)/.test

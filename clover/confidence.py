@@ -1,12 +1,12 @@
-"""How sure an answer is: a score a row from the outputs of a batch, higher the surer.
+"""Confidence in answers: a score for each row from the outputs of a batch; a higher score means a surer answer.
 
-Computed by the worker, in the batch, so that cascades need nothing but a number a row; and by the profiler, on rows
-whose answers are known, which is where thresholds come from.  A score means nothing by itself: only rows below a
-threshold are told from those above it.
+The worker computes scores with the batch, so that cascades need one number a row.  The profiler computes them on rows
+whose labels are known, and chooses thresholds from these.  A score has no unit: it only separates rows below a
+threshold from those above it.
 
-A row whose output is not finite scores NaN, which is below every threshold: it goes on, and its neighbours in the
-batch, which may be of other clients, are not held to account for it.  Whatever else is wrong with scores is the
-family's fault and a `ScoreError`, never a score.
+A row whose output is not finite scores NaN, which is below every threshold: a cascade passes it on.  Other rows of the
+batch, which may be of other clients, are not affected.  Anything else that is wrong with scores is an error of the
+family and raises `ScoreError`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Scorer = Callable[[Sequence[Any]], Floats]
 
 
 ROUNDING = 0.01
-"""How far out of 0..1 a score of probabilities may be by rounding (in half precision); beyond, they are none."""
+"""How far out of 0..1 a score may be by rounding (in half precision); beyond, the output holds no probabilities."""
 
 
 class ScoreError(ValueError):
@@ -35,8 +35,10 @@ class ScoreError(ValueError):
 
 
 def scorer(spec: FamilySpec) -> Scorer | None:
-    """Return how to score the answers of `spec`; None where it declares no confidence.  ConfigError for a function of
-    its own that is not to be found."""
+    """Return how to score the answers of `spec`; None if it declares no confidence.
+
+    Raises ConfigError if it names a function of its own that cannot be found.
+    """
     confidence = spec.confidence
     if confidence is None:
         return None
@@ -51,8 +53,10 @@ def scorer(spec: FamilySpec) -> Scorer | None:
 
 
 def _of_probabilities(function: Callable[[Floats], Floats], at: int, name: str) -> Scorer:
-    """Return a built-in score of an output [rows, ...] that holds probabilities; ScoreError where it plainly does
-    not."""
+    """Return a built-in score of an output [rows, ...] that holds probabilities.
+
+    The score raises ScoreError if the output cannot hold probabilities.
+    """
     wrong = f"output {name!r} gave a score of {{:g}}, so it holds no probabilities (logits = true?)"
 
     def score(outputs: Sequence[Any]) -> Floats:
@@ -65,8 +69,10 @@ def _of_probabilities(function: Callable[[Floats], Floats], at: int, name: str) 
 
 
 def _spared(found: Floats, fine: NDArray[np.bool_], values: NDArray[Any], what: str) -> Floats:
-    """`found` with NaN for the rows that are not `fine` because their `values` are not finite; ScoreError, saying
-    `what`, where they are."""
+    """Return scores `found` with NaN for the rows that are not `fine` because their `values` are not finite.
+
+    Raises ScoreError, with the text `what`, if a row is not fine although its values are finite.
+    """
     finite = np.ones(len(found), np.bool_)
     if values.dtype.kind == "f":
         finite = np.isfinite(values).reshape(len(found), -1).all(axis=1)
@@ -94,22 +100,24 @@ def top(probabilities: Floats) -> Floats:
 
 
 def margin(probabilities: Floats) -> Floats:
-    """Return the largest probability less the second largest [rows]."""
+    """Return the largest probability less the second largest [rows] of probabilities [rows, K]."""
     last = np.partition(probabilities, -2, axis=1)
     found: Floats = last[:, -1] - last[:, -2]
     return found
 
 
 def entropy(probabilities: Floats) -> Floats:
-    """1 - H / ln K [rows]: 1 for certainty, 0 where all are as likely."""
+    """Return 1 - H / ln K [rows] of probabilities [rows, K]: 1 for certainty, 0 if all classes are equally likely."""
     clipped = np.maximum(probabilities, np.float32(1e-12))
     found: Floats = 1.0 + (clipped * np.log(clipped)).sum(axis=1) / np.float32(math.log(probabilities.shape[1]))
     return found
 
 
 def _own(function: Callable[..., Any], at: int) -> Scorer:
-    """Return a family's own function: the chosen output [rows, ...] -> finite scores [rows]; ScoreError for anything
-    else."""
+    """Return a family's own function as a scorer: from the chosen output [rows, ...] to finite scores [rows].
+
+    The scorer raises ScoreError if the function returns anything else.
+    """
 
     def score(outputs: Sequence[Any]) -> Floats:
         found = np.asarray(function(outputs[at]))
@@ -123,7 +131,7 @@ def _own(function: Callable[..., Any], at: int) -> Scorer:
 
 
 def answers(rows: NDArray[Any] | list[bytes]) -> NDArray[Any]:
-    """Return what each row of a first output says: the argmax of several numbers, otherwise the value itself."""
+    """Return the answer of each row of a first output: the argmax of several floats, or else the values themselves."""
     if isinstance(rows, list):
         return np.array(rows, dtype=object)
     flat = rows.reshape(len(rows), -1)
@@ -131,8 +139,7 @@ def answers(rows: NDArray[Any] | list[bytes]) -> NDArray[Any]:
 
 
 def agreement(mine: NDArray[Any], reference: NDArray[Any]) -> float:
-    """Return the share of rows with the same answer; numbers that are no argmax may differ by rounding (1e-3
-    relative)."""
+    """Return the share of rows with the same answer; floats may differ by rounding (1e-3 relative)."""
     if mine.shape != reference.shape or not len(mine):
         return 0.0
     if mine.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""Digests of files, read again only where a file changed: weights are large, and a server asks at every swap."""
+"""Digests of files.  A file is read again only if it changed: weights are large, and a server asks at every swap."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 _YOUNG_NS = 2_000_000_000
-"""A file that was changed so lately may be changed again without its times showing it."""
+"""A file that was changed so recently may change again without its times showing it."""
 
 _known: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's content, hexadecimal.  Raises OSError where it cannot be read."""
+    """Return the sha256 of a file's content, hexadecimal.  Raises OSError if it cannot be read."""
     now_ns = time.time_ns()  # before anything is read
     name = os.path.abspath(path)
     known = _known.get(name)

@@ -1,4 +1,4 @@
-"""What was measured of a family on this machine: where it is kept, what invalidates it, and how to ask it.
+"""The profile of a family: what was measured on this machine, where it is kept, what invalidates it, how to query it.
 
 A profile is one JSON file in `cache_dir/profiles`, named by family and key.  The key is a digest of everything the
 figures depend on: the family's files, the versions of the libraries that run it, the processor and the cores, the
@@ -44,8 +44,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def cache_folder(text: str) -> Path:
-    """Return the folder of profiles and artifacts: `text`, or `$XDG_CACHE_HOME/clover` (`~/.cache/clover`) where
-    empty."""
+    """Return the folder of profiles and artifacts: `text`, or if that is empty `$XDG_CACHE_HOME/clover`
+    (`~/.cache/clover`)."""
     if text:
         return Path(text).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -59,18 +59,17 @@ class ProfileStore:
         self.folder = Path(cache_dir) / "profiles"
 
     def path(self, family: str, key: str) -> Path:
-        """Where the profile of `family` under `key` is kept."""
+        """Return the file of the profile of `family` under `key`, whether it exists or not."""
         if not _NAME.fullmatch(family) or not key.isalnum():
             raise ProfileError("a profile is kept by a family name of A-Z a-z 0-9 . _ - and a hexadecimal key")
         return self.folder / f"{family}-{key[:16]}.json"
 
     def rows_path(self, family: str, key: str) -> Path:
-        """Where the rows behind the cascades of that profile are kept."""
+        """Return the file of the answers behind the cascades of that profile, whether it exists or not."""
         return self.path(family, key).with_suffix(".rows.npz")
 
     def get(self, family: str, key: str) -> FamilyProfile | None:
-        """Return the profile of `family` measured under `key`, or None.  Raises ProfileError where the file is
-        damaged."""
+        """Return the profile of `family` measured under `key`, or None.  Raises ProfileError if the file is damaged."""
         path = self.path(family, key)
         try:
             data = path.read_bytes()
@@ -90,7 +89,7 @@ class ProfileStore:
         return profile
 
     def put(self, profile: FamilyProfile) -> Path:
-        """Keep `profile`, replacing one under the same key at once; its path.  Raises ProfileError."""
+        """Write `profile`, replacing one under the same key atomically, and return its path.  Raises ProfileError."""
         path = self.path(profile.family, profile.key)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,8 +118,10 @@ def profile_key(
     energy: EnergyConfig | None = None,
     device: str = "cpu",
 ) -> str:
-    """Return a digest of all that the figures of `spec` depend on, for workers on `cores` with a choice of
-    `backends`."""
+    """Return a digest of all that the figures of `spec` depend on, for workers on `cores` with a choice of `backends`.
+
+    `device` names the kind of device; "cpu" for cores.
+    """
     parts = {
         "measuring": str(MEASURING_VERSION),
         "family": spec.name,
@@ -136,7 +137,7 @@ def profile_key(
 
 
 def versions(backends: Sequence[str]) -> dict[str, str]:
-    """Installed versions behind `backends` ("" where one is not installed), read without importing anything."""
+    """Return the installed versions behind `backends` ("" if one is not installed), without importing anything."""
     found = {}
     for backend in backends:
         for distribution in _DISTRIBUTIONS.get(backend, (backend,)):
@@ -168,8 +169,10 @@ def processor() -> str:
 def measurements(
     profile: FamilyProfile, variant: str, shape: str, backend: str | None = None
 ) -> tuple[LatencyMeasurement, ...]:
-    """Return what was measured of `variant` on core-set or MIG shape `shape`, by rising batch; by default with the
-    chosen backend.  Raises ProfileError where there is nothing."""
+    """Return the measurements of `variant` on core-set or MIG shape `shape`, by rising batch.
+
+    `backend` None: those of the chosen backend.  Raises ProfileError if there are none.
+    """
     chosen = backend or profile.backend.get(variant, "")
     found = [m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, chosen)]
     if not found:
@@ -198,7 +201,7 @@ def energy_j(profile: FamilyProfile, variant: str, shape: str, batch: float) -> 
 
 
 def accuracy(profile: FamilyProfile, variant: str) -> AccuracyMeasurement:
-    """Return the accuracy of `variant` with its chosen backend.  Raises ProfileError where it is unknown."""
+    """Return the accuracy of `variant` with its chosen backend.  Raises ProfileError if it is unknown."""
     chosen = profile.backend.get(variant, "")
     for item in profile.accuracy:
         if (item.variant, item.backend) == (variant, chosen):
@@ -222,8 +225,10 @@ def shapes(profile: FamilyProfile) -> tuple[str, ...]:
 
 
 def _interpolate(points: Sequence[tuple[int, float]], x: float) -> float:
-    """Return piecewise linear through `points` (rising x); beyond the ends along the nearest piece, never below
-    zero."""
+    """Return the value at `x` of the piecewise linear function through `points` (rising x), at least zero.
+
+    Beyond the ends the nearest piece is extended; a single point is a constant below it and proportional above.
+    """
     if len(points) == 1:
         return points[0][1] * (x / points[0][0] if x > points[0][0] else 1.0)
     index = next((i for i in range(1, len(points) - 1) if x <= points[i][0]), len(points) - 1)

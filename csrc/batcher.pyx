@@ -42,13 +42,13 @@ cdef void *memory(Py_ssize_t count, Py_ssize_t size) except NULL:
 
 
 cdef cvarray owning(cvarray table):
-    """`table` over a block from `memory`, which it now frees."""
+    """Return `table` over a block from `memory`, which it frees from now on."""
     table.callback_free_data = free
     return table
 
 
 cdef class Batcher:
-    """Queues rows of `lanes` lanes for `workers` workers; `capacity` bounds the rows waiting.
+    """A queue of rows of `lanes` lanes for `workers` workers; `capacity` bounds the rows waiting.
 
     Rows are known by their slot, 0 <= slot < `slots` (`capacity` if 0), at most one entry a slot.  `max_queue_delay_ns`
     is how long a row may wait for its batch to fill, in every lane until `set_lane` says otherwise; 0 never waits.
@@ -95,7 +95,7 @@ cdef class Batcher:
         return self._nodes[a].order < self._nodes[b].order
 
     cdef int32_t _meld(self, int32_t a, int32_t b) noexcept nogil:
-        """One heap of two: the later root becomes the first child of the earlier one."""
+        """Join two heaps: the later root becomes the first child of the earlier one."""
         cdef int32_t first
         if self._before(b, a):
             a, b = b, a
@@ -108,7 +108,7 @@ cdef class Batcher:
         return a
 
     cdef int32_t _meld_siblings(self, int32_t first) noexcept nogil:
-        """One heap of a list of siblings, in the two passes that give the pairing heap its amortised bound."""
+        """Join a list of siblings, in the two passes that give the pairing heap its amortised bound."""
         cdef int32_t done = NONE  # melded pairs, last first, linked by `next`
         cdef int32_t a = first, b, rest, root
         while a != NONE:
@@ -134,7 +134,7 @@ cdef class Batcher:
     # --- rows in and out ----------------------------------------------------------------------------------------------
 
     cdef int32_t _bucket_of(self, int32_t lane, int64_t key) noexcept nogil:
-        """The bucket of (lane, key), taken from the free list if there is none yet."""
+        """Return the bucket of (lane, key), taken from the free list if there is none yet."""
         cdef int32_t bucket = self._lanes[lane].buckets
         cdef int32_t first = bucket
         while bucket != NONE:
@@ -230,7 +230,7 @@ cdef class Batcher:
         self._spare = bucket
 
     cdef int32_t _name(self, object slots) except -1:
-        """Copy the slots of a push into `_named` and mark them; on any fault unmark them and raise."""
+        """Copy the slots of a push into `_named` and mark them.  On any error, unmark them and raise."""
         cdef const uint32_t[::1] view
         cdef int32_t done = 0
         cdef Py_ssize_t i
@@ -276,7 +276,7 @@ cdef class Batcher:
         return 0
 
     cpdef bint push(self, Py_ssize_t lane, int64_t slot, int64_t deadline_ns, int64_t now_ns, int64_t key=0) except -1:
-        """Queue one row.  False, and nothing is queued, where `capacity` rows wait already."""
+        """Queue one row.  False, and nothing is queued, if `capacity` rows wait already."""
         if not 0 <= slot < self._nodes.shape[0]:
             raise IndexError(f"slot {slot} is outside 0..{self._nodes.shape[0] - 1}")
         if not 0 <= lane < self._lanes.shape[0]:
@@ -289,7 +289,7 @@ cdef class Batcher:
         return True
 
     def push_many(self, lane, slots, int64_t deadline_ns, int64_t now_ns, int64_t key=0):
-        """Queue the rows of one request: a list of ints or a uint32 array.  All or nothing; False where they do not fit."""
+        """Queue the rows of one request (a list of ints or a uint32 array), all or none.  False if they do not fit."""
         cdef int32_t into = self._lane(lane), count = self._name(slots), i
         if self._depth + count > self.capacity:
             for i in range(count):
@@ -299,11 +299,13 @@ cdef class Batcher:
         return True
 
     def requeue(self, lane, slots, int64_t deadline_ns, int64_t now_ns, int64_t key=0):
-        """Queue rows again that were dispatched before: whatever the capacity, and without waiting for a full batch."""
+        """Queue rows again that were dispatched before, beyond the capacity and without waiting for a full batch."""
         cdef int32_t into = self._lane(lane), count = self._name(slots)
         self._insert_named(into, count, deadline_ns, INT64_MIN, key)
 
-    cdef void _insert_named(self, int32_t lane, int32_t count, int64_t deadline_ns, int64_t since_ns, int64_t key) noexcept:
+    cdef void _insert_named(
+        self, int32_t lane, int32_t count, int64_t deadline_ns, int64_t since_ns, int64_t key
+    ) noexcept:
         cdef int32_t bucket, i
         if count == 0:
             return
@@ -312,7 +314,7 @@ cdef class Batcher:
             self._insert(bucket, self._named[i], deadline_ns, since_ns)
 
     def cancel(self, slot):
-        """Take the row out of the queue.  False where it does not wait."""
+        """Take the row out of the queue.  False if it does not wait."""
         if not 0 <= slot < self._nodes.shape[0]:
             raise IndexError(f"slot {slot} is outside 0..{self._nodes.shape[0] - 1}")
         if self._nodes[<int32_t>slot].bucket == NONE:
@@ -321,7 +323,7 @@ cdef class Batcher:
         return True
 
     def expire(self, int64_t now_ns, out):
-        """Take out rows whose deadline is not after `now_ns`: their slots in `out[:n]` (uint32); n is returned.
+        """Take out rows whose deadline is not after `now_ns`: write their slots to `out[:n]` (uint32) and return n.
 
         Where n equals the length of `out` there may be more.  Within a lane and key the earliest come first.
         """
@@ -347,8 +349,10 @@ cdef class Batcher:
     # --- workers and batches ------------------------------------------------------------------------------------------
 
     def set_lane(self, lane, max_batch, delay_ns):
-        """From the next dispatch on, batches of `lane` hold at most `max_batch` rows (0: what their worker takes), and
-        its rows, those that wait already among them, wait up to `delay_ns` for one to fill."""
+        """Limit the lane's batches to `max_batch` rows (0: what their worker takes) from the next dispatch on.
+
+        Its rows, also those that wait already, wait up to `delay_ns` for a batch to fill.
+        """
         cdef int32_t index = self._lane(lane), worker = self._lanes[index].cursor, i
         if not (0 <= max_batch <= MAX_SLOTS and 0 <= delay_ns <= MAX_DELAY_NS):
             raise ValueError("max_batch and delay_ns must not be negative, nor absurdly large")
@@ -406,7 +410,7 @@ cdef class Batcher:
         self._workers[index].lane = NONE
 
     cdef int32_t _next_bucket(self, int64_t now_ns) noexcept nogil:
-        """The bucket whose first row is the earliest among those a worker may serve now."""
+        """Return the bucket whose first row is the earliest among those that a worker may serve now."""
         cdef int32_t best = NONE, lane, bucket, full
         for lane in range(<int32_t>self._lanes.shape[0]):
             if self._lanes[lane].depth == 0 or self._lanes[lane].free == 0:
@@ -422,14 +426,14 @@ cdef class Batcher:
         return best
 
     cdef int64_t _ripe_ns(self, int32_t bucket, int32_t lane) noexcept nogil:
-        """When the rows of `bucket` have waited enough, full batch or not; INT64_MIN where they shall not wait."""
+        """Return when the rows of `bucket` have waited enough, full batch or not; INT64_MIN if they need not wait."""
         cdef int64_t since_ns = self._nodes[self._buckets[bucket].oldest].since_ns, delay_ns = self._delay_ns[lane]
         if since_ns == INT64_MIN or self._nodes[self._buckets[bucket].root].deadline_ns <= since_ns + delay_ns:
             return INT64_MIN
         return since_ns + delay_ns
 
     cdef int32_t _full(self, int32_t lane) noexcept nogil:
-        """Rows that fill a batch of some worker of `lane` that has a credit left."""
+        """Return how many rows fill a batch of some worker of `lane` that has a credit left."""
         cdef int32_t worker = self._lanes[lane].cursor, least = MAX_SLOTS, i
         for i in range(self._lanes[lane].workers):
             if self._workers[worker].outstanding < self._workers[worker].credits:
@@ -438,7 +442,7 @@ cdef class Batcher:
         return least
 
     cdef int32_t _next_worker(self, int32_t lane) noexcept nogil:
-        """The worker with a credit left and the fewest batches out, the first such from the cursor on."""
+        """Return the worker with a credit left and the fewest batches out, the first such from the cursor on."""
         cdef int32_t worker = self._lanes[lane].cursor, best = NONE, i
         for i in range(self._lanes[lane].workers):
             if self._workers[worker].outstanding < self._workers[worker].credits and (
@@ -451,7 +455,7 @@ cdef class Batcher:
         return best
 
     cdef int32_t _form(self, int64_t now_ns, int32_t *chosen) noexcept nogil:
-        """Fill `_out` with the next batch and take its worker's credit; the number of rows, 0 if there is none."""
+        """Fill `_out` with the next batch, take its worker's credit and return its rows, 0 if there is none."""
         cdef int32_t bucket = self._next_bucket(now_ns), lane, worker, n, i, slot
         if bucket == NONE:
             return 0
@@ -472,7 +476,10 @@ cdef class Batcher:
         return n
 
     cpdef tuple dispatch(self, int64_t now_ns, out):
-        """The next batch as (worker, n), its slots in `out[:n]` (uint32), or None.  At most len(out) rows are taken."""
+        """Return the next batch as (worker, n), its slots in `out[:n]` (uint32); None if there is none.
+
+        At most len(out) rows are taken.
+        """
         cdef int32_t worker = NONE, n
         self._take_out(out)
         n = self._form(now_ns, &worker)
@@ -481,7 +488,7 @@ cdef class Batcher:
         return worker, n
 
     cpdef credit(self, worker):
-        """The worker has finished a batch.  ValueError where it has none out."""
+        """Count a batch of the worker as finished.  ValueError if it has none out."""
         cdef int32_t index = self._worker(worker)
         if self._workers[index].outstanding == 0:
             raise ValueError(f"worker {worker} has no batch out")
@@ -490,14 +497,16 @@ cdef class Batcher:
             self._lanes[self._workers[index].lane].free += 1
 
     def outstanding(self, worker):
-        """Batches the worker has out."""
+        """Return how many batches the worker has out."""
         return self._workers[self._worker(worker)].outstanding
 
     # --- what may be asked --------------------------------------------------------------------------------------------
 
     def next_event_ns(self, int64_t now_ns):
-        """When to look again, if nothing else happens before: the earliest deadline, or the end of a delay that a free
-        worker waits for.  Never before `now_ns`; 0 if there is nothing to wait for."""
+        """Return when to look again if nothing happens before; 0 if there is nothing to wait for.
+
+        That is the earliest deadline or the end of a delay that a free worker waits for, and never before `now_ns`.
+        """
         cdef int64_t event = INT64_MAX
         cdef int32_t lane, bucket
         if self._depth == 0:
@@ -512,11 +521,11 @@ cdef class Batcher:
         return max(event, now_ns)
 
     cpdef int32_t depth(self, lane=-1) except? -1:
-        """Rows waiting in `lane`; in all lanes for -1."""
+        """Return how many rows wait in `lane`; in all lanes for -1."""
         if lane == -1:
             return self._depth
         return self._lanes[self._lane(lane)].depth
 
     def lane_has_worker(self, lane):
-        """Whether any worker is attached to `lane`."""
+        """Return whether any worker is attached to `lane`."""
         return self._lanes[self._lane(lane)].workers > 0

@@ -64,7 +64,7 @@ _LAWS = {"deterministic": DETERMINISTIC, "normal": NORMAL, "lognormal": LOGNORMA
 
 
 cdef class Arrivals:
-    """When rows arrive; made by `poisson`, `bursty` and `trace`."""
+    """A process of arrivals; made by `poisson`, `bursty` and `trace`."""
 
     cdef Kind _kind
     cdef bint _exact
@@ -78,7 +78,7 @@ cdef class Arrivals:
 
 
 def poisson(double rate):
-    """`rate` rows a second, at independent moments."""
+    """Return a Poisson stream of `rate` rows/s."""
     cdef Arrivals made = Arrivals.__new__(Arrivals)
     if not (isfinite(rate) and rate > 0.0):
         raise ValueError("the rate must be positive and finite")
@@ -88,9 +88,11 @@ def poisson(double rate):
 
 
 def bursty(rates, stay_s, bint exact=False):
-    """A Poisson stream whose rate moves through `rates` (rows a second, 0 for silence) in a circle, staying `stay_s`
-    seconds at each: exponentially distributed with that mean (a Markov-modulated Poisson process), or exactly so long.
-    The run begins at a random moment of the circle."""
+    """Return a Poisson stream whose rate moves through `rates` (rows/s, 0 for silence) in a circle.
+
+    It stays `stay_s` seconds at each: exponentially distributed with that mean (a Markov-modulated Poisson process), or
+    exactly so long.  The run begins at a random moment of the circle.
+    """
     cdef Arrivals made = Arrivals.__new__(Arrivals)
     own, stay = np.array(rates, np.float64), np.array(stay_s, np.float64)
     if own.ndim != 1 or own.shape != stay.shape or not len(own):
@@ -108,7 +110,7 @@ def bursty(rates, stay_s, bint exact=False):
 
 
 def trace(times_s):
-    """Rows at these times (seconds, ascending, not negative)."""
+    """Return arrivals at these times (seconds, ascending, not negative)."""
     cdef Arrivals made = Arrivals.__new__(Arrivals)
     times = np.array(times_s, np.float64)
     if times.ndim != 1 or not len(times):
@@ -125,7 +127,7 @@ def trace(times_s):
 cdef class Outcome:
     """What became of the measured rows, which are those after the warm-up.
 
-    By row in order of arrival: `latency_s` (wait + service), `wait_s` (until its batch began), `group` (who served it).
+    By row in order of arrival: `latency_s` (wait + service), `wait_s` (until its batch began), `group` (which served).
     By group: `rows`, `batches`, `busy_s`, `energy_j`; of a batch with rows of the warm-up, only the other rows' part.
     `span_s` is the time from the first measured arrival to the last.
     """
@@ -168,20 +170,20 @@ cdef class Outcome:
         return np.count_nonzero(self.wait_s > 0.0) / len(self.wait_s)
 
     def quantile(self, double q):
-        """The least latency that a share `q` of the rows does not exceed.  ValueError where not 0 < q <= 1."""
+        """Return the least latency that a share `q` of the rows does not exceed.  ValueError if not 0 < q <= 1."""
         if not 0.0 < q <= 1.0:
             raise ValueError("a quantile needs 0 < q <= 1")
         index = max(0, math.ceil(q * len(self.latency_s)) - 1)
         return float(np.partition(self.latency_s, index)[index])
 
     def histogram(self, bounds_s):
-        """Rows by latency: up to the first bound, up to the second, ... and above the last; bounds ascend."""
+        """Count the rows by latency: up to the first of the ascending bounds, ... and above the last."""
         bounds = np.asarray(bounds_s, np.float64)
         return np.bincount(np.searchsorted(bounds, self.latency_s), minlength=len(bounds) + 1)
 
 
 cdef class _Run:
-    """One simulation: everything it needs, filled in by `simulate`."""
+    """The state of one simulation, filled in by `simulate`."""
 
     # What is simulated.
     cdef Arrivals _arrivals
@@ -279,7 +281,7 @@ cdef class _Run:
             self._burst()
 
     cdef void _burst(self) noexcept nogil:
-        """The next arrival comes when the rate, summed over time, has grown by an exponential number."""
+        """Set the next arrival: when the rate, summed over time, has grown by an exponential number."""
         cdef double due = clover_random_exponential(&self._arriving), rate
         while True:
             rate = self._arrivals._rates[self._state]
@@ -364,7 +366,7 @@ cdef class _Run:
         self._able[self._group_of[server]] -= 1
 
     cdef int32_t _choose(self, int32_t lane) noexcept nogil:
-        """The server for the lane's next batch: one of those that hold the fewest.  One has a credit left."""
+        """Return the server for the lane's next batch: one of those that hold the fewest.  One has a credit left."""
         cdef int32_t out = 0, held, servers, word, words, own
         cdef uint64_t bits
         while self._holding[out, lane] == 0:
@@ -387,7 +389,7 @@ cdef class _Run:
     # --- batches ------------------------------------------------------------------------------------------------------
 
     cdef inline double _factor(self, int32_t group) noexcept nogil:
-        """A service time over its mean."""
+        """Draw a service time in units of its mean."""
         cdef double spread = self._spread[group], factor
         if self._law == EXPONENTIAL:
             return clover_random_exponential(&self._serving)
@@ -419,7 +421,7 @@ cdef class _Run:
         self._insert(end_s, server)
 
     cdef inline bint _ripe(self, int32_t lane, double now_s) noexcept nogil:
-        """Whether the waiting rows of the lane may leave."""
+        """Return whether the waiting rows of the lane may leave."""
         cdef int32_t full = INT32_MAX
         cdef Py_ssize_t group
         if self._delay_s == 0.0 or self._latency_s[self._head[lane]] + self._delay_s <= now_s:
@@ -518,7 +520,7 @@ cdef class _Run:
 
 
 def _table(name, values, groups, columns=0):
-    """`values` as a table of a row for each group; one column where there is but one number a group."""
+    """Return `values` as a table of one row a group, with one column if there is one number a group."""
     table = np.ascontiguousarray(values, np.float64)
     if table.ndim == 1:
         table = table.reshape(len(table), 1)
@@ -554,7 +556,7 @@ def simulate(
     warm_up=0,
     together=False,
 ):
-    """Play `rows` rows (0: all of a trace) and tell what became of those after the first `warm_up`.
+    """Play `rows` rows (0: all of a trace) and return the outcome of those after the first `warm_up`.
 
     `service_s` f64[groups, batch] are the mean seconds of a batch of 1, 2, ... rows, `energy_j` its joules (0 where
     left out), `counts` i64[groups] the servers of each group; f64[groups] serves where batches have one row.  `law` is

@@ -10,7 +10,7 @@
 typedef double clover_pair __attribute__((vector_size(16)));
 
 /* The reciprocal of Erlang's B is a sum of products, taken eight at a time and ended where its terms no longer count.
-   A sum beyond 1e40 is not gone on with: the probability is then below 1e-39 / (1 - rho), and the bound is returned.
+   A sum beyond 1e40 is ended too: the probability is then below 1e-39 / (1 - rho), and that bound is returned.
    `servers` is whole: a factor is exactly 0 where they end, and with it whatever follows. */
 static inline double clover_erlang_c(double servers, double load) {
     double rho = load / servers;

@@ -1,15 +1,16 @@
-"""Rows of floats in a slab: copied in, told as JSON, and which of them is the largest, with no object for any number.
+"""Rows of floats in a slab: copied in, written as JSON, and searched for the largest, with no object for a number.
 
 Text has a point or an exponent always, so that no reader takes a float for a whole number.  JSON has no word for what
 is not finite: there is no text then.
 
 **The digits of a float.**  Nine significant decimal digits tell any float from its neighbours, mostly fewer do.  So a
 float `v` of usual size is scaled by a power of ten such that six, then seven, ... digits stand before the point, and
-rounded to a whole number `s`; the first for which s over that power rounds to `v` again is told.  Both are doubles
-without error, and their quotient has that of one rounding, so whoever reads decimals as doubles first finds `v`; whoever
-reads them as floats at once does too, because quotients within a few roundings of where two floats part are not taken.
+rounded to a whole number `s`; the first for which s over that power rounds to `v` again is written.  Both are doubles
+without error, and their quotient has that of one rounding, so a
+reader of decimals as doubles finds `v`; one that reads floats at once does too, because quotients within a few
+roundings of where two floats part are not taken.
 At nine digits none lies there: they are off by 5e-9 of `v` at most, and floats part at 3e-8 of it.  Other floats, rare
-in answers, are told with nine digits and an exponent.
+in answers, are written with nine digits and an exponent.
 """
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -44,7 +45,7 @@ for _at in range(PLACES + 1):
 
 
 cdef inline char *digits(char *to, uint64_t number, int count) noexcept nogil:
-    """`number` with leading zeros, `count` digits."""
+    """Write `number` in `count` digits with leading zeros."""
     cdef int at
     for at in range(count - 1, -1, -1):
         to[at] = <char>(48 + number % 10)
@@ -53,7 +54,7 @@ cdef inline char *digits(char *to, uint64_t number, int count) noexcept nogil:
 
 
 cdef char *usual(char *to, double size) noexcept nogil:
-    """A float's absolute value, 0 or from `SMALL` to `LARGE`, in fixed notation."""
+    """Write a float's absolute value, 0 or from `SMALL` to `LARGE`, in fixed notation."""
     cdef int places = DIGITS - 1, most, count
     cdef uint64_t scaled = 0, whole
     cdef double found
@@ -88,7 +89,7 @@ cdef char *usual(char *to, double size) noexcept nogil:
 
 
 cdef char *unusual(char *to, double value) except NULL:
-    """A finite float of any size, with nine digits."""
+    """Write a finite float of any size with nine digits and an exponent."""
     cdef char *made = PyOS_double_to_string(value, c"g", DIGITS, Py_DTSF_ADD_DOT_0, NULL)
     cdef size_t size
     if made == NULL:
@@ -127,7 +128,7 @@ cdef class Floats:
         return slot
 
     cdef bint _look(self, object rows) except -1:
-        """Take hold of the buffer of `rows`; False where its rows are not as declared."""
+        """Take hold of the buffer of `rows`.  False if its rows are not as declared."""
         cdef Py_buffer found
         cdef int axis
         cdef bint fits
@@ -151,8 +152,10 @@ cdef class Floats:
         return True
 
     cpdef bint put(self, list slots, object rows) except -1:
-        """Copy `rows` [len(slots), *shape] into these slots; False, and nothing is copied, where they are no float32 of
-        that shape in C order."""
+        """Copy `rows` [len(slots), *shape] into these slots.
+
+        False, and nothing is copied, if they are no float32 of that shape in C order.
+        """
         cdef Py_ssize_t at, slot
         cdef const float *source
         if (not self._held or rows is not self._owner) and not self._look(rows):
@@ -165,14 +168,14 @@ cdef class Floats:
         for at in range(len(slots)):
             slot = slots[at]
             memcpy(self._region + slot * self._each, source + at * self._each, self._each * sizeof(float))
-        if len(slots) * self._each > KEPT:  # whoever passes much passes it once: do not keep it from being freed
+        if len(slots) * self._each > KEPT:  # a large list is passed once: let it be freed
             self._owner = None
             self._held = False
             PyBuffer_Release(&self._given)
         return True
 
     cpdef bytes text(self, list slots):
-        """The rows of these slots as one flat JSON array; None where a number is not finite."""
+        """Return the rows of these slots as one flat JSON array; None if a number is not finite."""
         cdef Py_ssize_t rows = len(slots), at, i
         cdef Py_ssize_t room = rows * self._each * TEXT + 2
         cdef char *start = self._page
@@ -212,7 +215,7 @@ cdef class Floats:
         return made
 
     cpdef Py_ssize_t argmax(self, Py_ssize_t slot) except -1:
-        """The index of the largest number of a row, the first of equals; the first NaN counts as the largest."""
+        """Return the index of the largest number of a row, the first of equals; the first NaN counts as the largest."""
         cdef const float *row = self._region + self._slot(slot) * self._each
         cdef Py_ssize_t best = 0, i
         if self._each == 0:

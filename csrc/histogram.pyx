@@ -11,7 +11,7 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 from cython.view cimport array as cvarray
 
 cdef class Histogram:
-    """Counts values; what lies below `lowest` or above `highest` is counted at that end, and summed as it is.
+    """Counts of values; what lies below `lowest` or above `highest` is counted at that end, and summed as it is.
 
     `lowest` is the finest resolution asked for (in the values' unit), `digits` 1..4 the decimal digits kept.
     """
@@ -47,7 +47,7 @@ cdef class Histogram:
         return (<Py_ssize_t>shift << (self._sub_bits - 1)) + <Py_ssize_t>(units >> shift)
 
     cdef uint64_t _top(self, Py_ssize_t index) noexcept nogil:
-        """The largest value that falls into bucket `index`."""
+        """Return the largest value that falls into bucket `index`."""
         cdef Py_ssize_t half = <Py_ssize_t>1 << (self._sub_bits - 1)
         cdef int shift = <int>(index // half) - 1
         if shift < 0:
@@ -80,7 +80,10 @@ cdef class Histogram:
         return (int(<uint64_t>(self._sum >> 64)) << 64) | <uint64_t>(self._sum & <u128>UINT64_MAX)
 
     def quantile(self, double q):
-        """A value that at least `q` (0..1) of those counted do not exceed, overstated by at most 10^-digits.  0 if empty."""
+        """Return a value that at least a share `q` of those counted do not exceed, or 0 if there are none.
+
+        It is overstated by at most 10^-digits.
+        """
         cdef double wanted
         cdef uint64_t rank, seen = 0
         cdef Py_ssize_t i
@@ -100,7 +103,7 @@ cdef class Histogram:
         raise AssertionError("the counts of a histogram do not add up")
 
     def buckets(self, bounds):
-        """For each of the ascending `bounds`, how many values do not exceed it (to within the relative error)."""
+        """Count, for each of the ascending `bounds`, the values that do not exceed it (within the relative error)."""
         cdef double bound, before = -INFINITY
         cdef uint64_t seen = 0
         cdef Py_ssize_t i = 0, end
@@ -131,7 +134,7 @@ cdef class Histogram:
         self._sum += other._sum
 
     def subtract(self, Histogram other not None):
-        """Take the counts of `other` away; ValueError, and nothing changes, unless they are part of these."""
+        """Take the counts of `other` away.  ValueError, and nothing changes, unless they are part of these."""
         cdef Py_ssize_t i
         self._same(other)
         for i in range(self._size):
@@ -145,7 +148,7 @@ cdef class Histogram:
         self._sum -= other._sum
 
     def copy(self):
-        """An independent histogram with the same counts."""
+        """Return an independent histogram with the same counts."""
         cdef Histogram twin = Histogram(self.lowest, self.highest, self.digits)
         twin._counts[:] = self._counts
         twin._count = self._count
@@ -153,5 +156,5 @@ cdef class Histogram:
         return twin
 
     def reset(self):
-        """Forget everything counted."""
+        """Set all counts to 0."""
         self._clear()

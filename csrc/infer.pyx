@@ -41,7 +41,7 @@ cdef inline void space(Plain self) noexcept nogil:
 
 
 cdef inline bint sign(Plain self, char wanted) noexcept nogil:
-    """Whether `wanted` comes next, which is then taken."""
+    """Return whether `wanted` comes next, and take it if it does."""
     space(self)
     if self._at < self._end and self._at[0] == wanted:
         self._at += 1
@@ -50,8 +50,10 @@ cdef inline bint sign(Plain self, char wanted) noexcept nogil:
 
 
 cdef class Plain:
-    """Parses bodies for the tensor `name` with rows of `shape` (axes of at least 1) into `out`, a float array [n]: as
-    many rows as fit are taken."""
+    """A parser of bodies for the tensor `name` with rows of `shape` (axes of at least 1).
+
+    It writes to `out`, a float array [n], and takes as many rows as fit.
+    """
 
     def __cinit__(self, str name, shape, float[::1] out):
         if not 1 <= len(shape) < AXES or any(axis < 1 for axis in shape):
@@ -67,8 +69,10 @@ cdef class Plain:
         self._rows = out.shape[0] // self._each
 
     cpdef tuple parse(self, bytes body):
-        """The id ("" without one) and the number of rows, which then stand in `out` from its start; None where the body
-        is not plain."""
+        """Return the id ("" without one) and the number of rows, which then stand in `out` from its start.
+
+        None if the body is not plain.
+        """
         cdef const char* at
         if body is None:
             raise TypeError("None is no body")
@@ -166,7 +170,7 @@ cdef class Plain:
         return sign(self, b"]")
 
     cdef bint _whole(self, Py_ssize_t* value) noexcept nogil:
-        """A number of up to nine digits without a sign, a point or a zero in front."""
+        """Read a number of up to nine digits without a sign, a point or a zero in front."""
         cdef int digits = 0
         space(self)
         value[0] = 0
@@ -198,7 +202,7 @@ cdef class Plain:
                 return False
 
     cdef bint _row(self, int axis) noexcept nogil:
-        """What an axis holds, in brackets."""
+        """Read what an axis holds, in brackets."""
         cdef Py_ssize_t at
         if not sign(self, b"["):
             return False
@@ -212,7 +216,7 @@ cdef class Plain:
         return sign(self, b"]")
 
     cdef bint _numbers(self, Py_ssize_t wanted) noexcept nogil:
-        """Numbers up to the bracket that closes: `wanted` of them, or with -1 as many as there are and fit."""
+        """Read numbers up to the closing bracket: `wanted` of them, or with -1 as many as there are and fit."""
         cdef Py_ssize_t before = self._count
         while True:
             if self._count >= self._out.shape[0] or not self._number(&self._out[self._count]):
@@ -299,7 +303,7 @@ cdef class Plain:
         return True
 
     cdef bint _string(self, const char** text, Py_ssize_t* size) noexcept nogil:
-        """A string of plain ASCII: no escapes, no control characters."""
+        """Read a string of plain ASCII: no escapes, no control characters."""
         cdef const char* start
         cdef unsigned char c
         if not sign(self, b"\""):

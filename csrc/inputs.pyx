@@ -4,15 +4,15 @@
 bytes are read whole.  Of larger ones the first and the last `EDGE` bytes are read, because padding lies between what
 differs and an end, and of the rest a 32nd: 64 stretches at least, with a line of 64 bytes each whose place the key
 decides.  So what a digest costs is bounded by a fraction of what it took to receive the row; but two large rows that
-differ in none of these places have one digest, for as long as the key is the same.  The key is drawn by whoever makes
-one and shown to no client, so that none can aim at that, or at a collision.
+differ in none of these places have one digest, for as long as the key is the same.  The key is drawn at random
+and shown to no client, so that none can aim at that, or at a collision.
 
 The bytes of an array that is not contiguous, such as the corner of a larger one, are read where they lie: a copy of
 them would cost more than the digest.
 
-**The memory** is two tables.  What is new goes into the younger; once that holds `capacity` digests the older is emptied
-and takes its place.  So of any `capacity` digests that were new, one after the other, no two are equal: however long a
-client goes round in a circle, evidence is never made of fewer inputs than that.
+**The memory** is two tables.  What is new goes into the younger; once that holds `capacity` digests the older is
+emptied and takes its place.  So of any `capacity` digests that were new, one after the other, no two are equal: however
+long a client repeats the same inputs, evidence is never made of fewer inputs than that.
 """
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_ND, PyBUF_STRIDED_RO, PyBuffer_Release, PyObject_GetBuffer
@@ -135,8 +135,10 @@ cdef enum:
 
 
 cdef class Digests:
-    """Digests of rows that lie in `regions`, arrays [slots, ...] in C order, which are kept alive; the secret `key` has 64
-    bits."""
+    """Digests of rows that lie in `regions`, arrays [slots, ...] in C order that are kept alive.
+
+    The secret `key` has 64 bits.
+    """
 
     def __cinit__(self, list regions, uint64_t key):
         cdef Py_buffer *buffer
@@ -252,7 +254,7 @@ cdef class Recent:
         return True
 
     cpdef clear(self):
-        """Forget all."""
+        """Remove all digests."""
         memset(self._young, 0, (self._mask + 1) * sizeof(uint64_t))
         memset(self._old, 0, (self._mask + 1) * sizeof(uint64_t))
         self._count = 0

@@ -1,10 +1,10 @@
-"""How long requests wait, and who serves them, where they queue in one line for workers of unequal speed.
+"""How long requests wait, and which workers serve them, if they queue in one line for workers of unequal speed.
 
 **The system.**  Requests arrive as a Poisson stream of `rate` a second and form one FIFO line; the first goes to any
 idle worker, each as likely as another.  Workers come in groups: `counts` of group k, service time of mean `service_s`
 and variation `cv`.  mu = sum n_k / S_k is what they serve at most, rho = rate / mu; only rho < 1 is stable.  A request
-that finds all busy is served by whoever is done first, by group k with probability s1_k = (n_k / S_k) / mu.  One that
-does not is served by group k with probability s0_k, and that is where the models differ.
+that finds all busy is served by the first worker to finish, of group k with probability s1_k = (n_k / S_k) / mu.  One
+that finds an idle worker is served by group k with probability s0_k, and that is where the models differ.
 
 **Mean field** (`mf`).  An idle worker is found by requests at some rate 1/y, and serves in a cycle of y seconds idle
 and S_k seconds busy, so h(y) = sum n_k / (y + S_k) must be the arrival rate.  1 / h is concave, increases, and is a
@@ -50,7 +50,7 @@ cdef double[NODES] weight
 
 
 cdef void _legendre() noexcept:
-    """Nodes and weights on -1..1, by Newton's method on the Legendre polynomial."""
+    """Return nodes and weights on -1..1, by Newton's method on the Legendre polynomial."""
     cdef int i, j, step
     cdef double x, slope, this, last, before
     for i in range(NODES):
@@ -74,7 +74,7 @@ _legendre()
 # --- the normal distribution ------------------------------------------------------------------------------------------
 
 cdef inline double erfcx(double x) noexcept nogil:
-    """exp(x x) erfc(x) for x >= 0."""
+    """Return exp(x x) erfc(x) for x >= 0."""
     cdef double r
     if x < 25.0:
         return exp(x * x) * erfc(x)
@@ -83,7 +83,7 @@ cdef inline double erfcx(double x) noexcept nogil:
 
 
 cdef Moment moment(double t_s, double service_s, double cv) noexcept nogil:
-    """What a group's service time says about the time t."""
+    """Return what a group's service time says about the time t."""
     cdef Moment at
     at.ahead_s = t_s - service_s
     at.spread_s = cv * service_s
@@ -99,7 +99,7 @@ cdef Moment moment(double t_s, double service_s, double cv) noexcept nogil:
 
 
 cdef inline double waited(const Moment *at, double drain) noexcept nogil:
-    """P(wait + service > t) where the request waits, and the line drains at `drain` a second."""
+    """Return P(wait + service > t) of a request that waits, if the line drains at `drain` a second."""
     cdef double fall, u, decay
     if at.spread_s > 0.0:
         fall = drain * at.spread_s
@@ -122,7 +122,7 @@ cdef inline double waited(const Moment *at, double drain) noexcept nogil:
 # --- the model --------------------------------------------------------------------------------------------------------
 
 cdef double erlang_c(double servers, double load) noexcept nogil:
-    """The probability to wait in M/M/c: c = `servers` (whole, 1 or more), `load` = rate x service time, below c."""
+    """Return the probability to wait in M/M/c: c = `servers` (whole, 1 or more), `load` = rate x service time < c."""
     return clover_erlang_c(servers, load)
 
 
@@ -130,7 +130,7 @@ cdef double mean_field(
     Py_ssize_t k, const int *active, const double *count, const double *service_s, double rate, double gap_s,
     double *share,
 ) noexcept nogil:
-    """Shares of the mean field; the mean idle time y of a worker between requests is returned.
+    """Find the shares of the mean field, and return the mean idle time y of a worker between requests.
 
     `gap_s` is a guess of y, 0 if there is none.  The rate must be below what the workers serve.
     """
@@ -172,7 +172,7 @@ cdef double mean_field(
 cdef inline double _height(
     double u, Py_ssize_t k, const int *active, const double *count, const double *service_s, double rate
 ) noexcept nogil:
-    """log g(u)."""
+    """Return log g(u)."""
     cdef double total = -u
     cdef Py_ssize_t i
     for i in range(k):
@@ -184,7 +184,7 @@ cdef double product_form(
     Py_ssize_t k, const int *active, const double *count, const double *service_s, double rate, double gap_s,
     double *share, double *p_wait,
 ) noexcept nogil:
-    """Shares of requests that find a worker idle, and the probability to wait; y as in `mean_field` is returned."""
+    """Find the shares of requests that find a worker idle, and the probability to wait; return y as `mean_field`."""
     cdef double top, peak, narrow = 0.0, capacity = 0.0, low, high, reach, half, middle, u, mass, area = 0.0, full, rho
     cdef Py_ssize_t i, q
     cdef int j
@@ -227,13 +227,14 @@ cdef double product_form(
 
 cdef double late(
     Py_ssize_t k, const int *active, const double *count, const double *rate_of, const double *share,
-    const Moment *moments, double capacity, double p_wait, double drain,
+    const Moment *moments, Line line,
 ) noexcept nogil:
-    """P(latency > t), with the t of `moments`; `share` is of those that do not wait, `rate_of` 1 / service time."""
+    """Return P(latency > t), with the t of `moments`; `share` is of those that do not wait, `rate_of` 1 / service time.
+    """
     cdef double idle = 0.0, busy = 0.0
     cdef Py_ssize_t i
     cdef int j
-    if p_wait < 1e-15:
+    if line.p_wait < 1e-15:
         for i in range(k):
             j = active[i]
             idle += share[j] * moments[j].longer
@@ -241,8 +242,8 @@ cdef double late(
     for i in range(k):
         j = active[i]
         idle += share[j] * moments[j].longer
-        busy += count[j] * rate_of[j] * waited(&moments[j], drain)
-    return (1.0 - p_wait) * idle + p_wait * (busy / capacity)
+        busy += count[j] * rate_of[j] * waited(&moments[j], line.drain)
+    return (1.0 - line.p_wait) * idle + line.p_wait * (busy / line.capacity)
 
 
 # --- what Python may ask ----------------------------------------------------------------------------------------------
@@ -324,12 +325,12 @@ cdef class _System:
             j = self.active[i]
             self.moments[j] = moment(t_s, self.service_s[j], self.cv[j])
         return late(
-            self.k, &self.active[0], &self.count[0], &self.rate_of[0], &self.share[0], self.moments, self.capacity,
-            self.p_wait, self.drain,
+            self.k, &self.active[0], &self.count[0], &self.rate_of[0], &self.share[0], self.moments,
+            Line(self.capacity, self.p_wait, self.drain),
         )
 
     cdef double _quantile(self, double miss) noexcept nogil:
-        """The least t with P(latency > t) <= `miss`, to rounding; at least 0."""
+        """Return the least t >= 0 with P(latency > t) <= `miss`, to rounding."""
         cdef double low = 0.0, high = 0.0, middle, one
         cdef Py_ssize_t i
         if self._tail(0.0) <= miss:
@@ -353,7 +354,7 @@ cdef class _System:
 
 
 def _column(name, values, size):
-    """A float64 array of finite numbers, one a group."""
+    """Return `values` as a float64 array of finite numbers, one a group."""
     column = np.ascontiguousarray(values, dtype=np.float64)
     if column.ndim != 1 or (size is not None and column.shape[0] != size):
         raise ValueError(f"{name} must be one number a group")
@@ -363,7 +364,7 @@ def _column(name, values, size):
 
 
 def evaluate(service_s, cv, energy_j, accuracy, counts, rate, model, quantile):
-    """(stable, shares, energy_j, accuracy, p95_s, p_wait) of `counts` workers in each group.
+    """Return (stable, shares, energy_j, accuracy, p95_s, p_wait) of `counts` workers in each group.
 
     `energy_j` and `accuracy` are means over requests, without idle power; `p95_s` is the `quantile` of the latency.
     Where the workers cannot keep up: False, NaN for what then means nothing, an infinite latency, and P(wait) = 1.
@@ -392,7 +393,7 @@ def evaluate(service_s, cv, energy_j, accuracy, counts, rate, model, quantile):
 
 
 def tail(service_s, cv, energy_j, accuracy, counts, rate, model, quantile, t):
-    """P(latency > t seconds) of the system `evaluate` describes; 1 where the workers cannot keep up.
+    """Return P(latency > t seconds) of the system that `evaluate` describes; 1 if the workers cannot keep up.
 
     Energy, accuracy and quantile do not matter here: they are taken so that both functions can be given the same.
     """

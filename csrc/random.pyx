@@ -12,30 +12,30 @@ cdef class Random:
         clover_random_seed(&self._random, seed, stream)
 
     def bits(self):
-        """64 random bits as an integer."""
+        """Return 64 random bits as an integer."""
         return clover_random_bits(&self._random)
 
     def below(self, uint64_t bound):
-        """An integer in 0..bound-1.  ValueError for a bound of 0."""
+        """Return an integer in 0..bound-1.  ValueError for a bound of 0."""
         if bound == 0:
             raise ValueError("the bound must be positive")
         return clover_random_below(&self._random, bound)
 
     def uniform(self):
-        """A float in (0, 1]."""
+        """Return a float in (0, 1]."""
         return clover_random_uniform(&self._random)
 
     def exponential(self):
-        """An exponential number with mean 1."""
+        """Return an exponential number with mean 1."""
         return clover_random_exponential(&self._random)
 
     def normal(self):
-        """A standard normal number."""
+        """Return a standard normal number."""
         return clover_random_normal(&self._random)
 
 
 def normal_quantile(double p):
-    """The quantile `p` of the standard normal distribution.  ValueError where not 0 < p < 1."""
+    """Return the quantile `p` of the standard normal distribution.  ValueError if not 0 < p < 1."""
     if not 0.0 < p < 1.0:
         raise ValueError("a normal quantile needs 0 < p < 1")
     return clover_normal_quantile(p)

@@ -87,13 +87,13 @@ cdef Py_ssize_t checked_batch(object max_batch) except -1:
 
 
 def RING_BYTES(max_batch):
-    """Bytes of shared memory a ring for batches of up to `max_batch` rows needs."""
+    """Return the bytes of shared memory that a ring for batches of up to `max_batch` rows needs."""
     cdef Py_ssize_t rows = checked_batch(max_batch)
     return BODY + FRAMES * (submission_bytes(rows) + completion_bytes(rows))
 
 
 cdef class Ring:
-    """Both rings over `buffer` (writable, at least RING_BYTES(max_batch) long, 8-byte aligned; kept alive by this object).
+    """Both rings over `buffer`: writable, at least RING_BYTES(max_batch) long, 8-byte aligned, and kept alive.
 
     The server passes `create=True` once, which lays the header out; the worker attaches and refuses with ValueError
     what was laid out otherwise.  One object serves one side, from one thread.
@@ -200,15 +200,17 @@ cdef class Ring:
         return 1
 
     def untaken(self):
-        """How many batches sent the worker has not taken yet: after its death, those it never began.  They are the last
-        ones sent.  ValueError where its tail is out of range."""
+        """Return how many of the batches sent, the last ones, the worker has not taken yet.
+
+        After its death, these are those it never began.  ValueError if its tail is out of range.
+        """
         cdef uint64_t used = self._submit_head - clover_load_acquire(self._cell(SUBMIT_TAIL))
         if used > FRAMES:
             raise ValueError("the worker's submission tail is out of range")
         return used
 
     def reap(self, confidence_out=None):
-        """The next completion as (batch_id, status, n, start_ns, end_ns, cpu_ns), or None.
+        """Return the next completion as (batch_id, status, n, start_ns, end_ns, cpu_ns), or None.
 
         `confidence_out` (float32, at least n long) receives one confidence a row; NaN where the worker gave none.
         """
@@ -250,7 +252,7 @@ cdef class Ring:
     # --- the worker's side --------------------------------------------------------------------------------------------
 
     def take(self, slots_out):
-        """The next submission as (batch_id, n) with its slots in `slots_out[:n]` (uint32), or None."""
+        """Return the next submission as (batch_id, n), its slots in `slots_out[:n]` (uint32), or None."""
         cdef uint64_t ready = clover_load_acquire(self._cell(SUBMIT_HEAD)) - self._submit_tail
         cdef Submission *frame
         cdef uint64_t batch_id
@@ -329,5 +331,5 @@ cdef class Ring:
         return True
 
     def wake(self):
-        """Take the announcement back, whoever or whatever ended the sleep."""
+        """Take the announcement back, whatever ended the sleep."""
         clover_exchange32(self._sleeping(), 0)

@@ -56,7 +56,7 @@ cdef class Quota:
                 self._credit[i] = 0.0
 
     cdef int _choose(self, uint64_t mask) noexcept nogil:
-        """The lane for one row among `mask`, a non-empty subset of the lanes."""
+        """Return the lane for one row among `mask`, a non-empty subset of the lanes."""
         cdef uint64_t able = mask & self._shared
         cdef double total = 0.0
         cdef int best = -1
@@ -86,11 +86,14 @@ cdef class Quota:
         return bits
 
     cpdef int choose(self, mask) except -1:
-        """The lane for the next row.  Where no permitted lane has a share, the lowest one.  ValueError: none permitted."""
+        """Return the lane for the next row, the lowest one if no permitted lane has a share.
+
+        ValueError if none is permitted.
+        """
         return self._choose(self._permitted(mask))
 
     def choose_many(self, mask, Py_ssize_t k, uint32_t[::1] out):
-        """As `k` calls of `choose`, into `out[:k]`."""
+        """Choose lanes as `k` calls of `choose` do, into `out[:k]`."""
         cdef uint64_t bits = self._permitted(mask)
         cdef Py_ssize_t i
         if not 0 <= k <= out.shape[0]:

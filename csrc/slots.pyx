@@ -28,10 +28,10 @@ cdef enum:
 
 
 cdef class SlotAllocator:
-    """Hands out the slot numbers 0 .. `slots` - 1 and takes them back."""
+    """The slot numbers 0 .. `slots` - 1, free or taken."""
 
     def __cinit__(self, Py_ssize_t slots):
-        cdef Py_ssize_t word, words, left
+        cdef Py_ssize_t word, words, summaries, left
         if slots < 1:
             raise ValueError("a slab needs at least one slot")
         if slots > MAX_SLOTS:
@@ -40,7 +40,8 @@ cdef class SlotAllocator:
         self._chunks = (slots + CHUNK - 1) // CHUNK
         words = self._chunks * WORDS
         self._words = cvarray((words,), sizeof(uint64_t), "Q" if sizeof(unsigned long) != 8 else "L")
-        self._some = cvarray(((words + BITS - 1) // BITS,), sizeof(uint64_t), "Q" if sizeof(unsigned long) != 8 else "L")
+        summaries = (words + BITS - 1) // BITS
+        self._some = cvarray((summaries,), sizeof(uint64_t), "Q" if sizeof(unsigned long) != 8 else "L")
         self._some[:] = 0
         for word in range(words):
             left = slots - word * BITS
@@ -67,7 +68,7 @@ cdef class SlotAllocator:
         return -1
 
     cdef Py_ssize_t _run(self, Py_ssize_t count) noexcept nogil:
-        """The lowest run of `count` slots within one of the first chunks that have any; -1 where these have none."""
+        """Return the lowest run of `count` slots in one of the first chunks with free slots; -1 if there is none."""
         cdef Py_ssize_t chunk, searched = 0, word, first, run, at, ones
         cdef uint64_t bits
         for chunk in range(self._chunks):
@@ -104,11 +105,11 @@ cdef class SlotAllocator:
         return -1
 
     def take_one(self):
-        """The lowest free slot; -1 where none is free."""
+        """Take the lowest free slot; -1 if none is free."""
         return self._one()
 
     cpdef list take(self, Py_ssize_t count):
-        """`count` slots in rising order, consecutive where possible; None (nothing taken) where too few are free."""
+        """Take `count` slots in rising order, consecutive if possible; None (nothing taken) if too few are free."""
         cdef Py_ssize_t first = -1, at, slot
         cdef list found
         if count < 1:
@@ -133,7 +134,7 @@ cdef class SlotAllocator:
         return found
 
     cpdef give(self, Py_ssize_t slot):
-        """Return one slot; raises ValueError where it is not taken."""
+        """Give one slot back.  ValueError if it is not taken."""
         cdef uint64_t bit
         if not 0 <= slot < self.slots:
             raise ValueError(f"slot {slot} is not taken")

@@ -1,4 +1,4 @@
-"""What every answer and every request takes: send at once, copy what was read, put an answer together, tell the time.
+"""What every answer and every request takes: send at once, copy what was read, join an answer, read the clock.
 
 An event loop's transport keeps what it is given and writes it at the end of its turn, from a list of its own.  A socket
 takes nearly every answer whole at once, so it is asked first; what it does not take is the transport's.
@@ -26,21 +26,23 @@ cdef enum:
 
 
 cpdef Py_ssize_t send(int fd, bytes data) except -1:
-    """How many bytes of `data` the socket `fd` took now: 0 where it takes none, whatever the reason; a transport that is
-    asked next finds that out for itself."""
+    """Send `data` and return how many bytes the socket `fd` took now.
+
+    0 if it takes none, whatever the reason: the transport that is asked next finds it.
+    """
     cdef ssize_t sent = c_send(fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), MSG_DONTWAIT | MSG_NOSIGNAL)
     return sent if sent > 0 else 0
 
 
 cpdef bytes part(bytes data, Py_ssize_t start, Py_ssize_t stop):
-    """`data[start:stop]`; IndexError where that is not all there."""
+    """Return `data[start:stop]`.  IndexError if that is not all there."""
     if not 0 <= start <= stop <= PyBytes_GET_SIZE(data):
         raise IndexError(f"{start} to {stop} of {PyBytes_GET_SIZE(data)} bytes")
     return PyBytes_FromStringAndSize(PyBytes_AS_STRING(data) + start, stop - start)
 
 
 cpdef Py_ssize_t head_end(bytes data, Py_ssize_t start) except -2:
-    """Where the first CRLF CRLF from `start` on ends in `data`; -1 where there is none."""
+    """Return where the first CRLF CRLF from `start` on ends in `data`; -1 if there is none."""
     cdef const char *first = PyBytes_AS_STRING(data)
     cdef const char *end = first + PyBytes_GET_SIZE(data)
     cdef const char *at
@@ -58,14 +60,14 @@ cpdef Py_ssize_t head_end(bytes data, Py_ssize_t start) except -2:
 
 
 cpdef bytes cut(bytearray page, Py_ssize_t size):
-    """The first `size` bytes of `page`; IndexError where it has fewer."""
+    """Return the first `size` bytes of `page`.  IndexError if it has fewer."""
     if not 0 <= size <= PyByteArray_GET_SIZE(page):
         raise IndexError(f"{size} bytes of {PyByteArray_GET_SIZE(page)}")
     return PyBytes_FromStringAndSize(PyByteArray_AS_STRING(page), size)
 
 
 cpdef bytes joined(list head, list parts):
-    """All bytes of `head`, then all of `parts`; TypeError where something else is among them."""
+    """Return all bytes of `head`, then all of `parts`.  TypeError if something else is among them."""
     cdef Py_ssize_t size = 0
     cdef bytes part, made
     cdef char *to
@@ -91,8 +93,10 @@ cdef inline bytes _some(bytes part):
 
 
 cpdef bytes quoted(str text):
-    """`text` as a string of JSON where it is as it stands: ASCII without control characters, quotes and backslashes;
-    None elsewhere."""
+    """Return `text` as a string of JSON if it needs no escapes; None if it does.
+
+    That is ASCII without control characters, quotes and backslashes.
+    """
     cdef Py_ssize_t size, at
     cdef const unsigned char *start
     cdef bytes made
@@ -129,8 +133,10 @@ cdef inline void _round(uint64_t *v) noexcept nogil:
 
 
 cpdef uint64_t siphash(uint64_t low, uint64_t high, uint64_t number) noexcept:
-    """SipHash-2-4 (Aumasson and Bernstein, 2012) of the 8 bytes of `number` under the key of 128 bits whose halves are
-    `low` and `high`, all little-endian."""
+    """Return SipHash-2-4 (Aumasson and Bernstein, 2012) of the 8 bytes of `number`.
+
+    The halves of its key of 128 bits are `low` and `high`, all little-endian.
+    """
     cdef uint64_t[4] v
     cdef uint64_t length = <uint64_t>8 << 56
     v[0] = low ^ 0x736F6D6570736575ULL
@@ -154,8 +160,10 @@ cpdef uint64_t siphash(uint64_t low, uint64_t high, uint64_t number) noexcept:
 
 
 cpdef bytes sealed(bytes prefix, uint64_t number, uint64_t low, uint64_t high):
-    """`prefix`, `number` in hexadecimal, a hyphen, and the 16 digits of the number's SipHash under a key: what only who
-    has the key can make."""
+    """Return `prefix`, `number` in hexadecimal, a hyphen, and the 16 digits of the number's SipHash.
+
+    Only a holder of the key can make such a text.
+    """
     cdef Py_ssize_t size, count = 1, at
     cdef uint64_t rest = number, tag = siphash(low, high, number)
     cdef bytes made
@@ -180,8 +188,10 @@ cpdef bytes sealed(bytes prefix, uint64_t number, uint64_t low, uint64_t high):
 
 
 cpdef object unsealed(bytes prefix, bytes text, uint64_t low, uint64_t high):
-    """The number that `sealed` made `text` of, with the same prefix and key; None for any other text.  How long it takes
-    says nothing of how many digits of the tag are right."""
+    """Return the number that `sealed` made `text` of, with the same prefix and key; None for any other text.
+
+    How long it takes does not depend on how many digits of the tag are right.
+    """
     cdef const char *start = PyBytes_AS_STRING(_some(text))
     cdef Py_ssize_t skip = PyBytes_GET_SIZE(_some(prefix))
     cdef Py_ssize_t count = PyBytes_GET_SIZE(text) - skip - TAG
@@ -198,7 +208,7 @@ cpdef object unsealed(bytes prefix, bytes text, uint64_t low, uint64_t high):
 
 
 cdef bint _digits(const char *text, Py_ssize_t count, uint64_t *found) noexcept nogil:
-    """Whether `text` starts with so many hexadecimal digits (16 at most, no capitals), and what they say."""
+    """Read `count` hexadecimal digits (16 at most, no capitals) into `found`.  False if `text` does not start so."""
     cdef uint64_t number = 0
     cdef Py_ssize_t at
     for at in range(count):
@@ -213,7 +223,7 @@ cdef bint _digits(const char *text, Py_ssize_t count, uint64_t *found) noexcept 
 
 
 cpdef int64_t monotonic_ns() except? -1:
-    """`time.monotonic_ns`, without an object."""
+    """Return `time.monotonic_ns()`, without an object."""
     cdef timespec now
     if clock_gettime(CLOCK_MONOTONIC, &now) != 0:
         raise OSError("the monotonic clock cannot be read")

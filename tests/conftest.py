@@ -58,7 +58,9 @@ def pytest_sessionstart() -> None:
             sources[native / (source.stem + EXTENSION_SUFFIXES[0])] = source
     for built, source in sources.items():
         declared = (native if source.suffix == ".pyx" else source.parent) / f"{source.stem}.pxd"
-        changed = max(path.stat().st_mtime for path in (source, declared) if path.exists())
+        # Kernels share code by `from csrc.NAME cimport ...`.
+        shared = [path for path in (ROOT / "csrc").glob("*.pxd") if f"from csrc.{path.stem} " in source.read_text()]
+        changed = max(path.stat().st_mtime for path in (source, declared, *shared) if path.exists())
         if not built.exists() or built.stat().st_mtime < changed:
             what = "has changed since it was compiled" if built.exists() else "is not compiled here"
             build = "CLOVER_BUILD=release python setup.py build_ext --inplace"

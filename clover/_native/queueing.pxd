@@ -7,6 +7,11 @@ cdef struct Moment:  # what a group's service time says about one time t
     double longer  # P(service > t)
     double gauss  # exp(-z z / 2) / 2
 
+cdef struct Line:  # the requests that wait
+    double capacity  # requests/s that all workers serve
+    double p_wait  # the probability to wait
+    double drain  # the rate (1/s) at which the line drains
+
 cdef Moment moment(double t_s, double service_s, double cv) noexcept nogil
 cdef double erlang_c(double servers, double load) noexcept nogil
 cdef double mean_field(
@@ -19,5 +24,5 @@ cdef double product_form(
 ) noexcept nogil
 cdef double late(
     Py_ssize_t k, const int *active, const double *count, const double *rate_of, const double *share,
-    const Moment *moments, double capacity, double p_wait, double drain,
+    const Moment *moments, Line line,
 ) noexcept nogil

@@ -1,4 +1,4 @@
-"""The account of a server: who is there, what their windows gave them, and what an answer is billed."""
+"""The account of a server: its devices and workers, what was attributed to them, and what an answer is billed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RATE_WINDOW_S = 60
 
 
 class FamilyRate:
-    """Rows of the trailing minute, in one-second bins."""
+    """Rows a second over the trailing minute, counted in one-second bins."""
 
     __slots__ = ("_answer", "_asked_ns", "bins", "rows", "since_ns")
 
@@ -27,6 +27,7 @@ class FamilyRate:
         self.rows = 0
 
     def add(self, now_ns: int, rows: int) -> None:
+        """Count rows that were answered at `now_ns`."""
         second = now_ns // 1_000_000_000
         self._asked_ns = -1
         self.rows += rows
@@ -38,6 +39,7 @@ class FamilyRate:
                 self.rows -= self.bins.popleft()[1]
 
     def per_s(self, now_ns: int) -> float:
+        """Return rows a second over the last minute, or over the time since the family was added if that is shorter."""
         if now_ns == self._asked_ns:  # the rows of a batch are answered at one time
             return self._answer
         first = now_ns // 1_000_000_000 - 60
@@ -49,7 +51,7 @@ class FamilyRate:
 
 
 class IdleBill:
-    """Idle joules of one family: given to it by windows, billed in receipts, and what receipts may still bill."""
+    """Idle joules of one family: attributed to it, billed in receipts, and what receipts may still bill."""
 
     __slots__ = ("accrued_j", "billed_j", "open_j")
 
@@ -61,10 +63,13 @@ class IdleBill:
 
 @dataclass
 class Span:
-    """What a family did and was given since somebody last took it: rows that each variant was asked for, joules and
-    grams, and the methods of the devices these are of.  Rows whose energy is unknown (the meter began anew) are not in
-    it.  In cascades `gone_on` of the rows went on to another variant, and those that were answered are right by `right`
-    (rows x percent) more than the variants are over all rows they were asked for."""
+    """The work of a family since the last `Account.take`: rows that each variant computed, joules and grams, and the
+    methods of the devices.
+
+    Rows whose energy is unknown (the meter began anew) are left out.  Cascades passed `gone_on` of the rows on to
+    another variant; those that were answered are right by `right` (rows x percent) more than the variants are over all
+    rows that they computed.
+    """
 
     rows: dict[str, int] = field(default_factory=dict)
     gone_on: int = 0
@@ -75,22 +80,23 @@ class Span:
 
 @dataclass
 class Spans:
-    """The spans of all families, and by device the idle joules and grams of slices that nobody held; the length of the
-    longest window in them."""
+    """The spans of all families; by device the idle joules and grams of slices without a worker (`unowned`); and the
+    length of the longest window in them."""
 
     families: dict[str, Span] = field(default_factory=dict)
     unowned: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def of(self, family: str) -> Span:
-        """Return the span of `family`."""
+        """Return the span of `family`, made if it is missing."""
         return self.families.setdefault(family, Span())
 
 
 class Account:
     """Attribution over all devices, families and variants of a server.
 
-    `shares` holds joules and grams by (family, variant, method), `placements` by (device, placement, method).
+    `shares` holds joules and grams by (family, variant, method), `placements` by (device, placement, method).  Grams
+    include the overhead of the data centre, `pue`; a busy core draws `core_w` watts if no profile knows better.
     """
 
     def __init__(self, *, pue: float, core_w: float = 8.0) -> None:
@@ -110,7 +116,7 @@ class Account:
         self._retired_cpu_ns = 0
         self._idle_w: dict[str, float] = {}
         self._receipt_method: dict[str, Method] = {}
-        """Both are what devices say of a family, until one says something else."""
+        """Answers of `_family_idle_w` and `method_of` by family, kept until devices or workers change."""
         self._last_j = -1.0
         self._last_accuracy = -1.0
         self._last_variant = ""
@@ -122,8 +128,10 @@ class Account:
     # --- who is there -------------------------------------------------------------------------------------------------
 
     def add_device(self, device: str, slices: int) -> None:
-        """A device with `slices` compute slices, over which its idle energy is split.  One that is known (a GPU that
-        was lost and is back) keeps its account."""
+        """Add a device with `slices` compute slices, over which its idle energy is split.
+
+        A known device (a GPU that was lost and is back) keeps its account.
+        """
         self._devices.setdefault(device, DeviceAccount(slices=1)).slices = max(slices, 1)
         self._forget()
 
@@ -132,7 +140,7 @@ class Account:
         self._rates.setdefault(family, FamilyRate(now_ns))
 
     def attach(self, meter: WorkerMeter) -> WorkerMeter:
-        """Return a worker that now holds its slices."""
+        """Note that a worker now holds its slices; return its meter."""
         self._meters.append(meter)
         self._places.setdefault(meter.family, set()).add(meter.device)
         self._forget()
@@ -141,19 +149,19 @@ class Account:
         return meter
 
     def detach(self, meter: WorkerMeter) -> None:
-        """A worker that is gone; the work of its last window still counts."""
+        """Note that a worker has ended; its work in the window under way still counts."""
         if meter in self._meters:
             self._meters.remove(meter)
             self._gone.append(meter)
 
     def cpu_seconds(self) -> float:
         """Return CPU seconds used by all workers in batches so far: what a modelled meter integrates."""
-        # Of one that died, batches may still be counted after it was detached: it is retired with its last window.
+        # Batches of a dead worker may still be counted after `detach`: it is retired with its last window.
         counted = sum(meter.cpu_ns for meter in (*self._meters, *self._gone))
         return (self._retired_cpu_ns + counted) / _SECOND_NS
 
     def busy_ns(self, device: str) -> int:
-        """Time the workers of `device` were busy so far, dead ones included."""
+        """Return the nanoseconds that workers of `device` were busy so far, dead ones included."""
         known = self._devices.get(device)
         retired_ns = known.retired_busy_ns if known is not None else 0
         return retired_ns + sum(meter.busy_ns for meter in (*self._meters, *self._gone) if meter.device == device)
@@ -168,8 +176,10 @@ class Account:
         rate.add(now_ns, rows)
 
     def window(self, sample: EnergySample, reading: Reading) -> None:
-        """Close the window of `sample.device` at `sample.at_ns`, its carbon priced at `reading`.  The first sample of a
-        device, or of another epoch, only opens a window; one that is no newer than the last leaves it open."""
+        """Close the window of `sample.device` at `sample.at_ns`, its carbon priced at `reading`.
+
+        The first sample of a device or of an epoch only opens a window; one no newer than the last leaves it open.
+        """
         self.reading = reading
         device = self._devices.setdefault(sample.device, DeviceAccount(slices=1))
         here = [meter for meter in self._meters if meter.device == sample.device]
@@ -208,7 +218,7 @@ class Account:
             bill.open_j = min(bill.open_j, self._family_idle_w(family) * _RATE_WINDOW_S)
 
     def take(self) -> Spans:
-        """Return what the windows closed since the last call hold."""
+        """Return the spans of the windows that were closed since the last call."""
         taken, self._spans = self._spans, Spans()
         return taken
 
@@ -236,8 +246,10 @@ class Account:
         now_ns: int,
         path: tuple[str, ...] = (),
     ) -> Receipt:
-        """Return what `rows` rows with `active_j` joules (as their workers' meters gave them) cost, idle share and PUE
-        included."""
+        """Return the receipt of `rows` rows with `active_j` joules (as their workers' meters gave them).
+
+        Energy includes their share of idle energy, carbon also the PUE.  The rows of a batch share one object.
+        """
         energy_j = active_j + self._bill_idle(family, rows, now_ns)
         self.receipts_j[family] = self.receipts_j.get(family, 0.0) + energy_j
         reading = self.reading
@@ -253,7 +265,7 @@ class Account:
             and method is self._last_method
             and path is self._last_path
         ):
-            return last  # the rows of a batch cost alike
+            return last  # the rows of a batch cost the same
         intensity = reading.g_per_kwh if reading is not None else 0.0
         self._last_j, self._last_accuracy, self._last_variant = energy_j, accuracy, variant
         self._last_reading, self._last_method, self._last_path = reading, method, path
@@ -270,8 +282,7 @@ class Account:
         return last
 
     def method_of(self, family: str) -> Method:
-        """Return how the energy of a single row of a family is known: emulated where any part of what its answers cost
-        is."""
+        """Return how the energy of a single row of a family is known: emulated if any of its devices is."""
         known = self._receipt_method.get(family)
         if known is None:
             known = self._receipt_method[family] = "emulated" if self._is_emulated(family) else "modelled"
@@ -298,9 +309,12 @@ class Account:
         return part_j
 
     def devices(self) -> dict[str, dict[str, float | str]]:
-        """Per device its lines in joules, which sum to `measured_j`; the watts of its last window (none while its meter
-        has nothing new to say, which is `frozen`) and of idleness; the measured/modelled ratio; and how often the meter
-        began anew."""
+        """Return the lines of each device, by name.
+
+        Joules sum up: `measured_j` = active, idle, unattributed, unowned and carried.  `watts` are those of the last
+        window (absent while the meter gives no new reading: `frozen` is 1), `idle_w` those at rest; `ratio` is measured
+        over modelled energy; `restarts` counts how often the meter began anew.
+        """
         active: dict[str, float] = {}
         idle: dict[str, float] = {}
         for (name, _, _), share in self.placements.items():
@@ -325,8 +339,7 @@ class Account:
         }
 
     def totals(self, family: str | None = None) -> dict[str, float]:
-        """Return joules and grams over all variants (of one family); of the idle joules, those that no receipt has
-        billed."""
+        """Return joules and grams over all variants (of one family); `idle_unbilled_j`: idle joules not in receipts."""
         bills = [bill for name, bill in self._idle.items() if family in (None, name)]
         picked = [share for (name, _, _), share in self.shares.items() if family in (None, name)]
         return {

@@ -11,7 +11,7 @@ from clover.types import EnergySample, Method
 
 _SECOND_NS = 1_000_000_000
 _RATIO_MEMORY = 0.95
-"""Weight of the past in the measured/modelled ratio, per window: about twenty windows count."""
+"""Weight of earlier windows in the measured/modelled ratio: about twenty windows count."""
 
 Parts = list[tuple[WorkerMeter, float]]
 
@@ -34,19 +34,23 @@ class Share:
         return self.active_g + self.idle_g
 
 
-class Window(NamedTuple):
-    """What the workers of a device get of a window, in joules, and the rows they did in it; idle joules of slices that
-    nobody held; how long it was."""
+class ClosedWindow(NamedTuple):
+    """A window of a device, split over its workers.
+
+    `active` and `idle` are the joules of each worker, `unowned_j` the idle joules of slices without a worker, `seconds`
+    the length of the window.
+    """
 
     active: Parts
     idle: Parts
     rows: list[tuple[WorkerMeter, int, int, float]]
-    """Rows of each worker, how many of them went on to another, and by how much more the others are right."""
+    """Of each worker: its rows, how many of them a cascade passed on, and by how many rows x percent the others are
+    right more often than the variant is over all rows."""
     unowned_j: float
     seconds: float
 
 
-NOTHING = Window([], [], [], 0.0, 0.0)
+NOTHING = ClosedWindow([], [], [], 0.0, 0.0)
 
 
 @dataclass
@@ -68,7 +72,7 @@ class DeviceAccount:
     frozen: bool = False
     """Whether the last sample brought nothing new."""
     restarts: int = 0
-    """How often the meter began anew."""
+    """Times that the meter began anew."""
     retired_busy_ns: int = 0
     family_idle_w: dict[str, float] = field(default_factory=dict)
     _looks: int = 0
@@ -79,8 +83,13 @@ class DeviceAccount:
         """Measured over modelled active energy, recent windows weighing most; 1 until something was measured."""
         return self.ratio_measured_j / self.ratio_modelled_j if self.ratio_modelled_j > 0.0 else 1.0
 
-    def window(self, sample: EnergySample, here: Sequence[WorkerMeter], gone: Sequence[WorkerMeter]) -> Window | None:
-        """Close the window at `sample`; None where it stays open.  `here` hold slices now, `gone` did work in it."""
+    def window(
+        self, sample: EnergySample, here: Sequence[WorkerMeter], gone: Sequence[WorkerMeter]
+    ) -> ClosedWindow | None:
+        """Close the window at `sample` and return it; None if it stays open.
+
+        `here` are the workers that hold slices now, `gone` those that worked in the window and have ended.
+        """
         self.method, self.idle_w = sample.method, sample.idle_w
         self._look(here)
         last = self.last
@@ -119,16 +128,19 @@ class DeviceAccount:
         idle = self._split_idle(held, idle_j)
         for meter in here:
             meter.ratio = self.ratio
-        return Window(active, idle, rows, self.unowned_j - unowned_j, seconds)
+        return ClosedWindow(active, idle, rows, self.unowned_j - unowned_j, seconds)
 
     def _look(self, here: Iterable[WorkerMeter]) -> None:
-        """Note who holds which share of the slices.  A window is a look long, or more where it was frozen."""
+        """Note which worker holds which share of the slices.
+
+        This is called once for every sample: once a window, or more often if the window was frozen.
+        """
         crowd: dict[str, int] = {}
         meters = list(here)
         for meter in meters:
             crowd[meter.placement] = crowd.get(meter.placement, 0) + 1
         owned = [(meter, meter.slices / crowd[meter.placement]) for meter in meters]
-        # Placements of an old and a new layout may overlap during a transition: never hand out more than all.
+        # Placements of an old and a new layout may overlap during a transition: shares must not add up to more than 1.
         slices = max(float(self.slices), sum(count for _, count in owned))
         self._looks += 1
         self.family_idle_w = {}
@@ -154,8 +166,10 @@ class DeviceAccount:
 
 
 def _weights(worked: Sequence[WorkerMeter]) -> tuple[Parts, bool]:
-    """Return what active energy is split by: modelled joules, or busy time where no profile knows better, which then
-    says nothing about the ratio; and whether it is the former."""
+    """Return the weights that active energy is split by, and whether they are modelled joules.
+
+    Without a profile they are busy times, which say nothing about the ratio of measured to modelled.
+    """
     modelled = [(meter, meter.window_modelled_j) for meter in worked if meter.window_modelled_j > 0.0]
     busy = [(meter, float(meter.window_busy_ns)) for meter in worked if meter.window_busy_ns > 0]
     return (modelled, True) if modelled else (busy, False)

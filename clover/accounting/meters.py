@@ -1,4 +1,4 @@
-"""What one worker did: rows, busy time, and the joules its profile expects of them."""
+"""The work of one worker: rows, busy time, and the joules that its profile expects of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from clover.types import FamilyProfile
 def joules_per_row(
     profile: FamilyProfile | None, variant: str, shape: str, backend: str, max_batch: int
 ) -> list[float]:
-    """Profiled joules a row at each batch size 0 .. `max_batch` (index 0 repeats 1), linear between measured sizes and
-    flat beyond them; empty where the profile does not know this worker."""
+    """Return profiled joules a row at each batch size 0 .. `max_batch` (index 0 repeats 1).
+
+    Linear between measured sizes and constant beyond them; empty if the profile has no measurement of such a worker.
+    """
     if profile is None:
         return []
     points = sorted(
@@ -89,7 +91,7 @@ class WorkerMeter:
         self.window_modelled_j = 0.0
 
     def add(self, rows: int, busy_ns: int, cpu_ns: int) -> float:
-        """Count a finished batch; returns its active joules a row, corrected by what this device's meter says."""
+        """Count a finished batch; return its active joules a row, corrected by the device's `ratio`."""
         if self._top >= 0:
             per_row = self._joules[rows if rows <= self._top else self._top]
         else:
@@ -104,8 +106,10 @@ class WorkerMeter:
         return per_row * self.ratio
 
     def cascaded(self, gone_on: int, right: float) -> None:
-        """Of the last batch `gone_on` rows went on to another variant, and its others are right by so much more (rows x
-        percent) than the variant is over all of its rows."""
+        """Count that of the last batch a cascade passed `gone_on` rows on to another variant.
+
+        The other rows are right by `right` (rows x percent) more than the variant is over all of its rows.
+        """
         self.window_gone_on += gone_on
         self.window_right += right
 
@@ -115,7 +119,7 @@ class WorkerMeter:
         return self.rows - self._closed_rows
 
     def forget_window(self) -> None:
-        """A window was closed or dropped."""
+        """Begin a new window, after one was closed or dropped."""
         self._closed_rows = self.rows
         self.window_gone_on = 0
         self.window_right = 0.0

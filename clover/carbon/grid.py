@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from clover.planning.budget.forecast import HOUR_S, History, Outlook, Sample, hours_of, outlook, values
+from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, Outlook, Sample, hours_of, outlook, values
 from clover.types import Reading
 
 FORECAST_S = 7 * 86_400.0
@@ -62,16 +62,9 @@ class Grid:
         hour, count = hours_of(grid_s, max(until_s, grid_s))
         known = [item for item in await self._foreseen(grid_s) if _same_signal(item, reading)]
         given = values([Sample(at_s=item.at_s, g_per_kwh=item.g_per_kwh) for item in known], hour, count)
-        return outlook(
-            self.history,
-            rates,
-            now_s=grid_s,
-            until_s=until_s,
-            g_per_kwh=reading.g_per_kwh,
-            rate=rate,
-            provider=given,
-            name=f"provider {known[0].provider}" if known else "",
-        )
+        name = f"provider {known[0].provider}" if known else ""
+        made_from = ForecastInput(self.history, rates, reading.g_per_kwh, rate, provider=given, name=name)
+        return outlook(made_from, now_s=grid_s, until_s=until_s)
 
     async def _foreseen(self, grid_s: float) -> Sequence[Reading]:
         """Return the source's newest forecast, asked for once an hour of grid time."""

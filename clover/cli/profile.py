@@ -1,15 +1,17 @@
 """`python -m clover profile FAMILY...`: compile ahead, measure, print the table, keep the profile.
 
-With `--device emulated:...` what is measured is the CPU that plays the slices, as far as it was not measured before;
-the table is calculated (or the pace file's) and says so.
+With `--device emulated:...` the CPU that computes the answers of the slices is measured, unless it was before; the
+table is calculated (or the pace file's) and says so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -20,10 +22,13 @@ from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
 from clover.hints import program
 from clover.profiling.candidates import COMPILED_AT_FIRST_START
-from clover.profiling.measurement import Progress, measure
+from clover.profiling.effort import FULL, QUICK
+from clover.profiling.measurement import measure
+from clover.profiling.options import MeasureOptions
 from clover.profiling.pareto import draw
 from clover.profiling.placements import Devices, emulated, shapes_of
-from clover.profiling.report import progress_bar, table
+from clover.profiling.progress import progress_bar
+from clover.profiling.report import table
 from clover.profiling.stored import cpu_of, keep_emulated, key_of, rows_of
 from clover.runtime.workers.pool import Pool
 from clover.settings import Option
@@ -47,8 +52,8 @@ USED = frozenset(
         *("log.level", "log.json", "cache_dir"),
     }
 )
-"""Settings that measuring depends on.  The server's others are taken, too: what it tells people to run is this command
-with the flags that it was started with."""
+"""Settings that measuring depends on.  The server's others are accepted, too: it tells people to run this command with
+the flags that the server was started with."""
 _USAGE = "profile [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
 _ABOUT = (
     "Measure accuracy, latency and energy of every variant on this machine, choose a backend and a thread count for "
@@ -57,7 +62,7 @@ _ABOUT = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     if {"-h", "--help"} & set(argv):
         print(settings.help_text(f"{program()} {_USAGE}", _ABOUT, OPTIONS, only=USED))
         return 0
@@ -82,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) -> FamilyProfile:
+    """Measure one family if it is needed, print its table and return the profile."""
     spec = families.load_family(item.family)
     cache = profiles.cache_folder(config.cache_dir)
     # Emulated GPUs are only looked at: a server may be using them.
@@ -104,47 +110,37 @@ def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) 
 def _on(
     spec: FamilySpec, device: Devices, config: ServerConfig, options: dict[str, str], cache: Path
 ) -> tuple[FamilyProfile, str]:
-    """Return the profile on real devices, measured where it has to be, and where it is kept."""
+    """Return the profile on real devices and where it is kept; measure it if it is missing, or if options say so."""
     store = profiles.ProfileStore(cache)
     key = key_of(spec, device, config)
     if not {"force", "compile"} & set(options):
         found = store.get(spec.name, key)
         if found is not None and (not found.quick or "quick" in options):
             return found, f"{store.path(spec.name, key)}; --force measures again"
-    with progress_bar(spec.name) as progress:
-        profile = asyncio.run(_measure(spec, device, config, options, cache, key, progress))
+    effort = QUICK if "quick" in options else FULL
+    with progress_bar(spec.name, quick=effort.quick) as progress:
+        measuring = MeasureOptions(
+            backends=config.workers.backends,
+            cache_dir=cache,
+            effort=replace(effort, compile_s=math.inf) if "compile" in options else effort,
+            energy=config.energy,
+            compile_with=config.workers.backends if "compile" in options else COMPILED_AT_FIRST_START,
+            silent_s=config.workers.silent_s,
+            key=key,
+            progress=progress,
+        )
+        profile = asyncio.run(_measure(spec, device, config, measuring))
     return profile, str(store.put(profile))
 
 
-async def _measure(
-    spec: FamilySpec,
-    device: Devices,
-    config: ServerConfig,
-    options: dict[str, str],
-    cache: Path,
-    key: str,
-    progress: Progress,
-) -> FamilyProfile:
+async def _measure(spec: FamilySpec, device: Devices, config: ServerConfig, measuring: MeasureOptions) -> FamilyProfile:
+    """Return the profile of `spec`, measured with a worker pool of its own."""
     pool = Pool(start_s=config.workers.start_s, silent_s=config.workers.silent_s)
     try:
         await pool.start()
         for gpu in device.values() if isinstance(device, Mapping) else ():
             if isinstance(gpu, MigDevice):
-                await gpu.reconcile()  # what a former run left would be in the way
-        return await measure(
-            spec,
-            device,
-            pool,
-            None,
-            quick="quick" in options,
-            backends=config.workers.backends,
-            cache_dir=cache,
-            energy=config.energy,
-            progress=progress,
-            compile_with=config.workers.backends if "compile" in options else COMPILED_AT_FIRST_START,
-            compile_s=float("inf") if "compile" in options else None,
-            silent_s=config.workers.silent_s,
-            key=key,
-        )
+                await gpu.reconcile()  # instances that a former run left would be in the way
+        return await measure(spec, device, pool, None, measuring)
     finally:
         await pool.stop()

@@ -44,7 +44,7 @@ from clover.errors import BadRequest, CloverError, Conflict, PlanError
 from clover.hints import did_you_mean
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.transition.layout import lay_out
-from clover.runtime.guard.guard import RUNGS
+from clover.runtime.guard.guard import ALARM_LEVELS
 from clover.types import Configuration, Decision, GroupCount, Plan, State
 
 log = logging.getLogger("clover.control")
@@ -196,7 +196,7 @@ class Commands:
         if arguments.get("reset") is not True:
             raise BadRequest("guard takes reset: true")
         families = self._families(arguments)
-        before = {family.name: RUNGS[family.alarm_level] for family in families}
+        before = {family.name: ALARM_LEVELS[family.alarm_level] for family in families}
         if not dry_run:
             for family in families:
                 family.fleet.reset_guard()
@@ -343,6 +343,8 @@ class Commands:
         if variant is None:
             return None
         known = accuracies(family.profile)
+        if not known:
+            raise BadRequest(f"{family.name} has no profile, so nothing but its configured variant can be pinned")
         if not isinstance(variant, str) or variant not in known:
             hint = did_you_mean(variant, known) if isinstance(variant, str) else ""
             raise BadRequest(f"unknown variant {variant!r}, known: {', '.join(known)}{hint}")

@@ -56,7 +56,7 @@ from clover.interfaces import Device, Fleet
 from clover.planning.budget.forecast import HOUR_S
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds
-from clover.runtime.guard.guard import RUNGS
+from clover.runtime.guard.guard import ALARM_LEVELS
 from clover.types import FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.control")
@@ -265,7 +265,7 @@ class Controller:
         """Return why to plan now, in words; empty if there is no reason."""
         context, config, policy = self.context, self.context.config, self.context.policy_of(family)
         assert context.grid.reading is not None
-        alarm = f"guard: {RUNGS[family.alarm_level]}" if family.alarm_level != family.planned_alarm_level else ""
+        alarm = f"guard: {ALARM_LEVELS[family.alarm_level]}" if family.alarm_level != family.planned_alarm_level else ""
         trigger = family.news or alarm or (family.demand.trigger(now_s) if heeds(policy) else "")
         if not trigger:
             seen = Observation(

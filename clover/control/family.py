@@ -22,7 +22,7 @@ from clover.planning.budget.forecast import Outlook
 from clover.planning.model.objective import derive_lambda
 from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
 from clover.policies import BUDGETED
-from clover.runtime.guard.guard import ASIDE, OK
+from clover.runtime.guard.guard import CASCADE_OFF, OK
 from clover.types import (
     Assignment,
     Configuration,
@@ -159,7 +159,7 @@ class Family:
     @property
     def missing(self) -> int:
         """How many workers of the deployment in force are not ready."""
-        ready = set(self.fleet.running())
+        ready = set(self.fleet.ready_assignments())
         return sum(item not in ready for item in self.desired)
 
     def answered(self, grid_s: float) -> None:
@@ -255,7 +255,7 @@ class Family:
         if self.alarm_level == OK:
             return objective
         best = max(accuracies(self.profile).values(), default=0.0)
-        no_loss = self.alarm_level >= ASIDE
+        no_loss = self.alarm_level >= CASCADE_OFF
         floor = best if no_loss else max(objective.accuracy_floor, (objective.accuracy_floor + best) / 2.0)
         budget = objective.accuracy_budget
         return structs.replace(

@@ -19,8 +19,8 @@ from clover.control.request import PlanRequest
 from clover.control.triggers import RETRY_S
 from clover.errors import CloverError, PlanError
 from clover.planning.budget.forecast import Outlook
-from clover.planning.budget.keeping import moment
-from clover.planning.model.objective import HYSTERESIS
+from clover.planning.budget.keeping import momentary
+from clover.planning.model.objective import HYSTERESIS, objective_of
 from clover.planning.model.problem import LEAST_RATE
 from clover.planning.packing.exhaustive import ALTERNATIVES
 from clover.policies import SPENDING
@@ -161,7 +161,7 @@ class Planner:
         be and that is clearly better than the workers that run, else the plan of these."""
         assert family.deployed is not None
         here = await self._fixed(family, state, family.deployed.configuration)
-        margin = HYSTERESIS * moment(state).scale
+        margin = HYSTERESIS * momentary(state, objective_of(state)).scale
         others = gate.alternatives(family, plan, here, margin, self._context.monotonic())
         for other in itertools.islice(others, ALTERNATIVES):
             try:

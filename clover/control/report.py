@@ -145,7 +145,7 @@ def _family(context: Context, shadows: Shadows, family: Family) -> dict[str, Any
     deployed, now_s = family.deployed, context.monotonic()
     plan = deployed.plan if deployed is not None else None
     last = context.decisions.last(family.name)
-    ready = {item.placement.id + item.variant + item.backend for item in family.fleet.running()}
+    ready = {item.placement.id + item.variant + item.backend for item in family.fleet.ready_assignments()}
     deployment = workers(family.desired)
     for item in deployment:
         item["ready"] = item["placement"] + item["variant"] + item["backend"] in ready
@@ -182,7 +182,7 @@ def _family(context: Context, shadows: Shadows, family: Family) -> dict[str, Any
         "budget": _budget(context, family),
         "saved": saved(shadows.of.get(family.name)),
         "observed": dict(family.observed),
-        "guard": family.fleet.guarded(),
+        "guard": family.fleet.guard_report(),
         "demand": family.demand.report(now_s, family.fleet.demanded(), context.declined(family)),
         "verifying": family.watch is not None,
         "transition": family.applier.progress,

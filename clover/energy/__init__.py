@@ -1,7 +1,8 @@
-"""Joules of what Clover runs on, always labelled: of the machine by RAPL where the kernel lets us read it and modelled
-otherwise; of GPUs by NVML, and never modelled, since nobody would know how wrong that is.
+"""Energy meters of what Clover runs on; every figure is labelled with how it is known.
 
-Meters are interchangeable (`clover.interfaces.EnergyMeter`).
+The machine is measured by RAPL if the kernel lets this user read it, and otherwise modelled.  GPUs are measured by NVML
+and never modelled: the error of such a model would be unknown.  Meters are interchangeable
+(`clover.interfaces.EnergyMeter`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from clover.config import EnergyConfig
 from clover.energy.modelled import ModelledMeter
-from clover.energy.nvml import Gpu, NvmlMeter, NvmlSession
+from clover.energy.nvml import MeteredGpu, NvmlMeter, NvmlSession
 from clover.energy.rapl import POWERCAP, RaplError, RaplMeter
 from clover.errors import ConfigError
 
@@ -32,8 +33,8 @@ def build(
 ) -> Meter:
     """Return the meter of the machine that `config` asks for; `meter.why` says why it is this one.
 
-    `cores` are the cores the device has, `cpu_seconds` gives the CPU time the workers used so far (dead ones included).
-    ConfigError where the constants make no sense, or where `meter = "rapl"` and RAPL cannot be read.
+    `cores` is the number of cores, `cpu_seconds` returns the CPU time that workers used so far (dead ones included).
+    Raises ConfigError if the constants make no sense, or if `meter = "rapl"` and RAPL cannot be read.
     """
     for name, watts in (("idle_w", config.idle_w), ("core_w", config.core_w)):
         _check_watts(name, watts)
@@ -55,17 +56,17 @@ def build(
 
 async def build_gpu(
     nvml: NvmlSession,
-    gpu: Gpu,
+    gpu: MeteredGpu,
     config: EnergyConfig,
     *,
     busy_ns: Callable[[], int] | None = None,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> NvmlMeter:
-    """Return the meter of a whole GPU, slices and all; `meter.why` says what it reads.  Call it before there are
-    workers.
+    """Return the meter of a whole GPU with all its slices; `meter.why` says what it reads.
 
-    `busy_ns` gives the time that workers of this GPU were busy so far (`Account.busy_ns`).  ConfigError where
-    `energy.gpu_idle_w` makes no sense, DeviceError where the GPU shows neither energy nor power.
+    Call it before there are workers.  `busy_ns` returns the time that workers of this GPU were busy so far
+    (`Account.busy_ns`).  Raises ConfigError if `energy.gpu_idle_w` makes no sense, DeviceError if the GPU shows neither
+    energy nor power.
     """
     if config.gpu_idle_w is not None:
         _check_watts("gpu_idle_w", config.gpu_idle_w)

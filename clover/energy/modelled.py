@@ -1,4 +1,4 @@
-"""Energy by a model, where no counter can be read:  joules = idle_w x seconds + core_w x CPU seconds of the workers.
+"""Energy by a model, if no counter can be read:  joules = idle_w x seconds + core_w x CPU seconds of the workers.
 
 That is the usual linear model, idle + (max - idle) x utilisation, written with CPU time in place of utilisation: a
 core that is busy all the time adds `core_w`.  Both constants come from the configuration.  The figures are good for
@@ -37,10 +37,10 @@ class ModelledMeter:
         self._total_j = 0.0
 
     async def refresh(self) -> None:
-        """Nothing: a sample is cheap."""
+        """Do nothing: a sample is cheap."""
 
     def sample(self, now_ns: int) -> EnergySample:
-        """Return joules since the meter was made.  Neither a clock nor a CPU total that goes back makes it decrease."""
+        """Return joules since the meter was made; they never decrease, even if the clock or the CPU total does."""
         cpu_s = self._cpu_seconds()
         elapsed_s = max(0, now_ns - self._at_ns) / 1e9
         self._total_j += self.idle_w * elapsed_s + self.core_w * max(0.0, cpu_s - self._cpu_s)

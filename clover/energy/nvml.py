@@ -1,26 +1,26 @@
 """Energy of a GPU through NVML: the counter of the whole board, read between requests and never for one.
 
-What NVML has is one counter a GPU (millijoules since the driver was loaded; it moves about ten times a second) and its
-power.  A MIG slice has neither, so a meter belongs to the GPU, and what a slice used is worked out from it by
-`clover.accounting`.  Hence also the window of seconds: a tenth of a second is the counter's grain.
+What NVML has is one counter a GPU (millijoules since the driver was loaded; it is updated about ten times a second) and
+its power.  A MIG slice has neither, so a meter belongs to the GPU, and `clover.accounting` calculates from it what a
+slice used.  Windows last a second or more because the resolution of the counter is a tenth of a second.
 
-    counter   total += counter now - counter before.  Exact over any time that the counter ran through.
-    power     only where the counter is not supported:  total += (P0 + P1) / 2 x (t1 - t0)  between two looks.
+    counter   total += counter now - counter before.  Exact as long as the counter runs.
+    power     only if the counter is not supported:  total += (P0 + P1) / 2 x (t1 - t0)  between two readings.
 
-Three things can happen to a counter, and none may become joules that nobody measured:
+Three things can happen to a reading, and none may become joules that were not measured:
 
-* It cannot be read, or it stands still: the sample stays as it is, time included, so that no idle energy is counted for
-  a while that was not metered either.  A counter that goes on later brings the joules of that while with it.
-* It goes back (the driver was loaded anew) or leaps further than any GPU could: what was used since the last look is
-  unknown.  The total stays, and the sample's `epoch` is one higher: differences across epochs mean nothing.
-* Power cannot be read, or read too late to draw a line between two values: a new epoch too.
+* The counter cannot be read, or stands still: the sample stays as it is, time included, so that no idle energy is
+  counted for a time that was not metered either.  When the counter runs again, it includes the joules of that time.
+* The counter goes back (the driver was loaded anew) or leaps further than any GPU could: what was used since the last
+  reading is unknown.  The total stays, and the sample's `epoch` is one higher: differences across epochs mean nothing.
+* Power cannot be read, or only too late to draw a line between two values: this begins a new epoch, too.
 
-A GPU that is lost keeps its last total, says so (`state`, `why`), and goes on when it is back.
+A GPU that is lost keeps its last total, says so (`state`, `why`), and is read again when it is back.
 
-Idle power is `energy.gpu_idle_w`; where that is not set, what the GPU drew when the meter was made, before there were
+Idle power is `energy.gpu_idle_w`, or if that is not set, what the GPU drew when the meter was made, before there were
 workers.  Either way it is lowered to the least average seen over ten seconds since: a GPU cannot idle at more than it
-ever drew.  (Windows with work in them draw more, so they need not be told apart.  Shorter windows would be biased: with
-a grain of 0.1 s, a second's average can read a tenth too low, and the least of many does.)
+ever drew.  (Windows with work in them draw more, so they need not be excluded.  Shorter windows would be biased: with a
+resolution of 0.1 s, a second's average can read a tenth too low, and the least of many does.)
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ log = logging.getLogger("clover.energy")
 State = Literal["reading", "failing", "stuck", "lost"]
 
 LONGEST_STEP_S = 10.0
-"""Between two readings of power that are further apart no line is drawn."""
+"""Energy is not integrated between two readings of power that are further apart."""
 IDLE_WINDOW_S = 10.0
 STUCK_S = 10.0
 _MOST_W = 5000.0  # more than any GPU draws
-_GRAIN_S = 1.0  # allowed for the counter's own cadence when a leap is judged
+_GRAIN_S = 1.0  # allowed for the counter's own update interval when a leap is judged
 _FIRST_LOOK_S = 2.0
 
 _T = TypeVar("_T")
@@ -56,7 +56,7 @@ class NvmlSession(Protocol):
         """Return the result of `function(*arguments)`; raises DeviceError."""
 
 
-class Gpu(Protocol):
+class MeteredGpu(Protocol):
     """The GPU that is metered: `uuid` is the whole GPU's ("GPU-..."), never a slice's."""
 
     @property
@@ -76,7 +76,7 @@ class Value(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """NVML gave no value.  "unsupported" covers what this driver, GPU or user will never get."""
+    """NVML gave no value.  "unsupported": this driver, GPU or user will never get one."""
 
     kind: Literal["lost", "unsupported", "failed"]
     text: str
@@ -95,8 +95,7 @@ class Probe:
         return self._ask(lambda nvml, gpu: (nvml.nvmlDeviceGetTotalEnergyConsumption(gpu), "energy counter"))
 
     def power(self) -> Value | Failure:
-        """Return milliwatts now: the instantaneous field, which newer GPUs have beside an average, or else the plain
-        call."""
+        """Return milliwatts now: the instantaneous field if the GPU has it, or else the plain call (an average)."""
         return self._ask(_power_mw)
 
     def _ask(self, question: Callable[[Any, Any], tuple[int, str]]) -> Value | Failure:
@@ -131,52 +130,58 @@ def _power_mw(nvml: Any, gpu: Any) -> tuple[int, str]:
     return int(nvml.nvmlDeviceGetPowerUsage(gpu)), "power"
 
 
-class NvmlMeter:
-    """Joules of one GPU since the meter was made.  `start` makes one; `refresh` looks at the GPU, `sample` does not.
+class FirstReading(NamedTuple):
+    """What a meter begins with: a value of its source, the idle power, and why it is these."""
 
-    `source` is "counter" or "power"; `state` how it goes: "reading", "failing" (no answer), "stuck" (the same answer
-    for too long) or "lost".  `resets` (of the counter), `failed_reads` and `gaps` (that power was not integrated over)
-    are counted.
+    source: Literal["counter", "power"]
+    value: Value
+    idle_w: float
+    why: str
+
+
+class NvmlMeter:
+    """Joules of one GPU since the meter was made.  `start` makes one; `refresh` reads the GPU, `sample` does not.
+
+    `source` is "counter" or "power"; `state` is "reading", "failing" (no answer), "stuck" (the same answer for too
+    long) or "lost".  Counted are `resets` (of the counter), `failed_reads` and `gaps` (over which power was not
+    integrated).
     """
 
     def __init__(
         self,
         nvml: NvmlSession,
-        gpu: Gpu,
+        gpu: MeteredGpu,
         probe: Probe,
+        first: FirstReading,
         *,
-        first: Value,
-        idle_w: float,
-        why: str,
-        source: Literal["counter", "power"],
         busy_ns: Callable[[], int] | None,
         patience_s: float,
     ) -> None:
         self.device = gpu.name
         self.method: Method = "emulated" if gpu.emulated else "measured"
-        self.source = source
+        self.source = first.source
         self.state: State = "reading"
-        self.idle_w = idle_w
+        self.idle_w = first.idle_w
         self.epoch = 0
         self.resets = 0
         self.failed_reads = 0
         self.gaps = 0
-        self._why = why
+        self._why = first.why
         self._trouble = ""
         self._nvml = nvml
-        self._read = probe.counter if source == "counter" else probe.power
+        self._read = probe.counter if first.source == "counter" else probe.power
         self._pending: asyncio.Future[Value | Failure] | None = None
         self._patience_s = patience_s
         self._total_mj = 0.0
-        self._last = first
-        self._window: tuple[int, float] | None = (first.at_ns, 0.0)
-        self._hung = _Hung(first, busy_ns) if source == "power" and busy_ns is not None else None
+        self._last = first.value
+        self._window: tuple[int, float] | None = (first.value.at_ns, 0.0)
+        self._hung = _Hung(first.value, busy_ns) if first.source == "power" and busy_ns is not None else None
 
     @classmethod
     async def start(
         cls,
         nvml: NvmlSession,
-        gpu: Gpu,
+        gpu: MeteredGpu,
         *,
         idle_w: float | None = None,
         busy_ns: Callable[[], int] | None = None,
@@ -184,11 +189,11 @@ class NvmlMeter:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         patience_s: float = 2.0,
     ) -> NvmlMeter:
-        """Return a meter of `gpu`; DeviceError where its energy cannot be had at all.
+        """Return a meter of `gpu`.  Raises DeviceError if its energy cannot be read at all.
 
-        `idle_w` null: what it draws now, so make it before there are workers.  `busy_ns` gives the time that workers
-        of this GPU were busy so far; with it, power that stays the same whatever they do is found out.  A look that
-        takes longer than `patience_s` is waited for by the next one.
+        `idle_w` None: what it draws now, so call this before there are workers.  `busy_ns` returns the time that
+        workers of this GPU were busy so far; it shows whether power stays the same whatever they do.  A reading that
+        takes longer than `patience_s` is left to the next `refresh`.
         """
         if not gpu.uuid.startswith("GPU-"):
             raise DeviceError(f"{gpu.name}: only a whole GPU has an energy counter, and {gpu.uuid} is none")
@@ -197,10 +202,11 @@ class NvmlMeter:
         for answer in (counter, power):
             if isinstance(answer, Failure) and answer.kind != "unsupported":
                 raise DeviceError(f"the energy of {gpu.name} cannot be read: {answer.text}")
+        source: Literal["counter", "power"] = "counter"
         if isinstance(counter, Value):
-            first, source, why = counter, "counter", "NVML energy counter"
+            value, why = counter, "NVML energy counter"
         elif isinstance(power, Value):
-            first, source = power, "power"
+            value, source = power, "power"
             why = f"NVML {power.source} integrated between looks, since the energy counter gives {counter.text!r}"
             log.warning("%s: %s", gpu.name, why)
         else:
@@ -216,37 +222,28 @@ class NvmlMeter:
         else:
             await sleep(_FIRST_LOOK_S)
             later = await nvml.call(probe.counter)
-            if isinstance(later, Failure) or not first.number < later.number or not first.at_ns < later.at_ns:
+            if isinstance(later, Failure) or not value.number < later.number or not value.at_ns < later.at_ns:
                 raise DeviceError(
                     f"{gpu.name} shows no power (NVML: {power.text}) and its energy counter stands still, so that its "
                     "idle power is unknown: set energy.gpu_idle_w"
                 )
-            idle_w = (later.number - first.number) * 1e6 / (later.at_ns - first.at_ns)
+            idle_w = (later.number - value.number) * 1e6 / (later.at_ns - value.at_ns)
             why += f"; idle {idle_w:.1f} W over the first {_FIRST_LOOK_S:g} s"
-        return cls(
-            nvml,
-            gpu,
-            probe,
-            first=first,
-            idle_w=idle_w,
-            why=why,
-            source="counter" if source == "counter" else "power",
-            busy_ns=busy_ns,
-            patience_s=patience_s,
-        )
+        first = FirstReading(source, value, idle_w, why)
+        return cls(nvml, gpu, probe, first, busy_ns=busy_ns, patience_s=patience_s)
 
     @property
     def why(self) -> str:
-        """Which reading this is, why, and what ails it now."""
+        """What is read, why this, and what is wrong with it now."""
         return f"{self._why}; {self._trouble}" if self._trouble else self._why
 
     @property
     def lost(self) -> bool:
-        """Whether the GPU was gone at the last look."""
+        """Whether the GPU was gone at the last reading."""
         return self.state == "lost"
 
     def sample(self, now_ns: int) -> EnergySample:
-        """Return what the last good look found; its time is that look's, not `now_ns`."""
+        """Return what the last good reading found; its time is that of the reading, not `now_ns`."""
         return EnergySample(
             device=self.device,
             at_ns=self._last.at_ns,
@@ -257,17 +254,17 @@ class NvmlMeter:
         )
 
     async def refresh(self) -> None:
-        """Look at the GPU.  Trouble is noted, counted and logged once, and not raised: the next look may be better."""
+        """Read the GPU.  Failures are counted and logged once, and not raised: the next reading may be better."""
         pending = self._pending
         if pending is None:
             pending = self._pending = asyncio.ensure_future(self._nvml.call(self._read))
-            pending.add_done_callback(_seen)  # the server may stop before anybody asks again
+            pending.add_done_callback(_seen)  # the server may stop before the next refresh
         await asyncio.wait((pending,), timeout=self._patience_s)
         if not pending.done():
             self._miss("failing", f"NVML has not answered for {self._patience_s:g} s")
             return
         if self._pending is not pending:
-            return  # another caller waited for the same look
+            return  # another caller waited for the same reading
         self._pending = None
         try:
             answer = pending.result()
@@ -349,8 +346,8 @@ def _seen(look: asyncio.Future[Value | Failure]) -> None:
 
 
 class _Hung:
-    """Tells a sensor that hangs from a GPU that draws steadily: only the former reads the same, to the milliwatt,
-    through both rest and work."""
+    """Distinguishes a sensor that hangs from a GPU that draws steadily: only the former reads the same, to the
+    milliwatt, through both rest and work."""
 
     def __init__(self, first: Value, busy_ns: Callable[[], int]) -> None:
         self._last = first

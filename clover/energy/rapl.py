@@ -9,15 +9,15 @@ A zone named "psys" (the whole platform) contains the packages and is never adde
 same packages once more.  The counter covers the machine, other programs included.
 
 A counter starts again at `max_energy_range_uj` (262 kJ on most processors, 65 kJ for some DRAM).  One wrap between two
-samples is seen and added; two are one too few, and nothing can tell.  So a sample is due at least every
+samples is seen and added; of two wraps one is lost, and nothing shows it.  So a sample is due at least every
 `sample_within_s` (the smallest range at 1 kW, about a minute); later ones are counted in `late_samples` and logged.
 
-While a counter cannot be read `sample` raises.  What it rose meanwhile comes with the first sample that can be taken
-again.  But if a counter is lower then, nobody knows whether it wrapped or the driver began anew: what was used since is
-unknown, the total stays, and the sample's `epoch` is one higher.
+While a counter cannot be read, `sample` raises.  The first sample that can be taken again includes what it rose in the
+meantime.  But if a counter is lower then, it is unknown whether it wrapped or the driver began anew: what was used in
+the meantime is unknown, the total stays, and the sample's `epoch` is one higher.
 
 Since 2020 (CVE-2020-8694) the counters are readable by root alone on most kernels, and virtual machines rarely have
-them.  Both are reasons, told by `RaplError`, and never a silent zero.
+them.  Either is a `RaplError` with the reason, and never a silent zero.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Domain(NamedTuple):
 class RaplMeter:
     """Joules of all packages and their DRAM.
 
-    `idle_w` of a sample is the configured idle power, or the least average power seen over a second where that is
-    less: a machine cannot idle at more than it ever drew.
+    `idle_w` of a sample is the configured idle power, or the least average power seen over a second if that is less:
+    a machine cannot idle at more than it ever drew.
     """
 
     method: Method = "measured"
@@ -84,11 +84,13 @@ class RaplMeter:
         self._window = (now_ns, 0)
 
     async def refresh(self) -> None:
-        """Nothing: a sample is cheap."""
+        """Do nothing: a sample is cheap."""
 
     def sample(self, now_ns: int) -> EnergySample:
-        """Return joules since the meter was made; DeviceError where a counter cannot be read (the next sample makes
-        up)."""
+        """Return joules since the meter was made.
+
+        Raises DeviceError if a counter cannot be read; the next sample includes what was used in the meantime.
+        """
         missed, self._missed = self._missed, True
         counters = [_read_counter(domain) for domain in self.domains]
         self._missed = False
@@ -135,7 +137,7 @@ class RaplMeter:
 
 
 def find_domains(root: Path = POWERCAP) -> tuple[Domain, ...]:
-    """Return the packages and their DRAM below `root`; RaplError where there are none or one cannot be read."""
+    """Return the packages and their DRAM below `root`.  Raises RaplError if there are none or one cannot be read."""
     modelled = "use energy.meter = modelled or auto"
     try:
         zones = sorted(path for path in root.iterdir() if _PACKAGE.fullmatch(path.name))

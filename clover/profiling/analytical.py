@@ -1,13 +1,13 @@
-"""A profile of emulated slices by calculation: what a family's slices would be like, from what its CPU cores are like.
+"""A profile of emulated slices, calculated from the profile on CPU cores.
 
 Answers of an emulated slice are computed on the CPU, so accuracy and the choice of backend are those measured there.
-Time and power are not the CPU's.  Where a pace file has rows of the family they are taken; otherwise
+Time and power are not the CPU's.  If a pace file has rows of the family they are taken; otherwise
 
     ms(batch, slices) = ms of the batch on one core x SLICE_RATIO / speed(slices).
 
 **SLICE_RATIO** is a convention and no property of any GPU: one compute slice is paced 64 times *slower* than one core
-of the machine that measured.  A slice then keeps a core busy for 1/64 of its time at most, and two cores can play
-dozens of slices without running late.  Batch sizes and variants keep the proportions they have on the CPU.
+of the machine that measured.  A slice then keeps a core busy for 1/64 of its time at most, and two cores can compute
+the answers of dozens of slices in time.  Batch sizes and variants keep the proportions they have on the CPU.
 
 **Speed** of n slices, in units of one, is measured: images a second of ResNet-50, ResNet-152, DenseNet-121 and
 MobileNetV2 in batches of 8 on MIG instances of 1, 2, 3, 4 and 7 slices of an A100 (profiles published with ParvaGPU,
@@ -33,7 +33,7 @@ from clover.errors import ProfileError
 from clover.planning.model.problem import services_of, whole
 from clover.planning.model.queueing import capacity, estimate
 from clover.profiling.pace import PaceFile, PaceRow, as_pace
-from clover.profiling.row_store import Kept, elsewhere, frugal
+from clover.profiling.row_store import CascadeRows, at_other_energies, most_frugal
 from clover.types import BasePoint, DeviceShape, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 
 VERSION = 1
@@ -62,7 +62,10 @@ _CORE = "1c"
 
 
 def speed(slices: int) -> float:
-    """Return how many times one slice an instance of `slices` compute slices serves; linear between measured sizes."""
+    """Return the throughput of an instance of `slices` compute slices in units of one; linear between measured sizes.
+
+    Raises ProfileError outside of what was measured.
+    """
     if not SLICES[0] <= slices <= SLICES[-1]:
         raise ProfileError(f"an instance of {slices} compute slices has no known speed: give its rows in a pace file")
     above = next(at for at, size in enumerate(SLICES) if size >= slices)
@@ -73,13 +76,13 @@ def speed(slices: int) -> float:
 
 
 def watts(slices: int) -> float:
-    """Return watts above idle that an instance draws while a batch runs."""
+    """Return the watts above idle that an instance of `slices` compute slices draws while a batch runs."""
     busy = speed(slices) / slices
     return (BUSY_W * busy + LOW_W * (1.0 - busy)) * slices / SLICES[-1]
 
 
 def slices_of(place: Placement) -> int:
-    """Compute slices of an instance; a GPU that is not cut has all seven."""
+    """Return the compute slices of an instance; a GPU that is not partitioned has all seven."""
     return place.slices if "g." in place.profile else SLICES[-1]
 
 
@@ -98,18 +101,17 @@ def emulate(
     rows: Mapping[tuple[str, str], list[PaceRow]] | None = None,
     file: PaceFile | None = None,
     notes: Sequence[str] = (),
-    kept: Kept | None = None,
+    kept: CascadeRows | None = None,
 ) -> FamilyProfile:
-    """Return the profile of `spec` on emulated devices of `shapes`, under `key`; `measured` is its profile on CPU
-    cores, and `kept` the rows behind its cascades, where there are any: answers stay, what chains of variants cost does
-    not.
+    """Return the profile of `spec` on emulated devices of `shapes`, under `key`.
 
-    `rows`: those of `file` for this family and these devices; without any, the table is calculated.  `notes` go along.
-    Raises ProfileError.
+    `measured` is its profile on CPU cores, and `kept` are the answers behind its cascades, if there are any: answers
+    stay the same, only the costs of chains of variants differ.  `rows` are those of the pace `file` for this family and
+    these devices; without any, the table is calculated.  `notes` are added to the profile.  Raises ProfileError.
     """
     offered = profiles_of(shapes)
     latency: list[LatencyMeasurement] = []
-    told = list(notes)
+    all_notes = list(notes)
     for variant in measured.backend:
         if rows:
             assert file is not None
@@ -118,28 +120,28 @@ def emulate(
             for name, slices in offered.items():
                 latency += _calculated(measured, variant, name, slices)
     if rows and file is not None:
-        told.append(f"times and watts of slices are {file.method}: {file.source}")
+        all_notes.append(f"times and watts of slices are {file.method}: {file.source}")
         known = {(m.variant, m.profile) for m in latency}
         missing = [f"{v} on {p}" for v in measured.backend for p in offered if (v, p) not in known]
         if missing:
-            told.append(f"no rows, so it does not run there: {', '.join(missing)}")
+            all_notes.append(f"no rows, so it does not run there: {', '.join(missing)}")
     else:
-        told.append(
+        all_notes.append(
             f"times of slices are analytical: one slice is paced {SLICE_RATIO:g} times slower than one core of this "
             "machine, larger ones by measured throughputs of four convolutional nets on MIG slices of an A100; watts "
             f"are {BUSY_W:g} W above idle for a busy A100, in proportion"
         )
-    told += [f"on the CPU, where answers come from: {note}" for note in measured.notes if "energy is" not in note]
+    all_notes += [f"on the CPU, where answers come from: {note}" for note in measured.notes if "energy is" not in note]
     profile = msgspec.structs.replace(
         measured,
         key=key,
         machine=f"{_names(shapes)}; answers by {measured.machine}",
         latency=tuple(latency),
-        notes=tuple(dict.fromkeys(told)),
+        notes=tuple(dict.fromkeys(all_notes)),
     )
     base = base_of(profile, shapes)
     if (cascade := measured.cascade) is not None and cascade.best:
-        cascade = elsewhere(cascade, frugal(latency, measured.backend, base.profile), kept)
+        cascade = at_other_energies(cascade, most_frugal(latency, measured.backend, base.profile), kept)
     return msgspec.structs.replace(profile, base=base, cascade=cascade)
 
 
@@ -176,7 +178,7 @@ def _given(
 def _cell(
     like: LatencyMeasurement, profile: str, batch: int, ms: float, power_w: float, method: Method
 ) -> LatencyMeasurement:
-    """Return a cell that is paced: it takes as long every time.  The CPU seconds are those its answers take."""
+    """Return a cell that is paced: every batch takes `ms`.  Its CPU seconds are those of computing the answers."""
     return LatencyMeasurement(
         variant=like.variant,
         profile=profile,

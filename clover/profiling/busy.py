@@ -1,4 +1,4 @@
-"""How busy others keep the cores while nothing of ours runs on them."""
+"""How much other programs use the cores while nothing of ours runs on them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def jiffies(text: str, cores: Iterable[int]) -> tuple[int, int]:
 
 
 async def busy_share(cores: Iterable[int], path: Path = Path("/proc/stat"), watch_s: float = _WATCH_S) -> float:
-    """Return the share of `cores` that is busy (or stolen by the hypervisor) within a moment; 0 where nobody can
-    tell."""
+    """Return the share of `cores` that is busy (or stolen by the hypervisor) for the next `watch_s` seconds.
+
+    0 if `path`, the kernel's counters, cannot be read.
+    """
     chosen = tuple(cores)
     try:
         before = jiffies(path.read_text(encoding="ascii"), chosen)

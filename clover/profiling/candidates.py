@@ -1,4 +1,4 @@
-"""Which backends could serve a variant here, and the compiling of what some of them need.
+"""Which backends could serve a variant here, and compiling the artifacts that some of them need.
 
 What is compiled for CPU cores depends on the number of threads; for a GPU on the shape of the slice, and it is compiled
 inside a slice of that shape, which the caller makes first.
@@ -27,25 +27,37 @@ COMPILED_AT_FIRST_START = ("onnxruntime",)
 
 _COMPILING_AT_ONCE = 2
 _SAID: set[str] = set()
-"""Why backends cannot be used here, as far as this process has said it."""
+"""Reasons why backends cannot be used here that this process has logged."""
 
 Make = tuple[int, str]
 """What an artifact is compiled for: threads, and the profile of a GPU's slice ("" for CPU cores)."""
 
 Inside = Callable[[str], AbstractAsyncContextManager[Target]]
-"""A slice of that profile, there to compile in; for "" the CPU."""
+"""Gives the target to compile in: an instance of that profile, or the CPU for ""."""
 
 
 @contextlib.asynccontextmanager
 async def on_cpu(profile: str) -> AsyncIterator[Target]:
-    """The CPU, which is always there."""
+    """Give the CPU, which is always there."""
     yield registry.CPU
 
 
-class Candidates:
-    """The backends of each variant, eager always among them as the reference; `notes` say why others are not.
+def log_unavailable(names: Iterable[str]) -> dict[str, str]:
+    """Return the backends of `names` that cannot be used here, with the reason; log each reason once a process."""
+    found = {name: reason for name in names if (reason := registry.get(name).available())}
+    for name, reason in found.items():
+        if reason not in _SAID:  # it is the same for every family of a start
+            _SAID.add(reason)
+            log.warning("%s is not used: %s", name, reason)
+    return found
 
-    `targets`: what is compiled for, by profile of a GPU's slice; empty for CPU cores."""
+
+class Candidates:
+    """The backends that may serve each variant (`of`), eager always among them as the reference.
+
+    Reasons why others are not are added to `notes`.  `targets`: what is compiled for, by profile of a GPU's slice;
+    empty for CPU cores.
+    """
 
     def __init__(
         self,
@@ -61,16 +73,13 @@ class Candidates:
         self._targets = targets or {}
         any_target = next(iter(self._targets.values()), registry.CPU)
         self.of: dict[str, list[str]] = {variant.name: ["eager"] for variant in spec.variants}
-        for name in wanted:
-            if name == "eager":
+        names = tuple(name for name in wanted if name != "eager")
+        unavailable = log_unavailable(names)
+        for name in names:
+            if name in unavailable:
+                notes.append(f"{name} is not used: {unavailable[name]}")
                 continue
             backend = registry.get(name)
-            if reason := backend.available():
-                notes.append(f"{name} is not used: {reason}")
-                if reason not in _SAID:  # it is the same for every family of a start
-                    _SAID.add(reason)
-                    log.warning("%s is not used: %s", name, reason)
-                continue
             for variant in spec.variants:
                 if reason := backend.supports(spec, variant, any_target):
                     notes.append(f"{name} is not used: {reason}")
@@ -78,12 +87,12 @@ class Candidates:
                     self.of[variant.name].append(name)
 
     def artifact(self, variant: VariantSpec, backend: str, threads: int, profile: str = "") -> Path:
-        """Where the artifact for `threads`, or for slices of `profile`, lies or would lie."""
+        """Return the folder of the artifact for `threads`, or for slices of `profile`, whether it exists or not."""
         target = self._targets.get(profile, registry.CPU)
         return registry.artifact_dir(self._cache_dir, self._spec, variant, backend, threads, target=target)
 
     def compiled(self, variant: VariantSpec, backend: str, threads: int, profile: str = "") -> bool:
-        """Return whether a worker could load it: compiled, or nothing to compile."""
+        """Return whether a worker could load the variant: its artifact exists, or the backend needs none."""
         if not registry.get(backend).compiles:
             return True
         return registry.is_compiled(self.artifact(variant, backend, threads, profile))
@@ -96,8 +105,11 @@ class Candidates:
         say: Callable[[str, int, int], None],
         inside: Inside = on_cpu,
     ) -> None:
-        """Compile what is missing of backends `names` for each of `makes`, starting nothing after `within_s`; what is
-        still missing then (for one thread, or for any profile) is no candidate any more."""
+        """Compile what is missing of backends `names` for each of `makes`, starting nothing after `within_s` seconds.
+
+        What is still missing then (for one thread, or for any profile) is removed from the candidates.  `say` is called
+        with what is being compiled, how many are done, and how many there are.
+        """
         chosen, all_makes = set(names), tuple(makes)
         loop = asyncio.get_running_loop()
         until = loop.time() + within_s
@@ -150,6 +162,7 @@ class Candidates:
         return list(by_folder.values())[::-1]
 
     def _leave_out(self, makes: tuple[Make, ...]) -> None:
+        """Remove candidates that are not compiled for one thread, or for some profile; note the command that helps."""
         needed = [make for make in makes if make[0] == 1]
         command = f"python -m clover profile {families.reference(self._spec)} --compile"
         for name in dict.fromkeys(name for found in self.of.values() for name in found):

@@ -1,12 +1,16 @@
 """Chains of variants and their thresholds: what each would cost and how often it would be right.
 
-Every variant answers the same rows, each answer with a score; from that every chain with every threshold can be played
-without asking anybody again.  Thresholds lie on the quantiles of a variant's scores.  What is worth keeping is chosen
-on *calibration* rows: of all chains and thresholds those that no other beats in both accuracy and cost there, and those
-that no other of at most two variants beats, for a machine may have no room for three at once.  And of each chain of two
-some of its own front: where its two variants run, its thresholds are what turns without touching a worker, and at the
-batches of a real load the costs are not those that it was beaten at.  What is told of them is counted on *held-out*
-rows, which had no part in that.
+Every variant answers the same rows, each answer with a score (its confidence).  From these answers the outcome of any
+chain with any thresholds can be computed without running a variant again.  Thresholds are quantiles of the scores.
+
+What is kept is chosen on *calibration* rows.  Of all chains and thresholds these are
+
+- the Pareto front: those that no other beats in both accuracy and cost;
+- the front of chains of at most two variants, because a machine may have no room for three at once;
+- of each chain of two, a few points of its own front.  While its two variants run, its thresholds can be changed
+  without touching a worker, and at the batch sizes of a real load costs differ from those that it was beaten at.
+
+What is reported of them is counted on *held-out* rows, which had no part in the choice.
 """
 
 from __future__ import annotations
@@ -27,11 +31,11 @@ Floats = NDArray[np.float64]
 Cells = NDArray[np.int64]
 
 LEVELS = 32
-"""Thresholds of a variant, at most: quantiles of its scores."""
+"""Thresholds of a variant that are tried, at most."""
 POINTS = 48
 """Points of a front that are kept, at most."""
 OWN_POINTS = 8
-"""The same of the front of a chain of two by itself."""
+"""Points that are kept of the front of each chain of two, at most."""
 QUANTILES = 33
 TENTHS = 10
 _LONGEST = 3
@@ -39,7 +43,7 @@ _LONGEST = 3
 
 @dataclass(frozen=True)
 class Answers:
-    """What a variant said of some rows: how sure it was of each, whether it was right, and (where kept) its answer."""
+    """The answers of a variant to some rows: the score of each, whether it is right, and (if kept) the answer."""
 
     scores: Floats
     right: NDArray[np.bool_]
@@ -47,8 +51,8 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Played:
-    """A chain with its thresholds on some rows: accuracy (0..1), reach of each stage, cost of a row."""
+class ChainOutcome:
+    """A chain with its thresholds on some rows: accuracy (0..1), fraction of rows that reach each stage, cost a row."""
 
     chain: tuple[str, ...]
     thresholds: tuple[float, ...]
@@ -59,8 +63,8 @@ class Played:
 
 def play(
     answers: Mapping[str, Answers], costs: Mapping[str, float], chain: Sequence[str], thresholds: Sequence[float]
-) -> Played:
-    """Return one chain on the rows of `answers`.  `costs`: of asking each variant for a row."""
+) -> ChainOutcome:
+    """Return the outcome of one chain on the rows of `answers`; `costs` are those of a row, by variant."""
     rows = len(answers[chain[0]].right)
     here = np.ones(rows, np.bool_)
     right = 0
@@ -68,18 +72,20 @@ def play(
     for name, threshold in itertools.zip_longest(chain, thresholds):
         reach.append(float(here.mean()))
         own = answers[name]
-        goes_on = here & ~(own.scores >= threshold) if threshold is not None else np.zeros(rows, np.bool_)
-        right += int(np.sum(own.right & here & ~goes_on))
-        here = goes_on
+        passed_on = here & ~(own.scores >= threshold) if threshold is not None else np.zeros(rows, np.bool_)
+        right += int(np.sum(own.right & here & ~passed_on))
+        here = passed_on
     cost = sum(part * costs[name] for part, name in zip(reach, chain, strict=True))
-    return Played(tuple(chain), tuple(thresholds), right / rows, tuple(reach), cost)
+    return ChainOutcome(tuple(chain), tuple(thresholds), right / rows, tuple(reach), cost)
 
 
 def profile_of(
     calibration: Mapping[str, Answers], held_out: Mapping[str, Answers], costs: Mapping[str, float]
 ) -> CascadeProfile:
-    """Return the cascade profile of variants (in the order of the mapping, cheapest first) with these costs.  Rows of a
-    split are the same for all variants."""
+    """Return the cascade profile of variants (in the order of the mapping, cheapest first) with these costs.
+
+    The rows of a split must be the same for all variants.
+    """
     best = max(held_out, key=lambda name: float(held_out[name].right.mean()))
     return CascadeProfile(
         points=points_of(calibration, held_out, costs, best),
@@ -95,9 +101,9 @@ def profile_of(
 def points_of(
     calibration: Mapping[str, Answers], held_out: Mapping[str, Answers], costs: Mapping[str, float], best: str
 ) -> tuple[ChainPoint, ...]:
-    """Return what is worth keeping at these costs, chosen on `calibration`, and what `held_out` rows tell of it."""
+    """Return the chains to keep at these costs: chosen on `calibration`, with figures counted on `held_out`."""
     alone = {name: cost / max(costs[best], 1e-12) for name, cost in costs.items()}
-    played = list(every(calibration, alone))
+    played = list(every_chain(calibration, alone))
     fronts = [front(item for item in played if len(item.chain) < longest) for longest in (_LONGEST, _LONGEST + 1)]
     pairs = [
         [item for item in front(each for each in played if each.chain in (pair[:1], pair)) if item.chain == pair]
@@ -116,14 +122,17 @@ def _quantiles(scores: Floats) -> tuple[float, ...]:
 
 
 def _sureness(name: str, calibration: Mapping[str, Answers], held_out: Mapping[str, Answers], best: str) -> Sureness:
-    """Return what the scores of a variant tell, by tenths; NaN sorts below all."""
+    """Return how accuracy and agreement with `best` depend on the scores of a variant, by tenths of its rows.
+
+    NaN sorts below all numbers.
+    """
     own = held_out[name]
     order = np.argsort(_sortable(own.scores), kind="stable")
     tenths = [part for part in np.array_split(order, TENTHS) if len(part)]
     same = _same(own, held_out[best])
     edges = _edges(calibration[name].scores)
     seen = np.concatenate([_sortable(split[name].scores) for split in (calibration, held_out)])
-    # As float32 has them, which is how scores come back from a worker.
+    # Compared as float32, because that is how scores come back from a worker.
     counts = np.bincount(np.searchsorted(edges, seen.astype(np.float32), side="right"), minlength=len(edges) + 1)
     alike = {}
     for other in held_out:
@@ -146,14 +155,14 @@ def _sortable(scores: Floats) -> Floats:
 
 
 def _same(one: Answers, other: Answers) -> NDArray[np.bool_] | None:
-    """Where two variants say the same; None where it was not kept what they say."""
+    """Return on which rows two variants give the same answer; None if their answers were not kept."""
     if one.said is None or other.said is None or len(one.said) != len(other.said):
         return None
     return np.asarray(one.said == other.said, np.bool_)
 
 
 def _edges(scores: Floats) -> list[float]:
-    """Where the tenths of scores part; fewer where many scores are one, none where all are."""
+    """Return the scores that separate the tenths; fewer if many scores are equal, none if all are."""
     known = scores[~np.isnan(scores)].astype(np.float32)
     if not len(known):
         return []
@@ -161,8 +170,8 @@ def _edges(scores: Floats) -> list[float]:
     return [float(edge) for edge in found if edge > known.min()]
 
 
-def common(answers: Mapping[str, Answers]) -> dict[str, Answers]:
-    """Return the rows that all variants were asked for: a slow one may have seen fewer, in the same order."""
+def common_rows(answers: Mapping[str, Answers]) -> dict[str, Answers]:
+    """Return the answers to the rows that all variants saw: a slow one may have seen fewer, in the same order."""
     rows = min(len(own.right) for own in answers.values())
     return {
         name: Answers(own.scores[:rows], own.right[:rows], own.said[:rows] if own.said is not None else None)
@@ -171,24 +180,25 @@ def common(answers: Mapping[str, Answers]) -> dict[str, Answers]:
 
 
 def levels(scores: Floats) -> list[float]:
-    """Return thresholds to try: quantiles of the scores, as float32 has them, none twice."""
+    """Return the thresholds to try, rising: quantiles of the scores, rounded to float32, without repeats."""
     known = scores[~np.isnan(scores)]
     found = np.quantile(known, np.linspace(0.0, 1.0, LEVELS + 2)[1:-1]) if len(known) else ()
     return sorted({float(np.float32(value)) for value in found})
 
 
-def every(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterator[Played]:
-    """Yield every chain of one to three variants, each dearer than the one before, with every threshold of each.
+def every_chain(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterator[ChainOutcome]:
+    """Yield every chain of one to three variants, each more expensive than the one before, with every threshold.
 
-    All thresholds of a chain are played at once: rows are counted by where their scores fall between the thresholds of
-    the first two stages, and sums over that table from its corner are the rows that go on from both."""
+    All thresholds of a chain are computed at once.  Rows are counted in a table by where their scores fall between the
+    thresholds of the first two stages; cumulative sums over that table are the rows that are passed on by both.
+    """
     names = list(answers)
     grids = {name: np.array(levels(own.scores)) for name, own in answers.items()}
     cells = {name: _cells(own.scores, grids[name]) for name, own in answers.items()}
     right = {name: own.right.astype(np.int64) for name, own in answers.items()}
     for length in range(1, min(_LONGEST, len(names)) + 1):
         for chain in itertools.combinations(names, length):
-            if any(costs[cheap] >= costs[dear] for cheap, dear in itertools.pairwise(chain)):
+            if any(costs[low] >= costs[high] for low, high in itertools.pairwise(chain)):
                 continue
             stages = [cells[name] for name in chain[:-1]]
             sizes = [len(grids[name]) for name in chain[:-1]]
@@ -198,7 +208,7 @@ def every(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterato
             gains = [_below(stages[:k], sizes[:k], gain) / rows for k, gain in enumerate(gained)]
             for at in np.ndindex(*sizes):
                 parts = tuple(float(part[at[:k]]) for k, part in enumerate(reach))
-                yield Played(
+                yield ChainOutcome(
                     chain,
                     tuple(float(grids[name][k]) for name, k in zip(chain, at, strict=False)),
                     sum(float(gain[at[:k]]) for k, gain in enumerate(gains)),
@@ -208,14 +218,13 @@ def every(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterato
 
 
 def _cells(scores: Floats, grid: Floats) -> Cells:
-    """Return how many thresholds of a rising `grid` each score reaches; none where it is no number, for such rows go
-    on."""
+    """Return how many thresholds of a rising `grid` each score reaches; 0 for NaN, so that the row is passed on."""
     found: Cells = np.searchsorted(grid, np.where(np.isnan(scores), -np.inf, scores), side="right")
     return found
 
 
 def _below(stages: Sequence[Cells], sizes: Sequence[int], weights: Cells) -> Floats:
-    """[k, ...], k below `sizes`: the sum of `weights` [rows] over the rows whose cell of every stage is at most k."""
+    """Return sums [k, ...], k below `sizes`, of `weights` [rows] over rows whose cell of every stage is at most k."""
     if not stages:
         return np.array(weights.sum(), np.float64)
     whole = [size + 1 for size in sizes]
@@ -226,19 +235,22 @@ def _below(stages: Sequence[Cells], sizes: Sequence[int], weights: Cells) -> Flo
     return sums[tuple(slice(size) for size in sizes)]
 
 
-def front(played: Iterable[Played]) -> list[Played]:
-    """Return those that no other beats: from the cheapest up, each more accurate than all before it."""
-    found: list[Played] = []
+def front(played: Iterable[ChainOutcome]) -> list[ChainOutcome]:
+    """Return the Pareto front: from the cheapest up, those that are more accurate than all before them."""
+    found: list[ChainOutcome] = []
     for item in sorted(played, key=lambda item: (item.cost, -item.accuracy, len(item.chain), item.thresholds)):
         if not found or item.accuracy > found[-1].accuracy:
             found.append(item)
     return found
 
 
-def thinned(points: Sequence[Played], most: int = POINTS) -> list[Played]:
-    """At most `most` of a front, both ends among them.  Again and again the inner point goes without which least is
-    lost, as the area between accuracy and the logarithm of cost.  (Spread evenly over accuracies, the same number of
-    points left chains within 0.1 points of the best variant up to 1.4 times as dear: `fashion`.)"""
+def thinned(points: Sequence[ChainOutcome], most: int = POINTS) -> list[ChainOutcome]:
+    """Return at most `most` points of a front, both ends among them.
+
+    Inner points are removed one by one: each time the one that costs least area between accuracy and the logarithm of
+    cost.  (The same number of points, spread evenly over accuracies, left chains within 0.1 points of the best variant
+    up to 1.4 times as expensive on `fashion`.)
+    """
     kept = list(points)
     accuracy = [item.accuracy for item in kept]
     width = [math.log(max(item.cost, 1e-12)) for item in kept]
@@ -249,8 +261,8 @@ def thinned(points: Sequence[Played], most: int = POINTS) -> list[Played]:
     return kept
 
 
-def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: Played, best: str) -> ChainPoint:
-    """Return what a chosen chain does on other rows."""
+def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: ChainOutcome, best: str) -> ChainPoint:
+    """Return the figures of a chosen chain on the rows of `answers`; `best` is the variant it is compared with."""
     found = play(answers, costs, chosen.chain, chosen.thresholds)
     rows = len(answers[chosen.chain[0]].right)
     low, high = wilson(round(found.accuracy * rows), rows)
@@ -261,15 +273,15 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: P
     for name, threshold in itertools.zip_longest(chosen.chain, chosen.thresholds):
         own = answers[name]
         same = _same(own, answers[best])
-        goes_on = here & ~(own.scores >= threshold) if threshold is not None else np.zeros(rows, np.bool_)
-        right |= own.right & here & ~goes_on
-        ends.append(_percent(own.right, here & ~goes_on))
-        cut.append(_percent(own.right, goes_on if threshold is not None else here))
+        passed_on = here & ~(own.scores >= threshold) if threshold is not None else np.zeros(rows, np.bool_)
+        right |= own.right & here & ~passed_on
+        ends.append(_percent(own.right, here & ~passed_on))
+        cut.append(_percent(own.right, passed_on if threshold is not None else here))
         if same is not None:
-            alike.append(_percent(same, here & ~goes_on) / 100.0)
+            alike.append(_percent(same, here & ~passed_on) / 100.0)
             if len(ends) == len(chosen.chain) - 1 and chosen.chain[-1] == best:
-                overruled = float((goes_on & ~same).mean())
-        here = goes_on
+                overruled = float((passed_on & ~same).mean())
+        here = passed_on
     return ChainPoint(
         chain=chosen.chain,
         thresholds=chosen.thresholds,
@@ -294,5 +306,5 @@ def _against(right: NDArray[np.bool_], best: NDArray[np.bool_]) -> tuple[float, 
 
 
 def _percent(right: NDArray[np.bool_], rows: NDArray[np.bool_]) -> float:
-    """Return accuracy (percent) over `rows`; over all rows where these are none."""
+    """Return accuracy (percent) over `rows`, or over all rows if these are none."""
     return 100.0 * float(right[rows].mean() if rows.any() else right.mean())

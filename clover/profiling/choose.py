@@ -15,11 +15,13 @@ THREADS_GAIN = 1.15
 """How much faster several threads must be than one."""
 
 
-def elect(accuracy: Sequence[AccuracyMeasurement], latency: Sequence[LatencyMeasurement]) -> tuple[str, list[str]]:
-    """Return the backend of one variant and the reasons others were refused.
+def choose_backend(
+    accuracy: Sequence[AccuracyMeasurement], latency: Sequence[LatencyMeasurement]
+) -> tuple[str, list[str]]:
+    """Return the backend of one variant and the reasons why others were refused.
 
-    Of those that agree with eager: the least energy a row, as the geometric mean over the batch sizes that all were
-    measured with.  Raises ProfileError without a measurement of eager.
+    It is the one with the least energy a row of those that agree with eager, as the geometric mean over the batch sizes
+    that all were measured with.  Raises ProfileError without a measurement of eager.
     """
     eager = next((item for item in accuracy if item.backend == "eager"), None)
     if eager is None:

@@ -1,8 +1,8 @@
 """Feeding workers directly, as the router does, from a thread that blocks.
 
 The thread owns the server side of the rings and the pool's completion descriptor while it runs.  It sleeps in
-`select`, whose time-outs are precise to microseconds where an event loop rounds to milliseconds: arrivals of an open
-loop must not be late by what is to be measured.
+`select`, whose time-outs are precise to microseconds, while an event loop rounds to milliseconds: arrivals of an open
+loop must not be late by as much as is to be measured.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ProfileError
-from clover.profiling.rows import Rows
+from clover.profiling.rows import SampleRows
 from clover.profiling.score import answers
 from clover.runtime.memory.rows import read_rows
 from clover.runtime.memory.slab import Slab
 
 _CREDITS = 2
+"""Batches that a worker may hold at a time, in the open loop."""
 _LOOK_S = 0.1
-"""Seconds between looks at whether a worker still lives."""
+"""Seconds between checks that a worker still lives."""
 
 
 class Ring(Protocol):
@@ -36,8 +37,8 @@ class Ring(Protocol):
     def reap(self) -> tuple[int, int, int, int, int, int] | None: ...
 
 
-class Worker(Protocol):
-    """What driving needs of a worker of the pool."""
+class DrivenWorker(Protocol):
+    """What the driver needs of a worker of the pool."""
 
     @property
     def ring(self) -> Ring: ...
@@ -48,7 +49,7 @@ class Worker(Protocol):
 
 @dataclass
 class Cell:
-    """Batches of one size: milliseconds each, CPU seconds and wall seconds of all."""
+    """Timing of batches of one size: milliseconds of each, CPU seconds and wall seconds of all."""
 
     batch: int
     ms: list[float] = field(default_factory=list)
@@ -63,8 +64,8 @@ class Cell:
 
 @dataclass
 class Scored:
-    """A pass over the rows: the answer of each row seen and its score (where the family has a confidence), and the
-    timing of the full batches."""
+    """A pass over the rows: the answer to each row seen and its score (if the family has a confidence), and the timing
+    of the full batches."""
 
     answers: NDArray[np.generic]
     scores: NDArray[np.float32]
@@ -84,7 +85,7 @@ class OpenLoop:
 class Driver:
     """Drives workers that share `slab`; `completion_fd` is the pool's.  Every method blocks; one thread at a time."""
 
-    def __init__(self, completion_fd: int, slab: Slab, rows: Rows, silent_s: float) -> None:
+    def __init__(self, completion_fd: int, slab: Slab, rows: SampleRows, silent_s: float) -> None:
         self._fd = completion_fd
         self._slab = slab
         self._rows = rows
@@ -101,10 +102,12 @@ class Driver:
     # --- closed loop --------------------------------------------------------------------------------------------
 
     def cell(
-        self, worker: Worker, batch: int, *, samples: int, least_s: float, most_s: float, pause_s: float = 0.0
+        self, worker: DrivenWorker, batch: int, *, samples: int, least_s: float, most_s: float, pause_s: float = 0.0
     ) -> Cell:
-        """Run batches of `batch` rows one at a time, at least `samples` and `least_s`, at most `most_s`; with a pause
-        before each the worker has gone to sleep."""
+        """Run batches of `batch` rows one at a time, at least `samples` and for `least_s`, at most for `most_s`.
+
+        With a pause of `pause_s` before each batch, the worker sleeps before it.
+        """
         found = Cell(batch)
         self._one(worker, batch)  # the first batch of a size is not like the others
         began = time.monotonic()
@@ -116,9 +119,15 @@ class Driver:
         return found
 
     def score(
-        self, worker: Worker, batch: int, *, most_s: float, most_rows: int | None = None, rows: Rows | None = None
+        self,
+        worker: DrivenWorker,
+        batch: int,
+        *,
+        most_s: float,
+        most_rows: int | None = None,
+        rows: SampleRows | None = None,
     ) -> Scored:
-        """Pass over `rows` (by default the driver's) in batches of `batch`, until `most_rows` or `most_s`."""
+        """Pass over `rows` (by default the driver's) once in batches of `batch`, up to `most_rows` or `most_s`."""
         source = self._rows if rows is None else rows
         found: list[NDArray[np.generic]] = []
         scores: list[NDArray[np.float32]] = []
@@ -141,8 +150,8 @@ class Driver:
         cell.ms.append(timing[0] / 1e6)
         cell.cpu_s += timing[1] / 1e9
 
-    def _one(self, worker: Worker, batch: int, rows: Rows | None = None) -> tuple[int, int]:
-        """Serve the next `batch` of `rows` (by default the driver's): service and CPU nanoseconds."""
+    def _one(self, worker: DrivenWorker, batch: int, rows: SampleRows | None = None) -> tuple[int, int]:
+        """Serve the next `batch` of `rows` (by default the driver's); return service and CPU nanoseconds."""
         (self._rows if rows is None else rows).fill(self._slab, range(batch), self._next_row)
         self._next_row += batch
         self._submit(worker, np.arange(batch, dtype=np.uint32))
@@ -155,14 +164,17 @@ class Driver:
 
     # --- open loop ----------------------------------------------------------------------------------------------
 
-    def open_loop(self, workers: Sequence[Worker], max_batch: int, rate: float, seconds: float) -> OpenLoop:
-        """Serve Poisson arrivals of single rows at `rate` rows a second for `seconds`, first come first served, each
-        batch all that waits up to `max_batch`, two batches a worker.  The slab holds a group of slots for each."""
+    def open_loop(self, workers: Sequence[DrivenWorker], max_batch: int, rate: float, seconds: float) -> OpenLoop:
+        """Serve Poisson arrivals of single rows at `rate` rows a second for `seconds`, first come first served.
+
+        A batch takes all rows that wait, up to `max_batch`; a worker holds up to two batches.  The slab has a group of
+        slots for each.
+        """
         generator = np.random.default_rng(1)
         count = max(1, int(rate * seconds))
         self._rows.fill(self._slab, range(_CREDITS * len(workers) * max_batch), 0)
         credits = [(w, i * _CREDITS + c) for c in range(_CREDITS) for i, w in enumerate(workers)]
-        flying: dict[int, tuple[Worker, int, int, int]] = {}
+        flying: dict[int, tuple[DrivenWorker, int, int, int]] = {}
         head, cpu_ns = 0, 0
         began_ns = time.monotonic_ns()
         arrivals = began_ns + np.cumsum(generator.exponential(1e9 / rate, count)).astype(np.int64)
@@ -191,7 +203,7 @@ class Driver:
 
     # --- both ---------------------------------------------------------------------------------------------------
 
-    def _submit(self, worker: Worker, slots: NDArray[np.uint32]) -> int:
+    def _submit(self, worker: DrivenWorker, slots: NDArray[np.uint32]) -> int:
         if self._stopped:
             raise ProfileError("the measurement was stopped")
         self._next_id += 1
@@ -202,8 +214,8 @@ class Driver:
             worker.bell()
         return self._next_id
 
-    def _wait(self, workers: Sequence[Worker], timeout_s: float, until: float) -> None:
-        """Sleep until completions arrive or `timeout_s` passes.  Raises ProfileError where none can come any more."""
+    def _wait(self, workers: Sequence[DrivenWorker], timeout_s: float, until: float) -> None:
+        """Sleep until completions arrive or `timeout_s` passes.  Raises ProfileError if none can come any more."""
         ready, _, _ = select.select([self._fd], [], [], timeout_s)
         if self._stopped:
             raise ProfileError("the measurement was stopped")
@@ -212,11 +224,11 @@ class Driver:
                 os.read(self._fd, 8)
             return
         if any(worker.state == "dead" for worker in workers):
-            raise ProfileError("a worker died while it was measured: see its last words in the log")
+            raise ProfileError("a worker died while it was measured: see its last output in the log")
         if time.monotonic() > until:
             raise ProfileError(f"a worker gave no answer for {self._silent_s:g} s: raise --silent-s for slow models")
 
 
 def _check(status: int) -> None:
     if status != 0:
-        raise ProfileError("the model failed on rows it is measured with: see the worker's message in the log")
+        raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")

@@ -1,4 +1,4 @@
-"""How long a measurement looks: the quick one of a first start, and the full one of the command."""
+"""How much a measurement samples: the quick one of a first start, and the full one of the command."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to look: the batch sizes, samples and seconds a cell, rows and seconds an accuracy pass, and in how many
-    rounds everything is looked at again, each cell a `1 / rounds` of its time a round."""
+    """How much to sample.
+
+    Each batch size is measured at least `samples` times and `least_s` seconds, at most `most_s`; an accuracy pass takes
+    at most `score_s`, BASE about `base_s`, and no compilation is started after `compile_s`.  Everything is measured
+    again in `rounds` rounds, each cell for `1 / rounds` of its time.
+    """
 
     quick: bool
     samples: int

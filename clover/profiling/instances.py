@@ -1,4 +1,4 @@
-"""The instances a measurement has made: exactly those it measures on stand at any time, so that none is in the way."""
+"""GPU instances for a measurement: at any time exactly those exist that it measures on, so that none is in the way."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from clover import backends as registry
 from clover.errors import CloverError
 from clover.interfaces import Device
-from clover.types import Placement
+from clover.profiling.placements import on_cores, whole_layout
+from clover.types import DeviceShape, Placement
 
 log = logging.getLogger("clover.profiling")
 
 
-class Standing:
-    """Makes and removes instances of `devices`.  On core-sets there is nothing to make."""
+class TemporaryInstances:
+    """Creates and destroys instances of `devices`.  On core-sets there is nothing to create.
+
+    `on_cores`: whether the devices are core-sets; `shapes`: what they offer; `whole`: all devices in the fewest parts.
+    """
 
     def __init__(self, devices: Mapping[str, Device]) -> None:
+        self.on_cores = on_cores(devices)
+        self.shapes: tuple[DeviceShape, ...] = tuple(device.shape() for device in devices.values())
+        self.whole = whole_layout(devices)
         self._devices = devices
         self._made: set[Placement] = set()
 
@@ -26,12 +33,15 @@ class Standing:
         return self._devices[place.device]
 
     async def need(self, place: Placement) -> None:
-        """Let `place` stand; alone, unless it stands already."""
+        """Create the instance of `place` and destroy all others, unless it exists already."""
         if place not in self._made:
             await self.only((place,))
 
     async def only(self, places: Sequence[Placement]) -> None:
-        """Let exactly `places` stand, of what was made here.  Raises DeviceError where one cannot be made."""
+        """Create the instances of `places` and destroy all others that were created here.
+
+        Raises DeviceError if one cannot be created; one that cannot be destroyed is logged and left.
+        """
         for place in self._made - set(places):
             self._made.discard(place)
             try:
@@ -44,12 +54,12 @@ class Standing:
                 self._made.add(place)
 
     def targets(self, places: Sequence[Placement]) -> dict[str, registry.Target]:
-        """Return what is compiled for on the profiles of `places`."""
+        """Return the compile targets of the profiles of `places`, by profile."""
         return {place.profile: registry.target_of(self.device(place), place.profile) for place in places}
 
     @contextlib.asynccontextmanager
     async def inside(self, place: Placement) -> AsyncIterator[registry.Target]:
-        """The target that is `place`, standing: something can be compiled in it."""
+        """Create the instance of `place` and give the target to compile in it."""
         await self.need(place)
         device = self.device(place)
         yield registry.target_of(device, place.profile, device.visible(place))

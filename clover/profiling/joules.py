@@ -1,7 +1,7 @@
-"""Active energy of a stretch of measuring: what the counters rose above idle, or CPU time by the model.
+"""Active energy of one part of a measurement: how far the counters rose above idle, or CPU time by the model.
 
-On a GPU it is the counter of every GPU whose slices were at work; they show a tenth of a second at best, so a stretch
-has to last longer than that.  There is no model to fall back to: a GPU whose energy cannot be had is refused.
+On a GPU it is the counter of every GPU whose slices were at work; they are updated ten times a second at best, so a
+window has to last longer than that.  There is no model to fall back to: a GPU whose energy cannot be read is refused.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from clover.types import EnergySample, Method, Placement
 _IDLE_S = 1.1
 
 
-class Window:
-    """Counter readings at the ends of a stretch; an asynchronous context manager around the work."""
+class EnergyWindow:
+    """Counter readings before and after some work; an asynchronous context manager around it."""
 
     def __init__(self, meters: Sequence[EnergyMeter], core_w: float) -> None:
         self._meters = meters
         self._core_w = core_w
         self._ends: list[list[EnergySample]] = []
 
-    async def __aenter__(self) -> Window:
+    async def __aenter__(self) -> EnergyWindow:
         await self._read()
         return self
 
@@ -45,13 +45,15 @@ class Window:
         self._ends.append([meter.sample(time.monotonic_ns()) for meter in self._meters])
 
     def joules(self, rows: int, cpu_s: float) -> tuple[float, Method]:
-        """Return active joules a row and where they come from.  Counters of the machine that did not rise above idle
-        (too short a stretch, or idle power set too high) leave the model, labelled so.  Raises ProfileError where a
-        GPU's did not: nothing models that."""
+        """Return active joules a row and how they are known, for `rows` rows that took `cpu_s` CPU seconds.
+
+        If the machine's counters did not rise above idle (too short a window, or idle power set too high), the model
+        is used and labelled so.  Raises ProfileError if a GPU's did not rise: there is no model of a GPU.
+        """
         if not self._meters:
             return self._core_w * cpu_s / rows, "modelled"
         if len(self._ends) != 2:
-            raise ProfileError("the energy of a stretch of measuring was asked for before its end")
+            raise ProfileError("the energy of a measurement was asked for before its end")
         active_j, on_gpu = 0.0, False
         for meter, first, last in zip(self._meters, *self._ends, strict=True):
             on_gpu = on_gpu or first.device.startswith("gpu")
@@ -68,8 +70,8 @@ class Window:
         return self._core_w * cpu_s / rows, "modelled"
 
 
-class Joules:
-    """Makes windows over the meters of what is measured."""
+class EnergyMeters:
+    """The meters of what is measured; `label` says how its energy is known."""
 
     def __init__(self, meters: Sequence[EnergyMeter], core_w: float, label: str, *, on_gpus: bool = False) -> None:
         self._meters = meters
@@ -78,9 +80,11 @@ class Joules:
         self.label = label
 
     @classmethod
-    async def start(cls, config: EnergyConfig, cores: int, gpus: Sequence[Any] = ()) -> Joules:
-        """Return the meters `config` asks for: of `gpus` (devices with an NVML session) if there are any, else of the
-        machine. A measured one first watches the idle machine for a second."""
+    async def start(cls, config: EnergyConfig, cores: int, gpus: Sequence[Any] = ()) -> EnergyMeters:
+        """Return the meters that `config` asks for: of `gpus` (devices with an NVML session), or else of the machine.
+
+        One that is measured first watches the idle machine for a second.
+        """
         if gpus:
             meters = [await energy.build_gpu(gpu.session, gpu, config) for gpu in gpus]
             label = f"energy is that of the GPU above idle ({meters[0].why})"
@@ -92,9 +96,10 @@ class Joules:
         meter.sample(time.monotonic_ns())
         return cls((meter,), config.core_w, f"energy is measured above idle ({meter.why})")
 
-    def window(self, places: Iterable[Placement]) -> Window:
-        """Return a new stretch, of work at `places`.  Other GPUs than theirs are left out: they idle, but never at
-        quite the power that is taken for idle, and eight of them are off by more than a slice draws."""
+    def window(self, places: Iterable[Placement]) -> EnergyWindow:
+        """Return a window for work at `places`."""
+        # Other GPUs are left out: they idle, but never at quite the power that is taken for idle, and eight of them
+        # are off by more than a slice draws.
         devices = {place.device for place in places}
         at_work = [meter for meter in self._meters if not self._on_gpus or meter.device in devices]
-        return Window(at_work, self._core_w)
+        return EnergyWindow(at_work, self._core_w)

@@ -1,14 +1,14 @@
-"""Pace files: how fast variants run on slices of a GPU, and what they draw there, as rows somebody else gives.
+"""Pace files: how fast variants run on slices of a GPU, and what they draw there, given as rows.
 
     {"method": "analytical", "source": "where the figures come from",
      "rows": [{"family": "f", "variant": "v", "profile": "1g.5gb", "batch": 8, "ms": 21.0, "watts": 16.7}, ...]}
 
 `ms` is the time of a whole batch, `watts` the power above idle while it runs.  A row may add `drawn_watts`: what the
-emulated board really draws, where that shall differ from what the profile expects (a board that is not as its data
-sheet says).  A variant without a row for a profile does not run on it: its model does not fit, say.
+emulated board really draws, if that shall differ from what the profile expects (a board that is not as its data sheet
+says).  A variant without a row for a profile does not run on it, for example because its model does not fit.
 
-One such table comes with Clover (`shipped`): families of the SC'23 paper on an A100 with 40 GB.  Nothing is guessed
-around a malformed or contradictory file: it is refused with its path.
+One such table comes with Clover (`shipped`): families of the SC'23 paper on an A100 with 40 GB.  A malformed or
+contradictory file is refused with its path; nothing in it is guessed.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def shipped() -> PaceFile:
 
 
 def shipped_bytes() -> bytes:
-    """Return the same as it lies there."""
+    """Return the content of that table's file."""
     return (importlib.resources.files("clover.devices") / "data" / SHIPPED).read_bytes()
 
 
@@ -117,7 +117,7 @@ def _parse(data: bytes, path: str) -> PaceFile:
                 raise ConfigError(f"{where}: {name} must be at least zero, not {watts}")
         key = (row.family, row.variant, row.profile, row.batch)
         if key in seen:
-            raise ConfigError(f"{where} says again what row {seen[key]} says")
+            raise ConfigError(f"{where} repeats row {seen[key]}")
         seen[key] = number + 1
     return file
 
@@ -125,9 +125,11 @@ def _parse(data: bytes, path: str) -> PaceFile:
 def rows_of(
     file: PaceFile, spec: FamilySpec, profiles: Mapping[str, int], path: str
 ) -> dict[tuple[str, str], list[PaceRow]]:
-    """Return the rows of `spec` for a device with these profiles, by (variant, profile); empty where the file does not
-    know the family.  Raises ConfigError where it knows it and does not fit: another variant, no row for a variant, or
-    none for the device."""
+    """Return the rows of `spec` for a device with these profiles, by (variant, profile).
+
+    Empty if the file does not have the family.  Raises ConfigError if it has the family and does not fit it: it names
+    another variant, or has no row of some variant for any of the profiles.
+    """
     mine = file.of(spec.name)
     if not mine:
         return {}

@@ -1,4 +1,4 @@
-"""What cascades of a family reach, for people: a table, a plot in a terminal, and a PNG."""
+"""The Pareto front of a family's cascades, for people: a table, a plot in a terminal, and a PNG."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _PLOT = (60, 12)
 
 
 def best_of(points: Sequence[ChainPoint]) -> list[ChainPoint]:
-    """From the cheapest up, those that are more accurate on held-out rows than all that cost no more.  What is kept was
-    chosen on other rows, where all of them were."""
+    """Return those that are more accurate on held-out rows than all that cost no more, from the cheapest up.
+
+    All points are on the front of the calibration rows, on which they were chosen; not all are on that of other rows.
+    """
     found: list[ChainPoint] = []
     for point in sorted(points, key=lambda point: (point.cost, -point.accuracy)):
         if not found or point.accuracy > found[-1].accuracy:
@@ -25,7 +27,7 @@ def best_of(points: Sequence[ChainPoint]) -> list[ChainPoint]:
 
 
 def cascades(found: CascadeProfile) -> list[str]:
-    """Return the front of chains as a table, thinned, and as a plot of accuracy over cost."""
+    """Return the front of chains as lines of text: a table, thinned, and a plot of accuracy over cost."""
     points = best_of(found.points)
     at = sorted({round(i * (len(points) - 1) / max(1, _SHOWN - 1)) for i in range(_SHOWN)})
     where = ", ".join(dict.fromkeys(found.measured_on.values()))
@@ -34,7 +36,7 @@ def cascades(found: CascadeProfile) -> list[str]:
     lines = [
         f"cascades: chosen on {found.calibration_rows} calibration rows, counted on {found.held_out_rows} others",
         f"{cost}{f' on {where}' if where else ''} ({found.method}); {len(at)} of {len(found.points)} points",
-        f"{'accuracy %':>15}  {f'against {best} alone':>24}  {'cost %':>6}  chain, goes on below, part of the rows",
+        f"{'accuracy %':>15}  {f'against {best} alone':>24}  {'cost %':>6}  chain, passed on below, part of the rows",
     ]
     for point in (points[i] for i in at):
         stages = [
@@ -61,8 +63,10 @@ def _plot(points: list[tuple[float, float]]) -> list[str]:
 
 
 def draw(found: Sequence[FamilyProfile], path: str) -> None:
-    """What cascades of `found` reach, beside each variant alone, as a PNG at `path`.  Raises ConfigError without
-    matplotlib or a family that cascades."""
+    """Draw the cascades of `found`, beside each variant alone, as a PNG at `path`.
+
+    Raises ConfigError if matplotlib is not installed, or if no family has cascades.
+    """
     cascading = [(profile, profile.cascade) for profile in found if profile.cascade is not None]
     if not cascading:
         raise ConfigError("--png: no family here cascades: it takes [confidence] in family.toml, and labelled rows")

@@ -1,4 +1,4 @@
-"""Where is measured: one placement a profile, and the whole of every device for BASE.
+"""Where a family is measured: one placement of each profile, and the whole of every device for BASE.
 
 Devices are one device or several by name, as a server has them.  A profile is measured once, so GPUs on which one name
 means different things are refused.  A device without layouts (a lost GPU) is left out.
@@ -17,7 +17,7 @@ Devices = Device | Mapping[str, Device]
 
 
 def devices_of(devices: Devices) -> dict[str, Device]:
-    """Return the usable devices by name.  Raises ProfileError where there are none."""
+    """Return the usable devices by name.  Raises ProfileError if there are none."""
     given = list(devices.values()) if isinstance(devices, Mapping) else [devices]
     found = {device.shape().device: device for device in given if device.shape().layouts}
     if not found:
@@ -27,7 +27,7 @@ def devices_of(devices: Devices) -> dict[str, Device]:
 
 
 def _alike(shapes: Iterable[DeviceShape]) -> None:
-    """Raises ProfileError where one name of a profile stands for parts of different GPUs."""
+    """Raise ProfileError if one name of a profile stands for parts of different GPUs."""
     first: dict[str, DeviceShape] = {}
     for shape in shapes:
         for name in {place.profile for layout in shape.layouts for place in layout}:
@@ -70,11 +70,11 @@ def places_of(devices: Devices) -> list[Placement]:
 
 
 def whole_layout(devices: Devices) -> tuple[Placement, ...]:
-    """Return all devices in the fewest parts."""
+    """Return the placements that cover all devices in the fewest parts."""
     return tuple(place for shape in shapes_of(devices) for place in whole(shape))
 
 
 def device_cores(devices: Devices) -> tuple[int, ...]:
-    """Return all cores workers of `devices` may use."""
+    """Return all cores that workers of `devices` may use."""
     found = devices_of(devices)
     return tuple(sorted({core for place in whole_layout(found) for core in found[place.device].cores(place)}))

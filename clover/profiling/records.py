@@ -1,4 +1,4 @@
-"""From what was timed and answered to the records of a profile."""
+"""From timings and answers to the records of a profile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clover.types import AccuracyMeasurement, FamilySpec, LatencyMeasurement, Me
 def latency_of(
     cell: Cell, variant: str, profile: str, backend: str, threads: int, joules: tuple[float, Method]
 ) -> LatencyMeasurement:
-    """Return the measurement of one batch size; `joules` a row, and where they come from."""
+    """Return the measurement of one batch size; `joules` are those of a row, and how they are known."""
     ms = np.array(cell.ms)
     p50, p95, p99 = np.quantile(ms, (0.5, 0.95, 0.99))
     return LatencyMeasurement(
@@ -40,8 +40,11 @@ def latency_of(
 
 
 def pooled(rounds: Sequence[Cell]) -> Cell:
-    """Return what several rounds found of one cell, as one: the median over the rounds of milliseconds and of CPU
-    seconds a row, and around the former how the batches of each round lay around their own."""
+    """Return one cell for several rounds of it.
+
+    Mean milliseconds and CPU seconds a row are the medians over the rounds; batches are spread around that mean as
+    those of each round were around the mean of their round.
+    """
     means_ms = [float(np.mean(cell.ms)) for cell in rounds]
     middle_ms = statistics.median(means_ms)
     found = Cell(rounds[0].batch, wall_s=sum(cell.wall_s for cell in rounds))
@@ -52,7 +55,7 @@ def pooled(rounds: Sequence[Cell]) -> Cell:
 
 
 def middle_j(rounds: Sequence[tuple[float, Method]]) -> tuple[float, Method]:
-    """Return the median of joules a row over the rounds that have them from where most have."""
+    """Return the median of joules a row over the rounds in which they are known the way they mostly are."""
     method = statistics.mode(how for _, how in rounds)
     return statistics.median(joules for joules, how in rounds if how == method), method
 
@@ -60,8 +63,10 @@ def middle_j(rounds: Sequence[tuple[float, Method]]) -> tuple[float, Method]:
 def accuracy_of(
     spec: FamilySpec, variant: VariantSpec, backend: str, found: NDArray[Any], reference: Any, labels: NDArray[Any]
 ) -> AccuracyMeasurement:
-    """Return how often answers `found` are right where there are `labels`, or what was published (`require_published`),
-    and how often they are those of `reference`."""
+    """Return the accuracy of answers `found` and how often they are those of `reference`.
+
+    Without `labels` it is the accuracy that was published: `require_published` must have been called.
+    """
     seen = min(len(found), len(reference))
     same = agreement(found[:seen], reference[:seen])
     method: Method
@@ -91,13 +96,12 @@ def accuracy_of(
 
 
 def typical_p95(ms: NDArray[np.float64]) -> float:
-    """Return the median of the p95 of five consecutive stretches: one hiccup of the machine does not become the
-    target."""
+    """Return the median of the p95 of five consecutive parts, so that one hiccup does not become the target."""
     return float(np.median([np.quantile(part, 0.95) for part in np.array_split(ms, min(5, len(ms)))]))
 
 
 def require_published(spec: FamilySpec) -> None:
-    """Raises ProfileError where some variant's accuracy was not published: without labelled rows it must be."""
+    """Raise ProfileError if some variant's accuracy was not published: without labelled rows it must be."""
     unknown = [variant.name for variant in spec.variants if variant.accuracy is None]
     if unknown:
         raise ProfileError(

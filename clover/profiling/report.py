@@ -1,48 +1,13 @@
-"""A profile and its making as text: a bar on a terminal, one line elsewhere, and the table."""
+"""A profile as text: the table with its notes, and one line for the banner."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterator
 
 from clover import profiles
 from clover.errors import ProfileError
-from clover.profiling.measurement import Progress
 from clover.profiling.pareto import cascades
 from clover.types import FamilyProfile
-
-
-@contextlib.contextmanager
-def progress_bar(family: str) -> Iterator[Progress]:
-    """A progress bar on standard error, or one line where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        print(f"clover: measuring {family} on this machine ...", file=sys.stderr, flush=True)
-        yield lambda what, done, total: None
-        return
-    columns = (TextColumn(f"measuring {family}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def tell(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield tell
-
-
-@contextlib.contextmanager
-def told(family: str, progress: Progress | None) -> Iterator[Progress | None]:
-    """`progress` itself; for None a bar, if standard error is a terminal."""
-    if progress is not None or not sys.stderr.isatty():
-        yield progress
-        return
-    with progress_bar(family) as tell:
-        yield tell
 
 
 def table(profile: FamilyProfile) -> str:
@@ -96,7 +61,7 @@ def table(profile: FamilyProfile) -> str:
 
 
 def summary(profile: FamilyProfile) -> str:
-    """Return variants, cheap to dear, as "small 88.7 %, large 91.4 %"."""
+    """Return the accuracies of the variants, cheapest first, as "small 88.7 %, large 91.4 %"."""
     parts = []
     for name in profile.backend:
         with contextlib.suppress(ProfileError):

@@ -1,8 +1,8 @@
-"""The rows behind a cascade profile, kept beside it, and what chains cost elsewhere.
+"""The answers behind a cascade profile, kept beside it, and what chains cost on other hardware.
 
-A profile keeps a thinned front, chosen at the energies of the machine that measured.  The rows it came from (scores,
-right answers, answers) lie beside it as plain arrays: slices with other energies are given a front of their own without
-asking a variant again, and a simulation can replay which row goes how far.
+A profile keeps a thinned Pareto front, chosen at the energies of the machine that measured.  The answers that it came
+from (score, whether right, answer of every row) lie beside it as plain arrays.  So slices with other energies get a
+front of their own without running a variant again, and a simulation can replay how far each row goes.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from clover.types import CascadeProfile, LatencyMeasurement
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What each variant said of the rows of both splits, the same rows in the same order for all."""
+class CascadeRows:
+    """The answers of each variant to the rows of both splits; the same rows in the same order for all variants."""
 
     calibration: dict[str, Answers]
     held_out: dict[str, Answers]
 
 
-def write(path: Path, kept: Kept, made_at: str) -> None:
-    """Keep rows in `path`, beside the profile that was `made_at`.  Raises OSError."""
+def write(path: Path, kept: CascadeRows, made_at: str) -> None:
+    """Write the answers behind the profile that was made at `made_at` to `path`, replacing the file atomically.
+
+    Raises OSError.
+    """
     arrays = {"made_at": np.array(made_at), "names": np.array(list(kept.held_out))}
     for split, answers in (("calibration", kept.calibration), ("held_out", kept.held_out)):
         arrays[f"{split}_scores"] = np.stack([own.scores.astype(np.float32) for own in answers.values()])
@@ -51,9 +54,11 @@ def write(path: Path, kept: Kept, made_at: str) -> None:
         raise
 
 
-def read(path: Path, made_at: str) -> Kept | None:
-    """Return the rows in `path`; None where there are none, they are damaged, or another profile's than that `made_at`:
-    a profile without them is whole, only its front is not made anew."""
+def read(path: Path, made_at: str) -> CascadeRows | None:
+    """Return the answers in `path`; None if there is no file, it is damaged, or it belongs to another profile.
+
+    `made_at` is that of the profile.  None is no error: the profile is complete, only its front cannot be made anew.
+    """
     splits = []
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -68,14 +73,17 @@ def read(path: Path, made_at: str) -> Kept | None:
                 splits.append({name: Answers(*own) for name, *own in of})
     except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-    return Kept(*splits)
+    return CascadeRows(*splits)
 
 
-def frugal(
+def most_frugal(
     latency: Sequence[LatencyMeasurement], backend: Mapping[str, str], profile: str
 ) -> dict[str, LatencyMeasurement]:
-    """Return the most frugal measurement of each variant on its backend, as far as there is one: on `profile`, that of
-    BASE, where it was measured there, otherwise on any."""
+    """Return the measurement with the least energy a row of each variant on its backend.
+
+    It is one on `profile` (that of BASE) if the variant was measured there, otherwise on any.  A variant that was not
+    measured is left out.
+    """
     found = {}
     for name, chosen in backend.items():
         mine = [m for m in latency if (m.variant, m.backend) == (name, chosen)]
@@ -84,8 +92,8 @@ def frugal(
     return found
 
 
-def labelled(cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement]) -> CascadeProfile:
-    """Return the cascade with where its energies come from."""
+def with_energies(cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement]) -> CascadeProfile:
+    """Return the cascade with the energies of `found` (by variant) and where these were measured."""
     return replace(
         cascade,
         joules={name: m.energy_j_per_row for name, m in found.items()},
@@ -94,9 +102,13 @@ def labelled(cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement]) -
     )
 
 
-def elsewhere(cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement], kept: Kept | None) -> CascadeProfile:
-    """Return the cascade of the same answers at other energies, of the variants that have any: a front of its own from
-    the rows; without them the points it has, at what they cost there."""
+def at_other_energies(
+    cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement], kept: CascadeRows | None
+) -> CascadeProfile:
+    """Return the cascade of the same answers at the energies of `found`, for the variants that have any.
+
+    With the answers (`kept`) it has a front of its own; without them the same points at their new costs.
+    """
     joules = {name: m.energy_j_per_row for name, m in found.items()}
     if kept is not None and joules.keys() <= kept.held_out.keys():
         calibration, held_out = ({name: split[name] for name in joules} for split in (kept.calibration, kept.held_out))
@@ -107,4 +119,4 @@ def elsewhere(cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement], 
         costs = [expected_energy(point.reach, [joules[name] for name in point.chain]) / whole for point in here]
         moved = [replace(point, cost=cost) for point, cost in zip(here, costs, strict=True)]
         points = tuple(sorted(moved, key=lambda point: (point.cost, point.accuracy)))
-    return labelled(replace(cascade, points=points), found)
+    return with_energies(replace(cascade, points=points), found)

@@ -1,4 +1,4 @@
-"""The rows a family is measured with: its labelled evaluation set, or made-up rows of the declared shape."""
+"""The rows that a family is measured with: its labelled evaluation set, or made-up rows of the declared shape."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from clover.types import FamilySpec, TensorSpec
 MADE_UP_ROWS = 256
 
 
-class Rows:
-    """Input rows in a fixed random order, and their labels where there are any (`labels` is empty otherwise)."""
+class SampleRows:
+    """Input rows in a fixed random order, and their labels (`labels` is empty if there are none)."""
 
     def __init__(self, spec: FamilySpec, inputs: Sequence[NDArray[Any]], labels: NDArray[Any]) -> None:
         self.spec = spec
@@ -32,7 +32,7 @@ class Rows:
         return len(self.labels) > 0
 
     def fill(self, slab: Slab, slots: range, first: int) -> None:
-        """Write rows `first`, `first` + 1, ... (going around) into `slots` of `slab`."""
+        """Write rows `first`, `first` + 1, ... into `slots` of `slab`; after the last row comes the first again."""
         numbers = np.arange(first, first + len(slots)) % self.count
         for index, (tensor, array) in enumerate(zip(self.spec.inputs, self._inputs, strict=True)):
             rows = array[numbers]
@@ -43,18 +43,21 @@ class Rows:
                 write_array(slab, tensor, index, list(slots), rows)
 
 
-def load(spec: FamilySpec, split: str = "held_out") -> Rows:
-    """Return the rows of a split of `spec`, or made-up rows where it has no evaluation set.  Raises ConfigError."""
+def load(spec: FamilySpec, split: str = "held_out") -> SampleRows:
+    """Return the rows of a split of `spec`, or made-up rows if it has no evaluation set.  Raises ConfigError."""
     if spec.evaluation is not None:
-        return Rows(spec, *families.load_evaluation(spec, split))
+        return SampleRows(spec, *families.load_evaluation(spec, split))
     generator = np.random.default_rng(0)
     inputs = [_made_up(tensor, generator) for tensor in spec.inputs]
-    return Rows(spec, inputs, np.empty(0, np.int64))
+    return SampleRows(spec, inputs, np.empty(0, np.int64))
 
 
 def _made_up(tensor: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
-    """Return floats uniform in 0..1, integers and booleans zero (a valid index everywhere), strings "0"; variable axes
-    of numeric tensors as long as they may be, of strings one."""
+    """Return made-up rows of `tensor`: floats uniform in 0..1, integers and booleans zero (always a valid index),
+    strings "0".
+
+    Variable axes are as long as they may be; of strings, 1.
+    """
     if tensor.datatype == "BYTES":
         rows = np.empty((MADE_UP_ROWS, *(1 if axis < 0 else axis for axis in tensor.shape)), dtype=object)
         rows[:] = b"0"
@@ -67,5 +70,5 @@ def _made_up(tensor: TensorSpec, generator: np.random.Generator) -> NDArray[Any]
 
 
 def pack(row: NDArray[Any]) -> bytes:
-    """Return a row of byte strings in OIP form."""
+    """Return a row of byte strings as the Open Inference Protocol encodes it: each with its length before it."""
     return b"".join(len(item).to_bytes(4, "little") + item for item in row.reshape(-1))

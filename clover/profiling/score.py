@@ -1,4 +1,4 @@
-"""Counting right answers: intervals, agreement, and what counts as the answer of a row."""
+"""Counting right answers: intervals, agreement, and what counts as the answer to a row."""
 
 from __future__ import annotations
 

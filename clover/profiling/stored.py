@@ -1,4 +1,4 @@
-"""The profile a server starts with: the stored one, one measured now, or for emulated GPUs one calculated from that."""
+"""The profile that a server starts with: stored, measured now, or for emulated GPUs calculated from such a one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError, ProfileError
 from clover.hints import program
-from clover.profiling import analytical, pace
-from clover.profiling import row_store as kept
-from clover.profiling.measurement import Progress, measure
+from clover.profiling import analytical, pace, row_store
+from clover.profiling.candidates import log_unavailable
+from clover.profiling.effort import QUICK
+from clover.profiling.measurement import measure
+from clover.profiling.options import MeasureOptions, Progress
 from clover.profiling.pace import PaceFile, PaceRow
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, shapes_of, whole_layout
-from clover.profiling.report import told
+from clover.profiling.progress import expected, progress_or_bar
 from clover.runtime.workers.pool import Pool
 from clover.types import DeviceShape, FamilyProfile, FamilySpec
 from clover.worker.pacing import Paces
@@ -27,8 +29,10 @@ log = logging.getLogger("clover.profiling")
 
 
 def key_of(spec: FamilySpec, device: Devices, config: ServerConfig) -> str:
-    """Return the key a profile of `spec` is kept under for these devices (one, or several by name) and this
-    configuration. Raises ProfileError where none is usable."""
+    """Return the key that a profile of `spec` is kept under for these devices (one, or several by name) and `config`.
+
+    Raises ProfileError if no device is usable.
+    """
     if on_cores(device):
         return _key(spec, device_cores(device), config)
     shapes = shapes_of(device)
@@ -57,21 +61,22 @@ def cpu_of(config: ServerConfig) -> CpuDevice:
 async def ensure(
     spec: FamilySpec, device: Devices, pool: Pool, config: ServerConfig, *, progress: Progress | None = None
 ) -> FamilyProfile:
-    """Return the profile of `spec` on `device` (one, or several by name), as `config.profile` says: "auto" measures
-    (quickly) what is missing, "require" refuses then, "force" always measures.
+    """Return the profile of `spec` on `device` (one, or several by name), as `config.profile` says.
 
-    Emulated devices: what is measured is this machine's cores, and the profile is calculated from that (or taken from
-    the pace file) and kept beside it.
+    "auto" measures (quickly) what is missing, "require" refuses then, "force" always measures.  For emulated devices
+    this machine's cores are measured, and the profile is calculated from that (or taken from the pace file) and kept
+    beside it.
 
-    Nobody else may read `pool.completion_fd` meanwhile.  `progress` None: a bar on a terminal, otherwise a log line.
+    Nothing else may read `pool.completion_fd` meanwhile.  `progress` None: a bar on a terminal, otherwise log lines.
     Raises ProfileError, or ConfigError for a pace file that cannot be used.
     """
     if emulated(device):
-        given = rows_of(spec, shapes_of(device), config)  # a wrong file is told before half a minute of measuring
+        given = rows_of(spec, shapes_of(device), config)  # a wrong file is refused before half a minute of measuring
         if config.workers.pace and given[2]:
             log.warning("%s: its paces are calculated", given[2])
         measured = await ensure(spec, cpu_of(config), pool, config, progress=progress)
         return keep_emulated(spec, device, config, measured, given)
+    log_unavailable(config.workers.backends)
     cache = profiles.cache_folder(config.cache_dir)
     store = profiles.ProfileStore(cache)
     key = key_of(spec, device, config)
@@ -90,22 +95,19 @@ async def ensure(
                 f"`{program()} profile {families.reference(spec)}` with the same settings, or start with "
                 "--profile auto"
             )
-    log.info("measuring %s on this machine once (about half a minute); kept in %s", spec.name, store.folder)
+    log.info("measuring %s on this machine once (%s); kept in %s", spec.name, expected(quick=True), store.folder)
     began = time.monotonic()
-    with told(spec.name, progress) as tell:
-        profile = await measure(
-            spec,
-            device,
-            pool,
-            None,
-            quick=True,
+    with progress_or_bar(spec.name, progress) as shown:
+        options = MeasureOptions(
             backends=config.workers.backends,
             cache_dir=cache,
+            effort=QUICK,
             energy=config.energy,
-            progress=tell,
             silent_s=config.workers.silent_s,
             key=key,
+            progress=shown,
         )
+        profile = await measure(spec, device, pool, None, options)
     log.info("measured %s in %.0f s", spec.name, time.monotonic() - began)
     _keep(store, profile)
     return profile
@@ -114,21 +116,23 @@ async def ensure(
 # --- emulated devices -------------------------------------------------------------------------------------------------
 
 Given = tuple[PaceFile | None, dict[tuple[str, str], list[PaceRow]], str]
-"""The pace file whose rows count, those rows, and what to say where the table that comes with Clover does not fit."""
+"""The pace file in use, its rows of the family, and a note if the table that comes with Clover does not fit."""
 
 
 def keep_emulated(
     spec: FamilySpec, devices: Devices, config: ServerConfig, measured: FamilyProfile, given: Given
 ) -> FamilyProfile:
-    """Return the profile on emulated `devices` out of the one on cores, stored.  It costs milliseconds, so it is
-    calculated at every start: one that is stored cannot be older than what it was made from."""
+    """Return the profile on emulated `devices`, calculated from `measured` (the one on cores), and store it.
+
+    That takes milliseconds, so it is done at every start: a stored one is never older than what it was made from.
+    """
     file, rows, note = given
     key = key_of(spec, devices, config)
     notes = (note,) if note else ()
     store = profiles.ProfileStore(profiles.cache_folder(config.cache_dir))
     behind = None
     if measured.cascade is not None:
-        behind = kept.read(store.rows_path(measured.family, measured.key), measured.made_at)
+        behind = row_store.read(store.rows_path(measured.family, measured.key), measured.made_at)
     profile = analytical.emulate(
         measured, spec, shapes_of(devices), key=key, rows=rows, file=file, notes=notes, kept=behind
     )
@@ -150,8 +154,10 @@ def keep_emulated(
 
 
 def rows_of(spec: FamilySpec, shapes: tuple[DeviceShape, ...], config: ServerConfig) -> Given:
-    """Return what the pace file of `config` says of `spec`, or else the table that comes with Clover.  Raises
-    ConfigError."""
+    """Return the rows of `spec` in the pace file of `config`, or else in the table that comes with Clover.
+
+    Raises ConfigError for a file that cannot be used.
+    """
     offered = analytical.profiles_of(shapes)
     if config.workers.pace:
         file = pace.load(config.workers.pace)
@@ -166,8 +172,10 @@ def rows_of(spec: FamilySpec, shapes: tuple[DeviceShape, ...], config: ServerCon
 
 
 def drawn(spec: FamilySpec, config: ServerConfig) -> Paces:
-    """Return what emulated boards really do with `spec` where the pace file says so; empty where they do what the
-    profile expects.  Raises ConfigError."""
+    """Return the paces and watts at which emulated boards really run `spec`, if the pace file gives them.
+
+    Empty if they run as the profile expects.  Raises ConfigError.
+    """
     return pace.load(config.workers.pace).drawn(spec.name) if config.workers.pace else {}
 
 
@@ -193,7 +201,7 @@ def _keep(store: profiles.ProfileStore, profile: FamilyProfile) -> None:
 def missing_artifacts(
     profile: FamilyProfile, spec: FamilySpec, config: ServerConfig, device: Devices | None = None
 ) -> list[str]:
-    """Return what the profile's choices need and the cache no longer has, as "aoti of xlarge"."""
+    """Return the artifacts that the profile's choices need and the cache no longer has, as "aoti of xlarge"."""
     cache = profiles.cache_folder(config.cache_dir)
     gpus = () if device is None or on_cores(device) else tuple(devices_of(device).values())
     lost = []

@@ -1,1 +1,1 @@
-"""What Clover tells the outside about itself."""
+"""What Clover tells the outside about itself: log lines (`logs`), and metrics for Prometheus (`metrics`)."""

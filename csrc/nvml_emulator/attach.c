@@ -1,11 +1,11 @@
 /* Processes on slices.
  *
  * An attachment is a record in the GPU and an exclusive open-file-description lock on one byte far behind the end of
- * the state file.  The record is only a claim: it counts while its byte is locked, and whoever needs to know asks the
- * kernel.  The descriptor is closed by exec and, in children, right after fork, so the lock lives exactly as long as
- * the process that attached.
+ * the state file.  The record is only a claim: it counts while its byte is locked, as the kernel says.  The descriptor
+ * is closed by exec and, in children, right after fork, so the lock lives exactly as long as the process that attached.
  *
- * What a process drew between its death and the next look at its GPU is charged to its slice; nobody can tell sooner.
+ * What a process drew between its death and the next look at its GPU is charged to its slice: its death is not noticed
+ * sooner.
  */
 #include "emulator.h"
 
@@ -106,7 +106,7 @@ static nvmlReturn_t attach(struct mapping *mapping, const char *uuid, struct own
     sleep_ns(delay_ns);
     if (result != NVML_SUCCESS || (result = box_lock(box)) != NVML_SUCCESS)
         return result;
-    result = uuid_find(box, uuid, false, &index, &gi, &ci); /* it may have gone while nobody held the mutex */
+    result = uuid_find(box, uuid, false, &index, &gi, &ci); /* it may have gone while the mutex was free */
     if (result != NVML_SUCCESS) {
         box_unlock(box);
         return result;
@@ -169,7 +169,7 @@ static nvmlReturn_t own_of(int handle, struct own *found) {
     return found->fd > 0 ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
 }
 
-/* The record of `mine` within a change of its GPU, which the caller ends with done(); null where the slice is gone. */
+/* The record of `mine` within a change of its GPU, which the caller ends with done(); null if the slice is gone. */
 static struct attachment *record_of(const struct own *mine, struct gpu **gpu) {
     *gpu = gpu_begin(mine->mapping->box, mine->index);
     struct attachment *attachment = &(*gpu)->attachments[mine->slot];
@@ -203,7 +203,7 @@ EXPORT int clover_nvml_detach(int handle) {
     return NVML_SUCCESS;
 }
 
-/* From now on this process draws so much above idle.  GPU_IS_LOST where the board or the slice is gone. */
+/* From now on this process draws so much above idle.  GPU_IS_LOST if the board or the slice is gone. */
 EXPORT int clover_nvml_draw(int handle, unsigned milliwatts) {
     struct own mine;
     struct gpu *gpu;
@@ -224,7 +224,7 @@ EXPORT int clover_nvml_draw(int handle, unsigned milliwatts) {
     return result;
 }
 
-/* This process now holds so much memory of its slice; MEMORY where the slice has not that much left. */
+/* This process now holds so much memory of its slice; MEMORY if the slice has not that much left. */
 EXPORT int clover_nvml_use_memory(int handle, unsigned long long bytes) {
     struct own mine;
     struct gpu *gpu;

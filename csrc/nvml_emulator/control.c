@@ -25,7 +25,7 @@ static bool has_gpu(const struct mapping *mapping, int gpu) {
     return gpu >= 0 && (unsigned)gpu < mapping->box->config.gpu_count;
 }
 
-/* Bytes of the two structures that Python writes, so that a mismatch is found before a file is. */
+/* Gives the bytes of the two structures that Python writes, so that a mismatch is found before a file is made. */
 EXPORT unsigned clover_nvml_layout(unsigned *profile) {
     *profile = sizeof(struct profile);
     return sizeof(struct config);
@@ -66,7 +66,7 @@ EXPORT int clover_nvml_clear_faults(const char *path) {
     return leave(&mapping, NVML_SUCCESS);
 }
 
-/* How often all faults together have acted. */
+/* Counts how often all faults together have acted. */
 EXPORT int clover_nvml_faults_fired(const char *path, unsigned *fired) {
     struct mapping mapping;
     nvmlReturn_t result = enter(&mapping, path);
@@ -78,7 +78,7 @@ EXPORT int clover_nvml_faults_fired(const char *path, unsigned *fired) {
     return leave(&mapping, NVML_SUCCESS);
 }
 
-/* The board falls off the bus, its processes with it; or it comes back as after a reset: without instances. */
+/* Takes the board off the bus, its processes with it; or brings it back as after a reset, without instances. */
 EXPORT int clover_nvml_set_lost(const char *path, int index, int lost) {
     struct mapping mapping;
     nvmlReturn_t result = enter(&mapping, path);
@@ -115,7 +115,7 @@ EXPORT int clover_nvml_reset(const char *path, int index) {
     return leave(&mapping, result);
 }
 
-/* The machine restarts: every board as after a reset, whoever was attached. */
+/* Restarts the machine: every board is as after a reset, also if processes were attached. */
 EXPORT int clover_nvml_reboot(const char *path) {
     struct mapping mapping;
     nvmlReturn_t result = enter(&mapping, path);
@@ -128,7 +128,7 @@ EXPORT int clover_nvml_reboot(const char *path) {
     return leave(&mapping, NVML_SUCCESS);
 }
 
-/* Whether callers count as root, or have the capability to change instances. */
+/* Sets whether callers count as root, or have the capability to change instances. */
 EXPORT int clover_nvml_set_privileged(const char *path, int privileged) {
     struct mapping mapping;
     nvmlReturn_t result = enter(&mapping, path);

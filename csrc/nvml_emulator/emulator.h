@@ -5,16 +5,16 @@
  * MIG modes, instances, attached processes, power, energy and injected faults, behind one mutex.
  *
  * Three rules keep it truthful.
- *   1. A holder of the mutex may be killed at any instruction.  Whoever comes next restores the GPU that was being
+ *   1. A holder of the mutex may be killed at any instruction.  The next holder restores the GPU that was being
  *      changed from the copy made before the change (state.c), so every operation happens wholly or not at all.
- *   2. Nobody sleeps, and nobody waits for another process, while holding the mutex.
+ *   2. A holder of the mutex neither sleeps nor waits for another process.
  *   3. A process that uses a slice holds a lock of the kernel on one byte of the file (attach.c).  The kernel drops it
  *      when the process dies, whatever killed it; nothing else decides whether a slice is in use.
  *
- * Files: state.c the file and its mutex; call.c what every NVML call does first, and handles; geometry.c which
- * instances fit; energy.c power and joules; attach.c processes on slices; faults.c; control.c what tests and tools may
- * do to the box; session.c, device.c, sensors.c, processes.c, mig.c, compute.c the NVML functions; unsupported.c the
- * names that exist and answer NOT_SUPPORTED.
+ * Files: state.c the file and its mutex; call.c what every NVML call does first, and handles; text.c texts and UUIDs;
+ * geometry.c which instances fit; energy.c power and joules; attach.c processes on slices; faults.c injected faults;
+ * control.c what tests and tools may do to the box; session.c, device.c, sensors.c, processes.c, mig.c, compute.c the
+ * NVML functions; unsupported.c the names that exist and answer NOT_SUPPORTED.
  */
 #ifndef CLOVER_NVML_EMULATOR_H
 #define CLOVER_NVML_EMULATOR_H
@@ -177,7 +177,7 @@ void box_unlock(struct box *box);
 struct gpu *gpu_begin(struct box *box, unsigned index);
 void gpu_commit(struct box *box);
 int64_t box_now_ns(const struct box *box);
-/* As after a reset of the board: no instances, nobody attached, the pending mode in force. */
+/* Resets the board: no instances, no attached processes, the pending mode in force. */
 void gpu_reset(struct gpu *gpu);
 
 /* --- session.c ---------------------------------------------------------------------------------------------------- */
@@ -211,13 +211,17 @@ nvml_handle handle_gi(const struct call *call, unsigned gi);
 nvml_handle handle_ci(const struct call *call, unsigned gi, unsigned ci);
 nvml_handle handle_mig(const struct call *call, unsigned gi, unsigned ci);
 const struct profile *profile_by_id(const struct config *config, unsigned id);
+
+/* --- text.c ------------------------------------------------------------------------------------------------------- */
+
+/* Copies a text into a caller's buffer of so many bytes, unless it is null or too small. */
+nvmlReturn_t copy_text(char *out, unsigned length, const char *text);
 void gpu_uuid(const struct config *config, unsigned index, char out[NVML_NAME_SIZE]);
 void mig_uuid(const struct config *config, unsigned index, unsigned gi, unsigned ci, char out[NVML_NAME_SIZE]);
-/* Finds what a UUID names, among what is `gone` too where asked; gi and ci are NVML_NO_INSTANCE for a GPU.  The mutex
- * must be held. */
+/* Finds what a UUID names, with `gone` also among what was removed; gi and ci are NVML_NO_INSTANCE for a GPU.  The
+ * mutex must be held. */
 nvmlReturn_t uuid_find(const struct box *box, const char *uuid, bool gone, unsigned *index, unsigned *gi,
                        unsigned *ci);
-nvmlReturn_t copy_text(char *out, unsigned length, const char *text);
 
 /* --- geometry.c --------------------------------------------------------------------------------------------------- */
 

@@ -1,9 +1,9 @@
 /* Power and joules.  Power is piecewise constant: it changes only where a process says so (clover_nvml_draw), leaves,
  * or is found dead.  Every change of a GPU first integrates the power since the last one, so the counter is exact,
- * whoever reads it and however seldom.
+ * however seldom it is read.
  *
- * power = idle + what the processes draw, at most the board's limit.  Above the limit everybody gets the same share of
- * what they ask for, and the slices' counters grow by what they got: they always add up to the board's active energy.
+ * power = idle + what the processes draw, at most the board's limit.  Above the limit every process gets the same share
+ * of what it asks for, and the slices' counters grow by what they got: they always add up to the board's active energy.
  */
 #include "emulator.h"
 

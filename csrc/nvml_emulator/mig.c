@@ -1,6 +1,6 @@
 /* MIG mode and GPU instances.
  *
- * A mode that was set is pending until it is activated.  Hopper and later activate it at once if nobody uses the board;
+ * A mode that was set is pending until it is activated.  Hopper and later activate it at once if the board is idle;
  * GA100 needs a reset.  nvmlDeviceSetMigMode itself succeeds either way: what came of it stands in the second result.
  */
 #include "emulator.h"

@@ -1,8 +1,8 @@
 /* The state file: opened, checked, made ready on first use, locked, and repaired after a holder died.
  *
  * A change works on the GPU in place.  Before it, the GPU is copied to `shadow` and `changing` names it; after it,
- * `changing` is cleared.  A holder killed in between leaves `changing` set, and the next one (told by the robust mutex)
- * puts the copy back.  A holder killed while copying leaves it clear, and there is nothing to repair.
+ * `changing` is cleared.  A holder killed in between leaves `changing` set, and the next one (the robust mutex reports
+ * the death) puts the copy back.  A holder killed while copying leaves it clear, and there is nothing to repair.
  */
 #include "emulator.h"
 
@@ -41,7 +41,7 @@ static nvmlReturn_t config_check(const struct config *config) {
     return NVML_SUCCESS;
 }
 
-/* Which boot of the machine this is; empty where the kernel does not say, which then counts as one boot. */
+/* Which boot of the machine this is; empty if the kernel does not say, which then counts as one boot. */
 static void read_boot_id(char out[40]) {
     memset(out, 0, 40);
     int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
@@ -62,7 +62,7 @@ static nvmlReturn_t mutex_make(pthread_mutex_t *mutex) {
     return failed ? NVML_ERROR_OPERATING_SYSTEM : NVML_SUCCESS;
 }
 
-/* Alone in the file (flock held): fill `live` the first time, and reboot the box where the machine was rebooted. */
+/* Alone in the file (flock held): fill `live` the first time, and reboot the box if the machine was rebooted. */
 static nvmlReturn_t make_ready(struct box *box) {
     struct live *live = &box->live;
     char boot_id[40];
@@ -168,7 +168,7 @@ struct gpu *gpu_begin(struct box *box, unsigned index) {
     struct live *live = &box->live;
     struct gpu *gpu = &live->gpus[index];
     live->shadow = *gpu;
-    atomic_store(&live->changing, index + 1); /* orders the copy before and the change after, for whoever repairs */
+    atomic_store(&live->changing, index + 1); /* orders the copy before and the change after, for a repair */
     gpu_integrate(&box->config, gpu, box_now_ns(box));
     return gpu;
 }

@@ -1,1 +1,1 @@
-"""Fashion-MNIST in five rungs of quality and cost: the default family.  See README.md in this folder."""
+"""Fashion-MNIST in five variants of quality and cost: the default family.  See README.md in this folder."""

@@ -40,7 +40,7 @@ IDX_UINT8 = 8
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Return the array in a gzipped IDX file of unsigned bytes; raises ValueError where it is not one.
+    """Return the array in a gzipped IDX file of unsigned bytes.  Raises ValueError if it is not one.
 
     IDX is: two zero bytes, a type byte, the rank, one big-endian uint32 per axis, then the elements in C order.
     """
@@ -62,7 +62,7 @@ def pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def split_indices(split: str, rows: int = 10_000) -> NDArray[np.int64]:
-    """Sorted indices into the test set that belong to `split`; raises ValueError for an unknown split."""
+    """Return the sorted indices into the test set that belong to `split`.  Raises ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: it is one of {', '.join(SPLITS)}")
     # RandomState, unlike default_rng, is frozen: the same seed gives the same order in every NumPy.

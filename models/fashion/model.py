@@ -1,9 +1,9 @@
-"""The five rungs of the `fashion` family: plain convolutions, 28 x 28 grey images in, ten probabilities out.
+"""The five variants of the `fashion` family: plain convolutions, 28 x 28 grey images in, ten probabilities out.
 
-Each rung spends roughly four times the arithmetic of the one before.  What is served is convolution + bias + ReLU only:
-training uses batch normalisation and folds it into the weights before they are written (see `train.py`), so that no
-backend has to be trusted with folding it.  Normalisation of the pixels and the softmax are part of the network: clients
-send values 0..1 and read probabilities.  Only operations that export with a dynamic batch axis are used.
+Each variant spends roughly four times the arithmetic of the one before.  What is served is convolution + bias + ReLU
+only: training uses batch normalisation and folds it into the weights before they are written (see `train.py`), so that
+no backend has to be trusted with folding it.  Normalisation of the pixels and the softmax are part of the network:
+clients send values 0..1 and read probabilities.  Only operations that export with a dynamic batch axis are used.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _xlarge() -> list[nn.Module]:
 
 
 LAYERS = {"tiny": _tiny, "small": _small, "medium": _medium, "large": _large, "xlarge": _xlarge}
-"""Layers of every rung by name, from cheap to dear."""
+"""Layers of every variant by name, cheapest first."""
 
 
 class Classifier(nn.Module):
@@ -99,9 +99,9 @@ class Classifier(nn.Module):
 
 
 def load(variant: VariantSpec, folder: Path) -> nn.Module:
-    """Return the trained rung `variant`, in eval mode, computing in float32 (weights are stored as float16).
+    """Return the trained network of `variant`, in eval mode, computing in float32 (weights are stored as float16).
 
-    `parameters.layers` names the rung where the variant's own name does not: a rung in another precision, say.
+    `parameters.layers` names its layers if the name of the variant does not, as for one in another precision.
     """
     from safetensors.torch import load_file
 

@@ -1,11 +1,11 @@
-"""Train, or only score, the rungs of the `fashion` family: `python -m clover.models.fashion.train`.
+"""Train, or only score, the variants of the `fashion` family: `python -m clover.models.fashion.train`.
 
-Each rung is trained with batch normalisation after every convolution, AdamW under a one-cycle learning rate and label
-smoothing; the larger rungs see images mirrored, and some shifted.  Then the normalisation is folded into
+Each variant is trained with batch normalisation after every convolution, AdamW under a one-cycle learning rate and
+label smoothing; the larger variants see images mirrored, and some shifted.  Then the normalisation is folded into
 the convolutions, the weights are rounded to float16 and written, and the accuracy printed is that of the file on disk.
 
-The process uses one thread: run two at once on two cores, each with its own rungs.  The seed fixes the weights on one
-machine and torch version; elsewhere the last digits differ.
+The process uses one thread: run two at once on two cores, each with its own variants.  The seed fixes the weights on
+one machine and torch version; elsewhere the last digits differ.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ BATCH = 128
 
 EPOCHS = {"tiny": 12, "small": 12, "medium": 10, "large": 4, "xlarge": 7}
 SHIFT_PIXELS = {"medium": 2, "large": 0, "xlarge": 0}
-"""Largest random shift, in pixels, of the rungs that see mirrored and shifted images.  The two cheapest do not: they
-have too few weights to fit even the plain images.  Shifts would cost the dearest more epochs than it is given."""
+"""Largest random shift, in pixels, of the variants that see mirrored and shifted images.  The two cheapest do not: they
+have too few weights to fit even the plain images.  Shifts would cost the largest more epochs than it is given."""
 TEACHER = {"large": "xlarge"}
-"""Rungs that learn from the answers of a dearer one, which is trained first, as well as from the labels."""
+"""Rungs that learn from the answers of a larger one, which is trained first, as well as from the labels."""
 TEACHER_SHARE, TEACHER_TEMPERATURE = 0.7, 2.0
 PEAK_RATE = {"tiny": 0.01, "small": 0.01, "medium": 0.006, "large": 0.004, "xlarge": 0.004}
 
@@ -63,8 +63,7 @@ def wilson_interval(correct: int, rows: int) -> tuple[float, float]:
 def epoch_of(
     images: NDArray[np.float32], labels: NDArray[np.int64], generator: np.random.Generator, shift: int | None
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Yield one epoch of batches in random order, mirrored and shifted by up to `shift` pixels; None leaves them
-    alone."""
+    """Yield one epoch of batches in random order, mirrored and shifted by up to `shift` pixels (None: unchanged)."""
     order = generator.permutation(len(images))
     if shift is None:
         for start in range(0, len(order) - BATCH + 1, BATCH):
@@ -111,7 +110,7 @@ def folded(trained: torch.nn.Sequential) -> list[torch.nn.Module]:
 
 
 def train(name: str, dataset: Path, weights: Path) -> None:
-    """Train rung `name` on the 60,000 images in `dataset` and write its weights as float16 safetensors."""
+    """Train variant `name` on the 60,000 images in `dataset` and write its weights as float16 safetensors."""
     import torch
     from safetensors.torch import save_file
     from torch import nn
@@ -207,9 +206,9 @@ def milliseconds(model: Any, batch: torch.Tensor, repeats: int = 50) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the command; returns its exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m clover.models.fashion.train", description=__doc__.split("\n")[0])
-    parser.add_argument("variants", nargs="*", help=f"rungs to train; all by default: {', '.join(EPOCHS)}")
+    parser.add_argument("variants", nargs="*", help=f"variants to train; all by default: {', '.join(EPOCHS)}")
     parser.add_argument("--dataset", type=Path, default=Path(), help="folder with the gzipped training files")
     parser.add_argument("--evaluate", action="store_true", help="only score the weights that are here")
     options = parser.parse_args(arguments)
@@ -222,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(HOW_TO_GET.format(images=TRAIN_IMAGES, labels=TRAIN_LABELS), file=sys.stderr)
         return 2
 
-    # Both stand before the import of torch: the default spins on every core and is slower for it.
+    # Set before torch is imported, which reads them then: by default its threads spin on every core, and are slower.
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     import torch

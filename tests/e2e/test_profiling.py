@@ -15,9 +15,10 @@ from clover.config import ServerConfig, WorkersConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ProfileError, WorkerError
 from clover.families import load_family
-from clover.profiling import measurement, records
+from clover.profiling import grid, records
 from clover.profiling.driver import Cell
 from clover.profiling.effort import QUICK, Effort
+from clover.profiling.options import MeasureOptions, Progress
 from clover.runtime.workers.pool import Pool
 from clover.types import FamilyProfile, FamilySpec
 from clover.worker.frames import WorkerOrder
@@ -26,7 +27,7 @@ FAMILIES = Path(__file__).resolve().parents[1] / "families"
 SHORT = Effort(quick=True, samples=5, least_s=0.01, most_s=0.2, score_s=0.5, base_s=0.2, compile_s=0.0, rounds=2)
 
 
-def measure(spec: FamilySpec, folder: Path, **options: Any) -> FamilyProfile:
+def measure(spec: FamilySpec, folder: Path, progress: Progress | None = None) -> FamilyProfile:
     async def main() -> FamilyProfile:
         pool = Pool()
         await pool.start()
@@ -36,11 +37,7 @@ def measure(spec: FamilySpec, folder: Path, **options: Any) -> FamilyProfile:
                 CpuDevice(),
                 pool,
                 profiles.ProfileStore(folder),
-                quick=True,
-                backends=("eager", "onnxruntime"),
-                cache_dir=folder,
-                effort=SHORT,
-                **options,
+                MeasureOptions(backends=("eager", "onnxruntime"), cache_dir=folder, effort=SHORT, progress=progress),
             )
         finally:
             await pool.stop()
@@ -85,7 +82,7 @@ def test_everything_is_measured_again_in_rounds_and_medians_are_kept(
         rounds.append(cells)
         return records.pooled(cells)
 
-    monkeypatch.setattr(measurement, "pooled", noted)
+    monkeypatch.setattr(grid, "pooled", noted)
     profile = measure(load_family(str(FAMILIES / "toy")), tmp_path)
     assert len(rounds) == len(profile.latency)
     for m, cells in zip(profile.latency, rounds, strict=True):
@@ -147,7 +144,7 @@ def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
 
 
 def test_a_start_finds_what_the_last_one_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clover.profiling.measurement.QUICK", SHORT)
+    monkeypatch.setattr("clover.profiling.stored.QUICK", SHORT)
     spec = load_family(str(FAMILIES / "simple"))
     config = ServerConfig(cache_dir=str(tmp_path), workers=WorkersConfig(backends=("eager",)))
 
@@ -187,10 +184,12 @@ def test_a_cancelled_measurement_leaves_nothing_behind(tmp_path: Path) -> None:
                     CpuDevice(),
                     pool,
                     None,
-                    quick=True,
-                    backends=("eager",),
-                    cache_dir=tmp_path,
-                    progress=lambda what, done, total: reached.set(),
+                    MeasureOptions(
+                        backends=("eager",),
+                        cache_dir=tmp_path,
+                        effort=QUICK,
+                        progress=lambda what, done, total: reached.set(),
+                    ),
                 )
             )
             await reached.wait()

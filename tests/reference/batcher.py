@@ -121,17 +121,17 @@ class Batcher:
         return sorted((r for r in self._rows.values() if (r.lane, r.key) == (lane, key)), key=lambda row: row.rank)
 
     def _most(self, worker: Worker, lane: int) -> int:
-        """Rows of a batch of that worker of that lane."""
+        """Return how many rows a batch of that worker of that lane holds."""
         return min(worker.max_batch, self._lanes[lane].max_batch or worker.max_batch)
 
     def _ripe_ns(self, row: Row) -> float:
-        """When rows of this row's lane and key have waited enough; minus infinity where they shall not wait."""
+        """Return when rows of this row's lane and key have waited enough; minus infinity if they need not wait."""
         rows = self._waiting(row.lane, row.key)
         ends_ns = min(r.since_ns for r in rows) + self._lanes[row.lane].delay_ns
         return float("-inf") if min(r.deadline_ns for r in rows) <= ends_ns else ends_ns
 
     def _ripe(self, row: Row, now_ns: int) -> bool:
-        """Whether rows of this row's lane and key may leave now."""
+        """Return whether rows of this row's lane and key may leave now."""
         free = self._free(row.lane)
         if not free:
             return False

@@ -30,12 +30,12 @@ Action = tuple[int, int, int]
 """(kind, subject, progress): the subject is the index of a placement or a worker, or the mask that is routed to."""
 
 Control = tuple[str, int, int]
-"""(what is going on, which program, the next stage of it)."""
+"""(what is done, which program, the next stage of it)."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """GPUs of one geometry; `foreign` instances are somebody else's."""
+    """GPUs of one geometry; `foreign` instances belong to others."""
 
     profiles: tuple[SliceProfile, ...]
     compute: int
@@ -43,7 +43,7 @@ class Box:
     foreign: tuple[Placement, ...] = ()
 
     def shapes(self, stuck: Iterable[Placement] = ()) -> tuple[DeviceShape, ...]:
-        """What the GPUs allow beside `foreign` and `stuck` instances."""
+        """Return what the GPUs allow beside `foreign` and `stuck` instances."""
         found = []
         for gpu in self.gpus:
             taken = [place for place in (*self.foreign, *stuck) if place.device == gpu]
@@ -128,11 +128,11 @@ class Names:
         return tuple(place for index, place in enumerate(self.places) if mask >> index & 1)
 
     def under(self, workers: int) -> int:
-        """The placements under a mask of workers."""
+        """Return the placements under a mask of workers."""
         return self.spots(self.who(workers))
 
     def named(self, kind: int, subject: int) -> str:
-        """The subject of an action in words."""
+        """Return the subject of an action in words."""
         if kind == ROUTE:
             return ", ".join(f"{item.variant}@{item.placement.id}" for item in self.who(subject))
         if kind in (SPAWN, DRAIN):
@@ -140,7 +140,7 @@ class Names:
         return self.places[subject].id
 
     def illegal(self, made: int) -> str:
-        """Why the instances `made` may not exist together; empty where they may."""
+        """Return why the instances `made` may not exist together; empty if they may."""
         if made not in self._legal:
             self._legal[made] = self._why_illegal(made)
         return self._legal[made]
@@ -155,7 +155,7 @@ class Names:
 
 
 def mutated(steps: tuple[Step, ...], mutation: Mutation) -> tuple[Step, ...]:
-    """`steps` with neighbouring stages the wrong way round."""
+    """Return `steps` with neighbouring stages in the wrong order."""
     swaps = {
         "destroy before drain": ("drain", "destroy"),
         "create before destroy": ("destroy", "create"),

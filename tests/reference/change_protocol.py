@@ -11,7 +11,7 @@ Steps are taken apart where a crash in between would show:
     drain    no rows any more | the process is gone
     route    one write
 
-From every state every next state is looked at, breadth first: any step of the stage goes on (so all interleavings of a
+From every state every next state is looked at, breadth first: any step of the stage proceeds (so all interleavings of a
 stage's steps occur), any step is refused by the driver or its worker does not load (up to `faults` times: making either
 half of an instance, removing either half, loading), the server dies (up to `crashes` times, also while it goes back or
 starts), a left-over worker ends.  Dying takes all but the GPU instances and the record.  A restart looks at what
@@ -22,9 +22,9 @@ What must be true in every state:
  1. the instances of a GPU are legal together, with those of others on it;
  2. every process is on a complete instance, and nothing is removed under one;
  3. rows go to workers that are ready, and nowhere else;
- 4. every instance that is ours is on record (else a restart would take it for somebody else's);
+ 4. every instance that is ours is on record (else a restart would take it for a foreign one);
  5. without faults and crashes: what is kept serves throughout, and no less than the transition promises;
- 6. without crashes, if the transition promised that somebody serves and no slot is stuck, somebody does;
+ 6. without crashes, if the transition promised that some worker serves and no slot is stuck, one does;
 
 and where nothing can happen any more: the target, or the deployment before, or what is left serves (the slots that are
 stuck are known), or after a crash the deployment that was started, or nothing was left behind by a start that failed.
@@ -73,7 +73,7 @@ _ENDS = ("forward", "before", "what is left", "start", "not started")
 
 
 class Model(Names):
-    """The protocol on `box` from `before` to `target`."""
+    """Model the protocol on `box` from `before` to `target`."""
 
     accidents = frozenset({_DIES})
 
@@ -120,7 +120,7 @@ class Model(Names):
                 yield f"restart {number}", self._settled(self._restarted(state, number))
         for index, action in enumerate(state.stage):
             if action[2] < ENDED:
-                for label, after, progress in self._goes_on(state, action):
+                for label, after, progress in self._proceed(state, action):
                     stage = (*state.stage[:index], (*action[:2], progress), *state.stage[index + 1 :])
                     yield label, self._settled(after._replace(stage=stage))
         for index in range(len(self.workers)):
@@ -141,8 +141,8 @@ class Model(Names):
                 ),
             )
 
-    def _goes_on(self, state: State, action: Action) -> Iterator[tuple[str, State, int]]:
-        """How one step may go on: (label, state, progress)."""
+    def _proceed(self, state: State, action: Action) -> Iterator[tuple[str, State, int]]:
+        """Yield how one step may proceed: (label, state, progress)."""
         kind, subject, progress = action
         bit = 1 << subject if kind != ROUTE else 0
         name = f"{NAMES[kind]} {self.named(kind, subject)}"
@@ -209,7 +209,7 @@ class Model(Names):
             yield f"{name}: refused", stuck, REFUSED
 
     def _restarted(self, state: State, choice: int) -> State:
-        """The stage in which a restart puts in order what it finds."""
+        """Return the stage in which a restart puts in order what it finds."""
         keep, _ = self._choices[choice]
         actions: list[Action] = []
         for index in range(len(self.places)):
@@ -226,7 +226,7 @@ class Model(Names):
     # --- what comes after a stage
 
     def _settled(self, state: State) -> State:
-        """`state` with the next stage begun where the present one is over."""
+        """Return `state` with the next stage begun if the present one is over."""
         while all(action[2] >= ENDED for action in state.stage) and state.control[0] not in ("down", "end"):
             state = self._next(state)
         return state
@@ -298,7 +298,7 @@ class Model(Names):
         return state._replace(control=("end", _ENDS.index(purpose), 0))
 
     def _back(self, before: Deployment, ready: int, routed: int, stuck: int) -> int:
-        """The program of the way back, as `Applier` plans it."""
+        """Return the program of the way back, as `Applier` plans it."""
         shapes = self.box.shapes(self.where(stuck))
         goal = possible(before, shapes, self.who(ready))
         back = plan_transition(self.who(ready), goal, shapes, floor=math.inf)
@@ -307,7 +307,7 @@ class Model(Names):
         return self._program("back", back.steps if go else (), before)
 
     def _start(self, choice: int, stuck: int) -> int:
-        """The program that starts a deployment; another one where stuck slots do not allow the one chosen."""
+        """Return the program that starts a deployment, another one if stuck slots do not allow the one chosen."""
         if (choice, stuck) not in self._starts:
             shapes = self.box.shapes(self.where(stuck))
             wanted = self._choices[choice][1]
@@ -346,7 +346,7 @@ class Model(Names):
     # --- what must be true
 
     def violation(self, state: State) -> str:
-        """Empty, or what is wrong with `state`."""
+        """Return what is wrong with `state`; empty if nothing is."""
         processes = self.under(state.loading | state.ready | state.ghosts)
         if self.illegal(state.made):
             return f"1: {self.illegal(state.made)}"
@@ -367,7 +367,7 @@ class Model(Names):
         return ""
 
     def wrong_end(self, state: State) -> str:
-        """Empty, or why things may not end like this."""
+        """Return why the model may not end in this state; empty if it may."""
         what, outcome, _ = state.control
         if what != "end":
             return f"nothing can happen any more in the middle of {what}"

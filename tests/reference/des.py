@@ -26,7 +26,7 @@ class Arrivals:
     times_s: tuple[float, ...] = ()
 
     def draw(self, count: int, random: Random) -> list[float]:
-        """The first `count` arrivals."""
+        """Return the first `count` arrivals."""
         if self.times_s:
             return list(self.times_s[:count])
         if self.rates:

@@ -40,7 +40,7 @@ class Lane:
 
 
 def simulate(lanes: list[Lane], rate: float, rows: int, seed: int, warm_up: int = 500) -> list[float]:
-    """All latencies (seconds) of `rows` rows; each lane keeps its own and the sizes of its batches."""
+    """Return all latencies (seconds) of `rows` rows; each lane keeps its own and the sizes of its batches."""
     rng = random.Random(seed)
     events: list[tuple[float, int, Lane | None, SimulatedWorker | None]] = []
     ticket = itertools.count()

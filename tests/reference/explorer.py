@@ -1,4 +1,4 @@
-"""A checker of explicit states: all a model can be in, breadth first, and a shortest way to one that is wrong."""
+"""A checker of explicit states: all that a model can be in, breadth first, and a shortest path to a wrong one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ S = TypeVar("S", bound=Hashable)
 
 
 class Checkable(Protocol[S]):
-    """A model.  A label of `accidents` may happen but is nothing to count on: where only such are left, things end."""
+    """A model.  Labels of `accidents` may happen but need not: if only such are left, the model may end."""
 
     accidents: frozenset[str]
 
@@ -28,7 +28,7 @@ class Checkable(Protocol[S]):
 
 @dataclass
 class Found:
-    """What an exploration saw."""
+    """What an exploration found."""
 
     states: int = 0
     ends: Counter[str] = field(default_factory=Counter)
@@ -37,7 +37,7 @@ class Found:
 
 
 def explore(model: Checkable[S], *, most: int = 2_000_000, seen: Callable[[S], None] | None = None) -> Found:
-    """Every state of `model`, up to the first that must not be; `seen` is shown each."""
+    """Visit every state of `model`, up to the first wrong one; call `seen` with each."""
     first = model.initial()
     came: dict[S, tuple[S | None, str]] = {first: (None, "")}
     queue = deque([first])

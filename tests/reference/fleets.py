@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Service
-from clover.planning.packing.formulation import Formulation, Member, Sleep
+from clover.planning.packing.formulation import Formulation, PackingMember, Sleep
 from clover.types import DeviceShape, ObjectiveConfig
 from tests.support.mig_fixture import a100s
 
@@ -34,9 +34,12 @@ def member(
     variants: int = 2,
     load: tuple[float, float] = (0.1, 0.45),
     peak: float = 0.0,
-) -> Member:
-    """A random family.  Its rate is a part (drawn from `load`) of what its variants serve at best on all devices, half
-    way between the fastest and the slowest."""
+) -> PackingMember:
+    """Return a random family.
+
+    Its rate is a part (drawn from `load`) of what its variants serve at best on all devices, half way between the
+    fastest and the slowest.
+    """
     services, accuracy = {}, {}
     row_ms, watts, percent = draw.uniform(3.0, 12.0), draw.uniform(25.0, 40.0), draw.uniform(72.0, 84.0)
     speeds = []
@@ -72,7 +75,6 @@ def member(
         base_energy_j=base,
         base_accuracy=accuracy[best],
         rate=rate,
-        intensity_g_per_kwh=250.0 * weight,
         objective=config,
         devices=tuple(devices),
     )
@@ -87,18 +89,18 @@ def member(
         planned_floor=floor,
         max_utilisation=0.8,
     )
-    return Member(problem, objective, peak)
+    return PackingMember(problem, objective, peak)
 
 
 def two_families(seed: int, gpus: int) -> Formulation:
-    """Two random families of two variants."""
+    """Return two random families of two variants."""
     draw = random.Random(seed)
     devices = a100s(gpus)
     return Formulation([member(draw, devices, name=name, load=(0.05, 0.3)) for name in "ab"], devices)
 
 
 def sleepers(seed: int, gpus: int) -> Formulation:
-    """A random family on devices that may sleep."""
+    """Return a random family on devices that may sleep."""
     draw = random.Random(seed)
     devices = a100s(gpus)
     peak = draw.uniform(1.2, 3.0)
@@ -107,7 +109,7 @@ def sleepers(seed: int, gpus: int) -> Formulation:
 
 
 def scale(form: Formulation) -> float:
-    """What saving all emissions of all BASEs would be worth now."""
+    """Return what saving all emissions of all BASEs would be worth now."""
     return sum(weight * m.objective.scale for weight, m in zip(form.weights, form.members, strict=True))
 
 
@@ -115,7 +117,7 @@ def scale(form: Formulation) -> float:
 
 
 def _splits(number: int, ways: int) -> Counts:
-    """The ways to deal `number` slices to so many groups, one a row."""
+    """Return the ways to deal `number` slices to so many groups, one a row."""
     places = list(itertools.combinations(range(number + ways - 1), ways - 1))
     bars = np.array(places, np.int64).reshape(len(places), ways - 1)
     edges = np.hstack([np.full((len(bars), 1), -1), bars, np.full((len(bars), 1), number + ways - 1)])
@@ -123,7 +125,7 @@ def _splits(number: int, ways: int) -> Counts:
 
 
 def cuts(form: Formulation) -> Iterator[Counts]:
-    """Every number of devices cut in each way, one for each that comes to the same slices and the same asleep."""
+    """Return every number of devices with each cut, one of those with the same slices and the same devices asleep."""
     per_kind: list[list[Counts]] = []
     for kind, (_, number) in enumerate(form.kinds):
         own = [at for at, cut in enumerate(form.cuts) if cut.kind == kind]
@@ -142,7 +144,7 @@ def cuts(form: Formulation) -> Iterator[Counts]:
 
 
 def configurations(form: Formulation) -> Iterator[tuple[Counts, Counts]]:
-    """(counts, used) of every configuration, in tables, one a cut."""
+    """Yield (counts, used) of every configuration, in tables, one a cut."""
     groups = [[at for at, g in enumerate(form.groups) if g.profile == name] for name in form.profiles]
     splits: dict[tuple[int, int], Counts] = {}
     for used in cuts(form):
@@ -156,8 +158,9 @@ def configurations(form: Formulation) -> Iterator[tuple[Counts, Counts]]:
 
 
 def exhaustive(form: Formulation, kernel: Any) -> tuple[float, dict[tuple[int, ...], float], Counts, int]:
-    """The best value that is feasible, the best for each number of devices asleep in each state, the counts of the
-    best, and how many configurations there are.  Minus infinity where nothing is feasible."""
+    """Return the best feasible value, the best for each number of devices asleep in each state, the best counts, and
+    how many configurations there are.  Values are minus infinity if nothing is feasible.
+    """
     asleep = [at for at, cut in enumerate(form.cuts) if not cut.profiles]
     by_state: dict[tuple[int, ...], float] = defaultdict(lambda: -np.inf)
     best, chosen, total = -np.inf, np.zeros(len(form.groups), np.int64), 0
@@ -174,7 +177,7 @@ def exhaustive(form: Formulation, kernel: Any) -> tuple[float, dict[tuple[int, .
 
 
 def share_a_device(form: Formulation, counts: Counts) -> bool:
-    """Whether two members cannot be kept apart on devices of their own (two members at most, one kind of device)."""
+    """Return whether two members cannot have devices of their own (two members at most, one kind of device)."""
     if len(form.members) < 2:
         return False
     wanted = []
@@ -191,6 +194,6 @@ def share_a_device(form: Formulation, counts: Counts) -> bool:
 
 
 def alike(form: Formulation, kernel: Any) -> float:
-    """The best feasible value of devices and variants alike."""
+    """Return the best feasible value of devices and variants alike."""
     feasible, values = kernel.judge_many(*(np.array(rows) for rows in zip(*form.alike(), strict=True)))
     return float(values[feasible].max()) if feasible.any() else -np.inf

@@ -21,7 +21,7 @@ class Histogram:
         return self.lowest, self.highest, self.digits
 
     def _top(self, value: float) -> int:
-        """The largest value that shares a bucket with `value`."""
+        """Return the largest value that shares a bucket with `value`."""
         units = int(min(value, self.highest)) // self._unit
         width = 1
         while units // width >= self._exact:

@@ -1,4 +1,4 @@
-"""The twin of `clover._native.infer`: the same plain form, by a reader of JSON and what it may not have read."""
+"""Twin of `clover._native.infer`: the same plain form, by a general reader of JSON and checks of what it read."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Plain:
 
 
 def body_of(out: NDArray[np.float32]) -> memoryview | None:
-    """A flat view of a float array; None for another."""
+    """Return a flat view of a float array; None for another."""
     return memoryview(out) if out.dtype == np.float32 and out.ndim == 1 else None
 
 
@@ -123,7 +123,7 @@ class _Reader:
         return self._take(_STRING)[1]
 
     def members(self) -> Any:
-        """The keys of an object; the caller takes each value."""
+        """Yield the keys of an object; the caller takes each value."""
         self.sign(b"{")
         while True:
             key = self.string()
@@ -135,7 +135,7 @@ class _Reader:
             self._at += 1
 
     def _items(self) -> Any:
-        """One step an item of an array with at least one."""
+        """Yield once for each item of an array that has one at least."""
         self.sign(b"[")
         while True:
             yield
@@ -152,7 +152,7 @@ class _Reader:
         return found
 
     def data(self, axes: int) -> tuple[list[int] | None, list[float]]:
-        """The shape of nested data (None for flat), and the numbers."""
+        """Return the shape of nested data (None for flat), and the numbers."""
         start = self._at
         self.sign(b"[")
         nested = self.next() == b"["

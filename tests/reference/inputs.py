@@ -93,6 +93,6 @@ class Recent:
         return True
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all digests."""
         self._young: set[int] = set()
         self._old: set[int] = set()

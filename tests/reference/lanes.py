@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.reference.random import Random
+from clover._native.arguments import LanesArguments
+from tests.reference.annealing import (
+    LOOK,
+    Cooling,
+    Walk,
+    first_levels,
+    first_temperature,
+    members_of,
+    whole_numbers,
+)
 
 MAX_LANES = 64
-MOST_DEVICES = 1_000_000
-MOST_SLICES = 4096
-LOOK = 64
-PATIENCE = 64
 PASSES = 3
 HALVINGS = 4
-HOT = 0.01
-HOT_ALONE = 0.6
 COLD = 1e-6
 PENALTY = 3.0
 FIRM = 33.0
@@ -53,113 +55,34 @@ class Judged(NamedTuple):
 # --- the problem ---
 
 
-def _column(name: str, values: Any, size: int | None = None) -> list[float]:
-    column = [float(x) for x in values]
-    if not column or (size is not None and len(column) != size) or not all(map(math.isfinite, column)):
-        raise ValueError(name)
-    return column
-
-
-def _whole(name: str, values: Any, size: int | None = None, below: int | None = None) -> list[int]:
-    column = np.array(values)
-    if column.ndim != 1 or column.dtype.kind not in "iu" or (size is not None and len(column) != size):
-        raise ValueError(name)
-    found = [int(n) for n in column]
-    if min(found) < 0 or (below is not None and max(found) >= below):
-        raise ValueError(name)
-    return found
-
-
-def _table(name: str, values: Any, groups: int) -> Table:
-    table = np.array(values, dtype=np.float64)
-    if table.ndim != 3 or len(table) != groups or table.shape[1] < 1 or table.shape[2] < 2:
-        raise ValueError(name)
-    if not np.isfinite(table).all():
-        raise ValueError(name)
-    return [[[float(x) for x in row] for row in of_group] for of_group in table]
-
-
 class Problem:
-    def __init__(
-        self,
-        *,
-        devices: Any,
-        kind_of: Any,
-        partitions: Any,
-        idle_w: Any,
-        spare: Any,
-        slice_of: Any,
-        lane_of: Any,
-        capacity: Any,
-        energy_j: Any,
-        late: Any,
-        family_of: Any,
-        accuracy: Any,
-        quality: Any,
-        rate: Any,
-        peak: Any,
-        wake: Any,
-        floor: Any,
-        miss: Any,
-        limit: Any,
-        price: Any,
-        watt: float,
-        least: float = 0.0,
-        running: Any = None,
-        switching: Any = None,
-    ) -> None:
-        table = np.array(partitions)
-        if table.ndim != 2 or not table.size or table.dtype.kind not in "iu":
-            raise ValueError("partitions")
-        self.part = [[int(n) for n in row] for row in table]
-        if any(not 0 <= n <= MOST_SLICES for row in self.part for n in row):
-            raise ValueError("partitions")
-        parts, self.slices = len(self.part), len(self.part[0])
-        self.devices = _whole("devices", devices)
-        self.kind = _whole("kind_of", kind_of, parts, len(self.devices))
-        if not all(1 <= n <= MOST_DEVICES for n in self.devices) or set(self.kind) != set(range(len(self.devices))):
-            raise ValueError("devices or kind_of")
-        self.idle_w, self.spare = _column("idle_w", idle_w, parts), _column("spare", spare, parts)
-        self.capacity = _column("capacity", capacity)
+    def __init__(self, **columns: Any) -> None:
+        given = LanesArguments(**columns)
+        self.part, self.devices, self.kind = given.partitions.tolist(), given.devices.tolist(), given.kind_of.tolist()
+        self.idle_w, self.spare = given.idle_w.tolist(), given.spare.tolist()
+        self.slices = len(self.part[0])
+        self.capacity, self.slice_of, self.lane_of = (
+            column.tolist() for column in (given.capacity, given.slice_of, given.lane_of)
+        )
         self.groups = len(self.capacity)
-        self.slice_of = _whole("slice_of", slice_of, self.groups, self.slices)
-        self.accuracy = _column("accuracy", accuracy)
+        self.energy_j: Table = given.energy_j.tolist()
+        self.late: Table = given.late.tolist()
+        self.sizes, self.loads = len(self.energy_j[0]), len(self.energy_j[0][0]) - 1
+        self.running, self.switching = given.running.tolist(), given.switching.tolist()
+        self.family_of, self.accuracy, self.quality = (
+            column.tolist() for column in (given.family_of, given.accuracy, given.quality)
+        )
         self.lanes = len(self.accuracy)
         if self.lanes > MAX_LANES:
             raise ValueError("lanes")
-        self.lane_of = _whole("lane_of", lane_of, self.groups, self.lanes)
-        self.quality = _column("quality", quality, self.lanes)
-        self.rate = _column("rate", rate)
+        self.rate, self.peak, self.wake, self.floor, self.miss, self.limit, self.price = (
+            column.tolist()
+            for column in (given.rate, given.peak, given.wake, given.floor, given.miss, given.limit, given.price)
+        )
         self.families = len(self.rate)
-        self.family_of = _whole("family_of", family_of, self.lanes, self.families)
-        if self.family_of != sorted(self.family_of) or set(self.family_of) != set(range(self.families)):
-            raise ValueError("family_of")
+        self.least, self.watt = float(given.least), float(given.watt)
         self.own = [[v for v in range(self.lanes) if self.family_of[v] == f] for f in range(self.families)]
-        self.energy_j, self.late = _table("energy_j", energy_j, self.groups), _table("late", late, self.groups)
-        self.sizes, self.loads = len(self.energy_j[0]), len(self.energy_j[0][0]) - 1
-        if (len(self.late[0]), len(self.late[0][0])) != (self.sizes, self.loads + 1):
-            raise ValueError("late")
-        if any(not 0.0 <= x <= 1.0 for of_group in self.late for row in of_group for x in row):
-            raise ValueError("late")
-        self.peak, self.wake = _column("peak", peak, self.families), _column("wake", wake, self.families)
-        self.floor, self.miss = _column("floor", floor, self.families), _column("miss", miss, self.families)
-        self.limit, self.price = _column("limit", limit, self.families), _column("price", price, self.families)
-        if not all(x > 0.0 for x in self.capacity + self.rate + self.wake):
-            raise ValueError("not positive")
-        if (running is None) != (switching is None):
-            raise ValueError("running and switching")
-        self.running = [0.0] * self.groups if running is None else _column("running", running, self.groups)
-        self.switching = [0.0] * self.groups if switching is None else _column("switching", switching, self.groups)
-        if any(x < 0.0 for x in self.price + self.idle_w + self.spare + self.running + self.switching):
-            raise ValueError("negative")
-        if not all(0.0 < x < 1.0 for x in self.miss) or not all(0.0 < x <= 1.0 for x in self.limit):
-            raise ValueError("miss or limit")
-        if not 0.0 <= least < 1.0 or not 0.0 <= watt < math.inf:
-            raise ValueError("least or watt")
-        self.least, self.watt = float(least), float(watt)
-        self.members = [[j for j in range(self.groups) if self.slice_of[j] == s] for s in range(self.slices)]
-        if any(n and not self.members[s] for row in self.part for s, n in enumerate(row)):
-            raise ValueError("a slice has no group")
+        self.members = members_of(self.slice_of, [True] * self.groups, self.slices)
         self.largest = max(self.devices)
         self.reach = []
         for own in self.own:
@@ -168,7 +91,7 @@ class Problem:
         self.spread = max(self._range(), 1e-9)
 
     def _range(self) -> float:
-        """What gains and idle devices may differ by, at most."""
+        """Return what the gains of all families and the idle devices may differ by."""
         total = 0.0
         for f in range(self.families):
             gains = [
@@ -186,7 +109,7 @@ class Problem:
         return total
 
     def checked(self, counts: Any, used: Any) -> tuple[list[int], list[int]]:
-        given, cut = _whole("counts", counts, self.groups), _whole("used", used, len(self.part))
+        given, cut = whole_numbers(counts, self.groups), whole_numbers(used, len(self.part))
         slices = [0] * self.slices
         for j, n in enumerate(given):
             slices[self.slice_of[j]] += n
@@ -200,7 +123,7 @@ class Problem:
 
     def judge(self, counts: Any, used: Any) -> Judged:
         search = Search(self, 0, 1)
-        search.load(*self.checked(counts, used))
+        search.stand_at(*self.checked(counts, used))
         search.score()
         accuracy, energy_j = np.zeros(self.families), np.zeros(self.families)
         for v, f in enumerate(self.family_of):
@@ -219,22 +142,13 @@ class Problem:
 # --- the search ---
 
 
-class Search:
+class Search(Walk):
     def __init__(self, problem: Problem, seed: int, keep: int) -> None:
+        super().__init__(problem.members, problem.slice_of, seed)
         self.p = problem
-        self.random = Random(seed)
-        self.below = self.random.below
-        self.count: list[float] = []
-        self.trial: list[float] = []
-        self.used: list[int] = []
-        self.trial_used: list[int] = []
-        self.active: list[int] = []
-        self.tried: list[int] = []
         self.good = False
         self.value = self.lost = 0.0
-        self.levels = 1
         self.penalty = PENALTY * problem.spread
-        self.evaluations = self.proposals = 0
         self.rows: list[float] = []
         self.workers: list[float] = []
         self.full: list[float] = []
@@ -248,16 +162,6 @@ class Search:
         self.kept: list[tuple[list[float], list[int], float]] = []
         self.nearest: tuple[list[float], list[int], float] = ([], [], 0.0)
         self.nearest_key = (math.inf, 0.0)
-
-    def load(self, counts: Sequence[int], used: Sequence[int]) -> None:
-        self.count, self.used = [float(n) for n in counts], list(used)
-        self.copy()
-
-    def copy(self) -> None:
-        self.trial, self.trial_used = list(self.count), list(self.used)
-
-    def size(self, more: int) -> int:
-        return 1 + self.below(1 << self.below(self.levels + more))
 
     # --- what a configuration is worth ---
 
@@ -288,7 +192,7 @@ class Search:
         self.read_gains(self.most)
         for step in range(PASSES):
             for f in range(p.families):
-                short = self.mix(f)
+                short = self.fill_shares(f)
                 if step == PASSES - 1 and short > EPSILON:
                     self.good = False
                     lost += short
@@ -298,7 +202,7 @@ class Search:
         for f in range(p.families):
             late = self.late(f)
             if late > p.miss[f]:
-                late = self.hurry(f, late)
+                late = self.limit_late(f, late)
                 again = True
                 if late > p.miss[f] + EPSILON:
                     self.good = False
@@ -330,7 +234,7 @@ class Search:
         return row[at] + (load - at) * (row[at + 1] - row[at])
 
     def of_group(self, table: Table, j: int, workers: float, load: float) -> float:
-        """The table of group j in a lane of so many workers, linear between powers of two and between loads."""
+        """Read the table of group j in a lane of so many workers: linear between powers of two and between loads."""
         at, size = 0, 1.0
         while at < self.p.sizes - 2 and workers >= 2.0 * size:
             at, size = at + 1, 2.0 * size
@@ -361,7 +265,7 @@ class Search:
             total += self.share[v] * self.tardy[v]
         return total
 
-    def hurry(self, f: int, before: float) -> float:
+    def limit_late(self, f: int, before: float) -> float:
         p, own = self.p, self.p.own[f]
         start, held = list(self.share), list(self.share)
         safe: dict[int, float] = {}
@@ -374,7 +278,7 @@ class Search:
                     safe[v] = held[v]
         for v in own:
             self.most[v] = max(self.least[v], min(self.most[v], safe.get(v, 0.0)))
-        if self.mix(f) > EPSILON:
+        if self.fill_shares(f) > EPSILON:
             self.share = start
             return before
         end = list(self.share)
@@ -394,7 +298,7 @@ class Search:
             self.share[v] = start[v] + part * (end[v] - start[v])
         self.tardy = self.mean(self.p.late, self.share)
 
-    def mix(self, f: int) -> float:
+    def fill_shares(self, f: int) -> float:
         p, own, share = self.p, self.p.own[f], self.share
         room = 0.0
         for v in own:
@@ -436,67 +340,21 @@ class Search:
 
     # --- moves ---
 
-    def change_variant(self) -> bool:
-        if not self.active:
-            return False
-        j = self.active[self.below(len(self.active))]
-        members = self.p.members[self.p.slice_of[j]]
-        if len(members) < 2:
-            return False
-        other = members[(members.index(j) + 1 + self.below(len(members) - 1)) % len(members)]
-        moved = min(float(self.size(2)), self.trial[j])
-        if moved == 0.0:
-            return False
-        self.trial[j] -= moved
-        self.trial[other] += moved
-        return True
+    def move(self) -> bool:
+        return self.change_variant() if self.draw(2) == 0 else self.change_partition()
 
     def change_partition(self) -> bool:
         p, parts = self.p, len(self.p.part)
-        a = self.below(parts)
-        while not self.trial_used[a]:
-            a = (a + 1) % parts
-        b = self.below(parts)
+        a = self.draw_partition()
+        b = self.draw(parts)
         if a == b or p.kind[a] != p.kind[b]:
             return False
-        gpus = min(self.size(0), self.trial_used[a])
+        gpus = min(self.step_size(0), self.trial_used[a])
         self.trial_used[a] -= gpus
         self.trial_used[b] += gpus
-        for s, members in enumerate(p.members):
-            change = gpus * (p.part[b][s] - p.part[a][s])
-            while change < 0:
-                j = self.in_use(members)
-                taken = min(-change, int(self.trial[j]))
-                self.trial[j] -= taken
-                change += taken
-            if change > 0:
-                j = self.in_use(members) if self.below(2) else members[self.below(len(members))]
-                self.trial[j] += change
+        for s in range(p.slices):
+            self.change_slices(s, gpus * (p.part[b][s] - p.part[a][s]))
         return True
-
-    def in_use(self, members: list[int]) -> int:
-        at = self.below(len(members))
-        for _ in members:
-            if self.trial[members[at]] > 0.0:
-                break
-            at = (at + 1) % len(members)
-        return members[at]
-
-    def move(self) -> bool:
-        return self.change_variant() if self.below(2) == 0 else self.change_partition()
-
-    def propose(self) -> bool:
-        self.copy()
-        if not self.move():
-            return False
-        if self.below(2):
-            self.move()
-            if self.below(2):
-                self.move()
-        return True
-
-    def accept(self) -> None:
-        self.count, self.used, self.active = self.trial, self.trial_used, self.tried
 
     def remember(self) -> None:
         if (self.lost, -self.value) < self.nearest_key:
@@ -516,31 +374,27 @@ class Search:
             self.kept.append(kept)
 
     def run(self, first: int, last: int) -> None:
-        hot = max(HOT, HOT_ALONE / float(self.p.largest))
-        heat, falling = hot * self.p.spread, math.log(COLD / hot)
-        score, value, lost = self.value, self.value, self.lost
-        moves, most = 0, self.levels
+        spread = self.p.spread
+        cooling = Cooling(self, first_temperature(self.p.largest), COLD, spread, (first, last))
+        score, value, lost, heat = self.value, self.value, self.lost, 0.0
         while True:
-            if moves % LOOK == 0:
-                progress = (self.evaluations - first) / (last - first)
-                progress = max(progress, moves / (float(PATIENCE) * (last - first)))
-                if progress >= 1.0:
+            if cooling.moves % LOOK == 0:
+                spent = cooling.progress()
+                if spent >= 1.0:
                     break
-                heat = hot * self.p.spread * math.exp(falling * progress)
-                self.penalty = (PENALTY + (FIRM - PENALTY) * progress) * self.p.spread
+                heat = cooling.cool(spent)
+                self.penalty = (PENALTY + (FIRM - PENALTY) * spent) * spread
                 score = value - self.penalty * lost
-                self.levels = 1 + int((most - 1) * (1.0 - 0.75 * progress) + 0.5)
-            moves += 1
+            cooling.moves += 1
             if not self.propose():
                 continue
             now = self.score()
             self.remember()
-            gain = now - score
-            if gain >= 0.0 or (gain > -40.0 * heat and math.exp(gain / heat) > self.random.uniform()):
-                self.accept()
+            if self.accepts(now - score, heat):
+                self.swap_trial()
                 score, value, lost = now, self.value, self.lost
-        self.proposals += moves
-        self.levels, self.penalty = most, PENALTY * self.p.spread
+        cooling.end()
+        self.penalty = PENALTY * spread
 
 
 def solve(problem: Problem, seed: int, evaluations: int, starts: Any, restarts: int = 1, keep: int = 16) -> Solution:
@@ -550,19 +404,18 @@ def solve(problem: Problem, seed: int, evaluations: int, starts: Any, restarts: 
     top, origin = -math.inf, problem.checked(*starts[0])
     for counts, used in starts:
         checked = problem.checked(counts, used)
-        search.load(*checked)
+        search.stand_at(*checked)
         score = search.score()
         search.remember()
         if score > top:
             top, origin = score, checked
-    while 4 << search.levels <= problem.largest:
-        search.levels += 1
+    search.levels = first_levels(problem.largest)
     scanned = search.evaluations
     budget = max(evaluations - scanned, restarts)
     for turn in range(restarts):
-        search.load(*origin)
+        search.stand_at(*origin)
         search.score()
-        search.accept()
+        search.swap_trial()
         search.run(scanned + budget * turn // restarts, scanned + budget * (turn + 1) // restarts)
     found = [Found(np.array(c).astype(np.int64), np.array(u, np.int64), value) for c, u, value in search.kept]
     found.sort(key=lambda item: -item.value)

@@ -1,5 +1,7 @@
-"""Random problems for tests and benches: A100s, variants that grow dearer and better, slices that speed them up ever
-less."""
+"""Random problems for tests and benches.
+
+A100s; each variant is more expensive and better than the one before, and each larger slice speeds it up less.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clover.problem import exact
-from clover.problem.file import Problem, of_plain
+from clover.problem.file import ProblemFile, of_plain
 
 SLICES = ("1g", "2g", "3g", "4g", "7g")
 PARTITIONS = (
@@ -28,11 +30,11 @@ PARTITIONS = (
     (5, 1, 0, 0, 0),
     (7, 0, 0, 0, 0),
 )
-"""The maximal slice multisets of an A100."""
+"""Return the maximal slice multisets of an A100."""
 
 
 def plain_problem(seed: int, n_gpus: int, *, variants: int = 3, model: str = "mf") -> dict[str, Any]:
-    """A random problem as decoded JSON."""
+    """Return a random problem as decoded JSON."""
     draw = random.Random(seed)
     groups = []
     service_ms, accuracy = draw.uniform(15.0, 60.0), draw.uniform(72.0, 82.0)
@@ -85,13 +87,13 @@ def plain_problem(seed: int, n_gpus: int, *, variants: int = 3, model: str = "mf
     }
 
 
-def random_problem(seed: int, n_gpus: int, *, variants: int = 3, model: str = "mf") -> Problem:
-    """A random problem; nothing is promised of it, not even that it can be met."""
+def random_problem(seed: int, n_gpus: int, *, variants: int = 3, model: str = "mf") -> ProblemFile:
+    """Return a random problem, perhaps one without a feasible configuration."""
     return of_plain(plain_problem(seed, n_gpus, variants=variants, model=model))
 
 
-def random_counts(problem: Problem, draw: random.Random) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """A random configuration [groups] that tiles; loads and limits are not looked at."""
+def random_counts(problem: ProblemFile, draw: random.Random) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return a random configuration [groups] that tiles, whatever its loads and limits."""
     counts = np.zeros(len(problem.groups), dtype=np.int64)
     for _ in range(problem.n_gpus):
         row = problem.usable[draw.randrange(len(problem.usable))]
@@ -102,8 +104,10 @@ def random_counts(problem: Problem, draw: random.Random) -> np.ndarray[Any, np.d
     return counts
 
 
-def alike_gap(problem: Problem, best: float) -> float:
-    """How far the best configuration with all GPUs and variants alike lies below f = `best`, in the gap's scale;
-    infinite where none is feasible."""
+def alike_gap(problem: ProblemFile, best: float) -> float:
+    """Return how far the best configuration with all GPUs and variants alike lies below f = `best`.
+
+    In the gap's scale; infinite if none is feasible.
+    """
     _, f = exact.best(problem, exact.homogeneous(problem))
     return float("inf") if f == -float("inf") else (best - f) / problem.scale(best)

@@ -61,7 +61,7 @@ class Moment:
             self.gauss = 0.0
 
     def waited(self, drain: float) -> float:
-        """P(wait + service > t) where the request waits."""
+        """Return P(wait + service > t) of a request that waits."""
         if self.spread_s > 0.0:
             fall = drain * self.spread_s
             u = self.z - fall
@@ -97,7 +97,7 @@ def erlang_c(servers: float, load: float) -> float:
 def mean_field(
     active: Sequence[int], count: Floats, service_s: Floats, rate: float, gap_s: float, share: list[float]
 ) -> float:
-    """Fills `share`; returns the mean idle time of a worker between requests."""
+    """Fill `share` and return the mean idle time of a worker between requests."""
     for _ in range(100):
         served = slope = bend = 0.0
         for j in active:
@@ -136,7 +136,7 @@ def height(u: float, active: Sequence[int], count: Floats, service_s: Floats, ra
 def product_form(
     active: Sequence[int], count: Floats, service_s: Floats, rate: float, gap_s: float, share: list[float]
 ) -> tuple[float, float]:
-    """Fills `share` for requests that do not wait; returns the mean idle time and the probability to wait."""
+    """Fill `share` for requests that do not wait; return the mean idle time and the probability to wait."""
     gap_s = mean_field(active, count, service_s, rate, gap_s, share)
     system = (active, count, service_s, rate)
     top = rate * gap_s
@@ -236,7 +236,7 @@ class System:
             self.p_wait = erlang_c(servers, servers * (self.rate / self.capacity))
 
     def shares(self) -> list[float]:
-        """Of all requests, whether they wait or not."""
+        """Return the shares of all requests, whether they wait or not."""
         if self.model == "mf":
             return self.share
         shares = [0.0] * len(self.share)

@@ -90,7 +90,7 @@ def tail(t: Any, groups: Any, s0: Any, s1: Any, wait: Any, drain: Any) -> Any:
 
 
 def bisect(f: Any, low: Any, high: Any) -> Any:
-    """The least x with f(x) <= 0, f falling."""
+    """Return the least x with f(x) <= 0, f falling."""
     for _ in range(200):
         middle = (low + high) / 2
         if f(middle) > 0:
@@ -113,7 +113,7 @@ def mean_field(groups: Any, rate: Any) -> tuple[Any, Any]:
 
 
 def symmetric(loads: Any) -> list[Any]:
-    """Elementary symmetric polynomials, group by group by the binomial theorem."""
+    """Return the elementary symmetric polynomials, group by group by the binomial theorem."""
     product = [mp.mpf(1)]
     for load, n in sorted(loads, key=lambda pair: -pair[1]):
         if product == [1]:

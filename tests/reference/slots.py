@@ -14,7 +14,7 @@ _SEARCHED_CHUNKS = 16
 
 
 def _first_run(bits: int, length: int) -> int:
-    """The lowest position of `length` consecutive set bits, or -1: each step shortens every run of ones."""
+    """Return the lowest position of `length` consecutive set bits, or -1: each step shortens every run of ones."""
     remaining = length - 1
     step = 1
     while remaining and bits:
@@ -26,7 +26,7 @@ def _first_run(bits: int, length: int) -> int:
 
 
 class SlotAllocator:
-    """Hands out the slot numbers 0 .. `slots` - 1 and takes them back."""
+    """The slot numbers 0 .. `slots` - 1, free or taken."""
 
     __slots__ = ("_chunks", "_some", "free", "slots")
 
@@ -40,7 +40,7 @@ class SlotAllocator:
         self._some = (1 << count) - 1
 
     def take_one(self) -> int:
-        """The lowest free slot; -1 where none is free."""
+        """Take the lowest free slot; -1 if none is free."""
         some = self._some
         if not some:
             return -1
@@ -55,7 +55,7 @@ class SlotAllocator:
         return index * _CHUNK + low.bit_length() - 1
 
     def take(self, count: int) -> list[int] | None:
-        """`count` slots in rising order, consecutive where possible; None (nothing taken) where too few are free."""
+        """Take `count` slots in rising order, consecutive if possible; None (nothing taken) if too few are free."""
         if count < 1:
             raise ValueError("at least one slot is taken")
         if count > self.free:
@@ -82,7 +82,7 @@ class SlotAllocator:
         return [self.take_one() for _ in range(count)]
 
     def give(self, slot: int) -> None:
-        """Return one slot; raises ValueError where it is not taken."""
+        """Give one slot back.  ValueError if it is not taken."""
         index, offset = divmod(slot, _CHUNK)
         bit = 1 << offset
         if not 0 <= slot < self.slots or self._chunks[index] & bit:

@@ -10,7 +10,7 @@ import time
 
 
 def send(fd: int, data: bytes) -> int:
-    """How many bytes of `data` the socket `fd` took now."""
+    """Send `data` and return how many bytes the socket `fd` took now."""
     try:
         with socket.socket(fileno=os.dup(fd)) as taken:
             return taken.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -19,14 +19,14 @@ def send(fd: int, data: bytes) -> int:
 
 
 def part(data: bytes, start: int, stop: int) -> bytes:
-    """`data[start:stop]`, all of it."""
+    """Return `data[start:stop]`, all of it."""
     if not 0 <= start <= stop <= len(data):
         raise IndexError(f"{start} to {stop} of {len(data)} bytes")
     return data[start:stop]
 
 
 def head_end(data: bytes, start: int) -> int:
-    """Where the first CRLF CRLF from `start` on ends."""
+    """Return where the first CRLF CRLF from `start` on ends."""
     if not 0 <= start <= len(data):
         raise IndexError(f"{start} of {len(data)} bytes")
     found = data.find(b"\r\n\r\n", start)
@@ -34,27 +34,27 @@ def head_end(data: bytes, start: int) -> int:
 
 
 def cut(page: bytearray, size: int) -> bytes:
-    """The first `size` bytes of `page`."""
+    """Return the first `size` bytes of `page`."""
     if not 0 <= size <= len(page):
         raise IndexError(f"{size} bytes of {len(page)}")
     return bytes(page[:size])
 
 
 def joined(head: list[bytes], parts: list[bytes]) -> bytes:
-    """All bytes of `head`, then all of `parts`."""
+    """Return all bytes of `head`, then all of `parts`."""
     if any(type(part) is not bytes for part in (*head, *parts)):
         raise TypeError("no bytes")
     return b"".join([*head, *parts])
 
 
 def quoted(text: str) -> bytes | None:
-    """`text` as a string of JSON where it is as it stands."""
+    """Return `text` as a string of JSON if it needs no escapes."""
     found = json.dumps(text)
     return found.encode() if found == f'"{text}"' and "\x7f" not in text else None
 
 
 def siphash_of(key: bytes, data: bytes) -> int:
-    """SipHash-2-4 of any bytes, as the paper has it."""
+    """Return SipHash-2-4 of any bytes, as the paper has it."""
     low, high = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
     v = [low ^ 0x736F6D6570736575, high ^ 0x646F72616E646F6D, low ^ 0x6C7967656E657261, high ^ 0x7465646279746573]
     padded = data + bytes(7 - len(data) % 8) + bytes([len(data) % 256])
@@ -86,20 +86,20 @@ def _rounds(v: list[int], count: int) -> None:
 
 
 def siphash(low: int, high: int, number: int) -> int:
-    """SipHash-2-4 of a number of 64 bits, under a key in two halves."""
+    """Return SipHash-2-4 of a number of 64 bits, under a key in two halves."""
     key = low.to_bytes(8, "little") + high.to_bytes(8, "little")
     return siphash_of(key, number.to_bytes(8, "little"))
 
 
 def sealed(prefix: bytes, number: int, low: int, high: int) -> bytes:
-    """`prefix`, `number` and its tag."""
+    """Return `prefix`, `number` and its tag."""
     if type(prefix) is not bytes:
         raise TypeError("no bytes")
     return b"%b%x-%016x" % (prefix, number, siphash(low, high, number))
 
 
 def unsealed(prefix: bytes, text: bytes, low: int, high: int) -> int | None:
-    """The number in `text`, if `sealed` made it."""
+    """Return the number in `text`, if `sealed` made it."""
     if type(prefix) is not bytes or type(text) is not bytes:
         raise TypeError("no bytes")
     found = re.fullmatch(re.escape(prefix) + rb"(0|[1-9a-f][0-9a-f]{0,15})-([0-9a-f]{16})", text)
@@ -110,5 +110,5 @@ def unsealed(prefix: bytes, text: bytes, low: int, high: int) -> int | None:
 
 
 def monotonic_ns() -> int:
-    """The monotonic clock."""
+    """Return the time of the monotonic clock."""
     return time.monotonic_ns()

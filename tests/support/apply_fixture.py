@@ -132,7 +132,7 @@ class Rig:
     def observe(self) -> dict[str, float]:
         return {}
 
-    def guarded(self) -> dict[str, Any]:
+    def guard_report(self) -> dict[str, Any]:
         return {}
 
     def reset_guard(self) -> None:

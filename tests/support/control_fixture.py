@@ -59,7 +59,7 @@ class FakeFleet:
         self.declined: dict[str, Declined] = {}
         self.wanted: Callable[[], None] = lambda: None
 
-    def running(self) -> tuple[Assignment, ...]:
+    def ready_assignments(self) -> tuple[Assignment, ...]:
         return tuple(item for item in self.alive if item not in self.dead)
 
     async def spawn(self, assignment: Assignment) -> None:
@@ -93,7 +93,7 @@ class FakeFleet:
     def observe(self) -> dict[str, float]:
         return dict(self.figures)
 
-    def guarded(self) -> dict[str, Any]:
+    def guard_report(self) -> dict[str, Any]:
         return {"state": "ok"}
 
     def reset_guard(self) -> None:

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from clover.accounting import Share, Span
 from clover.control.family import Family
 from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, lanes_of, line, mix_of
-from clover.planning.budget.price import targeted
+from clover.planning.budget.target import target_from
 from clover.planning.model.problem import LEAST_RATE, accuracies
 from clover.types import DeviceShape, Method, ObjectiveConfig, configuration_of
 
@@ -143,7 +143,7 @@ class Shadow:
         if holds != self._holds:
             self._holds, self._share, self._deployed = holds, share, None
             self.base = base(self.family.profile, devices, share)
-            self.target = targeted(objective, max(self.accuracy.values(), default=0.0))
+            self.target = target_from(objective, max(self.accuracy.values(), default=0.0))
             self._frontiers.clear()
             self._asked_s = -math.inf
 
@@ -156,7 +156,9 @@ class Shadow:
             self._deployed = deployed.deployment
             self._lanes |= lanes_of(profile, deployed.configuration, self._share)
         if not variants <= self._lanes.keys():
-            self._lanes = lanes_of(profile, configuration_of(self.family.fleet.running()), self._share) | self._lanes
+            self._lanes = (
+                lanes_of(profile, configuration_of(self.family.fleet.ready_assignments()), self._share) | self._lanes
+            )
 
     @property
     def rate(self) -> float:

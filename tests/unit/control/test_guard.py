@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from clover.control.request import Pin, PlanRequest
-from clover.runtime.guard.guard import ASIDE, OK, TIGHTENED
+from clover.runtime.guard.guard import CASCADE_OFF, OK, TIGHTENED
 from tests.support.control_fixture import Rig
 
 
@@ -37,7 +37,7 @@ def test_a_plan_follows_at_once_and_gives_up_less_and_then_nothing() -> None:
         tight = rig.family.deployed
         assert tight is not None
         assert tight.plan.prediction.accuracy > before.plan.prediction.accuracy
-        rig.fleet.figures["guard"] = float(ASIDE)
+        rig.fleet.figures["guard"] = float(CASCADE_OFF)
         await rig.look(10.0)
         assert rig.last["trigger"] == "guard: aside"
         aside = rig.family.deployed
@@ -69,7 +69,7 @@ def test_what_is_planned_by(budgeted: bool) -> None:
         budget = family.config.accuracy_budget if budgeted else None
         assert objective(OK) == (91.0, budget, config.cascade, None)
         assert objective(TIGHTENED) == (91.5, budget / 2 if budget else None, config.cascade, lam)
-        assert objective(ASIDE) == (92.0, 0.0 if budgeted else None, False, lam)
+        assert objective(CASCADE_OFF) == (92.0, 0.0 if budgeted else None, False, lam)
 
     drive(story)
 
@@ -77,7 +77,7 @@ def test_what_is_planned_by(budgeted: bool) -> None:
 def test_an_operator_has_it_begin_anew() -> None:
     async def story() -> None:
         rig = await standing()
-        rig.fleet.figures["guard"] = float(ASIDE)
+        rig.fleet.figures["guard"] = float(CASCADE_OFF)
         await rig.look(10.0)
         shown = await rig.controller.command("guard", {"reset": True, "dry_run": True}, "alice")
         assert shown == {"reset": True, "before": {"toy": "aside"}, "dry_run": True}
@@ -97,7 +97,7 @@ def test_in_mode_observe_the_router_acts_alone() -> None:
     async def story() -> None:
         rig = await standing("observe")
         calls = list(rig.fleet.calls)
-        rig.fleet.figures["guard"] = float(ASIDE)
+        rig.fleet.figures["guard"] = float(CASCADE_OFF)
         await rig.look(10.0)
         assert rig.last["action"] == "observed"
         assert rig.fleet.calls == calls

@@ -21,7 +21,7 @@ import pytest
 from clover.control.arrivals import SURE, WINDOW_S
 from clover.planning.model.objective import HYSTERESIS, NOISE, objective_of
 from clover.planning.model.problem import problem_of
-from clover.planning.packing.exhaustive import lanes_of, predict
+from clover.planning.packing.evaluation import lanes_of, predict
 from clover.policies import build
 from clover.policies.plans import plan_fixed
 from clover.types import (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.profiling.chains import POINTS, Answers, common, every, front, levels, play, profile_of, thinned
+from clover.profiling.chains import POINTS, Answers, common_rows, every_chain, front, levels, play, profile_of, thinned
 from clover.profiling.pareto import cascades
 
 NAMES = ("small", "medium", "large")
@@ -58,7 +58,7 @@ def test_all_thresholds_at_once_are_what_each_gives(seed: int, count: int, tenth
         scores = own.scores.round(1) if tenths else own.scores  # many ties
         lost = np.random.default_rng(at).random(count) < blank
         answers[name] = Answers(np.where(lost, np.nan, scores), own.right)
-    found = list(every(answers, COSTS))
+    found = list(every_chain(answers, COSTS))
     assert len({item.chain for item in found if len(item.chain) == 1}) == 3
     for item in found[:: max(1, len(found) // 50)]:
         one = play(answers, COSTS, item.chain, item.thresholds)
@@ -111,19 +111,19 @@ def test_rows_that_go_on_are_those_a_variant_is_worse_at() -> None:
 
 def test_the_front_is_one() -> None:
     answers = rows(4, 800)
-    found = front(every(answers, COSTS))
+    found = front(every_chain(answers, COSTS))
     assert all(a.cost < b.cost and a.accuracy < b.accuracy for a, b in itertools.pairwise(found))
-    for item in every(answers, COSTS):
+    for item in every_chain(answers, COSTS):
         assert any(best.cost <= item.cost and best.accuracy >= item.accuracy for best in found)
 
 
 def test_a_dearer_variant_never_comes_before_a_cheaper_one() -> None:
     costs = {"small": 5.0, "medium": 4.0, "large": 20.0}
-    assert all(chain.chain[:2] != ("small", "medium") for chain in every(rows(1, 50), costs))
+    assert all(chain.chain[:2] != ("small", "medium") for chain in every_chain(rows(1, 50), costs))
 
 
 def test_thinning_keeps_both_ends() -> None:
-    whole = front(every(rows(4, 4000), COSTS))
+    whole = front(every_chain(rows(4, 4000), COSTS))
     assert len(whole) > POINTS
     few = thinned(whole)
     assert len(few) <= POINTS
@@ -140,7 +140,7 @@ def test_thresholds_are_float32_as_scores_are() -> None:
 def test_only_rows_that_all_saw_are_compared() -> None:
     answers = rows(1, 20)
     answers["large"] = Answers(answers["large"].scores[:7], answers["large"].right[:7])
-    assert {len(own.right) for own in common(answers).values()} == {7}
+    assert {len(own.right) for own in common_rows(answers).values()} == {7}
 
 
 def test_people_see_a_table_and_a_plot() -> None:

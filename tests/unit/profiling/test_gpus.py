@@ -20,6 +20,7 @@ from clover.errors import DeviceError, ProfileError, WorkerError
 from clover.families import load_family
 from clover.profiling import measurement
 from clover.profiling.effort import Effort
+from clover.profiling.options import MeasureOptions
 from clover.types import DeviceShape, EnergySample, Placement
 from clover.worker.frames import WorkerOrder
 
@@ -172,11 +173,7 @@ def measured(
             devices,
             pool,  # type: ignore[arg-type]
             None,
-            quick=True,
-            backends=("eager",),
-            cache_dir=tmp_path,
-            effort=SHORT,
-            key="k",
+            MeasureOptions(backends=("eager",), cache_dir=tmp_path, effort=SHORT, key="k"),
         )
 
     try:

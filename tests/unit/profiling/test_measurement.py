@@ -19,23 +19,26 @@ from numpy.typing import NDArray
 
 from clover import backends
 from clover.backends import Target
-from clover.config import EnergyConfig
+from clover.config import EnergyConfig, ServerConfig, WorkersConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import DeviceError, ProfileError
 from clover.families import load_family
+from clover.profiles import ProfileStore
 from clover.profiling import placements as places
 from clover.profiling import report
 from clover.profiling.busy import busy_share, jiffies
 from clover.profiling.candidates import Candidates
-from clover.profiling.choose import elect, faster
+from clover.profiling.choose import choose_backend, faster
 from clover.profiling.driver import Cell, Driver
 from clover.profiling.effort import FULL, QUICK
-from clover.profiling.instances import Standing
-from clover.profiling.joules import Joules, Window
+from clover.profiling.instances import TemporaryInstances
+from clover.profiling.joules import EnergyMeters, EnergyWindow
 from clover.profiling.records import middle_j, pooled, typical_p95
 from clover.profiling.rows import load, pack
 from clover.profiling.score import agreement, answers, wilson
+from clover.profiling.stored import ensure, key_of
 from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.workers.pool import Pool
 from clover.types import (
     AccuracyMeasurement,
     BasePoint,
@@ -118,20 +121,20 @@ def latency(backend: str, batch: int, energy: float, **changes: Any) -> LatencyM
 
 def test_the_cheapest_backend_that_agrees_is_elected() -> None:
     costs = [latency("eager", 1, 4.0), latency("eager", 8, 2.0), latency("x", 1, 1.0), latency("x", 8, 1.0)]
-    assert elect([score("eager", 90), score("x", 90)], costs) == ("x", [])
-    chosen, notes = elect([score("eager", 90), score("x", 90, agrees=0.99)], costs)
+    assert choose_backend([score("eager", 90), score("x", 90)], costs) == ("x", [])
+    chosen, notes = choose_backend([score("eager", 90), score("x", 90, agrees=0.99)], costs)
     assert chosen == "eager"
     assert "agrees with eager on 99.00%" in notes[0]
-    chosen, notes = elect([score("eager", 90), score("x", 92)], costs)
+    chosen, notes = choose_backend([score("eager", 90), score("x", 92)], costs)
     assert chosen == "eager"
     assert "outside eager's 89.00 to 91.00" in notes[0]
 
 
 def test_electing_needs_eager_and_common_batches() -> None:
     with pytest.raises(ProfileError, match="eager was not measured"):
-        elect([score("x", 90)], [latency("x", 1, 1.0)])
+        choose_backend([score("x", 90)], [latency("x", 1, 1.0)])
     with pytest.raises(ProfileError, match="different batch sizes"):
-        elect([score("eager", 90), score("x", 90)], [latency("eager", 1, 1.0), latency("x", 8, 1.0)])
+        choose_backend([score("eager", 90), score("x", 90)], [latency("eager", 1, 1.0), latency("x", 8, 1.0)])
 
 
 def test_threads_must_be_worth_it() -> None:
@@ -197,9 +200,9 @@ class Counter:
         )
 
 
-def stretch(*meters: Counter) -> Window:
-    async def main() -> Window:
-        async with Window(meters, core_w=8.0) as window:
+def stretch(*meters: Counter) -> EnergyWindow:
+    async def main() -> EnergyWindow:
+        async with EnergyWindow(meters, core_w=8.0) as window:
             pass
         return window
 
@@ -225,7 +228,7 @@ def test_gpus_add_up_above_idle_and_are_never_modelled() -> None:
 
 
 def test_the_label_says_why() -> None:
-    joules = asyncio.run(Joules.start(EnergyConfig(meter="modelled", core_w=5.0), 2))
+    joules = asyncio.run(EnergyMeters.start(EnergyConfig(meter="modelled", core_w=5.0), 2))
     assert joules.label == "energy is modelled: 5 W a busy core (configured)"
 
 
@@ -289,6 +292,41 @@ def test_a_missing_extra_is_said_once_with_what_is_lost(
         assert len(notes) == 1, "each profile keeps it"
     (said,) = (record.getMessage() for record in caplog.records)
     assert "install clover-inference[onnx]" in said
+    assert "more time and energy" in said
+
+
+def test_a_start_with_a_kept_profile_says_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("clover.backends.onnxruntime.package_version", lambda name: "")
+    monkeypatch.setattr("clover.profiling.candidates._SAID", set())
+    spec = load_family(str(FAMILIES / "toy"))
+    config = ServerConfig(cache_dir=str(tmp_path), workers=WorkersConfig(backends=("eager", "onnxruntime")))
+    kept = FamilyProfile(
+        family="toy",
+        key=key_of(spec, CpuDevice(), config),
+        machine="a machine",
+        made_at="2024-01-31T00:00:00+00:00",
+        quick=True,
+        accuracy=(),
+        latency=(),
+        backend={"half": "eager", "full": "eager"},
+        base=BasePoint(
+            variant="full",
+            profile="1c",
+            count=1,
+            backend="eager",
+            p95_ms=2.0,
+            energy_j_per_row=0.001,
+            accuracy=90,
+            method="measured",
+        ),
+    )
+    ProfileStore(tmp_path).put(kept)
+    for _ in range(2):
+        assert asyncio.run(ensure(spec, CpuDevice(), Pool(), config)) == kept
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("onnxruntime is not used: missing onnxruntime, onnx, onnxscript, torch")
     assert "more time and energy" in said
 
 
@@ -387,7 +425,7 @@ def test_places_over_several_gpus() -> None:
 def test_only_what_is_measured_on_stands() -> None:
     async def main() -> None:
         first, second = gpu("gpu0"), gpu("gpu1")
-        standing = Standing({"gpu0": first, "gpu1": second})
+        standing = TemporaryInstances({"gpu0": first, "gpu1": second})
         small, large = mig("gpu0", "3g.20gb", 4, 4), mig("gpu0", "7g.40gb", 0, 8)
         await standing.need(small)
         await standing.need(small)
@@ -579,11 +617,3 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     assert "energy modelled" in text
     assert "note: the front end shares" in text
     assert report.summary(profile) == "v 90.0 %"
-
-
-def test_no_terminal_means_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with report.progress_bar("toy") as tell:
-        tell("something", 1, 2)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1

@@ -57,7 +57,7 @@ def test_a_file_is_read_with_what_the_board_really_draws(tmp_path: Path) -> None
         ((row(watts=-0.1),), {}, "watts must be at least zero"),
         ((row(drawn_watts=-0.1),), {}, "drawn_watts must be at least zero"),
         ((row(batch=0),), {}, "at least one row"),
-        ((row(), row(ms=21.0)), {}, "row 2 .* says again what row 1 says"),
+        ((row(), row(ms=21.0)), {}, "row 2 .* repeats row 1"),
         ((row(speed=3),), {}, "malformed: .*speed"),
         ((row(batch="8"),), {}, "malformed"),
         ((), {}, "has no rows"),

@@ -15,14 +15,14 @@ from clover.planning.cascade.cost import expected_energy
 from clover.profiling import chains
 from clover.profiling.chains import Answers, play, profile_of
 from clover.profiling.pareto import best_of, cascades, draw
-from clover.profiling.row_store import Kept, elsewhere, frugal, labelled, read, write
+from clover.profiling.row_store import CascadeRows, at_other_energies, most_frugal, read, with_energies, write
 from clover.types import CascadeProfile, FamilyProfile
 from tests.support import profiles_fixture
 
 NAMES = ("small", "medium", "large")
 COSTS = {"small": 0.1, "large": 1.0}
 PROFILE = profiles_fixture.profile()
-FRUGAL = frugal(PROFILE.latency, PROFILE.backend, PROFILE.base.profile)
+FRUGAL = most_frugal(PROFILE.latency, PROFILE.backend, PROFILE.base.profile)
 
 
 def split(seed: int, count: int) -> dict[str, Answers]:
@@ -38,14 +38,14 @@ def split(seed: int, count: int) -> dict[str, Answers]:
     return found
 
 
-KEPT = Kept(split(1, 1500), split(2, 1200))
+KEPT = CascadeRows(split(1, 1500), split(2, 1200))
 
 
 def cascade_at(joules: dict[str, float]) -> CascadeProfile:
     return profile_of(KEPT.calibration, KEPT.held_out, joules)
 
 
-MEASURED = labelled(cascade_at({name: m.energy_j_per_row for name, m in FRUGAL.items()}), FRUGAL)
+MEASURED = with_energies(cascade_at({name: m.energy_j_per_row for name, m in FRUGAL.items()}), FRUGAL)
 
 
 def dearer(part: float) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def test_costs_say_where_they_come_from() -> None:
         expected = expected_energy(point.reach, [MEASURED.joules[name] for name in point.chain])
         assert point.cost == pytest.approx(expected / MEASURED.joules["large"])
     partly = [m for m in PROFILE.latency if m.variant != "small" or m.profile == "1c"]
-    assert frugal(partly, PROFILE.backend, "2c")["small"].profile == "1c", "where it was measured"
-    assert set(frugal([m for m in partly if m.variant != "small"], PROFILE.backend, "2c")) == {"medium", "large"}
+    assert most_frugal(partly, PROFILE.backend, "2c")["small"].profile == "1c", "where it was measured"
+    assert set(most_frugal([m for m in partly if m.variant != "small"], PROFILE.backend, "2c")) == {"medium", "large"}
 
 
 def test_differences_are_row_by_row() -> None:
@@ -168,7 +168,7 @@ def test_rows_are_kept_and_given_back(tmp_path: Path) -> None:
 def test_answers_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     said = np.array([b"a"] * 1200, object)
     words = {name: Answers(own.scores, own.right, said) for name, own in KEPT.held_out.items()}
-    write(tmp_path / "rows.npz", Kept(KEPT.calibration, words), "now")
+    write(tmp_path / "rows.npz", CascadeRows(KEPT.calibration, words), "now")
     back = read(tmp_path / "rows.npz", "now")
     assert back is not None
     assert back.held_out["small"].said is None
@@ -188,12 +188,12 @@ def test_damaged_rows_are_no_rows(tmp_path: Path) -> None:
     assert read(path, "now") is None, "nothing is unpickled"
 
 
-# --- elsewhere ----------------------------------------------------------------------------------------------------
+# --- elsewhere ------------------------------------------------------------------------------------------------------
 
 
 def test_other_energies_have_a_front_of_their_own() -> None:
     there = dearer(0.9)
-    found = elsewhere(MEASURED, there, KEPT)
+    found = at_other_energies(MEASURED, there, KEPT)
     assert found.points == cascade_at({name: m.energy_j_per_row for name, m in there.items()}).points
     assert (found.method, set(found.measured_on.values())) == ("analytical", {"1g.5gb"})
     assert (found.quantiles, found.sureness) == (MEASURED.quantiles, MEASURED.sureness), "answers are the same"
@@ -201,7 +201,7 @@ def test_other_energies_have_a_front_of_their_own() -> None:
 
 def test_without_rows_the_points_that_are_there_cost_what_they_cost_there() -> None:
     there = dearer(0.9)
-    found = elsewhere(MEASURED, there, None)
+    found = at_other_energies(MEASURED, there, None)
     known = {(p.chain, p.thresholds): p for p in MEASURED.points}
     assert len(found.points) == len(known)
     assert [p.cost for p in found.points] == sorted(p.cost for p in found.points)
@@ -212,9 +212,9 @@ def test_without_rows_the_points_that_are_there_cost_what_they_cost_there() -> N
 
 
 @pytest.mark.parametrize("kept", [KEPT, None])
-def test_a_variant_that_does_not_run_there_is_in_no_chain(kept: Kept | None) -> None:
+def test_a_variant_that_does_not_run_there_is_in_no_chain(kept: CascadeRows | None) -> None:
     there = {name: m for name, m in dearer(0.5).items() if name != "medium"}
-    found = elsewhere(MEASURED, there, kept)
+    found = at_other_energies(MEASURED, there, kept)
     assert {name for point in found.points for name in point.chain} == {"small", "large"}
     assert set(found.joules) == {"small", "large"}
 

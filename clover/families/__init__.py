@@ -1,0 +1,39 @@
+"""Families: finding them, reading `family.toml`, checking it, and calling the Python beside it.
+
+`family.toml` maps key by key onto `types.FamilySpec`; every error names the file and the key.
+
+    declaration   the file's name, the words and datatypes that it may use
+    find          from a name, a folder or module:attribute to a checked `FamilySpec`
+    validate      the checks
+    digest        what changes when a family, or one variant, changes
+    loaders       "module:function" -> the function
+    evaluation    labelled rows
+
+The server reads families and their evaluation rows but never torch: a loader of evaluation rows that imports it is
+refused.  Torch belongs to the workers, which call `resolve` on the loaders of variants.
+"""
+
+from __future__ import annotations
+
+from clover.families.declaration import CONFIDENCES, DATATYPES, FILE, MAX_RANK, PRECISIONS, SPLITS
+from clover.families.digest import digest_of_variant, structure_of_variant
+from clover.families.evaluation import load_evaluation
+from clover.families.find import load_family, reference, shipped
+from clover.families.loaders import check_loaders, resolve
+
+__all__ = [
+    "CONFIDENCES",
+    "DATATYPES",
+    "FILE",
+    "MAX_RANK",
+    "PRECISIONS",
+    "SPLITS",
+    "check_loaders",
+    "digest_of_variant",
+    "load_evaluation",
+    "load_family",
+    "reference",
+    "resolve",
+    "shipped",
+    "structure_of_variant",
+]

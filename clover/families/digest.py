@@ -1,0 +1,63 @@
+"""Digests of families and variants: what invalidates a profile and a compiled artifact."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from clover.digests import sha256_of
+from clover.families.declaration import FILE
+from clover.types import FamilySpec, VariantSpec
+
+
+def python_files(folder: Path) -> list[Path]:
+    """Return the Python files that a family consists of, sorted: all below its folder.
+
+    Without a `family.toml` that marks the folder as the family's own, only its top level: a family that is declared in
+    a module may lie in the middle of a whole project.
+    """
+    pattern = "**/*.py" if (folder / FILE).is_file() else "*.py"
+    return sorted(path for path in folder.glob(pattern) if path.is_file() and "__pycache__" not in path.parts)
+
+
+def digest(spec: FamilySpec, variants: tuple[VariantSpec, ...]) -> str:
+    """Return the sha256 of the declaration, the Python files and the weights of `variants`, wherever they lie."""
+    declared = msgspec.to_builtins(msgspec.structs.replace(spec, folder="", digest=""))
+    if spec.confidence is None:
+        del declared["confidence"]  # artifacts that were compiled before cascades existed stay valid
+    total = hashlib.sha256(msgspec.json.encode(declared, order="sorted"))
+    if spec.folder:
+        folder = Path(spec.folder)
+        files = [*python_files(folder), *(folder / variant.weights for variant in variants if variant.weights)]
+        declaration = folder / FILE
+        if declaration.is_file() and variants == spec.variants:
+            files.append(declaration)
+        for path in files:
+            total.update(f"\n{path.relative_to(folder).as_posix()} {sha256_of(path)}".encode())
+    return total.hexdigest()
+
+
+def digest_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
+    """Return the sha256 of what a compiled artifact of one variant depends on.
+
+    That is its declaration, the family's tensors and batch limit, the Python files, and its own weights; not another
+    variant's weights, nor any accuracy.  Raises KeyError for a name the family does not have.
+    """
+    chosen = spec.variant(variant) if isinstance(variant, str) else variant
+    return _digest_alone(spec, msgspec.structs.replace(chosen, accuracy=None))
+
+
+def structure_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
+    """Return `digest_of_variant` without weights and version: variants with one such digest differ in numbers only."""
+    chosen = spec.variant(variant) if isinstance(variant, str) else variant
+    return _digest_alone(spec, msgspec.structs.replace(chosen, accuracy=None, weights="", version=""))
+
+
+def _digest_alone(spec: FamilySpec, chosen: VariantSpec) -> str:
+    """Return the sha256 of `spec` as if `chosen` were its only variant."""
+    alone = msgspec.structs.replace(spec, variants=(), evaluation=None, confidence=None, description="", licence="")
+    total = hashlib.sha256(digest(alone, (chosen,)).encode())
+    total.update(msgspec.json.encode(chosen, order="sorted"))
+    return total.hexdigest()

@@ -1,0 +1,42 @@
+"""The progress bar of a measurement.  Imported only when one is shown: rich is slow to import."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from clover.profiling.options import Progress
+from clover.profiling.progress import TimeLeft
+
+_BAR_COLUMNS = 24
+
+
+class MeasureBar(RichProgress):
+    """A bar with a line above it that says what is being done; both fit 80 columns."""
+
+    what = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the line and the bar."""
+        yield Text(self.what, no_wrap=True, overflow="ellipsis")
+        yield from super().get_renderables()
+
+
+@contextlib.contextmanager
+def shown(family: str, console: Console) -> Iterator[Progress]:
+    """Show a bar on `console`; the caller reports to what is given."""
+    time_left = TimeLeft()
+    columns = (BarColumn(_BAR_COLUMNS), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with MeasureBar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.what = f"measuring {family}: {what}"
+            bar.update(task, description=time_left.text(done, total), completed=done, total=total)
+
+        yield show

@@ -1,0 +1,188 @@
+"""The grid of latencies and energies: every variant on every profile, with every backend and batch size worth trying.
+
+A shared machine has fast and slow minutes, and the figures of variants are worth something only against each other.  So
+on cores what was measured is measured again in rounds, every cell of it once a round, and the medians over the rounds
+are kept: in a slow minute all variants are slow.  A GPU's instances are not made again for that: no neighbour has a
+share of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from clover.errors import ProfileError, WorkerError
+from clover.planning.model.queueing import REST_S
+from clover.profiling.choose import faster
+from clover.profiling.driver import Cell, Scored
+from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled
+from clover.profiling.rig import Findings, Rig, WorkerSetup, answers_of
+from clover.runtime.workers.pool import WorkerProcess
+from clover.types import LatencyMeasurement, Method, Placement, VariantSpec
+
+log = logging.getLogger("clover.profiling")
+
+MULTITHREADED_FROM_MS = 1.0
+"""A quick measurement tries several threads only if the largest batch takes one thread this long: handing work between
+threads costs tens of microseconds."""
+
+WAKING_BATCHES = 60
+"""Batches after a pause that show what waking up costs."""
+
+
+class LatencyGrid:
+    """Measures the cells of the grid and adds them to the findings."""
+
+    def __init__(self, rig: Rig, findings: Findings) -> None:
+        self._rig = rig
+        self._found = findings
+
+    async def smallest(self, variant: VariantSpec, names: Sequence[str], places: Sequence[Placement]) -> int:
+        """Measure `variant` with each backend on the smallest profile that has room for it; return its index.
+
+        `places` are sorted by size.  On cores every variant fits the smallest.  Raises ProfileError if eager does not
+        run on any.
+        """
+        for index, place in enumerate(places):
+            try:
+                await self._every_backend(variant, names, place)
+            except ProfileError as error:
+                cause = error.__cause__
+                if self._rig.on_cores or not isinstance(cause, WorkerError) or index == len(places) - 1:
+                    raise
+                self._found.note(f"{variant.name} does not run on {place.profile}", cause)
+            else:
+                return index
+        raise AssertionError("the loop returns or raises at its last place")
+
+    async def _every_backend(self, variant: VariantSpec, names: Sequence[str], place: Placement) -> None:
+        """Measure accuracy, agreement with the first backend (eager), and latency of each backend on `place`."""
+        rig, effort = self._rig, self._rig.effort
+        largest = rig.batches[-1]
+        reference: Any = None
+        for name in names:
+            setup = WorkerSetup(variant, name, place)
+            rig.steps.begin(str(setup))
+            try:
+                async with rig.worker(setup) as worker:
+                    async with rig.meters.window((place,)) as window:
+                        # As a mere reference eager need not see every row, slow as it may be.
+                        most_s = effort.score_s / (2 if name == "eager" and len(names) > 1 else 1)
+                        scored = await rig.score(worker, most_s=most_s)
+                    if reference is None:
+                        reference = scored.answers
+                    self._keep_score(setup, scored, reference)
+                    for batch in rig.batches[:-1]:
+                        await self._cell(worker, setup, batch)
+                    if len(scored.cell.ms) >= effort.samples:
+                        self._keep(scored.cell, setup, window.joules(scored.cell.rows, scored.cell.cpu_s))
+                    else:
+                        await self._cell(worker, setup, largest)
+            except WorkerError as error:
+                if name == "eager":
+                    text = f"{variant.name} of {rig.spec.name} cannot be measured: {error}"
+                    raise ProfileError(text) from error
+                self._found.note(f"{name} is not used for {variant.name}", error)
+
+    async def larger(self, variant: VariantSpec, name: str, place: Placement) -> None:
+        """Measure latency on a larger profile, with the thread count that is worth it."""
+        rig = self._rig
+        one = {
+            m.batch: m.mean_ms
+            for m in self._found.latency
+            if (m.variant, m.backend, m.threads) == (variant.name, name, 1)
+        }
+        size = place.size if rig.on_cores else 1
+        counts = [size] if rig.effort.quick else [size >> shift for shift in range(size.bit_length())]
+        if rig.effort.quick and max(one.values()) < MULTITHREADED_FROM_MS:
+            counts = []
+        best: list[LatencyMeasurement] = []
+        several = [count for count in counts if count > 1 and rig.candidates.compiled(variant, name, count)]
+        for threads in (*several, 1):
+            if threads == 1 and best:
+                break
+            setup = WorkerSetup(variant, name, place, threads)
+            rig.steps.begin(f"{setup}, {threads} thread{'s' if threads > 1 else ''}")
+            try:
+                found = await self._every_batch(setup)
+            except WorkerError as error:
+                if rig.on_cores:
+                    raise
+                self._found.note(f"{variant.name} with {name} does not run on {place.profile}", error)
+                return
+            times = {m.batch: m.mean_ms for m in found}
+            if threads == 1 or faster(times, one):
+                best_times = {m.batch: m.mean_ms for m in best}
+                best = found if not best or faster(times, best_times, 1.0) else best
+        self._found.latency += best
+
+    async def _every_batch(self, setup: WorkerSetup) -> list[LatencyMeasurement]:
+        """Return the measurements of every batch size, without adding them to the findings."""
+        kept = len(self._found.latency)
+        async with self._rig.worker(setup) as worker:
+            for batch in self._rig.batches:
+                await self._cell(worker, setup, batch)
+        found = self._found.latency[kept:]
+        del self._found.latency[kept:]
+        return found
+
+    async def again(self, places: Sequence[Placement]) -> None:
+        """Measure all cells again in rounds, and keep what these say instead of what was found first."""
+        rig, shares = self._rig, self._rig.effort.rounds
+        part = replace(
+            rig.effort,
+            samples=math.ceil(rig.effort.samples / shares),
+            least_s=rig.effort.least_s / shares,
+            most_s=rig.effort.most_s / shares,
+        )
+        at = {place.profile: place for place in places}
+        kinds = dict.fromkeys((m.variant, m.backend, m.profile, m.threads) for m in self._found.latency)
+        cells: dict[tuple[str, str, str, int], list[Cell]] = {}
+        joules: dict[tuple[str, str, str, int], list[tuple[float, Method]]] = {}
+        for number in range(shares):
+            for variant, name, profile, threads in list(kinds):
+                setup = WorkerSetup(rig.spec.variant(variant), name, at[profile], threads)
+                rig.steps.begin(f"{setup}, round {number + 1} of {shares}")
+                try:
+                    async with rig.worker(setup) as worker:
+                        for batch in rig.batches:
+                            cell, energy = await rig.timed(worker, setup.place, batch, part)
+                            cells.setdefault((variant, name, profile, batch), []).append(cell)
+                            joules.setdefault((variant, name, profile, batch), []).append(energy)
+                except WorkerError as error:
+                    del kinds[variant, name, profile, threads]
+                    self._found.note(f"{setup} was measured once only", error)
+        for index, m in enumerate(self._found.latency):
+            if (m.variant, m.backend, m.profile, m.threads) in kinds:
+                key = m.variant, m.backend, m.profile, m.batch
+                each = middle_j(joules[key])
+                found = latency_of(pooled(cells[key]), m.variant, m.profile, m.backend, m.threads, each)
+                rested_j = m.rested_j * each[0] / m.energy_j_per_row if m.rested_j else 0.0
+                self._found.latency[index] = msgspec.structs.replace(found, rested_j=rested_j)
+
+    async def _cell(self, worker: WorkerProcess, setup: WorkerSetup, batch: int) -> None:
+        """Measure one batch size; on cores, for the smallest, also what waking the worker up costs."""
+        rig = self._rig
+        cell, joules = await rig.timed(worker, setup.place, batch, rig.effort)
+        self._keep(cell, setup, joules)
+        if rig.on_cores and batch == rig.batches[0] < rig.batches[-1]:
+            # At a low load a worker sleeps before each batch; in a closed loop it never does.
+            waking = replace(rig.effort, samples=WAKING_BATCHES, least_s=0.0)
+            _, rested = await rig.timed(worker, setup.place, batch, waking, pause_s=REST_S)
+            more_j = max(0.0, batch * (rested[0] - joules[0]))
+            self._found.latency[-1] = msgspec.structs.replace(self._found.latency[-1], rested_j=more_j)
+
+    def _keep(self, cell: Cell, setup: WorkerSetup, joules: tuple[float, Method]) -> None:
+        variant, name, place, threads = setup
+        self._found.latency.append(latency_of(cell, variant.name, place.profile, name, threads, joules))
+
+    def _keep_score(self, setup: WorkerSetup, scored: Scored, reference: Any) -> None:
+        rig, variant, name = self._rig, setup.variant, setup.backend
+        labels = rig.rows.labels
+        self._found.accuracy.append(accuracy_of(rig.spec, variant, name, scored.answers, reference, labels))
+        self._found.held_out[variant.name, name] = answers_of(scored, rig.rows)

@@ -1,0 +1,178 @@
+"""What every step of a measurement uses: workers on real placements, the driver that feeds them, and the meters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+
+from clover import backends as registry
+from clover.profiling.candidates import Candidates
+from clover.profiling.chains import Answers
+from clover.profiling.driver import Cell, Driver, Scored
+from clover.profiling.effort import Effort
+from clover.profiling.instances import TemporaryInstances
+from clover.profiling.joules import EnergyMeters
+from clover.profiling.options import Progress
+from clover.profiling.rows import SampleRows
+from clover.runtime.memory.slab import Slab
+from clover.runtime.workers.pool import Pool, WorkerProcess
+from clover.types import AccuracyMeasurement, FamilySpec, LatencyMeasurement, Method, Placement, VariantSpec
+from clover.worker.frames import WorkerOrder
+
+log = logging.getLogger("clover.profiling")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class WorkerSetup(NamedTuple):
+    """What runs in a worker that is measured, and where."""
+
+    variant: VariantSpec
+    backend: str
+    place: Placement
+    threads: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.variant.name} with {self.backend} on {self.place.profile}"
+
+
+@dataclass
+class Findings:
+    """What was found so far."""
+
+    accuracy: list[AccuracyMeasurement] = field(default_factory=list)
+    latency: list[LatencyMeasurement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    held_out: dict[tuple[str, str], Answers] = field(default_factory=dict)
+    """Answers to the held-out rows by (variant, backend)."""
+    calibration: dict[str, Answers] = field(default_factory=dict)
+    """Answers to the calibration rows by variant, with the backend that was chosen."""
+
+    def note(self, text: str, error: Exception) -> None:
+        """Keep "text: error" as a note of the profile, and log it."""
+        self.notes.append(f"{text}: {error}")
+        log.warning("%s: %s", text, error)
+
+
+class ProgressSteps:
+    """Counts steps for whoever shows progress.  A step is one worker that is started and measured."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.total = 1
+        self._progress = progress
+        self._done = 0
+
+    def begin(self, what: str) -> None:
+        """Say that the next step is `what`."""
+        self.say(what, self._done, self.total)
+        self._done += 1
+
+    def say(self, what: str, done: int, total: int) -> None:
+        """Pass on that `what` is being done after `done` steps; `total` is corrected if it was estimated too low."""
+        log.debug("%s (%d of %d)", what, done, total)
+        if self._progress is not None:
+            self._progress(what, done, max(total, done + 1))
+
+
+@dataclass(frozen=True)
+class Rig:
+    """Starts workers of `spec` one after another, drives them with `rows`, and meters their energy."""
+
+    spec: FamilySpec
+    pool: Pool
+    slab: Slab
+    rows: SampleRows
+    driver: Driver
+    instances: TemporaryInstances
+    candidates: Candidates
+    meters: EnergyMeters
+    effort: Effort
+    steps: ProgressSteps
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Batch sizes to measure, rising."""
+        return self.effort.batches(self.spec.max_batch)
+
+    @property
+    def on_cores(self) -> bool:
+        """Whether workers run on core-sets rather than GPUs."""
+        return self.instances.on_cores
+
+    @contextlib.asynccontextmanager
+    async def worker(self, setup: WorkerSetup) -> AsyncIterator[WorkerProcess]:
+        """Start a worker, wait until it is ready, and end it afterwards.  Raises WorkerError if it does not start."""
+        variant, backend, place, threads = setup
+        await self.instances.need(place)
+        device = self.instances.device(place)
+        profile = "" if self.on_cores else place.profile
+        artifact = self.candidates.artifact(variant, backend, threads, profile)
+        order = WorkerOrder(
+            family=self.spec,
+            variant=variant.name,
+            backend=backend,
+            artifact_dir=str(artifact) if registry.get(backend).compiles else "",
+            cores=device.cores(place),
+            threads=threads,
+            max_batch=self.spec.max_batch,
+            visible_devices=device.visible(place),
+            place=place.id,
+        )
+        worker = await self.pool.spawn(order, self.slab)
+        try:
+            yield worker
+        except BaseException:
+            worker.kill()
+            raise
+        await worker.drain_and_exit()
+
+    async def drive(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run one of the driver's loops in a thread and return its result.
+
+        If this is cancelled, the loop is ended first: nothing may touch ring or slab later.
+        """
+        task = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self.driver.stop()
+            await asyncio.wait((task,))
+            task.exception()
+            raise
+
+    async def score(self, worker: WorkerProcess, *, most_s: float, rows: SampleRows | None = None) -> Scored:
+        """Return the answers of `worker` to `rows` (by default the rig's), as far as it gets in `most_s` seconds."""
+        return await self.drive(self.driver.score, worker, self.batches[-1], most_s=most_s, rows=rows)
+
+    async def timed(
+        self, worker: WorkerProcess, place: Placement, batch: int, effort: Effort, *, pause_s: float = 0.0
+    ) -> tuple[Cell, tuple[float, Method]]:
+        """Return the timing of batches of one size, and joules a row with how they are known.
+
+        `pause_s`: seconds of rest before each batch.
+        """
+        async with self.meters.window((place,)) as window:
+            cell = await self.drive(
+                self.driver.cell,
+                worker,
+                batch,
+                samples=effort.samples,
+                least_s=effort.least_s,
+                most_s=effort.most_s,
+                pause_s=pause_s,
+            )
+        return cell, window.joules(cell.rows, cell.cpu_s)
+
+
+def answers_of(scored: Scored, rows: SampleRows) -> Answers:
+    """Return the confidence of each answer and whether it is right; without labels no answer counts as right."""
+    labels = rows.labels[: len(scored.answers)]
+    right = scored.answers == labels if len(labels) else np.zeros(len(scored.answers), np.bool_)
+    return Answers(scored.scores.astype(np.float64), np.asarray(right, np.bool_), scored.answers)

@@ -1,0 +1,218 @@
+"""Metrics of joules and grams: by model and variant, by device and place, and against BASE and the best fixed mix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.core import Metric
+
+from clover.accounting.account import Account
+from clover.accounting.devices import Share
+from clover.control.baselines.saved import Compared
+from clover.telemetry.metrics.table import COUNTER, GAUGE, MetricSpec, Sample, collect, single
+
+DeviceLine = Mapping[str, float | str]
+
+
+@dataclass(frozen=True)
+class EnergyReading:
+    """What the account holds at the time of a scrape."""
+
+    shares: list[tuple[tuple[str, str, str], Share]]
+    """By (model, variant, method)."""
+    placements: list[tuple[tuple[str, str, str], Share]]
+    """By (device, placement, method)."""
+    devices: Mapping[str, DeviceLine]
+    cpu_s: float
+
+
+def _of_devices(read: Callable[[DeviceLine], float | str]) -> Callable[[EnergyReading], Iterator[Sample]]:
+    """Return how to read one figure of every device."""
+    return lambda energy: (
+        ((device, str(line["method"])), float(read(line))) for device, line in energy.devices.items()
+    )
+
+
+def _joules(shares: Iterable[tuple[tuple[str, str, str], Share]]) -> Iterator[Sample]:
+    """Yield joules with the labels (first, second, part, method)."""
+    for (first, second, method), share in shares:
+        yield (first, second, "active", method), share.active_j
+        yield (first, second, "idle", method), share.idle_j
+
+
+def _grams(energy: EnergyReading) -> Iterator[Sample]:
+    for (model, variant, method), share in energy.shares:
+        yield (model, variant, "active", method), share.active_g
+        yield (model, variant, "idle", method), share.idle_g
+
+
+def _unattributed(energy: EnergyReading) -> Iterator[Sample]:
+    for device, line in energy.devices.items():
+        yield (device, "active", str(line["method"])), float(line["unattributed_j"])
+        yield (device, "idle", str(line["method"])), float(line["unowned_j"])
+
+
+def _watts(energy: EnergyReading) -> Iterator[Sample]:
+    for device, line in energy.devices.items():
+        if not line["frozen"]:
+            yield (device, str(line["method"])), float(line["watts"])
+
+
+_DEVICE = ("device", "method")
+
+# The lines of a device sum up: its joules = active and idle joules of its placements + unattributed + carried.
+ENERGY: tuple[MetricSpec[EnergyReading], ...] = (
+    MetricSpec(
+        "clover_energy_joules",
+        "Energy in joules attributed to a model and variant (active: computing; idle: its share of idle power)",
+        COUNTER,
+        ("model", "variant", "part", "method"),
+        lambda energy: _joules(energy.shares),
+    ),
+    MetricSpec(
+        "clover_carbon_grams",
+        "Grams of CO2e of that energy, with the overhead of the data centre (PUE)",
+        COUNTER,
+        ("model", "variant", "part", "method"),
+        _grams,
+    ),
+    MetricSpec(
+        "clover_worker_cpu_seconds",
+        "CPU time workers used on batches, by their own clocks, dead ones included",
+        COUNTER,
+        (),
+        lambda energy: single(energy.cpu_s),
+    ),
+    MetricSpec(
+        "clover_device_joules",
+        "Energy that a device used, in joules",
+        COUNTER,
+        _DEVICE,
+        _of_devices(lambda line: line["measured_j"]),
+    ),
+    MetricSpec(
+        "clover_placement_joules",
+        "Energy in joules attributed to the workers in one place (calculated for MIG slices, which have no meter)",
+        COUNTER,
+        ("device", "placement", "part", "method"),
+        lambda energy: _joules(energy.placements),
+    ),
+    MetricSpec(
+        "clover_unattributed_joules",
+        "Energy in joules that belongs to no worker: active, that none caused; idle, of what none holds",
+        COUNTER,
+        ("device", "part", "method"),
+        _unattributed,
+    ),
+    MetricSpec(
+        "clover_carried_joules",
+        "Idle joules charged so far beyond what was measured; later charges are reduced by as much",
+        GAUGE,
+        _DEVICE,
+        _of_devices(lambda line: line["carried_j"]),
+    ),
+    MetricSpec(
+        "clover_energy_ratio",
+        "Measured active energy divided by modelled, over a trailing window",
+        GAUGE,
+        _DEVICE,
+        _of_devices(lambda line: line["ratio"]),
+    ),
+    MetricSpec(
+        "clover_device_watts",
+        "Power of a device in watts over the last interval; absent while its meter gives no reading",
+        GAUGE,
+        _DEVICE,
+        _watts,
+    ),
+    MetricSpec(
+        "clover_device_idle_watts",
+        "Idle power of a device in watts, as used in the accounts",
+        GAUGE,
+        _DEVICE,
+        _of_devices(lambda line: line["idle_w"]),
+    ),
+    MetricSpec(
+        "clover_device_metered",
+        "1 if the meter of the device gave a reading last time, else 0",
+        GAUGE,
+        _DEVICE,
+        _of_devices(lambda line: 1.0 - float(line["frozen"])),
+    ),
+    MetricSpec(
+        "clover_meter_restarts",
+        "Times that a meter started again; the energy used in between is not known",
+        COUNTER,
+        _DEVICE,
+        _of_devices(lambda line: line["restarts"]),
+    ),
+)
+
+
+def _sides(
+    served: Callable[[Compared], float], shadow: Callable[[Compared], float]
+) -> Callable[[Compared], list[Sample]]:
+    """Return how to read both sides of a comparison.
+
+    The best fixed mix at the accuracy served (`matched`) is chosen anew with every row, so that it has no counter:
+    a counter must not fall.
+    """
+
+    def read(item: Compared) -> list[Sample]:
+        if item.against == "matched":
+            return []
+        sides = (("served", served(item)), ("shadow", shadow(item)))
+        return [((item.model, item.against, side, item.method), value) for side, value in sides]
+
+    return read
+
+
+_ABOUT_SIDES = "for the rows served: as emitted (side served), and by BASE or the best fixed mix (side shadow)"
+
+COMPARED: tuple[MetricSpec[Compared], ...] = (
+    MetricSpec(
+        "clover_counterfactual_energy_joules",
+        f"Joules {_ABOUT_SIDES}",
+        COUNTER,
+        ("model", "against", "side", "method"),
+        _sides(lambda item: item.served_j, lambda item: item.shadow_j),
+    ),
+    MetricSpec(
+        "clover_counterfactual_carbon_grams",
+        f"Grams of CO2e {_ABOUT_SIDES}",
+        COUNTER,
+        ("model", "against", "side", "method"),
+        _sides(lambda item: item.served_g, lambda item: item.shadow_g),
+    ),
+    MetricSpec(
+        "clover_saved_carbon_grams",
+        "Grams of CO2e saved against BASE, or against the best fixed mix; negative if more was emitted",
+        GAUGE,
+        ("model", "against", "method"),
+        lambda item: [((item.model, item.against, item.method), item.shadow_g - item.served_g)],
+    ),
+    MetricSpec(
+        "clover_accuracy_given_up_points",
+        "Percentage points by which the accuracy served is below that of BASE, or of the best fixed mix",
+        GAUGE,
+        ("model", "against", "method"),
+        lambda item: [((item.model, item.against, item.method), item.points)],
+    ),
+)
+
+
+def energy(account: Account) -> Iterator[Metric]:
+    """Yield the metrics of `account`."""
+    reading = EnergyReading(
+        shares=sorted(account.shares.items()),
+        placements=sorted(account.placements.items()),
+        devices=account.devices(),
+        cpu_s=account.cpu_seconds(),
+    )
+    return collect(ENERGY, [((), reading)])
+
+
+def savings(compared: Iterable[Compared]) -> Iterator[Metric]:
+    """Yield the metrics of what was emitted, and of what BASE and fixed mixes would have emitted for the same rows."""
+    return collect(COMPARED, (((), item) for item in compared))

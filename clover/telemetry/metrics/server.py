@@ -1,0 +1,156 @@
+"""Metrics of the server as a whole: its version, carbon readings, decisions of the controller, and the front end."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+
+from prometheus_client.core import Metric
+
+from clover._version import __version__
+from clover.carbon.chain import SourceChain
+from clover.http.stats import HttpStats
+from clover.telemetry.metrics.table import COUNTER, GAUGE, INFO, MetricSpec, by_label, collect, single
+from clover.types import Reading
+
+BUILD: tuple[MetricSpec[None], ...] = (
+    MetricSpec(
+        "clover_build",
+        "Version of the server and of Python",
+        INFO,
+        (),
+        lambda _: single({"version": __version__, "python": platform.python_version()}),
+    ),
+)
+
+
+def _labels(reading: Reading) -> tuple[str, ...]:
+    return reading.provider, reading.zone, reading.signal, reading.method, reading.state
+
+
+CARBON: tuple[MetricSpec[SourceChain], ...] = (
+    MetricSpec(
+        "clover_carbon_intensity",
+        "Carbon intensity of the grid in use, gCO2e per kWh",
+        GAUGE,
+        ("provider", "zone", "signal", "method", "state"),
+        lambda chain: [(_labels(chain.last), chain.last.g_per_kwh)] if chain.last else (),
+    ),
+    MetricSpec(
+        "clover_carbon_age_seconds",
+        "Age of that carbon intensity in seconds, in the time of the carbon data",
+        GAUGE,
+        ("provider",),
+        lambda chain: [((chain.last.provider,), chain.last.age_s)] if chain.last else (),
+    ),
+    MetricSpec(
+        "clover_carbon_readings",
+        "Readings of the carbon intensity that were used, by state (fresh, stale, fallback, configured)",
+        COUNTER,
+        ("state",),
+        lambda chain: by_label(chain.counts),
+    ),
+    MetricSpec(
+        "clover_carbon_failures",
+        "Failed requests for the carbon intensity, by source",
+        COUNTER,
+        ("source",),
+        lambda chain: by_label(chain.failures),
+    ),
+)
+
+DECISIONS: tuple[MetricSpec[Mapping[str, int]], ...] = (
+    MetricSpec(
+        "clover_decisions",
+        "Decisions of the controller, by what was done",
+        COUNTER,
+        ("action",),
+        by_label,
+    ),
+)
+
+# Read for each model from (changes of the deployment, changes of thresholds alone).
+CHANGES: tuple[MetricSpec[tuple[int, int]], ...] = (
+    MetricSpec(
+        "clover_reconfigurations",
+        "Changes of the deployment (which variants run where), the first one included",
+        COUNTER,
+        ("model",),
+        lambda changes: single(changes[0]),
+    ),
+    MetricSpec(
+        "clover_thresholds_moved",
+        "Times that the thresholds of a cascade were changed while the workers stayed",
+        COUNTER,
+        ("model",),
+        lambda changes: single(changes[1]),
+    ),
+)
+
+HTTP: tuple[MetricSpec[HttpStats], ...] = (
+    MetricSpec(
+        "clover_http_connections",
+        "Connections that are open now",
+        GAUGE,
+        (),
+        lambda http: single(http.open_connections),
+    ),
+    MetricSpec(
+        "clover_http_accepted_connections",
+        "Connections accepted",
+        COUNTER,
+        (),
+        lambda http: single(http.accepted_connections),
+    ),
+    MetricSpec(
+        "clover_http_refused_connections",
+        "Connections refused because too many were open",
+        COUNTER,
+        (),
+        lambda http: single(http.refused_connections),
+    ),
+    MetricSpec(
+        "clover_http_malformed",
+        "Requests refused because they are not valid HTTP",
+        COUNTER,
+        (),
+        lambda http: single(http.malformed),
+    ),
+    MetricSpec(
+        "clover_http_deadlines_missed",
+        "Connections closed because the client was too slow",
+        COUNTER,
+        (),
+        lambda http: single(http.deadlines_missed),
+    ),
+    MetricSpec("clover_http_received_bytes", "Bytes received", COUNTER, (), lambda http: single(http.received_bytes)),
+    MetricSpec("clover_http_sent_bytes", "Bytes sent", COUNTER, (), lambda http: single(http.sent_bytes)),
+    MetricSpec(
+        "clover_http_answers",
+        "HTTP answers by status code",
+        COUNTER,
+        ("code",),
+        lambda http: (((str(code),), count) for code, count in http.requests.items()),
+    ),
+)
+
+
+def build() -> Iterator[Metric]:
+    """Yield the versions of the server and of Python."""
+    return collect(BUILD, [((), None)])
+
+
+def carbon(chain: SourceChain) -> Iterator[Metric]:
+    """Yield the metrics of the carbon intensity in use and of its sources."""
+    return collect(CARBON, [((), chain)])
+
+
+def control(decisions: Mapping[str, int], changes: Mapping[str, tuple[int, int]]) -> Iterator[Metric]:
+    """Yield the metrics of the controller: `decisions` by action; `changes` of deployments and thresholds by model."""
+    yield from collect(DECISIONS, [((), decisions)])
+    yield from collect(CHANGES, (((name,), counts) for name, counts in changes.items()))
+
+
+def http(stats: HttpStats) -> Iterator[Metric]:
+    """Yield the metrics of the front end."""
+    return collect(HTTP, [((), stats)])

@@ -1,0 +1,97 @@
+"""How far a measurement is: lines that are rare and say how long, and a bar that fits a terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from clover.profiling import bar
+from clover.profiling.progress import ProgressLines, TimeLeft, duration, progress_bar, progress_or_bar
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_durations_are_rough() -> None:
+    assert [duration(seconds) for seconds in (0.2, 25.4, 100, 3540, 4800)] == [
+        "1 s",
+        "25 s",
+        "2 min",
+        "59 min",
+        "1 h 20 min",
+    ]
+
+
+def test_the_time_left_follows_from_the_steps_done() -> None:
+    clock = Clock()
+    left = TimeLeft(clock)
+    assert left.left_s(0, 10) is None, "nothing is known yet"
+    clock.now_s += 6
+    assert left.left_s(2, 10) == pytest.approx(24.0)
+    assert left.text(2, 10) == "2 of 10 steps, about 24 s left"
+    assert left.left_s(2, 4) == pytest.approx(6.0), "a total that was estimated wrongly is corrected"
+
+
+def test_compiling_and_measuring_are_estimated_apart() -> None:
+    clock = Clock()
+    left = TimeLeft(clock)
+    left.left_s(0, 2)
+    clock.now_s += 50
+    assert left.left_s(1, 2) == pytest.approx(50.0)
+    assert left.left_s(0, 20) is None
+    clock.now_s += 2
+    assert left.left_s(1, 20) == pytest.approx(38.0), "seconds of compiling say nothing of measuring"
+
+
+def test_lines_are_rare_and_say_how_long() -> None:
+    clock, lines = Clock(), list[str]()
+    note = ProgressLines("toy", lines.append, clock)
+    for step in range(30):
+        note(f"step {step}", step, 30)
+        clock.now_s += 1
+    assert lines == [
+        "measuring toy: 10 of 30 steps, about 20 s left after 10 s (step 10)",
+        "measuring toy: 20 of 30 steps, about 10 s left after 20 s (step 20)",
+    ]
+
+
+def test_no_terminal_means_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("toy") as tell:
+        tell("something", 1, 2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "clover: measuring toy on this machine (about half a minute for a small family) ...\n"
+
+
+def test_a_server_without_a_terminal_logs_its_progress(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO, "clover.profiling")
+    clock = Clock()
+    monkeypatch.setattr("clover.profiling.progress.ProgressLines.__init__.__defaults__", (clock,))
+    with progress_or_bar("toy", None) as tell:
+        clock.now_s += 20
+        tell("something", 1, 2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "measuring toy: 1 of 2 steps, about 20 s left after 20 s (something)"
+    ]
+
+
+def test_the_bar_fits_eighty_columns() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, color_system=None)
+    with bar.shown("fashion", console) as show:
+        show("a step that is named at length, so that it does not fit the terminal by far", 3, 17)
+    last = [line for line in out.getvalue().splitlines() if "3 of 17" in line]
+    assert last, out.getvalue()
+    assert all(len(line) <= 80 + len("\x1b[2K\x1b[1A\r") for line in last)
+    assert "about" in last[-1]
+    assert "measuring fashion: a step that is named at length" in out.getvalue()
