@@ -93,7 +93,7 @@ def once(run: Run, inputs: list[NDArray[Any]], least_ms: float) -> tuple[float, 
 
 
 def answers(run: Run, images: NDArray[Any], batch: int) -> NDArray[Any]:
-    """Of all `images`, in batches."""
+    """Return the answers to all `images`, in batches."""
     return np.concatenate([run([images[at : at + batch]])[0].copy() for at in range(0, len(images), batch)])
 
 

@@ -25,7 +25,7 @@ from dataclasses import replace
 
 from bench.common import show, write_json
 from clover.simulate import families, forecasts, loads
-from clover.simulate.paper import PARKED_W, TRACES, Asked, Paper
+from clover.simulate.paper import PARKED_W, TRACES, Paper, PaperOptions
 from clover.simulate.records import Run
 from clover.simulate.replay import play
 from clover.simulate.world import Case, Rules, Scheme, Trace, World
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="runs of CLOVER at each L [3]")
     parser.add_argument("--json", default="", help="write the figures there")
     given = parser.parse_args(argv)
-    asked = Asked(
+    asked = PaperOptions(
         names=given.family,
         traces=[given.traces],
         lam=None,
@@ -87,7 +87,7 @@ class Bars:
         self._base = self._play(Scheme("base", "base"))
 
     def rows(self, losses: Sequence[float]) -> list[tuple[str, list[float | None]]]:
-        """For each policy what it saves within each loss (points)."""
+        """Return for each policy what it saves within each loss (points)."""
         found: list[tuple[str, list[float | None]]] = []
         for policy in ("clover", "oracle", "objective"):
             points = [self._at(policy, lam) for lam in LAMBDAS]

@@ -33,10 +33,12 @@ from numpy.typing import NDArray
 
 from bench.common import show, write_json
 from clover.carbon.layouts import read_table
-from clover.planning.budget.forecast import HOUR_S, History, grouped, outlook
+from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, grouped, outlook
+from clover.planning.budget.frontiers import frontier
 from clover.planning.budget.horizon import Hour, spend
-from clover.planning.budget.price import GRAMS_PER_J, ways
+from clover.planning.budget.target import GRAMS_PER_J
 from clover.planning.model.frontier import FrontierPoint
+from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.problem import accuracies
 from clover.policies import build
 from clover.types import Assignment, ObjectiveConfig, Plan, Reading, State
@@ -193,16 +195,9 @@ class Replay:
                 told = None
                 if forecast.startswith("provider") and self.told is not None:
                     told = self.told[at : end if forecast == "provider" else min(end, at + PROVIDER_H)]
-                seen = outlook(
-                    intensities,
-                    loads,
-                    now_s=now_s,
-                    until_s=(self.first + end) * HOUR_S,
-                    g_per_kwh=float(g_per_kwh),
-                    rate=float(rate),
-                    provider=told,
-                    seasons=forecast != "persistence",
-                )
+                known = ForecastInput(intensities, loads, float(g_per_kwh), float(rate), provider=told)
+                until_s = (self.first + end) * HOUR_S
+                seen = outlook(known, now_s=now_s, until_s=until_s, seasons=forecast != "persistence")
                 steps, label = seen.steps, seen.label
             plan = policy.propose(
                 msgspec.structs.replace(
@@ -254,8 +249,9 @@ class Replay:
     def limit(self, accuracy: float) -> float:
         """Return grams of the exact optimum over all hours at that accuracy, each hour anywhere on its frontier's
         hull."""
+        given = PlanningInput.of(self.state)
         shapes = {
-            rate: [way.point for way in ways(msgspec.structs.replace(self.state, arrival_rate=rate), rate)]
+            rate: [plan.point for plan in frontier(given.problem, given.objective, rate, seed=self.state.seed)]
             for rate in set(self.rates.tolist())
         }
         hours = [

@@ -28,10 +28,10 @@ import uvloop
 
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import Result, open_loop
-from clover.runtime.workers.standby import Understudies
+from clover.runtime.workers.standby import StandbyPolicy
 from clover.simulate import families, loads, minutes, world
 from clover.simulate.minutes import GUST, GUST_FROM_S, GUST_S, back_s, gusty
-from clover.simulate.world import Case, Machine, Rules, World
+from clover.simulate.world import Case, Rules, SimulatedMachine, World
 from clover.types import Assignment, Placement
 
 SECONDS = 60.0
@@ -56,9 +56,7 @@ def round_of(result: Result, slo_ms: float, relieved: float) -> Round:
     at_s = np.array([(sample.due_ns - result.begin_ns) / 1e9 for sample in result.samples])
     ms = np.array([sample.latency_ms if sample.status == 200 else np.inf for sample in result.samples])
     gust = (at_s >= GUST_FROM_S) & (at_s < GUST_FROM_S + GUST_S)
-    by_second = [
-        minutes.quantile(ms[(at_s >= second) & (at_s < second + 1)], 0.95) for second in range(int(SECONDS))
-    ]
+    by_second = [minutes.quantile(ms[(at_s >= second) & (at_s < second + 1)], 0.95) for second in range(int(SECONDS))]
     accuracies = [sample.accuracy for sample in result.samples if sample.status == 200]
     return Round(
         late=float((np.sum(ms > slo_ms) + result.lost) / max(1, result.sent)),
@@ -71,7 +69,7 @@ def round_of(result: Result, slo_ms: float, relieved: float) -> Round:
     )
 
 
-def machine_of(device: str) -> Machine:
+def machine_of(device: str) -> SimulatedMachine:
     """Return the simulated devices that stand for `device`."""
     return world.cpu() if device == "cpu" else world.gpus(int(device.rpartition(":")[2]))
 
@@ -87,7 +85,7 @@ def serves(own: World, state: dict[str, Any]) -> float:
     profile = own.known.profile
     family = state["models"]["fashion"]
     slo_ms: float = family["targets"]["slo_ms"]
-    reserve = Understudies(list(profile.backend), "auto", lambda: slo_ms)
+    reserve = StandbyPolicy(list(profile.backend), "auto", lambda: slo_ms)
     reserve.use(profile)
     deployment = [
         Assignment(

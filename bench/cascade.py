@@ -146,7 +146,7 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Of the 95 % interval of the mean of `values`; NaN of one value."""
+    """Return half the 95 % interval of the mean of `values`; NaN for one value."""
     if len(values) < 2:
         return float("nan")
     quantile = STUDENT[len(values) - 2] if len(values) - 2 < len(STUDENT) else 2.262

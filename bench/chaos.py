@@ -101,7 +101,7 @@ class Chaos:
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     async def client(self) -> None:
-        """One request after another."""
+        """Send one request after another."""
         while not self.ended:
             count = self.rng.randint(1, MOST_ROWS)
             numbers = np.arange(self.next, self.next + count, dtype=np.int64)
@@ -149,12 +149,12 @@ class Chaos:
                 self.killed[victim["variant"]] += 1
 
     def note(self, pid: int) -> None:
-        """What is on its way as a worker dies: in all, and in its hands.  Only the router's own tables tell."""
+        """Record what is under way as a worker dies: in all, and on that worker.  Only the router's own tables know."""
         router = self.served.router
-        for link in router._lanes.links:
+        for link in router.state.lanes.links:
             for batch in link.batches.values():
                 for slot in batch.slots:
-                    owner = router._table.owner[slot]
+                    owner = router.state.table.owner[slot]
                     if owner is None:
                         continue
                     gone_on = owner.slots.index(slot) in owner.paths
@@ -164,7 +164,7 @@ class Chaos:
                         self.held["with the victim, gone on"] += gone_on
 
     async def doomed(self, every_s: float) -> None:
-        """Rows that kill, one a request, all kinds in turn."""
+        """Send rows that kill, one a request, all kinds in turn."""
         for number in range(5 * len(FATES)):
             await asyncio.sleep(every_s)
             if self.ended:
@@ -177,7 +177,7 @@ class Chaos:
     # --- all of it ----------------------------------------------------------------------------------------------------
 
     async def run(self, clients: int, kill_every_s: float) -> None:
-        """Until there were enough rows and enough kills."""
+        """Run until there were enough rows and enough kills."""
         loads = [asyncio.ensure_future(self.client()) for _ in range(clients)]
         doomed = asyncio.ensure_future(self.doomed(2.0 * kill_every_s))
         await self.killer(kill_every_s)

@@ -53,7 +53,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 
 def write_json(path: str, document: dict[str, Any]) -> None:
-    """Write `document` with its provenance to `path`; nothing where `path` is empty."""
+    """Write `document` with its provenance to `path`; nothing if `path` is empty."""
     if path:
         Path(path).write_text(json.dumps({"provenance": provenance(), **document}, indent=1) + "\n")
 
@@ -116,12 +116,12 @@ class ServerProcess:
     log: Path
 
     def get(self, path: str) -> Any:
-        """GET a JSON document."""
+        """Fetch a JSON document by GET."""
         with urllib.request.urlopen(self.url + path, timeout=10) as answer:
             return json.loads(answer.read())
 
     def post(self, path: str, document: dict[str, Any]) -> Any:
-        """POST a JSON document, return the answer's."""
+        """Send a JSON document by POST and return the answer's."""
         request = urllib.request.Request(
             self.url + path, json.dumps(document).encode(), {"Content-Type": "application/json"}
         )
@@ -184,7 +184,7 @@ def wait_ready(server: ServerProcess, seconds: float) -> None:
 
 
 def tree(pid: int) -> list[int]:
-    """`pid` and all its live descendants."""
+    """Return `pid` and all its live descendants."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():

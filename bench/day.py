@@ -167,9 +167,7 @@ def by_hour(result: Result, marks: Marks, hour_s: float, rows_of_set: int) -> li
 
 def deployment_text(state: dict[str, Any]) -> str:
     """Return what runs, as `2 x large@1c`."""
-    counts = Counter(
-        f"{worker['variant']}@{worker['profile']}" for worker in state["models"]["fashion"]["deployment"]
-    )
+    counts = Counter(f"{worker['variant']}@{worker['profile']}" for worker in state["models"]["fashion"]["deployment"])
     return " + ".join(f"{n} x {name}" for name, n in sorted(counts.items()))
 
 
@@ -216,7 +214,7 @@ def simulated(options: argparse.Namespace) -> dict[str, Any]:
     rules = world.Rules(accuracy_budget=options.accuracy_budget, slo_ms=float(options.slo_ms or 0.0) or None)
     load = loads.parse(f"diurnal:{0.8 * options.peak:g}/s")
     traces = world.traces([options.trace], options.start, float(options.hours))
-    scenario = day.Day(day.Asked(machine=machine, known=[known], traces=traces, load=load, rules=rules, seeds=1))
+    scenario = day.Day(day.DayOptions(machine=machine, known=[known], traces=traces, load=load, rules=rules, seeds=1))
     runs = scenario.play(lambda own, trace, number: None)
     found = summaries(runs)
     target = max(item.value for item in known.profile.accuracy) - options.accuracy_budget

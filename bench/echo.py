@@ -98,7 +98,7 @@ def load(variant: Any, folder: Path) -> Callable[[list[NDArray[Any]]], list[NDAr
 
 
 def _die(grave: Path) -> None:
-    """Once for each grave."""
+    """Die once for each file of the folder of graves."""
     try:
         os.close(os.open(grave, os.O_CREAT | os.O_EXCL))
     except FileExistsError:

@@ -32,7 +32,7 @@ from clover.types import FamilyProfile
 
 
 def newest(folder: Path, family: str) -> FamilyProfile:
-    """Return the profile of `family` that was made last; ProfileError where there is none."""
+    """Return the profile of `family` that was made last; ProfileError if there is none."""
     found = []
     for path in folder.glob(f"{family}-*.json"):
         try:

@@ -22,7 +22,8 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -35,7 +36,7 @@ from clover.errors import PlanError
 from clover.planning.model.problem import Problem, problem_of
 from clover.planning.model.queueing import Service, energy_j_per_row, mixture_p95_ms, play
 from clover.planning.packing.formulation import Formulation
-from clover.planning.packing.plan_bound import bound
+from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.search import annealed
 from clover.policies.objective import ObjectivePolicy
 from clover.types import Configuration, DeviceShape, FamilyProfile, Plan
@@ -91,8 +92,8 @@ def searched(form: Formulation, kernel: Any, seed: int, evaluations: int = annea
 
 
 def feasible_problems(make: Callable[[int, int], Formulation], first: int, most: int, count: int) -> list[Any]:
-    """`count` formulations of 1..`most` A100s of which some configuration is feasible, each with its kernel's problem
-    and what `fleets.exhaustive` says."""
+    """Return `count` formulations of 1..`most` A100s of which some configuration is feasible, each with its kernel's
+    problem and what `fleets.exhaustive` says."""
     found: list[Any] = []
     seed = first
     while len(found) < count:
@@ -118,7 +119,7 @@ def families(count: int) -> dict[str, Any]:
         for times, own in gaps.items():
             found = searched(form, kernel, seed, times * annealed.EVALUATIONS).found
             own.append((best - found[0].value) / scale if found else math.inf)
-        above.append((bound(form) - best) / scale)
+        above.append((plan_bound(form) - best) / scale)
         configurations.append(total)
         mixed += (best - fleets.alike(form, kernel)) / scale > HETEROGENEOUS
         shared += fleets.share_a_device(form, counts)
@@ -209,7 +210,7 @@ def truth(service: Service, draw: random.Random, error: float = ERROR) -> Servic
 
 
 def workers_of(
-    configuration: Configuration, variant: str, services: dict[tuple[str, str], Service]
+    configuration: Configuration, variant: str, services: Mapping[tuple[str, str], Service]
 ) -> tuple[Service, ...]:
     """Return the workers of one variant."""
     groups = [group for group in configuration if group.variant == variant]
@@ -219,11 +220,11 @@ def workers_of(
 def played_p95_ms(
     configuration: Configuration,
     shares: dict[str, float],
-    services: dict[tuple[str, str], Service],
+    services: Mapping[tuple[str, str], Service],
     rate: float,
     seed: int,
 ) -> float:
-    """Return p95 of wait + service at these quota shares, by arrivals of that seed; infinite where a lane is
+    """Return p95 of wait + service at these quota shares, by arrivals of that seed; infinite if a lane is
     overloaded."""
     found = []
     for variant, share in shares.items():
@@ -251,13 +252,13 @@ def error(draws: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, measured, devices, whole in scenes():
         for margin in (0.0, ERROR):
-            counted = dict.fromkeys(("plans", "infeasible", "systems", "late", "below", "worst"), 0.0)
-            energy: list[float] = []
+            played = _Played(measured, devices, whole, margin, draws)
             for load in UTILISATIONS:
                 for form in ("paper", "floor"):
                     for intensity in INTENSITIES:
-                        _play(counted, energy, measured, devices, whole, load, form, intensity, margin, draws)
-            rows.append({"devices": name, "margin": margin, **counted, "energy_j": statistics.fmean(energy)})
+                        played.play(load, form, intensity)
+            energy_j = statistics.fmean(played.energy)
+            rows.append({"devices": name, "margin": margin, **played.counted, "energy_j": energy_j})
     show(
         f"Plans on services up to {ERROR:.0%} off their profile, {draws} systems a plan",
         ["devices", "margin", "plans", "infeasible", "systems", "late", "", "worst p95/SLO", "below floor", "J/row"],
@@ -280,47 +281,54 @@ def error(draws: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _play(
-    counted: dict[str, float],
-    energy: list[float],
-    measured: FamilyProfile,
-    devices: tuple[DeviceShape, ...],
-    whole: str,
-    load: float,
-    form: str,
-    intensity: float,
-    margin: float,
-    draws: int,
-) -> None:
-    """Plan once, and play the plan on true systems."""
-    services = problem_of(state(measured=measured, devices=devices)).services
-    middle = services["medium", whole]
-    slo_ms = 2.5 * services["large", min(p for _, p in services)].mean_ms[0]
-    config = objective(form=form, slo_ms=slo_ms, floor=89.5)
-    rate = load * len(devices) * middle.capacity()
-    asked = state(
-        g_per_kwh=intensity, rate=rate, config=config, devices=devices, measured=slower(measured, margin)
-    )
-    plan: Plan = ObjectivePolicy().propose(asked)
-    counted["plans"] += 1
-    if not plan.feasible:
-        counted["infeasible"] += 1
-        return
-    problem: Problem = problem_of(asked)
-    shares = plan.routing.shares
-    accuracy = sum(share * problem.accuracy[variant] for variant, share in shares.items()) / sum(shares.values())
-    joules = 0.0
-    for variant, share in shares.items():
-        joules += share * energy_j_per_row(workers_of(plan.configuration, variant, services), rate * share, share)
-    energy.append(joules)
-    for number in range(draws):
-        draw = random.Random(1000 * number + 7)
-        true = {key: truth(services[key], draw) for key in sorted(services)}
-        p95_ms = played_p95_ms(plan.configuration, shares, true, rate, 1 + number)
-        counted["systems"] += 1
-        counted["late"] += p95_ms > slo_ms
-        counted["below"] += accuracy < config.accuracy_floor - DIGITS
-        counted["worst"] = max(counted["worst"], p95_ms / slo_ms)
+@dataclass
+class _Played:
+    """Plans for a profile with a `margin`, each played on `draws` true systems; `whole`: a whole device's profile."""
+
+    measured: FamilyProfile
+    devices: tuple[DeviceShape, ...]
+    whole: str
+    margin: float
+    draws: int
+
+    def __post_init__(self) -> None:
+        self.counted = dict.fromkeys(("plans", "infeasible", "systems", "late", "below", "worst"), 0.0)
+        self.energy: list[float] = []
+
+    def play(self, load: float, form: str, intensity: float) -> None:
+        """Plan once, and play the plan on true systems."""
+        services = problem_of(state(measured=self.measured, devices=self.devices)).services
+        middle = services["medium", self.whole]
+        slo_ms = 2.5 * services["large", min(p for _, p in services)].mean_ms[0]
+        config = objective(form=form, slo_ms=slo_ms, floor=89.5)
+        rate = load * len(self.devices) * middle.capacity()
+        asked = state(
+            g_per_kwh=intensity,
+            rate=rate,
+            config=config,
+            devices=self.devices,
+            measured=slower(self.measured, self.margin),
+        )
+        plan: Plan = ObjectivePolicy().propose(asked)
+        self.counted["plans"] += 1
+        if not plan.feasible:
+            self.counted["infeasible"] += 1
+            return
+        problem: Problem = problem_of(asked)
+        shares = plan.routing.shares
+        accuracy = sum(share * problem.accuracy[variant] for variant, share in shares.items()) / sum(shares.values())
+        joules = 0.0
+        for variant, share in shares.items():
+            joules += share * energy_j_per_row(workers_of(plan.configuration, variant, services), rate * share, share)
+        self.energy.append(joules)
+        for number in range(self.draws):
+            draw = random.Random(1000 * number + 7)
+            true = {key: truth(services[key], draw) for key in sorted(services)}
+            p95_ms = played_p95_ms(plan.configuration, shares, true, rate, 1 + number)
+            self.counted["systems"] += 1
+            self.counted["late"] += p95_ms > slo_ms
+            self.counted["below"] += accuracy < config.accuracy_floor - DIGITS
+            self.counted["worst"] = max(self.counted["worst"], p95_ms / slo_ms)
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------

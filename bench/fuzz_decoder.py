@@ -37,6 +37,7 @@ from clover._native import infer
 from clover.errors import RequestError
 from clover.http.oip import tensors
 from clover.http.oip.request import InferRequest, Signature, decode, decode_ahead
+from clover.runtime.memory.bytes_codec import count_elements
 from clover.types import FamilySpec, TensorSpec
 
 LIMIT_MS = 5.0
@@ -97,7 +98,7 @@ class Fuzzer:
         else:
             _require(fast[1] in (400, 413), f"a refusal has the status {fast[1]}")
             _require(len(fast[2]) <= _LONGEST_TEXT and fast[2].isprintable(), f"the text of a refusal: {fast[2]!r}")
-        if 0 < case.json_length < len(case.body) and family.plain.ahead:
+        if 0 < case.json_length < len(case.body) and family.plain.is_direct:
             self._check_ahead(family, case, plain)
 
     def _time(self, case: Case, family: Family) -> None:
@@ -194,7 +195,7 @@ def as_binary(spec: FamilySpec, request: InferRequest) -> tuple[bytes, int]:
         tensor = spec.inputs[index]
         raw = b"".join(rows) if isinstance(rows, list) else tensors.numbers_to_binary(rows)
         row = (
-            [len(tensors.split_elements(rows[0])) // (2 if len(tensor.shape) == 2 else 1)]
+            [count_elements(rows[0]) // (2 if len(tensor.shape) == 2 else 1)]
             if isinstance(rows, list)
             else []
         )

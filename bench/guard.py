@@ -42,9 +42,20 @@ from bench.oracle import expected
 from clover import families
 from clover.confidence import Scorer, scorer
 from clover.profiling.chains import Answers, profile_of
-from clover.runtime.cascade import Chain
+from clover.runtime.cascade import RoutedChain
 from clover.runtime.guard.drift import AGREEMENT_LIMIT, SCORE_LIMIT
-from clover.runtime.guard.guard import ASIDE, MOST_STAY_NS, OK, OVERRULED, OWN, RECOVERY, RUNGS, SCORES, SERVED, Guard
+from clover.runtime.guard.guard import (
+    ALARM_LEVELS,
+    CASCADE_OFF,
+    MOST_STAY_NS,
+    OK,
+    OVERRULED,
+    OWN,
+    RECOVERY,
+    SCORES,
+    SERVED,
+    Guard,
+)
 from clover.runtime.guard.sampling import LEAST, Sampler, clean_share
 from clover.types import CascadeProfile, ChainPoint, FamilyProfile
 
@@ -154,19 +165,19 @@ class Served:
         same = (mine.said == dear.said).tolist()
         ended = round((point.reach[0] - (point.reach[1] if point.thresholds else 0.0)) * self._rows)
         served = (point.alike[0], ended) if point.thresholds else guard.alike(first, last)
-        plan = chain = Chain(
+        plan = chain = RoutedChain(
             (first, last), point.thresholds, (), (), overruled=point.overruled, overruled_rows=self._rows
         )
         own = guard.alike(first, last)
         rung, threshold = -1, -math.inf
         for row in rows:
             guard.row += 1
-            if rung != guard.rung:
-                rung = guard.rung
+            if rung != guard.alarm_level:
+                rung = guard.alarm_level
                 if point.thresholds:
                     chain = guard.tightened(plan) if rung != OK else plan
                     threshold = chain.thresholds[0]
-                if RUNGS[rung] == until:
+                if ALARM_LEVELS[rung] == until:
                     return
             if guard.row % RATE == 0:
                 guard.look()
@@ -177,7 +188,7 @@ class Served:
             picked = sampler.pick(guard.row * 1_000_000_000 // RATE)
             if picked and guard.urgent and not (repeated and guard.audited(row + 1)):
                 guard.urgent -= 1
-            if rung == ASIDE:
+            if rung == CASCADE_OFF:
                 continue  # the best variant answers, and there is nothing to hold it against
             self._inputs += 1
             digest = row + 1 if repeated else self._inputs
@@ -205,7 +216,7 @@ def clean(subject: Subject, profile: FamilyProfile, held: Mapping[str, Answers],
     count, alarms, began = len(next(iter(held.values())).right), 0, time.monotonic()
     for _ in range(0, rows, 100_000):
         served.run(held, draw.integers(0, count, 100_000).tolist())
-        if served.guard.found != OK:
+        if served.guard.detected_level != OK:
             alarms += served.guard.alarms
             served.guard.alarms = 0
             served.guard.reset()
@@ -226,7 +237,7 @@ def corrupted(
     share: float,
 ) -> dict[str, float]:
     """Return rows from the change to the first alarm of scores, of agreement, of agreement alone, and to stepping
-    aside; infinite where there was none within `LONGEST`."""
+    aside; infinite if there was none within `LONGEST`."""
     found = {}
     for told in (True, False):
         served = Served(subject, profile, share, told=told)
@@ -241,7 +252,7 @@ def corrupted(
         if told:
             found["scores"] = first.get(SCORES, np.inf)
             found["agreement"] = agreement
-            found["aside"] = served.guard.row if served.guard.rung == ASIDE else np.inf
+            found["aside"] = served.guard.row if served.guard.alarm_level == CASCADE_OFF else np.inf
         else:
             found["alone"] = agreement
     return found
@@ -282,12 +293,12 @@ def returned(
     count = len(next(iter(held.values())).right)
     served.run(changed, draw.integers(0, count, LONGEST).tolist(), "tightened")
     served.run(changed, draw.integers(0, count, LEAD).tolist(), "aside")
-    if served.guard.rung == ASIDE:
+    if served.guard.alarm_level == CASCADE_OFF:
         return math.inf
     served.now_ns += MOST_STAY_NS
     began = served.guard.row
     served.run(held, draw.integers(0, count, 4 * LONGEST).tolist(), "ok")
-    return served.guard.row - began if served.guard.rung == OK else math.inf
+    return served.guard.row - began if served.guard.alarm_level == OK else math.inf
 
 
 def subjects_of(cascade: CascadeProfile, held: Mapping[str, Answers]) -> list[Subject]:

@@ -44,7 +44,7 @@ from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.lanes import Entry
 from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.router import Router
-from clover.runtime.router.tickets import Ticket
+from clover.runtime.router.tickets import RouterTicket
 from clover.runtime.workers.completions import Completions
 from clover.runtime.workers.pool import Pool
 from clover.types import FamilySpec, Routing
@@ -96,7 +96,7 @@ class InProcess:
         return self._done.pop() if self._done else None
 
     def bell(self) -> None:
-        """It is awake."""
+        """Do nothing: the worker is awake."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,17 @@ class House:
         self.pids.append(worker.pid)
 
     def route(self, way: str) -> None:
-        """From the next request on."""
+        """Take requests from now on."""
         hops = WAYS.index(way)
         chain = echo.NAMES[: hops + 1] if hops else ()
         shares = {echo.NAMES[0]: 1.0}
         self.router.route(self.entries, Routing(shares=shares, chain=chain, thresholds=(echo.THRESHOLD,) * hops))
 
-    async def ask(self, rows: np.ndarray[Any, Any], seen: Callable[[Ticket], None]) -> None:
-        """One request, to the end."""
+    async def ask(self, rows: np.ndarray[Any, Any], seen: Callable[[RouterTicket], None]) -> None:
+        """Send one request and wait for its answer."""
         done: asyncio.Future[None] = self.loop.create_future()
 
-        def answered(ticket: Ticket) -> None:
+        def answered(ticket: RouterTicket) -> None:
             if ticket.status != 200:
                 raise RuntimeError(ticket.error)
             seen(ticket)
@@ -160,7 +160,7 @@ class House:
         rows = np.stack([np.arange(size), np.full(size, _UNSURE)], axis=1).astype(np.int64)
         latency_ns, busy_ns = [], []
 
-        def seen(ticket: Ticket) -> None:
+        def seen(ticket: RouterTicket) -> None:
             latency_ns.append(ticket.done_ns - ticket.submit_ns)
             busy_ns.append(sum(meter.last_ns for meter in self.meters[: hops + 1]))
             if set(ticket.variants) != {hops}:
@@ -244,14 +244,14 @@ def _turned(house: House, way: str, size: int, requests: int) -> float:
     house.route(way)
     router = house.router
     rows = np.stack([np.arange(size), np.full(size, _UNSURE)], axis=1).astype(np.int64)
-    answered: list[Ticket] = []
+    answered: list[RouterTicket] = []
     on_done = cast("Any", answered.append)
     begun_ns = time.process_time_ns()
     for _ in range(requests):
         ticket = router.open(size)
         router.write(ticket, 0, rows)
         router.submit(ticket, on_done)
-        router._turn()  # what the loop calls at the end of the turn
+        router.dispatch.run_turn()  # what the loop calls at the end of the turn
         while not answered:
             router.reap()
         router.close(answered.pop())

@@ -99,7 +99,7 @@ def ring(module: ModuleType, rows: int) -> Run:
 
 
 def latencies_ns() -> list[int]:
-    """1,000 latencies about 9 ms, spread log-normally."""
+    """Draw 1,000 latencies around 9 ms, spread log-normally."""
     spread = random.Random(1)
     return [int(spread.lognormvariate(16, 1)) for _ in range(1000)]
 

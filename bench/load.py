@@ -20,13 +20,15 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
 import numpy as np
 
 MAX_CONNECTIONS = 512
+SETTLE_S = 30.0
+"""Longest wait for the last answers."""
 
 
 @dataclass(slots=True)
@@ -122,7 +124,7 @@ class Result:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """Return the q-quantile of `values`; NaN where there are none."""
+    """Return the q-quantile of `values`; NaN if there are none."""
     return float(np.quantile(values, q)) if len(values) else float("nan")
 
 
@@ -245,6 +247,85 @@ class _Run:
                 connection.transport.close()
 
 
+@dataclass(eq=False)
+class OpenLoop:
+    """Poisson arrivals at `rate` requests a second: a number, or a function of the seconds since start.
+
+    `bodies` go in turn, or a function of the seconds since start gives each request's.  `connections` are open from the
+    start; more are opened while requests wait, up to MAX_CONNECTIONS.
+    """
+
+    url: str
+    model: str
+    bodies: Sequence[Body] | Callable[[float], Body]
+    rate: float | Callable[[float], float]
+    connections: int = 32
+    seed: int = 1
+    check: Check | None = None
+
+    def __post_init__(self) -> None:
+        self._run = _Run(self.url, self.model, () if callable(self.bodies) else self.bodies, self.check)
+        self._run.on_idle = self._next_or_idle
+        self._waiting: list[tuple[Body, int]] = []
+        self._growing: set[asyncio.Task[None]] = set()
+        self._begin_ns = 0
+        self._number = 0
+
+    async def run(self, seconds: float) -> Result:
+        """Send requests for `seconds`, wait for their answers, and return what became of them.  Once only."""
+        run, rng, rate = self._run, random.Random(self.seed), self.rate
+        run.idle.extend(await asyncio.gather(*(run.connect() for _ in range(self.connections))))
+        rate_at = rate if callable(rate) else (lambda _t: float(rate))
+        begin = self._begin_ns = run.result.begin_ns = time.monotonic_ns()
+        due = 0.0
+        alarm = Alarm()
+        while True:
+            due += rng.expovariate(rate_at(due))
+            if due > seconds:
+                break
+            await alarm.at(begin + int(due * 1e9))
+            self._send(begin + int(due * 1e9))
+            if self._number % 16 == 0:
+                await asyncio.sleep(0)
+        alarm.close()
+        run.result.seconds = (time.monotonic_ns() - begin) / 1e9
+        end = time.monotonic() + SETTLE_S
+        while self._waiting and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        run.result.sent += len(self._waiting)
+        run.result.lost += len(self._waiting)
+        await run.settle(max(0.1, end - time.monotonic()))
+        return run.result
+
+    def send_one(self) -> None:
+        """Send one request more, at once; only while `run` sends some."""
+        if self._begin_ns:
+            self._send(time.monotonic_ns())
+
+    def _send(self, due_ns: int) -> None:
+        bodies = self.bodies
+        body = bodies((due_ns - self._begin_ns) / 1e9) if callable(bodies) else bodies[self._number % len(bodies)]
+        self._number += 1
+        if self._run.idle:
+            self._run.start(self._run.idle.pop(), body, due_ns)
+        else:
+            self._waiting.append((body, due_ns))
+            if self._run.open < MAX_CONNECTIONS:
+                task = asyncio.create_task(self._grow())
+                self._growing.add(task)
+                task.add_done_callback(self._growing.discard)
+
+    async def _grow(self) -> None:
+        self._next_or_idle(await self._run.connect())
+
+    def _next_or_idle(self, connection: _Connection) -> None:
+        if self._waiting:
+            body, due_ns = self._waiting.pop(0)
+            self._run.start(connection, body, due_ns)
+        else:
+            self._run.idle.append(connection)
+
+
 async def open_loop(
     url: str,
     model: str,
@@ -255,81 +336,15 @@ async def open_loop(
     connections: int = 32,
     seed: int = 1,
     check: Check | None = None,
-    settle_s: float = 30.0,
-    watch: Callable[[float], Any] | None = None,
-    more: Callable[[Callable[[], None]], Any] | None = None,
 ) -> Result:
-    """Return Poisson arrivals at `rate` requests a second (a number, or a function of the seconds since start) for
-    `seconds`.
-
-    `bodies` go in turn, or a function of the seconds since start gives each request's.  `watch` is called with the
-    elapsed seconds about ten times a second.  `more` is called with a function that sends one request at once.
-    """
-    run = _Run(url, model, () if callable(bodies) else bodies, check)
-    rng = random.Random(seed)
-    run.idle.extend(await asyncio.gather(*(run.connect() for _ in range(connections))))
-    waiting: list[tuple[Body, int]] = []
-
-    def next_or_idle(connection: _Connection) -> None:
-        if waiting:
-            body, due_ns = waiting.pop(0)
-            run.start(connection, body, due_ns)
-        else:
-            run.idle.append(connection)
-
-    run.on_idle = next_or_idle
-    rate_at = rate if callable(rate) else (lambda _t: float(rate))
-    begin = run.result.begin_ns = time.monotonic_ns()
-    due = 0.0
-    number = 0
-    watched = 0.0
-    growing: set[asyncio.Task[None]] = set()
-
-    async def grow() -> None:
-        next_or_idle(await run.connect())
-
-    def send(due_ns: int) -> None:
-        nonlocal number
-        body = bodies((due_ns - begin) / 1e9) if callable(bodies) else bodies[number % len(bodies)]
-        number += 1
-        if run.idle:
-            run.start(run.idle.pop(), body, due_ns)
-        else:
-            waiting.append((body, due_ns))
-            if run.open < MAX_CONNECTIONS:
-                task = asyncio.create_task(grow())
-                growing.add(task)
-                task.add_done_callback(growing.discard)
-
-    if more is not None:
-        more(lambda: send(time.monotonic_ns()))
-    alarm = Alarm()
-    while True:
-        due += rng.expovariate(rate_at(due))
-        if due > seconds:
-            break
-        await alarm.at(begin + int(due * 1e9))
-        send(begin + int(due * 1e9))
-        if watch is not None and due - watched > 0.1:
-            watched = due
-            watch(due)
-        if number % 16 == 0:
-            await asyncio.sleep(0)
-    alarm.close()
-    run.result.seconds = (time.monotonic_ns() - begin) / 1e9
-    end = time.monotonic() + settle_s
-    while waiting and time.monotonic() < end:
-        await asyncio.sleep(0.01)
-    run.result.sent += len(waiting)
-    run.result.lost += len(waiting)
-    await run.settle(max(0.1, end - time.monotonic()))
-    return run.result
+    """Play an `OpenLoop` for `seconds`."""
+    return await OpenLoop(url, model, bodies, rate, connections, seed, check).run(seconds)
 
 
 async def closed_loop(
     url: str, model: str, bodies: Sequence[Body], *, connections: int, seconds: float, check: Check | None = None
 ) -> Result:
-    """`connections` clients that each keep one request in flight for `seconds`."""
+    """Run `connections` clients that each keep one request in flight for `seconds`."""
     run = _Run(url, model, bodies, check)
     begin = time.monotonic_ns()
     end = begin + int(seconds * 1e9)
@@ -349,5 +364,5 @@ async def closed_loop(
         again(connection)
     await asyncio.sleep(seconds)
     run.result.seconds = (time.monotonic_ns() - begin) / 1e9
-    await run.settle(30.0)
+    await run.settle(SETTLE_S)
     return run.result

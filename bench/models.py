@@ -62,7 +62,7 @@ class Compared:
 
 
 def compare(model: Model, seed: int, gpus: int, rows: int, verifying: bool = False) -> Compared | None:
-    """Return one random configuration; None where the model says that it misses its limit."""
+    """Return one random configuration; None if the model says that it misses its limit."""
     draw = random.Random(seed)
     problem = random_problem(seed, gpus, model=model)
     counts = random_counts(problem, draw)
@@ -108,7 +108,7 @@ def compare(model: Model, seed: int, gpus: int, rows: int, verifying: bool = Fal
 
 
 def compare_many(model: Model, count: int, rows: int) -> list[Compared]:
-    """`count` random configurations that meet their limit."""
+    """Compare `count` random configurations that meet their limit."""
     found: list[Compared] = []
     seed = 0
     while len(found) < count:

@@ -32,7 +32,7 @@ import numpy as np
 from bench.common import show, write_json
 from clover.problem import exact
 from clover.problem.bound import bound
-from clover.problem.file import Problem, of_plain, parse
+from clover.problem.file import ProblemFile, of_plain, parse
 from clover.problem.solve import forced, kernel_problem, solve
 from tests.reference.problems import alike_gap, plain_problem, random_problem
 
@@ -77,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 # --- problems ---------------------------------------------------------------------------------------------------------
 
 
-def mixed_problems(gpus: int, count: int) -> list[Problem]:
+def mixed_problems(gpus: int, count: int) -> list[ProblemFile]:
     """Return random problems of that size, of which annealing beats all GPUs and variants alike by more than 2 %."""
-    found: list[Problem] = []
+    found: list[ProblemFile] = []
     seed = 0
     while len(found) < count:
         problem = everything_fits(gpus, 90_000 + seed)
@@ -91,7 +91,7 @@ def mixed_problems(gpus: int, count: int) -> list[Problem]:
     return found
 
 
-def everything_fits(gpus: int, seed: int) -> Problem:
+def everything_fits(gpus: int, seed: int) -> ProblemFile:
     """Return a random problem of which every variant fits every slice, mean field."""
     plain = plain_problem(seed, gpus, variants=4)
     for group in plain["groups"]:
@@ -123,7 +123,7 @@ def speed(sizes: Sequence[int]) -> list[dict[str, Any]]:
     return [dict(zip(("what", "unit", "kernel", "twin"), row, strict=True)) for row in rows]
 
 
-def _evaluations_s(module: ModuleType, problems: Sequence[Problem], evaluations: int) -> float:
+def _evaluations_s(module: ModuleType, problems: Sequence[ProblemFile], evaluations: int) -> float:
     """Return evaluations a second over all of `problems`, so many of each."""
     made = [kernel_problem(problem, module) for problem in problems]
     began = time.process_time()
@@ -175,7 +175,7 @@ def against_enumeration(count: int, evaluations: int) -> dict[str, Any]:
 
 
 def gaps(sizes: Sequence[int], problems: int, seeds: int, reference_s: float) -> list[dict[str, Any]]:
-    """Many seeds against the best of a long multi-start, which starts from every seed's answer's problem anew."""
+    """Compare many seeds with the best of a long multi-start, which starts from every seed's answer's problem anew."""
     rows = []
     for gpus, seconds, wanted, restarts in SIZES:
         if gpus not in sizes:
@@ -206,7 +206,7 @@ def gaps(sizes: Sequence[int], problems: int, seeds: int, reference_s: float) ->
     return rows
 
 
-def _multi_start(problem: Problem, seconds: float) -> float:
+def _multi_start(problem: ProblemFile, seconds: float) -> float:
     """Return the best of annealing from many seeds, one second each; as those, it is timed by the CPU."""
     best, end, seed = -math.inf, time.thread_time() + seconds, 1_000_000
     while (left := end - time.thread_time()) > 0.0:
@@ -237,7 +237,7 @@ def files(names: Sequence[str], time_limit_s: float) -> list[dict[str, Any]]:
             }
         )
     show(
-        "Problem files",
+        "ProblemFile files",
         ["file", "f", "gap to best known", "gap to bound", "without HiGHS", "bound by", "s"],
         [
             [

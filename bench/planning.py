@@ -42,7 +42,7 @@ import uvloop
 
 import clover
 from bench.common import ROOT, binary_bodies, fashion_rows, provenance, show, write_json
-from bench.load import open_loop, quantile
+from bench.load import OpenLoop, quantile
 from clover.errors import CloverError
 
 TICK_NS = 1_000_000
@@ -123,7 +123,6 @@ def drive(url: str, rate: float, family: str) -> None:
     images, _ = fashion_rows()
     bodies = binary_bodies(images, 512)
     ended = False
-    senders: list[Callable[[], None]] = []
 
     async def main() -> None:
         nonlocal ended
@@ -138,13 +137,13 @@ def drive(url: str, rate: float, family: str) -> None:
             try:
                 await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
                 while await lines.readline():
-                    for send in senders:
-                        send()
+                    requests.send_one()
             finally:
                 ended = True
 
+        requests = OpenLoop(url, family, bodies, rate=now)
         waiting = asyncio.create_task(wait())
-        result = await open_loop(url, family, bodies, rate=now, seconds=FOREVER_S, more=senders.append)
+        result = await requests.run(FOREVER_S)
         await waiting
         samples = [[s.due_ns, s.latency_ms, s.status, s.variant] for s in result.samples]
         print(json.dumps({"samples": samples, "lost": result.lost}))
@@ -193,7 +192,7 @@ class Changes:
 
 
 async def planning(server: clover.Server, changes: Changes, number: int) -> Stretch:
-    """`number` changes, one after another, each planned as a dry run."""
+    """Plan `number` changes, one after another, as dry runs."""
     async with stretch() as own:
         for _ in range(number):
             arguments = changes.next()
@@ -207,14 +206,14 @@ async def planning(server: clover.Server, changes: Changes, number: int) -> Stre
 
 
 async def idle(seconds: float) -> Stretch:
-    """As long without planning."""
+    """Wait as long, without planning."""
     async with stretch() as own:
         await asyncio.sleep(seconds)
     return own
 
 
 async def applying(server: clover.Server, number: int) -> Stretch:
-    """`number` steps of the intensity that the controller follows by itself, to its end."""
+    """Follow `number` steps of the intensity, as the controller does by itself, each to its end."""
     engine = server.engine
     source: Any = engine.chain.links[0].source  # a constant, until somebody changes it
     async with stretch() as own:
@@ -236,7 +235,7 @@ def made_at(server: clover.Server, g_per_kwh: float) -> dict[str, Any] | None:
 
 
 async def until(found: Callable[[], dict[str, Any] | None], seconds: float) -> dict[str, Any] | None:
-    """Return what `found` gives once it gives something; None where it does not in time."""
+    """Return what `found` gives once it gives something; None if it does not in time."""
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         if (what := found()) is not None:
@@ -269,7 +268,8 @@ async def run(options: argparse.Namespace, cache: str) -> dict[str, Any]:
         controller = server.engine.controller
         first = controller.decisions(1)[0]
         async with load(server.url, options.rate, seen):
-            if await until(lambda: {} if controller.families["fashion"].observed.get("rows") else None, 60.0) is None:
+            family = controller.context.families["fashion"]
+            if await until(lambda: {} if family.observed.get("rows") else None, 60.0) is None:
                 print("no load arrived", file=sys.stderr)
             await asyncio.sleep(options.settle_s)
             await controller.command("freeze", {"on": True}, "bench")  # nothing but our own changes is planned
@@ -281,7 +281,7 @@ async def run(options: argparse.Namespace, cache: str) -> dict[str, Any]:
                 busy = await planning(server, changes, options.changes)
                 pairs.append((await idle(busy.seconds), busy))
                 print(f"round {len(pairs)} of {options.rounds}: twice {busy.seconds:.1f} s", file=sys.stderr)
-            workers = len(server.engine.served["fashion"].fleet.running())
+            workers = len(server.engine.served["fashion"].fleet.ready_assignments())
             await controller.command("freeze", {"on": False}, "bench")
             await asyncio.sleep(1.0)
             applied = await applying(server, options.applied) if options.applied else None

@@ -95,7 +95,7 @@ def kept_and_touched(windows: list[Change], looks: list[Look]) -> tuple[int, int
 
 
 def write_trace(path: Path, stages: int) -> None:
-    """An hourly two-column trace that steps through `SLICES`, back to BASE every other time."""
+    """Write an hourly two-column trace that steps through `SLICES`, back to BASE every other time."""
     start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     lines = ["datetime_utc,carbon_intensity_gco2_per_kwh"]
     for stage in range(stages + 2):

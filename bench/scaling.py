@@ -33,9 +33,9 @@ from clover._native.ring import RING_BYTES, Ring
 from clover.accounting import Account, WorkerMeter
 from clover.config import FamilyConfig, LimitsConfig, ServerConfig
 from clover.http.api.routes import Routes
-from clover.http.connection import Connection
+from clover.http.connection import Connection, Incoming
 from clover.http.heads import Head
-from clover.http.server_state import Hub
+from clover.http.server_state import ServerState
 from clover.http.stats import HttpStats
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.router import Router
@@ -65,7 +65,7 @@ class Loop:
         return self
 
     def cancel(self) -> None:
-        """Of a timer, which never comes."""
+        """Do nothing: the timer never fires."""
 
     def turn(self) -> None:
         while self.soon:
@@ -105,7 +105,7 @@ class Worker:
         self._slots = np.zeros(_BATCH, np.uint32)
 
     def bell(self) -> None:
-        """It is looked at anyway."""
+        """Do nothing: the ring is polled."""
 
     def serve(self) -> int:
         """Complete all batches that are there; the rows of these."""
@@ -147,21 +147,23 @@ class Plane:
             self.routers[spec.name] = router
             self.workers += [entry[0] for entry in entries]
         view: Any = self
-        trust: Any = Trusting()
+        access: Any = Trusting()
         config = ServerConfig(families=(FamilyConfig(family="f0"),), limits=LimitsConfig(body_bytes=1 << 28))
-        self.hub = Hub(Routes(view, config, loop, trust), config.limits, loop, HttpStats())
+        routes = Routes(view, config, loop, access)
+        state = ServerState(routes.judge, config.limits, loop, HttpStats())
+        opened: set[Incoming] = set()
         self.transports = [Transport() for _ in range(connections)]
-        self.connections = [Connection(self.hub) for _ in range(connections)]
+        self.connections = [Connection(state, routes, opened) for _ in range(connections)]
         for connection, transport in zip(self.connections, self.transports, strict=True):
             connection.connection_made(transport)  # type: ignore[arg-type]
         self.worker_s = 0.0
 
     def models(self) -> dict[str, Any]:
-        """As the server's view has it."""
+        """Return the models, as the server's view does."""
         return self.routers
 
     def send(self, connection: Connection, request: bytes) -> None:
-        """All of a request, in pieces that fit."""
+        """Send all of a request, in pieces that fit."""
         at = 0
         whole = memoryview(request)
         while at < len(whole):
@@ -270,7 +272,7 @@ def measured(axis: str, value: int, turns: int) -> float:
 
 
 def draw(folder: Path, figures: dict[str, list[tuple[int, float]]]) -> None:
-    """A PNG an axis."""
+    """Draw one PNG for each axis."""
     import matplotlib
 
     matplotlib.use("Agg")

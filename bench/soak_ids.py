@@ -56,9 +56,13 @@ def request_of(identity: str, *, binary: bool) -> bytes:
     if binary:
         fields = b"Inference-Header-Content-Length: %d\r\n" % len(head)
     return (
-        b"POST %b HTTP/1.1\r\nHost: localhost\r\nx-request-id: h-%b\r\n%bContent-Length: %d\r\n\r\n"
-        % (PATH.encode(), identity.encode(), fields, len(head) + len(tail))
-    ) + head + tail
+        (
+            b"POST %b HTTP/1.1\r\nHost: localhost\r\nx-request-id: h-%b\r\n%bContent-Length: %d\r\n\r\n"
+            % (PATH.encode(), identity.encode(), fields, len(head) + len(tail))
+        )
+        + head
+        + tail
+    )
 
 
 async def answer(reader: asyncio.StreamReader, identity: str, counts: Counter[str]) -> None:

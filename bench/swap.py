@@ -52,7 +52,7 @@ class Change:
 
 
 def write_trace(path: Path, stages: int) -> None:
-    """An hourly two-column trace that steps through `ORDER`."""
+    """Write an hourly two-column trace that steps through `ORDER`."""
     start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     lines = ["datetime_utc,carbon_intensity_gco2_per_kwh"]
     for stage in range(stages + 2):
@@ -62,7 +62,7 @@ def write_trace(path: Path, stages: int) -> None:
 
 
 def placements(deployment: list[dict[str, Any]]) -> set[tuple[str, str]]:
-    """(placement, variant) of each worker of a deployment in JSON form."""
+    """Return (placement, variant) of each worker of a deployment in JSON form."""
     return {("{device}:{profile}@{start}".format(**item["placement"]), item["variant"]) for item in deployment}
 
 

@@ -57,7 +57,7 @@ from bench.common import ROOT, busy_seconds, cpu_seconds, provenance, pss_bytes,
 from bench.planning import load
 from clover import backends, profiles
 from clover.config import EnergyConfig
-from clover.runtime.workers.pool import Worker
+from clover.runtime.workers.pool import WorkerProcess
 from clover.types import FamilyProfile
 
 FOREIGN = 0.2
@@ -109,12 +109,12 @@ class Swap:
     begin_ns: int
     routed_ns: int
     end_ns: int
-    worker: Worker
+    worker: WorkerProcess
     cpu_s: float
     quiet: bool
 
     def parts(self, first_ns: int, due_ns: int) -> Parts:
-        """With the first answer at `first_ns`, to a request of `due_ns`."""
+        """Return the parts of the swap, with the first answer at `first_ns` to a request due at `due_ns`."""
         said = self.worker.said_ns
         ordered_ns = self.worker.started_at_ns
         return Parts(
@@ -146,7 +146,7 @@ class Others:
         return time.monotonic(), busy_seconds() - used()
 
     def cores(self) -> float:
-        """So far, on average."""
+        """Return the cores in use so far, on average."""
         at_s, theirs_s = self._now()
         return (theirs_s - self._since[1]) / (at_s - self._since[0])
 
@@ -209,7 +209,7 @@ class Bench:
         calm = others.cores() <= FOREIGN
         return Swap(variant, begin_ns, routed_ns, end_ns, self.worker(variant), cpu_s, calm)
 
-    def worker(self, variant: str, state: str = "ready") -> Worker:
+    def worker(self, variant: str, state: str = "ready") -> WorkerProcess:
         """Return the first worker of `variant`."""
         pids = [
             item["pid"] for item in self.served.fleet.describe() if (item["variant"], item["state"]) == (variant, state)
@@ -264,12 +264,12 @@ def server_of(cache: Path, family: str, first: str, **more: Any) -> clover.Serve
 
 
 def place_of(family: str) -> str:
-    """Where a server finds it."""
+    """Return where a server finds the artifact."""
     return family if family == "fashion" else str(ROOT / "bench" / family)
 
 
 def first_answer(seen: dict[str, Any], variant: str, since_ns: int) -> tuple[int, int]:
-    """When the first answer of `variant` of after `since_ns` was there, and when its request was due."""
+    """Return when the first answer of `variant` after `since_ns` was there, and when its request was due."""
     return min(
         (int(due_ns + ms * 1e6), int(due_ns))
         for due_ns, ms, status, by in seen["samples"]
@@ -317,9 +317,7 @@ def counted(found: list[tuple[T, bool]]) -> list[T]:
     return [item for item, counts in found if counts] or [item for item, _ in found]
 
 
-async def standing(
-    cache: Path, backend: str, variant: str, beside: str, options: argparse.Namespace
-) -> list[Standing]:
+async def standing(cache: Path, backend: str, variant: str, beside: str, options: argparse.Namespace) -> list[Standing]:
     """Return swaps from `beside` to `variant`, which stands by."""
     found = []
     async with server_of(cache, options.family, variant, relief=variant) as server:

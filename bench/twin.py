@@ -52,7 +52,7 @@ class Watch(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Run until `stop`."""
         while not self._over.wait(10.0):
             observed = self._server.get("/v2/clover/state")["models"]["fashion"]["observed"]
             self.p95_ms.append(observed.get("p95_ms", float("nan")))

@@ -14,7 +14,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from clover._version import __version__
 
 if not sys.platform.startswith("linux"):
     raise ImportError(f"Clover needs Linux (memfd, eventfd, pidfd); this is {sys.platform}")

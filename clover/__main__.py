@@ -6,9 +6,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from clover import __version__
+from clover._version import __version__
 from clover.errors import not_installed
-from clover.hints import did_you_mean, program
+from clover.hints import did_you_mean, program, until_closed
 
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
@@ -22,6 +22,10 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the named command and return its exit code."""
+    return until_closed(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_help())

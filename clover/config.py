@@ -12,8 +12,8 @@ import msgspec
 
 
 def _help(text: str, **limits: float) -> Any:
-    """Return one line of help and the range (ge, gt, le, lt) of a setting; `clover.settings` enforces it and names
-    it."""
+    """Describe a setting by one line of help and its range (ge, gt, le, lt); `clover.settings` enforces and prints
+    both."""
     return msgspec.Meta(description=text, **limits)  # type: ignore[call-overload]
 
 

@@ -1,7 +1,7 @@
-"""What can go wrong, as a handful of classes.
+"""What can go wrong, as a few classes.
 
-Every error that a client may see carries the HTTP status it becomes.  Messages say what to do; they never hold
-paths, addresses or another request's data, because the HTTP layer passes the text of a `RequestError` on.
+Every error that a client may see carries its HTTP status.  Messages say what to do; they never hold paths, addresses or
+another request's data, because the HTTP layer passes the text of a `RequestError` on.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 
 
 def not_installed(error: ModuleNotFoundError) -> str:
-    """Return one line for an `error` met while a command was imported; empty where a module of Clover itself is
-    missing."""
+    """Return one line for an `error` met while a command was imported; empty if a module of Clover itself
+    is missing."""
     name = (error.name or "").partition(".")[0]
     if name in ("", "clover"):
         return ""
@@ -69,7 +69,7 @@ class RequestError(CloverError):
 
 
 class BadRequest(RequestError):
-    """The request is malformed, or asks for what cannot be given."""
+    """The request is malformed, or asks for what cannot be had."""
 
     status = 400
 
@@ -81,7 +81,7 @@ class NotFound(RequestError):
 
 
 class Conflict(RequestError):
-    """An operator's change that would break what the server holds to, and was not forced."""
+    """A change by an operator that would break a target of the server, and was not forced."""
 
     status = 409
 
@@ -93,13 +93,13 @@ class TooLarge(RequestError):
 
 
 class Overloaded(RequestError):
-    """The queue or the slab is full; `retry_after_s` says when to come back."""
+    """The queue or the slab is full; `retry_after_s` says when to try again."""
 
     status = 429
 
 
 class ModelFailed(RequestError):
-    """The model raised, or gave outputs that do not match its declaration."""
+    """The model raised an error, or returned outputs that do not match its declaration."""
 
     status = 500
 
@@ -111,6 +111,6 @@ class Unavailable(RequestError):
 
 
 class DeadlineMissed(RequestError):
-    """The deadline passed before an answer was there."""
+    """The deadline passed before there was an answer."""
 
     status = 504

@@ -1,11 +1,12 @@
-"""What messages of several commands share: how this program was called, and the nearest known word."""
+"""What commands share: how this program was called, the nearest known word, and a reader that stops reading."""
 
 from __future__ import annotations
 
 import difflib
 import os
+import select
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _LONGEST_WORD = 64
 _JOINTS = frozenset("-_.")
@@ -19,10 +20,29 @@ def program() -> str:
     return "clover" if os.path.basename(called[0]) == "clover" else "python -m clover"
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ' (did you mean X?)' for the known word that `word` is a part of or nearly is; empty if none is near.
+def until_closed(command: Callable[[], int]) -> int:
+    """Run `command` and return its exit code; end quietly if the reader of its output, as `head`, has seen enough."""
+    code = 0
+    try:
+        code = command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else what is buffered raises again at exit
+    return code
 
-    A word of which some go on (`--slo`, `--slo-ms`) beats those that merely look alike (`--slots`).
+
+def _reader_is_gone() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ' (did you mean X?)' for the known word that `word` begins or that looks like it; empty if none is near.
+
+    Words that continue `word` (`--slo`, `--slo-ms`) beat those that merely look alike (`--slots`).
     """
     if not word or len(word) > _LONGEST_WORD:  # comparing takes time with the length, and words may come from a client
         return ""

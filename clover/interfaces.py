@@ -284,7 +284,7 @@ class ServerView(Protocol):
 class Fleet(Protocol):
     """The workers of one family, as a transition drives them."""
 
-    def running(self) -> tuple[Assignment, ...]:
+    def ready_assignments(self) -> tuple[Assignment, ...]:
         """Return what is ready now."""
 
     async def spawn(self, assignment: Assignment) -> None:
@@ -305,7 +305,7 @@ class Fleet(Protocol):
         """Return arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures; `guard`: the step
         of the ladder that its answers call for (0: none), where they are watched."""
 
-    def guarded(self) -> dict[str, Any]:
+    def guard_report(self) -> dict[str, Any]:
         """Return what its guard saw and did, its audits, and late labels."""
 
     def reset_guard(self) -> None:

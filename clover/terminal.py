@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: what does not fit is left out by columns, and never cut within a cell."""
+"""Tables that fit the terminal: columns that do not fit are left out, and cells are never cut."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _GAP = 2
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its head, its line in the legend, and what becomes of it where room is short.
+    """A column: its head, its line in the legend, and its priority.
 
-    `spare` 0 keeps it always; of the others those with the largest number are left out first.
+    `spare` 0 is always kept; of the others those with the largest number are left out first.
     """
 
     head: str
@@ -30,7 +30,7 @@ class Column:
 
 
 def console(piped: int) -> Console:
-    """Return the console of standard output: as wide as the terminal; else as COLUMNS says, or `piped`."""
+    """Return the console of standard output: as wide as the terminal; else as COLUMNS says, or `piped` columns."""
     if sys.stdout.isatty():
         return Console()
     columns = os.environ.get("COLUMNS", "")
@@ -38,7 +38,7 @@ def console(piped: int) -> Console:
 
 
 def filled(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
-    """Return the indices of the columns that have something in any row."""
+    """Return the indices of the columns that are not empty in every row."""
     return [index for index in range(len(columns)) if any(row[index] for row in rows)]
 
 
@@ -49,7 +49,7 @@ def needed(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequ
 
 
 def fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequence[int], width: int) -> list[int]:
-    """Return those of `shown` that fit into `width`: the ones to spare go, the largest `spare` first."""
+    """Return those of `shown` that fit into `width`, leaving out columns with the largest `spare` first."""
     kept = list(shown)
     while needed(columns, rows, kept) > width:
         spare = max(kept, key=lambda index: columns[index].spare)
@@ -60,7 +60,7 @@ def fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Seq
 
 
 def sheet(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequence[int]) -> Table:
-    """Return a table of the columns `shown`; a row of no cells is an empty line.  Cells that are still too wide are
+    """Return a table of the columns `shown`; a row without cells is an empty line.  Cells that are still too wide are
     folded."""
     made = Table(box=None, pad_edge=False)
     for index in shown:
@@ -71,7 +71,7 @@ def sheet(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Seque
 
 
 def legend(columns: Sequence[Column], shown: Sequence[int], width: int) -> str:
-    """Return a line for each of the columns `shown` that has one: its head, and what it is."""
+    """Return a line for each of the columns `shown` that has an explanation: its head and that."""
     told = [columns[index] for index in shown if columns[index].about]
     indent = max((len(column.head) for column in told), default=0) + _GAP
     return "\n".join(

@@ -162,8 +162,15 @@ class Bench:
         (p50, _), (p99, sent_p99) = np.quantile(times, (0.5, 0.99), axis=0)
         took = float(words[5])
         return Round(
-            good / took, good / used, 1e6 * used / good, float(p50), float(p99), float(sent_p99), refused + other,
-            lost, foreign
+            good / took,
+            good / used,
+            1e6 * used / good,
+            float(p50),
+            float(p99),
+            float(sent_p99),
+            refused + other,
+            lost,
+            foreign,
         )
 
     def wrong(self, work: Workload, port: int, expected: Callable[[Floats], Floats]) -> int:
@@ -175,8 +182,8 @@ class Bench:
 
 @contextlib.contextmanager
 def started(peer: Peer, work: Workload, folder: Path) -> Iterator[tuple[int, int]]:
-    """The peer's pid and port while it runs.  One that ends at once is tried again: some open ports of their own, which
-    may be taken."""
+    """Start the peer and yield its pid and port.  One that ends at once is tried again: some open ports of their own,
+    which may be taken."""
     try:
         process, port = _start(peer, work, folder)
     except EndedError as error:
@@ -189,7 +196,7 @@ def started(peer: Peer, work: Workload, folder: Path) -> Iterator[tuple[int, int
 
 
 def _start(peer: Peer, work: Workload, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """Return a peer that answers, and its port; RuntimeError (EndedError where it has ended) with the end of its log
+    """Return a peer that answers, and its port; RuntimeError (EndedError if it has ended) with the end of its log
     where it does not come to that."""
     port = free_port()
     with open(folder / f"{peer.name}.log", "ab") as log:
@@ -350,7 +357,7 @@ def _plain(by_server: dict[str, list[Round]]) -> dict[str, list[dict[str, float]
 
 
 def report(lines: dict[Measure, dict[str, list[Round]]]) -> None:
-    """The table: medians over rounds with their range, ratios taken within rounds."""
+    """Print the table: medians over rounds with their range, ratios taken within rounds."""
     where = provenance()
     rows: list[list[object]] = []
     for measure, by_server in lines.items():
@@ -360,9 +367,7 @@ def report(lines: dict[Measure, dict[str, list[Round]]]) -> None:
             ratio, verdict = "", ""
             base = reference if measure.beside else first_of(lines, measure)[peer]
             if base is not None and rounds is not base:
-                part = statistics.median(
-                    v / getattr(b, measure.figure) for v, b in zip(values, base, strict=True)
-                )
+                part = statistics.median(v / getattr(b, measure.figure) for v, b in zip(values, base, strict=True))
                 ratio = f"{part:.2f}"
                 if peer == "clover":
                     holds = part >= measure.must if measure.higher else part <= measure.must
@@ -373,8 +378,20 @@ def report(lines: dict[Measure, dict[str, list[Round]]]) -> None:
             foreign = max(one.foreign for one in rounds)
             span = f"{min(values):.0f}..{max(values):.0f}"
             rows.append(
-                [measure.name, peer, f"{statistics.median(values):.0f}", span, ratio, verdict, f"{cpu:.0f}",
-                 f"{p99:.0f}", f"{sent:.0f}", failed, unsent, f"{foreign:.2f}"]
+                [
+                    measure.name,
+                    peer,
+                    f"{statistics.median(values):.0f}",
+                    span,
+                    ratio,
+                    verdict,
+                    f"{cpu:.0f}",
+                    f"{p99:.0f}",
+                    f"{sent:.0f}",
+                    failed,
+                    unsent,
+                    f"{foreign:.2f}",
+                ]
             )
     columns = ["", "server", "median", "range", "ratio", "must", "CPU us/req", "p99 us", "after sending", "failed"]
     columns += ["unsent", "foreign"]

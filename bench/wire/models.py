@@ -18,18 +18,16 @@ class Image(nn.Module):
 
 
 def echo(variant: VariantSpec | None = None, folder: Path | None = None) -> nn.Module:
-    """[rows, 16] as it came."""
+    """Return the rows [rows, 16] as they came."""
     return nn.Identity().eval()
 
 
 def mlp(variant: VariantSpec | None = None, folder: Path | None = None) -> nn.Module:
-    """64-256-256-10 with fixed weights."""
+    """Compute a 64-256-256-10 network with fixed weights."""
     torch.manual_seed(7)
-    return nn.Sequential(
-        nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
-    ).eval()
+    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)).eval()
 
 
 def image(variant: VariantSpec | None = None, folder: Path | None = None) -> nn.Module:
-    """[rows, 3, 224, 224] to [rows, 1000]."""
+    """Map images [rows, 3, 224, 224] to [rows, 1000]."""
     return Image().eval()

@@ -59,7 +59,7 @@ class Workload:
         return _rows(32 if self.binary else KINDS, self.family.inputs[0].shape)  # images are few, their ids are not
 
     def requests(self) -> list[bytes]:
-        """Whole requests, `KINDS` of them."""
+        """Return whole requests, `KINDS` of them."""
         rows = self.rows()
         return [self._request(at, rows[at % len(rows)]) for at in range(KINDS)]
 
@@ -78,11 +78,14 @@ class Workload:
         if self.binary:
             fields = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n" % len(head)
         return (
-            b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: localhost:8000\r\nUser-Agent: bench/1.0 (kind %d)\r\n"
-            b"Accept: */*\r\nAccept-Encoding: identity\r\nConnection: keep-alive\r\nX-Tenant: tenant-%d\r\n"
-            b"%bContent-Length: %d\r\n\r\n"
-            % (self.family.name.encode(), at, at % 7, fields, len(head) + len(tail))
-        ) + head + tail
+            (
+                b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: localhost:8000\r\nUser-Agent: bench/1.0 (kind %d)\r\n"
+                b"Accept: */*\r\nAccept-Encoding: identity\r\nConnection: keep-alive\r\nX-Tenant: tenant-%d\r\n"
+                b"%bContent-Length: %d\r\n\r\n" % (self.family.name.encode(), at, at % 7, fields, len(head) + len(tail))
+            )
+            + head
+            + tail
+        )
 
     def sent(self, at: int) -> Floats:
         """Return the row of a request as a server reads it."""

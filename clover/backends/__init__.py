@@ -42,8 +42,8 @@ __all__ = [
 
 
 class CompilingBackend(Backend, Protocol):
-    """What Clover's own backends offer beyond `clover.interfaces.Backend`: they know CPU cores from the slices of a
-    GPU, to compile for and (`device` "cpu" or "cuda", see `device_for`) to load on."""
+    """What Clover's own backends offer beyond `clover.interfaces.Backend`: they distinguish CPU cores from the slices
+    of a GPU, to compile for and (`device` "cpu" or "cuda", see `device_for`) to load on."""
 
     compiles: bool
     """Whether there is an artifact to write before `load`."""
@@ -52,12 +52,12 @@ class CompilingBackend(Backend, Protocol):
     """Modules beyond torch that `load` needs on CPU cores, as far as a process without threads may import them."""
 
     def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
-        """Empty if this backend can take `variant` on `target`, otherwise the reason why not."""
+        """Return "" if this backend can take `variant` on `target`, otherwise the reason why not."""
 
     def compile(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
     ) -> None:
-        """Write the artifact into `folder` (no-op where there is none).  Raises ProfileError."""
+        """Write the artifact into `folder`; do nothing if the backend has none.  Raises ProfileError."""
 
     def load(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"

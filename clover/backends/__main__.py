@@ -1,7 +1,7 @@
 """The compiling process: `python -m clover.backends` reads one order (JSON, one line) and compiles it.
 
-It ends with whoever started it: the order comes by standard input, which its parent leaves open; at its end the whole
-process group (the C++ compiler included) is killed.  The reason of a failure goes to standard output as one line.
+It ends with its parent: the order comes by standard input, which the parent leaves open; at its end the whole process
+group (the C++ compiler included) is killed.  The reason of a failure is written to standard output as one line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _watch() -> None:
 
 
 def main() -> int:
-    """Compile one order; 0 where the artifact is whole."""
+    """Compile one order; return 0 if the artifact is complete."""
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=CompileOrder)
     threading.Thread(target=_watch, daemon=True).start()
     os.nice(10)

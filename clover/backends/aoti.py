@@ -38,7 +38,7 @@ class AotiBackend:
     imports: tuple[str, ...] = ()
 
     def available(self) -> str:
-        """Empty if a C++ compiler is there."""
+        """Return "" if a C++ compiler is there, else the reason why not."""
         if not package_version("torch"):
             return "torch is not installed"
         if not (shutil.which("g++") or shutil.which("clang++")):
@@ -46,7 +46,8 @@ class AotiBackend:
         return ""
 
     def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
-        """Empty if `variant` is a torch module over numeric tensors; for a GPU it takes Triton."""
+        """Return "" if `variant` is a torch module over numeric tensors, and for a GPU if Triton is there; else why
+        not."""
         if target.cuda and not package_version("triton"):
             return "triton is not installed, which makes the kernels for a GPU"
         return unsupported(family, variant, half=target.cuda)
@@ -54,7 +55,8 @@ class AotiBackend:
     def compile(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
     ) -> None:
-        """Write `model.pt2`, and for `threads` threads of a CPU `model.so`.  Raises ProfileError; 10-60 s of CPU."""
+        """Write `model.pt2`, and for `threads` threads of a CPU `model.so`; takes 10-60 s of CPU.  Raises
+        ProfileError."""
         reason = self.available() or self.supports(family, variant, target)
         if reason:
             raise ProfileError(reason)
@@ -66,7 +68,8 @@ class AotiBackend:
     def load(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"
     ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
-        """See `clover.interfaces.Backend`.  Raises WorkerError where the artifact is missing or for another device."""
+        """Load the artifact (see `clover.interfaces.Backend`).  Raises WorkerError if it is missing or for another
+        device."""
         import torch
 
         made = Path(folder) / (LIBRARY if device == "cpu" else PACKAGE)
@@ -97,10 +100,8 @@ def make_library(
     _extract_library(package, folder / LIBRARY)
 
 
-def make_package(
-    family: FamilySpec, variant: VariantSpec, folder: Path, configs: dict[str, Any], device: str
-) -> Path:
-    """Write the package for `device`, and give its path."""
+def make_package(family: FamilySpec, variant: VariantSpec, folder: Path, configs: dict[str, Any], device: str) -> Path:
+    """Write the package for `device` and return its path."""
     import torch
     import torch._inductor
 

@@ -53,7 +53,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     """All that shapes an artifact.
 
     `variant` is a digest of its definition and weights, `structure` one without the weights.  The batch range is 1 ..
-    `max_batch`.  `machine` (the CPU) and `threads` are empty where no code for the CPU is compiled; `gpu`, `profile`,
+    `max_batch`.  `machine` (the CPU) and `threads` are empty if no code for the CPU is compiled; `gpu`, `profile`,
     `driver` and `tensorrt` where none for a GPU is.
     """
 
@@ -75,7 +75,7 @@ class Recipe(Record, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """A hash over all of it."""
+        """A hash over all fields."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
@@ -88,7 +88,7 @@ class Manifest(Record, frozen=True, kw_only=True):
 
 
 class Compiler(Protocol):
-    """What building needs of a backend."""
+    """What `build` needs of a backend."""
 
     def compile(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
@@ -97,7 +97,7 @@ class Compiler(Protocol):
 
 
 class CompileOrder(Record, frozen=True, kw_only=True):
-    """What the compiling process is asked for."""
+    """The order that the compiling process reads."""
 
     family: FamilySpec
     variant: str
@@ -109,7 +109,7 @@ class CompileOrder(Record, frozen=True, kw_only=True):
 
 @functools.cache
 def package_version(name: str) -> str:
-    """Return version of an installed package without importing it; "" where it is not installed."""
+    """Return the version of an installed package without importing it; "" if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -117,7 +117,7 @@ def package_version(name: str) -> str:
 
 
 def tensorrt_version() -> str:
-    """Return version of TensorRT's libraries, by whatever name they are installed; "" where they are not."""
+    """Return the version of TensorRT's libraries, by whatever name they are installed; "" if they are not."""
     return next((version for name in _TENSORRT if (version := package_version(name))), "")
 
 
@@ -139,9 +139,9 @@ def recipe(
     version: str | None = None,
     target: Target = CPU,
 ) -> Recipe:
-    """Return what would shape an artifact made here and now, with the packages that this process saw first.
+    """Return what would shape an artifact made here and now, with the package versions that this process saw first.
 
-    Raises ConfigError for TensorRT without a GPU, and DeviceError where nothing says which driver the GPU has.
+    Raises ConfigError for TensorRT without a GPU, and DeviceError if the GPU's driver version is unknown.
     """
     if backend == "tensorrt" and not target.cuda:
         raise ConfigError("tensorrt has artifacts for the slices of a GPU only, none for CPU cores")
@@ -191,8 +191,7 @@ def is_compiled(folder: str | Path) -> bool:
 
 
 def manifest_of(folder: str | Path) -> Manifest | None:
-    """Return what the artifact in `folder` says of itself; None where none is whole, or one of another version lies
-    there."""
+    """Return the manifest of the artifact in `folder`; None if it is not complete, or of another version."""
     try:
         return msgspec.json.decode((Path(folder) / MANIFEST).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError):
@@ -207,7 +206,7 @@ def gpu_lock(folder: str | Path, target: Target) -> Path:
 
 
 def build(backend: Compiler, order: CompileOrder) -> None:
-    """Compile into `order.folder` in this process, atomically; a no-op where it is there already."""
+    """Compile into `order.folder` in this process, atomically; do nothing if it is there already."""
     folder = Path(order.folder)
     variant = order.family.variant(order.variant)
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -217,7 +216,7 @@ def build(backend: Compiler, order: CompileOrder) -> None:
             return
         if order.target.cuda:  # always after the artifact's own lock: no two builds wait for each other
             held.enter_context(lock(gpu_lock(folder, order.target)))
-        for left in folder.parent.glob(folder.name + ".tmp-*"):  # of a compilation that was killed; we hold its lock
+        for left in folder.parent.glob(folder.name + ".tmp-*"):  # of a killed compilation; its lock is ours
             shutil.rmtree(left, ignore_errors=True)
         made = Path(tempfile.mkdtemp(prefix=folder.name + ".tmp-", dir=folder.parent))
         try:
@@ -235,7 +234,7 @@ def build(backend: Compiler, order: CompileOrder) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold `path`'s lock; it ends with this process at the latest."""
+    """Hold the lock of `path`; it ends with this process at the latest."""
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -251,7 +250,7 @@ def compile_in_subprocess(
     target: Target = CPU,
     timeout_s: float = COMPILE_S,
 ) -> None:
-    """Compile an artifact in a process of its own, at low priority; blocks.  A no-op where it is there already.
+    """Compile an artifact in a process of its own, at low priority, and wait; do nothing if it is there already.
 
     Raises ProfileError with the reason.  The process and its compilers end with this one, however it dies.
     """
@@ -271,7 +270,7 @@ async def compile_in_background(
     target: Target = CPU,
     timeout_s: float = COMPILE_S,
 ) -> None:
-    """`compile_in_subprocess` on an event loop; cancelling it ends the compilation at once."""
+    """Compile as `compile_in_subprocess` does, on an event loop; cancelling it ends the compilation at once."""
     if not is_compiled(folder):
         with _Compilation(family, variant, backend, folder, threads, target, timeout_s) as compilation:
             while not compilation.done():
@@ -339,7 +338,7 @@ class _Compilation:
             self._process.stdin.close()
 
     def done(self) -> bool:
-        """Return whether the artifact is there; raises ProfileError where it will not come."""
+        """Return whether the artifact is there; raises ProfileError if it will not come."""
         status = self._process.poll()
         if status is None:
             if time.monotonic() > self._until_s:

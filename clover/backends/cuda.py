@@ -45,8 +45,8 @@ RECORD_S = 1.0
 
 
 def device_for(visible: str) -> str:
-    """Return the torch device of a worker whose CUDA_VISIBLE_DEVICES is `visible` (and already set): "cpu" where it is
-    empty. Raises WorkerError where a GPU is named and torch finds none: never the CPU in its place."""
+    """Return the torch device of a worker whose CUDA_VISIBLE_DEVICES is `visible` (and already set): "cpu" if it is
+    empty.  Raises WorkerError if a GPU is named and torch finds none; never falls back to the CPU."""
     if not visible:
         return "cpu"
     if reason := _unusable():
@@ -55,8 +55,8 @@ def device_for(visible: str) -> str:
 
 
 def for_building(variant: VariantSpec, target: Target) -> str:
-    """Return the torch device to compile `variant` on for `target`, prepared for its precision.  Raises ProfileError
-    where this process does not see the slice, or sees another GPU."""
+    """Return the torch device to compile `variant` on for `target`, prepared for its precision.  Raises ProfileError if
+    this process does not see the slice, or sees another GPU."""
     import torch
 
     if not target.visible:
@@ -91,7 +91,7 @@ def _unusable() -> str:
 
 
 def fatal(error: RuntimeError) -> bool:
-    """Return whether `error` is one after which CUDA does nothing more in this process."""
+    """Return whether CUDA can do nothing more in this process after `error`."""
     name, text = type(error).__name__, str(error)
     return name == "AcceleratorError" or (name != "OutOfMemoryError" and "CUDA error" in text)
 
@@ -100,7 +100,7 @@ def fatal(error: RuntimeError) -> bool:
 
 
 class Recording(Protocol):
-    """The launches of one batch size."""
+    """The recorded launches of one batch size."""
 
     outputs: Any
     """What the model returned when it was recorded: each replay writes there."""
@@ -161,7 +161,7 @@ class Runner:
         return made, to_arrays(made)[0]
 
     def __call__(self, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
-        """Return outputs for a batch.  Raises what the model raises, and WorkerError where the GPU fails."""
+        """Return outputs for a batch.  Raises what the model raises, and WorkerError if the GPU fails."""
         try:
             with self._torch.inference_mode(), self._on_stream():
                 rows = len(inputs[0])
@@ -236,7 +236,7 @@ class Runner:
         self._recordings = made
 
     def _differs(self, made: dict[int, Recording]) -> str:
-        """Return what is wrong with a replay on fresh rows; "" where all give what the model gives."""
+        """Return what is wrong with a replay on fresh rows; "" if all give what the model gives."""
         family, generator = self._family, np.random.default_rng(1)
         for rows, recording in made.items():
             for _ in range(2):
@@ -250,7 +250,7 @@ class Runner:
         return ""
 
     def _still_works(self) -> None:
-        """A recording that was broken off must not have broken more.  Raises what the model raises then."""
+        """Check that a recording that was broken off broke nothing else; raises what the model raises then."""
         self._recordings = {}
         generator = np.random.default_rng(2)
         self([parity.made_up(tensor, 1, generator) for tensor in self._family.inputs])
@@ -280,7 +280,7 @@ class _Graphs:
 
 
 class _Graph:
-    """A CUDA graph and what it writes to."""
+    """A CUDA graph and the outputs that it writes."""
 
     def __init__(self, graph: torch.cuda.CUDAGraph, outputs: Any) -> None:
         self._graph = graph

@@ -1,11 +1,11 @@
-"""The backend that compiles nothing: the module, or the Python callable, as its loader gives it.
+"""The backend that compiles nothing: the module, or the Python callable, as its loader returns it.
 
 On a GPU the module is moved there and its launches are recorded per batch size (`clover.backends.cuda`); a Python
-callable is left to do as it does.
+callable is left as it is.
 
-On CPU cores the weights of wide convolutions are kept channels last, an order that convolutions hand on from one to the
+On CPU cores the weights of wide convolutions are kept channels last, an order that convolutions pass on from one to the
 next: without it their library brings every activation into an order of its own and back.  Narrow ones have little to
-gain.  A module that cannot live with it (one that views an activation as flat, say) is left as it is.
+gain.  A module that does not work with it (one that views an activation as flat, say) is left as it is.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ WIDE = 32
 
 
 class EagerBackend:
-    """Runs every variant, and is the truth the others are compared with."""
+    """Runs every variant, and is the reference that the other backends are compared with."""
 
     name = "eager"
     compiles = False
     imports: tuple[str, ...] = ("safetensors.torch",)  # what the loaders of most families read weights with
 
     def available(self) -> str:
-        """Always usable."""
+        """Return "": it is always usable."""
         return ""
 
     def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
-        """Runs every variant anywhere; fp16 on a CPU for real, if slowly."""
+        """Return "": it runs every variant anywhere; fp16 on a CPU in real half precision, if slowly."""
         return ""
 
     def compile(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
     ) -> None:
-        """Nothing to compile."""
+        """Do nothing: there is nothing to compile."""
 
     def load(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"
     ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
-        """See `clover.interfaces.Backend`; `folder` is not used."""
+        """Load the model (see `clover.interfaces.Backend`); `folder` is not used."""
         if variant.kind == "python":
             place = Path(family.folder)
             function: Any = families.resolve(variant.loader, place)(variant, place)
@@ -100,7 +100,7 @@ class EagerBackend:
 
 
 def wide_convolutions(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return all convolutions of a module in which one is worth channels last; they hand the order on."""
+    """Return all convolutions of a module if any of them is wide enough for channels last; they pass the order on."""
     import torch
 
     found = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)]

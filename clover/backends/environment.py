@@ -19,8 +19,8 @@ def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str
 
     Thread pools are off: imported with more than one thread, BLAS and OpenMP start them at once, and a process with
     threads must not fork.  Waiting OpenMP threads sleep instead of spinning, which would cost (and count as) energy.
-    ONNX Runtime reports to nobody, which would take it a thread from its import on.
-    PYTHONPATH is this process's search path, so that the child finds the same packages and the user's own modules.
+    ONNX Runtime's telemetry is off, which would run a thread from its import on.  PYTHONPATH is this process's search
+    path, so that the child finds the same packages and the user's own modules.
     """
     source = os.environ if environ is None else environ
     kept = {

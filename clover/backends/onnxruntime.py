@@ -31,7 +31,7 @@ class OnnxRuntimeBackend:
     imports: tuple[str, ...] = ("onnxruntime",)
 
     def available(self) -> str:
-        """Empty if the packages of the extra `onnx` are installed."""
+        """Return "" if the packages of the extra `onnx` are installed, else the reason why not."""
         missing = [name for name in ("onnxruntime", "onnx", "onnxscript", "torch") if not package_version(name)]
         if not missing:
             return ""
@@ -39,7 +39,8 @@ class OnnxRuntimeBackend:
         return f"missing {', '.join(missing)}: install clover-inference[onnx]; {lost}"
 
     def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
-        """Empty if `variant` is a torch module over tensors that NumPy has types for, and runs on CPU cores."""
+        """Return "" if `variant` is a torch module over tensors that NumPy has types for, and runs on CPU cores; else
+        why not."""
         if target.cuda:
             return "it runs on CPU cores here, not on a GPU"
         return unsupported(family, variant, ("BF16",), half=False)
@@ -47,7 +48,7 @@ class OnnxRuntimeBackend:
     def compile(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, target: Target = CPU
     ) -> None:
-        """Write `model.onnx`.  Raises ProfileError where the exporter does not support the module."""
+        """Write `model.onnx`.  Raises ProfileError if the exporter does not support the module."""
         reason = self.available() or self.supports(family, variant, target)
         if reason:
             raise ProfileError(reason)
@@ -87,7 +88,8 @@ class OnnxRuntimeBackend:
     def load(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"
     ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
-        """See `clover.interfaces.Backend`.  Raises WorkerError where the artifact is missing, and on a GPU."""
+        """Load the model (see `clover.interfaces.Backend`).  Raises WorkerError if the artifact is missing, and on a
+        GPU."""
         if device != "cpu":
             raise WorkerError(f"{variant.name} cannot run with onnxruntime on a GPU: it runs on CPU cores here")
         path = Path(folder) / MODEL

@@ -1,6 +1,6 @@
-"""Whether a compiled model still gives the answers of the module it was made from.
+"""Whether a compiled model gives the same answers as the module it was made from.
 
-The truth is the module run eagerly in float32 without TF32.  Rounding differs with the precision, so the tolerance
+The reference is the module run eagerly in float32 without TF32.  Rounding differs with the precision, so the tolerance
 does: `TOLERANCE` times the largest magnitude in an output is what any element of it may differ by.  The figures allow
 for several layers of rounding (2^-24 a product in fp32, 2^-11 in tf32 and fp16) and for sums taken in another order; a
 wrong kernel, a missing layer or an overflow is far outside.  Outputs that are not floating-point may differ where two
@@ -27,7 +27,7 @@ UNEQUAL = 0.01
 
 def difference(mine: NDArray[Any], truth: NDArray[Any]) -> float:
     """Return the largest difference of two floating-point arrays, as a share of the largest magnitude in `truth`;
-    infinite where the shapes differ, or where one is not finite and the other is."""
+    infinite if the shapes differ, or if an element is finite in one of them only."""
     if mine.shape != truth.shape:
         return float("inf")
     if not mine.size:
@@ -45,8 +45,8 @@ def difference(mine: NDArray[Any], truth: NDArray[Any]) -> float:
 def compare(
     tensors: Sequence[TensorSpec], mine: Sequence[NDArray[Any]], truth: Sequence[NDArray[Any]], precision: Precision
 ) -> tuple[float, str]:
-    """Return the largest difference of all outputs as a share of what is allowed, and what is wrong ("" where all is
-    well)."""
+    """Return the largest difference of all outputs as a share of what is allowed, and what is wrong ("" if
+    nothing is)."""
     if len(mine) != len(truth):
         return float("inf"), f"it gives {len(mine)} outputs instead of {len(truth)}"
     worst, wrong = 0.0, ""
@@ -65,8 +65,8 @@ def compare(
 
 
 def rows_of(family: FamilySpec, most: int = 256) -> list[NDArray[Any]]:
-    """Return rows to compare on: of the calibration split where there is one, otherwise made up: floats uniform in
-    0..1, whole numbers and booleans zero, which is a valid index everywhere."""
+    """Return rows to compare on: of the calibration split if there is one, otherwise made up: floats uniform in 0..1,
+    whole numbers and booleans zero, which is a valid index everywhere."""
     generator = np.random.default_rng(0)
     if family.evaluation is not None:
         inputs, labels = families.load_evaluation(family, "calibration")
@@ -77,7 +77,7 @@ def rows_of(family: FamilySpec, most: int = 256) -> list[NDArray[Any]]:
 
 
 def made_up(tensor: TensorSpec, rows: int, generator: np.random.Generator) -> NDArray[Any]:
-    """`rows` rows of a numeric tensor, variable axes at their bound."""
+    """Return `rows` made-up rows of a numeric tensor, variable axes at their bound."""
     shape = (rows, *tensor.bound)
     dtype = families.DATATYPES[tensor.datatype]
     if tensor.datatype == "BF16":

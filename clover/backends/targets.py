@@ -1,6 +1,6 @@
 """What an artifact is compiled for: this machine's CPU cores, or one shape of slice of one kind of GPU.
 
-A kernel that was chosen and timed on seven compute slices runs on one slice as well, only slowly, and nothing says so.
+A kernel that was chosen and timed on seven compute slices also runs on one slice, only slowly, and nothing reports it.
 So what is compiled for a GPU belongs to (GPU, profile, driver), lies in a folder of its own for each GPU and profile,
 and is built inside the slice that it is for: the compiling process sees that slice and nothing else.
 """
@@ -46,8 +46,8 @@ CPU = Target()
 
 
 def target_of(device: object, profile: str, visible: str = "") -> Target:
-    """Return the target that placements of `profile` on `device` are; the CPU for core-sets and for emulated GPUs,
-    whose workers compute on cores."""
+    """Return the target of placements of `profile` on `device`: the CPU for core-sets, and for emulated GPUs, whose
+    workers compute on cores."""
     gpu, emulated = getattr(device, "product", ""), getattr(device, "emulated", False)
     if not gpu or emulated:
         return CPU
@@ -56,7 +56,7 @@ def target_of(device: object, profile: str, visible: str = "") -> Target:
 
 
 def driver_version(root: Path = Path("/")) -> str:
-    """Return version of the NVIDIA driver that is loaded; "" where none is."""
+    """Return the version of the NVIDIA driver that is loaded; "" if none is."""
     for place in ("sys/module/nvidia/version", "proc/driver/nvidia/version"):
         try:
             text = (root / place).read_text(encoding="utf-8", errors="replace")

@@ -58,8 +58,8 @@ DATATYPES = ("BOOL", "INT32", "INT64", "FP16", "BF16", "FP32")
 
 
 class EngineRecord(Record, frozen=True, kw_only=True):
-    """What an engine was built on and how well it does, in `engine.json`.  `difference`: the largest from eager, as a
-    share of what is allowed.  `refitted_from`: the artifact whose engine it is, with other weights."""
+    """What an engine was built on and how accurate it is, in `engine.json`.  `difference`: the largest from eager, as a
+    share of what is allowed.  `refitted_from`: the artifact whose engine was reused, with other weights."""
 
     device: str
     multiprocessors: int
@@ -81,7 +81,7 @@ class TensorRtBackend:
     imports: tuple[str, ...] = ()
 
     def available(self) -> str:
-        """Empty if the packages of the extra `tensorrt` fit together and a driver is loaded."""
+        """Return "" if the packages of the extra `tensorrt` fit together and a driver is loaded, else why not."""
         torch, found = package_version("torch"), package_version("torch-tensorrt")
         if not torch:
             return "torch is not installed"
@@ -104,7 +104,7 @@ class TensorRtBackend:
         return ""
 
     def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
-        """Empty if `target` is a GPU and `variant` a torch module over types that TensorRT has."""
+        """Return "" if `target` is a GPU and `variant` a torch module over types that TensorRT has, else why not."""
         if not target.cuda:
             return "it runs on the slices of a GPU, not on CPU cores"
         if variant.kind != "torch":
@@ -121,7 +121,7 @@ class TensorRtBackend:
     ) -> None:
         """Build the engine for `target`, or put new weights into one of the same structure, and check its answers.
 
-        Runs inside the slice `target.visible` names.  Raises ProfileError; seconds to minutes.
+        Runs inside the slice that `target.visible` names; takes seconds to minutes.  Raises ProfileError.
         """
         reason = self.supports(family, variant, target) or self.available()
         if reason:
@@ -163,7 +163,8 @@ class TensorRtBackend:
     def load(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"
     ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
-        """See `clover.backends.CompilingBackend`.  Raises WorkerError where there is no engine for this very slice."""
+        """Load the engine (see `clover.backends.CompilingBackend`).  Raises WorkerError if there is none for this very
+        slice."""
         if device == "cpu":
             raise WorkerError(f"{variant.name} cannot run with tensorrt: this worker has no GPU")
         folder = Path(folder)
@@ -187,7 +188,7 @@ class TensorRtBackend:
 
 
 def minor(version: str) -> tuple[int, ...]:
-    """(2, 13) of "2.13.0+cu130"."""
+    """Return major and minor version: (2, 13) of "2.13.0+cu130"."""
     return tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
 
 
@@ -214,8 +215,8 @@ def engine_inputs(family: FamilySpec, variant: VariantSpec) -> list[dict[str, An
 
 
 def shape_range(family: FamilySpec, tensor: TensorSpec) -> dict[str, tuple[int, ...]]:
-    """Return the shapes a batch of `tensor` may have: "shape" where there is one, otherwise min_, opt_ and
-    max_shape."""
+    """Return the shapes that a batch of `tensor` may have: "shape" if there is one, otherwise min_, opt_
+    and max_shape."""
     least = (1, *(1 if axis < 0 else axis for axis in tensor.shape))
     most = (family.max_batch, *tensor.bound)
     return {"shape": most} if least == most else {"min_shape": least, "opt_shape": most, "max_shape": most}
@@ -235,8 +236,8 @@ def _exported(family: FamilySpec, variant: VariantSpec, device: str) -> tuple[An
 
 
 def whole(module: Any) -> None:
-    """Raises ProfileError where parts of a compiled module, or all of it, are left to torch: the library says so in its
-    log only."""
+    """Raise ProfileError if parts of a compiled module, or all of it, are left to torch: the library says so only in
+    its log."""
     children = [name for name, _ in module.named_children()]
     engines = [name for name in children if "_run_on_acc" in name]
     if not engines or any("_run_on_gpu" in name for name in children):
@@ -292,7 +293,7 @@ def refit(library: Any, base: Path, program: Any, arguments: tuple[Any, ...], sh
 
 def relative(family: FamilySpec, variant: VariantSpec, folder: Path, target: Target) -> Path | None:
     """Return the newest artifact beside `folder` that differs in nothing but the weights, if there is one.  Without a
-    file of weights nobody can say that code and weights are apart."""
+    file of weights, code and weights cannot be told apart."""
     if not variant.weights:
         return None
     mine = msgspec.structs.replace(recipe(family, variant, "tensorrt", 1, None, target), variant="")
@@ -321,7 +322,7 @@ def _here() -> dict[str, Any]:
 
 
 def unfit(record: EngineRecord, here: dict[str, Any]) -> str:
-    """Return why an engine must not run here; "" where it is at home."""
+    """Return why an engine must not run here; "" if it may."""
     for name, now in here.items():
         built = getattr(record, name)
         if built != now:
@@ -332,6 +333,6 @@ def unfit(record: EngineRecord, here: dict[str, Any]) -> str:
 def _library(failure: type[CloverError]) -> Any:
     try:
         return importlib.import_module("torch_tensorrt")
-    except Exception as error:  # it raises a bare Exception where a library of TensorRT is missing
+    except Exception as error:  # it raises a bare Exception if a library of TensorRT is missing
         text = " ".join(str(error).split())[:300]
         raise failure(f"torch-tensorrt cannot be imported ({text}): install {EXTRA}") from error

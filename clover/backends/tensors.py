@@ -53,8 +53,8 @@ def torch_dtype(tensor: TensorSpec) -> torch.dtype:
 
 
 def load_module(family: FamilySpec, variant: VariantSpec, device: str = "cpu") -> torch.nn.Module:
-    """Return the variant's module, in eval mode and its precision, on `device`.  Raises TypeError where the loader
-    returns something else."""
+    """Return the variant's module, in eval mode and its precision, on `device`.  Raises TypeError if the loader returns
+    something else."""
     import torch
 
     folder = Path(family.folder)
@@ -68,7 +68,8 @@ def load_module(family: FamilySpec, variant: VariantSpec, device: str = "cpu") -
 
 
 def with_casts(call: Callable[..., Any], family: FamilySpec, variant: VariantSpec) -> Callable[..., Any]:
-    """`call`, which computes in the variant's precision, for tensors of the declared types; itself but for fp16."""
+    """Return `call`, which computes in the variant's precision, as a function of tensors of the declared types; `call`
+    itself unless that is fp16."""
     if variant.precision != "fp16":
         return call
     import torch
@@ -101,8 +102,8 @@ def export(
     family: FamilySpec, variant: VariantSpec, device: str = "cpu"
 ) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...], Any]:
     """Return module, example arguments and dynamic shapes for `torch.export`: batches of 1 .. `max_batch`, variable
-    axes of 1 .. their bound.  Of a variant in fp16 the arguments are halved too: casting stays outside
-    (`with_casts`)."""
+    axes of 1 .. their bound.  The arguments of a variant in fp16 are halved too: casting stays outside (`with_casts`).
+    """
     import torch
 
     if variant.kind != "torch":
@@ -131,7 +132,7 @@ def _dynamic(index: int, tensor: TensorSpec, batch: Any) -> dict[int, Any]:
 
 
 def unsupported(family: FamilySpec, variant: VariantSpec, refused: Sequence[str] = (), *, half: bool = True) -> str:
-    """Return why a compiling backend cannot take `variant`; "" where it can.  `half`: whether it computes in fp16."""
+    """Return why a compiling backend cannot take `variant`; "" if it can.  `half`: whether it computes in fp16."""
     if variant.kind != "torch":
         return f"variant {variant.name} is plain Python"
     if variant.precision == "fp16" and not half:

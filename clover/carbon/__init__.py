@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from clover.carbon.chain import STATES, Chain
+from clover.carbon.chain import STATES, SourceChain
 from clover.carbon.clock import GridClock, boot_seconds
 from clover.carbon.layouts import MAX_G_PER_KWH, Scope, Signal, format_time, parse_time
 from clover.carbon.static import StaticSource
@@ -24,12 +24,12 @@ from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.interfaces import CarbonSource
 
-__all__ = ["SOURCES", "STATES", "Chain", "GridClock", "build", "build_source", "format_time"]
+__all__ = ["SOURCES", "STATES", "GridClock", "SourceChain", "build", "build_source", "format_time"]
 
 
 def build(
     config: CarbonConfig, *, monotonic: Callable[[], float] = boot_seconds, wall: Callable[[], float] = time.time
-) -> tuple[Chain, GridClock]:
+) -> tuple[SourceChain, GridClock]:
     """Return the chain and the grid clock that `config` asks for; ConfigError if anything in it cannot be used.
 
     Grid time starts at `trace_start`, by default now.  But a trace that leads the chain and does not cover now, or is
@@ -54,7 +54,7 @@ def build(
     for source in sources:
         if isinstance(source, TraceSource):
             source.replayed = start_s != now_s or clock.speed != 1.0
-    chain = Chain(
+    chain = SourceChain(
         sources,
         max_age_s=config.max_age_s,
         configured_g_per_kwh=config.configured_g_per_kwh,

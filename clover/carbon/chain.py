@@ -37,7 +37,7 @@ log = logging.getLogger("clover.carbon")
 STATES = ("fresh", "stale", "fallback", "configured")
 
 
-class Link:
+class ChainedSource:
     """One source of the chain with its last good reading, its back-off and its counters."""
 
     def __init__(
@@ -121,7 +121,7 @@ class Link:
             self._retry_s = now_s + wait_s
 
 
-class Chain:
+class SourceChain:
     """Sources in order of preference, never without an answer.
 
     `counts` holds how many readings were given out in each state, `failures` the failed calls per source, `last_error`
@@ -139,7 +139,7 @@ class Chain:
         timeout_s: float = 10.0,
         poll_s: float = 0.0,
     ) -> None:
-        self.links = tuple(Link(source, max_age_s, backoff_s, timeout_s, poll_s) for source in sources)
+        self.links = tuple(ChainedSource(source, max_age_s, backoff_s, timeout_s, poll_s) for source in sources)
         self.configured_g_per_kwh = configured_g_per_kwh
         self.counts = dict.fromkeys(STATES, 0)
         self.last: Reading | None = None

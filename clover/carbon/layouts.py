@@ -32,7 +32,7 @@ Scope = Literal["lifecycle", "direct", "unknown"]
 Signal = Literal["average", "marginal", "unknown"]
 
 
-class Row(NamedTuple):
+class TraceRow(NamedTuple):
     """One interval: from `at_s` (Unix seconds) to `until_s` (None: one step); `g` is None in a gap."""
 
     at_s: float
@@ -43,11 +43,11 @@ class Row(NamedTuple):
     line: int
 
 
-class Table(NamedTuple):
+class TraceTable(NamedTuple):
     """A file as rows in file order, with what its layout says about them."""
 
     layout: Literal["two-column", "electricity-maps", "neso"]
-    rows: list[Row]
+    rows: list[TraceRow]
     zone: str
     signal: Signal
     scope: Scope
@@ -68,7 +68,7 @@ class _NesoDocument(msgspec.Struct):
     data: list[_NesoSlot]
 
 
-def read_table(path: Path, *, scope: str = "", zone: str = "") -> Table:
+def read_table(path: Path, *, scope: str = "", zone: str = "") -> TraceTable:
     """Return the table in `path`.  `scope` picks the column, `zone` the rows, where a file has several.  ConfigError
     else."""
     try:
@@ -87,7 +87,7 @@ def read_table(path: Path, *, scope: str = "", zone: str = "") -> Table:
         raise ConfigError(f"carbon trace {path}: {error}") from error
 
 
-def parse_table(data: bytes, *, scope: str = "", zone: str = "") -> Table:
+def parse_table(data: bytes, *, scope: str = "", zone: str = "") -> TraceTable:
     """Return the table in the bytes of a file; ConfigError names the line that does not parse."""
     try:
         text = data.decode("utf-8-sig")
@@ -102,7 +102,7 @@ def parse_table(data: bytes, *, scope: str = "", zone: str = "") -> Table:
     if "datetime_utc" in header and "carbon_intensity_gco2_per_kwh" in header:
         at, value = header.index("datetime_utc"), header.index("carbon_intensity_gco2_per_kwh")
         rows = [_row(line, cells, at, None, value, None, None) for line, cells in lines]
-        return Table("two-column", rows, zone, "unknown", "unknown")
+        return TraceTable("two-column", rows, zone, "unknown", "unknown")
     if any("carbon intensity" in name for name in header):
         return _electricity_maps(header, lines, scope, zone)
     if "from" in header or any(name.endswith(("actual", "forecast")) for name in header):
@@ -142,7 +142,7 @@ def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
         raise ConfigError(f"line {reader.line_num}: {error}") from error
 
 
-def _electricity_maps(header: list[str], lines: Iterator[tuple[int, list[str]]], scope: str, zone: str) -> Table:
+def _electricity_maps(header: list[str], lines: Iterator[tuple[int, list[str]]], scope: str, zone: str) -> TraceTable:
     columns: dict[Scope, int] = {}
     for index, name in enumerate(header):
         if "carbon intensity" in name:
@@ -170,10 +170,10 @@ def _electricity_maps(header: list[str], lines: Iterator[tuple[int, list[str]]],
         raise ConfigError(f"it holds several zones ({', '.join(sorted(zones)[:8])}); pick one with ?zone=")
     if zone and not rows:
         raise ConfigError(f"it holds no row of zone {zone}")
-    return Table("electricity-maps", rows, zone or next(iter(zones), ""), "average", chosen)
+    return TraceTable("electricity-maps", rows, zone or next(iter(zones), ""), "average", chosen)
 
 
-def _neso_csv(header: list[str], lines: Iterator[tuple[int, list[str]]]) -> Table:
+def _neso_csv(header: list[str], lines: Iterator[tuple[int, list[str]]]) -> TraceTable:
     at = next((i for i, name in enumerate(header) if name in ("from", "datetime", "datetime_utc")), None)
     actual = next((i for i, name in enumerate(header) if name.endswith("actual")), None)
     forecast = next((i for i, name in enumerate(header) if name.endswith("forecast")), None)
@@ -181,10 +181,10 @@ def _neso_csv(header: list[str], lines: Iterator[tuple[int, list[str]]]) -> Tabl
         raise ConfigError("NESO columns expected: from, optionally to, and actual and/or forecast")
     until = header.index("to") if "to" in header else None
     rows = [_row(line, cells, at, until, actual, forecast, None) for line, cells in lines]
-    return Table("neso", rows, "GB", "average", "unknown")
+    return TraceTable("neso", rows, "GB", "average", "unknown")
 
 
-def _neso_json(text: str) -> Table:
+def _neso_json(text: str) -> TraceTable:
     try:
         document = msgspec.json.decode(text, type=_NesoDocument)
     except msgspec.DecodeError as error:
@@ -196,7 +196,7 @@ def _neso_json(text: str) -> Table:
         actual, forecast = (None if v is None else str(v) for v in (slot.intensity.actual, slot.intensity.forecast))
         cells = [slot.start, slot.end or "", actual or "", forecast or ""]
         rows.append(_row(number, cells, 0, 1, 2, 3, None))
-    return Table("neso", rows, "GB", "average", "unknown")
+    return TraceTable("neso", rows, "GB", "average", "unknown")
 
 
 def _row(
@@ -207,7 +207,7 @@ def _row(
     value: int | None,
     forecast: int | None,
     estimated: int | None,
-) -> Row:
+) -> TraceRow:
     """Return one row; a forecast stands in where there is no actual value, and then counts as estimated."""
     try:
         at_s = parse_time(cells[at])
@@ -222,8 +222,8 @@ def _row(
     if until_s is not None and until_s <= at_s:
         raise ConfigError(f"line {line}: it ends before it starts")
     if g is None and forecast_g is not None:
-        return Row(at_s, until_s, forecast_g, forecast_g, True, line)
-    return Row(at_s, until_s, g, forecast_g, guessed, line)
+        return TraceRow(at_s, until_s, forecast_g, forecast_g, True, line)
+    return TraceRow(at_s, until_s, g, forecast_g, guessed, line)
 
 
 def _intensity(cell: str) -> float | None:

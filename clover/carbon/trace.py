@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from clover.carbon.layouts import Row, Scope, Signal, Table, format_time, read_table
+from clover.carbon.layouts import Scope, Signal, TraceRow, TraceTable, format_time, read_table
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
 
@@ -110,17 +110,17 @@ class TraceSource:
     def _span_s(self) -> float:
         return self.end_s - self._rows[0].at_s
 
-    def _until(self, row: Row) -> float:
+    def _until(self, row: TraceRow) -> float:
         return row.until_s if row.until_s is not None else row.at_s + self.step_s
 
-    def _row_at(self, grid_s: float) -> tuple[Row | None, float]:
+    def _row_at(self, grid_s: float) -> tuple[TraceRow | None, float]:
         """Return the last row not after `grid_s`, and by how much looping shifted the file."""
         shift_s = math.floor((grid_s - self._rows[0].at_s) / self._span_s) * self._span_s if self.loop else 0.0
         index = bisect.bisect_right(self._times, grid_s - shift_s) - 1
         return (self._rows[index] if index >= 0 else None), shift_s
 
     def _reading(
-        self, row: Row, g_per_kwh: float, shift_s: float, grid_s: float, *, estimated: bool, foreseen: bool
+        self, row: TraceRow, g_per_kwh: float, shift_s: float, grid_s: float, *, estimated: bool, foreseen: bool
     ) -> Reading:
         at_s = row.at_s + shift_s
         recorded: Literal["modelled", "measured"] = "modelled" if estimated else "measured"
@@ -144,9 +144,9 @@ class TraceSource:
         return "a gap"
 
 
-def _order(table: Table) -> tuple[list[Row], float]:
+def _order(table: TraceTable) -> tuple[list[TraceRow], float]:
     """Return rows by time without repeats, and their step in seconds."""
-    rows: list[Row] = []
+    rows: list[TraceRow] = []
     for row in sorted(table.rows, key=lambda row: row.at_s):
         if rows and rows[-1].at_s == row.at_s:
             if rows[-1][:4] != row[:4]:

@@ -1,10 +1,9 @@
-"""The command: its arguments, what it prints and writes."""
+"""The command `plan`: its arguments, what it prints and writes."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -16,14 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from clover import terminal
+from clover.cli import CommandParser
 from clover.errors import ConfigError
 from clover.hints import program
-from clover.problem.file import Problem, parse
-from clover.problem.solve import Answer, Infeasible, solve
+from clover.problem.file import ProblemFile, parse
+from clover.problem.solve import Infeasible, Solution, solve
 
 DONE, USAGE, INFEASIBLE = 0, 2, 3
 _WIDTH = 120
-"""Columns where standard output is no terminal."""
+"""Columns if standard output is no terminal."""
 
 _ABOUT = """\
 Find the configuration with the highest objective for a problem file (`clover-problem/1`), and an upper bound of what
@@ -32,7 +32,7 @@ any configuration can reach.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     try:
         given = _parser().parse_args(argv)
     except SystemExit as stop:
@@ -60,8 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         if answer.verified is False:
             _warn(f"NOT VERIFIED: {answer.why}")
-    except BrokenPipeError:  # the reader, as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ConfigError as error:
         return _fail(str(error), USAGE)
     except Infeasible as error:
@@ -82,23 +80,26 @@ def _warn(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"{program()} plan", description=_ABOUT)
+    parser = CommandParser(prog=f"{program()} plan", description=_ABOUT)
     parser.add_argument("problem", metavar="PROBLEM.json", help="problem file; - reads standard input")
     parser.add_argument("-o", "--output", metavar="ANSWER.json", default="", help="write the answer there as JSON")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON instead of a table")
-    parser.add_argument("--time-limit", metavar="S", type=float, default=20.0, help="seconds for it all [20]")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the annealer [0]")
+    parser.add_argument("--time-limit", metavar="S", type=float, default=20.0, help="seconds that it may take [20]")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the annealing [0]")
     parser.add_argument(
         "--verify",
         choices=("report", "strict", "off"),
         default="report",
-        help="simulate the answer and tell; or give only one that the simulation accepts; or neither [report]",
+        help="report: simulate the answer and say whether it holds; strict: give only an answer that the simulation "
+        "accepts; off: do not simulate [report]",
     )
-    parser.add_argument("--no-highs", action="store_true", help="bound without HiGHS even where it is installed")
+    parser.add_argument(
+        "--no-highs", action="store_true", help="do not use HiGHS for the bound, even if it is installed"
+    )
     return parser
 
 
-def _read(name: str) -> Problem:
+def _read(name: str) -> ProblemFile:
     try:
         text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
@@ -116,7 +117,7 @@ def _write(name: str, document: str) -> None:
         raise ConfigError(f"{name}: {error.strerror or error}") from error
 
 
-def show(problem: Problem, answer: Answer, console: Console) -> None:
+def show(problem: ProblemFile, answer: Solution, console: Console) -> None:
     """Print the answer for people: the groups, what they do together, and how good that can be called."""
     sheet = Table(box=None, pad_edge=False)
     sheet.add_column("group")
@@ -141,7 +142,7 @@ def show(problem: Problem, answer: Answer, console: Console) -> None:
         _say(console, textwrap.fill(f"{head:<10} {text}", console.width, subsequent_indent=" " * 11))
 
 
-def _lines(problem: Problem, answer: Answer) -> list[tuple[str, str]]:
+def _lines(problem: ProblemFile, answer: Solution) -> list[tuple[str, str]]:
     base = problem.base
     carbon = 1.0 - answer.energy_j_per_request * problem.carbon_intensity / (
         base.energy_j_per_request * problem.ci_base
@@ -162,7 +163,7 @@ def _lines(problem: Problem, answer: Answer) -> list[tuple[str, str]]:
     ]
 
 
-def _verification(answer: Answer) -> list[tuple[str, str]]:
+def _verification(answer: Solution) -> list[tuple[str, str]]:
     if answer.verified is None:
         return [("verified", "no: not asked for")]
     lines = [] if answer.verified else [("verified", f"NO: {answer.why}")]

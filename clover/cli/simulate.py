@@ -1,11 +1,10 @@
-"""The command: its arguments, what it plays, prints and writes."""
+"""The command `simulate`: its arguments, what it plays, prints and writes."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,26 +16,27 @@ from rich.console import Console
 from rich.progress import Progress
 
 from clover import terminal
+from clover.cli import CommandParser
 from clover.errors import CloverError, ConfigError
 from clover.hints import program
 from clover.simulate import day, families, forecasts, loads, minutes, parametric, world
 from clover.simulate.day import Day
 from clover.simulate.families import Known
 from clover.simulate.page import page
-from clover.simulate.paper import SEEDS, Asked, Paper
-from clover.simulate.records import Input, Results, Run
+from clover.simulate.paper import SEEDS, Paper, PaperOptions
+from clover.simulate.records import Results, Run, RunInput
 from clover.simulate.tables import show, show_minutes
 from clover.simulate.work import execute, results
-from clover.simulate.world import Case, Machine, Rules, Trace, World
+from clover.simulate.world import Case, Rules, SimulatedMachine, Trace, World
 
 DONE, USAGE, FAILED = 0, 2, 3
 _WIDTH = 205
-"""Columns where standard output is no terminal."""
+"""Columns if standard output is no terminal."""
 _HOURS = 24.0
 _MOST_RUNS = 5_000
 _POLICIES = ("base", "co2opt", "clover", "oracle", "objective", "budget")
 _CASCADES = ("objective+cascade", "budget+cascade")
-"""Beside them for families that have cascades, where no policies are named."""
+"""Played, too, for families that have cascades, if no policies are named."""
 
 _ABOUT = """\
 Play families of model variants through carbon traces under policies, on a virtual clock and through the controller that
@@ -45,7 +45,7 @@ serves.  Nothing is measured: joules, p95 and accuracy are those of the planner'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         given = _parser().parse_args(words)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     log = logging.getLogger("clover")
     level = log.level
-    log.setLevel(logging.ERROR)  # what the controller warns of is in the ledger
+    log.setLevel(logging.ERROR)  # the ledger has what the controller warns of
     console = terminal.console(_WIDTH)
     try:
         if given.minutes is not None:
@@ -64,9 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.output:
             for path in _write(found, Path(given.output), png=given.png):
                 console.print(f"written: {path}", soft_wrap=True)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ConfigError as error:
         return _fail(str(error), USAGE)
     except CloverError as error:
@@ -74,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        log.setLevel(level)  # whoever called is no command line
+        log.setLevel(level)  # main() may have been called from a program that logs
     return DONE
 
 
@@ -85,7 +82,7 @@ def _fail(text: str, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"{program()} simulate", description=_ABOUT)
+    parser = CommandParser(prog=f"{program()} simulate", description=_ABOUT)
     add = parser.add_argument
     add(
         "families",
@@ -93,47 +90,121 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         help=f"{', '.join(families.names())} (all three by default), a family profiled here, or a profile.json",
     )
-    add("--policies", metavar="A,B", default=None, help="names as in --policy of serve, with +cascade for chains and "
+    add(
+        "--policies",
+        metavar="A,B",
+        default=None,
+        help="names as in --policy of serve, with +cascade for chains and "
         f"@L for a lambda of its own; BASE is always played [{','.join(_POLICIES)}, and for families with cascades "
-        f"{','.join(_CASCADES)}]")  # fmt: skip
+        f"{','.join(_CASCADES)}]",
+    )
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")
-    add("--load", default="constant:0.6", help="constant:U, diurnal[:U], bursts[:U] (U: part of BASE's capacity), or a "
-        "FILE of arrival times in seconds [constant:0.6]")  # fmt: skip
+    add(
+        "--load",
+        default="constant:0.6",
+        help="constant:U, diurnal[:U], bursts[:U] (U: part of BASE's capacity), or a "
+        "FILE of arrival times in seconds [constant:0.6]",
+    )
     add("--gpus", metavar="N", type=int, default=None, help="A100s with MIG, simulated [2]")
     add("--device", choices=("cpu",), default=None, help="cores of this machine instead, for a family profiled on them")
     add("--hours", type=float, default=None, help=f"hours of each trace [{_HOURS:g}; paper: 48]")
     add("--start", metavar="ISO", default="", help="grid time to start at [the trace's first value]")
     add("--seeds", metavar="N", type=int, default=None, help=f"runs with other random numbers [1; paper: {SEEDS}]")
-    add("--objective", choices=("paper", "floor"), default="paper", help="form of the objective [paper]")
+    add(
+        "--objective",
+        choices=("paper", "floor"),
+        default="paper",
+        help="paper: accuracy against carbon, weighted by lambda; floor: least carbon above the accuracy floor [paper]",
+    )
     add("--lam", metavar="L", type=float, default=None, help="lambda of the paper's objective [derived; paper: 0.1]")
     add("--slo-ms", metavar="MS", type=float, default=None, help="p95 target [1.2 x BASE's p95; paper: BASE's p95]")
-    add("--accuracy-floor", metavar="PCT", type=float, default=None, help="[best variant - 1 point; paper: none]")
-    add("--accuracy-budget", metavar="PTS", type=float, default=None, help="points below the best variant that the "
-        "policies budget and static may lose on average [0.5]")  # fmt: skip
-    add("--budget-horizon-h", metavar="H", type=float, default=24.0, help="hours of a budget [24; paper: all]")
-    add("--forecast", default="perfect", help="what policies are told of hours to come: perfect, seasonal, "
-        "persistence, or error:PCT, the trace with normal errors [perfect]")  # fmt: skip
-    add("--confidence", default="parametric", help="of the paper's families, which nobody measured: parametric, "
-        "parametric:ALIKE,BLUR (0.9,0.7), or none, which leaves them without cascades [parametric]")  # fmt: skip
-    add("--asleep", metavar="W", type=float, default=None, help="watts of a GPU without workers, as 45 (parked) or 0 "
-        "(released): lets plans leave GPUs without [all stay awake; paper: 45 where a policy says parked]")  # fmt: skip
-    add("--look-s", metavar="S", type=float, default=300.0, help="grid seconds between looks [300; paper: 900]")
+    add(
+        "--accuracy-floor",
+        metavar="PCT",
+        type=float,
+        default=None,
+        help="lowest accuracy to plan for [best variant - 1 point; paper: 0]",
+    )
+    add(
+        "--accuracy-budget",
+        metavar="PTS",
+        type=float,
+        default=None,
+        help="points below the best variant that the policies budget and static may lose on average [0.5]",
+    )
+    add(
+        "--budget-horizon-h",
+        metavar="H",
+        type=float,
+        default=24.0,
+        help="hours over which a budget averages [24; paper: all]",
+    )
+    add(
+        "--forecast",
+        default="perfect",
+        help="what policies know of the hours to come: perfect, seasonal, "
+        "persistence, or error:PCT, the trace with normal errors [perfect]",
+    )
+    add(
+        "--confidence",
+        default="parametric",
+        help="confidence of the paper's families, never measured: parametric, "
+        "parametric:ALIKE,BLUR (0.9,0.7), or none, which leaves them without cascades [parametric]",
+    )
+    add(
+        "--asleep",
+        metavar="W",
+        type=float,
+        default=None,
+        help="watts of a GPU without workers, as 45 (parked) or 0 "
+        "(released): lets plans leave GPUs without workers [all stay awake; paper: 45 if a policy says parked]",
+    )
+    add(
+        "--look-s",
+        metavar="S",
+        type=float,
+        default=300.0,
+        help="grid seconds between readings of the intensity [300; paper: 900]",
+    )
     add("--dwell-s", metavar="S", type=float, default=5.0, help="grid seconds between changes of configuration [5]")
     add("--load-s", metavar="S", type=float, default=0.0, help="grid seconds a worker takes to load [0]")
     add("--pue", type=float, default=1.5, help="power usage effectiveness [1.5]")
     add("--exact-rate", action="store_true", help="let the controller see the true rate, not one sampled in a window")
-    add("--allow-capacity-loss", action="store_true", help="take changes that cannot keep the capacity meanwhile")
-    add("--minutes", metavar="M", type=float, default=None, help="play M minutes row by row through the server's own "
-        "router, instead of hours in steps")  # fmt: skip
-    add("--gust", metavar="F", type=float, default=1.0, help=f"with --minutes: F times the load for "
-        f"{minutes.GUST_S:g} s of every minute [1]")  # fmt: skip
-    add("--relief", metavar="VARIANT", default="", help="with --minutes: play it again with VARIANT (or auto) standing "
-        "by, as with --relief of serve")  # fmt: skip
-    add("--scenario", choices=("paper", "day"), default=None, help="paper: the SC'23 evaluation, 3 families, 10 GPUs, "
+    add(
+        "--allow-capacity-loss",
+        action="store_true",
+        help="also make changes during which capacity falls below the load",
+    )
+    add(
+        "--minutes",
+        metavar="M",
+        type=float,
+        default=None,
+        help="play M minutes row by row through the server's own router, instead of hours in steps",
+    )
+    add(
+        "--gust",
+        metavar="F",
+        type=float,
+        default=1.0,
+        help=f"with --minutes: F times the load for {minutes.GUST_S:g} s of every minute [1]",
+    )
+    add(
+        "--relief",
+        metavar="VARIANT",
+        default="",
+        help="with --minutes: play it again with VARIANT (or auto) standing by, as with --relief of serve",
+    )
+    add(
+        "--scenario",
+        choices=("paper", "day"),
+        default=None,
+        help="paper: the SC'23 evaluation, 3 families, 10 GPUs, "
         "48 h of the artifact's traces (in --traces DIR), two accountings; day: a day under an accuracy budget, by "
-        "mixes and by cascades")  # fmt: skip
+        "mixes and by cascades",
+    )
     add("--jobs", metavar="N", type=int, default=1, help="processes that share a scenario's families and traces [1]")
-    add("--quick", action="store_true", help="a small one: 2 GPUs, 6 hours")
+    add("--quick", action="store_true", help="play less: 2 GPUs, 6 hours")
     add("--png", action="store_true", help="write charts as PNG too (needs the extra `simulate`)")
     add("-o", "--output", metavar="DIR", default="", help="write results.json and report.html there")
     return parser
@@ -148,18 +219,18 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
         bar = stack.enter_context(Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()))
         task = bar.add_task("simulating", total=None)
 
-        def told(own: World, trace: Trace, number: int) -> None:
+        def on_progress(own: World, trace: Trace, number: int) -> None:
             bar.update(task, advance=number, description=f"{own.known.profile.family} {trace.name}")
 
         labels: tuple[str, ...] = ()
         if given.scenario == "day":
             played = Day(_day(given))
             bar.update(task, total=played.count)
-            runs = played.play(told)
+            runs = played.play(on_progress)
             inputs, labels = played.inputs, played.labels
         elif given.scenario:
             scenario = Paper(
-                Asked(
+                PaperOptions(
                     names=given.families,
                     traces=given.traces,
                     lam=given.lam,
@@ -174,7 +245,7 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
                 )
             )
             bar.update(task, total=scenario.count)
-            runs = scenario.play(told, given.jobs)
+            runs = scenario.play(on_progress, given.jobs)
             inputs, labels = scenario.inputs, scenario.labels
         else:
             cases, inputs = _cases(given)
@@ -183,7 +254,7 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
                     f"these are {len(cases)} runs, more than {_MOST_RUNS}: fewer traces, policies or seeds"
                 )
             bar.update(task, total=len(cases))
-            runs = execute(cases, told)
+            runs = execute(cases, on_progress)
     return _results(given, words, runs, inputs, labels, began)
 
 
@@ -211,7 +282,7 @@ def _results(
     given: argparse.Namespace,
     words: Sequence[str],
     runs: Sequence[Run],
-    inputs: Sequence[Input],
+    inputs: Sequence[RunInput],
     labels: Sequence[str],
     began: float,
 ) -> Results:
@@ -232,7 +303,7 @@ def _results(
 
 
 def _check(given: argparse.Namespace) -> None:
-    """ConfigError for what no run could use, before anything runs."""
+    """Check the arguments before anything runs; ConfigError for values that no run could use."""
     if given.output:
         try:
             Path(given.output).mkdir(parents=True, exist_ok=True)
@@ -292,7 +363,7 @@ def _rules(given: argparse.Namespace) -> Rules:
     )
 
 
-def _machine(given: argparse.Namespace) -> Machine:
+def _machine(given: argparse.Namespace) -> SimulatedMachine:
     if given.device:
         if not given.families:
             raise ConfigError("--device cpu needs a FAMILY that was profiled on cores: the paper's are on A100s")
@@ -300,7 +371,7 @@ def _machine(given: argparse.Namespace) -> Machine:
     return world.gpus(2 if given.gpus is None else given.gpus)
 
 
-def _known(given: argparse.Namespace, machine: Machine) -> list[Known]:
+def _known(given: argparse.Namespace, machine: SimulatedMachine) -> list[Known]:
     confidence = parametric.parse(given.confidence)
     names = dict.fromkeys(given.families or families.names())
     return [families.load(name, machine.shapes, confidence) for name in names]
@@ -311,9 +382,9 @@ def _traces(given: argparse.Namespace) -> list[Trace]:
     return world.traces(given.traces, given.start, hours)
 
 
-def _day(given: argparse.Namespace) -> day.Asked:
+def _day(given: argparse.Namespace) -> day.PaperOptions:
     machine = _machine(given)
-    return day.Asked(
+    return day.PaperOptions(
         machine=machine,
         known=_known(given, machine),
         traces=_traces(given),
@@ -323,7 +394,7 @@ def _day(given: argparse.Namespace) -> day.Asked:
     )
 
 
-def _cases(given: argparse.Namespace) -> tuple[list[Case], list[Input]]:
+def _cases(given: argparse.Namespace) -> tuple[list[Case], list[RunInput]]:
     machine = _machine(given)
     load = loads.parse(given.load)
     named = _POLICIES if given.policies is None else tuple(filter(None, given.policies.split(",")))

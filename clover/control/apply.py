@@ -1,9 +1,9 @@
 """Carrying out a transition, and undoing one that failed.
 
-Instances are shared: two families may sit on one core-set.  `Instances` counts who holds what, makes an instance for
-the first holder and unmakes it after the last.
+SharedInstances are shared: two families may sit on one core-set.  `SharedInstances` counts who holds what, makes an
+instance for the first holder and unmakes it after the last.
 
-The steps of a stage run at once.  Where one fails the others of its stage are finished, and the transition ends there.
+The steps of a stage run at once.  If one fails the others of its stage are finished, and the transition ends there.
 Two failures do not end it: a worker that does not drain is gone all the same, and an old instance that cannot be
 unmade (its device leaves it out from then on) matters only where a new one was to stand in its place.  Both are noted.
 
@@ -38,7 +38,7 @@ log = logging.getLogger("clover.control")
 _Failure = tuple[Step, CloverError]
 
 NOWHERE = Routing(shares={})
-"""How rows go where nobody takes any."""
+"""The routing without any worker."""
 
 
 class ApplyError(PlanError):
@@ -57,23 +57,23 @@ class Barring(Protocol):
         """Leave `placement` out of the layouts until an instance can be made there."""
 
 
-class Instances:
-    """The instances of all devices, by who holds them."""
+class SharedInstances:
+    """The instances of all devices, and which families hold each."""
 
     def __init__(self, devices: Mapping[str, Device]) -> None:
         self._devices = devices
         self._holders: dict[str, set[str]] = {}
 
     def held(self, family: str) -> set[str]:
-        """Return ids of the placements a family holds."""
+        """Return the ids of the placements a family holds."""
         return {place for place, holders in self._holders.items() if family in holders}
 
     def shapes(self) -> tuple[DeviceShape, ...]:
-        """Return what the devices allow now."""
+        """Return the shapes of the devices: what each allows now."""
         return tuple(device.shape() for device in self._devices.values())
 
     async def hold(self, family: str, placement: Placement) -> None:
-        """Make the instance unless it stands; DeviceError where that fails (then nothing is held)."""
+        """Make the instance unless it stands.  DeviceError if that fails; nothing is held then."""
         holders = self._holders.get(placement.id)
         if not holders:
             await self._device(placement).create(placement)
@@ -81,7 +81,7 @@ class Instances:
         holders.add(family)
 
     async def release(self, family: str, placement: Placement) -> None:
-        """Unmake the instance unless another family holds it; DeviceError where that fails (it is held no more)."""
+        """Unmake the instance unless another family holds it.  DeviceError if that fails; it is held no more."""
         holders = self._holders.get(placement.id)
         if holders is None or family not in holders:
             return
@@ -91,7 +91,7 @@ class Instances:
             await self._device(placement).destroy(placement)
 
     def bar(self, placement: Placement, why: str) -> None:
-        """Leave a place out of what its device allows, where nothing can be made although nothing is in its way."""
+        """Leave a place out of what its device allows: nothing can be made there although nothing is in its way."""
         device = self._device(placement)
         if isinstance(device, Barring):
             device.bar(placement, why)
@@ -106,7 +106,7 @@ class Instances:
 class Applier:
     """Carries out the transitions of one family.  `progress` describes the one under way, or is None."""
 
-    def __init__(self, family: str, fleet: Fleet, instances: Instances) -> None:
+    def __init__(self, family: str, fleet: Fleet, instances: SharedInstances) -> None:
         self.progress: dict[str, object] | None = None
         self._family = family
         self._fleet = fleet
@@ -118,7 +118,7 @@ class Applier:
 
     @property
     def workers(self) -> tuple[Assignment, ...]:
-        """What was spawned and not drained."""
+        """The workers that were spawned and not drained."""
         return tuple(self._workers)
 
     async def run(
@@ -130,8 +130,8 @@ class Applier:
         routing: Routing,
         capacity: Capacity | None = None,
     ) -> tuple[str, ...]:
-        """Do every step; the last route gives exactly `routing`, those before it a mix of both.  Returns what went
-        wrong without doing harm.  ApplyError where a step fails, after the deployment `before` was restored as far as
+        """Carry out every step; the last route gives exactly `routing`, those before it a mix of both.  Return what
+        went wrong without doing harm.  ApplyError if a step fails, after the deployment `before` was restored as far as
         possible; `capacity` (rows/s of a worker) is what the way back is staggered by."""
         self.progress = {"steps": len(transition.steps), "done": 0, "step": ""}
         self._stuck.clear()
@@ -141,7 +141,7 @@ class Applier:
             if not failed:
                 return tuple(notes)
             restored, more = await self._restore(before, routing_before, capacity or slices)
-            text = "; ".join(dict.fromkeys([*map(_told, failed), *notes, more]))
+            text = "; ".join(dict.fromkeys([*map(_failure_text, failed), *notes, more]))
             raise ApplyError(text, restored=restored) from failed[0][1]
         finally:
             self.progress = None
@@ -152,7 +152,7 @@ class Applier:
         await self._try(Step(kind="destroy", placement=place) for place in self._places.values())
 
     async def forget(self, devices: Container[str], reason: str) -> None:
-        """Give up all workers and instances on `devices`, which are gone: nothing there is waited for."""
+        """Forget all workers and instances on `devices`, which are lost: nothing there is waited for."""
         for item in [item for item in self._workers if item.placement.device in devices]:
             self._workers.remove(item)
             self._fleet.forget(item, reason)
@@ -168,7 +168,8 @@ class Applier:
     async def _carry_out(
         self, steps: Sequence[Step], routing: Routing, before: Routing, notes: list[str]
     ) -> list[_Failure]:
-        """Do `steps` stage by stage, up to the first failure that matters."""
+        """Carry out `steps` stage by stage, up to the first failure that matters; return it, with those of its
+        stage."""
         last = max((index for index, step in enumerate(steps) if step.kind == "route"), default=-1)
         done = 0
         for _, group in itertools.groupby(steps, key=lambda step: (step.stage, step.kind)):
@@ -179,13 +180,13 @@ class Applier:
             done += len(parts)
             failures = await self._at_once(parts, goal)
             fatal = [failure for failure in failures if matters(failure[0], steps[done:])]
-            notes.extend(_told(failure) for failure in failures if failure not in fatal)
+            notes.extend(_failure_text(failure) for failure in failures if failure not in fatal)
             if fatal:
                 return fatal
         return []
 
     async def _at_once(self, steps: Sequence[Step], routing: Routing) -> list[_Failure]:
-        """Do all of `steps`; those that failed."""
+        """Carry out all of `steps` at once; return those that failed."""
         results = await asyncio.gather(*(self._do(step, routing) for step in steps), return_exceptions=True)
         failures: list[_Failure] = []
         for step, result in zip(steps, results, strict=True):
@@ -197,8 +198,8 @@ class Applier:
         return failures
 
     async def _try(self, steps: Iterable[Step]) -> list[str]:
-        """Do all of `steps`, whatever fails; what did."""
-        return [_told(failure) for failure in await self._at_once(tuple(steps), NOWHERE)]
+        """Carry out all of `steps`, whatever fails; return the failures in words."""
+        return [_failure_text(failure) for failure in await self._at_once(tuple(steps), NOWHERE)]
 
     async def _do(self, step: Step, routing: Routing) -> None:
         if step.kind == "route":
@@ -243,7 +244,7 @@ class Applier:
     # --- back ---------------------------------------------------------------------------------------------------------
 
     async def _restore(self, before: Sequence[Assignment], routing: Routing, capacity: Capacity) -> tuple[bool, str]:
-        """Back to `before`; whether that worked, and what to say of it."""
+        """Restore the deployment `before`; return whether that worked, and what to say of it."""
         wanted = {item.placement.id for item in before}
         trouble = await self._try(
             Step(kind="create", placement=place) for key, place in list(self._stuck.items()) if key in wanted
@@ -263,7 +264,7 @@ class Applier:
             steps = [step for step in back.steps if step.kind != "create" or not self._stands(step.placement)]
             notes: list[str] = []
             failures = await self._carry_out(steps, routing, routing, notes)
-            trouble += map(_told, failures)
+            trouble += map(_failure_text, failures)
             for step, error in failures:
                 if step.kind == "create" and step.placement is not None and isinstance(error, DeviceError):
                     self._instances.bar(step.placement, str(error))
@@ -277,17 +278,17 @@ class Applier:
             route = Step(kind="route", routed=tuple(self._workers))
             exact = restored and bool(routing.shares)
             failed = await self._at_once([route], routing if exact else interim(self._workers, routing, routing))
-            trouble += map(_told, failed)
+            trouble += map(_failure_text, failed)
             restored = restored and not failed
-        told = "; ".join(dict.fromkeys(trouble))
+        failures_text = "; ".join(dict.fromkeys(trouble))
         if not restored:
-            log.error("%s: the deployment before could not be restored: %s", self._family, told)
-            return False, f"the deployment before could not be restored: {told}"
+            log.error("%s: the deployment before could not be restored: %s", self._family, failures_text)
+            return False, f"the deployment before could not be restored: {failures_text}"
         stands = "the deployment before stands again" if before else "nothing ran before"
-        return True, f"{stands}; {told}" if told else stands
+        return True, f"{stands}; {failures_text}" if failures_text else stands
 
     async def _clean(self, *, keep: Iterable[str]) -> list[str]:
-        """Unmake instances without a worker; what could not be."""
+        """Unmake instances without a worker, but for those in `keep`; return the failures in words."""
         needed = {item.placement.id for item in self._workers}.union(keep)
         return await self._try(
             Step(kind="destroy", placement=place) for key, place in list(self._places.items()) if key not in needed
@@ -315,12 +316,12 @@ def possible(
 
 
 def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> Routing:
-    """Return how rows go while only `routed` take them: each variant's new share, else its old one, made to sum to 1;
-    all alike where none has any.
+    """Return the routing while only `routed` take rows: each variant's new share, else its old one, made to sum to 1;
+    equal shares if none has any.
 
-    Largest batches are those that stood.  The chain is the new one where all of it is there, else the old one, else
-    none.  Nobody waits on the way: waits were sized for lanes of so many workers, and
-    one that is planned for the end, or stood before, need not hold for the workers there are meanwhile."""
+    Largest batches are those of before.  The chain is the new one if all its variants are there, else the old one, else
+    none.  No lane waits for a batch to fill: waits were sized for so many workers, and neither the new nor the old ones
+    need hold for the workers there are meanwhile."""
     weights = {v: routing.shares.get(v, 0.0) or before.shares.get(v, 0.0) for v in (item.variant for item in routed)}
     chained = next((item for item in (routing, before) if item.chain and weights.keys() >= set(item.chain)), NOWHERE)
     total = sum(weights.values())
@@ -346,7 +347,7 @@ def described(step: Step) -> str:
     return f"{step.kind} {step.placement.id if step.placement is not None else ''}"
 
 
-def _told(failure: _Failure) -> str:
+def _failure_text(failure: _Failure) -> str:
     return f"{described(failure[0])} failed: {failure[1]}"
 
 

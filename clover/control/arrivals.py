@@ -35,10 +35,10 @@ class ArrivalRate:
         self._exact = False
 
     def note(self, now_s: float, rate: float, window_s: float = WINDOW_S) -> None:
-        """Take the count of the window that ends at `now_s` (monotonic seconds) as `rate` rows a second.
+        """Note the count of the window that ends at `now_s` (monotonic seconds) as `rate` rows a second.
 
-        Windows that overlap the last one that was kept say the same again: they only tell of a change.  A `window_s`
-        without end says that the rate is known, as a simulation may know it, and leaves nothing to chance."""
+        Windows that overlap the last one that was kept add nothing to the mean; they only show a change.  An infinite
+        `window_s` says that the rate is known exactly, as in a simulation."""
         self._newest = rate
         self._exact = math.isinf(window_s)
         if now_s - self._kept_s >= WINDOW_S:
@@ -62,7 +62,7 @@ class ArrivalRate:
         return max(sure, self._newest - _deviation(self._newest, 1))
 
     def _changed(self, newest: int) -> bool:
-        """Return whether the `newest` windows are not those of the rate before them."""
+        """Return whether the rate of the `newest` windows differs from that of the windows before them."""
         windows = list(self._windows)
         before = windows[:-newest]
         if not before:

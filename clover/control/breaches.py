@@ -1,17 +1,17 @@
 """What a plan is predicted to break, in words for an operator: the accuracy floor, the SLO, the load they hold at.
 
-The prediction is held against what was promised, not against what plans aim at: neither the margin above the floor nor
-a floor that the guard has raised keeps an operator from anything.
+The prediction is compared with the targets themselves, not with what plans aim at: neither the margin above the floor
+nor a floor that the guard has raised stops an operator.
 """
 
 from __future__ import annotations
 
-from clover.control.family import Targets
-from clover.planning.packing.exhaustive import UNBOUNDED_MS
+from clover.control.request import Targets
+from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.types import Plan
 
 _LEAST_POINTS = 5e-3
-"""Percent of accuracy: less is not seen in what is printed, and rounding of shares."""
+"""Percent of accuracy that is ignored: it is lost in printing and in the rounding of shares."""
 
 FORCE = '`--force` ("force": true) does it all the same'
 
@@ -45,5 +45,5 @@ def stricter(one: Targets, other: Targets) -> Targets:
 
 
 def tightened(before: Targets, after: Targets) -> bool:
-    """Return whether `after` asks for more than `before` did.  If it does not, it cannot be what makes plans fail."""
+    """Return whether a limit of `after` is stricter than in `before`.  If none is, `after` cannot be why plans fail."""
     return after.slo_ms < before.slo_ms or after.accuracy_floor > before.accuracy_floor

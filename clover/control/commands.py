@@ -1,4 +1,4 @@
-"""What an operator may say to the controller.  Every argument is checked, every command is kept as a decision.
+"""The commands of an operator.  Every argument is checked, and every command is recorded as a decision.
 
     pin     {model, variant | configuration, force?}   serve one variant, or one configuration; {variant: null} lifts it
     base    {model}                            pin BASE
@@ -10,39 +10,47 @@
 
 `plan` and `apply` take the inputs of a plan in place of those that hold: intensity_g_per_kwh, arrival_rate, and the
 targets of `set`.  A configuration is {"small@1c": 2} or [{"variant": "small", "profile": "1c", "count": 2}].  Without
-`model` a command means the only family there is (`freeze`, `guard` and `set`: all of them).  `dry_run: true` shows what
-any of them would do.
+`model` a command means the only family there is (`freeze`, `guard` and `set`: all of them).  With `dry_run: true` any
+of them shows what it would do.
 
 An operator's change is applied in every mode.  Two things are refused, and change nothing: a loss of capacity that the
 configuration does not allow, and, without `force: true`, a plan that is predicted to break the accuracy floor or the
-SLO (`clover.control.breaches`).  That concerns what the operator chose: a pin, and an `apply` or a `set` that says what
-to plan with.  Never refused for it are BASE, which is where one goes when nothing else is trusted (the answer says what
-it breaks), lifting a pin, an `apply` without arguments, which is the controller's own plan, and a `set` that makes no
+SLO (`clover.control.breaches`).  The second concerns what the operator chose: a pin, and an `apply` or a `set` that
+says what to plan with.  Never refused for it are BASE, the way out if nothing else is trusted (the answer says what it
+breaks), lifting a pin, an `apply` without arguments, which is the controller's own plan, and a `set` that makes no
 limit stricter: when there is more load than any plan can serve, that is what an operator has left.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import msgspec
 
 from clover.control.breaches import FORCE, breaches, stricter, tightened
-from clover.control.family import Family, Mode, Pin, Targets
+from clover.control.context import Context
+from clover.control.decisions import DecisionEntry
+from clover.control.device_watch import DeviceWatch
+from clover.control.executor import Executor
+from clover.control.family import Family, Mode
+from clover.control.planner import Planner
+from clover.control.recording import words
+from clover.control.request import Pin, PlanRequest, Targets
 from clover.errors import BadRequest, CloverError, Conflict, PlanError
 from clover.hints import did_you_mean
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.transition.layout import lay_out
-from clover.runtime.guard.guard import RUNGS
+from clover.runtime.guard.guard import ALARM_LEVELS
 from clover.types import Configuration, Decision, GroupCount, Plan, State
 
-if TYPE_CHECKING:
-    from clover.control.controller import Controller
+log = logging.getLogger("clover.control")
 
 _TARGETS = ("accuracy_floor", "slo_ms", "lambda", "objective")
+_TARGET_NAMES = {"accuracy_floor": "accuracy_floor", "slo_ms": "slo_ms", "lam": "lambda", "form": "objective"}
 _INPUTS = ("intensity_g_per_kwh", "arrival_rate")
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "pin": ("model", "variant", "configuration", "force"),
@@ -56,8 +64,9 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 
 class Review:
-    """Judges the plan that an operator's change comes to.  One that is predicted to break `targets` is refused, unless
-    `force` is given or the change is `harmless`; a dry run says so.  Afterwards `refused` or `forced` is true."""
+    """Judges the plan that an operator's change leads to.  A plan that is predicted to break `targets` is refused,
+    unless `force` is given or the change is `harmless`; a dry run only says so.  Afterwards `refused` or `forced` is
+    true."""
 
     def __init__(self, targets: Targets, *, force: bool, dry_run: bool, harmless: bool = False) -> None:
         self.refused = False
@@ -84,14 +93,17 @@ class Review:
 
 
 class Commands:
-    """The verbs of an operator."""
+    """Carries out the commands of operators, one at a time and never during a look."""
 
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+    def __init__(self, context: Context, planner: Planner, executor: Executor, device_watch: DeviceWatch) -> None:
+        self._context = context
+        self._planner = planner
+        self._executor = executor
+        self._device_watch = device_watch
 
     async def run(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
-        """Do what `verb` says; BadRequest if the arguments make no sense, PlanError if it cannot be done, Conflict if
-        it would break the targets and is not forced."""
+        """Carry out the command `verb` and return its answer.  BadRequest if the arguments make no sense, PlanError if
+        it cannot be done, Conflict if it would break the targets and is not forced."""
         if verb not in _ARGUMENTS:
             raise BadRequest(f"unknown command {verb!r}{did_you_mean(verb, _ARGUMENTS)}")
         for key in arguments:
@@ -100,9 +112,9 @@ class Commands:
                 raise BadRequest(f"{verb} has no argument {key!r}, known: {', '.join(known)}{did_you_mean(key, known)}")
         dry_run = _boolean(arguments, "dry_run", False)
         operator = operator or "operator"
-        async with self._controller.lock:
-            await self._controller.look_at_grid()
-            await self._controller.look_at_devices()
+        async with self._context.lock:
+            await self._context.grid.read()
+            await self._device_watch.look()
             if verb == "freeze":
                 return self._freeze(arguments, operator, dry_run)
             if verb == "guard":
@@ -121,14 +133,22 @@ class Commands:
     ) -> dict[str, Any]:
         pin = Pin(policy="base") if verb == "base" else self._pin_of(family, arguments)
         before = family.pin
-        policy = Pin(policy=self._controller.config.policy)
         force = _boolean(arguments, "force", False)
         review = None
         if pin is not None:
             review = Review(family.targets, force=force, dry_run=dry_run, harmless=verb == "base")
-        decision = await self._turn(family, f"operator: {verb}", operator, dry_run, pin=pin or policy, review=review)
+        request = PlanRequest(
+            trigger=f"operator: {verb}",
+            operator=operator,
+            force=True,
+            dry_run=dry_run,
+            pin=pin or Pin(policy=self._context.config.policy),
+            review=review,
+        )
+        decision = await self._request(family, request, review)
         if not dry_run and decision.action not in ("failed", "refused", "rolled back"):
             family.pin = replace(pin, forced=review is not None and review.forced) if pin is not None else None
+            log.info("%s: pin from %s to %s by %s", family.name, _named(before), _named(family.pin), operator)
             if pin is None and before is not None and family.config.variant:
                 family.mode = None  # a family pinned by its configuration comes under control when the pin is lifted
         return self._answer(family, decision)
@@ -143,18 +163,18 @@ class Commands:
         if any(arguments.get(key) is not None for key in ("configuration", *_TARGETS, *_INPUTS)):
             # What is given holds for one plan only, so that what is promised meanwhile counts too.
             review = Review(stricter(targets, family.targets), force=force, dry_run=dry_run)
-        decision = await self._turn(
-            family,
-            f"operator: {verb}",
-            operator,
-            dry_run,
+        request = PlanRequest(
+            trigger=f"operator: {verb}",
+            operator=operator,
+            force=True,
+            dry_run=dry_run,
             pin=pin,
             targets=targets,
             g_per_kwh=_number(arguments, "intensity_g_per_kwh", 0.0, 1e5),
             rate=_number(arguments, "arrival_rate", 0.0, 1e9),
             review=review,
         )
-        return self._answer(family, decision)
+        return self._answer(family, await self._request(family, request, review))
 
     def _freeze(self, arguments: dict[str, Any], operator: str, dry_run: bool) -> dict[str, Any]:
         if "on" not in arguments:
@@ -163,12 +183,12 @@ class Commands:
         families = self._families(arguments)
         if not dry_run:
             if "model" not in arguments:
-                self._controller.frozen = on
+                self._context.frozen = on
             for family in families:
                 if "model" in arguments or not on:
                     family.frozen = on
                 if not on:
-                    family.triggers.again(self._controller.monotonic())
+                    family.triggers.again(self._context.monotonic())
         self._note("freeze", families, f"on: {str(on).lower()}", operator, _done(dry_run))
         return {"frozen": on, "models": [family.name for family in families], "dry_run": dry_run}
 
@@ -176,12 +196,12 @@ class Commands:
         if arguments.get("reset") is not True:
             raise BadRequest("guard takes reset: true")
         families = self._families(arguments)
-        before = {family.name: RUNGS[family.rung] for family in families}
+        before = {family.name: ALARM_LEVELS[family.alarm_level] for family in families}
         if not dry_run:
             for family in families:
                 family.fleet.reset_guard()
-                family.look(self._controller.monotonic())
-                family.triggers.again(self._controller.monotonic())
+                family.look(self._context.monotonic())
+                family.triggers.again(self._context.monotonic())
         self._note("guard", families, "reset; it was " + ", ".join(before.values()), operator, _done(dry_run))
         return {"reset": True, "before": before, "dry_run": dry_run}
 
@@ -202,31 +222,33 @@ class Commands:
             if not force:
                 await self._foresee(families, targets, reviews, operator)
             for family in families:
+                self._log_targets(family, targets[family.name], mode, operator)
                 family.targets = targets[family.name]
                 if mode is not None and "model" in arguments:
                     family.mode = mode
             if mode is not None and "model" not in arguments:
-                self._controller.mode = mode
+                self._context.mode = mode
                 for family in families:
                     family.mode = None
         noted = f"{changed} (forced)" if force else changed
         self._note("set", families, noted, operator, _done(dry_run))
         answers = {}
         for family in families:
-            held = self._controller.frozen or family.frozen or self._controller.mode_of(family) == "off"
+            held = self._context.frozen_of(family) or self._context.mode_of(family) == "off"
             if dry_run or (not held and any(key in arguments for key in _TARGETS)):
-                decision = await self._turn(
-                    family,
-                    "operator: set",
-                    operator,
-                    dry_run,
+                review = reviews.get(family.name) if dry_run or force else None  # else it was reviewed above
+                request = PlanRequest(
+                    trigger="operator: set",
+                    operator=operator,
+                    # In mode observe the new plan is recorded, as that mode asks for; every other command acts.
+                    force=not dry_run and self._context.mode_of(family) != "observe",
+                    dry_run=dry_run,
                     targets=targets[family.name],
-                    act=not dry_run,
-                    review=reviews.get(family.name) if dry_run or force else None,  # else it was reviewed above
+                    review=review,
                 )
-                answers[family.name] = self._answer(family, decision)
+                answers[family.name] = self._answer(family, await self._request(family, request, review))
             elif not held:
-                family.triggers.again(self._controller.monotonic())
+                family.triggers.again(self._context.monotonic())
         return {"set": changed, "dry_run": dry_run, "models": answers}
 
     # --- helpers ------------------------------------------------------------------------------------------------------
@@ -240,9 +262,10 @@ class Commands:
             review = reviews.get(family.name)
             if review is None:
                 continue
-            family.look(self._controller.monotonic())
+            family.look(self._context.monotonic())
             try:
-                state, plan = await self._controller.planner.proposed(family, targets=targets[family.name])
+                request = PlanRequest(trigger="operator: set", targets=targets[family.name])
+                state, plan = await self._planner.propose(family, request)
             except CloverError as error:
                 self._note("set", [family], str(error), operator, "refused")
                 raise
@@ -251,34 +274,9 @@ class Commands:
                 self._note("set", [family], why, operator, "refused")
                 raise Conflict(f"{family.name}: {why}")
 
-    async def _turn(
-        self,
-        family: Family,
-        trigger: str,
-        operator: str,
-        dry_run: bool,
-        *,
-        pin: Pin | None = None,
-        targets: Targets | None = None,
-        g_per_kwh: float | None = None,
-        rate: float | None = None,
-        act: bool = True,
-        review: Review | None = None,
-    ) -> Decision:
-        # After `set` in mode observe the new plan is recorded, as that mode asks for; every other command acts.
-        force = act and not (trigger == "operator: set" and self._controller.mode_of(family) == "observe")
-        decision = await self._controller.planner.plan_and_apply(
-            family,
-            trigger,
-            force=force,
-            operator=operator,
-            pin=pin,
-            dry_run=dry_run,
-            targets=targets,
-            g_per_kwh=g_per_kwh,
-            rate=rate,
-            review=review,
-        )
+    async def _request(self, family: Family, request: PlanRequest, review: Review | None) -> Decision:
+        """Have a request planned and carried out.  Conflict if its review refused the plan, PlanError if it failed."""
+        decision = await self._planner.plan_and_apply(family, request)
         if review is not None and review.refused:
             raise Conflict(f"{family.name}: {decision.detail}")
         if decision.action in ("failed", "refused", "rolled back"):
@@ -290,32 +288,44 @@ class Commands:
         if decision.plan is not None:
             out["plan"] = msgspec.to_builtins(decision.plan)
             if decision.action == "dry run":
-                transition = self._controller.planner.transition(family, decision.plan)
+                transition = family.transition = self._executor.transition(family, decision.plan.deployment)
                 out["transition"] = {**msgspec.to_builtins(transition), "holds": transition.holds}
         out["dry_run"] = decision.action == "dry run"
         return out
 
     def _note(self, verb: str, families: Iterable[Family], detail: str, operator: str, action: str) -> None:
-        controller = self._controller
+        """Record a command that makes no plan of its own."""
+        context = self._context
         for family in families:
-            controller.record.record(
+            entry = DecisionEntry(
                 family=family.name,
                 trigger=f"operator: {verb}",
-                mode=controller.mode_of(family),
+                mode=context.mode_of(family),
                 action=action,
-                grid_s=controller.grid_clock.now(),
+                grid_s=context.grid.now(),
                 detail=detail,
                 operator=operator,
             )
+            context.decisions.record(entry)
+            log.info("%s: %s %s by %s: %s", family.name, verb, action, operator, detail)
+
+    def _log_targets(self, family: Family, targets: Targets, mode: Mode | None, operator: str) -> None:
+        """Log what `set` changes, and from what to what."""
+        old, new = vars(family.targets), vars(targets)
+        changed = [f"{_TARGET_NAMES[key]} from {old[key]} to {new[key]}" for key in old if old[key] != new[key]]
+        if mode is not None and mode != self._context.mode_of(family):
+            changed.append(f"mode from {self._context.mode_of(family)} to {mode}")
+        if changed:
+            log.info("%s: %s by %s", family.name, ", ".join(changed), operator)
 
     def _family(self, arguments: dict[str, Any]) -> Family:
         families = self._families(arguments)
         if len(families) != 1:
-            raise BadRequest(f"say which model: {', '.join(self._controller.families)}")
+            raise BadRequest(f"say which model: {', '.join(self._context.families)}")
         return families[0]
 
     def _families(self, arguments: dict[str, Any]) -> list[Family]:
-        known = self._controller.families
+        known = self._context.families
         if "model" not in arguments:
             return list(known.values())
         name = arguments["model"]
@@ -333,6 +343,8 @@ class Commands:
         if variant is None:
             return None
         known = accuracies(family.profile)
+        if not known:
+            raise BadRequest(f"{family.name} has no profile, so nothing but its configured variant can be pinned")
         if not isinstance(variant, str) or variant not in known:
             hint = did_you_mean(variant, known) if isinstance(variant, str) else ""
             raise BadRequest(f"unknown variant {variant!r}, known: {', '.join(known)}{hint}")
@@ -351,11 +363,18 @@ class Commands:
             counts[variant, profile] = counts.get((variant, profile), 0) + count
         configuration = tuple(GroupCount(variant=v, profile=p, count=n) for (v, p), n in sorted(counts.items()))
         try:
-            devices = self._controller.devices_of(family)
+            devices = self._context.devices_of(family.name)
             lay_out(configuration, family=family.name, backend=family.profile.backend, devices=devices)
         except PlanError as error:
             raise BadRequest(str(error)) from error
         return configuration
+
+
+def _named(pin: Pin | None) -> str:
+    """Return what a family is pinned to, in words for the log."""
+    if pin is None:
+        return "none"
+    return pin.policy or words(pin.configuration or ())
 
 
 def _done(dry_run: bool) -> str:

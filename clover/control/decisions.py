@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, get_args, get_type_hints
 
@@ -26,8 +27,24 @@ _NUMBER = re.compile(r"(?<![\w.@])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 """A number that stands alone, unlike those in gpu0 or small@2c."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecisionEntry:
+    """A decision before it is numbered and dated; the fields are those of `clover.types.Decision`."""
+
+    family: str
+    trigger: str
+    mode: str
+    action: str
+    grid_s: float
+    inputs: dict[str, float | str | None] = field(default_factory=dict)
+    plan: Plan | None = None
+    detail: str = ""
+    seconds: float = 0.0
+    operator: str = ""
+
+
 class Decisions:
-    """Newest last; numbered from 1 without gaps.  `counts` has every decision, folded or not, by its action."""
+    """The newest `kept` decisions, numbered from 1 without gaps.  `counts` has all decisions ever made, by action."""
 
     def __init__(self, wall: Callable[[], float], kept: int = KEPT) -> None:
         self.counts = dict.fromkeys(ACTIONS, 0)
@@ -35,43 +52,13 @@ class Decisions:
         self._ring: deque[Decision] = deque(maxlen=kept)
         self._last = 0
 
-    def record(
-        self,
-        *,
-        family: str,
-        trigger: str,
-        mode: str,
-        action: str,
-        grid_s: float,
-        inputs: dict[str, float | str | None] | None = None,
-        plan: Plan | None = None,
-        detail: str = "",
-        seconds: float = 0.0,
-        operator: str = "",
-    ) -> Decision:
-        """Keep one decision, by itself or counted with the last one of that family."""
+    def record(self, entry: DecisionEntry) -> Decision:
+        """Keep one decision, by itself or counted with the last one about its family."""
         at = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
-        decision = msgspec.convert(
-            {
-                "id": self._last + 1,
-                "at": at,
-                "grid_s": grid_s,
-                "family": family,
-                "trigger": trigger,
-                "mode": mode,
-                "inputs": inputs or {},
-                "plan": plan,
-                "action": action,
-                "detail": detail,
-                "seconds": seconds,
-                "operator": operator,
-                "last_at": at,
-            },
-            Decision,
-        )
-        self.counts[action] += 1
-        before = self.last(family)
-        if before is not None and not operator and _alike(before) == _alike(decision):
+        decision = msgspec.convert({"id": self._last + 1, "at": at, "last_at": at, **vars(entry)}, Decision)
+        self.counts[entry.action] += 1
+        before = self.last(entry.family)
+        if before is not None and not entry.operator and _alike(before) == _alike(decision):
             decision = msgspec.structs.replace(
                 decision, id=before.id, at=before.at, grid_s=before.grid_s, count=before.count + 1
             )
@@ -82,11 +69,11 @@ class Decisions:
         return decision
 
     def last(self, family: str) -> Decision | None:
-        """Return the newest decision on that family."""
+        """Return the newest decision about that family."""
         return next((decision for decision in reversed(self._ring) if decision.family == family), None)
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
-        """Up to `limit` decisions as plain objects, newest first."""
+        """Return up to `limit` decisions as plain objects, newest first."""
         found: list[dict[str, Any]] = []
         for decision in reversed(self._ring):
             if len(found) >= limit:
@@ -96,7 +83,7 @@ class Decisions:
 
 
 def _alike(decision: Decision) -> Hashable:
-    """Return what equal decisions have in common."""
+    """Return what makes two decisions equal: all but the numbers in them."""
     return (
         decision.operator,
         _NUMBER.sub("#", decision.trigger),
@@ -107,8 +94,8 @@ def _alike(decision: Decision) -> Hashable:
 
 
 def outcome(decision: Decision) -> Hashable:
-    """Return what a decision came to: action, configuration and routing.  One that kept what runs also kept how rows
-    go, whatever its plan would rather have."""
+    """Return the result of a decision, to compare it with another: action, configuration and routing.  A decision that
+    kept what runs also kept the routing, whatever its plan's would be."""
     plan = decision.plan
     if plan is None or decision.action == "kept":
         return decision.action, plan.configuration if plan is not None else None

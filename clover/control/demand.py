@@ -2,13 +2,13 @@
 
 **Memory.**  What was asked for counts for `KEEP_S` after the last row of it, at the highest rate of the last minute or
 two: a worker that was brought for it stays as long, and goes with the first plan after it.  Rates are planned for in
-steps, so that noise is no reason to plan.  More than was planned for is one, and so are a variant that was not asked
-for before and one that is not any more; less of it is not.
+steps, so that noise is no reason to plan.  A higher rate than was planned for is one, and so are a variant that was not
+asked for before and one that is asked for no more; a lower rate is not.
 
-**What comes of it.**  A variant for which no plan could be made, or whose worker did not start, is left alone for
-`RETRY_S`: rows that need it are refused at once, and plans are made as if nobody had asked.  So clients who change what
-they ask for cause at most one plan a variant in that time.  A plan that has the worker, and that the dwell time or the
-capacity floor holds back, lets rows wait until their deadline.
+**Declined variants.**  A variant for which no plan could be made, or whose worker did not start, is declined for
+`RETRY_S`: rows that need it are refused at once, and plans are made without regard to them.  So clients who change what
+they ask for cause at most one plan a variant in that time.  If a plan has the worker, and the dwell time or the
+capacity floor holds it back, rows wait until their deadline.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ _LEAST = 0.1
 
 
 @dataclass
-class _Rung:
-    """What is remembered of the rows that need one variant."""
+class _VariantDemand:
+    """What is remembered of the rows that need one variant: the accuracy they ask for (percent), how many there were,
+    when the last one came, and the highest rate (rows/s) by part of the time."""
 
     accuracy: float
     rows: int = 0
@@ -40,20 +41,20 @@ class _Rung:
     rates: dict[int, float] = field(default_factory=dict)
 
 
-class Demanded:
+class DemandMemory:
     """The rows of one family that ask for an accuracy.  All times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._rungs: dict[str, _Rung] = {}
+        self._variants: dict[str, _VariantDemand] = {}
         self._planned: dict[str, float] = {}
         self._declined: dict[str, tuple[float, Declined]] = {}
         self._held: dict[str, str] = {}
 
     def look(self, now_s: float, seen: Mapping[str, Asked]) -> None:
-        """Take in what the fleet counted until now."""
+        """Note what the fleet counted until now."""
         part = int(now_s // _PART_S)
         for variant, asked in seen.items():
-            own = self._rungs.setdefault(variant, _Rung(asked.accuracy))
+            own = self._variants.setdefault(variant, _VariantDemand(asked.accuracy))
             own.accuracy = asked.accuracy
             if asked.rows > own.rows:
                 own.rows, own.last_s = asked.rows, now_s
@@ -61,17 +62,17 @@ class Demanded:
             own.rates = {at: rate for at, rate in own.rates.items() if part - at <= _PARTS}
 
     def remembered(self, now_s: float) -> dict[str, Demand]:
-        """Return what counts now, the least accurate first."""
+        """Return the demand that counts now, the least accurate first."""
         found = {
             variant: Demand(variant=variant, accuracy=own.accuracy, rate=_above(max(own.rates.values(), default=0.0)))
-            for variant, own in self._rungs.items()
+            for variant, own in self._variants.items()
             if now_s - own.last_s < KEEP_S
         }
         return dict(sorted(found.items(), key=lambda item: item[1].accuracy))
 
     def wanted(self, now_s: float) -> tuple[Demand, ...]:
-        """Return what to plan for: what counts, but for what is left alone for a while."""
-        return tuple(item for name, item in self.remembered(now_s).items() if not self._left_alone(name, now_s))
+        """Return the demand to plan for: all that counts, but for declined variants."""
+        return tuple(item for name, item in self.remembered(now_s).items() if not self._is_declined(name, now_s))
 
     def trigger(self, now_s: float) -> str:
         """Return why to plan now, in words; empty if there is no reason."""
@@ -83,7 +84,7 @@ class Demanded:
         return f"no row asked for {', '.join(gone)} for {KEEP_S:.0f} s" if gone else ""
 
     def lapsed(self, now_s: float) -> list[str]:
-        """Return the variants that the last plan had to have and that nobody asks for any more."""
+        """Return the variants that the last plan had to have and that rows ask for no more."""
         remembered = self.remembered(now_s)
         return [name for name in self._planned if name not in remembered]
 
@@ -96,15 +97,15 @@ class Demanded:
         detail: str,
         now_s: float,
     ) -> None:
-        """Take note of a turn that ended.  `state` holds the demand that `plan` has workers for; both are None if no
-        plan was made."""
+        """Note how a plan request ended.  `state` holds the demand that was planned for; it is None with a `plan` that
+        was rolled back to, and both are None if no plan was made.  `running`: the workers that shall run now."""
         if action == "dry run":
             return
-        if state is None and plan is not None:  # a plan that was gone back to was not made for this
-            self._gone_back(running, detail, now_s)
+        if state is None and plan is not None:  # the plan that was rolled back to was not made for this demand
+            self._rolled_back(running, detail, now_s)
             return
         wanted = {item.variant: item for item in self.wanted(now_s)}
-        accuracy = {name: own.accuracy for name, own in self._rungs.items()}
+        accuracy = {name: own.accuracy for name, own in self._variants.items()}
         planned = {item.variant for item in state.demand} if state is not None else set[str]()
         served = {item.variant for item in met_by(tuple(wanted.values()), running, accuracy)}
         self._planned = {name: item.rate for name, item in wanted.items()}
@@ -123,9 +124,9 @@ class Demanded:
             )
             self._planned.pop(name)
 
-    def _gone_back(self, running: Sequence[Assignment], detail: str, now_s: float) -> None:
-        """Leave alone for a while what a plan had a worker for that is not there any more."""
-        accuracy = {name: own.accuracy for name, own in self._rungs.items()}
+    def _rolled_back(self, running: Sequence[Assignment], detail: str, now_s: float) -> None:
+        """Refuse for a while the variants whose workers are gone with the plan that was rolled back."""
+        accuracy = {name: own.accuracy for name, own in self._variants.items()}
         wanted = self.wanted(now_s)
         served = {item.variant for item in met_by(wanted, running, accuracy)}
         for item in wanted:
@@ -137,16 +138,17 @@ class Demanded:
     def declined(
         self, now_s: float, accuracy: Mapping[str, float], running: Sequence[Assignment], closed: str
     ) -> dict[str, Declined]:
-        """Return for which variants no worker comes, of those with an `accuracy`.  `closed`: why none comes for any."""
+        """Return the variants that no worker will be started for, and why.  `accuracy`: percent by variant; `closed`:
+        why no worker is started for any, empty if one may be."""
         best = max((accuracy.get(item.variant, 0.0) for item in running), default=-math.inf)
         found = {}
-        known = {name: own.accuracy for name, own in self._rungs.items()} | dict(accuracy)
+        known = {name: own.accuracy for name, own in self._variants.items()} | dict(accuracy)
         for name, own in known.items():
             if own <= best:
                 continue
             if closed:
                 found[name] = Declined(why=f"no worker reaches {own:.2f} %, and none comes: {closed}")
-            elif self._left_alone(name, now_s):
+            elif self._is_declined(name, now_s):
                 until_s, why = self._declined[name]
                 left_s = max(1.0, math.ceil(until_s - now_s))
                 found[name] = Declined(why=why.why, retry_after_s=left_s)
@@ -162,7 +164,7 @@ class Demanded:
     def report(
         self, now_s: float, seen: Mapping[str, Asked], declined: Mapping[str, Declined]
     ) -> list[dict[str, float | str | None]]:
-        """Return what is asked for, for people."""
+        """Return the demand by variant for `state`: what is asked for, planned for, waiting and refused."""
         remembered = self.remembered(now_s)
         return [
             {
@@ -173,23 +175,24 @@ class Demanded:
                 "rows": asked.rows,
                 "waiting_rows": asked.waiting,
                 "refused_rows": asked.refused,
-                "kept_s": KEEP_S - (now_s - self._rungs[name].last_s) if name in remembered else 0.0,
+                "kept_s": KEEP_S - (now_s - self._variants[name].last_s) if name in remembered else 0.0,
                 "declined": declined[name].why if name in declined else None,
             }
             for name, asked in seen.items()
         ]
 
-    def _left_alone(self, name: str, now_s: float) -> bool:
+    def _is_declined(self, name: str, now_s: float) -> bool:
         return name in self._declined and now_s < self._declined[name][0]
 
 
 def _above(rate: float) -> float:
-    """Return the least step that is no less than `rate`."""
+    """Return `rate` rounded up to the next step (factors of 1.5)."""
     return math.exp(math.ceil(math.log(max(rate, _LEAST)) / _STEP - 1e-9) * _STEP)
 
 
-def closed(mode: str, frozen: bool, pinned: str, policy: str, heeded: bool) -> str:
-    """Return why no plan would bring a worker; empty if one may."""
+def why_closed(*, mode: str, frozen: bool, pinned: str, policy: str, heeded: bool) -> str:
+    """Return why no plan starts a worker for rows that ask for an accuracy; empty if one may.  `heeded`: whether
+    `policy` plans for such rows."""
     if frozen:
         return "the controller is frozen"
     if pinned:

@@ -1,11 +1,12 @@
-"""Which devices a family may use, and what happened to them.
+"""Which devices a family may use, and what changed about them.
 
 Core-sets are shared: every family plans with all of them, slowed to its share.  A GPU belongs to one family: slices of
 one GPU under two controllers would have to be planned by both.  GPUs are assigned in proportion to the families'
-shares, at least one to each, to every family that was ever named: one that is unloaded finds its GPUs where it left
-them.  They are assigned again when one is lost or comes back, and then as many as possible stay with who has them.
+shares, at least one to each, also to families that are unloaded, which find their GPUs again.  They are assigned anew
+when one is lost or comes back, and then as many as possible stay with the family that has them.
 
-A family plans with what it was assigned, but not with a GPU on which another family still stands: that one moves first.
+A family plans with what it was assigned, but not with a GPU on which another family still has workers: that one moves
+first.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from clover.types import DeviceShape, Placement
 
 
 @runtime_checkable
-class Gpu(Protocol):
-    """What a device has that may be lost (`clover.devices.mig.MigDevice`)."""
+class LosableGpu(Protocol):
+    """A device that may be lost, and that an earlier run may have left instances on
+    (`clover.devices.mig.MigDevice`)."""
 
     lost: bool
 
     def report(self) -> dict[str, Any]:
-        """Return what an operator should know."""
+        """Return what an operator should know: quarantined places and instances of others."""
 
     async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
-        """Remove what is ours and not among `keep`."""
+        """Remove our instances that are not among `keep`; return those that were kept."""
 
 
 class DevicePool:
-    """The devices of a server and whose they are."""
+    """The devices of a server, and which family each GPU is assigned to."""
 
     def __init__(self, devices: Mapping[str, Device]) -> None:
         self._devices = devices
@@ -47,26 +49,26 @@ class DevicePool:
         return {name: device.shape() for name, device in self._devices.items()}
 
     def lost(self) -> frozenset[str]:
-        """Return devices that do not answer."""
+        """Return the devices that do not answer."""
         return frozenset(name for name, device in self._devices.items() if getattr(device, "lost", False))
 
-    def gpus(self) -> list[Gpu]:
-        """Return devices that may be lost."""
-        return [device for device in self._devices.values() if isinstance(device, Gpu)]
+    def gpus(self) -> list[LosableGpu]:
+        """Return the devices that may be lost."""
+        return [device for device in self._devices.values() if isinstance(device, LosableGpu)]
 
-    def gpu(self, name: str) -> Gpu | None:
+    def gpu(self, name: str) -> LosableGpu | None:
         """Return the GPU of that name; None for another device."""
         device = self._devices.get(name)
-        return device if isinstance(device, Gpu) else None
+        return device if isinstance(device, LosableGpu) else None
 
     # --- who may use what ---------------------------------------------------------------------------------------------
 
     def name(self, family: str, share: float) -> None:
-        """Let `family` have its part."""
+        """Enter `family` with its share of the devices; GPUs are given by `assign`."""
         self._shares[family] = share
 
     def short(self) -> str:
-        """Empty, or why there are too few GPUs for the families."""
+        """Return why there are too few GPUs for the families; empty if there are enough."""
         usable = self._usable()
         if not self.exclusive or len(usable) >= len(self._shares):
             return ""
@@ -76,17 +78,17 @@ class DevicePool:
             "families, add GPUs, or set workers.device = cpu, which families share"
         )
 
-    def assign(self, standing: Mapping[str, Iterable[str]]) -> None:
-        """Deal the GPUs anew; `standing`: on which devices each family has workers."""
-        before = {family: {*standing.get(family, ()), *self._assigned.get(family, ())} for family in self._shares}
+    def assign(self, occupied: Mapping[str, Iterable[str]]) -> None:
+        """Assign the GPUs anew; `occupied`: the devices on which each family has workers."""
+        before = {family: {*occupied.get(family, ()), *self._assigned.get(family, ())} for family in self._shares}
         self._assigned = assign(self._usable(), self._shares, before)
 
-    def of(self, family: str, standing: Mapping[str, Iterable[str]]) -> tuple[DeviceShape, ...]:
-        """Return what `family` may plan with now."""
+    def of(self, family: str, occupied: Mapping[str, Iterable[str]]) -> tuple[DeviceShape, ...]:
+        """Return the devices that `family` may plan with now."""
         shapes = self.shapes()
         if not self.exclusive:
             return tuple(shapes.values())
-        taken = {name for other, names in standing.items() if other != family for name in names}
+        taken = {name for other, names in occupied.items() if other != family for name in names}
         return tuple(
             shape
             for name, shape in shapes.items()
@@ -99,7 +101,7 @@ class DevicePool:
         return 1.0 if self.exclusive or total <= 0.0 else self._shares[family] / total
 
     def assigned(self, family: str) -> tuple[str, ...]:
-        """Return the GPUs that are the family's, lost ones left out."""
+        """Return the GPUs that are assigned to the family, lost ones left out."""
         return self._assigned.get(family, ())
 
     def owner(self, device: str) -> str:
@@ -112,7 +114,7 @@ class DevicePool:
     # --- what happened ------------------------------------------------------------------------------------------------
 
     def changes(self) -> dict[str, str]:
-        """Return what changed about the devices since the last look, in words."""
+        """Return what changed about each device since the last call, in words."""
         shapes, lost = self.shapes(), self.lost()
         found = {}
         for name, shape in shapes.items():

@@ -1,4 +1,5 @@
-"""What the controller keeps of one family: its targets, what runs, what was good, what is held off."""
+"""What the controller keeps of one family: its targets, what shall run, the last good deployment, what is backed
+off."""
 
 from __future__ import annotations
 
@@ -9,17 +10,19 @@ from typing import Literal
 from msgspec import structs
 
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.apply import Applier, Instances
+from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
-from clover.control.demand import Demanded
-from clover.control.forecasting import Ledger
+from clover.control.demand import DemandMemory
+from clover.control.ledger import Ledger
+from clover.control.request import Pin, PlanRequest, Targets
 from clover.control.slo import SloLog
 from clover.control.triggers import Triggers
 from clover.interfaces import Fleet
 from clover.planning.budget.forecast import Outlook
 from clover.planning.model.objective import derive_lambda
 from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
-from clover.runtime.guard.guard import ASIDE, OK
+from clover.policies import BUDGETED
+from clover.runtime.guard.guard import CASCADE_OFF, OK
 from clover.types import (
     Assignment,
     Configuration,
@@ -44,29 +47,20 @@ FIRST_BACKOFF_S = 60.0
 LONGEST_BACKOFF_S = 3600.0
 
 
-@dataclass(frozen=True)
-class Targets:
-    """What a family is held to.  `lam` None: derived."""
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What a plan is made under: the newest intensity, grid time, the devices the family may use, and the part of their
+    time that is its own."""
 
-    slo_ms: float
-    accuracy_floor: float
-    form: Literal["paper", "floor"]
-    lam: float | None
-
-
-@dataclass(frozen=True)
-class Pin:
-    """What an operator (or the configuration) holds a family to: a policy or one configuration.  `forced`: although it
-    was predicted to break the family's targets."""
-
-    policy: str = ""
-    configuration: Configuration | None = None
-    forced: bool = False
+    reading: Reading
+    grid_s: float
+    devices: tuple[DeviceShape, ...]
+    share: float
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A deployment with its routing and the plan behind it."""
+class DeployedPlan:
+    """A plan that is in force, or was: its workers, how rows go to them, and the plan itself."""
 
     deployment: tuple[Assignment, ...]
     routing: Routing
@@ -74,13 +68,13 @@ class Standing:
 
     @property
     def configuration(self) -> Configuration:
-        """The configuration it realises."""
+        """The configuration of its workers."""
         return configuration_of(self.deployment)
 
 
 @dataclass
 class Watch:
-    """A new deployment under verification since `since_s`."""
+    """A new deployment under verification since `since_s` (monotonic), with what was counted and planned then."""
 
     since_s: float
     rows: float
@@ -92,7 +86,7 @@ class Watch:
 
 @dataclass
 class Backoff:
-    """A configuration that failed, left alone until `until_s`."""
+    """A configuration that failed `failures` times and is not planned before `until_s` (monotonic)."""
 
     until_s: float
     failures: int
@@ -108,7 +102,7 @@ class Family:
         fleet: Fleet,
         config: FamilyConfig,
         controller: ControllerConfig,
-        instances: Instances,
+        instances: SharedInstances,
     ) -> None:
         self.spec = spec
         self.name = config.name or spec.name
@@ -122,55 +116,56 @@ class Family:
         self.triggers = Triggers()
         self.slo = SloLog(self.name)
         self.ledger = Ledger()
-        self.demand = Demanded()
+        self.demand = DemandMemory()
         self.applier = Applier(self.name, fleet, instances)
-        self.standing: Standing | None = None
-        self.good: Standing | None = None
+        self.deployed: DeployedPlan | None = None
+        self.good: DeployedPlan | None = None
         self.watch: Watch | None = None
         self.dwell_until_s = 0.0
         self.backoffs: dict[Configuration, Backoff] = {}
         self.observed: dict[str, float] = {}
         self.arrivals = ArrivalRate()
         self.news = ""
-        """What happened to its devices and was not planned for yet."""
+        """What happened to its devices and was not planned for yet, in words."""
         self._derived: dict[ObjectiveConfig, float] = {}
         self.transition: Transition | None = None
-        """The last one that was planned."""
-        self.planned_rung = OK
-        """The guard's step that the last plan was made for."""
+        """The last transition that was planned."""
+        self.planned_alarm_level = OK
+        """The guard's level of alarm that the last plan was made for."""
         self.changes = 0
-        """Deployments that were changed to, the first included."""
+        """Changes of deployment, the first one included."""
         self.turned = 0
-        """Times that other thresholds, or another chain, were turned to on the same workers."""
+        """Changes of thresholds or chain on the same workers."""
         self.rollbacks = 0
 
     def look(self, now_s: float) -> dict[str, float]:
-        """Take in what the fleet shows now (`now_s`, monotonic) and return it."""
-        self.observed = self.fleet.observe()
-        seen = self.observed
+        """Observe the fleet now (`now_s`, monotonic) and return what was observed."""
+        seen = self.observed = self.fleet.observe()
         self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
-        return self.observed
+        return seen
 
     @property
-    def running(self) -> tuple[Assignment, ...]:
-        """What shall run: the deployment in force, dead workers included (the fleet restarts them)."""
-        return self.standing.deployment if self.standing is not None else ()
+    def desired(self) -> tuple[Assignment, ...]:
+        """What shall run: the deployment in force, dead workers included (the fleet restarts them).
+
+        What was spawned is `applier.workers`; which of it is ready to take rows, the fleet says."""
+        return self.deployed.deployment if self.deployed is not None else ()
 
     @property
     def devices(self) -> set[str]:
-        """Devices it has workers on."""
-        return {item.placement.device for item in (*self.running, *self.applier.workers)}
+        """The devices that it has, or shall have, workers on."""
+        return {item.placement.device for item in (*self.desired, *self.applier.workers)}
 
     @property
     def missing(self) -> int:
-        """Workers of the deployment that are not ready."""
-        ready = set(self.fleet.running())
-        return sum(item not in ready for item in self.running)
+        """How many workers of the deployment in force are not ready."""
+        ready = set(self.fleet.ready_assignments())
+        return sum(item not in ready for item in self.desired)
 
     def answered(self, grid_s: float) -> None:
-        """Note that what asked for a plan has one, or was answered that there is none."""
+        """Note that a plan was made, or could not be made, for all that was known at `grid_s`."""
         self.news = ""
-        self.planned_rung = self.rung
+        self.planned_alarm_level = self.alarm_level
         self.ledger.planned_s = grid_s
 
     def retarget(self, old: ControllerConfig, new: ControllerConfig) -> None:
@@ -184,14 +179,14 @@ class Family:
         config = self.objective(targets or self.targets, controller)
         if config.lam is not None:
             return config.lam
-        if config not in self._derived:  # a millisecond that would be the event loop's, every time somebody looks
+        if config not in self._derived:  # it takes a millisecond of the event loop, at each look
             self._derived = {config: derive_lambda(self.profile, config)}
         return self._derived[config]
 
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
     ) -> ObjectiveConfig:
-        """`targets` as the planner takes them; `accuracy_budget` for a policy that holds to one."""
+        """Return `targets` as the planner takes them; `accuracy_budget` (points) for a policy that holds to one."""
         return ObjectiveConfig(
             form=targets.form,
             slo_ms=targets.slo_ms,
@@ -209,43 +204,39 @@ class Family:
 
     def state(
         self,
-        *,
-        reading: Reading,
-        grid_s: float,
-        devices: tuple[DeviceShape, ...],
-        share: float,
+        conditions: Conditions,
         config: ControllerConfig,
-        targets: Targets | None = None,
-        g_per_kwh: float | None = None,
-        rate: float | None = None,
-        budgeted: bool = False,
+        request: PlanRequest,
+        *,
         outlook: Outlook | None = None,
         demand: tuple[Demand, ...] = (),
     ) -> State:
-        """Return the state a policy sees now; `targets`, `g_per_kwh` and `rate` stand in for what holds, where given.
-        `budgeted`: for a policy that holds to the accuracy budget, with what it may expect (`outlook`)."""
-        if g_per_kwh is not None:
-            reading = Reading(g_per_kwh=g_per_kwh, at_s=grid_s, provider="operator", method="configured")
-        p95_ms = self.observed.get("p95_ms")
+        """Return the state a policy sees, with what `request` gives in place of what holds.  `outlook`: what a policy
+        that spends an accuracy budget may expect; `demand`: accuracies that rows ask for."""
+        reading, targets = conditions.reading, request.targets or self.targets
+        if request.g_per_kwh is not None:
+            reading = Reading(
+                g_per_kwh=request.g_per_kwh, at_s=conditions.grid_s, provider="operator", method="configured"
+            )
+        rate = request.rate
+        if rate is None:
+            rate = self.triggers.held(self.rate(config), config.rate_change)
+        held = request.pin or self.pin
+        budgeted = (held.policy if held is not None else config.policy) in BUDGETED
+        objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
         return State(
             family=self.name,
-            grid_s=grid_s,
+            grid_s=conditions.grid_s,
             intensity=reading,
-            arrival_rate=rate if rate is not None else self.rate(config),
-            p95_ms=p95_ms,
+            arrival_rate=rate,
+            p95_ms=self.observed.get("p95_ms"),
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
-            objective=self._guarded(
-                self.objective(
-                    targets or self.targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None
-                ),
-                config,
-                targets or self.targets,
-            ),
+            objective=self._alarmed(objective, config, targets),
             profile=self.profile,
-            devices=devices,
-            running=self.running,
-            routing=self.standing.routing if self.standing is not None else None,
-            share=share,
+            devices=conditions.devices,
+            running=self.desired,
+            routing=self.deployed.routing if self.deployed is not None else None,
+            share=conditions.share,
             ahead=outlook.steps if outlook is not None else (),
             forecast=outlook.label if outlook is not None else "",
             served_rows=self.ledger.rows if outlook is not None else 0.0,
@@ -254,24 +245,24 @@ class Family:
         )
 
     @property
-    def rung(self) -> int:
-        """The step of the guard's ladder that was seen last."""
+    def alarm_level(self) -> int:
+        """The guard's level of alarm as last observed: 0 ok, 1 tightened, 2 cascade switched off."""
         return int(self.observed.get("guard", OK))
 
-    def _guarded(self, objective: ObjectiveConfig, controller: ControllerConfig, targets: Targets) -> ObjectiveConfig:
-        """Return what to plan by while the guard stands on its ladder: half of the accuracy that might be given up is
-        not, or none of it.  Lambda stays what it would be."""
-        if self.rung == OK:
+    def _alarmed(self, objective: ObjectiveConfig, controller: ControllerConfig, targets: Targets) -> ObjectiveConfig:
+        """Return `objective` as the guard's level of alarm allows it: half of the accuracy loss that the targets
+        permit, or none of it and no cascade.  Lambda stays what it would be without an alarm."""
+        if self.alarm_level == OK:
             return objective
         best = max(accuracies(self.profile).values(), default=0.0)
-        aside = self.rung >= ASIDE
-        floor = best if aside else max(objective.accuracy_floor, (objective.accuracy_floor + best) / 2.0)
+        no_loss = self.alarm_level >= CASCADE_OFF
+        floor = best if no_loss else max(objective.accuracy_floor, (objective.accuracy_floor + best) / 2.0)
         budget = objective.accuracy_budget
         return structs.replace(
             objective,
             accuracy_floor=floor,
-            accuracy_budget=None if budget is None else 0.0 if aside else budget / 2.0,
-            cascade=objective.cascade and not aside,
+            accuracy_budget=None if budget is None else 0.0 if no_loss else budget / 2.0,
+            cascade=objective.cascade and not no_loss,
             lam=self.lam(controller, targets),
         )
 
@@ -281,7 +272,8 @@ class Family:
         return max(self.arrivals.rows_per_s(), config.design_rate, LEAST_RATE)
 
     def capacity(self, share: float) -> Callable[[Assignment], float]:
-        """Return rows a second of a worker, by the profile; 0 for one that was never measured."""
+        """Return a function from a worker to the rows a second it serves, by the profile; 0 for one that was never
+        measured."""
         services = services_of(self.profile, share)
 
         def rows_per_s(item: Assignment) -> float:
@@ -291,27 +283,28 @@ class Family:
         return rows_per_s
 
     def capacity_floor(self, config: ControllerConfig, devices: Sequence[DeviceShape], share: float) -> float:
-        """Return rows a second that no transition may go below: the configured share of BASE on `devices`, what arrives
-        now, and in any case somebody to answer."""
+        """Return the rows a second that no transition may go below: the configured share of BASE on `devices`, what
+        arrives now, and in any case one worker that answers."""
         base = base_capacity(self.profile, devices, share) if config.capacity_floor else 0.0
         return max(config.capacity_floor * base, self.observed.get("arrival_rate", 0.0), LEAST_RATE)
 
     def back_off(self, configuration: Configuration, now_s: float) -> float:
-        """Leave `configuration` alone for a while, twice as long each time; the monotonic time until when."""
+        """Keep `configuration` from being planned for a while, twice as long each time it fails; return the monotonic
+        time until when."""
         failures = self.backoffs[configuration].failures + 1 if configuration in self.backoffs else 1
         wait_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 16))
         self.backoffs[configuration] = Backoff(now_s + wait_s, failures)
         return now_s + wait_s
 
     def backed_off(self, configuration: Configuration, now_s: float) -> bool:
-        """Return whether `configuration` is left alone at the moment."""
+        """Return whether `configuration` failed lately and may not be planned yet."""
         entry = self.backoffs.get(configuration)
         return entry is not None and now_s < entry.until_s
 
 
 def default_targets(profile: FamilyProfile, config: FamilyConfig, controller: ControllerConfig) -> Targets:
-    """Return the configured targets, or those that follow from the profile: SLO = 1.2 x the p95 of BASE, floor = best -
-    1."""
+    """Return the configured targets, or those that follow from the profile: an SLO of 1.2 x the p95 of BASE, and an
+    accuracy floor one point below the best variant."""
     return Targets(
         slo_ms=config.slo_ms if config.slo_ms is not None else SLO_OVER_BASE * profile.base.p95_ms,
         accuracy_floor=(

@@ -1,158 +1,120 @@
-"""May this plan be taken now?  What a plan is asked between the policy that made it and the fleet that carries it out.
+"""May this plan be taken now?  What is asked of a plan between the policy that made it and the fleet that runs it.
 
-The order of the questions is the policy of the controller: is its configuration one that failed lately; is what runs
-as good within the noise of the intensity; is the dwell time over; can it be reached without falling below the capacity
-floor; and last (`unless_worse`), is it predicted to be better than keeping everything as it is.  A plan that does not
-pass is replaced: by another candidate that does, or by the plan of the workers that run.
+Every question is a pure function of what is known: None says that the plan may be taken as far as this question goes,
+`Stay` that the workers that run stay for now, why, and when to plan again.  Their order is the policy of the controller
+(`clover.control.planner` asks them, and finds the plan that is taken instead):
+
+    failed_lately   its configuration was rolled back, or failed to start, and is backed off
+    within_noise    what runs is as good within the noise of the intensity
+    dwelling        the configuration changed less than `min_dwell_s` ago
+    below_floor     it cannot be reached without falling below the capacity floor
+    breaks_limits   it does not meet the targets, and the workers that run do
+
+`unless_worse` comes last: is the plan predicted to be better than keeping workers and routing as they are?
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from clover.control.apply import possible
-from clover.control.family import Family, Standing
+from clover.control.family import DeployedPlan, Family
+from clover.control.recording import words
 from clover.errors import PlanError
-from clover.planning.budget.keeping import kept_plan, moment
-from clover.planning.model.objective import HYSTERESIS, objective_of
-from clover.planning.packing.exhaustive import ALTERNATIVES
-from clover.planning.transition.steps import plan_transition
-from clover.types import Assignment, Configuration, DeviceShape, Plan, Routing, State, Transition
-
-if TYPE_CHECKING:
-    from clover.control.controller import Controller, Solver
+from clover.planning.budget.keeping import kept_plan
+from clover.planning.model.objective import objective_of
+from clover.types import Candidate, DeviceShape, Plan, Routing, State, Transition
 
 _SAME_SHARE = 1e-3
 _SAME_WAIT_MS = 1e-3
 
 
-class Gate:
-    """Admits plans, or says which to take instead.  The caller holds the controller's lock."""
+@dataclass(frozen=True)
+class Stay:
+    """The workers that run stay for now.  `reason`: why, for the record; `again_s`: when to plan again (monotonic),
+    None if at the next trigger."""
 
-    def __init__(self, controller: Controller, solver: Solver) -> None:
-        self._controller = controller
-        self._solver = solver
+    reason: str
+    again_s: float | None = None
 
-    async def admitted(self, family: Family, plan: Plan, state: State) -> tuple[Plan, str]:
-        """Return `plan`, or if it may not be taken now the plan that may, and why."""
-        controller = self._controller
-        standing, now_s = family.standing, controller.monotonic()
-        if standing is None:
-            return plan, ""
-        weighed = plan.policy == "objective"  # a custom policy knows for itself when a change is worth it
-        if family.backed_off(plan.configuration, now_s):
-            held = f"{words(plan.configuration)} failed lately and is left alone"
-            family.triggers.again(family.backoffs[plan.configuration].until_s)
-            for other in plan.candidates:
-                if other.feasible and not family.backed_off(other.configuration, now_s):
-                    plan = await self.fixed(family, state, other.configuration)
-                    break
-            else:
-                return await self.fixed(family, state, standing.configuration), held
-            if same(plan, standing):
-                return plan, held
-        else:
-            held = ""
-        if weighed and not family.backed_off(standing.configuration, now_s):
-            stay = await self._stay(family, plan, state)
-            if stay is not None:
-                reason = f"{words(plan.configuration)} gains no more than noise of the intensity explains"
-                return stay, "; ".join(filter(None, (held, reason)))
-        if now_s < family.dwell_until_s:
-            family.triggers.again(family.dwell_until_s)
-            reason = f"{words(plan.configuration)} waits {family.dwell_until_s - now_s:.1f} s for the dwell time"
-            return await self.fixed(family, state, standing.configuration), reason
-        transition = transition_to(self._controller, family, plan.deployment)
-        if not transition.holds and not controller.config.allow_capacity_loss:
-            reason = f"{words(plan.configuration)} {refusal(transition)}"
-            return await self._within_reach(family, plan, state, reason)
-        if not plan.feasible and (here := await self._here(family, state)) is not None and here.feasible:
-            return here, "; ".join(filter(None, (held, f"{words(plan.configuration)} would not keep the limits")))
-        return plan, held
 
-    async def _within_reach(self, family: Family, plan: Plan, state: State, reason: str) -> tuple[Plan, str]:
-        """Return a plan in place of `plan`, which cannot be reached for `reason`: the first of its candidates that can
-        be and that is clearly better than the workers that run, else the plan of these."""
-        standing = family.standing
-        assert standing is not None
-        here = await self.fixed(family, state, standing.configuration)
-        margin = HYSTERESIS * moment(state).scale
-        others = [
-            other
-            for other in plan.candidates
-            if other.feasible
-            and other.configuration not in (plan.configuration, standing.configuration)
-            and not family.backed_off(other.configuration, self._controller.monotonic())
-            and (not here.feasible or other.score > here.score + margin)
-        ]
-        refused = family.transition
-        for other in others[:ALTERNATIVES]:
-            try:
-                found = await self.fixed(family, state, other.configuration)
-            except PlanError:  # the devices do not allow this one beside what runs
-                continue
-            better = found.feasible and (not here.feasible or found.score > here.score + margin)
-            if better and transition_to(self._controller, family, found.deployment).holds:
-                return found, f"{reason}; {words(found.configuration)} is within reach"
-        family.transition = refused  # the record says why the plan was refused, and of no other
-        return here, reason
+def failed_lately(family: Family, plan: Plan, now_s: float) -> Stay | None:
+    """Judge whether the configuration of `plan` is backed off."""
+    if not family.backed_off(plan.configuration, now_s):
+        return None
+    reason = f"{words(plan.configuration)} failed lately and is left alone"
+    return Stay(reason, family.backoffs[plan.configuration].until_s)
 
-    async def _here(self, family: Family, state: State) -> Plan | None:
-        """Return the plan of the workers that run; None if the devices do not allow them any more."""
-        assert family.standing is not None
-        try:
-            return await self.fixed(family, state, family.standing.configuration)
-        except PlanError:
-            return None
 
-    async def _stay(self, family: Family, plan: Plan, state: State) -> Plan | None:
-        """Return the plan of the configuration that runs if it still serves and `plan` is not clearly better.
+def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay | None:
+    """Judge whether `here`, the plan of the workers that run, still serves and `plan` is not clearly better.
 
-        What the planner would rather have counts: of plans near the best it takes the one that keeps most of what runs.
-        """
-        standing = family.standing
-        assert standing is not None
-        if family.demand.lapsed(self._controller.monotonic()):
-            return None  # what runs holds a worker for rows that do not come any more
-        stay = await self._here(family, state)
-        if stay is None or not stay.feasible or not same(stay, standing):
-            return None
-        if not plan.feasible:
-            return stay
+    What the planner would rather have counts: of plans near the best it takes the one that keeps most of what runs.
+    """
+    if not here.feasible or not same(here, family.deployed):
+        return None
+    if plan.feasible:
         objective = objective_of(state)
-        told = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
-        best = max(told, key=lambda found: objective.score(found.accuracy, found.energy_j_per_row))
-        return None if objective.worth_leaving(stay.prediction, best) else stay
+        predictions = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
+        best = max(predictions, key=lambda found: objective.score(found.accuracy, found.energy_j_per_row))
+        if objective.worth_leaving(here.prediction, best):
+            return None
+    return Stay(f"{words(plan.configuration)} gains no more than noise of the intensity explains")
 
-    async def fixed(self, family: Family, state: State, configuration: Configuration) -> Plan:
-        plan = await self._solver.propose(state, "objective", configuration)
-        checked(plan, family, state.objective.slo_ms)
+
+def dwelling(family: Family, plan: Plan, now_s: float) -> Stay | None:
+    """Judge whether the configuration changed too short a time ago."""
+    if now_s >= family.dwell_until_s:
+        return None
+    reason = f"{words(plan.configuration)} waits {family.dwell_until_s - now_s:.1f} s for the dwell time"
+    return Stay(reason, family.dwell_until_s)
+
+
+def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | None:
+    """Judge whether `transition`, which leads to `plan`, loses more capacity than the floor permits; `allowed` by the
+    configuration it may."""
+    if transition.holds or allowed:
+        return None
+    return Stay(
+        f"{words(plan.configuration)} could only be reached with {transition.lowest_capacity:.1f} rows/s for about "
+        f"{transition.loses_s:.1f} s ({transition.lost_capacity:.0%} of the capacity lost), below the capacity floor "
+        f"of {transition.capacity_floor:.1f} rows/s; controller.allow_capacity_loss allows it"
+    )
+
+
+def breaks_limits(plan: Plan, here: Plan | None) -> Stay | None:
+    """Judge whether `plan` does not meet the targets although `here`, the plan of the workers that run, does."""
+    if plan.feasible or here is None or not here.feasible:
+        return None
+    return Stay(f"{words(plan.configuration)} would not keep the limits")
+
+
+def clearly_better(found: Plan | Candidate, here: Plan, margin: float) -> bool:
+    """Return whether `found` serves, and `here`, the plan of the workers that run, does not or scores less by more than
+    `margin`."""
+    return found.feasible and (not here.feasible or found.score > here.score + margin)
+
+
+def alternatives(family: Family, plan: Plan, here: Plan, margin: float, now_s: float) -> Iterator[Candidate]:
+    """Yield the candidates of `plan` that may be taken in its place, best first: each clearly better than the workers
+    that run, and not backed off."""
+    running = family.deployed.configuration if family.deployed is not None else ()
+    for other in plan.candidates:
+        known = other.configuration in (plan.configuration, running)
+        if not known and clearly_better(other, here, margin) and not family.backed_off(other.configuration, now_s):
+            yield other
+
+
+def unless_worse(plan: Plan, family: Family) -> Plan:
+    """Return `plan`, or the plan of keeping everything as it is if that is predicted to be better.  What an operator
+    pinned is brought all the same; how its rows are routed is compared."""
+    if not plan.worse_than_keeping or (family.pin is not None and not same(plan, family.deployed)):
         return plan
-
-
-def transition_to(controller: Controller, family: Family, target: tuple[Assignment, ...]) -> Transition:
-    """Return the steps from what runs to `target`, and keep them as the family's last."""
-    share = controller.device_pool.share(family.name)
-    own = controller.devices_of(family)
-    family.transition = plan_transition(
-        family.running,
-        target,
-        tuple(controller.device_pool.shapes().values()),
-        capacity=family.capacity(share),
-        floor=family.capacity_floor(controller.config, own, share) if family.running else 0.0,
-    )
-    return family.transition
-
-
-def refusal(transition: Transition) -> str:
-    """Return why a transition that does not hold the capacity floor is not taken."""
-    return (
-        f"could only be reached with {transition.lowest_capacity:.1f} rows/s for about {transition.loses_s:.1f} s "
-        f"({transition.lost_capacity:.0%} of the capacity lost), below the capacity floor of "
-        f"{transition.capacity_floor:.1f} rows/s; controller.allow_capacity_loss allows it"
-    )
+    assert plan.keeping is not None
+    return kept_plan(plan, plan.keeping, family.desired)
 
 
 def checked(plan: Plan, family: Family, slo_ms: float) -> None:
@@ -184,34 +146,20 @@ def checked(plan: Plan, family: Family, slo_ms: float) -> None:
         raise PlanError(f"{waits}: {routing.wait_ms}")
 
 
-def still_possible(standing: Standing | None, shapes: tuple[DeviceShape, ...]) -> Standing | None:
-    """Return `standing`, or None if the devices do not allow its deployment any more."""
-    if standing is None or len(possible(standing.deployment, shapes, ())) < len(standing.deployment):
+def still_possible(deployed: DeployedPlan | None, shapes: tuple[DeviceShape, ...]) -> DeployedPlan | None:
+    """Return `deployed`, or None if the devices do not allow its workers any more."""
+    if deployed is None or len(possible(deployed.deployment, shapes, ())) < len(deployed.deployment):
         return None
-    return standing
+    return deployed
 
 
-def same(plan: Plan, standing: Standing | None) -> bool:
-    """Return whether `plan` only changes the routing."""
-    return standing is not None and Counter(plan.deployment) == Counter(standing.deployment)
+def same(plan: Plan, deployed: DeployedPlan | None) -> bool:
+    """Return whether `plan` has the workers that run, so that it changes the routing at most."""
+    return deployed is not None and Counter(plan.deployment) == Counter(deployed.deployment)
 
 
-def unless_worse(plan: Plan, family: Family) -> Plan:
-    """Return `plan`, or the plan of keeping everything as it is if that is predicted to be better.  What an operator
-    pinned is brought all the same; how its rows are routed is compared."""
-    if not plan.worse_than_keeping or (family.pin is not None and not same(plan, family.standing)):
-        return plan
-    assert plan.keeping is not None
-    return kept_plan(plan, plan.keeping, family.running)
-
-
-def words(configuration: Configuration) -> str:
-    """Return a configuration as people read it."""
-    return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in configuration)
-
-
-def moved(before: Routing, after: Routing) -> bool:
-    """Return whether `after` sends rows other ways, or lets them form other batches."""
+def rerouted(before: Routing, after: Routing) -> bool:
+    """Return whether `after` sends rows other ways than `before`, or lets them form other batches."""
     names = set(before.shares) | set(after.shares)
     if any(abs(before.shares.get(name, 0.0) - after.shares.get(name, 0.0)) > _SAME_SHARE for name in names):
         return True

@@ -3,57 +3,57 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from clover.carbon import format_time
 from clover.control.baselines.saved import saved
+from clover.control.baselines.shadows import Shadows
+from clover.control.context import Context
 from clover.control.family import Family
-from clover.control.gate import words
+from clover.control.recording import words
 from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
-if TYPE_CHECKING:
-    from clover.control.controller import Controller
 
-
-def report(controller: Controller) -> dict[str, Any]:
+def report(context: Context, shadows: Shadows, totals: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
     """Return mode, intensity, and per family deployment, routing, prediction, targets, savings, observations and the
-    last decision."""
-    reading = controller.reading
+    last decision; `totals` gives what the server counted."""
+    reading = context.grid.reading
     out: dict[str, Any] = {
-        "mode": controller.mode,
-        "frozen": controller.frozen,
-        "policy": controller.config.policy,
-        "grid_s": controller.grid_clock.now(),
+        "mode": context.mode,
+        "frozen": context.frozen,
+        "policy": context.config.policy,
+        "grid_s": context.grid.now(),
         "intensity": intensity(reading) if reading is not None else None,
-        "devices": [_device(controller, shape) for shape in controller.device_pool.shapes().values()],
-        "models": {name: _family(controller, family) for name, family in controller.families.items()},
-        "decisions": dict(controller.record.counts),
+        "devices": [_device(context, shape) for shape in context.device_pool.shapes().values()],
+        "models": {name: _family(context, shadows, family) for name, family in context.families.items()},
+        "decisions": dict(context.decisions.counts),
     }
-    if controller.totals is not None:
-        out["totals"] = controller.totals()
+    if totals is not None:
+        out["totals"] = totals()
     return out
 
 
-def doing(controller: Controller, family: Family) -> str:
-    """Return what is done about a missed SLO, in words for the log."""
-    standing, mode = family.standing, controller.mode_of(family)
-    if standing is None:
+def doing(context: Context, family: Family) -> str:
+    """Return what runs and what is done about a missed SLO, in words for the log."""
+    deployed, mode = family.deployed, context.mode_of(family)
+    if deployed is None:
         return "nothing runs"
-    runs = words(standing.configuration)
-    if controller.frozen or family.frozen:
+    runs = words(deployed.configuration)
+    if context.frozen_of(family):
         return f"{runs} runs and is frozen"
     if mode != "active":
         return f"{runs} runs, and mode {mode} changes nothing"
     if family.pin is not None:
         return f"{runs} runs and is pinned"
-    if not standing.plan.feasible:
+    if not deployed.plan.feasible:
         return f"{runs} runs, the least bad plan: none meets the targets at this load"
-    last = controller.record.last(family.name)
+    last = context.decisions.last(family.name)
     decided = f"; last decision: {last.action} ({last.trigger})" if last is not None else ""
-    return f"{runs} runs, of which a p95 of {standing.plan.prediction.p95_ms:.2f} ms was predicted{decided}"
+    return f"{runs} runs, of which a p95 of {deployed.plan.prediction.p95_ms:.2f} ms was predicted{decided}"
 
 
 def intensity(reading: Reading) -> dict[str, Any]:
@@ -92,15 +92,15 @@ def workers(deployment: tuple[Assignment, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _device(controller: Controller, shape: DeviceShape) -> dict[str, Any]:
-    """Return a device as it is now: whose, in which layout, and what is wrong with it."""
-    device_pool, name = controller.device_pool, shape.device
+def _device(context: Context, shape: DeviceShape) -> dict[str, Any]:
+    """Return a device as it is now: the family it is assigned to, its layout, and what is wrong with it."""
+    device_pool, name = context.device_pool, shape.device
     gpu = device_pool.gpu(name)
-    told = gpu.report() if gpu is not None else {}
+    gpu_report = gpu.report() if gpu is not None else {}
     here = [
         {"placement": item.placement.id, "profile": item.placement.profile, "family": family.name, **_work(item)}
-        for family in controller.families.values()
-        for item in family.running
+        for family in context.families.values()
+        for item in family.desired
         if item.placement.device == name
     ]
     return {
@@ -113,8 +113,8 @@ def _device(controller: Controller, shape: DeviceShape) -> dict[str, Any]:
         "family": device_pool.owner(name),
         "layout": sorted(here, key=lambda item: item["placement"]),
         "layouts": len(shape.layouts),
-        "quarantined": told.get("quarantined", []),
-        "foreign": told.get("foreign", []),
+        "quarantined": gpu_report.get("quarantined", []),
+        "foreign": gpu_report.get("foreign", []),
     }
 
 
@@ -122,9 +122,9 @@ def _work(item: Assignment) -> dict[str, str]:
     return {"variant": item.variant, "backend": item.backend}
 
 
-def _budget(controller: Controller, family: Family) -> dict[str, Any] | None:
-    """Return how the accuracy budget stands; None where the policy in force knows none."""
-    policy, ledger = controller.policy_of(family), family.ledger
+def _budget(context: Context, family: Family) -> dict[str, Any] | None:
+    """Return how the accuracy budget stands; None if the policy in force has none."""
+    policy, ledger = context.policy_of(family), family.ledger
     if policy not in BUDGETED:
         return None
     budget: dict[str, Any] = {"accuracy_budget": family.config.accuracy_budget}
@@ -141,23 +141,23 @@ def _budget(controller: Controller, family: Family) -> dict[str, Any] | None:
     }
 
 
-def _family(controller: Controller, family: Family) -> dict[str, Any]:
-    standing, now_s = family.standing, controller.monotonic()
-    plan = standing.plan if standing is not None else None
-    last = controller.record.last(family.name)
-    ready = {item.placement.id + item.variant + item.backend for item in family.fleet.running()}
-    deployment = workers(family.running)
+def _family(context: Context, shadows: Shadows, family: Family) -> dict[str, Any]:
+    deployed, now_s = family.deployed, context.monotonic()
+    plan = deployed.plan if deployed is not None else None
+    last = context.decisions.last(family.name)
+    ready = {item.placement.id + item.variant + item.backend for item in family.fleet.ready_assignments()}
+    deployment = workers(family.desired)
     for item in deployment:
         item["ready"] = item["placement"] + item["variant"] + item["backend"] in ready
     pin = family.pin
     return {
-        "mode": controller.mode_of(family),
-        "frozen": controller.frozen or family.frozen,
+        "mode": context.mode_of(family),
+        "frozen": context.frozen_of(family),
         "pin": None if pin is None else pin.policy or msgspec.to_builtins(pin.configuration),
         "pin_forced": pin is not None and pin.forced,
-        "configuration": msgspec.to_builtins(standing.configuration) if standing is not None else [],
+        "configuration": msgspec.to_builtins(deployed.configuration) if deployed is not None else [],
         "deployment": deployment,
-        "routing": msgspec.to_builtins(standing.routing) if standing is not None else None,
+        "routing": msgspec.to_builtins(deployed.routing) if deployed is not None else None,
         "plan": None
         if plan is None
         else {
@@ -175,15 +175,15 @@ def _family(controller: Controller, family: Family) -> dict[str, Any]:
             "accuracy_floor": family.targets.accuracy_floor,
             "accuracy_margin": family.config.accuracy_margin,
             "objective": family.targets.form,
-            "lambda": family.lam(controller.config),
+            "lambda": family.lam(context.config),
             "lambda_derived": family.targets.lam is None,
-            "reference_g_per_kwh": controller.config.reference_g_per_kwh,
+            "reference_g_per_kwh": context.config.reference_g_per_kwh,
         },
-        "budget": _budget(controller, family),
-        "saved": saved(controller.shadows.of.get(family.name)),
+        "budget": _budget(context, family),
+        "saved": saved(shadows.of.get(family.name)),
         "observed": dict(family.observed),
-        "guard": family.fleet.guarded(),
-        "demand": family.demand.report(now_s, family.fleet.demanded(), controller.declined(family)),
+        "guard": family.fleet.guard_report(),
+        "demand": family.demand.report(now_s, family.fleet.demanded(), context.declined(family)),
         "verifying": family.watch is not None,
         "transition": family.applier.progress,
         "last_transition": None if family.transition is None else _transition(family.transition),

@@ -1,4 +1,4 @@
-"""What the log says of a missed SLO: a line a minute while it is missed, and one when it is met again.
+"""Log lines about a missed SLO: a line a minute while it is missed, and one when it is met again.
 
 The observed p95 trails by some seconds and touches the SLO now and then without meaning anything.  So the SLO is missed
 once `SLO_LOOKS` looks in a row saw the p95 above it, and met again once none did for `MET_S`.  A p95 that crosses the
@@ -20,7 +20,7 @@ MET_S = 10.0
 
 
 class SloLog:
-    """Follows the observed p95 of one family."""
+    """Follows the observed p95 of one family, and logs when its SLO is missed and met again."""
 
     def __init__(self, name: str) -> None:
         self.missed_s = math.nan
@@ -29,11 +29,12 @@ class SloLog:
         self._looks = 0
         self._began_s = 0.0
         self._above_s = 0.0  # when it was last seen above
-        self._said_s = -math.inf
-        self._told = False  # whether the log knows of the miss under way
+        self._logged_s = -math.inf
+        self._logged = False  # whether the miss under way was logged
 
     def look(self, now_s: float, observed: dict[str, float], slo_ms: float, doing: Callable[[], str]) -> None:
-        """Log what one look at the family says.  `doing` says what is done about a missed SLO."""
+        """Note what one look at the family saw, and log a miss or its end.  `doing` says what is done about a missed
+        SLO."""
         p95_ms, rows = observed.get("p95_ms"), observed.get("queue_rows", 0.0)
         unanswered = p95_ms is None and rows > 0.0  # rows wait and none was answered lately: nothing is in time
         if unanswered or (p95_ms is not None and p95_ms > slo_ms):
@@ -43,8 +44,8 @@ class SloLog:
             self._above_s = now_s
             if math.isnan(self.missed_s) and self._looks >= SLO_LOOKS:
                 self.missed_s = self._began_s
-            if not math.isnan(self.missed_s) and now_s - self._said_s >= EVERY_S:
-                self._said_s, self._told = now_s, True
+            if not math.isnan(self.missed_s) and now_s - self._logged_s >= EVERY_S:
+                self._logged_s, self._logged = now_s, True
                 log.warning(
                     "%s: the SLO is missed, for %s so far: %s of %.2f ms at %.1f rows/s, %.0f rows waiting; %s",
                     self._name,
@@ -58,11 +59,11 @@ class SloLog:
             return
         self._looks = 0
         if not math.isnan(self.missed_s) and now_s - self._above_s >= MET_S:
-            if self._told:
+            if self._logged:
                 met = f"p95 {p95_ms:.2f} ms of {slo_ms:.2f} ms" if p95_ms is not None else "nothing was asked lately"
                 took = _duration(self._above_s - self.missed_s)
                 log.info("%s: the SLO is met again after %s: %s", self._name, took, met)
-            self.missed_s, self._told = math.nan, False
+            self.missed_s, self._logged = math.nan, False
 
 
 def _duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ saw no risk.
 
 A fall of the rate that is no reason to plan does not count in a plan made for another reason either (`held`).  Else a
 configuration that only just meets the SLO is left and taken up again as the samples of a constant rate will have it.
-A rise counts at once: promises hang on it.
+A rise counts at once: the SLO depends on it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _AGAIN = "held back before"
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look at a family saw.  `missing`: workers of the deployment that are not ready."""
+class Observation:
+    """What the controller saw of a family at one seen.  `missing`: workers of the deployment that are not ready."""
 
     now_s: float
     g_per_kwh: float
@@ -48,7 +48,7 @@ class Look:
 
 
 class Triggers:
-    """The triggers of one family."""
+    """The triggers of one family, with what its last plan was made for."""
 
     def __init__(self) -> None:
         self.planned_g_per_kwh: float | None = None
@@ -61,12 +61,12 @@ class Triggers:
         self._queue_rows = 0.0
         self._calm = 0
         self._outcome: Hashable = None
-        """What the last plan for an SLO at risk came to; None where it was not the last that counts."""
+        """What the last plan for an SLO at risk came to; None if another reason to plan came since."""
         self._spacing_s = 0.0
         self._spaced_until_s = -math.inf
 
     def planned(self, g_per_kwh: float, rate: float, missing: int = 0) -> None:
-        """A plan was made for these."""
+        """Note what a plan was made for: the intensity, the rate (rows/s) and the number of missing workers."""
         self.planned_g_per_kwh = g_per_kwh
         self.planned_rate = rate
         self.planned_missing = missing
@@ -74,14 +74,14 @@ class Triggers:
         self._late = self._growing = self._away = 0
 
     def again(self, at_s: float) -> None:
-        """Plan again at `at_s` (monotonic) even if nothing moves: something was held back or failed."""
+        """Ask for a plan at `at_s` (monotonic) even if nothing moves: something was held back or failed."""
         self.again_s = at_s if self.again_s is None else min(self.again_s, at_s)
 
     def decided(self, trigger: str, outcome: Hashable, now_s: float) -> None:
-        """Note what came of `trigger`."""
+        """Note the outcome of the plan that was made for `trigger`."""
         same = outcome == self._outcome
         if not trigger.startswith(RISK):
-            if trigger != _AGAIN or not same:  # another reason, or another end of the same
+            if trigger != _AGAIN or not same:  # another reason, or the same reason with another outcome
                 self._unspace()
             return
         self._outcome = outcome
@@ -94,41 +94,41 @@ class Triggers:
         self._spaced_until_s = -math.inf
 
     def held(self, rate: float, rate_change: float) -> float:
-        """Return rows a second to plan for while `rate` is observed: what the last plan was made for where that is more
-        and `rate` is no reason to plan."""
+        """Return the rows a second to plan for while `rate` is observed: those of the last plan, if they are more and
+        `rate` is no reason to plan."""
         return rate if self._moved(rate, rate_change) else max(rate, self.planned_rate)
 
     def _moved(self, rate: float, rate_change: float) -> bool:
         moved = abs(rate - self.planned_rate)
         return moved > rate_change * self.planned_rate and moved >= LEAST_RATE_CHANGE
 
-    def check(self, look: Look, *, slo_ms: float, intensity_change: float, rate_change: float) -> str:
-        """Return why to plan now, in words; empty where there is no reason."""
-        late = look.p95_ms is not None and look.p95_ms > slo_ms
+    def check(self, seen: Observation, *, slo_ms: float, intensity_change: float, rate_change: float) -> str:
+        """Return why to plan now, in words; empty if there is no reason."""
+        late = seen.p95_ms is not None and seen.p95_ms > slo_ms
         self._late = self._late + 1 if late else 0
-        grows = look.queue_rows > self._queue_rows and look.queue_rows >= LEAST_QUEUE
+        grows = seen.queue_rows > self._queue_rows and seen.queue_rows >= LEAST_QUEUE
         self._growing = self._growing + 1 if grows else 0
-        self._queue_rows = look.queue_rows
+        self._queue_rows = seen.queue_rows
         self._calm = 0 if late or grows else self._calm + 1
         if self._calm >= MET_LOOKS:
             self._unspace()
-        spaced = look.now_s < self._spaced_until_s
-        self._away = self._away + 1 if look.missing != self.planned_missing else 0
+        spaced = seen.now_s < self._spaced_until_s
+        self._away = self._away + 1 if seen.missing != self.planned_missing else 0
         if self.planned_g_per_kwh is None:
             return "start"
         if self._away >= WORKER_LOOKS:
-            return f"worker capacity changed: {look.missing} missing"
+            return f"worker capacity changed: {seen.missing} missing"
         if self._late >= SLO_LOOKS and not spaced:
             self._late = 0
-            return f"{RISK}: p95 {look.p95_ms:.2f} ms exceeds {slo_ms:.2f} ms"
+            return f"{RISK}: p95 {seen.p95_ms:.2f} ms exceeds {slo_ms:.2f} ms"
         if self._growing >= QUEUE_LOOKS and not spaced:
             self._growing = 0
-            return f"{RISK}: the queue grows ({look.queue_rows:.0f} rows)"
-        moved = abs(look.g_per_kwh - self.planned_g_per_kwh)
+            return f"{RISK}: the queue grows ({seen.queue_rows:.0f} rows)"
+        moved = abs(seen.g_per_kwh - self.planned_g_per_kwh)
         if moved > intensity_change * max(self.planned_g_per_kwh, 1.0):
-            return f"intensity moved from {self.planned_g_per_kwh:.1f} to {look.g_per_kwh:.1f} g/kWh"
-        if self._moved(look.rate, rate_change):
-            return f"rate moved from {self.planned_rate:.1f} to {look.rate:.1f} rows/s"
-        if self.again_s is not None and look.now_s >= self.again_s:
+            return f"intensity moved from {self.planned_g_per_kwh:.1f} to {seen.g_per_kwh:.1f} g/kWh"
+        if self._moved(seen.rate, rate_change):
+            return f"rate moved from {self.planned_rate:.1f} to {seen.rate:.1f} rows/s"
+        if self.again_s is not None and seen.now_s >= self.again_s:
             return _AGAIN
         return ""

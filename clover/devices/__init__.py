@@ -1,7 +1,7 @@
 """Partitionable devices: which layouts exist, and instances made and unmade.
 
 `build` turns one word of configuration into devices: `cpu` (core-sets), `nvidia` or `nvidia:0,2` (the GPUs of this
-machine, cut by MIG where that is on), `emulated:a100-40gb:2` (GPUs that are not there, behind the same driver calls).
+machine, split by MIG if that is on), `emulated:a100-40gb:2` (GPUs that are not there, behind the same driver calls).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NUMBER = re.compile(r"[0-9]{1,4}")
 
 
 class DeviceChoice(Record, frozen=True, kw_only=True):
-    """What `workers.device` asks for.  `indices` empty: every GPU.  `name` and `count` are of an emulated box."""
+    """What `workers.device` asks for.  `indices` empty: every GPU.  `name` and `count` are those of emulated GPUs."""
 
     kind: Literal["cpu", "nvidia", "emulated"]
     indices: tuple[int, ...] = ()
@@ -41,12 +41,12 @@ class DeviceChoice(Record, frozen=True, kw_only=True):
 
     @property
     def box(self) -> str:
-        """What an emulated box is called among others: "a100-40gb-2"."""
+        """The name of a set of emulated GPUs: "a100-40gb-2"."""
         return f"{self.name}-{self.count}"
 
 
 def parse(text: str) -> DeviceChoice:
-    """Return what `text` asks for.  Raises ConfigError; looks at no hardware."""
+    """Return what `text` asks for, without looking at any hardware.  Raises ConfigError."""
     kind, given, rest = text.strip().partition(":")
     if kind == "cpu" and not given:
         return DeviceChoice(kind="cpu")
@@ -81,12 +81,11 @@ def _emulated(name: str, count: int) -> DeviceChoice:
 def build(
     config: WorkersConfig, cache: Path, *, exclusive: bool = True, session: Nvml | None = None
 ) -> dict[str, Device]:
-    """Return the devices of `config`, by name.  GPUs share one NVML session, which `close` ends, also where it was
-    given.
+    """Return the devices of `config`, by name.  GPUs share one NVML session, which `close` ends, also if it was given.
 
-    `exclusive` false only looks: nothing is locked, and nothing can be changed.  An emulated box keeps its state in
-    `cache`, so that its instances outlive the process, as real ones do.  Raises ConfigError where the words are wrong
-    or name what is not there, DeviceError where a device cannot be used.
+    `exclusive` false only looks: nothing is locked, and nothing can be changed.  Emulated GPUs keep their state in
+    `cache`, so that their instances outlive the process, as real ones do.  Raises ConfigError if the setting is
+    malformed or names what is not there, DeviceError if a device cannot be used.
     """
     choice = parse(config.device)
     cpu = CpuDevice(parse_cores(config.cores))
@@ -122,7 +121,7 @@ def build(
 
 
 def close(devices: Mapping[str, Device]) -> None:
-    """Let others have the devices of `build`; instances stay as they are."""
+    """Release the devices of `build` for other processes; instances stay as they are."""
     gpus = [device for device in devices.values() if isinstance(device, MigDevice)]
     for device in gpus:
         device.close()
@@ -131,12 +130,12 @@ def close(devices: Mapping[str, Device]) -> None:
 
 
 def box_path(choice: DeviceChoice, cache: Path) -> Path:
-    """Return the state file of an emulated box."""
+    """Return the state file of emulated GPUs."""
     return cache / "emulated" / f"{choice.box}.nvml"
 
 
 def _check_environment(visible: str | None) -> None:
-    """Raises ConfigError where the environment says which GPUs are whose, in numbers that are not the driver's."""
+    """Raise ConfigError if the environment assigns GPUs by numbers that are not the driver's."""
     if visible is not None:
         raise ConfigError(
             f"CUDA_VISIBLE_DEVICES is set ({visible!r}) and device nvidia would use every GPU the driver sees: name "
@@ -145,7 +144,7 @@ def _check_environment(visible: str | None) -> None:
 
 
 def _enter(choice: DeviceChoice, cache: Path) -> None:
-    """Let this process's driver calls reach the emulated box, which is made where it is missing."""
+    """Let this process's driver calls reach the emulated GPUs, which are made if they are missing."""
     path = box_path(choice, cache)
     if not path.exists():
         # The records of all boxes lie in one folder, by UUID: GPUs of different boxes must not share one.
@@ -154,7 +153,7 @@ def _enter(choice: DeviceChoice, cache: Path) -> None:
 
 
 def _is_box(session: Nvml, choice: DeviceChoice, path: Path) -> None:
-    """Raises DeviceError where the file that was there is not the box it is called after."""
+    """Raise DeviceError if an existing state file does not hold the GPUs that its name says."""
 
     def products() -> list[str]:
         nvml = session.library
@@ -163,7 +162,7 @@ def _is_box(session: Nvml, choice: DeviceChoice, path: Path) -> None:
     try:
         found = session.call_sync(products)
     except DeviceLost:
-        return  # which one is lost is said when it is opened
+        return  # opening it reports which one is lost
     except DeviceError as error:
         raise DeviceError(f"{path} cannot be used as an emulated box; remove it: {error}") from error
     if found != [tables.table(choice.name).product] * choice.count:
@@ -171,7 +170,7 @@ def _is_box(session: Nvml, choice: DeviceChoice, path: Path) -> None:
 
 
 def _present(session: Nvml, choice: DeviceChoice) -> tuple[int, ...]:
-    """Return numbers of the GPUs that are asked for."""
+    """Return the numbers of the GPUs that are asked for."""
     count: int = session.call_sync("nvmlDeviceGetCount")
     if count == 0:
         raise ConfigError("the NVIDIA driver sees no GPU here: pass one in, or choose cpu or emulated:a100-40gb:1")
@@ -181,9 +180,7 @@ def _present(session: Nvml, choice: DeviceChoice) -> tuple[int, ...]:
     return choice.indices or tuple(range(count))
 
 
-def _open(
-    session: Nvml, indices: Iterable[int], folder: Path, *, named: bool, **options: Any
-) -> list[MigDevice]:
+def _open(session: Nvml, indices: Iterable[int], folder: Path, *, named: bool, **options: Any) -> list[MigDevice]:
     """Return the GPUs, without those that are lost unless they were `named` or none is left."""
     opened: list[MigDevice] = []
     lost: DeviceLost | None = None

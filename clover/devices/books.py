@@ -1,17 +1,17 @@
-"""The books of one GPU, as the event loop keeps them: what stands there, whose it is, and what that leaves room for.
+"""The books of one GPU, as the event loop keeps them: which instances exist, whose they are, and what fits beside.
 
-Every GPU instance that stands is in one of these states:
+Every GPU instance that exists is in one of these states:
 
     ours         recorded as made by Clover.  It serves, or waits to be removed.
     quarantined  ours, but the driver would not remove it: a process that does not die, or a handle that leaked.
     foreign      anything else.
 
-A place where the driver made nothing, not even to bring back what had stood there, is barred until it does.
+A place at which the driver failed to make an instance, even to bring back one that had been there, is barred until it
+succeeds.
 
 Layouts are what is possible beside foreign and quarantined instances and barred places, in plain profiles (neither
 media engines nor graphics nor double memory, which a batch of inference has no use for).  Ours are no obstacle:
-transitions move them.
-A GPU without MIG is one instance, `gpu`, that always stands.
+transitions move them.  A GPU without MIG is one instance, `gpu`, that always exists.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 
 import msgspec
 
-from clover.devices.gpu import Found, Gpu
-from clover.devices.instances import Standing
+from clover.devices.gpu import GpuInstance, MigGpu
+from clover.devices.instances import InstanceInventory
 from clover.errors import DeviceError
 from clover.planning.packing import geometry
 from clover.types import Placement
@@ -44,9 +44,9 @@ def place_of(placement: Placement) -> Place:
 class Books:
     """What is known of the instances of `gpu`, which the server calls `name`."""
 
-    def __init__(self, gpu: Gpu, name: str) -> None:
-        self.ours: dict[Place, Found] = {}
-        self.foreign: dict[Place, Found] = {}
+    def __init__(self, gpu: MigGpu, name: str) -> None:
+        self.ours: dict[Place, GpuInstance] = {}
+        self.foreign: dict[Place, GpuInstance] = {}
         self.quarantined: dict[Place, str] = {}
         """Why an instance of ours cannot be removed."""
         self.barred: dict[Place, str] = {}
@@ -54,14 +54,14 @@ class Books:
         self._gpu = gpu
         self._name = name
 
-    def sort(self, standing: Standing) -> None:
-        """Take over what was found; what does not stand is quarantined no more."""
+    def sort(self, standing: InstanceInventory) -> None:
+        """Take over what was found; an instance that no longer exists is not quarantined any more."""
         self.ours = {found.place: found for found in standing.ours}
         self.foreign = {found.place: found for found in standing.foreign}
         self.quarantined = {place: why for place, why in self.quarantined.items() if place in self.ours}
 
     def check(self, placement: Placement, label: str) -> None:
-        """Raises DeviceError where the GPU has no such place."""
+        """Raise DeviceError if the GPU has no such place."""
         if self._gpu.mig:
             profile = self._gpu.profiles.get(placement.profile)
             known = (
@@ -76,7 +76,7 @@ class Books:
             raise DeviceError(f"{placement.id} does not exist on {self._name}, {label}")
 
     def usable(self) -> tuple[Placement, ...]:
-        """Ours that are complete and not quarantined, by start."""
+        """Return our instances that are complete and not quarantined, by start."""
         if not self._gpu.mig:
             return (self.whole,)
         return self.placements(
@@ -84,7 +84,8 @@ class Books:
         )
 
     def layouts(self) -> tuple[tuple[Placement, ...], ...]:
-        """Return what is possible beside what is foreign, quarantined or barred; none where that leaves no room."""
+        """Return the layouts possible beside foreign and quarantined instances and barred places; none if no room is
+        left."""
         if not self._gpu.mig:
             return ((self.whole,),)
         taken = [*self.foreign.values(), *(self.ours[place] for place in self.quarantined)]
@@ -103,7 +104,7 @@ class Books:
         )
 
     def obstacle(self, place: Place) -> str:
-        """Return what stands in the way of `place`, in words; empty where nothing does."""
+        """Return what occupies `place`, in words; empty if nothing does."""
         ways = (
             ("quarantined", [self.ours[other] for other in self.quarantined]),
             ("not made by Clover", list(self.foreign.values())),
@@ -119,7 +120,7 @@ class Books:
         return f"in its place stands {', '.join(texts)}" if texts else ""
 
     def report(self) -> dict[str, Any]:
-        """Return what stands, as JSON."""
+        """Return the instances that exist, as JSON."""
         return {
             "instances": [placement.id for placement in self.usable()],
             "foreign": [placement.id for placement in self.placements(self.foreign.values())],
@@ -134,16 +135,16 @@ class Books:
         """The one instance of a GPU without MIG."""
         return Placement(device=self._name, profile=WHOLE, start=0, size=1)
 
-    def placement(self, found: Found) -> Placement:
+    def placement(self, found: GpuInstance) -> Placement:
         """Return an instance as a placement."""
         return Placement(device=self._name, profile=found.profile, start=found.start, size=found.size)
 
-    def placements(self, found: Iterable[Found]) -> tuple[Placement, ...]:
+    def placements(self, found: Iterable[GpuInstance]) -> tuple[Placement, ...]:
         """Return instances as placements, by start."""
         return tuple(sorted(map(self.placement, found), key=lambda item: (item.start, item.profile)))
 
     def id_of(self, place: Place) -> str:
-        """Return what a place is called in messages."""
+        """Return the name of a place in messages."""
         return Placement(device=self._name, profile=place[0], start=place[1], size=1).id
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clover.errors import DeviceError
@@ -38,8 +38,19 @@ def available_cores(root: Path = Path("/"), affinity: tuple[int, ...] | None = N
     return cores if quota is None else cores[: max(1, int(quota))]
 
 
+def ranges(cores: Sequence[int]) -> str:
+    """Return ascending core numbers as the setting `cores` takes them: "0-3,6"."""
+    runs: list[list[int]] = []
+    for core in cores:
+        if runs and core == runs[-1][-1] + 1:
+            runs[-1].append(core)
+        else:
+            runs.append([core])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
 def cgroup_cpus(root: Path = Path("/")) -> float | None:
-    """Return the tightest CPU quota of this process's cgroup and its ancestors, in CPUs; None where there is none."""
+    """Return the tightest CPU quota of this process's cgroup and its ancestors, in CPUs; None if there is none."""
     quotas = []
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -89,9 +100,9 @@ def _ratio(quota: str, period: str) -> float | None:
 class CpuDevice:
     """Implements `clover.interfaces.Device`.
 
-    `cores`: the cores workers may use, all of them for workers; None takes this process's, and keeps the first for
-    the front end where there are at least three.  `threads`: threads a worker runs per profile ("2c": 2); what is not
-    named runs one, which is best unless measured otherwise.  Raises DeviceError where cores cannot be used.
+    `cores`: the cores workers may use, all of them for workers; None takes this process's, and keeps the first for the
+    front end if there are at least three.  `threads`: threads a worker runs per profile ("2c": 2); a profile that is
+    not named runs one, which is best unless measured otherwise.  Raises DeviceError if cores cannot be used.
     """
 
     def __init__(
@@ -105,14 +116,12 @@ class CpuDevice:
         else:
             wrong = sorted(set(cores) - set(allowed))
             if wrong:
-                raise DeviceError(f"cores {wrong} are not among those this process may use: {list(allowed)}")
+                raise DeviceError(f"cores {ranges(wrong)} are not among those this process may use: {ranges(allowed)}")
             self._divide(tuple(cores), keep_front=False)
         self._set_all(threads)
 
     @classmethod
-    def of(
-        cls, usable: tuple[int, ...], *, threads: Mapping[str, int] | None = None, name: str = "cpu0"
-    ) -> CpuDevice:
+    def of(cls, usable: tuple[int, ...], *, threads: Mapping[str, int] | None = None, name: str = "cpu0") -> CpuDevice:
         """Return a device over `usable` as if they were this process's cores: for planning without that machine."""
         device = cls.__new__(cls)
         device.name = name
@@ -140,9 +149,7 @@ class CpuDevice:
         return DeviceShape(
             device=self.name,
             kind="cpu",
-            layouts=tuple(
-                tuple(self.placement(start, size) for start, size in blocks) for blocks in layouts_of(total)
-            ),
+            layouts=tuple(tuple(self.placement(start, size) for start, size in blocks) for blocks in layouts_of(total)),
             slices=total,
             overlap=True,
             shared_front=self.shared_front,
@@ -154,15 +161,15 @@ class CpuDevice:
         return Placement(device=self.name, profile=f"{size}c", start=start, size=size)
 
     async def create(self, placement: Placement) -> None:
-        """A core-set needs no making; raises DeviceError where it does not exist here."""
+        """Do nothing, as a core-set needs no making; DeviceError if it does not exist on this device."""
         self.cores(placement)
 
     async def destroy(self, placement: Placement) -> None:
-        """A core-set needs no unmaking; raises DeviceError where it does not exist here."""
+        """Do nothing, as a core-set needs no removal; DeviceError if it does not exist on this device."""
         self.cores(placement)
 
     def cores(self, placement: Placement) -> tuple[int, ...]:
-        """Return core numbers of `placement`; raises DeviceError where it is not one of this device."""
+        """Return the core numbers of `placement`; DeviceError if it is not one of this device."""
         end = placement.start + placement.size
         if (
             placement.device != self.name
@@ -174,21 +181,21 @@ class CpuDevice:
         return self.worker_cores[placement.start : end]
 
     def threads(self, placement: Placement) -> int:
-        """Return threads of a worker at `placement`: what `set_threads` said for its profile, else one."""
+        """Return the threads of a worker at `placement`: what `set_threads` set for its profile, else one."""
         return min(self._threads.get(placement.profile, 1), placement.size)
 
     def visible(self, placement: Placement) -> str:
-        """Nothing: no accelerator belongs to a core-set.  Raises DeviceError where it does not exist here."""
+        """Return "", as no accelerator belongs to a core-set; DeviceError if it does not exist on this device."""
         self.cores(placement)
         return ""
 
     def memory_bytes(self, placement: Placement) -> int:
-        """Return zero: a core-set has no memory of its own.  Raises DeviceError where it does not exist here."""
+        """Return 0, as a core-set has no memory of its own; DeviceError if it does not exist on this device."""
         self.cores(placement)
         return 0
 
     def set_threads(self, profile: str, count: int) -> None:
-        """Let workers on `profile` run `count` threads, at most one a core: what the profiler found best."""
+        """Let workers on `profile` run `count` threads, at most one a core."""
         if count < 1:
             raise DeviceError(f"a worker on {profile} needs at least one thread, not {count}")
         self._threads[profile] = count

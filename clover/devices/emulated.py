@@ -1,15 +1,15 @@
-"""Emulated boards: a state file that the emulated NVML serves, made, used, disturbed and put right from Python.
+"""Emulated GPUs: a state file that the emulated NVML serves; made, used, disturbed and restored from Python.
 
 `csrc/nvml_emulator` is a C library with the soname `libnvidia-ml.so.1`.  The official bindings load exactly that name,
 and the dynamic loader answers with a library of that soname which the process already has; so loading ours first, by
-its path, slips it under the unmodified bindings (`use_box`).  Everything else - which boards, what exists on them, who
-uses it - lives in one state file, which all processes of the machine may share.
+its path, puts it under the unmodified bindings (`use_box`).  Everything else - which GPUs, what exists on them, who
+uses it - lies in one state file, which all processes of the machine may share.
 
 This module writes the first, constant part of that file (`create_box`); the library keeps the rest.  Functions that
-take a `path` act on that box whether or not this process uses it, and leave no library loaded behind.
+take a `path` act on those GPUs whether or not this process uses them, and leave no library loaded behind.
 
 What survives what: instances outlive servers; a reboot (`reboot`, or a real one of this machine) clears instances and
-keeps MIG modes; a board that is lost and restored comes back as after a reset, without instances.
+keeps MIG modes; a GPU that is lost and restored comes back as after a reset, without instances.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _functions(path: str) -> ctypes.CDLL:
 
 @contextlib.contextmanager
 def _borrowed() -> Iterator[ctypes.CDLL]:
-    """The library for one call, so that a process that only injects a fault does not end up with an emulated NVML."""
+    """Load the library for one call, so that a process that only injects a fault does not keep an emulated NVML."""
     handle = _functions(str(library()))
     try:
         yield handle
@@ -245,7 +245,7 @@ def create_box(
     """Make the state file of a machine with `count` boards, or keep the one that is there if it is the same machine.
 
     `privileged`: whether callers may change instances; `mig_enabled`: the boards' MIG mode at first; `seed`: makes
-    other UUIDs and other luck.  DeviceError where `path` holds another machine or cannot be written.
+    other UUIDs and other luck.  DeviceError if `path` holds another machine or cannot be written.
     """
     gpu = _table(table) if isinstance(table, str) else table
     if not 1 <= count <= GPUS_MAX:
@@ -322,7 +322,7 @@ def _act(path: Path, what: str, function: str, *arguments: object) -> None:
 
 
 def inject(path: Path, *faults: Fault) -> None:
-    """Add faults to the box, for every process that uses it; DeviceError where one makes no sense."""
+    """Add faults to the box, for every process that uses it; DeviceError if one makes no sense."""
     for fault in faults:
         if fault.error not in ERRORS:
             raise DeviceError(f"a fault cannot answer {fault.error!r}; known: {', '.join(filter(None, ERRORS))}")
@@ -383,7 +383,7 @@ def reboot(path: Path) -> None:
 
 
 def set_privileged(path: Path, privileged: bool) -> None:
-    """Whether callers may change instances and modes, or get NO_PERMISSION."""
+    """Set whether callers may change instances and modes; otherwise they get NO_PERMISSION."""
     _act(path, "set privilege", "set_privileged", int(privileged))
 
 
@@ -399,7 +399,7 @@ class Attachment:
     """This process on a slice, as a CUDA context is: it holds the slice until `close` or its death, and draws power.
 
     `library` and `state` are the paths of the emulator and of the box, `uuid` the slice ("MIG-...") or, with MIG off,
-    the board ("GPU-...").  DeviceError where there is none such, or the board is lost.
+    the board ("GPU-...").  DeviceError if there is none such, or the board is lost.
     """
 
     def __init__(self, library: str, state: str, uuid: str) -> None:
@@ -415,21 +415,20 @@ class Attachment:
         self._turn = _TURNS + zlib.crc32(uuid.encode())
 
     def enter(self) -> None:
-        """Have the slice to oneself, once whoever has it now leaves: two processes on a slice take turns, as on a
-        GPU, and each takes the longer for it.  A lock on a byte of the state file, which the death of its holder
-        frees."""
+        """Wait until the slice is free and take it: two processes on a slice take turns, as on a GPU, and each takes
+        longer for it.  The lock is one on a byte of the state file, which the death of its holder frees."""
         fcntl.fcntl(self._turns, _OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, self._turn, 1, 0))
 
     def leave(self) -> None:
-        """Let others have the slice."""
+        """Give the slice back for others."""
         fcntl.fcntl(self._turns, _OFD_SETLKW, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, self._turn, 1, 0))
 
     def draw(self, watts: float) -> None:
-        """From now on draw so much above idle; DeviceError once the board is lost or the slice gone."""
+        """Draw `watts` above idle from now on; DeviceError once the GPU is lost or the slice gone."""
         _check(self._library.clover_nvml_draw(self._handle, round(watts * 1000)), "draw power")
 
     def use_memory(self, size: int) -> None:
-        """Hold `size` bytes of the slice's memory from now on; DeviceError (MEMORY) where that is more than is free."""
+        """Hold `size` bytes of the slice's memory from now on; DeviceError (MEMORY) if that is more than is free."""
         _check(self._library.clover_nvml_use_memory(self._handle, size), "use memory")
 
     def close(self) -> None:

@@ -1,13 +1,13 @@
-"""One GPU as NVML tells of it: what it is, which instances it could have, which it has, and how one is made and unmade.
+"""One GPU as NVML describes it: which instances it could have, which it has, and how one is made and removed.
 
 Nothing is known beforehand: memory sizes, names and placements differ by driver and even by die, so all of it is asked
-for.  Profiles are walked by NVML's enumeration, where "not supported" means that this GPU lacks one and "invalid
+for.  Profiles are walked by NVML's enumeration, in which "not supported" means that this GPU lacks one and "invalid
 argument" that the driver knows no more.
 
 What Clover calls an instance is two things to NVML: a *GPU instance* (memory slices and engines) and inside it a
 *compute instance* (compute slices), which alone has an identity that a process can be given.  Making the second can
 fail after the first was made.  What remains then does not appear among the MIG devices, though it takes its slices; so
-what stands is always found by walking GPU instances, never MIG devices.
+existing instances are always found by walking GPU instances, never MIG devices.
 
 Everything here blocks and is called in the thread of the NVML session.  It raises what the bindings raise.
 """
@@ -34,7 +34,7 @@ _MIB = 1 << 20
 
 
 class GpuProfile(Record, frozen=True, kw_only=True):
-    """A shape of instance this GPU offers.  `id` is the driver's number of it; `base`: neither media engines nor
+    """A shape of instance that this GPU offers.  `id` is the driver's number of it; `base`: neither media engines nor
     graphics nor double memory."""
 
     id: int
@@ -49,15 +49,15 @@ class GpuProfile(Record, frozen=True, kw_only=True):
 
     @property
     def shape(self) -> SliceProfile:
-        """What the geometry needs of it."""
+        """The profile as the planner's geometry wants it."""
         return SliceProfile(
             name=self.name, slices=self.slices, size=self.size, starts=self.starts, most=self.most, media=self.media
         )
 
 
-class Found(Record, frozen=True, kw_only=True):
-    """A GPU instance that stands.  `uuid` names its compute instance where there is exactly one and it has all compute
-    slices ("MIG-..."), and is empty otherwise; `parts` counts its compute instances."""
+class GpuInstance(Record, frozen=True, kw_only=True):
+    """A GPU instance that exists.  `uuid` names its compute instance if there is exactly one with all compute slices
+    ("MIG-..."), and is empty otherwise; `parts` counts its compute instances."""
 
     gi: int
     profile: str
@@ -68,11 +68,11 @@ class Found(Record, frozen=True, kw_only=True):
 
     @property
     def place(self) -> tuple[str, int]:
-        """Profile and start: what identifies an instance on its GPU."""
+        """Profile and start, which identify an instance on its GPU."""
         return self.profile, self.start
 
 
-class Gpu:
+class MigGpu:
     """GPU number `index` of this machine."""
 
     def __init__(self, library: Any, index: int) -> None:
@@ -90,45 +90,46 @@ class Gpu:
 
     @property
     def slices(self) -> int:
-        """Compute slices of the whole GPU; 1 where it cannot be cut."""
+        """Compute slices of the whole GPU; 1 if it cannot be split."""
         return max((profile.slices for profile in self.profiles.values()), default=1)
 
     def alive(self) -> None:
-        """Raises what NVML raises where the GPU is lost; costs one reading."""
+        """Check that the GPU answers, at the cost of one reading; raises what NVML raises if the GPU is lost."""
         self._supported("nvmlDeviceGetPowerUsage", self._handle)
 
     def reopen(self) -> None:
-        """Find the GPU again after it was away."""
+        """Find the GPU again after it was lost."""
         self._handle = self._nvml.nvmlDeviceGetHandleByUUID(self.uuid)
         self._compute_profiles.clear()
 
-    def walk(self) -> tuple[Found, ...]:
-        """Return the GPU instances that stand, by start."""
+    def walk(self) -> tuple[GpuInstance, ...]:
+        """Return the GPU instances that exist, by start."""
         found = [item for profile in self.profiles.values() for item in self._standing(profile)]
         return tuple(sorted(found, key=lambda item: (item.start, item.profile)))
 
-    def find(self, profile: str, start: int) -> Found | None:
-        """Return the instance of `profile` at `start`, if it stands."""
+    def find(self, profile: str, start: int) -> GpuInstance | None:
+        """Return the instance of `profile` at `start`, if it exists."""
         return next((item for item in self._standing(self.profiles[profile]) if item.start == start), None)
 
-    def make(self, profile: str, start: int) -> Found:
-        """Return a new GPU instance at exactly this place, still without a compute instance: `complete` makes that."""
+    def make(self, profile: str, start: int) -> GpuInstance:
+        """Make a GPU instance at exactly this place, still without a compute instance: `complete` makes that."""
         kind = self.profiles[profile]
         place = self._nvml.c_nvmlGpuInstancePlacement_t(start, kind.size)
         handle = self._nvml.nvmlDeviceCreateGpuInstanceWithPlacement(self._handle, kind.id, ctypes.byref(place))
         gi = int(self._nvml.nvmlGpuInstanceGetInfo(handle).id)
-        return Found(gi=gi, profile=profile, start=start, size=kind.size, parts=0, uuid="")
+        return GpuInstance(gi=gi, profile=profile, start=start, size=kind.size, parts=0, uuid="")
 
-    def complete(self, found: Found) -> Found:
-        """Give a GPU instance that has none its compute instance, with all compute slices: that one has an identity."""
+    def complete(self, found: GpuInstance) -> GpuInstance:
+        """Make the compute instance of a GPU instance that has none, with all compute slices, and so with
+        an identity."""
         handle = self._nvml.nvmlDeviceGetGpuInstanceById(self._handle, found.gi)
         kind = self._full(handle, self.profiles[found.profile])
         part = self._nvml.nvmlGpuInstanceCreateComputeInstance(handle, kind)
         uuid = self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlComputeInstanceGetInfo_v2(part).device)
         return msgspec.structs.replace(found, parts=1, uuid=uuid)
 
-    def unmake(self, found: Found) -> None:
-        """Remove an instance: what it was cut into, then itself.  Nothing happens where it is gone already."""
+    def unmake(self, found: GpuInstance) -> None:
+        """Remove the compute instances of an instance, then itself.  Nothing happens if it is gone already."""
         try:
             handle = self._nvml.nvmlDeviceGetGpuInstanceById(self._handle, found.gi)
         except self._nvml.NVMLError as error:
@@ -139,8 +140,8 @@ class Gpu:
             self._nvml.nvmlComputeInstanceDestroy(part)
         self._nvml.nvmlGpuInstanceDestroy(handle)
 
-    def holders(self, found: Found) -> tuple[int, ...]:
-        """Return ids of the processes NVML sees on an instance; none where it sees none, or cannot look."""
+    def holders(self, found: GpuInstance) -> tuple[int, ...]:
+        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot look."""
         try:
             handle = self._nvml.nvmlDeviceGetGpuInstanceById(self._handle, found.gi)
             pids: set[int] = set()
@@ -151,7 +152,7 @@ class Gpu:
             return ()
         return tuple(sorted(pids))
 
-    def _standing(self, profile: GpuProfile) -> list[Found]:
+    def _standing(self, profile: GpuProfile) -> list[GpuInstance]:
         found = []
         room = max(profile.most, len(profile.starts), 1)
         for handle in self._list("nvmlDeviceGetGpuInstances", "c_nvmlGpuInstance_t", self._handle, profile.id, room):
@@ -161,7 +162,7 @@ class Gpu:
             if len(parts) == 1 and parts[0][0] == self._full(handle, profile):
                 uuid = self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlComputeInstanceGetInfo_v2(parts[0][1]).device)
             found.append(
-                Found(
+                GpuInstance(
                     gi=int(info.id),
                     profile=profile.name,
                     start=int(info.placement.start),
@@ -182,7 +183,7 @@ class Gpu:
         return bool(current), bool(pending)
 
     def _supported(self, symbol: str, *arguments: Any) -> Any:
-        """Return the answer of `symbol`, or None where this GPU does not support it."""
+        """Return the answer of `symbol`, or None if this GPU does not support it."""
         try:
             return getattr(self._nvml, symbol)(*arguments)
         except self._nvml.NVMLError as error:
@@ -233,8 +234,8 @@ class Gpu:
         return [(int(place.start), int(place.size)) for place in places[: count.value]]
 
     def _list(self, symbol: str, kind: str, parent: Any, profile: int, room: int) -> list[Any]:
-        """Return handles of what stands of one profile: NVML fills an array that must have room for the profile's
-        most."""
+        """Return handles of what exists of one profile: NVML fills an array that must have room for the
+        profile's most."""
         handles = (getattr(self._nvml, kind) * room)()
         count = ctypes.c_uint(room)
         if self._supported(symbol, parent, profile, handles, ctypes.byref(count)) is None:
@@ -242,7 +243,7 @@ class Gpu:
         return [handles[index] for index in range(min(count.value, room))]
 
     def _kinds(self, handle: Any, profile: GpuProfile) -> list[tuple[int, int, int]]:
-        """Compute-instance profiles of a GPU-instance profile, as (id, compute slices, most)."""
+        """Return the compute-instance profiles of a GPU-instance profile, as (id, compute slices, most)."""
         if profile.id not in self._compute_profiles:
             kinds = []
             for number in range(_COMPUTE_PROFILES):
@@ -260,7 +261,7 @@ class Gpu:
         return self._compute_profiles[profile.id]
 
     def _full(self, handle: Any, profile: GpuProfile) -> int:
-        """Return id of the compute-instance profile that takes all compute slices."""
+        """Return the id of the compute-instance profile that takes all compute slices."""
         for kind, slices, _ in self._kinds(handle, profile):
             if slices == profile.slices:
                 return kind

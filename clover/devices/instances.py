@@ -1,11 +1,11 @@
-"""What stands on one GPU and whose it is: the driver's word and our record, changed together.
+"""What exists on one GPU and whose it is: the driver's instances and our record, changed together.
 
 Every function here is one uninterrupted piece of work in the thread of the NVML session, so the record and the GPU
-disagree only where the process dies between two lines.  Whatever the line, the next start finds one of these:
+disagree only if the process dies between two lines.  Whatever the line, the next start finds one of these:
 
-    recorded, does not stand          the intent was written, or the removal not yet struck out    -> struck out
-    recorded, stands                  ours, with or without its compute instance                   -> adopted or removed
-    not recorded, stands              never ours, since nothing is made before it is recorded      -> foreign
+    recorded, does not exist          the intent was written, or the removal not yet struck out    -> struck out
+    recorded, exists                  ours, with or without its compute instance                   -> adopted or removed
+    not recorded, exists              never ours, since nothing is made before it is recorded      -> foreign
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from __future__ import annotations
 from typing import Any
 
 from clover.devices import nvml
-from clover.devices.gpu import Found, Gpu
+from clover.devices.gpu import GpuInstance, MigGpu
 from clover.devices.ownership import Ownership, OwnPlace
 from clover.types import Record
 
 
-class Standing(Record, frozen=True, kw_only=True):
+class InstanceInventory(Record, frozen=True, kw_only=True):
     """The GPU instances of a GPU, by start."""
 
-    ours: tuple[Found, ...]
-    foreign: tuple[Found, ...]
+    ours: tuple[GpuInstance, ...]
+    foreign: tuple[GpuInstance, ...]
 
 
-class Instances:
-    """The instances of `gpu`, of which `owned` are ours.  Raises what the bindings raise, and DeviceError where the
+class OwnedInstances:
+    """The instances of `gpu`, of which `owned` records ours.  Raises what the bindings raise, and DeviceError if the
     record cannot be written."""
 
-    def __init__(self, library: Any, gpu: Gpu, owned: Ownership) -> None:
+    def __init__(self, library: Any, gpu: MigGpu, owned: Ownership) -> None:
         self._library = library
         self._gpu = gpu
         self._owned = owned
 
-    def look(self) -> Standing:
-        """Return what stands; what is recorded and does not stand is struck out."""
+    def look(self) -> InstanceInventory:
+        """Return the instances that exist; recorded ones that do not exist are struck out."""
         standing = self._gpu.walk()
         recorded = {(own.profile, own.start) for own in self._owned.places}
         if self._owned.exclusive:
@@ -43,42 +43,41 @@ class Instances:
             for own in self._owned.places:
                 if (own.profile, own.start) not in present:
                     self._owned.remove(own)
-        return Standing(
+        return InstanceInventory(
             ours=tuple(found for found in standing if found.place in recorded),
             foreign=tuple(found for found in standing if found.place not in recorded),
         )
 
-    def make(self, profile: str, start: int) -> Found:
-        """Return the GPU instance at this place, without a compute instance unless it stood there already and is
-        ours."""
+    def make(self, profile: str, start: int) -> GpuInstance:
+        """Make the GPU instance at this place, without a compute instance unless ours was there already."""
         own = OwnPlace(profile=profile, start=start, size=self._gpu.profiles[profile].size)
         known = own in self._owned.places
         if not known and self._gpu.find(profile, start) is not None:
-            # Somebody else's.  Recorded even for a moment, it would be ours to whoever reads the record next.
+            # Foreign.  Recorded even for a moment, it would be ours to the next reader of the record.
             raise self._library.NVMLError(nvml.INSUFFICIENT_RESOURCES)
         self._owned.add(own)
         try:
             return self._gpu.make(profile, start)
         except self._library.NVMLError as error:
             if error.value == nvml.GPU_IS_LOST:
-                raise  # nobody knows whether it stands: the record has it, and the next look will tell
+                raise  # unknown whether it exists: it stays recorded, and the next look finds out
             found = self._gpu.find(profile, start)
-            # "No room" is also said where just this instance exists.  Unless it was recorded before, somebody else made
+            # "No room" is also the answer if this very instance exists.  Unless it was recorded before, somebody made
             # it just now; after any other refusal, what stands here is what was refused only half.
             if found is None or (error.value == nvml.INSUFFICIENT_RESOURCES and not known):
                 self._owned.remove(own)
                 raise
             return found
 
-    def complete(self, found: Found) -> Found:
-        """Give a GPU instance of ours its compute instance."""
+    def complete(self, found: GpuInstance) -> GpuInstance:
+        """Make the compute instance of a GPU instance of ours."""
         return self._gpu.complete(found)
 
-    def unmake(self, found: Found) -> None:
+    def unmake(self, found: GpuInstance) -> None:
         """Remove an instance of ours, also one that is gone already, and strike it out."""
         self._gpu.unmake(found)
         self._owned.remove(OwnPlace(profile=found.profile, start=found.start, size=found.size))
 
-    def claim(self, found: Found) -> None:
-        """Take a foreign instance for ours."""
+    def claim(self, found: GpuInstance) -> None:
+        """Record a foreign instance as ours."""
         self._owned.add(OwnPlace(profile=found.profile, start=found.start, size=found.size))

@@ -1,16 +1,17 @@
-"""A GPU as a partitionable device: MIG instances made and unmade under a running server.
+"""A GPU as a partitionable device: MIG instances made and removed under a running server.
 
-Making: record, GPU instance at an explicit place (left to choose, the driver runs into dead ends), compute instance
-over all of it.  Unmaking: compute instance, GPU instance, strike out.  What is refused as in use is tried again with
-growing waits, because a process that is going takes a moment.  What still cannot be removed then is quarantined: its
-slices leave the layouts, the reason is reported, and it is tried again from time to time (`retry_quarantined`).  It
-can still be *used*, so `create` of exactly that place takes it back: the way back to the last deployment stays open.
+Making: record, GPU instance at an explicit place (the driver's own choice runs into dead ends), compute instance over
+all of it.  Removing: compute instance, GPU instance, strike out.  What is refused as in use is tried again with growing
+waits, because a process that ends takes a moment.  What still cannot be removed then is quarantined: its slices leave
+the layouts, the reason is reported, and it is tried again from time to time (`retry_quarantined`).  It can still be
+*used*, so `create` of exactly that place takes it back: the way back to the last deployment stays open.
 
 Foreign instances are never touched; an operator may hand one over (`claim`).  A GPU that is lost has no layouts and
 refuses everything; what should have been removed meanwhile is removed when it comes back.  MIG mode is never changed.
 
-The books are kept on the event loop; the session's thread only asks the driver and keeps the record (`Instances`).  A
-change that has begun is finished even where its caller is cancelled; changes of one place wait for each other.
+The books are kept on the event loop; the session's thread only asks the driver and keeps the record
+(`OwnedInstances`).  A change that has begun is finished even if its caller is cancelled; changes of one place wait for
+each other.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any, TypeVar
 
 from clover.devices import nvml
 from clover.devices.books import Books, Place, place_of
-from clover.devices.gpu import Found, Gpu
-from clover.devices.instances import Instances
+from clover.devices.gpu import GpuInstance, MigGpu
+from clover.devices.instances import OwnedInstances
 from clover.devices.nvml import Nvml, NvmlError
 from clover.devices.ownership import Ownership
 from clover.errors import DeviceError, DeviceLost
@@ -44,13 +45,13 @@ BACK_OFF_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
 class MigDevice:
     """Implements `clover.interfaces.Device`; `open` makes one.
 
-    `lost`: the GPU does not answer.  `mig`: it can be cut.  `emulated`: there is no such board.
+    `lost`: the GPU does not answer.  `mig`: it can be split.  `emulated`: the GPU is not real.
     """
 
     def __init__(
         self,
         session: Nvml,
-        gpu: Gpu,
+        gpu: MigGpu,
         owned: Ownership,
         *,
         cores: tuple[int, ...],
@@ -67,7 +68,7 @@ class MigDevice:
         self.lost = False
         self._gpu = gpu
         self._owned = owned
-        self._instances = Instances(session.library, gpu, owned)
+        self._instances = OwnedInstances(session.library, gpu, owned)
         self._books = Books(gpu, self.name)
         self._cores = cores
         self._back_off_s = tuple(back_off_s)
@@ -87,7 +88,7 @@ class MigDevice:
         `exclusive` false only looks: no lock is taken, and nothing can be changed.  `options` as of the constructor.
         Raises DeviceError: no such GPU, another Clover has it, or the record is damaged.
         """
-        gpu = session.call_sync(lambda: Gpu(session.library, index))
+        gpu = session.call_sync(lambda: MigGpu(session.library, index))
         if gpu.mig != gpu.mig_pending:
             now, then = ("on" if mode else "off" for mode in (gpu.mig, gpu.mig_pending))
             log.warning("gpu%d: MIG is %s, and %s once the GPU was reset", index, now, then)
@@ -101,14 +102,13 @@ class MigDevice:
         return device
 
     def close(self) -> None:
-        """Let another server have the GPU.  Instances stay; the session is closed by whoever opened it."""
+        """Release the GPU for another server.  Instances stay; the session is closed by whoever opened it."""
         self._owned.close()
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
     def shape(self) -> DeviceShape:
-        """Return the layouts that are possible beside what is foreign or quarantined; none where the GPU is lost or
-        full."""
+        """Return the layouts possible beside foreign and quarantined instances; none if the GPU is lost or full."""
         if self._shape is None:
             self._shape = DeviceShape(
                 device=self.name,
@@ -122,11 +122,11 @@ class MigDevice:
         return self._shape
 
     def instances(self) -> tuple[Placement, ...]:
-        """Ours that stand and are not quarantined, by start."""
+        """Return our instances that exist and are not quarantined, by start."""
         return () if self.lost else self._books.usable()
 
     def profiles(self) -> tuple[SliceProfile, ...]:
-        """Return every profile the GPU offers, also those that layouts do not use."""
+        """Return every profile that the GPU offers, also those that layouts do not use."""
         return tuple(profile.shape for profile in self._gpu.profiles.values())
 
     def report(self) -> dict[str, Any]:
@@ -142,17 +142,17 @@ class MigDevice:
         }
 
     def cores(self, placement: Placement) -> tuple[int, ...]:
-        """Return workers on a GPU share the CPU cores there are for workers."""
+        """Return the CPU cores there are for workers, which all workers on GPUs share."""
         self._books.check(placement, self._label)
         return self._cores
 
     def threads(self, placement: Placement) -> int:
-        """Return one: the work is the GPU's."""
+        """Return 1: the work is the GPU's."""
         self._books.check(placement, self._label)
         return 1
 
     def visible(self, placement: Placement) -> str:
-        """Return what CUDA calls the instance; raises DeviceError where it does not stand."""
+        """Return the instance's name for CUDA; DeviceError if it does not exist."""
         self._ready(placement)
         if not self.mig:
             return self.uuid
@@ -162,7 +162,7 @@ class MigDevice:
         return found.uuid
 
     def memory_bytes(self, placement: Placement) -> int:
-        """Return memory of an instance at `placement`, as the driver gives it."""
+        """Return the memory of an instance at `placement`, as the driver gives it."""
         self._books.check(placement, self._label)
         return self._gpu.profiles[placement.profile].memory_bytes if self.mig else self._gpu.memory_bytes
 
@@ -179,32 +179,31 @@ class MigDevice:
     # --- changes ------------------------------------------------------------------------------------------------------
 
     async def create(self, placement: Placement) -> None:
-        """Make the instance; nothing happens where it stands and is ours.  Raises DeviceError, and then it does not
-        stand, or is quarantined."""
+        """Make the instance; nothing happens if it exists and is ours.  Raises DeviceError, and then it does not exist,
+        or is quarantined."""
         self._ready(placement)
         if self.mig:
             await self._finish(self._create(place_of(placement), seen=False))
 
     async def destroy(self, placement: Placement) -> None:
-        """Remove the instance; nothing happens where it does not stand.  Raises DeviceError where it is not ours, and
-        where it stays: it is quarantined then, or, on a lost GPU, removed when that comes back."""
+        """Remove the instance; nothing happens if it does not exist.  Raises DeviceError if it is not ours, and if it
+        stays: it is quarantined then, or, on a lost GPU, removed when that comes back."""
         place = place_of(placement)
         self._books.check(placement, self._label)
         if self.lost:
             self._doomed.add(place)
         self._ready()
         if place in self._books.foreign:
-            raise DeviceError(
-                f"{placement.id} was not made by Clover and is left alone; see `{program()} mig list`"
-            )
+            raise DeviceError(f"{placement.id} was not made by Clover and is left alone; see `{program()} mig list`")
         if self.mig:
             await self._finish(self._destroy(place))
 
     async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
-        """Bring what a former run left in order: what is ours and among `keep` is adopted (and completed), what is ours
-        beyond that is removed, or quarantined where it cannot be.  Returns what was adopted.
+        """Sort out what a former run left: what is ours and among `keep` is adopted (and completed), what is ours
+        beyond that is removed, or quarantined if it cannot be.  Returns what was adopted.
 
-        Changes that are under way (their caller was cancelled, say) are waited for: they would not be seen."""
+        Waits for changes that are under way (because their caller was cancelled): they would not be seen.
+        """
         if self._tasks:
             await asyncio.wait(set(self._tasks))
         self._ready()
@@ -212,8 +211,8 @@ class MigDevice:
         return await self._finish(self._reconcile(wanted)) if self.mig else self.instances()
 
     def bar(self, placement: Placement, why: str) -> None:
-        """Leave `placement` out of the layouts until the driver makes an instance there: it would not, although nothing
-        stood in the way."""
+        """Leave `placement` out of the layouts until the driver makes an instance there: it failed, although the place
+        was free."""
         place = place_of(placement)
         if self.mig and not self.lost and not self._books.obstacle(place):
             self._books.barred[place] = why
@@ -221,48 +220,49 @@ class MigDevice:
             log.error("%s is quarantined: %s", placement.id, why)
 
     async def retry_quarantined(self) -> tuple[Placement, ...]:
-        """Try once more to remove what is quarantined, and to make what is barred; the places that are free now."""
+        """Try once more to remove what is quarantined, and to make what is barred; return the places that
+        are free now."""
         if not (self._books.quarantined or self._books.barred) or self.lost:
             return ()
         return await self._finish(self._retry())
 
     async def claim(self, placement: Placement) -> None:
-        """Take an instance that somebody else made for ours, because an operator says so."""
+        """Record an instance that somebody else made as ours, because an operator says so."""
         self._ready(placement)
         await self._finish(self._claim(place_of(placement)))
 
     async def poll(self) -> bool:
-        """Return whether the GPU answers, at the price of one reading; `lost` and the layouts follow.  Once it is back,
-        what it lost is forgotten, and what should have been removed meanwhile is."""
+        """Return whether the GPU answers, at the cost of one reading; `lost` and the layouts follow.  Once it is back,
+        what it lost is forgotten, and what should have been removed meanwhile is removed."""
         return await self._finish(self._poll())
 
     # --- changes, each within a task that is not cancelled ------------------------------------------------------------
 
     async def _create(self, place: Place, *, seen: bool) -> None:
-        """`seen`: the books were just compared with what stands."""
+        """Make the instance; `seen`: the books were just compared with what exists."""
         async with self._at[place]:
             try:
                 if place in self._books.ours and not seen:
-                    await self._look()  # a reset of the GPU, or somebody, may have removed it
+                    await self._look()  # a reset of the GPU, or an operator, may have removed it
                 found = await self._stand(place)
             except DeviceLost:
-                self._doomed.add(place)  # nobody will hold it: whatever of it stands goes when the GPU is back
+                self._doomed.add(place)  # it will not be used: what exists of it is removed when the GPU is back
                 raise
             if place in self._books.quarantined:
                 log.warning("%s is used again, though it could not be removed", self._books.id_of(place))
             self._books.ours[place] = found
             self._free(place)
 
-    async def _stand(self, place: Place) -> Found:
+    async def _stand(self, place: Place) -> GpuInstance:
         found = self._books.ours.get(place)
         if found is not None and found.parts and not found.uuid:
-            await self._remove(place)  # cut up by hand: it has no identity to give a worker
+            await self._remove(place)  # split by hand: it has no identity to give a worker
             found = None
         if found is None:
             found = await self._make(place)
         return found if found.uuid else await self._complete(found)
 
-    async def _make(self, place: Place) -> Found:
+    async def _make(self, place: Place) -> GpuInstance:
         try:
             found = await self._tried(lambda: self._ask(self._instances.make, *place))
         except NvmlError as error:
@@ -272,7 +272,7 @@ class MigDevice:
         self._books.ours[place] = found
         return found
 
-    async def _complete(self, found: Found) -> Found:
+    async def _complete(self, found: GpuInstance) -> GpuInstance:
         try:
             return await self._tried(lambda: self._ask(self._instances.complete, found))
         except NvmlError as error:
@@ -355,7 +355,8 @@ class MigDevice:
         return (*self._books.placements(freed), *await self._probe())
 
     async def _probe(self) -> tuple[Placement, ...]:
-        """Make and remove an instance at each barred place that is empty: the driver's answer is the only one."""
+        """Make and remove an instance at each barred place that is empty, as only the driver knows; return the places
+        free now."""
         freed = []
         for place in [place for place in self._books.barred if not self._books.obstacle(place)]:
             async with self._at[place]:
@@ -406,7 +407,7 @@ class MigDevice:
     # --- the driver, asked --------------------------------------------------------------------------------------------
 
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do `work` to its end, also where whoever waits for it is cancelled."""
+        """Finish `work` even if its caller is cancelled."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -423,8 +424,7 @@ class MigDevice:
             raise DeviceLost(f"{self.name}: {nvml.LOST}") from None
 
     async def _tried(self, work: Callable[[], Awaitable[T]], *, anything: bool = False) -> T:
-        """Return the result of `work`, tried again after each wait where it was refused as in use, or for
-        `anything`."""
+        """Return the result of `work`, tried again after each wait if it was refused as in use, or for `anything`."""
         for wait_s in self._back_off_s:
             try:
                 return await work()
@@ -435,6 +435,6 @@ class MigDevice:
         return await work()
 
     async def _look(self) -> None:
-        """Find what stands, and whose it is; forget what does not stand."""
+        """Find what exists, and whose it is; forget what does not exist."""
         self._books.sort(await self._ask(self._instances.look))
         self._shape = None

@@ -72,7 +72,7 @@ LOST = (
 
 
 class NvmlError(DeviceError):
-    """NVML refused; `code` is its return code."""
+    """NVML refused a call; `code` is its return code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -98,7 +98,7 @@ class Nvml:
 
     @property
     def library(self) -> Any:
-        """The bindings.  Raises DeviceError where they are not installed."""
+        """The bindings.  Raises DeviceError if they are not installed."""
         if self._library is None:
             try:
                 self._library = importlib.import_module("pynvml")
@@ -112,7 +112,7 @@ class Nvml:
         return await asyncio.wrap_future(self._submit(function, arguments))
 
     def call_sync(self, function: str | Callable[..., T], *arguments: Any) -> T:
-        """As `call`, waiting for it: for command lines and starts, never on a loop that serves."""
+        """Call as `call` does and wait: for command lines and starts, never on an event loop that serves."""
         return self._submit(function, arguments).result()
 
     def close(self) -> None:

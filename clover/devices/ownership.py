@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class OwnPlace(Record, frozen=True, kw_only=True):
-    """A place on the GPU where an instance of ours stands, or may stand."""
+    """A place on the GPU where an instance of ours exists, or may exist."""
 
     profile: str
     start: int
@@ -44,7 +44,7 @@ class _File(Record, frozen=True, kw_only=True):
 
 
 def boot_of(root: Path = Path("/")) -> str:
-    """Return what tells this boot of the machine from others; empty where the kernel does not say."""
+    """Return what tells this boot of the machine from others; empty if the kernel does not say."""
     try:
         return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -54,7 +54,7 @@ def boot_of(root: Path = Path("/")) -> str:
 class Ownership:
     """The record of one GPU in `folder`.  `boot` empty: instances survive whatever happens to this machine.
 
-    `exclusive` takes the lock and allows changes; without it the record is only read.  Raises DeviceError where another
+    `exclusive` takes the lock and allows changes; without it the record is only read.  Raises DeviceError if another
     process holds the lock, or the file cannot be understood.
     """
 
@@ -76,7 +76,7 @@ class Ownership:
 
     @property
     def places(self) -> tuple[OwnPlace, ...]:
-        """What is recorded, by start."""
+        """The recorded places, by start."""
         return tuple(sorted(self._places, key=lambda place: (place.start, place.profile)))
 
     @property
@@ -95,7 +95,7 @@ class Ownership:
             self._write(self._places - {place})
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

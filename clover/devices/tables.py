@@ -55,7 +55,7 @@ class ProfileRow(Record, frozen=True, kw_only=True):
 
     @property
     def memory_method(self) -> Method:
-        """Where `memory_mib` comes from."""
+        """How `memory_mib` was obtained."""
         return "analytical" if "memory_mib" in self.analytical else "published"
 
 
@@ -84,7 +84,7 @@ class GpuTable(Record, frozen=True, kw_only=True):
     profiles: tuple[ProfileRow, ...]
 
     def profile(self, name: str) -> ProfileRow:
-        """Return the profile of that name; DeviceError names those there are."""
+        """Return the profile of that name; DeviceError names the existing ones."""
         for row in self.profiles:
             if row.name == name:
                 return row
@@ -109,12 +109,12 @@ def sources() -> dict[str, str]:
 
 
 def names() -> tuple[str, ...]:
-    """Return the boards there are tables of: "a100-40gb" and so on."""
+    """Return the names of all tables: "a100-40gb" and so on."""
     return tuple(gpu.name for gpu in _file().gpus)
 
 
 def table(name: str) -> GpuTable:
-    """Return the table of that name; DeviceError names those there are."""
+    """Return the table of that name; DeviceError names the existing ones."""
     for gpu in _file().gpus:
         if gpu.name == name:
             return gpu
@@ -128,9 +128,7 @@ def slice_profiles(table: GpuTable, *, base_only: bool = True) -> tuple[SlicePro
     stands only beside `-me` profiles.
     """
     return tuple(
-        SliceProfile(
-            name=row.name, slices=row.slices, size=row.size, starts=row.starts, most=row.most, media=row.media
-        )
+        SliceProfile(name=row.name, slices=row.slices, size=row.size, starts=row.starts, most=row.most, media=row.media)
         for row in table.profiles
         if row.base or not base_only
     )

@@ -1,8 +1,9 @@
 """Clover's front end: the Open Inference Protocol over HTTP/1.1.
 
-From the wire inwards: `heads` and `chunks` (strict framing, sans-IO), `connection` (one client: order, deadlines, flow
-control), `hub` (what the connections of one front end share), `exchange` (one request and its answer), `routes` (which
-path is what), `inference` with `oip` and `tensors` (decode, run, encode), `frontend` (sockets, TLS, drain).
+From the wire inwards: `heads` and `chunks` (strict framing, sans-IO), `server_state` (what the connections of one
+socket share), `exchange` (one request and its answer), `inference` with `oip` (decode, run, encode), `connection` on
+`outgoing` (one client: order, deadlines, flow control), `access` (who may call, who may change something), `api` (every
+other path, and the OpenAPI document), `frontend` (sockets, TLS, drain).  Each imports only those before it.
 
 Two rules hold everywhere here.  A request that infers costs no Task and no Future: the data plane calls back.  An
 answer is written at most once per connection and turn of the loop, head and body together.

@@ -1,8 +1,8 @@
-"""Who may call, and who may change anything.
+"""Who may call, and who may change something.
 
-Three defences, each for another attacker.  The Host allow list stops a web page that rebinds its own name to this
-address; the Origin check stops a page that posts here directly; the token, or a loopback peer where no token is
-configured, stops everybody else on the network.  With a control socket configured, only that socket takes changes.
+Three defences against three attackers.  The Host allow list stops a web page that rebinds its own name to this address
+(DNS rebinding); the Origin check stops a page that posts here directly; the token stops everyone else on the network,
+and without one changes are taken from loopback peers only.  If a control socket is configured, only that takes changes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class UnauthorizedError(RequestError):
 
 
 class ForbiddenError(RequestError):
-    """The call is not taken from there."""
+    """The caller may not do this."""
 
     status = 403
 
@@ -39,13 +39,13 @@ def binds_loopback(host: str) -> bool:
     return host.lower() == "localhost" or is_loopback(host.strip("[]"))
 
 
-@functools.lru_cache(maxsize=1024)  # reading an address costs more than all else that refuses a guess
+@functools.lru_cache(maxsize=1024)  # parsing an address costs more than all other work of refusing a guess
 def client_of(address: str) -> str:
-    """Return who a peer counts as: its IPv4 address, or the /64 of an IPv6 one, within which it chooses as it likes."""
+    """Return by what a peer is counted: its IPv4 address, or the /64 of its IPv6 one, which is one subscriber's."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
-        return address  # of the control socket, which has none
+        return address  # the control socket's peers have none
     if isinstance(found, ipaddress.IPv4Address):
         return str(found)
     if found.ipv4_mapped is not None:
@@ -53,8 +53,8 @@ def client_of(address: str) -> str:
     return str(ipaddress.IPv6Address(int(found) >> 64 << 64))
 
 
-class Trust:
-    """The rules of one socket; `control` marks the control socket, whose file mode is its protection."""
+class Access:
+    """The access rules of one socket; `control` marks the control socket, which its file mode protects."""
 
     __slots__ = ("_any_address", "_control", "_control_elsewhere", "_hosts", "_needs_token", "_token")
 
@@ -78,7 +78,7 @@ class Trust:
 
     @staticmethod
     def check_bind(listen: ListenConfig) -> None:
-        """Refuse an open bind without protection; raises ConfigError."""
+        """Raise ConfigError if the server would be open to the network without a token, and --insecure is not set."""
         if not binds_loopback(listen.host) and not listen.token and not listen.insecure:
             raise ConfigError(
                 f"binding {listen.host or 'all addresses'} opens the server to the network: "
@@ -96,10 +96,10 @@ class Trust:
             head.refusal = (401, "a valid bearer token is needed", _CHALLENGE)
 
     def _misplaced(self, head: Head) -> tuple[int, str, bytes] | None:
-        """Return the refusal of a request that is meant for another host, or may be; None if it is meant for us."""
+        """Return the refusal of a request that is, or may be, meant for another host; None if it is meant for us."""
         if not head.host:
-            # HTTP/1.0 without a Host.  No browser sends that, so no page can have chosen the name it came under; but
-            # if a proxy made it of a browser's request, nothing is left to hold the Origin against.
+            # HTTP/1.0 without a Host.  No browser sends that, so no page can have chosen the name it came under.  But
+            # a proxy may have made it of a browser's request, and without a Host the Origin cannot be checked.
             if head.origin is None:
                 return None
             return 403, "a request with an Origin needs a Host", b""
@@ -129,7 +129,7 @@ class Trust:
                 raise ForbiddenError("changes are not taken from another origin")
 
     def check_change(self, exchange: Exchange) -> str:
-        """Admit a mutating call, and say as whom; raises UnauthorizedError or ForbiddenError."""
+        """Return who makes a call that changes the server, for the log; raises UnauthorizedError or ForbiddenError."""
         if self._control:
             return "control socket"
         if self._control_elsewhere:

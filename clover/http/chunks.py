@@ -18,7 +18,7 @@ _SIZE, _DATA, _DATA_END, _TRAILER = range(4)
 
 
 class ChunkDecoder:
-    """Feed it bytes until `done`; the body grows in `body`."""
+    """Decodes one chunked body of at most `body_limit` bytes: feed it until `done`; the body grows in `body`."""
 
     __slots__ = ("_chunks", "_extension_bytes", "_left", "_limit", "_line", "_state", "_trailer_bytes", "body", "done")
 
@@ -34,7 +34,7 @@ class ChunkDecoder:
         self._trailer_bytes = 0
 
     def feed(self, data: bytes, pos: int) -> int:
-        """Take bytes from `pos` on; gives the position of the first byte not taken.  Raises MalformedError."""
+        """Take bytes of `data` from `pos` on; return the position after the last one taken.  Raises MalformedError."""
         size = len(data)
         while pos < size and not self.done:
             if self._state == _DATA:
@@ -57,7 +57,7 @@ class ChunkDecoder:
         return pos
 
     def _check_partial(self) -> None:
-        """Bound a line that has not ended yet."""
+        """Refuse a line that has not ended yet, but cannot become acceptable; raises MalformedError."""
         if self._state == _DATA_END:
             if self._line != b"\r":
                 raise MalformedError(400, "a chunk is not followed by an empty line")

@@ -7,12 +7,17 @@ States of the reading side:
 
 The writing half is `outgoing`.  What a client can make us hold is bounded: reading pauses while `pipelined` answers
 are due or the client does not read, and a declared body is read straight into one buffer of its size, or into the slots
-of its rows.
+of its rows (`DirectReceive`).
+
+Deadlines cost no timer per request: the front end calls `sweep` each `SWEEP_S`, which adds the time since the last call
+to whatever the connection is waiting for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,54 +26,82 @@ from clover._native.wire import cut, head_end, part
 from clover.http.chunks import ChunkDecoder
 from clover.http.exchange import Exchange
 from clover.http.heads import Head, MalformedError, check_prefix
-from clover.http.inference import InferEndpoint
+from clover.http.inference import DirectReceive, InferEndpoint
+from clover.http.oip.tensors import Body
 from clover.http.outgoing import BODY, HEAD, IDLE, LINGER, Outgoing
-from clover.http.server_state import SWEEP_S, Body, Hub, log
+from clover.http.server_state import ServerState
 
+log = logging.getLogger("clover.http")
+
+SWEEP_S = 0.5
 _LINGER_S = 2.0
 _BLANK_LINES = 4
 _NO_HEAD = Head()
 
 
+class Application(Protocol):
+    """What turns a complete request into an answer."""
+
+    def dispatch(self, exchange: Exchange, body: Body) -> None:
+        """Answer now or later; `body` must not be kept after this returns."""
+
+
 class Incoming(Outgoing):
-    """A connection accepted by a front end."""
+    """The reading half of a connection, and so the whole of it but for its base in asyncio.
+
+    Requests that are no inference go to `application`.  The connection is in `connections` while it is open.
+    """
 
     __slots__ = (
+        "_application",
         "_blank_lines",
         "_body",
         "_chunks",
+        "_connections",
         "_current",
+        "_direct",
         "_filled",
         "_paused",
         "_tail",
         "_view",
     )
 
-    def __init__(self, hub: Hub, *, control: bool = False, tls: bool = False) -> None:
-        super().__init__(hub, control=control, tls=tls)
+    def __init__(
+        self,
+        state: ServerState,
+        application: Application,
+        connections: set[Incoming],
+        *,
+        control: bool = False,
+        tls: bool = False,
+    ) -> None:
+        super().__init__(state, control=control, tls=tls)
+        self._application = application
+        self._connections = connections
         self._tail = b""
         self._blank_lines = 0
         self._body: NDArray[np.uint8] | None = None
         self._view: memoryview | None = None
         self._filled = 0
         self._chunks: ChunkDecoder | None = None
-        self._current: Exchange | None = None
+        self._current: Exchange | None = None  # whose body is being received
+        self._direct: DirectReceive | None = None  # if that goes straight into slots
         self._paused = False  # we stopped reading
 
     # --- transport callbacks ------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        hub = self.hub
+        state = self.state
         self._transport = transport
-        stats = hub.stats
+        stats = state.stats
         stats.accepted_connections += 1
-        if len(hub.connections) >= hub.limits.connections or hub.draining:
+        if len(self._connections) >= state.limits.connections or state.draining:
             stats.refused_connections += 1
             self.closing = True
             self._transport.abort()
             return
         stats.open_connections += 1
-        hub.connections.add(self)
+        self._connections.add(self)
         if not self._tls:
             self._fd = descriptor(transport)
         if not self.control:
@@ -77,10 +110,9 @@ class Incoming(Outgoing):
             self.loopback = is_loopback(self.peer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        hub = self.hub
-        if self in hub.connections:
-            hub.connections.discard(self)
-            hub.stats.open_connections -= 1
+        if self in self._connections:
+            self._connections.discard(self)
+            self.state.stats.open_connections -= 1
         self.closing = True
         self._transport = None
         for exchange in self.exchanges:
@@ -94,11 +126,11 @@ class Incoming(Outgoing):
         view = self._view
         if view is not None:
             return view[self._filled :]
-        return self.hub.scratch_view
+        return self.state.scratch_view
 
     def buffer_updated(self, nbytes: int) -> None:
-        hub = self.hub
-        hub.stats.received_bytes += nbytes
+        state = self.state
+        state.stats.received_bytes += nbytes
         if self._view is not None:
             self._filled += nbytes
             if self._filled == len(self._view):
@@ -106,10 +138,10 @@ class Incoming(Outgoing):
             return
         if self.closing:
             return
-        self.feed(cut(hub.scratch, nbytes))
+        self.feed(cut(state.scratch, nbytes))
 
     def eof_received(self) -> bool:
-        """Return a client that half-closes still gets the answers it is due."""
+        """Return whether the transport stays open: a client that half-closes still gets the answers it is due."""
         if self.closing and not self._finishing and not self.exchanges:
             return False
         if self.phase == LINGER:
@@ -132,7 +164,7 @@ class Incoming(Outgoing):
         if self._tail:
             data = self._tail + data
             self._tail = b""
-        hub = self.hub
+        state = self.state
         pos, size = 0, len(data)
         try:
             while not self.closing:
@@ -145,12 +177,12 @@ class Incoming(Outgoing):
                     if self.phase == HEAD:
                         self.phase = IDLE
                     return
-                if len(self.exchanges) + self._unflushed >= hub.pipelined or self._choked:
+                if len(self.exchanges) + self._unflushed >= state.pipelined or self._choked:
                     self._stall(data[pos:])
                     return
                 end = head_end(data, pos)
                 raw = part(data, pos, end) if end >= 0 else b""
-                head = hub.heads.memo.get(raw)
+                head = state.heads.memo.get(raw)
                 if head is None:
                     if data.startswith(b"\r\n", pos):
                         pos = self._skip_blank(pos)
@@ -158,36 +190,39 @@ class Incoming(Outgoing):
                     if not raw:
                         self._begin_head(data[pos:])
                         return
-                    head = hub.heads.parse(raw)
+                    head = state.heads.parse(raw)
                 pos = self._begin_request(head, data, end, size)
                 if self._view is not None:
                     return
         except MalformedError as error:
-            self.hub.stats.malformed += 1
+            self.state.stats.malformed += 1
             self._fail(error.status, error.text)
 
     def _skip_blank(self, pos: int) -> int:
-        """Return RFC 9112 2.2: empty lines before a request line are ignored; here, a few."""
+        """Return the position after an empty line before a request line.
+
+        RFC 9112 2.2 asks servers to ignore these; more than a few raise MalformedError.
+        """
         self._blank_lines += 1
         if self._blank_lines > _BLANK_LINES:
             raise MalformedError(400, "the request line is missing")
         return pos + 2
 
     def _begin_head(self, partial: bytes) -> None:
-        check_prefix(partial, 0, self.hub.limits)
+        check_prefix(partial, 0, self.state.limits)
         self._tail = partial
         if self.phase != HEAD:
             self.phase = HEAD
             self._waited_s = 0.0
 
     def _begin_request(self, head: Head, data: bytes, pos: int, size: int) -> int:
-        """Open the exchange of a complete head; gives the position after what was taken."""
+        """Open the exchange of a complete head; return the position after what was taken."""
         exchange = Exchange(self, head)
         self.exchanges.append(exchange)
         self._blank_lines = 0
         need = head.length
         if head.refusal is not None:
-            # With its body still to come, the connection cannot be trusted to stay in step: answer and end.
+            # With its body still to come, the next request could not be told from it: answer and end.
             if head.chunked or size - pos < need:
                 self.closing = True
                 self._lingers = True
@@ -196,7 +231,7 @@ class Incoming(Outgoing):
             exchange.fail(status, text, fields)
             return pos + need
         if head.chunked:
-            self._chunks = ChunkDecoder(self.hub.limits.body_bytes)
+            self._chunks = ChunkDecoder(self.state.limits.body_bytes)
         elif size - pos >= need:
             body = part(data, pos, pos + need) if need else b""
             self.phase = IDLE
@@ -217,18 +252,20 @@ class Incoming(Outgoing):
         return pos
 
     def _receive(self, exchange: Exchange, data: bytes, pos: int, need: int) -> None:
-        """A body of which a part has come: where it is a tensor whose slots can be had, the rest is read straight into
-        these, else into one buffer."""
+        """Prepare to receive the rest of a body: straight into slots if it is a tensor that has some, else into one
+        buffer."""
         head = exchange.head
         have = len(data) - pos
         endpoint: InferEndpoint | None = head.endpoint
         if endpoint is not None and 0 < head.json_length <= have and endpoint.current:
-            self._view = endpoint.ahead(exchange, data[pos : pos + head.json_length], need - head.json_length)
-            if self._view is not None:
+            direct = endpoint.receive_direct(exchange, data[pos : pos + head.json_length], need - head.json_length)
+            if direct is not None:
+                self._direct = direct
+                self._view = direct.view
                 pos += head.json_length
                 have -= head.json_length
         if self._view is None:
-            self._body = self.hub.take_buffer(need)
+            self._body = self.state.take_buffer(need)
             self._view = memoryview(self._body)[:need]  # type: ignore[arg-type]
         self._view[:have] = memoryview(data)[pos:]
         self._filled = have
@@ -239,7 +276,7 @@ class Incoming(Outgoing):
         if endpoint is not None and endpoint.current:
             endpoint.take(exchange, body)
         else:
-            self.hub.application.dispatch(exchange, body)
+            self._application.dispatch(exchange, body)
 
     def _feed_chunks(self, data: bytes, pos: int) -> tuple[int, bool]:
         chunks = self._chunks
@@ -254,11 +291,11 @@ class Incoming(Outgoing):
         view, body = self._view, self._body
         assert view is not None
         self._view = self._body = None
-        if body is None:  # it lies in its slots
+        if body is None:  # its tensor lies in its slots
             self._dispatch_current(b"")
         else:
             self._dispatch_current(view)
-            self.hub.give_buffer(body)
+            self.state.give_buffer(body)
 
     def _dispatch_current(self, body: Body) -> None:
         exchange, self._current = self._current, None
@@ -268,15 +305,17 @@ class Incoming(Outgoing):
         self._waited_s = 0.0
         if exchange.close:
             self.closing = True
-        if exchange.ahead is not None:
-            exchange.ahead[0].arrived(exchange)
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            direct.complete()
         else:
             self._dispatch(exchange, body)
 
     def _drop_body(self) -> None:
-        exchange, self._current = self._current, None
-        if exchange is not None and exchange.ahead is not None:
-            exchange.withdraw()  # nobody writes into slots that are others' then
+        self._current = None
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            direct.cancel()
         if self.phase == BODY:
             self.phase = IDLE
         self._chunks = None
@@ -285,7 +324,7 @@ class Incoming(Outgoing):
             self._body = None
 
     def _stall(self, rest: bytes) -> None:
-        """Enough is due: stop reading until some of it is written."""
+        """Stop reading, because enough answers are due, until some of them are written."""
         self._tail = rest
         if not self._paused and self._transport is not None:
             self._paused = True
@@ -313,9 +352,9 @@ class Incoming(Outgoing):
         transport = self._transport
         if transport is None:
             return
-        limits = self.hub.limits
+        limits = self.state.limits
         if self._write_is_late(elapsed_s, limits.write_s + SWEEP_S):
-            self.hub.stats.deadlines_missed += 1
+            self.state.stats.deadlines_missed += 1
             transport.abort()
             return
         pending = self._write_waited_s > 0
@@ -332,25 +371,25 @@ class Incoming(Outgoing):
             if waited >= _LINGER_S:
                 transport.abort() if pending else transport.close()
         elif waited >= (limits.head_s if phase == HEAD else limits.body_s):
-            self.hub.stats.deadlines_missed += 1
+            self.state.stats.deadlines_missed += 1
             part = "head" if phase == HEAD else "body"
             log.debug("a client did not send its request %s in time", part)
             self._fail(408, f"the request {part} did not arrive in time")
 
     def _resume(self) -> None:
-        if self._paused and not self._choked and len(self.exchanges) < self.hub.pipelined:
+        if self._paused and not self._choked and len(self.exchanges) < self.state.pipelined:
             self._paused = False
             if not self.closing:
                 self.feed(b"")
             if not self._paused and self._transport is not None:
                 self._transport.resume_reading()
 
-    def is_last(self, exchange: Exchange) -> bool:
+    def is_last(self, exchange: object) -> bool:
         """Return whether no request received so far comes after `exchange`."""
         return not self._tail and self.exchanges[-1] is exchange
 
     def drain(self) -> None:
-        """Close now if nothing received is unanswered; the last answer closes otherwise."""
+        """Close now if nothing received is unanswered; otherwise the last answer will close."""
         waits = self.exchanges or self._out or self._paused or self._finishing
         if self.phase in (IDLE, HEAD) and not waits and self._transport is not None:
             self.closing = True
@@ -363,13 +402,13 @@ class Incoming(Outgoing):
 
 
 class Connection(Incoming, asyncio.BufferedProtocol):
-    """What an event loop drives."""
+    """A connection as the event loop drives it."""
 
     __slots__ = ()
 
 
 def descriptor(transport: asyncio.BaseTransport) -> int:
-    """Of a transport's socket; -1 where it has none."""
+    """Return the file descriptor of a transport's socket; -1 if it has none."""
     found = transport.get_extra_info("socket")
     return found.fileno() if found is not None else -1
 

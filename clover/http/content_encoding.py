@@ -1,4 +1,4 @@
-"""Content codings: bounded inflating of requests, compressing of answers that ask for it."""
+"""Content codings: decompress request bodies up to a bound, compress answers for clients that ask for it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ _SMALLEST = 128
 
 
 def inflate(coding: str, body: bytes | bytearray, limit: int) -> bytes:
-    """Return the decoded body, at most `limit` bytes.  `coding` is "gzip" or "deflate" (zlib-wrapped, RFC 9110).
-    Raises TooLarge, or BadRequest where the data is damaged, cut short or followed by more."""
+    """Return the decoded body, at most `limit` bytes.
+
+    `coding` is "gzip" or "deflate" (zlib-wrapped, RFC 9110).  Raises TooLarge, or BadRequest if the data is damaged,
+    cut short or followed by more.
+    """
     decoder = zlib.decompressobj(_WINDOW[coding])
     try:
         plain = decoder.decompress(body, limit + 1)
@@ -27,7 +30,7 @@ def inflate(coding: str, body: bytes | bytearray, limit: int) -> bytes:
 
 
 def deflate(coding: str, parts: list[bytes]) -> bytes | None:
-    """Return the parts, compressed; None where that would not make them smaller."""
+    """Return the parts joined and compressed; None if they are too small for that to save anything."""
     if sum(map(len, parts)) < _SMALLEST:
         return None
     encoder = zlib.compressobj(1, zlib.DEFLATED, _WINDOW[coding])

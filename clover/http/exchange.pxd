@@ -3,12 +3,12 @@ from libc.stdint cimport int64_t
 
 from clover._native.wire cimport joined
 from clover.http.heads cimport Head
-from clover.http.server_state cimport Hub, Writer
+from clover.http.server_state cimport ConnectionBase, ServerState
 from clover.http.ids cimport RequestIds
 from clover.interfaces cimport Model, Ticket
 
 cdef class Exchange:
-    cdef public Writer connection
+    cdef public ConnectionBase connection
     cdef public Head head
     cdef public bytes reply
     cdef public list rest
@@ -18,11 +18,10 @@ cdef class Exchange:
     cdef public int64_t number
     cdef public Model model
     cdef public Ticket ticket
-    cdef public object ahead
 
-    @cython.locals(connection=Writer, ids=RequestIds, made=bytes)
+    @cython.locals(connection=ConnectionBase, ids=RequestIds, made=bytes)
     cpdef bytes issue(self)
-    @cython.locals(connection=Writer, request_id=bytes, hub=Hub, size=Py_ssize_t, part=bytes, start=bytes, ending=bytes, length=bytes, head=list)
+    @cython.locals(connection=ConnectionBase, request_id=bytes, state=ServerState, size=Py_ssize_t, part=bytes, start=bytes, ending=bytes, length=bytes, head=list)
     cpdef finish(self, int status, list parts, bytes fields=*, bytes kind=*)
     cpdef fail(self, int status, str text, bytes fields=*, object retry_after_s=*)
     cpdef abandon(self)

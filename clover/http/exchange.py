@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import orjson
@@ -9,7 +10,7 @@ import orjson
 from clover._native.wire import joined
 from clover.errors import RequestError
 from clover.http.heads import Head
-from clover.http.server_state import Writer
+from clover.http.server_state import ConnectionBase
 from clover.interfaces import Model, Ticket
 
 REASONS = {
@@ -35,6 +36,8 @@ REASONS = {
     504: "Gateway Timeout",
     505: "HTTP Version Not Supported",
 }
+_access = logging.getLogger("clover.access")
+
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
 
@@ -47,18 +50,19 @@ _GOOD = _START[200, JSON]
 _JOIN_BYTES = 1 << 16
 _KNOWN = 2048
 _LENGTHS = [b"%d\r\n" % size for size in range(_KNOWN)]
-"""The ends of Content-Length lines of small answers, which are nearly all."""
+"""The ends of Content-Length lines of small answers, which nearly all are."""
 
 
 class Exchange:
-    """A request in its connection's order.  `reply` is None until answered, and `rest` what a long answer has besides;
-    `interim` marks a client that waits for 100 Continue; `model` and `ticket` stand while rows are in the data plane;
-    `ahead` is the endpoint and the decoded request whose rows are received straight into the slots of `ticket`, until
-    they are there.  `number` is that of the id of our own, 0 before `issue`; `request_id` is that id, or what the
-    client gave instead."""
+    """One request in the order of its connection, and its answer once there is one.
+
+    `reply` is None until then; the parts of a long body follow it in `rest`, so that they need not be joined.
+    `interim` marks a client that waits for 100 Continue.  `ticket` holds the rows' slots in `model` while the data
+    plane has them.  `number` is that of the id of our own, 0 before `issue`; `request_id` is that id, or the one that
+    the client gave instead.
+    """
 
     __slots__ = (
-        "ahead",
         "close",
         "connection",
         "head",
@@ -71,9 +75,9 @@ class Exchange:
         "ticket",
     )
 
-    def __init__(self, connection: Writer, head: Head) -> None:
-        self.connection: Writer | None = connection
-        self.head = head  # and read as `self.head` below, whose type is known
+    def __init__(self, connection: ConnectionBase, head: Head) -> None:
+        self.connection: ConnectionBase | None = connection
+        self.head = head  # read as `self.head` below: the attribute's C type is known, the argument's is not
         self.reply: bytes | None = None
         self.rest: list[bytes] | None = None
         self.close = not self.head.keep_alive
@@ -82,14 +86,14 @@ class Exchange:
         self.number = 0
         self.model: Model | None = None
         self.ticket: Ticket | None = None
-        self.ahead: Any = None
 
     def issue(self) -> bytes:
-        """Return an id of our own, by which labels may come: nobody else can make it."""
+        """Return a new id of our own, by which labels may be sent: no one else can make it.  Empty once the client is
+        gone."""
         connection = self.connection
         if connection is None:
             return b""
-        ids = connection.hub.ids
+        ids = connection.state.ids
         self.number = ids.take()
         made = ids.text(self.number)
         if not self.request_id:
@@ -104,12 +108,12 @@ class Exchange:
         size = 0
         for part in parts:
             size += len(part)
-        hub = connection.hub
+        state = connection.state
         start = _GOOD if status == 200 and kind is JSON else _START.get((status, kind))
         if start is None:
             reason = REASONS.get(status, "Unknown").encode()
             start = b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: " % (status, reason, kind)
-        if hub.draining and connection.is_last(self):
+        if state.draining and connection.is_last(self):
             self.close = True
         if self.close:
             ending = b"\r\nConnection: close\r\n\r\n"
@@ -128,9 +132,9 @@ class Exchange:
             self.reply = joined(head, parts)
         else:
             self.reply, self.rest = joined(head, []), parts
-        hub.stats.answered(status)
-        if hub.access_log:
-            hub.log_access(self, status, size)
+        state.stats.answered(status)
+        if state.access_log:
+            _log_access(self, status, size)
         connection.answered()
 
     def finish_json(self, value: Any, status: int = 200) -> None:
@@ -146,27 +150,42 @@ class Exchange:
         self.finish(status, [orjson.dumps({"error": text})], fields)
 
     def refuse(self, error: RequestError) -> None:
-        """Answer an error raised on purpose; the texts of server faults stay in the log."""
+        """Answer an error that was raised for the client; the texts of server faults stay in the log."""
         status = error.status
         text = "the model failed on this request" if status == 500 else error.message
         fields = b"WWW-Authenticate: Bearer\r\n" if status == 401 else b""
         self.fail(status, text, fields, retry_after_s=error.retry_after_s if status in (429, 503) else None)
 
     def abandon(self) -> None:
-        """The client is gone: give the slots back."""
+        """Give the slots back and drop the answer, because the client is gone."""
         self.connection = None
         self.withdraw()
 
     def withdraw(self) -> None:
-        """Give the slots back."""
+        """Give the slots back, if it has any."""
         ticket, model = self.ticket, self.model
-        self.ticket = self.ahead = None
+        self.ticket = None
         if ticket is not None and model is not None:
             model.close(ticket)
 
 
+def _log_access(exchange: Exchange, status: int, size: int) -> None:
+    """Log one answer: method, path, status, bytes of the body, request id."""
+    head = exchange.head
+    request_id = exchange.request_id.decode("latin-1")
+    _access.info(
+        "%s %s %d %d %s",
+        head.method,
+        head.path.encode("unicode_escape").decode("ascii"),
+        status,
+        size,
+        request_id,
+        extra={"request_id": request_id, "method": head.method, "status": status, "answer_bytes": size},
+    )
+
+
 def _plain(value: Any) -> Any:
-    """Return records inside JSON answers, as dictionaries."""
+    """Return a record inside a JSON answer as a dictionary."""
     import msgspec
 
     return msgspec.to_builtins(value)

@@ -1,34 +1,51 @@
-"""The sockets of a server: bind, accept, drain, close."""
+"""The sockets of a server: bind, accept, sweep deadlines, drain, close."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
 from clover.config import ServerConfig
 from clover.errors import ConfigError, StartError
-from clover.http.access import Trust
+from clover.http.access import Access
 from clover.http.api.routes import Routes
-from clover.http.connection import Connection
+from clover.http.connection import SWEEP_S, Connection, Incoming
 from clover.http.ids import RequestIds
-from clover.http.server_state import SWEEP_S, Hub, log
+from clover.http.server_state import ServerState
 from clover.http.stats import HttpStats
 from clover.interfaces import ServerView
+
+log = logging.getLogger("clover.http")
 
 _BACKLOG = 2048
 _DRAIN_STEP_S = 0.02
 
 
+@dataclass(frozen=True)
+class _Listener:
+    """One listening socket: the routes behind it, and its connections with what they share."""
+
+    routes: Routes
+    state: ServerState
+    connections: set[Incoming] = field(default_factory=set)
+
+    def accept(self, *, control: bool = False, tls: bool = False) -> Connection:
+        """Return the protocol of a new connection."""
+        return Connection(self.state, self.routes, self.connections, control=control, tls=tls)
+
+
 class Frontend:
-    """Serves a `ServerView` over HTTP.  `stats` are plain counters; `url` stands once started."""
+    """Serves a `ServerView` over HTTP.  `stats` are plain counters; `url` is set by `start`."""
 
     def __init__(
         self,
@@ -43,30 +60,27 @@ class Frontend:
         self._monotonic_s = monotonic_s
         self.stats = HttpStats()
         self.url = ""
-        self._routes = Routes(view, config, loop, Trust(config.listen))
-        ids = RequestIds()
-        self._hubs = [Hub(self._routes, config.limits, loop, self.stats, access_log=config.log.access, ids=ids)]
-        self._control_routes: Routes | None = None
-        if config.listen.control:
-            self._control_routes = Routes(view, config, loop, Trust(config.listen, control=True))
-            routes = self._control_routes
-            hub = Hub(routes, config.limits, loop, self.stats, access_log=config.log.access, ids=ids)
-            self._hubs.append(hub)
+        ids = RequestIds()  # shared by all sockets: labels may arrive on another one than the answer left by
+        self._listeners: list[_Listener] = []
+        for control in (False, True) if config.listen.control else (False,):
+            routes = Routes(view, config, loop, Access(config.listen, control=control))
+            state = ServerState(routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=ids)
+            self._listeners.append(_Listener(routes, state))
         self._servers: list[asyncio.Server] = []
         self._control_path: Path | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._swept_s = 0.0
 
     async def start(self) -> tuple[str, int]:
-        """Bind and accept; gives the bound host and port.  Raises ConfigError or StartError."""
+        """Bind and accept; return the bound host and port.  Raises ConfigError or StartError."""
         listen, limits = self._config.listen, self._config.limits
-        Trust.check_bind(listen)
+        Access.check_bind(listen)
         context = self._tls()
-        hub = self._hubs[0]
+        listener = self._listeners[0]
         tls = context is not None
         try:
             server = await self._loop.create_server(
-                lambda: Connection(hub, tls=tls),
+                lambda: listener.accept(tls=tls),
                 listen.host.strip("[]") or None,
                 listen.port,
                 ssl=context,
@@ -109,9 +123,9 @@ class Frontend:
         return context
 
     async def _start_control(self, where: str) -> None:
-        listener, self._control_path = self._bind_control(where)
-        hub = self._hubs[1]
-        server = await self._loop.create_unix_server(lambda: Connection(hub, control=True), sock=listener)
+        sock, self._control_path = self._bind_control(where)
+        listener = self._listeners[1]
+        server = await self._loop.create_unix_server(lambda: listener.accept(control=True), sock=sock)
         self._servers.append(server)
 
     @staticmethod
@@ -145,24 +159,31 @@ class Frontend:
         elapsed_s, self._swept_s = now_s - self._swept_s, now_s
         # A loop that stood still (a suspended machine, a debugger) must not count that against its clients.
         elapsed_s = min(elapsed_s, 4 * SWEEP_S)
-        for hub in self._hubs:
-            hub.sweep(elapsed_s)
+        for connection in self._connections():
+            connection.sweep(elapsed_s)
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
-    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a drain that takes longer is cut, not cancelled
-        """Stop accepting, answer what was received, close; gives whether all of it was answered within `timeout`
-        seconds."""
+    def _connections(self) -> Iterator[Incoming]:
+        """Yield every open connection; any of them may close meanwhile."""
+        for listener in self._listeners:
+            yield from list(listener.connections)
+
+    def _refuse_new(self) -> None:
         for server in self._servers:
             server.close()
-        for hub in self._hubs:
-            hub.draining = True
+        for listener in self._listeners:
+            listener.state.draining = True
+
+    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a drain that takes longer is cut, not cancelled
+        """Stop accepting, answer what was received, close; return whether all of it was answered within `timeout`
+        seconds."""
+        self._refuse_new()
         end_s = self._monotonic_s() + timeout
-        while any(hub.connections for hub in self._hubs):
-            for hub in self._hubs:
-                for connection in list(hub.connections):
-                    connection.drain()
+        while any(listener.connections for listener in self._listeners):
+            for connection in self._connections():
+                connection.drain()
             if self._monotonic_s() >= end_s:
-                left = sum(len(connection.exchanges) for hub in self._hubs for connection in hub.connections)
+                left = sum(len(connection.exchanges) for connection in self._connections())
                 if left:
                     log.warning("%d requests were not answered within the drain time", left)
                 return not left
@@ -170,19 +191,15 @@ class Frontend:
         return True
 
     async def close(self) -> None:
-        """Drop everything that is left, and give the sockets back."""
+        """Drop every connection that is left, and give the sockets back."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        for server in self._servers:
-            server.close()
-        for hub in self._hubs:
-            hub.draining = True
-            for connection in list(hub.connections):
-                connection.abort()
-        for routes in (self._routes, self._control_routes):
-            if routes is not None:
-                await routes.cancel()
+        self._refuse_new()
+        for connection in self._connections():
+            connection.abort()
+        for listener in self._listeners:
+            await listener.routes.cancel()
         await asyncio.sleep(0)  # lets the transports report their loss
         if self._control_path is not None:
             path, self._control_path = self._control_path, None

@@ -3,10 +3,10 @@
 llhttp parses the fields, but it does not protect: it takes a missing or repeated Host, HTTP/0.9 and 2.0, two spaces in
 the request line, any transfer coding that ends in `chunked`, and heads without end.  So the head is cut out of the
 stream first (it ends at CRLF CRLF and nowhere else), its size and line endings are checked as raw bytes, the request
-line is taken apart here, and only the fields go through llhttp.
+line is parsed here, and only the fields go through llhttp.
 
-A client on a kept-alive connection sends the same head again and again.  Because parsing is pure, `Heads` remembers
-the results for small heads, by all their bytes.
+A client on a kept-alive connection sends the same head again and again.  Because parsing is pure, `Heads` caches the
+results for small heads, by all their bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MEMO_BYTES = 2048
 
 
 class MalformedError(Exception):
-    """Bytes that are no acceptable request: the connection answers `status` with `text` and ends."""
+    """The bytes are no acceptable request: the connection answers `status` with `text`, and closes."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -39,13 +39,15 @@ class MalformedError(Exception):
 
 
 class Head:
-    """One parsed head.  `length` is the declared body size (0 without a body, unless `chunked`).
+    """One parsed head.
 
-    `host` is that of the target, which is in the Host field or, where `absolute`, in the request line; empty in an
-    HTTP/1.0 request without either.  `authority` is the same with its port.  `refusal` is an answer fixed by the head
-    alone (status, text, further header lines); `authorised` says whether it carries the token; `json_length` is -1
-    where absent; `route` is where the routes keep what they found for the path, and `endpoint` the
-    `InferEndpoint` of a request that is nothing but inference.
+    `length` is the declared size of the body (0 without one, or if it is `chunked`).  `host` is the target's, from the
+    request line if that is `absolute`, else from the Host field; empty in an HTTP/1.0 request without either.
+    `authority` is the same with its port.  `json_length` is Inference-Header-Content-Length, -1 if absent.
+
+    What the routes add: `refusal` is an answer that follows from the head alone (status, text, further header lines),
+    `authorised` whether it carries the token, `route` the handler that was found for the path and the model it names,
+    `endpoint` the `InferEndpoint` of a request that infers and whose body is not compressed.
     """
 
     __slots__ = (
@@ -117,7 +119,7 @@ def split_authority(authority: bytes, where: str = "Host field") -> str:
 
 
 def check_prefix(data: bytes, start: int, limits: LimitsConfig) -> None:
-    """Refuse a head that has not ended yet, but can no longer become acceptable; raises MalformedError."""
+    """Refuse a head that has not ended yet, but cannot become acceptable; raises MalformedError."""
     size = len(data) - start
     if size > limits.head_bytes:
         raise MalformedError(431, "the request head is too large")
@@ -161,7 +163,7 @@ def parse_head(raw: bytes, limits: LimitsConfig) -> Head:
 
 
 def _request_line(head: Head, line: bytes, limits: LimitsConfig) -> bytes | None:
-    """Fill method, target and version; gives the authority of an absolute target."""
+    """Fill in method, target and version; return the authority of an absolute target."""
     if len(line) > limits.line_bytes:
         raise MalformedError(414, "the request line is too long")
     parts = line.split(b" ")
@@ -274,7 +276,7 @@ def _interpret_inference(head: Head, seen: dict[bytes, bytes]) -> None:
 
 
 def _wanted_coding(field: bytes) -> str:
-    """ "gzip", "deflate" or "", whichever Accept-Encoding names with a weight above zero, gzip first."""
+    """Return "gzip" or "deflate" if Accept-Encoding names it with a weight above zero, gzip first; else ""."""
     wanted = set()
     for part in field.lower().split(b","):
         name, *parameters = (item.strip() for item in part.split(b";"))
@@ -287,7 +289,7 @@ def _wanted_coding(field: bytes) -> str:
 
 
 class Heads:
-    """Parses heads and remembers the small ones.  `judge(head)` adds what depends on the front end."""
+    """Parses heads and caches the small ones in `memo`.  `judge(head)` adds what depends on the socket."""
 
     __slots__ = ("_judge", "_limits", "memo")
 

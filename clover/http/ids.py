@@ -1,8 +1,8 @@
-"""Ids of our own: numbers that follow each other, each with a tag that nobody else can make.
+"""Request ids of our own: consecutive numbers, each with a tag that no one else can make.
 
 An id is a random prefix, a number and the number's SipHash-2-4 (a keyed pseudo-random function) under a random key of
-128 bits that never leaves this process.  Whoever knows any ids still guesses the tag of another one with a chance of
-2**-64, so naming an id is proof of having read it.  Checking one takes no memory.
+128 bits that never leaves this process.  Whoever knows some ids guesses the tag of another one with a chance of 2**-64,
+so naming an id is proof of having read it.  Checking one takes no memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from clover._native.wire import sealed, unsealed
 
 
 class RequestIds:
-    """Makes the ids of a server, all its sockets together, and knows them again."""
+    """Makes the ids of a server, shared by its sockets, and recognises them."""
 
     __slots__ = ("_high", "_low", "_number", "_prefix")
 

@@ -5,7 +5,7 @@ from clover.http.oip.request cimport InferRequest, Signature, decode, decode_ahe
 from clover.http.oip.response cimport brief, encode
 from clover.interfaces cimport Model, Ticket
 
-cdef class Told:
+cdef class ReceiptCache:
     cdef public object receipt
     cdef public bytes field
 
@@ -18,10 +18,18 @@ cdef class InferEndpoint:
     @cython.locals(model=Model, request=InferRequest, ticket=Ticket)
     cpdef start(self, Exchange exchange, object body)
     @cython.locals(request=InferRequest, found=tuple)
-    cpdef ahead(self, Exchange exchange, bytes text, Py_ssize_t size)
-    @cython.locals(request=InferRequest, ticket=Ticket)
-    cpdef arrived(self, Exchange exchange)
+    cpdef DirectReceive receive_direct(self, Exchange exchange, bytes text, Py_ssize_t size)
     cdef _submit(self, Exchange exchange, InferRequest request, Ticket ticket)
+
+cdef class DirectReceive:
+    cdef InferEndpoint _endpoint
+    cdef Exchange _exchange
+    cdef InferRequest _request
+    cdef public object view
+
+    @cython.locals(endpoint=InferEndpoint, exchange=Exchange, ticket=Ticket)
+    cpdef complete(self)
+    cpdef cancel(self)
 
 @cython.locals(context=tuple)
 cpdef _done(Ticket ticket)
@@ -32,5 +40,5 @@ cdef _end(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticke
 @cython.locals(model=Model, named=bint, own_id=bytes, fields=bytes, kind=bytes, parts=list, signature=Signature, text=bytes, json_length=Py_ssize_t)
 cdef _answer(Exchange exchange, InferEndpoint endpoint, InferRequest request, Ticket ticket)
 
-@cython.locals(told=Told)
+@cython.locals(last=ReceiptCache)
 cpdef bytes receipt_field(object receipt)

@@ -1,7 +1,11 @@
 """The infer path: decode, open, write, submit; then read, encode, answer, close.
 
-No Task and no Future: the data plane calls `_done` with the ticket, whose context is the exchange.  Whatever happens,
-a ticket that was opened is closed exactly once: here, or by the connection that lost its client.
+No Task and no Future: the data plane calls `_done` with the ticket, whose context names the exchange.  Whatever
+happens, a ticket that was opened is closed exactly once: here, or by the connection that lost its client.
+
+A body is decoded once it is complete (`InferEndpoint.take`).  One exception saves a copy: if the JSON of a large binary
+request has come and its tensor has not, the connection may read the tensor from the socket straight into the slots of
+its rows (`DirectReceive`).
 """
 
 from __future__ import annotations
@@ -18,18 +22,17 @@ from clover.http.content_encoding import deflate
 from clover.http.exchange import BINARY, JSON, Exchange
 from clover.http.oip.request import NO_INPUTS, InferRequest, Rows, Signature, decode, decode_ahead
 from clover.http.oip.response import brief, encode
-from clover.http.server_state import Body
+from clover.http.oip.tensors import Body
 from clover.interfaces import Model, Ticket
 from clover.types import Receipt
 
 log = logging.getLogger("clover.http")
 
-
 _FULL = [b'{"error":"the queue is full"}']
 
 
-class Told:
-    """The receipt that was told last, and its line: rows of one batch cost alike."""
+class ReceiptCache:
+    """The last receipt and its header line.  Rows of one batch cost alike, so the next answer often has the same."""
 
     __slots__ = ("field", "receipt")
 
@@ -38,11 +41,11 @@ class Told:
         self.field = b""
 
 
-_TOLD = Told()
+_LAST_RECEIPT = ReceiptCache()
 
 
 class InferEndpoint:
-    """`POST .../infer` of one family."""
+    """The target of `POST .../infer` for one family: its model, and its signature compiled for decoding."""
 
     __slots__ = ("model", "signature")
 
@@ -52,7 +55,7 @@ class InferEndpoint:
 
     @property
     def current(self) -> bool:
-        """Whether requests may come here without asking for the family by its name again."""
+        """Whether requests may come here without looking the family up by its name again."""
         return not self.model.closed_reason
 
     def take(self, exchange: Exchange, body: Body) -> None:
@@ -84,31 +87,52 @@ class InferEndpoint:
             exchange.withdraw()
             raise
 
-    def ahead(self, exchange: Exchange, text: bytes, size: int) -> memoryview | None:
-        """Where the `size` bytes belong that follow the JSON `text` of a request and are still to come; None where they
-        have to be looked at first.  Once they are all there, `arrived` starts the request; until then, `withdraw` of
-        the exchange gives up the place, which nobody may write to any more."""
+    def receive_direct(self, exchange: Exchange, text: bytes, size: int) -> DirectReceive | None:
+        """Reserve slots for the `size` bytes of tensor data that follow the JSON `text` and are still to come.
+
+        None if the body has to be received as a whole first: it is no single tensor of fixed shape, something is wrong
+        with it, or no slots can be lent to a client that may take its time.
+        """
         try:
             request = decode_ahead(self.signature, text, size)
             found = self.model.ahead(request.rows, 0) if request is not None else None
         except Exception:
-            log.exception("a request could not be read ahead")  # it is read in whole then
+            log.exception("a request could not be read ahead")  # it is received as a whole then
             return None
-        if found is None:
+        if request is None or found is None:
             return None
         exchange.model = self.model
-        exchange.ahead = self, request
         exchange.ticket, view = found
-        return view
+        return DirectReceive(self, exchange, request, view)
 
-    def arrived(self, exchange: Exchange) -> None:
-        """Start a request whose rows lie in their slots, or answer why not; never raises."""
-        (_, request), exchange.ahead = exchange.ahead, None
+    def _submit(self, exchange: Exchange, request: InferRequest, ticket: Ticket) -> None:
+        context = exchange, self, request
+        self.model.submit(ticket, _done, request.timeout_ns, request.min_accuracy, request.cascade, context)
+
+
+class DirectReceive:
+    """A request whose tensor is read from the socket into the slots of its rows.
+
+    Write the bytes to `view`, in order; then call `complete`, or `cancel` if they will not all come.  After either,
+    `view` must not be written to: the slots are the worker's, or another request's.
+    """
+
+    __slots__ = ("_endpoint", "_exchange", "_request", "view")
+
+    def __init__(self, endpoint: InferEndpoint, exchange: Exchange, request: InferRequest, view: memoryview) -> None:
+        self._endpoint = endpoint
+        self._exchange = exchange
+        self._request = request
+        self.view = view
+
+    def complete(self) -> None:
+        """Start the request, now that its rows lie in their slots, or answer why not; never raises."""
+        endpoint, exchange = self._endpoint, self._exchange
         ticket = exchange.ticket
         assert ticket is not None
         try:
-            self.model.arrived(ticket)
-            self._submit(exchange, request, ticket)
+            endpoint.model.arrived(ticket)
+            endpoint._submit(exchange, self._request, ticket)
         except RequestError as error:
             exchange.withdraw()
             exchange.refuse(error)
@@ -116,9 +140,9 @@ class InferEndpoint:
             exchange.withdraw()
             _failed(exchange)
 
-    def _submit(self, exchange: Exchange, request: InferRequest, ticket: Ticket) -> None:
-        context = exchange, self, request
-        self.model.submit(ticket, _done, request.timeout_ns, request.min_accuracy, request.cascade, context)
+    def cancel(self) -> None:
+        """Give the slots back."""
+        self._exchange.withdraw()
 
 
 def _failed(exchange: Exchange) -> None:
@@ -127,14 +151,14 @@ def _failed(exchange: Exchange) -> None:
 
 
 def _done(ticket: Ticket) -> None:
-    """The data plane is through with a ticket."""
+    """Answer the request of a ticket that the data plane has finished; the callback of `Model.submit`."""
     context: tuple[Exchange, InferEndpoint, InferRequest] = ticket.context
     _end(context[0], context[1], context[2], ticket)
 
 
 def _end(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, ticket: Ticket) -> None:
     if exchange.ticket is not ticket:
-        return  # the client went away, and its ticket with it
+        return  # the client is gone, and its ticket was closed when it went
     exchange.ticket = None
     model = endpoint.model
     try:
@@ -156,12 +180,12 @@ def _end(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, tic
 def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, ticket: Ticket) -> None:
     model = endpoint.model
     receipt = model.receipt(ticket)
-    named = len(exchange.request_id) > 0  # by the client, so that anybody may know the name
+    named = len(exchange.request_id) > 0  # by the client: others may know that id, so labels need one of our own
     own_id = exchange.issue() if named or request.wants_receipt else b""
     shown = receipt_json(receipt, own_id.decode()) if request.wants_receipt else None
     signature = endpoint.signature
     text = None
-    if shown is None and signature.told and request.outputs is signature.defaults[False]:
+    if shown is None and signature.is_brief and request.outputs is signature.defaults[False]:
         text = model.text(ticket, 0)
     if text is not None:
         json_length, parts = -1, brief(signature, request, text)
@@ -191,14 +215,14 @@ def _rows(model: Model, ticket: Ticket, index: int) -> Rows:
 
 
 def receipt_field(receipt: Receipt) -> bytes:
-    """Return the `Clover-Receipt` line.
+    """Return the `Clover-Receipt` header line.
 
-    RFC 9651 gives decimals three places, too few for the joules of a small model, so the same two quantities stand
-    there again as whole nanojoules and picograms.  Of a request of many rows the paths are counted.
+    RFC 9651 gives decimals three places, too few for the joules of a small model, so energy and carbon stand there
+    again as whole nanojoules and picograms.  For several rows, `path` has the number of rows of each path.
     """
-    told = _TOLD
-    if receipt is told.receipt or receipt == told.receipt:
-        return told.field
+    last = _LAST_RECEIPT
+    if receipt is last.receipt or receipt == last.receipt:
+        return last.field
     path = f', path="{counted(receipt.path)}"' if receipt.path else ""
     field = (
         f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '
@@ -206,20 +230,22 @@ def receipt_field(receipt: Receipt) -> bytes:
         f"intensity={receipt.intensity_g_per_kwh:.1f}, method={receipt.method}, state={receipt.intensity_state}, "
         f"energy-nj={round(receipt.energy_j * 1e9)}, carbon-pg={round(receipt.carbon_mg * 1e9)}{path}\r\n"
     ).encode()
-    told.receipt, told.field = receipt, field
+    last.receipt, last.field = receipt, field
     return field
 
 
 def counted(paths: Sequence[str]) -> str:
-    """Return the path of one row; of several, each path with the rows that took it: "small*3 small>xlarge*2"."""
+    """Return the path of one row, or each path with the number of rows that took it: "small*3 small>xlarge*2"."""
     if len(paths) == 1:
         return paths[0]
     return " ".join(f"{path}*{count}" for path, count in sorted(Counter(paths).items()))
 
 
 def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
-    """Return the receipt under `parameters.clover_receipt`, in full precision; accuracy is a fraction here too.  Labels
-    for the answer come by `own_id`."""
+    """Return the receipt for `parameters.clover_receipt`, in full precision and with accuracy as a fraction.
+
+    `own_id` is the id by which labels for the answer may be sent.
+    """
     return {
         "variant": receipt.variant,
         "accuracy": receipt.accuracy / 100,

@@ -1,8 +1,8 @@
 """How deep a JSON text nests, found before it is parsed.
 
-A parser recurses where its input nests, so the bound comes first.  Most bodies hold fewer brackets than the limit in
-all, and two counts settle them.  Otherwise strings are dropped first - a bracket in one must neither add to the depth
-nor take from it -, then everything but brackets, and the running depth is summed block by block.
+A parser recurses as its input nests, so the depth is bounded first.  Most bodies hold fewer brackets than the limit in
+all, and two counts are enough.  Otherwise strings are dropped first (a bracket in one must neither add to the depth nor
+take from it), then everything but brackets, and the depth is summed block by block.
 """
 
 from __future__ import annotations

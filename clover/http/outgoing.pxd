@@ -3,9 +3,9 @@ from libc.stdint cimport int64_t
 
 from clover._native.wire cimport send
 from clover.http.exchange cimport Exchange
-from clover.http.server_state cimport Hub, Writer
+from clover.http.server_state cimport ConnectionBase, ServerState
 
-cdef class Outgoing(Writer):
+cdef class Outgoing(ConnectionBase):
     cdef public object exchanges
     cdef public int phase
     cdef public bint closing

@@ -1,7 +1,7 @@
 """The writing half of a connection: answers in order, one write a turn, an orderly end.
 
 Answers leave in the order of their requests, so the error of request n+1 waits behind the answer of n.  They gather in
-`_out`, and the hub flushes every connection that has something to say once, at the end of the turn.
+`_out`, and `ServerState` flushes every connection that has some, once, at the end of the turn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from clover._native.wire import send
 from clover.http.exchange import Exchange
-from clover.http.server_state import Hub, Writer
+from clover.http.server_state import ConnectionBase, ServerState
 
 IDLE, HEAD, BODY, LINGER = range(4)
 """Phases of the reading half; see `connection`."""
@@ -21,8 +21,8 @@ _JOIN_BYTES = 1 << 16
 _PROGRESS_BYTES = 64 << 10
 
 
-class Outgoing(Writer):
-    """What a connection owes its client.  The reading half continues in `_resume`."""
+class Outgoing(ConnectionBase):
+    """The answers that a connection owes its client.  `_resume` returns to the reading half."""
 
     __slots__ = (
         "_behind",
@@ -44,8 +44,8 @@ class Outgoing(Writer):
         "phase",
     )
 
-    def __init__(self, hub: Hub, *, control: bool, tls: bool) -> None:
-        super().__init__(hub, control=control)
+    def __init__(self, state: ServerState, *, control: bool, tls: bool) -> None:
+        super().__init__(state, control=control)
         self.exchanges: deque[Exchange] = deque()
         self.phase = IDLE
         self.closing = False  # no further request is read
@@ -72,7 +72,7 @@ class Outgoing(Writer):
         self._mark()
 
     def answered(self) -> None:
-        """An exchange got its reply: move what is next in order to the output."""
+        """Move the replies that are next in order to the output."""
         exchanges = self.exchanges
         while exchanges:
             exchange = exchanges[0]
@@ -105,10 +105,10 @@ class Outgoing(Writer):
     def _mark(self) -> None:
         if not self._dirty:
             self._dirty = True
-            self.hub.mark(self)
+            self.state.mark(self)
 
     def flush(self) -> None:
-        """Write the output, then read on where reading had stopped."""
+        """Write the output, then resume reading if it had stopped."""
         self._dirty = False
         transport = self._transport
         if transport is None:
@@ -123,7 +123,7 @@ class Outgoing(Writer):
             for part in out:
                 size += len(part)
             self._sent += size
-            self.hub.stats.sent_bytes += size
+            self.state.stats.sent_bytes += size
             self._out = []
             if len(out) == 1:
                 self._write(out[0])
@@ -139,7 +139,8 @@ class Outgoing(Writer):
             self._resume()
 
     def _write(self, data: bytes) -> None:
-        """Send what the socket takes at once; the rest, and all that comes before that is sent, is the transport's."""
+        """Send what the socket takes at once, and leave the rest to the transport, with all that follows until that is
+        sent."""
         if self._behind and not self._transport.get_write_buffer_size():
             self._behind = False
         if self._fd >= 0 and not self._behind:
@@ -151,16 +152,19 @@ class Outgoing(Writer):
         self._transport.write(data)
 
     def _resume(self) -> None:
-        """Something was written, or may be again: read on where that had stopped it."""
+        """Resume reading, if it had stopped and may go on now that something was written."""
         raise NotImplementedError
 
     def _drop_body(self) -> None:
-        """The request that is being received is not wanted any more."""
+        """Drop the request that is being received."""
         raise NotImplementedError
 
     def _end(self) -> None:
-        """All is written.  After an early error the client may still be sending: a close now would reset the
-        connection and could destroy the answer, so half-close and read on for a while."""
+        """Close the connection, now that all is written.
+
+        After an early error the client may still be sending.  A close would then reset the connection and could
+        destroy the answer, so half-close and keep reading for a while.
+        """
         transport = self._transport
         if self._lingers and self.phase != LINGER and not self._tls and transport.can_write_eof():
             self.phase = LINGER
@@ -171,7 +175,7 @@ class Outgoing(Writer):
             transport.close()
 
     def _write_is_late(self, elapsed_s: float, limit_s: float) -> bool:
-        """Charge `elapsed_s` to a client that leaves answers unread; true once it has taken next to nothing for
+        """Charge `elapsed_s` to a client that leaves answers unread; return whether it has taken next to nothing for
         `limit_s`."""
         pending = self._transport.get_write_buffer_size()
         taken = self._sent - pending

@@ -4,8 +4,8 @@ from clover.http.heads cimport Heads
 from clover.http.ids cimport RequestIds
 from clover.http.stats cimport HttpStats
 
-cdef class Writer:
-    cdef public Hub hub
+cdef class ConnectionBase:
+    cdef public ServerState state
     cdef public bint control
     cdef public bint loopback
     cdef public str peer
@@ -14,13 +14,11 @@ cdef class Writer:
     cpdef bint is_last(self, object exchange) except -1
     cpdef flush(self)
 
-cdef class Hub:
+cdef class ServerState:
     cdef list _buffers
     cdef list _dirty
     cdef bint _scheduled
     cdef public bint access_log
-    cdef public object application
-    cdef public set connections
     cdef public bint draining
     cdef public Heads heads
     cdef public RequestIds ids
@@ -31,6 +29,6 @@ cdef class Hub:
     cdef public object scratch_view
     cdef public HttpStats stats
 
-    cpdef mark(self, Writer connection)
-    @cython.locals(connection=Writer)
+    cpdef mark(self, ConnectionBase connection)
+    @cython.locals(connection=ConnectionBase)
     cpdef flush(self)

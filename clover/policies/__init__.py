@@ -1,4 +1,4 @@
-"""Policies: what to run, given a state.  Interchangeable behind `clover.interfaces.Policy`.
+"""Policies decide what to run, given a state.  They are interchangeable behind `clover.interfaces.Policy`.
 
 objective         the best plan of the objective over every configuration (the default)
 budget            an accuracy budget over a horizon, spent where the forecast says that the grid is clean
@@ -46,7 +46,7 @@ SPENDING = frozenset({"budget", "budget:flat"})
 
 
 def build(name: str) -> Policy:
-    """Return the policy of that name; ConfigError where there is none."""
+    """Return the policy of that name; ConfigError if there is none."""
     if name == "objective":
         return ObjectivePolicy()
     if name in ("base", "base:fitted"):

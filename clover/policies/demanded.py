@@ -1,7 +1,7 @@
-"""A policy's plan with workers for the rows that ask for an accuracy of their own, as far as that can be had.
+"""A policy's plan with workers for the rows that ask for an accuracy of their own, as far as that is possible.
 
-The policy is asked with all of `State.demand` first.  If no plan with that keeps the limits, what is most demanding is
-left out, and so on: rows that need it are refused then, and nobody else pays for them.
+The policy is asked with all of `State.demand` first.  If no plan with that keeps the limits, the most demanding part is
+left out, and so on: rows that need it are then refused, and other rows do not pay for them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clover.policies import BUDGETED, build
 from clover.types import Demand, Plan, State
 
 HEEDING = frozenset({"objective", *BUDGETED})
-"""Policies whose plans have workers for what is asked for.  A custom one may: it is judged by its plan."""
+"""Policies whose plans have workers for the demand.  A custom policy may have them: it is judged by its plan."""
 
 
 def heeds(policy: str) -> bool:
@@ -57,5 +57,4 @@ def with_met(state: State, plan: Plan) -> State:
 
 def _short(problem: Problem, plan: Plan, demand: tuple[Demand, ...]) -> bool:
     """Return whether `plan` lacks workers for `demand`."""
-    asked = replace(problem, demand=demand)
-    return bool(direct(asked, plan.configuration, problem.objective.max_utilisation).why)
+    return bool(direct(replace(problem, demand=demand), plan.configuration, problem.objective.max_utilisation).why)

@@ -1,4 +1,4 @@
-"""Every plan beside what keeping everything as it is would do (`clover.planning.budget.keeping`)."""
+"""Compare every plan with keeping everything as it is (`clover.planning.budget.keeping`)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections import Counter
 
 import msgspec
 
-from clover.planning.budget.keeping import keeping, moment, worth_taking
-from clover.planning.packing.exhaustive import LEAST_PART
+from clover.planning.budget.keeping import keeping, momentary, worth_taking
+from clover.planning.model.planning_input import PlanningInput
+from clover.planning.packing.evaluation import LEAST_PART
 from clover.policies.paper import SCHEMES
 from clover.types import Assignment, Candidate, Plan, State
 
@@ -18,20 +19,22 @@ _BY_SCORE = ("objective", "fixed", "static", "static:mix")
 def beside_keeping(state: State, plan: Plan) -> Plan:
     """Return `plan` with what keeping would do in the same state, and whether that is predicted to be better.
 
-    A policy that serves what its name says, whatever comes of it (BASE, one variant, the paper's schemes), is never
+    A policy that serves what its name says, whatever the prediction (BASE, one variant, the paper's schemes), is never
     marked as worse: it is there to be compared with."""
-    kept = keeping(state)
+    if not state.running or state.routing is None:
+        return plan
+    given = PlanningInput.of(state)
+    kept = keeping(given)
     if kept is None:
         return plan
     literal = plan.policy in SCHEMES or plan.policy.startswith("base") or _one_variant(plan.policy)
     # Scores leave out what devices draw when idle, unless they may sleep: those of other devices are not comparable.
     comparable = state.objective.spared_w is not None or _devices(plan.deployment) == _devices(state.running)
-    # And in a searched plan every worker earns its place (`planning.packing.exhaustive`), which one that only stands by
-    # does not.
-    comparable = comparable and (plan.configuration == kept.configuration or not _stands_by(kept))
+    # In a searched plan every worker must get rows (`LEAST_PART`), which a worker on standby does not.
+    comparable = comparable and (plan.configuration == kept.configuration or not _has_standby(kept))
     spread = state.ahead and state.objective.accuracy_budget is not None
     by_score = plan.policy in _BY_SCORE and comparable and not spread
-    worse = not literal and not worth_taking(plan, kept, moment(state), by_score=by_score)
+    worse = not literal and not worth_taking(plan, kept, momentary(state, given.objective), by_score=by_score)
     return msgspec.structs.replace(plan, keeping=kept, worse_than_keeping=worse)
 
 
@@ -39,8 +42,8 @@ def _devices(deployment: tuple[Assignment, ...]) -> set[str]:
     return {item.placement.device for item in deployment}
 
 
-def _stands_by(kept: Candidate) -> bool:
-    """Return whether a variant of `kept` has workers and no rows to speak of."""
+def _has_standby(kept: Candidate) -> bool:
+    """Return whether some variant of `kept` has workers and next to no rows."""
     routing, total = kept.routing, sum(group.count for group in kept.configuration)
     if routing.chain:
         return not {group.variant for group in kept.configuration} <= set(routing.chain)

@@ -1,4 +1,4 @@
-"""What the shipped policies share: a candidate laid out on devices becomes a plan with its reason."""
+"""What the shipped policies share: laying out a candidate on devices, and the plan with its bound and reason."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from dataclasses import replace
 import msgspec
 
 from clover.errors import PlanError
-from clover.planning.budget.price import course, held_to
-from clover.planning.budget.steering import Steered, turned
+from clover.planning.budget.steering import Steering, steer_on
+from clover.planning.budget.target import budget_target
 from clover.planning.cascade.chains import on_configuration
 from clover.planning.cascade.verify import verified
 from clover.planning.model.demand import direct, of_the_others
-from clover.planning.model.objective import Objective, objective_of
-from clover.planning.model.problem import Problem, problem_of
-from clover.planning.packing.exhaustive import UNBOUNDED_MS, Found, chosen, evaluate
-from clover.planning.packing.formulation import Formulation, Member
-from clover.planning.packing.plan_bound import bound
+from clover.planning.model.objective import Objective, held_to
+from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.problem import Problem
+from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate
+from clover.planning.packing.exhaustive import SearchResult, chosen
+from clover.planning.packing.formulation import Formulation, PackingMember
+from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.packing.waits import tuned
-from clover.planning.search.power_states import asleep, charged, in_use
-from clover.planning.transition.layout import lay_out, slices
+from clover.planning.search.power_states import in_use_first, sleep_states, with_idle_energy
+from clover.planning.transition.layout import Capacity, lay_out, slices
 from clover.planning.transition.steps import plan_transition
 from clover.types import (
     Assignment,
@@ -41,50 +43,64 @@ _LOWERED = 4
 
 
 def running_configuration(state: State) -> Configuration | None:
-    """Return the configuration that runs; None where nothing does."""
+    """Return the configuration that runs; None if nothing does."""
     return configuration_of(state.running) if state.running else None
 
 
 def placed(state: State, problem: Problem, configuration: Configuration, awake: int = 0) -> tuple[Assignment, ...]:
     """Return the deployment that realises `configuration` and keeps most of what runs, on all devices or on `awake` of
-    them; PlanError where there is none.
+    them; PlanError if there is none.
 
-    Where devices may be without workers, as many as can be stay awake.  But a change that these could not make without
-    falling below what arrives is made on devices that sleep, which wake for it, and the others sleep afterwards.
+    If devices may be without workers, the devices that are awake stay so as far as possible.  A change that these could
+    not make without falling below the arrival rate is made on devices that sleep: these wake for it, and the others
+    sleep afterwards.
     """
 
-    def rows_per_s(item: Assignment) -> float:
-        service = problem.services.get((item.variant, item.placement.profile))
-        return service.capacity() if service is not None else slices(item)
-
     def laid(devices: Sequence[DeviceShape]) -> tuple[Assignment, ...]:
-        return lay_out(
-            configuration,
-            family=state.family,
-            backend=problem.backend,
-            own=problem.own,
-            devices=devices,
-            running=state.running,
-            capacity=rows_per_s,
-        )
+        return _laid(problem, state.running, configuration, devices)
 
     if not awake:
         return laid(state.devices)
-    devices = in_use(state.devices, state.running)
+    devices = in_use_first(state.devices, state.running)
     here = {item.placement.device for item in state.running}
     used, fresh = devices[: len(here)], devices[len(here) :]
     first = laid(devices[:awake])
     for stay in range(min(awake, len(used)), max(0, awake - len(fresh)) - 1, -1):
         found = laid((*used[:stay], *fresh[: awake - stay])) if state.running else first
         floor = state.arrival_rate if state.running else 0.0
-        if plan_transition(state.running, found, state.devices, capacity=rows_per_s, floor=floor).holds:
+        capacity = _capacity(problem)
+        if plan_transition(state.running, found, state.devices, capacity=capacity, floor=floor).holds:
             return found
     return first
 
 
+def _laid(
+    problem: Problem, running: Sequence[Assignment], configuration: Configuration, devices: Sequence[DeviceShape]
+) -> tuple[Assignment, ...]:
+    """Return the deployment of `configuration` on all of `devices` that keeps most of `running`."""
+    return lay_out(
+        configuration,
+        family=problem.family,
+        backend=problem.backend,
+        own=problem.own,
+        devices=devices,
+        running=running,
+        capacity=_capacity(problem),
+    )
+
+
+def _capacity(problem: Problem) -> Capacity:
+    """Return the function that gives the rows a second of a worker; its compute slices if it was not measured."""
+
+    def rows_per_s(item: Assignment) -> float:
+        service = problem.services.get((item.variant, item.placement.profile))
+        return service.capacity() if service is not None else slices(item)
+
+    return rows_per_s
+
+
 def least_awake(state: State, problem: Problem, configuration: Configuration) -> int:
-    """Return the fewest devices that hold `configuration`, where some may be without workers; else 0, for all of
-    them."""
+    """Return the fewest devices that hold `configuration` if some may be without workers; else 0, for all of them."""
     if problem.spared_w is None:
         return 0
     for number in range(1, len(state.devices)):
@@ -98,21 +114,23 @@ def plan_of(
     state: State,
     problem: Problem,
     objective: Objective,
-    found: Found,
+    found: SearchResult,
     *,
     policy: str,
     note: str = "",
     bounded: Objective | None = None,
     limit: float | None = None,
 ) -> Plan:
-    """Return the plan that realises `found.best`.  Its bound is that of `bounded`, where a policy does not keep all
-    that the objective asks, or `limit`, where it is known."""
+    """Return the plan that realises `found.best`.
+
+    Its bound is `limit` if that is given, else that of `bounded`, for policies that do not keep all limits of the
+    objective, else that of `objective`.  `note` is added to the reason."""
     best = found.best
     deployment = placed(state, problem, best.configuration, best.awake)
-    if not best.awake:  # whoever weighed no idle power uses all devices
-        best = charged(best, problem, objective, len({item.placement.device for item in deployment}))
+    if not best.awake:  # idle power was not weighed, so all devices are used
+        best = with_idle_energy(best, problem, objective, len({item.placement.device for item in deployment}))
     if limit is None:
-        limit = bound_of(state, problem, bounded or objective)
+        limit = bound_of(problem, bounded or objective)
     says = math.isfinite(limit) and best.feasible and best.score <= limit + 1e-9  # beyond capacity a bound says nothing
     return Plan(
         family=state.family,
@@ -139,55 +157,61 @@ def _routing(problem: Problem, objective: Objective, best: Candidate) -> Routing
     return msgspec.structs.replace(best.routing, shares=of_the_others(problem, best.routing.shares, asked))
 
 
-def bound_of(state: State, problem: Problem, objective: Objective) -> float:
-    """Return what no plan can score more than.  Where the devices cannot serve the rate it says nothing, and of
-    cascades it knows nothing."""
+def bound_of(problem: Problem, objective: Objective) -> float:
+    """Return a score that no plan can exceed.  It is infinite for problems with cascades, which the bound does not
+    cover, and means nothing if the devices cannot serve the rate."""
     if problem.points:
         return math.inf
-    sleep, awake_w = asleep(problem.spared_w)
-    form = Formulation([Member(problem, objective)], state.devices, sleep=sleep, awake_w=awake_w, slow=True)
-    return bound(form, waits=state.objective.waits)
+    sleep, awake_w = sleep_states(problem.spared_w)
+    form = Formulation([PackingMember(problem, objective)], problem.devices, sleep=sleep, awake_w=awake_w, slow=True)
+    return plan_bound(form, waits=problem.objective.waits)
 
 
-def counting_kept(state: State, problem: Problem) -> Callable[[Configuration], int] | None:
-    """Return how many workers that run a configuration could keep; None where nothing runs, or where not all devices
-    need to have workers, so that a configuration alone does not say."""
-    if not state.running or problem.spared_w is not None:
+def counting_kept(problem: Problem, running: Sequence[Assignment]) -> Callable[[Configuration], int] | None:
+    """Return the function that counts the workers of `running` that a configuration could keep.
+
+    None if nothing runs, or if devices may be without workers, so that a configuration alone does not say."""
+    if not running or problem.spared_w is not None:
         return None
-    running = set(state.running)
+    workers = set(running)
 
     def kept(configuration: Configuration) -> int:
-        return len(running.intersection(placed(state, problem, configuration)))
+        return len(workers.intersection(_laid(problem, running, configuration, problem.devices)))
 
     return kept
 
 
-def with_waits(state: State, problem: Problem, objective: Objective, found: Found) -> Found:
-    """`found`, its best with waits and largest batches where the state allows them and they pay.  Cascades were weighed
-    with theirs, and so was what stood beside them."""
-    if not state.objective.waits or found.best.routing.chain:
+def with_waits(problem: Problem, objective: Objective, found: SearchResult) -> SearchResult:
+    """Return `found` with waits and largest batches for its best candidate, if these are allowed and pay.
+
+    A cascade, and every candidate that was weighed against it, has its waits already."""
+    if not problem.objective.waits or found.best.routing.chain:
         return found
     best = tuned(problem, objective, found.best)
-    return replace(found, best=charged(best, problem, objective, found.best.awake) if found.best.awake else best)
+    if found.best.awake:
+        best = with_idle_energy(best, problem, objective, found.best.awake)
+    return replace(found, best=best)
 
 
 def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fixed") -> Plan:
-    """Return the plan that runs exactly `configuration`, with its best routing; PlanError where it cannot run here.  A
-    state with an accuracy budget is routed towards what that asks of this moment."""
-    problem, objective = problem_of(state), objective_of(state)
+    """Return the plan that runs exactly `configuration`, with its best routing; PlanError if it cannot run here.
+
+    With an accuracy budget, the routing aims at what the budget asks of this moment."""
+    given = PlanningInput.of(state)
+    problem, objective = given.problem, given.objective
     for group in configuration:
         if (group.variant, group.profile) not in problem.services:
             raise PlanError(f"{group.variant} was not measured on {group.profile}")
     if state.objective.accuracy_budget is not None:
         if state.ahead and problem.points:
-            steered = turned(state, configuration, least_awake(state, problem, configuration))
+            steered = steer_on(given, configuration, least_awake(state, problem, configuration))
             if steered is not None:
-                return steered_plan(state, steered, policy=policy, note="the configuration was given")
-        objective, candidate = _nearest(problem, objective, configuration, course(state).accuracy)
+                return steered_plan(given, steered, policy=policy, note="the configuration was given")
+        objective, candidate = _nearest(problem, objective, configuration, budget_target(given).accuracy)
     else:
         candidate = _best_on(problem, objective, configuration)
-    candidate = charged(candidate, problem, objective, least_awake(state, problem, configuration))
-    found = with_waits(state, problem, objective, alone(candidate))
+    candidate = with_idle_energy(candidate, problem, objective, least_awake(state, problem, configuration))
+    found = with_waits(problem, objective, alone(candidate))
     return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")
 
 
@@ -202,10 +226,11 @@ def _best_on(problem: Problem, objective: Objective, configuration: Configuratio
 def _nearest(
     problem: Problem, objective: Objective, configuration: Configuration, accuracy: float
 ) -> tuple[Objective, Candidate]:
-    """Return the best routing that lands on `accuracy` percent and the objective that asks for it.
+    """Return the best routing at `accuracy` percent and the objective that asks for it.
 
-    What a budget asks of a moment may be more than these workers can do within the limits, and is then owed by the
-    moments to come: the accuracy asked for goes down to the floor in `_LOWERED` steps until a routing is feasible."""
+    What a budget asks of a moment may be more than these workers can reach within the limits; the moments to come then
+    have to make it good.  So the accuracy asked for is lowered towards the floor in `_LOWERED` steps until a routing is
+    feasible."""
     for step in range(_LOWERED + 1):
         lowered = accuracy + (objective.planned_floor - accuracy) * step / _LOWERED
         aimed = held_to(objective, lowered)
@@ -215,12 +240,12 @@ def _nearest(
     return aimed, candidate
 
 
-def steered_plan(state: State, found: Steered, *, policy: str, note: str) -> Plan:
-    """Return the plan of a moment that was steered, with all that its configuration permits."""
-    problem, objective = problem_of(state), objective_of(state)
+def steered_plan(given: PlanningInput, found: Steering, *, policy: str, note: str) -> Plan:
+    """Return the plan of a steered moment, with every routing that its configuration permits."""
     note = "; ".join(filter(None, (found.why, f"{len(found.permitted)} routings permitted here", note)))
-    best = Found(found.best, found.permitted[:10], found.weighed, 1, complete=False)
-    plan = plan_of(state, problem, held_to(objective, 0.0), best, policy=policy, note=note)
+    best = SearchResult(found.best, found.permitted[:10], found.weighed, 1, complete=False)
+    aims = held_to(given.objective, 0.0)
+    plan = plan_of(given.state, given.problem, aims, best, policy=policy, note=note)
     return msgspec.structs.replace(
         plan,
         permitted=tuple(
@@ -230,23 +255,23 @@ def steered_plan(state: State, found: Steered, *, policy: str, note: str) -> Pla
     )
 
 
-def alone(candidate: Candidate) -> Found:
-    """Return a finding without alternatives."""
-    return Found(candidate, (candidate,), 1, 1, True)
+def alone(candidate: Candidate) -> SearchResult:
+    """Return `candidate` as a search result without alternatives."""
+    return SearchResult(candidate, (candidate,), 1, 1, True)
 
 
 def described(configuration: Configuration) -> str:
-    """As people read it: "2 x small@1c + 1 x large@2c"."""
+    """Return a configuration in words: "2 x small@1c + 1 x large@2c"."""
     return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in configuration)
 
 
 def chained(routing: Routing) -> str:
-    """Return a cascade as people read it: "small < 0.705 > large"; empty without one."""
-    goes_on = [f"{name} < {at:.3f}" for name, at in zip(routing.chain, routing.thresholds, strict=False)]
-    return " > ".join([*goes_on, routing.chain[-1]]) if routing.chain else ""
+    """Return a cascade in words: "small < 0.705 > large"; empty without one."""
+    passed_on = [f"{name} < {at:.3f}" for name, at in zip(routing.chain, routing.thresholds, strict=False)]
+    return " > ".join([*passed_on, routing.chain[-1]]) if routing.chain else ""
 
 
-def _reason(state: State, objective: Objective, best: Candidate, found: Found, note: str) -> str:
+def _reason(state: State, objective: Objective, best: Candidate, found: SearchResult, note: str) -> str:
     shares = ", ".join(f"{variant} {share:.0%}" for variant, share in sorted(best.routing.shares.items()))
     if best.routing.chain:
         shares = f"cascade {chained(best.routing)}: {shares}"

@@ -1,4 +1,4 @@
-"""One variant, always, on the layout that serves it best under the objective's limits."""
+"""Serve one variant always, on the layout that serves it best under the objective's limits."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from dataclasses import replace
 import msgspec
 
 from clover.errors import PlanError
-from clover.planning.model.objective import objective_of
-from clover.planning.model.problem import problem_of
-from clover.planning.packing.exhaustive import Found
-from clover.planning.search.power_states import best_awake
+from clover.planning.model.planning_input import PlanningInput
+from clover.planning.packing.exhaustive import SearchResult
+from clover.planning.search.power_states import best_power_state
 from clover.policies.plans import plan_of, with_waits
 from clover.types import Plan, State
 
 
 class StaticPolicy:
-    """Serves `variant` only.  A variant below the accuracy floor is served all the same, and marked infeasible."""
+    """The policy that serves `variant` only, also below the accuracy floor: the plan is then marked infeasible."""
 
     def __init__(self, variant: str) -> None:
         self.variant = variant
         self.name = f"static:{variant}"
 
     def propose(self, state: State) -> Plan:
-        """Return the best plan that serves only the variant; PlanError where it was not measured on these devices."""
-        problem, objective = problem_of(state), objective_of(state)
+        """Return the best plan that serves only the variant; PlanError if it was not measured on these devices."""
+        given = PlanningInput.of(state)
+        problem, objective = given.problem, given.objective
         if self.variant not in problem.variants:
             raise PlanError(f"{self.variant} was not measured here; measured: {', '.join(problem.variants)}")
         own = {key: value for key, value in problem.services.items() if key[0] == self.variant}
         only = replace(problem, variants=(self.variant,), services=own)
         accuracy = problem.accuracy[self.variant]
         relaxed = replace(objective, planned_floor=min(objective.planned_floor, accuracy))
-        found = with_waits(state, problem, relaxed, best_awake(only, relaxed, state.running, seed=state.seed))
+        found = with_waits(problem, relaxed, best_power_state(only, relaxed, state.running, seed=state.seed))
         if accuracy < objective.accuracy_floor and found.best.feasible:
             why = f"accuracy {accuracy:.2f} % is below the floor of {objective.accuracy_floor:.2f} %"
             best = msgspec.structs.replace(found.best, feasible=False, why=why)
-            found = Found(best, found.candidates, found.evaluated, found.total, found.complete)
+            found = SearchResult(best, found.candidates, found.evaluated, found.total, found.complete)
         return plan_of(state, problem, objective, found, policy=self.name)

@@ -1,4 +1,4 @@
-"""How good an answer can at most be: an upper bound of f over all feasible configurations.
+"""An upper bound of f over all feasible configurations of a problem file.
 
 The linear relaxations are those of `clover.problem.relaxation`.  With HiGHS (the extra `optimize`), branch and bound:
 the box with the highest bound is looked at next.  Its linear program gives multipliers, whose dual value, computed
@@ -7,7 +7,7 @@ gave away and which side of the box to cut.  Where few GPUs make fractions matte
 program is asked, whose solutions are also good starts for a search.  Without HiGHS, the same relaxation over boxes of
 utilisation alone, its two multipliers found by nested golden sections, many boxes at once: valid, and looser.
 
-Whatever ends the search, time included, the highest bound of what was left is one.  It is minus infinity where no box
+Whatever ends the search, time included, the highest bound of what was left is one.  It is minus infinity if no box
 can hold a feasible configuration.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from clover.problem import exact
-from clover.problem.file import Counts, Floats, Problem
+from clover.problem.file import Counts, Floats, ProblemFile
 from clover.problem.relaxation import Box, Limits, Multipliers, Relaxation, erlang_c
 
 EXTRA = 'pip install "clover-inference[optimize]"'
@@ -53,7 +53,7 @@ class Bound:
 
 
 def bound(
-    problem: Problem,
+    problem: ProblemFile,
     *,
     incumbent: float = -math.inf,
     stop: Callable[[], bool] = lambda: False,
@@ -71,7 +71,7 @@ def bound(
 
 
 def solvers() -> Any:
-    """Return scipy.optimize, or None where it is not installed."""
+    """Return scipy.optimize, or None if it is not installed."""
     try:
         import scipy.optimize
     except ModuleNotFoundError:
@@ -79,7 +79,7 @@ def solvers() -> Any:
     return scipy.optimize
 
 
-def _tolerance(problem: Problem, incumbent: float) -> float:
+def _tolerance(problem: ProblemFile, incumbent: float) -> float:
     return TOLERANCE * problem.scale(incumbent) if math.isfinite(incumbent) else 1e-6
 
 
@@ -308,7 +308,7 @@ class _Branching:
             self.starts.append(counts)
 
     def _cuts(self, box: Box, value: float, point: Floats) -> list[Box]:
-        """Return the parts of `box` that tell the truth apart from what the relaxation claims at `point`."""
+        """Return the parts of `box` whose relaxations are closest to the true value at `point`."""
         relaxation = self.relaxation
         if self.problem.model == "pf":
             return []
@@ -367,7 +367,7 @@ def _halves(box: Box, side: str) -> list[Box]:
 
 
 def _at(box: Box, side: str, at: float) -> list[Box]:
-    """`box` cut near `at`, not too near an end of the side; whole numbers of workers fall into one part only."""
+    """Return `box` cut near `at`, not too near an end of the side; whole numbers of workers fall into one part only."""
     low, high = getattr(box, side)
     width = high - low
     if width <= 1e-9 * max(1.0, abs(high)):

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import PlanError
-from clover.problem.file import Counts, Floats, Problem
+from clover.problem.file import Counts, Floats, ProblemFile
 
 BLOCK = 16_384
 SLACK = 1e-9
@@ -68,7 +68,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Enumerated:
-    """The best of all configurations: `counts` None where none is feasible."""
+    """The best of all configurations: `counts` None if none is feasible."""
 
     counts: Counts | None
     f: float
@@ -79,7 +79,7 @@ class Enumerated:
 # --- which configurations there are -----------------------------------------------------------------------------------
 
 
-def slice_counts(problem: Problem, limit: int = _TILINGS) -> Counts:
+def slice_counts(problem: ProblemFile, limit: int = _TILINGS) -> Counts:
     """Return all slice counts [m, slices] that N fully partitioned GPUs can have.  Raises PlanError above `limit`."""
     table = problem.usable
     if not len(table):
@@ -94,8 +94,8 @@ def slice_counts(problem: Problem, limit: int = _TILINGS) -> Counts:
     return found
 
 
-def size(problem: Problem, limit: int = _TILINGS) -> int:
-    """Return how many configurations there are.  Raises PlanError where there are too many to tell."""
+def size(problem: ProblemFile, limit: int = _TILINGS) -> int:
+    """Return how many configurations there are.  Raises PlanError if there are too many to count."""
     hosts = [len(groups) for groups in _hosts(problem)]
     total = 0
     for row in slice_counts(problem, limit).tolist():
@@ -103,7 +103,7 @@ def size(problem: Problem, limit: int = _TILINGS) -> int:
     return total
 
 
-def _hosts(problem: Problem) -> list[Counts]:
+def _hosts(problem: ProblemFile) -> list[Counts]:
     """Return the groups that fit each slice."""
     return [np.flatnonzero((problem.slice_of == s) & problem.fits) for s in range(len(problem.partition_slices))]
 
@@ -120,7 +120,7 @@ def _deals(workers: int, groups: int) -> Counts:
     return np.concatenate(parts)
 
 
-def configurations(problem: Problem, block: int = BLOCK) -> Iterator[Counts]:
+def configurations(problem: ProblemFile, block: int = BLOCK) -> Iterator[Counts]:
     """Yield all configurations, in blocks [b, groups] of about `block`."""
     hosts = _hosts(problem)
     waiting: list[Counts] = []
@@ -143,7 +143,7 @@ def configurations(problem: Problem, block: int = BLOCK) -> Iterator[Counts]:
         yield np.concatenate(waiting)
 
 
-def homogeneous(problem: Problem) -> Counts:
+def homogeneous(problem: ProblemFile) -> Counts:
     """Return the configurations [h, groups] with all GPUs cut alike and one variant everywhere."""
     found = []
     for row in problem.usable:
@@ -157,7 +157,7 @@ def homogeneous(problem: Problem) -> Counts:
     return np.array(found, dtype=np.int64).reshape(-1, len(problem.groups))
 
 
-def tiles(problem: Problem, counts: Counts) -> bool:
+def tiles(problem: ProblemFile, counts: Counts) -> bool:
     """Return whether the slices that `counts` [groups] uses can be cut from the N GPUs, by search: first the GPUs that
     can be cut in only one way, then the others, remembering what was tried."""
     need = np.zeros(len(problem.partition_slices), dtype=np.int64)
@@ -184,7 +184,7 @@ def tiles(problem: Problem, counts: Counts) -> bool:
 # --- the queueing model -----------------------------------------------------------------------------------------------
 
 
-def shares(problem: Problem, counts: Counts) -> Shares:
+def shares(problem: ProblemFile, counts: Counts) -> Shares:
     """Return how requests share out in each of the configurations [b, groups]."""
     rate, service = problem.arrival_rate, problem.service_s
     n = counts.astype(np.float64)
@@ -277,7 +277,7 @@ def late_after_wait(mean: float, cv: float, t: float, drain: float) -> float:
     return 0.5 * math.erfc(z / math.sqrt(2.0)) + part
 
 
-def tail(problem: Problem, found: Shares, t: float) -> Floats:
+def tail(problem: ProblemFile, found: Shares, t: float) -> Floats:
     """Return p(latency > t seconds) in each configuration of `found`."""
     direct = np.array([late_service(m, v, t) for m, v in zip(problem.service_s, problem.cv, strict=True)])
     waited = np.zeros_like(found.busy)
@@ -292,7 +292,7 @@ def _rows(found: Shares, rows: NDArray[np.intp]) -> Shares:
     return Shares(*(getattr(found, name)[rows] for name in Shares.__dataclass_fields__))
 
 
-def evaluate(problem: Problem, counts: Counts) -> Evaluation:
+def evaluate(problem: ProblemFile, counts: Counts) -> Evaluation:
     """Return one configuration [groups], with all that makes it feasible or not."""
     nothing = np.zeros(len(problem.groups))
     why = ""
@@ -321,7 +321,7 @@ def evaluate(problem: Problem, counts: Counts) -> Evaluation:
     )
 
 
-def _quantile(problem: Problem, found: Shares) -> float:
+def _quantile(problem: ProblemFile, found: Shares) -> float:
     low, high = 0.0, float(problem.service_s.max())
     while tail(problem, found, high)[0] > 1.0 - problem.quantile:
         low, high = high, 2.0 * high
@@ -337,7 +337,7 @@ def _quantile(problem: Problem, found: Shares) -> float:
 
 
 def best(
-    problem: Problem, counts: Counts, floor: float = -math.inf, skip: Set[tuple[int, ...]] = frozenset()
+    problem: ProblemFile, counts: Counts, floor: float = -math.inf, skip: Set[tuple[int, ...]] = frozenset()
 ) -> tuple[Counts | None, float]:
     """Return the best feasible one of the configurations [b, groups] that are not to be skipped, if it is better than
     `floor`, and its f."""
@@ -358,13 +358,13 @@ def best(
 
 
 def enumerate_all(
-    problem: Problem,
+    problem: ProblemFile,
     stop: Callable[[], bool] = lambda: False,
     floor: float = -math.inf,
     skip: Set[tuple[int, ...]] = frozenset(),
 ) -> Enumerated:
     """Return the best of all configurations that are not to be skipped, if it is better than f = `floor`; incomplete
-    where `stop` ended it."""
+    if `stop` ended it."""
     chosen, f, seen = None, floor, 0
     for block in configurations(problem):
         if stop():

@@ -12,8 +12,7 @@ which is linear in the shares: f = `offset` + sum share_k `gains[k]`.  The PUE c
 where its slices tile the GPUs, every variant fits its slice, the load is below capacity and the given quantile of wait
 and service keeps the SLA.
 
-Keys that the form does not know are passed over: everything that enters the answer is required, so that no misspelt
-key goes unnoticed.
+Unknown keys are ignored: everything that enters the answer is required, so that no misspelt key is overlooked.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ _MOST_SLICES = 1_000
 
 
 class _Input(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """Base of what is read: immutable; unknown keys are passed over."""
+    """Base of what is read: immutable; unknown keys are ignored."""
 
 
-class Group(_Input, frozen=True, kw_only=True):
+class SolverGroup(_Input, frozen=True, kw_only=True):
     """One (variant, slice): mean service in milliseconds, its variation, dynamic joules a request, accuracy in percent,
     and whether the variant fits the slice's memory."""
 
@@ -69,7 +68,7 @@ class Base(_Input, frozen=True, kw_only=True):
     accuracy: float
 
 
-class Problem(_Input, frozen=True, kw_only=True):
+class ProblemFile(_Input, frozen=True, kw_only=True):
     """A problem as it stands in the file, and its columns as arrays.  Make one with `parse`, which checks it."""
 
     schema: Literal["clover-problem/1"]
@@ -83,7 +82,7 @@ class Problem(_Input, frozen=True, kw_only=True):
     ci_base: float
     idle_w_per_gpu: float
     base: Base
-    groups: tuple[Group, ...]
+    groups: tuple[SolverGroup, ...]
     partitions: tuple[tuple[int, ...], ...]
     partition_slices: tuple[str, ...]
     id: str = ""
@@ -187,10 +186,10 @@ class Problem(_Input, frozen=True, kw_only=True):
         return found
 
 
-def parse(text: bytes | str) -> Problem:
+def parse(text: bytes | str) -> ProblemFile:
     """Return the problem in a file's text.  Raises ConfigError with the path of what is wrong."""
     try:
-        found = msgspec.json.decode(text, type=Problem)
+        found = msgspec.json.decode(text, type=ProblemFile)
     except msgspec.ValidationError as error:
         raise ConfigError(_with_path(str(error))) from error
     except msgspec.DecodeError as error:
@@ -200,18 +199,18 @@ def parse(text: bytes | str) -> Problem:
     return found
 
 
-def of_plain(value: Any) -> Problem:
+def of_plain(value: Any) -> ProblemFile:
     """Return the problem in decoded JSON.  Raises ConfigError."""
     return parse(msgspec.json.encode(value))
 
 
 def _with_path(message: str) -> str:
-    """`message - at `$.a[0].b`` as `a[0].b: message`."""
+    """Turn `message - at `$.a[0].b`` into `a[0].b: message`."""
     text, found, path = message.partition(" - at `$.")
     return f"{path.rstrip('`')}: {text}" if found else message
 
 
-def _faults(problem: Problem) -> list[tuple[str, str]]:
+def _faults(problem: ProblemFile) -> list[tuple[str, str]]:
     """Return what is out of range or does not fit together: (path, what and what to do)."""
     faults: list[tuple[str, str]] = []
 

@@ -6,7 +6,7 @@ the z add up to N.
 
 **Mean field.**  y_k = n_k h_k(x) with h_k(x) = x / ((1 + x S_k) rate), and x is such that the y add up to 1.  In a box
 of x, h_k lies between its ends (it rises with x), so that n_k h_k(low) <= y_k <= n_k h_k(high).  The smaller the box,
-the less is given away.  x is told by its utilisation u = x R / (1 + x R) of a reference service R, from 0 to 1.
+the less is given away.  x is represented by the utilisation u = x R / (1 + x R) of a reference service R, from 0 to 1.
 
 **Product form.**  No router keeps a worker busier than always: y_k <= n_k / (rate S_k).
 
@@ -36,7 +36,7 @@ from functools import cached_property
 import numpy as np
 
 from clover.problem.exact import SLACK, late_after_wait, late_service
-from clover.problem.file import Counts, Floats, Problem
+from clover.problem.file import Counts, Floats, ProblemFile
 
 MARGIN = 1e-9
 """Boxes and limits are widened by this part, for rounding."""
@@ -78,7 +78,7 @@ class Relaxation:
     """The parts of a problem that every box shares.  Groups are those that fit a slice of a usable partition, sorted by
     slice: `groups` are their places in the problem."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: ProblemFile) -> None:
         self.problem = problem
         table = problem.usable
         used = np.flatnonzero(table.sum(axis=0)) if len(table) else np.zeros(0, dtype=np.int64)
@@ -127,7 +127,8 @@ class Relaxation:
         return np.asarray(used / (left * self.reference_s + used * self.service) / self.rate)
 
     def shares_within(self, low: Floats, high: Floats) -> tuple[Floats, Floats, Floats]:
-        """For boxes of utilisation [b]: least and largest share of one worker, and r_k at the lower end [b, groups]."""
+        """Return, for boxes of utilisation [b], the least and largest share of one worker and r_k at the lower end,
+        each [b, groups]."""
         x = low[:, None] / ((1.0 - np.minimum(low, 1.0 - 1e-15))[:, None] * self.reference_s)
         slowed = (1.0 / self.service + x) / (1.0 / self.service.min() + x)
         return (

@@ -1,4 +1,4 @@
-"""The way to an answer: what all GPUs alike can do, annealing from there, and a proof or a bound.
+"""Solve a problem file: what all GPUs alike can do, annealing from there, and a proof or a bound.
 
  1. *Scan*: all GPUs cut alike with one variant everywhere, a few dozen configurations.
  2. *Anneal*: the compiled kernel, with restarts, within a tenth of the time; left out where enumeration is faster.
@@ -35,12 +35,12 @@ from clover._native import anneal, queueing
 from clover.errors import PlanError
 from clover.problem import exact
 from clover.problem.bound import Bound, bound
-from clover.problem.file import Counts, Problem
-from clover.problem.verify import Verified, verify
+from clover.problem.file import Counts, ProblemFile
+from clover.problem.verify import SimulationVerdict, verify
 from clover.types import Record
 
 Verification = Literal["report", "strict", "off"]
-"""Whether an answer is simulated: and told, and replaced where it is rejected, or not at all."""
+"""What is done with a simulation of the answer: report it, replace a rejected answer too, or do not simulate."""
 
 ANNEAL_PART = 0.1
 ANNEAL_MOST_S = 3.0
@@ -72,7 +72,7 @@ _UNPLAYED = 0.9
 """What it is tightened to, of the model's quantile, where the last one was too near its capacity to be simulated."""
 
 
-class Answer(Record, frozen=True, kw_only=True):
+class Solution(Record, frozen=True, kw_only=True):
     """The answer as it is written.  `bound` is null where there is none; `gap` is the distance to it, as
     problem files define gaps; `proof` says what the bound rests on.
 
@@ -107,8 +107,8 @@ class Infeasible(PlanError):
     """No configuration meets the constraints, or none was found; the message says which."""
 
 
-def kernel_problem(problem: Problem, module: ModuleType = anneal) -> Any:
-    """`problem` as the kernel (or its twin, `module`) takes it."""
+def kernel_problem(problem: ProblemFile, module: ModuleType = anneal) -> Any:
+    """Return `problem` as the kernel (or its twin, `module`) takes it."""
     return module.Problem(
         problem.n_gpus,
         problem.arrival_rate,
@@ -138,7 +138,7 @@ class _Choice:
     counts: Counts
     f: float
     solver: str
-    found: Verified | None = None
+    found: SimulationVerdict | None = None
     rejected: int = 0
     rejected_f: float | None = None
     why: str = ""
@@ -147,7 +147,7 @@ class _Choice:
 class _Search:
     """The best found so far, and what it took."""
 
-    def __init__(self, problem: Problem, seed: int) -> None:
+    def __init__(self, problem: ProblemFile, seed: int) -> None:
         self.problem, self.seed = problem, seed
         self.kernel = kernel_problem(problem)
         self.counts: Counts | None = None
@@ -167,12 +167,12 @@ class _Search:
             self.counts, self.f, self.solver = counts, f, solver
 
     def scan(self) -> None:
-        """All GPUs cut alike, one variant."""
+        """Evaluate all GPUs cut alike with one variant, for each cut and variant."""
         for counts in exact.homogeneous(self.problem):
             self.take(counts, "homogeneous scan")
 
     def anneal(self, seconds: float, start: Counts | None = None) -> None:
-        """The kernel, for so long."""
+        """Run the kernel for `seconds`, from `start` if it is given."""
         if seconds <= 0.0:
             return
         restarts = max(1, min(_RESTARTS, round(seconds / _RESTART_S)))
@@ -189,14 +189,14 @@ def key(counts: Counts) -> tuple[int, ...]:
 
 
 def solve(
-    problem: Problem,
+    problem: ProblemFile,
     *,
     seed: int = 0,
     time_limit_s: float = 20.0,
     highs: bool = True,
     verification: Verification = "report",
     clock: Callable[[], float] = time.monotonic,
-) -> Answer:
+) -> Solution:
     """Return the best configuration found, with a bound, and what the simulation says of it; under `strict` the best
     that the simulation accepts.  Raises Infeasible with the reason where there is none."""
     began = clock()
@@ -239,7 +239,7 @@ def solve(
     return _answer(search, choice, proved, clock() - began)
 
 
-def _answer(search: _Search, choice: _Choice, proved: Bound, seconds: float) -> Answer:
+def _answer(search: _Search, choice: _Choice, proved: Bound, seconds: float) -> Solution:
     problem, counts, found = search.problem, choice.counts, choice.found
     played = found if found is not None and found.replications else None
     model: Literal["pf", "mf"] = problem.model
@@ -254,7 +254,7 @@ def _answer(search: _Search, choice: _Choice, proved: Bound, seconds: float) -> 
         problem.quantile,
     )
     value = max(proved.value, search.f) + _ROUNDING
-    return Answer(
+    return Solution(
         config=problem.named(counts),
         f=choice.f,
         p95_ms=p95_s * 1e3,
@@ -281,9 +281,9 @@ def _answer(search: _Search, choice: _Choice, proved: Bound, seconds: float) -> 
 # --- the next best ----------------------------------------------------------------------------------------------------
 
 
-def _stand_in(search: _Search, first: Verified, whole: bool, left: Callable[[], float]) -> _Choice:
+def _stand_in(search: _Search, first: SimulationVerdict, whole: bool, left: Callable[[], float]) -> _Choice:
     """Return the best accepted configuration in place of the best one, which was rejected.  `whole`: there are few
-    enough to go through all.  Raises Infeasible where none was accepted."""
+    enough to go through all.  Raises Infeasible if none was accepted."""
     problem = search.problem
     assert search.counts is not None
     tried, rejected = {key(search.counts)}, 1
@@ -313,7 +313,7 @@ def _stand_in(search: _Search, first: Verified, whole: bool, left: Callable[[], 
     return replace(best, rejected=rejected, rejected_f=search.f, why=first.why)
 
 
-def _tightened(problem: Problem, limit_s: float, found: Verified, whole: bool) -> float:
+def _tightened(problem: ProblemFile, limit_s: float, found: SimulationVerdict, whole: bool) -> float:
     """Return the SLA for the model, after this rejection."""
     model_s = found.model_quantile_s
     if not found.replications:
@@ -342,7 +342,7 @@ def _below(
 
 def _enumerated(
     search: _Search,
-    problem: Problem,
+    problem: ProblemFile,
     tried: Set[tuple[int, ...]],
     left: Callable[[], float],
     floor: float = -math.inf,
@@ -362,9 +362,9 @@ def _met(search: _Search, tried: Set[tuple[int, ...]], floor: float = -math.inf)
 
 
 def forced(
-    problem: Problem, *, seed: int, cpu_s: float = 0.0, evaluations: int = 0, restarts: int = 1
+    problem: ProblemFile, *, seed: int, cpu_s: float = 0.0, evaluations: int = 0, restarts: int = 1
 ) -> tuple[Counts, float]:
-    """Return the annealer alone: its configuration and f (minus infinity where it found nothing feasible).
+    """Return the annealer alone: its configuration and f (minus infinity if it found nothing feasible).
 
     It gets `cpu_s` seconds of CPU time, so that it is not measured to find less where others keep the machine busy.
     """
@@ -373,8 +373,8 @@ def forced(
     return found.counts, found.f if found.feasible else -math.inf
 
 
-def _impossible(problem: Problem) -> None:
-    """Raise Infeasible where a look is enough to say so."""
+def _impossible(problem: ProblemFile) -> None:
+    """Raise Infeasible if a look is enough to say so."""
     if not len(problem.usable):
         raise Infeasible("no partition has, for each of its slices, a variant that fits")
     fastest = np.zeros(len(problem.partition_slices))
@@ -387,8 +387,8 @@ def _impossible(problem: Problem) -> None:
         )
 
 
-def _size(problem: Problem) -> float:
-    """Return how many configurations there are; infinity where there are too many to tell."""
+def _size(problem: ProblemFile) -> float:
+    """Return how many configurations there are; infinity if there are too many to count."""
     try:
         return exact.size(problem, _TILINGS)
     except PlanError:
@@ -396,7 +396,7 @@ def _size(problem: Problem) -> float:
 
 
 def _enumerate(search: _Search, seconds: float, clock: Callable[[], float]) -> Bound | None:
-    """Return the optimum, by going through all configurations; None where the time did not suffice."""
+    """Return the optimum, by going through all configurations; None if the time did not suffice."""
     end = clock() + seconds
     found = exact.enumerate_all(search.problem, lambda: clock() > end, search.f + _CLOSED)
     search.evaluations += found.configurations

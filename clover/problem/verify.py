@@ -1,14 +1,14 @@
-"""Whether a configuration does what the model says: played by the simulator before anything acts on it.
+"""Verify a configuration: a simulation of what the model predicts, before anything acts on it.
 
 **Why.**  The queueing models are approximations.  The product form takes service as exponential; at one GPU its p95 is
 up to 8 % off.  The mean field takes workers as independent; at three GPUs or fewer its shares are up to 5 points off,
-and where a few slow workers take little traffic its p95 may be off by half.  Nothing in the model tells when.  The
+and where a few slow workers take little traffic its p95 may be off by half.  The model does not show when.  The
 simulator (`clover._native.des`) makes none of these assumptions: Poisson arrivals, first in, first out, to any idle
 worker by chance, normal service with each group's variation (held above a fifth of the mean).  What it shares with the
 model is the problem: Poisson arrivals at a constant rate, and the service times of the file.
 
 **Precision.** Several independent replications from an empty system, each with a warm-up that is not counted.
-Whatever is told is a mean over replications: a group's share, the share of requests above a limit.  Its half-width is
+Every figure is a mean over replications: a group's share, the share of requests above a limit.  Its half-width is
 Student's, at `CONFIDENCE` (99 %), over the replications, which correlation within one cannot fool.  The quantile is
 that of all counted requests, and its interval the quantiles at q -+ h, with h the half-width of the share above it (as
 in Law's *Simulation Modeling and Analysis*, and sound where the quantile falls between two modes of the latency:
@@ -27,11 +27,11 @@ four looks at the data make the real confidence a little less.
    Where they are further apart the search looked at the wrong figures, and few are near the limit: it agrees only
    where the whole interval lies within.
 
-What stays undecided at `MOST_ROWS` is rejected, and says so.  That is the lot of what lies at its SLA with a load
-above some 0.93: its p95 over a million requests still varies by several per cent.
+What stays undecided at `MOST_ROWS` is rejected, and says so.  That happens to configurations at their SLA with a load
+above some 0.93: their p95 over a million requests still varies by several per cent.
 
 **Warm-up.**  From an empty system under full load all slow workers begin at once, and where their service varies
-little they go on in step for dozens of services; their share is then off by a twentieth of a point, enough to move a
+little they stay in step for dozens of services; their share is then off by a twentieth of a point, enough to move a
 p95 that lies between two modes by a quarter.  So the rate first rises evenly, over `_FORGETTING` of the longest
 services, and workers begin one after the other.  Then the queue has time to settle: `_FORGETTING` times its relaxation,
 rho / (1 - sqrt(rho))^2 requests (Morse 1955, for M/M/1; less variable service is faster), and one longest service.  A
@@ -51,7 +51,7 @@ import numpy as np
 
 from clover._native import des, queueing
 from clover.planning.model.intervals import half_width, keeps, within
-from clover.problem.file import Counts, Floats, Problem
+from clover.problem.file import Counts, Floats, ProblemFile
 
 QUANTILE_APART = 0.05
 """Of the simulated quantile: how far the model's may lie from it."""
@@ -71,7 +71,7 @@ _SEED = 3_020_230_911
 
 
 @dataclass(frozen=True)
-class Verified:
+class SimulationVerdict:
     """One configuration as simulated: seconds, joules a request with the idle ones, percent.
 
     `quantile_s` is the latency at the problem's quantile, `half_width_s` that of its interval; `f` is the objective of
@@ -100,9 +100,9 @@ class Verified:
         return self.holds and self.agrees
 
 
-def verify(problem: Problem, counts: Counts, *, most_rows: int = MOST_ROWS) -> Verified:
-    """Play the configuration [groups] with at most so many requests; the verdict.  Whether it tiles the GPUs is not
-    looked at."""
+def verify(problem: ProblemFile, counts: Counts, *, most_rows: int = MOST_ROWS) -> SimulationVerdict:
+    """Simulate the configuration [groups] with at most `most_rows` requests and judge it.  Whether it tiles the GPUs is
+    not checked."""
     rate, service_s = problem.arrival_rate, problem.service_s
     capacity = float((counts / service_s).sum())
     if capacity <= rate:
@@ -151,7 +151,7 @@ def verify(problem: Problem, counts: Counts, *, most_rows: int = MOST_ROWS) -> V
         at = int(np.argmax(np.abs(model_shares - mean) + spread))
         faults.append(_of_share(problem, at, float(mean[at]), float(spread[at]), float(model_shares[at])))
     energy_j, accuracy = problem.idle_j + float(mean @ problem.energy_j), float(mean @ problem.accuracy)
-    return Verified(
+    return SimulationVerdict(
         quantile_s=measured_s,
         half_width_s=half_width_s,
         shares=mean,
@@ -168,7 +168,7 @@ def verify(problem: Problem, counts: Counts, *, most_rows: int = MOST_ROWS) -> V
     )
 
 
-def lengths(problem: Problem, counts: Counts) -> tuple[int, int, int]:
+def lengths(problem: ProblemFile, counts: Counts) -> tuple[int, int, int]:
     """Return requests of one replication: while the rate rises, until the queue has settled, and counted."""
     used = counts > 0
     load = problem.arrival_rate / float((counts / problem.service_s).sum())
@@ -208,8 +208,8 @@ def _quantile(latency_s: Sequence[Floats], q: float) -> tuple[float, float]:
     return middle, max(middle - float(pooled[ends[0]]), float(pooled[ends[1]]) - middle)
 
 
-def _unplayed(groups: int, model_s: float, why: str) -> Verified:
-    return Verified(
+def _unplayed(groups: int, model_s: float, why: str) -> SimulationVerdict:
+    return SimulationVerdict(
         quantile_s=math.inf,
         half_width_s=math.inf,
         shares=np.zeros(groups),
@@ -226,8 +226,8 @@ def _unplayed(groups: int, model_s: float, why: str) -> Verified:
     )
 
 
-def _of_sla(problem: Problem, late: float, half_width: float, shown: bool) -> str:
-    doubt = "" if shown else ", too near that to tell"
+def _of_sla(problem: ProblemFile, late: float, half_width: float, shown: bool) -> str:
+    doubt = "" if shown else ", too close to decide"
     return (
         f"{late:.2%} (+-{half_width:.2%}) of the simulated requests exceed the SLA of {problem.sla_ms:.4g} ms; "
         f"{100.0 * (1.0 - problem.quantile):.4g}% may{doubt}"
@@ -236,14 +236,14 @@ def _of_sla(problem: Problem, late: float, half_width: float, shown: bool) -> st
 
 def _of_quantile(quantile_s: float, half_width_s: float, model_s: float, shown: bool) -> str:
     apart = model_s / quantile_s - 1.0
-    doubt = "" if shown else ", too near that to tell"
+    doubt = "" if shown else ", too close to decide"
     return (
         f"the model's {model_s * 1e3:.4g} ms is {abs(apart):.1%} {'above' if apart > 0.0 else 'below'} the simulated "
         f"{quantile_s * 1e3:.4g} ms (+-{half_width_s * 1e3:.2g}); {QUANTILE_APART:.0%} is allowed{doubt}"
     )
 
 
-def _of_share(problem: Problem, at: int, share: float, spread: float, model: float) -> str:
+def _of_share(problem: ProblemFile, at: int, share: float, spread: float, model: float) -> str:
     return (
         f"the model's share of {problem.groups[at].name}, {model:.2%}, is not within {SHARE_APART:.0%} of the "
         f"simulated {share:.2%} (+-{spread:.2%})"

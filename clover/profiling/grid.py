@@ -22,7 +22,7 @@ from clover.profiling.choose import faster
 from clover.profiling.driver import Cell, Scored
 from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled
 from clover.profiling.rig import Findings, Rig, WorkerSetup, answers_of
-from clover.runtime.workers.pool import Worker
+from clover.runtime.workers.pool import WorkerProcess
 from clover.types import LatencyMeasurement, Method, Placement, VariantSpec
 
 log = logging.getLogger("clover.profiling")
@@ -165,7 +165,7 @@ class LatencyGrid:
                 rested_j = m.rested_j * each[0] / m.energy_j_per_row if m.rested_j else 0.0
                 self._found.latency[index] = msgspec.structs.replace(found, rested_j=rested_j)
 
-    async def _cell(self, worker: Worker, setup: WorkerSetup, batch: int) -> None:
+    async def _cell(self, worker: WorkerProcess, setup: WorkerSetup, batch: int) -> None:
         """Measure one batch size; on cores, for the smallest, also what waking the worker up costs."""
         rig = self._rig
         cell, joules = await rig.timed(worker, setup.place, batch, rig.effort)

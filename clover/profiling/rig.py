@@ -21,7 +21,7 @@ from clover.profiling.joules import EnergyMeters
 from clover.profiling.options import Progress
 from clover.profiling.rows import SampleRows
 from clover.runtime.memory.slab import Slab
-from clover.runtime.workers.pool import Pool, Worker
+from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.types import AccuracyMeasurement, FamilySpec, LatencyMeasurement, Method, Placement, VariantSpec
 from clover.worker.frames import WorkerOrder
 
@@ -107,7 +107,7 @@ class Rig:
         return self.instances.on_cores
 
     @contextlib.asynccontextmanager
-    async def worker(self, setup: WorkerSetup) -> AsyncIterator[Worker]:
+    async def worker(self, setup: WorkerSetup) -> AsyncIterator[WorkerProcess]:
         """Start a worker, wait until it is ready, and end it afterwards.  Raises WorkerError if it does not start."""
         variant, backend, place, threads = setup
         await self.instances.need(place)
@@ -147,12 +147,12 @@ class Rig:
             task.exception()
             raise
 
-    async def score(self, worker: Worker, *, most_s: float, rows: SampleRows | None = None) -> Scored:
+    async def score(self, worker: WorkerProcess, *, most_s: float, rows: SampleRows | None = None) -> Scored:
         """Return the answers of `worker` to `rows` (by default the rig's), as far as it gets in `most_s` seconds."""
         return await self.drive(self.driver.score, worker, self.batches[-1], most_s=most_s, rows=rows)
 
     async def timed(
-        self, worker: Worker, place: Placement, batch: int, effort: Effort, *, pause_s: float = 0.0
+        self, worker: WorkerProcess, place: Placement, batch: int, effort: Effort, *, pause_s: float = 0.0
     ) -> tuple[Cell, tuple[float, Method]]:
         """Return the timing of batches of one size, and joules a row with how they are known.
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from clover.errors import DeadlineMissed, ModelFailed, RequestError, Unavailable
 from clover.interfaces import Ticket as AnyTicket
 from clover.runtime.embedded_inputs import prepare
+from clover.runtime.memory.bytes_codec import split_row
 from clover.runtime.router.router import Router
-from clover.runtime.router.tickets import Ticket
+from clover.runtime.router.tickets import RouterTicket
 from clover.types import FamilySpec, Receipt, TensorSpec
 
 _ERRORS: dict[int, type[RequestError]] = {500: ModelFailed, 503: Unavailable, 504: DeadlineMissed}
@@ -96,7 +97,7 @@ async def infer(
         router.close(ticket)
 
 
-def _answer(router: Router, ticket: Ticket) -> Answer:
+def _answer(router: Router, ticket: RouterTicket) -> Answer:
     spec = router.spec
     outputs: dict[str, NDArray[Any]] = {}
     for index, tensor in enumerate(spec.outputs):
@@ -110,14 +111,10 @@ def _elements(tensor: TensorSpec, rows: list[bytes]) -> NDArray[Any]:
     """Return rows in OIP form as an object array [rows, *shape] of bytes (variable shapes: [rows, elements])."""
     out: list[list[bytes]] = []
     for row in rows:
-        at, elements = 0, []
-        while at + 4 <= len(row):
-            size = int.from_bytes(row[at : at + 4], "little")
-            elements.append(row[at + 4 : at + 4 + size])
-            at += 4 + size
-        if at != len(row):
-            raise ModelFailed("the model wrote a BYTES output that is not well formed")
-        out.append(elements)
+        try:
+            out.append(split_row(row))
+        except ValueError:
+            raise ModelFailed("the model wrote a BYTES output that is not well formed") from None
     if len({len(row) for row in out}) != 1:
         raise ModelFailed(f"output {tensor.name!r} differs in shape between the rows of one request; send them apart")
     array = np.empty((len(out), len(out[0])), dtype=object)

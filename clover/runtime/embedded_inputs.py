@@ -12,7 +12,6 @@ The rules, where numpy alone would be silent:
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from clover.errors import BadRequest
 from clover.hints import did_you_mean
+from clover.runtime.memory.bytes_codec import pack_row
 from clover.runtime.memory.slab import DTYPES
 from clover.types import FamilySpec, TensorSpec
 
@@ -136,13 +136,9 @@ def _all(spec: FamilySpec) -> str:
 
 def _packed(tensor: TensorSpec, row: Iterable[Any]) -> bytes:
     """Return a row of BYTES elements in OIP form."""
-    parts = []
-    for element in row:
-        if isinstance(element, str):
-            element = element.encode()
-        if not isinstance(element, bytes | bytearray | memoryview):
-            raise BadRequest(
-                f"the elements of input {tensor.name!r}, which is BYTES, are str or bytes, not {type(element).__name__}"
-            )
-        parts += [struct.pack("<I", len(element)), bytes(element)]
-    return b"".join(parts)
+    try:
+        return pack_row(row)
+    except TypeError as error:
+        raise BadRequest(
+            f"the elements of input {tensor.name!r}, which is BYTES, are str or bytes, not {error}"
+        ) from None

@@ -25,8 +25,8 @@ from clover.runtime.router.router import Router
 from clover.runtime.router.traffic import Traffic
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
-from clover.runtime.workers.pool import Pool, Worker
-from clover.runtime.workers.standby import Understudies
+from clover.runtime.workers.pool import Pool, WorkerProcess
+from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Placement
 from clover.worker.frames import EmulatedSlice, WorkerOrder
 from clover.worker.pacing import Paces, pace_of
@@ -86,8 +86,8 @@ class Served:
             msgspec.structs.replace(spec, name=self.name), self.slab, layout.slots, config, None, account, loop=loop
         )
         names = [variant.name for variant in spec.variants]
-        self._understudies = (
-            Understudies(names, config.relief, lambda: self.targets.get("slo_ms", 0.0)) if config.relief else None
+        self._standby_policy = (
+            StandbyPolicy(names, config.relief, lambda: self.targets.get("slo_ms", 0.0)) if config.relief else None
         )
         self.fleet = FamilyFleet(
             self.router,
@@ -95,7 +95,7 @@ class Served:
             start=self._start,
             joules=self._joules,
             silent_s=workers.silent_s,
-            reserve=self._understudies,
+            standby=self._standby_policy,
         )
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
@@ -103,8 +103,8 @@ class Served:
         apart from it."""
         self.profile = profile
         self.drawn = drawn or {}
-        if self._understudies is not None:
-            self._understudies.use(profile)
+        if self._standby_policy is not None:
+            self._standby_policy.use(profile)
         self.router.expect(profile)
 
     def order(self, assignment: Assignment) -> WorkerOrder:
@@ -165,7 +165,7 @@ class Served:
                 out.append(Assignment(placement=placement, family=self.name, variant=variant, backend="eager"))
         return tuple(out)
 
-    async def _start(self, assignment: Assignment) -> Worker:
+    async def _start(self, assignment: Assignment) -> WorkerProcess:
         return await self._pool.spawn(self.order(assignment), self.slab, left_out=self._left_out)
 
     def _joules(self, assignment: Assignment) -> list[float]:
@@ -216,9 +216,9 @@ class Served:
         """Return the fleet's live figures."""
         return self.fleet.observe()
 
-    def guarded(self) -> dict[str, Any]:
+    def guard_report(self) -> dict[str, Any]:
         """Return what its guard saw and did, its audits, and late labels."""
-        return self.router.guarded()
+        return self.router.guard_report()
 
     def demanded(self) -> Mapping[str, Asked]:
         """Return rows that ask for an accuracy of their own."""

@@ -1,4 +1,4 @@
-"""`python -m clover.serve FAMILY...`: settings, logging, one banner, signals; the rest is `clover.Server`.
+"""`python -m clover.serve FAMILY...`: settings, logging, banner and signals; the rest is `clover.Server`.
 
 Exit codes: 0 stopped in order, 1 stopped with requests unanswered, 2 the configuration cannot be used, 3 the server
 cannot start.
@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     try:
         from clover.serve import command
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What a server says of itself once it is ready: where, what, on what, measured how, steered by what."""
+"""What a server prints once it is ready: address, families, devices, energy, carbon, controller, a first request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 
-from clover import __version__, profiles
+from clover import profiles
+from clover._version import __version__
 from clover.carbon import format_time
 from clover.errors import ProfileError
 from clover.profiling.measurement import INFLATED
@@ -19,7 +20,7 @@ log = logging.getLogger("clover.serve")
 
 
 def show(server: Server) -> None:
-    """Print the banner on standard output, or log one line where logs are JSON."""
+    """Print the banner on standard output, or log one line if logs are JSON."""
     config = server.engine.config
     if config.log.json:
         log.info("ready", extra={"url": server.url, "families": list(server.engine.served)})
@@ -29,7 +30,7 @@ def show(server: Server) -> None:
 
 
 def text(server: Server) -> str:
-    """Return the banner."""
+    """Return the banner of a server that is ready."""
     engine = server.engine
     config = engine.config
     rows = [("Clover", f"{__version__} at {server.url}")]
@@ -40,7 +41,7 @@ def text(server: Server) -> str:
             rows.append(("", f"p95 <= {targets['slo_ms']:.3g} ms, accuracy >= {targets['accuracy_floor']:.2f} %"))
             if doubt := _doubt(served.profile, served.config.slo_ms):
                 rows.append(("", doubt))
-            rows.append(("", f"now {_running(served.fleet.running())}"))
+            rows.append(("", f"now {_running(served.fleet.ready_assignments())}"))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
     shapes = engine.machine.shapes().values()
@@ -70,7 +71,7 @@ def text(server: Server) -> str:
 
 
 def _running(workers: Iterable[Assignment]) -> str:
-    """Return what runs, alike workers together."""
+    """Return what runs, with equal workers counted: "2 x small (eager) on 1c"."""
     counts = Counter((a.variant, a.backend, a.placement.profile) for a in workers)
     return ", ".join(
         f"{f'{n} x ' if n > 1 else ''}{variant} ({backend}) on {profile}"
@@ -79,7 +80,7 @@ def _running(workers: Iterable[Assignment]) -> str:
 
 
 def _doubt(profile: FamilyProfile | None, slo_ms: float | None) -> str:
-    """Return why the default p95 target may be loose; empty where it was given, or measured in peace."""
+    """Return why the default p95 target may be loose; empty if it was given, or measured on a quiet machine."""
     notes = profile.notes if profile is not None and slo_ms is None else ()
     return next((f"that target is loose: {note}" for note in notes if INFLATED in note), "")
 
@@ -101,7 +102,7 @@ def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:
 def _carbon(server: Server) -> str:
     engine = server.engine
     config = engine.config.carbon
-    reading = engine.chain.last
+    reading = engine.grid.reading
     if reading is None:
         return f"{config.source}: not read yet"
     zone = f" {reading.zone}" if reading.zone not in ("", reading.provider) else ""
@@ -112,7 +113,7 @@ def _carbon(server: Server) -> str:
 
 
 def _example(url: str, name: str, spec: FamilySpec, token: str) -> list[str]:
-    """Return a shell line that asks for one inference: a row of zeros ("0" where strings are wanted)."""
+    """Return shell commands that ask for one inference, of a row of zeros (strings are "0"), and for the state."""
     inputs = []
     for tensor in spec.inputs:
         shape = [1, *(1 if tensor.datatype == "BYTES" and axis < 0 else most for axis, most in

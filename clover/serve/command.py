@@ -1,4 +1,4 @@
-"""The command: settings, logging, checks, then `clover.Server.run`."""
+"""The command `serve`: settings, logging, checks, then `clover.Server.run`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clover import __version__, backends, carbon, devices, families, policies, profiles, settings
+from clover import backends, carbon, devices, families, policies, profiles, settings
+from clover._version import __version__
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import CloverError, ConfigError, DeviceError
@@ -26,9 +27,9 @@ from clover.telemetry import logs
 log = logging.getLogger("clover.serve")
 
 OPTIONS = (
-    Option("--print-config", "print the effective configuration as TOML, with the origin of every value, and leave"),
-    Option("--check-config", "read configuration, families and carbon source, report, and leave"),
-    Option("--version", "print the version and leave"),
+    Option("--print-config", "print the effective configuration as TOML, with the origin of every value, and exit"),
+    Option("--check-config", "read configuration, families and carbon source, report, and exit"),
+    Option("--version", "print the version and exit"),
 )
 USAGE = "[FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
 ABOUT = (
@@ -37,12 +38,12 @@ ABOUT = (
 )
 
 _COLLECTED_AFTER = 20_000
-"""Objects that a server has more than it had, before the youngest are looked through for cycles: there are hardly any,
-and Python's own 700 are what a few dozen requests hold while they are under way."""
+"""New objects before the garbage collector searches the youngest for cycles.  Python's own 700 are reached by a few
+dozen requests under way, and a server makes hardly any cycles."""
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     environment = os.environ if environ is None else environ
     if {"-h", "--help"} & set(words):
@@ -91,15 +92,15 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
 
 def _called() -> str:
-    """Return how the server was started: a command of `clover`, or the module of its own."""
+    """Return what the user typed to start the server: a command of `clover`, or its own module."""
     own = Path(sys.argv[0]).parts[-2:] == ("serve", "__main__.py")
     return "python -m clover.serve" if own else f"{program()} serve"
 
 
 def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
-    """Read everything the configuration names without starting anything; the names of its families.
+    """Check all that the configuration names, without starting anything; return the names of its families.
 
-    `unknown` takes what only a start can tell.  Raises ConfigError.
+    What only a start can find out is appended to `unknown`.  Raises ConfigError.
     """
     names = []
     choice = devices.parse(config.workers.device)
@@ -121,7 +122,7 @@ def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
         if item.accuracy_floor is None:
             continue
         store = profiles.ProfileStore(profiles.cache_folder(config.cache_dir))
-        # Accuracy does not depend on the device that is emulated: answers are computed on the cores.
+        # A profile of the cores is enough for emulated GPUs: accuracy is the same, since the cores compute the answers.
         known_here = config.profile != "force" and choice.kind != "nvidia"
         profile = store.get(spec.name, key_of(spec, device, config)) if known_here else None
         if profile is not None:

@@ -1,4 +1,4 @@
-"""SIGHUP: the configuration read again, validated as a whole, and what may change live changed."""
+"""SIGHUP: read the configuration again, validate it as a whole, and change what may change while serving."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ LIVE = {
     "families.accuracy_floor": "accuracy_floor",
     "log.level": "log_level",
 }
-"""Settings that a reload may change, and the argument of the control verb `set` each becomes."""
+"""Settings that a reload may change, and the argument of the controller's command `set` that each becomes."""
 
 
 def differences(old: Settings, new: Settings) -> list[tuple[str, int | None, Any]]:
-    """Return settings whose value changed: key ("families.slo_ms"), index of the family or None, new value."""
+    """Return the settings that changed: key ("families.slo_ms"), index of the family or None, new value."""
     found: list[tuple[str, int | None, Any]] = []
     if len(old.config.families) != len(new.config.families):
         found.append(("families", None, None))
@@ -51,7 +51,7 @@ def _value(config: ServerConfig, setting: Setting) -> Any:
 
 
 class Reload:
-    """Reads the configuration again on SIGHUP.  Nothing changes where it is not valid as a whole."""
+    """Reads the configuration again on SIGHUP.  Nothing changes if it is not valid as a whole."""
 
     def __init__(
         self, read: Callable[[], Settings], check: Callable[[ServerConfig], object], current: Settings
@@ -63,14 +63,14 @@ class Reload:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Called on the loop by the signal."""
+        """Begin a reload, unless one is running; the signal calls this on the loop."""
         if self._task is not None and not self._task.done():
             log.warning("SIGHUP: the last reload is still running")
             return
         self._task = asyncio.get_running_loop().create_task(self.run(), name="clover-reload")
 
     async def run(self) -> None:
-        """Validate, apply what may change live, and say what may not."""
+        """Validate the new configuration, apply what may change while serving, and log what needs a restart."""
         try:
             new = self._read()
             self._check(new.config)
@@ -110,7 +110,7 @@ class Reload:
 
 
 def _with_live(old: Settings, new: Settings) -> Settings:
-    """`old` with the live settings of `new`: what runs now."""
+    """Return `old` with the live settings of `new`, which is what is in force now."""
     config = old.config
     for key in LIVE:
         section, leaf = key.split(".")

@@ -1,8 +1,9 @@
 """Everything of a server that lives on its event loop: families, workers, energy, carbon, controller, front end.
 
-Start: bind the port (a taken one must fail before a minute of measuring), wait for the zygote, measure what is missing,
-let the controller deploy a first plan; ready.  Stop in the reverse order, also where the start failed half way:
-readiness false, drain delay, answer what was received, stop the controller, let workers finish and exit, stop the pool.
+Start: bind the port (one that is taken must fail before a minute of measuring), wait for the zygote, measure what is
+missing, let the controller deploy a first plan; ready.  Stop in the reverse order, also after a start that failed half
+way: readiness false, drain delay, answer what was received, stop the controller, let workers finish and exit, stop the
+pool.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 
 from clover import carbon, families, profiling
 from clover.accounting import Account
+from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError, Unavailable
@@ -40,7 +42,10 @@ _DRAIN_STEP_S = 0.005
 
 
 class Engine:
-    """Implements `clover.interfaces.ServerView`.  `given` are family specs by name that need no loading."""
+    """The server, assembled; implements `clover.interfaces.ServerView`.
+
+    `given` are family specs by name that need not be loaded; `http` says whether there is a front end.
+    """
 
     def __init__(self, config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, http: bool) -> None:
         loop = self.loop = asyncio.get_running_loop()
@@ -55,18 +60,19 @@ class Engine:
         self.account = Account(pue=config.carbon.pue, core_w=config.energy.core_w)
         self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
         self.devices = self.machine.devices
-        self._stack.push_async_callback(self.machine.leave)  # last of all: its instances are held by workers until then
+        self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
         self._changing = asyncio.Lock()
         self._answered = True
         self._completions = Completions(pool.completion_fd)
         try:
-            self.chain, self.grid_clock = carbon.build(config.carbon)
+            self.chain, grid_clock = carbon.build(config.carbon)
+            self.grid = Grid(self.chain, grid_clock.now)
             for item in config.families:
                 spec = given.get(item.family) or families.load_family(item.family)
                 self._add(item, spec, loop)
         except BaseException:
-            for served in self.served.values():  # there is no engine to stop: their shared memory goes now
+            for served in self.served.values():  # there is no engine to stop: free their shared memory now
                 served.close()
             self.machine.close()
             raise
@@ -74,8 +80,7 @@ class Engine:
         self.controller = Controller(
             config.controller,
             devices=self.devices,
-            chain=self.chain,
-            grid_clock=self.grid_clock,
+            grid=self.grid,
             solver=solver,
             totals=self.totals,
             fixed_mixes=solver.fixed_mixes,
@@ -85,9 +90,9 @@ class Engine:
             account=self.account,
             chain=self.chain,
             http=lambda: self.frontend.stats if self.frontend is not None else None,
-            decisions=lambda: self.controller.record.counts,
+            decisions=lambda: self.controller.context.decisions.counts,
             compared=lambda: compared(self.controller.shadows.of),
-            turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.families.items()},
+            turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
         if http:
             self.frontend = Frontend(self, config, loop)
@@ -111,19 +116,19 @@ class Engine:
         )
         self._stack.callback(served.close)
         self.served[served.name] = served
-        # A front end hands a router the tickets that router gave it, which the Protocol cannot say.
+        # A front end gives a router only tickets of that router, which the types of `Model` cannot express.
         self._models[served.name] = cast("Model", served.router)
         self._completions.add(served.router.reap)
 
     # --- life -----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Return ready, or raise what went wrong; `stop` must follow in both cases."""
+        """Start everything; return once ready, or raise what went wrong.  `stop` must follow in both cases."""
         loop, stack = asyncio.get_running_loop(), self._stack
         for served in self.served.values():
-            # All have their part before the first plan is made, so that each plans with its own share of the machine.
+            # Before the first plan is made, so that each family plans with its own share of the machine.
             self.controller.reserve(served.name, served.config.share)
-        if short := self.controller.device_pool.short():
+        if short := self.controller.context.device_pool.short():
             raise StartError(short)
         if self.frontend is not None:
             stack.push_async_callback(self.frontend.close)
@@ -136,7 +141,7 @@ class Engine:
                 check_floor(served.name, profile, served.config.accuracy_floor)
             served.use(profile, profiling.drawn(served.spec, self.config))
         for served in self.served.values():
-            # Only now: the minute before is not the time the first answers share the idle power of.
+            # Only now, or the first answers would share the idle energy of the minute of measuring.
             self.account.add_family(served.name, time.monotonic_ns())
         self._completions.start(loop)
         stack.callback(self._completions.stop)
@@ -145,7 +150,7 @@ class Engine:
         await self._account()
         for served in self.served.values():
             if served.profile is None:
-                self._unplanned[served.name] = Unplanned(served, self.controller)
+                self._unplanned[served.name] = Unplanned(served, self.controller.context)
                 await self._unplanned[served.name].deploy()
             else:
                 self.controller.add(served.spec, served.profile, served.fleet, served.config)
@@ -153,23 +158,24 @@ class Engine:
         for served in self.served.values():
             served.state = "READY"
         self._follow_targets()
-        await self._account()  # receipts know from the first on who holds how much idle power
+        await self._account()  # so that the first receipts know already who holds how much idle power
         for turning, name in ((self._tick(), "clover-tick"), (self._watch_devices(), "clover-devices")):
             stack.push_async_callback(cancelled, loop.create_task(turning, name=name))
 
     async def drain(self) -> bool:
-        """Fail readiness, wait the drain delay, stop accepting and answer what was received; whether all of it was."""
+        """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all of it was.
+        """
         if not self.draining:
             self._close()
             if self.frontend is not None:
                 await asyncio.sleep(self.config.limits.drain_delay_s)
                 self._answered = await self.frontend.drain(self.config.limits.drain_s)
-            # What did not come by HTTP: requests of this process.
+            # And what did not come by HTTP: requests of this process.
             self._answered = await self._settled(self.served.values()) and self._answered
         return self._answered
 
     async def stop(self) -> None:
-        """Shut down what is there."""
+        """Shut down whatever was started, and log what was saved."""
         self._close()
         for against in self._savings():
             log.info("since the start: %s", against)
@@ -184,7 +190,7 @@ class Engine:
         await asyncio.gather(*(self._retire(served, "the server is shutting down") for served in self.served.values()))
 
     async def _settled(self, families: Iterable[Served]) -> bool:
-        """Wait until these families have answered what they took, as long as a drain may last; whether they did."""
+        """Wait until these families have answered what they took, at most `drain_s`; return whether they did."""
         routers = [served.router for served in families]
         end_s = self.loop.time() + self.config.limits.drain_s
         while not all(router.idle for router in routers):
@@ -205,7 +211,7 @@ class Engine:
     # --- plans ----------------------------------------------------------------------------------------------------
 
     async def _profile(self, served: Served) -> FamilyProfile | None:
-        """Return what the family is planned by; None where it can only be served as it is."""
+        """Return the profile that a family is planned with, measured if needed; None if it is served without a plan."""
         spec = served.spec
         if spec.evaluation is None and any(variant.accuracy is None for variant in spec.variants):
             log.info("%s has no evaluation set and no published accuracies: it is served without a plan", spec.name)
@@ -218,11 +224,11 @@ class Engine:
                 return await profiling.ensure(spec, self.devices, self._pool, stored)
             except ProfileError as error:
                 if pinned:
-                    # Nothing is left to choose: a profile only makes receipts better, and is not worth a slow start.
+                    # There is no variant to choose: a profile would only make receipts better, at a slow start's price.
                     log.info("%s is pinned to %s and served without a profile: %s", spec.name, pinned, error)
                     return None
         if not paced:
-            await self.machine.empty()  # what an earlier run left on a GPU would stand in the way of measuring
+            await self.machine.empty()  # instances that an earlier run left on a GPU would hinder measuring
         return await profiling.ensure(spec, self.devices, self._pool, self.config)
 
     async def _deploy(self, served: Served) -> None:
@@ -236,23 +242,23 @@ class Engine:
         self._follow_targets()
 
     def _follow_targets(self) -> None:
-        """What operators set is what metrics show."""
-        for name, family in self.controller.families.items():
+        """Copy the targets in force, which operators may change, to where metrics read them."""
+        for name, family in self.controller.context.families.items():
             targets = family.targets
             self.served[name].targets = {"slo_ms": targets.slo_ms, "accuracy_floor": targets.accuracy_floor}
 
-    # --- what turns by itself -------------------------------------------------------------------------------------
+    # --- periodic work --------------------------------------------------------------------------------------------
 
     async def _account(self) -> None:
-        """Close the energy window."""
-        reading = await self.chain.read(self.grid_clock.now())
+        """Close the energy window, priced at the present intensity."""
+        reading = await self.grid.read()
         for served in self.served.values():
             served.router.audits.grid(reading.g_per_kwh, self.config.controller.reference_g_per_kwh)
         await self.machine.measure(reading)
         self.controller.shadows.window(self.account.take())
 
     async def _tick(self) -> None:
-        """Look after the workers, close the energy window; trouble with one does not stop the other."""
+        """Check the workers and close the energy window, each second; a failure of one does not stop the other."""
         while True:
             await asyncio.sleep(_TICK_S)
             try:
@@ -260,31 +266,31 @@ class Engine:
                     served.fleet.watch()
                 self._follow_targets()
             except Exception:
-                log.exception("a look at the workers failed")
+                log.exception("checking the workers failed")
             try:
                 await self._account()
             except CloverError as error:
-                log.warning("a look at the energy failed: %s", error)
+                log.warning("counting the energy failed: %s", error)
             except Exception:
-                log.exception("a look at the energy failed")
+                log.exception("counting the energy failed")
 
     async def _watch_devices(self) -> None:
-        """Look after the GPUs; apart from the rest, because a driver may take its time to answer."""
+        """Check the GPUs each second, in a task of its own because a driver may take its time to answer."""
         while True:
             await asyncio.sleep(_TICK_S)
             try:
                 await self.machine.watch()
                 if self._unplanned and not self._changing.locked():
-                    async with self._changing:  # nothing is started for a family that is being unloaded
+                    async with self._changing:  # so that no worker is started for a family that is being unloaded
                         for name, unplanned in self._unplanned.items():
                             if self.served[name].state == "READY":
                                 await unplanned.follow()
             except CloverError as error:
-                log.warning("a look at the devices failed: %s", error)
+                log.warning("checking the devices failed: %s", error)
             except Exception:
-                log.exception("a look at the devices failed")
+                log.exception("checking the devices failed")
 
-    # --- what the front end sees ----------------------------------------------------------------------------------
+    # --- ServerView -----------------------------------------------------------------------------------------------
 
     def models(self) -> dict[str, Model]:
         """Return every family by name, loaded or not."""
@@ -296,7 +302,7 @@ class Engine:
         return not self.draining and bool(loaded) and all(s.state == "READY" and s.ready for s in loaded)
 
     def live(self) -> bool:
-        """Return whether the loop turns."""
+        """Return True: the loop runs, or this would not be asked."""
         return True
 
     def control(self) -> Control:
@@ -327,16 +333,16 @@ class Engine:
         return {"pue": self.account.pue, "saved": saved, "models": models, "devices": self.account.devices()}
 
     def _savings(self) -> list[str]:
-        """Return what was saved, a line for each thing that it is told against."""
-        told = saved_by_all(self.controller.shadows.of.values()) or {}
-        return [item["words"] for item in told.values() if isinstance(item, dict)]
+        """Return what was saved in words: a line for each alternative that it is compared with."""
+        saved = saved_by_all(self.controller.shadows.of.values()) or {}
+        return [item["words"] for item in saved.values() if isinstance(item, dict)]
 
     def metrics(self) -> bytes:
         """Return Prometheus text."""
         return self._metrics.render()
 
     def pick(self, name: str | None) -> Served:
-        """Return the family of that name (the only one for None); NotFound or BadRequest."""
+        """Return the family of that name, or the only one for None; raises NotFound or BadRequest."""
         if name is None:
             if len(self.served) != 1:
                 raise BadRequest(f"say which model: {', '.join(self.served)}")
@@ -347,15 +353,18 @@ class Engine:
         return served
 
     def state_of(self, name: str) -> tuple[str, str]:
-        """Return OIP repository state and reason; NotFound."""
+        """Return a family's state and its reason, as the repository extension names them; raises NotFound."""
         served = self.pick(name)
         if served.state == "READY" and not served.ready:
             return "UNAVAILABLE", "no worker is ready"
         return served.state, served.reason
 
     async def load(self, name: str, config: str) -> None:
-        """Start the workers of a family that was unloaded; does nothing for a loaded one.  `config`: nothing, or the
-        JSON of its configuration, whose "name" must then be its own."""
+        """Start the workers of a family that was unloaded; do nothing for a loaded one.
+
+        `config` is empty, or the JSON of its configuration, whose "name" must be its own.  Raises NotFound, BadRequest
+        or Unavailable.
+        """
         served = self.pick(name)
         if config:
             try:
@@ -379,14 +388,14 @@ class Engine:
                 raise Unavailable("its workers did not start") from error
 
     async def unload(self, name: str) -> None:
-        """Answer what a family has received, then stop its workers."""
+        """Answer what a family has received, then stop its workers; raises NotFound."""
         served = self.pick(name)
         async with self._changing:
             if served.state == "UNAVAILABLE":
                 return
             served.state = "UNLOADING"
             served.router.closed_reason = "the model is unloaded"
-            await self._settled([served])  # its queue too, before its workers stop taking from it
+            await self._settled([served])  # before its workers stop taking from its queue
             await self.controller.release(name)
             await self._retire(served, "the model is unloaded")
             if name in self._unplanned:
@@ -395,7 +404,7 @@ class Engine:
 
 
 def check_floor(name: str, profile: FamilyProfile, floor: float | None) -> None:
-    """Raises ConfigError where no variant reaches the accuracy floor (percent) a family is configured with."""
+    """Raise ConfigError if no variant reaches the accuracy floor (percent) that a family is configured with."""
     best = max(accuracies(profile).values(), default=0.0)
     if floor is not None and floor > best:
         raise ConfigError(f"{name}: accuracy_floor {floor:g} is above the best variant's {best:.2f} %")

@@ -1,10 +1,11 @@
-"""The devices of a server with their meters: opened at its start, looked after while it runs, left in order at its end.
+"""The devices of a server with their meters: opened at its start, watched while it runs, left in order at its end.
 
-On core-sets one meter reads the machine.  On GPUs each has a meter of its own; the cores beside them then only feed the
-GPUs and are not metered (and on emulated GPUs compute the answers, which would count the same work twice).
+On core-sets one meter reads the machine.  Each GPU has a meter of its own; the cores beside GPUs only feed them and are
+not metered (on emulated GPUs the cores compute the answers, and metering them would count the same work twice).
 
-What an earlier run left on a GPU is brought in order by the first plan that uses it (`control.apply.Instances`); a
-clean stop removes what is ours, unless `workers.keep_instances` leaves it for the next start to adopt.
+Instances that an earlier run left on a GPU are adopted or removed by the first plan that uses it
+(`control.apply.SharedInstances`); a clean stop removes ours, unless `workers.keep_instances` leaves them for the next
+start.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from clover.types import DeviceShape, EnergySample, Reading
 log = logging.getLogger("clover.server")
 
 _RETRY_S = 30.0
-"""Between two attempts to free what is quarantined: each may occupy the driver for a second."""
+"""Between two attempts to free quarantined instances: each may occupy the driver for a second."""
 
 
 class Machine:
-    """Devices and meters by name.  Raises ConfigError or DeviceError where they cannot be used."""
+    """The devices and meters of this machine, by name of the device.
+
+    Raises ConfigError or DeviceError if a configured device cannot be used.
+    """
 
     def __init__(self, config: ServerConfig, cache: Path, account: Account) -> None:
         self._config = config
@@ -43,7 +47,7 @@ class Machine:
         self._retry_s = time.monotonic() + _RETRY_S
         self._samples: dict[str, EnergySample] = {}
         self._unreadable_ns: dict[str, int] = {}
-        """Since when a meter cannot be read."""
+        """By device, since when its meter cannot be read."""
         for name, device in self.devices.items():
             account.add_device(name, device.shape().slices)
             if isinstance(device, CpuDevice):
@@ -53,7 +57,7 @@ class Machine:
                 self.meters[name] = meter
 
     async def start(self) -> None:
-        """Start the meters of the GPUs; before there are workers, as their idle watts are measured here."""
+        """Start the meters of the GPUs.  Call it before there are workers: it measures the idle watts."""
         for gpu in self.gpus:
             meter = await energy.build_gpu(
                 gpu.session, gpu, self._config.energy, busy_ns=self._busy(gpu.name), clock=time.monotonic_ns
@@ -69,8 +73,10 @@ class Machine:
         return {name: device.shape() for name, device in self.devices.items()}
 
     async def measure(self, reading: Reading) -> None:
-        """Close the energy window of every device, its carbon priced at `reading`.  That of a device whose meter cannot
-        be read stays open: what the counter rises meanwhile is counted once it can be."""
+        """Close the energy window of every device, with its carbon priced at `reading`.
+
+        The window of a device whose meter cannot be read stays open; its energy is counted once the meter can be read.
+        """
         await asyncio.gather(*(meter.refresh() for meter in self.meters.values()))
         for name, meter in self.meters.items():
             sample = self._sample(name, meter)
@@ -78,7 +84,7 @@ class Machine:
                 self._account.window(sample, reading)
 
     def _sample(self, name: str, meter: EnergyMeter) -> EnergySample | None:
-        """Return what the meter shows, or its last sample if it cannot be read, which freezes the account."""
+        """Return the meter's sample, or the last one if it cannot be read, which leaves the window open."""
         now_ns = time.monotonic_ns()
         try:
             self._samples[name] = meter.sample(now_ns)
@@ -93,7 +99,7 @@ class Machine:
         return self._samples.get(name)
 
     async def watch(self) -> None:
-        """See whether GPUs are there, and now and then whether what is quarantined can be freed by now."""
+        """Check that the GPUs are there, and now and then try to free quarantined instances."""
         retry = time.monotonic() >= self._retry_s
         if retry:
             self._retry_s = time.monotonic() + _RETRY_S
@@ -105,11 +111,12 @@ class Machine:
                 log.warning("%s: %s", gpu.name, error)
 
     async def empty(self) -> None:
-        """Remove what is ours on the GPUs; before anything of ours runs there."""
+        """Remove our instances from the GPUs.  Call it only while no worker of ours runs there."""
         await asyncio.gather(*(self._clear(gpu) for gpu in self.gpus if not gpu.lost))
 
     async def leave(self) -> None:
-        """Remove our instances (their workers are gone), unless they are to stay for the next start; close the GPUs."""
+        """Remove our instances, unless they are to stay for the next start, and close the GPUs.  Their workers must be
+        gone."""
         try:
             if not self._config.workers.keep_instances:
                 await self.empty()
@@ -117,11 +124,11 @@ class Machine:
             self.close()
 
     def close(self) -> None:
-        """Let others have the GPUs, with what stands on them."""
+        """Release the GPUs for others, with the instances that are on them."""
         made.close(self.devices)
 
     async def _clear(self, gpu: MigDevice) -> None:
         try:
             await gpu.reconcile(keep=())
         except DeviceError as error:
-            log.warning("%s keeps instances of ours for the next start to remove: %s", gpu.name, error)
+            log.warning("%s: instances of ours stay, for the next start to remove: %s", gpu.name, error)

@@ -8,8 +8,8 @@
 
     clover.Server("fashion").run()                                   # until SIGTERM or SIGINT
 
-The pool is launched before the loop where we own the loop, so that the zygote's import of torch overlaps with the rest
-of the start and the zygote is forked from a process without threads of ours.
+If the loop is ours, the pool is launched before it, so that the zygote's import of torch overlaps with the rest of the
+start and the zygote is forked from a process without threads of ours.
 """
 
 from __future__ import annotations
@@ -71,8 +71,10 @@ class Server:
     # --- life -----------------------------------------------------------------------------------------------------
 
     async def start(self) -> Self:
-        """Start in the running loop and return ready.  Raises ConfigError, StartError, ProfileError, WorkerError or
-        PlanError, and leaves nothing behind then."""
+        """Start in the running loop; return once ready.
+
+        Raises ConfigError, StartError, ProfileError, WorkerError or PlanError, and leaves nothing behind then.
+        """
         self._use()
         return await self._start()
 
@@ -99,12 +101,15 @@ class Server:
         return self
 
     async def drain(self) -> bool:
-        """Fail readiness, wait the drain delay, stop accepting and answer what was received; whether all of it was."""
+        """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all of it was.
+        """
         return await self._engine.drain() if self._engine is not None else True
 
     async def stop(self) -> bool:
-        """Drain and shut down; on return no process and no descriptor of the server is left.  Idempotent; whether all
-        that was received was answered."""
+        """Drain and shut down; return whether all that was received was answered.  Idempotent.
+
+        After it no process and no file descriptor of the server is left.
+        """
         if self._engine is None:
             return True
         if self._stopping is None:
@@ -133,7 +138,7 @@ class Server:
         self.close()
 
     def start_background(self) -> Self:
-        """Start in a thread with an event loop of its own; returns ready, raises as `start` does."""
+        """Start in a thread with an event loop of its own; return once ready.  Raises as `start` does."""
         self._use()
         self._pool = self._launch()
         failure: list[BaseException] = []
@@ -165,7 +170,7 @@ class Server:
         if thread is None or end is None:
             return
         if loop is not None:
-            with contextlib.suppress(RuntimeError):  # its loop ended between the look and the call
+            with contextlib.suppress(RuntimeError):  # its loop may end between the check and the call
                 loop.call_soon_threadsafe(end.set)
         thread.join()
 
@@ -177,7 +182,7 @@ class Server:
     ) -> int:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once (status 128 + signal).
 
-        `on_ready` is called once it is ready, `on_hangup` on SIGHUP.  Gives 0 where everything received was answered,
+        `on_ready` is called once it is ready, `on_hangup` on SIGHUP.  Return 0 if everything received was answered,
         else 1; raises as `start` does.  Call it from the main thread.
         """
         self._use()
@@ -222,12 +227,13 @@ class Server:
 
     @property
     def engine(self) -> Engine:
-        """What runs on the loop, for benches and tests; Unavailable before the start."""
+        """The assembled server on its loop, for benches and tests; raises Unavailable before the start."""
         if self._engine is None:
             raise Unavailable("the server is not running")
         return self._engine
 
     # --- inference ------------------------------------------------------------------------------------------------
+
     def infer(
         self,
         inputs: Mapping[str, Any],
@@ -237,7 +243,7 @@ class Server:
         timeout_ms: float | None = None,
         cascade: bool = True,
     ) -> Answer:
-        """Ask from any thread but the server's own, and wait for the answer; see `ainfer`."""
+        """Return the answer to `inputs`, waiting for it, from any thread but the server's own; see `ainfer`."""
         loop = self._running()
         if self._here() is loop:
             raise RuntimeError("infer would block the server's own event loop: await ainfer there")
@@ -253,7 +259,7 @@ class Server:
         timeout_ms: float | None = None,
         cascade: bool = True,
     ) -> Answer:
-        """Ask for the answer to `inputs`: per input name an array with a leading row axis (or one row without it).
+        """Return the answer to `inputs`: per input name an array with a leading row axis (or one row without it).
 
         An array must be of the declared kind of number: float64 is taken for FP32, and int64 for INT32 if its values
         fit, but uint8 pixels are refused for FP32, because a cast would leave out the scaling of the training (lists

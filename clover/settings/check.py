@@ -18,7 +18,7 @@ _SOCKET_PATH_BYTES = 107
 
 
 def check(config: ServerConfig) -> None:
-    """Raises ConfigError, saying what to change, where `config` cannot be used."""
+    """Check `config`; ConfigError says what to change if it cannot be used."""
     if not config.families:
         raise ConfigError("no family to serve: name one, as fashion")
     names = [family.name or family.family for family in config.families]
@@ -100,7 +100,7 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_cores(text: str) -> tuple[int, ...] | None:
-    """Return the cores "0-3,6" names, ascending; None where the text is empty.  Raises ConfigError."""
+    """Return the cores that "0-3,6" names, ascending; None if the text is empty.  Raises ConfigError."""
     if not text.strip():
         return None
     cores: set[int] = set()

@@ -1,7 +1,7 @@
 """A command line split into settings, a command's own options and positional arguments.
 
-argparse is left aside: flags come from the records, values are kept as text together with their origin, and an
-unknown flag must answer with the nearest known one.
+argparse is not used: flags come from the records of `clover.config`, values are kept as text together with their
+origin, and an unknown flag must be answered with the nearest known one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clover.settings.schema import FLAGS, Setting
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a command that is no setting, as `--print-config`.  `metavar` empty: it takes no value."""
+    """An option of a command that is not a setting, as `--print-config`.  `metavar` empty: it takes no value."""
 
     flag: str
     help: str
@@ -28,7 +28,7 @@ CONFIG = Option("--config", "read settings from this TOML file; a positional *.t
 
 @dataclass
 class CommandLine:
-    """What was written: settings as text, options, and the rest in order."""
+    """What was given: settings as text, options, and the remaining words in order."""
 
     settings: dict[str, tuple[Setting, str]] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class CommandLine:
 
 
 def parse(argv: Sequence[str], options: Sequence[Option] = ()) -> CommandLine:
-    """Split `argv`.  The last of a repeated flag counts.  Raises ConfigError with what to do."""
+    """Split `argv`.  Of a repeated flag the last one counts.  Raises ConfigError with a remedy."""
     own = {option.flag: option for option in (*options, CONFIG)}
     line = CommandLine()
     rest = list(argv)

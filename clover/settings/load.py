@@ -66,7 +66,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str], *, options: Sequence[O
 
 
 def override(config: ServerConfig | None, families: Sequence[str] = (), **values: Any) -> ServerConfig:
-    """`config` (the defaults for None) with settings by their names, as `port=0, slo_ms=20, log_level="debug"`.
+    """Return `config` (the defaults for None) with settings by their names, as `port=0, slo_ms=20, log_level="debug"`.
 
     `families` replaces the families; settings of a family apply to all.  Raises ConfigError.
     """
@@ -172,8 +172,8 @@ def _unknown(key: str, leaf: str, path: str) -> Setting:
 def _choose_families(
     positional: list[str], environ: Mapping[str, str], tables: list[dict[str, _Value]]
 ) -> list[dict[str, _Value]]:
-    """Return the families to serve; one named by hand takes the file's table of that family or name, if there is
-    one."""
+    """Return the families to serve; one named on the command line takes the file's table of that family or name, if
+    there is one."""
     listed = [part.strip() for part in environ.get(_FAMILIES_VARIABLE, "").split(",") if part.strip()]
     names, origin = (positional, "command line") if positional else (listed, f"env {_FAMILIES_VARIABLE}")
     if not names:

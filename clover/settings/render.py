@@ -33,7 +33,7 @@ def help_text(
 ) -> str:
     """Return the help of a command: its own options first, then settings by section.
 
-    `only` names the keys of the settings that the command uses; the help says that it takes the others, too, so that
+    `only` names the keys of the settings that the command uses; the help says that it accepts the others, too, so that
     one command line, file and environment fit the server and this command.
     """
     width = max(72, min(shutil.get_terminal_size((100, 24)).columns, 120))
@@ -64,7 +64,7 @@ def help_text(
 
 
 def print_config(settings: Settings) -> str:
-    """Return the effective configuration as TOML that gives the same configuration again; each line tells its origin.
+    """Return the effective configuration as TOML that gives the same configuration again, with the origin of each line.
 
     The token is masked (as a comment, so that a masked value is never read back).
     """

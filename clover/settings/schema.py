@@ -64,12 +64,12 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The allowed values, where there is a list of them."""
+        """The allowed values, if there is a list of them."""
         return typing.get_args(self.base) if typing.get_origin(self.base) is Literal else ()
 
     @property
     def metavar(self) -> str:
-        """What stands after the flag in the help."""
+        """The placeholder of its value in the help."""
         if self.choices:
             return "{" + ",".join(self.choices) + "}"
         if typing.get_origin(self.base) is tuple:
@@ -92,7 +92,7 @@ class Setting:
         return text.strip() + (" (or none)" if self.nullable else "")
 
     def convert(self, value: Any, origin: str, *, text: bool = False) -> Any:
-        """`value` as this setting's type; `text` says that it was written as a string.  Raises ConfigError."""
+        """Return `value` as this setting's type; `text` says that it was written as a string.  Raises ConfigError."""
         try:
             if text:
                 value = self._from_text(value)

@@ -25,7 +25,8 @@ def lines(
     colours: Mapping[str, str] | None = None,
     from_zero: bool = True,
 ) -> str:
-    """Step lines over hours.  `limit`: a dashed line with its name; `end`: the hour at which the last step ends."""
+    """Draw step lines over hours.  `limit`: a dashed line with its name; `end`: the hour at which the last
+    step ends."""
     values = [y for points in series.values() for _, y in points] + ([limit[1]] if limit else [])
     low, high = _range(values, from_zero)
     frame = _Frame(0.0, end, low, high)
@@ -43,7 +44,7 @@ def lines(
 
 
 def bands(title: str, series: Mapping[str, Points], *, end: float, high: float) -> str:
-    """Stacked steps: the series of all have the same x; together they reach `high` at most."""
+    """Draw stacked steps: all series have the same x, and together they reach `high` at most."""
     frame = _Frame(0.0, end, 0.0, high)
     names = list(series)
     xs = [x for x, _ in series[names[0]]] if names else []
@@ -61,7 +62,7 @@ def bands(title: str, series: Mapping[str, Points], *, end: float, high: float) 
 
 
 def scatter(title: str, across: str, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> str:
-    """Named points; those that no other beats (less x, more y) are joined."""
+    """Draw named points; those that no other beats (less x, more y) are joined."""
     xs, ys = [x for x, _ in points.values()], [y for _, y in points.values()]
     frame = _Frame(*_range(xs, True), *_range(ys, True))
     front: list[tuple[float, float]] = []
@@ -96,7 +97,7 @@ def band_colours(names: Sequence[str]) -> dict[str, str]:
 
 
 class _Frame:
-    """From values to pixels."""
+    """The axes of a chart, which convert values to pixels."""
 
     def __init__(self, left: float, right: float, low: float, high: float) -> None:
         self._left, self._low = left, low
@@ -122,7 +123,7 @@ class _Frame:
         return "".join(parts) + f"H{self.x(end):.1f}"
 
     def back(self, points: Points, end: float) -> str:
-        """Return the same from right to left."""
+        """Return the path of the same steps from right to left."""
         parts, right = [], end
         for x, value in reversed(points):
             parts.append(f"L{self.x(right):.1f} {self.y(value):.1f}L{self.x(x):.1f} {self.y(value):.1f}")
@@ -157,7 +158,7 @@ def _range(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Up to seven round values between."""
+    """Return up to seven round values from `low` to `high`."""
     raw = (high - low) / 5.0
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(size * factor for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if size * factor >= raw)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class _Leap(selectors.SelectSelector):
-    """Never blocks: what it would have waited passes at once."""
+    """A selector that never blocks: the time that it would have waited passes at once."""
 
     now_s = 0.0
 
@@ -40,7 +40,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def now_s() -> float:
-    """Return virtual seconds of the running loop: what the controller takes for the monotonic clock."""
+    """Return virtual seconds of the running loop, which the controller takes for the monotonic clock."""
     return asyncio.get_running_loop().time()
 
 

@@ -1,19 +1,18 @@
-"""`--scenario day`: a day under an accuracy budget, dealt by chance and by need.
+"""`--scenario day`: a day under an accuracy budget, spent at random, by mixes of variants and by cascades.
 
 Every family goes through every trace with the same budget over the hours played, under
 
     base                  BASE
-    clover                the paper's annealing, which mixes variants by chance, at its own L
+    clover                the paper's annealing, which mixes variants at random, at its own L
     budget                our budget over mixes: rows meet variants by quota
     static                the best static mix at the budget
     budget+cascade        our budget over cascades: thresholds follow grid and budget, configurations slowly
-    budget:flat+cascade   the same, blind to the grid: what a static cascade could save that lands on the budget, too
+    budget:flat+cascade   the same without the grid's intensity: what a static cascade at the budget could save
     static+cascade >= A   the best static cascade (one configuration, one chain, the same thresholds all day) of at
                           least the accuracy A that `budget+cascade` reached
 
-so that what thresholds that move are worth can be read off the last three, and what cascades are worth off the rest.
-The floor lies twice the budget below the best variant, without a margin, where none is given: what is saved in one hour
-has to be free to be spent in another.
+The last three show what moving thresholds are worth, the others what cascades are worth.  If no floor is given, it is
+twice the budget below the best variant, without a margin: what one hour saves must be free to be spent in another.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from clover.planning.model.problem import accuracies
 from clover.simulate import world
 from clover.simulate.families import Known
 from clover.simulate.loads import Load
-from clover.simulate.records import Input, Run
-from clover.simulate.work import Told, execute
-from clover.simulate.world import Case, Machine, Rules, Scheme, Trace, World
+from clover.simulate.records import Run, RunInput
+from clover.simulate.work import OnProgress, execute
+from clover.simulate.world import Case, Rules, Scheme, SimulatedMachine, Trace, World
 
 BUDGET = 0.5
 LAMBDA = 0.1
@@ -39,10 +38,10 @@ STEERED = "budget+cascade"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line says of the scenario."""
+class DayOptions:
+    """What the command line asks of the scenario."""
 
-    machine: Machine
+    machine: SimulatedMachine
     known: Sequence[Known]
     traces: Sequence[Trace]
     load: Load
@@ -51,9 +50,9 @@ class Asked:
 
 
 class Day:
-    """The scenario: what is to be played, and what to say of it."""
+    """The scenario: its runs, and the notes that a report prints beside them."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: DayOptions) -> None:
         bare = [item.profile.family for item in asked.known if item.profile.cascade is None]
         if bare:
             raise ConfigError(f"--scenario day plays cascades, and {', '.join(bare)} has no profile of any")
@@ -66,7 +65,7 @@ class Day:
             for trace in asked.traces
         ]
         self.count = len(self.cells) * asked.seeds * 7
-        self.inputs: list[Input] = world.inputs([own for own, _ in self.cells], asked.traces, asked.load)
+        self.inputs: list[RunInput] = world.inputs([own for own, _ in self.cells], asked.traces, asked.load)
         own = sorted({f"{item.profile.family}: {item.confidence}" for item in asked.known if item.confidence})
         floor = "twice that below the best variant" if rules.accuracy_floor is None else f"{rules.accuracy_floor:g} %"
         self.labels = (
@@ -88,14 +87,15 @@ class Day:
             budget_horizon_s=trace.hours * 3600.0,
         )
 
-    def play(self, told: Told) -> list[Run]:
-        """Play it all."""
-        return [run for own, trace in self.cells for run in self._cell(own, trace, told)]
+    def play(self, on_progress: OnProgress) -> list[Run]:
+        """Play every run and return them; `on_progress` is called as runs are done."""
+        return [run for own, trace in self.cells for run in self._cell(own, trace, on_progress)]
 
-    def _cell(self, own: World, trace: Trace, told: Told) -> list[Run]:
+    def _cell(self, own: World, trace: Trace, on_progress: OnProgress) -> list[Run]:
         def played(*schemes: Scheme) -> list[Run]:
             seeds = range(self._asked.seeds)
-            return execute([Case(own, trace, self._asked.load, item, seed) for item in schemes for seed in seeds], told)
+            cases = [Case(own, trace, self._asked.load, item, seed) for item in schemes for seed in seeds]
+            return execute(cases, on_progress)
 
         runs = played(
             Scheme("base", "base"),

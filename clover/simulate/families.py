@@ -17,7 +17,7 @@ import msgspec
 
 from clover.devices.tables import slice_profiles, table
 from clover.errors import ConfigError, ProfileError
-from clover.hints import program
+from clover.hints import did_you_mean, program
 from clover.planning.packing.geometry import layouts
 from clover.profiles import ProfileStore, cache_folder
 from clover.profiling import analytical, pace
@@ -41,7 +41,8 @@ _BACKEND = "tabulated"
 
 
 class PaperFamily(Record, frozen=True, kw_only=True):
-    """What the pace table does not say of a family; `accuracy` in percent, from the cheapest variant to the dearest."""
+    """What the table of service times does not say of a family; `accuracy` in percent, from the cheapest variant to the
+    most expensive."""
 
     family: str
     request: str
@@ -51,7 +52,7 @@ class PaperFamily(Record, frozen=True, kw_only=True):
 
 
 class PaperFile(Record, frozen=True, kw_only=True):
-    """The shipped file: `board` names a table of `clover.devices.tables`."""
+    """The shipped file of the paper's families: `board` names a table of `clover.devices.tables`."""
 
     about: str
     method: Method
@@ -62,7 +63,7 @@ class PaperFile(Record, frozen=True, kw_only=True):
 
 
 class Known(Record, frozen=True, kw_only=True):
-    """A profile with what a report says about it.  `digest` is the SHA-256 of where it came from."""
+    """A family's profile with what a report says about it.  `digest` is the SHA-256 of the file it came from."""
 
     profile: FamilyProfile
     source: str
@@ -79,18 +80,18 @@ class Known(Record, frozen=True, kw_only=True):
 
 @cache
 def paper() -> PaperFile:
-    """Return the shipped file."""
+    """Return the shipped file of the paper's families."""
     return msgspec.json.decode(_DATA.read_bytes(), type=PaperFile)
 
 
 def names() -> tuple[str, ...]:
-    """Return the paper's families."""
+    """Return the names of the paper's families."""
     return tuple(family.family for family in paper().families)
 
 
 @cache
 def gpus(count: int) -> tuple[DeviceShape, ...]:
-    """So many of the paper's GPUs, with every layout that MIG allows."""
+    """Return `count` of the paper's GPUs, with every layout that MIG allows."""
     board = table(paper().board)
     cuts = slice_profiles(board)
     return tuple(
@@ -108,8 +109,8 @@ def gpus(count: int) -> tuple[DeviceShape, ...]:
 
 
 def load(name: str, shapes: tuple[DeviceShape, ...], confidence: Confidence | None = None) -> Known:
-    """Return the profile of `name` on `shapes`; ConfigError where there is none that covers them.  The paper's families
-    have cascades where `confidence` gives them one (`parametric`)."""
+    """Return the profile of `name` on `shapes`; ConfigError if there is none that covers them.  The paper's families
+    have cascades if a `confidence` is given (`parametric`)."""
     if name in names():
         known = _paper(name, shapes)
         return known if confidence is None else _sure(known, confidence)
@@ -120,8 +121,8 @@ def load(name: str, shapes: tuple[DeviceShape, ...], confidence: Confidence | No
     found = sorted(folder.glob(f"{name}-*.json"), key=lambda item: item.stat().st_mtime) if name.isidentifier() else []
     if not found:
         raise ConfigError(
-            f"there is no family {name!r}: {', '.join(names())}, the path of a profile (.json), or a family measured "
-            f"on this machine (`{program()} profile {name}`)"
+            f"there is no family {name!r}{did_you_mean(name, names())}: give {', '.join(names())}, the path of a "
+            f"profile (.json), or a family measured on this machine (`{program()} profile {name}`)"
         )
     wrong: ConfigError | None = None
     for item in reversed(found):  # the newest that was measured on devices like these
@@ -134,7 +135,7 @@ def load(name: str, shapes: tuple[DeviceShape, ...], confidence: Confidence | No
 
 
 def spec_of(profile: FamilyProfile) -> FamilySpec:
-    """Return a family as the controller wants it; nothing of it is ever loaded."""
+    """Return a family as the controller wants it; none of its models is ever loaded."""
     return FamilySpec(
         name=profile.family,
         inputs=(TensorSpec(name="row", datatype="FP32", shape=(1,)),),
@@ -181,7 +182,7 @@ def _based(profile: FamilyProfile, shapes: tuple[DeviceShape, ...]) -> FamilyPro
 
 @cache
 def _sure(known: Known, confidence: Confidence) -> Known:
-    """Return a family of the paper with a parametric confidence."""
+    """Return a family of the paper with a parametric confidence, and so with cascades."""
     profile = known.profile
     joules: dict[str, float] = {}
     for item in profile.latency:

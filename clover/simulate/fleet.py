@@ -1,16 +1,16 @@
-"""Workers that only exist in the books, and what they would do: `clover.interfaces.Fleet` and `Device`, simulated.
+"""Workers that exist only as numbers: `clover.interfaces.Fleet` and `Device`, simulated.
 
-What is routed now serves as the production queueing model says (`planning.model.queueing`): every variant a lane that
-gets its share of the rows, with the model's batches, joules and latencies; plans are predicted by the same model, so
+What is routed serves as the production queueing model says (`planning.model.queueing`): every variant is a lane that
+gets its share of the rows, with the model's batches, joules and latencies.  Plans are predicted by the same model, so
 the simulation shows what the *controller* makes of a grid and a load, and not how wrong the model is.
 
-A lane that gets more than it can serve serves at capacity, and the rest waits: a fluid queue, emptied later with half
-of the capacity that is left; a row waits behind it for queue / rows served a second.  What waits for a variant that is
-no longer routed is served by the others.
+A lane that gets more rows than it can serve serves at capacity, and the rest waits: a fluid queue, emptied later with
+half of the spare capacity; a row waits behind it for queue / rows served a second.  Rows that wait for a variant that
+is no longer routed are served by the others.
 
-Energy is counted between events (a new route, a new load, a new intensity), at constant power between them.  Idle power
-is drawn by every device, routed or not.  One without workers draws less where it may sleep: it is awake from the moment
-that a worker is spawned on it until the last one is gone.
+Energy is counted between events (a new route, a new load, a new intensity), at constant power between them.  Every
+device draws idle power, routed or not.  One without workers draws less if it may sleep: it is awake from the moment at
+which a worker is spawned on it until the last one is gone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from clover.planning.cascade import chains
 from clover.planning.cascade.waits import energy_j
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.model.queueing import Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
-from clover.planning.packing.exhaustive import UNBOUNDED_MS
+from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.simulate.records import JOULES_PER_KWH
 from clover.types import (
     Asked,
@@ -54,7 +54,7 @@ _FULL = 0.999  # of a lane's capacity, above which the model has no p95
 @dataclass(frozen=True)
 class Flow:
     """What a routing does at a rate: rows/s served, accuracy (percent), watts above idle, the part of the rows later
-    than the SLO, rows/s that can be served more, and p95 (ms) with the weighted latencies it is of."""
+    than the SLO, spare capacity in rows/s, and p95 (ms) with the weighted latencies that it is taken from."""
 
     served: float
     accuracy: float
@@ -65,8 +65,8 @@ class Flow:
     parts: tuple[tuple[float, Floats], ...]
 
 
-class Model:
-    """The queueing model of one family on its devices, remembered."""
+class FleetModel:
+    """The queueing model of one family on its devices; what was computed is kept."""
 
     def __init__(self, profile: FamilyProfile, slo_ms: float) -> None:
         self._services = services_of(profile)
@@ -76,7 +76,7 @@ class Model:
         self._known: dict[tuple[object, ...], Flow] = {}
 
     def flow(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
-        """Return what `configuration` does with `rate` rows a second, routed so."""
+        """Return what `configuration` does with `rate` rows a second under `routing`."""
         knobs = tuple(
             (v, routing.shares[v], routing.largest.get(v, 0), routing.wait_ms.get(v, 0.0)) for v in routing.shares
         )
@@ -125,8 +125,8 @@ class Model:
     def _chained(
         self, groups: Mapping[str, list[tuple[Service, int]]], point: ChainPoint, routing: Routing, rate: float
     ) -> Flow:
-        """Return a cascade: all rows come to the first stage, and to the others as far as the profile says that they go
-        on."""
+        """Return what a cascade does: all rows come to the first stage, and to the next ones as often as the profile
+        says."""
         stages = [lane_of(tuple(groups[variant])) for variant in point.chain]
         most = min(lane.capacity / part for lane, part in zip(stages, point.reach, strict=True) if part > 0.0)
         done = min(rate, _FULL * most)
@@ -150,7 +150,7 @@ def points_of(profile: FamilyProfile) -> dict[tuple[tuple[str, ...], tuple[float
 
 
 def _lane(lane: Lane, rate: float, share: float, largest: int, wait_ms: float) -> tuple[float, Floats]:
-    """Return joules of a row and latencies (ms) of a lane."""
+    """Return joules a row and latencies (ms) of a lane."""
     if largest or wait_ms:
         played = batched(lane, rate, share, largest=largest, wait_ms=wait_ms)
         return played.energy_j_per_row, played.latencies_ms
@@ -158,8 +158,8 @@ def _lane(lane: Lane, rate: float, share: float, largest: int, wait_ms: float) -
 
 
 @dataclass
-class Sums:
-    """What was added up since the last step of the ledger."""
+class FleetTotals:
+    """What a fleet did since the last step of the ledger."""
 
     rows: float = 0.0
     right: float = 0.0
@@ -189,12 +189,12 @@ class Sums:
 
 class SimulatedFleet:
     """The workers of one family on `devices`, each of which draws `idle_w`, or `asleep_w` while it has no workers
-    (None: as much).  `load_s`: virtual seconds until a spawned worker is ready.  `exact`: the rate that is observed is
-    the true one, and no count of a window."""
+    (None: `idle_w` always).  `load_s`: virtual seconds until a spawned worker is ready.  `exact`: `observe` returns the
+    true rate, not one counted over a window."""
 
     def __init__(
         self,
-        model: Model,
+        model: FleetModel,
         *,
         clock: Callable[[], float],
         devices: int,
@@ -205,7 +205,7 @@ class SimulatedFleet:
     ) -> None:
         self.load_s = 0.0
         self._exact = exact
-        self.sums = Sums()
+        self.sums = FleetTotals()
         self.queue_rows = 0.0
         self.routed: tuple[Assignment, ...] = ()
         self.routing = Routing(shares={})
@@ -226,14 +226,15 @@ class SimulatedFleet:
     # --- the world's side ---------------------------------------------------------------------------------------------
 
     def weather(self, rate: float, observed: float, g_per_kwh: float) -> None:
-        """From now on `rate` rows a second arrive, `observed` are seen to, and the grid emits so much."""
+        """Set the world from now on: `rate` rows/s arrive, `observed` rows/s are measured, and the grid emits
+        `g_per_kwh`."""
         self._accrue()
         self._rate, self._observed, self._g_per_kwh = rate, observed, g_per_kwh
 
-    def take(self) -> Sums:
+    def take(self) -> FleetTotals:
         """Return what was added up since the last call."""
         self._accrue()
-        found, self.sums = self.sums, Sums()
+        found, self.sums = self.sums, FleetTotals()
         return found
 
     @property
@@ -249,7 +250,7 @@ class SimulatedFleet:
         return awake * self._idle_w + (self._devices - awake) * (self._asleep_w or 0.0)
 
     def _flow(self) -> Flow:
-        """Return what is served now; a queue adds to the rows that a fleet with room serves."""
+        """Return what is served now; a fleet with spare capacity serves rows of the queue, too."""
         flow = self._model.flow(self._configuration, self.routing, self._rate)
         if self.queue_rows <= 0.0 or flow.spare <= 0.0:
             return flow
@@ -263,7 +264,8 @@ class SimulatedFleet:
         self._since_s = now_s
 
     def _segment(self, seconds: float) -> float:
-        """Add up at constant power for at most `seconds`; until the queue is empty where it empties sooner."""
+        """Add up at constant power for at most `seconds`, and only until the queue is empty; return the
+        seconds added."""
         flow, sums = self._flow(), self.sums
         rate = flow.served - self._rate  # above zero: the queue shrinks
         if abs(rate) < _DUST * self._rate:
@@ -293,12 +295,12 @@ class SimulatedFleet:
 
     # --- clover.interfaces.Fleet --------------------------------------------------------------------------------------
 
-    def running(self) -> tuple[Assignment, ...]:
-        """Return what is ready now."""
+    def ready_assignments(self) -> tuple[Assignment, ...]:
+        """Return the workers that are ready now."""
         return tuple(self._ready)
 
     async def spawn(self, assignment: Assignment) -> None:
-        """A worker, `load_s` from now."""
+        """Add a worker, which is ready after `load_s`."""
         if assignment in self._ready:
             raise WorkerError(f"{assignment.variant} runs at {assignment.placement.id} already")
         self._accrue()
@@ -312,11 +314,11 @@ class SimulatedFleet:
         self._ready.append(assignment)
 
     async def drain(self, assignment: Assignment) -> None:
-        """Rows are short beside a step: a worker is empty at once."""
+        """Remove a worker at once: rows are short beside a step of the ledger."""
         self.forget(assignment, "drained")
 
     def forget(self, assignment: Assignment, reason: str) -> None:
-        """Give a worker up."""
+        """Remove a worker without waiting."""
         self._accrue()
         if assignment in self._ready:
             self._ready.remove(assignment)
@@ -351,22 +353,22 @@ class SimulatedFleet:
             found["p95_ms"] = min(UNBOUNDED_MS, flow.p95_ms + _wait_ms(self.queue_rows, flow))
         return found
 
-    def guarded(self) -> dict[str, Any]:
-        """Nothing: answers on a virtual clock are what the profile says."""
+    def guard_report(self) -> dict[str, Any]:
+        """Return nothing: simulated answers are what the profile says."""
         return {}
 
     def reset_guard(self) -> None:
-        """See `clover.interfaces.Fleet.reset_guard`; there is none."""
+        """Do nothing: there is no guard (see `clover.interfaces.Fleet.reset_guard`)."""
 
     def demanded(self) -> dict[str, Asked]:
-        """Nothing: simulated rows ask for no accuracy of their own."""
+        """Return nothing: simulated rows ask for no accuracy of their own."""
         return {}
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
-        """See `clover.interfaces.Fleet.decline`; nobody asks."""
+        """Do nothing: no simulated row asks for a variant (see `clover.interfaces.Fleet.decline`)."""
 
     def words(self) -> str:
-        """Return what is routed, for people."""
+        """Return what is routed, in words."""
         return " + ".join(f"{group.count} x {group.variant}@{group.profile}" for group in self._configuration)
 
 
@@ -378,11 +380,11 @@ class SimulatedDevice:
     made: dict[str, Placement] = field(default_factory=dict)
 
     def shape(self) -> DeviceShape:
-        """Return the layouts it allows."""
+        """Return the layouts that the device allows."""
         return self.given
 
     async def create(self, placement: Placement) -> None:
-        """Make an instance; DeviceError where the layouts do not allow it beside what stands."""
+        """Make an instance; DeviceError if the layouts do not allow it beside those that exist."""
         wanted = {*self.made, placement.id}
         fits = any(wanted <= {item.id for item in layout} for layout in self.given.layouts)
         if placement.id in self.made or not (fits or self.given.overlap):
@@ -395,24 +397,24 @@ class SimulatedDevice:
             raise DeviceError(f"there is no {placement.id}")
 
     def cores(self, placement: Placement) -> tuple[int, ...]:
-        """None: nothing runs here."""
+        """Return no cores: nothing runs here."""
         return ()
 
     def threads(self, placement: Placement) -> int:
-        """Return one a worker."""
+        """Return 1, the threads of a worker."""
         return 1
 
     def visible(self, placement: Placement) -> str:
-        """Nothing."""
+        """Return "": there is no accelerator to see."""
         return ""
 
     def memory_bytes(self, placement: Placement) -> int:
-        """None of its own."""
+        """Return 0: an instance has no memory of its own."""
         return 0
 
 
 def _wait_ms(queue_rows: float, flow: Flow) -> float:
-    """Return what a row waits behind so many."""
+    """Return milliseconds that a row waits behind `queue_rows` others."""
     if queue_rows <= 0.0:
         return 0.0
     return UNBOUNDED_MS if flow.served <= 0.0 else min(UNBOUNDED_MS, queue_rows / flow.served * 1e3)

@@ -1,12 +1,11 @@
-"""What a policy is told of hours to come, right or wrong: `--forecast`.
+"""What a policy knows of the hours to come, right or wrong: `--forecast`.
 
     perfect       what the trace says of them
-    seasonal      nothing by the source: the same hour of the day and of the week before
-    (`clover.planning.budget.forecast`);
-                  until more than a day of the run is over, that it stays as it is
-    persistence   that it stays as it is, always
+    seasonal      no forecast of the source: the planner repeats the same hour of the day and of the week before
+                  (`clover.planning.budget.forecast`), and until a day of the run is over takes it as constant
+    persistence   the intensity stays as it is, always
     error:PCT     what the trace says, each hour times 1 + PCT % of a normal error (never below a twentieth): drawn once
-                  an hour of the trace by the seed, so that an hour is misjudged alike whenever it is asked for
+                  for each hour of the trace by the seed, so that an hour is misjudged alike whenever it is asked for
 
 The running hour is known in any case: the reading is no forecast.
 """
@@ -30,14 +29,14 @@ _LEAST = 0.05
 
 @dataclass(frozen=True)
 class Forecast:
-    """A kind of forecast; `error` (a part) of "error"."""
+    """A kind of forecast; `error` is a fraction, of the kind "error" only."""
 
     kind: str = "perfect"
     error: float = 0.0
 
     @property
     def name(self) -> str:
-        """As it is given."""
+        """The forecast as the command line gives it."""
         return f"error:{100.0 * self.error:g}" if self.kind == "error" else self.kind
 
 
@@ -45,7 +44,7 @@ PERFECT = Forecast()
 
 
 def parse(text: str) -> Forecast:
-    """Return the forecast that `text` names; ConfigError where it names none."""
+    """Return the forecast that `text` names; ConfigError if it names none."""
     if text in KINDS:
         return Forecast(text)
     kind, _, rest = text.partition(":")
@@ -58,8 +57,8 @@ def parse(text: str) -> Forecast:
     return Forecast("error", error)
 
 
-class Foretold:
-    """A source that reads as `source` does, and foretells as `forecast` says (`clover.interfaces.CarbonSource`)."""
+class ForecastSource:
+    """A carbon source (`clover.interfaces.CarbonSource`) with the readings of `source` and another forecast."""
 
     remote = False
 
@@ -67,7 +66,7 @@ class Foretold:
         self.name = source.name
         self.step_s = source.step_s
         self._source = source
-        self._told = forecast
+        self._certainty = forecast
         self._seed = seed
 
     async def read(self, grid_s: float) -> Reading:
@@ -75,10 +74,10 @@ class Foretold:
         return await self._source.read(grid_s)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
-        """Return what is foretold of `horizon_s` seconds from `grid_s` on."""
-        if self._told.kind == "seasonal":
+        """Return the forecast for `horizon_s` seconds from `grid_s` on."""
+        if self._certainty.kind == "seasonal":
             return []
-        if self._told.kind == "persistence":
+        if self._certainty.kind == "persistence":
             now = await self._source.read(grid_s)
             first = math.floor(grid_s / HOUR_S) * HOUR_S
             hours = range(math.ceil(horizon_s / HOUR_S))
@@ -87,9 +86,9 @@ class Foretold:
                 for hour in hours
             ]
         foretold = await self._source.forecast(grid_s, horizon_s)
-        return foretold if self._told.kind == "perfect" else [self._wrong(reading) for reading in foretold]
+        return foretold if self._certainty.kind == "perfect" else [self._wrong(reading) for reading in foretold]
 
     def _wrong(self, reading: Reading) -> Reading:
         drawn = np.random.default_rng([self._seed, math.floor(reading.at_s / HOUR_S)]).standard_normal()
-        value = reading.g_per_kwh * max(_LEAST, 1.0 + self._told.error * float(drawn))
+        value = reading.g_per_kwh * max(_LEAST, 1.0 + self._certainty.error * float(drawn))
         return msgspec.structs.replace(reading, g_per_kwh=value, provider=f"{reading.provider} ({self._told.name})")

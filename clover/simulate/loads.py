@@ -32,8 +32,8 @@ _LARGEST = 3.0
 
 @dataclass(frozen=True)
 class Load:
-    """A load shape.  `level` is a part of BASE's capacity, or rows a second where `per_s`; `arrivals_s` only of a
-    file."""
+    """A load shape.  `level` is a part of BASE's capacity, or rows a second if `per_s`; `arrivals_s` belongs to a file
+    only."""
 
     name: str
     kind: str
@@ -43,7 +43,7 @@ class Load:
     per_s: bool = False
 
     def mean(self, capacity: float) -> float:
-        """Return rows a second in the mean, where BASE can serve `capacity`."""
+        """Return rows a second on average, for a BASE that serves `capacity` rows a second."""
         return self.level if self.per_s else self.level * capacity
 
     def rates(self, capacity: float, start_s: float, step_s: float, steps: int, seed: int) -> list[float]:
@@ -82,7 +82,7 @@ def _bursts(mean: float, steps: int, seed: int) -> list[float]:
 
 
 def parse(text: str) -> Load:
-    """Return the load that `text` names; ConfigError where it names none."""
+    """Return the load that `text` names; ConfigError if it names none."""
     kind, colon, rest = text.partition(":")
     if kind in ("constant", "diurnal", "bursts"):
         rest, per_s, _ = rest.partition("/s")

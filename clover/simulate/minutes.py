@@ -1,7 +1,7 @@
 """A minute row by row: the server's own controller, fleet and router on a virtual clock, before simulated workers.
 
-Days are played in steps, in which rows are a rate (`replay`).  What happens within a second is seen only where each row
-is queued, dealt, batched and answered, and that is what the server's router does here: quotas, batches, deadlines and
+Days are played in steps, in which rows are a rate (`replay`).  What happens within a second shows only if each row is
+queued, routed, batched and answered, and that is what the server's router does here: quotas, batches, deadlines and
 relief are the code that serves.  Only workers (`workers`), devices and clients are simulated; there is no HTTP.
 """
 
@@ -21,16 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.accounting import Account, joules_per_row
-from clover.carbon import Chain, GridClock
+from clover.carbon import GridClock, SourceChain
+from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
+from clover.control.context import Clocks
 from clover.control.controller import Controller
 from clover.errors import ConfigError, RequestError
 from clover.planning.model.problem import services_of
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.router import Router
-from clover.runtime.router.tickets import Ticket
+from clover.runtime.router.tickets import RouterTicket
 from clover.runtime.workers.fleet import FamilyFleet
-from clover.runtime.workers.standby import Understudies
+from clover.runtime.workers.standby import StandbyPolicy
 from clover.simulate import clock
 from clover.simulate.families import spec_of
 from clover.simulate.fleet import points_of, simulated
@@ -46,7 +48,7 @@ GUST_FROM_S, GUST_S = 20.0, 12.0
 """A gust is `GUST` times the load, `GUST_S` long, from `GUST_FROM_S` on in every minute."""
 BACK_S = 5.0
 _SLOTS = 4096
-_STEADY = 3  # seconds: one that is well amid others says nothing, and neither does one that is not
+_STEADY = 3  # seconds: a single good or bad one proves nothing
 _P95 = 0.95
 _UNSURE, _SURE = -1.0, 2.0  # below and above every threshold
 
@@ -64,11 +66,11 @@ class Second(Record, frozen=True, kw_only=True):
 class Minutes(Record, frozen=True, kw_only=True):
     """What became of every row.
 
-    `accuracy` (percent) is to be expected of the rows answered, `planned_accuracy` is the plan's; `shares` likewise.
+    `accuracy` (percent) is the expected one of the rows answered, `planned_accuracy` the plan's; `shares` likewise.
     `late` counts rows above the SLO and rows without an answer, `gust_late` those of them that arrived in a gust.
-    `back_s`: seconds from the first gust's beginning until the p95 is within the SLO for three seconds in a row;
-    infinite where it never is, 0 without a gust.  `active_j` are joules above idle, by the profile.  `relieved` rows
-    were answered by workers that stand by, which took over `reliefs` times.
+    `back_s`: seconds from the beginning of the first gust until the p95 is within the SLO for three seconds in a row;
+    infinite if it never is, 0 without a gust.  `active_j` are joules above idle, by the profile.  `relieved` rows were
+    answered by standby workers, which took over `reliefs` times.
     """
 
     family: str
@@ -100,8 +102,8 @@ class Minutes(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Row:
-    """When it arrived (s), how long it took (ms), which variant answered (-1: none did)."""
+class RowOutcome:
+    """One row: when it arrived (s), how long it took (ms), which variant answered (-1: none did)."""
 
     at_s: float
     ms: float
@@ -109,7 +111,7 @@ class Row:
 
 
 def gusty(rate: float, gust: float) -> Callable[[float], float]:
-    """Return rows a second at a time (s): `rate`, and `gust` times that in the gusts."""
+    """Return a function from time (s) to rows a second: `rate`, and `gust` times that in the gusts."""
     return lambda at_s: rate * (gust if 0.0 <= at_s % 60.0 - GUST_FROM_S < GUST_S else 1.0)
 
 
@@ -123,7 +125,7 @@ def play(case: Case, *, seconds: float, gust: float = 1.0, relief: str = "") -> 
 
 
 class _Play:
-    """One run under way."""
+    """One run while it is played."""
 
     def __init__(self, case: Case, seconds: float, gust: float, relief: str) -> None:
         profile = case.world.known.profile
@@ -138,7 +140,7 @@ class _Play:
         self.rng = random.Random(case.seed)
         self.slices: dict[str, Slice] = {}
         self.workers: list[SimulatedWorker] = []
-        self.rows: list[Row] = []
+        self.rows: list[RowOutcome] = []
         self.begun_ns = 0
         names = [variant.name for variant in self.spec.variants]
         if relief not in ("", "auto", *names):
@@ -163,25 +165,23 @@ class _Play:
             accuracy_floor=rules.accuracy_floor,
             accuracy_margin=rules.accuracy_margin,
             relief=self.relief,
-            guard="off",  # scores are played, and answers are none
+            guard="off",  # scores are simulated, and there are no answers to watch
         )
         slab = Slab.create(Layout(self.spec, _SLOTS))
         account = Account(pue=1.0)
         router = Router(self.spec, slab, _SLOTS, config, profile, account, loop=loop, clock=self._now_ns)
-        grid = GridClock(case.trace.start_s, 1.0, clock.now_s)
+        grid_clock = GridClock(case.trace.start_s, 1.0, clock.now_s)
         controller = Controller(
             settings,
             devices=simulated(world.machine.shapes),
-            chain=Chain([case.trace.source], monotonic=clock.now_s),
-            grid_clock=grid,
+            grid=Grid(SourceChain([case.trace.source], monotonic=clock.now_s), grid_clock.now),
             solver=LocalSolver(world.memory, seed=case.seed),
-            monotonic=clock.now_s,
-            wall=grid.now,
+            clocks=Clocks(monotonic=clock.now_s, wall=grid_clock.now),
         )
         reserve = None
         if self.relief:
             names = [variant.name for variant in self.spec.variants]
-            reserve = Understudies(names, self.relief, lambda: family.targets.slo_ms)
+            reserve = StandbyPolicy(names, self.relief, lambda: family.targets.slo_ms)
             reserve.use(profile)
         fleet = FamilyFleet(
             router,
@@ -191,7 +191,7 @@ class _Play:
                 profile, item.variant, item.placement.profile, item.backend, self.spec.max_batch
             ),
             silent_s=1e9,
-            reserve=reserve,
+            standby=reserve,
             clock=self._now_ns,
         )
         family = controller.add(self.spec, profile, fleet, config)
@@ -200,8 +200,8 @@ class _Play:
             await controller.start()
             deployment = _words(fleet.routed)
             fleet.watch()
-            await asyncio.sleep(1.0)  # who stands by is there
-            standing = family.standing
+            await asyncio.sleep(1.0)  # standby workers are ready by then
+            standing = family.deployed
             planned = dict(standing.routing.shares) if standing is not None else {}
             expected = standing.plan.prediction.accuracy if standing is not None else math.nan
             await self._offer(router)
@@ -213,7 +213,7 @@ class _Play:
         return self._summed(router, family.targets.slo_ms, deployment, planned, expected)
 
     def _score(self, fleet: FamilyFleet, slab: Slab, variant: str, slots: NDArray[np.uint32]) -> None:
-        """Scores that send rows on as often as the profile says, each row by chance."""
+        """Write scores that send rows on as often as the profile says, each row at random."""
         point = self.points.get((fleet.routing.chain, fleet.routing.thresholds))
         if point is None or variant not in point.chain[:-1]:
             return
@@ -239,7 +239,7 @@ class _Play:
         return start
 
     async def _offer(self, router: Router) -> None:
-        """Rows arrive as a Poisson process (thinned from the highest rate); the last answers are waited for."""
+        """Submit rows as a Poisson process (thinned from the highest rate), and wait for the last answers."""
         arrivals = random.Random(self.case.seed + 1)
         rate = gusty(self.rate, self.gust)
         highest = self.rate * max(1.0, self.gust)
@@ -255,16 +255,16 @@ class _Play:
             try:
                 router.submit(router.open(1), self._answered(router))
             except RequestError:
-                self.rows.append(Row(at_s, math.inf, -1))
+                self.rows.append(RowOutcome(at_s, math.inf, -1))
         await asyncio.sleep(60.0)
 
     def _answered(self, router: Router) -> Callable[[Any], None]:
-        def done(ticket: Ticket) -> None:
+        def done(ticket: RouterTicket) -> None:
             at_s = (ticket.arrival_ns - self.begun_ns) / 1e9
             if ticket.status == 200:
-                self.rows.append(Row(at_s, (ticket.done_ns - ticket.arrival_ns) / 1e6, ticket.variants[0]))
+                self.rows.append(RowOutcome(at_s, (ticket.done_ns - ticket.arrival_ns) / 1e6, ticket.variants[0]))
             else:
-                self.rows.append(Row(at_s, math.inf, -1))
+                self.rows.append(RowOutcome(at_s, math.inf, -1))
             router.close(ticket)
 
         return done
@@ -331,14 +331,14 @@ class _Play:
 
 
 def quantile(values: Floats, q: float) -> float:
-    """Return the q-quantile, the higher of two neighbours (rows without an answer took for ever); NaN without
-    values."""
+    """Return the q-quantile, the higher of two neighbours; NaN without values.  A row without an answer counts as
+    infinite."""
     return float(np.quantile(values, q, method="higher")) if len(values) else math.nan
 
 
 def back_s(p95_ms: list[float], slo_ms: float, gust_from_s: float = GUST_FROM_S) -> float:
     """Return seconds from `gust_from_s` until the p95 of `_STEADY` seconds in a row (or of all that are left) is within
-    the SLO, in the same minute; infinite where it never is."""
+    the SLO, in the same minute; infinite if it never is."""
     minute = [value > slo_ms for value in p95_ms[int(gust_from_s) : 60]]
     return next((float(at) for at in range(len(minute)) if not any(minute[at : at + _STEADY])), math.inf)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from clover.planning.packing.exhaustive import UNBOUNDED_MS
+from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.simulate import charts
 from clover.simulate.records import Accounting, Results, Run, Summary
 from clover.simulate.tables import HEADS, MEANINGS, TITLES, cells
@@ -26,7 +26,7 @@ SECTIONS = ("Savings", "Saving against accuracy", "Through the hours", "What the
 
 
 def page(results: Results) -> str:
-    """Return the whole document."""
+    """Return the HTML document of a report."""
     colours = _colours(results)
     bodies = (
         _savings(results),
@@ -50,8 +50,7 @@ def _colours(results: Results) -> dict[str, str]:
 
 
 def _short(policy: str) -> str:
-    """Return a static mix has another accuracy in its name for each family and trace; one colour and one key are
-    enough."""
+    """Return a policy's name without what differs by family and trace: static mixes share one colour and one key."""
     return f"static ({policy.partition('(')[2]}" if policy.startswith("static >=") else policy
 
 
@@ -160,7 +159,7 @@ def _group(runs: dict[str, Run], colours: dict[str, str]) -> str:
 
 
 def _deployments(runs: dict[str, Run], start_s: float) -> str:
-    """Return what ran from when, and why, of every run."""
+    """Return what ran from when on, and why, for every run."""
     parts = []
     for name, run in runs.items():
         lines = []

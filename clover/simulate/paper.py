@@ -2,9 +2,10 @@
 
 Three families on ten A100s, 48 hours of the three traces of the public artifact, BASE at 0.6 of its capacity; BASE,
 CO2OPT, BLOVER, CLOVER, ORACLE and our objective, under the paper's f with L = 0.1 (the artifact's default), no accuracy
-floor.  The SLO is BASE's p95.  The rate is known exactly, as in the paper.  What draws at random is played once a seed.
+floor.  The SLO is BASE's p95.  The rate is known exactly, as in the paper.  Policies that draw at random are played
+once for each seed.
 
-**Equal load.**  Everybody serves the same rows on the same ten GPUs, all of them awake.
+**Equal load.**  Every policy serves the same rows on the same ten GPUs, all of them awake.
 
 **The artifact's accounting.**  There BASE is measured at a fifth of the load per GPU that the others then serve.  Its
 idle power falls on a fifth of the requests, so that every scheme seems to save what is really consolidation; and its
@@ -16,14 +17,14 @@ p95, the SLO, is that of nearly idle GPUs.
    nothing, so that "the same seeds" means: for each seed of CLOVER one run at the loss of that very run;
  - `budget, parked` and `budget, released`: the same at CLOVER's mean loss, where a GPU without workers draws
    `PARKED_W` or nothing;
- - `budget+cascade`: the same budget at CLOVER's mean loss with cascades, by a confidence that is a model's and nobody's
-   measurement (`parametric`); of it no limit is known;
- - `static >= A`: the best *static* mix that reaches the accuracy, what it takes no carbon-aware controller to save; at
+ - `budget+cascade`: the same budget at CLOVER's mean loss with cascades, by a confidence that is modelled, not measured
+   (`parametric`); no limit is known for it;
+ - `static >= A`: the best *static* mix that reaches the accuracy, which saves without a carbon-aware controller; at
    CLOVER's also with GPUs released;
  - `base, right-sized`: BASE on only as many GPUs as its load needs under the same SLO, the others released.  It is the
-   baseline of whoever would have switched off idle GPUs anyway.
+   baseline for operators who would switch off idle GPUs anyway.
 
-Cells (a family on a trace) know nothing of each other, so that `jobs` processes may share them.
+Cells (a family on a trace) are independent, so `jobs` processes may share them.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ from clover.planning.model.queueing import estimate
 from clover.simulate import families, world
 from clover.simulate.loads import Load
 from clover.simulate.parametric import Confidence
-from clover.simulate.records import Accounting, Input, Run, merged
-from clover.simulate.work import Told, execute
+from clover.simulate.records import Accounting, Run, RunInput, merged
+from clover.simulate.work import OnProgress, execute
 from clover.simulate.world import Case, Rules, Scheme, Trace, World
 
 TRACES = ("artifact_ciso_march", "artifact_ciso_sep", "artifact_eso_march")
@@ -53,7 +54,7 @@ POLICIES = ("base", "co2opt", "blover", "clover", "oracle", "objective")
 LAMBDA = 0.1
 LAMBDAS = (0.02, 0.05)
 PART = 0.2
-"""Of the load per GPU: at what the artifact measures BASE."""
+"""The part of the load per GPU at which the artifact measures BASE."""
 SEEDS = 20
 PARKED_W = 45.0
 FITTED = "base, right-sized"
@@ -63,8 +64,8 @@ _GPUS, _HOURS, _LOOK_S = 10, 48.0, 900.0
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line says of the scenario; None and nothing for its own values."""
+class PaperOptions:
+    """What the command line asks of the scenario; None and empty values take the scenario's own."""
 
     names: Sequence[str]
     traces: Sequence[str]
@@ -80,9 +81,9 @@ class Asked:
 
 
 class Paper:
-    """The scenario: what is to be played, and what to say of it."""
+    """The scenario: its runs, and the notes that a report prints beside them."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: PaperOptions) -> None:
         load, rules, names = asked.load, asked.rules, asked.names
         if load.kind != "constant":
             raise ConfigError("--scenario paper plays a constant load, as constant:0.6")
@@ -111,7 +112,7 @@ class Paper:
         known = [families.load(name, machine.shapes, asked.confidence) for name in (names or families.names())]
         worlds = [World(machine, item, self._rules) for item in known]
         self.cells = [(own, trace) for own in worlds for trace in traces]
-        self.inputs: list[Input] = world.inputs(worlds, traces, load)
+        self.inputs: list[RunInput] = world.inputs(worlds, traces, load)
         drawn, once = len(_DRAWING) * asked.seeds, len(POLICIES) - len(_DRAWING)
         # In both accountings: what is drawn, the others, budgets, GPUs that sleep, cascades, BASE right-sized.  Then
         # what only equal load has.
@@ -120,7 +121,7 @@ class Paper:
         self.labels = (
             f"scenario paper: {len(machine.shapes)} GPUs, {machine.idle_w:g} W idle each; L = {self._rules.lam:g}",
             f"GPUs are awake; parked or released, one without workers draws {self._parked_w:g} W or nothing",
-            f"equal load: everybody at {load.level:g} of BASE's capacity; SLO = BASE's p95 there",
+            f"equal load: every policy at {load.level:g} of BASE's capacity; SLO = BASE's p95 there",
             f"artifact's accounting: BASE at {PART * load.level:g} of its capacity, the others at {load.level:g}",
             "the artifact's SLO is BASE's p95 at that lower load; most of what is saved by it is consolidation",
             f"budget: over {hours:g} h, at the loss that the policy in brackets realised, seed by seed",
@@ -131,25 +132,28 @@ class Paper:
             *((f"budget+cascade: {asked.confidence.about}",) if asked.confidence is not None else ()),
         )
 
-    def play(self, told: Told, jobs: int = 1) -> list[Run]:
-        """Play it all, cell by cell, in so many processes."""
+    def play(self, on_progress: OnProgress, jobs: int = 1) -> list[Run]:
+        """Play all runs, cell by cell, in `jobs` processes."""
         if jobs == 1:
-            return [run for at in range(len(self.cells)) for run in self.cell(at, told)]
-        # Not forked: who asks may have threads.
+            return [run for at in range(len(self.cells)) for run in self.cell(at, on_progress)]
+        # Spawned, not forked: the calling process may have threads.
         with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
             found = []
             for at, runs in enumerate(pool.map(partial(_cell, self._asked), range(len(self.cells)))):
                 found += runs
-                told(*self.cells[at], len(runs))
+                on_progress(*self.cells[at], len(runs))
         return found
 
-    def cell(self, at: int, told: Told = lambda own, trace, number: None) -> list[Run]:
-        """Return the runs of one cell; steps of the first of each policy only, and those that are alike as one."""
+    def cell(self, at: int, on_progress: OnProgress = lambda own, trace, number: None) -> list[Run]:
+        """Return the runs of one cell; only the first run of each policy keeps its steps, with equal ones merged."""
         own, trace = self.cells[at]
-        found = [run for accounting in ("equal", "artifact") for run in self._accounted(own, trace, accounting, told)]
-        return [shortened(run) for run in found]
+        return [
+            shortened(run)
+            for accounting in ("equal", "artifact")
+            for run in self._accounted(own, trace, accounting, on_progress)
+        ]
 
-    def _accounted(self, own: World, trace: Trace, accounting: Accounting, told: Told) -> Iterator[Run]:
+    def _accounted(self, own: World, trace: Trace, accounting: Accounting, on_progress: OnProgress) -> Iterator[Run]:
         equal = accounting == "equal"
         light = self._load if equal else self._load.scaled(PART)
         slo_ms = self.slo_ms(own, light)
@@ -160,7 +164,7 @@ class Paper:
                 for scheme in schemes
                 for seed in (seeds or range(self._seeds if scheme.policy in _DRAWING else 1))
             ]
-            return execute(cases, told)
+            return execute(cases, on_progress)
 
         base = played([Scheme("base", "base"), Scheme(FITTED, "base:fitted", asleep_w=0.0)], light)
         runs = played([Scheme(name, name) for name in POLICIES[1:]])
@@ -183,7 +187,7 @@ class Paper:
             yield from played([Scheme(f"objective@{lam:g}", "objective", lam=lam) for lam in LAMBDAS])
 
     def slo_ms(self, own: World, load: Load) -> float:
-        """Return BASE's p95 at that load, unless one is given."""
+        """Return the SLO (ms): BASE's p95 at `load`, unless one is given."""
         if self._rules.slo_ms is not None:
             return self._rules.slo_ms
         profile = own.known.profile
@@ -192,31 +196,31 @@ class Paper:
         return estimate((worker,) * profile.base.count, rate).p95_ms
 
 
-def _cell(asked: Asked, at: int) -> list[Run]:
-    """Return one cell, in a process of its own."""
+def _cell(asked: PaperOptions, at: int) -> list[Run]:
+    """Return the runs of cell `at`: what each of several processes calls."""
     return Paper(asked).cell(at)
 
 
 def shortened(run: Run) -> Run:
-    """Return a run as it is kept: its sums say what its steps came to."""
+    """Return a run without its steps; its sums remain."""
     return msgspec.structs.replace(run, steps=merged(run.steps) if run.seed == 0 else ())
 
 
 def budget(name: str, loss: float, asleep_w: float | None = None, words: str = "") -> Scheme:
-    """Return an accuracy budget of `loss` points, which the policy `name` realised."""
+    """Return the scheme of an accuracy budget of `loss` points, which the policy `name` realised."""
     own = f"budget ({name})" + (f", {words}" if words else "")
     return Scheme(own, "budget", accuracy_budget=max(0.0, loss), asleep_w=asleep_w, beside=name)
 
 
 def cascaded(name: str, loss: float) -> Scheme:
-    """Return the same budget over cascades."""
+    """Return the scheme of the same budget over cascades."""
     return Scheme(f"budget+cascade ({name})", "budget", accuracy_budget=max(0.0, loss), beside=name, cascade=True)
 
 
 def matched(name: str, accuracy: float, *, released: bool = False) -> Scheme:
-    """Return the best static mix at the accuracy that the policy `name` reached.
+    """Return the scheme of the best static mix at the accuracy that the policy `name` reached.
 
-    Energy alone is minimised under that floor, which no intensity enters; so it stays for the whole trace.
+    Only energy is minimised under that floor, which does not depend on intensity: the mix stays for the whole trace.
     """
     floor = math.floor(accuracy * 100.0) / 100.0
     return Scheme(
@@ -230,7 +234,7 @@ def matched(name: str, accuracy: float, *, released: bool = False) -> Scheme:
 
 
 def artifact_traces(given: Sequence[str]) -> list[Path]:
-    """Return the artifact's traces in the folders (or as the files) that are given; ConfigError names those missing."""
+    """Return the artifact's traces in the folders (or as the files) that are given; ConfigError names missing ones."""
     if not given:
         raise ConfigError(f"--scenario paper needs --traces DIR with {', '.join(f'{name}.csv' for name in TRACES)}")
     for name in given:

@@ -1,26 +1,26 @@
-"""A confidence that nobody measured: how sure the paper's variants might be of their answers, by two parameters.
+"""A confidence that was not measured: how sure the paper's variants might be of their answers, by two parameters.
 
 The paper publishes how often each variant is right, not on which requests, nor how sure it is.  What a cascade would be
-worth depends on both, so that a simulation of one needs a model, and says so wherever it shows a number of it.
+worth depends on both, so a simulation of one needs a model, and says so wherever it shows a number of it.
 
 **The model.**  Every request has a difficulty z, the same for all variants, and each variant its own luck e, both
-standard normal.  A variant finds a request as hard as u = sqrt(`alike`) z + sqrt(1 - `alike`) e, and is right where u
-lies below the threshold t that leaves its published accuracy.  So `alike` is the correlation of how hard two variants
-find a request: 1, and whatever a good one gets wrong the cheap one gets wrong too; 0, and errors have nothing in
-common.  Of its margin t - u a variant sees m = t - u + `blur` x noise, and its score is what that tells: the
-probability to be right given m, which is calibrated by construction.  `blur` 0 knows every error, a large one none.
+standard normal.  A variant finds a request as hard as u = sqrt(`alike`) z + sqrt(1 - `alike`) e, and is right if u lies
+below the threshold t that yields its published accuracy.  So `alike` is the correlation of how hard two variants find a
+request: with 1, whatever a good one gets wrong the cheap one gets wrong too; with 0, errors have nothing in common.  Of
+its margin t - u a variant sees m = t - u + `blur` x noise, and its score is the probability to be right given m, which
+is calibrated by construction.  `blur` 0 knows every error, a large one none.
 
 **The parameters.**  0.9 and 0.7 are those of one family that was measured.  With the accuracies of `fashion` the model
-then has the accuracy of each of its ten pairs, with 2 to 50 % of the rows going on, to 0.21 points (root mean square;
-0.05 too low in the mean) of what 5,000 held-out images gave.  Whether other data and models are like it nobody knows:
-AUROCs of score against being right are 0.89 to 0.93 for the paper's families here, errors correlate by 0.64 to 0.71,
-and chains may be up to a point more accurate than the best variant, which of `fashion` they are not.  `0.95,1` is a
-more careful guess.
+has the accuracy of each of its ten pairs, with 2 to 50 % of the rows sent on, to 0.21 points (root mean square; 0.05
+too low on average) of what 5,000 held-out images gave.  Whether other data and models resemble it is unknown: AUROCs of
+score against being right are 0.89 to 0.93 for the paper's families here, errors correlate by 0.64 to 0.71, and chains
+may be up to a point more accurate than the best variant, which those of `fashion` are not.  `0.95,1` is a more careful
+guess.
 
-**What it leaves out.**  A row of these families is a request: of 8 images a request goes on as a whole, by one score.
-Of a metric that is no part of right answers (mAP) the model makes one.  Thresholds are chosen on one set of drawn
-requests and counted on another, as the profiler does; both are drawn by a fixed seed, and every variant is right on
-exactly its published part of each.
+**What it leaves out.**  A row of these families is a request: a request of 8 images is sent on as a whole, by one
+score.  A metric that is not a share of right answers (mAP) is treated as one.  Thresholds are chosen on one set of
+drawn requests and counted on another, as the profiler does; both are drawn by a fixed seed, and every variant is right
+on exactly its published part of each.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from clover.profiling.chains import Answers, profile_of
 from clover.types import CascadeProfile, Record
 
 ROWS = 10_000
-"""Requests that are drawn for each of the two sets."""
+"""Requests drawn for each of the two sets."""
 _SEED = 20231112
 
 Floats = NDArray[np.float64]
@@ -51,7 +51,7 @@ class Confidence(Record, frozen=True, kw_only=True):
 
     @property
     def about(self) -> str:
-        """In words, for reports."""
+        """The parameters in words, for reports."""
         return (
             f"confidence is PARAMETRIC, not measured: difficulties correlate by {self.alike:g}, margins are seen with "
             f"a noise of {self.blur:g}"
@@ -82,7 +82,7 @@ def cascade_of(accuracy: Mapping[str, float], joules: Mapping[str, float], confi
 
 
 def drawn(accuracy: Mapping[str, float], confidence: Confidence, seed: int, rows: int = ROWS) -> dict[str, Answers]:
-    """Return what variants of these accuracies (percent) say of `rows` requests: right or not, and how sure."""
+    """Return what variants of these accuracies (percent) answer to `rows` requests: right or not, and how sure."""
     rng = np.random.default_rng(seed)
     shared = math.sqrt(confidence.alike) * rng.standard_normal(rows)
     found = {}
@@ -93,12 +93,12 @@ def drawn(accuracy: Mapping[str, float], confidence: Confidence, seed: int, rows
         limit = 0.5 * (hard[order[good - 1]] + hard[order[good]])
         right = hard < limit
         seen = limit - hard + confidence.blur * rng.standard_normal(rows)
-        found[name] = Answers(scores=_told(seen, float(limit), confidence.blur), right=right)
+        found[name] = Answers(scores=_certainty(seen, float(limit), confidence.blur), right=right)
     return found
 
 
-def _told(seen: Floats, limit: float, blur: float) -> Floats:
-    """Return the probability to be right of a margin that is `seen`: the margin is normal around `limit`, and known up
+def _certainty(seen: Floats, limit: float, blur: float) -> Floats:
+    """Return the probability to be right given the margin `seen`: it is normal around `limit`, and known up
     to `blur`."""
     if blur <= 0.0:
         return np.where(seen > 0.0, 1.0, 0.0)

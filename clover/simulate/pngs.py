@@ -14,7 +14,8 @@ from clover.simulate.records import Accounting, Results, Run, Summary
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Return one PNG of the hours and one of the trade for each family, trace and accounting; their paths."""
+    """Write one PNG of the hours and one of saving against accuracy for each family, trace and accounting; return their
+    paths."""
     runs: dict[tuple[str, str, Accounting], dict[str, Run]] = {}
     for run in results.runs:
         runs.setdefault((run.family, run.trace, run.accounting), {}).setdefault(run.policy, run)

@@ -1,7 +1,8 @@
 """What a simulation leaves behind: frozen records that survive JSON, and the sums over them.
 
-Energies are joules, emissions grams of CO2e, accuracy percent, times milliseconds where a name ends in `_ms`.  Nothing
-here was measured: joules are profile energies (`Manifest.labels` says of which kind) times the rows that were served.
+Energies are joules, emissions grams of CO2e, accuracy percent, times milliseconds if a name ends in `_ms`.  Nothing
+here was measured: joules are profile energies (`RunManifest.labels` says of which kind) times the rows that were
+served.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from clover.types import Record
 SCHEMA = "clover-simulation/1"
 JOULES_PER_KWH = 3.6e6
 KEPT = ": kept"
-"""Ends the trigger of a reason that changed nothing."""
+"""The end of the trigger of a decision that changed nothing."""
 LATE = 0.05
-"""The part of the rows that a p95 leaves later."""
+"""The part of the rows that may be later than a p95."""
 _ROUNDING = 0.0025  # one of the 400 latencies that stand for a lane: a BASE held to its own p95 holds it
 
 _SUMS = ("seconds", "looks", "rows", "active_j", "idle_j", "active_grams", "grams")
@@ -33,14 +34,14 @@ Accounting = Literal["equal", "artifact"]
 in the paper's public artifact, so that its idle power is spread over a fifth of the requests."""
 
 
-class Step(Record, frozen=True, kw_only=True, omit_defaults=True):
+class ReplayStep(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One step of the ledger: from `at_s` (grid time, Unix seconds) for `seconds`.
 
     `rate` rows/s arrived, `rows` were served.  `accuracy` is by routed shares, weighted with rows.  `late` is the part
     of the rows that took longer than the SLO, `p95_ms` that of all of them.  `grams` holds active and idle energy, PUE
     included; `active_grams` the active part alone.  `deployment`, `shares` and `chain` (a cascade in words, with its
     thresholds) are those at the end of the step; `awake` counts devices that then draw their full idle power.  `reason`
-    is the newest decision's with its trigger, empty where the step brought none; `changes` counts new configurations
+    is the newest decision's with its trigger, empty if the step brought none; `changes` counts new configurations
     within it, `turned` other thresholds on the same workers.  `looks`: of how many steps it is made (`merged`).
     """
 
@@ -69,7 +70,7 @@ class Step(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Totals(Record, frozen=True, kw_only=True):
-    """The sums of one run.  `awake` is the mean over its steps; `still` the part of them without a new
+    """The sums of one run.  `awake` is the mean over its steps; `still` the part of the steps without a new
     configuration."""
 
     rows: float
@@ -90,13 +91,12 @@ class Totals(Record, frozen=True, kw_only=True):
 class Run(Record, frozen=True, kw_only=True):
     """One family under one policy through one trace.
 
-    `sums` are those of all steps, of which `steps` need not hold each (`merged`), nor any.  `plans` counts decisions
-    with a plan, `held` those of them in which a change was held back, by why (of the newest 1,000 records).
-    `limit_grams`: what no schedule of plans with this accuracy can undercut (`clover.planning.budget.horizon_bound`),
-    where that is known.  `confidence`: "parametric" where the answers' scores are a model's, nobody's measurement
-    (`parametric`); empty without cascades, or where they were measured.  `beside`: the policy whose accuracy it was
-    given, run by run of the same seed where both have several.  `seconds` is wall time, the only field that differs
-    between runs.
+    `sums` are those of all steps; `steps` may hold merged ones (`merged`) or none.  `plans` counts decisions with a
+    plan, `held` those of them whose change was held back, by reason (of the newest 1,000 records).  `limit_grams`: what
+    no schedule of plans with this accuracy can undercut (`clover.planning.budget.horizon_bound`), if that is known.
+    `confidence`: "parametric" if the scores of answers come from a model and were not measured (`parametric`); empty
+    without cascades, or if they were measured.  `beside`: the policy whose accuracy it was given, run by run of the
+    same seed if both have several.  `seconds` is wall time, the only field that differs between runs.
     """
 
     family: str
@@ -109,7 +109,7 @@ class Run(Record, frozen=True, kw_only=True):
     slo_ms: float
     accuracy_floor: float
     lam: float
-    steps: tuple[Step, ...]
+    steps: tuple[ReplayStep, ...]
     sums: Totals
     plans: int
     held: dict[str, int]
@@ -124,15 +124,16 @@ class Run(Record, frozen=True, kw_only=True):
 class Summary(Record, frozen=True, kw_only=True):
     """A policy against BASE, over all seeds.  Savings are parts (0.5: half) of BASE's emissions for the same rows;
     `active_saving` leaves idle power out, `saving` counts it.  `accuracy_loss` is in points of `accuracy` (percent).
-    `p95_ms` is the worst step's; `above` the part of the steps in which
-    more than 5 % of the rows exceed the SLO; `late` the part of the rows.
-    `changes` is the mean number of changes of configuration a run after the first deployment, `turned` that of turns of
-    thresholds on the same workers, `still` the part of the steps without a change, `awake` that of devices.
+    `p95_ms` is the worst step's; `above` the part of the steps in which more than 5 % of the rows exceed the SLO;
+    `late` the part of the rows.  `changes` is the mean number of changes of configuration in a run after the first
+    deployment, `turned` that of changes of thresholds on the same workers, `still` the part of the steps without a
+    change, `awake` the mean number of devices awake.
 
-    `saving` is that of the mean run, `saving_least`, `saving_most` and `saving_std` (standard deviation) are over the
-    seeds.  `limit`: the most that any schedule of plans could save at the accuracy of each run, on the mean; null where
-    it is not known.  `margin`: by how much more it saves than the policy whose accuracy it was given, at the seed where
-    that is least."""
+    `saving` is that of the mean run; `saving_least`, `saving_most` and `saving_std` (standard deviation) are over the
+    seeds.  `limit`: the most that any schedule of plans could save at the accuracy of each run, on average; null if it
+    is not known.  `margin`: by how much more it saves than the policy whose accuracy it was given, at the seed at which
+    that is least.
+    """
 
     family: str
     trace: str
@@ -161,8 +162,8 @@ class Summary(Record, frozen=True, kw_only=True):
     confidence: str = ""
 
 
-class Input(Record, frozen=True, kw_only=True):
-    """Something a simulation was made from: its SHA-256 where it is a file."""
+class RunInput(Record, frozen=True, kw_only=True):
+    """Something a simulation was made from; `sha256` of files only."""
 
     name: str
     kind: Literal["trace", "family", "load"]
@@ -170,8 +171,8 @@ class Input(Record, frozen=True, kw_only=True):
     about: str
 
 
-class Manifest(Record, frozen=True, kw_only=True):
-    """What it takes to run it again, and what its numbers are."""
+class RunManifest(Record, frozen=True, kw_only=True):
+    """What it takes to repeat a simulation, and what its numbers are."""
 
     schema: str
     command: tuple[str, ...]
@@ -181,22 +182,22 @@ class Manifest(Record, frozen=True, kw_only=True):
     seconds: float
     seeds: int
     arguments: dict[str, str]
-    inputs: tuple[Input, ...]
+    inputs: tuple[RunInput, ...]
     labels: tuple[str, ...]
 
 
 class Results(Record, frozen=True, kw_only=True):
-    """Everything: `results.json`."""
+    """A whole simulation: the content of `results.json`."""
 
-    manifest: Manifest
+    manifest: RunManifest
     summaries: tuple[Summary, ...]
     runs: tuple[Run, ...]
 
 
-def merged(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Return steps of which neighbours that are alike, without news, are one: what a long report needs of them.  That a
-    look left everything as it was is no news."""
-    found: list[Step] = []
+def merged(steps: Sequence[ReplayStep]) -> tuple[ReplayStep, ...]:
+    """Merge neighbouring steps that are alike, for reports; a look at the grid that changed nothing does not separate
+    them."""
+    found: list[ReplayStep] = []
     for step in steps:
         before = found[-1] if found else None
         news = step.reason and not step.reason.partition(";")[0].endswith(KEPT)
@@ -209,7 +210,7 @@ def merged(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(found)
 
 
-def summed(steps: Sequence[Step]) -> Totals:
+def summed(steps: Sequence[ReplayStep]) -> Totals:
     """Return the sums of the steps of a run."""
     rows = sum(step.rows for step in steps)
     weight = max(rows, 1e-12)
@@ -231,11 +232,11 @@ def summed(steps: Sequence[Step]) -> Totals:
 
 
 def summarise(runs: Sequence[Run], bases: Sequence[Run], beside: Sequence[Run] = ()) -> Summary:
-    """`runs` (one a seed) of a policy against BASE of the same seeds (or the one BASE there is); `beside` are those of
-    the policy whose accuracy they were given.
+    """Sum up the `runs` (one a seed) of a policy against BASE of the same seeds (or the one BASE there is); `beside`
+    are the runs of the policy whose accuracy they were given.
 
-    Emissions are compared a row: under "artifact" BASE served another number of rows, and elsewhere a policy that
-    lets rows wait at the end served a few less.
+    Emissions are compared per row: under "artifact" BASE served another number of rows, and elsewhere a policy that
+    leaves rows waiting at the end served a few less.
     """
     first = runs[0]
     by_seed = {run.seed: run for run in bases}
@@ -280,7 +281,7 @@ def summarise(runs: Sequence[Run], bases: Sequence[Run], beside: Sequence[Run] =
 
 
 def _saving(run: Run, base: Run) -> float:
-    """Of one run."""
+    """Return the part of BASE's emissions that one run saves."""
     if run.sums.rows <= 0.0 or base.sums.grams <= 0.0:
         return 0.0
     return 1.0 - (run.sums.grams / run.sums.rows) / (base.sums.grams / base.sums.rows)
@@ -289,8 +290,8 @@ def _saving(run: Run, base: Run) -> float:
 def _margin(
     runs: Sequence[Run], savings: Sequence[float], beside: Sequence[Run], bases: dict[int, Run], base: Run
 ) -> float | None:
-    """Return the least that is saved more than by the policy beside: seed by seed, or than by its mean where one run
-    stands beside many."""
+    """Return the least by which `runs` save more than the policy beside them: seed by seed, or against its mean if one
+    run is compared with many."""
     if not beside:
         return None
     theirs = {run.seed: _saving(run, bases.get(run.seed, base)) for run in beside}

@@ -19,19 +19,21 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from clover.carbon import Chain, GridClock
+from clover.carbon import GridClock, SourceChain
+from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.arrivals import WINDOW_S
+from clover.control.context import Clocks
 from clover.control.controller import Controller
 from clover.control.family import Family, default_targets
 from clover.errors import ConfigError
-from clover.planning.budget.horizon_bound import Stretch, least_grams
+from clover.planning.budget.horizon_bound import HorizonPart, least_grams
 from clover.policies.plans import chained
 from clover.simulate import clock
 from clover.simulate.families import spec_of
 from clover.simulate.fleet import SimulatedFleet, simulated
-from clover.simulate.forecasts import Foretold
-from clover.simulate.records import JOULES_PER_KWH, Run, Step, summed
+from clover.simulate.forecasts import ForecastSource
+from clover.simulate.records import JOULES_PER_KWH, ReplayStep, Run, summed
 from clover.simulate.solver import LocalSolver
 from clover.simulate.world import Case
 from clover.types import Decision, Reading
@@ -50,14 +52,14 @@ HELD = {
 
 
 def play(case: Case) -> Run:
-    """Play a case to its end; StartError where not even its first plan can be made."""
+    """Play a case to its end; StartError if not even its first plan can be made."""
     if case.scheme.cascade and case.world.known.profile.cascade is None:
         raise ConfigError("there is no profile of cascades: +cascade cannot be played")
     return clock.run(_Replay(case).play())
 
 
 class _Replay:
-    """One case under way."""
+    """One case while it is played."""
 
     def __init__(self, case: Case) -> None:
         world, trace, rules = case.world, case.trace, case.world.rules
@@ -71,16 +73,16 @@ class _Replay:
         self.rates = case.load.rates(world.capacity, trace.start_s, self.step_s, self.count, case.seed)
         self.observed = _observed(self.rates, case.seed) if rules.noise else self.rates
         self.began_s = 0.0
-        self.told = 0
+        self.on_progress = 0
 
     async def play(self) -> Run:
-        """Play it."""
+        """Play the case."""
         began = time.perf_counter()
         case, world, trace, rules = self.case, self.case.world, self.case.trace, self.case.world.rules
         scheme = case.scheme
-        grid = GridClock(trace.start_s, 1.0, clock.now_s)
-        source = Foretold(trace.source, rules.forecast, case.seed)
-        chain = Chain([source], monotonic=clock.now_s)
+        grid_clock = GridClock(trace.start_s, 1.0, clock.now_s)
+        source = ForecastSource(trace.source, rules.forecast, case.seed)
+        chain = SourceChain([source], monotonic=clock.now_s)
         settings = ControllerConfig(
             policy=scheme.policy,
             objective=scheme.form or rules.form,
@@ -105,12 +107,9 @@ class _Replay:
         controller = Controller(
             settings,
             devices=simulated(world.machine.shapes),
-            chain=chain,
-            grid_clock=grid,
+            grid=Grid(chain, grid_clock.now),
             solver=LocalSolver(world.memory, seed=case.seed, spared_w=case.spared_w),
-            monotonic=clock.now_s,
-            wall=grid.now,
-            sleep=self._until_the_next_look,
+            clocks=Clocks(monotonic=clock.now_s, wall=grid_clock.now, sleep=self._until_the_next_look),
         )
         fleet = SimulatedFleet(
             world.model(targets.slo_ms),
@@ -124,9 +123,9 @@ class _Replay:
         family = controller.add(spec_of(world.known.profile), world.known.profile, fleet, config)
         fleet.weather(self.rates[0], self.observed[0], (await chain.read(trace.start_s)).g_per_kwh)
         await controller.start()
-        fleet.load_s = rules.load_s  # what serves at the beginning stands ready
+        fleet.load_s = rules.load_s  # the first deployment is ready at once
         self.began_s = clock.now_s()
-        steps: list[Step] = []
+        steps: list[ReplayStep] = []
         for index, (rate, observed) in enumerate(zip(self.rates, self.observed, strict=True)):
             at_s = trace.start_s + index * self.step_s
             reading = await chain.read(at_s)
@@ -136,7 +135,7 @@ class _Replay:
             steps.append(self._closed(fleet, family, controller, at_s, rate, before, reading))
         found = [(decision["detail"], decision["count"]) for decision in controller.decisions(1000)]
         held = {why: sum(count for detail, count in found if words in detail) for why, words in HELD.items()}
-        counts = controller.record.counts
+        counts = controller.context.decisions.counts
         await controller.stop()
         return Run(
             family=family.name,
@@ -161,35 +160,36 @@ class _Replay:
             seconds=time.perf_counter() - began,
         )
 
-    def _limit(self, steps: Sequence[Step], slo_ms: float) -> float | None:
-        """Return grams that no schedule of plans can undercut that reaches the run's accuracy with its rows; None where
-        plans do not know the rate, there are too many rates to weigh, or plans may cascade, of which no limit is
-        known."""
+    def _limit(self, steps: Sequence[ReplayStep], slo_ms: float) -> float | None:
+        """Return grams that no schedule of plans that reaches the run's accuracy with its rows can undercut; None if
+        plans do not know the rate, if there are too many rates to compute, or if plans may cascade, for which no limit
+        is known."""
         case, world = self.case, self.case.world
         unknown = case.scheme.cascade or world.rules.noise or len(set(self.rates)) > _RATES
         if unknown or not all(step.rows > 0.0 for step in steps):
             return None
         per_j = world.rules.pue / JOULES_PER_KWH
-        stretches = [
-            Stretch(step.rows, step.g_per_kwh * per_j, world.front(slo_ms, step.rate, case.spared_w)) for step in steps
+        parts = [
+            HorizonPart(step.rows, step.g_per_kwh * per_j, world.front(slo_ms, step.rate, case.spared_w))
+            for step in steps
         ]
         accuracy = sum(step.rows * step.accuracy for step in steps) / sum(step.rows for step in steps)
         least_w = world.machine.idle_w if case.asleep_w is None else case.asleep_w  # of any device, whatever it does
         least_j = len(world.machine.shapes) * least_w * self.step_s
-        return least_grams(stretches, accuracy) + sum(least_j * step.g_per_kwh * per_j for step in steps)
+        return least_grams(parts, accuracy) + sum(least_j * step.g_per_kwh * per_j for step in steps)
 
     async def _until_the_next_look(self, seconds: float) -> None:
-        """What the controller sleeps: to the next look's own time, so that a look which took long shifts no other."""
+        """Return seconds to sleep until the next look is due, so that a look that took long shifts no other."""
         past_s = clock.now_s() - self.began_s - LAG_S
         due_s = (math.floor(past_s / seconds + 1e-9) + 1) * seconds
         await asyncio.sleep(due_s - past_s)
 
     def _news(self, decision: Decision | None) -> str:
-        """Return the newest decision in words; empty where that was told before."""
-        if decision is None or decision.id == self.told:
+        """Return the newest decision in words; empty if it was reported before."""
+        if decision is None or decision.id == self.on_progress:
             return ""
-        self.told = decision.id
-        return _told(decision)
+        self.on_progress = decision.id
+        return _certainty(decision)
 
     def _closed(
         self,
@@ -200,11 +200,11 @@ class _Replay:
         rate: float,
         before: tuple[int, int],
         reading: Reading,
-    ) -> Step:
-        """Return the step that ends now."""
+    ) -> ReplayStep:
+        """Return the ledger's step that ends now."""
         sums = fleet.take()
         rows = max(sums.rows, 1e-12)
-        return Step(
+        return ReplayStep(
             at_s=at_s,
             seconds=self.step_s,
             g_per_kwh=reading.g_per_kwh,
@@ -223,18 +223,18 @@ class _Replay:
             deployment=fleet.words(),
             shares=fleet.routing.shares,
             chain=chained(fleet.routing),
-            reason=self._news(controller.record.last(family.name)),
+            reason=self._news(controller.context.decisions.last(family.name)),
             changes=family.changes - before[0],
             turned=family.turned - before[1],
         )
 
 
-def _told(decision: Decision) -> str:
+def _certainty(decision: Decision) -> str:
     plan = decision.plan.reason if decision.plan is not None else ""
     return "; ".join(filter(None, (f"{decision.trigger}: {decision.action}", decision.detail, plan)))
 
 
 def _observed(rates: list[float], seed: int) -> list[float]:
-    """Return what a server's window counts of Poisson arrivals at these rates; the same for every policy."""
+    """Return what a server's window would count of Poisson arrivals at these rates; the same for every policy."""
     counts = np.random.default_rng([seed, len(rates)]).poisson(np.array(rates) * WINDOW_S)
     return [float(count) / WINDOW_S for count in counts]

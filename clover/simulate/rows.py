@@ -1,8 +1,8 @@
 """A cascade row by row: the server's router before simulated workers, without a fleet or a controller.
 
-What `minutes` plays with all that surrounds it, this plays for a configuration that is given: rows that arrive, the
-production router with its batcher and its escalation, workers that only take time.  So a model of waits can be held
-against what the router does, many thousand rows for each of many configurations.
+While `minutes` plays the whole server, this plays one given configuration: rows that arrive, the production router with
+its batcher and its escalation, and workers that only take time.  So a model of waiting times can be checked against
+what the router does, many thousand rows for each of many configurations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from clover.planning.model.queueing import Service
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.lanes import Entry
 from clover.runtime.router.router import Router
-from clover.runtime.router.tickets import Ticket
+from clover.runtime.router.tickets import RouterTicket
 from clover.simulate.workers import SimulatedWorker, Slice
 from clover.types import FamilySpec, PublishedAccuracy, Routing, TensorSpec, VariantSpec
 
@@ -31,13 +31,13 @@ Floats = NDArray[np.float64]
 
 _SECOND_NS = 1_000_000_000
 _SLOTS = 1 << 14
-_TIMEOUT_MS = 3.6e6  # nothing is late here: what waits is what is asked for
+_TIMEOUT_MS = 3.6e6  # no deadline passes here: waiting times are what is measured
 _THRESHOLD = 0.5
 _UNSURE, _SURE = 0.0, 1.0
 
 
 class _Timer:
-    """What `call_later` gives back."""
+    """The handle that `call_later` returns."""
 
     __slots__ = ("cancelled",)
 
@@ -50,7 +50,7 @@ class _Timer:
 
 class Time:
     """As much of an event loop as the router and its workers need, in virtual nanoseconds: far less work a row than an
-    asyncio loop, which a bench of millions of rows notices."""
+    asyncio loop, which matters for millions of rows."""
 
     def __init__(self) -> None:
         self.now_ns = 0
@@ -63,25 +63,25 @@ class Time:
         return self.now_ns
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """At the end of this turn."""
+        """Call `callback` at the end of this turn."""
         self._soon.append(callback)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> _Timer:
-        """`delay_s` seconds from now."""
+        """Call `callback` `delay_s` seconds from now."""
         timer = _Timer()
         self._count += 1
         heapq.heappush(self._timers, (self.now_ns + round(delay_s * _SECOND_NS), self._count, timer, callback))
         return timer
 
     def turn(self) -> None:
-        """What was called soon."""
+        """Call what is due in this turn."""
         while self._soon:
             soon, self._soon = self._soon, []
             for callback in soon:
                 callback()
 
     def until(self, at_ns: int) -> None:
-        """Let time pass up to `at_ns`, and everything happen that falls due before it."""
+        """Let time pass up to `at_ns`, calling everything that falls due before it."""
         timers = self._timers
         while timers and timers[0][0] < at_ns:
             self.now_ns, _, timer, callback = heapq.heappop(timers)
@@ -92,9 +92,9 @@ class Time:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What became of the rows after the warm-up: `latency_ms` in order of arrival, and the part of them that each stage
-    was asked of."""
+class RowLatencies:
+    """What became of the rows after the warm-up: `latency_ms` in order of arrival, and the part of them that reached
+    each stage."""
 
     latency_ms: Floats
     reach: tuple[float, ...]
@@ -109,11 +109,11 @@ def play(
     warm_up: int,
     seed: int = 0,
     wait_ms: float = 0.0,
-) -> Rows:
-    """Return Poisson arrivals of single rows at `rate` a second, until `rows` and `warm_up` more have come.  `stages`:
-    the workers of each variant of the chain; `reach`: the part of the rows that is asked of each, which chance decides
-    row by row; `wait_ms`: how long rows may wait at the first stage.  RuntimeError where a row was not answered: every
-    stage must be stable."""
+) -> RowLatencies:
+    """Play Poisson arrivals of single rows at `rate` a second, `warm_up` and then `rows` of them.  `stages`: the
+    workers of each variant of the chain; `reach`: the part of the rows that each stage is asked for, drawn row by row;
+    `wait_ms`: how long rows may wait at the first stage.  RuntimeError if a row was not answered: every stage must be
+    stable."""
     time, rng = Time(), random.Random(seed)
     names = tuple(f"stage{at}" for at in range(len(stages)))
     largest = max(service.max_batch for workers in stages for service in workers)
@@ -154,12 +154,12 @@ def play(
         slab.close()
 
 
-def _offered(time: Time, router: Router, rate: float, rows: int, warm_up: int, seed: int, stages: int) -> Rows:
+def _offered(time: Time, router: Router, rate: float, rows: int, warm_up: int, seed: int, stages: int) -> RowLatencies:
     due_ns = np.cumsum(np.random.default_rng(seed).exponential(_SECOND_NS / rate, rows + warm_up)).astype(np.int64)
     latency_ms = np.full(rows + warm_up, np.nan)
     asked = np.zeros(stages, np.int64)
 
-    def done(ticket: Ticket) -> None:
+    def done(ticket: RouterTicket) -> None:
         number: int = ticket.context
         if ticket.status == 200:
             latency_ms[number] = (ticket.done_ns - ticket.arrival_ns) / 1e6
@@ -177,11 +177,11 @@ def _offered(time: Time, router: Router, rate: float, rows: int, warm_up: int, s
     router.stop()
     if np.isnan(latency_ms).any():
         raise RuntimeError("a row was not answered")
-    return Rows(latency_ms[warm_up:], tuple((asked / rows).tolist()))
+    return RowLatencies(latency_ms[warm_up:], tuple((asked / rows).tolist()))
 
 
 def _score(slab: Slab, rng: random.Random, part: float, slots: NDArray[np.uint32]) -> None:
-    """Scores that send a row on with chance `part`."""
+    """Write scores that send a row on with probability `part`."""
     slab.score[slots] = [_UNSURE if rng.random() < part else _SURE for _ in slots]
 
 

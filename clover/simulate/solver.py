@@ -1,10 +1,10 @@
 """The solver of a simulation: the policies themselves in this process, and a memory of what they answered.
 
-A server asks a helper process so that its loop never waits; here nobody waits.  The shipped policies are pure functions
-of their state, so that the same question (in another accounting, or under another seed of the load) is answered from
-memory.  What draws at random is seeded by the run; a policy of one's own is never remembered.
+A server asks a helper process so that its loop never waits; here nothing waits.  The shipped policies are pure
+functions of their state, so the same question (in another accounting, or under another seed of the load) is answered
+from memory.  Policies that draw at random are seeded by the run; a policy of the user's own is never remembered.
 
-A server's controller knows of no devices that sleep.  Where a simulation lets them, the states say so from here on.
+A server's controller knows of no devices that sleep.  If a simulation lets them, it says so in the states here.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from clover.types import Configuration, Plan, State
 _DRAWING = ("clover", "clover-artifact", "blover")
 """Policies whose random numbers depend on the seed and the grid time."""
 _PURE = ("objective", "base", "base:fitted", "static", "co2opt", "oracle", "oracle:alike")
+# Fields of a state that are the same for a whole memory, stand in the key by themselves, or are read by none of _PURE.
 _ASIDE = {"family", "profile", "devices", "share", "intensity", "grid_s", "p95_ms", "queue_rows", "routing", "seed"}
-"""What of a state is the same for a whole memory, in the key by itself, or asked by none of these policies."""
 _ASKED = tuple(name for name in State.__struct_fields__ if name not in _ASIDE)
 
 Memory = dict[tuple[object, ...], Plan]
 
 
 class LocalSolver:
-    """Implements `clover.control.controller.Solver`.  `memory` belongs to one family on one set of devices; a device
-    without workers spares `spared_w` (None: every device has some)."""
+    """Implements `clover.control.planner.Solver`.  `memory` belongs to one family on one set of devices; a device
+    without workers draws `spared_w` less (None: devices never sleep)."""
 
     def __init__(self, memory: Memory, *, seed: int, spared_w: float | None = None) -> None:
         self._spared_w = spared_w
@@ -38,7 +38,7 @@ class LocalSolver:
         self._policies: dict[str, Policy] = {}
 
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
-        """Return the plan of `policy`, or of `configuration` where one is given.  Raises what the policy raises."""
+        """Return the plan of `policy`, or of `configuration` if one is given.  Raises what the policy raises."""
         drawing = configuration is None and policy in _DRAWING
         asked = msgspec.structs.replace(state.objective, spared_w=self._spared_w)
         state = msgspec.structs.replace(state, seed=self._seed if drawing else 0, objective=asked)
@@ -64,4 +64,4 @@ class LocalSolver:
         return self._policies[policy].propose(state)
 
     async def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: no process was started."""

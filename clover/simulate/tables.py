@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from clover.planning.packing.exhaustive import UNBOUNDED_MS
+from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.simulate.minutes import Minutes
-from clover.simulate.records import Accounting, Input, Results, Summary
+from clover.simulate.records import Accounting, Results, RunInput, Summary
 from clover.terminal import Column, duration, filled, fitting, legend, needed, sheet
 
 TITLES: dict[Accounting, str] = {
@@ -27,9 +27,7 @@ COLUMNS = (
     Column("policy", right=False),
     Column("saves", "part of BASE's gCO2e per row that is saved, idle power counted; mean over seeds"),
     Column("over seeds", "the least and the most that a seed saved, percent", spare=1),
-    Column(
-        "limit", "no schedule of plans on these devices saves more at this accuracy (proven in the model)", spare=3
-    ),
+    Column("limit", "no schedule of plans on these devices saves more at this accuracy (proven in the model)", spare=3),
     Column("gap", "points between what is saved and that limit", spare=4),
     Column("margin", "points saved more than by the policy in brackets, at the seed where that is least", spare=2),
     Column("active", "as saves, without idle power", spare=5),
@@ -78,7 +76,7 @@ def _part(value: float) -> str:
 def show(results: Results, console: Console) -> None:
     """Print one table for each accounting, and a line for each of its columns.
 
-    Where a table is wider than the console, it becomes a block for each family and trace; columns that do not fit then
+    A table that is wider than the console becomes a block for each family and trace; columns that do not fit even then
     are named and left out.
     """
     shown: dict[int, None] = {}
@@ -95,8 +93,8 @@ def show(results: Results, console: Console) -> None:
 
 
 def _blocks(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], console: Console, *, named: int) -> list[int]:
-    """Print `rows`: one table if it fits, else a block for each of what the first `named` cells say; the indices of the
-    columns that were printed."""
+    """Print `rows`: one table if it fits, else a block for each group that the first `named` cells name; return the
+    indices of the columns that were printed."""
     shown = filled(columns, rows)
     groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for row in rows:
@@ -118,7 +116,7 @@ def _blocks(columns: Sequence[Column], rows: Sequence[tuple[str, ...]], console:
 def _explain(
     columns: Sequence[Column], shown: Iterable[int], left: Iterable[str], notes: Iterable[str], console: Console
 ) -> None:
-    """Print the legend of the columns `shown`, which were `left` out, and `notes`."""
+    """Print the legend of the columns `shown`, the names of those `left` out, and `notes`."""
     console.print(Text(legend(columns, sorted(shown), console.width)), soft_wrap=True)
     if left:
         why = f"left out at {console.width} columns: {', '.join(left)}; a wider terminal or -o DIR shows all"
@@ -150,7 +148,7 @@ MINUTE_NOTES = (
 )
 
 
-def show_minutes(found: Sequence[Minutes], inputs: Sequence[Input], console: Console) -> None:
+def show_minutes(found: Sequence[Minutes], inputs: Sequence[RunInput], console: Console) -> None:
     """Print what became of minutes that were played row by row."""
     rows = []
     for item in found:

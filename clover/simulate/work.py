@@ -1,4 +1,4 @@
-"""From cases to results: every case played, the ledgers summed up, and what it takes to do it again."""
+"""From cases to results: every case is played, the ledgers are summed up, and a manifest says how to repeat it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from clover import __version__
+from clover._version import __version__
 from clover.errors import CloverError
 from clover.profiles import processor
 from clover.simulate.records import (
     SCHEMA,
     Accounting,
-    Input,
-    Manifest,
     Results,
     Run,
+    RunInput,
+    RunManifest,
     Summary,
     summarise,
 )
 from clover.simulate.replay import play
 from clover.simulate.world import Case, Trace, World
 
-Told = Callable[[World, Trace, int], None]
-"""What is under way, and how many runs of it are done now."""
+OnProgress = Callable[[World, Trace, int], None]
+"""Called with the family, the trace and the number of runs that were just finished."""
 
 LABELS = (
     "joules, p95 and accuracy are modelled by the planner's own queueing model, on the profiles that inputs name",
@@ -37,7 +37,7 @@ LABELS = (
 )
 
 
-def execute(cases: Sequence[Case], told: Told = lambda own, trace, number: None) -> list[Run]:
+def execute(cases: Sequence[Case], on_progress: OnProgress = lambda own, trace, number: None) -> list[Run]:
     """Play all cases in their order; CloverError names the one that failed."""
     runs = []
     for case in cases:
@@ -46,7 +46,7 @@ def execute(cases: Sequence[Case], told: Told = lambda own, trace, number: None)
         except CloverError as error:
             name = f"{case.world.known.profile.family}, {case.trace.name}, {case.scheme.name}"
             raise type(error)(f"{name}: {error}") from error
-        told(case.world, case.trace, 1)
+        on_progress(case.world, case.trace, 1)
     return runs
 
 
@@ -67,13 +67,13 @@ def results(
     *,
     command: Sequence[str],
     arguments: dict[str, str],
-    inputs: Sequence[Input],
+    inputs: Sequence[RunInput],
     seeds: int,
     began: float,
     labels: Sequence[str] = (),
 ) -> Results:
     """Return the results of `runs`; `began` by `time.monotonic`."""
-    manifest = Manifest(
+    manifest = RunManifest(
         schema=SCHEMA,
         command=tuple(command),
         versions={

@@ -19,7 +19,7 @@ from clover.runtime.router.links import WorkerHandle
 
 
 class Slice:
-    """A placement: one batch at a time, in the order in which workers ask."""
+    """A placement, on which one batch runs at a time, in the order in which workers ask."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
@@ -32,15 +32,15 @@ class Slice:
             self.give()
 
     def give(self) -> None:
-        """The turn is over."""
+        """End the caller's turn and start the next one."""
         self._busy = bool(self._waiting)
         if self._waiting:
             self._waiting.popleft()()
 
 
 class SimulatedWorker:
-    """Implements `clover.runtime.workers.members.FleetWorker`; it is its own ring.  `rng` spreads service times as the
-    profile's coefficient of variation says; `score` is told of the slots that it answered.  `joules` is what its
+    """Implements `clover.runtime.workers.members.FleetWorker`, and is its own ring.  `rng` spreads service times as the
+    profile's coefficient of variation says; `score` is called with the slots that it answered.  `joules` is what its
     batches took above idle, by the profile."""
 
     device_lost = False
@@ -76,11 +76,11 @@ class SimulatedWorker:
 
     @property
     def ring(self) -> SimulatedWorker:
-        """Itself."""
+        """The worker itself."""
         return self
 
     def submit(self, batch_id: int, slots: Any, n: int) -> int:
-        """See `Ring.submit`."""
+        """Accept a batch (see `Ring.submit`)."""
         self._taken.append((batch_id, np.array(slots[:n], np.uint32)))
         if not self._running:
             self._running = True
@@ -88,15 +88,15 @@ class SimulatedWorker:
         return 1
 
     def untaken(self) -> int:
-        """See `Ring.untaken`."""
+        """Return batches that were not taken yet (see `Ring.untaken`)."""
         return max(0, len(self._taken) - self._running)
 
     def reap(self) -> tuple[int, int, int, int, int, int] | None:
-        """See `Ring.reap`."""
+        """Return the next finished batch (see `Ring.reap`)."""
         return self._done.popleft() if self._done else None
 
     def bell(self) -> None:
-        """It is awake."""
+        """Do nothing: a simulated worker is always awake."""
 
     def kill(self) -> None:
         """Die at once."""
@@ -105,7 +105,7 @@ class SimulatedWorker:
             self.on_death(self, "killed")
 
     async def drain_and_exit(self) -> None:
-        """Holds nothing, and is gone."""
+        """End at once: all batches are done."""
         self.state = "dead"
 
     def _begin(self) -> None:

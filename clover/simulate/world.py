@@ -1,4 +1,4 @@
-"""What a simulation runs in: devices, a family's profile, a trace, a load, targets, and what a policy is asked for."""
+"""What a simulation runs in: devices, a family's profile, a trace, a load, targets, and the policies to compare."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from clover.config import EnergyConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError
 from clover.interfaces import CarbonSource
-from clover.planning.budget.horizon_bound import Front, front
+from clover.planning.budget.horizon_bound import CostBound, cost_bound
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import base_capacity, problem_of
 from clover.policies import build
 from clover.simulate import families
 from clover.simulate.families import Known
-from clover.simulate.fleet import Model
+from clover.simulate.fleet import FleetModel
 from clover.simulate.forecasts import PERFECT, Forecast
 from clover.simulate.loads import Load
-from clover.simulate.records import Accounting, Input
+from clover.simulate.records import Accounting, RunInput
 from clover.simulate.solver import Memory
 from clover.types import DeviceShape, ObjectiveConfig, Reading, State
 
 SYNTHETIC_START_S = parse_time("2024-06-05T00:00:00Z")
-"""Where the synthetic curve starts where nothing else is said: a Wednesday, and the same one for everybody."""
+"""Where the synthetic curve starts by default: a Wednesday, always the same one."""
 
 
 @dataclass(frozen=True)
-class Machine:
-    """The devices: their shapes, and idle watts of each."""
+class SimulatedMachine:
+    """Devices by their shapes, with the idle watts of each."""
 
     shapes: tuple[DeviceShape, ...]
     idle_w: float
@@ -50,13 +50,13 @@ class Trace:
     source: CarbonSource
     start_s: float
     hours: float
-    about: Input
+    about: RunInput
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What is compared: a policy under a name.  What is given besides stands in for that of the whole simulation; a
-    static mix is the objective `floor` with a floor of its own."""
+    """One entry of the comparison: a policy under a name.  Its other fields, if given, override those of the whole
+    simulation; a static mix is the objective `floor` with a floor of its own."""
 
     name: str
     policy: str
@@ -72,8 +72,8 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Rules:
-    """How every policy is held: targets (None: the server's defaults), how often the controller looks, what a device
-    without workers draws (`asleep_w`; None: as much as any), and what is foretold."""
+    """What holds for every policy: targets (None: the server's defaults), how often the controller looks, what a device
+    without workers draws (`asleep_w`; None: as much as any), and which forecast it has."""
 
     form: Literal["paper", "floor"] = "paper"
     lam: float | None = None
@@ -94,14 +94,14 @@ class Rules:
 
 @dataclass
 class World:
-    """One family on one machine, with everything that was asked of it remembered for the next run."""
+    """One family on one machine; what was computed for it is kept for the next run."""
 
-    machine: Machine
+    machine: SimulatedMachine
     known: Known
     rules: Rules
-    models: dict[float, Model] = field(default_factory=dict)
+    models: dict[float, FleetModel] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
-    fronts: dict[tuple[float, float, float | None], Front] = field(default_factory=dict)
+    fronts: dict[tuple[float, float, float | None], CostBound] = field(default_factory=dict)
 
     @property
     def capacity(self) -> float:
@@ -109,23 +109,23 @@ class World:
         return base_capacity(self.known.profile, self.machine.shapes)
 
     @property
-    def input(self) -> Input:
-        """What a report says about it."""
+    def input(self) -> RunInput:
+        """What a report says about the family."""
         known, base = self.known, self.known.profile.base
         about = (
             f"{known.method} profile ({known.source}); one row is {known.request}, accuracy is {known.metric}; "
             f"{self.machine.about}; BASE is {base.variant} on {base.count} x {base.profile}"
             + (f"; {known.confidence}" if known.confidence else "")
         )
-        return Input(name=known.profile.family, kind="family", sha256=known.digest, about=about)
+        return RunInput(name=known.profile.family, kind="family", sha256=known.digest, about=about)
 
-    def model(self, slo_ms: float) -> Model:
+    def model(self, slo_ms: float) -> FleetModel:
         """Return the queueing model, which counts rows later than `slo_ms`."""
-        return self.models.setdefault(slo_ms, Model(self.known.profile, slo_ms))
+        return self.models.setdefault(slo_ms, FleetModel(self.known.profile, slo_ms))
 
-    def front(self, slo_ms: float, rate: float, spared_w: float | None) -> Front:
-        """Return what no plan can undercut at `rate` rows a second, where a device without workers spares
-        `spared_w`."""
+    def front(self, slo_ms: float, rate: float, spared_w: float | None) -> CostBound:
+        """Return what no plan can undercut at `rate` rows a second, if a device without workers draws
+        `spared_w` less."""
         key = (slo_ms, rate, spared_w)
         if key not in self.fronts:
             now = State(
@@ -148,13 +148,13 @@ class World:
                 running=(),
                 routing=None,
             )
-            self.fronts[key] = front(problem_of(now), objective_of(now))
+            self.fronts[key] = cost_bound(problem_of(now), objective_of(now))
         return self.fronts[key]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run to come."""
+    """One run that is to be played."""
 
     world: World
     trace: Trace
@@ -166,38 +166,38 @@ class Case:
 
     @property
     def asleep_w(self) -> float | None:
-        """What a device without workers draws; None where none sleeps."""
+        """Watts of a device without workers; None if none sleeps."""
         return self.scheme.asleep_w if self.scheme.asleep_w is not None else self.world.rules.asleep_w
 
     @property
     def spared_w(self) -> float | None:
-        """What it draws less than one with workers."""
+        """Watts that a device without workers draws less than one with; None if none sleeps."""
         return None if self.asleep_w is None else self.world.machine.idle_w - self.asleep_w
 
 
-def gpus(count: int) -> Machine:
-    """So many of the paper's GPUs; ConfigError where nobody could."""
+def gpus(count: int) -> SimulatedMachine:
+    """Return `count` of the paper's GPUs; ConfigError beyond 1 to 64."""
     if not 1 <= count <= 64:
         raise ConfigError(f"--gpus is 1 to 64, not {count}")
     paper = families.paper()
     idle = f"{paper.idle_w_per_gpu:g} W idle each"
-    return Machine(families.gpus(count), paper.idle_w_per_gpu, f"{count} x {paper.board} (simulated, {idle})")
+    return SimulatedMachine(families.gpus(count), paper.idle_w_per_gpu, f"{count} x {paper.board} (simulated, {idle})")
 
 
-def cpu() -> Machine:
+def cpu() -> SimulatedMachine:
     """Return the cores of this machine, with the configured model of their idle power."""
     device = CpuDevice(tuple(sorted(os.sched_getaffinity(0))))
     shape = device.shape()
     idle_w = EnergyConfig().idle_w * shape.slices
-    return Machine((shape,), idle_w, f"{shape.slices} CPU cores for workers ({idle_w:g} W idle, modelled)")
+    return SimulatedMachine((shape,), idle_w, f"{shape.slices} CPU cores for workers ({idle_w:g} W idle, modelled)")
 
 
 def scheme(text: str) -> Scheme:
-    """Return a policy, POLICY+cascade where its plans may have a chain, and either with a lambda of its own as
-    POLICY@L; ConfigError where there is none."""
+    """Return the scheme of POLICY, of POLICY+cascade if its plans may have a chain, and of either with a lambda of its
+    own as POLICY@L; ConfigError if there is no such policy."""
     policy, at, lam = text.partition("@")
     policy, plus, more = policy.partition("+")
-    build(policy)  # an unknown one is told before anything runs
+    build(policy)  # refuse an unknown policy before anything runs
     if plus and more != "cascade":
         raise ConfigError(f"{text}: a policy may have +cascade, not +{more}")
     if not at:
@@ -212,7 +212,7 @@ def scheme(text: str) -> Scheme:
 
 
 def traces(names: Sequence[str], start: str, hours: float) -> list[Trace]:
-    """Return the traces of files, folders of them, or sources by name (synthetic, static:G); synthetic where none is
+    """Return the traces of files, folders of them, or sources by name (synthetic, static:G); synthetic if none is
     named."""
     if not 0.0 < hours <= 24.0 * 366.0:
         raise ConfigError(f"--hours is above 0 and up to a year, not {hours:g}")
@@ -243,7 +243,7 @@ def _traces(name: str, start_s: float | None, hours: float) -> list[Trace]:
                 source=source,
                 start_s=SYNTHETIC_START_S if start_s is None else start_s,
                 hours=hours,
-                about=Input(name=name, kind="trace", sha256="", about=f"synthetic: {about}"),
+                about=RunInput(name=name, kind="trace", sha256="", about=f"synthetic: {about}"),
             )
         ]
     return [_of_file(path, start_s, hours)]
@@ -266,14 +266,14 @@ def _of_file(path: Path, start_s: float | None, hours: float) -> Trace:
         source=source,
         start_s=begin_s,
         hours=hours,
-        about=Input(name=path.name, kind="trace", sha256=digest, about=about),
+        about=RunInput(name=path.name, kind="trace", sha256=digest, about=about),
     )
 
 
-def inputs(worlds: Sequence[World], played: Sequence[Trace], load: Load) -> list[Input]:
-    """Return what a report says that it was made from."""
+def inputs(worlds: Sequence[World], played: Sequence[Trace], load: Load) -> list[RunInput]:
+    """Return what the simulation was made from, for a report."""
     found = [own.about for own in played]
     found += [own.input for own in worlds]
     if load.digest:
-        found.append(Input(name=load.name, kind="load", sha256=load.digest, about="arrival times, counted by step"))
+        found.append(RunInput(name=load.name, kind="load", sha256=load.digest, about="arrival times, counted by step"))
     return found

@@ -10,53 +10,19 @@ checked against the family's declaration before any of it is written: count, dty
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clover.runtime.memory.bytes_codec import pack_row, split_row
 from clover.runtime.memory.slab import DTYPES, Slab
 from clover.types import TensorSpec
-
-_LENGTH = struct.Struct("<I")
 
 
 class OutputError(ValueError):
     """A model's answer does not match its declaration."""
-
-
-def elements(data: bytes, count: int) -> list[bytes]:
-    """Return the elements of a BYTES row in OIP form (uint32 length, then the bytes, each); ValueError unless exactly
-    `count`."""
-    found: list[bytes] = []
-    at = 0
-    while at < len(data):
-        if at + 4 > len(data):
-            raise ValueError("a BYTES row ends inside a length")
-        (length,) = _LENGTH.unpack_from(data, at)
-        at += 4
-        if at + length > len(data):
-            raise ValueError("a BYTES row ends inside an element")
-        found.append(data[at : at + length])
-        at += length
-    if len(found) != count:
-        raise ValueError(f"a BYTES row holds {len(found)} elements instead of {count}")
-    return found
-
-
-def oip_form(values: Sequence[Any]) -> bytes:
-    """Return elements (bytes or str) in OIP form; raises OutputError for anything else."""
-    parts = []
-    for value in values:
-        if isinstance(value, str):
-            value = value.encode()
-        elif not isinstance(value, (bytes, bytearray)):
-            raise OutputError(f"an element of a BYTES output is {type(value).__name__}, not bytes or str")
-        parts.append(_LENGTH.pack(len(value)))
-        parts.append(bytes(value))
-    return b"".join(parts)
 
 
 class Batches:
@@ -127,7 +93,10 @@ class Batches:
         count = math.prod(dims)
         rows = np.empty((len(slots), count), dtype=object)
         for row, slot in enumerate(slots.tolist()):
-            rows[row, :] = elements(self._slab.get_bytes("input", index, slot), count)
+            elements = split_row(self._slab.get_bytes("input", index, slot))
+            if len(elements) != count:
+                raise ValueError(f"a BYTES row holds {len(elements)} elements instead of {count}")
+            rows[row, :] = elements
         return rows.reshape(len(slots), *dims)
 
     def check(self, count: int, answers: Sequence[Any]) -> list[Any]:
@@ -170,7 +139,10 @@ def _encode(tensor: TensorSpec, answer: Any, count: int) -> tuple[tuple[int, ...
     if array.dtype.kind not in "OSU":
         raise OutputError(f"output {tensor.name!r} is {array.dtype}, not an array of bytes or str")
     _check_shape(tensor, array.shape, count)
-    rows = [oip_form(row.ravel().tolist()) for row in array]
+    try:
+        rows = [pack_row(row.ravel().tolist()) for row in array]
+    except TypeError as error:
+        raise OutputError(f"an element of output {tensor.name!r} is {error}, not bytes or str") from None
     longest = max(map(len, rows))
     if longest > tensor.max_bytes:
         raise OutputError(f"a row of output {tensor.name!r} takes {longest} bytes, more than its {tensor.max_bytes}")

@@ -127,7 +127,7 @@ class Spawned(Record, frozen=True, kw_only=True):
     pid: int
 
 
-class Refused(Record, frozen=True, kw_only=True):
+class SpawnRefused(Record, frozen=True, kw_only=True):
     """A worker was not made, and why."""
 
     token: int
@@ -172,7 +172,7 @@ _KINDS: dict[type[Record], Kind] = {
     Hello: Kind.HELLO,
     Spawn: Kind.SPAWN,
     Spawned: Kind.SPAWNED,
-    Refused: Kind.REFUSED,
+    SpawnRefused: Kind.REFUSED,
     Exited: Kind.EXITED,
     Stop: Kind.STOP,
     WorkerState: Kind.STATE,

@@ -1,7 +1,7 @@
 cimport cython
 from libc.stdint cimport int64_t
 
-cdef class Turn:
+cdef class WorkerLoop:
     cdef object _control
     cdef object _batches
     cdef object _ring

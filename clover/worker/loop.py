@@ -64,7 +64,7 @@ class Scores:
         self._into[slots] = self.score(answers)
 
 
-class Turn:
+class WorkerLoop:
     """Serves `run` until told to exit."""
 
     def __init__(

@@ -44,7 +44,7 @@ from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
 from clover.worker import frames, pacing, pinned
 from clover.worker.batches import Batches
-from clover.worker.loop import ParentGone, Run, Scores, Turn, say
+from clover.worker.loop import ParentGone, Run, Scores, WorkerLoop, say
 
 _log = logging.getLogger("clover.worker")
 
@@ -96,7 +96,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
         gc.freeze()
         say(control, frames.WorkerState(state="ready", load_ms=load_ms, warm_ms=warm_ms))
         try:
-            Turn(control, batches, ring, run, doorbell, completions, order.max_batch, held, scores).forever()
+            WorkerLoop(control, batches, ring, run, doorbell, completions, order.max_batch, held, scores).forever()
             _step_aside(order, everywhere)
         except DeviceError as error:
             text = f"{order.place or 'its slice'} is gone: {error}"

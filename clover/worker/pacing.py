@@ -155,7 +155,7 @@ class Pacer:
 # --- the slice as its worker holds it ---------------------------------------------------------------------------------
 
 
-class Board(Protocol):
+class PacingBoard(Protocol):
     """What a worker needs of `clover.devices.emulated.Attachment`."""
 
     def enter(self) -> None: ...
@@ -171,7 +171,7 @@ class HeldSlice:
     the slice as well (during a swap, or one that stands by), batches take turns.
     """
 
-    def __init__(self, order: EmulatedSlice, board: Board, pacer: Pacer) -> None:
+    def __init__(self, order: EmulatedSlice, board: PacingBoard, pacer: Pacer) -> None:
         self._watts = order.watts
         self._board = board
         self.pacer = pacer

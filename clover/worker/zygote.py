@@ -155,7 +155,7 @@ class Zygote:
         frames.send(self._server, frames.Spawned(token=spawn.token, pid=pid), (pidfd,))
 
     def _refuse(self, spawn: frames.Spawn, reason: str) -> None:
-        frames.send(self._server, frames.Refused(token=spawn.token, reason=reason))
+        frames.send(self._server, frames.SpawnRefused(token=spawn.token, reason=reason))
 
     def _prepare(self, backend: str) -> None:
         """Import what the workers of `backend` would import, as far as that leaves no thread here."""

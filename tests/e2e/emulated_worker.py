@@ -25,7 +25,7 @@ from clover.devices import emulated
 from clover.devices.mig import MigDevice
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.served import Served
-from clover.runtime.workers.pool import Pool, Worker
+from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.types import Assignment, FamilySpec, Placement
 from clover.worker.frames import WorkerOrder
 
@@ -125,13 +125,13 @@ class House:
     def order(self, place: Placement, variant: str = "full") -> WorkerOrder:
         return self.served.order(Assignment(placement=place, family=self.spec.name, variant=variant, backend="eager"))
 
-    async def worker(self, place: Placement, variant: str = "full", **changes: Any) -> Worker:
+    async def worker(self, place: Placement, variant: str = "full", **changes: Any) -> WorkerProcess:
         order = self.order(place, variant)
         assert order.emulated is not None
         emulated = msgspec.structs.replace(order.emulated, **changes)
         return await self.pool.spawn(msgspec.structs.replace(order, emulated=emulated), self.served.slab)
 
-    async def infer(self, worker: Worker, *slots: int) -> tuple[float, float]:
+    async def infer(self, worker: WorkerProcess, *slots: int) -> tuple[float, float]:
         """Run one batch; milliseconds it took and of CPU time."""
         self.number += 1
         if worker.ring.submit(self.number, np.array(slots, np.uint32), len(slots)) == 2:
@@ -265,7 +265,7 @@ async def bounds(folder: Path) -> dict[str, Any]:
         deaths: list[str] = []
         died = asyncio.Event()
 
-        def on_death(_: Worker, reason: str) -> None:
+        def on_death(_: WorkerProcess, reason: str) -> None:
             deaths.append(reason)
             died.set()
 

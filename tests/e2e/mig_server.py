@@ -104,7 +104,7 @@ def standing(running: clover.Server) -> dict[str, Any]:
     engine = running.engine
     devices = engine.devices.values()
     exist = sorted(place.id for device in devices for place in device.instances())
-    wanted = sorted({item.placement.id for item in engine.pick(None).fleet.running()})
+    wanted = sorted({item.placement.id for item in engine.pick(None).fleet.ready_assignments()})
     legal = all(is_legal(device.instances()) for device in devices)
     return {"instances": exist, "deployment": wanted, "legal": legal}
 
@@ -189,7 +189,8 @@ async def faults(cache: Path) -> None:
                 outcome = f"{type(error).__name__}: {error}"
             emulated.clear_faults(state)
             reached = sorted(
-                f"{item.variant}@{item.placement.profile}" for item in running.engine.pick(None).fleet.running()
+                f"{item.variant}@{item.placement.profile}"
+                for item in running.engine.pick(None).fleet.ready_assignments()
             )
             reports = {name: device.report() for name, device in running.engine.devices.items()}
             say(fault=name, outcome=outcome, reached=reached, reports=reports, **standing(running))
@@ -199,7 +200,9 @@ async def faults(cache: Path) -> None:
         load = Load(running)
         emulated.lose(state, 1)
         await until(lambda: running.engine.devices["gpu1"].lost)
-        await until(lambda: all(i.placement.device == "gpu0" for i in running.engine.pick(None).fleet.running()))
+        await until(
+            lambda: all(i.placement.device == "gpu0" for i in running.engine.pick(None).fleet.ready_assignments())
+        )
         lost = standing(running)
         asked, failed = load.asked, load.failed
         await asyncio.sleep(0.3)
@@ -221,7 +224,7 @@ async def settled(running: clover.Server, groups: dict[str, int]) -> None:
                 raise
         wanted = sorted(key for key, n in groups.items() for _ in range(n))
         reached = sorted(
-            f"{item.variant}@{item.placement.profile}" for item in running.engine.pick(None).fleet.running()
+            f"{item.variant}@{item.placement.profile}" for item in running.engine.pick(None).fleet.ready_assignments()
         )
         if reached == wanted:
             return

@@ -30,7 +30,7 @@ def test_rows_that_change_are_seen_and_audits_are_made_behind_clients(tmp_path: 
 
             for _ in range(40):
                 await asyncio.gather(*(ask(8, 1.0) for _ in range(8)))
-            told = router.guarded()
+            told = router.guard_report()
             assert (told["state"], told["missing"]) == ("ok", "")
             assert told["variants"]["half"]["scores"]["rows"] >= 2500
             audits = told["audits"]
@@ -41,15 +41,15 @@ def test_rows_that_change_are_seen_and_audits_are_made_behind_clients(tmp_path: 
             before = told["repeats"]
             for _ in range(30):
                 await asyncio.gather(*(server.ainfer({"INPUT0": same}) for _ in range(10)))
-            told = router.guarded()
+            told = router.guard_report()
             assert (told["state"], told["alarms"], told["repeats"] - before) == ("ok", 0, 299)
             for _ in range(20):
                 await asyncio.gather(*(ask(8, 0.2) for _ in range(8)))
-            assert router.guarded()["state"] == "tightened"
+            assert router.guard_report()["state"] == "tightened"
             state = server.engine.controller.state()["models"]["toy"]["guard"]
             assert "the scores of half" in state["why"]
             await server.engine.controller.command("guard", {"reset": True}, "test")
-            assert router.guarded()["state"] == "ok"
+            assert router.guard_report()["state"] == "ok"
             assert b'clover_guard_state{model="toy"} 0.0' in server.engine.metrics()
 
     asyncio.run(main())

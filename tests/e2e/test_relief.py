@@ -44,10 +44,10 @@ def test_a_burst_goes_to_those_that_stand_by(tmp_path: Path) -> None:
         )
         async with server:
             served = server.engine.pick(None)
-            workers = len(served.fleet.running())
+            workers = len(served.fleet.ready_assignments())
             await until(lambda: len(standing(served)) == workers, served.fleet.describe)
             assert set(standing(served)) == {"fast"}
-            assert len(served.fleet.running()) == workers
+            assert len(served.fleet.ready_assignments()) == workers
 
             async def ask(number: int) -> str:
                 answer = await server.ainfer({"INPUT0": np.full((1, 1), number, np.float32)})

@@ -349,7 +349,7 @@ def test_swaps_under_load_fail_nothing(tmp_path: Path) -> None:
                 fleet.route(target, Routing(shares={variant: 1.0}))
                 for item in current:
                     await fleet.drain(item)
-                assert fleet.running() == target
+                assert fleet.ready_assignments() == target
                 current = target
                 await asyncio.sleep(0.05)
             stopped = True
@@ -575,7 +575,7 @@ def test_an_assignment_names_what_runs(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path) as server:
             served = server.engine.pick(None)
-            (first, *_) = served.fleet.running()
+            (first, *_) = served.fleet.ready_assignments()
             assert isinstance(first, Assignment)
             described = served.fleet.describe()[0]
             assert (described["variant"], described["state"], described["routed"]) == ("fast", "ready", True)

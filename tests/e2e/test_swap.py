@@ -144,10 +144,10 @@ def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(tmp_path: Path) -
             assert {item["action"] for item in decided} <= {"applied", "routed", "kept"}
             # What the old configurations ran on is gone: only the workers in force are left, the zygote, its spare, and
             # the solver.
-            assert set(served.fleet.running()) == set(served.fleet.routed)
-            assert len(served.fleet.describe()) == len(served.fleet.running())
+            assert set(served.fleet.ready_assignments()) == set(served.fleet.routed)
+            assert len(served.fleet.describe()) == len(served.fleet.ready_assignments())
             end_s = time.monotonic() + 10.0
-            while len(children() - before) != len(served.fleet.running()) + 3:
+            while len(children() - before) != len(served.fleet.ready_assignments()) + 3:
                 assert time.monotonic() < end_s, children() - before
                 await asyncio.sleep(0.05)
             assert served.observe()["free_slots"] == served.slab.layout.slots

@@ -20,9 +20,9 @@ import pytest
 from clover import families
 from clover.backends import child_environment
 from clover.errors import StartError, WorkerError
+from clover.runtime.memory.bytes_codec import pack_row, split_row
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.workers.pool import Pool
-from clover.worker.batches import elements, oip_form
 from clover.worker.frames import WorkerOrder
 
 FAMILIES = Path(__file__).parents[1] / "families"
@@ -215,12 +215,12 @@ def test_families_of_every_kind_answer(loop_factory):
         with slab_of("simple_string") as (spec, slab):
             worker = await pool.spawn(order(spec), slab)
             for slot in (3, 1):
-                slab.put_bytes("input", 0, slot, oip_form([b"%d" % slot] * 16))
-                slab.put_bytes("input", 1, slot, oip_form([b"-2"] * 16))
+                slab.put_bytes("input", 0, slot, pack_row([b"%d" % slot] * 16))
+                slab.put_bytes("input", 1, slot, pack_row([b"-2"] * 16))
             assert await client.infer(worker, 3, 1) == 0
-            assert elements(slab.get_bytes("output", 0, 3), 16) == [b"1"] * 16
-            assert elements(slab.get_bytes("output", 1, 1), 16) == [b"3"] * 16
-            slab.put_bytes("input", 0, 3, oip_form([b"x"] * 16))
+            assert split_row(slab.get_bytes("output", 0, 3), 16) == [b"1"] * 16
+            assert split_row(slab.get_bytes("output", 1, 1), 16) == [b"3"] * 16
+            slab.put_bytes("input", 0, 3, pack_row([b"x"] * 16))
             assert await client.infer(worker, 3) == 1
             slab.put_bytes("input", 0, 3, b"\xff\xff\xff\xff")
             assert await client.infer(worker, 3) == 1
@@ -601,7 +601,7 @@ def test_a_thread_between_forks_is_noticed():
         zygote.Zygote(theirs).forever()
         kind, payload, _ = frames.receive(ours)
         assert kind is frames.Kind.REFUSED
-        refused = frames.decode(payload, frames.Refused)
+        refused = frames.decode(payload, frames.SpawnRefused)
         assert refused.token == 7
         assert "3 threads" in refused.reason
 

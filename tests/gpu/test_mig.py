@@ -141,7 +141,7 @@ def test_fashion_is_served_on_slices(gpu: dict[str, Any], tmp_path: Path) -> Non
                     counts[f"small@{place.profile}"] = counts.get(f"small@{place.profile}", 0) + 1
                 changing = True
                 said = await control.command("pin", {"configuration": counts, "force": True}, "a test")
-                running = served.fleet.running()
+                running = served.fleet.ready_assignments()
                 assert len(running) == len(layout), said
                 assert len({device.visible(item.placement) for item in running}) == len(layout)
                 await asyncio.sleep(0.1)  # who was refused last has heard so by now

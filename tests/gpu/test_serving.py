@@ -41,7 +41,7 @@ def test_fashion_is_served_by_the_gpu(tmp_path: Path) -> None:
         np.testing.assert_allclose(answer["probabilities"].sum(axis=1), 1.0, atol=1e-3)
         assert answer.receipt.method in ("measured", "modelled")
         assert answer.receipt.energy_j > 0
-        running = server.engine.pick(None).fleet.running()
+        running = server.engine.pick(None).fleet.ready_assignments()
         assert {item.placement.device for item in running} == {"gpu0"}
         with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as page:
             metrics = page.read().decode()

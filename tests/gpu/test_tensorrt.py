@@ -152,11 +152,11 @@ def test_engines_are_swapped_under_load(box: dict[str, Any], tmp_path: Path) -> 
 
             clients = [asyncio.ensure_future(client(seed)) for seed in range(4)]
             # The slices stay as they are: cutting one GPU anew would stop it for a while.
-            profiles = Counter(item.placement.profile for item in served.fleet.running())
+            profiles = Counter(item.placement.profile for item in served.fleet.ready_assignments())
             for name in ("tiny", "large", "xlarge", "small"):
                 counts = {f"{name}@{profile}": count for profile, count in profiles.items()}
                 said = await control.command("pin", {"configuration": counts, "force": True}, "a test")
-                assert {item.variant for item in served.fleet.running()} == {name}, said
+                assert {item.variant for item in served.fleet.ready_assignments()} == {name}, said
                 end_s = time.monotonic() + 2.0
                 while time.monotonic() < end_s:
                     assert not any(task.done() for task in clients)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Service
-from clover.planning.packing.formulation import Formulation, Member, Sleep
+from clover.planning.packing.formulation import Formulation, PackingMember, Sleep
 from clover.types import DeviceShape, ObjectiveConfig
 from tests.support.mig_fixture import a100s
 
@@ -34,7 +34,7 @@ def member(
     variants: int = 2,
     load: tuple[float, float] = (0.1, 0.45),
     peak: float = 0.0,
-) -> Member:
+) -> PackingMember:
     """Return a random family.
 
     Its rate is a part (drawn from `load`) of what its variants serve at best on all devices, half way between the
@@ -75,7 +75,6 @@ def member(
         base_energy_j=base,
         base_accuracy=accuracy[best],
         rate=rate,
-        intensity_g_per_kwh=250.0 * weight,
         objective=config,
         devices=tuple(devices),
     )
@@ -90,7 +89,7 @@ def member(
         planned_floor=floor,
         max_utilisation=0.8,
     )
-    return Member(problem, objective, peak)
+    return PackingMember(problem, objective, peak)
 
 
 def two_families(seed: int, gpus: int) -> Formulation:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clover.problem import exact
-from clover.problem.file import Problem, of_plain
+from clover.problem.file import ProblemFile, of_plain
 
 SLICES = ("1g", "2g", "3g", "4g", "7g")
 PARTITIONS = (
@@ -87,12 +87,12 @@ def plain_problem(seed: int, n_gpus: int, *, variants: int = 3, model: str = "mf
     }
 
 
-def random_problem(seed: int, n_gpus: int, *, variants: int = 3, model: str = "mf") -> Problem:
+def random_problem(seed: int, n_gpus: int, *, variants: int = 3, model: str = "mf") -> ProblemFile:
     """Return a random problem, perhaps one without a feasible configuration."""
     return of_plain(plain_problem(seed, n_gpus, variants=variants, model=model))
 
 
-def random_counts(problem: Problem, draw: random.Random) -> np.ndarray[Any, np.dtype[np.int64]]:
+def random_counts(problem: ProblemFile, draw: random.Random) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return a random configuration [groups] that tiles, whatever its loads and limits."""
     counts = np.zeros(len(problem.groups), dtype=np.int64)
     for _ in range(problem.n_gpus):
@@ -104,7 +104,7 @@ def random_counts(problem: Problem, draw: random.Random) -> np.ndarray[Any, np.d
     return counts
 
 
-def alike_gap(problem: Problem, best: float) -> float:
+def alike_gap(problem: ProblemFile, best: float) -> float:
     """Return how far the best configuration with all GPUs and variants alike lies below f = `best`.
 
     In the gap's scale; infinite if none is feasible.

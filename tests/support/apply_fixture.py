@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clover.control.apply import Applier, Instances
+from clover.control.apply import Applier, SharedInstances
 from clover.errors import CloverError, DeviceError, DeviceLost, WorkerError
 from clover.planning.packing.geometry import SliceProfile, layouts, legal
 from clover.planning.transition.steps import plan_transition
@@ -95,7 +95,7 @@ class Rig:
         self.busy: Counter[str] = Counter()
         self.under_way: Counter[str] = Counter()
         self.done: list[str] = []
-        self.instances = Instances(self.gpus)
+        self.instances = SharedInstances(self.gpus)
         self.applier = Applier("toy", self, self.instances)
 
     # --- the fleet
@@ -132,7 +132,7 @@ class Rig:
     def observe(self) -> dict[str, float]:
         return {}
 
-    def guarded(self) -> dict[str, Any]:
+    def guard_report(self) -> dict[str, Any]:
         return {}
 
     def reset_guard(self) -> None:

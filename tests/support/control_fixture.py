@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
+from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
+from clover.control.context import Clocks
 from clover.control.controller import Controller
 from clover.control.family import Family
 from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
@@ -57,7 +59,7 @@ class FakeFleet:
         self.declined: dict[str, Declined] = {}
         self.wanted: Callable[[], None] = lambda: None
 
-    def running(self) -> tuple[Assignment, ...]:
+    def ready_assignments(self) -> tuple[Assignment, ...]:
         return tuple(item for item in self.alive if item not in self.dead)
 
     async def spawn(self, assignment: Assignment) -> None:
@@ -91,7 +93,7 @@ class FakeFleet:
     def observe(self) -> dict[str, float]:
         return dict(self.figures)
 
-    def guarded(self) -> dict[str, Any]:
+    def guard_report(self) -> dict[str, Any]:
         return {"state": "ok"}
 
     def reset_guard(self) -> None:
@@ -237,6 +239,7 @@ class Rig:
         devices: dict[str, FakeDevice] | None = None,
         measured: FamilyProfile | None = None,
         family: dict[str, Any] | None = None,
+        solver: LocalSolver | None = None,
         **config: Any,
     ) -> None:
         self.clock = Clock()
@@ -244,16 +247,14 @@ class Rig:
         self.device = FakeDevice(shape or cpu(2))
         self.devices = devices or {"cpu0": self.device}
         self.profile = measured or profile()
-        self.solver = LocalSolver()
+        self.solver = solver or LocalSolver()
         self.fleet = FakeFleet()
         self.controller = Controller(
             ControllerConfig(**config),
             devices=self.devices,
-            chain=self.chain,
-            grid_clock=self.clock,
+            grid=Grid(self.chain, self.clock),
             solver=self.solver,
-            monotonic=self.clock,
-            wall=self.clock,
+            clocks=Clocks(monotonic=self.clock, wall=self.clock),
         )
         settings = {"family": "toy", "slo_ms": 30.0, "accuracy_floor": 91.0, "accuracy_margin": 0.0, **(family or {})}
         self.settings = FamilyConfig(**settings)
@@ -289,8 +290,10 @@ class Rig:
 
     def consistent(self) -> None:
         """Fleet, device and controller agree on what runs."""
-        running = self.family.running
-        assert set(self.fleet.alive) == set(running)
-        assert set(self.fleet.routed) == set(running)
+        desired = self.family.desired
+        assert set(self.fleet.alive) == set(desired)
+        assert set(self.fleet.routed) == set(desired)
         made = {place for device in self.devices.values() for place in device.made}
-        assert made == {item.placement.id for family in self.controller.families.values() for item in family.running}
+        assert made == {
+            item.placement.id for family in self.controller.context.families.values() for item in family.desired
+        }

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from clover.runtime.cascade import Chain
-from clover.runtime.guard.guard import ASIDE, OWN, SERVED, Guard
-from clover.runtime.router.tickets import Ticket
+from clover.runtime.cascade import RoutedChain
+from clover.runtime.guard.guard import CASCADE_OFF, OWN, SERVED, Guard
+from clover.runtime.router.tickets import RouterTicket
 from clover.types import CascadeProfile, ChainPoint, FamilyProfile, Sureness
 from tests.support import profiles_fixture
 from tests.support.router_fixture import FakeWorker, House, dealt
@@ -34,7 +34,7 @@ POINT = ChainPoint(
 )
 
 
-WATCHED = Chain((SMALL, LARGE), THRESHOLDS, (), (), overruled=0.1, overruled_rows=5000)
+WATCHED = RoutedChain((SMALL, LARGE), THRESHOLDS, (), (), overruled=0.1, overruled_rows=5000)
 VARIANTS = ("small", "medium", "large")
 MINUTE = 60_000_000_000
 
@@ -87,12 +87,12 @@ class Audited(House):
     def sent(self, lane: int) -> list[list[int]]:
         return [slots for _, slots in self.worker(lane).ring.batches]
 
-    def close(self, ticket: Ticket) -> None:
+    def close(self, ticket: RouterTicket) -> None:
         self.router.close(ticket)
         self.loop.turn()
 
     def tests(self, variant: str = "small") -> dict[str, Any]:
-        found: dict[str, Any] = self.router.guarded()["variants"].get(variant, {})
+        found: dict[str, Any] = self.router.guard_report()["variants"].get(variant, {})
         return found
 
 
@@ -129,8 +129,8 @@ class Guarded:
 
     def ill(self) -> None:
         """Whatever is well now."""
-        while self.guard.rung != ASIDE and self.guard.alarms < 1000:
-            before = self.guard.rung
+        while self.guard.alarm_level != CASCADE_OFF and self.guard.alarms < 1000:
+            before = self.guard.alarm_level
             self.scores(50, power=3.0)
-            if self.guard.rung != before:
+            if self.guard.alarm_level != before:
                 return

@@ -13,11 +13,11 @@ import orjson
 
 from clover.config import LimitsConfig, ListenConfig, LogConfig, ServerConfig
 from clover.errors import BadRequest, NotFound, RequestError
-from clover.http.access import Trust
+from clover.http.access import Access
 from clover.http.api.routes import Routes
-from clover.http.connection import Connection
+from clover.http.connection import Connection, Incoming
 from clover.http.oip.tensors import DATATYPES
-from clover.http.server_state import Hub
+from clover.http.server_state import ServerState
 from clover.http.stats import HttpStats
 from clover.interfaces import Model, Ticket
 from clover.types import FamilySpec, Receipt, TensorSpec, VariantSpec
@@ -409,18 +409,24 @@ class Driver:
         self.view = view
         self.loop = FakeLoop()
         self.stats = HttpStats()
-        trust = Trust(self.config.listen, control=control)
-        self.routes = Routes(view, self.config, self.loop, trust)  # type: ignore[arg-type]
-        self.hub = Hub(self.routes, self.config.limits, self.loop, self.stats, access_log=access)  # type: ignore[arg-type]
+        access = Access(self.config.listen, control=control)
+        self.routes = Routes(view, self.config, self.loop, access)  # type: ignore[arg-type]
+        self.state = ServerState(self.routes.judge, self.config.limits, self.loop, self.stats, access_log=access)  # type: ignore[arg-type]
+        self.connections: set[Incoming] = set()
         self.control = control
         self.peer = peer
         self.connect()
 
     def connect(self) -> None:
         self.transport = MockTransport(self.peer)
-        self.connection = Connection(self.hub, control=self.control)
+        self.connection = Connection(self.state, self.routes, self.connections, control=self.control)
         self.transport.protocol = self.connection
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]
+
+    def sweep(self, elapsed_s: float) -> None:
+        """Let time pass, as the front end does."""
+        for connection in list(self.connections):
+            connection.sweep(elapsed_s)
 
     def feed(self, data: bytes) -> None:
         """Deliver bytes as a loop would: into the buffer the protocol gives."""

@@ -10,7 +10,7 @@ from clover.accounting import Account, WorkerMeter
 from clover.config import FamilyConfig
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.router import Router
-from clover.runtime.router.tickets import CLOSED, FLYING, FREE, HELD, QUEUED, Ticket
+from clover.runtime.router.tickets import CLOSED, FLYING, FREE, HELD, QUEUED, RouterTicket
 from clover.types import FamilySpec, PublishedAccuracy, Routing, TensorSpec, VariantSpec
 
 MS = 1_000_000
@@ -135,7 +135,7 @@ class House:
             loop=self.loop,  # type: ignore[arg-type]
             clock=self.loop.clock,
         )
-        self.done: list[Ticket] = []
+        self.done: list[RouterTicket] = []
         self.inputs = 0
         self.workers: list[FakeWorker] = []
 
@@ -151,7 +151,7 @@ class House:
         self.router.route(entries, dealt(*shares))
         return [entry[0] for entry in entries]
 
-    def ask(self, rows: int = 1, turn: bool = True, again: float | None = None, **how: Any) -> Ticket:
+    def ask(self, rows: int = 1, turn: bool = True, again: float | None = None, **how: Any) -> RouterTicket:
         """Submit rows with inputs that never came before, or all with the input `again`."""
         ticket = self.router.open(rows)
         for slot in ticket.slots:
@@ -168,11 +168,11 @@ class House:
 
     def check_slots(self) -> None:
         router = self.router
-        table = router._table
+        table = router.state.table
         states = list(table.state)
         assert table.free.free == states.count(FREE)
-        assert router._batcher.depth() == states.count(QUEUED)
-        flying = [s for link in router._lanes.links for batch in link.batches.values() for s in batch.slots]
+        assert router.state.batcher.depth() == states.count(QUEUED)
+        flying = [s for link in router.state.lanes.links for batch in link.batches.values() for s in batch.slots]
         assert sorted(flying) == [slot for slot, state in enumerate(states) if state == FLYING]
         for slot, state in enumerate(states):
             owner = table.owner[slot]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # the packages of ROOMS, a module or package of these.
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"types", "errors", "digests", "hints", "terminal"}),
+    frozenset({"_version", "types", "errors", "digests", "hints", "terminal"}),
     frozenset({"config", "interfaces"}),
     frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "_native"}),
     frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
@@ -41,9 +42,8 @@ FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 # Families are loaded by name, never imported by one; their own code may use what stands below a loaded family.
 MODELS = "models"
 MODELS_FLOOR = FLOOR_OF["families"]
-# The package itself names the public surface, loaded on demand; the floors take its version and nothing else.
+# The package itself names the public surface, loaded on demand; no floor takes anything from it.
 PACKAGE = ""
-CONSTANTS = {"clover.__version__"}
 
 # What starts by module path, in a process of its own, and must not be pulled into the server.
 PROCESSES = {"clover.worker.main", "clover.worker.zygote", "clover.control.solver.process"}
@@ -62,10 +62,14 @@ SOURCES = {
 TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in SOURCES.items()}
 
 
-def imports(module: str) -> Iterator[tuple[str, int]]:
-    """Every module that `module` imports, wherever in its body, as a dotted name with the line."""
+def imports(module: str, *, runtime: bool = False) -> Iterator[tuple[str, int]]:
+    """Every module that `module` imports, wherever in its body, as a dotted name with the line; with `runtime`, none
+    that only type checkers see."""
     package = module.split(".") if SOURCES[module].name == "__init__.py" else module.split(".")[:-1]
+    unseen = set(typing_only(TREES[module])) if runtime else set()
     for node in ast.walk(TREES[module]):
+        if node in unseen:
+            continue
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
@@ -77,6 +81,14 @@ def imports(module: str) -> Iterator[tuple[str, int]]:
                 name = f"{base}.{alias.name}"
                 is_module = name in SOURCES or base == "clover"
                 yield (name if is_module else base), node.lineno
+
+
+def typing_only(tree: ast.AST) -> Iterator[ast.AST]:
+    """Everything under `if TYPE_CHECKING:`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for statement in node.body:
+                yield from ast.walk(statement)
 
 
 def unit(module: str) -> str:
@@ -103,7 +115,7 @@ def test_imports_point_down_and_siblings_do_not_meet() -> None:
         if here == PACKAGE:
             continue
         for name, line in imports(module):
-            if name.split(".")[0] != "clover" or name in CONSTANTS or (there := unit(name)) == here:
+            if name.split(".")[0] != "clover" or (there := unit(name)) == here:
                 continue
             if there in (MODELS, PACKAGE) or there not in FLOOR_OF:
                 faults.append(f"{place(module, line)}: {here} imports {name}")
@@ -114,6 +126,70 @@ def test_imports_point_down_and_siblings_do_not_meet() -> None:
                 direction = "its sibling" if FLOOR_OF[there] == FLOOR_OF[here] else "up to"
                 faults.append(f"{place(module, line)}: {here} imports {direction} {name}")
     assert not faults, "\n".join(faults)
+
+
+# An import that closes a circle of files, and must, says why on its own line: `# circle: why`.
+JUSTIFIED = re.compile(r"#\s*circle: \S")
+_CIMPORT = re.compile(r"from (clover\.\S+) cimport ")
+
+
+def dependencies(module: str) -> dict[str, str]:
+    """The files of the package that a file depends on at run time, and where: it imports them, be it in a function, or
+    the .pxd beside it cimports them."""
+    source = SOURCES[module]
+    lines = source.read_text().splitlines()
+    found = {name: place(module, line) for name, line in imports(module, runtime=True) if counts(lines[line - 1])}
+    declared = source.with_suffix(".pxd")
+    for line, text in enumerate(declared.read_text().splitlines() if declared.exists() else (), 1):
+        if (match := _CIMPORT.match(text)) and counts(text):
+            found.setdefault(match[1], f"{declared.relative_to(ROOT)}:{line}")
+    return {name: where for name, where in found.items() if name in SOURCES and name != module}
+
+
+def counts(line: str) -> bool:
+    """Whether an import on this line counts: it does not if it says why it closes a circle."""
+    return not JUSTIFIED.search(line)
+
+
+def circles(graph: dict[str, Iterable[str]]) -> list[list[str]]:
+    """The sets of nodes, sorted, of which each reaches every other one."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = [start]
+        while ahead:
+            new = set(graph[ahead.pop()]) - seen
+            seen |= new
+            ahead += new
+        return seen
+
+    reach = {node: reached(node) for node in graph}
+    found = {frozenset(other for other in reach[node] if node in reach[other]) for node in graph if node in reach[node]}
+    return sorted(sorted(circle) for circle in found)
+
+
+def test_files_do_not_import_each_other_in_circles() -> None:
+    graph = {module: dependencies(module) for module in SOURCES}
+    faults = []
+    for circle in circles(graph):
+        faults.append(f"a circle of {len(circle)} files:")
+        faults += [
+            f"  {where}: {module} depends on {name}"
+            for module in circle
+            for name, where in graph[module].items()
+            if name in circle
+        ]
+    assert not faults, "open it, or say `# circle: why` at the import\n" + "\n".join(faults)
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": "bc", "b": "c", "c": ""}) == []
+    assert circles({"a": "b", "b": "c", "c": "bd", "d": "e", "e": "d", "f": "f"}) == [["b", "c"], ["d", "e"], ["f"]]
+    seen = {ast.unparse(node) for node in typing_only(ast.parse("import a\nif TYPE_CHECKING:\n    import b"))}
+    assert "import b" in seen
+    assert "import a" not in seen
+    assert JUSTIFIED.search("from clover import a  # circle: a needs b for its types")
+    assert not JUSTIFIED.search("from clover import a  # circle:")
 
 
 def test_nothing_imports_what_runs_as_a_process() -> None:

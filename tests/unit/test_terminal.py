@@ -9,7 +9,7 @@ from rich.console import Console
 
 from clover import terminal
 from clover.cli.ctl.answers import show as show_answer
-from clover.simulate.records import SCHEMA, Manifest, Results, Summary
+from clover.simulate.records import SCHEMA, Results, RunManifest, Summary
 from clover.simulate.tables import HEADS, cells, show
 from clover.terminal import Column, duration
 
@@ -51,7 +51,7 @@ SUMMARIES = (
 
 
 def printed(summaries: tuple[Summary, ...], width: int) -> str:
-    manifest = Manifest(
+    manifest = RunManifest(
         schema=SCHEMA,
         command=(),
         versions={},

@@ -28,7 +28,7 @@ class Runtime(MLModel):  # type: ignore[misc]
 
 
 async def serve() -> None:
-    """Until it is told to end."""
+    """Serve until a signal ends it."""
     work, port = given()
     settings = Settings(
         host="127.0.0.1",

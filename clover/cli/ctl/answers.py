@@ -1,4 +1,4 @@
-"""The server's answers for people: state, decisions and plans; anything unforeseen by its shape."""
+"""The server's answers for people: state, decisions and plans; any other answer by its shape."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _state(answer: dict[str, Any], console: Console) -> None:
 
 
 def _device(device: dict[str, Any], console: Console) -> None:
-    """One line a device; that of a GPU says what stands on it, and what is wrong."""
+    """Print a device in one line; that of a GPU lists its instances and what is wrong."""
     parts = [f"{device['device']}: {device['label']}"]
     if device.get("family"):
         parts.append(f"{device['family']}'s")
@@ -132,7 +132,7 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
 
 
 def _saved(head: str, saved: dict[str, Any] | None, console: Console) -> None:
-    """What was saved, a line for each thing that it is told against; nothing before anything was served."""
+    """Print what was saved, a line for each baseline; nothing before anything was served."""
     for kind in ("base", "static", "matched"):
         if saved and saved.get(kind):
             _say(console, f"{head}{saved[kind]['words']}")
@@ -140,7 +140,7 @@ def _saved(head: str, saved: dict[str, Any] | None, console: Console) -> None:
 
 
 def _guard(guard: dict[str, Any], console: Console) -> None:
-    """How answers stand against the profile, the audits, and what late labels say."""
+    """Print how answers compare with the profile, the audits, and what late labels say."""
     if guard.get("watches"):
         audits = guard["audits"]
         word = guard["state"].upper() if guard["state"] != "ok" else "ok"
@@ -160,7 +160,7 @@ def _guard(guard: dict[str, Any], console: Console) -> None:
 
 
 def _demand(item: dict[str, Any], console: Console) -> None:
-    """What asks for one accuracy, and what comes of it."""
+    """Print the rows that ask for one accuracy, and what is done for them."""
     head = f"  demand     {item['rows_per_s']:.3g} rows/s ask for {item['accuracy']:.2f} % or more ({item['variant']})"
     counts = f"{item['rows']} so far, {item['waiting_rows']} wait for a worker, {item['refused_rows']} refused"
     kept = f"; a worker is kept for {item['kept_s']:.0f} s more" if item["kept_s"] and not item["declined"] else ""
@@ -168,7 +168,7 @@ def _demand(item: dict[str, Any], console: Console) -> None:
 
 
 def _batches(routing: dict[str, Any]) -> str:
-    """Return how long rows wait for batches to fill, and how large these may be, where the routing says so."""
+    """Return how long rows wait for batches to fill, and how large these may be, if the routing says so."""
     waits = [f"{variant} waits up to {wait_ms:.3g} ms" for variant, wait_ms in (routing.get("wait_ms") or {}).items()]
     most = [f"{variant} takes at most {rows} rows" for variant, rows in (routing.get("largest") or {}).items()]
     return ", ".join(sorted([*waits, *most]))
@@ -255,7 +255,7 @@ def _subject(step: dict[str, Any]) -> str:
 
 
 def _anything(title: str, value: Any, console: Console) -> None:
-    """Objects as keys and values, lists of objects as tables, nested ones under their dotted name."""
+    """Print objects as keys and values, lists of objects as tables, nested ones under their dotted name."""
     if isinstance(value, dict):
         plain = {key: item for key, item in value.items() if not _nested(item)}
         if plain:
@@ -277,7 +277,7 @@ def _anything(title: str, value: Any, console: Console) -> None:
 
 
 def _rows(rows: list[dict[str, Any]], console: Console) -> None:
-    """Print objects as a table without empty columns; as a block each where that is wider than the console."""
+    """Print objects as a table without empty columns; as a block each if that is wider than the console."""
     heads = dict.fromkeys(key for item in rows for key in item if not _nested(item[key]))
     columns = [Column(head, right=False) for head in heads]
     cells = [[_plain(item[head]) if item.get(head, "") != "" else "" for head in heads] for item in rows]

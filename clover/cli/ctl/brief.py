@@ -1,4 +1,4 @@
-"""The state in a dozen lines: is all well, and if not, why; what was used and saved; what runs where, on what grid.
+"""The state in a dozen lines: whether all is well, and if not, why; what was used and saved; what runs where; the grid.
 
 `ctl state --all` prints the rest (`clover.cli.ctl.answers`).
 """
@@ -98,7 +98,7 @@ def _grid(reading: dict[str, Any] | None) -> str:
 
 
 def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
-    """Return what steers a family, as far as it differs from the rest of the server."""
+    """Return what steers a family, if it differs from the rest of the server."""
     parts = [f"mode {model['mode']}"] if model.get("mode") not in (None, answer.get("mode")) else []
     if model.get("pin"):
         pin = model["pin"]

@@ -1,4 +1,4 @@
-"""The command: verbs into requests, one request, its exit code."""
+"""The command `ctl`: its verbs become one HTTP request each, and the answer an exit code."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from clover import terminal
+from clover.cli import CommandParser, CommandRefused
 from clover.cli.ctl.answers import show
 from clover.hints import did_you_mean, program
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _WIDTH = 140
-"""Columns where standard output is no terminal."""
+"""Columns if standard output is no terminal."""
 
 _TIMEOUT_S = 150.0
 """A change waits for workers to start; longer than `workers.start_s` twice."""
@@ -34,19 +35,11 @@ _GROUP = re.compile(r"(?P<variant>[A-Za-z0-9._-]+)@(?P<profile>[A-Za-z0-9._-]+?)
 
 
 class Unreachable(Exception):
-    """The server cannot be reached, or what answers is no Clover."""
-
-
-class Refused(Exception):
-    """The server answered with an error."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+    """The server cannot be reached, or what answers is not Clover."""
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     environment = os.environ if environ is None else environ
     parser, verbs = _parser()
     common = {"token": "", "token_file": "", "cacert": "", "json": False}
@@ -54,7 +47,9 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     try:
         given, unknown = parser.parse_known_args(argv, argparse.Namespace(**common))
         if unknown:
-            verbs[given.verb].error(f"unrecognised arguments: {' '.join(unknown)}")
+            if given.verb == "base" and unknown == ["--off"]:
+                verbs["base"].error("base takes no --off: BASE is a pin, which `pin --off` lifts")
+            verbs[given.verb].refuse(unknown)
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
@@ -71,27 +66,23 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except Unreachable as error:
         print(f"clover ctl: {error}", file=sys.stderr)
         return 3
-    except Refused as error:
+    except CommandRefused as error:
         print(f"clover ctl: {error} ({error.status})", file=sys.stderr)
         return 3 if error.status >= 500 and error.status != 503 else 1
-    try:
-        if given.json:
-            print(json.dumps(answer, indent=1, ensure_ascii=False))
-        else:
-            everything = getattr(given, "all", False)
-            show(given.verb, answer, terminal.console(_WIDTH), everything=everything)
-            if note := note_on(given, answer):
-                print(note)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if given.json:
+        print(json.dumps(answer, indent=1, ensure_ascii=False))
+    else:
+        everything = getattr(given, "all", False)
+        show(given.verb, answer, terminal.console(_WIDTH), everything=everything)
+        if note := note_on(given, answer):
+            print(note)
     return 0
 
 
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     """Return the command's parser, and that of each verb."""
     # Before the verb or after it: what is not given must not hide what was given in the other place.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
@@ -102,12 +93,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     common.add_argument("--token-file", metavar="FILE", help="file whose first line is the token")
     common.add_argument("--cacert", metavar="FILE", help="PEM certificate to trust, for https")
     common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
-    about_all = "Look at a running Clover server and steer its controller."
-    parser = argparse.ArgumentParser(prog=f"{program()} ctl", description=about_all, parents=[common])
+    about_all = "Show what a running Clover server does, and steer its controller."
+    parser = CommandParser(prog=f"{program()} ctl", description=about_all, parents=[common])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, about: str, *, changes: bool = True, force: bool = False) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=about, description=about, parents=[common])
+    def verb(name: str, about: str, *, changes: bool = True, force: bool = False) -> CommandParser:
+        made = verbs.add_parser(name, help=about, description=f"{about[:1].upper()}{about[1:]}.", parents=[common])
         if changes or name == "state":
             made.add_argument("--model", default="", help="which family, by the name it is served under")
         if changes:
@@ -118,31 +109,31 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
             )
         return made
 
-    about = "is the server healthy; energy, carbon and savings, targets held, what runs where, the grid"
+    about = "show health, energy, carbon and savings, whether targets are held, what runs where, the grid"
     state = verb("state", about, changes=False)
-    state.add_argument("--all", action="store_true", help="print everything that the server tells")
-    decisions = verb("decisions", "the newest decisions with their reasons", changes=False)
+    state.add_argument("--all", action="store_true", help="print everything that the server reports")
+    decisions = verb("decisions", "list the newest decisions with their reasons", changes=False)
     decisions.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
     pin = verb("pin", "serve one variant only, or one configuration, until pin --off", force=True)
     pin.add_argument(
         "what", nargs="*", metavar="VARIANT | VARIANT@PROFILE[xN]", help="as small, or small@1cx2 large@2c"
     )
     pin.add_argument("--off", action="store_true", help="let the controller choose again")
-    freeze = verb("freeze", "keep what runs, plan nothing, until freeze --off")
+    freeze = verb("freeze", "keep what runs and plan nothing, until freeze --off")
     freeze.add_argument("word", nargs="?", default="", help=argparse.SUPPRESS)
-    freeze.add_argument("--off", action="store_true", help="plan again")
-    guard = verb("guard", "after a drift: watch answers anew, with the plan's own thresholds and cascade")
-    guard.add_argument("what", choices=["reset"], help="begin anew")
+    freeze.add_argument("--off", action="store_true", help="let the controller plan again")
+    guard = verb("guard", "after a drift: forget it and watch answers anew, with the plan's own thresholds and cascade")
+    guard.add_argument("what", choices=["reset"], help="forget what was seen so far")
     inputs = f"workers to run, as small@1cx2, and inputs to plan with: {', '.join(_PLANNABLE)}"
     for name, about in (
-        ("plan", "what would be done now: the plan and its steps; changes nothing"),
+        ("plan", "show what would be done now, the plan and its steps; change nothing"),
         ("apply", "plan now and apply it, or apply the configuration given; it holds until the next trigger"),
     ):
         verb(name, about, force=name == "apply").add_argument(
             "words", nargs="*", metavar="VARIANT@PROFILE[xN] | KEY=VALUE", help=inputs
         )
     verb("base", "pin BASE, the best variant on whole devices, until pin --off")
-    change = verb("set", "change targets live: " + ", ".join(_SETTABLE), force=True)
+    change = verb("set", "change targets while the server runs: " + ", ".join(_SETTABLE), force=True)
     change.add_argument(
         "words",
         nargs="+",
@@ -153,7 +144,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | None]:
-    """Return method, path and body of a command.  Raises ValueError where its arguments make no sense."""
+    """Return method, path and body of a command's request; ValueError if its arguments make no sense."""
     verb: str = given.verb
     if verb == "state":
         return "GET", "/v2/clover/state", None
@@ -203,7 +194,7 @@ def _group(text: str) -> dict[str, Any]:
 
 
 def _joined(words: Sequence[str], known: Mapping[str, type]) -> list[str]:
-    """Return `words` with a key and the value that follows it as one, KEY=VALUE."""
+    """Return `words` with each key and the value that follows it joined as KEY=VALUE."""
     out: list[str] = []
     rest = list(words)
     while rest:
@@ -232,7 +223,7 @@ def _pair(text: str, known: Mapping[str, type]) -> tuple[str, Any]:
 
 
 def only(answer: Any, model: str) -> Any:
-    """Return the state of one family, with what concerns all.  Raises ValueError where there is no such family."""
+    """Return the state of one family, with what concerns all families; ValueError if there is no such family."""
     known = answer.get("models", {}) if isinstance(answer, dict) else {}
     if model not in known:
         raise ValueError(f"unknown model {model!r}, known: {', '.join(known)}{did_you_mean(model, known)}")
@@ -244,7 +235,7 @@ def only(answer: Any, model: str) -> Any:
 
 
 def note_on(given: argparse.Namespace, answer: Any) -> str:
-    """Return how long what was done lasts, and how it is undone; empty where that is plain."""
+    """Return how long what was done lasts, and how it is undone; empty if that is plain."""
     if not isinstance(answer, dict) or answer.get("dry_run") or given.verb in ("state", "decisions", "plan", "set"):
         return ""
     undo = f" --model {given.model}" if given.model else ""
@@ -276,7 +267,7 @@ class _UnixConnection(http.client.HTTPConnection):
 def call(
     url: str, method: str, path: str, body: dict[str, Any] | None, *, token: str = "", cacert: str = ""
 ) -> dict[str, Any] | list[Any]:
-    """Return one request; the decoded answer.  Raises ValueError for a bad URL, Unreachable, or Refused."""
+    """Send one request and return the decoded answer; ValueError for a bad URL, Unreachable, or CommandRefused."""
     connection = _connection(url, cacert)
     headers = {"Accept": "application/json"}
     if token:
@@ -300,7 +291,7 @@ def call(
         raise Unreachable(f"{url} answered {response.status} with something that is not JSON: is it Clover?") from None
     if response.status != 200:
         message = answer.get("error", "") if isinstance(answer, dict) else ""
-        raise Refused(response.status, message or "the server refused")
+        raise CommandRefused(message or "the server refused", response.status)
     return answer  # type: ignore[no-any-return]
 
 

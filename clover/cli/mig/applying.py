@@ -1,8 +1,8 @@
-"""`apply`: carry out the changes of a configuration, GPU by GPU, and say of each step that it was done.
+"""`apply`: carry out the changes of a configuration, GPU by GPU, and report each step when it is done.
 
-On one GPU everything that has to go goes first and what is new comes then, at explicit places, so that no order of
-creation runs into a dead end.  GPUs follow one another.  Nothing is rolled back: what was done is said, what exists is
-legal at any time, and the same command takes up where it ended.
+On each GPU all removals come first and new instances then, at explicit places, so that no order of creation runs into a
+dead end.  GPUs follow one another.  Nothing is rolled back: done steps are reported, what exists is legal at any time,
+and the same command continues from there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from clover.cli.mig.box import Box
+from clover.cli.mig.box import GpuBox
 from clover.cli.mig.changes import Changes, compare
 from clover.cli.mig.words import grouped
 from clover.devices.mig import MigDevice
@@ -52,9 +52,9 @@ def plan_lines(changes: Sequence[Changes]) -> list[str]:
     return lines
 
 
-def carry_out(box: Box, changes: Sequence[Changes], say: Say) -> list[str]:
-    """Do it; what is left to do by hand (a reset), each in a sentence.  Raises DeviceError, which says what was being
-    done; `say` was told what had been."""
+def carry_out(box: GpuBox, changes: Sequence[Changes], say: Say) -> list[str]:
+    """Carry out the changes; return what is left to do by hand (a reset), each in a sentence.  `say` gets each step
+    that is done; DeviceError names the step that failed."""
     waiting: list[str] = []
     for item in changes:
         if item.none:
@@ -74,7 +74,7 @@ def carry_out(box: Box, changes: Sequence[Changes], say: Say) -> list[str]:
     return waiting
 
 
-def _turn(box: Box, item: Changes, *, on: bool, say: Say) -> bool:
+def _turn(box: GpuBox, item: Changes, *, on: bool, say: Say) -> bool:
     word = "on" if on else "off"
     if item.gpu.pending == on and item.gpu.enabled != on:
         return False  # asked for already

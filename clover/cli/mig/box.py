@@ -1,11 +1,11 @@
-"""A box opened: what it has is looked at without a lock, what is changed is changed as a server would change it.
+"""The GPUs of this machine, or emulated ones: looked at without a lock, changed as a server would change them.
 
-Looking never interferes with a server that runs on the same GPUs.  Changing goes through the same devices a server
-uses: it takes the lock of each GPU it touches (and is refused where a server holds it), records what it makes as
-Clover's, so that a server started later may adopt or move it, and gives each instance time to be let go.
+Looking never interferes with a server that runs on the same GPUs.  Changing goes through the same devices that a server
+uses: it takes the lock of each GPU it touches (and is refused if a server holds it), records what it makes as Clover's,
+so that a server started later may adopt or move it, and waits for each instance to be released.
 
-MIG mode is the one thing a server never changes.  NVML answers "success" also where the change only takes effect at
-the next reset of the GPU, so that the mode is read again afterwards.
+MIG mode is the one thing a server never changes.  NVML answers "success" also if the change only takes effect at the
+next reset of the GPU, so the mode is read again afterwards.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from clover.cli.mig.state import GpuState, Instance
 from clover.devices import emulated, nvml
-from clover.devices.gpu import Found, Gpu
+from clover.devices.gpu import GpuInstance, MigGpu
 from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml
 from clover.devices.ownership import Ownership, boot_of
@@ -32,8 +32,8 @@ _AMPERE = 7
 _MIB = 1 << 20
 
 
-class Box:
-    """The GPUs NVML shows, with the records of what is Clover's in `folder`.  Raises DeviceError."""
+class GpuBox:
+    """The GPUs that NVML shows, with the records of what is Clover's in `folder`.  Raises DeviceError."""
 
     def __init__(self, session: Nvml, folder: Path, *, emulated: bool) -> None:
         self.emulated = emulated
@@ -47,7 +47,7 @@ class Box:
 
     @contextlib.contextmanager
     def device(self, gpu: GpuState) -> Iterator[MigDevice]:
-        """The GPU, locked, for changes of its instances."""
+        """Yield the GPU, locked, for changes of its instances."""
         options: dict[str, Any] = {"cores": (), "emulated": self.emulated}
         device = MigDevice.open(self._session, gpu.index, self._folder, boot=self._boot, **options)
         try:
@@ -56,7 +56,7 @@ class Box:
             device.close()
 
     def set_mode(self, gpu: GpuState, on: bool) -> bool:
-        """Turn MIG mode on or off; whether it is so now, rather than after a reset."""
+        """Turn MIG mode on or off; return whether it took effect now, rather than after a reset."""
         owned = Ownership(self._folder, gpu.uuid, boot=self._boot)
         try:
             return self._session.call_sync(self._set_mode, gpu.index, on)
@@ -76,7 +76,7 @@ class Box:
         try:
             handle = library.nvmlDeviceGetHandleByIndex(index)
             uuid, product = library.nvmlDeviceGetUUID(handle), library.nvmlDeviceGetName(handle)
-            gpu = Gpu(library, index)
+            gpu = MigGpu(library, index)
             gpu.alive()
             hidden = False
             instances: tuple[Instance, ...] = ()
@@ -108,7 +108,7 @@ class Box:
             instances=instances,
         )
 
-    def _instance(self, gpu: Gpu, device: str, found: Found) -> Instance:
+    def _instance(self, gpu: MigGpu, device: str, found: GpuInstance) -> Instance:
         recorded = {(own.profile, own.start) for own in self._record(gpu.uuid)}
         return Instance(
             placement=Placement(device=device, profile=found.profile, start=found.start, size=found.size),
@@ -123,7 +123,7 @@ class Box:
         return Ownership(self._folder, uuid, boot=self._boot, exclusive=False).places
 
     def _holder(self, uuid: str) -> int | None:
-        """Return the process that holds the lock of a GPU, without touching that; None where none is to be seen."""
+        """Return the process that holds the lock of a GPU, without touching the lock; None if none is visible."""
         try:
             file = (self._folder / f"{uuid}.lock").stat()
             locks = Path("/proc/locks").read_text().splitlines()
@@ -155,17 +155,17 @@ class Box:
 
 
 @contextlib.contextmanager
-def opened(state: str, cache: Path) -> Iterator[Box]:
-    """The box of the state file `state`, or this machine's where that is empty.  Raises ConfigError or DeviceError."""
+def opened(state: str, cache: Path) -> Iterator[GpuBox]:
+    """Yield the GPUs of the state file `state`, or this machine's if that is empty.  Raises ConfigError or
+    DeviceError."""
     if state:
         if not Path(state).is_file():
             raise ConfigError(
-                f"there is no emulated box {state}: make one with "
-                f"`{program()} mig emulate a100-40gb:2 --state {state}`"
+                f"there is no emulated box {state}: make one with `{program()} mig emulate a100-40gb:2 --state {state}`"
             )
         emulated.use_box(Path(state))
     session = Nvml()
     try:
-        yield Box(session, cache / "mig", emulated=bool(state))
+        yield GpuBox(session, cache / "mig", emulated=bool(state))
     finally:
         session.close()

@@ -1,16 +1,15 @@
 """From what a GPU has to what a configuration wants, with the fewest changes.
 
-What may stay stays: of all legal ways to place the wanted instances, the one is taken that first spares instances in
-use, then those that are not ours, and then keeps the most of what exists.  Everything else of the GPU has to go,
-because a configuration names all instances of its GPUs.  The same comparison serves `assert` (is anything to change?)
-and `apply` (change it).
+Of all legal ways to place the wanted instances, the one is taken that first spares instances in use, then those that
+are not ours, and then keeps the most of what exists.  Everything else on the GPU is removed, because a configuration
+names all instances of its GPUs.  The same comparison serves `assert` (is anything to change?) and `apply` (change it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clover.cli.mig.files import Group
+from clover.cli.mig.files import ConfigGroup
 from clover.cli.mig.state import GpuState, Instance
 from clover.cli.mig.words import choices, counted, unplaceable
 from clover.types import Placement, Record
@@ -19,11 +18,12 @@ from clover.types import Placement, Record
 class Changes(Record, frozen=True, kw_only=True):
     """What one GPU needs: MIG mode turned to `mode` (None: as it is), instances removed, then made.
 
-    `unplaced`: instances to be made whose places nobody knows yet, because the GPU tells its profiles only with MIG
-    mode on.  `impossible`: why it cannot be done at all, whatever may be changed."""
+    `unplaced`: instances to be made whose places are not known yet, because the GPU reports its profiles only with MIG
+    mode on.  `impossible`: why it cannot be done at all, whatever may be changed.
+    """
 
     gpu: GpuState
-    group: Group
+    group: ConfigGroup
     mode: bool | None = None
     destroy: tuple[Instance, ...] = ()
     create: tuple[Placement, ...] = ()
@@ -37,7 +37,7 @@ class Changes(Record, frozen=True, kw_only=True):
         return self.mode is None and not (self.destroy or self.create or self.unplaced or self.impossible)
 
     def differences(self) -> list[str]:
-        """In sentences, what differs; empty where nothing does."""
+        """Return the differences in sentences; none if there are none."""
         gpu = self.gpu
         found = [f"{gpu.device}: {self.impossible}"] if self.impossible else []
         if self.mode is not None:
@@ -51,7 +51,7 @@ class Changes(Record, frozen=True, kw_only=True):
         return found
 
     def refusals(self, *, mode_changes: bool, force_foreign: bool) -> list[str]:
-        """Return what stands against doing it, each with what would help; empty where it may be done."""
+        """Return what prevents the changes, each with its remedy; none if they may be made."""
         gpu = self.gpu
         if gpu.held and not self.none:
             return [
@@ -73,9 +73,8 @@ class Changes(Record, frozen=True, kw_only=True):
         return {item.placement for item in self.destroy}
 
 
-def compare(gpu: GpuState, group: Group) -> Changes:
-    """Return what `gpu` needs to be as `group` says.  Raises ConfigError where the instances cannot exist on this
-    GPU."""
+def compare(gpu: GpuState, group: ConfigGroup) -> Changes:
+    """Return what `gpu` needs to be as `group` says.  Raises ConfigError if the instances cannot exist on this GPU."""
     if gpu.lost:
         return Changes(gpu=gpu, group=group, impossible="the GPU is lost; it needs a reset, or a reboot of the box")
     if not gpu.supported:
@@ -99,7 +98,7 @@ def compare(gpu: GpuState, group: Group) -> Changes:
     )
 
 
-def _closest(gpu: GpuState, group: Group) -> tuple[Placement, ...]:
+def _closest(gpu: GpuState, group: ConfigGroup) -> tuple[Placement, ...]:
     def spared(target: Sequence[Placement]) -> tuple[int, int, int]:
         stay = [item for item in gpu.instances if item.whole and item.placement in target]
         return sum(bool(item.pids) for item in stay), sum(not item.ours for item in stay), len(stay)

@@ -1,4 +1,4 @@
-"""The command: verbs, their arguments, their exit codes."""
+"""The command `mig`: verbs, their arguments, their exit codes."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from typing import Any
 from rich.console import Console
 
 from clover import terminal
+from clover.cli import CommandParser, CommandRefused
 from clover.cli.mig import applying, emulate, files, listing
 from clover.cli.mig import plan as planning
-from clover.cli.mig.box import Box, opened
+from clover.cli.mig.box import GpuBox, opened
 from clover.cli.mig.changes import Changes, compare
 from clover.cli.mig.drawing import strokes
 from clover.cli.mig.state import HIDDEN, GpuState
 from clover.cli.mig.words import Ask
 from clover.devices import emulated, tables
-from clover.errors import CloverError, ConfigError, DeviceError, PlanError
+from clover.errors import ConfigError, DeviceError, PlanError
 from clover.hints import program
 from clover.profiles import cache_folder
 
 DONE, DIFFERS, USAGE, UNREACHABLE = 0, 1, 2, 3
 NO_FLOOR = 3
 _WIDTH = 140
-"""Columns where standard output is no terminal."""
+"""Columns if standard output is no terminal."""
 
 _EXAMPLES = """\
 examples:
@@ -43,12 +44,8 @@ examples:
 """
 
 
-class Refused(CloverError):
-    """What was asked for is refused as things stand."""
-
-
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     environment = os.environ if environ is None else environ
     words = list(sys.argv[1:] if argv is None else argv)
     words, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, None)
@@ -56,7 +53,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     try:
         given, unknown = parser.parse_known_args(words)
         if unknown:
-            verbs[given.verb].error(f"unrecognised arguments: {' '.join(unknown)}")
+            verbs[given.verb].refuse(unknown)
         if command is not None and given.verb != "emulate":
             verbs[given.verb].error("only emulate takes a command after --")
     except SystemExit as stop:
@@ -64,15 +61,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     given.command, given.environ = command, environment
     handler: Callable[[argparse.Namespace], int] = given.handler
     try:
-        code = handler(given)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader, as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        return handler(given)
     except ConfigError as error:
         return _fail(given, error, USAGE)
-    except (Refused, PlanError) as error:
+    except (CommandRefused, PlanError) as error:
         return _fail(given, error, DIFFERS)
     except DeviceError as error:
         return _fail(given, error, DIFFERS if given.verb in ("plan", "emulate") else UNREACHABLE)
@@ -89,9 +81,11 @@ def _fail(given: argparse.Namespace, error: Exception, code: int) -> int:
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
-def _parser(environ: Mapping[str, str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    about_all = "Look at, set up and plan the MIG layout of a box, real or emulated."
-    parser = argparse.ArgumentParser(
+def _parser(environ: Mapping[str, str]) -> tuple[CommandParser, dict[str, CommandParser]]:
+    about_all = (
+        "List, set up and plan how the GPUs of a machine are split into MIG instances; the GPUs may be emulated."
+    )
+    parser = CommandParser(
         prog=f"{program()} mig",
         description=about_all,
         epilog=_EXAMPLES.format(program=program()),
@@ -103,13 +97,13 @@ def _parser(environ: Mapping[str, str]) -> tuple[argparse.ArgumentParser, dict[s
         "--box",
         metavar="FILE",
         default=environ.get(emulated.STATE, ""),
-        help=f"act on the emulated box with this state file [{emulated.STATE}, or this machine]",
+        help=f"act on the emulated GPUs of this state file [{emulated.STATE}, or this machine]",
     )
     box.add_argument(
         "--cache-dir",
         metavar="DIR",
         default=environ.get("CLOVER_CACHE_DIR", ""),
-        help="where the server keeps which instances are Clover's [CLOVER_CACHE_DIR, or the server's default]",
+        help="folder in which the server keeps which instances are its own [CLOVER_CACHE_DIR, or the server's default]",
     )
     shown = argparse.ArgumentParser(add_help=False)
     shown.add_argument("--json", action="store_true", help="print JSON")
@@ -119,31 +113,33 @@ def _parser(environ: Mapping[str, str]) -> tuple[argparse.ArgumentParser, dict[s
 
     def verb(
         name: str, about: str, handler: Callable[[argparse.Namespace], int], *parents: argparse.ArgumentParser
-    ) -> argparse.ArgumentParser:
+    ) -> CommandParser:
         made = verbs.add_parser(name, help=about, description=about[:1].upper() + about[1:] + ".", parents=parents)
         made.set_defaults(handler=handler)
         return made
 
-    verb("list", "GPUs, MIG mode, instances and whose they are, and the room that is left", _list, box, shown)
+    verb("list", "show GPUs, MIG mode, instances with their owner, and the room that is left", _list, box, shown)
     export = verb("export", "print the present layouts as a layout file", _export, box, shown)
     export.add_argument("--name", default="now", help="name of the configuration [now]")
-    about = "exit 0 if the box matches a configuration, 1 with the differences if not"
+    about = "exit with 0 if the GPUs match a configuration, else with 1 and the differences"
     verb("assert", about, _assert, box, shown, layout)
     apply = verb("apply", "reach a configuration with the fewest changes", _apply, box, shown, layout)
     apply.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
-    apply.add_argument("--yes", action="store_true", help="do not ask")
-    apply.add_argument("--mode-changes", action="store_true", help="turn MIG mode on or off where that differs")
-    apply.add_argument("--force-foreign", action="store_true", help="remove instances, too, that Clover did not make")
-    plan = verb("plan", "what a change of layouts costs while a server serves; changes nothing", _plan, box, shown)
+    apply.add_argument("--yes", action="store_true", help="do not ask before changing")
+    apply.add_argument("--mode-changes", action="store_true", help="also turn MIG mode on or off")
+    apply.add_argument("--force-foreign", action="store_true", help="also remove instances that Clover did not make")
+    plan = verb("plan", "show what a change of layouts costs while a server serves; change nothing", _plan, box, shown)
     form = "as 7g/7g or 3g@4,4x1g (one list a GPU), or with --file a configuration's name"
-    plan.add_argument("before", metavar="FROM", help=f"layouts now, {form}; `now` reads the box")
+    plan.add_argument("before", metavar="FROM", help=f"layouts now, {form}; `now` reads the GPUs")
     plan.add_argument("after", metavar="TO", help="layouts wanted, in the same words")
     plan.add_argument("--gpu", metavar="NAME[:COUNT],...", default="", help="GPUs to plan for [a100-40gb]")
     plan.add_argument("--file", metavar="FILE", default="", help="layout file whose configurations may be named")
     plan.add_argument(
         "--floor", metavar="SHARE", type=float, default=0.0, help="share of all compute slices that must serve on [0]"
     )
-    _emulate_arguments(verb("emulate", "run a program on an emulated box, or act on a running one", _emulate))
+    _emulate_arguments(
+        verb("emulate", "run a program on emulated GPUs, or change GPUs that are being emulated", _emulate)
+    )
     return parser, verbs.choices
 
 
@@ -156,19 +152,28 @@ def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
     )
     emulating.epilog = (
         "FAULT is SYMBOL=ERROR[:gpu=N][:nth=N][:count=N][:probability=P][:seconds=S][:delay=S]: from the nth call of "
-        "the NVML function SYMBOL on, COUNT calls (0: all) answer ERROR; for S seconds; each after a delay."
+        "the NVML function SYMBOL on, `count` calls (0: all) return ERROR, each with this probability and after this "
+        "delay, until so many seconds have passed."
     )
     emulating.add_argument("box", metavar="NAME[:COUNT]", nargs="?", default="", help=", ".join(tables.names()))
-    emulating.add_argument("--state", metavar="FILE", default="", help="keep the box in this file; a kept one goes on")
-    emulating.add_argument("--mig-off", action="store_true", help="a new box has MIG mode off")
-    emulating.add_argument("--unprivileged", action="store_true", help="changes are refused, as without root")
-    emulating.add_argument("--seed", type=int, metavar="N", help="of UUIDs and of faults by chance [differs by box]")
-    emulating.add_argument("--fault", "--inject", action="append", default=[], metavar="FAULT", help="make calls fail")
-    emulating.add_argument("--clear", action="store_true", help="no more faults")
-    emulating.add_argument("--reboot", action="store_true", help="reboot the box: instances go, pending modes come")
-    emulating.add_argument("--lose", action="append", default=[], type=int, metavar="GPU", help="the GPU is lost")
+    emulating.add_argument(
+        "--state", metavar="FILE", default="", help="keep the emulated GPUs in this file; one that exists is continued"
+    )
+    emulating.add_argument("--mig-off", action="store_true", help="create the GPUs with MIG mode off")
+    emulating.add_argument("--unprivileged", action="store_true", help="refuse changes, as for a user without root")
+    emulating.add_argument("--seed", type=int, metavar="N", help="seed of UUIDs and of random faults [differs]")
+    emulating.add_argument(
+        "--fault", "--inject", action="append", default=[], metavar="FAULT", help="make calls fail, as below"
+    )
+    emulating.add_argument("--clear", action="store_true", help="remove all faults")
+    emulating.add_argument(
+        "--reboot", action="store_true", help="reboot: instances vanish, a pending MIG mode takes effect"
+    )
+    emulating.add_argument("--lose", action="append", default=[], type=int, metavar="GPU", help="make a GPU lost")
     emulating.add_argument("--reset", action="append", default=[], type=int, metavar="GPU", help="reset the GPU")
-    emulating.add_argument("--restore", action="append", default=[], type=int, metavar="GPU", help="it answers again")
+    emulating.add_argument(
+        "--restore", action="append", default=[], type=int, metavar="GPU", help="bring back a lost GPU"
+    )
 
 
 def _console() -> Console:
@@ -196,8 +201,8 @@ def _list(given: argparse.Namespace) -> int:
     return DONE
 
 
-def _seen(box: Box) -> tuple[GpuState, ...]:
-    """Return the GPUs, with all that stands on them.  Raises DeviceError where that may not be read."""
+def _seen(box: GpuBox) -> tuple[GpuState, ...]:
+    """Return the GPUs with all their instances.  Raises DeviceError if these may not be read."""
     gpus = box.look()
     if any(gpu.hidden for gpu in gpus):
         raise DeviceError(HIDDEN)
@@ -211,7 +216,7 @@ def _export(given: argparse.Namespace) -> int:
         gpus = _seen(box)
     config, comments = _present(gpus)
     if not config:
-        raise Refused("no GPU of the box has MIG: there is nothing to export")
+        raise CommandRefused("no GPU of the box has MIG: there is nothing to export")
     if given.json:
         _print(files.as_json(given.name, config))
     else:
@@ -229,7 +234,9 @@ def _present(gpus: Sequence[GpuState]) -> tuple[files.Config, list[str]]:
         comments.append(f"GPU {gpu.index}: {gpu.product}, {gpu.uuid}")
         asks = tuple(Ask(profile=item.placement.profile, start=item.placement.start) for item in gpu.instances)
         groups.setdefault((gpu.enabled, asks), []).append(gpu.index)
-    return tuple(files.Group(devices=tuple(at), mig=mig, asks=asks) for (mig, asks), at in groups.items()), comments
+    return tuple(
+        files.ConfigGroup(devices=tuple(at), mig=mig, asks=asks) for (mig, asks), at in groups.items()
+    ), comments
 
 
 def _changes(gpus: Sequence[GpuState], config: files.Config) -> list[Changes]:
@@ -264,7 +271,7 @@ def _apply(given: argparse.Namespace) -> int:
             else:
                 print("\n".join(applying.plan_lines(changes)) if todo else f"nothing to do: the box matches {name}")
             if refusals:
-                raise Refused("refused, nothing was changed:\n  " + "\n  ".join(refusals))
+                raise CommandRefused("refused, nothing was changed:\n  " + "\n  ".join(refusals))
             if todo and not given.json:
                 print("dry run: nothing was changed")
             return DONE
@@ -283,10 +290,10 @@ def _confirm(given: argparse.Namespace, changes: Sequence[Changes]) -> None:
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
-        raise Refused("nothing was changed")
+        raise CommandRefused("nothing was changed")
 
 
-def _carry_out(given: argparse.Namespace, box: Box, answer: dict[str, Any], changes: Sequence[Changes]) -> int:
+def _carry_out(given: argparse.Namespace, box: GpuBox, answer: dict[str, Any], changes: Sequence[Changes]) -> int:
     done: list[str] = []
 
     def say(line: str) -> None:
@@ -305,9 +312,9 @@ def _carry_out(given: argparse.Namespace, box: Box, answer: dict[str, Any], chan
         _print(answer | {"matches": reached, "refused": [], "done": done, "waiting": waiting, "error": error})
     if error:
         after = "what was done stands; the same command takes up from there" if done else "nothing was changed"
-        raise Refused(f"{error} ({after})")
+        raise CommandRefused(f"{error} ({after})")
     if waiting:
-        raise Refused("\n  ".join(["not reached yet:", *waiting]))
+        raise CommandRefused("\n  ".join(["not reached yet:", *waiting]))
     if not given.json:
         print(f"the box matches {answer['config']}")
     return DONE
@@ -364,7 +371,7 @@ def _emulate(given: argparse.Namespace) -> int:
 
 
 def _box_at(given: argparse.Namespace, state: Path) -> bool:
-    """Make the box, or see that it is there; whether it was made."""
+    """Make the emulated GPUs, or check that they exist; return whether they were made."""
     if not given.box:
         if given.mig_off or given.unprivileged or given.seed is not None:
             raise ConfigError("--mig-off, --unprivileged and --seed are for a new box: name its GPU, as a100-40gb:2")

@@ -48,7 +48,7 @@ ASCII = Strokes(top="+++", bottom="+++", line="-", side="|", free=".", full="#",
 
 
 def strokes(encoding: str | None = None) -> Strokes:
-    """Return lines where standard output's `encoding` has them."""
+    """Return lines if standard output's `encoding` has them."""
     try:
         "".join(map(str, (LINES.top, LINES.bottom, LINES.line, LINES.side, LINES.free, LINES.full))).encode(
             encoding or getattr(sys.stdout, "encoding", None) or "ascii"
@@ -59,7 +59,7 @@ def strokes(encoding: str | None = None) -> Strokes:
 
 
 def width_for(blocks: Sequence[Block]) -> int:
-    """Return columns a memory slice needs so that every name fits."""
+    """Return columns that a memory slice needs so that every name fits."""
     return max([_LEAST, *(-(-(len(block.name) + 1) // block.size) for block in blocks)])
 
 

@@ -1,8 +1,8 @@
-"""An emulated box for any program: the NVML it loads answers from a state file instead of a driver.
+"""Emulated GPUs for any program: the NVML that it loads answers from a state file instead of a driver.
 
 A program finds NVML by asking the loader for `libnvidia-ml.so.1`.  A folder in which that name leads to Clover's
-emulated library, put in front of LD_LIBRARY_PATH, is therefore all it takes; CLOVER_NVML_STATE tells the library which
-box it is.  Nothing of the program changes, and nothing outside it: another terminal sees another box, or none.
+emulated library, put in front of LD_LIBRARY_PATH, is therefore all it takes; CLOVER_NVML_STATE names the state file to
+the library.  Nothing of the program changes, and nothing outside it: another terminal sees other GPUs, or none.
 
 The program runs under a small process of its own (`supervise`), which passes signals on and cleans up.
 """
@@ -35,7 +35,7 @@ _FAULT_FIELDS: dict[str, tuple[str, type]] = {
 
 
 def parse_box(text: str) -> tuple[str, int]:
-    """Return table and number of GPUs of NAME[:COUNT]; ConfigError where it is not that."""
+    """Return table and number of GPUs of NAME[:COUNT]; ConfigError if `text` is not of this form."""
     found = _BOX.fullmatch(text.lower())
     if found is None or (found["count"] and int(found["count"]) < 1):
         raise ConfigError(f"{text!r} must read NAME:COUNT, as a100-40gb:2")
@@ -43,7 +43,7 @@ def parse_box(text: str) -> tuple[str, int]:
 
 
 def parse_fault(text: str) -> emulated.Fault:
-    """Return the fault of SYMBOL=ERROR[:KEY=VALUE]...; ConfigError where it is not that."""
+    """Return the fault of SYMBOL=ERROR[:KEY=VALUE]...; ConfigError if `text` is not of this form."""
     head, *rest = text.split(":")
     symbol, equals, error = head.partition("=")
     form = "must read SYMBOL=ERROR[:KEY=VALUE]..., as nvmlDeviceCreateGpuInstanceWithPlacement=IN_USE:gpu=0:count=3"
@@ -64,7 +64,7 @@ def parse_fault(text: str) -> emulated.Fault:
 
 
 def run(command: Sequence[str], state: Path, environ: Mapping[str, str], *, remove: Sequence[Path] = ()) -> NoReturn:
-    """Become `command` on the box of `state`, and `remove` folders when it has ended.  Raises DeviceError."""
+    """Become `command` on the GPUs of `state`, and `remove` folders when it has ended.  Raises DeviceError."""
     library = emulated.library()
     folder = tempfile.mkdtemp(prefix="clover-nvml-")
     os.symlink(library, Path(folder, emulated.SONAME))

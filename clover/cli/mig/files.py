@@ -40,7 +40,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _FORMS = {"configs": "this form", "mig-configs": "mig-parted's form"}
 
 
-class Group(Record, frozen=True, kw_only=True):
+class ConfigGroup(Record, frozen=True, kw_only=True):
     """The GPUs `devices` (None: all), with MIG mode on or off and all their instances."""
 
     devices: tuple[int, ...] | None = None
@@ -48,11 +48,11 @@ class Group(Record, frozen=True, kw_only=True):
     asks: Asks = ()
 
 
-Config = tuple[Group, ...]
+Config = tuple[ConfigGroup, ...]
 
 
 class _Written(Record, frozen=True, kw_only=True):
-    """A group as it is written."""
+    """A group as a file writes it."""
 
     devices: Literal["all"] | list[int] = "all"
     mig: bool = True
@@ -60,7 +60,7 @@ class _Written(Record, frozen=True, kw_only=True):
 
 
 class _Parted(Record, frozen=True, kw_only=True, rename={"mig": "mig-enabled", "profiles": "mig-devices"}):
-    """A group in mig-parted's words."""
+    """A group in mig-parted's form."""
 
     devices: Literal["all"] | list[int]
     mig: bool
@@ -91,7 +91,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def parse(text: str) -> dict[str, Config]:
-    """Return the configurations of a text, which is JSON where it starts with a brace and TOML otherwise."""
+    """Return the configurations of a text, which is JSON if it starts with a brace and TOML otherwise."""
     try:
         found = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -130,7 +130,7 @@ def _config(form: str, name: str, value: Any) -> Config:
     return tuple(groups)
 
 
-def _group(form: str, where: str, value: Any) -> Group:
+def _group(form: str, where: str, value: Any) -> ConfigGroup:
     record: type[_Written | _Parted] = _Parted if form == "mig-configs" else _Written
     if isinstance(value, dict):
         known = msgspec.structs.fields(record)
@@ -153,7 +153,7 @@ def _group(form: str, where: str, value: Any) -> Group:
         asks = _asks(written.profiles)
     except ConfigError as error:
         raise ConfigError(f"{where}.profiles: {error}") from error
-    return Group(devices=devices, mig=written.mig, asks=asks)
+    return ConfigGroup(devices=devices, mig=written.mig, asks=asks)
 
 
 def _asks(profiles: Mapping[str, int] | Sequence[str]) -> Asks:
@@ -173,7 +173,7 @@ def _asks(profiles: Mapping[str, int] | Sequence[str]) -> Asks:
 
 
 def choose(configs: Mapping[str, Config], name: str) -> tuple[str, Config]:
-    """Return the configuration of that name, or the only one where none is given.  Raises ConfigError."""
+    """Return the configuration of that name, or the only one if no name is given.  Raises ConfigError."""
     if not name:
         if len(configs) > 1:
             raise ConfigError(f"say which configuration with --config: {', '.join(configs)}")
@@ -184,10 +184,10 @@ def choose(configs: Mapping[str, Config], name: str) -> tuple[str, Config]:
     return name, configs[name]
 
 
-def of_gpus(config: Config, count: int) -> dict[int, Group]:
-    """Return which group each GPU of a box of `count` belongs to; GPUs that none names are left out.  Raises
-    ConfigError where it names a GPU that is not there."""
-    found: dict[int, Group] = {}
+def of_gpus(config: Config, count: int) -> dict[int, ConfigGroup]:
+    """Return which group each of `count` GPUs belongs to; GPUs that no group names are left out.  Raises ConfigError if
+    it names a GPU that does not exist."""
+    found: dict[int, ConfigGroup] = {}
     for group in config:
         for index in range(count) if group.devices is None else group.devices:
             if index >= count:
@@ -214,7 +214,7 @@ def as_toml(name: str, config: Config, comments: Sequence[str] = ()) -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _plain(group: Group) -> dict[str, Any]:
+def _plain(group: ConfigGroup) -> dict[str, Any]:
     devices: Any = "all" if group.devices is None else list(group.devices)
     if not group.mig:
         return {"devices": devices, "mig": False}
@@ -227,6 +227,6 @@ def _value(value: Any) -> str:
     return json.dumps(value)
 
 
-def described(group: Group) -> str:
+def described(group: ConfigGroup) -> str:
     """Return a group in a few words: "3g.20gb, 2 x 1g.5gb" or "MIG off"."""
     return counted(map(str, group.asks)) if group.mig else "MIG off"

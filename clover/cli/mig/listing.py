@@ -1,4 +1,4 @@
-"""`list`: a box for people. A line a GPU, its slices drawn, its instances, and what still fits."""
+"""`list`: the GPUs for people. A line for each GPU, its slices drawn, its instances, and what still fits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CELL = 7
 
 
 def show(gpus: Sequence[GpuState], console: Console, ink: Strokes, *, emulated: bool) -> None:
-    """Print the box."""
+    """Print the GPUs."""
     if not gpus:
         say(console, "the driver shows no GPU")
     width = max([_CELL, *(width_for(_blocks(gpu)) for gpu in gpus)])
@@ -50,7 +50,7 @@ def _blocks(gpu: GpuState) -> list[Block]:
 
 
 def say(console: Console, text: Text | str) -> None:
-    """One line as it is: neither wrapped, cut nor read as markup."""
+    """Print one line as it is: neither wrapped, cut nor read as markup."""
     console.print(Text(text) if isinstance(text, str) else text, soft_wrap=True, highlight=False)
 
 

@@ -1,11 +1,11 @@
-"""`plan`: what a change of layouts costs a server that serves meanwhile, worked out without touching anything.
+"""`plan`: what a change of layouts costs a server that serves meanwhile, computed without touching anything.
 
-Each instance is taken to hold one worker, and a worker to be worth its compute slices.  The steps are those the
+Each instance is assumed to hold one worker, and a worker to be worth its compute slices.  The steps are those that the
 controller would take (`clover.planning.transition.steps`), under a floor given as a share of all compute slices of the
-box, as `controller.capacity_floor` is a share of what BASE serves.
+GPUs, as `controller.capacity_floor` is a share of what BASE serves.
 
-Lists in words are wishes: which GPU takes which is chosen, among GPUs of one kind, such that the most keeps serving.
-Where a start is given anywhere (`3g@4`), and in files, each list means its own GPU.
+Lists in words are wishes: which GPU gets which list is chosen, among GPUs of one kind, such that the most keeps
+serving.  If any start is given (`3g@4`), and in files, each list means its own GPU.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _WIDE, _LEAST_STEP = 100, 24
 """Columns of a console that has room for the whole bar; and that the words of a step get at least."""
 
 
-class Board(Record, frozen=True, kw_only=True):
-    """A GPU to plan on."""
+class PlannedGpu(Record, frozen=True, kw_only=True):
+    """A GPU to plan for."""
 
     device: str
     product: str
@@ -61,7 +61,7 @@ class Wish(Record, frozen=True, kw_only=True):
 
     @property
     def gpus(self) -> int:
-        """How many GPUs it speaks of."""
+        """How many GPUs it names."""
         named = [index for group in self.config for index in group.devices or ()]
         return max([len(self.words), *(index + 1 for index in named), 1])
 
@@ -73,7 +73,7 @@ Layout = dict[str, tuple[Placement, ...]]
 class Planned(Record, frozen=True, kw_only=True):
     """The answer: the transition and its stages, the state before them first."""
 
-    boards: tuple[Board, ...]
+    boards: tuple[PlannedGpu, ...]
     share: float
     total: int
     transition: Transition
@@ -94,9 +94,9 @@ class Planned(Record, frozen=True, kw_only=True):
 # --- what is to be planned ------------------------------------------------------------------------------------------
 
 
-def boards_of(text: str, wanted: int) -> tuple[Board, ...]:
-    """Return the GPUs of NAME[:COUNT][,NAME[:COUNT]]...; where no count is given, `wanted`.  Raises ConfigError."""
-    found: list[Board] = []
+def boards_of(text: str, wanted: int) -> tuple[PlannedGpu, ...]:
+    """Return the GPUs of NAME[:COUNT][,NAME[:COUNT]]...; `wanted` of them if no count is given.  Raises ConfigError."""
+    found: list[PlannedGpu] = []
     parts = text.split(",")
     for part in parts:
         name, count = parse_box(part)
@@ -107,7 +107,7 @@ def boards_of(text: str, wanted: int) -> tuple[Board, ...]:
         profiles = {profile.name: profile for profile in tables.slice_profiles(table, base_only=False)}
         for _ in range(max(count, wanted) if ":" not in part and len(parts) == 1 else count):
             found.append(
-                Board(
+                PlannedGpu(
                     device=f"gpu{len(found)}",
                     product=table.product,
                     compute=table.compute_slices,
@@ -118,14 +118,13 @@ def boards_of(text: str, wanted: int) -> tuple[Board, ...]:
     return tuple(found)
 
 
-def present(gpus: Sequence[GpuState]) -> tuple[tuple[Board, ...], Layout]:
-    """Return the GPUs of a box that can be planned for, those with MIG mode on, and what they have.  Raises
-    ConfigError."""
+def present(gpus: Sequence[GpuState]) -> tuple[tuple[PlannedGpu, ...], Layout]:
+    """Return the GPUs that can be planned for, those with MIG mode on, and their instances.  Raises ConfigError."""
     able = [gpu for gpu in gpus if gpu.enabled and not gpu.lost]
     if not able:
         raise ConfigError("no GPU of the box has MIG mode on: `list` says more")
     boards = tuple(
-        Board(
+        PlannedGpu(
             device=gpu.device,
             product=gpu.product,
             compute=gpu.compute_slices,
@@ -149,8 +148,8 @@ def wish_of(text: str, configs: Mapping[str, files.Config]) -> Wish:
         raise ConfigError(f"{error}; or, with --file, the name of a configuration") from error
 
 
-def lists_for(boards: Sequence[Board], wish: Wish) -> Sequence[Asks | None]:
-    """Return one list for each of `boards`; None where a configuration leaves a GPU alone.  Raises ConfigError."""
+def lists_for(boards: Sequence[PlannedGpu], wish: Wish) -> Sequence[Asks | None]:
+    """Return one list for each of `boards`; None if a configuration leaves a GPU alone.  Raises ConfigError."""
     if wish.config:
         numbers = [int(board.device.removeprefix("gpu")) for board in boards]
         groups = files.of_gpus(wish.config, 1 + max(numbers))
@@ -168,8 +167,8 @@ def lists_for(boards: Sequence[Board], wish: Wish) -> Sequence[Asks | None]:
     return list(wish.words)
 
 
-def place_first(boards: Sequence[Board], wish: Wish) -> Layout:
-    """Return each list on its GPU, at the first places it has.  Raises ConfigError where one has none."""
+def place_first(boards: Sequence[PlannedGpu], wish: Wish) -> Layout:
+    """Return each list on its GPU, at the first places that fit.  Raises ConfigError if one does not fit."""
     found: Layout = {}
     for board, asks in zip(boards, lists_for(boards, wish), strict=True):
         if asks is None:
@@ -178,9 +177,9 @@ def place_first(boards: Sequence[Board], wish: Wish) -> Layout:
     return found
 
 
-def place_best(boards: Sequence[Board], wish: Wish, before: Layout) -> Layout:
-    """Return each list on a GPU such that most of `before` keeps serving; on its own one where the wish is fixed.
-    Raises ConfigError where a list has no place."""
+def place_best(boards: Sequence[PlannedGpu], wish: Wish, before: Layout) -> Layout:
+    """Return each list on a GPU such that most of `before` keeps serving; on its own one if the wish is fixed.  Raises
+    ConfigError if a list does not fit."""
     lists = [
         asks if asks is not None else tuple(Ask(profile=p.profile, start=p.start) for p in before[board.device])
         for board, asks in zip(boards, lists_for(boards, wish), strict=True)
@@ -204,7 +203,7 @@ def place_best(boards: Sequence[Board], wish: Wish, before: Layout) -> Layout:
     return found
 
 
-def _choices(board: Board, asks: Asks) -> Iterator[tuple[Placement, ...]]:
+def _choices(board: PlannedGpu, asks: Asks) -> Iterator[tuple[Placement, ...]]:
     found = choices(asks, board.profiles, device=board.device, compute=board.compute)
     first = next(found, None)
     if first is None:
@@ -215,11 +214,11 @@ def _choices(board: Board, asks: Asks) -> Iterator[tuple[Placement, ...]]:
 
 
 def worker(place: Placement) -> Assignment:
-    """Return the worker that an instance is taken to hold."""
+    """Return the worker that an instance is assumed to hold."""
     return Assignment(placement=place, family=_WORKER, variant=_WORKER, backend="")
 
 
-def _shape(board: Board, layouts: Sequence[tuple[Placement, ...]]) -> DeviceShape:
+def _shape(board: PlannedGpu, layouts: Sequence[tuple[Placement, ...]]) -> DeviceShape:
     return DeviceShape(device=board.device, kind="mig", layouts=tuple(layouts), slices=board.compute, overlap=False)
 
 
@@ -227,12 +226,12 @@ def _shape(board: Board, layouts: Sequence[tuple[Placement, ...]]) -> DeviceShap
 
 
 def plan(
-    boards: Sequence[Board],
+    boards: Sequence[PlannedGpu],
     before: Layout,
     after: Layout,
     share: float,
 ) -> Planned:
-    """Return the transition from `before` to `after`, holding `share` of all compute slices where that is possible."""
+    """Return the transition from `before` to `after`, holding `share` of all compute slices if that is possible."""
     total = sum(board.compute for board in boards)
     running, target = ([worker(place) for places in state.values() for place in places] for state in (before, after))
     durations = StepSeconds()
@@ -394,7 +393,9 @@ def _width(found: Planned) -> int:
     )
 
 
-def _draw(title: str, view: StageView, boards: Sequence[Board], width: int, console: Console, ink: Strokes) -> None:
+def _draw(
+    title: str, view: StageView, boards: Sequence[PlannedGpu], width: int, console: Console, ink: Strokes
+) -> None:
     serving = {item.placement for item in view.routed}
     for number, board in enumerate(boards):
         blocks = [

@@ -1,4 +1,4 @@
-"""What a box has: its GPUs, their MIG mode and their instances, as records."""
+"""What a machine has, as records: its GPUs, their MIG mode and their instances."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HIDDEN = (
 
 class Instance(Record, frozen=True, kw_only=True):
     """A GPU instance.  `uuid` names its MIG device; `whole` says that one compute instance takes all of it, which is
-    how Clover uses instances.  `pids`: processes on it, as far as the driver tells."""
+    how Clover uses instances.  `pids`: processes on it, as far as the driver reports them."""
 
     placement: Placement
     uuid: str
@@ -32,7 +32,7 @@ class Instance(Record, frozen=True, kw_only=True):
 
     @property
     def remark(self) -> str:
-        """What else there is to know, as " (foreign, in use by 4711)"; empty where there is nothing."""
+        """Owner and use in brackets, as " (foreign, in use by 4711)"; empty if there is nothing to note."""
         parts = [] if self.ours else ["foreign"]
         if self.pids:
             parts.append(f"in use by {', '.join(map(str, self.pids))}")
@@ -40,10 +40,10 @@ class Instance(Record, frozen=True, kw_only=True):
 
 
 class GpuState(Record, frozen=True, kw_only=True):
-    """One GPU.  `enabled` is its MIG mode now, `pending` the one after its next reset; `needs_reset` says that a
-    change of mode waits for one.  `profiles` are known only while MIG mode is on; `hidden`: who asks may not see the
-    instances.  `holder`: the process of the Clover server that has the GPU (0: one that is not to be seen from here;
-    None: nobody has it)."""
+    """One GPU.  `enabled` is its MIG mode now, `pending` the one after its next reset; `needs_reset` says that a change
+    of mode waits for one.  `profiles` are known only while MIG mode is on; `hidden`: the user may not see the
+    instances.  `holder`: the process of the Clover server that has the GPU (0: one that is not visible from here; None:
+    no server has it)."""
 
     device: str
     index: int
@@ -64,20 +64,20 @@ class GpuState(Record, frozen=True, kw_only=True):
 
     @property
     def mode(self) -> str:
-        """MIG mode in words, with what comes after the next reset where that is something else."""
+        """MIG mode in words, with the mode after the next reset if that differs."""
         words = ("off", "on")
         waits = f" until the next reset, then {words[self.pending]}" if self.pending != self.enabled else ""
         return words[self.enabled] + waits
 
     @property
     def held(self) -> str:
-        """By whom, in words; empty where by nobody."""
+        """Which server holds the GPU, in words; empty if none does."""
         if self.holder is None:
             return ""
         return f"a Clover server has it (process {self.holder})" if self.holder else "a Clover server has it"
 
     def room(self) -> dict[str, int]:
-        """Return how many more instances of each profile fit beside what is there (each profile for itself)."""
+        """Return how many more instances of each profile fit beside the present ones (each profile for itself)."""
         taken = [(item.placement.start, item.placement.size) for item in self.instances]
         used = sum(self.profiles[item.placement.profile].slices for item in self.instances)
         media = any(self.profiles[item.placement.profile].media for item in self.instances)
@@ -94,7 +94,7 @@ class GpuState(Record, frozen=True, kw_only=True):
         return found
 
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the GPU as JSON."""
         return {
             "device": self.device,
             "index": self.index,

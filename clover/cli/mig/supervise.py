@@ -1,12 +1,12 @@
-"""Runs a command, passes signals on to it, and cleans up behind it: `supervise.py [FOLDER]... -- COMMAND...`.
+"""Runs a command, passes signals on to it, and cleans up after it: `supervise.py [FOLDER]... -- COMMAND...`.
 
-It is started by its path, in place of the process that prepared everything, because it must be alone: with a second
-thread (numerical libraries start some when they are imported) a signal may be taken by a thread that nobody asks.
-Here all signals are blocked and waited for, so none is lost, and it is known who sent each.
+It is started by its path, in place of the process that prepared everything, because it must have one thread only:
+otherwise (numerical libraries start threads when they are imported) a signal may be taken by another thread.  Here all
+signals are blocked and waited for, so none is lost, and the sender of each is known.
 
 That matters for one case: Ctrl-C in a terminal reaches the whole foreground group, the command included, and a second
-copy of it means "at once" to many servers.  So what the kernel sent is left alone, and what a process sent to this one
-is passed on.
+copy of it means "at once" to many servers.  So signals sent by the kernel are not passed on, and those sent by a
+process are.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _BY_A_PROCESS = 0
 
 
 def main(words: list[str]) -> int:
-    """Run the command; its exit code, or 128 + N where signal N ended it."""
+    """Run the command and return its exit code, or 128 + N if signal N ended it."""
     at = words.index("--")
     try:
         return run(words[at + 1 :])
@@ -38,7 +38,7 @@ def main(words: list[str]) -> int:
 
 
 def run(command: list[str]) -> int:
-    """Run `command` until it ends; its exit code, 126 or 127 as of a shell where it cannot be run."""
+    """Run `command` until it ends and return its exit code; 126 or 127, as a shell does, if it cannot be run."""
     watched = {*_PASSED_ON, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     try:

@@ -5,9 +5,9 @@
     INSTANCE  = [ N "x" ] PROFILE [ "@" START ]
     PROFILE   = a name of the GPU, as 3g.20gb, or its short form without the memory, as 3g, 1g+me
 
-`2x3g` are two instances of the smallest profile with three compute slices, wherever they fit; `3g.20gb@4` is one whose
-first memory slice is 4.  Names mean something only on a GPU with its table of profiles: a `3g` is `3g.20gb` on one
-board and `3g.40gb` on another.
+`2x3g` are two instances of the smallest profile with three compute slices, at any place that fits; `3g.20gb@4` is one
+whose first memory slice is 4.  Names mean something only on a GPU with its table of profiles: a `3g` is `3g.20gb` on
+one GPU and `3g.40gb` on another.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INSTANCE = re.compile(rf"(?:(?P<count>\d{{1,2}})\s*x\s*)?(?P<profile>{_NAME})(?
 
 
 class Ask(Record, frozen=True, kw_only=True):
-    """One instance asked for: a profile, at a memory slice or (None) wherever it fits."""
+    """One instance asked for: a profile, at a memory slice or (None) at any place that fits."""
 
     profile: str
     start: int | None = None
@@ -44,19 +44,19 @@ Asks = tuple[Ask, ...]
 
 
 def parse_layout(text: str) -> tuple[Asks, ...]:
-    """Return one list of instances a GPU; ConfigError where `text` is not a LAYOUT."""
+    """Return one list of instances a GPU; ConfigError if `text` is not a LAYOUT."""
     return tuple(parse_list(part) for part in text.split("/"))
 
 
 def parse_list(text: str) -> Asks:
-    """Return the instances of one GPU; ConfigError where `text` is not a LIST."""
+    """Return the instances of one GPU; ConfigError if `text` is not a LIST."""
     if text.strip() == EMPTY:
         return ()
     return tuple(ask for part in text.split(",") for ask in parse_instance(part))
 
 
 def parse_instance(text: str) -> Asks:
-    """Return one INSTANCE, as many times as it says; ConfigError where `text` is not one."""
+    """Return one INSTANCE, as many times as it says; ConfigError if `text` is not one."""
     found = _INSTANCE.fullmatch(text.strip().lower())
     if found is None:
         raise ConfigError(
@@ -72,7 +72,7 @@ def parse_instance(text: str) -> Asks:
 
 
 def resolve(name: str, profiles: Mapping[str, SliceProfile]) -> SliceProfile:
-    """Return the profile of a GPU that `name` means there; ConfigError naming those it has."""
+    """Return the profile that `name` means on a GPU; ConfigError names those it has."""
     if name in profiles:
         return profiles[name]
     asked = _PROFILE.fullmatch(name)
@@ -97,7 +97,7 @@ def choices(
     blocked: Sequence[tuple[int, int]] = (),
 ) -> Iterator[tuple[Placement, ...]]:
     """Yield every legal way to place `asks` on a GPU beside the `blocked` (start, size) intervals, each sorted by
-    start. ConfigError where a name means nothing or a start is not one of its profile's."""
+    start.  ConfigError if a name means nothing or a start is not one of its profile's."""
     wanted: list[tuple[SliceProfile, tuple[int, ...]]] = []
     for ask in asks:
         profile = resolve(ask.profile, profiles)
@@ -131,7 +131,7 @@ def choices(
 
 
 def unplaceable(asks: Sequence[Ask], profiles: Mapping[str, SliceProfile], *, compute: int, where: str) -> ConfigError:
-    """Return the error for `asks` that have no place together on a GPU, empty as it may be."""
+    """Return the error for `asks` that do not fit together on a GPU, even an empty one."""
     why = _why_not(asks, profiles, compute)
     return ConfigError(f"{counted(map(str, asks))} cannot exist together on {where}: {why}")
 

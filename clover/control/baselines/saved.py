@@ -1,6 +1,6 @@
-"""What was saved, always with against what, and how either side is known: for state, metrics and people.
+"""What was saved compared with BASE and fixed mixes, and how either side is known: for state, metrics and people.
 
-Nothing is said before something was served.  A saving may be negative, and then says so.
+There is no figure before something was served.  A saving may be negative, and the text then says "lost".
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from clover.control.baselines.shadow import Shadow, Sums
+from clover.control.baselines.shadow import ComparisonSums, Shadow
 
 KINDS = ("base", "static", "matched")
 
 
 class Compared(NamedTuple):
-    """What a model emitted beside what a shadow of it would have, idle included: one comparison for the metrics."""
+    """One comparison for the metrics: what a model used and emitted, and what its shadow would have, idle included.
+    `points`: accuracy given up, in percentage points."""
 
     model: str
     against: str
@@ -26,8 +27,8 @@ class Compared(NamedTuple):
     points: float
 
 
-def sums_of(shadow: Shadow, kind: str) -> Sums:
-    """Return the sums of that comparison."""
+def sums_of(shadow: Shadow, kind: str) -> ComparisonSums:
+    """Return the sums of the comparison with the shadow of that kind."""
     return {"base": shadow.on_base, "static": shadow.static}.get(kind) or shadow.matched
 
 
@@ -40,7 +41,7 @@ def saved(shadow: Shadow | None) -> dict[str, Any] | None:
     for kind in KINDS:
         sums = sums_of(shadow, kind)
         words = shadow.base.words if shadow.base is not None else "no device now"
-        out[kind] = _told(kind, sums, words, label, shadow.rows - sums.rows) if sums.rows else None
+        out[kind] = _comparison(kind, sums, words, label, shadow.rows - sums.rows) if sums.rows else None
     return out
 
 
@@ -52,13 +53,13 @@ def saved_by_all(shadows: Iterable[Shadow]) -> dict[str, Any] | None:
     label, rows = label_of(having), sum(shadow.rows for shadow in having)
     out: dict[str, Any] = {"rows": rows, "label": label}
     for kind in KINDS:
-        total = Sums()
+        total = ComparisonSums()
         for shadow in having:
             for name, value in vars(sums_of(shadow, kind)).items():
                 setattr(total, name, getattr(total, name) + value)
         only = having[0].base if len(having) == 1 else None
         words = only.words if only is not None else "of each model"
-        out[kind] = _told(kind, total, words, label, rows - total.rows) if total.rows else None
+        out[kind] = _comparison(kind, total, words, label, rows - total.rows) if total.rows else None
     return out
 
 
@@ -81,7 +82,7 @@ def compared(shadows: Mapping[str, Shadow]) -> Iterator[Compared]:
 
 
 def label_of(shadows: Iterable[Shadow]) -> str:
-    """Return how a saving is known.  Its shadow is always modelled; what served may be measured."""
+    """Return how a saving is known, in words.  The shadow is always modelled; what was served may be measured."""
     shadows = list(shadows)
     methods = {method for shadow in shadows for method in shadow.methods}
     profiles = {item.energy_method for shadow in shadows for item in shadow.family.profile.latency}
@@ -91,8 +92,8 @@ def label_of(shadows: Iterable[Shadow]) -> str:
     return f"{word}, analytical profile" if "analytical" in profiles else word
 
 
-def _told(kind: str, sums: Sums, words: str, label: str, left_out: int) -> dict[str, Any]:
-    """Return one comparison.  `words`: what BASE is."""
+def _comparison(kind: str, sums: ComparisonSums, words: str, label: str, left_out: int) -> dict[str, Any]:
+    """Return one comparison.  `words`: the deployment that BASE is; `left_out`: rows without a shadow."""
     emitted_g, shadow_g = sums.served_g + sums.idle_g, sums.shadow_g + sums.idle_g
     used_j, shadow_j = sums.served_j + sums.idle_j, sums.shadow_j + sums.idle_j
     accuracy, shadow_accuracy = sums.right / sums.rows, sums.shadow_right / sums.rows
@@ -102,7 +103,7 @@ def _told(kind: str, sums: Sums, words: str, label: str, left_out: int) -> dict[
         "matched": f"the best fixed mix at {shadow_accuracy:.2f} %, as served",
     }[kind]
     alike = f"{words}, equal load and hardware" if kind == "base" else "equal load and hardware"
-    told: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "against": f"{name}: {alike}, {label}",
         "grams": shadow_g - emitted_g,
         "part": _part(shadow_g, emitted_g),
@@ -119,15 +120,15 @@ def _told(kind: str, sums: Sums, words: str, label: str, left_out: int) -> dict[
         "rows_left_out": left_out,
         "rows_beyond_shadow": sums.beyond,
     }
-    return told | {"words": _words(told, name, f"{label}; {alike}")}
+    return figures | {"words": _words(figures, name, f"{label}; {alike}")}
 
 
 def _part(shadow: float, served: float) -> float | None:
     return (shadow - served) / shadow if shadow > 0.0 else None
 
 
-def _words(told: Mapping[str, Any], name: str, known: str) -> str:
-    part, without, points = told["part"], told["part_without_idle"], told["accuracy_given_up"]
+def _words(figures: Mapping[str, Any], name: str, known: str) -> str:
+    part, without, points = figures["part"], figures["part_without_idle"], figures["accuracy_given_up"]
     if part is None:
         return f"nothing was emitted, by itself or by {name} ({known})"
     text = f"{_percent(part)} of the gCO2e of {name} ({known})"
@@ -135,11 +136,11 @@ def _words(told: Mapping[str, Any], name: str, known: str) -> str:
         text += f", {_percent(without)} without idle power"
     if abs(points) >= 0.005:
         text += f"; {abs(points):.2f} points of accuracy {'given up' if points > 0.0 else 'gained'}"
-    if told["rows_beyond_shadow"]:
-        beyond = 100.0 * told["rows_beyond_shadow"] / told["rows"]
+    if figures["rows_beyond_shadow"]:
+        beyond = 100.0 * figures["rows_beyond_shadow"] / figures["rows"]
         text += f"; it could not have served the load of {beyond:.0f} % of the rows, counted at its longest batches"
-    if told["rows_left_out"]:
-        text += f"; {told['rows_left_out']:.0f} rows left out, for which there was no shadow"
+    if figures["rows_left_out"]:
+        text += f"; {figures['rows_left_out']:.0f} rows left out, for which there was no shadow"
     return text
 
 

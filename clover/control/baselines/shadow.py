@@ -1,6 +1,6 @@
-"""The shadow of a family: what the rows it served would have drawn on BASE and on the best fixed mix, added up.
+"""The shadow of a family: what the rows it served would have used on BASE and on the best fixed mix, added up.
 
-Every window of the account is laid beside its shadows (`planning.budget.counterfactual`) as it is closed, at the
+Every window of the account is compared with its shadows (`planning.budget.counterfactual`) as it is closed, at the
 intensity and PUE of its energy.  Sums begin with the server and are lost with it.
 
     BASE      at the load of the window
@@ -12,9 +12,10 @@ yesterday's windows are closed.  So of the mixes of *every* accuracy the sums ar
 off where the accuracy that a mix has reached is the one served.
 
 Idle joules are the same on both sides: those of the family's workers and, of what no worker holds, those of its GPUs or
-its share of the core-sets.  Active joules of windows in which no batch ended belong to nobody, and are on neither side.
+its share of the core-sets.  Active joules of windows in which no batch ended belong to no family, and are on neither
+side.
 
-The best fixed mixes are the solver process's work: they are asked for where the load is more than a rate step away from
+The best fixed mixes are the solver process's work: they are asked for if the load is more than a rate step away from
 every load they are known for, at most every `ASK_S` (a plan that is wanted meanwhile waits for the answer, some tenths
 of a second), and then read at the load of each window.  Windows before the first answer, or at a load that no mix
 serves within the targets, are left out of static and matched, on both sides, and counted.
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 from clover.accounting import Share, Span
 from clover.control.family import Family
 from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, lanes_of, line, mix_of
-from clover.planning.budget.price import targeted
+from clover.planning.budget.target import target_from
 from clover.planning.model.problem import LEAST_RATE, accuracies
 from clover.types import DeviceShape, Method, ObjectiveConfig, configuration_of
 
@@ -49,7 +50,7 @@ _FEW = 100
 
 
 @dataclass
-class Sums:
+class ComparisonSums:
     """What one comparison covers.  `served` and `shadow` are active energy; idle energy is the same for both.  `right`:
     rows x accuracy; `beyond`: rows at loads that the shadow could not have served."""
 
@@ -80,11 +81,12 @@ class Spectrum:
 
     @classmethod
     def over(cls, accuracy: Sequence[float]) -> Spectrum:
-        """For variants of these accuracies, which are points of the grid."""
+        """Return an empty spectrum for variants of these accuracies (percent), which are points of its grid."""
         return cls(np.unique([*np.linspace(min(accuracy), max(accuracy), _GRID), *accuracy]))
 
     def add(self, rows: int, corners: Floats, a_row: Floats, line: tuple[float, float], grams_per_j: float) -> None:
-        """A window: accuracies and joules a row at the corners of its frontier, and the line over the latter."""
+        """Add a window of `rows`: `corners` and `a_row` are accuracies and joules a row at the corners of its frontier,
+        `line` (offset, slope) maps modelled to metered joules."""
         offset, slope = line
         joules = offset + slope * np.interp(self.asked, corners, a_row)
         self.right += rows * np.clip(self.asked, corners[0], corners[-1])
@@ -114,15 +116,15 @@ class Shadow:
         self.methods: set[Method] = set()
         """Of the joules that were served with."""
         self.rows = 0
-        self.on_base = Sums()
-        self.static = Sums()
+        self.on_base = ComparisonSums()
+        self.static = ComparisonSums()
         self._known_rows = 0
         self._right = 0.0
         self._spectrum = Spectrum.over(list(self.accuracy.values()))
         self._frontiers: dict[int, Frontier] = {}
         self._asked_s = -math.inf
         self._holds: tuple[object, ...] = ()
-        self._standing: object = None
+        self._deployed: object = None
         self._lanes = lanes_of(family.profile, ())
         self._share = 1.0
         self._windows: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOWS)
@@ -139,21 +141,24 @@ class Shadow:
         """Follow the devices and the targets."""
         holds = (devices, share, objective, self._floor(objective))
         if holds != self._holds:
-            self._holds, self._share, self._standing = holds, share, None
+            self._holds, self._share, self._deployed = holds, share, None
             self.base = base(self.family.profile, devices, share)
-            self.target = targeted(objective, max(self.accuracy.values(), default=0.0))
+            self.target = target_from(objective, max(self.accuracy.values(), default=0.0))
             self._frontiers.clear()
             self._asked_s = -math.inf
 
     def _follow(self, variants: Set[str]) -> None:
-        """What runs.  A worker that is drained still answers rows, and one of a transition under way does already: a
-        variant keeps its lane until it has another, and one that has none yet gets that of the workers there are."""
-        standing, profile = self.family.standing, self.family.profile
-        if standing is not None and standing.deployment is not self._standing:
-            self._standing = standing.deployment
-            self._lanes |= lanes_of(profile, standing.configuration, self._share)
+        """Follow the workers that answer `variants`.  A worker that is drained still answers rows, and one of a
+        transition under way does already: a variant keeps its lane until it has another, and one that has none yet gets
+        that of the workers there are."""
+        deployed, profile = self.family.deployed, self.family.profile
+        if deployed is not None and deployed.deployment is not self._deployed:
+            self._deployed = deployed.deployment
+            self._lanes |= lanes_of(profile, deployed.configuration, self._share)
         if not variants <= self._lanes.keys():
-            self._lanes = lanes_of(profile, configuration_of(self.family.fleet.running()), self._share) | self._lanes
+            self._lanes = (
+                lanes_of(profile, configuration_of(self.family.fleet.ready_assignments()), self._share) | self._lanes
+            )
 
     @property
     def rate(self) -> float:
@@ -161,7 +166,7 @@ class Shadow:
         return _rate(list(self._windows))
 
     def wanted(self, now_s: float) -> float | None:
-        """Return the rate whose fixed mixes are to be asked for now, which is then asked; None where none is."""
+        """Return the rate whose fixed mixes are to be asked for now, and note that they are; None if none are."""
         if self.rate < LEAST_RATE or now_s < self._asked_s + ASK_S:
             return None
         step, half = _step(self.rate), list(self._windows)[len(self._windows) // 2 :]
@@ -182,13 +187,14 @@ class Shadow:
         return self._holds
 
     def learn(self, rate: float, fixed: Sequence[Fixed]) -> None:
-        """These are the best fixed mixes at `rate`."""
+        """Take `fixed` for the best fixed mixes at `rate` (rows/s)."""
         while len(self._frontiers) >= _KNOWN:
             del self._frontiers[next(iter(self._frontiers))]
         self._frontiers[_step(rate)] = Frontier.of(self.family.profile, fixed, self._share)
 
     def _frontier(self, rate: float) -> Frontier | None:
-        """Return the one known for the nearest load; None where none is, or no mix serves it within the targets."""
+        """Return the frontier known for the nearest load; None if there is none, or no mix serves it within the
+        targets."""
         if not self._frontiers:
             return None
         step = _step(rate)
@@ -197,8 +203,8 @@ class Shadow:
     # --- windows ------------------------------------------------------------------------------------------------------
 
     def window(self, span: Span, unowned: tuple[float, float], seconds: float, grid_s: float) -> None:
-        """Lay a window of `seconds` beside its shadows; `unowned`: the family's part of idle joules and grams that
-        nobody holds."""
+        """Compare a window of `seconds` with its shadows; `unowned`: the family's part of the idle joules and grams
+        that no worker holds."""
         if math.isnan(self.since_s):
             self.since_s = grid_s
         rows = sum(span.rows.values()) - span.gone_on
@@ -231,11 +237,11 @@ class Shadow:
             self._spectrum.add(rows, *frontier.hull(rate), over, grams_per_j)
 
     @property
-    def matched(self) -> Sums:
+    def matched(self) -> ComparisonSums:
         """The best fixed mix at the accuracy served, over the windows of `static`."""
         static = self.static
         right, joules, grams = self._spectrum.at(static.right)
-        return Sums(
+        return ComparisonSums(
             rows=static.rows,
             right=static.right,
             shadow_right=right,
@@ -248,7 +254,9 @@ class Shadow:
         )
 
 
-def _book(sums: Sums, served: Mix, rows: int, share: Share, accuracy: float, shadow_j: float, beyond: int) -> None:
+def _book(
+    sums: ComparisonSums, served: Mix, rows: int, share: Share, accuracy: float, shadow_j: float, beyond: int
+) -> None:
     """Add a window in which the shadow has `accuracy` and uses `shadow_j`."""
     sums.rows += rows
     sums.right += rows * served.accuracy

@@ -1,4 +1,4 @@
-"""The server's end of the solver process: started when first needed, restarted when it dies, killed when it stalls."""
+"""The server's side of the solver process: started when first needed, restarted when it dies, killed when it stalls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 
-from clover.control.solver.protocol import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
+from clover.control.solver.protocol import FIXED, HEAD, SolverAnswer, SolverOrder, length_of, packed, unpacked
 from clover.errors import PlanError
 from clover.planning.budget.counterfactual import Fixed
 from clover.types import Configuration, Plan, State
@@ -31,12 +31,12 @@ class SolverClient:
 
     @property
     def pid(self) -> int | None:
-        """The solver's process id; None where none runs."""
+        """The solver's process id; None if none runs."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
-        """Return the plan of `policy` for `state`, or of exactly `configuration`.  PlanError where there is none, where
-        the solver takes longer than `limit_s`, or where it died twice over one order."""
+        """Return the plan of `policy` for `state`, or of exactly `configuration`.  PlanError if there is none, if
+        the solver takes longer than `limit_s`, or if it died twice over one order."""
         answer = await self._answer(state, policy, configuration)
         if answer.plan is None:
             raise PlanError(answer.error or "the solver gave no plan")
@@ -49,10 +49,10 @@ class SolverClient:
             raise PlanError(answer.error)
         return answer.fixed
 
-    async def _answer(self, state: State, policy: str, configuration: Configuration | None) -> Answer:
+    async def _answer(self, state: State, policy: str, configuration: Configuration | None) -> SolverAnswer:
         async with self._lock:
             self._orders += 1
-            order = Order(id=self._orders, policy=policy, state=state, configuration=configuration)
+            order = SolverOrder(id=self._orders, policy=policy, state=state, configuration=configuration)
             frame = packed(order)
             try:
                 async with asyncio.timeout(self.limit_s):
@@ -73,7 +73,7 @@ class SolverClient:
         async with self._lock:
             await self._end()
 
-    async def _ask(self, frame: bytes) -> Answer:
+    async def _ask(self, frame: bytes) -> SolverAnswer:
         for attempt in (1, 2):
             try:
                 process = await self._running()
@@ -85,7 +85,7 @@ class SolverClient:
                 process.stdin.write(frame)
                 await process.stdin.drain()
                 body = await process.stdout.readexactly(length_of(await process.stdout.readexactly(HEAD.size)))
-                return unpacked(body, Answer)
+                return unpacked(body, SolverAnswer)
             except (OSError, asyncio.IncompleteReadError, ValueError) as error:
                 await self._end()
                 log.warning("the solver process ended unexpectedly (%s)", error)

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from clover.control.solver.protocol import FIXED, HEAD, Answer, Order, length_of, packed, unpacked
+from clover.control.solver.protocol import FIXED, HEAD, SolverAnswer, SolverOrder, length_of, packed, unpacked
 from clover.errors import CloverError
 from clover.planning.budget.counterfactual import fixed_mixes
 from clover.policies.demanded import proposed, with_met
@@ -31,7 +31,7 @@ _NICE = 10
 
 
 def serve(orders: BinaryIO, answers: BinaryIO) -> None:
-    """Answer orders until they end; ValueError where a frame is none."""
+    """Answer orders until they end; ValueError if a frame is malformed."""
     while True:
         head = orders.read(HEAD.size)
         if len(head) < HEAD.size:
@@ -40,26 +40,28 @@ def serve(orders: BinaryIO, answers: BinaryIO) -> None:
         body = orders.read(length)
         if len(body) < length:
             return
-        answers.write(packed(solve(unpacked(body, Order))))
+        answers.write(packed(solve(unpacked(body, SolverOrder))))
         answers.flush()
 
 
-def solve(order: Order) -> Answer:
+def solve(order: SolverOrder) -> SolverAnswer:
     """Return the answer to one order; whatever a policy raises becomes its error text."""
     started = time.perf_counter()
     try:
         if order.policy == FIXED:
-            return Answer(id=order.id, fixed=fixed_mixes(order.state, order.state.arrival_rate))
+            return SolverAnswer(id=order.id, fixed=fixed_mixes(order.state, order.state.arrival_rate))
         if order.configuration is not None:
             plan = plan_fixed(order.state, order.configuration)
         else:
             plan = proposed(order.policy, order.state)
         plan = beside_keeping(with_met(order.state, plan), plan)
     except CloverError as error:
-        return Answer(id=order.id, error=str(error))
-    except Exception as error:  # a custom policy may raise anything: it is told, and the solver lives on
-        return Answer(id=order.id, error=f"policy {order.policy} failed: {type(error).__name__}: {error}")
-    return Answer(id=order.id, plan=msgspec.structs.replace(plan, seconds=time.perf_counter() - started))
+        return SolverAnswer(id=order.id, error=str(error))
+    except (
+        Exception
+    ) as error:  # a custom policy may raise anything: the caller gets it as text, and the solver survives
+        return SolverAnswer(id=order.id, error=f"policy {order.policy} failed: {type(error).__name__}: {error}")
+    return SolverAnswer(id=order.id, plan=msgspec.structs.replace(plan, seconds=time.perf_counter() - started))
 
 
 def main() -> None:
@@ -68,7 +70,7 @@ def main() -> None:
     parent = int(os.environ.get("CLOVER_SOLVER_PARENT", "0"))
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if parent and os.getppid() != parent:
-        return  # it died before we asked to be told
+        return  # it died before we asked for the signal
     os.nice(_NICE)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

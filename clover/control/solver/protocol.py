@@ -1,4 +1,4 @@
-"""What the server and its solver process say to each other: frames of four bytes of length and a JSON record.
+"""Messages between the server and its solver process: frames of four bytes of length and a JSON record.
 
 The peer's frames are bounded before they are read and validated as they are decoded; nothing is ever pickled.
 """
@@ -20,9 +20,9 @@ HEAD = struct.Struct(">I")
 R = TypeVar("R", bound=msgspec.Struct)
 
 
-class Order(Record, frozen=True, kw_only=True):
-    """Plan `state` by `policy`; with a `configuration`, plan exactly that one instead.  `policy` `FIXED`: no plan, but
-    the best fixed mixes."""
+class SolverOrder(Record, frozen=True, kw_only=True):
+    """An order to plan `state` by `policy`, or if a `configuration` is given, exactly that one.  With the `policy`
+    `FIXED` no plan is made, but the best fixed mixes are found."""
 
     id: int
     policy: str
@@ -30,8 +30,8 @@ class Order(Record, frozen=True, kw_only=True):
     configuration: Configuration | None = None
 
 
-class Answer(Record, frozen=True, kw_only=True):
-    """The plan of the order of that id (or what else it was for), or the reason why there is none."""
+class SolverAnswer(Record, frozen=True, kw_only=True):
+    """The answer to the order of that id: a plan or fixed mixes, or the `error` why there are none."""
 
     id: int
     plan: Plan | None = None
@@ -40,7 +40,7 @@ class Answer(Record, frozen=True, kw_only=True):
 
 
 def packed(record: msgspec.Struct) -> bytes:
-    """`record` as one frame; ValueError where it is too long."""
+    """Return `record` as one frame; ValueError if it is too long."""
     body = msgspec.json.encode(record)
     if len(body) > LONGEST_FRAME:
         raise ValueError(f"a frame of {len(body)} bytes exceeds the limit of {LONGEST_FRAME}")
@@ -48,7 +48,7 @@ def packed(record: msgspec.Struct) -> bytes:
 
 
 def length_of(head: bytes) -> int:
-    """Return the length a frame's head announces; ValueError where it is too long."""
+    """Return the length a frame's head announces; ValueError if it is too long."""
     (length,) = HEAD.unpack(head)
     if length > LONGEST_FRAME:
         raise ValueError(f"a frame of {length} bytes exceeds the limit of {LONGEST_FRAME}")
@@ -56,7 +56,7 @@ def length_of(head: bytes) -> int:
 
 
 def unpacked(body: bytes, kind: type[R]) -> R:
-    """Return the record in a frame's body; ValueError where it is none."""
+    """Return the record in a frame's body; ValueError if it is malformed."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError as error:

@@ -17,12 +17,12 @@ EXTENSIONS = (
 
 
 def server_metadata(version: str) -> dict[str, Any]:
-    """GET /v2."""
+    """Return the answer to GET /v2."""
     return {"name": "clover", "version": version, "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
-    """GET /v2/models/M: shapes lead with the batch axis, -1."""
+    """Return the answer to GET /v2/models/M; shapes begin with the batch axis, -1."""
 
     def tensors(listed: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [{"name": one.name, "datatype": one.datatype, "shape": [-1, *one.shape]} for one in listed]
@@ -37,7 +37,7 @@ def model_metadata(name: str, spec: FamilySpec) -> dict[str, Any]:
 
 
 def model_config(name: str, spec: FamilySpec) -> dict[str, Any]:
-    """GET /v2/models/M/config: dims without the batch axis, Triton's names of the datatypes."""
+    """Return the answer to GET /v2/models/M/config: dims without the batch axis, datatypes by Triton's names."""
 
     def tensors(listed: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [

@@ -8,7 +8,7 @@ cdef class Routes:
     cdef object _view
     cdef object _limits
     cdef object _loop
-    cdef object _trust
+    cdef object _access
     cdef set _tasks
     cdef dict _endpoints
     cdef dict _described

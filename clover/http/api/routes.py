@@ -1,4 +1,4 @@
-"""Which path is what: the table of every endpoint, and the handlers that are not inference.
+"""The handlers of every path that is no inference, and the table that says which path is which handler's.
 
 A path is looked up first, then its method (405 with Allow otherwise), then whether the caller may.  Handlers answer at
 once; only loading, unloading and the controller's commands take a Task.
@@ -16,18 +16,18 @@ from urllib.parse import parse_qs
 import msgspec
 import orjson
 
-from clover import __version__
+from clover._version import __version__
 from clover.config import ServerConfig
 from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError, TooLarge
-from clover.http.access import Trust, client_of
-from clover.http.api import metadata as documents
-from clover.http.api import openapi
+from clover.http.access import Access, client_of
+from clover.http.api import metadata, openapi
+from clover.http.api.schemas import COMMANDS
 from clover.http.content_encoding import inflate
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
 from clover.http.inference import InferEndpoint
 from clover.http.oip.request import parse_json
-from clover.http.server_state import Body
+from clover.http.oip.tensors import Body
 from clover.interfaces import Model, ServerView
 
 log = logging.getLogger("clover.http")
@@ -35,20 +35,19 @@ log = logging.getLogger("clover.http")
 Handler = Callable[[Exchange, Body, str], None]
 Methods = dict[str, Handler]
 
-VERBS = ("pin", "freeze", "plan", "apply", "base", "set", "guard")
 _METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 _DECISIONS = 100
 _MOST_DECISIONS = 1000
 _MOST_FIELDS = 16
 _DOCUMENT_BYTES = 1 << 16
-"""A JSON body that is no inference, unpacked: what takes longer to parse would hold up everybody's answers."""
+"""Most bytes of a JSON body that is no inference, unpacked: parsing more would delay all answers."""
 _FEEDBACK_BYTES = 1 << 18
-"""The same of feedback, whose labels are read by their type: ten thousand names of classes."""
+"""Most bytes of feedback, which is parsed straight to its types: room for ten thousand names of classes."""
 _UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
 
 
 class FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Decoded as it is checked: what does not belong there ends the parsing, so that no objects are made of it."""
+    """The labels of an answer.  The decoder checks as it parses, so that no objects are made of a wrong body."""
 
     id: Annotated[str, msgspec.Meta(min_length=1)]
     labels: Annotated[list[int | float | str | None], msgspec.Meta(min_length=1)]
@@ -58,17 +57,17 @@ _FEEDBACK = msgspec.json.Decoder(FeedbackBody)
 
 
 class Routes:
-    """The application behind the connections of one socket."""
+    """The `Application` behind the connections of one socket."""
 
-    def __init__(self, view: ServerView, config: ServerConfig, loop: asyncio.AbstractEventLoop, trust: Trust) -> None:
+    def __init__(self, view: ServerView, config: ServerConfig, loop: asyncio.AbstractEventLoop, access: Access) -> None:
         self._view = view
         self._limits = config.limits
         self._loop = loop
-        self._trust = trust
+        self._access = access
         self._tasks: set[asyncio.Task[None]] = set()
         self._endpoints: dict[str, InferEndpoint] = {}
         self._described: dict[str, tuple[Model, bytes, bytes]] = {}
-        self._server = orjson.dumps(documents.server_metadata(__version__))
+        self._server = orjson.dumps(metadata.server_metadata(__version__))
         self._index = orjson.dumps(
             {
                 "name": "clover",
@@ -78,11 +77,11 @@ class Routes:
                 "metrics": "/metrics",
             }
         )
-        metadata: Methods = {"GET": self._metadata}
+        server: Methods = {"GET": self._metadata}
         self._paths: dict[str, Methods] = {
             "/": {"GET": lambda exchange, body, name: exchange.finish(200, [self._index])},
-            "/v2": metadata,
-            "/v2/": metadata,
+            "/v2": server,
+            "/v2/": server,
             "/v2/health/live": {"GET": self._live},
             "/v2/health/ready": {"GET": self._ready},
             "/v2/models/stats": {"GET": self._all_statistics},
@@ -92,7 +91,7 @@ class Routes:
             "/metrics": {"GET": self._metrics},
             "/openapi.json": {"GET": self._openapi},
         }
-        for verb in VERBS:
+        for verb in COMMANDS:
             self._paths[f"/v2/clover/{verb}"] = {"POST": self._command}
         self._model_paths: dict[str, Methods] = {
             "": {"GET": self._model_metadata},
@@ -107,11 +106,14 @@ class Routes:
     # --- application --------------------------------------------------------------------------------------------------
 
     def judge(self, head: Head) -> None:
-        """What depends on the socket, once per distinct head; and where inference goes, while the body still comes."""
-        self._trust.judge(head)
+        """Judge a newly parsed head: may it come in by this socket, and which endpoint is it for?
+
+        Called once per distinct head, before its body has come: a body that is too large is refused unread.
+        """
+        self._access.judge(head)
         most = _FEEDBACK_BYTES if head.path.endswith("/feedback") else _DOCUMENT_BYTES
         if head.refusal is None and head.length > most and not head.path.endswith("/infer"):
-            head.refusal = (413, f"a body that is no inference has at most {most} bytes", b"")  # before it is received
+            head.refusal = (413, f"a body that is no inference has at most {most} bytes", b"")
         if head.refusal is None and head.method == "POST" and head.path.endswith("/infer"):
             with contextlib.suppress(NotFound):
                 methods, name = self._find(head.path)
@@ -149,7 +151,7 @@ class Routes:
             exchange.fail(500, "the server failed on this request")
 
     def _find(self, path: str) -> tuple[Methods, str]:
-        """Return the methods of a path, and the model it names with its version checked; raises NotFound."""
+        """Return the methods of a path and the model that it names, whose version is checked; raises NotFound."""
         methods = self._paths.get(path)
         if methods is not None:
             return methods, ""
@@ -183,7 +185,7 @@ class Routes:
         self._endpoint(exchange.head, name).start(exchange, body)
 
     def _endpoint(self, head: Head, name: str) -> InferEndpoint:
-        """Return the endpoint of the family that has the name now, which requests of this head go to from now on."""
+        """Return the endpoint of the family that has the name now, and remember it in `head` for the next request."""
         model = self._model(name)
         endpoint = self._endpoints.get(name)
         if endpoint is None or endpoint.model is not model:
@@ -192,9 +194,11 @@ class Routes:
         return endpoint
 
     def _feedback(self, exchange: Exchange, body: Body, name: str) -> None:
-        """Who got an answer may say what was right, by the id that only this answer carried; a page of somebody else
-        may not."""
-        self._trust.check_origin(exchange)
+        """Take the labels of an answer from whoever knows its id, which only that answer carried.
+
+        A page of another origin is refused all the same.
+        """
+        self._access.check_origin(exchange)
         try:
             given = _FEEDBACK.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -204,7 +208,7 @@ class Routes:
             ) from None
         connection = exchange.connection
         assert connection is not None
-        number = connection.hub.ids.number_of(given.id)
+        number = connection.state.ids.number_of(given.id)
         found = self._model(name).labelled(number, given.labels, client_of(connection.peer))
         exchange.finish_json({"id": given.id, **found})
 
@@ -225,9 +229,11 @@ class Routes:
         model = self._model(name)
         described = self._described.get(name)
         if described is None or described[0] is not model:
-            metadata = orjson.dumps(documents.model_metadata(name, model.spec))
-            described = (model, metadata, orjson.dumps(documents.model_config(name, model.spec)))
-            self._described[name] = described
+            described = self._described[name] = (
+                model,
+                orjson.dumps(metadata.model_metadata(name, model.spec)),
+                orjson.dumps(metadata.model_config(name, model.spec)),
+            )
         return described
 
     def _model_metadata(self, exchange: Exchange, body: Body, name: str) -> None:
@@ -273,7 +279,7 @@ class Routes:
     # --- repository ---------------------------------------------------------------------------------------------------
 
     def _object(self, body: Body) -> dict[str, Any]:
-        """Return a JSON object, or an empty body for an empty one."""
+        """Return the JSON object of a body, empty for an empty body; raises BadRequest for anything else."""
         if not len(body):
             return {}
         document = parse_json(body, self._limits.json_depth)
@@ -293,7 +299,7 @@ class Routes:
         exchange.finish_json(rows)
 
     def _load(self, exchange: Exchange, body: Body, name: str) -> None:
-        self._trust.check_change(exchange)
+        self._access.check_change(exchange)
         parameters = self._object(body).get("parameters", {})
         if type(parameters) is not dict:
             raise BadRequest("failed to load: parameters is not an object")
@@ -305,7 +311,7 @@ class Routes:
         self._start(exchange, self._change(exchange, self._view.load(name, config), "failed to load: "))
 
     def _unload(self, exchange: Exchange, body: Body, name: str) -> None:
-        self._trust.check_change(exchange)
+        self._access.check_change(exchange)
         if type(self._object(body).get("parameters", {})) is not dict:
             raise BadRequest("failed to unload: parameters is not an object")
         self._start(exchange, self._change(exchange, self._view.unload(name), "failed to unload: "))
@@ -313,13 +319,13 @@ class Routes:
     # --- controller ---------------------------------------------------------------------------------------------------
 
     def _command(self, exchange: Exchange, body: Body, name: str) -> None:
-        operator = self._trust.check_change(exchange)
+        operator = self._access.check_change(exchange)
         verb = exchange.head.path.rpartition("/")[2]
         command = self._view.control().command(verb, self._object(body), operator)
         self._start(exchange, self._change(exchange, command, ""))
 
     async def _change(self, exchange: Exchange, change: Coroutine[Any, Any, Any], failed: str) -> None:
-        """Run a change and answer it.  Texts of errors that were not made for clients stay in the log."""
+        """Wait for a change and answer with its result; texts of errors that are not for clients stay in the log."""
         try:
             result = await change
         except NotFound:
@@ -346,7 +352,7 @@ class Routes:
         task.add_done_callback(self._tasks.discard)
 
     async def cancel(self) -> None:
-        """Stop the changes still running."""
+        """Cancel the changes that still run, and wait for their end."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -1,34 +1,12 @@
-"""The JSON schemas of Clover's OpenAPI document."""
+"""The JSON schemas of Clover's OpenAPI document that are the same for all families."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
-from clover.types import FamilySpec, TensorSpec
-
-ERROR_TEXTS = {
-    400: "bad argument",
-    401: "the token is missing or wrong",
-    403: "not taken from there",
-    404: "unknown model, version or path",
-    405: "the path does not take that method",
-    408: "the request did not arrive in time",
-    409: "no plan satisfies this, or it would break the targets and was not forced",
-    413: "too large",
-    414: "the request line is too long",
-    415: "the content coding is not gzip or deflate",
-    417: "an expectation that is not met",
-    421: "the request line names a host that is not served here",
-    429: "the queue is full, or one client gives too many labels",
-    431: "the head is too large",
-    500: "a fault of the server or the model",
-    503: "not ready, draining, or no capacity",
-    504: "the deadline was missed",
-    505: "not HTTP/1.0 or 1.1",
-}
-
-_TEXT = {"type": "string"}
+_TEXT: dict[str, Any] = {"type": "string"}
 _COUNTER = {
     "type": "object",
     "required": ["count", "ns"],
@@ -172,85 +150,102 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "UnloadRequest": _object({}, {"parameters": {"type": "object"}}),
 }
 
+# --- infer requests ---------------------------------------------------------------------------------------------------
+
 _FLOAT_MAX = math.nextafter((2 - 2.0**-24) * 2.0**127, 0)
 """The largest double that still rounds to a finite FP32."""
 
-_RANGES = {
-    **{f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
-    **{f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
+ELEMENTS: dict[str, dict[str, Any]] = {
+    "BYTES": {"type": "string"},
+    "BOOL": {"type": "boolean"},
+    "FP32": {"type": "number", "minimum": -_FLOAT_MAX, "maximum": _FLOAT_MAX},
+    "FP64": {"type": "number"},
+    **{f"UINT{bits}": {"type": "integer", "minimum": 0, "maximum": 2**bits - 1} for bits in (8, 16, 32, 64)},
+    **{
+        f"INT{bits}": {"type": "integer", "minimum": -(2 ** (bits - 1)), "maximum": 2 ** (bits - 1) - 1}
+        for bits in (8, 16, 32, 64)
+    },
+}
+ZEROS: dict[str, Any] = {"BYTES": "", "BOOL": False}
+
+INFER_PARAMETERS: dict[str, Any] = {
+    "type": ["object", "null"],
+    "properties": {
+        "timeout": {"type": "integer", "minimum": 0, "description": "microseconds; 0: the server's own"},
+        "binary_data_output": {"type": "boolean"},
+        "clover_min_accuracy": {"type": "number", "minimum": 0, "maximum": 100, "description": "percent"},
+        "clover_max_latency_ms": {"type": "number", "minimum": 0},
+        "clover_cascade": {"enum": ["on", "off"], "description": "off asks one variant a row"},
+        "clover_receipt": {"type": "boolean"},
+    },
 }
 
 
-def _element(datatype: str) -> dict[str, Any]:
-    if datatype == "BYTES":
-        return {"type": "string"}
-    if datatype == "BOOL":
-        return {"type": "boolean"}
-    if datatype in _RANGES:
-        low, high = _RANGES[datatype]
-        return {"type": "integer", "minimum": low, "maximum": high}
-    if datatype == "FP32":
-        return {"type": "number", "minimum": -_FLOAT_MAX, "maximum": _FLOAT_MAX}
-    return {"type": "number"}
+# --- commands of the controller ---------------------------------------------------------------------------------------
+
+_CONFIGURATION = (
+    'A `configuration` ({"VARIANT@PROFILE": COUNT}) is taken too; which ones exist depends on what was measured here.'
+)
+_TARGETS: dict[str, Any] = {
+    "accuracy_floor": {"type": ["number", "null"], "minimum": 0, "maximum": 100, "description": "percent"},
+    "slo_ms": {"type": ["number", "null"], "minimum": 0.001, "maximum": 1e9},
+    "lambda": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+    "objective": {"enum": ["paper", "floor", None]},
+}
+_INPUTS: dict[str, Any] = {
+    "intensity_g_per_kwh": {"type": ["number", "null"], "minimum": 0, "maximum": 1e5},
+    "arrival_rate": {"type": ["number", "null"], "minimum": 0, "maximum": 1e9},
+}
+_MODES = ["off", "observe", "active"]
+_FORCE: dict[str, Any] = {
+    "type": "boolean",
+    "description": "do it although the plan is predicted to break the accuracy floor or the SLO; else that is a 409",
+}
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    properties: dict[str, Any] = {"name": {"const": spec.name}, "datatype": {"const": spec.datatype}}
-    if spec.datatype in ("FP16", "BF16"):
-        properties |= {"shape": _SHAPE, "parameters": {"type": "object"}}
-        return {"type": "object", "required": ["name", "datatype", "shape", "parameters"], "properties": properties}
-    shape = [axis if axis >= 0 else 1 for axis in spec.shape]
-    count = math.prod(shape)
-    row_shape = {"const": [1, *shape]}
-    data = {"type": "array", "minItems": count, "maxItems": count, "items": _element(spec.datatype)}
-    properties |= {
-        "shape": row_shape,
-        "data": data,
-        "parameters": _nullable({"binary_data_size": False, "shared_memory_region": False}),
-    }
-    return {"type": "object", "required": ["name", "datatype", "shape", "data"], "properties": properties}
+@dataclass(frozen=True)
+class CommandSchema:
+    """The body of `POST /v2/clover/VERB`, besides `model` and `dry_run`, which all commands take.
+
+    `one_model` marks commands for one model, which must be named if several are served; `any_of` are alternatives of
+    which a body must meet one.
+    """
+
+    text: str
+    properties: dict[str, Any] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    any_of: tuple[dict[str, Any], ...] = ()
+    one_model: bool = True
 
 
-def _nullable(optional: dict[str, Any]) -> dict[str, Any]:
-    return {"type": ["object", "null"], "properties": optional}
-
-
-def _output(spec: TensorSpec) -> dict[str, Any]:
-    options: dict[str, Any] = {"binary_data": {"type": "boolean"}}
-    if spec.datatype not in ("BYTES", "BOOL"):
-        options["classification"] = {"type": "integer", "minimum": 0}
-    return _object({"name": {"const": spec.name}}, {"parameters": _nullable(options)})
-
-
-def input_schema(spec: FamilySpec) -> dict[str, Any]:
-    """Return the infer body of a family in JSON: one row, variable axes of 1, flat data.  The rest is described in
-    prose."""
-    inputs = [_tensor(tensor) for tensor in spec.inputs]
-    output = {"anyOf": [_output(tensor) for tensor in spec.outputs]}
-    parameters = _nullable(
-        {
-            "timeout": {"type": "integer", "minimum": 0, "description": "microseconds; 0: the server's own"},
-            "binary_data_output": {"type": "boolean"},
-            "clover_min_accuracy": {"type": "number", "minimum": 0, "maximum": 100, "description": "percent"},
-            "clover_max_latency_ms": {"type": "number", "minimum": 0},
-            "clover_cascade": {"enum": ["on", "off"], "description": "off asks one variant a row"},
-            "clover_receipt": {"type": "boolean"},
-        },
-    )
-    return {
-        "type": "object",
-        "description": "One row. The first axis is the batch: more rows, longer axes, nested and binary data work.",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": ["string", "null"]},
-            "parameters": parameters,
-            "inputs": {
-                "type": "array",
-                "minItems": len(inputs),
-                "maxItems": len(inputs),
-                "prefixItems": inputs,
-                "items": False,
-            },
-            "outputs": {"type": ["array", "null"], "items": output, "maxItems": 1},
-        },
-    }
+COMMANDS = {
+    "pin": CommandSchema(
+        "Hold a model to one variant (null lifts the pin). " + _CONFIGURATION,
+        {"variant": {"type": ["string", "null"]}, "force": _FORCE},
+        required=("variant",),
+    ),
+    "freeze": CommandSchema(
+        "Keep every deployment as it is, or let go again.",
+        {"on": {"type": "boolean"}},
+        required=("on",),
+        one_model=False,
+    ),
+    "plan": CommandSchema("What the controller would do; changes nothing. " + _CONFIGURATION, _TARGETS | _INPUTS),
+    "apply": CommandSchema("Plan and apply now. " + _CONFIGURATION, {"force": _FORCE} | _TARGETS | _INPUTS),
+    "base": CommandSchema("Run the best variant on whole devices."),
+    "guard": CommandSchema(
+        "Watch answers anew after a drift: the plan's own thresholds, and its cascade, are back.",
+        {"reset": {"const": True}},
+        required=("reset",),
+        one_model=False,
+    ),
+    "set": CommandSchema(
+        "Change targets or mode while serving.",
+        {"force": _FORCE} | _TARGETS | {"mode": {"enum": [*_MODES, None]}},
+        any_of=(
+            *({"required": [key]} for key in _TARGETS),
+            {"required": ["mode"], "properties": {"mode": {"enum": _MODES}}},
+        ),
+        one_model=False,
+    ),
+}

@@ -1,4 +1,4 @@
-cdef class Input:
+cdef class DeclaredInput:
     cdef public object index
     cdef public object spec
     cdef public object datatype

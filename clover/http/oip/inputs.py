@@ -1,7 +1,7 @@
-"""A declared input, compiled: which shapes it takes, and how errors speak of it and of what a client sent.
+"""A declared input, compiled: which shapes it takes, and how errors name it and what a client sent.
 
-A body says how many rows it carries before it carries them.  `Input.check_shape` bounds that number, by what the family
-takes and by the size of the body, before anything is made of it.
+A body says how many rows it carries before it carries them.  `DeclaredInput.check_shape` bounds that number, by what
+the family takes and by the size of the body, before any array of that size is made.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _NAMED = 8
 """Declared names that an error lists at most."""
 
 
-class Input:
-    """A declared input, compiled."""
+class DeclaredInput:
+    """An input that the family declares, compiled for checking tensors against it."""
 
     __slots__ = ("datatype", "index", "is_bytes", "row_shape", "spec", "variable")
 
@@ -70,7 +70,7 @@ class Input:
         return list(shape)
 
     def _within(self, shape: list[int]) -> bool:
-        """Tell whether the axes of a row are as declared or, if they vary, within their bounds."""
+        """Return whether the axes of a row are as declared or, if they vary, within their bounds."""
         if not self.variable:
             return shape[1:] == self.row_shape
         for axis, declared, bound in zip(shape[1:], self.row_shape, self.spec.bound, strict=True):
@@ -79,7 +79,7 @@ class Input:
         return True
 
 
-def of_input(entry: Input, error: RequestError) -> RequestError:
+def of_input(entry: DeclaredInput, error: RequestError) -> RequestError:
     """Return `error` with the name of the input that it is about."""
     return type(error)(f"input {entry.spec.name!r}: {error.message}")
 

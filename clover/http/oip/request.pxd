@@ -1,9 +1,9 @@
 cimport cython
 
 from clover._native.infer cimport Plain
-from clover.http.oip.inputs cimport Input
+from clover.http.oip.inputs cimport DeclaredInput
 
-cdef class Wanted:
+cdef class RequestedOutput:
     cdef public Py_ssize_t index
     cdef public bint binary
     cdef public object classes
@@ -18,7 +18,7 @@ cdef class InferRequest:
     cdef public bint cascade
     cdef public bint wants_receipt
 
-cdef class Plainly:
+cdef class PlainDecoder:
     cdef object _array
     cdef list _one
     cdef Plain _plain
@@ -28,7 +28,7 @@ cdef class Plainly:
 
 cdef class Signature:
     cdef public str name
-    cdef public object limit
+    cdef public object json_depth
     cdef public Py_ssize_t most_rows
     cdef public dict inputs
     cdef public tuple outputs
@@ -37,10 +37,10 @@ cdef class Signature:
     cdef public bytes prefix
     cdef public list out_prefix
     cdef dict _described
-    cdef public Plainly plain
-    cdef public bint told
-    cdef public bint ahead
-    cdef public bytes one
+    cdef public PlainDecoder plain
+    cdef public bint is_brief
+    cdef public bint is_direct
+    cdef public bytes lead_of_one
 
     @cython.locals(text=bytes)
     cpdef bytes describe(self, Py_ssize_t index, str datatype, tuple shape)
@@ -54,6 +54,6 @@ cpdef InferRequest decode_ahead(Signature signature, bytes text, Py_ssize_t size
 @cython.locals(request=InferRequest)
 cdef InferRequest _decode(Signature signature, bytes text, object binary)
 
-@cython.locals(entry=Input, seen=object, shape=list, at=Py_ssize_t, end=Py_ssize_t, body_bytes=Py_ssize_t)
+@cython.locals(entry=DeclaredInput, seen=object, shape=list, at=Py_ssize_t, end=Py_ssize_t, body_bytes=Py_ssize_t)
 cdef _read_inputs(Signature signature, InferRequest request, object listed, bytes text, object binary)
-cdef _rows(Input entry, dict item, list shape, object size, object binary, Py_ssize_t at, bint booleans)
+cdef _rows(DeclaredInput entry, dict item, list shape, object size, object binary, Py_ssize_t at, bint booleans)

@@ -1,7 +1,7 @@
 """The infer request of the Open Inference Protocol, as pure functions over bytes; `http.oip.response` has the answer.
 
 `Signature` is what a family declares, compiled once: lookups, prebuilt JSON fragments, the default outputs.  `decode`
-turns a body into rows; nothing of the body is kept beyond what those rows view.
+turns a body into rows, which may be views of that body.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from clover._native.infer import Plain
 from clover.errors import BadRequest, RequestError
 from clover.http.json_depth import within_depth
 from clover.http.oip import tensors
-from clover.http.oip.inputs import RANK, Input, names_of, of_input, shown
+from clover.http.oip.inputs import RANK, DeclaredInput, names_of, of_input, shown
 from clover.http.oip.tensors import Body
+from clover.runtime.memory.bytes_codec import pack_element
 from clover.types import FamilySpec, TensorSpec
 
 _MAX_TIMEOUT_US = 1 << 53
@@ -30,7 +31,7 @@ _PLAIN_DEPTH = 4
 Rows = NDArray[Any] | list[bytes]
 
 
-class Wanted:
+class RequestedOutput:
     """A requested output: declared index, binary or JSON, and how many classes (0: the tensor itself)."""
 
     __slots__ = ("binary", "classes", "index")
@@ -41,13 +42,16 @@ class Wanted:
         self.classes = classes
 
 
-# Of requests that have none, or none yet: shared, and never written to.
+# Of requests that have none, or none yet: shared, and never changed.
 NO_INPUTS: list[tuple[int, Rows]] = []
-_NO_OUTPUTS: list[Wanted] = []
+_NO_OUTPUTS: list[RequestedOutput] = []
 
 
 class InferRequest:
-    """A decoded request.  `inputs` holds (declared index, rows); times are 0 where the request sets none."""
+    """A decoded request.
+
+    `inputs` holds (declared index, rows).  `timeout_ns` and `min_accuracy` are 0 if the request sets none.
+    """
 
     __slots__ = ("cascade", "id", "inputs", "min_accuracy", "outputs", "rows", "timeout_ns", "wants_receipt")
 
@@ -63,53 +67,57 @@ class InferRequest:
 
 
 class Signature:
-    """A family's tensors, compiled for decoding and encoding.  A request carries at most `most_rows` rows."""
+    """A family's tensors, compiled for decoding and encoding.
+
+    A request carries at most `most_rows` rows, and its JSON nests at most `json_depth` deep.  `plain` decodes requests
+    in the most common form; None if the family has no such form.
+    """
 
     __slots__ = (
         "_described",
-        "ahead",
         "defaults",
         "inputs",
-        "limit",
+        "is_brief",
+        "is_direct",
+        "json_depth",
+        "lead_of_one",
         "most_rows",
         "name",
-        "one",
         "out_index",
         "out_prefix",
         "outputs",
         "plain",
         "prefix",
-        "told",
     )
 
     def __init__(self, spec: FamilySpec, most_rows: int, json_depth: int = 100, name: str = "") -> None:
         self.name = name or spec.name
         self.most_rows = most_rows
-        self.limit = json_depth
-        self.inputs = {tensor.name: Input(index, tensor) for index, tensor in enumerate(spec.inputs)}
+        self.json_depth = json_depth
+        self.inputs = {tensor.name: DeclaredInput(index, tensor) for index, tensor in enumerate(spec.inputs)}
         self.outputs = spec.outputs
         self.out_index = {tensor.name: index for index, tensor in enumerate(spec.outputs)}
         self.defaults = {
-            binary: [Wanted(index, binary) for index in range(len(spec.outputs))] for binary in (False, True)
+            binary: [RequestedOutput(index, binary) for index in range(len(spec.outputs))] for binary in (False, True)
         }
         self.prefix = b'{"model_name":%b,"model_version":%b' % (orjson.dumps(self.name), orjson.dumps(spec.version))
         self.out_prefix = [b'{"name":%b,"datatype":"' % orjson.dumps(tensor.name) for tensor in spec.outputs]
         self._described: dict[tuple[int, str, tuple[int, ...]], bytes] = {}
-        self.plain = Plainly.of(spec, most_rows, json_depth)
+        self.plain = PlainDecoder.of(spec, most_rows, json_depth)
         output = spec.outputs[0]
-        self.told = len(spec.outputs) == 1 and output.datatype == "FP32" and not output.variable
-        """Whether answers may be told briefly (`brief`)."""
-        self.one = self.lead(1) if self.told else b""
+        self.is_brief = len(spec.outputs) == 1 and output.datatype == "FP32" and not output.variable
+        """Whether answers may be encoded by `brief`."""
+        self.lead_of_one = self.lead(1) if self.is_brief else b""
         first = spec.inputs[0]
-        self.ahead = len(spec.inputs) == 1 and not first.variable and first.datatype not in ("BYTES", "BOOL")
-        """Whether the bytes of a binary tensor are its rows as they lie in slots."""
+        self.is_direct = len(spec.inputs) == 1 and not first.variable and first.datatype not in ("BYTES", "BOOL")
+        """Whether the bytes of a binary request's tensor are its rows as they lie in slots."""
 
     def lead(self, rows: int) -> bytes:
-        """Return the JSON of an answer of `rows` rows whose one output is of FP32, between its id and the numbers."""
+        """Return the JSON between the id and the numbers of an answer of `rows` rows whose one output is FP32."""
         return b',"outputs":[%b,"data":' % self.describe(0, "FP32", (rows, *self.outputs[0].shape))
 
     def describe(self, index: int, datatype: str, shape: tuple[int, ...]) -> bytes:
-        """Return the JSON of an output up to its shape; the last few are remembered."""
+        """Return the JSON of an output from its name to its shape; the last few are cached."""
         key = (index, datatype, shape)
         text = self._described.get(key)
         if text is None:
@@ -121,9 +129,11 @@ class Signature:
         return text
 
 
-class Plainly:
-    """Requests in the plain form (`clover._native.infer`), for families that have it: one FP32 tensor whose rows have
-    one shape.  The rows of one lie in an array that the next overwrites: they are copied into slots before."""
+class PlainDecoder:
+    """Decodes requests in the plain form (`clover._native.infer`), for families with one FP32 tensor of fixed shape.
+
+    The rows are views of one array, which the next request overwrites: copy them into slots first.
+    """
 
     __slots__ = ("_array", "_one", "_plain")
 
@@ -134,16 +144,16 @@ class Plainly:
         self._plain = Plain(tensor.name, tensor.shape, out)
 
     @classmethod
-    def of(cls, spec: FamilySpec, most_rows: int, json_depth: int) -> Plainly | None:
-        """For a family; None if its inputs are others, or if plain bodies nest deeper than bodies may."""
+    def of(cls, spec: FamilySpec, most_rows: int, json_depth: int) -> PlainDecoder | None:
+        """Return the decoder of a family; None if its inputs are others, or if plain bodies would nest too deep."""
         tensor = spec.inputs[0]
         fixed = len(spec.inputs) == 1 and tensor.datatype == "FP32" and all(axis > 0 for axis in tensor.shape)
         if not fixed or not 1 <= len(tensor.shape) < RANK or json_depth < _PLAIN_DEPTH + len(tensor.shape):
             return None
         return cls(tensor, max(1, min(spec.max_batch, most_rows, _PLAIN_NUMBERS // math.prod(tensor.shape))))
 
-    def decode(self, body: bytes, outputs: list[Wanted]) -> InferRequest | None:
-        """Return the request; None where it is not plain."""
+    def decode(self, body: bytes, outputs: list[RequestedOutput]) -> InferRequest | None:
+        """Return the request; None if it is not in the plain form."""
         found = self._plain.parse(body)
         if found is None:
             return None
@@ -155,11 +165,11 @@ class Plainly:
         return request
 
 
-# --- request ----------------------------------------------------------------------------------------------------------
+# --- decoding ---------------------------------------------------------------------------------------------------------
 
 
 def parse_json(text: Body, depth: int) -> Any:
-    """Bounded JSON; raises BadRequest."""
+    """Return the document of a JSON text; raises BadRequest if it is not valid or nests deeper than `depth`."""
     if not isinstance(text, bytes):
         text = bytes(text)
     if not within_depth(text, depth):
@@ -171,8 +181,10 @@ def parse_json(text: Body, depth: int) -> Any:
 
 
 def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequest:
-    """Decode an infer body.  `json_length` is Inference-Header-Content-Length, -1 where absent, 0 for a raw request.
-    Raises BadRequest or TooLarge."""
+    """Decode an infer body.
+
+    `json_length` is Inference-Header-Content-Length: -1 if absent, 0 for a raw request.  Raises BadRequest or TooLarge.
+    """
     if json_length == 0:
         return _decode_raw(signature, body)
     binary: Body = b""
@@ -191,10 +203,12 @@ def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequ
 
 
 def decode_ahead(signature: Signature, text: bytes, size: int) -> InferRequest | None:
-    """Return the request whose JSON is `text` and whose one tensor are the `size` bytes after it, which are still to
-    come: all of it but `inputs`.  None where it is not of that kind, or wrong, which is for `decode` to say once it is
-    there."""
-    if not signature.ahead:
+    """Decode a request of which only the JSON `text` has come; the `size` bytes of its one tensor are still to come.
+
+    Return it without `inputs`.  None if it is not of that kind, or not valid: `decode` says why once all of it is
+    there.
+    """
+    if not signature.is_direct:
         return None
     try:
         request = _decode(signature, text, memoryview(np.empty(size, np.uint8)))  # type: ignore[arg-type]
@@ -208,7 +222,7 @@ def decode_ahead(signature: Signature, text: bytes, size: int) -> InferRequest |
 
 
 def _decode(signature: Signature, text: bytes, binary: Body) -> InferRequest:
-    document = parse_json(text, signature.limit)
+    document = parse_json(text, signature.json_depth)
     if type(document) is not dict:
         raise BadRequest("the body is not a JSON object")
     request = InferRequest()
@@ -245,7 +259,7 @@ def _decode_raw(signature: Signature, body: Body) -> InferRequest:
             shape[axis] = 1
         if math.prod(shape) != 1:
             raise BadRequest("a raw BYTES request carries one element, and the model takes more")
-        request.inputs = [(entry.index, [tensors.pack_element(bytes(body))])]
+        request.inputs = [(entry.index, [pack_element(bytes(body))])]
         return request
     if free:
         if len(free) > 1:
@@ -285,7 +299,7 @@ def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
 
 
 def _read_parameters(request: InferRequest, parameters: Any) -> bool:
-    """Return the request's own parameters; gives the default of `binary_data`.  Unknown ones are ignored."""
+    """Read the request's own parameters into `request`, ignoring unknown ones; return the default of `binary_data`."""
     if type(parameters) is not dict:
         raise BadRequest("parameters is not an object")
     if not parameters:
@@ -354,7 +368,13 @@ def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text:
 
 
 def _rows(
-    entry: Input, item: dict[str, Any], shape: list[int], size: int | None, binary: Body, at: int, booleans: bool
+    entry: DeclaredInput,
+    item: dict[str, Any],
+    shape: list[int],
+    size: int | None,
+    binary: Body,
+    at: int,
+    booleans: bool,
 ) -> Rows:
     """Return the rows of a tensor of a checked shape, from JSON or from `size` bytes of `binary`."""
     if (size is not None) == ("data" in item):
@@ -385,12 +405,12 @@ def _binary_size(parameters: Any) -> int | None:
     return size
 
 
-def _read_outputs(signature: Signature, listed: Any, default_binary: bool) -> list[Wanted]:
+def _read_outputs(signature: Signature, listed: Any, default_binary: bool) -> list[RequestedOutput]:
     if type(listed) is not list:
         raise BadRequest("outputs is not an array")
     if len(listed) > len(signature.outputs):
         raise BadRequest(f"the request names {len(listed)} outputs, and the model has {len(signature.outputs)}")
-    result: list[Wanted] = []
+    result: list[RequestedOutput] = []
     seen = set()
     for item in listed:
         if type(item) is not dict:
@@ -416,5 +436,5 @@ def _read_outputs(signature: Signature, listed: Any, default_binary: bool) -> li
                 raise BadRequest(f"output {name!r}: {error.message}") from None
             if classes and signature.outputs[index].datatype in ("BYTES", "BOOL"):
                 raise BadRequest(f"output {name!r}: only numbers can be classified")
-        result.append(Wanted(index, binary, classes))
+        result.append(RequestedOutput(index, binary, classes))
     return result

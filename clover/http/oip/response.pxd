@@ -1,10 +1,10 @@
 cimport cython
 
 from clover._native.wire cimport quoted
-from clover.http.oip.request cimport InferRequest, Signature, Wanted
+from clover.http.oip.request cimport InferRequest, RequestedOutput, Signature
 
 @cython.locals(rows=Py_ssize_t, lead=bytes, name=bytes)
 cpdef list brief(Signature signature, InferRequest request, bytes text)
 
-@cython.locals(pieces=list, tail=list, first=bint, wanted=Wanted, raw=bytes, text=bytes, header=bytes)
+@cython.locals(pieces=list, tail=list, first=bint, wanted=RequestedOutput, raw=bytes, text=bytes, header=bytes)
 cpdef tuple encode(Signature signature, InferRequest request, object read, dict receipt=*)

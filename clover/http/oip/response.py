@@ -1,4 +1,4 @@
-"""The answer of the Open Inference Protocol: output rows become the parts of a body, in JSON or with binary tensors."""
+"""The answer of the Open Inference Protocol: from output rows to the body, in JSON or with binary tensors."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import orjson
 from clover._native.wire import quoted
 from clover.http.oip import tensors
 from clover.http.oip.request import InferRequest, Rows, Signature
+from clover.runtime.memory.bytes_codec import count_elements, pack_element
 from clover.types import TensorSpec
 
 
 def _bytes_shape(spec: TensorSpec, rows: list[bytes]) -> tuple[int, ...]:
-    """Return the shape of a BYTES output; a variable axis follows from the number of elements."""
+    """Return the shape of a BYTES output; its first variable axis follows from the number of elements, others are 1."""
     shape = list(spec.shape)
     free = [axis for axis, size in enumerate(shape) if size < 0]
     if free:
         fixed = math.prod(size for size in shape if size >= 0)
         for axis in free[1:]:
             shape[axis] = 1
-        shape[free[0]] = len(tensors.split_elements(rows[0])) // fixed if rows and fixed else 0
+        shape[free[0]] = count_elements(rows[0]) // fixed if rows and fixed else 0
     return (len(rows), *shape)
 
 
 def brief(signature: Signature, request: InferRequest, text: bytes) -> list[bytes]:
-    """Return the parts of an answer in JSON whose one output is `text`, and which carries nothing else."""
+    """Return the parts of an answer in JSON whose one output has the numbers `text`, and which has no parameters."""
     rows = request.rows
-    lead = signature.one if rows == 1 else signature.lead(rows)
+    lead = signature.lead_of_one if rows == 1 else signature.lead(rows)
     if request.id:
         name = quoted(request.id)
         return [signature.prefix, b',"id":', name if name is not None else orjson.dumps(request.id), lead, text, b"}]}"]
@@ -42,8 +43,10 @@ def encode(
     read: Callable[[int], Rows],
     receipt: dict[str, Any] | None = None,
 ) -> tuple[int, list[bytes]]:
-    """Return the answer's parts, and the length of its JSON, or -1 where it is JSON alone.  `read(index)` gives an
-    output's rows.  Raises BadRequest where JSON cannot carry what was asked for in JSON."""
+    """Return the length of the answer's JSON (-1 if it is JSON alone) and the parts of its body.
+
+    `read(index)` returns the rows of an output.  Raises BadRequest if JSON cannot carry what was asked for in JSON.
+    """
     pieces = [signature.prefix]
     if request.id:
         pieces.append(b',"id":' + orjson.dumps(request.id))
@@ -62,7 +65,7 @@ def encode(
             table = tensors.classify(datatype, rows, wanted.classes, spec.labels)
             datatype = "BYTES"
             shape: tuple[int, ...] = (len(table), len(table[0]) if table else 0)
-            rows = [b"".join(map(tensors.pack_element, line)) for line in table]
+            rows = [b"".join(map(pack_element, line)) for line in table]
         elif isinstance(rows, list):
             shape = _bytes_shape(spec, rows)
         else:

@@ -1,19 +1,19 @@
 """OIP tensors: from JSON values or raw bytes to arrays, and back.
 
-The datatypes are a table.  JSON numbers go through `array.array`, whose C loop refuses what does not belong - 1.5 or
-a string in an integer tensor, 300 in UINT8 - where NumPy would quietly convert.  Booleans pass as numbers there, so
-a body in which the words `true` or `false` occur at all is checked element by element.
+JSON numbers go through `array.array`, whose C loop refuses what does not belong - 1.5 or a string in an integer tensor,
+300 in UINT8 - where NumPy would quietly convert.  Booleans pass as numbers there, so a body in which the words `true`
+or `false` occur at all is checked element by element.  BYTES rows have a codec of their own
+(`clover.runtime.memory.bytes_codec`).
 
-Whoever calls has bounded the shape: rows are made as the shape says, and its first axis comes from a client.
+The caller must have bounded the shape: rows are made as the shape says, and its first axis comes from a client.
 
-Clover's rule for NaN and Infinity in JSON answers: JSON has no such numbers, and `null` or a bare `NaN` would reach the
-client as something else than what the model said.  The answer is a 400 that names the way out, binary output.
+Clover's rule for NaN and Infinity in JSON answers: JSON has no such numbers, and `null` or a bare `NaN` would mean
+something else to the client than what the model said.  The answer is a 400 that names the way out, binary output.
 """
 
 from __future__ import annotations
 
 import math
-import struct
 from array import array
 from itertools import chain
 from typing import Any
@@ -22,13 +22,20 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from clover import families
 from clover.errors import BadRequest
+from clover.runtime.memory.bytes_codec import cut_rows, pack_element, split_row
 
 Body = bytes | bytearray | memoryview
+"""A request body, or a part of one: flat bytes."""
 
 
 class Datatype:
-    """One OIP datatype.  `code` is its `array` typecode; empty where JSON cannot carry it."""
+    """One OIP datatype.
+
+    `dtype` is that of its arrays, `bytes_each` the size of an element.  `code` is its typecode in `array`; empty if its
+    JSON elements are not read that way.
+    """
 
     __slots__ = ("bytes_each", "code", "dtype", "name")
 
@@ -39,27 +46,21 @@ class Datatype:
         self.bytes_each = self.dtype.itemsize
 
 
-DATATYPES = {
-    row.name: row
-    for row in (
-        Datatype("BOOL", np.bool_, ""),
-        Datatype("UINT8", np.uint8, "B"),
-        Datatype("UINT16", np.uint16, "H"),
-        Datatype("UINT32", np.uint32, "I"),
-        Datatype("UINT64", np.uint64, "Q"),
-        Datatype("INT8", np.int8, "b"),
-        Datatype("INT16", np.int16, "h"),
-        Datatype("INT32", np.int32, "i"),
-        Datatype("INT64", np.int64, "q"),
-        Datatype("FP16", np.float16, ""),
-        Datatype("FP32", np.float32, "f"),
-        Datatype("FP64", np.float64, "d"),
-        Datatype("BF16", np.uint16, ""),
-        Datatype("BYTES", np.object_, ""),
-    )
+_ARRAY_CODES = {
+    "UINT8": "B",
+    "UINT16": "H",
+    "UINT32": "I",
+    "UINT64": "Q",
+    "INT8": "b",
+    "INT16": "h",
+    "INT32": "i",
+    "INT64": "q",
+    "FP32": "f",
+    "FP64": "d",
 }
 
-_LENGTH = struct.Struct("<I")
+DATATYPES = {name: Datatype(name, dtype, _ARRAY_CODES.get(name, "")) for name, dtype in families.DATATYPES.items()}
+
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 _SUM_IS_FASTER = 64
 _EXACT = 2.0**53
@@ -69,7 +70,7 @@ _EXACT = 2.0**53
 
 
 def flatten(data: Any, shape: list[int]) -> list[Any]:
-    """Return the elements of flat or nested row-major `data`; raises BadRequest where they do not fill `shape`."""
+    """Return the elements of flat or nested row-major `data`; raises BadRequest unless they fill `shape`."""
     if type(data) is not list:
         raise BadRequest("its data is not an array")
     if data and type(data[0]) is list and len(shape) > 1:
@@ -85,8 +86,10 @@ def flatten(data: Any, shape: list[int]) -> list[Any]:
 
 
 def numbers_from_json(datatype: Datatype, data: Any, shape: list[int], may_hold_booleans: bool) -> NDArray[Any]:
-    """Return an array of `shape` from JSON values; raises BadRequest for what the datatype cannot hold exactly or
-    nearly."""
+    """Return an array of `shape` from JSON values; raises BadRequest for values that are not of the datatype.
+
+    Floating-point values are rounded to the datatype.  `may_hold_booleans` is False if the body has none for sure.
+    """
     if datatype.name == "BOOL":
         flat = flatten(data, shape)
         if set(map(type, flat)) - {bool}:
@@ -114,8 +117,10 @@ def numbers_from_json(datatype: Datatype, data: Any, shape: list[int], may_hold_
 
 
 def _integral(flat: list[Any], datatype: Datatype) -> list[Any]:
-    """Return elements in which some integers are written as 3.0: to JSON the same number.  Raises BadRequest for
-    others, and where a double no longer tells neighbouring integers apart."""
+    """Return elements as integers, of which some are written as 3.0: to JSON that is the same number.
+
+    Raises BadRequest for others, and if a double no longer tells neighbouring integers apart.
+    """
     for element in flat:
         exact = type(element) is float and element.is_integer() and abs(element) <= _EXACT
         if type(element) is not int and not exact:
@@ -124,7 +129,7 @@ def _integral(flat: list[Any], datatype: Datatype) -> list[Any]:
 
 
 def bytes_from_json(data: Any, shape: list[int]) -> list[bytes]:
-    """Return BYTES rows in OIP form (uint32 length + bytes an element) from JSON strings."""
+    """Return BYTES rows in OIP form from JSON strings; raises BadRequest for anything else."""
     flat = flatten(data, shape)
     if set(map(type, flat)) - {str}:
         raise BadRequest("a BYTES tensor takes strings only; other bytes travel as binary data")
@@ -135,11 +140,6 @@ def bytes_from_json(data: Any, shape: list[int]) -> list[bytes]:
     except UnicodeEncodeError:
         raise BadRequest("a string is not valid Unicode") from None
     return [b"".join(elements[row * each : (row + 1) * each]) for row in range(rows)]
-
-
-def pack_element(element: bytes) -> bytes:
-    """Return one BYTES element in OIP form."""
-    return _LENGTH.pack(len(element)) + element
 
 
 # --- binary in --------------------------------------------------------------------------------------------------------
@@ -160,48 +160,18 @@ def numbers_from_binary(datatype: Datatype, raw: Body, shape: list[int]) -> NDAr
 
 
 def bytes_from_binary(raw: Body, shape: list[int]) -> list[bytes]:
-    """Return BYTES rows, cut at the row boundaries; raises BadRequest where `raw` is not exactly that many elements."""
-    rows = shape[0]
-    each = math.prod(shape[1:])
-    if rows * each > len(raw) // 4:
-        raise BadRequest("the binary data is shorter than its BYTES elements")
-    size, at = len(raw), 0
-    unpack = _LENGTH.unpack_from
-    result = []
-    for _ in range(rows):
-        start = at
-        for _ in range(each):
-            if at + 4 > size:
-                raise BadRequest("the binary data is shorter than its BYTES elements")
-            at += 4 + unpack(raw, at)[0]
-        if at > size:
-            raise BadRequest("the binary data is shorter than its BYTES elements")
-        result.append(bytes(raw[start:at]))
-    if at != size:
-        raise BadRequest("the binary data is longer than its BYTES elements")
-    return result
+    """Return BYTES rows in OIP form, cut at the row boundaries; raises BadRequest unless `raw` is exactly these."""
+    try:
+        return cut_rows(raw, shape[0], math.prod(shape[1:]))
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
 
 
 # --- out --------------------------------------------------------------------------------------------------------------
 
 
-def split_elements(row: bytes) -> list[bytes]:
-    """Return the elements of one BYTES row in OIP form; raises ValueError where it is damaged."""
-    result, at, size = [], 0, len(row)
-    while at < size:
-        if at + 4 > size:
-            raise ValueError("truncated BYTES element")
-        length = _LENGTH.unpack_from(row, at)[0]
-        at += 4
-        if at + length > size:
-            raise ValueError("truncated BYTES element")
-        result.append(row[at : at + length])
-        at += length
-    return result
-
-
 def numbers_to_json(datatype: str, values: NDArray[Any]) -> bytes:
-    """Return the flat JSON array of `values`; raises BadRequest for FP16, BF16 and non-finite numbers (see above)."""
+    """Return the flat JSON array of `values`; raises BadRequest for FP16, BF16 and non-finite numbers."""
     if datatype in ("FP16", "BF16"):
         raise BadRequest(f"an output is {datatype}, which travels as binary data only: ask for binary_data")
     text = orjson.dumps(values.reshape(-1), option=_NUMPY)
@@ -211,23 +181,25 @@ def numbers_to_json(datatype: str, values: NDArray[Any]) -> bytes:
 
 
 def bytes_to_json(rows: list[bytes]) -> bytes:
-    """Return the flat JSON array of BYTES rows; raises BadRequest where an element is not UTF-8."""
+    """Return the flat JSON array of BYTES rows; raises BadRequest if an element is not UTF-8."""
     try:
-        return orjson.dumps([element.decode() for row in rows for element in split_elements(row)])
+        return orjson.dumps([element.decode() for row in rows for element in split_row(row)])
     except UnicodeDecodeError:
         raise BadRequest("an output holds bytes that are not UTF-8: ask for binary_data") from None
 
 
 def numbers_to_binary(values: NDArray[Any]) -> bytes:
-    """Little-endian row-major bytes."""
+    """Return the elements of `values`, row-major and little-endian."""
     if values.dtype.byteorder == ">":
         values = values.astype(values.dtype.newbyteorder("<"))
     return values.tobytes()
 
 
 def classify(datatype: str, values: NDArray[Any], classes: int, labels: tuple[str, ...]) -> list[list[bytes]]:
-    """Return the classification extension: per row the `classes` largest values, as `value:index[:label]`, largest
-    first and the lower index first among equals."""
+    """Return the `classes` largest values of each row as `value:index[:label]`, as the classification extension has it.
+
+    The largest comes first, and among equals the one of the lower index.
+    """
     rows = values.reshape(values.shape[0], -1)
     if datatype == "BF16":
         rows = (rows.astype(np.uint32) << 16).view(np.float32)

@@ -1,7 +1,7 @@
 """What the same rows would have cost otherwise: on BASE, and on the best fixed mix.
 
-A saving is a difference to something that did not happen, and that can only be modelled.  So that a fault of the model
-does not pass for a saving, what *did* happen is put through the same model, and only the difference is taken from it:
+A saving is a difference to something that did not happen, and that can only be modelled.  So that an error of the model
+does not count as a saving, what *did* happen is put through the same model, and only the difference is taken from it:
 
     shadow = active joules of what served + rows x (E_shadow(rate) - E_served(rate)) x min(1, measured / modelled)
 
@@ -21,9 +21,9 @@ Hardware is equal: the same devices, awake all the time, so that idle joules are
 its longest batches, where it is most frugal, and said to be more (`Mix.holds`).
 
 **A fixed mix** keeps variants, shares and layout whatever the grid does; load alone may change it, as in the policy
-`static`.  The best ones are those of `budget.ways`, within SLO, floor and utilisation limit, and what lies between two
-of them on a straight line: a mix of one configuration that lands there is hardly ever below it, so that the line
-rather understates a saving.  Waits for batches are on neither side.
+`static`.  The best ones are the plans of the frontier (`planning.budget.frontiers`), within SLO, floor and utilisation
+limit, and every point on a straight line between two of them: a mix of one configuration at such a point is hardly ever
+below the line, so that the line understates a saving if anything.  Waits for batches are on neither side.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.budget.price import ways
+from clover.planning.budget.frontiers import frontier
 from clover.planning.model.frontier import FrontierPoint, hull
+from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.problem import LEAST_RATE, accuracies, services_of, whole
 from clover.planning.model.queueing import Lane, Service, lane_of
 from clover.types import Configuration, DeviceShape, FamilyProfile, Record, State
@@ -103,10 +104,10 @@ def mix_of(
     rows: float = 0.0,
     right: float = 0.0,
 ) -> Mix | None:
-    """`shares` (which need not sum to 1) of the rows on `lanes`; None where a variant that has rows has no lane.
+    """Return the mix of `shares` (which need not sum to 1) on `lanes`; None if a variant that has rows has no lane.
 
-    In a cascade a row has a share of several lanes: `rows` are then all that were answered, and these are right by
-    `right` (rows x percent) more than the shares by themselves."""
+    In a cascade a row counts in several lanes: `rows` is then the number of all rows answered, and `right` (rows x
+    percent) what their accuracy is above that of the shares by themselves."""
     parts = {variant: share for variant, share in shares.items() if share > 0.0}
     total = rows or sum(parts.values())
     if not parts or not parts.keys() <= lanes.keys():
@@ -118,7 +119,7 @@ def mix_of(
 
 
 def base(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 1.0) -> Mix | None:
-    """Return BASE on `devices`; None where its variant was not measured on them as a whole, or there are none."""
+    """Return BASE on `devices`; None if its variant was not measured on them as a whole, or there are none."""
     services, accuracy = services_of(profile, share), accuracies(profile)
     known = {item.profile for device in devices for layout in device.layouts for item in layout}
     least: dict[str, float] = {}
@@ -140,9 +141,11 @@ def base(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 
 
 
 def fixed_mixes(state: State, rate: float) -> tuple[Fixed, ...]:
-    """Return the best fixed mixes at `rate`, from the most frugal up; none where nothing keeps what `state` asks for.
-    Plans are made for it: for the solver's process."""
-    return tuple(Fixed(configuration=way.configuration, shares=way.shares) for way in ways(state, rate))
+    """Return the best fixed mixes at `rate`, from the most frugal up; none if nothing keeps the limits of `state`;
+    PlanError if no device can be used.  It makes plans, so it is for the solver's process."""
+    given = PlanningInput.of(state)
+    plans = frontier(given.problem, given.objective, rate, seed=state.seed)
+    return tuple(Fixed(configuration=plan.configuration, shares=plan.shares) for plan in plans)
 
 
 def line(rows: int, active_j: float, own_j: float) -> tuple[float, float]:
@@ -153,7 +156,7 @@ def line(rows: int, active_j: float, own_j: float) -> tuple[float, float]:
 
 
 class Frontier:
-    """The best fixed mixes around a rate, and their joules at any rate near it."""
+    """The best fixed mixes at some rate, and their joules at any rate near it."""
 
     def __init__(self, mixes: Sequence[Mix]) -> None:
         self._mixes = tuple(mixes)
@@ -161,7 +164,7 @@ class Frontier:
 
     @classmethod
     def of(cls, profile: FamilyProfile, fixed: Sequence[Fixed], share: float = 1.0) -> Frontier:
-        """From what the solver found."""
+        """Return the frontier of the mixes that the solver found."""
         accuracy = accuracies(profile)
         made = [mix_of(lanes_of(profile, item.configuration, share), item.shares, accuracy) for item in fixed]
         return cls([mix for mix in made if mix is not None])

@@ -1,16 +1,16 @@
-"""What the grid and the load will be like: from what they were, or from a provider that knows better.
+"""Forecast the grid and the load: from their own past, or from a provider.
 
-Everything is told by the hour, and hours are those of grid time since 1970.  Readings come when they come: they are
-averaged within their hour, an hour without any is a gap, and a gap is filled with the same hour of the day before, of
-the day after, of the week before or after, else with its nearest neighbour (`hourly`).
+The unit is the hour, counted in grid time since 1970.  Readings come at any time: they are averaged within their hour,
+an hour without any is a gap, and a gap is filled with the same hour of the day before, of the day after, of the week
+before or after, else with its nearest neighbour (`hourly`).
 
- - *persistence*: it stays as it is now.  All there is while less than a day is known.
+ - *persistence*: it stays as it is now; used while less than a day is known.
  - *seasonal*: an hour of the next week is like the same hour of the day before and of the week before, blended: the day
-   weighs more, and less the farther away the hour is.  By how much the blend misses now is carried on and fades.
-   Farther away nothing is blended: week k from now is the k-th last week as it was, round and round.  An average of
-   weeks would be the better guess of one hour, and the worse one of what a budget wants to know: how much clean and how
-   much dirty time there will be.
- - *provider*: values where a provider gives them, the seasonal forecast (or persistence) for hours it does not reach.
+   weighs more, and less the farther away the hour is.  The present error of the blend is added to later hours and
+   fades.  Farther away nothing is blended: week k from now is the k-th last week as it was, round and round.  An
+   average of weeks would be the better guess of one hour, and the worse one of what a budget needs: how much clean and
+   how much dirty time there will be.
+ - *provider*: values for the hours that a provider covers, the seasonal forecast (or persistence) for the others.
 
 A horizon of a year has 8,760 hours and a policy gets at most `LIMIT` parts (`outlook`).  The next two days stay as they
 are; later hours are sorted by rate and then by intensity, and each run of neighbours becomes one part: averaged over
@@ -59,7 +59,7 @@ class History:
         self._sums: dict[int, list[float]] = {}  # hour: sum and number
 
     def note(self, at_s: float, value: float) -> None:
-        """`value` held at `at_s`.  What is not finite is not known."""
+        """Record that `value` held at `at_s`; a value that is not finite is ignored."""
         if not (math.isfinite(at_s) and math.isfinite(value)):
             return
         hour = math.floor(at_s / HOUR_S)
@@ -73,7 +73,7 @@ class History:
         return len(self._sums)
 
     def plain(self, hour: int, count: int) -> Floats:
-        """`count` hours from `hour` on; NaN where nothing is known."""
+        """Return `count` hours from `hour` on, gaps left as NaN."""
         means = np.full(count, np.nan)
         for at, (total, number) in self._sums.items():
             if hour <= at < hour + count:
@@ -81,8 +81,8 @@ class History:
         return means
 
     def hourly(self, hour: int) -> Floats:
-        """Return hour by hour from the first known one up to `hour` (which may be under way), gaps filled; empty where
-        nothing is known.  What was noted for later is not used: the clock was set back."""
+        """Return hour by hour from the first known one up to `hour` (which may be under way), gaps filled; empty if
+        nothing is known.  What was recorded for later hours is not used: the clock was set back."""
         hours = [at for at in self._sums if hour - KEPT < at <= hour]
         if not hours:
             return np.empty(0)
@@ -98,41 +98,44 @@ class Outlook:
     label: str
 
 
-def outlook(
-    intensities: History,
-    rates: History,
-    *,
-    now_s: float,
-    until_s: float,
-    g_per_kwh: float,
-    rate: float,
-    provider: Floats | None = None,
-    name: str = "provider",
-    seasons: bool = True,
-    limit: int = LIMIT,
-) -> Outlook:
-    """Return what to expect from `now_s` until `until_s` (grid time), where `g_per_kwh` and `rate` (rows/s) hold now.
+@dataclass(frozen=True)
+class ForecastInput:
+    """What is known of the grid and the load: the past hours, `g_per_kwh` and `rate` (rows/s) of now, and `provider`,
+    what a provider called `name` says of each hour from the running one on (see `values`; NaN: nothing)."""
 
-    `provider`: what one called `name` says of each hour from the running one on (see `values`); NaN where it says
-    nothing.  Without `seasons` the rest is persistence.  The first part lasts until the end of the running hour; there
-    are at most `limit` (at least 4) of them.  Empty where the horizon is over.
+    intensities: History
+    rates: History
+    g_per_kwh: float
+    rate: float
+    provider: Floats | None = None
+    name: str = "provider"
+
+
+def outlook(
+    known: ForecastInput, *, now_s: float, until_s: float, seasons: bool = True, limit: int = LIMIT
+) -> Outlook:
+    """Return what to expect from `now_s` until `until_s` (grid time).
+
+    Without `seasons`, hours of which no provider says anything are persistence.  The first part lasts until the end of
+    the running hour; there are at most `limit` (at least 4) of them.  Empty if the horizon is over.
     """
+    g_per_kwh, rate, provider = known.g_per_kwh, known.rate, known.provider
     if not until_s > now_s:
         return Outlook((), "")
     hour, count = hours_of(now_s, until_s)
     seconds = np.full(count, HOUR_S)
     seconds[0] -= now_s - hour * HOUR_S
     seconds[-1] -= (hour + count) * HOUR_S - until_s
-    known = intensities.hourly(hour) if seasons else np.empty(0)
-    expected = forecast(known, g_per_kwh, count)
-    load = forecast(rates.hourly(hour), rate, count) if seasons else np.full(count, rate)
-    label = f"seasonal, {len(known) / DAY:.0f} days known" if len(known) > DAY else "persistence"
+    past = known.intensities.hourly(hour) if seasons else np.empty(0)
+    expected = forecast(past, g_per_kwh, count)
+    load = forecast(known.rates.hourly(hour), rate, count) if seasons else np.full(count, rate)
+    label = f"seasonal, {len(past) / DAY:.0f} days known" if len(past) > DAY else "persistence"
     if provider is not None and np.isfinite(provider[1:count]).any():
         given = np.full(count, np.nan)
         given[: min(count, len(provider))] = provider[:count]
         there = np.isfinite(given)
         expected = np.where(there, given, expected)
-        label = name if there[1:].all() else f"{name} for {int(there.sum())} h, then {label}"
+        label = known.name if there[1:].all() else f"{known.name} for {int(there.sum())} h, then {label}"
     expected[0], load[0] = g_per_kwh, rate
     return Outlook(grouped(seconds, expected, load * seconds, limit), label)
 
@@ -144,7 +147,7 @@ def hours_of(now_s: float, until_s: float) -> tuple[int, int]:
 
 
 def forecast(past: Floats, now: float, count: int) -> Floats:
-    """`count` hours from the running one on, where the value is `now`; `past` ends with the running hour."""
+    """Return `count` hours from the running one on, whose value is `now`; `past` ends with the running hour."""
     if len(past) <= DAY:
         return np.full(count, now)
     last = len(past) - 1
@@ -161,7 +164,7 @@ def forecast(past: Floats, now: float, count: int) -> Floats:
 
 
 def values(samples: Sequence[Sample], hour: int, count: int) -> Floats:
-    """Return a provider's values for `count` hours from `hour` on, as means of an hour; NaN where it has none."""
+    """Return a provider's values for `count` hours from `hour` on, as means of an hour; NaN for hours without any."""
     own = History()
     for sample in samples:
         if hour * HOUR_S <= sample.at_s < (hour + count) * HOUR_S:
@@ -170,7 +173,7 @@ def values(samples: Sequence[Sample], hour: int, count: int) -> Floats:
 
 
 def grouped(seconds: Floats, intensity: Floats, rows: Floats, limit: int = LIMIT) -> tuple[Ahead, ...]:
-    """Return hours as at most `limit` parts: the first in their order, the others put together by what they are like.
+    """Return hours as at most `limit` parts: the first ones in their order, the others grouped with similar ones.
     Seconds, rows, and rows x intensity keep their sums."""
     count = len(seconds)
     near = count if count <= limit else min(_NEAR, limit // 2)

@@ -1,14 +1,14 @@
-"""Where an accuracy budget is best spent: hours that are clean buy accuracy, dirty ones save.
+"""Spend an accuracy budget over a horizon, exactly: clean hours buy accuracy, dirty ones save grams.
 
 A horizon is a row of steps, each with the rows it expects and the *points* it can be run at: an accuracy, and the grams
 a row costs there at the step's intensity.  Wanted are the points of the fewest grams whose accuracy, averaged over all
 rows, reaches the budget; a step may run at one point for a part of its time and at another for the rest.  That is the
 relaxation of a multiple-choice knapsack, and it is solved exactly.  Each step's useful points are the lower convex hull
-of (accuracy, grams); going up a hull, every point of accuracy is dearer than the last.  So start everywhere at the
+of (accuracy, grams); going up a hull, every point of accuracy costs more than the last.  So start everywhere at the
 cheapest point, and climb where accuracy is cheapest, until the budget is reached: only the last climb is a part of one.
 
 The slope of that last climb is the *price* of accuracy, grams for a percent of a row.  At this one price every hour by
-itself makes the choice that it has here, which is how a controller follows the budget without the whole plan at hand:
+itself makes the same choice, which is how a controller follows the budget without the whole plan at hand:
 the objective of an hour is grams - price x accuracy, the paper's f with lambda that moves with the intensity.
 """
 
@@ -37,7 +37,7 @@ class Hour(Record, frozen=True, kw_only=True):
 
 class Spent(Record, frozen=True, kw_only=True):
     """How a budget is spent: the accuracy and grams a row of each hour, accuracy over all rows, grams in total, and the
-    price of accuracy (grams for a percent of a row; 0 where the cheapest points reach the budget)."""
+    price of accuracy (grams for a percent of a row; 0 if the cheapest points reach the budget)."""
 
     hours: tuple[FrontierPoint, ...]
     accuracy: float
@@ -46,7 +46,7 @@ class Spent(Record, frozen=True, kw_only=True):
 
 
 def spend(hours: Sequence[Hour], budget: float) -> Spent:
-    """Return the fewest grams that reach `budget` percent of accuracy over all rows; PlanError where nothing does."""
+    """Return the fewest grams that reach `budget` percent of accuracy over all rows; PlanError if nothing does."""
     if not hours or any(hour.rows < 0.0 or not hour.points for hour in hours) or not any(hour.rows for hour in hours):
         raise PlanError("a horizon needs hours with points, and rows in one of them")
     hulls = [hull(hour.points) for hour in hours]

@@ -1,15 +1,22 @@
 """What no schedule of plans over a horizon can undercut: a proven limit beside an accuracy budget.
 
-A schedule runs step t, with n_t rows at w_t grams a joule, by some plan of E_t joules and A_t percent a row (or by
-several, each for a part of the step), and reaches A percent over all N rows.  Whatever the price p of a percent is,
+Terms.
+ - *schedule*: for every step of a horizon the plan, or the plans in turn, that it runs
+ - n_t, w_t: rows of step t, and grams a joule in it
+ - E_t, A_t: joules and percent a row of the plan of step t
+ - A, N: the accuracy (percent) to reach over all rows, and how many rows these are
+ - p: a price of accuracy, grams for a percent of a row; m = p / w_t: the same in joules
+
+Whatever the price p is, a schedule that reaches A has
 
     sum n_t w_t E_t  >=  sum n_t w_t E_t - p (sum n_t A_t - N A)  >=  p N A + sum n_t w_t G(p / w_t),
     G(m) = min over plans of E - m A,
 
 because the first parentheses hold nothing below zero.  Only the ratio of price and intensity is left in G, so that one
-function of one number stands for all steps of a rate.  Nobody knows G, but `planning.packing.plan_bound.bound` knows
-what it cannot be below (`Front`).  It is concave, as is the right side in p, whose greatest value is the limit; every p
-gives a valid one.  Below the frontier that plans reach it lies by what the dual leaves out (`dual`, `ceilings`).
+function of one number stands for all steps of a rate.  G itself is not known, but `planning.packing.plan_bound` gives
+what it cannot be below (`CostBound`).  It is concave, as is the right side in p, whose greatest value is the limit;
+every p gives a valid one.  The bound lies below the frontier that plans reach by what the relaxations of
+`planning.packing.plan_bound` and `planning.packing.lane_ceilings` leave out.
 """
 
 from __future__ import annotations
@@ -23,11 +30,11 @@ from functools import cache
 from clover.errors import PlanError
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
-from clover.planning.packing.formulation import Formulation, Member
-from clover.planning.packing.lane_ceilings import ceilings
-from clover.planning.packing.plan_bound import bound
+from clover.planning.packing.formulation import Formulation, PackingMember
+from clover.planning.packing.lane_ceilings import lane_ceilings
+from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.search.annealed import every
-from clover.planning.search.power_states import asleep
+from clover.planning.search.power_states import sleep_states
 
 _GRID = 24
 _FINER = 160
@@ -38,8 +45,9 @@ _GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 
 
 @dataclass(frozen=True)
-class Front:
-    """What E - m A of any plan is at least (joules a row), at some prices m (joules a percent, ascending from 0).
+class CostBound:
+    """A lower bound of G: what E - m A of any plan is at least (joules a row), at some prices m (joules a percent,
+    ascending from 0).
 
     G is concave, so that the chord between two of its values lies below it, and lower bounds of the values make a lower
     chord.  Beyond the last price G falls by `best`, the highest accuracy of all (percent), a step at most.
@@ -61,32 +69,32 @@ class Front:
         return (1.0 - part) * self.values[after - 1] + part * self.values[after]
 
 
-def front(problem: Problem, objective: Objective) -> Front:
-    """Return the front of a family at its rate, without accuracy floor.  Joules are those that plans differ in: active
-    ones, and where devices may have no workers what the others draw for having some.
+def cost_bound(problem: Problem, objective: Objective) -> CostBound:
+    """Return the lower bound of G for a family at its rate, without accuracy floor.  Joules are those that plans differ
+    in: active ones, and if devices may have no workers, the idle ones of the devices that have some.
 
-    Where configurations are too many to be weighed one by one the planner gives no row to a worker that is too slow
-    alone, and the front is that of such plans; else of all.
+    If configurations are too many to be weighed one by one, the planner gives no row to a worker that is too slow
+    alone, and the bound is that of such plans; else of all.
     """
-    sleep, awake_w = asleep(problem.spared_w)
+    sleep, awake_w = sleep_states(problem.spared_w)
     base_j, base = objective.base_energy_j, objective.base_accuracy
     own = replace(objective, form="paper", carbon_weight=1.0, accuracy_floor=0.0, planned_floor=0.0)
 
     def formed(lam: float, slow: bool) -> Formulation:
-        member = Member(problem, replace(own, lam=lam))
+        member = PackingMember(problem, replace(own, lam=lam))
         return Formulation([member], problem.devices, sleep=sleep, awake_w=awake_w, slow=slow)
 
     slow = every(problem) is not None
     try:
-        planes = ceilings(formed(0.5, slow))
+        planes = lane_ceilings(formed(0.5, slow))
     except PlanError:  # nothing but slow workers: the planner takes these as well
         slow = True
-        planes = ceilings(formed(0.5, slow))
+        planes = lane_ceilings(formed(0.5, slow))
 
     @cache
     def value(price: float) -> float:
         lam = 1.0 / (1.0 + price * base / base_j)
-        most = bound(formed(lam, slow), waits=problem.objective.waits, slo=True, ceilings=planes)
+        most = plan_bound(formed(lam, slow), waits=problem.objective.waits, slo=True, ceilings=planes)
         return base_j * (1.0 - ((1.0 - lam) + most) / lam)
 
     accuracies = [problem.accuracy[variant] for variant in problem.variants]
@@ -99,7 +107,7 @@ def front(problem: Problem, objective: Objective) -> Front:
         if room < _ROOM * base_j:
             break
         prices.insert(at, 0.5 * (prices[at - 1] + prices[at]))
-    return Front(tuple(prices), tuple(value(price) for price in prices), max(accuracies))
+    return CostBound(tuple(prices), tuple(value(price) for price in prices), max(accuracies))
 
 
 def _room(prices: Sequence[float], values: Sequence[float], at: int, accuracies: Sequence[float]) -> float:
@@ -116,18 +124,18 @@ def _room(prices: Sequence[float], values: Sequence[float], at: int, accuracies:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class HorizonPart:
     """A part of a horizon: rows, grams of CO2e a joule, and what plans can do at its load."""
 
     rows: float
     grams_per_j: float
-    front: Front
+    front: CostBound
 
 
-def least_grams(steps: Sequence[Stretch], accuracy: float) -> float:
+def least_grams(steps: Sequence[HorizonPart], accuracy: float) -> float:
     """Return grams that no schedule over `steps` can undercut that reaches `accuracy` percent over all rows."""
     rows = sum(step.rows for step in steps)
-    alike: dict[tuple[float, int], tuple[float, Stretch]] = {}
+    alike: dict[tuple[float, int], tuple[float, HorizonPart]] = {}
     for step in steps:
         key = (step.grams_per_j, id(step.front))
         alike[key] = (alike[key][0] + step.rows if key in alike else step.rows, step)

@@ -1,12 +1,12 @@
-"""What it comes to if nothing is changed: the workers that run and the routing in force, predicted in a new state.
+"""The plan of changing nothing: the workers that run and the routing in force, predicted in a new state.
 
 A plan is only worth taking if it beats this.  A planner that compares plans with each other alone may leave workers
-that keep the SLO for others that do not: what it would rather have cannot be reached, the rest of what it looked at is
-late, and nothing of that says that staying would have been fine.  So every plan carries what keeping is predicted to do
-(`Plan.keeping`), and `worth_taking` decides between the two:
+that keep the SLO for others that do not: the plan that it prefers cannot be reached, its alternatives miss the SLO, and
+nothing says that staying would have been fine.  So every plan carries what keeping is predicted to do (`Plan.keeping`),
+and `worth_taking` decides between the two:
 
  1. a feasible plan beats what is not feasible, and the other way round;
- 2. of two that are not feasible the less bad one wins, in the order of the search (`search.rank`);
+ 2. of two that are not feasible the less bad one wins, in the order of the search (`rank`);
  3. of two feasible ones the better score wins, if the policy scores single moments (`by_score`).  A budget over a
     horizon does not: a moment that looks worse may pay back what another one spent.
 """
@@ -15,26 +15,27 @@ from __future__ import annotations
 
 import msgspec
 
-from clover.planning.budget.price import held_to, target_of
+from clover.planning.budget.target import target_of
 from clover.planning.cascade.routed import predicted, shortfall
 from clover.planning.model.demand import direct
-from clover.planning.model.objective import Objective, objective_of
-from clover.planning.model.problem import problem_of
-from clover.planning.packing.exhaustive import rank
-from clover.planning.search.power_states import charged
+from clover.planning.model.objective import Objective, held_to
+from clover.planning.model.planning_input import PlanningInput
+from clover.planning.packing.evaluation import rank
+from clover.planning.search.power_states import with_idle_energy
 from clover.types import Assignment, Candidate, Plan, State, configuration_of
 
 _SAME_SCORE = 1e-6
 
 
-def keeping(state: State) -> Candidate | None:
+def keeping(given: PlanningInput) -> Candidate | None:
     """Return what the workers that run do at the state's rate and intensity if the routing in force stays.
 
     None if nothing runs, or if the profile does not know what runs (a worker or thresholds of an older profile).
     """
+    state, problem = given.state, given.problem
     if not state.running or state.routing is None:
         return None
-    problem, objective = problem_of(state), moment(state)
+    objective = momentary(state, given.objective)
     configuration = configuration_of(state.running)
     if any((group.variant, group.profile) not in problem.services for group in configuration):
         return None
@@ -50,13 +51,12 @@ def keeping(state: State) -> Candidate | None:
         feasible=not why,
         why=why,
     )
-    return charged(candidate, problem, objective, len({item.placement.device for item in state.running}))
+    return with_idle_energy(candidate, problem, objective, len({item.placement.device for item in state.running}))
 
 
-def moment(state: State) -> Objective:
-    """Return what this moment is held to: the accuracy budget's target if it is not spread over a forecast, else the
-    floor."""
-    objective = objective_of(state)
+def momentary(state: State, objective: Objective) -> Objective:
+    """Return the objective that a single moment of `state` is judged by: held to the accuracy budget's target if the
+    budget is not spread over a forecast, else to the floor."""
     by_floor = state.objective.accuracy_budget is None or state.ahead
     return objective if by_floor else held_to(objective, target_of(state))
 

@@ -2,11 +2,11 @@
 
 A *point* of the profile (`types.ChainPoint`) is a chain with its thresholds: what accuracy its answers have, and which
 part of the rows reaches each stage, both on rows that had no part in choosing it.  On a configuration the stages are
-lanes in a row.  All rows come to the first one; what goes on comes to the next when its batch is done: its rows come
-together, and may share a batch again.  `played_ms` plays that with the kernel that plays a single lane, stage by stage,
-each with service times of its own.  How many of the rows end at each stage is known, so that chance need not say it:
-the rows that ended at a stage weigh together what the profile says of them (which halves the error where p95 lies near
-the step between two stages).  `bench.stages` holds this against the router, row by row.
+lanes in a row.  All rows come to the first one; rows that a stage passes on reach the next when their batch is done:
+they come together, and may share a batch again.  `played_ms` simulates that with the kernel that simulates a single
+lane, stage by stage, each with service times of its own.  The part of the rows that ends at each stage is taken from
+the profile and not left to chance: rows that ended at a stage are weighted to it (which halves the error if p95 lies
+near the step between two stages).  `bench.stages` compares this with the router, row by row.
 
 **Search.**  The stages of a point are *members* of a `Formulation`, each a family of one variant at its own rate, on
 devices that they share: the kernel that packs several families packs a chain.  Each is held to what the others leave of
@@ -35,7 +35,7 @@ from clover.planning.model.demand import Direct, beside, direct, exchanged, reac
 from clover.planning.model.objective import HYSTERESIS, Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Lane, Service, lane_of, play
-from clover.planning.packing.formulation import Formulation, Member
+from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.waits import MARGIN, TICK_MS
 from clover.types import Candidate, ChainPoint, Configuration, Prediction, Routing
 
@@ -48,7 +48,7 @@ POINTS = 12
 TRIED = 36
 """Points for which one is looked for, at most."""
 FAILED = 2
-"""Points of a chain for which none is found until the chain is given up: what is too slow mostly is so at every
+"""Points of a chain for which none is found until the chain is given up: one that is too slow is mostly so at every
 threshold."""
 SPARE = 3
 EVALUATIONS = 5_000
@@ -64,7 +64,7 @@ _MISS = 0.95
 
 def played_ms(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> Floats:
     """Return equally likely latencies (ms, ascending) of rows that come to the workers of the first stage at `rate`
-    rows a second and wait there for a full batch, and to those of the others as far as they go on.  Every stage must be
+    rows a second and wait there for a full batch, and to the next stages as far as `reach` says.  Every stage must be
     stable."""
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
     return _played_ms(stages, math.exp(step * _RATE_STEP), tuple(float(f"{part:.4g}") for part in reach), wait_ms)
@@ -107,9 +107,11 @@ def play_once(
 def evaluate(
     problem: Problem, objective: Objective, configuration: Configuration, point: ChainPoint, *, play: bool = True
 ) -> Candidate:
-    """Return what `point` does on a configuration that has the variants of its chain; others stand by.  Where rows may
-    wait, with the most frugal wait (`chain_waits`) that keeps the SLO.  Without `play` p95 is left open (infinite) and
-    not held against it, and joules are the least that a wait may lead to."""
+    """Return the candidate of `point` on a configuration that has the variants of its chain; other variants are on
+    standby.  If rows may wait, it has the most frugal wait (`cascade.waits`) that keeps the SLO.
+
+    Without `play` p95 is not simulated: it is infinite and does not make the candidate infeasible, and joules are the
+    least that a wait may lead to."""
     stages = stages_of(problem, configuration, point)
     asked = direct(problem, configuration, objective.max_utilisation)
     reach = reach_of(problem, point, asked)
@@ -164,7 +166,7 @@ def _beside(
 
 
 def unwaiting(problem: Problem, objective: Objective, candidate: Candidate, point: ChainPoint) -> Candidate | None:
-    """`candidate` of `point` without its wait; None where it has none, or does not serve without it."""
+    """Return `candidate` of `point` without its wait; None if it has none, or is not feasible without it."""
     if not candidate.routing.wait_ms:
         return None
     at_once = replace(problem, objective=msgspec.structs.replace(problem.objective, waits=False))
@@ -204,7 +206,7 @@ def stages_of(problem: Problem, configuration: Configuration, point: ChainPoint)
 
 
 def routing_of(point: ChainPoint, configuration: Configuration, wait_ms: float = 0.0) -> Routing:
-    """Return how rows follow `point`; a variant alone needs no chain, and variants that stand by get no rows."""
+    """Return how rows follow `point`; a variant alone needs no chain, and variants on standby get no rows."""
     by = {group.variant: 0.0 for group in configuration} | ends_of(point)
     chained = len(point.chain) > 1
     return Routing(
@@ -349,14 +351,14 @@ def _configurations(problem: Problem, objective: Objective, point: ChainPoint, s
             return
 
 
-def _members(problem: Problem, objective: Objective, point: ChainPoint, part: float) -> list[Member]:
-    """Return the stages as families of their own, each held to its part of `part` of the SLO; to what others leave for
-    0."""
+def _members(problem: Problem, objective: Objective, point: ChainPoint, part: float) -> list[PackingMember]:
+    """Return the stages as families of their own, each held to its part of `part` of the SLO; for 0, to what the
+    other stages leave of it."""
     own = [{key: service for key, service in problem.services.items() if key[0] == variant} for variant in point.chain]
     spent_ms = [min((service.mean_ms[0] for service in services.values()), default=0.0) for services in own]
     total_ms = max(sum(spent_ms), 1e-9)
     return [
-        Member(
+        PackingMember(
             replace(
                 problem,
                 variants=(variant,),

@@ -1,15 +1,16 @@
-"""What a configuration permits: the chains and thresholds that may be turned to without touching a worker.
+"""What a configuration permits: the chains and thresholds that can be switched to without touching a worker.
 
-Thresholds turn between two requests, workers do not.  So a configuration is worth all that may be done *on* it: its
-permitted set holds every cascade whose variants it has, and each of its variants alone, as far as at the rate of the
-moment every stage stays below the utilisation limit, the rows of all stages together keep the SLO, and the accuracy its
-floor.  A variant that a chain does not ask stands by, at no active energy.
+Thresholds change between two requests, workers do not.  So a configuration is worth every routing that is possible *on*
+it: its permitted set holds every cascade whose variants it has, and each of its variants alone, as far as at the rate
+of the moment every stage stays below the utilisation limit, the rows of all stages together keep the SLO, and the
+accuracy its floor.  A variant that is not part of the chain is on standby, at no active energy.
 
-**Which are told.**  An average over time of two of the set is as good as any point between them
-(`planning.budget.horizon`), so only the lower convex hull of (accuracy, joules a row) is ever worth turning to.  Loads
-and joules are cheap to tell, and p95 is played: so the hull is drawn first, what misses the SLO goes from it (or up,
-where a shorter wait keeps it), and it is drawn again, until all that is left keeps it.  Ten plays or so stand for the
-profile's hundred points, and hardly more for all configurations of a small machine together (`joint`).
+**Which are kept.**  An average over time of two of the set is as good as any point between them
+(`planning.budget.horizon`), so only the lower convex hull of (accuracy, joules a row) is ever worth switching to.
+Loads and joules are cheap to compute, and p95 is simulated: so the hull is drawn first, points that miss the SLO are
+removed from it (or raised, if a shorter wait keeps it), and it is drawn again, until all that is left keeps it.  Ten
+simulations or so suffice for the profile's hundred points, and hardly more for all configurations of a small machine
+together (`joint`).
 
 **What a change costs.**  `moving_j` is what it takes to go to another configuration, by the same figures as those of
 the planner's search: each worker to start costs `SWITCH_S` seconds of what it draws at full load.
@@ -30,7 +31,7 @@ from clover.types import Candidate, ChainPoint, Configuration
 
 def permitted(problem: Problem, objective: Objective, configuration: Configuration) -> tuple[Candidate, ...]:
     """Return the useful chains and thresholds of `configuration` at the problem's rate, from the most frugal to the
-    most accurate; empty where none keeps utilisation limit, SLO and floor.  KeyError where a worker was never
+    most accurate; empty if none keeps utilisation limit, SLO and floor.  KeyError if a worker was never
     measured."""
     return joint(problem, objective, [configuration])
 
@@ -87,7 +88,7 @@ def alone(problem: Problem, variant: str) -> ChainPoint:
 
 
 def drawn_at(candidate: Candidate) -> FrontierPoint:
-    """Where a candidate lies: percent, and joules a row in the place of grams."""
+    """Return where a candidate lies: percent, and joules a row in the place of grams."""
     return FrontierPoint(accuracy=candidate.prediction.accuracy, grams=candidate.prediction.joules)
 
 
@@ -107,9 +108,9 @@ def best_at(candidates: Sequence[Candidate], price_j: float) -> Candidate:
     return min(candidates, key=lambda item: (item.prediction.joules - price_j * item.prediction.accuracy, -item.score))
 
 
-def landing(candidates: Sequence[Candidate], accuracy: float, least: float) -> Candidate:
-    """Of a permitted set (ascending) the one nearest to `accuracy`, and of those from `least` percent up, where it has
-    any: what the nearest is off by, the moments to come make good."""
+def nearest(candidates: Sequence[Candidate], accuracy: float, least: float) -> Candidate:
+    """Return the candidate of a permitted set (ascending) that is nearest to `accuracy`, among those from `least`
+    percent up if there are any.  The moments to come make good what it is off by."""
     enough = [item for item in candidates if item.prediction.accuracy >= least - 1e-9] or [candidates[-1]]
     return min(enough, key=lambda item: (abs(item.prediction.accuracy - accuracy), item.prediction.joules))
 

@@ -1,4 +1,4 @@
-"""What a configuration does under a routing that is given, at any rate: a prediction without a search.
+"""Predict what a configuration does under a given routing, at any rate, without a search.
 
 A search asks which shares, chain or waits are best on some workers.  Here they are known, because they are in force or
 were chosen for another rate, and the question is what they do at this one.
@@ -15,7 +15,7 @@ from clover.planning.cascade.waits import energy_j
 from clover.planning.model.demand import direct, reach_of
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
-from clover.planning.packing.exhaustive import UNBOUNDED_MS, lanes_of, predict
+from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of, predict
 from clover.planning.packing.waits import as_batched
 from clover.types import ChainPoint, Configuration, Prediction, Routing
 

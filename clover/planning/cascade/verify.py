@@ -1,17 +1,17 @@
-"""Whether a cascade does what its plan says: played again, longer, before anything acts on it.
+"""Verify a cascade before it is applied: a longer simulation of what its plan predicts.
 
 The p95 by which cascades are compared comes from one short play (`chains.played_ms`).  Mostly it is within 2 % of what
 many such plays say, but not always: under a high load rows that are late come in clusters, of which a short play sees
-few, and where hardly a row falls between two stages p95 jumps from one to the other with a tenth of a point.  Nothing
-in the play tells when.  So a cascade that may be taken is played by `REPLICATIONS` independent plays, at its exact
+few, and if hardly a row falls between two stages p95 jumps from one to the other with a tenth of a point.  A single
+play does not show when.  So a cascade that may be taken is played by `REPLICATIONS` independent plays, at its exact
 rate, and judged as `verify` judges a mix: by the mean over them and Student's interval, and with more of them while
 that leaves the verdict open.
 
  - `holds`: no more than 5 % of the rows are later than the SLO; doubt does not reject (see `intervals.keeps`).
- - `agrees`: the p95 that the plan tells is within `APART` of the one played, the whole interval of it.  Where that is
-   not so the search compared wrong figures, and what stays undecided at `MOST_ROWS` is rejected too.
+ - `agrees`: the p95 of the plan is within `APART` of the one played, the whole interval of it.  Otherwise the search
+   compared wrong figures; what stays undecided at `MOST_ROWS` is rejected too.
 
-What the plays share with the plan: single rows that arrive as a Poisson stream, rows that go on by chance and
+What the plays share with the plan: single rows that arrive as a Poisson stream, rows that are passed on by chance and
 independently of each other, and the service times of the profile.
 """
 
@@ -45,7 +45,7 @@ _SEED = 4_020_230_911
 
 
 @dataclass(frozen=True)
-class Verified:
+class CascadeVerdict:
     """One cascade as played: its p95 and the half-width of that (milliseconds), the part of the rows later than the
     SLO.  `why` says what is wrong with one that is not accepted."""
 
@@ -73,9 +73,9 @@ def verify(
     p95_ms: float,
     slo_ms: float,
     most_rows: int = MOST_ROWS,
-) -> Verified:
-    """Play the cascade, whose rows wait so long at first, with at most `most_rows` rows, and judge the `p95_ms` that is
-    told of it and its SLO.  Every stage must be stable."""
+) -> CascadeVerdict:
+    """Play the cascade, whose rows wait `wait_ms` at the first stage, with at most `most_rows` rows; judge the `p95_ms`
+    that its plan predicts, and whether it keeps its SLO.  Every stage must be stable."""
     plays: list[tuple[Floats, Floats]] = []
     wanted = REPLICATIONS
     while True:
@@ -92,19 +92,20 @@ def verify(
         wanted *= 2
     faults = []
     if not holds:
-        undecided = "" if holds is False else ", too near what is allowed to tell"
+        undecided = "" if holds is False else ", too close to the allowed share to decide"
         faults.append(f"{late:.2%} (+-{doubt:.2%}) of its rows are later than the SLO of {slo_ms:.4g} ms{undecided}")
     if not agrees:
-        undecided = "" if agrees is False else ", too near that to tell"
+        undecided = "" if agrees is False else ", too close to decide"
         faults.append(
             f"its p95 of {p95_ms:.4g} ms is {p95_ms / played_ms - 1.0:+.1%} beside {played_ms:.4g} ms "
             f"(+-{half_width_ms:.2g}) played; {APART:.0%} is allowed{undecided}"
         )
-    return Verified(played_ms, half_width_ms, late, wanted, holds is True, agrees is True, "; ".join(faults))
+    return CascadeVerdict(played_ms, half_width_ms, late, wanted, holds is True, agrees is True, "; ".join(faults))
 
 
 def verified(problem: Problem, objective: Objective, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """`candidates` (cascades, the best first) with those that a verification rejects made infeasible, and why.
+    """Return `candidates` (cascades, the best first), those that verification rejects marked infeasible with the
+    reason.
 
     As many are verified as may be chosen: from the best down to the first that is accepted, and those within the margin
     of it.  One whose wait is rejected is tried without it.
@@ -127,7 +128,7 @@ def verified(problem: Problem, objective: Objective, candidates: Sequence[Candid
     return found
 
 
-def _judged(problem: Problem, objective: Objective, candidate: Candidate) -> Verified:
+def _judged(problem: Problem, objective: Objective, candidate: Candidate) -> CascadeVerdict:
     point = point_of(problem, candidate)
     stages = tuple(lane.workers for lane in stages_of(problem, candidate.configuration, point))
     prediction = candidate.prediction

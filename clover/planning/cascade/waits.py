@@ -2,19 +2,19 @@
 
 The first stage of a cascade sees every row and is the cheapest, so that what a batch costs however many rows it has
 (the call, waking up) is most of what a row costs there: a wait that brings five rows together can halve the energy of
-the whole chain, where the best variant alone would gain a tenth.  Rows that go on do not wait again.  What a wait is
-worth in general is told in `planning.packing.waits`.
+the whole chain, where the best variant alone would gain a tenth.  Rows that are passed on do not wait again.  What a
+wait is worth in general is described in `planning.packing.waits`.
 
 **Which waits.**  A quarter, a half or all of the room: what a wait and the batches that follow it may take together, as
 there: the rows gathered even at a higher rate, the slow end of service times, timers that tick late, and a part of the
-SLO in reserve.  That part is larger than there: a row that goes on meets a second queue and a second worker, and on a
-small machine the workers of the stages, the front end and whoever asks run on the same cores, which lengthens the tail
-of a chain by milliseconds that no play of its queues shows.  A longer wait has to be worth it: it is weighed where it
-saves as much as the controller would change a plan for.
+SLO in reserve.  That part is larger than there: a row that is passed on meets a second queue and a second worker, and
+on a small machine the workers of the stages, the front end and the clients run on the same cores, which lengthens the
+tail of a chain by milliseconds that no simulation of its queues shows.  A longer wait has to be worth it: it is weighed
+where it saves as much as the controller would change a plan for.
 
 **What they cost.**  A batch whose first row waited w holds 1 + a w rows at a rate of a, or as many as the load gathers
-by itself, if those are more.  The energy of a row is that of a row in such a batch.  Latency is not told here but
-played (`chains.played_ms`).
+by itself, if those are more.  The energy of a row is that of a row in such a batch.  Latency is not computed here
+but simulated (`chains.played_ms`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ROOM = 0.65  # of the SLO, in which a wait and the batches of all stages must e
 
 def energy_j(lanes: Sequence[Lane], rate: float, reach: Sequence[float], wait_ms: float = 0.0) -> float:
     """Return joules above idle of a row, over all stages it is asked of.  Rows are taken to come to later stages one by
-    one; those that waited together may go on together, and cost less than this says."""
+    one; those that waited together may be passed on together, and cost less than this says."""
     first = lanes[0].energy_j(rate * reach[0], wait_ms=wait_ms) * reach[0]
     return first + sum(part * lane.energy_j(rate * part) for lane, part in zip(lanes[1:], reach[1:], strict=True))
 

@@ -1,11 +1,11 @@
-"""Rows that ask for an accuracy of their own (`clover_min_accuracy`), as a constraint on what is planned.
+"""Rows that ask for an accuracy of their own (`clover_min_accuracy`), as a constraint on plans.
 
 `Problem.demand` says how many rows a second need at least which accuracy.  They go straight to a variant that reaches
 it, whatever the shares or the cascade of all other rows are.  So a configuration serves them if it has workers for
 them: the most demanding rows first, each to the variant of the fewest joules that is accurate enough, as far as the
-utilisation limit leaves room.  A configuration that has none, or too few, is not feasible; nothing else about a plan
-changes.  Shares of a plan that is being searched are of all rows, so these rows are a least share of their variant
-(`leasts`); the router deals only the others by quota, and is given the shares of those (`of_the_others`).
+utilisation limit leaves room.  A configuration with none, or too few, is not feasible; nothing else about a plan
+changes.  While a plan is searched, shares are of all rows, so these rows are a least share of their variant (`leasts`);
+the router deals only the others by quota, and is given the shares of those (`of_the_others`).
 
 In a cascade they enter at a stage that satisfies them.  They are planned as if they had come through all stages before
 it as well (`reach_of`), which is never too little.
@@ -22,8 +22,9 @@ from clover.types import Assignment, ChainPoint, Configuration, Demand, GroupCou
 
 _EPSILON = 1e-9
 _EXCHANGES = 8
-"""Rounds of exchanging workers until a configuration serves what is asked for."""
+"""Rounds of exchanging workers until a configuration serves the demand."""
 _KEPT = 12
+"""Configurations that a round hands to the next, at most."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ NONE = Direct({})
 
 
 def direct(problem: Problem, configuration: Configuration, max_utilisation: float) -> Direct:
-    """Return which variants of `configuration` serve the rows that ask for an accuracy, as far as they can."""
+    """Return which variants of `configuration` serve the rows that ask for an accuracy, as far as they can.
+
+    Shares and rates are of all rows of the problem."""
     if not problem.demand:
         return NONE
     capacities: dict[str, float] = {}
@@ -73,8 +76,8 @@ def leasts(
     least: Sequence[float],
     max_utilisation: float,
 ) -> list[float]:
-    """Return the least share of each lane: what rows that ask for an accuracy take of it, and of `least`, which makes
-    workers earn their place, what is asked of workers that these rows do not need."""
+    """Return the least share of each lane: what rows that ask for an accuracy take of it, or, if that is more, the part
+    of `least` (the share that a planned worker has to get) that belongs to workers which these rows do not need."""
     found = []
     for variant, count, capacity, own in zip(variants, workers, capacities, least, strict=True):
         rate = asked.rates.get(variant, 0.0)
@@ -87,7 +90,7 @@ def leasts(
 
 
 def of_the_others(problem: Problem, shares: dict[str, float], asked: Direct) -> dict[str, float]:
-    """Return the shares of the rows that ask for nothing, of which `shares` of all rows are left."""
+    """Return the shares of the rows that ask for no accuracy, from the `shares` of all rows."""
     if not asked.rates:
         return shares
     left = {name: max(0.0, share - asked.rates.get(name, 0.0) / problem.rate) for name, share in shares.items()}
@@ -96,7 +99,7 @@ def of_the_others(problem: Problem, shares: dict[str, float], asked: Direct) -> 
 
 
 def reach_of(problem: Problem, point: ChainPoint, asked: Direct) -> tuple[float, ...]:
-    """Return the part of all rows that comes to each stage of `point`."""
+    """Return the part of all rows that reaches each stage of `point`."""
     if not asked.rates:
         return point.reach
     own = [asked.rates.get(variant, 0.0) / problem.rate for variant in point.chain]
@@ -110,10 +113,10 @@ def beside(point: ChainPoint, asked: Direct) -> dict[str, float]:
 
 
 def exchanged(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:
-    """Yield `configuration` if it serves what is asked for, else configurations that do, made from it by giving slices
-    to accurate variants, the fewest slices first.
+    """Yield `configuration` if it serves the demand, else configurations that do, made from it by giving slices to
+    accurate variants, the fewest slices first.
 
-    A search that meets only some of all configurations need not meet one of these."""
+    For searches that look at some of all configurations, and might not meet one of these."""
     found: list[Configuration] = []
     seen = {configuration}
     front = [configuration]
@@ -134,7 +137,8 @@ def exchanged(problem: Problem, configuration: Configuration, max_utilisation: f
 
 
 def _one_more(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:
-    """Yield what comes of giving one slice, of each profile and variant in turn, to a variant that is asked for."""
+    """Yield `configuration` with one slice, of each profile and variant in turn, given to a variant that is asked
+    for."""
     for asked in sorted(problem.demand, key=lambda item: -item.accuracy):
         alone = [item for item in problem.demand if item.accuracy >= asked.accuracy]
         if direct(_only(problem, alone), configuration, max_utilisation).why:

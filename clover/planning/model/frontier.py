@@ -10,7 +10,7 @@ _EPSILON = 1e-12
 
 
 class FrontierPoint(Record, frozen=True, kw_only=True):
-    """One way to run a step: accuracy in percent, grams of CO2e a row."""
+    """One way to serve: accuracy in percent, grams of CO2e a row."""
 
     accuracy: float
     grams: float

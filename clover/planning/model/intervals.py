@@ -1,4 +1,4 @@
-"""What replications of a simulation show: confidence intervals, and verdicts that say so when they are open."""
+"""Confidence intervals of simulations in replications, and verdicts that stay open if the interval is too wide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is worth how much: the two forms of the objective, and lambda.
+"""The objective that plans are scored by: its two forms, and lambda.
 
 With E joules of active energy a row, CI the grid's intensity now and REF the reference intensity, emissions are
 C = E CI against BASE's C_base = E_base CI, both measured in C_ref = E_base REF:
@@ -8,16 +8,17 @@ C = E CI against BASE's C_base = E_base CI, both measured in C_ref = E_base REF:
 
 both to be maximised, subject to p95 <= SLO, accuracy >= floor and utilisation <= its limit.  PUE cancels.  Dividing by
 the *reference* emissions keeps the weight of carbon proportional to the intensity: at a fixed L a dirty hour makes a
-gram dearer in accuracy than a clean one.  (Divided by C_base, as one might write it, the intensity would cancel and no
-plan would ever follow the grid.)
+gram worth more accuracy than a clean one does.  (Divided by C_base, the intensity would cancel and no plan would ever
+follow the grid.)
 
 Both forms are linear in the shares of the variants once the energy of a row is given, so f is a sum of *gains*, one a
 variant.  Without a p95 constraint the best plan is a point of the concave hull of (energy, accuracy), cut at the floor.
 
-**Lambda.**  Asked for none, `derive_lambda` takes the L at which the best variant and the cheapest mix at the accuracy
-floor break even at the reference intensity: L dE = (1 - L) dA, with dE and dA the differences relative to BASE.  So
-below the reference a plan buys accuracy and above it saves; rungs of the hull in between switch around it in order of
-their price.  Where there is nothing to trade (the floor is the best variant, or the cheap mix saves nothing) L = 0.5.
+**Lambda.**  If none is configured, `derive_lambda` takes the L at which the best variant and the cheapest mix at the
+accuracy floor break even at the reference intensity: L dE = (1 - L) dA, with dE and dA the differences relative to
+BASE.  So below the reference a plan buys accuracy and above it saves; points of the hull in between switch around it in
+order of their price.  If there is nothing to trade (the floor is the best variant, or the cheap mix saves nothing) L
+is 0.5.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from clover.types import FamilyProfile, ObjectiveConfig, Prediction, State
 HYSTERESIS = 0.02
 """A running configuration is left only for a gain of this part of the scale: of saving all of BASE's emissions."""
 NOISE = 0.05
-"""Of the intensity: readings of a grid that stays as it is differ from its mean by as much."""
+"""Of the intensity: by as much do readings of an unchanged grid differ from its mean."""
 
 _PROFILED_LOAD = 0.6
 
@@ -77,8 +78,8 @@ class Objective:
         """Return whether `other` gains more than the margin over `running`, and would at any intensity within `NOISE`
         of this.
 
-        The margin alone stands for about NOISE of the intensity only where two plans differ by less than 40 % of BASE's
-        energy; two that differ by more would take turns with every reading near the intensity where they break even.
+        The margin alone covers about NOISE of the intensity only if two plans differ by less than 40 % of BASE's
+        energy; two that differ by more would alternate with every reading near the intensity at which they break even.
         The gain is linear in the intensity, so that the ends decide.
         """
         for part in (1.0 - NOISE, 1.0 + NOISE):
@@ -90,7 +91,7 @@ class Objective:
 
 
 def objective_of(state: State) -> Objective:
-    """Return the objective of `state`, lambda derived where none is given."""
+    """Return the objective of `state`, with lambda derived if none is configured."""
     config = state.objective
     lam = derive_lambda(state.profile, config) if config.lam is None else config.lam
     return Objective(
@@ -104,6 +105,11 @@ def objective_of(state: State) -> Objective:
         planned_floor=planned_floor(config, max(accuracies(state.profile).values(), default=0.0)),
         max_utilisation=config.max_utilisation,
     )
+
+
+def held_to(objective: Objective, accuracy: float) -> Objective:
+    """Return the objective of the least carbon at `accuracy` percent, or at the planned floor if that is more."""
+    return replace(objective, form="floor", planned_floor=max(objective.planned_floor, accuracy))
 
 
 def planned_floor(objective: ObjectiveConfig, best: float) -> float:

@@ -1,18 +1,19 @@
-"""What a planner weighs: variants with accuracy, services per profile, one load, one objective.
+"""The planning problem of one family: its variants with their accuracy, their services on each profile, and the load.
 
-A `Problem` is read out of a `State` once and then only asked.  The services are those of each variant's chosen
-backend; a family that owns `share` < 1 of the machine is served that much slower.  Where profiles may err, services are
-planned with at the slow end of the error (`profile_error`): rows that take no longer than that wait no longer than
-planned, and accuracy, which quotas decide, does not depend on times.  Energies are active energy, the part a plan can
-change while every device stays awake; idle power is the same for all plans and drops out of every comparison.  Where
-devices without workers spare `spared_w`, it does not (`awake`).
+A `Problem` is derived from a `State` once and never changes, so that it can be the key of a memo.  The services are
+those of each variant's chosen backend; a family that owns `share` < 1 of the machine is served that much slower.  If
+profiles may err, services are planned with at the slow end of the error (`profile_error`): rows that take no longer
+than that wait no longer than planned, and accuracy, which quotas decide, does not depend on times.  Energies are active
+energy, the part that a plan can change while every device stays awake; idle power is the same for all plans and drops
+out of every comparison.  If devices without workers spare `spared_w`, it does not (`planning.search.power_states`).
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from clover.errors import PlanError
 from clover.planning.model.queueing import Service
@@ -39,25 +40,35 @@ LEAST_RATE = 0.1
 
 @dataclass(frozen=True)
 class Problem:
-    """One family's planning problem at one moment.  `services[variant, profile]`; `backend` of each variant, `own` of
-    each (variant, profile); `variants` from the least to the most accurate; accuracy in percent."""
+    """One family's planning problem at one moment; immutable and hashable.
+
+    `services[variant, profile]`; `backend` of each variant, `own` of each (variant, profile); `variants` from the least
+    to the most accurate; accuracy in percent, rate in rows a second."""
 
     family: str
     variants: tuple[str, ...]
-    accuracy: dict[str, float]
-    backend: dict[str, str]
-    own: dict[tuple[str, str], str]
-    services: dict[tuple[str, str], Service]
+    accuracy: Mapping[str, float]
+    backend: Mapping[str, str]
+    own: Mapping[tuple[str, str], str]
+    services: Mapping[tuple[str, str], Service]
     base_energy_j: float
     base_accuracy: float
     rate: float
-    intensity_g_per_kwh: float
     objective: ObjectiveConfig
     devices: tuple[DeviceShape, ...]
     points: tuple[ChainPoint, ...] = ()
     """Cascades that may be planned, from the profile."""
     demand: tuple[Demand, ...] = ()
     """Rows that ask for an accuracy of their own (`demand`)."""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # What mostly tells problems apart; devices and cascades, which are long and seldom change, are left to `==`.
+        services = tuple(self.services.values())
+        return hash((self.family, self.variants, self.rate, self.objective, self.demand, services))
 
     @property
     def spared_w(self) -> float | None:
@@ -77,14 +88,14 @@ class Problem:
 
 
 def whole(device: DeviceShape) -> tuple[Placement, ...]:
-    """Return the device in the fewest parts, with most compute slices among equals: how BASE uses it; nothing where it
+    """Return the device in the fewest parts, with most compute slices among equals: how BASE uses it; nothing if it
     has no layout (lost, or full of what others own)."""
     layouts = [layout for layout in device.layouts if layout]
     return min(layouts, key=lambda layout: (len(layout), -sum(item.slices for item in layout)), default=())
 
 
 def best_whole(problem: Problem, devices: Sequence[DeviceShape]) -> Configuration:
-    """Return BASE on `devices`: the best variant on each of them as a whole; PlanError where it was not measured so."""
+    """Return BASE on `devices`: the best variant on each of them as a whole; PlanError if it was not measured so."""
     counts = Counter(placement.profile for device in devices for placement in whole(device))
     for profile in counts:
         if (problem.best, profile) not in problem.services:
@@ -100,7 +111,8 @@ def base_capacity(profile: FamilyProfile, devices: Sequence[DeviceShape], share:
 
 
 def problem_of(state: State) -> Problem:
-    """Return the problem that `state` poses; PlanError where the profile covers no variant on these devices."""
+    """Return the problem that `state` poses; PlanError if no device can be used, or if the profile covers no variant on
+    these devices."""
     profile = state.profile
     services = services_of(profile, state.share)
     accuracy = accuracies(profile)
@@ -125,7 +137,6 @@ def problem_of(state: State) -> Problem:
         base_energy_j=max(profile.base.energy_j_per_row, 1e-12),
         base_accuracy=profile.base.accuracy,
         rate=max(state.arrival_rate, LEAST_RATE),
-        intensity_g_per_kwh=state.intensity.g_per_kwh,
         objective=state.objective,
         devices=state.devices,
         points=profile.cascade.points if state.objective.cascade and profile.cascade is not None else (),

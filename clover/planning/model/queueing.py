@@ -75,7 +75,7 @@ class Service:
     rested_j: float = 0.0
 
     def __hash__(self) -> int:
-        return self._hash  # services are keys of every memory here
+        return self._hash  # services are part of the key of every memo here
 
     @cached_property
     def _hash(self) -> int:
@@ -136,8 +136,8 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Played:
-    """What became of a lane that was played: mean joules of a row, mean rows of a batch, and equally likely latencies
+class LanePlay:
+    """The result of simulating a lane: mean joules of a row, mean rows of a batch, and equally likely latencies
     (milliseconds, ascending)."""
 
     energy_j_per_row: float
@@ -171,7 +171,7 @@ def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
 @dataclass(frozen=True)
 class Lane:
     """The workers of one variant as (service, how many of it), each service once.  Make them with `lane_of`: what is
-    costly to tell of a lane is then told once, however many configurations it is part of."""
+    expensive to compute of a lane is then computed once, however many configurations it is part of."""
 
     groups: tuple[tuple[Service, int], ...]
     _least_j: dict[float, float] = field(default_factory=dict, compare=False, repr=False)
@@ -198,11 +198,12 @@ class Lane:
         return tuple(service for service, number in ordered for _ in range(number))
 
     def batch(self, rate: float, share: float = 1.0, *, wait_ms: float = 0.0) -> float:
-        """Expected rows of a batch, weighted by the rows its workers take; rows wait up to `wait_ms` for a full one."""
+        """Return the expected rows of a batch, weighted by the rows its workers take; rows wait up to `wait_ms` for a
+        full one."""
         return sum(part * size for part, _, size in self._batches(rate, share, wait_ms))
 
     def energy_j(self, rate: float, share: float = 1.0, *, wait_ms: float = 0.0) -> float:
-        """Expected joules of a row at that rate; rows wait up to `wait_ms` for a full batch."""
+        """Return the expected joules of a row at `rate`; rows wait up to `wait_ms` for a full batch."""
         own = zip(self._batches(rate, share, wait_ms), self.groups, strict=True)
         return sum(
             part * (service.energy_j(size) + service.resting_j(size, rate * part / number))
@@ -210,7 +211,7 @@ class Lane:
         )
 
     def least_energy_j(self, rate: float = math.inf) -> float:
-        """Return a lower bound of `energy_j` over all rates up to `rate`: batches grow with the rate."""
+        """Return a lower bound of `energy_j` over all rates up to `rate` (batches grow with the rate)."""
         known = self._least_j.get(rate)
         if known is None:
             if math.isinf(rate):
@@ -260,7 +261,7 @@ def capacity(workers: Sequence[Service]) -> float:
 
 
 def utilisation(workers: Sequence[Service], rate: float) -> float:
-    """Load over capacity; infinite for rows without workers."""
+    """Return load over capacity; infinite for rows without workers."""
     if rate <= 0.0:
         return 0.0
     return rate / capacity(workers) if workers else math.inf
@@ -268,8 +269,8 @@ def utilisation(workers: Sequence[Service], rate: float) -> float:
 
 @lru_cache(maxsize=65536)
 def expected_batch(worker: Service, rate: float, workers: int = 1, share: float = 1.0) -> float:
-    """Expected rows of a batch of a worker that receives `rate` rows a second of a lane of `workers`, dealt as `share`
-    of a Poisson stream: b = (1 + r^k)^(1/k) with r = rate s(b) and k = workers + 2 / share."""
+    """Return the expected rows of a batch of a worker that receives `rate` rows a second in a lane of `workers`, dealt
+    as `share` of a Poisson stream: b = (1 + r^k)^(1/k) with r = rate s(b) and k = workers + 2 / share."""
     power = workers + 2.0 / max(share, 0.05)
     batch = 1.0
     for _ in range(60):
@@ -283,7 +284,8 @@ def expected_batch(worker: Service, rate: float, workers: int = 1, share: float 
 
 
 def energy_j_per_row(workers: Sequence[Service], rate: float, share: float = 1.0) -> float:
-    """Expected joules of a row of the lane at that rate; its workers share rows in proportion to their capacity."""
+    """Return the expected joules of a row of the lane at `rate`; its workers share rows in proportion to their
+    capacity."""
     return _lane(workers).energy_j(rate, share)
 
 
@@ -311,14 +313,14 @@ def latencies_ms(workers: tuple[Service, ...], rate: float, share: float = 1.0) 
 
 
 def _rounded(lane: Lane, rate: float, share: float) -> tuple[float, float]:
-    """Return the rate and the share that are played for these."""
+    """Return the rounded rate and share that are simulated in their place."""
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
     return min(math.exp(step * _RATE_STEP), 0.999 * lane.capacity), round(min(1.0, max(0.05, share)) * 20) / 20
 
 
 def alike(rate: float, share: float) -> float:
-    """Return the share below `share` down to which `latencies_ms` has one answer, where rates fall with shares from
-    `rate`."""
+    """Return the share below `share` down to which `latencies_ms` gives the same answer, while the rate falls from
+    `rate` in proportion to the share."""
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
     by_rate = share * math.exp((step - 1) * _RATE_STEP) / rate
     of_20 = round(min(1.0, max(0.05, share)) * 20)
@@ -327,7 +329,7 @@ def alike(rate: float, share: float) -> float:
 
 def batched(
     lane: Lane, rate: float, share: float = 1.0, *, largest: int = 0, wait_ms: float = 0.0, rows: int = ROWS
-) -> Played:
+) -> LanePlay:
     """Return the lane played for `rows` rows (up to `ROWS`) whose batches hold at most `largest` rows (0: what the
     worker takes) and which wait up to `wait_ms` for them to fill.  Otherwise as `latencies_ms`, from the same
     arrivals."""
@@ -342,7 +344,7 @@ def late(workers: tuple[Service, ...], rate: float, limit_ms: float) -> float:
 
 
 def mixture_p95_ms(lanes: Sequence[tuple[float, Floats]], q: float = 0.95) -> float:
-    """Return the q quantile of rows that fall into lanes with these weights; infinite where a lane with weight is
+    """Return the q quantile of rows that fall into lanes with these weights; infinite if a lane with weight is
     unstable."""
     lanes = [(weight, values) for weight, values in lanes if weight > 0.0]
     if not lanes or any(len(values) == 0 for _, values in lanes):
@@ -361,15 +363,15 @@ def _played(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
 
 
 @lru_cache(maxsize=8192)
-def _batched(lane: Lane, rate: float, share: float, largest: int, wait_ms: float, rows: int) -> Played:
+def _batched(lane: Lane, rate: float, share: float, largest: int, wait_ms: float, rows: int) -> LanePlay:
     arrivals_s = _arrivals(share)[: WARM_UP + rows] / rate
     outcome = _simulated(lane.workers, arrivals_s, largest=largest, wait_ms=wait_ms, warm_up=WARM_UP, energy=True)
     batch = float(outcome.rows.sum() / outcome.batches.sum())
-    return Played(outcome.energy_j_per_row, batch, _quantiles(outcome.latency_s * 1e3))
+    return LanePlay(outcome.energy_j_per_row, batch, _quantiles(outcome.latency_s * 1e3))
 
 
 def _quantiles(values: Floats) -> Floats:
-    """`values` as `_QUANTILES` equally likely ones, ascending."""
+    """Return `_QUANTILES` equally likely values, ascending, of the distribution of `values`."""
     values = np.sort(values)
     at = (np.arange(_QUANTILES) + 0.5) / _QUANTILES * (len(values) - 1)
     result: Floats = np.interp(at, np.arange(len(values)), values)
@@ -379,7 +381,7 @@ def _quantiles(values: Floats) -> Floats:
 
 @lru_cache(maxsize=32)
 def _arrivals(share: float) -> Floats:
-    """When rows arrive at one a second: the same moments for every lane with that share, whatever its rate."""
+    """Return the moments at which rows arrive at one a second: the same for every lane with that share, at any rate."""
     gaps = np.random.default_rng(_SEED).gamma(1.0 / share, share, ROWS + WARM_UP)
     return np.cumsum(gaps)
 
@@ -393,7 +395,8 @@ def play(
     wait_ms: float = 0.0,
 ) -> Floats:
     """Return latencies (seconds) of rows that arrive at `arrivals_s` (ascending) in front of `workers` and wait up to
-    `wait_ms` for a full batch; `together`: rows of one instant may share a batch, as those that go on from one."""
+    `wait_ms` for a full batch; `together`: rows of one instant may share a batch, as rows that one stage of a cascade
+    passes on."""
     return _simulated(workers, arrivals_s, seed=seed, together=together, wait_ms=wait_ms).latency_s
 
 
@@ -440,6 +443,6 @@ def _joules(worker: Service, columns: int) -> list[float]:
 
 
 def memory() -> dict[str, Any]:
-    """Return hits and misses of the plays remembered in this process."""
+    """Return hits, misses and size of the memo of simulations in this process."""
     info = _played.cache_info()
     return {"hits": info.hits, "misses": info.misses, "size": info.currsize}

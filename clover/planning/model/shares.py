@@ -22,6 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 _EPSILON = 1e-9
 _LINE = 8
@@ -38,8 +39,8 @@ def best_mix(
     floor: float,
     least: Sequence[float] = (),
 ) -> Mix | None:
-    """Return the shares of the highest total gain, between `least` (nothing, where not given) and `limits`; None where
-    these do not hold all rows or the floor is out of reach."""
+    """Return the shares of the highest total gain, between `least` (0 if not given) and `limits`; None if these do not
+    hold all rows or the floor is out of reach."""
     if any(least):
         left = 1.0 - sum(least)
         if left < -_EPSILON or any(low > high + _EPSILON for low, high in zip(least, limits, strict=True)):
@@ -79,9 +80,9 @@ def best_mix(
 
 
 def balanced_mix(capacities: Sequence[float], accuracy: Sequence[float], floor: float) -> Mix | None:
-    """Return the shares of the least peak utilisation that meet the floor; None where the floor is out of reach.
+    """Return the shares of the least peak utilisation that meet the floor; None if the floor is out of reach.
 
-    Shares in proportion to capacity load all lanes alike.  Where that is not accurate enough, rows move from the least
+    Shares in proportion to capacity load all lanes alike.  If that is not accurate enough, rows move from the least
     accurate lane to all others alike, then from the next: at any peak load the most accurate mix fills the lanes from
     the top, and its accuracy is linear in the load until one more lane is empty.
     """
@@ -107,21 +108,43 @@ def balanced_mix(capacities: Sequence[float], accuracy: Sequence[float], floor: 
     return tuple(mix)
 
 
+@dataclass(frozen=True)
+class MixProblem:
+    """How rows may be dealt to the lanes of a configuration, one entry a lane: what a unit of share gains, its accuracy
+    (percent), its largest (`limits`) and `least` share, and the accuracy `floor` of all rows."""
+
+    gains: Sequence[float]
+    accuracy: Sequence[float]
+    limits: Sequence[float]
+    least: Sequence[float]
+    floor: float
+
+    def best(self) -> Mix | None:
+        """Return the shares of the highest gain (`best_mix`); None if no shares are within the limits."""
+        return best_mix(self.gains, self.accuracy, self.limits, self.floor, self.least)
+
+    def gain(self, mix: Mix) -> float:
+        """Return what the shares `mix` gain together."""
+        return _dot(mix, self.gains)
+
+    def allows(self, mix: Mix) -> bool:
+        """Return whether `mix` is within the limits and reaches the floor."""
+        bounds = zip(self.least, mix, self.limits, strict=True)
+        fits = all(low - _EPSILON <= share <= high + _EPSILON for low, share, high in bounds)
+        return fits and _dot(mix, self.accuracy) >= self.floor - _EPSILON
+
+
 def within_p95(
+    problem: MixProblem,
     start: Mix,
     balanced: Mix,
-    gains: Sequence[float],
-    accuracy: Sequence[float],
-    limits: Sequence[float],
-    least: Sequence[float],
-    floor: float,
     p95_ms: Callable[[Mix], float],
     slo_ms: float,
     beat: float = -math.inf,
 ) -> tuple[Mix, bool]:
-    """Return shares near `start` (the best mix) whose p95 meets `slo_ms`, and whether there are any; without, those of
-    the least p95 that were seen.  Shares whose gains do not sum to more than `beat` are of no use and not asked
-    about."""
+    """Return shares near `start` (the best mix) whose p95 meets `slo_ms`, and whether there are any; else those of the
+    least p95 that were seen.  `balanced` is the mix of least peak utilisation.  p95 is not asked of shares that gain no
+    more than `beat`."""
     seen: dict[Mix, float] = {}
 
     def p95(mix: Mix) -> float:
@@ -131,36 +154,24 @@ def within_p95(
 
     if p95(start) <= slo_ms:
         return start, True
-    found = _candidates(start, balanced, gains, accuracy, limits, least, floor)
+    found = _candidates(problem, start, balanced)
     corners = {max(found, key=lambda mix: mix[i]) for i in range(len(start))} if found else set()
     if found and all(p95(mix) > slo_ms for mix in sorted(corners | {balanced} & set(found))):
         found = []
     for mix in found:
-        if _dot(mix, gains) <= beat:
+        if problem.gain(mix) <= beat:
             break  # they come best first
         if p95(mix) <= slo_ms:
             return _towards(start, mix, p95, slo_ms), True
     return min(seen, key=lambda mix: seen[mix]), False
 
 
-def _candidates(
-    start: Mix,
-    balanced: Mix,
-    gains: Sequence[float],
-    accuracy: Sequence[float],
-    limits: Sequence[float],
-    least: Sequence[float],
-    floor: float,
-) -> list[Mix]:
-    def allowed(mix: Mix) -> bool:
-        bounds = zip(least, mix, limits, strict=True)
-        fits = all(low - _EPSILON <= share <= high + _EPSILON for low, share, high in bounds)
-        return fits and _dot(mix, accuracy) >= floor - _EPSILON
-
+def _candidates(problem: MixProblem, start: Mix, balanced: Mix) -> list[Mix]:
+    """Return the mixes of which p95 may be asked, the highest gain first."""
     if len(start) == 1:
         return []
     if len(start) == 2:
-        ends = [(x, 1.0 - x) for x in _ends(accuracy, limits, least, floor)]
+        ends = [(x, 1.0 - x) for x in _ends(problem)]
         found = [_between(start, end, step / _LINE) for end in ends for step in range(1, _LINE + 1)]
         found.append(balanced)
     elif len(start) == 3:
@@ -170,24 +181,23 @@ def _candidates(
         found.append(balanced)
     else:
         found = [_between(start, balanced, step / _LINE) for step in range(1, _LINE + 1)]
-    return sorted({mix for mix in found if allowed(mix)}, key=lambda mix: (-_dot(mix, gains), mix))
+    return sorted({mix for mix in found if problem.allows(mix)}, key=lambda mix: (-problem.gain(mix), mix))
 
 
-def _ends(
-    accuracy: Sequence[float], limits: Sequence[float], least: Sequence[float], floor: float
-) -> tuple[float, float]:
+def _ends(problem: MixProblem) -> tuple[float, float]:
     """Return the least and greatest share of the first of two lanes."""
+    limits, least, (first, second) = problem.limits, problem.least, problem.accuracy
     low, high = max(least[0], 1.0 - limits[1]), min(1.0 - least[1], limits[0])
-    step = accuracy[0] - accuracy[1]
+    step = first - second
     if step > _EPSILON:
-        low = max(low, (floor - accuracy[1]) / step)
+        low = max(low, (problem.floor - second) / step)
     elif step < -_EPSILON:
-        high = min(high, (floor - accuracy[1]) / step)
+        high = min(high, (problem.floor - second) / step)
     return min(low, high), max(low, high)
 
 
 def _towards(start: Mix, good: Mix, p95: Callable[[Mix], float], slo_ms: float) -> Mix:
-    """From a mix that meets the limit, as far towards `start` as bisection finds the limit kept."""
+    """Return the mix between `good`, which meets the limit, and `start` that bisection finds to meet it still."""
     bad, part = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = 0.5 * (bad + part)

@@ -1,6 +1,6 @@
 """Every configuration of a set of devices: layouts, and variants dealt to their placements as multisets.
 
-Only what the queueing model can tell apart counts: two layouts with the same profiles, or two deals that differ in
+Only what differs in the queueing model counts: two layouts with the same profiles, or two deals that differ in
 which of two equal placements holds which variant, are one configuration.  Every placement of a layout holds a worker
 (one without rows costs no active energy, and the routing may leave it without).  The count before removing doubles is
 a product of binomials a layout, known without listing: where it exceeds `limit`, PlanError says so, and the caller may
@@ -101,7 +101,7 @@ def configurations_of(kinds: Kinds, fitting: Fitting, *, limit: int, max_variant
 
 
 def only(fitting: Fitting, chosen: Iterable[str]) -> Fitting:
-    """`fitting` without other variants than `chosen`."""
+    """Return `fitting` without other variants than `chosen`."""
     names = set(chosen)
     return {profile: tuple(v for v in variants if v in names) for profile, variants in fitting.items()}
 

@@ -9,7 +9,7 @@ that a gram counts alike in all of them; alone, a family keeps its own objective
 before the next plan (rate x `peak`).  What awake workers do not serve of it at full capacity must be left to devices
 that wake in time, each at the best that one whole device serves.  The others may be released altogether.
 
-**What a lane does** at a load is told by two tables, for lanes of 1, 2, 4, ... equal workers at loads up to the
+**What a lane does** at a load is given by two tables, for lanes of 1, 2, 4, ... equal workers at loads up to the
 utilisation limit: the joules of a row (`_joules`, from the expected batch) and the part of the rows that miss the SLO
 (`_late`, played by the simulator).  They are remembered: they depend on service, SLO and limit, neither on load nor on
 intensity.  A lane of unlike workers is taken as their mean, and noise is left in; what a plan is committed to is
@@ -36,7 +36,7 @@ from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Service, expected_batch, late
 from clover.planning.packing.enumerate import Profiles, kinds_of, multisets_of
-from clover.planning.packing.exhaustive import LEAST_PART
+from clover.planning.packing.evaluation import LEAST_PART
 from clover.types import Assignment, Configuration, DeviceShape, GroupCount, Record, configuration_of
 
 LOADS = 8
@@ -63,8 +63,9 @@ class Sleep(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Member:
-    """A family of the fleet.  `peak` over the rate it is planned for, at least 1 where it counts."""
+class PackingMember:
+    """A family that shares the devices.  `peak`: the highest rate before the next plan over the rate that is planned
+    for; at least 1, or 0 if no peak counts."""
 
     problem: Problem
     objective: Objective
@@ -72,7 +73,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Group:
+class WorkerGroup:
     """Workers of one variant of one member on one profile."""
 
     member: int
@@ -127,12 +128,12 @@ class Formulation:
 
     `running` (a configuration a member) is what need not be started: every other worker costs `SWITCH_S` seconds of
     the watts it draws at full load, spread over the `DWELL_S` that a plan is expected to last.  `slow` keeps groups of
-    which a single row misses the SLO.  Raises PlanError where nothing can run at all.
+    which a single row misses the SLO.  Raises PlanError if nothing can run at all.
     """
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[PackingMember],
         devices: Sequence[DeviceShape],
         *,
         sleep: Sequence[Sleep] = (),
@@ -146,7 +147,7 @@ class Formulation:
         self._devices = [(d.device, ways.index(own)) for d in devices if (own := multisets_of(d))]
         known = {profile for kind, _ in self.kinds for profiles in kind for profile, _ in profiles}
         self.groups = tuple(
-            Group(at, variant, profile, service)
+            WorkerGroup(at, variant, profile, service)
             for at, member in enumerate(self.members)
             for (variant, profile), service in sorted(member.problem.services.items())
             if profile in known and (slow or self._keeps(member, service))
@@ -185,11 +186,11 @@ class Formulation:
         self._running = running
 
     @staticmethod
-    def _keeps(member: Member, service: Service) -> bool:
+    def _keeps(member: PackingMember, service: Service) -> bool:
         return service.mean_ms[0] * (1.0 + 1.645 * service.cv) <= member.objective.slo_ms
 
     @staticmethod
-    def _price(member: Member) -> float:
+    def _price(member: PackingMember) -> float:
         """Return what a joule of every row costs the member's own objective."""
         return member.objective.score(0.0, 0.0) - member.objective.score(0.0, 1.0)
 
@@ -297,7 +298,7 @@ class Formulation:
         return found
 
     def standing(self, running: Sequence[Assignment], member: int = 0) -> tuple[Counts, Counts] | None:
-        """Return what runs, as counts and cuts; None where the devices are not cut so, or some of it is not on them."""
+        """Return what runs, as counts and cuts; None if the devices are not cut so, or some of it is not on them."""
         counts = self.counts([*[()] * member, configuration_of(tuple(running))])
         places = {item.placement.id: item.placement for item in running}
         used = np.zeros(len(self.cuts), np.int64)
@@ -334,8 +335,8 @@ class Formulation:
 
     def loaded(self, most: int = 8) -> list[tuple[Counts, Counts]]:
         """Return configurations to start from where members need unlike parts of the devices (of one kind, members of
-        one variant each): some devices whole, the others cut alike, and slices dealt, the largest first, to whoever is
-        busiest then.  At most so many, those of the least power first, with every member below its limit."""
+        one variant each): some devices whole, the others cut alike, and slices dealt, the largest first, to the
+        busiest member then.  At most so many, those of the least power first, with every member below its limit."""
         if len(self.kinds) != 1:
             return []
         cuts = [at for at, cut in enumerate(self.cuts) if cut.profiles]
@@ -352,8 +353,8 @@ class Formulation:
         return [(counts, used) for _, counts, used in sorted(found, key=lambda item: item[0])[:most]]
 
     def _busiest(self, slices: Counts) -> tuple[Counts | None, float]:
-        """Return slices dealt one by one to the member with most left to serve, and the watts of that; nothing where a
-        member has more than its limit in the end, or a slice can serve nobody."""
+        """Return slices dealt one by one to the member with most left to serve, and the watts of that; nothing if a
+        member has more than its limit in the end, or a slice cannot serve any member."""
         counts = np.zeros(len(self.groups), np.int64)
         served = [0.0] * len(self.members)
         fastest = [max(g.service.capacity() for g in self.groups if g.member == at) for at in range(len(self.members))]
@@ -368,7 +369,7 @@ class Formulation:
                 able = [member for member in range(len(self.members)) if (member, name) in best]
                 if not able:
                     return None, 0.0
-                # Who has nothing yet is as busy as its best slice would leave it.
+                # A member without a slice counts as having a tenth of its best one, so that it comes first.
                 busy = {m: self.members[m].problem.rate / (served[m] or 0.1 * fastest[m]) for m in able}
                 chosen = max(able, key=lambda m: busy[m])
                 counts[best[chosen, name]] += 1

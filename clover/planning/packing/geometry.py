@@ -39,7 +39,7 @@ class SliceProfile(Record, frozen=True, kw_only=True):
 
 
 def legal(placements: Sequence[Placement], profiles: Mapping[str, SliceProfile], *, compute: int) -> str:
-    """Empty where the `placements` of one GPU may exist together, otherwise the reason why not."""
+    """Return why the `placements` of one GPU may not exist together; empty if they may."""
     end, before = 0, ""
     for place in sorted(placements, key=lambda item: (item.start, item.size)):
         profile = profiles.get(place.profile)

@@ -1,14 +1,14 @@
 """How many of a family's rows the workers of one variant can serve at most while few enough are late.
 
-With p95 within the SLO a twentieth of the rows may miss it, whoever serves them.  So what the lane of one variant
-serves, with the part of that which is late, is limited by what it does alone: at a share y of the rows, of which it
-makes f(y) late, y f(y) is at most that twentieth.  `most` asks the model itself (`queueing.latencies_ms`), at every
-load and share that it tells apart, and so finds the share that no plan exceeds.
+With p95 within the SLO a twentieth of the rows may miss it, whichever lane serves them.  So the share of one variant is
+limited by what its lane does alone: at a share y of the rows, of which it makes f(y) late, y f(y) is at most that
+twentieth.  `largest_share` asks the model itself (`queueing.latencies_ms`), at every load and share at which its answer
+differs, and so finds the share that no plan exceeds.
 
-A lane gains by each worker more than in proportion (few wait where many serve), less a constant: so `ceilings` are
-planes with a base over the numbers of workers, above `most` of *every* lane that the devices allow.  They are linear in
-shares and workers, as `dual` needs it, and tight where the SLO limits: BASE's own p95 as the SLO leaves its variant a
-load that the utilisation limit knows nothing of.
+A lane gains by each worker more than in proportion (few rows wait if many workers serve), less a constant: so
+`lane_ceilings` are planes with a base over the numbers of workers, above `largest_share` of *every* lane that the
+devices allow.  They are linear in shares and workers, as `plan_bound` needs it, and tight if the SLO limits: BASE's own
+p95 as the SLO leaves its variant a load that the utilisation limit does not reflect.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Ceiling:
+class LaneCeiling:
     """sum of the shares of the groups `on` <= `base` + sum of `slopes` x workers, which may be below 0.  Arrays
     [groups]."""
 
@@ -43,10 +43,10 @@ class Ceiling:
     base: float
 
 
-def ceilings(form: Formulation) -> tuple[Ceiling, ...]:
+def lane_ceilings(form: Formulation) -> tuple[LaneCeiling, ...]:
     """Return planes above what each variant's workers serve at most; none for variants with too many different lanes,
     where the SLO never limits, or where rows may wait for batches."""
-    found: list[Ceiling] = []
+    found: list[LaneCeiling] = []
     for member, variant in form.lanes:
         own = form.members[member]
         if own.problem.objective.waits:
@@ -59,22 +59,22 @@ def ceilings(form: Formulation) -> tuple[Ceiling, ...]:
         services = [form.groups[i].service for i in at]
         limit, rate, slo_ms = own.objective.max_utilisation, own.problem.rate, own.objective.slo_ms
         plain = limit * np.array([service.capacity() for service in services]) / rate
-        shares = np.array([most(_workers(services, row), rate, slo_ms, limit) for row in counts.tolist()])
-        # Where nobody else has a worker this lane has to serve all rows.
+        shares = np.array([largest_share(_workers(services, row), rate, slo_ms, limit) for row in counts.tolist()])
+        # If no other lane can have a worker, this one has to serve all rows.
         can = ~alone | (shares >= 1.0)
         if can.all() and (shares >= np.minimum(1.0, counts @ plain) - 1e-9).all():
             continue
         for base, slopes in _planes(counts[can], shares[can]):
             on, wide = np.zeros(len(form.groups), np.bool_), np.zeros(len(form.groups))
             on[at], wide[at] = True, slopes
-            found.append(Ceiling(on, wide, base))
+            found.append(LaneCeiling(on, wide, base))
     return tuple(found)
 
 
-def most(workers: tuple[Service, ...], rate: float, slo_ms: float, limit: float) -> float:
+def largest_share(workers: tuple[Service, ...], rate: float, slo_ms: float, limit: float) -> float:
     """Return the largest share of `rate` rows a second that the lane of `workers` can have without making more than
-    `LATE` of all rows late, at most at utilisation `limit`.  Downwards from there through all loads and shares that the
-    model tells apart: between two of them what is late is a constant part."""
+    `LATE` of all rows late, at most at utilisation `limit`.  Found downwards from there, through all loads and shares
+    at which the model's answer differs: between two of them the late part is constant."""
     share = min(1.0, limit * sum(worker.capacity() for worker in workers) / rate)
     while share * rate > 1e-6:
         late = float(np.mean(latencies_ms(workers, share * rate, share) > slo_ms))
@@ -94,7 +94,7 @@ def _workers(services: Sequence[Service], counts: Sequence[int]) -> tuple[Servic
 
 def _countable(form: Formulation, profiles: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
     """Return all numbers of workers [lane, profile] that the devices allow on these profiles, but none at all, and of
-    which lanes there is no room for anybody else; None where they are too many."""
+    which lanes there is no room for another variant; None if they are too many."""
     reached = {(0,) * len(profiles): 0}  # and how many slices there are at most
     for kind, (_, number) in enumerate(form.kinds):
         ways: dict[tuple[int, ...], int] = {}

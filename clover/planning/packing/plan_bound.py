@@ -1,4 +1,7 @@
-"""What no configuration of a formulation can exceed.
+"""What no configuration of a formulation can exceed: the dual of a linear relaxation.
+
+Terms: *member*, *group*, *cut* as in `planning.packing.formulation`; n_k: workers of group k; tau, mu, eta, nu: the
+multipliers of the dual.
 
 y_k is the share of the rows that the workers of group k serve; no share is above what n_k workers serve at the
 utilisation limit, and no row costs less than in the longest batches that there are at that load.  So the objective is
@@ -13,9 +16,10 @@ misses it at least as often as the service of its worker alone does.  That is li
 multiplier eta >= 0 for each member.  (Workers take rows in turn while they are idle and in proportion to capacity while
 they are not, so that slow ones take no less than their part of the capacity, which is what joules are counted by.)
 
-**Waiting rows.**  A plane above what a variant's workers can serve within the SLO (`ceilings`) is linear in shares and
-workers: with a multiplier nu >= 0 each of its rows costs nu, each of its workers gains nu times its slope, and nu times
-the base is added.  The plane that lowers the bound most counts, and the one that lowers it most beside that.
+**Waiting rows.**  A plane above what a variant's workers can serve within the SLO (`planning.packing.lane_ceilings`) is
+linear in shares and workers: with a multiplier nu >= 0 each of its rows costs nu, each of its workers gains nu times
+its slope, and nu times the base is added.  The plane that lowers the bound most counts, and the one that lowers it most
+beside that.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from numpy.typing import NDArray
 
 from clover.planning.model.queueing import Service, expected_batch
 from clover.planning.packing.formulation import MISS, Formulation, late_alone
-from clover.planning.packing.lane_ceilings import Ceiling
+from clover.planning.packing.lane_ceilings import LaneCeiling
 
 _SECTIONS = 24
 _ZOOMS = 4
@@ -38,15 +42,17 @@ _CHARGES = 20
 _WIDE = 60.0
 _POINTS, _HALVINGS = 9, 20
 _LATE = MISS + 0.005
-"""The part of the rows that may be late: p95 is told to one of 400 latencies, of 20,000 rows drawn at random."""
+"""The part of the rows that may be late, with room for the resolution of p95: one of 400 quantiles of 20,000 rows."""
 _SELDOM = 1e-3
 """A part of the rows that is as good as none."""
 
 Floats = NDArray[np.float64]
 
 
-def bound(of: Formulation, *, waits: bool = False, slo: bool = False, ceilings: Sequence[Ceiling] = ()) -> float:
-    """Return what the joint objective cannot exceed.  Where the devices cannot serve the rates at all it says nothing.
+def plan_bound(
+    of: Formulation, *, waits: bool = False, slo: bool = False, ceilings: Sequence[LaneCeiling] = ()
+) -> float:
+    """Return what the joint objective cannot exceed.  It means nothing if the devices cannot serve the rates at all.
 
     With `waits` rows may wait for batches that are longer than the load alone would make them.  With `slo` no more rows
     than may be late go to workers that are too slow alone: tighter, and some twenty times as much to compute.  With
@@ -87,7 +93,7 @@ class _Dual:
         """The multipliers of the least value found last."""
 
     def value(
-        self, total: Floats, price: Floats, ceilings: Sequence[Ceiling] = (), costs: Sequence[Floats] = ()
+        self, total: Floats, price: Floats, ceilings: Sequence[LaneCeiling] = (), costs: Sequence[Floats] = ()
     ) -> Floats:
         """Return the dual at `total` [points, members] and `price` [members], rows under each ceiling at its cost
         [points]."""
@@ -120,7 +126,7 @@ class _Dual:
         self.total, self.price = total, price
         return value
 
-    def below(self, ceilings: Sequence[Ceiling]) -> float:
+    def below(self, ceilings: Sequence[LaneCeiling]) -> float:
         """Return the least value found with ceilings, from where the rest was left: that of the best one, then of a
         pair with it."""
         alone = [self._under([ceiling]) for ceiling in ceilings]
@@ -133,10 +139,10 @@ class _Dual:
         ]
         return min([alone[first], *pairs])
 
-    def _member(self, ceiling: Ceiling) -> int:
+    def _member(self, ceiling: LaneCeiling) -> int:
         return int(self.member[np.argmax(ceiling.on)])
 
-    def _under(self, ceilings: Sequence[Ceiling]) -> float:
+    def _under(self, ceilings: Sequence[LaneCeiling]) -> float:
         """Return the least value over the costs of one or two ceilings of a member and over its total, by a grid that
         closes in on its best point."""
         member = self._member(ceilings[0])
@@ -165,7 +171,7 @@ class _Dual:
             own = self.member == member
             if not self.late[own].any():
                 continue
-            # Dearer than any gain from a late row there is no need to charge.
+            # A charge above any gain from a late row changes nothing more.
             high = float(np.ptp(self.gain[own]) * 2.0 / self.late[own][self.late[own] > 0.0].min())
 
             def charged(eta: float, member: int = member) -> float:
@@ -229,7 +235,8 @@ class _Dual:
 
 
 def _around(ends: tuple[float, float], at: float, least: float = -math.inf) -> tuple[float, float]:
-    """Half as wide, around `at`: as the best point of a grid may lie beside the cell that holds the least value."""
+    """Return an interval half as wide as `ends`, around `at`: the least value may lie beside the cell of the best grid
+    point."""
     reach = 0.25 * (ends[1] - ends[0])
     return max(least, at - reach), at + reach
 

@@ -1,10 +1,10 @@
-"""How long the rows of each lane wait for their batch to fill, and how many rows a batch may hold.
+"""Choose how long the rows of each lane wait for their batch to fill, and how many rows a batch may hold.
 
 **What a wait is worth.**  A worker with a free credit takes whatever waits, so a lightly loaded lane serves rows one
 by one, at the joules of a batch of one.  Where a batch of several costs little more than that (a large GPU, a model
 with a fixed cost a call) rows that wait for company are cheaper: with lane rate a, a wait of w gathers 1 + a w rows.
 The price is latency, up to w for the row that came first.  Where energy is proportional to the rows (a core that
-computes them one after the other) there is nothing to gain, and nobody waits.
+computes them one after the other) there is nothing to gain, and no row waits.
 
 **What a cap is worth.**  A batch of many rows takes long, and all its rows take as long.  A cap keeps batches shorter
 than the SLO allows for, at the price of capacity and of joules a row; with a wait it also lets a batch leave as soon as
@@ -38,7 +38,7 @@ from clover.planning.model.demand import direct
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Floats, Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
-from clover.planning.packing.exhaustive import UNBOUNDED_MS
+from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.types import Candidate, Configuration, Prediction, Routing
 
 LEAST_GAIN = 0.02
@@ -53,7 +53,7 @@ MORE = 1.25  # times the rate, at which another plan is made
 _PARTS = (1 / 3, 2 / 3, 1.0)
 SLOW = 1.645  # standard deviations of a normal service time
 _LATE = (0.05, 0.04, 0.03, 0.02)  # of the rows may miss the SLO; less where a longer play finds more
-_STEP = 1e-4  # in which late rows are told apart
+_STEP = 1e-4  # of the share of late rows
 _EPSILON = 1e-9
 
 
@@ -89,11 +89,11 @@ class _Dealt:
 
 
 def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candidate:
-    """`candidate` with waits and largest batches that raise its score, or itself where none do.
+    """Return `candidate` with waits and largest batches that raise its score, or itself if none do.
 
-    The p95 of all rows keeps the SLO.  A candidate whose only fault is its p95 becomes feasible where other batches
-    keep it, though its score may be lower then.  One that has waits or largest batches already, or is overloaded, is
-    given back as it is.  Deterministic; plays are remembered.
+    The p95 of all rows keeps the SLO.  A candidate that only misses its p95 becomes feasible if other batches keep it,
+    although its score may then be lower.  One that has waits or largest batches already, or is overloaded, is returned
+    as it is.  The result is deterministic; simulations are remembered.
     """
     before, routing = candidate.prediction, candidate.routing
     if routing.wait_ms or routing.largest or before.utilisation > objective.max_utilisation + _EPSILON:
@@ -184,8 +184,7 @@ def _dealt(problem: Problem, configuration: Configuration, routing: Routing) -> 
 
 
 def _options(own: _Dealt, objective: Objective, limit_ms: float, *, caps: bool) -> list[_Option]:
-    """Return the ways to form batches that are worth a thought, the plain one first; `caps`: caps without a wait as
-    well."""
+    """Return the ways to form batches that may pay, the plain one first; `caps`: caps without a wait as well."""
     lane, rate = own.lane, own.rate
     plain_j = lane.energy_j(rate, own.share)
     found = [_Option(0.0, 0, plain_j, _late(own.latencies_ms(0.0, 0, ROWS), limit_ms))]
@@ -249,7 +248,7 @@ def _room_ms(lane: Lane, rate: float, largest: int, limit_ms: float) -> float:
 
 
 def longest_ms(fits: Callable[[float], bool], limit_ms: float) -> float:
-    """Return the longest wait up to `limit_ms` that `fits`, as every shorter one does; 0 where none does."""
+    """Return the longest wait up to `limit_ms` that `fits`, as every shorter one does; 0 if none does."""
     low, high = 0.0, limit_ms
     if not fits(low):
         return 0.0

@@ -27,8 +27,9 @@ from clover.planning.model.demand import exchanged
 from clover.planning.model.objective import HYSTERESIS, Objective
 from clover.planning.model.problem import Problem, best_whole, fitting
 from clover.planning.packing.enumerate import configurations_of, kinds_of
-from clover.planning.packing.exhaustive import ALTERNATIVES, Asked, Found, chosen, evaluate, least_bad, search
-from clover.planning.packing.formulation import Formulation, Member
+from clover.planning.packing.evaluation import P95Budget, evaluate
+from clover.planning.packing.exhaustive import ALTERNATIVES, SearchResult, chosen, least_bad, search
+from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.waits import tuned
 from clover.types import Assignment, Candidate, Configuration, configuration_of
 
@@ -50,7 +51,7 @@ Kept = Callable[[Configuration], int]
 
 
 def every(problem: Problem, limit: int = EXACT) -> list[Configuration] | None:
-    """Return all configurations, or None where there are more than `limit`."""
+    """Return all configurations, or None if there are more than `limit`."""
     try:
         return configurations_of(kinds_of(problem.devices), fitting(problem), limit=limit, max_variants=0)
     except PlanError:
@@ -64,11 +65,11 @@ def best_found(
     *,
     kept: Kept | None = None,
     seed: int = 0,
-) -> Found:
+) -> SearchResult:
     """Return the best candidate: of all configurations where they are few, of those the kernel met elsewhere.
 
     What runs is weighed in any case, as long as the devices allow it.  `kept` counts the workers a configuration could
-    keep; where there are many, those that it has in common with what runs stand for them.  PlanError where no layout of
+    keep; where there are many, those that it has in common with what runs stand for them.  PlanError if no layout of
     the devices can run the family at all.  Cascades are weighed beside them where the problem has any; one that
     `chain_verify` rejects is not taken.  Where rows may wait, that is weighed of both.
     """
@@ -85,12 +86,12 @@ def best_found(
         kept = _alike(now)
     best, ranked = chosen([*found.candidates, mix, *more], objective, running=now, kept=kept)
     distinct = {msgspec.json.encode(candidate): candidate for candidate in ranked}
-    return Found(best, tuple(distinct.values())[:10], found.evaluated + len(more), found.total, found.complete)
+    return SearchResult(best, tuple(distinct.values())[:10], found.evaluated + len(more), found.total, found.complete)
 
 
 def _mixed(
     problem: Problem, objective: Objective, running: Sequence[Assignment], kept: Kept | None, seed: int
-) -> Found:
+) -> SearchResult:
     """Return the best candidate whose rows are dealt to variants by shares."""
     now = configuration_of(tuple(running)) if running else None
     if now is not None and any((group.variant, group.profile) not in problem.services for group in now):
@@ -113,24 +114,25 @@ def _alike(running: Configuration) -> Kept:
     return kept
 
 
-def annealed(problem: Problem, objective: Objective, running: Sequence[Assignment], seed: int) -> Found:
+def annealed(problem: Problem, objective: Objective, running: Sequence[Assignment], seed: int) -> SearchResult:
     """Return the best of what the kernel meets, and of what runs."""
     now = configuration_of(tuple(running)) if running else None
     try:
-        form = Formulation([Member(problem, objective)], problem.devices, running=[now] if now is not None else None)
+        here = [now] if now is not None else None
+        form = Formulation([PackingMember(problem, objective)], problem.devices, running=here)
     except PlanError:
-        form = Formulation([Member(problem, objective)], problem.devices, slow=True)
+        form = Formulation([PackingMember(problem, objective)], problem.devices, slow=True)
     starts = form.alike()
     seen: dict[Configuration, Candidate] = {}
-    asked = Asked(ASKED)
+    spending = P95Budget(ASKED)
     if now is not None:
         stands = form.standing(running)
         if stands is not None:
             starts.append(stands)
-            seen[now] = evaluate(problem, objective, now, standby=False, asked=asked)
+            seen[now] = evaluate(problem, objective, now, standby=False, spending=spending)
     with suppress(PlanError):  # where the best variant was not measured on whole devices
         base = best_whole(problem, problem.devices)
-        seen[base] = evaluate(problem, objective, base, standby=False, asked=asked)
+        seen[base] = evaluate(problem, objective, base, standby=False, spending=spending)
     if not starts:
         raise PlanError("no variant was measured on every slice of any way to cut the devices: profile it for them")
     evaluations = 0
@@ -142,12 +144,12 @@ def annealed(problem: Problem, objective: Objective, running: Sequence[Assignmen
         evaluations += solution.evaluations
         for item in solution.found[:_LOOKED]:
             good = [candidate.score for candidate in seen.values() if candidate.feasible]
-            if asked.over or (len(good) >= ALTERNATIVES and item.value + _SLACK * margin <= max(good)):
+            if spending.exhausted or (len(good) >= ALTERNATIVES and item.value + _SLACK * margin <= max(good)):
                 break
             beat = max(good) if len(good) >= ALTERNATIVES else -math.inf
             for made in exchanged(problem, form.configuration(item.counts), objective.max_utilisation):
-                if made not in seen and not asked.over:
-                    seen[made] = evaluate(problem, objective, made, standby=False, beat=beat, asked=asked)
+                if made not in seen and not spending.exhausted:
+                    seen[made] = evaluate(problem, objective, made, standby=False, beat=beat, spending=spending)
     if problem.demand and not any(candidate.feasible for candidate in seen.values()):
         for counts, _ in starts:
             for made in exchanged(problem, form.configuration(counts), objective.max_utilisation):
@@ -159,4 +161,4 @@ def annealed(problem: Problem, objective: Objective, running: Sequence[Assignmen
         for configuration in least_bad(problem, objective, list(alike)):
             seen[configuration] = evaluate(problem, objective, configuration)
     best, ranked = chosen(seen.values(), objective, running=now, kept=_alike(now) if now is not None else None)
-    return Found(best, ranked[:10], len(seen), evaluations, False)
+    return SearchResult(best, ranked[:10], len(seen), evaluations, False)

@@ -1,9 +1,9 @@
-"""Where no plan keeps the limits at a rate, the one that keeps them at the highest rate below it.
+"""If no plan keeps the limits at a rate, find the one that keeps them at the highest rate below it.
 
 The rate that is planned for is what may arrive, with room for chance.  If nothing serves that much in time, the plan of
-the least p95 at that rate need not be the one that serves most: what really arrives may be less, and a plan that is
-late at any rate would be late all the same.  So the search is asked again at parts of the rate, and what it finds first
-is what to run; it stays marked as infeasible, with what it does at the rate that was asked for.
+the least p95 at that rate need not be the one that serves most: the real rate may be lower, and a plan that is late at
+any rate would be late then, too.  So the search is repeated at parts of the rate, and the first feasible plan is run;
+it stays marked as infeasible, with its prediction for the rate that was asked for.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import msgspec
 from clover.planning.cascade.routed import predicted, shortfall
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
-from clover.planning.packing.exhaustive import Found
-from clover.planning.search.power_states import best_awake, charged
+from clover.planning.packing.exhaustive import SearchResult
+from clover.planning.search.power_states import best_power_state, with_idle_energy
 from clover.types import Assignment, Configuration
 
 PARTS = (0.9, 0.8, 0.7, 0.6, 0.45)
@@ -34,10 +34,10 @@ def best_sustained(
     *,
     kept: Callable[[Configuration], int] | None = None,
     seed: int = 0,
-) -> Found:
-    """Return what `awake.best_awake` finds.  If that is infeasible, at `PARTS` of the rate too, return what is feasible
-    at the highest of them, unless it serves clearly less (`WASTED`).  PlanError as `best_awake`."""
-    found = best_awake(problem, objective, running, kept=kept, seed=seed)
+) -> SearchResult:
+    """Return what `best_power_state` finds, or if that is infeasible, what is feasible at the highest of `PARTS` of the
+    rate, unless it serves clearly less (`WASTED`).  Raises PlanError as `best_power_state`."""
+    found = best_power_state(problem, objective, running, kept=kept, seed=seed)
     if found.best.feasible:
         return found
     for part in PARTS:
@@ -45,14 +45,14 @@ def best_sustained(
         there = predicted(fewer, found.best.configuration, found.best.routing)
         if there is not None and not shortfall(objective, there):
             break
-        less = best_awake(fewer, objective, running, kept=kept, seed=seed)
+        less = best_power_state(fewer, objective, running, kept=kept, seed=seed)
         if less.best.feasible:
             whole = predicted(problem, less.best.configuration, less.best.routing)
             if whole is None or whole.utilisation > WASTED * found.best.prediction.utilisation:
                 break
             why = shortfall(objective, whole)
             best = msgspec.structs.replace(less.best, prediction=whole, feasible=not why, why=why)
-            best = charged(best, problem, objective, less.best.awake)
+            best = with_idle_energy(best, problem, objective, less.best.awake)
             score = objective.score(whole.accuracy, best.prediction.joules)
             best = msgspec.structs.replace(best, score=score)
             return replace(found, best=best, evaluated=found.evaluated + less.evaluated)

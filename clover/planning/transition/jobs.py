@@ -1,10 +1,10 @@
-"""What belongs together in a transition: the smallest parts of it that can be done one at a time.
+"""The jobs of a transition: the smallest parts of it that can be done one at a time.
 
 A job replaces some workers of one device by others.  It is done in one of two ways:
 
- - *beside*: what comes is made and spawned first, one route step flips, then what was there leaves.  Nothing is missing
-   at any time.  That is how workers come on free slices, how another variant follows on an instance that stays (where
-   both fit into its memory), and how core-sets change, which may overlap.
+ - *beside*: new workers are spawned first, one route step switches to them, then the old ones leave.  Nothing is
+   missing at any time.  That is how workers come on free slices, how another variant follows on an instance that stays
+   (where both fit into its memory), and how core-sets change, which may overlap.
  - *exchange*: what is there has to leave before what comes can be made, because new instances cover old ones.  All of
    the old is missing from the first drain until the new is routed to.
 
@@ -51,7 +51,7 @@ def jobs_of(
     running: Sequence[Assignment], target: Sequence[Assignment], devices: Sequence[DeviceShape], beside: Beside
 ) -> list[Job]:
     """Return the jobs that lead from `running` to `target`, by device.  A device without layouts counts as lost.
-    PlanError where `target` is on a device that is not there or cannot exist on one."""
+    PlanError if `target` is on a device that is not there or cannot exist on one."""
     shapes = {device.device: device for device in devices if device.layouts}
     names = sorted({item.placement.device for item in (*running, *target)})
     found: list[Job] = []

@@ -1,4 +1,4 @@
-"""From a configuration to a deployment: which placements its workers take, so that as much as possible stays as it is.
+"""From a configuration to a deployment: which placements its workers take, so that as much as possible is kept.
 
 A device offers layouts; the configuration says how many instances of each profile there shall be over all devices.  So
 each device takes one layout, the profiles must add up exactly, and of all ways to do that the one that keeps most is
@@ -43,14 +43,14 @@ def lay_out(
     configuration: Configuration,
     *,
     family: str,
-    backend: dict[str, str],
+    backend: Mapping[str, str],
     devices: Sequence[DeviceShape],
     running: Sequence[Assignment] = (),
     capacity: Capacity | None = None,
     own: Mapping[tuple[str, str], str] | None = None,
 ) -> tuple[Assignment, ...]:
     """Return a deployment that realises `configuration`, sorted by placement.  `backend` is that of each variant, `own`
-    that of each (variant, profile) that has another.  PlanError where no layouts of the devices together have exactly
+    that of each (variant, profile) that has another.  PlanError if no layouts of the devices together have exactly
     its profiles.  Devices without layouts (lost, or full of what others own) take nothing."""
     wanted = Counter({(group.variant, group.profile): group.count for group in configuration})
     profiles = Counter[str]()
@@ -69,7 +69,7 @@ def lay_out(
 
 
 def slices(item: Assignment) -> float:
-    """Return the compute slices under a worker: its capacity where nobody knows better."""
+    """Return the compute slices under a worker: its capacity, if no measured one is given."""
     return float(item.placement.slices)
 
 
@@ -143,7 +143,7 @@ _Sums = dict[int, tuple[int, int, _Layout]]
 
 
 def _place(devices: Sequence[DeviceShape], profiles: Counter[str], values: _Values) -> list[Placement] | None:
-    """Return placements that are exactly `profiles` and keep most; None where there are none."""
+    """Return placements that are exactly `profiles` and keep most; None if there are none."""
     shift = {profile: position * _BITS for position, profile in enumerate(sorted(profiles))}
     if max(profiles.values(), default=0) >= 1 << (_BITS - 1):
         return None
@@ -176,7 +176,8 @@ def _options(device: DeviceShape, shift: dict[str, int], values: _Values) -> lis
 
 
 def _sums(options: Sequence[list[tuple[int, int, _Layout]]], whole: int, shift: dict[str, int]) -> list[_Sums]:
-    """After each device in turn: every sum of profiles within `whole`, with its best value and how it came about."""
+    """Return, after each device in turn, every sum of profiles within `whole`, with its best value and the way to
+    it."""
     guards = sum(1 << (low + _BITS - 1) for low in shift.values())
     room = whole | guards
     steps: list[_Sums] = [{0: (0, 0, ())}]
@@ -203,7 +204,7 @@ def _traced(steps: Sequence[_Sums], total: int) -> list[Placement]:
 
 
 def _packed(profiles: Iterable[str], shift: dict[str, int]) -> int | None:
-    """Return the counts of `profiles` in one number; None where one of them is not wanted at all."""
+    """Return the counts of `profiles` in one number; None if one of them is not wanted at all."""
     total = 0
     for profile in profiles:
         low = shift.get(profile)

@@ -1,11 +1,11 @@
-"""A transition in time: what stands, who receives rows, and how much is served while each stage runs.
+"""A transition in time: which instances exist, which workers receive rows, and how much is served in each stage.
 
 Steps of one stage run at once, and a stage begins when the one before it is over.  How long a stage takes is an
 estimate from `StepSeconds`: workers load, and drain, side by side; GPU instances are made and unmade one after another
 on the whole machine, because that is how the driver is used.  Core-sets and whole GPUs need no making.
 
-What serves is what is routed to.  A route step counts from its moment on, and a drain stops rows to its worker by
-itself when it begins; nothing else changes who serves.
+A worker serves if rows are routed to it.  A route step counts from its moment on, and a drain stops rows to its worker
+by itself when it begins; nothing else changes which workers serve.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def stages(
 def views(
     steps: Sequence[Step], running: Sequence[Assignment], *, capacity: Capacity, durations: StepSeconds
 ) -> tuple[StageView, ...]:
-    """`stages`, from bare steps."""
+    """Return the stages of `steps` from `running` on, as `stages` does."""
     instances = {item.placement.id: item.placement for item in running}
     workers, routed = Counter(running), Counter(running)
     now_s = 0.0

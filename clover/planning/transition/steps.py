@@ -22,8 +22,8 @@ statement that the floor cannot be held.
 
 As many exchanges as the floor allows share a round, over all GPUs, in that order (a **heuristic** for the shortest
 time: packing them best is a bin-packing problem).  Where the floor cannot be held, the lowest capacity is as high as
-some order can make it; jobs that have to go below the floor anyway share a round where that makes nothing lower.  Where
-anyone can be kept serving, the capacity never reaches zero, even without a floor.
+some order can make it; jobs that have to go below the floor anyway share a round where that makes nothing lower.  If
+any worker can be kept serving, the capacity never reaches zero, even without a floor.
 
 What is not tried: helping out with instances that belong to neither deployment.  Deployments fill maximal layouts, so
 that there is no free slice to put one on, and each would cost four steps more.  What the second GPU can do for the
@@ -32,8 +32,8 @@ first is in the order: what it gains comes first, and what it gives up stays unt
 On core-sets, which all workers share, the workers of a round load one after another, each in a stage of its own, so
 that those that serve are disturbed by one at a time; at a first start all load at once.
 
-`lost_capacity` is the largest share of the smaller deployment's slices that receives no rows at any time.  Where
-nobody is left to route to, rows wait in the queue, and the route step is left out (a drain stops routing by itself).
+`lost_capacity` is the largest share of the smaller deployment's slices that receives no rows at any time.  If
+no worker is left to route to, rows wait in the queue, and the route step is left out (a drain stops routing by itself).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def plan_transition(
     `capacity` gives the rows/s of a worker (compute slices where it is left out) and `floor` what shall be held;
     infinity asks for as much as can be.  `beside` says whether a worker may load on the instance of another (always,
     where it is left out).  Workers on devices that are not among `devices`, or have no layouts, are lost: they count
-    for nothing and are cleared away first.  PlanError where `target` cannot exist on `devices`.
+    for nothing and are cleared away first.  PlanError if `target` cannot exist on `devices`.
     """
     present = {device.device for device in devices if device.layouts}
     given = capacity or slices

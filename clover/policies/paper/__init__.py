@@ -18,8 +18,8 @@ neighbours by drawing from the raw space up to 400 times, the score times SLA / 
 
  - Configurations are tried on the planner's model, not on live traffic, and no hour remembers another.
  - C_base is BASE's energy at the reference intensity, as in `planning.model.objective`: 250 g/kWh unless configured,
- active
-   energy only.  f has the paper's form whatever form is configured; without a configured L it is the derived one.
+   active energy only.  f has the paper's form whatever form is configured; without a configured L it is the derived
+   one.
  - Shares follow from the configuration (`fifo`), and are dealt by our router.  What is predicted is what that does.
  - The limit on utilisation counts as part of the latency target: above it the model's p95 says little.
  - The paper knows no accuracy floor.  A plan below it is proposed all the same and marked infeasible, and so is one

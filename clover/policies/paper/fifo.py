@@ -1,15 +1,15 @@
-"""What the paper's router would do with a configuration, and what comes of it in ours.
+"""What the paper's router would do with a configuration, and what the same shares do in ours.
 
-**Shares.**  The paper hands every request to any idle worker, first come first served: nobody chooses how much traffic
-a variant gets, it follows from the configuration.  `Fifo` computes it.  Where workers keep up with the load one row at
+**Shares.**  The paper hands every request to any idle worker, first come first served: the traffic of a variant is not
+chosen, it follows from the configuration.  `Fifo` computes it.  Where workers keep up with the load one row at
 a time it is the queueing model of `clover._native.queueing`: the product form "pf" for at most `FEW` workers, the mean
-field "mf" above.  (pf is within a point at any size that was checked, but dear for many workers; mf is off by up to
+field "mf" above.  (pf is within a point at any size that was checked, but slow for many workers; mf is off by up to
 five points for few.)  Where workers only keep up in batches all of them are always busy, so that each takes rows at its
 own speed: the batch is the least that carries the load, the same for all (they take from one queue), interpolated
 between measured sizes.  Both agree where the one ends and the other begins.
 
 **What is predicted.**  Our router deals these shares by quota and batches each variant in a lane of its own, so energy,
-accuracy, utilisation and p95 are those of the quota lanes (`planning.packing.exhaustive.predict`), not those of the
+accuracy, utilisation and p95 are those of the quota lanes (`planning.packing.evaluation.predict`), not those of the
 paper's queue. Energies are active joules, as everywhere in planning: the paper counts idle power in, which is the same
 for all its plans.
 
@@ -35,7 +35,7 @@ from clover._native import queueing as native
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Service, expected_batch, mixture_p95_ms, play
-from clover.planning.packing.exhaustive import UNBOUNDED_MS, lanes_of, predict
+from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of, predict
 from clover.types import Candidate, Configuration, GroupCount, Prediction, Routing
 
 Floats = NDArray[np.float64]
@@ -54,7 +54,7 @@ _RATE_STEP = math.log(1.03)
 
 
 @dataclass(frozen=True)
-class Outlook:
+class ClosedForms:
     """The closed forms of some configurations, one row each.  `shares` are those of `Fifo.variants`; `late` marks
     configurations whose p95 misses the SLO in any case."""
 
@@ -122,7 +122,7 @@ class Fifo:
         self._accuracy = np.array([problem.accuracy[variant] for variant in problem.variants])
 
     def counts(self, configuration: Configuration) -> Counts:
-        """`configuration` as a row; ValueError where it has what was not measured."""
+        """Return `configuration` as a row; ValueError if some of it was not measured."""
         row = np.zeros(len(self.keys), dtype=np.int64)
         for group in configuration:
             row[self.keys.index((group.variant, group.profile))] += group.count
@@ -144,7 +144,7 @@ class Fifo:
 
     # --- closed forms -------------------------------------------------------------------------------------------------
 
-    def outlook(self, counts: Counts, *, rough: bool = False) -> Outlook:
+    def closed_forms(self, counts: Counts, *, rough: bool = False) -> ClosedForms:
         """Return the closed forms of rows of counts.  `rough`: with the mean field for few workers too, which is
         quicker."""
         tables, rate = self._tables, self.problem.rate
@@ -166,7 +166,7 @@ class Fifo:
         size = len(counts)
         energy_j: Floats = np.bincount(rows, share * part * energy, size).astype(np.float64)
         accuracy = shares @ self._accuracy
-        return Outlook(
+        return ClosedForms(
             shares=shares,
             accuracy=accuracy,
             energy_j=energy_j,
@@ -224,7 +224,7 @@ class Fifo:
         tables, rate = self._tables, self.problem.rate
         total = counts @ tables.rates
         enough = total >= rate
-        at = enough.argmax(axis=1)  # the first size that carries the load; 0 where none does
+        at = enough.argmax(axis=1)  # the first size that carries the load; 0 if none does
         before = np.maximum(at - 1, 0)
         row = np.arange(len(counts))
         low, high = total[row, before], total[row, at]
@@ -239,8 +239,8 @@ class Fifo:
         return normal
 
     def _batches(self, groups: Counts, rate: Floats, workers: Floats, share: Floats) -> Floats:
-        """`planning.model.queueing.expected_batch` for many at once; for a handful it is quicker itself."""
-        if len(groups) <= _HANDFUL:
+        """Return `planning.model.queueing.expected_batch` of many lanes at once."""
+        if len(groups) <= _HANDFUL:  # one by one is quicker
             entries = zip(groups.tolist(), rate.tolist(), workers.tolist(), share.tolist(), strict=True)
             return np.array([expected_batch(self._services[group], *entry) for group, *entry in entries])
         most = self._tables.most_batch[groups]
@@ -285,23 +285,23 @@ class Fifo:
             parts.append((share, _glanced(lane.workers, rate, round(max(0.05, share) * 20) / 20)))
         return min(UNBOUNDED_MS, mixture_p95_ms(parts))
 
-    def candidate(self, counts: Counts, outlook: Outlook, row: int, p95_ms: float | None = None) -> Candidate:
-        """Return row `row` of an outlook with what is expected of it: by the planner's play, or with the given p95."""
+    def candidate(self, counts: Counts, forms: ClosedForms, row: int, p95_ms: float | None = None) -> Candidate:
+        """Return row `row` of `forms` as a candidate, with the p95 of the planner's own play or the given one."""
         configuration = self.configuration(counts)
         if p95_ms is None:
             lanes = lanes_of(self.problem, configuration)
-            mix = tuple(float(outlook.shares[row, self.variants.index(variant)]) for variant in lanes.variants)
+            mix = tuple(float(forms.shares[row, self.variants.index(variant)]) for variant in lanes.variants)
             expected = predict(self.problem, lanes, mix)
         else:
             expected = Prediction(
                 p95_ms=p95_ms,
-                accuracy=float(outlook.accuracy[row]),
-                energy_j_per_row=float(outlook.energy_j[row]),
-                utilisation=float(outlook.utilisation[row]),
+                accuracy=float(forms.accuracy[row]),
+                energy_j_per_row=float(forms.energy_j[row]),
+                utilisation=float(forms.utilisation[row]),
             )
         used = sorted(
             (variant, round(share, 6))
-            for variant, share in zip(self.variants, outlook.shares[row].tolist(), strict=True)
+            for variant, share in zip(self.variants, forms.shares[row].tolist(), strict=True)
             if share > 0.0
         )
         why = self.short(expected)
@@ -315,7 +315,7 @@ class Fifo:
         )
 
     def short(self, expected: Prediction) -> str:
-        """Return why a configuration does not hold the latency target; empty where it does.  The accuracy floor is not
+        """Return why a configuration does not hold the latency target; empty if it does.  The accuracy floor is not
         asked for."""
         if expected.utilisation > self.objective.max_utilisation + 1e-9:
             return (
@@ -338,7 +338,7 @@ def _glanced(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
 
 @lru_cache(maxsize=32)
 def _arrivals(share: float) -> Floats:
-    """When rows arrive at one a second, every 1 / share-th of a Poisson stream."""
+    """Return the moments at which rows arrive at one a second, every 1 / share-th of a Poisson stream."""
     gaps = np.random.default_rng(_SEED).gamma(1.0 / share, share, ROWS + _WARM_UP)
     return np.cumsum(gaps)
 

@@ -64,7 +64,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Fleet:
+class PaperFleet:
     """The devices of a problem as units that move by themselves."""
 
     units: tuple[Unit, ...]
@@ -89,7 +89,7 @@ class Fleet:
         return tuple(code), total
 
     def running(self, state: State) -> At | None:
-        """Where the fleet stands now; None where what runs is not one deal a unit."""
+        """Return where the fleet stands now; None if what runs is not one deal a unit."""
         by_device: dict[str, list[Assignment]] = {}
         for item in state.running:
             by_device.setdefault(item.placement.device, []).append(item)
@@ -124,9 +124,9 @@ class Fleet:
         return row.tobytes()
 
 
-def fleet_of(problem: Problem, keys: Keys, *, alike: bool) -> Fleet:
+def fleet_of(problem: Problem, keys: Keys, *, alike: bool) -> PaperFleet:
     """Return the devices of `problem`, free or all of a kind alike.  Devices without layouts (lost, or full of what
-    others own) take no part; PlanError where a device runs nothing that was measured, or has too many deals to list."""
+    others own) take no part; PlanError if a device runs nothing that was measured, or has too many deals to list."""
     fits = tuple(sorted(fitting(problem).items()))
     kinds: dict[tuple[Profiles, ...], list[DeviceShape]] = {}
     for device in problem.devices:
@@ -139,7 +139,7 @@ def fleet_of(problem: Problem, keys: Keys, *, alike: bool) -> Fleet:
         if not len(deals.counts):
             raise PlanError(f"no layout of {devices[0].device} can run {problem.family}: profile it for this device")
         units.extend([Unit(tuple(devices), deals)] if alike else [Unit((device,), deals) for device in devices])
-    return Fleet(tuple(units), keys)
+    return PaperFleet(tuple(units), keys)
 
 
 def raw_layouts(device: DeviceShape, fits: dict[str, tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
@@ -178,9 +178,9 @@ TRIES = 400
 """So many draws that are no new neighbour end a search."""
 
 
-def neighbour(fleet: Fleet, centre: At, rng: Random) -> At:
+def neighbour(fleet: PaperFleet, centre: At, rng: Random) -> At:
     """Return a random neighbour where devices are free: another deal of one device, and where that is near enough that
-    two devices may change, every other time another deal of a second one.  `centre` itself where there is none."""
+    two devices may change, every other time another deal of a second one.  `centre` itself if there is none."""
     first = rng.below(len(fleet.units))
     moved, left = _moved(fleet, centre, first, RADIUS, rng)
     if left < 2 or len(fleet.units) < 2 or rng.below(2):
@@ -189,9 +189,9 @@ def neighbour(fleet: Fleet, centre: At, rng: Random) -> At:
     return _moved(fleet, moved, second, left, rng)[0]
 
 
-def drawn_neighbour(fleet: Fleet, centre: At, seen: Collection[At], rng: Random) -> tuple[At | None, bool]:
+def drawn_neighbour(fleet: PaperFleet, centre: At, seen: Collection[At], rng: Random) -> tuple[At | None, bool]:
     """Return what comes of drawing a layout and a variant for each slice until an unseen neighbour comes up, and
-    whether one did within `TRIES`; else an unseen deal, near or not, and None where all were seen.
+    whether one did within `TRIES`; else an unseen deal, near or not, and None if all were seen.
 
     The artifact does draw.  Here the same chances are dealt with at once: those of each unseen deal, and that of no
     neighbour in so many tries.  Of several kinds of devices one moves at a time (the artifact knows one kind).
@@ -216,8 +216,8 @@ def drawn_neighbour(fleet: Fleet, centre: At, seen: Collection[At], rng: Random)
     return moved(int(allowed[min(at, len(allowed) - 1)])), met
 
 
-def _moved(fleet: Fleet, at: At, unit: int, radius: int, rng: Random) -> tuple[At, int]:
-    """`at` with another deal of one unit within `radius`, and how much of the radius is left."""
+def _moved(fleet: PaperFleet, at: At, unit: int, radius: int, rng: Random) -> tuple[At, int]:
+    """Return `at` with another deal of one unit within `radius`, and how much of the radius is left."""
     away = fleet.units[unit].deals.distances(at[unit])
     inside = np.nonzero((away <= radius) & (away > 0))[0]
     if not len(inside):

@@ -21,8 +21,8 @@ from clover.errors import PlanError
 from clover.planning.model.problem import fitting
 from clover.planning.packing.enumerate import Kinds, configurations_of, kinds_of
 from clover.policies.paper.fifo import Counts, Fifo, Keys, stacked
-from clover.policies.paper.fleet import FULL, At, Fits, Fleet
-from clover.policies.paper.walk import Look, look
+from clover.policies.paper.fleet import FULL, At, Fits, PaperFleet
+from clover.policies.paper.walk import Trial, look
 from clover.types import Candidate
 
 SMALL = 5_000
@@ -49,22 +49,22 @@ class Best:
 
 def best_of(fifo: Fifo, rows: Counts) -> Best:
     """Return the best f among `rows` that holds the latency target; where none does, the least bad."""
-    outlook = fifo.outlook(rows)
+    forms = fifo.closed_forms(rows)
     limit, slo_ms = fifo.objective.max_utilisation, fifo.objective.slo_ms
-    hopeful = (outlook.utilisation <= limit + 1e-9) & ~outlook.late
-    order = [row for row in np.argsort(-outlook.score, kind="stable").tolist() if hopeful[row]]
+    hopeful = (forms.utilisation <= limit + 1e-9) & ~forms.late
+    order = [row for row in np.argsort(-forms.score, kind="stable").tolist() if hopeful[row]]
     best: Candidate | None = None
     others: list[Candidate] = []
     asked = chosen = 0
     for row in order[:_ASKED]:
         asked += 1
-        p95_ms = fifo.glanced_p95_ms(rows[row], outlook.shares[row])
+        p95_ms = fifo.glanced_p95_ms(rows[row], forms.shares[row])
         if best is None and p95_ms <= _MARGIN * slo_ms:
-            longer = fifo.candidate(rows[row], outlook, row)
+            longer = fifo.candidate(rows[row], forms, row)
             if longer.feasible:
                 best, chosen = longer, row
                 continue
-        others.append(fifo.candidate(rows[row], outlook, row, p95_ms))
+        others.append(fifo.candidate(rows[row], forms, row, p95_ms))
         if best is not None and sum(item.feasible for item in others) >= _ALTERNATIVES:
             break
     if best is not None:
@@ -72,22 +72,22 @@ def best_of(fifo: Fifo, rows: Counts) -> Best:
         return Best([best, *ranked], asked, len(rows), True, chosen)
     looks = sorted(((look(fifo, rows[row]), row) for row in _least_bad(fifo, rows)), key=lambda item: item[0].rank)
     least, chosen = looks[0]
-    longer = fifo.candidate(least.counts, least.outlook, 0)
+    longer = fifo.candidate(least.counts, least.forms, 0)
     rest = [item.candidate for item, _ in looks[1:]]
     return Best([longer, *rest], asked + len(looks), len(rows), len(order) <= _ASKED, chosen)
 
 
 def _least_bad(fifo: Fifo, rows: Counts) -> list[int]:
     """Return rows of the least load, and of those that are not overloaded the swiftest."""
-    outlook = fifo.outlook(rows, rough=True)
-    over = np.maximum(0.0, outlook.utilisation - fifo.objective.max_utilisation)
-    loaded = np.argsort(outlook.utilisation, kind="stable")[:_LEAST_BAD]
+    forms = fifo.closed_forms(rows, rough=True)
+    over = np.maximum(0.0, forms.utilisation - fifo.objective.max_utilisation)
+    loaded = np.argsort(forms.utilisation, kind="stable")[:_LEAST_BAD]
     swift = np.lexsort((fifo.service_ms(rows), over))[:_LEAST_BAD]
     return list(dict.fromkeys([*loaded.tolist(), *swift.tolist()]))
 
 
-def alike(fleet: Fleet) -> Counts:
-    """Return every configuration of a fleet whose units are kinds; PlanError where several kinds have too many
+def alike(fleet: PaperFleet) -> Counts:
+    """Return every configuration of a fleet whose units are kinds; PlanError if several kinds have too many
     together."""
     sizes = [len(unit.deals.counts) for unit in fleet.units]
     if math.prod(sizes) > FULL:
@@ -101,7 +101,7 @@ def alike(fleet: Fleet) -> Counts:
 
 
 def every(fifo: Fifo) -> Counts | None:
-    """Return all configurations of the devices; None where they are more than `SMALL`."""
+    """Return all configurations of the devices; None if they are more than `SMALL`."""
     problem = fifo.problem
     return _every(kinds_of(problem.devices), tuple(sorted(fitting(problem).items())), fifo.keys)
 
@@ -119,7 +119,7 @@ def _every(kinds: Kinds, fits: Fits, keys: Keys) -> Counts | None:
     return rows
 
 
-def best_free(fifo: Fifo, kinds: Fleet, fleet: Fleet, running: At | None) -> Best:
+def best_free(fifo: Fifo, kinds: PaperFleet, fleet: PaperFleet, running: At | None) -> Best:
     """Return the best that a climb finds from the best alike, or from what runs where that is better to begin with."""
     known: Best | None = None
     try:
@@ -141,7 +141,7 @@ def best_free(fifo: Fifo, kinds: Fleet, fleet: Fleet, running: At | None) -> Bes
         candidate = step.look.candidate
         if best is not None and best.feasible and (not candidate.feasible or candidate.score <= best.score):
             break
-        longer = fifo.candidate(step.look.counts, step.look.outlook, 0)
+        longer = fifo.candidate(step.look.counts, step.look.forms, 0)
         if best is None or longer.feasible:
             best = longer
     assert best is not None  # every climb has a first step
@@ -157,20 +157,20 @@ def best_free(fifo: Fifo, kinds: Fleet, fleet: Fleet, running: At | None) -> Bes
 
 
 @dataclass(frozen=True)
-class Step:
+class ClimbStep:
     """A place on the way uphill."""
 
     at: At
-    look: Look
+    look: Trial
 
 
-def climbed(fifo: Fifo, fleet: Fleet, start: At) -> list[Step]:
+def climbed(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
     """Return the way uphill from `start`, which is its first step; each later one is better than that before.
 
     A step takes the best new deal of one unit that holds, and gives it to as many others that stand like it as helps.
     """
     at, here = start, look(fifo, fleet.counts(start))
-    way = [Step(at, here)]
+    way = [ClimbStep(at, here)]
     for _ in range(_ROUNDS):
         standing = _standing(fleet, at)
         total = fleet.counts(at)
@@ -187,16 +187,16 @@ def climbed(fifo: Fifo, fleet: Fleet, start: At) -> list[Step]:
         ways = [_given(at, like[:number], deal) for number in range(1, len(like) + 1)]
         more = _better(fifo, stacked([fleet.counts(item) for item in ways]), one[1])
         at, here = (ways[0], one[1]) if more is None else (ways[more[0]], more[1])
-        way.append(Step(at, here))
+        way.append(ClimbStep(at, here))
     return way
 
 
-def _better(fifo: Fifo, rows: Counts, than: Look) -> tuple[int, Look] | None:
+def _better(fifo: Fifo, rows: Counts, than: Trial) -> tuple[int, Trial] | None:
     """Return the best row that holds, and better than what is known."""
-    outlook = fifo.outlook(rows, rough=True)
+    forms = fifo.closed_forms(rows, rough=True)
     least = than.candidate.score + 1e-9 if than.candidate.feasible else -math.inf
-    hopeful = (outlook.utilisation <= fifo.objective.max_utilisation + 1e-9) & ~outlook.late & (outlook.score > least)
-    order = [row for row in np.argsort(-outlook.score, kind="stable").tolist() if hopeful[row]]
+    hopeful = (forms.utilisation <= fifo.objective.max_utilisation + 1e-9) & ~forms.late & (forms.score > least)
+    order = [row for row in np.argsort(-forms.score, kind="stable").tolist() if hopeful[row]]
     for row in order[:_TRIED]:
         found = look(fifo, rows[row])
         if found.candidate.feasible and found.candidate.score > least:
@@ -204,7 +204,7 @@ def _better(fifo: Fifo, rows: Counts, than: Look) -> tuple[int, Look] | None:
     return None
 
 
-def _standing(fleet: Fleet, at: At) -> list[list[int]]:
+def _standing(fleet: PaperFleet, at: At) -> list[list[int]]:
     """Return units that may be exchanged for one another: of one kind, and with the same deal."""
     found: dict[tuple[int, int, int], list[int]] = {}
     for number, (unit, deal) in enumerate(zip(fleet.units, at, strict=True)):

@@ -1,4 +1,4 @@
-"""The paper's schemes as policies.  See the package for what is whose."""
+"""The paper's schemes as policies.  The package says which part is the paper's and which is ours."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import msgspec
 
 from clover._native.random import Random
 from clover.errors import PlanError
-from clover.planning.model.objective import Objective, objective_of
-from clover.planning.model.problem import Problem, problem_of
-from clover.planning.packing.exhaustive import Found
+from clover.planning.model.objective import Objective
+from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.problem import Problem
+from clover.planning.packing.exhaustive import SearchResult
 from clover.policies.paper.fifo import Fifo, stacked
-from clover.policies.paper.fleet import At, Fleet, fleet_of
+from clover.policies.paper.fleet import At, PaperFleet, fleet_of
 from clover.policies.paper.oracle import Best, alike, best_free, best_of, every
 from clover.policies.paper.walk import Walk, annealed, punished, punished_as_artifact, wandered
 from clover.policies.plans import plan_of
@@ -29,7 +30,7 @@ class CloverPolicy:
     name = "clover"
 
     def propose(self, state: State) -> Plan:
-        """Return the best configuration that the search looked at; PlanError where the devices run nothing measured."""
+        """Return the best configuration that the search looked at; PlanError if the devices run nothing measured."""
         fifo = _fifo(state)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
         start, known = _start(state, fifo.problem, fleet)
@@ -44,7 +45,7 @@ class CloverArtifactPolicy:
     name = "clover-artifact"
 
     def propose(self, state: State) -> Plan:
-        """Return the best configuration that the search looked at; PlanError where the devices run nothing measured."""
+        """Return the best configuration that the search looked at; PlanError if the devices run nothing measured."""
         fifo = _fifo(state, ARTIFACT_LAMBDA)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=True)
         start, known = _start(state, fifo.problem, fleet)
@@ -59,7 +60,7 @@ class BloverPolicy:
     name = "blover"
 
     def propose(self, state: State) -> Plan:
-        """Return the best configuration that the search looked at; PlanError where the devices run nothing measured."""
+        """Return the best configuration that the search looked at; PlanError if the devices run nothing measured."""
         fifo = _fifo(state)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
         start, known = _start(state, fifo.problem, fleet)
@@ -73,7 +74,7 @@ class Co2OptPolicy:
     name = "co2opt"
 
     def propose(self, state: State) -> Plan:
-        """Return CO2OPT's plan; PlanError where the variant was not measured throughout any layout of some device."""
+        """Return CO2OPT's plan; PlanError if the variant was not measured throughout any layout of some device."""
         fifo = _fifo(state)
         first = fifo.problem.variants[0]
         counts: dict[str, int] = {}
@@ -84,7 +85,7 @@ class Co2OptPolicy:
             GroupCount(variant=first, profile=profile, count=number) for profile, number in sorted(counts.items())
         )
         rows = stacked([fifo.counts(configuration)])
-        chosen = fifo.candidate(rows[0], fifo.outlook(rows), 0)
+        chosen = fifo.candidate(rows[0], fifo.closed_forms(rows), 0)
         return _plan(state, fifo, Best([chosen], 1, 1, True), self.name, f"{first} on the smallest slices everywhere")
 
 
@@ -96,7 +97,7 @@ class OraclePolicy:
         self.name = "oracle:alike" if alike else "oracle"
 
     def propose(self, state: State) -> Plan:
-        """Return the best plan at this load and intensity; PlanError where the devices run nothing measured, or, alike,
+        """Return the best plan at this load and intensity; PlanError if the devices run nothing measured, or, alike,
         where several kinds of them have too many configurations."""
         fifo = _fifo(state)
         kinds = fleet_of(fifo.problem, fifo.keys, alike=True)
@@ -114,25 +115,26 @@ class OraclePolicy:
 def _fifo(state: State, lam: float | None = None) -> Fifo:
     """Return the problem under the paper's objective, whatever form is configured.  `lam`: L where none is
     configured."""
-    problem, objective = problem_of(state), objective_of(state)
+    given = PlanningInput.of(state)
+    objective = replace(given.objective, form="paper")
     if lam is not None and state.objective.lam is None:
         objective = replace(objective, lam=lam)
-    return Fifo(problem, replace(objective, form="paper"))
+    return Fifo(given.problem, objective)
 
 
-def _start(state: State, problem: Problem, fleet: Fleet) -> tuple[At, bool]:
-    """Where a search begins, and whether that is what runs: else BASE, as in the paper."""
+def _start(state: State, problem: Problem, fleet: PaperFleet) -> tuple[At, bool]:
+    """Return where a search begins, and whether that is what runs: else BASE, as in the paper."""
     running = fleet.running(state)
     return (fleet.base(problem), False) if running is None else (running, True)
 
 
 def _random(state: State) -> Random:
-    """Another stream for each grid time, so that the hours of a day do not all draw the same."""
+    """Return another random stream for each grid time, so that the hours of a day do not all draw the same."""
     return Random(state.seed & _WORD, int(state.grid_s) & _WORD)
 
 
 def _smallest(problem: Problem, device: DeviceShape, variant: str) -> tuple[Placement, ...]:
-    """Return the layout of most placements that the variant runs on throughout; nothing where the device has no
+    """Return the layout of most placements that the variant runs on throughout; nothing if the device has no
     layout."""
     layouts = [layout for layout in device.layouts if layout]
     fitting = [layout for layout in layouts if all((variant, item.profile) in problem.services for item in layout)]
@@ -151,7 +153,7 @@ def _plan(state: State, fifo: Fifo, best: Best, policy: str, words: str) -> Plan
     """Return the plan of the first candidate.  What is below the accuracy floor, which the paper does not know, is
     marked, and the bound leaves the floor out as well."""
     candidates = tuple(_marked(item, fifo.objective) for item in best.candidates[:_SHOWN])
-    found = Found(candidates[0], candidates, best.evaluated, best.total, best.complete)
+    found = SearchResult(candidates[0], candidates, best.evaluated, best.total, best.complete)
     how = fifo.model(fifo.counts(candidates[0].configuration))
     note = f"{words}; shares as FIFO to any idle worker has them ({how})"
     free = replace(fifo.objective, planned_floor=0.0)

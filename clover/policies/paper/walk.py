@@ -7,8 +7,8 @@ know a configuration that holds the latency target and
  - `NEW` new ones were looked at, or
  - no new neighbour is found.
 
-While nothing has held they go on, here up to `GIVE_UP` looks (the artifact has no such end).  What is remembered from
-hour to hour in the artifact is not remembered here: a policy sees one state and no other.
+While nothing has held they continue, here up to `GIVE_UP` looks (the artifact has no such end).  What is remembered
+from hour to hour in the artifact is not remembered here: a policy sees one state and no other.
 
 **Annealing.**  The centre moves to what was looked at with probability exp((new - centre) / (K T)), always where it is
 better; T falls from 100 by 5 a look down to 10.  Scores that break the latency target are changed first, and there the
@@ -28,9 +28,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from clover._native.random import Random
-from clover.planning.packing.exhaustive import UNBOUNDED_MS
-from clover.policies.paper.fifo import Counts, Fifo, Outlook, stacked
-from clover.policies.paper.fleet import TRIES, At, Fleet, drawn_neighbour, neighbour
+from clover.planning.packing.evaluation import UNBOUNDED_MS
+from clover.policies.paper.fifo import ClosedForms, Counts, Fifo, stacked
+from clover.policies.paper.fleet import TRIES, At, PaperFleet, drawn_neighbour, neighbour
 from clover.types import Candidate
 
 NO_BETTER = 5
@@ -57,11 +57,11 @@ def punished_as_artifact(score: float, p95_ms: float, slo_ms: float) -> float:
 
 
 @dataclass(frozen=True)
-class Look:
+class Trial:
     """A configuration that was looked at through a short play."""
 
     counts: Counts
-    outlook: Outlook
+    forms: ClosedForms
     candidate: Candidate
 
     @property
@@ -82,13 +82,13 @@ class Walk:
         self._new = -1 if known else 0
         self._without = 0
         self._best: float | None = None
-        self._looks: dict[bytes, Look] = {}
+        self._looks: dict[bytes, Trial] = {}
         self.times = 0
 
     def __contains__(self, counts: Counts) -> bool:
         return counts.tobytes() in self._looks
 
-    def look(self, counts: Counts) -> Look:
+    def look(self, counts: Counts) -> Trial:
         """Look at a configuration."""
         key = counts.tobytes()
         if key not in self._looks:
@@ -117,7 +117,7 @@ class Walk:
         for item in ranked[:_VERIFIED]:
             if best is not None and not item.candidate.feasible:
                 break
-            longer = self._fifo.candidate(item.counts, item.outlook, 0)
+            longer = self._fifo.candidate(item.counts, item.forms, 0)
             best = longer if best is None or longer.feasible else best
             if longer.feasible:
                 break
@@ -125,11 +125,11 @@ class Walk:
         return [best, *(item.candidate for item in ranked if item.candidate.configuration != best.configuration)]
 
 
-def look(fifo: Fifo, counts: Counts) -> Look:
+def look(fifo: Fifo, counts: Counts) -> Trial:
     """Return one configuration through a short play."""
-    outlook = fifo.outlook(stacked([counts]))
-    p95_ms = fifo.glanced_p95_ms(counts, outlook.shares[0])
-    return Look(counts, outlook, fifo.candidate(counts, outlook, 0, p95_ms))
+    forms = fifo.closed_forms(stacked([counts]))
+    p95_ms = fifo.glanced_p95_ms(counts, forms.shares[0])
+    return Trial(counts, forms, fifo.candidate(counts, forms, 0, p95_ms))
 
 
 def moves(centre: float, new: float, temperature: float, rng: Random) -> bool:
@@ -137,8 +137,10 @@ def moves(centre: float, new: float, temperature: float, rng: Random) -> bool:
     return new >= centre or rng.uniform() <= math.exp((new - centre) / (K * temperature))
 
 
-def annealed(fifo: Fifo, fleet: Fleet, start: At, rng: Random, penalty: Penalty, *, drawn: bool, known: bool) -> Walk:
-    """Simulated annealing from `start`.  `drawn`: neighbours come up as the artifact draws them."""
+def annealed(
+    fifo: Fifo, fleet: PaperFleet, start: At, rng: Random, penalty: Penalty, *, drawn: bool, known: bool
+) -> Walk:
+    """Return the walk of simulated annealing from `start`.  `drawn`: neighbours come up as the artifact draws them."""
     walk = Walk(fifo, known=known)
     seen: set[At] = set()
     at = centre = start
@@ -156,7 +158,7 @@ def annealed(fifo: Fifo, fleet: Fleet, start: At, rng: Random, penalty: Penalty,
         at = following
 
 
-def _next(fleet: Fleet, centre: At, walk: Walk, rng: Random) -> tuple[At | None, bool]:
+def _next(fleet: PaperFleet, centre: At, walk: Walk, rng: Random) -> tuple[At | None, bool]:
     for _ in range(TRIES):
         following = neighbour(fleet, centre, rng)
         if fleet.counts(following) not in walk:
@@ -164,7 +166,7 @@ def _next(fleet: Fleet, centre: At, walk: Walk, rng: Random) -> tuple[At | None,
     return None, False
 
 
-def wandered(fifo: Fifo, fleet: Fleet, start: At, rng: Random, *, known: bool) -> Walk:
+def wandered(fifo: Fifo, fleet: PaperFleet, start: At, rng: Random, *, known: bool) -> Walk:
     """Return random search over the raw space: every device draws a layout and then a variant for each of its
     slices."""
     walk = Walk(fifo, known=known)

@@ -1,10 +1,10 @@
 from clover._native.floats cimport Floats
 
 
-cdef class Sayings:
+cdef class AnswerReader:
     cdef Floats _floats
     cdef object _memory
     cdef object _spec
     cdef bint _classes
 
-    cpdef of(self, Py_ssize_t slot)
+    cpdef read(self, Py_ssize_t slot)

@@ -1,4 +1,4 @@
-"""What a variant says of a row, in the least that can be compared: the class of most outputs, else the value itself."""
+"""Answers in the smallest form that can be compared: the class if outputs are scores of classes, else the value."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from clover.errors import ModelFailed
 from clover.runtime.memory.rows import Memory, read_rows
 from clover.types import FamilySpec
 
-Said = int | NDArray[Any]
+RowAnswer = int | NDArray[Any]
 """A class, or an array [1, ...] as `clover.confidence.answers` gives it."""
 
 
-class Sayings:
-    """Reads what lies in the first output of `memory`."""
+class AnswerReader:
+    """Reads answers from the first output in `memory`."""
 
     __slots__ = ("_classes", "_floats", "_memory", "_spec")
 
@@ -34,11 +34,11 @@ class Sayings:
             if self._classes and region.dtype == np.float32:
                 self._floats = Floats(region)
 
-    def of(self, slot: int) -> Said | None:
-        """Return what is said of the row in `slot`; None where the worker wrote what its declaration does not allow."""
+    def read(self, slot: int) -> RowAnswer | None:
+        """Return the answer in `slot`; None if the worker wrote an output that its declaration does not allow."""
         if self._floats is not None:
             return self._floats.argmax(slot)
-        if self._classes:  # nearly always, and then on every row of some kinds
+        if self._classes:
             return int(self._memory.array("output", 0)[slot].argmax())
         try:
             return answers(read_rows(self._memory, self._spec, 0, [slot])).copy()
@@ -46,17 +46,17 @@ class Sayings:
             return None
 
     def score(self, slot: int) -> float:
-        """Return how sure the answer in `slot` is."""
+        """Return the confidence score of the answer in `slot`."""
         return float(self._memory.score[slot])
 
 
-def size_of(said: NDArray[Any]) -> int:
-    """Return bytes that a value takes."""
-    return sum(map(len, said.ravel())) if said.dtype == object else said.nbytes
+def answer_bytes(answer: NDArray[Any]) -> int:
+    """Return the bytes that an answer takes."""
+    return sum(map(len, answer.ravel())) if answer.dtype == object else answer.nbytes
 
 
-def same(one: Said, other: Said) -> bool:
-    """Return whether two variants say the same of a row; numbers may differ by rounding."""
+def same_answer(one: RowAnswer, other: RowAnswer) -> bool:
+    """Return whether two answers are the same; numbers may differ by rounding."""
     if isinstance(one, int) or isinstance(other, int):
         return isinstance(one, int) and isinstance(other, int) and one == other
     return agreement(one, other) == 1.0

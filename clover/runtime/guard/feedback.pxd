@@ -12,8 +12,8 @@ cdef class Feedback:
     cdef int64_t _lanes
     cdef readonly dict _known
 
-    cpdef remember_row(self, int64_t number, int64_t lane, object said)
-    cpdef remember(self, int64_t number, list lanes, list said)
+    cpdef remember_row(self, int64_t number, int64_t lane, object answer)
+    cpdef remember(self, int64_t number, list lanes, list answers)
     cdef _enter(self, int64_t number, object answered, Py_ssize_t rows)
     @cython.locals(known=dict)
     cdef _forget(self, int64_t most)

@@ -7,7 +7,7 @@ from clover.runtime.guard.drift cimport ScoreWatch
 cdef class Guard:
     cdef public str name
     cdef public bint acts
-    cdef public object found
+    cdef public object detected_level
     cdef public str why
     cdef public object alarms
     cdef public int urgent

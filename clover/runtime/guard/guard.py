@@ -37,15 +37,15 @@ from dataclasses import replace
 from typing import Any
 
 from clover._native.inputs import Recent
-from clover.runtime.cascade import Chain
+from clover.runtime.cascade import RoutedChain
 from clover.runtime.guard.drift import BLOCK, FEWEST_ROWS, SCORE_LIMIT, AgreementWatch, ScoreWatch
 from clover.runtime.guard.health import OVERRULED, OWN, REMEMBERED, SCORES, SERVED, Accused, Health
 from clover.types import CascadeProfile, FamilyProfile, Sureness
 
 log = logging.getLogger("clover.guard")
 
-OK, TIGHTENED, ASIDE = range(3)
-RUNGS = ("ok", "tightened", "aside")
+OK, TIGHTENED, CASCADE_OFF = range(3)
+ALARM_LEVELS = ("ok", "tightened", "aside")
 DRIFT, RECOVERY = 1, 2
 """Bits of what a row is evidence of: an alarm, and the way back."""
 _BOTH = DRIFT | RECOVERY
@@ -76,7 +76,7 @@ class Guard:
     ) -> None:
         self.name = name
         self.acts = acts
-        self.found = OK
+        self.detected_level = OK
         """Where on the ladder it stands by what it saw."""
         self.why = ""
         self.alarms = 0
@@ -114,13 +114,13 @@ class Guard:
         self._cascade: CascadeProfile | None = None
         self._scores: list[ScoreWatch | None] = [None] * len(variants)
         self._agreement: dict[tuple[str, int], AgreementWatch] = {}
-        self._chain: Chain | None = None
+        self._chain: RoutedChain | None = None
         self._block = [0, 0]  # rows that followed it since the watch moved, and those that were overruled
 
     @property
-    def rung(self) -> int:
+    def alarm_level(self) -> int:
         """Return the step that is in force."""
-        return self.found if self.acts else OK
+        return self.detected_level if self.acts else OK
 
     @property
     def watches(self) -> bool:
@@ -163,13 +163,13 @@ class Guard:
     def _step(self, found: int, why: str, accused: Iterable[Accused]) -> None:
         """Stand on another step, on which the tests begin anew, and so does what may clear the `accused`.  Inputs that
         counted on the way up are forgotten on the way down."""
-        was = self.rung
-        if found <= self.found:
+        was = self.alarm_level
+        if found <= self.detected_level:
             self._seen.clear()
             self._audited.clear()
-        self.found, self.why, self._since_ns = found, why, self._clock()
-        self.accused = self.accused if found == ASIDE else -1
-        self.urgent = URGENT_AUDITS if self.rung == TIGHTENED else 0
+        self.detected_level, self.why, self._since_ns = found, why, self._clock()
+        self.accused = self.accused if found == CASCADE_OFF else -1
+        self.urgent = URGENT_AUDITS if self.alarm_level == TIGHTENED else 0
         self._agreement.clear()
         self._block = [0, 0]
         for watch in self._scores:
@@ -178,7 +178,7 @@ class Guard:
                 watch.reset()
         lanes = range(len(self._variants))
         self._health = Health([self._known(lane) for lane in lanes], accused) if found != OK else None
-        if self.rung != was:
+        if self.alarm_level != was:
             self._changed()
 
     def look(self) -> None:
@@ -186,11 +186,11 @@ class Guard:
         health = self._health
         if health is None or self._clock() - self._since_ns < self.stay_ns:
             return
-        if not (health.well(SERVED, self.accused) if self.found == ASIDE else health.all_well):
+        if not (health.well(SERVED, self.accused) if self.detected_level == CASCADE_OFF else health.all_well):
             return
         self.returns += 1
         self._down_ns = self._clock()
-        was, found = RUNGS[self.found], OK if self.found == TIGHTENED else TIGHTENED
+        was, found = ALARM_LEVELS[self.detected_level], OK if self.detected_level == TIGHTENED else TIGHTENED
         done = "the plan's thresholds are back" if found == OK else "the cascade is followed, with tightened thresholds"
         log.info(
             "%s: answers are as profiled again by %d inputs; it stood %s since %s: %s",
@@ -233,7 +233,7 @@ class Guard:
         if evidence & DRIFT and watch.add(at):
             self.alarm(SCORES, lane, f"after {watch.detector.rows} different inputs")
 
-    def followed(self, chain: Chain, overruled: int, rows: int) -> None:
+    def followed(self, chain: RoutedChain, overruled: int, rows: int) -> None:
         """Count rows that followed `chain`, of which so many were overruled by the best variant at its end."""
         if chain is not self._chain:
             self._close()
@@ -272,13 +272,13 @@ class Guard:
         """Count whether an answer of `lane`, which the plan's thresholds would let a client have, is the best
         variant's.  It clears a lane, and raises no alarm: clients may have got another.  While the cascade is off there
         is no such answer, and `witness` counts instead; a guard that only watches never has it off."""
-        if self._health is not None and self.rung != ASIDE:
+        if self._health is not None and self.alarm_level != CASCADE_OFF:
             self._health.compared(SERVED, lane, agrees, expected, rows, 1)
 
     def witness(self, score: float, agrees: int) -> None:
         """Count what the accused lane says of a row while the cascade is off: how sure it is, and whether it says what
         the best variant says."""
-        if self._health is not None and self.rung == ASIDE:
+        if self._health is not None and self.alarm_level == CASCADE_OFF:
             self._health.asked(self.accused)
             floor, expected, rows = self.floors.get(self.accused, (-math.inf, *self.alike(self.accused, self.best)))
             if score >= floor:
@@ -293,12 +293,12 @@ class Guard:
     @property
     def suspicious(self) -> bool:
         """Return whether it would be good to know more."""
-        if self.found != OK:
+        if self.detected_level != OK:
             return True
         of = [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]
         return any(not each.alarmed and each.statistic > _SUSPICIOUS * each.limit for each in of)
 
-    def tightened(self, chain: Chain) -> Chain:
+    def tightened(self, chain: RoutedChain) -> RoutedChain:
         """Return the chain with thresholds above which only half of the profiled rows lie that do above its own."""
         levels = tuple(map(self._tighter, chain.lanes, chain.thresholds))
         part, rows = 0.0, 0
@@ -340,16 +340,16 @@ class Guard:
             OVERRULED: f"the best variant overrules {self._variants[lane]} more often than profiled",
             SERVED: f"answers of {self._variants[lane]} agree with the best variant's less than profiled",
         }[kind]
-        before, found = self.found, self.found
+        before, found = self.detected_level, self.detected_level
         if before == OK:
             found = TIGHTENED
         elif before == TIGHTENED and kind == SERVED:
-            found = ASIDE
+            found = CASCADE_OFF
         if found == before:
-            self.urgent = URGENT_AUDITS if self.rung == TIGHTENED else 0
+            self.urgent = URGENT_AUDITS if self.alarm_level == TIGHTENED else 0
             if self._health is not None:
                 self._health.accuse(kind, lane)
-            log.warning("%s: %s (%s); it stays %s", self.name, said, what, RUNGS[before])
+            log.warning("%s: %s (%s); it stays %s", self.name, said, what, ALARM_LEVELS[before])
             return
         if self._down_ns >= 0:
             relapse = self._clock() - self._down_ns < FORGIVEN * self.stay_ns
@@ -357,7 +357,7 @@ class Guard:
             self.stay_ns = min(2 * self.stay_ns, MOST_STAY_NS) if relapse else LEAST_STAY_NS
             self._down_ns = -1
         accused = {(kind, lane), *(self._health.accused if self._health is not None else ())}
-        self.accused = lane if found == ASIDE else -1
+        self.accused = lane if found == CASCADE_OFF else -1
         why = f"{said} ({what})"
         done = "thresholds tighten" if found == TIGHTENED else "the cascade is off: the best variant answers all"
         level = logging.WARNING if found == TIGHTENED else logging.ERROR
@@ -387,7 +387,7 @@ class Guard:
                 "expected": watch.expected / watch.rows,
             }
         return {
-            "state": RUNGS[self.found],
+            "state": ALARM_LEVELS[self.detected_level],
             "acts": self.acts,
             "why": self.why,
             "watches": self.watches,
@@ -411,13 +411,13 @@ def _told(watch: ScoreWatch | AgreementWatch) -> dict[str, Any]:
 
 
 __all__ = [
-    "ASIDE",
+    "ALARM_LEVELS",
+    "CASCADE_OFF",
     "DRIFT",
     "OK",
     "OVERRULED",
     "OWN",
     "RECOVERY",
-    "RUNGS",
     "SCORES",
     "SERVED",
     "TIGHTENED",

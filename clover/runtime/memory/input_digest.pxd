@@ -2,7 +2,7 @@ from libc.stdint cimport uint64_t
 
 from clover._native.inputs cimport Digests
 
-cdef class Inputs:
+cdef class InputDigests:
     cdef Digests _digests
     cdef object _memory
     cdef bint _some

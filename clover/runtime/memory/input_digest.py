@@ -12,7 +12,7 @@ from clover.runtime.memory.rows import Memory
 from clover.types import FamilySpec
 
 
-class Inputs:
+class InputDigests:
     """Digests of the inputs in `memory`, by a key of this process that no client is shown."""
 
     __slots__ = ("_digests", "_memory", "_others", "_some")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from clover._native.floats import Floats
 from clover.errors import BadRequest, ModelFailed
+from clover.runtime.memory.bytes_codec import count_elements
 from clover.types import FamilySpec, TensorSpec
 
 
@@ -70,7 +71,7 @@ def write_bytes(
         raise BadRequest(f"input {tensor.name!r} holds {len(rows)} rows instead of {len(slots)}")
     for slot, row in zip(slots, rows, strict=True):
         if tensor.variable:
-            _set_dims(memory, tensor, index, slot, dims if dims is not None else (count_elements(row),))
+            _set_dims(memory, tensor, index, slot, dims if dims is not None else (_elements(row),))
         if len(row) > tensor.max_bytes:
             raise BadRequest(f"a row of input {tensor.name!r} takes {len(row)} bytes; at most {tensor.max_bytes} fit")
         memory.put_bytes("input", index, slot, row)
@@ -84,18 +85,11 @@ def _set_dims(memory: Memory, tensor: TensorSpec, index: int, slot: int, dims: t
         raise BadRequest(f"input {tensor.name!r} has rows of shape {list(dims)}, which does not fit {bound}") from error
 
 
-def count_elements(row: bytes) -> int:
-    """Return how many elements a row in OIP form (uint32 length + bytes each) holds; raises BadRequest where
-    malformed."""
-    at, count = 0, 0
-    while at < len(row):
-        if at + 4 > len(row):
-            raise BadRequest("a BYTES row ends inside an element's length")
-        at += 4 + int.from_bytes(row[at : at + 4], "little")
-        count += 1
-    if at != len(row):
-        raise BadRequest("a BYTES row ends inside an element")
-    return count
+def _elements(row: bytes) -> int:
+    try:
+        return count_elements(row)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
 
 
 def read_rows(memory: Memory, spec: FamilySpec, index: int, slots: list[int]) -> NDArray[Any] | list[bytes]:

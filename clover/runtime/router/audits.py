@@ -1,18 +1,19 @@
-"""Second answers: a small share of the rows is asked of a better variant too, after the client has its answer.
+"""Audits: a small share of the rows is asked of a better variant too, after the client has its answer.
 
-A row is marked when it is submitted, before anybody knows what will become of it (`clover.runtime.guard.sampling`).
-What each variant says of it on its way is noted.  When its ticket is closed, the slot of a marked row is not freed but
-belongs to a ticket of its own, an *audit*, which waits for the best variant that is live: its input still lies there.
-A row that this variant has answered anyway is audited for nothing.  An input that was audited before says nothing new:
-its row is asked again only as far as the least share of the hour needs it, and counts for no test.
+Which rows are audited is chosen when they are submitted, before anything is known of their answers
+(`clover.runtime.guard.sampling`).  The answers of every lane that such a row passes are kept.  When its ticket is
+closed, its slot is not freed but belongs to a ticket of its own, the *audit*, which waits for the best variant that is
+live: the input is in the slot still.  A row that the best variant answered anyway is audited for free.  An input that
+was audited before adds no evidence: its row is audited only if the hour would otherwise stay below its least share,
+and is not counted by any test.
 
 While the guard has the cascade off, audits go the other way: rows that the best variant answered are asked of the
-variant that is accused, while it has a worker.  That is how it may clear itself.
+accused variant, while that has a worker.  So it can be cleared.
 
-Clients come first.  An audit's place in the queue is behind every row that comes within a day; it joins batches that
-have room.  It is given up, and owed, if the queue or the slots are full (also later, as soon as a client finds them
-so), if a burst calls for relief, if its worker died or no better variant has one, and after `PATIENCE_NS`.  It is
-never asked twice: a row that kills a worker shall kill one only.
+Clients come first.  In the queue an audit is behind every row that is due within a day, and joins batches that have
+room.  It is given up, and owed, if the queue or the slots are full (also later, as soon as a client finds them full),
+if a burst calls for standby workers, if its worker died or no better variant has one, and after `PATIENCE_NS`.  It is
+never retried: a row that kills workers must not kill a second one for an audit.
 """
 
 from __future__ import annotations
@@ -22,78 +23,70 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from clover._native.batcher import Batcher
-from clover.runtime.cascade import Chain
-from clover.runtime.guard.answer_reader import Said, Sayings, same
-from clover.runtime.guard.guard import ASIDE, OWN, RECOVERY, SERVED, Guard
+from clover.runtime.cascade import RoutedChain
+from clover.runtime.guard.answer_reader import AnswerReader, RowAnswer, same_answer
+from clover.runtime.guard.guard import CASCADE_OFF, OWN, RECOVERY, SERVED, Guard
 from clover.runtime.guard.sampling import LEAST, MOST, Sampler, clean_share
-from clover.runtime.memory.input_digest import Inputs
-from clover.runtime.router.deadlines import Deadlines
-from clover.runtime.router.lanes import Lanes
-from clover.runtime.router.slots import SlotTable
-from clover.runtime.router.tickets import BEHIND_NS, PENDING, QUEUED, Heard, Ticket
+from clover.runtime.memory.input_digest import InputDigests
+from clover.runtime.router.state import RouterState
+from clover.runtime.router.tickets import BEHIND_NS, PENDING, QUEUED, RouterTicket, StageAnswers
 
 log = logging.getLogger("clover.guard")
 
 PATIENCE_NS = 60_000_000_000
 """How long an audit may wait."""
 MOST_WAITING = 64
-"""Audits at a time; and no more than an eighth of the slots."""
+"""Audits that may wait at a time; and no more than an eighth of the slots."""
 
 
 class Audit:
-    """What is known of a row that waits for its second answer: the lanes it was asked of with what they said, the last
-    of which the client got; the chain it followed, None if that ended early; the digest of its input; the lane at
-    which the plan's thresholds would have ended it, -1 if it did end there."""
+    """A row that waits for its second answer.
 
-    __slots__ = ("chain", "digest", "heard", "planned")
+    `answers`: the lanes that answered it, in order, with their answers; the client got the last one.  `chain`: the
+    chain that it followed, None if that was cut short.  `digest`: of its input.  `planned`: the lane at which the
+    plan's thresholds would have ended it, -1 if it did end there."""
 
-    def __init__(self, heard: Heard, chain: Chain | None, digest: int, planned: int) -> None:
-        self.heard = heard
+    __slots__ = ("answers", "chain", "digest", "planned")
+
+    def __init__(self, answers: StageAnswers, chain: RoutedChain | None, digest: int, planned: int) -> None:
+        self.answers = answers
         self.chain = chain
         self.digest = digest
         self.planned = planned
 
 
+def _ignore() -> None:
+    """Do nothing about a queued audit, until the router says what to do."""
+
+
 class Audits:
-    """The audits of one family.  `share` 0: none are made, and only what costs nothing is compared.  `wake` is called
-    when there is something to hand out, `most` bounds the rows that wait."""
+    """The audits of one family, of a `share` of its rows.  With share 0 none is made, and only answers that come for
+    free are compared.  `wake` is called when an audit is queued."""
 
     def __init__(
-        self,
-        guard: Guard,
-        said: Sayings,
-        table: SlotTable,
-        batcher: Batcher,
-        lanes: Lanes,
-        deadlines: Deadlines,
-        inputs: Inputs,
-        *,
-        share: float,
-        most: int,
-        wake: Callable[[], None],
+        self, state: RouterState, guard: Guard, reader: AnswerReader, digests: InputDigests, share: float
     ) -> None:
         self.guard = guard
         self.sampler = Sampler(share)
         self.answered = 0
         self.free = 0
         self.dropped: dict[str, int] = {}
-        """Audits that were not made, by why."""
+        """Audits that were not made, by reason."""
         self.energy_j = 0.0
         """Joules of audits, part of what their variants are accounted for."""
-        self.waiting: dict[int, Ticket] = {}
-        """Audits that are queued or flying, by slot."""
-        self._said = said
+        self.waiting: dict[int, RouterTicket] = {}
+        """Audits that are queued or with a worker, by slot."""
+        self.wake: Callable[[], None] = _ignore
+        self._reader = reader
+        self._digests = digests
         self._share = share
         self._hours = 0
-        self._table = table
-        self._batcher = batcher
-        self._lanes = lanes
-        self._deadlines = deadlines
-        self._inputs = inputs
-        self._most_rows = most
-        self._most = max(1, min(MOST_WAITING, len(table.state) // 8))
-        self._wake = wake
+        self._table = state.table
+        self._batcher = state.batcher
+        self._lanes = state.lanes
+        self._deadlines = state.deadlines
+        self._most_rows = state.queue_rows
+        self._most = max(1, min(MOST_WAITING, len(state.table.state) // 8))
 
     @property
     def on(self) -> bool:
@@ -101,7 +94,8 @@ class Audits:
         return self._share > 0.0 and self.guard.watches
 
     def grid(self, g_per_kwh: float, reference_g_per_kwh: float) -> None:
-        """Set the share by the intensity of the grid (see `clean_share`); the guard may come down a step."""
+        """Set the share by the carbon intensity of the grid (see `clean_share`), and let the guard lower its alarm
+        level."""
         self.guard.look()
         if self.sampler.hours != self._hours:
             self._hours = self.sampler.hours
@@ -123,74 +117,75 @@ class Audits:
 
     # --- a client's row -----------------------------------------------------------------------------------------------
 
-    def mark(self, ticket: Ticket, now_ns: int) -> None:
+    def mark(self, ticket: RouterTicket, now_ns: int) -> None:
         """Choose which rows of a submitted ticket are audited."""
         for row in range(len(ticket.slots)):
             if self.sampler.pick(now_ns):
                 ticket.marked = (*ticket.marked, row)
 
-    def passed(self, ticket: Ticket, row: int, lane: int, target: int, planned: bool) -> None:
-        """Note what `lane` said of a row that it hands on to `target`, if that will be compared.  `planned`: by the
-        plan's thresholds it would have ended there."""
+    def passed(self, ticket: RouterTicket, row: int, lane: int, target: int, planned: bool) -> None:
+        """Keep the answer of `lane` for a row that is escalated to `target`, if it will be compared.  `planned`: the
+        plan's thresholds would have ended the row at `lane`."""
         if planned and row in ticket.marked and row not in ticket.planned:
             ticket.planned = {**ticket.planned, row: lane}
         if target == self.guard.best or row in ticket.marked:
-            said = self._said.of(ticket.slots[row])
-            if said is not None:
-                if not ticket.heard:
-                    ticket.heard = {}
-                ticket.heard[row] = (*ticket.heard.get(row, ()), (lane, said))
+            answer = self._reader.read(ticket.slots[row])
+            if answer is not None:
+                if not ticket.stage_answers:
+                    ticket.stage_answers = {}
+                ticket.stage_answers[row] = (*ticket.stage_answers.get(row, ()), (lane, answer))
 
-    def followed(self, ticket: Ticket, chain: Chain) -> None:
-        """Count the rows of an answered ticket that the best variant answered otherwise than the one before it.  They
+    def followed(self, ticket: RouterTicket, chain: RoutedChain) -> None:
+        """Count the rows of an answered ticket that the best variant answered differently from the one before it.  They
         followed `chain`, and the ticket's slots are not freed yet."""
         overruled, rows = 0, len(ticket.slots) - len(ticket.repeats)
         if not rows:
             return
-        for row, heard in ticket.heard.items():
+        for row, answers in ticket.stage_answers.items():
             if ticket.slots[row] in ticket.repeats:
                 continue
-            if ticket.variants[row] == chain.lanes[-1] and heard and heard[-1][0] == chain.lanes[-2]:
-                said = self._said.of(ticket.slots[row])
-                overruled += said is not None and not same(heard[-1][1], said)
+            if ticket.variants[row] == chain.lanes[-1] and answers and answers[-1][0] == chain.lanes[-2]:
+                answer = self._reader.read(ticket.slots[row])
+                overruled += answer is not None and not same_answer(answers[-1][1], answer)
         self.guard.followed(chain, overruled, rows)
 
-    def closed(self, ticket: Ticket, now_ns: int) -> None:
-        """Keep those slots of an answered ticket, which are not freed yet, whose rows are to be audited."""
+    def closed(self, ticket: RouterTicket, now_ns: int) -> None:
+        """Queue audits of the marked rows of an answered ticket, whose slots are not freed yet."""
         for row in ticket.marked:
             lane, slot = ticket.variants[row], ticket.slots[row]
-            said = self._said.of(slot)
-            chain = ticket.chain if row not in ticket.short else None
-            before = tuple(part for part in ticket.heard.get(row, ()) if part[0] in ticket.paths.get(row, ()))
+            answer = self._reader.read(slot)
+            chain = ticket.chain if row not in ticket.cut_short else None
+            path = ticket.paths.get(row, ())
+            before = tuple(stage for stage in ticket.stage_answers.get(row, ()) if stage[0] in path)
             why = "unreadable"
-            if said is not None:
+            if answer is not None:
                 planned = ticket.planned.get(row, -1)
-                audit = Audit((*before, (lane, said)), chain, self._inputs.digest(slot), planned)
+                audit = Audit((*before, (lane, answer)), chain, self._digests.digest(slot), planned)
                 why = self._audit(audit, ticket.key, slot, now_ns)
             if why:
                 self.given_up(why)
 
     def given_up(self, why: str, rows: int = 1) -> None:
-        """Count rows that were marked and are not audited, for now."""
+        """Count marked rows that are not audited, for now."""
         for _ in range(rows):
             self.sampler.failed()
         if rows:
             self.dropped[why] = self.dropped.get(why, 0) + rows
 
     def _audit(self, audit: Audit, key: int, slot: int, now_ns: int) -> str:
-        """Audit a row whose slot is about to be freed; return why not, if that cannot be."""
+        """Audit a row whose slot is about to be freed; return why not if that cannot be, else ""."""
         lanes = self._lanes
         live = [lane for lane in range(len(lanes.accuracy)) if lanes.live >> lane & 1]
         auditor = max(live, key=lambda lane: lanes.accuracy[lane], default=-1)
-        lane, said = audit.heard[-1]
+        lane, answer = audit.answers[-1]
         accused = self.guard.accused
-        if lane == self.guard.best and self.guard.rung == ASIDE and accused != lane and lanes.live >> accused & 1:
+        if lane == self.guard.best and self.guard.alarm_level == CASCADE_OFF and self._may_clear(accused, lane):
             auditor = accused
         elif lane == self.guard.best:
             self.free += 1
             if not self.guard.audited(audit.digest):
                 self._spend()
-            self._compare(audit, lane, said)
+            self._compare(audit, lane, answer)
             return ""
         elif auditor < 0 or lanes.accuracy[auditor] <= lanes.accuracy[lane]:
             return "nobody"
@@ -201,7 +196,7 @@ class Audits:
             return "relief"
         if self._batcher.depth() >= self._most_rows or len(self.waiting) >= self._most:
             return "full"
-        own = Ticket([slot], now_ns)
+        own = RouterTicket([slot], now_ns)
         own.audit = audit
         own.variants = [auditor]
         own.min_accuracy = lanes.accuracy[auditor]
@@ -211,16 +206,20 @@ class Audits:
         own.deadline_ns = now_ns + PATIENCE_NS
         own.phase = PENDING
         self._table.hand_over(slot, own)
-        self._batcher.push(auditor, slot, now_ns + BEHIND_NS, now_ns, own.key)  # not `requeue`, which makes haste
+        self._batcher.push(auditor, slot, now_ns + BEHIND_NS, now_ns, own.key)  # `requeue` would put it in front
         self._table.state[slot] = QUEUED
         self._deadlines.add(own, now_ns)
         self.waiting[slot] = own
         self._spend()
-        self._wake()
+        self.wake()
         return ""
 
+    def _may_clear(self, accused: int, best: int) -> bool:
+        """Return whether the accused lane is live, and not the best one itself."""
+        return accused != best and bool(self._lanes.live >> accused & 1)
+
     def _spend(self) -> None:
-        """Count an audit as made, whatever becomes of it: whoever makes them fail gets no more of them."""
+        """Count an urgent audit as made, whatever becomes of it, so that making audits fail brings no more of them."""
         if self.guard.urgent > 0:
             self.guard.urgent -= 1
             if self.guard.urgent == 0:
@@ -228,67 +227,68 @@ class Audits:
 
     # --- a second answer ----------------------------------------------------------------------------------------------
 
-    def finished(self, ticket: Ticket, status: int) -> None:
-        """Count an audit that is over; its slot is still its own."""
+    def finished(self, ticket: RouterTicket, status: int) -> None:
+        """Count an audit that is over and compare its answer; its slot is not freed yet."""
         self.waiting.pop(ticket.slots[0], None)
         audit = ticket.audit
-        said = self._said.of(ticket.slots[0]) if status == 200 else None
+        answer = self._reader.read(ticket.slots[0]) if status == 200 else None
         self.energy_j += ticket.energy_j
-        if said is None or not isinstance(audit, Audit):
+        if answer is None or not isinstance(audit, Audit):
             self.given_up(ticket.error or {504: "late", 500: "failed"}.get(status, "died"))
             return
         self.answered += 1
-        lane, heard = audit.heard[-1]
-        if lane == self.guard.best:  # it goes the other way
+        lane, client_answer = audit.answers[-1]
+        if lane == self.guard.best:  # the accused lane was asked
             if self.guard.fresh_audit(audit.digest) & RECOVERY and ticket.variants[0] == self.guard.accused:
-                self.guard.witness(self._said.score(ticket.slots[0]), same(said, heard))
+                self.guard.witness(self._reader.score(ticket.slots[0]), same_answer(answer, client_answer))
             return
-        self._compare(audit, ticket.variants[0], said)
+        self._compare(audit, ticket.variants[0], answer)
 
-    def queued(self) -> list[Ticket]:
-        """Return the audits that no worker has."""
+    def queued(self) -> list[RouterTicket]:
+        """Return the audits that wait in the queue."""
         return [ticket for slot, ticket in self.waiting.items() if self._table.state[slot] == QUEUED]
 
-    def behind(self, lane: int = -1) -> int:
-        """Return how many of them wait for `lane` (-1: any): they wait behind every client."""
+    def waiting_for(self, lane: int = -1) -> int:
+        """Return how many audits wait in the queue of `lane` (-1: of any), behind all clients' rows."""
         return sum(lane in (-1, ticket.variants[0]) for ticket in self.queued()) if self.waiting else 0
 
-    def stranded(self) -> list[Ticket]:
-        """Return those of them whose lane has no worker any more."""
+    def stranded(self) -> list[RouterTicket]:
+        """Return the queued audits whose lane has no worker any more."""
         return [ticket for ticket in self.queued() if not self._lanes.live >> ticket.variants[0] & 1]
 
-    def _compare(self, audit: Audit, auditor: int, said: Said) -> None:
-        """Hold what the first variant said, what the client got, and what the plan would have let it have, against the
-        auditor's word."""
+    def _compare(self, audit: Audit, auditor: int, answer: RowAnswer) -> None:
+        """Compare the auditor's answer with three: that of the first lane, that which the client got, and that which
+        the plan's thresholds would have let it get."""
         guard, best = self.guard, self.guard.best
         evidence = guard.fresh_audit(audit.digest)
         if not evidence:
             return
-        first, heard = audit.heard[0]
+        first, first_answer = audit.answers[0]
         if first != auditor:
-            guard.compared(OWN, first, same(heard, said), *guard.alike(first, auditor), evidence=evidence)
+            alike = guard.alike(first, auditor)
+            guard.compared(OWN, first, same_answer(first_answer, answer), *alike, evidence=evidence)
         if auditor != best:
             return
         chain = audit.chain
-        lane, heard = audit.heard[-1]
-        if chain is None and len(audit.heard) > 1:  # it was cut short: what is to be expected was not counted
+        lane, client_answer = audit.answers[-1]
+        if chain is None and len(audit.answers) > 1:  # cut short: the profile has no expectation for such rows
             if lane != best:
-                guard.compared(SERVED, lane, same(heard, said), 0.0, 0, evidence=evidence)
+                guard.compared(SERVED, lane, same_answer(client_answer, answer), 0.0, 0, evidence=evidence)
             return
         planned = audit.planned if audit.planned >= 0 else lane
-        for at, spoken in audit.heard:
+        for at, stage_answer in audit.answers:
             if at == planned != best and evidence & RECOVERY:
-                guard.as_planned(at, same(spoken, said), *self._alike(at, chain))
+                guard.as_planned(at, same_answer(stage_answer, answer), *self._alike(at, chain))
         if lane != auditor:
             of = self._alike(lane, chain)
             first_stage = chain is None or chain.stage(lane) == 0
             floor = (chain.planned or chain.thresholds)[0] if chain is not None and first_stage else -math.inf
             guard.floors[lane] = (floor, *(of if first_stage else guard.alike(lane, best)))
-            guard.compared(SERVED, lane, same(heard, said), *of, evidence=evidence)
+            guard.compared(SERVED, lane, same_answer(client_answer, answer), *of, evidence=evidence)
 
-    def _alike(self, lane: int, chain: Chain | None) -> tuple[float, int]:
-        """Return the part of the rows that the plan ends at `lane` which the best variant answers alike, and of how
-        many rows."""
+    def _alike(self, lane: int, chain: RoutedChain | None) -> tuple[float, int]:
+        """Return the share of the rows ending at `lane` by the plan that the best variant answers the same, and the
+        number of profiled rows that this was counted on."""
         if chain is None:
             return self.guard.alike(lane, self.guard.best)
         stage = chain.stage(lane)

@@ -1,4 +1,4 @@
-"""Deadlines of everything in flight: a timing wheel.
+"""Deadlines of all pending tickets: a timing wheel.
 
 Nearly every ticket is answered long before its deadline, so entering and leaving must be cheap and must leave little
 behind: a ticket is linked with the others of its bucket, and the heap holds one number a bucket, not one a ticket.  A
@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import heapq
 
-from clover.runtime.router.tickets import Ticket
+from clover.runtime.router.tickets import RouterTicket
 
 _FAR = 1_000_000_000 >> 20
 
 
 class Bucket:
-    """Tickets that fall due together: `first`, and from each its `later` one."""
+    """Tickets that fall due together: a linked list from `first` on, by `later`."""
 
     __slots__ = ("first", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.first: Ticket | None = None
+        self.first: RouterTicket | None = None
 
 
 class Deadlines:
@@ -34,15 +34,15 @@ class Deadlines:
     def __init__(self) -> None:
         self._buckets: dict[int, Bucket] = {}
         self._heap: list[int] = []
-        self._last: Bucket | None = None  # that a ticket entered: the next one's too, mostly
+        self._last: Bucket | None = None  # the bucket of the last ticket, mostly also that of the next one
 
-    def add(self, ticket: Ticket, now_ns: int) -> None:
+    def add(self, ticket: RouterTicket, now_ns: int) -> None:
         """Watch `ticket.deadline_ns`."""
         bucket = (ticket.deadline_ns >> 20) + 1
         distance = (ticket.deadline_ns - now_ns) >> 20
         if distance > _FAR:
             coarse = 15
-            while distance >> 10 > coarse:  # of a far deadline's distance, so many digits are kept
+            while distance >> 10 > coarse:  # a far deadline is kept to about ten binary digits
                 coarse = 2 * coarse + 1
             bucket = (bucket + coarse) & ~coarse
         found = self._last
@@ -58,7 +58,7 @@ class Deadlines:
         ticket.later, ticket.earlier, ticket.bucket = first, None, found
         found.first = ticket
 
-    def discard(self, ticket: Ticket) -> None:
+    def discard(self, ticket: RouterTicket) -> None:
         """Stop watching; does nothing for a ticket that is not watched."""
         bucket = ticket.bucket
         if bucket is None:
@@ -72,29 +72,29 @@ class Deadlines:
             bucket.first = later
         ticket.bucket = ticket.later = ticket.earlier = None
 
-    def due(self, now_ns: int) -> list[Ticket]:
-        """Return the tickets whose bucket is past; they are no longer watched."""
-        out: list[Ticket] = []
+    def due(self, now_ns: int) -> list[RouterTicket]:
+        """Return the tickets whose bucket is past, and stop watching them."""
+        out: list[RouterTicket] = []
         tick = now_ns >> 20
         heap = self._heap
         while heap and heap[0] <= tick:
-            bucket = self._taken_off()
+            bucket = self._pop()
             while bucket.first is not None:
                 ticket = bucket.first
                 out.append(ticket)
                 self.discard(ticket)
         return out
 
-    def _taken_off(self) -> Bucket:
-        """Return the nearest bucket, which is no more."""
+    def _pop(self) -> Bucket:
+        """Remove and return the nearest bucket."""
         bucket = self._buckets.pop(heapq.heappop(self._heap))
         if bucket is self._last:
             self._last = None
         return bucket
 
     def next_ns(self) -> int:
-        """When the next bucket falls due; 0 where nothing is watched."""
+        """Return when the next bucket falls due; 0 if nothing is watched."""
         heap, buckets = self._heap, self._buckets
         while heap and buckets[heap[0]].first is None:
-            self._taken_off()
+            self._pop()
         return heap[0] << 20 if heap else 0

@@ -1,11 +1,11 @@
 """Rows that ask for an accuracy of their own (`clover_min_accuracy`), counted by the variant that they need.
 
-What a row needs is the least accurate variant that reaches its accuracy.  If no worker that is good enough is there,
-the row waits in the queue, within its deadline, for one that may come: whoever plans says for which variants none will
-(`decline`), and is called once a row waits for another.  Before anybody has said anything none comes.
+A row needs the least accurate variant that reaches its accuracy.  If no worker that is accurate enough is there, the
+row waits in the queue, within its deadline, for one that may come.  The controller says for which variants none will
+(`decline`), and is called when the first row waits for another one.  Before it has said anything, no row waits.
 
 Rows that wait like this count in the queue and hold slots like all others, but never more than a quarter of either, so
-that clients who ask for what is not there leave room for those who do not.
+that clients who ask for a variant without workers leave room for the others.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from clover.runtime.router.traffic import Rate
 from clover.types import Asked, Declined
 
-UNPLANNED = Declined(why="no worker that is good enough is ready", retry_after_s=1.0)
+UNPLANNED = Declined(why="no worker that is accurate enough is ready", retry_after_s=1.0)
 PART = 4
-"""Of the queue, one part in so many may wait for workers that are not there."""
+"""One part in so many of the queue may wait for workers that are not there."""
 
 
 @dataclass(slots=True)
-class _Rung:
+class _VariantDemand:
     """The rows that need one variant."""
 
     rate: Rate
@@ -31,34 +31,34 @@ class _Rung:
     refused: int = 0
 
 
-class Demand:
-    """Of one family: `variants` with the `accuracy` (percent) of each, which may be changed in place; at most `most`
-    rows wait."""
+class AccuracyDemand:
+    """The rows of one family that ask for an accuracy.  `accuracy` (percent, by variant) may be changed in place;
+    `most` is the size of the queue."""
 
     def __init__(self, variants: Sequence[str], accuracy: Sequence[float], most: int) -> None:
         self.waiting = 0
         self._variants = tuple(variants)
         self._accuracy = accuracy
         self._most = max(1, most // PART)
-        self._rungs: dict[int, _Rung] = {}
+        self._demands: dict[int, _VariantDemand] = {}
         self._declined: dict[int, Declined] | None = None
         self._wanted: Callable[[], None] | None = None
         self._called: set[int] = set()
 
-    def rung(self, min_accuracy: float) -> int:
-        """Return the lane of the least accurate variant that reaches `min_accuracy`; -1 if every one does, or none."""
+    def variant_needed(self, min_accuracy: float) -> int:
+        """Return the lane of the least accurate variant that reaches `min_accuracy`; -1 if all do, or none does."""
         able = [lane for lane, own in enumerate(self._accuracy) if own >= min_accuracy]
         if not able or len(able) == len(self._accuracy):
             return -1
         return min(able, key=lambda lane: (self._accuracy[lane], lane))
 
     def ask(self, min_accuracy: float, rows: int, now_ns: int) -> int:
-        """Count `rows` that ask for `min_accuracy`; return their lane as `rung` does."""
-        lane = self.rung(min_accuracy)
+        """Count `rows` that ask for `min_accuracy`; return their lane as `variant_needed` does."""
+        lane = self.variant_needed(min_accuracy)
         if lane >= 0:
-            own = self._rungs.get(lane)
+            own = self._demands.get(lane)
             if own is None:
-                own = self._rungs[lane] = _Rung(Rate())
+                own = self._demands[lane] = _VariantDemand(Rate())
             own.rows += rows
             own.rate.add(now_ns, rows)
         return lane
@@ -77,21 +77,21 @@ class Demand:
         return UNPLANNED if self._declined is None else self._declined.get(lane)
 
     def wait(self, lane: int, rows: int) -> None:
-        """Count `rows` that wait for a worker of `lane`, and say so to whoever plans, once for each lane."""
+        """Count `rows` that wait for a worker of `lane`; call `wanted` the first time that one waits for this lane."""
         self.waiting += rows
-        self._rungs[lane].waiting += rows
+        self._demands[lane].waiting += rows
         if lane not in self._called and self._wanted is not None:
             self._called.add(lane)
             self._wanted()
 
     def leave(self, lane: int, rows: int) -> None:
-        """Count `rows` of those as answered, refused or given up."""
+        """Count `rows` that waited for a worker of `lane` as answered, refused or given up."""
         self.waiting -= rows
-        self._rungs[lane].waiting -= rows
+        self._demands[lane].waiting -= rows
 
     def refuse(self, lane: int, rows: int) -> None:
         """Count `rows` that needed `lane` and got no answer because it has no worker."""
-        own = self._rungs.get(lane)
+        own = self._demands.get(lane)
         if own is not None:
             own.refused += rows
 
@@ -106,10 +106,12 @@ class Demand:
         return {
             self._variants[lane]: Asked(
                 accuracy=self._accuracy[lane],
-                rows_per_s=min(own.rate.per_s(now_ns), own.rows / own.rate.window_s),  # one row is no row a second
+                rows_per_s=min(
+                    own.rate.per_s(now_ns), own.rows / own.rate.window_s
+                ),  # a single row is not one row a second
                 rows=own.rows,
                 waiting=own.waiting,
                 refused=own.refused,
             )
-            for lane, own in sorted(self._rungs.items())
+            for lane, own in sorted(self._demands.items())
         }

@@ -11,7 +11,7 @@ cdef class Lanes:
     cdef public object points
     cdef public object profiled_rows
     cdef public bint relieved
-    cdef public object behind
+    cdef public object audits_waiting
     cdef public bint delayed
     cdef public object choose_many
     cdef tuple _variants
@@ -23,7 +23,7 @@ cdef class Lanes:
     cdef dict _masks
     cdef dict _chains
     cdef object _open
-    cdef bint _aside
+    cdef bint _cascade_off
     cdef object _change
 
     cpdef object waiting(self, int lane=*)

@@ -15,21 +15,21 @@ from collections.abc import Callable, Iterable, Sequence
 from clover._native.batcher import Batcher
 from clover._native.route import Quota
 from clover.accounting import WorkerMeter
-from clover.runtime.cascade import Chain, chain_of
+from clover.runtime.cascade import RoutedChain, chain_of
 from clover.runtime.router.links import Link, WorkerHandle
-from clover.types import ChainPoint, FamilyProfile, FamilySpec, Routing
+from clover.types import CascadeProfile, ChainPoint, FamilyProfile, FamilySpec, Routing
 
 MAX_WORKERS = 256
-"""Workers of one family at a time, old ones that still drain and those that stand by included."""
+"""Workers of one family at a time, draining ones and standby workers included."""
 
 _REMEMBERED_MASKS = 1024
 
 Entry = tuple[WorkerHandle, int, int, WorkerMeter]
-"""A worker that shall receive rows: itself, its lane, the largest batch it takes, and what counts its work."""
+"""A worker that is to receive rows: itself, its lane, the largest batch it takes, and the meter of its work."""
 
 
 def expected_accuracy(spec: FamilySpec, profile: FamilyProfile | None) -> list[float]:
-    """Return accuracy in percent to expect of each variant: measured where it is, else published, else 0."""
+    """Return the expected accuracy (percent) of each variant: measured if it was, else published, else 0."""
     out = []
     for variant in spec.variants:
         value = variant.accuracy.value if variant.accuracy is not None else 0.0
@@ -55,14 +55,14 @@ class Lanes:
         self.live = 0
         self.links: list[Link] = []
         self.routing = Routing(shares=dict.fromkeys(variants, 1.0))
-        self.chain: Chain | None = None
+        self.chain: RoutedChain | None = None
         self.points: Sequence[ChainPoint] = ()
         self.profiled_rows = 0
         """Held-out rows that `points` were counted on."""
         self.relieved = False
-        """Whether those that stand by serve."""
-        self.behind: Callable[[int], int] = lambda lane: 0
-        """How many of the rows that wait for a lane (-1: any) wait behind all clients."""
+        """Whether standby workers serve."""
+        self.audits_waiting: Callable[[int], int] = lambda lane: 0
+        """Returns how many of the rows waiting for a lane (-1: any) are audits, which are behind all clients' rows."""
         self.delayed = delay_ms > 0.0
         self._variants = tuple(variants)
         self._delay_ms = delay_ms
@@ -72,22 +72,22 @@ class Lanes:
         self.choose_many = self._quota.choose_many
         self._table: list[Link | None] = [None] * MAX_WORKERS
         self._masks: dict[float, int] = {}
-        self._chains: dict[float, Chain | None] = {}
+        self._chains: dict[float, RoutedChain | None] = {}
         self._open = 0
-        self._aside = False
-        self._change: Callable[[Chain], Chain] | None = None
+        self._cascade_off = False
+        self._change: Callable[[RoutedChain], RoutedChain] | None = None
 
     def waiting(self, lane: int = -1) -> int:
-        """Return clients' rows that wait for `lane`; -1: for any."""
+        """Return how many clients' rows wait for `lane` (-1: for any)."""
         depth = self._batcher.depth(lane)
-        return depth - self.behind(lane) if depth else 0
+        return depth - self.audits_waiting(lane) if depth else 0
 
     def choose(self, mask: int) -> int:
-        """Return the lane of the next row, by the quotas, among those of `mask`; ValueError where that has none."""
+        """Return the lane of the next row, by the quotas, among those of `mask`; raises ValueError if it has none."""
         return self._quota.choose(mask)
 
     def mask(self, min_accuracy: float) -> int:
-        """Return live lanes that meet `min_accuracy` (percent) and take rows, as bits."""
+        """Return the live lanes that take rows and meet `min_accuracy` (percent), as bits."""
         if min_accuracy <= 0.0:
             return self._open
         mask = self._masks.get(min_accuracy)
@@ -100,11 +100,11 @@ class Lanes:
                 self._masks[min_accuracy] = mask
         return mask
 
-    def chain_for(self, min_accuracy: float) -> Chain | None:
-        """Return the cascade of a row: the plan's, or for a `min_accuracy` (percent) the cheapest that can be followed
-        now and whose accuracy is as high at the lower end of its interval.  None where the plan has none, or there is
-        none."""
-        if self._aside:
+    def chain_for(self, min_accuracy: float) -> RoutedChain | None:
+        """Return the cascade of a row: the plan's, or for a `min_accuracy` (percent) the cheapest profiled one that
+        can be followed now and whose accuracy is that high at the lower end of its interval.  None if the plan has
+        none, or none fits."""
+        if self._cascade_off:
             return None
         if min_accuracy <= 0.0 or self.chain is None:
             return self.chain
@@ -123,27 +123,35 @@ class Lanes:
         return all(self.live >> self._variants.index(variant) & 1 for variant in chain)
 
     def able(self, min_accuracy: float) -> int:
-        """Return lanes that would meet `min_accuracy` if they were live, as bits."""
+        """Return the lanes, live or not, that meet `min_accuracy`, as bits."""
         return sum(1 << lane for lane, accuracy in enumerate(self.accuracy) if accuracy >= min_accuracy)
 
     def lane_for(self, lane: int, min_accuracy: float) -> int:
-        """`lane` where it is live, else another that is good enough; else `lane` still, which a respawn may serve."""
+        """Return `lane` if it is live, else a live one that is accurate enough, else `lane`, which a respawned worker
+        may serve."""
         if self.live >> lane & 1:
             return lane
         mask = self.mask(min_accuracy)
         return self.choose(mask) if mask else lane
 
     def accuracy_changed(self) -> None:
-        """The accuracies handed in at the start are others now."""
+        """Forget what was derived from the accuracies, which have changed in place."""
         self._masks.clear()
         self._chains.clear()
         if self.chain is not None:
             self.chain = self._chain(self.routing.chain, self.routing.thresholds)
 
-    def guard(self, change: Callable[[Chain], Chain] | None, *, aside: bool) -> None:
-        """Ask dearer variants more often than the plan has it: rows follow what `change` makes of a chain; `aside`:
-        none is followed, and the most accurate lane that is live takes all rows."""
-        self._change, self._aside = change, aside
+    def expect(self, cascade: CascadeProfile | None) -> None:
+        """Use the accuracies, which have changed in place, and the chains of a profile."""
+        self.points = sorted(cascade.points, key=lambda point: point.cost) if cascade is not None else ()
+        self.profiled_rows = cascade.held_out_rows if cascade is not None else 0
+        self.accuracy_changed()
+
+    def tighten(self, change: Callable[[RoutedChain], RoutedChain] | None, *, cascade_off: bool) -> None:
+        """Ask more expensive variants more often than planned: rows follow the chain that `change` returns for the
+        plan's (None: the plan's).  With `cascade_off` no chain is followed, and the most accurate live lane takes all
+        rows."""
+        self._change, self._cascade_off = change, cascade_off
         self.accuracy_changed()
         self._changed()
 
@@ -151,7 +159,7 @@ class Lanes:
         """Return the link at `index` of the batcher."""
         link = self._table[index]
         if link is None:
-            raise RuntimeError(f"the batcher chose worker {index}, which nobody attached")
+            raise RuntimeError(f"the batcher chose worker {index}, which is not attached")
         return link
 
     def find(self, worker: WorkerHandle) -> Link | None:
@@ -162,7 +170,7 @@ class Lanes:
         return None
 
     def entries(self) -> list[Entry]:
-        """Return the workers that were set and are attached now."""
+        """Return the workers that `set` attached and that are attached still."""
         return [
             (link.worker, link.lane, link.max_batch, link.meter)
             for link in self.links
@@ -171,7 +179,7 @@ class Lanes:
 
     def set(self, entries: Iterable[Entry], routing: Routing) -> None:
         """Attach exactly `entries`: new ones first, so that no lane is empty in between; then the quotas, the largest
-        batches, the waits and the chain.  ValueError where these make no sense; nothing has changed then."""
+        batches, the waits and the chain.  Raises ValueError if these make no sense; nothing has changed then."""
         wanted = {id(entry[0]): entry for entry in entries}
         knobs = [self._knobs(variant, routing) for variant in self._variants]
         chain = self._chain(routing.chain, routing.thresholds) if len(routing.chain) > 1 else None
@@ -192,8 +200,8 @@ class Lanes:
         self.chain = chain
         self._changed()
 
-    def relieve(self, entries: Iterable[Entry], lane: int) -> None:
-        """Let `entries` serve beside those that were set, and send every row to `lane` that may go there."""
+    def begin_relief(self, entries: Iterable[Entry], lane: int) -> None:
+        """Attach the standby workers `entries` beside the plan's, and send every row to `lane` that may go there."""
         for worker, own, max_batch, meter in entries:
             link = self.find(worker) or self._add(worker, own, max_batch, meter)
             link.relief = True
@@ -202,8 +210,8 @@ class Lanes:
         self.relieved = True
         self._changed()
 
-    def relent(self) -> None:
-        """As it was before `relieve`."""
+    def end_relief(self) -> None:
+        """Detach the standby workers and restore the plan's shares."""
         self.relieved = False
         for link in list(self.links):
             if link.relief:
@@ -212,7 +220,7 @@ class Lanes:
         self._changed()
 
     def detach(self, link: Link) -> None:
-        """No new batch for it; what it holds, it finishes."""
+        """Give a worker no new batch; it finishes those that it holds."""
         if link.attached:
             self._batcher.detach(link.index)
             link.attached = False
@@ -220,7 +228,7 @@ class Lanes:
         self.forget_idle(link)
 
     def forget_idle(self, link: Link) -> None:
-        """Let go of a link that is neither attached nor holds a batch; its index may serve another worker."""
+        """Drop a link that is neither attached nor holds a batch; its index may serve another worker."""
         if link.attached or link.batches or link not in self.links:
             return
         self.links.remove(link)
@@ -229,21 +237,13 @@ class Lanes:
         for callback in callbacks:
             callback()
 
-    def when_idle(self, worker: WorkerHandle, callback: Callable[[], None]) -> None:
-        """Call `callback` once `worker`, which was detached, holds no batch; at once where it holds none."""
-        link = self.find(worker)
-        if link is None:
-            callback()
-        else:
-            link.on_idle.append(callback)
-
     def _attach(self, link: Link) -> None:
         if not link.attached:
             self._batcher.attach(link.index, link.lane, link.max_batch)
             link.attached = True
             link.epoch += 1
 
-    def _chain(self, chain: Sequence[str], thresholds: Sequence[float]) -> Chain:
+    def _chain(self, chain: Sequence[str], thresholds: Sequence[float]) -> RoutedChain:
         lanes = {variant: lane for lane, variant in enumerate(self._variants)}
         points = {(point.chain, point.thresholds): point for point in self.points}
         known = {key: (point.ends, point.cut) for key, point in points.items()}
@@ -258,12 +258,13 @@ class Lanes:
         return self._change(found) if self._change is not None else found
 
     def _knobs(self, variant: str, routing: Routing) -> tuple[int, int]:
-        """Return rows of a batch (0: what the worker takes) and nanoseconds that a row may wait for one to fill."""
+        """Return the most rows of a batch (0: as many as the worker takes) and the nanoseconds that a row may wait for
+        one to fill; raises ValueError if these make no sense."""
         largest = routing.largest.get(variant)
         wait_ms = routing.wait_ms.get(variant, self._delay_ms)
         if (largest is not None and largest < 1) or not 0.0 <= wait_ms < math.inf:
             raise ValueError(f"{variant} cannot form batches of {largest} rows that wait for {wait_ms} ms")
-        # More than the family's largest batch is no limit, however much more it is.
+        # A limit above the family's largest batch limits nothing.
         return min(largest or 0, self._max_batch), int(wait_ms * 1e6)
 
     def _add(self, worker: WorkerHandle, lane: int, max_batch: int, meter: WorkerMeter) -> Link:
@@ -282,7 +283,7 @@ class Lanes:
                 live |= 1 << link.lane
         self.live = live
         self._open = live
-        if self._aside and live and not self.relieved:  # while a burst lasts, any answer is better than none
+        if self._cascade_off and live and not self.relieved:  # in a burst, any answer is better than none
             able = [lane for lane in range(len(self.accuracy)) if live >> lane & 1]
             self._open = 1 << max(able, key=lambda lane: self.accuracy[lane])
         self._masks.clear()

@@ -1,4 +1,4 @@
-"""What the router knows of one worker: its place in the batcher and the batches it holds."""
+"""What the router keeps of one worker: its place in the batcher, and the batches that it holds."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class WorkerHandle(Protocol):
 
 
 class Batch:
-    """Rows sent to a worker under one number.  `epoch` is that of its link: a batch from before a worker was attached
-    anew holds none of its credits."""
+    """Rows sent to a worker under one number.  `epoch` is that of its link when it was sent: a batch from before the
+    worker was last attached holds none of its credits."""
 
     __slots__ = ("epoch", "id", "sent_ns", "slots")
 
@@ -40,8 +40,8 @@ class Batch:
 
 
 class Link:
-    """One worker at `index` of the batcher, serving `lane`.  Lives from attach until it left and holds nothing.
-    `relief`: it serves while the plan's workers are too few (`runtime.router.relief`)."""
+    """One worker at `index` of the batcher, serving `lane`.  Exists from its first attach until it is detached and
+    holds nothing.  `relief`: it is a standby worker (`runtime.router.relief`)."""
 
     __slots__ = (
         "_progress_ns",
@@ -73,16 +73,16 @@ class Link:
         self._progress_ns = 0
 
     def sent(self, batch: Batch, now_ns: int) -> None:
-        """`batch` is with the worker."""
+        """Note that `batch` is with the worker."""
         if not self.batches:
             self._progress_ns = now_ns
         self.batches[batch.id] = batch
 
     def landed(self, batch: Batch, now_ns: int) -> None:
-        """The worker completed `batch`."""
+        """Note that the worker completed `batch`."""
         del self.batches[batch.id]
         self._progress_ns = now_ns
 
     def silent_ns(self, now_ns: int) -> int:
-        """Return how long the worker has held a batch without completing one; 0 where it holds none."""
+        """Return how long the worker has held a batch without completing one; 0 if it holds none."""
         return now_ns - self._progress_ns if self.batches else 0

@@ -1,11 +1,11 @@
-"""Fast downgrade: while more rows come than the plan can serve in time, a cheaper variant takes them.
+"""Relief: while more rows come than the plan's workers can serve in time, standby workers take them.
 
-A burst is over before a configuration has changed.  So on every slice a *relief* worker may stand by: a second process
+A burst is over before a configuration has changed.  So on every slice a *standby* worker may wait: a second process
 with a cheaper variant, loaded and warm, that gets no rows and costs nothing but memory.  Once a row that is queued now
-would wait longer than `wait_ns`, the rows that wait and all that come go to the relief variant, on the same slices.
-Once no more comes than `_CALM` of what the plan's workers can serve, everything is as before.
+would wait longer than `wait_ns`, the rows that wait and all that come go to that variant, on the same slices.  Once no
+more rows come than `_CALM` of what the plan's workers can serve, the plan's routing is restored.
 
-Which of both holds is decided here, by time and figures that are handed in: the simulation asks the same question.
+`Relief` decides which of both holds, by times and figures that it is given, so that the simulation can use it too.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from clover.runtime.router.lanes import Entry
 
 WAIT_OF_SLO = 0.5
-"""Part of the SLO that a row may wait for a worker: what is left is for its service, and for what waited before it."""
+"""Share of the SLO that a row may wait for a worker; the rest is for its service, and for the rows ahead of it."""
 RELIEF_TIMES = 3.0
-"""Relief that nobody chose shall serve so many times what the plan's workers serve."""
+"""A standby variant that is chosen automatically shall serve so many times what the plan's workers serve."""
 SLOT_NS = 250_000_000
-"""Over so long the rate is counted that says whether a burst is over."""
+"""The time over which rows are counted to find out whether a burst is over."""
 _CALM = 0.9
 
 
 @dataclass(frozen=True)
-class Standby:
-    """The relief of a family: `entries` are the workers of lane `lane` that stand by; a row that waits longer than
-    `wait_ns` calls for them.  `rates` are the rows a second of the plan's workers, by lane (0: unknown)."""
+class StandbyWorkers:
+    """The standby workers of a family: `entries` are workers of `lane`, which take rows once a row would wait longer
+    than `wait_ns`.  `rates` are the rows a second that the plan's workers serve, by lane (0: unknown)."""
 
     lane: int
     entries: tuple[Entry, ...]
@@ -38,14 +38,14 @@ class Standby:
 
 
 def capacity(rates: Sequence[float], shares: Sequence[float]) -> float:
-    """Return rows a second that lanes of these rates serve when rows are dealt by `shares`; infinite where none is
+    """Return the rows a second that lanes of these rates serve if rows are split by `shares`; infinite if none is
     known."""
     known = [rate / share for rate, share in zip(rates, shares, strict=True) if share > 0.0 and rate > 0.0]
     return min(known, default=float("inf"))
 
 
 class Relief:
-    """Whether relief is on.  `count` is how often it came on."""
+    """Decides whether relief is on (`active`).  `count` is how often it came on."""
 
     __slots__ = ("_capacity", "_rows", "_since_ns", "_wait_ns", "active", "count")
 
@@ -58,12 +58,12 @@ class Relief:
         self._since_ns = 0
 
     def set(self, wait_ns: int, capacity: float) -> None:
-        """What calls for relief, and the rows a second that the plan's workers can serve."""
+        """Set the wait that calls for relief, and the rows a second that the plan's workers can serve."""
         self._wait_ns, self._capacity = wait_ns, capacity
 
-    def turn(self, now_ns: int, wait_ns: float, rows: int, waiting: int) -> bool:
-        """Return whether relief came on or went off.  A row queued now would wait `wait_ns` for a worker of the plan;
-        `rows` came in all since the start, `waiting` of them wait."""
+    def update(self, now_ns: int, wait_ns: float, rows: int, waiting: int) -> bool:
+        """Turn relief on or off if it is time to; return whether it turned.  A row queued now would wait `wait_ns` for
+        one of the plan's workers; `rows` came since the start, `waiting` of them wait."""
         if not self.active:
             if wait_ns <= self._wait_ns:
                 return False

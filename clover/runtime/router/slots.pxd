@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
 from clover._native.slots cimport SlotAllocator
-from clover.runtime.router.tickets cimport Ticket
+from clover.runtime.router.tickets cimport RouterTicket
 
 cdef class SlotTable:
     cdef public SlotAllocator free
@@ -11,13 +11,13 @@ cdef class SlotTable:
     cdef public list owner
     cdef Batcher _batcher
 
-    @cython.locals(slots=list, slot=Py_ssize_t, ticket=Ticket)
-    cpdef Ticket reserve(self, Py_ssize_t rows, int64_t now_ns)
-    @cython.locals(ticket=Ticket)
-    cpdef Ticket landed(self, Py_ssize_t slot)
+    @cython.locals(slots=list, slot=Py_ssize_t, ticket=RouterTicket)
+    cpdef RouterTicket reserve(self, Py_ssize_t rows, int64_t now_ns)
+    @cython.locals(ticket=RouterTicket)
+    cpdef RouterTicket landed(self, Py_ssize_t slot)
     @cython.locals(slot=Py_ssize_t)
-    cpdef cancel(self, Ticket ticket)
+    cpdef cancel(self, RouterTicket ticket)
     @cython.locals(slot=Py_ssize_t)
-    cpdef close(self, Ticket ticket)
-    cpdef hand_over(self, Py_ssize_t slot, Ticket ticket)
+    cpdef close(self, RouterTicket ticket)
+    cpdef hand_over(self, Py_ssize_t slot, RouterTicket ticket)
     cpdef release(self, Py_ssize_t slot)

@@ -1,38 +1,36 @@
-"""Those that stand by, as the router has them: called and sent back by `runtime.router.relief`'s word."""
+"""When rows go to standby workers: begins and ends relief as `runtime.router.relief` decides."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from clover._native.batcher import Batcher
-from clover.runtime.router.lanes import Lanes
 from clover.runtime.router.links import WorkerHandle
-from clover.runtime.router.relief import Relief, Standby, capacity
+from clover.runtime.router.relief import Relief, StandbyWorkers, capacity
 from clover.runtime.router.retry import Retry
-from clover.runtime.router.traffic import Traffic
+from clover.runtime.router.state import RouterState
 
 
-class Reliefs:
-    """`rows` counts all rows that were submitted; whoever submits adds to it."""
+class StandbyRouting:
+    """Sends rows to the standby workers of one family while relief is on.  `rows` counts all rows that were submitted;
+    whoever submits rows adds to it."""
 
-    def __init__(self, batcher: Batcher, lanes: Lanes, retry: Retry, traffic: Traffic) -> None:
-        self.standby: Standby | None = None
+    def __init__(self, state: RouterState, retry: Retry) -> None:
+        self.standby: StandbyWorkers | None = None
         self.rows = 0
         self._relief = Relief()
-        self._batcher = batcher
-        self._lanes = lanes
+        self._lanes = state.lanes
         self._retry = retry
-        self._traffic = traffic
+        self._traffic = state.traffic
 
     @property
     def on(self) -> bool:
-        """Whether rows go to those that stand by."""
+        """Whether rows go to standby workers."""
         return self._relief.active
 
-    def set(self, standby: Standby | None) -> None:
-        """Take note of who stands by now; relief that is on stays on while anybody does."""
+    def set(self, standby: StandbyWorkers | None) -> None:
+        """Use `standby` from now on; relief that is on stays on while there are standby workers."""
         if self._relief.active:
-            self._lanes.relent()
+            self._lanes.end_relief()
         self.standby = standby if standby is not None and standby.entries else None
         if self.standby is None:
             self._relief.active = False
@@ -40,36 +38,36 @@ class Reliefs:
         shares = [self._lanes.routing.shares.get(variant, 0.0) for variant in self._traffic.variants]
         self._relief.set(self.standby.wait_ns, capacity(self.standby.rates, shares))
         if self._relief.active:
-            self._lanes.relieve(self.standby.entries, self.standby.lane)
+            self._lanes.begin_relief(self.standby.entries, self.standby.lane)
 
     def forget(self, worker: WorkerHandle) -> None:
-        """A worker that is gone, or goes, stands by no more."""
+        """Remove a worker that is gone, or leaves, from the standby workers."""
         standby = self.standby
         if standby is not None and any(entry[0] is worker for entry in standby.entries):
             left = tuple(entry for entry in standby.entries if entry[0] is not worker)
             self.standby = replace(standby, entries=left) if left else None
             if not left and self._relief.active:
                 self._relief.active = False
-                self._lanes.relent()
+                self._lanes.end_relief()
 
-    def turn(self, now_ns: int) -> bool:
-        """Turn relief on or off where it is time to, after batches were formed; whether it turned."""
+    def update(self, now_ns: int) -> bool:
+        """Turn relief on or off if it is time to, after batches were formed; return whether it turned."""
         standby = self.standby
         if standby is None or not (self._relief.active or self._lanes.waiting()):
             return False
         waiting = 0
         for lane in range(len(standby.rates)):
-            if self._lanes.live >> lane & 1:  # rows of others wait for a worker to come, and nobody relieves them
+            if self._lanes.live >> lane & 1:  # rows of other lanes wait for a worker to come
                 waiting += self._lanes.waiting(lane)
         wait_ns = max(map(self._wait_ns, standby.rates, range(len(standby.rates))), default=0.0)
-        if not self._relief.turn(now_ns, wait_ns, self.rows, waiting):
+        if not self._relief.update(now_ns, wait_ns, self.rows, waiting):
             return False
         if self._relief.active:
             self._traffic.reliefs += 1
-            self._lanes.relieve(standby.entries, standby.lane)
+            self._lanes.begin_relief(standby.entries, standby.lane)
             self._retry.shift(standby.lane, now_ns)
         else:
-            self._lanes.relent()
+            self._lanes.end_relief()
             self._retry.stranded(now_ns)
         return True
 

@@ -2,18 +2,18 @@ from libc.stdint cimport int64_t
 
 from clover.interfaces cimport Ticket as Base
 
-cdef class Ticket(Base):
+cdef class RouterTicket(Base):
     cdef public int64_t submit_ns
     cdef public int64_t deadline_ns
     cdef public object bucket
-    cdef public Ticket later
-    cdef public Ticket earlier
+    cdef public RouterTicket later
+    cdef public RouterTicket earlier
     cdef public int64_t key
     cdef public object chain
     cdef public dict paths
-    cdef public set short
+    cdef public set cut_short
     cdef public tuple marked
-    cdef public dict heard
+    cdef public dict stage_answers
     cdef public dict planned
     cdef public set repeats
     cdef public object audit

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from clover.interfaces import Ticket as Base
-from clover.runtime.cascade import Chain
-from clover.runtime.guard.answer_reader import Said
+from clover.runtime.cascade import RoutedChain
+from clover.runtime.guard.answer_reader import RowAnswer
 
-Heard = tuple[tuple[int, Said], ...]
-"""Lanes in the order in which they were asked of a row, each with what it said."""
+StageAnswers = tuple[tuple[int, RowAnswer], ...]
+"""The lanes that answered a row, in the order in which they were asked, each with its answer."""
 
 OPEN, PENDING, DONE, CLOSED = range(4)
 """Phases of a ticket."""
@@ -26,15 +26,15 @@ FREE, HELD, QUEUED, FLYING = range(4)
 """States of a slot: on the free list; held by an open or answered ticket; in the batcher; with a worker."""
 
 
-# Most tickets keep what they begin with, so these are shared, and replaced before anything is put in.
-_NOBODY: list[int] = []
+# Most tickets keep these empty containers, so all share them; one is replaced before anything is put in.
+_NO_LANES: list[int] = []
 _NO_PATHS: dict[int, tuple[int, ...]] = {}
 _NO_ROWS: set[int] = set()
-_NOT_ENDED: dict[int, int] = {}
-_NOTHING_HEARD: dict[int, Heard] = {}
+_NO_ENDS: dict[int, int] = {}
+_NO_ANSWERS: dict[int, StageAnswers] = {}
 
 
-class Ticket(Base):
+class RouterTicket(Base):
     """A `clover.interfaces.Ticket` with what the router keeps of it."""
 
     __slots__ = (
@@ -42,11 +42,11 @@ class Ticket(Base):
         "awaits",
         "bucket",
         "chain",
+        "cut_short",
         "deadline_ns",
         "deaths",
         "earlier",
         "energy_j",
-        "heard",
         "key",
         "later",
         "lent",
@@ -58,7 +58,7 @@ class Ticket(Base):
         "phase",
         "planned",
         "repeats",
-        "short",
+        "stage_answers",
         "submit_ns",
         "torn",
     )
@@ -74,37 +74,37 @@ class Ticket(Base):
         self.done_ns = 0
         self.queue_ns = 0
         self.compute_ns = 0
-        self.variants = _NOBODY
-        self.chain: Chain | None = None
+        self.variants = _NO_LANES
+        self.chain: RoutedChain | None = None
         self.paths = _NO_PATHS
-        """By row, the lanes that answered it before the one it is at; rows that never went on have none."""
-        self.short = _NO_ROWS
-        """Rows that keep an answer although they should have gone on."""
+        """By row, the lanes that answered it before the one it is at; rows that were never escalated have none."""
+        self.cut_short = _NO_ROWS
+        """Rows that keep an answer although they should have been escalated."""
         self.marked: tuple[int, ...] = ()
         """Rows that are audited once they are answered (`runtime.router.audits`)."""
-        self.heard = _NOTHING_HEARD
-        """Of rows that went on, by row: the lanes before, with what they said, where that is compared later."""
-        self.planned = _NOT_ENDED
-        """Of audited rows that went on, the lane at which the plan's thresholds would have ended them."""
+        self.stage_answers = _NO_ANSWERS
+        """Of escalated rows whose answers are compared later, by row: the answers of the earlier lanes."""
+        self.planned = _NO_ENDS
+        """Of escalated rows that are audited: the lane at which the plan's thresholds would have ended them."""
         self.repeats = _NO_ROWS
-        """Slots whose input came before: the guard leaves them out."""
+        """Slots whose input came before: the guard does not count them."""
         self.audit: object | None = None
-        """What the answer is compared with, where this is no client's ticket but a second answer."""
+        """The `Audit` whose second answer this ticket asks for; None for a client's ticket."""
         self.torn: tuple[int, ...] = ()
-        """Rows whose slot may not hold the answer of the last variant of their path, and that have not been answered
-        since: their worker died as it computed them, or they were sent back to an earlier variant."""
+        """Rows whose slot may not hold the answer of the last lane of their path: their worker died while it computed
+        them, or they were sent back to an earlier lane, and no lane has answered since."""
         self.awaits = -1
-        """The lane whose worker it waits or waited for, as none that is good enough was there; -1: it found one."""
+        """The lane whose worker it waits or waited for, as none that is accurate enough was there; -1: none."""
         self.lent = False  # a client is still sending its rows
         self.phase = OPEN
         self.outstanding = 0
         self.deadline_ns = 0
         self.bucket: Any = None
-        self.later: Ticket | None = None
-        self.earlier: Ticket | None = None
+        self.later: RouterTicket | None = None
+        self.earlier: RouterTicket | None = None
         """Its place among the deadlines (`runtime.router.deadlines`)."""
         self.deaths = 0
         self.key = 0
         self.min_accuracy = 0.0
         self.energy_j = 0.0
-        self.on_done: Callable[[Ticket], None] | None = None
+        self.on_done: Callable[[RouterTicket], None] | None = None

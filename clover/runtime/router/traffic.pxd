@@ -17,7 +17,7 @@ cdef class Rate:
     cdef _enter(self, int64_t second, int64_t now_ns)
     cdef _leave(self)
 
-cdef class Window:
+cdef class TrailingHistogram:
     cdef list _parts
     cdef list _stamps
     cdef int64_t _part_ns
@@ -51,7 +51,7 @@ cdef class Traffic:
     cdef public int64_t reliefs
     cdef public Rate arrivals
     cdef public Rate served
-    cdef Window _trailing
+    cdef TrailingHistogram _trailing
     cdef Total _success
     cdef Total _fail
     cdef Total _waited
@@ -61,7 +61,7 @@ cdef class Traffic:
     cdef int64_t _last_ns
 
     cpdef refused(self, int status)
-    cpdef batch(self, int lane, int rows, int gone_on, int64_t busy_ns, int64_t now_ns, int audits=*)
+    cpdef batch(self, int lane, int rows, int escalated, int64_t busy_ns, int64_t now_ns, int audits=*)
     @cython.locals(latency_ns=int64_t)
     cpdef finished(
         self, int status, int64_t arrival_ns, int64_t submit_ns, int64_t done_ns, int64_t queue_ns, int64_t compute_ns,

@@ -1,7 +1,7 @@
-"""What a router measures of its traffic: rates, latencies, batch sizes, and the statistics object of the protocol.
+"""Counters of a router's traffic: rates, latencies, batch sizes, and the statistics object of the protocol.
 
-Trailing figures live in ring buffers addressed by the clock the caller passes in, so that nothing here needs a timer:
-a bin is reset when time comes round to it again.
+Trailing figures are kept in ring buffers indexed by the time that the caller passes in, so that nothing here needs a
+timer: a bin is reset when its index comes up again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Rate:
         self._bins = [0] * (window_s + 1)
         self._stamps = [-1] * (window_s + 1)
         self._start = -1
-        self._second = -1  # that was counted last, and what was counted in it
+        self._second = -1  # the second in progress, with its count
         self._count = 0
 
     def add(self, now_ns: int, count: int = 1) -> None:
@@ -36,7 +36,7 @@ class Rate:
         self._count += count
 
     def _enter(self, second: int, now_ns: int) -> None:
-        """A second that is not the one before: that one's count goes to its bin, and this one's comes from there."""
+        """Begin to count in another second: store the count of the one before, and load that of this one."""
         self._leave()
         index = second % (self.window_s + 1)
         if self._stamps[index] != second:
@@ -47,6 +47,7 @@ class Rate:
         self._second, self._count = second, self._bins[index]
 
     def _leave(self) -> None:
+        """Store the count of the second in progress in its bin."""
         if self._second >= 0:
             self._bins[self._second % (self.window_s + 1)] = self._count
 
@@ -62,7 +63,7 @@ class Rate:
         return total / max(covered_ns / _SECOND_NS, 1.0)
 
 
-class Window:
+class TrailingHistogram:
     """A histogram of the trailing `parts` x `part_s` seconds."""
 
     __slots__ = ("_part", "_part_ns", "_parts", "_stamp", "_stamps")
@@ -71,7 +72,7 @@ class Window:
         self._part_ns = int(part_s * _SECOND_NS)
         self._parts = [Histogram() for _ in range(parts)]
         self._stamps = [-1] * parts
-        self._stamp = -1  # of what was recorded last, and its part
+        self._stamp = -1  # of the part that the last value went to
         self._part = self._parts[0]
 
     def record(self, now_ns: int, value: int) -> None:
@@ -86,7 +87,7 @@ class Window:
         self._part.record(value)
 
     def quantile(self, now_ns: int, q: float) -> float | None:
-        """Return the trailing `q` quantile; None where nothing was recorded."""
+        """Return the trailing `q` quantile; None if nothing was recorded."""
         stamp = now_ns // self._part_ns
         merged = Histogram()
         for part, at in zip(self._parts, self._stamps, strict=True):
@@ -96,7 +97,7 @@ class Window:
 
 
 class Total:
-    """A count and its nanoseconds, as the statistics object wants them."""
+    """A count and its total nanoseconds, as the protocol's statistics object has them."""
 
     __slots__ = ("count", "ns")
 
@@ -105,15 +106,17 @@ class Total:
         self.ns = 0
 
     def add(self, ns: int, count: int = 1) -> None:
+        """Add `count` events that took `ns` together."""
         self.count += count
         self.ns += ns
 
     def report(self) -> dict[str, int]:
+        """Return the count and the nanoseconds as a JSON object."""
         return {"count": self.count, "ns": self.ns}
 
 
 class Traffic:
-    """All counters of one family.  Rows and requests are counted apart."""
+    """All counters of one family.  Rows and requests are counted separately."""
 
     def __init__(self, variants: Sequence[str]) -> None:
         self.variants = tuple(variants)
@@ -128,15 +131,15 @@ class Traffic:
         self.retried_rows = 0
         self.relieved_rows = 0
         self.escalated = [0] * len(self.variants)
-        """Rows that went on from each variant to a dearer one; `rows` holds those whose answer counted."""
+        """Rows that each variant answered and that were escalated to a more expensive one; `rows` counts the others."""
         self.cut_short: dict[str, int] = {}
-        """Rows that should have gone on and did not, by why."""
+        """Rows that should have been escalated and were not, by reason."""
         self.accuracy_rows = 0.0
-        """Sum over `rows` of the accuracy (percent) to expect of each."""
+        """Sum over `rows` of the expected accuracy (percent) of each."""
         self.reliefs = 0
         self.arrivals = Rate()
         self.served = Rate()
-        self._trailing = Window()
+        self._trailing = TrailingHistogram()
         self._success = Total()
         self._fail = Total()
         self._waited = Total()
@@ -146,7 +149,7 @@ class Traffic:
         self._last_ns = 0
 
     def refused(self, status: int) -> None:
-        """A request that never entered the queue, or left it without an answer."""
+        """Count a request that never entered the queue, or left it without an answer, by its HTTP status."""
         self._refused[status] = self._refused.get(status, 0) + 1
 
     @property
@@ -154,17 +157,17 @@ class Traffic:
         """Requests by status."""
         return ({200: self._fine} if self._fine else {}) | self._refused
 
-    def batch(self, lane: int, rows: int, gone_on: int, busy_ns: int, now_ns: int, audits: int = 0) -> None:
-        """A batch that a worker finished; `gone_on` of its rows went on to another variant, and `audits` were second
-        answers, which nobody gets."""
+    def batch(self, lane: int, rows: int, escalated: int, busy_ns: int, now_ns: int, audits: int = 0) -> None:
+        """Count a batch of `rows` rows that a worker finished; `escalated` of them go to another variant, and `audits`
+        were second answers, which no client gets."""
         count, ns = self.batch_sizes.get(rows, (0, 0))
         self.batch_sizes[rows] = (count + 1, ns + busy_ns)
-        self.rows[lane] += rows - gone_on - audits
-        self.escalated[lane] += gone_on
-        self.served.add(now_ns, rows - gone_on - audits)
+        self.rows[lane] += rows - escalated - audits
+        self.escalated[lane] += escalated
+        self.served.add(now_ns, rows - escalated - audits)
 
     def cut(self, why: str) -> None:
-        """A row keeps its answer although it should have gone on."""
+        """Count a row that keeps its answer although it should have been escalated."""
         self.cut_short[why] = self.cut_short.get(why, 0) + 1
 
     def finished(
@@ -177,8 +180,8 @@ class Traffic:
         compute_ns: int,
         trailing: bool = True,
     ) -> None:
-        """A request that left the queue with `status`.  `trailing` False: its latency says nothing of what runs, as it
-        waited for a worker that was not there."""
+        """Count a request that left the queue with an HTTP `status`.  `trailing` False leaves its latency out of the
+        trailing p95: it waited for a worker that was not there."""
         latency_ns = done_ns - arrival_ns
         if status != 200:
             self.refused(status)
@@ -196,11 +199,11 @@ class Traffic:
         self._last_ns = done_ns
 
     def answered(self, output_ns: int) -> None:
-        """A finished request was read and closed `output_ns` after its answer was there."""
+        """Count a finished request that was read and closed `output_ns` after its answer was there."""
         self._output.add(output_ns)
 
     def p95_ms(self, now_ns: int) -> float | None:
-        """Return trailing p95 of the latency of answered requests, milliseconds; None where there were none."""
+        """Return the trailing p95 latency (milliseconds) of answered requests; None if there were none."""
         value_ns = self._trailing.quantile(now_ns, 0.95)
         return None if value_ns is None else value_ns / 1e6
 

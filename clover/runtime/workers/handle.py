@@ -33,10 +33,10 @@ class Owner(Protocol):
 
     silent_s: float
 
-    def forget(self, worker: Worker) -> None: ...
+    def forget(self, worker: WorkerProcess) -> None: ...
 
 
-class Worker:
+class WorkerProcess:
     """One worker process.  Made by `Pool.spawn`, which returns it ready.
 
     `ring` is the server's side of its ring, and stays readable after its death.  `ready_ms` is the time from the order
@@ -83,13 +83,13 @@ class Worker:
         self._ended = False
         self._timers: list[asyncio.TimerHandle] = []
         self._failure = ""
-        self._on_death: Callable[[Worker, str], None] | None = None
+        self._on_death: Callable[[WorkerProcess, str], None] | None = None
         self._undelivered = ""
-        self._on_end_asked: Callable[[Worker], None] | None = None
+        self._on_end_asked: Callable[[WorkerProcess], None] | None = None
         self._end_asked = False
 
     def __repr__(self) -> str:
-        return f"<Worker {self.pid} {self.order.family.name}/{self.order.variant} {self.state}>"
+        return f"<WorkerProcess {self.pid} {self.order.family.name}/{self.order.variant} {self.state}>"
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Listen to it on `loop`."""
@@ -152,7 +152,7 @@ class Worker:
         return self.state == "dead"
 
     @property
-    def on_death(self) -> Callable[[Worker, str], None] | None:
+    def on_death(self) -> Callable[[WorkerProcess, str], None] | None:
         """Called once on the loop, with a reason, when it died unexpectedly: anything but exiting after a drain.
 
         Set after it died, it is called on the loop's next turn, so that no death is missed.
@@ -160,7 +160,7 @@ class Worker:
         return self._on_death
 
     @on_death.setter
-    def on_death(self, callback: Callable[[Worker, str], None] | None) -> None:
+    def on_death(self, callback: Callable[[WorkerProcess, str], None] | None) -> None:
         self._on_death = callback
         if callback is not None and self._undelivered:
             assert self._loop is not None
@@ -173,7 +173,7 @@ class Worker:
             callback(self, reason)
 
     @property
-    def on_end_asked(self) -> Callable[[Worker], None] | None:
+    def on_end_asked(self) -> Callable[[WorkerProcess], None] | None:
         """Called once on the loop when somebody else asked it to end (SIGTERM); it serves on until `request_exit`.
 
         Set after that, it is called on the loop's next turn.
@@ -181,7 +181,7 @@ class Worker:
         return self._on_end_asked
 
     @on_end_asked.setter
-    def on_end_asked(self, callback: Callable[[Worker], None] | None) -> None:
+    def on_end_asked(self, callback: Callable[[WorkerProcess], None] | None) -> None:
         self._on_end_asked = callback
         if callback is not None and self._end_asked:
             assert self._loop is not None

@@ -25,12 +25,12 @@ from collections.abc import Callable
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import StartError, WorkerError
 from clover.runtime.memory.slab import Slab, map_shared, shared_memory
-from clover.runtime.workers.handle import Worker
+from clover.runtime.workers.handle import WorkerProcess
 from clover.runtime.workers.output import LeftOut, WorkerOutput
 from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.worker import frames
 
-__all__ = ["Pool", "Worker"]
+__all__ = ["Pool", "WorkerProcess"]
 
 _log = logging.getLogger("clover.pool")
 
@@ -49,7 +49,7 @@ class Pool:
         self.start_s = start_s
         self.silent_s = silent_s
         self._turns = asyncio.Semaphore(starts or len(os.sched_getaffinity(0)) + 1)
-        self.workers: set[Worker] = set()
+        self.workers: set[WorkerProcess] = set()
         """Every worker that has not died, starting ones included."""
         self._lifeline, self._lifeline_held = os.pipe2(os.O_CLOEXEC)
         self._completions = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -57,7 +57,7 @@ class Pool:
         self._starting: asyncio.Lock | None = None
         self._tokens = 0
         self._asking = 0
-        self._early: dict[int, int] = {}  # pid -> exit status that came before its Worker was made
+        self._early: dict[int, int] = {}  # pid -> exit status that came before its WorkerProcess was made
         self._stopped = False
 
     @classmethod
@@ -105,9 +105,9 @@ class Pool:
         order: frames.WorkerOrder,
         slab: Slab,
         *,
-        on_death: Callable[[Worker, str], None] | None = None,
+        on_death: Callable[[WorkerProcess, str], None] | None = None,
         left_out: LeftOut | None = None,
-    ) -> Worker:
+    ) -> WorkerProcess:
         """Return a new worker over `slab`, once it is ready: loaded and warmed.  What it prints goes to the log, as far
         as that takes it (`runtime.workers.output`); what does not is counted in `left_out`.
 
@@ -124,9 +124,9 @@ class Pool:
         self,
         order: frames.WorkerOrder,
         slab: Slab,
-        on_death: Callable[[Worker, str], None] | None,
+        on_death: Callable[[WorkerProcess, str], None] | None,
         left_out: LeftOut | None,
-    ) -> Worker:
+    ) -> WorkerProcess:
         link = await self._ready_zygote()
         self._tokens += 1
         with contextlib.ExitStack() as mine, contextlib.ExitStack() as theirs:
@@ -153,7 +153,7 @@ class Pool:
                 self._asking -= 1
             mine.pop_all()
         name = f"worker {pid} ({order.variant} at {order.place or 'its cores'})"
-        worker = Worker(
+        worker = WorkerProcess(
             order,
             pid,
             ring,
@@ -178,7 +178,7 @@ class Pool:
             raise
         return worker
 
-    async def _discard(self, worker: Worker) -> None:
+    async def _discard(self, worker: WorkerProcess) -> None:
         worker.on_death = None
         worker.kill()
         await worker.dead(_STOP_S)
@@ -191,7 +191,7 @@ class Pool:
         if self._asking:
             self._early[pid] = code
 
-    def forget(self, worker: Worker) -> None:
+    def forget(self, worker: WorkerProcess) -> None:
         """Called by a worker that died."""
         self.workers.discard(worker)
 

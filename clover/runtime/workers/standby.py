@@ -1,4 +1,4 @@
-"""Who stands by beside a family's workers, and when they are called (`clover.runtime.router.relief` says what for)."""
+"""Which standby workers a family has, and when they take rows (`clover.runtime.router.relief` says what for)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from clover.runtime.router.relief import RELIEF_TIMES, WAIT_OF_SLO
 from clover.types import Assignment, FamilyProfile
 
 
-class Understudies:
-    """Implements `clover.runtime.workers.members.Reserve` for the family whose `variants` these are, cheapest first.
+class StandbyPolicy:
+    """Chooses standby workers for the family with these `variants`, cheapest first.
 
-    It is one variant for all: the one that `relief` names, or (`auto`) the most accurate with which the slices serve
-    `RELIEF_TIMES` the rows of what works there now, else that with which they serve most.  It stands by where it was
-    measured and a dearer one works.  `slo_ms` gives the p95 target now, 0 for none.
+    All standby workers have one variant: the one that `relief` names, or (`auto`) the most accurate with which the
+    slices serve `RELIEF_TIMES` the rows that they serve now, else the one with which they serve most.  A slice gets a
+    standby worker if the variant was measured on its shape and a more expensive one works there.  `slo_ms` returns the
+    present p95 target, 0 for none.  Implements `clover.runtime.workers.standby_crew.StandbyChooser`.
     """
 
     def __init__(self, variants: Sequence[str], relief: str, slo_ms: Callable[[], float]) -> None:
@@ -26,16 +27,16 @@ class Understudies:
         self._slo_ms = slo_ms
         self._services: dict[tuple[str, str], Service] = {}
         self._backend: dict[tuple[str, str], str] = {}
-        self._swift: dict[tuple[Service, float], float] = {}
+        self._fastest: dict[tuple[Service, float], float] = {}
 
     def use(self, profile: FamilyProfile | None) -> None:
-        """What workers do is what `profile` says; without one nobody stands by."""
+        """Use the latencies and backends of `profile`; without one there are no standby workers."""
         self._services = services_of(profile) if profile is not None else {}
         self._backend = backends_of(profile) if profile is not None else {}
-        self._swift.clear()
+        self._fastest.clear()
 
     def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
-        """See `Reserve.beside`."""
+        """See `StandbyChooser.beside`."""
         wanted = RELIEF_TIMES * sum(map(self.rows_per_s, routed))
         best: tuple[Assignment, ...] = ()
         most = 0.0
@@ -50,7 +51,7 @@ class Understudies:
         return best
 
     def _with(self, variant: str, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
-        """Return who would stand by with `variant`, one a placement."""
+        """Return the standby workers that there would be with `variant`, one a placement."""
         found = {}
         for item in routed:
             backend = self._backend.get((variant, item.placement.profile))
@@ -59,17 +60,17 @@ class Understudies:
         return tuple(found.values())
 
     def rows_per_s(self, assignment: Assignment) -> float:
-        """See `Reserve.rows_per_s`: in batches that leave a row time to wait within the SLO."""
+        """See `StandbyChooser.rows_per_s`: in batches so short that a row has time to wait within the SLO."""
         service = self._services.get((assignment.variant, assignment.placement.profile))
         if service is None:
             return 0.0
         key = (service, self._slo_ms() * (1.0 - WAIT_OF_SLO))
-        if key not in self._swift:
+        if key not in self._fastest:
             spent_s = [service.seconds(rows) for rows in range(1, service.max_batch + 1)]
-            swift = [rows / s for rows, s in enumerate(spent_s, 1) if s * 1e3 <= key[1]]
-            self._swift[key] = max(swift, default=1.0 / spent_s[0])
-        return self._swift[key]
+            fast = [rows / s for rows, s in enumerate(spent_s, 1) if s * 1e3 <= key[1]]
+            self._fastest[key] = max(fast, default=1.0 / spent_s[0])
+        return self._fastest[key]
 
     def wait_ms(self) -> float:
-        """See `Reserve.wait_ms`."""
+        """See `StandbyChooser.wait_ms`."""
         return WAIT_OF_SLO * self._slo_ms()

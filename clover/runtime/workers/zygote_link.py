@@ -147,7 +147,7 @@ class ZygoteLink:
             exited = frames.decode(payload, frames.Exited)
             self._on_exit(exited.pid, exited.code)
         elif kind is frames.Kind.REFUSED:
-            refused = frames.decode(payload, frames.Refused)
+            refused = frames.decode(payload, frames.SpawnRefused)
             asked = self._asked.pop(refused.token, None)
             if asked is not None and not asked.done():
                 asked.set_exception(WorkerError(refused.reason))

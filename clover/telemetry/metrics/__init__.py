@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from clover.accounting.account import Account
-from clover.carbon.chain import Chain
+from clover.carbon.chain import SourceChain
 from clover.control.baselines.saved import Compared
 from clover.http.stats import HttpStats
 from clover.runtime.served import Served
@@ -37,7 +37,7 @@ class Metrics:
         *,
         families: Callable[[], Mapping[str, Served]],
         account: Account,
-        chain: Chain,
+        chain: SourceChain,
         http: Callable[[], HttpStats | None] = lambda: None,
         decisions: Callable[[], Mapping[str, int]] = dict,
         compared: Callable[[], Iterable[Compared]] = tuple,
@@ -66,7 +66,7 @@ class Metrics:
         families = self._families()
         yield from server.build()
         yield from models.models(families)
-        yield from guard.guard({name: family.guarded() for name, family in families.items()})
+        yield from guard.guard({name: family.guard_report() for name, family in families.items()})
         yield from models.demand(families)
         yield from energy.energy(self._account)
         yield from energy.savings(self._compared())

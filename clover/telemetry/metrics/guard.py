@@ -1,6 +1,6 @@
 """Metrics of how answers are checked: the guard's tests and measures, audits, and labels that clients send later.
 
-All are read from what `Served.guarded` reports of a model.
+All are read from what `Served.guard_report` reports of a model.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ FEEDBACK: tuple[MetricSpec[Report], ...] = (
 
 
 def guard(reports: Mapping[str, Report]) -> Iterator[Metric]:
-    """Yield the metrics of the checks of answers; `reports` are those of `Served.guarded`, by model."""
+    """Yield the metrics of the checks of answers; `reports` are those of `Served.guard_report`, by model."""
     yield from collect(TESTS, (((name,), report) for name, report in reports.items() if report["watches"]))
     audits = {name: report["audits"] for name, report in reports.items()}
     yield from collect(AUDITS, (((name,), found) for name, found in audits.items() if found["on"]))

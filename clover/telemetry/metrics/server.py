@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import Metric
 
-from clover import __version__
-from clover.carbon.chain import Chain
+from clover._version import __version__
+from clover.carbon.chain import SourceChain
 from clover.http.stats import HttpStats
 from clover.telemetry.metrics.table import COUNTER, GAUGE, INFO, MetricSpec, by_label, collect, single
 from clover.types import Reading
@@ -28,7 +28,7 @@ def _labels(reading: Reading) -> tuple[str, ...]:
     return reading.provider, reading.zone, reading.signal, reading.method, reading.state
 
 
-CARBON: tuple[MetricSpec[Chain], ...] = (
+CARBON: tuple[MetricSpec[SourceChain], ...] = (
     MetricSpec(
         "clover_carbon_intensity",
         "Carbon intensity of the grid in use, gCO2e per kWh",
@@ -140,7 +140,7 @@ def build() -> Iterator[Metric]:
     return collect(BUILD, [((), None)])
 
 
-def carbon(chain: Chain) -> Iterator[Metric]:
+def carbon(chain: SourceChain) -> Iterator[Metric]:
     """Yield the metrics of the carbon intensity in use and of its sources."""
     return collect(CARBON, [((), chain)])
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.carbon import STATES, Chain
+from clover.carbon import STATES, SourceChain
 from clover.errors import CarbonError
 from clover.types import Reading
 
@@ -49,8 +49,8 @@ class Source:
 DOWN = CarbonError("down")
 
 
-def chain(*sources: Source, now: Callable[[], float] = lambda: 0.0, timeout_s: float = 10.0) -> Chain:
-    return Chain(
+def chain(*sources: Source, now: Callable[[], float] = lambda: 0.0, timeout_s: float = 10.0) -> SourceChain:
+    return SourceChain(
         sources,
         max_age_s=MAX_AGE,
         configured_g_per_kwh=444.0,
@@ -247,14 +247,14 @@ def test_whatever_happens_there_is_an_answer_and_its_label_is_true(
     assert sum(both.counts.values()) == len(steps)
 
 
-def polled(*sources: Source, now: Callable[[], float]) -> Chain:
-    return Chain(sources, max_age_s=MAX_AGE, configured_g_per_kwh=444.0, monotonic=now, poll_s=5.0)
+def polled(*sources: Source, now: Callable[[], float]) -> SourceChain:
+    return SourceChain(sources, max_age_s=MAX_AGE, configured_g_per_kwh=444.0, monotonic=now, poll_s=5.0)
 
 
 def test_a_remote_source_is_asked_once_every_poll_whoever_asks_and_however_fast_grid_time_runs() -> None:
     now_s, remote, local = [0.0], Source("a", 100.0, remote=True), Source("b", 200.0)
 
-    async def walk(made: Chain, speed: float) -> None:
+    async def walk(made: SourceChain, speed: float) -> None:
         for _ in range(61):
             await asyncio.gather(*(made.read(speed * now_s[0]) for _ in range(3)))  # energy, controller, an operator
             now_s[0] += 1.0

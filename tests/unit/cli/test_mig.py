@@ -486,7 +486,7 @@ def test_configurations_that_this_box_cannot_have(box: Driver, config: str, mess
     ("argv", "code", "message"),
     [
         ([], 2, "required: VERB"),
-        (["lst"], 2, "invalid choice"),
+        (["lst"], 2, "there is no 'lst'.*did you mean list"),
         (["list", "--frob"], 2, "unrecognised arguments: --frob"),
         (["list", "--", "x"], 2, "only emulate takes a command"),
         (["assert", "/nowhere/file"], 2, "cannot read /nowhere/file: No such file"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from clover.cli.mig import drawing, files, words
 from clover.cli.mig.changes import compare
 from clover.cli.mig.drawing import Block
-from clover.cli.mig.files import Group
+from clover.cli.mig.files import ConfigGroup
 from clover.cli.mig.state import GpuState, Instance
 from clover.cli.mig.words import Ask
 from clover.errors import ConfigError
@@ -157,12 +157,12 @@ devices = "all"
 def test_a_file_in_toml_and_the_same_in_json() -> None:
     found = files.parse(TOML)
     assert found == {
-        "balanced": (Group(asks=(Ask(profile="3g.20gb"),) * 2),),
+        "balanced": (ConfigGroup(asks=(Ask(profile="3g.20gb"),) * 2),),
         "mixed": (
-            Group(devices=(0, 2), asks=(Ask(profile="4g", start=0), Ask(profile="3g.20gb", start=4))),
-            Group(devices=(1,), mig=False),
+            ConfigGroup(devices=(0, 2), asks=(Ask(profile="4g", start=0), Ask(profile="3g.20gb", start=4))),
+            ConfigGroup(devices=(1,), mig=False),
         ),
-        "none": (Group(),),
+        "none": (ConfigGroup(),),
     }
     import tomllib
 
@@ -182,10 +182,10 @@ def test_the_form_of_mig_parted() -> None:
     )
     assert files.parse(text) == {
         "mixed": (
-            Group(devices=(0,), asks=(Ask(profile="1g.5gb"), Ask(profile="1g.5gb"), Ask(profile="3g.20gb"))),
-            Group(devices=(1,), mig=False),
+            ConfigGroup(devices=(0,), asks=(Ask(profile="1g.5gb"), Ask(profile="1g.5gb"), Ask(profile="3g.20gb"))),
+            ConfigGroup(devices=(1,), mig=False),
         ),
-        "off": (Group(mig=False),),
+        "off": (ConfigGroup(mig=False),),
     }
 
 
@@ -286,7 +286,7 @@ def test_what_is_written_is_read_again(groups: list[tuple[bool, list[Ask]]], nam
     if everywhere:
         groups = groups[:1]
     config = tuple(
-        Group(devices=None if everywhere else (index, index + 10), mig=mig, asks=tuple(asks) if mig else ())
+        ConfigGroup(devices=None if everywhere else (index, index + 10), mig=mig, asks=tuple(asks) if mig else ())
         for index, (mig, asks) in enumerate(groups)
     )
     assert files.parse(files.as_toml(name, config, ["from a box"])) == {name: config}
@@ -347,8 +347,8 @@ def gpu(*instances: Instance, **fields: object) -> GpuState:
     return GpuState(device="gpu0", index=0, uuid="GPU-a", product="A100", instances=instances, **given)  # type: ignore[arg-type]
 
 
-def wants(text: str) -> Group:
-    return Group(asks=ask(text))
+def wants(text: str) -> ConfigGroup:
+    return ConfigGroup(asks=ask(text))
 
 
 def test_what_matches_stays_and_the_rest_goes() -> None:
@@ -370,7 +370,7 @@ EVERY = layouts(A100, device="gpu0", compute=7, maximal=False)
 def test_no_way_changes_less(data: st.DataObject) -> None:
     before, after = data.draw(st.sampled_from(EVERY)), data.draw(st.sampled_from(EVERY))
     state = gpu(*(stands(item.profile, item.start) for item in before))
-    changes = compare(state, Group(asks=tuple(Ask(profile=item.profile) for item in after)))
+    changes = compare(state, ConfigGroup(asks=tuple(Ask(profile=item.profile) for item in after)))
     multiset = Counter(item.profile for item in after)
     best = max(len(set(before) & set(way)) for way in EVERY if Counter(item.profile for item in way) == multiset)
     assert len(changes.keep) == best
@@ -389,7 +389,7 @@ def test_what_is_in_use_or_foreign_is_spared_before_changes_are_saved() -> None:
     assert [item.start for item in foreign.keep] == [5]
 
 
-def refusals(state: GpuState, group: Group, mode_changes: bool = False, force_foreign: bool = False) -> str:
+def refusals(state: GpuState, group: ConfigGroup, mode_changes: bool = False, force_foreign: bool = False) -> str:
     return "\n".join(compare(state, group).refusals(mode_changes=mode_changes, force_foreign=force_foreign))
 
 
@@ -404,8 +404,8 @@ def test_what_stands_against_it() -> None:
     assert "needs --mode-changes (this GPU then needs a reset)" in refusals(off, wants("7g"))
     assert refusals(off, wants("7g"), mode_changes=True) == ""
     assert compare(off, wants("7g")).unplaced == "7g"
-    assert compare(off, Group(mig=False)).none
-    on = compare(gpu(stands("7g.40gb", 0)), Group(mig=False))
+    assert compare(off, ConfigGroup(mig=False)).none
+    on = compare(gpu(stands("7g.40gb", 0)), ConfigGroup(mig=False))
     assert (on.mode, len(on.destroy)) == (False, 1)
 
 
@@ -424,7 +424,7 @@ def test_gpus_that_cannot_be_set_up() -> None:
     assert "lost" in refusals(gpu(lost=True), wants("7g"), mode_changes=True)
     plain = gpu(supported=False, enabled=False, pending=False, profiles={})
     assert "A100 has no MIG" in refusals(plain, wants("7g"), mode_changes=True)
-    assert compare(plain, Group(mig=False)).none
+    assert compare(plain, ConfigGroup(mig=False)).none
     with pytest.raises(ConfigError, match="cannot exist together on gpu0"):
         compare(gpu(), wants("2x4g"))
 
@@ -443,7 +443,7 @@ def test_differences_are_said() -> None:
         "gpu0:3g.20gb@0 is missing",
         "gpu0:1g.5gb@6 is not wanted (foreign)",
     ]
-    assert compare(state, Group(mig=False)).differences()[0] == (
+    assert compare(state, ConfigGroup(mig=False)).differences()[0] == (
         "gpu0: MIG mode is on until the next reset, then off, wanted off"
     )
 

@@ -20,9 +20,9 @@ from clover.cli.plan import main
 from clover.errors import PlanError
 from clover.problem import exact
 from clover.problem import solve as solving
-from clover.problem.file import Counts, Problem, of_plain, parse
+from clover.problem.file import Counts, ProblemFile, of_plain, parse
 from clover.problem.solve import Infeasible, forced, kernel_problem, solve
-from clover.problem.verify import Verified, verify
+from clover.problem.verify import SimulationVerdict, verify
 from tests.reference.problems import alike_gap, plain_problem, random_counts, random_problem
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -225,7 +225,7 @@ WRONG, OPTIMISTIC = 4, 37
 that is 5 % higher by simulation."""
 
 
-def optimistic() -> Problem:
+def optimistic() -> ProblemFile:
     """The limit lies between the two p95s of the best configuration."""
     plain = plain_problem(OPTIMISTIC, 1, model="pf")
     problem = of_plain(plain)
@@ -299,7 +299,7 @@ def test_strict_says_so_where_nothing_is_accepted(
 ) -> None:
     asked: list[tuple[int, ...]] = []
 
-    def never(problem: Problem, counts: Counts) -> Verified:
+    def never(problem: ProblemFile, counts: Counts) -> SimulationVerdict:
         asked.append(tuple(counts.tolist()))
         return replace(verify(problem, counts, most_rows=500_000), agrees=False, why="for no reason")
 

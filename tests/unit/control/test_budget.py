@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 from collections.abc import Awaitable, Callable
 
 import msgspec
 import pytest
 
-from clover.control.forecasting import Grid, Ledger
-from clover.control.planner import Planner
+from clover.control.ledger import Ledger
 from clover.policies import BUDGETED
-from clover.types import Configuration, Plan, Reading, State
+from clover.types import Configuration, Plan, State
 from tests.support.control_fixture import LocalSolver, Rig
 from tests.support.profiles_fixture import reading
 
@@ -46,9 +44,8 @@ class Watching(LocalSolver):
 
 
 def rig(policy: str = "budget", **config: object) -> tuple[Rig, Watching]:
-    made = Rig(policy=policy, family={"accuracy_floor": 89.0, "accuracy_budget": 1.0}, **config)
     solver = Watching()
-    made.controller.planner = Planner(made.controller, solver)
+    made = Rig(policy=policy, family={"accuracy_floor": 89.0, "accuracy_budget": 1.0}, solver=solver, **config)
     made.clock.now_s = 1000 * HOUR
     return made, solver
 
@@ -151,32 +148,3 @@ def test_a_router_that_begins_anew_is_not_a_debt() -> None:
     assert ledger.accuracy_rows == pytest.approx(200.0 * 90.0 + 100.0 * 92.0)
     ledger.look(-5.0, {"rows": 150.0, "accuracy_served": 92.0}, 86_400.0)
     assert (ledger.since_s, ledger.rows) == (-5.0, 0.0), "the grid clock was set back: another horizon"
-
-
-class Foretold:
-    def __init__(self, *readings: Reading) -> None:
-        self.readings = list(readings)
-        self.asked = 0
-
-    async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
-        self.asked += 1
-        return self.readings
-
-
-@on_a_loop
-async def test_only_the_first_source_makes_history_and_only_its_signal_counts() -> None:
-    marginal = msgspec.structs.replace(reading(700.0), at_s=HOUR, signal="marginal", provider="m")
-    grid = Grid(Foretold(marginal))
-    for state in ("fresh", "stale", "fallback", "configured"):
-        grid.note(msgspec.structs.replace(reading(100.0 if state in ("fresh", "stale") else 900.0), state=state), 10.0)
-    assert grid.history.hourly(0) == pytest.approx([100.0])
-    ledger = Ledger()
-    average = msgspec.structs.replace(reading(100.0), signal="average")
-    for _ in range(3):
-        seen = await grid.outlook(ledger, reading=average, grid_s=5.0, horizon_s=4 * HOUR, rate=1.0)
-    assert seen.label == "persistence"
-    assert isinstance(grid._chain, Foretold)
-    assert grid._chain.asked == 1, "once an hour"
-    seen = await grid.outlook(ledger, reading=marginal, grid_s=5.0, horizon_s=4 * HOUR, rate=1.0)
-    assert seen.steps[1].g_per_kwh == 700.0
-    assert math.isnan(ledger.since_s)

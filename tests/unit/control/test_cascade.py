@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from clover.control.apply import interim
-from clover.control.gate import checked, moved
+from clover.control.gate import checked, rerouted
 from clover.errors import PlanError
 from clover.planning.model.problem import problem_of
 from clover.policies import build
@@ -61,9 +61,9 @@ def test_chains_that_cannot_be_followed_are_refused(routing: Routing, text: str)
 
 def test_another_threshold_is_another_routing() -> None:
     before = chained("small", "large")
-    assert not moved(before, before)
-    assert moved(before, chained("small", "large", thresholds=(0.6,)))
-    assert moved(before, Routing(shares={"small": 1.0}))
+    assert not rerouted(before, before)
+    assert rerouted(before, chained("small", "large", thresholds=(0.6,)))
+    assert rerouted(before, Routing(shares={"small": 1.0}))
 
 
 def test_on_the_way_rows_follow_the_chain_that_is_there() -> None:

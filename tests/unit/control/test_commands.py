@@ -95,10 +95,10 @@ def test_pin_holds_one_configuration() -> None:
         for form in ({"small@1c": 1, "large@1c": 1}, [{"variant": "large", "profile": "2c", "count": 1}]):
             await say("pin", configuration=form, force=True)
             rig.consistent()
-            held = rig.family.standing.configuration
+            held = rig.family.deployed.configuration
             rig.chain.g_per_kwh += 300.0
             await rig.look(20.0, looks=2)
-            assert rig.family.standing.configuration == held
+            assert rig.family.deployed.configuration == held
         assert [item.placement.profile for item in rig.fleet.alive] == ["2c"]
 
     drive(story)
@@ -135,14 +135,14 @@ def test_freezing_holds_everything_and_letting_go_plans_again() -> None:
 def test_plan_shows_the_plan_and_the_steps_and_changes_nothing() -> None:
     async def story() -> None:
         rig, say = await settled()
-        calls, standing = list(rig.fleet.calls), rig.family.standing
+        calls, standing = list(rig.fleet.calls), rig.family.deployed
         answer = await say("plan", intensity_g_per_kwh=500.0)
         assert answer["dry_run"]
         assert answer["plan"]["prediction"]["accuracy"] == pytest.approx(91.0, abs=0.01)
         assert answer["transition"]["steps"]
         assert answer["decision"]["inputs"]["intensity_provider"] == "operator"
         assert rig.fleet.calls == calls
-        assert rig.family.standing is standing
+        assert rig.family.deployed is standing
         answer = await say("plan", configuration={"small@2c": 1}, accuracy_floor=80.0)
         assert list(answer["plan"]["configuration"]) == [{"variant": "small", "profile": "2c", "count": 1}]
         assert rig.family.targets.accuracy_floor == 91.0
@@ -164,13 +164,13 @@ def test_plan_shows_the_plan_and_the_steps_and_changes_nothing() -> None:
 def test_every_command_has_a_dry_run(verb: str, arguments: dict[str, Any]) -> None:
     async def story() -> None:
         rig, say = await settled()
-        calls, standing, targets = list(rig.fleet.calls), rig.family.standing, rig.family.targets
+        calls, standing, targets = list(rig.fleet.calls), rig.family.deployed, rig.family.targets
         answer = await say(verb, **arguments, dry_run=True)
         assert answer["dry_run"]
         assert rig.fleet.calls == calls
-        assert (rig.family.standing, rig.family.targets, rig.family.pin) == (standing, targets, None)
-        assert rig.controller.mode == "active"
-        assert not rig.controller.frozen
+        assert (rig.family.deployed, rig.family.targets, rig.family.pin) == (standing, targets, None)
+        assert rig.controller.context.mode == "active"
+        assert not rig.controller.context.frozen
         assert rig.last["action"] == "dry run"
         assert rig.last["operator"] == "alice"
 
@@ -209,11 +209,11 @@ def test_apply_reports_a_failure_and_keeps_what_ran() -> None:
 def test_set_changes_targets_live() -> None:
     async def story() -> None:
         rig, say = await settled(g_per_kwh=500.0)
-        assert rig.family.standing.plan.prediction.accuracy == pytest.approx(91.0, abs=0.01)
+        assert rig.family.deployed.plan.prediction.accuracy == pytest.approx(91.0, abs=0.01)
         await say("set", accuracy_floor=92.0)
-        assert rig.family.standing.plan.prediction.accuracy == pytest.approx(92.0)
+        assert rig.family.deployed.plan.prediction.accuracy == pytest.approx(92.0)
         await say("set", model="toy", accuracy_floor=88.0, objective="floor", slo_ms=50.0)
-        assert rig.family.standing.plan.prediction.accuracy == pytest.approx(88.0, abs=0.01)
+        assert rig.family.deployed.plan.prediction.accuracy == pytest.approx(88.0, abs=0.01)
         rig.consistent()
         await say("set", **{"lambda": 0.25})
         assert rig.controller.state()["models"]["toy"]["targets"]["lambda"] == 0.25
@@ -248,7 +248,7 @@ def test_a_family_pinned_by_its_configuration_comes_under_control_when_the_pin_i
         rig = Rig(family={"variant": "medium", "accuracy_floor": 89.0})
         await rig.deploy()
         await rig.controller.command("pin", {"variant": None}, "alice")
-        assert rig.controller.mode_of(rig.family) == "active"
+        assert rig.controller.context.mode_of(rig.family) == "active"
         assert {item.variant for item in rig.fleet.alive} != {"medium"}
         rig.consistent()
 
@@ -279,13 +279,20 @@ def test_a_change_that_would_break_the_targets_is_refused_without_force(
         rig, say = await settled(g_per_kwh=500.0)
         family = rig.family
         family.frozen = frozen
-        before = (family.targets, family.pin, family.standing, family.mode, rig.controller.mode, list(rig.fleet.calls))
+        before = (
+            family.targets,
+            family.pin,
+            family.deployed,
+            family.mode,
+            rig.controller.context.mode,
+            list(rig.fleet.calls),
+        )
         family.news = "gpu7 is back"  # which a change that was refused has not planned for
         with pytest.raises(Conflict, match=words) as refused:
             await say(verb, **arguments)
         assert "nothing was changed; `--force`" in refused.value.message
         assert family.news == "gpu7 is back"
-        after = (family.targets, family.pin, family.standing, family.mode, rig.controller.mode, rig.fleet.calls)
+        after = (family.targets, family.pin, family.deployed, family.mode, rig.controller.context.mode, rig.fleet.calls)
         assert after == before
         assert (rig.last["action"], rig.last["operator"]) == ("refused", "alice")
         assert "is predicted" in rig.last["detail"]

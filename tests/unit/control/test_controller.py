@@ -36,7 +36,7 @@ def test_the_first_plan_is_applied_in_every_mode(mode: str) -> None:
         rig.consistent()
         assert rig.actions == ["applied"]
         assert rig.last["trigger"] == "start"
-        assert configuration_of(tuple(rig.fleet.alive)) == rig.family.standing.configuration
+        assert configuration_of(tuple(rig.fleet.alive)) == rig.family.deployed.configuration
         assert accuracy(rig) == pytest.approx(92.0)
 
     drive(story)
@@ -116,13 +116,13 @@ def test_who_gives_up_waiting_breaks_a_command_off() -> None:
     async def story() -> None:
         rig = Rig()
         await rig.settled()
-        await rig.controller.lock.acquire()
+        await rig.controller.context.lock.acquire()
         asking = asyncio.ensure_future(rig.controller.command("base", {"model": "toy"}, "alice"))
         await asyncio.sleep(0)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        rig.controller.lock.release()
+        rig.controller.context.lock.release()
         await rig.controller.stop()
 
     drive(story)
@@ -151,7 +151,7 @@ def test_a_dirty_grid_saves_and_a_clean_one_buys_accuracy_back() -> None:
             assert rig.last["trigger"].startswith("intensity moved")
             assert rig.last["action"] in ("applied", "routed")
             rig.consistent()
-            assert rig.fleet.shares == rig.family.standing.routing.shares
+            assert rig.fleet.shares == rig.family.deployed.routing.shares
 
     drive(story)
 
@@ -230,12 +230,12 @@ def test_a_worker_that_stays_away_leads_to_another_configuration() -> None:
     async def story() -> None:
         rig = Rig(min_dwell_s=0.0)
         await rig.settled()
-        before = rig.family.standing.configuration
+        before = rig.family.deployed.configuration
         rig.fleet.dead = {rig.fleet.alive[0]}
         await rig.look(looks=5)
         assert rig.last["trigger"] == "worker capacity changed: 1 missing"
         assert rig.last["action"] == "applied"
-        assert rig.family.standing.configuration != before
+        assert rig.family.deployed.configuration != before
         rig.consistent()
 
     drive(story)
@@ -278,13 +278,13 @@ def test_configuration_waits_for_the_dwell_time_and_routing_does_not() -> None:
     async def story() -> None:
         rig = Rig(min_dwell_s=60.0)
         await rig.settled()
-        before = rig.family.standing.deployment
+        before = rig.family.deployed.deployment
         rig.chain.g_per_kwh = 500.0
         rig.fleet.figures["arrival_rate"] = 150.0
         await rig.look()
         assert rig.last["action"] in ("kept", "routed")
         assert "dwell time" in rig.last["detail"]
-        assert rig.family.standing.deployment == before
+        assert rig.family.deployed.deployment == before
         await rig.look(looks=10)
         assert len(rig.actions) == 2
         await rig.look(60.0)
@@ -350,14 +350,14 @@ def test_a_failing_spawn_returns_to_what_ran() -> None:
         rig = Rig()
         rig.solver.knobs = {"wait_ms": {"large": 4.0}, "largest": {"large": 4}}
         await rig.settled()
-        before, shares = rig.family.standing, dict(rig.fleet.shares)
+        before, shares = rig.family.deployed, dict(rig.fleet.shares)
         rig.fleet.fail = {"small", "medium"}
         rig.chain.g_per_kwh = 500.0
         await rig.look(10.0)
         assert rig.last["action"] == "rolled back"
         assert "does not load" in rig.last["detail"]
         assert "stands again" in rig.last["detail"]
-        assert rig.family.standing is before
+        assert rig.family.deployed is before
         assert rig.fleet.shares == shares
         assert (rig.fleet.routing.wait_ms, rig.fleet.routing.largest) == ({"large": 4.0}, {"large": 4})
         rig.consistent()
@@ -413,7 +413,7 @@ def test_trouble_with_one_family_does_not_keep_the_controller_from_others(caplog
         rig = Rig()
         await rig.settled()
         broken = rig.controller.add(spec(), profile(), rig.fleet, FamilyConfig(family="toy", name="broken"))
-        rig.controller.families = {"broken": broken, **rig.controller.families}
+        rig.controller.context.families = {"broken": broken, **rig.controller.context.families}
         broken.fleet = None  # type: ignore[assignment]
         rig.chain.g_per_kwh = 500.0
         await rig.look(10.0)
@@ -472,16 +472,16 @@ async def _changed() -> Rig:
 def test_a_deployment_much_worse_than_predicted_is_rolled_back_and_left_alone() -> None:
     async def story() -> None:
         rig = await _changed()
-        good, bad = rig.family.good, rig.family.standing
+        good, bad = rig.family.good, rig.family.deployed
         rig.fleet.figures.update(p95_ms=90.0, rows=500.0)
         await rig.look(4.0)
-        assert rig.family.standing is bad
+        assert rig.family.deployed is bad
         await rig.look(2.0)  # verify_s is over, but the observed window still holds rows of before
-        assert rig.family.standing.deployment == bad.deployment
+        assert rig.family.deployed.deployment == bad.deployment
         await rig.look(5.0)
         assert rig.last["action"] == "rolled back"
         assert "far above the predicted" in rig.last["detail"]
-        assert rig.family.standing.deployment == good.deployment
+        assert rig.family.deployed.deployment == good.deployment
         assert rig.fleet.routing == good.routing
         assert rig.fleet.routing.wait_ms == {"large": 4.0}
         assert rig.family.rollbacks == 1
@@ -489,7 +489,7 @@ def test_a_deployment_much_worse_than_predicted_is_rolled_back_and_left_alone() 
         rig.fleet.figures["p95_ms"] = 5.0
         rig.chain.g_per_kwh = 600.0
         await rig.look(10.0)
-        assert rig.family.standing.configuration != bad.configuration
+        assert rig.family.deployed.configuration != bad.configuration
         assert rig.controller.state()["models"]["toy"]["backed_off"]
 
     drive(story)
@@ -523,7 +523,7 @@ def test_a_good_deployment_becomes_the_last_good_one() -> None:
         rig = await _changed()
         rig.fleet.figures.update(p95_ms=8.0, rows=500.0)
         await rig.look(6.0)
-        assert rig.family.good is rig.family.standing
+        assert rig.family.good is rig.family.deployed
         assert rig.family.watch is None
 
     drive(story)
@@ -583,9 +583,9 @@ def test_families_share_instances_and_the_machine() -> None:
         second = rig.controller.add(spec("other"), profile(), fleet, config)
         await rig.controller.start()
         await rig.controller.stop()
-        first = {item.placement.id for item in rig.family.running}
-        assert rig.device.made == first | {item.placement.id for item in second.running}
-        assert all(item.family == "second" for item in second.running)
+        first = {item.placement.id for item in rig.family.desired}
+        assert rig.device.made == first | {item.placement.id for item in second.desired}
+        assert all(item.family == "second" for item in second.desired)
         await rig.controller.release("second")
         assert fleet.alive == []
         assert rig.device.made == first
@@ -604,7 +604,7 @@ def test_a_family_that_joins_late_and_fails_is_dropped() -> None:
         config = msgspec.structs.replace(rig.family.config, name="second")
         with pytest.raises(StartError):
             await rig.controller.adopt(spec("other"), profile(), fleet, config)
-        assert list(rig.controller.families) == ["toy"]
+        assert list(rig.controller.context.families) == ["toy"]
         rig.consistent()
         fleet.fail = set()
         await rig.controller.adopt(spec("other"), profile(), fleet, config)
@@ -617,7 +617,9 @@ def test_a_new_configuration_is_followed() -> None:
     async def story() -> None:
         rig = Rig()
         await rig.settled()
-        rig.controller.reconfigure(msgspec.structs.replace(rig.controller.config, objective="floor", mode="observe"))
+        rig.controller.reconfigure(
+            msgspec.structs.replace(rig.controller.context.config, objective="floor", mode="observe")
+        )
         assert rig.family.targets.form == "floor"
         await rig.look()
         assert rig.last["action"] == "observed"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clover.control.demand import KEEP_S, RETRY_S, Demanded
+from clover.control.demand import KEEP_S, RETRY_S, DemandMemory
 from clover.types import Asked
 from tests.support.control_fixture import Rig
 
@@ -204,7 +204,7 @@ def test_state_says_what_is_asked_for() -> None:
 
 
 def test_rates_are_remembered_at_their_highest_and_forgotten() -> None:
-    memory = Demanded()
+    memory = DemandMemory()
     for at_s, rows, rate in ((0.0, 10, 5.0), (100.0, 11, 0.1), (500.0, 11, 0.0)):
         memory.look(at_s, {"large": Asked(accuracy=92.0, rows_per_s=rate, rows=rows)})
         wanted = memory.wanted(at_s)

@@ -124,7 +124,7 @@ def test_two_families_on_two_gpus() -> None:
         assert (first["family"], other["family"]) == ("toy", "second")
         assert {item["family"] for item in other["layout"]} == {"second"}
         # Planned as if the GPU were all there is, and it is: no share of its time is taken off.
-        assert of.family.standing.plan.prediction.utilisation == second.standing.plan.prediction.utilisation
+        assert of.family.deployed.plan.prediction.utilisation == second.deployed.plan.prediction.utilisation
         before = list(fleet.alive)
         await of.controller.command("apply", {"model": "toy", "configuration": {"large@1g.5gb": 7}}, "alice")
         assert fleet.alive == before
@@ -165,7 +165,7 @@ def test_an_unloaded_family_finds_its_gpu_again() -> None:
 
 async def _adopted(of: Rig):  # type: ignore[no-untyped-def]
     await of.controller.adopt(of.family.spec, of.profile, of.fleet, of.settings)
-    return of.controller.families["toy"]
+    return of.controller.context.families["toy"]
 
 
 # --- what an earlier run left ---------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_workers_on_a_lost_gpu_are_given_up_in_every_mode(mode: str) -> None:
         gpu(of, "gpu1").lost = True
         await of.look(looks=3)
         assert of.family.devices == {"gpu0"}
-        assert set(of.fleet.routed) == set(of.fleet.alive) == set(of.family.running)
+        assert set(of.fleet.routed) == set(of.fleet.alive) == set(of.family.desired)
         assert sum(of.fleet.shares.values()) == pytest.approx(1.0)
 
     drive(story)
@@ -269,7 +269,7 @@ def test_a_family_whose_only_gpu_is_lost_starts_anew_when_it_is_back(mode: str) 
         gpu(of, "gpu0").lost = True
         await of.look()
         assert of.fleet.alive == []
-        assert of.family.standing is None
+        assert of.family.deployed is None
         assert of.last["action"] == "failed"
         decisions = len(of.actions)
         await of.look(30.0, looks=5)
@@ -290,7 +290,7 @@ def test_a_pinned_variant_follows_its_devices() -> None:
     async def story() -> None:
         of = rig(2, family={"variant": "medium"})
         await of.deploy()
-        assert of.controller.mode_of(of.family) == "off"
+        assert of.controller.context.mode_of(of.family) == "off"
         for lost, expected in ((True, {"gpu0"}), (False, {"gpu0", "gpu1"})):
             gpu(of, "gpu1").lost = lost
             await of.look(looks=2)
@@ -310,10 +310,10 @@ def test_what_is_frozen_loses_a_gpu_and_takes_it_up_when_let_go() -> None:
         gpu(of, "gpu1").lost = True
         await of.look()
         assert of.family.devices == {"gpu0"}
-        before = of.family.running
+        before = of.family.desired
         gpu(of, "gpu1").lost = False
         await of.look(looks=5)
-        assert of.family.running == before
+        assert of.family.desired == before
         await of.controller.command("freeze", {"on": False}, "alice")
         await of.look()
         assert "gpu1 is back" in of.last["trigger"]
@@ -334,7 +334,7 @@ def test_the_family_of_a_lost_gpu_gets_one_of_another_after_that_moved() -> None
         assert second.devices == {"gpu1"}
         assert of.family.devices == {"gpu2"}
         gpu(of, "gpu0").made.clear()
-        assert set(fleet.alive) == set(second.running)
+        assert set(fleet.alive) == set(second.desired)
         of.consistent()
 
     drive(story)
@@ -357,7 +357,7 @@ def test_a_gpu_that_is_lost_in_a_change_does_not_end_the_family() -> None:
         await of.look(11.0, looks=3)
         assert of.fleet.alive
         assert of.family.devices == {"gpu0"}
-        assert set(of.fleet.routed) == set(of.fleet.alive) == set(of.family.running)
+        assert set(of.fleet.routed) == set(of.fleet.alive) == set(of.family.desired)
 
     drive(story)
 
@@ -378,7 +378,7 @@ def test_a_quarantined_slot_is_planned_around() -> None:
         await of.look(11.0)
         assert "what fits on gpu0 changed" in of.controller.decisions(1)[0]["trigger"]
         assert "quarantined" in of.controller.decisions(1)[0]["trigger"]
-        used = {item.placement.start for item in of.family.running}
+        used = {item.placement.start for item in of.family.desired}
         assert of.fleet.alive
         assert not used & {0, 1}
         assert of.controller.state()["devices"][0]["quarantined"]
@@ -404,7 +404,7 @@ def test_a_last_good_deployment_that_cannot_exist_any_more_is_no_way_back() -> N
 
 def capacity_of(of: Rig) -> float:
     rows_per_s = of.family.capacity(1.0)
-    return sum(rows_per_s(item) for item in of.family.running)
+    return sum(rows_per_s(item) for item in of.family.desired)
 
 
 def test_a_single_full_gpu_is_not_emptied_unless_allowed() -> None:
@@ -425,7 +425,7 @@ def test_a_single_full_gpu_is_not_emptied_unless_allowed() -> None:
         of.consistent()
         dry = await of.controller.command("plan", {"configuration": other}, "alice")
         assert dry["transition"]["holds"] is False
-        of.controller.reconfigure(msgspec.structs.replace(of.controller.config, allow_capacity_loss=True))
+        of.controller.reconfigure(msgspec.structs.replace(of.controller.context.config, allow_capacity_loss=True))
         await of.controller.command("apply", {"configuration": other, "force": True}, "alice")
         of.consistent()
         state = of.controller.state()["models"]["toy"]["last_transition"]
@@ -466,11 +466,11 @@ def test_what_arrives_now_is_a_floor_too() -> None:
         of = rig(2)
         await of.deploy()
         await apply(of, large__7g_40gb=2)
-        before = configuration_of(of.family.running)
+        before = configuration_of(of.family.desired)
         of.fleet.figures["arrival_rate"] = 0.9 * capacity_of(of)
         with pytest.raises(PlanError, match="below the capacity floor of"):
             await apply(of, large__1g_5gb=14)
-        assert configuration_of(of.family.running) == before
+        assert configuration_of(of.family.desired) == before
         of.fleet.figures["arrival_rate"] = 0.3 * capacity_of(of)
         await apply(of, large__1g_5gb=14)
         of.consistent()
@@ -482,15 +482,15 @@ def test_a_plan_that_would_break_the_floor_is_held_back_and_routed_instead() -> 
     async def story() -> None:
         of = rig(1, g_per_kwh=100.0)
         await of.settled()
-        before = of.family.running
+        before = of.family.desired
         for g_per_kwh in (500.0, 30.0, 700.0):
             of.chain.g_per_kwh = g_per_kwh
             await of.look(10.0)
-            moved = configuration_of(of.family.running) != configuration_of(before)
+            moved = configuration_of(of.family.desired) != configuration_of(before)
             held = "could only be reached with" in of.last["detail"]
             assert of.last["action"] in ("kept", "routed", "applied")
             assert not (moved and held)
-            if {item.placement.id for item in of.family.running} != {item.placement.id for item in before}:
+            if {item.placement.id for item in of.family.desired} != {item.placement.id for item in before}:
                 pytest.fail("a full GPU was repartitioned under live traffic without leave")
         of.consistent()
 

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from clover.runtime.guard.guard import ASIDE, OK, TIGHTENED
+from clover.control.request import Pin, PlanRequest
+from clover.runtime.guard.guard import CASCADE_OFF, OK, TIGHTENED
 from tests.support.control_fixture import Rig
 
 
@@ -27,19 +28,19 @@ def test_a_plan_follows_at_once_and_gives_up_less_and_then_nothing() -> None:
         rig = await standing()
         rig.chain.g_per_kwh = 600.0  # a grid in which accuracy is given up
         await rig.look(10.0, looks=3)
-        before = rig.family.standing
+        before = rig.family.deployed
         assert before is not None
         assert before.plan.prediction.accuracy < 91.9
         rig.fleet.figures["guard"] = float(TIGHTENED)
         await rig.look(10.0)
         assert rig.last["trigger"] == "guard: tightened"
-        tight = rig.family.standing
+        tight = rig.family.deployed
         assert tight is not None
         assert tight.plan.prediction.accuracy > before.plan.prediction.accuracy
-        rig.fleet.figures["guard"] = float(ASIDE)
+        rig.fleet.figures["guard"] = float(CASCADE_OFF)
         await rig.look(10.0)
         assert rig.last["trigger"] == "guard: aside"
-        aside = rig.family.standing
+        aside = rig.family.deployed
         assert aside is not None
         assert aside.routing.shares["large"] == pytest.approx(1.0)
         assert rig.family.targets.accuracy_floor == 91.0  # the operator's target is as it was
@@ -55,26 +56,20 @@ def test_a_plan_follows_at_once_and_gives_up_less_and_then_nothing() -> None:
 def test_what_is_planned_by(budgeted: bool) -> None:
     async def story() -> None:
         rig = await standing()
-        config, family = rig.controller.config, rig.family
-        assert rig.controller.reading is not None
+        context, family = rig.controller.context, rig.family
+        config, conditions = context.config, await context.conditions(family)
+        request = PlanRequest(trigger="test", pin=Pin(policy="budget") if budgeted else None)
 
-        def objective(rung: int) -> tuple[float, float | None, bool, float | None]:
-            family.observed["guard"] = float(rung)
-            found = family.state(
-                reading=rig.controller.reading,  # type: ignore[arg-type]
-                grid_s=0.0,
-                devices=rig.controller.devices_of(family),
-                share=1.0,
-                config=config,
-                budgeted=budgeted,
-            ).objective
+        def objective(level: int) -> tuple[float, float | None, bool, float | None]:
+            family.observed["guard"] = float(level)
+            found = family.state(conditions, config, request).objective
             return found.accuracy_floor, found.accuracy_budget, found.cascade, found.lam
 
         lam = family.lam(config)
         budget = family.config.accuracy_budget if budgeted else None
         assert objective(OK) == (91.0, budget, config.cascade, None)
         assert objective(TIGHTENED) == (91.5, budget / 2 if budget else None, config.cascade, lam)
-        assert objective(ASIDE) == (92.0, 0.0 if budgeted else None, False, lam)
+        assert objective(CASCADE_OFF) == (92.0, 0.0 if budgeted else None, False, lam)
 
     drive(story)
 
@@ -82,7 +77,7 @@ def test_what_is_planned_by(budgeted: bool) -> None:
 def test_an_operator_has_it_begin_anew() -> None:
     async def story() -> None:
         rig = await standing()
-        rig.fleet.figures["guard"] = float(ASIDE)
+        rig.fleet.figures["guard"] = float(CASCADE_OFF)
         await rig.look(10.0)
         shown = await rig.controller.command("guard", {"reset": True, "dry_run": True}, "alice")
         assert shown == {"reset": True, "before": {"toy": "aside"}, "dry_run": True}
@@ -102,7 +97,7 @@ def test_in_mode_observe_the_router_acts_alone() -> None:
     async def story() -> None:
         rig = await standing("observe")
         calls = list(rig.fleet.calls)
-        rig.fleet.figures["guard"] = float(ASIDE)
+        rig.fleet.figures["guard"] = float(CASCADE_OFF)
         await rig.look(10.0)
         assert rig.last["action"] == "observed"
         assert rig.fleet.calls == calls

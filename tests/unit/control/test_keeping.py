@@ -19,12 +19,12 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from clover.control.planner import Planner
-from clover.planning.budget.keeping import keeping, moment, worth_taking
+from clover.planning.budget.keeping import keeping, worth_taking
 from clover.planning.cascade.routed import predicted, shortfall
 from clover.planning.model.objective import objective_of
+from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.problem import problem_of
-from clover.planning.search.power_states import best_awake
+from clover.planning.search.power_states import best_power_state
 from clover.planning.search.sustained import PARTS as PARTS_OF_THE_RATE
 from clover.planning.search.sustained import WASTED, best_sustained
 from clover.policies import build
@@ -32,7 +32,7 @@ from clover.policies.demanded import with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
 from clover.simulate import families, parametric
-from clover.simulate.fleet import Model
+from clover.simulate.fleet import FleetModel
 from clover.types import (
     Assignment,
     Candidate,
@@ -84,7 +84,8 @@ def drawn(rng: random.Random) -> Rig:
         measured = cascading() if kind == "cascade" else mig_profile()
     best = max(item.value for item in measured.accuracy)
     base_p95_ms = measured.base.p95_ms if kind == "cascade" else 10.0
-    rig = Rig(
+    return Rig(
+        solver=Witness(),
         g_per_kwh=rng.uniform(50.0, 500.0),
         devices=devices,
         measured=measured,
@@ -99,12 +100,9 @@ def drawn(rng: random.Random) -> Rig:
         cascade=kind == "cascade",
         min_dwell_s=rng.choice([0.0, 5.0]),
     )
-    rig.solver = Witness()
-    rig.controller.planner = Planner(rig.controller, rig.solver)
-    return rig
 
 
-def judged(model: Model, now: State, workers: Sequence[Assignment], routing: Routing) -> bool:
+def judged(model: FleetModel, now: State, workers: Sequence[Assignment], routing: Routing) -> bool:
     """Whether the simulator's model finds that these workers keep the SLO at the state's rate, with a little slack."""
     flow = model.flow(configuration_of(tuple(workers)), routing, now.arrival_rate)
     overloaded = flow.served < 0.99 * now.arrival_rate
@@ -114,7 +112,7 @@ def judged(model: Model, now: State, workers: Sequence[Assignment], routing: Rou
 async def one_day(seed: int) -> None:
     rng = random.Random(seed)
     rig = drawn(rng)
-    model = Model(rig.profile, rig.settings.slo_ms or 1.0)
+    model = FleetModel(rig.profile, rig.settings.slo_ms or 1.0)
     capacity = sum(rig.family.capacity(1.0)(item) for item in whole_machine(rig))
     rate = capacity * rng.uniform(0.05, 0.7)
     rig.fleet.figures["arrival_rate"] = rate
@@ -131,16 +129,16 @@ async def one_day(seed: int) -> None:
                 device.lost = not device.lost
                 device.made.clear()
         before, solver.asked = None, None
-        if (standing := rig.family.standing) is not None:
+        if (standing := rig.family.deployed) is not None:
             before = standing
         await rig.look(rng.choice([1.0, 6.0, 600.0]))
-        after, asked = rig.family.standing, solver.asked
+        after, asked = rig.family.deployed, solver.asked
         if before is None or after is None or asked is None or not asked.running or asked.routing is None:
             continue
-        kept = keeping(asked)
+        kept = keeping(PlanningInput.of(asked))
         assert kept is not None
         now = msgspec.structs.replace(asked, running=after.deployment, routing=after.routing)
-        chosen = keeping(now)
+        chosen = keeping(PlanningInput.of(now))
         assert chosen is not None
         if kept.feasible:
             assert chosen.feasible, f"day {seed}: {rig.last}"
@@ -149,11 +147,11 @@ async def one_day(seed: int) -> None:
         devices = {item.placement.device for item in after.deployment} == {
             item.placement.device for item in asked.running
         }
-        momentary = rig.controller.config.policy in ("objective", "static:mix")
+        momentary = rig.controller.context.config.policy in ("objective", "static:mix")
         dealt = asked.routing.shares
         idle = not asked.routing.chain and not all(dealt.get(item.variant, 0.0) for item in asked.running)
         if kept.feasible and momentary and devices and not idle and rig.last["action"] in ("routed", "applied"):
-            scale = moment(asked).scale
+            scale = momentary(asked, objective_of(asked)).scale
             assert chosen.score >= kept.score - 1e-3 * scale, f"day {seed}: {rig.last}"
     rig.consistent()
 
@@ -184,7 +182,7 @@ def test_what_is_applied_is_never_predicted_worse_than_keeping(part: int) -> Non
 def test_keeping_is_predicted_as_the_plan_that_brought_it() -> None:
     now = state(rate=100.0)
     plan = build("objective").propose(now)
-    kept = keeping(msgspec.structs.replace(now, running=plan.deployment, routing=plan.routing))
+    kept = keeping(PlanningInput.of(msgspec.structs.replace(now, running=plan.deployment, routing=plan.routing)))
     assert kept is not None
     assert kept.feasible == plan.feasible
     assert kept.prediction.p95_ms == pytest.approx(plan.prediction.p95_ms, rel=0.02)
@@ -197,7 +195,7 @@ def test_keeping_with_waits_is_predicted_as_the_plan_that_brought_it() -> None:
     now = state(rate=300.0, config=config)
     plan = build("objective").propose(now)
     assert plan.routing.wait_ms or plan.routing.largest, "the state is one in which waiting pays"
-    kept = keeping(msgspec.structs.replace(now, running=plan.deployment, routing=plan.routing))
+    kept = keeping(PlanningInput.of(msgspec.structs.replace(now, running=plan.deployment, routing=plan.routing)))
     assert kept is not None
     assert kept.feasible
     assert kept.prediction.p95_ms == pytest.approx(plan.prediction.p95_ms, rel=0.05)
@@ -212,26 +210,27 @@ def test_keeping_a_cascade_is_predicted_as_the_plan_that_brought_it() -> None:
     now = state(rate=3.0, config=config, measured=measured, devices=families.gpus(1))
     plan = build("objective").propose(now)
     assert plan.routing.chain
-    kept = keeping(msgspec.structs.replace(now, running=plan.deployment, routing=plan.routing))
+    kept = keeping(PlanningInput.of(msgspec.structs.replace(now, running=plan.deployment, routing=plan.routing)))
     assert kept is not None
     assert kept.feasible
     assert kept.prediction.p95_ms == pytest.approx(plan.prediction.p95_ms, rel=0.02)
     unknown = msgspec.structs.replace(plan.routing, thresholds=tuple(0.123 for _ in plan.routing.thresholds))
-    assert keeping(msgspec.structs.replace(now, running=plan.deployment, routing=unknown)) is None
+    assert keeping(PlanningInput.of(msgspec.structs.replace(now, running=plan.deployment, routing=unknown))) is None
 
 
 def test_keeping_what_the_profile_does_not_know_is_not_predicted() -> None:
     now = state()
-    assert keeping(now) is None, "nothing runs"
+    assert keeping(PlanningInput.of(now)) is None, "nothing runs"
     strange = msgspec.structs.replace(worker("large", 0, 2), variant="huge")
-    assert keeping(msgspec.structs.replace(now, running=(strange,), routing=Routing(shares={"huge": 1.0}))) is None
+    unknown_runs = msgspec.structs.replace(now, running=(strange,), routing=Routing(shares={"huge": 1.0}))
+    assert keeping(PlanningInput.of(unknown_runs)) is None
 
 
 def test_feasibility_comes_first_then_how_bad_then_the_score() -> None:
     now = state(rate=100.0)
     aims = objective_of(now)
     plan = build("objective").propose(now)
-    kept = keeping(msgspec.structs.replace(now, running=plan.deployment, routing=plan.routing))
+    kept = keeping(PlanningInput.of(msgspec.structs.replace(now, running=plan.deployment, routing=plan.routing)))
     assert kept is not None
     worse = msgspec.structs.replace(kept, score=kept.score - 1.0)
     better = msgspec.structs.replace(kept, score=kept.score + 1.0)
@@ -276,7 +275,7 @@ def test_policies_that_serve_what_their_name_says_are_not_judged(policy: str) ->
 def test_where_nothing_is_feasible_what_sustains_most_is_taken(rate: float) -> None:
     now = state(rate=rate, config=objective(slo_ms=8.0, floor=91.9))
     problem, aims = problem_of(now), objective_of(now)
-    least_bad, found = best_awake(problem, aims).best, best_sustained(problem, aims).best
+    least_bad, found = best_power_state(problem, aims).best, best_sustained(problem, aims).best
     assert not least_bad.feasible
 
     def sustains(candidate: Candidate) -> float:

@@ -21,7 +21,7 @@ import pytest
 from clover.control.arrivals import SURE, WINDOW_S
 from clover.planning.model.objective import HYSTERESIS, NOISE, objective_of
 from clover.planning.model.problem import problem_of
-from clover.planning.packing.exhaustive import lanes_of, predict
+from clover.planning.packing.evaluation import lanes_of, predict
 from clover.policies import build
 from clover.policies.plans import plan_fixed
 from clover.types import (
@@ -186,9 +186,9 @@ def drive(story: Callable[[], Awaitable[None]]) -> None:
 async def stepped(rig: Rig, g_per_kwh: float) -> Configuration:
     """What runs a dwell time (and a look) after the intensity went to `g_per_kwh`."""
     rig.chain.g_per_kwh = g_per_kwh
-    await rig.look(1.0, looks=round(rig.controller.config.min_dwell_s) + 1)
+    await rig.look(1.0, looks=round(rig.controller.context.config.min_dwell_s) + 1)
     rig.consistent()
-    return rig.family.standing.configuration
+    return rig.family.deployed.configuration
 
 
 # --- flat days ----------------------------------------------------------------------------------------------------
@@ -216,14 +216,14 @@ def test_a_flat_day_where_two_configurations_break_even(name: str, seed: int) ->
         rig = box.rig("paper", found[0])
         await day(rig, box.arrives, seed, readings=12)
         if name == "two A100s":  # on many slices routing follows the intensity nearly alone, but not the load
-            before = rig.family.standing.configuration
+            before = rig.family.deployed.configuration
             rig.fleet.figures["arrival_rate"] = 3.0 * box.arrives
             assert await stepped(rig, found[0]) != before
             return
         factor = 4.0 if name == "two cores" else 2.0
         dirty = await stepped(rig, factor * found[0])
         assert await stepped(rig, found[0] / factor) != dirty
-        clean = rig.family.standing.configuration
+        clean = rig.family.deployed.configuration
         assert await stepped(rig, factor * found[0]) != clean
 
     drive(story)
@@ -242,7 +242,7 @@ def test_a_flat_day_at_the_limit_of_the_slo(form: str, seed: int) -> None:
         # A load that really rises is followed within the dwell time.
         rig = box.rig(form, 300.0)
         await day(rig, box.arrives, seed, readings=12, scatter=0.0)
-        assert rig.family.standing.configuration == at_mean
+        assert rig.family.deployed.configuration == at_mean
         rig.fleet.figures["arrival_rate"] = 1.35 * box.arrives
         assert await stepped(rig, 300.0) != at_mean
 
@@ -272,9 +272,7 @@ def test_routing_follows_readings_where_the_configuration_stays() -> None:
         rig = box.rig("paper", 242.0)  # where `large` and `xlarge`, side by side, are worth the same
         assert await day(rig, box.arrives, seed=5, scatter=0.0) == 0
         decisions = rig.controller.decisions(10_000)
-        went = [
-            (d["inputs"]["intensity_g_per_kwh"], d["plan"]["prediction"]["accuracy"]) for d in reversed(decisions)
-        ]
+        went = [(d["inputs"]["intensity_g_per_kwh"], d["plan"]["prediction"]["accuracy"]) for d in reversed(decisions)]
         # Never the wrong way; and what runs is kept if it is worth as much, so that not every step is one in accuracy.
         for (intensity, accuracy), (following, then) in itertools.pairwise(went):
             assert (following - intensity) * (then - accuracy) <= 1e-6 * intensity
@@ -282,7 +280,7 @@ def test_routing_follows_readings_where_the_configuration_stays() -> None:
         dirtier = [accuracy for intensity, accuracy in went if intensity > 252.0]
         assert min(cleaner) > sum(dirtier) / len(dirtier) + 0.3
         assert sum(d["action"] == "routed" for d in decisions) > 20
-        assert rig.fleet.shares == rig.family.standing.routing.shares
+        assert rig.fleet.shares == rig.family.deployed.routing.shares
 
     drive(story)
 
@@ -295,9 +293,7 @@ def wrong(measured: FamilyProfile, factor: Callable[[str, str], float]) -> Famil
     rows = []
     for row in measured.latency:
         by = factor(row.variant, row.profile)
-        rows.append(
-            msgspec.structs.replace(row, mean_ms=row.mean_ms * by, energy_j_per_row=row.energy_j_per_row * by)
-        )
+        rows.append(msgspec.structs.replace(row, mean_ms=row.mean_ms * by, energy_j_per_row=row.energy_j_per_row * by))
     return msgspec.structs.replace(measured, latency=tuple(rows))
 
 
@@ -344,7 +340,7 @@ def test_a_plan_that_a_wrong_profile_makes_fail_is_tried_more_and_more_seldom() 
         rig = box.rig("paper", 600.0)
         serve_by(rig, box, "paper", wrong(box.measured, lambda variant, _: 1.2 if variant == "large" else 1.0))
         await rig.settled()
-        stands = rig.family.standing.configuration
+        stands = rig.family.deployed.configuration
         # Now `large` is worth it; its true capacity is just what arrives, 17 % less than the profile says.
         rig.chain.g_per_kwh = 80.0
         await rig.look(5.0, looks=2 * 720)
@@ -352,7 +348,7 @@ def test_a_plan_that_a_wrong_profile_makes_fail_is_tried_more_and_more_seldom() 
         assert 3 <= len(tried) <= 7
         assert rig.family.rollbacks == len(tried)
         assert all(60.0 * 2**n <= gap for n, gap in enumerate(b - a for a, b in itertools.pairwise(tried)))
-        assert rig.family.standing.configuration == stands
+        assert rig.family.deployed.configuration == stands
         rig.consistent()
 
     drive(story)
@@ -392,11 +388,11 @@ def test_a_policy_of_ones_own_decides_for_itself_when_a_change_is_worth_it() -> 
         rig = Rig(g_per_kwh=250.0, policy=f"{__name__}:Turning")
         await rig.settled()
         for _ in range(3):
-            before = rig.family.standing.configuration
+            before = rig.family.deployed.configuration
             rig.chain.g_per_kwh *= 1.06
             await rig.look(10.0)
             assert rig.last["action"] == "applied"
-            assert rig.family.standing.configuration != before
+            assert rig.family.deployed.configuration != before
 
     drive(story)
 

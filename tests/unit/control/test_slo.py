@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.control.decisions import Decisions
+from clover.control.decisions import DecisionEntry, Decisions
 from clover.control.slo import EVERY_S, SloLog
-from clover.control.triggers import LONGEST_SPACING_S, RISK, Look, Triggers
+from clover.control.triggers import LONGEST_SPACING_S, RISK, Observation, Triggers
 from clover.errors import PlanError
 from tests.support.control_fixture import Rig
 
@@ -138,17 +138,17 @@ def test_equal_plans_for_an_slo_at_risk_are_spaced_out_and_folded() -> None:
         await rig.settled()
         rig.fleet.figures.update(arrival_rate=3000.0)
         await rig.look(10.0, looks=3)
-        before, orders = sum(rig.controller.record.counts.values()), len(rig.solver.orders)
+        before, orders = sum(rig.controller.context.decisions.counts.values()), len(rig.solver.orders)
         rig.fleet.figures.update(p95_ms=45.0)
         await rig.look(looks=300)
-        made = sum(rig.controller.record.counts.values()) - before
+        made = sum(rig.controller.context.decisions.counts.values()) - before
         assert 5 <= made <= 12, "not a hundred"
         assert len(rig.solver.orders) - orders == made
         record = rig.last
         assert (record["action"], record["count"]) == ("kept", made)
         assert record["trigger"].startswith(f"{RISK}: p95 45.00 ms exceeds 30.00 ms")
         assert record["at"] < record["last_at"]
-        assert rig.controller.record.counts["kept"] >= made  # the counter counts every one
+        assert rig.controller.context.decisions.counts["kept"] >= made  # the counter counts every one
         ids = [item["id"] for item in rig.controller.decisions(1000)]
         assert ids == list(range(len(ids), 0, -1))
         state = rig.controller.state()["models"]["toy"]["last_decision"]
@@ -174,13 +174,15 @@ def test_a_plan_that_fails_again_and_again_is_spaced_out_too() -> None:
         rig.solver.fail = "it is broken"
         await rig.look(looks=300)
         assert rig.last["action"] == "failed"
-        assert rig.controller.record.counts["failed"] < 45  # it is also tried again ten seconds after a failure
+        assert (
+            rig.controller.context.decisions.counts["failed"] < 45
+        )  # it is also tried again ten seconds after a failure
 
     drive(story)
 
 
-def risk(now_s: float, p95_ms: float = 45.0, rate: float = 50.0) -> Look:
-    return Look(now_s=now_s, g_per_kwh=100.0, rate=rate, p95_ms=p95_ms, queue_rows=0.0, missing=0)
+def risk(now_s: float, p95_ms: float = 45.0, rate: float = 50.0) -> Observation:
+    return Observation(now_s=now_s, g_per_kwh=100.0, rate=rate, p95_ms=p95_ms, queue_rows=0.0, missing=0)
 
 
 def test_the_pause_doubles_to_a_minute_and_ends_when_the_slo_is_met() -> None:
@@ -224,7 +226,7 @@ def note(record: Decisions, **changed: Any) -> int:
         "grid_s": 1.0,
         "detail": "waits 3.5 s",
     }
-    return record.record(**(given | changed)).id
+    return record.record(DecisionEntry(**(given | changed))).id
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from clover.cli.ctl.answers import show
-from clover.control.forecasting import TURN_S, Ledger
-from clover.control.report import report
+from clover.control.ledger import THRESHOLDS_S, Ledger
 from clover.policies import SPENDING
 from clover.types import CascadeProfile, Reading
 from tests.support.control_fixture import Rig
@@ -53,7 +52,7 @@ async def a_day(made: Rig, grid: list[float], looks: int = 12) -> None:
     for g in grid:
         made.chain.g_per_kwh = g
         for _ in range(looks):
-            standing = made.family.standing
+            standing = made.family.deployed
             assert standing is not None
             figures, rows = made.fleet.figures, 100.0 * HOUR / looks
             right = figures["rows"] * figures.get("accuracy_served", 0.0) + rows * standing.plan.prediction.accuracy
@@ -70,7 +69,7 @@ def test_thresholds_are_turned_and_counted_and_workers_stay() -> None:
     looks = 24 * 12
     assert family.changes - 1 <= 0.1 * looks, "nine looks of ten leave the configuration"
     assert fleet.figures["accuracy_served"] == pytest.approx(91.0, abs=0.1)
-    told = report(made.controller)["models"]["toy"]
+    told = made.controller.state()["models"]["toy"]
     assert told["thresholds_moved"] == family.turned
     assert told["changes"] == family.changes
     assert told["plan"]["permitted"]
@@ -84,7 +83,7 @@ def test_the_operator_is_told_of_both() -> None:
     asyncio.run(a_day(made, [120.0, 450.0, 130.0, 420.0], looks=4))
     made.family.turned = 7
     console = Console(width=160, record=True, file=io.StringIO())
-    show("state", report(made.controller), console)
+    show("state", made.controller.state(), console)
     assert "thresholds 7 times" in console.export_text()
 
 
@@ -92,11 +91,11 @@ def test_without_cascades_an_hour_is_a_step_with_them_five_minutes() -> None:
     ledger = Ledger()
     assert ledger.due(10.0), "nothing was planned yet"
     ledger.planned_s = 10.0 * HOUR + 10.0
-    assert not ledger.due(10.0 * HOUR + TURN_S)
-    assert ledger.due(10.0 * HOUR + TURN_S, TURN_S)
-    assert not ledger.due(10.0 * HOUR + TURN_S - 1.0, TURN_S)
+    assert not ledger.due(10.0 * HOUR + THRESHOLDS_S)
+    assert ledger.due(10.0 * HOUR + THRESHOLDS_S, THRESHOLDS_S)
+    assert not ledger.due(10.0 * HOUR + THRESHOLDS_S - 1.0, THRESHOLDS_S)
     assert ledger.due(11.0 * HOUR)
-    assert math.isclose(TURN_S, 300.0)
+    assert math.isclose(THRESHOLDS_S, 300.0)
 
 
 @pytest.mark.parametrize("policy", sorted(SPENDING))
@@ -104,4 +103,4 @@ def test_both_budgets_hold_to_the_budget(policy: str) -> None:
     made = rig(policy)
     asyncio.run(a_day(made, [120.0, 450.0, 130.0, 420.0, 200.0, 300.0] * 4, looks=6))
     assert made.fleet.figures["accuracy_served"] == pytest.approx(91.0, abs=0.1)
-    assert report(made.controller)["models"]["toy"]["budget"]["horizon_s"] == 86_400.0
+    assert made.controller.state()["models"]["toy"]["budget"]["horizon_s"] == 86_400.0

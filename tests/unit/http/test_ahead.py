@@ -176,7 +176,7 @@ def test_a_body_that_never_comes_gives_its_slots_back() -> None:
     d, model = serving()
     ticket = begun(d, model, binary())
     for _ in range(int(2 * LimitsConfig().body_s) + 4):
-        d.hub.sweep(0.5)
+        d.sweep(0.5)
     d.loop.settle()
     assert [one.status for one in d.take()] == [408]
     assert model.open_tickets == 0
@@ -192,7 +192,7 @@ def test_an_answer_that_ends_the_connection_ends_what_is_received_behind_it() ->
     d.feed(binary(id="b")[:-5])
     assert model.open_tickets == 2
     ticket = model.tickets[-1]
-    d.hub.draining = True
+    d.state.draining = True
     d.connection.exchanges[0].close = True
     model.run(0)
     d.loop.settle()
@@ -231,15 +231,15 @@ def test_no_more_than_an_eighth_of_the_slots_are_lent() -> None:
         lent = []
         while (found := house.router.ahead(1, 0)) is not None:
             lent.append(found[0])
-        assert len(lent) == house.router._lent == 8
+        assert len(lent) == house.router.admission.lent == 8
         for ticket in lent[:4]:
             house.router.close(ticket)
             house.router.close(ticket)
-        assert house.router._lent == 4
+        assert house.router.admission.lent == 4
         for ticket in lent[4:]:
             house.router.arrived(ticket)
             house.router.close(ticket)
-        assert house.router._lent == 0
+        assert house.router.admission.lent == 0
         house.check_slots()
     assert house.router.ahead(9, 0) is None
     assert house.router.ahead(0, 0) is None
@@ -270,7 +270,7 @@ def test_rows_that_were_sent_ahead_are_admitted_like_others() -> None:
         house.router.arrived(lent[2])
     for ticket in lent:
         house.router.close(ticket)
-    assert house.router._lent == 0
+    assert house.router.admission.lent == 0
 
 
 def test_what_is_written_is_what_a_worker_reads_and_counts_from_when_it_is_there() -> None:

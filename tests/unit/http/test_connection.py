@@ -53,7 +53,7 @@ def test_a_valid_requests_answer_is_not_replaced_by_the_next_ones_error() -> Non
     assert not d.transport.closed  # lingers: the client may still be sending
     d.feed(b"more of what nobody reads")
     for _ in range(6):
-        d.hub.sweep(0.5)
+        d.sweep(0.5)
     assert d.transport.closed
 
 
@@ -122,9 +122,9 @@ def test_a_client_that_never_reads_is_bounded_and_cut() -> None:
     assert sent < 200
     assert d.transport.pending < 8 * 1_000_000
     for _ in range(6):
-        d.hub.sweep(0.5)
+        d.sweep(0.5)
         assert not d.transport.aborted
-    d.hub.sweep(0.5)
+    d.sweep(0.5)
     assert d.transport.aborted
     assert d.stats.deadlines_missed == 1
 
@@ -153,7 +153,7 @@ def test_progress_resets_the_write_deadline() -> None:
     d.connection._sent = 500_000
     for _ in range(7):
         d.transport.pending -= 70_000
-        d.hub.sweep(1.0)
+        d.sweep(1.0)
         assert not d.transport.aborted
 
 
@@ -181,7 +181,7 @@ def test_large_bodies_bypass_the_scratch_buffer() -> None:
 
 def sweep(d: Driver, seconds: float) -> None:
     for _ in range(int(seconds * 2)):
-        d.hub.sweep(0.5)
+        d.sweep(0.5)
         d.loop.settle()
 
 
@@ -372,7 +372,7 @@ def test_connection_limit() -> None:
 def test_draining_answers_what_was_received() -> None:
     d, model = held()
     d.feed(infer("a") + infer("b"))
-    d.hub.draining = True
+    d.state.draining = True
     d.connection.drain()
     assert not d.transport.closed
     model.run()
@@ -386,7 +386,7 @@ def test_draining_answers_what_was_received() -> None:
 
 def test_draining_closes_idle_connections() -> None:
     d, _ = held()
-    d.hub.draining = True
+    d.state.draining = True
     d.connection.drain()
     assert d.transport.closed
 

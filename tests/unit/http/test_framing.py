@@ -344,11 +344,11 @@ def test_random_bytes_end_in_an_answer_or_a_close(pieces: list[bytes]) -> None:
     for answer in d.take():  # parses: nothing but whole answers was written
         assert answer.status in (100, 200, 400, 403, 404, 405, 413, 414, 415, 417, 421, 431, 501, 505)
     for _ in range(200):
-        d.hub.sweep(0.5)
+        d.sweep(0.5)
         d.loop.settle()
     assert d.transport.closed
     for answer in d.take():
         assert answer.status in (400, 408)
     d.connection.connection_lost(None)
-    assert not d.hub.connections
+    assert not d.connections
     assert d.stats.open_connections == 0

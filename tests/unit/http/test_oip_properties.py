@@ -14,6 +14,7 @@ from clover.errors import BadRequest
 from clover.http.json_depth import within_depth
 from clover.http.oip import tensors
 from clover.http.oip.tensors import DATATYPES
+from clover.runtime.memory.bytes_codec import count_elements
 from tests.support.http_fakes import Driver, FakeModel, FakeView, family, tensor
 
 NUMBERS = [name for name in DATATYPES if name not in ("BYTES", "BOOL", "FP16", "BF16")]
@@ -75,7 +76,7 @@ def test_bytes_from_anything(raw: bytes, rows: int, each: int) -> None:
     except BadRequest:
         return
     assert b"".join(packed) == raw
-    assert sum(len(tensors.split_elements(row)) for row in packed) == rows * each
+    assert sum(count_elements(row) for row in packed) == rows * each
 
 
 JSON = st.recursive(

@@ -10,7 +10,7 @@ import pytest
 
 from clover.config import ListenConfig
 from clover.errors import BadRequest, ConfigError, Conflict, PlanError, Unavailable, WorkerError
-from clover.http.access import Trust, binds_loopback
+from clover.http.access import Access, binds_loopback
 from tests.support.http_fakes import (
     Answer,
     Driver,
@@ -394,8 +394,7 @@ def test_labels_without_end_are_refused_before_they_are_read() -> None:
         assert driver().post(path, b'{"a":[0%b]}' % (b",0" * 10**6)).status == 413
 
 
-
-# --- trust ------------------------------------------------------------------------------------------------------------
+# --- access -----------------------------------------------------------------------------------------------------------
 
 CHANGES = ["/v2/clover/pin", "/v2/repository/models/echo/load", "/v2/repository/models/echo/unload"]
 
@@ -485,12 +484,12 @@ def test_hosts(listen: dict[str, Any], host: str, status: int) -> None:
 def test_open_binds_need_protection() -> None:
     for host in ("127.0.0.1", "localhost", "::1", "127.3.2.1"):
         assert binds_loopback(host)
-        Trust.check_bind(ListenConfig(host=host))
+        Access.check_bind(ListenConfig(host=host))
     for host in ("0.0.0.0", "::", "", "192.0.2.1", "example.com"):
         with pytest.raises(ConfigError, match="token"):
-            Trust.check_bind(ListenConfig(host=host))
-        Trust.check_bind(ListenConfig(host=host, token="t"))
-        Trust.check_bind(ListenConfig(host=host, insecure=True))
+            Access.check_bind(ListenConfig(host=host))
+        Access.check_bind(ListenConfig(host=host, token="t"))
+        Access.check_bind(ListenConfig(host=host, insecure=True))
 
 
 def test_the_memo_does_not_confuse_heads() -> None:
@@ -500,4 +499,4 @@ def test_the_memo_does_not_confuse_heads() -> None:
         assert d.post("/v2/clover/pin", b"", "Authorization: Bearer secret-2").status == 401
     for number in range(3000):  # more heads than are remembered
         assert d.get("/v2", f"X-Request-Id: {number}").fields["x-request-id"] == str(number)
-    assert len(d.hub.heads.memo) <= 1024
+    assert len(d.state.heads.memo) <= 1024

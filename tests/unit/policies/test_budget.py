@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.errors import PlanError
+from clover.planning.budget.frontiers import FrontierPlan, frontier
 from clover.planning.budget.horizon import Hour, spend
-from clover.planning.budget.price import GRAMS_PER_J, Left, course, target_of, ways
+from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, RemainingHorizon, budget_target, target_of
 from clover.planning.model.frontier import FrontierPoint, hull
+from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.problem import problem_of
 from clover.policies import build
 from clover.policies.plans import plan_fixed
@@ -40,6 +42,15 @@ def moment(*expected: float, now: State | None = None, rows: float = 0.0, accura
         served_rows=rows,
         served_accuracy_rows=rows * accuracy,
     )
+
+
+def target_now(now: State) -> BudgetTarget:
+    return budget_target(PlanningInput.of(now))
+
+
+def frontier_at(now: State, rate: float) -> tuple[FrontierPlan, ...]:
+    given = PlanningInput.of(now)
+    return frontier(given.problem, given.objective, rate, seed=now.seed)
 
 
 def day(true: list[float], foretold: list[float], loads: list[float] | None = None) -> list[Plan]:
@@ -113,26 +124,26 @@ def test_rows_that_do_not_come_leave_a_debt_that_was_bounded() -> None:
 
 
 def test_what_was_served_is_corrected() -> None:
-    late = course(moment(200.0, 200.0, rows=2 * ROWS, accuracy=90.5))
-    early = course(moment(200.0, 200.0, rows=2 * ROWS, accuracy=91.5))
-    even = course(moment(200.0, 200.0, rows=2 * ROWS, accuracy=91.004))
+    late = target_now(moment(200.0, 200.0, rows=2 * ROWS, accuracy=90.5))
+    early = target_now(moment(200.0, 200.0, rows=2 * ROWS, accuracy=91.5))
+    even = target_now(moment(200.0, 200.0, rows=2 * ROWS, accuracy=91.004))
     assert late.asked == pytest.approx(91.5, abs=0.02)
     assert early.asked == pytest.approx(90.5, abs=0.02)
     assert even.asked == 91.0, "a miss of less than the tolerance is none"
     assert late.accuracy > even.accuracy > early.accuracy
     assert late.served == pytest.approx(90.5)
-    lost = course(moment(200.0, rows=9 * ROWS, accuracy=89.0))
+    lost = target_now(moment(200.0, rows=9 * ROWS, accuracy=89.0))
     assert lost.accuracy == pytest.approx(92.0)
     assert math.isinf(lost.price)
     assert lost.lam == 0.0
-    spared = course(moment(200.0, rows=9 * ROWS, accuracy=92.0))
+    spared = target_now(moment(200.0, rows=9 * ROWS, accuracy=92.0))
     assert spared.accuracy == pytest.approx(89.0)
     assert (spared.price, spared.lam) == (0.0, 1.0)
 
 
 def test_the_price_rises_with_what_is_asked_and_lambda_falls() -> None:
     courses = [
-        course(moment(200.0, 100.0, 300.0, 350.0, now=state(rate=RATE, config=config(budget))))
+        target_now(moment(200.0, 100.0, 300.0, 350.0, now=state(rate=RATE, config=config(budget))))
         for budget in (2.9, 2.0, 1.5, 1.0, 0.5, 0.1)
     ]
     prices = [one.price for one in courses]
@@ -145,7 +156,7 @@ def test_the_price_rises_with_what_is_asked_and_lambda_falls() -> None:
 
 def test_lambda_is_the_price_in_the_papers_form() -> None:
     now = moment(200.0, 100.0, 300.0)
-    found = course(now)
+    found = target_now(now)
     problem = problem_of(now)
     c_ref = problem.base_energy_j * GRAMS_PER_J * now.objective.reference_g_per_kwh
     worth = (1.0 - found.lam) / problem.base_accuracy / (found.lam / c_ref)
@@ -169,7 +180,7 @@ def test_the_price_is_that_of_the_exact_solution(
     given: tuple[list[float], list[float], list[list[FrontierPoint]]], part: float
 ) -> None:
     rows, grams, shapes = given
-    left = Left.of(rows, grams, shapes)
+    left = RemainingHorizon.of(rows, grams, shapes)
     low, high = (float((left.rows * end).sum() / left.rows.sum()) for end in (left.bottom, left.top))
     asked = low + part * (high - low)
     hours = [
@@ -183,7 +194,7 @@ def test_the_price_is_that_of_the_exact_solution(
         taken = np.array([point.accuracy for point in exact.hours])
         assert np.all(left.at(exact.price * (1.0 - 1e-9)) <= taken + 1e-9)
         assert np.all(taken <= left.at(exact.price * (1.0 + 1e-9)) + 1e-9)
-    assert left.bottom[0] - 1e-9 <= left.landing(asked, left.price(asked)) <= left.top[0] + 1e-9
+    assert left.bottom[0] - 1e-9 <= left.accuracy_now(asked, left.price(asked)) <= left.top[0] + 1e-9
     assert math.isinf(left.price(high + 1.0))
     assert left.price(low - 1.0) == 0.0
 
@@ -252,7 +263,7 @@ def test_a_configuration_that_stays_is_routed_by_the_budget() -> None:
 
 def test_a_gpu_spends_a_budget_as_well() -> None:
     base = state(rate=300.0, devices=a100s(1), measured=mig_profile(), config=config(1.0, slo_ms=60.0))
-    found = [way.point for way in ways(base, 300.0)]
+    found = [plan.point for plan in frontier_at(base, 300.0)]
     assert len(found) > 2
     assert found == hull(found), "a frontier rises, and ever steeper"
     clean = build("budget").propose(moment(100.0, 300.0, 100.0, 300.0, now=base))

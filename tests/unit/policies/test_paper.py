@@ -18,7 +18,7 @@ from clover.errors import PlanError
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import Problem, fitting, problem_of
 from clover.planning.packing.enumerate import configurations
-from clover.planning.packing.exhaustive import lanes_of, predict
+from clover.planning.packing.evaluation import lanes_of, predict
 from clover.planning.transition.layout import lay_out
 from clover.policies import build
 from clover.policies.paper import SCHEMES
@@ -206,15 +206,15 @@ def test_closed_forms_are_those_of_the_planner(data: st.DataObject, load: float,
     now = msgspec.structs.replace(now, arrival_rate=load * whole)
     fifo = fifo_of(now)
     rows = stacked([fifo.counts(configuration)])
-    outlook = fifo.outlook(rows)
+    forms = fifo.closed_forms(rows)
     assert fifo.configuration(rows[0]) == configuration
-    assert outlook.shares.sum() == pytest.approx(1.0)
-    shares = dict(zip(fifo.variants, outlook.shares[0].tolist(), strict=True))
+    assert forms.shares.sum() == pytest.approx(1.0)
+    shares = dict(zip(fifo.variants, forms.shares[0].tolist(), strict=True))
     expected = expected_of(fifo.problem, configuration, shares)
-    assert outlook.accuracy[0] == pytest.approx(expected.accuracy)
-    assert outlook.energy_j[0] == pytest.approx(expected.energy_j_per_row, rel=1e-9)
-    assert outlook.utilisation[0] == pytest.approx(expected.utilisation)
-    assert not (outlook.late[0] and expected.p95_ms < 0.98 * fifo.objective.slo_ms)
+    assert forms.accuracy[0] == pytest.approx(expected.accuracy)
+    assert forms.energy_j[0] == pytest.approx(expected.energy_j_per_row, rel=1e-9)
+    assert forms.utilisation[0] == pytest.approx(expected.utilisation)
+    assert not (forms.late[0] and expected.p95_ms < 0.98 * fifo.objective.slo_ms)
     single = sum(
         group.count / fifo.problem.services[group.variant, group.profile].seconds(1) for group in configuration
     )
@@ -228,9 +228,9 @@ def test_many_are_weighed_as_one_by_one(gpus: int, load: float) -> None:
     now = on(a100s(gpus), rate=load * gpus * 2_000.0)
     fifo = fifo_of(now)
     rows = gpus * fleet_of(fifo.problem, fifo.keys, alike=True).units[0].deals.counts
-    together = fifo.outlook(rows)
+    together = fifo.closed_forms(rows)
     for number in range(0, len(rows), 7):
-        alone = fifo.outlook(rows[number : number + 1])
+        alone = fifo.closed_forms(rows[number : number + 1])
         for name in ("shares", "accuracy", "energy_j", "utilisation", "score", "late"):
             assert getattr(together, name)[number] == pytest.approx(getattr(alone, name)[0], rel=1e-9, abs=1e-12), name
 
@@ -240,8 +240,8 @@ def test_shares_go_over_smoothly_into_those_of_workers_that_are_always_busy() ->
 
     def shares(rate: float) -> dict[str, float]:
         fifo = fifo_of(on((cpu(2),), rate=rate))
-        outlook = fifo.outlook(stacked([fifo.counts(configuration)]))
-        return dict(zip(fifo.variants, outlook.shares[0].tolist(), strict=True))
+        forms = fifo.closed_forms(stacked([fifo.counts(configuration)]))
+        return dict(zip(fifo.variants, forms.shares[0].tolist(), strict=True))
 
     single = 1e3 / 1.0 + 1e3 / 4.0  # rows a second, one row at a time
     assert shares(single - 1e-3) == pytest.approx(shares(single + 1e-3), abs=1e-4)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from clover.problem import bound as bounding
 from clover.problem import exact
 from clover.problem.bound import bound
-from clover.problem.file import Problem, of_plain, parse
+from clover.problem.file import ProblemFile, of_plain, parse
 from clover.problem.relaxation import Box, Multipliers, Relaxation, erlang_c
 from tests.reference.problems import PARTITIONS, plain_problem, random_counts, random_problem
 
@@ -133,7 +133,7 @@ def test_samples_are_bounded(path: Path, highs: bool) -> None:
     assert (found.value - known) / problem.scale(known) < 0.6
 
 
-def _alone(seed: int) -> Problem:
+def _alone(seed: int) -> ProblemFile:
     """One partition, one variant that fits: nothing to choose."""
     plain = plain_problem(seed, 2)
     plain["partitions"] = [[0, 0, 2, 0, 0]]

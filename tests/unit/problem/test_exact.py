@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from clover.errors import PlanError
 from clover.problem import exact
-from clover.problem.file import Problem, of_plain, parse
+from clover.problem.file import ProblemFile, of_plain, parse
 from tests.reference.problems import PARTITIONS, plain_problem, random_counts, random_problem
 
 SAMPLES = sorted((Path(__file__).resolve().parents[4] / "shared" / "problems").glob("*.json"))
@@ -88,7 +88,7 @@ def test_alike_configurations() -> None:
 # --- the queueing model ---
 
 
-def plain_product_form(problem: Problem, counts: list[int]) -> tuple[list[float], float]:
+def plain_product_form(problem: ProblemFile, counts: list[int]) -> tuple[list[float], float]:
     """Shares and P_wait, with polynomials multiplied out one worker at a time."""
     loads = [problem.arrival_rate * float(s) for s in problem.service_s]
     workers = [at for at, n in enumerate(counts) for _ in range(n)]

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from clover._native import des
 from clover.planning.model import intervals
 from clover.problem import exact, verify
-from clover.problem.file import Counts, Problem, of_plain
+from clover.problem.file import Counts, ProblemFile, of_plain
 from tests.reference.problems import plain_problem, random_counts
 
 GROUPS = [("slow", "1g", 20.0), ("fast", "7g", 4.0), ("dull", "1g", 100.0)]
 
 
-def problem_of(rate: float, *, cv: float = 0.2, **change: Any) -> Problem:
+def problem_of(rate: float, *, cv: float = 0.2, **change: Any) -> ProblemFile:
     groups = [
         {"variant": v, "slice": s, "service_ms": ms, "cv": cv, "energy_j": 1.0, "accuracy": 80.0, "fits": True}
         for v, s, ms in GROUPS
@@ -153,7 +153,7 @@ def test_more_is_simulated_only_where_the_verdict_is_open() -> None:
     assert cut.replications == verify.REPLICATIONS
     assert not cut.accepted
     assert not cut.misses
-    assert "too near that to tell" in cut.why
+    assert "too close to decide" in cut.why
 
 
 # --- tolerances -------------------------------------------------------------------------------------------------------

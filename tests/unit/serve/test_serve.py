@@ -105,7 +105,7 @@ def test_what_kubernetes_sets_for_a_service_is_named_once(capsys: pytest.Capture
         ([TOY, "--device", "nvdia", "--check-config"], "did you mean nvidia?"),
         ([TOY, "--device", "emulated:a100-41gb:1", "--check-config"], "there is no table of a GPU 'a100-41gb'"),
         ([TOY, "--device", "emulated:a100-40gb:1", "--pace", __file__, "--check-config"], "test_serve.py"),
-        ([TOY, "--cores", "99999", "--check-config"], "cores [99999] are not among those this process may use"),
+        ([TOY, "--cores", "99999", "--check-config"], "cores 99999 are not among those this process may use"),
     ],
 )
 def test_what_cannot_be_used_exits_with_two(argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:

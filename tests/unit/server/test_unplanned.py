@@ -43,7 +43,7 @@ def scene(gpus: int, share: float = 1.0) -> tuple[Rig, Plain, Unplanned]:
     rig = Rig(devices=devices, measured=mig_profile())
     rig.controller.reserve("plain", share)
     plain = Plain(gpus)
-    return rig, plain, Unplanned(cast(Served, plain), rig.controller)
+    return rig, plain, Unplanned(cast(Served, plain), rig.controller.context)
 
 
 def test_it_keeps_to_what_it_was_dealt() -> None:
@@ -127,7 +127,7 @@ def test_what_an_earlier_run_left_and_cannot_be_removed_is_left_out() -> None:
         rig = Rig(devices={"gpu0": FakeGpu(a100("gpu0")), "gpu1": haunted}, measured=mig_profile())
         rig.controller.reserve("plain", 1.0)
         plain = Finest(2)
-        await Unplanned(cast(Served, plain), rig.controller).deploy()
+        await Unplanned(cast(Served, plain), rig.controller.context).deploy()
         assert sorted(item.placement.start for item in plain.fleet.alive) == [1, 2, 3, 4, 5, 6]
 
     drive(story)

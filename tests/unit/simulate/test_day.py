@@ -10,7 +10,7 @@ import pytest
 
 from clover.cli.simulate import main
 from clover.simulate.page import page
-from clover.simulate.records import Results, Run, Step, merged, summed
+from clover.simulate.records import ReplayStep, Results, Run, merged, summed
 from clover.types import CascadeProfile
 from tests.support.profiles_fixture import profile
 from tests.unit.planning.cascade.test_permitted import POINTS
@@ -79,8 +79,8 @@ def test_a_family_without_cascades_is_told(capsys: pytest.CaptureFixture[str]) -
     assert "albert has no profile of any" in capsys.readouterr().err
 
 
-def a_step(at: int, **more: Any) -> Step:
-    return Step(
+def a_step(at: int, **more: Any) -> ReplayStep:
+    return ReplayStep(
         at_s=300.0 * at, seconds=300.0, g_per_kwh=100.0, rate=1.0, rows=300.0, accuracy=90.0, active_j=1.0, idle_j=1.0,
         active_grams=1.0, grams=2.0, p95_ms=1.0, awake=1, deployment="x", shares={"a": 1.0}, **more,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from clover.planning.model.queueing import Service
 from clover.simulate import families, loads, minutes, replay, world
 from clover.simulate.minutes import GUST_FROM_S, Minutes, back_s, gusty, play
 from clover.simulate.workers import SimulatedWorker, Slice
-from clover.simulate.world import Case, Machine, Rules, World
+from clover.simulate.world import Case, Rules, SimulatedMachine, World
 from clover.types import CascadeProfile, ChainPoint
 from tests.support.profiles_fixture import cpu, profile
 
@@ -237,7 +237,7 @@ def with_cascade(folder: Path) -> str:
 
 def on_cores(path: str, policy: str, **rules: Any) -> Case:
     shape = cpu()
-    machine = Machine((shape,), 4.0, "two cores")
+    machine = SimulatedMachine((shape,), 4.0, "two cores")
     own = World(machine, families.load(path, machine.shapes), Rules(noise=False, form="floor", slo_ms=30.0, **rules))
     return Case(own, world.traces([], "", 1.0)[0], loads.parse("constant:150/s"), world.scheme(policy), 0)
 

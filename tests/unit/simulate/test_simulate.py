@@ -12,7 +12,6 @@ import xml.dom.minidom
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -20,15 +19,17 @@ import pytest
 from clover.cli.simulate import main
 from clover.control import triggers
 from clover.control.controller import Controller
+from clover.control.family import Family
 from clover.control.planner import Planner
+from clover.control.request import PlanRequest
 from clover.errors import ConfigError, DeviceError, WorkerError
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import estimate
 from clover.simulate import clock, families, forecasts, loads, page, paper, replay, work, world
-from clover.simulate.fleet import Model, SimulatedDevice, SimulatedFleet
+from clover.simulate.fleet import FleetModel, SimulatedDevice, SimulatedFleet
 from clover.simulate.records import JOULES_PER_KWH, Results, Run
 from clover.simulate.world import Case, Rules, Scheme, World
-from clover.types import Assignment, Placement, Reading, Routing
+from clover.types import Assignment, Decision, Placement, Reading, Routing
 from tests.support.profiles_fixture import profile
 
 HEADER = "datetime_utc,carbon_intensity_gco2_per_kwh\n"
@@ -142,7 +143,7 @@ def test_what_cannot_be_served_waits() -> None:
         profile = families.load("albert", shapes).profile
         place = Placement(device="gpu0", profile="7g.40gb", start=0, size=8)
         worker = Assignment(placement=place, family="albert", variant="albert-xxlarge-v2", backend="tabulated")
-        fleet = SimulatedFleet(Model(profile, 60.0), clock=clock.now_s, devices=1, idle_w=50.0, pue=1.0)
+        fleet = SimulatedFleet(FleetModel(profile, 60.0), clock=clock.now_s, devices=1, idle_w=50.0, pue=1.0)
         with pytest.raises(WorkerError, match="no worker is ready"):
             fleet.route((worker,), Routing(shares={"albert-xxlarge-v2": 1.0}))
         await fleet.spawn(worker)
@@ -192,7 +193,7 @@ def test_a_gpu_sleeps_while_no_worker_stands_on_it() -> None:
             for place in places
         ]
         fleet = SimulatedFleet(
-            Model(profile, 60.0), clock=clock.now_s, devices=2, idle_w=50.0, pue=1.0, asleep_w=8.0
+            FleetModel(profile, 60.0), clock=clock.now_s, devices=2, idle_w=50.0, pue=1.0, asleep_w=8.0
         )
         fleet.load_s = 10.0
         fleet.weather(1.0, 1.0, 100.0)
@@ -303,9 +304,9 @@ def test_the_production_controller_decides(tmp_path: Path, monkeypatch: pytest.M
         looks.append(clock.now_s())
         await look(self)
 
-    async def turned(self: Planner, family: Any, trigger: str, **given: Any) -> Any:
-        turns.append(trigger)
-        return await turn(self, family, trigger, **given)
+    async def turned(self: Planner, family: Family, request: PlanRequest) -> Decision:
+        turns.append(request.trigger)
+        return await turn(self, family, request)
 
     monkeypatch.setattr(Controller, "look", looked)
     monkeypatch.setattr(Planner, "plan_and_apply", turned)

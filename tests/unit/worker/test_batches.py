@@ -4,13 +4,12 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from clover.runtime.memory.bytes_codec import pack_row
 from clover.runtime.memory.slab import Layout, Slab
 from clover.types import FamilySpec, TensorSpec, VariantSpec
-from clover.worker.batches import Batches, OutputError, elements, oip_form
-from clover.worker.loop import MODEL_FAILED, Scores, Turn
+from clover.worker.batches import Batches, OutputError
+from clover.worker.loop import MODEL_FAILED, Scores, WorkerLoop
 
 SPEC = FamilySpec(
     name="f",
@@ -36,7 +35,7 @@ def slab():
         made.set_dims("input", 1, slot, (3, 5))
         made.input(1)[slot, :, :5] = slot
         made.input(1)[slot, :, 5:] = -1
-        made.put_bytes("input", 2, slot, oip_form([b"a" * slot, "é"]))
+        made.put_bytes("input", 2, slot, pack_row([b"a" * slot, "é"]))
     yield made
     made.close()
 
@@ -151,7 +150,7 @@ def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab):
     completions = os.eventfd(0)
     try:
         scores = Scores(score, slab.score)
-        turn = Turn(None, Batches(slab), Ring(), lambda inputs: good(2), -1, completions, 4, None, scores)
+        turn = WorkerLoop(None, Batches(slab), Ring(), lambda inputs: good(2), -1, completions, 4, None, scores)
         turn._slots[:2] = 0, 1
         slab.output(0)[:] = 5.0
         turn._serve(3, 2)
@@ -171,15 +170,7 @@ def test_slots_beyond_the_slab_are_refused(slab):
         Batches(slab).gather(slots(7, 8))
 
 
-@given(st.lists(st.binary(max_size=20), max_size=6))
-def test_oip_form_round_trips(values):
-    assert elements(oip_form(values), len(values)) == values
-
-
-@given(st.binary(max_size=40), st.integers(0, 4))
-def test_no_bytes_break_the_elements(data, count):
-    try:
-        found = elements(data, count)
-    except ValueError:
-        return
-    assert oip_form(found) == data
+def test_a_row_with_another_number_of_elements_is_refused(slab):
+    slab.put_bytes("input", 2, 0, pack_row([b"one"]))
+    with pytest.raises(ValueError, match="1 elements instead of 2"):
+        Batches(slab).gather(slots(0))

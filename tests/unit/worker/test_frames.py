@@ -109,10 +109,10 @@ def test_a_packet_longer_than_the_buffer_is_cut_and_refused(pair):
 
 def test_the_largest_payload_fits_a_socket(pair):
     text = "x" * (frames.MAX_PAYLOAD_BYTES - 200)
-    frames.send(pair[0], frames.Refused(token=1, reason=text))
-    assert frames.decode(frames.receive(pair[1])[1], frames.Refused).reason == text
+    frames.send(pair[0], frames.SpawnRefused(token=1, reason=text))
+    assert frames.decode(frames.receive(pair[1])[1], frames.SpawnRefused).reason == text
     with pytest.raises(WorkerError, match="shorten"):
-        frames.pack(frames.Refused(token=1, reason=text + "y" * 200))
+        frames.pack(frames.SpawnRefused(token=1, reason=text + "y" * 200))
 
 
 @given(st.binary(max_size=64))

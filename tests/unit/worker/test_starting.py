@@ -131,7 +131,7 @@ def test_a_spare_is_tried_once_after_every_order_and_nothing_wakes_an_idle_zygot
     quiet_ms = zygote._SPARE_AFTER_MS
     assert made._poller.waits == [None, quiet_ms, quiet_ms, None, quiet_ms, None]
     assert len(forks) == 3 + 2
-    refused = [frames.decode(frames.receive(ours)[1], frames.Refused) for _ in range(3)]
+    refused = [frames.decode(frames.receive(ours)[1], frames.SpawnRefused) for _ in range(3)]
     assert [(said.token, said.reason) for said in refused] == [
         (token, "fork: Resource temporarily unavailable") for token in range(3)
     ]
@@ -189,7 +189,7 @@ zygote._fork_spare()
 print(zygote._spare)
 pipes = [os.open(os.devnull, os.O_RDWR) for _ in range(frames.SPAWN_FDS)]
 zygote._spawn(frames.Spawn(token=3, slots=4, order=order), tuple(pipes))
-print(frames.decode(frames.receive(ours)[1], frames.Refused).reason.replace(" ", "_"))
+print(frames.decode(frames.receive(ours)[1], frames.SpawnRefused).reason.replace(" ", "_"))
 try:
     os.waitpid(-1, 0)
 except ChildProcessError:

@@ -19,7 +19,7 @@ from clover.accounting import Account, Spans, WorkerMeter
 from clover.control.baselines.saved import compared, saved, saved_by_all
 from clover.control.baselines.shadow import ASK_S, Shadow, Spectrum
 from clover.control.solver.process import serve
-from clover.control.solver.protocol import FIXED, HEAD, Answer, Order, packed, unpacked
+from clover.control.solver.protocol import FIXED, HEAD, SolverAnswer, SolverOrder, packed, unpacked
 from clover.errors import PlanError
 from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, fixed_mixes, lanes_of, line, mix_of
 from clover.planning.model.problem import accuracies, base_capacity
@@ -77,8 +77,8 @@ def test_the_solver_finds_the_fixed_mixes_of_a_load() -> None:
     assert told[-1].accuracy == pytest.approx(92.0)
     assert [item.joules(RATE) for item in told] == sorted(item.joules(RATE) for item in told)
     answers = io.BytesIO()
-    serve(io.BytesIO(packed(Order(id=3, policy=FIXED, state=now))), answers)
-    answer = unpacked(answers.getvalue()[HEAD.size :], Answer)
+    serve(io.BytesIO(packed(SolverOrder(id=3, policy=FIXED, state=now))), answers)
+    answer = unpacked(answers.getvalue()[HEAD.size :], SolverAnswer)
     assert answer.fixed == found
     assert answer.plan is None
     hopeless = state(rate=1e6)
@@ -156,7 +156,7 @@ class Server(Rig):
         self, shares: dict[str, float], seconds: int = 12, *, rate: float = RATE, g: float = 100.0, look: bool = True
     ) -> None:
         """Answer `rate` rows a second by what runs; 2 W of idle power are held, and 1 W by nobody."""
-        standing = self.family.standing
+        standing = self.family.deployed
         assert standing is not None
         served = mix_of(lanes_of(self.profile, standing.configuration), shares, accuracies(self.profile))
         for _ in range(seconds):
@@ -219,7 +219,7 @@ def test_the_cheapest_fixed_mix_saves_what_the_model_says_and_nothing_against_it
     async def story() -> None:
         rig = Server(policy="static", objective="floor", ratio=ratio)
         await rig.deploy()
-        standing = rig.family.standing
+        standing = rig.family.deployed
         assert standing is not None
         cheapest, *_ = fixed_mixes(state(rate=RATE, config=objective(floor=91.0)), RATE)
         await rig.controller.command(
@@ -422,7 +422,7 @@ def test_an_unloaded_family_goes_on_where_it_was() -> None:
         assert rig.shadow.on_base.rows == 21 * RATE, "what it answered at the end counts"
         rig.controller.shadows.window(Spans(seconds=1.0))
         await rig.controller.adopt(rig.family.spec, rig.profile, rig.fleet, rig.settings)
-        rig.family = rig.controller.families["toy"]
+        rig.family = rig.controller.context.families["toy"]
         await rig.serve({"large": 1.0}, 20)
         for item in compared(rig.controller.shadows.of):
             then = before.get((item.model, item.against))

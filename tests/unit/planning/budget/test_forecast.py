@@ -17,6 +17,7 @@ from clover.planning.budget.forecast import (
     LIMIT,
     WEEK,
     Floats,
+    ForecastInput,
     History,
     Sample,
     forecast,
@@ -41,7 +42,8 @@ def history(values: Floats, first: int = 0) -> History:
 
 
 def test_less_than_a_day_is_persistence() -> None:
-    seen = outlook(history(curve(20)), History(), now_s=19.5 * HOUR_S, until_s=30 * HOUR_S, g_per_kwh=123.0, rate=5.0)
+    known = ForecastInput(history(curve(20)), History(), g_per_kwh=123.0, rate=5.0)
+    seen = outlook(known, now_s=19.5 * HOUR_S, until_s=30 * HOUR_S)
     assert seen.label == "persistence"
     assert [step.g_per_kwh for step in seen.steps] == pytest.approx([123.0] * 11)
     assert seen.steps[0].seconds == pytest.approx(0.5 * HOUR_S)
@@ -107,9 +109,8 @@ def test_whatever_went_in_what_comes_out_is_whole(
     hour = math.floor(now_s / HOUR_S)
     given = values([Sample(at_s=at, g_per_kwh=value) for at, value in provided], hour, 1000)
     until_s = now_s + hours * HOUR_S
-    seen = outlook(
-        intensities, rates, now_s=now_s, until_s=until_s, g_per_kwh=now, rate=rate, provider=given, name="provider x"
-    )
+    made_from = ForecastInput(intensities, rates, g_per_kwh=now, rate=rate, provider=given, name="provider x")
+    seen = outlook(made_from, now_s=now_s, until_s=until_s)
     assert 1 <= len(seen.steps) <= LIMIT
     assert sum(step.seconds for step in seen.steps) == pytest.approx(until_s - now_s)
     known = [value for _, value in (*noted, *provided) if math.isfinite(value)] + [now]
@@ -131,12 +132,13 @@ def test_a_provider_knows_better_as_far_as_it_reaches() -> None:
     given = values(provider, now, 30)
     assert np.isnan(given[0])
     assert given[2] == pytest.approx(52.0), "the half that is known"
-    asked = {"now_s": now * HOUR_S, "g_per_kwh": float(truth[now]), "rate": 1.0, "provider": given}
-    seen = outlook(history(truth[: now + 1]), History(), until_s=(now + 12) * HOUR_S, name="provider p", **asked)  # type: ignore[arg-type]
+    past = history(truth[: now + 1])
+    known = ForecastInput(past, History(), g_per_kwh=float(truth[now]), rate=1.0, provider=given, name="provider p")
+    seen = outlook(known, now_s=now * HOUR_S, until_s=(now + 12) * HOUR_S)
     assert [step.g_per_kwh for step in seen.steps[1:7]] == pytest.approx([51.0, 52.0, 53.0, 54.0, 55.0, 56.0])
     assert seen.steps[8].g_per_kwh == pytest.approx(truth[now + 8])
     assert seen.label == "provider p for 6 h, then seasonal, 3 days known"
-    short = outlook(history(truth[: now + 1]), History(), until_s=(now + 5) * HOUR_S, name="provider p", **asked)  # type: ignore[arg-type]
+    short = outlook(known, now_s=now * HOUR_S, until_s=(now + 5) * HOUR_S)
     assert short.label == "provider p"
 
 
@@ -175,4 +177,5 @@ def test_a_gap_is_the_same_hour_of_a_day_that_is_known() -> None:
     holes = truth.copy()
     holes[60:100] = np.nan
     assert history(holes).hourly(len(truth) - 1) == pytest.approx(truth)
-    assert len(outlook(History(), History(), now_s=5.0, until_s=5.0, g_per_kwh=1.0, rate=1.0).steps) == 0
+    nothing = ForecastInput(History(), History(), g_per_kwh=1.0, rate=1.0)
+    assert len(outlook(nothing, now_s=5.0, until_s=5.0).steps) == 0

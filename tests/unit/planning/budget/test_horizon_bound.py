@@ -10,16 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.planning.budget.horizon import Hour, spend
-from clover.planning.budget.horizon_bound import Front, Stretch, front, least_grams
-from clover.planning.budget.price import held_to
+from clover.planning.budget.horizon_bound import CostBound, HorizonPart, cost_bound, least_grams
 from clover.planning.model.frontier import FrontierPoint
-from clover.planning.model.objective import objective_of
+from clover.planning.model.objective import held_to, objective_of
 from clover.planning.model.problem import Problem, problem_of
-from clover.planning.packing.exhaustive import evaluate
-from clover.planning.packing.formulation import Formulation, Member
-from clover.planning.packing.plan_bound import bound
+from clover.planning.packing.evaluation import evaluate
+from clover.planning.packing.formulation import Formulation, PackingMember
+from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.search.annealed import best_found, every
-from clover.planning.search.power_states import charged
+from clover.planning.search.power_states import with_idle_energy
 from clover.types import DeviceShape, ObjectiveConfig, State
 from tests.support.mig_fixture import a100s, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state
@@ -50,15 +49,15 @@ def plans(now: State) -> list[FrontierPoint]:
             scored = objective_of(
                 msgspec.structs.replace(now, objective=msgspec.structs.replace(now.objective, lam=lam))
             )
-            candidate = charged(evaluate(part, scored, configuration), part, scored, number)
+            candidate = with_idle_energy(evaluate(part, scored, configuration), part, scored, number)
             if candidate.feasible:
                 found.append(FrontierPoint(accuracy=candidate.prediction.accuracy, grams=candidate.prediction.joules))
     return sorted(set(found), key=lambda point: point.accuracy)
 
 
 def limit(now: State, steps: list[tuple[float, float]], accuracy: float) -> float:
-    own = front(problem_of(now), objective_of(now))
-    return least_grams([Stretch(rows, w, own) for rows, w in steps], accuracy)
+    own = cost_bound(problem_of(now), objective_of(now))
+    return least_grams([HorizonPart(rows, w, own) for rows, w in steps], accuracy)
 
 
 @settings(max_examples=3, deadline=None)
@@ -138,8 +137,8 @@ def test_late_rows_make_a_bound_tighter_and_never_too_tight(
     problem: Problem, now: State, devices: tuple[DeviceShape, ...]
 ) -> None:
     scored = objective_of(msgspec.structs.replace(now, objective=msgspec.structs.replace(now.objective, lam=0.02)))
-    form = Formulation([Member(problem, scored)], devices, slow=True)
-    loose, tight = bound(form), bound(form, slo=True)
+    form = Formulation([PackingMember(problem, scored)], devices, slow=True)
+    loose, tight = plan_bound(form), plan_bound(form, slo=True)
     assert tight <= loose + 1e-12
     for configuration in every(problem, 2_000) or ():
         candidate = evaluate(problem, scored, configuration)
@@ -150,12 +149,12 @@ def test_late_rows_matter() -> None:
     """Where one core is too slow for the best variant, plans that would put it there are not hoped for."""
     now = moment("cpu", 0.2, 3.8)
     scored = objective_of(msgspec.structs.replace(now, objective=msgspec.structs.replace(now.objective, lam=0.02)))
-    form = Formulation([Member(problem_of(now), scored)], now.devices, slow=True)
-    assert bound(form, slo=True) < bound(form) - 1e-4
+    form = Formulation([PackingMember(problem_of(now), scored)], now.devices, slow=True)
+    assert plan_bound(form, slo=True) < plan_bound(form) - 1e-4
 
 
 def test_chords_lie_below() -> None:
-    own = Front((0.0, 1.0, 3.0), (2.0, 0.5, -4.0), 3.0)
+    own = CostBound((0.0, 1.0, 3.0), (2.0, 0.5, -4.0), 3.0)
     assert [own.at(price) for price in (0.0, 0.5, 1.0, 2.0, 3.0)] == pytest.approx([2.0, 1.25, 0.5, -1.75, -4.0])
     assert own.at(5.0) == pytest.approx(-10.0)  # nothing is more accurate than 3 %
 

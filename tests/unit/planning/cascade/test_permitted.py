@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.planning.budget.price import course, options, ways
-from clover.planning.budget.steering import steered, turned
+from clover.planning.budget.frontiers import frontier, permitted_on
+from clover.planning.budget.steering import steer, steer_on
+from clover.planning.budget.target import budget_target
 from clover.planning.cascade.chains import best_chains, evaluate
-from clover.planning.cascade.permitted import best_at, drawn_at, joint, landing, moving_j, permitted, points_on
+from clover.planning.cascade.permitted import best_at, drawn_at, joint, moving_j, nearest, permitted, points_on
 from clover.planning.model.frontier import FrontierPoint, hull
 from clover.planning.model.objective import objective_of
+from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.problem import problem_of
 from clover.planning.packing.formulation import SWITCH_S
 from clover.planning.search.annealed import every
@@ -184,16 +186,16 @@ def test_on_a_small_machine_the_best_chain_of_all_is_found() -> None:
 # --- where to land ----------------------------------------------------------------------------------------------------
 
 
-def test_the_price_chooses_and_landing_is_the_nearest() -> None:
+def test_the_price_chooses_and_the_nearest_point_is_taken() -> None:
     given = cascading()
     found = permitted(problem_of(given), objective_of(given), on("small", "large"))
     assert best_at(found, 0.0) is found[0]
     assert best_at(found, float("inf")) is found[-1]
     low, high = found[0].prediction.accuracy, found[1].prediction.accuracy
-    assert landing(found, 0.9 * low + 0.1 * high, 0.0) is found[0]
-    assert landing(found, 0.1 * low + 0.9 * high, 0.0) is found[1]
-    assert landing(found, low, high) is found[1], "what is owed cannot wait"
-    assert landing(found, 99.0, 99.0) is found[-1]
+    assert nearest(found, 0.9 * low + 0.1 * high, 0.0) is found[0]
+    assert nearest(found, 0.1 * low + 0.9 * high, 0.0) is found[1]
+    assert nearest(found, low, high) is found[1], "what must be reached now cannot wait"
+    assert nearest(found, 99.0, 99.0) is found[-1]
 
 
 def test_a_change_costs_what_has_to_be_started() -> None:
@@ -257,22 +259,23 @@ def test_what_is_not_permitted_any_more_is_left_at_once() -> None:
     assert first.feasible
 
 
-def test_what_is_owed_is_reached_even_where_workers_must_change() -> None:
+def test_what_must_be_reached_now_is_reached_even_if_workers_must_change() -> None:
     now = moment([300.0], rows=RATE * 36_000.0, accuracy=90.9)
     running = plan_fixed(now, on("medium", "small")).deployment
     owing = msgspec.structs.replace(now, running=running)
-    found = steered(owing, course(owing))
+    asked = PlanningInput.of(owing)
+    found = steer(asked, budget_target(asked))
     assert found is not None
     assert found.best.prediction.accuracy > 91.5
-    assert "owed" in found.why
+    assert "has to reach" in found.why
 
 
-def test_a_given_configuration_is_turned_to_where_the_budget_wants_it() -> None:
+def test_a_given_configuration_is_routed_as_the_budget_wants_it() -> None:
     now = moment([100.0, 400.0])
     plan = plan_fixed(now, on("small", "large"))
     assert plan.configuration == on("small", "large")
     assert plan.routing.chain == ("small", "large")
-    found = turned(now, on("small", "large"))
+    found = steer_on(PlanningInput.of(now), on("small", "large"))
     assert found is not None
     assert found.best.routing == plan.routing
     assert {item.chain for item in plan.permitted} >= {("small", "large")}
@@ -280,14 +283,15 @@ def test_a_given_configuration_is_turned_to_where_the_budget_wants_it() -> None:
 
 def test_the_frontier_of_a_horizon_is_that_of_all_permitted_sets() -> None:
     now = moment([200.0] * 4)
-    found = ways(now, RATE)
-    points = [way.point for way in found]
+    problem, scored = problem_of(now), objective_of(now)
+    found = frontier(problem, scored, RATE)
+    points = [plan.point for plan in found]
     assert points == hull(points)
-    for way in found:
-        for item in options(now, way.configuration):
+    for plan in found:
+        for item in permitted_on(problem, scored, plan.configuration):
             own = drawn_at(item)
             assert any(p.grams <= own.grams + 1e-9 or p.accuracy < own.accuracy for p in points)
-    assert all(isinstance(way.point, FrontierPoint) for way in found)
+    assert all(isinstance(plan.point, FrontierPoint) for plan in found)
 
 
 def test_without_a_forecast_the_policy_is_the_static_one() -> None:

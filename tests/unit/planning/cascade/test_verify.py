@@ -12,7 +12,7 @@ import pytest
 
 from bench.stages import APART, draw
 from clover.planning.cascade.chains import best_chains, evaluate, play_once, played_ms
-from clover.planning.cascade.verify import MOST_ROWS, Verified, verified, verify
+from clover.planning.cascade.verify import MOST_ROWS, CascadeVerdict, verified, verify
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.model.queueing import Service
@@ -103,7 +103,7 @@ def test_the_model_is_what_the_router_does_or_is_rejected(seed: int) -> None:
 # --- the verification -------------------------------------------------------------------------------------------------
 
 
-def judged(told: float, slo_ms: float = 1000.0, **how: int) -> Verified:
+def judged(told: float, slo_ms: float = 1000.0, **how: int) -> CascadeVerdict:
     """Of `STEADY`, whose p95 is told as `told` times what it is."""
     return verify(*STEADY, p95_ms=told * p95_ms(*STEADY), slo_ms=slo_ms, **how)
 
@@ -140,7 +140,7 @@ def test_what_stays_undecided_is_rejected() -> None:
     stages, rate, reach = ((FAST,), (SLOW,)), 380.0, (1.0, 0.25)  # 95 % of what the second serves
     found = verify(stages, rate, reach, p95_ms=p95_ms(stages, rate, reach), slo_ms=1e9, most_rows=200_000)
     assert not found.accepted
-    assert "too near that to tell" in found.why
+    assert "too close to decide" in found.why
 
 
 # --- in plans ---------------------------------------------------------------------------------------------------------
@@ -165,9 +165,9 @@ def test_as_many_are_verified_as_may_be_chosen(monkeypatch: pytest.MonkeyPatch) 
     good = evaluate(problem, aim, both(problem), point())
     seen: list[float] = []
 
-    def judged(problem: object, objective: object, candidate: Candidate) -> Verified:
+    def judged(problem: object, objective: object, candidate: Candidate) -> CascadeVerdict:
         seen.append(candidate.score)
-        return Verified(1.0, 0.0, 0.0, 10, True, True, "")
+        return CascadeVerdict(1.0, 0.0, 0.0, 10, True, True, "")
 
     monkeypatch.setattr("clover.planning.cascade.verify._judged", judged)
     scores = [good.score, good.score - 1e-9 * aim.scale, good.score - aim.scale]

@@ -19,7 +19,7 @@ from clover.planning.cascade import chains
 from clover.planning.cascade import verify as chain_verify
 from clover.planning.cascade.chains import Stages, best_chains, evaluate, played_ms, routing_of, wait_of
 from clover.planning.cascade.permitted import drawn_at, joint, on_hull, points_on
-from clover.planning.cascade.verify import Verified, verified
+from clover.planning.cascade.verify import CascadeVerdict, verified
 from clover.planning.cascade.waits import energy_j, worth
 from clover.planning.model.objective import Objective, objective_of
 from clover.planning.model.problem import Problem, problem_of
@@ -90,7 +90,7 @@ def test_what_is_rejected_with_its_wait_is_tried_without(monkeypatch: pytest.Mon
     waiting = evaluate(problem, aim, both(problem), point())
     judge = chain_verify.verify
 
-    def never(*of: Any, p95_ms: float, slo_ms: float) -> Verified:
+    def never(*of: Any, p95_ms: float, slo_ms: float) -> CascadeVerdict:
         return judge(*of, p95_ms=p95_ms, slo_ms=1e-3 if of[3] else slo_ms)
 
     monkeypatch.setattr(chain_verify, "verify", never)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clover.planning.model.demand import direct, exchanged, met_by, of_the_others
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
-from clover.planning.packing.exhaustive import evaluate
+from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.annealed import every
 from clover.policies.demanded import heeds, proposed, with_met
 from clover.types import ChainPoint, Demand, DeviceShape, ObjectiveConfig, Plan, State

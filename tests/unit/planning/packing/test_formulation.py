@@ -11,8 +11,8 @@ from clover._native import lanes
 from clover.errors import PlanError
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
-from clover.planning.packing.formulation import DWELL_S, SWITCH_S, Formulation, Member, Sleep
-from clover.planning.packing.plan_bound import bound
+from clover.planning.packing.formulation import DWELL_S, SWITCH_S, Formulation, PackingMember, Sleep
+from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.search import annealed
 from clover.types import GroupCount
 from tests.reference import fleets
@@ -20,10 +20,10 @@ from tests.support.mig_fixture import a100s, mig_profile, slice_worker
 from tests.support.profiles_fixture import objective, state
 
 
-def toy(count: int = 2, *, peak: float = 0.0, rate: float = 400.0) -> Member:
+def toy(count: int = 2, *, peak: float = 0.0, rate: float = 400.0) -> PackingMember:
     """The synthetic family on A100s."""
     asked = state(rate=rate, devices=a100s(count), measured=mig_profile())
-    return Member(problem_of(asked), objective_of(asked), peak)
+    return PackingMember(problem_of(asked), objective_of(asked), peak)
 
 
 def searched(form: Formulation, seed: int = 0) -> lanes.Solution:
@@ -42,7 +42,7 @@ def test_two_families_share_devices_as_well_as_they_can(seed: int, gpus: int) ->
     assert best - fleets.alike(form, form.kernel()) > 0.02 * fleets.scale(form)
     found = searched(form, seed).found
     assert found[0].value >= best - 0.005 * fleets.scale(form)
-    assert bound(form) >= best - 1e-9
+    assert plan_bound(form) >= best - 1e-9
     for member in range(2):
         assert form.configuration(found[0].counts, member)
 
@@ -55,7 +55,7 @@ def test_as_many_devices_sleep_as_should(seed: int, gpus: int) -> None:
     asleep = form.asleep(found.used)
     chosen = (asleep.get("parked", 0), asleep.get("released", 0))
     assert by_state[chosen] == pytest.approx(best, abs=1e-9)
-    assert bound(form) >= best - 1e-9
+    assert plan_bound(form) >= best - 1e-9
 
 
 # --- sleep ---
@@ -150,7 +150,7 @@ def test_late_rows_are_tabled_by_load() -> None:
 
 def test_where_no_slice_keeps_the_slo_there_is_no_formulation() -> None:
     asked = state(rate=10.0, devices=a100s(1), measured=mig_profile(), config=objective(slo_ms=0.01))
-    late = Member(problem_of(asked), objective_of(asked))
+    late = PackingMember(problem_of(asked), objective_of(asked))
     with pytest.raises(PlanError):
         Formulation([late], a100s(1))
     form = Formulation([late], a100s(1), slow=True)
@@ -164,4 +164,4 @@ def test_a_bound_says_when_devices_cannot_serve_the_rate() -> None:
     kernel = form.kernel()
     assert not kernel.judge_many(*map(np.array, zip(*form.alike(), strict=True)))[0].any()
     enough = Formulation([toy(rate=100.0)], a100s(1))
-    assert bound(form) < bound(enough)
+    assert plan_bound(form) < plan_bound(enough)

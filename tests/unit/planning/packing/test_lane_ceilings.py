@@ -14,10 +14,10 @@ from clover.planning.model import queueing
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.model.queueing import Service, latencies_ms
-from clover.planning.packing.exhaustive import evaluate
-from clover.planning.packing.formulation import Formulation, Member
-from clover.planning.packing.lane_ceilings import LATE, Ceiling, ceilings, most
-from clover.planning.packing.plan_bound import bound
+from clover.planning.packing.evaluation import evaluate
+from clover.planning.packing.formulation import Formulation, PackingMember
+from clover.planning.packing.lane_ceilings import LATE, LaneCeiling, lane_ceilings, largest_share
+from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.search.annealed import every
 from clover.types import DeviceShape, FamilyProfile
 from tests.support.mig_fixture import a100s, mig_profile
@@ -32,7 +32,7 @@ CASES: tuple[tuple[tuple[DeviceShape, ...], FamilyProfile, float], ...] = (
 )
 
 
-def taken(ceiling: Ceiling, form: Formulation, shares: dict[str, float]) -> float:
+def taken(ceiling: LaneCeiling, form: Formulation, shares: dict[str, float]) -> float:
     variant = next(group.variant for group, on in zip(form.groups, ceiling.on, strict=True) if on)
     return shares.get(variant, 0.0)
 
@@ -48,9 +48,9 @@ def test_no_plan_that_holds_is_above(
     config = msgspec.structs.replace(objective(slo_ms=slo_ms, floor=0.0), lam=lam)
     now = state(rate=load * rate, devices=devices, measured=measured, config=config)
     problem, scored = problem_of(now), objective_of(now)
-    form = Formulation([Member(problem, scored)], devices, slow=True)
-    planes = ceilings(form)
-    most_ = bound(form, slo=True, ceilings=planes)
+    form = Formulation([PackingMember(problem, scored)], devices, slow=True)
+    planes = lane_ceilings(form)
+    most_ = plan_bound(form, slo=True, ceilings=planes)
     for configuration in every(problem, 2_000) or ():
         candidate = evaluate(problem, scored, configuration)
         if not candidate.feasible:
@@ -67,7 +67,7 @@ def test_no_plan_that_holds_is_above(
 )
 def test_most_is_the_last_share_that_holds(workers: tuple[Service, ...], rate: float, slo_ms: float) -> None:
     """By asking the model at shares between: all above fail, and just below one holds."""
-    found = most(workers, rate, slo_ms, 0.85)
+    found = largest_share(workers, rate, slo_ms, 0.85)
     top = min(1.0, 0.85 * queueing.capacity(workers) / rate)
 
     def late(share: float) -> float:
@@ -79,8 +79,8 @@ def test_most_is_the_last_share_that_holds(workers: tuple[Service, ...], rate: f
 
 
 def test_a_lane_that_never_waits_long_has_all_its_capacity() -> None:
-    assert most((FAST,) * 2, 100.0, 1e6, 0.85) == 1.0
-    assert most((FAST,) * 2, 1000.0, 1e6, 0.85) == pytest.approx(0.17)
+    assert largest_share((FAST,) * 2, 100.0, 1e6, 0.85) == 1.0
+    assert largest_share((FAST,) * 2, 1000.0, 1e6, 0.85) == pytest.approx(0.17)
 
 
 def test_planes_are_tight_where_the_slo_limits() -> None:
@@ -94,10 +94,10 @@ def test_planes_are_tight_where_the_slo_limits() -> None:
     service = next(iter(problem_of(state(rate=1.0, devices=a100s(4), measured=measured)).services.values()))
     slo_ms, rate = 1.3 * service.mean_ms[0], 3.0 * service.capacity()
     now = state(rate=rate, devices=a100s(4), measured=measured, config=objective(slo_ms=slo_ms, floor=0.0))
-    form = Formulation([Member(problem_of(now), objective_of(now))], now.devices)
-    planes = ceilings(form)
+    form = Formulation([PackingMember(problem_of(now), objective_of(now))], now.devices)
+    planes = lane_ceilings(form)
     assert planes
-    shares = [most((service,) * number, rate, slo_ms, 0.85) for number in range(1, 5)]
+    shares = [largest_share((service,) * number, rate, slo_ms, 0.85) for number in range(1, 5)]
     lows = [min(p.base + number * float(p.slopes.sum()) for p in planes) for number in range(1, 5)]
     assert shares[3] < 1.0  # which nobody else could make up for: four of them there cannot be
     assert lows[3] <= 1e-6

@@ -15,9 +15,10 @@ from clover.planning.model.objective import derive_lambda, objective_of
 from clover.planning.model.problem import backends_of, base_capacity, problem_of, services_of, whole
 from clover.planning.model.shares import balanced_mix, best_mix
 from clover.planning.packing.enumerate import configurations, count, kinds_of, profile_sets
-from clover.planning.packing.exhaustive import ASKED, UNBOUNDED_MS, evaluate, optimistic, search
-from clover.planning.packing.formulation import Formulation, Member
-from clover.planning.packing.plan_bound import bound
+from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate, optimistic
+from clover.planning.packing.exhaustive import ASKED, search
+from clover.planning.packing.formulation import Formulation, PackingMember
+from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.search.annealed import EXACT, annealed, best_found, every
 from clover.planning.transition.layout import lay_out
 from clover.policies import build
@@ -136,7 +137,7 @@ def test_large_spaces_are_annealed(devices: tuple[DeviceShape, ...]) -> None:
         for candidate in found.candidates:
             laid = lay_out(candidate.configuration, family="toy", backend=problem.backend, devices=devices)
             assert configuration_of(laid) == candidate.configuration
-        limit = bound(Formulation([Member(problem, scored)], devices, slow=True))
+        limit = plan_bound(Formulation([PackingMember(problem, scored)], devices, slow=True))
         base = build("base").propose(now)
         assert base.score <= found.best.score <= limit + 1e-9
         assert found == best_found(problem, scored), "the same problem, the same answer"
@@ -369,7 +370,7 @@ def test_the_search_equals_evaluating_everything_and_never_exceeds_the_bound() -
                 best = max(c.score for c in feasible)
                 assert best - found.best.score <= 0.02 * scored.scale + 1e-12
                 assert found.candidates[0].score == pytest.approx(best)
-                assert best <= bound(Formulation([Member(problem, scored)], now.devices, slow=True)) + 1e-9
+                assert best <= plan_bound(Formulation([PackingMember(problem, scored)], now.devices, slow=True)) + 1e-9
                 for candidate in feasible:
                     assert candidate.prediction.p95_ms <= slo
                     assert candidate.prediction.accuracy >= 91.0 - 1e-4

@@ -16,7 +16,7 @@ from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Service
 from clover.planning.packing import waits
-from clover.planning.packing.exhaustive import evaluate
+from clover.planning.packing.evaluation import evaluate
 from clover.planning.packing.waits import LEAST_GAIN, tuned
 from clover.profiling.pace import by_place, shipped
 from clover.types import Candidate, Configuration, GroupCount, ObjectiveConfig
@@ -51,7 +51,6 @@ def problem(services: dict[str, Service], rate: float, slo_ms: float) -> Problem
         base_energy_j=1.0,
         base_accuracy=84.0,
         rate=rate,
-        intensity_g_per_kwh=250.0,
         objective=ObjectiveConfig(
             form="floor", slo_ms=slo_ms, accuracy_floor=80.0, lam=None, reference_g_per_kwh=250.0
         ),

@@ -10,7 +10,7 @@ import pytest
 from clover.planning.model.objective import HYSTERESIS, objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.search.annealed import best_found
-from clover.planning.search.power_states import best_awake, idle_j
+from clover.planning.search.power_states import best_power_state, idle_j
 from clover.planning.transition.steps import plan_transition
 from clover.policies import build
 from clover.policies.plans import placed, plan_fixed
@@ -31,7 +31,7 @@ def moment(spared_w: float | None, *, gpus: int = 3, rate: float = RATE, **more:
 def test_all_are_awake_where_nothing_is_spared() -> None:
     now = moment(None)
     problem, scored = problem_of(now), objective_of(now)
-    assert best_awake(problem, scored) == best_found(problem, scored)
+    assert best_power_state(problem, scored) == best_found(problem, scored)
     plan = build("objective").propose(now)
     assert len(plan.awake) == 3
     assert plan.prediction.idle_j_per_row == 0.0
@@ -42,7 +42,7 @@ def test_all_are_awake_where_nothing_is_spared() -> None:
 def test_the_number_awake_is_the_best_of_all_numbers(spared_w: float, rate: float) -> None:
     now = moment(spared_w, rate=rate)
     problem, scored = problem_of(now), objective_of(now)
-    found = best_awake(problem, scored)
+    found = best_power_state(problem, scored)
     scores = []
     for number in (1, 2, 3):
         best = best_found(replace(problem, devices=problem.devices[:number]), scored).best

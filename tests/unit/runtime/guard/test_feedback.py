@@ -154,7 +154,7 @@ def test_a_router_remembers_what_it_answered() -> None:
     house.router.remember(7, ticket)
     house.close(ticket)
     assert house.router.labelled(7, [1], "me")["right"] == 1
-    assert house.router.guarded()["feedback"]["estimate"]["rows"] == 1
+    assert house.router.guard_report()["feedback"]["estimate"]["rows"] == 1
     with pytest.raises(NotFound):
         house.router.labelled(8, [1], "me")
 

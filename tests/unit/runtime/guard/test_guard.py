@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from clover.runtime.cascade import Chain
+from clover.runtime.cascade import RoutedChain
 from clover.runtime.guard.drift import FEWEST_AUDITS
-from clover.runtime.guard.guard import ASIDE, OK, OWN, SCORES, SERVED, TIGHTENED, URGENT_AUDITS, Guard
+from clover.runtime.guard.guard import CASCADE_OFF, OK, OWN, SCORES, SERVED, TIGHTENED, URGENT_AUDITS, Guard
 from clover.types import Routing
 from tests.support.guard_fixture import LARGE, MEDIUM, SMALL, Audited, profile, sureness
 
@@ -21,7 +21,7 @@ VARIANTS = ("small", "medium", "large")
 
 def made(acts: bool = True) -> tuple[Guard, list[int]]:
     steps: list[int] = []
-    guard = Guard("toy", VARIANTS, lambda: steps.append(guard.rung), acts=acts)
+    guard = Guard("toy", VARIANTS, lambda: steps.append(guard.alarm_level), acts=acts)
     guard.expect(profile())
     return guard, steps
 
@@ -36,7 +36,7 @@ def test_scores_as_profiled_change_nothing() -> None:
     rng = random.Random(1)
     for _ in range(50_000):
         guard.score(SMALL, float(np.float32(rng.random())))
-    assert (guard.rung, steps, guard.alarms) == (OK, [], 0)
+    assert (guard.alarm_level, steps, guard.alarms) == (OK, [], 0)
     assert not guard.suspicious
     told = guard.report()["variants"]["small"][SCORES]
     assert told["rows"] == 50_000
@@ -51,7 +51,7 @@ def test_scores_that_drift_tighten_and_do_not_step_aside(caplog: pytest.LogCaptu
             guard.score(SMALL, rng.random() ** 2)
         for _ in range(2000):
             guard.score(LARGE, rng.random() ** 2)
-    assert (guard.rung, steps, guard.alarms) == (TIGHTENED, [TIGHTENED], 2)
+    assert (guard.alarm_level, steps, guard.alarms) == (TIGHTENED, [TIGHTENED], 2)
     assert guard.suspicious
     first, second = caplog.records
     assert first.levelname == "WARNING"
@@ -67,12 +67,12 @@ def test_after_an_alarm_that_tightens_it_is_urgent() -> None:
     assert guard.urgent == URGENT_AUDITS
     guard.urgent = 0  # all were made
     guard.alarm(SCORES, LARGE, "")  # something else is wrong now
-    assert (guard.rung, guard.urgent) == (TIGHTENED, URGENT_AUDITS)
+    assert (guard.alarm_level, guard.urgent) == (TIGHTENED, URGENT_AUDITS)
     guard.reset()
     assert guard.urgent == 0
     guard.alarm(SCORES, LARGE, "")
     guard.alarm(SERVED, SMALL, "")
-    assert (guard.rung, guard.urgent) == (ASIDE, 0)
+    assert (guard.alarm_level, guard.urgent) == (CASCADE_OFF, 0)
     guard.alarm(SERVED, SMALL, "")
     assert guard.urgent == 0
 
@@ -80,14 +80,14 @@ def test_after_an_alarm_that_tightens_it_is_urgent() -> None:
 def test_where_it_only_watches_nothing_is_urgent() -> None:
     guard, _ = made(acts=False)
     guard.alarm(SCORES, SMALL, "")
-    assert (guard.found, guard.urgent) == (TIGHTENED, 0)
+    assert (guard.detected_level, guard.urgent) == (TIGHTENED, 0)
 
 
 def test_a_score_that_is_no_number_lies_below_all() -> None:
     guard, _ = made()
     for _ in range(500):
         guard.score(SMALL, math.nan)
-    assert guard.rung == TIGHTENED
+    assert guard.alarm_level == TIGHTENED
     assert guard._scores[SMALL] is not None
     assert guard._scores[SMALL].seen[0] == 500
 
@@ -96,7 +96,7 @@ def test_agreement_that_stays_low_after_tightening_steps_aside_loudly(caplog: py
     guard, steps = made()
     with caplog.at_level(logging.WARNING, "clover.guard"):
         disagree(guard)
-    assert (guard.rung, steps) == (ASIDE, [TIGHTENED, ASIDE])
+    assert (guard.alarm_level, steps) == (CASCADE_OFF, [TIGHTENED, CASCADE_OFF])
     assert [record.levelname for record in caplog.records[:2]] == ["WARNING", "ERROR"]
     assert "0.0% instead of 98.0%" in caplog.records[1].getMessage()
     assert "the best variant answers all" in caplog.records[1].getMessage()
@@ -106,15 +106,15 @@ def test_only_answers_that_clients_got_make_it_step_aside() -> None:
     """Where the first variant is off but what it is sure of still agrees, the cascade is not what is wrong."""
     guard, _ = made()
     disagree(guard, OWN, 1000)
-    assert guard.rung == TIGHTENED
+    assert guard.alarm_level == TIGHTENED
     for _ in range(5000):
         guard.compared(SERVED, SMALL, True, 0.98, 2500)
-    assert guard.rung == TIGHTENED
+    assert guard.alarm_level == TIGHTENED
 
 
 def test_agreement_after_tightening_is_counted_anew() -> None:
     guard, _ = made()
-    while guard.rung == OK:
+    while guard.alarm_level == OK:
         guard.compared(SERVED, SMALL, False, 0.98, 2500)
     assert guard.report()["variants"].get("small", {}).get(SERVED) is None
 
@@ -123,17 +123,17 @@ def test_a_reset_begins_anew() -> None:
     guard, steps = made()
     disagree(guard)
     guard.reset()
-    assert (guard.rung, steps[-1], guard.why, guard.resets) == (OK, OK, "", 1)
+    assert (guard.alarm_level, steps[-1], guard.why, guard.resets) == (OK, OK, "", 1)
     assert guard.report()["variants"] == {}
     disagree(guard, rows=FEWEST_AUDITS)
-    assert guard.rung != OK
+    assert guard.alarm_level != OK
 
 
 def test_one_that_only_watches_tells_and_does_nothing(caplog: pytest.LogCaptureFixture) -> None:
     guard, steps = made(acts=False)
     with caplog.at_level(logging.WARNING, "clover.guard"):
         disagree(guard)
-    assert (guard.rung, guard.found, steps) == (OK, ASIDE, [])
+    assert (guard.alarm_level, guard.detected_level, steps) == (OK, CASCADE_OFF, [])
     assert guard.report()["state"] == "aside"
     assert "it only watches: nothing is done" in caplog.text
 
@@ -153,18 +153,20 @@ def test_a_profile_of_before_is_told_so(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_tighter_threshold_lets_half_of_the_rest_through() -> None:
     guard, _ = made()
 
-    def tightened(threshold: float) -> Chain:
-        return guard.tightened(Chain((SMALL, LARGE), (threshold,), (), ()))
+    def tightened(threshold: float) -> RoutedChain:
+        return guard.tightened(RoutedChain((SMALL, LARGE), (threshold,), (), ()))
 
     assert tightened(0.5).thresholds[0] == pytest.approx(0.75, abs=0.02)
     assert tightened(0.0).thresholds[0] == pytest.approx(0.5, abs=0.02)
     assert tightened(2.0).thresholds == (2.0,)
-    assert Guard("toy", VARIANTS).tightened(Chain((SMALL, LARGE), (0.5,), (), ())).thresholds == (0.5,)
+    assert Guard("toy", VARIANTS).tightened(RoutedChain((SMALL, LARGE), (0.5,), (), ())).thresholds == (0.5,)
     # The best variant says otherwise of a tenth of the rows in every tenth of scores, of which eight lie below 0.75.
     assert tightened(0.5).overruled == pytest.approx(0.08)
     assert tightened(0.5).overruled_rows == 5000
     assert tightened(2.0).overruled == pytest.approx(0.1)
-    longer = guard.tightened(Chain((SMALL, MEDIUM, LARGE), (0.5, 0.5), (), (), overruled=0.1, overruled_rows=5000))
+    longer = guard.tightened(
+        RoutedChain((SMALL, MEDIUM, LARGE), (0.5, 0.5), (), (), overruled=0.1, overruled_rows=5000)
+    )
     assert (len(longer.thresholds), longer.overruled_rows) == (2, 0)
 
 
@@ -180,7 +182,7 @@ def test_tightened_rows_go_on_that_ended_before() -> None:
     assert house.sent(LARGE) == [ticket.slots]
     house.says(LARGE, 1)
     assert ticket.variants == [LARGE]
-    chain = house.router._lanes.chain
+    chain = house.router.state.lanes.chain
     assert chain is not None
     assert chain.alike == (0.98, 1.0)  # what is expected is what the plan's thresholds were counted with
     house.router.guard.reset()
@@ -249,12 +251,12 @@ def test_drift_end_to_end_through_the_router() -> None:
             while house.sent(LARGE):
                 house.says(LARGE, 1, score=rng.random())
             house.done.clear()
-            if guard.rung == ASIDE:
+            if guard.alarm_level == CASCADE_OFF:
                 return row
         return rows
 
     assert serve(3000, 0.01) == 3000
-    assert guard.rung == OK
+    assert guard.alarm_level == OK
     assert serve(20_000, 0.4) < 20_000
     assert house.router.traffic.codes.keys() == {200}
     house.check_slots()

@@ -37,7 +37,7 @@ def test_repeats_of_inputs_like_the_profiles_raise_no_alarm(inputs: int, repeats
                 if guard.fresh_audit(digest):
                     guard.compared(OWN, SMALL, own, 0.9, 10_000)
                     guard.compared(SERVED, SMALL, served, 0.98, 2500)
-        assert (guard.alarms, guard.found) == (0, OK)
+        assert (guard.alarms, guard.detected_level) == (0, OK)
         assert guard.inputs == inputs
         assert guard.report()["repeats"] >= inputs * (repeats - 1)
 
@@ -54,7 +54,7 @@ def test_a_circle_longer_than_the_memory_raises_no_alarm() -> None:
                 guard.score(SMALL, score)
                 guard.followed(WATCHED, overruled, 1)
     assert guard.inputs > count
-    assert (guard.alarms, guard.found) == (0, OK)
+    assert (guard.alarms, guard.detected_level) == (0, OK)
 
 
 @pytest.mark.parametrize("inputs", [1, 10, 100])
@@ -70,7 +70,7 @@ def test_repeats_of_the_worst_inputs_there_can_be_raise_no_alarm(inputs: int, re
             if guard.fresh_audit(digest):
                 guard.compared(OWN, SMALL, False, 0.9, 10_000)
                 guard.compared(SERVED, SMALL, False, 0.98, 2500)
-    assert (guard.alarms, guard.found, guard.inputs) == (0, OK, inputs)
+    assert (guard.alarms, guard.detected_level, guard.inputs) == (0, OK, inputs)
 
 
 @pytest.mark.parametrize("inputs", [FEWEST_AUDITS, FEWEST_AUDITS + 50, 2 * FEWEST_AUDITS - 1])
@@ -81,7 +81,7 @@ def test_the_same_few_inputs_take_one_step_and_not_a_second(inputs: int) -> None
             evidence = guard.fresh_audit(digest)
             if evidence:
                 guard.compared(SERVED, SMALL, digest % 5 < 3, 0.98, 2500, evidence=evidence)
-    assert (guard.alarms, guard.found) == (1, TIGHTENED)
+    assert (guard.alarms, guard.detected_level) == (1, TIGHTENED)
 
 
 @pytest.mark.parametrize("inputs", [1, 10])
@@ -97,7 +97,7 @@ def test_the_worst_inputs_in_a_load_test_of_a_router_are_no_evidence(inputs: int
             house.close(ticket)
             while house.sent(LARGE):
                 house.says(LARGE, 1, score=score)
-        told = house.router.guarded()
+        told = house.router.guard_report()
         assert (told["state"], told["alarms"], told["inputs"], told["repeats"]) == ("ok", 0, inputs, 600 - inputs)
         tests = told["variants"]["small"]
         assert tests["own"]["rows"] == inputs
@@ -179,7 +179,7 @@ def test_the_request_of_the_readme_three_hundred_times_raises_no_alarm() -> None
         house.complete(small[0])
         assert ticket.status == 200
         house.router.close(ticket)
-    told = house.router.guarded()
+    told = house.router.guard_report()
     assert (told["state"], told["alarms"], told["inputs"], told["repeats"]) == ("ok", 0, 1, 299)
     for _ in range(300):  # as unlike, and inputs of their own: that is what an alarm is for
         ticket = house.router.open(1)
@@ -190,4 +190,4 @@ def test_the_request_of_the_readme_three_hundred_times_raises_no_alarm() -> None
         house.slab.score[ticket.slots] = 0.01
         house.complete(small[0])
         house.router.close(ticket)
-    assert house.router.guarded()["state"] == "tightened"
+    assert house.router.guard_report()["state"] == "tightened"

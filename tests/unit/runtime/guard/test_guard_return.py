@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clover.runtime.guard.drift import FEWEST_AUDITS
 from clover.runtime.guard.guard import (
-    ASIDE,
+    CASCADE_OFF,
     DRIFT,
     FORGIVEN,
     LEAST_STAY_NS,
@@ -39,14 +39,14 @@ def test_it_comes_down_once_scores_are_as_profiled_and_it_has_stood_there_long_e
 ) -> None:
     house = Guarded()
     house.ill()
-    assert house.guard.rung == TIGHTENED
+    assert house.guard.alarm_level == TIGHTENED
     house.scores(5000)
     house.wait(LEAST_STAY_NS - 1)
-    assert house.guard.rung == TIGHTENED
+    assert house.guard.alarm_level == TIGHTENED
     assert house.guard.report()["health"]["small"]["scores"]["well"]
     with caplog.at_level(logging.INFO, "clover.guard"):
         house.wait(1)
-    assert (house.guard.rung, house.guard.returns, house.guard.why) == (OK, 1, "")
+    assert (house.guard.alarm_level, house.guard.returns, house.guard.why) == (OK, 1, "")
     assert "answers are as profiled again" in caplog.text
     assert "the plan's thresholds are back" in caplog.text
     house.scores(50_000)
@@ -59,7 +59,7 @@ def test_it_stays_while_what_it_saw_goes_on() -> None:
     for _ in range(50):
         house.scores(2000, power=1.6)
         house.wait(DAY)
-        assert house.guard.rung == TIGHTENED
+        assert house.guard.alarm_level == TIGHTENED
 
 
 def test_repeats_are_no_evidence_of_health_either() -> None:
@@ -69,7 +69,7 @@ def test_repeats_are_no_evidence_of_health_either() -> None:
         if house.guard.fresh(7):
             house.guard.score(SMALL, 0.5)
     house.wait(DAY)
-    assert house.guard.rung == TIGHTENED
+    assert house.guard.alarm_level == TIGHTENED
 
 
 def test_inputs_that_came_before_an_alarm_are_evidence_of_health_once() -> None:
@@ -92,7 +92,7 @@ def test_inputs_that_came_before_an_alarm_are_evidence_of_health_once() -> None:
     serve()
     assert guard.report()["health"]["small"][SCORES]["rows"] == 5000
     house.wait(LEAST_STAY_NS)
-    assert (guard.rung, guard.alarms) == (OK, alarms)
+    assert (guard.alarm_level, guard.alarms) == (OK, alarms)
 
 
 def test_an_accusation_has_the_evidence_of_health_begin_anew() -> None:
@@ -121,13 +121,13 @@ def test_one_that_only_watches_comes_down_all_the_way() -> None:
     house = Guarded(acts=False)
     guard = house.guard
     house.audits(600, 0.9, 0.0)
-    assert (guard.found, guard.rung) == (ASIDE, OK)
+    assert (guard.detected_level, guard.alarm_level) == (CASCADE_OFF, OK)
     for found in (TIGHTENED, OK):
         for _ in range(5):
             house.scores(2000)
             house.audits(1000, 0.9, 0.98)
         house.wait(DAY)
-        assert guard.found == found
+        assert guard.detected_level == found
     assert guard.returns == 2
 
 
@@ -136,7 +136,7 @@ def test_one_that_only_watches_comes_down_through_the_router() -> None:
     guard = house.router.guard
     for _ in range(2 * FEWEST_AUDITS):
         guard.compared(SERVED, SMALL, False, 0.98, 2500)
-    assert (guard.found, guard.rung) == (ASIDE, OK)
+    assert (guard.detected_level, guard.alarm_level) == (CASCADE_OFF, OK)
     house.router.audits.sampler.set(1.0)
     for found in (TIGHTENED, OK):
         for row in range(1500):
@@ -149,7 +149,7 @@ def test_one_that_only_watches_comes_down_through_the_router() -> None:
                 house.says(LARGE, 1)
         house.loop.now_ns += LEAST_STAY_NS
         guard.look()
-        assert guard.found == found
+        assert guard.detected_level == found
 
 
 def test_another_profile_has_other_floors() -> None:
@@ -166,10 +166,10 @@ def test_every_accusation_has_to_be_cleared() -> None:
         house.guard.compared(OWN, SMALL, False, 0.9, 10_000)
     house.scores(5000)
     house.wait(DAY)
-    assert house.guard.rung == TIGHTENED
+    assert house.guard.alarm_level == TIGHTENED
     house.audits(2000, 0.9, 0.98)
     house.wait(0)
-    assert house.guard.rung == OK
+    assert house.guard.alarm_level == OK
 
 
 @pytest.mark.parametrize("kind", [OWN, OVERRULED])
@@ -182,38 +182,38 @@ def test_overruling_is_cleared_by_rows_or_by_audits(kind: str) -> None:
         else:
             house.guard.followed(WATCHED, house.draw.random() < 0.1, 1)
     house.wait(DAY)
-    assert house.guard.rung == OK
+    assert house.guard.alarm_level == OK
 
 
 def test_it_steps_down_one_by_one_and_a_relapse_doubles_its_stay() -> None:
     house = Guarded()
     guard = house.guard
     house.audits(400, 0.9, 0.0)
-    assert guard.rung == ASIDE
+    assert guard.alarm_level == CASCADE_OFF
     assert (guard.accused, guard.urgent) == (SMALL, 0)
     house.witnesses(5000, 0.5)
     house.scores(30_000, lane=LARGE)  # `small` is asked, so that these do not speak for it
     house.witnesses(1, 0.5)
     house.wait(LEAST_STAY_NS)
-    assert guard.rung == ASIDE
+    assert guard.alarm_level == CASCADE_OFF
     house.witnesses(5000, 0.98)
     house.wait(0)
-    assert (guard.rung, guard.urgent > 0) == (TIGHTENED, True)
+    assert (guard.alarm_level, guard.urgent > 0) == (TIGHTENED, True)
     house.audits(400, 0.9, 0.0)
-    assert (guard.rung, guard.relapses, guard.stay_ns) == (ASIDE, 1, 2 * LEAST_STAY_NS)
+    assert (guard.alarm_level, guard.relapses, guard.stay_ns) == (CASCADE_OFF, 1, 2 * LEAST_STAY_NS)
     house.witnesses(5000, 0.98)
     house.wait(LEAST_STAY_NS)
-    assert guard.rung == ASIDE
+    assert guard.alarm_level == CASCADE_OFF
     house.wait(LEAST_STAY_NS)
-    assert guard.rung == TIGHTENED
+    assert guard.alarm_level == TIGHTENED
     house.audits(5000, 0.9, 0.98)
     house.wait(2 * LEAST_STAY_NS)
-    assert (guard.rung, guard.returns) == (OK, 3)
+    assert (guard.alarm_level, guard.returns) == (OK, 3)
     house.now_ns += FORGIVEN * guard.stay_ns
     house.ill()
     assert (guard.relapses, guard.stay_ns) == (1, LEAST_STAY_NS)
     guard.reset()
-    assert (guard.rung, guard.stay_ns) == (OK, LEAST_STAY_NS)
+    assert (guard.alarm_level, guard.stay_ns) == (OK, LEAST_STAY_NS)
 
 
 def test_a_lane_that_nobody_asks_any_more_is_judged_by_the_scores_of_those_that_are_asked() -> None:
@@ -221,15 +221,15 @@ def test_a_lane_that_nobody_asks_any_more_is_judged_by_the_scores_of_those_that_
     house.audits(400, 0.9, 0.0)
     house.scores(QUIET - 1, lane=LARGE)
     house.wait(DAY)
-    assert house.guard.rung == ASIDE
+    assert house.guard.alarm_level == CASCADE_OFF
     house.scores(100, lane=LARGE)
     house.wait(0)
-    assert house.guard.rung == TIGHTENED
+    assert house.guard.alarm_level == TIGHTENED
     other = Guarded()
     other.audits(400, 0.9, 0.0)
     other.scores(2 * QUIET, power=1.6, lane=LARGE)  # inputs are not as profiled
     other.wait(DAY)
-    assert other.guard.rung == ASIDE
+    assert other.guard.alarm_level == CASCADE_OFF
 
 
 def test_of_a_lane_without_scores_nothing_speaks() -> None:
@@ -249,7 +249,7 @@ def test_it_does_not_flap_however_evidence_comes_and_goes(seed: int, healthy: fl
     guard = house.guard
     last_ns, stay_ns = -1, 0
     for _ in range(3 * 144):
-        if guard.found == OK and draw.random() >= healthy:
+        if guard.detected_level == OK and draw.random() >= healthy:
             guard.alarm(SCORES, SMALL, "")
         if guard._health is not None and draw.random() < healthy:
             cleared(guard)
@@ -274,11 +274,11 @@ def test_who_relapses_at_once_comes_down_seven_times_in_a_day() -> None:
     house = Guarded()
     began, times = house.now_ns, []
     while house.now_ns - began < 10 * DAY:
-        if house.guard.found == OK:
+        if house.guard.detected_level == OK:
             house.guard.alarm(SCORES, SMALL, "")
         cleared(house.guard)
         house.wait(MINUTE)
-        if house.guard.found == OK:
+        if house.guard.detected_level == OK:
             times.append((house.now_ns - began) / DAY)
     assert sum(time <= 1.0 for time in times) == 7
     assert sum(time > 2.0 for time in times) <= 8
@@ -292,7 +292,7 @@ def aside() -> Audited:
     house = Audited(share=1.0)
     for _ in range(2 * FEWEST_AUDITS):
         house.router.guard.compared(SERVED, SMALL, False, 0.98, 2500)
-    assert house.router.guard.rung == ASIDE
+    assert house.router.guard.alarm_level == CASCADE_OFF
     house.router.audits.sampler.set(1.0)
     return house
 
@@ -311,7 +311,7 @@ def test_aside_audits_go_the_other_way_and_clear_the_variant() -> None:
     assert guard.report()["health"]["small"]["served"]["rows"] == 750  # only those of which it was sure enough
     house.loop.now_ns += LEAST_STAY_NS
     house.router.audits.grid(250.0, 250.0)
-    assert guard.rung == TIGHTENED
+    assert guard.alarm_level == TIGHTENED
     assert house.ask().chain is not None
     assert house.router.audits.answered == 1500
     assert house.router.traffic.rows == [0, 0, 1500]

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from clover.runtime.memory.input_digest import Inputs
+from clover.runtime.memory.input_digest import InputDigests
 from clover.runtime.memory.rows import write_array, write_bytes
 from clover.runtime.memory.slab import Layout, Slab
 from clover.types import TensorSpec
@@ -24,7 +24,7 @@ def test_texts_and_rows_of_any_shape_are_told_apart_by_what_is_theirs() -> None:
     varied = TensorSpec(name="x", datatype="FP32", shape=(-1, -1), max_shape=(3, 4))
     spec = family(inputs=(TensorSpec(name="id", datatype="INT64", shape=(1,)), text, varied))
     slab = Slab.create(Layout(spec, 4))
-    inputs = Inputs(slab, spec, key=1)
+    inputs = InputDigests(slab, spec, key=1)
 
     def write(slot: int, said: bytes, shape: tuple[int, int], number: int = 7) -> int:
         write_array(slab, spec.inputs[0], 0, [slot], np.array([[number]], np.int64))
@@ -48,7 +48,7 @@ def test_a_large_row_of_varying_shape_is_not_copied(shape: tuple[int, int]) -> N
     text = TensorSpec(name="text", datatype="BYTES", shape=(1,), max_bytes=4_000_000)
     spec = family(inputs=(varied, text))
     slab = Slab.create(Layout(spec, 2))
-    inputs = Inputs(slab, spec, key=1)
+    inputs = InputDigests(slab, spec, key=1)
     write_array(slab, varied, 0, [0], np.ones((1, *shape), np.float32))
     write_bytes(slab, text, 1, [0], [oip(bytes(3_000_000))], None)
     inputs.digest(0)
@@ -63,4 +63,4 @@ def test_a_large_row_of_varying_shape_is_not_copied(shape: tuple[int, int]) -> N
 def test_another_process_has_another_key() -> None:
     spec = family()
     slab = Slab.create(Layout(spec, 4))
-    assert Inputs(slab, spec).digest(0) != Inputs(slab, spec).digest(0)
+    assert InputDigests(slab, spec).digest(0) != InputDigests(slab, spec).digest(0)

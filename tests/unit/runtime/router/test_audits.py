@@ -36,7 +36,7 @@ def test_a_row_is_asked_again_once_its_client_has_the_answer(house: Audited) -> 
     assert tests["own"]["expected"] == pytest.approx(0.9)
     assert tests["served"]["expected"] == pytest.approx(0.98)
     house.check_slots()
-    assert house.router._table.free.free == 64
+    assert house.router.state.table.free.free == 64
 
 
 def test_what_disagrees_is_counted_so(house: Audited) -> None:
@@ -193,7 +193,7 @@ def test_a_row_that_kills_a_worker_kills_one_only(house: Audited) -> None:
     assert house.router.audits.dropped == {"died": 1}
     assert house.router.traffic.poisoned == 0
     house.check_slots()
-    assert house.router._table.state.count(FREE) == 64
+    assert house.router.state.table.state.count(FREE) == 64
 
 
 def test_a_model_that_fails_on_an_audit_is_no_alarm(house: Audited) -> None:
@@ -240,7 +240,7 @@ def test_a_client_that_went_away_leaves_no_audit(house: Audited) -> None:
     assert house.router.audits.dropped == {"lost": 1}
     house.says(SMALL, 1)
     house.check_slots()
-    assert house.router._table.free.free == 64
+    assert house.router.state.table.free.free == 64
 
 
 def test_waiting_audits_do_not_keep_a_server_from_stopping(house: Audited) -> None:
@@ -276,7 +276,7 @@ def test_a_family_without_scores_audits_nothing() -> None:
     house.close(ticket)
     assert house.sent(LARGE) == []
     assert house.router.audits.sampler.rows == 0
-    assert not house.router.guarded()["watches"]
+    assert not house.router.guard_report()["watches"]
 
 
 @pytest.mark.parametrize("config", [{"audit": 0.0}, {"guard": "off"}])
@@ -286,8 +286,8 @@ def test_audits_can_be_turned_off(config: dict[str, object]) -> None:
     house.says(SMALL, 1)
     house.close(ticket)
     assert house.sent(LARGE) == []
-    assert house.router.guarded()["audits"]["on"] is False
-    assert house.router.guarded()["watches"] is (config != {"guard": "off"})
+    assert house.router.guard_report()["audits"]["on"] is False
+    assert house.router.guard_report()["watches"] is (config != {"guard": "off"})
 
 
 def test_after_an_alarm_many_rows_are_audited_soon() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.errors import BadRequest
-from clover.runtime.cascade import Chain, chain_of
-from clover.runtime.router.tickets import Ticket
+from clover.runtime.cascade import RoutedChain, chain_of
+from clover.runtime.router.tickets import RouterTicket
 from clover.types import ChainPoint
 from tests.support.router_fixture import MS, SECOND, FakeWorker, House, dealt
 
@@ -44,7 +44,7 @@ class Cascade(House):
 
     def __init__(self, lanes: tuple[int, ...] = (SMALL, MEDIUM, LARGE), **config: Any) -> None:
         super().__init__(slots=64, **config)
-        self.router._lanes.points = POINTS
+        self.router.state.lanes.points = POINTS
         self.staff = {lane: self.entry(lane) for lane in lanes}
         self.chain()
 
@@ -77,7 +77,7 @@ def test_a_row_that_is_sure_enough_ends_where_it_began(house: Cascade) -> None:
     assert house.sent(SMALL) == [1]
     house.answer(SMALL, 0.8)
     assert house.done == [ticket]
-    assert (ticket.status, ticket.variants, list(house.router._cascade.paths(ticket))) == (200, [SMALL], ["small"])
+    assert (ticket.status, ticket.variants, list(house.router.escalation.paths(ticket))) == (200, [SMALL], ["small"])
     assert house.router.receipt(ticket).accuracy == 95.0
     assert house.router.traffic.rows == [1, 0, 0]
     house.check_slots()
@@ -92,7 +92,7 @@ def test_a_row_that_is_not_goes_on_to_the_end(house: Cascade) -> None:
     house.answer(MEDIUM, 0.49)
     house.answer(LARGE, 0.0)
     assert (ticket.status, ticket.variants) == (200, [LARGE])
-    assert list(house.router._cascade.paths(ticket)) == ["small>medium>large"]
+    assert list(house.router.escalation.paths(ticket)) == ["small>medium>large"]
     receipt = house.router.receipt(ticket)
     assert (receipt.variant, receipt.accuracy) == ("large", 84.0)
     traffic = house.router.traffic
@@ -117,7 +117,7 @@ def test_rows_of_one_request_end_apart_and_are_answered_together(house: Cascade)
     house.answer(MEDIUM, 0.6, 0.3)
     house.answer(LARGE, 0.9)
     assert house.done == [ticket]
-    assert list(house.router._cascade.paths(ticket)) == ["small", "small>medium", "small>medium>large"]
+    assert list(house.router.escalation.paths(ticket)) == ["small", "small>medium", "small>medium>large"]
     receipt = house.router.receipt(ticket)
     assert receipt.variant == "small+medium+large"
     assert receipt.accuracy == pytest.approx((95 + 91 + 84) / 3)
@@ -192,7 +192,7 @@ def test_thresholds_turn_between_two_requests(house: Cascade) -> None:
 
 def test_time_that_does_not_suffice_is_not_spent(house: Cascade) -> None:
     """Medium took 8 ms last time; 5 are left."""
-    house.router._cascade.busy_ns[MEDIUM] = 8 * MS
+    house.router.escalation.busy_ns[MEDIUM] = 8 * MS
     ticket = house.ask(timeout_ns=10 * MS)
     house.loop.advance(5 * MS)
     house.answer(SMALL, 0.1)
@@ -203,7 +203,7 @@ def test_time_that_does_not_suffice_is_not_spent(house: Cascade) -> None:
 
 
 def test_a_queue_before_the_next_stage_counts_as_time(house: Cascade) -> None:
-    house.router._cascade.busy_ns[MEDIUM] = 8 * MS
+    house.router.escalation.busy_ns[MEDIUM] = 8 * MS
     tickets = [house.ask(min_accuracy=85.0, cascade=False) for _ in range(2)]
     late = house.ask(timeout_ns=20 * MS)
     house.answer(SMALL, 0.1)  # two batches are before it: 24 ms
@@ -218,7 +218,7 @@ def test_at_the_deadline_a_row_that_waits_keeps_its_answer(house: Cascade) -> No
     assert house.done == []
     house.loop.advance(11 * MS)
     assert house.done == [ticket]
-    assert (ticket.status, ticket.variants, list(house.router._cascade.paths(ticket))) == (200, [SMALL], ["small"])
+    assert (ticket.status, ticket.variants, list(house.router.escalation.paths(ticket))) == (200, [SMALL], ["small"])
     assert house.router.traffic.cut_short == {"deadline": 1}
     assert house.router.traffic.rows == [1, 0, 0]
     assert all(other.phase == 1 for other in others)
@@ -273,7 +273,7 @@ def test_a_row_whose_stage_died_goes_to_the_next(house: Cascade) -> None:
     assert ticket.deaths == 1
     assert house.sent(LARGE) == [1]
     house.answer(LARGE, 0.9)
-    assert (ticket.status, list(house.router._cascade.paths(ticket))) == (200, ["small>large"])
+    assert (ticket.status, list(house.router.escalation.paths(ticket))) == (200, ["small>large"])
     house.check_slots()
 
 
@@ -286,7 +286,7 @@ def test_a_row_whose_stage_died_is_asked_there_again_where_others_are(house: Cas
     house.router.died(house.worker(first), "killed")
     assert house.sent(second) == [1]
     house.answer(second, 0.9)
-    assert (ticket.status, list(house.router._cascade.paths(ticket))) == (200, ["small>medium"])
+    assert (ticket.status, list(house.router.escalation.paths(ticket))) == (200, ["small>medium"])
 
 
 def test_a_row_that_has_to_begin_anew_forgets_its_path() -> None:
@@ -297,7 +297,7 @@ def test_a_row_that_has_to_begin_anew_forgets_its_path() -> None:
     house.router.died(house.worker(LARGE), "killed")
     assert house.sent(SMALL) == [1]
     house.answer(SMALL, 0.1)
-    assert (ticket.status, list(house.router._cascade.paths(ticket))) == (200, ["small"])
+    assert (ticket.status, list(house.router.escalation.paths(ticket))) == (200, ["small"])
     assert house.router.traffic.cut_short == {"nobody": 1}
 
 
@@ -423,7 +423,7 @@ def test_a_chain_that_is_none_is_refused_and_changes_nothing(
 def test_of_a_chain_that_was_not_profiled_each_variants_own_accuracy_is_known() -> None:
     lanes = {"small": 0, "large": 1}
     found = chain_of(("small", "large"), (0.5,), lanes, (80.0, 90.0), {})
-    assert found == Chain((0, 1), (0.5,), (80.0, 90.0), (80.0, 90.0))
+    assert found == RoutedChain((0, 1), (0.5,), (80.0, 90.0), (80.0, 90.0))
     assert [found.stage(lane) for lane in (0, 1, 7)] == [0, 1, -1]
 
 
@@ -433,7 +433,7 @@ def test_of_a_chain_that_was_not_profiled_each_variants_own_accuracy_is_known() 
 )
 def test_every_row_ends_where_its_scores_say(scores: list[tuple[float, float]], sizes: list[int]) -> None:
     house = Cascade()
-    expected: dict[int, tuple[Ticket, int, str]] = {}
+    expected: dict[int, tuple[RouterTicket, int, str]] = {}
     left = list(scores)
     for size in sizes:
         own, left = left[:size], left[size:]
@@ -452,7 +452,7 @@ def test_every_row_ends_where_its_scores_say(scores: list[tuple[float, float]], 
                 house.answer(lane, *(told[:, lane].tolist() if lane < LARGE else [0.0] * len(slots)))
     for ticket, row, path in expected.values():
         assert ticket.status == 200
-        assert list(house.router._cascade.paths(ticket))[row] == path
+        assert list(house.router.escalation.paths(ticket))[row] == path
     ends = [path.rpartition(">")[2] for _, _, path in expected.values()]
     assert house.router.traffic.rows == [ends.count(name) for name in CHAIN]
     for ticket in list(house.done):

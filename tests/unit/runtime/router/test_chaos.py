@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.errors import RequestError
-from clover.runtime.router.tickets import CLOSED, DONE, PENDING, Ticket
+from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
 from tests.support.router_fixture import MS, FakeWorker, House, dealt
 
 LANES = SMALL, MEDIUM, LARGE = range(3)
@@ -38,7 +38,7 @@ class Chaos:
         self.router = self.house.router
         self.staff: list[tuple[FakeWorker, int]] = []
         self.entries: list[Any] = []
-        self.asked: list[tuple[Ticket, list[float]]] = []
+        self.asked: list[tuple[RouterTicket, list[float]]] = []
         self.numbers = 0.0
         self.finished: dict[int, int] = {}
         self.faults: list[AssertionError] = []
@@ -91,7 +91,7 @@ class Chaos:
         self.router.submit(ticket, self.done, timeout_ns=timeout_ns)  # type: ignore[arg-type]
         self.house.loop.turn()
 
-    def done(self, ticket: Ticket) -> None:
+    def done(self, ticket: RouterTicket) -> None:
         """The router logs what a callback raises, and goes on."""
         self.finished[id(ticket)] = self.finished.get(id(ticket), 0) + 1
         try:
@@ -99,7 +99,7 @@ class Chaos:
         except AssertionError as fault:
             self.faults.append(fault)
 
-    def judge(self, ticket: Ticket) -> None:
+    def judge(self, ticket: RouterTicket) -> None:
         numbers = next(numbers for own, numbers in self.asked if own is ticket)
         assert ticket.phase == DONE
         if ticket.status == 200:

@@ -55,7 +55,7 @@ def test_a_row_waits_for_its_worker_and_is_served_by_it(house: House) -> None:
     assert house.router.observe()["awaiting_rows"] == 2.0
     house.loop.advance(3 * SECOND)
     entry = house.entry(LARGE)
-    house.router.route([*house.router._lanes.entries(), entry], dealt(1.0, 0.0, 0.0))
+    house.router.route([*house.router.state.lanes.entries(), entry], dealt(1.0, 0.0, 0.0))
     house.loop.turn()
     house.complete(entry[0])
     assert house.done == [ticket, other]
@@ -128,7 +128,7 @@ def test_a_worker_that_is_better_serves_too(house: House) -> None:
     planner = Planner(house)
     ticket = house.ask(min_accuracy=84.0)
     entry = house.entry(LARGE)
-    house.router.route([*house.router._lanes.entries(), entry], dealt(1.0, 0.0, 0.0))
+    house.router.route([*house.router.state.lanes.entries(), entry], dealt(1.0, 0.0, 0.0))
     planner.say({"medium": Declined(why="never")})
     house.loop.turn()
     house.complete(entry[0])

@@ -21,29 +21,29 @@ def relief(wait_ms: float = 10.0, rows_per_s: float = 100.0) -> Relief:
 
 def test_it_comes_on_where_a_row_would_wait_too_long() -> None:
     found = relief()
-    assert not found.turn(0, 10.0 * MS, 5, 5)
+    assert not found.update(0, 10.0 * MS, 5, 5)
     assert not found.active
-    assert found.turn(MS, 10.0 * MS + 1, 6, 6)
+    assert found.update(MS, 10.0 * MS + 1, 6, 6)
     assert found.active
     assert found.count == 1
 
 
 def test_it_goes_off_once_no_more_comes_than_the_plan_serves() -> None:
     found = relief()
-    found.turn(0, 11.0 * MS, 0, 3)
-    assert not found.turn(SLOT_NS - 1, 0.0, 1, 0), "not within a slot"
-    assert not found.turn(SLOT_NS, 0.0, 23, 0), "23 rows in a quarter of a second are 92 a second"
-    assert not found.turn(2 * SLOT_NS, 0.0, 45, 1), "88 a second, but one waits"
-    assert found.turn(3 * SLOT_NS, 0.0, 67, 0)
+    found.update(0, 11.0 * MS, 0, 3)
+    assert not found.update(SLOT_NS - 1, 0.0, 1, 0), "not within a slot"
+    assert not found.update(SLOT_NS, 0.0, 23, 0), "23 rows in a quarter of a second are 92 a second"
+    assert not found.update(2 * SLOT_NS, 0.0, 45, 1), "88 a second, but one waits"
+    assert found.update(3 * SLOT_NS, 0.0, 67, 0)
     assert not found.active
-    assert found.turn(3 * SLOT_NS + 1, 11.0 * MS, 68, 3), "and comes on again"
+    assert found.update(3 * SLOT_NS + 1, 11.0 * MS, 68, 3), "and comes on again"
     assert found.count == 2
 
 
 def test_it_goes_off_after_a_silence() -> None:
     found = relief()
-    found.turn(0, 11.0 * MS, 0, 3)
-    assert found.turn(1000 * SLOT_NS, 0.0, 50, 0)
+    found.update(0, 11.0 * MS, 0, 3)
+    assert found.update(1000 * SLOT_NS, 0.0, 50, 0)
 
 
 def test_capacity_is_that_of_the_lane_that_is_short_first() -> None:
@@ -59,7 +59,7 @@ def test_it_never_turns_twice_the_same_way(steps: list[tuple[int, float, int, in
     for passed_ns, wait_ns, more, waiting in steps:
         now_ns, rows = now_ns + passed_ns, rows + more
         before = found.active
-        turned = found.turn(now_ns, wait_ns, rows, waiting)
+        turned = found.update(now_ns, wait_ns, rows, waiting)
         assert turned == (found.active != before)
         ons += turned and found.active
     assert found.count == ons
@@ -68,5 +68,5 @@ def test_it_never_turns_twice_the_same_way(steps: list[tuple[int, float, int, in
 @pytest.mark.parametrize("waiting", [1, 5])
 def test_it_stays_while_rows_wait(waiting: int) -> None:
     found = relief()
-    found.turn(0, 11.0 * MS, 0, 3)
-    assert not found.turn(SLOT_NS, 0.0, 0, waiting)
+    found.update(0, 11.0 * MS, 0, 3)
+    assert not found.update(SLOT_NS, 0.0, 0, waiting)

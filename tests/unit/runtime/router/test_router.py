@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from clover.errors import BadRequest, DeadlineMissed, Overloaded, TooLarge, Unavailable
-from clover.runtime.router.relief import Standby
-from clover.runtime.router.tickets import Ticket
+from clover.runtime.router.relief import StandbyWorkers
+from clover.runtime.router.tickets import RouterTicket
 from clover.types import TensorSpec
 from tests.support.router_fixture import MS, SECOND, FakeWorker, House, dealt, family
 
@@ -443,7 +443,7 @@ def test_an_unknown_batch_costs_the_worker_its_life(house: House) -> None:
     assert lost == [first]
     house.complete(second)
     assert ticket.status == 200
-    assert house.router._lanes.find(first) is None
+    assert house.router.state.lanes.find(first) is None
 
 
 def test_silence_is_measured_from_the_last_progress(house: House) -> None:
@@ -523,7 +523,7 @@ def test_closing_while_rows_wait_and_fly(house: House) -> None:
     flying = house.workers[0].ring.batches[0]
     house.router.close(waiting)
     assert house.router.observe()["queue_rows"] == 0
-    ticket = house.router._table.owner[flying[1][0]]
+    ticket = house.router.state.table.owner[flying[1][0]]
     assert ticket is not None
     house.router.close(ticket)
     house.check_slots()
@@ -597,7 +597,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.house = House(slots=12)
-        self.tickets: list[Ticket] = []
+        self.tickets: list[RouterTicket] = []
         self.answers: dict[int, int] = {}
         self.entries: list[Any] = []
         self.standing: list[Any] = []
@@ -608,14 +608,14 @@ class Machine(RuleBasedStateMachine):
             knobs = {"chain": ("small", "medium", "large"), "thresholds": (0.5, 0.7), **knobs}
         self.house.router.route(self.entries, dealt(0.5, 0.2, 0.3, **knobs), self._standby())
 
-    def _standby(self) -> Standby:
-        return Standby(lane=0, entries=tuple(self.standing), wait_ns=5 * MS, rates=(100.0, 100.0, 100.0))
+    def _standby(self) -> StandbyWorkers:
+        return StandbyWorkers(lane=0, entries=tuple(self.standing), wait_ns=5 * MS, rates=(100.0, 100.0, 100.0))
 
     def _done(self, ticket: Any) -> None:
         self.answers[id(ticket)] = self.answers.get(id(ticket), 0) + 1
 
     def _alive(self) -> list[FakeWorker]:
-        return [link.worker for link in self.house.router._lanes.links]  # type: ignore[misc]
+        return [link.worker for link in self.house.router.state.lanes.links]  # type: ignore[misc]
 
     @rule(lane=st.integers(0, 2))
     def add(self, lane: int) -> None:
@@ -627,7 +627,7 @@ class Machine(RuleBasedStateMachine):
     def enlist(self) -> None:
         if len(self.standing) < 2:
             self.standing.append(self.house.entry(0, max_batch=3))
-            self.house.router.stand_by(self._standby())
+            self.house.router.set_standby(self._standby())
 
     @precondition(lambda self: self.standing)
     @rule(data=st.data(), promoted=st.booleans())
@@ -703,7 +703,7 @@ class Machine(RuleBasedStateMachine):
         self.house.check_slots()
         assert all(count == 1 for count in self.answers.values())
         for ticket in self.tickets:
-            assert len(self.house.router._cascade.paths(ticket)) == len(ticket.variants)
+            assert len(self.house.router.escalation.paths(ticket)) == len(ticket.variants)
             for row, before in ticket.paths.items():
                 assert len(set(before)) == len(before)
                 assert ticket.variants[row] not in before

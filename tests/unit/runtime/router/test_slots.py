@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.runtime.router.deadlines import Deadlines
-from clover.runtime.router.tickets import Ticket
-from clover.runtime.router.traffic import Rate, Traffic, Window
+from clover.runtime.router.tickets import RouterTicket
+from clover.runtime.router.traffic import Rate, Traffic, TrailingHistogram
 
 MS = 1_000_000
 SECOND = 1000 * MS
 
 
-def _ticket(deadline_ns: int) -> Ticket:
-    ticket = Ticket([0], 0)
+def _ticket(deadline_ns: int) -> RouterTicket:
+    ticket = RouterTicket([0], 0)
     ticket.deadline_ns = deadline_ns
     return ticket
 
@@ -30,7 +30,7 @@ def test_deadlines_fall_due_after_they_pass_and_soon(after_ms: list[int], discar
     for index in discarded:
         if index < len(tickets):
             wheel.discard(tickets[index])
-    seen: list[Ticket] = []
+    seen: list[RouterTicket] = []
     while due_ns := wheel.next_ns():
         for ticket in wheel.due(due_ns):
             assert 0 < due_ns - ticket.deadline_ns <= 17 * (1 << 20)
@@ -62,7 +62,7 @@ def test_rates_cover_the_time_there_was() -> None:
 
 
 def test_a_trailing_quantile_forgets() -> None:
-    window = Window(parts=5, part_s=2.0)
+    window = TrailingHistogram(parts=5, part_s=2.0)
     assert window.quantile(0, 0.95) is None
     window.record(1 * SECOND, 100 * MS)
     assert window.quantile(2 * SECOND, 0.95) == pytest.approx(100 * MS, rel=0.01)
@@ -79,7 +79,7 @@ def test_an_idle_model_has_empty_statistics() -> None:
 def test_far_deadlines_of_requests_long_answered_take_bounded_room() -> None:
     wheel = Deadlines()
     for step in range(1, 20_001):
-        ticket = Ticket([0], 0)
+        ticket = RouterTicket([0], 0)
         ticket.deadline_ns = step * 10**9
         wheel.add(ticket, 0)
         assert ticket.deadline_ns <= ticket.bucket.number << 20 <= ticket.deadline_ns * (1 + 1 / 512) + (17 << 20)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from clover.runtime.router.relief import SLOT_NS, Standby
+from clover.runtime.router.relief import SLOT_NS, StandbyWorkers
 from tests.support.router_fixture import MS, SECOND, FakeWorker, House, dealt
 
 SMALL, LARGE = 0, 2
@@ -22,8 +22,8 @@ class Relieved(House):
         self.small: FakeWorker = self.standby[0]
         self.router.route([self.plan], dealt(0.0, 0.0, 1.0), self.stands_by())
 
-    def stands_by(self, *entries: Any) -> Standby:
-        return Standby(
+    def stands_by(self, *entries: Any) -> StandbyWorkers:
+        return StandbyWorkers(
             lane=SMALL, entries=entries or (self.standby,), wait_ns=20 * MS, rates=(0.0, 0.0, 100.0)
         )
 
@@ -163,11 +163,11 @@ def test_others_that_stand_by_take_over_in_a_burst() -> None:
     house = Relieved()
     house.burst(3)
     second = house.entry(SMALL)
-    house.router.stand_by(house.stands_by(house.standby, second))
+    house.router.set_standby(house.stands_by(house.standby, second))
     house.ask()
     house.ask()
     assert sum(map(len, (house.small.ring.batches, second[0].ring.batches))) == 3
-    house.router.stand_by(None)
+    house.router.set_standby(None)
     assert "relief" not in house.router.observe()
     for worker in (house.small, second[0]):
         while worker.ring.batches:
@@ -186,13 +186,13 @@ def test_a_respawned_worker_joins_without_those_that_stand_by() -> None:
     house.loop.advance(SECOND)
     house.ask()
     assert not house.relief
-    assert [link.worker.pid for link in house.router._lanes.links if link.attached] == [1, 3]
+    assert [link.worker.pid for link in house.router.state.lanes.links if link.attached] == [1, 3]
 
 
 @pytest.mark.parametrize("rate", [50.0, 400.0])
 def test_what_the_plan_serves_decides(rate: float) -> None:
     house = Relieved()
-    standby = Standby(lane=SMALL, entries=(house.standby,), wait_ns=20 * MS, rates=(0.0, 0.0, rate))
-    house.router.stand_by(standby)
+    standby = StandbyWorkers(lane=SMALL, entries=(house.standby,), wait_ns=20 * MS, rates=(0.0, 0.0, rate))
+    house.router.set_standby(standby)
     house.burst(4)
     assert house.relief == (rate == 50.0)

@@ -18,7 +18,7 @@ async def test_spawn_route_drain(house: House) -> None:
     await fleet.spawn(at(0))
     await fleet.spawn(at(0))  # it is there
     assert len(house.started) == 1
-    assert fleet.running() == (at(0),)
+    assert fleet.ready_assignments() == (at(0),)
     assert not fleet.ready
     fleet.route((at(0),), Routing(shares={"small": 1.0}))
     assert fleet.ready
@@ -27,13 +27,13 @@ async def test_spawn_route_drain(house: House) -> None:
     await fleet.drain(at(0))
     await fleet.drain(at(0))
     assert house.started[0].state == "dead"
-    assert fleet.running() == (at(0, "large"),)
+    assert fleet.ready_assignments() == (at(0, "large"),)
     assert (fleet.swaps, fleet.repartitions) == (1, 0)
     await fleet.spawn(at(0, "large", 2))
     fleet.route((at(0, "large", 2),), Routing(shares={"large": 1.0}))
     assert (fleet.swaps, fleet.repartitions) == (1, 1)
     await fleet.stop()
-    assert fleet.running() == ()
+    assert fleet.ready_assignments() == ()
     assert not fleet.ready
 
 
@@ -168,7 +168,7 @@ async def test_rows_are_refused_while_a_worker_keeps_dying(house: House) -> None
         seen.append(house.router.hold)
         await sleep(seconds)
 
-    fleet._sleep = look
+    fleet.members.sleep = look
     house.started[0].die()
     await house.settle()
     assert seen == [True, True, True, False, False]
@@ -265,7 +265,7 @@ async def test_a_lost_gpu_blames_no_request_and_slices_are_compute_slices(house:
     ]
     for half in halves:
         await fleet.spawn(half)
-    assert [member.meter.slices for member in fleet._all() if member.meter is not None] == [3, 3]
+    assert [member.meter.slices for member in fleet.members.all() if member.meter is not None] == [3, 3]
     fleet.route(tuple(halves), Routing(shares={"small": 1.0}))
     ticket = router.open(1)
     done: list[Any] = []
@@ -302,7 +302,7 @@ async def test_a_worker_that_is_given_up_is_ended_without_waiting_and_its_rows_g
     fleet.forget(at(0), "gpu0 is lost")
     fleet.forget(at(0), "gpu0 is lost")  # once is enough
     assert house.started[0].killed
-    assert fleet.running() == (at(1),)
+    assert fleet.ready_assignments() == (at(1),)
     assert not house.started[1].sent, "the old worker may write into its slots until it is dead"
     house.started[0].die()
     await house.settle()
@@ -325,4 +325,4 @@ async def test_a_member_without_a_worker_is_given_up_for_good(house: House) -> N
     await house.settle()
     assert len(house.started) == 1
     assert not house.router.hold, "nobody waits for it"
-    assert fleet.running() == ()
+    assert fleet.ready_assignments() == ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from clover.runtime.workers.fleet import REPLACED_AFTER_S
+from clover.runtime.workers.members import REPLACED_AFTER_S
 from clover.types import Routing
 from tests.support.fleet_fixture import House, Worker, at, in_a_house
 from tests.unit.runtime.workers.test_fleet_relief import standing, with_relief
@@ -46,7 +46,7 @@ async def test_it_goes_once_another_is_in_its_place_and_has_answered(house: Hous
     house.may_start.clear()
     old.sigterm()
     await house.settle()
-    assert (fleet.ready, fleet.running(), house.router.hold) == (True, (at(0),), False)
+    assert (fleet.ready, fleet.ready_assignments(), house.router.hold) == (True, (at(0),), False)
     other, _ = submit(house)  # it serves on while the other one starts
     await house.settle()
     assert len(old.sent) == 2
@@ -92,7 +92,7 @@ async def test_all_at_once(house: House) -> None:
         worker.sigterm()
     await house.settle()
     assert states(house) == ["dead"] * 3 + ["ready"] * 3
-    assert house.fleet.running() == (at(0), at(1), at(2))
+    assert house.fleet.ready_assignments() == (at(0), at(1), at(2))
 
 
 @in_a_house

@@ -13,7 +13,7 @@ from tests.support.fleet_fixture import House, at, in_a_house
 LARGE, SMALL = Routing(shares={"large": 1.0}), Routing(shares={"small": 1.0})
 
 
-class Reserve:
+class StandbyChooser:
     """A small worker beside every large one, called after 20 ms; everybody serves 100 rows/s."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Reserve:
 
 async def with_relief(house: House, *places: int) -> list[Assignment]:
     """Large workers at `places`, and who stands by beside them."""
-    house.fleet._reserve = Reserve()
+    house.fleet.standby_crew.chooser = StandbyChooser()
     items = [at(place, "large") for place in places]
     for item in items:
         await house.fleet.spawn(item)
@@ -48,7 +48,7 @@ def standing(house: House) -> list[str]:
 @in_a_house
 async def test_one_stands_by_at_every_placement_and_nobody_sees_it(house: House) -> None:
     items = await with_relief(house, 0, 1)
-    assert house.fleet.running() == tuple(items)
+    assert house.fleet.ready_assignments() == tuple(items)
     assert standing(house) == [item.placement.id for item in items]
     figures = house.fleet.observe()
     assert (figures["workers"], figures["relief_workers"], figures["restarting"]) == (2.0, 2.0, 0.0)
@@ -71,8 +71,8 @@ async def test_they_are_called_in_a_burst(house: House) -> None:
 @in_a_house
 async def test_without_an_slo_nobody_is_called(house: House) -> None:
     await with_relief(house, 0)
-    reserve = house.fleet._reserve
-    assert isinstance(reserve, Reserve)
+    reserve = house.fleet.standby_crew.chooser
+    assert isinstance(reserve, StandbyChooser)
     reserve.ms = 0.0
     house.fleet.watch()
     assert "relief" not in house.router.observe()
@@ -108,7 +108,7 @@ async def test_one_that_is_spawned_is_there_at_once(house: House) -> None:
     (item,) = await with_relief(house, 0)
     await house.fleet.spawn(at(0, "small"))
     assert len(house.started) == 2
-    assert house.fleet.running() == (item, at(0, "small"))
+    assert house.fleet.ready_assignments() == (item, at(0, "small"))
     house.fleet.route((at(0, "small"),), SMALL)
     await house.fleet.drain(item)
     house.fleet.watch()
@@ -131,7 +131,7 @@ async def test_one_that_died_is_restarted_and_counts_as_no_trouble_of_the_plan(h
 
 @in_a_house
 async def test_one_that_cannot_start_is_tried_again_and_bars_nothing(house: House) -> None:
-    house.fleet._reserve = Reserve()
+    house.fleet.standby_crew.chooser = StandbyChooser()
     await house.fleet.spawn(at(0, "large"))
     house.fleet.route((at(0, "large"),), LARGE)
     house.failing = 3
@@ -161,17 +161,17 @@ async def test_stop_ends_them_all(house: House) -> None:
 
 @in_a_house
 async def test_drained_while_one_starts(house: House) -> None:
-    house.fleet._reserve = Reserve()
+    house.fleet.standby_crew.chooser = StandbyChooser()
     await house.fleet.spawn(at(0, "large"))
     house.fleet.route((at(0, "large"),), LARGE)
     gate = asyncio.Event()
-    start = house.fleet._start
+    start = house.fleet.members.start
 
     async def slow(assignment: Assignment) -> object:
         await gate.wait()
         return await start(assignment)
 
-    house.fleet._start = slow  # type: ignore[assignment]
+    house.fleet.members.start = slow  # type: ignore[assignment]
     house.fleet.watch()
     await asyncio.sleep(0)
     await house.fleet.drain(at(0, "large"))

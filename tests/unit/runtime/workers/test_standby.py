@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clover.planning.model.queueing import Service
-from clover.runtime.workers.standby import Understudies
+from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Assignment, Placement
 from tests.support.profiles_fixture import VARIANTS, profile
 
@@ -19,8 +19,8 @@ def worker(variant: str, start: int = 0, shape: str = "1g") -> Assignment:
     return Assignment(placement=placement, family="toy", variant=variant, backend="eager")
 
 
-def understudies(relief: str = "auto", slo_ms: float = 100.0, **services: Service) -> Understudies:
-    found = Understudies(NAMES, relief, lambda: slo_ms)
+def understudies(relief: str = "auto", slo_ms: float = 100.0, **services: Service) -> StandbyPolicy:
+    found = StandbyPolicy(NAMES, relief, lambda: slo_ms)
     known = services or {name: Service((1, 8), (ms, 8 * ms), (1.0, 1.0)) for name, ms in MS.items()}
     found._services = {(name, "1g"): service for name, service in known.items()}
     found._backend = {(name, "1g"): "onnxruntime" for name in known}
@@ -86,7 +86,7 @@ def test_without_a_profile_nobody_stands_by() -> None:
 
 
 def test_a_profile_says_who_can() -> None:
-    found = Understudies(list(VARIANTS), "auto", lambda: 100.0)
+    found = StandbyPolicy(list(VARIANTS), "auto", lambda: 100.0)
     found.use(profile())
     best = Placement(device="cpu0", profile="1c", start=0, size=1)
     (one,) = found.beside([Assignment(placement=best, family="toy", variant="large", backend="eager")])

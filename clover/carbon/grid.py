@@ -1,0 +1,80 @@
+"""The grid's carbon intensity for everybody in the server: now, in the past, and to come.
+
+One `Grid` a server.  Who needs an intensity asks it, as often as they like: the energy account each second, the
+controller at each look, an operator's command.  Each `read` asks the chain (`clover.carbon.chain`) at the grid time of
+the moment, and the chain bounds what that costs: a remote source is called every `carbon.poll_s` at most.
+
+The history is kept by the hour of grid time.  Only the first source of the chain makes history: another one may mean
+something else by intensity, and the value of last resort means nothing at all.  Hours without it are gaps, which the
+forecast fills.  For the same reason a source's forecast counts only if it speaks of the same signal as the reading.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, Outlook, Sample, hours_of, outlook, values
+from clover.types import Reading
+
+FORECAST_S = 7 * 86_400.0
+"""How far ahead a source is asked; no provider looks further, but a file would give all that it holds."""
+
+
+class IntensitySource(Protocol):
+    """Gives intensities, whatever happens to the sources behind it (`clover.carbon.SourceChain`)."""
+
+    async def read(self, grid_s: float) -> Reading: ...
+
+    async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]: ...
+
+
+class Grid:
+    """The intensity of one grid at the time of `now` (Unix seconds of grid time, `clover.carbon.GridClock.now`).
+
+    `reading` is the newest reading, None before the first; `history` its hourly means.
+    """
+
+    def __init__(self, source: IntensitySource, now: Callable[[], float]) -> None:
+        self.now = now
+        self.reading: Reading | None = None
+        self.history = History()
+        self._source = source
+        self._forecast_hour: int | None = None
+        self._forecast: Sequence[Reading] = ()
+
+    async def read(self) -> Reading:
+        """Read the intensity of now and note it in the history.  Never raises for a source."""
+        grid_s = self.now()
+        self.reading = await self._source.read(grid_s)
+        self.note(self.reading, grid_s)
+        return self.reading
+
+    def note(self, reading: Reading, grid_s: float) -> None:
+        """Add a reading that was in force at `grid_s` to the history, if it is the first source's."""
+        if reading.state in ("fresh", "stale"):
+            self.history.note(grid_s, reading.g_per_kwh)
+
+    async def outlook(self, reading: Reading, rates: History, *, grid_s: float, until_s: float, rate: float) -> Outlook:
+        """Return what to expect, hour by hour, from `grid_s` until `until_s`: intensities as the source foresees them,
+        else as the history lets expect, and loads (rows/s) that follow `rates` from `rate` on."""
+        hour, count = hours_of(grid_s, max(until_s, grid_s))
+        known = [item for item in await self._foreseen(grid_s) if _same_signal(item, reading)]
+        given = values([Sample(at_s=item.at_s, g_per_kwh=item.g_per_kwh) for item in known], hour, count)
+        name = f"provider {known[0].provider}" if known else ""
+        made_from = ForecastInput(self.history, rates, reading.g_per_kwh, rate, provider=given, name=name)
+        return outlook(made_from, now_s=grid_s, until_s=until_s)
+
+    async def _foreseen(self, grid_s: float) -> Sequence[Reading]:
+        """Return the source's newest forecast, asked for once an hour of grid time."""
+        hour = math.floor(grid_s / HOUR_S)
+        if hour != self._forecast_hour:
+            self._forecast_hour = hour
+            # If it fails, the forecast of before still holds, as far as it reaches.
+            self._forecast = await self._source.forecast(grid_s, FORECAST_S) or self._forecast
+        return self._forecast
+
+
+def _same_signal(foreseen: Reading, reading: Reading) -> bool:
+    return "unknown" in (foreseen.signal, reading.signal) or foreseen.signal == reading.signal

@@ -1,0 +1,107 @@
+"""What the parts of the controller share: configuration, mode, families, devices, the grid, clocks and decisions.
+
+It stands below all of them, so that planner, executor, commands, shadows and reports meet here and none has to know
+the controller.  It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from clover.carbon.grid import Grid
+from clover.config import ControllerConfig
+from clover.control.apply import SharedInstances
+from clover.control.decisions import Decisions
+from clover.control.demand import why_closed
+from clover.control.device_pool import DevicePool
+from clover.control.family import Conditions, Family, Mode
+from clover.control.request import Pin
+from clover.interfaces import Device
+from clover.planning.model.problem import accuracies
+from clover.policies.demanded import heeds
+from clover.types import Declined, DeviceShape
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """The time: `monotonic` for all that waits, `wall` for the record; `sleep` waits for so many seconds."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+class Context:
+    """The state that all families have in common.  Everything here changes on the event loop only, and what takes more
+    than one step under `lock`."""
+
+    def __init__(self, config: ControllerConfig, devices: Mapping[str, Device], grid: Grid, clocks: Clocks) -> None:
+        self.config = config
+        self.mode: Mode = config.mode
+        self.frozen = False
+        self.families: dict[str, Family] = {}
+        self.device_pool = DevicePool(devices)
+        self.instances = SharedInstances(devices)
+        self.unplanned: dict[str, set[str]] = {}
+        """The devices on which families that are served without a plan have workers."""
+        self.decisions = Decisions(clocks.wall)
+        self.grid = grid
+        self.monotonic = clocks.monotonic
+        self.lock = asyncio.Lock()
+
+    def mode_of(self, family: Family) -> Mode:
+        """Return the mode in force for a family."""
+        return family.mode or self.mode
+
+    def frozen_of(self, family: Family) -> bool:
+        """Return whether a family is held as it is."""
+        return self.frozen or family.frozen
+
+    def pin_of(self, family: Family, pin: Pin | None = None) -> Pin:
+        """Return what a family is planned by: `pin`, its own pin, or the configured policy."""
+        return pin or family.pin or Pin(policy=self.config.policy)
+
+    def policy_of(self, family: Family) -> str:
+        """Return the policy in force for a family; empty if it is pinned to a configuration."""
+        return self.pin_of(family).policy
+
+    def devices_of(self, family: str) -> tuple[DeviceShape, ...]:
+        """Return the devices that a family (also one served without a plan) may use now."""
+        return self.device_pool.of(family, self.occupied())
+
+    def share_of(self, family: Family) -> float:
+        """Return the part of the devices' time that is a family's."""
+        return self.device_pool.share(family.name)
+
+    def occupied(self) -> dict[str, set[str]]:
+        """Return the devices on which each family has workers."""
+        return {**self.unplanned, **{name: family.devices for name, family in self.families.items()}}
+
+    def lost_suffix(self) -> str:
+        """Return the lost devices in brackets, to end an error text; empty if none is lost."""
+        lost = sorted(self.device_pool.lost())
+        return f" ({', '.join(lost)} lost)" if lost else ""
+
+    async def conditions(self, family: Family) -> Conditions:
+        """Return what a plan of a family is made under now."""
+        return Conditions(
+            reading=self.grid.reading or await self.grid.read(),
+            grid_s=self.grid.now(),
+            devices=self.devices_of(family.name),
+            share=self.share_of(family),
+        )
+
+    def declined(self, family: Family) -> dict[str, Declined]:
+        """Return the variants that no worker will be started for, and why: rows that need one are refused."""
+        policy = self.policy_of(family)
+        why = why_closed(
+            mode=self.mode_of(family),
+            frozen=self.frozen_of(family),
+            pinned="" if policy else "a configuration",
+            policy=policy,
+            heeded=heeds(policy),
+        )
+        return family.demand.declined(self.monotonic(), accuracies(family.profile), family.desired, why)

@@ -1,0 +1,48 @@
+"""What happened to the devices since the last look, and what follows for the families.
+
+Workers on a GPU that is lost are given up at once, in every mode and also while frozen, and rows go to the others.
+GPUs are then assigned anew (`clover.control.device_pool`), and each family that is concerned is to be planned again.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from clover.control.context import Context
+from clover.control.executor import Executor
+from clover.control.gate import still_possible
+
+log = logging.getLogger("clover.control")
+
+
+class DeviceWatch:
+    """Looks at the devices for all families.  The caller holds the context's lock."""
+
+    def __init__(self, context: Context, executor: Executor) -> None:
+        self._context = context
+        self._executor = executor
+
+    async def look(self) -> None:
+        """Give up workers on lost devices, assign GPUs anew, and leave word for the planner in `Family.news`."""
+        context, pool, families = self._context, self._context.device_pool, self._context.families
+        changes = pool.changes()
+        lost = pool.lost()
+        for family in families.values():
+            if gone := family.devices & lost:
+                await self._executor.give_up(family, gone)
+        if not changes:
+            return
+        log.warning("devices changed: %s", "; ".join(changes.values()))
+        shapes = pool.shapes()
+        before = {name: {*family.devices, *pool.assigned(name)} for name, family in families.items()}
+        pool.assign(context.occupied())
+        for name, family in families.items():
+            now = set(pool.assigned(name)) if pool.exclusive else set(shapes)
+            concerned = sorted(before[name] | now)
+            news = [changes[device] for device in concerned if device in changes]
+            moved = [device for device in concerned if device in before[name] ^ now and device not in changes]
+            news += [f"{device} is assigned to {pool.owner(device) or 'no model'} now" for device in moved]
+            if news:
+                family.news = "; ".join(dict.fromkeys(filter(None, (family.news, *news))))
+                family.dwell_until_s = min(family.dwell_until_s, context.monotonic())
+            family.good = still_possible(family.good, tuple(shapes.values()))

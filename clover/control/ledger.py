@@ -1,0 +1,58 @@
+"""What one family served since its budget horizon began, and its load by the hour: what an accuracy budget spends.
+
+A policy remembers nothing, so this is handed to it with every plan.  A horizon begins with the first look, and the next
+one when it ends.  A restart begins a new one: what was served before it is forgotten, for better or worse.
+"""
+
+from __future__ import annotations
+
+import math
+
+from clover.planning.budget.forecast import HOUR_S, History
+
+THRESHOLDS_S = 300.0
+"""Grid seconds after which thresholds are looked at again: they cost nothing to change, so they follow what was
+served."""
+
+
+class Ledger:
+    """What one family served in the horizon under way, and its load by the hour."""
+
+    def __init__(self) -> None:
+        self.rates = History()
+        self.since_s = math.nan
+        """Grid time at which the horizon began; NaN before the first look."""
+        self.rows = 0.0
+        self.accuracy_rows = 0.0
+        """Sum over the rows of the accuracy (percent) expected of the variant that answered."""
+        self.planned_s = math.nan
+        """Grid time of the last plan; NaN before the first."""
+        self.label = ""
+        """What the last forecast was made from, in words."""
+        self._before = (0.0, 0.0)
+
+    def look(self, grid_s: float, observed: dict[str, float], horizon_s: float) -> None:
+        """Book what was served since the last look.  `observed` counts from the start of the family's router."""
+        accuracy = observed.get("accuracy_served")
+        rows = observed.get("rows", 0.0) if accuracy is not None else self._before[0]  # unknown is not wrong
+        total = rows * accuracy if accuracy is not None else self._before[1]
+        before = self._before if rows >= self._before[0] else (0.0, 0.0)  # the router began anew
+        first = math.isnan(self.since_s)
+        if first or grid_s < self.since_s or grid_s >= self.since_s + horizon_s:
+            over = 0.0 if first or grid_s < self.since_s else math.floor((grid_s - self.since_s) / horizon_s)
+            self.since_s = self.since_s + over * horizon_s if over else grid_s
+            self.rows = self.accuracy_rows = 0.0
+        elif rows > before[0]:
+            self.rows += rows - before[0]
+            self.accuracy_rows += total - before[1]
+        self._before = (rows, total)
+        self.rates.note(grid_s, observed.get("arrival_rate", math.nan))
+
+    def end_s(self, grid_s: float, horizon_s: float) -> float:
+        """Return the grid time at which the horizon under way ends; a horizon that begins now, before the first
+        look."""
+        return (grid_s if math.isnan(self.since_s) else self.since_s) + horizon_s
+
+    def due(self, grid_s: float, step_s: float = HOUR_S) -> bool:
+        """Return whether another hour (another step of `step_s`) began since the last plan."""
+        return math.isnan(self.planned_s) or math.floor(self.planned_s / step_s) != math.floor(grid_s / step_s)

@@ -1,0 +1,60 @@
+"""What a plan is asked for: its reason, and what stands in for the targets, the pin and the inputs in force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from clover.types import Configuration, Plan, State
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The limits a family is held to, and the form of its objective.  `lam` None: derived from the profile."""
+
+    slo_ms: float
+    accuracy_floor: float
+    form: Literal["paper", "floor"]
+    lam: float | None
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What an operator (or the configuration) holds a family to: a policy or one configuration.  `forced`: although it
+    was predicted to break the family's targets."""
+
+    policy: str = ""
+    configuration: Configuration | None = None
+    forced: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """One request for a plan of one family.  What is None is what holds now."""
+
+    trigger: str
+    """Why a plan is made, in words."""
+    operator: str = ""
+    """Who asks; empty if it is the controller itself."""
+    force: bool = False
+    """Act in any mode, and wait for neither dwell time nor back-off: the start, or an operator."""
+    dry_run: bool = False
+    """Make the plan and change nothing."""
+    pin: Pin | None = None
+    targets: Targets | None = None
+    g_per_kwh: float | None = None
+    rate: float | None = None
+    """Rows a second to plan for."""
+    review: Callable[[State, Plan], tuple[bool, str]] | None = None
+    """Whether a plan is refused, which changes nothing, and why; or what to note of it."""
+
+    def directed(self, targets: Targets) -> bool:
+        """Return whether an operator says what to run, or for which inputs, beside the `targets` in force.  He then
+        gets the plan even if it is predicted to be worse than keeping everything as it is."""
+        return (
+            self.pin is not None
+            or self.g_per_kwh is not None
+            or self.rate is not None
+            or self.targets not in (None, targets)
+        )

@@ -1,0 +1,140 @@
+"""The frontier of a family at one rate: the useful pairs of accuracy and joules a row, each with the plan that has it.
+
+Intensity only scales the grams of a plan.  So the frontier is found once for a rate, SLO and floor, in joules and at
+the reference intensity, and an hour at intensity I has the same points at I x joules.  It is found by searches of the
+paper's objective at a few lambdas: both ends first, then between the two neighbours with most room between them.
+
+**Cascades.**  If plans may have a chain, the plan of a point is a configuration *with* a chain and thresholds: the
+frontier is that of all that the configurations found for it permit (`planning.cascade.permitted`).
+
+Frontiers are remembered by the problem and objective that they belong to, which is why both are hashable.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from clover.planning.cascade.permitted import drawn_at, joint, permitted
+from clover.planning.model.frontier import FrontierPoint, hull
+from clover.planning.model.objective import Objective
+from clover.planning.model.problem import LEAST_RATE, Problem
+from clover.planning.search.annealed import JOINT, every
+from clover.planning.search.power_states import best_power_state, with_idle_energy
+from clover.types import Candidate, Configuration
+
+_SOLVES = 7  # plans that a frontier is made of, at most
+_RATE_STEP = math.log(1.03)  # rates that share a frontier: the highest of them has to be served
+COARSE_STEP = math.log(1.25)
+"""The same for hours whose load is not like that of now."""
+_CHEAPEST, _BEST = 0.999, 0.001  # lambdas of the ends: all for carbon or accuracy, and equals differ in the other
+_STRAIGHT = 1e-3  # of the joules: a point that lies less than this below the line adds nothing
+
+
+@dataclass(frozen=True)
+class FrontierPlan:
+    """A point of the frontier, in percent and joules a row (idle joules included if plans differ in them), and the
+    candidate that reaches it."""
+
+    point: FrontierPoint
+    candidate: Candidate
+
+    @property
+    def configuration(self) -> Configuration:
+        """The workers that do it."""
+        return self.candidate.configuration
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The rows' shares of its variants."""
+        return self.candidate.routing.shares
+
+    @property
+    def awake(self) -> int:
+        """The number of devices that it keeps awake (0: all)."""
+        return self.candidate.awake
+
+
+def frontier(
+    problem: Problem, objective: Objective, rate: float, *, seed: int = 0, coarse: bool = False
+) -> tuple[FrontierPlan, ...]:
+    """Return the plans of the frontier at `rate` rows a second or a little more (`coarse`: up to a quarter more), from
+    the most frugal to the most accurate.  Empty if nothing keeps floor, SLO and utilisation limit.  What runs and the
+    intensity of now do not matter."""
+    step = COARSE_STEP if coarse else _RATE_STEP
+    return _frontier(replace(problem, rate=_rounded_up(rate, step)), replace(objective, carbon_weight=1.0), seed)
+
+
+def permitted_on(
+    problem: Problem, objective: Objective, configuration: Configuration, awake: int = 0
+) -> tuple[Candidate, ...]:
+    """Return what `configuration` on `awake` devices (0: all) permits at the problem's rate or a little more."""
+    rounded = replace(problem, rate=_rounded_up(problem.rate, _RATE_STEP))
+    return _permitted_on(rounded, replace(objective, carbon_weight=1.0), configuration, awake)
+
+
+@lru_cache(maxsize=256)
+def _permitted_on(
+    problem: Problem, objective: Objective, configuration: Configuration, awake: int
+) -> tuple[Candidate, ...]:
+    found = permitted(problem, objective, configuration)
+    return tuple(with_idle_energy(item, problem, objective, awake) for item in found)
+
+
+def _rounded_up(rate: float, step: float) -> float:
+    """Return the lowest rate of a logarithmic grid of `step` that is no less than `rate`."""
+    return max(LEAST_RATE, math.exp(math.ceil(math.log(max(rate, LEAST_RATE)) / step - 1e-9) * step))
+
+
+@lru_cache(maxsize=64)
+def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[FrontierPlan, ...]:
+    """Find both ends, then between the two neighbours with most room between them what is best at the price of accuracy
+    that makes these two equal: until nothing lies below a line, or `_SOLVES` plans are made."""
+    found: dict[FrontierPoint, Candidate] = {}
+
+    def solved(lam: float) -> FrontierPoint | None:
+        best = best_power_state(problem, replace(objective, form="paper", lam=lam), seed=seed).best
+        if not best.feasible:
+            return None
+        point = FrontierPoint(accuracy=best.prediction.accuracy, grams=best.prediction.joules)
+        found.setdefault(point, best)
+        return point
+
+    if solved(_CHEAPEST) is None or solved(_BEST) is None:
+        return tuple(FrontierPlan(point, candidate) for point, candidate in found.items())
+    ends = hull(tuple(found))
+    order = itertools.count()
+    gaps = [(0.0, next(order), ends[0], ends[-1])] if len(ends) > 1 else []
+    for _ in range(_SOLVES - 2):
+        if not gaps:
+            break
+        _, _, low, high = heapq.heappop(gaps)
+        slope = (high.grams - low.grams) / (high.accuracy - low.accuracy)
+        point = solved(1.0 / (1.0 + slope * objective.base_accuracy / objective.base_energy_j))
+        if point is None or not low.accuracy < point.accuracy < high.accuracy:
+            continue
+        if point.grams < (1.0 - _STRAIGHT) * (low.grams + slope * (point.accuracy - low.accuracy)):
+            for left, right in ((low, point), (point, high)):
+                if right.grams <= left.grams:
+                    continue  # a search that is not exact may find a point that is better than the frugal end
+                room = (right.accuracy - left.accuracy) * (right.grams - left.grams)
+                heapq.heappush(gaps, (-room, next(order), left, right))
+    if problem.points:
+        for item in _chained(problem, objective, tuple(found.values())):
+            found.setdefault(drawn_at(item), item)
+    return tuple(FrontierPlan(point, found[point]) for point in hull(tuple(found)))
+
+
+def _chained(problem: Problem, objective: Objective, found: Sequence[Candidate]) -> Iterator[Candidate]:
+    """Yield what all configurations of a small machine permit; of a larger one, those of `found`."""
+    space = every(problem, JOINT) if problem.spared_w is None else None
+    if space:
+        yield from joint(problem, objective, space)
+        return
+    for configuration, awake in dict.fromkeys((item.configuration, item.awake) for item in found):
+        for item in permitted(problem, objective, configuration):
+            yield with_idle_energy(item, problem, objective, awake)

@@ -1,0 +1,237 @@
+"""What this moment has to reach of an accuracy budget, from the price of accuracy over what is left of the horizon.
+
+Terms.
+ - *budget*: points below the best variant that rows may lose on average over a horizon of grid time
+ - *target*: the accuracy that this asks for on average
+ - *price* of accuracy: grams for a percent of a row
+ - *part*: a stretch of the forecast with one intensity and one rate
+ - *frontier* of a part: its useful pairs of accuracy and grams a row (`planning.budget.frontiers`)
+ - *climb*: the step from one point of a frontier to the next
+
+**The budget.**  Rows may lose `accuracy_budget` points below the best variant on average, so they have to reach
+T = best - budget (never less than the accuracy floor, which holds at every moment).  With R rows served at a mean of S,
+and F rows to come, these have to reach A = T + (T - S) R / F: what was really served corrects what was planned, hour by
+hour, and a horizon that ends where it should needs no forecast that was right.  A miss of `_TOLERANCE` points (less of
+a small budget) is not corrected, or the last minutes of a horizon would be sent to an extreme for it.
+
+**The price.**  Over the parts of the forecast the cheapest climbs that reach A, as in `planning.budget.horizon`, end at
+the price p.
+
+**This moment.**  An hour is content with a point where grams - p x accuracy is least.  On the paper's objective
+f = L (C_base - C) / C_ref - (1 - L) (A_base - A) / A_base with C = E I and C_ref = E_base REF, one percent of accuracy
+is worth (1 - L) / A_base and one gram L / C_ref, which makes a percent worth p = (1 - L) C_ref / (L A_base) grams:
+
+    L = 1 / (1 + p A_base / C_ref)
+
+The intensity is not in it, so that one lambda stands for a price over the whole horizon: the paper's objective of a
+fixed L *is* a budget, for an L that is not known beforehand.  What L leaves open is the point where two are as good,
+and a flat day consists of nothing else.  So parts whose break-even lies within `_BAND` of the price share what the
+price leaves over, each in the same proportion, and the moment's share of it is an accuracy to reach
+(`BudgetTarget.accuracy`), which the plan then reaches at the least carbon by the shares of its variants.  A flat day
+gets the static mix, in every hour.
+
+**Cascades.**  A plan with a chain is a point with nothing between it and the next one, and what runs now need not be on
+the frontier: `budget_target` says what to reach among the points that *it* permits (`here`).
+
+**Trust.**  Rows to come are a forecast too.  What a moment loses has to be made good by `_TRUST` of the rows that are
+expected after it at their best; otherwise it may lose less.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.planning.budget.frontiers import COARSE_STEP, frontier
+from clover.planning.model.frontier import FrontierPoint
+from clover.planning.model.objective import planned_floor
+from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.problem import LEAST_RATE, accuracies
+from clover.types import ObjectiveConfig, State
+
+Floats = NDArray[np.float64]
+
+GRAMS_PER_J = 1.0 / 3.6e6
+"""At 1 g/kWh."""
+_DOWN = 8  # steps of `COARSE_STEP` that are tried below a rate that nothing can serve
+_BAND = 0.02
+_TOLERANCE, _TOLERATED = 0.005, 0.01  # points, and of the budget
+_TRUST = 0.9
+
+
+@dataclass(frozen=True)
+class BudgetTarget:
+    """What an accuracy budget asks of this moment.
+
+    `accuracy` (percent) to reach now at the least carbon, at least the floor; `price` in grams for a percent of a row
+    (0: accuracy is not wanted, inf: at any price), `lam` the lambda that stands for it; `asked`: what rows from now on
+    have to reach for `target`; `served`: what they reached so far (NaN: none yet); `least`: what must be reached now,
+    because the rows to come could not make it good.
+    """
+
+    accuracy: float
+    price: float
+    lam: float
+    asked: float
+    target: float
+    served: float
+    least: float = 0.0
+
+
+@dataclass(frozen=True)
+class RemainingHorizon:
+    """What is left of a horizon, as arrays [part] and [part, climb], this moment first.
+
+    `rows` of each part, the lowest and highest accuracy it can be run at (`bottom`, `top`), and the climbs between
+    them: `slopes`, the grams that a percent of a row costs there, and `rises`, the percent that are gained (none, at an
+    infinite price, if a part has fewer climbs than others)."""
+
+    rows: Floats
+    bottom: Floats
+    top: Floats
+    slopes: Floats
+    rises: Floats
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[float], grams_per_j: Sequence[float], frontiers: Sequence[Sequence[FrontierPoint]]
+    ) -> RemainingHorizon:
+        """Return parts with these rows and these `frontiers` (in joules), at so many grams a joule."""
+        columns = max(len(points) for points in frontiers) - 1
+        slopes, rises = np.full((len(frontiers), columns), np.inf), np.zeros((len(frontiers), columns))
+        climbs: dict[int, tuple[list[float], list[float]]] = {}
+        for at, points in enumerate(frontiers):
+            if id(points) not in climbs:
+                pairs = list(itertools.pairwise(points))
+                rise = [above.accuracy - below.accuracy for below, above in pairs]
+                slope = [(above.grams - below.grams) / up for (below, above), up in zip(pairs, rise, strict=True)]
+                climbs[id(points)] = (slope, rise)
+            slope, rise = climbs[id(points)]
+            slopes[at, : len(slope)] = grams_per_j[at] * np.array(slope)
+            rises[at, : len(rise)] = rise
+        bottom = np.array([points[0].accuracy for points in frontiers])
+        return cls(np.array(rows), bottom, bottom + rises.sum(axis=1), slopes, rises)
+
+    def price(self, asked: float) -> float:
+        """Return the price at which `asked` percent are met over all parts, as `planning.budget.horizon.spend` has it:
+        climbs are taken from the cheapest up, and the last one needed makes the price.  0 if none is needed, infinite
+        if all are not enough."""
+        missing = asked * self.rows.sum() - (self.rows * self.bottom).sum()
+        if missing <= 1e-12 * self.rows.sum():
+            return 0.0
+        order = np.argsort(self.slopes, axis=None, kind="stable")
+        reached = np.cumsum((self.rows[:, None] * self.rises).ravel()[order])
+        at = int(np.searchsorted(reached, missing * (1.0 - 1e-12)))
+        return float(self.slopes.ravel()[order[at]]) if at < len(order) else math.inf
+
+    def accuracies_at(self, price: float) -> Floats:
+        """Return the accuracy at which each part is content at `price`: up as far as a percent costs no more."""
+        found: Floats = self.bottom + np.where(self.slopes <= price, self.rises, 0.0).sum(axis=1)
+        return found
+
+    def accuracy_now(self, asked: float, price: float) -> float:
+        """Return the accuracy of this moment, if all parts that break even near `price` share alike what is left
+        over."""
+        low, high = self.accuracies_at(price / (1.0 + _BAND)), self.accuracies_at(price * (1.0 + _BAND))
+        room = float((self.rows * (high - low)).sum())
+        part = (asked * self.rows.sum() - (self.rows * low).sum()) / room if room > 0.0 else 0.0
+        return float(low[0] + min(1.0, max(0.0, part)) * (high[0] - low[0]))
+
+    def least_now(self, target: float, state: State) -> float:
+        """Return the least accuracy of this moment that the rows after it, `_TRUST` of them at their best, can make
+        good."""
+        later = float((self.rows * np.maximum(self.top - target, 0.0))[1:].sum())
+        debt = target * state.served_rows - state.served_accuracy_rows
+        tolerance = _tolerance(target, state) * (state.served_rows + float(self.rows.sum()))
+        return target + (debt - tolerance - _TRUST * later) / float(self.rows[0])
+
+
+def target_of(state: State) -> float:
+    """Return the accuracy (percent) that the budget asks for on average: best - budget, or what plans are held to if
+    that is more, or if there is no budget."""
+    return target_from(state.objective, max(accuracies(state.profile).values(), default=0.0))
+
+
+def target_from(objective: ObjectiveConfig, best: float) -> float:
+    """Return the target (percent) of an objective whose best variant has `best` percent."""
+    floor, budget = planned_floor(objective, best), objective.accuracy_budget
+    return floor if budget is None else max(floor, best - budget)
+
+
+def budget_target(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> BudgetTarget:
+    """Return what to reach now.  Without a forecast, and if no plan is feasible, the target itself.  `here` are the
+    points (in joules, a hull) that this moment can be run at, if it cannot be everywhere on the frontier."""
+    state, objective = given.state, given.objective
+    target = target_of(state)
+    served = state.served_accuracy_rows / state.served_rows if state.served_rows > 0.0 else math.nan
+    left = _remaining(given, here)
+    if left is None:
+        return BudgetTarget(target, 0.0, objective.lam, target, target, served)
+    asked = _asked(target, state, float(left.rows.sum()))
+    price = left.price(asked)
+    least = left.least_now(target, state)
+    now = min(max(left.accuracy_now(asked, price), least), float(left.top[0]))
+    c_ref = objective.base_energy_j * GRAMS_PER_J * state.objective.reference_g_per_kwh
+    return BudgetTarget(
+        accuracy=max(now, objective.planned_floor),
+        price=price,
+        lam=1.0 / (1.0 + price * objective.base_accuracy / c_ref),
+        asked=asked,
+        target=target,
+        served=served,
+        least=max(least, objective.planned_floor),
+    )
+
+
+def _remaining(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> RemainingHorizon | None:
+    """Return what is left of the horizon, this moment at the points `here` if there are any; None without a forecast,
+    or if nothing can be served now."""
+    state = given.state
+    known: dict[tuple[bool, float], tuple[FrontierPoint, ...]] = {}
+    later = given.without_demand()  # who asks for an accuracy now does not do so all day
+    rows, grams_per_j, frontiers = [], [], []
+    for at, part in enumerate(state.ahead):
+        if part.rows <= 0.0 and at > 0:
+            continue
+        rate = part.rate if at > 0 else state.arrival_rate  # this moment is planned for what may come, too
+        key = (at == 0, rate)
+        if key not in known:
+            known[key] = _reachable(given if at == 0 else later, rate)
+        points = tuple(here) if here and at == 0 else known[key]
+        if not points and at == 0:
+            return None
+        if points:
+            rows.append(max(part.rows, 1e-9))
+            grams_per_j.append(GRAMS_PER_J * (state.intensity.g_per_kwh if at == 0 else part.g_per_kwh))
+            frontiers.append(points)
+    return RemainingHorizon.of(rows, grams_per_j, frontiers) if rows else None
+
+
+def _reachable(given: PlanningInput, rate: float) -> tuple[FrontierPoint, ...]:
+    """Return the frontier at a rate: that of now if the rates are alike, else its own, or that of the highest rate
+    below that can be served."""
+    problem, objective, seed = given.problem, given.objective, given.state.seed
+    alike = abs(math.log(max(rate, LEAST_RATE) / problem.rate)) < 0.5 * COARSE_STEP
+    found = frontier(problem, objective, problem.rate, seed=seed) if alike else ()
+    for down in range(_DOWN):
+        found = found or frontier(problem, objective, rate * math.exp(-down * COARSE_STEP), seed=seed, coarse=True)
+    return tuple(plan.point for plan in found)
+
+
+def _asked(target: float, state: State, rows: float) -> float:
+    """Return what `rows` rows to come have to reach, with the tolerance used towards the target."""
+    total = state.served_rows + rows
+    exact = (target * total - state.served_accuracy_rows) / rows
+    slack = _tolerance(target, state) * total / rows
+    return min(max(target, exact - slack), exact + slack)
+
+
+def _tolerance(target: float, state: State) -> float:
+    """Return points by which a horizon may miss `target`."""
+    best = max(accuracies(state.profile).values(), default=target)
+    return min(_TOLERANCE, _TOLERATED * max(0.0, best - target))

@@ -1,0 +1,61 @@
+cimport cython
+from libc.stdint cimport int64_t
+
+from clover._native.batcher cimport Batcher
+from clover._native.slots cimport SlotAllocator
+from clover.runtime.memory.rows cimport FixedRows, ShapeKeys
+from clover.runtime.router.audits cimport Audits
+from clover.runtime.router.completion cimport Completion
+from clover.runtime.router.deadlines cimport Deadlines
+from clover.runtime.router.dispatch cimport Dispatch
+from clover.runtime.router.lanes cimport Lanes
+from clover.runtime.router.monitor cimport Monitor
+from clover.runtime.router.slots cimport SlotTable
+from clover.runtime.router.standby_routing cimport StandbyRouting
+from clover.runtime.router.state cimport RouterState
+from clover.runtime.router.tickets cimport RouterTicket
+from clover.runtime.router.traffic cimport Traffic
+
+cdef class Admission:
+    cdef public bint hold
+    cdef readonly int64_t lent
+    cdef RouterState _state
+    cdef Dispatch _dispatch
+    cdef Completion _completion
+    cdef Monitor _monitor
+    cdef Audits _audits
+    cdef StandbyRouting _standby
+    cdef Batcher _batcher
+    cdef Lanes _lanes
+    cdef SlotTable _table
+    cdef Deadlines _deadlines
+    cdef Traffic _traffic
+    cdef object _demand
+    cdef list _accuracy
+    cdef bytearray _slot_states
+    cdef int64_t _queue_rows
+    cdef int64_t _timeout_ns
+    cdef ShapeKeys _keys
+    cdef bint _varies
+    cdef object _picked
+    cdef int64_t _crowded_ns
+    cdef double _crowded_s
+
+    @cython.locals(ticket=RouterTicket, now_ns=int64_t)
+    cdef RouterTicket open(self, Py_ssize_t rows, str closed)
+    @cython.locals(now_ns=int64_t)
+    cdef double crowded(self) except? -1.0
+    @cython.locals(ticket=RouterTicket, free=SlotAllocator)
+    cdef tuple lend(self, Py_ssize_t rows, FixedRows fixed, str closed)
+    cdef arrived(self, RouterTicket ticket, str closed)
+    cdef returned(self, RouterTicket ticket)
+    @cython.locals(now_ns=int64_t, slots=list, variant=int)
+    cdef submit(
+        self, RouterTicket ticket, object on_done, int64_t timeout_ns, double min_accuracy, bint cascade, object context
+    )
+    cdef _admit(self, Py_ssize_t rows, int64_t now_ns, str closed)
+    cdef bint _full(self, Py_ssize_t rows) except -1
+    cdef _await(self, RouterTicket ticket, double min_accuracy, int variant)
+    @cython.locals(slots=list)
+    cdef _push_rows(self, RouterTicket ticket, object mask, int64_t now_ns)
+    cdef int64_t _shape_key(self, RouterTicket ticket) except? -1

@@ -1,0 +1,56 @@
+cimport cython
+from libc.stdint cimport int64_t
+
+from clover._native.batcher cimport Batcher
+from clover.accounting.account cimport Account
+from clover.runtime.router.audits cimport Audits
+from clover.runtime.router.deadlines cimport Deadlines
+from clover.runtime.router.escalation cimport Escalation
+from clover.runtime.router.lanes cimport Lanes
+from clover.runtime.router.links cimport Batch, Link
+from clover.runtime.router.monitor cimport Monitor
+from clover.runtime.router.slots cimport SlotTable
+from clover.runtime.router.state cimport RouterState
+from clover.runtime.router.tickets cimport RouterTicket
+from clover.runtime.router.traffic cimport Traffic
+
+cdef class Completion:
+    cdef RouterState _state
+    cdef object _retry
+    cdef Escalation _escalation
+    cdef Monitor _monitor
+    cdef Account _account
+    cdef Audits _audits
+    cdef Batcher _batcher
+    cdef Lanes _lanes
+    cdef SlotTable _table
+    cdef Deadlines _deadlines
+    cdef Traffic _traffic
+    cdef object _demand
+    cdef str _name
+    cdef list _accuracy
+    cdef list _finished
+
+    @cython.locals(link=Link)
+    cdef bint collect(self, int64_t now_ns) except -1
+    cdef take(self, Link link, int64_t now_ns)
+    @cython.locals(
+        batch=Batch, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, energy_j=double,
+        surplus=double, escalated=int, audits=int,
+    )
+    cdef _complete(self, Link link, tuple frame, int64_t now_ns)
+    @cython.locals(
+        ticket=RouterTicket, lane=int, escalated=int, audits=int, watched=bint, watching=bint, scores=list,
+        at=Py_ssize_t, slot=Py_ssize_t, waited_ns=int64_t,
+    )
+    cdef tuple _settle(
+        self, Link link, Batch batch, int status, int64_t start_ns, int64_t busy_ns, double energy_j, int64_t now_ns
+    )
+    cdef finish(self, RouterTicket ticket, int status, str error, int64_t now_ns, object retry_after_s=*)
+    @cython.locals(ticket=RouterTicket)
+    cdef expire(self, int64_t now_ns)
+    cdef unserved(self, RouterTicket ticket, int64_t now_ns)
+    cdef stop_waiting(self, RouterTicket ticket)
+    cdef bint give_up(self, list audits, str why) except -1
+    @cython.locals(finished=list, ticket=RouterTicket)
+    cdef deliver(self)

@@ -1,0 +1,258 @@
+"""Answers back: completed batches are taken from the workers' rings, and their rows settle with their tickets.
+
+A ticket ends once (`finish`): answered, failed, or past its deadline.  Its client is called back later, in `deliver`,
+so that workers get their next batches before answers are written.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from clover.accounting.account import Account
+from clover.runtime.router.escalation import Escalation
+from clover.runtime.router.links import Batch, Link
+from clover.runtime.router.monitor import Monitor
+from clover.runtime.router.retry import Retry
+from clover.runtime.router.state import RouterState
+from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
+
+log = logging.getLogger("clover.router")
+
+_ROUNDING = 1e-6  # rows x percent
+
+
+class Completion:
+    """Takes what workers completed and ends tickets."""
+
+    def __init__(
+        self, state: RouterState, retry: Retry, escalation: Escalation, monitor: Monitor, account: Account
+    ) -> None:
+        self._state = state
+        self._retry = retry
+        self._escalation = escalation
+        self._monitor = monitor
+        self._account = account
+        self._audits = monitor.audits
+        self._batcher = state.batcher
+        self._lanes = state.lanes
+        self._table = state.table
+        self._deadlines = state.deadlines
+        self._traffic = state.traffic
+        self._demand = state.demand
+        self._name = state.name
+        self._accuracy = state.accuracy
+        self._finished: list[RouterTicket] = []
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def collect(self, now_ns: int) -> bool:
+        """Take every completion there is; return whether any worker held a batch."""
+        found = False
+        for link in self._lanes.links[:]:
+            if link.broken or not link.batches:
+                continue
+            found = True
+            try:
+                self.take(link, now_ns)
+            except ValueError as error:
+                link.broken = True
+                self._state.lost(link.worker, f"it broke the protocol of its ring: {error}")
+        return found
+
+    def take(self, link: Link, now_ns: int) -> None:
+        """Take everything that one worker completed; raises ValueError if it breaks the protocol."""
+        reap = link.worker.ring.reap
+        frame = reap()
+        while frame is not None:
+            self._complete(link, frame, now_ns)
+            frame = reap()
+
+    def _complete(self, link: Link, frame: tuple[int, int, int, int, int, int], now_ns: int) -> None:
+        """Account for a completed batch and settle its rows."""
+        batch_id, status, count, start_ns, end_ns, cpu_ns = frame
+        batch = link.batches.get(batch_id)
+        if batch is None or count != len(batch.slots):
+            raise ValueError(f"completion of batch {batch_id} with {count} rows, which it was never given")
+        link.landed(batch, now_ns)
+        if batch.epoch == link.epoch:
+            self._batcher.credit(link.index)
+        # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself.
+        end_ns = min(max(end_ns, batch.sent_ns), now_ns)
+        start_ns = min(max(start_ns, batch.sent_ns), end_ns)
+        busy_ns = end_ns - start_ns
+        energy_j = link.meter.add(count, busy_ns, cpu_ns)
+        if not status or not self._retry.after_failure(batch, now_ns):
+            surplus = self._traffic.accuracy_rows
+            escalated, audits = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
+            surplus = self._traffic.accuracy_rows - surplus - count * self._accuracy[link.lane]
+            if not status:
+                self._escalation.busy_ns[link.lane] = busy_ns
+                self._traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits)
+                if link.relief:
+                    self._traffic.relieved_rows += count - escalated - audits
+                self._account.rows_done(self._name, count - escalated - audits, now_ns)
+                if escalated or audits or abs(surplus) > _ROUNDING:
+                    link.meter.cascaded(escalated + audits, surplus)
+        self._lanes.forget_idle(link)
+
+    def _settle(
+        self, link: Link, batch: Batch, status: int, start_ns: int, busy_ns: int, energy_j: float, now_ns: int
+    ) -> tuple[int, int]:
+        """Return the rows of a completed batch to their tickets, escalate those that are not sure enough, and finish
+        tickets that have all of theirs; return how many rows were escalated, and how many were audits."""
+        lane, escalated, audits = link.lane, 0, 0
+        watching = not status and self._monitor.watching
+        watched = watching and self._monitor.watches(lane)
+        scores = self._monitor.scores(batch.slots) if watched else []
+        for at, slot in enumerate(batch.slots):
+            ticket = self._table.landed(slot)
+            if ticket is None:
+                if not status:
+                    self._traffic.accuracy_rows += self._accuracy[lane]
+                continue
+            ticket.energy_j += energy_j
+            if ticket.audit is not None:
+                audits += 1
+                self.finish(ticket, 500 if status else 200, "", now_ns)
+                continue
+            if watched or (watching and ticket.chain is not None):
+                self._monitor.observe(ticket, slot, lane, scores[at] if watched else 0.0, watched)
+            waited_ns = start_ns - ticket.submit_ns
+            if waited_ns > ticket.queue_ns:
+                ticket.queue_ns = waited_ns
+            if busy_ns > ticket.compute_ns:
+                ticket.compute_ns = busy_ns
+            if status:
+                if not self._escalation.keep(ticket, ticket.slots.index(slot), "failed"):
+                    self.finish(ticket, 500, "the model failed on this request", now_ns)
+                    continue
+            elif ticket.chain is None:
+                self._traffic.accuracy_rows += self._accuracy[lane]
+            else:
+                scores = scores or self._monitor.scores(batch.slots)
+                if self._escalation.escalate(ticket, ticket.chain, slot, lane, scores[at], now_ns):
+                    escalated += 1
+                    continue
+            ticket.outstanding -= 1
+            if not ticket.outstanding:
+                self.finish(ticket, 200, "", now_ns)
+        return escalated, audits
+
+    def recover(self, link: Link, reason: str, now_ns: int, *, blame: bool) -> None:
+        """Take what a dead worker still completed, detach it, and queue the rows that it held again, once.  With
+        `blame` False no row counts the death."""
+        worker = link.worker
+        untaken = 0
+        try:
+            if not link.broken:
+                self.take(link, now_ns)
+                untaken = worker.ring.untaken()
+        except ValueError as error:
+            log.warning("%s: the ring of worker %d is corrupt: %s", self._name, worker.pid, error)
+        batches = list(link.batches.values())
+        self._traffic.lost_workers += 1
+        log.warning("%s: worker %d died (%s) with %d batches in flight", self._name, worker.pid, reason, len(batches))
+        link.batches.clear()
+        for batch in batches:
+            if batch.epoch == link.epoch:
+                self._batcher.credit(link.index)
+        self._lanes.detach(link)
+
+        def poisoned(ticket: RouterTicket) -> None:
+            self.finish(ticket, 503, "the request was being computed by two workers that died", now_ns)
+
+        self._retry.after_death(batches, untaken, now_ns, poisoned, blame=blame)
+
+    def move_stranded(self, now_ns: int) -> None:
+        """Move rows that wait for a lane without a worker to another lane, and give up audits that do."""
+        self.give_up(self._audits.stranded(), "nobody")
+        self._retry.stranded(now_ns)
+
+    # --- the end of a ticket ------------------------------------------------------------------------------------------
+
+    def finish(
+        self, ticket: RouterTicket, status: int, error: str, now_ns: int, retry_after_s: float | None = None
+    ) -> None:
+        """End a pending ticket with an HTTP status; its client is called back by `deliver`.  Does nothing for a ticket
+        that has ended."""
+        if ticket.phase != PENDING:
+            return
+        self._deadlines.discard(ticket)
+        if status != 200:
+            self._table.cancel(ticket)
+        if ticket.audit is not None:
+            self._audits.finished(ticket, status)
+            ticket.phase = CLOSED
+            self._table.close(ticket)
+            return
+        self.stop_waiting(ticket)
+        ticket.phase = DONE
+        ticket.status = status
+        ticket.error = error
+        ticket.retry_after_s = retry_after_s
+        ticket.done_ns = now_ns
+        self._traffic.finished(
+            status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns, ticket.awaits < 0
+        )
+        self._finished.append(ticket)
+
+    def fail_pending(self, message: str, now_ns: int) -> None:
+        """Answer every pending ticket with 503."""
+        for ticket in self._table.pending():
+            self.finish(ticket, 503, message, now_ns, 1.0)
+        self.deliver()
+
+    def expire(self, now_ns: int) -> None:
+        """End the tickets whose deadline has passed; rows of a cascade keep the answer that they have."""
+        for ticket in self._deadlines.due(now_ns):
+            if ticket.paths and self._escalation.keep_all(ticket):
+                self.finish(ticket, 200, "", now_ns)
+            elif ticket.awaits >= 0 and not self._lanes.mask(ticket.min_accuracy):
+                self.unserved(ticket, now_ns)
+            else:
+                self.finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
+
+    def unserved(self, ticket: RouterTicket, now_ns: int) -> None:
+        """End a ticket whose worker did not come: 503 if the reason is known, else 504."""
+        declined = self._demand.declined(ticket.awaits)
+        if declined is None:
+            error = "the deadline passed before a worker that is accurate enough was there"
+            self.finish(ticket, 504, error, now_ns)
+            return
+        self._demand.refuse(ticket.awaits, len(ticket.slots))
+        self.finish(ticket, 503, declined.why, now_ns, declined.retry_after_s)
+
+    def decline_waiting(self, now_ns: int) -> None:
+        """End the tickets that wait for a worker which is known not to come."""
+        if not self._demand.waiting:
+            return
+        for ticket in self._table.pending():
+            declined = self._demand.declined(ticket.awaits) if ticket.awaits >= 0 else None
+            if declined is not None and not declined.waits and not self._lanes.mask(ticket.min_accuracy):
+                self.unserved(ticket, now_ns)
+        self.deliver()
+
+    def stop_waiting(self, ticket: RouterTicket) -> None:
+        """Count a ticket that waited for a worker as waiting no longer."""
+        if ticket.awaits >= 0:
+            self._demand.leave(ticket.awaits, len(ticket.slots))
+
+    def give_up(self, audits: list[RouterTicket], why: str) -> bool:
+        """End audits that wait; return whether there were any."""
+        for ticket in audits:
+            ticket.error = why
+            self.finish(ticket, 503, why, self._state.now_ns())
+        return bool(audits)
+
+    def deliver(self) -> None:
+        """Call `on_done` of the tickets that have finished.  A callback may open, submit and close tickets."""
+        while self._finished:
+            finished, self._finished = self._finished, []
+            for ticket in finished:
+                callback = ticket.on_done
+                ticket.on_done = None
+                if callback is not None and ticket.phase == DONE:
+                    try:
+                        callback(ticket)
+                    except Exception:
+                        log.exception("%s: a completion callback failed", self._name)

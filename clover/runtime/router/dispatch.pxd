@@ -1,0 +1,37 @@
+cimport cython
+from libc.stdint cimport int64_t
+
+from clover._native.batcher cimport Batcher
+from clover.runtime.router.audits cimport Audits
+from clover.runtime.router.completion cimport Completion
+from clover.runtime.router.deadlines cimport Deadlines
+from clover.runtime.router.lanes cimport Lanes
+from clover.runtime.router.links cimport Link
+from clover.runtime.router.standby_routing cimport StandbyRouting
+from clover.runtime.router.state cimport RouterState
+
+cdef class Dispatch:
+    cdef RouterState _state
+    cdef Completion _completion
+    cdef StandbyRouting _standby
+    cdef Audits _audits
+    cdef object _loop
+    cdef Batcher _batcher
+    cdef Lanes _lanes
+    cdef Deadlines _deadlines
+    cdef bytearray _slot_states
+    cdef object _out
+    cdef int64_t _batch_id
+    cdef bint _scheduled
+    cdef object _timer
+    cdef int64_t _timer_ns
+    cdef int64_t _room_ns
+
+    cpdef run_turn(self)
+    cpdef wake(self)
+    cdef make_room(self, int64_t now_ns)
+    @cython.locals(link=Link, slots=list, broken=list, count=Py_ssize_t, batcher=Batcher, formed=tuple)
+    cdef _form_batches(self, int64_t now_ns)
+    @cython.locals(next_ns=int64_t, delay_ns=int64_t)
+    cdef _set_timer(self, int64_t now_ns)
+    cpdef _timed(self)

@@ -1,0 +1,141 @@
+"""Turns: at the end of each turn of the event loop in which something came in, batches form and go to workers.
+
+All requests that were read in one turn therefore share batches, and an idle server adds no delay: the turn ends at
+once.  A timer starts a turn for the nearest deadline, and for rows that waited long enough for their batch to fill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import numpy as np
+
+from clover.runtime.router.completion import Completion
+from clover.runtime.router.links import Batch, WorkerHandle
+from clover.runtime.router.monitor import Monitor
+from clover.runtime.router.standby_routing import StandbyRouting
+from clover.runtime.router.state import RouterState
+from clover.runtime.router.tickets import FLYING
+
+MIN_TIMER_S = 0.001
+_ROOM_NS = 100_000
+"""While requests are refused, `make_room` does its work at most this often."""
+
+
+class Dispatch:
+    """Forms batches and hands them to workers, once a turn."""
+
+    def __init__(
+        self,
+        state: RouterState,
+        completion: Completion,
+        standby: StandbyRouting,
+        monitor: Monitor,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._state = state
+        self._completion = completion
+        self._standby = standby
+        self._audits = monitor.audits
+        self._loop = loop
+        self._batcher = state.batcher
+        self._lanes = state.lanes
+        self._deadlines = state.deadlines
+        self._slot_states = state.table.state
+        self._out = np.zeros(max(state.spec.max_batch, 1), np.uint32)
+        self._batch_id = 0
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
+        self._room_ns = 0
+        self._audits.wake = self.wake
+
+    def run_turn(self) -> None:
+        """Expire deadlines, form batches, call back, and set the timer for what comes next."""
+        self._scheduled = False
+        now_ns = self._state.now_ns()
+        self._completion.expire(now_ns)
+        self._form_batches(now_ns)
+        if self._standby.update(now_ns):
+            self._completion.give_up(self._audits.queued(), "relief")
+            self._form_batches(now_ns)
+        self._completion.deliver()
+        self._set_timer(now_ns)
+
+    def wake(self) -> None:
+        """Schedule a turn at the end of the event loop's own, unless one is scheduled."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self.run_turn)
+
+    def make_room(self, now_ns: int) -> None:
+        """Let workers run, take what they completed, and form batches, in the middle of a turn, before a request is
+        refused.
+
+        Refused requests come again, and a loop that is busy refusing has long turns.  A worker on the same core would
+        get the CPU at the end of one, and then have nothing to do until the end of the next.  Callbacks wait for the
+        end of the turn, so that none runs inside another request (except after a worker broke its ring)."""
+        if now_ns - self._room_ns <= _ROOM_NS:
+            return
+        os.sched_yield()
+        self._room_ns = now_ns = self._state.now_ns()
+        self._completion.collect(now_ns)
+        self._completion.expire(now_ns)
+        self._form_batches(now_ns)
+        self.wake()
+
+    def stop(self) -> None:
+        """Cancel the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _form_batches(self, now_ns: int) -> None:
+        """Send every batch that is due to its worker."""
+        batcher, out = self._batcher, self._out
+        broken: list[tuple[WorkerHandle, str]] = []
+        formed = batcher.dispatch(now_ns, out)
+        while formed is not None:
+            index, count = formed
+            link = self._lanes.by_index(index)
+            self._batch_id += 1
+            slots: list[int] = out[:count].tolist()
+            for slot in slots:
+                self._slot_states[slot] = FLYING
+            link.sent(Batch(self._batch_id, slots, now_ns, link.epoch), now_ns)
+            try:
+                # Credits are fewer than the ring's frames, so only a worker that corrupted its ring makes it look full.
+                sent = link.worker.ring.submit(self._batch_id, out, count)
+                if sent == 2:
+                    link.worker.bell()
+                elif sent == 0:
+                    broken.append((link.worker, "its ring is full"))
+            except (ValueError, OSError) as error:
+                broken.append((link.worker, f"its ring cannot be written: {error}"))
+            formed = batcher.dispatch(now_ns, out)
+        for worker, reason in broken:
+            self._state.lost(worker, reason)
+
+    def _set_timer(self, now_ns: int) -> None:
+        """Keep one timer, for the nearest deadline or, if batches wait to fill, the end of the nearest wait."""
+        next_ns = self._deadlines.next_ns()
+        if self._lanes.delayed:
+            delay_ns = self._batcher.next_event_ns(now_ns)
+            if delay_ns and (not next_ns or delay_ns < next_ns):
+                next_ns = delay_ns
+        timer = self._timer
+        if timer is not None:
+            # A timer that fires early costs one idle turn, so it is moved only if something nearer came.
+            if not next_ns or (now_ns < self._timer_ns <= next_ns):
+                return
+            timer.cancel()
+            self._timer = None
+        if next_ns:
+            self._timer_ns = next_ns
+            self._timer = self._loop.call_later(max((next_ns - now_ns) / 1e9, MIN_TIMER_S), self._timed)
+
+    def _timed(self) -> None:
+        """Run the turn that the timer asked for."""
+        self._timer = None
+        self.run_turn()

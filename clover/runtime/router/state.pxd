@@ -1,0 +1,26 @@
+from libc.stdint cimport int64_t
+
+from clover._native.batcher cimport Batcher
+from clover.runtime.router.deadlines cimport Deadlines
+from clover.runtime.router.lanes cimport Lanes
+from clover.runtime.router.slots cimport SlotTable
+from clover.runtime.router.traffic cimport Traffic
+
+cdef class RouterState:
+    cdef readonly str name
+    cdef readonly object spec
+    cdef readonly object memory
+    cdef readonly list accuracy
+    cdef readonly Traffic traffic
+    cdef readonly int64_t queue_rows
+    cdef readonly object demand
+    cdef readonly Batcher batcher
+    cdef readonly Lanes lanes
+    cdef readonly SlotTable table
+    cdef readonly Deadlines deadlines
+    cdef readonly object clock
+    cdef public object lost
+    cdef bint _real
+
+    cpdef int64_t now_ns(self) except? -1
+    cpdef double retry_after_s(self, int64_t now_ns) except? -1.0

@@ -1,0 +1,72 @@
+"""What the parts of one family's router share: slots, queue, lanes, deadlines, counters, and the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from clover._native.batcher import Batcher
+from clover._native.wire import monotonic_ns
+from clover.config import FamilyConfig
+from clover.errors import RequestError
+from clover.runtime.memory.rows import Memory
+from clover.runtime.router.deadlines import Deadlines
+from clover.runtime.router.demand import AccuracyDemand
+from clover.runtime.router.lanes import MAX_WORKERS, Lanes
+from clover.runtime.router.links import WorkerHandle
+from clover.runtime.router.slots import SlotTable
+from clover.runtime.router.traffic import Traffic
+from clover.types import FamilySpec
+
+_MAX_RETRY_AFTER_S = 60.0
+
+
+def _ignore(worker: WorkerHandle, reason: str) -> None:
+    """Do nothing about a lost worker, until the router says what to do."""
+
+
+class RouterState:
+    """The state that admission, dispatch and completion work on.
+
+    `accuracy` is the expected accuracy (percent) of each variant and may be changed in place; `queue_rows` bounds the
+    rows that wait; `lost` is called with a worker that broke the protocol of its ring, and why.
+    """
+
+    def __init__(
+        self,
+        spec: FamilySpec,
+        memory: Memory,
+        slots: int,
+        config: FamilyConfig,
+        accuracy: list[float],
+        clock: Callable[[], int],
+    ) -> None:
+        self.name = config.name or spec.name
+        self.spec = spec
+        self.memory = memory
+        self.accuracy = accuracy
+        self.traffic = Traffic([variant.name for variant in spec.variants])
+        self.queue_rows = min(config.queue_rows or slots, slots)
+        self.demand = AccuracyDemand(self.traffic.variants, accuracy, self.queue_rows)
+        self.batcher = Batcher(len(accuracy), MAX_WORKERS, slots, int(config.max_queue_delay_ms * 1e6))
+        self.lanes = Lanes(self.batcher, self.traffic.variants, accuracy, spec.max_batch, config.max_queue_delay_ms)
+        self.table = SlotTable(slots, self.batcher)
+        self.deadlines = Deadlines()
+        self.clock = clock
+        self.lost: Callable[[WorkerHandle, str], None] = _ignore
+        self._real = clock is time.monotonic_ns
+
+    def now_ns(self) -> int:
+        """Return the time of the router's clock, without a Python call if that is the machine's."""
+        return monotonic_ns() if self._real else self.clock()
+
+    def retry_after_s(self, now_ns: int) -> float:
+        """Return the seconds that the queue takes to drain at the trailing rate, at most 60; 1 if nothing was served
+        lately."""
+        rate = self.traffic.served.per_s(now_ns)
+        return min(self.lanes.waiting() / rate, _MAX_RETRY_AFTER_S) if rate > 0.0 else 1.0
+
+    def refused(self, error: RequestError) -> RequestError:
+        """Count a refused request by its status; return `error`, to be raised."""
+        self.traffic.refused(error.status)
+        return error

@@ -1,0 +1,106 @@
+"""The standby workers of a fleet: one at every placement that is routed to, started and ended in the background.
+
+They are members (`clover.runtime.workers.members`) that get no rows until the router calls for relief
+(`clover.runtime.router.relief`), and that no transition sees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from clover.errors import CloverError
+from clover.runtime.router.relief import StandbyWorkers
+from clover.runtime.router.router import Router
+from clover.runtime.workers.members import Member, Members
+from clover.types import Assignment
+
+log = logging.getLogger("clover.fleet")
+
+_STARTED_AT_ONCE = 4  # nothing waits for standby workers, so few start at a time
+
+
+class StandbyChooser(Protocol):
+    """Chooses standby workers, as `clover.runtime.workers.standby.StandbyPolicy` does."""
+
+    def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
+        """Return the standby workers for the placements of `routed`: at most one each, all of one variant."""
+
+    def rows_per_s(self, assignment: Assignment) -> float:
+        """Return the rows a second that a worker serves within the SLO; 0 if that is not known."""
+
+    def wait_ms(self) -> float:
+        """Return the milliseconds that a row may wait before standby workers take rows; 0 for never."""
+
+
+class StandbyCrew:
+    """Keeps the standby workers that `chooser` chooses; none without a chooser."""
+
+    def __init__(self, router: Router, members: Members, chooser: StandbyChooser | None) -> None:
+        self.chooser = chooser
+        self._router = router
+        self._members = members
+        self._lanes = {variant.name: lane for lane, variant in enumerate(router.spec.variants)}
+        members.on_standby_ready = self.report
+
+    def tend(self) -> None:
+        """Start standby workers that are missing, a few at a time, and end those that are not needed any more."""
+        if self.chooser is None:
+            return
+        spawned = self._members.spawned
+        wanted = self.chooser.beside(self._members.routed)
+        standby = [member for member in spawned.values() if member.relief]
+        for member in standby:
+            if member.assignment not in wanted and member.respawn is None:
+                member.respawn = asyncio.get_running_loop().create_task(self._dismiss(member))
+        starting = sum(not member.ready for member in standby)
+        for item in wanted:
+            if item not in spawned and starting < _STARTED_AT_ONCE:
+                starting += 1
+                member = spawned[item] = Member(item, relief=True)
+                member.respawn = asyncio.get_running_loop().create_task(self._enlist(member))
+        self.report()
+
+    async def _enlist(self, member: Member) -> None:
+        """Start the worker of a new standby member, and try again until one starts."""
+        try:
+            await self._members.bring_up(member)
+        except CloverError as error:
+            item = member.assignment
+            if self._members.spawned.get(item) is member:
+                self._members.note(member, "failed", str(error))
+                log.warning("%s: relief at %s: %s", self._router.name, item.placement.id, error)
+                await self._members.respawn(member)
+            return
+        member.respawn = None
+        self.report()
+
+    async def _dismiss(self, member: Member) -> None:
+        """End a standby worker."""
+        member.respawn = None  # it is this task, which must not be cancelled
+        await self._members.end(member.assignment)
+
+    def report(self) -> None:
+        """Give the router the standby workers that are ready, if they have changed."""
+        standby = self.ready()
+        if standby != self._router.standby:
+            self._router.set_standby(standby)
+
+    def ready(self) -> StandbyWorkers | None:
+        """Return the standby workers that are ready; None if there are none, or nothing calls for relief."""
+        chooser, spawned = self.chooser, self._members.spawned
+        wait_ms = chooser.wait_ms() if chooser is not None else 0.0
+        if chooser is None or wait_ms <= 0.0:
+            return None
+        routed = self._members.routed
+        members = [spawned[item] for item in chooser.beside(routed) if item in spawned and spawned[item].relief]
+        entries = tuple(entry for entry in map(self._members.entry, members) if entry is not None)
+        if not entries:
+            return None
+        rates = [0.0] * len(self._lanes)
+        for item in routed:
+            rates[self._lanes[item.variant]] += chooser.rows_per_s(item)
+        lane = self._lanes[members[0].assignment.variant]
+        return StandbyWorkers(lane=lane, entries=entries, wait_ns=int(wait_ms * 1e6), rates=tuple(rates))

@@ -1,0 +1,152 @@
+"""One grid for everybody: what it asks its sources, what it keeps, and what it expects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import wraps
+
+import msgspec
+import pytest
+
+from clover.carbon import GridClock, SourceChain
+from clover.carbon.grid import FORECAST_S, Grid
+from clover.errors import CarbonError
+from clover.planning.budget.forecast import History
+from clover.types import Reading
+from tests.support.profiles_fixture import reading
+
+HOUR = 3600.0
+
+
+def on_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    @wraps(test)
+    def run() -> None:
+        async def story() -> None:
+            await test()
+
+        asyncio.run(story())
+
+    return run
+
+
+class Source:
+    """Gives 100 g/kWh in the first hour, 200 in the second, and so on; keeps the times it was asked for."""
+
+    name = "far"
+    remote = True
+    step_s = HOUR
+
+    def __init__(self) -> None:
+        self.fails = False
+        self.foresees = True
+        self.read_at: list[float] = []
+        self.forecast_at: list[float] = []
+
+    async def read(self, grid_s: float) -> Reading:
+        self.read_at.append(grid_s)
+        if self.fails:
+            raise CarbonError("it is away")
+        hour = grid_s // HOUR
+        return Reading(
+            g_per_kwh=100.0 * (hour + 1.0), at_s=hour * HOUR, provider=self.name, method="measured", age_s=grid_s % HOUR
+        )
+
+    async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
+        assert horizon_s == FORECAST_S
+        self.forecast_at.append(grid_s)
+        if not self.foresees:
+            return []
+        first = grid_s // HOUR
+        return [
+            msgspec.structs.replace(reading(100.0 * (first + n + 1.0)), at_s=(first + n) * HOUR, provider=self.name)
+            for n in range(6)
+        ]
+
+
+class Time:
+    """Real seconds that stand still until told; grid time runs `speed` times as fast."""
+
+    def __init__(self, speed: float = 1.0) -> None:
+        self.now_s = 0.0
+        self.grid = GridClock(0.0, speed, self)
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@on_a_loop
+async def test_a_remote_source_is_asked_every_poll_s_however_many_ask_and_however_fast_grid_time_runs() -> None:
+    time, source = Time(speed=3600.0), Source()
+    grid = Grid(SourceChain([source], max_age_s=1e9, monotonic=time, poll_s=5.0), time.grid.now)
+    assert grid.reading is None
+    for second in range(20):
+        time.now_s = float(second)
+        for _ in range(3):  # the account, the controller, a command
+            assert await grid.read() is grid.reading
+    assert source.read_at == [0.0, 5 * HOUR, 10 * HOUR, 15 * HOUR]
+    assert grid.reading is not None
+    assert (grid.reading.g_per_kwh, grid.reading.state, grid.reading.age_s) == (1600.0, "stale", 4 * HOUR)
+
+
+@on_a_loop
+async def test_what_was_read_is_history_by_the_hour() -> None:
+    time, source = Time(), Source()
+    grid = Grid(SourceChain([source], max_age_s=HOUR, configured_g_per_kwh=9.0, monotonic=time), time.grid.now)
+    for time.now_s in (10.0, HOUR - 1.0, HOUR + 1.0):
+        await grid.read()
+    source.fails = True
+    time.now_s = 4 * HOUR
+    assert (await grid.read()).state == "configured"
+    assert grid.history.hourly(1) == pytest.approx([100.0, 200.0])
+    assert len(grid.history) == 2, "the value of last resort is none"
+
+
+@on_a_loop
+async def test_a_forecast_is_asked_for_once_an_hour_and_holds_while_the_source_has_none() -> None:
+    time, source = Time(), Source()
+    grid = Grid(SourceChain([source], monotonic=time), time.grid.now)
+
+    async def expected() -> list[float]:
+        now = await grid.read()
+        grid_s = time.grid.now()
+        seen = await grid.outlook(now, History(), grid_s=grid_s, until_s=6 * HOUR, rate=1.0)
+        return [step.g_per_kwh for step in seen.steps]
+
+    assert await expected() == pytest.approx([100.0, 200.0, 300.0, 400.0, 500.0, 600.0])
+    time.now_s = HOUR / 2
+    await expected()
+    assert source.forecast_at == [0.0]
+    source.foresees, time.now_s = False, 2 * HOUR
+    assert (await expected())[1:] == pytest.approx([400.0, 500.0, 600.0])
+    assert source.forecast_at == [0.0, 2 * HOUR]
+
+
+class Foretold:
+    def __init__(self, *readings: Reading) -> None:
+        self.readings = list(readings)
+        self.asked = 0
+
+    async def read(self, grid_s: float) -> Reading:
+        return self.readings[0]
+
+    async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
+        self.asked += 1
+        return self.readings
+
+
+@on_a_loop
+async def test_only_the_first_source_makes_history_and_only_its_signal_counts() -> None:
+    marginal = msgspec.structs.replace(reading(700.0), at_s=HOUR, signal="marginal", provider="m")
+    source = Foretold(marginal)
+    grid = Grid(source, lambda: 5.0)
+    for state in ("fresh", "stale", "fallback", "configured"):
+        grid.note(msgspec.structs.replace(reading(100.0 if state in ("fresh", "stale") else 900.0), state=state), 10.0)
+    assert grid.history.hourly(0) == pytest.approx([100.0])
+    average = msgspec.structs.replace(reading(100.0), signal="average")
+    for _ in range(3):
+        seen = await grid.outlook(average, History(), grid_s=5.0, until_s=5.0 + 4 * HOUR, rate=1.0)
+    assert seen.label == "persistence"
+    assert source.asked == 1, "once an hour"
+    seen = await grid.outlook(marginal, History(), grid_s=5.0, until_s=5.0 + 4 * HOUR, rate=1.0)
+    assert seen.steps[1].g_per_kwh == 700.0

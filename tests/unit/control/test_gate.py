@@ -1,0 +1,133 @@
+"""The questions of the gate, each asked by itself: plans of the solver's own, what runs, and a time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from clover.control import gate
+from clover.control.family import DeployedPlan
+from clover.control.request import PlanRequest
+from clover.types import Candidate, GroupCount, Plan, State, Transition
+from tests.support.control_fixture import Rig
+
+RIG = Rig()
+NOW_S = 1000.0
+
+
+def planned(**counts: int) -> tuple[State, Plan]:
+    """The plan of exactly so many workers on a core each."""
+
+    async def story() -> tuple[State, Plan]:
+        context, family = RIG.controller.context, RIG.family
+        request = PlanRequest(trigger="test", rate=50.0)
+        state = family.state(await context.conditions(family), context.config, request)
+        groups = tuple(GroupCount(variant=name, profile="1c", count=count) for name, count in counts.items())
+        return state, await RIG.solver.propose(state, "objective", groups)
+
+    return asyncio.run(story())
+
+
+def candidate(plan: Plan, score: float) -> Candidate:
+    return Candidate(
+        configuration=plan.configuration,
+        routing=plan.routing,
+        prediction=plan.prediction,
+        score=score,
+        feasible=plan.feasible,
+    )
+
+
+@pytest.fixture
+def rig() -> Rig:
+    """A rig on which two large workers run."""
+    made = Rig()
+    _, plan = planned(large=2)
+    made.family.deployed = DeployedPlan(plan.deployment, plan.routing, plan)
+    return made
+
+
+def test_a_configuration_that_failed_is_planned_again_when_its_back_off_ends(rig: Rig) -> None:
+    _, plan = planned(small=2)
+    assert gate.failed_lately(rig.family, plan, NOW_S) is None
+    until_s = rig.family.back_off(plan.configuration, NOW_S)
+    stay = gate.failed_lately(rig.family, plan, until_s - 1.0)
+    assert stay == gate.Stay("2 x small@1c failed lately and is left alone", until_s)
+    assert gate.failed_lately(rig.family, plan, until_s) is None
+
+
+def test_the_dwell_time_says_when_to_ask_again(rig: Rig) -> None:
+    _, plan = planned(small=2)
+    rig.family.dwell_until_s = NOW_S + 4.0
+    assert gate.dwelling(rig.family, plan, NOW_S) == gate.Stay("2 x small@1c waits 4.0 s for the dwell time", NOW_S + 4)
+    assert gate.dwelling(rig.family, plan, NOW_S + 4.0) is None
+
+
+def test_a_transition_below_the_floor_is_taken_only_if_it_is_allowed() -> None:
+    _, plan = planned(small=2)
+    low = Transition(steps=(), kept=(), lost_capacity=0.5, capacity_floor=60.0, lowest_capacity=40.0, loses_s=2.0)
+    stay = gate.below_floor(plan, low, False)
+    assert stay is not None
+    assert stay.again_s is None
+    assert "2 x small@1c could only be reached with 40.0 rows/s for about 2.0 s (50% of the capacity" in stay.reason
+    assert gate.below_floor(plan, low, True) is None
+    assert gate.below_floor(plan, msgspec.structs.replace(low, lowest_capacity=60.0), False) is None
+
+
+def test_noise_is_no_reason_to_leave_what_serves_and_a_clear_gain_is_one(rig: Rig) -> None:
+    state, here = planned(large=2)
+    _, other = planned(small=2)
+    same_again = msgspec.structs.replace(other, prediction=here.prediction)
+    stay = gate.within_noise(rig.family, same_again, here, state)
+    assert stay == gate.Stay("2 x small@1c gains no more than noise of the intensity explains")
+    prediction = msgspec.structs.replace(
+        here.prediction,
+        accuracy=here.prediction.accuracy,
+        energy_j_per_row=here.prediction.energy_j_per_row / 10.0,
+        idle_j_per_row=0.0,
+    )
+    gains = msgspec.structs.replace(other, prediction=prediction, feasible=True)
+    assert gate.within_noise(rig.family, gains, here, state) is None
+    # What does not keep the limits is not taken for a gain, nor kept where it runs.
+    assert gate.within_noise(rig.family, msgspec.structs.replace(gains, feasible=False), here, state) == stay
+    assert gate.within_noise(rig.family, gains, msgspec.structs.replace(here, feasible=False), state) is None
+
+
+def test_what_breaks_the_limits_is_taken_only_if_what_runs_breaks_them_too() -> None:
+    _, here = planned(large=2)
+    _, other = planned(small=2)
+    bad = msgspec.structs.replace(other, feasible=False)
+    assert gate.breaks_limits(bad, here) == gate.Stay("2 x small@1c would not keep the limits")
+    assert gate.breaks_limits(bad, msgspec.structs.replace(here, feasible=False)) is None
+    assert gate.breaks_limits(bad, None) is None
+    assert gate.breaks_limits(msgspec.structs.replace(other, feasible=True), here) is None
+
+
+def test_alternatives_are_better_than_what_runs_and_neither_refused_nor_backed_off(rig: Rig) -> None:
+    _, here = planned(large=2)
+    _, plan = planned(small=2)
+    mixes: list[dict[str, int]] = [
+        {"small": 1, "medium": 1},
+        {"small": 1, "large": 1},
+        {"medium": 2},
+        {"medium": 1, "large": 1},
+    ]
+    others = [planned(**mix)[1] for mix in mixes]
+    others = [msgspec.structs.replace(item, feasible=True) for item in others]
+    better = here.score + 1.0
+    plan = msgspec.structs.replace(
+        plan,
+        candidates=(
+            candidate(plan, better),  # cannot be reached
+            candidate(here, better),  # runs
+            candidate(others[0], better),
+            candidate(others[1], better),  # failed lately
+            candidate(msgspec.structs.replace(others[2], feasible=False), better),
+            candidate(others[3], here.score + 0.01),  # within the margin
+        ),
+    )
+    rig.family.back_off(others[1].configuration, NOW_S)
+    found = [item.configuration for item in gate.alternatives(rig.family, plan, here, 0.1, NOW_S)]
+    assert found == [others[0].configuration]
