@@ -9,7 +9,6 @@ GPU_EXTRAS ?= onnx,test,tensorrt
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4)))
 PARALLEL := --numprocesses $(JOBS) --dist worksteal
 PY := $(VENV)/bin/python
-INSTALL := ./setup.sh $(VENV)
 COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*.pxd))
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
@@ -67,26 +66,30 @@ soak: $(VENV)/.test
 clean:
 	rm -rf build dist *.egg-info clover/_native/*.so $(COMPILED:.pxd=.*.so) csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
-	rm -f $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev
+	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev
 
-# --- set-up: one stamp a set of dependencies, renewed when the kernels or the metadata change ---------------------------
+# --- set-up: one stamp for what is compiled, one for each set of packages --------------------------------------------------
 
 $(PY):
-	@echo "set-up, 0 s: making $(VENV) with $(PYTHON) ..."
+	@echo "set-up: making $(VENV) with $(PYTHON) ..."
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve: $(INPUTS) | $(PY)
-	@$(INSTALL) onnx
+$(VENV)/.built: $(INPUTS) | $(PY)
+	@./setup.sh $(VENV) clover
 	@touch $@
 
-$(VENV)/.test: $(INPUTS) | $(PY)
-	@$(INSTALL) onnx,optimize,test
+$(VENV)/.serve: $(VENV)/.built
+	@./setup.sh $(VENV) packages onnx
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.built
+	@./setup.sh $(VENV) packages onnx,optimize,test
 	@touch $@ $(VENV)/.serve
 
-$(VENV)/.gpu: $(INPUTS) | $(PY)
-	@$(INSTALL) $(GPU_EXTRAS)
+$(VENV)/.gpu: $(VENV)/.built
+	@./setup.sh $(VENV) packages $(GPU_EXTRAS)
 	@touch $@ $(VENV)/.serve $(VENV)/.test
 
-$(VENV)/.dev: $(INPUTS) | $(PY)
-	@$(INSTALL) onnx,test,dev
+$(VENV)/.dev: $(VENV)/.built
+	@./setup.sh $(VENV) packages onnx,test,dev
 	@touch $@ $(VENV)/.serve $(VENV)/.test

@@ -1,18 +1,19 @@
 #!/bin/sh
-# setup.sh VENV EXTRAS: installs Clover in VENV with EXTRAS (as onnx,test), and says what it is doing and for how long.
-# Called by make.  First the packages, then Clover itself, whose modules are compiled; where all is up to date, both
-# take seconds.
+# setup.sh VENV clover            compiles Clover and installs it in VENV, without the packages that it needs
+# setup.sh VENV packages EXTRAS   installs these packages in VENV, with those of EXTRAS (as onnx,test)
+#
+# Called by make.  Says what it does, how long that should take, and every 15 s how far it is; errors come through.
 set -eu
-venv=$1 extras=$2
+venv=$1 what=$2
 python=$venv/bin/python
 pip="$python -m pip install --disable-pip-version-check --quiet"
-
 began=$(date +%s)
+
 say() { echo "set-up, $(($(date +%s) - began)) s: $*"; }
 
-# Says every 15 s what "$1" prints, until `calm`.
+# Says every 15 s what the function $1 prints, until `calm`.  Its sleep must not hold a terminal or pipe open at the end.
 beat=
-watch() { # its sleep must not hold the terminal or a pipe open after the end
+watch() {
     while sleep 15 </dev/null >/dev/null 2>&1; do say "$($1)"; done &
     beat=$!
 }
@@ -20,27 +21,33 @@ calm() {
     [ -z "$beat" ] || kill "$beat" 2>/dev/null || true
     beat=
 }
-trap calm EXIT
+
+scratch=$(mktemp -d)
+trap 'calm; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT TERM
 
-modules() { # SOURCE NAME FOLDER of everything that is compiled
-    for source in csrc/*.pyx; do echo "$source" "$(basename "$source" .pyx)" clover/_native; done
-    find clover -name '*.pxd' ! -path 'clover/_native/*' | while read -r declared; do
-        echo "${declared%.pxd}.py" "$(basename "$declared" .pxd)" "$(dirname "$declared")"
-    done
-    echo csrc/nvml_emulator/call.c nvml_emulator clover/_native
+compiled() {
+    so=$(find "$scratch" -path '*/clover/*.so' | wc -l)
+    c=$(find build -name '*.c' -newer "$scratch/begin" 2>/dev/null | wc -l)
+    if [ "$so" -gt 0 ]; then echo "still compiling, $so of $all modules done"; else echo "still translating to C, $c done"; fi
 }
-to_compile() { # how many of these are missing or older than their source
-    modules | while read -r source name folder; do
-        [ -n "$(find "$folder" -maxdepth 1 -name "$name.*.so" -newer "$source" -newer setup.py)" ] || echo "$name"
-    done | wc -l
+
+install_clover() {
+    # The kernels, the emulated NVML, and the modules with a .pxd beside them.  pip builds in a folder of its own, so that
+    # all are compiled whenever one has changed; a module takes about 7 s of one core.
+    all=$(($(ls csrc/*.pyx | wc -l) + 1 + $(find clover -name '*.pxd' ! -path 'clover/_native/*' | wc -l)))
+    cores=$(nproc)
+    [ "$cores" -le 8 ] || cores=8 # as setup.py has it
+    say "compiling $all modules on $cores cores: about $(((all * 7 / cores + 20 + 59) / 60)) min ..."
+    touch "$scratch/begin"
+    watch compiled
+    TMPDIR=$scratch $pip --no-deps --editable .
 }
-installed() { echo "still installing packages, $(du -sm "$venv" | cut -f1) MB so far"; }
-compiled() { echo "still compiling, $(to_compile) of $all modules to go"; }
 
-# --- packages ---------------------------------------------------------------------------------------------------------
+downloaded() { echo "still installing packages, $venv has $(du -sm "$venv" | cut -f1) MB"; }
 
-requirements=$("$python" - "$extras" <<'EOF'
+install_packages() {
+    requirements=$("$python" - "$1" <<'EOF'
 import sys
 import tomllib
 
@@ -49,29 +56,20 @@ with open("pyproject.toml", "rb") as file:
 extras = project["optional-dependencies"]
 print(*project["dependencies"], *(package for extra in sys.argv[1].split(",") for package in extras[extra]), sep="\n")
 EOF
-)
-if [ -n "$(find "$venv" -maxdepth 5 -type d -path '*site-packages/torch')" ]; then
-    say "installing packages that are missing ..."
-else
-    say "installing packages (downloads of 0.3 GB with a CPU build of torch, 3 GB with PyPI's for CUDA) ..."
-fi
-watch installed
-echo "$requirements" | tr '\n' '\0' | xargs -0 $pip
-calm
+    )
+    if [ -n "$(find "$venv" -maxdepth 5 -type d -path '*site-packages/torch')" ]; then
+        say "installing packages that are missing ..."
+    else
+        say "installing packages: downloads of 0.3 GB with a CPU build of torch, 3 GB with PyPI's for CUDA ..."
+    fi
+    watch downloaded
+    echo "$requirements" | tr '\n' '\0' | xargs -0 $pip
+}
 
-# --- Clover -----------------------------------------------------------------------------------------------------------
-
-all=$(modules | wc -l)
-left=$(to_compile)
-cores=$(nproc)
-[ "$cores" -le 8 ] || cores=8 # as setup.py has it
-if [ "$left" -gt 0 ]; then
-    # About 7 s of one core a module, and half a minute for the compiler to be fetched and begin.
-    say "compiling $left of $all modules on $cores cores: about $(((left * 7 / cores + 30 + 59) / 60)) min ..."
-else
-    say "installing Clover; nothing to compile ..."
-fi
-watch compiled
-$pip --editable ".[$extras]"
+case $what in
+clover) install_clover ;;
+packages) install_packages "$3" ;;
+*) echo "setup.sh: $what is neither clover nor packages" >&2 && exit 2 ;;
+esac
 calm
 say "done"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import sys
 from collections.abc import Iterable, Iterator
+from typing import IO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -28,11 +31,26 @@ class MeasureBar(RichProgress):
 
 
 @contextlib.contextmanager
+def _logging_through(stream: IO[str], before: IO[str]) -> Iterator[None]:
+    """Have log handlers that write to `before` write to `stream`: above the bar, and not into its line."""
+    handlers = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
+    moved = [handler for handler in handlers if handler.stream is before]
+    for handler in moved:
+        handler.setStream(stream)
+    try:
+        yield
+    finally:
+        for handler in moved:
+            handler.setStream(before)
+
+
+@contextlib.contextmanager
 def shown(family: str, console: Console) -> Iterator[Progress]:
     """Show a bar on `console`; the caller reports to what is given."""
     time_left = TimeLeft()
     columns = (BarColumn(_BAR_COLUMNS), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with MeasureBar(*columns, console=console, transient=True) as bar:
+    stderr = sys.stderr
+    with MeasureBar(*columns, console=console, transient=True) as bar, _logging_through(sys.stderr, stderr):
         task = bar.add_task("", total=None)
 
         def show(what: str, done: int, total: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 
 import pytest
 from rich.console import Console
@@ -95,3 +96,19 @@ def test_the_bar_fits_eighty_columns() -> None:
     assert all(len(line) <= 80 + len("\x1b[2K\x1b[1A\r") for line in last)
     assert "about" in last[-1]
     assert "measuring fashion: a step that is named at length" in out.getvalue()
+
+
+def test_log_lines_stand_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stderr", out)
+    handler, root = logging.StreamHandler(out), logging.getLogger()
+    root.addHandler(handler)
+    try:
+        with bar.shown("toy", Console(file=out, force_terminal=True, width=80, color_system=None)) as show:
+            show("something", 1, 2)
+            logging.getLogger("clover.profiling").warning("a backend is not used")
+        assert handler.stream is out
+    finally:
+        root.removeHandler(handler)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line).strip() for line in re.split(r"[\r\n]", out.getvalue())]
+    assert "a backend is not used" in lines, "a line of its own"
