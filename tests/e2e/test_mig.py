@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def run(cache: Path, what: str) -> tuple[int, list[dict[str, Any]], str]:
     """A server process: its exit status, what it said, its errors; nothing of its session is left afterwards."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.mig_server", str(cache), what],
+        [sys.executable, "-m", "tests.support.mig_server", str(cache), what],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -15,9 +15,9 @@ from clover.control.forecasting import TURN_S, Ledger
 from clover.control.report import report
 from clover.policies import SPENDING
 from clover.types import CascadeProfile, Reading
+from tests.support.chain_points import POINTS
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import profile, reading
-from tests.unit.planning.cascade.test_permitted import POINTS
 
 HOUR = 3600.0
 

@@ -1,7 +1,7 @@
 """A server on two emulated A100s, in a process of its own: NVML is one library a process, and this one gets killed.
 
-    python -m tests.e2e.mig_server CACHE KILL_AFTER     reconfigure; SIGKILL to oneself after so many steps (0: never)
-    python -m tests.e2e.mig_server CACHE faults         reconfigure under every kind of fault
+    python -m tests.support.mig_server CACHE KILL_AFTER   reconfigure; SIGKILL to oneself after so many steps (0: never)
+    python -m tests.support.mig_server CACHE faults       reconfigure under every kind of fault
 
 Prints one JSON object a line; the tests read them.
 """
@@ -60,7 +60,7 @@ def server(cache: Path, **settings: Any) -> clover.Server:
         cache_dir=str(cache),
         device=f"emulated:{BOX}:2",
         backends=("eager",),
-        policy=f"tests.e2e.mig_server:{Base.__name__}",
+        policy=f"tests.support.mig_server:{Base.__name__}",
         slo_ms=10_000.0,
         accuracy_floor=1.0,
         carbon="static:300",
