@@ -22,6 +22,7 @@ import numpy as np
 import clover
 from clover.control.apply import Applier
 from clover.devices import emulated
+from clover.devices.mig import MigDevice
 from clover.errors import CloverError
 from clover.planning.packing import geometry
 from clover.policies.plans import plan_fixed
@@ -102,11 +103,17 @@ class Load:
 def standing(running: clover.Server) -> dict[str, Any]:
     """What exists, what ought to, and whether that is legal."""
     engine = running.engine
-    devices = engine.devices.values()
+    devices = [device for device in engine.devices.values() if isinstance(device, MigDevice)]
     exist = sorted(place.id for device in devices for place in device.instances())
     wanted = sorted({item.placement.id for item in engine.pick(None).fleet.running()})
     legal = all(is_legal(device.instances()) for device in devices)
     return {"instances": exist, "deployment": wanted, "legal": legal}
+
+
+def gpu(running: clover.Server, name: str) -> MigDevice:
+    device = running.engine.devices[name]
+    assert isinstance(device, MigDevice)
+    return device
 
 
 def is_legal(places: tuple[Placement, ...]) -> bool:
@@ -191,14 +198,14 @@ async def faults(cache: Path) -> None:
             reached = sorted(
                 f"{item.variant}@{item.placement.profile}" for item in running.engine.pick(None).fleet.running()
             )
-            reports = {name: device.report() for name, device in running.engine.devices.items()}
+            reports = {name: gpu(running, name).report() for name in running.engine.devices}
             say(fault=name, outcome=outcome, reached=reached, reports=reports, **standing(running))
             await settled(running, BASE)
             await load.end()
             say(after=name, asked=load.asked, failed=load.failed, reasons=load.reasons[:3], **standing(running))
         load = Load(running)
         emulated.lose(state, 1)
-        await until(lambda: running.engine.devices["gpu1"].lost)
+        await until(lambda: gpu(running, "gpu1").lost)
         await until(lambda: all(i.placement.device == "gpu0" for i in running.engine.pick(None).fleet.running()))
         lost = standing(running)
         asked, failed = load.asked, load.failed
