@@ -12,13 +12,13 @@ import pytest
 
 from clover.devices import emulated
 from clover.errors import DeviceError
-from tests.e2e.emulated_worker import PACE_MS
+from tests.support.emulated_worker import PACE_MS
 
 ROOT = Path(__file__).parents[2]
 
 
 def scenario(folder: Path, name: str) -> dict[str, Any]:
-    command = [sys.executable, "-W", "error", "-m", "tests.e2e.emulated_worker", str(folder), name]
+    command = [sys.executable, "-W", "error", "-m", "tests.support.emulated_worker", str(folder), name]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

@@ -12,8 +12,7 @@ import pytest
 
 import clover
 from clover.runtime.guard.sampling import LEAST
-from tests.e2e.test_cascade import settings
-from tests.e2e.test_swap import TOY
+from tests.support.toy_family import TOY, settings
 
 pytestmark = [
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two variants need two cores"),

@@ -15,7 +15,7 @@ import pytest
 
 from clover.backends import child_environment
 from clover.runtime.workers.output import BURST_BYTES, BYTES_PER_S
-from tests.e2e.test_server import ROOT, family
+from tests.support.servers import ROOT, family
 
 SCRIPT = """
 import logging

@@ -18,8 +18,8 @@ import orjson
 import pytest
 
 from clover.backends import child_environment
-from tests.e2e import test_workers as workers
-from tests.e2e.test_server import ROOT, family, run, serve, until
+from tests.support import worker_pools as workers
+from tests.support.servers import ROOT, family, run, serve, until
 
 
 @pytest.mark.usefixtures("forked_zygotes")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import clover
 from clover.policies.plans import plan_fixed
 from clover.types import GroupCount, Plan, State
+from tests.support.servers import children
+from tests.support.toy_family import TOY, expected
 
-TOY = str(Path(__file__).parents[1] / "families" / "toy")
-SEEN = {"half": 2, "full": 4}
-"""How many of a row's four numbers a variant of the family looks at."""
 BANDS: dict[int, tuple[tuple[tuple[str, str, int], ...], ...]] = {
     1: ((("full", "1c", 1),), (("half", "1c", 1),)),
     2: (
@@ -52,32 +48,6 @@ def trace(path: Path) -> Path:
     rows = [f"2026-01-01T{hour:02}:00:00Z,{100 * hour + 50}" for hour in range(10)]
     path.write_text("\n".join(["datetime_utc,carbon_intensity_gco2_per_kwh", *rows]) + "\n", encoding="utf-8")
     return path
-
-
-def expected(variant: str, rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What `variant` says of `rows`: the softmax of those numbers that it sees, the others taken for zero."""
-    seen = rows.astype(np.float64)
-    seen[:, SEEN[variant] :] = 0.0
-    raised: NDArray[np.float64] = np.exp(seen)
-    total: NDArray[np.float64] = raised.sum(axis=1, keepdims=True)
-    return np.divide(raised, total)
-
-
-def children() -> set[int]:
-    """Every process below this one."""
-    parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-    found: set[int] = set()
-    waiting = [os.getpid()]
-    while waiting:
-        above = waiting.pop()
-        below = {pid for pid, parent in parents.items() if parent == above}
-        found |= below
-        waiting.extend(below)
-    return found
 
 
 class Load:

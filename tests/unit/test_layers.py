@@ -177,6 +177,21 @@ def test_circles_are_found() -> None:
     assert counts("from clover import a  # circle:")
 
 
+def test_no_test_imports_a_test() -> None:
+    faults = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [part for name in names if name.startswith("tests.") for part in name.split(".")]
+            if any(part.startswith("test_") for part in modules):
+                faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: what tests share stands in tests/support")
+    assert not faults, "\n".join(faults)
+
+
 def test_nothing_imports_what_runs_as_a_process() -> None:
     faults = [
         f"{place(module, line)}: {name} starts by module path"

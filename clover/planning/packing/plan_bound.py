@@ -114,7 +114,7 @@ class _Dual:
         ceilings: Sequence[LaneCeiling] = (),
         costs: Sequence[Floats] = (),
     ) -> Floats:
-        """Return `value` with what its price decides, the gain [groups] and what of the sum no total changes, worked out."""
+        """Return `value`, given what its price decides: the gain [groups], and what of the sum no total changes."""
         worth = gain - (total if len(self.floor) == 1 else total[:, self.member])
         for ceiling, cost in zip(ceilings, costs, strict=True):
             worth -= cost[:, None] * ceiling.on
@@ -258,7 +258,7 @@ class _Dual:
 
 def _spaced(low: float, high: float, points: int) -> Floats:
     """Return what `np.linspace` gives, in a fraction of its time."""
-    found = np.arange(points) * ((high - low) / (points - 1)) + low
+    found: Floats = np.arange(points, dtype=np.float64) * ((high - low) / (points - 1)) + low
     found[-1] = high
     return found
 

@@ -1,9 +1,9 @@
 """A server on two emulated A100s, in a process of its own: NVML is one library a process, and this one gets killed.
 
-    python -m tests.e2e.mig_server CACHE reconfigure    start, reconfigure, end
-    python -m tests.e2e.mig_server CACHE kills:STEPS    as many servers one after another, each in a process of its own:
-                                                        SIGKILL to oneself after so many steps of the reconfiguration
-    python -m tests.e2e.mig_server CACHE faults         reconfigure under every kind of fault
+    python -m tests.support.mig_server CACHE reconfigure    start, reconfigure, end
+    python -m tests.support.mig_server CACHE kills:STEPS    as many servers one after another, each in its own process:
+                                                            SIGKILL to oneself after so many steps of the reconfiguration
+    python -m tests.support.mig_server CACHE faults         reconfigure under every kind of fault
 
 Prints one JSON object a line; the tests read them.
 """
@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clover.runtime.zygote_link import ZygoteLink
 
 import clover
 from clover.control.apply import Applier
 from clover.devices import emulated
+from clover.devices.mig import MigDevice
 from clover.errors import CloverError
 from clover.planning.packing import geometry
 from clover.policies.plans import plan_fixed
 from clover.runtime import frames
-from clover.runtime.zygote_link import ZygoteLink
 from clover.types import GroupCount, Placement, Plan, State
 from tests.e2e import forked_zygote
 
@@ -67,7 +68,7 @@ def server(cache: Path, **settings: Any) -> clover.Server:
         cache_dir=str(cache),
         device=f"emulated:{BOX}:2",
         backends=("eager",),
-        policy=f"tests.e2e.mig_server:{Base.__name__}",
+        policy=f"tests.support.mig_server:{Base.__name__}",
         slo_ms=10_000.0,
         accuracy_floor=1.0,
         carbon="static:300",
@@ -109,11 +110,17 @@ class Load:
 def standing(running: clover.Server) -> dict[str, Any]:
     """What exists, what ought to, and whether that is legal."""
     engine = running.engine
-    devices = engine.devices.values()
+    devices = [device for device in engine.devices.values() if isinstance(device, MigDevice)]
     exist = sorted(place.id for device in devices for place in device.instances())
     wanted = sorted({item.placement.id for item in engine.pick(None).fleet.ready_assignments()})
     legal = all(is_legal(device.instances()) for device in devices)
     return {"instances": exist, "deployment": wanted, "legal": legal}
+
+
+def gpu(running: clover.Server, name: str) -> MigDevice:
+    device = running.engine.devices[name]
+    assert isinstance(device, MigDevice)
+    return device
 
 
 def is_legal(places: tuple[Placement, ...]) -> bool:
@@ -237,14 +244,14 @@ async def faults(cache: Path) -> None:
                 f"{item.variant}@{item.placement.profile}"
                 for item in running.engine.pick(None).fleet.ready_assignments()
             )
-            reports = {name: device.report() for name, device in running.engine.devices.items()}
+            reports = {name: gpu(running, name).report() for name in running.engine.devices}
             say(fault=name, outcome=outcome, reached=reached, reports=reports, **standing(running))
             await settled(running, BASE)
             await load.end()
             say(after=name, asked=load.asked, failed=load.failed, reasons=load.reasons[:3], **standing(running))
         load = Load(running)
         emulated.lose(state, 1)
-        await until(lambda: running.engine.devices["gpu1"].lost)
+        await until(lambda: gpu(running, "gpu1").lost)
         await until(
             lambda: all(i.placement.device == "gpu0" for i in running.engine.pick(None).fleet.ready_assignments())
         )
