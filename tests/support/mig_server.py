@@ -2,7 +2,7 @@
 
     python -m tests.support.mig_server CACHE reconfigure    start, reconfigure, end
     python -m tests.support.mig_server CACHE kills:STEPS    as many servers one after another, each in its own process:
-                                                            SIGKILL to oneself after so many steps of the reconfiguration
+                                                            SIGKILL to itself after so many steps of it
     python -m tests.support.mig_server CACHE faults         reconfigure under every kind of fault
 
 Prints one JSON object a line; the tests read them.
