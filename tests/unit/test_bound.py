@@ -20,6 +20,8 @@ from clover.planning.problem_file import Problem, of_plain, parse
 from clover.planning.relaxation import Box, Multipliers, Relaxation, erlang_c
 from tests.reference.problems import PARTITIONS, plain_problem, random_counts, random_problem
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = sorted((Path(__file__).resolve().parents[3] / "shared" / "problems").glob("*.json"))
 WAYS = [False, *([True] if bounding.solvers() else [])]
 

@@ -48,6 +48,8 @@ from tests.unit.control_fixture import FakeDevice, FakeGpu, LocalSolver, Rig
 from tests.unit.mig_fixture import a100, mig_profile
 from tests.unit.profiles_fixture import cpu, objective, profile, state, worker
 
+pytestmark = pytest.mark.slow
+
 DAYS = int(os.environ.get("CLOVER_DAYS", "6"))
 PARTS = 6
 STEPS = 6

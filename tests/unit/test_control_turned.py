@@ -19,6 +19,8 @@ from tests.unit.control_fixture import Rig
 from tests.unit.profiles_fixture import profile, reading
 from tests.unit.test_permitted import POINTS
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3600.0
 
 

@@ -19,6 +19,8 @@ from clover.planning import exact
 from clover.planning.problem_file import Problem, of_plain, parse
 from tests.reference.problems import PARTITIONS, plain_problem, random_counts, random_problem
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = sorted((Path(__file__).resolve().parents[3] / "shared" / "problems").glob("*.json"))
 SMALL = [path for path in SAMPLES if json.loads(path.read_text())["n_gpus"] <= 3]
 

@@ -309,6 +309,7 @@ def as_toml(value: Any) -> str:
     return str(value)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(KEYS, VALUES, max_size=2), removed=st.sets(KEYS, max_size=1))
 def test_any_declaration_loads_or_is_a_config_error(changes: dict[str, Any], removed: set[str], tmp_path: Path) -> None:
@@ -470,6 +471,7 @@ def run_python(code: str, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_reading_families_and_their_rows_never_imports_torch(tmp_path: Path) -> None:
     code = """
 import sys
@@ -484,6 +486,7 @@ print("torch" in sys.modules)
     assert run_python(code, "fashion", *(str(FIXTURES / name) for name in NAMES)) == "False"
 
 
+@pytest.mark.slow
 def test_an_evaluation_loader_that_imports_torch_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "data.py").write_text("import torch\n" + DATA)
@@ -510,6 +513,7 @@ def test_simple_adds_and_subtracts() -> None:
     np.testing.assert_array_equal(difference, left - 1)
 
 
+@pytest.mark.slow
 def test_simple_string_adds_and_subtracts_decimal_strings() -> None:
     left = np.array([[b"%d" % n for n in range(16)]], np.object_)
     right = np.full((1, 16), b"1", np.object_)

@@ -28,6 +28,8 @@ from clover.errors import ConfigError
 from clover.mig import emulate
 from clover.planning.geometry import layouts
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SERVANT = textwrap.dedent(
     """

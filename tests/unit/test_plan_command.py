@@ -25,6 +25,8 @@ from clover.planning.problem_file import Counts, Problem, of_plain, parse
 from clover.planning.verify import Verified, verify
 from tests.reference.problems import alike_gap, plain_problem, random_counts, random_problem
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((ROOT.parent / "shared" / "problems").glob("*.json"))
 FIELDS = {"config", "f", "p95_ms", "accuracy", "energy_j_per_request", "bound", "solver", "evaluations", "seconds"}

@@ -19,6 +19,8 @@ from clover.backends import child_environment
 from clover.runtime import frames, worker, zygote
 from clover.runtime.frames import WorkerOrder
 
+pytestmark = pytest.mark.slow
+
 TOY = Path(__file__).parents[1] / "families" / "toy"
 
 
