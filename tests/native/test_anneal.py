@@ -20,6 +20,8 @@ from clover.planning.packing.geometry import layouts
 from tests.reference import anneal as twin
 from tests.reference import queueing
 
+pytestmark = pytest.mark.slow
+
 A100 = [
     [0, 0, 0, 0, 1], [0, 0, 1, 1, 0], [0, 0, 2, 0, 0], [0, 2, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 1, 0, 0],
     [1, 3, 0, 0, 0], [2, 1, 1, 0, 0], [3, 0, 0, 1, 0], [3, 0, 1, 0, 0], [3, 2, 0, 0, 0], [4, 0, 1, 0, 0],

@@ -439,6 +439,7 @@ class Life(RuleBasedStateMachine):
             self.both("next_event_ns", self.now_ns)
 
 
+@pytest.mark.slow
 def test_any_life_of_a_batcher(kernels: SimpleNamespace) -> None:
     machine = type("Machine", (Life,), {"subject": staticmethod(kernels.batcher.Batcher)})
     run_state_machine_as_test(machine, settings=settings(max_examples=80, stateful_step_count=60))

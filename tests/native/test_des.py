@@ -17,6 +17,8 @@ from tests.reference import batcher as batcher_twin
 from tests.reference import des as twin
 from tests.reference import route as route_twin
 
+pytestmark = pytest.mark.slow
+
 FIELDS = ("latency_s", "wait_s", "group", "rows", "batches", "busy_s", "energy_j", "span_s")
 
 

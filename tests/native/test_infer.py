@@ -128,6 +128,7 @@ NUMBERS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(rows=st.integers(1, ROWS), data=st.data())
 def test_what_is_taken_is_what_the_general_way_makes_of_it(
@@ -145,6 +146,7 @@ def test_what_is_taken_is_what_the_general_way_makes_of_it(
 BASE = json.dumps(document(2)).encode()
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(st.integers(0, len(BASE) - 1), st.integers(0, len(BASE)), st.binary(max_size=4))
 @example(0, 0, b"\xef\xbb\xbf")

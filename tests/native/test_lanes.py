@@ -374,6 +374,7 @@ def vertices(gains: Any, accuracy: Any, least: Any, most: Any, floor: float) -> 
 numbers = st.floats(0.0, 1.0, width=32)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(

@@ -7,6 +7,7 @@ import pytest
 from bench.models import Model, compare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "gpus"), [("pf", 2), ("pf", 3), ("mf", 10), ("mf", 30)])
 def test_the_models_agree_with_the_simulator(model: Model, gpus: int) -> None:
     told = [one for seed in range(60) if (one := compare(model, seed, gpus, 300_000)) is not None]

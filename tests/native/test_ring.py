@@ -312,6 +312,7 @@ def echo(compiled: SimpleNamespace, memory: mmap.mmap, bell: int, done: int) -> 
         os.eventfd_write(done, 1)
 
 
+@pytest.mark.slow
 def test_two_processes_lose_nothing(compiled: SimpleNamespace) -> None:
     memory = mmap.mmap(-1, compiled.ring.RING_BYTES(BATCH))  # MAP_SHARED: a fork writes to the same pages
     server = compiled.ring.Ring(memory, BATCH, create=True)

@@ -96,6 +96,7 @@ def test_every_unit_has_a_floor() -> None:
     assert not strangers, f"give {sorted(strangers)} a floor in FLOORS"
 
 
+@pytest.mark.slow
 def test_imports_point_down_and_siblings_do_not_meet() -> None:
     faults = []
     for module in SOURCES:
@@ -236,6 +237,7 @@ def dangers(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, "runs a shell"
 
 
+@pytest.mark.slow
 def test_no_data_is_ever_run() -> None:
     faults = [f"{place(module, line)}: {what}" for module, tree in TREES.items() for line, what in dangers(tree)]
     assert not faults, "\n".join(faults)
@@ -262,6 +264,7 @@ def test_the_gate_lets_good_code_pass() -> None:
     assert not list(dangers(ast.parse("model.eval()\ntorch.load(path, weights_only=True)\nnp.load(path)")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["clover", "clover.server", "clover.serve.command"])
 def test_the_server_process_is_free_of_torch(module: str) -> None:
     program = (

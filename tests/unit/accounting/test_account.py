@@ -351,6 +351,7 @@ windows = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(windows, max_size=40))
 def test_the_lines_of_every_device_sum_to_what_was_measured(
     history: list[tuple[str, float, float, float, bool, list[tuple[str, int, int]]]],

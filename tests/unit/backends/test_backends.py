@@ -247,6 +247,7 @@ def test_cancelling_ends_the_compilation(toy, tmp_path):
         backends.compile_in_subprocess(toy, toy.variant("full"), "aoti", tmp_path / "x", timeout_s=0.0)
 
 
+@pytest.mark.slow
 def test_onnxruntime_agrees_with_eager(toy, tmp_path):
     compiled_agrees(toy, "onnxruntime", tmp_path)
 

@@ -169,6 +169,7 @@ def record_of(folder):
 # --- what the library is asked for ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_engine_is_built_checked_kept_and_loaded(toy, on_cpu, tmp_path):
     variant = toy.variant("full")
     folder = build(toy, variant, tmp_path)
@@ -339,6 +340,7 @@ def weighed(toy, tmp_path):
     return with_weights
 
 
+@pytest.mark.slow
 def test_new_weights_go_into_the_engine_that_is_there(weighed, on_cpu, tmp_path):
     first = weighed(1.0)
     base = build(first, first.variants[0], tmp_path)
@@ -621,6 +623,7 @@ def test_the_extra_that_is_missing_is_named(toy, tmp_path):
 # --- what torch and the extra offer -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_torch_takes_what_is_asked_of_it(toy, tmp_path):
     """The calls into torch, for real: export with a dynamic batch, save, load, a module without guards."""
     for precision in families.PRECISIONS:

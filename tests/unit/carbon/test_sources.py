@@ -225,6 +225,7 @@ def test_missing_folders_and_binary_files_are_refused(tmp_path: Path) -> None:
         build_source(f"trace:{tmp_path / 'huge'}")
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
 def test_any_bytes_parse_or_are_refused(data: bytes) -> None:
     for prefix in (b"", b"datetime_utc,carbon_intensity_gco2_per_kwh\n", b"from,to,actual\n", b'{"data":['):
@@ -267,6 +268,7 @@ def test_every_value_is_read_back_in_its_own_step_and_gaps_stay_gaps(
     assert [reading.g_per_kwh for reading in ahead] == [value for value in values if value is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
 def test_the_experiments_traces_load(path: Path) -> None:
     source = TraceSource(path)

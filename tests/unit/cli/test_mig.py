@@ -28,6 +28,8 @@ from clover.devices import emulated, tables
 from clover.errors import ConfigError
 from clover.planning.packing.geometry import layouts
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 SERVANT = textwrap.dedent(
     """

@@ -102,6 +102,7 @@ def test_all_ways_to_place_a_list_and_no_others() -> None:
         ways("3g@2")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["1g.5gb", "1g.5gb+me", "1g.10gb", "2g.10gb", "3g.20gb", "4g.20gb"]), max_size=5))
 def test_ways_agree_with_brute_force(names: list[str]) -> None:

@@ -25,6 +25,8 @@ from clover.problem.solve import Infeasible, forced, kernel_problem, solve
 from clover.problem.verify import SimulationVerdict, verify
 from tests.reference.problems import alike_gap, plain_problem, random_counts, random_problem
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = sorted((ROOT.parent / "shared" / "problems").glob("*.json"))
 FIELDS = {"config", "f", "p95_ms", "accuracy", "energy_j_per_request", "bound", "solver", "evaluations", "seconds"}

@@ -229,6 +229,7 @@ def test_what_devices_allow_of_a_deployment() -> None:
 # --- any fault ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_every_fault_ends_in_the_target_in_the_deployment_before_or_named(data: st.DataObject) -> None:

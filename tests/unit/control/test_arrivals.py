@@ -66,6 +66,7 @@ def test_looks_within_a_window_say_nothing_new() -> None:
     assert watched([50.0] * 10, every_s=1.0).rows_per_s() == pytest.approx(watched([50.0]).rows_per_s())
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.floats(0.0, 1e6), max_size=40), st.floats(0.1, 30.0))
 def test_it_is_a_rate_whatever_is_seen(rates: list[float], every_s: float) -> None:

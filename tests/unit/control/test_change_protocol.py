@@ -16,6 +16,8 @@ from tests.reference.explorer import explore
 from tests.support.apply_fixture import Rig, always, standing
 from tests.support.geometry_fixture import A30, A100, place, runs
 
+pytestmark = pytest.mark.slow
+
 ONE, TWO = Box(A30, 4, ("gpu0",)), Box(A30, 4, ("gpu0", "gpu1"))
 BIG, SMALL = Box(A100, 7, ("gpu0",)), Box(A100, 7, ("gpu0",), (place("3g.20gb", 4),))
 

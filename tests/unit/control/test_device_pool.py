@@ -55,6 +55,7 @@ async def apply(of: Rig, **configuration: int) -> None:
 # --- whose a GPU is -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     count=st.integers(0, 8),
@@ -210,6 +211,7 @@ def test_what_an_earlier_run_left_and_cannot_be_removed_is_planned_around() -> N
 # --- losing a GPU ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_lost_gpu_is_given_up_at_once_and_planned_around() -> None:
     async def story() -> None:
         of = rig(2, g_per_kwh=400.0)

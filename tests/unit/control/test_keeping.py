@@ -48,6 +48,8 @@ from tests.support.control_fixture import FakeDevice, FakeGpu, LocalSolver, Rig
 from tests.support.mig_fixture import a100, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state, worker
 
+pytestmark = pytest.mark.slow
+
 DAYS = int(os.environ.get("CLOVER_DAYS", "6"))
 PARTS = 6
 STEPS = 6

@@ -37,6 +37,8 @@ from tests.support.control_fixture import FakeDevice, Rig
 from tests.support.mig_fixture import a100s, mig_profile
 from tests.support.profiles_fixture import VARIANTS, cpu, objective, profile, state
 
+pytestmark = pytest.mark.slow
+
 FASHION = {
     "tiny": (85.40, 0.11),
     "small": (89.70, 0.12),

@@ -20,6 +20,8 @@ from clover.policies import build
 from clover.types import GroupCount
 from tests.support.profiles_fixture import state
 
+pytestmark = pytest.mark.slow
+
 
 class Sleeper:
     """A policy that never ends."""

@@ -18,6 +18,8 @@ from tests.support.chain_points import POINTS
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import profile, reading
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3600.0
 
 

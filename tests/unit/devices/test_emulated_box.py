@@ -14,6 +14,8 @@ from clover.devices.emulated import Fault
 from clover.errors import DeviceError
 from tests.support.nvml_child import ROOT, Child
 
+pytestmark = pytest.mark.slow
+
 A100 = "a100-40gb"
 
 

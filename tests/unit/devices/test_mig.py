@@ -642,6 +642,7 @@ def test_crash_between_the_gpu_instance_and_its_compute_instance(rig, kept):
     assert rig.recorded == ([("2g.10gb", 2)] if kept else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_a_death_at_any_call_leaves_nothing_that_the_next_start_does_not_know(tmp_path, after):
     """Every driver call of a few changes in turn is the last one, before or after its effect."""
@@ -677,6 +678,7 @@ def test_a_death_at_any_call_leaves_nothing_that_the_next_start_does_not_know(tm
     assert died > 30
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_whatever_the_driver_refuses_the_books_the_record_and_the_gpu_agree(tmp_path_factory, data):
     """Random changes under random refusals: what stands is what is known, and the next start can clear it."""

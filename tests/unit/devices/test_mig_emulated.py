@@ -173,6 +173,7 @@ def test_instances_outlive_their_server(tmp_path):
     assert uuid == again
 
 
+@pytest.mark.slow
 def test_boxes_of_one_cache_do_not_share_gpus(tmp_path):
     uuids = [
         script(tmp_path, "print(*(device.uuid for device in build().values()))", box=box).split()
@@ -375,6 +376,7 @@ def test_instances_that_a_reboot_took_are_made_again(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_second_server_is_refused_while_the_first_lives(tmp_path):
     first = start(tmp_path, "build()\nprint('up', flush=True)\ntime.sleep(100)")
     try:

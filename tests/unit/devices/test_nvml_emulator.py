@@ -247,6 +247,7 @@ def test_without_permission_one_may_look_at_devices_only(box: Path, child: Child
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_see_one_machine(box: Path, child: Child) -> None:
     uuid = child("mig('3g.20gb', 4)")
     with Child(box) as other:
@@ -271,6 +272,7 @@ def test_death_frees_a_slice_whatever_caused_it(box: Path, child: Child) -> None
     child.run("destroy(0, 2)")
 
 
+@pytest.mark.slow
 def test_a_forked_child_does_not_keep_its_parents_slice(box: Path, child: Child) -> None:
     uuid = child("mig('3g.20gb', 4)")
     other = Child(box)

@@ -141,6 +141,7 @@ def test_a_refused_creation_leaves_nothing(box: Path, child: Child) -> None:
     assert child("instances()") == []
 
 
+@pytest.mark.slow
 def test_a_slow_call_keeps_nobody_waiting(box: Path, child: Child) -> None:
     emulated.inject(box, Fault(symbol=CREATE, delay_s=3600))
     with Child(box) as slow:
@@ -239,6 +240,7 @@ library.clover_nvml_hold(sys.argv[1].encode(), 0, 1)
 """
 
 
+@pytest.mark.slow
 def test_a_holder_killed_in_the_middle_of_a_change_is_repaired(box: Path, child: Child) -> None:
     child.run("u = mig('3g.20gb', 4); create('1g.5gb', 0, 1)")
     emulated.advance(box, 100)
@@ -256,6 +258,7 @@ def test_a_holder_killed_in_the_middle_of_a_change_is_repaired(box: Path, child:
     child.run("destroy(0, 2)")
 
 
+@pytest.mark.slow
 def test_processes_killed_at_random_leave_a_box_that_works(box: Path, child: Child) -> None:
     """Several processes change one board as fast as they can and are killed wherever they are."""
     busy = "while True:\n    outcome(lambda: destroy(0, n.nvmlGpuInstanceGetInfo(create('1g.5gb')).id))"
@@ -274,6 +277,7 @@ def test_processes_killed_at_random_leave_a_box_that_works(box: Path, child: Chi
 # --- the build --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_compiles_without_a_warning(tmp_path: Path) -> None:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:

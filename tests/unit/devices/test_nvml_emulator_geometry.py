@@ -61,6 +61,7 @@ def heap_id(gpu: GpuTable, row: ProfileRow, start: int) -> int:
 steps = st.lists(st.tuples(st.booleans(), st.integers(0, 10**6), st.integers(0, 10**6)), min_size=5, max_size=30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tables.names())
 @settings(max_examples=8)
 @given(walk=steps)

@@ -171,6 +171,7 @@ def test_missing_bindings_are_named():
     assert "pip install nvidia-ml-py" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_bindings_are_imported_by_the_first_call_only():
     program = "import sys, clover.devices; from clover.devices.nvml import Nvml; Nvml(); print('pynvml' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCENE = Path(__file__).parents[2] / "support" / "energy_scene.py"
 SPREAD = 0.2  # as in the scene
 LINES = ("active_j", "idle_j", "unattributed_j", "unowned_j", "carried_j")

@@ -45,6 +45,7 @@ def run_python(code: str, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_reading_families_and_their_rows_never_imports_torch(tmp_path: Path) -> None:
     code = """
 import sys
@@ -59,6 +60,7 @@ print("torch" in sys.modules)
     assert run_python(code, "fashion", *(str(FIXTURES / name) for name in NAMES)) == "False"
 
 
+@pytest.mark.slow
 def test_an_evaluation_loader_that_imports_torch_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "data.py").write_text("import torch\n" + DATA)

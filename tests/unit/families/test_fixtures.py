@@ -21,6 +21,7 @@ def test_simple_adds_and_subtracts() -> None:
     np.testing.assert_array_equal(difference, left - 1)
 
 
+@pytest.mark.slow
 def test_simple_string_adds_and_subtracts_decimal_strings() -> None:
     left = np.array([[b"%d" % n for n in range(16)]], np.object_)
     right = np.full((1, 16), b"1", np.object_)

@@ -125,6 +125,7 @@ def as_toml(value: Any) -> str:
     return str(value)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(KEYS, VALUES, max_size=2), removed=st.sets(KEYS, max_size=1))
 def test_any_declaration_loads_or_is_a_config_error(changes: dict[str, Any], removed: set[str], tmp_path: Path) -> None:

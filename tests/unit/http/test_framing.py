@@ -242,6 +242,7 @@ def test_limits_are_inclusive() -> None:
     assert driver(body_bytes=len(body)).post("/v2/repository/index", body).status == 200
 
 
+@pytest.mark.slow
 def test_chunk_bounds() -> None:
     assert driver().send(CHUNKED + b"1\r\n \r\n" * 65_537)[0].status == 413
     assert driver().send(CHUNKED + b"1\r\n \r\n" * 65_530 + b"2\r\n{}\r\n0\r\n\r\n")[0].status == 200
@@ -307,6 +308,7 @@ def test_the_conversation_is_what_it_seems() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.integers(1, len(CONVERSATION) - 1), max_size=40), st.booleans())
 def test_any_cut_gives_the_same_answers(cuts: list[int], settle: bool) -> None:
@@ -334,6 +336,7 @@ FRAGMENTS = [
 ]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=12)), max_size=30))
 def test_random_bytes_end_in_an_answer_or_a_close(pieces: list[bytes]) -> None:

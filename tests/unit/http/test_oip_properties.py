@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,6 +147,7 @@ def requests(draw: st.DrawFn) -> Any:
     return body
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(requests(), st.binary(max_size=24), st.one_of(st.none(), st.integers(-30, 30)))
 def test_random_bodies_never_give_500(body: Any, tail: bytes, slip: int | None) -> None:
@@ -157,6 +159,7 @@ def test_random_bodies_never_give_500(body: Any, tail: bytes, slip: int | None) 
     assert d.view.by_name["m"].open_tickets == 0
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(JSON | st.binary(max_size=60))
 def test_anything_at_all_never_gives_500(body: Any) -> None:

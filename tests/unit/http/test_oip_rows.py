@@ -227,6 +227,7 @@ def test_numbers_that_are_no_json_are_refused() -> None:
 # --- every way to read a body says the same ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(0, 1 << 32))
 def test_every_way_to_read_a_body_says_the_same(seed: int) -> None:

@@ -128,6 +128,7 @@ def test_a_broken_idx_file_is_refused(spec: FamilySpec, content: bytes, message:
         families.resolve("data:read_idx", spec.folder)(path)
 
 
+@pytest.mark.slow
 def test_weights_reach_the_accuracy_of_the_readme_in_order(
     spec: FamilySpec, models: dict[str, torch.nn.Module], published: dict[str, tuple[float, float]]
 ) -> None:
@@ -181,6 +182,7 @@ def test_outputs_are_probabilities_and_rows_do_not_influence_each_other(models: 
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rungs_export_with_a_dynamic_batch(models: dict[str, torch.nn.Module]) -> None:
     batch = torch.export.Dim("batch", min=1, max=32)
     for name in ("tiny", "xlarge"):

@@ -71,6 +71,7 @@ def mean(plans: list[Plan], loads: list[float] | None = None) -> float:
     return float(np.average([plan.prediction.accuracy for plan in plans], weights=loads))
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), floor=st.sampled_from([88.0, 89.5, 90.5]), loss=st.floats(0.2, 1.4))
 def test_the_budget_is_met_whatever_was_foretold_and_the_floor_is_never_broken(
@@ -261,6 +262,7 @@ def test_a_configuration_that_stays_is_routed_by_the_budget() -> None:
         plan_fixed(moment(100.0), (GroupCount(variant="large", profile="4c", count=1),))
 
 
+@pytest.mark.slow
 def test_a_gpu_spends_a_budget_as_well() -> None:
     base = state(rate=300.0, devices=a100s(1), measured=mig_profile(), config=config(1.0, slo_ms=60.0))
     found = [plan.point for plan in frontier_at(base, 300.0)]

@@ -120,6 +120,7 @@ def test_shares_are_those_of_fifo_and_the_prediction_is_of_what_will_run(
     assert "FIFO" in plan.reason
 
 
+@pytest.mark.slow
 def test_the_seed_and_the_hour_move_the_searches_and_nothing_else() -> None:
     now = on(a100s(3), rate=300.0)
     for name in SCHEMES:
@@ -192,6 +193,7 @@ def test_the_form_is_the_papers_and_the_artifact_has_a_lambda_of_its_own() -> No
 # --- closed forms -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), load=st.floats(0.02, 0.95), gpus=st.sampled_from([1, 2, 4]))
 def test_closed_forms_are_those_of_the_planner(data: st.DataObject, load: float, gpus: int) -> None:
@@ -273,6 +275,7 @@ def brute(now: State, alike: list[Configuration]) -> float:
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "number", "rate", "slo_ms"),
     [(a100(), 2, 120.0, 30.0), (a100(), 2, 600.0, 4.0), (a100(), 4, 900.0, 3.0), (cpu(4), 2, 150.0, 9.0)],
@@ -293,6 +296,7 @@ def test_the_oracle_of_equal_devices_is_the_best_of_all_that_are_alike(
     assert "alike" in plan.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "rate"), [(a100s(2), 700.0), (tuple(cpu(4, name) for name in "ab"), 400.0)])
 def test_the_oracle_keeps_a_target_that_the_best_f_just_misses(devices: tuple[DeviceShape, ...], rate: float) -> None:
     slo_ms = 30.0
@@ -310,6 +314,7 @@ def test_the_oracle_keeps_a_target_that_the_best_f_just_misses(devices: tuple[De
     assert scores[0] > scores[1] > scores[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lam", [0.02, 0.06, 0.5])
 @pytest.mark.parametrize("load", [0.3, 0.75])
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def test_half_a_machine_is_planned_slower() -> None:
     assert half.prediction.utilisation == pytest.approx(2 * whole.prediction.utilisation)
 
 
+@pytest.mark.slow
 def test_large_spaces_are_annealed_and_say_so() -> None:
     variants = {f"v{i}": (85.0 + i, 1.0 + i) for i in range(7)}
     measured = profile((1, 2, 4, 8), variants)

@@ -20,6 +20,8 @@ from clover.problem.file import ProblemFile, of_plain, parse
 from clover.problem.relaxation import Box, Multipliers, Relaxation, erlang_c
 from tests.reference.problems import PARTITIONS, plain_problem, random_counts, random_problem
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = sorted((Path(__file__).resolve().parents[4] / "shared" / "problems").glob("*.json"))
 WAYS = [False, *([True] if bounding.solvers() else [])]
 

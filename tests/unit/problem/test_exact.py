@@ -19,6 +19,8 @@ from clover.problem import exact
 from clover.problem.file import ProblemFile, of_plain, parse
 from tests.reference.problems import PARTITIONS, plain_problem, random_counts, random_problem
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = sorted((Path(__file__).resolve().parents[4] / "shared" / "problems").glob("*.json"))
 SMALL = [path for path in SAMPLES if json.loads(path.read_text())["n_gpus"] <= 3]
 

@@ -100,6 +100,7 @@ def test_what_the_mean_field_gets_wrong_is_rejected(numbers: tuple[int, ...], lo
     assert verify.verify(problem_of(rate, sla_ms=500.0), counts).accepted
 
 
+@pytest.mark.slow
 def test_slow_workers_do_not_start_in_step() -> None:
     """Regular, slow, nearly always busy: begun all at once they stay in step, and short runs see too little of them."""
     gpus, slowest = 100, 10

@@ -195,6 +195,7 @@ def test_base_needs_the_best_variant_on_whole_gpus() -> None:
         emulated(**given_rows(*rows))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 20), st.floats(0.1, 1e3), st.floats(0, 300)), min_size=1, max_size=5))
 def test_workers_are_paced_as_the_profile_expects(values: list[tuple[int, float, float]]) -> None:
     own = {batch: (ms, watts) for batch, ms, watts in values}
@@ -226,6 +227,7 @@ def written(folder: Path, *rows: tuple[str, str, int, float, float], name: str =
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_key_tells_devices_paces_and_the_cpu_apart(tmp_path: Path) -> None:
     one: dict[str, Any] = {"gpu0": Gpu("gpu0")}
     two: dict[str, Any] = one | {"gpu1": Gpu("gpu1")}
@@ -241,6 +243,7 @@ def test_the_key_tells_devices_paces_and_the_cpu_apart(tmp_path: Path) -> None:
     assert keys[2] == profiles.profile_key(SPEC, cores, ("eager",), EnergyConfig()), "as without any GPU"
 
 
+@pytest.mark.slow
 def test_what_is_calculated_is_kept_and_never_older_than_what_it_was_made_from(tmp_path: Path) -> None:
     devices: dict[str, Any] = {"gpu0": Gpu("gpu0")}
     config = config_of(tmp_path)

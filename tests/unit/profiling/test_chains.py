@@ -51,6 +51,7 @@ def test_a_chain_is_what_asking_row_by_row_gives(seed: int, count: int, chain: t
     assert found.cost == pytest.approx(cost / count)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 30), tenths=st.booleans(), blank=st.floats(0.0, 0.5))
 def test_all_thresholds_at_once_are_what_each_gives(seed: int, count: int, tenths: bool, blank: float) -> None:
     answers = rows(seed, count)

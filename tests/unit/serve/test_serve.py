@@ -169,6 +169,7 @@ def test_the_accuracy_floor_is_checked_where_a_profile_knows(
     assert "toy: accuracy_floor 99.9 is above the best variant's 97.50 %" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_as_a_process_without_torch(tmp_path: Path) -> None:
     environ = {**{k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")}, "HOME": str(tmp_path)}
     command = [sys.executable, "-m", "clover.serve", "fashion", "--check-config"]
@@ -182,6 +183,7 @@ def test_as_a_process_without_torch(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_taken_port_exits_with_three(tmp_path: Path) -> None:
     import socket
 
@@ -209,6 +211,7 @@ def test_check_config_says_what_only_a_start_can_tell_of_gpus(capsys: pytest.Cap
     assert "not checked" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_fewer_gpus_than_families_exits_with_three(tmp_path: Path) -> None:
     environ = {**{k: v for k, v in os.environ.items() if not k.startswith("CLOVER_")}, "HOME": str(tmp_path)}
     environ["XDG_CACHE_HOME"] = str(tmp_path)

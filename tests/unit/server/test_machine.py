@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 
 STORY = """
@@ -49,6 +51,7 @@ print(asyncio.run(life(False)))
 """
 
 
+@pytest.mark.slow
 def test_a_clean_stop_leaves_gpus_as_they_were_unless_told_to_keep_instances(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", STORY, str(tmp_path)],

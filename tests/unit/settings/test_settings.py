@@ -236,6 +236,7 @@ def service_links(service: str, address: str, ports: dict[str, tuple[int, str]])
 LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
 
 
+@pytest.mark.slow
 @given(
     service=st.just("clover") | LABEL.map("clover-{}".format),
     address=st.ip_addresses().map(str),
@@ -447,6 +448,7 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
     return base
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries({}, optional={setting.name: values_of(setting) for setting in _FREE}))
 def test_printed_configuration_reads_back_as_itself(tmp_path_factory: Any, values: dict[str, Any]) -> None:

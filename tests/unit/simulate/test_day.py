@@ -15,6 +15,8 @@ from clover.types import CascadeProfile
 from tests.support.chain_points import POINTS
 from tests.support.profiles_fixture import profile
 
+pytestmark = pytest.mark.slow
+
 HEADER = "datetime_utc,carbon_intensity_gco2_per_kwh\n"
 GRID = (120.0, 90.0, 150.0, 300.0, 420.0, 380.0, 250.0, 100.0)
 

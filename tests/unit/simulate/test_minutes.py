@@ -24,6 +24,8 @@ from clover.simulate.world import Case, Rules, SimulatedMachine, World
 from clover.types import CascadeProfile, ChainPoint
 from tests.support.profiles_fixture import cpu, profile
 
+pytestmark = pytest.mark.slow
+
 
 def played(
     policy: str = "objective", load: str = "constant:0.6", *, family: str = "albert", seed: int = 0, **how: Any

@@ -32,6 +32,8 @@ from clover.simulate.world import Case, Rules, Scheme, World
 from clover.types import Assignment, Decision, Placement, Reading, Routing
 from tests.support.profiles_fixture import profile
 
+pytestmark = pytest.mark.slow
+
 HEADER = "datetime_utc,carbon_intensity_gco2_per_kwh\n"
 EXACT = Rules(noise=False)
 PAPER = Rules(noise=False, lam=paper.LAMBDA, accuracy_floor=0.0, accuracy_margin=0.0, look_s=900.0)

@@ -20,6 +20,8 @@ from clover.worker import frames, zygote
 from clover.worker import main as worker
 from clover.worker.frames import WorkerOrder
 
+pytestmark = pytest.mark.slow
+
 TOY = Path(__file__).parents[2] / "families" / "toy"
 
 

@@ -85,6 +85,7 @@ def readings(draw: st.DrawFn) -> list[tuple[float, float]]:
     return [(at, draw(value)) for at in times]
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     noted=readings(),

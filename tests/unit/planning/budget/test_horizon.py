@@ -52,6 +52,7 @@ def horizons(draw: st.DrawFn) -> list[Hour]:
     return draw(st.lists(hours, min_size=1, max_size=5))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(hours=horizons(), part=st.floats(0.0, 1.0))
 def test_it_is_the_optimum_of_the_linear_program(hours: list[Hour], part: float) -> None:

@@ -23,6 +23,8 @@ from clover.types import DeviceShape, ObjectiveConfig, State
 from tests.support.mig_fixture import a100s, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state
 
+pytestmark = pytest.mark.slow
+
 LAMBDAS = (0.0, 0.05, 1.0)
 FLEETS = {
     "cpu": ((cpu(2),), profile((1, 2)), 250.0),

@@ -123,6 +123,7 @@ def test_a_slo_that_only_some_keep_leaves_the_others_out() -> None:
     assert (POINTS[4].chain, POINTS[4].thresholds) not in routings(permitted(problem, aim, on("small", "large")))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), rate=st.sampled_from([60.0, 200.0, 420.0]), slo=st.sampled_from([5.0, 9.0, 30.0]))
 def test_the_joint_frontier_is_that_of_all_pairs_played(data: st.DataObject, rate: float, slo: float) -> None:
@@ -177,6 +178,7 @@ def test_a_change_costs_what_has_to_be_started() -> None:
     assert moving_j(problem, here, there) == pytest.approx(SWITCH_S * service.least_energy_j * service.capacity())
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10**6), loss=st.sampled_from([0.3, 0.7, 1.0, 1.6]))
 def test_the_mean_of_a_day_lands_on_the_budget_though_no_hour_does(seed: int, loss: float) -> None:
@@ -218,6 +220,7 @@ def test_a_change_has_to_pay_and_says_so() -> None:
     assert left.configuration != poor.configuration, "half of the joules is worth a worker"
 
 
+@pytest.mark.slow
 def test_what_is_not_permitted_any_more_is_left_at_once() -> None:
     quiet = moment([200.0] * 4)
     first = build("budget").propose(quiet)

@@ -23,6 +23,8 @@ from clover.types import Candidate
 from tests.support.chains_fixture import FAST, SLOW, both, cascading, point, two_cores
 from tests.support.row_by_row import Time, play
 
+pytestmark = pytest.mark.slow
+
 TWO = Service((1, 2, 4, 8), (4.0, 4.4, 5.2, 6.8), (1.0,) * 4, 0.1)
 """Takes hardly longer for more rows: batches that come together are worth much."""
 STEADY = ((FAST,), (SLOW,)), 40.0, (1.0, 0.25)

@@ -32,6 +32,8 @@ from tests.support.chains_fixture import both, point
 from tests.support.profiles_fixture import objective, profile, state
 from tests.support.row_by_row import play
 
+pytestmark = pytest.mark.slow
+
 CALL = Service((1, 2, 4, 8), (1.0, 1.1, 1.3, 1.7), (0.01, 0.0055, 0.00325, 0.0021), 0.05)
 """Most of what a batch costs is the call."""
 ROWS = Service((1, 2, 4, 8), (4.0, 8.0, 16.0, 32.0), (0.04,) * 4, 0.05)

@@ -76,6 +76,7 @@ def test_policies_that_serve_what_their_name_says_do_not_heed_it() -> None:
     assert [heeds(name) for name in named] == [True] * 5 + [False] * 4
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     demand=st.lists(st.tuples(st.sampled_from(["medium", "large"]), st.floats(0.1, 300.0)), min_size=1, max_size=2),
@@ -130,6 +131,7 @@ def test_what_is_exchanged_serves_what_is_asked_for(rate: float, at: int) -> Non
         assert sum(group.count for group in made) == slices
 
 
+@pytest.mark.slow
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_shares_of_the_others_sum_to_one(share: float, part: float) -> None:
     problem = problem_of(cheap(asked(max(0.1, 20.0 * share * part))))

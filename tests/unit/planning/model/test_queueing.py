@@ -42,6 +42,7 @@ DES_CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "shape", "load", "share"), DES_CASES)
 def test_the_model_agrees_with_a_plain_simulation(
     workers: int, shape: tuple[float, float], load: float, share: float

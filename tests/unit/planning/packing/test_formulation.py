@@ -19,6 +19,8 @@ from tests.reference import fleets
 from tests.support.mig_fixture import a100s, mig_profile, slice_worker
 from tests.support.profiles_fixture import objective, state
 
+pytestmark = pytest.mark.slow
+
 
 def toy(count: int = 2, *, peak: float = 0.0, rate: float = 400.0) -> PackingMember:
     """The synthetic family on A100s."""

@@ -23,6 +23,8 @@ from clover.types import DeviceShape, FamilyProfile
 from tests.support.mig_fixture import a100s, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state
 
+pytestmark = pytest.mark.slow
+
 FAST = Service((1,), (10.0,), (1.0,))
 SLOW = Service((1,), (16.0,), (0.5,))
 CASES: tuple[tuple[tuple[DeviceShape, ...], FamilyProfile, float], ...] = (

@@ -26,6 +26,8 @@ from clover.types import Configuration, DeviceShape, FamilyProfile, GroupCount, 
 from tests.support.mig_fixture import SLICES, a100, a100s, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state, worker
 
+pytestmark = pytest.mark.slow
+
 FITS = {"1c": ("large", "medium", "small"), "2c": ("large", "medium", "small")}
 BACKEND = dict.fromkeys(("small", "medium", "large"), "eager")
 

@@ -263,6 +263,7 @@ SERVICES = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     own=st.dictionaries(st.sampled_from(sorted(ACCURACY)), SERVICES, min_size=1, max_size=3),

@@ -37,6 +37,7 @@ def test_all_are_awake_where_nothing_is_spared() -> None:
     assert plan.prediction.idle_j_per_row == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [50.0, 400.0, 1_500.0, 4_000.0])
 @pytest.mark.parametrize("spared_w", [0.0, 7.0, 52.0])
 def test_the_number_awake_is_the_best_of_all_numbers(spared_w: float, rate: float) -> None:
@@ -56,6 +57,7 @@ def test_the_number_awake_is_the_best_of_all_numbers(spared_w: float, rate: floa
         assert found.best.prediction.p95_ms <= scored.slo_ms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["objective", "budget", "static:mix", "static:large"])
 def test_plans_leave_devices_without_workers(policy: str) -> None:
     now = moment(52.0, accuracy_budget=1.0)
@@ -70,6 +72,7 @@ def test_plans_leave_devices_without_workers(policy: str) -> None:
     assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
 
 
+@pytest.mark.slow
 def test_watts_decide_how_many() -> None:
     awake = []
     for watts in (0.0, 10.0, 500.0):

@@ -76,6 +76,7 @@ BOXES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", BOXES, ids=["a100", "2xa100", "3xa30", "a100+a30"])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), by_rows=st.booleans())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,6 +108,7 @@ def deployments(devices: tuple[DeviceShape, ...]) -> st.SearchStrategy[tuple[Ass
 DEVICES = (mig("gpu0"), mig("gpu1"), cpu(4, "cpu0"))
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(running=deployments(DEVICES), target=deployments(DEVICES))
 def test_executing_the_steps_gives_the_target(running: tuple[Assignment, ...], target: tuple[Assignment, ...]) -> None:

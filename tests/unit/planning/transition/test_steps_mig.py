@@ -157,6 +157,7 @@ def deployment(draw: st.DrawFn, devices: tuple[DeviceShape, ...], *, holes: bool
 # --- every pair, and random boxes ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_pair_of_layouts_of_one_a100() -> None:
     device = (a100(),)
     nothing_kept = 0
@@ -197,6 +198,7 @@ BOXES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box", sorted(BOXES))
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), share=st.sampled_from((0.0, 0.3, 0.5, 0.8, 1.0, math.inf)))
@@ -208,6 +210,7 @@ def test_random_pairs_of_deployments(box: str, data: st.DataObject, share: float
     checked(running, target, devices, floor=share * total if total else share)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), share=st.sampled_from((0.2, 0.5, 0.7, 0.9, math.inf)))
 def test_no_order_keeps_more_capacity(data: st.DataObject, share: float) -> None:

@@ -72,6 +72,7 @@ def test_scores_that_fall_or_rise_are_seen(low: bool) -> None:
     assert not watch.add(0)  # once is enough
 
 
+@pytest.mark.slow
 def test_agreement_that_falls_is_seen_and_agreement_that_holds_is_not() -> None:
     rng = random.Random(3)
     steady, fallen = AgreementWatch(), AgreementWatch()
@@ -146,6 +147,7 @@ def test_no_hour_lies_below_the_least_also_where_audits_fail(hours: list[tuple[i
         assert sampler.taken + sampler.owed >= LEAST * rows - 1e-9
 
 
+@pytest.mark.slow
 def test_what_an_hour_owes_is_made_up_for_in_the_next() -> None:
     sampler = Sampler(LEAST)
     tried = 0

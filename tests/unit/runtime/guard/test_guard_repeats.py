@@ -18,6 +18,7 @@ from tests.support.guard_fixture import LARGE, SMALL, WATCHED, Audited, Guarded,
 from tests.support.router_fixture import House
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", [1, 10, 100])
 @pytest.mark.parametrize("repeats", [300, 3000, 30_000])
 def test_repeats_of_inputs_like_the_profiles_raise_no_alarm(inputs: int, repeats: int) -> None:
@@ -57,6 +58,7 @@ def test_a_circle_longer_than_the_memory_raises_no_alarm() -> None:
     assert (guard.alarms, guard.detected_level) == (0, OK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", [1, 10, 100])
 @pytest.mark.parametrize("repeats", [300, 3000, 30_000])
 def test_repeats_of_the_worst_inputs_there_can_be_raise_no_alarm(inputs: int, repeats: int) -> None:

@@ -116,6 +116,7 @@ def test_audits_too_count_once_after_an_alarm() -> None:
     assert guard.fresh_audit(7) == DRIFT
 
 
+@pytest.mark.slow
 def test_one_that_only_watches_comes_down_all_the_way() -> None:
     """What is served is the plan's throughout, so audits of that speak for it on both steps."""
     house = Guarded(acts=False)
@@ -241,6 +242,7 @@ def test_of_a_lane_without_scores_nothing_speaks() -> None:
     assert health.report(VARIANTS) == {"small": {SERVED: told}}
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 1000), healthy=st.floats(0.0, 1.0))
 def test_it_does_not_flap_however_evidence_comes_and_goes(seed: int, healthy: float) -> None:
     """Every ten minutes all is well or nothing is, for three days, by chance: two steps down are never nearer than the

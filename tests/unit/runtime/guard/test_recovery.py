@@ -67,6 +67,7 @@ def test_the_statistic_less_the_rows_never_grows_on_average(steps: list[tuple[bo
     assert part * ends[0] + (1 - part) * ends[1] <= (after(*steps) + 1) * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_scores_that_are_still_ill_are_not_well() -> None:
     """The lowest tenth is as large as the least that counts as ill: 200,000 rows of each of five seeds."""
     low = ill(most(0.1, 10_000) + SLACK, ILL_SCORES)

@@ -304,6 +304,7 @@ def test_after_an_alarm_many_rows_are_audited_soon() -> None:
     assert URGENT_AUDITS - house.router.audits.answered <= house.router.guard.urgent < URGENT_AUDITS
 
 
+@pytest.mark.slow
 def test_what_is_urgent_ends_though_every_audit_fails() -> None:
     house = Audited(share=0.005)
     house.router.guard.alarm("scores", SMALL, "")

@@ -427,6 +427,7 @@ def test_of_a_chain_that_was_not_profiled_each_variants_own_accuracy_is_known() 
     assert [found.stage(lane) for lane in (0, 1, 7)] == [0, 1, -1]
 
 
+@pytest.mark.slow
 @given(
     scores=st.lists(st.tuples(*[st.floats(0.0, 1.0, width=32)] * 2), min_size=1, max_size=12),
     sizes=st.lists(st.integers(1, 4), min_size=12, max_size=12),

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -233,6 +234,7 @@ WEIGHTS = {
 STEPS = [what for what, weight in WEIGHTS.items() for _ in range(weight)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1 << 16)), min_size=20, max_size=120))
 def test_whatever_dies_rows_are_answered_once_and_right(steps: list[tuple[str, int]]) -> None:

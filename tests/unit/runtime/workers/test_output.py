@@ -178,6 +178,7 @@ class Loop:
                 call()
 
 
+@pytest.mark.slow
 def test_a_flood_is_read_slowly_reported_and_does_not_block(caplog: pytest.LogCaptureFixture) -> None:
     loop, written, family = Loop(), list[bytes](), LeftOut()
     reading, writing = os.pipe()
