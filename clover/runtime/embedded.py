@@ -1,7 +1,6 @@
 """Inference without HTTP: arrays in, an `Answer` out, errors as exceptions.
 
-Enters the data plane where the front end does (open, write, submit, read, close); a Future per request is the price of
-`await`.
+Uses the data plane as the front end does (open, write, submit, read, close); `await` costs a Future per request.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _ERRORS: dict[int, type[RequestError]] = {500: ModelFailed, 503: Unavailable, 50
 
 
 class Answer:
-    """What the model said, and what it cost.
+    """The answer of a model, and what it cost.
 
     `outputs`: per output name an array with a leading row axis (BYTES: object array of bytes), owned by the caller.
     `variants`: the variant that answered each row; in a cascade `receipt.path` has those that were asked before it.
@@ -49,8 +48,8 @@ class Answer:
         return self.outputs[name]
 
     def labels(self, output: str = "") -> list[str]:
-        """Return the label of each row's largest value in `output` (by default the first that has labels); ValueError
-        where there are none."""
+        """Return the label of each row's largest value in `output` (by default the first that has labels); raises
+        ValueError if there are none."""
         for tensor in self._spec.outputs:
             if tensor.labels and output in ("", tensor.name):
                 best = self.outputs[tensor.name].reshape(len(self.variants), -1).argmax(axis=1)
@@ -59,7 +58,7 @@ class Answer:
 
     @property
     def label(self) -> str:
-        """The label of the one row asked for; ValueError for several."""
+        """The label of the only row; raises ValueError for several rows."""
         if len(self.variants) != 1:
             raise ValueError("several rows were asked for: use labels()")
         return self.labels()[0]

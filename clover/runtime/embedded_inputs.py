@@ -1,6 +1,6 @@
 """Inputs of an embedding program, checked against what the family declares: any array-like in, rows for the router out.
 
-The rules, where numpy alone would be silent:
+The rules, which are stricter than numpy's:
 
 - An array keeps its kind of number.  Floating-point arrays of any width are taken for FP16, FP32 and FP64, integer
   arrays for any integer type, if every value fits.  An integer array for a floating-point input is refused: uint8
@@ -72,7 +72,7 @@ def prepare(spec: FamilySpec, inputs: object) -> tuple[int, list[Prepared]]:
 
 
 def _typed(tensor: TensorSpec, given: Any) -> NDArray[Any]:
-    """`given` as an array of the declared datatype.  Raises BadRequest."""
+    """Return `given` as an array of the declared datatype; raises BadRequest if it is none."""
     if tensor.datatype == "BYTES":
         return np.asarray(given, dtype=object)
     dtype = DTYPES[tensor.datatype]

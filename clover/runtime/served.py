@@ -1,8 +1,8 @@
 """One family being served: its slab, router and fleet, put together.
 
-A worker is told all it needs by its order.  On a GPU that is the instance it may see; on an emulated one also how long
-its batches take and what they draw there: what the profile expects, unless the pace file says that the board draws
-something else (`drawn`), which a profile cannot know before it is measured.
+The order of a worker holds all that it needs.  On a GPU that is the instance it may see; on an emulated one also how
+long its batches take and the power that they draw: what the profile expects, unless the pace file has other figures
+for the board (`drawn`), which a profile cannot know before it is measured.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEAST_SLOTS_PER_BATCH = 4
 
 
 def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, backend: str) -> int | None:
-    """Return threads the profiler found best for this worker; None where it was not measured."""
+    """Return the number of threads that the profiler found best for this worker; None if it was not measured."""
     if profile is None:
         return None
     found: list[LatencyMeasurement] = [
@@ -46,7 +46,7 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
 
 
 class Served:
-    """A family with all it takes to serve it.  `targets` (slo_ms, accuracy_floor) are what it is planned by.
+    """A family with everything that serves it.  `targets` (slo_ms, accuracy_floor) are what it is planned by.
 
     `spec` is the family as loaded, which workers and profiles know; the router's carries the name it is served under.
     """
@@ -99,7 +99,7 @@ class Served:
         )
 
     def use(self, profile: FamilyProfile | None, drawn: Paces | None = None) -> None:
-        """Expect accuracy and energy as `profile` says; `drawn`: what emulated boards really do, where that is known
+        """Expect the accuracy and energy of `profile`; `drawn`: the real pace of emulated boards, if that is known
         apart from it."""
         self.profile = profile
         self.drawn = drawn or {}
@@ -108,8 +108,8 @@ class Served:
         self.router.expect(profile)
 
     def order(self, assignment: Assignment) -> WorkerOrder:
-        """Return what a worker of `assignment` is told; raises DeviceError where its placement does not exist, or is
-        emulated and nothing says how fast it is."""
+        """Return the order for a worker of `assignment`; raises DeviceError if its placement does not exist, or is
+        emulated and has no known pace."""
         placement, variant, backend = assignment.placement, assignment.variant, assignment.backend
         device = self._device(placement)
         threads = measured_threads(self.profile, variant, placement.profile, backend) or device.threads(placement)
@@ -156,8 +156,8 @@ class Served:
         )
 
     def default_deployment(self) -> tuple[Assignment, ...]:
-        """Without a profile there is nothing to plan by: the pinned (or last) variant, eager, on every instance of the
-        layout with most of them."""
+        """Return what to deploy without a profile, which planning needs: the pinned (or last) variant, eager, on every
+        instance of the layout with most of them."""
         variant = self.config.variant or self.spec.variants[-1].name
         out = []
         for device in self._devices.values():
@@ -225,6 +225,6 @@ class Served:
         return self.fleet.demanded()
 
     def close(self) -> None:
-        """Give the shared memory back; no worker may be left."""
+        """Free the shared memory; no worker may be left."""
         self.router.stop()
         self.slab.close()

@@ -1,10 +1,10 @@
-"""A batch as its worker sees it: rows of a slab gathered into arrays, a model's answers scattered back.
+"""Batches in a worker: rows of a slab are gathered into arrays, and the model's answers scattered back.
 
-Where the slots are consecutive and rows fill their bound, an input is a view of the slab, not a copy.  All rows of one
-batch have equal dims (the batcher keys rows by shape), so the first row speaks for the batch.  Scattered rows are
-gathered into new arrays, or (`stage`) into arrays that are there for all batches, which a GPU's worker keeps
-page-locked as it does the slab.  What a model returns is
-checked against the family's declaration before any of it is written: count, dtype, shape.
+If the slots are consecutive and rows fill their bound, an input is a view of the slab, not a copy.  All rows of one
+batch have equal dims (the batcher keys rows by shape), so those of the first row hold for all.  Scattered rows are
+gathered into new arrays, or (`stage`) into arrays that are reused for all batches, which a GPU's worker keeps
+page-locked as it does the slab.  The answers of a model are checked against the family's declaration (count, dtype,
+shape) before any of them is written.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Batches:
         self._slab = slab
         self._slots = slab.layout.slots
         spec = slab.layout.spec
-        # Whether a tensor is variable is worked out from its shape: not for every batch anew.
+        # `variable` is derived from the shape, so it is read once and not for every batch.
         self._inputs = [(index, one, slab.input(index), one.variable) for index, one in enumerate(spec.inputs)]
         self._outputs = [(index, one, slab.output(index), one.variable) for index, one in enumerate(spec.outputs)]
         self._staged: dict[int, NDArray[Any]] = {}
         self._spanned: tuple[NDArray[np.uint32] | None, slice | NDArray[np.uint32]] = (None, slice(0))
 
     def stage(self, max_batch: int) -> list[NDArray[Any]]:
-        """Gather scattered rows of inputs of fixed shape into the arrays returned from now on: what `gather` gave is
-        overwritten by the next batch."""
+        """Return arrays for inputs of fixed shape, into which scattered rows are gathered from now on: each batch
+        overwrites the arrays that `gather` returned for the one before."""
         self._staged = {
             index: np.zeros((max_batch, *region.shape[1:]), region.dtype)
             for index, tensor, region, variable in self._inputs
@@ -49,14 +49,14 @@ class Batches:
         return list(self._staged.values())
 
     def span(self, slots: NDArray[np.uint32]) -> slice | NDArray[np.uint32]:
-        """Return an index for `slots` (at least one): a slice where they are consecutive.  Raises IndexError for slots
-        the slab does not have."""
-        if self._spanned[0] is not slots:  # else it was just asked for, before the model ran
+        """Return an index for `slots` (at least one): a slice if they are consecutive.  Raises IndexError for slots
+        that the slab does not have."""
+        if self._spanned[0] is not slots:  # the same array is asked for twice, before and after the model runs
             self._spanned = (slots, self._span(slots))
         return self._spanned[1]
 
     def _span(self, slots: NDArray[np.uint32]) -> slice | NDArray[np.uint32]:
-        numbers = slots.tolist()  # for so few, numpy's calls cost more than a loop
+        numbers = slots.tolist()  # for so few, a loop is faster than numpy
         first = expected = numbers[0]
         consecutive = True
         for slot in numbers:
@@ -100,7 +100,7 @@ class Batches:
         return rows.reshape(len(slots), *dims)
 
     def check(self, count: int, answers: Sequence[Any]) -> list[Any]:
-        """Return a model's answers for `count` rows, ready to be written.  Raises OutputError where they do not
+        """Return a model's answers for `count` rows, ready to be written.  Raises OutputError if they do not
         match."""
         if len(answers) != len(self._outputs):
             raise OutputError(f"the model gave {len(answers)} outputs, {len(self._outputs)} are declared")
@@ -113,8 +113,8 @@ class Batches:
         self, slots: NDArray[np.uint32], answers: Sequence[Any], first: Callable[[], None] | None = None
     ) -> None:
         """Write a model's answers into the outputs of the rows in `slots`.  `first` is called once they match their
-        declaration.  Raises OutputError, or what `first` raises: nothing is written then, and the answers of another
-        variant that a cascade may keep still lie there."""
+        declaration.  Raises OutputError, or what `first` raises; nothing is written then, so that a cascade may keep
+        the answers of another variant that are there."""
         checked = self.check(len(slots), answers)
         span = self.span(slots)
         if first is not None:

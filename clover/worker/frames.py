@@ -1,9 +1,9 @@
-"""What server, zygote and workers say to each other: fixed frames on SEQPACKET sockets, never pickle.
+"""Messages between server, zygote and workers: fixed frames on SEQPACKET sockets, never pickle.
 
 A frame is one packet: a header (magic, version, kind, payload bytes) and a payload, which is one record as JSON with
 unknown fields refused.  Packets keep their boundaries, so nothing has to be reassembled and a short or long one is an
-error.  Descriptors travel beside a frame by SCM_RIGHTS.  The receiver says how many it expects: a control buffer that
-is too short would drop the rest without a word, so MSG_CTRUNC is an error, and what arrives is close-on-exec.
+error.  Descriptors are passed beside a frame by SCM_RIGHTS.  The receiver states how many it expects; a control buffer
+that is too short would drop the rest silently, so MSG_CTRUNC is an error.  Descriptors arrive close-on-exec.
 
     server -> zygote   SPAWN (order; seven descriptors)   STOP
     zygote -> spare    SPAWN (the same)
@@ -28,7 +28,7 @@ from clover.types import FamilySpec, Record, TensorSpec
 
 
 class Kind(IntEnum):
-    """What a frame says."""
+    """The kind of message in a frame."""
 
     HELLO = 1
     SPAWN = 2
@@ -55,8 +55,8 @@ _R = TypeVar("_R", bound=Record)
 
 
 class EmulatedSlice(Record, frozen=True, kw_only=True):
-    """The emulated slice a worker plays: the emulator's library, its state file, the instance's UUID there; by batch
-    size from 1, how long a batch takes and what it draws above idle; the slice's memory."""
+    """The emulated slice of a worker: the emulator's library, its state file, the instance's UUID there; by batch size
+    from 1, the milliseconds of a batch and its watts above idle; the slice's memory."""
 
     library: str
     state: str
@@ -67,7 +67,7 @@ class EmulatedSlice(Record, frozen=True, kw_only=True):
 
 
 class WorkerOrder(Record, frozen=True, kw_only=True):
-    """All a worker needs to know: what to load, where to run, how large batches get.
+    """Everything a worker needs: what to load, where to run, how large batches get.
 
     `cores` are core numbers; `memory_bytes` 0 sets no address-space limit; `visible_devices` becomes
     CUDA_VISIBLE_DEVICES before anything runs ("" hides every GPU from a CPU worker); `place` is for messages.
@@ -86,8 +86,7 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
     emulated: EmulatedSlice | None = None
 
     def trimmed(self) -> WorkerOrder:
-        """Return the same order without what only people and clients read (labels, descriptions), to keep frames
-        small."""
+        """Return the order without labels and descriptions, which no worker reads, to keep frames small."""
 
         def bare(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
             return tuple(msgspec.structs.replace(tensor, labels=()) for tensor in tensors)
@@ -150,7 +149,7 @@ class Exit(Record, frozen=True, kw_only=True):
 
 
 class EndAsked(Record, frozen=True, kw_only=True):
-    """Somebody other than the server asked a worker to end; it serves on until the server says EXIT."""
+    """A process other than the server asked a worker to end; it keeps serving until the server says EXIT."""
 
 
 class WorkerState(Record, frozen=True, kw_only=True):
@@ -187,7 +186,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def pack(record: Record) -> bytes:
-    """Return the frame of a record; raises WorkerError where it is too large to send."""
+    """Return the frame of a record; raises WorkerError if it is too large to send."""
     payload = msgspec.json.encode(record)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise WorkerError(
@@ -198,7 +197,7 @@ def pack(record: Record) -> bytes:
 
 
 def unpack(frame: bytes) -> tuple[Kind, bytes]:
-    """Return kind and payload of a frame; raises WorkerError where it is not one."""
+    """Return kind and payload of a frame; raises WorkerError if it is not one."""
     if len(frame) < _HEADER.size:
         raise WorkerError(f"a frame of {len(frame)} bytes is too short")
     magic, version, kind, length = _HEADER.unpack_from(frame)
@@ -213,7 +212,7 @@ def unpack(frame: bytes) -> tuple[Kind, bytes]:
 
 
 def decode(payload: bytes, record: type[_R]) -> _R:
-    """Return the record of a payload; raises WorkerError where it does not fit."""
+    """Return the record of a payload; raises WorkerError if it does not fit."""
     try:
         return msgspec.json.decode(payload, type=record)
     except msgspec.MsgspecError as error:
@@ -232,7 +231,7 @@ def send(sock: socket.socket, record: Record, fds: tuple[int, ...] = ()) -> None
 def receive(sock: socket.socket, most_fds: int = 0) -> tuple[Kind, bytes, tuple[int, ...]] | None:
     """Return the next frame and its descriptors (the caller owns them); None at the end of the stream.
 
-    Raises WorkerError for a malformed or cut frame and where more than `most_fds` descriptors came along: none stays
+    Raises WorkerError for a malformed or cut frame and if more than `most_fds` descriptors came along: none stays
     open then.  BlockingIOError on a non-blocking socket with nothing to read.
     """
     size = array.array("i").itemsize

@@ -1,4 +1,4 @@
-"""What a worker does with batches: take one from the ring, gather its rows, run, scatter, complete; sleep without one.
+"""The loop of a worker: take a batch from the ring, gather its rows, run the model, scatter the answers, complete.
 
 A model that raises or answers in the wrong form fails its batch, not the process.
 """
@@ -11,6 +11,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,11 +36,11 @@ Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
 
 
 class ParentGone(BaseException):
-    """The server is not there any more."""
+    """The server has ended."""
 
 
-def say(control: socket.socket, state: frames.WorkerState) -> None:
-    """Tell the server; raises ParentGone where it is not there any more."""
+def send_state(control: socket.socket, state: frames.WorkerState) -> None:
+    """Send the server the state of this worker; raises ParentGone if the server has ended."""
     try:
         frames.send(control, state)
     except OSError as error:
@@ -47,7 +48,7 @@ def say(control: socket.socket, state: frames.WorkerState) -> None:
 
 
 class Scores:
-    """How sure the answers of this worker are, written beside them into the slab."""
+    """Writes the confidence score of each answer of this worker beside it into the slab."""
 
     def __init__(self, score: Scorer, into: NDArray[np.float32]) -> None:
         self.score = score
@@ -55,7 +56,7 @@ class Scores:
 
     @classmethod
     def of(cls, order: frames.WorkerOrder, slab: Slab) -> Scores | None:
-        """None where the family has no confidence."""
+        """Return the scores of the family that `order` names; None if it has no confidence function."""
         score = scorer(order.family)
         return cls(score, slab.score) if score is not None else None
 
@@ -64,35 +65,46 @@ class Scores:
         self._into[slots] = self.score(answers)
 
 
+@dataclass(frozen=True, slots=True)
+class ServerChannel:
+    """A worker's ends of what connects it with the server: the control socket, the ring of batches, the eventfd that
+    wakes the worker (`doorbell`), and the one that it writes after each batch (`completions`)."""
+
+    control: socket.socket
+    ring: Ring
+    doorbell: int
+    completions: int
+
+
 class WorkerLoop:
-    """Serves `run` until told to exit."""
+    """Serves batches with `run` until the server says EXIT.
+
+    `held` is the emulated slice that the worker plays, None on other devices; `scores` is None if the family has no
+    confidence function."""
 
     def __init__(
         self,
-        control: socket.socket,
+        channel: ServerChannel,
         batches: Batches,
-        ring: Ring,
         run: Run,
-        doorbell: int,
-        completions: int,
         max_batch: int,
         held: pacing.HeldSlice | None,
         scores: Scores | None,
     ) -> None:
-        self._control = control
+        self._control = channel.control
         self._batches = batches
-        self._ring = ring
+        self._ring = channel.ring
         self._run = run
-        self._doorbell = doorbell
-        self._completions = completions
+        self._doorbell = channel.doorbell
+        self._completions = channel.completions
         self._held = held
         self._scores = scores
         self._slots = np.zeros(max_batch, np.uint32)
         self._logged_ns = 0
         self._unlogged = 0
 
-    def forever(self) -> None:
-        """Serve until told to exit; raises ParentGone where the server is."""
+    def run(self) -> None:
+        """Serve until the server says EXIT; raises ParentGone if the server ends first."""
         poller = select.poll()
         poller.register(self._doorbell, select.POLLIN)
         poller.register(self._control.fileno(), select.POLLIN)
@@ -111,15 +123,17 @@ class WorkerLoop:
                         os.eventfd_read(fd)
                     except BlockingIOError:
                         pass
-                elif self._told_to_exit():
+                elif self._exit_requested():
                     self._finish()
                     return
 
     def _finish(self) -> None:
+        """Serve the batches that are in the ring still."""
         while (taken := self._ring.take(self._slots)) is not None:
             self._serve(*taken)
 
-    def _told_to_exit(self) -> bool:
+    def _exit_requested(self) -> bool:
+        """Read a frame from the server; return whether it says EXIT."""
         try:
             frame = frames.receive(self._control)
         except OSError as error:
@@ -129,6 +143,7 @@ class WorkerLoop:
         return frame[0] is frames.Kind.EXIT
 
     def _serve(self, batch: int, count: int) -> None:
+        """Compute one batch of `count` rows and complete it; a model that fails, fails only this batch."""
         slots = self._slots[:count]
         cpu_ns = time.process_time_ns()
         start_ns = time.monotonic_ns()
@@ -145,24 +160,24 @@ class WorkerLoop:
             raise  # this process can compute nothing any more
         except Exception:
             status = MODEL_FAILED
-            self._complain()
-        # The slice is busy until its batch is due; what the CPU used is what it used.
+            self._log_failure()
+        # An emulated slice is busy until its batch is due; the CPU time is the real one all the same.
         end_ns = time.monotonic_ns() if self._held is None else self._held.end(start_ns, count)
         used_ns = time.process_time_ns() - cpu_ns
-        # Two credits a worker keep at most two batches here, and the ring holds sixteen: it is full only where the
+        # Two credits a worker keep at most two batches here, and the ring holds sixteen: it is full only if the
         # server broke its own rule, or stopped reaping.
         if not self._ring.complete(batch, status, count, start_ns, end_ns, used_ns):
             raise RuntimeError("the completion ring is full")
         os.eventfd_write(self._completions, 1)
         if self._held is not None and (late := self._held.pacer.report()):
-            self._tell(late, self._held.pacer)
+            self._report_overruns(late, self._held.pacer)
 
-    def _tell(self, late: str, pacer: pacing.Pacer) -> None:
-        """Batches took longer than the slice would: for the log, and for the server's figures."""
+    def _report_overruns(self, late: str, pacer: pacing.Pacer) -> None:
+        """Log that batches took longer than the slice would, and send the server the counts."""
         _log.warning("%s", late)
-        say(self._control, frames.WorkerState(state="ready", batches=pacer.batches, overruns=pacer.overruns))
+        send_state(self._control, frames.WorkerState(state="ready", batches=pacer.batches, overruns=pacer.overruns))
 
-    def _complain(self) -> None:
+    def _log_failure(self) -> None:
         """Log a failed batch with its traceback, at most once a second: a client may provoke them at will."""
         now_ns = time.monotonic_ns()
         if now_ns - self._logged_ns < _LOG_EVERY_NS:

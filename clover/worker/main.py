@@ -1,19 +1,18 @@
 """The worker process: one variant on one instance.  Forked by the zygote, never imported by the server.
 
-Life: pin, harden, say "loading", load, say "warming", run batches of several sizes, say "ready", then turn: take a
-batch from the ring, gather its rows, run, scatter, complete (`worker.loop`).  Told to exit, the worker answers what is
-in its ring first.
+Life: pin to cores, harden, report "loading", load, report "warming", run batches of several sizes, report "ready", then
+serve batches (`worker.loop`).  When the server says EXIT, the worker first answers what is in its ring.
 
-On an emulated slice (`clover.worker.pacing`) it attaches to the slice before it says anything, so that the instance
-cannot be destroyed under it, and hands batches back at the slice's pace.  Where its GPU is lost it says so and ends.
+On an emulated slice (`clover.worker.pacing`) it attaches to the slice before it reports anything, so that the instance
+cannot be destroyed meanwhile, and completes batches at the slice's pace.  If its GPU is lost, it reports that and ends.
 
 It dies with the server in any state, mid-batch included: its lifeline is a pipe that only the server holds open, and
 the kernel is asked to send SIGKILL when that pipe hangs up.  (PR_SET_PDEATHSIG would follow the zygote's life instead,
 and a zygote that dies should not take down workers that serve.)  The end of the control socket ends it as well.
 
-Workers end by frame, by the server's end, or by SIGKILL: a terminal or a service manager signals the whole group, while
-the server still wants its answers.  So SIGINT and SIGHUP are ignored; SIGTERM is passed on to the server, which drains
-this worker once another is in its place, unless it is stopping itself.
+Workers end by an EXIT frame, by the server's end, or by SIGKILL.  A terminal or a service manager signals the whole
+process group while the server still needs its workers, so SIGINT and SIGHUP are ignored; SIGTERM is passed on to the
+server, which drains this worker once another is in its place, unless it is stopping itself.
 """
 
 from __future__ import annotations
@@ -44,16 +43,16 @@ from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
 from clover.worker import frames, pacing, pinned
 from clover.worker.batches import Batches
-from clover.worker.loop import ParentGone, Run, Scores, WorkerLoop, say
+from clover.worker.loop import ParentGone, Run, Scores, ServerChannel, WorkerLoop, send_state
 
 _log = logging.getLogger("clover.worker")
 
 WARM_S = 0.012
-"""Seconds that warming on CPU cores may take, as far as what a row took so far tells.  A size that comes first later
-takes a few milliseconds more, once, and the larger it is the less that matters; a swap would wait for all of them."""
+"""Seconds that warming on CPU cores may take, estimated from the time of a row so far.  A batch size that was not
+warmed takes a few milliseconds more, once, which matters less the larger it is; a swap would wait for all of them."""
 
 WARM_GPU_S = 0.25
-"""The same on a GPU, whose libraries look for a kernel for each size; powers of two are visited in any case there."""
+"""The same on a GPU, whose libraries choose a kernel for each size; powers of two are warmed there in any case."""
 
 _ENDING_NICE = 10
 
@@ -63,7 +62,7 @@ _REASON_CHARS = 2000
 
 
 def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
-    """Run a worker in this (forked) process; its exit status.  Takes over `fds` (see `frames.SPAWN_FDS`)."""
+    """Run a worker in this (forked) process and return its exit status.  Takes over `fds` (see `frames.SPAWN_FDS`)."""
     order = spawn.order
     control_fd, slab_fd, ring_fd, doorbell, completions, lifeline, output = fds
     _print_to(output)
@@ -77,7 +76,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             _yield(order)
             _harden(order)
             held = pacing.HeldSlice.attach(order.emulated, order.max_batch) if order.emulated is not None else None
-            say(control, frames.WorkerState(state="loading", fork_ms=_ms_since(spawn.begun_ns)))
+            send_state(control, frames.WorkerState(state="loading", fork_ms=_ms_since(spawn.begun_ns)))
             slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
             batches = Batches(slab)
             ring = Ring(map_shared(ring_fd, RING_BYTES(order.max_batch)), order.max_batch)
@@ -86,26 +85,27 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
                 run, load_ms = _load(order)
                 pinned.pin(slab, batches, order.max_batch)
                 scores = Scores.of(order, slab)
-                say(control, frames.WorkerState(state="warming", load_ms=load_ms))
+                send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 warm_ms = _warm(order, run, batches, scores)
         except Exception as error:
             _log.exception("%s does not start", order.variant)
-            say(control, frames.WorkerState(state="failed", text=_reason(error)))
+            send_state(control, frames.WorkerState(state="failed", text=_reason(error)))
             return 1
         gc.collect()
         gc.freeze()
-        say(control, frames.WorkerState(state="ready", load_ms=load_ms, warm_ms=warm_ms))
+        send_state(control, frames.WorkerState(state="ready", load_ms=load_ms, warm_ms=warm_ms))
         try:
-            WorkerLoop(control, batches, ring, run, doorbell, completions, order.max_batch, held, scores).forever()
-            _step_aside(order, everywhere)
+            channel = ServerChannel(control, ring, doorbell, completions)
+            WorkerLoop(channel, batches, run, order.max_batch, held, scores).run()
+            _move_to_other_cores(order, everywhere)
         except DeviceError as error:
             text = f"{order.place or 'its slice'} is gone: {error}"
             _log.error("%s on %s", order.variant, text)
-            say(control, frames.WorkerState(state="failed", text=text, device_lost=True))
+            send_state(control, frames.WorkerState(state="failed", text=text, device_lost=True))
             return 1
         except WorkerError as error:
             _log.error("%s on %s ends: %s", order.variant, order.place or "its cores", error)
-            say(control, frames.WorkerState(state="failed", text=_reason(error)))
+            send_state(control, frames.WorkerState(state="failed", text=_reason(error)))
             return 1
     except ParentGone:
         return 0
@@ -116,8 +116,8 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
 
 
 def _tie_to_server(lifeline: int) -> None:
-    """SIGKILL for this process once the server's end of the lifeline closes."""
-    # A descriptor that was passed shares its open file, and with it the one owner of signals: open the pipe anew.
+    """Have the kernel SIGKILL this process once the server's end of the lifeline closes."""
+    # A passed descriptor shares its open file, and with it the one receiver of signals, so the pipe is opened anew.
     own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     os.close(lifeline)
     fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
@@ -130,7 +130,7 @@ def _tie_to_server(lifeline: int) -> None:
 
 
 def _print_to(output: int) -> None:
-    """From here on, what this process prints goes to the server (`runtime.workers.output`), line by line."""
+    """Send what this process prints to the server (`runtime.workers.output`) from now on, line by line."""
     for fd in (1, 2):
         os.dup2(output, fd)
     os.close(output)
@@ -139,38 +139,41 @@ def _print_to(output: int) -> None:
 
 
 def _pass_on_sigterm(control: socket.socket) -> None:
-    """From the first SIGTERM on, have the server know that somebody asked this process to end."""
+    """Report the first SIGTERM to the server instead of ending."""
     own = os.getpid()
-    told = False
+    reported = False
 
     def asked(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        if os.getpid() != own:  # a child that the model forked: no worker
+        nonlocal reported
+        if os.getpid() != own:  # in a child that the model forked: it is no worker
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        elif not told:
-            told = True
-            with contextlib.suppress(OSError):  # the server is gone: so will this process be
+        elif not reported:
+            reported = True
+            with contextlib.suppress(OSError):  # the server is gone, and this process will be soon
                 frames.send(control, frames.EndAsked())
 
     signal.signal(signal.SIGTERM, asked)
-    signal.siginterrupt(signal.SIGTERM, False)  # what a model waits for in C goes on
+    signal.siginterrupt(signal.SIGTERM, False)  # system calls of the model are not interrupted
 
 
 def _yield(order: frames.WorkerOrder) -> None:
-    """Where worker and front end share a core, let the front end finish its turn before this process wakes up: it rings
-    in the middle of one, and what else it has read then shares the batch.  A slice of a GPU is fed at once, and an
-    emulated one keeps to its pace."""
-    ours = os.sched_getscheduler(0) == os.SCHED_OTHER  # and nobody has chosen another policy
+    """Let a front end on the same core finish its turn before this process wakes up, by the policy SCHED_BATCH.
+
+    The front end rings in the middle of a turn, and the rows that it reads in the rest of it then share the batch.  A
+    slice of a GPU is fed at once, and an emulated one has its own pace."""
+    ours = os.sched_getscheduler(0) == os.SCHED_OTHER  # the default: no other policy was chosen
     if ours and _on_cores(order):
-        with contextlib.suppress(OSError):  # a sandbox may not know of it, and nothing but time depends on it
+        with contextlib.suppress(OSError):  # a sandbox may not allow it, and only latency depends on it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def _step_aside(order: frames.WorkerOrder, everywhere: set[int]) -> None:
-    """What is left is to end.  The kernel takes ten milliseconds to unmap all that this process shares, and who comes
-    after it has the same cores and clients that wait: end beside them, on other cores of the server's if it has any.
-    Not at the lowest priority: the zygote forks under locks that an end takes too."""
+def _move_to_other_cores(order: frames.WorkerOrder, everywhere: set[int]) -> None:
+    """Leave this worker's cores before it ends, for other cores of the server's if there are any.
+
+    The kernel takes ten milliseconds to unmap all that this process shares, and the next worker on these cores has
+    clients that wait.  The priority is lowered, but not to the lowest: ending takes locks that the zygote's forks
+    need."""
     if _on_cores(order):
         with contextlib.suppress(OSError):
             os.nice(_ENDING_NICE)
@@ -178,12 +181,12 @@ def _step_aside(order: frames.WorkerOrder, everywhere: set[int]) -> None:
 
 
 def _on_cores(order: frames.WorkerOrder) -> bool:
-    """Return whether it serves a core-set, and not a slice of a GPU, emulated or not."""
+    """Return whether it serves a set of CPU cores, rather than a slice of a GPU, emulated or not."""
     return order.emulated is None and not order.visible_devices
 
 
 def _harden(order: frames.WorkerOrder) -> None:
-    """No new privileges, no core dumps, no GPUs but its own; the limits it was given."""
+    """Give up new privileges, core dumps and all GPUs but its own; set the limits of its order."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
@@ -198,7 +201,7 @@ def _harden(order: frames.WorkerOrder) -> None:
 
 @contextlib.contextmanager
 def _within_its_memory(order: frames.WorkerOrder) -> Iterator[None]:
-    """From here on an emulated slice's memory bounds this process; a model that finds no room in it is told apart."""
+    """Bound this process by the memory of its emulated slice; raises DeviceError if the model does not fit."""
     if order.emulated is None:
         yield
         return
@@ -227,7 +230,7 @@ def _warm(order: frames.WorkerOrder, run: Run, batches: Batches, scores: Scores 
     """Run batch sizes once on zeros, powers of two and the largest first, then the others.
 
     Frameworks prepare kernels per shape: the first batch of a size would take longer.  This also finds a module whose
-    answers do not match the family's declaration, and, where memory is limited, one that finds no room for the largest
+    answers do not match the family's declaration, and, if memory is limited, one that finds no room for the largest
     batch.  Plain Python may well refuse zeros or empty strings, and has nothing to prepare: its failure here is only
     logged.  On an emulated slice the pace hides what a size costs first, and dozens of workers start at once: powers of
     two suffice.
@@ -255,7 +258,7 @@ def _warm(order: frames.WorkerOrder, run: Run, batches: Batches, scores: Scores 
 
 
 def _sizes(order: frames.WorkerOrder) -> Iterator[tuple[int, float]]:
-    """Batch sizes to warm, and how many milliseconds after the start each has to be done."""
+    """Yield the batch sizes to warm, and how many milliseconds after the start each has to be done."""
     most = order.max_batch
     powers = sorted({1 << power for power in range(most.bit_length())} | {most})
     on_gpu = bool(order.visible_devices)

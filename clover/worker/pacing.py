@@ -1,18 +1,18 @@
 """Time, power and memory of an emulated slice, kept by the worker that plays it.
 
-What an emulated slice answers is real, computed on the CPU; how long it takes is not this machine's business.  A batch
-of b rows that the worker takes off its ring at t is handed back at t + pace(b), to an absolute deadline, so that
-neither the computing nor the scheduler's whims add up.  Meanwhile the worker tells the emulated board what it draws,
-and nothing once the batch is done; the board loses its GPU under the worker just as a real one would, and the worker
-ends then, without handing over what it computed.
+The answers of an emulated slice are real, computed on the CPU; its latency is the pace's, not this machine's.  A batch
+of b rows that the worker takes from its ring at t is completed at t + pace(b), an absolute deadline, so that neither
+computing nor scheduling delays add up.  Meanwhile the worker sets the power that the emulated board draws, and resets
+it when the batch is done.  The board may lose its GPU as a real one would; the worker then ends without completing its
+batch.
 
-A CPU may be slower than the slice it plays, and a crowded one may wake a worker late.  Such a batch is handed back late
-(there is nothing to be done about it), and it is an *overrun*: counted, logged, and told to the server, because figures
-taken meanwhile are those of this machine and not of the slice.
+A CPU may be slower than the slice that it emulates, and a crowded one may wake a worker late.  Such a batch is
+completed late and is an *overrun*: counted, logged and reported to the server, because figures taken meanwhile are
+those of this machine and not of the slice.
 
-**Pace.**  A table gives milliseconds and watts at some batch sizes.  Between them time and energy of a batch are taken
-as linear in its rows, as the planner takes them; below the smallest a batch costs what the smallest costs; beyond the
-largest both grow in proportion.
+**Pace.**  A table gives milliseconds and watts at some batch sizes.  Between them, time and energy of a batch are
+linear in its rows, as in the planner; below the smallest size a batch costs what the smallest costs; beyond the
+largest, both grow in proportion.
 
 **Memory.**  A slice has its own memory and this process stands for it, so its address space may grow by that much and
 no further.  The limit is set once everything the process only shares is mapped; stacks and allocator reserves count
@@ -43,11 +43,11 @@ TOLERANCE_MS = 0.5
 
 REPORT_EVERY_NS = 10_000_000_000
 FIRST_REPORT_NS = 1_000_000_000
-"""How often a worker complains of overruns, at most, and how soon."""
+"""The shortest time between two reports of overruns, and before the first one."""
 
 _PR_SET_TIMERSLACK = 29
 _SLACK_NS = 1_000
-"""The kernel may wake a sleeper 50 us late by default, to save wake-ups; a short pace would be off by percents."""
+"""By default the kernel may wake a sleeper 50 us late, to save wake-ups; a short pace would be off by percents."""
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ Paces = Mapping[tuple[str, str], Pace]
 
 
 def pace_of(profile: FamilyProfile | None, variant: str, shape: str, backend: str) -> Pace | None:
-    """Return the pace that `profile` expects of this worker; None where it does not know it."""
+    """Return the pace that `profile` expects of this worker; None if it was not measured."""
     if profile is None:
         return None
     rows = {m.batch: m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)}
@@ -101,7 +101,7 @@ def pace_of(profile: FamilyProfile | None, variant: str, shape: str, backend: st
 
 
 class Pacer:
-    """Holds batches back until their time is up, and counts those for which it came too late."""
+    """Holds batches until they are due, and counts those that were late already."""
 
     def __init__(
         self,
@@ -118,12 +118,12 @@ class Pacer:
         self.batches = 0
         self.overruns = 0
         self.worst_ms = 0.0
-        """By how much the latest batch of the current report was late."""
+        """By how much the most overdue batch since the last report was late."""
         self._reported_ns = now_ns() + FIRST_REPORT_NS - REPORT_EVERY_NS
         self._reported = (0, 0)
 
     def hold(self, start_ns: int, rows: int) -> int:
-        """Sleep until a batch of `rows` that began at `start_ns` is due; the time it is then."""
+        """Sleep until a batch of `rows` that began at `start_ns` is due; return the time then."""
         due_ns = start_ns + self._pace_ns[rows - 1]
         now_ns = self.now_ns()
         while now_ns < due_ns:
@@ -137,8 +137,8 @@ class Pacer:
         return now_ns
 
     def report(self) -> str:
-        """Return what to complain of, after FIRST_REPORT_NS and once every REPORT_EVERY_NS; "" where there is nothing
-        new."""
+        """Return a text about new overruns, after FIRST_REPORT_NS and once every REPORT_EVERY_NS; "" if there is
+        nothing to report."""
         batches, overruns = self._reported
         now_ns = self.now_ns()
         if self.overruns == overruns or now_ns - self._reported_ns < REPORT_EVERY_NS:
@@ -167,8 +167,8 @@ class PacingBoard(Protocol):
 class HeldSlice:
     """An emulated slice that this process is attached to, from before it loads until it exits.
 
-    `begin` and `end` stand around a batch; both raise DeviceError once the GPU is lost.  Where another process works on
-    the slice as well (during a swap, or one that stands by), batches take turns.
+    `begin` and `end` enclose a batch; both raise DeviceError once the GPU is lost.  If another process works on the
+    slice as well (during a swap, or a standby worker), batches take turns.
     """
 
     def __init__(self, order: EmulatedSlice, board: PacingBoard, pacer: Pacer) -> None:
@@ -178,8 +178,8 @@ class HeldSlice:
 
     @classmethod
     def attach(cls, order: EmulatedSlice, max_batch: int) -> HeldSlice:
-        """Attach this process.  Raises DeviceError where the slice is not there, WorkerError for an order that does not
-        pace every batch size."""
+        """Attach this process to its slice.  Raises DeviceError if there is no such slice, WorkerError if the order
+        does not pace every batch size."""
         if not len(order.pace_ms) == len(order.watts) == max_batch:
             raise WorkerError(f"the pace has {len(order.pace_ms)} batch sizes, the worker takes {max_batch}")
         from clover.devices.emulated import Attachment
@@ -190,13 +190,13 @@ class HeldSlice:
         return cls(order, board, pacer)
 
     def begin(self, rows: int) -> int:
-        """Return a batch of `rows` starts to run, now that nobody else's does.  The time it is then."""
+        """Wait until no other batch runs on the slice, begin one of `rows` rows, and return the time then."""
         self._board.enter()
         self._board.draw(self._watts[rows - 1])
         return self.pacer.now_ns()
 
     def end(self, start_ns: int, rows: int) -> int:
-        """Return the batch is computed: wait until it is due.  The time it is then."""
+        """Wait until a computed batch is due, end it, and return the time then."""
         end_ns = self.pacer.hold(start_ns, rows)
         self._board.draw(0.0)
         self._board.leave()
@@ -207,7 +207,7 @@ class HeldSlice:
 
 
 def limit_memory(memory_bytes: int, statm: Path = Path("/proc/self/statm")) -> int:
-    """Let the address space of this process grow by `memory_bytes` and no further; the limit set."""
+    """Let the address space of this process grow by `memory_bytes` and no further; return the limit set."""
     held = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = held + memory_bytes if hard == resource.RLIM_INFINITY else min(held + memory_bytes, hard)
@@ -219,7 +219,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate", "cannot allocate", "not eno
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Return whether `error`, or what it came from, says that memory ran out.  Frameworks say so in words only."""
+    """Return whether `error`, or a cause of it, says that memory ran out.  Frameworks say so only in their texts."""
     seen = 0
     while error is not None and seen < 8:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):

@@ -4,7 +4,7 @@ CUDA copies to a device straight out of pageable memory only by way of a buffer 
 the same memory is read by the device itself, and a copy may overlap with work.  So a worker whose model lives on a GPU
 registers the slab and the arrays scattered rows are gathered into: a backend that says `tensor.to(device,
 non_blocking=True)` for the arrays it is given then has its rows copied from where the server wrote them.  Backends need
-to know nothing of this; where it does not work they are slower, not wrong.
+to know nothing of this; if it does not work they are slower, not wrong.
 
 Registering makes the whole slab resident in memory.  It ends with the process.
 """
@@ -26,7 +26,7 @@ _log = logging.getLogger("clover.worker")
 
 
 def pin(slab: Slab, batches: Batches, max_batch: int) -> int:
-    """Register what rows pass through, if the model that was loaded lives on a GPU; bytes registered."""
+    """Page-lock the memory that rows pass through, if the loaded model is on a GPU; return the bytes registered."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         _log.debug("nothing was loaded on a GPU: no memory is page-locked")
@@ -36,8 +36,8 @@ def pin(slab: Slab, batches: Batches, max_batch: int) -> int:
 
 
 def register(cudart: Any, arrays: Iterable[NDArray[Any]]) -> int:
-    """Return page-lock `arrays`, which must live as long as the process; bytes registered.  What the driver refuses is
-    said once and left as it is."""
+    """Page-lock `arrays`, which must live as long as the process; return the bytes registered.  Arrays that the driver
+    refuses stay as they are, with one warning."""
     registered = 0
     refused: set[str] = set()
     for array in arrays:
@@ -47,5 +47,8 @@ def register(cudart: Any, arrays: Iterable[NDArray[Any]]) -> int:
         else:
             registered += array.nbytes
     if refused:
-        _log.warning("CUDA does not page-lock memory here (%s): rows take a detour", ", ".join(sorted(refused)))
+        _log.warning(
+            "CUDA does not page-lock memory here (%s): copies to the GPU go through a buffer and are slower",
+            ", ".join(sorted(refused)),
+        )
     return registered

@@ -1,21 +1,22 @@
 """The zygote: `python -m clover.worker.zygote FD`, a process that has imported torch once and forks workers.
 
-A fork of it is a worker within milliseconds, and shares its memory, where a fresh process would import for seconds.
+A fork of it is a worker within milliseconds and shares its memory; a fresh process would import for seconds.
 That is only safe while it has one thread: a lock that another thread holds during a fork stays locked in the child for
 ever.  So it is started with every thread pool off (`backends.child_environment`), touches no GPU, computes nothing,
 and counts its threads before each fork.
 
-A fork takes ten milliseconds and more all the same.  So, once it has had orders and been left alone for a moment, it
-forks a *spare*, which waits for an order and becomes the next worker.  (That costs two MiB; the rest is shared.)  The
-end of its socket tells the spare that nobody will order, however the zygote ends; so nothing else is forked while one
-stands, because every child would hold a copy of the zygote's end.
+A fork still takes ten milliseconds and more.  So, after it has had orders and then none for a moment, it forks a
+*spare*, which waits for an order and becomes the next worker.  (That costs two MiB; the rest is shared.)  The spare
+ends when its socket does, however the zygote ends.  Nothing else is forked while there is a spare, because every child
+would hold a copy of the zygote's end of that socket.
 
-What a backend needs beyond torch (`imports`) it imports before the first worker of that backend, which saves all those
-that follow tens of milliseconds.  A fork tries it first: what fails there, or leaves a thread, stays the workers' own.
-A spare of before lacks it, and is ended.
+What a backend needs beyond torch (`imports`) is imported here before the first worker of that backend, which saves tens
+of milliseconds for each later one.  A fork tries the import first: if it fails there, or leaves a thread, workers
+import it themselves.  A spare that was forked before lacks it, and is ended.
 
-It obeys one socket: SPAWN makes a worker, STOP ends.  Being the workers' parent, it opens their pidfds (which it passes
-on) and reaps them.  At the end of the socket (the server is gone, however it went) it kills what is left and exits.
+It takes commands from one socket: SPAWN makes a worker, STOP ends the zygote.  As the workers' parent it opens their
+pidfds (which it passes on) and reaps them.  At the end of the socket (the server has ended) it kills its children and
+exits.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ from clover.errors import WorkerError
 from clover.worker import frames
 
 _IMPORT_MS = 10_000
-"""So long an import may take that is tried; workers wait for it."""
+"""How long a trial import may take; workers wait for it."""
 
 _SPARE_AFTER_MS = 250
-"""So long nothing may have happened before a spare is forked: the workers that were ordered want the cores first."""
+"""How long there must have been no orders before a spare is forked: ordered workers need the cores first."""
 
 _Ordered = Callable[[], tuple[frames.Spawn, tuple[int, ...]] | None]
-"""What a child is for: its order and descriptors, once they have come; None where there will be none."""
+"""Returns the order and descriptors of a child, once they have come; None if there will be none."""
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Sent by terminals and service managers to the whole group; the server alone decides when its workers end.  The zygote
-and its spare serve nobody, so that nothing has to be in their place; workers pass SIGTERM on (`worker.main`)."""
+"""Sent by terminals and service managers to the whole process group; the server alone decides when its workers end.
+The zygote and its spare serve no requests and need not be replaced; workers pass SIGTERM on (`worker.main`)."""
 
 
 def thread_count() -> int:
@@ -100,12 +101,12 @@ class Zygote:
         self._tried: set[str] = set()
         self._spare: Spare | None = None
         self._wants_spare = False
-        self._unordered: set[int] = set()  # pidfds of children that are no workers: nobody asks how they ended
+        self._unordered: set[int] = set()  # pidfds of children that are no workers: their end is not reported
         self._poller = select.poll()
         self._poller.register(server.fileno(), select.POLLIN)
 
     def forever(self) -> None:
-        """Obey until told to stop, or until the server is gone."""
+        """Carry out orders until STOP comes or the server ends."""
         try:
             while True:
                 ready = self._poller.poll(_SPARE_AFTER_MS if self._wants_spare else None)
@@ -169,15 +170,14 @@ class Zygote:
             if name not in sys.modules and may_import(name):
                 try:
                     importlib.import_module(name)
-                except Exception:  # what went well in the fork; workers say what is wrong, where it still is
+                except Exception:  # it worked in the fork; workers report the error if it persists
                     traceback.print_exc()
         gc.freeze()
 
     # --- the spare ------------------------------------------------------------------------------------------------
 
     def _fork_spare(self) -> None:
-        """Fork the next worker before it is ordered.  What fails is not tried again before the next order, which says
-        why."""
+        """Fork the next worker before it is ordered.  After a failure, the next order tries again and reports why."""
         self._wants_spare = False
         if self._spare is not None or thread_count() != 1:
             return
@@ -191,20 +191,20 @@ class Zygote:
             mine.pop_all()
 
     def _order_spare(self, spawn: frames.Spawn, fds: tuple[int, ...]) -> tuple[int, int] | None:
-        """Hand the order to the spare: its pid and pidfd; None where there is none, or none that lives."""
+        """Send the order to the spare; return its pid and pidfd, or None if there is no living spare."""
         spare, self._spare = self._spare, None
         if spare is None:
             return None
         with spare.line:
             try:
                 frames.send(spare.line, spawn, fds)
-            except (OSError, WorkerError):  # it died; or what it is told beside the order is too much for a frame
+            except (OSError, WorkerError):  # it died, or the order is too large for a frame
                 return None
         self._unordered.discard(spare.pidfd)
         return spare.pid, spare.pidfd
 
     def _end_spare(self) -> None:
-        """Let the spare know that nobody will order."""
+        """End the spare by closing its socket."""
         if self._spare is not None:
             self._spare.line.close()
             self._spare = None
@@ -212,8 +212,8 @@ class Zygote:
     # --- children -------------------------------------------------------------------------------------------------
 
     def _fork(self, ordered: _Ordered) -> tuple[int, int]:
-        """Return a child that is the worker that is `ordered`: its pid, and its pidfd, which is watched.  Raises
-        OSError."""
+        """Fork a child that becomes the worker that is `ordered`; return its pid, and its pidfd, which is watched.
+        Raises OSError."""
         assert self._spare is None, "it would not hear of the zygote's end any more"
         pid = os.fork()
         if pid == 0:
@@ -229,7 +229,7 @@ class Zygote:
         return pid, pidfd
 
     def _live(self, ordered: _Ordered) -> NoReturn:
-        """Be the worker that is `ordered`.  Whatever happens, this copy of the zygote must not go on as one."""
+        """Become the worker that is `ordered`.  Whatever happens, this copy of the zygote must not continue as one."""
         code = 1
         try:
             self._server.close()
@@ -270,7 +270,7 @@ class Zygote:
 
 
 def _wait_for_order(line: socket.socket, far: socket.socket) -> tuple[frames.Spawn, tuple[int, ...]] | None:
-    """Be a spare: wait at the `far` end of the `line`, and let go of the zygote's."""
+    """Wait for an order at the `far` end of the `line`, as a spare; close the zygote's end."""
     line.close()
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write("clover-spare")
@@ -283,7 +283,7 @@ def _wait_for_order(line: socket.socket, far: socket.socket) -> tuple[frames.Spa
 
 
 def main(fd: int) -> int:
-    """Import what workers need, say hello, obey."""
+    """Import what workers need, send HELLO, and carry out orders."""
     start_ns = time.monotonic_ns()
     server = socket.socket(fileno=fd)
     server.set_inheritable(False)

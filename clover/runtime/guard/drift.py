@@ -1,14 +1,14 @@
-"""Whether what is served is still what was profiled: sequential tests that are never finished.
+"""Sequential tests, without an end, of whether answers are still what was profiled.
 
 **E-detectors.**  Under "nothing has changed", an e-value is a number that is 1 at most on average, whatever came before
 it; a likelihood ratio of a bet against that hypothesis is one.  The Shiryaev-Roberts statistic M of a bet starts anew
 with every row and multiplies on, `M <- (M + rows) * e`, so that it finds a change whenever it begins.  M less the rows
 seen so far never grows on average, and so does the mean of several: an alarm at `M >= limit` comes on average after
 `limit` rows at the earliest, and within n rows with a probability of n / limit at most.  That bound is a theorem, for
-any n, also of rows that come in blocks, and whoever looks at the statistic between them loses nothing.
+any n, also for rows that come in blocks, and the statistic may be read between blocks at no cost.
 
-**Rows are inputs** that differ: whoever feeds a test leaves out those that came before
-(`clover.runtime.guard.guard`).  The theorem holds for rows drawn one by one, and one row a hundred times is one row.
+**Rows are inputs** that differ: the caller leaves out inputs that came before (`clover.runtime.guard.guard`).  The
+theorem holds for rows drawn one by one, and one row a hundred times is one row.
 
 **Nothing has changed** is not one distribution: a profile has seen some thousands of rows, and no more than they tell
 may count as known.  Every bet is against a part of the rows (those whose score lies in the lowest tenth, say) being
@@ -30,19 +30,18 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 SCORE_LIMIT = 1e8
-"""Rows after which a watch of scores may raise a false alarm, on average and at the earliest."""
+"""Rows after which a watch of scores raises a false alarm, on average, at the earliest."""
 AGREEMENT_LIMIT = 2.5e5
-"""The same for a watch of agreement, in audits: of a hundred rows two at most are audited, mostly one of two hundred,
-and some thousands in haste after an alarm.
-With two watches of scores and two of agreement on every row and every
-audit, an alarm that is false comes once in 5.5 million rows at most."""
+"""The same for a watch of agreement, in audits: at most two of a hundred rows are audited, mostly one of two hundred,
+and some thousands at once after an alarm.  With two watches of scores and two of agreement on every row and every
+audit, a false alarm comes once in 5.5 million rows at most."""
 SLACK = 0.03
 BLOCK = 50
 """Scores that are counted before the statistic moves."""
 FEWEST_ROWS, FEWEST_AUDITS = 200, 101
-"""Rows that a test has seen at least before it raises an alarm.  The bound needs none; but a handful of rows is easily
-something else than what clients send: a load test, a new client trying something.  A hundred inputs, whatever they are,
-raise none."""
+"""Rows that a test has to see before it raises an alarm.  The bound needs none, but a handful of rows may well not be
+what clients usually send: a load test, a new client's experiments.  A hundred inputs, whatever they are,
+raise no alarm."""
 SIGMAS, AGREEMENT_SIGMAS = 5.0, 3.0
 ODDS = (1.3, 1.8, 3.0)
 CUTS = (1, 2, 3, 5, 7, 9)
@@ -70,8 +69,8 @@ class Detector:
         self._logs = np.full(bets, -np.inf)
 
     def add(self, rows: int, logs: Sequence[float] | Floats) -> bool:
-        """Take a block of `rows` rows with the logarithm of the e-value of each bet; whether it raised the alarm just
-        now."""
+        """Take a block of `rows` rows with the logarithm of the e-value of each bet; return whether it raised the alarm
+        just now."""
         self.rows += rows
         self._logs = np.minimum(_MOST, np.log(np.exp(self._logs) + rows) + logs)
         if self.alarmed or self.rows < self._fewest or self.statistic < self.limit:
@@ -81,11 +80,11 @@ class Detector:
 
     @property
     def statistic(self) -> float:
-        """Where it stands: about the number of rows while nothing speaks for a change."""
+        """The value of the statistic: about the number of rows while there is no evidence of a change."""
         return float(np.exp(self._logs).mean())
 
     def reset(self) -> None:
-        """As at the start."""
+        """Forget all rows and the alarm."""
         self.rows = 0
         self.alarmed = False
         self._logs = np.full(len(self._logs), -np.inf)
@@ -98,19 +97,18 @@ def inside(cut: int, bins: int) -> list[bool]:
 
 
 def most(part: float, rows: int, sigmas: float = SIGMAS) -> float:
-    """Return the most that a part may be in truth that was `part` of `rows` profiled rows: `sigmas` standard errors
-    more."""
+    """Return an upper bound for a share that was `part` of `rows` profiled rows: `sigmas` standard errors above it."""
     if rows < 1 or not 0.0 <= part <= 1.0:
-        raise ValueError(f"{part} of {rows} rows is no part")
-    # Wilson's bound, which is honest for few rows and for none of them.
+        raise ValueError(f"{part} of {rows} rows is not a share")
+    # Wilson's bound, which holds for few rows and for a share of 0.
     middle = (part * rows + sigmas**2 / 2) / (rows + sigmas**2)
     spread = sigmas / (rows + sigmas**2) * math.sqrt(rows * part * (1.0 - part) + sigmas**2 / 4)
     return min(1.0, middle + spread)
 
 
 def bet(part: float, odds: float) -> tuple[float, float]:
-    """Return logarithms of the e-value of a row that belongs to a part and of one that does not, where the part is
-    `part` at most by the hypothesis, and `odds` times that by the bet."""
+    """Return the logarithms of the e-value of a row that belongs to a part and of one that does not.  By the hypothesis
+    the part is `part` at most; by the bet its odds are `odds` times as high."""
     raised = part / (1.0 - part) * odds
     wagered = raised / (1.0 + raised)
     return math.log(wagered / part), math.log((1.0 - wagered) / (1.0 - part))
@@ -118,9 +116,9 @@ def bet(part: float, odds: float) -> tuple[float, float]:
 
 def wilson(right: int, samples: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a share, in percent.  Unlike the textbook interval it stays within
-    0..100 and is honest for few samples.  Raises ValueError without samples."""
+    0..100 and holds for few samples.  Raises ValueError without samples."""
     if samples < 1 or not 0 <= right <= samples:
-        raise ValueError(f"{right} of {samples} is no share")
+        raise ValueError(f"{right} of {samples} is not a share")
     share = right / samples
     middle = share + _Z**2 / (2 * samples)
     spread = _Z * math.sqrt(share * (1 - share) / samples + _Z**2 / (4 * samples**2))
@@ -129,10 +127,10 @@ def wilson(right: int, samples: int) -> tuple[float, float]:
 
 
 class ScoreWatch:
-    """Whether scores still fall into the tenths of a profile as they did.
+    """Tests whether scores still fall into the tenths of a profile as they did.
 
-    `parts` [k] is the part of `rows` profiled rows in each bin, from the least to the most sure.  Both directions
-    count: scores that fall, and scores that rise.  ValueError where `parts` are none."""
+    `parts` [k] is the share of `rows` profiled rows in each bin, from the least to the most sure.  Scores that fall
+    count, and scores that rise.  Raises ValueError if `parts` are no shares."""
 
     __slots__ = ("_counts", "_in_block", "_logs", "detector", "seen")
 
@@ -141,7 +139,7 @@ class ScoreWatch:
     ) -> None:
         bins = len(parts)
         if bins < 2 or abs(sum(parts) - 1.0) > 1e-6 or min(parts) < 0.0:
-            raise ValueError(f"{list(parts)} are no parts")
+            raise ValueError(f"{list(parts)} are not shares that sum to 1")
         logs: list[list[float]] = []
         for cut in (*CUTS, *(-cut for cut in CUTS)):
             within_cut = inside(cut, bins)
@@ -161,7 +159,7 @@ class ScoreWatch:
         self._in_block = 0
 
     def add(self, at: int) -> bool:
-        """Take a row whose score lies in bin `at`; whether it raised the alarm just now."""
+        """Take a row whose score lies in bin `at`; return whether it raised the alarm just now."""
         self._counts[at] += 1
         self._in_block += 1
         return self._in_block >= BLOCK and self._close()
@@ -174,7 +172,7 @@ class ScoreWatch:
         return self.detector.add(rows, self._logs @ counts)
 
     def reset(self) -> None:
-        """As at the start."""
+        """Forget all rows and the alarm."""
         self.detector.reset()
         self.seen = [0] * len(self.seen)
         self._counts = [0] * len(self._counts)
@@ -182,8 +180,8 @@ class ScoreWatch:
 
 
 class AgreementWatch:
-    """Whether answers are still those of a better variant as often as they were.  What is to be expected may differ
-    from row to row."""
+    """Tests whether answers agree with those of a better variant as often as they did.  The expected agreement may
+    differ from row to row."""
 
     __slots__ = ("_bets", "agreed", "detector", "expected", "rows")
 
@@ -196,8 +194,8 @@ class AgreementWatch:
         self._bets: dict[tuple[float, int], list[tuple[float, float]]] = {}
 
     def add(self, agrees: int, expected: float, profiled: int, rows: int = 1) -> bool:
-        """Take `rows` rows, of which so many agree, of a kind of which a part `expected` of `profiled` rows agreed;
-        whether they raised the alarm just now.  Rows of which nothing is known are counted, and bet on by nobody."""
+        """Take `rows` rows, `agrees` of which agree, of a kind of which a share `expected` of `profiled` rows agreed;
+        return whether they raised the alarm just now.  With `profiled` 0 they are counted, and no bet is made."""
         self.rows += rows
         self.agreed += agrees
         self.expected += expected * rows
@@ -212,7 +210,7 @@ class AgreementWatch:
         return bool(bets) and self.detector.add(rows, [against * apart + agrees * alike for apart, alike in bets])
 
     def reset(self) -> None:
-        """As at the start."""
+        """Forget all rows and the alarm."""
         self.detector.reset()
         self.rows = self.agreed = 0
         self.expected = 0.0

@@ -1,29 +1,30 @@
-"""The guard of a family: sees whether its answers are still what its profile says, and acts if they are not.
+"""The guard of a family: watches whether its answers are still what its profile says, and acts if they are not.
 
-Labels are absent, so the guard watches what is there (`clover.runtime.guard.drift` says how, and how rarely it is
-wrong):
+There are no labels, so the guard watches four other signs (`clover.runtime.guard.drift` has the tests and their error
+rates):
 
-`scores`     how sure the variant that a row is asked of first was, by tenths of the profile's scores;
-`own`        how often that variant says what the auditor says, over audited rows (`runtime.router.audits`);
-`overruled`  how many of all rows went on to the best variant and were answered otherwise there; it costs nothing;
-`served`     how often the answer that a client got is the best variant's, over audited rows that another one answered.
+`scores`     the scores of the variant that a row is asked of first, by tenths of the profile's scores;
+`own`        how often that variant agrees with the auditor, over audited rows (`runtime.router.audits`);
+`overruled`  how many of all rows were escalated to the best variant and answered differently there; this costs nothing;
+`served`     how often the client's answer is the best variant's, over audited rows that another variant answered.
 
-**An input counts once.**  A row whose input came before says nothing new, however often it comes, and is left out of
-all of them (`_native.inputs` says what is remembered).  What is audited has a memory of its own: a row that came often,
-and is audited for the first time, counts there.  An alarm clears neither, so that the same few inputs cannot take two
-steps; the way down and a reset do.  Evidence of recovery remembers on its own (`runtime.guard.health`), and takes an
-input that came before the alarm once more; so does `overruled`, of which a second alarm takes no step.
+**An input counts once.**  A row whose input came before is no new evidence, however often it comes, and is left out of
+all four (`_native.inputs` says what is remembered).  Audited inputs are remembered separately: a row that came often,
+and is audited for the first time, counts there.  An alarm clears neither memory, so that the same few inputs cannot
+raise the level twice; lowering the level and a reset do.  Evidence of recovery has memories of its own
+(`runtime.guard.health`), and counts an input that came before the alarm once more; so does `overruled`, whose second
+alarm raises no level.
 
-Any of them takes the first step of the ladder, and only the last takes the second: if the best variant goes wrong as
-well, to leave the cascade would cost energy and mend nothing.
+The *alarm level* is one of three.  Any sign raises the first alarm, and only `served` the second: if the best variant
+is wrong as well, switching the cascade off would cost energy and help nothing.
 
 ok           thresholds are the plan's
-tightened    thresholds are so high that half of the rows that ended go on (by the profile's scores)
-aside        the cascade is off, and the best variant that is there answers everything
+tightened    thresholds are so high that half of the rows that ended are escalated (by the profile's scores)
+aside        the cascade is off (`CASCADE_OFF`), and the best variant that is live answers all rows
 
-**The way back** is the same ladder, a step at a time: once everything that was held against a variant is well again
-(`runtime.guard.health`), and the guard has stood there for its *stay*.  That is `LEAST_STAY_NS`, and doubles, up to
-`MOST_STAY_NS`, with every alarm that follows within `FORGIVEN` stays of a step down.  A reset is the operator's way.
+**The way back** goes one level at a time: once every accused variant has recovered (`runtime.guard.health`), and the
+guard has been at its level for its *stay*.  That is `LEAST_STAY_NS`, and doubles, up to `MOST_STAY_NS`, with every
+alarm that follows within `FORGIVEN` stays of a lowered level.  An operator may reset the guard at any time.
 """
 
 from __future__ import annotations
@@ -52,18 +53,19 @@ _BOTH = DRIFT | RECOVERY
 LEAST_STAY_NS, MOST_STAY_NS = 600_000_000_000, 86_400_000_000_000
 FORGIVEN = 10
 URGENT_AUDITS = 5000
-"""Audits at most that are made in haste after an alarm.  If nothing is wrong with the answers, so many turn the cascade
-off in one case of fifty at most (`drift.AGREEMENT_LIMIT`)."""
-_SUSPICIOUS = 0.01  # of the limit: from then on more is audited
-_NO_PROFILE = "there is no profile with scores to hold answers against"
+"""The most audits that are made at once after an alarm.  If nothing is wrong with the answers, so many switch the
+cascade off in one case of fifty at most (`drift.AGREEMENT_LIMIT`)."""
+_SUSPICIOUS = 0.01  # share of the limit from which on more rows are audited
+_NO_PROFILE = "there is no profile with scores to compare answers with"
 _OLD_PROFILE = (
-    "the profile is of before there was a guard: measure the family again (`python -m clover profile FAMILY --force`)"
+    "the profile was measured before there was a guard: measure the family again "
+    "(`python -m clover profile FAMILY --force`)"
 )
 
 
 class Guard:
-    """A watch over the `variants` of one family.  `changed` is called when it stands on another step; with `acts` False
-    it only reports what it would do.  `clock` (ns) is read when it steps, and not for a row."""
+    """Watches the `variants` of one family.  `changed` is called when the alarm level in force changes; with `acts`
+    False the guard only reports what it would do.  `clock` (ns) is read when the level changes, not for every row."""
 
     def __init__(
         self,
@@ -77,31 +79,31 @@ class Guard:
         self.name = name
         self.acts = acts
         self.detected_level = OK
-        """Where on the ladder it stands by what it saw."""
+        """The alarm level by what was seen, whether or not the guard acts."""
         self.why = ""
         self.alarms = 0
         self.urgent = 0
-        """So many audits are to be made soon: thresholds were tightened, and it should be known whether answers are
-        worse.  Audits cost energy by their number and not by how fast they come."""
+        """Audits to be made at once: thresholds were tightened, and it should be known soon whether answers are worse.
+        The energy of audits depends on their number, not on how fast they are made."""
         self.resets = 0
         self.returns = 0
-        """Steps that it came down by itself."""
+        """How often it lowered the level by itself."""
         self.relapses = 0
         """Alarms that followed so soon that the stay doubled."""
         self.inputs = 0
         self.repeats = 0
-        """Rows that counted, and those that did not because their input had come before."""
+        """Rows that counted, and rows that did not because their input had come before."""
         self.stay_ns = LEAST_STAY_NS
-        """How long it stays on a step at least."""
+        """How long it stays at an alarm level at least."""
         self.accused = -1
-        """The lane whose answers turned the cascade off; -1 while it is on."""
+        """The lane whose answers switched the cascade off; -1 while it is on."""
         self.floors: dict[int, tuple[float, float, int]] = {}
-        """By lane, which of its answers the plan lets clients have: those of such a score at least, of so many of which
-        such a part is the best variant's, by the profile."""
+        """By lane, which of its answers clients get by the plan: the least score, the profiled share of them that the
+        best variant answers the same, and the number of rows that this was counted on."""
         self.missing = _NO_PROFILE
-        """Why it watches nothing; empty if it does."""
+        """Why it watches nothing; empty if it watches."""
         self.best = -1
-        """The lane that answers are held against."""
+        """The lane of the best variant, with which answers are compared."""
         self.edges: list[list[float] | None] = [None] * len(variants)
         self._variants = tuple(variants)
         self._changed = changed
@@ -110,25 +112,25 @@ class Guard:
         self._audited = Recent(REMEMBERED)
         self._health: Health | None = None
         self._since_ns = clock()
-        self._down_ns = -1  # when it last came down by itself, until the next alarm
+        self._down_ns = -1  # when it last lowered the level by itself, until the next alarm
         self._cascade: CascadeProfile | None = None
         self._scores: list[ScoreWatch | None] = [None] * len(variants)
         self._agreement: dict[tuple[str, int], AgreementWatch] = {}
         self._chain: RoutedChain | None = None
-        self._block = [0, 0]  # rows that followed it since the watch moved, and those that were overruled
+        self._block = [0, 0]  # rows that followed the chain since the test was last updated, and overruled ones
 
     @property
     def alarm_level(self) -> int:
-        """Return the step that is in force."""
+        """Return the alarm level that is in force."""
         return self.detected_level if self.acts else OK
 
     @property
     def watches(self) -> bool:
-        """Return whether it has anything to hold answers against."""
+        """Return whether there is a profile to compare answers with."""
         return self._cascade is not None
 
     def expect(self, profile: FamilyProfile | None) -> None:
-        """Hold answers against `profile` from now on; all that was seen is forgotten."""
+        """Compare answers with `profile` from now on; forget all that was seen."""
         cascade = profile.cascade if profile is not None else None
         self._cascade, self.missing, self.best = None, _NO_PROFILE, -1
         self._scores = [None] * len(self._variants)
@@ -152,37 +154,37 @@ class Guard:
         self._start()
 
     def reset(self) -> None:
-        """Watch anew, from the first step."""
+        """Forget all that was seen and return to the first alarm level."""
         self.resets += 1
         self._start()
 
     def _start(self) -> None:
         self.stay_ns, self._down_ns = LEAST_STAY_NS, -1
-        self._step(OK, "", ())
+        self._enter_level(OK, "", ())
 
-    def _step(self, found: int, why: str, accused: Iterable[Accused]) -> None:
-        """Stand on another step, on which the tests begin anew, and so does what may clear the `accused`.  Inputs that
-        counted on the way up are forgotten on the way down."""
+    def _enter_level(self, level: int, why: str, accused: Iterable[Accused]) -> None:
+        """Change the alarm level: all tests begin anew, and so does the evidence that may clear the `accused`.  A lower
+        or equal level also forgets the inputs that counted."""
         was = self.alarm_level
-        if found <= self.detected_level:
+        if level <= self.detected_level:
             self._seen.clear()
             self._audited.clear()
-        self.detected_level, self.why, self._since_ns = found, why, self._clock()
-        self.accused = self.accused if found == CASCADE_OFF else -1
+        self.detected_level, self.why, self._since_ns = level, why, self._clock()
+        self.accused = self.accused if level == CASCADE_OFF else -1
         self.urgent = URGENT_AUDITS if self.alarm_level == TIGHTENED else 0
         self._agreement.clear()
         self._block = [0, 0]
         for watch in self._scores:
-            # Each test raises one alarm on the way up, so that this comes to an end.
-            if watch is not None and (found == OK or not watch.detector.alarmed):
+            # On the way up each test raises one alarm at most, so that alarms come to an end.
+            if watch is not None and (level == OK or not watch.detector.alarmed):
                 watch.reset()
         lanes = range(len(self._variants))
-        self._health = Health([self._known(lane) for lane in lanes], accused) if found != OK else None
+        self._health = Health([self._known(lane) for lane in lanes], accused) if level != OK else None
         if self.alarm_level != was:
             self._changed()
 
     def look(self) -> None:
-        """Come down a step, if it may; to be called once a second or so."""
+        """Lower the alarm level if it is time to; to be called about once a second."""
         health = self._health
         if health is None or self._clock() - self._since_ns < self.stay_ns:
             return
@@ -190,18 +192,19 @@ class Guard:
             return
         self.returns += 1
         self._down_ns = self._clock()
-        was, found = ALARM_LEVELS[self.detected_level], OK if self.detected_level == TIGHTENED else TIGHTENED
-        done = "the plan's thresholds are back" if found == OK else "the cascade is followed, with tightened thresholds"
+        was, level = ALARM_LEVELS[self.detected_level], OK if self.detected_level == TIGHTENED else TIGHTENED
+        done = "the plan's thresholds are back" if level == OK else "the cascade is on again, with tightened thresholds"
         log.info(
-            "%s: answers are as profiled again by %d inputs; it stood %s since %s: %s",
+            "%s: answers are as profiled again by %d inputs; the guard was %s since %s: %s",
             self.name, health.inputs, was, self.why, done,
         )  # fmt: skip
-        self._step(found, "" if found == OK else self.why, health.accused)
+        self._enter_level(level, "" if level == OK else self.why, health.accused)
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
     def fresh(self, digest: int) -> int:
-        """Return what an answered row with an input of this digest is evidence of; 0 if it is a repeat."""
+        """Return what an answered row whose input has this digest is evidence of (`DRIFT`, `RECOVERY`, both); 0 for an
+        input that came before."""
         evidence = DRIFT if self._seen.add(digest) else 0
         if self._health is not None and self._health.seen.add(digest):
             evidence |= RECOVERY
@@ -212,29 +215,29 @@ class Guard:
         return evidence
 
     def audited(self, digest: int) -> bool:
-        """Return whether an audit of a row with an input of this digest would be evidence of nothing."""
+        """Return whether an audit of an input with this digest would be no evidence, as it was audited before."""
         return self._audited.holds(digest) and (self._health is None or self._health.audited.holds(digest))
 
     def fresh_audit(self, digest: int) -> int:
-        """Return what an audit of a row with an input of this digest is evidence of; 0 if it is a repeat."""
+        """Return what an audit of an input with this digest is evidence of; 0 if it was audited before."""
         evidence = DRIFT if self._audited.add(digest) else 0
         if self._health is not None and self._health.audited.add(digest):
             evidence |= RECOVERY
         return evidence
 
     def score(self, lane: int, score: float, evidence: int = _BOTH) -> None:
-        """Count how sure `lane` was of a row that was asked of it first."""
+        """Count the score of `lane` for a row that was asked of it first."""
         watch, edges = self._scores[lane], self.edges[lane]
         if watch is None or edges is None:
             return
-        at = bisect_right(edges, score) if score == score else 0  # what is no number lies below all
+        at = bisect_right(edges, score) if score == score else 0  # NaN is below all edges
         if self._health is not None and evidence & RECOVERY:
             self._health.score(lane, at)
         if evidence & DRIFT and watch.add(at):
             self.alarm(SCORES, lane, f"after {watch.detector.rows} different inputs")
 
     def followed(self, chain: RoutedChain, overruled: int, rows: int) -> None:
-        """Count rows that followed `chain`, of which so many were overruled by the best variant at its end."""
+        """Count `rows` that followed `chain`, of which the best variant at its end overruled `overruled`."""
         if chain is not self._chain:
             self._close()
             self._chain = chain
@@ -253,15 +256,15 @@ class Guard:
     def compared(
         self, kind: str, lane: int, agrees: int, expected: float, rows: int, count: int = 1, evidence: int = _BOTH
     ) -> None:
-        """Count whether `lane` said of a row (of how many of `count` rows) what the auditor says.  Of `rows` profiled
-        rows of that kind it did so for a part `expected`; 0 rows: that is not known."""
+        """Count on how many of `count` rows `lane` agrees with the auditor.  Of `rows` profiled rows of that kind it
+        agreed on a share `expected`; `rows` 0: that is not known."""
         if self._health is not None and kind != SERVED and evidence & RECOVERY:
             self._health.compared(kind, lane, agrees, expected, rows, count)
         if not evidence & DRIFT:
             return
         watch = self._agreement.get((kind, lane))
         if watch is None:
-            # Of what is overruled there may be as much as there are rows.
+            # Every row may be overruled, not only audited ones, so the limit is that of scores.
             limits = (SCORE_LIMIT, FEWEST_ROWS) if kind == OVERRULED else ()
             watch = self._agreement[kind, lane] = AgreementWatch(*limits)
         if watch.add(agrees, expected, rows, count):
@@ -269,15 +272,16 @@ class Guard:
             self.alarm(kind, lane, f"{part:.1%} instead of {due:.1%} over {watch.rows} rows")
 
     def as_planned(self, lane: int, agrees: int, expected: float, rows: int) -> None:
-        """Count whether an answer of `lane`, which the plan's thresholds would let a client have, is the best
-        variant's.  It clears a lane, and raises no alarm: clients may have got another.  While the cascade is off there
-        is no such answer, and `witness` counts instead; a guard that only watches never has it off."""
+        """Count whether an answer of `lane` that clients would get by the plan's thresholds is the best variant's.
+
+        This may clear a lane, and raises no alarm, as clients may have got another answer.  While the cascade is off
+        there is no such answer, and `witness` counts instead; a guard that only watches never switches it off."""
         if self._health is not None and self.alarm_level != CASCADE_OFF:
             self._health.compared(SERVED, lane, agrees, expected, rows, 1)
 
     def witness(self, score: float, agrees: int) -> None:
-        """Count what the accused lane says of a row while the cascade is off: how sure it is, and whether it says what
-        the best variant says."""
+        """Count an answer of the accused lane while the cascade is off: its score, and whether it agrees with the best
+        variant."""
         if self._health is not None and self.alarm_level == CASCADE_OFF:
             self._health.asked(self.accused)
             floor, expected, rows = self.floors.get(self.accused, (-math.inf, *self.alike(self.accused, self.best)))
@@ -285,21 +289,21 @@ class Guard:
                 self._health.compared(SERVED, self.accused, agrees, expected, rows, 1)
 
     def alike(self, lane: int, auditor: int) -> tuple[float, int]:
-        """Return the part of rows of which two lanes say the same, by the profile, and how many rows it has of that."""
+        """Return the profiled share of rows on which two lanes agree, and the number of rows that it was counted on."""
         own = self._known(lane)
         found = own.alike.get(self._variants[auditor]) if own is not None else None
         return (found, own.rows) if own is not None and found is not None else (0.0, 0)
 
     @property
     def suspicious(self) -> bool:
-        """Return whether it would be good to know more."""
+        """Return whether answers look doubtful, so that more should be audited."""
         if self.detected_level != OK:
             return True
         of = [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]
         return any(not each.alarmed and each.statistic > _SUSPICIOUS * each.limit for each in of)
 
     def tightened(self, chain: RoutedChain) -> RoutedChain:
-        """Return the chain with thresholds above which only half of the profiled rows lie that do above its own."""
+        """Return the chain with tightened thresholds: of the profiled rows above its own, only half are above them."""
         levels = tuple(map(self._tighter, chain.lanes, chain.thresholds))
         part, rows = 0.0, 0
         if len(chain.lanes) == 2 and chain.lanes[1] == self.best and self._cascade is not None:
@@ -314,8 +318,8 @@ class Guard:
         return max(threshold, above[len(above) // 2]) if above else threshold
 
     def _overruled(self, lane: int, threshold: float) -> float:
-        """Return the part of rows, by the profile, of which `lane` is less sure and says otherwise than the best
-        variant, or a little more: tenths count whole.  0 if that is not known."""
+        """Return the profiled share of rows with scores below `threshold` that `lane` answers differently from the best
+        variant, or a little more, as tenths count whole; 0 if that is not known."""
         own, scores = self._known(lane), self._quantiles(lane)
         if own is None or not own.agreement or not scores:
             return 0.0
@@ -329,27 +333,27 @@ class Guard:
     def _known(self, lane: int) -> Sureness | None:
         return self._cascade.sureness.get(self._variants[lane]) if self._cascade is not None else None
 
-    # --- the ladder ---------------------------------------------------------------------------------------------------
+    # --- alarms -------------------------------------------------------------------------------------------------------
 
     def alarm(self, kind: str, lane: int, what: str) -> None:
-        """Take the next step, because a watch of `lane` saw `what`; if there is none, log that."""
+        """Raise the alarm level because a test of `lane` found `what`; if it cannot be raised, only log that."""
         self.alarms += 1
-        said = {
+        finding = {
             SCORES: f"the scores of {self._variants[lane]} are not those of the profile any more",
             OWN: f"{self._variants[lane]} agrees with the auditor less than profiled",
             OVERRULED: f"the best variant overrules {self._variants[lane]} more often than profiled",
             SERVED: f"answers of {self._variants[lane]} agree with the best variant's less than profiled",
         }[kind]
-        before, found = self.detected_level, self.detected_level
+        before, level = self.detected_level, self.detected_level
         if before == OK:
-            found = TIGHTENED
+            level = TIGHTENED
         elif before == TIGHTENED and kind == SERVED:
-            found = CASCADE_OFF
-        if found == before:
+            level = CASCADE_OFF
+        if level == before:
             self.urgent = URGENT_AUDITS if self.alarm_level == TIGHTENED else 0
             if self._health is not None:
                 self._health.accuse(kind, lane)
-            log.warning("%s: %s (%s); it stays %s", self.name, said, what, ALARM_LEVELS[before])
+            log.warning("%s: %s (%s); the guard stays %s", self.name, finding, what, ALARM_LEVELS[before])
             return
         if self._down_ns >= 0:
             relapse = self._clock() - self._down_ns < FORGIVEN * self.stay_ns
@@ -357,31 +361,31 @@ class Guard:
             self.stay_ns = min(2 * self.stay_ns, MOST_STAY_NS) if relapse else LEAST_STAY_NS
             self._down_ns = -1
         accused = {(kind, lane), *(self._health.accused if self._health is not None else ())}
-        self.accused = lane if found == CASCADE_OFF else -1
-        why = f"{said} ({what})"
-        done = "thresholds tighten" if found == TIGHTENED else "the cascade is off: the best variant answers all"
-        level = logging.WARNING if found == TIGHTENED else logging.ERROR
+        self.accused = lane if level == CASCADE_OFF else -1
+        why = f"{finding} ({what})"
+        done = "thresholds are tightened" if level == TIGHTENED else "the cascade is off: the best variant answers all"
+        severity = logging.WARNING if level == TIGHTENED else logging.ERROR
         would = "" if self.acts else " (it only watches: nothing is done)"
         log.log(
-            level,
-            "%s: %s: %s%s; it comes down by itself once answers are as profiled again, after %d minutes at the "
-            "earliest, or at once by `python -m clover ctl guard reset`",
+            severity,
+            "%s: %s: %s%s; this ends by itself once answers are as profiled again, after %d minutes at the earliest, "
+            "or at once by `python -m clover ctl guard reset`",
             self.name, why, done, would, self.stay_ns // 60_000_000_000,
         )  # fmt: skip
-        self._step(found, why, accused)
+        self._enter_level(level, why, accused)
 
     # --- what is shown ------------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
-        """Return where it stands and why, and by variant and kind what it saw: rows, the statistic and its limit, and
-        of agreement the part that agreed and the part expected."""
+        """Return the alarm level and its reason, and by variant and kind of test the rows, the statistic and its limit;
+        for agreement also the share that agreed and the share expected."""
         variants: dict[str, dict[str, Any]] = {}
         for lane, scores in enumerate(self._scores):
             if scores is not None and scores.detector.rows:
-                variants.setdefault(self._variants[lane], {})[SCORES] = _told(scores)
+                variants.setdefault(self._variants[lane], {})[SCORES] = _shown(scores)
         for (kind, lane), watch in self._agreement.items():
             variants.setdefault(self._variants[lane], {})[kind] = {
-                **_told(watch),
+                **_shown(watch),
                 "rows": watch.rows,
                 "agreement": watch.agreed / watch.rows,
                 "expected": watch.expected / watch.rows,
@@ -405,7 +409,7 @@ class Guard:
         }
 
 
-def _told(watch: ScoreWatch | AgreementWatch) -> dict[str, Any]:
+def _shown(watch: ScoreWatch | AgreementWatch) -> dict[str, Any]:
     found = watch.detector
     return {"rows": found.rows, "statistic": found.statistic, "limit": found.limit, "alarmed": found.alarmed}
 

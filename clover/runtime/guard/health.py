@@ -1,16 +1,17 @@
-"""Evidence that a family is well again after alarms of its guard, by what was accused: a kind of test and a lane.
+"""Evidence that answers have recovered after alarms of the guard, by what was accused: a kind of test and a lane.
 
-`scores`     every input's score, of the lane that it was asked of first;
+`scores`     the score of every input by the lane that was asked first;
 `own`        audits of rows that were asked of that lane first;
-`overruled`  rows of a chain, or audits as of `own`: either will do;
-`served`     audits of what the plan's own thresholds would have let a client have, though others are in force.
+`overruled`  rows of a chain, or audits as for `own`: either is enough;
+`served`     audits of the answers that clients would get by the plan's own thresholds, though others are in force.
 
-A lane that is not asked any more, because plans avoid what was accused, cannot clear itself.  Once `QUIET` inputs have
-come without one for it, it is judged by the scores of those that are asked: they tell whether inputs are as profiled,
-and nothing of the lane.  To come down on that is a trial, and the guard's stay bounds how often there is one.
+A lane that gets no rows any more, because plans avoid what was accused, cannot be cleared by its own answers.  Once
+`QUIET` inputs have come without one for it, it is judged by the scores of the lanes that do get rows: they show whether
+inputs are as profiled, but nothing about the lane.  Lowering the alarm level on that is a trial; the guard's stay
+bounds how often it is made.
 
-An input counts once here too, by memories of its own: one that came before the alarm may speak once more.  Else a
-client whose inputs are some thousands, again and again, would leave nothing to come down by.
+An input counts once here too, in memories of its own, so that one that came before the alarm counts once more.
+Otherwise a client that repeats a few thousand inputs would leave no evidence of recovery.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from clover.types import Sureness
 SCORES, OWN, OVERRULED, SERVED = "scores", "own", "overruled", "served"
 QUIET = 10_000
 REMEMBERED = 16_384
-"""Inputs that are remembered at least.  Those of a circle of more than these count again and again, and may: the scores
-and the agreement of so many inputs lie within what counts as profiled, if those of all do."""
+"""The least number of inputs that are remembered.  If more than these repeat in a cycle, each counts again every time,
+which does no harm: the scores and agreement of so many inputs are as profiled if those of all are."""
 
 Accused = tuple[str, int]
 
 
 class Health:
-    """Evidence since the guard took the step on which it stands.  `known` is the profile of each lane, `accused` what
-    is held against them."""
+    """Evidence of recovery since the alarm level last changed.  `known` is the profile of each lane; `accused` are the
+    kinds of test that raised an alarm, with their lanes."""
 
     def __init__(self, known: Sequence[Sureness | None], accused: Iterable[Accused]) -> None:
         self.inputs = 0
@@ -49,13 +50,13 @@ class Health:
                 try:
                     self._scores[lane] = ScoreRecovery(own.parts, own.rows)
                 except ValueError:
-                    continue  # the guard has said so
+                    continue  # the guard has logged it
         for kind, lane in accused:
             self.accuse(kind, lane)
 
     def accuse(self, kind: str, lane: int) -> None:
-        """Hold something against a lane, which has to clear itself from now on; all evidence begins anew, so that every
-        input may count for it."""
+        """Add an accused lane, which has to be cleared from now on; all evidence begins anew, so that every input may
+        count for it."""
         self.accused.add((kind, lane))
         for each in (OWN, OVERRULED) if kind == OVERRULED else (kind,):
             if each != SCORES:
@@ -87,7 +88,7 @@ class Health:
             found.add(agrees, expected, profiled, rows)
 
     def well(self, kind: str, lane: int) -> bool:
-        """Return whether what was held against a lane stands no more."""
+        """Return whether a lane has recovered from an accusation."""
         own = [found.clear.well for found in self._of(kind, lane).values()]
         if any(own):
             return True
@@ -102,7 +103,7 @@ class Health:
 
     @property
     def all_well(self) -> bool:
-        """Return whether nothing stands that was held against any."""
+        """Return whether all accused lanes have recovered."""
         return all(self.well(kind, lane) for kind, lane in self.accused)
 
     def _of(self, kind: str, lane: int) -> dict[str, ScoreRecovery | AgreementRecovery]:

@@ -1,8 +1,8 @@
-"""How much each client may say about answers, and how much of what was said came from one of them.
+"""Limits on the labels of each client, and the share of all labels that came from one client.
 
-A client is an address.  One that labels its own requests wrongly cannot be told from one whose labels are right, so
-what it may add a minute is bounded, and its part of the whole is reported.  Ids that are not remembered are counted
-apart, so that whoever guesses takes nothing from a neighbour behind the same proxy.
+A client is an address.  One that labels its own requests wrongly cannot be distinguished from one whose labels are
+right, so the labels that it may give a minute are bounded, and its share of all labels is reported.  Ids that are not
+remembered are counted separately, so that guessing ids does not use up the limit of others behind the same proxy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Labellers:
 
     def tried(self, client: str, now_ns: int) -> None:
         """Count an id that is not remembered; raises Overloaded if the client tried too many this minute."""
-        self._turn(now_ns)
+        self._begin_minute(now_ns)
         found = self._tries.get(_place(self._tries, client), 0)
         if found >= _TRIES:
             raise self._wait(now_ns, "too many unknown ids from this address; come again later")
@@ -39,7 +39,7 @@ class Labellers:
 
     def labels(self, client: str, rows: int, now_ns: int) -> None:
         """Count labelled rows; raises Overloaded, and counts nothing, if that would be too many this minute."""
-        self._turn(now_ns)
+        self._begin_minute(now_ns)
         place = _place(self._rows, client)
         found = self._rows.get(place, 0) + rows
         if found > self._rows_a_minute:
@@ -55,13 +55,14 @@ class Labellers:
 
     @property
     def largest_share(self) -> float | None:
-        """The part of all labelled rows that came from the client with most; None before the first.  Clients that are
-        not counted one by one are no client."""
+        """The share of all labelled rows that came from the client with most; None before the first.  Clients that
+        are not counted one by one are left out."""
         total = sum(self._labelled.values())
         most = max((rows for client, rows in self._labelled.items() if client != _OTHERS), default=0)
         return most / total if total else None
 
-    def _turn(self, now_ns: int) -> None:
+    def _begin_minute(self, now_ns: int) -> None:
+        """Reset the counts if another minute has begun."""
         minute = now_ns // _MINUTE_NS
         if minute != self._minute:
             self._minute = minute
@@ -74,5 +75,5 @@ class Labellers:
 
 
 def _place(counts: dict[str, int], client: str) -> str:
-    """Return the key of a client in a bounded dictionary."""
+    """Return the key of a client in a bounded dictionary: its own, or that of all others."""
     return client if client in counts or len(counts) < _MOST else _OTHERS

@@ -1,16 +1,16 @@
-"""Sequential tests that what drifted is well again: those of `clover.runtime.guard.drift`, turned round.
+"""Sequential tests that answers are as profiled again: the tests of `clover.runtime.guard.drift`, reversed.
 
-**The hypothesis** is that it is still ill: that a part of the rows (those whose score lies in the lowest tenth, say, or
-those that disagree) is *at least* so much.  So much are odds `ILL_SCORES` or `ILL_AGREEMENT` times those of the most
-that counts as profiled.  A bet is made on that most.  Its likelihood ratio is an e-value for all of the hypothesis, and
-gains on average at any part that counts as profiled.
+**The hypothesis** is that answers still drift ("ill"): that a part of the rows (those whose score lies in the lowest
+tenth, say, or those that disagree) is *at least* so large that its odds are `ILL_SCORES` or `ILL_AGREEMENT` times those
+of the largest part that counts as profiled.  A bet is made on that largest part.  Its likelihood ratio is an e-value
+for all of the hypothesis, and grows on average at any part that counts as profiled.
 
-**The bound** is that of an e-detector: while it is ill, the statistic less the rows seen never grows on average, so
-that within n rows all is clear by mistake with a probability of n / limit at most.  Of scores every part that is
-watched has a statistic of its own, and all have to reach the limit: if any part is ill, its own would have to err.
+**The bound** is that of an e-detector: while answers drift, the statistic less the rows seen never grows on average, so
+that a false all-clear within n rows has a probability of n / limit at most.  Every part of the scores that is watched
+has a statistic of its own, and all have to reach the limit: if any part drifts, its own would have to err.
 
-A statistic is held at `HELD` times its limit.  That only lowers it, so the bound stays, and what has been well for long
-is not well for long after.  What lies between "as profiled" and "ill" may be taken for either.
+A statistic is capped at `HELD` times its limit.  That only lowers it, so the bound holds, and a long time without drift
+does not delay the detection of a later one.  What lies between "as profiled" and "ill" may be judged either way.
 
 Nothing here reads a clock or draws a number.
 """

@@ -1,11 +1,10 @@
-"""Which rows are audited: a share of them, spread evenly, and in no hour fewer than promised.
+"""Which rows are audited: a share of them, spread evenly, and in every hour at least `LEAST`.
 
-Row n is picked where the fractional part of n / golden ratio lies below the share: of any run of rows very nearly that
-part is picked, at distances that are no multiple of anything a client may do by turns.  An audit that could not be made
-is owed: while an hour lies below `LEAST`, the next rows are picked whatever their number says, and what an hour still
-owes at its end is made up for in the next.  Debts never make it more than `MOST` of the rows (`URGENT` is another
-matter), and those of more than an
-hour are forgotten: where nobody could answer for long, nobody is flooded later.
+Row n is picked if the fractional part of n / golden ratio lies below the share: of any run of rows very nearly that
+part is picked, at distances that fit no period in what clients send.  An audit that could not be made is owed: while an
+hour is below `LEAST`, the next rows are picked whatever their number, and what an hour still owes at its end is added
+to the next.  Owed audits never raise the share above `MOST` (`URGENT` does), and those of more than an hour ago are
+dropped, so that a long time without an auditor is not followed by a flood of audits.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 LEAST, MOST = 0.001, 0.02
 """Within these lies the share of rows that is audited, in every hour without an alarm."""
 URGENT = 0.2
-"""The share right after an alarm, when it is to be known soon whether answers have become worse."""
+"""The share right after an alarm, to learn soon whether answers have become worse."""
 HOUR_NS = 3_600_000_000_000
 _BITS = 64
 _MASK = (1 << _BITS) - 1
@@ -28,9 +27,9 @@ def clean_share(
     suspicious: bool = False,
     urgent: bool = False,
 ) -> float:
-    """Return the share to audit while the grid has `g_per_kwh`: `share` at the reference, more where it is cleaner and
-    less where it is dirtier, within the bounds; the most while something looks wrong, `URGENT` while that cannot
-    wait."""
+    """Return the share to audit while the grid has `g_per_kwh`: `share` at the reference intensity, more on a cleaner
+    grid and less on a dirtier one, between `LEAST` and `MOST`; `MOST` while answers look suspicious, `URGENT` right
+    after an alarm."""
     if urgent:
         return URGENT
     if suspicious:
@@ -59,21 +58,21 @@ class Sampler:
         self.set(share)
 
     def set(self, share: float) -> None:
-        """Pick so many from now on (a part of 1, at least `LEAST`)."""
+        """Pick this share of the rows from now on (of 1, at least `LEAST`)."""
         if share <= MOST < self.share:
-            self._tried = min(self._tried, int(MOST * self.rows))  # what was urgent is no debt's
+            self._tried = min(self._tried, int(MOST * self.rows))  # urgent audits do not use up the room for owed ones
         self.share = min(max(share, LEAST), 1.0)
         self._bound = int(self.share * (_MASK + 1))
 
     @property
     def owed(self) -> float:
-        """Audits that are missing to `LEAST`, those of hours before included."""
+        """Audits that are missing to `LEAST`, including those owed by the hour before."""
         return max(0.0, LEAST * self.rows + self._owed - self.taken)
 
     def pick(self, now_ns: int) -> bool:
         """Return whether to audit the row that comes now."""
         if now_ns // HOUR_NS != self._hour:
-            self._turn(now_ns // HOUR_NS)
+            self._begin_hour(now_ns // HOUR_NS)
         self.rows += 1
         self._phase = (self._phase + _GOLDEN) & _MASK
         due = self.taken < LEAST * self.rows + self._owed and self._tried < MOST * self.rows
@@ -84,17 +83,18 @@ class Sampler:
         return False
 
     def failed(self) -> None:
-        """A row that was picked could not be audited."""
+        """Take back a pick: the row could not be audited."""
         self.taken -= 1
 
     def spared(self) -> bool:
-        """Return whether a row that was picked need not be audited: without it the hour still has its least share."""
+        """Return whether the hour has its least share without a row that was picked; its pick is taken back then."""
         if self.taken - 1 < LEAST * self.rows + self._owed:
             return False
         self.taken -= 1
         return True
 
-    def _turn(self, hour: int) -> None:
+    def _begin_hour(self, hour: int) -> None:
+        """Record the share of the hour that is over, and carry over what it owes."""
         if self.rows:
             self.last = max(self.taken, 0) / self.rows
             self.lowest = self.last if self.lowest is None else min(self.lowest, self.last)

@@ -1,4 +1,4 @@
-"""A number for the input of a row in the slab: equal inputs have equal numbers, others nearly always another one."""
+"""Digests of the inputs of rows in the slab: equal inputs have equal digests, different ones nearly always differ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clover.types import FamilySpec
 
 
 class InputDigests:
-    """Digests of the inputs in `memory`, by a key of this process that no client is shown."""
+    """Computes digests of the inputs in `memory`, with a secret key of this process."""
 
     __slots__ = ("_digests", "_memory", "_others", "_some")
 
@@ -31,18 +31,18 @@ class InputDigests:
         self._others = tuple((index, spec.inputs[index].datatype == "BYTES") for index in others)
 
     def digest(self, slot: int) -> int:
-        """Return the number of the row in `slot`."""
+        """Return the digest of the inputs of the row in `slot`."""
         found = self._digests.row(slot) if self._some else 0
         for index, text in self._others:
             try:
                 found = self._more(found, slot, index, text)
-            except ValueError:  # a worker wrote over its shape: all such rows count as one
+            except ValueError:  # a worker overwrote its shape; all such rows count as the same
                 return 0
         return found
 
     def _more(self, before: int, slot: int, index: int, text: bool) -> int:
-        """Return the number of an input whose rows differ in size, with its shape, after that of those `before` it.
-        Its row may be large, so it is not copied."""
+        """Return the digest `before`, continued over an input whose rows differ in size, with its shape.  The row may
+        be large, so it is not copied."""
         memory = self._memory
         dims = memory.dims("input", index, slot)
         parts = (memory.length("input", index, slot),) if text else dims

@@ -1,7 +1,7 @@
-"""Rows in and out of a slab: whole arrays where the slots are consecutive, row by row where shapes vary.
+"""Rows in and out of a slab: whole arrays if the slots are consecutive, row by row if shapes vary.
 
-The front end copies a request's rows once, here, or receives them where they belong (`FixedRows.view`).  What a worker
-wrote is not trusted: a shape or length beyond its declaration is the model's failure, not the server's.
+The front end copies a request's rows once, here, or receives them into their slots (`FixedRows.view`).  What a worker
+wrote is not trusted: a shape or length beyond its declaration fails the request, not the server.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Memory(Protocol):
 
 
 def _span(slots: list[int]) -> Any:
-    """Return an index for `slots`: a slice where they are consecutive, else an integer array."""
+    """Return an index for `slots`: a slice if they are consecutive, else an integer array."""
     first, count = slots[0], len(slots)
-    if slots[-1] - first == count - 1:  # slots of a ticket rise, so the ends tell
+    if slots[-1] - first == count - 1:  # slots of a ticket are ascending, so its ends suffice
         return slice(first, first + count)
     return np.asarray(slots, np.intp)
 
 
 def write_array(memory: Memory, tensor: TensorSpec, index: int, slots: list[int], rows: NDArray[Any]) -> None:
-    """Copy `rows` [len(slots), *shape] into input `index`; raises BadRequest where their shape is not the declared."""
+    """Copy `rows` [len(slots), *shape] into input `index`; raises BadRequest if their shape is not the declared one."""
     shape = rows.shape[1:]
     if rows.ndim == 0 or len(rows) != len(slots):
         raise BadRequest(f"input {tensor.name!r} holds {len(rows) if rows.ndim else 0} rows instead of {len(slots)}")
@@ -66,7 +66,7 @@ def write_bytes(
     rows: Sequence[bytes],
     dims: tuple[int, ...] | None,
 ) -> None:
-    """Copy rows of a BYTES tensor, already in OIP form; `dims` is the shape of each row's elements where it varies."""
+    """Copy rows of a BYTES tensor, already in OIP form; `dims` is the shape of each row's elements if it varies."""
     if len(rows) != len(slots):
         raise BadRequest(f"input {tensor.name!r} holds {len(rows)} rows instead of {len(slots)}")
     for slot, row in zip(slots, rows, strict=True):
@@ -93,8 +93,8 @@ def _elements(row: bytes) -> int:
 
 
 def read_rows(memory: Memory, spec: FamilySpec, index: int, slots: list[int]) -> NDArray[Any] | list[bytes]:
-    """Return output `index` of `slots`: one array [rows, *shape], a view where the slots are consecutive and the shape
-    is fixed; BYTES: OIP form a row.  Raises ModelFailed where the worker wrote what its declaration does not allow."""
+    """Return output `index` of `slots`: one array [rows, *shape], a view if the slots are consecutive and the shape
+    is fixed; BYTES: OIP form a row.  Raises ModelFailed if the worker wrote what its declaration does not allow."""
     tensor = spec.outputs[index]
     try:
         if tensor.datatype == "BYTES":
@@ -114,8 +114,7 @@ def read_rows(memory: Memory, spec: FamilySpec, index: int, slots: list[int]) ->
 
 
 class FixedRows:
-    """A tensor whose rows have one shape and are numbers: the whole array of the slab, asked for once.  `floats` where
-    they are float32."""
+    """A tensor whose rows are numbers of one shape: the whole array of the slab.  `floats` is set if it is float32."""
 
     __slots__ = ("_dtype", "_region", "_shape", "floats")
 
@@ -127,14 +126,14 @@ class FixedRows:
 
     @classmethod
     def of(cls, memory: Memory, kind: str, tensors: Sequence[TensorSpec]) -> list[FixedRows | None]:
-        """Of each tensor; None for those whose rows are others."""
+        """Return the fixed rows of each tensor; None for tensors whose rows vary in size."""
         return [
             cls(memory.array(kind, index)) if tensor.datatype != "BYTES" and not tensor.variable else None
             for index, tensor in enumerate(tensors)
         ]
 
     def put(self, slots: list[int], rows: NDArray[Any]) -> bool:
-        """Write `rows` of these slots; False where they are not as declared."""
+        """Write `rows` into these slots; return False, and write nothing, if they are not as declared."""
         if self.floats is not None and self.floats.put(slots, rows):
             return True
         if rows.shape[1:] != self._shape or rows.dtype != self._dtype or len(rows) != len(slots):
@@ -146,12 +145,12 @@ class FixedRows:
         return True
 
     def get(self, slots: list[int]) -> NDArray[Any]:
-        """Return the rows of these slots; a view where they are consecutive."""
+        """Return the rows of these slots; a view if they are consecutive."""
         rows: NDArray[Any] = self._region[slots[0] : slots[0] + 1] if len(slots) == 1 else self._region[_span(slots)]
         return rows
 
     def view(self, slots: list[int]) -> memoryview | None:
-        """Return the bytes of the rows of these slots, to be written; None where the slots are not neighbours."""
+        """Return the bytes of the rows of these slots, to be written; None if the slots are not neighbours."""
         first, last = slots[0], slots[-1]
         if last - first != len(slots) - 1:
             return None
@@ -159,8 +158,8 @@ class FixedRows:
 
 
 class ShapeKeys:
-    """Numbers for the shapes of rows: equal shapes, equal number; never the reverse.  Rows of one number may share a
-    batch.  Families without variable inputs have the one number 0."""
+    """Numbers for the shapes of rows: rows of different shapes never have the same number, and rows of one number may
+    share a batch.  Families without variable inputs have the one number 0."""
 
     __slots__ = ("_keys", "_last", "_memory", "_variable")
 
@@ -173,7 +172,7 @@ class ShapeKeys:
         self._last = 0
 
     def of(self, slots: list[int]) -> int:
-        """Return the number of the rows in `slots`; raises BadRequest where they differ in shape."""
+        """Return the number of the rows in `slots`; raises BadRequest if they differ in shape."""
         if not self._variable:
             return 0
         dims = self._dims(slots[0])
@@ -182,7 +181,7 @@ class ShapeKeys:
         key = self._keys.get(dims)
         if key is None:
             if len(self._keys) >= self._REMEMBERED:
-                self._keys.clear()  # numbers go on rising, so forgetting costs a shared batch, never a wrong one
+                self._keys.clear()  # numbers keep rising, so forgetting one never makes a wrong batch
             self._last += 1
             key = self._keys[dims] = self._last
         return key

@@ -84,7 +84,7 @@ def _check_tensor(tensor: TensorSpec, bound: tuple[int, ...]) -> None:
 
 
 class Layout:
-    """Offsets and sizes of a family's slab with `slots` rows.  Raises ConfigError where tensors or sizes are unusable.
+    """Offsets and sizes of a family's slab with `slots` rows.  Raises ConfigError if tensors or sizes are unusable.
 
     `bytes` is the size of the whole slab, `row_bytes` what one more slot adds.
     """
@@ -148,7 +148,7 @@ def shared_memory(name: str, size: int) -> int:
 
 
 def map_shared(fd: int, size: int) -> mmap.mmap:
-    """Map all of a memfd from `shared_memory`.  Raises WorkerError where its size differs or it could still shrink."""
+    """Map all of a memfd from `shared_memory`.  Raises WorkerError if its size differs or it could still shrink."""
     found = os.fstat(fd).st_size
     if found != size:
         raise WorkerError(f"shared memory has {found} bytes instead of {size}")
@@ -169,7 +169,7 @@ class Slab:
         self.generation: NDArray[np.uint32] = self._words[:, 0]
         """[slots] uint32: counts the uses of each slot."""
         self.score: NDArray[np.float32] = self._words.view(np.float32)[:, 1]
-        """[slots] float32: the confidence of the answer that lies in each slot, where the family has one."""
+        """[slots] float32: the confidence of the answer in each slot, if the family has a confidence function."""
         self.request: NDArray[np.uint64] = words.view(np.uint64).reshape(layout.slots, -1)[:, 1]
         """[slots] uint64: the request each slot serves."""
         self._inputs = [self._view(region) for region in layout.inputs]
@@ -189,7 +189,7 @@ class Slab:
 
     @classmethod
     def attach(cls, fd: int, layout: Layout) -> Slab:
-        """Map another process's slab and take over `fd`.  Raises WorkerError where it is not of this layout."""
+        """Map another process's slab and take over `fd`.  Raises WorkerError if it is not of this layout."""
         mapped = map_shared(fd, layout.bytes)
         if mapped[: _HEADER.size] != layout.header():
             magic, version, slots, size, _, _, _ = _HEADER.unpack(mapped[: _HEADER.size])
@@ -201,7 +201,7 @@ class Slab:
 
     @property
     def memory(self) -> mmap.mmap:
-        """All of it."""
+        """The whole mapped memory."""
         return self._map
 
     def _view(self, region: Region) -> NDArray[Any]:
@@ -210,19 +210,19 @@ class Slab:
         return flat.reshape(slots, *region.bound)
 
     def input(self, index: int) -> NDArray[Any]:
-        """[slots, *bound] of input `index`; BYTES: uint8 [slots, max_bytes]."""
+        """Return the array [slots, *bound] of input `index`; BYTES: uint8 [slots, max_bytes]."""
         return self._inputs[index]
 
     def output(self, index: int) -> NDArray[Any]:
-        """[slots, *bound] of output `index`; BYTES: uint8 [slots, max_bytes]."""
+        """Return the array [slots, *bound] of output `index`; BYTES: uint8 [slots, max_bytes]."""
         return self._outputs[index]
 
     def array(self, kind: Kind, index: int) -> NDArray[Any]:
-        """`input(index)` or `output(index)`."""
+        """Return `input(index)` or `output(index)`."""
         return (self._inputs if kind == "input" else self._outputs)[index]
 
     def dims(self, kind: Kind, index: int, slot: int) -> tuple[int, ...]:
-        """Return the shape of the row in `slot`.  Raises ValueError where the other side wrote dims beyond the
+        """Return the shape of the row in `slot`.  Raises ValueError if the other side wrote dims beyond the
         bound."""
         region = self.layout.region(kind, index)
         if region.dims_word < 0:
@@ -233,7 +233,7 @@ class Slab:
         return tuple(found)
 
     def set_dims(self, kind: Kind, index: int, slot: int, dims: Sequence[int]) -> None:
-        """Record the shape of the row in `slot`; raises ValueError where it breaks the declaration."""
+        """Record the shape of the row in `slot`; raises ValueError if it breaks the declaration."""
         region = self.layout.region(kind, index)
         _check_dims(region.tensor, dims)
         if region.dims_word >= 0:
@@ -259,12 +259,12 @@ class Slab:
         return self.array(kind, index)[slot, : self.length(kind, index, slot)].tobytes()
 
     def put_bytes(self, kind: Kind, index: int, slot: int, data: bytes | bytearray | memoryview) -> None:
-        """Write a BYTES row in OIP form; raises ValueError where it does not fit."""
+        """Write a BYTES row in OIP form; raises ValueError if it does not fit."""
         self.set_length(kind, index, slot, len(data))
         self.array(kind, index)[slot, : len(data)] = np.frombuffer(data, np.uint8)
 
     def close(self) -> None:
-        """Close the descriptor and unmap.  Views that somebody still holds keep the mapping (not the slab) alive."""
+        """Close the descriptor and unmap.  Views that are still held keep the mapping (not the slab) alive."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -29,8 +29,8 @@ _FOREVER_NS = 1 << 60
 
 class Admission:
     """Takes requests in.  `hold`: rows may wait while no worker that may serve them is there, because one is on its
-    way.  `lent`: slots that clients still write to.  `closed`, where a method takes it: why nothing new is taken, empty
-    while something is."""
+    way.  `lent`: slots that clients still write to.  The argument `closed` of methods: why nothing new is taken,
+    empty while something is."""
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
+from clover._native.wire cimport monotonic_ns
 from clover.runtime.router.deadlines cimport Deadlines
 from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.slots cimport SlotTable
@@ -22,5 +23,5 @@ cdef class RouterState:
     cdef public object lost
     cdef bint _real
 
-    cpdef int64_t now_ns(self) except? -1
+    cdef int64_t now_ns(self) except? -1
     cpdef double retry_after_s(self, int64_t now_ns) except? -1.0

@@ -1,6 +1,6 @@
-"""One reader for all completions: workers of every family ring the same eventfd, and each router looks at its rings.
+"""One reader for all completions: workers of every family write the same eventfd, and each router reads its rings.
 
-The eventfd is cleared before the rings are read, so a completion that comes in between rings it again.
+The eventfd is cleared before the rings are read, so a completion that comes in between sets it again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 class Completions:
-    """Calls every listener once the eventfd `fd` was rung.  Lives between `start` and `stop`."""
+    """Calls every listener when the eventfd `fd` was written, between `start` and `stop`."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -21,10 +21,10 @@ class Completions:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to listen on `loop`."""
         self._loop = loop
-        loop.add_reader(self._fd, self._rung)
+        loop.add_reader(self._fd, self._written)
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._loop is not None:
             self._loop.remove_reader(self._fd)
             self._loop = None
@@ -34,10 +34,10 @@ class Completions:
         self._listeners = (*self._listeners, listener)
 
     def remove(self, listener: Callable[[], None]) -> None:
-        """Do not call it any more."""
+        """Stop calling `listener`."""
         self._listeners = tuple(item for item in self._listeners if item != listener)
 
-    def _rung(self) -> None:
+    def _written(self) -> None:
         try:
             os.eventfd_read(self._fd)
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""A worker as the server holds it: its ring, its doorbell, its state, its end."""
+"""A worker process as the server holds it: its ring, its doorbell, its state, its end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from clover._native.ring import Ring
@@ -20,28 +21,39 @@ from clover.worker import frames
 _log = logging.getLogger("clover.pool")
 
 _STATUS_S = 0.1
-"""How long the exit status may come after the death itself."""
+"""How much later than the death itself the exit status may come."""
 
 _END_S = 5.0
-"""How long a killed process may take to be gone; it may be writing out memory."""
+"""How long a killed process may take to end; its memory has to be unmapped."""
 
 State = Literal["starting", "loading", "warming", "ready", "draining", "dead"]
 
 
-class Owner(Protocol):
-    """What a worker needs of its pool."""
+class WorkerOwner(Protocol):
+    """What a worker process needs of its pool."""
 
     silent_s: float
 
     def forget(self, worker: WorkerProcess) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerChannel:
+    """The server's ends of what connects it with a worker: the ring of batches, the control socket, the eventfd that
+    wakes the worker, and the descriptor of its process."""
+
+    ring: Ring
+    control: socket.socket
+    doorbell: int
+    pidfd: int
+
+
 class WorkerProcess:
-    """One worker process.  Made by `Pool.spawn`, which returns it ready.
+    """One worker process.  `Pool.spawn` makes it and returns it ready.
 
     `ring` is the server's side of its ring, and stays readable after its death.  `ready_ms` is the time from the order
-    to ready; `fork_ms`, `load_ms` and `warm_ms` are its parts as the worker measured them, `said_ns` when it was first
-    heard to be in a state.  `overruns` of `paced_batches` took longer than the emulated slice would have (0 elsewhere);
+    to ready; `fork_ms`, `load_ms` and `warm_ms` are its parts as the worker measured them; `said_ns` is when it first
+    reported each state.  `overruns` of `paced_batches` took longer than the emulated slice would have (0 elsewhere);
     `device_lost`: it ended because its GPU is gone.
     """
 
@@ -49,18 +61,15 @@ class WorkerProcess:
         self,
         order: frames.WorkerOrder,
         pid: int,
-        ring: Ring,
+        channel: WorkerChannel,
         *,
-        control: socket.socket,
-        doorbell: int,
-        pidfd: int,
         output: WorkerOutput,
         started_at_ns: int,
-        pool: Owner,
+        pool: WorkerOwner,
     ) -> None:
         self.order = order
         self.pid = pid
-        self.ring = ring
+        self.ring = channel.ring
         self.state: State = "starting"
         self.started_at_ns = started_at_ns
         self.ready_ms = 0.0
@@ -71,9 +80,9 @@ class WorkerProcess:
         self.paced_batches = 0
         self.overruns = 0
         self.device_lost = False
-        self._control = control
-        self._doorbell = doorbell
-        self._pidfd = pidfd
+        self._control = channel.control
+        self._doorbell = channel.doorbell
+        self._pidfd = channel.pidfd
         self._output = output
         self._pool = pool
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -92,7 +101,7 @@ class WorkerProcess:
         return f"<WorkerProcess {self.pid} {self.order.family.name}/{self.order.variant} {self.state}>"
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Listen to it on `loop`."""
+        """Listen on `loop` to what it sends, and for its end."""
         self._loop = loop
         self._ready = loop.create_future()
         loop.add_reader(self._control.fileno(), self._readable)
@@ -100,7 +109,7 @@ class WorkerProcess:
         self._output.bind(loop)
 
     async def until_ready(self, within_s: float) -> None:
-        """Wait until it is ready; raises WorkerError where it failed, died or takes longer."""
+        """Wait until it is ready; raises WorkerError if it failed, died or takes longer."""
         assert self._ready is not None
         try:
             # Not wait_for, which swallows (in Python 3.11) a cancellation that comes with the result.
@@ -113,24 +122,24 @@ class WorkerProcess:
     # --- using it ---
 
     def bell(self) -> None:
-        """Ring its doorbell: there is something in its ring."""
+        """Wake it, because there is something in its ring."""
         if self.state != "dead":
             os.eventfd_write(self._doorbell, 1)
 
     def request_exit(self) -> None:
-        """Tell it to answer what is in its ring and exit; returns at once."""
+        """Have it answer what is in its ring and exit; return at once."""
         if self.state == "dead":
             return
         self.state = "draining"
         try:
             frames.send(self._control, frames.Exit())
         except OSError:
-            self.kill()  # a worker that cannot be told anything any more
+            self.kill()  # it cannot be reached any more
 
     async def drain_and_exit(self) -> None:
-        """Let it answer what is in its ring and exit; SIGKILL where that takes longer than the pool's `silent_s`.
+        """Let it answer what is in its ring and exit; kill it if that takes longer than the pool's `silent_s`.
 
-        Returns once it is gone.  `on_death` is called only where it did not exit by itself.
+        Returns once it has ended.  `on_death` is called only if it did not exit by itself.
         """
         self.request_exit()
         if not await self.dead(self._pool.silent_s):
@@ -139,13 +148,13 @@ class WorkerProcess:
             await self.dead(_END_S)
 
     def kill(self) -> None:
-        """SIGKILL, by pidfd: it cannot hit another process.  `on_death` follows as for any other death."""
+        """Send SIGKILL by pidfd, which cannot hit another process.  `on_death` is called as for any other death."""
         if self.state != "dead":
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def dead(self, within_s: float) -> bool:
-        """Wait at most `within_s` seconds for its end; whether it came."""
+        """Wait at most `within_s` seconds for its end; return whether it came."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self._gone.wait()
@@ -155,7 +164,7 @@ class WorkerProcess:
     def on_death(self) -> Callable[[WorkerProcess, str], None] | None:
         """Called once on the loop, with a reason, when it died unexpectedly: anything but exiting after a drain.
 
-        Set after it died, it is called on the loop's next turn, so that no death is missed.
+        If it is set after the death, it is called on the loop's next turn, so that no death is missed.
         """
         return self._on_death
 
@@ -174,9 +183,10 @@ class WorkerProcess:
 
     @property
     def on_end_asked(self) -> Callable[[WorkerProcess], None] | None:
-        """Called once on the loop when somebody else asked it to end (SIGTERM); it serves on until `request_exit`.
+        """Called once on the loop when another process asked it to end (SIGTERM); it keeps serving until
+        `request_exit`.
 
-        Set after that, it is called on the loop's next turn.
+        If it is set after that, it is called on the loop's next turn.
         """
         return self._on_end_asked
 
@@ -192,7 +202,7 @@ class WorkerProcess:
         if callback is not None:
             callback(self)
 
-    # --- hearing from it ---
+    # --- what it sends ---
 
     def _readable(self) -> None:
         assert self._loop is not None
@@ -201,7 +211,7 @@ class WorkerProcess:
             if frame is not None:
                 kind, payload, _ = frame
                 if kind is frames.Kind.STATE:
-                    self._says(frames.decode(payload, frames.WorkerState))
+                    self._reported(frames.decode(payload, frames.WorkerState))
                 elif kind is frames.Kind.END_ASKED:
                     self._end_asked = True
                     self._deliver_end_asked()
@@ -217,7 +227,7 @@ class WorkerProcess:
         self._loop.remove_reader(self._control.fileno())
         self._timers.append(self._loop.call_later(_STATUS_S, self.kill))
 
-    def _says(self, state: frames.WorkerState) -> None:
+    def _reported(self, state: frames.WorkerState) -> None:
         assert self._ready is not None
         self.said_ns.setdefault(state.state, time.monotonic_ns())
         self.fork_ms = state.fork_ms or self.fork_ms
@@ -238,7 +248,7 @@ class WorkerProcess:
                     self._ready.set_result(None)
 
     def exited(self, code: int) -> None:
-        """The zygote says how it ended: its exit status, or minus a signal's number."""
+        """Take its exit status, or minus a signal's number, which the zygote reports."""
         self._code = code
         if self._ended:
             self._finish()
@@ -262,10 +272,10 @@ class WorkerProcess:
             timer.cancel()  # a timer would keep this worker, and with it the mapping of its ring
         self._timers.clear()
         self._loop.remove_reader(self._control.fileno())
-        with contextlib.suppress(OSError, WorkerError):  # its last words may say why
+        with contextlib.suppress(OSError, WorkerError):  # its last frame may give the reason
             while (frame := frames.receive(self._control)) is not None:
                 if frame[0] is frames.Kind.STATE:
-                    self._says(frames.decode(frame[1], frames.WorkerState))
+                    self._reported(frames.decode(frame[1], frames.WorkerState))
         self.state = "dead"
         self._control.close()
         self._output.close()
@@ -279,7 +289,7 @@ class WorkerProcess:
                 WorkerError(f"{self.order.variant} ({self.order.backend}) died while starting: {reason}")
             )
         if not self._ready.cancelled():
-            self._ready.exception()  # looked at, also where nobody waits any more
+            self._ready.exception()  # retrieved, so that asyncio does not warn if nothing awaits it
         if not expected:
             self._undelivered = reason
             self._deliver()

@@ -119,7 +119,7 @@ class Member:
 
 
 def _ignore() -> None:
-    """Do nothing about a standby worker that is ready, until somebody says what to do."""
+    """Do nothing about a standby worker that is ready, until there is a crew."""
 
 
 class Members:

@@ -1,4 +1,4 @@
-"""What workers print, on its way to the log: bounded, and what is left out counted.
+"""What workers print goes to the log, at a bounded rate; lines that are left out are counted.
 
 Standard output and error of a worker are a pipe that the server reads.  A token bucket admits a burst of lines, then so
 many lines and bytes a second; what comes beyond is left out.  The log says how much, at most once in `REPORT_S`, and
@@ -38,16 +38,16 @@ PAUSE_S = 0.005
 REPORT_S = 10.0
 
 _PIECE = select.PIPE_BUF
-"""As much as a pipe takes at once if it says that it takes anything."""
+"""As much as a pipe takes at once if it is writable at all."""
 
-_LAST_READS = 16  # a child of the worker's may have its pipe still, and print on
+_LAST_READS = 16  # a child of the worker may have the pipe still, and keep printing
 _SECOND_NS = 1_000_000_000
 _STDERR = 2
 
 
 class LeftOut:
-    """What was printed and not logged so far: `lines`, and `bytes` of these and of lines that were cut.  What one
-    worker's counts, counts `within` its family's as well."""
+    """Counts what was printed and not logged: `lines`, and `bytes` of these and of lines that were cut.  What is added
+    to the count of a worker is added to that of its family (`within`) too."""
 
     __slots__ = ("bytes", "lines", "within")
 
@@ -57,7 +57,7 @@ class LeftOut:
         self.within = within
 
     def add(self, lines: int, size: int) -> None:
-        """Count more of it."""
+        """Add `lines` lines of `size` bytes."""
         self.lines += lines
         self.bytes += size
         if self.within is not None:
@@ -65,7 +65,7 @@ class LeftOut:
 
 
 class OutputLimit:
-    """Splits what one worker prints into lines, and says which of them may be logged.  What it leaves out it adds to
+    """Splits what one worker prints into lines and decides which of them are logged; the others are added to
     `left_out`.  Reads no clock."""
 
     def __init__(self, left_out: LeftOut, now_ns: int) -> None:
@@ -85,7 +85,7 @@ class OutputLimit:
         while (end := data.find(b"\n", pos) + 1) > 0:
             line = self._whole(data[pos:end])
             if not self._admit(line):
-                # And so is the rest: a flood is not looked at line by line.
+                # Leave out the rest too, without splitting it into lines: a flood must cost little.
                 whole = data.rfind(b"\n") + 1
                 self._keep(line + data[end:whole])
                 pos = whole
@@ -150,8 +150,8 @@ class OutputLimit:
 
 
 def write_out(lines: list[bytes], left_out: LeftOut) -> None:
-    """Write whole lines to standard error.  Where whoever reads that does not keep up, they are left out: a log must
-    not hold up those who serve."""
+    """Write whole lines to standard error, or leave them out if its reader does not keep up: logging must not hold up
+    serving."""
     at = 0
     while at < len(lines):
         size, end = len(lines[at]), at + 1
@@ -216,22 +216,22 @@ class WorkerOutput:
             self._log(self._limit.take(data, self._clock()))
         os.close(self._fd)
         self._log(self._limit.end(self._clock()))
-        self._say()
+        self._report_left_out()
 
     def _readable(self) -> None:
         assert self._loop is not None
         self._loop.remove_reader(self._fd)
         data = self._read()
         if data == b"":
-            return  # nobody can print any more
+            return  # the pipe was closed by all writers
         self._pause = self._loop.call_later(PAUSE_S, self._loop.add_reader, self._fd, self._readable)
         if data:
             self._log(self._limit.take(data, self._clock()))
         if self._report is None and self._reported != (self._own.lines, self._own.bytes):
-            self._report = self._loop.call_later(REPORT_S, self._say)
+            self._report = self._loop.call_later(REPORT_S, self._report_left_out)
 
     def _read(self) -> bytes | None:
-        """Return what it printed; nothing at the end of the pipe, None where there is nothing now."""
+        """Return what it printed; b"" at the end of the pipe, None if there is nothing now."""
         try:
             return os.read(self._fd, READ_BYTES)
         except OSError:
@@ -241,7 +241,7 @@ class WorkerOutput:
         if lines:
             self._write(lines, self._own)
 
-    def _say(self) -> None:
+    def _report_left_out(self) -> None:
         """Report what was left out since the last time."""
         self._report = None
         lines, size = self._own.lines - self._reported[0], self._own.bytes - self._reported[1]

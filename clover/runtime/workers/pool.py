@@ -1,14 +1,14 @@
-"""The server's side of its workers: spawning through the zygote, hearing of their deaths, ending them.
+"""The server's side of its workers: spawns them through the zygote, learns of their deaths, ends them.
 
 One pool serves every family.  It owns the zygote, the eventfd that workers ring after completing a batch
 (`completion_fd`), and the lifeline: a pipe whose write end only this process holds, so that workers end with it.
 
-A worker's death is heard by its pidfd, which the zygote (its parent) opened; the exit status comes from the zygote a
-moment later.  The zygote may die without harm: workers go on, and the next spawn starts another.
+A worker's death is signalled by its pidfd, which the zygote (its parent) opened; the exit status comes from the zygote
+a moment later.  The zygote may die without harm: workers keep serving, and the next spawn starts another.
 
-Starting is computing: importing what a model needs, loading, warming.  Dozens of workers that started at once would
-share the cores, and each of them take as long as all; so about one a core starts at a time (`starts`), and the time a
-worker may take counts from when its turn comes.
+Starting a worker takes CPU time: importing what a model needs, loading, warming.  Dozens of workers that started at
+once would share the cores, and each would take as long as all together; so about one a core starts at a time
+(`starts`), and the time that a worker may take counts from when it is its turn.
 
 All methods run on the event loop the pool was started on, stock asyncio or uvloop.
 """
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import StartError, WorkerError
 from clover.runtime.memory.slab import Slab, map_shared, shared_memory
-from clover.runtime.workers.handle import WorkerProcess
+from clover.runtime.workers.handle import WorkerChannel, WorkerProcess
 from clover.runtime.workers.output import LeftOut, WorkerOutput
 from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.worker import frames
@@ -74,7 +74,7 @@ class Pool:
 
     @property
     def zygote_pid(self) -> int | None:
-        """Process id of the zygote; None where none lives."""
+        """Process id of the zygote; None while there is none."""
         return None if self._zygote is None or self._zygote.dead else self._zygote.pid
 
     async def start(self) -> None:
@@ -111,8 +111,8 @@ class Pool:
         """Return a new worker over `slab`, once it is ready: loaded and warmed.  What it prints goes to the log, as far
         as that takes it (`runtime.workers.output`); what does not is counted in `left_out`.
 
-        Raises WorkerError with the worker's own reason where it fails, dies or takes longer than `start_s` once it is
-        its turn; nothing of it is left then, nor where the caller is cancelled.
+        Raises WorkerError with the worker's own reason if it fails, dies or takes longer than `start_s` once it is its
+        turn; nothing of it is left then, nor after the caller is cancelled.
         """
         try:
             async with self._turns:
@@ -156,10 +156,7 @@ class Pool:
         worker = WorkerProcess(
             order,
             pid,
-            ring,
-            control=control,
-            doorbell=doorbell,
-            pidfd=pidfd,
+            WorkerChannel(ring, control, doorbell, pidfd),
             output=WorkerOutput(printed, name, left_out),
             started_at_ns=started_at_ns,
             pool=self,
@@ -192,7 +189,7 @@ class Pool:
             self._early[pid] = code
 
     def forget(self, worker: WorkerProcess) -> None:
-        """Called by a worker that died."""
+        """Remove a worker that died; the worker itself calls this."""
         self.workers.discard(worker)
 
     async def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The server's end of the zygote: launching the process, asking it for workers, hearing from it."""
+"""The server's end of the zygote: launches the process, orders workers, and receives its reports."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ZygoteLink:
         return self._loop is not None
 
     def bind(self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[int, int], None]) -> None:
-        """Listen on `loop`; `on_exit(pid, code)` hears of ended workers."""
+        """Listen on `loop`; `on_exit(pid, code)` is called for every worker that ended."""
         self._loop = loop
         self._on_exit = on_exit
         self._hello = loop.create_future()
@@ -74,7 +74,7 @@ class ZygoteLink:
         loop.add_reader(self._pidfd, self._ended)
 
     async def ready(self, within_s: float) -> None:
-        """Wait for its hello.  Raises WorkerError where it dies first, takes longer, or has threads."""
+        """Wait for its hello.  Raises WorkerError if it dies first, takes longer, or has threads."""
         assert self._hello is not None
         try:
             hello = await asyncio.wait_for(asyncio.shield(self._hello), within_s)
@@ -86,7 +86,7 @@ class ZygoteLink:
             raise WorkerError(f"the zygote has {hello.threads} threads after its imports; it must have one")
 
     async def spawn(self, order: frames.Spawn, fds: tuple[int, ...], within_s: float) -> tuple[int, int]:
-        """Ask for a worker: its pid and a pidfd, which the caller owns.  Raises WorkerError."""
+        """Order a worker; return its pid and a pidfd, which the caller owns.  Raises WorkerError."""
         assert self._loop is not None
         answer: asyncio.Future[tuple[int, int]] = self._loop.create_future()
         self._asked[order.token] = answer
@@ -98,7 +98,7 @@ class ZygoteLink:
             if answer.done() and answer.exception() is None:
                 _end_unwanted(answer.result()[1])
             if isinstance(error, TimeoutError):
-                self.kill()  # a fork takes milliseconds: it hangs, and the next spawn shall find another
+                self.kill()  # a fork takes milliseconds, so it hangs; the next spawn starts another
                 raise WorkerError(f"the zygote made no worker within {within_s:g} s") from error
             raise
         finally:
@@ -122,16 +122,16 @@ class ZygoteLink:
                 frame = frames.receive(self._socket, 1)
                 if frame is None:
                     assert self._loop is not None
-                    self._loop.remove_reader(self._socket.fileno())  # its end follows
+                    self._loop.remove_reader(self._socket.fileno())  # the end of the process follows
                     return
-                self._heard(*frame)
+                self._received(*frame)
         except BlockingIOError:
             return
         except (OSError, WorkerError) as error:
             _log.error("the zygote is ended: %s", error)
             self.kill()
 
-    def _heard(self, kind: frames.Kind, payload: bytes, fds: tuple[int, ...]) -> None:
+    def _received(self, kind: frames.Kind, payload: bytes, fds: tuple[int, ...]) -> None:
         if kind is frames.Kind.SPAWNED:
             spawned = frames.decode(payload, frames.Spawned)
             if len(fds) != 1:
@@ -159,7 +159,7 @@ class ZygoteLink:
             raise WorkerError(f"it sent {kind.name}")
 
     def _ended(self) -> None:
-        """The process is dead: hear what it still said, reap it, fail whoever waits."""
+        """Clear up after the zygote's death: read what it still sent, reap it, and fail the orders that wait."""
         assert self._loop is not None
         assert self._hello is not None
         self._readable()
@@ -175,17 +175,17 @@ class ZygoteLink:
             if not future.done():
                 future.set_exception(error)
         self._asked.clear()
-        if self._hello.exception() is not None:  # looked at: a zygote nobody waited for may die unnoticed
+        if self._hello.exception() is not None:  # retrieved, so that asyncio does not warn
             _log.error("%s", error)
         self._gone.set()
 
     def kill(self) -> None:
-        """SIGKILL; its end is heard as usual."""
+        """Send SIGKILL; its end is handled as usual."""
         if not self.dead:
             self._process.kill()
 
     async def stop(self, within_s: float) -> None:
-        """End it: by frame, by SIGKILL after `within_s`; returns once it is reaped and its descriptors are closed."""
+        """End it by a STOP frame, or by SIGKILL after `within_s`; return once it is reaped and all is closed."""
         if self.dead:
             return
         try:
@@ -197,7 +197,7 @@ class ZygoteLink:
 
 
 def _end_unwanted(pidfd: int) -> None:
-    """End a worker that nobody waits for any more."""
+    """End a worker whose order was given up."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     os.close(pidfd)

@@ -17,7 +17,7 @@ from clover.backends import cuda, parity, targets
 from clover.backends.tensors import load_module, torch_dtype, with_casts
 from clover.errors import ProfileError, WorkerError
 from clover.types import FamilySpec, TensorSpec, VariantSpec
-from clover.worker.loop import MODEL_FAILED, WorkerLoop
+from clover.worker.loop import MODEL_FAILED, ServerChannel, WorkerLoop
 
 FAMILIES = Path(__file__).parents[2] / "families"
 PLAIN = VariantSpec(name="v", loader="model:load")
@@ -290,7 +290,7 @@ def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on():
             raise error
 
         ring = Ring()
-        return ring, WorkerLoop(None, Batches(), ring, run, -1, completions, 4, None, None)
+        return ring, WorkerLoop(ServerChannel(None, ring, -1, completions), Batches(), run, 4, None, None)
 
     completions = os.eventfd(0)
     try:

@@ -9,7 +9,7 @@ from clover.runtime.memory.bytes_codec import pack_row
 from clover.runtime.memory.slab import Layout, Slab
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 from clover.worker.batches import Batches, OutputError
-from clover.worker.loop import MODEL_FAILED, Scores, WorkerLoop
+from clover.worker.loop import MODEL_FAILED, Scores, ServerChannel, WorkerLoop
 
 SPEC = FamilySpec(
     name="f",
@@ -150,10 +150,11 @@ def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab):
     completions = os.eventfd(0)
     try:
         scores = Scores(score, slab.score)
-        turn = WorkerLoop(None, Batches(slab), Ring(), lambda inputs: good(2), -1, completions, 4, None, scores)
-        turn._slots[:2] = 0, 1
+        channel = ServerChannel(None, Ring(), -1, completions)
+        loop = WorkerLoop(channel, Batches(slab), lambda inputs: good(2), 4, None, scores)
+        loop._slots[:2] = 0, 1
         slab.output(0)[:] = 5.0
-        turn._serve(3, 2)
+        loop._serve(3, 2)
     finally:
         os.close(completions)
     assert Ring.completed == [(3, MODEL_FAILED)]

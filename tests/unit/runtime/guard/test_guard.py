@@ -57,7 +57,7 @@ def test_scores_that_drift_tighten_and_do_not_step_aside(caplog: pytest.LogCaptu
     assert first.levelname == "WARNING"
     assert "the scores of small are not those of the profile any more" in first.getMessage()
     assert "guard reset" in first.getMessage()
-    assert "it stays tightened" in second.getMessage()
+    assert "the guard stays tightened" in second.getMessage()
 
 
 def test_after_an_alarm_that_tightens_it_is_urgent() -> None:
