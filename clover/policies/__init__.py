@@ -1,7 +1,7 @@
 """Policies decide what to run, given a state.  They are interchangeable behind `clover.interfaces.Policy`.
 
 objective         the best plan of the objective over every configuration (the default)
-budget            an accuracy budget over a horizon, spent where the forecast says that the grid is clean
+budget            an accuracy budget over a horizon, spent in the hours that the forecast says are clean
 budget:flat       the same, blind to the grid: every hour counts as the reference intensity
 static            the best static mix at the accuracy budget, whatever the grid does; also static:mix
 static:VARIANT    one variant on the layout that serves it best

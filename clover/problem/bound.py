@@ -3,7 +3,7 @@
 The linear relaxations are those of `clover.problem.relaxation`.  With HiGHS (the extra `optimize`), branch and bound:
 the box with the highest bound is looked at next.  Its linear program gives multipliers, whose dual value, computed
 apart, is the bound; its solution is a (fractional) configuration, whose true shares and tail say what the relaxation
-gave away and which side of the box to cut.  Where few GPUs make fractions matter and the box is small, the integer
+gave away and which side of the box to cut.  If few GPUs make fractions matter and the box is small, the integer
 program is asked, whose solutions are also good starts for a search.  Without HiGHS, the same relaxation over boxes of
 utilisation alone, its two multipliers found by nested golden sections, many boxes at once: valid, and looser.
 

@@ -9,7 +9,7 @@ field).  What is maximised is
     E = idle_w N / rate + sum share_k energy_k,     A = sum share_k accuracy_k,
 
 which is linear in the shares: f = `offset` + sum share_k `gains[k]`.  The PUE cancels.  A configuration is feasible
-where its slices tile the GPUs, every variant fits its slice, the load is below capacity and the given quantile of wait
+if its slices tile the GPUs, every variant fits its slice, the load is below capacity and the given quantile of wait
 and service keeps the SLA.
 
 Unknown keys are ignored: everything that enters the answer is required, so that no misspelt key is overlooked.
@@ -161,7 +161,7 @@ class ProblemFile(_Input, frozen=True, kw_only=True):
 
     def scale(self, best: float) -> float:
         """Return what a distance from f = `best` is divided by to make a gap: the distance from CO2OPT (the
-        first-listed variant on the smallest slices everywhere), at least 0.01; where CO2OPT is overloaded, |best|."""
+        first-listed variant on the smallest slices everywhere), at least 0.01; if CO2OPT is overloaded, |best|."""
         alone = [row[0] for row in self.table if row[0] and not row[1:].any()]
         small = self.partition_slices[0]
         for at, group in enumerate(self.groups):

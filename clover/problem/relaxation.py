@@ -12,7 +12,7 @@ the less is given away.  x is represented by the utilisation u = x R / (1 + x R)
 
 **The tail.**  With p_k = P(service > SLA) and q_k >= p_k the same after a wait, the tail is
 sum (1 - P_wait) idle_k p_k + P_wait busy_k q_k.  In the product form shares are the mix of both, so sum y_k p_k is a
-lower bound.  In the mean field y = idle, and two lower bounds are linear where P_wait lies in [P_low, P_high]:
+lower bound.  In the mean field y = idle, and two lower bounds are linear if P_wait lies in [P_low, P_high]:
 
  1. busy_k >= r_k y_k with r_k = (1/S_k + x) / (1/S_min + x) <= 1, which rises with x;
     hence sum y_k p_k (1 - P_high (1 - r_k(x_low)));
@@ -101,7 +101,7 @@ class Relaxation:
         return float(np.exp(np.log(self.service).mean()))
 
     def per_gpu(self, worth: Floats) -> Floats:
-        """Return the most that a GPU can be worth [b], where a worker of each group is worth `worth` [b, groups]."""
+        """Return the most that a GPU can be worth [b], if a worker of each group is worth `worth` [b, groups]."""
         slices = np.maximum.reduceat(worth, self._starts, axis=1)
         return np.asarray((slices @ self.table.T).max(axis=1))
 

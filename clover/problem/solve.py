@@ -1,18 +1,18 @@
 """Solve a problem file: what all GPUs alike can do, annealing from there, and a proof or a bound.
 
  1. *Scan*: all GPUs cut alike with one variant everywhere, a few dozen configurations.
- 2. *Anneal*: the compiled kernel, with restarts, within a tenth of the time; left out where enumeration is faster.
- 3. *Enumerate*, where there are few enough configurations for the time: the answer is then the optimum.
- 4. *Bound*, elsewhere: what no configuration exceeds.  Its integer programs meet configurations too; where a gap is
+ 2. *Anneal*: the compiled kernel, with restarts, within a tenth of the time; left out if enumeration is faster.
+ 3. *Enumerate*, if there are few enough configurations for the time: the answer is then the optimum.
+ 4. *Bound*, elsewhere: what no configuration exceeds.  Its integer programs meet configurations too; if a gap is
     left, the kernel starts again, from the best of these if there are any.
  5. *Verify*: the answer is played by the simulator (`clover.problem.verify`).  Under `strict` one that is rejected
     gives way to the next best that is accepted.
 
-**The next best.**  Where the simulation missed the SLA, the model is taken to be off by the same factor nearby: the
-search is asked for a model quantile as much lower.  Where only model and simulation disagree, for anything else that
+**The next best.**  If the simulation missed the SLA, the model is taken to be off by the same factor nearby: the
+search is asked for a model quantile as much lower.  If only model and simulation disagree, for anything else that
 the model calls feasible.  Enumeration skips what was tried; the kernel cannot skip, and has its SLA set below the
 quantile of what was rejected.  Once something is accepted, what was met on the way and is better by the model is
-verified too, and the best accepted is kept.  Where the first few are all rejected the model may be off for all of
+verified too, and the best accepted is kept.  If the first few are all rejected the model may be off for all of
 their kind; then it is the turn of what the search met elsewhere, such as all GPUs alike.  The bound stays the model's:
 it is above all.
 
@@ -69,16 +69,16 @@ _TIGHTER = 0.002
 _AGAIN_S = 0.5
 """Seconds of annealing for each."""
 _UNPLAYED = 0.9
-"""What it is tightened to, of the model's quantile, where the last one was too near its capacity to be simulated."""
+"""What it is tightened to, of the model's quantile, if the last one was too near its capacity to be simulated."""
 
 
 class Solution(Record, frozen=True, kw_only=True):
-    """The answer as it is written.  `bound` is null where there is none; `gap` is the distance to it, as
+    """The answer as it is written.  `bound` is null if there is none; `gap` is the distance to it, as
     problem files define gaps; `proof` says what the bound rests on.
 
     f, p95, energy, accuracy and shares are the model's.  `verified` says whether the simulation accepted the answer
-    (null: it was not asked); the `verified_` figures are the simulation's, null where it could not be done.  `rejected`
-    configurations were not accepted, the answer included where it was not, the best of them with f = `rejected_f`;
+    (null: it was not asked); the `verified_` figures are the simulation's, null if it could not be done.  `rejected`
+    configurations were not accepted, the answer included if it was not, the best of them with f = `rejected_f`;
     `why` says what was wrong with the answer, or else with the best that it stands in for."""
 
     config: dict[str, int]
@@ -198,7 +198,7 @@ def solve(
     clock: Callable[[], float] = time.monotonic,
 ) -> Solution:
     """Return the best configuration found, with a bound, and what the simulation says of it; under `strict` the best
-    that the simulation accepts.  Raises Infeasible with the reason where there is none."""
+    that the simulation accepts.  Raises Infeasible with the reason if there is none."""
     began = clock()
     _impossible(problem)
     search = _Search(problem, seed)
@@ -366,7 +366,7 @@ def forced(
 ) -> tuple[Counts, float]:
     """Return the annealer alone: its configuration and f (minus infinity if it found nothing feasible).
 
-    It gets `cpu_s` seconds of CPU time, so that it is not measured to find less where others keep the machine busy.
+    It gets `cpu_s` seconds of CPU time, so that it is not measured to find less if others keep the machine busy.
     """
     kernel = kernel_problem(problem)
     found = anneal.solve(kernel, seed, cpu_s, evaluations=evaluations, restarts=restarts, cpu_time=True)

@@ -2,7 +2,7 @@
 
 **Why.**  The queueing models are approximations.  The product form takes service as exponential; at one GPU its p95 is
 up to 8 % off.  The mean field takes workers as independent; at three GPUs or fewer its shares are up to 5 points off,
-and where a few slow workers take little traffic its p95 may be off by half.  The model does not show when.  The
+and if a few slow workers take little traffic its p95 may be off by half.  The model does not show when.  The
 simulator (`clover._native.des`) makes none of these assumptions: Poisson arrivals, first in, first out, to any idle
 worker by chance, normal service with each group's variation (held above a fifth of the mean).  What it shares with the
 model is the problem: Poisson arrivals at a constant rate, and the service times of the file.
@@ -11,8 +11,8 @@ model is the problem: Poisson arrivals at a constant rate, and the service times
 Every figure is a mean over replications: a group's share, the share of requests above a limit.  Its half-width is
 Student's, at `CONFIDENCE` (99 %), over the replications, which correlation within one cannot fool.  The quantile is
 that of all counted requests, and its interval the quantiles at q -+ h, with h the half-width of the share above it (as
-in Law's *Simulation Modeling and Analysis*, and sound where the quantile falls between two modes of the latency:
-optima like a slow group with just 5 % of the requests).  So tolerances are not chosen but measured.  Where an interval
+in Law's *Simulation Modeling and Analysis*, and sound if the quantile falls between two modes of the latency:
+optima like a slow group with just 5 % of the requests).  So tolerances are not chosen but measured.  If an interval
 is too wide for a verdict, the number of replications doubles, until the next doubling would exceed `MOST_ROWS`.  Up to
 four looks at the data make the real confidence a little less.
 
@@ -20,17 +20,17 @@ four looks at the data make the real confidence a little less.
 
  - `holds`: the simulated quantile keeps the SLA, which is to say that no more than 1 - q of the requests exceed it.
    The best configurations lie at the SLA, so that doubt must not reject: it holds unless the whole interval of that
-   share lies above 1 - q.  That is fair only where the interval is narrow: one that spans 1 - q may be `TOLERANCE` of
+   share lies above 1 - q.  That is fair only if the interval is narrow: one that spans 1 - q may be `TOLERANCE` of
    it wide to each side (0.2 points of 5), no more.  In milliseconds that is mostly 1 % of a p95; between two modes of
    the latency, where hardly a request falls, it may be several.
  - `agrees`: the model's quantile is within `QUANTILE_APART` of the simulated one and each share within `SHARE_APART`.
-   Where they are further apart the search looked at the wrong figures, and few are near the limit: it agrees only
-   where the whole interval lies within.
+   If they are further apart the search looked at the wrong figures, and few are near the limit: it agrees only
+   if the whole interval lies within.
 
 What stays undecided at `MOST_ROWS` is rejected, and says so.  That happens to configurations at their SLA with a load
 above some 0.93: their p95 over a million requests still varies by several per cent.
 
-**Warm-up.**  From an empty system under full load all slow workers begin at once, and where their service varies
+**Warm-up.**  From an empty system under full load all slow workers begin at once, and if their service varies
 little they stay in step for dozens of services; their share is then off by a twentieth of a point, enough to move a
 p95 that lies between two modes by a quarter.  So the rate first rises evenly, over `_FORGETTING` of the longest
 services, and workers begin one after the other.  Then the queue has time to settle: `_FORGETTING` times its relaxation,
@@ -75,7 +75,7 @@ class SimulationVerdict:
     """One configuration as simulated: seconds, joules a request with the idle ones, percent.
 
     `quantile_s` is the latency at the problem's quantile, `half_width_s` that of its interval; `f` is the objective of
-    the simulated shares.  `misses` says that the simulation shows a missed SLA; where it only fails to show that the
+    the simulated shares.  `misses` says that the simulation shows a missed SLA; if it only fails to show that the
     SLA is kept, neither `holds` nor `misses` is set.  Of what could not be simulated at all, the quantile is infinite
     and `replications` 0.  `why` says what is wrong with a configuration that is not accepted.
     """

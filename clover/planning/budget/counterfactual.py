@@ -8,8 +8,8 @@ does not count as a saving, what *did* happen is put through the same model, and
 with E the joules a row of the queueing model at that rate, and measured / modelled of what served in the window.  A
 server that runs BASE so saves exactly nothing, whatever its meter shows and whatever it is sent.
 
-Where the meter shows *less* than the model (requests of many rows, bursts, waits for batches: longer batches than the
-model thinks), differences shrink with it.  Where it shows *more* they do not grow.  The ratio that receipts use would
+If the meter shows *less* than the model (requests of many rows, bursts, waits for batches: longer batches than the
+model thinks), differences shrink with it.  If it shows *more* they do not grow.  The ratio that receipts use would
 have them grow; but what is missing in a profile is mostly what every batch costs beside its model (wake-ups, cold
 caches), which the shadow would pay once, and not in proportion.  Measured on two shared cores at 300 rows/s: `small`
 used 4 to 7 times its profile, BASE 1.1 to 1.6 times.  BASE's shadow behind `small` was 0.84 to 1.02 times what BASE
@@ -150,7 +150,7 @@ def fixed_mixes(state: State, rate: float) -> tuple[Fixed, ...]:
 
 def line(rows: int, active_j: float, own_j: float) -> tuple[float, float]:
     """Return offset and slope of shadow joules over the shadow's joules a row, for `rows` rows that used `active_j`,
-    where the model has `own_j` a row of what served.  Never below zero."""
+    if the model has `own_j` a row of what served.  Never below zero."""
     slope = min(float(rows), active_j / max(own_j, 1e-15))
     return active_j - slope * own_j, slope
 

@@ -192,7 +192,7 @@ def grouped(seconds: Floats, intensity: Floats, rows: Floats, limit: int = LIMIT
             starts += [at + own * part // parts for part in range(parts)]
             at += own
     seconds, intensity, rows = seconds[order], intensity[order], rows[order]
-    weights = np.where(rows > 0.0, rows, 1e-9 * seconds)
+    weights = np.maximum(rows, 1e-9 * seconds)  # hours without rows, or next to none, have an intensity too
     columns = [np.add.reduceat(column, starts) for column in (seconds, weights * intensity, weights, rows)]
     return tuple(
         Ahead(seconds=s, g_per_kwh=g / w, rows=r) for s, g, w, r in zip(*(c.tolist() for c in columns), strict=True)

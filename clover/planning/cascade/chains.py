@@ -10,7 +10,7 @@ near the step between two stages).  `bench.stages` compares this with the router
 
 **Search.**  The stages of a point are *members* of a `Formulation`, each a family of one variant at its own rate, on
 devices that they share: the kernel that packs several families packs a chain.  Each is held to what the others leave of
-the SLO at their quickest; whether the chain as a whole keeps it is played afterwards, and where it does not, the stages
+the SLO at their quickest; whether the chain as a whole keeps it is played afterwards, and if it does not, the stages
 are held to parts of it, in proportion to the time a row takes in each.  Points are tried in the order of what they
 could be worth at best, until none that is left could be worth more than what was found.  A machine of few
 configurations is gone through instead.
@@ -183,7 +183,7 @@ def _first_kept(
     *,
     play: bool,
 ) -> tuple[tuple[float, float], float]:
-    """Return the first of `ways` (joules, wait) that keeps the SLO, with `MARGIN` where rows wait, or the last, and its
+    """Return the first of `ways` (joules, wait) that keeps the SLO, with `MARGIN` if rows wait, or the last, and its
     p95; without `play` the first of all."""
     if not play:
         return ways[0], math.inf
@@ -293,7 +293,7 @@ def _best_of(
     beat: float,
 ) -> list[Candidate]:
     """Return the best few of all configurations under all points that are worth more than `beat`.  What each can score
-    at best is known without playing, and it does score that where no row waits: so they are played from the best down,
+    at best is known without playing, and it does score that if no row waits: so they are played from the best down,
     until none that is left could be one of the few.  Several, as one may not be verified."""
     weighed = []
     for configuration in space:

@@ -10,7 +10,7 @@ there: the rows gathered even at a higher rate, the slow end of service times, t
 SLO in reserve.  That part is larger than there: a row that is passed on meets a second queue and a second worker, and
 on a small machine the workers of the stages, the front end and the clients run on the same cores, which lengthens the
 tail of a chain by milliseconds that no simulation of its queues shows.  A longer wait has to be worth it: it is weighed
-where it saves as much as the controller would change a plan for.
+if it saves as much as the controller would change a plan for.
 
 **What they cost.**  A batch whose first row waited w holds 1 + a w rows at a rate of a, or as many as the load gathers
 by itself, if those are more.  The energy of a row is that of a row in such a batch.  Latency is not computed here

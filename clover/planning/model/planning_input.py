@@ -11,7 +11,9 @@ from clover.types import State
 
 @dataclass(frozen=True)
 class PlanningInput:
-    """A state with the problem and objective derived from it: once a plan, where the plan is asked for."""
+    """A state with the problem and objective derived from it.
+
+    Made once a plan, at its entry (a policy's `propose`), and handed to every function below."""
 
     state: State
     problem: Problem

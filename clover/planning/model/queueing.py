@@ -8,18 +8,18 @@ batch sizes.  So a lightly loaded lane serves rows one by one, and a loaded one 
 arrivals of one service fit one batch: batching moves the capacity from c/s(1) up to c max_b b/s(b).
 
 **Mean batch, energy, utilisation: closed form.**  While a worker serves b rows, r = a s(b) / c more arrive for it at
-lane rate a: the next batch holds 1 row where r is small, r where it is large.  In between the fixed point
+lane rate a: the next batch holds 1 row if r is small, r if it is large.  In between the fixed point
 b = (1 + r(b)^k)^(1/k) fits the simulation for c workers and quota share f with k = c + 2/f: the more workers and the
 more regular the arrivals, the sharper the bend.
 Energy is measured per row at batch sizes, so a batch costs b e(b); interpolated at the expected batch and divided by
-it, that is the energy of a row.  Measured batches follow each other; where a worker has slept in between, its caches
+it, that is the energy of a row.  Measured batches follow each other; if a worker has slept in between, its caches
 are cold, and a small batch may take twice the CPU time.  So a batch costs `rested_j` more after a pause of `REST_S`,
 and of that the part that its worker's mean pause lets expect: pauses are exponential, and shorter ones cost in
 proportion.  Workers of a mixed lane share its rows in proportion to their capacity.
 Utilisation is load over capacity at the best batch size: the distance to collapse, not the share of time a worker
 is busy (which dynamic batching drives to 1 long before).
 
-**p95: a short simulation with fixed random numbers.**  Erlang C with exponential waits, which serves where each worker
+**p95: a short simulation with fixed random numbers.**  Erlang C with exponential waits, which serves if each worker
 holds one row, fails here: waits are residual services, bounded by the batch under way and the batch staged behind it,
 and the second credit commits a row to a worker before any worker is free.  Rather than patch a formula, the lane
 itself is played for `ROWS` rows by the simulator (`clover._native.des`): state-exact (credits, staging, FIFO, batch
@@ -27,11 +27,11 @@ limits, mixed workers, whose turn it is), with normal service times of the measu
 rates are rounded up to steps of 3 %, so the same question gives the same answer and is answered from memory the second
 time.  Quota dealing makes a lane's arrivals more regular than Poisson: with share f, every 1/f-th row, so gaps are
 Gamma of shape 1/f.  One play costs about a millisecond; a search over thousands of configurations therefore asks for
-p95 only where a plan could win.
+p95 only if a plan could win.
 
 **Known weaknesses.**  Arrivals are single rows: a request of many rows arrives as a burst and waits longer than
 predicted.  Poisson arrivals know no bursts beyond chance; head-room comes from the utilisation limit.  Service times
-are independent of each other and of what runs on neighbouring cores; where a box is too small to keep the front end
+are independent of each other and of what runs on neighbouring cores; if a box is too small to keep the front end
 apart, the profile was measured beside it and holds that.  A `max_queue_delay` of the family is taken as 0; what a plan
 itself asks rows to wait is played too (`batched`).  A p95 of 20,000 correlated rows carries about 1 % of sampling error
 up to half load and 4 % at 80 % (more above, where no plan should be).
@@ -148,7 +148,7 @@ class LanePlay:
 @dataclass(frozen=True)
 class LaneEstimate:
     """What the model says of one lane.  `quantiles_ms` are equally likely latencies (wait + service), ascending; the
-    lane is unstable, and they are empty, where utilisation is 1 or more."""
+    lane is unstable, and they are empty, if utilisation is 1 or more."""
 
     rate: float
     utilisation: float
@@ -226,7 +226,7 @@ class Lane:
     def late(self, limit_ms: float) -> float:
         """Return a share of the lane's rows that takes longer than `limit_ms` in any case: rows of workers whose mean
         service of a single row does, and half of these at least exceed their mean.  Such a worker takes rows in
-        proportion to its capacity where the lane is busy, and its turn where it is not."""
+        proportion to its capacity if the lane is busy, and its turn if it is not."""
         slow = [i for i, (service, _) in enumerate(self.groups) if service.mean_ms[0] >= limit_ms]
         return 0.5 * sum(min(self.parts[i], self.groups[i][1] / self.count) for i in slow)
 
@@ -338,7 +338,7 @@ def batched(
 
 def late(workers: tuple[Service, ...], rate: float, limit_ms: float) -> float:
     """Return the part of the rows of a lane of `workers` (at least one, not overloaded) that take longer than
-    `limit_ms`, from a play of `ROWS` / 2 rows: enough for a table, with about a point of error where 5 % are late."""
+    `limit_ms`, from a play of `ROWS` / 2 rows: enough for a table, with about a point of error if 5 % are late."""
     arrivals = _arrivals(1.0)[: ROWS // 2 + WARM_UP] / rate
     return float(np.mean(play(workers, arrivals)[WARM_UP:] * 1e3 > limit_ms))
 

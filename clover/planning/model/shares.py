@@ -7,13 +7,13 @@ gain + mu accuracy is optimal; raise mu through the points where two lanes chang
 there combine the fill just below the floor with the one above it.  (The energy of a row depends on the batch size and
 so on the share: it is re-read at the shares found, a few times over.)
 
-The p95 limit is not linear.  Where the best mix breaks it, the shares move as little as needed:
+The p95 limit is not linear.  If the best mix breaks it, the shares move as little as needed:
  - two variants: along the one line that is left, from the best end to the other (exact to the grid and its bisection);
  - three: over a triangular grid of step 1/12, best gain first, then back towards the best mix by bisection (exact to
    that grid);
  - more: along the segment from the best mix to the mix of least peak utilisation (a heuristic: it may miss a
    better mix, never return one that breaks the limit).
-Where neither the best mix, nor the one of least peak utilisation, nor those that give a lane the most rows it may have
+If neither the best mix, nor the one of least peak utilisation, nor those that give a lane the most rows it may have
 meet the limit, nothing in between is looked for.
 """
 

@@ -3,12 +3,12 @@
 Only what differs in the queueing model counts: two layouts with the same profiles, or two deals that differ in
 which of two equal placements holds which variant, are one configuration.  Every placement of a layout holds a worker
 (one without rows costs no active energy, and the routing may leave it without).  The count before removing doubles is
-a product of binomials a layout, known without listing: where it exceeds `limit`, PlanError says so, and the caller may
+a product of binomials a layout, known without listing: if it exceeds `limit`, PlanError says so, and the caller may
 ask for configurations of at most `max_variants` different variants instead: a routing over a linear objective with
 one accuracy constraint mixes at most two variants unless a capacity limit binds.
 
 Devices that allow the same multisets of profiles are of one *kind*.  How many multisets n devices of a kind with m of
-their own have together is at most C(m + n - 1, n), and less where some are the same: 14 and 74 for one and two A100s,
+their own have together is at most C(m + n - 1, n), and less if some are the same: 14 and 74 for one and two A100s,
 hundreds of thousands for ten.
 """
 
@@ -107,7 +107,7 @@ def only(fitting: Fitting, chosen: Iterable[str]) -> Fitting:
 
 
 def deals(profiles: Profiles, fitting: Fitting) -> Iterator[Configuration]:
-    """Yield the ways to deal variants to these profiles; none where nothing runs on one of them."""
+    """Yield the ways to deal variants to these profiles; none if nothing runs on one of them."""
     if not all(fitting.get(profile) for profile, _ in profiles):
         return
     parts = [

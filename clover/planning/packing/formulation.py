@@ -4,7 +4,7 @@ A *member* is a family with its problem and objective.  Several members share th
 them.  Their joint objective is the sum of theirs, each weighted with its part of the emissions that BASE would have, so
 that a gram counts alike in all of them; alone, a family keeps its own objective.
 
-**Asleep.**  Where `Sleep` states are given, the number of devices awake is chosen as well.  An awake device draws
+**Asleep.**  If `Sleep` states are given, the number of devices awake is chosen as well.  An awake device draws
 `awake_w` idle, a sleeping one less.  A state that wakes in time counts for the *peak*: the rows a second that may come
 before the next plan (rate x `peak`).  What awake workers do not serve of it at full capacity must be left to devices
 that wake in time, each at the best that one whole device serves.  The others may be released altogether.
@@ -15,7 +15,7 @@ utilisation limit: the joules of a row (`_joules`, from the expected batch) and 
 intensity.  A lane of unlike workers is taken as their mean, and noise is left in; what a plan is committed to is
 simulated as it is afterwards.
 
-**Switching.**  What a plan costs to reach is part of what it is worth, where something runs already (`running`).
+**Switching.**  What a plan costs to reach is part of what it is worth, if something runs already (`running`).
 """
 
 from __future__ import annotations
@@ -334,7 +334,7 @@ class Formulation:
         return found
 
     def loaded(self, most: int = 8) -> list[tuple[Counts, Counts]]:
-        """Return configurations to start from where members need unlike parts of the devices (of one kind, members of
+        """Return configurations to start from if members need unlike parts of the devices (of one kind, members of
         one variant each): some devices whole, the others cut alike, and slices dealt, the largest first, to the
         busiest member then.  At most so many, those of the least power first, with every member below its limit."""
         if len(self.kinds) != 1:

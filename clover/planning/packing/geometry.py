@@ -75,7 +75,7 @@ def layouts(
     maximal: bool = True,
 ) -> tuple[tuple[Placement, ...], ...]:
     """Return the legal sets of instances of `profiles` beside the `blocked` (start, size) intervals: those to which
-    nothing can be added, or all.  Where nothing fits at all, that is the empty layout.
+    nothing can be added, or all.  If nothing fits at all, that is the empty layout.
 
     `compute` counts the compute slices that are free for them.  Each layout is sorted by start; the layouts run from
     large instances to small ones, read from the left.

@@ -45,7 +45,7 @@ class LaneCeiling:
 
 def lane_ceilings(form: Formulation) -> tuple[LaneCeiling, ...]:
     """Return planes above what each variant's workers serve at most; none for variants with too many different lanes,
-    where the SLO never limits, or where rows may wait for batches."""
+    if the SLO never limits, or if rows may wait for batches."""
     found: list[LaneCeiling] = []
     for member, variant in form.lanes:
         own = form.members[member]
@@ -145,7 +145,7 @@ def _planes(counts: NDArray[np.int64], shares: Floats) -> Iterator[tuple[float, 
 
 
 def _slopes(shares: dict[tuple[int, ...], float]) -> Floats:
-    """Return what a worker more adds at each lane, one fewer takes, and their mean; where one more cannot be, also as
+    """Return what a worker more adds at each lane, one fewer takes, and their mean; if one more cannot be, also as
     if it took all away, so that no half of it is hoped for."""
     found = set[tuple[float, ...]]()
     for counts, share in shares.items():

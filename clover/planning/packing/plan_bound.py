@@ -248,7 +248,7 @@ class _Dual:
     def _better(
         member: int, total: Floats, price: Floats, value: float, chosen: tuple[float, float, float]
     ) -> tuple[Floats, Floats, float]:
-        """Return the multipliers with those that were `chosen` for a member, where they lower the value."""
+        """Return the multipliers with those that were `chosen` for a member, if they lower the value."""
         if chosen[0] < value:
             total, price = total.copy(), price.copy()
             total[member], price[member] = chosen[1], chosen[2]

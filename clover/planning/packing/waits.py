@@ -1,9 +1,9 @@
 """Choose how long the rows of each lane wait for their batch to fill, and how many rows a batch may hold.
 
 **What a wait is worth.**  A worker with a free credit takes whatever waits, so a lightly loaded lane serves rows one
-by one, at the joules of a batch of one.  Where a batch of several costs little more than that (a large GPU, a model
+by one, at the joules of a batch of one.  If a batch of several costs little more than that (a large GPU, a model
 with a fixed cost a call) rows that wait for company are cheaper: with lane rate a, a wait of w gathers 1 + a w rows.
-The price is latency, up to w for the row that came first.  Where energy is proportional to the rows (a core that
+The price is latency, up to w for the row that came first.  If energy is proportional to the rows (a core that
 computes them one after the other) there is nothing to gain, and no row waits.
 
 **What a cap is worth.**  A batch of many rows takes long, and all its rows take as long.  A cap keeps batches shorter
@@ -21,7 +21,7 @@ options without fewer late rows a longer wait has to save another `LEAST_GAIN` o
 
 Of rows that fall into several lanes 95 % must be within the SLO, and the share of late rows of all lanes is the sum of
 their own: so the choice is a knapsack with one constraint, solved exactly over the fronts of (late rows, energy).  It
-is played once more at greater length, and where that p95 is not kept, made again with fewer late rows allowed.  All p95
+is played once more at greater length, and if that p95 is not kept, made again with fewer late rows allowed.  All p95
 here keep `MARGIN` of the SLO in reserve, for sampling and for the model; waits are taken to last `TICK_MS` longer than
 asked for, because the timers that end them tick in milliseconds.
 """
@@ -52,7 +52,7 @@ ROOM = 0.9  # of the SLO, in which a wait and the batch that follows must end
 MORE = 1.25  # times the rate, at which another plan is made
 _PARTS = (1 / 3, 2 / 3, 1.0)
 SLOW = 1.645  # standard deviations of a normal service time
-_LATE = (0.05, 0.04, 0.03, 0.02)  # of the rows may miss the SLO; less where a longer play finds more
+_LATE = (0.05, 0.04, 0.03, 0.02)  # of the rows may miss the SLO; less if a longer play finds more
 _STEP = 1e-4  # of the share of late rows
 _EPSILON = 1e-9
 
@@ -260,7 +260,7 @@ def longest_ms(fits: Callable[[float], bool], limit_ms: float) -> float:
 
 def _chosen(options: Sequence[Sequence[_Option]], shares: Sequence[float], allowed: float) -> list[_Option] | None:
     """Return the option of each lane that together cost the least energy with at most `allowed` of all rows late; None
-    where there are none."""
+    if there are none."""
     front: list[tuple[float, float, tuple[_Option, ...]]] = [(0.0, 0.0, ())]
     for own, share in zip(options, shares, strict=True):
         reached = [

@@ -2,7 +2,7 @@
 
 Up to `EXACT` configurations are searched exactly (`search`).  Beyond, the kernel (`clover._native.lanes`) walks the
 configurations of `formulation`, with tables in place of simulations, and gives the best it met.  These are evaluated in
-full, p95 by simulation, best first, until what is left promises less than what was found.  Where none of them keeps the
+full, p95 by simulation, best first, until what is left promises less than what was found.  If none of them keeps the
 SLO as a whole, the kernel is asked again with fewer late rows allowed.  Its tables are no more exact than that, so it
 is asked twice in any case: once as if a few more rows might be late, once as it is.
 
@@ -43,7 +43,7 @@ RESTARTS = 1
 KEEP = 24
 ASKED = 80
 """How often p95 is asked for at most; one answer takes about a millisecond."""
-_LATE = (1.3, 1.0, 0.7)  # parts of the late rows there may be; the last where the others found nothing
+_LATE = (1.3, 1.0, 0.7)  # parts of the late rows there may be; the last if the others found nothing
 _SLACK = 0.1  # of the margin: by how much the tables may be too cautious
 _LOOKED = 14
 
@@ -66,12 +66,12 @@ def best_found(
     kept: Kept | None = None,
     seed: int = 0,
 ) -> SearchResult:
-    """Return the best candidate: of all configurations where they are few, of those the kernel met elsewhere.
+    """Return the best candidate: of all configurations if they are few, of those the kernel met elsewhere.
 
     What runs is weighed in any case, as long as the devices allow it.  `kept` counts the workers a configuration could
-    keep; where there are many, those that it has in common with what runs stand for them.  PlanError if no layout of
-    the devices can run the family at all.  Cascades are weighed beside them where the problem has any; one that
-    `chain_verify` rejects is not taken.  Where rows may wait, that is weighed of both.
+    keep; if there are many, those that it has in common with what runs stand for them.  PlanError if no layout of
+    the devices can run the family at all.  Cascades are weighed beside them if the problem has any; one that
+    `planning.cascade.verify` rejects is not taken.  If rows may wait, that is weighed of both.
     """
     found = _mixed(problem, objective, running, kept, seed)
     if not problem.points:
@@ -130,7 +130,7 @@ def annealed(problem: Problem, objective: Objective, running: Sequence[Assignmen
         if stands is not None:
             starts.append(stands)
             seen[now] = evaluate(problem, objective, now, standby=False, spending=spending)
-    with suppress(PlanError):  # where the best variant was not measured on whole devices
+    with suppress(PlanError):  # if the best variant was not measured on whole devices
         base = best_whole(problem, problem.devices)
         seen[base] = evaluate(problem, objective, base, standby=False, spending=spending)
     if not starts:

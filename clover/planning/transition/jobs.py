@@ -4,7 +4,7 @@ A job replaces some workers of one device by others.  It is done in one of two w
 
  - *beside*: new workers are spawned first, one route step switches to them, then the old ones leave.  Nothing is
    missing at any time.  That is how workers come on free slices, how another variant follows on an instance that stays
-   (where both fit into its memory), and how core-sets change, which may overlap.
+   (if both fit into its memory), and how core-sets change, which may overlap.
  - *exchange*: what is there has to leave before what comes can be made, because new instances cover old ones.  All of
    the old is missing from the first drain until the new is routed to.
 
@@ -12,7 +12,7 @@ An exchange is as small as the geometry allows: old and new instances connected 
 because the first instance of a large profile cannot be made before the last small one in its place is gone, and the
 other way round.
 
-Instances of different jobs do not overlap, but a device may have further rules (caps, compute slices).  Where some
+Instances of different jobs do not overlap, but a device may have further rules (caps, compute slices).  If some
 order of the exchanges of a device would lead through instances that no layout of it has, all that changes there is one
 exchange.  With the plain profiles of the GPUs known today that does not happen: memory decides alone.
 """

@@ -6,13 +6,13 @@ wanted.  What a layout keeps is a sum over what runs on that device alone, there
 
  - of the layouts of one device that are the same multiset of profiles only the best matters (exact), and
  - over several devices the best sum is found by dynamic programming over the profiles placed so far: the sums of the
-   first half of the devices and of the second half are listed with their best values, and joined where they make up
+   first half of the devices and of the second half are listed with their best values, and joined if they make up
    the configuration (exact as well; equal devices are interchangeable, and which of them takes which layout falls out
    of the values).  Ten A100s have over 200 000 sums of profiles, five of them a few thousand.
 
-What is kept.  Where instances may not overlap (MIG), first the capacity that need not go down: a worker whose instance
+What is kept.  If instances may not overlap (MIG), first the capacity that need not go down: a worker whose instance
 stays counts with its capacity, or that of the best variant which may follow it there if that is less.  Then the workers
-that may stay as they are.  Where instances may overlap (core-sets) no capacity goes down, so that the workers come
+that may stay as they are.  If instances may overlap (core-sets) no capacity goes down, so that the workers come
 first and the instances second.  How many workers of a kind may stay is limited by how many the configuration has; that
 limit is applied to each device by itself, so with several devices the second criterion is an estimate.
 
@@ -118,7 +118,7 @@ class _Values:
         return value if here else lambda layout: 0
 
     def _stays(self, item: Assignment) -> int:
-        """Return thousandths of the capacity that need not go down where the instance of `item` stays."""
+        """Return thousandths of the capacity that need not go down if the instance of `item` stays."""
         profile = item.placement.profile
         own = self._capacity(item)
         if (item.variant, profile) in self._wanted and self._unchanged(item):

@@ -53,7 +53,7 @@ def stages(
     durations: StepSeconds | None = None,
 ) -> tuple[StageView, ...]:
     """Return the stages of `transition` from `running` on, the state before them first.  `capacity` in rows/s a worker;
-    compute slices where it is not given."""
+    compute slices if it is not given."""
     return views(transition.steps, running, capacity=capacity or slices, durations=durations or StepSeconds())
 
 

@@ -21,8 +21,8 @@ lowest capacity higher (exchanging two neighbours that break the rule never lowe
 statement that the floor cannot be held.
 
 As many exchanges as the floor allows share a round, over all GPUs, in that order (a **heuristic** for the shortest
-time: packing them best is a bin-packing problem).  Where the floor cannot be held, the lowest capacity is as high as
-some order can make it; jobs that have to go below the floor anyway share a round where that makes nothing lower.  If
+time: packing them best is a bin-packing problem).  If the floor cannot be held, the lowest capacity is as high as
+some order can make it; jobs that have to go below the floor anyway share a round if that makes nothing lower.  If
 any worker can be kept serving, the capacity never reaches zero, even without a floor.
 
 What is not tried: helping out with instances that belong to neither deployment.  Deployments fill maximal layouts, so
@@ -61,11 +61,11 @@ def plan_transition(
     durations: StepSeconds | None = None,
     beside: Beside | None = None,
 ) -> Transition:
-    """Return the steps from `running` to `target`; none where they are the same multiset.
+    """Return the steps from `running` to `target`; none if they are the same multiset.
 
-    `capacity` gives the rows/s of a worker (compute slices where it is left out) and `floor` what shall be held;
+    `capacity` gives the rows/s of a worker (compute slices if it is left out) and `floor` what shall be held;
     infinity asks for as much as can be.  `beside` says whether a worker may load on the instance of another (always,
-    where it is left out).  Workers on devices that are not among `devices`, or have no layouts, are lost: they count
+    if it is left out).  Workers on devices that are not among `devices`, or have no layouts, are lost: they count
     for nothing and are cleared away first.  PlanError if `target` cannot exist on `devices`.
     """
     present = {device.device for device in devices if device.layouts}

@@ -1,10 +1,10 @@
 """What the paper's router would do with a configuration, and what the same shares do in ours.
 
 **Shares.**  The paper hands every request to any idle worker, first come first served: the traffic of a variant is not
-chosen, it follows from the configuration.  `Fifo` computes it.  Where workers keep up with the load one row at
+chosen, it follows from the configuration.  `Fifo` computes it.  If workers keep up with the load one row at
 a time it is the queueing model of `clover._native.queueing`: the product form "pf" for at most `FEW` workers, the mean
 field "mf" above.  (pf is within a point at any size that was checked, but slow for many workers; mf is off by up to
-five points for few.)  Where workers only keep up in batches all of them are always busy, so that each takes rows at its
+five points for few.)  If workers only keep up in batches all of them are always busy, so that each takes rows at its
 own speed: the batch is the least that carries the load, the same for all (they take from one queue), interpolated
 between measured sizes.  Both agree where the one ends and the other begins.
 
@@ -79,7 +79,7 @@ class _Tables:
     by_batch_j: Floats
     least_batch: Floats
     most_batch: Floats
-    member: Floats  # [group, variant] 1 where the group is of the variant
+    member: Floats  # [group, variant] 1 if the group is of the variant
 
 
 Keys = tuple[tuple[str, str], ...]
@@ -273,7 +273,7 @@ class Fifo:
     # --- p95 ----------------------------------------------------------------------------------------------------------
 
     def glanced_p95_ms(self, counts: Counts, shares: Floats) -> float:
-        """Return p95 of one configuration by short plays; `UNBOUNDED_MS` where a lane cannot keep up."""
+        """Return p95 of one configuration by short plays; `UNBOUNDED_MS` if a lane cannot keep up."""
         lanes = lanes_of(self.problem, self.configuration(counts))
         parts = []
         for variant, lane in zip(lanes.variants, lanes.lanes, strict=True):

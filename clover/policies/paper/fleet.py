@@ -5,7 +5,7 @@ A *deal* is the configuration of one device: a layout with a variant on each of 
 other, the counts as weights of the edges), and the distance of two graphs is the sum of the differences of their
 weights.  An A100 and four variants have 1,282 deals.
 
-A *unit* is what moves together: one device where devices are free, all devices of a kind where they are all alike.  The
+A *unit* is what moves together: one device if devices are free, all devices of a kind if they are all alike.  The
 graph of the fleet is the sum of its units' deals, each times the devices in the unit.
 """
 
@@ -36,7 +36,7 @@ At = tuple[int, ...]
 @dataclass(frozen=True, eq=False)
 class Deals:
     """All deals of a kind of device, a row of counts each.  `raw`: its layouts as, for each slice, the columns that a
-    worker there may count in; `chance`: how likely a deal is where a layout is drawn at random and then a variant for
+    worker there may count in; `chance`: how likely a deal is if a layout is drawn at random and then a variant for
     each of its slices."""
 
     counts: Counts
@@ -103,7 +103,7 @@ class PaperFleet:
         return tuple(found)
 
     def base(self, problem: Problem) -> At:
-        """Return BASE: the best variant on whole devices; where it was not measured there, the first deal."""
+        """Return BASE: the best variant on whole devices; if it was not measured there, the first deal."""
         found = []
         for unit in self.units:
             row = np.zeros(len(self.keys), dtype=np.int64)
@@ -179,7 +179,7 @@ TRIES = 400
 
 
 def neighbour(fleet: PaperFleet, centre: At, rng: Random) -> At:
-    """Return a random neighbour where devices are free: another deal of one device, and where that is near enough that
+    """Return a random neighbour if devices are free: another deal of one device, and if that is near enough that
     two devices may change, every other time another deal of a second one.  `centre` itself if there is none."""
     first = rng.below(len(fleet.units))
     moved, left = _moved(fleet, centre, first, RADIUS, rng)

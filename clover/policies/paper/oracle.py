@@ -2,7 +2,7 @@
 
 The artifact's oracle is an exhaustive run over the deals of one GPU, with every GPU alike.  `best_of` is that on the
 model: all closed forms at once, then p95 in the order of f until one holds, so that what it gives is the best that
-holds.  Where devices are free the fleet has far too many configurations (4 x 10^12 for ten A100s): up to `SMALL` they
+holds.  If devices are free the fleet has far too many configurations (4 x 10^12 for ten A100s): up to `SMALL` they
 are all weighed, above that `climbed` goes uphill from the best alike, device by device.  That is good, and not proven
 to be best.
 """
@@ -48,7 +48,7 @@ class Best:
 
 
 def best_of(fifo: Fifo, rows: Counts) -> Best:
-    """Return the best f among `rows` that holds the latency target; where none does, the least bad."""
+    """Return the best f among `rows` that holds the latency target; if none does, the least bad."""
     forms = fifo.closed_forms(rows)
     limit, slo_ms = fifo.objective.max_utilisation, fifo.objective.slo_ms
     hopeful = (forms.utilisation <= limit + 1e-9) & ~forms.late
@@ -120,7 +120,7 @@ def _every(kinds: Kinds, fits: Fits, keys: Keys) -> Counts | None:
 
 
 def best_free(fifo: Fifo, kinds: PaperFleet, fleet: PaperFleet, running: At | None) -> Best:
-    """Return the best that a climb finds from the best alike, or from what runs where that is better to begin with."""
+    """Return the best that a climb finds from the best alike, or from what runs if that is better to begin with."""
     known: Best | None = None
     try:
         known = best_of(fifo, alike(kinds))

@@ -39,7 +39,7 @@ class CloverPolicy:
 
 
 class CloverArtifactPolicy:
-    """CLOVER as the public artifact runs it, **with its fault**: where the score is negative, breaking the latency
+    """CLOVER as the public artifact runs it, **with its fault**: if the score is negative, breaking the latency
     target is rewarded (`walk.punished_as_artifact`).  To compare with, not to serve with."""
 
     name = "clover-artifact"
@@ -98,7 +98,7 @@ class OraclePolicy:
 
     def propose(self, state: State) -> Plan:
         """Return the best plan at this load and intensity; PlanError if the devices run nothing measured, or, alike,
-        where several kinds of them have too many configurations."""
+        if several kinds of them have too many configurations."""
         fifo = _fifo(state)
         kinds = fleet_of(fifo.problem, fifo.keys, alike=True)
         if self._alike:
@@ -113,7 +113,7 @@ class OraclePolicy:
 
 
 def _fifo(state: State, lam: float | None = None) -> Fifo:
-    """Return the problem under the paper's objective, whatever form is configured.  `lam`: L where none is
+    """Return the problem under the paper's objective, whatever form is configured.  `lam`: L if none is
     configured."""
     given = PlanningInput.of(state)
     objective = replace(given.objective, form="paper")

@@ -1,6 +1,6 @@
 """The paper's two searches: simulated annealing over the configuration graph, and random search over the raw space.
 
-Both look at one configuration after the other, the one that runs first (where nothing runs, BASE), and stop once they
+Both look at one configuration after the other, the one that runs first (if nothing runs, BASE), and stop once they
 know a configuration that holds the latency target and
 
  - `NO_BETTER` in a row were no better than the best, or
@@ -10,13 +10,13 @@ know a configuration that holds the latency target and
 While nothing has held they continue, here up to `GIVE_UP` looks (the artifact has no such end).  What is remembered
 from hour to hour in the artifact is not remembered here: a policy sees one state and no other.
 
-**Annealing.**  The centre moves to what was looked at with probability exp((new - centre) / (K T)), always where it is
+**Annealing.**  The centre moves to what was looked at with probability exp((new - centre) / (K T)), always if it is
 better; T falls from 100 by 5 a look down to 10.  Scores that break the latency target are changed first, and there the
 two versions part:
 
  - `punished`: a broken target always lowers the score, the more the later p95 is;
- - `punished_as_artifact`: the score times SLO / p95.  **That is a fault**: where the score is negative, and it mostly
-   is where accuracy weighs more than carbon, the product is *closer to zero*, so that the worse a configuration breaks
+ - `punished_as_artifact`: the score times SLO / p95.  **That is a fault**: if the score is negative, and it mostly
+   is if accuracy weighs more than carbon, the product is *closer to zero*, so that the worse a configuration breaks
    the target the better it looks, and an overloaded one looks best of all.  It misleads the centre only: the best is
    chosen among those that hold.
 """
@@ -52,7 +52,7 @@ def punished(score: float, p95_ms: float, slo_ms: float) -> float:
 
 
 def punished_as_artifact(score: float, p95_ms: float, slo_ms: float) -> float:
-    """Return the artifact's: **rewards** a broken SLO where the score is negative."""
+    """Return the artifact's: **rewards** a broken SLO if the score is negative."""
     return score if p95_ms <= slo_ms else score * slo_ms / p95_ms
 
 
@@ -111,7 +111,7 @@ class Walk:
 
     def found(self) -> list[Candidate]:
         """Return the best of all looks, as the planner's own play expects it, and the others as they were looked at.
-        Where the longer play takes back that the best holds the next best is taken, and so on for a few."""
+        If the longer play takes back that the best holds the next best is taken, and so on for a few."""
         ranked = sorted(self._looks.values(), key=lambda item: item.rank)
         best: Candidate | None = None
         for item in ranked[:_VERIFIED]:

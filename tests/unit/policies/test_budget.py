@@ -193,8 +193,8 @@ def test_the_price_is_that_of_the_exact_solution(
         assert left.price(asked) == pytest.approx(exact.price)
         # All that break even at the price or below, and none above it, are what the optimum takes.
         taken = np.array([point.accuracy for point in exact.hours])
-        assert np.all(left.at(exact.price * (1.0 - 1e-9)) <= taken + 1e-9)
-        assert np.all(taken <= left.at(exact.price * (1.0 + 1e-9)) + 1e-9)
+        assert np.all(left.accuracies_at(exact.price * (1.0 - 1e-9)) <= taken + 1e-9)
+        assert np.all(taken <= left.accuracies_at(exact.price * (1.0 + 1e-9)) + 1e-9)
     assert left.bottom[0] - 1e-9 <= left.accuracy_now(asked, left.price(asked)) <= left.top[0] + 1e-9
     assert math.isinf(left.price(high + 1.0))
     assert left.price(low - 1.0) == 0.0

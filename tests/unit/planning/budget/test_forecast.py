@@ -7,7 +7,7 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clover.planning.budget.forecast import (
@@ -95,6 +95,7 @@ def readings(draw: st.DrawFn) -> list[tuple[float, float]]:
     now=st.floats(0.0, 900.0),
     rate=st.floats(0.0, 1e4),
 )
+@example(noted=[], provided=[], now_s=0.0, hours=1.0, now=1.03125, rate=5e-324)
 def test_whatever_went_in_what_comes_out_is_whole(
     noted: list[tuple[float, float]],
     provided: list[tuple[float, float]],
