@@ -5,18 +5,26 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
 GPU_EXTRAS ?= onnx,test,tensorrt
+# Processes of pytest-xdist: one more than cores, since many tests wait; four at most, since many want the same core.
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4)))
+PARALLEL := --numprocesses $(JOBS) --dist worksteal
 PY := $(VENV)/bin/python
 COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*.pxd))
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
 
-.PHONY: serve test test-gpu test-checked lint bench bench-peers bench-kernels build train-fashion soak clean
+.PHONY: serve test test-quick test-gpu test-checked lint bench bench-peers bench-kernels build train-fashion soak clean
 
 serve: $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
 
+# All tests; with ARGS, pytest gets these alone: make test ARGS="tests/native -x"
 test: $(VENV)/.test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(or $(ARGS),$(PARALLEL))
+
+# Those that start no server and take no more than a second or two each: the inner loop, within a minute.
+test-quick: $(VENV)/.test
+	$(PY) -m pytest $(PARALLEL) -m "not slow" $(or $(ARGS),tests/unit tests/native)
 
 # What only a machine with an NVIDIA GPU can show; each test says what it needs where that is missing.  Where the
 # libraries of TensorRT cannot be had: make test-gpu GPU_EXTRAS=onnx,test

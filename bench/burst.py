@@ -30,11 +30,12 @@ from bench.common import ServerProcess, binary_bodies, fashion_rows, served, sho
 from bench.load import Result, open_loop
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.simulate import families, loads, minutes, world
-from clover.simulate.minutes import GUST, GUST_FROM_S, GUST_S, back_s, gusty
+from clover.simulate.minutes import GUST_FROM_S, GUST_S, back_s, gusty
 from clover.simulate.world import Case, Rules, SimulatedMachine, World
 from clover.types import Assignment, Placement
 
 SECONDS = 60.0
+GUST = 2.5  # times the load
 CONNECTIONS = 64
 
 

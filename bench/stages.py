@@ -6,7 +6,7 @@ Each configuration has two or three stages of one to four workers on one or two 
 rows, service times that vary, a part of the rows that goes on from each stage, and a load of up to 0.85 of its capacity
 in each; which stage is the busy one is left to chance.  `model` is the p95 that plans are judged by
 (`clover.planning.cascade.chains`), `rows` that of single rows that arrive as a Poisson stream before the production
-router, batcher and escalation, with workers that only take time (`clover.simulate.rows`).  An exception is a
+router, batcher and escalation, with workers that only take time (`tests.support.row_by_row`).  An exception is a
 configuration whose p95 the model misses by more than 10 %; `rejected` says whether the verify step
 (`clover.planning.cascade.verify`), which the router's play has no part in, tells the planner so.  Everything here is
 modelled.
@@ -27,7 +27,7 @@ from bench.common import show, write_json
 from clover.planning.cascade import chains
 from clover.planning.cascade import verify as chain_verify
 from clover.planning.model.queueing import Service, lane_of
-from clover.simulate import rows as row_by_row
+from tests.support import row_by_row
 
 APART = 0.10
 MOST_LOAD = 0.85

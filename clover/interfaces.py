@@ -1,4 +1,4 @@
-"""The seams of Clover, Protocols nearly all: what a floor may ask of another without importing it."""
+"""What one part of Clover may ask of another without importing it: Protocols, and the classes of the hot path."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Policy(Protocol):
     name: str
 
     def propose(self, state: State) -> Plan:
-        """Return the plan for `state`; raises PlanError where no configuration exists at all."""
+        """Return the plan for `state`; PlanError if no configuration exists at all."""
 
 
 class Backend(Protocol):
@@ -42,10 +42,10 @@ class Backend(Protocol):
     name: str
 
     def available(self) -> str:
-        """Empty if usable here, otherwise the reason why not."""
+        """Return "" if the backend is usable here, otherwise the reason why not."""
 
     def compile(self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int) -> None:
-        """Write the artifact into `folder` (no-op where there is none)."""
+        """Write the artifact into `folder`; do nothing if the backend has none."""
 
     def load(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int
@@ -66,23 +66,23 @@ class Device(Protocol):
         """Remove the instance at `placement`; raises DeviceError."""
 
     def cores(self, placement: Placement) -> tuple[int, ...]:
-        """Return CPU cores a worker at `placement` is pinned to."""
+        """Return the CPU cores that a worker at `placement` is pinned to."""
 
     def threads(self, placement: Placement) -> int:
-        """Return threads a worker at `placement` runs."""
+        """Return the number of threads that a worker at `placement` runs."""
 
     def visible(self, placement: Placement) -> str:
         """Return what a worker at `placement` must see as its only accelerator, as CUDA names it ("MIG-...",
-        "GPU-..."); empty where there is none.  Raises DeviceError where the instance does not exist."""
+        "GPU-..."); empty if there is none.  Raises DeviceError if the instance does not exist."""
 
     def memory_bytes(self, placement: Placement) -> int:
-        """Return memory of the device that an instance at `placement` has for itself; 0 where that is the machine's
-        own."""
+        """Return memory of the device that an instance at `placement` has for itself; 0 if that is the
+        machine's own."""
 
 
 class CarbonSource(Protocol):
-    """Gives the grid's carbon intensity at a grid time.  `step_s`: how long one value holds, in grid seconds.
-    `remote`: a reading costs a call to somebody else, which is made every `carbon.poll_s` at most and backs off."""
+    """Gives the grid's carbon intensity at a grid time.  `step_s`: how long one value holds, in grid seconds. `remote`:
+    a reading costs a call over the network, which is made every `carbon.poll_s` at most and backs off."""
 
     name: str
     step_s: float
@@ -92,11 +92,11 @@ class CarbonSource(Protocol):
         """Return the intensity valid at `grid_s` (Unix seconds); raises CarbonError."""
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
-        """Return readings from `grid_s` on; empty where the source has no forecast."""
+        """Return readings from `grid_s` on; empty if the source has no forecast."""
 
 
 class EnergyMeter(Protocol):
-    """Monotonic joules of one device.  `why` says which meter it is and what ails it."""
+    """Monotonic joules of one device.  `why` says which meter it is and what is wrong with it."""
 
     device: str
 
@@ -104,7 +104,7 @@ class EnergyMeter(Protocol):
     def why(self) -> str: ...
 
     async def refresh(self) -> None:
-        """Read what takes a while to read; `sample` gives what was found."""
+        """Read what takes a while to read; `sample` returns what was found."""
 
     def sample(self, now_ns: int) -> EnergySample:
         """Return cumulative energy at `now_ns`, or at the last refresh for a meter that needs one."""
@@ -148,8 +148,8 @@ class Ticket:
 class Model:
     """One served family, as a front end uses it: open -> write rows into slots -> submit -> read rows -> close.
 
-    A class and no Protocol, because every request passes it: where both sides are compiled, these are C calls.
-    `closed_reason`: why nothing new is taken; empty while something is.  `most_rows`: what one request carries at most.
+    A class and no Protocol, because every request passes it: if both sides are compiled, these are C calls.
+    `closed_reason`: why no new requests are taken; empty while they are.  `most_rows`: the most rows of one request.
     """
 
     __slots__ = ("closed_reason", "most_rows", "spec")
@@ -168,24 +168,24 @@ class Model:
         raise NotImplementedError
 
     def crowded(self) -> float:
-        """Asked before a request is decoded: 0 where its rows may find room, else seconds after which to come again; it
-        counts as refused (429) then."""
+        """Return 0 if rows may find room, else seconds after which to come again; asked before a request is decoded,
+        which counts as refused (429) then."""
         raise NotImplementedError
 
     def ahead(self, rows: int, index: int) -> tuple[Ticket, memoryview] | None:
         """Return slots for `rows` rows that a client is still sending, and the flat bytes of their input `index`, to be
-        written by whoever receives them, before `arrived`.  None where that cannot be: the slots are not neighbours,
-        rows of that input vary, or too few slots are free to lend any to a client that may take its time."""
+        written by the receiver before `arrived`.  None if that is impossible: the slots are not neighbours, rows of
+        that input vary, or too few slots are free to lend any to a client that may take its time."""
         raise NotImplementedError
 
     def arrived(self, ticket: Ticket) -> None:
-        """All rows of a ticket that was opened `ahead` are there: it counts, and its latency counts, from now on.
-        Raises what `open` raises; the ticket stays open then."""
+        """Count a ticket that was opened `ahead`, and its latency, from now on, as all its rows are there.  Raises what
+        `open` raises; the ticket stays open then."""
         raise NotImplementedError
 
     def write(self, ticket: Ticket, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
         """Copy input `index` of all rows into the slots (once).  Array: leading axis = rows, declared dtype.  BYTES:
-        one bytes object a row, already in OIP form.  Raises BadRequest where a row does not fit."""
+        one bytes object a row, already in OIP form.  Raises BadRequest if a row does not fit."""
         raise NotImplementedError
 
     def submit(
@@ -198,19 +198,19 @@ class Model:
         context: Any = None,
     ) -> None:
         """Queue the rows.  `on_done` is called once, on the loop, with `status` set.  `min_accuracy` is in percent, or
-        a fraction up to 1, as receipts give it; `cascade` False asks one variant a row, also where the plan has a
-        chain.  Raises BadRequest (400) where no variant reaches the accuracy, DeadlineMissed for a spent deadline; the
-        ticket stays open then."""
+        a fraction up to 1, as receipts give it; `cascade` False asks one variant a row, also if the plan has a chain.
+        Raises BadRequest (400) if no variant reaches the accuracy, DeadlineMissed for a spent deadline; the ticket
+        stays open then."""
         raise NotImplementedError
 
     def read(self, ticket: Ticket, index: int) -> NDArray[Any] | list[bytes]:
         """Return output `index` of all rows as one array with a leading row axis (BYTES: OIP form per row).  Valid
-        until `close`; a view where the slots are consecutive, a copy otherwise."""
+        until `close`; a view if the slots are consecutive, a copy otherwise."""
         raise NotImplementedError
 
     def text(self, ticket: Ticket, index: int) -> bytes | None:
-        """Return what `read` gives as one flat JSON array, where that is had without an object for each number; None
-        elsewhere, and where a number is not finite."""
+        """Return what `read` returns as one flat JSON array, if that can be had without an object for each number; None
+        otherwise, and if a number is not finite."""
         raise NotImplementedError
 
     def receipt(self, ticket: Ticket) -> Receipt:
@@ -218,13 +218,14 @@ class Model:
         raise NotImplementedError
 
     def remember(self, number: int, ticket: Ticket) -> None:
-        """Keep what an answered ticket says under the number of its request, which no other has, for labels that come
+        """Keep what an answered ticket says under the number of its request, which is unique, for labels that come
         late; before `close`."""
         raise NotImplementedError
 
     def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
-        """Count the labels that a client has for a remembered request, one a row (None: not known); what it came to.
-        Number 0 is no request's.  Raises NotFound, BadRequest, or Overloaded where the client says too much."""
+        """Count the labels that a client has for a remembered request, one a row (None: not known); return the
+        outcome.  Number 0 belongs to no request.  Raises NotFound, BadRequest, or Overloaded if the client sends too
+        many."""
         raise NotImplementedError
 
     def close(self, ticket: Ticket) -> None:
@@ -247,7 +248,8 @@ class Control(Protocol):
         """Return the newest decisions, newest first."""
 
     async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
-        """Return pin, freeze, plan, apply, base, set or guard; kept as a decision.  Raises BadRequest or PlanError."""
+        """Execute pin, freeze, plan, apply, base, set or guard and return its result; it is recorded as a decision.
+        Raises BadRequest or PlanError."""
 
 
 class ServerView(Protocol):
@@ -260,16 +262,16 @@ class ServerView(Protocol):
         """Return whether every loaded family has capacity and the server is not draining."""
 
     def live(self) -> bool:
-        """Return whether the loop turns: true until the end."""
+        """Return whether the event loop runs: true until the end."""
 
     async def load(self, name: str, config: str) -> None:
-        """OIP repository load: start workers for a family.  Raises NotFound, BadRequest or Unavailable."""
+        """Start workers for a family (OIP repository load).  Raises NotFound, BadRequest or Unavailable."""
 
     async def unload(self, name: str) -> None:
-        """OIP repository unload: drain and stop a family's workers.  Raises NotFound."""
+        """Drain and stop a family's workers (OIP repository unload).  Raises NotFound."""
 
     def state_of(self, name: str) -> tuple[str, str]:
-        """Return OIP repository state ("READY", "UNAVAILABLE", "LOADING", "UNLOADING") and the reason."""
+        """Return the OIP repository state ("READY", "UNAVAILABLE", "LOADING", "UNLOADING") and the reason."""
 
     def control(self) -> Control:
         """Return the controller."""
@@ -285,35 +287,36 @@ class Fleet(Protocol):
     """The workers of one family, as a transition drives them."""
 
     def ready_assignments(self) -> tuple[Assignment, ...]:
-        """Return what is ready now."""
+        """Return the workers that are ready now."""
 
     async def spawn(self, assignment: Assignment) -> None:
-        """Start, load, warm; returns when it is ready (not yet routed to).  Raises WorkerError."""
+        """Start a worker, load its model and warm it; it is ready then (not yet routed to).  Raises WorkerError."""
 
     async def drain(self, assignment: Assignment) -> None:
         """Stop routing to it, wait for its rows, let it exit, reap it."""
 
     def forget(self, assignment: Assignment, reason: str) -> None:
-        """Give up a worker whose device is gone: no more rows, no restart, and an end to it without waiting.  What it
-        held is asked again elsewhere."""
+        """Give up a worker whose device is gone: no more rows, no restart, and an end to it without waiting.  Its rows
+        are sent to other workers."""
 
     def route(self, assignments: tuple[Assignment, ...], routing: Routing) -> None:
-        """Atomically make exactly `assignments` the workers that receive rows, and `routing` how: which share of them
+        """Make exactly `assignments`, atomically, the workers that receive rows, and `routing` how: which share of them
         each variant gets, the batches it forms and how long rows wait for these to fill."""
 
     def observe(self) -> dict[str, float]:
-        """Return arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures; `guard`: the step
-        of the ladder that its answers call for (0: none), where they are watched."""
+        """Return arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures; `guard`: the alarm
+        level that its answers call for (0: none), if they are watched."""
 
     def guard_report(self) -> dict[str, Any]:
         """Return what its guard saw and did, its audits, and late labels."""
 
     def reset_guard(self) -> None:
-        """Watch its answers anew, as if nothing had been seen."""
+        """Forget what the guard has seen and watch answers anew."""
 
     def demanded(self) -> Mapping[str, Asked]:
         """Return rows that asked for an accuracy of their own, by the variant that they need."""
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
-        """Refuse rows that need one of these variants while no worker is accurate enough, those that wait already too,
-        as `declined` says.  Rows that need another one wait for its worker; `wanted` is called when one begins to."""
+        """Refuse rows that need one of these variants while no worker is accurate enough, including those that wait
+        already, as `declined` says.  Rows that need another one wait for its worker; `wanted` is called when one begins
+        to wait."""

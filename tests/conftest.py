@@ -6,11 +6,12 @@ modules through the source as well (CLOVER_SOURCE=1).
 
 from __future__ import annotations
 
+import fcntl
 import importlib.abc
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +47,34 @@ settings.register_profile(
 )
 settings.register_profile("deep", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("CLOVER_HYPOTHESIS", "default"))
+
+
+class AloneLock:
+    """Runs a test marked `alone` while the other processes of pytest-xdist run no test.
+
+    Every test holds the lock `_tests` shared, a test marked `alone` holds it exclusively.  Each takes `_queue` before,
+    so that no further test begins while one waits to be alone.  Folders are locked, which leaves no files behind.
+    """
+
+    def __init__(self) -> None:
+        self._queue, self._tests = (os.open(folder, os.O_RDONLY) for folder in (ROOT, ROOT / "tests"))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        kind = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+        fcntl.flock(self._queue, fcntl.LOCK_EX)
+        fcntl.flock(self._tests, kind)
+        fcntl.flock(self._queue, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(self._tests, fcntl.LOCK_UN)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take turns with the other processes, if there are any."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        config.pluginmanager.register(AloneLock())
 
 
 def pytest_sessionstart() -> None:

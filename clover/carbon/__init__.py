@@ -65,7 +65,7 @@ def build(
 
 
 def build_source(text: str) -> CarbonSource:
-    """Return the source that `text` names, such as "trace:day.csv?loop=1"; ConfigError where there is none."""
+    """Return the source that `text` names, such as "trace:day.csv?loop=1"; ConfigError if there is none."""
     name, _, rest = text.strip().partition(":")
     name, _, own = name.partition("?")
     argument, _, options = (rest or f"?{own}").partition("?")

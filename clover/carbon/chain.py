@@ -9,12 +9,12 @@ Two rules.  A number is never given out without saying how good it is, and a sou
     configured   `configured_g_per_kwh`, because no source has a value within its step or younger than `max_age_s`
 
 Age is grid time, so that a trace replayed at speed goes stale at that speed too.  A value is asked for once a step:
-again when its step is over, or every tenth of a step where a source lags behind.
+again when its step is over, or every tenth of a step if a source lags behind.
 
-Everybody asks the chain, as often as they like; the chain alone asks sources.  A remote source is asked once every
-`poll_s` real seconds at most, however fast grid time runs, and left alone for 1, 2, 4 ... 300 real seconds when it
-fails.  A local one (a file, a formula) is asked every time, since that costs nothing: so what is replayed at speed
-follows grid time from look to look.
+All ask the chain (through `clover.carbon.grid`), as often as they like; the chain alone asks sources.  A remote source
+is asked once every `poll_s` real seconds at most, however fast grid time runs, and backed off for 1, 2, 4 ... 300 real
+seconds when it fails.  A local one (a file, a formula) is asked every time, since that costs nothing: so what is
+replayed at speed follows grid time from look to look.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ChainedSource:
         self._due_s = -math.inf  # grid time
 
     async def read(self, grid_s: float, now_s: float) -> Reading | None:
-        """Return the source's value, new or remembered, aged to `grid_s`; None where it has none younger than the
+        """Return the source's value, new or remembered, aged to `grid_s`; None if it has none younger than the
         limit."""
         known = self._usable(grid_s)
         if known is not None and grid_s < self._due_s:
@@ -72,7 +72,7 @@ class ChainedSource:
         return self._usable(grid_s)
 
     async def forecast(self, grid_s: float, horizon_s: float, now_s: float) -> list[Reading]:
-        """Return the source's forecast; empty where it has none, is left alone, or failed."""
+        """Return the source's forecast; empty if it has none, failed, or is backed off after a failure."""
         if now_s < self._retry_s:
             return []
         try:
@@ -165,11 +165,11 @@ class SourceChain:
         self.counts[reading.state] += 1
         before, self.last = self.last, reading
         if before is None or (before.state, before.provider) != (reading.state, reading.provider):
-            self._say(before, reading, error)
+            self._log_change(before, reading, error)
         return reading
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
-        """Return the first source's forecast, or a later one's marked "fallback"; empty where none has any."""
+        """Return the first source's forecast, or a later one's marked "fallback"; empty if none has any."""
         async with self._lock:
             for index, link in enumerate(self.links):
                 failures = link.failures
@@ -202,7 +202,8 @@ class SourceChain:
         )
         return last_resort, error
 
-    def _say(self, before: Reading | None, reading: Reading, error: str) -> None:
+    def _log_change(self, before: Reading | None, reading: Reading, error: str) -> None:
+        """Log that another source, or another state, is in force than `before`."""
         text = f"carbon intensity is {reading.state}: {reading.g_per_kwh:.0f} g/kWh from {reading.provider}"
         if reading.state == "fresh":
             if before is not None:

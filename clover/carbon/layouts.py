@@ -33,7 +33,8 @@ Signal = Literal["average", "marginal", "unknown"]
 
 
 class TraceRow(NamedTuple):
-    """One interval: from `at_s` (Unix seconds) to `until_s` (None: one step); `g` is None in a gap."""
+    """One interval of a file: from `at_s` (Unix seconds) to `until_s` (None: one step later), with its intensity `g`
+    and the forecast of it (gCO2e/kWh; None in a gap), and the line it stands in."""
 
     at_s: float
     until_s: float | None
@@ -69,8 +70,8 @@ class _NesoDocument(msgspec.Struct):
 
 
 def read_table(path: Path, *, scope: str = "", zone: str = "") -> TraceTable:
-    """Return the table in `path`.  `scope` picks the column, `zone` the rows, where a file has several.  ConfigError
-    else."""
+    """Return the table in `path`.  `scope` picks the column, `zone` the rows, if a file has several.  ConfigError if
+    it cannot be read."""
     try:
         if not path.is_file():
             raise ConfigError(f"carbon trace {path}: there is no such file")
@@ -208,7 +209,7 @@ def _row(
     forecast: int | None,
     estimated: int | None,
 ) -> TraceRow:
-    """Return one row; a forecast stands in where there is no actual value, and then counts as estimated."""
+    """Return one row; a forecast stands in if there is no actual value, and then counts as estimated."""
     try:
         at_s = parse_time(cells[at])
         until_s = parse_time(cells[until]) if until is not None and cells[until].strip() else None

@@ -5,10 +5,10 @@ Where the file has no value (an empty row, a missing row, before the first and a
 CarbonError: the chain then says "stale", falls back, and finally takes the configured value.  Nothing is filled in
 here.  `loop=1` replays the file from its start once it has ended; such readings are marked as estimated.
 
-What a file says of one time is used at another where grid time is not that of the wall, and where a file loops: such
+What a file says of one time is used at another if grid time is not that of the wall, and if a file loops: such
 readings have the method "replayed", whatever they were when they were recorded.
 
-The forecast is NESO's own where the file has one; otherwise the rows to come, that is, perfect foresight.
+The forecast is NESO's own if the file has one; otherwise the rows to come, that is, perfect foresight.
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ class CommandRefused(CloverError):
 class CommandParser(argparse.ArgumentParser):
     """argparse's parser, whose errors name the nearest option or choice."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]  # one signature for the overloads of argparse
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """Return what the command line says; exit with 2 if it cannot be read."""
         given, unknown = self.parse_known_args(args, namespace)
         if unknown:

@@ -382,9 +382,9 @@ def _traces(given: argparse.Namespace) -> list[Trace]:
     return world.traces(given.traces, given.start, hours)
 
 
-def _day(given: argparse.Namespace) -> day.PaperOptions:
+def _day(given: argparse.Namespace) -> day.DayOptions:
     machine = _machine(given)
-    return day.PaperOptions(
+    return day.DayOptions(
         machine=machine,
         known=_known(given, machine),
         traces=_traces(given),

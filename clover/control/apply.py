@@ -5,12 +5,12 @@ instance for the first holder and unmakes it after the last.
 
 The steps of a stage run at once.  If one fails the others of its stage are finished, and the transition ends there.
 Two failures do not end it: a worker that does not drain is gone all the same, and an old instance that cannot be
-unmade (its device leaves it out from then on) matters only where a new one was to stand in its place.  Both are noted.
+unmade (its device leaves it out from then on) matters only if a new one was to stand in its place.  Both are noted.
 
 The way back is a transition of its own, planned from what really stands and staggered like any other, so that what has
 been exchanged already serves while the rest goes back: what does not serve yet and is not wanted goes first, then the
-steps of the plan.  Nothing is given up for it that could not be replaced: where the old deployment cannot stand any
-more (a GPU was lost, a slot cannot be emptied) only what costs no capacity is done, and where a step of the way back
+steps of the plan.  Nothing is given up for it that could not be replaced: if the old deployment cannot stand any
+more (a GPU was lost, a slot cannot be emptied) only what costs no capacity is done, and if a step of the way back
 fails it ends there.  Either the old deployment is complete again, or `ApplyError.restored` is false and the fleet
 serves with what stands; instances without a worker are removed, so that the next plan starts from what is known.
 """

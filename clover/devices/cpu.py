@@ -101,14 +101,12 @@ class CpuDevice:
     """Implements `clover.interfaces.Device`.
 
     `cores`: the cores workers may use, all of them for workers; None takes this process's, and keeps the first for the
-    front end if there are at least three.  `threads`: threads a worker runs per profile ("2c": 2); a profile that is
-    not named runs one, which is best unless measured otherwise.  Raises DeviceError if cores cannot be used.
+    front end if there are at least three.  A worker runs one thread, which is best unless measured otherwise
+    (`set_threads`).  Raises DeviceError if cores cannot be used.
     """
 
-    def __init__(
-        self, cores: tuple[int, ...] | None = None, *, threads: Mapping[str, int] | None = None, name: str = "cpu0"
-    ) -> None:
-        self.name = name
+    def __init__(self, cores: tuple[int, ...] | None = None) -> None:
+        self.name = "cpu0"
         allowed = tuple(sorted(os.sched_getaffinity(0)))
         if cores is None:
             usable = available_cores(affinity=allowed)
@@ -118,15 +116,17 @@ class CpuDevice:
             if wrong:
                 raise DeviceError(f"cores {ranges(wrong)} are not among those this process may use: {ranges(allowed)}")
             self._divide(tuple(cores), keep_front=False)
-        self._set_all(threads)
+        self._threads: dict[str, int] = {}
 
     @classmethod
-    def of(cls, usable: tuple[int, ...], *, threads: Mapping[str, int] | None = None, name: str = "cpu0") -> CpuDevice:
+    def of(cls, usable: tuple[int, ...], *, threads: Mapping[str, int] | None = None) -> CpuDevice:
         """Return a device over `usable` as if they were this process's cores: for planning without that machine."""
         device = cls.__new__(cls)
-        device.name = name
+        device.name = "cpu0"
         device._divide(usable, keep_front=len(usable) >= 3)
-        device._set_all(threads)
+        device._threads = {}
+        for profile, count in (threads or {}).items():
+            device.set_threads(profile, count)
         return device
 
     def _divide(self, usable: tuple[int, ...], *, keep_front: bool) -> None:
@@ -136,11 +136,6 @@ class CpuDevice:
         """Cores for the event loop; the workers' own where `shared_front`."""
         self.worker_cores: tuple[int, ...] = usable[1:] if keep_front else usable
         self.shared_front = not keep_front
-
-    def _set_all(self, threads: Mapping[str, int] | None) -> None:
-        self._threads: dict[str, int] = {}
-        for profile, count in (threads or {}).items():
-            self.set_threads(profile, count)
 
     def shape(self) -> DeviceShape:
         """Return the layouts of core-sets."""

@@ -26,7 +26,6 @@ from clover.errors import DeviceError, DeviceLost
 T = TypeVar("T")
 
 # NVML's return codes, from nvml.h: part of its binary interface.
-UNINITIALIZED = 1
 INVALID_ARGUMENT = 2
 NOT_SUPPORTED = 3
 NO_PERMISSION = 4

@@ -66,7 +66,7 @@ class ForecastSource:
         self.name = source.name
         self.step_s = source.step_s
         self._source = source
-        self._certainty = forecast
+        self._forecast = forecast
         self._seed = seed
 
     async def read(self, grid_s: float) -> Reading:
@@ -75,9 +75,9 @@ class ForecastSource:
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
         """Return the forecast for `horizon_s` seconds from `grid_s` on."""
-        if self._certainty.kind == "seasonal":
+        if self._forecast.kind == "seasonal":
             return []
-        if self._certainty.kind == "persistence":
+        if self._forecast.kind == "persistence":
             now = await self._source.read(grid_s)
             first = math.floor(grid_s / HOUR_S) * HOUR_S
             hours = range(math.ceil(horizon_s / HOUR_S))
@@ -86,9 +86,9 @@ class ForecastSource:
                 for hour in hours
             ]
         foretold = await self._source.forecast(grid_s, horizon_s)
-        return foretold if self._certainty.kind == "perfect" else [self._wrong(reading) for reading in foretold]
+        return foretold if self._forecast.kind == "perfect" else [self._wrong(reading) for reading in foretold]
 
     def _wrong(self, reading: Reading) -> Reading:
         drawn = np.random.default_rng([self._seed, math.floor(reading.at_s / HOUR_S)]).standard_normal()
-        value = reading.g_per_kwh * max(_LEAST, 1.0 + self._certainty.error * float(drawn))
-        return msgspec.structs.replace(reading, g_per_kwh=value, provider=f"{reading.provider} ({self._told.name})")
+        value = reading.g_per_kwh * max(_LEAST, 1.0 + self._forecast.error * float(drawn))
+        return msgspec.structs.replace(reading, g_per_kwh=value, provider=f"{reading.provider} ({self._forecast.name})")

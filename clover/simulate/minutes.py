@@ -43,10 +43,8 @@ from clover.types import Assignment, FamilyProfile, FamilySpec, Record
 
 Floats = NDArray[np.float64]
 
-GUST = 2.5
 GUST_FROM_S, GUST_S = 20.0, 12.0
-"""A gust is `GUST` times the load, `GUST_S` long, from `GUST_FROM_S` on in every minute."""
-BACK_S = 5.0
+"""A gust is `GUST_S` long, from `GUST_FROM_S` on in every minute."""
 _SLOTS = 4096
 _STEADY = 3  # seconds: a single good or bad one proves nothing
 _P95 = 0.95

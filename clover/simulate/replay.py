@@ -189,7 +189,7 @@ class _Replay:
         if decision is None or decision.id == self.on_progress:
             return ""
         self.on_progress = decision.id
-        return _certainty(decision)
+        return _described(decision)
 
     def _closed(
         self,
@@ -229,7 +229,7 @@ class _Replay:
         )
 
 
-def _certainty(decision: Decision) -> str:
+def _described(decision: Decision) -> str:
     plan = decision.plan.reason if decision.plan is not None else ""
     return "; ".join(filter(None, (f"{decision.trigger}: {decision.action}", decision.detail, plan)))
 

@@ -10,44 +10,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 import clover
 from clover.families import load_family
-from clover.policies.plans import plan_fixed
 from clover.profiling.rows import load
 from clover.runtime.served import Served
-from clover.types import GroupCount, Plan, Routing, State
-from tests.e2e.test_swap import TOY, expected
+from tests.support.toy_family import THRESHOLD, TOY, expected, settings
 
-THRESHOLD = 0.6
-pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two variants need two cores")
-
-
-class HalfThenFull:
-    """The policy: a worker of each variant; `full` is asked where `half` is less sure than the threshold."""
-
-    name = "half-then-full"
-
-    def propose(self, state: State) -> Plan:
-        configuration = tuple(GroupCount(variant=name, profile="1c", count=1) for name in ("full", "half"))
-        plan = plan_fixed(state, configuration, policy=self.name)
-        routing = Routing(shares={"half": 1.0}, chain=("half", "full"), thresholds=(THRESHOLD,))
-        return msgspec.structs.replace(plan, routing=routing)
-
-
-def settings(folder: Path) -> dict[str, Any]:
-    return {
-        "http": False,
-        "cache_dir": str(folder),
-        "backends": ("eager",),
-        "energy_meter": "modelled",
-        "policy": f"tests.e2e.test_cascade:{HalfThenFull.__name__}",
-        "slo_ms": 1000.0,
-        "accuracy_floor": 1.0,
-    }
+pytestmark = [
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two variants need two cores"),
+    pytest.mark.usefixtures("forked_zygotes"),
+]
 
 
 def path_of(row: np.ndarray[Any, Any]) -> str:

@@ -12,13 +12,13 @@ import pytest
 
 from clover.devices import emulated
 from clover.errors import DeviceError
-from tests.e2e.emulated_worker import PACE_MS
+from tests.support.emulated_worker import PACE_MS
 
 ROOT = Path(__file__).parents[2]
 
 
 def scenario(folder: Path, name: str) -> dict[str, Any]:
-    command = [sys.executable, "-W", "error", "-m", "tests.e2e.emulated_worker", str(folder), name]
+    command = [sys.executable, "-W", "error", "-m", "tests.support.emulated_worker", str(folder), name]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -42,6 +42,7 @@ def test_a_worker_holds_its_slice_until_it_is_gone(tmp_path: Path) -> None:
     assert "MIG-none" in found["no such slice"]
 
 
+@pytest.mark.alone
 def test_answers_are_the_cpus_and_times_and_watts_the_slices(tmp_path: Path) -> None:
     found = scenario(tmp_path, "answers")
     assert found["same"]

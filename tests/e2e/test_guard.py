@@ -12,10 +12,12 @@ import pytest
 
 import clover
 from clover.runtime.guard.sampling import LEAST
-from tests.e2e.test_cascade import settings
-from tests.e2e.test_swap import TOY
+from tests.support.toy_family import TOY, settings
 
-pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two variants need two cores")
+pytestmark = [
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two variants need two cores"),
+    pytest.mark.usefixtures("forked_zygotes"),
+]
 
 
 def test_rows_that_change_are_seen_and_audits_are_made_behind_clients(tmp_path: Path) -> None:

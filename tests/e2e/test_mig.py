@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -13,20 +12,24 @@ from typing import Any
 
 import pytest
 
+from clover.backends import child_environment
+from tests.support.mig_server import of_session
+
 ROOT = Path(__file__).parents[2]
 
 
-def run(cache: Path, what: str) -> tuple[int, list[dict[str, Any]], str]:
+def run(cache: Path, what: str, within_s: float = 110) -> tuple[int, list[dict[str, Any]], str]:
     """A server process: its exit status, what it said, its errors; nothing of its session is left afterwards."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.mig_server", str(cache), what],
+        [sys.executable, "-m", "tests.support.mig_server", str(cache), what],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, **child_environment()},
         start_new_session=True,
     ) as process:
-        out, errors = process.communicate(timeout=110)
+        out, errors = process.communicate(timeout=within_s)
     end_s = time.monotonic() + 2.0
     while left := of_session(process.pid):
         assert time.monotonic() < end_s, f"processes {left} outlive the server"
@@ -34,36 +37,26 @@ def run(cache: Path, what: str) -> tuple[int, list[dict[str, Any]], str]:
     return process.returncode, [json.loads(line) for line in out.splitlines()], errors
 
 
-def of_session(session: int) -> list[int]:
-    """Living processes of a session."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-                if int(fields[3]) == session and fields[0] != "Z":
-                    found.append(int(entry))
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_server_killed_after_any_step_comes_back_to_a_legal_deployment(tmp_path: Path) -> None:
-    kill_after = 0
-    code, said, errors = run(tmp_path, "0")
+    code, said, errors = run(tmp_path, "reconfigure")
     assert code == 0, errors
     assert [line["event"] for line in said] == ["ready", "done"]
     steps = said[-1]["steps"]
     assert steps >= 12
     assert len(said[-1]["instances"]) == 5
-    for kill_after in range(1, steps + 1):
-        code, said, errors = run(tmp_path, str(kill_after))
-        assert code == -9, (kill_after, errors)
-        ready = said[0]  # how it started on what the one before left
+    code, said, errors = run(tmp_path, f"kills:{steps}", 350)
+    assert code == 0, errors
+    assert [line["event"] for line in said] == ["ready", "killed"] * steps, errors
+    for ready, killed in zip(said[::2], said[1::2], strict=True):
+        assert killed["code"] == -9, (killed, errors)
+        assert not killed["left"], "processes outlive the server"
+        # How it started on what the one before left:
         assert ready["answered"]
         assert ready["legal"]
-        assert ready["instances"] == ready["deployment"] == ["gpu0:7g.40gb@0", "gpu1:7g.40gb@0"], kill_after
-    code, said, errors = run(tmp_path, "0")
+        assert ready["instances"] == ready["deployment"] == ["gpu0:7g.40gb@0", "gpu1:7g.40gb@0"], killed["after"]
+    code, said, errors = run(tmp_path, "reconfigure")
     assert code == 0, errors
     assert said[0]["answered"]
     assert said[0]["instances"] == said[0]["deployment"]

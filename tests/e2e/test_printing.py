@@ -11,10 +11,11 @@ import urllib.request
 from pathlib import Path
 
 import orjson
+import pytest
 
 from clover.backends import child_environment
 from clover.runtime.workers.output import BURST_BYTES, BYTES_PER_S
-from tests.e2e.test_server import ROOT, family
+from tests.support.servers import ROOT, family
 
 SCRIPT = """
 import logging
@@ -26,6 +27,7 @@ sys.exit(server.run(on_ready=lambda server: print(server.url, flush=True)))
 """
 
 
+@pytest.mark.alone
 def test_a_worker_that_prints_without_end_neither_fills_the_log_nor_holds_anybody_up(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as errors:

@@ -23,6 +23,7 @@ from clover.runtime.workers.pool import Pool
 from clover.types import FamilyProfile, FamilySpec
 from clover.worker.frames import WorkerOrder
 
+pytestmark = pytest.mark.usefixtures("forked_zygotes")
 FAMILIES = Path(__file__).resolve().parents[1] / "families"
 SHORT = Effort(quick=True, samples=5, least_s=0.01, most_s=0.2, score_s=0.5, base_s=0.2, compile_s=0.0, rounds=2)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import clover
 from clover.runtime.served import Served
@@ -27,6 +28,8 @@ def standing(served: Served) -> list[str]:
     return [item["variant"] for item in served.fleet.describe() if item["state"] == "standing by"]
 
 
+@pytest.mark.alone
+@pytest.mark.usefixtures("forked_zygotes")
 def test_a_burst_goes_to_those_that_stand_by(tmp_path: Path) -> None:
     """Workers of `slow` take 20 ms a batch, those of `fast` 2 ms; what is late is late by hundreds of milliseconds."""
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import json
 import os
 import signal
@@ -14,7 +12,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -25,62 +22,14 @@ import pytest
 import clover
 from clover.backends import child_environment
 from clover.types import Assignment, Routing
+from tests.support.servers import ROOT, children, descriptors, family, run, serve, until
 
-ROOT = Path(__file__).parents[2]
-FAMILIES = ROOT / "tests" / "families"
-
-
-def family(name: str) -> str:
-    return str(FAMILIES / name)
-
-
-def serve(name: str, cache: Path, **settings: Any) -> clover.Server:
-    """A server pinned to one variant, which needs no profile to start."""
-    chosen = {"variant": "fast", "http": False, "port": 0, "carbon": "static:300", "energy_meter": "modelled"}
-    return clover.Server(family(name), cache_dir=str(cache), **{**chosen, **settings})
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run `main`, and fail where the loop had anything to complain about."""
-    complaints: list[Any] = []
-    with asyncio.Runner() as runner:
-        runner.get_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-        runner.run(main)
-    assert not complaints
-
-
-def children() -> set[int]:
-    """Every process below this one."""
-    parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-    found: set[int] = set()
-    waiting = [os.getpid()]
-    while waiting:
-        above = waiting.pop()
-        below = [pid for pid, parent in parents.items() if parent == above]
-        found.update(below)
-        waiting.extend(below)
-    return found
-
-
-def descriptors() -> int:
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
-
-
-async def until(condition: Any, within_s: float = 20.0) -> None:
-    end_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end_s, "it did not come about in time"
-        await asyncio.sleep(0.02)
-
+quick_start = pytest.mark.usefixtures("forked_zygotes")
 
 # --- embedding --------------------------------------------------------------------------------------------------------
 
 
+@quick_start
 def test_in_this_loop(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path, variant="slow") as server:
@@ -120,6 +69,7 @@ def test_in_this_loop(tmp_path: Path) -> None:
     run(main())
 
 
+@quick_start
 def test_in_a_thread_over_http_and_from_another_loop(tmp_path: Path) -> None:
     before = children()
     with serve("simple", tmp_path, variant="exact", http=True) as server:
@@ -154,6 +104,7 @@ def test_in_a_thread_over_http_and_from_another_loop(tmp_path: Path) -> None:
         urllib.request.urlopen(f"{server.url or 'http://127.0.0.1:9'}/v2", timeout=2)
 
 
+@quick_start
 def test_strings_and_rows_of_any_length(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("identity_bytes", tmp_path, variant="echo") as server:
@@ -169,6 +120,7 @@ def test_strings_and_rows_of_any_length(tmp_path: Path) -> None:
     run(main())
 
 
+@quick_start
 def test_a_planned_family_serves_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "clover")
     settings: dict[str, Any] = {"http": False, "cache_dir": str(tmp_path), "carbon": "static:300", "mode": "off"}
@@ -225,6 +177,7 @@ async def _pin_and_reload(server: clover.Server) -> list[str]:
     return found
 
 
+@quick_start
 def test_two_families_share_a_server(tmp_path: Path) -> None:
     spec = clover.load_family(family("simple"))
 
@@ -263,6 +216,7 @@ def test_two_families_share_a_server(tmp_path: Path) -> None:
 # --- wounds -----------------------------------------------------------------------------------------------------------
 
 
+@quick_start
 def test_kill_9_under_load_loses_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path) as server:
@@ -288,6 +242,7 @@ def test_kill_9_under_load_loses_nothing(tmp_path: Path) -> None:
     run(main())
 
 
+@quick_start
 def test_poison_is_refused_and_others_are_served(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("crashy", tmp_path, variant="always") as server:
@@ -306,6 +261,7 @@ def test_poison_is_refused_and_others_are_served(tmp_path: Path) -> None:
     run(main())
 
 
+@quick_start
 def test_a_stuck_worker_is_killed_and_replaced(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("crashy", tmp_path, variant="always", silent_s=0.3) as server:
@@ -323,6 +279,7 @@ def test_a_stuck_worker_is_killed_and_replaced(tmp_path: Path) -> None:
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
+@quick_start
 def test_swaps_under_load_fail_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path) as server:
@@ -369,6 +326,7 @@ def test_swaps_under_load_fail_nothing(tmp_path: Path) -> None:
     run(main())
 
 
+@quick_start
 def test_a_wait_of_the_routing_forms_larger_batches_and_none_does_not(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path) as server:
@@ -409,6 +367,7 @@ def test_a_wait_of_the_routing_forms_larger_batches_and_none_does_not(tmp_path: 
     run(main())
 
 
+@quick_start
 def test_unload_and_load(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path) as server:
@@ -437,6 +396,7 @@ def test_unload_and_load(tmp_path: Path) -> None:
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
+@quick_start
 @pytest.mark.parametrize("ending", ["stop", "unload"])
 def test_what_was_received_is_answered_before_the_workers_go(tmp_path: Path, ending: str) -> None:
     async def main() -> None:
@@ -493,6 +453,7 @@ def test_a_second_family_that_cannot_be_used_leaves_nothing_of_the_first(tmp_pat
     assert descriptors() == before
 
 
+@quick_start
 def test_a_taken_port_fails_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -571,6 +532,7 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
+@quick_start
 def test_an_assignment_names_what_runs(tmp_path: Path) -> None:
     async def main() -> None:
         async with serve("slow", tmp_path) as server:

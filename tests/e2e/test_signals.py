@@ -18,10 +18,11 @@ import orjson
 import pytest
 
 from clover.backends import child_environment
-from tests.e2e import test_workers as workers
-from tests.e2e.test_server import ROOT, family, run, serve, until
+from tests.support import worker_pools as workers
+from tests.support.servers import ROOT, family, run, serve, until
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_a_worker_passes_it_on_and_serves_until_it_is_told_to_exit() -> None:
     async def main() -> None:
         async with workers.started() as pool, workers.client_of(pool) as client:
@@ -86,9 +87,9 @@ def test_it_ends_a_child_that_a_model_forked() -> None:
     assert (process.returncode, out) == (0, "nothing was said\n")
 
 
-def test_each_worker_under_load_is_replaced_and_nothing_fails(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.alone
+@pytest.mark.usefixtures("forked_zygotes")
+def test_each_worker_under_load_is_replaced_and_nothing_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
 
     async def main() -> None:

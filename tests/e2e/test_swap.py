@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pytest
 
 import clover
 from clover.policies.plans import plan_fixed
 from clover.types import GroupCount, Plan, State
+from tests.support.servers import children
+from tests.support.toy_family import TOY, expected
 
-TOY = str(Path(__file__).parents[1] / "families" / "toy")
-SEEN = {"half": 2, "full": 4}
-"""How many of a row's four numbers a variant of the family looks at."""
 BANDS: dict[int, tuple[tuple[tuple[str, str, int], ...], ...]] = {
     1: ((("full", "1c", 1),), (("half", "1c", 1),)),
     2: (
@@ -53,32 +50,6 @@ def trace(path: Path) -> Path:
     return path
 
 
-def expected(variant: str, rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What `variant` says of `rows`: the softmax of those numbers that it sees, the others taken for zero."""
-    seen = rows.astype(np.float64)
-    seen[:, SEEN[variant] :] = 0.0
-    raised: NDArray[np.float64] = np.exp(seen)
-    total: NDArray[np.float64] = raised.sum(axis=1, keepdims=True)
-    return np.divide(raised, total)
-
-
-def children() -> set[int]:
-    """Every process below this one."""
-    parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-    found: set[int] = set()
-    waiting = [os.getpid()]
-    while waiting:
-        above = waiting.pop()
-        below = {pid for pid, parent in parents.items() if parent == above}
-        found |= below
-        waiting.extend(below)
-    return found
-
-
 class Load:
     """Clients that ask one after another until told to end, and hold every answer against its own rows."""
 
@@ -105,6 +76,7 @@ class Load:
         self._ended = True
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(tmp_path: Path) -> None:
     before = children()
 

@@ -21,103 +21,8 @@ from clover import families
 from clover.backends import child_environment
 from clover.errors import StartError, WorkerError
 from clover.runtime.memory.bytes_codec import pack_row, split_row
-from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.workers.pool import Pool
-from clover.worker.frames import WorkerOrder
-
-FAMILIES = Path(__file__).parents[1] / "families"
-CORE = min(os.sched_getaffinity(0))
-
-
-def run(main, *, loop_factory=None):
-    """Run `main`, and fail where the loop had anything to complain about."""
-    complaints = []
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.get_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-        result = runner.run(main)
-    assert not complaints
-    return result
-
-
-@contextlib.asynccontextmanager
-async def started(**settings):
-    pool = Pool.launch(**settings)
-    try:
-        await pool.start()
-        yield pool
-    finally:
-        await pool.stop()
-
-
-@contextlib.contextmanager
-def slab_of(name, slots=32):
-    spec = families.load_family(name if name == "fashion" else str(FAMILIES / name))
-    slab = Slab.create(Layout(spec, slots))
-    try:
-        yield spec, slab
-    finally:
-        slab.close()
-
-
-def order(spec, variant="", **changes):
-    found = WorkerOrder(
-        family=spec,
-        variant=variant or spec.variants[0].name,
-        backend="eager",
-        cores=(CORE,),
-        max_batch=spec.max_batch,
-    )
-    return msgspec.structs.replace(found, **changes)
-
-
-class Client:
-    """Sends batches to workers of one pool and waits for them, as the router does."""
-
-    def __init__(self, pool):
-        self._pool = pool
-        self._done = asyncio.Event()
-        self._id = 0
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(pool.completion_fd, self._rung)
-
-    def _rung(self):
-        os.eventfd_read(self._pool.completion_fd)
-        self._done.set()
-
-    def close(self):
-        self._loop.remove_reader(self._pool.completion_fd)
-
-    def submit(self, worker, *slots):
-        self._id += 1
-        outcome = worker.ring.submit(self._id, np.array(slots, np.uint32), len(slots))
-        assert outcome
-        if outcome == 2:
-            worker.bell()
-        return self._id
-
-    async def answer(self, worker, within_s=10.0):
-        async with asyncio.timeout(within_s):
-            while (found := worker.ring.reap()) is None:
-                self._done.clear()
-                await self._done.wait()
-        return found
-
-    async def infer(self, worker, *slots):
-        number = self.submit(worker, *slots)
-        batch, status, count, start_ns, end_ns, cpu_ns = await self.answer(worker)
-        assert (batch, count) == (number, len(slots))
-        assert 0 < start_ns <= end_ns <= time.monotonic_ns()
-        assert cpu_ns >= 0
-        return status
-
-
-@contextlib.asynccontextmanager
-async def client_of(pool):
-    client = Client(pool)
-    try:
-        yield client
-    finally:
-        client.close()
+from tests.support.worker_pools import CORE, FAMILIES, client_of, order, run, slab_of, started
 
 
 def open_fds():
@@ -254,6 +159,7 @@ def test_families_of_every_kind_answer(loop_factory):
     run(main(), loop_factory=loop_factory)
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_fashion_recognises_clothes(capsys):
     async def main():
         async with started() as pool, client_of(pool) as client:
@@ -285,6 +191,7 @@ def test_fashion_recognises_clothes(capsys):
         print("\n" + "\n".join(report))
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_a_worker_that_is_not_ready_in_time_is_ended():
     async def main():
         async with started() as pool:
@@ -309,6 +216,7 @@ def own_mb(pid):
     raise AssertionError("no Private_Dirty")
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_deaths_and_failures_are_told_once():
     async def main():
         deaths = []
@@ -421,6 +329,7 @@ def test_twenty_spawns_leave_nothing():
     assert len(after) <= len(before)
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_the_next_worker_is_forked_before_it_is_ordered():
     async def main():
         async with started() as pool, client_of(pool) as client:
@@ -463,6 +372,7 @@ def test_the_next_worker_is_forked_before_it_is_ordered():
     run(main())
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 @pytest.mark.parametrize("known", [True, False], ids=["reaped", "not reaped yet"])
 def test_a_spare_that_died_is_missed_by_nobody(known, caplog, capfd):
     async def main():
@@ -686,6 +596,7 @@ def test_workers_are_hardened():
         run(main())
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_who_leaves_a_core_set_ends_beside_its_successor():
     """What the end of a worker looks like, while its zygote, which would reap it, stands still."""
     allowed = os.sched_getaffinity(0)

@@ -103,7 +103,7 @@ class FakeNvml:
         return getattr(pynvml, name)
 
     def _board(self, handle: Any) -> Board:
-        board = self.boards[handle]
+        board: Board = self.boards[handle]
         if board.lost:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return board
@@ -163,9 +163,7 @@ class FakeNvml:
         if number not in table:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         name, kind, slices, _, _, most, memory = table[number]
-        return SimpleNamespace(
-            id=kind, name=name.encode(), sliceCount=slices, instanceCount=most, memorySizeMB=memory
-        )
+        return SimpleNamespace(id=kind, name=name.encode(), sliceCount=slices, instanceCount=most, memorySizeMB=memory)
 
     def nvmlDeviceGetGpuInstancePossiblePlacements(self, handle: Any, kind: int, places: Any, count: Any) -> None:
         row = next(row for row in self._board(handle).table.values() if row[1] == kind)

@@ -409,8 +409,8 @@ class Driver:
         self.view = view
         self.loop = FakeLoop()
         self.stats = HttpStats()
-        access = Access(self.config.listen, control=control)
-        self.routes = Routes(view, self.config, self.loop, access)  # type: ignore[arg-type]
+        rules = Access(self.config.listen, control=control)
+        self.routes = Routes(view, self.config, self.loop, rules)  # type: ignore[arg-type]
         self.state = ServerState(self.routes.judge, self.config.limits, self.loop, self.stats, access_log=access)  # type: ignore[arg-type]
         self.connections: set[Incoming] = set()
         self.control = control

@@ -237,7 +237,11 @@ def serve(box: str) -> None:
     for line in sys.stdin:
         how, code = json.loads(line)
         try:
-            value = eval(code, names) if how == "eval" else exec(code, names)
+            value = None
+            if how == "eval":
+                value = eval(code, names)
+            else:
+                exec(code, names)
             answer = ["value", value]
             json.dumps(answer)
         except n.NVMLError as error:

@@ -62,14 +62,10 @@ SOURCES = {
 TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in SOURCES.items()}
 
 
-def imports(module: str, *, runtime: bool = False) -> Iterator[tuple[str, int]]:
-    """Every module that `module` imports, wherever in its body, as a dotted name with the line; with `runtime`, none
-    that only type checkers see."""
+def imports(module: str) -> Iterator[tuple[str, int]]:
+    """Every module that `module` imports, wherever in its body, as a dotted name with the line."""
     package = module.split(".") if SOURCES[module].name == "__init__.py" else module.split(".")[:-1]
-    unseen = set(typing_only(TREES[module])) if runtime else set()
     for node in ast.walk(TREES[module]):
-        if node in unseen:
-            continue
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
@@ -81,14 +77,6 @@ def imports(module: str, *, runtime: bool = False) -> Iterator[tuple[str, int]]:
                 name = f"{base}.{alias.name}"
                 is_module = name in SOURCES or base == "clover"
                 yield (name if is_module else base), node.lineno
-
-
-def typing_only(tree: ast.AST) -> Iterator[ast.AST]:
-    """Everything under `if TYPE_CHECKING:`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            for statement in node.body:
-                yield from ast.walk(statement)
 
 
 def unit(module: str) -> str:
@@ -134,11 +122,11 @@ _CIMPORT = re.compile(r"from (clover\.\S+) cimport ")
 
 
 def dependencies(module: str) -> dict[str, str]:
-    """The files of the package that a file depends on at run time, and where: it imports them, be it in a function, or
-    the .pxd beside it cimports them."""
+    """The files of the package that a file depends on, and where: it imports them, be it in a function or for types
+    only, or the .pxd beside it cimports them."""
     source = SOURCES[module]
     lines = source.read_text().splitlines()
-    found = {name: place(module, line) for name, line in imports(module, runtime=True) if counts(lines[line - 1])}
+    found = {name: place(module, line) for name, line in imports(module) if counts(lines[line - 1])}
     declared = source.with_suffix(".pxd")
     for line, text in enumerate(declared.read_text().splitlines() if declared.exists() else (), 1):
         if (match := _CIMPORT.match(text)) and counts(text):
@@ -185,11 +173,23 @@ def test_files_do_not_import_each_other_in_circles() -> None:
 def test_circles_are_found() -> None:
     assert circles({"a": "bc", "b": "c", "c": ""}) == []
     assert circles({"a": "b", "b": "c", "c": "bd", "d": "e", "e": "d", "f": "f"}) == [["b", "c"], ["d", "e"], ["f"]]
-    seen = {ast.unparse(node) for node in typing_only(ast.parse("import a\nif TYPE_CHECKING:\n    import b"))}
-    assert "import b" in seen
-    assert "import a" not in seen
-    assert JUSTIFIED.search("from clover import a  # circle: a needs b for its types")
-    assert not JUSTIFIED.search("from clover import a  # circle:")
+    assert not counts("from clover import a  # circle: a needs b for its types")
+    assert counts("from clover import a  # circle:")
+
+
+def test_no_test_imports_a_test() -> None:
+    faults = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [part for name in names if name.startswith("tests.") for part in name.split(".")]
+            if any(part.startswith("test_") for part in modules):
+                faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: what tests share stands in tests/support")
+    assert not faults, "\n".join(faults)
 
 
 def test_nothing_imports_what_runs_as_a_process() -> None:

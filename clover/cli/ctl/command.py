@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     """Return the command's parser, and that of each verb."""
     # Before the verb or after it: what is not given must not hide what was given in the other place.
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = CommandParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument(
         "--url", help=f"http(s)://HOST:PORT, or unix:PATH of the control socket [CLOVER_URL, or {DEFAULT_URL}]"
     )

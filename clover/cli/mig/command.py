@@ -92,7 +92,7 @@ def _parser(environ: Mapping[str, str]) -> tuple[CommandParser, dict[str, Comman
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    box = argparse.ArgumentParser(add_help=False)
+    box = CommandParser(add_help=False)
     box.add_argument(
         "--box",
         metavar="FILE",
@@ -105,14 +105,14 @@ def _parser(environ: Mapping[str, str]) -> tuple[CommandParser, dict[str, Comman
         default=environ.get("CLOVER_CACHE_DIR", ""),
         help="folder in which the server keeps which instances are its own [CLOVER_CACHE_DIR, or the server's default]",
     )
-    shown = argparse.ArgumentParser(add_help=False)
+    shown = CommandParser(add_help=False)
     shown.add_argument("--json", action="store_true", help="print JSON")
-    layout = argparse.ArgumentParser(add_help=False)
+    layout = CommandParser(add_help=False)
     layout.add_argument("file", metavar="FILE|-", help="layout file, TOML or JSON; - reads standard input")
     layout.add_argument("--config", metavar="NAME", default="", help="which of its configurations, if it has several")
 
     def verb(
-        name: str, about: str, handler: Callable[[argparse.Namespace], int], *parents: argparse.ArgumentParser
+        name: str, about: str, handler: Callable[[argparse.Namespace], int], *parents: CommandParser
     ) -> CommandParser:
         made = verbs.add_parser(name, help=about, description=about[:1].upper() + about[1:] + ".", parents=parents)
         made.set_defaults(handler=handler)

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from clover.cli.mig.words import Ask, Asks, counted, parse_instance
+from clover.cli.mig.words import Ask, Asks, parse_instance
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.types import Record
@@ -225,8 +225,3 @@ def _value(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], str):
         return "[" + ", ".join(json.dumps(item) for item in value) + "]"
     return json.dumps(value)
-
-
-def described(group: ConfigGroup) -> str:
-    """Return a group in a few words: "3g.20gb, 2 x 1g.5gb" or "MIG off"."""
-    return counted(map(str, group.asks)) if group.mig else "MIG off"

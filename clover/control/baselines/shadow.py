@@ -9,7 +9,7 @@ intensity and PUE of its energy.  Sums begin with the server and are lost with i
 
 A fixed mix that follows our accuracy from window to window would be none, and today's accuracy is not known yet when
 yesterday's windows are closed.  So of the mixes of *every* accuracy the sums are kept, on a grid, and `matched` is read
-off where the accuracy that a mix has reached is the one served.
+off at the mix whose accuracy so far is the one served.
 
 Idle joules are the same on both sides: those of the family's workers and, of what no worker holds, those of its GPUs or
 its share of the core-sets.  Active joules of windows in which no batch ended belong to no family, and are on neither
@@ -112,7 +112,7 @@ class Shadow:
         self.since_s = math.nan
         """Grid time at which the first window was closed."""
         self.floor = math.inf
-        """The accuracy floor of the fixed mixes where it is below the family's: what is really served."""
+        """The accuracy floor of the fixed mixes if it is below the family's: the accuracy that is really served."""
         self.methods: set[Method] = set()
         """Of the joules that were served with."""
         self.rows = 0

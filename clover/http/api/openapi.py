@@ -1,7 +1,7 @@
 """Clover's own OpenAPI 3.1 document: the tables of `operations` and `schemas`, filled in for the families served.
 
 Every answer of every operation is described, errors included.  The body of an infer request is described exactly for
-one row of tensors without variable axes (these are shown with the length 1); the rest is said in prose.
+one row whose variable axes have length 1; what else is taken is said in prose.
 """
 
 from __future__ import annotations

@@ -83,7 +83,12 @@ class _Dual:
         self.accuracy = np.array([of.members[g.member].problem.accuracy[g.variant] for g in of.groups])
         self.floor = np.array([member.objective.planned_floor for member in of.members])
         self.idle = of.watt * np.array([cut.watts for cut in of.cuts])
-        self.slices = [np.flatnonzero([g.profile == name for g in of.groups]) for name in of.profiles]
+        self.slices = [_run(np.flatnonzero([g.profile == name for g in of.groups])) for name in of.profiles]
+        self.kinds = [
+            (number, _run(np.flatnonzero([cut.kind == kind for cut in of.cuts])))
+            for kind, (_, number) in enumerate(of.kinds)
+        ]
+        self.table = of.table.T.astype(np.float64)
         self.best = np.array([max(self.gain[self.member == m]) for m in range(len(of.members))])
         self.late = np.array([_alone(group.service, of.members[group.member].objective.slo_ms) for group in of.groups])
         self.charge = np.zeros(len(of.members))
@@ -97,22 +102,37 @@ class _Dual:
     ) -> Floats:
         """Return the dual at `total` [points, members] and `price` [members], rows under each ceiling at its cost
         [points]."""
-        worth = self.gain + price[self.member] * self.accuracy - self.charge[self.member] * self.late
-        worth = worth - total[:, self.member]
+        gain = self.gain + price[self.member] * self.accuracy - self.charge[self.member] * self.late
+        fixed = float(price @ self.floor), _LATE * float(self.charge.sum())
+        return self._value(gain, fixed, total, ceilings, costs)
+
+    def _value(
+        self,
+        gain: Floats,
+        fixed: tuple[float, float],
+        total: Floats,
+        ceilings: Sequence[LaneCeiling] = (),
+        costs: Sequence[Floats] = (),
+    ) -> Floats:
+        """Return `value`, given what its price decides: the gain [groups], and what of the sum no total changes."""
+        worth = gain - (total if len(self.floor) == 1 else total[:, self.member])
         for ceiling, cost in zip(ceilings, costs, strict=True):
-            worth = worth - np.multiply.outer(cost, ceiling.on)
-        worth = np.maximum(worth, 0.0) * self.rows
+            worth -= cost[:, None] * ceiling.on
+        np.maximum(worth, 0.0, out=worth)
+        worth *= self.rows
         for ceiling, cost in zip(ceilings, costs, strict=True):
-            worth = worth + np.multiply.outer(cost, ceiling.slopes)
+            worth += cost[:, None] * ceiling.slopes
         # No slice has to have a worker: one that costs more than it brings, under a ceiling, is none.
-        slices = np.stack([np.maximum(worth[:, groups].max(axis=1), 0.0) for groups in self.slices], axis=1)
-        cuts = slices @ self.of.table.T - self.idle
-        found = total.sum(axis=1) - float(price @ self.floor) + _LATE * float(self.charge.sum())
-        for kind, (_, number) in enumerate(self.of.kinds):
-            own = [at for at, cut in enumerate(self.of.cuts) if cut.kind == kind]
-            found = found + number * cuts[:, own].max(axis=1)
+        slices = np.empty((len(worth), len(self.slices)))
+        for at, groups in enumerate(self.slices):
+            np.maximum.reduce(worth[:, groups], axis=1, out=slices[:, at], initial=0.0)
+        cuts = slices @ self.table
+        cuts -= self.idle
+        found = total.sum(axis=1) - fixed[0] + fixed[1]
+        for number, own in self.kinds:
+            found += number * np.maximum.reduce(cuts[:, own], axis=1)
         for ceiling, cost in zip(ceilings, costs, strict=True):
-            found = found + cost * ceiling.base
+            found += cost * ceiling.base
         return np.asarray(found)
 
     def least(self) -> float:
@@ -151,13 +171,13 @@ class _Dual:
         ranges = [(0.0, 2.0 * spread)] * len(ceilings)
         ranges.append((self.total[member] - 2.0 * spread, self.total[member] + spread))
         least = math.inf
+        grid = np.indices((_POINTS,) * len(ranges)).reshape(len(ranges), -1)
+        points = np.tile(self.total, (grid.shape[1], 1))
         for _ in range(_HALVINGS):
-            grid = np.meshgrid(*(np.linspace(*ends, _POINTS) for ends in ranges), indexing="ij")
-            *costs, total = (axis.ravel() for axis in grid)
-            points = np.tile(self.total, (len(total), 1))
+            *costs, total = (_spaced(*ends, _POINTS)[at] for ends, at in zip(ranges, grid, strict=True))
             points[:, member] = total
             found = self.value(points, self.price, ceilings, costs)
-            at = int(np.argmin(found))
+            at = int(found.argmin())
             least = min(least, float(found[at]))
             ranges = [_around(ends, float(cost[at]), 0.0) for ends, cost in zip(ranges, costs, strict=False)] + [
                 _around(ranges[-1], float(total[at]))
@@ -187,6 +207,7 @@ class _Dual:
         spread = max(float(np.ptp(self.gain[own])), 1e-9)
         reach = max(float(np.ptp(self.accuracy[own])), 1e-9)
         golden = 0.5 * (math.sqrt(5.0) - 1.0)
+        points = np.tile(total, (_SECTIONS, 1))
 
         def inner(mu: float) -> tuple[float, float]:
             prices = price.copy()
@@ -194,11 +215,12 @@ class _Dual:
             worth = self.gain[own] + mu * self.accuracy[own]
             low, high = float(worth.min()) - _WIDE * spread, float(worth.max())
             best = (math.inf, 0.0)
+            gain = self.gain + prices[self.member] * self.accuracy - self.charge[self.member] * self.late
+            fixed = float(prices @ self.floor), _LATE * float(self.charge.sum())
             for _ in range(_ZOOMS):
-                points = np.tile(total, (_SECTIONS, 1))
-                points[:, member] = np.linspace(low, high, _SECTIONS)
-                found = self.value(points, prices)
-                at = int(np.argmin(found))
+                points[:, member] = _spaced(low, high, _SECTIONS)
+                found = self._value(gain, fixed, points)
+                at = int(found.argmin())
                 best = min(best, (float(found[at]), float(points[at, member])))
                 low, high = float(points[max(at - 1, 0), member]), float(points[min(at + 1, _SECTIONS - 1), member])
             return best
@@ -232,6 +254,19 @@ class _Dual:
             total[member], price[member] = chosen[1], chosen[2]
             return total, price, chosen[0]
         return total, price, value
+
+
+def _spaced(low: float, high: float, points: int) -> Floats:
+    """Return what `np.linspace` gives, in a fraction of its time."""
+    found: Floats = np.arange(points, dtype=np.float64) * ((high - low) / (points - 1)) + low
+    found[-1] = high
+    return found
+
+
+def _run(at: NDArray[np.intp]) -> NDArray[np.intp] | slice:
+    """Return indices, as a slice if they follow one another: that copies nothing."""
+    first, last = int(at[0]), int(at[-1])
+    return slice(first, last + 1) if last - first + 1 == len(at) else at
 
 
 def _around(ends: tuple[float, float], at: float, least: float = -math.inf) -> tuple[float, float]:

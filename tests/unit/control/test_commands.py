@@ -223,6 +223,25 @@ def test_set_changes_targets_live() -> None:
     drive(story)
 
 
+def test_the_log_says_who_changed_what_and_from_what_to_what(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        _, say = await settled()
+        caplog.clear()
+        with caplog.at_level("INFO", "clover.control"):
+            await say("pin", variant="small", force=True)
+            await say("set", mode="observe")
+            await say("set", model="toy", accuracy_floor=89.5, slo_ms=40)
+            await say("freeze", on=True)
+        lines = [record.getMessage() for record in caplog.records]
+        assert any(line.startswith("toy: operator: pin: applied, from 2 x large@1c to ") for line in lines), lines
+        assert "toy: pin from none to static:small by alice" in lines
+        assert "toy: mode from active to observe by alice" in lines
+        assert "toy: slo_ms from 30.0 to 40.0, accuracy_floor from 91.0 to 89.5 by alice" in lines
+        assert "toy: freeze applied by alice: on: true" in lines
+
+    drive(story)
+
+
 def test_set_mode() -> None:
     async def story() -> None:
         rig, say = await settled()

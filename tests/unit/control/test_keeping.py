@@ -4,7 +4,7 @@ Random days: machines that lose GPUs and get them back, loads that jump, floors 
 judge is the queueing model of the simulator (`simulate.fleet.Model`), which shares no code with the planner's own
 prediction of keeping, `planning.budget.keeping`.
 
-    CLOVER_DAYS=1000 python -m pytest tests/unit/control/test_keeping.py      # as many days; 12 by default
+    CLOVER_DAYS=1000 python -m pytest tests/unit/control/test_keeping.py      # as many days; 6 by default
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from tests.support.control_fixture import FakeDevice, FakeGpu, LocalSolver, Rig
 from tests.support.mig_fixture import a100, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state, worker
 
-DAYS = int(os.environ.get("CLOVER_DAYS", "12"))
+DAYS = int(os.environ.get("CLOVER_DAYS", "6"))
 PARTS = 6
 STEPS = 6
 SLACK = 1.03  # plays of the same routing at rates that are rounded differently

@@ -14,9 +14,9 @@ from clover.cli.ctl.answers import show
 from clover.control.ledger import THRESHOLDS_S, Ledger
 from clover.policies import SPENDING
 from clover.types import CascadeProfile, Reading
+from tests.support.chain_points import POINTS
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import profile, reading
-from tests.unit.planning.cascade.test_permitted import POINTS
 
 HOUR = 3600.0
 

@@ -1,10 +1,12 @@
 """The devices on the emulated driver, through the unmodified bindings: what a fake cannot be trusted to get right.
 
-A process has one NVML and one box, so each test is a small program of its own.
+A process has one NVML and one box, so each test is a small program of its own.  Most of them run in forks of one
+process that has imported what they need, and has no NVML.
 """
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -60,16 +62,57 @@ run = asyncio.run
 """
 
 
+SERVANT = """
+import json, os, sys, traceback
+import asyncio, logging, pynvml, subprocess, time
+from clover import devices
+from clover.devices import emulated, mig, nvml, tables
+from clover.planning import geometry
+
+for line in sys.stdin:
+    code, errors, sys.argv = json.loads(line)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            os.dup2(os.open(errors + ".out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+            exec(compile(code, "program", "exec"), {"__name__": "__main__"})
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def servant():
+    """The process whose forks run what is given to `script`."""
+    global forking
+    words = [sys.executable, "-c", SERVANT]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as forking:
+        yield
+        forking.stdin.close()
+
+
 def start(tmp_path, body, box="a100-40gb:1"):
+    """The program as a process of its own, which need not end."""
     words = [sys.executable, "-c", HEAD + textwrap.dedent(body), str(tmp_path), box]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def script(tmp_path, body, box="a100-40gb:1", status=0):
-    process = start(tmp_path, body, box)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == status, err
-    return out
+def script(tmp_path, body, box="a100-40gb:1"):
+    """Run the program to its end; what it printed."""
+    errors = tmp_path / "errors"
+    order = HEAD + textwrap.dedent(body), str(errors), ["-c", str(tmp_path), box]
+    forking.stdin.write(json.dumps(order) + "\n")
+    forking.stdin.flush()
+    assert forking.stdout.readline() == "0\n", errors.read_text()
+    return errors.with_suffix(".out").read_text()
 
 
 @pytest.mark.parametrize("name", tables.names())

@@ -12,8 +12,8 @@ from clover.cli.simulate import main
 from clover.simulate.page import page
 from clover.simulate.records import ReplayStep, Results, Run, merged, summed
 from clover.types import CascadeProfile
+from tests.support.chain_points import POINTS
 from tests.support.profiles_fixture import profile
-from tests.unit.planning.cascade.test_permitted import POINTS
 
 HEADER = "datetime_utc,carbon_intensity_gco2_per_kwh\n"
 GRID = (120.0, 90.0, 150.0, 300.0, 420.0, 380.0, 250.0, 100.0)

@@ -17,7 +17,7 @@ import pytest
 from clover.cli.simulate import main
 from clover.errors import ConfigError
 from clover.planning.model.queueing import Service
-from clover.simulate import families, loads, minutes, replay, world
+from clover.simulate import families, loads, replay, world
 from clover.simulate.minutes import GUST_FROM_S, Minutes, back_s, gusty, play
 from clover.simulate.workers import SimulatedWorker, Slice
 from clover.simulate.world import Case, Rules, SimulatedMachine, World
@@ -210,7 +210,6 @@ def test_what_makes_no_sense_is_refused(words: list[str], text: str, capsys: pyt
 def test_only_a_constant_load_is_played_row_by_row() -> None:
     with pytest.raises(ConfigError, match="constant:U"):
         played(load="bursts")
-    assert minutes.GUST == 2.5
 
 
 # --- cascades ---------------------------------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ def test_idle_joules_follow_the_gpus_awake(tmp_path: Path, asleep_w: float) -> N
 def foretold(folder: Path, kind: str, seed: int = 0) -> list[tuple[float, float]]:
     """What is said at the second hour of a trace: hours from its start, gCO2e/kWh."""
     source = world.traces([str(trace_file(folder, (100.0, 200.0, 300.0, 50.0)))], "", 3.0)[0].source
-    told = forecasts.Foretold(source, forecasts.parse(kind), seed)
+    told = forecasts.ForecastSource(source, forecasts.parse(kind), seed)
     start_s = 1616716800.0  # the first hour of `trace_file`
 
     async def ask() -> list[tuple[float, float]]:
@@ -264,7 +264,7 @@ def test_errors_are_of_the_size_they_say() -> None:
         async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
             return [Reading(g_per_kwh=100.0, at_s=3600.0 * hour, provider="flat") for hour in range(2_000)]
 
-    told = asyncio.run(forecasts.Foretold(Flat(), forecasts.parse("error:15"), 3).forecast(0.0, 0.0))  # type: ignore
+    told = asyncio.run(forecasts.ForecastSource(Flat(), forecasts.parse("error:15"), 3).forecast(0.0, 0.0))  # type: ignore
     values = [item.g_per_kwh for item in told]
     assert statistics.mean(values) == pytest.approx(100.0, abs=1.5)
     assert statistics.stdev(values) == pytest.approx(15.0, abs=1.0)

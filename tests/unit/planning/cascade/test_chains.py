@@ -10,37 +10,15 @@ import pytest
 
 from clover.planning.cascade.chains import _members, best_chains, ends_of, energy_j, evaluate, played_ms, promising
 from clover.planning.model.objective import objective_of
-from clover.planning.model.problem import Problem, problem_of
-from clover.planning.model.queueing import Service, lane_of, latencies_ms
+from clover.planning.model.problem import problem_of
+from clover.planning.model.queueing import lane_of, latencies_ms
 from clover.planning.packing.formulation import Formulation
 from clover.policies import build
 from clover.policies.plans import plan_fixed
-from clover.types import CascadeProfile, ChainPoint, GroupCount, State
+from clover.types import GroupCount
+from tests.support.chains_fixture import FAST, SLOW, both, cascading, point, two_cores
 from tests.support.mig_fixture import a100s, mig_profile
 from tests.support.profiles_fixture import objective, profile, state
-
-FAST, SLOW = Service((1,), (1.0,), (0.01,)), Service((1,), (10.0,), (0.2,))
-
-
-def point(
-    accuracy: float = 91.5, *, chain: tuple[str, ...] = ("small", "large"), reach: tuple[float, ...] = (1.0, 0.2)
-) -> ChainPoint:
-    return ChainPoint(
-        chain=chain,
-        thresholds=(0.5,) * (len(chain) - 1),
-        accuracy=accuracy,
-        low=accuracy - 0.7,
-        high=accuracy + 0.7,
-        reach=reach,
-        ends=(accuracy,) * len(chain),
-        cut=(accuracy - 20.0,) * len(chain),
-        cost=0.3,
-    )
-
-
-def two_cores(rate: float = 100.0, **how: object) -> State:
-    return state(rate=rate, config=objective("floor", slo_ms=30.0, floor=91.0), **how)  # type: ignore[arg-type]
-
 
 # --- playing ----------------------------------------------------------------------------------------------------------
 
@@ -73,10 +51,6 @@ def test_energy_is_that_of_the_stages_as_far_as_they_are_reached() -> None:
 
 
 # --- on a configuration -----------------------------------------------------------------------------------------------
-
-
-def both(problem: Problem) -> tuple[GroupCount, ...]:
-    return tuple(GroupCount(variant=name, profile="1c", count=1) for name in ("large", "small"))
 
 
 def test_a_chain_on_a_configuration() -> None:
@@ -180,15 +154,6 @@ def test_the_same_question_has_the_same_answer() -> None:
 
 
 # --- in the policies --------------------------------------------------------------------------------------------------
-
-
-def cascading(points: list[ChainPoint], *, on: bool = True, floor: float = 91.0, **how: object) -> State:
-    measured = msgspec.structs.replace(
-        profile(),
-        cascade=CascadeProfile(points=tuple(points), quantiles={}, calibration_rows=5000, held_out_rows=5000),
-    )
-    config = msgspec.structs.replace(objective("floor", slo_ms=30.0, floor=floor), cascade=on)
-    return state(config=config, measured=measured, **how)  # type: ignore[arg-type]
 
 
 def test_the_objective_takes_a_cascade_where_it_may_and_it_is_cheaper() -> None:

@@ -24,37 +24,10 @@ from clover.planning.search.annealed import every
 from clover.policies import build
 from clover.policies.plans import plan_fixed
 from clover.types import Ahead, Candidate, CascadeProfile, ChainPoint, Configuration, GroupCount, Plan, State
+from tests.support.chain_points import POINTS, point
 from tests.support.profiles_fixture import objective, profile, reading, state
 
 RATE = 100.0
-
-
-def point(chain: tuple[str, ...], accuracy: float, *reach: float) -> ChainPoint:
-    """Chain, accuracy, and the parts that go on; the thresholds are these parts, so that each is another one."""
-    return ChainPoint(
-        chain=chain,
-        thresholds=reach,
-        accuracy=accuracy,
-        low=accuracy - 0.5,
-        high=accuracy + 0.5,
-        reach=(1.0, *reach),
-        ends=(accuracy,) * len(chain),
-        cut=(accuracy,) * len(chain),
-        cost=0.1,
-    )
-
-
-POINTS = (
-    point(("small", "medium"), 89.0, 0.2),
-    point(("small", "medium"), 89.6, 0.5),
-    point(("small", "large"), 90.0, 0.1),
-    point(("small", "large"), 91.0, 0.25),
-    point(("small", "large"), 91.5, 0.4),
-    point(("small", "large"), 91.2, 0.6),  # beaten by the one before
-    point(("medium", "large"), 91.6, 0.2),
-    point(("medium", "large"), 91.95, 0.5),
-    point(("small", "medium", "large"), 91.7, 0.3, 0.1),
-)
 
 
 def cascading(
@@ -63,9 +36,7 @@ def cascading(
     measured = msgspec.structs.replace(
         profile(), cascade=CascadeProfile(points=points, quantiles={}, calibration_rows=5000, held_out_rows=5000)
     )
-    config = msgspec.structs.replace(
-        objective("paper", slo_ms=slo, floor=floor), cascade=True, accuracy_budget=budget
-    )
+    config = msgspec.structs.replace(objective("paper", slo_ms=slo, floor=floor), cascade=True, accuracy_budget=budget)
     return state(rate=rate, config=config, measured=measured)
 
 

@@ -19,9 +19,9 @@ from clover.planning.model.queueing import Service
 from clover.planning.search import annealed
 from clover.policies import plans
 from clover.policies.plans import plan_fixed
-from clover.simulate.rows import Time, play
 from clover.types import Candidate
-from tests.unit.planning.cascade.test_chains import FAST, SLOW, both, cascading, point, two_cores
+from tests.support.chains_fixture import FAST, SLOW, both, cascading, point, two_cores
+from tests.support.row_by_row import Time, play
 
 TWO = Service((1, 2, 4, 8), (4.0, 4.4, 5.2, 6.8), (1.0,) * 4, 0.1)
 """Takes hardly longer for more rows: batches that come together are worth much."""

@@ -27,10 +27,10 @@ from clover.planning.model.queueing import Service, batched, lane_of
 from clover.planning.packing.waits import TICK_MS
 from clover.planning.search.annealed import every
 from clover.policies import build
-from clover.simulate.rows import play
 from clover.types import CascadeProfile, ChainPoint, GroupCount, Plan
+from tests.support.chains_fixture import both, point
 from tests.support.profiles_fixture import objective, profile, state
-from tests.unit.planning.cascade.test_chains import both, point
+from tests.support.row_by_row import play
 
 CALL = Service((1, 2, 4, 8), (1.0, 1.1, 1.3, 1.7), (0.01, 0.0055, 0.00325, 0.0021), 0.05)
 """Most of what a batch costs is the call."""

@@ -8,7 +8,7 @@ from typing import Any
 from clover.runtime.workers.members import REPLACED_AFTER_S
 from clover.types import Routing
 from tests.support.fleet_fixture import House, Worker, at, in_a_house
-from tests.unit.runtime.workers.test_fleet_relief import standing, with_relief
+from tests.support.relief_fixture import standing, with_relief
 
 SMALL = Routing(shares={"small": 1.0})
 

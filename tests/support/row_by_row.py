@@ -1,8 +1,8 @@
 """A cascade row by row: the server's router before simulated workers, without a fleet or a controller.
 
-While `minutes` plays the whole server, this plays one given configuration: rows that arrive, the production router with
-its batcher and its escalation, and workers that only take time.  So a model of waiting times can be checked against
-what the router does, many thousand rows for each of many configurations.
+While `clover.simulate.minutes` plays the whole server, this plays one given configuration: rows that arrive, the
+production router with its batcher and its escalation, and workers that only take time.  So a model of waiting times can
+be checked against what the router does, many thousand rows for each of many configurations.
 """
 
 from __future__ import annotations

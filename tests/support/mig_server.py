@@ -1,7 +1,9 @@
 """A server on two emulated A100s, in a process of its own: NVML is one library a process, and this one gets killed.
 
-    python -m tests.e2e.mig_server CACHE KILL_AFTER     reconfigure; SIGKILL to oneself after so many steps (0: never)
-    python -m tests.e2e.mig_server CACHE faults         reconfigure under every kind of fault
+    python -m tests.support.mig_server CACHE reconfigure    start, reconfigure, end
+    python -m tests.support.mig_server CACHE kills:STEPS    as many servers one after another, each in its own process:
+                                                            SIGKILL to itself after so many steps of it
+    python -m tests.support.mig_server CACHE faults         reconfigure under every kind of fault
 
 Prints one JSON object a line; the tests read them.
 """
@@ -9,23 +11,29 @@ Prints one JSON object a line; the tests read them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clover.runtime.zygote_link import ZygoteLink
 
 import clover
 from clover.control.apply import Applier
 from clover.devices import emulated
+from clover.devices.mig import MigDevice
 from clover.errors import CloverError
 from clover.planning.packing import geometry
 from clover.policies.plans import plan_fixed
+from clover.runtime import frames
 from clover.types import GroupCount, Placement, Plan, State
+from tests.e2e import forked_zygote
 
 TOY = str(Path(__file__).parents[1] / "families" / "toy")
 BOX = "a100-40gb"
@@ -60,7 +68,7 @@ def server(cache: Path, **settings: Any) -> clover.Server:
         cache_dir=str(cache),
         device=f"emulated:{BOX}:2",
         backends=("eager",),
-        policy=f"tests.e2e.mig_server:{Base.__name__}",
+        policy=f"tests.support.mig_server:{Base.__name__}",
         slo_ms=10_000.0,
         accuracy_floor=1.0,
         carbon="static:300",
@@ -102,11 +110,17 @@ class Load:
 def standing(running: clover.Server) -> dict[str, Any]:
     """What exists, what ought to, and whether that is legal."""
     engine = running.engine
-    devices = engine.devices.values()
+    devices = [device for device in engine.devices.values() if isinstance(device, MigDevice)]
     exist = sorted(place.id for device in devices for place in device.instances())
     wanted = sorted({item.placement.id for item in engine.pick(None).fleet.ready_assignments()})
     legal = all(is_legal(device.instances()) for device in devices)
     return {"instances": exist, "deployment": wanted, "legal": legal}
+
+
+def gpu(running: clover.Server, name: str) -> MigDevice:
+    device = running.engine.devices[name]
+    assert isinstance(device, MigDevice)
+    return device
 
 
 def is_legal(places: tuple[Placement, ...]) -> bool:
@@ -138,12 +152,50 @@ async def crash(cache: Path, kill_after: int) -> None:
         say(event="done", steps=done, answered=await answers(running), **standing(running))
 
 
+def kills(cache: Path, steps: int) -> None:
+    """Servers killed after one step, two steps, ...: forked, so that they need not import everything again, nor do
+    their zygotes."""
+    import clover.runtime.worker  # noqa: F401 - with torch, for the zygotes
+
+    for kill_after in range(1, steps + 1):
+        pid = os.fork()
+        if not pid:
+            os.setsid()
+            ours, theirs = frames.socket_pair()
+            with theirs:  # before anything of NVML is there
+                zygote = forked_zygote.fork(theirs)
+            ZygoteLink.launch = partial(forked_zygote.linked, zygote, ours)  # type: ignore[method-assign]
+            try:
+                asyncio.run(crash(cache, kill_after))
+            finally:
+                os._exit(1)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        end_s = time.monotonic() + 2.0
+        while (left := of_session(pid)) and time.monotonic() < end_s:
+            time.sleep(0.02)
+        say(event="killed", after=kill_after, code=code, left=left)
+
+
+def of_session(session: int) -> list[int]:
+    """Living processes of a session."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session and fields[0] != "Z":
+                    found.append(int(entry))
+    return found
+
+
 def main() -> None:
     cache, what = Path(sys.argv[1]), sys.argv[2]
     if what == "faults":
         asyncio.run(faults(cache))
+    elif what == "reconfigure":
+        asyncio.run(crash(cache, 0))
     else:
-        asyncio.run(crash(cache, int(what)))
+        kills(cache, int(what.removeprefix("kills:")))
 
 
 FAULTS: dict[str, tuple[emulated.Fault, ...]] = {
@@ -192,14 +244,14 @@ async def faults(cache: Path) -> None:
                 f"{item.variant}@{item.placement.profile}"
                 for item in running.engine.pick(None).fleet.ready_assignments()
             )
-            reports = {name: device.report() for name, device in running.engine.devices.items()}
+            reports = {name: gpu(running, name).report() for name in running.engine.devices}
             say(fault=name, outcome=outcome, reached=reached, reports=reports, **standing(running))
             await settled(running, BASE)
             await load.end()
             say(after=name, asked=load.asked, failed=load.failed, reasons=load.reasons[:3], **standing(running))
         load = Load(running)
         emulated.lose(state, 1)
-        await until(lambda: running.engine.devices["gpu1"].lost)
+        await until(lambda: gpu(running, "gpu1").lost)
         await until(
             lambda: all(i.placement.device == "gpu0" for i in running.engine.pick(None).fleet.ready_assignments())
         )
