@@ -13,8 +13,8 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from clover.profiling.estimate import TimeLeft
 from clover.profiling.options import Progress
-from clover.profiling.progress import TimeLeft
 
 _BAR_COLUMNS = 24
 

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from clover.profiling import bar
-from clover.profiling.progress import ProgressLines, TimeLeft, duration, progress_bar, progress_or_bar
+from clover.profiling.estimate import TimeLeft, duration
+from clover.profiling.progress import ProgressLines, progress_bar, progress_or_bar
 
 
 class Clock:
