@@ -426,6 +426,7 @@ def test_refusals(server: Any, status: int, answer: Any, code: int, text: str, c
     [
         ["pin"],
         ["pin", "small", "--off"],
+        ["base", "--off"],
         ["pin", "small", "large"],
         ["plan", "mode=off"],
         ["apply", "small"],

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.devices.cpu import CpuDevice, available_cores, cgroup_cpus, layouts_of
+from clover.devices.cpu import CpuDevice, available_cores, cgroup_cpus, layouts_of, ranges
 from clover.errors import DeviceError
 from clover.types import Placement
 
@@ -132,3 +132,10 @@ def test_cgroup_v1_quota(tmp_path):
 def test_no_cgroup_means_no_quota(tmp_path):
     assert cgroup_cpus(tmp_path) is None
     assert available_cores(tmp_path, (0, 7)) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("cores", "text"), [((), ""), ((5,), "5"), ((0, 1, 2, 3, 6), "0-3,6"), ((1, 3, 5, 6), "1,3,5-6")]
+)
+def test_cores_in_words(cores: tuple[int, ...], text: str) -> None:
+    assert ranges(cores) == text

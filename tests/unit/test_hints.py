@@ -1,0 +1,51 @@
+"""A reader that stops reading ends a command quietly; any other broken pipe is an error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clover.hints import until_closed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["clover", "profile"],
+        ["clover", "simulate"],
+        ["clover", "ctl", "set"],
+        ["clover", "mig", "plan"],
+        ["clover.serve"],
+    ],
+)
+def test_a_reader_that_has_seen_enough(command: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--help"],
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_another_broken_pipe_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        raise BrokenPipeError("a socket")
+
+    with pytest.raises(BrokenPipeError, match="a socket"):
+        until_closed(command)
+
+
+def test_the_exit_code_is_the_command_s() -> None:
+    assert until_closed(lambda: 3) == 3
