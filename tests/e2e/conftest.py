@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from clover.runtime.zygote_link import ZygoteLink
 
+from clover.runtime.workers.zygote_link import ZygoteLink
 from tests.e2e.forked_zygote import Nursery
 
 

@@ -17,10 +17,9 @@ import subprocess
 import sys
 from typing import Any
 
-from clover.runtime.zygote_link import ZygoteLink
-
 from clover.backends import child_environment
-from clover.runtime import frames, zygote
+from clover.runtime.workers.zygote_link import ZygoteLink
+from clover.worker import frames, zygote
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -99,8 +98,9 @@ def _inherit_orphans(on: bool) -> None:
 
 def main(fd: int) -> None:
     """Fork a zygote for each message, which brings its socket and its standard error."""
-    import clover.runtime.worker  # noqa: F401
     import torch  # noqa: F401 - this import is what the nursery is for
+
+    import clover.worker.main  # noqa: F401
 
     line = socket.socket(fileno=fd)
     while True:

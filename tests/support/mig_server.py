@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clover.runtime.zygote_link import ZygoteLink
 
 import clover
 from clover.control.apply import Applier
@@ -31,8 +30,9 @@ from clover.devices.mig import MigDevice
 from clover.errors import CloverError
 from clover.planning.packing import geometry
 from clover.policies.plans import plan_fixed
-from clover.runtime import frames
+from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.types import GroupCount, Placement, Plan, State
+from clover.worker import frames
 from tests.e2e import forked_zygote
 
 TOY = str(Path(__file__).parents[1] / "families" / "toy")
@@ -155,7 +155,7 @@ async def crash(cache: Path, kill_after: int) -> None:
 def kills(cache: Path, steps: int) -> None:
     """Servers killed after one step, two steps, ...: forked, so that they need not import everything again, nor do
     their zygotes."""
-    import clover.runtime.worker  # noqa: F401 - with torch, for the zygotes
+    import clover.worker.main  # noqa: F401 - with torch, for the zygotes
 
     for kill_after in range(1, steps + 1):
         pid = os.fork()
