@@ -152,7 +152,7 @@ async def one_day(seed: int) -> None:
         momentary = rig.controller.context.config.policy in ("objective", "static:mix")
         dealt = asked.routing.shares
         idle = not asked.routing.chain and not all(dealt.get(item.variant, 0.0) for item in asked.running)
-        if kept.feasible and momentary and devices and not idle and rig.last["action"] in ("routed", "applied"):
+        if kept.feasible and by_moment and devices and not idle and rig.last["action"] in ("routed", "applied"):
             scale = momentary(asked, objective_of(asked)).scale
             assert chosen.score >= kept.score - 1e-3 * scale, f"day {seed}: {rig.last}"
     rig.consistent()
