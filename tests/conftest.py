@@ -40,6 +40,10 @@ class Sources(importlib.abc.MetaPathFinder):
 if os.environ.get("CLOVER_SOURCE") == "1":
     sys.meta_path.insert(0, Sources())
 
+# What is printed depends on the width of the terminal; pytest-xdist hands that of its own process on.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
 # One fixed set of examples a run, so that a failure is a change and not luck; CLOVER_HYPOTHESIS=deep searches on.
 # No per-example deadline: on shared cores it measures the neighbours.
 settings.register_profile(
