@@ -11,7 +11,7 @@ STEPS = {"ok": 0.0, "tightened": 1.0, "aside": 2.0}
 
 
 class GuardedSource(Protocol):
-    """A family whose answers may be watched (`clover.runtime.router.router.Router.guarded`)."""
+    """A family whose answers may be watched (`clover.runtime.router.router.Router.guard_report`)."""
 
     def guard_report(self) -> Mapping[str, Any]: ...
 

@@ -71,7 +71,7 @@ def source() -> Any:
         repartitions=1,
         shares={"small": 0.25, "large": 0.75},
         targets={"slo_ms": 20.0},
-        guarded=lambda: GUARDED,
+        guard_report=lambda: GUARDED,
         demanded=lambda: {"large": Asked(accuracy=90.0, rows_per_s=1.5, rows=9, waiting=2, refused=3)},
         observe=lambda: {"queue_rows": 5.0, "accuracy_served": 85.5, "workers": 2.0},
     )
