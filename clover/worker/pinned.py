@@ -26,7 +26,7 @@ _log = logging.getLogger("clover.worker")
 
 
 def pin(slab: Slab, batches: Batches, max_batch: int) -> int:
-    """Page-lock the memory that rows pass through, if the loaded model is on a GPU; return the bytes registered."""
+    """Lock the pages that rows pass through, if the loaded model is on a GPU; return the bytes registered."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         _log.debug("nothing was loaded on a GPU: no memory is page-locked")
@@ -36,8 +36,8 @@ def pin(slab: Slab, batches: Batches, max_batch: int) -> int:
 
 
 def register(cudart: Any, arrays: Iterable[NDArray[Any]]) -> int:
-    """Page-lock `arrays`, which must live as long as the process; return the bytes registered.  Arrays that the driver
-    refuses stay as they are, with one warning."""
+    """Lock the pages of `arrays`, which must live as long as the process; return the bytes registered.  Arrays that
+    the driver refuses stay as they are, with one warning."""
     registered = 0
     refused: set[str] = set()
     for array in arrays:

@@ -60,14 +60,14 @@ class Feedback:
         return self._rows > 0
 
     def remember_row(self, number: int, lane: int, answer: RowAnswer | None) -> None:
-        """Remember the answer of a request of one row, like `remember`."""
+        """Keep the answer of a request of one row, as `remember` does."""
         if isinstance(answer, int):
             self._enter(number, answer * self._lanes + lane, 1)
         else:
             self.remember(number, [lane], [answer])
 
     def remember(self, number: int, lanes: list[int], answers: list[RowAnswer | None]) -> None:
-        """Remember the answers to the rows of a request, and the lane that gave each.  The lists are kept."""
+        """Keep the answers to the rows of a request, and the lane that gave each.  The lists are not copied."""
         for answer in answers:
             if not isinstance(answer, int) and answer is not None and answer_bytes(answer) > _LONGEST_ANSWER:
                 return

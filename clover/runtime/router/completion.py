@@ -68,7 +68,7 @@ class Completion:
             frame = reap()
 
     def _complete(self, link: Link, frame: tuple[int, int, int, int, int, int], now_ns: int) -> None:
-        """Account for a completed batch and settle its rows."""
+        """Record a completed batch and settle its rows."""
         batch_id, status, count, start_ns, end_ns, cpu_ns = frame
         batch = link.batches.get(batch_id)
         if batch is None or count != len(batch.slots):

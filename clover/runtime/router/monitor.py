@@ -119,6 +119,6 @@ class Monitor:
         return {**self.guard.report(), "audits": audits, "feedback": feedback}
 
     def _alarm_level_changed(self) -> None:
-        """Tighten the chains, switch them off, or restore them, as the guard's alarm level says."""
+        """Apply the guard's alarm level: tighten the chains, switch them off, or restore them."""
         level = self.guard.alarm_level
         self._lanes.tighten(self.guard.tightened if level != OK else None, cascade_off=level == CASCADE_OFF)

@@ -122,7 +122,7 @@ class WorkerProcess:
     # --- using it ---
 
     def bell(self) -> None:
-        """Wake it, because there is something in its ring."""
+        """Ring its doorbell: there is a batch in its ring."""
         if self.state != "dead":
             os.eventfd_write(self._doorbell, 1)
 
