@@ -149,7 +149,7 @@ async def one_day(seed: int) -> None:
         devices = {item.placement.device for item in after.deployment} == {
             item.placement.device for item in asked.running
         }
-        momentary = rig.controller.context.config.policy in ("objective", "static:mix")
+        by_moment = rig.controller.context.config.policy in ("objective", "static:mix")
         dealt = asked.routing.shares
         idle = not asked.routing.chain and not all(dealt.get(item.variant, 0.0) for item in asked.running)
         if kept.feasible and by_moment and devices and not idle and rig.last["action"] in ("routed", "applied"):
