@@ -19,7 +19,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from clover.planning.budget.keeping import keeping, worth_taking
+from clover.planning.budget.keeping import keeping, momentary, worth_taking
 from clover.planning.cascade.routed import predicted, shortfall
 from clover.planning.model.objective import objective_of
 from clover.planning.model.planning_input import PlanningInput
