@@ -15,7 +15,7 @@ import numpy as np
 
 from clover import families
 from clover.runtime.memory.slab import Layout, Slab
-from clover.runtime.workers.handle import Worker
+from clover.runtime.workers.handle import WorkerProcess
 from clover.runtime.workers.pool import Pool
 from clover.types import FamilySpec
 from clover.worker.frames import WorkerOrder
@@ -85,7 +85,7 @@ class Client:
     def close(self) -> None:
         self._loop.remove_reader(self._pool.completion_fd)
 
-    def submit(self, worker: Worker, *slots: int) -> int:
+    def submit(self, worker: WorkerProcess, *slots: int) -> int:
         self._id += 1
         outcome = worker.ring.submit(self._id, np.array(slots, np.uint32), len(slots))
         assert outcome
@@ -93,7 +93,7 @@ class Client:
             worker.bell()
         return self._id
 
-    async def answer(self, worker: Worker, within_s: float = 10.0) -> tuple[int, int, int, int, int, int]:
+    async def answer(self, worker: WorkerProcess, within_s: float = 10.0) -> tuple[int, int, int, int, int, int]:
         found: tuple[int, int, int, int, int, int] | None
         async with asyncio.timeout(within_s):
             while (found := worker.ring.reap()) is None:
@@ -101,7 +101,7 @@ class Client:
                 await self._done.wait()
         return found
 
-    async def infer(self, worker: Worker, *slots: int) -> int:
+    async def infer(self, worker: WorkerProcess, *slots: int) -> int:
         number = self.submit(worker, *slots)
         batch, status, count, start_ns, end_ns, cpu_ns = await self.answer(worker)
         assert (batch, count) == (number, len(slots))

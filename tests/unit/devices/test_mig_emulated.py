@@ -67,7 +67,7 @@ import json, os, sys, traceback
 import asyncio, logging, pynvml, subprocess, time
 from clover import devices
 from clover.devices import emulated, mig, nvml, tables
-from clover.planning import geometry
+from clover.planning.packing import geometry
 
 for line in sys.stdin:
     code, errors, sys.argv = json.loads(line)

@@ -39,7 +39,7 @@ def taken(ceiling: LaneCeiling, form: Formulation, shares: dict[str, float]) -> 
     return shares.get(variant, 0.0)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     case=st.sampled_from(CASES), load=st.floats(0.05, 0.9), slo_ms=st.floats(2.2, 9.0), lam=st.sampled_from((0.02, 0.6))
 )
