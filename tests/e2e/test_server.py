@@ -503,13 +503,14 @@ def test_run_ends_on_sigterm_with_all_answered(tmp_path: Path) -> None:
 
 
 def test_sigkill_of_the_server_leaves_no_process(tmp_path: Path) -> None:
+    before = children()
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, family("slow"), str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("http://")
-        below = children() - {process.pid}
+        below = children() - before - {process.pid}
         assert below
         process.kill()
         process.wait()

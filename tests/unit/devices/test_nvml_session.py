@@ -110,7 +110,6 @@ def test_refusals_say_what_to_do(session, fake, code, words):
 
 def test_the_codes_are_those_of_the_bindings():
     names = {
-        "UNINITIALIZED",
         "INVALID_ARGUMENT",
         "NOT_SUPPORTED",
         "NO_PERMISSION",

@@ -60,7 +60,7 @@ def test_wilson_against_published_values() -> None:
     assert (round(low, 1), round(high, 1)) == (49.0, 94.3)
     assert wilson(0, 10)[0] == 0
     assert wilson(10, 10)[1] == pytest.approx(100)
-    with pytest.raises(ValueError, match="no share"):
+    with pytest.raises(ValueError, match="1 of 0 is not a share"):
         wilson(1, 0)
 
 
