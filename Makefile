@@ -18,6 +18,9 @@ INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc
 serve: $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
 
+# Compiled once, not in each of the hundreds of processes that tests start, whatever this says outside.
+test test-quick test-gpu test-checked: export PYTHONDONTWRITEBYTECODE :=
+
 # All tests; with ARGS, pytest gets these alone: make test ARGS="tests/native -x"
 test: $(VENV)/.test
 	$(PY) -m pytest $(or $(ARGS),$(PARALLEL))
