@@ -16,6 +16,7 @@ _LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 _FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`[^`\n]+`")
 _FILE = re.compile(r"`((?:clover|csrc|bench|docs|models|tests)/[\w./-]+)`")
+_CLASS = re.compile(r"`(_?[A-Z][a-z]+\w*)(?:\.(\w+))?`")
 _STANDS_FOR_ANY = re.compile(r"NAME|/out/")
 
 
@@ -48,6 +49,17 @@ def test_files_that_are_named_exist(page: Path) -> None:
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     missing = [name for name in _FILE.findall(text) if not _STANDS_FOR_ANY.search(name) and not (ROOT / name).exists()]
     assert not missing, f"{page.name} names {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "concepts.md"])
+def test_classes_that_stand_beside_a_file_are_in_the_code(page: str) -> None:
+    """In the rows of tables that name a file: these say what is where."""
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "clover").rglob("*.py"))
+    known = {*re.findall(r"\b\w+\b", code)}
+    rows = [line for line in (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines() if _FILE.search(line)]
+    named = [(name, line) for line in rows for names in _CLASS.findall(line) for name in names if name]
+    assert named
+    assert not [(name, line) for name, line in named if name not in known]
 
 
 def test_every_page_is_on_the_map() -> None:
