@@ -192,7 +192,7 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
     else:
         json_length, parts = encode(signature, request, partial(_rows, model, ticket), shown)
     fields = receipt_field(receipt)
-    if named:
+    if named:  # into the line of the receipt, before any other field
         fields = fields[:-2] + b', feedback="%b"\r\n' % own_id
     kind = JSON
     if json_length >= 0:

@@ -22,7 +22,7 @@ from clover.accounting import Account
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.devices.mig import MigDevice
-from clover.errors import CloverError, DeviceError
+from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
 from clover.types import DeviceShape, EnergySample, Reading
 
@@ -55,6 +55,8 @@ class Machine:
                 if meter.method == "modelled" and config.energy.meter != "modelled":
                     log.info("energy is modelled: %s", meter.why)
                 self.meters[name] = meter
+            elif not isinstance(device, MigDevice):
+                raise ConfigError(f"device {name}: there is no energy meter for {type(device).__name__}")
 
     async def start(self) -> None:
         """Start the meters of the GPUs.  Call it before there are workers: it measures the idle watts."""

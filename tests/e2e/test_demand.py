@@ -13,6 +13,7 @@ import clover
 TOY = str(Path(__file__).parents[1] / "families" / "toy")
 
 
+@pytest.mark.alone  # its plan follows from what is measured when it starts
 @pytest.mark.usefixtures("forked_zygotes")
 def test_requests_that_ask_for_an_accuracy_get_the_variant_that_has_it(tmp_path: Path) -> None:
     async def main() -> None:

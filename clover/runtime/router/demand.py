@@ -2,7 +2,8 @@
 
 A row needs the least accurate variant that reaches its accuracy.  If no worker that is accurate enough is there, the
 row waits in the queue, within its deadline, for one that may come.  The controller says for which variants none will
-(`decline`), and is called when the first row waits for another one.  Before it has said anything, no row waits.
+(`decline`), and is called when the first row waits for another one.  Before it has said anything, a row waits only for
+a worker that is already starting (`hold`).
 
 Rows that wait like this count in the queue and hold slots like all others, but never more than a quarter of either, so
 that clients who ask for a variant without workers leave room for the others.

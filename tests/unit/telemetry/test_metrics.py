@@ -85,7 +85,7 @@ def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
     }
 
 
-def test_every_figure_is_there() -> None:
+def test_the_figures_of_a_family_are_there() -> None:
     account = Account(pue=1.0)
     account.add_device("cpu0", 1)
     meter = account.attach(WorkerMeter(family="m", variant="small", device="cpu0", placement="p", slices=1))
