@@ -29,6 +29,7 @@ quick_start = pytest.mark.usefixtures("forked_zygotes")
 # --- embedding --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone  # it waits for a deadline of 5 ms
 @quick_start
 def test_in_this_loop(tmp_path: Path) -> None:
     async def main() -> None:
@@ -502,6 +503,7 @@ def test_run_ends_on_sigterm_with_all_answered(tmp_path: Path) -> None:
             process.stdout.close()
 
 
+@pytest.mark.alone  # within two seconds
 def test_sigkill_of_the_server_leaves_no_process(tmp_path: Path) -> None:
     before = children()
     process = subprocess.Popen(
