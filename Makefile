@@ -25,7 +25,7 @@ test test-quick test-gpu test-checked: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.test
 	$(PY) -m pytest $(or $(ARGS),$(PARALLEL))
 
-# Those that start no server and take no more than a second or two each: the inner loop, within a minute.
+# Those that start no server and take no more than a second or two each: the inner loop.
 test-quick: $(VENV)/.test
 	$(PY) -m pytest $(PARALLEL) -m "not slow" $(or $(ARGS),tests/unit tests/native)
 
