@@ -73,7 +73,7 @@ class _Replay:
         self.rates = case.load.rates(world.capacity, trace.start_s, self.step_s, self.count, case.seed)
         self.observed = _observed(self.rates, case.seed) if rules.noise else self.rates
         self.began_s = 0.0
-        self.on_progress = 0
+        self.reported = 0
 
     async def play(self) -> Run:
         """Play the case."""
@@ -179,16 +179,16 @@ class _Replay:
         return least_grams(parts, accuracy) + sum(least_j * step.g_per_kwh * per_j for step in steps)
 
     async def _until_the_next_look(self, seconds: float) -> None:
-        """Return seconds to sleep until the next look is due, so that a look that took long shifts no other."""
+        """Sleep until the next look is due, so that a look that took long shifts no other."""
         past_s = clock.now_s() - self.began_s - LAG_S
         due_s = (math.floor(past_s / seconds + 1e-9) + 1) * seconds
         await asyncio.sleep(due_s - past_s)
 
     def _news(self, decision: Decision | None) -> str:
         """Return the newest decision in words; empty if it was reported before."""
-        if decision is None or decision.id == self.on_progress:
+        if decision is None or decision.id == self.reported:
             return ""
-        self.on_progress = decision.id
+        self.reported = decision.id
         return _described(decision)
 
     def _closed(
