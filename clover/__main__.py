@@ -12,11 +12,11 @@ from clover.hints import did_you_mean, program, until_closed
 
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
-    "profile": ("clover.cli.profile", "Measure the accuracy, latency and energy of a family's variants here"),
-    "ctl": ("clover.cli.ctl", "Show what a running server does, and change its targets or pin a variant"),
-    "simulate": ("clover.cli.simulate", "Estimate savings on recorded or synthetic carbon data, without a server"),
-    "plan": ("clover.cli.plan", "Find the best configuration for a problem file, and how much better any could be"),
-    "mig": ("clover.cli.mig", "List, plan and change how NVIDIA GPUs are split into MIG instances; emulate GPUs"),
+    "profile": ("clover.cli.profile", "Measure accuracy, latency and energy of a family's variants here"),
+    "ctl": ("clover.cli.ctl", "Show what a running server does; change targets or pin a variant"),
+    "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
+    "plan": ("clover.cli.plan", "Solve a problem file, and bound how much better any plan could be"),
+    "mig": ("clover.cli.mig", "List, plan and change MIG instances of NVIDIA GPUs; emulate GPUs"),
 }
 
 
@@ -55,11 +55,13 @@ def _help() -> str:
         [
             f"usage: {called} COMMAND ...",
             "",
-            "Clover serves models with as little carbon as an accuracy floor and a latency target allow.",
+            "Clover serves models with as little carbon as an accuracy floor and a",
+            "latency target allow.",
             "",
             *lines,
             "",
-            f"`{called} COMMAND --help` lists the options of a command; `{called} --version` prints the version.",
+            f"`{called} COMMAND --help` lists the options of a command;",
+            f"`{called} --version` prints the version.",
         ]
     )
 
