@@ -91,8 +91,8 @@ $(VENV)/.test: $(VENV)/.built
 
 $(VENV)/.gpu: $(VENV)/.built
 	@./setup.sh $(VENV) packages $(GPU_EXTRAS)
-	@touch $@ $(VENV)/.serve $(VENV)/.test
+	@touch $@ $(VENV)/.serve
 
 $(VENV)/.dev: $(VENV)/.built
 	@./setup.sh $(VENV) packages onnx,test,dev
-	@touch $@ $(VENV)/.serve $(VENV)/.test
+	@touch $@ $(VENV)/.serve

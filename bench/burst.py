@@ -101,7 +101,7 @@ def serves(own: World, state: dict[str, Any]) -> float:
 
 
 def live(server: ServerProcess, bodies: Sequence[Any], rate: float, slo_ms: float, seed: int) -> Round:
-    """Return one minute against a server."""
+    """Run one minute against a server and return its figures."""
     run = partial(
         open_loop, server.url, "fashion", bodies, rate=gusty(rate, GUST), seconds=SECONDS, connections=CONNECTIONS
     )

@@ -87,7 +87,7 @@ class Order:
 
 
 def measured(name: str, words: list[str], rate: float, passes: int, slo_ms: float, data: Any, folder: Path) -> Figures:
-    """Return one server under load."""
+    """Measure one server under load."""
     bodies, check, answers = data
     words = ["fashion", "--carbon", "static:300", "--slo-ms", str(slo_ms), "--design-rate", str(rate), *words]
     with served(words, log=folder / "serve.log") as server:

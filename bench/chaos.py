@@ -200,7 +200,7 @@ def pace(path: Path) -> str:
 
 
 async def play(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return one run, and its figures."""
+    """Run once and return the figures."""
     (folder / "graves").mkdir()
     server = clover.Server(
         echo.family(str(folder / "graves"), max_batch=MOST_ROWS),

@@ -82,7 +82,7 @@ def score(sure: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def load(variant: Any, folder: Path) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
-    """Return a worker's part."""
+    """Return the function that a worker runs."""
     index, graves = int(variant.parameters["index"]), Path(str(variant.parameters["folder"]))
 
     def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:

@@ -110,7 +110,7 @@ def feasible_problems(make: Callable[[int, int], Formulation], first: int, most:
 
 
 def families(count: int) -> dict[str, Any]:
-    """Return two families on few devices."""
+    """Compare searches for two families on few devices."""
     gaps: dict[int, list[float]] = {1: [], MORE: []}
     above, configurations = [], []
     mixed = shared = single = 0
@@ -161,7 +161,7 @@ def families(count: int) -> dict[str, Any]:
 
 
 def sleep(count: int) -> dict[str, Any]:
-    """Return who is awake, parked and released."""
+    """Compare searches with devices awake, parked and released."""
     alike, some_asleep, gaps = 0, 0, []
     states: dict[str, int] = {}
     problems = feasible_problems(fleets.sleepers, 0, 3, count)

@@ -114,7 +114,7 @@ class Subject:
     point: ChainPoint
 
     def accuracy(self, answers: Mapping[str, Answers]) -> float:
-        """Return percent."""
+        """Return the accuracy in percent."""
         first, last = answers[self.point.chain[0]], answers[self.point.chain[-1]]
         ends = first.scores >= self.point.thresholds[0] if self.point.thresholds else np.ones(len(first.scores), bool)
         return 100.0 * float(np.where(ends, first.right, last.right).mean())
@@ -326,7 +326,7 @@ def subjects_of(cascade: CascadeProfile, held: Mapping[str, Answers]) -> list[Su
 
 
 def rows_of(times: Iterable[float]) -> str:
-    """Return median and worst."""
+    """Return the cells of a table: median and worst."""
     found = sorted(times)
     words = [f"{value:.0f}" if np.isfinite(value) else "-" for value in (found[len(found) // 2], found[-1])]
     return " / ".join(words)

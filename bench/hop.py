@@ -154,7 +154,7 @@ class House:
         await done
 
     async def round(self, way: str, size: int, requests: int, pause_s: float) -> Round:
-        """Return one after another, `pause_s` between them."""
+        """Send requests one after another, `pause_s` apart; return the round."""
         hops = WAYS.index(way)
         self.route(way)
         rows = np.stack([np.arange(size), np.full(size, _UNSURE)], axis=1).astype(np.int64)
@@ -188,7 +188,7 @@ class House:
 
 
 async def live(spec: FamilySpec, options: argparse.Namespace) -> dict[int, dict[str, list[Round]]]:
-    """Return rounds in real workers, by rows of a request and way."""
+    """Measure rounds in real workers, by rows of a request and way."""
     loop = asyncio.get_running_loop()
     slab = Slab.create(Layout(spec, _SLOTS))
     pool = Pool.launch()

@@ -58,7 +58,7 @@ def _collected(log: Path) -> int:
 
 
 def forked() -> Iterator[tuple[int, int, int]]:
-    """Return for each case the pids of its short and its long run, and how many operations lie between them."""
+    """Yield, for each case, the pids of its short and its long run, and how many operations lie between them."""
     for _, kernel, make, many, _ in CASES:
         run = make(importlib.import_module(f"clover._native.{kernel}"))
         pids = []

@@ -19,7 +19,9 @@ Run = Callable[[int], None]
 
 
 def batcher(module: ModuleType, depth: int, max_batch: int, *, ordered: bool = True) -> Run:
-    """Return a request's whole stay: pushed, dispatched in a batch, its worker's credit returned; `depth` rows wait."""
+    """Return a case of a request's whole stay: pushed, dispatched in a batch, its worker's credit returned.
+
+    `depth` rows wait."""
     slots = 16 * depth
     queue = module.Batcher(1, 4, slots)
     for worker in range(4):
@@ -66,7 +68,7 @@ def called_from_c(stay: Callable[..., None], module: ModuleType, depth: int, *, 
 
 
 def push_many(module: ModuleType, rows: int) -> Run:
-    """Return a request of `rows` rows: pushed at once, dispatched as one batch."""
+    """Return a case of a request of `rows` rows: pushed at once, dispatched as one batch."""
     queue = module.Batcher(1, 1, 4 * rows)
     queue.attach(0, 0, rows)
     slots = np.arange(rows, dtype=np.uint32)
@@ -82,7 +84,7 @@ def push_many(module: ModuleType, rows: int) -> Run:
 
 
 def ring(module: ModuleType, rows: int) -> Run:
-    """Return a batch's whole way: submitted, taken, completed, reaped."""
+    """Return a case of a batch's whole way: submitted, taken, completed, reaped."""
     memory = bytearray(module.RING_BYTES(rows))
     server, worker = module.Ring(memory, rows, create=True), module.Ring(memory, rows)
     slots, out = np.arange(rows, dtype=np.uint32), np.zeros(rows, np.uint32)
@@ -105,7 +107,7 @@ def latencies_ns() -> list[int]:
 
 
 def histogram_record(module: ModuleType) -> Run:
-    """Return one latency recorded."""
+    """Return a case that records one latency."""
     counts, values = module.Histogram(), latencies_ns()
 
     def run(count: int) -> None:
@@ -118,7 +120,7 @@ def histogram_record(module: ModuleType) -> Run:
 
 
 def histogram_quantile(module: ModuleType) -> Run:
-    """Return the 99th percentile of 1,000 recorded latencies."""
+    """Return a case that asks for the 99th percentile of 1,000 recorded latencies."""
     counts = module.Histogram()
     for value in latencies_ns():
         counts.record(value)
@@ -131,7 +133,7 @@ def histogram_quantile(module: ModuleType) -> Run:
 
 
 def histogram_merge(module: ModuleType) -> Run:
-    """Return one histogram of 1,000 latencies added to another."""
+    """Return a case that adds a histogram of 1,000 latencies to another."""
     total, part = module.Histogram(), module.Histogram()
     for value in latencies_ns():
         part.record(value)
@@ -144,7 +146,7 @@ def histogram_merge(module: ModuleType) -> Run:
 
 
 def quota(module: ModuleType) -> Run:
-    """Return one row routed among five lanes."""
+    """Return a case that routes one row among five lanes."""
     lanes = module.Quota(5)
     lanes.set_shares([5, 4, 3, 2, 1])
 
@@ -157,7 +159,7 @@ def quota(module: ModuleType) -> Run:
 
 
 def quota_many(module: ModuleType) -> Run:
-    """Return rows routed 64 at a time."""
+    """Return a case that routes rows 64 at a time."""
     lanes = module.Quota(5)
     lanes.set_shares([5, 4, 3, 2, 1])
     out = np.zeros(64, np.uint32)
@@ -170,7 +172,7 @@ def quota_many(module: ModuleType) -> Run:
 
 
 def infer(module: ModuleType, numbers: int) -> Run:
-    """Return one plain JSON body of `numbers` numbers."""
+    """Return a case that reads one plain JSON body of `numbers` numbers."""
     out = np.zeros(numbers, np.float32)
     plain = module.Plain("x", (numbers,), out)
     data = [round(random.Random(1).uniform(-2.0, 2.0), 3 + at % 6) for at in range(numbers)]

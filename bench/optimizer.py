@@ -237,7 +237,7 @@ def files(names: Sequence[str], time_limit_s: float) -> list[dict[str, Any]]:
             }
         )
     show(
-        "ProblemFile files",
+        "Problem files",
         ["file", "f", "gap to best known", "gap to bound", "without HiGHS", "bound by", "s"],
         [
             [

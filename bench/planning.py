@@ -248,7 +248,7 @@ async def until(found: Callable[[], dict[str, Any] | None], seconds: float) -> d
 
 
 async def run(options: argparse.Namespace, cache: str) -> dict[str, Any]:
-    """Return the whole bench on one server."""
+    """Run the whole bench on one server."""
     server = clover.Server(
         "fashion",
         port=0,

@@ -59,7 +59,7 @@ class Watch(threading.Thread):
         self._stop_set = threading.Event()
 
     def look(self) -> Look:
-        """Return one look now."""
+        """Look at the workers now."""
         workers = self._server.get("/v2/clover/state")["totals"]["models"]["fashion"]["workers"]
         ready = [worker for worker in workers if worker["state"] == "ready"]
         return Look(
@@ -124,7 +124,7 @@ def slow(cache: Path, options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace, bodies: list[Body], check: Check, folder: Path) -> dict[str, Any]:
-    """Return one run: a fresh server, `--changes` repartitions under load."""
+    """Run a fresh server through `--changes` repartitions under load."""
     log = folder / "serve.log"
     device = f"emulated:a100-40gb:{options.gpus}"
     shared = ["fashion", "--device", device, "--policy", "bench.bands:Slices", "--cache-dir", options.cache_dir]

@@ -131,7 +131,7 @@ async def killing(pid: int, every_s: float, counts: Counter[str]) -> None:
 
 
 async def soak(pid: int, port: int, options: argparse.Namespace) -> Counter[str]:
-    """Return all clients, for the time given."""
+    """Run all clients for the time given; return the counts."""
     counts: Counter[str] = Counter()
     end_s = time.monotonic() + 60.0 * options.minutes
     killer = asyncio.create_task(killing(pid, options.kill_every_s, counts)) if options.kill_every_s else None

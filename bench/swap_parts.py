@@ -280,7 +280,7 @@ def first_answer(seen: dict[str, Any], variant: str, since_ns: int) -> tuple[int
 async def swaps(
     cache: Path, backend: str, variants: list[str], options: argparse.Namespace
 ) -> tuple[Found[Parts], Found[float]]:
-    """Return every variant in turn, from the one before it; loading and warming alone between the rounds.  With each,
+    """Swap to every variant in turn, from the one before it; loading and warming alone between the rounds.  With each,
     whether it counts."""
     parts: Found[Parts] = {name: [] for name in variants}
     alone: Found[float] = {name: [] for name in variants}
@@ -363,7 +363,7 @@ def only(profile: FamilyProfile, backend: str) -> FamilyProfile:
 
 
 def run(options: argparse.Namespace, cache: Path) -> dict[str, Any]:
-    """Return the whole bench."""
+    """Run the whole bench."""
     path = stored(cache, options.family)
     kept = path.read_bytes()
     profile = msgspec.json.decode(kept, type=FamilyProfile)

@@ -25,7 +25,8 @@ def until_closed(command: Callable[[], int]) -> int:
     code = 0
     try:
         code = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None if the caller closed it (`>&-`)
+            sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_is_gone():
             raise

@@ -142,7 +142,7 @@ class Bench:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def round(self, work: Workload, port: int, pid: int, measure: Measure, capacity: float) -> Round:
-        """Return one round of one server, again where others disturbed it."""
+        """Run one round of one server, and repeat it if others disturbed it."""
         rate = measure.rate if measure.rate >= 0.0 else -measure.rate * capacity
         for _ in range(_TRIES):
             pids = tree(pid)

@@ -1,8 +1,8 @@
 """The grid's carbon intensity for everybody in the server: now, in the past, and to come.
 
-One `Grid` a server.  Who needs an intensity asks it, as often as they like: the energy account each second, the
-controller at each look, an operator's command.  Each `read` asks the chain (`clover.carbon.chain`) at the grid time of
-the moment, and the chain bounds what that costs: a remote source is called every `carbon.poll_s` at most.
+One `Grid` a server.  Who needs an intensity asks it, as often as they like: the energy account each second (`priced`),
+the controller at each look and an operator's command (`read`).  Both ask the chain (`clover.carbon.chain`) at the grid
+time of the moment, and the chain bounds what that costs: a remote source is called every `carbon.poll_s` at most.
 
 The history is kept by the hour of grid time.  Only the first source of the chain makes history: another one may mean
 something else by intensity, and the value of last resort means nothing at all.  Hours without it are gaps, which the
@@ -33,7 +33,7 @@ class IntensitySource(Protocol):
 class Grid:
     """The intensity of one grid at the time of `now` (Unix seconds of grid time, `clover.carbon.GridClock.now`).
 
-    `reading` is the newest reading, None before the first; `history` its hourly means.
+    `reading` is the newest one of `read`, which plans are made from, None before the first; `history` its hourly means.
     """
 
     def __init__(self, source: IntensitySource, now: Callable[[], float]) -> None:
@@ -50,6 +50,12 @@ class Grid:
         self.reading = await self._source.read(grid_s)
         self.note(self.reading, grid_s)
         return self.reading
+
+    async def priced(self) -> Reading:
+        """Return the intensity of now to price energy at.
+
+        It does not become `reading`: one look of the controller, with all that it awaits, goes by one intensity."""
+        return await self._source.read(self.now())
 
     def note(self, reading: Reading, grid_s: float) -> None:
         """Add a reading that was in force at `grid_s` to the history, if it is the first source's."""

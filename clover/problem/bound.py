@@ -87,7 +87,7 @@ def _tolerance(problem: ProblemFile, incumbent: float) -> float:
 
 
 def _sections(relaxation: Relaxation, incumbent: float, stop: Callable[[], bool]) -> Bound:
-    """Return boxes of utilisation, all of a round evaluated at once, those above the incumbent halved."""
+    """Bound f over boxes of utilisation: evaluate all of a round at once, and halve those above the incumbent."""
     method = f"Lagrangian relaxation (for a tighter bound: {EXTRA})"
     problem = relaxation.problem
     if problem.model == "pf":

@@ -293,7 +293,7 @@ def _rows(found: Shares, rows: NDArray[np.intp]) -> Shares:
 
 
 def evaluate(problem: ProblemFile, counts: Counts) -> Evaluation:
-    """Return one configuration [groups], with all that makes it feasible or not."""
+    """Evaluate one configuration [groups], with all that makes it feasible or not."""
     nothing = np.zeros(len(problem.groups))
     why = ""
     if (counts < 0).any() or not tiles(problem, counts):

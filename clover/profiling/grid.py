@@ -8,7 +8,6 @@ share of them.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,8 +23,6 @@ from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled
 from clover.profiling.rig import Findings, Rig, WorkerSetup, answers_of
 from clover.runtime.workers.pool import WorkerProcess
 from clover.types import LatencyMeasurement, Method, Placement, VariantSpec
-
-log = logging.getLogger("clover.profiling")
 
 MULTITHREADED_FROM_MS = 1.0
 """A quick measurement tries several threads only if the largest batch takes one thread this long: handing work between

@@ -50,7 +50,7 @@ def cascades(found: CascadeProfile) -> list[str]:
 
 
 def _plot(points: list[tuple[float, float]]) -> list[str]:
-    """Return accuracy (up) over cost (right, logarithmic)."""
+    """Return the lines of a plot of accuracy (up) over cost (right, logarithmic)."""
     columns, rows = _PLOT
     xs, ys = [math.log(max(x, 1e-3)) for x, _ in points], [y for _, y in points]
     wide, high = max(max(xs) - min(xs), 1e-9), max(max(ys) - min(ys), 1e-9)

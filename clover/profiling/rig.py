@@ -113,12 +113,12 @@ class Rig:
         await self.instances.need(place)
         device = self.instances.device(place)
         profile = "" if self.on_cores else place.profile
-        artifact = self.candidates.artifact(variant, backend, threads, profile)
+        compiled = registry.get(backend).compiles
         order = WorkerOrder(
             family=self.spec,
             variant=variant.name,
             backend=backend,
-            artifact_dir=str(artifact) if registry.get(backend).compiles else "",
+            artifact_dir=str(self.candidates.artifact(variant, backend, threads, profile)) if compiled else "",
             cores=device.cores(place),
             threads=threads,
             max_batch=self.spec.max_batch,

@@ -251,7 +251,7 @@ class Engine:
 
     async def _account(self) -> None:
         """Close the energy window, priced at the present intensity."""
-        reading = await self.grid.read()
+        reading = await self.grid.priced()
         for served in self.served.values():
             served.router.audits.grid(reading.g_per_kwh, self.config.controller.reference_g_per_kwh)
         await self.machine.measure(reading)

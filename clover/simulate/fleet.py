@@ -354,14 +354,14 @@ class SimulatedFleet:
         return found
 
     def guard_report(self) -> dict[str, Any]:
-        """Return nothing: simulated answers are what the profile says."""
+        """Return {}: simulated answers are what the profile says."""
         return {}
 
     def reset_guard(self) -> None:
         """Do nothing: there is no guard (see `clover.interfaces.Fleet.reset_guard`)."""
 
     def demanded(self) -> dict[str, Asked]:
-        """Return nothing: simulated rows ask for no accuracy of their own."""
+        """Return {}: simulated rows ask for no accuracy of their own."""
         return {}
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """Return levels in lower case, loggers without their common root."""
+        """Format with the level in lower case and the logger without `clover.`."""
         name = record.name.removeprefix("clover.")
         return f"{record.asctime} {record.levelname.lower():<7} {name}: {record.message}"
 

@@ -56,7 +56,7 @@ The zygote and its spare serve no requests and need not be replaced; workers pas
 
 
 def thread_count() -> int:
-    """Return threads of this process, as the kernel counts them."""
+    """Return how many threads this process has, as the kernel counts them."""
     return len(os.listdir("/proc/self/task"))
 
 
@@ -293,7 +293,7 @@ def main(fd: int) -> int:
     gc.disable()  # a collection in a child would write to, and so copy, the pages it shares
     import torch  # noqa: F401 - this import is what the zygote is for
 
-    import clover.worker.main  # noqa: F401
+    import clover.worker.main  # noqa: F401 - so that what a worker needs is there before it is forked
 
     gc.freeze()
     import_ms = (time.monotonic_ns() - start_ns) / 1e6

@@ -49,3 +49,14 @@ def test_another_broken_pipe_is_an_error(capfd: pytest.CaptureFixture[str]) -> N
 
 def test_the_exit_code_is_the_command_s() -> None:
     assert until_closed(lambda: 3) == 3
+
+
+def test_a_standard_output_that_was_closed_is_no_error() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -m clover --version >&-', sys.executable],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -34,7 +34,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"http", "control", "profiling"}),
     frozenset({"telemetry.metrics"}),
     frozenset({"server"}),
-    frozenset({"simulate", "cluster"}),
+    frozenset({"simulate"}),
     frozenset({"serve", "__main__", "cli"}),
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
@@ -94,6 +94,8 @@ def place(module: str, line: int) -> str:
 def test_every_unit_has_a_floor() -> None:
     strangers = {unit(module) for module in SOURCES} - set(FLOOR_OF) - {MODELS, PACKAGE}
     assert not strangers, f"give {sorted(strangers)} a floor in FLOORS"
+    gone = set(FLOOR_OF) - {unit(module) for module in SOURCES}
+    assert not gone, f"take {sorted(gone)} out of FLOORS"
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ class Model:
         route=f"/v2/models/{WORK.family.name}/infer", batchable=True, max_batch_size=WORK.family.max_batch
     )
     def infer(self, documents: Documents, /) -> Answers:
-        """Return a batch of BentoML's making."""
+        """Answer a batch that BentoML made."""
         rows = np.array([document["inputs"][0]["data"] for document in documents], np.float32)
         return [answer(WORK, each["id"], row) for each, row in zip(documents, self.run(rows), strict=True)]
 

@@ -17,7 +17,7 @@ app = FastAPI()
 
 @app.post(f"/v2/models/{WORK.family.name}/infer", response_model=None)  # type: ignore[untyped-decorator]
 async def infer(request: Request) -> Response:
-    """Return one request, one row."""
+    """Answer one request of one row."""
     body = await request.body()
     if not WORK.binary:
         document = orjson.loads(body)

@@ -21,7 +21,7 @@ RUN = model_of(WORK)
 
 @batch  # type: ignore[untyped-decorator]
 def infer(x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Return a batch of Triton's making."""
+    """Answer a batch that Triton made."""
     return {"y": RUN(x)}
 
 

@@ -29,13 +29,13 @@ class Model:
 
     @serve.batch(max_batch_size=WORK.family.max_batch, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def infer(self, documents: list[Any]) -> list[Any]:
-        """Return a batch of Ray's making."""
+        """Answer a batch that Ray made."""
         rows = np.array([document["inputs"][0]["data"] for document in documents], np.float32)
         found = self.run(rows)
         return [answer(self.work, each["id"], row) for each, row in zip(documents, found, strict=True)]
 
     async def __call__(self, request: Request) -> Response:
-        """Return one request, one row.  A bare document would go in chunks, which the load generator does not read."""
+        """Answer one request of one row.  A bare document would go in chunks; the load generator reads none."""
         return Response(orjson.dumps(await self.infer(await request.json())), media_type="application/json")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from clover.planning.model.objective import Objective, objective_of
 from clover.planning.model.problem import Problem, problem_of
 from clover.types import State
@@ -13,7 +15,8 @@ from clover.types import State
 class PlanningInput:
     """A state with the problem and objective derived from it.
 
-    Made once a plan, at its entry (a policy's `propose`), and handed to every function below."""
+    Made where a plan begins (a policy's `propose`) and handed to every function below; the comparison with what runs
+    (`policies.keeping`) makes its own."""
 
     state: State
     problem: Problem
@@ -26,4 +29,5 @@ class PlanningInput:
 
     def without_demand(self) -> PlanningInput:
         """Return the same moment without rows that ask for an accuracy of their own."""
-        return replace(self, problem=replace(self.problem, demand=()))
+        state = msgspec.structs.replace(self.state, demand=())
+        return replace(self, state=state, problem=replace(self.problem, demand=()))

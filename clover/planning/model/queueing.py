@@ -295,7 +295,7 @@ def least_energy_j_per_row(workers: Sequence[Service]) -> float:
 
 
 def estimate(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> LaneEstimate:
-    """Return one lane of `workers` (at least one) that receives `rate` rows a second, dealt as `share` of a Poisson
+    """Estimate a lane of `workers` (at least one) that receives `rate` rows a second, dealt as `share` of a Poisson
     stream."""
     load = utilisation(workers, rate)
     batch = _lane(workers).batch(rate, share)

@@ -129,7 +129,7 @@ def _start(state: State, problem: Problem, fleet: PaperFleet) -> tuple[At, bool]
 
 
 def _random(state: State) -> Random:
-    """Return another random stream for each grid time, so that the hours of a day do not all draw the same."""
+    """Return a random stream that differs by grid time, so that the hours of a day do not all draw the same."""
     return Random(state.seed & _WORD, int(state.grid_s) & _WORD)
 
 

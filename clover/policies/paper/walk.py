@@ -126,7 +126,7 @@ class Walk:
 
 
 def look(fifo: Fifo, counts: Counts) -> Trial:
-    """Return one configuration through a short play."""
+    """Try one configuration by a short play."""
     forms = fifo.closed_forms(stacked([counts]))
     p95_ms = fifo.glanced_p95_ms(counts, forms.shares[0])
     return Trial(counts, forms, fifo.candidate(counts, forms, 0, p95_ms))
@@ -167,7 +167,7 @@ def _next(fleet: PaperFleet, centre: At, walk: Walk, rng: Random) -> tuple[At | 
 
 
 def wandered(fifo: Fifo, fleet: PaperFleet, start: At, rng: Random, *, known: bool) -> Walk:
-    """Return random search over the raw space: every device draws a layout and then a variant for each of its
+    """Search the raw space at random: every device draws a layout and then a variant for each of its
     slices."""
     walk = Walk(fifo, known=known)
     seen: set[tuple[object, ...]] = set()

@@ -121,12 +121,12 @@ class Guard:
 
     @property
     def alarm_level(self) -> int:
-        """Return the alarm level that is in force."""
+        """The alarm level that is in force."""
         return self.detected_level if self.acts else OK
 
     @property
     def watches(self) -> bool:
-        """Return whether there is a profile to compare answers with."""
+        """Whether there is a profile to compare answers with."""
         return self._cascade is not None
 
     def expect(self, profile: FamilyProfile | None) -> None:
@@ -296,7 +296,7 @@ class Guard:
 
     @property
     def suspicious(self) -> bool:
-        """Return whether answers look doubtful, so that more should be audited."""
+        """Whether answers look doubtful, so that more should be audited."""
         if self.detected_level != OK:
             return True
         of = [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]

@@ -103,7 +103,7 @@ class Health:
 
     @property
     def all_well(self) -> bool:
-        """Return whether all accused lanes have recovered."""
+        """Whether all accused lanes have recovered."""
         return all(self.well(kind, lane) for kind, lane in self.accused)
 
     def _of(self, kind: str, lane: int) -> dict[str, ScoreRecovery | AgreementRecovery]:

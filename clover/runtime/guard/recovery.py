@@ -63,12 +63,12 @@ class AllClear:
 
     @property
     def statistic(self) -> float:
-        """Return the least of all."""
+        """The least e-value of all hypotheses."""
         return float(np.exp(self._logs.min()))
 
     @property
     def well(self) -> bool:
-        """Return whether none of the hypotheses stands."""
+        """Whether none of the hypotheses stands."""
         return self.statistic >= self.limit
 
 

@@ -90,7 +90,7 @@ class Audits:
 
     @property
     def on(self) -> bool:
-        """Return whether rows are audited."""
+        """Whether rows are audited."""
         return self._share > 0.0 and self.guard.watches
 
     def grid(self, g_per_kwh: float, reference_g_per_kwh: float) -> None:

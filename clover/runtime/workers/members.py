@@ -154,7 +154,7 @@ class Members:
         self._joules = joules
         self._clock = clock
         self._letting_go: dict[asyncio.Task[None], Assignment] = {}
-        self._lanes = {variant.name: lane for lane, variant in enumerate(router.spec.variants)}
+        self.lanes = {variant.name: lane for lane, variant in enumerate(router.spec.variants)}
         router.lost = self.kill
 
     def all(self) -> list[Member]:
@@ -165,7 +165,7 @@ class Members:
         """Return the worker of `member` as the router takes it; None while there is none."""
         if member.worker is None or member.meter is None:
             return None
-        lane = self._lanes[member.assignment.variant]
+        lane = self.lanes[member.assignment.variant]
         return member.worker, lane, self._router.spec.max_batch, member.meter
 
     def set_hold(self) -> None:

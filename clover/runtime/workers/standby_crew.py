@@ -42,7 +42,6 @@ class StandbyCrew:
         self.chooser = chooser
         self._router = router
         self._members = members
-        self._lanes = {variant.name: lane for lane, variant in enumerate(router.spec.variants)}
         members.on_standby_ready = self.report
 
     def tend(self) -> None:
@@ -99,8 +98,8 @@ class StandbyCrew:
         entries = tuple(entry for entry in map(self._members.entry, members) if entry is not None)
         if not entries:
             return None
-        rates = [0.0] * len(self._lanes)
+        rates = [0.0] * len(self._members.lanes)
         for item in routed:
-            rates[self._lanes[item.variant]] += chooser.rows_per_s(item)
-        lane = self._lanes[members[0].assignment.variant]
+            rates[self._members.lanes[item.variant]] += chooser.rows_per_s(item)
+        lane = self._members.lanes[members[0].assignment.variant]
         return StandbyWorkers(lane=lane, entries=entries, wait_ns=int(wait_ms * 1e6), rates=tuple(rates))

@@ -150,3 +150,14 @@ async def test_only_the_first_source_makes_history_and_only_its_signal_counts() 
     assert source.asked == 1, "once an hour"
     seen = await grid.outlook(marginal, History(), grid_s=5.0, until_s=5.0 + 4 * HOUR, rate=1.0)
     assert seen.steps[1].g_per_kwh == 700.0
+
+
+@on_a_loop
+async def test_a_price_of_energy_does_not_change_what_plans_are_made_from() -> None:
+    now, source = [0.0], Source()
+    grid = Grid(SourceChain([source], monotonic=lambda: now[0]), lambda: now[0])
+    planned = await grid.read()
+    now[0] = 2 * HOUR
+    assert (await grid.priced()).g_per_kwh == 300.0
+    assert grid.reading == planned
+    assert (await grid.read()).g_per_kwh == 300.0
