@@ -123,17 +123,15 @@ def configurations(asked: dict[str, Any]) -> list[list[int]]:
 def objective(asked: dict[str, Any], counts: list[int]) -> float:
     """f as problems define it, minus infinity where it may not be used."""
     stable, _, joules, accuracy, p95_s, _ = queueing.evaluate(
-        *(asked[key] for key in ("service_s", "cv", "energy_j", "accuracy")),
-        counts,
-        asked["rate"],
-        asked["model"],
-        asked["quantile"],
+        **{key: asked[key] for key in ("service_s", "cv", "energy_j", "accuracy", "rate", "model", "quantile")},
+        counts=counts,
     )
     if not stable or p95_s > asked["sla_s"] * (1 + 1e-9):
         return -math.inf
     energy = asked["idle_w"] * asked["n_gpus"] / asked["rate"] + joules
     carbon = energy * asked["intensity"] / (asked["base_energy_j"] * asked["reference_intensity"])
-    return asked["lam"] * (1 - carbon) - (1 - asked["lam"]) * (1 - accuracy / asked["base_accuracy"])
+    f: float = asked["lam"] * (1 - carbon) - (1 - asked["lam"]) * (1 - accuracy / asked["base_accuracy"])
+    return f
 
 
 # --- tiling ---
@@ -307,8 +305,8 @@ def test_floor_and_limit_are_kept(compiled: SimpleNamespace) -> None:
         """Accuracy and utilisation of the answer."""
         found = compiled.anneal.solve(compiled.anneal.Problem(**asked, **limits), 1, 0.0, evaluations=20_000)
         assert found.feasible
-        columns = (asked[key] for key in ("service_s", "cv", "energy_j", "accuracy"))
-        accuracy = queueing.evaluate(*columns, found.counts, asked["rate"], "mf", 0.95)[3]
+        columns = {key: asked[key] for key in ("service_s", "cv", "energy_j", "accuracy")}
+        accuracy = queueing.evaluate(**columns, counts=found.counts, rate=asked["rate"], model="mf", quantile=0.95)[3]
         return accuracy, asked["rate"] / sum(n / s for n, s in zip(found.counts, asked["service_s"], strict=True))
 
     low, high = best(frugal)[0], best(lavish)

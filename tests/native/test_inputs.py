@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from clover._native import inputs as native
 from tests.reference import inputs as reference
@@ -136,7 +138,7 @@ def corners(depth: int = 3) -> st.SearchStrategy[tuple[tuple[int, ...], tuple[in
 def test_the_corner_of_an_array_has_the_digest_of_its_bytes(
     kernels: SimpleNamespace, shapes: tuple[tuple[int, ...], tuple[int, ...]], dtype: type
 ) -> None:
-    region = np.arange(np.prod(shapes[0])).astype(dtype).reshape(shapes[0])
+    region: NDArray[Any] = np.arange(np.prod(shapes[0])).astype(dtype).reshape(shapes[0])
     corner = region[tuple(map(slice, shapes[1]))]
     digests = kernels.inputs.Digests([], KEY)
     assert digests.more(7, corner) == digests.more(7, corner.tobytes())

@@ -134,7 +134,7 @@ def cuts(asked: dict[str, Any]) -> list[list[int]]:
     """Every number of devices cut in each way; of those that come to the same (slices, asleep) one is enough."""
     parts = asked["kind_of"]
     found: dict[tuple[Any, ...], list[int]] = {}
-    choices = []
+    choices: list[list[Counter[int]]] = []
     for kind, number in enumerate(asked["devices"]):
         own = [i for i, k in enumerate(parts) if k == kind]
         choices.append([Counter(chosen) for chosen in itertools.combinations_with_replacement(own, number)])
@@ -174,7 +174,11 @@ def read(table: Any, group: int, workers: float, load: float, asked: dict[str, A
 def expected(asked: dict[str, Any], counts: list[int], used: list[int], shares: Any) -> dict[str, Any]:
     """What `judge` says of these shares, from the definition; late rows and accuracy by family."""
     value = 0.0
-    late, accuracy, energy_j, capacity, room = [], [], [], [], []
+    late: list[float] = []
+    accuracy: list[float] = []
+    energy_j: list[float] = []
+    capacity: list[float] = []
+    room: list[float] = []
     for family, rate in enumerate(asked["rate"]):
         lanes = [v for v, f in enumerate(asked["family_of"]) if f == family]
         totals = dict.fromkeys(("late", "accuracy", "energy_j", "capacity", "room"), 0.0)
@@ -532,12 +536,12 @@ def test_the_kernel_moves_as_its_twin_does(compiled: SimpleNamespace, name: str)
         for a, b in zip(one[2:], two[2:], strict=True):
             assert a.tolist() == b.tolist()
     for seed, restarts, keep in ((0, 1, 16), (2**64 - 1, 3, 2)):
-        one = compiled.lanes.solve(ours, seed, 900, starts(asked), restarts, keep)
-        two = twin.solve(other, seed, 900, starts(asked), restarts, keep)
-        assert one._fields == two._fields
-        assert (one.feasible, one.evaluations, one.proposals) == (two.feasible, two.evaluations, two.proposals)
-        assert plain(one.found) == plain(two.found)
-        assert plain([one.nearest]) == plain([two.nearest])
+        mine = compiled.lanes.solve(ours, seed, 900, starts(asked), restarts, keep)
+        twins = twin.solve(other, seed, 900, starts(asked), restarts, keep)
+        assert mine._fields == twins._fields
+        assert (mine.feasible, mine.evaluations, mine.proposals) == (twins.feasible, twins.evaluations, twins.proposals)
+        assert plain(mine.found) == plain(twins.found)
+        assert plain([mine.nearest]) == plain([twins.nearest])
 
 
 def plain(found: Any) -> list[tuple[list[int], list[int], float]]:
@@ -785,10 +789,11 @@ def test_bad_configurations(kernels: SimpleNamespace) -> None:
 def test_bad_questions(kernels: SimpleNamespace) -> None:
     asked = CASES["two"]
     made = kernels.lanes.Problem(**asked)
-    for bad in (
+    refused: tuple[dict[str, Any], ...] = (
         {"evaluations": 0}, {"evaluations": 10**15}, {"restarts": 0}, {"restarts": 10**9}, {"keep": 0}, {"keep": 5000},
         {"starts": []},
-    ):  # fmt: skip
+    )  # fmt: skip
+    for bad in refused:
         with pytest.raises(ValueError):
             kernels.lanes.solve(made, **{"seed": 1, "evaluations": 10, "starts": starts(asked), **bad})
     with pytest.raises(OverflowError):

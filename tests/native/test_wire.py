@@ -189,9 +189,9 @@ def test_numbers_that_are_none(kernels: SimpleNamespace) -> None:
             kernels.wire.unsealed(wrong, b"", 0, 0)
         with pytest.raises(TypeError):
             kernels.wire.unsealed(b"", wrong, 0, 0)
-    for wrong in (-1, 1 << 64):
+    for number in (-1, 1 << 64):
         with pytest.raises(OverflowError):
-            kernels.wire.sealed(b"", wrong, 0, 0)
+            kernels.wire.sealed(b"", number, 0, 0)
 
 
 def test_the_clock_is_the_one_of_python(kernels: SimpleNamespace) -> None:

@@ -119,9 +119,10 @@ class Problem:
         self.switches, self.running, self.switching = given.switches, given.running.tolist(), given.switching.tolist()
         self.rate_of = [1.0 / s for s in self.service_s]
         carbon = given.lam * given.intensity / (given.base_energy_j * given.reference_intensity)
-        self.fixed = given.lam - carbon * given.idle_w * given.n_gpus / given.rate - (1.0 - given.lam)
+        self.fixed: float = given.lam - carbon * given.idle_w * given.n_gpus / given.rate - (1.0 - given.lam)
         weight = (1.0 - given.lam) / given.base_accuracy
-        self.worth = [weight * a - carbon * e for a, e in zip(self.accuracy, given.energy_j.tolist(), strict=True)]
+        joules = given.energy_j.tolist()
+        self.worth: list[float] = [weight * a - carbon * e for a, e in zip(self.accuracy, joules, strict=True)]
         self.members = members_of(self.slice_of, self.fits, self.slices)
         self.part = [row for row in self.rows if all(self.members[s] for s in range(self.slices) if row[s])]
         if not self.part or not any(self.fits):

@@ -11,8 +11,8 @@ class Histogram:
         if lowest < 1 or highest < 2 * lowest or not 1 <= digits <= 4:
             raise ValueError("layout")
         self.lowest, self.highest, self.digits = lowest, highest, digits
-        self._unit = 2 ** math.floor(math.log2(lowest))
-        self._exact = 2 ** math.ceil(math.log2(2 * 10**digits))  # this many units are counted one by one
+        self._unit: int = 2 ** math.floor(math.log2(lowest))
+        self._exact: int = 2 ** math.ceil(math.log2(2 * 10**digits))  # this many units are counted one by one
         self._counts: dict[int, int] = {}
         self.sum = 0
 

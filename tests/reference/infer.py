@@ -89,7 +89,7 @@ class Plain:
 
 def body_of(out: NDArray[np.float32]) -> memoryview | None:
     """Return a flat view of a float array; None for another."""
-    return memoryview(out) if out.dtype == np.float32 and out.ndim == 1 else None
+    return out.data if out.dtype == np.float32 and out.ndim == 1 else None
 
 
 class _Reader:

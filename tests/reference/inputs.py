@@ -77,7 +77,8 @@ class Recent:
         if not 1 <= capacity <= _MOST:
             raise ValueError(f"a memory holds 1 to {_MOST} digests, not {capacity}")
         self.capacity = capacity
-        self.clear()
+        self._young: set[int] = set()
+        self._old: set[int] = set()
 
     def holds(self, digest: int) -> bool:
         """Return whether `digest` came before."""
@@ -94,5 +95,4 @@ class Recent:
 
     def clear(self) -> None:
         """Remove all digests."""
-        self._young: set[int] = set()
-        self._old: set[int] = set()
+        self._young, self._old = set(), set()

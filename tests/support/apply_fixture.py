@@ -100,7 +100,7 @@ class Rig:
 
     # --- the fleet
 
-    def running(self) -> Deployment:
+    def ready_assignments(self) -> Deployment:
         return tuple(self.workers)
 
     async def spawn(self, assignment: Assignment) -> None:
@@ -119,6 +119,10 @@ class Rig:
         await self.begin("drain", assignment.placement.id)
         self.workers.remove(assignment)
         self.refuse("drain", assignment.placement.id)
+
+    def forget(self, assignment: Assignment, reason: str) -> None:
+        self.done.append(f"forget {assignment.placement.id}")
+        self.workers.remove(assignment)
 
     def route(self, assignments: Deployment, routing: Routing) -> None:
         self.done.append("route")

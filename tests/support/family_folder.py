@@ -73,7 +73,7 @@ def model_of(spec: FamilySpec, variant: str = "") -> Any:
     return families.resolve(chosen.loader, Path(spec.folder))(chosen, Path(spec.folder))
 
 
-def with_precision(tmp_path, precision, kind="torch"):
+def with_precision(tmp_path: Path, precision: str, kind: str = "torch") -> FamilySpec:
     (tmp_path / "family.toml").write_text(
         f"""
         name = "f"

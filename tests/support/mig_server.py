@@ -31,7 +31,7 @@ from clover.errors import CloverError
 from clover.planning.packing import geometry
 from clover.policies.plans import plan_fixed
 from clover.runtime.workers.zygote_link import ZygoteLink
-from clover.types import GroupCount, Placement, Plan, State
+from clover.types import GroupCount, Placement, Plan, Routing, State, Step
 from clover.worker import frames
 from tests.e2e import forked_zygote
 
@@ -135,13 +135,12 @@ async def crash(cache: Path, kill_after: int) -> None:
     done = 0
     step_of = Applier._do
 
-    async def counted(self: Applier, *arguments: Any) -> Any:
+    async def counted(self: Applier, step: Step, routing: Routing) -> None:
         nonlocal done
-        result = await step_of(self, *arguments)
+        await step_of(self, step, routing)
         done += 1
         if kill_after and started and done >= kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
-        return result
 
     started = False
     async with server(cache) as running:

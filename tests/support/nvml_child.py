@@ -201,11 +201,8 @@ def serve(box: str) -> None:
         return "SUCCESS"
 
     def error_name(error: Any) -> str:
-        return next(
-            name.removeprefix("NVML_ERROR_")
-            for name, value in vars(n).items()
-            if name.startswith("NVML_ERROR_") and value == error.value
-        )
+        name: str = next(name for name in vars(n) if name.startswith("NVML_ERROR_") and getattr(n, name) == error.value)
+        return name.removeprefix("NVML_ERROR_")
 
     def walk(steps: list[list[Any]]) -> list[str]:
         """Create ["+", profile, start] or destroy ["-", instance id] one after the other; what came of each."""

@@ -157,7 +157,7 @@ class House:
         for slot in ticket.slots:
             self.inputs += 1
             self.slab.input(0)[slot] = (self.inputs, 0.0) if again is None else (again, 1.0)
-        self.router.submit(ticket, self.done.append, **how)  # type: ignore[arg-type]
+        self.router.submit(ticket, self.done.append, **how)
         if turn:
             self.loop.turn()
         return ticket

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 def _strings(numbers: NDArray[Any]) -> NDArray[Any]:
     texts = np.empty(numbers.shape, np.object_)
-    texts.flat = [b"%d" % number for number in numbers.flat]
+    texts.reshape(-1)[:] = [b"%d" % number for number in numbers.flat]
     return texts
 
 
