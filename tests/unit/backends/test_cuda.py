@@ -6,11 +6,13 @@ import inspect
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from clover import backends, families
 from clover.backends import cuda, parity, targets
@@ -23,7 +25,7 @@ FAMILIES = Path(__file__).parents[2] / "families"
 PLAIN = VariantSpec(name="v", loader="model:load")
 
 
-def family(*inputs: TensorSpec, outputs=None, max_batch=8) -> FamilySpec:
+def family(*inputs: TensorSpec, outputs: tuple[TensorSpec, ...] | None = None, max_batch: int = 8) -> FamilySpec:
     given = inputs or (TensorSpec(name="x", datatype="FP32", shape=(3,)),)
     made = outputs or (TensorSpec(name="y", datatype="FP32", shape=(3,)),)
     return FamilySpec(name="f", inputs=given, outputs=made, variants=(PLAIN,), max_batch=max_batch)
@@ -32,12 +34,12 @@ def family(*inputs: TensorSpec, outputs=None, max_batch=8) -> FamilySpec:
 class Recorded:
     """What a CUDA graph does, on the CPU: the same places are read and written again by what was called once."""
 
-    def __init__(self, call, inputs):
+    def __init__(self, call: Any, inputs: Any) -> None:
         self._call, self._inputs = call, inputs
         self.outputs = call(*inputs).clone()
         self.replays = 0
 
-    def replay(self):
+    def replay(self) -> None:
         self.replays += 1
         self.outputs.copy_(self._call(*self._inputs))
 
@@ -45,12 +47,12 @@ class Recorded:
 # --- which device -----------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_without_a_gpu_runs_on_the_cpu():
+def test_a_worker_without_a_gpu_runs_on_the_cpu() -> None:
     assert backends.device_for("") == "cpu"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu():
+def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu() -> None:
     with pytest.raises(WorkerError, match=r"no GPU answers to MIG-1: torch .* is a build without CUDA|finds no device"):
         backends.device_for("MIG-1")
     target = targets.Target(gpu="NVIDIA A100", profile="1g.5gb", driver="1.2")
@@ -60,7 +62,7 @@ def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu():
         cuda.for_building(PLAIN, msgspec.structs.replace(target, visible="MIG-1"))
 
 
-def test_precision_decides_whether_factors_may_be_rounded():
+def test_precision_decides_whether_factors_may_be_rounded() -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         for precision, allowed in (("tf32", True), ("fp32", False), ("fp16", False)):
@@ -71,7 +73,7 @@ def test_precision_decides_whether_factors_may_be_rounded():
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def test_which_errors_end_a_worker():
+def test_which_errors_end_a_worker() -> None:
     accelerator = type("AcceleratorError", (RuntimeError,), {})
     out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
     assert cuda.fatal(accelerator("device-side assert"))
@@ -79,7 +81,7 @@ def test_which_errors_end_a_worker():
     assert not cuda.fatal(out_of_memory("CUDA out of memory; CUDA error: out of memory"))
     assert not cuda.fatal(RuntimeError("The size of tensor a (3) must match"))
 
-    def fails(x):
+    def fails(x: Any) -> None:
         raise accelerator("lost")
 
     run = cuda.Runner(fails, family(), PLAIN, graphs=False, device="cpu")
@@ -93,7 +95,7 @@ def test_which_errors_end_a_worker():
 # --- arrays in and out ------------------------------------------------------------------------------------------------
 
 
-def test_a_runner_takes_arrays_and_reuses_what_it_returns():
+def test_a_runner_takes_arrays_and_reuses_what_it_returns() -> None:
     run = cuda.Runner(lambda x: x * 2, family(), PLAIN, graphs=False, device="cpu")
     first = run([np.full((4, 3), 1, np.float32)])[0]
     kept = first.copy()
@@ -105,7 +107,7 @@ def test_a_runner_takes_arrays_and_reuses_what_it_returns():
     assert np.shares_memory(first, second)
 
 
-def test_types_and_shapes_pass_through():
+def test_types_and_shapes_pass_through() -> None:
     variable = TensorSpec(name="x", datatype="BF16", shape=(-1,), max_shape=(5,))
     bits = TensorSpec(name="y", datatype="BF16", shape=(-1,), max_shape=(5,))
     run = cuda.Runner(lambda x: x * 2, family(variable, outputs=(bits,)), PLAIN, graphs=True, device="cpu")
@@ -128,7 +130,7 @@ def test_types_and_shapes_pass_through():
     assert b.tolist() == [[True, False], [False, True]]
 
 
-def test_what_is_not_as_declared_reaches_the_caller_unchanged():
+def test_what_is_not_as_declared_reaches_the_caller_unchanged() -> None:
     run = cuda.Runner(lambda x: (x[:, :2], x), family(), PLAIN, graphs=False, device="cpu")
     short, extra = run([np.zeros((2, 3), np.float32)])
     assert short.shape == (2, 2)
@@ -141,10 +143,10 @@ def test_what_is_not_as_declared_reaches_the_caller_unchanged():
 # --- recorded launches ------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_replayed_where_they_were_recorded():
+def test_batches_are_replayed_where_they_were_recorded() -> None:
     made = []
 
-    def record(call, inputs):
+    def record(call: Any, inputs: Any) -> Recorded:
         made.append(Recorded(call, inputs))
         return made[-1]
 
@@ -157,7 +159,7 @@ def test_batches_are_replayed_where_they_were_recorded():
     assert sum(item.replays for item in made) == replays + 3
 
 
-def test_only_powers_of_two_are_recorded_when_time_is_short(monkeypatch):
+def test_only_powers_of_two_are_recorded_when_time_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "RECORD_S", -1.0)
     spec = family(max_batch=12)
     run = cuda.Runner(lambda x: x + 1, spec, PLAIN, graphs=True, device="cpu", record=Recorded)
@@ -165,11 +167,11 @@ def test_only_powers_of_two_are_recorded_when_time_is_short(monkeypatch):
     assert (run([np.ones((5, 3), np.float32)])[0] == 2).all()
 
 
-def test_a_model_that_decides_on_the_host_is_not_replayed(caplog):
+def test_a_model_that_decides_on_the_host_is_not_replayed(caplog: pytest.LogCaptureFixture) -> None:
     calls = iter(range(10**6))
 
     class Frozen(Recorded):
-        def replay(self):  # the launches of the first call: what the host decided then
+        def replay(self) -> None:  # the launches of the first call: what the host decided then
             self.outputs.copy_(self._inputs[0])
 
     with caplog.at_level(logging.WARNING, "clover.backends"):
@@ -179,8 +181,8 @@ def test_a_model_that_decides_on_the_host_is_not_replayed(caplog):
     assert (run([np.ones((1, 3), np.float32)])[0] == 2).all()
 
 
-def test_recording_that_fails_leaves_the_model_as_it_is(caplog):
-    def record(call, inputs):
+def test_recording_that_fails_leaves_the_model_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    def record(call: Any, inputs: Any) -> Recorded:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with caplog.at_level(logging.WARNING, "clover.backends"):
@@ -197,7 +199,7 @@ def test_recording_that_fails_leaves_the_model_as_it_is(caplog):
 # --- half precision ---------------------------------------------------------------------------------------------------
 
 
-def test_half_precision_is_real_and_keeps_the_declared_types():
+def test_half_precision_is_real_and_keeps_the_declared_types() -> None:
     toy = families.load_family(str(FAMILIES / "toy"))
     inputs, _ = families.load_evaluation(toy, "held_out")
     full = toy.variant("full")
@@ -213,12 +215,12 @@ def test_half_precision_is_real_and_keeps_the_declared_types():
     np.testing.assert_array_equal(same, exact)
 
 
-def test_only_floating_tensors_are_cast():
+def test_only_floating_tensors_are_cast() -> None:
     half = msgspec.structs.replace(PLAIN, precision="fp16")
     outputs = (TensorSpec(name="a", datatype="FP32", shape=()), TensorSpec(name="b", datatype="INT64", shape=()))
     seen = []
 
-    def call(x, n):
+    def call(x: Any, n: Any) -> Any:
         seen.extend((x.dtype, n.dtype))
         return x.sum(1), n
 
@@ -234,7 +236,7 @@ def test_only_floating_tensors_are_cast():
     assert [torch_dtype(t) for t in outputs] == [torch.float32, torch.int64]
 
 
-def test_compiling_backends_leave_fp16_on_cores_to_eager():
+def test_compiling_backends_leave_fp16_on_cores_to_eager() -> None:
     toy = families.load_family(str(FAMILIES / "toy"))
     half = msgspec.structs.replace(toy.variants[0], precision="fp16")
     gpu = targets.Target(gpu="NVIDIA A100", profile="gpu", driver="1.2")
@@ -251,7 +253,7 @@ def test_compiling_backends_leave_fp16_on_cores_to_eager():
 # --- what torch offers ------------------------------------------------------------------------------------------------
 
 
-def test_torch_has_what_a_gpu_needs_of_it():
+def test_torch_has_what_a_gpu_needs_of_it() -> None:
     """Names and parameters that only a GPU exercises, held against the torch installed here."""
     assert {"pool", "stream"} <= set(inspect.signature(torch.cuda.graph.__init__).parameters)
     assert "blocking" in inspect.signature(torch.cuda.Event).parameters
@@ -269,24 +271,24 @@ def test_torch_has_what_a_gpu_needs_of_it():
 # --- the worker around it ---------------------------------------------------------------------------------------------
 
 
-def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on():
+def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on() -> None:
     class Batches:
-        def gather(self, slots):
+        def gather(self, slots: Any) -> list[NDArray[np.float32]]:
             return [np.zeros((len(slots), 3), np.float32)]
 
-        def scatter(self, slots, answers):
+        def scatter(self, slots: Any, answers: Any) -> None:
             pass
 
     class Ring:
-        def __init__(self):
+        def __init__(self) -> None:
             self.completed = []
 
-        def complete(self, batch, status, count, start_ns, end_ns, used_ns):
+        def complete(self, batch: int, status: int, count: int, start_ns: int, end_ns: int, used_ns: int) -> bool:
             self.completed.append((batch, status))
             return True
 
-    def turn(error):
-        def run(inputs):
+    def turn(error: Exception) -> Any:
+        def run(inputs: Any) -> None:
             raise error
 
         ring = Ring()

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.control.device_pool import DevicePool, assign
+from clover.control.family import Family
 from clover.errors import BadRequest, PlanError, StartError
-from clover.types import DeviceShape, Placement, configuration_of
+from clover.types import Assignment, DeviceShape, Placement, Routing, configuration_of
 from tests.support.control_fixture import FakeDevice, FakeGpu, Rig
 from tests.support.mig_fixture import a100, mig_profile, slice_worker
 from tests.support.profiles_fixture import cpu
@@ -164,7 +165,7 @@ def test_an_unloaded_family_finds_its_gpu_again() -> None:
     drive(story)
 
 
-async def _adopted(of: Rig):  # type: ignore[no-untyped-def]
+async def _adopted(of: Rig) -> Family:
     await of.controller.adopt(of.family.spec, of.profile, of.fleet, of.settings)
     return of.controller.context.families["toy"]
 
@@ -348,11 +349,11 @@ def test_a_gpu_that_is_lost_in_a_change_does_not_end_the_family() -> None:
         await of.settled()
         spawn = of.fleet.spawn
 
-        async def losing(assignment: object) -> None:
+        async def losing(assignment: Assignment) -> None:
             gpu(of, "gpu1").lost = True
-            await spawn(assignment)  # type: ignore[arg-type]
+            await spawn(assignment)
 
-        of.fleet.spawn = losing  # type: ignore[method-assign, assignment]
+        of.fleet.spawn = losing  # type: ignore[method-assign]
         with contextlib.suppress(PlanError):
             await of.controller.command("apply", {"configuration": {"small@1g.5gb": 14}, "force": True}, "alice")
         of.fleet.spawn = spawn  # type: ignore[method-assign]
@@ -446,11 +447,11 @@ def test_two_gpus_change_one_after_the_other_above_the_floor() -> None:
         lowest = base
         route = of.fleet.route
 
-        def watching(assignments, shares):  # type: ignore[no-untyped-def]
+        def watching(assignments: tuple[Assignment, ...], routing: Routing) -> None:
             nonlocal lowest
             rows_per_s = of.family.capacity(1.0)
             lowest = min(lowest, sum(map(rows_per_s, assignments)))
-            route(assignments, shares)
+            route(assignments, routing)
 
         of.fleet.route = watching  # type: ignore[method-assign]
         await apply(of, large__1g_5gb=14)

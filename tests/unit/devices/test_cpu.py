@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from clover.errors import DeviceError
 from clover.types import Placement
 
 
-def cores_of(layout):
+def cores_of(layout: Iterable[Placement]) -> list[int]:
     return sorted(core for p in layout for core in range(p.start, p.start + p.size))
 
 
@@ -20,7 +22,7 @@ def cores_of(layout):
     ("cores", "workers", "shared", "count"),
     [(1, 1, True, 1), (2, 2, True, 2), (3, 2, False, 2), (8, 7, False, 11), (9, 8, False, 26), (65, 64, False, 66)],
 )
-def test_layouts_cover_the_worker_cores_once(cores, workers, shared, count):
+def test_layouts_cover_the_worker_cores_once(cores: int, workers: int, shared: int, count: int) -> None:
     device = CpuDevice.of(tuple(range(10, 10 + cores)))
     shape = device.shape()
     assert shape.slices == workers == len(device.worker_cores)
@@ -44,7 +46,7 @@ def test_layouts_cover_the_worker_cores_once(cores, workers, shared, count):
 
 
 @given(st.integers(1, 300))
-def test_the_number_of_layouts_is_bounded(total):
+def test_the_number_of_layouts_is_bounded(total: int) -> None:
     layouts = layouts_of(total)
     sizes = total.bit_length()
     assert len(layouts) <= max(27, 8 * sizes * sizes)
@@ -60,7 +62,7 @@ def test_the_number_of_layouts_is_bounded(total):
         assert ends == total
 
 
-def test_explicit_cores_all_belong_to_workers():
+def test_explicit_cores_all_belong_to_workers() -> None:
     mine = tuple(sorted(os.sched_getaffinity(0)))
     device = CpuDevice(mine)
     assert device.worker_cores == mine
@@ -73,13 +75,13 @@ def test_explicit_cores_all_belong_to_workers():
         CpuDevice(())
 
 
-def test_this_machine():
+def test_this_machine() -> None:
     device = CpuDevice()
     assert set(device.worker_cores) <= os.sched_getaffinity(0)
     assert set(device.front_cores) <= os.sched_getaffinity(0)
 
 
-def test_threads_are_one_unless_set():
+def test_threads_are_one_unless_set() -> None:
     device = CpuDevice.of((0, 1, 2, 3, 4), threads={"2c": 2})
     assert device.threads(device.placement(0, 4)) == 1
     assert device.threads(device.placement(0, 2)) == 2
@@ -89,7 +91,7 @@ def test_threads_are_one_unless_set():
         device.set_threads("1c", 0)
 
 
-def test_create_and_destroy_check_the_placement():
+def test_create_and_destroy_check_the_placement() -> None:
     device = CpuDevice.of((0, 1))
     asyncio.run(device.create(device.placement(0, 2)))
     asyncio.run(device.destroy(device.placement(1, 1)))
@@ -104,12 +106,12 @@ def test_create_and_destroy_check_the_placement():
             asyncio.run(device.create(wrong))
 
 
-def write(path, text):
+def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
 
-def test_cgroup_v2_quota_of_any_ancestor(tmp_path):
+def test_cgroup_v2_quota_of_any_ancestor(tmp_path: Path) -> None:
     write(tmp_path / "proc/self/cgroup", "0::/a/b\n")
     write(tmp_path / "sys/fs/cgroup/a/cpu.max", "250000 100000\n")
     write(tmp_path / "sys/fs/cgroup/a/b/cpu.max", "max 100000\n")
@@ -119,7 +121,7 @@ def test_cgroup_v2_quota_of_any_ancestor(tmp_path):
     assert available_cores(tmp_path, (3, 4, 5, 6)) == (3,)
 
 
-def test_cgroup_v1_quota(tmp_path):
+def test_cgroup_v1_quota(tmp_path: Path) -> None:
     write(tmp_path / "proc/self/cgroup", "4:cpu,cpuacct:/docker/x\n3:memory:/docker/x\n0::/\n")
     base = tmp_path / "sys/fs/cgroup/cpu,cpuacct"
     write(base / "cpu.cfs_quota_us", "300000\n")
@@ -129,7 +131,7 @@ def test_cgroup_v1_quota(tmp_path):
     assert cgroup_cpus(tmp_path) is None
 
 
-def test_no_cgroup_means_no_quota(tmp_path):
+def test_no_cgroup_means_no_quota(tmp_path: Path) -> None:
     assert cgroup_cpus(tmp_path) is None
     assert available_cores(tmp_path, (0, 7)) == (0, 7)
 

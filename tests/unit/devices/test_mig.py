@@ -3,6 +3,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pynvml
 import pytest
@@ -17,9 +20,11 @@ from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml
 from clover.devices.ownership import Ownership, OwnPlace
 from clover.errors import ConfigError, DeviceError, DeviceLost
+from clover.interfaces import Device
 from clover.types import Placement
 from tests.support.fake_nvml import Board, Died, FakeNvml
 
+T = TypeVar("T")
 GI = "nvmlDeviceCreateGpuInstanceWithPlacement"
 CI = "nvmlGpuInstanceCreateComputeInstance"
 GI_GOES = "nvmlGpuInstanceDestroy"
@@ -34,7 +39,7 @@ def at(profile: str, start: int = 0, device: str = "gpu0") -> Placement:
 class Rig:
     """One fake GPU and a device on it.  `waits` are the seconds it asked to sleep; `asleep` is called instead."""
 
-    def __init__(self, folder, board: Board | None = None) -> None:
+    def __init__(self, folder: Path, board: Board | None = None) -> None:
         self.folder = folder
         self.board = board or Board()
         self.fake = FakeNvml(self.board)
@@ -47,7 +52,7 @@ class Rig:
         self.waits.append(seconds)
         self.asleep()
 
-    def open(self, **options) -> MigDevice:
+    def open(self, **options: Any) -> MigDevice:
         options = {"cores": (1, 2), "back_off_s": (1.0, 2.0), "sleep": self._sleep} | options
         device = MigDevice.open(self.session, 0, self.folder, **options)
         if options.get("exclusive", True):
@@ -70,20 +75,20 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path):
+def rig(tmp_path: Path) -> Iterator[Rig]:
     rig = Rig(tmp_path / "mig")
     yield rig
     rig.close()
 
 
-def run(work):
+def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
 # --- discovery --------------------------------------------------------------------------------------------------------
 
 
-def test_everything_is_read_from_the_driver(rig):
+def test_everything_is_read_from_the_driver(rig: Rig) -> None:
     device = rig.open()
     shape = device.shape()
     assert (device.name, device.uuid, device.product) == ("gpu0", "GPU-a", "NVIDIA A100-SXM4-40GB")
@@ -109,7 +114,7 @@ def test_everything_is_read_from_the_driver(rig):
     assert device.instances() == ()
 
 
-def test_a_driver_that_knows_fewer_profiles_ends_the_walk(tmp_path):
+def test_a_driver_that_knows_fewer_profiles_ends_the_walk(tmp_path: Path) -> None:
     rig = Rig(tmp_path, Board(last=3))
     device = rig.open()
     assert [profile.name for profile in device.profiles()] == ["1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb"]
@@ -118,7 +123,7 @@ def test_a_driver_that_knows_fewer_profiles_ends_the_walk(tmp_path):
     rig.close()
 
 
-def test_mig_without_a_single_profile_is_an_error(tmp_path):
+def test_mig_without_a_single_profile_is_an_error(tmp_path: Path) -> None:
     rig = Rig(tmp_path, Board(last=-1))
     with pytest.raises(DeviceError, match="no profile"):
         rig.open()
@@ -135,7 +140,7 @@ def test_mig_without_a_single_profile_is_an_error(tmp_path):
         Placement(device="gpu0", profile="1g.5gb", start=0, size=2),
     ],
 )
-def test_places_the_gpu_does_not_have_are_refused(rig, place):
+def test_places_the_gpu_does_not_have_are_refused(rig: Rig, place: Placement) -> None:
     device = rig.open()
     for ask in (device.cores, device.threads, device.visible, device.memory_bytes):
         with pytest.raises(DeviceError, match="does not exist on gpu0"):
@@ -147,7 +152,7 @@ def test_places_the_gpu_does_not_have_are_refused(rig, place):
 
 
 @pytest.mark.parametrize("mode", [None, False])
-def test_a_gpu_that_is_not_cut_is_one_instance(tmp_path, mode):
+def test_a_gpu_that_is_not_cut_is_one_instance(tmp_path: Path, mode: bool | None) -> None:
     rig = Rig(tmp_path, Board(mig=mode))
     device = rig.open()
     shape = device.shape()
@@ -166,7 +171,7 @@ def test_a_gpu_that_is_not_cut_is_one_instance(tmp_path, mode):
     rig.close()
 
 
-def test_a_pending_change_of_mode_is_said_and_left_alone(tmp_path, caplog):
+def test_a_pending_change_of_mode_is_said_and_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     board = Board(mig=False)
     board.pending = True
     rig = Rig(tmp_path, board)
@@ -178,7 +183,7 @@ def test_a_pending_change_of_mode_is_said_and_left_alone(tmp_path, caplog):
 # --- making and unmaking ----------------------------------------------------------------------------------------------
 
 
-def test_an_instance_is_made_where_it_was_asked_for_and_unmade(rig):
+def test_an_instance_is_made_where_it_was_asked_for_and_unmade(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 4)))
     assert rig.board.names == [("2g.10gb", 4, True)]
@@ -196,11 +201,11 @@ def test_an_instance_is_made_where_it_was_asked_for_and_unmade(rig):
     assert rig.fake.calls.index(CI_GOES) < rig.fake.calls.index(GI_GOES)
 
 
-def test_instances_are_made_and_unmade_side_by_side(rig):
+def test_instances_are_made_and_unmade_side_by_side(rig: Rig) -> None:
     device = rig.open()
     places = [at("1g.5gb", start) for start in range(7)]
 
-    async def all_of(change):
+    async def all_of(change: Callable[[Placement], Awaitable[None]]) -> None:
         await asyncio.gather(*map(change, places))
 
     run(all_of(device.create))
@@ -210,7 +215,7 @@ def test_instances_are_made_and_unmade_side_by_side(rig):
     assert rig.board.names == [] == rig.recorded
 
 
-def test_the_intent_is_recorded_before_anything_is_made(rig):
+def test_the_intent_is_recorded_before_anything_is_made(rig: Rig) -> None:
     device = rig.open()
     seen = []
     real = rig.fake.boards[0].put
@@ -219,18 +224,18 @@ def test_the_intent_is_recorded_before_anything_is_made(rig):
     assert seen == [[("7g.40gb", 0)]]
 
 
-def test_a_change_goes_on_though_its_caller_is_cancelled(rig):
+def test_a_change_goes_on_though_its_caller_is_cancelled(rig: Rig) -> None:
     device = rig.open()
     rig.fake.faults[GI] = [nvml.IN_USE]
     asleep, go = asyncio.Event(), asyncio.Event()
 
-    async def hold(seconds):
+    async def hold(seconds: float) -> None:
         asleep.set()
         await go.wait()
 
     device._sleep = hold
 
-    async def cancelled():
+    async def cancelled() -> None:
         task = asyncio.ensure_future(device.create(at("3g.20gb", 4)))
         await asleep.wait()
         task.cancel()
@@ -246,12 +251,12 @@ def test_a_change_goes_on_though_its_caller_is_cancelled(rig):
     assert rig.fake.calls.count(GI) == 2
 
 
-def test_changes_of_one_place_wait_for_each_other(rig):
+def test_changes_of_one_place_wait_for_each_other(rig: Rig) -> None:
     device = rig.open()
     rig.fake.faults[GI] = [nvml.IN_USE]
     place = at("3g.20gb", 4)
 
-    async def several():
+    async def several() -> None:
         await asyncio.gather(device.create(place), device.create(place), device.destroy(place), device.create(place))
 
     run(several())
@@ -259,7 +264,7 @@ def test_changes_of_one_place_wait_for_each_other(rig):
     assert (rig.fake.calls.count(GI), rig.fake.calls.count(GI_GOES)) == (3, 1)
 
 
-def test_a_compute_instance_that_is_refused_takes_its_gpu_instance_along(rig):
+def test_a_compute_instance_that_is_refused_takes_its_gpu_instance_along(rig: Rig) -> None:
     device = rig.open()
     rig.fake.faults[CI] = [pynvml.NVML_ERROR_UNKNOWN]
     with pytest.raises(DeviceError, match=r"gpu0:3g.20gb@0 cannot be made: its compute .* refused: .*Unknown"):
@@ -270,7 +275,7 @@ def test_a_compute_instance_that_is_refused_takes_its_gpu_instance_along(rig):
     assert rig.board.names == [("3g.20gb", 0, True)]
 
 
-def test_half_an_instance_that_cannot_be_taken_back_is_quarantined(rig):
+def test_half_an_instance_that_cannot_be_taken_back_is_quarantined(rig: Rig) -> None:
     device = rig.open()
     rig.fake.faults = {CI: [pynvml.NVML_ERROR_UNKNOWN], GI_GOES: [nvml.IN_USE] * 3}
     with pytest.raises(DeviceError, match=r"gpu0:3g.20gb@0 cannot be removed and is left out"):
@@ -281,7 +286,7 @@ def test_half_an_instance_that_cannot_be_taken_back_is_quarantined(rig):
     assert rig.recorded == [("3g.20gb", 0)]
 
 
-def test_no_room_says_what_is_in_the_way(rig):
+def test_no_room_says_what_is_in_the_way(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
     with pytest.raises(DeviceError, match=r"gpu0:7g.40gb@0 cannot be made: .* gpu0:2g.10gb@2 \(made by Clover\)"):
@@ -294,7 +299,7 @@ def test_no_room_says_what_is_in_the_way(rig):
     assert device.report()["foreign"] == ["gpu0:1g.5gb@6"]
 
 
-def test_no_room_because_exactly_this_stands_and_is_somebody_elses(rig):
+def test_no_room_because_exactly_this_stands_and_is_somebody_elses(rig: Rig) -> None:
     device = rig.open()
     rig.board.put("1g.5gb", 3)
     with pytest.raises(DeviceError, match=r"gpu0:1g.5gb@3 \(not made by Clover\)"):
@@ -305,7 +310,7 @@ def test_no_room_because_exactly_this_stands_and_is_somebody_elses(rig):
     assert rig.board.names == [("1g.5gb", 3, True)]
 
 
-def test_what_is_somebody_elses_is_not_recorded_for_a_moment(rig, monkeypatch):
+def test_what_is_somebody_elses_is_not_recorded_for_a_moment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss, or a death, in that moment would make it ours, and the next look would remove it."""
     device = rig.open()
     rig.board.put("1g.5gb", 3)
@@ -316,11 +321,11 @@ def test_what_is_somebody_elses_is_not_recorded_for_a_moment(rig, monkeypatch):
     assert GI not in rig.fake.calls
 
 
-def test_one_that_somebody_makes_at_the_same_moment_stays_theirs(rig):
+def test_one_that_somebody_makes_at_the_same_moment_stays_theirs(rig: Rig) -> None:
     device = rig.open()
     real = rig.fake.nvmlDeviceCreateGpuInstanceWithPlacement
 
-    def late(*arguments):
+    def late(*arguments: Any) -> Any:
         rig.board.put("1g.5gb", 3)
         return real(*arguments)
 
@@ -330,7 +335,7 @@ def test_one_that_somebody_makes_at_the_same_moment_stays_theirs(rig):
     assert rig.recorded == []
 
 
-def test_no_room_because_exactly_this_stands_and_is_ours(rig):
+def test_no_room_because_exactly_this_stands_and_is_ours(rig: Rig) -> None:
     """What the books forgot and the record knows: one that appears again after the GPU was away, say."""
     device = rig.open()
     run(device.create(at("1g.5gb", 3)))
@@ -340,11 +345,11 @@ def test_no_room_because_exactly_this_stands_and_is_ours(rig):
     assert rig.recorded == [("1g.5gb", 3)]
 
 
-def test_a_refusal_after_the_fact_is_taken_for_what_stands(rig):
+def test_a_refusal_after_the_fact_is_taken_for_what_stands(rig: Rig) -> None:
     device = rig.open()
     real = rig.fake.nvmlDeviceCreateGpuInstanceWithPlacement
 
-    def late(*arguments):
+    def late(*arguments: Any) -> Any:
         real(*arguments)
         raise pynvml.NVMLError(pynvml.NVML_ERROR_TIMEOUT)
 
@@ -354,7 +359,7 @@ def test_a_refusal_after_the_fact_is_taken_for_what_stands(rig):
     assert device.instances() == (at("4g.20gb"),)
 
 
-def test_making_is_patient_only_with_what_is_in_use(rig):
+def test_making_is_patient_only_with_what_is_in_use(rig: Rig) -> None:
     device = rig.open()
     rig.fake.faults = {GI: [nvml.IN_USE], CI: [nvml.IN_USE]}
     run(device.create(at("4g.20gb")))
@@ -366,7 +371,7 @@ def test_making_is_patient_only_with_what_is_in_use(rig):
     assert rig.recorded == [("4g.20gb", 0)]
 
 
-def test_nothing_is_made_where_the_intent_cannot_be_recorded(rig, monkeypatch):
+def test_nothing_is_made_where_the_intent_cannot_be_recorded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     device = rig.open()
     monkeypatch.setattr(Ownership, "add", lambda self, place: (_ for _ in ()).throw(DeviceError("the disk is full")))
     with pytest.raises(DeviceError, match="the disk is full"):
@@ -374,7 +379,7 @@ def test_nothing_is_made_where_the_intent_cannot_be_recorded(rig, monkeypatch):
     assert GI not in rig.fake.calls
 
 
-def test_an_instance_cut_up_by_hand_is_made_anew(rig):
+def test_an_instance_cut_up_by_hand_is_made_anew(rig: Rig) -> None:
     device = rig.open()
     gi = rig.board.put("4g.20gb", 0, cut=2)
     run(device.claim(at("4g.20gb")))
@@ -384,7 +389,7 @@ def test_an_instance_cut_up_by_hand_is_made_anew(rig):
     assert rig.board.standing[gi][3] == 4
 
 
-def test_one_that_somebody_removed_is_made_anew(rig):
+def test_one_that_somebody_removed_is_made_anew(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("4g.20gb")))
     rig.board.standing.clear()
@@ -393,7 +398,7 @@ def test_one_that_somebody_removed_is_made_anew(rig):
     assert rig.recorded == [("4g.20gb", 0)]
 
 
-def test_one_that_somebody_removed_is_gone(rig):
+def test_one_that_somebody_removed_is_gone(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("4g.20gb")))
     rig.board.standing.clear()
@@ -405,7 +410,7 @@ def test_one_that_somebody_removed_is_gone(rig):
 # --- in use, and quarantine -------------------------------------------------------------------------------------------
 
 
-def test_a_holder_that_goes_is_waited_for(rig):
+def test_a_holder_that_goes_is_waited_for(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("1g.5gb", 2)))
     rig.board.holders[1] = [77]
@@ -415,7 +420,7 @@ def test_a_holder_that_goes_is_waited_for(rig):
     assert rig.board.names == [] == rig.recorded
 
 
-def quarantined(rig, place=None):
+def quarantined(rig: Rig, place: Placement | None = None) -> MigDevice:
     device = rig.open()
     place = place or at("1g.5gb", 2)
     run(device.create(place))
@@ -425,7 +430,7 @@ def quarantined(rig, place=None):
     return device
 
 
-def test_a_holder_that_stays_ends_in_quarantine(rig, caplog):
+def test_a_holder_that_stays_ends_in_quarantine(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     device = quarantined(rig)
     assert rig.waits == [1.0, 2.0]
     assert device.instances() == ()
@@ -443,7 +448,7 @@ def test_a_holder_that_stays_ends_in_quarantine(rig, caplog):
         assert sum(place.slices for place in layout) <= 6
 
 
-def test_quarantine_is_left_once_removal_works(rig, caplog):
+def test_quarantine_is_left_once_removal_works(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     device = quarantined(rig)
     calls = len(rig.fake.calls)
     assert run(device.retry_quarantined()) == ()
@@ -460,7 +465,7 @@ def test_quarantine_is_left_once_removal_works(rig, caplog):
     assert len(rig.fake.calls) == calls
 
 
-def test_a_leaked_handle_leaves_half_an_instance_in_quarantine(rig):
+def test_a_leaked_handle_leaves_half_an_instance_in_quarantine(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 0)))
     rig.fake.faults[GI_GOES] = [nvml.IN_USE] * 4
@@ -471,7 +476,9 @@ def test_a_leaked_handle_leaves_half_an_instance_in_quarantine(rig):
     assert run(device.retry_quarantined()) == (at("2g.10gb", 0),)
 
 
-def test_a_place_where_nothing_can_be_made_is_left_out_until_something_can(rig, caplog):
+def test_a_place_where_nothing_can_be_made_is_left_out_until_something_can(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     device = rig.open()
     run(device.create(at("3g.20gb", 4)))
     rig.fake.faults = {GI: [pynvml.NVML_ERROR_UNKNOWN] * 2}
@@ -490,7 +497,7 @@ def test_a_place_where_nothing_can_be_made_is_left_out_until_something_can(rig, 
     assert rig.recorded == [("3g.20gb", 4)]
 
 
-def test_a_place_with_something_in_it_is_not_barred(rig):
+def test_a_place_with_something_in_it_is_not_barred(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("3g.20gb", 4)))
     device.bar(at("7g.40gb", 0), "no room")
@@ -498,7 +505,7 @@ def test_a_place_with_something_in_it_is_not_barred(rig):
     assert len(device.shape().layouts) == 19
 
 
-def test_what_is_quarantined_can_be_taken_back(rig, caplog):
+def test_what_is_quarantined_can_be_taken_back(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     """The way back to the last deployment: it cannot be removed, but it can be used."""
     device = quarantined(rig)
     run(device.create(at("1g.5gb", 2)))
@@ -508,7 +515,7 @@ def test_what_is_quarantined_can_be_taken_back(rig, caplog):
     assert "used again" in caplog.text
 
 
-def test_half_an_instance_in_quarantine_is_completed_when_taken_back(rig):
+def test_half_an_instance_in_quarantine_is_completed_when_taken_back(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 0)))
     rig.fake.faults[GI_GOES] = [nvml.IN_USE] * 3
@@ -519,14 +526,14 @@ def test_half_an_instance_in_quarantine_is_completed_when_taken_back(rig):
     assert device.instances() == (at("2g.10gb", 0),)
 
 
-def test_quarantine_of_the_whole_gpu_leaves_no_layout(rig):
+def test_quarantine_of_the_whole_gpu_leaves_no_layout(rig: Rig) -> None:
     device = quarantined(rig, at("7g.40gb"))
     assert device.shape().layouts == ()
     with pytest.raises(DeviceError, match=r"gpu0:7g.40gb@0 \(quarantined\)"):
         run(device.create(at("1g.5gb")))
 
 
-def test_removal_that_is_not_permitted_is_not_waited_for(rig):
+def test_removal_that_is_not_permitted_is_not_waited_for(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("1g.5gb")))
     rig.fake.faults[CI_GOES] = [nvml.NO_PERMISSION]
@@ -536,7 +543,7 @@ def test_removal_that_is_not_permitted_is_not_waited_for(rig):
     assert device.report()["quarantined"][0]["placement"] == "gpu0:1g.5gb@0"
 
 
-def test_any_other_refusal_of_a_removal_is_tried_again(rig):
+def test_any_other_refusal_of_a_removal_is_tried_again(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("1g.5gb")))
     rig.fake.faults[CI_GOES] = [pynvml.NVML_ERROR_UNKNOWN]
@@ -547,7 +554,7 @@ def test_any_other_refusal_of_a_removal_is_tried_again(rig):
 # --- starting again ---------------------------------------------------------------------------------------------------
 
 
-def test_what_matches_is_adopted_what_is_stale_removed_what_is_foreign_left(rig):
+def test_what_matches_is_adopted_what_is_stale_removed_what_is_foreign_left(rig: Rig) -> None:
     device = rig.open()
     for place in (at("4g.20gb"), at("1g.5gb", 4), at("1g.5gb", 5)):
         run(device.create(place))
@@ -568,7 +575,7 @@ def test_what_matches_is_adopted_what_is_stale_removed_what_is_foreign_left(rig)
 
 
 @pytest.mark.parametrize(("most", "small", "compute"), [(4, 3, 6), (7, 6, 6)])
-def test_what_is_foreign_counts_against_caps_and_compute_slices(rig, most, small, compute):
+def test_what_is_foreign_counts_against_caps_and_compute_slices(rig: Rig, most: int, small: int, compute: int) -> None:
     """On a die with as many places for 1g as memory slices, room on that axis alone would promise too much."""
     name, kind, slices, size, _, _, memory = rig.board.table[0]
     rig.board.table[0] = (name, kind, slices, size, tuple(range(8)), most, memory)
@@ -578,11 +585,11 @@ def test_what_is_foreign_counts_against_caps_and_compute_slices(rig, most, small
     assert max(sum(place.slices for place in layout) for layout in layouts) == compute
 
 
-def test_what_is_under_way_is_waited_for_before_anything_is_cleared(rig):
+def test_what_is_under_way_is_waited_for_before_anything_is_cleared(rig: Rig) -> None:
     """A server that stops in the middle of a change leaves nothing behind that it began."""
     device = rig.open()
 
-    async def story():
+    async def story() -> None:
         rig.fake.faults[GI] = [nvml.IN_USE]
         making = asyncio.ensure_future(device.create(at("2g.10gb", 2)))
         while not rig.waits:
@@ -597,7 +604,7 @@ def test_what_is_under_way_is_waited_for_before_anything_is_cleared(rig):
 
     awake = asyncio.Event()
 
-    async def nap(seconds):
+    async def nap(seconds: float) -> None:
         rig.waits.append(seconds)
         await awake.wait()
 
@@ -607,7 +614,7 @@ def test_what_is_under_way_is_waited_for_before_anything_is_cleared(rig):
     assert rig.board.names == [] == rig.recorded
 
 
-def test_nothing_is_adopted_unless_it_is_asked_for(rig):
+def test_nothing_is_adopted_unless_it_is_asked_for(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("7g.40gb")))
     device = rig.restart()
@@ -615,7 +622,7 @@ def test_nothing_is_adopted_unless_it_is_asked_for(rig):
     assert rig.board.names == [] == rig.recorded
 
 
-def test_crash_after_the_intent(rig):
+def test_crash_after_the_intent(rig: Rig) -> None:
     rig.open()
     rig.device.close()
     owned = Ownership(rig.folder, "GPU-a")
@@ -628,7 +635,7 @@ def test_crash_after_the_intent(rig):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_crash_between_the_gpu_instance_and_its_compute_instance(rig, kept):
+def test_crash_between_the_gpu_instance_and_its_compute_instance(rig: Rig, kept: bool) -> None:
     """What is left is seen by no enumeration of MIG devices; it is completed, or removed."""
     owned = Ownership(rig.folder, "GPU-a")
     owned.add(OwnPlace(profile="2g.10gb", start=2, size=2))
@@ -644,11 +651,11 @@ def test_crash_between_the_gpu_instance_and_its_compute_instance(rig, kept):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
-def test_a_death_at_any_call_leaves_nothing_that_the_next_start_does_not_know(tmp_path, after):
+def test_a_death_at_any_call_leaves_nothing_that_the_next_start_does_not_know(tmp_path: Path, after: int) -> None:
     """Every driver call of a few changes in turn is the last one, before or after its effect."""
     kept = at("1g.5gb", 4)
 
-    async def changes(device):
+    async def changes(device: MigDevice) -> None:
         await device.create(at("4g.20gb"))
         await device.create(kept)
         await device.destroy(at("4g.20gb"))
@@ -680,7 +687,9 @@ def test_a_death_at_any_call_leaves_nothing_that_the_next_start_does_not_know(tm
 
 @pytest.mark.slow
 @given(st.data())
-def test_whatever_the_driver_refuses_the_books_the_record_and_the_gpu_agree(tmp_path_factory, data):
+def test_whatever_the_driver_refuses_the_books_the_record_and_the_gpu_agree(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     """Random changes under random refusals: what stands is what is known, and the next start can clear it."""
     rig = Rig(tmp_path_factory.mktemp("mig"))
     rig.board.put("1g.5gb", 6)
@@ -725,7 +734,9 @@ def test_whatever_the_driver_refuses_the_books_the_record_and_the_gpu_agree(tmp_
         rig.close()
 
 
-def test_half_an_instance_that_cannot_be_completed_is_removed_and_not_adopted(rig, caplog):
+def test_half_an_instance_that_cannot_be_completed_is_removed_and_not_adopted(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
     rig.board.standing[1][3] = 0
@@ -736,7 +747,7 @@ def test_half_an_instance_that_cannot_be_completed_is_removed_and_not_adopted(ri
     assert "not adopted: gpu0:2g.10gb@2" in caplog.text
 
 
-def test_crash_between_removal_and_striking_out(rig):
+def test_crash_between_removal_and_striking_out(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
     rig.board.standing.clear()
@@ -745,7 +756,7 @@ def test_crash_between_removal_and_striking_out(rig):
     assert rig.recorded == []
 
 
-def test_without_its_record_an_instance_is_nobodys_we_know(rig):
+def test_without_its_record_an_instance_is_nobodys_we_know(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
     (rig.folder / "GPU-a.json").unlink()
@@ -755,7 +766,7 @@ def test_without_its_record_an_instance_is_nobodys_we_know(rig):
     assert device.report()["foreign"] == ["gpu0:2g.10gb@2"]
 
 
-def test_a_damaged_record_stops_the_start_and_touches_nothing(rig):
+def test_a_damaged_record_stops_the_start_and_touches_nothing(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
     path = rig.folder / "GPU-a.json"
@@ -765,7 +776,7 @@ def test_a_damaged_record_stops_the_start_and_touches_nothing(rig):
     assert rig.board.names == [("2g.10gb", 2, True)]
 
 
-def test_nothing_of_another_boot_is_taken_for_ours(rig):
+def test_nothing_of_another_boot_is_taken_for_ours(rig: Rig) -> None:
     device = rig.open(boot="monday")
     run(device.create(at("2g.10gb", 2)))
     device.close()
@@ -775,7 +786,9 @@ def test_nothing_of_another_boot_is_taken_for_ours(rig):
     assert device.report()["foreign"] == ["gpu0:2g.10gb@2"]
 
 
-def test_what_is_stale_and_held_is_waited_for_all_at_once_then_quarantined(rig, caplog):
+def test_what_is_stale_and_held_is_waited_for_all_at_once_then_quarantined(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     device = rig.open()
     for start in range(3):
         run(device.create(at("1g.5gb", start)))
@@ -794,7 +807,7 @@ def test_what_is_stale_and_held_is_waited_for_all_at_once_then_quarantined(rig, 
     assert rig.board.names == []
 
 
-def test_an_instance_is_handed_over_by_an_operator_only(rig):
+def test_an_instance_is_handed_over_by_an_operator_only(rig: Rig) -> None:
     rig.board.put("1g.5gb", 6)
     device = rig.open()
     assert device.instances() == ()
@@ -808,7 +821,7 @@ def test_an_instance_is_handed_over_by_an_operator_only(rig):
         run(device.claim(at("1g.5gb", 5)))
 
 
-def test_two_servers_on_one_gpu_are_refused_and_looking_is_allowed(rig):
+def test_two_servers_on_one_gpu_are_refused_and_looking_is_allowed(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
     with pytest.raises(DeviceError, match="another Clover holds GPU-a"):
@@ -820,7 +833,7 @@ def test_two_servers_on_one_gpu_are_refused_and_looking_is_allowed(rig):
     assert rig.board.names == [("2g.10gb", 2, True)]
 
 
-def test_looking_strikes_nothing_out(rig):
+def test_looking_strikes_nothing_out(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
     rig.board.standing.clear()
@@ -831,7 +844,7 @@ def test_looking_strikes_nothing_out(rig):
 # --- a GPU that is lost -----------------------------------------------------------------------------------------------
 
 
-def test_a_lost_gpu_has_no_layouts_and_refuses_everything(rig, caplog):
+def test_a_lost_gpu_has_no_layouts_and_refuses_everything(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
     calls = len(rig.fake.calls)
@@ -859,7 +872,7 @@ def test_a_lost_gpu_has_no_layouts_and_refuses_everything(rig, caplog):
 
 
 @pytest.mark.parametrize("symbol", [GI, CI])
-def test_loss_while_making_leaves_the_record_and_is_cleared_up_on_return(rig, symbol):
+def test_loss_while_making_leaves_the_record_and_is_cleared_up_on_return(rig: Rig, symbol: str) -> None:
     device = rig.open()
     rig.fake.faults[symbol] = [nvml.GPU_IS_LOST]
     with pytest.raises(DeviceLost):
@@ -872,7 +885,7 @@ def test_loss_while_making_leaves_the_record_and_is_cleared_up_on_return(rig, sy
     assert device.instances() == (at("2g.10gb", 2),)
 
 
-def test_loss_while_removing_is_made_good_on_return(rig):
+def test_loss_while_removing_is_made_good_on_return(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
     rig.fake.faults[GI_GOES] = [nvml.GPU_IS_LOST]
@@ -883,7 +896,7 @@ def test_loss_while_removing_is_made_good_on_return(rig):
     assert rig.board.names == [] == rig.recorded
 
 
-def test_a_gpu_that_comes_back_keeps_what_still_stands(rig, caplog):
+def test_a_gpu_that_comes_back_keeps_what_still_stands(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     device = rig.open()
     for place in (at("2g.10gb", 2), at("1g.5gb", 6), at("1g.5gb", 0)):
         run(device.create(place))
@@ -903,7 +916,7 @@ def test_a_gpu_that_comes_back_keeps_what_still_stands(rig, caplog):
     assert "gpu0 answers again" in caplog.text
 
 
-def test_what_is_wanted_again_after_the_return_is_not_removed(rig):
+def test_what_is_wanted_again_after_the_return_is_not_removed(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
     rig.board.lost = True
@@ -915,14 +928,14 @@ def test_what_is_wanted_again_after_the_return_is_not_removed(rig):
     assert device.instances() == (at("1g.5gb", 0), at("2g.10gb", 2))
 
 
-def test_a_reading_that_fails_is_not_a_loss(rig):
+def test_a_reading_that_fails_is_not_a_loss(rig: Rig) -> None:
     device = rig.open()
     rig.fake.faults["nvmlDeviceGetPowerUsage"] = [nvml.NOT_SUPPORTED, pynvml.NVML_ERROR_UNKNOWN]
     assert run(device.poll())
     assert run(device.poll())
 
 
-def test_a_gpu_that_is_back_but_does_not_answer_stays_lost(rig):
+def test_a_gpu_that_is_back_but_does_not_answer_stays_lost(rig: Rig) -> None:
     device = rig.open()
     rig.board.lost = True
     run(device.poll())
@@ -932,7 +945,7 @@ def test_a_gpu_that_is_back_but_does_not_answer_stays_lost(rig):
     assert run(device.poll())
 
 
-def test_a_gpu_that_stays_away_does_not_fill_the_log(rig, caplog):
+def test_a_gpu_that_stays_away_does_not_fill_the_log(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     device = rig.open()
     rig.board.lost = True
     run(device.poll())
@@ -943,7 +956,7 @@ def test_a_gpu_that_stays_away_does_not_fill_the_log(rig, caplog):
     assert [record.levelname for record in caplog.records if "no such GPU" in record.message] == ["WARNING"]
 
 
-def test_removal_on_return_that_fails_is_quarantined(rig):
+def test_removal_on_return_that_fails_is_quarantined(rig: Rig) -> None:
     device = rig.open()
     run(device.create(at("2g.10gb", 2)))
     rig.fake.faults[CI_GOES] = [nvml.GPU_IS_LOST]
@@ -957,7 +970,7 @@ def test_removal_on_return_that_fails_is_quarantined(rig):
 # --- the factory ------------------------------------------------------------------------------------------------------
 
 
-def built(tmp_path, text, *boards, **options):
+def built(tmp_path: Path, text: str, *boards: Board, **options: Any) -> dict[str, Device]:
     session = Nvml(FakeNvml(*boards))
     try:
         return devices.build(WorkersConfig(device=text), tmp_path, session=session, **options)
@@ -966,7 +979,7 @@ def built(tmp_path, text, *boards, **options):
         raise
 
 
-def test_the_cpu_is_one_device(tmp_path):
+def test_the_cpu_is_one_device(tmp_path: Path) -> None:
     found = devices.build(WorkersConfig(device="cpu"), tmp_path)
     assert list(found) == ["cpu0"]
     assert isinstance(found["cpu0"], CpuDevice)
@@ -978,7 +991,7 @@ def test_the_cpu_is_one_device(tmp_path):
     devices.close(found)
 
 
-def test_gpus_are_called_by_their_number(tmp_path):
+def test_gpus_are_called_by_their_number(tmp_path: Path) -> None:
     boards = [Board("GPU-a"), Board("GPU-b", mig=None), Board("GPU-c")]
     found = built(tmp_path, "nvidia", *boards)
     assert list(found) == ["gpu0", "gpu1", "gpu2"]
@@ -993,7 +1006,7 @@ def test_gpus_are_called_by_their_number(tmp_path):
     devices.close(found)
 
 
-def test_one_gpu_that_is_held_lets_go_of_the_others(tmp_path):
+def test_one_gpu_that_is_held_lets_go_of_the_others(tmp_path: Path) -> None:
     boards = [Board("GPU-a"), Board("GPU-b")]
     found = built(tmp_path, "nvidia:1", *boards)
     with pytest.raises(DeviceError, match="another Clover holds GPU-b"):
@@ -1003,7 +1016,7 @@ def test_one_gpu_that_is_held_lets_go_of_the_others(tmp_path):
     devices.close(found)
 
 
-def test_a_lost_gpu_is_left_out_unless_it_is_asked_for(tmp_path, caplog):
+def test_a_lost_gpu_is_left_out_unless_it_is_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     boards = [Board("GPU-a"), Board("GPU-b")]
     boards[0].lost = True
     found = built(tmp_path, "nvidia", *boards)
@@ -1017,7 +1030,7 @@ def test_a_lost_gpu_is_left_out_unless_it_is_asked_for(tmp_path, caplog):
         built(tmp_path, "nvidia", *boards)
 
 
-def test_a_gpu_that_cannot_be_opened_is_named(tmp_path):
+def test_a_gpu_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     session = Nvml(FakeNvml(Board("GPU-a"), Board("GPU-b", mig=None)))
     session.library.faults["nvmlDeviceGetGpuInstances"] = [nvml.NO_PERMISSION]
     with pytest.raises(DeviceError, match=r"^gpu0: not permitted"):
@@ -1026,7 +1039,9 @@ def test_a_gpu_that_cannot_be_opened_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("visible", ["1", ""])
-def test_a_choice_made_in_cudas_own_words_is_not_passed_over(tmp_path, monkeypatch, visible):
+def test_a_choice_made_in_cudas_own_words_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(ConfigError, match="name those to use by their numbers"):
         devices.build(WorkersConfig(device="nvidia"), tmp_path)
@@ -1055,12 +1070,12 @@ def test_a_choice_made_in_cudas_own_words_is_not_passed_over(tmp_path, monkeypat
         ("emulated:v100:1", "no table of a GPU 'v100'; known: a100-40gb, "),
     ],
 )
-def test_words_that_name_no_device(tmp_path, text, words):
+def test_words_that_name_no_device(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         built(tmp_path, text)
 
 
-def test_a_machine_without_a_gpu(tmp_path):
+def test_a_machine_without_a_gpu(tmp_path: Path) -> None:
     fake = FakeNvml()
     fake.boards = ()
     session = Nvml(fake)
@@ -1069,7 +1084,7 @@ def test_a_machine_without_a_gpu(tmp_path):
     session.close()
 
 
-def test_the_search_for_layouts_is_shared_by_gpus_of_a_kind(tmp_path):
+def test_the_search_for_layouts_is_shared_by_gpus_of_a_kind(tmp_path: Path) -> None:
     boards = [Board(f"GPU-{number}") for number in range(10)]
     found = built(tmp_path, "nvidia", *boards)
     assert all(len(device.shape().layouts) == 19 for device in found.values())
@@ -1077,7 +1092,7 @@ def test_the_search_for_layouts_is_shared_by_gpus_of_a_kind(tmp_path):
     devices.close(found)
 
 
-def test_reports_are_json(rig, caplog):
+def test_reports_are_json(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     device = quarantined(rig)
     rig.board.put("1g.5gb", 6)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from clover import families
+from clover.types import VariantSpec
 from tests.support.family_folder import BASE, fixture, with_precision, write
 
 
@@ -51,7 +52,7 @@ def test_the_digest_of_a_variant_ignores_its_siblings(tmp_path: Path) -> None:
         families.digest_of_variant(both, "none")
 
 
-def test_precision_is_part_of_a_variant(tmp_path):
+def test_precision_is_part_of_a_variant(tmp_path: Path) -> None:
     digests = set()
     for precision in ("fp32", "tf32", "fp16"):
         spec = with_precision(tmp_path, f'"{precision}"')
@@ -62,13 +63,13 @@ def test_precision_is_part_of_a_variant(tmp_path):
     assert len(digests) == 9
 
 
-def test_new_weights_leave_the_structure(tmp_path):
+def test_new_weights_leave_the_structure(tmp_path: Path) -> None:
     weights = tmp_path / "w"
     weights.write_bytes(b"1")
     spec = with_precision(tmp_path, '"fp32"')
     with_weights = msgspec.structs.replace(spec.variants[1], weights="w", version="1")
 
-    def seen(variant):
+    def seen(variant: VariantSpec) -> tuple[str, str]:
         return families.digest_of_variant(spec, variant), families.structure_of_variant(spec, variant)
 
     digest, structure = seen(with_weights)

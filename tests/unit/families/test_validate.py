@@ -139,7 +139,7 @@ def test_any_declaration_loads_or_is_a_config_error(changes: dict[str, Any], rem
     assert re.fullmatch(r"[0-9a-f]{64}|.*family\.toml: .*", outcome, re.DOTALL)
 
 
-def test_a_wrong_precision_is_answered_with_those_there_are(tmp_path):
+def test_a_wrong_precision_is_answered_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"variants\[1\].precision: 'fp61' is unknown .*fp16.*fp32, tf32, fp16"):
         with_precision(tmp_path, '"fp61"')
     with pytest.raises(ConfigError, match=r"variants\[1\].precision: 16 is unknown .*it is one of"):

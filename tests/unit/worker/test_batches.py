@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from clover.runtime.memory.bytes_codec import pack_row
 from clover.runtime.memory.slab import Layout, Slab
@@ -28,7 +31,7 @@ SPEC = FamilySpec(
 
 
 @pytest.fixture
-def slab():
+def slab() -> Iterator[Slab]:
     made = Slab.create(Layout(SPEC, 8))
     for slot in range(8):
         made.input(0)[slot] = slot
@@ -40,12 +43,12 @@ def slab():
     made.close()
 
 
-def slots(*numbers):
+def slots(*numbers: int) -> NDArray[np.uint32]:
     return np.array(numbers, np.uint32)
 
 
 @pytest.mark.parametrize("numbers", [(3,), (2, 3), (2, 3, 4, 5), (5, 1), (1, 2, 4), (4, 3, 2), (1, 3, 2, 4)])
-def test_gather_gives_the_rows_in_order(slab, numbers):
+def test_gather_gives_the_rows_in_order(slab: Slab, numbers: tuple[int, ...]) -> None:
     x, wave, text = Batches(slab).gather(slots(*numbers))
     assert x.shape == (len(numbers), 2, 3)
     assert wave.shape == (len(numbers), 3, 5)
@@ -58,12 +61,12 @@ def test_gather_gives_the_rows_in_order(slab, numbers):
     assert set(text[:, 1].tolist()) == {"é".encode()}
 
 
-def test_consecutive_rows_are_not_copied(slab):
+def test_consecutive_rows_are_not_copied(slab: Slab) -> None:
     assert np.shares_memory(Batches(slab).gather(slots(2, 3, 4))[0], slab.input(0))
     assert not np.shares_memory(Batches(slab).gather(slots(2, 4))[0], slab.input(0))
 
 
-def test_scattered_rows_can_be_gathered_where_they_will_be_gathered_again(slab):
+def test_scattered_rows_can_be_gathered_where_they_will_be_gathered_again(slab: Slab) -> None:
     batches = Batches(slab)
     (staged,) = batches.stage(4)  # of inputs of fixed shape alone
     assert staged.shape == (4, 2, 3)
@@ -78,7 +81,7 @@ def test_scattered_rows_can_be_gathered_where_they_will_be_gathered_again(slab):
         batches.gather(slots(8, 1))
 
 
-def good(rows):
+def good(rows: int) -> list[Any]:
     return [
         np.arange(rows * 2, dtype=np.float32).reshape(rows, 2),
         np.ones((rows, 3), np.int32),
@@ -87,7 +90,7 @@ def good(rows):
 
 
 @pytest.mark.parametrize("numbers", [(3,), (2, 3, 4), (6, 1)])
-def test_scatter_writes_every_row(slab, numbers):
+def test_scatter_writes_every_row(slab: Slab, numbers: tuple[int, ...]) -> None:
     Batches(slab).scatter(slots(*numbers), good(len(numbers)))
     for row, slot in enumerate(numbers):
         assert slab.output(0)[slot].tolist() == [2 * row, 2 * row + 1]
@@ -110,7 +113,7 @@ def test_scatter_writes_every_row(slab, numbers):
         (2, np.array([["x" * 30]] * 2), "more than its 20"),
     ],
 )
-def test_wrong_answers_write_nothing(slab, index, answer, why):
+def test_wrong_answers_write_nothing(slab: Slab, index: int, answer: Any, why: str) -> None:
     answers = good(2)
     answers[index] = answer
     with pytest.raises(OutputError, match=why):
@@ -119,7 +122,7 @@ def test_wrong_answers_write_nothing(slab, index, answer, why):
     assert not slab.output(1).any()
 
 
-def test_answers_that_cannot_be_scored_write_nothing(slab):
+def test_answers_that_cannot_be_scored_write_nothing(slab: Slab) -> None:
     """What a cascade had before lies in these slots, and is kept where the next variant fails."""
     batches = Batches(slab)
     batches.scatter(slots(0, 1), good(2))
@@ -136,15 +139,15 @@ def test_answers_that_cannot_be_scored_write_nothing(slab):
     assert slab.output(0)[0].tolist() == [7.0, 8.0]
 
 
-def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab):
+def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab: Slab) -> None:
     class Ring:
         completed = []
 
-        def complete(self, batch, status, *rest):
+        def complete(self, batch: int, status: int, *rest: Any) -> bool:
             self.completed.append((batch, status))
             return True
 
-    def score(answers):
+    def score(answers: Any) -> None:
         raise ValueError("no score")
 
     completions = os.eventfd(0)
@@ -161,17 +164,17 @@ def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab):
     assert (slab.output(0) == 5.0).all()
 
 
-def test_the_number_of_outputs_counts(slab):
+def test_the_number_of_outputs_counts(slab: Slab) -> None:
     with pytest.raises(OutputError, match="2 outputs, 3 are declared"):
         Batches(slab).scatter(slots(0), good(1)[:2])
 
 
-def test_slots_beyond_the_slab_are_refused(slab):
+def test_slots_beyond_the_slab_are_refused(slab: Slab) -> None:
     with pytest.raises(IndexError, match="beyond"):
         Batches(slab).gather(slots(7, 8))
 
 
-def test_a_row_with_another_number_of_elements_is_refused(slab):
+def test_a_row_with_another_number_of_elements_is_refused(slab: Slab) -> None:
     slab.put_bytes("input", 2, 0, pack_row([b"one"]))
     with pytest.raises(ValueError, match="1 elements instead of 2"):
         Batches(slab).gather(slots(0))

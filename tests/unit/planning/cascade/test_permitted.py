@@ -31,7 +31,12 @@ RATE = 100.0
 
 
 def cascading(
-    *, points: tuple[ChainPoint, ...] = POINTS, rate: float = RATE, budget: float = 1.0, floor: float = 88.5, slo=30.0
+    *,
+    points: tuple[ChainPoint, ...] = POINTS,
+    rate: float = RATE,
+    budget: float = 1.0,
+    floor: float = 88.5,
+    slo: float = 30.0,
 ) -> State:
     measured = msgspec.structs.replace(
         profile(), cascade=CascadeProfile(points=points, quantiles={}, calibration_rows=5000, held_out_rows=5000)

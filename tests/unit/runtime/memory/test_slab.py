@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -24,13 +25,13 @@ WAVE = TensorSpec(name="wave", datatype="FP16", shape=(-1, 3), max_shape=(100, 3
 
 
 @pytest.fixture
-def slab():
+def slab() -> Iterator[Slab]:
     made = Slab.create(Layout(family(IMAGE, TEXT, WAVE, TensorSpec(name="b", datatype="BF16", shape=(2,))), 8))
     yield made
     made.close()
 
 
-def test_consecutive_slots_are_one_contiguous_tensor(slab):
+def test_consecutive_slots_are_one_contiguous_tensor(slab: Slab) -> None:
     images = slab.input(0)
     assert images.shape == (8, 1, 28, 28)
     assert images[2:6].flags.c_contiguous
@@ -42,7 +43,7 @@ def test_consecutive_slots_are_one_contiguous_tensor(slab):
     assert slab.output(0).shape == (8, 10)
 
 
-def test_another_mapping_sees_the_same_rows(slab):
+def test_another_mapping_sees_the_same_rows(slab: Slab) -> None:
     other = Slab.attach(os.dup(slab.fd), Layout(slab.layout.spec, 8))
     slab.input(0)[3] = 7.0
     slab.set_dims("input", 2, 3, (17, 3))
@@ -58,7 +59,7 @@ def test_another_mapping_sees_the_same_rows(slab):
     other.close()
 
 
-def test_regions_do_not_overlap(slab):
+def test_regions_do_not_overlap(slab: Slab) -> None:
     for index in range(4):
         slab.input(index)[...] = 0
     slab.output(0)[...] = 0
@@ -71,7 +72,7 @@ def test_regions_do_not_overlap(slab):
     assert slab.length("input", 1, 0) == 0
 
 
-def test_dims_and_lengths_are_bounded(slab):
+def test_dims_and_lengths_are_bounded(slab: Slab) -> None:
     for dims in ((101, 3), (5, 4), (5,), (-1, 3)):
         with pytest.raises(ValueError, match="wave"):
             slab.set_dims("input", 2, 0, dims)
@@ -83,7 +84,7 @@ def test_dims_and_lengths_are_bounded(slab):
         slab.set_length("input", 0, 0, 3)
 
 
-def test_what_a_peer_wrote_is_not_believed(slab):
+def test_what_a_peer_wrote_is_not_believed(slab: Slab) -> None:
     slab._words[0, :] = 0xFFFFFFFF
     with pytest.raises(ValueError, match="wave"):
         slab.dims("input", 2, 0)
@@ -91,7 +92,7 @@ def test_what_a_peer_wrote_is_not_believed(slab):
         slab.get_bytes("input", 1, 0)
 
 
-def test_attach_refuses_another_layout(slab):
+def test_attach_refuses_another_layout(slab: Slab) -> None:
     with pytest.raises(WorkerError, match="bytes instead"):
         Slab.attach(slab.fd, Layout(family(IMAGE), 8))
     same_size = TensorSpec(name="image", datatype="INT32", shape=(1, 28, 28))
@@ -104,7 +105,7 @@ def test_attach_refuses_another_layout(slab):
     small.close()
 
 
-def test_the_memory_is_sealed(slab):
+def test_the_memory_is_sealed(slab: Slab) -> None:
     with pytest.raises(OSError, match="not permitted"):
         os.ftruncate(slab.fd, 4096)
     with pytest.raises(OSError, match="not permitted"):
@@ -118,7 +119,7 @@ def test_the_memory_is_sealed(slab):
     os.close(loose)
 
 
-def test_close_releases_the_descriptors():
+def test_close_releases_the_descriptors() -> None:
     before = len(os.listdir("/proc/self/fd"))
     slab = Slab.create(Layout(family(IMAGE), 4))
     view = slab.input(0)
@@ -141,12 +142,12 @@ def test_close_releases_the_descriptors():
         (TensorSpec(name="t", datatype="FP64", shape=(1 << 30, 1 << 30)), "too large"),
     ],
 )
-def test_unusable_tensors_are_refused(tensor, words):
+def test_unusable_tensors_are_refused(tensor: TensorSpec, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Layout(family(tensor), 4)
 
 
-def test_slot_counts_are_bounded():
+def test_slot_counts_are_bounded() -> None:
     for slots in (0, -1, 1 << 25):
         with pytest.raises(ConfigError, match="slots"):
             Layout(family(IMAGE), slots)
@@ -162,7 +163,7 @@ def test_slot_counts_are_bounded():
     st.integers(1, 40),
     st.integers(1, 1 << 20),
 )
-def test_layouts_hold_their_rows(tensors, slots, budget):
+def test_layouts_hold_their_rows(tensors: list[tuple[str, list[int]]], slots: int, budget: int) -> None:
     spec = family(*(TensorSpec(name=f"t{i}", datatype=d, shape=tuple(s)) for i, (d, s) in enumerate(tensors)))
     layout = Layout(spec, slots)
     ends = 4096 + slots * layout.words * 4
