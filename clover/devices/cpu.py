@@ -23,11 +23,31 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from clover.errors import DeviceError
+from clover.config import WorkersConfig
+from clover.devices import DeviceChoice
+from clover.devices.nvml import Nvml
+from clover.errors import ConfigError, DeviceError
+from clover.interfaces import Device
+from clover.settings.check import device_forms, parse_cores
 from clover.types import DeviceShape, Placement
 
 _ALL_TILINGS_UP_TO = 8
 _SPLITS = 8
+
+
+def parse(text: str, rest: str | None) -> DeviceChoice:
+    """Return the choice of the cores; ConfigError if anything follows the word (`workers.cores` says which cores)."""
+    if rest is not None:
+        raise ConfigError(f"device {text!r} is no device: give {device_forms()}")
+    return DeviceChoice(kind="cpu")
+
+
+def build(
+    choice: DeviceChoice, config: WorkersConfig, cache: Path, *, exclusive: bool, session: Nvml | None
+) -> dict[str, Device]:
+    """Return the cores of `config` as one device; DeviceError if they cannot be used."""
+    device = CpuDevice(parse_cores(config.cores))
+    return {device.name: device}
 
 
 def available_cores(root: Path = Path("/"), affinity: tuple[int, ...] | None = None) -> tuple[int, ...]:

@@ -19,26 +19,30 @@ module:attribute  a policy of your own: a class or function called without argum
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from clover.errors import ConfigError
 from clover.interfaces import Policy
-from clover.policies.base import BasePolicy
-from clover.policies.budget import BudgetPolicy, StaticMixPolicy
-from clover.policies.objective import ObjectivePolicy
-from clover.policies.paper import SCHEMES
-from clover.policies.static import StaticPolicy
 
-__all__ = [
-    "BUDGETED",
-    "SPENDING",
-    "BasePolicy",
-    "BudgetPolicy",
-    "ObjectivePolicy",
-    "StaticMixPolicy",
-    "StaticPolicy",
-    "build",
-]
+POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "objective": ("clover.policies.objective:ObjectivePolicy", {}),
+    "budget": ("clover.policies.budget:BudgetPolicy", {}),
+    "budget:flat": ("clover.policies.budget:BudgetPolicy", {"flat": True}),
+    "base": ("clover.policies.base:BasePolicy", {}),
+    "base:fitted": ("clover.policies.base:BasePolicy", {"fitted": True}),
+    "static": ("clover.policies.budget:StaticMixPolicy", {"name": "static"}),
+    "static:mix": ("clover.policies.budget:StaticMixPolicy", {"name": "static:mix"}),
+    "clover": ("clover.policies.paper.schemes:CloverPolicy", {}),
+    "clover-artifact": ("clover.policies.paper.schemes:CloverArtifactPolicy", {}),
+    "blover": ("clover.policies.paper.schemes:BloverPolicy", {}),
+    "co2opt": ("clover.policies.paper.schemes:Co2OptPolicy", {}),
+    "oracle": ("clover.policies.paper.schemes:OraclePolicy", {}),
+    "oracle:alike": ("clover.policies.paper.schemes:OraclePolicy", {"alike": True}),
+}
+"""Module and class of each policy that ships, by name, and what it is made with; imported when it is built."""
 
+SCHEMES = tuple(name for name, (path, _) in POLICIES.items() if path.startswith("clover.policies.paper."))
+"""The paper's."""
 BUDGETED = frozenset({"budget", "budget:flat", "static", "static:mix"})
 """Policies that hold to the accuracy budget."""
 SPENDING = frozenset({"budget", "budget:flat"})
@@ -47,26 +51,21 @@ SPENDING = frozenset({"budget", "budget:flat"})
 
 def build(name: str) -> Policy:
     """Return the policy of that name; ConfigError if there is none."""
-    if name == "objective":
-        return ObjectivePolicy()
-    if name in ("base", "base:fitted"):
-        return BasePolicy(fitted=name != "base")
-    if name in SPENDING:
-        return BudgetPolicy(flat=name != "budget")
-    if name in BUDGETED:
-        return StaticMixPolicy(name)
-    if name in SCHEMES:
-        return SCHEMES[name]()
     kind, colon, rest = name.partition(":")
-    if kind == "static":
+    if name in POLICIES:
+        path, options = POLICIES[name]
+    elif kind == "static":
         if not rest:
             raise ConfigError("static:VARIANT names the variant to serve, as in static:small; static is the best mix")
-        return StaticPolicy(rest)
-    if not colon or not rest:
-        ours = ("objective", "budget", "budget:flat", "base", "base:fitted", "static", "static:VARIANT")
-        known = ", ".join((*ours, *SCHEMES))
+        path, options = "clover.policies.static:StaticPolicy", {"variant": rest}
+    elif colon and rest:
+        return _custom(kind, rest)
+    else:
+        known = ", ".join((*POLICIES, "static:VARIANT"))
         raise ConfigError(f"unknown policy {name!r}: {known} or module:attribute")
-    return _custom(kind, rest)
+    module, _, attribute = path.partition(":")
+    policy: Policy = getattr(importlib.import_module(module), attribute)(**options)
+    return policy
 
 
 def _custom(module: str, attribute: str) -> Policy:
@@ -75,13 +74,12 @@ def _custom(module: str, attribute: str) -> Policy:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"policy {name}: {error}") from error
-    policy = found if hasattr(found, "propose") and not isinstance(found, type) else None
-    if policy is None:
-        if not callable(found):
-            raise ConfigError(f"policy {name} is neither a policy nor callable")
-        policy = found()
+    is_policy = hasattr(found, "propose") and not isinstance(found, type)
+    if not is_policy and not callable(found):
+        raise ConfigError(f"policy {name} is neither a policy nor callable")
+    policy: Policy = found if is_policy else found()
     if not callable(getattr(policy, "propose", None)):
         raise ConfigError(f"policy {name} has no method propose(state)")
     if not isinstance(getattr(policy, "name", None), str):
         raise ConfigError(f"policy {name} needs a name")
-    return policy  # type: ignore[no-any-return]
+    return policy

@@ -9,7 +9,7 @@ import msgspec
 from clover.planning.budget.keeping import keeping, momentary, worth_taking
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.packing.evaluation import LEAST_PART
-from clover.policies.paper import SCHEMES
+from clover.policies import SCHEMES
 from clover.types import Assignment, Candidate, Plan, State
 
 _BY_SCORE = ("objective", "fixed", "static", "static:mix")

@@ -6,13 +6,27 @@ import ipaddress
 import re
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from clover.config import ListenConfig, ServerConfig, WorkersConfig
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 
-DEVICES = ("cpu", "nvidia", "emulated")
-_DEVICE = re.compile(r"cpu|nvidia(:\d{1,3}(,\d{1,3})*)?|emulated:[a-z0-9][a-z0-9-]{0,31}:[1-9]\d{0,2}")
+
+class DeviceForm(NamedTuple):
+    """How a kind of device is written in `workers.device`."""
+
+    pattern: str
+    examples: str
+
+
+DEVICE_FORMS = {
+    "cpu": DeviceForm(r"cpu", "cpu"),
+    "nvidia": DeviceForm(r"nvidia(:\d{1,3}(,\d{1,3})*)?", "nvidia, nvidia:0,2"),
+    "emulated": DeviceForm(r"emulated:[a-z0-9][a-z0-9-]{0,31}:[1-9]\d{0,2}", "emulated:a100-40gb:2"),
+}
+"""The kinds of devices; `clover.devices.DEVICES` has their modules."""
+
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SOCKET_PATH_BYTES = 107
 
@@ -46,14 +60,19 @@ def check(config: ServerConfig) -> None:
     parse_cores(config.workers.cores)
 
 
+def device_forms() -> str:
+    """Return how `workers.device` may read, for a message."""
+    *others, last = (form.examples for form in DEVICE_FORMS.values())
+    return f"{', '.join(others)} or {last}"
+
+
 def _check_device(workers: WorkersConfig) -> None:
     device = workers.device
-    if not _DEVICE.fullmatch(device):
-        kind = device.partition(":")[0]
-        hint = did_you_mean(kind, DEVICES) if kind not in DEVICES else ""
-        raise ConfigError(
-            f"workers.device {device!r} is no device: give cpu, nvidia, nvidia:0,2 or emulated:a100-40gb:2{hint}"
-        )
+    kind = device.partition(":")[0]
+    form = DEVICE_FORMS.get(kind)
+    if form is None or not re.fullmatch(form.pattern, device):
+        hint = did_you_mean(kind, DEVICE_FORMS) if form is None else ""
+        raise ConfigError(f"workers.device {device!r} is no device: give {device_forms()}{hint}")
     if workers.memory_bytes and device.startswith("nvidia"):
         raise ConfigError(
             "workers.memory_bytes limits addresses, of which CUDA reserves far more than memory, so that no worker "

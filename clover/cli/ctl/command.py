@@ -286,13 +286,13 @@ def call(
     finally:
         connection.close()
     try:
-        answer = json.loads(text)
+        answer: dict[str, Any] | list[Any] = json.loads(text)
     except ValueError:
         raise Unreachable(f"{url} answered {response.status} with something that is not JSON: is it Clover?") from None
     if response.status != 200:
         message = answer.get("error", "") if isinstance(answer, dict) else ""
         raise CommandRefused(message or "the server refused", response.status)
-    return answer  # type: ignore[no-any-return]
+    return answer
 
 
 def _connection(url: str, cacert: str) -> http.client.HTTPConnection:

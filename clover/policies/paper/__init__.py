@@ -26,22 +26,3 @@ neighbours by drawing from the raw space up to 400 times, the score times SLA / 
    that misses the latency target.  The bound leaves the floor out.
  - In `clover` and `blover` each device is free, and a broken latency target always lowers the score in `clover`.
 """
-
-from __future__ import annotations
-
-from collections.abc import Callable
-
-from clover.interfaces import Policy
-from clover.policies.paper.schemes import BloverPolicy, CloverArtifactPolicy, CloverPolicy, Co2OptPolicy, OraclePolicy
-
-__all__ = ["SCHEMES", "BloverPolicy", "CloverArtifactPolicy", "CloverPolicy", "Co2OptPolicy", "OraclePolicy"]
-
-SCHEMES: dict[str, Callable[[], Policy]] = {
-    "clover": CloverPolicy,
-    "clover-artifact": CloverArtifactPolicy,
-    "blover": BloverPolicy,
-    "co2opt": Co2OptPolicy,
-    "oracle": OraclePolicy,
-    "oracle:alike": lambda: OraclePolicy(alike=True),
-}
-"""How to make each scheme."""

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clover.devices import DEVICES, parse
 from clover.devices.cpu import CpuDevice, available_cores, cgroup_cpus, layouts_of, ranges
 from clover.errors import DeviceError
+from clover.settings.check import DEVICE_FORMS
 from clover.types import Placement
 
 
@@ -141,3 +143,9 @@ def test_no_cgroup_means_no_quota(tmp_path: Path) -> None:
 )
 def test_cores_in_words(cores: tuple[int, ...], text: str) -> None:
     assert ranges(cores) == text
+
+
+def test_every_kind_of_device_is_known_to_the_settings_and_reads_its_own_examples() -> None:
+    assert DEVICES.keys() == DEVICE_FORMS.keys()
+    for kind, form in DEVICE_FORMS.items():
+        assert {parse(example).kind for example in form.examples.split(", ")} == {kind}

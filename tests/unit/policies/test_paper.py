@@ -20,8 +20,7 @@ from clover.planning.model.problem import Problem, fitting, problem_of
 from clover.planning.packing.enumerate import configurations
 from clover.planning.packing.evaluation import lanes_of, predict
 from clover.planning.transition.layout import lay_out
-from clover.policies import build
-from clover.policies.paper import SCHEMES
+from clover.policies import SCHEMES, build
 from clover.policies.paper.fifo import FEW, Fifo, stacked
 from clover.policies.paper.fleet import RADIUS, drawn_neighbour, fleet_of, neighbour
 from clover.policies.paper.walk import GIVE_UP, NEW, moves, punished, punished_as_artifact

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from clover.errors import ConfigError, PlanError
-from clover.policies import build
+from clover.policies import POLICIES, build
 from clover.policies.plans import plan_fixed
 from clover.types import GroupCount, Plan, State, configuration_of
 from tests.support.mig_fixture import a100s, mig_profile
@@ -24,6 +24,11 @@ def test_names_build_policies() -> None:
     assert build("static:small").name == "static:small"
     assert [build(name).name for name in ("budget", "static", "static:mix")] == ["budget", "static", "static:mix"]
     assert build(f"{__name__}:Custom").name == "custom"
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_that_ships_has_the_name_it_is_built_by(name: str) -> None:
+    assert build(name).name == name
 
 
 @pytest.mark.parametrize("name", ["", "best", "static:", "budget:", "no.module:x", "math:nothing", "math:pi", ":x"])
