@@ -189,17 +189,6 @@ def latency(profile: FamilyProfile, variant: str, shape: str, batch: int) -> Lat
     return next((m for m in found if m.batch >= batch), found[-1])
 
 
-def service_ms(profile: FamilyProfile, variant: str, shape: str, batch: float) -> float:
-    """Return mean milliseconds of a batch of `batch` rows."""
-    return _interpolate([(m.batch, m.mean_ms) for m in measurements(profile, variant, shape)], batch)
-
-
-def energy_j(profile: FamilyProfile, variant: str, shape: str, batch: float) -> float:
-    """Return active joules of one row served in a batch of `batch` rows."""
-    found = measurements(profile, variant, shape)
-    return _interpolate([(m.batch, m.energy_j_per_row * m.batch) for m in found], batch) / batch
-
-
 def accuracy(profile: FamilyProfile, variant: str) -> AccuracyMeasurement:
     """Return the accuracy of `variant` with its chosen backend.  Raises ProfileError if it is unknown."""
     chosen = profile.backend.get(variant, "")
@@ -217,20 +206,3 @@ def accuracy_of(profile: FamilyProfile, variant: str) -> float:
 def best_variant(profile: FamilyProfile) -> str:
     """Return the most accurate variant; of equals the one that was declared first, the cheaper."""
     return max(profile.backend, key=lambda variant: accuracy_of(profile, variant))
-
-
-def shapes(profile: FamilyProfile) -> tuple[str, ...]:
-    """Return the core-set sizes or MIG shapes that were measured."""
-    return tuple(dict.fromkeys(m.profile for m in profile.latency))
-
-
-def _interpolate(points: Sequence[tuple[int, float]], x: float) -> float:
-    """Return the value at `x` of the piecewise linear function through `points` (rising x), at least zero.
-
-    Beyond the ends the nearest piece is extended; a single point is a constant below it and proportional above.
-    """
-    if len(points) == 1:
-        return points[0][1] * (x / points[0][0] if x > points[0][0] else 1.0)
-    index = next((i for i in range(1, len(points) - 1) if x <= points[i][0]), len(points) - 1)
-    (x0, y0), (x1, y1) = points[index - 1], points[index]
-    return max(0.0, y0 + (y1 - y0) * (x - x0) / (x1 - x0))

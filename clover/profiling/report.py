@@ -1,11 +1,7 @@
-"""A profile as text: the table with its notes, and one line for the banner."""
+"""A profile as text: the table with its notes."""
 
 from __future__ import annotations
 
-import contextlib
-
-from clover import profiles
-from clover.errors import ProfileError
 from clover.profiling.pareto import cascades
 from clover.types import FamilyProfile
 
@@ -58,12 +54,3 @@ def table(profile: FamilyProfile) -> str:
     if profile.cascade is not None:
         lines += ["", *cascades(profile.cascade)]
     return "\n".join(lines)
-
-
-def summary(profile: FamilyProfile) -> str:
-    """Return the accuracies of the variants, cheapest first, as "small 88.7 %, large 91.4 %"."""
-    parts = []
-    for name in profile.backend:
-        with contextlib.suppress(ProfileError):
-            parts.append(f"{name} {profiles.accuracy_of(profile, name):.1f} %")
-    return ", ".join(parts)

@@ -12,35 +12,11 @@ import numpy as np
 import pytest
 
 import clover
-from clover.policies.plans import plan_fixed
-from clover.types import GroupCount, Plan, State
+from tests.support.bands import Bands
 from tests.support.servers import children
 from tests.support.toy_family import TOY, expected
 
-BANDS: dict[int, tuple[tuple[tuple[str, str, int], ...], ...]] = {
-    1: ((("full", "1c", 1),), (("half", "1c", 1),)),
-    2: (
-        (("full", "2c", 1),),
-        (("half", "1c", 2),),
-        (("full", "1c", 2),),
-        (("full", "1c", 1), ("half", "1c", 1)),
-        (("half", "2c", 1),),
-    ),
-}
-"""Configurations by cores: the hundreds digit of the intensity picks one."""
 STAGE_S = 0.8
-
-
-class Bands:
-    """The policy: no saving, only changes at known times."""
-
-    name = "bands"
-
-    def propose(self, state: State) -> Plan:
-        bands = BANDS[min(state.devices[0].slices, 2)]
-        groups = bands[int(state.intensity.g_per_kwh // 100) % len(bands)]
-        configuration = tuple(GroupCount(variant=v, profile=p, count=n) for v, p, n in groups)
-        return plan_fixed(state, configuration, policy=self.name)
 
 
 def trace(path: Path) -> Path:
@@ -84,7 +60,7 @@ def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(tmp_path: Path) -
         settings: dict[str, Any] = {
             "carbon": f"trace:{trace(tmp_path / 'bands.csv')}?loop=1",
             "trace_speed": 3600 / STAGE_S,
-            "policy": f"tests.e2e.test_swap:{Bands.__name__}",
+            "policy": f"{Bands.__module__}:{Bands.__name__}",
             "interval_s": 0.1,
             "min_dwell_s": 0.1,
             "verify_s": 0.2,

@@ -10,8 +10,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from clover import profiles
 from clover.config import EnergyConfig
@@ -195,16 +193,10 @@ def test_questions() -> None:
     profile = profile_of()
     assert profiles.accuracy_of(profile, "small") == 80
     assert profiles.best_variant(profile) == "large"
-    assert profiles.shapes(profile) == ("1c",)
     assert [m.batch for m in profiles.measurements(profile, "small", "1c")] == [1, 4, 8]
     assert profiles.measurements(profile, "small", "1c", "aoti")[0].mean_ms == 0.5
     assert profiles.latency(profile, "small", "1c", 2).batch == 4
     assert profiles.latency(profile, "small", "1c", 100).batch == 8
-    assert profiles.service_ms(profile, "small", "1c", 4) == 2.5
-    assert profiles.service_ms(profile, "small", "1c", 6) == pytest.approx(3.5)
-    assert profiles.service_ms(profile, "small", "1c", 16) == pytest.approx(8.5)
-    assert profiles.service_ms(profile, "large", "1c", 2) == pytest.approx(20.0)
-    assert profiles.energy_j(profile, "small", "1c", 8) == pytest.approx(8 * 4.5e-3 / 8)
 
 
 def test_missing_answers_say_how_to_measure() -> None:
@@ -212,10 +204,3 @@ def test_missing_answers_say_how_to_measure() -> None:
         profiles.measurements(profile_of(), "small", "2c")
     with pytest.raises(ProfileError, match="unknown"):
         profiles.accuracy_of(profile_of(backend={"small": "onnxruntime"}), "small")
-
-
-@given(st.floats(1, 64), st.floats(1, 64))
-def test_service_time_rises_with_rows(a: float, b: float) -> None:
-    low, high = sorted((a, b))
-    profile = profile_of()
-    assert profiles.service_ms(profile, "small", "1c", low) <= profiles.service_ms(profile, "small", "1c", high)

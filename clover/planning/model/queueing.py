@@ -147,15 +147,13 @@ class LanePlay:
 
 @dataclass(frozen=True)
 class LaneEstimate:
-    """What the model says of one lane.  `quantiles_ms` are equally likely latencies (wait + service), ascending; the
-    lane is unstable, and they are empty, if utilisation is 1 or more."""
+    """What the model says of one lane.  If utilisation is 1 or more, the lane is unstable and `p95_ms` infinite."""
 
     rate: float
     utilisation: float
     batch: float
     energy_j_per_row: float
     p95_ms: float
-    quantiles_ms: tuple[float, ...]
 
 
 def _interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
@@ -289,11 +287,6 @@ def energy_j_per_row(workers: Sequence[Service], rate: float, share: float = 1.0
     return _lane(workers).energy_j(rate, share)
 
 
-def least_energy_j_per_row(workers: Sequence[Service]) -> float:
-    """Return a lower bound of `energy_j_per_row` over all rates."""
-    return _lane(workers).least_energy_j()
-
-
 def estimate(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> LaneEstimate:
     """Estimate a lane of `workers` (at least one) that receives `rate` rows a second, dealt as `share` of a Poisson
     stream."""
@@ -301,9 +294,8 @@ def estimate(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> L
     batch = _lane(workers).batch(rate, share)
     energy = energy_j_per_row(workers, rate, share)
     if load >= 1.0:
-        return LaneEstimate(rate, load, batch, energy, math.inf, ())
-    quantiles = latencies_ms(workers, rate, share)
-    return LaneEstimate(rate, load, batch, energy, mixture_p95_ms([(1.0, quantiles)]), tuple(quantiles.tolist()))
+        return LaneEstimate(rate, load, batch, energy, math.inf)
+    return LaneEstimate(rate, load, batch, energy, mixture_p95_ms([(1.0, latencies_ms(workers, rate, share))]))
 
 
 def latencies_ms(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> Floats:

@@ -22,7 +22,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from clover.errors import PlanError
 from clover.types import Configuration, DeviceShape, GroupCount
 
-LIMIT = 200_000
 _BITS = 20  # of a profile's count in a packed multiset
 
 Profiles = tuple[tuple[str, int], ...]
@@ -46,12 +45,9 @@ def kinds_of(devices: Sequence[DeviceShape]) -> Kinds:
     return tuple((kind, number) for kind, number in kinds.items() if kind)
 
 
-def profile_sets(devices: Sequence[DeviceShape], limit: int = LIMIT) -> list[Profiles]:
-    """Return the different multisets of profiles that the devices' layouts allow together, sorted."""
-    return _sets(kinds_of(devices), limit)
-
-
-def _sets(kinds: Kinds, limit: int) -> list[Profiles]:
+def profile_sets_of(kinds: Kinds, limit: int) -> list[Profiles]:
+    """Return the different multisets of profiles that the layouts of these devices allow together, sorted.  Raises
+    PlanError above `limit`."""
     names = sorted({profile for kind, _ in kinds for profiles in kind for profile, _ in profiles})
     at = {profile: position * _BITS for position, profile in enumerate(names)}
     sums = {0}
@@ -66,25 +62,13 @@ def _sets(kinds: Kinds, limit: int) -> list[Profiles]:
     return sorted(_unpacked(packed, names) for packed in sums if packed)
 
 
-def count(devices: Sequence[DeviceShape], fitting: Fitting, limit: int = LIMIT) -> int:
-    """Return how many configurations there are at most (those of different layouts counted apart)."""
-    return _count(profile_sets(devices, limit), fitting)
-
-
-def configurations(
-    devices: Sequence[DeviceShape], fitting: Fitting, *, limit: int = LIMIT, max_variants: int = 0
-) -> list[Configuration]:
+def configurations_of(kinds: Kinds, fitting: Fitting, *, limit: int, max_variants: int) -> list[Configuration]:
     """Return all configurations, sorted; `fitting` names the variants that run on each profile.
 
     `max_variants` > 0 keeps those of at most that many different variants.  Layouts with a profile on which nothing
     runs are left out.  Raises PlanError above `limit`.
     """
-    return configurations_of(kinds_of(devices), fitting, limit=limit, max_variants=max_variants)
-
-
-def configurations_of(kinds: Kinds, fitting: Fitting, *, limit: int, max_variants: int) -> list[Configuration]:
-    """Return the same for devices given by their kinds."""
-    sets = _sets(kinds, limit)
+    sets = profile_sets_of(kinds, limit)
     names = sorted({variant for variants in fitting.values() for variant in variants})
     if not 0 < max_variants < len(names):
         expected = _count(sets, fitting)
@@ -127,6 +111,7 @@ def in_order(found: Iterable[Configuration]) -> list[Configuration]:
 
 
 def _count(sets: Sequence[Profiles], fitting: Fitting) -> int:
+    """Return how many configurations there are at most (those of different layouts counted apart)."""
     return sum(
         math.prod(math.comb(n + len(fitting.get(profile, ())) - 1, n) for profile, n in profiles)
         for profiles in sets

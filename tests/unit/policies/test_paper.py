@@ -17,7 +17,6 @@ from clover._native.random import Random
 from clover.errors import PlanError
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import Problem, fitting, problem_of
-from clover.planning.packing.enumerate import configurations
 from clover.planning.packing.evaluation import lanes_of, predict
 from clover.planning.transition.layout import lay_out
 from clover.policies import SCHEMES, build
@@ -25,6 +24,7 @@ from clover.policies.paper.fifo import FEW, Fifo, stacked
 from clover.policies.paper.fleet import RADIUS, drawn_neighbour, fleet_of, neighbour
 from clover.policies.paper.walk import GIVE_UP, NEW, moves, punished, punished_as_artifact
 from clover.types import Configuration, DeviceShape, GroupCount, Plan, Prediction, State, configuration_of
+from tests.support.enumeration import configurations
 from tests.support.mig_fixture import a100, a100s, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state, worker
 

@@ -616,4 +616,3 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     assert "90.00 ± 1.00 (n=100)" in text
     assert "energy modelled" in text
     assert "note: the front end shares" in text
-    assert report.summary(profile) == "v 90.0 %"
