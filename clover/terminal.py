@@ -80,7 +80,7 @@ def legend(columns: Sequence[Column], shown: Sequence[int], width: int) -> str:
     )
 
 
-def duration(ms: float) -> str:
+def milliseconds(ms: float) -> str:
     """Return milliseconds in the unit that reads best: "84.1 ms", "2.5 s", "20.7 min"."""
     for unit, size, digits in (("min", 60_000.0, 1), ("s", 1_000.0, 1), ("ms", 1.0, 1)):
         if ms >= size:

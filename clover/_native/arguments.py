@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 MOST_GPUS = 1_000_000
 MOST_DEVICES = 1_000_000  # of a kind
-MOST_SLICES = 4096  # of a device
+MOST_SLICES = 4096  # of a kind, in a partition
 
 
 @dataclass(eq=False)
@@ -52,12 +52,12 @@ class AnnealArguments:
     def __post_init__(self) -> None:
         self.partitions = partition_table(self.partitions)
         slices = self.partitions.shape[1]
-        self.service_s = _of_groups("service_s", self.service_s)
+        self.service_s = _column("service_s", self.service_s)
         groups = len(self.service_s)
-        self.cv = _of_groups("cv", self.cv, groups)
-        self.energy_j = _of_groups("energy_j", self.energy_j, groups)
-        self.accuracy = _of_groups("accuracy", self.accuracy, groups)
-        self.fits = _of_groups("fits", self.fits, groups) != 0.0
+        self.cv = _column("cv", self.cv, groups)
+        self.energy_j = _column("energy_j", self.energy_j, groups)
+        self.accuracy = _column("accuracy", self.accuracy, groups)
+        self.fits = _column("fits", self.fits, groups) != 0.0
         self.slice_of = np.asarray(self.slice_of)
         if self.slice_of.shape != (groups,) or self.slice_of.dtype.kind not in "iu":
             raise ValueError("slice_of must be one column of partitions a group")
@@ -81,8 +81,8 @@ class AnnealArguments:
         if (self.running is None) != (self.switching is None):
             raise ValueError("running and switching are given together")
         self.switches = self.running is not None
-        self.running = _of_groups("running", self.running if self.switches else np.zeros(groups), groups)
-        self.switching = _of_groups("switching", self.switching if self.switches else np.zeros(groups), groups)
+        self.running = _column("running", self.running if self.switches else np.zeros(groups), groups)
+        self.switching = _column("switching", self.switching if self.switches else np.zeros(groups), groups)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -125,19 +125,14 @@ class LanesArguments:
         self._check_signs()
 
     def _check_devices(self) -> None:
-        table = np.array(self.partitions, order="C")
-        if table.ndim != 2 or not table.size or table.dtype.kind not in "iu":
-            raise ValueError("partitions must be a table of whole numbers, one row a partition")
-        if (table < 0).any() or (table > MOST_SLICES).any():
-            raise ValueError(f"partitions must have 0 to {MOST_SLICES} of each slice")
-        self.partitions = table.astype(np.int64)
+        self.partitions = partition_table(self.partitions)
         numbers = np.array(self.devices)
         if numbers.ndim != 1 or not numbers.size or numbers.dtype.kind not in "iu":
             raise ValueError("devices must be a whole number for each kind")
         if numbers.min() < 1 or numbers.max() > MOST_DEVICES:
             raise ValueError(f"devices must be 1 to {MOST_DEVICES} of each kind")
         self.devices = numbers.astype(np.int64)
-        parts = len(table)
+        parts = len(self.partitions)
         self.kind_of = _indices("kind_of", self.kind_of, parts, len(numbers))
         if set(self.kind_of.tolist()) != set(range(len(numbers))):
             raise ValueError("each kind of device must have a partition")
@@ -190,18 +185,13 @@ class LanesArguments:
 
 
 def partition_table(partitions: Any) -> NDArray[np.int64]:
-    """Return the partitions that a GPU may have as an array [partition, slice]."""
+    """Return the partitions that a device may have as an array [partition, slice]."""
     table = np.ascontiguousarray(partitions)
-    if table.dtype.kind not in "iu" or table.ndim != 2 or not table.size or (table < 0).any():
-        raise ValueError("partitions must be a table of whole numbers >= 0, one row a partition")
+    if table.ndim != 2 or not table.size or table.dtype.kind not in "iu":
+        raise ValueError("partitions must be a table of whole numbers, one row a partition")
+    if (table < 0).any() or (table > MOST_SLICES).any():
+        raise ValueError(f"partitions must have 0 to {MOST_SLICES} of each slice")
     return table.astype(np.int64)
-
-
-def _of_groups(name: str, values: Any, size: int | None = None) -> NDArray[np.float64]:
-    column = np.array(values, dtype=np.float64)
-    if column.ndim != 1 or (size is not None and len(column) != size) or not np.isfinite(column).all():
-        raise ValueError(f"{name} must be one finite number a group")
-    return column
 
 
 def _column(name: str, values: Any, size: int | None = None) -> NDArray[np.float64]:

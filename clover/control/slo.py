@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 from clover.control.triggers import SLO_LOOKS
+from clover.hints import duration
 
 log = logging.getLogger("clover.control")
 
@@ -49,7 +50,7 @@ class SloLog:
                 log.warning(
                     "%s: the SLO is missed, for %s so far: %s of %.2f ms at %.1f rows/s, %.0f rows waiting; %s",
                     self._name,
-                    _duration(now_s - self.missed_s),
+                    duration(now_s - self.missed_s),
                     "no answer in time" if p95_ms is None else f"p95 {p95_ms:.2f} ms",
                     slo_ms,
                     observed.get("arrival_rate", 0.0),
@@ -61,14 +62,6 @@ class SloLog:
         if not math.isnan(self.missed_s) and now_s - self._above_s >= MET_S:
             if self._logged:
                 met = f"p95 {p95_ms:.2f} ms of {slo_ms:.2f} ms" if p95_ms is not None else "nothing was asked lately"
-                took = _duration(self._above_s - self.missed_s)
+                took = duration(self._above_s - self.missed_s)
                 log.info("%s: the SLO is met again after %s: %s", self._name, took, met)
             self.missed_s, self._logged = math.nan, False
-
-
-def _duration(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {left} s" if minutes else f"{left} s"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from clover.hints import duration
+
 
 class TimeLeft:
     """Estimates the seconds that are left from the steps done so far, which take about as long as each other.
@@ -28,12 +30,4 @@ class TimeLeft:
     def text(self, done: int, total: int) -> str:
         """Return "3 of 17 steps, about 25 s left"."""
         left_s = self.left_s(done, total)
-        return f"{done} of {total} steps{'' if left_s is None else f', about {duration(left_s)} left'}"
-
-
-def duration(seconds: float) -> str:
-    """Return a rough duration: "25 s", "4 min", "1 h 20 min"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+        return f"{done} of {total} steps{'' if left_s is None else f', about {duration(left_s, rough=True)} left'}"

@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from clover.profiling.estimate import TimeLeft, duration
+from clover.hints import duration
+from clover.profiling.estimate import TimeLeft
 from clover.profiling.options import Progress
 
 log = logging.getLogger("clover.profiling")
@@ -38,7 +39,9 @@ class ProgressLines:
         now_s = self._clock()
         if now_s - self._written_s >= LINE_EVERY_S:
             self._written_s = now_s
-            self._write(f"measuring {self._family}: {text} after {duration(now_s - self._began_s)} ({what})")
+            self._write(
+                f"measuring {self._family}: {text} after {duration(now_s - self._began_s, rough=True)} ({what})"
+            )
 
 
 @contextlib.contextmanager

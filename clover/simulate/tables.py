@@ -12,7 +12,7 @@ from rich.text import Text
 from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.simulate.minutes import Minutes
 from clover.simulate.records import Accounting, Results, RunInput, Summary
-from clover.terminal import Column, duration, filled, fitting, legend, needed, sheet
+from clover.terminal import Column, filled, fitting, legend, milliseconds, needed, sheet
 
 TITLES: dict[Accounting, str] = {
     "equal": "equal load: BASE serves the same rows on the same devices",
@@ -176,4 +176,4 @@ def show_minutes(found: Sequence[Minutes], inputs: Sequence[RunInput], console: 
 
 
 def _ms(value: float) -> str:
-    return "unbounded" if value >= UNBOUNDED_MS else duration(value)
+    return "unbounded" if value >= UNBOUNDED_MS else milliseconds(value)

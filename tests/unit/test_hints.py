@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clover.hints import until_closed
+from clover.hints import duration, until_closed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,3 +60,9 @@ def test_a_standard_output_that_was_closed_is_no_error() -> None:
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_durations_are_rough_or_to_the_second() -> None:
+    seconds = (0.2, 25.4, 100, 3540, 4800)
+    assert [duration(each, rough=True) for each in seconds] == ["1 s", "25 s", "2 min", "59 min", "1 h 20 min"]
+    assert [duration(each) for each in seconds] == ["0 s", "25 s", "1 min 40 s", "59 min 0 s", "1 h 20 min"]

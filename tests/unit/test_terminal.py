@@ -11,7 +11,7 @@ from clover import terminal
 from clover.cli.ctl.answers import show as show_answer
 from clover.simulate.records import SCHEMA, Results, RunManifest, Summary
 from clover.simulate.tables import HEADS, cells, show
-from clover.terminal import Column, duration
+from clover.terminal import Column, milliseconds
 
 
 def summary(family: str, policy: str, p95_ms: float, *, turned: float = 0.0, limit: float | None = None) -> Summary:
@@ -103,7 +103,7 @@ def test_empty_columns_are_not_printed_and_each_printed_one_is_explained_in_a_li
     ("ms", "text"), [(0.0, "0 ms"), (0.25, "0.25 ms"), (84.06, "84.1 ms"), (2_500, "2.5 s"), (1_241_996, "20.7 min")]
 )
 def test_durations_are_in_the_unit_that_reads_best(ms: float, text: str) -> None:
-    assert duration(ms) == text
+    assert milliseconds(ms) == text
 
 
 def test_columns_to_spare_go_first_and_others_never() -> None:

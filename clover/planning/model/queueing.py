@@ -351,7 +351,7 @@ def mixture_p95_ms(lanes: Sequence[tuple[float, Floats]], q: float = 0.95) -> fl
 
 @lru_cache(maxsize=8192)
 def _played(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
-    return _quantiles(play(workers, _arrivals(share) / rate)[WARM_UP:] * 1e3)
+    return quantiles(play(workers, _arrivals(share) / rate)[WARM_UP:] * 1e3)
 
 
 @lru_cache(maxsize=8192)
@@ -359,13 +359,13 @@ def _batched(lane: Lane, rate: float, share: float, largest: int, wait_ms: float
     arrivals_s = _arrivals(share)[: WARM_UP + rows] / rate
     outcome = _simulated(lane.workers, arrivals_s, largest=largest, wait_ms=wait_ms, warm_up=WARM_UP, energy=True)
     batch = float(outcome.rows.sum() / outcome.batches.sum())
-    return LanePlay(outcome.energy_j_per_row, batch, _quantiles(outcome.latency_s * 1e3))
+    return LanePlay(outcome.energy_j_per_row, batch, quantiles(outcome.latency_s * 1e3))
 
 
-def _quantiles(values: Floats) -> Floats:
-    """Return `_QUANTILES` equally likely values, ascending, of the distribution of `values`."""
+def quantiles(values: Floats, number: int = _QUANTILES) -> Floats:
+    """Return `number` equally likely values, ascending, of the distribution of `values`."""
     values = np.sort(values)
-    at = (np.arange(_QUANTILES) + 0.5) / _QUANTILES * (len(values) - 1)
+    at = (np.arange(number) + 0.5) / number * (len(values) - 1)
     result: Floats = np.interp(at, np.arange(len(values)), values)
     result.setflags(write=False)
     return result

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from clover._native import queueing as native
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
-from clover.planning.model.queueing import Service, expected_batch, mixture_p95_ms, play
+from clover.planning.model.queueing import Service, expected_batch, mixture_p95_ms, play, quantiles
 from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of, predict
 from clover.types import Candidate, Configuration, GroupCount, Prediction, Routing
 
@@ -329,11 +329,7 @@ class Fifo:
 
 @lru_cache(maxsize=16384)
 def _glanced(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
-    latencies = np.sort(play(workers, _arrivals(share) / rate)[_WARM_UP:]) * 1e3
-    at = (np.arange(_QUANTILES) + 0.5) / _QUANTILES * (len(latencies) - 1)
-    result: Floats = np.interp(at, np.arange(len(latencies)), latencies)
-    result.setflags(write=False)
-    return result
+    return quantiles(play(workers, _arrivals(share) / rate)[_WARM_UP:] * 1e3, _QUANTILES)
 
 
 @lru_cache(maxsize=32)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from clover.profiling import bar
-from clover.profiling.estimate import TimeLeft, duration
+from clover.profiling.estimate import TimeLeft
 from clover.profiling.progress import ProgressLines, progress_bar, progress_or_bar
 
 
@@ -20,16 +20,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
-
-
-def test_durations_are_rough() -> None:
-    assert [duration(seconds) for seconds in (0.2, 25.4, 100, 3540, 4800)] == [
-        "1 s",
-        "25 s",
-        "2 min",
-        "59 min",
-        "1 h 20 min",
-    ]
 
 
 def test_the_time_left_follows_from_the_steps_done() -> None:
