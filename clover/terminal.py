@@ -70,6 +70,17 @@ def sheet(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Seque
     return made
 
 
+def plain(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> tuple[list[str], list[str]]:
+    """Return the table of the columns that fit into `width`, as lines of text, and the heads of those left out."""
+    present = filled(columns, rows)
+    shown = fitting(columns, rows, present, width)
+    out = Console(width=width, force_terminal=False, color_system=None)
+    with out.capture() as capture:
+        out.print(sheet(columns, rows, shown))
+    left = [columns[index].head for index in present if index not in shown]
+    return [line.rstrip() for line in capture.get().rstrip().splitlines()], left
+
+
 def legend(columns: Sequence[Column], shown: Sequence[int], width: int) -> str:
     """Return a line for each of the columns `shown` that has an explanation: its head and that."""
     told = [columns[index] for index in shown if columns[index].about]

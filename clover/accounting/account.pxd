@@ -1,7 +1,7 @@
 cimport cython
 from libc.stdint cimport int64_t
 
-cdef class FamilyRate:
+cdef class AnsweredRate:
     cdef int64_t _asked_ns
     cdef double _answer
     cdef public int64_t since_ns
@@ -43,13 +43,13 @@ cdef class Account:
     cdef object _last_reading
     cdef object _last_receipt
 
-    @cython.locals(rate=FamilyRate)
+    @cython.locals(rate=AnsweredRate)
     cpdef rows_done(self, str family, int64_t rows, int64_t now_ns)
     @cython.locals(energy_j=double, intensity=double, method=str)
     cpdef receipt(
         self, str family, str variant, double accuracy, int64_t rows, double active_j, int64_t now_ns, tuple path=*
     )
     cpdef str method_of(self, str family)
-    @cython.locals(rate=double, known=FamilyRate, bill=IdleBill, part_j=double)
+    @cython.locals(rate=double, known=AnsweredRate, bill=IdleBill, part_j=double)
     cdef double _bill_idle(self, str family, int64_t rows, int64_t now_ns) except? -1.0
     cdef double _family_idle_w(self, str family) except? -1.0

@@ -14,8 +14,12 @@ _JOULES_PER_KWH = 3.6e6
 _RATE_WINDOW_S = 60
 
 
-class FamilyRate:
-    """Rows a second over the trailing minute, counted in one-second bins."""
+class AnsweredRate:
+    """Rows a second that a family answered over the trailing minute, in one-second bins, to share idle energy out by.
+
+    Time before the first row counts from when the family was added, unlike in `traffic.Rate` of the router, which
+    starts with its first event and answers for rates that are shown and planned with.
+    """
 
     __slots__ = ("_answer", "_asked_ns", "bins", "rows", "since_ns")
 
@@ -110,7 +114,7 @@ class Account:
         self._meters: list[WorkerMeter] = []
         self._gone: list[WorkerMeter] = []
         self._places: dict[str, set[str]] = {}
-        self._rates: dict[str, FamilyRate] = {}
+        self._rates: dict[str, AnsweredRate] = {}
         self._idle: dict[str, IdleBill] = {}
         self._spans = Spans()
         self._retired_cpu_ns = 0
@@ -137,7 +141,7 @@ class Account:
 
     def add_family(self, family: str, now_ns: int) -> None:
         """Start the row rate of a family."""
-        self._rates.setdefault(family, FamilyRate(now_ns))
+        self._rates.setdefault(family, AnsweredRate(now_ns))
 
     def attach(self, meter: WorkerMeter) -> WorkerMeter:
         """Note that a worker now holds its slices; return its meter."""
@@ -172,7 +176,7 @@ class Account:
         """Count answered rows for the trailing-minute rate."""
         rate = self._rates.get(family)
         if rate is None:
-            rate = self._rates[family] = FamilyRate(now_ns)
+            rate = self._rates[family] = AnsweredRate(now_ns)
         rate.add(now_ns, rows)
 
     def window(self, sample: EnergySample, reading: Reading) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from clover import devices, families, profiles, settings
+from clover import devices, families, profiles, settings, terminal
 from clover.config import FamilyConfig, ServerConfig
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
@@ -54,6 +54,9 @@ USED = frozenset(
 )
 """Settings that measuring depends on.  The server's others are accepted, too: it tells people to run this command with
 the flags that the server was started with."""
+_WIDTH = 120
+"""Columns if standard output is no terminal."""
+
 _USAGE = "profile [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
 _ABOUT = (
     "Measure accuracy, latency and energy of every variant on this machine, choose a backend and a thread count for "
@@ -102,7 +105,7 @@ def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) 
             profile, where = _on(spec, found, config, options, cache)
     finally:
         devices.close(found)
-    print(table(profile))
+    print(table(profile, terminal.console(_WIDTH).width))
     print(f"\nkept in {where}")
     return profile
 

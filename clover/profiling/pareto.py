@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from clover import profiles
 from clover.errors import ConfigError
+from clover.terminal import Column, plain
 from clover.types import CascadeProfile, ChainPoint, FamilyProfile
 
 _SHOWN = 16
@@ -26,8 +27,9 @@ def best_of(points: Sequence[ChainPoint]) -> list[ChainPoint]:
     return found
 
 
-def cascades(found: CascadeProfile) -> list[str]:
-    """Return the front of chains as lines of text: a table, thinned, and a plot of accuracy over cost."""
+def cascades(found: CascadeProfile, width: int) -> list[str]:
+    """Return the front of chains as lines of text: two lines on what is shown, a table, thinned, that fits into `width`
+    characters, and a plot of accuracy over cost."""
     points = best_of(found.points)
     at = sorted({round(i * (len(points) - 1) / max(1, _SHOWN - 1)) for i in range(_SHOWN)})
     where = ", ".join(dict.fromkeys(found.measured_on.values()))
@@ -36,8 +38,14 @@ def cascades(found: CascadeProfile) -> list[str]:
     lines = [
         f"cascades: chosen on {found.calibration_rows} calibration rows, counted on {found.held_out_rows} others",
         f"{cost}{f' on {where}' if where else ''} ({found.method}); {len(at)} of {len(found.points)} points",
-        f"{'accuracy %':>15}  {f'against {best} alone':>24}  {'cost %':>6}  chain, passed on below, part of the rows",
     ]
+    columns = (
+        Column("accuracy %"),
+        Column(f"against {best} alone", spare=1),
+        Column("cost %"),
+        Column("chain, passed on below, part of the rows", right=False),
+    )
+    rows = []
     for point in (points[i] for i in at):
         stages = [
             f"{name} {f'< {point.thresholds[k]:.3f} ' if k < len(point.thresholds) else ''}({point.reach[k]:.1%})"
@@ -45,8 +53,9 @@ def cascades(found: CascadeProfile) -> list[str]:
         ]
         accuracy = f"{point.accuracy:.2f} ± {(point.high - point.low) / 2:.2f}"
         apart = "{:+.2f} ({:+.2f} to {:+.2f})".format(*point.against) if point.against else ""
-        lines.append(f"{accuracy:>15}  {apart:>24}  {100 * point.cost:>6.1f}  {' > '.join(stages)}")
-    return [*lines, "", *_plot([(100 * point.cost, point.accuracy) for point in found.points])]
+        rows.append((accuracy, apart, f"{100 * point.cost:.1f}", " > ".join(stages)))
+    sheet, _ = plain(columns, rows, width)
+    return [*lines, *sheet, "", *_plot([(100 * point.cost, point.accuracy) for point in found.points])]
 
 
 def _plot(points: list[tuple[float, float]]) -> list[str]:

@@ -314,7 +314,7 @@ def test_boards_that_draw_something_else_are_known_to_workers_only(tmp_path: Pat
 
 
 def test_the_report_says_that_nothing_was_measured() -> None:
-    text = report.table(emulated())
+    text = report.table(emulated(), 120)
     assert "times and energy of slices are analytical: nothing of them was measured on a GPU" in text
     assert "BASE: large with eager on 2 x 7g.40gb at 60 % load" in text
     assert "(analytical)" in text

@@ -145,7 +145,7 @@ def test_only_rows_that_all_saw_are_compared() -> None:
 
 
 def test_people_see_a_table_and_a_plot() -> None:
-    lines = cascades(profile_of(rows(1, 2000), rows(2, 2000), COSTS))
+    lines = cascades(profile_of(rows(1, 2000), rows(2, 2000), COSTS), 120)
     assert "2000 calibration rows" in lines[0]
     assert sum(" > " in line for line in lines) > 3
     assert sum("|" in line for line in lines) == 12

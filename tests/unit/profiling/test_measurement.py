@@ -610,9 +610,14 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
         ),
         notes=("the front end shares the workers' cores",),
     )
-    text = report.table(profile)
+    text = report.table(profile, 120)
     rows = [line.split() for line in text.splitlines()]
     assert ["v", "1c", "x", "1", "1", "1.000", "1.000", "1.000", "1.000", "90.00", "(published)", "*"] in rows
-    assert "90.00 ± 1.00 (n=100)" in text
+    assert ["v", "1c", "eager", "1", "1", "1.000", "1.000", "4.000", "1.000", "90.00", "±", "1.00", "100"] in rows
     assert "energy modelled" in text
     assert "note: the front end shares" in text
+    narrow = report.table(profile, 60)
+    assert max(map(len, narrow.partition("\n\n")[0].splitlines())) <= 60
+    assert "p95 ms  mJ/row  accuracy %" in narrow
+    assert "left out at 60 columns: threads, p50 ms, CPU ms/row, rows; a wider terminal or --json FILE shows" in narrow
+    assert "left out" not in text

@@ -141,7 +141,7 @@ def test_an_older_profile_still_loads() -> None:
         del point["against"]
     old = msgspec.convert(plain, FamilyProfile)
     assert old.cascade is not None
-    assert "the best variant" in cascades(old.cascade)[1]
+    assert "the best variant" in cascades(old.cascade, 120)[1]
     del plain["cascade"]
     assert msgspec.convert(plain, FamilyProfile).cascade is None
 
@@ -223,7 +223,7 @@ def test_a_variant_that_does_not_run_there_is_in_no_chain(kept: CascadeRows | No
 
 
 def test_the_table_shows_a_front_with_its_labels() -> None:
-    lines = cascades(MEASURED)
+    lines = cascades(MEASURED, 120)
     assert "1500 calibration rows, counted on 1200 others" in lines[0]
     assert "% of large alone, each variant at its most frugal batch on 2c (modelled)" in lines[1]
     assert "against large alone" in lines[2]
@@ -232,6 +232,9 @@ def test_the_table_shows_a_front_with_its_labels() -> None:
     assert accuracies == sorted(accuracies)
     shown = best_of(MEASURED.points)
     assert all(a.cost < b.cost and a.accuracy < b.accuracy for a, b in itertools.pairwise(shown))
+    narrow = cascades(MEASURED, 60)
+    assert max(map(len, narrow[2 : narrow.index("")])) <= 60
+    assert not any("against large alone" in line for line in narrow)
     for point in MEASURED.points:
         assert any(best.cost <= point.cost and best.accuracy >= point.accuracy for best in shown)
 
