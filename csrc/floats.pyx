@@ -3,14 +3,16 @@
 Text has a point or an exponent always, so that no reader takes a float for a whole number.  JSON has no word for what
 is not finite: there is no text then.
 
-**The digits of a float.**  Nine significant decimal digits tell any float from its neighbours, mostly fewer do.  So a
+**The digits of a float.**  Nine significant decimal digits tell any float from its neighbours; mostly fewer do.  So a
 float `v` of usual size is scaled by a power of ten such that six, then seven, ... digits stand before the point, and
-rounded to a whole number `s`; the first for which s over that power rounds to `v` again is written.  Both are doubles
-without error, and their quotient has that of one rounding, so a
-reader of decimals as doubles finds `v`; one that reads floats at once does too, because quotients within a few
-roundings of where two floats part are not taken.
-At nine digits none lies there: they are off by 5e-9 of `v` at most, and floats part at 3e-8 of it.  Other floats, rare
-in answers, are written with nine digits and an exponent.
+rounded to a whole number `s`.  The first `s` that, divided by that power, rounds to `v` again is written.
+
+A reader of decimals as doubles finds `v` then: `s` and the power are doubles without error, and their quotient has the
+error of one rounding.  So does a reader of decimals as floats, because a quotient within a few roundings of the middle
+between two floats is not taken.  With nine digits none lies there: they are off by 5e-9 of `v` at most, and the middle
+is at least 3e-8 of `v` away.
+
+Other floats, rare in answers, are written with nine digits and an exponent.
 """
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer

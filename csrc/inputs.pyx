@@ -1,11 +1,11 @@
 """Which inputs came before: a digest of a row of the slab, and a bounded memory of digests.
 
-**The digest** has 64 bits, by products of 64 x 64 bits folded onto themselves, four at a time.  Rows of up to `WHOLE`
-bytes are read whole.  Of larger ones the first and the last `EDGE` bytes are read, because padding lies between what
-differs and an end, and of the rest a 32nd: 64 stretches at least, with a line of 64 bytes each whose place the key
-decides.  So what a digest costs is bounded by a fraction of what it took to receive the row; but two large rows that
-differ in none of these places have one digest, for as long as the key is the same.  The key is drawn at random
-and shown to no client, so that none can aim at that, or at a collision.
+**The digest** has 64 bits, by products of 64 x 64 bits folded onto themselves, four at a time.  Rows of up to 64 KiB
+(`CLOVER_WHOLE`) are read whole.  Of larger ones the first and the last 4 KiB (`CLOVER_EDGE`) are read, because rows
+that are padded differ near their beginning or their end; of the rest about a 32nd is read: it is divided into at least
+64 stretches, and of each one line of 64 bytes, at a place that the key decides.  So a digest costs a fraction of what
+it took to receive the row.  Two large rows that differ in none of these places have the same digest as long as the key
+is the same; the key is drawn at random and shown to no client, so that none can aim at that, or at a collision.
 
 The bytes of an array that is not contiguous, such as the corner of a larger one, are read where they lie: a copy of
 them would cost more than the digest.

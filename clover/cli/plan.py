@@ -148,10 +148,12 @@ def _lines(problem: ProblemFile, answer: Solution) -> list[tuple[str, str]]:
         base.energy_j_per_request * problem.ci_base
     )
     best = f"; no configuration exceeds {answer.bound:.8f}" if answer.bound is not None else ""
-    gap = f", so at most {max(answer.gap, 0.0):.2%} is missing" if answer.gap is not None else ""
+    scale = "f" if problem.co2opt_f is None else "the distance from CO2OPT's f to the best f"
+    gap = "" if answer.gap is None else f"at most {max(answer.gap, 0.0):.2%} of {scale} is missing"
     return [
-        ("f", f"{answer.f:.8f}{best}{gap}"),
-        ("latency", f"{answer.p95_ms:.4g} ms at quantile {problem.quantile:g}, SLA {problem.sla_ms:.4g} ms"),
+        ("f", f"{answer.f:.8f}{best}"),
+        *([("gap", gap)] if gap else []),
+        (f"p{100.0 * problem.quantile:g}", f"{answer.p95_ms:.4g} ms, SLA {problem.sla_ms:.4g} ms"),
         ("accuracy", f"{answer.accuracy:.4f} % (base {base.accuracy:.4f} %)"),
         (
             "energy",

@@ -159,17 +159,23 @@ class ProblemFile(_Input, frozen=True, kw_only=True):
             self.lam - self._price * energy_j - (1.0 - self.lam) * (self.base.accuracy - accuracy) / self.base.accuracy
         )
 
-    def scale(self, best: float) -> float:
-        """Return what a distance from f = `best` is divided by to make a gap: the distance from CO2OPT (the
-        first-listed variant on the smallest slices everywhere), at least 0.01; if CO2OPT is overloaded, |best|."""
-        alone = [row[0] for row in self.table if row[0] and not row[1:].any()]
+    @cached_property
+    def co2opt_f(self) -> float | None:
+        """f of CO2OPT, the first-listed variant on the smallest slices everywhere; None if that is overloaded, or if no
+        GPU can be cut into these slices alone."""
+        slices = [row[0] for row in self.table if row[0] and not row[1:].any()]
         small = self.partition_slices[0]
         for at, group in enumerate(self.groups):
-            if alone and group.variant == self.groups[0].variant and group.slice == small:
-                if self.arrival_rate < self.n_gpus * max(alone) / self.service_s[at]:
-                    return max(SMALLEST_SCALE, best - (self.offset + float(self.gains[at])))
-                break
-        return max(SMALLEST_SCALE, abs(best))
+            if slices and group.variant == self.groups[0].variant and group.slice == small:
+                served = self.n_gpus * max(slices) / self.service_s[at]
+                return self.offset + float(self.gains[at]) if self.arrival_rate < served else None
+        return None
+
+    def scale(self, best: float) -> float:
+        """Return what a distance from f = `best` is divided by to make a gap: the distance from CO2OPT's f, or |best|
+        if there is none; at least 0.01."""
+        low = self.co2opt_f
+        return max(SMALLEST_SCALE, abs(best) if low is None else best - low)
 
     def named(self, counts: Sequence[int] | Counts) -> dict[str, int]:
         """Return workers of each group as in an answer, without the groups that have none."""

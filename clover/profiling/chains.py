@@ -102,8 +102,8 @@ def points_of(
     calibration: Mapping[str, Answers], held_out: Mapping[str, Answers], costs: Mapping[str, float], best: str
 ) -> tuple[ChainPoint, ...]:
     """Return the chains to keep at these costs: chosen on `calibration`, with figures counted on `held_out`."""
-    alone = {name: cost / max(costs[best], 1e-12) for name, cost in costs.items()}
-    played = list(every_chain(calibration, alone))
+    relative = {name: cost / max(costs[best], 1e-12) for name, cost in costs.items()}
+    played = list(every_chain(calibration, relative))
     fronts = [front(item for item in played if len(item.chain) < longest) for longest in (_LONGEST, _LONGEST + 1)]
     pairs = [
         [item for item in front(each for each in played if each.chain in (pair[:1], pair)) if item.chain == pair]
@@ -112,7 +112,7 @@ def points_of(
     kept = [*(thinned(each) for each in fronts), *(thinned(each, OWN_POINTS) for each in pairs)]
     chosen = dict.fromkeys(item for each in kept for item in each)
     ordered = sorted(chosen, key=lambda item: (item.cost, item.accuracy))
-    return tuple(_point(held_out, alone, item, best) for item in ordered)
+    return tuple(_point(held_out, relative, item, best) for item in ordered)
 
 
 def _quantiles(scores: Floats) -> tuple[float, ...]:

@@ -38,13 +38,14 @@ def prepare(spec: FamilySpec, inputs: object) -> tuple[int, list[Prepared]]:
     if not isinstance(inputs, Mapping):
         example = f"{{{spec.inputs[0].name!r}: ...}}"
         raise BadRequest(
-            f"inputs is a mapping of names to arrays, as {example}, not {_came(inputs)}; this model takes {_all(spec)}"
+            f"inputs is a mapping of names to arrays, as {example}, not {_described(inputs)}; "
+            f"this model takes {_all_wanted(spec)}"
         )
     known = [tensor.name for tensor in spec.inputs]
     for name in inputs:
         if name not in known:
             hint = did_you_mean(name, known) if isinstance(name, str) else ""
-            raise BadRequest(f"unknown input {name!r}{hint}; this model takes {_all(spec)}")
+            raise BadRequest(f"unknown input {name!r}{hint}; this model takes {_all_wanted(spec)}")
     out: list[Prepared] = []
     counts: dict[str, int] = {}
     for tensor in spec.inputs:
@@ -82,8 +83,8 @@ def _typed(tensor: TensorSpec, given: Any) -> NDArray[Any]:
         raise _refused(tensor, given) from error
     if array.dtype == dtype:
         return array
-    numbers = not hasattr(given, "dtype") and array.dtype == np.int64  # of Python, which have no dtype
-    kinds = "iu" if dtype.kind in "iu" else "fiu" if numbers else dtype.kind
+    python_integers = not hasattr(given, "dtype") and array.dtype == np.int64
+    kinds = "iu" if dtype.kind in "iu" else "fiu" if python_integers else dtype.kind
     if tensor.datatype == "BF16" or (array.size and (array.dtype.kind not in kinds or dtype.kind not in "fiu")):
         why = ""
         if dtype.kind == "f" and array.dtype.kind in "iu":
@@ -102,7 +103,7 @@ def _typed(tensor: TensorSpec, given: Any) -> NDArray[Any]:
 
 
 def _refused(tensor: TensorSpec, given: Any, why: str = "") -> BadRequest:
-    return BadRequest(f"input {tensor.name!r} must be {_wanted(tensor)}, not {_came(given)}{why}")
+    return BadRequest(f"input {tensor.name!r} must be {_wanted(tensor)}, not {_described(given)}{why}")
 
 
 def _wanted(tensor: TensorSpec) -> str:
@@ -115,7 +116,7 @@ def _wanted(tensor: TensorSpec) -> str:
     return f"{tensor.datatype}{bits} of shape [{row}], or {several} for several rows"
 
 
-def _came(given: Any) -> str:
+def _described(given: Any) -> str:
     """Return what was given in words, as "uint8 of shape [28, 28]"; never a value."""
     dtype, shape = getattr(given, "dtype", None), getattr(given, "shape", None)
     if dtype is not None and shape is not None:
@@ -130,7 +131,8 @@ def _came(given: Any) -> str:
     return f"a {type(given).__name__}"
 
 
-def _all(spec: FamilySpec) -> str:
+def _all_wanted(spec: FamilySpec) -> str:
+    """Return every declared input in words."""
     return "; ".join(f"{tensor.name!r}: {_wanted(tensor)}" for tensor in spec.inputs)
 
 
