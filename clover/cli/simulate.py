@@ -40,7 +40,8 @@ _CASCADES = ("objective+cascade", "budget+cascade")
 
 _ABOUT = """\
 Play families of model variants through carbon traces under policies, on a virtual clock and through the controller that
-serves.  Nothing is measured: joules, p95 and accuracy are those of the planner's model on a profile.
+serves.  Nothing is measured: joules, p95 and accuracy are those of the planner's model on a profile.  Brackets hold
+defaults; after "paper:", those of --scenario paper.
 """
 
 
@@ -82,8 +83,20 @@ def _fail(text: str, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog=f"{program()} simulate", description=_ABOUT)
-    add = parser.add_argument
+    parser = CommandParser(
+        prog=f"{program()} simulate", description=_ABOUT, usage=f"{program()} simulate [FAMILY ...] [options]"
+    )
+    _add_subject(parser.add_argument_group("what is played"))
+    _add_targets(parser.add_argument_group("targets"))
+    _add_rules(parser.add_argument_group("the server"))
+    _add_kinds(parser.add_argument_group("other simulations"))
+    _add_running(parser.add_argument_group("running and output"))
+    return parser
+
+
+def _add_subject(group: argparse._ArgumentGroup) -> None:
+    """Add what is played: families, policies, grids, load and machine."""
+    add = group.add_argument
     add(
         "families",
         metavar="FAMILY",
@@ -110,6 +123,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--hours", type=float, default=None, help=f"hours of each trace [{_HOURS:g}; paper: 48]")
     add("--start", metavar="ISO", default="", help="grid time to start at [the trace's first value]")
     add("--seeds", metavar="N", type=int, default=None, help=f"runs with other random numbers [1; paper: {SEEDS}]")
+    add(
+        "--confidence",
+        default="parametric",
+        help="confidence of the paper's families, never measured: parametric, "
+        "parametric:ALIKE,BLUR (0.9,0.7), or none, which leaves them without cascades [parametric]",
+    )
+    add(
+        "--forecast",
+        default="perfect",
+        help="what policies know of the hours to come: perfect, seasonal, "
+        "persistence, or error:PCT, the trace with normal errors [perfect]",
+    )
+
+
+def _add_targets(group: argparse._ArgumentGroup) -> None:
+    """Add what plans aim at."""
+    add = group.add_argument
     add(
         "--objective",
         choices=("paper", "floor"),
@@ -139,18 +169,11 @@ def _parser() -> argparse.ArgumentParser:
         default=24.0,
         help="hours over which a budget averages [24; paper: all]",
     )
-    add(
-        "--forecast",
-        default="perfect",
-        help="what policies know of the hours to come: perfect, seasonal, "
-        "persistence, or error:PCT, the trace with normal errors [perfect]",
-    )
-    add(
-        "--confidence",
-        default="parametric",
-        help="confidence of the paper's families, never measured: parametric, "
-        "parametric:ALIKE,BLUR (0.9,0.7), or none, which leaves them without cascades [parametric]",
-    )
+
+
+def _add_rules(group: argparse._ArgumentGroup) -> None:
+    """Add how the server and its machine behave."""
+    add = group.add_argument
     add(
         "--asleep",
         metavar="W",
@@ -175,6 +198,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also make changes during which capacity falls below the load",
     )
+
+
+def _add_kinds(group: argparse._ArgumentGroup) -> None:
+    """Add simulations of another kind than hours in steps."""
+    add = group.add_argument
     add(
         "--minutes",
         metavar="M",
@@ -203,11 +231,15 @@ def _parser() -> argparse.ArgumentParser:
         "48 h of the artifact's traces (in --traces DIR), two accountings; day: a day under an accuracy budget, by "
         "mixes and by cascades",
     )
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    """Add how it is run, and what is written."""
+    add = group.add_argument
     add("--jobs", metavar="N", type=int, default=1, help="processes that share a scenario's families and traces [1]")
     add("--quick", action="store_true", help="play less: 2 GPUs, 6 hours")
     add("--png", action="store_true", help="write charts as PNG too (needs the extra `simulate`)")
     add("-o", "--output", metavar="DIR", default="", help="write results.json and report.html there")
-    return parser
 
 
 def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:

@@ -120,16 +120,7 @@ def verify(problem: ProblemFile, counts: Counts, *, most_rows: int = MOST_ROWS) 
     wanted = REPLICATIONS
     while True:
         for number in range(len(shares), wanted):
-            played = des.simulate(
-                service_s,
-                counts,
-                arrivals(rate, ramp, warm_up + rows, _SEED + number),
-                rows=warm_up + rows,
-                warm_up=warm_up,
-                seed=_SEED + number,
-                law="normal",
-                cv=problem.cv,
-            )
+            played = _replicate(problem, counts, ramp, warm_up, rows, seed=_SEED + number)
             latency_s.append(played.latency_s)
             shares.append(played.shares)
         measured_s, half_width_s = _quantile(latency_s, problem.quantile)
@@ -165,6 +156,20 @@ def verify(problem: ProblemFile, counts: Counts, *, most_rows: int = MOST_ROWS) 
         misses=holds is False,
         agrees=agrees is True,
         why=("it keeps the SLA, but " if holds and faults else "") + "; ".join(faults),
+    )
+
+
+def _replicate(problem: ProblemFile, counts: Counts, ramp: int, warm_up: int, rows: int, *, seed: int) -> des.Outcome:
+    """Simulate one replication: `rows` requests after `warm_up` ones, in the first `ramp` of which the rate rises."""
+    return des.simulate(
+        problem.service_s,
+        counts,
+        arrivals(problem.arrival_rate, ramp, warm_up + rows, seed),
+        rows=warm_up + rows,
+        warm_up=warm_up,
+        seed=seed,
+        law="normal",
+        cv=problem.cv,
     )
 
 

@@ -19,10 +19,14 @@ from clover.errors import ProfileError, WorkerError
 from clover.planning.model.queueing import REST_S
 from clover.profiling.choose import faster
 from clover.profiling.driver import Cell, Scored
+from clover.profiling.effort import Effort
 from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled
 from clover.profiling.rig import Findings, Rig, WorkerSetup, answers_of
 from clover.runtime.workers.pool import WorkerProcess
 from clover.types import LatencyMeasurement, Method, Placement, VariantSpec
+
+TimedCell = tuple[Cell, tuple[float, Method]]
+"""Batches of one size, and joules a row with how they are known."""
 
 MULTITHREADED_FROM_MS = 1.0
 """A quick measurement tries several threads only if the largest batch takes one thread this long: handing work between
@@ -139,28 +143,32 @@ class LatencyGrid:
         )
         at = {place.profile: place for place in places}
         kinds = dict.fromkeys((m.variant, m.backend, m.profile, m.threads) for m in self._found.latency)
-        cells: dict[tuple[str, str, str, int], list[Cell]] = {}
-        joules: dict[tuple[str, str, str, int], list[tuple[float, Method]]] = {}
+        timed: dict[tuple[str, str, str, int], list[TimedCell]] = {}
         for number in range(shares):
             for variant, name, profile, threads in list(kinds):
                 setup = WorkerSetup(rig.spec.variant(variant), name, at[profile], threads)
                 rig.steps.begin(f"{setup}, round {number + 1} of {shares}")
                 try:
-                    async with rig.worker(setup) as worker:
-                        for batch in rig.batches:
-                            cell, energy = await rig.timed(worker, setup.place, batch, part)
-                            cells.setdefault((variant, name, profile, batch), []).append(cell)
-                            joules.setdefault((variant, name, profile, batch), []).append(energy)
+                    found = await self._round(setup, part)
                 except WorkerError as error:
                     del kinds[variant, name, profile, threads]
                     self._found.note(f"{setup} was measured once only", error)
+                    continue
+                for batch, one in found.items():
+                    timed.setdefault((variant, name, profile, batch), []).append(one)
         for index, m in enumerate(self._found.latency):
             if (m.variant, m.backend, m.profile, m.threads) in kinds:
-                key = m.variant, m.backend, m.profile, m.batch
-                each = middle_j(joules[key])
-                found = latency_of(pooled(cells[key]), m.variant, m.profile, m.backend, m.threads, each)
-                rested_j = m.rested_j * each[0] / m.energy_j_per_row if m.rested_j else 0.0
-                self._found.latency[index] = msgspec.structs.replace(found, rested_j=rested_j)
+                each = timed[m.variant, m.backend, m.profile, m.batch]
+                cell, energy = pooled([cell for cell, _ in each]), middle_j([joules for _, joules in each])
+                latency = latency_of(cell, m.variant, m.profile, m.backend, m.threads, energy)
+                rested_j = m.rested_j * energy[0] / m.energy_j_per_row if m.rested_j else 0.0
+                self._found.latency[index] = msgspec.structs.replace(latency, rested_j=rested_j)
+
+    async def _round(self, setup: WorkerSetup, effort: Effort) -> dict[int, TimedCell]:
+        """Return what one worker takes for every batch size, by batch size."""
+        rig = self._rig
+        async with rig.worker(setup) as worker:
+            return {batch: await rig.timed(worker, setup.place, batch, effort) for batch in rig.batches}
 
     async def _cell(self, worker: WorkerProcess, setup: WorkerSetup, batch: int) -> None:
         """Measure one batch size; on cores, for the smallest, also what waking the worker up costs."""

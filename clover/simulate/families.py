@@ -21,6 +21,7 @@ from clover.hints import did_you_mean, program
 from clover.planning.packing.geometry import layouts
 from clover.profiles import ProfileStore, cache_folder
 from clover.profiling import analytical, pace
+from clover.profiling.pace import PaceRow
 from clover.simulate import parametric
 from clover.simulate.parametric import Confidence
 from clover.types import (
@@ -196,31 +197,32 @@ def _sure(known: Known, confidence: Confidence) -> Known:
     )
 
 
+def _latency(row: PaceRow, method: Method) -> LatencyMeasurement:
+    """Return a row of the table of paces as a measurement of one request at a time; its service time is constant."""
+    return LatencyMeasurement(
+        variant=row.variant,
+        profile=row.profile,
+        backend=_BACKEND,
+        batch=1,
+        threads=1,
+        samples=0,
+        mean_ms=row.ms,
+        cv=0.0,
+        p50_ms=row.ms,
+        p95_ms=row.ms,
+        p99_ms=row.ms,
+        cpu_s_per_row=0.0,
+        energy_j_per_row=row.watts * row.ms / 1e3,
+        energy_method=method,
+    )
+
+
 @cache
 def _paper(name: str, shapes: tuple[DeviceShape, ...]) -> Known:
     file, table_of_paces = paper(), pace.shipped()
     known = next(family for family in file.families if family.family == name)
     offered = {place.profile for shape in shapes for layout in shape.layouts for place in layout}
-    latency = [
-        LatencyMeasurement(
-            variant=row.variant,
-            profile=row.profile,
-            backend=_BACKEND,
-            batch=1,
-            threads=1,
-            samples=0,
-            mean_ms=row.ms,
-            cv=0.0,
-            p50_ms=row.ms,
-            p95_ms=row.ms,
-            p99_ms=row.ms,
-            cpu_s_per_row=0.0,
-            energy_j_per_row=row.watts * row.ms / 1e3,
-            energy_method=file.method,
-        )
-        for row in table_of_paces.of(name)
-        if row.profile in offered
-    ]
+    latency = [_latency(row, file.method) for row in table_of_paces.of(name) if row.profile in offered]
     if not latency:
         raise ConfigError(f"{name} is known on A100 slices only, not on {', '.join(sorted(offered))}: give --gpus")
     accuracy = tuple(

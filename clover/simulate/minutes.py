@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from clover.accounting import Account, joules_per_row
 from clover.carbon import GridClock, SourceChain
 from clover.carbon.grid import Grid
-from clover.config import ControllerConfig, FamilyConfig
+from clover.config import FamilyConfig
 from clover.control.context import Clocks
 from clover.control.controller import Controller
 from clover.errors import ConfigError, RequestError
@@ -148,15 +148,7 @@ class _Play:
         case, world, rules = self.case, self.case.world, self.case.world.rules
         profile = world.known.profile
         loop = asyncio.get_running_loop()
-        settings = ControllerConfig(
-            policy=case.scheme.policy,
-            objective=case.scheme.form or rules.form,
-            lam=case.scheme.lam if case.scheme.lam is not None else rules.lam,
-            min_dwell_s=rules.dwell_s,
-            design_rate=self.rate,
-            allow_capacity_loss=rules.capacity_loss,
-            cascade=case.scheme.cascade,
-        )
+        settings = msgspec.structs.replace(case.settings, design_rate=self.rate)
         config = FamilyConfig(
             family=profile.family,
             slo_ms=rules.slo_ms,

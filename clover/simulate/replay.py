@@ -21,11 +21,12 @@ import numpy as np
 
 from clover.carbon import GridClock, SourceChain
 from clover.carbon.grid import Grid
-from clover.config import ControllerConfig, FamilyConfig
+from clover.config import FamilyConfig
 from clover.control.arrivals import WINDOW_S
 from clover.control.context import Clocks
 from clover.control.controller import Controller
 from clover.control.family import Family, default_targets
+from clover.control.request import Targets
 from clover.errors import ConfigError
 from clover.planning.budget.horizon_bound import HorizonPart, least_grams
 from clover.policies.plans import chained
@@ -79,30 +80,11 @@ class _Replay:
         """Play the case."""
         began = time.perf_counter()
         case, world, trace, rules = self.case, self.case.world, self.case.trace, self.case.world.rules
-        scheme = case.scheme
         grid_clock = GridClock(trace.start_s, 1.0, clock.now_s)
         source = ForecastSource(trace.source, rules.forecast, case.seed)
         chain = SourceChain([source], monotonic=clock.now_s)
-        settings = ControllerConfig(
-            policy=scheme.policy,
-            objective=scheme.form or rules.form,
-            lam=scheme.lam if scheme.lam is not None else rules.lam,
-            interval_s=self.step_s,
-            min_dwell_s=rules.dwell_s,
-            allow_capacity_loss=rules.capacity_loss,
-            cascade=scheme.cascade,
-        )
-        static = scheme.accuracy_floor is not None
-        config = FamilyConfig(
-            family=world.known.profile.family,
-            slo_ms=case.slo_ms if case.slo_ms is not None else rules.slo_ms,
-            accuracy_floor=scheme.accuracy_floor if static else rules.accuracy_floor,
-            accuracy_margin=0.0 if static else rules.accuracy_margin,
-            budget_horizon_s=rules.budget_horizon_s,
-        )
-        budget = scheme.accuracy_budget if scheme.accuracy_budget is not None else rules.accuracy_budget
-        if budget is not None:
-            config = msgspec.structs.replace(config, accuracy_budget=budget)
+        settings = msgspec.structs.replace(case.settings, interval_s=self.step_s)
+        config = self._config()
         targets = default_targets(world.known.profile, config, settings)
         controller = Controller(
             settings,
@@ -133,13 +115,32 @@ class _Replay:
             before = family.changes, family.turned
             await asyncio.sleep(self.began_s + (index + 1) * self.step_s - clock.now_s())
             steps.append(self._closed(fleet, family, controller, at_s, rate, before, reading))
-        found = [(decision["detail"], decision["count"]) for decision in controller.decisions(1000)]
-        held = {why: sum(count for detail, count in found if words in detail) for why, words in HELD.items()}
-        counts = controller.context.decisions.counts
+        run = self._run(controller, family, steps, targets)
         await controller.stop()
+        return msgspec.structs.replace(run, seconds=time.perf_counter() - began)
+
+    def _config(self) -> FamilyConfig:
+        """Return how the family is served: by the scheme, or as the rules say."""
+        case, scheme, rules = self.case, self.case.scheme, self.case.world.rules
+        static = scheme.accuracy_floor is not None
+        config = FamilyConfig(
+            family=case.world.known.profile.family,
+            slo_ms=case.slo_ms if case.slo_ms is not None else rules.slo_ms,
+            accuracy_floor=scheme.accuracy_floor if static else rules.accuracy_floor,
+            accuracy_margin=0.0 if static else rules.accuracy_margin,
+            budget_horizon_s=rules.budget_horizon_s,
+        )
+        budget = scheme.accuracy_budget if scheme.accuracy_budget is not None else rules.accuracy_budget
+        return config if budget is None else msgspec.structs.replace(config, accuracy_budget=budget)
+
+    def _run(self, controller: Controller, family: Family, steps: Sequence[ReplayStep], targets: Targets) -> Run:
+        """Return what became of the case; `seconds` are still 0."""
+        case, world, scheme = self.case, self.case.world, self.case.scheme
+        found = [(decision["detail"], decision["count"]) for decision in controller.decisions(1000)]
+        counts = controller.context.decisions.counts
         return Run(
             family=family.name,
-            trace=trace.name,
+            trace=case.trace.name,
             load=case.load.name,
             policy=scheme.name,
             seed=case.seed,
@@ -147,17 +148,17 @@ class _Replay:
             gpus=len(world.machine.shapes),
             slo_ms=targets.slo_ms,
             accuracy_floor=targets.accuracy_floor,
-            lam=family.lam(settings),
+            lam=family.lam(case.settings),
             steps=tuple(steps),
             sums=summed(steps),
             beside=scheme.beside,
             confidence="parametric" if scheme.cascade and world.known.confidence else "",
             plans=sum(counts.values()) - counts["failed"],
-            held=held,
+            held={why: sum(count for detail, count in found if words in detail) for why, words in HELD.items()},
             rollbacks=counts["rolled back"],
             failed=counts["failed"],
             limit_grams=self._limit(steps, targets.slo_ms),
-            seconds=time.perf_counter() - began,
+            seconds=0.0,
         )
 
     def _limit(self, steps: Sequence[ReplayStep], slo_ms: float) -> float | None:

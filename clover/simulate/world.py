@@ -12,7 +12,7 @@ from typing import Literal
 from clover.carbon import build_source
 from clover.carbon.layouts import parse_time
 from clover.carbon.trace import TraceSource
-from clover.config import EnergyConfig
+from clover.config import ControllerConfig, EnergyConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError
 from clover.interfaces import CarbonSource
@@ -173,6 +173,19 @@ class Case:
     def spared_w(self) -> float | None:
         """Watts that a device without workers draws less than one with; None if none sleeps."""
         return None if self.asleep_w is None else self.world.machine.idle_w - self.asleep_w
+
+    @property
+    def settings(self) -> ControllerConfig:
+        """The controller's settings, as far as the case has them."""
+        rules = self.world.rules
+        return ControllerConfig(
+            policy=self.scheme.policy,
+            objective=self.scheme.form or rules.form,
+            lam=self.scheme.lam if self.scheme.lam is not None else rules.lam,
+            min_dwell_s=rules.dwell_s,
+            allow_capacity_loss=rules.capacity_loss,
+            cascade=self.scheme.cascade,
+        )
 
 
 def gpus(count: int) -> SimulatedMachine:
