@@ -25,7 +25,6 @@ Floats = NDArray[np.float32]
 Scorer = Callable[[Sequence[Any]], Floats]
 """Outputs of a batch in their declared order (arrays [rows, ...]) -> scores [rows], float32."""
 
-
 ROUNDING = 0.01
 """How far out of 0..1 a score may be by rounding (in half precision); beyond, the output holds no probabilities."""
 
@@ -63,12 +62,12 @@ def _of_probabilities(function: Callable[[Floats], Floats], at: int, name: str) 
         values = _flat(outputs[at])
         found = function(values)
         fine = (found >= -ROUNDING) & (found <= 1.0 + ROUNDING)
-        return found if fine.all() else _spared(found, fine, values, wrong)
+        return found if fine.all() else _with_nans(found, fine, values, wrong)
 
     return score
 
 
-def _spared(found: Floats, fine: NDArray[np.bool_], values: NDArray[Any], what: str) -> Floats:
+def _with_nans(found: Floats, fine: NDArray[np.bool_], values: NDArray[Any], what: str) -> Floats:
     """Return scores `found` with NaN for the rows that are not `fine` because their `values` are not finite.
 
     Raises ScoreError, with the text `what`, if a row is not fine although its values are finite.
@@ -125,7 +124,7 @@ def _own(function: Callable[..., Any], at: int) -> Scorer:
             raise ScoreError(f"confidence gave {found.dtype} {list(found.shape)} for {len(outputs[at])} rows")
         scores = found.astype(np.float32, copy=False)
         fine = np.isfinite(scores)
-        return scores if fine.all() else _spared(scores, fine, np.asarray(outputs[at]), "the function gave {:g}")
+        return scores if fine.all() else _with_nans(scores, fine, np.asarray(outputs[at]), "the function gave {:g}")
 
     return score
 

@@ -83,11 +83,11 @@ def plain(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) 
 
 def legend(columns: Sequence[Column], shown: Sequence[int], width: int) -> str:
     """Return a line for each of the columns `shown` that has an explanation: its head and that."""
-    told = [columns[index] for index in shown if columns[index].about]
-    indent = max((len(column.head) for column in told), default=0) + _GAP
+    explained = [columns[index] for index in shown if columns[index].about]
+    indent = max((len(column.head) for column in explained), default=0) + _GAP
     return "\n".join(
         textwrap.fill(column.head.ljust(indent) + column.about, max(width, indent + 20), subsequent_indent=" " * indent)
-        for column in told
+        for column in explained
     )
 
 

@@ -256,13 +256,16 @@ class BasePoint(Record, frozen=True, kw_only=True):
 class ChainPoint(Record, frozen=True, kw_only=True):
     """A way to cascade: a chain of variants and its thresholds, which were chosen on calibration rows.
 
-    All else is what it does on held-out rows.  `accuracy` with its 95 % interval `low` .. `high`, in percent; `reach`,
-    the part of the rows that is asked of each stage (the first: 1).  `ends` is the accuracy of the rows that end at
-    each stage, `cut` what the stage says of the rows that go on from it (of the last stage: its `ends`).  `cost` is the
-    energy of a row as a part of the best variant's alone, at each variant's most frugal.  `against`: accuracy less that
-    of the best variant alone, in points, and the 95 % interval of that difference, row by row.  `alike`: of the rows
-    that end at each stage, the part that is answered as the best variant does; `overruled`: of all rows, the part that
-    goes on to the best variant, which then says otherwise than the stage before it.  Empty (negative) where unknown.
+    The figures are those of held-out rows, empty (negative) if unknown:
+
+    `accuracy`, `low`, `high`  percent, and its 95 % interval
+    `reach`                    by stage: the part of all rows that it is asked (the first stage: 1)
+    `ends`                     by stage: the accuracy of its answers to the rows that end there
+    `cut`                      by stage: the accuracy of its answers to the rows that it passes on (the last: as `ends`)
+    `cost`                     energy of a row as a part of the best variant's alone, at each variant's most frugal
+    `against`                  points of accuracy above the best variant alone, and the 95 % interval of this difference
+    `alike`                    by stage: of the rows that end there, the part that the best variant answers alike
+    `overruled`                of all rows, the part that reaches the best variant and gets another answer from it
     """
 
     chain: tuple[str, ...]

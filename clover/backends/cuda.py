@@ -6,13 +6,13 @@ batch overwrites.  The host sleeps until they are there, instead of spinning as 
 energy.
 
 **Recorded launches.**  A small model is a dozen kernels of microseconds, and launching them costs more than running
-them.  Where every row has one shape, the launches of each batch size are recorded once as a CUDA graph, over inputs
-that stay where they are, and replayed as one.  That is only right for a model whose host code decides nothing, so each
-recording is replayed on two sets of made-up rows and held against the model itself; where recording fails or a replay
-differs, there are no recordings and the log says why.  `parameters.cuda_graphs = false` of a variant turns them off.
+them.  If every row has one shape, the launches of each batch size are recorded once as a CUDA graph, over inputs that
+keep their addresses, and replayed as one.  That is right only if the model's host code takes no decision from the data,
+so each recording is replayed on two sets of made-up rows and compared with the model itself.  If recording fails or a
+replay differs, nothing is replayed and the log says why.  `parameters.cuda_graphs = false` of a variant turns it off.
 
-**Errors.**  Out of memory is the batch's failure.  Any other error CUDA gives leaves the context of this process
-unusable for ever, so it becomes a WorkerError, which ends the worker.
+**Errors.**  Out of memory fails the batch only.  Any other error of CUDA leaves this process's context unusable, so it
+becomes a WorkerError, which ends the worker.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Recording(Protocol):
     """What the model returned when it was recorded: each replay writes there."""
 
     def replay(self) -> None:
-        """Run them again, on what lies in the inputs now."""
+        """Run the launches again, on what the inputs hold now."""
 
 
 class Runner:
@@ -180,6 +180,7 @@ class Runner:
         return answers
 
     def _put(self, index: int, array: NDArray[Any], rows: int) -> torch.Tensor:
+        """Copy one input to the device, into the buffer that recordings read if there is one; return it there."""
         source = to_tensor(array, self._family.inputs[index])
         there = self._inputs[index]
         if there is None:
@@ -189,6 +190,8 @@ class Runner:
         return place
 
     def _fetch(self, result: Any, rows: int) -> list[NDArray[Any]]:
+        """Return what the model returned as arrays, in the page-locked buffers if it is as declared; not there before
+        `_wait` returns."""
         parts = list(result) if isinstance(result, (tuple, list)) else [result]
         answers: list[NDArray[Any]] = []
         for part, buffer in zip(parts, [*self._outputs, *[None] * len(parts)], strict=False):
@@ -250,7 +253,7 @@ class Runner:
         return ""
 
     def _still_works(self) -> None:
-        """Check that a recording that was broken off broke nothing else; raises what the model raises then."""
+        """Run one row without recordings, as a failed recording may have broken more; raises what the model raises."""
         self._recordings = {}
         generator = np.random.default_rng(2)
         self([parity.made_up(tensor, 1, generator) for tensor in self._family.inputs])

@@ -227,6 +227,7 @@ def layouts_of(total: int) -> list[tuple[tuple[int, int], ...]]:
 
 
 def _sizes(total: int) -> list[int]:
+    """Return the powers of two up to `total`, largest first."""
     return [1 << power for power in range(total.bit_length() - 1, -1, -1) if 1 << power <= total]
 
 
@@ -242,6 +243,7 @@ def _tilings(start: int, end: int) -> Iterator[tuple[tuple[int, int], ...]]:
 
 
 def _bounded(total: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Yield the uniform layouts, and those of two sizes (see the module)."""
     sizes = _sizes(total)
     for size in sizes:
         yield tuple(_fill(0, total, size))

@@ -311,7 +311,7 @@ def use_box(path: Path) -> None:
 
 
 def _choose(name: str) -> None:
-    """Name the box at `name` to the library, which once loaded stays with the first one it is told."""
+    """Name the box at `name` to the library, which keeps the first one that it is given; DeviceError for another."""
     if os.path.realpath(os.environ.setdefault(STATE, name)) != name:
         raise DeviceError(f"this process uses the emulated machine {os.environ[STATE]} already")
 

@@ -66,7 +66,7 @@ _TEXTS = {
 
 LOST = (
     "the GPU is lost (it fell off the bus, or its driver gave it up): reset it or reboot; the kernel log says why; "
-    "what other devices serve goes on"
+    "other devices serve as before"
 )
 
 

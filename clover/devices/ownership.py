@@ -154,8 +154,8 @@ class Ownership:
             with contextlib.suppress(OSError):
                 os.unlink(draft)
             raise DeviceError(
-                f"cannot write {self._path}: {error.strerror}; without it a crash would leave instances that nobody "
-                "owns, so none is made or removed: see --cache-dir"
+                f"cannot write {self._path}: {error.strerror}; without it a crash would leave instances that "
+                "no server knows as its own, so none is made or removed: see --cache-dir"
             ) from error
         self._places = places
 

@@ -1,7 +1,7 @@
 """The partitionable GPUs as data, for the emulated NVML and for planning where no GPU is at hand.
 
 `data/mig_profiles.json` holds twelve boards with every MIG profile, and says field by field where its numbers come
-from.  What nobody published is filled in by a stated rule and named in the row's `analytical`.  On a real GPU all of
+from.  What was not published is filled in by a stated rule and named in the row's `analytical`.  On a real GPU all of
 this is asked of the driver instead: names, memory and even placements differ by driver and by die.
 """
 

@@ -32,7 +32,7 @@ class MeasureBar(RichProgress):
 
 @contextlib.contextmanager
 def _logging_through(stream: IO[str], before: IO[str]) -> Iterator[None]:
-    """Have log handlers that write to `before` write to `stream`: above the bar, and not into its line."""
+    """Let log handlers that write to `before` write to `stream` while the body runs."""
     handlers = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
     moved = [handler for handler in handlers if handler.stream is before]
     for handler in moved:
@@ -46,10 +46,11 @@ def _logging_through(stream: IO[str], before: IO[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shown(family: str, console: Console) -> Iterator[Progress]:
-    """Show a bar on `console`; the caller reports to what is given."""
+    """Show a bar on `console` while the body runs; yield the function that takes each report of progress."""
     time_left = TimeLeft()
     columns = (BarColumn(_BAR_COLUMNS), TimeElapsedColumn(), TextColumn("{task.description}"))
     stderr = sys.stderr
+    # While a bar is shown, sys.stderr prints above it: a log line must not break into the bar's own.
     with MeasureBar(*columns, console=console, transient=True) as bar, _logging_through(sys.stderr, stderr):
         task = bar.add_task("", total=None)
 

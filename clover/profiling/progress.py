@@ -46,7 +46,8 @@ class ProgressLines:
 
 @contextlib.contextmanager
 def progress_bar(family: str, *, quick: bool = True) -> Iterator[Progress]:
-    """Show a progress bar on standard error, or lines if that is no terminal; the caller reports to what is given."""
+    """Show a progress bar on standard error while the body runs, or lines if that is no terminal; yield the function
+    that takes each report of progress."""
     if sys.stderr.isatty():
         from rich.console import Console
 

@@ -138,9 +138,9 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
         grams, joules = totals["carbon_g"], totals.get("energy_j", 0.0)
         yield "carbon", f"{_grams(grams)} gCO2e and {_energy(joules)} so far, idle power included"
     for kind in ("base", "static"):
-        told = (model.get("saved") or {}).get(kind)
-        if told:
-            yield "saved" if kind == "base" else "", told["words"].removeprefix("saved ")
+        saved = (model.get("saved") or {}).get(kind)
+        if saved:
+            yield "saved" if kind == "base" else "", saved["words"].removeprefix("saved ")
 
 
 def _runs(model: dict[str, Any]) -> str:

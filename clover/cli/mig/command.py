@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ DONE, DIFFERS, USAGE, UNREACHABLE = 0, 1, 2, 3
 NO_FLOOR = 3
 _WIDTH = 140
 """Columns if standard output is no terminal."""
+_HELP_COLUMNS = 78
 
 _EXAMPLES = """\
 examples:
@@ -87,7 +89,7 @@ def _parser(environ: Mapping[str, str]) -> tuple[CommandParser, dict[str, Comman
     )
     parser = CommandParser(
         prog=f"{program()} mig",
-        description=about_all,
+        description=textwrap.fill(about_all, _HELP_COLUMNS),
         epilog=_EXAMPLES.format(program=program()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -146,9 +148,10 @@ def _parser(environ: Mapping[str, str]) -> tuple[CommandParser, dict[str, Comman
 def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
     own = f"{program()} mig emulate"
     emulating.usage = (
-        f"{own} NAME[:COUNT] [--state FILE] [options] -- COMMAND...\n"
-        f"       {own} --state FILE [--fault FAULT]... [--clear] [--reset GPU] [--reboot]\n"
-        f"       {' ' * len(own)} [--lose GPU] [--restore GPU]"
+        f"{own} NAME[:COUNT] [options] -- COMMAND...\n"
+        f"       {own} --state FILE [--fault FAULT]... [--clear]\n"
+        f"       {' ' * len(own)} [--reset GPU] [--reboot] [--lose GPU]\n"
+        f"       {' ' * len(own)} [--restore GPU]"
     )
     emulating.epilog = (
         "FAULT is SYMBOL=ERROR[:gpu=N][:nth=N][:count=N][:probability=P][:seconds=S][:delay=S]: from the nth call of "
@@ -283,7 +286,7 @@ def _confirm(given: argparse.Namespace, changes: Sequence[Changes]) -> None:
     if given.yes:
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise ConfigError("nobody is here to ask: give --yes to do this, or --dry-run to look only")
+        raise ConfigError("standard input is no terminal to ask on: give --yes to do this, or --dry-run to look only")
     print("\n".join(applying.plan_lines(changes)))
     try:
         answer = input("do this? [y/N] ")

@@ -5,8 +5,8 @@
     │          3g.20gb          │   2g.10gb   │1g.5gb│······│
     └───────────────────────────┴─────────────┴──────┴──────┘
 
-One column group a memory slice; what nobody covers is dotted.  Everything is a `rich` text, so that it has colours on
-a terminal and is plain monospace text elsewhere; terminals that cannot show lines get `+-|`.
+One column group a memory slice; slices without an instance are dotted.  Everything is a `rich` text, so that it has
+colours on a terminal and is plain monospace text elsewhere; terminals that cannot show lines get `+-|`.
 """
 
 from __future__ import annotations

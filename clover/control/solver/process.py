@@ -3,9 +3,9 @@
     python -m clover.control.solver.process
 
 Orders come on standard input, answers go to standard output (see `clover.control.solver.protocol`).  It ends when
-its input does, and with the thread that started it; Ctrl-C is the server's business.  It never imports torch, and its
-linear algebra runs one thread.  Standard output belongs to the frames: what a custom policy prints goes to standard
-error.
+its input does, and when the thread that started it ends; it ignores Ctrl-C, which the server handles.  It never imports
+torch, and its linear algebra runs one thread.  Standard output carries the frames alone: what a custom policy prints
+goes to standard error.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def solve(order: SolverOrder) -> SolverAnswer:
         plan = beside_keeping(with_met(order.state, plan), plan)
     except CloverError as error:
         return SolverAnswer(id=order.id, error=str(error))
-    except (
-        Exception
-    ) as error:  # a custom policy may raise anything: the caller gets it as text, and the solver survives
+    except Exception as error:  # of a custom policy: the caller gets it as text, and the solver survives
         return SolverAnswer(id=order.id, error=f"policy {order.policy} failed: {type(error).__name__}: {error}")
     return SolverAnswer(id=order.id, plan=msgspec.structs.replace(plan, seconds=time.perf_counter() - started))
 

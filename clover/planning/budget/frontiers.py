@@ -92,8 +92,12 @@ def _rounded_up(rate: float, step: float) -> float:
 
 @lru_cache(maxsize=64)
 def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[FrontierPlan, ...]:
-    """Find both ends, then between the two neighbours with most room between them what is best at the price of accuracy
-    that makes these two equal: until nothing lies below a line, or `_SOLVES` plans are made."""
+    """Find the plans that are best at some price of accuracy, most accurate and most frugal first.
+
+    Then, again and again, the two neighbours that leave most room between them are taken, and the best plan is found at
+    the price at which these two are equally good: until none lies below the line between its neighbours, or `_SOLVES`
+    plans are made.
+    """
     found: dict[FrontierPoint, Candidate] = {}
 
     def solved(lam: float) -> FrontierPoint | None:

@@ -1,6 +1,6 @@
 """Thresholds at once, configurations slowly: an accuracy budget spent with cascades.
 
-Every moment has one price of accuracy (`planning.budget.target`).  Two things may answer to it, at two speeds.
+Every moment has one price of accuracy (`planning.budget.target`).  Two things follow it, at two speeds.
 
 **Thresholds** cost nothing to change.  Whatever runs, the moment takes the point of its configuration's permitted set
 (`planning.cascade.permitted`) that is nearest to the accuracy the price asks for.  Only discrete operating points
@@ -39,7 +39,7 @@ PAYBACK_S = 3600.0
 """Seconds within which a change of configuration has to pay."""
 MARGIN = 0.005
 """Of BASE's joules a row: what a change has to save at least."""
-_STEEP = 4.0  # times the steepest climb: a price that stands for any
+_STEEP = 4.0  # times the steepest climb between known plans: above it, every price leads to the same choice
 
 Permitted = tuple[Candidate, ...]
 
@@ -92,7 +92,7 @@ def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
     gain = _gain(stay, other, price_j)
     needed = moving_j(problem, running, other.configuration) / (problem.rate * PAYBACK_S)
     needed += MARGIN * objective.base_energy_j
-    words = f"changing gains {gain:.3g} J a row at the price of accuracy and has to gain {needed:.3g}"
+    words = f"a change gains {gain:.3g} J a row at the price of accuracy, and must gain {needed:.3g}"
     first, second = (there, here) if gain > needed else (here, there)
     return _routed(given, first, len(sets), words) or _routed(given, second, len(sets), words)
 

@@ -1,10 +1,12 @@
 """ORACLE: the best f at the load and the intensity of the moment, as a search that costs nothing would find it.
 
-The artifact's oracle is an exhaustive run over the deals of one GPU, with every GPU alike.  `best_of` is that on the
-model: all closed forms at once, then p95 in the order of f until one holds, so that what it gives is the best that
-holds.  If devices are free the fleet has far too many configurations (4 x 10^12 for ten A100s): up to `SMALL` they
-are all weighed, above that `climbed` goes uphill from the best alike, device by device.  That is good, and not proven
-to be best.
+The artifact's oracle is an exhaustive run over the deals of one GPU (its layouts, and variants for their slices), with
+every GPU alike.  `best_of` does that on the model: it computes f of every configuration in closed form, and then p95 in
+descending order of f until one keeps the latency target, which is the best that does.
+
+If each device may have a deal of its own, a fleet has far too many configurations (4 x 10^12 for ten A100s).  Up to
+`SMALL` they are all weighed; above that `climbed` starts at the best with all devices alike, and improves it device by
+device.  That is good, and not proven to be best.
 """
 
 from __future__ import annotations
@@ -26,19 +28,19 @@ from clover.policies.paper.walk import Trial, look
 from clover.types import Candidate
 
 SMALL = 5_000
-_ALTERNATIVES = 4
-_ASKED = 300
-_MARGIN = 1.15  # a short play that misses the SLO by more is believed
-_LEAST_BAD = 12
-_ROUNDS = 3
-_VERIFIED = 4
-_TRIED = 12  # configurations asked for p95 in one round of a climb
+_ALTERNATIVES = 4  # feasible runners-up that a plan shows
+_ASKED = 300  # configurations whose p95 is simulated, at most
+_MARGIN = 1.15  # a short simulation that misses the SLO by a larger factor is not repeated at length
+_LEAST_BAD = 12  # configurations looked at by each measure if none keeps the SLO
+_ROUNDS = 3  # of a climb
+_VERIFIED = 4  # steps of climbs that are simulated at length
+_TRIED = 12  # configurations whose p95 is simulated in one round of a climb
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best of some configurations, and the runners-up; `complete`: whether nothing better was left unasked; `row`:
-    which of them is the best."""
+    """The best of some configurations, and the runners-up.  `complete`: whether no better one can be among those that
+    were not simulated; `row`: which of them is the best."""
 
     candidates: list[Candidate]
     evaluated: int
@@ -165,9 +167,10 @@ class ClimbStep:
 
 
 def climbed(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
-    """Return the way uphill from `start`, which is its first step; each later one is better than that before.
+    """Return the steps of a climb from `start`, which is the first; each is better than the one before.
 
-    A step takes the best new deal of one unit that holds, and gives it to as many others that stand like it as helps.
+    A step takes the best new deal of one unit that keeps the limits, and gives it to as many of the units that are
+    equal to that one as makes f better still.
     """
     at, here = start, look(fifo, fleet.counts(start))
     way = [ClimbStep(at, here)]
@@ -192,7 +195,7 @@ def climbed(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
 
 
 def _better(fifo: Fifo, rows: Counts, than: Trial) -> tuple[int, Trial] | None:
-    """Return the best row that holds, and better than what is known."""
+    """Return the best row that keeps the limits, and its trial; None if none is better than `than`."""
     forms = fifo.closed_forms(rows, rough=True)
     least = than.candidate.score + 1e-9 if than.candidate.feasible else -math.inf
     hopeful = (forms.utilisation <= fifo.objective.max_utilisation + 1e-9) & ~forms.late & (forms.score > least)
@@ -213,6 +216,7 @@ def _standing(fleet: PaperFleet, at: At) -> list[list[int]]:
 
 
 def _given(at: At, units: Sequence[int], deal: int) -> At:
+    """Return `at` with `deal` for these units."""
     changed = list(at)
     for unit in units:
         changed[unit] = deal
