@@ -63,7 +63,8 @@ def answers(asked: dict[str, Any]) -> dict[str, Any]:
     device = backends.device_for(asked["visible"])
     run: Any = backends.get(order.backend).load(order.family, variant, Path(order.folder), 1, device)
     load_ms = (time.monotonic() - began_s) * 1e3
-    found, ms = {}, {}
+    found: dict[str, Any] = {}
+    ms: dict[str, float] = {}
     for size in asked["sizes"]:
         batch = [array[:size] for array in rows]
         for _ in range(10):
@@ -114,7 +115,7 @@ def pinned(asked: dict[str, Any]) -> dict[str, Any]:
     size = 1 << 22
     mapped = map_shared(shared_memory("clover-test", size), size)
     array = np.frombuffer(mapped, np.uint8)
-    registered = production.register(torch.cuda.cudart(), [array])
+    registered = production.register(torch.cuda.cudart(), [array])  # type: ignore[no-untyped-call]
     tensor = torch.from_numpy(array)
     return {"registered": registered, "size": size, "pinned": tensor.is_pinned()}
 

@@ -35,7 +35,8 @@ def on_gpu(
 ) -> tuple[dict[int, list[NDArray[Any]]], dict[str, Any]]:
     """Answers by batch size from a process on the GPU, and what it says of itself."""
     rows = parity.rows_of(spec)
-    np.savez(work / "in.npz", **{f"{index:03}": array for index, array in enumerate(rows)})
+    inputs: dict[str, Any] = {f"{index:03}": array for index, array in enumerate(rows)}
+    np.savez(work / "in.npz", **inputs)
     order = CompileOrder(
         family=spec, variant=variant.name, backend=backend, folder=str(folder), threads=1, target=place.target
     )

@@ -92,7 +92,7 @@ def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
     gain = _gain(stay, other, price_j)
     needed = moving_j(problem, running, other.configuration) / (problem.rate * PAYBACK_S)
     needed += MARGIN * objective.base_energy_j
-    words = f"a change gains {gain:.3g} J a row at the price of accuracy, and must gain {needed:.3g}"
+    words = f"changing gains {gain:.3g} J a row at the price of accuracy, and must gain {needed:.3g}"
     first, second = (there, here) if gain > needed else (here, there)
     return _routed(given, first, len(sets), words) or _routed(given, second, len(sets), words)
 

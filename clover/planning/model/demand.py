@@ -14,7 +14,7 @@ it as well (`reach_of`), which is never too little.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from clover.planning.model.problem import Problem
@@ -163,7 +163,9 @@ def _only(problem: Problem, demand: Sequence[Demand]) -> Problem:
     return replace(problem, demand=tuple(demand))
 
 
-def met_by(demand: Sequence[Demand], running: Sequence[Assignment], accuracy: dict[str, float]) -> tuple[Demand, ...]:
+def met_by(
+    demand: Sequence[Demand], running: Sequence[Assignment], accuracy: Mapping[str, float]
+) -> tuple[Demand, ...]:
     """Return those of `demand` that some worker of `running` is accurate enough for."""
     best = max((accuracy.get(item.variant, 0.0) for item in running), default=-math.inf)
     return tuple(item for item in demand if item.accuracy <= best + _EPSILON)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -61,7 +62,7 @@ def shares_of(problem: Problem, configuration: Configuration) -> dict[str, float
     """FIFO shares by the native model alone, where workers keep up one row at a time."""
     services = [problem.services[group.variant, group.profile] for group in configuration]
     counts = [group.count for group in configuration]
-    model = "pf" if sum(counts) <= FEW else "mf"
+    model: Literal["pf", "mf"] = "pf" if sum(counts) <= FEW else "mf"
     times, cv = [service.seconds(1) for service in services], [service.cv for service in services]
     nothing = [0.0] * len(counts)
     stable, found, *_ = native.evaluate(times, cv, nothing, nothing, counts, problem.rate, model, 0.95)
@@ -402,7 +403,7 @@ def test_the_chances_of_deals_are_those_of_drawing() -> None:
         fifo = fifo_of(now)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=True)
         deals = fleet.units[0].deals
-        chance: Counter[bytes] = Counter()
+        chance: defaultdict[bytes, float] = defaultdict(float)
         for layout in deals.raw:
             for chosen in itertools.product(*layout):
                 row = np.bincount(chosen, minlength=len(fifo.keys)).astype(np.int64)

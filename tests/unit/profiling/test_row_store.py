@@ -113,7 +113,7 @@ def test_scores_tell_by_tenths_what_is_right_and_what_agrees() -> None:
     small, large = MEASURED.sureness["small"], MEASURED.sureness["large"]
     assert len(small.right) == len(small.agreement) == 10
     assert np.mean(small.right) == pytest.approx(KEPT.held_out["small"].right.mean())
-    same = KEPT.held_out["small"].said == KEPT.held_out["large"].said
+    same = np.asarray(KEPT.held_out["small"].said == KEPT.held_out["large"].said)
     assert np.mean(small.agreement) == pytest.approx(same.mean())
     assert small.right[0] < small.right[-1]
     assert large.agreement == (1.0,) * 10

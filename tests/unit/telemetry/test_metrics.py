@@ -165,7 +165,8 @@ def test_every_gpu_has_its_lines_and_their_labels() -> None:
             reading,
         )
 
-    for device, method in (("gpu0", "measured"), ("gpu1", "emulated")):
+    methods: dict[str, Method] = {"gpu0": "measured", "gpu1": "emulated"}
+    for device, method in methods.items():
         account.add_device(device, 7)
         place = f"{device}:3g.20gb@0"
         account.attach(WorkerMeter(family="m", variant="small", device=device, placement=place, slices=3)).add(

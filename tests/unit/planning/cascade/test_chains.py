@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from clover.planning.cascade.chains import _members, best_chains, ends_of, energy_j, evaluate, played_ms, promising
+from clover.planning.cascade.chains import _members, best_chains, ends_of, evaluate, played_ms, promising
+from clover.planning.cascade.waits import energy_j
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.model.queueing import lane_of, latencies_ms

@@ -45,7 +45,7 @@ def posed(*, waits: bool = True, slo_ms: float = 30.0, rate: float = 200.0) -> t
     config = msgspec.structs.replace(objective("floor", slo_ms=slo_ms, floor=91.0), waits=waits)
     given_ = state(rate=rate, config=config)
     problem = problem_of(given_)
-    services = problem.services | {("small", "1c"): CALL, ("large", "1c"): ROWS}
+    services = {**problem.services, ("small", "1c"): CALL, ("large", "1c"): ROWS}
     return replace(problem, services=services), objective_of(given_)
 
 
@@ -146,7 +146,9 @@ CHAINS = (
 
 
 def space_of(problem: Problem) -> list[tuple[GroupCount, ...]]:
-    return list(every(problem))
+    found = every(problem)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("slo_ms", [9.0, 15.0, 30.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,7 +28,7 @@ def best(plan: Plan) -> float:
     return max(VARIANTS[item.variant][0] for item in plan.deployment)
 
 
-def cheap(*demand: Demand, rate: float = 20.0, devices: tuple[DeviceShape, ...] = (cpu(2),), **given: float) -> State:
+def cheap(*demand: Demand, rate: float = 20.0, devices: tuple[DeviceShape, ...] = (cpu(2),), **given: Any) -> State:
     """A dirty grid, where no plan of its own would have the best variant."""
     found = state(g_per_kwh=900.0, rate=rate, devices=devices, config=objective(floor=88.0, lam=0.9, **given))
     return msgspec.structs.replace(found, demand=demand)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,7 @@ def rows_per_s(item: Assignment) -> float:
     return RATES[item.variant] * item.placement.slices
 
 
-def deployment(draw: st.DrawFn, devices: tuple[DeviceShape, ...]) -> tuple[Assignment, ...]:
+def deployment(draw: Callable[..., Any], devices: tuple[DeviceShape, ...]) -> tuple[Assignment, ...]:
     found = []
     for device in devices:
         for place in draw(st.sampled_from(device.layouts)):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -27,7 +28,7 @@ Deployment = tuple[Assignment, ...]
 
 
 def rows_per_s(item: Assignment) -> float:
-    return RATES[item.variant] * item.placement.slices**0.9
+    return float(RATES[item.variant] * item.placement.slices**0.9)
 
 
 class Machine:
@@ -143,7 +144,7 @@ def low_of(sequence: Sequence[Job], running: Deployment) -> float:
     return low
 
 
-def deployment(draw: st.DrawFn, devices: tuple[DeviceShape, ...], *, holes: bool = False) -> Deployment:
+def deployment(draw: Callable[..., Any], devices: tuple[DeviceShape, ...], *, holes: bool = False) -> Deployment:
     found = []
     for device in devices:
         for place in draw(st.sampled_from(device.layouts)):
