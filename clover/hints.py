@@ -1,4 +1,4 @@
-"""What commands share: how this program was called, the nearest known word, durations, a reader that stops reading."""
+"""What commands share: how this program was called, the nearest known word, and a reader that stops reading."""
 
 from __future__ import annotations
 
@@ -18,6 +18,19 @@ def program() -> str:
     """Return what the user types before a command: `clover` if the console script runs, else `python -m clover`."""
     called = getattr(sys, "argv", None) or [""]
     return "clover" if os.path.basename(called[0]) == "clover" else "python -m clover"
+
+
+def duration(seconds: float, *, rough: bool = False) -> str:
+    """Return "25 s", "2 min 5 s" or "1 h 20 min"; `rough`: at least a second, and whole minutes from 90 s on."""
+    if rough and seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes, left = divmod(60 * round(seconds / 60) if rough else round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    if rough:
+        return f"{minutes} min"
+    return f"{minutes} min {left} s" if minutes else f"{left} s"
 
 
 def until_closed(command: Callable[[], int]) -> int:
@@ -52,16 +65,3 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if not 0 < len(longer) <= _MOST:
         longer = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f" (did you mean {' or '.join(longer)}?)" if longer else ""
-
-
-def duration(seconds: float, *, rough: bool = False) -> str:
-    """Return "25 s", "2 min 5 s" or "1 h 20 min"; `rough`: at least a second, and whole minutes from 90 s on."""
-    if rough and seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes, left = divmod(60 * round(seconds / 60) if rough else round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    if rough:
-        return f"{minutes} min"
-    return f"{minutes} min {left} s" if minutes else f"{left} s"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from clover import devices, families, profiles, settings, terminal
+from clover import devices, families, profiles, settings
 from clover.config import FamilyConfig, ServerConfig
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
@@ -33,6 +33,7 @@ from clover.profiling.stored import cpu_of, keep_emulated, key_of, rows_of
 from clover.runtime.workers.pool import Pool
 from clover.settings import Option
 from clover.telemetry import logs
+from clover.terminal import console
 from clover.types import FamilyProfile, FamilySpec
 
 OPTIONS = (
@@ -105,7 +106,7 @@ def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) 
             profile, where = _on(spec, found, config, options, cache)
     finally:
         devices.close(found)
-    print(table(profile, terminal.console(_WIDTH).width))
+    print(table(profile, console(_WIDTH).width))
     print(f"\nkept in {where}")
     return profile
 

@@ -43,11 +43,12 @@ def resolve(loader: str, folder: str | Path) -> Callable[..., Any]:
         if error.name is None or not (full_name == error.name or full_name.startswith(error.name + ".")):
             raise
         raise ConfigError(f"loader {loader!r}: no module {name} in the family's folder, nor to import") from error
-    function: Callable[..., Any] | None = getattr(module, attribute, None)
+    function = getattr(module, attribute, None)
     if not callable(function):
         hint = did_you_mean(attribute, [key for key in vars(module) if not key.startswith("_")])
         raise ConfigError(f"loader {loader!r}: module {name} has no function {attribute}{hint}")
-    return function
+    found: Callable[..., Any] = function
+    return found
 
 
 def check_loaders(spec: FamilySpec) -> None:

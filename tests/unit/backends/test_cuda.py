@@ -6,13 +6,11 @@ import inspect
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from clover import backends, families
 from clover.backends import cuda, parity, targets
@@ -25,7 +23,7 @@ FAMILIES = Path(__file__).parents[2] / "families"
 PLAIN = VariantSpec(name="v", loader="model:load")
 
 
-def family(*inputs: TensorSpec, outputs: tuple[TensorSpec, ...] | None = None, max_batch: int = 8) -> FamilySpec:
+def family(*inputs, outputs=None, max_batch=8):
     given = inputs or (TensorSpec(name="x", datatype="FP32", shape=(3,)),)
     made = outputs or (TensorSpec(name="y", datatype="FP32", shape=(3,)),)
     return FamilySpec(name="f", inputs=given, outputs=made, variants=(PLAIN,), max_batch=max_batch)
@@ -34,12 +32,12 @@ def family(*inputs: TensorSpec, outputs: tuple[TensorSpec, ...] | None = None, m
 class Recorded:
     """What a CUDA graph does, on the CPU: the same places are read and written again by what was called once."""
 
-    def __init__(self, call: Any, inputs: Any) -> None:
+    def __init__(self, call, inputs):
         self._call, self._inputs = call, inputs
         self.outputs = call(*inputs).clone()
         self.replays = 0
 
-    def replay(self) -> None:
+    def replay(self):
         self.replays += 1
         self.outputs.copy_(self._call(*self._inputs))
 
@@ -47,12 +45,12 @@ class Recorded:
 # --- which device -----------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_without_a_gpu_runs_on_the_cpu() -> None:
+def test_a_worker_without_a_gpu_runs_on_the_cpu():
     assert backends.device_for("") == "cpu"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu() -> None:
+def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu():
     with pytest.raises(WorkerError, match=r"no GPU answers to MIG-1: torch .* is a build without CUDA|finds no device"):
         backends.device_for("MIG-1")
     target = targets.Target(gpu="NVIDIA A100", profile="1g.5gb", driver="1.2")
@@ -62,7 +60,7 @@ def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu() -> None:
         cuda.for_building(PLAIN, msgspec.structs.replace(target, visible="MIG-1"))
 
 
-def test_precision_decides_whether_factors_may_be_rounded() -> None:
+def test_precision_decides_whether_factors_may_be_rounded():
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         for precision, allowed in (("tf32", True), ("fp32", False), ("fp16", False)):
@@ -73,7 +71,7 @@ def test_precision_decides_whether_factors_may_be_rounded() -> None:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def test_which_errors_end_a_worker() -> None:
+def test_which_errors_end_a_worker():
     accelerator = type("AcceleratorError", (RuntimeError,), {})
     out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
     assert cuda.fatal(accelerator("device-side assert"))
@@ -81,7 +79,7 @@ def test_which_errors_end_a_worker() -> None:
     assert not cuda.fatal(out_of_memory("CUDA out of memory; CUDA error: out of memory"))
     assert not cuda.fatal(RuntimeError("The size of tensor a (3) must match"))
 
-    def fails(x: Any) -> None:
+    def fails(x):
         raise accelerator("lost")
 
     run = cuda.Runner(fails, family(), PLAIN, graphs=False, device="cpu")
@@ -95,7 +93,7 @@ def test_which_errors_end_a_worker() -> None:
 # --- arrays in and out ------------------------------------------------------------------------------------------------
 
 
-def test_a_runner_takes_arrays_and_reuses_what_it_returns() -> None:
+def test_a_runner_takes_arrays_and_reuses_what_it_returns():
     run = cuda.Runner(lambda x: x * 2, family(), PLAIN, graphs=False, device="cpu")
     first = run([np.full((4, 3), 1, np.float32)])[0]
     kept = first.copy()
@@ -107,7 +105,7 @@ def test_a_runner_takes_arrays_and_reuses_what_it_returns() -> None:
     assert np.shares_memory(first, second)
 
 
-def test_types_and_shapes_pass_through() -> None:
+def test_types_and_shapes_pass_through():
     variable = TensorSpec(name="x", datatype="BF16", shape=(-1,), max_shape=(5,))
     bits = TensorSpec(name="y", datatype="BF16", shape=(-1,), max_shape=(5,))
     run = cuda.Runner(lambda x: x * 2, family(variable, outputs=(bits,)), PLAIN, graphs=True, device="cpu")
@@ -130,7 +128,7 @@ def test_types_and_shapes_pass_through() -> None:
     assert b.tolist() == [[True, False], [False, True]]
 
 
-def test_what_is_not_as_declared_reaches_the_caller_unchanged() -> None:
+def test_what_is_not_as_declared_reaches_the_caller_unchanged():
     run = cuda.Runner(lambda x: (x[:, :2], x), family(), PLAIN, graphs=False, device="cpu")
     short, extra = run([np.zeros((2, 3), np.float32)])
     assert short.shape == (2, 2)
@@ -143,10 +141,10 @@ def test_what_is_not_as_declared_reaches_the_caller_unchanged() -> None:
 # --- recorded launches ------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_replayed_where_they_were_recorded() -> None:
+def test_batches_are_replayed_where_they_were_recorded():
     made = []
 
-    def record(call: Any, inputs: Any) -> Recorded:
+    def record(call, inputs):
         made.append(Recorded(call, inputs))
         return made[-1]
 
@@ -159,7 +157,7 @@ def test_batches_are_replayed_where_they_were_recorded() -> None:
     assert sum(item.replays for item in made) == replays + 3
 
 
-def test_only_powers_of_two_are_recorded_when_time_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_powers_of_two_are_recorded_when_time_is_short(monkeypatch):
     monkeypatch.setattr(cuda, "RECORD_S", -1.0)
     spec = family(max_batch=12)
     run = cuda.Runner(lambda x: x + 1, spec, PLAIN, graphs=True, device="cpu", record=Recorded)
@@ -167,11 +165,11 @@ def test_only_powers_of_two_are_recorded_when_time_is_short(monkeypatch: pytest.
     assert (run([np.ones((5, 3), np.float32)])[0] == 2).all()
 
 
-def test_a_model_that_decides_on_the_host_is_not_replayed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_decides_on_the_host_is_not_replayed(caplog):
     calls = iter(range(10**6))
 
     class Frozen(Recorded):
-        def replay(self) -> None:  # the launches of the first call: what the host decided then
+        def replay(self):  # the launches of the first call: what the host decided then
             self.outputs.copy_(self._inputs[0])
 
     with caplog.at_level(logging.WARNING, "clover.backends"):
@@ -181,8 +179,8 @@ def test_a_model_that_decides_on_the_host_is_not_replayed(caplog: pytest.LogCapt
     assert (run([np.ones((1, 3), np.float32)])[0] == 2).all()
 
 
-def test_recording_that_fails_leaves_the_model_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    def record(call: Any, inputs: Any) -> Recorded:
+def test_recording_that_fails_leaves_the_model_as_it_is(caplog):
+    def record(call, inputs):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with caplog.at_level(logging.WARNING, "clover.backends"):
@@ -199,7 +197,7 @@ def test_recording_that_fails_leaves_the_model_as_it_is(caplog: pytest.LogCaptur
 # --- half precision ---------------------------------------------------------------------------------------------------
 
 
-def test_half_precision_is_real_and_keeps_the_declared_types() -> None:
+def test_half_precision_is_real_and_keeps_the_declared_types():
     toy = families.load_family(str(FAMILIES / "toy"))
     inputs, _ = families.load_evaluation(toy, "held_out")
     full = toy.variant("full")
@@ -215,12 +213,12 @@ def test_half_precision_is_real_and_keeps_the_declared_types() -> None:
     np.testing.assert_array_equal(same, exact)
 
 
-def test_only_floating_tensors_are_cast() -> None:
+def test_only_floating_tensors_are_cast():
     half = msgspec.structs.replace(PLAIN, precision="fp16")
     outputs = (TensorSpec(name="a", datatype="FP32", shape=()), TensorSpec(name="b", datatype="INT64", shape=()))
     seen = []
 
-    def call(x: Any, n: Any) -> Any:
+    def call(x, n):
         seen.extend((x.dtype, n.dtype))
         return x.sum(1), n
 
@@ -236,7 +234,7 @@ def test_only_floating_tensors_are_cast() -> None:
     assert [torch_dtype(t) for t in outputs] == [torch.float32, torch.int64]
 
 
-def test_compiling_backends_leave_fp16_on_cores_to_eager() -> None:
+def test_compiling_backends_leave_fp16_on_cores_to_eager():
     toy = families.load_family(str(FAMILIES / "toy"))
     half = msgspec.structs.replace(toy.variants[0], precision="fp16")
     gpu = targets.Target(gpu="NVIDIA A100", profile="gpu", driver="1.2")
@@ -253,7 +251,7 @@ def test_compiling_backends_leave_fp16_on_cores_to_eager() -> None:
 # --- what torch offers ------------------------------------------------------------------------------------------------
 
 
-def test_torch_has_what_a_gpu_needs_of_it() -> None:
+def test_torch_has_what_a_gpu_needs_of_it():
     """Names and parameters that only a GPU exercises, held against the torch installed here."""
     assert {"pool", "stream"} <= set(inspect.signature(torch.cuda.graph.__init__).parameters)
     assert "blocking" in inspect.signature(torch.cuda.Event).parameters
@@ -271,24 +269,24 @@ def test_torch_has_what_a_gpu_needs_of_it() -> None:
 # --- the worker around it ---------------------------------------------------------------------------------------------
 
 
-def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on() -> None:
+def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on():
     class Batches:
-        def gather(self, slots: Any) -> list[NDArray[np.float32]]:
+        def gather(self, slots):
             return [np.zeros((len(slots), 3), np.float32)]
 
-        def scatter(self, slots: Any, answers: Any) -> None:
+        def scatter(self, slots, answers):
             pass
 
     class Ring:
-        def __init__(self) -> None:
+        def __init__(self):
             self.completed = []
 
-        def complete(self, batch: int, status: int, count: int, start_ns: int, end_ns: int, used_ns: int) -> bool:
+        def complete(self, batch, status, count, start_ns, end_ns, used_ns):
             self.completed.append((batch, status))
             return True
 
-    def turn(error: Exception) -> Any:
-        def run(inputs: Any) -> None:
+    def turn(error):
+        def run(inputs):
             raise error
 
         ring = Ring()
