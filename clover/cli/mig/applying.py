@@ -75,6 +75,7 @@ def carry_out(box: GpuBox, changes: Sequence[Changes], say: Say) -> list[str]:
 
 
 def _turn(box: GpuBox, item: Changes, *, on: bool, say: Say) -> bool:
+    """Turn the MIG mode of a GPU on or off; return whether it is so now: otherwise the GPU must be reset first."""
     word = "on" if on else "off"
     if item.gpu.pending == on and item.gpu.enabled != on:
         return False  # asked for already
@@ -87,6 +88,7 @@ def _turn(box: GpuBox, item: Changes, *, on: bool, say: Say) -> bool:
 
 
 async def _instances(device: MigDevice, item: Changes, say: Say) -> None:
+    """Remove and make the instances of one GPU."""
     for there in item.destroy:
         if not there.ours:
             await device.claim(there.placement)
@@ -98,6 +100,7 @@ async def _instances(device: MigDevice, item: Changes, say: Say) -> None:
 
 
 def _reset(device: str, index: int, emulated: bool, *, then: str) -> str:
+    """Return how to reset a GPU, in a sentence."""
     how = (
         f"`{program()} mig emulate --state FILE --reset {index}`"
         if emulated

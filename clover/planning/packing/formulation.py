@@ -11,9 +11,9 @@ that wake in time, each at the best that one whole device serves.  The others ma
 
 **What a lane does** at a load is given by two tables, for lanes of 1, 2, 4, ... equal workers at loads up to the
 utilisation limit: the joules of a row (`_joules`, from the expected batch) and the part of the rows that miss the SLO
-(`_late`, played by the simulator).  They are remembered: they depend on service, SLO and limit, neither on load nor on
-intensity.  A lane of unlike workers is taken as their mean, and noise is left in; what a plan is committed to is
-simulated as it is afterwards.
+(`_late`, simulated).  The tables are remembered: they depend on service, SLO and limit, neither on load nor on
+intensity.  A lane of unlike workers counts as the mean of its workers, and the noise of the simulation stays in the
+tables: the plan that is chosen is simulated by itself afterwards.
 
 **Switching.**  What a plan costs to reach is part of what it is worth, if something runs already (`running`).
 """
@@ -94,8 +94,11 @@ class Cut:
 
 
 def late_alone(service: Service, slo_ms: float) -> float:
-    """Return the part of the rows that take longer than `slo_ms` although they never wait.  A service that does not
-    vary and takes just as long keeps it: BASE's p95 at a low load, which may be the SLO, is its service."""
+    """Return the part of the rows that take longer than `slo_ms` although they never wait.
+
+    If service times do not vary and equal the SLO, none does: the SLO may be BASE's p95, which at a low load is its
+    service time.
+    """
     if service.cv <= 0.0:
         return float(service.mean_ms[0] > slo_ms)
     return 0.5 * math.erfc((slo_ms / service.mean_ms[0] - 1.0) / service.cv / math.sqrt(2.0))
@@ -104,7 +107,7 @@ def late_alone(service: Service, slo_ms: float) -> float:
 @lru_cache(maxsize=65536)
 def _late(service: Service, workers: int, slo_ms: float, limit: float) -> tuple[float, ...]:
     """Return the part of the rows that take longer than `slo_ms`, at `LOADS` + 1 loads from 0 to `limit`, in a lane of
-    so many equal workers.  Rows that are late at no load are not played at lower ones."""
+    so many equal workers.  Once no row is late for having waited, lower loads are not simulated."""
     alone = late_alone(service, slo_ms)
     found = [alone] * (LOADS + 1)
     for step in range(LOADS, 0, -1):

@@ -21,10 +21,10 @@ from clover.planning.search.power_states import best_power_state, with_idle_ener
 from clover.types import Assignment, Configuration
 
 PARTS = (0.9, 0.8, 0.7, 0.6, 0.45)
-"""Of the rate: the first that some plan serves in time decides."""
+"""Parts of the rate that are tried, in turn, until some plan serves one in time."""
 WASTED = 1.25
-"""Times the utilisation of the least bad plan: what is more overloaded than that is not taken for keeping the SLO at
-some lower rate."""
+"""A plan whose utilisation is more than this many times that of the least bad one is not run, even if it keeps the SLO
+at a lower rate."""
 
 
 def best_sustained(
