@@ -84,9 +84,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         finally:
             gc.set_threshold(*before)
     except ConfigError as error:
+        logs.flush()  # what was logged before belongs above
         print(f"clover: {error}", file=sys.stderr)
         return 2
     except (CloverError, OSError) as error:
+        logs.flush()
         print(f"clover: cannot start: {error}", file=sys.stderr)
         return 3
 
