@@ -67,7 +67,7 @@ async def ensure(
     this machine's cores are measured, and the profile is calculated from that (or taken from the pace file) and kept
     beside it.
 
-    Nothing else may read `pool.completion_fd` meanwhile.  `progress` None: a bar on a terminal, otherwise log lines.
+    Nothing else may read `pool.completions` meanwhile.  `progress` None: a bar on a terminal, otherwise log lines.
     Raises ProfileError, or ConfigError for a pace file that cannot be used.
     """
     if emulated(device):

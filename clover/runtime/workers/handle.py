@@ -34,17 +34,18 @@ class WorkerOwner(Protocol):
 
     silent_s: float
 
-    def forget(self, worker: WorkerProcess) -> None: ...
+    def forget(self, worker: WorkerProcess, completed: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerChannel:
-    """The server's ends of what connects it with a worker: the ring of batches, the control socket, the eventfd that
-    wakes the worker, and the descriptor of its process."""
+    """The server's ends of what connects it with a worker: the ring of batches, the control socket, the pipe that wakes
+    the worker, the eventfd that it writes after each batch, and the descriptor of its process."""
 
     ring: Ring
     control: socket.socket
     doorbell: int
+    completed: int
     pidfd: int
 
 
@@ -82,6 +83,7 @@ class WorkerProcess:
         self.device_lost = False
         self._control = channel.control
         self._doorbell = channel.doorbell
+        self._completed = channel.completed
         self._pidfd = channel.pidfd
         self._output = output
         self._pool = pool
@@ -124,7 +126,8 @@ class WorkerProcess:
     def bell(self) -> None:
         """Ring its doorbell: there is a batch in its ring."""
         if self.state != "dead":
-            os.eventfd_write(self._doorbell, 1)
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it was rung often enough, or is dying
+                os.write(self._doorbell, b"\1")
 
     def request_exit(self) -> None:
         """Have it answer what is in its ring and exit; return at once."""
@@ -279,9 +282,10 @@ class WorkerProcess:
         self.state = "dead"
         self._control.close()
         self._output.close()
+        self._pool.forget(self, self._completed)
+        os.close(self._completed)
         os.close(self._doorbell)
         os.close(self._pidfd)
-        self._pool.forget(self)
         self._gone.set()
         reason = self._reason()
         if not self._ready.done():
