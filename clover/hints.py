@@ -60,10 +60,9 @@ def printable(text: str, most: int = 0) -> str:
 
     `most` cuts it to that many characters; 0 does not cut.
     """
-    if most and len(text) > most:
-        text = text[:most] + "..."
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode() for char in text
-    )
+    shown = text[:most] if most else text
+    if not shown.isprintable():
+        shown = "".join(
+            char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode() for char in shown
+        )
+    return f"{shown[:most]}..." if most and max(len(shown), len(text)) > most else shown

@@ -41,7 +41,7 @@ from clover._native.ring import RING_BYTES, Ring
 from clover.backends.tensors import example_inputs
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
-from clover.worker import frames, pacing, pinned
+from clover.worker import frames, orphans, pacing, pinned
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Run, Scores, ServerChannel, WorkerLoop, send_state
 
@@ -186,10 +186,13 @@ def _on_cores(order: frames.WorkerOrder) -> bool:
 
 
 def _harden(order: frames.WorkerOrder) -> None:
-    """Give up new privileges, core dumps and all GPUs but its own; set the limits of its order."""
+    """Give up new privileges, core dumps and all GPUs but its own; set the limits of its order.
+
+    What the model forks stays below this process until it ends, and is ended by the zygote then."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+    orphans.adopt()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if order.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (order.memory_bytes, order.memory_bytes))

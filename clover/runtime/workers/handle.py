@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from clover._native.ring import Ring
 from clover.errors import WorkerError
+from clover.hints import printable
 from clover.runtime.workers.output import WorkerOutput
 from clover.worker import frames
 
@@ -25,6 +26,9 @@ _STATUS_S = 0.1
 
 _END_S = 5.0
 """How long a killed process may take to end; its memory has to be unmapped."""
+
+_REASON_CHARS = 2000
+"""Of what a worker gives as the reason of its failure, at most so much is believed and logged."""
 
 State = Literal["starting", "loading", "warming", "ready", "draining", "dead"]
 
@@ -101,6 +105,11 @@ class WorkerProcess:
 
     def __repr__(self) -> str:
         return f"<WorkerProcess {self.pid} {self.order.family.name}/{self.order.variant} {self.state}>"
+
+    @property
+    def cores(self) -> int:
+        """How many CPU cores it may use."""
+        return len(self.order.cores)
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Listen on `loop` to what it sends, and for its end."""
@@ -240,9 +249,11 @@ class WorkerProcess:
         self.overruns = state.overruns or self.overruns
         self.device_lost = self.device_lost or state.device_lost
         if state.state == "failed":
-            self._failure = state.text
+            self._failure = printable(state.text, _REASON_CHARS) or "it failed without a reason"
             if not self._ready.done():
-                self._ready.set_exception(WorkerError(f"{self.order.variant} ({self.order.backend}): {state.text}"))
+                self._ready.set_exception(
+                    WorkerError(f"{self.order.variant} ({self.order.backend}): {self._failure}")
+                )
         elif self.state in ("starting", "loading", "warming"):
             self.state = state.state
             if state.state == "ready":

@@ -135,7 +135,7 @@ class Pool:
             ring_fd = shared_memory("clover-ring", size)
             theirs.callback(os.close, ring_fd)
             ring = Ring(map_shared(ring_fd, size), order.max_batch, create=True)
-            # A pipe, whose ends are two open files: a worker cannot make the server's end block, as it could an eventfd.
+            # A pipe, whose ends are two open files: a worker cannot make the server's end block, as of an eventfd.
             rung, doorbell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             mine.callback(os.close, doorbell)
             theirs.callback(os.close, rung)

@@ -160,7 +160,7 @@ def test_texts_of_others_forge_no_line(root: logging.Logger) -> None:
     lines = stream.getvalue().split("\n")
     assert lines.pop() == ""
     assert "gone\\n12:00:00 info    server: all is well\\r\\x1b[2K\\x9b1A\\u2028next\\u202eover" in lines[0]
-    assert not [line for line in lines if "all is well" in line and not line.startswith("    ") and line is not lines[0]]
+    assert all(line.startswith("    ") for line in lines[1:] if "all is well" in line)
     assert all(character.isprintable() for line in lines for character in line)
     stream = io.StringIO()
     logs.configure(LogConfig(json=True), stream)
