@@ -18,6 +18,8 @@ from clover.hints import program
 from clover.profiling import pace
 from clover.profiling.stored import key_of
 from clover.serve import banner
+from clover.serve.checking import check_apart
+from clover.serve.concealment import conceal
 from clover.serve.reload import Reload
 from clover.server import Server
 from clover.server.engine import check_floor
@@ -70,7 +72,13 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             for line in unknown:
                 print(f"clover: not checked: {line}")
             return 0
-        reloading = Reload(lambda: settings.load(words, environment, options=OPTIONS), check, given)
+        if given.config.listen.token or given.config.listen.tls_key:
+            conceal([given.config.listen.token])
+        reloading = Reload(
+            lambda: settings.load(words, environment, options=OPTIONS),
+            lambda config: check_apart(words, environment, config.listen.token),
+            given,
+        )
 
         def ready(server: Server) -> None:
             gc.collect()

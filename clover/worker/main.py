@@ -87,7 +87,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
                 scores = Scores.of(order, slab)
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 warm_ms = _warm(order, run, batches, scores)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _log.exception("%s does not start", order.variant)
             send_state(control, frames.WorkerState(state="failed", text=_reason(error)))
             return 1
