@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from clover.cache import expanded
 from clover.errors import ConfigError
 from clover.families.declaration import COMPUTED, FILE, LOADER, NAME
 from clover.families.digest import digest
@@ -60,7 +61,7 @@ def load_family(ref: str | FamilySpec) -> FamilySpec:
         return _complete(ref, Path(ref.folder).resolve() if ref.folder else None, f"family {ref.name!r}")
     if NAME.fullmatch(ref) and not ref.startswith(".") and ref in (names := _shipped_or_empty()):
         return _read(names[ref])
-    path = Path(ref).expanduser()
+    path = expanded(ref)
     if path.name == FILE and path.is_file():
         path = path.parent
     if path.is_dir():

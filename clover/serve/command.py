@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clover import backends, carbon, devices, families, policies, profiles, settings
 from clover._version import __version__
+from clover.cache import cache_folder
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import CloverError, ConfigError, DeviceError
@@ -113,6 +114,7 @@ def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
     What only a start can find out is appended to `unknown`.  Raises ConfigError.
     """
     names = []
+    cache = cache_folder(config.cache_dir)
     choice = devices.parse(config.workers.device)
     if config.workers.pace:
         pace.load(config.workers.pace)
@@ -131,7 +133,7 @@ def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
         families.check_loaders(spec)
         if item.accuracy_floor is None:
             continue
-        store = profiles.ProfileStore(profiles.cache_folder(config.cache_dir))
+        store = profiles.ProfileStore(cache)
         # A profile of the cores is enough for emulated GPUs: accuracy is the same, since the cores compute the answers.
         known_here = config.profile != "force" and choice.kind != "nvidia"
         profile = store.get(spec.name, key_of(spec, device, config)) if known_here else None

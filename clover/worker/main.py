@@ -39,6 +39,7 @@ from types import FrameType
 from clover import backends
 from clover._native.ring import RING_BYTES, Ring
 from clover.backends.tensors import example_inputs
+from clover.cache import check_files
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
 from clover.worker import frames, orphans, pacing, pinned
@@ -225,6 +226,8 @@ def _load(order: frames.WorkerOrder) -> tuple[Run, float]:
     start_ns = time.monotonic_ns()
     variant = order.family.variant(order.variant)
     device = backends.device_for(order.visible_devices)
+    if order.artifact_dir:
+        check_files(Path(order.artifact_dir))  # it is code, and will run
     run = backends.get(order.backend).load(order.family, variant, Path(order.artifact_dir), order.threads, device)
     return run, _ms_since(start_ns)
 

@@ -24,6 +24,9 @@ _log = logging.getLogger("clover.pool")
 _STATUS_S = 0.1
 """How much later than the death itself the exit status may come."""
 
+_LAST_FRAMES = 32
+"""What is read of its frames after its death: a process that it forked may have its socket, and send without end."""
+
 _END_S = 5.0
 """How long a killed process may take to end; its memory has to be unmapped."""
 
@@ -287,7 +290,9 @@ class WorkerProcess:
         self._timers.clear()
         self._loop.remove_reader(self._control.fileno())
         with contextlib.suppress(OSError, WorkerError):  # its last frame may give the reason
-            while (frame := frames.receive(self._control)) is not None:
+            for _ in range(_LAST_FRAMES):
+                if (frame := frames.receive(self._control)) is None:
+                    break
                 if frame[0] is frames.Kind.STATE:
                     self._reported(frames.decode(frame[1], frames.WorkerState))
         self.state = "dead"
