@@ -217,17 +217,23 @@ class LogWriter:
 
 
 class WriterHandler(logging.Handler):
-    """Passes what is logged to a `LogWriter` on the descriptor `fd`."""
+    """Passes what is logged to a `LogWriter` on the descriptor `fd`; to the stream `instead`, if it is set: that of a
+    progress bar, which writes to the same terminal."""
 
     def __init__(self, fd: int, formatter: logging.Formatter) -> None:
         super().__init__()
         self.setFormatter(formatter)
         self.writer = LogWriter(fd, self._notice)
+        self.instead: IO[str] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the line of `record`; never waits."""
         try:
-            self.writer.write(self.format(record).encode("utf-8", "backslashreplace") + b"\n")
+            line = self.format(record) + "\n"
+            if self.instead is not None:
+                self.instead.write(line)
+            else:
+                self.writer.write(line.encode("utf-8", "backslashreplace"))
         except Exception:
             self.handleError(record)
 
