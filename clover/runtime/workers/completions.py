@@ -54,9 +54,10 @@ class Completions:
             self._loop = None
 
     def close(self) -> None:
-        """Stop listening and close the descriptor.  Idempotent."""
+        """Stop listening, close the descriptor and let go of the listeners, which hold shared memory.  Idempotent."""
         self.stop()
         self._epoll.close()
+        self._listeners = ()
 
     def add(self, listener: Callable[[], None]) -> None:
         """Call `listener` from now on."""
