@@ -44,6 +44,27 @@ class _Listener:
         return Connection(self.state, self.routes, self.connections, control=control, tls=tls)
 
 
+@dataclass(frozen=True)
+class _ControlPath:
+    """The path of a control socket, and the file that was bound there."""
+
+    path: Path
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> _ControlPath:
+        """Return the path with the file that it names now."""
+        found = path.lstat()
+        return cls(path, found.st_dev, found.st_ino)
+
+    def remove(self) -> None:
+        """Remove the file, unless another one is in its place."""
+        with contextlib.suppress(FileNotFoundError):
+            if self == self.of(self.path):
+                self.path.unlink()
+
+
 class Frontend:
     """Serves a `ServerView` over HTTP.  `stats` are plain counters; `url` is set by `start`."""
 
@@ -67,7 +88,7 @@ class Frontend:
             state = ServerState(routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=ids)
             self._listeners.append(_Listener(routes, state))
         self._servers: list[asyncio.Server] = []
-        self._control_path: Path | None = None
+        self._control: _ControlPath | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._swept_s = 0.0
 
@@ -123,14 +144,14 @@ class Frontend:
         return context
 
     async def _start_control(self, where: str) -> None:
-        sock, self._control_path = self._bind_control(where)
+        sock, self._control = self._bind_control(where)
         listener = self._listeners[1]
         server = await self._loop.create_unix_server(lambda: listener.accept(control=True), sock=sock)
         self._servers.append(server)
 
     @staticmethod
-    def _bind_control(where: str) -> tuple[socket.socket, Path]:
-        """Return a listening socket that only this user can reach; raises ConfigError or StartError."""
+    def _bind_control(where: str) -> tuple[socket.socket, _ControlPath]:
+        """Return a bound socket that only this user can reach, and its path; raises ConfigError or StartError."""
         scheme, _, path = where.partition(":")
         if scheme != "unix" or not path:
             raise ConfigError("listen.control takes the form unix:PATH")
@@ -139,7 +160,8 @@ class Frontend:
             if not stat.S_ISSOCK(target.lstat().st_mode):
                 raise StartError("listen.control names a file that is no socket; it is left alone")
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(str(target)) == 0:
+                probe.setblocking(False)  # one that listens and accepts nothing must not hold up this start
+                if probe.connect_ex(str(target)) in (0, errno.EAGAIN, errno.EINPROGRESS):
                     raise StartError("another server listens on listen.control")
             target.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -152,7 +174,7 @@ class Frontend:
             raise StartError(f"cannot listen on listen.control: {os.strerror(error.errno or 0)}") from error
         finally:
             os.umask(before)
-        return listener, target
+        return listener, _ControlPath.of(target)
 
     def _sweep(self) -> None:
         now_s = self._monotonic_s()
@@ -169,6 +191,10 @@ class Frontend:
             yield from list(listener.connections)
 
     def _refuse_new(self) -> None:
+        if self._control is not None:
+            # Before its socket closes: from then on a successor may bind the path.
+            self._control.remove()
+            self._control = None
         for server in self._servers:
             server.close()
         for listener in self._listeners:
@@ -201,9 +227,6 @@ class Frontend:
         for listener in self._listeners:
             await listener.routes.cancel()
         await asyncio.sleep(0)  # lets the transports report their loss
-        if self._control_path is not None:
-            path, self._control_path = self._control_path, None
-            path.unlink(missing_ok=True)
         self._servers.clear()
 
     @property

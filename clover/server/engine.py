@@ -19,6 +19,7 @@ import msgspec
 
 from clover import carbon, families, profiling
 from clover.accounting import Account
+from clover.cache import cache_folder
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
@@ -26,9 +27,7 @@ from clover.errors import BadRequest, CloverError, ConfigError, NotFound, Profil
 from clover.http import Frontend
 from clover.interfaces import Control, Model
 from clover.planning.model.problem import accuracies
-from clover.profiles import cache_folder
 from clover.runtime.served import Served
-from clover.runtime.workers.completions import Completions
 from clover.runtime.workers.pool import Pool
 from clover.server.machine import Machine
 from clover.server.unplanned import Unplanned
@@ -64,7 +63,7 @@ class Engine:
         self._stack.push_async_callback(pool.stop)
         self._changing = asyncio.Lock()
         self._answered = True
-        self._completions = Completions(pool.completion_fd)
+        self._completions = pool.completions
         try:
             self.chain, grid_clock = carbon.build(config.carbon)
             self.grid = Grid(self.chain, grid_clock.now)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version", "types", "errors", "digests", "hints", "terminal"}),
-    frozenset({"config", "interfaces"}),
+    frozenset({"config", "interfaces", "cache"}),
     frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "_native"}),
     frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
     frozenset({"planning.packing", "problem"}),

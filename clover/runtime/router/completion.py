@@ -76,9 +76,11 @@ class Completion:
         link.landed(batch, now_ns)
         if batch.epoch == link.epoch:
             self._batcher.credit(link.index)
-        # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself.
-        end_ns = min(max(end_ns, batch.sent_ns), now_ns)
-        start_ns = min(max(start_ns, batch.sent_ns), end_ns)
+        # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and
+        # to one batch at a time.
+        least_ns = min(max(batch.sent_ns, link.ended_ns), now_ns)
+        link.ended_ns = end_ns = min(max(end_ns, least_ns), now_ns)
+        start_ns = min(max(start_ns, least_ns), end_ns)
         busy_ns = end_ns - start_ns
         energy_j = link.meter.add(count, busy_ns, cpu_ns)
         if not status or not self._retry.after_failure(batch, now_ns):

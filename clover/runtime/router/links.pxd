@@ -19,6 +19,7 @@ cdef class Link:
     cdef public dict batches
     cdef public list on_idle
     cdef int64_t _progress_ns
+    cdef public int64_t ended_ns
 
     cpdef sent(self, Batch batch, int64_t now_ns)
     cpdef landed(self, Batch batch, int64_t now_ns)

@@ -48,6 +48,7 @@ class Link:
         "attached",
         "batches",
         "broken",
+        "ended_ns",
         "epoch",
         "index",
         "lane",
@@ -71,6 +72,8 @@ class Link:
         self.batches: dict[int, Batch] = {}
         self.on_idle: list[Callable[[], None]] = []
         self._progress_ns = 0
+        self.ended_ns = 0
+        """When its last completed batch ended; it computes one at a time."""
 
     def sent(self, batch: Batch, now_ns: int) -> None:
         """Note that `batch` is with the worker."""

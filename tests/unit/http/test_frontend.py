@@ -230,6 +230,47 @@ def test_the_control_socket(tmp_path: Path) -> None:
     run(main())
 
 
+def test_a_server_that_drains_leaves_the_control_socket_of_its_successor(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    ask = closing("POST", "/v2/clover/base", b"")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        view = FakeView(FakeModel(echo_family()))
+        first, second, third = (Frontend(view, config(control=f"unix:{path}"), loop) for _ in range(3))
+        await first.start()
+        assert await first.drain(1.0)
+        assert not path.exists(), "who does not accept any more is not in the way"
+        await second.start()
+        await first.close()
+        assert parse_answers(await exchange(0, ask, path=str(path)))[0].status == 200
+        path.unlink()  # somebody tidied up, and another server came
+        await third.start()
+        await second.drain(1.0)
+        await second.close()
+        assert parse_answers(await exchange(0, ask, path=str(path)))[0].status == 200
+        await third.close()
+        assert not path.exists()
+
+    run(main())
+
+
+def test_a_server_that_accepts_nothing_is_still_another_server(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as stuck, socket.socket(socket.AF_UNIX) as waiting:
+        stuck.bind(str(path))
+        stuck.listen(0)
+        waiting.connect(str(path))  # its queue is full: one more would wait
+
+        async def main() -> None:
+            view = FakeView(FakeModel(echo_family()))
+            with pytest.raises(StartError, match="another server"):
+                await Frontend(view, config(control=f"unix:{path}"), asyncio.get_running_loop()).start()
+
+        run(main())
+    assert path.exists()
+
+
 def test_a_taken_port_is_a_start_error() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
