@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clover.types import (
     Asked,
@@ -23,6 +21,10 @@ from clover.types import (
     State,
     VariantSpec,
 )
+
+if TYPE_CHECKING:
+    # Who lists GPUs or cuts them needs no arrays, and importing numpy takes as long as all else.
+    from numpy.typing import NDArray
 
 # --- strategies: folders of interchangeable implementations -----------------------------------------------------------
 
