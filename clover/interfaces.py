@@ -190,6 +190,11 @@ class Model:
         one bytes object a row, already in OIP form.  Raises BadRequest if a row does not fit."""
         raise NotImplementedError
 
+    def write_elements(self, ticket: Ticket, index: int, rows: Sequence[bytes], dims: tuple[int, ...]) -> None:
+        """Copy the rows of a BYTES input as `write` does, if their elements have the shape `dims`, which varies and
+        which their number does not say."""
+        raise NotImplementedError
+
     def submit(
         self,
         ticket: Ticket,

@@ -17,6 +17,7 @@ from time import monotonic
 
 from clover.config import ServerConfig
 from clover.errors import ConfigError, StartError
+from clover.http.acceptor import Acceptor, bind, reserve_descriptors
 from clover.http.access import Access
 from clover.http.api.routes import Routes
 from clover.http.connection import SWEEP_S, Connection, Incoming
@@ -27,7 +28,6 @@ from clover.interfaces import ServerView
 
 log = logging.getLogger("clover.http")
 
-_BACKLOG = 2048
 _DRAIN_STEP_S = 0.02
 
 
@@ -87,6 +87,7 @@ class Frontend:
             routes = Routes(view, config, loop, Access(config.listen, control=control))
             state = ServerState(routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=ids)
             self._listeners.append(_Listener(routes, state))
+        self._acceptor: Acceptor | None = None
         self._servers: list[asyncio.Server] = []
         self._control: _ControlPath | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -100,27 +101,28 @@ class Frontend:
         listener = self._listeners[0]
         tls = context is not None
         try:
-            server = await self._loop.create_server(
+            sockets = await bind(self._loop, listen.host.strip("[]") or None, listen.port)
+            name = sockets[0].getsockname()
+            self._acceptor = Acceptor(
+                self._loop,
+                sockets,
                 lambda: listener.accept(tls=tls),
-                listen.host.strip("[]") or None,
-                listen.port,
-                ssl=context,
-                backlog=_BACKLOG,
-                ssl_handshake_timeout=limits.head_s if tls else None,
+                self.stats,
+                reserve_descriptors(limits.connections),
+                context,
+                limits.head_s,
             )
         except OSError as error:
             hint = "; --port chooses another" if error.errno == errno.EADDRINUSE else ""
             raise StartError(
                 f"cannot listen on {listen.host}:{listen.port}: {os.strerror(error.errno or 0)}{hint}"
             ) from error
-        self._servers.append(server)
         if listen.control:
             try:
                 await self._start_control(listen.control)
             except BaseException:
                 await self.close()
                 raise
-        name = server.sockets[0].getsockname()
         host, port = str(name[0]), int(name[1])
         shown = f"[{host}]" if ":" in host else host
         self.url = f"{'https' if tls else 'http'}://{shown}:{port}"
@@ -183,7 +185,34 @@ class Frontend:
         elapsed_s = min(elapsed_s, 4 * SWEEP_S)
         for connection in self._connections():
             connection.sweep(elapsed_s)
+        self._bound_held()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _bound_held(self) -> None:
+        """Drop the connections that make us hold the most, if all together make us hold more than is allowed.
+
+        A connection alone is bounded, but there may be thousands.
+        """
+        most = self._config.limits.held_bytes
+        held = [(connection.held(), connection) for connection in self._connections()]
+        total = sum(size for size, _ in held)
+        if total <= most:
+            return
+        held.sort(key=lambda one: one[0], reverse=True)
+        dropped = 0
+        for size, connection in held:
+            connection.abort()
+            dropped += 1
+            total -= size
+            if total <= most:
+                break
+        self.stats.dropped_connections += dropped
+        log.warning(
+            "%d connections were dropped: bodies that are not complete and answers that are not read came to more than "
+            "limits.held_bytes = %d",
+            dropped,
+            most,
+        )
 
     def _connections(self) -> Iterator[Incoming]:
         """Yield every open connection; any of them may close meanwhile."""
@@ -195,6 +224,8 @@ class Frontend:
             # Before its socket closes: from then on a successor may bind the path.
             self._control.remove()
             self._control = None
+        if self._acceptor is not None:
+            self._acceptor.close()
         for server in self._servers:
             server.close()
         for listener in self._listeners:

@@ -140,8 +140,8 @@ class Router(Model):
         else:
             write_bytes(self.state.memory, tensor, index, ticket.slots, rows, None)
 
-    def write_elements(self, ticket: RouterTicket, index: int, rows: Sequence[bytes], dims: tuple[int, ...]) -> None:
-        """Copy BYTES rows, in OIP form, whose elements have the shape `dims`, into input `index` of the slots."""
+    def write_elements(self, ticket: Any, index: int, rows: Sequence[bytes], dims: tuple[int, ...]) -> None:
+        """See `Model.write_elements`."""
         write_bytes(self.state.memory, self.spec.inputs[index], index, ticket.slots, rows, dims)
 
     def submit(

@@ -116,10 +116,24 @@ HTTP: tuple[MetricSpec[HttpStats], ...] = (
     ),
     MetricSpec(
         "clover_http_refused_connections",
-        "Connections refused because too many were open",
+        "Connections refused because too many were open, or too few file descriptors were left",
         COUNTER,
         (),
         lambda http: single(http.refused_connections),
+    ),
+    MetricSpec(
+        "clover_http_dropped_connections",
+        "Connections closed because all together held too many bytes of unfinished bodies and unread answers",
+        COUNTER,
+        (),
+        lambda http: single(http.dropped_connections),
+    ),
+    MetricSpec(
+        "clover_http_failed_handshakes",
+        "Connections whose TLS handshake failed or took too long",
+        COUNTER,
+        (),
+        lambda http: single(http.failed_handshakes),
     ),
     MetricSpec(
         "clover_http_malformed",
