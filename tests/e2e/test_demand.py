@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
 import pytest
 
 import clover
-
-TOY = str(Path(__file__).parents[1] / "families" / "toy")
+from clover.errors import Unavailable
+from tests.support.toy_family import TOY, settings
 
 
 @pytest.mark.alone  # its plan follows from what is measured when it starts
@@ -36,5 +37,44 @@ def test_requests_that_ask_for_an_accuracy_get_the_variant_that_has_it(tmp_path:
             answers = [await server.ainfer({"INPUT0": [1.0, 2.0, 3.0, 4.0]}, min_accuracy=better) for _ in range(40)]
             assert {answer.variants for answer in answers} == {("full",)}
             assert time.monotonic() - began_s < 25.0  # the dwell time, a plan and the start of a worker
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two variants need two cores")
+@pytest.mark.usefixtures("forked_zygotes")
+def test_a_pin_strands_no_row_that_asked_for_what_it_takes_away(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with clover.Server(TOY, **settings(tmp_path)) as server:
+            row = {"INPUT0": [1.0, 2.0, 3.0, 4.0]}
+            served = server.engine.pick(None)
+            full = served.router.accuracy[1]
+            assert served.router.accuracy[0] < full
+            answered, refused = 0, []
+
+            async def ask() -> None:
+                """Ask for what only `full` reaches, with a timeout that does not end, until it is refused."""
+                nonlocal answered
+                while not refused or len(refused) < 40:
+                    try:
+                        answer = await server.ainfer(row, min_accuracy=full, timeout_ms=1e9)
+                    except Unavailable as error:
+                        refused.append(str(error))
+                        return
+                    assert answer.receipt.accuracy >= full
+                    answered += 1
+
+            asking = [asyncio.ensure_future(ask()) for _ in range(40)]
+            await asyncio.sleep(0)
+            pinned = server.engine.controller.command("pin", {"variant": "half", "force": True}, "me")
+            _, *ended = await asyncio.wait_for(asyncio.gather(pinned, *asking), 60.0)
+            assert len(ended) == len(refused) == 40
+            assert answered > 0
+            assert {reason for reason in refused if "static:half" not in reason} == set()
+            assert {item["variant"] for item in served.fleet.describe()} == {"half"}
+            assert (await server.ainfer(row)).variants == ("half",)
+            began_s = time.monotonic()
+            assert await server.drain()
+            assert time.monotonic() - began_s < 5.0
 
     asyncio.run(main())
