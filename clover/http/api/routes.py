@@ -19,7 +19,7 @@ import orjson
 from clover._version import __version__
 from clover.config import ServerConfig
 from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError, TooLarge
-from clover.http.access import Access, client_of
+from clover.http.access import Access
 from clover.http.api import metadata, openapi
 from clover.http.api.schemas import COMMANDS
 from clover.http.content_encoding import inflate
@@ -209,7 +209,7 @@ class Routes:
         connection = exchange.connection
         assert connection is not None
         number = connection.state.ids.number_of(given.id)
-        found = self._model(name).labelled(number, given.labels, client_of(connection.peer))
+        found = self._model(name).labelled(number, given.labels, connection.client)
         exchange.finish_json({"id": given.id, **found})
 
     # --- what there is ------------------------------------------------------------------------------------------------
