@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 import clover
-from clover.errors import Unavailable
+from clover.errors import Unavailable, WorkerError
+from clover.runtime.workers.members import FleetWorker
+from clover.types import Assignment
+from tests.support.servers import until
 from tests.support.toy_family import TOY, settings
 
 
@@ -76,5 +80,30 @@ def test_a_pin_strands_no_row_that_asked_for_what_it_takes_away(tmp_path: Path) 
             began_s = time.monotonic()
             assert await server.drain()
             assert time.monotonic() - began_s < 5.0
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("forked_zygotes")
+def test_a_server_that_stops_does_not_wait_for_workers_that_do_not_come(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with clover.Server(TOY, **settings(tmp_path) | {"policy": "objective", "variant": "half"}) as server:
+            served = server.engine.pick(None)
+
+            async def no_memory(assignment: Assignment) -> FleetWorker:
+                raise WorkerError(f"no memory for {assignment.variant}")
+
+            served.fleet.members.start = no_memory
+            for worker in served.fleet.describe():
+                os.kill(worker["pid"], signal.SIGKILL)
+            await until(lambda: served.router.hold and not served.router.ready)
+            asking = asyncio.ensure_future(server.ainfer({"INPUT0": [1.0, 2.0, 3.0, 4.0]}, timeout_ms=1e9))
+            await until(lambda: not served.router.hold)
+            assert not asking.done(), "its worker may yet come"
+            began_s = time.monotonic()
+            assert await server.drain()
+            assert time.monotonic() - began_s < 5.0
+            with pytest.raises(Unavailable, match="shutting down"):
+                await asking
 
     asyncio.run(main())
