@@ -119,11 +119,13 @@ class Ticket:
     """One request inside the data plane, from its slots to its outcome.
 
     `status` is 0 while pending, then an HTTP status.  `slots[i]` is the slot of row i; `variants[i]` the index (into
-    the family's variants) that answered it.  All times are monotonic nanoseconds.
+    the family's variants) that answered it.  `client` is the address that it came from, the /64 of an IPv6 one; empty
+    for this process.  All times are monotonic nanoseconds.
     """
 
     __slots__ = (
         "arrival_ns",
+        "client",
         "compute_ns",
         "context",
         "done_ns",
@@ -140,6 +142,7 @@ class Ticket:
     error: str
     retry_after_s: float | None
     context: Any
+    client: str
     arrival_ns: int
     done_ns: int
     queue_ns: int

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover._native.wire import cut, head_end, part
+from clover.http.addresses import client_of, is_loopback
 from clover.http.chunks import ChunkDecoder
 from clover.http.exchange import Exchange
 from clover.http.heads import Head, MalformedError, check_prefix
@@ -103,6 +104,7 @@ class Incoming(Outgoing):
         if not self.control:
             peer = transport.get_extra_info("peername")
             self.peer = str(peer[0]) if peer else ""
+            self.client = client_of(self.peer)
             self.loopback = is_loopback(self.peer)
 
     def admit(self, room: bool) -> bool:
@@ -459,8 +461,3 @@ def descriptor(transport: asyncio.BaseTransport) -> int:
     """Return the file descriptor of a transport's socket; -1 if it has none."""
     found = transport.get_extra_info("socket")
     return found.fileno() if found is not None else -1
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether a peer address is this machine's own loopback."""
-    return address.startswith(("127.", "::ffff:127.")) or address == "::1"

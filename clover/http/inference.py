@@ -111,6 +111,8 @@ class InferEndpoint:
 
     def _submit(self, exchange: Exchange, request: InferRequest, ticket: Ticket) -> None:
         context = exchange, self, request
+        if exchange.connection is not None:
+            ticket.client = exchange.connection.client
         self.model.submit(ticket, _done, request.timeout_ns, request.min_accuracy, request.cascade, context)
 
 

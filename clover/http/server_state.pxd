@@ -9,6 +9,7 @@ cdef class ConnectionBase:
     cdef public bint control
     cdef public bint loopback
     cdef public str peer
+    cdef public str client
 
     cpdef answered(self)
     cpdef bint is_last(self, object exchange) except -1

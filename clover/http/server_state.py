@@ -33,16 +33,17 @@ class ConnectionBase:
     """A connection as the shared state and an exchange see it.
 
     `control` marks the control socket, `loopback` a peer on this machine; `peer` is the peer's address (empty on the
-    control socket).
+    control socket), `client` what it is counted by (`clover.http.addresses.client_of`).
     """
 
-    __slots__ = ("control", "loopback", "peer", "state")
+    __slots__ = ("client", "control", "loopback", "peer", "state")
 
     def __init__(self, state: ServerState, *, control: bool = False) -> None:
         self.state = state
         self.control = control
         self.loopback = control
         self.peer = ""
+        self.client = ""
 
     def answered(self) -> None:
         """Take notice that an exchange has its reply."""

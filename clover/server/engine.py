@@ -168,6 +168,9 @@ class Engine:
             self._close()
             if self.frontend is not None:
                 await asyncio.sleep(self.config.limits.drain_delay_s)
+            for served in self.served.values():  # no worker is brought for anything any more
+                served.router.decline_stranded("the server is shutting down")
+            if self.frontend is not None:
                 self._answered = await self.frontend.drain(self.config.limits.drain_s)
             # And what did not come by HTTP: requests of this process.
             self._answered = await self._settled(self.served.values()) and self._answered
@@ -237,6 +240,7 @@ class Engine:
         else:
             await self.controller.adopt(served.spec, served.profile, served.fleet, served.config)
         served.router.closed_reason = ""
+        served.router.decline_stranded("")
         served.state, served.reason = "READY", ""
         self._follow_targets()
 
@@ -394,6 +398,7 @@ class Engine:
                 return
             served.state = "UNLOADING"
             served.router.closed_reason = "the model is unloaded"
+            served.router.decline_stranded(served.router.closed_reason)
             await self._settled([served])  # before its workers stop taking from its queue
             await self.controller.release(name)
             await self._retire(served, "the model is unloaded")

@@ -272,7 +272,7 @@ class Routes:
         connection = exchange.connection
         assert connection is not None
         number = connection.state.ids.number_of(given.id)
-        found = self._model(name).labelled(number, given.labels, client_of(connection.peer))
+        found = self._model(name).labelled(number, given.labels, connection.client)
         exchange.finish_json({"id": given.id, **found})
 
     # --- what there is ------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ cdef class Completion:
     cdef object _demand
     cdef str _name
     cdef list _accuracy
+    cdef bytearray _slot_states
+    cdef int64_t _timeout_ns
     cdef list _finished
 
     @cython.locals(link=Link)

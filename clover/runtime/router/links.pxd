@@ -13,7 +13,9 @@ cdef class Link:
     cdef public int max_batch
     cdef public object meter
     cdef public bint attached
-    cdef public bint relief
+    cdef public bint standby
+    cdef public bint leaving
+    cdef public int64_t remaining
     cdef public bint broken
     cdef public int64_t epoch
     cdef public dict batches
