@@ -25,9 +25,10 @@ import uvloop
 from bench.common import binary_bodies, cpu_seconds, fashion_rows, served, show, tree, write_json
 from bench.load import open_loop
 from clover import energy
+from clover.cache import cache_folder
 from clover.config import EnergyConfig
 from clover.errors import CloverError, ProfileError
-from clover.profiles import ProfileStore, accuracy_of, best_variant, cache_folder, measurements
+from clover.profiles import ProfileStore, accuracy_of, best_variant, measurements
 from clover.types import FamilyProfile
 
 

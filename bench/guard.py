@@ -43,7 +43,7 @@ from clover import families
 from clover.confidence import Scorer, scorer
 from clover.profiling.chains import Answers, profile_of
 from clover.runtime.cascade import RoutedChain
-from clover.runtime.guard.drift import AGREEMENT_LIMIT, SCORE_LIMIT
+from clover.runtime.guard.drift import AGREEMENT_LIMIT, SCORE_LIMIT, Detector
 from clover.runtime.guard.guard import (
     ALARM_LEVELS,
     CASCADE_OFF,
@@ -128,9 +128,9 @@ class Recorded(Guard):
         self.row = 0
         self.first: dict[str, int] = {}
 
-    def alarm(self, kind: str, lane: int, what: str) -> None:
+    def alarm(self, kind: str, lane: int, what: str, detector: Detector | None = None) -> None:
         self.first.setdefault(kind, self.row)
-        super().alarm(kind, lane, what)
+        super().alarm(kind, lane, what, detector)
 
 
 class Served:

@@ -45,7 +45,6 @@ from clover.runtime.router.lanes import Entry
 from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.router import Router
 from clover.runtime.router.tickets import RouterTicket
-from clover.runtime.workers.completions import Completions
 from clover.runtime.workers.pool import Pool
 from clover.types import FamilySpec, Routing
 from clover.worker.frames import WorkerOrder
@@ -192,7 +191,7 @@ async def live(spec: FamilySpec, options: argparse.Namespace) -> dict[int, dict[
     loop = asyncio.get_running_loop()
     slab = Slab.create(Layout(spec, _SLOTS))
     pool = Pool.launch()
-    completions = Completions(pool.completion_fd)
+    completions = pool.completions
     house = House(spec, slab, loop)
     try:
         await pool.start()

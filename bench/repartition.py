@@ -31,7 +31,7 @@ from bench.common import ServerProcess, binary_bodies, fashion_rows, served, sho
 from bench.load import Body, Check, closed_loop, open_loop, quantile
 from bench.oracle import expected, scorer
 from bench.swap import Change, changes, split
-from clover import profiles
+from clover.cache import cache_folder
 from clover.devices import box_path, emulated, parse
 from clover.planning.model.problem import services_of
 from clover.types import FamilyProfile
@@ -106,7 +106,7 @@ def write_trace(path: Path, stages: int) -> None:
 
 def capacities(cache_dir: str) -> dict[tuple[str, str], float]:
     """Return rows a second of a worker by (variant, MIG profile), as the planner takes them."""
-    for path in (profiles.cache_folder(cache_dir) / "profiles").glob("fashion-*.json"):
+    for path in (cache_folder(cache_dir) / "profiles").glob("fashion-*.json"):
         services = services_of(msgspec.json.decode(path.read_bytes(), type=FamilyProfile))
         found = {key: service.capacity() for key, service in services.items() if "g." in key[1]}
         if found:

@@ -55,7 +55,8 @@ import uvloop
 import clover
 from bench.common import ROOT, busy_seconds, cpu_seconds, provenance, pss_bytes, show, tree, write_json
 from bench.planning import load
-from clover import backends, profiles
+from clover import backends
+from clover.cache import cache_folder
 from clover.config import EnergyConfig
 from clover.runtime.workers.pool import WorkerProcess
 from clover.types import FamilyProfile
@@ -347,7 +348,7 @@ async def standing(cache: Path, backend: str, variant: str, beside: str, options
 
 def stored(cache: Path, family: str) -> Path:
     """Return the file of the profile, which is measured first where there is none."""
-    folder = profiles.cache_folder(str(cache)) / "profiles"
+    folder = cache_folder(str(cache)) / "profiles"
     if not list(folder.glob(f"{family}-*.json")):
         words = ["-m", "clover", "profile", place_of(family), "--quick", "--compile", "--cores", last_core()]
         words += ["--cache-dir", str(cache)]

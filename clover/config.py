@@ -43,8 +43,22 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
     line_bytes: Annotated[int, _help("longest request line, bytes", ge=64)] = 16 << 10
     head_bytes: Annotated[int, _help("largest request line and headers together, bytes", ge=64)] = 32 << 10
     headers: Annotated[int, _help("most headers in a request", ge=1)] = 100
+    json_bytes: Annotated[
+        int,
+        _help(
+            "largest JSON of an infer request, also after decompression, bytes; binary tensors do not count", ge=1024
+        ),
+    ] = 4 << 20
     json_depth: Annotated[int, _help("deepest nesting of JSON", ge=1)] = 100
     connections: Annotated[int, _help("most open connections", ge=1)] = 8192
+    held_bytes: Annotated[
+        int,
+        _help(
+            "most bytes of unfinished request bodies and unread answers, of all connections; beyond it those that "
+            "hold the most are closed",
+            ge=1 << 20,
+        ),
+    ] = 1 << 30
     pipelined: Annotated[int, _help("requests of one connection in progress before no more are read from it", ge=1)] = (
         32
     )

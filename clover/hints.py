@@ -1,4 +1,5 @@
-"""What commands share: how this program was called, the nearest known word, and a reader that stops reading."""
+"""What commands share: how this program was called, the nearest known word, a reader that stops reading, and texts of
+others that are safe to print."""
 
 from __future__ import annotations
 
@@ -65,3 +66,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if not 0 < len(longer) <= _MOST:
         longer = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f" (did you mean {' or '.join(longer)}?)" if longer else ""
+
+
+def printable(text: str, most: int = 0) -> str:
+    """Return `text` with every character escaped that is not to be seen: it stays one line and steers no terminal.
+
+    `most` cuts it to that many characters; 0 does not cut.
+    """
+    shown = text[:most] if most else text
+    if not shown.isprintable():
+        shown = "".join(
+            char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode() for char in shown
+        )
+    return f"{shown[:most]}..." if most and max(len(shown), len(text)) > most else shown

@@ -6,6 +6,7 @@ cdef class Ticket:
     cdef public str error
     cdef public object retry_after_s
     cdef public object context
+    cdef public str client
     cdef public int64_t arrival_ns
     cdef public int64_t done_ns
     cdef public int64_t queue_ns

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clover.types import (
     Asked,
@@ -23,6 +21,10 @@ from clover.types import (
     State,
     VariantSpec,
 )
+
+if TYPE_CHECKING:
+    # Who lists GPUs or cuts them needs no arrays, and importing numpy takes as long as all else.
+    from numpy.typing import NDArray
 
 # --- strategies: folders of interchangeable implementations -----------------------------------------------------------
 
@@ -117,11 +119,13 @@ class Ticket:
     """One request inside the data plane, from its slots to its outcome.
 
     `status` is 0 while pending, then an HTTP status.  `slots[i]` is the slot of row i; `variants[i]` the index (into
-    the family's variants) that answered it.  All times are monotonic nanoseconds.
+    the family's variants) that answered it.  `client` is the address that it came from, the /64 of an IPv6 one; empty
+    for this process.  All times are monotonic nanoseconds.
     """
 
     __slots__ = (
         "arrival_ns",
+        "client",
         "compute_ns",
         "context",
         "done_ns",
@@ -138,6 +142,7 @@ class Ticket:
     error: str
     retry_after_s: float | None
     context: Any
+    client: str
     arrival_ns: int
     done_ns: int
     queue_ns: int
@@ -186,6 +191,11 @@ class Model:
     def write(self, ticket: Ticket, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
         """Copy input `index` of all rows into the slots (once).  Array: leading axis = rows, declared dtype.  BYTES:
         one bytes object a row, already in OIP form.  Raises BadRequest if a row does not fit."""
+        raise NotImplementedError
+
+    def write_elements(self, ticket: Ticket, index: int, rows: Sequence[bytes], dims: tuple[int, ...]) -> None:
+        """Copy the rows of a BYTES input as `write` does, if their elements have the shape `dims`, which varies and
+        which their number does not say."""
         raise NotImplementedError
 
     def submit(

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import msgspec
 
+from clover.cache import make_private
 from clover.config import EnergyConfig
 from clover.errors import ProfileError
 from clover.hints import program
@@ -41,15 +42,6 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 # --- the store ----------------------------------------------------------------------------------------------------
-
-
-def cache_folder(text: str) -> Path:
-    """Return the folder of profiles and artifacts: `text`, or if that is empty `$XDG_CACHE_HOME/clover`
-    (`~/.cache/clover`)."""
-    if text:
-        return Path(text).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "clover"
 
 
 class ProfileStore:
@@ -92,7 +84,7 @@ class ProfileStore:
         """Write `profile`, replacing one under the same key atomically, and return its path.  Raises ProfileError."""
         path = self.path(profile.family, profile.key)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_private(self.folder)
             fd, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=self.folder)
             try:
                 with os.fdopen(fd, "wb") as file:

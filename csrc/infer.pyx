@@ -10,10 +10,15 @@ for here: `parse` says None, and the general way decides.  So this needs to know
 **Numbers.**  A decimal of up to 2^53 without its point, times or over a power of ten up to 22, is two doubles that are
 exact and one operation that rounds once: the double nearest to the text, as any correct reader gives it, then rounded
 to a float as any conversion of that double is (W. D. Clinger, How to read floating point numbers accurately, 1990).
+
+**The burden of any other text.**  The general way makes an object of every value, so what a text would come to is
+found first: `burden` reads it once, makes nothing, and stops where it nests too deep or weighs too much.  A comma
+weighs 1, which stands for a value; a string 2 more; a colon 4, for a key; an opening bracket or brace 4, for an empty
+list or dict.
 """
 
 from libc.stdint cimport uint64_t
-from libc.string cimport memcmp
+from libc.string cimport memchr, memcmp, memset
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeASCII
@@ -29,6 +34,60 @@ POWERS[:] = [
     1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20,
     1e21, 1e22,
 ]
+
+
+cdef unsigned char[256] WEIGHTS
+memset(WEIGHTS, 0, 256)
+WEIGHTS[44] = 1
+WEIGHTS[58] = WEIGHTS[91] = WEIGHTS[123] = 4
+WEIGHTS[34] = WEIGHTS[93] = WEIGHTS[125] = 255  # no weight, but to be looked at
+
+
+cpdef int burden(bytes text, Py_ssize_t depth, Py_ssize_t weight) except -1:
+    """Return 0 if `text`, where it is JSON, nests at most `depth` deep and weighs at most `weight`; 1 if it nests
+    deeper, 2 if it weighs more, whichever comes first."""
+    cdef const char *at
+    cdef const char *end
+    cdef const char *first
+    cdef const char *back
+    cdef unsigned char weighs
+    cdef Py_ssize_t level = 0, total = 0
+    if text is None:
+        raise TypeError("None is no text")
+    at = PyBytes_AS_STRING(text)
+    end = at + PyBytes_GET_SIZE(text)
+    while at < end:
+        weighs = WEIGHTS[<unsigned char>at[0]]
+        at += 1
+        if not weighs:
+            continue
+        if weighs == 255:
+            if at[-1] != 34:
+                level -= 1
+                continue
+            total += 2
+            if total > weight:
+                return 2
+            first = at
+            while True:  # to the quote that closes the string: an even number of backslashes stands before it
+                at = <const char *>memchr(at, 34, end - at)
+                if at == NULL:
+                    return 0  # it is no JSON
+                back = at
+                while back > first and back[-1] == 92:
+                    back -= 1
+                at += 1
+                if (at - back) & 1:
+                    break
+            continue
+        total += weighs
+        if total > weight:
+            return 2
+        if at[-1] == 91 or at[-1] == 123:
+            level += 1
+            if level > depth:
+                return 1
+    return 0
 
 
 cdef inline void space(Plain self) noexcept nogil:

@@ -2,6 +2,9 @@ cdef enum:
     AXES = 8
 
 
+cpdef int burden(bytes text, Py_ssize_t depth, Py_ssize_t weight) except -1
+
+
 cdef class Plain:
     cdef bytes _name
     cdef const char* _named

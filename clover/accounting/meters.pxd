@@ -1,3 +1,4 @@
+cimport cython
 from libc.stdint cimport int64_t
 
 cdef class WorkerMeter:
@@ -7,9 +8,11 @@ cdef class WorkerMeter:
     cdef public str placement
     cdef public object slices
     cdef public double core_w
+    cdef public int cores
     cdef public double ratio
     cdef tuple _joules
     cdef int _top
+    cdef int64_t _spare_ns
     cdef public int64_t rows
     cdef int64_t _closed_rows
     cdef public int64_t busy_ns
@@ -20,4 +23,5 @@ cdef class WorkerMeter:
     cdef public int64_t window_busy_ns
     cdef public double window_modelled_j
 
+    @cython.locals(most_ns=int64_t)
     cpdef double add(self, int rows, int64_t busy_ns, int64_t cpu_ns)

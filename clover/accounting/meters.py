@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from clover.types import FamilyProfile
 
+_SLACK_NS = 20_000_000
+"""CPU time is read before a batch begins and after it ends: in sum it may be that much longer than the batches."""
+
 
 def joules_per_row(
     profile: FamilyProfile | None, variant: str, shape: str, backend: str, max_batch: int
@@ -36,15 +39,18 @@ class WorkerMeter:
     """The work of one worker, counted by the router as batches come back and collected once a window.
 
     `slices` are compute slices.  `joules` is the profiled energy a row by batch size; without it, modelled energy is
-    CPU seconds x `core_w`.  `ratio` is measured over modelled energy of the device, kept by its account.
+    CPU seconds x `core_w`.  `ratio` is measured over modelled energy of the device, kept by its account.  The worker
+    says how much CPU time a batch took, and is not trusted: that cannot be more than `cores` gave while it was busy.
     """
 
     __slots__ = (
         "_closed_rows",
         "_joules",
+        "_spare_ns",
         "_top",
         "busy_ns",
         "core_w",
+        "cores",
         "cpu_ns",
         "device",
         "family",
@@ -70,6 +76,7 @@ class WorkerMeter:
         slices: int,
         joules: Sequence[float] = (),
         core_w: float = 8.0,
+        cores: int = 1,
     ) -> None:
         self.family = family
         self.variant = variant
@@ -77,6 +84,7 @@ class WorkerMeter:
         self.placement = placement
         self.slices = slices
         self.core_w = core_w
+        self.cores = cores
         self.ratio = 1.0
         self._joules = tuple(joules)
         self._top = len(self._joules) - 1
@@ -84,6 +92,7 @@ class WorkerMeter:
         self._closed_rows = 0
         self.busy_ns = 0
         self.cpu_ns = 0
+        self._spare_ns = _SLACK_NS
         self.modelled_j = 0.0
         self.window_gone_on = 0
         self.window_right = 0.0
@@ -91,7 +100,14 @@ class WorkerMeter:
         self.window_modelled_j = 0.0
 
     def add(self, rows: int, busy_ns: int, cpu_ns: int) -> float:
-        """Count a finished batch; return its active joules a row, corrected by the device's `ratio`."""
+        """Count a finished batch; return its active joules a row, corrected by the device's `ratio`.
+
+        `busy_ns` is known, `cpu_ns` is the worker's own figure.
+        """
+        most_ns = busy_ns * self.cores + self._spare_ns
+        if cpu_ns > most_ns:
+            cpu_ns = most_ns
+        self._spare_ns = min(most_ns - cpu_ns, _SLACK_NS)
         if self._top >= 0:
             per_row = self._joules[rows if rows <= self._top else self._top]
         else:

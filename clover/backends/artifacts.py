@@ -32,6 +32,7 @@ import msgspec
 from clover import families
 from clover.backends.environment import child_environment
 from clover.backends.targets import CPU, Target
+from clover.cache import check_private, make_private
 from clover.errors import ConfigError, DeviceError, ProfileError
 from clover.types import FamilySpec, Record, VariantSpec
 
@@ -209,7 +210,8 @@ def build(backend: Compiler, order: CompileOrder) -> None:
     """Compile into `order.folder` in this process, atomically; do nothing if it is there already."""
     folder = Path(order.folder)
     variant = order.family.variant(order.variant)
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(folder.parent)
+    check_private(folder)
     with contextlib.ExitStack() as held:
         held.enter_context(lock(folder.with_name(folder.name + ".lock")))
         if is_compiled(folder):
@@ -317,7 +319,8 @@ class _Compilation:
 
     def _start(self) -> subprocess.Popen[bytes]:
         caches = Path(self._order.folder).parent / "inductor"  # not the shared, guessable folder torch takes in /tmp
-        caches.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(caches)
+        check_private(caches)
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "clover.backends"],
             stdin=subprocess.PIPE,

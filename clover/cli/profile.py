@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from clover import devices, families, profiles, settings
+from clover.cache import cache_folder
 from clover.config import FamilyConfig, ServerConfig
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError
@@ -93,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
 def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) -> FamilyProfile:
     """Measure one family if it is needed, print its table and return the profile."""
     spec = families.load_family(item.family)
-    cache = profiles.cache_folder(config.cache_dir)
+    cache = cache_folder(config.cache_dir)
     # Emulated GPUs are only looked at: a server may be using them.
     found = devices.build(config.workers, cache, exclusive=config.workers.device.startswith("nvidia"))
     try:

@@ -300,7 +300,7 @@ class Controller:
     async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """See `clover.interfaces.Control.command`.  Unavailable once the server stops."""
         self._refuse_if_stopped()
-        task = asyncio.get_running_loop().create_task(self._commands.run(verb, arguments, operator))
+        task = asyncio.get_running_loop().create_task(self._run_command(verb, arguments, operator))
         self._commanded.add(task)
         task.add_done_callback(self._commanded.discard)
         try:
@@ -310,6 +310,14 @@ class Controller:
             if caller is not None and not caller.cancelling():
                 self._refuse_if_stopped()
             raise
+
+    async def _run_command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
+        """Carry out a command; refuse the rows at once for which no worker will come after it."""
+        try:
+            return await self._commands.run(verb, arguments, operator)
+        finally:
+            for family in self.context.families.values():
+                self._decline(family)
 
     def _refuse_if_stopped(self) -> None:
         if self._stopped:

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clover.cache import make_private
 from clover.devices.tables import GpuTable, table
 from clover.errors import DeviceError
 from clover.types import Record
@@ -253,7 +254,7 @@ def create_box(
     content = _config(gpu, count, privileged, mig_enabled, seed)
     _check_layout()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as file:
             file.write(content)
             file.flush()

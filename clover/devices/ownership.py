@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from clover.cache import make_private
 from clover.errors import DeviceError
 from clover.hints import program
 from clover.types import Record
@@ -103,7 +104,7 @@ class Ownership:
     def _take(self) -> None:
         path = self._folder / f"{self._gpu}.lock"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_private(self._folder)
             self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -16,6 +16,9 @@ COMPUTED = ("folder", "digest")
 SPLITS = ("calibration", "held_out")
 CONFIDENCES = ("top", "margin", "entropy")
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+MAX_VARIANTS = 64
+"""Variants of a family, at most: the batcher keeps sets of them as the bits of one word."""
+
 MAX_RANK = 8
 """Axes of a tensor, at most; the batch axis is one of them."""
 

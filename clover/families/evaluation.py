@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clover.errors import ConfigError
 from clover.families.declaration import DATATYPES, FILE, SPLITS
-from clover.families.loaders import resolve
+from clover.families.loaders import ended, resolve
 from clover.types import FamilySpec, TensorSpec
 
 
@@ -27,7 +27,11 @@ def load_evaluation(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], N
         raise ConfigError(f"unknown split {split!r}: it is one of {', '.join(SPLITS)}")
     where = f"family {spec.name!r}: evaluation loader {spec.evaluation.loader!r}"
     had_torch = "torch" in sys.modules
-    inputs, labels = resolve(spec.evaluation.loader, spec.folder)(Path(spec.folder), split)
+    load = resolve(spec.evaluation.loader, spec.folder)
+    try:
+        inputs, labels = load(Path(spec.folder), split)
+    except SystemExit as error:
+        raise ConfigError(f"{where}: {ended(error)}") from error
     if not had_torch and "torch" in sys.modules:
         raise ConfigError(
             f"{where}: imports torch, which the server must not: keep it in a module that only needs NumPy"

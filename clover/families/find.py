@@ -18,9 +18,11 @@ from typing import Any
 
 import msgspec
 
+from clover.cache import expanded
 from clover.errors import ConfigError
 from clover.families.declaration import COMPUTED, FILE, LOADER, NAME
 from clover.families.digest import digest
+from clover.families.loaders import ended
 from clover.families.validate import check, check_precisions
 from clover.hints import did_you_mean
 from clover.types import (
@@ -59,7 +61,7 @@ def load_family(ref: str | FamilySpec) -> FamilySpec:
         return _complete(ref, Path(ref.folder).resolve() if ref.folder else None, f"family {ref.name!r}")
     if NAME.fullmatch(ref) and not ref.startswith(".") and ref in (names := _shipped_or_empty()):
         return _read(names[ref])
-    path = Path(ref).expanduser()
+    path = expanded(ref)
     if path.name == FILE and path.is_file():
         path = path.parent
     if path.is_dir():
@@ -137,13 +139,16 @@ def _imported(ref: str) -> FamilySpec:
     name, _, attribute = ref.partition(":")
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"family {ref!r}: module {name} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"family {ref!r}: module {name} cannot be imported: {ended(error)}") from error
     value = getattr(module, attribute, None)
     if value is None:
         raise ConfigError(f"family {ref!r}: module {name} has no {attribute}{did_you_mean(attribute, dir(module))}")
     if callable(value):
-        value = value()
+        try:
+            value = value()
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"family {ref!r}: {attribute} of module {name} failed: {ended(error)}") from error
     if not isinstance(value, FamilySpec):
         raise ConfigError(f"family {ref!r}: is a {type(value).__name__}, not a FamilySpec or a function returning one")
     if value.folder:

@@ -30,8 +30,8 @@ _PACKAGE = "_clover_family_"
 def resolve(loader: str, folder: str | Path) -> Callable[..., Any]:
     """Return the function that "module:function" names: from `folder` if that holds the module, otherwise by import.
 
-    Importing runs the module's top level.  Raises ConfigError if there is no such module or function; what the module
-    itself raises is passed on.
+    Importing runs the module's top level.  Raises ConfigError if there is no such module or function, or the module
+    calls `sys.exit`; what else the module itself raises is passed on.
     """
     if not LOADER.fullmatch(loader):
         raise ConfigError(f"loader {loader!r} is not of the form module:function")
@@ -43,12 +43,21 @@ def resolve(loader: str, folder: str | Path) -> Callable[..., Any]:
         if error.name is None or not (full_name == error.name or full_name.startswith(error.name + ".")):
             raise
         raise ConfigError(f"loader {loader!r}: no module {name} in the family's folder, nor to import") from error
+    except SystemExit as error:
+        raise ConfigError(f"loader {loader!r}: module {name} cannot be imported: {ended(error)}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         hint = did_you_mean(attribute, [key for key in vars(module) if not key.startswith("_")])
         raise ConfigError(f"loader {loader!r}: module {name} has no function {attribute}{hint}")
     found: Callable[..., Any] = function
     return found
+
+
+def ended(error: BaseException) -> str:
+    """Return what went wrong in the Python of a family, for a message; `sys.exit` is an error as any other."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
 def check_loaders(spec: FamilySpec) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clover.errors import ConfigError
-from clover.families.declaration import CONFIDENCES, DATATYPES, LOADER, MAX_RANK, NAME, PRECISIONS
+from clover.families.declaration import CONFIDENCES, DATATYPES, LOADER, MAX_RANK, MAX_VARIANTS, NAME, PRECISIONS
 from clover.hints import did_you_mean
 from clover.types import ConfidenceSpec, FamilySpec, TensorSpec
 
@@ -37,6 +37,8 @@ def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
             _check_name(name, f"{key}[{index}].name", where)
             if name in names[:index]:
                 raise refuse(f"{key}[{index}].name", f"{name!r} is there twice")
+    if len(spec.variants) > MAX_VARIANTS:
+        raise refuse("variants", f"{len(spec.variants)} are more than the {MAX_VARIANTS} a family may have: split it")
     for key, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
         for index, tensor in enumerate(tensors):
             if tensor.labels and key == "inputs":

@@ -7,14 +7,13 @@ and without one changes are taken from loopback peers only.  If a control socket
 
 from __future__ import annotations
 
-import functools
 import hmac
 import ipaddress
 import socket
 
 from clover.config import ListenConfig
 from clover.errors import ConfigError, RequestError
-from clover.http.connection import is_loopback
+from clover.http.addresses import is_loopback
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
 
@@ -37,20 +36,6 @@ class ForbiddenError(RequestError):
 def binds_loopback(host: str) -> bool:
     """Return whether a bind address is reachable from this machine only."""
     return host.lower() == "localhost" or is_loopback(host.strip("[]"))
-
-
-@functools.lru_cache(maxsize=1024)  # parsing an address costs more than all other work of refusing a guess
-def client_of(address: str) -> str:
-    """Return by what a peer is counted: its IPv4 address, or the /64 of its IPv6 one, which is one subscriber's."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return address  # the control socket's peers have none
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.IPv6Address(int(found) >> 64 << 64))
 
 
 class Access:

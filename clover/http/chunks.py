@@ -18,14 +18,29 @@ _SIZE, _DATA, _DATA_END, _TRAILER = range(4)
 
 
 class ChunkDecoder:
-    """Decodes one chunked body of at most `body_limit` bytes: feed it until `done`; the body grows in `body`."""
+    """Decodes one chunked body of at most `limit` bytes: feed it until `done`; the body grows in `body`.
 
-    __slots__ = ("_chunks", "_extension_bytes", "_left", "_limit", "_line", "_state", "_trailer_bytes", "body", "done")
+    `too_large` is the error of a longer one.
+    """
 
-    def __init__(self, body_limit: int) -> None:
+    __slots__ = (
+        "_chunks",
+        "_extension_bytes",
+        "_left",
+        "_limit",
+        "_line",
+        "_state",
+        "_too_large",
+        "_trailer_bytes",
+        "body",
+        "done",
+    )
+
+    def __init__(self, limit: int, too_large: str) -> None:
         self.body = bytearray()
         self.done = False
-        self._limit = body_limit
+        self._limit = limit
+        self._too_large = too_large
         self._state = _SIZE
         self._left = 0
         self._line = b""
@@ -108,5 +123,5 @@ class ChunkDecoder:
         if self._chunks > CHUNKS:
             raise MalformedError(413, "the request body has too many chunks")
         if len(self.body) + self._left > self._limit:
-            raise MalformedError(413, "the request body is too large")
+            raise MalformedError(413, self._too_large)
         self._state = _DATA

@@ -31,12 +31,15 @@ cdef class Incoming(Outgoing):
     cdef Py_ssize_t _begin_request(self, Head head, bytes data, Py_ssize_t pos, Py_ssize_t size) except -1
     @cython.locals(head=Head, endpoint=InferEndpoint, direct=DirectReceive, have=Py_ssize_t)
     cdef _receive(self, Exchange exchange, bytes data, Py_ssize_t pos, Py_ssize_t need)
+    @cython.locals(state=ServerState, size=Py_ssize_t)
+    cdef bint _dispatch(self, Exchange exchange, object body) except -1
     @cython.locals(endpoint=InferEndpoint)
-    cdef _dispatch(self, Exchange exchange, object body)
+    cdef _take(self, Exchange exchange, object body)
+    cpdef _take_late(self, Exchange exchange, object body)
     cdef tuple _feed_chunks(self, bytes data, Py_ssize_t pos)
     cdef _complete_body(self)
     @cython.locals(exchange=Exchange, direct=DirectReceive)
-    cdef _dispatch_current(self, object body)
+    cdef bint _dispatch_current(self, object body) except -1
     @cython.locals(direct=DirectReceive)
     cpdef _drop_body(self)
     cdef _stall(self, bytes rest)

@@ -7,7 +7,8 @@ States of the reading side:
 
 The writing half is `outgoing`.  What a client can make us hold is bounded: reading pauses while `pipelined` answers
 are due or the client does not read, and a declared body is read straight into one buffer of its size, or into the slots
-of its rows (`DirectReceive`).
+of its rows (`DirectReceive`).  What it can make us do in one turn of the loop is bounded too: what is more than
+`TURN_BYTES` of bodies, from all connections, waits for one of the next turns, and its connection with it.
 
 Deadlines cost no timer per request: the front end calls `sweep` each `SWEEP_S`, which adds the time since the last call
 to whatever the connection is waiting for.
@@ -17,19 +18,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clover._native.wire import cut, head_end, part
+from clover.http.addresses import client_of, is_loopback
 from clover.http.chunks import ChunkDecoder
 from clover.http.exchange import Exchange
 from clover.http.heads import Head, MalformedError, check_prefix
 from clover.http.inference import DirectReceive, InferEndpoint
 from clover.http.oip.tensors import Body
 from clover.http.outgoing import BODY, HEAD, IDLE, LINGER, Outgoing
-from clover.http.server_state import ServerState
+from clover.http.server_state import TURN_BYTES, ServerState
 
 log = logging.getLogger("clover.http")
 
@@ -91,28 +94,39 @@ class Incoming(Outgoing):
     # --- transport callbacks ------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        state = self.state
         self._transport = transport
-        stats = state.stats
-        stats.accepted_connections += 1
-        if len(self._connections) >= state.limits.connections or state.draining:
-            stats.refused_connections += 1
+        if self not in self._connections and not self.admit(True):
             self.closing = True
             self._transport.abort()
             return
-        stats.open_connections += 1
-        self._connections.add(self)
         if not self._tls:
             self._fd = descriptor(transport)
         if not self.control:
             peer = transport.get_extra_info("peername")
             self.peer = str(peer[0]) if peer else ""
+            self.client = client_of(self.peer)
             self.loopback = is_loopback(self.peer)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def admit(self, room: bool) -> bool:
+        """Count the connection as open, before or when it is made; return whether there is room for it."""
+        state = self.state
+        stats = state.stats
+        stats.accepted_connections += 1
+        if not room or len(self._connections) >= state.limits.connections or state.draining:
+            stats.refused_connections += 1
+            return False
+        stats.open_connections += 1
+        self._connections.add(self)
+        return True
+
+    def forget(self) -> None:
+        """Count the connection as closed, if it is not yet."""
         if self in self._connections:
             self._connections.discard(self)
             self.state.stats.open_connections -= 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.forget()
         self.closing = True
         self._transport = None
         for exchange in self.exchanges:
@@ -120,6 +134,8 @@ class Incoming(Outgoing):
         self.exchanges.clear()
         self._drop_body()
         self._out.clear()
+        self._out_bytes = 0
+        self._awaited = None
         self._tail = b""
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -177,7 +193,7 @@ class Incoming(Outgoing):
                     if self.phase == HEAD:
                         self.phase = IDLE
                     return
-                if len(self.exchanges) + self._unflushed >= state.pipelined or self._choked:
+                if self._full():
                     self._stall(data[pos:])
                     return
                 end = head_end(data, pos)
@@ -231,7 +247,7 @@ class Incoming(Outgoing):
             exchange.fail(status, text, fields)
             return pos + need
         if head.chunked:
-            self._chunks = ChunkDecoder(self.state.limits.body_bytes)
+            self._chunks = ChunkDecoder(head.most_bytes, head.too_large())
         elif size - pos >= need:
             body = part(data, pos, pos + need) if need else b""
             self.phase = IDLE
@@ -270,13 +286,35 @@ class Incoming(Outgoing):
         self._view[:have] = memoryview(data)[pos:]
         self._filled = have
 
-    def _dispatch(self, exchange: Exchange, body: Body) -> None:
+    def _dispatch(self, exchange: Exchange, body: Body) -> bool:
+        """Have a request answered, in this turn or, if enough was done in it, later: return whether `body` is kept."""
+        state = self.state
+        size = len(body)
+        state.turn_bytes += size
+        if state.turn_bytes > TURN_BYTES:
+            self._awaited = exchange
+            state.postpone(partial(self._take_late, exchange, body), size)
+            return True
+        self._take(exchange, body)
+        return False
+
+    def _take(self, exchange: Exchange, body: Body) -> None:
         """Have a request answered: inference goes straight to its endpoint."""
         endpoint: InferEndpoint | None = exchange.head.endpoint
         if endpoint is not None and endpoint.current:
             endpoint.take(exchange, body)
-        else:
-            self._application.dispatch(exchange, body)
+            return
+        self._application.dispatch(exchange, body)
+        if exchange.reply is None and exchange.head.endpoint is None:
+            self._awaited = exchange
+
+    def _take_late(self, exchange: Exchange, body: Body) -> None:
+        if exchange.connection is not None:  # the client is still there
+            self._awaited = None
+            self._take(exchange, body)
+            self._mark()  # to resume reading
+        if isinstance(body, memoryview):
+            self.state.give_buffer(body.obj)  # type: ignore[arg-type]
 
     def _feed_chunks(self, data: bytes, pos: int) -> tuple[int, bool]:
         chunks = self._chunks
@@ -294,10 +332,11 @@ class Incoming(Outgoing):
         if body is None:  # its tensor lies in its slots
             self._dispatch_current(b"")
         else:
-            self._dispatch_current(view)
-            self.state.give_buffer(body)
+            if not self._dispatch_current(view):
+                self.state.give_buffer(body)
 
-    def _dispatch_current(self, body: Body) -> None:
+    def _dispatch_current(self, body: Body) -> bool:
+        """Have the request whose body is complete answered; return whether `body` is kept."""
         exchange, self._current = self._current, None
         assert exchange is not None
         exchange.interim = False
@@ -308,8 +347,8 @@ class Incoming(Outgoing):
         direct, self._direct = self._direct, None
         if direct is not None:
             direct.complete()
-        else:
-            self._dispatch(exchange, body)
+            return False
+        return self._dispatch(exchange, body)
 
     def _drop_body(self) -> None:
         self._current = None
@@ -376,8 +415,19 @@ class Incoming(Outgoing):
             log.debug("a client did not send its request %s in time", part)
             self._fail(408, f"the request {part} did not arrive in time")
 
+    def held(self) -> int:
+        """Return how many bytes the client makes us hold: what it sent of a body, and what it leaves unread."""
+        held = self._out_bytes
+        if self._transport is not None:
+            held += self._transport.get_write_buffer_size()
+        if self._body is not None:
+            held += self._filled
+        elif self._chunks is not None:
+            held += len(self._chunks.body)
+        return held
+
     def _resume(self) -> None:
-        if self._paused and not self._choked and len(self.exchanges) < self.state.pipelined:
+        if self._paused and not self._full():
             self._paused = False
             if not self.closing:
                 self.feed(b"")
@@ -411,8 +461,3 @@ def descriptor(transport: asyncio.BaseTransport) -> int:
     """Return the file descriptor of a transport's socket; -1 if it has none."""
     found = transport.get_extra_info("socket")
     return found.fileno() if found is not None else -1
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether a peer address is this machine's own loopback."""
-    return address.startswith(("127.", "::ffff:127.")) or address == "::1"

@@ -17,6 +17,7 @@ from time import monotonic
 
 from clover.config import ServerConfig
 from clover.errors import ConfigError, StartError
+from clover.http.acceptor import Acceptor, bind, reserve_descriptors
 from clover.http.access import Access
 from clover.http.api.routes import Routes
 from clover.http.connection import SWEEP_S, Connection, Incoming
@@ -27,7 +28,6 @@ from clover.interfaces import ServerView
 
 log = logging.getLogger("clover.http")
 
-_BACKLOG = 2048
 _DRAIN_STEP_S = 0.02
 
 
@@ -42,6 +42,27 @@ class _Listener:
     def accept(self, *, control: bool = False, tls: bool = False) -> Connection:
         """Return the protocol of a new connection."""
         return Connection(self.state, self.routes, self.connections, control=control, tls=tls)
+
+
+@dataclass(frozen=True)
+class _ControlPath:
+    """The path of a control socket, and the file that was bound there."""
+
+    path: Path
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> _ControlPath:
+        """Return the path with the file that it names now."""
+        found = path.lstat()
+        return cls(path, found.st_dev, found.st_ino)
+
+    def remove(self) -> None:
+        """Remove the file, unless another one is in its place."""
+        with contextlib.suppress(FileNotFoundError):
+            if self == self.of(self.path):
+                self.path.unlink()
 
 
 class Frontend:
@@ -66,8 +87,9 @@ class Frontend:
             routes = Routes(view, config, loop, Access(config.listen, control=control))
             state = ServerState(routes.judge, config.limits, loop, self.stats, access_log=config.log.access, ids=ids)
             self._listeners.append(_Listener(routes, state))
+        self._acceptor: Acceptor | None = None
         self._servers: list[asyncio.Server] = []
-        self._control_path: Path | None = None
+        self._control: _ControlPath | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._swept_s = 0.0
 
@@ -79,27 +101,28 @@ class Frontend:
         listener = self._listeners[0]
         tls = context is not None
         try:
-            server = await self._loop.create_server(
+            sockets = await bind(self._loop, listen.host.strip("[]") or None, listen.port)
+            name = sockets[0].getsockname()
+            self._acceptor = Acceptor(
+                self._loop,
+                sockets,
                 lambda: listener.accept(tls=tls),
-                listen.host.strip("[]") or None,
-                listen.port,
-                ssl=context,
-                backlog=_BACKLOG,
-                ssl_handshake_timeout=limits.head_s if tls else None,
+                self.stats,
+                reserve_descriptors(limits.connections),
+                context,
+                limits.head_s,
             )
         except OSError as error:
             hint = "; --port chooses another" if error.errno == errno.EADDRINUSE else ""
             raise StartError(
                 f"cannot listen on {listen.host}:{listen.port}: {os.strerror(error.errno or 0)}{hint}"
             ) from error
-        self._servers.append(server)
         if listen.control:
             try:
                 await self._start_control(listen.control)
             except BaseException:
                 await self.close()
                 raise
-        name = server.sockets[0].getsockname()
         host, port = str(name[0]), int(name[1])
         shown = f"[{host}]" if ":" in host else host
         self.url = f"{'https' if tls else 'http'}://{shown}:{port}"
@@ -123,14 +146,14 @@ class Frontend:
         return context
 
     async def _start_control(self, where: str) -> None:
-        sock, self._control_path = self._bind_control(where)
+        sock, self._control = self._bind_control(where)
         listener = self._listeners[1]
         server = await self._loop.create_unix_server(lambda: listener.accept(control=True), sock=sock)
         self._servers.append(server)
 
     @staticmethod
-    def _bind_control(where: str) -> tuple[socket.socket, Path]:
-        """Return a listening socket that only this user can reach; raises ConfigError or StartError."""
+    def _bind_control(where: str) -> tuple[socket.socket, _ControlPath]:
+        """Return a bound socket that only this user can reach, and its path; raises ConfigError or StartError."""
         scheme, _, path = where.partition(":")
         if scheme != "unix" or not path:
             raise ConfigError("listen.control takes the form unix:PATH")
@@ -139,7 +162,8 @@ class Frontend:
             if not stat.S_ISSOCK(target.lstat().st_mode):
                 raise StartError("listen.control names a file that is no socket; it is left alone")
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(str(target)) == 0:
+                probe.setblocking(False)  # one that listens and accepts nothing must not hold up this start
+                if probe.connect_ex(str(target)) in (0, errno.EAGAIN, errno.EINPROGRESS):
                     raise StartError("another server listens on listen.control")
             target.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -152,7 +176,7 @@ class Frontend:
             raise StartError(f"cannot listen on listen.control: {os.strerror(error.errno or 0)}") from error
         finally:
             os.umask(before)
-        return listener, target
+        return listener, _ControlPath.of(target)
 
     def _sweep(self) -> None:
         now_s = self._monotonic_s()
@@ -161,7 +185,34 @@ class Frontend:
         elapsed_s = min(elapsed_s, 4 * SWEEP_S)
         for connection in self._connections():
             connection.sweep(elapsed_s)
+        self._bound_held()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _bound_held(self) -> None:
+        """Drop the connections that make us hold the most, if all together make us hold more than is allowed.
+
+        A connection alone is bounded, but there may be thousands.
+        """
+        most = self._config.limits.held_bytes
+        held = [(connection.held(), connection) for connection in self._connections()]
+        total = sum(size for size, _ in held)
+        if total <= most:
+            return
+        held.sort(key=lambda one: one[0], reverse=True)
+        dropped = 0
+        for size, connection in held:
+            connection.abort()
+            dropped += 1
+            total -= size
+            if total <= most:
+                break
+        self.stats.dropped_connections += dropped
+        log.warning(
+            "%d connections were dropped: bodies that are not complete and answers that are not read came to more than "
+            "limits.held_bytes = %d",
+            dropped,
+            most,
+        )
 
     def _connections(self) -> Iterator[Incoming]:
         """Yield every open connection; any of them may close meanwhile."""
@@ -169,6 +220,12 @@ class Frontend:
             yield from list(listener.connections)
 
     def _refuse_new(self) -> None:
+        if self._control is not None:
+            # Before its socket closes: from then on a successor may bind the path.
+            self._control.remove()
+            self._control = None
+        if self._acceptor is not None:
+            self._acceptor.close()
         for server in self._servers:
             server.close()
         for listener in self._listeners:
@@ -201,9 +258,6 @@ class Frontend:
         for listener in self._listeners:
             await listener.routes.cancel()
         await asyncio.sleep(0)  # lets the transports report their loss
-        if self._control_path is not None:
-            path, self._control_path = self._control_path, None
-            path.unlink(missing_ok=True)
         self._servers.clear()
 
     @property

@@ -7,6 +7,8 @@ cdef class Head:
     cdef public bytes authority
     cdef public bint absolute
     cdef public object length
+    cdef public object most_bytes
+    cdef public tuple bound
     cdef public bint chunked
     cdef public bint keep_alive
     cdef public bint expect
@@ -20,6 +22,8 @@ cdef class Head:
     cdef public tuple refusal
     cdef public object route
     cdef public object endpoint
+
+    cpdef str too_large(self)
 
 cdef class Heads:
     cdef object _judge

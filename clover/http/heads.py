@@ -25,6 +25,7 @@ _VISIBLE = bytes(range(0x21, 0x7F))
 _DIGITS = b"0123456789"
 _AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{1,5}))?\Z")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
+_ANY_BODY = ("a request body", " (limits.body_bytes)")
 _MEMO_HEADS = 1024
 _MEMO_BYTES = 2048
 
@@ -45,9 +46,12 @@ class Head:
     request line if that is `absolute`, else from the Host field; empty in an HTTP/1.0 request without either.
     `authority` is the same with its port.  `json_length` is Inference-Header-Content-Length, -1 if absent.
 
-    What the routes add: `refusal` is an answer that follows from the head alone (status, text, further header lines),
-    `authorised` whether it carries the token, `route` the handler that was found for the path and the model it names,
-    `endpoint` the `InferEndpoint` of a request that infers and whose body is not compressed.
+    The body, also decoded, has at most `most_bytes`; `bound` is what that holds for, and how to be within it.
+
+    What the routes add: a lower `most_bytes` and its `bound`; `refusal` is an answer that follows from the head alone
+    (status, text, further header lines), `authorised` whether it carries the token, `route` the handler that was found
+    for the path and the model it names, `endpoint` the `InferEndpoint` of a request that infers and whose body is not
+    compressed.
     """
 
     __slots__ = (
@@ -56,6 +60,7 @@ class Head:
         "authorised",
         "authority",
         "bearer",
+        "bound",
         "chunked",
         "coding",
         "endpoint",
@@ -66,6 +71,7 @@ class Head:
         "length",
         "method",
         "minor",
+        "most_bytes",
         "origin",
         "path",
         "query",
@@ -83,6 +89,8 @@ class Head:
         self.authority = b""
         self.absolute = False
         self.length = 0
+        self.most_bytes = 0
+        self.bound = _ANY_BODY
         self.chunked = False
         self.keep_alive = False
         self.expect = False
@@ -96,6 +104,11 @@ class Head:
         self.refusal: tuple[int, str, bytes] | None = None
         self.route: Any = None
         self.endpoint: Any = None
+
+    def too_large(self) -> str:
+        """Return the error of a body of more than `most_bytes`."""
+        what, remedy = self.bound
+        return f"{what} has at most {self.most_bytes} bytes{remedy}"
 
 
 class _Fields:
@@ -225,6 +238,7 @@ def _interpret(head: Head, pairs: list[tuple[bytes, bytes]], authority: bytes | 
         head.authority = authority.lower()
         head.absolute = True
     transfer, length = seen.get(b"transfer-encoding"), seen.get(b"content-length")
+    head.most_bytes = limits.body_bytes
     if transfer is not None:
         if length is not None:
             raise MalformedError(400, "Transfer-Encoding and Content-Length exclude each other")
@@ -238,7 +252,7 @@ def _interpret(head: Head, pairs: list[tuple[bytes, bytes]], authority: bytes | 
             raise MalformedError(400, "the Content-Length field is not valid")
         head.length = int(length) if len(length) <= 18 else 1 << 62
         if head.length > limits.body_bytes:
-            head.refusal = (413, "the request body is too large", b"")
+            head.refusal = (413, head.too_large(), b"")
     if b"connection" in seen:
         connection = [part.strip().lower() for part in seen[b"connection"].split(b",")]
     head.keep_alive = b"close" not in connection and (head.minor == 1 or b"keep-alive" in connection)

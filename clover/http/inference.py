@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from clover.config import LimitsConfig
 from clover.errors import RequestError
 from clover.http.content_encoding import deflate
 from clover.http.exchange import BINARY, JSON, Exchange
@@ -49,9 +50,9 @@ class InferEndpoint:
 
     __slots__ = ("model", "signature")
 
-    def __init__(self, name: str, model: Model, json_depth: int) -> None:
+    def __init__(self, name: str, model: Model, limits: LimitsConfig) -> None:
         self.model = model
-        self.signature = Signature(model.spec, model.most_rows, json_depth, name)
+        self.signature = Signature(model.spec, model.most_rows, limits.json_depth, name, limits.json_bytes)
 
     @property
     def current(self) -> bool:
@@ -80,7 +81,10 @@ class InferEndpoint:
         exchange.ticket = ticket
         try:
             for index, rows in request.inputs:
-                model.write(ticket, index, rows)
+                if request.shapes and isinstance(rows, list) and index in request.shapes:
+                    model.write_elements(ticket, index, rows, request.shapes[index])
+                else:
+                    model.write(ticket, index, rows)
             request.inputs = NO_INPUTS
             self._submit(exchange, request, ticket)
         except BaseException:
@@ -107,6 +111,8 @@ class InferEndpoint:
 
     def _submit(self, exchange: Exchange, request: InferRequest, ticket: Ticket) -> None:
         context = exchange, self, request
+        if exchange.connection is not None:
+            ticket.client = exchange.connection.client
         self.model.submit(ticket, _done, request.timeout_ns, request.min_accuracy, request.cascade, context)
 
 

@@ -12,6 +12,8 @@ cdef class Outgoing(ConnectionBase):
     cdef bint _tls
     cdef object _transport
     cdef list _out
+    cdef Py_ssize_t _out_bytes
+    cdef Exchange _awaited
     cdef Py_ssize_t _unflushed
     cdef bint _dirty
     cdef int _fd
@@ -24,11 +26,12 @@ cdef class Outgoing(ConnectionBase):
     cdef int64_t _write_mark
     cdef public int64_t _sent
 
-    @cython.locals(exchange=Exchange, reply=bytes)
+    @cython.locals(exchange=Exchange, reply=bytes, rest=list, part=bytes)
     cpdef answered(self)
+    cdef bint _full(self) except -1
     cdef _emit(self)
     cdef _mark(self)
-    @cython.locals(out=list, size=Py_ssize_t, part=bytes)
+    @cython.locals(out=list, size=Py_ssize_t)
     cpdef flush(self)
     @cython.locals(sent=Py_ssize_t)
     cdef _write(self, bytes data)

@@ -2,6 +2,10 @@
 
 Answers leave in the order of their requests, so the error of request n+1 waits behind the answer of n.  They gather in
 `_out`, and `ServerState` flushes every connection that has some, once, at the end of the turn.
+
+What a client leaves unread is bounded, because no further request of it is taken (`_full`) while more than
+`_HIGH_BYTES` are in `_out`, while the transport holds more than it likes to, or while a request waits its turn
+(`_awaited`): for a large document, a command, a long body.
 """
 
 from __future__ import annotations
@@ -19,12 +23,14 @@ IDLE, HEAD, BODY, LINGER = range(4)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BYTES = 1 << 16
 _PROGRESS_BYTES = 64 << 10
+_HIGH_BYTES = 64 << 10
 
 
 class Outgoing(ConnectionBase):
     """The answers that a connection owes its client.  `_resume` returns to the reading half."""
 
     __slots__ = (
+        "_awaited",
         "_behind",
         "_choked",
         "_dirty",
@@ -32,6 +38,7 @@ class Outgoing(ConnectionBase):
         "_finishing",
         "_lingers",
         "_out",
+        "_out_bytes",
         "_sent",
         "_tls",
         "_transport",
@@ -52,7 +59,9 @@ class Outgoing(ConnectionBase):
         self._tls = tls
         self._transport: Any = None
         self._out: list[bytes] = []
+        self._out_bytes = 0
         self._unflushed = 0
+        self._awaited: Exchange | None = None
         self._dirty = False
         self._fd = -1  # of a socket that answers go to without the transport
         self._behind = False  # the transport may hold some of what was written
@@ -82,23 +91,40 @@ class Outgoing(ConnectionBase):
             exchanges.popleft()
             exchange.connection = None
             self._out.append(reply)
-            if exchange.rest is not None:
-                self._out += exchange.rest
+            self._out_bytes += len(reply)
+            rest = exchange.rest
+            if rest is not None:
+                self._out += rest
+                for part in rest:
+                    self._out_bytes += len(part)
             self._unflushed += 1
+            if exchange is self._awaited:
+                self._awaited = None
             if exchange.close:
                 self.closing = True
                 self._finishing = True
+                self._awaited = None
                 for late in exchanges:
                     late.abandon()
                 exchanges.clear()
                 self._drop_body()
         self._emit()
 
+    def _full(self) -> bool:
+        """Return whether the next request has to wait for answers to be written."""
+        return (
+            len(self.exchanges) + self._unflushed >= self.state.pipelined
+            or self._choked
+            or self._out_bytes > _HIGH_BYTES
+            or self._awaited is not None
+        )
+
     def _emit(self) -> None:
         exchanges = self.exchanges
         if exchanges and exchanges[0].interim:
             exchanges[0].interim = False
             self._out.append(_CONTINUE)
+            self._out_bytes += len(_CONTINUE)
         if self._out:
             self._mark()
 
@@ -116,12 +142,11 @@ class Outgoing(ConnectionBase):
         out = self._out
         if out:
             self._unflushed = 0
+            size = self._out_bytes
+            self._out_bytes = 0
             if transport.is_closing():
                 out.clear()
                 return
-            size = 0
-            for part in out:
-                size += len(part)
             self._sent += size
             self.state.stats.sent_bytes += size
             self._out = []

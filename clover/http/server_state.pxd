@@ -9,6 +9,7 @@ cdef class ConnectionBase:
     cdef public bint control
     cdef public bint loopback
     cdef public str peer
+    cdef public str client
 
     cpdef answered(self)
     cpdef bint is_last(self, object exchange) except -1
@@ -17,7 +18,9 @@ cdef class ConnectionBase:
 cdef class ServerState:
     cdef list _buffers
     cdef list _dirty
+    cdef object _postponed
     cdef bint _scheduled
+    cdef bint _working
     cdef public bint access_log
     cdef public bint draining
     cdef public Heads heads
@@ -28,6 +31,7 @@ cdef class ServerState:
     cdef public bytearray scratch
     cdef public object scratch_view
     cdef public HttpStats stats
+    cdef public Py_ssize_t turn_bytes
 
     cpdef mark(self, ConnectionBase connection)
     @cython.locals(connection=ConnectionBase)

@@ -2,11 +2,16 @@
 
 Answers that finish in one turn of the event loop are written together: a connection with something to write enters
 `_dirty`, and one `call_soon` flushes them all.
+
+One turn of the loop takes a bounded amount of work, so that nobody's bytes delay all others: bodies of `TURN_BYTES`
+altogether are taken as they come, and the rest waits in `_postponed`, of which each turn does as much again, but one
+piece of work at least.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +23,8 @@ from clover.http.ids import RequestIds
 from clover.http.stats import HttpStats
 
 SCRATCH_BYTES = 1 << 16
+TURN_BYTES = 256 << 10
+"""Bytes of request bodies that one turn of the loop reads at once."""
 _POOLED_BUFFERS = 16
 _POOLED_BYTES = 4 << 20
 
@@ -26,16 +33,17 @@ class ConnectionBase:
     """A connection as the shared state and an exchange see it.
 
     `control` marks the control socket, `loopback` a peer on this machine; `peer` is the peer's address (empty on the
-    control socket).
+    control socket), `client` what it is counted by (`clover.http.addresses.client_of`).
     """
 
-    __slots__ = ("control", "loopback", "peer", "state")
+    __slots__ = ("client", "control", "loopback", "peer", "state")
 
     def __init__(self, state: ServerState, *, control: bool = False) -> None:
         self.state = state
         self.control = control
         self.loopback = control
         self.peer = ""
+        self.client = ""
 
     def answered(self) -> None:
         """Take notice that an exchange has its reply."""
@@ -56,7 +64,9 @@ class ServerState:
     __slots__ = (
         "_buffers",
         "_dirty",
+        "_postponed",
         "_scheduled",
+        "_working",
         "access_log",
         "draining",
         "heads",
@@ -67,6 +77,7 @@ class ServerState:
         "scratch",
         "scratch_view",
         "stats",
+        "turn_bytes",
     )
 
     def __init__(
@@ -92,6 +103,9 @@ class ServerState:
         self._buffers: list[NDArray[np.uint8]] = []
         self._dirty: list[ConnectionBase] = []
         self._scheduled = False
+        self._postponed: deque[tuple[Callable[[], None], int]] = deque()
+        self._working = False
+        self.turn_bytes = 0
         self.ids = ids or RequestIds()
 
     def take_buffer(self, size: int) -> NDArray[np.uint8]:
@@ -120,6 +134,29 @@ class ServerState:
     def flush(self) -> None:
         """Write every answer finished in this turn: one write a connection."""
         self._scheduled = False
+        self.turn_bytes = 0
         dirty, self._dirty = self._dirty, []
         for connection in dirty:
             connection.flush()
+
+    def postpone(self, work: Callable[[], None], weight: int) -> None:
+        """Call `work` in one of the next turns of the loop; `weight` is in bytes of a body."""
+        self._postponed.append((work, weight))
+        if not self._working:
+            self._working = True
+            self.loop.call_soon(self.work)
+
+    def work(self) -> None:
+        """Do some of the work that was postponed, in the order it came."""
+        self.turn_bytes = 0
+        done = 0
+        waiting = self._postponed
+        try:
+            while waiting and done < TURN_BYTES:
+                work, weight = waiting.popleft()
+                done += weight
+                work()
+        finally:
+            self._working = bool(waiting)
+            if waiting:
+                self.loop.call_soon(self.work)

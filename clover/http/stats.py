@@ -11,6 +11,8 @@ class HttpStats:
         "_others",
         "accepted_connections",
         "deadlines_missed",
+        "dropped_connections",
+        "failed_handshakes",
         "malformed",
         "open_connections",
         "received_bytes",
@@ -24,6 +26,8 @@ class HttpStats:
         self.refused_connections = 0
         self.malformed = 0
         self.deadlines_missed = 0
+        self.dropped_connections = 0
+        self.failed_handshakes = 0
         self.received_bytes = 0
         self.sent_bytes = 0
         self._fine = 0

@@ -15,6 +15,8 @@ from rich.text import Text
 
 from clover.profiling.estimate import TimeLeft
 from clover.profiling.options import Progress
+from clover.telemetry import logs
+from clover.telemetry.logs import WriterHandler
 
 _BAR_COLUMNS = 24
 
@@ -35,13 +37,19 @@ def _logging_through(stream: IO[str], before: IO[str]) -> Iterator[None]:
     """Let log handlers that write to `before` write to `stream` while the body runs."""
     handlers = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
     moved = [handler for handler in handlers if handler.stream is before]
+    writers = [one for one in logging.getLogger().handlers if isinstance(one, WriterHandler)]
+    logs.flush()
     for handler in moved:
         handler.setStream(stream)
+    for writer in writers:
+        writer.instead = stream
     try:
         yield
     finally:
         for handler in moved:
             handler.setStream(before)
+        for writer in writers:
+            writer.instead = None
 
 
 @contextlib.contextmanager

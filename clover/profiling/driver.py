@@ -1,14 +1,12 @@
 """Feeding workers directly, as the router does, from a thread that blocks.
 
-The thread owns the server side of the rings and the pool's completion descriptor while it runs.  It sleeps in
+The thread owns the server side of the rings and the pool's completions while it runs.  It sleeps in
 `select`, whose time-outs are precise to microseconds, while an event loop rounds to milliseconds: arrivals of an open
 loop must not be late by as much as is to be measured.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
 import time
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from clover.profiling.rows import SampleRows
 from clover.profiling.score import answers
 from clover.runtime.memory.rows import read_rows
 from clover.runtime.memory.slab import Slab
+from clover.runtime.workers.completions import Completions
 
 _CREDITS = 2
 """Batches that a worker may hold at a time, in the open loop."""
@@ -83,17 +82,16 @@ class OpenLoop:
 
 
 class Driver:
-    """Drives workers that share `slab`; `completion_fd` is the pool's.  Every method blocks; one thread at a time."""
+    """Drives workers that share `slab`; `completions` are the pool's.  Every method blocks; one thread at a time."""
 
-    def __init__(self, completion_fd: int, slab: Slab, rows: SampleRows, silent_s: float) -> None:
-        self._fd = completion_fd
+    def __init__(self, completions: Completions, slab: Slab, rows: SampleRows, silent_s: float) -> None:
+        self._completions = completions
         self._slab = slab
         self._rows = rows
         self._silent_s = silent_s
         self._next_id = 0
         self._next_row = 0
         self._stopped = False
-        os.set_blocking(completion_fd, False)
 
     def stop(self) -> None:
         """End the loop that runs in another thread: it raises ProfileError within a moment."""
@@ -216,12 +214,11 @@ class Driver:
 
     def _wait(self, workers: Sequence[DrivenWorker], timeout_s: float, until: float) -> None:
         """Sleep until completions arrive or `timeout_s` passes.  Raises ProfileError if none can come any more."""
-        ready, _, _ = select.select([self._fd], [], [], timeout_s)
+        ready, _, _ = select.select([self._completions.fd], [], [], timeout_s)
         if self._stopped:
             raise ProfileError("the measurement was stopped")
         if ready:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._fd, 8)
+            self._completions.clear()
             return
         if any(worker.state == "dead" for worker in workers):
             raise ProfileError("a worker died while it was measured: see its last output in the log")

@@ -92,7 +92,7 @@ async def measure(
                 pool=pool,
                 slab=slab,
                 rows=rows,
-                driver=Driver(pool.completion_fd, slab, rows, options.silent_s),
+                driver=Driver(pool.completions, slab, rows, options.silent_s),
                 instances=instances,
                 candidates=await _compiled(spec, instances, places, options, steps, findings.notes),
                 meters=meters,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from clover.cache import expanded
 from clover.errors import ConfigError
 from clover.types import FamilySpec, Method, Record
 from clover.worker.pacing import Pace
@@ -80,7 +81,7 @@ def by_place(rows: tuple[PaceRow, ...]) -> dict[tuple[str, str], list[PaceRow]]:
 def load(path: Path | str) -> PaceFile:
     """Return the pace file at `path`; raises ConfigError, with the path, for anything wrong about it."""
     try:
-        data = Path(path).expanduser().read_bytes()
+        data = expanded(str(path)).read_bytes()
     except OSError as error:
         raise ConfigError(f"the pace file {path} cannot be read: {error.strerror}") from error
     return _parse(data, str(path))

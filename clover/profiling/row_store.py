@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
+from clover.cache import make_private
 from clover.planning.cascade.cost import expected_energy
 from clover.profiling.chains import Answers, points_of
 from clover.types import CascadeProfile, LatencyMeasurement
@@ -43,7 +44,7 @@ def write(path: Path, kept: CascadeRows, made_at: str) -> None:
         said = [own.said for own in answers.values() if own.said is not None and own.said.dtype.kind in "biuf"]
         if len(said) == len(answers):
             arrays[f"{split}_said"] = np.stack(said)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     fd, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from pathlib import Path
 
 from clover import backends as registry
 from clover import families, profiles, settings
+from clover.cache import cache_folder, expanded
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError, ProfileError
@@ -67,7 +67,7 @@ async def ensure(
     this machine's cores are measured, and the profile is calculated from that (or taken from the pace file) and kept
     beside it.
 
-    Nothing else may read `pool.completion_fd` meanwhile.  `progress` None: a bar on a terminal, otherwise log lines.
+    Nothing else may read `pool.completions` meanwhile.  `progress` None: a bar on a terminal, otherwise log lines.
     Raises ProfileError, or ConfigError for a pace file that cannot be used.
     """
     if emulated(device):
@@ -77,7 +77,7 @@ async def ensure(
         measured = await ensure(spec, cpu_of(config), pool, config, progress=progress)
         return keep_emulated(spec, device, config, measured, given)
     log_unavailable(config.workers.backends)
-    cache = profiles.cache_folder(config.cache_dir)
+    cache = cache_folder(config.cache_dir)
     store = profiles.ProfileStore(cache)
     key = key_of(spec, device, config)
     if config.profile != "force":
@@ -129,7 +129,7 @@ def keep_emulated(
     file, rows, note = given
     key = key_of(spec, devices, config)
     notes = (note,) if note else ()
-    store = profiles.ProfileStore(profiles.cache_folder(config.cache_dir))
+    store = profiles.ProfileStore(cache_folder(config.cache_dir))
     behind = None
     if measured.cascade is not None:
         behind = row_store.read(store.rows_path(measured.family, measured.key), measured.made_at)
@@ -183,7 +183,7 @@ def _pace_bytes(config: ServerConfig) -> bytes:
     if not config.workers.pace:
         return pace.shipped_bytes()
     try:
-        return Path(config.workers.pace).expanduser().read_bytes()
+        return expanded(config.workers.pace).read_bytes()
     except OSError as error:
         raise ConfigError(f"the pace file {config.workers.pace} cannot be read: {error.strerror}") from error
 
@@ -202,7 +202,7 @@ def missing_artifacts(
     profile: FamilyProfile, spec: FamilySpec, config: ServerConfig, device: Devices | None = None
 ) -> list[str]:
     """Return the artifacts that the profile's choices need and the cache no longer has, as "aoti of xlarge"."""
-    cache = profiles.cache_folder(config.cache_dir)
+    cache = cache_folder(config.cache_dir)
     gpus = () if device is None or on_cores(device) else tuple(devices_of(device).values())
     lost = []
     for variant in spec.variants:

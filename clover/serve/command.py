@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clover import backends, carbon, devices, families, policies, profiles, settings
 from clover._version import __version__
+from clover.cache import cache_folder
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import CloverError, ConfigError, DeviceError
@@ -18,6 +19,8 @@ from clover.hints import program
 from clover.profiling import pace
 from clover.profiling.stored import key_of
 from clover.serve import banner
+from clover.serve.checking import check_apart
+from clover.serve.concealment import conceal
 from clover.serve.reload import Reload
 from clover.server import Server
 from clover.server.engine import check_floor
@@ -70,7 +73,13 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             for line in unknown:
                 print(f"clover: not checked: {line}")
             return 0
-        reloading = Reload(lambda: settings.load(words, environment, options=OPTIONS), check, given)
+        if given.config.listen.token or given.config.listen.tls_key:
+            conceal([given.config.listen.token])
+        reloading = Reload(
+            lambda: settings.load(words, environment, options=OPTIONS),
+            lambda config: check_apart(words, environment, config.listen.token),
+            given,
+        )
 
         def ready(server: Server) -> None:
             gc.collect()
@@ -84,9 +93,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         finally:
             gc.set_threshold(*before)
     except ConfigError as error:
+        logs.flush()  # what was logged before belongs above
         print(f"clover: {error}", file=sys.stderr)
         return 2
     except (CloverError, OSError) as error:
+        logs.flush()
         print(f"clover: cannot start: {error}", file=sys.stderr)
         return 3
 
@@ -103,6 +114,7 @@ def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
     What only a start can find out is appended to `unknown`.  Raises ConfigError.
     """
     names = []
+    cache = cache_folder(config.cache_dir)
     choice = devices.parse(config.workers.device)
     if config.workers.pace:
         pace.load(config.workers.pace)
@@ -121,7 +133,7 @@ def check(config: ServerConfig, unknown: list[str] | None = None) -> list[str]:
         families.check_loaders(spec)
         if item.accuracy_floor is None:
             continue
-        store = profiles.ProfileStore(profiles.cache_folder(config.cache_dir))
+        store = profiles.ProfileStore(cache)
         # A profile of the cores is enough for emulated GPUs: accuracy is the same, since the cores compute the answers.
         known_here = config.profile != "force" and choice.kind != "nvidia"
         profile = store.get(spec.name, key_of(spec, device, config)) if known_here else None

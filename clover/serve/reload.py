@@ -1,11 +1,17 @@
-"""SIGHUP: read the configuration again, validate it as a whole, and change what may change while serving."""
+"""SIGHUP: read the configuration again, validate it as a whole, and change what may change while serving.
+
+The event loop serves meanwhile: reading and checking are done in a thread, and the check of a server is a process of
+its own (`clover.serve.checking`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,6 +22,8 @@ from clover.settings import SETTINGS, Setting, Settings
 from clover.telemetry import logs
 
 log = logging.getLogger("clover.serve")
+
+_T = TypeVar("_T")
 
 LIVE = {
     "controller.mode": "mode",
@@ -50,8 +58,43 @@ def _value(config: ServerConfig, setting: Setting) -> Any:
     return getattr(getattr(config, setting.section) if setting.section else config, setting.leaf)
 
 
+async def apart(work: Callable[[], _T]) -> _T:
+    """Return what `work` returns, or raise what it raises, from a thread of its own: the loop turns meanwhile.
+
+    No end of the server waits for it, as it would for a thread of the loop's executor.  `sys.exit` in it ends nothing:
+    it is a ConfigError.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result: _T | None = None
+        error: BaseException | None = None
+        try:
+            result = work()
+        except SystemExit as ending:
+            error = ConfigError(f"something in it called sys.exit({ending.code!r})")
+        except Exception as failure:
+            error = failure
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="clover-reload", daemon=True).start()
+    return await done
+
+
 class Reload:
-    """Reads the configuration again on SIGHUP.  Nothing changes if it is not valid as a whole."""
+    """Reads the configuration again on SIGHUP.  Nothing changes if it is not valid as a whole.
+
+    `read` and `check` are called in a thread; `check` raises ConfigError for a configuration that cannot be used."""
 
     def __init__(
         self, read: Callable[[], Settings], check: Callable[[ServerConfig], object], current: Settings
@@ -72,11 +115,25 @@ class Reload:
     async def run(self) -> None:
         """Validate the new configuration, apply what may change while serving, and log what needs a restart."""
         try:
-            new = self._read()
-            self._check(new.config)
+            new = await apart(self._read_and_check)
         except ConfigError as error:
             log.error("SIGHUP: nothing was changed: %s", error)
             return
+        except Exception:
+            log.exception("SIGHUP: nothing was changed: the configuration cannot be read")
+            return
+        try:
+            await self._use(new)
+        except Exception:
+            log.exception("SIGHUP: not everything was changed")
+
+    def _read_and_check(self) -> Settings:
+        new = self._read()
+        self._check(new.config)
+        return new
+
+    async def _use(self, new: Settings) -> None:
+        """Apply what may change while serving, and log what needs a restart."""
         if self.server is None:
             log.warning("SIGHUP: nothing was changed: the server is still starting")
             return

@@ -19,6 +19,7 @@ import msgspec
 
 from clover import carbon, families, profiling
 from clover.accounting import Account
+from clover.cache import cache_folder
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig
 from clover.control import Controller, SolverClient, compared, saved_by_all
@@ -26,9 +27,7 @@ from clover.errors import BadRequest, CloverError, ConfigError, NotFound, Profil
 from clover.http import Frontend
 from clover.interfaces import Control, Model
 from clover.planning.model.problem import accuracies
-from clover.profiles import cache_folder
 from clover.runtime.served import Served
-from clover.runtime.workers.completions import Completions
 from clover.runtime.workers.pool import Pool
 from clover.server.machine import Machine
 from clover.server.unplanned import Unplanned
@@ -64,7 +63,7 @@ class Engine:
         self._stack.push_async_callback(pool.stop)
         self._changing = asyncio.Lock()
         self._answered = True
-        self._completions = Completions(pool.completion_fd)
+        self._completions = pool.completions
         try:
             self.chain, grid_clock = carbon.build(config.carbon)
             self.grid = Grid(self.chain, grid_clock.now)
@@ -169,6 +168,9 @@ class Engine:
             self._close()
             if self.frontend is not None:
                 await asyncio.sleep(self.config.limits.drain_delay_s)
+            for served in self.served.values():  # no worker is brought for anything any more
+                served.router.decline_stranded("the server is shutting down")
+            if self.frontend is not None:
                 self._answered = await self.frontend.drain(self.config.limits.drain_s)
             # And what did not come by HTTP: requests of this process.
             self._answered = await self._settled(self.served.values()) and self._answered
@@ -238,6 +240,7 @@ class Engine:
         else:
             await self.controller.adopt(served.spec, served.profile, served.fleet, served.config)
         served.router.closed_reason = ""
+        served.router.decline_stranded("")
         served.state, served.reason = "READY", ""
         self._follow_targets()
 
@@ -395,6 +398,7 @@ class Engine:
                 return
             served.state = "UNLOADING"
             served.router.closed_reason = "the model is unloaded"
+            served.router.decline_stranded(served.router.closed_reason)
             await self._settled([served])  # before its workers stop taking from its queue
             await self.controller.release(name)
             await self._retire(served, "the model is unloaded")

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import msgspec
 
+from clover.cache import cache_folder
 from clover.devices.tables import slice_profiles, table
 from clover.errors import ConfigError, ProfileError
 from clover.hints import did_you_mean, program
 from clover.planning.packing.geometry import layouts
-from clover.profiles import ProfileStore, cache_folder
+from clover.profiles import ProfileStore
 from clover.profiling import analytical, pace
 from clover.profiling.pace import PaceRow
 from clover.simulate import parametric

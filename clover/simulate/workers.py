@@ -45,6 +45,7 @@ class SimulatedWorker:
 
     device_lost = False
     overruns = 0
+    cores = 1
 
     def __init__(
         self,

@@ -19,12 +19,15 @@ import os
 import socket
 import struct
 from enum import IntEnum
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from clover.errors import WorkerError
 from clover.types import FamilySpec, Record, TensorSpec
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+_Milliseconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
 
 
 class Kind(IntEnum):
@@ -159,12 +162,12 @@ class WorkerState(Record, frozen=True, kw_only=True):
 
     state: Literal["loading", "warming", "ready", "failed"]
     text: str = ""
-    fork_ms: float = 0.0
-    load_ms: float = 0.0
-    warm_ms: float = 0.0
+    fork_ms: _Milliseconds = 0.0
+    load_ms: _Milliseconds = 0.0
+    warm_ms: _Milliseconds = 0.0
     device_lost: bool = False
-    batches: int = 0
-    overruns: int = 0
+    batches: _Count = 0
+    overruns: _Count = 0
 
 
 _KINDS: dict[type[Record], Kind] = {

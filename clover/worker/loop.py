@@ -31,6 +31,7 @@ MODEL_FAILED = 1
 """Status of a completion whose model raised or answered in the wrong form; 0 is success."""
 
 _LOG_EVERY_NS = 1_000_000_000
+_RINGS = 4096  # bytes of the doorbell, one a ring, that are read at once
 
 Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
 
@@ -67,8 +68,8 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class ServerChannel:
-    """A worker's ends of what connects it with the server: the control socket, the ring of batches, the eventfd that
-    wakes the worker (`doorbell`), and the one that it writes after each batch (`completions`)."""
+    """A worker's ends of what connects it with the server: the control socket, the ring of batches, the pipe that wakes
+    the worker (`doorbell`), and the eventfd that it writes after each batch (`completions`)."""
 
     control: socket.socket
     ring: Ring
@@ -120,7 +121,7 @@ class WorkerLoop:
             for fd, _ in ready:
                 if fd == self._doorbell:
                     try:  # noqa: SIM105 - a context manager takes a microsecond, and every row waits for this
-                        os.eventfd_read(fd)
+                        os.read(fd, _RINGS)
                     except BlockingIOError:
                         pass
                 elif self._exit_requested():

@@ -39,9 +39,10 @@ from types import FrameType
 from clover import backends
 from clover._native.ring import RING_BYTES, Ring
 from clover.backends.tensors import example_inputs
+from clover.cache import check_files
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
-from clover.worker import frames, pacing, pinned
+from clover.worker import frames, orphans, pacing, pinned
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Run, Scores, ServerChannel, WorkerLoop, send_state
 
@@ -87,7 +88,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
                 scores = Scores.of(order, slab)
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 warm_ms = _warm(order, run, batches, scores)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _log.exception("%s does not start", order.variant)
             send_state(control, frames.WorkerState(state="failed", text=_reason(error)))
             return 1
@@ -186,10 +187,13 @@ def _on_cores(order: frames.WorkerOrder) -> bool:
 
 
 def _harden(order: frames.WorkerOrder) -> None:
-    """Give up new privileges, core dumps and all GPUs but its own; set the limits of its order."""
+    """Give up new privileges, core dumps and all GPUs but its own; set the limits of its order.
+
+    What the model forks stays below this process until it ends, and is ended by the zygote then."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+    orphans.adopt()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if order.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (order.memory_bytes, order.memory_bytes))
@@ -222,6 +226,8 @@ def _load(order: frames.WorkerOrder) -> tuple[Run, float]:
     start_ns = time.monotonic_ns()
     variant = order.family.variant(order.variant)
     device = backends.device_for(order.visible_devices)
+    if order.artifact_dir:
+        check_files(Path(order.artifact_dir))  # it is code, and will run
     run = backends.get(order.backend).load(order.family, variant, Path(order.artifact_dir), order.threads, device)
     return run, _ms_since(start_ns)
 

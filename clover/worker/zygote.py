@@ -17,6 +17,9 @@ import it themselves.  A spare that was forked before lacks it, and is ended.
 It takes commands from one socket: SPAWN makes a worker, STOP ends the zygote.  As the workers' parent it opens their
 pidfds (which it passes on) and reaps them.  At the end of the socket (the server has ended) it kills its children and
 exits.
+
+What a worker forked ends with it, however often it forked and whatever session it is in: the kernel gives the children
+of a dead worker to the zygote (`clover.worker.orphans`), which ends every child that it did not fork itself.
 """
 
 from __future__ import annotations
@@ -39,13 +42,16 @@ import msgspec
 
 from clover import backends
 from clover.errors import WorkerError
-from clover.worker import frames
+from clover.worker import frames, orphans
 
 _IMPORT_MS = 10_000
 """How long a trial import may take; workers wait for it."""
 
 _SPARE_AFTER_MS = 250
 """How long there must have been no orders before a spare is forked: ordered workers need the cores first."""
+
+_STRAYS_S = 5.0
+"""How long the zygote, at its own end, hunts processes that workers left behind."""
 
 _Ordered = Callable[[], tuple[frames.Spawn, tuple[int, ...]] | None]
 """Returns the order and descriptors of a child, once they have come; None if there will be none."""
@@ -251,8 +257,23 @@ class Zygote:
         ordered = pidfd not in self._unordered
         pid = self._forget(pidfd)
         _, status = os.waitpid(pid, 0)
+        self._end_strays()
         if ordered:
             frames.send(self._server, frames.Exited(pid=pid, code=os.waitstatus_to_exitcode(status)))
+
+    def _end_strays(self) -> None:
+        """Kill the children that dead workers left to this process; once they are reaped, their own children come."""
+        known = set(self._children.values())
+        for pid in orphans.children():
+            if pid in known:
+                continue
+            # It is not reaped yet, so the number is still its.  Without a descriptor left, the next look finds it.
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                pidfd = os.pidfd_open(pid)
+                self._children[pidfd] = pid
+                self._unordered.add(pidfd)
+                self._poller.register(pidfd, select.POLLIN)
 
     def _forget(self, pidfd: int) -> int:
         if self._spare is not None and self._spare.pidfd == pidfd:
@@ -267,6 +288,12 @@ class Zygote:
             os.kill(pid, signal.SIGKILL)  # ours and not reaped yet, so the number is still theirs
         for pidfd in list(self._children):
             os.waitpid(self._forget(pidfd), 0)
+        until_s = time.monotonic() + _STRAYS_S
+        while (strays := orphans.children()) and time.monotonic() < until_s:
+            for pid in strays:
+                os.kill(pid, signal.SIGKILL)
+            for pid in strays:
+                os.waitpid(pid, 0)
 
 
 def _wait_for_order(line: socket.socket, far: socket.socket) -> tuple[frames.Spawn, tuple[int, ...]] | None:
@@ -290,6 +317,7 @@ def main(fd: int) -> int:
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format="%(name)s[%(process)d] %(levelname)s: %(message)s")
+    orphans.adopt()
     gc.disable()  # a collection in a child would write to, and so copy, the pages it shares
     import torch  # noqa: F401 - this import is what the zygote is for
 

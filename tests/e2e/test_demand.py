@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 import clover
-
-TOY = str(Path(__file__).parents[1] / "families" / "toy")
+from clover.errors import Unavailable, WorkerError
+from clover.runtime.workers.members import FleetWorker
+from clover.types import Assignment
+from tests.support.servers import until
+from tests.support.toy_family import TOY, settings
 
 
 @pytest.mark.alone  # its plan follows from what is measured when it starts
@@ -36,5 +41,69 @@ def test_requests_that_ask_for_an_accuracy_get_the_variant_that_has_it(tmp_path:
             answers = [await server.ainfer({"INPUT0": [1.0, 2.0, 3.0, 4.0]}, min_accuracy=better) for _ in range(40)]
             assert {answer.variants for answer in answers} == {("full",)}
             assert time.monotonic() - began_s < 25.0  # the dwell time, a plan and the start of a worker
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two variants need two cores")
+@pytest.mark.usefixtures("forked_zygotes")
+def test_a_pin_strands_no_row_that_asked_for_what_it_takes_away(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with clover.Server(TOY, **settings(tmp_path)) as server:
+            row = {"INPUT0": [1.0, 2.0, 3.0, 4.0]}
+            served = server.engine.pick(None)
+            full = served.router.accuracy[1]
+            assert served.router.accuracy[0] < full
+            answered, refused = 0, []
+
+            async def ask() -> None:
+                """Ask for what only `full` reaches, with a timeout that does not end, until it is refused."""
+                nonlocal answered
+                while not refused or len(refused) < 40:
+                    try:
+                        answer = await server.ainfer(row, min_accuracy=full, timeout_ms=1e9)
+                    except Unavailable as error:
+                        refused.append(str(error))
+                        return
+                    assert answer.receipt.accuracy >= full
+                    answered += 1
+
+            asking = [asyncio.ensure_future(ask()) for _ in range(40)]
+            await asyncio.sleep(0)
+            pinned = server.engine.controller.command("pin", {"variant": "half", "force": True}, "me")
+            _, *ended = await asyncio.wait_for(asyncio.gather(pinned, *asking), 60.0)
+            assert len(ended) == len(refused) == 40
+            assert answered > 0
+            assert {reason for reason in refused if "static:half" not in reason} == set()
+            assert {item["variant"] for item in served.fleet.describe()} == {"half"}
+            assert (await server.ainfer(row)).variants == ("half",)
+            began_s = time.monotonic()
+            assert await server.drain()
+            assert time.monotonic() - began_s < 5.0
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("forked_zygotes")
+def test_a_server_that_stops_does_not_wait_for_workers_that_do_not_come(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with clover.Server(TOY, **settings(tmp_path) | {"policy": "objective", "variant": "half"}) as server:
+            served = server.engine.pick(None)
+
+            async def no_memory(assignment: Assignment) -> FleetWorker:
+                raise WorkerError(f"no memory for {assignment.variant}")
+
+            served.fleet.members.start = no_memory
+            for worker in served.fleet.describe():
+                os.kill(worker["pid"], signal.SIGKILL)
+            await until(lambda: served.router.hold and not served.router.ready)
+            asking = asyncio.ensure_future(server.ainfer({"INPUT0": [1.0, 2.0, 3.0, 4.0]}, timeout_ms=1e9))
+            await until(lambda: not served.router.hold)
+            assert not asking.done(), "its worker may yet come"
+            began_s = time.monotonic()
+            assert await server.drain()
+            assert time.monotonic() - began_s < 5.0
+            with pytest.raises(Unavailable, match="shutting down"):
+                await asking
 
     asyncio.run(main())

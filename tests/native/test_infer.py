@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 from types import SimpleNamespace
@@ -161,3 +162,54 @@ def test_whatever_is_done_to_a_body(kernels: SimpleNamespace, at: int, until: in
         except BadRequest:
             raise AssertionError(f"{body!r} is wrong and was taken") from None
         assert found == expected
+
+
+# --- the burden of other texts ----------------------------------------------------------------------------------------
+
+SIGNS = st.lists(st.sampled_from([*(bytes([code]) for code in b'[]{}",:\\a0 '), b'\\"', b'"a"', b"\xff"])).map(b"".join)
+
+
+def weight_of(value: Any) -> int:
+    """What the compact text of a value weighs: strings 2, colons 4, commas 1, lists and dicts 4."""
+    if isinstance(value, str):
+        return 2
+    if isinstance(value, list):
+        return 4 + sum(map(weight_of, value)) + max(0, len(value) - 1)
+    if isinstance(value, dict):
+        return 4 + sum(6 + weight_of(inner) for inner in value.values()) + max(0, len(value) - 1)
+    return 0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(alphabet='[]{}:,"\\a', max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.text(alphabet='a":,', max_size=3), inner, max_size=4)
+    ),
+    max_leaves=30,
+)
+
+
+@given(JSON)
+def test_a_text_weighs_what_its_values_weigh(kernels: SimpleNamespace, value: Any) -> None:
+    text = json.dumps(value, separators=(",", ":")).encode()
+    weight = weight_of(value)
+    assert kernels.infer.burden(text, 100, weight) == 0
+    assert weight == 0 or kernels.infer.burden(text, 100, weight - 1) == 2
+
+
+@given(SIGNS, st.integers(-1, 4), st.integers(0, 12))
+def test_the_burden_of_any_bytes_is_what_the_twin_finds(text: bytes, depth: int, weight: int) -> None:
+    compiled = importlib.import_module("clover._native.infer")
+    assert compiled.burden(text, depth, weight) == twin.burden(text, depth, weight)
+
+
+def test_the_first_excess_counts(kernels: SimpleNamespace) -> None:
+    burden = kernels.infer.burden
+    assert burden(b"[[[", 2, 100) == 1
+    assert burden(b"[[[", 2, 11) == 2
+    assert burden(b"[,,,,,[[[", 2, 8) == 2
+    assert burden(b'["[[[[', 1, 100) == 0
+    assert burden(b"]]][[[[", 1, 100) == 0
+    assert burden(b"", 0, 0) == 0
+    with pytest.raises(TypeError):
+        burden(None, 1, 1)

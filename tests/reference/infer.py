@@ -16,7 +16,25 @@ _STRING = re.compile(rb'"([ !#-\[\]-~]*)"')
 _NUMBER = re.compile(rb"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
 _WHOLE = re.compile(rb"(?:0|[1-9][0-9]{0,8})(?![0-9.eE])")
 _SPACE = re.compile(rb"[ \t\r\n]*")
+_STRING_OR_SIGN = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[][{},:]', re.DOTALL)
+_WEIGHTS = {b",": 1, b":": 4, b"[": 4, b"{": 4}
 _MOST = float(np.finfo(np.float32).max)
+
+
+def burden(text: bytes, depth: int, weight: int) -> int:
+    level = total = 0
+    for match in _STRING_OR_SIGN.finditer(text):
+        sign = match[0]
+        total += 2 if sign[0] == 34 else _WEIGHTS.get(sign, 0)
+        if total > weight:
+            return 2
+        if sign in (b"[", b"{"):
+            level += 1
+            if level > depth:
+                return 1
+        elif sign in (b"]", b"}"):
+            level -= 1
+    return 0
 
 
 class _Other(Exception):

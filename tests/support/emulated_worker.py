@@ -115,11 +115,11 @@ class House:
         )
         self.served.use(None, profiling.drawn(self.spec, self.config))
         self.rung = asyncio.Event()
-        asyncio.get_running_loop().add_reader(self.pool.completion_fd, self._ring)
+        asyncio.get_running_loop().add_reader(self.pool.completions.fd, self._ring)
         self.number = 0
 
     def _ring(self) -> None:
-        os.eventfd_read(self.pool.completion_fd)
+        self.pool.completions.clear()
         self.rung.set()
 
     def order(self, place: Placement, variant: str = "full") -> WorkerOrder:
@@ -145,7 +145,7 @@ class House:
         return (end_ns - start_ns) / 1e6, cpu_ns / 1e6
 
     async def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self.pool.completion_fd)
+        asyncio.get_running_loop().remove_reader(self.pool.completions.fd)
         await self.pool.stop()
         self.served.close()
         devices.close(self.devices)

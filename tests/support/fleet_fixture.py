@@ -38,6 +38,7 @@ class Worker:
         self.killed = False
         self.device_lost = False
         self.overruns = 0
+        self.cores = 1
         self.sent: list[int] = []
         self.done: list[tuple[int, int, int, int, int, int]] = []
         self.ring = self

@@ -76,14 +76,14 @@ class Client:
         self._done = asyncio.Event()
         self._id = 0
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(pool.completion_fd, self._rung)
+        self._loop.add_reader(pool.completions.fd, self._rung)
 
     def _rung(self) -> None:
-        os.eventfd_read(self._pool.completion_fd)
+        self._pool.completions.clear()
         self._done.set()
 
     def close(self) -> None:
-        self._loop.remove_reader(self._pool.completion_fd)
+        self._loop.remove_reader(self._pool.completions.fd)
 
     def submit(self, worker: WorkerProcess, *slots: int) -> int:
         self._id += 1

@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.support.syntax_trees import nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_version", "types", "errors", "digests", "hints", "terminal"}),
-    frozenset({"config", "interfaces"}),
+    frozenset({"config", "interfaces", "cache"}),
     frozenset({"profiles", "families", "settings", "telemetry", "telemetry.logs", "_native"}),
     frozenset({"confidence", "planning", "planning.model", "planning.transition"}),
     frozenset({"planning.packing", "problem"}),
@@ -59,16 +62,16 @@ SOURCES = {
     ): path
     for path in sorted((ROOT / "models").rglob("*.py"))
 }
-TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in SOURCES.items()}
 
 
-def imports(module: str) -> Iterator[tuple[str, int]]:
+@cache
+def imports(module: str) -> tuple[tuple[str, int], ...]:
     """Every module that `module` imports, wherever in its body, as a dotted name with the line."""
     package = module.split(".") if SOURCES[module].name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(TREES[module]):
+    found = []
+    for node in nodes(SOURCES[module]):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno
+            found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -76,7 +79,8 @@ def imports(module: str) -> Iterator[tuple[str, int]]:
             for alias in node.names:
                 name = f"{base}.{alias.name}"
                 is_module = name in SOURCES or base == "clover"
-                yield (name if is_module else base), node.lineno
+                found.append((name if is_module else base, node.lineno))
+    return tuple(found)
 
 
 def unit(module: str) -> str:
@@ -180,10 +184,16 @@ def test_circles_are_found() -> None:
     assert counts("from clover import a  # circle:")
 
 
+NAMES_A_TEST = re.compile(r"(?<!def )\btest_")
+
+
 def test_no_test_imports_a_test() -> None:
     faults = []
     for path in sorted((ROOT / "tests").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        # Most files name no test but those that they define, and need no parsing.
+        if not NAMES_A_TEST.search(path.read_text()):
+            continue
+        for node in nodes(path):
             names = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -218,9 +228,9 @@ def test_only_workers_know_torch() -> None:
 PICKLERS = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
 
-def dangers(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def dangers(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
     """Ways to run what was meant as data."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             for name in names:
@@ -241,7 +251,9 @@ def dangers(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.slow
 def test_no_data_is_ever_run() -> None:
-    faults = [f"{place(module, line)}: {what}" for module, tree in TREES.items() for line, what in dangers(tree)]
+    faults = [
+        f"{place(module, line)}: {what}" for module, path in SOURCES.items() for line, what in dangers(nodes(path))
+    ]
     assert not faults, "\n".join(faults)
 
 
@@ -259,11 +271,12 @@ def test_no_data_is_ever_run() -> None:
     ],
 )
 def test_the_gate_would_notice(source: str) -> None:
-    assert list(dangers(ast.parse(source)))
+    assert list(dangers(ast.walk(ast.parse(source))))
 
 
 def test_the_gate_lets_good_code_pass() -> None:
-    assert not list(dangers(ast.parse("model.eval()\ntorch.load(path, weights_only=True)\nnp.load(path)")))
+    good = "model.eval()\ntorch.load(path, weights_only=True)\nnp.load(path)"
+    assert not list(dangers(ast.walk(ast.parse(good))))
 
 
 @pytest.mark.slow

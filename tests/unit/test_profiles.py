@@ -144,15 +144,6 @@ def test_an_unwritable_folder_is_an_error_that_says_so(tmp_path: Path) -> None:
         ProfileStore(tmp_path).put(profile_of())
 
 
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert profiles.cache_folder("") == tmp_path / "clover"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert profiles.cache_folder("") == tmp_path / ".cache" / "clover"
-    assert profiles.cache_folder(str(tmp_path / "x")) == tmp_path / "x"
-
-
 # --- the key ------------------------------------------------------------------------------------------------------
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.support.syntax_trees import nodes
+
 ROOT = Path(__file__).resolve().parents[2]
-TREES = {
-    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"), str(path))
+FILES = {
+    path.relative_to(ROOT).as_posix(): path
     for top in ("clover", "models", "bench")
     for path in sorted((ROOT / top).rglob("*.py"))
 }
@@ -27,8 +29,9 @@ VERBS = frozenset(
     """
     Accept Add Adjust Admit Allow Answer Append Apply Ask Assign Attach Audit Batch Be Become Begin Bind Book
     Bound Bring Build Calculate Call Cancel Carry Change Charge Check Choose Clear Close Collect Combine Come
-    Compare Compile Complete Compute Convert Copy Count Create Damage Deal Decode Deliver Deploy Derive Describe
-    Detach Die Discard Dispatch Divide Do Drain Draw Drive Drop Encode End Enter Estimate Evaluate Execute
+    Compare Compile Complete Compute Convert Copy Count Create Damage Deal Decode Decompress Deliver Deploy
+    Derive Describe Detach Die Discard Dispatch Divide Do Drain Draw Drive Drop Encode End Enter Estimate Evaluate
+    Execute
     Expect Expire Export Extend Fail Fetch Fill Find Finish Fold Follow Forget Fork Format Free Gather Generate
     Get Give Go Grow Guess Hand Handle Have Hold Ignore Import Increase Insert Install Iterate Join Judge Keep
     Kill Launch Lay Leave Let Limit List Listen Load Lock Log Look Lower Make Map Mark Match Measure Merge Move
@@ -44,11 +47,14 @@ VERBS = frozenset(
 )
 
 
-def functions(tree: ast.AST) -> Iterator[Function]:
-    """Yield every function that is not a property."""
-    for node in ast.walk(tree):
-        if isinstance(node, Function) and not any("property" in ast.unparse(one) for one in node.decorator_list):
-            yield node
+@cache
+def functions(file: str) -> tuple[Function, ...]:
+    """Return every function of a file that is not a property."""
+    return tuple(
+        node
+        for node in nodes(FILES[file])
+        if isinstance(node, Function) and not any("property" in ast.unparse(one) for one in node.decorator_list)
+    )
 
 
 def parameters(function: Function) -> int:
@@ -63,11 +69,11 @@ def first_word(docstring: str) -> str:
     return docstring.split(maxsplit=1)[0].rstrip(".,:;")
 
 
-@pytest.mark.parametrize("file", TREES)
+@pytest.mark.parametrize("file", FILES)
 def test_docstrings_of_functions_begin_with_a_verb(file: str) -> None:
     faults = [
         f"{file}:{function.lineno}: {function.name}: {docstring.splitlines()[0]}"
-        for function in functions(TREES[file])
+        for function in functions(file)
         if (docstring := ast.get_docstring(function)) and first_word(docstring) not in VERBS
     ]
     assert not faults, "say what the call does (or add the verb to VERBS):\n" + "\n".join(faults)
@@ -75,9 +81,9 @@ def test_docstrings_of_functions_begin_with_a_verb(file: str) -> None:
 
 def test_public_classes_have_names_of_their_own() -> None:
     places = defaultdict(list)
-    for file, tree in TREES.items():
+    for file, path in FILES.items():
         if file.startswith("clover/"):
-            for node in ast.iter_child_nodes(tree):
+            for node in ast.iter_child_nodes(nodes(path)[0]):
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                     places[node.name].append(file)
     shared = {name: files for name, files in places.items() if len(files) > 1}
@@ -94,9 +100,9 @@ def test_files_can_be_read_in_a_sitting(top: str) -> None:
     assert {file: lines for file, lines in lengths.items() if lines > MOST_LINES[top] and file not in LONG} == {}
 
 
-@pytest.mark.parametrize("file", TREES)
+@pytest.mark.parametrize("file", FILES)
 def test_no_function_takes_a_train_of_parameters(file: str) -> None:
-    many = {function.name: parameters(function) for function in functions(TREES[file])}
+    many = {function.name: parameters(function) for function in functions(file)}
     assert {name: count for name, count in many.items() if count > MOST_PARAMETERS} == {}
 
 

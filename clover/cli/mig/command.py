@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from clover import terminal
+from clover.cache import cache_folder
 from clover.cli import CommandParser, CommandRefused
 from clover.cli.mig import applying, emulate, files, listing
 from clover.cli.mig import plan as planning
@@ -28,7 +29,6 @@ from clover.cli.mig.words import Ask
 from clover.devices import emulated, tables
 from clover.errors import ConfigError, DeviceError, PlanError
 from clover.hints import program
-from clover.profiles import cache_folder
 
 DONE, DIFFERS, USAGE, UNREACHABLE = 0, 1, 2, 3
 NO_FLOOR = 3

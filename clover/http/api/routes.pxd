@@ -10,6 +10,8 @@ cdef class Routes:
     cdef object _loop
     cdef object _access
     cdef set _tasks
+    cdef object _inflating
+    cdef set _documents
     cdef dict _endpoints
     cdef dict _described
     cdef bytes _server

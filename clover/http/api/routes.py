@@ -1,7 +1,9 @@
 """The handlers of every path that is no inference, and the table that says which path is which handler's.
 
 A path is looked up first, then its method (405 with Allow otherwise), then whether the caller may.  Handlers answer at
-once; only loading, unloading and the controller's commands take a Task.
+once, but for three kinds of request.  Loading, unloading and the controller's commands take a Task.  Large documents
+(`_documents`) are made one a turn of the event loop.  A compressed body is decompressed piece by piece, the long ones
+one after the other.  A connection reads no further request until such a one is answered.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
@@ -18,16 +22,17 @@ import orjson
 
 from clover._version import __version__
 from clover.config import ServerConfig
-from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError, TooLarge
+from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError
 from clover.http.access import Access, client_of
 from clover.http.api import metadata, openapi
 from clover.http.api.schemas import COMMANDS
-from clover.http.content_encoding import inflate
+from clover.http.content_encoding import Inflation
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
 from clover.http.inference import InferEndpoint
-from clover.http.oip.request import parse_json
+from clover.http.oip.request import JSON_BOUND, parse_json
 from clover.http.oip.tensors import Body
+from clover.http.server_state import TURN_BYTES, ServerState
 from clover.interfaces import Model, ServerView
 
 log = logging.getLogger("clover.http")
@@ -43,6 +48,7 @@ _DOCUMENT_BYTES = 1 << 16
 """Most bytes of a JSON body that is no inference, unpacked: parsing more would delay all answers."""
 _FEEDBACK_BYTES = 1 << 18
 """Most bytes of feedback, which is parsed straight to its types: room for ten thousand names of classes."""
+_NO_INFERENCE = ("a body that is no inference", "")
 _UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
 
 
@@ -65,6 +71,7 @@ class Routes:
         self._loop = loop
         self._access = access
         self._tasks: set[asyncio.Task[None]] = set()
+        self._inflating: deque[tuple[ServerState, Exchange, Inflation]] = deque()
         self._endpoints: dict[str, InferEndpoint] = {}
         self._described: dict[str, tuple[Model, bytes, bytes]] = {}
         self._server = orjson.dumps(metadata.server_metadata(__version__))
@@ -101,19 +108,26 @@ class Routes:
             "infer": {"POST": self._infer},
             "feedback": {"POST": self._feedback},
         }
+        self._documents = {
+            self._all_statistics,
+            self._decisions,
+            self._metrics,
+            self._model_statistics,
+            self._openapi,
+            self._state,
+        }
         self._repository_paths: dict[str, Methods] = {"load": {"POST": self._load}, "unload": {"POST": self._unload}}
 
     # --- application --------------------------------------------------------------------------------------------------
 
     def judge(self, head: Head) -> None:
-        """Judge a newly parsed head: may it come in by this socket, and which endpoint is it for?
+        """Judge a newly parsed head: may it come in by this socket, how large may its body be, and which endpoint is it
+        for?
 
         Called once per distinct head, before its body has come: a body that is too large is refused unread.
         """
         self._access.judge(head)
-        most = _FEEDBACK_BYTES if head.path.endswith("/feedback") else _DOCUMENT_BYTES
-        if head.refusal is None and head.length > most and not head.path.endswith("/infer"):
-            head.refusal = (413, f"a body that is no inference has at most {most} bytes", b"")
+        self._bound(head)
         if head.refusal is None and head.method == "POST" and head.path.endswith("/infer"):
             with contextlib.suppress(NotFound):
                 methods, name = self._find(head.path)
@@ -121,34 +135,83 @@ class Routes:
                     head.route = self._infer, name
                     self._endpoint(head, name)
 
+    def _bound(self, head: Head) -> None:
+        limits = self._limits
+        if not head.path.endswith("/infer"):
+            most = _FEEDBACK_BYTES if head.path.endswith("/feedback") else _DOCUMENT_BYTES
+            head.most_bytes, head.bound = min(most, limits.body_bytes), _NO_INFERENCE
+        elif head.json_length < 0 and limits.json_bytes < limits.body_bytes:
+            head.most_bytes, head.bound = limits.json_bytes, JSON_BOUND
+        if head.refusal is None and head.length > head.most_bytes:
+            head.refusal = (413, head.too_large(), b"")
+
     def dispatch(self, exchange: Exchange, body: Body) -> None:
         """Answer a complete request, now or later; never raises."""
-        head = exchange.head
         try:
-            if head.route is None:
-                methods, name = self._find(head.path)
-                handler = methods.get(head.method)
-                if handler is None:
-                    if head.method != "HEAD" or "GET" not in methods:
-                        allow = "GET, HEAD" if "GET" in methods else "POST"
-                        exchange.fail(405, "this path does not take that method", b"Allow: %b\r\n" % allow.encode())
-                        return
-                    handler = methods["GET"]
-                head.route = handler, name
-            handler, name = head.route
-            most = self._limits.body_bytes
-            if handler != self._infer:
-                most = min(most, _FEEDBACK_BYTES if handler == self._feedback else _DOCUMENT_BYTES)
-                if len(body) > most:
-                    raise TooLarge(f"a body that is no inference has at most {most} bytes")
-            if head.coding:
-                body = inflate(head.coding, bytes(body), most)
+            self._dispatch(exchange, body)
+        except Exception as error:
+            _failed(exchange, error)
+
+    def _dispatch(self, exchange: Exchange, body: Body) -> None:
+        head = exchange.head
+        if head.route is None:
+            methods, name = self._find(head.path)
+            handler = methods.get(head.method)
+            if handler is None:
+                if head.method != "HEAD" or "GET" not in methods:
+                    allow = "GET, HEAD" if "GET" in methods else "POST"
+                    exchange.fail(405, "this path does not take that method", b"Allow: %b\r\n" % allow.encode())
+                    return
+                handler = methods["GET"]
+            head.route = handler, name
+        if not head.coding:
+            self._handle(exchange, body)
+            return
+        inflation = Inflation(head.coding, bytes(body), head.most_bytes, head.too_large())
+        done = inflation.step()
+        connection = exchange.connection
+        assert connection is not None
+        state = connection.state
+        state.turn_bytes += len(inflation.plain)
+        if done:
+            self._handle(exchange, inflation.plain)
+            return
+        self._inflating.append((state, exchange, inflation))
+        if len(self._inflating) == 1:
+            state.postpone(self._inflate, TURN_BYTES)
+
+    def _inflate(self) -> None:
+        """Decompress one piece of the body that is first in line.  One at a time, so that memory is held for one."""
+        state, exchange, inflation = self._inflating[0]
+        done = True
+        try:
+            if exchange.connection is not None:  # the client is still there
+                done = inflation.step()
+                if done:
+                    self._handle(exchange, inflation.plain)
+        except Exception as error:
+            _failed(exchange, error)
+        if done:
+            self._inflating.popleft()
+        if self._inflating:
+            state.postpone(self._inflate, TURN_BYTES)
+
+    def _handle(self, exchange: Exchange, body: Body) -> None:
+        handler, name = exchange.head.route
+        if handler in self._documents:
+            connection = exchange.connection
+            assert connection is not None
+            connection.state.postpone(partial(self._answer, exchange, handler, name), TURN_BYTES)
+        else:
             handler(exchange, body, name)
-        except RequestError as error:
-            exchange.refuse(error)
-        except Exception:
-            log.exception("a request failed (%s)", exchange.request_id.decode("latin-1") or "no id yet")
-            exchange.fail(500, "the server failed on this request")
+
+    def _answer(self, exchange: Exchange, handler: Handler, name: str) -> None:
+        if exchange.connection is None:
+            return
+        try:
+            handler(exchange, b"", name)
+        except Exception as error:
+            _failed(exchange, error)
 
     def _find(self, path: str) -> tuple[Methods, str]:
         """Return the methods of a path and the model that it names, whose version is checked; raises NotFound."""
@@ -189,7 +252,7 @@ class Routes:
         model = self._model(name)
         endpoint = self._endpoints.get(name)
         if endpoint is None or endpoint.model is not model:
-            endpoint = self._endpoints[name] = InferEndpoint(name, model, self._limits.json_depth)
+            endpoint = self._endpoints[name] = InferEndpoint(name, model, self._limits)
         head.endpoint = endpoint if not head.coding else None
         return endpoint
 
@@ -209,7 +272,7 @@ class Routes:
         connection = exchange.connection
         assert connection is not None
         number = connection.state.ids.number_of(given.id)
-        found = self._model(name).labelled(number, given.labels, client_of(connection.peer))
+        found = self._model(name).labelled(number, given.labels, connection.client)
         exchange.finish_json({"id": given.id, **found})
 
     # --- what there is ------------------------------------------------------------------------------------------------
@@ -282,7 +345,7 @@ class Routes:
         """Return the JSON object of a body, empty for an empty body; raises BadRequest for anything else."""
         if not len(body):
             return {}
-        document = parse_json(body, self._limits.json_depth)
+        document = parse_json(body, self._limits.json_depth, _DOCUMENT_BYTES)
         if type(document) is not dict:
             raise BadRequest("the body is not a JSON object")
         return document
@@ -357,3 +420,12 @@ class Routes:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _failed(exchange: Exchange, error: Exception) -> None:
+    """Answer an error that a handler raised."""
+    if isinstance(error, RequestError):
+        exchange.refuse(error)
+        return
+    log.error("a request failed (%s)", exchange.request_id.decode("latin-1") or "no id yet", exc_info=error)
+    exchange.fail(500, "the server failed on this request")

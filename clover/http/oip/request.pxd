@@ -1,6 +1,6 @@
 cimport cython
 
-from clover._native.infer cimport Plain
+from clover._native.infer cimport Plain, burden
 from clover.http.oip.inputs cimport DeclaredInput
 
 cdef class RequestedOutput:
@@ -12,6 +12,7 @@ cdef class InferRequest:
     cdef public str id
     cdef public Py_ssize_t rows
     cdef public list inputs
+    cdef public dict shapes
     cdef public list outputs
     cdef public object timeout_ns
     cdef public double min_accuracy
@@ -29,6 +30,7 @@ cdef class PlainDecoder:
 cdef class Signature:
     cdef public str name
     cdef public object json_depth
+    cdef public Py_ssize_t json_bytes
     cdef public Py_ssize_t most_rows
     cdef public dict inputs
     cdef public tuple outputs
@@ -44,6 +46,8 @@ cdef class Signature:
 
     @cython.locals(text=bytes)
     cpdef bytes describe(self, Py_ssize_t index, str datatype, tuple shape)
+
+cdef _check_json(Signature signature, Py_ssize_t size)
 
 @cython.locals(text=bytes, plain=InferRequest)
 cpdef InferRequest decode(Signature signature, object body, Py_ssize_t json_length=*)

@@ -13,15 +13,27 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from clover._native.infer import Plain
-from clover.errors import BadRequest, RequestError
-from clover.http.json_depth import within_depth
+from clover._native.infer import Plain, burden
+from clover.errors import BadRequest, RequestError, TooLarge
 from clover.http.oip import tensors
 from clover.http.oip.inputs import RANK, DeclaredInput, names_of, of_input, shown
 from clover.http.oip.tensors import Body
 from clover.runtime.memory.bytes_codec import pack_element
 from clover.types import FamilySpec, TensorSpec
 
+JSON_BYTES = 4 << 20
+"""Most bytes of the JSON of an infer request, unless the configuration says otherwise."""
+
+JSON_BOUND = (
+    "the JSON of an infer request",
+    " (limits.json_bytes): send its tensors as binary data, with Inference-Header-Content-Length",
+)
+"""What `limits.json_bytes` holds for, and how to be within it."""
+
+_ID_CHARACTERS = 1024
+"""Longest id of a request: it is kept until the answer, and stands in it."""
+_LIGHT_BYTES = 1 << 16
+_HEAVIEST_PER_BYTE = 4
 _MAX_TIMEOUT_US = 1 << 53
 _DESCRIBED = 256
 _PLAIN_NUMBERS = 1 << 20
@@ -44,21 +56,24 @@ class RequestedOutput:
 
 # Of requests that have none, or none yet: shared, and never changed.
 NO_INPUTS: list[tuple[int, Rows]] = []
+_NO_SHAPES: dict[int, tuple[int, ...]] = {}
 _NO_OUTPUTS: list[RequestedOutput] = []
 
 
 class InferRequest:
     """A decoded request.
 
-    `inputs` holds (declared index, rows).  `timeout_ns` and `min_accuracy` are 0 if the request sets none.
+    `inputs` holds (declared index, rows).  `shapes` has the shape of each row of those BYTES inputs whose rows do not
+    say it themselves.  `timeout_ns` and `min_accuracy` are 0 if the request sets none.
     """
 
-    __slots__ = ("cascade", "id", "inputs", "min_accuracy", "outputs", "rows", "timeout_ns", "wants_receipt")
+    __slots__ = ("cascade", "id", "inputs", "min_accuracy", "outputs", "rows", "shapes", "timeout_ns", "wants_receipt")
 
     def __init__(self) -> None:
         self.id = ""
         self.rows = 0
         self.inputs = NO_INPUTS
+        self.shapes = _NO_SHAPES
         self.outputs = _NO_OUTPUTS
         self.timeout_ns = 0
         self.min_accuracy = 0.0
@@ -69,8 +84,8 @@ class InferRequest:
 class Signature:
     """A family's tensors, compiled for decoding and encoding.
 
-    A request carries at most `most_rows` rows, and its JSON nests at most `json_depth` deep.  `plain` decodes requests
-    in the most common form; None if the family has no such form.
+    A request carries at most `most_rows` rows, and its JSON has at most `json_bytes` bytes and nests at most
+    `json_depth` deep.  `plain` decodes requests in the most common form; None if the family has no such form.
     """
 
     __slots__ = (
@@ -79,6 +94,7 @@ class Signature:
         "inputs",
         "is_brief",
         "is_direct",
+        "json_bytes",
         "json_depth",
         "lead_of_one",
         "most_rows",
@@ -90,10 +106,13 @@ class Signature:
         "prefix",
     )
 
-    def __init__(self, spec: FamilySpec, most_rows: int, json_depth: int = 100, name: str = "") -> None:
+    def __init__(
+        self, spec: FamilySpec, most_rows: int, json_depth: int = 100, name: str = "", json_bytes: int = JSON_BYTES
+    ) -> None:
         self.name = name or spec.name
         self.most_rows = most_rows
         self.json_depth = json_depth
+        self.json_bytes = json_bytes
         self.inputs = {tensor.name: DeclaredInput(index, tensor) for index, tensor in enumerate(spec.inputs)}
         self.outputs = spec.outputs
         self.out_index = {tensor.name: index for index, tensor in enumerate(spec.outputs)}
@@ -159,6 +178,8 @@ class PlainDecoder:
             return None
         request = InferRequest()
         request.id, rows = found
+        if len(request.id) > _ID_CHARACTERS:
+            return None  # the general way says what is wrong
         request.rows = rows
         request.inputs = self._one if rows == 1 else [(0, self._array[:rows])]
         request.outputs = outputs
@@ -168,12 +189,23 @@ class PlainDecoder:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def parse_json(text: Body, depth: int) -> Any:
-    """Return the document of a JSON text; raises BadRequest if it is not valid or nests deeper than `depth`."""
+def parse_json(text: Body, depth: int, most_bytes: int) -> Any:
+    """Return the document of a JSON text.
+
+    Raises BadRequest if it is not valid or nests deeper than `depth`, and TooLarge if it has more than `most_bytes`
+    bytes, or more values than are parsed in one turn of the event loop: for each value an object is made.
+    """
+    if len(text) > most_bytes:
+        raise TooLarge(f"the JSON of this request has at most {most_bytes} bytes")
     if not isinstance(text, bytes):
         text = bytes(text)
-    if not within_depth(text, depth):
-        raise BadRequest("the JSON is nested too deeply")
+    # Most texts are so short, and hold so few brackets, that two counts are enough.
+    if len(text) > _LIGHT_BYTES or text.count(b"[") + text.count(b"{") > depth:
+        found = burden(text, depth, max(_HEAVIEST_PER_BYTE * _LIGHT_BYTES, most_bytes >> 4))
+        if found == 1:
+            raise BadRequest("the JSON is nested too deeply")
+        if found:
+            raise TooLarge("the JSON holds too many values, lists or keys; send tensors as binary data, or fewer rows")
     try:
         return orjson.loads(text)
     except ValueError:
@@ -189,6 +221,7 @@ def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequ
         return _decode_raw(signature, body)
     binary: Body = b""
     if json_length < 0:
+        _check_json(signature, len(body))
         text = body if type(body) is bytes else bytes(body)
         if signature.plain is not None:
             plain = signature.plain.decode(text, signature.defaults[False])
@@ -197,9 +230,15 @@ def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequ
     else:
         if json_length > len(body):
             raise BadRequest("Inference-Header-Content-Length exceeds the body")
+        _check_json(signature, json_length)
         text = bytes(body[:json_length])
         binary = memoryview(body)[json_length:]
     return _decode(signature, text, binary)
+
+
+def _check_json(signature: Signature, size: int) -> None:
+    if size > signature.json_bytes:
+        raise TooLarge(f"{JSON_BOUND[0]} has at most {signature.json_bytes} bytes{JSON_BOUND[1]}")
 
 
 def decode_ahead(signature: Signature, text: bytes, size: int) -> InferRequest | None:
@@ -222,7 +261,7 @@ def decode_ahead(signature: Signature, text: bytes, size: int) -> InferRequest |
 
 
 def _decode(signature: Signature, text: bytes, binary: Body) -> InferRequest:
-    document = parse_json(text, signature.json_depth)
+    document = parse_json(text, signature.json_depth, signature.json_bytes)
     if type(document) is not dict:
         raise BadRequest("the body is not a JSON object")
     request = InferRequest()
@@ -230,6 +269,8 @@ def _decode(signature: Signature, text: bytes, binary: Body) -> InferRequest:
     if identity is not None:
         if type(identity) is not str:
             raise BadRequest("id is not a string")
+        if len(identity) > _ID_CHARACTERS:
+            raise BadRequest(f"id has {len(identity)} characters; at most {_ID_CHARACTERS} are taken")
         request.id = identity
     default_binary = False
     parameters = document.get("parameters")
@@ -259,6 +300,7 @@ def _decode_raw(signature: Signature, body: Body) -> InferRequest:
             shape[axis] = 1
         if math.prod(shape) != 1:
             raise BadRequest("a raw BYTES request carries one element, and the model takes more")
+        _keep_shape(request, entry, shape)
         request.inputs = [(entry.index, [pack_element(bytes(body))])]
         return request
     if free:
@@ -353,6 +395,8 @@ def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text:
                 request.rows = shape[0]
             elif request.rows != shape[0]:
                 raise BadRequest(f"it has {shape[0]} rows, and the inputs before it have {request.rows}")
+            if entry.is_bytes:
+                _keep_shape(request, entry, shape)
             size = _binary_size(item.get("parameters"))
             if size is not None and size > end - at:
                 raise BadRequest(f"binary_data_size is {size}, and the body has {end - at} bytes left for it")
@@ -365,6 +409,12 @@ def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text:
         raise BadRequest(f"the request lacks {names_of(missing)} of the inputs that the model takes")
     if at != end:
         raise BadRequest(f"{end - at} bytes of binary data are left over after the last tensor")
+
+
+def _keep_shape(request: InferRequest, entry: DeclaredInput, shape: list[int]) -> None:
+    """Keep the shape of BYTES rows of several axes: the number of their elements does not say it."""
+    if entry.variable and len(shape) > 2:
+        request.shapes = {**request.shapes, entry.index: tuple(shape[1:])}
 
 
 def _rows(

@@ -161,8 +161,11 @@ def numbers_from_binary(datatype: Datatype, raw: Body, shape: list[int]) -> NDAr
 
 def bytes_from_binary(raw: Body, shape: list[int]) -> list[bytes]:
     """Return BYTES rows in OIP form, cut at the row boundaries; raises BadRequest unless `raw` is exactly these."""
+    elements = math.prod(shape[1:])
     try:
-        return cut_rows(raw, shape[0], math.prod(shape[1:]))
+        if elements > len(raw):  # it may be more than 64 bits hold
+            raise ValueError("the binary data is shorter than its BYTES elements")
+        return cut_rows(raw, shape[0], elements)
     except ValueError as error:
         raise BadRequest(str(error)) from None
 
@@ -174,7 +177,7 @@ def numbers_to_json(datatype: str, values: NDArray[Any]) -> bytes:
     """Return the flat JSON array of `values`; raises BadRequest for FP16, BF16 and non-finite numbers."""
     if datatype in ("FP16", "BF16"):
         raise BadRequest(f"an output is {datatype}, which travels as binary data only: ask for binary_data")
-    text = orjson.dumps(values.reshape(-1), option=_NUMPY)
+    text = orjson.dumps(values.ravel(), option=_NUMPY)  # contiguous, as the corner of a slot need not be
     if b"null" in text:
         raise BadRequest("an output holds NaN or Infinity, which JSON cannot carry: ask for binary_data")
     return text

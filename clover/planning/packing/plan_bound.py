@@ -83,12 +83,13 @@ class _Dual:
         self.accuracy = np.array([of.members[g.member].problem.accuracy[g.variant] for g in of.groups])
         self.floor = np.array([member.objective.planned_floor for member in of.members])
         self.idle = of.watt * np.array([cut.watts for cut in of.cuts])
+        self.profile = [of.profiles.index(group.profile) for group in of.groups]
         self.slices = [_run(np.flatnonzero([g.profile == name for g in of.groups])) for name in of.profiles]
         self.kinds = [
             (number, _run(np.flatnonzero([cut.kind == kind for cut in of.cuts])))
             for kind, (_, number) in enumerate(of.kinds)
         ]
-        self.table = of.table.T.astype(np.float64)
+        self.table = np.ascontiguousarray(of.table, dtype=np.float64)
         self.best = np.array([max(self.gain[self.member == m]) for m in range(len(of.members))])
         self.late = np.array([_alone(group.service, of.members[group.member].objective.slo_ms) for group in of.groups])
         self.charge = np.zeros(len(of.members))
@@ -97,43 +98,45 @@ class _Dual:
         self.total, self.price = self.best.copy(), np.zeros(len(of.members))
         """The multipliers of the least value found last."""
 
-    def value(
-        self, total: Floats, price: Floats, ceilings: Sequence[LaneCeiling] = (), costs: Sequence[Floats] = ()
-    ) -> Floats:
-        """Return the dual at `total` [points, members] and `price` [members], rows under each ceiling at its cost
-        [points]."""
-        gain = self.gain + price[self.member] * self.accuracy - self.charge[self.member] * self.late
-        fixed = float(price @ self.floor), _LATE * float(self.charge.sum())
-        return self._value(gain, fixed, total, ceilings, costs)
+    def value(self, total: Floats, price: Floats) -> Floats:
+        """Return the dual at `total` [points, members] and `price` [members]."""
+        return self._value(self._gain(price), self._fixed(price), total)
 
-    def _value(
-        self,
-        gain: Floats,
-        fixed: tuple[float, float],
-        total: Floats,
-        ceilings: Sequence[LaneCeiling] = (),
-        costs: Sequence[Floats] = (),
-    ) -> Floats:
-        """Return `value`, given what its price decides: the gain [groups], and what of the sum no total changes."""
-        worth = gain - (total if len(self.floor) == 1 else total[:, self.member])
-        for ceiling, cost in zip(ceilings, costs, strict=True):
-            worth -= cost[:, None] * ceiling.on
+    def _gain(self, price: Floats) -> Floats:
+        """Return what a share of each group brings [groups], before its member's total is taken off."""
+        gain: Floats = self.gain + price[self.member] * self.accuracy - self.charge[self.member] * self.late
+        return gain
+
+    def _fixed(self, price: Floats) -> tuple[float, float]:
+        """Return what of the dual no total changes."""
+        return float(price @ self.floor), _LATE * float(self.charge.sum())
+
+    def _value(self, gain: Floats, fixed: tuple[float, float], total: Floats) -> Floats:
+        """Return `value`, given what its price decides."""
+        slices = self._slices(gain[:, None] - self._totals(total))
+        return self._cut(slices, total.sum(axis=1) - fixed[0] + fixed[1])
+
+    def _totals(self, total: Floats) -> Floats:
+        """Return the total of each group's member [groups or 1, points]."""
+        return total.T if len(self.floor) == 1 else total.T[self.member]
+
+    def _slices(self, worth: Floats) -> Floats:
+        """Return what the best group of each profile brings [profiles, points], of the `worth` of shares [groups,
+        points], which is written over.  Points come last here: so the arrays are read as they lie in memory."""
         np.maximum(worth, 0.0, out=worth)
-        worth *= self.rows
-        for ceiling, cost in zip(ceilings, costs, strict=True):
-            worth += cost[:, None] * ceiling.slopes
-        # No slice has to have a worker: one that costs more than it brings, under a ceiling, is none.
-        slices = np.empty((len(worth), len(self.slices)))
-        for at, groups in enumerate(self.slices):
-            np.maximum.reduce(worth[:, groups], axis=1, out=slices[:, at], initial=0.0)
-        cuts = slices @ self.table
-        cuts -= self.idle
-        found = total.sum(axis=1) - fixed[0] + fixed[1]
+        worth *= self.rows[:, None]
+        slices = np.empty((len(self.slices), worth.shape[1]))
+        for best, groups in zip(slices, self.slices, strict=True):
+            np.maximum.reduce(worth[groups], axis=0, out=best)
+        return slices
+
+    def _cut(self, slices: Floats, rest: Floats) -> Floats:
+        """Return the `rest` of the dual [points] and what the best cuts bring, which is added to it."""
+        cuts = self.table @ slices
+        cuts -= self.idle[:, None]
         for number, own in self.kinds:
-            found += number * np.maximum.reduce(cuts[:, own], axis=1)
-        for ceiling, cost in zip(ceilings, costs, strict=True):
-            found += cost * ceiling.base
-        return np.asarray(found)
+            rest += number * np.maximum.reduce(cuts[own], axis=0)
+        return rest
 
     def least(self) -> float:
         """Return the least value found."""
@@ -167,16 +170,40 @@ class _Dual:
         closes in on its best point."""
         member = self._member(ceilings[0])
         own = self.member == member
+        gain, fixed = self._gain(self.price), self._fixed(self.price)
         spread = max(float(np.ptp(self.gain[own] + self.price[member] * self.accuracy[own])), 1e-9)
         ranges = [(0.0, 2.0 * spread)] * len(ceilings)
         ranges.append((self.total[member] - 2.0 * spread, self.total[member] + spread))
         least = math.inf
         grid = np.indices((_POINTS,) * len(ranges)).reshape(len(ranges), -1)
-        points = np.tile(self.total, (grid.shape[1], 1))
+        # Few groups stand under a ceiling.  What the others bring depends on the total alone.
+        under = np.flatnonzero(np.any([ceiling.on for ceiling in ceilings], axis=0))
+        charged = [ceiling.on[under, None].astype(np.float64) for ceiling in ceilings]
+        slopes = [ceiling.slopes[under, None] for ceiling in ceilings]
+        free, bound = gain[:, None].copy(), gain[under, None]
+        free[under] = -math.inf
+        rows = self.rows[under, None]
+        totals = np.tile(self.total, (_POINTS, 1))
         for _ in range(_HALVINGS):
-            *costs, total = (_spaced(*ends, _POINTS)[at] for ends, at in zip(ranges, grid, strict=True))
-            points[:, member] = total
-            found = self.value(points, self.price, ceilings, costs)
+            axes = [_spaced(*ends, _POINTS) for ends in ranges]
+            *costs, total = (axis[at] for axis, at in zip(axes, grid, strict=True))
+            totals[:, member] = axes[-1]
+            slices = self._slices(free - self._totals(totals))[:, grid[-1]]
+            worth = bound - total
+            for cost, on in zip(costs, charged, strict=True):
+                worth -= cost * on
+            np.maximum(worth, 0.0, out=worth)
+            worth *= rows
+            for cost, slope in zip(costs, slopes, strict=True):
+                worth += cost * slope
+            # No slice has to have a worker: one that costs more than it brings, under a ceiling, is none.
+            for group, brings in zip(under, worth, strict=True):
+                best = slices[self.profile[group]]
+                np.maximum(best, brings, out=best)
+            found = (totals.sum(axis=1) - fixed[0] + fixed[1])[grid[-1]]
+            found = self._cut(slices, found)
+            for ceiling, cost in zip(ceilings, costs, strict=True):
+                found += cost * ceiling.base
             at = int(found.argmin())
             least = min(least, float(found[at]))
             ranges = [_around(ends, float(cost[at]), 0.0) for ends, cost in zip(ranges, costs, strict=False)] + [
@@ -215,8 +242,7 @@ class _Dual:
             worth = self.gain[own] + mu * self.accuracy[own]
             low, high = float(worth.min()) - _WIDE * spread, float(worth.max())
             best = (math.inf, 0.0)
-            gain = self.gain + prices[self.member] * self.accuracy - self.charge[self.member] * self.late
-            fixed = float(prices @ self.floor), _LATE * float(self.charge.sum())
+            gain, fixed = self._gain(prices), self._fixed(prices)
             for _ in range(_ZOOMS):
                 points[:, member] = _spaced(low, high, _SECTIONS)
                 found = self._value(gain, fixed, points)
@@ -266,9 +292,9 @@ def _spaced(low: float, high: float, points: int) -> Floats:
 
 
 def _run(at: NDArray[np.intp]) -> NDArray[np.intp] | slice:
-    """Return indices, as a slice if they follow one another: that copies nothing."""
-    first, last = int(at[0]), int(at[-1])
-    return slice(first, last + 1) if last - first + 1 == len(at) else at
+    """Return indices, as a slice if they are evenly spaced: that copies nothing."""
+    step = int(at[1] - at[0]) if len(at) > 1 else 1
+    return slice(int(at[0]), int(at[-1]) + 1, step) if (np.diff(at) == step).all() else at
 
 
 def _around(ends: tuple[float, float], at: float, least: float = -math.inf) -> tuple[float, float]:

@@ -5,4 +5,4 @@ cdef class ScoreWatch:
     cdef public object detector
     cdef public list seen
 
-    cpdef bint add(self, Py_ssize_t at) except -1
+    cpdef bint add(self, Py_ssize_t at, Py_ssize_t group=*) except -1

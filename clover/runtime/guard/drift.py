@@ -16,6 +16,10 @@ may count as known.  Every bet is against a part of the rows (those whose score 
 quite the rows of a profile.  A likelihood ratio against the end of such a range is an e-value for all of it.  Bets are
 made on odds `ODDS` times as high; the mean over all of them is what is watched.
 
+**Clients.**  With `clients`, a test is made in several views, each without the rows of one group of clients
+(`clover.runtime.guard.clients`), and raises an alarm only if it would in every view that counts.  The view of all rows
+always counts, so the bound holds as it stands; and for whatever one client sends, by the view without it.
+
 Nothing here reads a clock or draws a number.
 """
 
@@ -26,6 +30,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clover.runtime.guard.clients import GROUPS, VIEWS, ClientGroups, in_views, views_of
 
 Floats = NDArray[np.float64]
 
@@ -49,45 +55,65 @@ CUTS = (1, 2, 3, 5, 7, 9)
 _Z = 1.959964
 """The normal quantile of a two-sided 95 % interval."""
 _MOST = 600.0  # of a logarithm: exp of it is a number still
+NOTHING = math.exp(-_MOST)  # so that the logarithm is one before a view has seen a row
 SURE = 0.99
 KINDS = 64
 
 
 class Detector:
-    """The mean of the Shiryaev-Roberts statistics of `bets` bets; `alarmed` once it has reached `limit`, after `fewest`
-    rows at the earliest."""
+    """The mean of the Shiryaev-Roberts statistics of `bets` bets, in each view of `clients`; `alarmed` once it has
+    reached `limit`, after `fewest` rows at the earliest, in every view that counts.  `alone`: the group of clients
+    without whose rows there would have been no alarm, -1 if there is none."""
 
-    __slots__ = ("_fewest", "_logs", "alarmed", "limit", "rows")
+    __slots__ = ("_clients", "_fewest", "_logs", "_rows", "alarmed", "alone", "limit")
 
-    def __init__(self, bets: int, limit: float, fewest: int = 0) -> None:
+    def __init__(self, bets: int, limit: float, fewest: int = 0, clients: ClientGroups | None = None) -> None:
         if bets < 1 or not limit > 1.0:
             raise ValueError(f"a detector has a bet and a limit above 1, not {bets} and {limit}")
         self.limit = limit
-        self.rows = 0
-        self.alarmed = False
+        self._clients = clients
         self._fewest = fewest
-        self._logs = np.full(bets, -np.inf)
+        self._logs: Floats = np.full((1 if clients is None else VIEWS, bets), -np.inf)
+        self._rows: Floats = np.zeros(len(self._logs))
+        self.alarmed = False
+        self.alone = -1
 
-    def add(self, rows: int, logs: Sequence[float] | Floats) -> bool:
-        """Take a block of `rows` rows with the logarithm of the e-value of each bet; return whether it raised the alarm
-        just now."""
-        self.rows += rows
-        self._logs = np.minimum(_MOST, np.log(np.exp(self._logs) + rows) + logs)
-        if self.alarmed or self.rows < self._fewest or self.statistic < self.limit:
+    def add(self, rows: int | Floats, logs: Sequence[float] | Floats) -> bool:
+        """Take a block of `rows` rows with the logarithm of the e-value of each bet [bets], or both by view [views] and
+        [views, bets]; return whether it raised the alarm just now."""
+        more = np.asarray(rows, np.float64).reshape(-1, 1)
+        self._rows = self._rows + more[:, 0]
+        self._logs = np.minimum(_MOST, np.log(np.maximum(np.exp(self._logs) + more, NOTHING)) + logs)
+        if self.alarmed or self._rows[0] < self._fewest or np.exp(self._logs[0]).mean() < self.limit:
+            return False
+        reached = (np.exp(self._logs).mean(axis=1) >= self.limit) & (self._rows >= self._fewest)
+        if not reached[self._counting()].all():
             return False
         self.alarmed = True
+        self.alone = int(np.flatnonzero(~reached)[0]) - 1 if not reached.all() else -1
         return True
 
     @property
+    def rows(self) -> int:
+        """All rows since the start."""
+        return int(self._rows[0])
+
+    @property
     def statistic(self) -> float:
-        """The value of the statistic: about the number of rows while there is no evidence of a change."""
-        return float(np.exp(self._logs).mean())
+        """The value of the statistic, about the number of rows while there is no evidence of a change: the least of
+        all views that count."""
+        return float(np.exp(self._logs[self._counting()]).mean(axis=1).min())
 
     def reset(self) -> None:
         """Forget all rows and the alarm."""
-        self.rows = 0
+        self._rows = np.zeros(len(self._logs))
         self.alarmed = False
-        self._logs = np.full(len(self._logs), -np.inf)
+        self.alone = -1
+        self._logs = np.full(self._logs.shape, -np.inf)
+
+    def _counting(self) -> NDArray[np.bool_]:
+        """Return which views count."""
+        return np.ones(1, np.bool_) if self._clients is None else self._clients.counting()
 
 
 def inside(cut: int, bins: int) -> list[bool]:
@@ -135,7 +161,12 @@ class ScoreWatch:
     __slots__ = ("_counts", "_in_block", "_logs", "detector", "seen")
 
     def __init__(
-        self, parts: Sequence[float], rows: int, limit: float = SCORE_LIMIT, fewest: int = FEWEST_ROWS
+        self,
+        parts: Sequence[float],
+        rows: int,
+        limit: float = SCORE_LIMIT,
+        fewest: int = FEWEST_ROWS,
+        clients: ClientGroups | None = None,
     ) -> None:
         bins = len(parts)
         if bins < 2 or abs(sum(parts) - 1.0) > 1e-6 or min(parts) < 0.0:
@@ -152,50 +183,59 @@ class ScoreWatch:
         if not logs:
             raise ValueError(f"{rows} rows tell too little to watch scores by")
         self._logs: Floats = np.array(logs)  # [bets, bins]
-        self.detector = Detector(len(logs), limit, fewest)
+        self.detector = Detector(len(logs), limit, fewest, clients)
         self.seen = [0] * bins
         """Rows in each bin since the start."""
-        self._counts = [0] * bins
+        self._counts = [[0] * bins for _ in range(1 if clients is None else GROUPS)]
         self._in_block = 0
 
-    def add(self, at: int) -> bool:
-        """Take a row whose score lies in bin `at`; return whether it raised the alarm just now."""
-        self._counts[at] += 1
+    def add(self, at: int, group: int = 0) -> bool:
+        """Take a row of `group` whose score lies in bin `at`; return whether it raised the alarm just now."""
+        self._counts[group][at] += 1
         self._in_block += 1
         return self._in_block >= BLOCK and self._close()
 
     def _close(self) -> bool:
-        counts, rows = self._counts, self._in_block
-        self._counts, self._in_block = [0] * len(counts), 0
-        for at, count in enumerate(counts):
-            self.seen[at] += count
-        return self.detector.add(rows, self._logs @ counts)
+        counts = np.array(self._counts, np.float64)  # [groups, bins]
+        self._forget_block()
+        for at, count in enumerate(counts.sum(axis=0)):
+            self.seen[at] += int(count)
+        if len(counts) > 1:
+            counts = views_of(counts)
+        return self.detector.add(counts.sum(axis=1), counts @ self._logs.T)
+
+    def _forget_block(self) -> None:
+        self._counts = [[0] * len(self.seen) for _ in self._counts]
+        self._in_block = 0
 
     def reset(self) -> None:
         """Forget all rows and the alarm."""
         self.detector.reset()
         self.seen = [0] * len(self.seen)
-        self._counts = [0] * len(self._counts)
-        self._in_block = 0
+        self._forget_block()
 
 
 class AgreementWatch:
     """Tests whether answers agree with those of a better variant as often as they did.  The expected agreement may
     differ from row to row."""
 
-    __slots__ = ("_bets", "agreed", "detector", "expected", "rows")
+    __slots__ = ("_bets", "_by_view", "agreed", "detector", "expected", "rows")
 
-    def __init__(self, limit: float = AGREEMENT_LIMIT, fewest: int = FEWEST_AUDITS) -> None:
-        self.detector = Detector(len(ODDS), limit, fewest)
+    def __init__(
+        self, limit: float = AGREEMENT_LIMIT, fewest: int = FEWEST_AUDITS, clients: ClientGroups | None = None
+    ) -> None:
+        self.detector = Detector(len(ODDS), limit, fewest, clients)
+        self._by_view = clients is not None
         self.rows = 0
         self.agreed = 0
         self.expected = 0.0
         """Sum over the rows of the agreement that was profiled."""
         self._bets: dict[tuple[float, int], list[tuple[float, float]]] = {}
 
-    def add(self, agrees: int, expected: float, profiled: int, rows: int = 1) -> bool:
-        """Take `rows` rows, `agrees` of which agree, of a kind of which a share `expected` of `profiled` rows agreed;
-        return whether they raised the alarm just now.  With `profiled` 0 they are counted, and no bet is made."""
+    def add(self, agrees: int, expected: float, profiled: int, rows: int = 1, group: int = 0) -> bool:
+        """Take `rows` rows of a group of clients, `agrees` of which agree, of a kind of which a share `expected` of
+        `profiled` rows agreed; return whether they raised the alarm just now.  With `profiled` 0 they are counted, and
+        no bet is made."""
         self.rows += rows
         self.agreed += agrees
         self.expected += expected * rows
@@ -206,8 +246,14 @@ class AgreementWatch:
             known = most(1.0 - expected, profiled, AGREEMENT_SIGMAS) if profiled else 1.0
             self._bets[kind] = [bet(known, odds) for odds in ODDS] if known < SURE else []
         bets = self._bets[kind]
+        if not bets:
+            return False
         against = rows - agrees
-        return bool(bets) and self.detector.add(rows, [against * apart + agrees * alike for apart, alike in bets])
+        logs = np.array([against * apart + agrees * alike for apart, alike in bets])
+        if not self._by_view:
+            return self.detector.add(rows, logs)
+        seen = in_views(group)
+        return self.detector.add(rows * seen, np.outer(seen, logs))
 
     def reset(self) -> None:
         """Forget all rows and the alarm."""

@@ -110,7 +110,7 @@ class Feedback:
         """Count the labels; return which rows were right (None: not known)."""
         known = self._known.get(number)
         if known is None:
-            self._labellers.tried(client, now_ns)
+            self._labellers.count_unknown_id(client, now_ns)
             raise NotFound(_UNKNOWN)
         lanes, answers = ([known % self._lanes], [known // self._lanes]) if isinstance(known, int) else known
         if len(labels) != len(lanes):
@@ -119,7 +119,7 @@ class Feedback:
             None if label is None or answer is None else self._right(answer, label)
             for answer, label in zip(answers, labels, strict=True)
         ]
-        self._labellers.labels(client, len(lanes), now_ns)
+        self._labellers.count_labels(client, len(lanes), now_ns)
         del self._known[number]
         self.remembered -= len(lanes)
         for lane, good in zip(lanes, right, strict=True):

@@ -2,6 +2,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from clover._native.inputs cimport Recent
+from clover.runtime.guard.clients cimport ClientGroups
 from clover.runtime.guard.drift cimport ScoreWatch
 
 cdef class Guard:
@@ -35,10 +36,13 @@ cdef class Guard:
     cdef dict _agreement
     cdef object _chain
     cdef list _block
+    cdef int64_t _in_block
+    cdef dict _alone
+    cdef readonly ClientGroups clients
 
     cpdef int fresh(self, uint64_t digest) except -1
     cpdef bint audited(self, uint64_t digest) except -1
     cpdef int fresh_audit(self, uint64_t digest) except -1
     @cython.locals(watch=ScoreWatch, edges=list, at=Py_ssize_t)
-    cpdef score(self, Py_ssize_t lane, double score, int evidence=*)
-    cpdef followed(self, object chain, object overruled, object rows)
+    cpdef score(self, Py_ssize_t lane, double score, int evidence=*, Py_ssize_t group=*)
+    cpdef followed(self, object chain, object overruled, object rows, Py_ssize_t group=*)

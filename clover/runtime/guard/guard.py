@@ -15,12 +15,16 @@ raise the level twice; lowering the level and a reset do.  Evidence of recovery 
 (`runtime.guard.health`), and counts an input that came before the alarm once more; so does `overruled`, whose second
 alarm raises no level.
 
+**Clients.**  Each test is also made without the rows of each group of clients (`runtime.guard.clients`): what one
+client sends raises no alarm and holds no recovery up by itself, while the others send a quarter of the rows.  If they
+send less it may raise the level alone, and that ends as soon as they send more.
+
 The *alarm level* is one of three.  Any sign raises the first alarm, and only `served` the second: if the best variant
 is wrong as well, switching the cascade off would cost energy and help nothing.
 
 ok           thresholds are the plan's
 tightened    thresholds are so high that half of the rows that ended are escalated (by the profile's scores)
-aside        the cascade is off (`CASCADE_OFF`), and the best variant that is live answers all rows
+cascade off  the best variant that is live answers all rows (users see it as `aside`)
 
 **The way back** goes one level at a time: once every accused variant has recovered (`runtime.guard.health`), and the
 guard has been at its level for its *stay*.  That is `LEAST_STAY_NS`, and doubles, up to `MOST_STAY_NS`, with every
@@ -39,7 +43,17 @@ from typing import Any
 
 from clover._native.inputs import Recent
 from clover.runtime.cascade import RoutedChain
-from clover.runtime.guard.drift import BLOCK, FEWEST_ROWS, SCORE_LIMIT, AgreementWatch, ScoreWatch
+from clover.runtime.guard.clients import GROUPS, ClientGroups
+from clover.runtime.guard.drift import (
+    AGREEMENT_LIMIT,
+    BLOCK,
+    FEWEST_AUDITS,
+    FEWEST_ROWS,
+    SCORE_LIMIT,
+    AgreementWatch,
+    Detector,
+    ScoreWatch,
+)
 from clover.runtime.guard.health import OVERRULED, OWN, REMEMBERED, SCORES, SERVED, Accused, Health
 from clover.types import CascadeProfile, FamilyProfile, Sureness
 
@@ -108,6 +122,7 @@ class Guard:
         self._variants = tuple(variants)
         self._changed = changed
         self._clock = clock
+        self.clients = ClientGroups()
         self._seen = Recent(REMEMBERED)
         self._audited = Recent(REMEMBERED)
         self._health: Health | None = None
@@ -117,7 +132,11 @@ class Guard:
         self._scores: list[ScoreWatch | None] = [None] * len(variants)
         self._agreement: dict[tuple[str, int], AgreementWatch] = {}
         self._chain: RoutedChain | None = None
-        self._block = [0, 0]  # rows that followed the chain since the test was last updated, and overruled ones
+        self._block = [[0, 0] for _ in range(GROUPS)]
+        """By group of clients, the rows that followed the chain since the test was last updated, and overruled ones."""
+        self._in_block = 0
+        self._alone: dict[int, tuple[int, int]] = {}
+        """By alarm level, the group without whose rows it would not have been raised, and the stay before it was."""
 
     @property
     def alarm_level(self) -> int:
@@ -144,7 +163,7 @@ class Guard:
                 for lane, own in enumerate(known):
                     if own is not None and own.rows and own.edges:
                         try:
-                            self._scores[lane] = ScoreWatch(own.parts, own.rows)
+                            self._scores[lane] = ScoreWatch(own.parts, own.rows, clients=self.clients)
                         except ValueError as error:  # measured on next to nothing, or changed by hand
                             log.warning("%s: scores of %s: %s", self.name, self._variants[lane], error)
                             continue
@@ -173,32 +192,43 @@ class Guard:
         self.accused = self.accused if level == CASCADE_OFF else -1
         self.urgent = URGENT_AUDITS if self.alarm_level == TIGHTENED else 0
         self._agreement.clear()
-        self._block = [0, 0]
+        self._forget_block()
+        self._alone = {other: found for other, found in self._alone.items() if other <= level}
         for watch in self._scores:
             # On the way up each test raises one alarm at most, so that alarms come to an end.
             if watch is not None and (level == OK or not watch.detector.alarmed):
                 watch.reset()
         lanes = range(len(self._variants))
-        self._health = Health([self._known(lane) for lane in lanes], accused) if level != OK else None
+        known = [self._known(lane) for lane in lanes]
+        self._health = Health(known, accused, self.clients) if level != OK else None
         if self.alarm_level != was:
             self._changed()
 
     def look(self) -> None:
         """Lower the alarm level if it is time to; to be called about once a second."""
         health = self._health
-        if health is None or self._clock() - self._since_ns < self.stay_ns:
+        if health is None:
+            return
+        group, stay_ns = self._alone.get(self.detected_level, (-1, 0))
+        if group >= 0 and self.clients.counting()[1 + group]:
+            self._lower("a quarter of the rows or more come from others than the client that raised the alarm alone")
+            self.stay_ns, self._down_ns = stay_ns, -1  # so that no client makes the next stay longer
+            return
+        if self._clock() - self._since_ns < self.stay_ns:
             return
         if not (health.well(SERVED, self.accused) if self.detected_level == CASCADE_OFF else health.all_well):
             return
+        self._lower(f"answers are as profiled again by {health.inputs} inputs")
+
+    def _lower(self, because: str) -> None:
+        """Lower the alarm level by one."""
         self.returns += 1
         self._down_ns = self._clock()
         was, level = ALARM_LEVELS[self.detected_level], OK if self.detected_level == TIGHTENED else TIGHTENED
         done = "the plan's thresholds are back" if level == OK else "the cascade is on again, with tightened thresholds"
-        log.info(
-            "%s: answers are as profiled again by %d inputs; the guard was %s since %s: %s",
-            self.name, health.inputs, was, self.why, done,
-        )  # fmt: skip
-        self._enter_level(level, "" if level == OK else self.why, health.accused)
+        log.info("%s: %s; the guard was %s since %s: %s", self.name, because, was, self.why, done)
+        accused = self._health.accused if self._health is not None else ()
+        self._enter_level(level, "" if level == OK else self.why, accused)
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
@@ -225,68 +255,86 @@ class Guard:
             evidence |= RECOVERY
         return evidence
 
-    def score(self, lane: int, score: float, evidence: int = _BOTH) -> None:
-        """Count the score of `lane` for a row that was asked of it first."""
+    def score(self, lane: int, score: float, evidence: int = _BOTH, group: int = 0) -> None:
+        """Count the score of `lane` for a row of a group of clients that was asked of it first."""
         watch, edges = self._scores[lane], self.edges[lane]
         if watch is None or edges is None:
             return
         at = bisect_right(edges, score) if score == score else 0  # NaN is below all edges
         if self._health is not None and evidence & RECOVERY:
-            self._health.score(lane, at)
-        if evidence & DRIFT and watch.add(at):
-            self.alarm(SCORES, lane, f"after {watch.detector.rows} different inputs")
+            self._health.score(lane, at, group)
+        if evidence & DRIFT and watch.add(at, group):
+            self.alarm(SCORES, lane, f"after {watch.detector.rows} different inputs", watch.detector)
 
-    def followed(self, chain: RoutedChain, overruled: int, rows: int) -> None:
-        """Count `rows` that followed `chain`, of which the best variant at its end overruled `overruled`."""
+    def followed(self, chain: RoutedChain, overruled: int, rows: int, group: int = 0) -> None:
+        """Count `rows` of a group of clients that followed `chain`, of which the best variant at its end overruled
+        `overruled`."""
         if chain is not self._chain:
             self._close()
             self._chain = chain
-        self._block[0] += rows
-        self._block[1] += overruled
-        if self._block[0] >= BLOCK:
+        own = self._block[group]
+        own[0] += rows
+        own[1] += overruled
+        self._in_block += rows
+        if self._in_block >= BLOCK:
             self._close()
 
     def _close(self) -> None:
-        (rows, overruled), chain = self._block, self._chain
-        self._block = [0, 0]
-        if rows and chain is not None:
-            expected = 1.0 - chain.overruled
-            self.compared(OVERRULED, chain.lanes[-2], rows - overruled, expected, chain.overruled_rows, rows)
+        block, chain = self._block, self._chain
+        self._forget_block()
+        if chain is None:
+            return
+        for group, (rows, overruled) in enumerate(block):
+            if rows:
+                of = (rows - overruled, 1.0 - chain.overruled, chain.overruled_rows, rows)
+                self.compared(OVERRULED, chain.lanes[-2], *of, group=group)
+
+    def _forget_block(self) -> None:
+        self._block = [[0, 0] for _ in range(GROUPS)]
+        self._in_block = 0
 
     def compared(
-        self, kind: str, lane: int, agrees: int, expected: float, rows: int, count: int = 1, evidence: int = _BOTH
+        self,
+        kind: str,
+        lane: int,
+        agrees: int,
+        expected: float,
+        rows: int,
+        count: int = 1,
+        evidence: int = _BOTH,
+        group: int = 0,
     ) -> None:
-        """Count on how many of `count` rows `lane` agrees with the auditor.  Of `rows` profiled rows of that kind it
-        agreed on a share `expected`; `rows` 0: that is not known."""
+        """Count on how many of `count` rows of a group of clients `lane` agrees with the auditor.  Of `rows` profiled
+        rows of that kind it agreed on a share `expected`; `rows` 0: that is not known."""
         if self._health is not None and kind != SERVED and evidence & RECOVERY:
-            self._health.compared(kind, lane, agrees, expected, rows, count)
+            self._health.compared(kind, lane, agrees, expected, rows, count, group)
         if not evidence & DRIFT:
             return
         watch = self._agreement.get((kind, lane))
         if watch is None:
             # Every row may be overruled, not only audited ones, so the limit is that of scores.
-            limits = (SCORE_LIMIT, FEWEST_ROWS) if kind == OVERRULED else ()
-            watch = self._agreement[kind, lane] = AgreementWatch(*limits)
-        if watch.add(agrees, expected, rows, count):
+            limits = (SCORE_LIMIT, FEWEST_ROWS) if kind == OVERRULED else (AGREEMENT_LIMIT, FEWEST_AUDITS)
+            watch = self._agreement[kind, lane] = AgreementWatch(*limits, self.clients)
+        if watch.add(agrees, expected, rows, count, group):
             part, due = watch.agreed / watch.rows, watch.expected / watch.rows
-            self.alarm(kind, lane, f"{part:.1%} instead of {due:.1%} over {watch.rows} rows")
+            self.alarm(kind, lane, f"{part:.1%} instead of {due:.1%} over {watch.rows} rows", watch.detector)
 
-    def as_planned(self, lane: int, agrees: int, expected: float, rows: int) -> None:
+    def as_planned(self, lane: int, agrees: int, expected: float, rows: int, group: int = 0) -> None:
         """Count whether an answer of `lane` that clients would get by the plan's thresholds is the best variant's.
 
         This may clear a lane, and raises no alarm, as clients may have got another answer.  While the cascade is off
         there is no such answer, and `witness` counts instead; a guard that only watches never switches it off."""
         if self._health is not None and self.alarm_level != CASCADE_OFF:
-            self._health.compared(SERVED, lane, agrees, expected, rows, 1)
+            self._health.compared(SERVED, lane, agrees, expected, rows, 1, group)
 
-    def witness(self, score: float, agrees: int) -> None:
+    def witness(self, score: float, agrees: int, group: int = 0) -> None:
         """Count an answer of the accused lane while the cascade is off: its score, and whether it agrees with the best
         variant."""
         if self._health is not None and self.alarm_level == CASCADE_OFF:
             self._health.asked(self.accused)
             floor, expected, rows = self.floors.get(self.accused, (-math.inf, *self.alike(self.accused, self.best)))
             if score >= floor:
-                self._health.compared(SERVED, self.accused, agrees, expected, rows, 1)
+                self._health.compared(SERVED, self.accused, agrees, expected, rows, 1, group)
 
     def alike(self, lane: int, auditor: int) -> tuple[float, int]:
         """Return the profiled share of rows on which two lanes agree, and the number of rows that it was counted on."""
@@ -335,8 +383,9 @@ class Guard:
 
     # --- alarms -------------------------------------------------------------------------------------------------------
 
-    def alarm(self, kind: str, lane: int, what: str) -> None:
-        """Raise the alarm level because a test of `lane` found `what`; if it cannot be raised, only log that."""
+    def alarm(self, kind: str, lane: int, what: str, detector: Detector | None = None) -> None:
+        """Raise the alarm level because a test of `lane`, by its `detector`, found `what`; if it cannot be raised, only
+        log that."""
         self.alarms += 1
         finding = {
             SCORES: f"the scores of {self._variants[lane]} are not those of the profile any more",
@@ -349,12 +398,16 @@ class Guard:
             level = TIGHTENED
         elif before == TIGHTENED and kind == SERVED:
             level = CASCADE_OFF
+        alone = detector.alone if detector is not None else -1
         if level == before:
+            if alone < 0:
+                self._alone.pop(level, None)
             self.urgent = URGENT_AUDITS if self.alarm_level == TIGHTENED else 0
             if self._health is not None:
                 self._health.accuse(kind, lane)
             log.warning("%s: %s (%s); the guard stays %s", self.name, finding, what, ALARM_LEVELS[before])
             return
+        stay_ns = self.stay_ns
         if self._down_ns >= 0:
             relapse = self._clock() - self._down_ns < FORGIVEN * self.stay_ns
             self.relapses += relapse
@@ -372,6 +425,8 @@ class Guard:
             "or at once by `python -m clover ctl guard reset`",
             self.name, why, done, would, self.stay_ns // 60_000_000_000,
         )  # fmt: skip
+        if alone >= 0:
+            self._alone[level] = alone, stay_ns
         self._enter_level(level, why, accused)
 
     # --- what is shown ------------------------------------------------------------------------------------------------
@@ -402,6 +457,7 @@ class Guard:
             "relapses": self.relapses,
             "stay_s": self.stay_ns / 1e9,
             "since_s": (self._clock() - self._since_ns) / 1e9,
+            "largest_share": self.clients.largest_share,
             "inputs": self.inputs,
             "repeats": self.repeats,
             "health": self._health.report(self._variants) if self._health is not None else {},

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from clover._native.inputs import Recent
-from clover.runtime.guard.drift import SCORE_LIMIT
+from clover.runtime.guard.clients import ClientGroups
+from clover.runtime.guard.drift import AGREEMENT_LIMIT, SCORE_LIMIT
 from clover.runtime.guard.recovery import AgreementRecovery, ScoreRecovery
 from clover.types import Sureness
 
@@ -37,8 +38,11 @@ class Health:
     """Evidence of recovery since the alarm level last changed.  `known` is the profile of each lane; `accused` are the
     kinds of test that raised an alarm, with their lanes."""
 
-    def __init__(self, known: Sequence[Sureness | None], accused: Iterable[Accused]) -> None:
+    def __init__(
+        self, known: Sequence[Sureness | None], accused: Iterable[Accused], clients: ClientGroups | None = None
+    ) -> None:
         self.inputs = 0
+        self._clients = clients
         self.seen = Recent(REMEMBERED)
         self.audited = Recent(REMEMBERED)
         self._scores: list[ScoreRecovery | None] = [None] * len(known)
@@ -48,7 +52,7 @@ class Health:
         for lane, own in enumerate(known):
             if own is not None and own.rows and own.edges:
                 try:
-                    self._scores[lane] = ScoreRecovery(own.parts, own.rows)
+                    self._scores[lane] = ScoreRecovery(own.parts, own.rows, clients=clients)
                 except ValueError:
                     continue  # the guard has logged it
         for kind, lane in accused:
@@ -60,7 +64,8 @@ class Health:
         self.accused.add((kind, lane))
         for each in (OWN, OVERRULED) if kind == OVERRULED else (kind,):
             if each != SCORES:
-                self._agreement[each, lane] = AgreementRecovery(*((SCORE_LIMIT,) if each == OVERRULED else ()))
+                limit = SCORE_LIMIT if each == OVERRULED else AGREEMENT_LIMIT
+                self._agreement[each, lane] = AgreementRecovery(limit, self._clients)
         self.seen.clear()
         self.audited.clear()
         for known in self._scores:
@@ -69,23 +74,25 @@ class Health:
         for found in self._agreement.values():
             found.clear.restart()
 
-    def score(self, lane: int, at: int) -> None:
-        """Count an input whose score, by the `lane` that was asked first, lies in bin `at`."""
+    def score(self, lane: int, at: int, group: int = 0) -> None:
+        """Count an input of a group of clients whose score, by the `lane` that was asked first, lies in bin `at`."""
         self.inputs += 1
         self.asked(lane)
         known = self._scores[lane]
         if known is not None:
-            known.add(at)
+            known.add(at, group)
 
     def asked(self, lane: int) -> None:
         """Note that `lane` was asked of an input."""
         self._asked[lane] = self.inputs
 
-    def compared(self, kind: str, lane: int, agrees: int, expected: float, profiled: int, rows: int) -> None:
+    def compared(
+        self, kind: str, lane: int, agrees: int, expected: float, profiled: int, rows: int, group: int = 0
+    ) -> None:
         """Count rows as `drift.AgreementWatch.add` does."""
         found = self._agreement.get((kind, lane))
         if found is not None:
-            found.add(agrees, expected, profiled, rows)
+            found.add(agrees, expected, profiled, rows, group)
 
     def well(self, kind: str, lane: int) -> bool:
         """Return whether a lane has recovered from an accusation."""

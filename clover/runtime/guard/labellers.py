@@ -29,7 +29,7 @@ class Labellers:
         self._tries: dict[str, int] = {}
         self._labelled: dict[str, int] = {}
 
-    def tried(self, client: str, now_ns: int) -> None:
+    def count_unknown_id(self, client: str, now_ns: int) -> None:
         """Count an id that is not remembered; raises Overloaded if the client tried too many this minute."""
         self._begin_minute(now_ns)
         found = self._tries.get(_place(self._tries, client), 0)
@@ -37,7 +37,7 @@ class Labellers:
             raise self._wait(now_ns, "too many unknown ids from this address; come again later")
         self._tries[_place(self._tries, client)] = found + 1
 
-    def labels(self, client: str, rows: int, now_ns: int) -> None:
+    def count_labels(self, client: str, rows: int, now_ns: int) -> None:
         """Count labelled rows; raises Overloaded, and counts nothing, if that would be too many this minute."""
         self._begin_minute(now_ns)
         place = _place(self._rows, client)

@@ -12,22 +12,27 @@ has a statistic of its own, and all have to reach the limit: if any part drifts,
 A statistic is capped at `HELD` times its limit.  That only lowers it, so the bound holds, and a long time without drift
 does not delay the detection of a later one.  What lies between "as profiled" and "ill" may be judged either way.
 
+**Clients.**  With `clients`, a test is made in the views of `clover.runtime.guard.clients` too, and answers are well if
+they are in any view that counts: one client whose answers stay ill does not hold the others up.  Views that leave a
+group out have a limit `GROUPS` times as high, so that all of them together err no more often than that of all rows.
+
 Nothing here reads a clock or draws a number.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from clover.runtime.guard.clients import GROUPS, ClientGroups, in_views, views_of
 from clover.runtime.guard.drift import (
     AGREEMENT_LIMIT,
     AGREEMENT_SIGMAS,
     BLOCK,
     CUTS,
     KINDS,
+    NOTHING,
     SCORE_LIMIT,
     SLACK,
     SURE,
@@ -42,29 +47,41 @@ HELD = 10.0
 
 
 class AllClear:
-    """Statistics of `ills` hypotheses, each of which says that something is still ill."""
+    """Statistics of `ills` hypotheses, each of which says that something is still ill, in each view of `clients`."""
 
-    __slots__ = ("_logs", "limit", "rows")
+    __slots__ = ("_clients", "_held", "_logs", "_rows", "_tries", "limit")
 
-    def __init__(self, ills: int, limit: float) -> None:
+    def __init__(self, ills: int, limit: float, clients: ClientGroups | None = None) -> None:
         self.limit = limit
-        self.rows = 0
-        self._logs = np.full(ills, -np.inf)
+        self._clients = clients
+        # One view is enough, so all views but the first share the probability of an error that one of them may have.
+        self._tries = np.ones(1) if clients is None else np.array([1.0, *[float(GROUPS)] * GROUPS])
+        self._held = np.log(HELD * limit * self._tries)[:, None]
+        self._logs: Floats = np.full((len(self._tries), ills), -np.inf)
+        self._rows: Floats = np.zeros(len(self._logs))
 
-    def add(self, rows: int, logs: Sequence[float] | Floats) -> None:
-        """Take a block of `rows` rows with the logarithm of each hypothesis' e-value."""
-        self.rows += rows
-        self._logs = np.minimum(math.log(HELD * self.limit), np.log(np.exp(self._logs) + rows) + logs)
+    def add(self, rows: int | Floats, logs: Sequence[float] | Floats) -> None:
+        """Take a block of `rows` rows with the logarithm of each hypothesis' e-value [ills], or both by view [views]
+        and [views, ills]."""
+        more = np.asarray(rows, np.float64).reshape(-1, 1)
+        self._rows = self._rows + more[:, 0]
+        self._logs = np.minimum(self._held, np.log(np.maximum(np.exp(self._logs) + more, NOTHING)) + logs)
 
     def restart(self) -> None:
         """Forget all rows."""
-        self.rows = 0
-        self._logs = np.full(len(self._logs), -np.inf)
+        self._rows = np.zeros(len(self._logs))
+        self._logs = np.full(self._logs.shape, -np.inf)
+
+    @property
+    def rows(self) -> int:
+        """All rows since the start."""
+        return int(self._rows[0])
 
     @property
     def statistic(self) -> float:
-        """The least e-value of all hypotheses."""
-        return float(np.exp(self._logs.min()))
+        """The least e-value of all hypotheses, in the view that counts in which it is largest."""
+        found = np.exp(self._logs.min(axis=1)) / self._tries
+        return float(found.max() if self._clients is None else found[self._clients.counting()].max())
 
     @property
     def well(self) -> bool:
@@ -85,7 +102,9 @@ class ScoreRecovery:
 
     __slots__ = ("_counts", "_in_block", "_logs", "clear")
 
-    def __init__(self, parts: Sequence[float], rows: int, limit: float = SCORE_LIMIT) -> None:
+    def __init__(
+        self, parts: Sequence[float], rows: int, limit: float = SCORE_LIMIT, clients: ClientGroups | None = None
+    ) -> None:
         logs = []
         for cut in (*CUTS, *(-cut for cut in CUTS)):
             here = inside(cut, len(parts))
@@ -97,35 +116,42 @@ class ScoreRecovery:
         if not logs:
             raise ValueError(f"{rows} rows tell too little to watch scores by")
         self._logs: Floats = np.array(logs)
-        self.clear = AllClear(len(logs), limit)
-        self._counts = [0] * len(parts)
+        self.clear = AllClear(len(logs), limit, clients)
+        self._counts = np.zeros((1 if clients is None else GROUPS, len(parts)))
         self._in_block = 0
 
-    def add(self, at: int) -> None:
-        """Take a row whose score lies in bin `at`."""
-        self._counts[at] += 1
+    def add(self, at: int, group: int = 0) -> None:
+        """Take a row of a group of clients whose score lies in bin `at`."""
+        self._counts[group, at] += 1.0
         self._in_block += 1
         if self._in_block >= BLOCK:
-            self.clear.add(self._in_block, self._logs @ self._counts)
-            self._counts, self._in_block = [0] * len(self._counts), 0
+            counts = self._counts if len(self._counts) == 1 else views_of(self._counts)
+            self.clear.add(counts.sum(axis=1), counts @ self._logs.T)
+            self._forget_block()
 
     def restart(self) -> None:
         """Forget all rows."""
         self.clear.restart()
-        self._counts, self._in_block = [0] * len(self._counts), 0
+        self._forget_block()
+
+    def _forget_block(self) -> None:
+        self._counts = np.zeros(self._counts.shape)
+        self._in_block = 0
 
 
 class AgreementRecovery:
     """A test that answers are those of a better variant again as often as they were; see `drift.AgreementWatch`."""
 
-    __slots__ = ("_bets", "clear")
+    __slots__ = ("_bets", "_by_view", "clear")
 
-    def __init__(self, limit: float = AGREEMENT_LIMIT) -> None:
-        self.clear = AllClear(1, limit)
+    def __init__(self, limit: float = AGREEMENT_LIMIT, clients: ClientGroups | None = None) -> None:
+        self.clear = AllClear(1, limit, clients)
+        self._by_view = clients is not None
         self._bets: dict[tuple[float, int], tuple[float, float] | None] = {}
 
-    def add(self, agrees: int, expected: float, profiled: int, rows: int = 1) -> None:
-        """Take `rows` rows, of which so many agree, of a kind of which a part `expected` of `profiled` rows agreed."""
+    def add(self, agrees: int, expected: float, profiled: int, rows: int = 1, group: int = 0) -> None:
+        """Take `rows` rows of a group of clients, of which so many agree, of a kind of which a part `expected` of
+        `profiled` rows agreed."""
         kind = (expected, profiled)
         if kind not in self._bets:
             if len(self._bets) >= KINDS:
@@ -135,4 +161,9 @@ class AgreementRecovery:
         bets = self._bets[kind]
         if bets is not None:
             apart, alike = bets
-            self.clear.add(rows, [(rows - agrees) * apart + agrees * alike])
+            logs = (rows - agrees) * apart + agrees * alike
+            if self._by_view:
+                seen = in_views(group)
+                self.clear.add(rows * seen, (seen * logs)[:, None])
+            else:
+                self.clear.add(rows, [logs])

@@ -17,7 +17,6 @@ from clover.runtime.router.tickets cimport RouterTicket
 from clover.runtime.router.traffic cimport Traffic
 
 cdef class Admission:
-    cdef public bint hold
     cdef readonly int64_t lent
     cdef RouterState _state
     cdef Dispatch _dispatch

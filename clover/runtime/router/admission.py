@@ -1,7 +1,7 @@
 """Rows in: whether a request is taken, the slots that it gets, and the variant whose queue each of its rows joins.
 
 Requests that find the queue or the slots full are refused (429), after workers were given a chance to make room; those
-that no worker can serve are refused too (503), unless one is on its way (`hold`).
+that no worker can serve are refused too (503), unless one is on its way (`RouterState.coming`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,16 @@ from clover.runtime.router.completion import Completion
 from clover.runtime.router.dispatch import MIN_TIMER_S, Dispatch
 from clover.runtime.router.monitor import Monitor
 from clover.runtime.router.standby_routing import StandbyRouting
-from clover.runtime.router.state import RouterState
+from clover.runtime.router.state import FOREVER_NS, RouterState
 from clover.runtime.router.tickets import OPEN, PENDING, QUEUED, RouterTicket
 
 _CROWDED_NS = 50_000_000
 """For so long all refused requests get the same Retry-After."""
-_FOREVER_NS = 1 << 60
-"""A deadline further away is this far away: 36 years."""
 
 
 class Admission:
-    """Takes requests in.  `hold`: rows may wait while no worker that may serve them is there, because one is on its
-    way.  `lent`: slots that clients still write to.  The argument `closed` of methods: why nothing new is taken,
-    empty while something is."""
+    """Takes requests in.  `lent`: slots that clients still write to.  The argument `closed` of methods: why nothing new
+    is taken, empty while something is."""
 
     def __init__(
         self,
@@ -41,7 +38,6 @@ class Admission:
         standby: StandbyRouting,
         config: FamilyConfig,
     ) -> None:
-        self.hold = False
         self.lent = 0
         self._state = state
         self._dispatch = dispatch
@@ -58,7 +54,7 @@ class Admission:
         self._accuracy = state.accuracy
         self._slot_states = state.table.state
         self._queue_rows = state.queue_rows
-        self._timeout_ns = min(int(config.timeout_ms * 1e6), _FOREVER_NS)
+        self._timeout_ns = state.timeout_ns
         self._keys = ShapeKeys(state.memory, state.spec)
         self._varies = any(tensor.variable for tensor in state.spec.inputs)
         self._picked = np.zeros(len(state.table.state), np.uint32)
@@ -104,7 +100,7 @@ class Admission:
         receive them into; None if that cannot be.
 
         Slow clients never hold more than an eighth of the slots, and get none while fewer than half are free."""
-        if fixed is None or rows < 1 or closed or not (self._lanes.live or self.hold):
+        if fixed is None or rows < 1 or closed or not (self._lanes.live or self._state.coming):
             return None
         free = self._table.free
         if 8 * (self.lent + rows) > free.slots or 2 * (free.free - rows) < free.slots:
@@ -138,7 +134,7 @@ class Admission:
     def _admit(self, rows: int, now_ns: int, closed: str) -> None:
         """Count `rows` that arrive; raises Unavailable or Overloaded if they cannot be taken."""
         self._traffic.arrivals.add(now_ns, rows)
-        if closed or not (self._lanes.live or self.hold):
+        if closed or not (self._lanes.live or self._state.coming):
             raise self._state.refused(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
         if self._full(rows):
             self._dispatch.make_room(now_ns)
@@ -186,7 +182,7 @@ class Admission:
         if ticket.awaits >= 0 and timeout_ns > self._timeout_ns:
             # Rows that wait for a worker that may not come hold their slots no longer than others.
             timeout_ns = self._timeout_ns
-        ticket.deadline_ns = now_ns + min(timeout_ns or self._timeout_ns, _FOREVER_NS)
+        ticket.deadline_ns = now_ns + min(timeout_ns or self._timeout_ns, FOREVER_NS)
         ticket.context = context
         ticket.on_done = on_done
         ticket.submit_ns = now_ns
@@ -213,14 +209,15 @@ class Admission:
         if min_accuracy > 0.0 and max(self._accuracy) < min_accuracy:
             raise self._state.refused(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
         if variant < 0:
-            if not self.hold:
+            if not self._state.coming:
                 why = "no worker that is accurate enough is ready"
                 raise self._state.refused(Unavailable(why, retry_after_s=1.0))
             return
         rows = len(ticket.slots)
-        declined = self._demand.refusal(variant, rows, hold=self.hold)
+        coming = bool(self._state.coming & self._lanes.able(min_accuracy))
+        declined = self._demand.declined_to_wait(variant, rows, coming=coming)
         if declined is not None:
-            self._demand.refuse(variant, rows)
+            self._demand.count_declined(variant, rows)
             raise self._state.refused(Unavailable(declined.why, retry_after_s=declined.retry_after_s))
         ticket.awaits = variant
         self._demand.wait(variant, rows)

@@ -44,14 +44,15 @@ class Audit:
 
     `answers`: the lanes that answered it, in order, with their answers; the client got the last one.  `chain`: the
     chain that it followed, None if that was cut short.  `digest`: of its input.  `planned`: the lane at which the
-    plan's thresholds would have ended it, -1 if it did end there."""
+    plan's thresholds would have ended it, -1 if it did end there.  `group`: of its client."""
 
-    __slots__ = ("answers", "chain", "digest", "planned")
+    __slots__ = ("answers", "chain", "digest", "group", "planned")
 
-    def __init__(self, answers: StageAnswers, chain: RoutedChain | None, digest: int, planned: int) -> None:
+    def __init__(self, answers: StageAnswers, chain: RoutedChain | None, digest: int, planned: int, group: int) -> None:
         self.answers = answers
         self.chain = chain
         self.digest = digest
+        self.group = group
         self.planned = planned
 
 
@@ -147,7 +148,7 @@ class Audits:
             if ticket.variants[row] == chain.lanes[-1] and answers and answers[-1][0] == chain.lanes[-2]:
                 answer = self._reader.read(ticket.slots[row])
                 overruled += answer is not None and not same_answer(answers[-1][1], answer)
-        self.guard.followed(chain, overruled, rows)
+        self.guard.followed(chain, overruled, rows, self.guard.clients.group_of(ticket.client))
 
     def closed(self, ticket: RouterTicket, now_ns: int) -> None:
         """Queue audits of the marked rows of an answered ticket, whose slots are not freed yet."""
@@ -160,7 +161,8 @@ class Audits:
             why = "unreadable"
             if answer is not None:
                 planned = ticket.planned.get(row, -1)
-                audit = Audit((*before, (lane, answer)), chain, self._digests.digest(slot), planned)
+                group = self.guard.clients.group_of(ticket.client)
+                audit = Audit((*before, (lane, answer)), chain, self._digests.digest(slot), planned, group)
                 why = self._audit(audit, ticket.key, slot, now_ns)
             if why:
                 self.given_up(why)
@@ -240,7 +242,8 @@ class Audits:
         lane, client_answer = audit.answers[-1]
         if lane == self.guard.best:  # the accused lane was asked
             if self.guard.fresh_audit(audit.digest) & RECOVERY and ticket.variants[0] == self.guard.accused:
-                self.guard.witness(self._reader.score(ticket.slots[0]), same_answer(answer, client_answer))
+                score, agrees = self._reader.score(ticket.slots[0]), same_answer(answer, client_answer)
+                self.guard.witness(score, agrees, audit.group)
             return
         self._compare(audit, ticket.variants[0], answer)
 
@@ -259,32 +262,35 @@ class Audits:
     def _compare(self, audit: Audit, auditor: int, answer: RowAnswer) -> None:
         """Compare the auditor's answer with three: that of the first lane, that which the client got, and that which
         the plan's thresholds would have let it get."""
-        guard, best = self.guard, self.guard.best
+        guard, best, group = self.guard, self.guard.best, audit.group
         evidence = guard.fresh_audit(audit.digest)
         if not evidence:
             return
         first, first_answer = audit.answers[0]
         if first != auditor:
             alike = guard.alike(first, auditor)
-            guard.compared(OWN, first, same_answer(first_answer, answer), *alike, evidence=evidence)
+            guard.compared(OWN, first, same_answer(first_answer, answer), *alike, evidence=evidence, group=group)
         if auditor != best:
             return
         chain = audit.chain
         lane, client_answer = audit.answers[-1]
         if chain is None and len(audit.answers) > 1:  # cut short: the profile has no expectation for such rows
             if lane != best:
-                guard.compared(SERVED, lane, same_answer(client_answer, answer), 0.0, 0, evidence=evidence)
+                alike = (0.0, 0)
+                same = same_answer(client_answer, answer)
+                guard.compared(SERVED, lane, same, *alike, evidence=evidence, group=group)
             return
         planned = audit.planned if audit.planned >= 0 else lane
         for at, stage_answer in audit.answers:
             if at == planned != best and evidence & RECOVERY:
-                guard.as_planned(at, same_answer(stage_answer, answer), *self._alike(at, chain))
+                guard.as_planned(at, same_answer(stage_answer, answer), *self._alike(at, chain), group)
         if lane != auditor:
             of = self._alike(lane, chain)
             first_stage = chain is None or chain.stage(lane) == 0
             floor = (chain.planned or chain.thresholds)[0] if chain is not None and first_stage else -math.inf
             guard.floors[lane] = (floor, *(of if first_stage else guard.alike(lane, best)))
-            guard.compared(SERVED, lane, same_answer(client_answer, answer), *of, evidence=evidence)
+            same = same_answer(client_answer, answer)
+            guard.compared(SERVED, lane, same, *of, evidence=evidence, group=group)
 
     def _alike(self, lane: int, chain: RoutedChain | None) -> tuple[float, int]:
         """Return the share of the rows ending at `lane` by the plan that the best variant answers the same, and the

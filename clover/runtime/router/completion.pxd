@@ -29,14 +29,16 @@ cdef class Completion:
     cdef object _demand
     cdef str _name
     cdef list _accuracy
+    cdef bytearray _slot_states
+    cdef int64_t _timeout_ns
     cdef list _finished
 
     @cython.locals(link=Link)
     cdef bint collect(self, int64_t now_ns) except -1
     cdef take(self, Link link, int64_t now_ns)
     @cython.locals(
-        batch=Batch, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, energy_j=double,
-        surplus=double, escalated=int, audits=int,
+        batch=Batch, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, least_ns=int64_t,
+        energy_j=double, surplus=double, escalated=int, audits=int,
     )
     cdef _complete(self, Link link, tuple frame, int64_t now_ns)
     @cython.locals(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 
 from clover.accounting.account import Account
+from clover.runtime.router.demand import UNPLANNED
 from clover.runtime.router.escalation import Escalation
 from clover.runtime.router.links import Batch, Link
 from clover.runtime.router.monitor import Monitor
 from clover.runtime.router.retry import Retry
 from clover.runtime.router.state import RouterState
-from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
+from clover.runtime.router.tickets import CLOSED, DONE, HELD, PENDING, QUEUED, RouterTicket
+from clover.types import Declined
 
 log = logging.getLogger("clover.router")
 
@@ -41,6 +43,8 @@ class Completion:
         self._demand = state.demand
         self._name = state.name
         self._accuracy = state.accuracy
+        self._slot_states = state.table.state
+        self._timeout_ns = state.timeout_ns
         self._finished: list[RouterTicket] = []
 
     # --- batches ------------------------------------------------------------------------------------------------------
@@ -76,9 +80,11 @@ class Completion:
         link.landed(batch, now_ns)
         if batch.epoch == link.epoch:
             self._batcher.credit(link.index)
-        # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself.
-        end_ns = min(max(end_ns, batch.sent_ns), now_ns)
-        start_ns = min(max(start_ns, batch.sent_ns), end_ns)
+        # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and
+        # to one batch at a time.
+        least_ns = min(max(batch.sent_ns, link.ended_ns), now_ns)
+        link.ended_ns = end_ns = min(max(end_ns, least_ns), now_ns)
+        start_ns = min(max(start_ns, least_ns), end_ns)
         busy_ns = end_ns - start_ns
         energy_j = link.meter.add(count, busy_ns, cpu_ns)
         if not status or not self._retry.after_failure(batch, now_ns):
@@ -88,7 +94,7 @@ class Completion:
             if not status:
                 self._escalation.busy_ns[link.lane] = busy_ns
                 self._traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits)
-                if link.relief:
+                if link.standby:
                     self._traffic.relieved_rows += count - escalated - audits
                 self._account.rows_done(self._name, count - escalated - audits, now_ns)
                 if escalated or audits or abs(surplus) > _ROUNDING:
@@ -218,19 +224,45 @@ class Completion:
         if declined is None:
             error = "the deadline passed before a worker that is accurate enough was there"
             self.finish(ticket, 504, error, now_ns)
-            return
-        self._demand.refuse(ticket.awaits, len(ticket.slots))
+        else:
+            self._decline(ticket, ticket.awaits, declined, now_ns)
+
+    def _decline(self, ticket: RouterTicket, variant: int, declined: Declined, now_ns: int) -> None:
+        """End a ticket that needs a worker of `variant`, as none comes."""
+        self._demand.count_declined(variant, len(ticket.slots))
         self.finish(ticket, 503, declined.why, now_ns, declined.retry_after_s)
 
-    def decline_waiting(self, now_ns: int) -> None:
-        """End the tickets that wait for a worker which is known not to come."""
-        if not self._demand.waiting:
-            return
-        for ticket in self._table.pending():
-            declined = self._demand.declined(ticket.awaits) if ticket.awaits >= 0 else None
-            if declined is not None and not declined.waits and not self._lanes.mask(ticket.min_accuracy):
-                self.unserved(ticket, now_ns)
-        self.deliver()
+    def settle_stranded(self, now_ns: int) -> None:
+        """Refuse rows that wait for a lane without a worker if none will come; rows of a cascade keep the answer that
+        they have.  The others wait on, no longer than the family's timeout."""
+        self._state.stranded = False
+        for slot, ticket in self._table.queued():
+            row = ticket.slots.index(slot)
+            lane = ticket.variants[row]
+            if self._slot_states[slot] != QUEUED or ticket.audit is not None or self._lanes.staffed >> lane & 1:
+                continue  # it was settled with another row of its ticket, or a worker takes it
+            if self._state.coming & self._lanes.able(ticket.min_accuracy):
+                continue
+            if self._escalation.keep(ticket, row, "nobody"):
+                self._batcher.cancel(slot)
+                self._slot_states[slot] = HELD
+                ticket.outstanding -= 1
+                if not ticket.outstanding:
+                    self.finish(ticket, 200, "", now_ns)
+                continue
+            variant = ticket.awaits if ticket.awaits >= 0 else self._demand.variant_needed(ticket.min_accuracy)
+            declined = self._demand.declined(variant)
+            if declined is not None and declined is not UNPLANNED and not declined.waits:
+                self._decline(ticket, variant, declined, now_ns)
+                continue
+            # Without a controller a worker that it had may still be restarted.
+            if declined is not UNPLANNED and variant >= 0 and ticket.awaits < 0:
+                ticket.awaits = variant
+                self._demand.wait(variant, len(ticket.slots))
+            if ticket.deadline_ns > now_ns + self._timeout_ns:
+                self._deadlines.discard(ticket)
+                ticket.deadline_ns = now_ns + self._timeout_ns
+                self._deadlines.add(ticket, now_ns)
 
     def stop_waiting(self, ticket: RouterTicket) -> None:
         """Count a ticket that waited for a worker as waiting no longer."""

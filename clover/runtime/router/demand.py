@@ -2,8 +2,8 @@
 
 A row needs the least accurate variant that reaches its accuracy.  If no worker that is accurate enough is there, the
 row waits in the queue, within its deadline, for one that may come.  The controller says for which variants none will
-(`decline`), and is called when the first row waits for another one.  Before it has said anything, a row waits only for
-a worker that is already starting (`hold`).
+(`set_declined`), and is called when the first row waits for another one.  Before it has said anything, a row waits only
+for a worker that is already starting (`coming`).  Once the family is closed, no worker comes for any of them.
 
 Rows that wait like this count in the queue and hold slots like all others, but never more than a quarter of either, so
 that clients who ask for a variant without workers leave room for the others.
@@ -45,6 +45,7 @@ class AccuracyDemand:
         self._declined: dict[int, Declined] | None = None
         self._wanted: Callable[[], None] | None = None
         self._called: set[int] = set()
+        self._closed: Declined | None = None
 
     def variant_needed(self, min_accuracy: float) -> int:
         """Return the lane of the least accurate variant that reaches `min_accuracy`; -1 if all do, or none does."""
@@ -57,16 +58,15 @@ class AccuracyDemand:
         """Count `rows` that ask for `min_accuracy`; return their lane as `variant_needed` does."""
         lane = self.variant_needed(min_accuracy)
         if lane >= 0:
-            own = self._demands.get(lane)
-            if own is None:
-                own = self._demands[lane] = _VariantDemand(Rate())
+            own = self._of(lane)
             own.rows += rows
             own.rate.add(now_ns, rows)
         return lane
 
-    def refusal(self, lane: int, rows: int, *, hold: bool) -> Declined | None:
-        """Return why `rows` that need `lane` cannot wait for a worker; None if they can.  `hold`: one is on its way."""
-        declined = None if hold and self._declined is None else self.declined(lane)
+    def declined_to_wait(self, lane: int, rows: int, *, coming: bool) -> Declined | None:
+        """Return why `rows` that need `lane` cannot wait for a worker; None if they can.  `coming`: one that is
+        accurate enough is on its way."""
+        declined = None if coming and self._declined is None else self.declined(lane)
         if declined is not None and not declined.waits:
             return declined
         if self.waiting + rows > self._most:
@@ -74,13 +74,16 @@ class AccuracyDemand:
         return None
 
     def declined(self, lane: int) -> Declined | None:
-        """Return why no worker of `lane` comes; None if one may."""
+        """Return why no worker of `lane` comes; None if one may.  Lane -1, which needs no particular variant, is
+        declined only by `close`."""
+        if self._closed is not None or lane < 0:
+            return self._closed
         return UNPLANNED if self._declined is None else self._declined.get(lane)
 
     def wait(self, lane: int, rows: int) -> None:
         """Count `rows` that wait for a worker of `lane`; call `wanted` the first time that one waits for this lane."""
         self.waiting += rows
-        self._demands[lane].waiting += rows
+        self._of(lane).waiting += rows
         if lane not in self._called and self._wanted is not None:
             self._called.add(lane)
             self._wanted()
@@ -90,17 +93,28 @@ class AccuracyDemand:
         self.waiting -= rows
         self._demands[lane].waiting -= rows
 
-    def refuse(self, lane: int, rows: int) -> None:
+    def count_declined(self, lane: int, rows: int) -> None:
         """Count `rows` that needed `lane` and got no answer because it has no worker."""
         own = self._demands.get(lane)
         if own is not None:
             own.refused += rows
 
-    def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
+    def close(self, why: str) -> None:
+        """Refuse all rows without a worker from now on because of `why`; return to what the controller said if it is
+        empty."""
+        self._closed = Declined(why=why, retry_after_s=1.0) if why else None
+
+    def set_declined(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
         """See `clover.interfaces.Fleet.decline`."""
         self._declined = {self._variants.index(name): why for name, why in declined.items() if name in self._variants}
         self._wanted = wanted
         self._called.clear()
+
+    def _of(self, lane: int) -> _VariantDemand:
+        own = self._demands.get(lane)
+        if own is None:
+            own = self._demands[lane] = _VariantDemand(Rate())
+        return own
 
     def report(self, now_ns: int) -> dict[str, Asked]:
         """Return the rows that were asked for so far, by variant."""

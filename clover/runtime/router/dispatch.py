@@ -60,6 +60,10 @@ class Dispatch:
         if self._standby.update(now_ns):
             self._completion.give_up(self._audits.queued(), "relief")
             self._form_batches(now_ns)
+        if self._lanes.leaving and self._lanes.detach_done():
+            self._completion.move_stranded(now_ns)  # rows that came later than those that a worker stayed for
+        if self._state.stranded:
+            self._completion.settle_stranded(now_ns)
         self._completion.deliver()
         self._set_timer(now_ns)
 

@@ -5,12 +5,14 @@ from clover.runtime.router.links cimport Link
 cdef class Lanes:
     cdef public object accuracy
     cdef public object live
+    cdef public object staffed
     cdef public list links
     cdef public object routing
     cdef public object chain
     cdef public object points
     cdef public object profiled_rows
     cdef public bint relieved
+    cdef public bint leaving
     cdef public object audits_waiting
     cdef public bint delayed
     cdef public object choose_many

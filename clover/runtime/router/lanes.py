@@ -44,15 +44,16 @@ def expected_accuracy(spec: FamilySpec, profile: FamilyProfile | None) -> list[f
 
 
 class Lanes:
-    """Links between workers and lanes, which are the `variants`.  `live` has bit i set while lane i has an attached
-    worker; `routing` is what was set last, `delayed` whether rows of any lane may wait for a batch to fill, `chain` the
-    cascade that rows follow, `points` the profiled ones, cheapest first."""
+    """Links between workers and lanes, which are the `variants`.  `live` has bit i set while lane i has a worker that
+    takes new rows, `staffed` while it has any attached one; `routing` is what was set last, `delayed` whether rows of
+    any lane may wait for a batch to fill, `chain` the cascade that rows follow, `points` the profiled ones, cheapest
+    first."""
 
     def __init__(
         self, batcher: Batcher, variants: Sequence[str], accuracy: Sequence[float], max_batch: int, delay_ms: float
     ) -> None:
         self.accuracy = accuracy
-        self.live = 0
+        self.live = self.staffed = 0
         self.links: list[Link] = []
         self.routing = Routing(shares=dict.fromkeys(variants, 1.0))
         self.chain: RoutedChain | None = None
@@ -61,6 +62,8 @@ class Lanes:
         """Held-out rows that `points` were counted on."""
         self.relieved = False
         """Whether standby workers serve."""
+        self.leaving = False
+        """Whether some worker stays only for rows that wait already (`Link.leaving`)."""
         self.audits_waiting: Callable[[int], int] = lambda lane: 0
         """Returns how many of the rows waiting for a lane (-1: any) are audits, which are behind all clients' rows."""
         self.delayed = delay_ms > 0.0
@@ -174,7 +177,7 @@ class Lanes:
         return [
             (link.worker, link.lane, link.max_batch, link.meter)
             for link in self.links
-            if link.attached and not link.relief
+            if link.attached and not link.standby and not link.leaving
         ]
 
     def set(self, entries: Iterable[Entry], routing: Routing) -> None:
@@ -187,11 +190,12 @@ class Lanes:
             link = self.find(worker)
             if link is None:
                 link = self._add(worker, lane, max_batch, meter)
-            link.relief = False
+            link.standby = False
+            link.leaving = False
             self._attach(link)
         for link in list(self.links):
             if id(link.worker) not in wanted:
-                self.detach(link)
+                self.retire(link)
         self._quota.set_shares([routing.shares.get(variant, 0.0) for variant in self._variants])
         for lane, (largest, delay_ns) in enumerate(knobs):
             self._batcher.set_lane(lane, largest, delay_ns)
@@ -204,7 +208,8 @@ class Lanes:
         """Attach the standby workers `entries` beside the plan's, and send every row to `lane` that may go there."""
         for worker, own, max_batch, meter in entries:
             link = self.find(worker) or self._add(worker, own, max_batch, meter)
-            link.relief = True
+            link.standby = True
+            link.leaving = False
             self._attach(link)
         self._quota.set_shares([float(index == lane) for index in range(len(self._variants))])
         self.relieved = True
@@ -214,13 +219,43 @@ class Lanes:
         """Detach the standby workers and restore the plan's shares."""
         self.relieved = False
         for link in list(self.links):
-            if link.relief:
+            if link.standby:
                 self.detach(link)
         self._quota.set_shares([self.routing.shares.get(variant, 0.0) for variant in self._variants])
         self._changed()
 
+    def retire(self, link: Link) -> None:
+        """Route no new row to a worker.  If it is the last one of its lane it stays, until `detach_done`, for the rows
+        that wait for that lane now."""
+        if link.leaving:
+            return
+        waiting = self._batcher.depth(link.lane)
+        alone = not any(other.lane == link.lane and other is not link for other in self.links if other.attached)
+        if link.attached and alone and waiting and not link.standby:
+            link.leaving, link.remaining = True, waiting
+            self._changed()
+        else:
+            self.detach(link)
+
+    def detach_done(self) -> bool:
+        """Detach the workers that stayed for rows which waited, if these are with a worker or gone; return whether any
+        was.
+
+        A worker takes about as many rows as waited when it was retired, so that rows which came later do not keep
+        it."""
+        done = [
+            link
+            for link in self.links
+            if link.leaving
+            and (link.remaining <= 0 or self.live >> link.lane & 1 or not self._batcher.depth(link.lane))
+        ]
+        for link in done:
+            self.detach(link)
+        return bool(done)
+
     def detach(self, link: Link) -> None:
         """Give a worker no new batch; it finishes those that it holds."""
+        link.leaving = False
         if link.attached:
             self._batcher.detach(link.index)
             link.attached = False
@@ -277,11 +312,14 @@ class Lanes:
         return link
 
     def _changed(self) -> None:
-        live = 0
+        live = staffed = 0
         for link in self.links:
             if link.attached:
-                live |= 1 << link.lane
-        self.live = live
+                staffed |= 1 << link.lane
+                if not link.leaving:
+                    live |= 1 << link.lane
+        self.live, self.staffed = live, staffed
+        self.leaving = any(link.leaving for link in self.links)
         self._open = live
         if self._cascade_off and live and not self.relieved:  # in a burst, any answer is better than none
             able = [lane for lane in range(len(self.accuracy)) if live >> lane & 1]

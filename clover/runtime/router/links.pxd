@@ -13,12 +13,15 @@ cdef class Link:
     cdef public int max_batch
     cdef public object meter
     cdef public bint attached
-    cdef public bint relief
+    cdef public bint standby
+    cdef public bint leaving
+    cdef public int64_t remaining
     cdef public bint broken
     cdef public int64_t epoch
     cdef public dict batches
     cdef public list on_idle
     cdef int64_t _progress_ns
+    cdef public int64_t ended_ns
 
     cpdef sent(self, Batch batch, int64_t now_ns)
     cpdef landed(self, Batch batch, int64_t now_ns)

@@ -41,20 +41,24 @@ class Batch:
 
 class Link:
     """One worker at `index` of the batcher, serving `lane`.  Exists from its first attach until it is detached and
-    holds nothing.  `relief`: it is a standby worker (`runtime.router.relief`)."""
+    holds nothing.  `standby`: it is a standby worker (`runtime.router.relief`).  `leaving`: no new row is
+    routed to it, but it takes up to `remaining` more of those that wait, because no other worker serves its lane."""
 
     __slots__ = (
         "_progress_ns",
         "attached",
         "batches",
         "broken",
+        "ended_ns",
         "epoch",
         "index",
         "lane",
+        "leaving",
         "max_batch",
         "meter",
         "on_idle",
-        "relief",
+        "remaining",
+        "standby",
         "worker",
     )
 
@@ -65,18 +69,24 @@ class Link:
         self.max_batch = max_batch
         self.meter = meter
         self.attached = False
-        self.relief = False
+        self.standby = False
+        self.leaving = False
+        self.remaining = 0
         self.broken = False
         self.epoch = 0
         self.batches: dict[int, Batch] = {}
         self.on_idle: list[Callable[[], None]] = []
         self._progress_ns = 0
+        self.ended_ns = 0
+        """When its last completed batch ended; it computes one at a time."""
 
     def sent(self, batch: Batch, now_ns: int) -> None:
         """Note that `batch` is with the worker."""
         if not self.batches:
             self._progress_ns = now_ns
         self.batches[batch.id] = batch
+        if self.leaving:
+            self.remaining -= len(batch.slots)
 
     def landed(self, batch: Batch, now_ns: int) -> None:
         """Note that the worker completed `batch`."""

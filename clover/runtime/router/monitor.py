@@ -74,10 +74,11 @@ class Monitor:
         Only the first answer of a row counts, not those of later stages of its chain."""
         if ticket.paths and ticket.slots.index(slot) in ticket.paths:
             return
+        group = self.guard.clients.sent(ticket.client)
         evidence = self.guard.fresh(self._digests.digest(slot))
         if evidence:
             if watched:
-                self.guard.score(lane, score, evidence)
+                self.guard.score(lane, score, evidence, group)
         elif ticket.repeats:
             ticket.repeats.add(slot)
         else:

@@ -25,6 +25,7 @@ class Retry:
         self._batcher = state.batcher
         self._lanes = state.lanes
         self._traffic = state.traffic
+        self._state = state
         self._alone = 0
 
     def after_death(
@@ -83,12 +84,18 @@ class Retry:
         live = self._lanes.live
         lanes = range(len(self._lanes.accuracy))
         stranded = {lane for lane in lanes if not live >> lane & 1 and self._batcher.depth(lane)}
-        if not live or not stranded:
+        if not stranded:
             return
         for slot, ticket in self._table.queued():
-            if ticket.variants[ticket.slots.index(slot)] in stranded:
+            row = ticket.slots.index(slot)
+            if ticket.variants[row] not in stranded:
+                continue
+            lane = self._lane(ticket, row)
+            if live >> lane & 1:
                 self._batcher.cancel(slot)
-                self.again(ticket, slot, now_ns)
+                self._queue(ticket, slot, lane, now_ns)
+            elif not self._lanes.staffed >> lane & 1:
+                self._state.stranded = True
 
     def shift(self, lane: int, now_ns: int) -> None:
         """Move rows that wait for other lanes to `lane` if it is accurate enough for them.  Escalated rows have an
@@ -103,11 +110,21 @@ class Retry:
 
     def again(self, ticket: RouterTicket, slot: int, now_ns: int) -> None:
         """Queue one row of a pending ticket again."""
-        row = ticket.slots.index(slot)
+        lane = self._lane(ticket, ticket.slots.index(slot))
+        if not self._lanes.staffed >> lane & 1:
+            self._state.stranded = True
+        self._queue(ticket, slot, lane, now_ns)
+
+    def _lane(self, ticket: RouterTicket, row: int) -> int:
+        """Return the lane that a row is to wait for: its own if that is live, or if no live one may serve it."""
         lane = ticket.variants[row]
         if ticket.chain is not None:
             lane = ticket.chain.from_on(lane, self._lanes.live)
-        lane = self._lanes.lane_for(lane, ticket.min_accuracy)
+        return self._lanes.lane_for(lane, ticket.min_accuracy)
+
+    def _queue(self, ticket: RouterTicket, slot: int, lane: int, now_ns: int) -> None:
+        """Queue one row for `lane`."""
+        row = ticket.slots.index(slot)
         ticket.variants[row] = lane
         if lane in (path := ticket.paths.get(row, ())):
             ticket.paths[row] = path[: path.index(lane)]  # it is asked there again

@@ -61,8 +61,8 @@ class Router(Model):
 
     At most `slots` rows are held at once.  `lost` is called with a worker that broke the protocol (unknown batch,
     corrupt ring); whoever sets it must kill the worker and call `died` once it is dead.  `hold`: rows wait (within
-    queue and deadline) while no worker that may serve them is there, because one is on its way; otherwise they are
-    refused with 503.  Once there is a `closed_reason`, nothing new is taken; what was taken is answered.
+    queue and deadline) while no worker is there, because one is on its way; otherwise they are refused with 503.  Once
+    there is a `closed_reason`, nothing new is taken; what was taken is answered.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class Router(Model):
         else:
             write_bytes(self.state.memory, tensor, index, ticket.slots, rows, None)
 
-    def write_elements(self, ticket: RouterTicket, index: int, rows: Sequence[bytes], dims: tuple[int, ...]) -> None:
-        """Copy BYTES rows, in OIP form, whose elements have the shape `dims`, into input `index` of the slots."""
+    def write_elements(self, ticket: Any, index: int, rows: Sequence[bytes], dims: tuple[int, ...]) -> None:
+        """See `Model.write_elements`."""
         write_bytes(self.state.memory, self.spec.inputs[index], index, ticket.slots, rows, dims)
 
     def submit(
@@ -215,6 +215,8 @@ class Router(Model):
             self.state.deadlines.discard(ticket)
             self._completion.stop_waiting(ticket)
             self.state.table.cancel(ticket)
+            if self.state.lanes.leaving:
+                self.dispatch.wake()  # a worker may have stayed for these rows
             self.traffic.refused(499)
             self.monitor.abandoned(ticket)
         elif ticket.status == 200:
@@ -302,11 +304,23 @@ class Router(Model):
     @property
     def hold(self) -> bool:
         """Whether rows may wait while no worker is there, because one is on its way."""
-        return self.admission.hold
+        return self.state.coming != 0
 
-    @hold.setter
-    def hold(self, hold: bool) -> None:
-        self.admission.hold = hold
+    def expect_workers(self, lanes: Iterable[int]) -> None:
+        """Note of which lanes workers are being restarted.  Rows that waited for one which is not any more are settled
+        in the next turn: the worker may be there by then."""
+        coming = 0
+        for lane in lanes:
+            coming |= 1 << lane
+        if self.state.coming & ~coming:
+            self.state.stranded = True
+            self.dispatch.wake()
+        self.state.coming = coming
+
+    def decline_stranded(self, why: str) -> None:
+        """Refuse rows without a worker from now on because of `why`, unless one is being restarted; empty: no more."""
+        self.demand.close(why)
+        self._settle_stranded()
 
     @property
     def standby(self) -> StandbyWorkers | None:
@@ -331,13 +345,17 @@ class Router(Model):
         """Let one more worker (a respawned one) receive rows, under the present routing."""
         self.route([*self.state.lanes.entries(), entry], self.state.lanes.routing, self.standby)
 
-    def leave(self, worker: WorkerHandle, on_idle: Callable[[], None]) -> None:
-        """Give `worker` no new batch; call `on_idle` once it holds none (at once if it holds none now)."""
+    def leave(self, worker: WorkerHandle, on_idle: Callable[[], None], *, served: bool = False) -> None:
+        """Give `worker` no new batch; call `on_idle` once it holds none (at once if it holds none now).  With `served`
+        it first takes the rows that wait and that no other worker may serve."""
         self._standby.forget(worker)
         link = self.state.lanes.find(worker)
         if link is not None:
             link.on_idle.append(on_idle)
-            self.state.lanes.detach(link)
+            if served:
+                self.state.lanes.retire(link)
+            else:
+                self.state.lanes.detach(link)
             self._rerouted()
         else:
             on_idle()
@@ -363,8 +381,13 @@ class Router(Model):
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
         """See `Fleet.decline`."""
-        self.demand.decline(declined, wanted)
-        self._completion.decline_waiting(self.state.now_ns())
+        self.demand.set_declined(declined, wanted)
+        self._settle_stranded()
+
+    def _settle_stranded(self) -> None:
+        self._completion.settle_stranded(self.state.now_ns())
+        self._completion.deliver()
+        self.dispatch.wake()
 
 
 __all__ = ["MAX_WORKERS", "Router", "expected_accuracy"]

@@ -36,7 +36,7 @@ class StandbyRouting:
             self._relief.active = False
             return
         shares = [self._lanes.routing.shares.get(variant, 0.0) for variant in self._traffic.variants]
-        self._relief.set(self.standby.wait_ns, capacity(self.standby.rates, shares))
+        self._relief.set(self.standby.longest_wait_ns, capacity(self.standby.rates, shares))
         if self._relief.active:
             self._lanes.begin_relief(self.standby.entries, self.standby.lane)
 
@@ -76,5 +76,5 @@ class StandbyRouting:
         waiting = self._lanes.waiting(lane)
         if not waiting or rate <= 0.0:
             return 0.0
-        links = (link for link in self._lanes.links if link.lane == lane and not link.relief)
+        links = (link for link in self._lanes.links if link.lane == lane and not link.standby)
         return (waiting + sum(len(batch.slots) for link in links for batch in link.batches.values())) * 1e9 / rate

@@ -14,12 +14,15 @@ cdef class RouterState:
     cdef readonly list accuracy
     cdef readonly Traffic traffic
     cdef readonly int64_t queue_rows
+    cdef readonly int64_t timeout_ns
     cdef readonly object demand
     cdef readonly Batcher batcher
     cdef readonly Lanes lanes
     cdef readonly SlotTable table
     cdef readonly Deadlines deadlines
     cdef readonly object clock
+    cdef public int64_t coming
+    cdef public bint stranded
     cdef public object lost
     cdef bint _real
 

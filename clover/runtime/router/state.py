@@ -19,6 +19,8 @@ from clover.runtime.router.traffic import Traffic
 from clover.types import FamilySpec
 
 _MAX_RETRY_AFTER_S = 60.0
+FOREVER_NS = 1 << 60
+"""A deadline further away is this far away: 36 years."""
 
 
 def _ignore(worker: WorkerHandle, reason: str) -> None:
@@ -29,7 +31,9 @@ class RouterState:
     """The state that admission, dispatch and completion work on.
 
     `accuracy` is the expected accuracy (percent) of each variant and may be changed in place; `queue_rows` bounds the
-    rows that wait; `lost` is called with a worker that broke the protocol of its ring, and why.
+    rows that wait, `timeout_ns` the time that a row without a timeout of its own may take; `lost` is called with a
+    worker that broke the protocol of its ring, and why.  `coming` has bit i set while a worker of lane i is being
+    restarted; `stranded` is true if rows may wait for a lane that has no worker.
     """
 
     def __init__(
@@ -46,12 +50,15 @@ class RouterState:
         self.memory = memory
         self.accuracy = accuracy
         self.traffic = Traffic([variant.name for variant in spec.variants])
+        self.timeout_ns = min(int(config.timeout_ms * 1e6), FOREVER_NS)
         self.queue_rows = min(config.queue_rows or slots, slots)
         self.demand = AccuracyDemand(self.traffic.variants, accuracy, self.queue_rows)
         self.batcher = Batcher(len(accuracy), MAX_WORKERS, slots, int(config.max_queue_delay_ms * 1e6))
         self.lanes = Lanes(self.batcher, self.traffic.variants, accuracy, spec.max_batch, config.max_queue_delay_ms)
         self.table = SlotTable(slots, self.batcher)
         self.deadlines = Deadlines()
+        self.coming = 0
+        self.stranded = False
         self.clock = clock
         self.lost: Callable[[WorkerHandle, str], None] = _ignore
         self._real = clock is time.monotonic_ns

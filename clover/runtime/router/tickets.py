@@ -69,6 +69,7 @@ class RouterTicket(Base):
         self.error = ""
         self.retry_after_s: float | None = None
         self.context: Any = None
+        self.client = ""
         self.arrival_ns = arrival_ns
         self.submit_ns = 0
         self.done_ns = 0

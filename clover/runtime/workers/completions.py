@@ -1,33 +1,63 @@
-"""One reader for all completions: workers of every family write the same eventfd, and each router reads its rings.
+"""One reader for all completions: each worker writes an eventfd of its own, and each router reads its rings.
 
-The eventfd is cleared before the rings are read, so a completion that comes in between sets it again.
+A worker is not trusted, and what it holds it may change: the flags of an open file that it shares, or its content.  So
+no worker shares an eventfd with another one, and the server never reads them, which could block: it watches all of
+them by one epoll instance, edge-triggered, so that each write is one event whatever the eventfd holds.  Events are
+taken before the rings are read, so a completion that comes in between is another event.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import select
 from collections.abc import Callable
+
+_EVENTS = 64
+"""Taken at once; what is left makes the descriptor readable again."""
 
 
 class Completions:
-    """Calls every listener when the eventfd `fd` was written, between `start` and `stop`."""
+    """Calls every listener when a worker whose eventfd is watched has written it, between `start` and `stop`."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: tuple[Callable[[], None], ...] = ()
+
+    @property
+    def fd(self) -> int:
+        """A descriptor that is readable while there is an event; `clear` takes it."""
+        return self._epoll.fileno()
+
+    def watch(self, eventfd: int) -> None:
+        """Watch the eventfd of a worker; before it is closed, `forget` it."""
+        self._epoll.register(eventfd, select.EPOLLIN | select.EPOLLET)
+
+    def forget(self, eventfd: int) -> None:
+        """Watch an eventfd no more.  Does nothing once this is closed."""
+        if not self._epoll.closed:
+            self._epoll.unregister(eventfd)
+
+    def clear(self) -> None:
+        """Take the events that there are; never waits."""
+        self._epoll.poll(0, _EVENTS)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to listen on `loop`."""
         self._loop = loop
-        loop.add_reader(self._fd, self._written)
+        loop.add_reader(self.fd, self._written)
 
     def stop(self) -> None:
         """Stop listening."""
         if self._loop is not None:
-            self._loop.remove_reader(self._fd)
+            self._loop.remove_reader(self.fd)
             self._loop = None
+
+    def close(self) -> None:
+        """Stop listening, close the descriptor and let go of the listeners, which hold shared memory.  Idempotent."""
+        self.stop()
+        self._epoll.close()
+        self._listeners = ()
 
     def add(self, listener: Callable[[], None]) -> None:
         """Call `listener` from now on."""
@@ -38,9 +68,6 @@ class Completions:
         self._listeners = tuple(item for item in self._listeners if item != listener)
 
     def _written(self) -> None:
-        try:
-            os.eventfd_read(self._fd)
-        except BlockingIOError:
-            return
+        self.clear()
         for listener in self._listeners:
             listener()

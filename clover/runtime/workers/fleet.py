@@ -63,7 +63,7 @@ class FamilyFleet:
 
     def ready_assignments(self) -> tuple[Assignment, ...]:
         """Return the assignments whose worker is ready now, without standby workers."""
-        return tuple(item for item, member in self.members.spawned.items() if member.ready and not member.relief)
+        return tuple(item for item, member in self.members.spawned.items() if member.ready and not member.standby)
 
     async def spawn(self, assignment: Assignment) -> None:
         """See `Fleet.spawn`; does nothing for an assignment that has its worker."""
@@ -71,9 +71,9 @@ class FamilyFleet:
             raise WorkerError(f"family {self.router.name!r} has no variant {assignment.variant!r}")
         spawned = self.members.spawned
         member = spawned.get(assignment)
-        if member is not None and member.relief:
+        if member is not None and member.standby:
             if member.ready:
-                member.relief = False
+                member.standby = False
                 self.standby_crew.report()
                 return
             await self.members.end(assignment)
@@ -97,14 +97,14 @@ class FamilyFleet:
         The last worker of a placement takes the standby worker there with it.  Cancelled, it kills the worker, as
         nothing else would end it."""
         member = self.members.spawned.get(assignment)
-        if member is None or member.relief:
+        if member is None or member.standby:
             return
         others = [
             other
             for other in self.members.spawned.values()
             if other.assignment.placement == assignment.placement and other is not member
         ]
-        standby = [] if any(not other.relief for other in others) else others
+        standby = [] if any(not other.standby for other in others) else others
         ending = [assignment, *(other.assignment for other in standby)]
         await asyncio.gather(*map(self.members.end, ending))
 
@@ -112,7 +112,7 @@ class FamilyFleet:
         """See `Fleet.forget`; does nothing for an assignment that was not spawned."""
         place = assignment.placement
         for item, member in list(self.members.spawned.items()):
-            if member.relief and item.placement == place:
+            if member.standby and item.placement == place:
                 self.members.forget(item, reason)
         self.members.forget(assignment, reason)
 
@@ -139,11 +139,11 @@ class FamilyFleet:
         """Return the router's live figures, and `workers` ready, `restarting` and `restarts` so far."""
         figures = self.router.observe()
         spawned = self.members.spawned.values()
-        members = [member for member in spawned if not member.relief]
+        members = [member for member in spawned if not member.standby]
         figures["workers"] = float(sum(member.ready for member in members))
         figures["restarting"] = float(sum(not member.ready for member in members))
         if self.standby_crew.chooser is not None:
-            figures["relief_workers"] = float(sum(member.ready for member in spawned if member.relief))
+            figures["relief_workers"] = float(sum(member.ready for member in spawned if member.standby))
         figures["restarts"] = float(self.restarts)
         return figures
 

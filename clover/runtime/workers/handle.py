@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from clover._native.ring import Ring
 from clover.errors import WorkerError
+from clover.hints import printable
 from clover.runtime.workers.output import WorkerOutput
 from clover.worker import frames
 
@@ -23,8 +24,14 @@ _log = logging.getLogger("clover.pool")
 _STATUS_S = 0.1
 """How much later than the death itself the exit status may come."""
 
+_LAST_FRAMES = 32
+"""What is read of its frames after its death: a process that it forked may have its socket, and send without end."""
+
 _END_S = 5.0
 """How long a killed process may take to end; its memory has to be unmapped."""
+
+_REASON_CHARS = 2000
+"""Of what a worker gives as the reason of its failure, at most so much is believed and logged."""
 
 State = Literal["starting", "loading", "warming", "ready", "draining", "dead"]
 
@@ -34,17 +41,18 @@ class WorkerOwner(Protocol):
 
     silent_s: float
 
-    def forget(self, worker: WorkerProcess) -> None: ...
+    def forget(self, worker: WorkerProcess, completed: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerChannel:
-    """The server's ends of what connects it with a worker: the ring of batches, the control socket, the eventfd that
-    wakes the worker, and the descriptor of its process."""
+    """The server's ends of what connects it with a worker: the ring of batches, the control socket, the pipe that wakes
+    the worker, the eventfd that it writes after each batch, and the descriptor of its process."""
 
     ring: Ring
     control: socket.socket
     doorbell: int
+    completed: int
     pidfd: int
 
 
@@ -82,6 +90,7 @@ class WorkerProcess:
         self.device_lost = False
         self._control = channel.control
         self._doorbell = channel.doorbell
+        self._completed = channel.completed
         self._pidfd = channel.pidfd
         self._output = output
         self._pool = pool
@@ -99,6 +108,11 @@ class WorkerProcess:
 
     def __repr__(self) -> str:
         return f"<WorkerProcess {self.pid} {self.order.family.name}/{self.order.variant} {self.state}>"
+
+    @property
+    def cores(self) -> int:
+        """How many CPU cores it may use."""
+        return len(self.order.cores)
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Listen on `loop` to what it sends, and for its end."""
@@ -124,7 +138,8 @@ class WorkerProcess:
     def bell(self) -> None:
         """Ring its doorbell: there is a batch in its ring."""
         if self.state != "dead":
-            os.eventfd_write(self._doorbell, 1)
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it was rung often enough, or is dying
+                os.write(self._doorbell, b"\1")
 
     def request_exit(self) -> None:
         """Have it answer what is in its ring and exit; return at once."""
@@ -237,9 +252,11 @@ class WorkerProcess:
         self.overruns = state.overruns or self.overruns
         self.device_lost = self.device_lost or state.device_lost
         if state.state == "failed":
-            self._failure = state.text
+            self._failure = printable(state.text, _REASON_CHARS) or "it failed without a reason"
             if not self._ready.done():
-                self._ready.set_exception(WorkerError(f"{self.order.variant} ({self.order.backend}): {state.text}"))
+                self._ready.set_exception(
+                    WorkerError(f"{self.order.variant} ({self.order.backend}): {self._failure}")
+                )
         elif self.state in ("starting", "loading", "warming"):
             self.state = state.state
             if state.state == "ready":
@@ -273,15 +290,18 @@ class WorkerProcess:
         self._timers.clear()
         self._loop.remove_reader(self._control.fileno())
         with contextlib.suppress(OSError, WorkerError):  # its last frame may give the reason
-            while (frame := frames.receive(self._control)) is not None:
+            for _ in range(_LAST_FRAMES):
+                if (frame := frames.receive(self._control)) is None:
+                    break
                 if frame[0] is frames.Kind.STATE:
                     self._reported(frames.decode(frame[1], frames.WorkerState))
         self.state = "dead"
         self._control.close()
         self._output.close()
+        self._pool.forget(self, self._completed)
+        os.close(self._completed)
         os.close(self._doorbell)
         os.close(self._pidfd)
-        self._pool.forget(self)
         self._gone.set()
         reason = self._reason()
         if not self._ready.done():

@@ -58,13 +58,15 @@ class FleetWorker(Protocol):
     def device_lost(self) -> bool: ...
     @property
     def overruns(self) -> int: ...
+    @property
+    def cores(self) -> int: ...
     def bell(self) -> None: ...
     def kill(self) -> None: ...
     async def drain_and_exit(self) -> None: ...
 
 
 class Member:
-    """An assignment that was spawned, with its worker while that is ready.  `relief`: it is a standby worker."""
+    """An assignment that was spawned, with its worker while that is ready.  `standby`: it is a standby worker."""
 
     __slots__ = (
         "assignment",
@@ -72,15 +74,15 @@ class Member:
         "given_up",
         "meter",
         "ready_ns",
-        "relief",
         "respawn",
         "restarts",
+        "standby",
         "worker",
     )
 
-    def __init__(self, assignment: Assignment, *, relief: bool = False) -> None:
+    def __init__(self, assignment: Assignment, *, standby: bool = False) -> None:
         self.assignment = assignment
-        self.relief = relief
+        self.standby = standby
         self.worker: FleetWorker | None = None
         self.meter: WorkerMeter | None = None
         self.respawn: asyncio.Task[None] | None = None
@@ -104,7 +106,7 @@ class Member:
         """Move its worker to a new member, which is to be drained; return that, or None if there is no worker."""
         if self.worker is None:
             return None
-        left = Member(self.assignment, relief=self.relief)
+        left = Member(self.assignment, standby=self.standby)
         left.worker, left.meter, left.ready_ns, left.restarts = self.worker, self.meter, self.ready_ns, self.restarts
         self.worker = self.meter = None
         return left
@@ -115,7 +117,7 @@ class Member:
             return "draining"
         if self.worker is None:
             return "starting"
-        return "standing by" if self.relief else "ready"
+        return "standing by" if self.standby else "ready"
 
 
 def _ignore() -> None:
@@ -171,7 +173,11 @@ class Members:
     def set_hold(self) -> None:
         """Let rows wait in the router while the first few restarts of a routed member are under way."""
         routed = [self.spawned[item] for item in self.routed if item in self.spawned]
-        self._router.hold = any(not member.ready and member.failures < _HELD_FAILURES for member in routed)
+        self._router.expect_workers(
+            self.lanes[member.assignment.variant]
+            for member in routed
+            if not member.ready and member.failures < _HELD_FAILURES
+        )
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -195,6 +201,7 @@ class Members:
                 slices=item.placement.slices,
                 joules=self._joules(item),
                 core_w=self._account.core_w,
+                cores=worker.cores,
             )
         )
         member.worker = worker
@@ -268,7 +275,7 @@ class Members:
         if worker is None:
             return
         idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._router.leave(worker, lambda: None if idle.done() else idle.set_result(None))
+        self._router.leave(worker, lambda: None if idle.done() else idle.set_result(None), served=not self.closing)
         try:
             await idle
         except asyncio.CancelledError:
@@ -316,7 +323,7 @@ class Members:
             await self.sleep(member.backoff_s)
             member.failures += 1
             member.restarts += 1
-            self.restarts += not member.relief
+            self.restarts += not member.standby
             try:
                 await self.bring_up(member)
             except CloverError as error:  # of the worker, the zygote or the device: none of them ends the attempts
@@ -334,7 +341,7 @@ class Members:
         member.respawn = None
         self.set_hold()
         entry = self.entry(member)
-        if member.relief:
+        if member.standby:
             self.on_standby_ready()
         elif member.assignment in self.routed and entry is not None:
             self._router.join(entry)
@@ -359,7 +366,7 @@ class Members:
         log.info("%s: %s: another is started in its place", self._router.name, about)
         self.note(member, "asked to end", "SIGTERM")
         member.restarts += 1
-        self.restarts += not member.relief
+        self.restarts += not member.standby
         try:
             left = await self.bring_up(member)
         except CloverError as error:  # there may be no memory for two

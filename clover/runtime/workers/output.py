@@ -19,6 +19,8 @@ import select
 import time
 from collections.abc import Callable
 
+from clover.telemetry import logs
+
 _log = logging.getLogger("clover.pool")
 
 LINES_PER_S = 50
@@ -165,6 +167,8 @@ def write_out(lines: list[bytes], left_out: LeftOut) -> None:
 
 
 def _write(piece: bytes) -> bool:
+    if (writer := logs.writer()) is not None:
+        return writer.write(piece)
     poller = select.poll()
     poller.register(_STDERR, select.POLLOUT)
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """The server's side of its workers: spawns them through the zygote, learns of their deaths, ends them.
 
-One pool serves every family.  It owns the zygote, the eventfd that workers ring after completing a batch
-(`completion_fd`), and the lifeline: a pipe whose write end only this process holds, so that workers end with it.
+One pool serves every family.  It owns the zygote, the watch over the eventfds that workers write after completing a
+batch (`completions`), and the lifeline: a pipe whose write end only this process holds, so that workers end with it.
 
 A worker's death is signalled by its pidfd, which the zygote (its parent) opened; the exit status comes from the zygote
 a moment later.  The zygote may die without harm: workers keep serving, and the next spawn starts another.
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import StartError, WorkerError
 from clover.runtime.memory.slab import Slab, map_shared, shared_memory
+from clover.runtime.workers.completions import Completions
 from clover.runtime.workers.handle import WorkerChannel, WorkerProcess
 from clover.runtime.workers.output import LeftOut, WorkerOutput
 from clover.runtime.workers.zygote_link import ZygoteLink
@@ -52,7 +53,8 @@ class Pool:
         self.workers: set[WorkerProcess] = set()
         """Every worker that has not died, starting ones included."""
         self._lifeline, self._lifeline_held = os.pipe2(os.O_CLOEXEC)
-        self._completions = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.completions = Completions()
+        """Says when a worker has completed a batch."""
         self._zygote: ZygoteLink | None = None
         self._starting: asyncio.Lock | None = None
         self._tokens = 0
@@ -66,11 +68,6 @@ class Pool:
         pool = cls(start_s=start_s, silent_s=silent_s, starts=starts)
         pool._zygote = ZygoteLink.launch()
         return pool
-
-    @property
-    def completion_fd(self) -> int:
-        """The eventfd that every worker writes after completing a batch (non-blocking)."""
-        return self._completions
 
     @property
     def zygote_pid(self) -> int | None:
@@ -138,14 +135,20 @@ class Pool:
             ring_fd = shared_memory("clover-ring", size)
             theirs.callback(os.close, ring_fd)
             ring = Ring(map_shared(ring_fd, size), order.max_batch, create=True)
-            doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            # A pipe, whose ends are two open files: a worker cannot make the server's end block, as of an eventfd.
+            rung, doorbell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             mine.callback(os.close, doorbell)
+            theirs.callback(os.close, rung)
+            completed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            mine.callback(os.close, completed)
+            self.completions.watch(completed)
+            mine.callback(self.completions.forget, completed)
             printed, output = os.pipe2(os.O_CLOEXEC)
             mine.callback(os.close, printed)
             theirs.callback(os.close, output)
             spawn = frames.Spawn(token=self._tokens, slots=slab.layout.slots, order=order.trimmed())
             started_at_ns = time.monotonic_ns()
-            fds = (far.fileno(), slab.fd, ring_fd, doorbell, self._completions, self._lifeline, output)
+            fds = (far.fileno(), slab.fd, ring_fd, rung, completed, self._lifeline, output)
             self._asking += 1
             try:
                 pid, pidfd = await link.spawn(spawn, fds, self.start_s)
@@ -156,7 +159,7 @@ class Pool:
         worker = WorkerProcess(
             order,
             pid,
-            WorkerChannel(ring, control, doorbell, pidfd),
+            WorkerChannel(ring, control, doorbell, completed, pidfd),
             output=WorkerOutput(printed, name, left_out),
             started_at_ns=started_at_ns,
             pool=self,
@@ -188,9 +191,10 @@ class Pool:
         if self._asking:
             self._early[pid] = code
 
-    def forget(self, worker: WorkerProcess) -> None:
-        """Remove a worker that died; the worker itself calls this."""
+    def forget(self, worker: WorkerProcess, completed: int) -> None:
+        """Remove a worker that died, and watch its eventfd `completed` no more; the worker itself calls this."""
         self.workers.discard(worker)
+        self.completions.forget(completed)
 
     async def stop(self) -> None:
         """End every worker and the zygote; close every descriptor.  No `on_death` is called.  Idempotent."""
@@ -210,8 +214,8 @@ class Pool:
             await self._zygote.stop(_STOP_S)
         os.close(self._lifeline)
         os.close(self._lifeline_held)
-        os.close(self._completions)
-        self._completions = self._lifeline = self._lifeline_held = -1
+        self.completions.close()
+        self._lifeline = self._lifeline_held = -1
 
     async def _all_dead(self, within_s: float) -> None:
         if self.workers:

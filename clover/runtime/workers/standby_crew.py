@@ -50,7 +50,7 @@ class StandbyCrew:
             return
         spawned = self._members.spawned
         wanted = self.chooser.beside(self._members.routed)
-        standby = [member for member in spawned.values() if member.relief]
+        standby = [member for member in spawned.values() if member.standby]
         for member in standby:
             if member.assignment not in wanted and member.respawn is None:
                 member.respawn = asyncio.get_running_loop().create_task(self._dismiss(member))
@@ -58,7 +58,7 @@ class StandbyCrew:
         for item in wanted:
             if item not in spawned and starting < _STARTED_AT_ONCE:
                 starting += 1
-                member = spawned[item] = Member(item, relief=True)
+                member = spawned[item] = Member(item, standby=True)
                 member.respawn = asyncio.get_running_loop().create_task(self._enlist(member))
         self.report()
 
@@ -94,7 +94,7 @@ class StandbyCrew:
         if chooser is None or wait_ms <= 0.0:
             return None
         routed = self._members.routed
-        members = [spawned[item] for item in chooser.beside(routed) if item in spawned and spawned[item].relief]
+        members = [spawned[item] for item in chooser.beside(routed) if item in spawned and spawned[item].standby]
         entries = tuple(entry for entry in map(self._members.entry, members) if entry is not None)
         if not entries:
             return None
@@ -102,4 +102,4 @@ class StandbyCrew:
         for item in routed:
             rates[self._members.lanes[item.variant]] += chooser.rows_per_s(item)
         lane = self._members.lanes[members[0].assignment.variant]
-        return StandbyWorkers(lane=lane, entries=entries, wait_ns=int(wait_ms * 1e6), rates=tuple(rates))
+        return StandbyWorkers(lane=lane, entries=entries, longest_wait_ns=int(wait_ms * 1e6), rates=tuple(rates))

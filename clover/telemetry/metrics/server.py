@@ -10,6 +10,8 @@ from prometheus_client.core import Metric
 from clover._version import __version__
 from clover.carbon.chain import SourceChain
 from clover.http.stats import HttpStats
+from clover.telemetry import logs
+from clover.telemetry.logs import LogWriter
 from clover.telemetry.metrics.table import COUNTER, GAUGE, INFO, MetricSpec, by_label, collect, single
 from clover.types import Reading
 
@@ -20,6 +22,16 @@ BUILD: tuple[MetricSpec[None], ...] = (
         INFO,
         (),
         lambda _: single({"version": __version__, "python": platform.python_version()}),
+    ),
+)
+
+LOG: tuple[MetricSpec[LogWriter], ...] = (
+    MetricSpec(
+        "clover_log_dropped_lines",
+        "Lines of the server's log that were left out because standard error was not read fast enough",
+        COUNTER,
+        (),
+        lambda writer: single(writer.left_out),
     ),
 )
 
@@ -104,10 +116,24 @@ HTTP: tuple[MetricSpec[HttpStats], ...] = (
     ),
     MetricSpec(
         "clover_http_refused_connections",
-        "Connections refused because too many were open",
+        "Connections refused because too many were open, or too few file descriptors were left",
         COUNTER,
         (),
         lambda http: single(http.refused_connections),
+    ),
+    MetricSpec(
+        "clover_http_dropped_connections",
+        "Connections closed because all together held too many bytes of unfinished bodies and unread answers",
+        COUNTER,
+        (),
+        lambda http: single(http.dropped_connections),
+    ),
+    MetricSpec(
+        "clover_http_failed_handshakes",
+        "Connections whose TLS handshake failed or took too long",
+        COUNTER,
+        (),
+        lambda http: single(http.failed_handshakes),
     ),
     MetricSpec(
         "clover_http_malformed",
@@ -136,8 +162,10 @@ HTTP: tuple[MetricSpec[HttpStats], ...] = (
 
 
 def build() -> Iterator[Metric]:
-    """Yield the versions of the server and of Python."""
-    return collect(BUILD, [((), None)])
+    """Yield the versions of the server and of Python, and lines missing from its log if Clover writes that."""
+    yield from collect(BUILD, [((), None)])
+    writer = logs.writer()
+    yield from collect(LOG, [((), writer)] if writer is not None else ())
 
 
 def carbon(chain: SourceChain) -> Iterator[Metric]:

@@ -26,7 +26,13 @@ def meter(
     variant: str = "small", family: str = "toy", placement: str = "p0", slices: int = 1, device: str = "cpu0"
 ) -> WorkerMeter:
     return WorkerMeter(
-        family=family, variant=variant, device=device, placement=placement, slices=slices, joules=(0.5, 0.5, 0.4)
+        family=family,
+        variant=variant,
+        device=device,
+        placement=placement,
+        slices=slices,
+        joules=(0.5, 0.5, 0.4),
+        cores=4,
     )
 
 
@@ -50,6 +56,19 @@ def account(slices: int = 2) -> Account:
     made.add_family("toy", 0)
     made.window(sample(0, 0.0), GRID)
     return made
+
+
+def test_cpu_time_that_a_worker_makes_up_is_bounded_by_the_cores_it_has() -> None:
+    worker = WorkerMeter(family="toy", variant="small", device="cpu0", placement="p0", slices=2, core_w=8.0, cores=2)
+    assert worker.add(2, SECOND, 2 * SECOND) == pytest.approx(8.0)  # an honest one on both cores: as it says
+    assert 16.0 <= worker.add(1, SECOND, (1 << 63) - 1) < 16.2
+    for _ in range(1000):
+        worker.add(1, 1000, SECOND)
+    assert 4 * SECOND <= worker.cpu_ns < 4.03 * SECOND
+    assert worker.modelled_j < 32.3
+    for _ in range(1000):  # what it did not use, it cannot claim later
+        worker.add(1, SECOND, 0)
+    assert worker.add(1, 0, SECOND) < 0.17
 
 
 def test_active_energy_follows_modelled_work_and_idle_follows_slices() -> None:

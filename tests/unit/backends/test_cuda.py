@@ -6,11 +6,11 @@ import inspect
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 import pytest
-import torch
 
 from clover import backends, families
 from clover.backends import cuda, parity, targets
@@ -18,6 +18,12 @@ from clover.backends.tensors import load_module, torch_dtype, with_casts
 from clover.errors import ProfileError, WorkerError
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 from clover.worker.loop import MODEL_FAILED, ServerChannel, WorkerLoop
+from tests.support.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch")
 
 FAMILIES = Path(__file__).parents[2] / "families"
 PLAIN = VariantSpec(name="v", loader="model:load")
@@ -49,7 +55,7 @@ def test_a_worker_without_a_gpu_runs_on_the_cpu():
     assert backends.device_for("") == "cpu"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif("torch.cuda.is_available()", reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu():
     with pytest.raises(WorkerError, match=r"no GPU answers to MIG-1: torch .* is a build without CUDA|finds no device"):
         backends.device_for("MIG-1")

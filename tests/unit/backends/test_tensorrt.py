@@ -17,11 +17,11 @@ import threading
 import time
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +30,12 @@ from clover.backends import artifacts, cuda, parity, targets, tensorrt
 from clover.backends.artifacts import CompileOrder, Recipe, recipe
 from clover.errors import ConfigError, DeviceError, ProfileError, WorkerError
 from clover.types import TensorSpec, VariantSpec
+from tests.support.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch")
 
 FAMILIES = Path(__file__).parents[2] / "families"
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -55,14 +61,13 @@ def toy():
 # --- the library, played ----------------------------------------------------------------------------------------------
 
 
-class Compiled(torch.nn.Module):
+def compiled(program, error):
     """A "compiled" program: one child that is an engine, as the library names it."""
-
-    def __init__(self, program, error):
-        super().__init__()
-        self._run_on_acc_0 = program.module()
-        self.program = program
-        self.error = error
+    module = torch.nn.Module()
+    module._run_on_acc_0 = program.module()
+    module.program = program
+    module.error = error
+    return module
 
 
 class Loaded:
@@ -94,7 +99,7 @@ class Library:
     def compile(self, exported_program, **given):
         self._check("dynamo.compile", given)
         assert isinstance(exported_program, torch.export.ExportedProgram)
-        return Compiled(exported_program, self.error)
+        return compiled(exported_program, self.error)
 
     def Input(self, **given):
         assert set(given) <= facts.INPUT
@@ -117,7 +122,7 @@ class Library:
         self._check("dynamo.refit_module_weights", given)
         if self.refit_fails:
             raise AssertionError("New weights module is not compatible")
-        return Compiled(new_weight_module, self.error)
+        return compiled(new_weight_module, self.error)
 
     def enable_cudagraphs(self, compiled_module):
         self._check("runtime.enable_cudagraphs", {})

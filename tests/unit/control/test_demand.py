@@ -212,3 +212,26 @@ def test_rates_are_remembered_at_their_highest_and_forgotten() -> None:
             assert 5.0 <= wanted[0].rate <= 7.5
         else:
             assert wanted == ()
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "why"),
+    [
+        ("pin", {"variant": "small"}, "static:small"),
+        ("base", {}, "policy base"),
+        ("freeze", {"on": True}, "frozen"),
+        ("set", {"mode": "off"}, "mode is off"),
+    ],
+)
+def test_a_command_after_which_no_worker_comes_says_so_at_once(verb: str, arguments: dict[str, Any], why: str) -> None:
+    async def commanded() -> None:
+        rig = Asking()
+        await rig.settled()
+        assert rig.fleet.declined == {}
+        await rig.controller.command(verb, arguments, "me")
+        if verb == "base" and "large" in rig.variants:
+            assert rig.fleet.declined == {}  # BASE runs it
+        else:
+            assert why in rig.fleet.declined["large"].why
+
+    asyncio.run(commanded())

@@ -66,6 +66,17 @@ def test_a_wrong_declaration_is_refused_by_file_and_key(old: str, new: str, mess
     assert str(tmp_path / "family.toml") in str(caught.value)
 
 
+def test_a_family_has_at_most_64_variants(tmp_path: Path) -> None:
+    start = BASE.index("[[variants]]")
+    end = BASE.index("\n[", start) + 1
+    more = [BASE[start:end].replace('"only"', f'"v{number}"') for number in range(64)]
+    write(tmp_path, BASE[:start] + "".join(more) + BASE[end:])
+    assert len(families.load_family(str(tmp_path)).variants) == 64
+    write(tmp_path, BASE[:end] + "".join(more) + BASE[end:])
+    with pytest.raises(ConfigError, match="variants: 65 are more than the 64 a family may have: split it"):
+        families.load_family(str(tmp_path))
+
+
 @pytest.mark.parametrize("table", ["inputs", "outputs", "variants"])
 def test_tensors_and_variants_are_needed_and_unique(table: str, tmp_path: Path) -> None:
     start = BASE.index(f"[[{table}]]")

@@ -10,51 +10,18 @@ import ssl
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 import pytest
-import uvloop
 
-from clover.config import LimitsConfig, ListenConfig, ServerConfig
 from clover.errors import ConfigError, StartError
 from clover.http import Frontend
 from tests.support.http_fakes import FakeModel, FakeView, echo_body, echo_family, family, parse_answers, request, tensor
+from tests.support.http_sockets import closing, config, exchange, run
 
 INFER = "/v2/models/echo/infer"
-Body = Callable[..., Coroutine[Any, Any, None]]
-
-
-def run(main: Coroutine[Any, Any, None], *, fast: bool = False) -> None:
-    """Run on uvloop or on the stock loop, and close what is left of it."""
-    factory = uvloop.new_event_loop if fast else asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main)
-
-
-def config(limits: dict[str, Any] | None = None, **listen: Any) -> ServerConfig:
-    return ServerConfig(listen=ListenConfig(**({"port": 0} | listen)), limits=LimitsConfig(**(limits or {})))
-
-
-async def exchange(port: int, data: bytes, *, ssl_context: ssl.SSLContext | None = None, path: str = "") -> bytes:
-    """Send, half-close where possible, and read to the end."""
-    if path:
-        reader, writer = await asyncio.open_unix_connection(path)
-    else:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=ssl_context)
-    writer.write(data)
-    await writer.drain()
-    result = await asyncio.wait_for(reader.read(-1), 10)
-    writer.close()
-    await writer.wait_closed()
-    return result
-
-
-def closing(method: str, path: str, body: bytes | None = None, *fields: str) -> bytes:
-    return request(method, path, body, ["Connection: close", *fields])
 
 
 @pytest.mark.parametrize("fast", [False, True], ids=["asyncio", "uvloop"])
@@ -175,6 +142,7 @@ def test_a_client_that_resets_leaks_nothing(fast: bool) -> None:
         model = FakeModel(echo_family(), held=True)
         frontend = Frontend(FakeView(model), config(), loop)
         _, port = await frontend.start()
+        await exchange(port, closing("GET", "/v2"))  # libuv opens one descriptor of its own with the first stream
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(20):
             one = socket.create_connection(("127.0.0.1", port))
@@ -228,6 +196,47 @@ def test_the_control_socket(tmp_path: Path) -> None:
             await Frontend(view, config(control="tcp:80"), loop).start()
 
     run(main())
+
+
+def test_a_server_that_drains_leaves_the_control_socket_of_its_successor(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    ask = closing("POST", "/v2/clover/base", b"")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        view = FakeView(FakeModel(echo_family()))
+        first, second, third = (Frontend(view, config(control=f"unix:{path}"), loop) for _ in range(3))
+        await first.start()
+        assert await first.drain(1.0)
+        assert not path.exists(), "who does not accept any more is not in the way"
+        await second.start()
+        await first.close()
+        assert parse_answers(await exchange(0, ask, path=str(path)))[0].status == 200
+        path.unlink()  # somebody tidied up, and another server came
+        await third.start()
+        await second.drain(1.0)
+        await second.close()
+        assert parse_answers(await exchange(0, ask, path=str(path)))[0].status == 200
+        await third.close()
+        assert not path.exists()
+
+    run(main())
+
+
+def test_a_server_that_accepts_nothing_is_still_another_server(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as stuck, socket.socket(socket.AF_UNIX) as waiting:
+        stuck.bind(str(path))
+        stuck.listen(0)
+        waiting.connect(str(path))  # its queue is full: one more would wait
+
+        async def main() -> None:
+            view = FakeView(FakeModel(echo_family()))
+            with pytest.raises(StartError, match="another server"):
+                await Frontend(view, config(control=f"unix:{path}"), asyncio.get_running_loop()).start()
+
+        run(main())
+    assert path.exists()
 
 
 def test_a_taken_port_is_a_start_error() -> None:

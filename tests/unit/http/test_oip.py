@@ -13,9 +13,9 @@ import numpy as np
 import orjson
 import pytest
 
+from clover._native.infer import burden
 from clover.errors import BadRequest
 from clover.http.inference import receipt_field, receipt_json
-from clover.http.json_depth import within_depth
 from tests.support.http_fakes import (
     RECEIPT,
     Answer,
@@ -271,6 +271,17 @@ def test_non_finite_output_names_the_way_out() -> None:
     assert np.isnan(np.frombuffer(split(answer)[1], "<f4")[0])
 
 
+def test_the_corner_of_a_slot_is_answered_in_json() -> None:
+    """A variable output is a view of its slot: with a last axis of 1 its numbers do not lie side by side."""
+    spec = family("echo", [tensor("IN", "FP32", 4)], [tensor("OUT", "FP32", -1, -1, max_shape=(4, 3))])
+    slot = np.arange(12, dtype=np.float32).reshape(1, 4, 3)
+    for corner, shape in ((slot[:, :3, :1], [1, 3, 1]), (slot[:, :3, :2], [1, 3, 2]), (slot[:, :1, :1], [1, 1, 1])):
+        d = Driver(FakeView(FakeModel(spec, lambda inputs, rows=corner: [rows])))
+        (output,) = d.post(INFER, echo_body()).json()["outputs"]
+        assert output["shape"] == shape
+        assert output["data"] == corner.flatten().tolist()
+
+
 def test_json_depth() -> None:
     d = echo()
     assert d.post(INFER, b"[" * 101 + b"]" * 101).json()["error"] == "the JSON is nested too deeply"
@@ -288,6 +299,10 @@ def test_depth_counts_brackets_outside_strings_only() -> None:
     assert not within_depth(b"[[]" + b"[]" * 70_000 + b"[[", 2)
     assert not within_depth(b'{"a":"' + b"]" * 500 + b'","b":' + b"[" * 200, 100)
     assert within_depth(b'"' + b'\\"[' * 500_000, 100)  # never closed: linear all the same
+
+
+def within_depth(text: bytes, depth: int) -> bool:
+    return burden(text, depth, 1 << 40) == 0
 
 
 # --- binary -----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from clover.errors import RequestError, TooLarge
 from clover.http.oip.inputs import shown
 from clover.http.oip.request import Signature, decode, decode_ahead
 from clover.http.oip.tensors import DATATYPES
+from clover.runtime.memory.bytes_codec import pack_element
 from clover.types import FamilySpec
 from tests.support.http_fakes import Driver, FakeModel, FakeView, family, request, tensor
 from tests.support.router_fixture import House
@@ -238,3 +239,52 @@ def test_every_way_to_read_a_body_says_the_same(seed: int) -> None:
 
 
 FUZZER = Fuzzer(limit_ms=np.inf)  # time on shared cores measures the neighbours
+
+
+# --- shapes of BYTES --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("binary", BINARY)
+def test_bytes_of_several_axes_keep_their_shape(binary: bool) -> None:
+    """The number of elements does not tell [2, 3] from [3, 2]."""
+    one = tensor("x", "BYTES", -1, -1, max_shape=(4, 4), max_bytes=200)
+    declared = family("toy", [one], [tensor("y", "FP32", 2)], max_batch=4)
+    fields, texts = [], [b"a", b"bc", b"", b"d", b"e", b"f"] * 2
+    item: dict[str, Any] = {"name": "x", "shape": [2, 2, 3], "datatype": "BYTES"}
+    data = b"".join(map(pack_element, texts))
+    if binary:
+        item["parameters"] = {"binary_data_size": len(data)}
+        text = orjson.dumps({"inputs": [item]})
+        fields = [f"Inference-Header-Content-Length: {len(text)}"]
+        text += data
+    else:
+        text = orjson.dumps({"inputs": [item | {"data": [element.decode() for element in texts]}]})
+    house = House(declared)
+    house.route(0)
+    d = Driver(FakeView(house.router))  # type: ignore[arg-type]
+    assert d.send(request("POST", "/v2/models/toy/infer", text, fields)) == []
+    slots = d.connection.exchanges[0].ticket.slots
+    assert len(slots) == 2
+    for row, slot in enumerate(slots):
+        assert house.slab.dims("input", 0, slot) == (2, 3)
+        assert house.slab.get_bytes("input", 0, slot) == b"".join(map(pack_element, texts[6 * row : 6 * row + 6]))
+
+
+def test_axes_of_bytes_may_be_as_long_as_a_number_goes() -> None:
+    one = tensor("x", "BYTES", -1, -1, max_shape=(-1, -1), max_bytes=64)
+    signature = Signature(family("m", [one], [tensor("y", "FP32", 1)]), ROWS)
+    for shape in ([1, 1 << 62, 2], [1, 1 << 62, 1 << 62], [3, (1 << 64) - 1, 1]):
+        for binary in BINARY:
+            assert refusal(signature, *body(shape, "BYTES", binary=binary)).startswith("input 'x': ")
+
+
+@pytest.mark.parametrize("axis", [True, False, 1.0, None, "1", [1], {}])
+def test_an_axis_of_one_is_written_as_one(axis: Any) -> None:
+    for datatype in ("FP32", "BYTES", "INT8"):
+        signature = Signature(spec(datatype, 1), ROWS)
+        data = ["a"] if datatype == "BYTES" else [1]
+        assert decode(signature, *body([1, 1], datatype, data)).rows == 1
+        for shape in ([axis, 1], [1, axis]):
+            for binary in BINARY:
+                message = refusal(signature, *body(shape, datatype, data, binary=binary))
+                assert message.startswith("input 'x': its shape holds ")

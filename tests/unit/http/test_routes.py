@@ -369,12 +369,13 @@ def test_who_may_infer_may_give_labels_but_no_foreign_page() -> None:
         ("fe80::1%eth0", "fe80::"),
     ],
 )
-def test_labels_are_counted_by_address(peer: str, client: str) -> None:
+def test_rows_and_labels_are_counted_by_address(peer: str, client: str) -> None:
     d = driver(peer=(peer, 1))
     made = d.post("/v2/models/echo/infer", echo_body()).fields["x-request-id"]
     assert d.post(FEEDBACK, {"id": made, "labels": [1]}).status == 200
     model = d.view.by_name["echo"]
     assert model.labellers == [client]
+    assert [ticket.client for ticket in model.tickets] == [client]
 
 
 def test_labels_without_end_are_refused_before_they_are_read() -> None:

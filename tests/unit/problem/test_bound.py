@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import random
@@ -23,7 +24,7 @@ from tests.reference.problems import PARTITIONS, plain_problem, random_counts, r
 pytestmark = pytest.mark.slow
 
 SAMPLES = sorted((Path(__file__).resolve().parents[4] / "shared" / "problems").glob("*.json"))
-WAYS = [False, *([True] if bounding.solvers() else [])]
+WAYS = [False, *([True] if importlib.util.find_spec("scipy") else [])]
 
 
 def stops_after(looks: int) -> Callable[[], bool]:

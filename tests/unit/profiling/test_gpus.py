@@ -21,6 +21,7 @@ from clover.families import load_family
 from clover.profiling import measurement
 from clover.profiling.effort import Effort
 from clover.profiling.options import MeasureOptions
+from clover.runtime.workers.completions import Completions
 from clover.types import DeviceShape, EnergySample, Placement
 from clover.worker.frames import WorkerOrder
 
@@ -121,7 +122,9 @@ class Pool:
     """Starts such workers where `fits`."""
 
     def __init__(self, gpus: dict[str, Gpu], fits: Callable[[WorkerOrder], bool]) -> None:
-        self.completion_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.completions = Completions()
+        self.completed = os.eventfd(0, os.EFD_NONBLOCK)
+        self.completions.watch(self.completed)
         self.orders: list[WorkerOrder] = []
         self._gpus = gpus
         self._fits = fits
@@ -130,7 +133,7 @@ class Pool:
         self.orders.append(order)
         if not self._fits(order):
             raise WorkerError(f"{order.variant}: out of memory on {order.place}")
-        return Worker(order, self.completion_fd, self._gpus[order.place.split(":")[0]])
+        return Worker(order, self.completed, self._gpus[order.place.split(":")[0]])
 
 
 class Meter:
@@ -179,7 +182,8 @@ def measured(
     try:
         return asyncio.run(main()), gpus, pool
     finally:
-        os.close(pool.completion_fd)
+        pool.completions.close()
+        os.close(pool.completed)
         assert not any(gpu.standing for gpu in gpus.values()), "what was made for measuring is removed"
 
 

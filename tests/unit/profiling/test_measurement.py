@@ -38,6 +38,7 @@ from clover.profiling.rows import load, pack
 from clover.profiling.score import agreement, answers, wilson
 from clover.profiling.stored import ensure, key_of
 from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.workers.completions import Completions
 from clover.runtime.workers.pool import Pool
 from clover.types import (
     AccuracyMeasurement,
@@ -530,17 +531,19 @@ def bench() -> Any:
     """A driver over the toy family, and a maker of echo workers."""
     spec = load_family(str(FAMILIES / "toy"))
     slab = Slab.create(Layout(spec, 4 * spec.max_batch))
-    fd = os.eventfd(0)
+    fd, completions = os.eventfd(0), Completions()
+    completions.watch(fd)
     workers: list[EchoWorker] = []
 
     def make(ms: float, status: int = 0) -> EchoWorker:
         workers.append(EchoWorker(fd, ms, status))
         return workers[-1]
 
-    yield Driver(fd, slab, load(spec), silent_s=0.3), make
+    yield Driver(completions, slab, load(spec), silent_s=0.3), make
     for worker in workers:
         worker.stop()
     slab.close()
+    completions.close()
     os.close(fd)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 from clover.profiling import bar
 from clover.profiling.estimate import TimeLeft
 from clover.profiling.progress import ProgressLines, progress_bar, progress_or_bar
+from clover.telemetry.logs import TextFormatter, WriterHandler
 
 
 class Clock:
@@ -103,3 +105,24 @@ def test_log_lines_stand_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         root.removeHandler(handler)
     lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line).strip() for line in re.split(r"[\r\n]", out.getvalue())]
     assert "a backend is not used" in lines, "a line of its own"
+
+
+def test_lines_of_the_log_that_a_command_writes_stand_above_the_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stderr", out)
+    reading, writing = os.pipe()
+    handler, root = WriterHandler(writing, TextFormatter()), logging.getLogger()
+    root.addHandler(handler)
+    try:
+        with bar.shown("toy", Console(file=out, force_terminal=True, width=80, color_system=None)) as show:
+            show("something", 1, 2)
+            logging.getLogger("clover.profiling").warning("a backend is not used")
+        logging.getLogger("clover.profiling").warning("the bar is gone")
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+        os.close(writing)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line).strip() for line in re.split(r"[\r\n]", out.getvalue())]
+    assert any(line.endswith("warning profiling: a backend is not used") for line in lines), "a line of its own"
+    with os.fdopen(reading) as behind:
+        assert behind.read().endswith("warning profiling: the bar is gone\n")

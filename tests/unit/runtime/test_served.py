@@ -184,7 +184,8 @@ def test_workers_take_turns_to_start_and_their_time_starts_with_them(monkeypatch
         assert isinstance(results[4], WorkerError)
         assert isinstance(results[7], asyncio.CancelledError)
         assert [result for result in results if isinstance(result, int)] == [0, 1, 2, 3, 5, 6, 8, 9]
-        for fd in (pool._lifeline, pool._lifeline_held, pool.completion_fd):
+        pool.completions.close()
+        for fd in (pool._lifeline, pool._lifeline_held):
             os.close(fd)
 
     asyncio.run(main())

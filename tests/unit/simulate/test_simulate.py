@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import itertools
 import json
 import re
@@ -12,10 +14,12 @@ import xml.dom.minidom
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pytest
 
+from clover.cli import simulate
 from clover.cli.simulate import main
 from clover.control import triggers
 from clover.control.controller import Controller
@@ -418,34 +422,29 @@ def test_the_papers_families() -> None:
 # --- the scenario -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def artifact(tmp_path: Path) -> Path:
-    folder = tmp_path / "traces"
-    folder.mkdir()
+class Scenario(NamedTuple):
+    artifact: Path
+    results: Results
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def scenario(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
+    """The paper twice over, and ours at the loss of CLOVER, played in processes of their own: once for both tests."""
+    folder, out = tmp_path_factory.mktemp("traces"), tmp_path_factory.mktemp("out")
     for name in paper.TRACES:
         trace_file(folder, tuple(100.0 + 60.0 * (hour % 3) for hour in range(7)), name)
-    return folder
-
-
-def test_the_paper_twice_over(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    words = [
-        "albert",
-        "--scenario",
-        "paper",
-        "--quick",
-        "--gpus",
-        "1",
-        "--hours",
-        "2",
-        "--traces",
-        str(artifact),
-        "-o",
-        str(out),
-    ]
-    assert main([*words, "--jobs", "2"]) == 0  # in processes of their own, which changes nothing else
-    printed = capsys.readouterr().out
+    words = ["albert", "--scenario", "paper", "--quick", "--hours", "4", "--seeds", "2", "--traces", str(folder)]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main([*words, "--asleep", "40", "--jobs", "2", "-o", str(out)]) == 0
     results = msgspec.json.decode((out / "results.json").read_bytes(), type=Results)
+    return Scenario(folder, results, printed.getvalue())
+
+
+@pytest.mark.timeout(300)  # which is the scenario's
+def test_the_paper_twice_over(scenario: Scenario) -> None:
+    artifact, results, printed = scenario
     found = {(item.accounting, item.policy): item for item in results.summaries}
     for accounting in ("equal", "artifact"):
         assert {policy for about, policy in found if about == accounting} >= set(paper.POLICIES)
@@ -470,18 +469,18 @@ def test_the_paper_twice_over(artifact: Path, tmp_path: Path, capsys: pytest.Cap
     assert "equal load" in printed
     assert "the artifact's accounting" in printed
     assert "52 W idle each" in printed
-    assert results.manifest.seeds == 1
+    assert results.manifest.seeds == 2
+    # Processes of their own change nothing.
     kept = next(run for run in results.runs if (run.accounting, run.policy) == ("equal", "oracle"))
-    case = a_case(artifact / f"{paper.TRACES[0]}.csv", policy="oracle", rules=PAPER)
+    case = a_case(artifact / f"{paper.TRACES[0]}.csv", policy="oracle", rules=PAPER, gpus=2, hours=4.0)
     alone = replay.play(replace(case, slo_ms=kept.slo_ms))
     assert alone.sums == kept.sums
 
 
-def test_ours_at_clovers_loss(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.timeout(300)
+def test_ours_at_clovers_loss(scenario: Scenario) -> None:
     """Seed by seed beside CLOVER, its limit, GPUs that sleep, and BASE on as many as it needs."""
-    words = ["albert", "--scenario", "paper", "--quick", "--hours", "4", "--seeds", "2", "--traces", str(artifact)]
-    assert main([*words, "--asleep", "40", "-o", str(tmp_path)]) == 0
-    results = msgspec.json.decode((tmp_path / "results.json").read_bytes(), type=Results)
+    _, results, printed = scenario
     found = {(item.accounting, item.policy): item for item in results.summaries}
     assert results.summaries == work.summaries(results.runs)
     for accounting in ("equal", "artifact"):
@@ -513,7 +512,20 @@ def test_ours_at_clovers_loss(artifact: Path, tmp_path: Path, capsys: pytest.Cap
             assert sum(step.grams for step in run.steps) == pytest.approx(run.sums.grams)
             assert sum(step.seconds for step in run.steps) == pytest.approx(4 * 3600.0)
             assert len(run.steps) < 16, "alike steps are one"
-    assert "40 W or nothing" in capsys.readouterr().out
+    assert "40 W or nothing" in printed
+
+
+def test_less_is_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[paper.PaperOptions] = []
+
+    def scenario(options: paper.PaperOptions) -> None:
+        asked.append(options)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(simulate, "Paper", scenario)
+    for more in (["--quick"], []):
+        assert main(["albert", "--scenario", "paper", *more, "--traces", str(tmp_path)]) == 2
+    assert [options.seeds for options in asked] == [1, paper.SEEDS]
 
 
 def test_margins_are_seed_by_seed(tmp_path: Path) -> None:

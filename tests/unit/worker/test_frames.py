@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 import struct
@@ -131,3 +132,18 @@ def test_trimmed_orders_hold_one_variant_and_no_labels():
     assert trimmed.family.outputs[0].labels == ()
     assert trimmed.family.description == ""
     assert trimmed.family.digest == FAMILY.digest
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"batches": 10**400},
+        {"overruns": -1},
+        {"load_ms": 1e300},
+        {"warm_ms": -0.1},
+        {"text": 7},
+    ],
+)
+def test_figures_that_no_worker_has_are_refused(state):
+    with pytest.raises(WorkerError, match="malformed WorkerState"):
+        frames.decode(json.dumps({"state": "ready", **state}).encode(), frames.WorkerState)

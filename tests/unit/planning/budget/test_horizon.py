@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
 
 from clover.errors import PlanError
 from clover.planning.budget.horizon import Hour, points, spend
@@ -65,6 +64,8 @@ def test_it_is_the_optimum_of_the_linear_program(hours: list[Hour], part: float)
     cost = [hours[at].rows * p.grams for at, p in flat]
     right = [-hours[at].rows * p.accuracy for at, p in flat]
     each = np.array([[1.0 if at == step else 0.0 for at, _ in flat] for step in range(len(hours))])
+    from scipy.optimize import linprog  # heavy, and of use here only
+
     oracle = linprog(cost, A_ub=[right], b_ub=[-budget * rows], A_eq=each, b_eq=np.ones(len(hours)), bounds=(0, None))
     assert oracle.success
     assert spent.grams == pytest.approx(oracle.fun, rel=1e-6, abs=1e-6)

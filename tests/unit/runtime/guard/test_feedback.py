@@ -227,7 +227,7 @@ def test_how_much_one_client_said_is_told() -> None:
 def test_clients_that_are_not_counted_one_by_one_are_no_client() -> None:
     found = Labellers(1_000_000)
     for number in range(5000):
-        found.labels(str(number), 1, 0)
+        found.count_labels(str(number), 1, 0)
     assert found.largest_share == pytest.approx(1 / 5000)
 
 
@@ -237,7 +237,7 @@ def test_no_client_gets_more_than_its_part_of_any_minute(asked: list[tuple[int, 
     taken: Counter[tuple[int, int]] = Counter()
     for client, rows, at_s in sorted(asked, key=lambda one: one[2]):
         try:
-            house.labels(str(client), rows, at_s * 10**9)
+            house.count_labels(str(client), rows, at_s * 10**9)
         except Overloaded:
             assert taken[client, at_s // 60] + rows > 6
         else:
@@ -248,14 +248,14 @@ def test_no_client_gets_more_than_its_part_of_any_minute(asked: list[tuple[int, 
 def test_addresses_without_end_take_no_memory() -> None:
     house = Labellers(10)
     for client in range(5000):
-        house.labels(str(client), 1, 0) if client < 4096 + 10 else house.tried(str(client), 0)
+        house.count_labels(str(client), 1, 0) if client < 4096 + 10 else house.count_unknown_id(str(client), 0)
     assert house.clients == 4097
     with pytest.raises(Overloaded):
-        house.labels("one more", 1, 0)  # of ten, which those share that are not counted by themselves
-    house.labels("0", 9, 0)
+        house.count_labels("one more", 1, 0)  # of ten, which those share that are not counted by themselves
+    house.count_labels("0", 9, 0)
     for client in range(5000, 10_000):
         try:
-            house.tried(str(client), 0)
+            house.count_unknown_id(str(client), 0)
         except Overloaded:
             assert client >= 4096 + 600
     assert len(house._tries) == 4097

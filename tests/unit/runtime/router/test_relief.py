@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.runtime.router.relief import SLOT_NS, Relief, capacity
+from clover.runtime.router.relief import MEASURED_NS, Relief, capacity
 
 MS = 1_000_000
 
@@ -31,19 +31,19 @@ def test_it_comes_on_where_a_row_would_wait_too_long() -> None:
 def test_it_goes_off_once_no_more_comes_than_the_plan_serves() -> None:
     found = relief()
     found.update(0, 11.0 * MS, 0, 3)
-    assert not found.update(SLOT_NS - 1, 0.0, 1, 0), "not within a slot"
-    assert not found.update(SLOT_NS, 0.0, 23, 0), "23 rows in a quarter of a second are 92 a second"
-    assert not found.update(2 * SLOT_NS, 0.0, 45, 1), "88 a second, but one waits"
-    assert found.update(3 * SLOT_NS, 0.0, 67, 0)
+    assert not found.update(MEASURED_NS - 1, 0.0, 1, 0), "not within a slot"
+    assert not found.update(MEASURED_NS, 0.0, 23, 0), "23 rows in a quarter of a second are 92 a second"
+    assert not found.update(2 * MEASURED_NS, 0.0, 45, 1), "88 a second, but one waits"
+    assert found.update(3 * MEASURED_NS, 0.0, 67, 0)
     assert not found.active
-    assert found.update(3 * SLOT_NS + 1, 11.0 * MS, 68, 3), "and comes on again"
+    assert found.update(3 * MEASURED_NS + 1, 11.0 * MS, 68, 3), "and comes on again"
     assert found.count == 2
 
 
 def test_it_goes_off_after_a_silence() -> None:
     found = relief()
     found.update(0, 11.0 * MS, 0, 3)
-    assert found.update(1000 * SLOT_NS, 0.0, 50, 0)
+    assert found.update(1000 * MEASURED_NS, 0.0, 50, 0)
 
 
 def test_capacity_is_that_of_the_lane_that_is_short_first() -> None:
@@ -69,4 +69,4 @@ def test_it_never_turns_twice_the_same_way(steps: list[tuple[int, float, int, in
 def test_it_stays_while_rows_wait(waiting: int) -> None:
     found = relief()
     found.update(0, 11.0 * MS, 0, 3)
-    assert not found.update(SLOT_NS, 0.0, 0, waiting)
+    assert not found.update(MEASURED_NS, 0.0, 0, waiting)

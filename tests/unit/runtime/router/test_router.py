@@ -609,7 +609,7 @@ class Machine(RuleBasedStateMachine):
         self.house.router.route(self.entries, dealt(0.5, 0.2, 0.3, **knobs), self._standby())
 
     def _standby(self) -> StandbyWorkers:
-        return StandbyWorkers(lane=0, entries=tuple(self.standing), wait_ns=5 * MS, rates=(100.0, 100.0, 100.0))
+        return StandbyWorkers(lane=0, entries=tuple(self.standing), longest_wait_ns=5 * MS, rates=(100.0, 100.0, 100.0))
 
     def _done(self, ticket: Any) -> None:
         self.answers[id(ticket)] = self.answers.get(id(ticket), 0) + 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from clover.runtime.router.relief import SLOT_NS, StandbyWorkers
+from clover.runtime.router.relief import MEASURED_NS, StandbyWorkers
 from tests.support.router_fixture import MS, SECOND, FakeWorker, House, dealt
 
 SMALL, LARGE = 0, 2
@@ -24,7 +24,7 @@ class Relieved(House):
 
     def stands_by(self, *entries: Any) -> StandbyWorkers:
         return StandbyWorkers(
-            lane=SMALL, entries=entries or (self.standby,), wait_ns=20 * MS, rates=(0.0, 0.0, 100.0)
+            lane=SMALL, entries=entries or (self.standby,), longest_wait_ns=20 * MS, rates=(0.0, 0.0, 100.0)
         )
 
     def burst(self, rows: int = 4) -> None:
@@ -74,7 +74,7 @@ def test_the_burst_over_all_is_as_before() -> None:
     house = Relieved()
     house.burst(3)
     house.serve()
-    house.loop.advance(SLOT_NS)
+    house.loop.advance(MEASURED_NS)
     house.ask()  # the turn that sees it was still dealt as in a burst
     assert not house.relief
     house.serve()
@@ -88,11 +88,11 @@ def test_it_stays_while_as_much_comes() -> None:
     house = Relieved()
     house.burst(3)
     for _ in range(10):
-        house.loop.advance(SLOT_NS // 30)  # 120 rows a second
+        house.loop.advance(MEASURED_NS // 30)  # 120 rows a second
         house.ask()
         house.serve()
     for _ in range(20):
-        house.loop.advance(SLOT_NS // 30)
+        house.loop.advance(MEASURED_NS // 30)
         house.ask()
         house.serve()
     assert house.relief
@@ -192,7 +192,7 @@ def test_a_respawned_worker_joins_without_those_that_stand_by() -> None:
 @pytest.mark.parametrize("rate", [50.0, 400.0])
 def test_what_the_plan_serves_decides(rate: float) -> None:
     house = Relieved()
-    standby = StandbyWorkers(lane=SMALL, entries=(house.standby,), wait_ns=20 * MS, rates=(0.0, 0.0, rate))
+    standby = StandbyWorkers(lane=SMALL, entries=(house.standby,), longest_wait_ns=20 * MS, rates=(0.0, 0.0, rate))
     house.router.set_standby(standby)
     house.burst(4)
     assert house.relief == (rate == 50.0)

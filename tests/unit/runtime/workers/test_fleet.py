@@ -71,6 +71,36 @@ async def test_a_drain_waits_for_the_rows(house: House) -> None:
 
 
 @in_a_house
+async def test_a_drain_waits_for_the_rows_that_no_other_worker_may_serve(house: House) -> None:
+    fleet, router = house.fleet, house.router
+    router.accuracy[:] = [80.0, 90.0]
+    for item in (at(0), at(1, "large")):
+        await fleet.spawn(item)
+    both = (at(0), at(1, "large"))
+    fleet.route(both, Routing(shares={"small": 1.0}))
+    fleet.decline({}, lambda: None)
+    tickets = []
+    for _ in range(7):  # two batches are with the worker, the others wait
+        tickets.append(router.open(1))
+        router.submit(tickets[-1], lambda ticket: None, min_accuracy=85.0)
+        await house.settle()
+    _, large = house.started
+    fleet.route((at(0),), Routing(shares={"small": 1.0}))
+    drain = asyncio.ensure_future(fleet.drain(at(1, "large")))
+    await house.settle()
+    while not drain.done():
+        number = large.sent.pop(0)
+        links = router.state.lanes.links
+        rows = {batch.id: len(batch.slots) for link in links for batch in link.batches.values()}
+        large.done.append((number, 0, rows[number], house.now_ns, house.now_ns, 0))
+        router.reap()
+        await house.settle()
+    assert [ticket.status for ticket in tickets] == [200] * 7
+    assert large.state == "dead"
+    router.stop()
+
+
+@in_a_house
 async def test_a_dead_worker_comes_back_with_growing_patience(house: House) -> None:
     fleet = house.fleet
     await fleet.spawn(at(0))

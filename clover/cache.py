@@ -1,0 +1,139 @@
+"""The cache folder: where it is, and that nobody else can write to it.
+
+What lies in it is run: compiled models are native code.  So whoever can change it, or a folder above it, can run code
+as the server.  The rule is that of ssh for its keys: every folder on the way, links followed one by one, belongs to
+this user or to root, and others cannot write to it.  A folder above may be sticky, as /tmp is: only its owner can
+replace what lies there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from clover.errors import ConfigError
+
+_LINKS = 40
+"""Links on the way, at most, as in the kernel."""
+
+_REMEDY = "whoever can write there could run code in this server"
+
+
+def cache_folder(text: str) -> Path:
+    """Return the folder of profiles and artifacts: `text`, or if that is empty `$XDG_CACHE_HOME/clover`
+    (`~/.cache/clover`).
+
+    Raises ConfigError if others could write to it, or there is no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if text:
+        folder = expanded(text).absolute()
+    else:
+        folder = (Path(base) if os.path.isabs(base) else expanded("~/.cache")) / "clover"
+    check_private(folder)
+    return folder
+
+
+def expanded(text: str) -> Path:
+    """Return the path `text` with a leading `~` replaced; raises ConfigError if there is no such home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{text}: there is no such home folder (HOME is not set, and the system does not know the user): set HOME, "
+            "or name a folder by its whole path, as with --cache-dir"
+        ) from error
+
+
+def make_private(folder: Path) -> None:
+    """Make `folder`, and what is missing above it, for this user alone; what is there stays as it is.  Raises
+    OSError."""
+    missing = []
+    at = folder
+    while not at.exists() and at != at.parent:
+        missing.append(at)
+        at = at.parent
+    for path in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+    if not folder.is_dir():
+        raise NotADirectoryError(20, "Not a directory", str(folder))
+
+
+def check_private(folder: Path) -> None:
+    """Raise ConfigError if others than this user and root could put something into `folder`, or in the place of it.
+
+    What does not exist yet is no fault: `make_private` makes it.
+    """
+    at, ahead, links = Path("/"), list(reversed(folder.absolute().parts[1:])), 0
+    _check(at, os.lstat(at), last=not ahead)
+    while ahead:
+        name = ahead.pop()
+        path = at.parent if name == ".." else at / name
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot be looked at: {error.strerror}; name another --cache-dir") from error
+        _check(path, found, last=not ahead)
+        if not stat.S_ISLNK(found.st_mode):
+            at = path
+            continue
+        links += 1
+        if links > _LINKS:
+            raise ConfigError(f"{folder}: has too many links on its way; name another --cache-dir")
+        target = Path(os.readlink(path))
+        if target.is_absolute():
+            at = Path("/")
+        ahead += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+
+
+def check_files(folder: Path) -> None:
+    """Raise ConfigError if `folder` is not private (`check_private`), or a file in it is not."""
+    check_private(folder)
+    for path in folder.rglob("*"):
+        _check(path, os.lstat(path), last=True)
+
+
+def _check(path: Path, found: os.stat_result, *, last: bool) -> None:
+    """Raise ConfigError if the owner or the mode of `path` lets others change what is in it; `last`: nothing is to
+    follow, so a sticky bit does not help."""
+    if found.st_uid not in (0, os.geteuid()):
+        raise ConfigError(
+            f"{path} belongs to another user ({_user(found.st_uid)}), so {_REMEDY}: chown it if what is in it can be "
+            "trusted, or name another --cache-dir"
+        )
+    if stat.S_ISLNK(found.st_mode) or (found.st_mode & stat.S_ISVTX and not last):
+        return
+    group = found.st_mode & stat.S_IWGRP and not _is_own(found.st_gid)
+    if found.st_mode & stat.S_ISVTX and (group or found.st_mode & stat.S_IWOTH):
+        raise ConfigError(f"{path} is shared with others, and {_REMEDY}: name a folder below it as --cache-dir")
+    if group or found.st_mode & stat.S_IWOTH:
+        whom, remove = ("everybody", "go-w") if found.st_mode & stat.S_IWOTH else ("its group", "g-w")
+        raise ConfigError(
+            f"{path} is writable by {whom}, and {_REMEDY}: `chmod {remove} {path}` if what is in it can be trusted, or "
+            "name another --cache-dir"
+        )
+
+
+def _is_own(gid: int) -> bool:
+    """Return whether a group is this user's alone: called as he is, with no other member; or root's."""
+    if gid == 0:
+        return True
+    try:
+        group, user = grp.getgrgid(gid), pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -1,0 +1,64 @@
+"""Checking a configuration in a process of its own, as a reload must.
+
+A check parses whole traces and runs the modules of families.  Here, it would hold up the event loop for as long (a
+thread of this process shares the interpreter with it), and a module that ends its process would end the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+
+from clover.backends import child_environment
+from clover.errors import ConfigError
+
+CHECK_S = 120.0
+_TEXT_BYTES = 2000
+
+
+def check_apart(words: Sequence[str], environ: Mapping[str, str], token: str = "", within_s: float = CHECK_S) -> None:
+    """Check the configuration that `words` and `environ` give (`clover.serve.checker`), and wait for that.
+
+    Raises ConfigError with what the check says, if it fails, dies, or takes longer than `within_s`.  The process is not
+    shown the `token`, which others could read in its environment.  It ends with this process, however that ends.
+    """
+
+    def shown(text: str) -> str:
+        return text.replace(token, "*" * len(token)) if token else text
+
+    environment = {name: shown(value) for name, value in environ.items()}
+    environment["PYTHONPATH"] = child_environment()["PYTHONPATH"]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "clover.serve.checker", *map(shown, words)],
+            stdin=subprocess.PIPE,  # open until it is done: its end tells the process that this one is gone
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env=environment,
+        )
+        with process:
+            try:
+                code = process.wait(within_s)
+            except subprocess.TimeoutExpired as error:
+                raise ConfigError(f"the check took more than {within_s:g} s") from error
+            finally:
+                process.kill()
+        if code:
+            said.seek(0)
+            raise ConfigError(_reason(said.read()[-_TEXT_BYTES:].decode("utf-8", "replace"), code))
+
+
+def _reason(said: str, code: int) -> str:
+    """Return why a check failed that wrote `said` last and ended with `code`."""
+    lines = said.splitlines()
+    for line in reversed(lines):
+        if line.startswith("clover: "):
+            return line.removeprefix("clover: ")
+    how = f"exit status {code}"
+    with contextlib.suppress(ValueError):
+        how = signal.Signals(-code).name if code < 0 else how
+    return f"the check failed ({how}): {' '.join(lines)}"
