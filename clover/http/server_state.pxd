@@ -1,4 +1,5 @@
 cimport cython
+from libc.stdint cimport int64_t
 
 from clover.http.heads cimport Heads
 from clover.http.ids cimport RequestIds
@@ -9,6 +10,7 @@ cdef class ConnectionBase:
     cdef public bint control
     cdef public bint loopback
     cdef public str peer
+    cdef public int64_t number
 
     cpdef answered(self)
     cpdef bint is_last(self, object exchange) except -1

@@ -7,6 +7,7 @@ Answers that finish in one turn of the event loop are written together: a connec
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -20,20 +21,22 @@ from clover.http.stats import HttpStats
 SCRATCH_BYTES = 1 << 16
 _POOLED_BUFFERS = 16
 _POOLED_BYTES = 4 << 20
+_NUMBERS = itertools.count(1)
 
 
 class ConnectionBase:
     """A connection as the shared state and an exchange see it.
 
     `control` marks the control socket, `loopback` a peer on this machine; `peer` is the peer's address (empty on the
-    control socket).
+    control socket).  `number` is unique among all connections of the process, from 1 on.
     """
 
-    __slots__ = ("control", "loopback", "peer", "state")
+    __slots__ = ("control", "loopback", "number", "peer", "state")
 
     def __init__(self, state: ServerState, *, control: bool = False) -> None:
         self.state = state
         self.control = control
+        self.number = next(_NUMBERS)
         self.loopback = control
         self.peer = ""
 

@@ -14,7 +14,7 @@ from clover.runtime.router.links import Batch, Link
 from clover.runtime.router.monitor import Monitor
 from clover.runtime.router.retry import Retry
 from clover.runtime.router.state import RouterState
-from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
+from clover.runtime.router.tickets import CLOSED, DONE, HELD, PENDING, RouterTicket
 
 log = logging.getLogger("clover.router")
 
@@ -74,6 +74,9 @@ class Completion:
         if batch is None or count != len(batch.slots):
             raise ValueError(f"completion of batch {batch_id} with {count} rows, which it was never given")
         link.landed(batch, now_ns)
+        pace = self._lanes.paces[link.lane]
+        pace.done(now_ns - batch.sent_ns)
+        self._batcher.expect(link.lane, pace.expected_ns)
         if batch.epoch == link.epoch:
             self._batcher.credit(link.index)
         # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself.
@@ -123,7 +126,7 @@ class Completion:
             if busy_ns > ticket.compute_ns:
                 ticket.compute_ns = busy_ns
             if status:
-                if not self._escalation.keep(ticket, ticket.slots.index(slot), "failed"):
+                if not self._escalation.keep(ticket, ticket.row_of(slot), "failed"):
                     self.finish(ticket, 500, "the model failed on this request", now_ns)
                     continue
             elif ticket.chain is None:
@@ -211,6 +214,23 @@ class Completion:
                 self.unserved(ticket, now_ns)
             else:
                 self.finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
+
+    def too_late(self, slots: list[int], now_ns: int) -> None:
+        """End the tickets of rows that left the queue because their deadline comes before an answer could; rows of a
+        cascade keep the answer that they have."""
+        for slot in slots:
+            ticket = self._table.owner[slot]
+            if ticket is None or ticket.phase != PENDING:
+                continue  # another row of it was too late as well
+            if ticket.paths and self._escalation.keep(ticket, ticket.row_of(slot), "deadline"):
+                self._table.state[slot] = HELD
+                ticket.outstanding -= 1
+                if not ticket.outstanding:
+                    self.finish(ticket, 200, "", now_ns)
+                continue
+            if ticket.audit is None:
+                self._traffic.overloaded("dropped")
+            self.finish(ticket, 504, "the deadline would have passed before an answer was there", now_ns)
 
     def unserved(self, ticket: RouterTicket, now_ns: int) -> None:
         """End a ticket whose worker did not come: 503 if the reason is known, else 504."""

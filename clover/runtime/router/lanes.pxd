@@ -6,6 +6,7 @@ cdef class Lanes:
     cdef public object accuracy
     cdef public object live
     cdef public list links
+    cdef readonly list paces
     cdef public object routing
     cdef public object chain
     cdef public object points
