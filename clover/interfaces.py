@@ -168,16 +168,17 @@ class Model:
         """Whether some worker takes rows now."""
         raise NotImplementedError
 
-    def open(self, rows: int) -> Ticket:
-        """Reserve `rows` slots; raises Overloaded or Unavailable and then holds nothing."""
+    def open(self, rows: int, client: int = 0) -> Ticket:
+        """Reserve `rows` slots; raises Overloaded or Unavailable and then holds nothing.  Rows that wait are served in
+        turn by `client`: a number of the front end's, from 1 on, for each of its connections."""
         raise NotImplementedError
 
-    def crowded(self) -> float:
-        """Return 0 if rows may find room, else seconds after which to come again; asked before a request is decoded,
+    def crowded(self, client: int = 0) -> float:
+        """Return 0 if rows of `client` may find room, else seconds after which to come again; asked before a request is decoded,
         which counts as refused (429) then."""
         raise NotImplementedError
 
-    def ahead(self, rows: int, index: int) -> tuple[Ticket, memoryview] | None:
+    def ahead(self, rows: int, index: int, client: int = 0) -> tuple[Ticket, memoryview] | None:
         """Return slots for `rows` rows that a client is still sending, and the flat bytes of their input `index`, to be
         written by the receiver before `arrived`.  None if that is impossible: the slots are not neighbours, rows of
         that input vary, or too few slots are free to lend any to a client that may take its time."""
@@ -209,8 +210,8 @@ class Model:
     ) -> None:
         """Queue the rows.  `on_done` is called once, on the loop, with `status` set.  `min_accuracy` is in percent, or
         a fraction up to 1, as receipts give it; `cascade` False asks one variant a row, also if the plan has a chain.
-        Raises BadRequest (400) if no variant reaches the accuracy, DeadlineMissed for a spent deadline; the ticket
-        stays open then."""
+        Raises BadRequest (400) if no variant reaches the accuracy, DeadlineMissed for a spent deadline, Overloaded
+        if the answer would come too late; the ticket stays open then."""
         raise NotImplementedError
 
     def read(self, ticket: Ticket, index: int) -> NDArray[Any] | list[bytes]:

@@ -2,21 +2,34 @@
 
 Theory.  A lane is a queue that a set of workers serves (a variant); within it, rows of equal key (equal shape) may
 share a batch, so each (lane, key) in use has a bucket.  A bucket orders its rows twice:
-  - by (deadline, arrival) in a pairing heap, which says who goes next.  The heap lives in the nodes themselves, one
-    node a slot, so it needs no memory of its own, pushes in O(1), and removes any row, the first or a cancelled one,
-    in amortised O(log n).  With equal time-outs rows arrive in order, and a push is then one comparison.
+  - by (rank, arrival) in a pairing heap, which says who goes next.  The heap lives in the nodes themselves, one node a
+    slot, so it needs no memory of its own, pushes in O(1), and removes any row, the first or a cancelled one, in
+    amortised O(log n).  The rows of one client arrive in order, and a push is then one comparison.
   - by arrival in a doubly linked list, which says who has waited longest.
 Distinct keys in use at a time are few, so a lane's buckets are a list that is walked.
 
-A worker holds credits: one for the batch it runs, one for the batch staged behind it.  `dispatch` takes the bucket
-with the earliest row among the lanes that have a credit left (and, where the lane has a delay, that are ripe), and
-gives its earliest rows to the lane's worker with the fewest batches out.  A batch holds at most what its worker takes
-and its lane allows.  A bucket is ripe when it has the rows of a full batch, when its oldest row has waited for the
-delay, and when a deadline falls before that, so that waiting on would only miss it.  Nothing here reads a clock: every
-time is the caller's, in nanoseconds.
+Ranks are those of fair queueing.  The rows of one client in one lane are a flow, and each lane has a clock.  A row's
+rank is the clock, or the rank of its flow's last row plus one if that is later.  The clock is never behind the rank of
+the row that leaves, and advances by one over the number of flows for each row that leaves.  So a flow alone is served
+first come, first served; of several that always have rows waiting, each is served one row a round; a row of a flow that
+has none waiting is served within the round; and as the clock advances, no stream of new flows holds up old ones for
+ever.  A flow is forgotten once none of its rows waits.  Rows that are cancelled give their ranks back to the flow's
+next rows.  A row that returns to the lane it was dispatched from keeps its rank; one that comes from another lane gets
+a new one.  Rows of the background (a client below 0) are behind all others, and no flow.
+(Start-time fair queueing, Goyal, Vin and Cheng 1996, with a clock as in WF2Q+, Bennett and Zhang 1996.)
 
-All state is C arrays made at construction; the hot path allocates nothing and touches no Python object but its
-arguments and its answer.
+A worker holds credits: one for the batch it runs, one for the batch staged behind it.  `dispatch` takes a lane that has
+rows and a credit left (and, where the lane has a delay, rows that are ripe), of it the bucket with the earliest row,
+and gives its earliest rows to the lane's worker with the fewest batches out.  A batch holds at most what its worker
+takes and its lane allows.  A bucket is ripe when it has the rows of a full batch, when its oldest row has waited for
+the delay, and when a deadline falls before that, so that waiting on would only miss it.
+
+A row that cannot be answered in time any more is not dispatched but dropped: its deadline has passed, or will before
+the lane's workers, which `expect` says how long they take, could be done with it.  A worker that has no batch out is
+given every row whose deadline has not passed, so that an expectation that is too long is tried and corrected.
+
+Nothing here reads a clock of the machine: every time is the caller's, in nanoseconds.  All state is C arrays made at
+construction; the hot path allocates nothing and touches no Python object but its arguments and its answer.
 """
 
 from cython.view cimport array as cvarray
@@ -27,8 +40,14 @@ from libc.stdlib cimport free, malloc
 cdef enum:
     NONE = -1
     PENDING = -2
+    DROPPED = -3
     MAX_SLOTS = 1 << 24
     MAX_TABLE = 1 << 16
+    UNIT = 1 << 16  # one row, in ranks: at a million rows/s a clock runs for four years
+
+
+cdef int64_t BACKGROUND = INT64_MAX  # the rank of rows that are behind all others
+cdef uint64_t GOLDEN = 0x9E3779B97F4A7C15
 
 
 cdef int64_t MAX_DELAY_NS = INT64_MAX // 4
@@ -56,7 +75,7 @@ cdef class Batcher:
     """
 
     def __cinit__(self, lanes, workers, capacity, max_queue_delay_ns=0, slots=0):
-        cdef int32_t i, rows
+        cdef int32_t i, rows, heads = 1
         if not (1 <= lanes <= MAX_TABLE and 1 <= workers <= MAX_TABLE and 1 <= capacity <= MAX_SLOTS):
             raise ValueError("a batcher needs at least one lane, one worker and room for one row")
         if not (0 <= slots <= MAX_SLOTS and 0 <= max_queue_delay_ns <= MAX_DELAY_NS):
@@ -66,6 +85,10 @@ cdef class Batcher:
         rows = slots or capacity
         self._nodes = owning(<Node[:rows]>(<Node *>memory(rows, sizeof(Node))))
         self._buckets = owning(<Bucket[:rows]>(<Bucket *>memory(rows, sizeof(Bucket))))
+        self._flows = owning(<Flow[:rows]>(<Flow *>memory(rows, sizeof(Flow))))
+        while heads < rows:
+            heads *= 2
+        self._heads = owning(<int32_t[:heads]>(<int32_t *>memory(heads, sizeof(int32_t))))
         self._named = owning(<int32_t[:rows]>(<int32_t *>memory(rows, sizeof(int32_t))))
         self._lanes = owning(<Lane[:lanes]>(<Lane *>memory(lanes, sizeof(Lane))))
         self._workers = owning(<Worker[:workers]>(<Worker *>memory(workers, sizeof(Worker))))
@@ -75,23 +98,32 @@ cdef class Batcher:
         self._delays = max_queue_delay_ns > 0
         for i in range(rows):
             self._nodes[i].bucket = NONE
+            self._nodes[i].lane = NONE
             self._buckets[i].next = i + 1 if i + 1 < rows else NONE
+            self._flows[i].next = i + 1 if i + 1 < rows else NONE
+        for i in range(heads):
+            self._heads[i] = NONE
         for i in range(<int32_t>lanes):
-            self._lanes[i] = Lane(buckets=NONE, depth=0, workers=0, free=0, turn=0, cursor=NONE)
+            self._lanes[i] = Lane(
+                clock=0, expected_ns=0, buckets=NONE, depth=0, workers=0, free=0, turn=0, cursor=NONE, flows=0
+            )
             self._delay_ns[i] = max_queue_delay_ns
             self._largest[i] = MAX_SLOTS
         for i in range(<int32_t>workers):
             self._workers[i] = Worker(lane=NONE, most=0, credits=0, outstanding=0, next=NONE)
             self._max_batch[i] = 0
         self._spare = 0
+        self._spare_flow = 0
+        self._dropped = NONE
+        self.dropped = 0
         self._depth = 0
         self._order = 0
 
     # --- the pairing heap of a bucket ---------------------------------------------------------------------------------
 
     cdef bint _before(self, int32_t a, int32_t b) noexcept nogil:
-        if self._nodes[a].deadline_ns != self._nodes[b].deadline_ns:
-            return self._nodes[a].deadline_ns < self._nodes[b].deadline_ns
+        if self._nodes[a].rank != self._nodes[b].rank:
+            return self._nodes[a].rank < self._nodes[b].rank
         return self._nodes[a].order < self._nodes[b].order
 
     cdef int32_t _meld(self, int32_t a, int32_t b) noexcept nogil:
@@ -131,6 +163,52 @@ cdef class Batcher:
                 done = rest
         return root
 
+    # --- flows --------------------------------------------------------------------------------------------------------
+
+    cdef int32_t _head_of(self, int32_t lane, int64_t client) noexcept nogil:
+        """Return where in `_heads` the flows of (lane, client) begin."""
+        cdef uint64_t mixed = (<uint64_t>client * MAX_TABLE + <uint64_t>lane) * GOLDEN
+        return <int32_t>((mixed >> 32) & <uint64_t>(self._heads.shape[0] - 1))
+
+    cdef int32_t _find_flow(self, int32_t lane, int64_t client) noexcept nogil:
+        cdef int32_t flow = self._heads[self._head_of(lane, client)]
+        while flow != NONE and (self._flows[flow].client != client or self._flows[flow].lane != lane):
+            flow = self._flows[flow].next
+        return flow
+
+    cdef int32_t _flow_of(self, int32_t lane, int64_t client) noexcept nogil:
+        """Return the flow of (lane, client), taken from the free list if there is none yet; NONE for the background."""
+        cdef int32_t flow, head
+        if client < 0:
+            return NONE
+        flow = self._find_flow(lane, client)
+        if flow == NONE:
+            head = self._head_of(lane, client)
+            flow = self._spare_flow
+            self._spare_flow = self._flows[flow].next
+            self._flows[flow] = Flow(client=client, rank=self._lanes[lane].clock, lane=lane, rows=0, next=self._heads[head])
+            self._heads[head] = flow
+            self._lanes[lane].flows += 1
+        return flow
+
+    cdef void _leave_flow(self, int32_t flow, bint served) noexcept nogil:
+        """Take a row out of a flow.  The rank of one that was not served is given back."""
+        cdef int32_t before, lane = self._flows[flow].lane
+        cdef int32_t *link
+        self._flows[flow].rows -= 1
+        if self._flows[flow].rows:
+            if not served:
+                self._flows[flow].rank -= UNIT
+            return
+        link = &self._heads[self._head_of(lane, self._flows[flow].client)]
+        while link[0] != flow:
+            before = link[0]
+            link = &self._flows[before].next
+        link[0] = self._flows[flow].next
+        self._flows[flow].next = self._spare_flow
+        self._spare_flow = flow
+        self._lanes[lane].flows -= 1
+
     # --- rows in and out ----------------------------------------------------------------------------------------------
 
     cdef int32_t _bucket_of(self, int32_t lane, int64_t key) noexcept nogil:
@@ -151,19 +229,37 @@ cdef class Batcher:
         self._lanes[lane].buckets = bucket
         return bucket
 
-    cdef void _insert(self, int32_t bucket, int32_t slot, int64_t deadline_ns, int64_t since_ns) noexcept nogil:
-        cdef int32_t other
+    cdef int64_t _rank_of(self, int32_t lane, int32_t slot, int32_t flow, bint again) noexcept nogil:
+        """Return the rank of a row that is queued, `again` if it was dispatched before."""
+        cdef int64_t rank
+        if flow == NONE:
+            return BACKGROUND
+        if again and self._nodes[slot].lane == lane and self._nodes[slot].rank != BACKGROUND:
+            return self._nodes[slot].rank
+        rank = max(self._lanes[lane].clock, self._flows[flow].rank)
+        self._flows[flow].rank = rank + UNIT
+        return rank
+
+    cdef void _insert(
+        self, int32_t bucket, int32_t slot, int32_t flow, int64_t deadline_ns, int64_t since_ns
+    ) noexcept nogil:
+        cdef int32_t other, lane = self._buckets[bucket].lane
         self._nodes[slot] = Node(
-            deadline_ns=deadline_ns,
+            rank=self._rank_of(lane, slot, flow, since_ns == INT64_MIN),
             order=self._order,
             since_ns=since_ns,
+            deadline_ns=deadline_ns,
             bucket=bucket,
             child=NONE,
             next=NONE,
             previous=NONE,
             later=NONE,
             earlier=NONE,
+            lane=lane,
+            flow=flow,
         )
+        if flow != NONE:
+            self._flows[flow].rows += 1
         self._order += 1
         other = self._buckets[bucket].root
         self._buckets[bucket].root = slot if other == NONE else self._meld(other, slot)
@@ -184,10 +280,10 @@ cdef class Batcher:
                 self._nodes[other].later = slot
             self._buckets[bucket].newest = slot
         self._buckets[bucket].depth += 1
-        self._lanes[self._buckets[bucket].lane].depth += 1
+        self._lanes[lane].depth += 1
         self._depth += 1
 
-    cdef void _remove(self, int32_t slot) noexcept nogil:
+    cdef void _remove(self, int32_t slot, bint served) noexcept nogil:
         cdef Node node = self._nodes[slot]
         cdef int32_t bucket = node.bucket
         cdef int32_t rest = self._meld_siblings(node.child) if node.child != NONE else NONE
@@ -211,6 +307,8 @@ cdef class Batcher:
         else:
             self._nodes[node.later].earlier = node.earlier
         self._nodes[slot].bucket = NONE
+        if node.flow != NONE:
+            self._leave_flow(node.flow, served)
         self._depth -= 1
         self._lanes[self._buckets[bucket].lane].depth -= 1
         self._buckets[bucket].depth -= 1
@@ -275,8 +373,11 @@ cdef class Batcher:
             raise ValueError("out has no room for a row")
         return 0
 
-    cpdef bint push(self, Py_ssize_t lane, int64_t slot, int64_t deadline_ns, int64_t now_ns, int64_t key=0) except -1:
-        """Queue one row.  False, and nothing is queued, if `capacity` rows wait already."""
+    cpdef bint push(
+        self, Py_ssize_t lane, int64_t slot, int64_t deadline_ns, int64_t now_ns, int64_t key=0, int64_t client=0
+    ) except -1:
+        """Queue one row of `client` (below 0: the background).  False, and nothing is queued, if `capacity` rows wait
+        already."""
         if not 0 <= slot < self._nodes.shape[0]:
             raise IndexError(f"slot {slot} is outside 0..{self._nodes.shape[0] - 1}")
         if not 0 <= lane < self._lanes.shape[0]:
@@ -285,66 +386,58 @@ cdef class Batcher:
             raise ValueError(f"slot {slot} is queued already")
         if self._depth >= self.capacity:
             return False
-        self._insert(self._bucket_of(<int32_t>lane, key), <int32_t>slot, deadline_ns, now_ns)
+        self._insert(
+            self._bucket_of(<int32_t>lane, key), <int32_t>slot, self._flow_of(<int32_t>lane, client), deadline_ns, now_ns
+        )
         return True
 
-    def push_many(self, lane, slots, int64_t deadline_ns, int64_t now_ns, int64_t key=0):
+    def push_many(self, lane, slots, int64_t deadline_ns, int64_t now_ns, int64_t key=0, int64_t client=0):
         """Queue the rows of one request (a list of ints or a uint32 array), all or none.  False if they do not fit."""
         cdef int32_t into = self._lane(lane), count = self._name(slots), i
         if self._depth + count > self.capacity:
             for i in range(count):
                 self._nodes[self._named[i]].bucket = NONE
             return False
-        self._insert_named(into, count, deadline_ns, now_ns, key)
+        self._insert_named(into, count, client, deadline_ns, now_ns, key)
         return True
 
-    def requeue(self, lane, slots, int64_t deadline_ns, int64_t now_ns, int64_t key=0):
+    def requeue(self, lane, slots, int64_t deadline_ns, int64_t now_ns, int64_t key=0, int64_t client=0):
         """Queue rows again that were dispatched before, beyond the capacity and without waiting for a full batch."""
         cdef int32_t into = self._lane(lane), count = self._name(slots)
-        self._insert_named(into, count, deadline_ns, INT64_MIN, key)
+        self._insert_named(into, count, client, deadline_ns, INT64_MIN, key)
 
     cdef void _insert_named(
-        self, int32_t lane, int32_t count, int64_t deadline_ns, int64_t since_ns, int64_t key
+        self, int32_t lane, int32_t count, int64_t client, int64_t deadline_ns, int64_t since_ns, int64_t key
     ) noexcept:
-        cdef int32_t bucket, i
+        cdef int32_t bucket, flow, i
         if count == 0:
             return
         bucket = self._bucket_of(lane, key)
+        flow = self._flow_of(lane, client)
         for i in range(count):
-            self._insert(bucket, self._named[i], deadline_ns, since_ns)
+            self._insert(bucket, self._named[i], flow, deadline_ns, since_ns)
 
     def cancel(self, slot):
         """Take the row out of the queue.  False if it does not wait."""
         if not 0 <= slot < self._nodes.shape[0]:
             raise IndexError(f"slot {slot} is outside 0..{self._nodes.shape[0] - 1}")
-        if self._nodes[<int32_t>slot].bucket == NONE:
+        if self._nodes[<int32_t>slot].bucket < 0:
             return False
-        self._remove(slot)
+        self._remove(slot, False)
         return True
 
-    def expire(self, int64_t now_ns, out):
-        """Take out rows whose deadline is not after `now_ns`: write their slots to `out[:n]` (uint32) and return n.
-
-        Where n equals the length of `out` there may be more.  Within a lane and key the earliest come first.
-        """
-        cdef int32_t lane, bucket, following, slot
-        cdef Py_ssize_t n = 0
-        self._take_out(out)
-        for lane in range(<int32_t>self._lanes.shape[0]):
-            bucket = self._lanes[lane].buckets
-            while bucket != NONE:
-                following = self._buckets[bucket].next
-                while self._buckets[bucket].depth:
-                    slot = self._buckets[bucket].root
-                    if self._nodes[slot].deadline_ns > now_ns:
-                        break
-                    if n == self._out.shape[0]:
-                        return n
-                    self._out[n] = <uint32_t>slot
-                    n += 1
-                    self._remove(slot)
-                bucket = following
-        return n
+    cpdef list take_dropped(self):
+        """Return the slots of the rows that were dropped since the last call; until then they cannot be queued
+        again."""
+        cdef list slots = []
+        cdef int32_t slot = self._dropped
+        while slot != NONE:
+            slots.append(slot)
+            self._nodes[slot].bucket = NONE
+            slot = self._nodes[slot].next
+        self._dropped = NONE
+        self.dropped = 0
+        return slots
 
     # --- workers and batches ------------------------------------------------------------------------------------------
 
@@ -409,8 +502,12 @@ cdef class Batcher:
         self._lanes[lane].free -= self._workers[index].credits - self._workers[index].outstanding
         self._workers[index].lane = NONE
 
+    cpdef expect(self, lane, int64_t expected_ns):
+        """Expect that a batch of `lane` is done `expected_ns` after it was dispatched."""
+        self._lanes[self._lane(lane)].expected_ns = min(max(expected_ns, 0), MAX_DELAY_NS)
+
     cdef int32_t _next_bucket(self, int64_t now_ns) noexcept nogil:
-        """Return the bucket whose first row is the earliest among those that a worker may serve now."""
+        """Return a bucket that a worker may serve now: of the first lane that has any, the one with the earliest row."""
         cdef int32_t best = NONE, lane, bucket, full
         for lane in range(<int32_t>self._lanes.shape[0]):
             if self._lanes[lane].depth == 0 or self._lanes[lane].free == 0:
@@ -423,14 +520,21 @@ cdef class Batcher:
                 ):
                     best = bucket
                 bucket = self._buckets[bucket].next
+            if best != NONE:
+                break
         return best
 
     cdef int64_t _ripe_ns(self, int32_t bucket, int32_t lane) noexcept nogil:
         """Return when the rows of `bucket` have waited enough, full batch or not; INT64_MIN if they need not wait."""
-        cdef int64_t since_ns = self._nodes[self._buckets[bucket].oldest].since_ns, delay_ns = self._delay_ns[lane]
-        if since_ns == INT64_MIN or self._nodes[self._buckets[bucket].root].deadline_ns <= since_ns + delay_ns:
+        cdef int32_t slot = self._buckets[bucket].oldest
+        cdef int64_t since_ns = self._nodes[slot].since_ns, ends_ns = since_ns + self._delay_ns[lane]
+        if since_ns == INT64_MIN:
             return INT64_MIN
-        return since_ns + delay_ns
+        while slot != NONE:  # they do not fill a batch, so they are few
+            if self._nodes[slot].deadline_ns <= ends_ns:
+                return INT64_MIN
+            slot = self._nodes[slot].later
+        return ends_ns
 
     cdef int32_t _full(self, int32_t lane) noexcept nogil:
         """Return how many rows fill a batch of some worker of `lane` that has a credit left."""
@@ -454,20 +558,40 @@ cdef class Batcher:
             worker = self._workers[worker].next
         return best
 
+    cdef void _drop(self, int32_t slot) noexcept nogil:
+        """Take a row that is too late out of the queue, for `take_dropped`."""
+        self._remove(slot, False)
+        self._nodes[slot].bucket = DROPPED
+        self._nodes[slot].next = self._dropped
+        self._dropped = slot
+        self.dropped += 1
+
     cdef int32_t _form(self, int64_t now_ns, int32_t *chosen) noexcept nogil:
         """Fill `_out` with the next batch, take its worker's credit and return its rows, 0 if there is none."""
-        cdef int32_t bucket = self._next_bucket(now_ns), lane, worker, n, i, slot
-        if bucket == NONE:
-            return 0
-        lane = self._buckets[bucket].lane
-        worker = self._next_worker(lane)
-        n = min(self._buckets[bucket].depth, self._workers[worker].most)
-        if n > self._out.shape[0]:
-            n = <int32_t>self._out.shape[0]
-        for i in range(n):
-            slot = self._buckets[bucket].root
-            self._out[i] = <uint32_t>slot
-            self._remove(slot)
+        cdef int32_t bucket, lane, worker, left, most, slot, n = 0
+        cdef int64_t too_early_ns
+        while n == 0:  # until some row of a bucket is not too late
+            bucket = self._next_bucket(now_ns)
+            if bucket == NONE:
+                return 0
+            lane = self._buckets[bucket].lane
+            worker = self._next_worker(lane)
+            most = <int32_t>min(self._workers[worker].most, self._out.shape[0])
+            too_early_ns = now_ns + (self._lanes[lane].expected_ns if self._workers[worker].outstanding else 0)
+            left = self._buckets[bucket].depth
+            while left and n < most:
+                slot = self._buckets[bucket].root
+                left -= 1
+                if self._nodes[slot].deadline_ns <= too_early_ns:
+                    self._drop(slot)
+                    continue
+                self._out[n] = <uint32_t>slot
+                n += 1
+                if self._nodes[slot].flow != NONE:
+                    self._lanes[lane].clock = max(
+                        self._lanes[lane].clock + UNIT // min(self._lanes[lane].flows, UNIT), self._nodes[slot].rank
+                    )
+                self._remove(slot, True)
         self._workers[worker].outstanding += 1
         self._lanes[lane].free -= 1
         self._lanes[lane].turn = (worker + 1) % <int32_t>self._workers.shape[0]
@@ -478,7 +602,7 @@ cdef class Batcher:
     cpdef tuple dispatch(self, int64_t now_ns, out):
         """Return the next batch as (worker, n), its slots in `out[:n]` (uint32); None if there is none.
 
-        At most len(out) rows are taken.
+        At most len(out) rows are taken.  Rows that are too late are dropped: `dropped` counts them.
         """
         cdef int32_t worker = NONE, n
         self._take_out(out)
@@ -503,22 +627,55 @@ cdef class Batcher:
     # --- what may be asked --------------------------------------------------------------------------------------------
 
     def next_event_ns(self, int64_t now_ns):
-        """Return when to look again if nothing happens before; 0 if there is nothing to wait for.
-
-        That is the earliest deadline or the end of a delay that a free worker waits for, and never before `now_ns`.
-        """
+        """Return when the nearest delay ends that a free worker waits for, never before `now_ns`; 0 if none does."""
         cdef int64_t event = INT64_MAX
         cdef int32_t lane, bucket
-        if self._depth == 0:
-            return 0
+        cdef bint full
         for lane in range(<int32_t>self._lanes.shape[0]):
+            if not self._delay_ns[lane] or not self._lanes[lane].free:
+                continue
             bucket = self._lanes[lane].buckets
             while bucket != NONE:
-                event = min(event, self._nodes[self._buckets[bucket].root].deadline_ns)
-                if self._delay_ns[lane] and self._lanes[lane].free:
-                    event = min(event, self._ripe_ns(bucket, lane))
+                full = self._buckets[bucket].depth >= self._full(lane)
+                event = min(event, now_ns if full else self._ripe_ns(bucket, lane))
                 bucket = self._buckets[bucket].next
-        return max(event, now_ns)
+        return 0 if event == INT64_MAX else max(event, now_ns)
+
+    cpdef bint saturated(self, lane) except -1:
+        """Return whether rows of `lane` wait although its workers have no credit left."""
+        cdef int32_t index = self._lane(lane)
+        return self._lanes[index].depth > 0 and self._lanes[index].workers > 0 and self._lanes[index].free == 0
+
+    cpdef int32_t most(self, worker) except -1:
+        """Return how many rows a batch of `worker` holds: what it takes and its lane allows."""
+        return self._workers[self._worker(worker)].most
+
+    cpdef int64_t ahead(self, lane, int64_t client, int64_t rows) except -1:
+        """Return how many rows leave `lane` until the last of `rows` further ones of `client` has left, that one
+        included: its own, and of each other flow no more than that.
+
+        A single row of a client that has none waiting is passed by none that come later.  Others may be, so the other
+        flows are given as many rows again as they have, and as the client has.
+        """
+        cdef int32_t index = self._lane(lane), flow = self._find_flow(index, client), flows = self._lanes[index].flows
+        cdef int64_t own = rows, others
+        if flow != NONE:
+            own += self._flows[flow].rows
+            flows -= 1
+        others = self._lanes[index].depth + rows - own
+        if own > 1:
+            others = 2 * others + own
+        return own + min(others, own * flows)
+
+    cpdef int64_t waiting_of(self, int64_t client) except -1:
+        """Return how many rows of `client` wait, in all lanes."""
+        cdef int64_t rows = 0
+        cdef int32_t lane, flow
+        for lane in range(<int32_t>self._lanes.shape[0]):
+            flow = self._find_flow(lane, client)
+            if flow != NONE:
+                rows += self._flows[flow].rows
+        return rows
 
     cpdef int32_t depth(self, lane=-1) except? -1:
         """Return how many rows wait in `lane`; in all lanes for -1."""

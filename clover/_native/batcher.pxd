@@ -2,15 +2,26 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 
 cdef struct Node:  # one slot's row
-    int64_t deadline_ns
-    uint64_t order  # arrival number: FIFO among equal deadlines
+    int64_t rank  # its place in the order of its lane, kept while the row is with a worker
+    uint64_t order  # arrival number: FIFO among equal ranks
     int64_t since_ns  # when it began to wait; INT64_MIN for a row that has waited before
-    int32_t bucket  # NONE: not queued; PENDING: named by the push in progress
+    int64_t deadline_ns
+    int32_t bucket  # NONE: not queued; PENDING: named by the push in progress; DROPPED: until `take_dropped`
     int32_t child  # heap: first child, next sibling, previous sibling (or parent, for a first child)
     int32_t next
     int32_t previous
     int32_t later  # arrival list
     int32_t earlier
+    int32_t lane  # where it was queued last; NONE: never was
+    int32_t flow  # NONE: of the background
+
+
+cdef struct Flow:  # the waiting rows of one client in one lane
+    int64_t client
+    int64_t rank  # of its next row, unless the clock is later
+    int32_t lane
+    int32_t rows
+    int32_t next  # of the same head, or in the free list
 
 
 cdef struct Bucket:  # the waiting rows of one (lane, key)
@@ -25,12 +36,15 @@ cdef struct Bucket:  # the waiting rows of one (lane, key)
 
 
 cdef struct Lane:  # what a dispatch without delays looks at, and no more
+    int64_t clock  # of the fair queue, in ranks
+    int64_t expected_ns  # from the dispatch of a batch until it is done
     int32_t buckets  # first bucket
     int32_t depth
     int32_t workers
     int32_t free  # credits its workers have left, in total
     int32_t turn  # the index whose turn it is
     int32_t cursor  # the attached worker at that index or next after it
+    int32_t flows  # clients that have rows waiting
 
 
 cdef struct Worker:
@@ -44,6 +58,8 @@ cdef struct Worker:
 cdef class Batcher:
     cdef Node[::1] _nodes
     cdef Bucket[::1] _buckets
+    cdef Flow[::1] _flows
+    cdef int32_t[::1] _heads  # first flow by hash; a power of two of them
     cdef Lane[::1] _lanes
     cdef Worker[::1] _workers
     cdef int64_t[::1] _delay_ns  # by lane: how long a row may wait for its batch to fill
@@ -52,6 +68,9 @@ cdef class Batcher:
     cdef bint _delays  # whether any lane has a delay
     cdef int32_t[::1] _named  # the slots of the push in progress
     cdef int32_t _spare  # first bucket of the free list
+    cdef int32_t _spare_flow
+    cdef int32_t _dropped  # the last row that was dropped, linked by `next`
+    cdef readonly int32_t dropped
     cdef int32_t _depth
     cdef uint64_t _order
     cdef readonly Py_ssize_t capacity
@@ -60,24 +79,42 @@ cdef class Batcher:
     cdef object _out_owner
     cdef uint32_t[::1] _out
 
-    cpdef bint push(self, Py_ssize_t lane, int64_t slot, int64_t deadline_ns, int64_t now_ns, int64_t key=*) except -1
+    cpdef bint push(
+        self, Py_ssize_t lane, int64_t slot, int64_t deadline_ns, int64_t now_ns, int64_t key=*, int64_t client=*
+    ) except -1
+    cpdef list take_dropped(self)
+    cpdef expect(self, lane, int64_t expected_ns)
     cpdef tuple dispatch(self, int64_t now_ns, out)
     cpdef credit(self, worker)
     cpdef int32_t depth(self, lane=*) except? -1
+    cpdef bint saturated(self, lane) except -1
+    cpdef int32_t most(self, worker) except -1
+    cpdef int64_t ahead(self, lane, int64_t client, int64_t rows) except -1
+    cpdef int64_t waiting_of(self, int64_t client) except -1
 
     cdef bint _before(self, int32_t a, int32_t b) noexcept nogil
     cdef int32_t _meld(self, int32_t a, int32_t b) noexcept nogil
     cdef int32_t _meld_siblings(self, int32_t first) noexcept nogil
     cdef int32_t _bucket_of(self, int32_t lane, int64_t key) noexcept nogil
-    cdef void _insert(self, int32_t bucket, int32_t slot, int64_t deadline_ns, int64_t since_ns) noexcept nogil
-    cdef void _remove(self, int32_t slot) noexcept nogil
+    cdef int32_t _head_of(self, int32_t lane, int64_t client) noexcept nogil
+    cdef int32_t _find_flow(self, int32_t lane, int64_t client) noexcept nogil
+    cdef int32_t _flow_of(self, int32_t lane, int64_t client) noexcept nogil
+    cdef void _leave_flow(self, int32_t flow, bint served) noexcept nogil
+    cdef int64_t _rank_of(self, int32_t lane, int32_t slot, int32_t flow, bint again) noexcept nogil
+    cdef void _insert(
+        self, int32_t bucket, int32_t slot, int32_t flow, int64_t deadline_ns, int64_t since_ns
+    ) noexcept nogil
+    cdef void _remove(self, int32_t slot, bint served) noexcept nogil
+    cdef void _drop(self, int32_t slot) noexcept nogil
     cdef void _give_back(self, int32_t bucket) noexcept nogil
     cdef int32_t _name(self, object slots) except -1
     cdef int32_t _name_one(self, int64_t slot, int32_t done) except -1
     cdef int _lane(self, lane) except -1
     cdef int _worker(self, worker) except -1
     cdef int _take_out(self, object out) except -1
-    cdef void _insert_named(self, int32_t lane, int32_t count, int64_t deadline_ns, int64_t since_ns, int64_t key) noexcept
+    cdef void _insert_named(
+        self, int32_t lane, int32_t count, int64_t client, int64_t deadline_ns, int64_t since_ns, int64_t key
+    ) noexcept
     cdef int32_t _next_bucket(self, int64_t now_ns) noexcept nogil
     cdef int64_t _ripe_ns(self, int32_t bucket, int32_t lane) noexcept nogil
     cdef int32_t _full(self, int32_t lane) noexcept nogil

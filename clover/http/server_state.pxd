@@ -1,4 +1,5 @@
 cimport cython
+from libc.stdint cimport int64_t
 
 from clover.http.heads cimport Heads
 from clover.http.ids cimport RequestIds
@@ -10,6 +11,7 @@ cdef class ConnectionBase:
     cdef public bint loopback
     cdef public str peer
     cdef public str client
+    cdef public int64_t number
 
     cpdef answered(self)
     cpdef bint is_last(self, object exchange) except -1

@@ -11,6 +11,7 @@ piece of work at least.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable
 
@@ -27,20 +28,23 @@ TURN_BYTES = 256 << 10
 """Bytes of request bodies that one turn of the loop reads at once."""
 _POOLED_BUFFERS = 16
 _POOLED_BYTES = 4 << 20
+_NUMBERS = itertools.count(1)
 
 
 class ConnectionBase:
     """A connection as the shared state and an exchange see it.
 
     `control` marks the control socket, `loopback` a peer on this machine; `peer` is the peer's address (empty on the
-    control socket), `client` what it is counted by (`clover.http.addresses.client_of`).
+    control socket), `client` what it is counted by (`clover.http.addresses.client_of`).  `number` is unique among all
+    connections of the process, from 1 on.
     """
 
-    __slots__ = ("client", "control", "loopback", "peer", "state")
+    __slots__ = ("client", "control", "loopback", "number", "peer", "state")
 
     def __init__(self, state: ServerState, *, control: bool = False) -> None:
         self.state = state
         self.control = control
+        self.number = next(_NUMBERS)
         self.loopback = control
         self.peer = ""
         self.client = ""

@@ -14,7 +14,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -49,22 +48,84 @@ def test_a_row_needs_a_worker_with_a_credit(kernels: SimpleNamespace) -> None:
     assert b.depth() == 0
 
 
-def test_earliest_deadline_first_and_first_come_among_equals(kernels: SimpleNamespace) -> None:
+def test_a_client_is_served_first_come_first_served_whatever_the_deadlines(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(1, 1, 8)
     b.attach(0, 0, 8)
     for slot, deadline_ns in ((0, 50), (1, 40), (2, 50), (3, 40), (4, 10)):
         b.push(0, slot, deadline_ns, 1)
-    assert dispatched(b) == (0, [4, 1, 3, 0, 2])
+    assert dispatched(b) == (0, [0, 1, 2, 3, 4])
 
 
-def test_the_lane_with_the_earliest_row_goes_first(kernels: SimpleNamespace) -> None:
+def test_clients_are_served_in_turn(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 32)
+    b.attach(0, 0, 4, credits=8)
+    b.push_many(0, list(range(10)), 100, 1, client=7)
+    assert dispatched(b) == (0, [0, 1, 2, 3])
+    b.push(0, 20, 100, 1, client=8)  # one row waits for none of the six
+    b.push_many(0, [30, 31], 100, 1, client=9)
+    assert dispatched(b) == (0, [4, 20, 30, 5])
+    assert dispatched(b) == (0, [31, 6, 7, 8])
+    assert dispatched(b) == (0, [9])
+
+
+def test_the_background_is_behind_all_clients_and_is_none(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 8)
+    b.attach(0, 0, 2, credits=4)
+    b.push(0, 0, 100, 1, client=-1)
+    b.push(0, 1, 100, 1, client=-1)
+    b.push_many(0, [2, 3, 4], 100, 1, client=5)
+    assert (b.ahead(0, 5, 1), b.ahead(0, 6, 1)) == (4, 2)
+    assert [dispatched(b) for _ in range(3)] == [(0, [2, 3]), (0, [4, 0]), (0, [1])]
+
+
+def test_the_rows_ahead_are_ones_own_and_as_many_of_each_other_client(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(2, 1, 64)
+    b.push_many(0, list(range(20)), 100, 1, client=1)
+    b.push_many(0, list(range(20, 24)), 100, 1, client=2)
+    b.push_many(1, list(range(24, 30)), 100, 1, client=2)
+    assert b.ahead(0, 3, 1) == 1 + 1 + 1
+    assert b.ahead(0, 3, 10) == 10 + 20
+    assert b.ahead(0, 3, 100) == 100 + 2 * 24 + 100  # they may send as many again meanwhile
+    assert b.ahead(0, 2, 1) == 5 + 5
+    assert b.ahead(0, 1, 1) == 21 + 21
+    assert b.ahead(1, 1, 3) == 3 + 3
+    assert [b.waiting_of(client) for client in (1, 2, 3, -1)] == [20, 10, 0, 0]
+
+
+def test_a_flood_that_is_given_up_leaves_no_debt(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 64)
+    b.attach(0, 0, 4, credits=9)
+    b.push_many(0, list(range(20)), 100, 1, client=1)
+    b.push_many(0, list(range(20, 28)), 100, 1, client=2)
+    for slot in range(2, 20):
+        b.cancel(slot)
+    b.push_many(0, [30, 31, 32], 100, 1, client=1)
+    assert dispatched(b) == (0, [0, 20, 1, 21])
+    assert dispatched(b) == (0, [22, 30, 23, 31])
+
+
+def test_no_stream_of_new_clients_holds_up_an_old_one(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 64)
+    b.attach(0, 0, 1, credits=1000)
+    b.push_many(0, list(range(8)), 100, 1, client=1)
+    served = 0
+    for client in range(2, 102):  # one row of a new client for each that leaves; three of them always wait
+        b.push(0, 8 + client % 50, 100, 1, client=client)
+        if client > 4:
+            batch = dispatched(b)
+            assert batch is not None
+            served += batch[1][0] < 8
+    assert served == 8
+
+
+def test_the_lane_with_the_earliest_bucket_serves_that_first(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(2, 2, 8)
     b.attach(0, 0, 8)
     b.attach(1, 1, 8)
-    b.push(0, 0, 50, 1)
     b.push(1, 1, 40, 1)
-    assert dispatched(b) == (1, [1])
-    assert dispatched(b) == (0, [0])
+    b.push(0, 0, 50, 1, 5)
+    b.push(0, 2, 50, 1, 6)
+    assert [dispatched(b) for _ in range(3)] == [(0, [0]), (0, [2]), (1, [1])]
 
 
 def test_a_batch_holds_one_key(kernels: SimpleNamespace) -> None:
@@ -116,7 +177,21 @@ def test_capacity_bounds_pushes_but_not_requeues(kernels: SimpleNamespace) -> No
     assert not b.push(0, 3, 10, 1)
     b.requeue(0, [3, 4], 5, 1)
     b.attach(0, 0, 8)
-    assert dispatched(b) == (0, [3, 4, 0, 1, 2])
+    assert dispatched(b) == (0, [0, 1, 2, 3, 4])
+    b.push_many(0, [5, 6], 10, 1)
+    b.requeue(0, [1, 0], 10, 1)
+    assert dispatched(b) == (0, [0, 1, 5, 6])  # those that return keep their places
+
+
+def test_a_row_that_comes_from_another_lane_waits_for_its_turn_there(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(2, 2, 32)
+    b.attach(0, 0, 8)
+    b.push_many(0, list(range(8)), 100, 1, client=1)
+    dispatched(b)
+    b.requeue(1, list(range(6)), 100, 1, client=1)
+    b.push(1, 20, 100, 1, client=2)
+    b.attach(1, 1, 4)
+    assert dispatched(b) == (1, [0, 20, 1, 2])
 
 
 def test_a_bad_push_changes_nothing(kernels: SimpleNamespace) -> None:
@@ -144,7 +219,7 @@ def test_arguments_out_of_range_are_refused(kernels: SimpleNamespace) -> None:
         with pytest.raises(ValueError):
             kernels.batcher.Batcher(*sizes)
     b = kernels.batcher.Batcher(2, 2, 4)
-    for call in (b.credit, b.outstanding, b.detach, b.cancel, b.lane_has_worker, b.depth):
+    for call in (b.credit, b.outstanding, b.detach, b.cancel, b.lane_has_worker, b.depth, b.saturated, b.most):
         with pytest.raises(IndexError):
             call(9)
         with pytest.raises(IndexError):
@@ -166,16 +241,20 @@ def test_arguments_out_of_range_are_refused(kernels: SimpleNamespace) -> None:
         b.attach(0, 1, 1)
     with pytest.raises(ValueError):
         b.credit(0)
-    for call in (b.dispatch, b.expire):
-        with pytest.raises(ValueError):
-            call(1, np.zeros(0, np.uint32))
+    with pytest.raises(ValueError):
+        b.dispatch(1, np.zeros(0, np.uint32))
+    for lane in (2, -1):
+        with pytest.raises(IndexError):
+            b.expect(lane, 5)
+        with pytest.raises(IndexError):
+            b.ahead(lane, 0, 1)
 
 
 def test_cancel_takes_a_row_out_wherever_it_stands(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(1, 1, 32)
     b.attach(0, 0, 4)
     for slot in range(32):
-        b.push(0, slot, 1 + (slot * 7) % 13, 1)
+        b.push(0, slot, 100, 1, client=(slot * 7) % 13)
     assert dispatched(b) is not None  # gives the heap a shape
     waiting = set(range(32)) - set(OUT[:4].tolist())
     for slot in (2, 31, 15, 16, 9):
@@ -183,29 +262,64 @@ def test_cancel_takes_a_row_out_wherever_it_stands(kernels: SimpleNamespace) -> 
         assert not b.cancel(slot)
         waiting.discard(slot)
     assert b.depth(0) == len(waiting)
-    assert b.expire(100, OUT) == len(waiting)
-    assert set(OUT[: len(waiting)].tolist()) == waiting
+    assert dispatched(b, 100) is None
+    assert b.dropped == len(waiting)
+    assert set(b.take_dropped()) == waiting
 
 
-def test_expiry_takes_the_late_ones(kernels: SimpleNamespace) -> None:
+def test_rows_that_are_too_late_are_dropped_and_never_sent(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 8)
+    b.attach(0, 0, 2, credits=3)
+    for slot, deadline_ns in enumerate((30, 10, 20, 40, 10, 50)):
+        b.push(0, slot, deadline_ns, 1)
+    assert dispatched(b, 20) == (0, [0, 3])
+    assert (b.dropped, b.depth()) == (2, 2)
+    with pytest.raises(ValueError):
+        b.push(0, 1, 99, 1)  # until it is taken
+    assert not b.cancel(2)
+    assert sorted(b.take_dropped()) == [1, 2]
+    assert (b.dropped, b.take_dropped()) == (0, [])
+    assert b.push(0, 1, 99, 1)
+    assert dispatched(b, 50) == (0, [1])
+    assert sorted(b.take_dropped()) == [4, 5]
+    assert b.outstanding(0) == 2
+    b.push(0, 4, 60, 1)
+    assert dispatched(b, 60) is None  # all are too late: no batch, no credit
+    assert (b.take_dropped(), b.outstanding(0)) == ([4], 2)
+
+
+def test_a_row_is_too_late_if_its_worker_is_busy_for_too_long(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(1, 1, 8)
+    b.attach(0, 0, 1)
+    b.expect(0, 50)
+    b.push(0, 0, 110, 1)
+    assert dispatched(b, 100) == (0, [0])  # an idle worker tries: it may be faster than expected
+    b.push(0, 1, 150, 1)
+    b.push(0, 2, 151, 1)
+    assert dispatched(b, 100) == (0, [2])
+    assert b.take_dropped() == [1]
+
+
+def test_a_lane_is_saturated_while_rows_wait_and_no_credit_is_left(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(2, 1, 8)
-    for slot, deadline_ns in enumerate((30, 10, 20, 40)):
-        b.push(slot % 2, slot, deadline_ns, 1)
-    assert b.next_event_ns(5) == 10
-    assert b.expire(9, OUT) == 0
-    assert b.expire(20, OUT) == 2
-    assert sorted(OUT[:2].tolist()) == [1, 2]
-    small = np.zeros(1, np.uint32)
-    assert b.expire(99, small) == 1
-    assert b.expire(99, small) == 1
-    assert b.expire(99, small) == 0
-    assert b.next_event_ns(5) == 0
+    b.push(0, 0, 100, 1)
+    assert not b.saturated(0)  # no worker is there
+    b.attach(0, 0, 4, credits=1)
+    assert not b.saturated(0)
+    dispatched(b)
+    assert not b.saturated(0)
+    b.push(0, 1, 100, 1)
+    assert b.saturated(0)
+    assert not b.saturated(1)
+    assert b.most(0) == 4
+    b.set_lane(0, 3, 0)
+    assert b.most(0) == 3
 
 
 def test_a_delay_lets_a_batch_fill(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(1, 2, 8, 100)
     b.push(0, 0, 10_000, 1_000)
-    assert b.next_event_ns(1_000) == 10_000  # nobody could take it
+    assert b.next_event_ns(1_000) == 0  # no worker could take it
     b.attach(0, 0, 2)
     b.attach(1, 0, 4)
     assert b.next_event_ns(1_000) == 1_100
@@ -218,7 +332,7 @@ def test_a_delay_lets_a_batch_fill(kernels: SimpleNamespace) -> None:
     b.push(0, 3, 10_000, 1_200)
     b.requeue(0, [2], 10_000, 1_200)
     assert b.next_event_ns(1_200) == 1_200
-    assert dispatched(b, 1_200) == (0, [3, 2])  # a row on its second try waits for nobody
+    assert dispatched(b, 1_200) == (0, [2, 3])  # a row on its second try waits for no other
 
 
 def test_each_lane_has_its_own_delay_which_may_change_while_rows_wait(kernels: SimpleNamespace) -> None:
@@ -277,7 +391,7 @@ def test_no_row_waits_past_a_deadline_that_it_could_keep(kernels: SimpleNamespac
     assert dispatched(b, 1_040) is None  # the delay ends before the deadline does
     b.push(0, 2, 1_100, 1_041)
     assert b.next_event_ns(1_041) == 1_041
-    assert dispatched(b, 1_041) == (0, [2, 1, 0])
+    assert dispatched(b, 1_041) == (0, [0, 1, 2])
 
 
 def test_out_bounds_a_batch(kernels: SimpleNamespace) -> None:
@@ -291,19 +405,76 @@ def test_out_bounds_a_batch(kernels: SimpleNamespace) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=64))
-def test_every_row_leaves_once_and_each_key_in_order(kernels: SimpleNamespace, rows: list[tuple[int, int]]) -> None:
+def test_every_row_leaves_once_and_those_of_a_client_and_key_in_order(
+    kernels: SimpleNamespace, rows: list[tuple[int, int]]
+) -> None:
     b = kernels.batcher.Batcher(1, 1, 64)
     b.attach(0, 0, 5, credits=64)
-    for slot, (deadline_ns, key) in enumerate(rows):
-        b.push(0, slot, deadline_ns, 1, key)
+    for slot, (client, key) in enumerate(rows):
+        b.push(0, slot, 9, 1, key, client)
     left: list[int] = []
     while (batch := dispatched(b)) is not None:
         assert len({rows[slot][1] for slot in batch[1]}) == 1
         left += batch[1]
     assert sorted(left) == list(range(len(rows)))
-    for key in range(3):
-        mine = [slot for slot in left if rows[slot][1] == key]
-        assert mine == sorted(mine, key=lambda slot: (rows[slot][0], slot))
+    for which in set(rows):
+        mine = [slot for slot in left if rows[slot] == which]
+        assert mine == sorted(mine)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=2, max_size=5),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 12)), max_size=40),
+    st.integers(1, 6),
+)
+def test_clients_that_always_have_rows_waiting_get_equal_shares(
+    kernels: SimpleNamespace, first: list[int], pushes: list[tuple[int, int]], most: int
+) -> None:
+    b = kernels.batcher.Batcher(1, 1, 4096)
+    b.attach(0, 0, most, credits=4096)
+    free, owner = list(range(4096)), {}
+    waiting, served = [0] * len(first), [0] * len(first)
+
+    def push(client: int, rows: int) -> None:
+        for slot in free[:rows]:
+            owner[slot] = client
+        b.push_many(0, free[:rows], 9, 1, client=client)
+        del free[:rows]
+        waiting[client] += rows
+
+    for client, rows in enumerate(first):
+        push(client, 20 + rows)
+    for client, rows in [*pushes, *[(0, 1)] * 20]:
+        push(client % len(first), rows)
+        batch = dispatched(b)
+        assert batch is not None
+        for slot in batch[1]:
+            waiting[owner[slot]] -= 1
+            served[owner[slot]] += 1
+        if min(waiting) == 0:
+            break  # from now on one of them has none
+        assert max(served) - min(served) <= 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 30)), min_size=1, max_size=30))
+def test_a_single_row_waits_for_one_row_of_each_other_client_and_a_batch(
+    kernels: SimpleNamespace, others: list[tuple[int, int]]
+) -> None:
+    b = kernels.batcher.Batcher(1, 1, 4096)
+    b.attach(0, 0, 4, credits=4096)
+    slot = 1
+    for client, rows in others:
+        b.push_many(0, list(range(slot, slot + rows)), 9, 1, client=client)
+        slot += rows
+        dispatched(b)
+    b.push(0, 0, 9, 1, client=99)
+    bound = len({client for client, _ in others}) + 4
+    left: list[int] = []
+    while 0 not in left:
+        batch = dispatched(b)
+        assert batch is not None
+        left += batch[1]
+    assert left.index(0) < bound
 
 
 LANES, WORKERS, CAPACITY, SLOTS = 3, 4, 12, 16
@@ -322,6 +493,8 @@ class Life(RuleBasedStateMachine):
         self.queued: dict[int, tuple[int, int]] = {}  # slot -> lane, key
         self.since_ns: dict[int, float] = {}  # slot -> when it began to wait
         self.deadline_ns: dict[int, int] = {}
+        self.client: dict[int, int] = {}
+        self.expected_ns = [0] * LANES
         self.knobs = [(0, delay_ns)] * LANES  # largest batch, delay
         self.rows_of: dict[int, int] = {}
         self.lane_of: dict[int, int] = {}
@@ -337,21 +510,38 @@ class Life(RuleBasedStateMachine):
     def time_passes(self, step_ns: int) -> None:
         self.now_ns += step_ns
 
-    @rule(data=st.data(), lane=st.integers(0, LANES - 1), wait_ns=st.integers(0, 40), key=st.integers(0, 1))
-    def push(self, data: st.DataObject, lane: int, wait_ns: int, key: int) -> None:
+    @rule(
+        data=st.data(),
+        lane=st.integers(0, LANES - 1),
+        wait_ns=st.integers(0, 40),
+        key=st.integers(0, 1),
+        client=st.integers(-1, 3),
+    )
+    def push(self, data: st.DataObject, lane: int, wait_ns: int, key: int, client: int) -> None:
         free = [slot for slot in range(SLOTS) if slot not in self.queued]
         if free:
             some = data.draw(st.lists(st.sampled_from(free), unique=True, max_size=6))
-            again = data.draw(st.booleans())
+            name = data.draw(st.sampled_from(["requeue", "push_many"]))
             fits = len(self.queued) + len(some) <= CAPACITY
-            taken = self.both("requeue" if again else "push_many", lane, some, self.now_ns + wait_ns, self.now_ns, key)
+            taken = self.both(name, lane, some, self.now_ns + wait_ns, self.now_ns, key, client)
+            again = name == "requeue"
             if again or taken:
                 assert again or fits
                 self.queued.update(dict.fromkeys(some, (lane, key)))
+                self.client.update(dict.fromkeys(some, client))
                 self.since_ns.update(dict.fromkeys(some, -math.inf if again else self.now_ns))
                 self.deadline_ns.update(dict.fromkeys(some, self.now_ns + wait_ns))
             else:
                 assert not fits
+
+    @rule(lane=st.integers(0, LANES - 1), expected_ns=st.integers(0, 40))
+    def expect(self, lane: int, expected_ns: int) -> None:
+        self.both("expect", lane, expected_ns)
+        self.expected_ns[lane] = expected_ns
+
+    @rule(lane=st.integers(0, LANES - 1), client=st.integers(-1, 4), rows=st.integers(1, 6))
+    def ahead(self, lane: int, client: int, rows: int) -> None:
+        self.both("ahead", lane, client, rows)
 
     @rule(slot=st.integers(0, SLOTS - 1))
     def cancel(self, slot: int) -> None:
@@ -390,9 +580,13 @@ class Life(RuleBasedStateMachine):
         mine, theirs = np.zeros(8, np.uint32), np.zeros(8, np.uint32)
         batch = self.real.dispatch(self.now_ns, mine)
         assert batch == self.twin.dispatch(self.now_ns, theirs)
+        for slot in self.both("take_dropped"):
+            lane, _ = self.queued.pop(slot)
+            assert self.deadline_ns[slot] <= self.now_ns + self.expected_ns[lane]
         if batch is not None:
             worker, n = batch
             assert mine[:n].tolist() == theirs[:n].tolist()
+            assert min(self.deadline_ns[slot] for slot in mine[:n].tolist()) > self.now_ns
             rows = [self.queued.pop(slot) for slot in mine[:n].tolist()]
             assert {lane for lane, _ in rows} == {self.lane_of[worker]}
             assert len(set(rows)) == 1
@@ -416,16 +610,6 @@ class Life(RuleBasedStateMachine):
                 assert len(mine) < min(map(self.most, able))
                 assert self.real.next_event_ns(self.now_ns) <= ends_ns
 
-    @precondition(lambda self: self.queued)
-    @rule()
-    def expire(self) -> None:
-        mine, theirs = np.zeros(SLOTS + 1, np.uint32), np.zeros(SLOTS + 1, np.uint32)
-        n = self.real.expire(self.now_ns, mine)
-        assert n == self.twin.expire(self.now_ns, theirs)
-        assert sorted(mine[:n].tolist()) == sorted(theirs[:n].tolist())
-        for slot in mine[:n].tolist():
-            del self.queued[slot]
-
     @invariant()
     def the_books_agree(self) -> None:
         if hasattr(self, "real"):
@@ -433,9 +617,17 @@ class Life(RuleBasedStateMachine):
             for lane in range(LANES):
                 assert self.both("depth", lane) == sum(entry[0] == lane for entry in self.queued.values())
                 assert self.both("lane_has_worker", lane) == (lane in self.lane_of.values())
+                able = [w for w, own in self.lane_of.items() if own == lane and self.out_of[w] < self.credits[w]]
+                waits = any(entry[0] == lane for entry in self.queued.values())
+                assert self.both("saturated", lane) == (waits and lane in self.lane_of.values() and not able)
             for worker in range(WORKERS):
                 assert self.both("outstanding", worker) == self.out_of[worker]
                 assert worker not in self.lane_of or self.out_of[worker] <= self.credits[worker]
+            for client in range(-1, 5):
+                mine = sum(self.client[slot] == client >= 0 for slot in self.queued)
+                assert self.both("waiting_of", client) == mine
+            for worker in self.lane_of:
+                assert self.both("most", worker) == self.most(worker)
             self.both("next_event_ns", self.now_ns)
 
 

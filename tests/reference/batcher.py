@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,15 @@ class Row:
     lane: int
     slot: int
     key: int
+    client: int
+    rank: float  # infinite for a row of the background
     deadline_ns: int
     since_ns: float  # minus infinity for a row that has waited before
     order: int
 
     @property
-    def rank(self) -> tuple[int, int]:
-        return self.deadline_ns, self.order
+    def place(self) -> tuple[float, int]:
+        return self.rank, self.order
 
 
 @dataclass
@@ -26,6 +29,8 @@ class Lane:
     delay_ns: int
     max_batch: int = 0
     turn: int = 0
+    clock: int = 0
+    expected_ns: int = 0
 
 
 @dataclass(eq=False)
@@ -36,6 +41,9 @@ class Worker:
     outstanding: int = 0
 
 
+UNIT = 1 << 16
+
+
 class Batcher:
     def __init__(self, lanes: int, workers: int, capacity: int, max_queue_delay_ns: int = 0, slots: int = 0) -> None:
         if lanes < 1 or workers < 1 or capacity < 1 or slots < 0 or max_queue_delay_ns < 0:
@@ -44,54 +52,89 @@ class Batcher:
         self.max_queue_delay_ns = max_queue_delay_ns
         self._slots = slots or capacity
         self._rows: dict[int, Row] = {}
+        self._last: dict[int, tuple[int, float]] = {}  # the lane and rank that a slot had last
+        self._ranks: dict[tuple[int, int], int] = {}  # of the next row of a flow, unless the clock is later
+        self._dropped: list[int] = []
         self._workers = [Worker() for _ in range(workers)]
         self._lanes = [Lane(max_queue_delay_ns) for _ in range(lanes)]
         self._order = 0
 
     # --- rows in and out ---
 
-    def push(self, lane: int, slot: int, deadline_ns: int, now_ns: int, key: int = 0) -> bool:
-        return self.push_many(lane, [slot], deadline_ns, now_ns, key)
+    def push(self, lane: int, slot: int, deadline_ns: int, now_ns: int, key: int = 0, client: int = 0) -> bool:
+        return self.push_many(lane, [slot], deadline_ns, now_ns, key, client)
 
-    def push_many(self, lane: int, slots: Iterable[int], deadline_ns: int, now_ns: int, key: int = 0) -> bool:
+    def push_many(
+        self, lane: int, slots: Iterable[int], deadline_ns: int, now_ns: int, key: int = 0, client: int = 0
+    ) -> bool:
         named = self._named(lane, slots)
         if len(self._rows) + len(named) > self.capacity:
             return False
-        self._insert(lane, named, deadline_ns, now_ns, key)
+        for slot in named:
+            self._insert(lane, slot, deadline_ns, now_ns, key, client)
         return True
 
-    def requeue(self, lane: int, slots: Iterable[int], deadline_ns: int, now_ns: int, key: int = 0) -> None:
-        self._insert(lane, self._named(lane, slots), deadline_ns, float("-inf"), key)
+    def requeue(
+        self, lane: int, slots: Iterable[int], deadline_ns: int, now_ns: int, key: int = 0, client: int = 0
+    ) -> None:
+        for slot in self._named(lane, slots):
+            self._insert(lane, slot, deadline_ns, float("-inf"), key, client)
 
     def _named(self, lane: int, slots: Iterable[int]) -> list[int]:
         named = [int(slot) for slot in slots]
         self._check(lane, len(self._lanes))
         for slot in named:
             self._check(slot, self._slots)
-        if len(set(named)) < len(named) or any(slot in self._rows for slot in named):
+        if len(set(named)) < len(named) or any(slot in self._rows or slot in self._dropped for slot in named):
             raise ValueError("a slot is queued already")
         return named
 
-    def _insert(self, lane: int, slots: list[int], deadline_ns: int, since_ns: float, key: int) -> None:
-        for slot in slots:
-            self._rows[slot] = Row(lane, slot, key, deadline_ns, since_ns, self._order)
-            self._order += 1
+    def _insert(self, lane: int, slot: int, deadline_ns: int, since_ns: float, key: int, client: int) -> None:
+        rank = self._rank(lane, slot, client, again=since_ns < 0)
+        self._rows[slot] = Row(lane, slot, key, client, rank, deadline_ns, since_ns, self._order)
+        self._last[slot] = lane, rank
+        self._order += 1
+
+    def _rank(self, lane: int, slot: int, client: int, *, again: bool) -> float:
+        if client < 0:
+            return math.inf
+        last_lane, last_rank = self._last.get(slot, (-1, math.inf))
+        if again and last_lane == lane and last_rank < math.inf:
+            self._ranks.setdefault((lane, client), self._lanes[lane].clock)
+            return last_rank
+        rank = max(self._lanes[lane].clock, self._ranks.get((lane, client), 0))
+        self._ranks[lane, client] = rank + UNIT
+        return rank
+
+    def _flows(self, lane: int) -> set[int]:
+        """Return the clients that have rows waiting in `lane`."""
+        return {row.client for row in self._rows.values() if row.lane == lane and row.client >= 0}
+
+    def _remove(self, row: Row, *, served: bool) -> None:
+        lane, client = row.lane, row.client
+        if served and client >= 0:
+            clock = self._lanes[lane].clock + UNIT // len(self._flows(lane))
+            self._lanes[lane].clock = max(clock, int(row.rank))
+        del self._rows[row.slot]
+        if client >= 0 and client not in self._flows(lane):
+            del self._ranks[lane, client]
+        elif client >= 0 and not served:
+            self._ranks[lane, client] -= UNIT
 
     def cancel(self, slot: int) -> bool:
         self._check(slot, self._slots)
-        return self._rows.pop(slot, None) is not None
+        row = self._rows.get(slot)
+        if row is not None:
+            self._remove(row, served=False)
+        return row is not None
 
-    def expire(self, now_ns: int, out: Any) -> int:
-        if len(out) == 0:
-            raise ValueError("out")
-        late = sorted((row for row in self._rows.values() if row.deadline_ns <= now_ns), key=lambda row: row.rank)
-        return self._move(late[: len(out)], out)
+    @property
+    def dropped(self) -> int:
+        return len(self._dropped)
 
-    def _move(self, rows: list[Row], out: Any) -> int:
-        for index, row in enumerate(rows):
-            out[index] = row.slot
-            del self._rows[row.slot]
-        return len(rows)
+    def take_dropped(self) -> list[int]:
+        dropped, self._dropped = self._dropped[::-1], []
+        return dropped
 
     # --- workers and batches ---
 
@@ -114,11 +157,15 @@ class Batcher:
             raise ValueError("not attached")
         self._workers[worker].lane = None
 
+    def expect(self, lane: int, expected_ns: int) -> None:
+        self._check(lane, len(self._lanes))
+        self._lanes[lane].expected_ns = max(expected_ns, 0)
+
     def _free(self, lane: int) -> list[Worker]:
         return [w for w in self._workers if w.lane == lane and w.outstanding < w.credits]
 
     def _waiting(self, lane: int, key: int) -> list[Row]:
-        return sorted((r for r in self._rows.values() if (r.lane, r.key) == (lane, key)), key=lambda row: row.rank)
+        return sorted((r for r in self._rows.values() if (r.lane, r.key) == (lane, key)), key=lambda row: row.place)
 
     def _most(self, worker: Worker, lane: int) -> int:
         """Return how many rows a batch of that worker of that lane holds."""
@@ -142,17 +189,29 @@ class Batcher:
     def dispatch(self, now_ns: int, out: Any) -> tuple[int, int] | None:
         if len(out) == 0:
             raise ValueError("out")
-        ripe = [row for row in self._rows.values() if self._ripe(row, now_ns)]
-        if not ripe:
-            return None
-        first = min(ripe, key=lambda row: row.rank)
-        turn, count = self._lanes[first.lane].turn, len(self._workers)
-        worker = min(self._free(first.lane), key=lambda w: (w.outstanding, (self._workers.index(w) - turn) % count))
-        index = self._workers.index(worker)
-        n = self._move(self._waiting(first.lane, first.key)[: min(self._most(worker, first.lane), len(out))], out)
-        worker.outstanding += 1
-        self._lanes[first.lane].turn = (index + 1) % count
-        return index, n
+        while ripe := [row for row in self._rows.values() if self._ripe(row, now_ns)]:
+            first = min(ripe, key=lambda row: (row.lane, *row.place))
+            turn, count = self._lanes[first.lane].turn, len(self._workers)
+            worker = min(self._free(first.lane), key=lambda w: (w.outstanding, (self._workers.index(w) - turn) % count))
+            index = self._workers.index(worker)
+            most = min(self._most(worker, first.lane), len(out))
+            too_early_ns = now_ns + (self._lanes[first.lane].expected_ns if worker.outstanding else 0)
+            n = 0
+            for row in self._waiting(first.lane, first.key):
+                if n == most:
+                    break
+                late = row.deadline_ns <= too_early_ns
+                self._remove(row, served=not late)
+                if late:
+                    self._dropped.append(row.slot)
+                else:
+                    out[n] = row.slot
+                    n += 1
+            if n:
+                worker.outstanding += 1
+                self._lanes[first.lane].turn = (index + 1) % count
+                return index, n
+        return None
 
     def credit(self, worker: int) -> None:
         self._check(worker, len(self._workers))
@@ -167,13 +226,34 @@ class Batcher:
     # --- questions ---
 
     def next_event_ns(self, now_ns: int) -> int:
-        events = [row.deadline_ns for row in self._rows.values()]
-        events += [
-            int(max(self._ripe_ns(row), now_ns))
-            for row in self._rows.values()
-            if self._lanes[row.lane].delay_ns and self._free(row.lane)
-        ]
+        events = []
+        for row in self._rows.values():
+            free = self._free(row.lane)
+            if self._lanes[row.lane].delay_ns and free:
+                full = min(self._most(worker, row.lane) for worker in free)
+                waiting = len(self._waiting(row.lane, row.key))
+                events.append(now_ns if waiting >= full else int(max(self._ripe_ns(row), now_ns)))
         return max(min(events), now_ns) if events else 0
+
+    def saturated(self, lane: int) -> bool:
+        return self.depth(lane) > 0 and self.lane_has_worker(lane) and not self._free(lane)
+
+    def most(self, worker: int) -> int:
+        self._check(worker, len(self._workers))
+        found = self._workers[worker]
+        assert found.lane is not None
+        return self._most(found, found.lane)
+
+    def ahead(self, lane: int, client: int, rows: int) -> int:
+        self._check(lane, len(self._lanes))
+        own = rows + sum(row.lane == lane and row.client == client >= 0 for row in self._rows.values())
+        others = self.depth(lane) + rows - own
+        if own > 1:
+            others = 2 * others + own
+        return own + min(others, own * len(self._flows(lane) - {client}))
+
+    def waiting_of(self, client: int) -> int:
+        return sum(row.client == client >= 0 for row in self._rows.values())
 
     def depth(self, lane: int = -1) -> int:
         if lane == -1:

@@ -23,7 +23,7 @@ import orjson
 from clover._version import __version__
 from clover.config import ServerConfig
 from clover.errors import BadRequest, CloverError, NotFound, PlanError, RequestError
-from clover.http.access import Access, client_of
+from clover.http.access import Access
 from clover.http.api import metadata, openapi
 from clover.http.api.schemas import COMMANDS
 from clover.http.content_encoding import Inflation

@@ -2,6 +2,12 @@
 
 Requests that find the queue or the slots full are refused (429), after workers were given a chance to make room; those
 that no worker can serve are refused too (503), unless one is on its way (`RouterState.coming`).
+
+Overload.  While a lane is saturated, the rows ahead of a new one and the pace of the lane (`lane_pace`) tell when it
+would be answered.  One that would miss its deadline, by that and a margin, is refused at once (429), so that what is
+taken is answered in time.  The rows ahead are those that fair queueing (`csrc/batcher.pyx`) lets leave before it: of
+another client, no more than its own.  For the same reason the last eighth of the queue and of the slots is kept for
+clients that have less than that waiting.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from clover.config import FamilyConfig
-from clover.errors import BadRequest, DeadlineMissed, Overloaded, TooLarge, Unavailable
+from clover.errors import BadRequest, DeadlineMissed, TooLarge, Unavailable
 from clover.runtime.memory.rows import FixedRows, ShapeKeys
 from clover.runtime.router.completion import Completion
 from clover.runtime.router.dispatch import MIN_TIMER_S, Dispatch
@@ -23,6 +29,12 @@ from clover.runtime.router.tickets import OPEN, PENDING, QUEUED, RouterTicket
 
 _CROWDED_NS = 50_000_000
 """For so long all refused requests get the same Retry-After."""
+_MARGIN = 1.25
+"""A predicted wait is taken for so many times longer: others may come, and workers may slow down."""
+_PART = 8
+"""One part in so many of the queue, and of the slots, is kept for clients that have less than that waiting."""
+_SHORT = 32
+"""Of a queue, or slots, that hold fewer rows, nothing is kept."""
 
 
 class Admission:
@@ -52,6 +64,7 @@ class Admission:
         self._traffic = state.traffic
         self._demand = state.demand
         self._accuracy = state.accuracy
+        self._paces = state.lanes.paces
         self._slot_states = state.table.state
         self._queue_rows = state.queue_rows
         self._timeout_ns = state.timeout_ns
@@ -60,42 +73,67 @@ class Admission:
         self._picked = np.zeros(len(state.table.state), np.uint32)
         self._crowded_ns = -_CROWDED_NS - 1
         self._crowded_s = 0.0
+        slots = len(state.table.state)
+        self._kept_rows = self._queue_rows // _PART if self._queue_rows >= _SHORT else 0
+        self._kept_slots = slots // _PART if slots >= _SHORT else 0
 
     # --- slots --------------------------------------------------------------------------------------------------------
 
-    def open(self, rows: int, closed: str) -> RouterTicket:
-        """Reserve slots for `rows` rows; raises BadRequest, TooLarge, Unavailable or Overloaded."""
+    def open(self, rows: int, client: int, closed: str) -> RouterTicket:
+        """Reserve slots for `rows` rows of `client`; raises BadRequest, TooLarge, Unavailable or Overloaded."""
         now_ns = self._state.now_ns()
         if rows != 1 and not 1 <= rows <= self._queue_rows:
             if rows < 1:
                 raise self._state.refused(BadRequest("a request needs at least one row"))
             most = self._queue_rows
             raise self._state.refused(TooLarge(f"a request carries at most {most} rows, and this one has {rows}"))
-        self._admit(rows, now_ns, closed)
-        ticket = self._table.reserve(rows, now_ns)
+        self._admit(rows, client, now_ns, closed)
+        ticket = None
+        if self._table.free.free - rows >= self._kept_slots or not self._has_much(client, rows, self._kept_slots):
+            ticket = self._table.reserve(rows, now_ns)
         if ticket is None and self._completion.give_up(self._audits.queued(), "full"):
             ticket = self._table.reserve(rows, now_ns)
         if ticket is None:
             self._dispatch.make_room(now_ns)  # for the next one: slots come back once clients have their answers
             retry_after_s = self._state.retry_after_s(now_ns)
-            raise self._state.refused(Overloaded("no room for more rows", retry_after_s=retry_after_s))
+            raise self._state.overloaded("slots", "no room for more rows", retry_after_s)
+        ticket.client = client
         return ticket
 
-    def crowded(self) -> float:
+    def crowded(self, client: int) -> float:
         """Return 0 if a request may find room, else count it as refused and return the seconds after which to retry."""
-        if not self._full(1):
-            return 0.0
+        if not self._full(1, client):
+            return self._behind_s(client) if self._dispatch.busy else 0.0
         now_ns = self._state.now_ns()
         self._dispatch.make_room(now_ns)
-        if not self._full(1):
+        if not self._full(1, client):
             return 0.0
+        self._traffic.overloaded("queue")
         self._traffic.arrivals.add(now_ns, 1)
         self._traffic.refused(429)
         if now_ns - self._crowded_ns > _CROWDED_NS:
             self._crowded_ns, self._crowded_s = now_ns, self._state.retry_after_s(now_ns)
         return max(self._crowded_s, MIN_TIMER_S)
 
-    def lend(self, rows: int, fixed: FixedRows | None, closed: str) -> tuple[RouterTicket, memoryview] | None:
+    def _behind_s(self, client: int) -> float:
+        """Return 0 if one more row of `client` may be answered within the family's timeout, else count it as refused
+        and return the seconds after which to retry."""
+        now_ns = self._state.now_ns()
+        late_ns = 0.0
+        for lane in range(len(self._accuracy)):
+            if self._lanes.live >> lane & 1:
+                lane_ns = self._needs_ns(lane, client, 1, now_ns) - self._timeout_ns
+                if lane_ns <= 0.0:
+                    return 0.0
+                late_ns = min(late_ns, lane_ns) if late_ns else lane_ns
+        if not late_ns:
+            return 0.0
+        self._traffic.arrivals.add(now_ns, 1)
+        self._traffic.refused(429)
+        self._traffic.overloaded("late")
+        return max(late_ns / 1e9, MIN_TIMER_S)
+
+    def lend(self, rows: int, client: int, fixed: FixedRows | None, closed: str) -> tuple[RouterTicket, memoryview] | None:
         """Return a ticket for `rows` rows that a client is still sending, and the memory of their `fixed` input to
         receive them into; None if that cannot be.
 
@@ -114,6 +152,7 @@ class Admission:
         if view is None:
             self._table.close(ticket)
             return None
+        ticket.client = client
         ticket.lent = True
         self.lent += rows
         return ticket, view
@@ -123,7 +162,7 @@ class Admission:
         then."""
         ticket.arrival_ns = self._state.now_ns()
         self.returned(ticket)
-        self._admit(len(ticket.slots), ticket.arrival_ns, closed)
+        self._admit(len(ticket.slots), ticket.client, ticket.arrival_ns, closed)
 
     def returned(self, ticket: RouterTicket) -> None:
         """Count the slots of a ticket as no longer lent, if they were."""
@@ -131,23 +170,47 @@ class Admission:
             ticket.lent = False
             self.lent -= len(ticket.slots)
 
-    def _admit(self, rows: int, now_ns: int, closed: str) -> None:
-        """Count `rows` that arrive; raises Unavailable or Overloaded if they cannot be taken."""
+    def _admit(self, rows: int, client: int, now_ns: int, closed: str) -> None:
+        """Count `rows` of `client` that arrive; raises Unavailable or Overloaded if they cannot be taken."""
         self._traffic.arrivals.add(now_ns, rows)
         if closed or not (self._lanes.live or self._state.coming):
             raise self._state.refused(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
-        if self._full(rows):
+        if self._full(rows, client):
             self._dispatch.make_room(now_ns)
-            if self._full(rows):
-                retry_after_s = self._state.retry_after_s(now_ns)
-                raise self._state.refused(Overloaded("the queue is full", retry_after_s=retry_after_s))
+            if self._full(rows, client):
+                raise self._state.overloaded("queue", "the queue is full", self._state.retry_after_s(now_ns))
         if self._batcher.depth() + rows > self._queue_rows:
             self._completion.give_up(self._audits.queued(), "full")
 
-    def _full(self, rows: int) -> bool:
-        """Return whether clients' rows leave no room in the queue for `rows` more; audits would give way."""
+    def _full(self, rows: int, client: int) -> bool:
+        """Return whether clients' rows leave no room in the queue for `rows` more of `client`; audits would give
+        way."""
+        wanted = self._batcher.depth() + rows
+        if wanted <= self._queue_rows - self._kept_rows:
+            return False
         # Without audits both counts are the same, and the first one is cheap.
-        return self._batcher.depth() + rows > self._queue_rows and self._lanes.waiting() + rows > self._queue_rows
+        if wanted > self._queue_rows and self._lanes.waiting() + rows > self._queue_rows:
+            return True
+        return self._has_much(client, rows, self._kept_rows)
+
+    def _has_much(self, client: int, rows: int, kept: int) -> bool:
+        """Return whether `rows` more rows of `client` would take what is kept for others.  Nothing is kept while no row
+        waits: a single request may be as long as the queue."""
+        return kept > 0 and self._batcher.depth() > 0 and self._batcher.waiting_of(client) + rows > kept
+
+    def _needs_ns(self, lane: int, client: int, rows: int, now_ns: int) -> float:
+        """Return how long `rows` more rows of `client` in `lane` would take until they are answered, with the margin; 0
+        if that is not known."""
+        pace = self._paces[lane]
+        wait_ns = pace.wait_ns(now_ns, self._batcher.ahead(lane, client, rows))
+        return wait_ns * _MARGIN + pace.expected_ns if wait_ns > 0.0 else 0.0
+
+    def _check_in_time(self, lane: int, client: int, rows: int, timeout_ns: int, now_ns: int) -> None:
+        """Raise Overloaded if `rows` more rows of `client` in `lane` would not be answered within `timeout_ns`."""
+        late_ns = self._needs_ns(lane, client, rows, now_ns) - timeout_ns
+        if late_ns > 0.0:
+            why = "too many rows wait: the answer would come after the deadline"
+            raise self._state.overloaded("late", why, late_ns / 1e9)
 
     # --- the queue ----------------------------------------------------------------------------------------------------
 
@@ -177,28 +240,31 @@ class Admission:
         if not mask:
             self._await(ticket, min_accuracy, variant)
             mask = self._lanes.able(min_accuracy)
-        ticket.key = key
-        ticket.min_accuracy = min_accuracy
         if ticket.awaits >= 0 and timeout_ns > self._timeout_ns:
             # Rows that wait for a worker that may not come hold their slots no longer than others.
             timeout_ns = self._timeout_ns
-        ticket.deadline_ns = now_ns + min(timeout_ns or self._timeout_ns, FOREVER_NS)
-        ticket.context = context
-        ticket.on_done = on_done
+        timeout_ns = min(timeout_ns or self._timeout_ns, FOREVER_NS)
+        ticket.key = key
+        ticket.min_accuracy = min_accuracy
+        ticket.deadline_ns = now_ns + timeout_ns
         ticket.submit_ns = now_ns
         ticket.chain = chain
-        if self._monitor.auditing:
-            self._audits.mark(ticket, now_ns)
         slots = ticket.slots
-        ticket.outstanding = len(slots)
         self._standby.rows += len(slots)
         if len(slots) == 1:
             lane = self._lanes.choose(mask)
+            if self._dispatch.busy and self._batcher.saturated(lane):
+                self._check_in_time(lane, ticket.client, 1, timeout_ns, now_ns)
             ticket.variants = [lane]
             self._slot_states[slots[0]] = QUEUED
-            self._batcher.push(lane, slots[0], ticket.deadline_ns, now_ns, key)
+            self._batcher.push(lane, slots[0], ticket.deadline_ns, now_ns, key, ticket.client)
         else:
-            self._push_rows(ticket, mask, now_ns)
+            self._push_rows(ticket, mask, timeout_ns, now_ns)
+        ticket.context = context
+        ticket.on_done = on_done
+        ticket.outstanding = len(slots)
+        if self._monitor.auditing:
+            self._audits.mark(ticket, now_ns)
         ticket.phase = PENDING
         self._deadlines.add(ticket, now_ns)
         self._dispatch.wake()
@@ -222,17 +288,19 @@ class Admission:
         ticket.awaits = variant
         self._demand.wait(variant, rows)
 
-    def _push_rows(self, ticket: RouterTicket, mask: int, now_ns: int) -> None:
-        """Queue several rows.  Quotas are kept row by row; rows of one variant stay neighbours in the slab."""
+    def _push_rows(self, ticket: RouterTicket, mask: int, timeout_ns: int, now_ns: int) -> None:
+        """Queue several rows, all or none.  Quotas are kept row by row; rows of one variant stay neighbours in the
+        slab."""
         slots = ticket.slots
         self._lanes.choose_many(mask, len(slots), self._picked)
         lanes = np.sort(self._picked[: len(slots)])
         ticket.variants = lanes.tolist()
-        start = 0
-        for stop in [*(np.flatnonzero(np.diff(lanes)) + 1).tolist(), len(slots)]:
-            lane = ticket.variants[start]
-            self._batcher.push_many(lane, slots[start:stop], ticket.deadline_ns, now_ns, ticket.key)
-            start = stop
+        stops = [*(np.flatnonzero(np.diff(lanes)) + 1).tolist(), len(slots)]
+        for start, stop in zip([0, *stops], stops, strict=False):
+            self._check_in_time(ticket.variants[start], ticket.client, stop - start, timeout_ns, now_ns)
+        for start, stop in zip([0, *stops], stops, strict=False):
+            lane, part = ticket.variants[start], slots[start:stop]
+            self._batcher.push_many(lane, part, ticket.deadline_ns, now_ns, ticket.key, ticket.client)
         for slot in slots:
             self._slot_states[slot] = QUEUED
 

@@ -10,8 +10,7 @@ and is not counted by any test.
 While the guard has the cascade off, audits go the other way: rows that the best variant answered are asked of the
 accused variant, while that has a worker.  So it can be cleared.
 
-Clients come first.  In the queue an audit is behind every row that is due within a day, and joins batches that have
-room.  It is given up, and owed, if the queue or the slots are full (also later, as soon as a client finds them full),
+Clients come first.  In the queue an audit is behind every client's row, and joins batches that have room.  It is given up, and owed, if the queue or the slots are full (also later, as soon as a client finds them full),
 if a burst calls for standby workers, if its worker died or no better variant has one, and after `PATIENCE_NS`.  It is
 never retried: a row that kills workers must not kill a second one for an audit.
 """
@@ -29,7 +28,7 @@ from clover.runtime.guard.guard import CASCADE_OFF, OWN, RECOVERY, SERVED, Guard
 from clover.runtime.guard.sampling import LEAST, MOST, Sampler, clean_share
 from clover.runtime.memory.input_digest import InputDigests
 from clover.runtime.router.state import RouterState
-from clover.runtime.router.tickets import BEHIND_NS, PENDING, QUEUED, RouterTicket, StageAnswers
+from clover.runtime.router.tickets import BACKGROUND, PENDING, QUEUED, RouterTicket, StageAnswers
 
 log = logging.getLogger("clover.guard")
 
@@ -199,6 +198,7 @@ class Audits:
         if self._batcher.depth() >= self._most_rows or len(self.waiting) >= self._most:
             return "full"
         own = RouterTicket([slot], now_ns)
+        own.client = BACKGROUND
         own.audit = audit
         own.variants = [auditor]
         own.min_accuracy = lanes.accuracy[auditor]
@@ -208,7 +208,7 @@ class Audits:
         own.deadline_ns = now_ns + PATIENCE_NS
         own.phase = PENDING
         self._table.hand_over(slot, own)
-        self._batcher.push(auditor, slot, now_ns + BEHIND_NS, now_ns, own.key)  # `requeue` would put it in front
+        self._batcher.push(auditor, slot, own.deadline_ns, now_ns, own.key, BACKGROUND)
         self._table.state[slot] = QUEUED
         self._deadlines.add(own, now_ns)
         self.waiting[slot] = own

@@ -6,6 +6,7 @@ from clover.accounting.account cimport Account
 from clover.runtime.router.audits cimport Audits
 from clover.runtime.router.deadlines cimport Deadlines
 from clover.runtime.router.escalation cimport Escalation
+from clover.runtime.router.lane_pace cimport LanePace
 from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.links cimport Batch, Link
 from clover.runtime.router.monitor cimport Monitor
@@ -38,7 +39,7 @@ cdef class Completion:
     cdef take(self, Link link, int64_t now_ns)
     @cython.locals(
         batch=Batch, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, least_ns=int64_t,
-        energy_j=double, surplus=double, escalated=int, audits=int,
+        energy_j=double, surplus=double, escalated=int, audits=int, pace=LanePace,
     )
     cdef _complete(self, Link link, tuple frame, int64_t now_ns)
     @cython.locals(
@@ -51,6 +52,8 @@ cdef class Completion:
     cdef finish(self, RouterTicket ticket, int status, str error, int64_t now_ns, object retry_after_s=*)
     @cython.locals(ticket=RouterTicket)
     cdef expire(self, int64_t now_ns)
+    @cython.locals(ticket=RouterTicket)
+    cdef too_late(self, list slots, int64_t now_ns)
     cdef unserved(self, RouterTicket ticket, int64_t now_ns)
     cdef stop_waiting(self, RouterTicket ticket)
     cdef bint give_up(self, list audits, str why) except -1

@@ -78,6 +78,9 @@ class Completion:
         if batch is None or count != len(batch.slots):
             raise ValueError(f"completion of batch {batch_id} with {count} rows, which it was never given")
         link.landed(batch, now_ns)
+        pace = self._lanes.paces[link.lane]
+        pace.done(now_ns - batch.sent_ns)
+        self._batcher.expect(link.lane, pace.expected_ns)
         if batch.epoch == link.epoch:
             self._batcher.credit(link.index)
         # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and
@@ -129,7 +132,7 @@ class Completion:
             if busy_ns > ticket.compute_ns:
                 ticket.compute_ns = busy_ns
             if status:
-                if not self._escalation.keep(ticket, ticket.slots.index(slot), "failed"):
+                if not self._escalation.keep(ticket, ticket.row_of(slot), "failed"):
                     self.finish(ticket, 500, "the model failed on this request", now_ns)
                     continue
             elif ticket.chain is None:
@@ -218,6 +221,23 @@ class Completion:
             else:
                 self.finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
 
+    def too_late(self, slots: list[int], now_ns: int) -> None:
+        """End the tickets of rows that left the queue because their deadline comes before an answer could; rows of a
+        cascade keep the answer that they have."""
+        for slot in slots:
+            ticket = self._table.owner[slot]
+            if ticket is None or ticket.phase != PENDING:
+                continue  # another row of it was too late as well
+            if ticket.paths and self._escalation.keep(ticket, ticket.row_of(slot), "deadline"):
+                self._table.state[slot] = HELD
+                ticket.outstanding -= 1
+                if not ticket.outstanding:
+                    self.finish(ticket, 200, "", now_ns)
+                continue
+            if ticket.audit is None:
+                self._traffic.overloaded("dropped")
+            self.finish(ticket, 504, "the deadline would have passed before an answer was there", now_ns)
+
     def unserved(self, ticket: RouterTicket, now_ns: int) -> None:
         """End a ticket whose worker did not come: 503 if the reason is known, else 504."""
         declined = self._demand.declined(ticket.awaits)
@@ -237,7 +257,7 @@ class Completion:
         they have.  The others wait on, no longer than the family's timeout."""
         self._state.stranded = False
         for slot, ticket in self._table.queued():
-            row = ticket.slots.index(slot)
+            row = ticket.row_of(slot)
             lane = ticket.variants[row]
             if self._slot_states[slot] != QUEUED or ticket.audit is not None or self._lanes.staffed >> lane & 1:
                 continue  # it was settled with another row of its ticket, or a worker takes it

@@ -5,6 +5,7 @@ from clover._native.batcher cimport Batcher
 from clover.runtime.router.audits cimport Audits
 from clover.runtime.router.completion cimport Completion
 from clover.runtime.router.deadlines cimport Deadlines
+from clover.runtime.router.lane_pace cimport LanePace
 from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.links cimport Link
 from clover.runtime.router.standby_routing cimport StandbyRouting
@@ -20,6 +21,8 @@ cdef class Dispatch:
     cdef Lanes _lanes
     cdef Deadlines _deadlines
     cdef bytearray _slot_states
+    cdef list _paces
+    cdef readonly bint busy
     cdef object _out
     cdef int64_t _batch_id
     cdef bint _scheduled
@@ -30,7 +33,10 @@ cdef class Dispatch:
     cpdef run_turn(self)
     cpdef wake(self)
     cdef make_room(self, int64_t now_ns)
-    @cython.locals(link=Link, slots=list, broken=list, count=Py_ssize_t, batcher=Batcher, formed=tuple)
+    @cython.locals(
+        link=Link, slots=list, broken=list, count=Py_ssize_t, batcher=Batcher, formed=tuple, pace=LanePace,
+        saturated=bint,
+    )
     cdef _form_batches(self, int64_t now_ns)
     @cython.locals(next_ns=int64_t, delay_ns=int64_t)
     cdef _set_timer(self, int64_t now_ns)

@@ -1,7 +1,7 @@
 """Turns: at the end of each turn of the event loop in which something came in, batches form and go to workers.
 
 All requests that were read in one turn therefore share batches, and an idle server adds no delay: the turn ends at
-once.  A timer starts a turn for the nearest deadline, and for rows that waited long enough for their batch to fill.
+once.  Rows that cannot be answered in time any more are given up then (`csrc/batcher.pyx`).  A timer starts a turn for the nearest deadline, and for rows that waited long enough for their batch to fill.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _ROOM_NS = 100_000
 
 
 class Dispatch:
-    """Forms batches and hands them to workers, once a turn."""
+    """Forms batches and hands them to workers, once a turn.  `busy`: after the last batches were formed, rows waited in
+    some lane whose workers had no credit left."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class Dispatch:
         self._loop = loop
         self._batcher = state.batcher
         self._lanes = state.lanes
+        self._paces = state.lanes.paces
         self._deadlines = state.deadlines
         self._slot_states = state.table.state
         self._out = np.zeros(max(state.spec.max_batch, 1), np.uint32)
@@ -49,6 +51,7 @@ class Dispatch:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._room_ns = 0
+        self.busy = False
         self._audits.wake = self.wake
 
     def run_turn(self) -> None:
@@ -103,6 +106,9 @@ class Dispatch:
         while formed is not None:
             index, count = formed
             link = self._lanes.by_index(index)
+            pace = self._paces[link.lane]
+            if pace.since_ns:
+                pace.left(now_ns, count, batcher.depth(link.lane), batcher.most(index))
             self._batch_id += 1
             slots: list[int] = out[:count].tolist()
             for slot in slots:
@@ -118,6 +124,14 @@ class Dispatch:
             except (ValueError, OSError) as error:
                 broken.append((link.worker, f"its ring cannot be written: {error}"))
             formed = batcher.dispatch(now_ns, out)
+        if batcher.dropped:
+            self._completion.too_late(batcher.take_dropped(), now_ns)
+        if self.busy or batcher.depth():
+            self.busy = False
+            for lane, pace in enumerate(self._paces):
+                saturated = batcher.saturated(lane)
+                pace.saturated(now_ns, saturated)
+                self.busy = self.busy or saturated
         for worker, reason in broken:
             self._state.lost(worker, reason)
 

@@ -42,7 +42,7 @@ class Escalation:
         if stage == len(chain.thresholds) or score >= chain.thresholds[stage]:
             self._traffic.accuracy_rows += chain.ends[stage]
             return False
-        row, target = ticket.slots.index(slot), chain.lanes[stage + 1]
+        row, target = ticket.row_of(slot), chain.lanes[stage + 1]
         why = ""
         if not self._lanes.live >> target & 1:
             why = "nobody"
@@ -61,7 +61,7 @@ class Escalation:
         if ticket.torn:  # the slot holds a complete answer again
             ticket.torn = tuple([other for other in ticket.torn if other != row])
         ticket.variants[row] = target
-        self._batcher.requeue(target, [slot], ticket.deadline_ns, now_ns, ticket.key)
+        self._batcher.requeue(target, [slot], ticket.deadline_ns, now_ns, ticket.key, ticket.client)
         self._slot_states[slot] = QUEUED
         return True
 
@@ -119,7 +119,10 @@ class Escalation:
 
     def _cut_short(self, ticket: RouterTicket, chain: RoutedChain, row: int, lane: int, why: str) -> None:
         """End a row at `lane` although its score calls for the next variant; count the reason."""
-        ticket.cut_short = ticket.cut_short | {row}
+        if ticket.cut_short:
+            ticket.cut_short.add(row)
+        else:
+            ticket.cut_short = {row}
         self._traffic.cut(why)
         stage = chain.stage(lane)
         self._traffic.accuracy_rows += chain.cut[stage] if stage >= 0 else self._lanes.accuracy[lane]

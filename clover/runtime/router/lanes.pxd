@@ -7,6 +7,7 @@ cdef class Lanes:
     cdef public object live
     cdef public object staffed
     cdef public list links
+    cdef readonly list paces
     cdef public object routing
     cdef public object chain
     cdef public object points

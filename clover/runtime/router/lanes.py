@@ -16,6 +16,7 @@ from clover._native.batcher import Batcher
 from clover._native.route import Quota
 from clover.accounting import WorkerMeter
 from clover.runtime.cascade import RoutedChain, chain_of
+from clover.runtime.router.lane_pace import LanePace
 from clover.runtime.router.links import Link, WorkerHandle
 from clover.types import CascadeProfile, ChainPoint, FamilyProfile, FamilySpec, Routing
 
@@ -47,12 +48,13 @@ class Lanes:
     """Links between workers and lanes, which are the `variants`.  `live` has bit i set while lane i has a worker that
     takes new rows, `staffed` while it has any attached one; `routing` is what was set last, `delayed` whether rows of
     any lane may wait for a batch to fill, `chain` the cascade that rows follow, `points` the profiled ones, cheapest
-    first."""
+    first, `paces` how fast each lane serves."""
 
     def __init__(
         self, batcher: Batcher, variants: Sequence[str], accuracy: Sequence[float], max_batch: int, delay_ms: float
     ) -> None:
         self.accuracy = accuracy
+        self.paces = [LanePace() for _ in variants]
         self.live = self.staffed = 0
         self.links: list[Link] = []
         self.routing = Routing(shares=dict.fromkeys(variants, 1.0))
@@ -259,6 +261,7 @@ class Lanes:
         if link.attached:
             self._batcher.detach(link.index)
             link.attached = False
+            self.paces[link.lane].forget()
             self._changed()
         self.forget_idle(link)
 
@@ -275,6 +278,7 @@ class Lanes:
     def _attach(self, link: Link) -> None:
         if not link.attached:
             self._batcher.attach(link.index, link.lane, link.max_batch)
+            self.paces[link.lane].forget()
             link.attached = True
             link.epoch += 1
 

@@ -72,7 +72,7 @@ class Monitor:
     def observe(self, ticket: RouterTicket, slot: int, lane: int, score: float, watched: bool) -> None:
         """Take note of an answer of `lane`: its `score` if the lane is `watched`, and whether its input came before.
         Only the first answer of a row counts, not those of later stages of its chain."""
-        if ticket.paths and ticket.slots.index(slot) in ticket.paths:
+        if ticket.paths and ticket.row_of(slot) in ticket.paths:
             return
         group = self.guard.clients.sent(ticket.client)
         evidence = self.guard.fresh(self._digests.digest(slot))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from clover.runtime.router.links import Batch
 from clover.runtime.router.state import RouterState
-from clover.runtime.router.tickets import BEHIND_NS, PENDING, QUEUED, RouterTicket
+from clover.runtime.router.tickets import PENDING, QUEUED, RouterTicket
 
 
 class Retry:
@@ -46,7 +46,7 @@ class Retry:
         guilty = set()
         for slot, ticket in landed:
             if ticket is not None and slot in begun:
-                ticket.torn += (ticket.slots.index(slot),)
+                ticket.torn += (ticket.row_of(slot),)
                 guilty.add(ticket)
         for ticket in guilty if blame else ():
             ticket.deaths += 1
@@ -86,8 +86,8 @@ class Retry:
         stranded = {lane for lane in lanes if not live >> lane & 1 and self._batcher.depth(lane)}
         if not stranded:
             return
-        for slot, ticket in self._table.queued():
-            row = ticket.slots.index(slot)
+        for slot, ticket in self._waiting():
+            row = ticket.row_of(slot)
             if ticket.variants[row] not in stranded:
                 continue
             lane = self._lane(ticket, row)
@@ -101,16 +101,21 @@ class Retry:
         """Move rows that wait for other lanes to `lane` if it is accurate enough for them.  Escalated rows have an
         answer already, and do not move."""
         accuracy = self._lanes.accuracy[lane]
-        for slot, ticket in self._table.queued():
-            row = ticket.slots.index(slot)
+        for slot, ticket in self._waiting():
+            row = ticket.row_of(slot)
             if ticket.variants[row] != lane and accuracy >= ticket.min_accuracy and row not in ticket.paths:
                 self._batcher.cancel(slot)
                 ticket.variants[row] = lane
                 self.again(ticket, slot, now_ns)
 
+    def _waiting(self) -> list[tuple[int, RouterTicket]]:
+        """Return every queued slot with its ticket, those that were submitted first in front: rows that move to another
+        lane take new places there."""
+        return sorted(self._table.queued(), key=lambda queued: queued[1].submit_ns)
+
     def again(self, ticket: RouterTicket, slot: int, now_ns: int) -> None:
         """Queue one row of a pending ticket again."""
-        lane = self._lane(ticket, ticket.slots.index(slot))
+        lane = self._lane(ticket, ticket.row_of(slot))
         if not self._lanes.staffed >> lane & 1:
             self._state.stranded = True
         self._queue(ticket, slot, lane, now_ns)
@@ -124,13 +129,12 @@ class Retry:
 
     def _queue(self, ticket: RouterTicket, slot: int, lane: int, now_ns: int) -> None:
         """Queue one row for `lane`."""
-        row = ticket.slots.index(slot)
+        row = ticket.row_of(slot)
         ticket.variants[row] = lane
         if lane in (path := ticket.paths.get(row, ())):
             ticket.paths[row] = path[: path.index(lane)]  # it is asked there again
             ticket.torn += (row,)  # its slot does not hold the answer of its path's last lane
-        due_ns = ticket.deadline_ns if ticket.audit is None else now_ns + BEHIND_NS
-        self._batcher.requeue(lane, [slot], due_ns, now_ns, ticket.key)
+        self._batcher.requeue(lane, [slot], ticket.deadline_ns, now_ns, ticket.key, ticket.client)
         self._table.state[slot] = QUEUED
 
     def _isolate(self, ticket: RouterTicket) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from clover._native.batcher import Batcher
 from clover._native.wire import monotonic_ns
 from clover.config import FamilyConfig
-from clover.errors import RequestError
+from clover.errors import Overloaded, RequestError
 from clover.runtime.memory.rows import Memory
 from clover.runtime.router.deadlines import Deadlines
 from clover.runtime.router.demand import AccuracyDemand
@@ -72,6 +72,11 @@ class RouterState:
         lately."""
         rate = self.traffic.served.per_s(now_ns)
         return min(self.lanes.waiting() / rate, _MAX_RETRY_AFTER_S) if rate > 0.0 else 1.0
+
+    def overloaded(self, why: str, message: str, retry_after_s: float) -> RequestError:
+        """Count a request that is refused because of overload, for the reason `why`; return the error to raise."""
+        self.traffic.overloaded(why)
+        return self.refused(Overloaded(message, retry_after_s=min(retry_after_s, _MAX_RETRY_AFTER_S)))
 
     def refused(self, error: RequestError) -> RequestError:
         """Count a refused request by its status; return `error`, to be raised."""

@@ -1,8 +1,10 @@
+cimport cython
 from libc.stdint cimport int64_t
 
 from clover.interfaces cimport Ticket as Base
 
 cdef class RouterTicket(Base):
+    cdef public int64_t client
     cdef public int64_t submit_ns
     cdef public int64_t deadline_ns
     cdef public object bucket
@@ -26,3 +28,6 @@ cdef class RouterTicket(Base):
     cdef public double min_accuracy
     cdef public double energy_j
     cdef public object on_done
+
+    @cython.locals(first=Py_ssize_t)
+    cpdef Py_ssize_t row_of(self, Py_ssize_t slot) except -1

@@ -6,6 +6,7 @@ each may run in another batch on another variant, so the ticket only counts how 
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,8 @@ StageAnswers = tuple[tuple[int, RowAnswer], ...]
 OPEN, PENDING, DONE, CLOSED = range(4)
 """Phases of a ticket."""
 
-BEHIND_NS = 86_400_000_000_000
-"""The place of an audit in the queue is that of a row due so much later."""
+BACKGROUND = -1
+"""The client of audits: their rows are behind those of all clients."""
 
 FREE, HELD, QUEUED, FLYING = range(4)
 """States of a slot: on the free list; held by an open or answered ticket; in the batcher; with a worker."""
@@ -42,6 +43,7 @@ class RouterTicket(Base):
         "awaits",
         "bucket",
         "chain",
+        "client",
         "cut_short",
         "deadline_ns",
         "deaths",
@@ -65,6 +67,8 @@ class RouterTicket(Base):
 
     def __init__(self, slots: list[int], arrival_ns: int) -> None:
         self.slots = slots
+        self.client = 0
+        """Who asks, as the front end numbers them; 0 for callers in this process."""
         self.status = 0
         self.error = ""
         self.retry_after_s: float | None = None
@@ -109,3 +113,11 @@ class RouterTicket(Base):
         self.min_accuracy = 0.0
         self.energy_j = 0.0
         self.on_done: Callable[[RouterTicket], None] | None = None
+
+    def row_of(self, slot: int) -> int:
+        """Return the row that lies in `slot`, one of the ticket's."""
+        slots = self.slots
+        first = slots[0]
+        if slots[-1] - first == len(slots) - 1:  # slots of a ticket are ascending, so these are neighbours
+            return slot - first
+        return bisect.bisect_left(slots, slot)

@@ -37,6 +37,7 @@ cdef class Traffic:
     cdef public tuple variants
     cdef int64_t _fine
     cdef dict _refused
+    cdef public dict overload
     cdef public list rows
     cdef public Histogram latency
     cdef public Histogram queue

@@ -122,6 +122,8 @@ class Traffic:
         self.variants = tuple(variants)
         self._fine = 0
         self._refused: dict[int, int] = {}
+        self.overload: dict[str, int] = {}
+        """Requests refused or given up because more came than could be served in time, by reason."""
         self.rows = [0] * len(self.variants)
         self.latency = Histogram()
         self.queue = Histogram()
@@ -151,6 +153,10 @@ class Traffic:
     def refused(self, status: int) -> None:
         """Count a request that never entered the queue, or left it without an answer, by its HTTP status."""
         self._refused[status] = self._refused.get(status, 0) + 1
+
+    def overloaded(self, why: str) -> None:
+        """Count a request that was refused or given up because of overload."""
+        self.overload[why] = self.overload.get(why, 0) + 1
 
     @property
     def codes(self) -> dict[int, int]:

@@ -52,6 +52,14 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         lambda model: (((str(code),), count) for code, count in sorted(model.served.traffic.codes.items())),
     ),
     MetricSpec(
+        "clover_overload_requests",
+        "Requests refused or given up because more came than could be served in time: queue and slots (full, 429), late "
+        "(would miss its deadline, 429), dropped (could not be answered in time any more, 504)",
+        COUNTER,
+        ("model", "why"),
+        lambda model: by_label(dict(sorted(model.served.traffic.overload.items()))),
+    ),
+    MetricSpec(
         "clover_rows",
         "Rows answered, by the variant that answered",
         COUNTER,

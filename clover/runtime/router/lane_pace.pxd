@@ -1,0 +1,21 @@
+cimport cython
+from libc.stdint cimport int64_t
+
+cdef class LanePace:
+    cdef readonly int64_t expected_ns
+    cdef readonly int64_t since_ns
+    cdef double _mean_ns
+    cdef double _deviation_ns
+    cdef double _span_ns
+    cdef double _batches
+    cdef double _rows
+    cdef double _fit
+    cdef double _most
+    cdef int64_t _updated_ns
+
+    cpdef forget(self)
+    cpdef saturated(self, int64_t now_ns, bint yes)
+    cpdef left(self, int64_t now_ns, int64_t rows, int64_t waiting, int64_t most)
+    @cython.locals(error=double)
+    cpdef done(self, int64_t took_ns)
+    cpdef double wait_ns(self, int64_t now_ns, int64_t rows) except? -1.0

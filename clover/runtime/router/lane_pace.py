@@ -1,0 +1,85 @@
+"""How fast a lane serves, and how long its batches take, from what it did lately: enough to say who will be too late.
+
+Pace.  Batches that leave are counted only while the lane is *saturated*: rows wait and its workers have no credit left.
+Then the time from one batch to the next is what its workers need, whatever the load is.  A lane that is saturated now
+and then sends small batches, in little time each, so what a long queue needs is told by full batches at that pace: too
+fast at first, and right once the queue is long.  If the rows of a batch do not fill it although enough wait (they
+differ in shape), that part is taken off.
+
+Time.  From the dispatch of a batch until it is done, behind the one that its worker is running: the mean and the mean
+deviation move towards each new time as those of TCP's round trips do (RFC 6298), and twice the deviation is added.
+
+A pace is forgotten after `_OLD_NS`, and if the lane's workers change.  Nobody is refused by a pace that is not known.
+"""
+
+from __future__ import annotations
+
+_LEAST_BATCHES = 4
+"""A pace is known from so many batches on."""
+_BATCHES = 32
+_WINDOW_NS = 1_000_000_000
+"""Beyond so many batches and so long, what was counted weighs half."""
+_OLD_NS = 10_000_000_000
+
+
+class LanePace:
+    """The pace of one lane.  `expected_ns`: from the dispatch of a batch until it is done; 0 if not known.  `since_ns`:
+    when rows were last seen waiting without a batch leaving; 0 while the lane is not saturated."""
+
+    __slots__ = ("_batches", "_deviation_ns", "_fit", "_mean_ns", "_most", "_rows", "_span_ns", "_updated_ns", "expected_ns", "since_ns")
+
+    def __init__(self) -> None:
+        self.expected_ns = 0
+        self.since_ns = 0
+        self._mean_ns = 0.0
+        self._deviation_ns = 0.0
+        self._span_ns = 0.0
+        self._batches = 0.0
+        self._rows = 0.0
+        self._fit = 0.0
+        self._most = 0.0
+        self._updated_ns = 0
+
+    def forget(self) -> None:
+        """Forget the pace: the workers have changed."""
+        self.since_ns = 0
+        self._span_ns = self._batches = self._rows = self._fit = self._most = 0.0
+
+    def saturated(self, now_ns: int, yes: bool) -> None:
+        """Note whether the lane is saturated after all batches were formed."""
+        if not yes:
+            self.since_ns = 0
+        elif not self.since_ns:
+            self.since_ns = now_ns
+
+    def left(self, now_ns: int, rows: int, waiting: int, most: int) -> None:
+        """Count a batch of `rows` rows that leaves a saturated lane, in which `waiting` rows are left; it could have
+        held `most`."""
+        self._span_ns += now_ns - self.since_ns
+        self.since_ns = self._updated_ns = now_ns
+        self._batches += 1.0
+        self._rows += rows
+        self._fit += min(rows + waiting, most)
+        self._most += most
+        if self._batches >= _BATCHES and self._span_ns > _WINDOW_NS:
+            self._span_ns *= 0.5
+            self._batches *= 0.5
+            self._rows *= 0.5
+            self._fit *= 0.5
+            self._most *= 0.5
+
+    def done(self, took_ns: int) -> None:
+        """Take note of a batch that was done `took_ns` after it was dispatched."""
+        if self._mean_ns == 0.0:
+            self._mean_ns, self._deviation_ns = float(took_ns), took_ns / 2
+        else:
+            error = took_ns - self._mean_ns
+            self._mean_ns += error / 8
+            self._deviation_ns += (abs(error) - self._deviation_ns) / 4
+        self.expected_ns = int(self._mean_ns + 2.0 * self._deviation_ns)
+
+    def wait_ns(self, now_ns: int, rows: int) -> float:
+        """Return how long it takes until `rows` rows have left in full batches; 0 if the pace is not known."""
+        if self._batches < _LEAST_BATCHES or now_ns - self._updated_ns > _OLD_NS or self._rows <= 0.0:
+            return 0.0
+        return rows * self._span_ns * self._fit / (self._most * self._rows)

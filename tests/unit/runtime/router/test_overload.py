@@ -1,0 +1,199 @@
+"""More rows than can be served: what is taken is answered in time, and no client takes what is due to another."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from clover.errors import Overloaded
+from tests.support.overload import Load
+from tests.support.router_fixture import MS, SECOND, House
+
+
+def loaded(lanes: tuple[int, ...] = (0,), slots: int = 8192, service_ms: float = 40.0, **config: float) -> Load:
+    house = House(slots=slots, **config)
+    return Load(house, house.route(*lanes), service_ms)
+
+
+# --- goodput ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [1.1, 1.5, 3.0])
+@pytest.mark.parametrize("timeout_s", [1, 30])
+def test_goodput_stays_at_capacity_for_two_minutes(times: float, timeout_s: int) -> None:
+    load = loaded()
+    load.run(120.0, times * load.capacity, lambda number: load.ask(1 + number % 64, timeout_s * SECOND))
+    for begin in range(5, 115, 10):
+        rows = sum(load.answered[second] for second in range(begin, begin + 10))
+        assert rows >= 0.97 * 10 * load.capacity, begin
+    assert load.late == 0
+    accepted = load.statuses[200] + load.statuses[504]
+    assert load.statuses[504] <= 0.03 * accepted, load.statuses
+    overload = load.house.router.traffic.overload
+    assert overload.get("late", 0) + overload.get("dropped", 0) == load.statuses[429] + load.statuses[504]
+    load.house.check_slots()
+
+
+def test_workers_that_slow_down_cost_goodput_for_a_moment_only() -> None:
+    load = loaded()
+    rate = 1.5 * load.capacity
+    load.run(20.0, rate, lambda number: load.ask(1 + number % 64, SECOND))
+    load.service_ms = 100.0
+    load.run(20.0, rate, lambda number: load.ask(1 + number % 64, SECOND))
+    assert sum(load.answered[second] for second in range(22, 38)) >= 0.95 * 16 * load.capacity
+    load.service_ms = 40.0
+    load.run(20.0, rate, lambda number: load.ask(1 + number % 64, SECOND))
+    assert sum(load.answered[second] for second in range(42, 58)) >= 0.95 * 16 * load.capacity
+    assert load.late == 0
+
+
+def test_a_refusal_says_when_the_wait_will_fit() -> None:
+    load = loaded()
+    load.run(10.0, 3.0 * load.capacity, lambda number: load.ask(1 + number % 64, SECOND))
+    ticket = load.house.router.open(1, 99)
+    with pytest.raises(Overloaded, match="after the deadline") as refused:
+        load.house.router.submit(ticket, print, timeout_ns=100 * MS)
+    assert refused.value.retry_after_s == pytest.approx(0.9, abs=0.25)  # the wait is a second, and a tenth is wanted
+    load.house.router.submit(ticket, print, timeout_ns=5 * SECOND)  # still open
+
+
+def test_requests_are_refused_unread_while_a_row_would_wait_longer_than_the_familys_timeout() -> None:
+    load = loaded(timeout_ms=1000.0)
+    router = load.house.router
+
+    def ask(number: int) -> None:
+        if router.crowded(1 + number % 64) == 0.0:
+            load.ask(1 + number % 64, 60 * SECOND)
+
+    load.run(30.0, 2.0 * load.capacity, ask)
+    assert max(load.latency_ms) < 1500.0
+    assert sum(load.answered[second] for second in range(5, 30)) >= 0.97 * 25 * load.capacity
+    refused = router.traffic.overload["late"]
+    assert router.traffic.codes[429] == refused > 0.4 * 30.0 * load.capacity
+    load.run(5.0, 0.0, print)
+    assert router.crowded(7) == 0.0
+
+
+# --- estimates that are wrong -----------------------------------------------------------------------------------------
+
+
+def test_after_a_pause_of_the_workers_rows_are_answered_again() -> None:
+    load = loaded()
+    load.run(10.0, load.capacity * 1.2, lambda number: load.ask(1 + number % 16, SECOND))
+    load.service_ms = 15_000.0  # stopped for a while
+    load.run(20.0, load.capacity * 1.2, lambda number: load.ask(1 + number % 16, SECOND))
+    load.service_ms = 40.0
+    load.run(40.0, load.capacity * 1.2, lambda number: load.ask(1 + number % 16, SECOND))
+    last = max(load.answered)
+    assert sum(load.answered[second] for second in range(last - 10, last)) >= 0.95 * 10 * load.capacity
+
+
+def test_one_row_is_always_tried_while_no_row_waits() -> None:
+    load = loaded(service_ms=2000.0)
+    for _ in range(20):  # whatever the lane is believed to need, an idle worker gets the row
+        ticket = load.ask(1, 100 * MS)
+        assert ticket is not None
+        load.house.loop.turn()
+        load.start()
+        load.run(2.5, 0.0, print)
+    assert load.statuses == {504: 20}
+    load.service_ms = 40.0
+    for _ in range(10):
+        load.ask(1, 100 * MS)
+        load.house.loop.turn()
+        load.start()
+        load.run(0.5, 0.0, print)
+    assert load.statuses[200] == 10
+
+
+# --- fairness ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_shorter_timeout_is_no_priority() -> None:
+    load = loaded()
+
+    def ask(number: int) -> None:
+        load.ask(1 + number % 2, (20 + 10 * (number % 2)) * SECOND)
+
+    load.run(60.0, 1.3 * load.capacity, ask)
+    assert load.by_client[1] == pytest.approx(load.by_client[2], rel=0.1)
+
+
+def test_a_flood_of_one_client_delays_others_by_a_row_each() -> None:
+    load = loaded()
+    flood = load.capacity * 3.0
+    quiet: list[float] = []
+
+    def ask(number: int) -> None:
+        load.ask(1, 30 * SECOND)
+        if number % 30 == 0:  # five rows a second
+            ticket = load.ask(2)
+            assert ticket is not None
+            asked_ns = load.house.loop.now_ns
+            ticket.on_done = lambda done: (
+                quiet.append((load.house.loop.now_ns - asked_ns) / MS),
+                load.house.router.close(done),
+            )
+
+    load.run(60.0, flood, ask)
+    assert len(quiet) > 500
+    assert max(quiet) <= 3 * 40.0 + 1.0  # two batches are with the worker, and it is in the next one
+
+
+def test_a_request_of_20_000_rows_delays_others_by_a_row_each() -> None:
+    load = loaded(slots=32768, service_ms=4.0)
+    long = load.ask(1, 60 * SECOND, rows=20_000)
+    assert long is not None
+    load.house.loop.turn()
+    load.start()
+    load.run(1.0, 0.0, print)
+    short = load.ask(2)
+    assert short is not None
+    load.house.loop.turn()
+    load.run(0.013, 0.0, print)
+    assert short.status == 200
+    load.run(30.0, 0.0, print)
+    assert long.status == 200
+    assert load.by_client == {1: 20_000, 2: 1}
+
+
+def test_a_part_of_the_queue_and_of_the_slots_is_kept_for_clients_that_have_little_waiting() -> None:
+    load = loaded(slots=128, queue_rows=64)
+    while load.ask(1) is not None:
+        load.house.loop.turn()
+    router = load.house.router
+    assert router.state.batcher.depth() == 56
+    assert router.crowded(1) > 0.0
+    assert router.crowded(2) == 0.0
+    assert [load.ask(client) is not None for client in range(2, 12)] == [True] * 8 + [False] * 2
+    assert router.traffic.overload["queue"] == 4
+    load = loaded(slots=64)
+    while load.ask(1) is not None:
+        load.house.loop.turn()
+    assert load.house.router.observe()["free_slots"] == 8.0
+    assert load.house.router.traffic.overload == {"slots": 1}
+    assert load.ask(2) is not None
+    whole = loaded(slots=64)
+    assert whole.ask(1, rows=64) is not None  # nothing waits: it may take all
+    assert whole.ask(2) is None
+
+
+def test_rows_of_every_client_are_answered_once_under_any_mixture() -> None:
+    rng = random.Random(7)
+    load = loaded(lanes=(0, 0), slots=512)
+    asked = 0
+
+    def ask(number: int) -> None:
+        nonlocal asked
+        client = rng.choice([1, 1, 1, 2, 3, 100 + number])
+        asked += 1
+        load.ask(client, round(rng.choice([0.05, 0.2, 1.0, 30.0]) * SECOND), rows=rng.choice([1, 1, 2, 9]))
+
+    load.run(60.0, load.capacity, ask)
+    load.run(40.0, 0.0, print)
+    assert sum(load.statuses.values()) == asked
+    assert load.late == 0
+    assert load.statuses[200] > 0.2 * asked
+    load.house.check_slots()
+    assert load.house.router.observe()["free_slots"] == 512.0
