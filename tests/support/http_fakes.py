@@ -231,14 +231,14 @@ class FakeControl:
 
 class FakeView:
     def __init__(self, *models: FakeModel) -> None:
-        self.by_name = {model.spec.name: model for model in models}
+        self.by_name: dict[str, Model] = {model.spec.name: model for model in models}
         self.is_ready = True
         self.is_live = True
         self.controller = FakeControl()
         self.load_error: Exception | None = None
         self.loads: list[tuple[str, str]] = []
 
-    def models(self) -> dict[str, FakeModel]:
+    def models(self) -> dict[str, Model]:
         return self.by_name
 
     def ready(self) -> bool:
