@@ -43,9 +43,9 @@ def in_views(group: int) -> NDArray[np.float64]:
     return row
 
 
-def views_of(groups: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what each view sees [VIEWS, ...] of counts by group [GROUPS, ...]."""
-    seen: NDArray[np.float64] = np.tensordot(_OTHERS, groups, axes=(0, 0))
+def views_of(groups: list[int], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what each view sees [VIEWS, ...] of the `counts` [len(groups), ...] of these groups."""
+    seen: NDArray[np.float64] = _OTHERS[groups].T @ counts
     return seen
 
 

@@ -65,7 +65,7 @@ class Detector:
     reached `limit`, after `fewest` rows at the earliest, in every view that counts.  `alone`: the group of clients
     without whose rows there would have been no alarm, -1 if there is none."""
 
-    __slots__ = ("_clients", "_fewest", "_logs", "_rows", "alarmed", "alone", "limit")
+    __slots__ = ("_clients", "_fewest", "_log_limit", "_logs", "_rows", "alarmed", "alone", "limit")
 
     def __init__(self, bets: int, limit: float, fewest: int = 0, clients: ClientGroups | None = None) -> None:
         if bets < 1 or not limit > 1.0:
@@ -73,6 +73,7 @@ class Detector:
         self.limit = limit
         self._clients = clients
         self._fewest = fewest
+        self._log_limit = math.log(limit)
         self._logs: Floats = np.full((1 if clients is None else VIEWS, bets), -np.inf)
         self._rows: Floats = np.zeros(len(self._logs))
         self.alarmed = False
@@ -81,10 +82,10 @@ class Detector:
     def add(self, rows: int | Floats, logs: Sequence[float] | Floats) -> bool:
         """Take a block of `rows` rows with the logarithm of the e-value of each bet [bets], or both by view [views] and
         [views, bets]; return whether it raised the alarm just now."""
-        more = np.asarray(rows, np.float64).reshape(-1, 1)
-        self._rows = self._rows + more[:, 0]
-        self._logs = np.minimum(_MOST, np.log(np.maximum(np.exp(self._logs) + more, NOTHING)) + logs)
-        if self.alarmed or self._rows[0] < self._fewest or np.exp(self._logs[0]).mean() < self.limit:
+        self._rows += rows
+        grow(self._logs, rows, logs, _MOST)
+        # The mean is no more than the largest, which is cheap to find.
+        if self.alarmed or self._rows[0] < self._fewest or self._logs[0].max() < self._log_limit:
             return False
         reached = (np.exp(self._logs).mean(axis=1) >= self.limit) & (self._rows >= self._fewest)
         if not reached[self._counting()].all():
@@ -114,6 +115,31 @@ class Detector:
     def _counting(self) -> NDArray[np.bool_]:
         """Return which views count."""
         return np.ones(1, np.bool_) if self._clients is None else self._clients.counting()
+
+
+def grow(statistics: Floats, rows: int | Floats, logs: Sequence[float] | Floats, most: float | Floats) -> None:
+    """Update the logarithms of Shiryaev-Roberts `statistics` [views, bets] in place by a block of rows: an int, or
+    [views]; e-values as logarithms `logs`; none becomes more than `most`."""
+    np.exp(statistics, out=statistics)
+    statistics += rows if isinstance(rows, int) else rows[:, None]
+    np.maximum(statistics, NOTHING, out=statistics)
+    np.log(statistics, out=statistics)
+    statistics += logs
+    np.minimum(statistics, most, out=statistics)
+
+
+def block_of(counts: list[list[int]], logs: Floats) -> tuple[int | Floats, Floats]:
+    """Return the rows of a block, and the logarithms of its e-values, of `counts` by group of clients and bin: by view
+    if there are several groups, else an int and [bets].  `logs` [bets, bins]: of a row in each bin."""
+    if len(counts) == 1:
+        return sum(counts[0]), logs @ counts[0]
+    groups = [group for group, bins in enumerate(counts) if any(bins)]
+    rows = [sum(counts[group]) for group in groups]
+    if len(groups) == 1:
+        seen = in_views(groups[0])
+        return rows[0] * seen, np.multiply.outer(seen, logs @ counts[groups[0]])
+    own = np.array([counts[group] for group in groups], np.float64) @ logs.T
+    return views_of(groups, np.array(rows, np.float64)), views_of(groups, own)
 
 
 def inside(cut: int, bins: int) -> list[bool]:
@@ -196,13 +222,12 @@ class ScoreWatch:
         return self._in_block >= BLOCK and self._close()
 
     def _close(self) -> bool:
-        counts = np.array(self._counts, np.float64)  # [groups, bins]
+        counts = self._counts
         self._forget_block()
-        for at, count in enumerate(counts.sum(axis=0)):
-            self.seen[at] += int(count)
-        if len(counts) > 1:
-            counts = views_of(counts)
-        return self.detector.add(counts.sum(axis=1), counts @ self._logs.T)
+        for bins in counts:
+            for at, count in enumerate(bins):
+                self.seen[at] += count
+        return self.detector.add(*block_of(counts, self._logs))
 
     def _forget_block(self) -> None:
         self._counts = [[0] * len(self.seen) for _ in self._counts]
@@ -253,7 +278,7 @@ class AgreementWatch:
         if not self._by_view:
             return self.detector.add(rows, logs)
         seen = in_views(group)
-        return self.detector.add(rows * seen, np.outer(seen, logs))
+        return self.detector.add(rows * seen, np.multiply.outer(seen, logs))
 
     def reset(self) -> None:
         """Forget all rows and the alarm."""

@@ -25,19 +25,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clover.runtime.guard.clients import GROUPS, ClientGroups, in_views, views_of
+from clover.runtime.guard.clients import GROUPS, ClientGroups, in_views
 from clover.runtime.guard.drift import (
     AGREEMENT_LIMIT,
     AGREEMENT_SIGMAS,
     BLOCK,
     CUTS,
     KINDS,
-    NOTHING,
     SCORE_LIMIT,
     SLACK,
     SURE,
     Floats,
     bet,
+    block_of,
+    grow,
     inside,
     most,
 )
@@ -63,9 +64,8 @@ class AllClear:
     def add(self, rows: int | Floats, logs: Sequence[float] | Floats) -> None:
         """Take a block of `rows` rows with the logarithm of each hypothesis' e-value [ills], or both by view [views]
         and [views, ills]."""
-        more = np.asarray(rows, np.float64).reshape(-1, 1)
-        self._rows = self._rows + more[:, 0]
-        self._logs = np.minimum(self._held, np.log(np.maximum(np.exp(self._logs) + more, NOTHING)) + logs)
+        self._rows += rows
+        grow(self._logs, rows, logs, self._held)
 
     def restart(self) -> None:
         """Forget all rows."""
@@ -117,16 +117,15 @@ class ScoreRecovery:
             raise ValueError(f"{rows} rows tell too little to watch scores by")
         self._logs: Floats = np.array(logs)
         self.clear = AllClear(len(logs), limit, clients)
-        self._counts = np.zeros((1 if clients is None else GROUPS, len(parts)))
+        self._counts = [[0] * len(parts) for _ in range(1 if clients is None else GROUPS)]
         self._in_block = 0
 
     def add(self, at: int, group: int = 0) -> None:
         """Take a row of a group of clients whose score lies in bin `at`."""
-        self._counts[group, at] += 1.0
+        self._counts[group][at] += 1
         self._in_block += 1
         if self._in_block >= BLOCK:
-            counts = self._counts if len(self._counts) == 1 else views_of(self._counts)
-            self.clear.add(counts.sum(axis=1), counts @ self._logs.T)
+            self.clear.add(*block_of(self._counts, self._logs))
             self._forget_block()
 
     def restart(self) -> None:
@@ -135,7 +134,7 @@ class ScoreRecovery:
         self._forget_block()
 
     def _forget_block(self) -> None:
-        self._counts = np.zeros(self._counts.shape)
+        self._counts = [[0] * len(bins) for bins in self._counts]
         self._in_block = 0
 
 

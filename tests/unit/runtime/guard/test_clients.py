@@ -184,7 +184,7 @@ def test_no_more_clients_are_remembered_than_that() -> None:
 
 def test_a_view_sees_all_groups_but_its_own() -> None:
     counts = np.arange(2.0 * GROUPS).reshape(GROUPS, 2)
-    seen = views_of(counts)
+    seen = views_of(list(range(GROUPS)), counts)
     assert seen.shape == (VIEWS, 2)
     assert seen[0].tolist() == counts.sum(axis=0).tolist()
     for group in range(GROUPS):
