@@ -32,7 +32,7 @@ from clover.http.heads import Head, MalformedError, check_prefix
 from clover.http.inference import DirectReceive, InferEndpoint
 from clover.http.oip.tensors import Body
 from clover.http.outgoing import BODY, HEAD, IDLE, LINGER, Outgoing
-from clover.http.server_state import TURN_BYTES, ServerState
+from clover.http.server_state import ServerState
 
 log = logging.getLogger("clover.http")
 
@@ -291,7 +291,7 @@ class Incoming(Outgoing):
         state = self.state
         size = len(body)
         state.turn_bytes += size
-        if state.turn_bytes > TURN_BYTES:
+        if state.turn_bytes > state.turn_limit:
             self._awaited = exchange
             state.postpone(partial(self._take_late, exchange, body), size)
             return True

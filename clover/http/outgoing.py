@@ -3,8 +3,8 @@
 Answers leave in the order of their requests, so the error of request n+1 waits behind the answer of n.  They gather in
 `_out`, and `ServerState` flushes every connection that has some, once, at the end of the turn.
 
-What a client leaves unread is bounded, because no further request of it is taken (`_full`) while more than
-`_HIGH_BYTES` are in `_out`, while the transport holds more than it likes to, or while a request waits its turn
+What a client leaves unread is bounded, because no further request of it is taken (`_full`) while more than 64
+KiB are in `_out`, while the transport holds more than it likes to, or while a request waits its turn
 (`_awaited`): for a large document, a command, a long body.
 """
 
@@ -23,7 +23,6 @@ IDLE, HEAD, BODY, LINGER = range(4)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BYTES = 1 << 16
 _PROGRESS_BYTES = 64 << 10
-_HIGH_BYTES = 64 << 10
 
 
 class Outgoing(ConnectionBase):
@@ -115,7 +114,7 @@ class Outgoing(ConnectionBase):
         return (
             len(self.exchanges) + self._unflushed >= self.state.pipelined
             or self._choked
-            or self._out_bytes > _HIGH_BYTES
+            or self._out_bytes > 65536
             or self._awaited is not None
         )
 

@@ -34,6 +34,7 @@ cdef class ServerState:
     cdef public object scratch_view
     cdef public HttpStats stats
     cdef public Py_ssize_t turn_bytes
+    cdef public Py_ssize_t turn_limit
 
     cpdef mark(self, ConnectionBase connection)
     @cython.locals(connection=ConnectionBase)

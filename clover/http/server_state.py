@@ -82,6 +82,7 @@ class ServerState:
         "scratch_view",
         "stats",
         "turn_bytes",
+        "turn_limit",
     )
 
     def __init__(
@@ -110,6 +111,7 @@ class ServerState:
         self._postponed: deque[tuple[Callable[[], None], int]] = deque()
         self._working = False
         self.turn_bytes = 0
+        self.turn_limit = TURN_BYTES  # as an attribute it is compared as a number of C
         self.ids = ids or RequestIds()
 
     def take_buffer(self, size: int) -> NDArray[np.uint8]:
