@@ -25,9 +25,10 @@ test test-quick test-gpu test-checked: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.test
 	$(PY) -m pytest $(or $(ARGS),$(PARALLEL))
 
-# Those that start no server and take no more than a second or two each: the inner loop.
+# Those that start no server and take no more than a second or two each, and of generated examples a quarter: the inner
+# loop.
 test-quick: $(VENV)/.test
-	$(PY) -m pytest $(PARALLEL) -m "not slow" $(or $(ARGS),tests/unit tests/native)
+	$(PY) -m pytest $(PARALLEL) -m "not slow" --hypothesis-profile quick $(or $(ARGS),tests/unit tests/native)
 
 # What only a machine with an NVIDIA GPU can show; each test says what it needs where that is missing.  Where the
 # libraries of TensorRT cannot be had: make test-gpu GPU_EXTRAS=onnx,test

@@ -526,6 +526,7 @@ def test_a_warm_start_keeps_what_runs(kernels: SimpleNamespace) -> None:
 # --- the search ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernel_moves_as_its_twin_does(compiled: SimpleNamespace, name: str) -> None:
     asked = CASES[name]

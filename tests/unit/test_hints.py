@@ -14,6 +14,7 @@ from clover.hints import duration, until_closed
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -117,6 +117,7 @@ def test_two_builders_compile_once(toy, tmp_path):
     assert len(times) == 1
 
 
+@pytest.mark.slow
 def test_eager_runs_torch_and_python(toy):
     inputs, labels = families.load_evaluation(toy, "held_out")
     eager = backends.get("eager")
@@ -166,6 +167,7 @@ def flattening(variant, folder):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loader", "order"),
     [

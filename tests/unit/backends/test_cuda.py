@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
+pytestmark = pytest.mark.slow  # torch, which takes two seconds to import
+
 FAMILIES = Path(__file__).parents[2] / "families"
 PLAIN = VariantSpec(name="v", loader="model:load")
 

@@ -203,6 +203,7 @@ def test_an_engine_is_built_checked_kept_and_loaded(toy, on_cpu, tmp_path):
     assert "runtime.enable_cudagraphs" not in [name for name, _ in on_cpu.asked]
 
 
+@pytest.mark.slow
 def test_half_precision_goes_in_as_half(toy, on_cpu, tmp_path):
     half = msgspec.structs.replace(toy.variant("full"), name="half16", precision="fp16")
     folder = build(toy, half, tmp_path)
@@ -234,6 +235,7 @@ def test_shapes_of_inputs(toy):
     assert tensorrt.shape_range(one, fixed) == {"shape": (1, 3, 5)}
 
 
+@pytest.mark.slow
 def test_graphs_are_on_where_there_is_one_batch_size(toy, on_cpu, tmp_path):
     one = msgspec.structs.replace(toy, max_batch=1)
     variant = one.variant("full")
@@ -244,6 +246,7 @@ def test_graphs_are_on_where_there_is_one_batch_size(toy, on_cpu, tmp_path):
     assert run([np.ones((1, 4), np.float32)])[0].shape == (1, 4)
 
 
+@pytest.mark.slow
 def test_a_model_taken_in_parts_is_refused(toy, on_cpu, tmp_path, monkeypatch):
     for children in ({}, {"_run_on_acc_0": 1, "_run_on_gpu_1": 1}):
         module = torch.nn.Module()
@@ -258,6 +261,7 @@ def test_a_model_taken_in_parts_is_refused(toy, on_cpu, tmp_path, monkeypatch):
 # --- parity -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_engine_that_differs_is_refused_and_not_kept(toy, on_cpu, tmp_path):
     on_cpu.error = 0.02
     with pytest.raises(ProfileError, match=r"full is refused: for 1 rows, .* differs by 0\.\d+ .*allowed in fp32"):
@@ -361,6 +365,7 @@ def test_new_weights_go_into_the_engine_that_is_there(weighed, on_cpu, tmp_path)
     assert record_of(other).refitted_from == ""
 
 
+@pytest.mark.slow
 def test_an_engine_is_built_anew_where_new_weights_fail(weighed, on_cpu, tmp_path, caplog):
     first = weighed(1.0)
     build(first, first.variants[0], tmp_path)
@@ -372,6 +377,7 @@ def test_an_engine_is_built_anew_where_new_weights_fail(weighed, on_cpu, tmp_pat
     assert "not compatible" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_new_weights_may_go_into(weighed, toy, on_cpu, tmp_path, monkeypatch):
     first = weighed(1.0)
     variant = first.variants[0]
@@ -440,6 +446,7 @@ def test_everything_an_engine_depends_on_is_in_its_recipe(toy, monkeypatch):
     assert made().machine == ""
 
 
+@pytest.mark.slow
 def test_engines_of_one_profile_are_never_taken_for_another(toy, on_cpu, tmp_path):
     variant = toy.variant("full")
     on_whole = backends.artifact_dir(tmp_path, toy, variant, "tensorrt", 1, target=WHOLE)
@@ -456,6 +463,7 @@ def test_engines_of_one_profile_are_never_taken_for_another(toy, on_cpu, tmp_pat
         tensorrt.TensorRtBackend().load(toy, variant, on_small, 1, "cuda")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["device", "multiprocessors", "torch", "torch_tensorrt", "tensorrt"])
 def test_an_engine_is_at_home_where_it_was_built_only(toy, on_cpu, tmp_path, field):
     folder = build(toy, toy.variant("full"), tmp_path)

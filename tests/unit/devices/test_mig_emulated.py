@@ -399,6 +399,7 @@ def test_a_second_server_is_refused_while_the_first_lives(tmp_path):
     script(tmp_path, "build()")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize(
     "symbol",

@@ -69,6 +69,7 @@ def test_crashy_fails_as_asked() -> None:
         model_of(spec, "unloadable")
 
 
+@pytest.mark.slow
 def test_toy_trades_accuracy_for_cost() -> None:
     import torch
 
@@ -83,6 +84,7 @@ def test_toy_trades_accuracy_for_cost() -> None:
     assert accuracy["full"] > 0.85
 
 
+@pytest.mark.slow
 def test_the_documented_family_is_twenty_lines_and_runs(tmp_path: Path) -> None:
     import torch
 

@@ -36,8 +36,8 @@ SPLIT_DIGESTS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -50,7 +50,7 @@ def spec() -> FamilySpec:
 
 
 @pytest.fixture(scope="module")
-def models(spec: FamilySpec) -> dict[str, torch.nn.Module]:
+def models(spec: FamilySpec, one_thread: None) -> dict[str, torch.nn.Module]:
     folder = Path(spec.folder)
     return {v.name: families.resolve(v.loader, folder)(v, folder) for v in spec.variants}
 
@@ -150,6 +150,7 @@ def test_weights_reach_the_accuracy_of_the_readme_in_order(
     assert all(dear > cheap for cheap, dear in zip(measured, measured[2:], strict=False))
 
 
+@pytest.mark.slow
 def test_cost_rises_from_rung_to_rung(
     spec: FamilySpec, models: dict[str, torch.nn.Module], published: dict[str, tuple[float, float]]
 ) -> None:
@@ -160,6 +161,7 @@ def test_cost_rises_from_rung_to_rung(
         assert cost / 1e6 == pytest.approx(published[name][1], abs=0.0005, rel=0.02), name
 
 
+@pytest.mark.slow
 def test_the_dearest_rung_costs_ten_times_the_cpu_of_small(models: dict[str, torch.nn.Module]) -> None:
     def cpu_s(name: str) -> float:
         batch = torch.rand(32, 1, 28, 28)
@@ -174,6 +176,7 @@ def test_the_dearest_rung_costs_ten_times_the_cpu_of_small(models: dict[str, tor
     assert cpu_s("xlarge") > 10 * cpu_s("small")
 
 
+@pytest.mark.slow
 def test_outputs_are_probabilities_and_rows_do_not_influence_each_other(models: dict[str, torch.nn.Module]) -> None:
     images = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     for model in models.values():

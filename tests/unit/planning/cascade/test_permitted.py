@@ -200,6 +200,7 @@ def test_the_mean_of_a_day_lands_on_the_budget_though_no_hour_does(seed: int, lo
 # --- fast and slow ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_thresholds_follow_the_grid_and_the_workers_stay() -> None:
     grid = [100.0, 450.0, 120.0, 400.0, 110.0, 420.0, 105.0, 430.0]
     plans = day(grid)
@@ -214,6 +215,7 @@ def test_thresholds_follow_the_grid_and_the_workers_stay() -> None:
     assert grams[0] < grams[1]
 
 
+@pytest.mark.slow
 def test_a_change_has_to_pay_and_says_so() -> None:
     now = moment([200.0] * 8)
     first = build("budget").propose(now)

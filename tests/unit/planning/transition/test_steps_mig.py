@@ -228,6 +228,7 @@ def test_no_order_keeps_more_capacity(data: st.DataObject, share: float) -> None
         assert best < transition.capacity_floor
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_laid_out_first_nothing_more_is_touched_than_must_be(data: st.DataObject) -> None:

@@ -132,6 +132,7 @@ def test_one_that_only_watches_comes_down_all_the_way() -> None:
     assert guard.returns == 2
 
 
+@pytest.mark.slow
 def test_one_that_only_watches_comes_down_through_the_router() -> None:
     house = Audited(share=1.0, guard="watch")
     guard = house.router.guard
