@@ -17,35 +17,38 @@ import numpy as np
 Run = Callable[[int], None]
 """Performs about that many operations."""
 
+_DUE_NS = 1 << 60
+"""A deadline that no row misses."""
 
-def batcher(module: ModuleType, depth: int, max_batch: int, *, ordered: bool = True) -> Run:
+
+def batcher(module: ModuleType, depth: int, max_batch: int, *, clients: int = 1) -> Run:
     """Return a case of a request's whole stay: pushed, dispatched in a batch, its worker's credit returned.
 
-    `depth` rows wait."""
+    `depth` rows wait, of `clients` clients at random."""
     slots = 16 * depth
     queue = module.Batcher(1, 4, slots)
     for worker in range(4):
         queue.attach(worker, 0, max_batch)
     spread = random.Random(1)
-    wait = [depth if ordered else spread.randrange(2 * depth) for _ in range(slots)]
+    client = [spread.randrange(clients) for _ in range(slots)]
     out = np.zeros(max_batch, np.uint32)
     stream = itertools.count(depth)
     for at in range(depth):
-        queue.push(0, at, at + wait[at], at)
+        queue.push(0, at, _DUE_NS, at, 0, client[at])
 
     def run(count: int) -> None:
         push, dispatch, credit = queue.push, queue.dispatch, queue.credit
         for _ in range(count // max_batch):
             for at in itertools.islice(stream, max_batch):
                 slot = at % slots
-                push(0, slot, at + wait[slot], at)
+                push(0, slot, _DUE_NS, at, 0, client[slot])
             worker, _ = dispatch(0, out)
             credit(worker)
 
     return run
 
 
-def called_from_c(stay: Callable[..., None], module: ModuleType, depth: int, *, ordered: bool = True) -> Run:
+def called_from_c(stay: Callable[..., None], module: ModuleType, depth: int, *, clients: int = 1) -> Run:
     """Return the same in batches of eight where the calls come from C (`bench.batcher_stay`), as those of the router
     do."""
     slots = 16 * depth
@@ -53,15 +56,15 @@ def called_from_c(stay: Callable[..., None], module: ModuleType, depth: int, *, 
     for worker in range(4):
         queue.attach(worker, 0, 8)
     spread = random.Random(1)
-    wait = [depth if ordered else spread.randrange(2 * depth) for _ in range(slots)]
+    client = [spread.randrange(clients) for _ in range(slots)]
     out = np.zeros(8, np.uint32)
     for at in range(depth):
-        queue.push(0, at, at + wait[at], at)
+        queue.push(0, at, _DUE_NS, at, 0, client[at])
     due = depth
 
     def run(count: int) -> None:
         nonlocal due
-        stay(queue, out, wait, due, count, 8)
+        stay(queue, out, client, due, count, 8)
         due += count // 8 * 8
 
     return run
@@ -76,7 +79,7 @@ def push_many(module: ModuleType, rows: int) -> Run:
 
     def run(count: int) -> None:
         for at in range(count // rows):
-            queue.push_many(0, slots, at, at)
+            queue.push_many(0, slots, _DUE_NS, at)
             queue.dispatch(at, out)
             queue.credit(0)
 
@@ -192,16 +195,16 @@ CASES: tuple[tuple[str, str, Callable[[ModuleType], Run], int, int], ...] = (
     ("request, depth 32, batch 8", "batcher", partial(batcher, depth=32, max_batch=8), 80_000, 400),
     ("request, depth 256, batch 8", "batcher", partial(batcher, depth=256, max_batch=8), 80_000, 40),
     (
-        "  with mixed deadlines, depth 32",
+        "  of 64 clients, depth 32",
         "batcher",
-        partial(batcher, depth=32, max_batch=8, ordered=False),
+        partial(batcher, depth=32, max_batch=8, clients=64),
         80_000,
         400,
     ),
     (
-        "  with mixed deadlines, depth 256",
+        "  of 64 clients, depth 256",
         "batcher",
-        partial(batcher, depth=256, max_batch=8, ordered=False),
+        partial(batcher, depth=256, max_batch=8, clients=64),
         80_000,
         40,
     ),

@@ -40,9 +40,9 @@ def main() -> None:
     else:
         stay = compiled.built("batcher_stay").stay
         batcher = importlib.import_module("clover._native.batcher")
-        for depth, ordered in itertools.product((32, 256), (True, False)):
-            run = called_from_c(stay, batcher, depth, ordered=ordered)
-            name = f"batcher: request, depth {depth}, batch 8{'' if ordered else ', mixed deadlines'}, from C"
+        for depth, clients in itertools.product((32, 256), (1, 64)):
+            run = called_from_c(stay, batcher, depth, clients=clients)
+            name = f"batcher: request, depth {depth}, batch 8{'' if clients == 1 else f', {clients} clients'}, from C"
             figures[name] = {"kernel_ns": statistics.median(ns_each(run, 800_000) for _ in range(options.rounds))}
     for name, kernel, make, many, few in CASES:
         kernels = make(importlib.import_module(f"clover._native.{kernel}"))

@@ -252,7 +252,7 @@ class OpenLoop:
     """Poisson arrivals at `rate` requests a second: a number, or a function of the seconds since start.
 
     `bodies` go in turn, or a function of the seconds since start gives each request's.  `connections` are open from the
-    start; more are opened while requests wait, up to MAX_CONNECTIONS.
+    start; more are opened while requests wait, up to `most_connections`.
     """
 
     url: str
@@ -262,6 +262,7 @@ class OpenLoop:
     connections: int = 32
     seed: int = 1
     check: Check | None = None
+    most_connections: int = MAX_CONNECTIONS
 
     def __post_init__(self) -> None:
         self._run = _Run(self.url, self.model, () if callable(self.bodies) else self.bodies, self.check)
@@ -310,7 +311,7 @@ class OpenLoop:
             self._run.start(self._run.idle.pop(), body, due_ns)
         else:
             self._waiting.append((body, due_ns))
-            if self._run.open < MAX_CONNECTIONS:
+            if self._run.open < self.most_connections:
                 task = asyncio.create_task(self._grow())
                 self._growing.add(task)
                 task.add_done_callback(self._growing.discard)

@@ -174,8 +174,8 @@ class Model:
         raise NotImplementedError
 
     def crowded(self, client: int = 0) -> float:
-        """Return 0 if rows of `client` may find room, else seconds after which to come again; asked before a request is decoded,
-        which counts as refused (429) then."""
+        """Return 0 if rows of `client` may find room, else seconds after which to come again; asked before a request is
+        decoded, which counts as refused (429) then."""
         raise NotImplementedError
 
     def ahead(self, rows: int, index: int, client: int = 0) -> tuple[Ticket, memoryview] | None:

@@ -186,7 +186,9 @@ cdef class Batcher:
             head = self._head_of(lane, client)
             flow = self._spare_flow
             self._spare_flow = self._flows[flow].next
-            self._flows[flow] = Flow(client=client, rank=self._lanes[lane].clock, lane=lane, rows=0, next=self._heads[head])
+            self._flows[flow] = Flow(
+                client=client, rank=self._lanes[lane].clock, lane=lane, rows=0, next=self._heads[head]
+            )
             self._heads[head] = flow
             self._lanes[lane].flows += 1
         return flow
@@ -355,12 +357,12 @@ cdef class Batcher:
         self._named[done] = <int32_t>slot
         return done + 1
 
-    cdef int _lane(self, lane) except -1:
+    cdef int _lane(self, Py_ssize_t lane) except -1:
         if not 0 <= lane < self._lanes.shape[0]:
             raise IndexError(f"lane {lane} is outside 0..{self._lanes.shape[0] - 1}")
         return lane
 
-    cdef int _worker(self, worker) except -1:
+    cdef int _worker(self, Py_ssize_t worker) except -1:
         if not 0 <= worker < self._workers.shape[0]:
             raise IndexError(f"worker {worker} is outside 0..{self._workers.shape[0] - 1}")
         return worker
@@ -502,7 +504,7 @@ cdef class Batcher:
         self._lanes[lane].free -= self._workers[index].credits - self._workers[index].outstanding
         self._workers[index].lane = NONE
 
-    cpdef expect(self, lane, int64_t expected_ns):
+    cpdef expect(self, Py_ssize_t lane, int64_t expected_ns):
         """Expect that a batch of `lane` is done `expected_ns` after it was dispatched."""
         self._lanes[self._lane(lane)].expected_ns = min(max(expected_ns, 0), MAX_DELAY_NS)
 
@@ -641,16 +643,16 @@ cdef class Batcher:
                 bucket = self._buckets[bucket].next
         return 0 if event == INT64_MAX else max(event, now_ns)
 
-    cpdef bint saturated(self, lane) except -1:
+    cpdef bint saturated(self, Py_ssize_t lane) except -1:
         """Return whether rows of `lane` wait although its workers have no credit left."""
         cdef int32_t index = self._lane(lane)
         return self._lanes[index].depth > 0 and self._lanes[index].workers > 0 and self._lanes[index].free == 0
 
-    cpdef int32_t most(self, worker) except -1:
+    cpdef int32_t most(self, Py_ssize_t worker) except -1:
         """Return how many rows a batch of `worker` holds: what it takes and its lane allows."""
         return self._workers[self._worker(worker)].most
 
-    cpdef int64_t ahead(self, lane, int64_t client, int64_t rows) except -1:
+    cpdef int64_t ahead(self, Py_ssize_t lane, int64_t client, int64_t rows) except -1:
         """Return how many rows leave `lane` until the last of `rows` further ones of `client` has left, that one
         included: its own, and of each other flow no more than that.
 
@@ -677,7 +679,7 @@ cdef class Batcher:
                 rows += self._flows[flow].rows
         return rows
 
-    cpdef int32_t depth(self, lane=-1) except? -1:
+    cpdef int32_t depth(self, Py_ssize_t lane=-1) except? -1:
         """Return how many rows wait in `lane`; in all lanes for -1."""
         if lane == -1:
             return self._depth

@@ -83,13 +83,13 @@ cdef class Batcher:
         self, Py_ssize_t lane, int64_t slot, int64_t deadline_ns, int64_t now_ns, int64_t key=*, int64_t client=*
     ) except -1
     cpdef list take_dropped(self)
-    cpdef expect(self, lane, int64_t expected_ns)
+    cpdef expect(self, Py_ssize_t lane, int64_t expected_ns)
     cpdef tuple dispatch(self, int64_t now_ns, out)
     cpdef credit(self, worker)
-    cpdef int32_t depth(self, lane=*) except? -1
-    cpdef bint saturated(self, lane) except -1
-    cpdef int32_t most(self, worker) except -1
-    cpdef int64_t ahead(self, lane, int64_t client, int64_t rows) except -1
+    cpdef int32_t depth(self, Py_ssize_t lane=*) except? -1
+    cpdef bint saturated(self, Py_ssize_t lane) except -1
+    cpdef int32_t most(self, Py_ssize_t worker) except -1
+    cpdef int64_t ahead(self, Py_ssize_t lane, int64_t client, int64_t rows) except -1
     cpdef int64_t waiting_of(self, int64_t client) except -1
 
     cdef bint _before(self, int32_t a, int32_t b) noexcept nogil
@@ -109,8 +109,8 @@ cdef class Batcher:
     cdef void _give_back(self, int32_t bucket) noexcept nogil
     cdef int32_t _name(self, object slots) except -1
     cdef int32_t _name_one(self, int64_t slot, int32_t done) except -1
-    cdef int _lane(self, lane) except -1
-    cdef int _worker(self, worker) except -1
+    cdef int _lane(self, Py_ssize_t lane) except -1
+    cdef int _worker(self, Py_ssize_t worker) except -1
     cdef int _take_out(self, object out) except -1
     cdef void _insert_named(
         self, int32_t lane, int32_t count, int64_t client, int64_t deadline_ns, int64_t since_ns, int64_t key

@@ -41,6 +41,7 @@ cdef class Admission:
     cdef int64_t _crowded_ns
     cdef double _crowded_s
     cdef list _paces
+    cdef double _margin
     cdef int64_t _kept_rows
     cdef int64_t _kept_slots
 
@@ -67,6 +68,6 @@ cdef class Admission:
     @cython.locals(late_ns=double)
     cdef _check_in_time(self, int lane, int64_t client, int64_t rows, int64_t timeout_ns, int64_t now_ns)
     cdef _await(self, RouterTicket ticket, double min_accuracy, int variant)
-    @cython.locals(slots=list)
+    @cython.locals(slots=list, stops=list, start=Py_ssize_t, stop=Py_ssize_t, lane=int)
     cdef _push_rows(self, RouterTicket ticket, object mask, int64_t timeout_ns, int64_t now_ns)
     cdef int64_t _shape_key(self, RouterTicket ticket) except? -1

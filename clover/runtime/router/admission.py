@@ -73,6 +73,7 @@ class Admission:
         self._picked = np.zeros(len(state.table.state), np.uint32)
         self._crowded_ns = -_CROWDED_NS - 1
         self._crowded_s = 0.0
+        self._margin = _MARGIN  # read with each row of a busy lane: an attribute has its C type
         slots = len(state.table.state)
         self._kept_rows = self._queue_rows // _PART if self._queue_rows >= _SHORT else 0
         self._kept_slots = slots // _PART if slots >= _SHORT else 0
@@ -133,7 +134,9 @@ class Admission:
         self._traffic.overloaded("late")
         return max(late_ns / 1e9, MIN_TIMER_S)
 
-    def lend(self, rows: int, client: int, fixed: FixedRows | None, closed: str) -> tuple[RouterTicket, memoryview] | None:
+    def lend(
+        self, rows: int, client: int, fixed: FixedRows | None, closed: str
+    ) -> tuple[RouterTicket, memoryview] | None:
         """Return a ticket for `rows` rows that a client is still sending, and the memory of their `fixed` input to
         receive them into; None if that cannot be.
 
@@ -203,7 +206,7 @@ class Admission:
         if that is not known."""
         pace = self._paces[lane]
         wait_ns = pace.wait_ns(now_ns, self._batcher.ahead(lane, client, rows))
-        return wait_ns * _MARGIN + pace.expected_ns if wait_ns > 0.0 else 0.0
+        return wait_ns * self._margin + pace.expected_ns if wait_ns > 0.0 else 0.0
 
     def _check_in_time(self, lane: int, client: int, rows: int, timeout_ns: int, now_ns: int) -> None:
         """Raise Overloaded if `rows` more rows of `client` in `lane` would not be answered within `timeout_ns`."""
@@ -296,11 +299,15 @@ class Admission:
         lanes = np.sort(self._picked[: len(slots)])
         ticket.variants = lanes.tolist()
         stops = [*(np.flatnonzero(np.diff(lanes)) + 1).tolist(), len(slots)]
-        for start, stop in zip([0, *stops], stops, strict=False):
+        start = 0
+        for stop in stops:
             self._check_in_time(ticket.variants[start], ticket.client, stop - start, timeout_ns, now_ns)
-        for start, stop in zip([0, *stops], stops, strict=False):
+            start = stop
+        start = 0
+        for stop in stops:
             lane, part = ticket.variants[start], slots[start:stop]
             self._batcher.push_many(lane, part, ticket.deadline_ns, now_ns, ticket.key, ticket.client)
+            start = stop
         for slot in slots:
             self._slot_states[slot] = QUEUED
 

@@ -9,7 +9,7 @@ differ in shape), that part is taken off.
 Time.  From the dispatch of a batch until it is done, behind the one that its worker is running: the mean and the mean
 deviation move towards each new time as those of TCP's round trips do (RFC 6298), and twice the deviation is added.
 
-A pace is forgotten after `_OLD_NS`, and if the lane's workers change.  Nobody is refused by a pace that is not known.
+A pace is forgotten after `_OLD_NS`, and if the lane's workers change.  No row is refused by a pace that is not known.
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ class LanePace:
     """The pace of one lane.  `expected_ns`: from the dispatch of a batch until it is done; 0 if not known.  `since_ns`:
     when rows were last seen waiting without a batch leaving; 0 while the lane is not saturated."""
 
-    __slots__ = ("_batches", "_deviation_ns", "_fit", "_mean_ns", "_most", "_rows", "_span_ns", "_updated_ns", "expected_ns", "since_ns")
+    __slots__ = (
+        "_batches",
+        "_deviation_ns",
+        "_fit",
+        "_mean_ns",
+        "_most",
+        "_rows",
+        "_span_ns",
+        "_updated_ns",
+        "expected_ns",
+        "since_ns",
+    )
 
     def __init__(self) -> None:
         self.expected_ns = 0

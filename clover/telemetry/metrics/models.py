@@ -53,8 +53,8 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
     ),
     MetricSpec(
         "clover_overload_requests",
-        "Requests refused or given up because more came than could be served in time: queue and slots (full, 429), late "
-        "(would miss its deadline, 429), dropped (could not be answered in time any more, 504)",
+        "Requests refused or given up because more came than could be served in time, by reason: queue or slots (full, "
+        "429), late (would miss the deadline, 429), dropped (could not be answered in time any more, 504)",
         COUNTER,
         ("model", "why"),
         lambda model: by_label(dict(sorted(model.served.traffic.overload.items()))),
