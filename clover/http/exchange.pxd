@@ -9,7 +9,7 @@ from clover.interfaces cimport Model, Ticket
 
 cdef class Exchange:
     cdef public ConnectionBase connection
-    cdef public int64_t client
+    cdef public int64_t flow
     cdef public Head head
     cdef public bytes reply
     cdef public list rest

@@ -59,11 +59,11 @@ class Exchange:
     `reply` is None until then; the parts of a long body follow it in `rest`, so that they need not be joined.
     `interim` marks a client that waits for 100 Continue.  `ticket` holds the rows' slots in `model` while the data
     plane has them.  `number` is that of the id of our own, 0 before `issue`; `request_id` is that id, or the one that
-    the client gave instead.  `client` is the number of the connection.
+    the client gave instead.  `flow` is the number of the connection.
     """
 
     __slots__ = (
-        "client",
+        "flow",
         "close",
         "connection",
         "head",
@@ -78,7 +78,7 @@ class Exchange:
 
     def __init__(self, connection: ConnectionBase, head: Head) -> None:
         self.connection: ConnectionBase | None = connection
-        self.client = self.connection.number
+        self.flow = self.connection.number
         self.head = head  # read as `self.head` below: the attribute's C type is known, the argument's is not
         self.reply: bytes | None = None
         self.rest: list[bytes] | None = None

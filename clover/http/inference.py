@@ -62,7 +62,7 @@ class InferEndpoint:
     def take(self, exchange: Exchange, body: Body) -> None:
         """Start a request, or answer why not; never raises."""
         try:
-            wait_s = self.model.crowded(exchange.client)
+            wait_s = self.model.crowded(exchange.flow)
             if wait_s > 0.0:
                 exchange.finish(429, _FULL, b"Retry-After: %d\r\n" % math.ceil(wait_s))
             else:
@@ -76,7 +76,7 @@ class InferEndpoint:
         """Start the request; raises RequestError, and then holds nothing."""
         model = self.model
         request = decode(self.signature, body, exchange.head.json_length)
-        ticket = model.open(request.rows, exchange.client)
+        ticket = model.open(request.rows, exchange.flow)
         exchange.model = model
         exchange.ticket = ticket
         try:
@@ -99,7 +99,7 @@ class InferEndpoint:
         """
         try:
             request = decode_ahead(self.signature, text, size)
-            found = self.model.ahead(request.rows, 0, exchange.client) if request is not None else None
+            found = self.model.ahead(request.rows, 0, exchange.flow) if request is not None else None
         except Exception:
             log.exception("a request could not be read ahead")  # it is received as a whole then
             return None

@@ -90,7 +90,7 @@ class FakeModel(Model):
         self.remembered: dict[int, int] = {}
         self.labellers: list[str] = []
 
-    def open(self, rows: int, client: int = 0) -> FakeTicket:
+    def open(self, rows: int, flow: int = 0) -> FakeTicket:
         if self.refusal is not None:
             raise self.refusal
         ticket = FakeTicket(rows)
@@ -99,10 +99,10 @@ class FakeModel(Model):
         self.open_tickets += 1
         return ticket
 
-    def crowded(self, client: int = 0) -> float:
+    def crowded(self, flow: int = 0) -> float:
         return self.wait_s
 
-    def ahead(self, rows: int, index: int, client: int = 0) -> tuple[FakeTicket, memoryview] | None:
+    def ahead(self, rows: int, index: int, flow: int = 0) -> tuple[FakeTicket, memoryview] | None:
         if not self.roomy:
             return None
         ticket = self.open(rows)

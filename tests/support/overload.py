@@ -53,7 +53,7 @@ class Load:
         if ticket.status == 200:
             self.late += now_ns > ticket.deadline_ns
             self.answered[(now_ns - self.begin_ns) // SECOND] += len(ticket.slots)
-            self.by_client[ticket.client] += len(ticket.slots)
+            self.by_client[ticket.flow] += len(ticket.slots)
             self.latency_ms.append((now_ns - ticket.arrival_ns) / MS)
         self.house.router.close(ticket)
 

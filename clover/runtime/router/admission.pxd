@@ -46,27 +46,27 @@ cdef class Admission:
     cdef int64_t _kept_slots
 
     @cython.locals(ticket=RouterTicket, now_ns=int64_t, retry_after_s=double)
-    cdef RouterTicket open(self, Py_ssize_t rows, int64_t client, str closed)
+    cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, str closed)
     @cython.locals(now_ns=int64_t)
-    cdef double crowded(self, int64_t client) except? -1.0
+    cdef double crowded(self, int64_t flow) except? -1.0
     @cython.locals(now_ns=int64_t, late_ns=double, lane_ns=double, lane=int)
-    cdef double _behind_s(self, int64_t client) except? -1.0
+    cdef double _behind_s(self, int64_t flow) except? -1.0
     @cython.locals(ticket=RouterTicket, free=SlotAllocator)
-    cdef tuple lend(self, Py_ssize_t rows, int64_t client, FixedRows fixed, str closed)
+    cdef tuple lend(self, Py_ssize_t rows, int64_t flow, FixedRows fixed, str closed)
     cdef arrived(self, RouterTicket ticket, str closed)
     cdef returned(self, RouterTicket ticket)
     @cython.locals(now_ns=int64_t, slots=list, variant=int, lane=int)
     cdef submit(
         self, RouterTicket ticket, object on_done, int64_t timeout_ns, double min_accuracy, bint cascade, object context
     )
-    cdef _admit(self, Py_ssize_t rows, int64_t client, int64_t now_ns, str closed)
+    cdef _admit(self, Py_ssize_t rows, int64_t flow, int64_t now_ns, str closed)
     @cython.locals(wanted=int64_t)
-    cdef bint _full(self, Py_ssize_t rows, int64_t client) except -1
-    cdef bint _has_much(self, int64_t client, int64_t rows, int64_t kept) except -1
+    cdef bint _full(self, Py_ssize_t rows, int64_t flow) except -1
+    cdef bint _has_much(self, int64_t flow, int64_t rows, int64_t kept) except -1
     @cython.locals(pace=LanePace, wait_ns=double)
-    cdef double _needs_ns(self, int lane, int64_t client, int64_t rows, int64_t now_ns) except? -1.0
+    cdef double _needs_ns(self, int lane, int64_t flow, int64_t rows, int64_t now_ns) except? -1.0
     @cython.locals(late_ns=double)
-    cdef _check_in_time(self, int lane, int64_t client, int64_t rows, int64_t timeout_ns, int64_t now_ns)
+    cdef _check_in_time(self, int lane, int64_t flow, int64_t rows, int64_t timeout_ns, int64_t now_ns)
     cdef _await(self, RouterTicket ticket, double min_accuracy, int variant)
     @cython.locals(slots=list, stops=list, start=Py_ssize_t, stop=Py_ssize_t, lane=int)
     cdef _push_rows(self, RouterTicket ticket, object mask, int64_t timeout_ns, int64_t now_ns)

@@ -80,17 +80,17 @@ class Admission:
 
     # --- slots --------------------------------------------------------------------------------------------------------
 
-    def open(self, rows: int, client: int, closed: str) -> RouterTicket:
-        """Reserve slots for `rows` rows of `client`; raises BadRequest, TooLarge, Unavailable or Overloaded."""
+    def open(self, rows: int, flow: int, closed: str) -> RouterTicket:
+        """Reserve slots for `rows` rows of `flow`; raises BadRequest, TooLarge, Unavailable or Overloaded."""
         now_ns = self._state.now_ns()
         if rows != 1 and not 1 <= rows <= self._queue_rows:
             if rows < 1:
                 raise self._state.refused(BadRequest("a request needs at least one row"))
             most = self._queue_rows
             raise self._state.refused(TooLarge(f"a request carries at most {most} rows, and this one has {rows}"))
-        self._admit(rows, client, now_ns, closed)
+        self._admit(rows, flow, now_ns, closed)
         ticket = None
-        if self._table.free.free - rows >= self._kept_slots or not self._has_much(client, rows, self._kept_slots):
+        if self._table.free.free - rows >= self._kept_slots or not self._has_much(flow, rows, self._kept_slots):
             ticket = self._table.reserve(rows, now_ns)
         if ticket is None and self._completion.give_up(self._audits.queued(), "full"):
             ticket = self._table.reserve(rows, now_ns)
@@ -98,16 +98,16 @@ class Admission:
             self._dispatch.make_room(now_ns)  # for the next one: slots come back once clients have their answers
             retry_after_s = self._state.retry_after_s(now_ns)
             raise self._state.overloaded("slots", "no room for more rows", retry_after_s)
-        ticket.client = client
+        ticket.flow = flow
         return ticket
 
-    def crowded(self, client: int) -> float:
+    def crowded(self, flow: int) -> float:
         """Return 0 if a request may find room, else count it as refused and return the seconds after which to retry."""
-        if not self._full(1, client):
-            return self._behind_s(client) if self._dispatch.busy else 0.0
+        if not self._full(1, flow):
+            return self._behind_s(flow) if self._dispatch.busy else 0.0
         now_ns = self._state.now_ns()
         self._dispatch.make_room(now_ns)
-        if not self._full(1, client):
+        if not self._full(1, flow):
             return 0.0
         self._traffic.overloaded("queue")
         self._traffic.arrivals.add(now_ns, 1)
@@ -116,14 +116,14 @@ class Admission:
             self._crowded_ns, self._crowded_s = now_ns, self._state.retry_after_s(now_ns)
         return max(self._crowded_s, MIN_TIMER_S)
 
-    def _behind_s(self, client: int) -> float:
-        """Return 0 if one more row of `client` may be answered within the family's timeout, else count it as refused
+    def _behind_s(self, flow: int) -> float:
+        """Return 0 if one more row of `flow` may be answered within the family's timeout, else count it as refused
         and return the seconds after which to retry."""
         now_ns = self._state.now_ns()
         late_ns = 0.0
         for lane in range(len(self._accuracy)):
             if self._lanes.live >> lane & 1:
-                lane_ns = self._needs_ns(lane, client, 1, now_ns) - self._timeout_ns
+                lane_ns = self._needs_ns(lane, flow, 1, now_ns) - self._timeout_ns
                 if lane_ns <= 0.0:
                     return 0.0
                 late_ns = min(late_ns, lane_ns) if late_ns else lane_ns
@@ -135,9 +135,9 @@ class Admission:
         return max(late_ns / 1e9, MIN_TIMER_S)
 
     def lend(
-        self, rows: int, client: int, fixed: FixedRows | None, closed: str
+        self, rows: int, flow: int, fixed: FixedRows | None, closed: str
     ) -> tuple[RouterTicket, memoryview] | None:
-        """Return a ticket for `rows` rows that a client is still sending, and the memory of their `fixed` input to
+        """Return a ticket for `rows` rows that a flow is still sending, and the memory of their `fixed` input to
         receive them into; None if that cannot be.
 
         Slow clients never hold more than an eighth of the slots, and get none while fewer than half are free."""
@@ -155,7 +155,7 @@ class Admission:
         if view is None:
             self._table.close(ticket)
             return None
-        ticket.client = client
+        ticket.flow = flow
         ticket.lent = True
         self.lent += rows
         return ticket, view
@@ -165,7 +165,7 @@ class Admission:
         then."""
         ticket.arrival_ns = self._state.now_ns()
         self.returned(ticket)
-        self._admit(len(ticket.slots), ticket.client, ticket.arrival_ns, closed)
+        self._admit(len(ticket.slots), ticket.flow, ticket.arrival_ns, closed)
 
     def returned(self, ticket: RouterTicket) -> None:
         """Count the slots of a ticket as no longer lent, if they were."""
@@ -173,20 +173,20 @@ class Admission:
             ticket.lent = False
             self.lent -= len(ticket.slots)
 
-    def _admit(self, rows: int, client: int, now_ns: int, closed: str) -> None:
-        """Count `rows` of `client` that arrive; raises Unavailable or Overloaded if they cannot be taken."""
+    def _admit(self, rows: int, flow: int, now_ns: int, closed: str) -> None:
+        """Count `rows` of `flow` that arrive; raises Unavailable or Overloaded if they cannot be taken."""
         self._traffic.arrivals.add(now_ns, rows)
         if closed or not (self._lanes.live or self._state.coming):
             raise self._state.refused(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
-        if self._full(rows, client):
+        if self._full(rows, flow):
             self._dispatch.make_room(now_ns)
-            if self._full(rows, client):
+            if self._full(rows, flow):
                 raise self._state.overloaded("queue", "the queue is full", self._state.retry_after_s(now_ns))
         if self._batcher.depth() + rows > self._queue_rows:
             self._completion.give_up(self._audits.queued(), "full")
 
-    def _full(self, rows: int, client: int) -> bool:
-        """Return whether clients' rows leave no room in the queue for `rows` more of `client`; audits would give
+    def _full(self, rows: int, flow: int) -> bool:
+        """Return whether clients' rows leave no room in the queue for `rows` more of `flow`; audits would give
         way."""
         wanted = self._batcher.depth() + rows
         if wanted <= self._queue_rows - self._kept_rows:
@@ -194,23 +194,23 @@ class Admission:
         # Without audits both counts are the same, and the first one is cheap.
         if wanted > self._queue_rows and self._lanes.waiting() + rows > self._queue_rows:
             return True
-        return self._has_much(client, rows, self._kept_rows)
+        return self._has_much(flow, rows, self._kept_rows)
 
-    def _has_much(self, client: int, rows: int, kept: int) -> bool:
-        """Return whether `rows` more rows of `client` would take what is kept for others.  Nothing is kept while no row
+    def _has_much(self, flow: int, rows: int, kept: int) -> bool:
+        """Return whether `rows` more rows of `flow` would take what is kept for others.  Nothing is kept while no row
         waits: a single request may be as long as the queue."""
-        return kept > 0 and self._batcher.depth() > 0 and self._batcher.waiting_of(client) + rows > kept
+        return kept > 0 and self._batcher.depth() > 0 and self._batcher.waiting_of(flow) + rows > kept
 
-    def _needs_ns(self, lane: int, client: int, rows: int, now_ns: int) -> float:
-        """Return how long `rows` more rows of `client` in `lane` would take until they are answered, with the margin; 0
+    def _needs_ns(self, lane: int, flow: int, rows: int, now_ns: int) -> float:
+        """Return how long `rows` more rows of `flow` in `lane` would take until they are answered, with the margin; 0
         if that is not known."""
         pace = self._paces[lane]
-        wait_ns = pace.wait_ns(now_ns, self._batcher.ahead(lane, client, rows))
+        wait_ns = pace.wait_ns(now_ns, self._batcher.ahead(lane, flow, rows))
         return wait_ns * self._margin + pace.expected_ns if wait_ns > 0.0 else 0.0
 
-    def _check_in_time(self, lane: int, client: int, rows: int, timeout_ns: int, now_ns: int) -> None:
-        """Raise Overloaded if `rows` more rows of `client` in `lane` would not be answered within `timeout_ns`."""
-        late_ns = self._needs_ns(lane, client, rows, now_ns) - timeout_ns
+    def _check_in_time(self, lane: int, flow: int, rows: int, timeout_ns: int, now_ns: int) -> None:
+        """Raise Overloaded if `rows` more rows of `flow` in `lane` would not be answered within `timeout_ns`."""
+        late_ns = self._needs_ns(lane, flow, rows, now_ns) - timeout_ns
         if late_ns > 0.0:
             why = "too many rows wait: the answer would come after the deadline"
             raise self._state.overloaded("late", why, late_ns / 1e9)
@@ -256,11 +256,11 @@ class Admission:
         self._standby.rows += len(slots)
         if len(slots) == 1:
             lane = self._lanes.choose(mask)
-            if self._dispatch.busy and self._batcher.saturated(lane):
-                self._check_in_time(lane, ticket.client, 1, timeout_ns, now_ns)
+            if ticket.awaits < 0 and self._dispatch.busy and self._batcher.saturated(lane):
+                self._check_in_time(lane, ticket.flow, 1, timeout_ns, now_ns)
             ticket.variants = [lane]
             self._slot_states[slots[0]] = QUEUED
-            self._batcher.push(lane, slots[0], ticket.deadline_ns, now_ns, key, ticket.client)
+            self._batcher.push(lane, slots[0], ticket.deadline_ns, now_ns, key, ticket.flow)
         else:
             self._push_rows(ticket, mask, timeout_ns, now_ns)
         ticket.context = context
@@ -300,13 +300,13 @@ class Admission:
         ticket.variants = lanes.tolist()
         stops = [*(np.flatnonzero(np.diff(lanes)) + 1).tolist(), len(slots)]
         start = 0
-        for stop in stops:
-            self._check_in_time(ticket.variants[start], ticket.client, stop - start, timeout_ns, now_ns)
+        for stop in stops if ticket.awaits < 0 else ():
+            self._check_in_time(ticket.variants[start], ticket.flow, stop - start, timeout_ns, now_ns)
             start = stop
         start = 0
         for stop in stops:
             lane, part = ticket.variants[start], slots[start:stop]
-            self._batcher.push_many(lane, part, ticket.deadline_ns, now_ns, ticket.key, ticket.client)
+            self._batcher.push_many(lane, part, ticket.deadline_ns, now_ns, ticket.key, ticket.flow)
             start = stop
         for slot in slots:
             self._slot_states[slot] = QUEUED

@@ -199,7 +199,7 @@ class Audits:
         if self._batcher.depth() >= self._most_rows or len(self.waiting) >= self._most:
             return "full"
         own = RouterTicket([slot], now_ns)
-        own.client = BACKGROUND
+        own.flow = BACKGROUND
         own.audit = audit
         own.variants = [auditor]
         own.min_accuracy = lanes.accuracy[auditor]

@@ -61,7 +61,7 @@ class Escalation:
         if ticket.torn:  # the slot holds a complete answer again
             ticket.torn = tuple([other for other in ticket.torn if other != row])
         ticket.variants[row] = target
-        self._batcher.requeue(target, [slot], ticket.deadline_ns, now_ns, ticket.key, ticket.client)
+        self._batcher.requeue(target, [slot], ticket.deadline_ns, now_ns, ticket.key, ticket.flow)
         self._slot_states[slot] = QUEUED
         return True
 

@@ -134,7 +134,7 @@ class Retry:
         if lane in (path := ticket.paths.get(row, ())):
             ticket.paths[row] = path[: path.index(lane)]  # it is asked there again
             ticket.torn += (row,)  # its slot does not hold the answer of its path's last lane
-        self._batcher.requeue(lane, [slot], ticket.deadline_ns, now_ns, ticket.key, ticket.client)
+        self._batcher.requeue(lane, [slot], ticket.deadline_ns, now_ns, ticket.key, ticket.flow)
         self._table.state[slot] = QUEUED
 
     def _isolate(self, ticket: RouterTicket) -> None:

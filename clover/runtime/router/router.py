@@ -113,17 +113,17 @@ class Router(Model):
         """Whether no row waits and none is being computed."""
         return not self.state.lanes.waiting() and not any(link.batches for link in self.state.lanes.links)
 
-    def open(self, rows: int, client: int = 0) -> RouterTicket:
+    def open(self, rows: int, flow: int = 0) -> RouterTicket:
         """See `Model.open`; also raises BadRequest for no rows and TooLarge for more rows than could ever wait."""
-        return self.admission.open(rows, client, self.closed_reason)
+        return self.admission.open(rows, flow, self.closed_reason)
 
-    def crowded(self, client: int = 0) -> float:
+    def crowded(self, flow: int = 0) -> float:
         """See `Model.crowded`.  Under overload, most of the work would be reading requests that are refused then."""
-        return self.admission.crowded(client)
+        return self.admission.crowded(flow)
 
-    def ahead(self, rows: int, index: int, client: int = 0) -> tuple[RouterTicket, memoryview] | None:
+    def ahead(self, rows: int, index: int, flow: int = 0) -> tuple[RouterTicket, memoryview] | None:
         """See `Model.ahead`."""
-        return self.admission.lend(rows, client, self._fixed_in[index], self.closed_reason)
+        return self.admission.lend(rows, flow, self._fixed_in[index], self.closed_reason)
 
     def arrived(self, given: Any) -> None:
         """See `Model.arrived`."""

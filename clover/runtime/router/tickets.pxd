@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 from clover.interfaces cimport Ticket as Base
 
 cdef class RouterTicket(Base):
-    cdef public int64_t client
+    cdef public int64_t flow
     cdef public int64_t submit_ns
     cdef public int64_t deadline_ns
     cdef public object bucket

@@ -21,7 +21,7 @@ OPEN, PENDING, DONE, CLOSED = range(4)
 """Phases of a ticket."""
 
 BACKGROUND = -1
-"""The client of audits: their rows are behind those of all clients."""
+"""The flow of audits: their rows are behind those of all clients."""
 
 FREE, HELD, QUEUED, FLYING = range(4)
 """States of a slot: on the free list; held by an open or answered ticket; in the batcher; with a worker."""
@@ -43,12 +43,12 @@ class RouterTicket(Base):
         "awaits",
         "bucket",
         "chain",
-        "client",
         "cut_short",
         "deadline_ns",
         "deaths",
         "earlier",
         "energy_j",
+        "flow",
         "key",
         "later",
         "lent",
@@ -67,8 +67,8 @@ class RouterTicket(Base):
 
     def __init__(self, slots: list[int], arrival_ns: int) -> None:
         self.slots = slots
-        self.client = 0
-        """Who asks, as the front end numbers them; 0 for callers in this process."""
+        self.flow = 0
+        """Rows of one flow take turns with those of others: a connection's number, 0 for callers in this process."""
         self.status = 0
         self.error = ""
         self.retry_after_s: float | None = None
