@@ -410,3 +410,48 @@ def test_commands_of_a_connection_run_one_after_the_other() -> None:
         asyncio.run(changes[-1])
         d.loop.settle()
     assert [answer.status for answer in d.take()] == [200] * 3
+
+
+# --- endings while something waits its turn ---------------------------------------------------------------------------
+
+WAITING = {
+    "a long body": request("POST", INFER, orjson.dumps(echo_body(x="a" * 500_000))),
+    "a compressed body": request("POST", INFER, gzip.compress(orjson.dumps(echo_body(x="a" * 3_000_000))), [GZIP]),
+    "a document": request("GET", "/v2/clover/state"),
+}
+
+
+@pytest.mark.parametrize("what", WAITING)
+def test_what_waits_its_turn_is_answered_however_the_connection_ends(what: str) -> None:
+    d = driver()
+    d.feed(WAITING[what])
+    assert d.transport.sent == b""
+    assert d.connection.eof_received()  # half-closed: the answer is still due
+    d.loop.settle()
+    assert [answer.status for answer in d.take()] == [200]
+    assert d.transport.closed
+    d = driver()
+    d.feed(WAITING[what])
+    d.state.draining = True
+    d.connection.drain()
+    assert not d.transport.closed
+    d.loop.settle()
+    assert [(answer.status, answer.fields["connection"]) for answer in d.take()] == [(200, "close")]
+    assert d.transport.closed
+    d = driver()
+    d.feed(WAITING[what])
+    d.connection.connection_lost(None)
+    d.loop.settle()
+    assert d.transport.sent == b""
+    assert d.view.by_name["echo"].open_tickets == 0
+
+
+def test_nothing_is_asked_for_that_would_be_refused() -> None:
+    d = driver(json_bytes=2000)
+    expecting = ["Expect: 100-continue", "Content-Length: 2001"]
+    assert [answer.status for answer in d.send(request("POST", INFER, fields=expecting))] == [413]
+    d = driver()
+    body = orjson.dumps(echo_body(x="a" * 500_000))
+    expecting = ["Expect: 100-continue", f"Content-Length: {len(body)}"]
+    assert [answer.status for answer in d.send(request("POST", INFER, fields=expecting))] == [100]
+    assert [answer.status for answer in d.send(body)] == [200]
