@@ -255,8 +255,8 @@ class Control(Protocol):
     def state(self) -> dict[str, Any]:
         """Return intensity, deployment, routing, targets and totals: the body of GET /v2/clover/state."""
 
-    def decisions(self, limit: int) -> list[dict[str, Any]]:
-        """Return the newest decisions, newest first."""
+    def decisions_json(self, limit: int) -> bytes:
+        """Return the newest decisions, newest first, as JSON."""
 
     async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """Execute pin, freeze, plan, apply, base, set or guard and return its result; it is recorded as a decision.

@@ -294,8 +294,12 @@ class Controller:
         return report(self.context, self.shadows, self.totals)
 
     def decisions(self, limit: int) -> list[dict[str, Any]]:
-        """See `clover.interfaces.Control.decisions`."""
+        """Return the newest decisions as plain objects, newest first."""
         return self.context.decisions.newest(limit)
+
+    def decisions_json(self, limit: int) -> bytes:
+        """See `clover.interfaces.Control.decisions_json`."""
+        return self.context.decisions.newest_json(limit)
 
     async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """See `clover.interfaces.Control.command`.  Unavailable once the server stops."""

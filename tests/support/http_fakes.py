@@ -219,8 +219,8 @@ class FakeControl:
     def state(self) -> dict[str, Any]:
         return {"receipt": RECEIPT, "value": np.float32(1.5)}
 
-    def decisions(self, limit: int) -> list[dict[str, Any]]:
-        return [{"id": number} for number in range(limit)]
+    def decisions_json(self, limit: int) -> bytes:
+        return orjson.dumps([{"id": number} for number in range(limit)])
 
     async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         if self.error is not None:

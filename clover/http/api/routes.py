@@ -337,7 +337,7 @@ class Routes:
             if not (text.isascii() and text.isdigit()) or len(text) > 4 or not 1 <= int(text) <= _MOST_DECISIONS:
                 raise BadRequest(f"limit is not a whole number from 1 to {_MOST_DECISIONS}")
             limit = int(text)
-        exchange.finish_json(self._view.control().decisions(limit))
+        exchange.finish(200, [self._view.control().decisions_json(limit)])
 
     # --- repository ---------------------------------------------------------------------------------------------------
 

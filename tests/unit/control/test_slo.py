@@ -245,6 +245,7 @@ def test_only_equal_decisions_are_folded(changed: dict[str, Any]) -> None:
     assert [note(record), note(record), note(record, **changed), note(record)] == [1, 1, 2, 3]
     found = record.newest(10)
     assert [item["count"] for item in found] == [1, 1, 2]
+    assert json.loads(record.newest_json(2)) == found[:2]
     assert (found[2]["at"][17:19], found[2]["last_at"][17:19]) == ("01", "02")
 
 

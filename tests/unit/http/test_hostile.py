@@ -304,11 +304,11 @@ class LargeView(FakeView):
     def __init__(self) -> None:
         super().__init__(FakeModel(echo_family(), held=True))
         self.made = 0
-        self.controller.decisions = self.decisions  # type: ignore[method-assign]
+        self.controller.decisions_json = self.decisions_json  # type: ignore[method-assign]
 
-    def decisions(self, limit: int) -> list[Any]:
+    def decisions_json(self, limit: int) -> bytes:
         self.made += 1
-        return ["x" * 1600] * limit
+        return orjson.dumps(["x" * 1600] * limit)
 
     def metrics(self) -> bytes:
         self.made += 1
