@@ -45,15 +45,15 @@ if os.environ.get("CLOVER_SOURCE") == "1":
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
 
-# One fixed set of examples a run, so that a failure is a change and not luck; CLOVER_HYPOTHESIS=deep searches on,
-# and quick, which is for `make test-quick`, looks at a quarter of them.
+# One fixed set of examples a run, so that a failure is a change and not luck.  --hypothesis-profile deep searches
+# on, and quick, which is for `make test-quick`, looks at a quarter of them.
 # No per-example deadline: on shared cores it measures the neighbours.
 settings.register_profile(
     "default", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("quick", settings.get_profile("default"), max_examples=15)
 settings.register_profile("deep", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile(os.environ.get("CLOVER_HYPOTHESIS", "default"))
+settings.load_profile("default")
 
 
 class AloneLock:

@@ -93,10 +93,15 @@ def make_library(
 ) -> None:
     """Write package and library for `threads` threads of a CPU, compiled with these `options` of inductor."""
     import torch
+    import torch._inductor.config
 
     torch.set_num_threads(threads)
     # One thread is compiled without any OpenMP region, which is both faster and safe to fork.
-    package = make_package(family, variant, folder, {**options, "cpp.threads": threads}, "cpu")
+    configs = {**options, "cpp.threads": threads}
+    if hasattr(torch._inductor.config.aot_inductor, "precompile_headers"):
+        # They would lie in a folder of /tmp that anybody can guess, and cost more than one model gains by them.
+        configs["aot_inductor.precompile_headers"] = False
+    package = make_package(family, variant, folder, configs, "cpu")
     _extract_library(package, folder / LIBRARY)
 
 
