@@ -58,6 +58,7 @@ _MOST = 600.0  # of a logarithm: exp of it is a number still
 NOTHING = math.exp(-_MOST)  # so that the logarithm is one before a view has seen a row
 SURE = 0.99
 KINDS = 64
+_NO_GROUP = -2  # no row has come yet
 
 
 class Detector:
@@ -65,7 +66,7 @@ class Detector:
     reached `limit`, after `fewest` rows at the earliest, in every view that counts.  `alone`: the group of clients
     without whose rows there would have been no alarm, -1 if there is none."""
 
-    __slots__ = ("_clients", "_fewest", "_log_limit", "_logs", "_rows", "alarmed", "alone", "limit")
+    __slots__ = ("_clients", "_fewest", "_log_limit", "_logs", "_only", "_rows", "alarmed", "alone", "limit")
 
     def __init__(self, bets: int, limit: float, fewest: int = 0, clients: ClientGroups | None = None) -> None:
         if bets < 1 or not limit > 1.0:
@@ -74,19 +75,28 @@ class Detector:
         self._clients = clients
         self._fewest = fewest
         self._log_limit = math.log(limit)
-        self._logs: Floats = np.full((1 if clients is None else VIEWS, bets), -np.inf)
-        self._rows: Floats = np.zeros(len(self._logs))
+        self._logs: Floats = np.full((1, bets), -np.inf)
+        self._rows: Floats = np.zeros(1)
+        self._only = _NO_GROUP
         self.alarmed = False
         self.alone = -1
 
-    def add(self, rows: int | Floats, logs: Sequence[float] | Floats) -> bool:
-        """Take a block of `rows` rows with the logarithm of the e-value of each bet [bets], or both by view [views] and
-        [views, bets]; return whether it raised the alarm just now."""
+    def add(self, rows: int | Floats, logs: Sequence[float] | Floats, group: int = 0) -> bool:
+        """Take a block of `rows` rows of a group of clients with the logarithm of the e-value of each bet [bets], or
+        with group -1 both by view [views] and [views, bets]; return whether it raised the alarm just now."""
+        if self._clients is not None and group != self._only:
+            if self._only == _NO_GROUP:
+                self._only = group
+            if group < 0 or group != self._only:
+                self._split()
+        if len(self._logs) > 1 and group >= 0:
+            rows, logs = by_view(rows, logs, group)
         self._rows += rows
         grow(self._logs, rows, logs, _MOST)
         # The mean is no more than the largest, which is cheap to find.
         if self.alarmed or self._rows[0] < self._fewest or self._logs[0].max() < self._log_limit:
             return False
+        self._split()
         reached = (np.exp(self._logs).mean(axis=1) >= self.limit) & (self._rows >= self._fewest)
         if not reached[self._counting()].all():
             return False
@@ -103,18 +113,38 @@ class Detector:
     def statistic(self) -> float:
         """The value of the statistic, about the number of rows while there is no evidence of a change: the least of
         all views that count."""
-        return float(np.exp(self._logs[self._counting()]).mean(axis=1).min())
+        if len(self._logs) > 1:
+            return float(np.exp(self._logs[self._counting()]).mean(axis=1).min())
+        if self._only >= 0 and self._counting()[1 + self._only]:
+            return 0.0  # the view without the only group has seen nothing
+        return float(np.exp(self._logs).mean())
 
     def reset(self) -> None:
         """Forget all rows and the alarm."""
-        self._rows = np.zeros(len(self._logs))
         self.alarmed = False
         self.alone = -1
-        self._logs = np.full(self._logs.shape, -np.inf)
+        self._only = _NO_GROUP
+        self._logs = np.full((1, self._logs.shape[1]), -np.inf)
+        self._rows = np.zeros(1)
+
+    def _split(self) -> None:
+        """Keep each view by itself from now on.  While all rows come from one group, every other view is that of all
+        rows, which saves the work."""
+        if self._clients is None or len(self._logs) > 1:
+            return
+        self._logs, self._rows = np.repeat(self._logs, VIEWS, axis=0), np.repeat(self._rows, VIEWS)
+        if self._only >= 0:
+            self._logs[1 + self._only], self._rows[1 + self._only] = -np.inf, 0.0
 
     def _counting(self) -> NDArray[np.bool_]:
         """Return which views count."""
         return np.ones(1, np.bool_) if self._clients is None else self._clients.counting()
+
+
+def by_view(rows: int | Floats, logs: Sequence[float] | Floats, group: int) -> tuple[Floats, Floats]:
+    """Return by view the rows of a block of one group and the logarithms of its e-values."""
+    seen = in_views(group)
+    return rows * seen, np.multiply.outer(seen, logs)
 
 
 def grow(statistics: Floats, rows: int | Floats, logs: Sequence[float] | Floats, most: float | Floats) -> None:
@@ -128,18 +158,16 @@ def grow(statistics: Floats, rows: int | Floats, logs: Sequence[float] | Floats,
     np.minimum(statistics, most, out=statistics)
 
 
-def block_of(counts: list[list[int]], logs: Floats) -> tuple[int | Floats, Floats]:
-    """Return the rows of a block, and the logarithms of its e-values, of `counts` by group of clients and bin: by view
-    if there are several groups, else an int and [bets].  `logs` [bets, bins]: of a row in each bin."""
-    if len(counts) == 1:
-        return sum(counts[0]), logs @ counts[0]
+def block_of(counts: list[list[int]], logs: Floats) -> tuple[int | Floats, Floats, int]:
+    """Return the rows of a block, the logarithms of its e-values, and its group, of `counts` by group of clients and
+    bin; the first two by view, and -1, if it has several groups.  `logs` [bets, bins]: of a row in each bin."""
     groups = [group for group, bins in enumerate(counts) if any(bins)]
-    rows = [sum(counts[group]) for group in groups]
     if len(groups) == 1:
-        seen = in_views(groups[0])
-        return rows[0] * seen, np.multiply.outer(seen, logs @ counts[groups[0]])
-    own = np.array([counts[group] for group in groups], np.float64) @ logs.T
-    return views_of(groups, np.array(rows, np.float64)), views_of(groups, own)
+        own = counts[groups[0]]
+        return sum(own), logs @ own, groups[0]
+    rows = np.array([sum(counts[group]) for group in groups], np.float64)
+    found = np.array([counts[group] for group in groups], np.float64) @ logs.T
+    return views_of(groups, rows), views_of(groups, found), -1
 
 
 def inside(cut: int, bins: int) -> list[bool]:
@@ -244,13 +272,12 @@ class AgreementWatch:
     """Tests whether answers agree with those of a better variant as often as they did.  The expected agreement may
     differ from row to row."""
 
-    __slots__ = ("_bets", "_by_view", "agreed", "detector", "expected", "rows")
+    __slots__ = ("_bets", "agreed", "detector", "expected", "rows")
 
     def __init__(
         self, limit: float = AGREEMENT_LIMIT, fewest: int = FEWEST_AUDITS, clients: ClientGroups | None = None
     ) -> None:
         self.detector = Detector(len(ODDS), limit, fewest, clients)
-        self._by_view = clients is not None
         self.rows = 0
         self.agreed = 0
         self.expected = 0.0
@@ -275,10 +302,7 @@ class AgreementWatch:
             return False
         against = rows - agrees
         logs = np.array([against * apart + agrees * alike for apart, alike in bets])
-        if not self._by_view:
-            return self.detector.add(rows, logs)
-        seen = in_views(group)
-        return self.detector.add(rows * seen, np.multiply.outer(seen, logs))
+        return self.detector.add(rows, logs, group)
 
     def reset(self) -> None:
         """Forget all rows and the alarm."""

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clover.runtime.guard.clients import GROUPS, ClientGroups, in_views
+from clover.runtime.guard.clients import GROUPS, ClientGroups
 from clover.runtime.guard.drift import (
     AGREEMENT_LIMIT,
     AGREEMENT_SIGMAS,
@@ -38,6 +38,7 @@ from clover.runtime.guard.drift import (
     Floats,
     bet,
     block_of,
+    by_view,
     grow,
     inside,
     most,
@@ -61,9 +62,11 @@ class AllClear:
         self._logs: Floats = np.full((len(self._tries), ills), -np.inf)
         self._rows: Floats = np.zeros(len(self._logs))
 
-    def add(self, rows: int | Floats, logs: Sequence[float] | Floats) -> None:
-        """Take a block of `rows` rows with the logarithm of each hypothesis' e-value [ills], or both by view [views]
-        and [views, ills]."""
+    def add(self, rows: int | Floats, logs: Sequence[float] | Floats, group: int = 0) -> None:
+        """Take a block of `rows` rows of a group of clients with the logarithm of each hypothesis' e-value [ills], or
+        with group -1 both by view [views] and [views, ills]."""
+        if self._clients is not None and group >= 0:
+            rows, logs = by_view(rows, logs, group)
         self._rows += rows
         grow(self._logs, rows, logs, self._held)
 
@@ -141,11 +144,10 @@ class ScoreRecovery:
 class AgreementRecovery:
     """A test that answers are those of a better variant again as often as they were; see `drift.AgreementWatch`."""
 
-    __slots__ = ("_bets", "_by_view", "clear")
+    __slots__ = ("_bets", "clear")
 
     def __init__(self, limit: float = AGREEMENT_LIMIT, clients: ClientGroups | None = None) -> None:
         self.clear = AllClear(1, limit, clients)
-        self._by_view = clients is not None
         self._bets: dict[tuple[float, int], tuple[float, float] | None] = {}
 
     def add(self, agrees: int, expected: float, profiled: int, rows: int = 1, group: int = 0) -> None:
@@ -160,9 +162,4 @@ class AgreementRecovery:
         bets = self._bets[kind]
         if bets is not None:
             apart, alike = bets
-            logs = (rows - agrees) * apart + agrees * alike
-            if self._by_view:
-                seen = in_views(group)
-                self.clear.add(rows * seen, (seen * logs)[:, None])
-            else:
-                self.clear.add(rows, [logs])
+            self.clear.add(rows, [(rows - agrees) * apart + agrees * alike], group)

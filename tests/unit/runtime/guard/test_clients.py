@@ -119,6 +119,24 @@ def test_audits_of_one_client_raise_no_alarm_and_those_of_all_do() -> None:
         assert watch.rows >= 101
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 120)), max_size=20), st.booleans())
+def test_views_are_what_tests_on_their_rows_would_find(sent: list[tuple[int, int, int]], looked: bool) -> None:
+    """Each view is the same test on its own rows, block by block, however late a second group comes."""
+    clients = ClientGroups()
+    watch = AgreementWatch(clients=clients)
+    alone = [AgreementWatch() for _ in range(VIEWS)]
+    for client, agrees, rows in sent:
+        group = clients.group_of(str(client))
+        clients.recent[group] += rows
+        watch.add(min(agrees, rows), 0.9, 10_000, rows, group)
+        for view in np.flatnonzero(in_views(group)):
+            alone[view].add(min(agrees, rows), 0.9, 10_000, rows)
+        found = [alone[view].detector.statistic for view in np.flatnonzero(clients.counting())]
+        if looked:
+            assert watch.detector.statistic == pytest.approx(min(found), abs=1e-9)
+    assert watch.detector.rows == alone[0].detector.rows
+
+
 def test_one_client_holds_no_recovery_up() -> None:
     clients, draw = ClientGroups(), random.Random(1)
     scores, audits = ScoreRecovery(PARTS, 10_000, clients=clients), AgreementRecovery(clients=clients)
