@@ -8,7 +8,7 @@ import pytest
 
 from clover.errors import Overloaded
 from tests.support.overload import Load
-from tests.support.router_fixture import MS, SECOND, House
+from tests.support.router_fixture import MS, SECOND, House, dealt
 
 
 def loaded(lanes: tuple[int, ...] = (0,), slots: int = 8192, service_ms: float = 40.0, **config: float) -> Load:
@@ -197,3 +197,21 @@ def test_rows_of_every_client_are_answered_once_under_any_mixture() -> None:
     assert load.statuses[200] > 0.2 * asked
     load.house.check_slots()
     assert load.house.router.observe()["free_slots"] == 512.0
+
+
+def test_a_row_of_a_cascade_that_would_be_late_at_its_next_stage_keeps_its_answer() -> None:
+    house = House()
+    small, large = house.entry(0), house.entry(2)
+    house.router.route([small, large], dealt(1.0, chain=("small", "large"), thresholds=(0.5,)))
+    for _ in range(2):
+        house.ask(min_accuracy=88.0)  # the large one is busy
+    row = house.ask(timeout_ns=8 * SECOND)
+    house.slab.score[row.slots] = 0.1
+    house.complete(small[0])
+    assert row.paths
+    house.loop.advance(5 * SECOND)
+    house.complete(large[0])  # this took five seconds, and less than that is left
+    assert (row.status, row.variants, row.cut_short) == (200, [0], {0})
+    assert house.router.traffic.cut_short == {"deadline": 1}
+    assert house.router.traffic.overload == {}
+    house.check_slots()

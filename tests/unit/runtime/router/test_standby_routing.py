@@ -23,9 +23,7 @@ class Relieved(House):
         self.router.route([self.plan], dealt(0.0, 0.0, 1.0), self.stands_by())
 
     def stands_by(self, *entries: Any) -> StandbyWorkers:
-        return StandbyWorkers(
-            lane=SMALL, entries=entries or (self.standby,), wait_ns=20 * MS, rates=(0.0, 0.0, 100.0)
-        )
+        return StandbyWorkers(lane=SMALL, entries=entries or (self.standby,), wait_ns=20 * MS, rates=(0.0, 0.0, 100.0))
 
     def burst(self, rows: int = 4) -> None:
         """Two batches are with the large worker; from then on rows wait."""
