@@ -94,17 +94,27 @@ def test_one_row_is_always_tried_while_no_row_waits() -> None:
     for _ in range(20):  # whatever the lane is believed to need, an idle worker gets the row
         ticket = load.ask(1, 100 * MS)
         assert ticket is not None
-        load.house.loop.turn()
-        load.start()
         load.run(2.5, 0.0, print)
     assert load.statuses == {504: 20}
     load.service_ms = 40.0
     for _ in range(10):
         load.ask(1, 100 * MS)
-        load.house.loop.turn()
-        load.start()
         load.run(0.5, 0.0, print)
     assert load.statuses[200] == 10
+
+
+def test_a_request_that_fits_into_a_batch_is_tried_as_well_and_a_long_one_is_refused() -> None:
+    load = loaded()
+    load.run(10.0, 3.0 * load.capacity, lambda number: load.ask(1 + number % 64, SECOND))
+    load.run(3.0, 0.0, print)
+    assert load.ask(1, 40 * MS, rows=4) is not None
+    assert load.ask(1, SECOND, rows=200) is None
+    assert load.ask(1, 5 * SECOND, rows=200) is not None
+    load.run(6.0, 0.0, print)
+    assert load.house.router.idle
+    assert load.ask(1, SECOND, rows=400) is None
+    load.run(12.0, 0.0, print)
+    assert load.ask(1, SECOND, rows=400) is not None  # by then the pace is too old
 
 
 # --- fairness ---------------------------------------------------------------------------------------------------------
@@ -145,12 +155,9 @@ def test_a_request_of_20_000_rows_delays_others_by_a_row_each() -> None:
     load = loaded(slots=32768, service_ms=4.0)
     long = load.ask(1, 60 * SECOND, rows=20_000)
     assert long is not None
-    load.house.loop.turn()
-    load.start()
     load.run(1.0, 0.0, print)
     short = load.ask(2)
     assert short is not None
-    load.house.loop.turn()
     load.run(0.013, 0.0, print)
     assert short.status == 200
     load.run(30.0, 0.0, print)
