@@ -63,6 +63,8 @@ class Load:
         begin_ns, number = loop.now_ns, 0
         end_ns = begin_ns + round(seconds * SECOND)
         due_ns = begin_ns if rate else end_ns
+        loop.turn()
+        self.start()
         while (at_ns := min(due_ns, *self._busy_until_ns.values(), end_ns)) < end_ns:
             loop.advance(at_ns - loop.now_ns)
             for index, until_ns in list(self._busy_until_ns.items()):

@@ -151,9 +151,11 @@ class House:
         self.router.route(entries, dealt(*shares))
         return [entry[0] for entry in entries]
 
-    def ask(self, rows: int = 1, turn: bool = True, again: float | None = None, **how: Any) -> RouterTicket:
+    def ask(
+        self, rows: int = 1, turn: bool = True, again: float | None = None, client: int = 0, **how: Any
+    ) -> RouterTicket:
         """Submit rows with inputs that never came before, or all with the input `again`."""
-        ticket = self.router.open(rows)
+        ticket = self.router.open(rows, client)
         for slot in ticket.slots:
             self.inputs += 1
             self.slab.input(0)[slot] = (self.inputs, 0.0) if again is None else (again, 1.0)

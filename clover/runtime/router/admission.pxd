@@ -42,10 +42,11 @@ cdef class Admission:
     cdef double _crowded_s
     cdef list _paces
     cdef double _margin
+    cdef Py_ssize_t _max_batch
     cdef int64_t _kept_rows
     cdef int64_t _kept_slots
 
-    @cython.locals(ticket=RouterTicket, now_ns=int64_t, retry_after_s=double)
+    @cython.locals(ticket=RouterTicket, now_ns=int64_t, retry_after_s=double, kept=bint)
     cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, str closed)
     @cython.locals(now_ns=int64_t)
     cdef double crowded(self, int64_t flow) except? -1.0

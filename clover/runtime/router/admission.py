@@ -73,6 +73,7 @@ class Admission:
         self._picked = np.zeros(len(state.table.state), np.uint32)
         self._crowded_ns = -_CROWDED_NS - 1
         self._crowded_s = 0.0
+        self._max_batch = state.spec.max_batch
         self._margin = _MARGIN  # read with each row of a busy lane: an attribute has its C type
         slots = len(state.table.state)
         self._kept_rows = self._queue_rows // _PART if self._queue_rows >= _SHORT else 0
@@ -89,10 +90,9 @@ class Admission:
             most = self._queue_rows
             raise self._state.refused(TooLarge(f"a request carries at most {most} rows, and this one has {rows}"))
         self._admit(rows, flow, now_ns, closed)
-        ticket = None
-        if self._table.free.free - rows >= self._kept_slots or not self._has_much(flow, rows, self._kept_slots):
-            ticket = self._table.reserve(rows, now_ns)
-        if ticket is None and self._completion.give_up(self._audits.queued(), "full"):
+        kept = self._table.free.free - rows < self._kept_slots and self._has_much(flow, rows, self._kept_slots)
+        ticket = self._table.reserve(rows, now_ns) if not kept else None
+        if ticket is None and not kept and self._completion.give_up(self._audits.queued(), "full"):
             ticket = self._table.reserve(rows, now_ns)
         if ticket is None:
             self._dispatch.make_room(now_ns)  # for the next one: slots come back once clients have their answers
@@ -301,7 +301,9 @@ class Admission:
         stops = [*(np.flatnonzero(np.diff(lanes)) + 1).tolist(), len(slots)]
         start = 0
         for stop in stops if ticket.awaits < 0 else ():
-            self._check_in_time(ticket.variants[start], ticket.flow, stop - start, timeout_ns, now_ns)
+            lane = ticket.variants[start]
+            if stop - start > self._max_batch or self._batcher.saturated(lane):
+                self._check_in_time(lane, ticket.flow, stop - start, timeout_ns, now_ns)
             start = stop
         start = 0
         for stop in stops:

@@ -609,3 +609,14 @@ def test_write_refusal_closes_the_ticket() -> None:
     model.submit_refusal = BadRequest("no variant reaches that accuracy")
     assert d.post(INFER, one(["a"], [1, 1], "BYTES")).json()["error"] == "no variant reaches that accuracy"
     assert model.open_tickets == 0
+
+
+def test_each_connection_is_a_client_of_its_own() -> None:
+    model = FakeModel(echo_family())
+    d = Driver(FakeView(model))
+    for _ in range(2):
+        d.post("/v2/models/echo/infer", echo_body())
+    d.connect()
+    d.post("/v2/models/echo/infer", echo_body())
+    first, again, other = model.clients
+    assert 0 < first == again < other

@@ -61,6 +61,7 @@ def source() -> Any:
     traffic.batch(0, 3, 0, MS, SECOND)
     traffic.batch(1, 8, 0, MS, SECOND)
     traffic.poisoned = 1
+    traffic.overloaded("late")
     return SimpleNamespace(
         traffic=traffic,
         ready=True,
@@ -116,6 +117,7 @@ def test_the_figures_of_a_family_are_there() -> None:
 
     assert value("clover_requests_total", model="m", code="200") == 3
     assert value("clover_requests_total", model="m", code="429") == 1
+    assert value("clover_overload_requests_total", model="m", why="late") == 1
     assert value("clover_rows_total", model="m", variant="large") == 8
     assert value("clover_queue_rows", model="m") == 5
     assert value("clover_accuracy_served", model="m") == 85.5

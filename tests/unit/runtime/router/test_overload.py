@@ -8,7 +8,7 @@ import pytest
 
 from clover.errors import Overloaded
 from tests.support.overload import Load
-from tests.support.router_fixture import MS, SECOND, House
+from tests.support.router_fixture import MS, SECOND, House, dealt
 
 
 def loaded(lanes: tuple[int, ...] = (0,), slots: int = 8192, service_ms: float = 40.0, **config: float) -> Load:
@@ -94,17 +94,27 @@ def test_one_row_is_always_tried_while_no_row_waits() -> None:
     for _ in range(20):  # whatever the lane is believed to need, an idle worker gets the row
         ticket = load.ask(1, 100 * MS)
         assert ticket is not None
-        load.house.loop.turn()
-        load.start()
         load.run(2.5, 0.0, print)
     assert load.statuses == {504: 20}
     load.service_ms = 40.0
     for _ in range(10):
         load.ask(1, 100 * MS)
-        load.house.loop.turn()
-        load.start()
         load.run(0.5, 0.0, print)
     assert load.statuses[200] == 10
+
+
+def test_a_request_that_fits_into_a_batch_is_tried_as_well_and_a_long_one_is_refused() -> None:
+    load = loaded()
+    load.run(10.0, 3.0 * load.capacity, lambda number: load.ask(1 + number % 64, SECOND))
+    load.run(3.0, 0.0, print)
+    assert load.ask(1, 40 * MS, rows=4) is not None
+    assert load.ask(1, SECOND, rows=200) is None
+    assert load.ask(1, 5 * SECOND, rows=200) is not None
+    load.run(6.0, 0.0, print)
+    assert load.house.router.idle
+    assert load.ask(1, SECOND, rows=400) is None
+    load.run(12.0, 0.0, print)
+    assert load.ask(1, SECOND, rows=400) is not None  # by then the pace is too old
 
 
 # --- fairness ---------------------------------------------------------------------------------------------------------
@@ -145,12 +155,9 @@ def test_a_request_of_20_000_rows_delays_others_by_a_row_each() -> None:
     load = loaded(slots=32768, service_ms=4.0)
     long = load.ask(1, 60 * SECOND, rows=20_000)
     assert long is not None
-    load.house.loop.turn()
-    load.start()
     load.run(1.0, 0.0, print)
     short = load.ask(2)
     assert short is not None
-    load.house.loop.turn()
     load.run(0.013, 0.0, print)
     assert short.status == 200
     load.run(30.0, 0.0, print)
@@ -197,3 +204,21 @@ def test_rows_of_every_client_are_answered_once_under_any_mixture() -> None:
     assert load.statuses[200] > 0.2 * asked
     load.house.check_slots()
     assert load.house.router.observe()["free_slots"] == 512.0
+
+
+def test_a_row_of_a_cascade_that_would_be_late_at_its_next_stage_keeps_its_answer() -> None:
+    house = House()
+    small, large = house.entry(0), house.entry(2)
+    house.router.route([small, large], dealt(1.0, chain=("small", "large"), thresholds=(0.5,)))
+    for _ in range(2):
+        house.ask(min_accuracy=88.0)  # the large one is busy
+    row = house.ask(timeout_ns=8 * SECOND)
+    house.slab.score[row.slots] = 0.1
+    house.complete(small[0])
+    assert row.paths
+    house.loop.advance(5 * SECOND)
+    house.complete(large[0])  # this took five seconds, and less than that is left
+    assert (row.status, row.variants, row.cut_short) == (200, [0], {0})
+    assert house.router.traffic.cut_short == {"deadline": 1}
+    assert house.router.traffic.overload == {}
+    house.check_slots()

@@ -652,15 +652,20 @@ class Machine(RuleBasedStateMachine):
         knobs = {"wait_ms": {"small": wait_ms, "large": 5.0}, "largest": {"small": rows}}
         self._route(**knobs)
 
-    @rule(rows=st.integers(1, 5), accuracy=st.sampled_from([0.0, 82.0]), timeout=st.sampled_from([0, 3, 30]))
-    def ask(self, rows: int, accuracy: float, timeout: int) -> None:
+    @rule(
+        rows=st.integers(1, 5),
+        accuracy=st.sampled_from([0.0, 82.0]),
+        timeout=st.sampled_from([0, 3, 30]),
+        client=st.integers(0, 2),
+    )
+    def ask(self, rows: int, accuracy: float, timeout: int, client: int) -> None:
         try:
-            ticket = self.house.router.open(rows)
+            ticket = self.house.router.open(rows, client)
         except (Unavailable, Overloaded):
             return
         try:
             self.house.router.submit(ticket, self._done, min_accuracy=accuracy, timeout_ns=timeout * MS)
-        except Unavailable:
+        except (Unavailable, Overloaded):
             self.house.router.close(ticket)
             return
         self.tickets.append(ticket)
