@@ -63,9 +63,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "flow",
         "close",
         "connection",
+        "flow",
         "head",
         "interim",
         "model",

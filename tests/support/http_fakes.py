@@ -89,12 +89,12 @@ class FakeModel(Model):
         self.submit_refusal: RequestError | None = None
         self.remembered: dict[int, int] = {}
         self.labellers: list[str] = []
-        self.clients: list[int] = []
+        self.flows: list[int] = []
 
     def open(self, rows: int, flow: int = 0) -> FakeTicket:
         if self.refusal is not None:
             raise self.refusal
-        self.clients.append(client)
+        self.flows.append(flow)
         ticket = FakeTicket(rows)
         self.tickets.append(ticket)
         del self.tickets[:-64]
@@ -107,7 +107,7 @@ class FakeModel(Model):
     def ahead(self, rows: int, index: int, flow: int = 0) -> tuple[FakeTicket, memoryview] | None:
         if not self.roomy:
             return None
-        ticket = self.open(rows, client)
+        ticket = self.open(rows, flow)
         ticket.ahead = True
         spec = self.spec.inputs[index]
         ticket.inputs[index] = np.full((rows, *spec.shape), 77, DATATYPES[spec.datatype].dtype)

@@ -618,5 +618,5 @@ def test_each_connection_is_a_client_of_its_own() -> None:
         d.post("/v2/models/echo/infer", echo_body())
     d.connect()
     d.post("/v2/models/echo/infer", echo_body())
-    first, again, other = model.clients
+    first, again, other = model.flows
     assert 0 < first == again < other
