@@ -503,7 +503,9 @@ def test_a_thread_between_forks_is_noticed():
     with slab_of("simple") as (spec, _), contextlib.ExitStack() as stack:
         stack.callback(ours.close)
         stack.callback(theirs.close)
-        stack.enter_context(pytest.MonkeyPatch.context()).setattr(zygote, "thread_count", lambda: 3)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(zygote, "thread_count", lambda: 3)
+        patch.setattr(zygote.orphans, "children", list)  # it would end the children of this process
         pipes = [os.open(os.devnull, os.O_RDWR) for _ in range(frames.SPAWN_FDS)]
         frames.send(ours, frames.Spawn(token=7, slots=4, order=order(spec)), tuple(pipes))
         frames.close_all(pipes)
