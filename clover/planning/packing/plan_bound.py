@@ -187,7 +187,7 @@ class _Dual:
         # ceiling is over, on its cost and the total: only those that two are over need the whole grid.
         on = np.array([[ceiling.on for ceiling in each] for each in sets])  # [set, ceiling, group]
         under = np.flatnonzero(on.any(axis=(0, 1)))
-        free = np.repeat(gain[:, None], number * points, axis=1).reshape(-1, number, points)
+        free: Floats = np.repeat(gain[:, None], number * points, axis=1).reshape(-1, number, points)
         free[on.any(axis=1).T] = -math.inf
         free = free.reshape(-1, number * points)
         lanes = [_Charged(self, gain, under, [each[k] for each in sets], on) for k in range(count)]
