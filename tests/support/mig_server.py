@@ -1,9 +1,9 @@
 """A server on two emulated A100s, in a process of its own: NVML is one library a process, and this one gets killed.
 
-    python -m tests.support.mig_server CACHE reconfigure    start, reconfigure, end
-    python -m tests.support.mig_server CACHE kills:STEPS    as many servers one after another, each in its own process:
-                                                            SIGKILL to itself after so many steps of it
-    python -m tests.support.mig_server CACHE faults         reconfigure under every kind of fault
+    python -m tests.support.mig_server CACHE kills     servers one after another, each in its own process: start,
+                                                       reconfigure, end; then SIGKILL to itself after one step of that,
+                                                       after two, ... after all; then start, reconfigure, end again
+    python -m tests.support.mig_server CACHE faults    reconfigure under every kind of fault
 
 Prints one JSON object a line; the tests read them.
 """
@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,9 @@ def is_legal(places: tuple[Placement, ...]) -> bool:
     return geometry.legal(places, profiles, compute=7) == ""
 
 
-async def crash(cache: Path, kill_after: int) -> None:
-    """Start on what an earlier run left, say how that went, then reconfigure and die on the way."""
+async def crash(cache: Path, kill_after: int) -> int:
+    """Start on what an earlier run left, say how that went, then reconfigure and die on the way; with 0, end, and
+    return how many steps that took."""
     done = 0
     step_of = Applier._do
 
@@ -149,30 +151,46 @@ async def crash(cache: Path, kill_after: int) -> None:
         started, done = True, 0
         await running.engine.control().command("apply", {"configuration": MIXED, "force": True}, "a test")
         say(event="done", steps=done, answered=await answers(running), **standing(running))
+    return done
 
 
-def kills(cache: Path, steps: int) -> None:
-    """Servers killed after one step, two steps, ...: forked, so that they need not import everything again, nor do
-    their zygotes."""
+def kills(cache: Path) -> None:
+    """Servers that end, and between them servers killed after one step, two steps, ...: forked, so that they need not
+    import everything again, nor do their zygotes."""
     import clover.worker.main  # noqa: F401 - with torch, for the zygotes
 
+    steps = forked(cache, 0)
     for kill_after in range(1, steps + 1):
-        pid = os.fork()
-        if not pid:
-            os.setsid()
-            ours, theirs = frames.socket_pair()
-            with theirs:  # before anything of NVML is there
-                zygote = forked_zygote.fork(theirs)
-            ZygoteLink.launch = partial(forked_zygote.linked, zygote, ours)  # type: ignore[method-assign]
-            try:
-                asyncio.run(crash(cache, kill_after))
-            finally:
-                os._exit(1)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        end_s = time.monotonic() + 2.0
-        while (left := of_session(pid)) and time.monotonic() < end_s:
-            time.sleep(0.02)
-        say(event="killed", after=kill_after, code=code, left=left)
+        forked(cache, kill_after)
+    forked(cache, 0)
+
+
+def forked(cache: Path, kill_after: int) -> int:
+    """Run `crash` in a fork, say how it ended and what is left of it, and return its steps, if it was not killed."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        ours, theirs = frames.socket_pair()
+        with theirs:  # before anything of NVML is there
+            zygote = forked_zygote.fork(theirs)
+        ZygoteLink.launch = partial(forked_zygote.linked, zygote, ours)  # type: ignore[method-assign]
+        code = 1
+        try:
+            os.write(write, str(asyncio.run(crash(cache, kill_after))).encode())
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(write)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    end_s = time.monotonic() + 2.0
+    while (left := of_session(pid)) and time.monotonic() < end_s:
+        time.sleep(0.02)
+    say(event="end", after=kill_after, code=code, left=left)
+    with open(read) as steps:
+        return int(steps.read() or 0)
 
 
 def of_session(session: int) -> list[int]:
@@ -191,10 +209,8 @@ def main() -> None:
     cache, what = Path(sys.argv[1]), sys.argv[2]
     if what == "faults":
         asyncio.run(faults(cache))
-    elif what == "reconfigure":
-        asyncio.run(crash(cache, 0))
     else:
-        kills(cache, int(what.removeprefix("kills:")))
+        kills(cache)
 
 
 FAULTS: dict[str, tuple[emulated.Fault, ...]] = {

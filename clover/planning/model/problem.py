@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from clover.errors import PlanError
 from clover.planning.model.queueing import Service
@@ -169,7 +169,7 @@ def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
         if item.agreement >= SAME_ANSWERS and abs(item.value - chosen.value) <= SAME_ACCURACY
     }
     found: dict[tuple[str, str], str] = {}
-    measured = _measured(profile)
+    measured = _measured(profile.latency)
     for (variant, name, backend), service in measured.items():
         chosen = profile.backend.get(variant, "")
         if backend == chosen:
@@ -185,18 +185,19 @@ def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
 def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, str], Service]:
     """Return how each (variant, profile) serves on its backend (`backends_of`), slowed to `share` of the machine's
     time."""
-    measured = _measured(profile)
+    measured = _measured(profile.latency)
     return {
         (variant, name): measured[variant, name, backend].derated(min(1.0, share))
         for (variant, name), backend in backends_of(profile).items()
     }
 
 
-def _measured(profile: FamilyProfile) -> dict[tuple[str, str, str], Service]:
+@lru_cache(maxsize=64)
+def _measured(measurements: tuple[LatencyMeasurement, ...]) -> Mapping[tuple[str, str, str], Service]:
     """Return how each (variant, profile, backend) serves; of several thread counts the fastest at a batch size
-    counts."""
+    counts.  One answer for all who ask, and the same services, so that memos know them at a glance."""
     fastest: dict[tuple[str, str, str], dict[int, LatencyMeasurement]] = defaultdict(dict)
-    for item in profile.latency:
+    for item in measurements:
         rows = fastest[item.variant, item.profile, item.backend]
         if item.batch not in rows or item.mean_ms < rows[item.batch].mean_ms:
             rows[item.batch] = item

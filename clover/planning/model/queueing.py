@@ -328,6 +328,7 @@ def batched(
     return _batched(lane, *_rounded(lane, rate, share), largest, wait_ms, rows)
 
 
+@lru_cache(maxsize=65536)
 def late(workers: tuple[Service, ...], rate: float, limit_ms: float) -> float:
     """Return the part of the rows of a lane of `workers` (at least one, not overloaded) that take longer than
     `limit_ms`, from a play of `ROWS` / 2 rows: enough for a table, with about a point of error if 5 % are late."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,11 +132,12 @@ class _Dual:
         return slices
 
     def _cut(self, slices: Floats, rest: Floats) -> Floats:
-        """Return the `rest` of the dual [points] and what the best cuts bring, which is added to it."""
+        """Return the `rest` of the dual [..., points] and what the best cuts bring of `slices` [..., profiles, points],
+        which is added to it."""
         cuts = self.table @ slices
         cuts -= self.idle[:, None]
         for number, own in self.kinds:
-            rest += number * np.maximum.reduce(cuts[own], axis=0)
+            rest += number * np.maximum.reduce(cuts[..., own, :], axis=-2)
         return rest
 
     def least(self) -> float:
@@ -152,63 +154,71 @@ class _Dual:
     def below(self, ceilings: Sequence[LaneCeiling]) -> float:
         """Return the least value found with ceilings, from where the rest was left: that of the best one, then of a
         pair with it."""
-        alone = [self._under([ceiling]) for ceiling in ceilings]
+        members = [self._member(ceiling) for ceiling in ceilings]
+        alone = np.empty(len(ceilings))
+        for member in set(members):
+            own = [at for at, of in enumerate(members) if of == member]
+            alone[own] = self._under(member, [[ceilings[at]] for at in own])
         first = int(np.argmin(alone))
-        member = self._member(ceilings[first])
         pairs = [
-            self._under([ceilings[first], other])
+            [ceilings[first], other]
             for at, other in enumerate(ceilings)
-            if at != first and self._member(other) == member
+            if at != first and members[at] == members[first]
         ]
-        return min([alone[first], *pairs])
+        least = float(alone[first])
+        return min(least, float(self._under(members[first], pairs).min())) if pairs else least
 
     def _member(self, ceiling: LaneCeiling) -> int:
         return int(self.member[np.argmax(ceiling.on)])
 
-    def _under(self, ceilings: Sequence[LaneCeiling]) -> float:
-        """Return the least value over the costs of one or two ceilings of a member and over its total, by a grid that
-        closes in on its best point."""
-        member = self._member(ceilings[0])
+    def _under(self, member: int, sets: Sequence[Sequence[LaneCeiling]]) -> Floats:
+        """Return the least value of each set of one or of two ceilings (in all as many) of a member, over their costs
+        and the member's total, by a grid [cost, (cost,) total] that closes in on its best point."""
+        number, count, points = len(sets), len(sets[0]), _POINTS
+        size = points ** (count + 1)
         own = self.member == member
         gain, fixed = self._gain(self.price), self._fixed(self.price)
         spread = max(float(np.ptp(self.gain[own] + self.price[member] * self.accuracy[own])), 1e-9)
-        ranges = [(0.0, 2.0 * spread)] * len(ceilings)
-        ranges.append((self.total[member] - 2.0 * spread, self.total[member] + spread))
-        least = math.inf
-        grid = np.indices((_POINTS,) * len(ranges)).reshape(len(ranges), -1)
-        # Few groups stand under a ceiling.  What the others bring depends on the total alone.
-        under = np.flatnonzero(np.any([ceiling.on for ceiling in ceilings], axis=0))
-        charged = [ceiling.on[under, None].astype(np.float64) for ceiling in ceilings]
-        slopes = [ceiling.slopes[under, None] for ceiling in ceilings]
-        free, bound = gain[:, None].copy(), gain[under, None]
-        free[under] = -math.inf
-        rows = self.rows[under, None]
-        totals = np.tile(self.total, (_POINTS, 1))
+        low, high = np.zeros((count + 1, number)), np.full((count + 1, number), 2.0 * spread)
+        low[-1], high[-1] = self.total[member] - 2.0 * spread, self.total[member] + spread
+        floor = np.full((count + 1, 1), 0.0)
+        floor[-1] = -math.inf
+        # Few groups stand under a ceiling.  What the others bring depends on the total alone; what those bring that one
+        # ceiling is over, on its cost and the total: only those that two are over need the whole grid.
+        on = np.array([[ceiling.on for ceiling in each] for each in sets])  # [set, ceiling, group]
+        under = np.flatnonzero(on.any(axis=(0, 1)))
+        free: Floats = np.repeat(gain[:, None], number * points, axis=1).reshape(-1, number, points)
+        free[on.any(axis=1).T] = -math.inf
+        free = free.reshape(-1, number * points)
+        lanes = [_Charged(self, gain, under, [each[k] for each in sets], on) for k in range(count)]
+        twice = [_Twice(self, gain, each, at) for at, each in enumerate(sets) if on[at].all(axis=0).any() and count > 1]
+        bases = np.array([[ceiling.base for ceiling in each] for each in sets]).T
+        totals = np.tile(self.total, (number * points, 1))
+        least, every = np.full(number, math.inf), np.arange(number)
         for _ in range(_HALVINGS):
-            axes = [_spaced(*ends, _POINTS) for ends in ranges]
-            *costs, total = (axis[at] for axis, at in zip(axes, grid, strict=True))
-            totals[:, member] = axes[-1]
-            slices = self._slices(free - self._totals(totals))[:, grid[-1]]
-            worth = bound - total
-            for cost, on in zip(costs, charged, strict=True):
-                worth -= cost * on
-            np.maximum(worth, 0.0, out=worth)
-            worth *= rows
-            for cost, slope in zip(costs, slopes, strict=True):
-                worth += cost * slope
-            # No slice has to have a worker: one that costs more than it brings, under a ceiling, is none.
-            for group, brings in zip(under, worth, strict=True):
-                best = slices[self.profile[group]]
-                np.maximum(best, brings, out=best)
-            found = (totals.sum(axis=1) - fixed[0] + fixed[1])[grid[-1]]
-            found = self._cut(slices, found)
-            for ceiling, cost in zip(ceilings, costs, strict=True):
-                found += cost * ceiling.base
-            at = int(found.argmin())
-            least = min(least, float(found[at]))
-            ranges = [_around(ends, float(cost[at]), 0.0) for ends, cost in zip(ranges, costs, strict=False)] + [
-                _around(ranges[-1], float(total[at]))
-            ]
+            axes = _spaced(low, high, points)  # [axis, set, point]
+            totals[:, member] = axes[-1].ravel()
+            beside = self._slices(free - self._totals(totals)).reshape(-1, number, 1, points)
+            brought = np.maximum(beside, lanes[0].slices(axes[0], axes[-1]))  # [profile, set, cost, total]
+            if count > 1:
+                brought = np.maximum(brought[:, :, :, None], lanes[1].slices(axes[1], axes[-1])[:, :, None])
+            slices = np.ascontiguousarray(brought.swapaxes(0, 1)).reshape(number, -1, size)
+            for each in twice:
+                each.add(slices[each.at], axes[:, each.at])
+            found = np.empty((number, size // points, points))
+            found[:] = (totals.sum(axis=1) - fixed[0] + fixed[1]).reshape(number, 1, points)
+            found = self._cut(slices, found.reshape(number, size)).reshape(number, *[points] * (count + 1))
+            for k in range(count):
+                shape = [number, *(points if axis == k else 1 for axis in range(count + 1))]
+                found += (axes[k] * bases[k, :, None]).reshape(shape)
+            at = found.reshape(number, size).argmin(axis=1)
+            least = np.minimum(least, found.reshape(number, size)[every, at])
+            best = np.array(
+                [axis[every, i] for axis, i in zip(axes, np.unravel_index(at, found.shape[1:]), strict=True)]
+            )
+            # Intervals half as wide around it: the least value may lie beside the cell of the best grid point.
+            reach = 0.25 * (high - low)
+            low, high = np.maximum(floor, best - reach), best + reach
         return least
 
     def least_of_late(self) -> float:
@@ -282,12 +292,61 @@ class _Dual:
         return total, price, value
 
 
-def _spaced(low: float, high: float, points: int) -> Floats:
-    """Return what `np.linspace` gives, in a fraction of its time."""
-    found: Floats = np.arange(points, dtype=np.float64)
-    found *= (high - low) / (points - 1)
-    found += low
-    found[-1] = high
+class _Charged:
+    """What groups bring that one ceiling alone is over: of each set its first, or its second."""
+
+    def __init__(
+        self, dual: _Dual, gain: Floats, under: NDArray[np.intp], ceilings: Sequence[LaneCeiling], on: NDArray[np.bool_]
+    ) -> None:
+        self._gain, self._rows = gain[under, None, None, None], dual.rows[under, None, None, None]
+        self._slopes = np.array([ceiling.slopes[under] for ceiling in ceilings]).T[:, :, None, None]
+        alone = on.sum(axis=1) == 1
+        self._others = ~np.array([ceiling.on & only for ceiling, only in zip(ceilings, alone, strict=True)]).T[under]
+        self._profiles = [dual.profile[group] for group in under]
+        self._shape = len(dual.slices), len(ceilings)
+
+    def slices(self, costs: Floats, totals: Floats) -> Floats:
+        """Return what the best of them brings, or nothing if it brings less [profile, set, cost, total]."""
+        cost = costs[:, :, None]
+        worth = self._gain - totals[:, None, :] - cost
+        np.maximum(worth, 0.0, out=worth)
+        worth *= self._rows
+        worth += cost * self._slopes
+        worth[self._others] = 0.0
+        # No slice has to have a worker: one that costs more than it brings, under a ceiling, is none.
+        slices = np.zeros((*self._shape, costs.shape[-1], totals.shape[-1]))
+        for profile, brings in zip(self._profiles, worth, strict=True):
+            np.maximum(slices[profile], brings, out=slices[profile])
+        return slices
+
+
+class _Twice:
+    """What groups bring that both ceilings of a set are over."""
+
+    def __init__(self, dual: _Dual, gain: Floats, ceilings: Sequence[LaneCeiling], at: int) -> None:
+        self.at = at
+        under = np.flatnonzero(np.all([ceiling.on for ceiling in ceilings], axis=0))
+        self._gain, self._rows = gain[under, None, None, None], dual.rows[under, None, None, None]
+        self._slopes = [ceiling.slopes[under, None, None, None] for ceiling in ceilings]
+        self._profiles = [dual.profile[group] for group in under]
+
+    def add(self, slices: Floats, axes: Floats) -> None:
+        """Put into `slices` [profile, points] what the best of them brings at `axes` [cost, cost, total]."""
+        first, second, total = axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :]
+        worth = self._gain - total - first - second
+        np.maximum(worth, 0.0, out=worth)
+        worth *= self._rows
+        worth += first * self._slopes[0]
+        worth += second * self._slopes[1]
+        for profile, brings in zip(self._profiles, worth.reshape(len(worth), -1), strict=True):
+            np.maximum(slices[profile], brings, out=slices[profile])
+
+
+def _spaced(low: Any, high: Any, points: int) -> Floats:
+    """Return what `np.linspace` gives between numbers or arrays, with points last, in a fraction of its time."""
+    found: Floats = np.multiply.outer((high - low) / (points - 1), np.arange(points, dtype=np.float64))
+    found += np.asarray(low)[..., None]
+    found[..., -1] = high
     return found
 
 
@@ -295,13 +354,6 @@ def _run(at: NDArray[np.intp]) -> NDArray[np.intp] | slice:
     """Return indices, as a slice if they are evenly spaced: that copies nothing."""
     step = int(at[1] - at[0]) if len(at) > 1 else 1
     return slice(int(at[0]), int(at[-1]) + 1, step) if (np.diff(at) == step).all() else at
-
-
-def _around(ends: tuple[float, float], at: float, least: float = -math.inf) -> tuple[float, float]:
-    """Return an interval half as wide as `ends`, around `at`: the least value may lie beside the cell of the best grid
-    point."""
-    reach = 0.25 * (ends[1] - ends[0])
-    return max(least, at - reach), at + reach
 
 
 def _alone(service: Service, slo_ms: float) -> float:

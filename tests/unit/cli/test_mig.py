@@ -1,7 +1,8 @@
 """`python -m clover mig` on emulated boxes.
 
-A process sees one box, so each box has a process of its own that runs one command after another (`Driver`); what is
-about processes (signals, exit codes, the environment) starts the command as a user does.
+A process sees one box, so each box has a process of its own that runs one command after another (`Driver`), or one
+command (`fresh`): forks of a process that has imported them.  What is about signals, terminals, encodings and pipes
+starts the command as a user does (`interpreted`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,6 +28,7 @@ from clover.cli.mig import emulate
 from clover.devices import emulated, tables
 from clover.errors import ConfigError
 from clover.planning.packing.geometry import layouts
+from tests.support.forks import Forks
 
 pytestmark = pytest.mark.slow
 
@@ -57,25 +59,18 @@ class Answer(NamedTuple):
 class Driver:
     """Runs commands on one box, one after the other, in one process."""
 
-    def __init__(self, state: Path, cache: Path) -> None:
+    def __init__(self, forks: Forks, state: Path, cache: Path) -> None:
         self.state, self.cache = state, cache
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", SERVANT],
-            cwd=ROOT,
-            env={**os.environ, "COLUMNS": "140"},  # readline, which pytest imports, exports the terminal's otherwise
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._forks = forks
+        # COLUMNS: readline, which pytest imports, exports the terminal's otherwise
+        self._pid, self._orders, self._answers = conversation(forks, SERVANT, [], {**os.environ, "COLUMNS": "140"})
 
     def __call__(self, *argv: str, stdin: str = "", **environ: str) -> Answer:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
         environ = {"CLOVER_NVML_STATE": str(self.state), "CLOVER_CACHE_DIR": str(self.cache), **environ}
         order = {"argv": list(argv), "stdin": stdin, "environ": environ}
-        self._child.stdin.write(json.dumps(order) + "\n")
-        self._child.stdin.flush()
-        return Answer(*json.loads(self._child.stdout.readline()))
+        self._orders.write(json.dumps(order) + "\n")
+        self._orders.flush()
+        return Answer(*json.loads(self._answers.readline()))
 
     def good(self, *argv: str, **options: Any) -> str:
         code, out, err = self(*argv, **options)
@@ -93,24 +88,40 @@ class Driver:
         return [f"{item['profile']}@{item['start']}" for item in state["instances"]]
 
     def close(self) -> None:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._child.stdin.close()
-        assert self._child.wait(20) == 0
-        self._child.stdout.close()
+        self._orders.close()
+        assert self._forks.wait(self._pid) == 0
+        self._answers.close()
 
 
-def driven(folder: Path, name: str, count: int, **options: Any) -> Iterator[Driver]:
+def conversation(
+    forks: Forks, code: str, argv: Sequence[str], environ: Mapping[str, str]
+) -> tuple[int, IO[str], IO[str]]:
+    """Begin a program; its process id, its input and its output."""
+    (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
+    pid = forks.start(code, argv, environ, (theirs_in, theirs_out, 2))
+    os.close(theirs_in)
+    os.close(theirs_out)
+    return pid, open(ours_out, "w"), open(ours_in)
+
+
+def driven(forks: Forks, folder: Path, name: str, count: int, **options: Any) -> Iterator[Driver]:
     state = folder / "box.nvml"
     emulated.create_box(state, name, count, **options)
-    driver = Driver(state, folder / "cache")
+    driver = Driver(forks, state, folder / "cache")
     yield driver
     driver.close()
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    yield from driven(tmp_path_factory.mktemp("box"), "a100-40gb", 2)
+def forks() -> Iterator[Forks]:
+    found = Forks("pynvml", "clover.cli.mig.command", "clover.__main__")
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def shared(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    yield from driven(forks, tmp_path_factory.mktemp("box"), "a100-40gb", 2)
 
 
 @pytest.fixture
@@ -123,8 +134,8 @@ def box(shared: Driver, tmp_path: Path) -> Driver:
 
 
 @pytest.fixture
-def hopper(tmp_path: Path) -> Iterator[Driver]:
-    yield from driven(tmp_path, "h100-sxm-80gb", 1, mig_enabled=False)
+def hopper(forks: Forks, tmp_path: Path) -> Iterator[Driver]:
+    yield from driven(forks, tmp_path, "h100-sxm-80gb", 1, mig_enabled=False)
 
 
 FILE = """
@@ -187,10 +198,10 @@ def test_list_as_json(box: Driver, file: str) -> None:
     assert first["room"] == {}
 
 
-def test_list_tells_who_is_on_an_instance_and_whose_it_is(box: Driver, file: str, tmp_path: Path) -> None:
+def test_list_tells_who_is_on_an_instance_and_whose_it_is(forks: Forks, box: Driver, file: str, tmp_path: Path) -> None:
     apply(box, file, "balanced")
     uuid = json.loads(box.good("list", "--json"))["gpus"][0]["instances"][0]["uuid"]
-    with Attached(box.state, uuid) as pid:
+    with Attached(forks, box.state, uuid) as pid:
         first = json.loads(box.good("list", "--json"))["gpus"][0]["instances"][0]
         assert first["pids"] == [pid]
         assert f" {pid} " in box.good("list")
@@ -201,23 +212,23 @@ def test_list_tells_who_is_on_an_instance_and_whose_it_is(box: Driver, file: str
 class Attached:
     """A process on an instance, as a worker is; its id."""
 
-    def __init__(self, state: Path, uuid: str) -> None:
+    def __init__(self, forks: Forks, state: Path, uuid: str) -> None:
         program = (
             "import sys; from clover.devices.emulated import Attachment; "
             f"held = Attachment({str(emulated.library())!r}, {str(state)!r}, {uuid!r}); "
             "print('on', flush=True); sys.stdin.read()"
         )
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._forks = forks
+        self._pid, self._input, self._output = conversation(forks, program, [], os.environ)
 
     def __enter__(self) -> int:
-        assert self._child.stdout is not None
-        assert self._child.stdout.readline() == "on\n"
-        return self._child.pid
+        assert self._output.readline() == "on\n"
+        return self._pid
 
     def __exit__(self, *_: object) -> None:
-        self._child.communicate()
+        self._input.close()
+        self._output.close()
+        self._forks.wait(self._pid)
 
 
 def test_list_of_a_box_without_mig_mode(hopper: Driver) -> None:
@@ -361,9 +372,9 @@ def test_what_is_not_ours_stays_unless_forced(box: Driver, file: str, tmp_path: 
     assert whose == ["ours", "foreign"]
 
 
-def test_half_an_instance_is_shown_and_made_anew(box: Driver) -> None:
+def test_half_an_instance_is_shown_and_made_anew(forks: Forks, box: Driver) -> None:
     program = f"{ASK}; n.nvmlDeviceCreateGpuInstance(h, n.nvmlDeviceGetGpuInstanceProfileInfo(h, 4).id)"
-    done = fresh("emulate", "--state", str(box.state), "--", sys.executable, "-c", program)
+    done = fresh(forks, "emulate", "--state", str(box.state), "--", sys.executable, "-c", program)
     assert (done.returncode, done.stderr) == (0, "")
     assert "none: it has no compute instance of its full size" in box.good("list")
     text = '[configs.a]\ndevices = [0]\nprofiles = ["7g"]'
@@ -376,10 +387,10 @@ def test_half_an_instance_is_shown_and_made_anew(box: Driver) -> None:
     assert (instance["whole"], instance["whose"]) == (True, "ours")
 
 
-def test_what_is_in_use_stays(box: Driver, file: str) -> None:
+def test_what_is_in_use_stays(forks: Forks, box: Driver, file: str) -> None:
     apply(box, file, "mixed")
     uuid = json.loads(box.good("list", "--json"))["gpus"][0]["instances"][0]["uuid"]
-    with Attached(box.state, uuid) as pid:
+    with Attached(forks, box.state, uuid) as pid:
         said = box.fails(1, "apply", file, "--config", "balanced", "--yes", "--force-foreign")
         assert f"gpu0:4g.20gb@0 is in use by process {pid}: stop it first" in said
         refused = json.loads(box("apply", file, "--config", "balanced", "--yes", "--json").out)
@@ -418,8 +429,8 @@ def test_a_step_that_fails_is_named_and_the_rest_can_follow(box: Driver, file: s
     assert box.good("assert", file, "--config", "mixed")
 
 
-def test_without_permission(tmp_path: Path, file: str) -> None:
-    for driver in driven(tmp_path, "a100-40gb", 2, privileged=False):
+def test_without_permission(forks: Forks, tmp_path: Path, file: str) -> None:
+    for driver in driven(forks, tmp_path, "a100-40gb", 2, privileged=False):
         text = driver.good("list")
         assert "MIG on, 40 GiB\n" in text
         assert "not permitted to see MIG instances" in text
@@ -430,8 +441,8 @@ def test_without_permission(tmp_path: Path, file: str) -> None:
         assert "not permitted" in driver.fails(3, "apply", file, "--config", "balanced", "--yes")
 
 
-def test_mode_changes_without_permission(tmp_path: Path, file: str) -> None:
-    for driver in driven(tmp_path, "a100-40gb", 2, privileged=False, mig_enabled=False):
+def test_mode_changes_without_permission(forks: Forks, tmp_path: Path, file: str) -> None:
+    for driver in driven(forks, tmp_path, "a100-40gb", 2, privileged=False, mig_enabled=False):
         said = driver.fails(1, "apply", file, "--config", "balanced", "--yes", "--mode-changes")
         assert "gpu0: MIG mode cannot be turned on: not permitted" in said
         assert "nothing was changed" in said
@@ -535,21 +546,28 @@ def test_help_names_every_verb(box: Driver) -> None:
         assert "usage:" in box.good(verb, "--help")
 
 
-def fresh(*argv: str, environ: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != emulated.STATE} | (environ or {})
+def fresh(forks: Forks, *argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    environment = {key: value for key, value in os.environ.items() if key != emulated.STATE} | environ
+    return forks.run("from clover.__main__ import main; raise SystemExit(main())", ["mig", *argv], environment)
+
+
+def interpreted(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in an interpreter of its own."""
+    environment = {key: value for key, value in os.environ.items() if key != emulated.STATE} | environ
     command = [sys.executable, "-m", "clover", "mig", *argv]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_no_driver_and_no_box(tmp_path: Path) -> None:
-    none = fresh("list", "--box", str(tmp_path / "none"))
+def test_no_driver_and_no_box(forks: Forks, tmp_path: Path) -> None:
+    none = fresh(forks, "list", "--box", str(tmp_path / "none"))
     assert none.returncode == 2
     assert "make one with `python -m clover mig emulate a100-40gb:2 --state" in none.stderr
     (tmp_path / "junk").write_bytes(b"no box")
-    junk = fresh("list", "--box", str(tmp_path / "junk"))
+    junk = fresh(forks, "list", "--box", str(tmp_path / "junk"))
     assert junk.returncode == 3
     assert "Traceback" not in junk.stderr
-    bare = fresh("list")
+    bare = fresh(forks, "list")
     if bare.returncode:  # no driver here
         assert bare.returncode == 3
         assert "libnvidia-ml.so.1" in bare.stderr
@@ -595,10 +613,10 @@ def test_on_a_terminal_apply_asks_and_list_has_colours(box: Driver, file: str) -
 
 def test_output_that_cannot_hold_lines_is_ascii(box: Driver, file: str) -> None:
     apply(box, file, "mixed")
-    done = fresh("list", "--box", str(box.state), environ={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    done = interpreted("list", "--box", str(box.state), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert (done.returncode, done.stderr) == (0, "")
     assert "|          4g.20gb          |          3g.20gb          |" in done.stdout
-    assert fresh("plan", "7g", "3g", environ={"PYTHONIOENCODING": "ascii"}).stdout.isascii()
+    assert interpreted("plan", "7g", "3g", PYTHONIOENCODING="ascii").stdout.isascii()
 
 
 def test_a_reader_that_has_seen_enough() -> None:
@@ -607,16 +625,16 @@ def test_a_reader_that_has_seen_enough() -> None:
     assert (done.stdout, done.stderr) == ("8 x NVIDIA A100-SXM4-40GB; nothing is changed\n", "")
 
 
-def test_what_is_printed_fits_eighty_columns(box: Driver, file: str) -> None:
+def test_what_is_printed_fits_eighty_columns(forks: Forks, box: Driver, file: str) -> None:
     apply(box, file, "mixed")
     # Lines are counted without the UUID of a GPU, which stands on the first line of each and is not broken.
     for words in (["list"], ["plan", "7g/7g", "3g,4g/7x1g", "--floor", "0.4"]):
-        done = fresh(*words, "--box", str(box.state), environ={"COLUMNS": "80"})
+        done = fresh(forks, *words, "--box", str(box.state), COLUMNS="80")
         assert done.returncode == 0
         assert max(len(line.rstrip()) for line in done.stdout.splitlines() if "GPU-" not in line) <= 80
         assert "…" not in done.stdout
     uuids = re.findall(
-        r"^    MIG-[0-9a-f-]{36}$", fresh("list", "--box", str(box.state), environ={"COLUMNS": "80"}).stdout, re.M
+        r"^    MIG-[0-9a-f-]{36}$", fresh(forks, "list", "--box", str(box.state), COLUMNS="80").stdout, re.M
     )
     assert len(uuids) == 6, "each on a line of its own"
 
@@ -713,39 +731,39 @@ def test_plan_for_other_gpus(box: Driver) -> None:
 ASK = "import pynvml as n; n.nvmlInit(); h = n.nvmlDeviceGetHandleByIndex(0)"
 
 
-def test_any_program_sees_the_box(tmp_path: Path) -> None:
+def test_any_program_sees_the_box(forks: Forks, tmp_path: Path) -> None:
     program = f"{ASK}; print(n.nvmlDeviceGetCount(), n.nvmlDeviceGetName(h), n.nvmlDeviceGetMigMode(h))"
     flags = ["emulate", "a30-24gb:3", "--mig-off", "--", sys.executable, "-c", program]
-    done = fresh(*flags, environ={"TMPDIR": str(tmp_path)})
+    done = fresh(forks, *flags, TMPDIR=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split(maxsplit=1)[0] == "3"
     assert "A30 [0, 0]" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_this_command_is_such_a_program(tmp_path: Path) -> None:
+def test_this_command_is_such_a_program(forks: Forks, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "clover", "mig", "list", "--json"]
     state = str(tmp_path / "kept")
-    made = fresh("emulate", "a100-40gb:1", "--state", state, "--seed", "5")
+    made = fresh(forks, "emulate", "a100-40gb:1", "--state", state, "--seed", "5")
     assert f"made {state}" in made.stdout
-    done = fresh("emulate", "--state", state, "--", *command)
+    done = fresh(forks, "emulate", "--state", state, "--", *command)
     assert json.loads(done.stdout)["emulated"] is True
     assert Path(state).is_file()
-    again = fresh("emulate", "a100-40gb:1", "--state", state, "--seed", "5", "--", "true")
+    again = fresh(forks, "emulate", "a100-40gb:1", "--state", state, "--seed", "5", "--", "true")
     assert again.returncode == 0
-    other = fresh("emulate", "a100-40gb:2", "--state", state, "--", "true")
+    other = fresh(forks, "emulate", "a100-40gb:2", "--state", state, "--", "true")
     assert other.returncode == 1
     assert "another emulated machine" in other.stderr
 
 
-def test_two_boxes_do_not_share_uuids() -> None:
+def test_two_boxes_do_not_share_uuids(forks: Forks) -> None:
     program = f"{ASK}; print(n.nvmlDeviceGetUUID(h))"
-    one, two = (fresh("emulate", "a100-40gb:1", "--", sys.executable, "-c", program).stdout for _ in range(2))
+    one, two = (fresh(forks, "emulate", "a100-40gb:1", "--", sys.executable, "-c", program).stdout for _ in range(2))
     assert one.startswith("GPU-")
     assert one != two
 
 
-def test_faults_and_privileges_reach_the_program() -> None:
+def test_faults_and_privileges_reach_the_program(forks: Forks) -> None:
     program = f"""
 {ASK}
 for call in (lambda: n.nvmlDeviceGetPowerUsage(h), lambda: n.nvmlDeviceGetPowerUsage(h),
@@ -756,7 +774,7 @@ for call in (lambda: n.nvmlDeviceGetPowerUsage(h), lambda: n.nvmlDeviceGetPowerU
         print(error.value)
 """
     flags = ["--unprivileged", "--fault", "nvmlDeviceGetPowerUsage=UNKNOWN:gpu=0:nth=2:count=1"]
-    done = fresh("emulate", "a100-40gb:1", *flags, "--", sys.executable, "-c", program)
+    done = fresh(forks, "emulate", "a100-40gb:1", *flags, "--", sys.executable, "-c", program)
     assert done.stdout.split() == ["ok", "999", "4"], done.stderr
 
 
@@ -778,13 +796,13 @@ def test_a_running_box_is_acted_on(box: Driver, file: str) -> None:
     assert (box.standing(0), len(box.standing(1))) == ([], 2)
 
 
-def test_exit_codes_pass_through() -> None:
-    assert fresh("emulate", "a100-40gb", "--", "sh", "-c", "exit 7").returncode == 7
-    assert fresh("emulate", "a100-40gb", "--", "sh", "-c", "kill -9 $$").returncode == 137
-    missing = fresh("emulate", "a100-40gb", "--", "/nowhere/program")
+def test_exit_codes_pass_through(forks: Forks) -> None:
+    assert fresh(forks, "emulate", "a100-40gb", "--", "sh", "-c", "exit 7").returncode == 7
+    assert fresh(forks, "emulate", "a100-40gb", "--", "sh", "-c", "kill -9 $$").returncode == 137
+    missing = fresh(forks, "emulate", "a100-40gb", "--", "/nowhere/program")
     assert missing.returncode == 127
     assert "cannot run /nowhere/program: No such file" in missing.stderr
-    assert fresh("emulate", "a100-40gb", "--", "/etc/passwd").returncode == 126
+    assert fresh(forks, "emulate", "a100-40gb", "--", "/etc/passwd").returncode == 126
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])

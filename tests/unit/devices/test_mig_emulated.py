@@ -6,7 +6,7 @@ process that has imported what they need, and has no NVML.
 
 from __future__ import annotations
 
-import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +15,7 @@ import textwrap
 import pytest
 
 from clover.devices import tables
+from tests.support.forks import Forks
 
 HEAD = """
 import asyncio, logging, os, subprocess, sys, time
@@ -62,41 +63,13 @@ run = asyncio.run
 """
 
 
-SERVANT = """
-import json, os, sys, traceback
-import asyncio, logging, pynvml, subprocess, time
-from clover import devices
-from clover.devices import emulated, mig, nvml, tables
-from clover.planning.packing import geometry
-
-for line in sys.stdin:
-    code, errors, sys.argv = json.loads(line)
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            os.dup2(os.open(errors + ".out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-            exec(compile(code, "program", "exec"), {"__name__": "__main__"})
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 @pytest.fixture(scope="module", autouse=True)
 def servant():
     """The process whose forks run what is given to `script`."""
     global forking
-    words = [sys.executable, "-c", SERVANT]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as forking:
-        yield
-        forking.stdin.close()
+    forking = Forks("pynvml", "clover.devices.mig", "clover.devices.nvml")
+    yield
+    forking.close()
 
 
 def start(tmp_path, body, box="a100-40gb:1"):
@@ -107,12 +80,9 @@ def start(tmp_path, body, box="a100-40gb:1"):
 
 def script(tmp_path, body, box="a100-40gb:1"):
     """Run the program to its end; what it printed."""
-    errors = tmp_path / "errors"
-    order = HEAD + textwrap.dedent(body), str(errors), ["-c", str(tmp_path), box]
-    forking.stdin.write(json.dumps(order) + "\n")
-    forking.stdin.flush()
-    assert forking.stdout.readline() == "0\n", errors.read_text()
-    return errors.with_suffix(".out").read_text()
+    done = forking.run(HEAD + textwrap.dedent(body), [str(tmp_path), box], os.environ)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("name", tables.names())
