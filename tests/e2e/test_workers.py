@@ -342,7 +342,8 @@ def test_the_next_worker_is_forked_before_it_is_ordered():
                     # It has what it waits on, and nothing of the workers' or the server's.
                     (own,) = links(waiting)
                     assert own.startswith("socket:")
-                    await eventually(lambda own=own: own not in links(pool.zygote_pid))  # it closes its end after the fork
+                    # The zygote closes its end after the fork.
+                    await eventually(lambda own=own: own not in links(pool.zygote_pid))
                     workers.append(await pool.spawn(order(spec, memory_bytes=64 << 30), slab))
                     assert workers[-1].pid == waiting
                     assert 0 < workers[-1].fork_ms < workers[-1].ready_ms
