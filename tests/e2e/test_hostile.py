@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +18,7 @@ from clover.errors import WorkerError
 from clover.runtime.memory.slab import Layout, Slab
 from tests.support import hostile_family
 from tests.support.hostile_family import BLOCK, ECHO, FILL, FORK, LIE, left_behind
-from tests.support.worker_pools import client_of, order, run, slab_of, started
-
-
-def until(condition: Callable[[], bool], within_s: float) -> bool:
-    end = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def gone(pid: int) -> bool:
-    """Dead and reaped: not even a zombie is left."""
-    return not os.path.exists(f"/proc/{pid}")
+from tests.support.worker_pools import client_of, gone, order, run, slab_of, started, until
 
 
 @pytest.mark.usefixtures("forked_zygotes")

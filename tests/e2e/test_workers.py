@@ -22,7 +22,7 @@ from clover.backends import child_environment
 from clover.errors import StartError, WorkerError
 from clover.runtime.memory.bytes_codec import pack_row, split_row
 from clover.runtime.workers.pool import Pool
-from tests.support.worker_pools import CORE, FAMILIES, client_of, order, run, slab_of, started
+from tests.support.worker_pools import CORE, FAMILIES, client_of, gone, order, run, slab_of, started, until
 
 
 def open_fds():
@@ -37,24 +37,10 @@ def alive(pid):
         return False
 
 
-def until(condition, within_s):
-    end = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
-
-
 async def eventually(condition):
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.01)
-
-
-def gone(pid):
-    """Dead and reaped: not even a zombie is left."""
-    return not os.path.exists(f"/proc/{pid}")
 
 
 def proc(pid, name):

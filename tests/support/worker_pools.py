@@ -27,6 +27,21 @@ FAMILIES = Path(__file__).parents[1] / "families"
 CORE = min(os.sched_getaffinity(0))
 
 
+def until(condition: Callable[[], bool], within_s: float) -> bool:
+    """Wait for `condition`, without an event loop; return whether it came true in time."""
+    end = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def gone(pid: int) -> bool:
+    """Dead and reaped: not even a zombie is left."""
+    return not os.path.exists(f"/proc/{pid}")
+
+
 def run(main: Coroutine[Any, Any, T], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
     """Run `main`, and fail where the loop had anything to complain about."""
     complaints: list[Any] = []
