@@ -8,14 +8,15 @@ share a batch, so each (lane, key) in use has a bucket.  A bucket orders its row
   - by arrival in a doubly linked list, which says who has waited longest.
 Distinct keys in use at a time are few, so a lane's buckets are a list that is walked.
 
-Ranks are those of fair queueing.  The rows of one client in one lane are a flow, and each lane has a clock.  A row's
-rank is the clock, or the rank of its flow's last row plus one if that is later.  The clock is never behind the rank of
-the row that leaves, and advances by one over the number of flows for each row that leaves.  So a flow alone is served
-first come, first served; of several that always have rows waiting, each is served one row a round; a row of a flow that
-has none waiting is served within the round; and as the clock advances, no stream of new flows holds up old ones for
-ever.  A flow is forgotten once none of its rows waits.  Rows that are cancelled give their ranks back to the flow's
-next rows.  A row that returns to the lane it was dispatched from keeps its rank; one that comes from another lane gets
-a new one.  Rows of the background (a client below 0) are behind all others, and no flow.
+Ranks are those of fair queueing.  The rows of one client (a number of the caller's: to the router, a connection) in one
+lane are a flow, and each lane has a clock.  A row's rank is the clock, or the rank of its flow's last row plus one if
+that is later.  The clock is never behind the rank of the row that leaves, and advances by one over the number of flows
+for each row that leaves.  So a flow alone is served first come, first served; of several that always have rows waiting,
+each is served one row a round; a row of a flow that has none waiting is served within the round; and as the clock
+advances, no stream of new flows holds up old ones for ever.  A flow is forgotten once none of its rows waits.  Rows that
+are cancelled give their ranks back to the flow's next rows.  A row that returns to the lane it was dispatched from keeps
+its rank; one that comes from another lane gets a new one.  Rows of the background (a client below 0) are behind all
+others, and no flow.
 (Start-time fair queueing, Goyal, Vin and Cheng 1996, with a clock as in WF2Q+, Bennett and Zhang 1996.)
 
 A worker holds credits: one for the batch it runs, one for the batch staged behind it.  `dispatch` takes a lane that has
@@ -25,8 +26,8 @@ takes and its lane allows.  A bucket is ripe when it has the rows of a full batc
 the delay, and when a deadline falls before that, so that waiting on would only miss it.
 
 A row that cannot be answered in time any more is not dispatched but dropped: its deadline has passed, or will before
-the lane's workers, which `expect` says how long they take, could be done with it.  A worker that has no batch out is
-given every row whose deadline has not passed, so that an expectation that is too long is tried and corrected.
+the lane's workers, which `expect` says how long they take at least, could be done with it.  A worker that has no batch
+out is given every row whose deadline has not passed, so that a time that is too long is tried and corrected.
 
 Nothing here reads a clock of the machine: every time is the caller's, in nanoseconds.  All state is C arrays made at
 construction; the hot path allocates nothing and touches no Python object but its arguments and its answer.
@@ -505,7 +506,7 @@ cdef class Batcher:
         self._workers[index].lane = NONE
 
     cpdef expect(self, Py_ssize_t lane, int64_t expected_ns):
-        """Expect that a batch of `lane` is done `expected_ns` after it was dispatched."""
+        """Expect that no batch of `lane` is done sooner than `expected_ns` after it was dispatched."""
         self._lanes[self._lane(lane)].expected_ns = min(max(expected_ns, 0), MAX_DELAY_NS)
 
     cdef int32_t _next_bucket(self, int64_t now_ns) noexcept nogil:

@@ -37,7 +37,7 @@ cdef struct Bucket:  # the waiting rows of one (lane, key)
 
 cdef struct Lane:  # what a dispatch without delays looks at, and no more
     int64_t clock  # of the fair queue, in ranks
-    int64_t expected_ns  # from the dispatch of a batch until it is done
+    int64_t expected_ns  # from the dispatch of a batch until it is done, at least
     int32_t buckets  # first bucket
     int32_t depth
     int32_t workers

@@ -293,6 +293,7 @@ class Incoming(Outgoing):
         state.turn_bytes += size
         if state.turn_bytes > state.turn_limit:
             self._awaited = exchange
+            self._awaited_bytes = size
             state.postpone(partial(self._take_late, exchange, body), size)
             return True
         self._take(exchange, body)
@@ -307,6 +308,7 @@ class Incoming(Outgoing):
         self._application.dispatch(exchange, body)
         if exchange.reply is None and exchange.head.endpoint is None:
             self._awaited = exchange
+            self._awaited_bytes = len(body)
 
     def _take_late(self, exchange: Exchange, body: Body) -> None:
         if exchange.connection is not None:  # the client is still there
@@ -416,8 +418,14 @@ class Incoming(Outgoing):
             self._fail(408, f"the request {part} did not arrive in time")
 
     def held(self) -> int:
-        """Return how many bytes the client makes us hold: what it sent of a body, and what it leaves unread."""
+        """Return how many bytes the client makes us hold: bodies that it sent in part, or that wait, and answers that
+        it has not read, or that wait for an earlier one."""
         held = self._out_bytes
+        if self._awaited is not None:
+            held += self._awaited_bytes
+        for exchange in self.exchanges:
+            if exchange.reply is not None:
+                held += len(exchange.reply) + sum(map(len, exchange.rest or ()))
         if self._transport is not None:
             held += self._transport.get_write_buffer_size()
         if self._body is not None:

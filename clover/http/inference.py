@@ -29,7 +29,7 @@ from clover.types import Receipt
 
 log = logging.getLogger("clover.http")
 
-_FULL = [b'{"error":"the queue is full"}']
+_FULL = [b'{"error":"too many rows wait for this model"}']
 
 
 class ReceiptCache:

@@ -14,6 +14,7 @@ cdef class Outgoing(ConnectionBase):
     cdef list _out
     cdef Py_ssize_t _out_bytes
     cdef Exchange _awaited
+    cdef Py_ssize_t _awaited_bytes
     cdef Py_ssize_t _unflushed
     cdef bint _dirty
     cdef int _fd

@@ -30,6 +30,7 @@ class Outgoing(ConnectionBase):
 
     __slots__ = (
         "_awaited",
+        "_awaited_bytes",
         "_behind",
         "_choked",
         "_dirty",
@@ -61,6 +62,7 @@ class Outgoing(ConnectionBase):
         self._out_bytes = 0
         self._unflushed = 0
         self._awaited: Exchange | None = None
+        self._awaited_bytes = 0  # of its body, while that waits
         self._dirty = False
         self._fd = -1  # of a socket that answers go to without the transport
         self._behind = False  # the transport may hold some of what was written

@@ -28,7 +28,7 @@ def check_apart(words: Sequence[str], environ: Mapping[str, str], token: str = "
     """
 
     def shown(text: str) -> str:
-        return text.replace(token, "*" * len(token)) if token else text
+        return text[: -len(token)] + "*" * len(token) if token and text in (token, f"--token={token}") else text
 
     environment = {name: shown(value) for name, value in environ.items()}
     environment["PYTHONPATH"] = child_environment()["PYTHONPATH"]

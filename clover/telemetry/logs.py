@@ -154,6 +154,7 @@ class LogWriter:
         self._queued = 0
         self._reported = 0
         self._closed = False
+        self._given_up = False
         self._thread: threading.Thread | None = None
 
     def write(self, lines: bytes) -> bool:
@@ -162,6 +163,7 @@ class LogWriter:
             if self._closed or self._queued + len(lines) > QUEUE_BYTES:
                 self.left_out += lines.count(b"\n")
                 return False
+            self._given_up = False
             self._queue.append(lines)
             self._queued += len(lines)
             if self._thread is None:
@@ -173,11 +175,15 @@ class LogWriter:
     def flush(self, within_s: float = FLUSH_S) -> bool:
         """Wait at most `within_s` seconds until all is written; return whether it is."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._queued, within_s)
+            flushed = self._changed.wait_for(lambda: not self._queued, within_s)
+            self._given_up = not flushed
+            return flushed
 
     def close(self) -> None:
-        """Write what is queued, if that takes no longer than `FLUSH_S`, and take no more lines."""
-        self.flush()
+        """Write what is queued, if that takes no longer than `FLUSH_S`, and take no more lines.  Does not wait
+        again for what the last `flush` waited for in vain."""
+        if not self._given_up:
+            self.flush()
         with self._changed:
             self._closed = True
             self._changed.notify_all()

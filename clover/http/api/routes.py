@@ -181,7 +181,8 @@ class Routes:
             state.postpone(self._inflate, TURN_BYTES)
 
     def _inflate(self) -> None:
-        """Decompress one piece of the body that is first in line.  One at a time, so that memory is held for one."""
+        """Decompress one piece of the body that is first in line: one body at a time, so that only one is held
+        decompressed."""
         state, exchange, inflation = self._inflating[0]
         done = True
         try:

@@ -11,8 +11,9 @@ nearly everyone (all clients behind one proxy, say) and is taken for everyone: a
 What that lets one client do is bounded by the same share: it raises an alarm alone only while all others together send
 less than `REST` of the rows.
 
-The view of all rows always counts.  Groups depend on addresses alone, never on what a row says, so each view is a test
-on rows that were chosen before they were seen.
+The view of all rows always counts.  Groups depend on who sent how many rows before, never on what a row says, so each
+view is a test on rows that were chosen before they were seen.  A client that was forgotten and comes back may join
+another group.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ that no worker can serve are refused too (503), unless one is on its way (`Route
 Overload.  While a lane is saturated, the rows ahead of a new one and the pace of the lane (`lane_pace`) tell when it
 would be answered.  One that would miss its deadline, by that and a margin, is refused at once (429), so that what is
 taken is answered in time.  The rows ahead are those that fair queueing (`csrc/batcher.pyx`) lets leave before it: of
-another client, no more than its own.  For the same reason the last eighth of the queue and of the slots is kept for
-clients that have less than that waiting.
+another flow (a connection), no more than its own.  For the same reason the last eighth of the queue and of the slots is
+kept for flows that have less than that waiting.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clover.runtime.router.completion import Completion
 from clover.runtime.router.dispatch import MIN_TIMER_S, Dispatch
 from clover.runtime.router.monitor import Monitor
 from clover.runtime.router.standby_routing import StandbyRouting
-from clover.runtime.router.state import FOREVER_NS, RouterState
+from clover.runtime.router.state import FOREVER_NS, MAX_RETRY_AFTER_S, RouterState
 from clover.runtime.router.tickets import OPEN, PENDING, QUEUED, RouterTicket
 
 _CROWDED_NS = 50_000_000
@@ -32,7 +32,7 @@ _CROWDED_NS = 50_000_000
 _MARGIN = 1.25
 """A predicted wait is taken for so many times longer: others may come, and workers may slow down."""
 _PART = 8
-"""One part in so many of the queue, and of the slots, is kept for clients that have less than that waiting."""
+"""One part in so many of the queue, and of the slots, is kept for flows that have less than that waiting."""
 _SHORT = 32
 """Of a queue, or slots, that hold fewer rows, nothing is kept."""
 
@@ -132,7 +132,7 @@ class Admission:
         self._traffic.arrivals.add(now_ns, 1)
         self._traffic.refused(429)
         self._traffic.overloaded("late")
-        return max(late_ns / 1e9, MIN_TIMER_S)
+        return max(min(late_ns / 1e9, MAX_RETRY_AFTER_S), MIN_TIMER_S)
 
     def lend(
         self, rows: int, flow: int, fixed: FixedRows | None, closed: str
@@ -253,7 +253,6 @@ class Admission:
         ticket.submit_ns = now_ns
         ticket.chain = chain
         slots = ticket.slots
-        self._standby.rows += len(slots)
         if len(slots) == 1:
             lane = self._lanes.choose(mask)
             if ticket.awaits < 0 and self._dispatch.busy and self._batcher.saturated(lane):
@@ -263,6 +262,7 @@ class Admission:
             self._batcher.push(lane, slots[0], ticket.deadline_ns, now_ns, key, ticket.flow)
         else:
             self._push_rows(ticket, mask, timeout_ns, now_ns)
+        self._standby.rows += len(slots)
         ticket.context = context
         ticket.on_done = on_done
         ticket.outstanding = len(slots)

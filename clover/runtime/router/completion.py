@@ -80,7 +80,7 @@ class Completion:
         link.landed(batch, now_ns)
         pace = self._lanes.paces[link.lane]
         pace.done(now_ns - batch.sent_ns)
-        self._batcher.expect(link.lane, pace.expected_ns)
+        self._batcher.expect(link.lane, pace.least_ns)
         if batch.epoch == link.epoch:
             self._batcher.credit(link.index)
         # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and

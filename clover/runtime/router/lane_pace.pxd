@@ -3,9 +3,13 @@ from libc.stdint cimport int64_t
 
 cdef class LanePace:
     cdef readonly int64_t expected_ns
+    cdef readonly int64_t least_ns
     cdef readonly int64_t since_ns
     cdef double _mean_ns
     cdef double _deviation_ns
+    cdef int64_t _shortest_ns
+    cdef int64_t _before_ns
+    cdef int64_t _done
     cdef double _span_ns
     cdef double _batches
     cdef double _rows

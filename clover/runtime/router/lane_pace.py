@@ -6,10 +6,14 @@ and then sends small batches, in little time each, so what a long queue needs is
 fast at first, and right once the queue is long.  If the rows of a batch do not fill it although enough wait (they
 differ in shape), that part is taken off.
 
-Time.  From the dispatch of a batch until it is done, behind the one that its worker is running: the mean and the mean
-deviation move towards each new time as those of TCP's round trips do (RFC 6298), and twice the deviation is added.
+Time.  From the dispatch of a batch until it is done, behind the one that its worker is running.  What is *expected*,
+to refuse who would come too late: the mean and the mean deviation move towards each new time as those of TCP's round
+trips do (RFC 6298), and twice the deviation is added.  What it takes *at least*, to give up who is too late: the
+shortest of the last `_BATCHES` to twice as many.  One slow batch, the first of a worker or one beside a start, does not
+move that, and to compute a row in vain costs less than to give up a queue that can be served.
 
-A pace is forgotten after `_OLD_NS`, and if the lane's workers change.  No row is refused by a pace that is not known.
+If the lane's workers change, the pace and the least time are forgotten, and the pace after `_OLD_NS` as well; what is
+expected follows the new batches.  No row is refused by a pace, or given up by a time, that is not known.
 """
 
 from __future__ import annotations
@@ -23,27 +27,38 @@ _OLD_NS = 10_000_000_000
 
 
 class LanePace:
-    """The pace of one lane.  `expected_ns`: from the dispatch of a batch until it is done; 0 if not known.  `since_ns`:
-    when rows were last seen waiting without a batch leaving; 0 while the lane is not saturated."""
+    """The pace of one lane.
+
+    `expected_ns`, `least_ns`: from the dispatch of a batch until it is done, as expected and at least; 0 if not known.
+    `since_ns`: when rows were last seen waiting without a batch leaving; 0 while the lane is not saturated.
+    """
 
     __slots__ = (
         "_batches",
+        "_before_ns",
         "_deviation_ns",
+        "_done",
         "_fit",
         "_mean_ns",
         "_most",
         "_rows",
+        "_shortest_ns",
         "_span_ns",
         "_updated_ns",
         "expected_ns",
+        "least_ns",
         "since_ns",
     )
 
     def __init__(self) -> None:
         self.expected_ns = 0
+        self.least_ns = 0
         self.since_ns = 0
         self._mean_ns = 0.0
         self._deviation_ns = 0.0
+        self._shortest_ns = 0
+        self._before_ns = 0
+        self._done = 0
         self._span_ns = 0.0
         self._batches = 0.0
         self._rows = 0.0
@@ -52,8 +67,9 @@ class LanePace:
         self._updated_ns = 0
 
     def forget(self) -> None:
-        """Forget the pace: the workers have changed."""
-        self.since_ns = 0
+        """Forget the pace, and what batches take at least: the workers have changed."""
+        self.since_ns = self.least_ns = 0
+        self._shortest_ns = self._before_ns = self._done = 0
         self._span_ns = self._batches = self._rows = self._fit = self._most = 0.0
 
     def saturated(self, now_ns: int, yes: bool) -> None:
@@ -88,6 +104,15 @@ class LanePace:
             self._mean_ns += error / 8
             self._deviation_ns += (abs(error) - self._deviation_ns) / 4
         self.expected_ns = int(self._mean_ns + 2.0 * self._deviation_ns)
+        self._done += 1
+        if self._shortest_ns == 0 or took_ns < self._shortest_ns:
+            self._shortest_ns = took_ns
+        if self._before_ns:
+            self.least_ns = min(self._shortest_ns, self._before_ns)
+        elif self._done >= _LEAST_BATCHES:
+            self.least_ns = self._shortest_ns
+        if self._done >= _BATCHES:
+            self._before_ns, self._shortest_ns, self._done = self._shortest_ns, 0, 0
 
     def wait_ns(self, now_ns: int, rows: int) -> float:
         """Return how long it takes until `rows` rows have left in full batches; 0 if the pace is not known."""

@@ -261,7 +261,7 @@ class Lanes:
         if link.attached:
             self._batcher.detach(link.index)
             link.attached = False
-            self.paces[link.lane].forget()
+            self._forget_pace(link.lane)
             self._changed()
         self.forget_idle(link)
 
@@ -275,10 +275,15 @@ class Lanes:
         for callback in callbacks:
             callback()
 
+    def _forget_pace(self, lane: int) -> None:
+        """Forget how fast a lane served, as its workers change."""
+        self.paces[lane].forget()
+        self._batcher.expect(lane, 0)
+
     def _attach(self, link: Link) -> None:
         if not link.attached:
             self._batcher.attach(link.index, link.lane, link.max_batch)
-            self.paces[link.lane].forget()
+            self._forget_pace(link.lane)
             link.attached = True
             link.epoch += 1
 

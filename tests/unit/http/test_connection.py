@@ -64,7 +64,7 @@ def test_a_full_queue_is_told_before_a_body_is_read() -> None:
     for answer in (first, second):
         assert answer.status == 429
         assert answer.fields["retry-after"] == "2"
-        assert answer.json() == {"error": "the queue is full"}
+        assert answer.json() == {"error": "too many rows wait for this model"}
     assert model.open_tickets == 0
     model.wait_s = 0.0
     assert d.send(infer("b")) == []

@@ -280,6 +280,31 @@ def test_a_client_that_leaves_before_its_body_is_read_gets_no_slots() -> None:
     assert len(model.waiting) == len(model.tickets) == 1
 
 
+def test_a_body_that_waits_for_its_turn_counts_as_held() -> None:
+    model = FakeModel(echo_family(), held=True)
+    d = driver(model)
+    body = orjson.dumps(echo_body(x="a" * 500_000))
+    everyone = []
+    for _ in range(3):
+        d.connect()
+        everyone.append(d.connection)
+        d.feed(request("POST", INFER, body))
+    assert [connection.held() for connection in everyone] == [len(body)] * 3
+    d.loop.settle()
+    assert [connection.held() for connection in everyone] == [0, 0, 0]  # now they are rows
+
+
+def test_an_answer_that_waits_for_an_earlier_one_counts_as_held() -> None:
+    model = FakeModel(echo_family(), held=True)
+    d = driver(model)
+    for _ in range(2):
+        d.feed(request("POST", INFER, orjson.dumps(echo_body())))
+    assert d.connection.held() == 0
+    model.finish(model.waiting.pop())
+    d.loop.settle()
+    assert 100 < d.connection.held() < 1000
+
+
 def test_requests_behind_a_long_body_are_answered_in_order() -> None:
     d = driver()
     long = request("POST", INFER, orjson.dumps(echo_body(id="long", x="a" * 500_000)))

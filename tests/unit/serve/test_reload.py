@@ -108,6 +108,7 @@ REF = "hostile_reload_family:family"
 def test_a_check_apart(module: Callable[[str], None], tmp_path: Path) -> None:
     environ = {**os.environ, "CLOVER_TOKEN": "sesame", "SEEN": str(tmp_path / "seen")}
     check_apart(["fashion"], environ, "sesame")
+    check_apart(["fashion", "--port", "8001"], environ | {"CLOVER_TOKEN": "0"}, "0")  # a weak one hides nothing else
     with pytest.raises(ConfigError, match=r"\Ano family 'fashoin' \(did you mean fashion\?\)"):
         check_apart(["fashoin"], environ, "sesame")
     module("import sys\nsys.exit(3)")

@@ -94,6 +94,19 @@ def test_without_a_reader_lines_are_counted_and_nothing_is_raised() -> None:
     os.close(writing)
 
 
+def test_the_end_waits_once_for_a_reader_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    own = LogWriter(writing, lambda count: b"%d\n" % count)
+    assert own.write(b"x" * 200_000 + b"\n")  # more than a pipe holds
+    assert not own.flush(0.01)
+    waits: list[float] = []
+    monkeypatch.setattr(own, "flush", lambda *within_s: waits.append(1.0))
+    own.close()
+    assert waits == []
+    os.close(reading)  # ends the thread
+    os.close(writing)
+
+
 def test_a_descriptor_that_others_made_non_blocking_is_waited_for() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.errors import RequestError
+from clover.errors import Overloaded, RequestError
 from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
 from tests.support.router_fixture import MS, FakeWorker, House, dealt
 
@@ -89,7 +89,11 @@ class Chaos:
         self.house.slab.array("output", 0)[ticket.slots] = TORN
         self.asked.append((ticket, numbers))
         timeout_ns = self.rng.choice((0, 3, 12)) * MS
-        self.router.submit(ticket, self.done, timeout_ns=timeout_ns)  # type: ignore[arg-type]
+        try:
+            self.router.submit(ticket, self.done, timeout_ns=timeout_ns)  # type: ignore[arg-type]
+        except Overloaded:  # it would come too late: nothing of it is queued
+            self.asked.pop()
+            self.router.close(ticket)
         self.house.loop.turn()
 
     def done(self, ticket: RouterTicket) -> None:

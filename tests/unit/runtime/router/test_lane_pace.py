@@ -74,3 +74,21 @@ def test_the_expected_time_of_a_batch_follows_what_was_seen() -> None:
     for took_ms in (10, 30) * 40:
         pace.done(took_ms * MS)
     assert pace.expected_ns > 35 * MS  # most are done by then
+
+
+def test_the_least_time_is_that_of_the_fastest_of_the_latest_batches() -> None:
+    pace = LanePace()
+    for took_ms in (600, 25, 22):
+        pace.done(took_ms * MS)
+    assert pace.least_ns == 0  # too few to say
+    pace.done(24 * MS)
+    assert pace.least_ns == 22 * MS
+    pace.done(5 * SECOND)
+    assert pace.least_ns == 22 * MS  # one pause condemns no row
+    for _ in range(70):
+        pace.done(40 * MS)
+    assert pace.least_ns == 40 * MS
+    pace.done(10 * MS)
+    assert pace.least_ns == 10 * MS
+    pace.forget()
+    assert pace.least_ns == 0

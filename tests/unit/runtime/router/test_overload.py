@@ -89,6 +89,24 @@ def test_after_a_pause_of_the_workers_rows_are_answered_again() -> None:
     assert sum(load.answered[second] for second in range(last - 10, last)) >= 0.95 * 10 * load.capacity
 
 
+@pytest.mark.parametrize("before", [0, 50])
+def test_a_slow_batch_condemns_no_row_behind_it(before: int) -> None:
+    load = loaded(service_ms=5.0)
+    for _ in range(before):
+        load.ask(1)
+        load.run(0.01, 0.0, print)
+    load.service_ms = 600.0  # the first batch of a worker, or one beside a start
+    load.ask(1)
+    load.run(1.0, 0.0, print)
+    load.service_ms = 5.0
+    load.ask(1)
+    load.run(1.0, 0.0, print)
+    for number in range(300):
+        load.ask(number, SECOND)
+    load.run(2.0, 0.0, print)
+    assert load.statuses == {200: before + 302}
+
+
 def test_one_row_is_always_tried_while_no_row_waits() -> None:
     load = loaded(service_ms=2000.0)
     for _ in range(20):  # whatever the lane is believed to need, an idle worker gets the row
@@ -210,8 +228,12 @@ def test_a_row_of_a_cascade_that_would_be_late_at_its_next_stage_keeps_its_answe
     house = House()
     small, large = house.entry(0), house.entry(2)
     house.router.route([small, large], dealt(1.0, chain=("small", "large"), thresholds=(0.5,)))
+    for _ in range(4):  # what the large one needs is known from here on
+        house.ask(min_accuracy=88.0)
+        house.loop.advance(5 * SECOND)
+        house.complete(large[0])
     for _ in range(2):
-        house.ask(min_accuracy=88.0)  # the large one is busy
+        house.ask(min_accuracy=88.0)  # it is busy
     row = house.ask(timeout_ns=8 * SECOND)
     house.slab.score[row.slots] = 0.1
     house.complete(small[0])
