@@ -70,9 +70,11 @@ class Span:
     """The work of a family since the last `Account.take`: rows that each variant computed, joules and grams, and the
     methods of the devices.
 
-    Rows whose energy is unknown (the meter began anew) are left out.  Cascades passed `gone_on` of the rows on to
-    another variant; those that were answered are right by `right` (rows x percent) more than the variants are over all
-    rows that they computed.
+    Rows whose energy is unknown (the meter began anew) are left out, and so are rows that were computed in vain: no
+    client got that answer.  Of the others, `gone_on` are no answers (cascades passed them on to another variant, or
+    they were audits); those that are answers are right by `right` (rows x percent) more than the variants are over all
+    rows that they computed.  `front_end` and `control`: the family's part of what the server used beside its workers.
+    `grids`: how the intensities were known that grams were priced at.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
@@ -80,6 +82,9 @@ class Span:
     right: float = 0.0
     share: Share = field(default_factory=Share)
     methods: set[Method] = field(default_factory=set)
+    front_end: Share = field(default_factory=Share)
+    control: Share = field(default_factory=Share)
+    grids: set[str] = field(default_factory=set)
 
 
 @dataclass

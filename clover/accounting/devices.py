@@ -102,7 +102,7 @@ class DeviceAccount:
         rows = [
             (meter, meter.window_rows, meter.window_gone_on, meter.window_right)
             for meter in (*here, *gone)
-            if meter.window_rows
+            if meter.window_rows or meter.window_gone_on
         ]
         held = {meter: share / self._looks for meter, share in self._held.items()}
         was_frozen = self._looks > 1

@@ -64,6 +64,7 @@ class WorkerMeter:
         "window_gone_on",
         "window_modelled_j",
         "window_right",
+        "window_wasted",
     )
 
     def __init__(
@@ -96,6 +97,7 @@ class WorkerMeter:
         self.modelled_j = 0.0
         self.window_gone_on = 0
         self.window_right = 0.0
+        self.window_wasted = 0
         self.window_busy_ns = 0
         self.window_modelled_j = 0.0
 
@@ -124,18 +126,24 @@ class WorkerMeter:
     def cascaded(self, gone_on: int, right: float) -> None:
         """Count that of the last batch a cascade passed `gone_on` rows on to another variant.
 
-        The other rows are right by `right` (rows x percent) more than the variant is over all of its rows.
+        The other rows are right by `right` (rows x percent) more than the variant is over all of its rows.  `gone_on`
+        is negative for rows that were passed on earlier and kept the answer that they had.
         """
         self.window_gone_on += gone_on
         self.window_right += right
 
+    def waste(self, rows: int) -> None:
+        """Count that `rows` of the rows so far were computed in vain: no client gets this answer."""
+        self.window_wasted += rows
+
     @property
     def window_rows(self) -> int:
-        """Rows of the window under way."""
-        return self.rows - self._closed_rows
+        """Rows of the window under way that were of use."""
+        return self.rows - self._closed_rows - self.window_wasted
 
     def forget_window(self) -> None:
         """Begin a new window, after one was closed or dropped."""
+        self.window_wasted = 0
         self._closed_rows = self.rows
         self.window_gone_on = 0
         self.window_right = 0.0
