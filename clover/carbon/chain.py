@@ -153,6 +153,11 @@ class SourceChain:
         return ",".join(link.source.name for link in self.links)
 
     @property
+    def perfect_forecast(self) -> bool:
+        """Whether the first source foresees what it will say."""
+        return bool(getattr(self.links[0].source, "perfect_forecast", False))
+
+    @property
     def failures(self) -> dict[str, int]:
         """Failed calls per source."""
         return {link.source.name: link.failures for link in self.links}

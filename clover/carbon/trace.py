@@ -56,6 +56,8 @@ class TraceSource:
         self.scope: Scope = scope or table.scope
         self.signal: Signal = signal or table.signal
         self._times = [row.at_s for row in self._rows]
+        self.perfect_forecast = all(row.forecast_g is None for row in self._rows)
+        """Whether what it foresees are its own rows to come."""
         self.empty = sum(row.g is None for row in self._rows)
         self.missing = sum(
             max(0, round((later.at_s - self._until(row)) / self.step_s))

@@ -82,7 +82,7 @@ class Engine:
             grid=self.grid,
             solver=solver,
             totals=self.totals,
-            fixed_mixes=solver.fixed_mixes,
+            alternatives=solver.alternatives,
         )
         self._metrics = Metrics(
             families=lambda: self.served,
@@ -90,7 +90,7 @@ class Engine:
             chain=self.chain,
             http=lambda: self.frontend.stats if self.frontend is not None else None,
             decisions=lambda: self.controller.context.decisions.counts,
-            compared=lambda: compared(self.controller.shadows.of),
+            compared=lambda: compared(self.controller.shadows.of, self.account.devices()),
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
         if http:
@@ -332,12 +332,13 @@ class Engine:
                 "workers": served.fleet.describe(),
                 "events": list(served.fleet.events),
             }
-        saved = saved_by_all(self.controller.shadows.of.values())
-        return {"pue": self.account.pue, "saved": saved, "models": models, "devices": self.account.devices()}
+        devices = self.account.devices()
+        saved = saved_by_all(self.controller.shadows.of.values(), devices)
+        return {"pue": self.account.pue, "saved": saved, "models": models, "devices": devices}
 
     def _savings(self) -> list[str]:
         """Return what was saved in words: a line for each alternative that it is compared with."""
-        saved = saved_by_all(self.controller.shadows.of.values()) or {}
+        saved = saved_by_all(self.controller.shadows.of.values(), self.account.devices()) or {}
         return [item["words"] for item in saved.values() if isinstance(item, dict)]
 
     def metrics(self) -> bytes:

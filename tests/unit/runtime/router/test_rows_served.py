@@ -1,4 +1,4 @@
-"""Which rows count as served, and so may be said to have saved something: those whose answers clients get, once each."""
+"""Which rows count as served, and may be said to have saved something: those whose answers clients get, once each."""
 
 from __future__ import annotations
 
