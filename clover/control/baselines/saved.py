@@ -26,6 +26,7 @@ only emulated."""
 MODELLED_ERROR = 0.5
 _TOLD_APART = 0.005
 """Points of accuracy that are said."""
+_ALL = 0.99
 _GRIDS = {
     "synthetic": "invented",
     "configured": "configured",
@@ -280,7 +281,7 @@ def _single(shadow: Shadow, devices: Devices) -> dict[str, Any] | None:
     rows, and not shown to emit more.  None if there is none."""
     best: dict[str, Any] | None = None
     for variant, sums in shadow.singles.items():
-        if sums.rows < max(shadow.rows - shadow.held_rows, 1):
+        if sums.rows < _ALL * max(shadow.rows - shadow.held_rows, 1):
             continue  # it could not have served everything
         found = _Comparison("single", [(shadow, sums)], devices)
         within = found.within(DEFAULT)

@@ -4,8 +4,8 @@ It makes plans and simulates p95, so it is for the solver's process.  All of the
 at that load; fixed mixes and single variants also the accuracy floor.
 
 **Right-sized BASE** is the best variant on as few cores (of one device of cores), or on as few whole devices, as keep
-the SLO; the others are asleep or off, and so is their part of the idle power.  Slices of a GPU do not sleep one by one,
-so a GPU is used as a whole or not at all.
+the SLO, and on all if none do; the others are asleep or off, and so is their part of the idle power.  Slices of a GPU do
+not sleep one by one, so a GPU is used as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from clover.errors import PlanError
 from clover.planning.budget.counterfactual import Fixed
 from clover.planning.budget.frontiers import frontier
 from clover.planning.model.objective import Objective
 from clover.planning.model.planning_input import PlanningInput
-from clover.planning.model.problem import Problem, whole
+from clover.planning.model.problem import Problem, best_whole, whole
 from clover.planning.packing.evaluation import evaluate
 from clover.types import Candidate, Configuration, DeviceShape, GroupCount, Placement, Record, State
 
@@ -72,7 +73,12 @@ def _right_sized(problem: Problem, objective: Objective) -> Fixed | None:
         if tried is not None and (best is None or (kept, tried.prediction.energy_j_per_row) < best[:2]):
             fixed = Fixed(configuration=tried.configuration, shares={problem.best: 1.0}, kept=kept)
             best = kept, tried.prediction.energy_j_per_row, fixed
-    return best[2] if best is not None else None
+    if best is not None:
+        return best[2]
+    try:
+        return Fixed(configuration=best_whole(problem, problem.devices), shares={problem.best: 1.0})
+    except PlanError:  # it was not measured on whole devices
+        return None
 
 
 def _smaller(devices: Sequence[DeviceShape]) -> Iterator[tuple[list[Placement], int]]:

@@ -60,7 +60,8 @@ def test_the_solver_finds_the_fixed_mixes_of_a_load() -> None:
     assert answer.alternatives == found
     assert answer.plan is None
     hopeless = state(rate=1e6)
-    assert alternatives(hopeless, 1e6) == Alternatives()
+    none = alternatives(hopeless, 1e6)
+    assert none.mixes == none.singles == ()
 
 
 def test_between_two_fixed_mixes_the_best_lies_on_the_line_and_beyond_them_at_an_end() -> None:
@@ -100,7 +101,9 @@ def test_a_right_sized_base_is_on_as_few_cores_as_keep_the_slo_and_the_others_sl
     many = alternatives(state(rate=0.7 * capacity), 0.7 * capacity).right_sized
     assert many is not None
     assert many.kept == 1.0
-    assert alternatives(state(rate=1e6), 1e6).right_sized is None
+    beyond = alternatives(state(rate=1e6), 1e6).right_sized
+    assert beyond is not None
+    assert (beyond.kept, mix(beyond).words) == (1.0, "large on 1 x 2c")
 
 
 def test_a_right_sized_base_uses_gpus_as_a_whole_or_not_at_all() -> None:
