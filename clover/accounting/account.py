@@ -214,6 +214,7 @@ class Account:
             span.right += right
             span.rows[meter.variant] = span.rows.get(meter.variant, 0) + rows
             span.methods.add(sample.method)
+            span.grids.add(reading.method)
         unowned_j, unowned_g = spans.unowned.get(sample.device, (0.0, 0.0))
         more_j = closed.unowned_j
         spans.unowned[sample.device] = (unowned_j + more_j, unowned_g + more_j * grams_per_j)

@@ -224,7 +224,8 @@ def receipt_field(receipt: Receipt) -> bytes:
     """Return the `Clover-Receipt` header line.
 
     RFC 9651 gives decimals three places, too few for the joules of a small model, so energy and carbon stand there
-    again as millijoules and micrograms, for people, and as whole nanojoules and picograms.  For several rows, `path` has the number of rows of each path.
+    again as millijoules and micrograms for people, and as whole nanojoules and picograms.  For several rows, `path` has
+    the number of rows of each path.
     """
     last = _LAST_RECEIPT
     if receipt is last.receipt or receipt == last.receipt:

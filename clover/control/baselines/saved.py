@@ -305,7 +305,8 @@ def _short(figures: Mapping[str, Any], name: str) -> str:
     verb = "saved" if figures["grams"] >= 0.0 or part > -0.0005 else "lost"
     sign = 1.0 if verb == "saved" else -1.0
     low, high = sorted((sign * figures["low"], sign * figures["high"]))
-    mass = f"{grams(abs(figures['grams']))} of CO2e ({grams(low)} to {grams(high)})"
+    doubt = ": may be nothing" if low < 0.0 < high else ""
+    mass = f"{grams(abs(figures['grams']))} of CO2e ({grams(low)} to {grams(high)}{doubt})"
     return f"{verb} {mass}, {abs(100.0 * part):.1f} % of {name}"
 
 

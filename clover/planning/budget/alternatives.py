@@ -4,8 +4,8 @@ It makes plans and simulates p95, so it is for the solver's process.  All of the
 at that load; fixed mixes and single variants also the accuracy floor.
 
 **Right-sized BASE** is the best variant on as few cores (of one device of cores), or on as few whole devices, as keep
-the SLO, and on all if none do; the others are asleep or off, and so is their part of the idle power.  Slices of a GPU do
-not sleep one by one, so a GPU is used as a whole or not at all.
+the SLO, and on all if none do; the others are asleep or off, and so is their part of the idle power.  Slices of a GPU
+do not sleep one by one, so a GPU is used as a whole or not at all.
 """
 
 from __future__ import annotations

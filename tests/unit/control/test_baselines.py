@@ -515,6 +515,17 @@ def test_a_right_sized_base_idles_with_fewer_cores() -> None:
         assert told["boundaries"]["machine"]["used_j"] - rig.told("base")["boundaries"]["machine"]["shadow_j"] == 0.0
         assert told["part"] < 0.0, "on two cores all the time more was emitted"
         assert told["words"].startswith("lost ")
+        assert "may be nothing" not in told["words"]
+        rig.shadow.on_right_sized.change *= 0.0
+        rig.shadow.on_right_sized.shadow_idle = rig.shadow.on_right_sized.overheads.idle * 1.001
+        rig.shadow.methods = {"modelled"}
+        near = rig.told("right_sized")
+        assert near["low"] > 0.0, "0.1 % of idle power, by a meter that may be off by half"
+        rig.shadow.on_right_sized.change[0] = (0.0, 500.0)
+        rig.shadow.on_right_sized.change[2] = (0.0, -500.0)
+        doubtful = rig.told("right_sized")
+        assert doubtful["low"] < 0.0 < doubtful["high"]
+        assert "may be nothing)" in doubtful["short"]
 
     drive(story)
 
@@ -629,6 +640,7 @@ def test_spans_hold_what_the_account_holds_and_rows_of_unknown_energy_are_in_nei
     assert first.families["toy"].share.active_j == pytest.approx(8.0)
     assert first.families["toy"].share.idle_j == pytest.approx(1.0)
     assert first.families["toy"].methods == {"measured"}
+    assert first.families["toy"].grids == {grid.method}
     assert first.unowned["cpu0"] == (pytest.approx(1.0), pytest.approx(1.0 / 3.6e6 * 360.0 * 1.5))
     meter.add(5, SECOND, SECOND)
     window(2, 0.0, epoch=1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clover.control.solver.process import serve
 from clover.control.solver.protocol import ALTERNATIVES, HEAD, SolverAnswer, SolverOrder, packed, unpacked
-from clover.planning.budget.alternatives import Alternatives, alternatives
+from clover.planning.budget.alternatives import alternatives
 from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, line, mix_from
 from clover.planning.model.problem import base_capacity
 from clover.planning.model.queueing import energy_j_per_row
