@@ -42,7 +42,7 @@ from clover.planning.model.problem import LEAST_RATE, accuracies
 from clover.types import DeviceShape, Method, ObjectiveConfig, configuration_of
 
 ASK_S = 120.0
-_STEADY_S = 30.0
+_STEADY_S = 10.0
 """For so long a load that does not hold still is waited for, until it is asked for as it is."""
 _RATE_WINDOWS = 10
 _STEP = math.log(1.03)

@@ -1,41 +1,25 @@
-"""What a server saved: the shadow that adds up beside what serves, and what is said of it."""
+"""The shadows that add up beside a server: which windows and rows they cover, and what they come to."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
 from clover.accounting import Account, Spans, WorkerMeter
-from clover.control.baselines.comparison import ComparisonSums, Floats, Overheads, Spectrum, Window
+from clover.control.baselines.comparison import Floats, Overheads, Spectrum, Window
 from clover.control.baselines.saved import compared, saved, saved_by_all
-from clover.control.baselines.shadow import ASK_S, Shadow
-from clover.errors import PlanError
+from clover.control.baselines.shadow import ASK_S
 from clover.planning.budget.alternatives import Alternatives, alternatives
-from clover.planning.budget.counterfactual import Fixed, Mix, base, lanes_of, mix_from, mix_of
-from clover.planning.model.problem import accuracies, base_capacity
-from clover.types import EnergySample, Method, Reading, State
-from tests.support.control_fixture import Rig
-from tests.support.profiles_fixture import VARIANTS, cpu, fixed, objective, profile, reading, state, worker
+from clover.planning.budget.counterfactual import base
+from clover.planning.model.problem import base_capacity
+from clover.types import EnergySample, Reading, State
+from tests.support.profiles_fixture import VARIANTS, cpu, fixed, objective, profile, state, worker
+from tests.support.savings_fixture import RATE, SavingServer, drive, mix
 
-RATE = 50.0
 SECOND = 1_000_000_000
-
-
-def drive(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(story())
-
-
-def mix(item: Fixed) -> Mix:
-    made = mix_from(profile(), item)
-    assert made is not None
-    return made
 
 
 def modelled(rows: int, weights: tuple[float, float], own: Floats) -> Window:
@@ -62,62 +46,9 @@ def test_a_spectrum_gives_each_accuracy_what_its_mix_would_have_used() -> None:
     assert spectrum.at(40 * 80.0)[0] == pytest.approx(30 * 88.0 + 10 * 90.0)
 
 
-# --- beside a server ----------------------------------------------------------------------------------------------
-
-
-class Server(Rig):
-    """A rig that serves as the model says, but for a meter that shows `ratio` times as much.  `solve`: knows mixes."""
-
-    def __init__(self, *, solve: bool = True, ratio: float = 1.7, **more: Any) -> None:
-        super().__init__(**more)
-        self.ratio = ratio
-        self.asked: list[State] = []
-        self.refuse = ""
-        self.controller.shadows._alternatives = self.alternatives if solve else None
-
-    async def alternatives(self, asked: State) -> Alternatives:
-        self.asked.append(asked)
-        if self.refuse:
-            raise PlanError(self.refuse)
-        return alternatives(asked, asked.arrival_rate)
-
-    @property
-    def shadow(self) -> Shadow:
-        return self.controller.shadows.of["toy"]
-
-    async def serve(
-        self, shares: dict[str, float], seconds: int = 12, *, rate: float = RATE, g: float = 100.0, look: bool = True
-    ) -> None:
-        """Answer `rate` rows a second by what runs; 2 W of idle power are held, and 1 W by nobody."""
-        standing = self.family.deployed
-        assert standing is not None
-        served = mix_of(lanes_of(self.profile, standing.configuration), shares, accuracies(self.profile))
-        for _ in range(seconds):
-            self.clock.now_s += 1.0
-            spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, g * 1.0)})
-            span = spans.of("toy")
-            span.rows = {variant: round(rate * share) for variant, share in shares.items() if rate * share > 0.0}
-            span.methods = {"measured"}
-            rows = sum(span.rows.values())
-            active_j = rows * served.joules(rate) * self.ratio if served is not None else 0.0
-            span.share.active_j, span.share.active_g = active_j, active_j * g
-            span.share.idle_j, span.share.idle_g = 2.0, 2.0 * g
-            self.controller.shadows.window(spans)
-            if look:
-                self.controller.shadows.look()
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-
-    def told(self, kind: str) -> dict[str, Any]:
-        found = saved(self.shadow)
-        assert found is not None
-        told: dict[str, Any] = found[kind]
-        return told
-
-
 def test_nothing_is_said_before_anything_was_served() -> None:
     async def story() -> None:
-        rig = Server()
+        rig = SavingServer()
         await rig.deploy()
         assert rig.controller.state()["models"]["toy"]["saved"] is None
         await rig.serve({}, 3)
@@ -132,7 +63,7 @@ def test_nothing_is_said_before_anything_was_served() -> None:
 @pytest.mark.parametrize("ratio", [0.3, 1.0, 4.0])
 def test_a_server_that_runs_base_saves_nothing_whatever_its_meter_and_load_are(ratio: float) -> None:
     async def story() -> None:
-        rig = Server(policy="base", ratio=ratio)
+        rig = SavingServer(policy="base", ratio=ratio)
         await rig.deploy()
         for rate, g in ((5.0, 100.0), (50.0, 700.0), (120.0, 300.0), (3.0, 50.0)):
             await rig.serve({"large": 1.0}, 5, rate=rate, g=g)
@@ -151,7 +82,7 @@ def test_a_server_that_runs_base_saves_nothing_whatever_its_meter_and_load_are(r
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
 def test_the_cheapest_fixed_mix_saves_what_the_model_says_and_nothing_against_itself(ratio: float) -> None:
     async def story() -> None:
-        rig = Server(policy="static", objective="floor", ratio=ratio)
+        rig = SavingServer(policy="static", objective="floor", ratio=ratio)
         await rig.deploy()
         standing = rig.family.deployed
         assert standing is not None
@@ -184,7 +115,7 @@ def test_the_cheapest_fixed_mix_saves_what_the_model_says_and_nothing_against_it
 
 def test_accuracy_bought_where_the_grid_is_clean_beats_the_fixed_mix_at_the_same_accuracy() -> None:
     async def story() -> None:
-        rig = Server(family={"accuracy_floor": 88.0}, ratio=1.0)
+        rig = SavingServer(family={"accuracy_floor": 88.0}, ratio=1.0)
         await rig.deploy()
         await rig.controller.command("pin", {"configuration": {"small@1c": 1, "large@1c": 1}, "force": True}, "me")
         mixes = [fixed(("small", "1c", 1), ("large", "1c", 1), small=1.0), fixed(("large", "2c", 1), large=1.0)]
@@ -213,7 +144,7 @@ def test_accuracy_bought_where_the_grid_is_clean_beats_the_fixed_mix_at_the_same
 
 def test_a_load_that_base_could_not_serve_is_said() -> None:
     async def story() -> None:
-        rig = Server()
+        rig = SavingServer()
         await rig.deploy()
         capacity = base_capacity(profile(), (cpu(2),))
         await rig.controller.command("pin", {"variant": "small", "force": True}, "me")
@@ -229,7 +160,7 @@ def test_a_load_that_base_could_not_serve_is_said() -> None:
 
 def test_what_is_served_below_the_floor_has_fixed_mixes_down_there() -> None:
     async def story() -> None:
-        rig = Server(family={"accuracy_floor": 91.0})
+        rig = SavingServer(family={"accuracy_floor": 91.0})
         await rig.deploy()
         await rig.controller.command("pin", {"variant": "small", "force": True}, "me")
         await rig.serve({"small": 1.0}, 200)
@@ -242,7 +173,7 @@ def test_what_is_served_below_the_floor_has_fixed_mixes_down_there() -> None:
 
 def test_fixed_mixes_are_asked_for_when_the_load_moved_and_not_too_often() -> None:
     async def story() -> None:
-        rig = Server()
+        rig = SavingServer()
         await rig.deploy()
         await rig.serve({"large": 1.0}, 100)
         assert len(rig.asked) == 1
@@ -269,7 +200,7 @@ def test_fixed_mixes_are_asked_for_when_the_load_moved_and_not_too_often() -> No
 
 def test_an_answer_to_what_is_no_longer_asked_is_dropped() -> None:
     async def story() -> None:
-        rig = Server()
+        rig = SavingServer()
         slow = asyncio.Event()
 
         async def late(asked: State) -> Alternatives:
@@ -296,7 +227,7 @@ def test_an_answer_to_what_is_no_longer_asked_is_dropped() -> None:
 
 def test_without_fixed_mixes_base_is_told_alone_and_windows_wait_for_them() -> None:
     async def story() -> None:
-        rig = Server()
+        rig = SavingServer()
         rig.refuse = "no"
         await rig.deploy()
         await rig.serve({"large": 1.0}, 20)
@@ -319,7 +250,7 @@ def test_without_fixed_mixes_base_is_told_alone_and_windows_wait_for_them() -> N
 
 def test_a_variant_that_serves_before_its_change_is_done_is_known_by_its_workers() -> None:
     async def story() -> None:
-        rig = Server(policy="base")
+        rig = SavingServer(policy="base")
         await rig.deploy()
         await rig.serve({"large": 1.0}, 3)
         await rig.fleet.spawn(worker("small", 0, 1))
@@ -334,7 +265,7 @@ def test_a_variant_that_serves_before_its_change_is_done_is_known_by_its_workers
 
 def test_rows_that_a_silent_meter_tells_of_at_once_are_no_burst() -> None:
     async def story() -> None:
-        rig = Server(policy="base")
+        rig = SavingServer(policy="base")
         await rig.deploy()
         await rig.serve({"large": 1.0}, 3)
         for seconds, rows in ((0.0, 0), (0.0, 0), (300.0, 300 * 50)):
@@ -350,7 +281,7 @@ def test_rows_that_a_silent_meter_tells_of_at_once_are_no_burst() -> None:
 
 def test_an_unloaded_family_goes_on_where_it_was() -> None:
     async def story() -> None:
-        rig = Server()
+        rig = SavingServer()
         await rig.deploy()
         await rig.serve({"large": 1.0}, 20)
         before = {(item.model, item.against): item for item in compared(rig.controller.shadows.of)}
@@ -373,7 +304,7 @@ def test_an_unloaded_family_goes_on_where_it_was() -> None:
 
 def test_devices_that_are_dealt_count_where_they_belong() -> None:
     async def story() -> None:
-        rig = Server()
+        rig = SavingServer()
         other, _ = rig.second(share=3.0)
         await rig.deploy()
         await rig.controller.deploy("second")
@@ -389,40 +320,13 @@ def test_devices_that_are_dealt_count_where_they_belong() -> None:
     drive(story)
 
 
-@pytest.mark.parametrize(
-    ("methods", "energy", "label"),
-    [
-        ({"measured"}, "measured", "modelled from metered joules"),
-        ({"modelled"}, "modelled", "modelled"),
-        ({"emulated"}, "analytical", "emulated, analytical profile"),
-    ],
-)
-def test_every_saving_says_how_it_is_known(methods: set[Method], energy: Method, label: str) -> None:
-    async def story() -> None:
-        known = profile()
-        latency = tuple(msgspec.structs.replace(item, energy_method=energy) for item in known.latency)
-        rig = Server(measured=msgspec.structs.replace(known, latency=latency))
-        await rig.deploy()
-        await rig.serve({"large": 1.0}, 20)
-        rig.shadow.methods = methods
-        told = saved(rig.shadow)
-        assert told is not None
-        assert told["label"] == label
-        for kind in ("base", "static", "matched"):
-            assert label in told[kind]["against"]
-            assert label in told[kind]["words"]
-        json.dumps(rig.controller.state(), allow_nan=False)
-
-    drive(story)
-
-
 def test_windows_that_wait_are_compared_as_if_they_had_not_at_every_load() -> None:
     """One rig knows the alternatives from the start, the other learns them at the end."""
 
     async def story() -> None:
         told = []
         for late in (False, True):
-            rig = Server()
+            rig = SavingServer()
             rig.controller.shadows._alternatives = None
             await rig.deploy()
             found = alternatives(state(rate=RATE, config=objective(floor=91.0)), RATE)
@@ -446,7 +350,7 @@ def test_windows_that_wait_are_compared_as_if_they_had_not_at_every_load() -> No
 
 def test_rows_that_a_cascade_passes_on_are_compared_when_their_answer_comes() -> None:
     async def story() -> None:
-        rig = Server(policy="base")
+        rig = SavingServer(policy="base")
         await rig.deploy()
         await rig.fleet.spawn(worker("small", 0, 1))
         for rows, gone_on in (({"small": 5}, 5), ({"large": 5}, 0)):
@@ -467,154 +371,6 @@ def test_rows_that_a_cascade_passes_on_are_compared_when_their_answer_comes() ->
         assert (rig.shadow.rows, sums.rows) == (8, 8)
 
     drive(story)
-
-
-def test_the_boundary_is_the_servers_and_the_others_stand_beside_it() -> None:
-    async def story() -> None:
-        rig = Server(policy="base")
-        await rig.deploy()
-        for _ in range(10):
-            spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, 100.0)}, unattributed={"cpu0": (0.5, 50.0)})
-            span = spans.of("toy")
-            span.rows = {"large": 50}
-            span.share.active_j, span.share.active_g = 2.0, 200.0
-            span.share.idle_j, span.share.idle_g = 4.0, 400.0
-            span.front_end.active_j, span.front_end.active_g = 8.0, 800.0
-            span.control.active_j, span.control.active_g = 16.0, 1600.0
-            span.grids = {"synthetic"}
-            rig.controller.shadows.window(spans)
-        told = rig.told("base")
-        lines = {name: (item["used_j"], item["shadow_j"]) for name, item in told["boundaries"].items()}
-        assert lines == {"workers": (60.0, 60.0), "server": (300.0, 140.0), "machine": (315.0, 155.0)}
-        assert (told["used_j"], told["shadow_j"]) == lines["server"]
-        assert told["part"] == pytest.approx((140.0 - 300.0) / 140.0), "control is ours alone"
-        assert told["part_without_idle"] == pytest.approx((100.0 - 260.0) / 100.0)
-        assert "within the server; on an invented grid" in told["words"]
-        found = saved(rig.shadow)
-        assert found is not None
-        assert (found["boundary"], found["grid"]) == ("server", "synthetic")
-        [item] = [item for item in compared(rig.controller.shadows.of) if item.against == "base"]
-        estimates = {(boundary, end): value for boundary, end, value in item.estimates}
-        assert estimates["workers", "likely"] == 0.0
-        assert estimates["server", "likely"] == pytest.approx(-16_000.0)
-        assert estimates["server", "low"] < -16_000.0 < estimates["server", "high"]
-
-    drive(story)
-
-
-def test_a_right_sized_base_idles_with_fewer_cores() -> None:
-    async def story() -> None:
-        rig = Server(policy="base", ratio=1.0)
-        await rig.deploy()
-        await rig.serve({"large": 1.0}, 30, rate=20.0)
-        told = rig.told("right_sized")
-        assert "large on 1 x 1c, equal load, the rest asleep or off" in told["words"]
-        assert told["rows"] == rig.shadow.rows
-        sums = rig.shadow.on_right_sized
-        assert sums.shadow_idle[0] == pytest.approx(0.5 * 30 * 3.0), "of the workers' and what none holds, half"
-        assert told["boundaries"]["machine"]["used_j"] - rig.told("base")["boundaries"]["machine"]["shadow_j"] == 0.0
-        assert told["part"] < 0.0, "on two cores all the time more was emitted"
-        assert told["words"].startswith("lost ")
-        assert "may be nothing" not in told["words"]
-        rig.shadow.on_right_sized.change *= 0.0
-        rig.shadow.on_right_sized.shadow_idle = rig.shadow.on_right_sized.overheads.idle * 1.001
-        rig.shadow.methods = {"modelled"}
-        near = rig.told("right_sized")
-        assert near["low"] > 0.0, "0.1 % of idle power, by a meter that may be off by half"
-        rig.shadow.on_right_sized.change[0] = (0.0, 500.0)
-        rig.shadow.on_right_sized.change[2] = (0.0, -500.0)
-        doubtful = rig.told("right_sized")
-        assert doubtful["low"] < 0.0 < doubtful["high"]
-        assert "may be nothing)" in doubtful["short"]
-
-    drive(story)
-
-
-def test_a_single_variant_that_would_do_as_well_is_named() -> None:
-    async def story() -> None:
-        rig = Server(policy="base", ratio=1.0)
-        await rig.deploy()
-        await rig.serve({"large": 1.0}, 30)
-        found = saved(rig.shadow)
-        assert found is not None
-        assert found["single"]["variant"] == "large"
-        assert found["single"]["words"].startswith("large alone would do as well: 92.00 %, and ")
-        thrifty = Server(family={"accuracy_floor": 88.0}, ratio=1.0)
-        await thrifty.deploy()
-        await thrifty.controller.command("pin", {"configuration": {"small@1c": 1, "large@1c": 1}, "force": True}, "me")
-        await thrifty.serve({"small": 0.8, "large": 0.2}, 30)
-        found = saved(thrifty.shadow)
-        assert found is not None
-        assert found["single"] is None, "medium is more accurate and uses clearly more"
-
-    drive(story)
-
-
-def test_the_interval_holds_what_the_profile_the_ratio_and_the_meter_may_be_off_by() -> None:
-    sums = ComparisonSums.over(2)
-    own = np.array([[10.0, 10.0], [0.0, 0.0]])
-    active, modelled = np.array([30.0, 30.0]), np.array([10.0, 10.0])
-    window = Window(Overheads.none(), 10, 900.0, active, own, np.array([10.0, 10.0]), modelled)
-    sums.book(window, 92.0, np.array([0.0, 4.0]))
-    errors = sums.errors("workers", 0.1, 0.2)
-    assert errors.profile == pytest.approx(0.1 * math.hypot(10.0, 40.0))
-    assert errors.ratio == pytest.approx(20.0), "the meter showed 20 g that the model does not have, of other rows"
-    assert errors.meter == pytest.approx(0.2 * 30.0)
-    assert errors.total == pytest.approx(math.hypot(*errors))
-
-
-def test_a_perfect_forecast_is_called_one() -> None:
-    async def story() -> None:
-        rig = Server(policy="budget")
-        await rig.deploy()
-        await rig.serve({"large": 1.0}, 20)
-        assert "perfect forecast" not in rig.told("base")["words"]
-        rig.chain.perfect_forecast = True  # type: ignore[attr-defined]
-        await rig.serve({"large": 1.0}, 2)
-        assert "; perfect forecast)" in rig.told("base")["words"]
-        static = Server(policy="static")
-        static.chain.perfect_forecast = True  # type: ignore[attr-defined]
-        await static.deploy()
-        await static.serve({"large": 1.0}, 20)
-        assert "perfect forecast" not in static.told("base")["words"], "it plans with none"
-
-    drive(story)
-
-
-@pytest.mark.parametrize("idle_w", [15.0, 60.0, 120.0])
-def test_what_is_said_to_be_saved_is_within_a_point_of_what_a_host_would_have_used(idle_w: float) -> None:
-    """A host whose every watt is known serves with `small`; the same host with BASE is worked out beside it."""
-
-    async def story() -> None:
-        rig, rate, front_end_w = Server(family={"accuracy_floor": 88.0}), 150, 1.5
-        await rig.deploy()
-        await rig.controller.command("pin", {"configuration": {"small@2c": 1}, "force": True}, "me")
-        on_base, book, grid = base(profile(), (cpu(2),)), Account(pue=1.5), reading(360.0)
-        assert on_base is not None
-        book.add_device("cpu0", 2)
-        book.add_family("toy", 0)
-        meter = WorkerMeter(family="toy", variant="small", device="cpu0", placement="p0", slices=2, joules=(0.01,) * 9)
-        book.attach(meter)
-        small_j = mix(fixed(("small", "2c", 1), small=1.0)).joules(rate)
-        base_j = on_base.joules(rate)
-        total_j = 0.0
-        for second in range(120):
-            sample = EnergySample(
-                device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=idle_w, method="measured"
-            )
-            book.window(sample, grid)
-            rig.controller.shadows.window(book.take())
-            meter.add(rate, SECOND // 4, SECOND // 4)
-            total_j += idle_w + front_end_w + rate * small_j
-        emitted, shadow = idle_w + front_end_w + rate * small_j, idle_w + front_end_w + rate * base_j
-        told = rig.told("base")["boundaries"]["machine"]
-        assert told["part"] == pytest.approx((shadow - emitted) / shadow, abs=0.01)
-        assert told["part_low"] <= (shadow - emitted) / shadow <= told["part_high"]
-
-    drive(story)
-
-
-# --- what the account gives away ----------------------------------------------------------------------------------
 
 
 def test_spans_hold_what_the_account_holds_and_rows_of_unknown_energy_are_in_neither() -> None:
