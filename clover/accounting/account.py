@@ -415,10 +415,11 @@ class Account:
         }
 
     def lines(self) -> Iterator[tuple[str, str, Method, Line]]:
-        """Yield device, line, method of the joules, and the line itself."""
+        """Yield device, line, method of the joules, and the line itself; front end and control are the machine's."""
         for name, device in self._devices.items():
             for line, sums in device.lines.items():
-                yield name, line, device.method, sums
+                if name == self.host_device or line not in ("front_end", "control"):
+                    yield name, line, device.method, sums
 
     def totals(self, family: str | None = None) -> dict[str, float]:
         """Return joules and grams over all variants (of one family), with its part of the front end and of control.

@@ -28,7 +28,7 @@ class EnergyReading:
     """By (model, line, method)."""
     lines: list[tuple[str, str, str, Line]]
     """Device, line, method, and what was booked."""
-    per_row: Mapping[tuple[str, str, str], tuple[float, float]]
+    per_row: Mapping[tuple[str, str, Method], tuple[float, float]]
     """Predicted and metered active joules a row by (model, variant, method)."""
     devices: Mapping[str, DeviceLine]
     cpu_s: float
