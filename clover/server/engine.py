@@ -321,6 +321,11 @@ class Engine:
                 "state": served.state,
                 **self.account.totals(name),
                 "receipts_j": self.account.receipts_j.get(name, 0.0),
+                "joules_per_row": {
+                    variant: {"predicted": predicted_j, "metered": metered_j, "method": method}
+                    for (family, variant, method), (predicted_j, metered_j) in self.account.per_row().items()
+                    if family == name
+                },
                 "rows": dict(zip(traffic.variants, traffic.rows, strict=True)),
                 "requests": {str(code): count for code, count in sorted(traffic.codes.items())},
                 "accuracy_served": served.observe().get("accuracy_served"),
