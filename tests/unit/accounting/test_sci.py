@@ -1,0 +1,164 @@
+"""Embodied carbon by time and share reserved, and the Software Carbon Intensity of each boundary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clover.accounting import Account, WorkerMeter
+from clover.accounting.embodied import EmbodiedLedger, Hardware
+from clover.accounting.sci import SciReport, mass, sci
+
+HOUR_NS = 3600 * 1_000_000_000
+BOX = Hardware(
+    device="cpu0",
+    product="a machine of 8 CPUs",
+    kg=1000.0,
+    low_kg=500.0,
+    high_kg=3000.0,
+    reserved=4.0,
+    total=8.0,
+    for_workers=3.0,
+    known="cited default",
+    source="a paper",
+)
+GPU = Hardware(
+    device="gpu0",
+    product="NVIDIA X",
+    kg=None,
+    reserved=7.0,
+    total=7.0,
+    for_workers=7.0,
+    known="unknown",
+    source="nothing is published",
+)
+LINES = {"active_g": 1.0, "idle_g": 2.0, "front_end_g": 0.5, "control_g": 0.25, "unowned_g": 0.25}
+
+
+def ledger(*hardware: Hardware) -> EmbodiedLedger:
+    return EmbodiedLedger(hardware, 4.0, 0)
+
+
+def report(made: EmbodiedLedger, devices: dict[str, Any], models: dict[str, Any]) -> SciReport:
+    return sci(devices, models, made, intensities={"synthetic"}, pue=1.5)
+
+
+def test_embodied_carbon_is_that_of_the_standard() -> None:
+    made = ledger(BOX)
+    made.window(HOUR_NS, {})
+    # TE x (TiR / EL) x (RR / ToR): an hour of four years, four cores of eight.
+    assert made.devices["cpu0"].grams == pytest.approx(1e6 * (1 / (4 * 365 * 24)) * (4 / 8))
+    assert made.devices["cpu0"].low_g == pytest.approx(made.devices["cpu0"].grams / 2)
+    assert made.devices["cpu0"].high_g == pytest.approx(made.devices["cpu0"].grams * 3)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 5.0), st.floats(0.0, 1.0), st.floats(0.0, 1.0)), max_size=20))
+def test_models_and_what_nobody_held_sum_to_the_hardware(windows: list[tuple[float, float, float]]) -> None:
+    made, now_ns = ledger(BOX), 0
+    for hours, a, b in windows:
+        now_ns += int(hours * HOUR_NS)
+        scale = max(a + b, 1.0)
+        made.window(now_ns, {"cpu0": {"a": a / scale, "b": b / scale}, "unmetered": {"a": 1.0}})
+    grams = {name: part.grams for name, part in made.models.items() if part is not None}
+    whole = made.devices["cpu0"].grams if windows else 0.0
+    assert whole == pytest.approx(1e6 * now_ns / (4 * 365 * 24 * HOUR_NS) / 2)
+    # A core of the four is the front end's.
+    assert sum(grams.values()) <= whole * 0.75 + 1e-9
+
+
+def test_a_clock_that_goes_back_charges_nothing_twice() -> None:
+    made = ledger(BOX)
+    for hour in (1, 2, 1, 2, 3):
+        made.window(hour * HOUR_NS, {"cpu0": {"m": 1.0}})
+    once = ledger(BOX)
+    once.window(3 * HOUR_NS, {"cpu0": {"m": 1.0}})
+    assert made.devices["cpu0"].grams == pytest.approx(once.devices["cpu0"].grams)
+
+
+def test_the_score_is_operation_and_embodied_over_rows_and_names_its_boundary() -> None:
+    made = ledger(BOX)
+    made.window(HOUR_NS, {"cpu0": {"m": 1.0}})
+    whole = made.devices["cpu0"].grams
+    devices = {"cpu0": {**LINES, "unattributed_g": 6.0, "carried_g": -1.0, "method": "measured"}}
+    found = report(made, devices, {"m": (2000, {"carbon_g": 3.0, "front_end_g": 0.5, "control_g": 0.25})})
+    assert found.boundary == found.model_boundary == "server"
+    # Workers hold three of the four reserved cores; a counter sees all eight of the machine.
+    assert found.boundaries["workers"].per_row_g == pytest.approx((3.0 + whole * 3 / 4) / 2000)
+    assert found.boundaries["server"].per_row_g == pytest.approx((4.0 + whole) / 2000)
+    assert found.boundaries["machine"].per_row_g == pytest.approx((9.0 + whole * 2) / 2000)
+    assert found.models["m"].per_row_g == pytest.approx((3.75 + whole * 3 / 4) / 2000)
+    shown = found.as_json()
+    assert shown["g_per_1000_rows"] == pytest.approx(shown["g_per_row"] * 1000)
+    assert shown["operational_g"] == 4.0, "embodied grams are in none of operation"
+    assert shown["embodied_g"] == whole
+    assert shown["methods"] == {"energy": "measured", "intensity": "synthetic", "embodied": "cited default"}
+    assert shown["hardware"][0]["source"] == "a paper"
+    assert "of the server" in shown["words"]
+    assert "energy measured, intensity synthetic, PUE 1.5" in shown["words"]
+
+
+def test_a_model_of_energy_covers_only_what_is_reserved() -> None:
+    made = ledger(BOX)
+    made.window(HOUR_NS, {})
+    devices = {"cpu0": {**LINES, "unattributed_g": 0.0, "carried_g": 0.0, "method": "modelled"}}
+    found = report(made, devices, {"m": (1, {"carbon_g": 3.0})})
+    assert found.boundaries["machine"].embodied == made.devices["cpu0"]
+
+
+def test_lines_that_are_not_counted_leave_a_boundary_unknown() -> None:
+    made = ledger(BOX)
+    made.window(HOUR_NS, {"cpu0": {"m": 1.0}})
+    found = report(made, {"cpu0": {"method": "modelled"}}, {"m": (10, {"carbon_g": 3.0})})
+    assert found.boundary == "workers"
+    assert found.boundaries["workers"].operational_g == 3.0
+    assert found.boundaries["server"].per_row_g is None
+    assert found.boundaries["machine"].per_row_g is None
+
+
+def test_unknown_hardware_is_unknown_and_not_zero() -> None:
+    made = ledger(BOX, GPU)
+    made.window(HOUR_NS, {"gpu0": {"g": 0.5}, "cpu0": {"c": 1.0}})
+    made.window(2 * HOUR_NS, {"cpu0": {"c": 1.0, "g": 0.0}})
+    devices = {"cpu0": {**LINES, "method": "modelled"}, "gpu0": {**LINES, "method": "measured"}}
+    found = report(made, devices, {"g": (10, {"carbon_g": 1.0}), "c": (10, {"carbon_g": 1.0})})
+    assert found.boundaries["server"].operational_g == 8.0
+    assert found.boundaries["server"].embodied is None
+    assert found.boundaries["server"].per_row_g is None
+    assert found.boundaries["workers"].per_row_g is None
+    assert found.models["g"].per_row_g is None
+    assert found.models["c"].per_row_g is not None
+    assert found.as_json()["embodied_g"] is None
+    assert found.methods.embodied == "cited default + unknown"
+    assert found.words() == ("unknown: no embodied carbon is published of gpu0 (NVIDIA X); set embodied.gpu_kg")
+
+
+def test_before_anything_was_answered_there_is_no_score() -> None:
+    found = report(ledger(BOX), {"cpu0": {**LINES, "method": "modelled"}}, {"m": (0, {"carbon_g": 0.0})})
+    assert found.boundaries["server"].per_row_g is None
+    assert found.words() == "nothing was answered yet"
+    assert msgspec.json.encode(found.as_json())
+
+
+def test_the_account_knows_what_share_of_a_device_each_family_holds() -> None:
+    account = Account(pue=1.0)
+    account.add_device("cpu0", 4)
+    for family, placement, slices in (("a", "p", 2), ("b", "p", 2), ("b", "q", 1)):
+        account.attach(
+            WorkerMeter(family=family, variant="v", device="cpu0", placement=placement, slices=slices, joules=())
+        )
+    assert account.held() == {"cpu0": {"a": 0.25, "b": 0.5}}
+
+
+def test_masses_are_readable() -> None:
+    assert [mass(grams) for grams in (1.5e4, 12.0, 0.0123, 4.56e-5, 7e-8, 0.0)] == [
+        "15 kg",
+        "12 g",
+        "12.3 mg",
+        "45.6 µg",
+        "70 ng",
+        "0 ng",
+    ]
