@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from clover.accounting.devices import DeviceAccount, Share, shares_held
+from clover.accounting.devices import DeviceAccount, Share
 from clover.accounting.meters import WorkerMeter
 from clover.types import EnergySample, Method, Reading, Receipt
 
@@ -170,15 +170,9 @@ class Account:
         retired_ns = known.retired_busy_ns if known is not None else 0
         return retired_ns + sum(meter.busy_ns for meter in (*self._meters, *self._gone) if meter.device == device)
 
-    def held(self) -> dict[str, dict[str, float]]:
-        """Return, by device, the share of its slices that the workers of each family hold now."""
-        found: dict[str, dict[str, float]] = {}
-        for name, device in self._devices.items():
-            here = [meter for meter in self._meters if meter.device == name]
-            shares = found.setdefault(name, {})
-            for meter, share in shares_held(here, device.slices):
-                shares[meter.family] = shares.get(meter.family, 0.0) + share
-        return found
+    def workers(self) -> tuple[WorkerMeter, ...]:
+        """Return the meters of the workers that hold slices now."""
+        return tuple(self._meters)
 
     # --- windows ------------------------------------------------------------------------------------------------------
 

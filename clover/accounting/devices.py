@@ -135,11 +135,18 @@ class DeviceAccount:
 
         This is called once for every sample: once a window, or more often if the window was frozen.
         """
+        crowd: dict[str, int] = {}
+        meters = list(here)
+        for meter in meters:
+            crowd[meter.placement] = crowd.get(meter.placement, 0) + 1
+        owned = [(meter, meter.slices / crowd[meter.placement]) for meter in meters]
+        # Placements of an old and a new layout may overlap during a transition: shares must not add up to more than 1.
+        slices = max(float(self.slices), sum(count for _, count in owned))
         self._looks += 1
         self.family_idle_w = {}
-        for meter, share in shares_held(here, self.slices):
-            self._held[meter] = self._held.get(meter, 0.0) + share
-            idle_w = self.idle_w * share
+        for meter, count in owned:
+            self._held[meter] = self._held.get(meter, 0.0) + count / slices
+            idle_w = self.idle_w * count / slices
             self.family_idle_w[meter.family] = self.family_idle_w.get(meter.family, 0.0) + idle_w
 
     def _split_active(self, weights: Parts, by_model: bool, active_j: float) -> Parts:
@@ -156,18 +163,6 @@ class DeviceAccount:
         parts = [(meter, idle_j * share) for meter, share in held.items()]
         self.unowned_j += max(idle_j - sum(part_j for _, part_j in parts), 0.0)
         return parts
-
-
-def shares_held(here: Iterable[WorkerMeter], slices: int) -> Parts:
-    """Return the share of a device's slices that each worker holds; those at one placement share its slices."""
-    crowd: dict[str, int] = {}
-    meters = list(here)
-    for meter in meters:
-        crowd[meter.placement] = crowd.get(meter.placement, 0) + 1
-    owned = [(meter, meter.slices / crowd[meter.placement]) for meter in meters]
-    # Placements of an old and a new layout may overlap during a transition: shares must not add up to more than 1.
-    total = max(float(slices), sum(count for _, count in owned))
-    return [(meter, count / total) for meter, count in owned]
 
 
 def _weights(worked: Sequence[WorkerMeter]) -> tuple[Parts, bool]:

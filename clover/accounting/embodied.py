@@ -16,10 +16,12 @@ Everything is pure: times are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clover.accounting.meters import WorkerMeter
 from clover.types import Record
 
 EmbodiedMethod = Literal["cited default", "configured", "emulated", "unknown"]
@@ -31,8 +33,8 @@ _YEAR_NS = 365 * 86_400 * 1_000_000_000
 class Hardware(Record, frozen=True, kw_only=True):
     """One piece of hardware: TE in kgCO2e with its bounds (None: unknown), and what is reserved of how much.
 
-    `device` is its name in the account, or "host": the machine that GPUs stand in.  `for_workers` is the reserved part
-    whose share belongs to workers; a core that is kept for the front end is none of theirs.
+    `device` is its name in the account.  Workers hold `slices` slices of it, which are `for_workers` of what is
+    reserved: a core that is kept for the front end is none of theirs.
     """
 
     device: str
@@ -43,6 +45,7 @@ class Hardware(Record, frozen=True, kw_only=True):
     reserved: float
     total: float
     for_workers: float
+    slices: int
     known: EmbodiedMethod
     source: str
 
@@ -77,18 +80,16 @@ class EmbodiedLedger:
     models: dict[str, EmbodiedGrams | None] = field(default_factory=dict)
     """None: the model held hardware whose TE is unknown."""
 
-    def window(self, now_ns: int, held: Mapping[str, Mapping[str, float]]) -> None:
-        """Charge the time since the last call.
-
-        `held`: by device, the share of its slices that the workers of each model hold.
-        """
+    def window(self, now_ns: int, workers: Iterable[WorkerMeter]) -> None:
+        """Charge the time since the last call; `workers` hold slices now."""
+        here = list(workers)
         since_ns, self.since_ns = self.since_ns, max(now_ns, self.since_ns)
         part_of_life = (self.since_ns - since_ns) / (self.life_years * _YEAR_NS)
         for item in self.hardware:
             charged = _charged(item, part_of_life)
             if charged is not None:
                 self.devices.setdefault(item.device, EmbodiedGrams()).add(charged)
-            for model, share in held.get(item.device, {}).items():
+            for model, share in _shares(here, item):
                 known = self.models.setdefault(model, EmbodiedGrams())
                 if charged is None:
                     self.models[model] = None
@@ -98,6 +99,16 @@ class EmbodiedLedger:
     def unknown(self) -> tuple[Hardware, ...]:
         """Return the hardware whose embodied carbon is unknown."""
         return tuple(item for item in self.hardware if item.kg is None)
+
+
+def _shares(workers: Sequence[WorkerMeter], item: Hardware) -> list[tuple[str, float]]:
+    """Return models with the share of the slices of `item` that one of their workers holds, as idle energy is split."""
+    here = [worker for worker in workers if worker.device == item.device]
+    crowd = Counter(worker.placement for worker in here)
+    held = [(worker.family, worker.slices / crowd[worker.placement]) for worker in here]
+    # Placements of an old and a new layout may overlap during a transition.
+    total = max(float(item.slices), sum(count for _, count in held))
+    return [(model, count / total) for model, count in held]
 
 
 def _charged(item: Hardware, part_of_life: float) -> EmbodiedGrams | None:

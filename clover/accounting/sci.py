@@ -152,8 +152,8 @@ def sci(
 ) -> SciReport:
     """Return the report of a server.
 
-    `devices`: the account's lines by device; `models`: rows answered and the account's totals by model; `intensities`:
-    how the intensities that grams were priced at are known.
+    `devices`: the account's lines by device; `models`: rows answered and the account's totals by model, which have no
+    part in the front end if they do not say so; `intensities`: how the intensities that grams were priced at are known.
     """
     rows = sum(count for count, _ in models.values())
     whole = EmbodiedGrams()
@@ -178,16 +178,15 @@ def sci(
         name: _sum(lines, list(devices.values())) for name, lines in _LINES.items()
     }
     if operational["workers"] is None:
-        operational["workers"] = _sum(("carbon_g",), [totals for _, totals in models.values()])
+        operational["workers"] = sum(float(totals["carbon_g"]) for _, totals in models.values())
     boundaries = {name: SciScore(rows, operational[name], embodied[name]) for name in BOUNDARIES}
-    with_front_end = bool(models) and all("front_end_g" in totals for _, totals in models.values())
-    lines = ("carbon_g", "front_end_g", "control_g") if with_front_end else ("carbon_g",)
+    with_front_end = all("front_end_j" in totals for _, totals in models.values())
     return SciReport(
         boundary="server" if operational["server"] is not None else "workers",
         boundaries=boundaries,
         model_boundary="server" if with_front_end else "workers",
         models={
-            model: SciScore(count, _sum(lines, [totals]), ledger.models.get(model, EmbodiedGrams()))
+            model: SciScore(count, float(totals["carbon_g"]), ledger.models.get(model, EmbodiedGrams()))
             for model, (count, totals) in models.items()
         },
         methods=SciMethods(

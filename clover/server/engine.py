@@ -60,7 +60,7 @@ class Engine:
         self.account = Account(pue=config.carbon.pue, core_w=config.energy.core_w)
         self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
         self.devices = self.machine.devices
-        self.footprint = Footprint(config, self.devices, self.account, self.served)
+        self.footprint = Footprint(config, self.devices, self.account)
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
         self._changing = asyncio.Lock()
@@ -261,8 +261,9 @@ class Engine:
         for served in self.served.values():
             served.router.audits.grid(reading.g_per_kwh, self.config.controller.reference_g_per_kwh)
         await self.machine.measure(reading)
-        self.controller.shadows.window(self.account.take())
-        self.footprint.window(time.monotonic_ns(), reading)
+        spans = self.account.take()
+        self.controller.shadows.window(spans)
+        self.footprint.window(time.monotonic_ns(), reading, spans)
 
     async def _tick(self) -> None:
         """Check the workers and close the energy window, each second; a failure of one does not stop the other."""

@@ -1,17 +1,17 @@
 """The embodied carbon of this server's hardware, and its Software Carbon Intensity: what is reserved, and for how long.
 
-On core-sets the server reserves the cores of its front end and its workers; beside GPUs, whole GPUs and the cores that
-it may use of the machine they stand in.  Emulated GPUs stand in no machine: the cores that compute for them are not
-counted, as the account does not meter them.
+On core-sets the server reserves the cores of its front end and its workers; with GPUs, whole GPUs and the cores that it
+may use of the machine they stand in.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 
-from clover.accounting import Account
+from clover.accounting import Account, Spans
 from clover.accounting.embodied import EmbodiedLedger, EmbodiedMethod, Hardware
 from clover.accounting.sci import SciReport, sci
 from clover.config import EmbodiedConfig, ServerConfig
@@ -19,7 +19,6 @@ from clover.devices import embodied
 from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.mig import MigDevice
 from clover.interfaces import Device
-from clover.runtime.served import Served
 from clover.types import Reading
 
 HOST = "host"
@@ -27,25 +26,28 @@ HOST = "host"
 
 
 class Footprint:
-    """Counts embodied carbon and reports SCI.  `served` are the models, which may still be added."""
+    """Counts embodied carbon and rows, and reports SCI."""
 
-    def __init__(
-        self, config: ServerConfig, devices: Mapping[str, Device], account: Account, served: Mapping[str, Served]
-    ) -> None:
+    def __init__(self, config: ServerConfig, devices: Mapping[str, Device], account: Account) -> None:
         self._account = account
-        self._served = served
+        self._rows: Counter[str] = Counter()
         hardware = hardware_of(config.embodied, devices)
         self._ledger = EmbodiedLedger(hardware, config.embodied.life_years, time.monotonic_ns())
         self._intensities: set[str] = set()
 
-    def window(self, now_ns: int, reading: Reading) -> None:
-        """Charge the time since the last call, in which joules were priced at `reading`."""
-        self._ledger.window(now_ns, self._account.held())
+    def window(self, now_ns: int, reading: Reading, spans: Spans) -> None:
+        """Charge the time since the last call, in which joules were priced at `reading`, and count the rows of `spans`.
+
+        So rows and joules are those of the same windows.
+        """
+        self._ledger.window(now_ns, self._account.workers())
         self._intensities.add(reading.method)
+        for model, span in spans.families.items():
+            self._rows[model] += sum(span.rows.values()) - span.gone_on
 
     def report(self) -> SciReport:
         """Return what was emitted for each row so far."""
-        models = {name: (sum(served.traffic.rows), self._account.totals(name)) for name, served in self._served.items()}
+        models = {name: (rows, self._account.totals(name)) for name, rows in self._rows.items()}
         return sci(self._account.devices(), models, self._ledger, intensities=self._intensities, pue=self._account.pue)
 
 
@@ -61,7 +63,7 @@ def hardware_of(
             found.append(_machine(name, config, reserved, len(device.worker_cores), total))
         elif isinstance(device, MigDevice):
             found.append(_gpu(name, config, device))
-    if any(isinstance(device, MigDevice) and not device.emulated for device in devices.values()):
+    if any(isinstance(device, MigDevice) for device in devices.values()):
         found.append(_machine(HOST, config, len(available_cores()), 0, total))
     return tuple(found)
 
@@ -69,30 +71,19 @@ def hardware_of(
 def _machine(name: str, config: EmbodiedConfig, reserved: int, workers: int, total: int) -> Hardware:
     figure = embodied.per_cpu()
     share = float(min(reserved, total)) if config.reserved is None else config.reserved * total
-    for_workers = share * workers / reserved
-    product = f"a machine of {total} CPU{'s' if total > 1 else ''}"
-    if config.machine_kg is not None:
-        return Hardware(
-            device=name,
-            product=product,
-            kg=config.machine_kg,
-            reserved=share,
-            total=total,
-            for_workers=for_workers,
-            known="configured",
-            source="embodied.machine_kg",
-        )
+    own = config.machine_kg is not None
     return Hardware(
         device=name,
-        product=product,
-        kg=figure.kg * total,
-        low_kg=None if figure.low is None else figure.low * total,
-        high_kg=None if figure.high is None else figure.high * total,
+        product=f"a machine of {total} CPU{'s' if total > 1 else ''}",
+        kg=figure.kg * total if config.machine_kg is None else config.machine_kg,
+        low_kg=None if own or figure.low is None else figure.low * total,
+        high_kg=None if own or figure.high is None else figure.high * total,
         reserved=share,
         total=total,
-        for_workers=for_workers,
-        known="cited default",
-        source=f"{figure.kg:g} kg a CPU: {figure.cited()}",
+        for_workers=share * workers / reserved,
+        slices=workers,
+        known="configured" if own else "cited default",
+        source="embodied.machine_kg" if own else f"{figure.kg:g} kg a CPU: {figure.cited()}",
     )
 
 
@@ -104,7 +95,7 @@ def _gpu(name: str, config: EmbodiedConfig, gpu: MigDevice) -> Hardware:
         kg, low_kg, high_kg, source, known = figure.kg, figure.low, figure.high, figure.cited(), "cited default"
     elif kg is None:
         source, known = "nothing is published of it: set embodied.gpu_kg", "unknown"
-    slices = float(gpu.shape().slices)
+    slices = gpu.shape().slices
     return Hardware(
         device=name,
         product=gpu.product,
@@ -114,6 +105,7 @@ def _gpu(name: str, config: EmbodiedConfig, gpu: MigDevice) -> Hardware:
         reserved=slices,
         total=slices,
         for_workers=slices,
+        slices=slices,
         known="emulated" if gpu.emulated and kg is not None else known,
         source=source,
     )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.accounting import Account, WorkerMeter
+from clover.accounting import WorkerMeter
 from clover.accounting.embodied import EmbodiedLedger, Hardware
 from clover.accounting.sci import SciReport, mass, sci
 
@@ -23,6 +23,7 @@ BOX = Hardware(
     reserved=4.0,
     total=8.0,
     for_workers=3.0,
+    slices=3,
     known="cited default",
     source="a paper",
 )
@@ -33,6 +34,7 @@ GPU = Hardware(
     reserved=7.0,
     total=7.0,
     for_workers=7.0,
+    slices=7,
     known="unknown",
     source="nothing is published",
 )
@@ -43,48 +45,50 @@ def ledger(*hardware: Hardware) -> EmbodiedLedger:
     return EmbodiedLedger(hardware, 4.0, 0)
 
 
+def worker(family: str, placement: str = "p", slices: int = 3, device: str = "cpu0") -> WorkerMeter:
+    return WorkerMeter(family=family, variant="v", device=device, placement=placement, slices=slices)
+
+
 def report(made: EmbodiedLedger, devices: dict[str, Any], models: dict[str, Any]) -> SciReport:
     return sci(devices, models, made, intensities={"synthetic"}, pue=1.5)
 
 
 def test_embodied_carbon_is_that_of_the_standard() -> None:
     made = ledger(BOX)
-    made.window(HOUR_NS, {})
+    made.window(HOUR_NS, ())
     # TE x (TiR / EL) x (RR / ToR): an hour of four years, four cores of eight.
     assert made.devices["cpu0"].grams == pytest.approx(1e6 * (1 / (4 * 365 * 24)) * (4 / 8))
     assert made.devices["cpu0"].low_g == pytest.approx(made.devices["cpu0"].grams / 2)
     assert made.devices["cpu0"].high_g == pytest.approx(made.devices["cpu0"].grams * 3)
 
 
-@given(st.lists(st.tuples(st.floats(0.0, 5.0), st.floats(0.0, 1.0), st.floats(0.0, 1.0)), max_size=20))
-def test_models_and_what_nobody_held_sum_to_the_hardware(windows: list[tuple[float, float, float]]) -> None:
+@given(st.lists(st.tuples(st.floats(0.0, 5.0), st.integers(0, 3), st.integers(0, 3)), max_size=20))
+def test_models_and_what_nobody_held_sum_to_the_hardware(windows: list[tuple[float, int, int]]) -> None:
     made, now_ns = ledger(BOX), 0
     for hours, a, b in windows:
         now_ns += int(hours * HOUR_NS)
-        scale = max(a + b, 1.0)
-        made.window(now_ns, {"cpu0": {"a": a / scale, "b": b / scale}, "unmetered": {"a": 1.0}})
-    grams = {name: part.grams for name, part in made.models.items() if part is not None}
+        made.window(now_ns, [worker("a", "p", a), worker("b", "q", b)])
     whole = made.devices["cpu0"].grams if windows else 0.0
     assert whole == pytest.approx(1e6 * now_ns / (4 * 365 * 24 * HOUR_NS) / 2)
     # A core of the four is the front end's.
-    assert sum(grams.values()) <= whole * 0.75 + 1e-9
+    assert sum(part.grams for part in made.models.values() if part) <= whole * 0.75 + 1e-9
 
 
 def test_a_clock_that_goes_back_charges_nothing_twice() -> None:
     made = ledger(BOX)
     for hour in (1, 2, 1, 2, 3):
-        made.window(hour * HOUR_NS, {"cpu0": {"m": 1.0}})
+        made.window(hour * HOUR_NS, [worker("m")])
     once = ledger(BOX)
-    once.window(3 * HOUR_NS, {"cpu0": {"m": 1.0}})
+    once.window(3 * HOUR_NS, [worker("m")])
     assert made.devices["cpu0"].grams == pytest.approx(once.devices["cpu0"].grams)
 
 
 def test_the_score_is_operation_and_embodied_over_rows_and_names_its_boundary() -> None:
     made = ledger(BOX)
-    made.window(HOUR_NS, {"cpu0": {"m": 1.0}})
+    made.window(HOUR_NS, [worker("m")])
     whole = made.devices["cpu0"].grams
     devices = {"cpu0": {**LINES, "unattributed_g": 6.0, "carried_g": -1.0, "method": "measured"}}
-    found = report(made, devices, {"m": (2000, {"carbon_g": 3.0, "front_end_g": 0.5, "control_g": 0.25})})
+    found = report(made, devices, {"m": (2000, {"carbon_g": 3.75, "front_end_j": 1.0})})
     assert found.boundary == found.model_boundary == "server"
     # Workers hold three of the four reserved cores; a counter sees all eight of the machine.
     assert found.boundaries["workers"].per_row_g == pytest.approx((3.0 + whole * 3 / 4) / 2000)
@@ -103,7 +107,7 @@ def test_the_score_is_operation_and_embodied_over_rows_and_names_its_boundary() 
 
 def test_a_model_of_energy_covers_only_what_is_reserved() -> None:
     made = ledger(BOX)
-    made.window(HOUR_NS, {})
+    made.window(HOUR_NS, ())
     devices = {"cpu0": {**LINES, "unattributed_g": 0.0, "carried_g": 0.0, "method": "modelled"}}
     found = report(made, devices, {"m": (1, {"carbon_g": 3.0})})
     assert found.boundaries["machine"].embodied == made.devices["cpu0"]
@@ -111,7 +115,7 @@ def test_a_model_of_energy_covers_only_what_is_reserved() -> None:
 
 def test_lines_that_are_not_counted_leave_a_boundary_unknown() -> None:
     made = ledger(BOX)
-    made.window(HOUR_NS, {"cpu0": {"m": 1.0}})
+    made.window(HOUR_NS, [worker("m")])
     found = report(made, {"cpu0": {"method": "modelled"}}, {"m": (10, {"carbon_g": 3.0})})
     assert found.boundary == "workers"
     assert found.boundaries["workers"].operational_g == 3.0
@@ -121,8 +125,8 @@ def test_lines_that_are_not_counted_leave_a_boundary_unknown() -> None:
 
 def test_unknown_hardware_is_unknown_and_not_zero() -> None:
     made = ledger(BOX, GPU)
-    made.window(HOUR_NS, {"gpu0": {"g": 0.5}, "cpu0": {"c": 1.0}})
-    made.window(2 * HOUR_NS, {"cpu0": {"c": 1.0, "g": 0.0}})
+    made.window(HOUR_NS, [worker("g", "p", 3, "gpu0"), worker("c")])
+    made.window(2 * HOUR_NS, [worker("c")])
     devices = {"cpu0": {**LINES, "method": "modelled"}, "gpu0": {**LINES, "method": "measured"}}
     found = report(made, devices, {"g": (10, {"carbon_g": 1.0}), "c": (10, {"carbon_g": 1.0})})
     assert found.boundaries["server"].operational_g == 8.0
@@ -143,14 +147,16 @@ def test_before_anything_was_answered_there_is_no_score() -> None:
     assert msgspec.json.encode(found.as_json())
 
 
-def test_the_account_knows_what_share_of_a_device_each_family_holds() -> None:
-    account = Account(pue=1.0)
-    account.add_device("cpu0", 4)
-    for family, placement, slices in (("a", "p", 2), ("b", "p", 2), ("b", "q", 1)):
-        account.attach(
-            WorkerMeter(family=family, variant="v", device="cpu0", placement=placement, slices=slices, joules=())
-        )
-    assert account.held() == {"cpu0": {"a": 0.25, "b": 0.5}}
+def test_workers_at_one_place_share_its_slices_and_layouts_may_overlap() -> None:
+    made = ledger(BOX)
+    made.window(HOUR_NS, [worker("a", "p", 2), worker("b", "p", 2), worker("b", "q", 1), worker("c", "r", 1, "gpu9")])
+    part = made.devices["cpu0"].grams * 3 / 4
+    assert {name: grams.grams / part for name, grams in made.models.items() if grams} == pytest.approx(
+        {"a": 1 / 3, "b": 2 / 3}
+    )
+    crowded = ledger(BOX)
+    crowded.window(HOUR_NS, [worker("a", "whole", 3), worker("b", "half", 3)])
+    assert [grams.grams for grams in crowded.models.values() if grams] == pytest.approx([part / 2, part / 2])
 
 
 def test_masses_are_readable() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clover.accounting import Account
+from clover.accounting import Account, Span, Spans, WorkerMeter
 from clover.config import EmbodiedConfig, ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.devices.mig import MigDevice
@@ -27,9 +27,7 @@ def test_a_box_is_charged_by_the_cores_that_the_server_keeps() -> None:
     assert (box.reserved, box.total, box.for_workers) == (4.0, 16, 3.0)
     assert box.kg == pytest.approx(16.8 * 16)
     assert box.known == "cited default"
-    assert box.low_kg is not None
-    assert box.high_kg is not None
-    assert box.low_kg < box.kg < box.high_kg
+    assert (box.low_kg, box.high_kg) == (pytest.approx(9.8 * 16), pytest.approx(44.6 * 16))
 
 
 def test_what_is_configured_wins_and_says_so() -> None:
@@ -51,24 +49,31 @@ def test_gpus_are_charged_whole_beside_the_cores_of_their_machine() -> None:
     assert 0.0 < found[2].reserved <= found[2].total == 64
 
 
-def test_emulated_gpus_are_said_to_be_emulated_and_stand_in_no_machine() -> None:
-    (item,) = hardware_of(EmbodiedConfig(gpu_kg=1.0), {"gpu0": gpu("NVIDIA A100-SXM4-40GB", emulated=True)}, cores=4)
-    assert item.known == "emulated"
+def test_emulated_gpus_are_said_to_be_emulated() -> None:
+    devices = {"gpu0": gpu("NVIDIA A100-SXM4-40GB", emulated=True)}
+    found = hardware_of(EmbodiedConfig(gpu_kg=1.0), devices, cores=4)
+    assert [(item.device, item.known) for item in found] == [("gpu0", "emulated"), ("host", "cited default")]
 
 
-def test_time_reserved_is_charged_and_the_ways_of_knowing_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_reserved_is_charged_and_rows_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clover.server.footprint.time", SimpleNamespace(monotonic_ns=lambda: 0))
     config = ServerConfig(embodied=EmbodiedConfig(machine_kg=1000.0, reserved=1.0, life_years=1.0))
     account = Account(pue=1.5)
     account.add_device("cpu0", 2)
-    served: Any = {"m": SimpleNamespace(traffic=SimpleNamespace(rows=[3, 1]))}
-    footprint = Footprint(config, {"cpu0": CpuDevice.of((0, 1))}, account, served)
+    account.attach(WorkerMeter(family="m", variant="small", device="cpu0", placement="p", slices=1))
+    footprint = Footprint(config, {"cpu0": CpuDevice.of((0, 1))}, account)
     for method, hour in (("synthetic", 1), ("configured", 2)):
         reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="p", method=method)  # type: ignore[arg-type]
-        footprint.window(hour * 3600 * 1_000_000_000, reading)
+        # Three of the ten rows went on to the variant that answered them.
+        spans = Spans(families={"m": Span(rows={"small": 10, "large": 3}, gone_on=3)})
+        footprint.window(hour * 3600 * 1_000_000_000, reading, spans)
     report = footprint.report()
-    assert report.embodied["cpu0"].grams == pytest.approx(2 / 8760 * 1e6)
-    assert report.boundaries["workers"].rows == 4
+    whole = 2 / 8760 * 1e6
+    assert report.embodied["cpu0"].grams == pytest.approx(whole)
+    workers = report.boundaries["workers"]
+    assert workers.rows == report.models["m"].rows == 20
+    assert workers.embodied is not None
+    assert workers.embodied.grams == pytest.approx(whole / 2)
     assert report.methods.intensity == "configured + synthetic"
     assert report.methods.embodied == "configured"
     assert report.pue == 1.5

@@ -267,16 +267,30 @@ def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
         reserved=1.0,
         total=1.0,
         for_workers=1.0,
+        slices=2,
         known="configured",
         source="",
     )
     unknown = Hardware(
-        device="gpu0", product="X", kg=None, reserved=7.0, total=7.0, for_workers=7.0, known="unknown", source=""
+        device="gpu0",
+        product="X",
+        kg=None,
+        reserved=7.0,
+        total=7.0,
+        for_workers=7.0,
+        slices=7,
+        known="unknown",
+        source="",
     )
 
     def scraped(*hardware: Hardware) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         ledger = EmbodiedLedger(hardware, 4.0, 0)
-        ledger.window(365 * 86_400 * SECOND, {"cpu0": {"m": 0.5}, "gpu0": {"g": 1.0}})
+        held = (("m", "cpu0", 1), ("g", "gpu0", 7))
+        workers = [
+            WorkerMeter(family=name, variant="v", device=device, placement="p", slices=slices)
+            for name, device, slices in held
+        ]
+        ledger.window(365 * 86_400 * SECOND, workers)
         lines = {"active_g": 9.0, "idle_g": 1.0, "front_end_g": 0.0, "control_g": 0.0, "unowned_g": 0.0}
         models = {"m": (100, {"carbon_g": 10.0}), "g": (1, {"carbon_g": 0.0})}
         report = sci({"cpu0": {**lines, "method": "modelled"}}, models, ledger, intensities={"synthetic"}, pue=1.5)
