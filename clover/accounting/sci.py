@@ -139,7 +139,10 @@ class SciReport:
         )
         if embodied.low_g < embodied.high_g:
             terms += f", {mass(embodied.low_g / score.rows * 1e3)} to {mass(embodied.high_g / score.rows * 1e3)}"
-        return terms + ")"
+        terms += ")"
+        if "emulated" in f"{self.methods.energy} {self.methods.embodied}":
+            terms += "; emulated GPUs stand for no hardware, so quote no score of theirs"
+        return terms
 
 
 def sci(

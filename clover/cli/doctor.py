@@ -31,6 +31,8 @@ from clover.server.footprint import hardware_of
 
 _DOUBTFUL = 0.1
 """Relative standard error beyond which a constant is not to be used without a thought."""
+_LONGEST_S = 30.0
+"""Seconds at one level; a counter may wrap unseen after a minute."""
 _QUIET_CPUS = 0.2
 """CPUs that other programs may keep busy without a word about them."""
 
@@ -80,8 +82,8 @@ _ELSEWHERE = (
 
 def _seconds(text: str) -> float:
     value = float(text)
-    if not 1.0 <= value <= 600.0:
-        raise argparse.ArgumentTypeError(f"measure for 1 to 600 seconds, not {text}")
+    if not 1.0 <= value <= _LONGEST_S:
+        raise argparse.ArgumentTypeError(f"measure for 1 to {_LONGEST_S:g} seconds, not {text}")
     return value
 
 
@@ -128,7 +130,7 @@ def _tell(step: CalibrationStep) -> None:
 def doubts(found: Calibration) -> list[str]:
     """Return what speaks against using a calibration, in words."""
     out = []
-    rest = min(step.busy - step.spun for step in found.steps)
+    rest = min(step.busy for step in found.steps if not step.spun)
     if rest > _QUIET_CPUS:
         out.append(f"other programs kept {rest:.1f} CPUs busy all the time: the power at rest is extrapolated")
     for name, value, error in (

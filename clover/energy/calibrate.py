@@ -27,6 +27,8 @@ SETTLE_S = 1.0
 """From when CPUs are busy until it is measured: clocks and fans follow."""
 _MOST_LEVELS = 9
 _LEAST_STEPS = 4  # fewer would leave the error of the line to chance
+_LEAST_VARIED = 0.5
+"""Part of the CPUs by which the load must have been varied: a line through a heap of points says nothing."""
 _NS = 1e9
 _BURN = """
 import os, sys
@@ -92,7 +94,8 @@ def calibrate(
 ) -> Calibration:
     """Return the line of this machine; `cpus` are those that may be kept busy, `tell` is called after each step.
 
-    Raises DeviceError if the counter cannot be read, stands still, or does not rise with the load.
+    Raises DeviceError if the counter cannot be read, stands still, or does not rise with the load, or if other programs
+    kept the load from being varied.
     """
     steps = []
     for level in levels_of(len(cpus)):
@@ -100,6 +103,12 @@ def calibrate(
             instruments.sleep(SETTLE_S)
             steps.append(_step(level, seconds, instruments))
         tell(steps[-1])
+    varied = max(step.busy for step in steps) - min(step.busy for step in steps)
+    if varied < _LEAST_VARIED * len(cpus):
+        raise DeviceError(
+            f"other programs kept this machine busy: the load could be varied by {varied:.1f} CPUs only, of "
+            f"{len(cpus)}; measure when they rest"
+        )
     return fit(steps)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from clover.energy.rapl import RaplMeter
 class CalibratedHost:
     """One package with RAPL below `root` that draws `watts(busy CPUs)`; other programs keep `others` CPUs busy."""
 
-    def __init__(self, root: Path, watts: Callable[[float], float], *, others: float = 0.0) -> None:
+    def __init__(
+        self, root: Path, watts: Callable[[float], float], *, cpus: float = math.inf, others: float = 0.0
+    ) -> None:
         self.root = root
         self.watts = watts
+        self.cpus = cpus
         self.others = others
         self.now_ns = 0
         self.busy_s = 0.0
@@ -38,7 +42,7 @@ class CalibratedHost:
     @contextlib.contextmanager
     def spin(self, cpus: Sequence[int]) -> Iterator[None]:
         self.spun.append(tuple(cpus))
-        self.busy = self.others + len(cpus)
+        self.busy = min(self.others + len(cpus), self.cpus)
         try:
             yield
         finally:

@@ -140,6 +140,14 @@ def test_unknown_hardware_is_unknown_and_not_zero() -> None:
     assert found.words() == ("unknown: no embodied carbon is published of gpu0 (NVIDIA X); set embodied.gpu_kg")
 
 
+def test_a_score_of_emulated_gpus_says_that_there_is_no_such_hardware() -> None:
+    made = ledger(msgspec.structs.replace(GPU, kg=127.6, known="emulated"))
+    made.window(HOUR_NS, [worker("m", device="gpu0")])
+    found = report(made, {"gpu0": {**LINES, "method": "emulated"}}, {"m": (10, {"carbon_g": 1.0})})
+    assert found.methods.embodied == "emulated"
+    assert found.words().endswith("; emulated GPUs stand for no hardware, so quote no score of theirs")
+
+
 def test_before_anything_was_answered_there_is_no_score() -> None:
     found = report(ledger(BOX), {"cpu0": {**LINES, "method": "modelled"}}, {"m": (0, {"carbon_g": 0.0})})
     assert found.boundaries["server"].per_row_g is None

@@ -58,6 +58,12 @@ def test_a_counter_that_stands_still_or_heeds_no_load_is_refused(tmp_path: Path)
         calibrate(range(2), 2.0, flat.instruments())
 
 
+def test_a_machine_that_others_keep_busy_is_refused(tmp_path: Path) -> None:
+    host = CalibratedHost(tmp_path, lambda busy: 50.0 + busy, cpus=4, others=3.0)
+    with pytest.raises(DeviceError, match=r"could be varied by 1\.0 CPUs only, of 4; measure when they rest"):
+        calibrate(range(4), 2.0, host.instruments())
+
+
 def test_cpus_are_freed_if_measuring_fails(tmp_path: Path) -> None:
     host = CalibratedHost(tmp_path, lambda busy: 10.0 if busy < 2.0 else 0.0)
     with pytest.raises(DeviceError):
