@@ -199,6 +199,10 @@ class Account:
         retired_ns = known.retired_busy_ns if known is not None else 0
         return retired_ns + sum(meter.busy_ns for meter in (*self._meters, *self._gone) if meter.device == device)
 
+    def workers(self) -> tuple[WorkerMeter, ...]:
+        """Return the meters of the workers that hold slices now."""
+        return tuple(self._meters)
+
     # --- windows ------------------------------------------------------------------------------------------------------
 
     def rows_done(self, family: str, rows: int, now_ns: int) -> None:
