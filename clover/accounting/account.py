@@ -148,14 +148,14 @@ class Account:
 
     # --- who is there -------------------------------------------------------------------------------------------------
 
-    def add_device(self, device: str, slices: int, front_end: int = 0) -> None:
-        """Add a device with `slices` compute slices for workers and `front_end` more (cores that workers may not use),
-        over all of which its idle energy is split.
+    def add_device(self, device: str, slices: int, front_end: int = 0, foreign: int = 0) -> None:
+        """Add a device with `slices` compute slices for workers, `front_end` more (cores that workers may not use), and
+        `foreign` ones that its meter covers and that are not the server's; over all its idle energy is split.
 
         A known device (a GPU that was lost and is back) keeps its account.
         """
         known = self._devices.setdefault(device, DeviceAccount(slices=1))
-        known.slices, known.front_end = max(slices, 1), front_end
+        known.slices, known.front_end, known.foreign = max(slices, 1), front_end, foreign
         self._forget()
 
     def add_host(self, device: str, host: HostCpu) -> None:

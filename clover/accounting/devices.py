@@ -129,11 +129,12 @@ class Ratio:
 
 @dataclass
 class DeviceAccount:
-    """The running state of one device with `slices` compute slices, and `front_end` more that only the front end
-    uses."""
+    """The running state of one device with `slices` compute slices, `front_end` more that only the front end uses, and
+    `foreign` ones that are metered and not the server's."""
 
     slices: int
     front_end: int = 0
+    foreign: int = 0
     last: EnergySample | None = None
     lines: dict[str, Line] = field(default_factory=lambda: {line: Line() for line in LINES})
     total: Line = field(default_factory=Line)
@@ -154,6 +155,7 @@ class DeviceAccount:
     _looks: int = 0
     _held: dict[WorkerMeter, float] = field(default_factory=dict)
     _held_by_front_end: float = 0.0
+    _foreign: float = 0.0
     _mark: Mark = field(default_factory=dict)
 
     @property
@@ -204,9 +206,9 @@ class DeviceAccount:
         busy = [(meter, float(meter.window_busy_ns)) for meter in worked]
         audited = {meter: meter.window_audits / meter.window_rows for meter in worked if meter.window_audits}
         held = {meter: share / self._looks for meter, share in self._held.items()}
-        front_end_part = self._held_by_front_end / self._looks
+        front_end_part, foreign_part = self._held_by_front_end / self._looks, self._foreign / self._looks
         was_frozen = self._looks > 1
-        self._looks, self._held, self._held_by_front_end = 0, {}, 0.0
+        self._looks, self._held, self._held_by_front_end, self._foreign = 0, {}, 0.0, 0.0
         for meter in worked:
             meter.forget_window()
         if last is None:
@@ -239,8 +241,9 @@ class DeviceAccount:
         control_j += audits_j
         unattributed_j = max(left_j - front_end_j - control_j - sum(part_j for _, part_j in active), 0.0)
         idle = [(meter, idle_j * share) for meter, share in held.items()]
-        front_end_idle_j = idle_j * front_end_part
-        unowned_j = max(idle_j - front_end_idle_j - sum(part_j for _, part_j in idle), 0.0)
+        front_end_idle_j, foreign_j = idle_j * front_end_part, idle_j * foreign_part
+        unowned_j = max(idle_j - front_end_idle_j - foreign_j - sum(part_j for _, part_j in idle), 0.0)
+        unattributed_j += foreign_j
         for meter in worked:
             meter.ratio = self.ratio_of(meter)
         closed = ClosedWindow(
@@ -282,8 +285,10 @@ class DeviceAccount:
             crowd[meter.device, meter.placement] = crowd.get((meter.device, meter.placement), 0) + 1
         owned = [(meter, meter.slices / crowd[meter.device, meter.placement]) for meter in meters]
         # Placements of an old and a new layout may overlap during a transition: shares must not add up to more than 1.
-        slices = max(float(self.slices), sum(count for _, count in owned)) + self.front_end
+        slices = max(float(self.slices), sum(count for _, count in owned))
+        slices += self.front_end + self.foreign
         self._held_by_front_end += self.front_end / slices
+        self._foreign += self.foreign / slices
         self._looks += 1
         self.family_idle_w = {}
         for meter, count in owned:

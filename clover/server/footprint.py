@@ -19,10 +19,8 @@ from clover.devices import embodied
 from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.mig import MigDevice
 from clover.interfaces import Device
+from clover.server.machine import HOST
 from clover.types import Reading
-
-HOST = "host"
-"""The machine that GPUs stand in."""
 
 
 class Footprint:

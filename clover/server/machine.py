@@ -77,9 +77,10 @@ class Machine:
         if meter.method == "modelled" and self._config.energy.meter != "modelled":
             log.info("energy is modelled: %s", meter.why)
         self.meters[name] = meter
+        foreign = 0
         if meter.method == "measured" and not cores:  # a counter is of all cores, ours or not
-            slices = max(slices, (os.cpu_count() or 1) - front_end)
-        self._account.add_device(name, slices, front_end)
+            foreign = max((os.cpu_count() or 1) - slices - front_end, 0)
+        self._account.add_device(name, slices, front_end, foreign)
         self._account.add_host(name, self._host)
 
     async def start(self) -> None:

@@ -40,10 +40,15 @@ class FakeClocks:
 
 
 def hosted(
-    clocks: FakeClocks, *, slices: int = 2, front_end: int = 0, emulated: frozenset[str] = frozenset()
+    clocks: FakeClocks,
+    *,
+    slices: int = 2,
+    front_end: int = 0,
+    foreign: int = 0,
+    emulated: frozenset[str] = frozenset(),
 ) -> Account:
-    """Return an account of the machine "cpu0" (slices for workers, cores of the front end), with those clocks."""
+    """Return an account of the machine "cpu0" (cores for workers, of the front end, of others), with those clocks."""
     account = Account(pue=1.5)
-    account.add_device("cpu0", slices, front_end)
+    account.add_device("cpu0", slices, front_end, foreign)
     account.add_host("cpu0", HostCpu(clocks.read, clocks.of, emulated.__contains__))
     return account

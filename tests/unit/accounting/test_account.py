@@ -385,7 +385,7 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
     history: list[tuple[str, float, float, float, bool, float, list[tuple[str, int, int]]]], modelled: bool
 ) -> None:
     clocks = FakeClocks()
-    book = hosted(clocks, slices=7, front_end=1, emulated=frozenset({"gpu1"}))
+    book = hosted(clocks, slices=7, front_end=1, foreign=3, emulated=frozenset({"gpu1"}))
     host = book.host
     assert host is not None
     for device in DEVICES[1:]:

@@ -138,6 +138,15 @@ def test_cores_of_the_front_end_idle_for_the_front_end() -> None:
     assert scene.line("unowned") == pytest.approx(2.0 / 3)
 
 
+def test_cores_that_are_not_the_servers_idle_for_others() -> None:
+    scene = Scene(front_end=1, method="measured")
+    scene.account.add_device("cpu0", 2, 1, 5)
+    scene.worker()
+    scene.look(2.0)
+    assert scene.line("unattributed") == pytest.approx(2.0 * 5 / 8)
+    assert scene.line("front_end") == scene.line("idle") == scene.line("unowned") == pytest.approx(0.25)
+
+
 def test_cpu_time_that_computes_for_an_emulated_gpu_is_the_gpus() -> None:
     scene = Scene(emulated=frozenset({"gpu0"}))
     scene.account.add_device("gpu0", 1)
