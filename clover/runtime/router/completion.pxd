@@ -42,7 +42,8 @@ cdef class Completion:
     cdef take(self, Link link, int64_t now_ns)
     @cython.locals(
         batch=Batch, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, least_ns=int64_t,
-        energy_j=double, surplus=double, escalated=int, audits=int, late=int, gone_on=int, wasted=int,
+        energy_j=double, surplus=double, escalated=int, audits=int, late=int, passed_on=int, audited=int,
+        wasted=int,
         paid=int, pace=LanePace,
     )
     cdef _complete(self, Link link, tuple frame, int64_t now_ns)

@@ -92,32 +92,33 @@ class Completion:
         # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and
         # to one batch at a time.
         least_ns = min(max(batch.sent_ns, link.ended_ns), now_ns)
-        link.ended_ns = end_ns = min(max(end_ns, least_ns), now_ns)
+        end_ns = min(max(end_ns, least_ns), now_ns)
         start_ns = min(max(start_ns, least_ns), end_ns)
         busy_ns = end_ns - start_ns
-        energy_j = link.meter.add(count, busy_ns, cpu_ns)
+        energy_j = link.meter.add(count, busy_ns, cpu_ns, start_ns - link.ended_ns)
+        link.ended_ns = end_ns
         if status and self._retry.after_failure(batch, now_ns):
             link.meter.waste(count)
         else:
-            gone_on, wasted = 0, count
+            passed_on, audited, wasted = 0, 0, count
             escalated, audits, late = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
             surplus = self._traffic.accuracy_rows - self._right
             self._right = self._traffic.accuracy_rows
             if not status:
-                gone_on, wasted = escalated + audits, late
-                surplus -= count * self._accuracy[link.lane]
+                passed_on, audited, wasted = escalated, audits, late
+                surplus -= (count - audits) * self._accuracy[link.lane]
                 self._escalation.busy_ns[link.lane] = busy_ns
                 self._traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits)
                 if link.standby:
-                    self._traffic.relieved_rows += count - gone_on
-                self._account.rows_done(self._name, count - gone_on, now_ns)
+                    self._traffic.relieved_rows += count - escalated - audits
+                self._account.rows_done(self._name, count - escalated - audits, now_ns)
             if self._escalation.kept != self._kept:
-                gone_on -= self._escalation.kept - self._kept
+                passed_on -= self._escalation.kept - self._kept
                 self._kept = self._escalation.kept
-            if gone_on or abs(surplus) > _ROUNDING:
-                link.meter.cascaded(gone_on, surplus)
+            if passed_on or audited or abs(surplus) > _ROUNDING:
+                link.meter.cascaded(passed_on, audited, surplus)
             if self._withdrawn[link.lane]:
-                paid = min(self._withdrawn[link.lane], count - wasted)
+                paid = min(self._withdrawn[link.lane], count - audited - wasted)
                 self._withdrawn[link.lane] -= paid
                 wasted += paid
             if wasted:

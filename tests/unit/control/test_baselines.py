@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from clover.accounting import Account, Spans, WorkerMeter
+from clover.accounting import Account, ProfiledEnergy, Spans, WorkerMeter
 from clover.control.baselines.comparison import Floats, Overheads, Spectrum, Window
 from clover.control.baselines.saved import compared, saved, saved_by_all
 from clover.control.baselines.shadow import ASK_S
@@ -385,7 +385,9 @@ def test_spans_hold_what_the_account_holds_and_rows_of_unknown_energy_are_in_nei
         )
 
     meter = book.attach(
-        WorkerMeter(family="toy", variant="small", device="cpu0", placement="p0", slices=1, joules=(0.5, 0.5))
+        WorkerMeter(
+            family="toy", variant="small", device="cpu0", placement="p0", slices=1, profiled=ProfiledEnergy((0.5, 0.5))
+        )
     )
     window(0, 0.0)
     meter.add(3, SECOND, SECOND)

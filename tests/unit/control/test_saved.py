@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from clover.accounting import Account, Spans, WorkerMeter
+from clover.accounting import Account, ProfiledEnergy, Spans, WorkerMeter
 from clover.control.baselines.comparison import ComparisonSums, Overheads, Window
 from clover.control.baselines.saved import compared, saved
 from clover.planning.budget.counterfactual import base
@@ -171,7 +171,8 @@ def test_what_is_said_to_be_saved_is_within_a_point_of_what_a_host_would_have_us
         assert on_base is not None
         book.add_device("cpu0", 2)
         book.add_family("toy", 0)
-        meter = WorkerMeter(family="toy", variant="small", device="cpu0", placement="p0", slices=2, joules=(0.01,) * 9)
+        profiled = ProfiledEnergy((0.01,) * 9)
+        meter = WorkerMeter(family="toy", variant="small", device="cpu0", placement="p0", slices=2, profiled=profiled)
         book.attach(meter)
         small_j = mix(fixed(("small", "2c", 1), small=1.0)).joules(rate)
         base_j = on_base.joules(rate)

@@ -106,7 +106,7 @@ def test_a_row_that_is_not_goes_on_to_the_end(house: Cascade) -> None:
 def test_a_row_that_keeps_its_earlier_answer_is_counted_as_served_once(house: Cascade) -> None:
     def served() -> int:
         meters = [entry[3] for entry in house.staff.values()]
-        return sum(meter.window_rows - meter.window_gone_on for meter in meters)
+        return sum(meter.window_useful - meter.window_gone_on for meter in meters)
 
     house.ask()
     house.answer(SMALL, 0.1)

@@ -8,7 +8,7 @@ from tests.support.router_fixture import MS, FakeWorker, House
 def served(house: House, *workers: FakeWorker) -> int:
     """What the meters of these workers hold for answered rows."""
     meters = [link.meter for link in house.router.state.lanes.links if link.worker in workers]
-    return sum(meter.window_rows - meter.window_gone_on for meter in meters)
+    return sum(meter.window_useful - meter.window_gone_on for meter in meters)
 
 
 def test_rows_on_which_the_model_fails_are_not_served() -> None:
@@ -77,16 +77,16 @@ def test_rows_found_useless_after_their_window_was_closed_are_taken_from_later_o
     house.ask(6)
     ticket = house.ask(1)
     house.complete(worker)
-    assert meter.window_rows == 4
+    assert meter.window_useful == 4
     meter.forget_window()
     house.router.close(house.router.state.table.owner[0])
     while worker.ring.batches:
         house.complete(worker)
-    counted = [meter.window_rows]
+    counted = [meter.window_useful]
     for _ in range(5):
         meter.forget_window()
         house.ask(1)
         house.complete(worker)
-        counted.append(meter.window_rows)
+        counted.append(meter.window_useful)
     assert ticket.status == 200
     assert 4 + sum(counted) == 6
