@@ -221,6 +221,12 @@ class Account:
         for family, bill in self._idle.items():
             bill.open_j = min(bill.open_j, self._family_idle_w(family) * _RATE_WINDOW_S)
 
+    def unmetered(self, device: str, seconds: float) -> None:
+        """Count time in which the meter of `device` gave no reading; the device is shown as not metered."""
+        account = self._devices.setdefault(device, DeviceAccount(slices=1))
+        account.unmetered_s += seconds
+        account.frozen = True
+
     def take(self) -> Spans:
         """Return the spans of the windows that were closed since the last call."""
         taken, self._spans = self._spans, Spans()
@@ -317,7 +323,9 @@ class Account:
 
         Joules sum up: `measured_j` = active, idle, unattributed, unowned and carried.  `watts` are those of the last
         window (absent while the meter gives no new reading: `frozen` is 1), `idle_w` those at rest; `ratio` is measured
-        over modelled energy; `restarts` counts how often the meter began anew.
+        over modelled energy; `restarts` counts how often the meter began anew.  No reading came for `unmetered_s`; the
+        energy of `unknown_s` will never be known.  Modelled joules may be off by `uncertainty_low` to
+        `uncertainty_high` (relative, absent if no range is known).
         """
         active: dict[str, float] = {}
         idle: dict[str, float] = {}
@@ -337,6 +345,9 @@ class Account:
                 "ratio": device.ratio,
                 "frozen": float(device.frozen),
                 "restarts": float(device.restarts),
+                "unmetered_s": device.unmetered_s,
+                "unknown_s": device.unknown_s,
+                **_uncertainty(device),
                 "method": device.method,
             }
             for name, device in self._devices.items()
@@ -353,3 +364,10 @@ class Account:
             "carbon_g": sum(share.total_g for share in picked),
             "idle_unbilled_j": sum(bill.accrued_j - bill.billed_j for bill in bills),
         }
+
+
+def _uncertainty(device: DeviceAccount) -> dict[str, float]:
+    if device.uncertainty is None:
+        return {}
+    low, high = device.uncertainty
+    return {"uncertainty_low": low, "uncertainty_high": high}

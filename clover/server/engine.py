@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import msgspec
 
-from clover import carbon, families, profiling
+from clover import carbon, energy, families, profiling
 from clover.accounting import Account
 from clover.cache import cache_folder
 from clover.carbon.grid import Grid
@@ -56,7 +56,7 @@ class Engine:
         self.frontend: Frontend | None = None
         self._pool = pool
         self._stack = contextlib.AsyncExitStack()
-        self.account = Account(pue=config.carbon.pue, core_w=config.energy.core_w)
+        self.account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
         self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
         self.devices = self.machine.devices
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
@@ -333,7 +333,11 @@ class Engine:
                 "events": list(served.fleet.events),
             }
         saved = saved_by_all(self.controller.shadows.of.values())
-        return {"pue": self.account.pue, "saved": saved, "models": models, "devices": self.account.devices()}
+        devices: dict[str, dict[str, float | str]] = {
+            name: {**line, "meter": self.machine.meters[name].why} if name in self.machine.meters else line
+            for name, line in self.account.devices().items()
+        }
+        return {"pue": self.account.pue, "saved": saved, "models": models, "devices": devices}
 
     def _savings(self) -> list[str]:
         """Return what was saved in words: a line for each alternative that it is compared with."""
