@@ -187,7 +187,7 @@ class EnergyConfig(Section, frozen=True, kw_only=True):
     idle_w: (
         Annotated[
             float,
-            _help("idle power of the machine, watts per CPU; by default measured by RAPL, else by processor", ge=0),
+            _help("idle power of the machine, watts per CPU; by default measured (RAPL) or of the processor", ge=0),
         ]
         | None
     ) = None
