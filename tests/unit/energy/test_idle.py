@@ -3,92 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clover.config import EnergyConfig
-from clover.energy import RaplMeter, build
+from clover.accounting import Account
+from clover.config import EnergyConfig, ServerConfig
+from clover.energy import RaplMeter
 from clover.energy.host import HostUse, host_use
 from clover.energy.idle import IdlePower
-
-SECOND = 1_000_000_000
-RANGE_UJ = 262_143_328_850
-WATTS_A_CPU = 4.5
-"""What a busy CPU of a synthetic host really adds; models say otherwise."""
-EPYC = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 1\nstepping\t: 1\n"
-
-
-class SyntheticHost:
-    """A machine of 16 CPUs with one counter: `idle_w` and 4.5 W a busy CPU, and what the kernel always does."""
-
-    def __init__(self, folder: Path, idle_w: float) -> None:
-        self.idle_w = idle_w
-        self.now_ns = 0
-        self.busy_s = 0.0
-        self.joules = 0.0
-        self.random = random.Random(1)
-        self.root = folder / "powercap"
-        self.cpuinfo = folder / "cpuinfo"
-        self.cpuinfo.write_text(EPYC)
-        zone = self.root / "intel-rapl:0"
-        zone.mkdir(parents=True)
-        (zone / "name").write_text("package-0\n")
-        (zone / "max_energy_range_uj").write_text(str(RANGE_UJ))
-        self.counter = zone / "energy_uj"
-        self.run(0.0, 0.0)
-
-    def meter(self, **config: float) -> RaplMeter:
-        meter = build(
-            EnergyConfig(**config),  # type: ignore[arg-type]
-            cores=4,
-            cpu_seconds=lambda: 0.0,
-            clock=lambda: self.now_ns,
-            powercap=self.root,
-            cpuinfo=self.cpuinfo,
-            host=lambda: HostUse(self.busy_s, 16),
-        )
-        assert isinstance(meter, RaplMeter)
-        return meter
-
-    def run(self, seconds: float, busy: float) -> None:
-        """Let time pass with so many CPUs busy, beside a daemon or two."""
-        busy += self.random.uniform(0.0, 0.05)
-        self.now_ns += round(seconds * SECOND)
-        self.busy_s += seconds * busy
-        self.joules += seconds * (self.idle_w * self.random.uniform(0.99, 1.01) + WATTS_A_CPU * busy)
-        self.counter.write_text(str(round(self.joules * 1e6) % RANGE_UJ))
-
-    def rest(self, meter: RaplMeter, *busy: float) -> None:
-        """Have the meter measure idle power while other programs keep so many CPUs busy, second by second."""
-        others = iter(busy)
-
-        async def sleep(seconds: float) -> None:
-            self.run(seconds, next(others, 0.0))
-
-        asyncio.run(meter.rest(clock=lambda: self.now_ns, sleep=sleep))
-
-    def serve(self, meter: RaplMeter, *busy: float) -> float:
-        """Serve with so many CPUs busy, second by second; return the saving against BASE that the meter's figures give.
-
-        BASE is one that would have used half as much again.
-        """
-        first = meter.sample(self.now_ns)
-        idle_j = 0.0
-        for cpus in busy:
-            self.run(1.0, cpus)
-            idle_j += meter.sample(self.now_ns).idle_w
-        total_j = meter.sample(self.now_ns).total_j - first.total_j
-        return saving(idle_j, total_j - idle_j)
-
-    def true_saving(self, *busy: float) -> float:
-        """Return what physics say of the same."""
-        return saving(self.idle_w * len(busy), WATTS_A_CPU * sum(busy))
+from clover.profiling.joules import EnergyMeters
+from clover.server.machine import Machine
+from clover.types import Placement
+from tests.support.synthetic_host import SECOND, WATTS_A_CPU, SyntheticHost
 
 
 def saving(idle_j: float, active_j: float) -> float:
     return 0.5 * active_j / (idle_j + 1.5 * active_j)
+
+
+def serve(host: SyntheticHost, meter: RaplMeter, *busy: float) -> float:
+    """Serve with so many CPUs busy, second by second; return the saving against BASE that the meter's figures give.
+
+    BASE is one that would have used half as much again.
+    """
+    first = meter.sample(host.now_ns)
+    idle_j = 0.0
+    for cpus in busy:
+        host.run(1.0, cpus)
+        idle_j += meter.sample(host.now_ns).idle_w
+    total_j = meter.sample(host.now_ns).total_j - first.total_j
+    return saving(idle_j, total_j - idle_j)
+
+
+def at_rest_on(host: SyntheticHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every meter come to rest by the clock of `host`, on which nothing runs meanwhile."""
+    whole: Any = RaplMeter.rest
+
+    async def rest(self: RaplMeter) -> None:
+        await whole(self, clock=lambda: host.now_ns, sleep=host.sleep)
+
+    monkeypatch.setattr(RaplMeter, "rest", rest)
+
+
+def true_saving(host: SyntheticHost, *busy: float) -> float:
+    """Return what physics say of the same."""
+    return saving(host.idle_w * len(busy), WATTS_A_CPU * sum(busy))
 
 
 LOAD = tuple(0.0 if second % 20 > 16 else 1.5 for second in range(120))
@@ -104,7 +65,7 @@ def test_a_host_at_rest_is_measured_before_there_are_workers(tmp_path: Path, idl
     assert host.now_ns == 2 * SECOND
     assert meter.sample(host.now_ns).idle_w == pytest.approx(idle_w, rel=0.02)
     assert meter.why.endswith("W (measured at rest, over 2 s)")
-    assert host.serve(meter, *LOAD) == pytest.approx(host.true_saving(*LOAD), abs=0.01)
+    assert serve(host, meter, *LOAD) == pytest.approx(true_saving(host, *LOAD), abs=0.01)
     assert meter.idle_w == pytest.approx(idle_w, rel=0.02)
 
 
@@ -119,10 +80,10 @@ def test_other_programs_at_the_start_are_waited_out_and_then_corrected(
     assert "other programs kept the machine busy: its idle power, " in caplog.text
     assert "an estimate, since the host was never at rest: its power less 1.48 W a busy CPU" in meter.why
     assert idle_w < meter.idle_w < idle_w + 3.0 * WATTS_A_CPU
-    host.serve(meter, *LOAD)
+    serve(host, meter, *LOAD)
     assert meter.idle.known_by == "rest"
     assert meter.idle_w == pytest.approx(idle_w, rel=0.02)
-    assert host.serve(meter, *LOAD) == pytest.approx(host.true_saving(*LOAD), abs=0.01)
+    assert serve(host, meter, *LOAD) == pytest.approx(true_saving(host, *LOAD), abs=0.01)
 
 
 @pytest.mark.parametrize("idle_w", [15.0, 60.0, 120.0])
@@ -131,10 +92,10 @@ def test_the_idle_power_of_a_host_that_never_rests_is_found_by_regression(tmp_pa
     meter = host.meter()
     host.rest(meter, *[2.0] * 10)
     load = tuple(1.0 + 2.0 * (second // 30 % 3) for second in range(600))
-    host.serve(meter, *load)
+    serve(host, meter, *load)
     assert "by regression of power on CPU time" in meter.why
     assert meter.idle_w == pytest.approx(idle_w, rel=0.03)
-    assert host.serve(meter, *load) == pytest.approx(host.true_saving(*load), abs=0.01)
+    assert serve(host, meter, *load) == pytest.approx(true_saving(host, *load), abs=0.01)
 
 
 def test_idle_power_rises_and_falls_with_the_host(tmp_path: Path) -> None:
@@ -143,7 +104,7 @@ def test_idle_power_rises_and_falls_with_the_host(tmp_path: Path) -> None:
     host.rest(meter)
     for idle_w in (75.0, 50.0, 64.0):
         host.idle_w = idle_w
-        host.serve(meter, *[0.0] * 16, *[1.0] * 600)
+        serve(host, meter, *[0.0] * 16, *[1.0] * 600)
         assert meter.idle_w == pytest.approx(idle_w, rel=0.02)
 
 
@@ -151,9 +112,9 @@ def test_one_odd_window_at_rest_does_not_count(tmp_path: Path) -> None:
     host = SyntheticHost(tmp_path, 60.0)
     meter = host.meter()
     host.rest(meter)
-    host.serve(meter, *[0.0] * 5)
+    serve(host, meter, *[0.0] * 5)
     host.joules += 200.0  # a disk spun up, which is no CPU time
-    host.serve(meter, *[0.0] * 2)
+    serve(host, meter, *[0.0] * 2)
     assert meter.idle_w == pytest.approx(60.0, rel=0.02)
 
 
@@ -162,9 +123,9 @@ def test_a_reset_and_a_gap_are_no_windows(tmp_path: Path) -> None:
     meter = host.meter()
     host.rest(meter)
     host.joules = 1_000.0
-    host.serve(meter, 0.0)
+    serve(host, meter, 0.0)
     host.joules = 0.0
-    host.serve(meter, *[0.0] * 12)
+    serve(host, meter, *[0.0] * 12)
     assert (meter.resets, meter.sample(host.now_ns).epoch) == (1, 1)
     assert meter.idle_w == pytest.approx(60.0, rel=0.02)
 
@@ -175,7 +136,7 @@ def test_a_configured_idle_power_is_that_of_every_cpu_of_the_host(tmp_path: Path
     host.rest(meter)
     assert host.now_ns == 0, "there is nothing to wait for"
     assert meter.idle_w == 60.0
-    host.serve(meter, *[0.0] * 30)
+    serve(host, meter, *[0.0] * 30)
     assert meter.idle_w == 60.0
 
 
@@ -195,3 +156,48 @@ def test_the_kernels_counters_of_cpu_time_are_read(tmp_path: Path) -> None:
     file.write_text("cpu  100")
     assert host_use(file) is None
     assert host_use(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("idle_w", [15.0, 60.0, 120.0])
+def test_profiles_are_measured_above_the_same_idle_power(
+    tmp_path: Path, idle_w: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = SyntheticHost(tmp_path, idle_w)
+    monkeypatch.setattr("clover.profiling.joules.energy.build", lambda *_, **__: host.meter())
+    monkeypatch.setattr("clover.profiling.joules.time.monotonic_ns", lambda: host.now_ns)
+
+    async def measure() -> tuple[float, str]:
+        meters = await EnergyMeters.start(EnergyConfig(), 4)
+        window = meters.window([Placement(device="cpu0", profile="4c", start=0, size=4)])
+        async with window:
+            for _ in range(30):
+                host.run(1.0, 4.0)
+        return window.joules(rows=1000, cpu_s=120.0)
+
+    at_rest_on(host, monkeypatch)
+    joules, method = asyncio.run(measure())
+    assert joules == pytest.approx(WATTS_A_CPU * 120.0 / 1000, rel=0.05)
+    assert method == "measured"
+
+
+def test_a_server_measures_idle_power_before_it_has_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "clover.server")
+    host = SyntheticHost(tmp_path, 60.0)
+    machine = Machine(ServerConfig(), tmp_path / "cache", Account(pue=1.0))
+    machine.meters = {"cpu0": host.meter()}
+    at_rest_on(host, monkeypatch)
+    asyncio.run(machine.start())
+    assert "cpu0: energy is measured: RAPL: package-0; idle " in caplog.text
+    assert "(measured at rest, over 2 s)" in caplog.text
+
+
+def test_a_counter_that_fails_at_rest_is_no_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    host = SyntheticHost(tmp_path, 60.0)
+    meter = host.meter()
+    host.counter.unlink()
+    host.counter.mkdir()
+    asyncio.run(meter.rest(clock=lambda: host.now_ns, sleep=host.sleep))
+    assert "the idle power could not be measured: " in caplog.text
+    assert meter.idle.known_by == "guess"
