@@ -36,13 +36,13 @@ def build(
     powercap: Path = POWERCAP,
     cpuinfo: Path = CPUINFO,
     host: ReadHost = host_use,
+    device: str = "cpu0",
 ) -> Meter:
     """Return the meter of the machine that `config` asks for; `meter.why` says why it is this one.
 
-    `cores` is the number of cores that are modelled, `cpu_seconds` returns the CPU time that they used so far (by dead
-    workers, too).  A configured idle power is that of a CPU: RAPL, which covers the whole host, multiplies it by all
-    CPUs of the host.  Raises ConfigError if the constants make no sense, or if `meter = "rapl"` and RAPL cannot be
-    read.
+    `cores` is the number of cores that are modelled, `cpu_seconds` returns the CPU time that the server used so far.  A
+    configured idle power is that of a CPU: RAPL, which covers the whole host, multiplies it by all CPUs of the host.
+    Raises ConfigError if the constants make no sense, or if `meter = "rapl"` and RAPL cannot be read.
     """
     power = cpu_power(config, cpuinfo)
     if cores < 1:
@@ -52,7 +52,7 @@ def build(
         use = host()
         idle_w = None if config.idle_w is None else config.idle_w * (use.cpus if use is not None else cores)
         try:
-            return RaplMeter(now_ns=clock(), idle_w=idle_w, power=power, host=host, root=powercap)
+            return RaplMeter(now_ns=clock(), idle_w=idle_w, power=power, host=host, root=powercap, device=device)
         except RaplError as error:
             if config.meter == "rapl":
                 raise ConfigError(f'energy.meter = "rapl", but {error}; {error.advice}') from error
@@ -65,6 +65,7 @@ def build(
         why=f"{why}; {power.why}",
         idle_range=power.idle_range,
         core_range=power.core_range,
+        device=device,
     )
 
 
