@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 
-from clover.accounting import Account
+from clover.accounting import Account, Spans
 from clover.config import EnergyConfig, ServerConfig
+from clover.control.baselines.saved import saved
 from clover.energy import RaplMeter
 from clover.energy.host import HostUse, host_use
 from clover.energy.idle import IdlePower
+from clover.planning.budget.counterfactual import base, lanes_of, mix_of
+from clover.planning.model.problem import accuracies
 from clover.profiling.joules import EnergyMeters
 from clover.server.machine import Machine
 from clover.types import Placement
+from tests.support.control_fixture import Rig
+from tests.support.profiles_fixture import cpu, profile
 from tests.support.synthetic_host import SECOND, WATTS_A_CPU, SyntheticHost
 
 
@@ -201,3 +206,49 @@ def test_a_counter_that_fails_at_rest_is_no_end(tmp_path: Path, caplog: pytest.L
     asyncio.run(meter.rest(clock=lambda: host.now_ns, sleep=host.sleep))
     assert "the idle power could not be measured: " in caplog.text
     assert meter.idle.known_by == "guess"
+
+
+RATE = 100.0
+MIX = {"small": 1.0}
+
+
+@pytest.mark.parametrize("idle_w", [15.0, 60.0, 120.0])
+@pytest.mark.parametrize("others", [0.0, 3.0])
+def test_what_a_server_says_it_saved_is_what_physics_say(tmp_path: Path, idle_w: float, others: float) -> None:
+    """Metered by RAPL from the start to what is said: other programs may run then, and stop before it serves."""
+    host = SyntheticHost(tmp_path, idle_w)
+    meter = host.meter()
+
+    async def story() -> None:
+        rig = Rig(policy="static", objective="floor")
+        await rig.deploy()
+        await rig.controller.command("pin", {"configuration": {"small@1c": 2}, "force": True}, "me")
+        standing = rig.family.deployed
+        assert standing is not None
+        served = mix_of(lanes_of(profile(), standing.configuration), MIX, accuracies(profile()))
+        on_base = base(profile(), (cpu(2),))
+        assert served is not None
+        assert on_base is not None
+        own_w, base_w = (RATE * item.joules(RATE) for item in (served, on_base))
+        true_j = before_j = meter.sample(host.now_ns).total_j
+        for second in range(300):
+            quiet = second % 20 == 19
+            rig.clock.now_s += 1.0
+            host.run(1.0, 0.0 if quiet else own_w / WATTS_A_CPU)
+            sample = meter.sample(host.now_ns)
+            spans = Spans(seconds=1.0)
+            span = spans.of("toy")
+            span.rows = {} if quiet else {"small": round(RATE)}
+            span.methods = {"measured"}
+            span.share.idle_j = span.share.idle_g = sample.idle_w
+            span.share.active_j = span.share.active_g = sample.total_j - before_j - sample.idle_w
+            before_j = sample.total_j
+            rig.controller.shadows.window(spans)
+        found = saved(rig.controller.shadows.of["toy"])
+        assert found is not None
+        more_j = 285 * (base_w - own_w)
+        assert more_j > 100.0
+        assert found["base"]["part"] == pytest.approx(more_j / (before_j - true_j + more_j), abs=0.01)
+
+    host.rest(meter, *[others] * 5)
+    asyncio.run(story())
