@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from clover.accounting import Account, Spans
 from clover.config import EnergyConfig, ServerConfig
@@ -18,7 +19,7 @@ from clover.planning.budget.counterfactual import base, lanes_of, mix_of
 from clover.planning.model.problem import accuracies
 from clover.profiling.joules import EnergyMeters
 from clover.server.machine import Machine
-from clover.types import Placement
+from clover.types import FamilyProfile, Placement
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import cpu, profile
 from tests.support.synthetic_host import SECOND, WATTS_A_CPU, SyntheticHost
@@ -212,15 +213,26 @@ RATE = 100.0
 MIX = {"small": 1.0}
 
 
+def profiled_by(meter: RaplMeter, host: SyntheticHost) -> FamilyProfile:
+    """Return the profile that `meter` measures: of batch after batch, what the host draws above its idle power."""
+    wrong_w = host.idle_w - meter.idle_w
+    true = profile()
+    latency = [
+        replace(row, energy_j_per_row=row.energy_j_per_row + wrong_w * row.mean_ms / 1e3 / row.batch)
+        for row in true.latency
+    ]
+    return replace(true, latency=tuple(latency))
+
+
 @pytest.mark.parametrize("idle_w", [15.0, 60.0, 120.0])
 @pytest.mark.parametrize("others", [0.0, 3.0])
 def test_what_a_server_says_it_saved_is_what_physics_say(tmp_path: Path, idle_w: float, others: float) -> None:
-    """Metered by RAPL from the start to what is said: other programs may run then, and stop before it serves."""
+    """Metered by RAPL from its profile to what is said; other programs may run at the start, and stop then."""
     host = SyntheticHost(tmp_path, idle_w)
     meter = host.meter()
 
     async def story() -> None:
-        rig = Rig(policy="static", objective="floor")
+        rig = Rig(policy="static", objective="floor", measured=profiled_by(meter, host))
         await rig.deploy()
         await rig.controller.command("pin", {"configuration": {"small@1c": 2}, "force": True}, "me")
         standing = rig.family.deployed
@@ -251,4 +263,5 @@ def test_what_a_server_says_it_saved_is_what_physics_say(tmp_path: Path, idle_w:
         assert found["base"]["part"] == pytest.approx(more_j / (before_j - true_j + more_j), abs=0.01)
 
     host.rest(meter, *[others] * 5)
+    serve(host, meter, 0.0, 0.0, 0.0)  # it is quiet for a moment before it profiles and serves
     asyncio.run(story())
