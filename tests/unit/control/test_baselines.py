@@ -312,6 +312,10 @@ def test_devices_that_are_dealt_count_where_they_belong() -> None:
         assert rig.shadow.on_base.overheads.idle[0] == pytest.approx(4 * 2.0)
         assert rig.shadow.on_base.overheads.unowned[0] == pytest.approx(4 * 0.25)
         assert rig.controller.shadows.of["second"].on_base.overheads.unowned[0] == pytest.approx(4 * 0.75)
+        rig.controller.shadows.window(Spans(seconds=1.0, unowned={"host": (3.0, 0.0)}))
+        for name, before in (("toy", 1.0), ("second", 3.0)):
+            unowned = rig.controller.shadows.of[name].on_base.overheads.unowned[0]
+            assert unowned == pytest.approx(before + 1.5), "the host beside devices is everybody's"
         told = saved_by_all(rig.controller.shadows.of.values())
         assert told is not None
         assert told["base"]["rows"] == 4 * RATE, "a family that served nothing takes no part"
