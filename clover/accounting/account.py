@@ -281,6 +281,7 @@ class Account:
             intensity_g_per_kwh=intensity,
             method=method,
             intensity_state=reading.state if reading is not None else "unknown",
+            intensity=reading,
             path=path,
         )
         return last

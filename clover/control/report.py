@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from clover.carbon import format_time
+from clover.carbon import describe
 from clover.control.baselines.saved import saved
 from clover.control.baselines.shadows import Shadows
 from clover.control.context import Context
@@ -57,13 +57,8 @@ def doing(context: Context, family: Family) -> str:
 
 
 def intensity(reading: Reading) -> dict[str, Any]:
-    """Return a reading with a label that says in words how good it is."""
-    label = f"{reading.method}, {reading.state}"
-    if reading.method == "replayed":
-        label = f"replayed, of {format_time(reading.at_s)}" + (f", {reading.state}" if reading.state != "fresh" else "")
-    if reading.state != "fresh":
-        label += f", {reading.age_s:.0f} s old"
-    return {**msgspec.to_builtins(reading), "label": label}
+    """Return a reading with a label that says in words how it is known."""
+    return {**msgspec.to_builtins(reading), "label": describe(reading)}
 
 
 def _transition(transition: Transition) -> dict[str, Any]:

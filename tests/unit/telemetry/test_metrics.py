@@ -143,7 +143,15 @@ def test_the_figures_of_a_family_are_there() -> None:
     assert value("clover_carbon_grams_total", part="active", **energy) == 8 / 3.6e6 * 300
     assert value("clover_device_joules_total", device="cpu0", method="measured") == 10
     assert value("clover_worker_cpu_seconds_total") == account.cpu_seconds() > 0
-    intensity = {"provider": "static", "zone": "", "signal": "average", "method": "configured", "state": "fresh"}
+    intensity = {
+        "provider": "static",
+        "zone": "",
+        "signal": "average",
+        "scope": "unknown",
+        "method": "configured",
+        "replayed": "false",
+        "state": "fresh",
+    }
     assert value("clover_carbon_intensity", **intensity) == 300
     assert value("clover_carbon_age_seconds", provider="static") == 7
     assert value("clover_carbon_readings_total", state="fresh") == 3
