@@ -74,6 +74,7 @@ class ChainedSource:
         self.last_error = ""
         self.bridge = Bridge(source.step_s)
         self._plausibility = Plausibility()
+        self._doubted = False
         self._max_age_s = max_age_s
         self._first_wait_s, self._longest_wait_s = backoff_s
         self._timeout_s = timeout_s
@@ -122,16 +123,17 @@ class ChainedSource:
             return self._foreseen
         if now_s < self._retry_s:
             return []
+        self._foreseen_hour, self._foreseen_s = hour, now_s
         try:
             async with asyncio.timeout(self._timeout_s):
                 readings = await self.source.forecast(grid_s, horizon_s)
         except Exception as error:
-            self._failed(error, now_s)
+            self._count(error)  # a source that only has no forecast is read as before
+            self._foreseen = []
             return []
-        if self.source.remote:
-            self._foreseen_hour, self._foreseen_s, self._foreseen = hour, now_s, readings
-            if readings:
-                self.bridge.foresee(readings)
+        self._foreseen = readings
+        if self.source.remote and readings:
+            self.bridge.foresee(readings)
         return readings
 
     def _usable(self, grid_s: float) -> Reading | None:
@@ -155,10 +157,7 @@ class ChainedSource:
                 reading = msgspec.structs.replace(reading, step_s=self.source.step_s)
             if not grid_s - max(self._max_age_s, reading.step_s) <= reading.at_s <= grid_s + reading.step_s:
                 raise CarbonError(f"{self.source.name} gave a value {grid_s - reading.at_s:.0f} s old")
-            if doubt := self._plausibility.doubt(reading):
-                if self.good is not None and self.good.g_per_kwh == reading.g_per_kwh:
-                    self.good = None  # the value that does not change any more is not believed either
-                raise CarbonError(f"{self.source.name} gave {doubt}; it is not used")
+            self._believe(reading)
         except Exception as error:  # whatever a provider does must not end the server: it is counted and shown instead
             self._failed(error, now_s)
             return None
@@ -166,9 +165,29 @@ class ChainedSource:
         self._retry_s = -math.inf
         return reading
 
+    def _believe(self, reading: Reading) -> None:
+        """Refuse a reading that is not plausible with a CarbonError; the log says so once until one is believed."""
+        doubt, before = self._plausibility.doubt(reading), self._doubted
+        self._doubted = bool(doubt)
+        if not doubt:
+            return
+        if self.good is not None and self.good.g_per_kwh == reading.g_per_kwh:
+            self.good = None  # the value that does not change any more is not believed either
+        text = f"{self.source.name} gave {doubt}; it is not used"
+        if not before:
+            log.warning("%s", text)
+        raise CarbonError(text)
+
     def _failed(self, error: Exception, now_s: float) -> None:
-        self.failures += 1
+        """Count a failure, and leave a remote source alone for a while."""
+        self._count(error)
         self._row += 1
+        if self.source.remote:
+            wait_s = min(self._longest_wait_s, self._first_wait_s * 2.0 ** min(self._row - 1, 32))
+            self._retry_s = now_s + wait_s
+
+    def _count(self, error: Exception) -> None:
+        self.failures += 1
         if isinstance(error, CarbonError):
             self.last_error = str(error)
         elif isinstance(error, TimeoutError):
@@ -176,9 +195,6 @@ class ChainedSource:
         else:
             self.last_error = f"{self.source.name}: {type(error).__name__}: {error}"
             log.error("carbon source failed in an unforeseen way", exc_info=error)
-        if self.source.remote:
-            wait_s = min(self._longest_wait_s, self._first_wait_s * 2.0 ** min(self._row - 1, 32))
-            self._retry_s = now_s + wait_s
 
 
 class SourceChain:

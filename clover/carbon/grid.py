@@ -21,10 +21,13 @@ from clover.types import Reading
 
 class IntensitySource(Protocol):
     """Gives intensities, whatever happens to the sources behind it (`clover.carbon.SourceChain`).  `history`: what the
-    first of them gave."""
+    first of them gave; `last_error`: what failed last."""
 
     @property
     def history(self) -> History: ...
+
+    @property
+    def last_error(self) -> str: ...
 
     async def read(self, grid_s: float) -> Reading: ...
 
@@ -48,6 +51,11 @@ class Grid:
     def history(self) -> History:
         """Hourly means of what the first source gave."""
         return self._source.history
+
+    @property
+    def trouble(self) -> str:
+        """What failed last, while the intensity is not a fresh one of the first source; else empty."""
+        return self._source.last_error if self.reading is not None and self.reading.state != "fresh" else ""
 
     async def read(self) -> Reading:
         """Read the intensity of now, which plans go by.  Never raises for a source."""

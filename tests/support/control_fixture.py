@@ -192,6 +192,7 @@ class FakeChain:
         self.state: Literal["fresh", "fallback", "configured"] = "fresh"
         self.foreseen: list[Reading] = []
         self.history = History()
+        self.last_error = ""
 
     async def read(self, grid_s: float) -> Reading:
         self.history.note(grid_s, self.g_per_kwh)

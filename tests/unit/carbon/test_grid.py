@@ -103,7 +103,9 @@ async def test_what_was_read_is_history_by_the_hour() -> None:
         await grid.read()
     source.fails = True
     time.now_s = 4 * HOUR
+    assert grid.trouble == ""
     assert (await grid.read()).state == "configured"
+    assert grid.trouble == "it is away"
     assert grid.history.hourly(1) == pytest.approx([100.0, 200.0])
     assert len(grid.history) == 2, "the value of last resort is none"
 
@@ -132,6 +134,7 @@ class Foretold:
     def __init__(self, *readings: Reading) -> None:
         self.readings = list(readings)
         self.history = History()
+        self.last_error = ""
         self.asked = 0
 
     async def read(self, grid_s: float) -> Reading:

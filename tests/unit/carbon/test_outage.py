@@ -131,6 +131,18 @@ def test_a_forecast_is_asked_for_once_an_hour_to_bridge_what_may_come() -> None:
     assert local.forecasts == 0, "a file that fails has no forecast of anybody"
 
 
+def test_a_source_whose_forecast_fails_is_read_as_before() -> None:
+    class NoForecast(Remote):
+        async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
+            self.forecasts += 1
+            raise CarbonError("501: no forecast at this source")
+
+    source = NoForecast()
+    walk = Walk(source)
+    assert walk.states(10 * HOUR - 600.0) == ["fresh"]
+    assert source.forecasts == walk.chain.failures["provider"] == 10
+
+
 def test_another_source_goes_before_the_bridge_and_a_stated_number_after_it() -> None:
     for other, state in ((Remote(lambda _: 77.0), "fallback"), (StaticSource(300.0), "forecast")):
         source = Remote()
@@ -150,9 +162,10 @@ def test_another_source_goes_before_the_bridge_and_a_stated_number_after_it() ->
         assert (found.state, found.method) == ("fallback", method), "there is no day of history yet"
 
 
-def test_what_bridges_an_outage_does_not_become_history() -> None:
+@pytest.mark.parametrize("more", [(), (Remote(lambda _: 77.0),), (StaticSource(300.0),)])
+def test_what_stands_in_does_not_become_history(more: tuple[CarbonSource, ...]) -> None:
     source = Remote()
-    walk = Walk(source)
+    walk = Walk(source, *more)
     walk.until(DAY - 600.0)
     source.down = True
     walk.until(3 * DAY)
@@ -192,8 +205,8 @@ def stuck(value: float, since_s: float, before: Callable[[float], float] = daily
         (stuck(1500.0, 2 * DAY), 2 * DAY, "1500 g/kWh, more than 3 times the 430 that were the most so far"),
     ],
 )
-def test_an_implausible_answer_is_refused_counted_and_bridged(
-    g_per_kwh: Callable[[float], float], refused_s: float, words: str
+def test_an_implausible_answer_is_refused_said_counted_and_bridged(
+    g_per_kwh: Callable[[float], float], refused_s: float, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = Remote(g_per_kwh, ahead=0)
     walk = Walk(source)
@@ -205,6 +218,9 @@ def test_an_implausible_answer_is_refused_counted_and_bridged(
     found = walk.until(refused_s + 3 * HOUR)
     assert (found.state, found.g_per_kwh) == ("seasonal", pytest.approx(daily(found.at_s), abs=60.0))
     assert walk.until(4 * DAY).state == "seasonal", "for as long as it lasts"
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("provider gave")]
+    assert len(said) == 1, "once until it is believed again"
+    assert words in said[0]
 
 
 def test_a_provider_that_answers_rightly_again_is_believed_again() -> None:
