@@ -60,6 +60,15 @@ def test_the_time_of_one_row_alone_shows_no_step() -> None:
         steps_of([5.0])
 
 
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=60))
+def test_no_row_holds_beyond_the_next_one_whatever_the_distances(distances: list[int]) -> None:
+    steps = steps_of([0.0, *accumulate(distances)])
+    assert len(steps) == len(distances) + 1
+    assert all(0 < step <= distance for step, distance in zip(steps, [*distances, 5], strict=True))
+    shortest = min(distances)
+    assert steps[distances.index(shortest)] == shortest
+
+
 @st.composite
 def changing_files(draw: st.DrawFn) -> list[tuple[float, float, bool]]:
     """Rows as (time, step, whether it is in the file) of a file that changes step.
