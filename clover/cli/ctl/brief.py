@@ -31,6 +31,9 @@ def show(answer: dict[str, Any], console: Console) -> None:
     _line("grid", _grid(answer.get("intensity")), console)
     frozen = ", frozen: nothing is planned" if answer.get("frozen") else ""
     _line("control", f"policy {answer.get('policy')}, mode {answer.get('mode')}{frozen}", console)
+    sci = (answer.get("totals") or {}).get("sci") or {}
+    if "words" in sci:
+        _line("sci", sci["words"], console)
     totals = (answer.get("totals") or {}).get("models", {})
     for name, model in answer["models"].items():
         console.print()
