@@ -399,14 +399,15 @@ class Account:
     def devices(self) -> dict[str, dict[str, float | str]]:
         """Return the lines of each device, by name.
 
-        Joules sum up: `measured_j` = active, front end, control, idle, unattributed, unowned and carried; so do grams.
+        Joules sum up: `measured_j` = active, front end, control, idle, unattributed, unowned and carried; so do grams,
+        to `total_g`.  `method` is how the joules are known, `intensity` how the intensities of the grams are.
         `watts` are those of the last window (absent while the meter gives no new reading: `frozen` is 1), `idle_w`
         those at rest; `ratio` is measured over modelled energy; `restarts` counts how often the meter began anew.
         """
         return {
             name: {
                 "measured_j": device.total.joules,
-                "measured_g": device.total.grams,
+                "total_g": device.total.grams,
                 **{f"{line}_j": device.lines[line].joules for line in LINES},
                 **{f"{line}_g": device.lines[line].grams for line in LINES},
                 **({} if device.frozen else {"watts": device.watts}),
@@ -415,6 +416,7 @@ class Account:
                 "frozen": float(device.frozen),
                 "restarts": float(device.restarts),
                 "method": device.method,
+                "intensity": " and ".join(sorted(device.total.grids)),
             }
             for name, device in self._devices.items()
         }

@@ -459,7 +459,7 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
         assert float(line["carried_j"]) <= 0.0
         assert all(float(line[name]) >= 0.0 for name in LINES if name != "carried_j")
         scale_g = scale_j * 900.0 * 1.5 / 3.6e6
-        assert abs(sum(float(line[f"{name}_g"]) for name in NAMES) - float(line["measured_g"])) <= 1e-9 * scale_g
+        assert abs(sum(float(line[f"{name}_g"]) for name in NAMES) - float(line["total_g"])) <= 1e-9 * scale_g
     shares = [*book.shares.values()]
     assert all(share.active_j >= 0.0 and share.idle_j >= 0.0 for share in shares)
     parts_j = sum(share.total_j for share in book.placements.values())
