@@ -13,7 +13,7 @@ from clover.quantities import grams
     ("value", "text"),
     [
         (0.0, "0 g"),
-        (1.2345e-5, "12.3 ug"),
+        (1.2345e-5, "12.3 µg"),
         (-4.2e-3, "-4.2 mg"),
         (0.99951, "1 g"),
         (9.996e-4, "1 mg"),
