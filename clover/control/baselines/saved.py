@@ -31,11 +31,8 @@ _GRIDS = {
     "synthetic": "invented",
     "configured": "configured",
     "published": "published",
-    "measured": "published",
     "estimated": "estimated",
-    "modelled": "estimated",
     "forecast": "foreseen",
-    "replayed": "replayed",
 }
 
 Devices = Mapping[str, Mapping[str, float | str]]
