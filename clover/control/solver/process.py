@@ -19,9 +19,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from clover.control.solver.protocol import FIXED, HEAD, SolverAnswer, SolverOrder, length_of, packed, unpacked
+from clover.control.solver.protocol import ALTERNATIVES, HEAD, SolverAnswer, SolverOrder, length_of, packed, unpacked
 from clover.errors import CloverError
-from clover.planning.budget.counterfactual import fixed_mixes
+from clover.planning.budget.alternatives import alternatives
 from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
@@ -48,8 +48,8 @@ def solve(order: SolverOrder) -> SolverAnswer:
     """Return the answer to one order; whatever a policy raises becomes its error text."""
     started = time.perf_counter()
     try:
-        if order.policy == FIXED:
-            return SolverAnswer(id=order.id, fixed=fixed_mixes(order.state, order.state.arrival_rate))
+        if order.policy == ALTERNATIVES:
+            return SolverAnswer(id=order.id, alternatives=alternatives(order.state, order.state.arrival_rate))
         if order.configuration is not None:
             plan = plan_fixed(order.state, order.configuration)
         else:

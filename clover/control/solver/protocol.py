@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import msgspec
 
-from clover.planning.budget.counterfactual import Fixed
+from clover.planning.budget.alternatives import Alternatives
 from clover.types import Configuration, Plan, Record, State
 
 LONGEST_FRAME = 16 << 20
-FIXED = "fixed mixes"
+ALTERNATIVES = "alternatives"
 HEAD = struct.Struct(">I")
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -22,7 +22,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 class SolverOrder(Record, frozen=True, kw_only=True):
     """An order to plan `state` by `policy`, or if a `configuration` is given, exactly that one.  With the `policy`
-    `FIXED` no plan is made, but the best fixed mixes are found."""
+    `ALTERNATIVES` no plan is made, but what else could serve the load is found."""
 
     id: int
     policy: str
@@ -31,11 +31,11 @@ class SolverOrder(Record, frozen=True, kw_only=True):
 
 
 class SolverAnswer(Record, frozen=True, kw_only=True):
-    """The answer to the order of that id: a plan or fixed mixes, or the `error` why there are none."""
+    """The answer to the order of that id: a plan or alternatives, or the `error` why there are none."""
 
     id: int
     plan: Plan | None = None
-    fixed: tuple[Fixed, ...] = ()
+    alternatives: Alternatives | None = None
     error: str = ""
 
 
