@@ -18,7 +18,6 @@ import signal
 import sys
 import time
 import traceback
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,7 @@ from clover.devices.mig import MigDevice
 from clover.errors import CloverError
 from clover.planning.packing import geometry
 from clover.policies.plans import plan_fixed
-from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.types import GroupCount, Placement, Plan, Routing, State, Step
-from clover.worker import frames
 from tests.e2e import forked_zygote
 
 TOY = str(Path(__file__).parents[1] / "families" / "toy")
@@ -171,10 +168,7 @@ def forked(cache: Path, kill_after: int) -> int:
     pid = os.fork()
     if not pid:
         os.setsid()
-        ours, theirs = frames.socket_pair()
-        with theirs:  # before anything of NVML is there
-            zygote = forked_zygote.fork(theirs)
-        ZygoteLink.launch = partial(forked_zygote.linked, zygote, ours)  # type: ignore[method-assign]
+        forked_zygote.adopt()
         code = 1
         try:
             os.write(write, str(asyncio.run(crash(cache, kill_after))).encode())
