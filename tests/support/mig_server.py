@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-import clover
+import clover.server
+from clover.backends.artifacts import package_version
 from clover.control.apply import Applier
 from clover.devices import emulated
 from clover.devices.mig import MigDevice
@@ -155,6 +156,8 @@ def kills(cache: Path) -> None:
     """Servers that end, and between them servers killed after one step, two steps, ...: forked, so that they need not
     import everything again, nor do their zygotes."""
     import clover.worker.main  # noqa: F401 - with torch, for the zygotes
+
+    package_version("torch")  # remembered: its metadata are long
 
     steps = forked(cache, 0)
     for kill_after in range(1, steps + 1):
