@@ -434,7 +434,7 @@ def scenario(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
     folder, out = tmp_path_factory.mktemp("traces"), tmp_path_factory.mktemp("out")
     for name in paper.TRACES:
         trace_file(folder, tuple(100.0 + 60.0 * (hour % 3) for hour in range(7)), name)
-    words = ["albert", "--scenario", "paper", "--quick", "--hours", "3", "--seeds", "2", "--traces", str(folder)]
+    words = ["albert", "--scenario", "paper", "--quick", "--hours", "4", "--seeds", "2", "--traces", str(folder)]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert main([*words, "--asleep", "40", "--jobs", "2", "-o", str(out)]) == 0
@@ -472,7 +472,7 @@ def test_the_paper_twice_over(scenario: Scenario) -> None:
     assert results.manifest.seeds == 2
     # Processes of their own change nothing.
     kept = next(run for run in results.runs if (run.accounting, run.policy) == ("equal", "oracle"))
-    case = a_case(artifact / f"{paper.TRACES[0]}.csv", policy="oracle", rules=PAPER, gpus=2, hours=3.0)
+    case = a_case(artifact / f"{paper.TRACES[0]}.csv", policy="oracle", rules=PAPER, gpus=2, hours=4.0)
     alone = replay.play(replace(case, slo_ms=kept.slo_ms))
     assert alone.sums == kept.sums
 
