@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 from clover.backends import child_environment
@@ -59,6 +60,14 @@ def linked(pid: int, line: socket.socket) -> ZygoteLink:
     line.setblocking(False)
     process: Any = Forked(pid)
     return ZygoteLink(process, line)
+
+
+def adopt() -> None:
+    """Fork a zygote for the first server of this process, which has one thread, torch, and nothing of NVML yet."""
+    ours, theirs = frames.socket_pair()
+    with theirs:
+        zygote = fork(theirs)
+    ZygoteLink.launch = partial(linked, zygote, ours)  # type: ignore[method-assign]
 
 
 class Nursery:

@@ -56,6 +56,7 @@ def test_what_it_does_to_its_descriptors_stops_nobody(tmp_path: Path, attack: in
     run(main())
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 @pytest.mark.parametrize("ending", ["drained", "killed"])
 def test_no_child_of_a_worker_outlives_it(tmp_path: Path, ending: str) -> None:
     spec = families.load_family(hostile_family.write(tmp_path / "hostile"))

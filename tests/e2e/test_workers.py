@@ -77,6 +77,7 @@ def uvloop_loop():
     return uvloop.new_event_loop()
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop_loop], ids=["asyncio", "uvloop"])
 def test_families_of_every_kind_answer(loop_factory):
     async def main():
@@ -278,6 +279,7 @@ def test_deaths_and_failures_are_told_once():
     run(main())
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_twenty_spawns_leave_nothing():
     async def main():
         before = open_fds()
@@ -393,6 +395,7 @@ def test_a_spare_that_died_is_missed_by_nobody(known, caplog, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_a_spare_ends_with_its_zygote():
     async def main():
         async with started() as pool:
@@ -408,6 +411,7 @@ def test_a_spare_ends_with_its_zygote():
     run(main())
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_a_dead_zygote_takes_nobody_along_and_is_replaced():
     async def main():
         async with started() as pool, client_of(pool) as client:
@@ -427,6 +431,7 @@ def test_a_dead_zygote_takes_nobody_along_and_is_replaced():
     run(main())
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_a_zygote_that_hangs_is_replaced_and_takes_nobody_along():
     async def main():
         async with started() as pool, client_of(pool) as client:
@@ -445,6 +450,7 @@ def test_a_zygote_that_hangs_is_replaced_and_takes_nobody_along():
     run(main())
 
 
+@pytest.mark.usefixtures("forked_zygotes")
 def test_without_descriptors_a_spawn_fails_as_one_and_leaves_nothing():
     async def main():
         async with started() as pool, client_of(pool) as client:
@@ -594,7 +600,7 @@ def test_who_leaves_a_core_set_ends_beside_its_successor():
         async with started() as pool:
             with slab_of("simple") as (spec, slab):
                 worker = await pool.spawn(order(spec), slab)
-                assert os.getpriority(os.PRIO_PROCESS, worker.pid) == 0
+                assert os.getpriority(os.PRIO_PROCESS, worker.pid) == os.getpriority(os.PRIO_PROCESS, 0)
                 zygote = pool.zygote_pid
                 os.kill(zygote, signal.SIGSTOP)
                 try:

@@ -1,4 +1,6 @@
-"""A process that drives real workers on slices of an emulated box: `python emulated_worker.py FOLDER SCENARIO`.
+"""A process that drives real workers on slices of an emulated box.
+
+    python -m tests.support.emulated_worker FOLDER SCENARIO    or `main` in a fork
 
 A process can use one box in its life, so every scenario is one process; it prints what it found as JSON.
 """
@@ -320,5 +322,11 @@ SCENARIOS: dict[str, Callable[[Path], Awaitable[dict[str, Any]]]] = {
     "many": many,
 }
 
+
+def main(folder: str, scenario: str) -> None:
+    """Play a scenario and print what it found."""
+    print(json.dumps(asyncio.run(SCENARIOS[scenario](Path(folder)))))  # type: ignore[arg-type]
+
+
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(SCENARIOS[sys.argv[2]](Path(sys.argv[1])))))  # type: ignore[arg-type]
+    main(*sys.argv[1:])

@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 
 
 class Forks:
-    """A process that has imported `modules`, and has no NVML, and forks."""
+    """A process that has imported `modules` in `environ` (None: this process's), and has no NVML, and forks."""
 
-    def __init__(self, *modules: str) -> None:
+    def __init__(self, *modules: str, environ: Mapping[str, str] | None = None) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -31,6 +31,7 @@ class Forks:
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
+                env=environ,
             )
 
     def start(self, code: str, argv: Sequence[str], environ: Mapping[str, str], standard: tuple[int, int, int]) -> int:

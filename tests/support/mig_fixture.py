@@ -24,6 +24,10 @@ SIZE = {item.name: item.size for item in SLICES}
 
 @functools.cache
 def _layouts(device: str, blocked: tuple[tuple[int, int], ...]) -> tuple[tuple[Placement, ...], ...]:
+    if device:
+        return tuple(
+            tuple(msgspec.structs.replace(place, device=device) for place in layout) for layout in _layouts("", blocked)
+        )
     return layouts(SLICES, device=device, compute=7 - sum(size for _, size in blocked), blocked=blocked)
 
 

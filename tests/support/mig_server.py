@@ -18,22 +18,20 @@ import signal
 import sys
 import time
 import traceback
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import clover
+import clover.server
+from clover.backends.artifacts import package_version
 from clover.control.apply import Applier
 from clover.devices import emulated
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError
 from clover.planning.packing import geometry
 from clover.policies.plans import plan_fixed
-from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.types import GroupCount, Placement, Plan, Routing, State, Step
-from clover.worker import frames
 from tests.e2e import forked_zygote
 
 TOY = str(Path(__file__).parents[1] / "families" / "toy")
@@ -159,6 +157,8 @@ def kills(cache: Path) -> None:
     import everything again, nor do their zygotes."""
     import clover.worker.main  # noqa: F401 - with torch, for the zygotes
 
+    package_version("torch")  # remembered: its metadata are long
+
     steps = forked(cache, 0)
     for kill_after in range(1, steps + 1):
         forked(cache, kill_after)
@@ -171,10 +171,7 @@ def forked(cache: Path, kill_after: int) -> int:
     pid = os.fork()
     if not pid:
         os.setsid()
-        ours, theirs = frames.socket_pair()
-        with theirs:  # before anything of NVML is there
-            zygote = forked_zygote.fork(theirs)
-        ZygoteLink.launch = partial(forked_zygote.linked, zygote, ours)  # type: ignore[method-assign]
+        forked_zygote.adopt()
         code = 1
         try:
             os.write(write, str(asyncio.run(crash(cache, kill_after))).encode())

@@ -143,7 +143,7 @@ def test_late_rows_make_a_bound_tighter_and_never_too_tight(
     loose, tight = plan_bound(form), plan_bound(form, slo=True)
     assert tight <= loose + 1e-12
     for configuration in every(problem, 2_000) or ():
-        candidate = evaluate(problem, scored, configuration)
+        candidate = evaluate(problem, scored, configuration, beat=tight)
         assert not candidate.feasible or candidate.score <= tight + 1e-9
 
 
