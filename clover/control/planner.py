@@ -104,6 +104,9 @@ class Planner:
         except CloverError as error:  # a device changed while the plan was made, or refuses
             done = PlanResult(action="failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
+        rested_s = family.core_sleep.again_s(state.devices, context.monotonic())
+        if rested_s is not None:
+            family.triggers.again(rested_s)
         result = PlanResult(
             action=done.action, detail=_joined(note, detail, done.detail), state=state, plan=plan, before=done.before
         )

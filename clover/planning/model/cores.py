@@ -17,6 +17,12 @@ _EACH_UP_TO = 8
 _STEPS = 4
 
 
+def sleeping_row(devices: Sequence[DeviceShape]) -> DeviceShape | None:
+    """Return the row of cores of which a plan may use the first few only; None if there is none."""
+    row = row_of_cores(devices)
+    return row if row is not None and row.core_sleep_w is not None else None
+
+
 def row_of_cores(devices: Sequence[DeviceShape]) -> DeviceShape | None:
     """Return the one device of `devices` if it is a row of cores, else None."""
     return devices[0] if len(devices) == 1 and devices[0].kind == "cpu" else None
