@@ -41,6 +41,7 @@ from clover.config import ControllerConfig, FamilyConfig
 from clover.control.baselines.shadows import FixedMixes, Shadows
 from clover.control.commands import Commands
 from clover.control.context import Clocks, Context
+from clover.control.core_need import CoreNeed, FewestCores
 from clover.control.decisions import outcome
 from clover.control.device_watch import DeviceWatch
 from clover.control.executor import Executor
@@ -69,7 +70,7 @@ class Controller:
 
     Families join by `adopt` and leave by `release`, before `start` or while it runs.  `context` is what its parts
     share.  `totals` gives what the server counts (joules, grams, rows, served accuracy) for `state`; `fixed_mixes`
-    finds the best fixed mixes, which savings are compared with beside BASE.
+    finds the best fixed mixes, which savings are compared with beside BASE, and `fewest_cores` how few cores would do.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class Controller:
         solver: Solver,
         totals: Callable[[], dict[str, Any]] | None = None,
         fixed_mixes: FixedMixes | None = None,
+        fewest_cores: FewestCores | None = None,
         clocks: Clocks | None = None,
     ) -> None:
         clocks = clocks or Clocks()
         self.context = Context(config, devices, grid, clocks)
         self.totals = totals
         self.shadows = Shadows(self.context, fixed_mixes)
+        self.core_need = CoreNeed(self.context, fewest_cores)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
@@ -171,6 +174,7 @@ class Controller:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.shadows.stop()
+        await self.core_need.stop()
         await self._solver.close()
 
     def reconfigure(self, config: ControllerConfig) -> None:
@@ -210,6 +214,7 @@ class Controller:
                 except Exception:
                     log.exception("%s: a look of the controller failed", family.name)
             self.shadows.look()
+            self.core_need.look()
 
     def hasten(self) -> None:
         """Look soon, as rows wait for a worker that is not there; once in `interval_s` at most."""
@@ -291,7 +296,7 @@ class Controller:
 
     def state(self) -> dict[str, Any]:
         """See `clover.interfaces.Control.state`."""
-        return report(self.context, self.shadows, self.totals)
+        return report(self.context, self.shadows, self.core_need, self.totals)
 
     def decisions(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest decisions as plain objects, newest first."""

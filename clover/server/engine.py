@@ -83,6 +83,7 @@ class Engine:
             solver=solver,
             totals=self.totals,
             fixed_mixes=solver.fixed_mixes,
+            fewest_cores=solver.fewest_cores,
         )
         self._metrics = Metrics(
             families=lambda: self.served,
@@ -177,10 +178,11 @@ class Engine:
         return self._answered
 
     async def stop(self) -> None:
-        """Shut down whatever was started, and log what was saved."""
+        """Shut down whatever was started, and log what was saved and what was idle."""
         self._close()
-        for against in self._savings():
-            log.info("since the start: %s", against)
+        idle = self.controller.core_need.report(self.account.devices())
+        for words in (*self._savings(), *([idle["words"]] if idle is not None else [])):
+            log.info("since the start: %s", words)
         await self._stack.aclose()
 
     def _close(self) -> None:
@@ -333,7 +335,13 @@ class Engine:
                 "events": list(served.fleet.events),
             }
         saved = saved_by_all(self.controller.shadows.of.values())
-        return {"pue": self.account.pue, "saved": saved, "models": models, "devices": self.account.devices()}
+        return {
+            "pue": self.account.pue,
+            "saved": saved,
+            "models": models,
+            "devices": self.account.devices(),
+            "core_idle": self.machine.idle_states(),
+        }
 
     def _savings(self) -> list[str]:
         """Return what was saved in words: a line for each alternative that it is compared with."""

@@ -15,11 +15,13 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from clover import devices as made
 from clover import energy
 from clover.accounting import Account
 from clover.config import ServerConfig
+from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError, ConfigError, DeviceError
@@ -44,6 +46,7 @@ class Machine:
         self.devices: dict[str, Device] = made.build(config.workers, cache)
         self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
         self.meters: dict[str, EnergyMeter] = {}
+        self.core_idle: CoreIdle | None = None
         self._retry_s = time.monotonic() + _RETRY_S
         self._samples: dict[str, EnergySample] = {}
         self._unreadable_ns: dict[str, int] = {}
@@ -55,6 +58,7 @@ class Machine:
                 if meter.method == "modelled" and config.energy.meter != "modelled":
                     log.info("energy is modelled: %s", meter.why)
                 self.meters[name] = meter
+                self.core_idle = CoreIdle(device.worker_cores)
             elif not isinstance(device, MigDevice):
                 raise ConfigError(f"device {name}: there is no energy meter for {type(device).__name__}")
 
@@ -73,6 +77,10 @@ class Machine:
     def shapes(self) -> dict[str, DeviceShape]:
         """Return what each device allows now."""
         return {name: device.shape() for name, device in self.devices.items()}
+
+    def idle_states(self) -> dict[str, Any] | None:
+        """Return how the cores of workers idled lately (`CoreIdle.report`); None if workers are on GPUs."""
+        return self.core_idle.report() if self.core_idle is not None else None
 
     async def measure(self, reading: Reading) -> None:
         """Close the energy window of every device, with its carbon priced at `reading`.

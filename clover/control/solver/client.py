@@ -9,7 +9,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 
-from clover.control.solver.protocol import FIXED, HEAD, SolverAnswer, SolverOrder, length_of, packed, unpacked
+from clover.control.solver.protocol import FEWEST, FIXED, HEAD, SolverAnswer, SolverOrder, length_of, packed, unpacked
 from clover.errors import PlanError
 from clover.planning.budget.counterfactual import Fixed
 from clover.types import Configuration, Plan, State
@@ -48,6 +48,13 @@ class SolverClient:
         if answer.error:
             raise PlanError(answer.error)
         return answer.fixed
+
+    async def fewest_cores(self, state: State) -> int | None:
+        """Return the fewest cores that do for `state`; None if all of them do not.  PlanError as above."""
+        answer = await self._answer(state, FEWEST, None)
+        if answer.error:
+            raise PlanError(answer.error)
+        return answer.cores
 
     async def _answer(self, state: State, policy: str, configuration: Configuration | None) -> SolverAnswer:
         async with self._lock:

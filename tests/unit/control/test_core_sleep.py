@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 
+import pytest
+
+from clover.control.core_need import ASK_S
 from clover.control.core_sleep import REST_S
 from clover.devices.cpu import CpuDevice
 from clover.planning.model.cores import cores_under
+from clover.planning.model.planning_input import PlanningInput
+from clover.planning.search.fewest import fewest_cores
+from clover.types import State
 from tests.support.control_fixture import FakeDevice, Rig
 from tests.support.profiles_fixture import profile
 
 
-def rig(rate: float) -> Rig:
-    shape = CpuDevice.of(tuple(range(5)), sleep_w=0.25).shape()
+def rig(rate: float, *, sleep_w: float | None = 0.25) -> Rig:
+    shape = CpuDevice.of(tuple(range(5)), sleep_w=sleep_w).shape()
     family = {"slo_ms": 60.0, "accuracy_floor": 80.0}
     made = Rig(devices={"cpu0": FakeDevice(shape)}, measured=profile((1, 2, 4)), family=family, objective="floor")
     made.fleet.figures["arrival_rate"] = rate
@@ -73,5 +80,77 @@ def test_a_load_that_swings_starts_few_workers() -> None:
         falls = sum(change < 0 for change in changes)
         assert falls <= 3600.0 / REST_S
         assert spawned <= 24, "without the rest 124"
+
+    asyncio.run(run())
+
+
+LINES = {"cpu0": {"measured_j": 100.0, "idle_j": 60.0, "unowned_j": 33.0, "carried_j": -3.0, "method": "modelled"}}
+
+
+def asking(rig: Rig) -> list[float]:
+    """Let the rig ask how few cores would do, as a server does; return the rates it asks for."""
+    rates: list[float] = []
+
+    async def fewest(state: State) -> int | None:
+        rates.append(state.arrival_rate)
+        given = PlanningInput.of(state)
+        found = fewest_cores(given.problem, given.objective)
+        return None if found is None else found[0]
+
+    rig.controller.core_need._fewest_cores = fewest
+    return rates
+
+
+def test_the_state_says_what_is_idle_and_how_few_cores_would_do() -> None:
+    async def run() -> None:
+        one = rig(300.0, sleep_w=None)
+        one.fleet.figures["arrival_window_s"] = math.inf
+        rates = asking(one)
+        one.controller.totals = lambda: {"devices": LINES}
+        await one.settled()
+        await asyncio.sleep(0)
+        assert rates == [300.0]
+        idle = one.controller.state()["idle"]
+        assert idle["part"] == pytest.approx(0.9)
+        assert (idle["cores"], idle["cores_with_workers"], idle["cores_would_do"]) == (4, 4, 1)
+        assert idle["words"] == (
+            "idle is 90% of this machine's energy so far (modelled); at this load 1 of 4 cores would do "
+            "(cores = auto leaves the others without workers)"
+        )
+        one.fleet.figures["arrival_rate"] = 320.0
+        await one.look(ASK_S + 1.0)
+        assert rates == [300.0], "the load is the same"
+        one.fleet.figures["arrival_rate"] = 3_500.0
+        await one.look(1.0, looks=2)
+        await asyncio.sleep(0)
+        assert rates == [300.0, 3_500.0]
+        assert one.controller.state()["idle"]["cores_would_do"] == 3
+        one.fleet.figures["arrival_rate"] = 300.0
+        await one.look(1.0, looks=3)
+        assert len(rates) == 2, "not so soon again"
+
+    asyncio.run(run())
+
+
+def test_the_state_says_how_many_cores_sleep() -> None:
+    async def run() -> None:
+        one = rig(300.0)
+        asking(one)
+        one.controller.totals = lambda: {"devices": LINES}
+        await one.settled()
+        await one.look(10.0, looks=int(REST_S / 10.0) + 2)
+        idle = one.controller.state()["idle"]
+        assert (idle["cores_with_workers"], idle["cores_would_do"], idle["core_sleep_w"]) == (1, 1, 0.25)
+        assert idle["words"].endswith("at this load 1 of 4 cores would do; 3 of 4 cores have no worker")
+
+    asyncio.run(run())
+
+
+def test_nothing_is_said_of_idle_before_energy_was_counted() -> None:
+    async def run() -> None:
+        one = rig(300.0)
+        one.controller.totals = lambda: {"devices": {}}
+        await one.settled()
+        assert one.controller.state()["idle"] is None
 
     asyncio.run(run())
