@@ -14,7 +14,7 @@ from clover.planning.budget.steering import Steering, steer_on
 from clover.planning.budget.target import budget_target
 from clover.planning.cascade.chains import on_configuration
 from clover.planning.cascade.verify import verified
-from clover.planning.model.cores import cores_of, first_cores, sleeping_row
+from clover.planning.model.cores import cores_of, holding, sleeping_row
 from clover.planning.model.demand import direct, of_the_others
 from clover.planning.model.objective import Objective, held_to
 from clover.planning.model.planning_input import PlanningInput
@@ -50,7 +50,7 @@ def running_configuration(state: State) -> Configuration | None:
 
 def placed(state: State, problem: Problem, configuration: Configuration, awake: int = 0) -> tuple[Assignment, ...]:
     """Return the deployment that realises `configuration` and keeps most of what runs, on all devices or on `awake` of
-    them (of a row whose cores may sleep: on the first `awake` cores); PlanError if there is none.
+    them (of a row whose cores may sleep: on the first that it takes); PlanError if there is none.
 
     If devices may be without workers, the devices that are awake stay so as far as possible.  A change that these could
     not make without falling below the arrival rate is made on devices that sleep: these wake for it, and the others
@@ -60,9 +60,8 @@ def placed(state: State, problem: Problem, configuration: Configuration, awake: 
     def laid(devices: Sequence[DeviceShape]) -> tuple[Assignment, ...]:
         return _laid(problem, state.running, configuration, devices)
 
-    row = sleeping_row(state.devices)
-    if not awake or row is not None:
-        return laid(state.devices if row is None else (first_cores(row, awake or row.slices),))
+    if not awake or sleeping_row(state.devices) is not None:
+        return laid(holding(state.devices, configuration))
     devices = in_use_first(state.devices, state.running)
     here = {item.placement.device for item in state.running}
     used, fresh = devices[: len(here)], devices[len(here) :]

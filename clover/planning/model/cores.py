@@ -37,6 +37,12 @@ def first_cores(shape: DeviceShape, count: int) -> DeviceShape:
     return msgspec.structs.replace(shape, layouts=tuple(whole), slices=count)
 
 
+def holding(devices: tuple[DeviceShape, ...], configuration: Iterable[GroupCount]) -> tuple[DeviceShape, ...]:
+    """Return what `configuration` is laid out on: of a row whose cores may sleep what it takes, else `devices`."""
+    row = sleeping_row(devices)
+    return devices if row is None else (first_cores(row, cores_of(configuration)),)
+
+
 def core_counts(total: int) -> tuple[int, ...]:
     """Return the numbers of cores that are weighed of a row of `total`, ascending: each up to 8, then in steps of a
     quarter of the power of two below."""

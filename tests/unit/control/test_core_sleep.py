@@ -11,6 +11,7 @@ import pytest
 from clover.control.core_need import ASK_S
 from clover.control.core_sleep import REST_S
 from clover.devices.cpu import CpuDevice
+from clover.errors import BadRequest
 from clover.planning.model.cores import cores_under
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.search.fewest import fewest_cores
@@ -114,7 +115,7 @@ def test_the_state_says_what_is_idle_and_how_few_cores_would_do() -> None:
         assert idle["part"] == pytest.approx(0.9)
         assert (idle["cores"], idle["cores_with_workers"], idle["cores_would_do"]) == (4, 4, 1)
         assert idle["words"] == (
-            "idle is 90% of this machine's energy so far (modelled); at this load 1 of 4 cores would do "
+            "idle is 90 % of this machine's energy so far (modelled); at this load 1 of 4 cores would do "
             "(cores = auto leaves the others without workers)"
         )
         one.fleet.figures["arrival_rate"] = 320.0
@@ -152,5 +153,21 @@ def test_nothing_is_said_of_idle_before_energy_was_counted() -> None:
         one.controller.totals = lambda: {"devices": {}}
         await one.settled()
         assert one.controller.state()["idle"] is None
+
+    asyncio.run(run())
+
+
+def test_an_operator_may_pin_a_configuration_that_leaves_cores_without_workers() -> None:
+    async def run() -> None:
+        one = rig(300.0)
+        await one.settled()
+        await one.controller.command("pin", {"configuration": {"medium@1c": 1, "small@1c": 1}}, "operator")
+        assert [item.placement.id for item in one.family.desired] == ["cpu0:1c@0", "cpu0:1c@1"]
+        await one.look(10.0, looks=3)
+        assert awake(one) == 2
+        every = rig(300.0, sleep_w=None)
+        await every.settled()
+        with pytest.raises(BadRequest, match="layouts leave no room"):
+            await every.controller.command("pin", {"configuration": {"small@1c": 1}}, "operator")
 
     asyncio.run(run())
