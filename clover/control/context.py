@@ -90,7 +90,7 @@ class Context:
         return Conditions(
             reading=self.grid.reading or await self.grid.read(),
             grid_s=self.grid.now(),
-            devices=family.core_sleep.held(self.devices_of(family.name), self.monotonic()),
+            devices=self.devices_of(family.name),
             share=self.share_of(family),
         )
 

@@ -50,7 +50,7 @@ from clover.control.ledger import THRESHOLDS_S
 from clover.control.planner import Planner, Solver
 from clover.control.report import doing, report
 from clover.control.request import PlanRequest
-from clover.control.triggers import Observation
+from clover.control.triggers import RISK, Observation
 from clover.control.verification import verify
 from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
@@ -257,6 +257,8 @@ class Controller:
         trigger = self._trigger(family, now_s)
         if not trigger:
             return
+        if trigger.startswith(RISK):
+            family.core_sleep.wake(context.devices_of(family.name), family.desired, now_s)
         if trigger.startswith("worker capacity") and family.missing and family.deployed is not None:
             family.back_off(family.deployed.configuration, now_s)
         try:

@@ -98,7 +98,7 @@ class CoreNeed:
             return None
         part = min(max(idle_j / measured_j, 0.0), 1.0)
         method = ", ".join(sorted({str(line["method"]) for line in devices.values()}))
-        words = f"idle is {100.0 * part:.0f} % of this machine's energy so far ({method})"
+        words = f"idle is {100.0 * part:.3g} % of this machine's energy so far ({method})"
         row, needed = self.row(), self.cores
         if row is None:
             return {"part": part, "idle_j": idle_j, "method": method, "words": words}
@@ -110,8 +110,6 @@ class CoreNeed:
         }
         if needed is not None and needed < row.slices:
             words += f"; at this load {needed} of {row.slices} cores would do"
-            if sleeping_row((row,)) is None:
-                words += " (cores = auto leaves the others without workers)"
         if sleeping_row((row,)) is not None and 0 < len(used) < row.slices:
             words += f"; {row.slices - len(used)} of {row.slices} cores have no worker"
         return {

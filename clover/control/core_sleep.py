@@ -3,10 +3,14 @@
 A worker takes about two seconds of a core's time to start, so that cores that are put to sleep and woken in turn cost
 more than they spare.  A family therefore keeps the workers of all the cores that it has for `REST_S` after it got more
 of them; its first workers count, since nothing is known of the load when they start.
+
+The plan of fewer cores is made by the profile, which may err: if the SLO is at risk while cores sleep, all of them wake
+whatever the plan says, and rest for twice as long each time, up to `LONGEST_REST_S`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -15,6 +19,7 @@ from clover.planning.model.cores import cores_under, sleeping_row
 from clover.types import Assignment, DeviceShape
 
 REST_S = 300.0
+LONGEST_REST_S = 3600.0
 
 
 class CoreSleep:
@@ -22,23 +27,37 @@ class CoreSleep:
 
     def __init__(self) -> None:
         self._least: int | None = None
-        """None before the first workers: all cores."""
-        self._until_s = 0.0
+        """None: all cores, as before the first workers."""
+        self._until_s = math.inf
+        self._rest_s = REST_S
+        self._woken_s = -math.inf
 
     def changed(self, before: Sequence[Assignment], after: Sequence[Assignment], now_s: float) -> None:
         """Note that the deployment changed from `before` to `after`."""
-        if cores_under(after) > cores_under(before):
-            self._least, self._until_s = cores_under(after), now_s + REST_S
+        more = cores_under(after)
+        if more > cores_under(before):
+            self._least, self._until_s = more, now_s + self._rest_s
+
+    def wake(self, devices: Sequence[DeviceShape], running: Sequence[Assignment], now_s: float) -> None:
+        """Have workers on all cores, as the SLO is at risk; nothing if `running` has them."""
+        row = sleeping_row(devices)
+        if row is None or cores_under(running) >= row.slices:
+            return
+        if now_s >= self._until_s or self._least is not None:  # not the same trouble as a moment ago
+            again = now_s - self._woken_s < LONGEST_REST_S
+            self._rest_s = min(2.0 * self._rest_s, LONGEST_REST_S) if again else REST_S
+            self._woken_s = now_s
+        self._least, self._until_s = None, now_s + self._rest_s
 
     def held(self, devices: tuple[DeviceShape, ...], now_s: float) -> tuple[DeviceShape, ...]:
         """Return `devices` as a plan may use them now."""
         row = sleeping_row(devices)
-        if row is None or (self._least is not None and now_s >= self._until_s):
+        if row is None or now_s >= self._until_s:
             return devices
         least = row.slices if self._least is None else min(self._least, row.slices)
         return (msgspec.structs.replace(row, least_cores=least),)
 
-    def again_s(self, devices: tuple[DeviceShape, ...], now_s: float) -> float | None:
+    def again_s(self, devices: Sequence[DeviceShape], now_s: float) -> float | None:
         """Return when to plan again because fewer cores may do then; None if that is so now, or never."""
-        waits = self._least is not None and now_s < self._until_s and sleeping_row(devices) is not None
+        waits = now_s < self._until_s < math.inf and sleeping_row(devices) is not None
         return self._until_s if waits else None

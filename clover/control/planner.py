@@ -8,6 +8,7 @@ force; what does not is replaced by another candidate that does, or by the plan 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Protocol
 
 from clover.control import gate
@@ -52,6 +53,9 @@ class Planner:
         if not conditions.devices:
             raise PlanError(f"no device is left for {family.name}{context.lost_suffix()}")
         pin = context.pin_of(family, request.pin)
+        if pin.policy:  # a configuration that is given says for itself how many cores it takes
+            held = family.core_sleep.held(conditions.devices, context.monotonic())
+            conditions = replace(conditions, devices=held)
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
             grid_s, horizon_s = conditions.grid_s, family.config.budget_horizon_s

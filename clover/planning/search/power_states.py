@@ -136,12 +136,18 @@ def idle_j(problem: Problem, awake: int) -> float:
 
 
 def with_idle_energy(candidate: Candidate, problem: Problem, objective: Objective, awake: int) -> Candidate:
-    """Return `candidate` on `awake` devices (or cores), with their idle energy if plans differ in it."""
+    """Return `candidate` on `awake` devices (or cores), with their idle energy if plans differ in it; infeasible if more
+    cores have to be awake."""
     if problem.spared_w is None:
         return candidate
     expected = msgspec.structs.replace(candidate.prediction, idle_j_per_row=idle_j(problem, awake))
     score = objective.score(expected.accuracy, expected.joules)
-    return msgspec.structs.replace(candidate, awake=awake, prediction=expected, score=score)
+    found = msgspec.structs.replace(candidate, awake=awake, prediction=expected, score=score)
+    row = sleeping_row(problem.devices)
+    if row is None or awake >= row.least_cores:
+        return found
+    why = candidate.why or f"{row.least_cores} cores have to have workers, not {awake}"
+    return msgspec.structs.replace(found, feasible=False, why=why)
 
 
 def in_use_first(devices: Sequence[DeviceShape], running: Sequence[Assignment]) -> tuple[DeviceShape, ...]:

@@ -114,10 +114,8 @@ def test_the_state_says_what_is_idle_and_how_few_cores_would_do() -> None:
         idle = one.controller.state()["idle"]
         assert idle["part"] == pytest.approx(0.9)
         assert (idle["cores"], idle["cores_with_workers"], idle["cores_would_do"]) == (4, 4, 1)
-        assert idle["words"] == (
-            "idle is 90 % of this machine's energy so far (modelled); at this load 1 of 4 cores would do "
-            "(cores = auto leaves the others without workers)"
-        )
+        said = "idle is 90 % of this machine's energy so far (modelled); at this load 1 of 4 cores would do"
+        assert idle["words"] == said
         one.fleet.figures["arrival_rate"] = 320.0
         await one.look(ASK_S + 1.0)
         assert rates == [300.0], "the load is the same"
@@ -169,5 +167,27 @@ def test_an_operator_may_pin_a_configuration_that_leaves_cores_without_workers()
         await every.settled()
         with pytest.raises(BadRequest, match="layouts leave no room"):
             await every.controller.command("pin", {"configuration": {"small@1c": 1}}, "operator")
+
+    asyncio.run(run())
+
+
+def test_all_cores_wake_where_the_slo_is_at_risk_whatever_the_profile_says() -> None:
+    """And they rest for longer each time: a profile that errs once errs again."""
+
+    async def run() -> None:
+        one = rig(300.0)
+        await one.settled()
+        await one.look(10.0, looks=int(REST_S / 10.0) + 2)
+        for rest_s in (REST_S, 2.0 * REST_S, 4.0 * REST_S):
+            assert awake(one) == 1
+            one.fleet.figures["p95_ms"] = 100.0
+            await one.look(1.0, looks=4)
+            assert awake(one) == 4
+            one.consistent()
+            one.fleet.figures["p95_ms"] = 10.0
+            await one.look(10.0, looks=int(rest_s / 10.0) - 4)
+            assert awake(one) == 4
+            await one.look(10.0, looks=8)
+        assert awake(one) == 1
 
     asyncio.run(run())
