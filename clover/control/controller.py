@@ -50,7 +50,7 @@ from clover.control.ledger import THRESHOLDS_S
 from clover.control.planner import Planner, Solver
 from clover.control.report import doing, report
 from clover.control.request import PlanRequest
-from clover.control.triggers import RISK, Observation
+from clover.control.triggers import Observation
 from clover.control.verification import verify
 from clover.errors import CloverError, StartError, Unavailable
 from clover.interfaces import Device, Fleet
@@ -254,11 +254,13 @@ class Controller:
                 return
         if bare and not context.devices_of(family.name):
             return  # there is nothing to plan with
+        p95_ms = seen.get("p95_ms")
+        late = p95_ms > family.targets.slo_ms if p95_ms is not None else seen.get("queue_rows", 0.0) > 0.0
+        if family.core_sleep.look(late, context.devices_of(family.name), family.desired, now_s):
+            family.news = family.news or "SLO missed with cores asleep"
         trigger = self._trigger(family, now_s)
         if not trigger:
             return
-        if trigger.startswith(RISK):
-            family.core_sleep.wake(context.devices_of(family.name), family.desired, now_s)
         if trigger.startswith("worker capacity") and family.missing and family.deployed is not None:
             family.back_off(family.deployed.configuration, now_s)
         try:

@@ -136,8 +136,8 @@ def idle_j(problem: Problem, awake: int) -> float:
 
 
 def with_idle_energy(candidate: Candidate, problem: Problem, objective: Objective, awake: int) -> Candidate:
-    """Return `candidate` on `awake` devices (or cores), with their idle energy if plans differ in it; infeasible if more
-    cores have to be awake."""
+    """Return `candidate` on `awake` devices (or cores), with their idle energy if plans differ in it; it is infeasible
+    if more cores have to be awake."""
     if problem.spared_w is None:
         return candidate
     expected = msgspec.structs.replace(candidate.prediction, idle_j_per_row=idle_j(problem, awake))

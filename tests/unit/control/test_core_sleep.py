@@ -181,10 +181,12 @@ def test_all_cores_wake_where_the_slo_is_at_risk_whatever_the_profile_says() -> 
         for rest_s in (REST_S, 2.0 * REST_S, 4.0 * REST_S):
             assert awake(one) == 1
             one.fleet.figures["p95_ms"] = 100.0
-            await one.look(1.0, looks=4)
+            for rate in (400.0, 600.0, 900.0, 900.0):  # each a reason to plan by itself
+                one.fleet.figures["arrival_rate"] = rate
+                await one.look(1.0)
             assert awake(one) == 4
             one.consistent()
-            one.fleet.figures["p95_ms"] = 10.0
+            one.fleet.figures.update(p95_ms=10.0, arrival_rate=300.0)
             await one.look(10.0, looks=int(rest_s / 10.0) - 4)
             assert awake(one) == 4
             await one.look(10.0, looks=8)
