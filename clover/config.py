@@ -84,7 +84,7 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     accuracy_margin: Annotated[
         float,
         _help("safety margin: plans aim this many points above the floor, so that hourly averages stay above it", ge=0),
-    ] = 0.1
+    ] = 0.25
     accuracy_budget: Annotated[
         float,
         _help("points below the best variant that the policies budget and static may give up on average", ge=0, le=100),
@@ -271,7 +271,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     core_sleep_w: Annotated[
         float,
         _help("watts that plans take a core to spare while it has no worker, if cores is auto (modelled)", ge=0),
-    ] = 0.25
+    ] = 0.1
     backends: Annotated[tuple[str, ...], _help("backends the profiler may choose from")] = (
         "eager",
         "aoti",
