@@ -145,13 +145,23 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def served(
-    arguments: Sequence[str], *, log: Path, start_s: float = 180.0, python: str = sys.executable
+    arguments: Sequence[str],
+    *,
+    log: Path,
+    start_s: float = 180.0,
+    python: str = sys.executable,
+    group: Path | None = None,
 ) -> Iterator[ServerProcess]:
-    """Run `python -m clover.serve ARGUMENTS` on a free port until the block ends; ready when it is entered."""
+    """Run `python -m clover.serve ARGUMENTS` on a free port until the block ends; ready when it is entered.  `group`:
+    the folder of a control group to run it in."""
     port = free_port()
+    joining = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)] if group is not None else []
     with open(log, "ab") as sink:
         process = subprocess.Popen(
-            [python, "-m", "clover.serve", *arguments, "--port", str(port)], stdout=sink, stderr=sink, cwd=ROOT
+            [*joining, python, "-m", "clover.serve", *arguments, "--port", str(port)],
+            stdout=sink,
+            stderr=sink,
+            cwd=ROOT,
         )
     server = ServerProcess(process, f"http://127.0.0.1:{port}", log)
     try:

@@ -175,8 +175,46 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
     ] = 400.0
     pue: Annotated[
         float,
-        _help("power usage effectiveness: energy of the whole data centre divided by that of its computers", ge=1),
+        _help(
+            "power usage effectiveness: energy of the whole data centre divided by that of its computers; multiplies "
+            "all joules that become grams, and neither joules themselves nor embodied carbon",
+            ge=1,
+        ),
     ] = 1.5
+
+
+class EmbodiedConfig(Section, frozen=True, kw_only=True):
+    machine_kg: (
+        Annotated[
+            float,
+            _help(
+                "embodied carbon of the machine without GPUs, kgCO2e; by default estimated by its CPUs from published "
+                "figures",
+                ge=0,
+            ),
+        ]
+        | None
+    ) = None
+    gpu_kg: (
+        Annotated[
+            float,
+            _help("embodied carbon of one GPU, kgCO2e; by default what is published of it, or else unknown", ge=0),
+        ]
+        | None
+    ) = None
+    life_years: Annotated[float, _help("years that the hardware is expected to be in use", gt=0)] = 4.0
+    reserved: (
+        Annotated[
+            float,
+            _help(
+                "part of the machine that is reserved for this server; by default its cores divided by all cores of "
+                "the machine",
+                gt=0,
+                le=1,
+            ),
+        ]
+        | None
+    ) = None
 
 
 class EnergyConfig(Section, frozen=True, kw_only=True):
@@ -298,6 +336,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     limits: LimitsConfig = LimitsConfig()
     carbon: CarbonConfig = CarbonConfig()
     energy: EnergyConfig = EnergyConfig()
+    embodied: EmbodiedConfig = EmbodiedConfig()
     controller: ControllerConfig = ControllerConfig()
     workers: WorkersConfig = WorkersConfig()
     log: LogConfig = LogConfig()

@@ -376,6 +376,15 @@ class EnergySample(Record, frozen=True, kw_only=True):
     epoch: int = 0
 
 
+class CpuTimes(Record, frozen=True, kw_only=True):
+    """Nanoseconds of CPU time so far: of the server's process tree, of the server's own process alone, and of
+    everything that runs on the machine (0: not known)."""
+
+    tree_ns: int
+    server_ns: int
+    machine_ns: int = 0
+
+
 class Receipt(Record, frozen=True, kw_only=True):
     """What one answer cost.  `accuracy` is the profile's expectation in percent, row-weighted over the request.  `path`
     holds the variants that each row was asked of in a cascade ("small>xlarge"); empty without one."""

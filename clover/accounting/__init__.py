@@ -4,18 +4,21 @@ A meter counts one device with all its slices; many workers of many families sha
 second or so):
 
 * idle energy = idle power x time.  It is split over the workers that hold compute slices, by slices (workers that share
-  a placement during a swap share its slices); that of slices without a worker goes to the line `unowned`.
-* active energy = measured - idle.  It is split by modelled energy (busy time x modelled watts, which is rows x profiled
-  joules a row) and rescaled, so that the parts sum to what was measured.  Active energy of a window in which no worker
-  was busy goes to the line `unattributed`.
+  a placement during a swap share its slices); cores that only the front end may use are the front end's; that of slices
+  without a worker goes to the line `unowned`.
+* active energy = measured - idle.  On the machine itself it is split by CPU time, which the kernel counts for every
+  process: each worker's, the server's own (`front_end`), and that of all else the server started (`control`: planning,
+  profiling, starts, standby workers; rows that answer no client are moved there too).  On a GPU, which has no such
+  clock, it is split by modelled energy (rows x profiled joules a row) and rescaled, so that the parts sum to what was
+  measured.  What none of them used (other programs, a window in which no worker was busy) is the line `unattributed`.
 * measured < idle happens (noise, clock steps): active is then zero and the difference is carried into later windows, so
-  that over time, on every device,
+  that over time, on every device, in joules and in grams,
 
-      measured = active + idle of the workers + unowned + unattributed + carried,      exactly.
+      measured = active + front_end + control + idle + unowned + unattributed + carried,      exactly.
 
-How far a worker's part is from the truth depends on the profile.  If true watts lie within a factor 1 +- e of the
-modelled ones (a factor common to all does not matter, it is rescaled away), the part of a worker with the share s of
-the modelled energy is off by at most
+How far a worker's part of a GPU is from the truth depends on the profile.  If true watts lie within a factor 1 +- e of
+the modelled ones (a factor common to all does not matter, it is rescaled away), the part of a worker with the share s
+of the modelled energy is off by at most
 
     (1 - s) x 2e / (1 - e):      its own watts e below the model, everybody else's e above it.
 
@@ -25,19 +28,38 @@ energy is then at most what was measured, since the power at which the device id
 anew (another `epoch`) opens a new window: what was used in between is unknown, and is attributed to no worker.
 
 A request cannot wait for its window to close, so its receipt is an estimate from the same figures: the profiled energy
-of its rows x the running ratio of measured to modelled energy of the device each batch ran on, plus its family's idle
-watts / rows a second over the trailing minute.  After a quiet time that rate is far below the burst that ends it, so
-rows share at most the idle energy that was attributed to their family and that no receipt has billed yet, and of that
-at most one trailing minute's.  What no receipt bills, because there were no requests, is the line `idle_unbilled_j`.
-Grams = joules x intensity x PUE at the grid time of the window (or of the answer).
+of its rows x the running ratio of measured to modelled energy (of its variant where CPU time tells variants apart, else
+of the device each batch ran on), plus its family's idle watts / rows a second over the trailing minute, plus what a row
+cost the front end in the last windows.  After a quiet time the rate is far below the burst that ends it, so rows share
+at most the idle energy that was attributed to their family and that no receipt has billed yet, and of that at most one
+trailing minute's.  So for every family
+
+    energy = receipts + idle_unbilled + front_end_unbilled + active_unbilled + control,      exactly,
+
+of which only `active_unbilled`, by which the estimates of active energy fell short, may be negative.
+
+Grams = joules x intensity x PUE.  Each window is priced at the intensities of its own time, however late its energy
+becomes known (`clover.accounting.prices`).
 
 Everything is pure: time, samples and readings are arguments.  Figures keep the method of the sample they come from.
 """
 
 from __future__ import annotations
 
-from clover.accounting.account import Account, Span, Spans
+from clover.accounting.account import Account
 from clover.accounting.devices import Share
-from clover.accounting.meters import WorkerMeter, joules_per_row
+from clover.accounting.host import HostCpu
+from clover.accounting.meters import HostProcess, ProfiledEnergy, WorkerMeter, profiled_energy
+from clover.accounting.spans import Span, Spans
 
-__all__ = ["Account", "Share", "Span", "Spans", "WorkerMeter", "joules_per_row"]
+__all__ = [
+    "Account",
+    "HostCpu",
+    "HostProcess",
+    "ProfiledEnergy",
+    "Share",
+    "Span",
+    "Spans",
+    "WorkerMeter",
+    "profiled_energy",
+]

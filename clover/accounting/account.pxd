@@ -7,23 +7,32 @@ cdef class AnsweredRate:
     cdef public int64_t since_ns
     cdef public object bins
     cdef public int64_t rows
+    cdef public int64_t answered
 
     @cython.locals(second=int64_t)
     cpdef add(self, int64_t now_ns, int64_t rows)
     @cython.locals(first=int64_t, covered_s=double)
     cpdef double per_s(self, int64_t now_ns) except? -1.0
 
-cdef class IdleBill:
+cdef class OverheadBill:
     cdef public double accrued_j
     cdef public double billed_j
     cdef public double open_j
+    cdef public double open_g
+    cdef public double per_row_j
+
+    @cython.locals(part_j=double)
+    cdef double take(self, double joules) except? -1.0
 
 cdef class Account:
     cdef public double pue
     cdef public double core_w
     cdef public object reading
+    cdef public object host
+    cdef public str host_device
     cdef public dict shares
     cdef public dict placements
+    cdef public dict overheads
     cdef public dict receipts_j
     cdef dict _devices
     cdef list _meters
@@ -31,6 +40,11 @@ cdef class Account:
     cdef dict _places
     cdef dict _rates
     cdef dict _idle
+    cdef dict _front_end
+    cdef dict _answered
+    cdef dict _work
+    cdef object _prices
+    cdef double _overhead_g
     cdef object _spans
     cdef int64_t _retired_cpu_ns
     cdef dict _idle_w
@@ -50,6 +64,6 @@ cdef class Account:
         self, str family, str variant, double accuracy, int64_t rows, double active_j, int64_t now_ns, tuple path=*
     )
     cpdef str method_of(self, str family)
-    @cython.locals(rate=double, known=AnsweredRate, bill=IdleBill, part_j=double)
-    cdef double _bill_idle(self, str family, int64_t rows, int64_t now_ns) except? -1.0
+    @cython.locals(rate=double, known=AnsweredRate, bill=OverheadBill, part_j=double, before_g=double)
+    cdef double _bill_overhead(self, str family, int64_t rows, int64_t now_ns) except? -1.0
     cdef double _family_idle_w(self, str family) except? -1.0

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
-from clover.accounting.devices import DeviceAccount, Share
+from clover.accounting.devices import LINES, ClosedWindow, DeviceAccount, Line, Share
+from clover.accounting.host import HostCpu
 from clover.accounting.meters import WorkerMeter
+from clover.accounting.prices import Price, Prices
+from clover.accounting.spans import Spans, Work
 from clover.types import EnergySample, Method, Reading, Receipt
 
 _SECOND_NS = 1_000_000_000
 _JOULES_PER_KWH = 3.6e6
 _RATE_WINDOW_S = 60
+_LATEST = 0.1
+"""Weight of the last window in what a row costs of the front end."""
 
 
 class AnsweredRate:
@@ -21,7 +26,7 @@ class AnsweredRate:
     starts with its first event and answers for rates that are shown and planned with.
     """
 
-    __slots__ = ("_answer", "_asked_ns", "bins", "rows", "since_ns")
+    __slots__ = ("_answer", "_asked_ns", "answered", "bins", "rows", "since_ns")
 
     def __init__(self, now_ns: int) -> None:
         self._asked_ns = -1
@@ -29,11 +34,14 @@ class AnsweredRate:
         self.since_ns = now_ns
         self.bins: deque[list[int]] = deque()
         self.rows = 0
+        self.answered = 0
+        """Rows since the family was added."""
 
     def add(self, now_ns: int, rows: int) -> None:
         """Count rows that were answered at `now_ns`."""
         second = now_ns // 1_000_000_000
         self._asked_ns = -1
+        self.answered += rows
         self.rows += rows
         if self.bins and self.bins[-1][0] == second:
             self.bins[-1][1] += rows
@@ -54,46 +62,44 @@ class AnsweredRate:
         return self._answer
 
 
-class IdleBill:
-    """Idle joules of one family: attributed to it, billed in receipts, and what receipts may still bill."""
+class OverheadBill:
+    """What a row costs beside its own computing: joules and grams that were attributed to a family and that no receipt
+    has billed yet.
 
-    __slots__ = ("accrued_j", "billed_j", "open_j")
+    `per_row_j`: what a row cost in the last windows, of the front end; idle joules accrue with time instead.
+    """
+
+    __slots__ = ("accrued_j", "billed_j", "open_g", "open_j", "per_row_j")
 
     def __init__(self) -> None:
         self.accrued_j = 0.0
         self.billed_j = 0.0
         self.open_j = 0.0
+        self.open_g = 0.0
+        self.per_row_j = 0.0
 
+    def accrue(self, joules: float, prices: Sequence[Price]) -> None:
+        """Add what was attributed in a window."""
+        self.accrued_j += joules
+        self.open_j += joules
+        for price in prices:
+            self.open_g += joules * price.part * price.grams_per_j
 
-@dataclass
-class Span:
-    """The work of a family since the last `Account.take`: rows that each variant computed, joules and grams, and the
-    methods of the devices.
+    def bound(self, most_j: float) -> None:
+        """Let receipts bill no more than `most_j` of what is open: the rest stays without a receipt."""
+        if self.open_j > most_j:
+            self.open_g *= most_j / self.open_j
+            self.open_j = most_j
 
-    Rows whose energy is unknown (the meter began anew) are left out.  Cascades passed `gone_on` of the rows on to
-    another variant; those that were answered are right by `right` (rows x percent) more than the variants are over all
-    rows that they computed.
-    """
-
-    rows: dict[str, int] = field(default_factory=dict)
-    gone_on: int = 0
-    right: float = 0.0
-    share: Share = field(default_factory=Share)
-    methods: set[Method] = field(default_factory=set)
-
-
-@dataclass
-class Spans:
-    """The spans of all families; by device the idle joules and grams of slices without a worker (`unowned`); and the
-    length of the longest window in them."""
-
-    families: dict[str, Span] = field(default_factory=dict)
-    unowned: dict[str, tuple[float, float]] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def of(self, family: str) -> Span:
-        """Return the span of `family`, made if it is missing."""
-        return self.families.setdefault(family, Span())
+    def take(self, joules: float) -> float:
+        """Return up to `joules` of what is open, which is billed now."""
+        part_j = min(joules, self.open_j)
+        if part_j <= 0.0:
+            return 0.0
+        self.open_g -= self.open_g * part_j / self.open_j
+        self.open_j -= part_j
+        self.billed_j += part_j
+        return part_j
 
 
 class Account:
@@ -107,7 +113,12 @@ class Account:
         self.pue = pue
         self.core_w = core_w
         self.reading: Reading | None = None
+        self.host: HostCpu | None = None
+        """The CPU times of the machine, whose account is that of the device `host_device`."""
+        self.host_device = ""
         self.shares: dict[tuple[str, str, Method], Share] = {}
+        self.overheads: dict[tuple[str, str, Method], Share] = {}
+        """Joules and grams by (family, "front_end" or "control", method)."""
         self.placements: dict[tuple[str, str, Method], Share] = {}
         self.receipts_j: dict[str, float] = {}
         self._devices: dict[str, DeviceAccount] = {}
@@ -115,7 +126,13 @@ class Account:
         self._gone: list[WorkerMeter] = []
         self._places: dict[str, set[str]] = {}
         self._rates: dict[str, AnsweredRate] = {}
-        self._idle: dict[str, IdleBill] = {}
+        self._idle: dict[str, OverheadBill] = {}
+        self._front_end: dict[str, OverheadBill] = {}
+        self._overhead_g = 0.0
+        self._work: dict[tuple[str, str, Method], Work] = {}
+        self._answered: dict[str, int] = {}
+        """Answered rows of each family when the front end's energy was last split by them."""
+        self._prices = Prices(pue)
         self._spans = Spans()
         self._retired_cpu_ns = 0
         self._idle_w: dict[str, float] = {}
@@ -131,13 +148,21 @@ class Account:
 
     # --- who is there -------------------------------------------------------------------------------------------------
 
-    def add_device(self, device: str, slices: int) -> None:
-        """Add a device with `slices` compute slices, over which its idle energy is split.
+    def add_device(self, device: str, slices: int, front_end: int = 0, foreign: int = 0) -> None:
+        """Add a device with `slices` compute slices for workers, `front_end` more (cores that workers may not use), and
+        `foreign` ones that its meter covers and that are not the server's; over all its idle energy is split.
 
         A known device (a GPU that was lost and is back) keeps its account.
         """
-        self._devices.setdefault(device, DeviceAccount(slices=1)).slices = max(slices, 1)
+        known = self._devices.setdefault(device, DeviceAccount(slices=1))
+        known.slices, known.front_end, known.foreign = max(slices, 1), front_end, foreign
         self._forget()
+
+    def add_host(self, device: str, host: HostCpu) -> None:
+        """Have the active energy of `device`, the machine, split by the CPU times of `host`."""
+        self.host_device, self.host = device, host
+        for meter in self._meters:
+            host.add(meter)
 
     def add_family(self, family: str, now_ns: int) -> None:
         """Start the row rate of a family."""
@@ -149,7 +174,9 @@ class Account:
         self._places.setdefault(meter.family, set()).add(meter.device)
         self._forget()
         device = self._devices.get(meter.device)
-        meter.ratio = device.ratio if device is not None else 1.0
+        meter.ratio = device.ratio_of(meter) if device is not None else 1.0
+        if self.host is not None:
+            self.host.add(meter)
         return meter
 
     def detach(self, meter: WorkerMeter) -> None:
@@ -157,9 +184,11 @@ class Account:
         if meter in self._meters:
             self._meters.remove(meter)
             self._gone.append(meter)
+            if self.host is not None:
+                self.host.leave(meter)
 
     def cpu_seconds(self) -> float:
-        """Return CPU seconds used by all workers in batches so far: what a modelled meter integrates."""
+        """Return CPU seconds used by all workers in batches so far, by their own word."""
         # Batches of a dead worker may still be counted after `detach`: it is retired with its last window.
         counted = sum(meter.cpu_ns for meter in (*self._meters, *self._gone))
         return (self._retired_cpu_ns + counted) / _SECOND_NS
@@ -170,6 +199,10 @@ class Account:
         retired_ns = known.retired_busy_ns if known is not None else 0
         return retired_ns + sum(meter.busy_ns for meter in (*self._meters, *self._gone) if meter.device == device)
 
+    def workers(self) -> tuple[WorkerMeter, ...]:
+        """Return the meters of the workers that hold slices now."""
+        return tuple(self._meters)
+
     # --- windows ------------------------------------------------------------------------------------------------------
 
     def rows_done(self, family: str, rows: int, now_ns: int) -> None:
@@ -179,57 +212,99 @@ class Account:
             rate = self._rates[family] = AnsweredRate(now_ns)
         rate.add(now_ns, rows)
 
-    def window(self, sample: EnergySample, reading: Reading) -> None:
-        """Close the window of `sample.device` at `sample.at_ns`, its carbon priced at `reading`.
+    def window(self, sample: EnergySample, reading: Reading, now_ns: int = 0) -> None:
+        """Close the window of `sample.device` at `sample.at_ns`.
 
-        The first sample of a device or of an epoch only opens a window; one no newer than the last leaves it open.
+        `reading` was in force until `now_ns` (default: until the sample).  Energy that comes late is priced at the
+        readings of its own time.  The first sample of a device or of an epoch only opens a window; one no newer than
+        the last leaves it open.
         """
         self.reading = reading
+        self._prices.note(reading, max(now_ns, sample.at_ns))
         device = self._devices.setdefault(sample.device, DeviceAccount(slices=1))
-        here = [meter for meter in self._meters if meter.device == sample.device]
+        host = self.host if sample.device == self.host_device else None
+        everywhere = host is not None and not any(meter.device == sample.device for meter in self._meters)
+        here = [meter for meter in self._meters if everywhere or meter.device == sample.device]
         gone = [meter for meter in self._gone if meter.device == sample.device]
-        closed = device.window(sample, here, gone)
+        closed = device.window(sample, here, gone, self._prices, host.parts if host is not None else None)
         self._forget()
         if closed is None:
             return
         self._gone = [meter for meter in self._gone if meter.device != sample.device]
         self._retired_cpu_ns += sum(meter.cpu_ns for meter in gone)
         device.retired_busy_ns += sum(meter.busy_ns for meter in gone)
-        grams_per_j = reading.g_per_kwh / _JOULES_PER_KWH * self.pue
-        spans = self._spans
+        if host is not None:
+            host.close()
+        self._book(sample, closed)
+        for family, bill in self._idle.items():
+            bill.bound(self._family_idle_w(family) * _RATE_WINDOW_S)
+        for family, bill in self._front_end.items():
+            bill.bound(bill.per_row_j * self._rate(family).rows)
+
+    def _book(self, sample: EnergySample, closed: ClosedWindow) -> None:
+        spans, prices = self._spans, closed.prices
         spans.seconds = max(spans.seconds, closed.seconds)
         for meter, part_j in closed.active:
-            for share in (*self._booked(meter, sample.method), spans.of(meter.family).share):
-                share.active_j += part_j
-                share.active_g += part_j * grams_per_j
-        for meter, rows, gone_on, right in closed.rows:
+            for share in (*self._booked(meter, sample), spans.of(meter.family).share):
+                share.add_active(part_j, prices)
+            self._work.setdefault((meter.family, meter.variant, sample.method), Work()).metered_j += part_j
+        for meter, rows, gone_on, right, expected_j in closed.rows:
             span = spans.of(meter.family)
             span.gone_on += gone_on
             span.right += right
             span.rows[meter.variant] = span.rows.get(meter.variant, 0) + rows
             span.methods.add(sample.method)
-        unowned_j, unowned_g = spans.unowned.get(sample.device, (0.0, 0.0))
-        more_j = closed.unowned_j
-        spans.unowned[sample.device] = (unowned_j + more_j, unowned_g + more_j * grams_per_j)
+            work = self._work.setdefault((meter.family, meter.variant, sample.method), Work())
+            work.rows += rows
+            work.expected_j += expected_j
         for meter, part_j in closed.idle:
-            for share in (*self._booked(meter, sample.method), spans.of(meter.family).share):
-                share.idle_j += part_j
-                share.idle_g += part_j * grams_per_j
-            bill = self._idle.setdefault(meter.family, IdleBill())
-            bill.accrued_j += part_j
-            bill.open_j += part_j
-        for family, bill in self._idle.items():
-            bill.open_j = min(bill.open_j, self._family_idle_w(family) * _RATE_WINDOW_S)
+            for share in (*self._booked(meter, sample), spans.of(meter.family).share):
+                share.add_idle(part_j, prices)
+            self._idle.setdefault(meter.family, OverheadBill()).accrue(part_j, prices)
+        for lines, joules in ((spans.unowned, closed.unowned_j), (spans.unattributed, closed.unattributed_j)):
+            whole_j, whole_g = lines.get(sample.device, (0.0, 0.0))
+            grams = sum(joules * price.part * price.grams_per_j for price in prices)
+            lines[sample.device] = whole_j + joules, whole_g + grams
+        if sample.device == self.host_device:
+            self._book_overheads(sample.method, closed)
+        for span in spans.families.values():
+            span.grids.update(price.method for price in prices)
+
+    def _book_overheads(self, method: Method, closed: ClosedWindow) -> None:
+        """Split what the front end and control used over the families, by the rows that each answered; evenly, if none
+        did."""
+        answered = {family: rate.answered - self._answered.get(family, 0) for family, rate in self._rates.items()}
+        self._answered = {family: rate.answered for family, rate in self._rates.items()}
+        total = sum(answered.values())
+        for family, rows in answered.items():
+            part = rows / total if total else 1.0 / len(answered)
+            span = self._spans.of(family)
+            for name, booked, active_j, idle_j in (
+                ("front_end", span.front_end, closed.front_end_j, closed.front_end_idle_j),
+                ("control", span.control, closed.control_j, 0.0),
+            ):
+                for share in (booked, self.overheads.setdefault((family, name, method), Share())):
+                    share.add_active(part * active_j, closed.prices)
+                    share.add_idle(part * idle_j, closed.prices)
+            front_end_j = part * (closed.front_end_j + closed.front_end_idle_j)
+            bill = self._front_end.setdefault(family, OverheadBill())
+            bill.accrue(front_end_j, closed.prices)
+            if rows:
+                latest_j = front_end_j / rows
+                bill.per_row_j += (latest_j - bill.per_row_j) * _LATEST if bill.per_row_j else latest_j
 
     def take(self) -> Spans:
         """Return the spans of the windows that were closed since the last call."""
         taken, self._spans = self._spans, Spans()
         return taken
 
-    def _booked(self, meter: WorkerMeter, method: Method) -> tuple[Share, Share]:
-        by_variant = self.shares.setdefault((meter.family, meter.variant, method), Share())
-        by_placement = self.placements.setdefault((meter.device, meter.placement, method), Share())
+    def _booked(self, meter: WorkerMeter, sample: EnergySample) -> tuple[Share, Share]:
+        by_variant = self.shares.setdefault((meter.family, meter.variant, sample.method), Share())
+        by_placement = self.placements.setdefault((sample.device, meter.placement, sample.method), Share())
         return by_variant, by_placement
+
+    def _rate(self, family: str) -> AnsweredRate:
+        return self._rates.setdefault(family, AnsweredRate(0))
 
     def _family_idle_w(self, family: str) -> float:
         watts = self._idle_w.get(family)
@@ -252,9 +327,10 @@ class Account:
     ) -> Receipt:
         """Return the receipt of `rows` rows with `active_j` joules (as their workers' meters gave them).
 
-        Energy includes their share of idle energy, carbon also the PUE.  The rows of a batch share one object.
+        Energy includes their share of idle energy and of the front end's, carbon also the PUE.  The rows of a batch
+        share one object.
         """
-        energy_j = active_j + self._bill_idle(family, rows, now_ns)
+        energy_j = active_j + self._bill_overhead(family, rows, now_ns)
         self.receipts_j[family] = self.receipts_j.get(family, 0.0) + energy_j
         reading = self.reading
         # A receipt is always an estimate: the device was measured or not, but never this one request.
@@ -277,7 +353,7 @@ class Account:
             variant=variant,
             accuracy=accuracy,
             energy_j=energy_j,
-            carbon_mg=energy_j / _JOULES_PER_KWH * intensity * self.pue * 1e3,
+            carbon_mg=(active_j / _JOULES_PER_KWH * intensity * self.pue + self._overhead_g) * 1e3,
             intensity_g_per_kwh=intensity,
             method=method,
             intensity_state=reading.state if reading is not None else "unknown",
@@ -300,38 +376,38 @@ class Account:
         self._idle_w.clear()
         self._receipt_method.clear()
 
-    def _bill_idle(self, family: str, rows: int, now_ns: int) -> float:
-        """Return the idle joules that `rows` rows share, taken from what is still to be billed."""
+    def _bill_overhead(self, family: str, rows: int, now_ns: int) -> float:
+        """Return the joules of idle power and of the front end that `rows` rows share, taken from what is still to be
+        billed; `_overhead_g` becomes their grams."""
+        self._overhead_g = 0.0
         known = self._rates.get(family)
         rate = known.per_s(now_ns) if known is not None else 0.0
+        part_j = 0.0
         bill = self._idle.get(family)
-        if bill is None or rate <= 0.0:
-            return 0.0
-        part_j = min(self._family_idle_w(family) / rate * rows, bill.open_j)
-        bill.open_j -= part_j
-        bill.billed_j += part_j
+        if bill is not None and rate > 0.0:
+            before_g = bill.open_g
+            part_j = bill.take(self._family_idle_w(family) / rate * rows)
+            self._overhead_g = before_g - bill.open_g
+        bill = self._front_end.get(family)
+        if bill is not None:
+            before_g = bill.open_g
+            part_j += bill.take(bill.per_row_j * rows)
+            self._overhead_g += before_g - bill.open_g
         return part_j
 
     def devices(self) -> dict[str, dict[str, float | str]]:
         """Return the lines of each device, by name.
 
-        Joules sum up: `measured_j` = active, idle, unattributed, unowned and carried.  `watts` are those of the last
-        window (absent while the meter gives no new reading: `frozen` is 1), `idle_w` those at rest; `ratio` is measured
-        over modelled energy; `restarts` counts how often the meter began anew.
+        Joules sum up: `measured_j` = active, front end, control, idle, unattributed, unowned and carried; so do grams.
+        `watts` are those of the last window (absent while the meter gives no new reading: `frozen` is 1), `idle_w`
+        those at rest; `ratio` is measured over modelled energy; `restarts` counts how often the meter began anew.
         """
-        active: dict[str, float] = {}
-        idle: dict[str, float] = {}
-        for (name, _, _), share in self.placements.items():
-            active[name] = active.get(name, 0.0) + share.active_j
-            idle[name] = idle.get(name, 0.0) + share.idle_j
         return {
             name: {
-                "measured_j": device.measured_j,
-                "active_j": active.get(name, 0.0),
-                "idle_j": idle.get(name, 0.0),
-                "unattributed_j": device.unattributed_j,
-                "unowned_j": device.unowned_j,
-                "carried_j": device.carried_j,
+                "measured_j": device.total.joules,
+                "measured_g": device.total.grams,
+                **{f"{line}_j": device.lines[line].joules for line in LINES},
+                **{f"{line}_g": device.lines[line].grams for line in LINES},
                 **({} if device.frozen else {"watts": device.watts}),
                 "idle_w": device.idle_w,
                 "ratio": device.ratio,
@@ -342,14 +418,47 @@ class Account:
             for name, device in self._devices.items()
         }
 
+    def lines(self) -> Iterator[tuple[str, str, Method, Line]]:
+        """Yield device, line, method of the joules, and the line itself; front end and control are the machine's."""
+        for name, device in self._devices.items():
+            for line, sums in device.lines.items():
+                if name == self.host_device or line not in ("front_end", "control"):
+                    yield name, line, device.method, sums
+
     def totals(self, family: str | None = None) -> dict[str, float]:
-        """Return joules and grams over all variants (of one family); `idle_unbilled_j`: idle joules not in receipts."""
-        bills = [bill for name, bill in self._idle.items() if family in (None, name)]
+        """Return joules and grams over all variants (of one family), with its part of the front end and of control.
+
+        energy_j = joules in receipts + `idle_unbilled_j` + `front_end_unbilled_j` + `active_unbilled_j` + `control_j`.
+        What receipts bill as active is an estimate, so that the difference may be negative.
+        """
+        idle = [bill for name, bill in self._idle.items() if family in (None, name)]
+        front_end = [bill for name, bill in self._front_end.items() if family in (None, name)]
         picked = [share for (name, _, _), share in self.shares.items() if family in (None, name)]
+        overheads = {
+            line: [share for (name, of, _), share in self.overheads.items() if of == line and family in (None, name)]
+            for line in ("front_end", "control")
+        }
+        every = [*picked, *overheads["front_end"], *overheads["control"]]
+        active_j = sum(share.active_j for share in picked)
+        receipts_j = sum(joules for name, joules in self.receipts_j.items() if family in (None, name))
+        billed_j = sum(bill.billed_j for bill in (*idle, *front_end))
         return {
-            "active_j": sum(share.active_j for share in picked),
+            "active_j": active_j,
             "idle_j": sum(share.idle_j for share in picked),
-            "energy_j": sum(share.total_j for share in picked),
-            "carbon_g": sum(share.total_g for share in picked),
-            "idle_unbilled_j": sum(bill.accrued_j - bill.billed_j for bill in bills),
+            "front_end_j": sum(share.total_j for share in overheads["front_end"]),
+            "control_j": sum(share.total_j for share in overheads["control"]),
+            "energy_j": sum(share.total_j for share in every),
+            "carbon_g": sum(share.total_g for share in every),
+            "active_unbilled_j": active_j - (receipts_j - billed_j),
+            "idle_unbilled_j": sum(bill.accrued_j - bill.billed_j for bill in idle),
+            "front_end_unbilled_j": sum(bill.accrued_j - bill.billed_j for bill in front_end),
+        }
+
+    def per_row(self) -> dict[tuple[str, str, Method], tuple[float, float]]:
+        """Return expected and metered active joules a row by (family, variant, method) over all rows so far, for
+        variants whose energy is metered."""
+        return {
+            key: (work.expected_j / work.rows, work.metered_j / work.rows)
+            for key, work in self._work.items()
+            if work.rows
         }

@@ -6,24 +6,31 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from clover.accounting.host import HostParts
 from clover.accounting.meters import WorkerMeter
+from clover.accounting.prices import Mark, Price, Prices
 from clover.types import EnergySample, Method
 
 _SECOND_NS = 1_000_000_000
 _RATIO_MEMORY = 0.95
 """Weight of earlier windows in the measured/modelled ratio: about twenty windows count."""
 
+LINES = ("active", "front_end", "control", "idle", "unowned", "unattributed", "carried")
+"""The lines of a device, whose joules sum to what its meter showed, and whose grams sum to what that cost."""
+
 Parts = list[tuple[WorkerMeter, float]]
 
 
 @dataclass
 class Share:
-    """Joules and grams of one (family, variant, method), or of one placement; active and idle apart."""
+    """Joules and grams of one (family, variant, method), or of one placement; active and idle apart.  `grids`: the
+    grams by part and by how the intensity was known."""
 
     active_j: float = 0.0
     idle_j: float = 0.0
     active_g: float = 0.0
     idle_g: float = 0.0
+    grids: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def total_j(self) -> float:
@@ -33,38 +40,108 @@ class Share:
     def total_g(self) -> float:
         return self.active_g + self.idle_g
 
+    def add_active(self, joules: float, prices: Sequence[Price]) -> None:
+        """Add active energy that cost `prices`."""
+        self.active_j += joules
+        self.active_g += self._priced("active", joules, prices)
+
+    def add_idle(self, joules: float, prices: Sequence[Price]) -> None:
+        """Add idle energy that cost `prices`."""
+        self.idle_j += joules
+        self.idle_g += self._priced("idle", joules, prices)
+
+    def _priced(self, part: str, joules: float, prices: Sequence[Price]) -> float:
+        whole_g = 0.0
+        for price in prices:
+            grams = joules * price.part * price.grams_per_j
+            whole_g += grams
+            self.grids[part, price.method] = self.grids.get((part, price.method), 0.0) + grams
+        return whole_g
+
+
+@dataclass
+class Line:
+    """Joules and grams of one line of a device, the grams also by how the intensity was known."""
+
+    joules: float = 0.0
+    grams: float = 0.0
+    grids: dict[str, float] = field(default_factory=dict)
+
+    def add(self, joules: float, prices: Sequence[Price]) -> None:
+        """Add energy that cost `prices`."""
+        self.joules += joules
+        for price in prices:
+            grams = joules * price.part * price.grams_per_j
+            self.grams += grams
+            self.grids[price.method] = self.grids.get(price.method, 0.0) + grams
+
+
+class WorkerRows(NamedTuple):
+    """What a worker did in a window: rows; how many of them a cascade passed on or were audits; by how many rows x
+    percent the others are right more often than the variant is over all rows; and the joules that its profile expects
+    of all."""
+
+    meter: WorkerMeter
+    rows: int
+    gone_on: int
+    right: float
+    expected_j: float
+
 
 class ClosedWindow(NamedTuple):
     """A window of a device, split over its workers.
 
     `active` and `idle` are the joules of each worker, `unowned_j` the idle joules of slices without a worker, `seconds`
-    the length of the window.
+    the length of the window, `prices` what a joule of it cost.
     """
 
     active: Parts
     idle: Parts
-    rows: list[tuple[WorkerMeter, int, int, float]]
-    """Of each worker: its rows, how many of them a cascade passed on, and by how many rows x percent the others are
-    right more often than the variant is over all rows."""
+    rows: list[WorkerRows]
     unowned_j: float
+    front_end_j: float
+    front_end_idle_j: float
+    control_j: float
+    unattributed_j: float
     seconds: float
+    prices: tuple[Price, ...]
 
 
-NOTHING = ClosedWindow([], [], [], 0.0, 0.0)
+NOTHING = ClosedWindow([], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ())
+
+
+@dataclass
+class Ratio:
+    """Measured over modelled active energy, recent windows weighing most; 1 until something was measured."""
+
+    measured_j: float = 0.0
+    modelled_j: float = 0.0
+
+    @property
+    def value(self) -> float:
+        return self.measured_j / self.modelled_j if self.modelled_j > 0.0 else 1.0
+
+    def add(self, measured_j: float, modelled_j: float) -> None:
+        """Add a window."""
+        self.measured_j = self.measured_j * _RATIO_MEMORY + measured_j
+        self.modelled_j = self.modelled_j * _RATIO_MEMORY + modelled_j
 
 
 @dataclass
 class DeviceAccount:
-    """The running state of one device with `slices` compute slices."""
+    """The running state of one device with `slices` compute slices, `front_end` more that only the front end uses, and
+    `foreign` ones that are metered and not the server's."""
 
     slices: int
+    front_end: int = 0
+    foreign: int = 0
     last: EnergySample | None = None
-    measured_j: float = 0.0
-    carried_j: float = 0.0
-    unattributed_j: float = 0.0
-    unowned_j: float = 0.0
-    ratio_measured_j: float = 0.0
-    ratio_modelled_j: float = 0.0
+    lines: dict[str, Line] = field(default_factory=lambda: {line: Line() for line in LINES})
+    total: Line = field(default_factory=Line)
+    """What the meter showed."""
+    overall: Ratio = field(default_factory=Ratio)
+    ratios: dict[tuple[str, str, int], Ratio] = field(default_factory=dict)
+    """Of each (family, variant, slices) whose energy is known by its own CPU time."""
     method: Method = "none"
     watts: float = 0.0
     """Of the last window."""
@@ -77,18 +154,37 @@ class DeviceAccount:
     family_idle_w: dict[str, float] = field(default_factory=dict)
     _looks: int = 0
     _held: dict[WorkerMeter, float] = field(default_factory=dict)
+    _held_by_front_end: float = 0.0
+    _foreign: float = 0.0
+    _mark: Mark = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
-        """Measured over modelled active energy, recent windows weighing most; 1 until something was measured."""
-        return self.ratio_measured_j / self.ratio_modelled_j if self.ratio_modelled_j > 0.0 else 1.0
+        """Measured over modelled active energy of all its workers."""
+        return self.overall.value
+
+    @property
+    def carried_j(self) -> float:
+        """Idle energy beyond what was measured, at most 0."""
+        return self.lines["carried"].joules
+
+    def ratio_of(self, meter: WorkerMeter) -> float:
+        """Return measured over modelled active energy of workers like that of `meter`."""
+        own = self.ratios.get((meter.family, meter.variant, meter.slices))
+        return own.value if own is not None else self.ratio
 
     def window(
-        self, sample: EnergySample, here: Sequence[WorkerMeter], gone: Sequence[WorkerMeter]
+        self,
+        sample: EnergySample,
+        here: Sequence[WorkerMeter],
+        gone: Sequence[WorkerMeter],
+        prices: Prices,
+        host: HostParts | None = None,
     ) -> ClosedWindow | None:
         """Close the window at `sample` and return it; None if it stays open.
 
-        `here` are the workers that hold slices now, `gone` those that worked in the window and have ended.
+        `here` are the workers that hold slices now, `gone` those that worked in the window and have ended.  With the
+        CPU times of `host`, active energy is split by these.
         """
         self.method, self.idle_w = sample.method, sample.idle_w
         self._look(here)
@@ -98,16 +194,22 @@ class DeviceAccount:
             return None
         self.frozen = False
         self.last = sample
-        weights, by_model = _weights([*here, *gone])
+        before, self._mark = self._mark, prices.at(sample.at_ns)
+        # On the host of GPUs the workers hold its idle power and use its CPU time; what they do is the GPUs' account.
+        worked = [meter for meter in (*here, *gone) if meter.device == sample.device]
         rows = [
-            (meter, meter.window_rows, meter.window_gone_on, meter.window_right)
-            for meter in (*here, *gone)
+            WorkerRows(meter, meter.window_rows, meter.window_gone_on, meter.window_right, meter.window_modelled_j)
+            for meter in worked
             if meter.window_rows
         ]
+        modelled = [(meter, meter.window_modelled_j) for meter in worked]
+        busy = [(meter, float(meter.window_busy_ns)) for meter in worked]
+        audited = {meter: meter.window_audits / meter.window_rows for meter in worked if meter.window_audits}
         held = {meter: share / self._looks for meter, share in self._held.items()}
+        front_end_part, foreign_part = self._held_by_front_end / self._looks, self._foreign / self._looks
         was_frozen = self._looks > 1
-        self._looks, self._held = 0, {}
-        for meter in (*here, *gone):
+        self._looks, self._held, self._held_by_front_end, self._foreign = 0, {}, 0.0, 0.0
+        for meter in worked:
             meter.forget_window()
         if last is None:
             return NOTHING
@@ -119,29 +221,74 @@ class DeviceAccount:
         idle_j = sample.idle_w * seconds
         if was_frozen:
             idle_j = min(idle_j, measured_j)
-        self.measured_j += measured_j
         self.watts = measured_j / seconds
-        active_j = measured_j - idle_j + self.carried_j
-        self.carried_j = min(active_j, 0.0)
-        active = self._split_active(weights, by_model, max(active_j, 0.0))
-        unowned_j = self.unowned_j
-        idle = self._split_idle(held, idle_j)
-        for meter in here:
-            meter.ratio = self.ratio
-        return ClosedWindow(active, idle, rows, self.unowned_j - unowned_j, seconds)
+        carried_j = self.carried_j
+        active_j = measured_j - idle_j + carried_j
+        left_j = max(active_j, 0.0)
+        front_end_j = control_j = 0.0
+        if host is None:
+            active = self._split_by_model(modelled, busy, left_j)
+        else:
+            # A model integrates the server's CPU time; a counter also what other programs and the emulator use.
+            total_ns = host.own_ns
+            if sample.method != "modelled":
+                total_ns += host.emulator_ns + host.others_ns
+            per_ns = left_j / total_ns if total_ns > 0 else 0.0
+            active = self._split_by_cpu(host, dict(modelled), per_ns)
+            front_end_j, control_j = per_ns * host.front_end_ns, per_ns * host.control_ns
+        audits_j = sum(part_j * audited.get(meter, 0.0) for meter, part_j in active)
+        active = [(meter, part_j * (1.0 - audited.get(meter, 0.0))) for meter, part_j in active]
+        control_j += audits_j
+        unattributed_j = max(left_j - front_end_j - control_j - sum(part_j for _, part_j in active), 0.0)
+        idle = [(meter, idle_j * share) for meter, share in held.items()]
+        front_end_idle_j, foreign_j = idle_j * front_end_part, idle_j * foreign_part
+        unowned_j = max(idle_j - front_end_idle_j - foreign_j - sum(part_j for _, part_j in idle), 0.0)
+        unattributed_j += foreign_j
+        for meter in worked:
+            meter.ratio = self.ratio_of(meter)
+        closed = ClosedWindow(
+            active,
+            idle,
+            rows,
+            unowned_j,
+            front_end_j,
+            front_end_idle_j,
+            control_j,
+            unattributed_j,
+            seconds,
+            prices.between(before, self._mark),
+        )
+        self._book(closed, measured_j, min(active_j, 0.0) - carried_j)
+        return closed
+
+    def _book(self, closed: ClosedWindow, measured_j: float, carried_j: float) -> None:
+        self.total.add(measured_j, closed.prices)
+        for line, joules in (
+            ("active", sum(part_j for _, part_j in closed.active)),
+            ("front_end", closed.front_end_j + closed.front_end_idle_j),
+            ("control", closed.control_j),
+            ("idle", sum(part_j for _, part_j in closed.idle)),
+            ("unowned", closed.unowned_j),
+            ("unattributed", closed.unattributed_j),
+            ("carried", carried_j),
+        ):
+            self.lines[line].add(joules, closed.prices)
 
     def _look(self, here: Iterable[WorkerMeter]) -> None:
         """Note which worker holds which share of the slices.
 
         This is called once for every sample: once a window, or more often if the window was frozen.
         """
-        crowd: dict[str, int] = {}
+        crowd: dict[tuple[str, str], int] = {}
         meters = list(here)
         for meter in meters:
-            crowd[meter.placement] = crowd.get(meter.placement, 0) + 1
-        owned = [(meter, meter.slices / crowd[meter.placement]) for meter in meters]
+            crowd[meter.device, meter.placement] = crowd.get((meter.device, meter.placement), 0) + 1
+        owned = [(meter, meter.slices / crowd[meter.device, meter.placement]) for meter in meters]
         # Placements of an old and a new layout may overlap during a transition: shares must not add up to more than 1.
         slices = max(float(self.slices), sum(count for _, count in owned))
+        slices += self.front_end + self.foreign
+        self._held_by_front_end += self.front_end / slices
+        self._foreign += self.foreign / slices
         self._looks += 1
         self.family_idle_w = {}
         for meter, count in owned:
@@ -149,27 +296,24 @@ class DeviceAccount:
             idle_w = self.idle_w * count / slices
             self.family_idle_w[meter.family] = self.family_idle_w.get(meter.family, 0.0) + idle_w
 
-    def _split_active(self, weights: Parts, by_model: bool, active_j: float) -> Parts:
+    def _split_by_model(self, modelled: Parts, busy: Parts, active_j: float) -> Parts:
+        """Split by modelled joules; without a profile by busy times, which say nothing about measured over modelled."""
+        by_model = any(joules > 0.0 for _, joules in modelled)
+        weights = modelled if by_model else busy
         total = sum(weight for _, weight in weights)
         if total <= 0.0:
-            self.unattributed_j += active_j
             return []
         if by_model:
-            self.ratio_measured_j = self.ratio_measured_j * _RATIO_MEMORY + active_j
-            self.ratio_modelled_j = self.ratio_modelled_j * _RATIO_MEMORY + total
-        return [(meter, active_j * weight / total) for meter, weight in weights]
+            self.overall.add(active_j, total)
+        return [(meter, active_j * weight / total) for meter, weight in weights if weight > 0.0]
 
-    def _split_idle(self, held: dict[WorkerMeter, float], idle_j: float) -> Parts:
-        parts = [(meter, idle_j * share) for meter, share in held.items()]
-        self.unowned_j += max(idle_j - sum(part_j for _, part_j in parts), 0.0)
-        return parts
-
-
-def _weights(worked: Sequence[WorkerMeter]) -> tuple[Parts, bool]:
-    """Return the weights that active energy is split by, and whether they are modelled joules.
-
-    Without a profile they are busy times, which say nothing about the ratio of measured to modelled.
-    """
-    modelled = [(meter, meter.window_modelled_j) for meter in worked if meter.window_modelled_j > 0.0]
-    busy = [(meter, float(meter.window_busy_ns)) for meter in worked if meter.window_busy_ns > 0]
-    return (modelled, True) if modelled else (busy, False)
+    def _split_by_cpu(self, host: HostParts, modelled: dict[WorkerMeter, float], per_ns: float) -> Parts:
+        """Return `per_ns` joules for each nanosecond that the workers used, and learn how far profiles are off."""
+        active = [(meter, per_ns * used_ns) for meter, used_ns in host.workers if used_ns]
+        for meter, part_j in active:
+            expected_j = modelled.get(meter, 0.0)
+            if expected_j > 0.0:
+                key = (meter.family, meter.variant, meter.slices)
+                self.ratios.setdefault(key, Ratio()).add(part_j, expected_j)
+                self.overall.add(part_j, expected_j)
+        return active

@@ -9,8 +9,10 @@ cdef class WorkerMeter:
     cdef public object slices
     cdef public double core_w
     cdef public int cores
+    cdef public int pid
     cdef public double ratio
     cdef tuple _joules
+    cdef double _rested_j
     cdef int _top
     cdef int64_t _spare_ns
     cdef public int64_t rows
@@ -19,9 +21,10 @@ cdef class WorkerMeter:
     cdef public int64_t cpu_ns
     cdef public double modelled_j
     cdef public int64_t window_gone_on
+    cdef public int64_t window_audits
     cdef public double window_right
     cdef public int64_t window_busy_ns
     cdef public double window_modelled_j
 
     @cython.locals(most_ns=int64_t)
-    cpdef double add(self, int rows, int64_t busy_ns, int64_t cpu_ns)
+    cpdef double add(self, int rows, int64_t busy_ns, int64_t cpu_ns, int64_t pause_ns=*)

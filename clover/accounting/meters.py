@@ -3,49 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from clover.types import FamilyProfile
+
+PAUSE_NS = 2_000_000
+"""The pause after which `LatencyMeasurement.rested_j` was measured (`planning.model.queueing.REST_S`)."""
 
 _SLACK_NS = 20_000_000
 """CPU time is read before a batch begins and after it ends: in sum it may be that much longer than the batches."""
 
 
-def joules_per_row(
-    profile: FamilyProfile | None, variant: str, shape: str, backend: str, max_batch: int
-) -> list[float]:
-    """Return profiled joules a row at each batch size 0 .. `max_batch` (index 0 repeats 1).
+class ProfiledEnergy(NamedTuple):
+    """What a profile expects of a worker: active joules a row at each batch size from 0 (empty: it was not measured),
+    and the joules that a batch costs more after a pause of `PAUSE_NS`."""
 
-    Linear between measured sizes and constant beyond them; empty if the profile has no measurement of such a worker.
+    per_row: Sequence[float] = ()
+    rested_j: float = 0.0
+
+
+class HostProcess(NamedTuple):
+    """The process of a worker, whose clock the account of the machine reads (0: there is none), and how many cores it
+    may use."""
+
+    pid: int = 0
+    cores: int = 1
+
+
+_UNKNOWN = ProfiledEnergy()
+_NO_PROCESS = HostProcess()
+
+
+def profiled_energy(
+    profile: FamilyProfile | None, variant: str, shape: str, backend: str, max_batch: int
+) -> ProfiledEnergy:
+    """Return what `profile` expects of a worker at batch sizes 0 .. `max_batch` (index 0 repeats 1).
+
+    Linear between measured sizes and constant beyond them.
     """
-    if profile is None:
-        return []
-    points = sorted(
-        (m.batch, m.energy_j_per_row)
-        for m in profile.latency
+    measured = [
+        m
+        for m in (profile.latency if profile is not None else ())
         if (m.variant, m.profile, m.backend) == (variant, shape, backend)
-    )
-    if not points:
-        return []
+    ]
+    if not measured:
+        return ProfiledEnergy()
+    points = sorted((m.batch, m.energy_j_per_row) for m in measured)
     out: list[float] = []
     for batch in range(max_batch + 1):
         below = [p for p in points if p[0] <= batch] or points[:1]
         above = [p for p in points if p[0] >= batch] or points[-1:]
         (b0, e0), (b1, e1) = below[-1], above[0]
         out.append(e0 if b1 <= b0 else e0 + (e1 - e0) * (batch - b0) / (b1 - b0))
-    return out
+    return ProfiledEnergy(out, max(m.rested_j for m in measured))
 
 
 class WorkerMeter:
     """The work of one worker, counted by the router as batches come back and collected once a window.
 
-    `slices` are compute slices.  `joules` is the profiled energy a row by batch size; without it, modelled energy is
-    CPU seconds x `core_w`.  `ratio` is measured over modelled energy of the device, kept by its account.  The worker
-    says how much CPU time a batch took, and is not trusted: that cannot be more than `cores` gave while it was busy.
+    `slices` are compute slices.  `profiled` is what the profile expects of it; without that, modelled energy is CPU
+    seconds x `core_w`.  `ratio` is measured over modelled energy of the device, kept by its account.  The worker
+    says how much CPU time a batch took, and is not trusted: that cannot be more than its cores gave while it was busy.
     """
 
     __slots__ = (
         "_closed_rows",
         "_joules",
+        "_rested_j",
         "_spare_ns",
         "_top",
         "busy_ns",
@@ -55,11 +79,13 @@ class WorkerMeter:
         "device",
         "family",
         "modelled_j",
+        "pid",
         "placement",
         "ratio",
         "rows",
         "slices",
         "variant",
+        "window_audits",
         "window_busy_ns",
         "window_gone_on",
         "window_modelled_j",
@@ -74,9 +100,9 @@ class WorkerMeter:
         device: str,
         placement: str,
         slices: int,
-        joules: Sequence[float] = (),
+        profiled: ProfiledEnergy = _UNKNOWN,
         core_w: float = 8.0,
-        cores: int = 1,
+        process: HostProcess = _NO_PROCESS,
     ) -> None:
         self.family = family
         self.variant = variant
@@ -84,9 +110,11 @@ class WorkerMeter:
         self.placement = placement
         self.slices = slices
         self.core_w = core_w
-        self.cores = cores
+        self.pid = process.pid
+        self.cores = process.cores
         self.ratio = 1.0
-        self._joules = tuple(joules)
+        self._joules = tuple(profiled.per_row)
+        self._rested_j = profiled.rested_j
         self._top = len(self._joules) - 1
         self.rows = 0
         self._closed_rows = 0
@@ -95,14 +123,15 @@ class WorkerMeter:
         self._spare_ns = _SLACK_NS
         self.modelled_j = 0.0
         self.window_gone_on = 0
+        self.window_audits = 0
         self.window_right = 0.0
         self.window_busy_ns = 0
         self.window_modelled_j = 0.0
 
-    def add(self, rows: int, busy_ns: int, cpu_ns: int) -> float:
-        """Count a finished batch; return its active joules a row, corrected by the device's `ratio`.
+    def add(self, rows: int, busy_ns: int, cpu_ns: int, pause_ns: int = 0) -> float:
+        """Count a finished batch; return its active joules a row, corrected by `ratio`.
 
-        `busy_ns` is known, `cpu_ns` is the worker's own figure.
+        `busy_ns` and `pause_ns`, the pause before it, are known; `cpu_ns` is the worker's own figure.
         """
         most_ns = busy_ns * self.cores + self._spare_ns
         if cpu_ns > most_ns:
@@ -110,6 +139,9 @@ class WorkerMeter:
         self._spare_ns = min(most_ns - cpu_ns, _SLACK_NS)
         if self._top >= 0:
             per_row = self._joules[rows if rows <= self._top else self._top]
+            if self._rested_j > 0.0 and rows:
+                # After a pause caches are cold: measured after PAUSE_NS, and in proportion before.
+                per_row += self._rested_j * (1.0 if pause_ns >= PAUSE_NS else pause_ns / PAUSE_NS) / rows
         else:
             per_row = cpu_ns * 1e-9 * self.core_w / rows if rows else 0.0
         joules = per_row * rows
@@ -121,12 +153,14 @@ class WorkerMeter:
         self.window_modelled_j += joules
         return per_row * self.ratio
 
-    def cascaded(self, gone_on: int, right: float) -> None:
-        """Count that of the last batch a cascade passed `gone_on` rows on to another variant.
+    def cascaded(self, gone_on: int, audits: int, right: float) -> None:
+        """Count that of the last batch a cascade passed `gone_on` rows on to another variant, and that `audits` rows
+        answer no client.
 
         The other rows are right by `right` (rows x percent) more than the variant is over all of its rows.
         """
-        self.window_gone_on += gone_on
+        self.window_gone_on += gone_on + audits
+        self.window_audits += audits
         self.window_right += right
 
     @property
@@ -138,6 +172,7 @@ class WorkerMeter:
         """Begin a new window, after one was closed or dropped."""
         self._closed_rows = self.rows
         self.window_gone_on = 0
+        self.window_audits = 0
         self.window_right = 0.0
         self.window_busy_ns = 0
         self.window_modelled_j = 0.0

@@ -30,10 +30,11 @@ def build(
     cpu_seconds: Callable[[], float],
     clock: Callable[[], int] = time.monotonic_ns,
     powercap: Path = POWERCAP,
+    device: str = "cpu0",
 ) -> Meter:
     """Return the meter of the machine that `config` asks for; `meter.why` says why it is this one.
 
-    `cores` is the number of cores, `cpu_seconds` returns the CPU time that workers used so far (dead ones included).
+    `cores` is the number of cores, `cpu_seconds` returns the CPU time that the server used so far.
     Raises ConfigError if the constants make no sense, or if `meter = "rapl"` and RAPL cannot be read.
     """
     for name, watts in (("idle_w", config.idle_w), ("core_w", config.core_w)):
@@ -44,14 +45,16 @@ def build(
     why = "configured"
     if config.meter != "modelled":
         try:
-            meter = RaplMeter(idle_w=idle_w, now_ns=clock(), root=powercap)
+            meter = RaplMeter(idle_w=idle_w, now_ns=clock(), root=powercap, device=device)
         except RaplError as error:
             if config.meter == "rapl":
                 raise ConfigError(f'energy.meter = "rapl", but {error}; {error.advice}') from error
             why = f"RAPL is not readable: {error}"
         else:
             return meter
-    return ModelledMeter(idle_w=idle_w, core_w=config.core_w, cpu_seconds=cpu_seconds, now_ns=clock(), why=why)
+    return ModelledMeter(
+        idle_w=idle_w, core_w=config.core_w, cpu_seconds=cpu_seconds, now_ns=clock(), why=why, device=device
+    )
 
 
 async def build_gpu(

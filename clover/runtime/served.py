@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from clover import backends
-from clover.accounting import Account, joules_per_row
+from clover.accounting import Account, ProfiledEnergy, profiled_energy
 from clover.config import FamilyConfig, WorkersConfig
 from clover.errors import DeviceError
 from clover.interfaces import Device
@@ -93,7 +93,7 @@ class Served:
             self.router,
             account,
             start=self._start,
-            joules=self._joules,
+            profiled=self._profiled,
             silent_s=workers.silent_s,
             standby=self._standby_policy,
         )
@@ -168,9 +168,9 @@ class Served:
     async def _start(self, assignment: Assignment) -> WorkerProcess:
         return await self._pool.spawn(self.order(assignment), self.slab, left_out=self._left_out)
 
-    def _joules(self, assignment: Assignment) -> list[float]:
+    def _profiled(self, assignment: Assignment) -> ProfiledEnergy:
         shape = assignment.placement.profile
-        return joules_per_row(self.profile, assignment.variant, shape, assignment.backend, self.spec.max_batch)
+        return profiled_energy(self.profile, assignment.variant, shape, assignment.backend, self.spec.max_batch)
 
     def _device(self, placement: Placement) -> Device:
         device = self._devices.get(placement.device)

@@ -29,6 +29,7 @@ from clover.interfaces import Control, Model
 from clover.planning.model.problem import accuracies
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
+from clover.server.footprint import Footprint
 from clover.server.machine import Machine
 from clover.server.unplanned import Unplanned
 from clover.telemetry.metrics import Metrics
@@ -59,6 +60,7 @@ class Engine:
         self.account = Account(pue=config.carbon.pue, core_w=config.energy.core_w)
         self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
         self.devices = self.machine.devices
+        self.footprint = Footprint(config, self.devices, self.account)
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
         self._changing = asyncio.Lock()
@@ -92,6 +94,7 @@ class Engine:
             http=lambda: self.frontend.stats if self.frontend is not None else None,
             decisions=lambda: self.controller.context.decisions.counts,
             compared=lambda: compared(self.controller.shadows.of),
+            sci=self.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
         if http:
@@ -260,7 +263,9 @@ class Engine:
         for served in self.served.values():
             served.router.audits.grid(reading.g_per_kwh, self.config.controller.reference_g_per_kwh)
         await self.machine.measure(reading)
-        self.controller.shadows.window(self.account.take())
+        spans = self.account.take()
+        self.controller.shadows.window(spans)
+        self.footprint.window(time.monotonic_ns(), reading, spans)
 
     async def _tick(self) -> None:
         """Check the workers and close the energy window, each second; a failure of one does not stop the other."""
@@ -317,12 +322,19 @@ class Engine:
     def totals(self) -> dict[str, Any]:
         """Return what the server counted so far: joules and grams by model and device, rows, workers."""
         models: dict[str, Any] = {}
+        sci = self.footprint.report()
         for name, served in self.served.items():
             traffic = served.traffic
             models[name] = {
                 "state": served.state,
                 **self.account.totals(name),
+                "sci": sci.model_json(name),
                 "receipts_j": self.account.receipts_j.get(name, 0.0),
+                "joules_per_row": {
+                    variant: {"predicted": predicted_j, "metered": metered_j, "method": method}
+                    for (family, variant, method), (predicted_j, metered_j) in self.account.per_row().items()
+                    if family == name
+                },
                 "rows": dict(zip(traffic.variants, traffic.rows, strict=True)),
                 "requests": {str(code): count for code, count in sorted(traffic.codes.items())},
                 "accuracy_served": served.observe().get("accuracy_served"),
@@ -338,6 +350,7 @@ class Engine:
         return {
             "pue": self.account.pue,
             "saved": saved,
+            "sci": sci.as_json(),
             "models": models,
             "devices": self.account.devices(),
             "core_idle": self.machine.idle_states(),

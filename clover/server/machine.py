@@ -1,7 +1,8 @@
 """The devices of a server with their meters: opened at its start, watched while it runs, left in order at its end.
 
-On core-sets one meter reads the machine.  Each GPU has a meter of its own; the cores beside GPUs only feed them and are
-not metered (on emulated GPUs the cores compute the answers, and metering them would count the same work twice).
+One meter reads the machine: all that the server's process tree does on its cores, be it on core-sets or beside GPUs.
+Each GPU has a meter of its own.  On emulated GPUs the cores compute the answers; that work is the emulated GPU's, and
+is left out of the machine's.
 
 Instances that an earlier run left on a GPU are adopted or removed by the first plan that uses it
 (`control.apply.SharedInstances`); a clean stop removes ours, unless `workers.keep_instances` leaves them for the next
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +21,20 @@ from typing import Any
 
 from clover import devices as made
 from clover import energy
-from clover.accounting import Account
+from clover.accounting import Account, HostCpu
 from clover.config import ServerConfig
 from clover.devices.core_idle import CoreIdle
-from clover.devices.cpu import CpuDevice
+from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.mig import MigDevice
+from clover.energy.cpu_time import ProcessTree, process_ns
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
 from clover.types import DeviceShape, EnergySample, Reading
 
 log = logging.getLogger("clover.server")
+
+HOST = "host"
+"""The machine's own account, if its devices are GPUs."""
 
 _RETRY_S = 30.0
 """Between two attempts to free quarantined instances: each may occupy the driver for a second."""
@@ -51,16 +57,35 @@ class Machine:
         self._samples: dict[str, EnergySample] = {}
         self._unreadable_ns: dict[str, int] = {}
         """By device, since when its meter cannot be read."""
+        emulated = {name for name, device in self.devices.items() if device.shape().emulated}
+        self._host = HostCpu(ProcessTree().read, process_ns, emulated.__contains__)
         for name, device in self.devices.items():
-            account.add_device(name, device.shape().slices)
             if isinstance(device, CpuDevice):
-                meter = energy.build(config.energy, cores=len(device.worker_cores), cpu_seconds=account.cpu_seconds)
-                if meter.method == "modelled" and config.energy.meter != "modelled":
-                    log.info("energy is modelled: %s", meter.why)
-                self.meters[name] = meter
+                front_end = 0 if device.shared_front else len(device.front_cores)
+                self._add_host(name, len(device.worker_cores), front_end)
                 self.core_idle = CoreIdle(device.worker_cores)
-            elif not isinstance(device, MigDevice):
+            elif isinstance(device, MigDevice):
+                account.add_device(name, device.shape().slices)
+            else:
                 raise ConfigError(f"device {name}: there is no energy meter for {type(device).__name__}")
+        if self.gpus:
+            slices = sum(gpu.shape().slices for gpu in self.gpus)
+            self._add_host(HOST, slices, 0, cores=len(available_cores()))
+
+    def _add_host(self, name: str, slices: int, front_end: int, cores: int = 0) -> None:
+        """Add the machine as device `name`, with its meter; its idle power is split over `slices` and the cores of
+        the front end."""
+        meter = energy.build(
+            self._config.energy, cores=cores or slices + front_end, cpu_seconds=self._host.own_seconds, device=name
+        )
+        if meter.method == "modelled" and self._config.energy.meter != "modelled":
+            log.info("energy is modelled: %s", meter.why)
+        self.meters[name] = meter
+        foreign = 0
+        if meter.method == "measured" and not cores:  # a counter is of all cores, ours or not
+            foreign = max((os.cpu_count() or 1) - slices - front_end, 0)
+        self._account.add_device(name, slices, front_end, foreign)
+        self._account.add_host(name, self._host)
 
     async def start(self) -> None:
         """Start the meters of the GPUs.  Call it before there are workers: it measures the idle watts."""
@@ -88,10 +113,11 @@ class Machine:
         The window of a device whose meter cannot be read stays open; its energy is counted once the meter can be read.
         """
         await asyncio.gather(*(meter.refresh() for meter in self.meters.values()))
+        self._host.look()
         for name, meter in self.meters.items():
             sample = self._sample(name, meter)
             if sample is not None:
-                self._account.window(sample, reading)
+                self._account.window(sample, reading, time.monotonic_ns())
 
     def _sample(self, name: str, meter: EnergyMeter) -> EnergySample | None:
         """Return the meter's sample, or the last one if it cannot be read, which leaves the window open."""

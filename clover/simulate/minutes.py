@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.accounting import Account, joules_per_row
+from clover.accounting import Account, profiled_energy
 from clover.carbon import GridClock, SourceChain
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig
@@ -177,7 +177,7 @@ class _Play:
             router,
             account,
             start=self._started(router, slab, lambda: fleet),
-            joules=lambda item: joules_per_row(
+            profiled=lambda item: profiled_energy(
                 profile, item.variant, item.placement.profile, item.backend, self.spec.max_batch
             ),
             silent_s=1e9,

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from clover import devices, energy
-from clover.accounting import Account, WorkerMeter
+from clover.accounting import Account, ProfiledEnergy, WorkerMeter
 from clover.config import EnergyConfig, WorkersConfig
 from clover.devices import emulated
 from clover.energy import NvmlMeter
@@ -81,7 +81,7 @@ class Worker:
                 device=place.device,
                 placement=place.id,
                 slices=place.slices,
-                joules=[modelled_w * self.work_s / max(rows, 1) for rows in range(ROWS + 1)],
+                profiled=ProfiledEnergy([modelled_w * self.work_s / max(rows, 1) for rows in range(ROWS + 1)]),
             )
         )
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from clover.accounting import Account
+from clover.accounting import Account, ProfiledEnergy
 from clover.config import FamilyConfig
 from clover.errors import CloverError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab
@@ -97,7 +97,7 @@ class House:
             self.router,
             self.account,
             start=self.start,
-            joules=lambda _: [],
+            profiled=lambda _: ProfiledEnergy(),
             silent_s=5.0,
             clock=lambda: self.now_ns,
             sleep=self.sleep,

@@ -141,7 +141,7 @@ def test_a_function_that_is_not_there_is_told_at_start(tmp_path: Path) -> None:
 
 def test_the_documented_functions_score(tmp_path: Path) -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "families.md").read_text()
-    code = text.partition("kind = \"sure:span\"")[2].partition("```python\n")[2].partition("```")[0]
+    code = text.partition('kind = "sure:span"')[2].partition("```python\n")[2].partition("```")[0]
     (tmp_path / "sure.py").write_text(code)
     for kind, output, expected in (
         ("sure:span", np.log([[[0.5, 0.5], [0.9, 0.1]], [[1.0, 1e-9], [1.0, 1e-9]]]), [0.45, 1.0]),

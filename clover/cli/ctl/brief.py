@@ -33,6 +33,9 @@ def show(answer: dict[str, Any], console: Console) -> None:
     if idle := answer.get("idle"):
         _line("idle", idle["words"].removeprefix("idle is "), console)
     _line("control", f"policy {answer.get('policy')}, mode {answer.get('mode')}{frozen}", console)
+    sci = (answer.get("totals") or {}).get("sci") or {}
+    if "words" in sci:
+        _line("sci", sci["words"], console)
     totals = (answer.get("totals") or {}).get("models", {})
     for name, model in answer["models"].items():
         console.print()

@@ -86,10 +86,11 @@ class Completion:
         # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and
         # to one batch at a time.
         least_ns = min(max(batch.sent_ns, link.ended_ns), now_ns)
-        link.ended_ns = end_ns = min(max(end_ns, least_ns), now_ns)
+        end_ns = min(max(end_ns, least_ns), now_ns)
         start_ns = min(max(start_ns, least_ns), end_ns)
         busy_ns = end_ns - start_ns
-        energy_j = link.meter.add(count, busy_ns, cpu_ns)
+        energy_j = link.meter.add(count, busy_ns, cpu_ns, start_ns - link.ended_ns)
+        link.ended_ns = end_ns
         if not status or not self._retry.after_failure(batch, now_ns):
             surplus = self._traffic.accuracy_rows
             escalated, audits = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
@@ -101,7 +102,7 @@ class Completion:
                     self._traffic.relieved_rows += count - escalated - audits
                 self._account.rows_done(self._name, count - escalated - audits, now_ns)
                 if escalated or audits or abs(surplus) > _ROUNDING:
-                    link.meter.cascaded(escalated + audits, surplus)
+                    link.meter.cascaded(escalated, audits, surplus)
         self._lanes.forget_idle(link)
 
     def _settle(

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from clover.accounting import Account
+from clover.accounting import Account, ProfiledEnergy
 from clover.errors import PlanError, WorkerError
 from clover.runtime.router.router import Router
 from clover.runtime.workers.members import FleetWorker, Member, Members
@@ -32,7 +32,7 @@ class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `joules` gives the profiled joules a row by batch size.  `standby` chooses the standby workers; None: there are
+    `profiled` gives what the profile expects of its energy.  `standby` chooses the standby workers; None: there are
     none.  A transition plans what is desired; `members.spawned` is what was spawned; `ready_assignments` what has a
     worker now.
     """
@@ -43,14 +43,14 @@ class FamilyFleet:
         account: Account,
         *,
         start: Callable[[Assignment], Awaitable[FleetWorker]],
-        joules: Callable[[Assignment], list[float]],
+        profiled: Callable[[Assignment], ProfiledEnergy],
         silent_s: float,
         standby: StandbyChooser | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.router = router
-        self.members = Members(router, account, start=start, joules=joules, clock=clock, sleep=sleep)
+        self.members = Members(router, account, start=start, profiled=profiled, clock=clock, sleep=sleep)
         self.standby_crew = StandbyCrew(router, self.members, standby)
         self.swaps = 0
         self.repartitions = 0

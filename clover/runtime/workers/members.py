@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from clover.accounting import Account, WorkerMeter
+from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter
 from clover.errors import CloverError, WorkerError
 from clover.runtime.router.lanes import Entry
 from clover.runtime.router.links import RingLike, WorkerHandle
@@ -127,8 +127,8 @@ def _ignore() -> None:
 class Members:
     """The spawned members of one family, standby workers included; starts, restarts, replaces and ends their workers.
 
-    `start` starts a worker for an assignment and returns it ready; `joules` gives the profiled joules a row by batch
-    size.  `routed`: the assignments that are to receive rows, all of them spawned.
+    `start` starts a worker for an assignment and returns it ready; `profiled` gives what the profile expects
+    of its energy.  `routed`: the assignments that are to receive rows, all of them spawned.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Members:
         account: Account,
         *,
         start: Callable[[Assignment], Awaitable[FleetWorker]],
-        joules: Callable[[Assignment], list[float]],
+        profiled: Callable[[Assignment], ProfiledEnergy],
         clock: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
@@ -153,7 +153,7 @@ class Members:
         self.sleep = sleep
         self._router = router
         self._account = account
-        self._joules = joules
+        self._profiled = profiled
         self._clock = clock
         self._letting_go: dict[asyncio.Task[None], Assignment] = {}
         self.lanes = {variant.name: lane for lane, variant in enumerate(router.spec.variants)}
@@ -199,9 +199,9 @@ class Members:
                 device=item.placement.device,
                 placement=item.placement.id,
                 slices=item.placement.slices,
-                joules=self._joules(item),
+                profiled=self._profiled(item),
                 core_w=self._account.core_w,
-                cores=worker.cores,
+                process=HostProcess(worker.pid, worker.cores),
             )
         )
         member.worker = worker

@@ -6,6 +6,7 @@ text, kind, labels and how it is read.  To add one, add a line to the table of w
     models.py   traffic and workers of a model; rows that ask for an accuracy
     guard.py    tests, audits, and labels that clients send
     energy.py   joules and grams; what was saved
+    sci.py      embodied carbon; grams a row
     server.py   version, carbon readings, decisions, the front end
 """
 
@@ -17,19 +18,20 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 from clover.accounting.account import Account
+from clover.accounting.sci import SciReport
 from clover.carbon.chain import SourceChain
 from clover.control.baselines.saved import Compared
 from clover.http.stats import HttpStats
 from clover.runtime.served import Served
-from clover.telemetry.metrics import energy, guard, models, server
+from clover.telemetry.metrics import energy, guard, models, sci, server
 
 
 class Metrics:
     """Collects on `render`.
 
     `families` returns the models that are served now, by name.  Optional are `http` (the front end, if there is one),
-    `decisions` (counts of controller decisions by action), `compared` (what BASE and fixed mixes would have used) and
-    `turned` (changes of configuration and of thresholds, by model).
+    `decisions` (counts of controller decisions by action), `compared` (what BASE and fixed mixes would have used),
+    `sci` (embodied carbon and grams a row) and `turned` (changes of configuration and of thresholds, by model).
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Metrics:
         http: Callable[[], HttpStats | None] = lambda: None,
         decisions: Callable[[], Mapping[str, int]] = dict,
         compared: Callable[[], Iterable[Compared]] = tuple,
+        sci: Callable[[], SciReport] | None = None,
         turned: Callable[[], Mapping[str, tuple[int, int]]] = dict,
     ) -> None:
         self._families = families
@@ -49,6 +52,7 @@ class Metrics:
         self._http = http
         self._decisions = decisions
         self._compared = compared
+        self._sci = sci
         self._turned = turned
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
@@ -70,6 +74,8 @@ class Metrics:
         yield from models.demand(families)
         yield from energy.energy(self._account)
         yield from energy.savings(self._compared())
+        if self._sci is not None:
+            yield from sci.sci(self._sci())
         yield from server.carbon(self._chain)
         yield from server.control(self._decisions(), self._turned())
         http = self._http()

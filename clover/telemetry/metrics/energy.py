@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from prometheus_client.core import Metric
 
 from clover.accounting.account import Account
-from clover.accounting.devices import Share
+from clover.accounting.devices import Line, Share
 from clover.control.baselines.saved import Compared
 from clover.telemetry.metrics.table import COUNTER, GAUGE, MetricSpec, Sample, collect, single
+from clover.types import Method
 
 DeviceLine = Mapping[str, float | str]
 
@@ -23,6 +24,12 @@ class EnergyReading:
     """By (model, variant, method)."""
     placements: list[tuple[tuple[str, str, str], Share]]
     """By (device, placement, method)."""
+    overheads: list[tuple[tuple[str, str, str], Share]]
+    """By (model, line, method)."""
+    lines: list[tuple[str, str, str, Line]]
+    """Device, line, method, and what was booked."""
+    per_row: Mapping[tuple[str, str, Method], tuple[float, float]]
+    """Predicted and metered active joules a row by (model, variant, method)."""
     devices: Mapping[str, DeviceLine]
     cpu_s: float
 
@@ -41,10 +48,39 @@ def _joules(shares: Iterable[tuple[tuple[str, str, str], Share]]) -> Iterator[Sa
         yield (first, second, "idle", method), share.idle_j
 
 
+def _of_models(energy: EnergyReading) -> Iterator[Sample]:
+    yield from _joules(energy.shares)
+    for (model, line, method), share in energy.overheads:
+        yield (model, "", line, method), share.total_j
+
+
 def _grams(energy: EnergyReading) -> Iterator[Sample]:
     for (model, variant, method), share in energy.shares:
-        yield (model, variant, "active", method), share.active_g
-        yield (model, variant, "idle", method), share.idle_g
+        for (part, grid), grams in share.grids.items():
+            yield (model, variant, part, method, grid), grams
+    for (model, line, method), share in energy.overheads:
+        for grid in sorted({grid for _, grid in share.grids}):
+            grams = sum(share.grids.get((part, grid), 0.0) for part in ("active", "idle"))
+            yield (model, "", line, method, grid), grams
+
+
+def _lines(energy: EnergyReading) -> Iterator[Sample]:
+    for device, line, method, booked in energy.lines:
+        if line != "carried":  # a debt, which rises and falls
+            yield (device, line, method), booked.joules
+
+
+def _line_grams(energy: EnergyReading) -> Iterator[Sample]:
+    for device, line, method, booked in energy.lines:
+        if line != "carried":
+            for grid, grams in booked.grids.items():
+                yield (device, line, method, grid), grams
+
+
+def _per_row(energy: EnergyReading) -> Iterator[Sample]:
+    for (model, variant, method), (predicted_j, metered_j) in energy.per_row.items():
+        yield (model, variant, "predicted", method), predicted_j
+        yield (model, variant, "metered", method), metered_j
 
 
 def _unattributed(energy: EnergyReading) -> Iterator[Sample]:
@@ -61,21 +97,45 @@ def _watts(energy: EnergyReading) -> Iterator[Sample]:
 
 _DEVICE = ("device", "method")
 
-# The lines of a device sum up: its joules = active and idle joules of its placements + unattributed + carried.
+# The lines of a device sum up: its joules = active + front_end + control + idle + unowned + unattributed + carried.
 ENERGY: tuple[MetricSpec[EnergyReading], ...] = (
     MetricSpec(
         "clover_energy_joules",
-        "Energy in joules attributed to a model and variant (active: computing; idle: its share of idle power)",
+        "Energy in joules attributed to a model and variant (active: computing; idle: its share of idle power), and to "
+        "a model without a variant (front_end: taking and answering requests; control: planning, starts, profiling)",
         COUNTER,
         ("model", "variant", "part", "method"),
-        lambda energy: _joules(energy.shares),
+        _of_models,
     ),
     MetricSpec(
         "clover_carbon_grams",
-        "Grams of CO2e of that energy, with the overhead of the data centre (PUE)",
+        "Grams of CO2e of that energy, with the overhead of the data centre (PUE); intensity: how that of the grid was "
+        "known",
         COUNTER,
-        ("model", "variant", "part", "method"),
+        ("model", "variant", "part", "method", "intensity"),
         _grams,
+    ),
+    MetricSpec(
+        "clover_joules_per_row",
+        "Active energy of a row in joules over all rows so far: as the profile predicts it, and as it was metered",
+        GAUGE,
+        ("model", "variant", "source", "method"),
+        _per_row,
+    ),
+    MetricSpec(
+        "clover_line_joules",
+        "Energy of a device in joules, by line of its account; with clover_carried_joules they sum to "
+        "clover_device_joules_total",
+        COUNTER,
+        ("device", "line", "method"),
+        _lines,
+    ),
+    MetricSpec(
+        "clover_line_carbon_grams",
+        "Grams of CO2e of that energy; intensity: how that of the grid was known",
+        COUNTER,
+        ("device", "line", "method", "intensity"),
+        _line_grams,
     ),
     MetricSpec(
         "clover_worker_cpu_seconds",
@@ -202,11 +262,18 @@ COMPARED: tuple[MetricSpec[Compared], ...] = (
 )
 
 
+def _sorted(shares: Mapping[tuple[str, str, Method], Share]) -> list[tuple[tuple[str, str, str], Share]]:
+    return sorted(shares.items(), key=lambda item: item[0])
+
+
 def energy(account: Account) -> Iterator[Metric]:
     """Yield the metrics of `account`."""
     reading = EnergyReading(
-        shares=sorted(account.shares.items()),
-        placements=sorted(account.placements.items()),
+        shares=_sorted(account.shares),
+        placements=_sorted(account.placements),
+        overheads=_sorted(account.overheads),
+        lines=list(account.lines()),
+        per_row=account.per_row(),
         devices=account.devices(),
         cpu_s=account.cpu_seconds(),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.accounting import Account, WorkerMeter, joules_per_row
+from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter, profiled_energy
 from clover.types import (
     AccuracyMeasurement,
     BasePoint,
@@ -17,6 +18,7 @@ from clover.types import (
     Placement,
     Reading,
 )
+from tests.support.host_fixture import FakeClocks, hosted
 
 SECOND = 1_000_000_000
 GRID = Reading(g_per_kwh=360.0, at_s=0.0, provider="test", state="fresh")
@@ -31,8 +33,8 @@ def meter(
         device=device,
         placement=placement,
         slices=slices,
-        joules=(0.5, 0.5, 0.4),
-        cores=4,
+        profiled=ProfiledEnergy((0.5, 0.5, 0.4)),
+        process=HostProcess(cores=4),
     )
 
 
@@ -59,7 +61,9 @@ def account(slices: int = 2) -> Account:
 
 
 def test_cpu_time_that_a_worker_makes_up_is_bounded_by_the_cores_it_has() -> None:
-    worker = WorkerMeter(family="toy", variant="small", device="cpu0", placement="p0", slices=2, core_w=8.0, cores=2)
+    worker = WorkerMeter(
+        family="toy", variant="small", device="cpu0", placement="p0", slices=2, core_w=8.0, process=HostProcess(0, 2)
+    )
     assert worker.add(2, SECOND, 2 * SECOND) == pytest.approx(8.0)  # an honest one on both cores: as it says
     assert 16.0 <= worker.add(1, SECOND, (1 << 63) - 1) < 16.2
     for _ in range(1000):
@@ -347,7 +351,8 @@ def test_across_epochs_nothing_is_known_and_nothing_billed() -> None:
 
 # --- sums -------------------------------------------------------------------------------------------------------------
 
-LINES = ("active_j", "idle_j", "unattributed_j", "unowned_j", "carried_j")
+NAMES = ("active", "front_end", "control", "idle", "unattributed", "unowned", "carried")
+LINES = tuple(f"{name}_j" for name in NAMES)
 DEVICES = ("cpu0", "gpu0", "gpu1")
 PROFILES = ("1g.5gb", "2g.10gb", "3g.20gb", "1c")
 
@@ -359,11 +364,15 @@ windows = st.tuples(
     st.floats(0.0, 400.0),  # watts drawn
     st.floats(0.0, 120.0),  # watts of idleness, as believed at the time
     st.integers(0, 9).map(lambda luck: luck == 0),  # whether the meter began anew
+    st.floats(0.0, 900.0),  # intensity of the grid
     st.lists(
         st.one_of(
             st.tuples(st.just("come"), st.integers(0, 3), st.integers(0, 3)),
             st.tuples(st.just("go"), st.integers(0, 9), st.just(0)),
             st.tuples(st.just("work"), st.integers(0, 9), st.integers(0, 40)),
+            st.tuples(st.just("audit"), st.integers(0, 9), st.integers(1, 5)),
+            st.tuples(st.just("answer"), st.integers(0, 3), st.integers(1, 9)),
+            st.tuples(st.just("serve"), st.integers(0, 99), st.integers(0, 99)),
         ),
         max_size=5,
     ),
@@ -371,18 +380,22 @@ windows = st.tuples(
 
 
 @pytest.mark.slow
-@given(st.lists(windows, max_size=40))
+@given(st.lists(windows, max_size=40), st.booleans())
 def test_the_lines_of_every_device_sum_to_what_was_measured(
-    history: list[tuple[str, float, float, float, bool, list[tuple[str, int, int]]]],
+    history: list[tuple[str, float, float, float, bool, float, list[tuple[str, int, int]]]], modelled: bool
 ) -> None:
-    book = Account(pue=1.5)
-    for device in DEVICES:
+    clocks = FakeClocks()
+    book = hosted(clocks, slices=7, front_end=1, foreign=3, emulated=frozenset({"gpu1"}))
+    host = book.host
+    assert host is not None
+    for device in DEVICES[1:]:
         book.add_device(device, 7)
     there: list[WorkerMeter] = []
     now_s, total_j, epoch, known_j, gross_j = (dict.fromkeys(DEVICES, 0.0) for _ in range(5))
+    own_s = latest_s = 0.0
     for device in DEVICES:
         book.window(sample(0, 0.0, device=device), GRID)
-    for device, seconds, watts, idle_w, anew, events in history:
+    for device, seconds, watts, idle_w, anew, g_per_kwh, events in history:
         for what, which, number in events:
             if what == "come":
                 profile, at = PROFILES[which], DEVICES[number % 3]
@@ -395,22 +408,47 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
                             device=at,
                             placement=place.id,
                             slices=place.slices,
-                            joules=(0.1, 0.1, 0.3) if number else (),
+                            profiled=ProfiledEnergy((0.1, 0.1, 0.3)) if number else ProfiledEnergy(),
+                            process=HostProcess(clocks.spawn(number * 10**7) if number != 1 else 0),
                         )
                     )
                 )
+            elif what == "answer":
+                book.rows_done(f"family{which}", number, int(latest_s * SECOND))
+                book.receipt(f"family{which}", "1c", 90.0, number, 0.01 * number, int(latest_s * SECOND))
+            elif what == "serve":
+                clocks.server_ns += which * 10**6
+                clocks.control_ns += number * 10**6
+                clocks.others_ns += which * 10**6
             elif there and what == "go":
-                book.detach(there.pop(which % len(there)))
+                gone = there.pop(which % len(there))
+                if gone.pid:
+                    clocks.end(gone.pid)
+                book.detach(gone)
             elif there:
-                there[which % len(there)].add(number, number * 1000, number * 10**6)
+                worker = there[which % len(there)]
+                worker.add(number, number * 1000, number * 10**6)
+                if what == "audit":
+                    worker.cascaded(0, number, 0.0)
+                if worker.pid:
+                    clocks.processes[worker.pid] += number * 2 * 10**6
         now_s[device] += seconds
+        latest_s = max(latest_s, now_s[device])
         epoch[device] += anew
-        total_j[device] += watts * seconds
+        drawn_j = watts * seconds
+        host.look()
+        method: Method = "measured"
+        if device == "cpu0" and modelled:
+            method, own = "modelled", host.own_seconds()
+            drawn_j = idle_w * seconds + 8.0 * (own - own_s if seconds else 0.0)
+            own_s = own if seconds else own_s
+        total_j[device] += drawn_j
         before = int((now_s[device] - seconds) * SECOND)
         if not anew and int(now_s[device] * SECOND) > before:
-            known_j[device] += watts * seconds
-            gross_j[device] += (watts + idle_w) * seconds
-        book.window(sample(now_s[device], total_j[device], idle_w, device=device, epoch=int(epoch[device])), GRID)
+            known_j[device] += drawn_j
+            gross_j[device] += drawn_j + idle_w * seconds
+        taken = sample(now_s[device], total_j[device], idle_w, device=device, epoch=int(epoch[device]), method=method)
+        book.window(taken, msgspec.structs.replace(GRID, g_per_kwh=g_per_kwh), int(latest_s * SECOND))
     for device, line in book.devices().items():
         # Relative to all that was booked: measured joules may be a small difference of large ones.
         scale_j = max(gross_j[device], 1e-9)
@@ -418,12 +456,27 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
         assert abs(sum(float(line[name]) for name in LINES) - float(line["measured_j"])) <= 1e-9 * scale_j
         assert float(line["carried_j"]) <= 0.0
         assert all(float(line[name]) >= 0.0 for name in LINES if name != "carried_j")
+        scale_g = scale_j * 900.0 * 1.5 / 3.6e6
+        assert abs(sum(float(line[f"{name}_g"]) for name in NAMES) - float(line["measured_g"])) <= 1e-9 * scale_g
     shares = [*book.shares.values()]
     assert all(share.active_j >= 0.0 and share.idle_j >= 0.0 for share in shares)
     parts_j = sum(share.total_j for share in book.placements.values())
     assert sum(share.total_j for share in shares) == pytest.approx(parts_j, rel=1e-9)
-    assert book.totals()["energy_j"] == pytest.approx(parts_j, rel=1e-9)
-    assert book.totals()["carbon_g"] == pytest.approx(parts_j / 3.6e6 * 360.0 * 1.5, rel=1e-9)
+    devices = book.devices().values()
+    overheads_j = sum(share.total_j for share in book.overheads.values())
+    lines_j = sum(float(line[name]) for line in devices for name in ("front_end_j", "control_j"))
+    assert overheads_j <= lines_j * (1 + 1e-9) + 1e-9  # less what there was before the first family
+    totals = book.totals()
+    assert totals["energy_j"] == pytest.approx(parts_j + overheads_j, rel=1e-9)
+    for share in (*shares, *book.overheads.values()):
+        assert sum(share.grids.values()) == pytest.approx(share.total_g, rel=1e-9, abs=1e-15)
+    for name in ("family0", "family1", "family2", "family3", None):
+        totals = book.totals(name)
+        receipts_j = sum(book.receipts_j.values()) if name is None else book.receipts_j.get(name, 0.0)
+        unbilled_j = sum(totals[f"{part}_unbilled_j"] for part in ("idle", "front_end", "active"))
+        assert receipts_j + unbilled_j + totals["control_j"] == pytest.approx(totals["energy_j"], rel=1e-9, abs=1e-9)
+        assert totals["idle_unbilled_j"] >= -1e-9
+        assert totals["front_end_unbilled_j"] >= -1e-9
 
 
 def test_joules_per_row_between_and_beyond_measured_batches() -> None:
@@ -476,8 +529,8 @@ def test_joules_per_row_between_and_beyond_measured_batches() -> None:
             method="measured",
         ),
     )
-    assert joules_per_row(profile, "small", "1c", "eager", 9) == pytest.approx(
+    assert profiled_energy(profile, "small", "1c", "eager", 9).per_row == pytest.approx(
         [4.0, 4.0, 3.0, 2.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
     )
-    assert joules_per_row(profile, "small", "2c", "eager", 9) == []
-    assert joules_per_row(None, "small", "1c", "eager", 9) == []
+    assert profiled_energy(profile, "small", "2c", "eager", 9) == ProfiledEnergy()
+    assert profiled_energy(None, "small", "1c", "eager", 9) == ProfiledEnergy()

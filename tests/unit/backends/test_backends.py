@@ -225,9 +225,7 @@ def test_a_compilation_ends_with_its_parent(toy, tmp_path):
         env=child_environment(),
         start_new_session=True,
     )
-    asked = artifacts.CompileOrder(
-        family=toy, variant="full", backend="aoti", folder=str(tmp_path / "x"), threads=1
-    )
+    asked = artifacts.CompileOrder(family=toy, variant="full", backend="aoti", folder=str(tmp_path / "x"), threads=1)
     process.stdin.write(msgspec.json.encode(asked) + b"\n")
     process.stdin.close()
     assert process.wait(20) == -signal.SIGKILL
@@ -235,9 +233,7 @@ def test_a_compilation_ends_with_its_parent(toy, tmp_path):
 
 def test_cancelling_ends_the_compilation(toy, tmp_path):
     async def main():
-        task = asyncio.create_task(
-            backends.compile_in_background(toy, toy.variant("full"), "aoti", tmp_path / "x")
-        )
+        task = asyncio.create_task(backends.compile_in_background(toy, toy.variant("full"), "aoti", tmp_path / "x"))
         await asyncio.sleep(0.1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -585,6 +585,14 @@ def test_the_state_in_a_dozen_lines(
     assert json.loads(capsys.readouterr().out) == answered()
 
 
+def test_the_state_in_brief_has_the_grams_a_row(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    state = answered()
+    state["totals"]["sci"] = {"words": "5.4 mgCO2e per 1,000 rows of the server"}
+    server.answer = (200, state)
+    assert ctl(server, "state") == 0
+    assert "sci          5.4 mgCO2e per 1,000 rows of the server\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

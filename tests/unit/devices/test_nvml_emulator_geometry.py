@@ -163,7 +163,5 @@ def test_the_planner_knows_the_layouts_of_every_board(boxes: tuple[Child, Path],
     gpu = tables.table(name)
     base = [row.name for row in gpu.profiles if row.base]
     found = {tuple((one, start) for one, start in made) for made in fresh(boxes, name)(f"enumerate_all({base})")}
-    planned = layouts(
-        tables.slice_profiles(gpu), device="gpu0", compute=gpu.compute_slices, maximal=False
-    )
+    planned = layouts(tables.slice_profiles(gpu), device="gpu0", compute=gpu.compute_slices, maximal=False)
     assert {tuple(sorted((place.profile, place.start) for place in layout)) for layout in planned} - {()} == found

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover import energy
-from clover.accounting import Account, WorkerMeter
+from clover.accounting import Account, ProfiledEnergy, WorkerMeter
 from clover.config import EnergyConfig
 from clover.energy.nvml import IDLE_WINDOW_S, LONGEST_STEP_S, STUCK_S, NvmlMeter
 from clover.errors import ConfigError, DeviceError
@@ -315,7 +315,9 @@ def test_whatever_happens_no_joule_is_billed_that_was_not_drawn(history: list[Tr
         account.add_device("gpu0", 7)
         account.window(before, GRID)
         worker = account.attach(
-            WorkerMeter(family="m", variant="v", device="gpu0", placement="p", slices=3, joules=(1.0, 1.0))
+            WorkerMeter(
+                family="m", variant="v", device="gpu0", placement="p", slices=3, profiled=ProfiledEnergy((1.0, 1.0))
+            )
         )
         for what, seconds, watts, look in history:
             board.broken = usual | {

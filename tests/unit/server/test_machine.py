@@ -15,7 +15,7 @@ import asyncio, sys
 from pathlib import Path
 import msgspec
 from clover.accounting import Account
-from clover.config import ServerConfig, WorkersConfig
+from clover.config import EnergyConfig, ServerConfig, WorkersConfig
 from clover.server.machine import Machine
 from clover.types import Reading
 
@@ -24,7 +24,7 @@ reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="static", method="configur
 async def life(keep, make=()):
     workers = WorkersConfig(device="emulated:a100-40gb:2", keep_instances=keep)
     account = Account(pue=1.0)
-    machine = Machine(ServerConfig(workers=workers), Path(sys.argv[1]), account)
+    machine = Machine(ServerConfig(workers=workers, energy=EnergyConfig(meter="modelled")), Path(sys.argv[1]), account)
     try:
         await machine.start()
         found = [place.id for gpu in machine.gpus for place in gpu.instances()]
@@ -37,10 +37,11 @@ async def life(keep, make=()):
         await asyncio.sleep(0.3)
         await machine.measure(reading)
         lines = account.devices()
-        assert set(lines) == {"gpu0", "gpu1"}, lines
-        for line in lines.values():
-            assert line["method"] == "emulated" and line["measured_j"] > 0.0, lines
-        assert not any(name.startswith("cpu") for name in machine.meters)
+        assert set(lines) == {"gpu0", "gpu1", "host"}, lines
+        for name, line in lines.items():
+            assert line["measured_j"] > 0.0, lines
+            assert line["method"] == ("modelled" if name == "host" else "emulated"), lines
+        assert lines["host"]["front_end_j"] > 0.0, lines
     finally:
         await machine.leave()
     return found

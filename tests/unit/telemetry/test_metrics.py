@@ -9,6 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from clover.accounting import Account, WorkerMeter
+from clover.accounting.embodied import EmbodiedLedger, Hardware
+from clover.accounting.sci import sci
 from clover.control.baselines.saved import Compared
 from clover.http.stats import HttpStats
 from clover.runtime.router.traffic import Traffic
@@ -140,7 +142,7 @@ def test_the_figures_of_a_family_are_there() -> None:
     energy = {"model": "m", "variant": "small", "method": "measured"}
     assert value("clover_energy_joules_total", part="active", **energy) == 8
     assert value("clover_energy_joules_total", part="idle", **energy) == 2
-    assert value("clover_carbon_grams_total", part="active", **energy) == 8 / 3.6e6 * 300
+    assert value("clover_carbon_grams_total", part="active", intensity="configured", **energy) == 8 / 3.6e6 * 300
     assert value("clover_device_joules_total", device="cpu0", method="measured") == 10
     assert value("clover_worker_cpu_seconds_total") == account.cpu_seconds() > 0
     intensity = {"provider": "static", "zone": "", "signal": "average", "method": "configured", "state": "fresh"}
@@ -255,3 +257,55 @@ def test_what_watches_over_answers_is_told() -> None:
     assert found["clover_feedback_rows_total", small] == 50.0
     assert found["clover_feedback_refused_total", (model, ("reason", "limited"))] == 7.0
     assert found["clover_feedback_largest_share", (model,)] == 0.75
+
+
+def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
+    box = Hardware(
+        device="cpu0",
+        product="a machine",
+        kg=1000.0,
+        reserved=1.0,
+        total=1.0,
+        for_workers=1.0,
+        slices=2,
+        known="configured",
+        source="",
+    )
+    unknown = Hardware(
+        device="gpu0",
+        product="X",
+        kg=None,
+        reserved=7.0,
+        total=7.0,
+        for_workers=7.0,
+        slices=7,
+        known="unknown",
+        source="",
+    )
+
+    def scraped(*hardware: Hardware) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        ledger = EmbodiedLedger(hardware, 4.0, 0)
+        held = (("m", "cpu0", 1), ("g", "gpu0", 7))
+        workers = [
+            WorkerMeter(family=name, variant="v", device=device, placement="p", slices=slices)
+            for name, device, slices in held
+        ]
+        ledger.window(365 * 86_400 * SECOND, workers)
+        lines = {"active_g": 9.0, "idle_g": 1.0, "front_end_g": 0.0, "control_g": 0.0, "unowned_g": 0.0}
+        models = {"m": (100, {"carbon_g": 10.0}), "g": (1, {"carbon_g": 0.0})}
+        report = sci({"cpu0": {**lines, "method": "modelled"}}, models, ledger, intensities={"synthetic"}, pue=1.5)
+        chain: Any = SimpleNamespace(last=None, counts={}, failures={})
+        return scrape(Metrics(families=dict, account=Account(pue=1.0), chain=chain, sci=lambda: report))
+
+    found = scraped(box)
+    assert found["clover_embodied_carbon_grams_total", (("device", "cpu0"), ("method", "configured"))] == 250_000
+    assert found["clover_model_embodied_carbon_grams_total", (("method", "configured"), ("model", "m"))] == 125_000
+    known = (("embodied", "configured"), ("energy", "modelled"), ("intensity", "synthetic"))
+    assert found["clover_sci_grams_per_row", (("boundary", "server"), *known)] == 250_010 / 101
+    model = (("boundary", "workers"), *known, ("model", "m"))
+    assert found["clover_sci_model_grams_per_row", model] == (10 + 125_000) / 100
+    found = scraped(box, unknown)
+    names = {(name, dict(labels).get("device") or dict(labels).get("model")) for name, labels in found}
+    assert ("clover_embodied_carbon_grams_total", "gpu0") not in names
+    assert ("clover_model_embodied_carbon_grams_total", "g") not in names
+    assert not [name for name in found if name[0] == "clover_sci_grams_per_row"]

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.accounting import Account, Spans, WorkerMeter
+from clover.accounting import Account, ProfiledEnergy, Spans, WorkerMeter
 from clover.control.baselines.saved import compared, saved, saved_by_all
 from clover.control.baselines.shadow import ASK_S, Shadow, Spectrum
 from clover.control.solver.process import serve
@@ -490,7 +490,9 @@ def test_spans_hold_what_the_account_holds_and_rows_of_unknown_energy_are_in_nei
         )
 
     meter = book.attach(
-        WorkerMeter(family="toy", variant="small", device="cpu0", placement="p0", slices=1, joules=(0.5, 0.5))
+        WorkerMeter(
+            family="toy", variant="small", device="cpu0", placement="p0", slices=1, profiled=ProfiledEnergy((0.5, 0.5))
+        )
     )
     window(0, 0.0)
     meter.add(3, SECOND, SECOND)

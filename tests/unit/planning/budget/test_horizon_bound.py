@@ -81,8 +81,8 @@ def test_no_schedule_undercuts_it(
     found = limit(now, steps, accuracy)
     # The best of all schedules, which may change its plan within a step as well.
     hours = [
-        Hour(rows=rows, points=tuple(FrontierPoint(accuracy=p.accuracy, grams=w * p.grams) for p in known)) for rows, w
-        in steps
+        Hour(rows=rows, points=tuple(FrontierPoint(accuracy=p.accuracy, grams=w * p.grams) for p in known))
+        for rows, w in steps
     ]
     assert found <= spend(hours, accuracy - 1e-9).grams * (1.0 + 1e-9) + 1e-9
     # And those of one plan a step, one by one.

@@ -96,9 +96,7 @@ def test_what_runs_stays_where_the_gain_is_small() -> None:
 def test_more_wake_for_more_load_and_those_awake_keep_their_workers() -> None:
     now = moment(52.0, gpus=4)
     small = build("objective").propose(now)
-    large = build("objective").propose(
-        msgspec.structs.replace(now, running=small.deployment, arrival_rate=25_000.0)
-    )
+    large = build("objective").propose(msgspec.structs.replace(now, running=small.deployment, arrival_rate=25_000.0))
     assert len(small.awake) < len(large.awake)
     assert set(small.awake) <= set(large.awake)
 

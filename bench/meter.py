@@ -1,0 +1,215 @@
+"""The server's account of its own energy, held against CPU time that it did not count itself.
+
+    python -m bench.meter [--rates 200 1000] [--seconds 600] [--swap-s 5] [--json FILE]
+    python -m bench.meter --claims [--rates 200] [--seconds 14400] [--stretch-s 300] [--json FILE]
+
+The first form serves the default family on modelled energy and drives Poisson arrivals.  Its lines (active, front end,
+control) are modelled watts x CPU seconds; these seconds are compared with those of a control group in which the server
+was started (or, if no group can be made here, with the sum over its living processes).  With --swap-s the variant is
+pinned to another one that often.
+
+The second form lets one server serve BASE and what its controller chooses in turn, under the same load, for
+`--stretch-s` seconds each.  What BASE used more, in CPU seconds of the group, is held against what the server said of
+the other stretches: joules saved against BASE, for the boundary `server`.  The first ten seconds of a stretch are left
+out, since the change falls into them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from bench.common import ServerProcess, binary_bodies, cpu_seconds, fashion_rows, served, show, tree, write_json
+from bench.load import OpenLoop, Result
+
+LINES = ("active", "front_end", "control")
+SETTLE_S = 10.0
+_ROOTS = (Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup"))
+
+
+class Group:
+    """A control group of this bench's own: what runs in it is counted by the kernel, the dead included."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def seconds(self) -> float:
+        """Return CPU seconds used in the group so far."""
+        usage = self.folder / "cpuacct.usage"
+        if usage.exists():
+            return int(usage.read_text()) / 1e9
+        fields = dict(line.split() for line in (self.folder / "cpu.stat").read_text().splitlines())
+        return int(fields["usage_usec"]) / 1e6
+
+
+@contextlib.contextmanager
+def grouped() -> Iterator[Group | None]:
+    """Run the block, and what it starts, in a new control group; None if this user may not make one."""
+    for root in _ROOTS:
+        folder = root / f"clover-bench-{os.getpid()}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        if (folder / "cpuacct.usage").exists() or (folder / "cpu.stat").exists():
+            break
+        folder.rmdir()
+    else:
+        yield None
+        return
+    home = root / "cgroup.procs"
+    try:
+        yield Group(folder)
+    finally:
+        for pid in (folder / "cgroup.procs").read_text().split():
+            home.write_text(pid)
+        folder.rmdir()
+
+
+def metered(server: ServerProcess) -> dict[str, float]:
+    """Return the joules of the machine's account by line."""
+    (line,) = server.get("/v2/clover/state")["totals"]["devices"].values()
+    return {name: line[f"{name}_j"] for name in (*LINES, "idle", "unowned", "unattributed", "measured")}
+
+
+class Watched:
+    """A server with two counts of its CPU time: its own and ours."""
+
+    def __init__(self, server: ServerProcess, group: Group | None, core_w: float) -> None:
+        self.server = server
+        self._group = group
+        self._core_w = core_w
+        self._last = self.read()
+
+    def read(self) -> dict[str, float]:
+        """Return CPU seconds by line of the server's account, in sum (`said`), and as counted from outside (`seen`)."""
+        pid = self.server.process.pid
+        seen = self._group.seconds() if self._group is not None else cpu_seconds(tree(pid))
+        lines = metered(self.server)
+        said = {name: lines[name] / self._core_w for name in LINES}
+        saved = (self.server.get("/v2/clover/state")["totals"]["saved"] or {}).get("base") or {}
+        boundary = (saved.get("boundaries") or {}).get("server") or {}
+        claims = {
+            "claimed": boundary.get("joules", 0.0),
+            "low": boundary.get("low_j", 0.0),
+            "high": boundary.get("high_j", 0.0),
+        }
+        return said | {"said": sum(said.values()), "seen": seen, **claims}
+
+    def since(self) -> dict[str, float]:
+        """Return the same for the time since the last call."""
+        before, self._last = self._last, self.read()
+        return {name: value - before[name] for name, value in self._last.items()}
+
+
+async def drive(
+    options: argparse.Namespace, watched: Watched, rate: float, variants: list[str]
+) -> tuple[Result, dict[str, float]]:
+    """Drive `rate` requests a second, pinning the next of `variants` every `options.swap_s`."""
+    load = OpenLoop(watched.server.url, "fashion", binary_bodies(fashion_rows()[0], 512), rate, 32, 1, None)
+    running = asyncio.create_task(load.run(options.seconds + 2 * SETTLE_S))
+    await asyncio.sleep(SETTLE_S)
+    await asyncio.to_thread(watched.since)
+    end = asyncio.get_running_loop().time() + options.seconds
+    turns = itertools.cycle(variants)
+    while (left := end - asyncio.get_running_loop().time()) > 0:
+        await asyncio.sleep(min(left, options.swap_s or left))
+        if options.swap_s:
+            await asyncio.to_thread(watched.server.post, "/v2/clover/pin", {"variant": next(turns), "force": True})
+    found = await asyncio.to_thread(watched.since)
+    return await running, found
+
+
+async def stretches(
+    options: argparse.Namespace, watched: Watched, rate: float
+) -> tuple[Result, list[dict[str, float]]]:
+    """Serve BASE and the controller's choice in turn; return what each stretch used, BASE's first."""
+    load = OpenLoop(watched.server.url, "fashion", binary_bodies(fashion_rows()[0], 512), rate, 32, 1, None)
+    count = max(2, round(options.seconds / options.stretch_s / 2) * 2)
+    running = asyncio.create_task(load.run(count * options.stretch_s + 5.0))
+    found = []
+    for number in range(count):
+        order = ("base", {}) if number % 2 == 0 else ("pin", {"variant": None})
+        await asyncio.to_thread(watched.server.post, f"/v2/clover/{order[0]}", order[1])
+        await asyncio.sleep(SETTLE_S)
+        await asyncio.to_thread(watched.since)
+        await asyncio.sleep(options.stretch_s - SETTLE_S)
+        found.append(await asyncio.to_thread(watched.since))
+    return await running, found
+
+
+def lines(options: argparse.Namespace, watched: Watched) -> dict[str, Any]:
+    """Print and return the lines of the account beside CPU seconds from outside, at each rate."""
+    columns = ("requests/s", "failed", *LINES, "said s", "seen s", "said/seen", "CPU us/request")
+    rows = []
+    for rate in options.rates:
+        result, used = uvloop.run(drive(options, watched, rate, ["tiny", "small", "medium"]))
+        rows.append(
+            (
+                f"{rate:g}",
+                result.failed(),
+                *(round(used[name], 2) for name in LINES),
+                round(used["said"], 2),
+                round(used["seen"], 2),
+                round(used["said"] / used["seen"], 4),
+                round(1e6 * used["seen"] / (rate * options.seconds), 1),
+            )
+        )
+    swaps = f", a swap every {options.swap_s:g} s" if options.swap_s else ""
+    show(f"CPU seconds by line of the account, {options.seconds:g} s each{swaps}", columns, rows)
+    return {"columns": columns, "rows": rows}
+
+
+def claims(options: argparse.Namespace, watched: Watched) -> dict[str, Any]:
+    """Print and return what the server claims to have saved against BASE beside what BASE really used."""
+    columns = ("requests/s", "stretches", "BASE J", "own J", "saved J seen", "saved J claimed", "low", "high", "failed")
+    rows = []
+    for rate in options.rates:
+        result, found = uvloop.run(stretches(options, watched, rate))
+        base, own = found[::2], found[1::2]
+        used = [statistics.fmean(item["seen"] for item in side) * options.core_w for side in (base, own)]
+        claimed = [statistics.fmean(item[name] for item in own) for name in ("claimed", "low", "high")]
+        rows.append(
+            (f"{rate:g}", len(found), *(round(x, 1) for x in (*used, used[0] - used[1], *claimed)), result.failed())
+        )
+    show(f"Joules a stretch of {options.stretch_s - SETTLE_S:g} s, boundary server", columns, rows)
+    return {"columns": columns, "rows": rows}
+
+
+def main() -> None:
+    """Run the bench."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[200.0, 1000.0], help="requests a second, one run each"
+    )
+    parser.add_argument("--seconds", type=float, default=600.0, help="seconds of one run")
+    parser.add_argument("--swap-s", type=float, default=0.0, help="seconds between two swaps; 0: none are forced")
+    parser.add_argument("--claims", action="store_true", help="hold what is said to be saved against what BASE uses")
+    parser.add_argument("--stretch-s", type=float, default=300.0, help="claims: seconds of a stretch")
+    parser.add_argument("--core-w", type=float, default=8.0, help="modelled watts of a busy core")
+    parser.add_argument("--json", default="", help="also write the figures to this file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, grouped() as group:
+        config = Path(folder) / "clover.toml"
+        config.write_text(f'[energy]\nmeter = "modelled"\ncore_w = {options.core_w}\n')
+        with served(
+            ["fashion", "--config", str(config)], log=Path(folder) / "serve.log", group=group.folder if group else None
+        ) as server:
+            watched = Watched(server, group, options.core_w)
+            print("CPU seconds are counted by " + ("a control group" if group else "process"), flush=True)
+            document = claims(options, watched) if options.claims else lines(options, watched)
+    write_json(options.json, document)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The Software Carbon Intensity of a server, by ISO/IEC 21031: SCI = (E x I + M) / R.
+
+E x I are the grams of operation, PUE included; M is the embodied carbon (`clover.accounting.embodied`); R is the number
+of rows answered.  A score holds for a boundary only:
+
+    workers   energy of the variants and of the idle cores and slices that workers hold; their part of M
+    server    also that of the front end, of control and of what the server reserves and no worker holds; M of all that
+    machine   also all else that meters saw, other programs included; M of the whole machine if a counter covers it
+
+The server's is given first.  A score of which a part is unknown is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from clover.accounting.embodied import EmbodiedGrams, EmbodiedLedger, Hardware
+from clover.types import Record
+
+Boundary = Literal["workers", "server", "machine"]
+BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
+
+_LINES: dict[Boundary, tuple[str, ...]] = {
+    "workers": ("active_g", "idle_g"),
+    "server": ("active_g", "idle_g", "front_end_g", "control_g", "unowned_g"),
+    "machine": ("active_g", "idle_g", "front_end_g", "control_g", "unowned_g", "unattributed_g", "carried_g"),
+}
+"""The lines of a device's account that lie within each boundary."""
+
+Line = Mapping[str, float | str]
+
+
+class SciMethods(Record, frozen=True, kw_only=True):
+    """How the terms of a score are known; more than one way is joined by " + "."""
+
+    energy: str
+    intensity: str
+    embodied: str
+
+
+@dataclass(frozen=True)
+class SciScore:
+    """SCI of one boundary: grams of operation and embodied (None: unknown) over the rows answered."""
+
+    rows: int
+    operational_g: float | None
+    embodied: EmbodiedGrams | None
+
+    @property
+    def per_row_g(self) -> float | None:
+        """Grams a row; None if a term is unknown or nothing was answered yet."""
+        if self.operational_g is None or self.embodied is None or not self.rows:
+            return None
+        return (self.operational_g + self.embodied.grams) / self.rows
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the score for the state."""
+        embodied, per_row_g = self.embodied, self.per_row_g
+        return {
+            "operational_g": self.operational_g,
+            "embodied_g": None if embodied is None else embodied.grams,
+            "embodied_low_g": None if embodied is None else embodied.low_g,
+            "embodied_high_g": None if embodied is None else embodied.high_g,
+            "rows": self.rows,
+            "g_per_row": per_row_g,
+            "g_per_1000_rows": None if per_row_g is None else per_row_g * 1e3,
+        }
+
+
+@dataclass(frozen=True)
+class SciReport:
+    """The scores of all boundaries and of each model; `boundary` is the one given first."""
+
+    boundary: Boundary
+    boundaries: dict[Boundary, SciScore]
+    model_boundary: Boundary
+    models: dict[str, SciScore]
+    methods: SciMethods
+    hardware: tuple[Hardware, ...]
+    embodied: Mapping[str, EmbodiedGrams]
+    """By device; those of unknown hardware are not there."""
+    pue: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report for the state."""
+        return {
+            "unit": "gCO2e per row answered",
+            "boundary": self.boundary,
+            **self.boundaries[self.boundary].as_json(),
+            "words": self.words(),
+            "methods": {
+                "energy": self.methods.energy,
+                "intensity": self.methods.intensity,
+                "embodied": self.methods.embodied,
+            },
+            "pue": self.pue,
+            "boundaries": {name: score.as_json() for name, score in self.boundaries.items()},
+            "hardware": [
+                {
+                    "device": item.device,
+                    "product": item.product,
+                    "kg": item.kg,
+                    "low_kg": item.low_kg,
+                    "high_kg": item.high_kg,
+                    "reserved": item.reserved,
+                    "of": item.total,
+                    "grams": self.embodied[item.device].grams if item.device in self.embodied else None,
+                    "known": item.known,
+                    "source": item.source,
+                }
+                for item in self.hardware
+            ],
+        }
+
+    def model_json(self, model: str) -> dict[str, Any] | None:
+        """Return the score of one model for the state; None if it has none."""
+        score = self.models.get(model)
+        return None if score is None else {"boundary": self.model_boundary, **score.as_json()}
+
+    def words(self) -> str:
+        """Return the score of the boundary given first in words, with how its terms are known."""
+        score = self.boundaries[self.boundary]
+        unknown = [item for item in self.hardware if item.kg is None]
+        if unknown:
+            names = ", ".join(f"{item.device} ({item.product})" for item in unknown)
+            return f"unknown: no embodied carbon is published of {names}; set embodied.gpu_kg"
+        if score.operational_g is None or score.embodied is None:
+            return f"unknown: the grams of the boundary {self.boundary} are not counted"
+        if score.per_row_g is None:
+            return "nothing was answered yet"
+        per_row_g, embodied = score.per_row_g, score.embodied
+        terms = (
+            f"{mass(per_row_g * 1e3)}CO2e per 1,000 rows of the {self.boundary}: "
+            f"operation {mass(score.operational_g / score.rows * 1e3)} "
+            f"(energy {self.methods.energy}, intensity {self.methods.intensity}, PUE {self.pue:g}) and "
+            f"embodied {mass(embodied.grams / score.rows * 1e3)} ({self.methods.embodied}"
+        )
+        if embodied.low_g < embodied.high_g:
+            terms += f", {mass(embodied.low_g / score.rows * 1e3)} to {mass(embodied.high_g / score.rows * 1e3)}"
+        terms += ")"
+        if "emulated" in f"{self.methods.energy} {self.methods.embodied}":
+            terms += "; emulated GPUs stand for no hardware, so quote no score of theirs"
+        return terms
+
+
+def sci(
+    devices: Mapping[str, Line],
+    models: Mapping[str, tuple[int, Line]],
+    ledger: EmbodiedLedger,
+    *,
+    intensities: Iterable[str],
+    pue: float,
+) -> SciReport:
+    """Return the report of a server.
+
+    `devices`: the account's lines by device; `models`: rows answered and the account's totals by model, which have no
+    part in the front end if they do not say so; `intensities`: how the intensities that grams were priced at are known.
+    """
+    rows = sum(count for count, _ in models.values())
+    whole = EmbodiedGrams()
+    machine = EmbodiedGrams()
+    for item in ledger.hardware:
+        charged = ledger.devices.get(item.device, EmbodiedGrams())
+        whole.add(charged)
+        # A counter covers all cores of the machine, whoever uses them; a model covers what the server reserves.
+        covers_all = devices.get(item.device, {}).get("method") == "measured"
+        machine.add(charged, item.total / item.reserved if covers_all else 1.0)
+    known = not ledger.unknown()
+    held = [ledger.models.get(model, EmbodiedGrams()) for model in models]
+    of_workers = EmbodiedGrams()
+    for part in held:
+        of_workers.add(part or EmbodiedGrams())
+    embodied: dict[Boundary, EmbodiedGrams | None] = {
+        "workers": of_workers if None not in held else None,
+        "server": whole if known else None,
+        "machine": machine if known else None,
+    }
+    operational: dict[Boundary, float | None] = {
+        name: _sum(lines, list(devices.values())) for name, lines in _LINES.items()
+    }
+    if operational["workers"] is None:
+        operational["workers"] = sum(float(totals["carbon_g"]) for _, totals in models.values())
+    boundaries = {name: SciScore(rows, operational[name], embodied[name]) for name in BOUNDARIES}
+    with_front_end = all("front_end_j" in totals for _, totals in models.values())
+    return SciReport(
+        boundary="server" if operational["server"] is not None else "workers",
+        boundaries=boundaries,
+        model_boundary="server" if with_front_end else "workers",
+        models={
+            model: SciScore(count, float(totals["carbon_g"]), ledger.models.get(model, EmbodiedGrams()))
+            for model, (count, totals) in models.items()
+        },
+        methods=SciMethods(
+            energy=_joined(str(line["method"]) for line in devices.values()),
+            intensity=_joined(intensities),
+            embodied=_joined(item.known for item in ledger.hardware),
+        ),
+        hardware=tuple(ledger.hardware),
+        embodied=ledger.devices,
+        pue=pue,
+    )
+
+
+def mass(grams: float) -> str:
+    """Return a mass in the unit in which it reads best: kg, g, mg, µg or ng."""
+    for unit, size in (("kg", 1e3), ("g", 1.0), ("mg", 1e-3), ("µg", 1e-6)):
+        if abs(grams) >= size:
+            return f"{grams / size:.3g} {unit}"
+    return f"{grams / 1e-9:.3g} ng"
+
+
+def _sum(lines: tuple[str, ...], accounts: list[Line]) -> float | None:
+    """Return the grams of `lines` over all `accounts`; None if a line stands in none of them, so is not counted."""
+    if not all(any(line in account for account in accounts) for line in lines):
+        return None
+    return sum(float(account[line]) for account in accounts for line in lines if line in account)
+
+
+def _joined(ways: Iterable[str]) -> str:
+    return " + ".join(sorted(set(ways))) or "unknown"

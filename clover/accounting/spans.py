@@ -1,0 +1,55 @@
+"""What families did and used since somebody last took it, and what each variant did in all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from clover.accounting.devices import Share
+from clover.types import Method
+
+
+@dataclass
+class Work:
+    """What a variant did: rows, the active joules that its profile expects of them, and those that were metered."""
+
+    rows: int = 0
+    expected_j: float = 0.0
+    metered_j: float = 0.0
+
+
+@dataclass
+class Span:
+    """The work of a family since the last `Account.take`: rows that each variant computed, joules and grams, and the
+    methods of the devices.
+
+    Rows whose energy is unknown (the meter began anew) are left out.  Cascades passed `gone_on` of the rows on to
+    another variant; those that were answered are right by `right` (rows x percent) more than the variants are over all
+    rows that they computed.
+
+    `share` is what its workers used; `front_end` and `control` are its part of what the front end and the control of
+    the server used.  `grids`: how the intensities were known.
+    """
+
+    rows: dict[str, int] = field(default_factory=dict)
+    gone_on: int = 0
+    right: float = 0.0
+    share: Share = field(default_factory=Share)
+    front_end: Share = field(default_factory=Share)
+    control: Share = field(default_factory=Share)
+    methods: set[Method] = field(default_factory=set)
+    grids: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Spans:
+    """The spans of all families; by device the idle joules and grams of slices without a worker (`unowned`) and the
+    active ones that none of ours used (`unattributed`); and the length of the longest window in them."""
+
+    families: dict[str, Span] = field(default_factory=dict)
+    unowned: dict[str, tuple[float, float]] = field(default_factory=dict)
+    unattributed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def of(self, family: str) -> Span:
+        """Return the span of `family`, made if it is missing."""
+        return self.families.setdefault(family, Span())

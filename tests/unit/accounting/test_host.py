@@ -1,0 +1,223 @@
+"""The machine's energy by CPU time: every process of the server is billed for what it used, and no more."""
+
+from __future__ import annotations
+
+import pytest
+
+from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter
+from clover.energy import ModelledMeter
+from clover.types import EnergySample, Method, Reading
+from tests.support.host_fixture import FakeClocks, hosted
+
+SECOND = 1_000_000_000
+GRID = Reading(g_per_kwh=360.0, at_s=0.0, provider="test")
+
+
+class Scene:
+    """A machine with a modelled meter (2 W idle, 8 W a busy core) or a measured one."""
+
+    def __init__(
+        self, *, front_end: int = 0, emulated: frozenset[str] = frozenset(), method: Method = "modelled"
+    ) -> None:
+        self.clocks = FakeClocks()
+        self.account = hosted(self.clocks, front_end=front_end, emulated=emulated)
+        assert self.account.host is not None
+        self.host = self.account.host
+        self.meter = ModelledMeter(idle_w=2.0, core_w=8.0, cpu_seconds=self.host.own_seconds, now_ns=0)
+        self.method: Method = method
+        self.second = 0
+        self.measured_j = 0.0
+        self.account.add_family("toy", 0)
+        self.look()
+
+    def look(self, measured_j: float = 0.0, seconds: int = 1) -> None:
+        """A second later, the window is closed; `measured_j` is what a measured meter shows of it."""
+        self.host.look()
+        self.measured_j += measured_j
+        at_ns = self.second * SECOND
+        sample = self.meter.sample(at_ns)
+        if self.method == "measured":
+            sample = EnergySample(device="cpu0", at_ns=at_ns, total_j=self.measured_j, idle_w=2.0, method="measured")
+        self.account.window(sample, GRID)
+        self.second += seconds
+
+    def worker(self, variant: str = "small", *, device: str = "cpu0", start_ns: int = 0) -> WorkerMeter:
+        return self.account.attach(
+            WorkerMeter(
+                family="toy",
+                variant=variant,
+                device=device,
+                placement=f"p{len(self.clocks.processes)}",
+                slices=1,
+                profiled=ProfiledEnergy((1.0, 1.0)),
+                process=HostProcess(self.clocks.spawn(start_ns), 4),
+            )
+        )
+
+    def active(self) -> dict[str, float]:
+        return {variant: share.active_j for (_, variant, _), share in self.account.shares.items()}
+
+    def line(self, name: str) -> float:
+        return float(self.account.devices()["cpu0"][f"{name}_j"])
+
+
+def lines_sum(account: Account, device: str = "cpu0") -> float:
+    line = account.devices()[device]
+    names = ("active", "front_end", "control", "idle", "unowned", "unattributed", "carried")
+    return sum(float(line[f"{name}_j"]) for name in names)
+
+
+def test_the_server_bills_itself() -> None:
+    scene = Scene()
+    small = scene.worker("small", start_ns=3 * SECOND)  # loading and warming up: not the variant's
+    scene.clocks.control_ns += SECOND  # the planner
+    scene.clocks.server_ns += SECOND // 2
+    scene.clocks.processes[small.pid] += SECOND // 4
+    scene.look()
+    assert scene.active() == {"small": pytest.approx(2.0)}
+    assert scene.line("front_end") == pytest.approx(4.0)
+    assert scene.line("control") == pytest.approx(8.0 + 24.0)
+    assert lines_sum(scene.account) == pytest.approx(scene.line("measured"))
+    assert scene.line("measured") == pytest.approx(2.0 + 8.0 * (3 + 1 + 0.5 + 0.25))
+
+
+def test_variants_are_billed_by_their_cpu_time_and_not_by_their_profile() -> None:
+    scene = Scene()
+    small, large = scene.worker("small"), scene.worker("large")
+    for _ in range(50):
+        small.add(1, SECOND // 10, 0)  # says that it used nothing; profiled at 1 J a row
+        large.add(1, SECOND // 10, 0)
+        scene.clocks.processes[small.pid] += SECOND // 40
+        scene.clocks.processes[large.pid] += SECOND // 4
+        scene.look()
+    assert scene.active() == {"small": pytest.approx(10.0), "large": pytest.approx(100.0)}
+    # Receipts follow, each variant by what it really uses.
+    assert small.add(1, SECOND // 10, 0) == pytest.approx(0.2)
+    assert large.add(1, SECOND // 10, 0) == pytest.approx(2.0)
+    per_row = scene.account.per_row()
+    assert per_row["toy", "small", "modelled"] == (pytest.approx(1.0), pytest.approx(0.2))
+    assert per_row["toy", "large", "modelled"] == (pytest.approx(1.0), pytest.approx(2.0))
+    # One that takes its place begins with what is known of its variant.
+    assert scene.worker("small").add(1, SECOND, 0) == pytest.approx(0.2)
+
+
+def test_other_programs_on_a_metered_machine_are_billed_to_none_of_ours() -> None:
+    scene = Scene(method="measured")
+    small = scene.worker()
+    scene.clocks.processes[small.pid] += SECOND
+    scene.clocks.others_ns += 3 * SECOND
+    scene.look(2.0 + 40.0)
+    assert scene.active() == {"small": pytest.approx(10.0)}
+    assert scene.line("unattributed") == pytest.approx(30.0)
+    assert scene.account.devices()["cpu0"]["ratio"] == 1.0  # no batch ended: nothing is learned
+
+
+def test_what_a_worker_used_at_its_end_is_counted_once() -> None:
+    scene = Scene()
+    small = scene.worker()
+    scene.clocks.processes[small.pid] += SECOND
+    scene.host.look()  # the meter hung: the window stays open
+    scene.clocks.processes[small.pid] += SECOND // 2
+    small.add(1, SECOND // 4, SECOND // 4)
+    scene.clocks.end(small.pid)
+    scene.account.detach(small)
+    scene.look()
+    # Its clock is gone with half a second unread, of which its batches say a quarter... and less than was read before.
+    assert scene.active() == {"small": pytest.approx(8.0)}
+    assert scene.line("control") == pytest.approx(4.0)
+    scene.look()
+    assert lines_sum(scene.account) == pytest.approx(scene.line("measured")) == pytest.approx(2.0 * 2 + 12.0)
+
+
+def test_cores_of_the_front_end_idle_for_the_front_end() -> None:
+    scene = Scene(front_end=1)
+    scene.worker()
+    scene.look()
+    assert scene.line("front_end") == pytest.approx(2.0 / 3)
+    assert scene.line("idle") == pytest.approx(2.0 / 3)
+    assert scene.line("unowned") == pytest.approx(2.0 / 3)
+
+
+def test_cores_that_are_not_the_servers_idle_for_others() -> None:
+    scene = Scene(front_end=1, method="measured")
+    scene.account.add_device("cpu0", 2, 1, 5)
+    scene.worker()
+    scene.look(2.0)
+    assert scene.line("unattributed") == pytest.approx(2.0 * 5 / 8)
+    assert scene.line("front_end") == scene.line("idle") == scene.line("unowned") == pytest.approx(0.25)
+
+
+def test_cpu_time_that_computes_for_an_emulated_gpu_is_the_gpus() -> None:
+    scene = Scene(emulated=frozenset({"gpu0"}))
+    scene.account.add_device("gpu0", 1)
+    worker = scene.worker(device="gpu0")
+    scene.clocks.processes[worker.pid] += 5 * SECOND
+    scene.clocks.server_ns += SECOND
+    scene.look()
+    assert scene.active() == {"small": 0.0}
+    assert scene.line("measured") == pytest.approx(2.0 + 8.0)
+    assert scene.line("front_end") == pytest.approx(8.0)
+    assert scene.line("idle") == pytest.approx(1.0)  # its slice holds half of the host
+
+
+def test_workers_on_gpus_use_the_host_too() -> None:
+    scene = Scene()
+    scene.account.add_device("gpu0", 1)
+    worker = scene.worker(device="gpu0")
+    worker.add(1, SECOND, 0)
+    scene.clocks.processes[worker.pid] += SECOND
+    scene.look()
+    assert scene.active() == {"small": pytest.approx(8.0)}
+    assert scene.account.placements["cpu0", worker.placement, "modelled"].active_j == pytest.approx(8.0)
+    assert worker.window_rows == 1  # the window of its own device is not touched
+
+
+def test_rows_that_answer_no_client_are_control() -> None:
+    scene = Scene()
+    worker = scene.worker()
+    worker.add(4, SECOND, SECOND)
+    worker.cascaded(0, 1, 0.0)
+    scene.clocks.processes[worker.pid] += SECOND
+    scene.look()
+    assert scene.active() == {"small": pytest.approx(6.0)}
+    assert scene.line("control") == pytest.approx(2.0)
+
+
+def test_receipts_carry_the_front_end_and_sum_up() -> None:
+    scene = Scene()
+    worker = scene.worker()
+    billed_j = 0.0
+    for _ in range(200):
+        for _ in range(10):
+            active_j = worker.add(1, SECOND // 20, 0)
+            scene.account.rows_done("toy", 1, scene.second * SECOND)
+            receipt = scene.account.receipt("toy", "small", 90.0, 1, active_j, scene.second * SECOND)
+            billed_j += receipt.energy_j
+        scene.clocks.processes[worker.pid] += SECOND // 4
+        scene.clocks.server_ns += SECOND // 2
+        scene.clocks.control_ns += SECOND // 8
+        scene.look()
+    totals = scene.account.totals("toy")
+    assert totals["front_end_j"] == pytest.approx(200 * 4.0)
+    assert totals["control_j"] == pytest.approx(200 * 1.0)
+    assert totals["energy_j"] == pytest.approx(200 * (1.0 + 2.0 + 4.0 + 1.0))
+    unbilled = [totals[f"{name}_unbilled_j"] for name in ("idle", "front_end", "active")]
+    assert billed_j + sum(unbilled) + totals["control_j"] == pytest.approx(totals["energy_j"])
+    # At a steady load, receipts bill nearly all of it: 1 W idle, 4 W front end and 2 W active at ten rows a second.
+    assert receipt.energy_j == pytest.approx(0.1 + 0.4 + 0.2, rel=0.02)
+    assert receipt.carbon_mg == pytest.approx(receipt.energy_j / 3.6e6 * 360.0 * 1.5 * 1000, rel=1e-6)
+
+
+def test_a_pause_before_a_batch_costs_what_it_was_measured_to_cost() -> None:
+    meter = WorkerMeter(
+        family="toy",
+        variant="small",
+        device="cpu0",
+        placement="p0",
+        slices=1,
+        profiled=ProfiledEnergy((0.5, 0.5, 0.4), rested_j=0.2),
+    )
+    assert meter.add(2, SECOND, 0, pause_ns=0) == pytest.approx(0.4)
+    assert meter.add(2, SECOND, 0, pause_ns=1_000_000) == pytest.approx(0.4 + 0.1 / 2)
+    assert meter.add(2, SECOND, 0, pause_ns=SECOND) == pytest.approx(0.4 + 0.2 / 2)
+    assert meter.modelled_j == pytest.approx(0.8 + 0.9 + 1.0)
