@@ -124,6 +124,7 @@ setup(
         **{".".join(path.parent.parts): ["*.pxd"] for path in Path("clover").rglob("*.pxd")},
         "clover._native": ["*.pyi", "*.pxd"],
         "clover.devices": ["data/*.json"],
+        "clover.energy": ["data/*.json"],
         "clover.simulate": ["data/*.json"],
         **{name: ["*.toml", "*.safetensors", "*.gz", "LICENSE*", "*.md"] for name in FAMILIES},
     },

@@ -32,6 +32,7 @@ from clover import backends, families
 from clover.backends import aoti
 from clover.backends.tensors import load_module, to_arrays, to_tensor
 from clover.config import EnergyConfig
+from clover.energy import cpu_power
 from clover.types import FamilySpec, VariantSpec
 
 Run = Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
@@ -117,7 +118,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     images = np.ascontiguousarray(fashion_rows()[0][:COMPARED_ROWS])
-    core_w = EnergyConfig().core_w
+    core_w = cpu_power(EnergyConfig()).core_w
     names = options.variants or [variant.name for variant in family.variants]
     rows: list[list[object]] = []
     figures: dict[str, Any] = {}

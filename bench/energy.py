@@ -92,6 +92,8 @@ def live(variant: str, options: argparse.Namespace, log: Path) -> dict[str, Any]
         meter = energy.build(
             EnergyConfig(), cores=len(os.sched_getaffinity(0)), cpu_seconds=lambda: cpu_seconds(tree(pid))
         )
+        if isinstance(meter, energy.RaplMeter):
+            uvloop.run(meter.rest())
         first, cpu_s = meter.sample(time.monotonic_ns()), cpu_seconds(tree(pid))
         result = uvloop.run(open_loop(server.url, "fashion", bodies, rate=options.rate, seconds=options.seconds))
         last, cpu_s = meter.sample(time.monotonic_ns()), cpu_seconds(tree(pid)) - cpu_s

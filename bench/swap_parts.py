@@ -58,6 +58,7 @@ from bench.planning import load
 from clover import backends
 from clover.cache import cache_folder
 from clover.config import EnergyConfig
+from clover.energy import cpu_power
 from clover.runtime.workers.pool import WorkerProcess
 from clover.types import FamilyProfile
 
@@ -334,7 +335,7 @@ async def standing(cache: Path, backend: str, variant: str, beside: str, options
                 await bench.until_loaded()
                 used_s = cpu_seconds([pid])
                 await asyncio.sleep(IDLE_S)
-                watts = (cpu_seconds([pid]) - used_s) / IDLE_S * EnergyConfig().core_w
+                watts = (cpu_seconds([pid]) - used_s) / IDLE_S * cpu_power(EnergyConfig()).core_w
                 memory = pss_bytes([pid]) / 2**20
                 swap = await bench.pin(variant, ask)
                 await asyncio.sleep(SETTLE_S)

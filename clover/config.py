@@ -222,8 +222,10 @@ class EnergyConfig(Section, frozen=True, kw_only=True):
         Literal["auto", "rapl", "modelled"],
         _help("rapl reads the CPU's energy counters, modelled calculates energy; auto takes RAPL if it can be read"),
     ] = "auto"
-    idle_w: Annotated[float, _help("modelled idle power of the machine, watts per core", ge=0)] = 2.0
-    core_w: Annotated[float, _help("modelled power of a busy core beyond its idle power, watts", ge=0)] = 8.0
+    idle_w: (
+        Annotated[float, _help("watts of a CPU at rest; by default measured (RAPL), or by processor", ge=0)] | None
+    ) = None
+    core_w: Annotated[float, _help("modelled watts that a busy CPU adds; by default by processor", ge=0)] | None = None
     gpu_idle_w: (
         Annotated[float, _help("idle power of one GPU, watts; by default it is measured at start", ge=0)] | None
     ) = None

@@ -2,9 +2,9 @@
 
 A profile is one JSON file in `cache_dir/profiles`, named by family and key.  The key is a digest of everything the
 figures depend on: the family's files, the versions of the libraries that run it, the processor and the cores, the
-energy model, and the version of the measuring procedure.  A changed key is a missing profile, never a wrong one.
-Files are replaced atomically; a damaged one is reported with its path, not measured around silently.  Beside a profile
-may lie the rows its cascades were made from, `*.rows.npz`, which it can do without.
+meter that measures its energy, and the version of the measuring procedure.  A changed key is a missing profile, never a
+wrong one.  Files are replaced atomically; a damaged one is reported with its path, not measured around silently.  A
+profile may have the rows that its cascades were made from beside it, `*.rows.npz`, which it can do without.
 
 The questions below are pure functions.  Between measured batch sizes they interpolate linearly: the time of a batch
 is close to affine in its rows.
@@ -24,7 +24,6 @@ from pathlib import Path
 import msgspec
 
 from clover.cache import make_private
-from clover.config import EnergyConfig
 from clover.errors import ProfileError
 from clover.hints import program
 from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
@@ -107,12 +106,13 @@ def profile_key(
     spec: FamilySpec,
     cores: Sequence[int],
     backends: Sequence[str],
-    energy: EnergyConfig | None = None,
+    meter: str = "",
     device: str = "cpu",
 ) -> str:
     """Return a digest of all that the figures of `spec` depend on, for workers on `cores` with a choice of `backends`.
 
-    `device` names the kind of device; "cpu" for cores.
+    `meter` tells which meter measures energy (`clover.energy.meter_key`); `device` names the kind of device, "cpu" for
+    cores.
     """
     parts = {
         "measuring": str(MEASURING_VERSION),
@@ -121,7 +121,7 @@ def profile_key(
         "device": device,
         "cores": ",".join(map(str, cores)),
         "processor": processor(),
-        "energy": repr(energy or EnergyConfig()),
+        "meter": meter,
         **{f"version of {name}": version for name, version in versions(backends).items()},
     }
     text = "\n".join(f"{name}={value}" for name, value in sorted(parts.items()))

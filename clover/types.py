@@ -366,6 +366,7 @@ class EnergySample(Record, frozen=True, kw_only=True):
     """Cumulative joules of a device at a monotonic time.  `total_j` never decreases; `idle_w` is its idle power.
 
     `epoch` counts how often the meter had to begin anew: what was used between samples of different epochs is unknown.
+    `uncertainty`: how far off modelled joules may be, as (-0.2, 0.4) of them; None if measured, or without a range.
     """
 
     device: str
@@ -374,6 +375,7 @@ class EnergySample(Record, frozen=True, kw_only=True):
     idle_w: float
     method: Method
     epoch: int = 0
+    uncertainty: tuple[float, float] | None = None
 
 
 class CpuTimes(Record, frozen=True, kw_only=True):

@@ -293,6 +293,12 @@ class Account:
                 latest_j = front_end_j / rows
                 bill.per_row_j += (latest_j - bill.per_row_j) * _LATEST if bill.per_row_j else latest_j
 
+    def unmetered(self, device: str, seconds: float) -> None:
+        """Count time in which the meter of `device` gave no reading; the device is shown as not metered."""
+        account = self._devices.setdefault(device, DeviceAccount(slices=1))
+        account.unmetered_s += seconds
+        account.frozen = True
+
     def take(self) -> Spans:
         """Return the spans of the windows that were closed since the last call."""
         taken, self._spans = self._spans, Spans()
@@ -400,7 +406,9 @@ class Account:
 
         Joules sum up: `measured_j` = active, front end, control, idle, unattributed, unowned and carried; so do grams.
         `watts` are those of the last window (absent while the meter gives no new reading: `frozen` is 1), `idle_w`
-        those at rest; `ratio` is measured over modelled energy; `restarts` counts how often the meter began anew.
+        those at rest; `ratio` is measured over modelled energy; `restarts` counts how often the meter began anew.  No
+        reading came for `unmetered_s`; the energy of `unknown_s` will never be known.  Modelled joules may be off by
+        `uncertainty_low` to `uncertainty_high` (relative, absent if no range is known).
         """
         return {
             name: {
@@ -413,6 +421,9 @@ class Account:
                 "ratio": device.ratio,
                 "frozen": float(device.frozen),
                 "restarts": float(device.restarts),
+                "unmetered_s": device.unmetered_s,
+                "unknown_s": device.unknown_s,
+                **_uncertainty(device),
                 "method": device.method,
             }
             for name, device in self._devices.items()
@@ -462,3 +473,10 @@ class Account:
             for key, work in self._work.items()
             if work.rows
         }
+
+
+def _uncertainty(device: DeviceAccount) -> dict[str, float]:
+    if device.uncertainty is None:
+        return {}
+    low, high = device.uncertainty
+    return {"uncertainty_low": low, "uncertainty_high": high}

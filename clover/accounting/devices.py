@@ -146,10 +146,15 @@ class DeviceAccount:
     watts: float = 0.0
     """Of the last window."""
     idle_w: float = 0.0
-    frozen: bool = False
-    """Whether the last sample brought nothing new."""
+    frozen: bool = True
+    """Whether the last sample brought nothing new, or there was none yet."""
     restarts: int = 0
     """Times that the meter began anew."""
+    unmetered_s: float = 0.0
+    """Seconds in which the meter gave no reading."""
+    unknown_s: float = 0.0
+    """Seconds whose energy is not counted and never will be: before the meter began anew."""
+    uncertainty: tuple[float, float] | None = None
     retired_busy_ns: int = 0
     family_idle_w: dict[str, float] = field(default_factory=dict)
     _looks: int = 0
@@ -186,7 +191,7 @@ class DeviceAccount:
         `here` are the workers that hold slices now, `gone` those that worked in the window and have ended.  With the
         CPU times of `host`, active energy is split by these.
         """
-        self.method, self.idle_w = sample.method, sample.idle_w
+        self.method, self.idle_w, self.uncertainty = sample.method, sample.idle_w, sample.uncertainty
         self._look(here)
         last = self.last
         if last is not None and sample.epoch == last.epoch and sample.at_ns <= last.at_ns:
@@ -215,6 +220,7 @@ class DeviceAccount:
             return NOTHING
         if sample.epoch != last.epoch or sample.total_j < last.total_j:
             self.restarts += 1
+            self.unknown_s += max(sample.at_ns - last.at_ns, 0) / _SECOND_NS
             return NOTHING
         measured_j = sample.total_j - last.total_j
         seconds = (sample.at_ns - last.at_ns) / _SECOND_NS

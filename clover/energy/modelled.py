@@ -1,19 +1,26 @@
 """Energy by a model, if no counter can be read:  joules = idle_w x seconds + core_w x CPU seconds of the workers.
 
 That is the usual linear model, idle + (max - idle) x utilisation, written with CPU time in place of utilisation: a
-core that is busy all the time adds `core_w`.  Both constants come from the configuration.  The figures are good for
-comparing variants on one machine and no better than the constants in absolute terms; they are labelled "modelled".
+core that is busy all the time adds `core_w`.  The constants are published ones of the processor's micro-architecture
+(`clover.energy.cpu_power`), or the configured ones.  The figures are good for comparing variants on one machine and no
+better than the constants in absolute terms; they are labelled "modelled", and published constants come with a range,
+from which a sample says how far off its joules may be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from clover.energy.cpu_power import Range
 from clover.types import EnergySample, Method
 
 
 class ModelledMeter:
-    """Joules of a CPU by the linear model.  `idle_w`: watts of the whole device at rest; `core_w`: of one busy core."""
+    """Joules of a CPU by the linear model.
+
+    `idle_w`: watts of the whole device at rest; `core_w`: of one busy core; both with their ranges, (1, 1) if none is
+    known.
+    """
 
     method: Method = "modelled"
 
@@ -26,15 +33,32 @@ class ModelledMeter:
         now_ns: int,
         why: str = "configured",
         device: str = "cpu0",
+        idle_range: Range = (1.0, 1.0),
+        core_range: Range = (1.0, 1.0),
     ) -> None:
         self.device = device
         self.why = why
         self.idle_w = idle_w
         self.core_w = core_w
+        self._ranges = (idle_range, core_range)
         self._cpu_seconds = cpu_seconds
         self._cpu_s = cpu_seconds()
         self._at_ns = now_ns
-        self._total_j = 0.0
+        self._idle_j = 0.0
+        self._active_j = 0.0
+
+    @property
+    def uncertainty(self) -> tuple[float, float] | None:
+        """How far off the joules so far may be, as (-0.2, 0.4) of them by the ranges; None if no range is known."""
+        idle, core = self._ranges
+        if idle == core == (1.0, 1.0):
+            return None
+        parts = (self._idle_j, self._active_j) if self._idle_j + self._active_j > 0.0 else (1.0, 0.0)
+        low, high = ((parts[0] * idle[end] + parts[1] * core[end]) / sum(parts) - 1.0 for end in (0, 1))
+        return low, high
+
+    async def rest(self) -> None:
+        """Do nothing: idle power is a constant."""
 
     async def refresh(self) -> None:
         """Do nothing: a sample is cheap."""
@@ -43,9 +67,15 @@ class ModelledMeter:
         """Return joules since the meter was made; they never decrease, even if the clock or the CPU total does."""
         cpu_s = self._cpu_seconds()
         elapsed_s = max(0, now_ns - self._at_ns) / 1e9
-        self._total_j += self.idle_w * elapsed_s + self.core_w * max(0.0, cpu_s - self._cpu_s)
+        self._idle_j += self.idle_w * elapsed_s
+        self._active_j += self.core_w * max(0.0, cpu_s - self._cpu_s)
         self._at_ns = max(self._at_ns, now_ns)
         self._cpu_s = cpu_s
         return EnergySample(
-            device=self.device, at_ns=self._at_ns, total_j=self._total_j, idle_w=self.idle_w, method=self.method
+            device=self.device,
+            at_ns=self._at_ns,
+            total_j=self._idle_j + self._active_j,
+            idle_w=self.idle_w,
+            method=self.method,
+            uncertainty=self.uncertainty,
         )

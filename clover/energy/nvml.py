@@ -56,6 +56,13 @@ class NvmlSession(Protocol):
         """Return the result of `function(*arguments)`; raises DeviceError."""
 
 
+class BlockingSession(Protocol):
+    """Runs NVML calls in that thread, and waits for them."""
+
+    def call_sync(self, function: Callable[..., _T], /, *arguments: Any) -> _T:
+        """Return the result of `function(*arguments)`; raises DeviceError."""
+
+
 class MeteredGpu(Protocol):
     """The GPU that is metered: `uuid` is the whole GPU's ("GPU-..."), never a slice's."""
 

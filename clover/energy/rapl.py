@@ -12,9 +12,13 @@ A counter starts again at `max_energy_range_uj` (262 kJ on most processors, 65 k
 samples is seen and added; of two wraps one is lost, and nothing shows it.  So a sample is due at least every
 `sample_within_s` (the smallest range at 1 kW, about a minute); later ones are counted in `late_samples` and logged.
 
+A counter that is lower is taken for a wrap only if the joules that this makes are plausible: no domain draws more than
+a kilowatt.  Otherwise the driver began anew (a reset), or something else wrote the counter; what was used since the
+last sample is unknown then, the total stays, the sample's `epoch` is one higher, and `resets` counts it.
+
 While a counter cannot be read, `sample` raises.  The first sample that can be taken again includes what it rose in the
-meantime.  But if a counter is lower then, it is unknown whether it wrapped or the driver began anew: what was used in
-the meantime is unknown, the total stays, and the sample's `epoch` is one higher.
+meantime.  But if a counter is lower then, what was used in the meantime is unknown in any case, and the next `epoch`
+begins.
 
 Since 2020 (CVE-2020-8694) the counters are readable by root alone on most kernels, and virtual machines rarely have
 them.  Either is a `RaplError` with the reason, and never a silent zero.
@@ -22,11 +26,17 @@ them.  Either is a `RaplError` with the reason, and never a silent zero.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from clover.energy.cpu_power import CpuPower, published
+from clover.energy.host import ReadHost, host_use
+from clover.energy.idle import IdlePower
 from clover.errors import DeviceError
 from clover.types import EnergySample, Method
 
@@ -34,8 +44,12 @@ log = logging.getLogger("clover.energy")
 
 POWERCAP = Path("/sys/class/powercap")
 _PACKAGE = re.compile(r"intel-rapl:\d+")
-_MOST_W = 1000.0  # more than any domain draws: sets how often a wrap must be looked for
+_MOST_W = 1000.0  # more than any domain draws: sets how often a wrap must be looked for, and what is no wrap
+_GRAIN_S = 1.0  # allowed for the counter's own update interval when a leap is judged
 _WINDOW_NS = 1_000_000_000
+_REST_S = 2  # at the start: seconds at rest that are enough
+_LONGEST_REST_S = 5
+_NOTED_CHANGE = 0.1  # of the idle power, from which on the log says so
 
 
 class RaplError(DeviceError):
@@ -57,20 +71,35 @@ class Domain(NamedTuple):
 class RaplMeter:
     """Joules of all packages and their DRAM.
 
-    `idle_w` of a sample is the configured idle power, or the least average power seen over a second if that is less:
-    a machine cannot idle at more than it ever drew.
+    `idle_w` of a sample is what the operator set, or else what `IdlePower` found: call `rest` before there are workers.
+    `power` is what the model says of a CPU, `host` reads the CPU time of the whole host.
     """
 
     method: Method = "measured"
 
-    def __init__(self, *, idle_w: float, now_ns: int, root: Path = POWERCAP, device: str = "cpu0") -> None:
+    def __init__(
+        self,
+        *,
+        now_ns: int,
+        idle_w: float | None = None,
+        power: CpuPower | None = None,
+        host: ReadHost = host_use,
+        root: Path = POWERCAP,
+        device: str = "cpu0",
+    ) -> None:
         self.device = device
         self.domains = find_domains(root)
-        self.why = f"RAPL: {', '.join(domain.name for domain in self.domains)}"
         self.sample_within_s = min(domain.range_uj for domain in self.domains) / 1e6 / _MOST_W
         self.wraps = 0
         self.late_samples = 0
-        self._idle_w = idle_w
+        self.resets = 0
+        use = host()
+        model = power or published()
+        cpus = use.cpus if use is not None else 1
+        self.idle = IdlePower(guess_w=model.idle_w * cpus, core_w=model.core_w, cpus=cpus)
+        self._host = host
+        self._given_idle_w = idle_w
+        self._noted_idle_w = 0.0
         try:
             self._last_uj = [_read_counter(domain) for domain in self.domains]
         except RaplError:
@@ -81,7 +110,48 @@ class RaplMeter:
         self._epoch = 0
         self._missed = False  # whether the last sample could not be taken
         self._at_ns = now_ns
-        self._window = (now_ns, 0)
+        self._window = (now_ns, 0, use)
+
+    @property
+    def why(self) -> str:
+        """Which counters are read, and how the idle power is known."""
+        how = "as configured" if self._given_idle_w is not None else self.idle.why
+        return f"RAPL: {', '.join(domain.name for domain in self.domains)}; idle {self.idle_w:.1f} W ({how})"
+
+    @property
+    def idle_w(self) -> float:
+        """Watts of the whole host at rest, all programs included."""
+        return self.idle.watts if self._given_idle_w is None else self._given_idle_w
+
+    async def rest(
+        self,
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Measure the idle power for two seconds at rest; give up after five if the host does not come to rest.
+
+        Return at once if the operator set it.  Call it before there are workers.
+        """
+        if self._given_idle_w is not None:
+            return
+        try:
+            self.sample(clock())
+            self._begin_window()
+            for _ in range(_LONGEST_REST_S):
+                await sleep(_WINDOW_NS / 1e9)
+                self.sample(clock())
+                if self.idle.rest_windows >= _REST_S:
+                    break
+        except DeviceError as error:
+            log.warning("the idle power could not be measured: %s", error)
+            return
+        if self.idle.known_by != "rest":
+            log.warning(
+                "other programs kept the machine busy: its idle power, %.1f W, is %s; set energy.idle_w if you know it",
+                self.idle_w,
+                self.idle.why,
+            )
 
     async def refresh(self) -> None:
         """Do nothing: a sample is cheap."""
@@ -94,21 +164,35 @@ class RaplMeter:
         missed, self._missed = self._missed, True
         counters = [_read_counter(domain) for domain in self.domains]
         self._missed = False
+        elapsed_s = max(0, now_ns - self._at_ns) / 1e9
         if missed and any(counter < last for counter, last in zip(counters, self._last_uj, strict=True)):
-            self._begin_anew(counters, now_ns)
-            return self._sampled()
-        if now_ns - self._at_ns > self.sample_within_s * 1e9:
+            log.warning("RAPL was lower after it could not be read: what was used for %.0f s is unknown", elapsed_s)
+            return self._begin_anew(counters, now_ns)
+        late = elapsed_s > self.sample_within_s
+        if late:
             self.late_samples += 1
-            log.warning("RAPL was not read for %.0f s; a counter may have wrapped unseen", (now_ns - self._at_ns) / 1e9)
-        for index, domain in enumerate(self.domains):
-            delta_uj = counters[index] - self._last_uj[index]
+            log.warning("RAPL was not read for %.0f s; a counter may have wrapped unseen", elapsed_s)
+        risen_uj, wraps = 0, 0
+        for domain, counter, last in zip(self.domains, counters, self._last_uj, strict=True):
+            delta_uj = counter - last
             if delta_uj < 0:
-                self.wraps += 1
+                wraps += 1
                 delta_uj += domain.range_uj
-            self._total_uj += delta_uj
+            if delta_uj > _MOST_W * 1e6 * (elapsed_s + _GRAIN_S):
+                self.resets += 1
+                how = f"fell from {last / 1e6:.0f} to {counter / 1e6:.0f} J" if counter < last else "leapt"
+                log.warning(
+                    "RAPL of %s %s within %.1f s, which is no wrap (it would be %.0f J): it began anew, and what was "
+                    "used since the last look is unknown",
+                    domain.name, how, elapsed_s, delta_uj / 1e6,
+                )  # fmt: skip
+                return self._begin_anew(counters, now_ns)
+            risen_uj += delta_uj
+        self.wraps += wraps
+        self._total_uj += risen_uj
         self._last_uj = counters
         self._at_ns = max(self._at_ns, now_ns)
-        self._lower_idle()
+        self._watch_idle(known=not (missed or late))
         return self._sampled()
 
     def _sampled(self) -> EnergySample:
@@ -116,24 +200,45 @@ class RaplMeter:
             device=self.device,
             at_ns=self._at_ns,
             total_j=self._total_uj / 1e6,
-            idle_w=self._idle_w,
+            idle_w=self.idle_w,
             method=self.method,
             epoch=self._epoch,
         )
 
-    def _begin_anew(self, counters: list[int], now_ns: int) -> None:
-        seconds = (now_ns - self._at_ns) / 1e9
-        log.warning("RAPL was lower after it could not be read: what was used for %.0f s is unknown", seconds)
+    def _begin_anew(self, counters: list[int], now_ns: int) -> EnergySample:
         self._epoch += 1
         self._last_uj = counters
         self._at_ns = max(self._at_ns, now_ns)
-        self._window = (self._at_ns, self._total_uj)
+        self._begin_window()
+        return self._sampled()
 
-    def _lower_idle(self) -> None:
-        since_ns, since_uj = self._window
-        if self._at_ns - since_ns >= _WINDOW_NS:
-            self._idle_w = min(self._idle_w, (self._total_uj - since_uj) * 1e3 / (self._at_ns - since_ns))
-            self._window = (self._at_ns, self._total_uj)
+    def _begin_window(self) -> None:
+        self.idle.forget_window()
+        self._window = (self._at_ns, self._total_uj, self._host())
+
+    def _watch_idle(self, *, known: bool) -> None:
+        """Give `idle` the window since the last one if it is long enough; leave it out if its energy is in doubt."""
+        since_ns, since_uj, since = self._window
+        if not known:
+            self._begin_window()
+            return
+        if self._at_ns - since_ns < _WINDOW_NS:
+            return
+        use = self._host()
+        self._window = (self._at_ns, self._total_uj, use)
+        busy_s = use.busy_s - since.busy_s if use is not None and since is not None else None
+        joules, seconds = (self._total_uj - since_uj) / 1e6, (self._at_ns - since_ns) / 1e9
+        self.idle.add(joules, busy_s, seconds)
+        if self._given_idle_w is not None:
+            if joules < self._given_idle_w * seconds and not self._noted_idle_w:
+                self._noted_idle_w = joules / seconds
+                log.warning(
+                    "energy.idle_w says that this machine draws %.1f W at rest, but it drew %.1f W: set it lower",
+                    self._given_idle_w, self._noted_idle_w,
+                )  # fmt: skip
+        elif abs(self.idle.watts - self._noted_idle_w) > _NOTED_CHANGE * self._noted_idle_w:
+            self._noted_idle_w = self.idle.watts
+            log.info("%s: idle power is %.1f W, %s", self.device, self.idle.watts, self.idle.why)
 
 
 def find_domains(root: Path = POWERCAP) -> tuple[Domain, ...]:

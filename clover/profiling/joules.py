@@ -6,7 +6,6 @@ window has to last longer than that.  There is no model to fall back to: a GPU w
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -17,8 +16,6 @@ from clover.config import EnergyConfig
 from clover.errors import ProfileError
 from clover.interfaces import EnergyMeter
 from clover.types import EnergySample, Method, Placement
-
-_IDLE_S = 1.1
 
 
 class EnergyWindow:
@@ -83,18 +80,18 @@ class EnergyMeters:
     async def start(cls, config: EnergyConfig, cores: int, gpus: Sequence[Any] = ()) -> EnergyMeters:
         """Return the meters that `config` asks for: of `gpus` (devices with an NVML session), or else of the machine.
 
-        One that is measured first watches the idle machine for a second.
+        Call it while nothing is measured: that of the machine first measures its idle power, as a server does.
         """
+        core_w = energy.cpu_power(config).core_w
         if gpus:
             meters = [await energy.build_gpu(gpu.session, gpu, config) for gpu in gpus]
             label = f"energy is that of the GPU above idle ({meters[0].why})"
-            return cls(meters, config.core_w, label, on_gpus=True)
+            return cls(meters, core_w, label, on_gpus=True)
         meter = energy.build(config, cores=cores, cpu_seconds=lambda: 0.0)
         if meter.method != "measured":
-            return cls((), config.core_w, f"energy is modelled: {config.core_w:g} W a busy core ({meter.why})")
-        await asyncio.sleep(_IDLE_S)
-        meter.sample(time.monotonic_ns())
-        return cls((meter,), config.core_w, f"energy is measured above idle ({meter.why})")
+            return cls((), core_w, f"energy is modelled: {core_w:g} W a busy core ({meter.why})")
+        await meter.rest()
+        return cls((meter,), core_w, f"energy is measured above idle ({meter.why})")
 
     def window(self, places: Iterable[Placement]) -> EnergyWindow:
         """Return a window for work at `places`."""

@@ -20,7 +20,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from clover import families, profiles
+from clover import energy, families, profiles
 from clover.errors import ProfileError
 from clover.profiling import rows as rows_module
 from clover.profiling.busy import busy_share
@@ -215,7 +215,7 @@ class _Measurement:
         wanted = tuple(dict.fromkeys(options.backends))
         return FamilyProfile(
             family=spec.name,
-            key=options.key or profiles.profile_key(spec, cores, wanted, options.energy),
+            key=options.key or profiles.profile_key(spec, cores, wanted, energy.meter_key(options.energy)),
             machine=f"{profiles.processor()}, {', '.join(dict.fromkeys(shape.label for shape in shapes))}",
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
             quick=options.effort.quick,

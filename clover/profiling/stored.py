@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from typing import Any
 
 from clover import backends as registry
-from clover import families, profiles, settings
+from clover import energy, families, profiles, settings
 from clover.cache import cache_folder, expanded
 from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
@@ -43,14 +44,18 @@ def key_of(spec: FamilySpec, device: Devices, config: ServerConfig) -> str:
         *(place.profile for place in whole_layout(device)),
     ]
     if not emulated(device):
-        parts += sorted({registry.target_of(gpu, "").driver for gpu in devices_of(device).values()})
+        gpus: list[Any] = list(devices_of(device).values())
+        parts += sorted({registry.target_of(gpu, "").driver for gpu in gpus})
+        parts += sorted({energy.gpu_meter_key(config.energy, gpu, gpu.session) for gpu in gpus})
         return _key(spec, device_cores(device), config, "/".join(parts))
     parts += [f"version {analytical.VERSION}", hashlib.sha256(_pace_bytes(config)).hexdigest()]
     return _key(spec, device_cores(cpu_of(config)), config, "/".join(parts))
 
 
 def _key(spec: FamilySpec, cores: tuple[int, ...], config: ServerConfig, device: str = "cpu") -> str:
-    return profiles.profile_key(spec, cores, tuple(dict.fromkeys(config.workers.backends)), config.energy, device)
+    # On emulated GPUs, too, it is the meter of the cores that measured what their profile is calculated from.
+    meter = energy.meter_key(config.energy)
+    return profiles.profile_key(spec, cores, tuple(dict.fromkeys(config.workers.backends)), meter, device)
 
 
 def cpu_of(config: ServerConfig) -> CpuDevice:

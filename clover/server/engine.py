@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import msgspec
 
-from clover import carbon, families, profiling
+from clover import carbon, energy, families, profiling
 from clover.accounting import Account
 from clover.cache import cache_folder
 from clover.carbon.grid import Grid
@@ -57,7 +57,7 @@ class Engine:
         self.frontend: Frontend | None = None
         self._pool = pool
         self._stack = contextlib.AsyncExitStack()
-        self.account = Account(pue=config.carbon.pue, core_w=config.energy.core_w)
+        self.account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
         self.machine = Machine(config, cache_folder(config.cache_dir), self.account)
         self.devices = self.machine.devices
         self.footprint = Footprint(config, self.devices, self.account)
@@ -347,12 +347,16 @@ class Engine:
                 "events": list(served.fleet.events),
             }
         saved = saved_by_all(self.controller.shadows.of.values())
+        devices: dict[str, dict[str, float | str]] = {
+            name: {**line, "meter": self.machine.meters[name].why} if name in self.machine.meters else line
+            for name, line in self.account.devices().items()
+        }
         return {
             "pue": self.account.pue,
             "saved": saved,
             "sci": sci.as_json(),
             "models": models,
-            "devices": self.account.devices(),
+            "devices": devices,
             "core_idle": self.machine.idle_states(),
         }
 

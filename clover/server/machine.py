@@ -55,6 +55,8 @@ class Machine:
         self.core_idle: CoreIdle | None = None
         self._retry_s = time.monotonic() + _RETRY_S
         self._samples: dict[str, EnergySample] = {}
+        self._looked_ns: dict[str, int] = {}
+        """By device, when its meter was last asked for a sample."""
         self._unreadable_ns: dict[str, int] = {}
         """By device, since when its meter cannot be read."""
         emulated = {name for name, device in self.devices.items() if device.shape().emulated}
@@ -88,7 +90,11 @@ class Machine:
         self._account.add_host(name, self._host)
 
     async def start(self) -> None:
-        """Start the meters of the GPUs.  Call it before there are workers: it measures the idle watts."""
+        """Start the meters of the GPUs.  Call it before there are workers: it measures idle watts of all devices."""
+        for meter in self.meters.values():
+            if isinstance(meter, energy.RaplMeter):
+                await meter.rest()
+                log.info("%s: energy is measured: %s", meter.device, meter.why)
         for gpu in self.gpus:
             meter = await energy.build_gpu(
                 gpu.session, gpu, self._config.energy, busy_ns=self._busy(gpu.name), clock=time.monotonic_ns
@@ -122,8 +128,11 @@ class Machine:
     def _sample(self, name: str, meter: EnergyMeter) -> EnergySample | None:
         """Return the meter's sample, or the last one if it cannot be read, which leaves the window open."""
         now_ns = time.monotonic_ns()
+        looked_ns, self._looked_ns[name] = self._looked_ns.get(name, now_ns), now_ns
+        before = self._samples.get(name)
+        sample = before
         try:
-            self._samples[name] = meter.sample(now_ns)
+            sample = self._samples[name] = meter.sample(now_ns)
         except DeviceError as error:
             if name not in self._unreadable_ns:
                 self._unreadable_ns[name] = now_ns
@@ -132,7 +141,9 @@ class Machine:
             since_ns = self._unreadable_ns.pop(name, None)
             if since_ns is not None:
                 log.info("%s: its energy is read again after %.0f s", name, (now_ns - since_ns) / 1e9)
-        return self._samples.get(name)
+        if sample is None or (before is not None and (sample.epoch, sample.at_ns) == (before.epoch, before.at_ns)):
+            self._account.unmetered(name, (now_ns - looked_ns) / 1e9)
+        return sample
 
     async def watch(self) -> None:
         """Check that the GPUs are there, and now and then try to free quarantined instances."""

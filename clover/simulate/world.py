@@ -14,6 +14,7 @@ from clover.carbon.layouts import parse_time
 from clover.carbon.trace import TraceSource
 from clover.config import ControllerConfig, EnergyConfig
 from clover.devices.cpu import CpuDevice
+from clover.energy import cpu_power
 from clover.errors import ConfigError
 from clover.interfaces import CarbonSource
 from clover.planning.budget.horizon_bound import CostBound, cost_bound
@@ -198,10 +199,10 @@ def gpus(count: int) -> SimulatedMachine:
 
 
 def cpu() -> SimulatedMachine:
-    """Return the cores of this machine, with the configured model of their idle power."""
+    """Return the cores of this machine, with the modelled idle power of its processor."""
     device = CpuDevice(tuple(sorted(os.sched_getaffinity(0))))
     shape = device.shape()
-    idle_w = EnergyConfig().idle_w * shape.slices
+    idle_w = cpu_power(EnergyConfig()).idle_w * shape.slices
     return SimulatedMachine((shape,), idle_w, f"{shape.slices} CPU cores for workers ({idle_w:g} W idle, modelled)")
 
 

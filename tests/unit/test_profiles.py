@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from clover import profiles
-from clover.config import EnergyConfig
 from clover.errors import ProfileError
 from clover.profiles import ProfileStore, profile_key
 from clover.types import (
@@ -153,7 +152,8 @@ def test_key_changes_with_all_that_matters(monkeypatch: pytest.MonkeyPatch) -> N
         profile_key(spec_of("e"), (0, 1), ("eager",)),
         profile_key(spec_of(), (0,), ("eager",)),
         profile_key(spec_of(), (0, 1), ("eager", "aoti")),
-        profile_key(spec_of(), (0, 1), ("eager",), EnergyConfig(core_w=5.0)),
+        profile_key(spec_of(), (0, 1), ("eager",), "RAPL of package-0"),
+        profile_key(spec_of(), (0, 1), ("eager",), "modelled, 5 W a busy CPU"),
         profile_key(spec_of(), (0, 1), ("eager",), device="other"),
     ]
     monkeypatch.setattr(profiles, "processor", lambda: "another")

@@ -95,6 +95,13 @@ def _watts(energy: EnergyReading) -> Iterator[Sample]:
             yield (device, str(line["method"])), float(line["watts"])
 
 
+def _uncertainty(energy: EnergyReading) -> Iterator[Sample]:
+    for device, line in energy.devices.items():
+        for bound in ("low", "high"):
+            if (ratio := line.get(f"uncertainty_{bound}")) is not None:
+                yield (device, str(line["method"]), bound), float(ratio)
+
+
 _DEVICE = ("device", "method")
 
 # The lines of a device sum up: its joules = active + front_end + control + idle + unowned + unattributed + carried.
@@ -206,6 +213,27 @@ ENERGY: tuple[MetricSpec[EnergyReading], ...] = (
         COUNTER,
         _DEVICE,
         _of_devices(lambda line: line["restarts"]),
+    ),
+    MetricSpec(
+        "clover_device_unmetered_seconds",
+        "Time in which the meter of a device gave no reading; its energy is counted later unless the meter restarted",
+        COUNTER,
+        _DEVICE,
+        _of_devices(lambda line: line["unmetered_s"]),
+    ),
+    MetricSpec(
+        "clover_device_unknown_seconds",
+        "Time whose energy is in no account and never will be, since the meter of the device started again",
+        COUNTER,
+        _DEVICE,
+        _of_devices(lambda line: line["unknown_s"]),
+    ),
+    MetricSpec(
+        "clover_device_uncertainty_ratio",
+        "How far off the modelled joules of a device may be, by the range of published constants (low: -0.2 is -20 %)",
+        GAUGE,
+        (*_DEVICE, "bound"),
+        _uncertainty,
     ),
 )
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from clover.accounting import Account
 from clover.config import EnergyConfig, ServerConfig
 from clover.energy import Meter, ModelledMeter, RaplMeter, build
+from clover.energy.host import HostUse
 from clover.energy.rapl import RaplError, find_domains
 from clover.errors import ConfigError, DeviceError
 from clover.server.machine import Machine
@@ -57,7 +58,8 @@ def make(
     root: Path, meter: Literal["auto", "rapl", "modelled"] = "auto", idle_w: float = 2, core_w: float = 8
 ) -> Meter:
     config = EnergyConfig(meter=meter, idle_w=idle_w, core_w=core_w)
-    return build(config, cores=2, cpu_seconds=lambda: 0.0, clock=lambda: 0, powercap=root)
+    host = HostUse(busy_s=0.0, cpus=4)
+    return build(config, cores=2, cpu_seconds=lambda: 0.0, clock=lambda: 0, powercap=root, host=lambda: host)
 
 
 def test_packages_and_dram_are_added_and_nothing_is_added_twice(tmp_path: Path) -> None:
@@ -65,11 +67,11 @@ def test_packages_and_dram_are_added_and_nothing_is_added_twice(tmp_path: Path) 
     meter = make(tmp_path)
     assert isinstance(meter, RaplMeter)
     assert [domain.name for domain in meter.domains] == ["package-0", "package-0/dram", "package-1", "package-1/dram"]
-    assert meter.why == "RAPL: package-0, package-0/dram, package-1, package-1/dram"
+    assert meter.why == "RAPL: package-0, package-0/dram, package-1, package-1/dram; idle 8.0 W (as configured)"
     for number, file in enumerate(files.values()):
-        file.write_text(str(10**number * 1_000_000))
+        file.write_text(str(2**number * 1_000_000))
     sample = meter.sample(SECOND)
-    assert sample.total_j == 1 + 1000 + 10_000 + 100_000
+    assert sample.total_j == 1 + 8 + 16 + 32
     assert (sample.device, sample.at_ns, sample.method) == ("cpu0", SECOND, "measured")
 
 
@@ -132,16 +134,17 @@ def test_a_sample_that_comes_too_late_to_trust_a_wrap_is_counted(
     assert "wrapped unseen" in caplog.text
 
 
-def test_idle_power_is_the_configured_one_or_the_least_ever_seen(tmp_path: Path) -> None:
+def test_the_operators_idle_power_takes_precedence_and_is_doubted_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     package = zone(tmp_path / "intel-rapl:0", "package-0")
     meter = RaplMeter(idle_w=20.0, now_ns=0, root=tmp_path)
-    package.write_text(str(50_000_000))
-    assert meter.sample(SECOND).idle_w == 20.0
-    package.write_text(str(62_000_000))
-    assert meter.sample(2 * SECOND).idle_w == pytest.approx(12.0)
-    assert meter.sample(2 * SECOND + 1).idle_w == pytest.approx(12.0)  # too short to judge
-    package.write_text(str(162_000_000))
-    assert meter.sample(4 * SECOND).idle_w == pytest.approx(12.0)
+    asyncio.run(meter.rest(clock=lambda: 0))  # there is nothing to measure
+    for second, joules in enumerate((50, 62, 74), 1):
+        package.write_text(str(joules * 1_000_000))
+        assert meter.sample(second * SECOND).idle_w == 20.0
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["energy.idle_w says that this machine draws 20.0 W at rest, but it drew 12.0 W: set it lower"]
 
 
 def test_a_counter_that_fails_later_raises_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -171,10 +174,47 @@ def test_a_counter_that_is_lower_after_it_could_not_be_read_is_no_wrap(tmp_path:
     package.write_text("8000000")
     sample = meter.sample(61 * SECOND)
     assert (sample.total_j, sample.epoch) == (15.0, 1)
-    package.write_text("1000000")  # while it is read, lower is a wrap
-    sample = meter.sample(62 * SECOND)
-    assert sample.epoch == 1
-    assert sample.total_j > 15.0
+    package.write_text(str(RANGE_UJ - 4_000_000))
+    for second in range(62, 362):
+        package.write_text(str(8_000_000 + (second - 61) * 870_000_000))
+        meter.sample(second * SECOND)
+    total_j = meter.sample(361 * SECOND).total_j
+    package.write_text("1000000")  # while it is read, lower is a wrap, if what it then rose by is plausible
+    sample = meter.sample(362 * SECOND)
+    assert (sample.epoch, meter.wraps, meter.resets) == (1, 1, 0)
+    assert sample.total_j == pytest.approx(total_j + 1.0 + RANGE_UJ / 1e6 - 8.0 - 300 * 870.0)
+
+
+def test_a_counter_that_was_reset_is_no_wrap(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    package = zone(tmp_path / "intel-rapl:0", "package-0", 200_000_000_000)
+    dram = zone(tmp_path / "intel-rapl:0" / "intel-rapl:0:0", "dram", 1_000_000)
+    meter = RaplMeter(idle_w=1.0, now_ns=0, root=tmp_path)
+    package.write_text("200020000000")
+    assert meter.sample(SECOND).total_j == 20.0
+    package.write_text("5000000")  # taken for a wrap, this were 62 kJ in a second
+    dram.write_text("3000000")
+    sample = meter.sample(2 * SECOND)
+    assert (sample.total_j, sample.epoch, sample.at_ns) == (20.0, 1, 2 * SECOND)
+    assert (meter.resets, meter.wraps) == (1, 0)
+    assert "package-0 fell from 200020 to 5 J within 1.0 s, which is no wrap (it would be 62128 J)" in caplog.text
+    package.write_text("25000000")
+    assert meter.sample(3 * SECOND).total_j == 40.0
+    package.write_text("9000000000")  # nor can it leap ahead
+    sample = meter.sample(4 * SECOND)
+    assert (sample.total_j, sample.epoch, meter.resets) == (40.0, 2, 2)
+
+
+@given(st.integers(0, RANGE_UJ), st.integers(0, RANGE_UJ), st.floats(0.01, 100.0))
+def test_no_step_counts_more_than_could_be_drawn(
+    tmp_path_factory: pytest.TempPathFactory, before: int, after: int, seconds: float
+) -> None:
+    root = tmp_path_factory.mktemp("powercap")
+    package = zone(root / "intel-rapl:0", "package-0", before)
+    meter = RaplMeter(idle_w=1.0, now_ns=0, root=root)
+    package.write_text(str(after))
+    sample = meter.sample(int(seconds * SECOND))
+    assert sample.total_j <= 1000.0 * (seconds + 1.0)
+    assert sample.epoch == meter.resets == int((after - before) % RANGE_UJ > 1e9 * (seconds + 1.0))
 
 
 def test_while_rapl_cannot_be_read_the_device_is_not_metered_and_nothing_is_lost(
@@ -199,6 +239,10 @@ def test_while_rapl_cannot_be_read_the_device_is_not_metered_and_nothing_is_lost
         line = account.devices()["cpu0"]
         assert float(metered[1]) == 1.0 - float(line["frozen"])
         assert ("clover_device_watts{" in text) == ("watts" in line) == (line["frozen"] == 0.0)
+        for name in ("unmetered", "unknown"):
+            shown = re.search(rf'clover_device_{name}_seconds_total{{device="cpu0",method="measured"}} (\S+)', text)
+            assert shown is not None
+            assert float(shown[1]) == line[f"{name}_s"]
         return line
 
     measure(0)
@@ -207,15 +251,35 @@ def test_while_rapl_cannot_be_read_the_device_is_not_metered_and_nothing_is_lost
     package.rename(tmp_path / "gone")
     for second in range(2, 30):
         line = measure(second)
-        assert (line["frozen"], line["measured_j"]) == (1.0, 20.0)
+        assert (line["frozen"], line["measured_j"], line["unmetered_s"]) == (1.0, 20.0, second - 1)
     assert len([record for record in caplog.records if "its energy cannot be read" in record.getMessage()]) == 1
     package.write_text("600000000")
     line = measure(30)
     assert (line["frozen"], line["measured_j"], line["watts"]) == (0.0, 600.0, pytest.approx(20.0))
     assert "cpu0: its energy is read again after 28 s" in caplog.text
+    assert (line["unmetered_s"], line["unknown_s"], line["restarts"]) == (28.0, 0.0, 0.0)
     package.unlink()
     measure(31)
     assert len([record for record in caplog.records if "its energy cannot be read" in record.getMessage()]) == 2
+    package.write_text("0")  # began anew meanwhile
+    line = measure(41)
+    assert (line["unmetered_s"], line["unknown_s"], line["restarts"]) == (29.0, 11.0, 1.0)
+    assert line["measured_j"] == 600.0
+
+
+def test_a_device_is_not_metered_before_its_first_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = [0]
+    monkeypatch.setattr("clover.server.machine.time.monotonic_ns", lambda: now_ns[0])
+    package = zone(tmp_path / "intel-rapl:0", "package-0")
+    account = Account(pue=1.0)
+    machine = Machine(ServerConfig(), tmp_path / "cache", account)
+    machine.meters = {"cpu0": RaplMeter(idle_w=1.0, now_ns=0, root=tmp_path)}
+    package.rename(tmp_path / "gone")
+    assert account.devices()["cpu0"]["frozen"] == 1.0
+    for now_ns[0] in (0, 5 * SECOND):
+        asyncio.run(machine.measure(Reading(g_per_kwh=300.0, at_s=0.0, provider="static")))
+    line = account.devices()["cpu0"]
+    assert (line["frozen"], line["unmetered_s"], "watts" in line) == (1.0, 5.0, False)
 
 
 def broken(root: Path, how: str) -> None:
@@ -281,7 +345,7 @@ def test_modelled_may_be_asked_for_although_rapl_is_there(tmp_path: Path) -> Non
     machine(tmp_path)
     meter = make(tmp_path, "modelled")
     assert isinstance(meter, ModelledMeter)
-    assert (meter.why, meter.method) == ("configured", "modelled")
+    assert (meter.why, meter.method) == ("configured; watts as configured", "modelled")
     assert isinstance(make(tmp_path, "rapl"), RaplMeter)
 
 

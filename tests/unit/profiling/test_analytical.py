@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from clover import profiles
 from clover.config import EnergyConfig, ServerConfig, WorkersConfig
+from clover.energy import meter_key
 from clover.errors import ConfigError, ProfileError
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import capacity, estimate
@@ -240,7 +241,7 @@ def test_the_key_tells_devices_paces_and_the_cpu_apart(tmp_path: Path) -> None:
     assert len(set(keys)) == 5
     assert stored.key_of(SPEC, two, config) == keys[1]
     cores = stored.cpu_of(config).worker_cores
-    assert keys[2] == profiles.profile_key(SPEC, cores, ("eager",), EnergyConfig()), "as without any GPU"
+    assert keys[2] == profiles.profile_key(SPEC, cores, ("eager",), meter_key(EnergyConfig())), "as without any GPU"
 
 
 @pytest.mark.slow

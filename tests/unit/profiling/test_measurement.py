@@ -229,8 +229,8 @@ def test_gpus_add_up_above_idle_and_are_never_modelled() -> None:
 
 
 def test_the_label_says_why() -> None:
-    joules = asyncio.run(EnergyMeters.start(EnergyConfig(meter="modelled", core_w=5.0), 2))
-    assert joules.label == "energy is modelled: 5 W a busy core (configured)"
+    joules = asyncio.run(EnergyMeters.start(EnergyConfig(meter="modelled", idle_w=1.0, core_w=5.0), 2))
+    assert joules.label == "energy is modelled: 5 W a busy core (configured; watts as configured)"
 
 
 # --- candidates ---------------------------------------------------------------------------------------------------

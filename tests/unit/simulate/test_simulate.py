@@ -21,11 +21,13 @@ import pytest
 
 from clover.cli import simulate
 from clover.cli.simulate import main
+from clover.config import EnergyConfig
 from clover.control import triggers
 from clover.control.controller import Controller
 from clover.control.family import Family
 from clover.control.planner import Planner
 from clover.control.request import PlanRequest
+from clover.energy import cpu_power
 from clover.errors import ConfigError, DeviceError, WorkerError
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import estimate
@@ -700,7 +702,7 @@ def test_a_profile_of_cores(tmp_path: Path) -> None:
     assert main(words) == 0
     results = msgspec.json.decode((tmp_path / "out" / "results.json").read_bytes(), type=Results)
     assert {run.family for run in results.runs} == {"toy"}
-    assert results.runs[0].steps[0].idle_j == pytest.approx(2.0 * shape.slices * 300.0)
+    assert results.runs[0].steps[0].idle_j == pytest.approx(cpu_power(EnergyConfig()).idle_w * shape.slices * 300.0)
 
 
 def test_a_policy_that_fails_ends_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
