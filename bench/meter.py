@@ -11,7 +11,7 @@ pinned to another one that often.
 The second form lets one server serve BASE and what its controller chooses in turn, under the same load, for
 `--stretch-s` seconds each.  What BASE used more, in CPU seconds of the group, is held against what the server said of
 the other stretches: joules saved against BASE, for the boundary `server`.  The first ten seconds of a stretch are left
-out, since the change falls into them.
+out, since the change falls into them.  `+-` is twice the standard error over pairs of stretches.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from bench.load import OpenLoop, Result
 
 LINES = ("active", "front_end", "control")
 SETTLE_S = 10.0
+G_PER_KWH, PUE = 400.0, 1.5
+GRAMS_PER_J = G_PER_KWH * PUE / 3.6e6
+"""Both are constant here, so that grams are joules."""
 _ROOTS = (Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup"))
 
 
@@ -98,12 +101,9 @@ class Watched:
         lines = metered(self.server)
         said = {name: lines[name] / self._core_w for name in LINES}
         saved = (self.server.get("/v2/clover/state")["totals"]["saved"] or {}).get("base") or {}
-        boundary = (saved.get("boundaries") or {}).get("server") or {}
-        claims = {
-            "claimed": boundary.get("joules", 0.0),
-            "low": boundary.get("low_j", 0.0),
-            "high": boundary.get("high_j", 0.0),
-        }
+        server = (saved.get("boundaries") or {}).get("server") or {}
+        joules = {"claimed": "grams", "low": "low", "high": "high"}
+        claims = {name: server.get(key, 0.0) / GRAMS_PER_J for name, key in joules.items()}
         return said | {"said": sum(said.values()), "seen": seen, **claims}
 
     def since(self) -> dict[str, float]:
@@ -172,16 +172,16 @@ def lines(options: argparse.Namespace, watched: Watched) -> dict[str, Any]:
 
 def claims(options: argparse.Namespace, watched: Watched) -> dict[str, Any]:
     """Print and return what the server claims to have saved against BASE beside what BASE really used."""
-    columns = ("requests/s", "stretches", "BASE J", "own J", "saved J seen", "saved J claimed", "low", "high", "failed")
+    columns = ("requests/s", "pairs", "BASE J", "own J", "saved J seen", "+-", "claimed", "low", "high", "failed")
     rows = []
     for rate in options.rates:
         result, found = uvloop.run(stretches(options, watched, rate))
-        base, own = found[::2], found[1::2]
-        used = [statistics.fmean(item["seen"] for item in side) * options.core_w for side in (base, own)]
-        claimed = [statistics.fmean(item[name] for item in own) for name in ("claimed", "low", "high")]
-        rows.append(
-            (f"{rate:g}", len(found), *(round(x, 1) for x in (*used, used[0] - used[1], *claimed)), result.failed())
-        )
+        base, own = ([options.core_w * item["seen"] for item in side] for side in (found[::2], found[1::2]))
+        seen = [a - b for a, b in zip(base, own, strict=True)]
+        error = 2.0 * statistics.stdev(seen) / len(seen) ** 0.5 if len(seen) > 1 else float("nan")
+        claimed = [statistics.fmean(item[name] for item in found[1::2]) for name in ("claimed", "low", "high")]
+        figures = (statistics.fmean(base), statistics.fmean(own), statistics.fmean(seen), error, *claimed)
+        rows.append((f"{rate:g}", len(seen), *(round(figure, 1) for figure in figures), result.failed()))
     show(f"Joules a stretch of {options.stretch_s - SETTLE_S:g} s, boundary server", columns, rows)
     return {"columns": columns, "rows": rows}
 
@@ -201,7 +201,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, grouped() as group:
         config = Path(folder) / "clover.toml"
-        config.write_text(f'[energy]\nmeter = "modelled"\ncore_w = {options.core_w}\n')
+        config.write_text(
+            f'[energy]\nmeter = "modelled"\ncore_w = {options.core_w}\n'
+            f'[carbon]\npue = {PUE}\nsource = "static:{G_PER_KWH}"\n'
+        )
         with served(
             ["fashion", "--config", str(config)], log=Path(folder) / "serve.log", group=group.folder if group else None
         ) as server:

@@ -151,9 +151,13 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
 
 
 class CarbonConfig(Section, frozen=True, kw_only=True):
-    source: Annotated[str, _help("synthetic | static:G | trace:FILE; a comma-separated list is a fallback chain")] = (
-        "synthetic"
-    )
+    source: Annotated[
+        str,
+        _help(
+            "synthetic (an invented grid) | static:G | trace:FILE; a comma-separated list is a fallback chain. FILE is "
+            "a CSV with the columns datetime_utc,carbon_intensity_gco2_per_kwh, or of Electricity Maps or NESO"
+        ),
+    ] = "synthetic"
     trace_speed: Annotated[float, _help("seconds of the carbon trace that pass in one second", gt=0)] = 1.0
     trace_start: Annotated[
         str,
@@ -164,14 +168,18 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
     ] = ""
     poll_s: Annotated[
         float,
-        _help("seconds between two requests to a remote source; files and formulas are read each time", gt=0),
+        _help("seconds between two requests to a remote source, and between two looks whether a file changed", gt=0),
     ] = 5.0
     max_age_s: Annotated[
         float,
         _help("seconds (of the carbon data's time) that the last good value may be used if the source fails", ge=0),
     ] = 7200.0
     configured_g_per_kwh: Annotated[
-        float, _help("carbon intensity to use if every source fails; receipts and metrics say so", ge=0)
+        float,
+        _help(
+            "carbon intensity to use if every source fails and nothing is known of before; receipts and metrics say so",
+            ge=0,
+        ),
     ] = 400.0
     pue: Annotated[
         float,

@@ -345,9 +345,18 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
 class Reading(Record, frozen=True, kw_only=True):
     """A carbon intensity in gCO2e/kWh with all that a reader needs to judge it.
 
-    `state`: "fresh", "stale" (last good value, older than its source's step), "fallback" (another source of the
-    chain), "configured" (the value of last resort).  `age_s` is grid time since `at_s`, the grid time (Unix seconds)
-    the value is for.
+    `method` says how the value is known:
+
+    published    recorded by the provider
+    estimated    the provider's own estimate
+    forecast     foreseen: by the provider, by a file's later rows, or as the mean of past days
+    synthetic    a formula, of no real grid
+    configured   stated by the operator
+    unknown      a file that does not say
+
+    `replayed`: of another time than it is used at.  `state` says where in the chain of sources it comes from
+    (`clover.carbon.chain`).  It holds from `at_s`, the grid time (Unix seconds) it is of, for `step_s` seconds (0: for
+    a step of its source); `age_s` is grid time since `at_s`.
     """
 
     g_per_kwh: float
@@ -356,10 +365,12 @@ class Reading(Record, frozen=True, kw_only=True):
     zone: str = ""
     signal: Literal["average", "marginal", "unknown"] = "unknown"
     scope: Literal["lifecycle", "direct", "unknown"] = "unknown"
-    method: Literal["measured", "modelled", "synthetic", "configured", "replayed"] = "measured"
+    method: Literal["published", "estimated", "forecast", "synthetic", "configured", "unknown"] = "unknown"
+    replayed: bool = False
     estimated: bool = False
     age_s: float = 0.0
-    state: Literal["fresh", "stale", "fallback", "configured"] = "fresh"
+    step_s: float = 0.0
+    state: Literal["fresh", "stale", "fallback", "forecast", "seasonal", "configured"] = "fresh"
 
 
 class EnergySample(Record, frozen=True, kw_only=True):
@@ -389,7 +400,8 @@ class CpuTimes(Record, frozen=True, kw_only=True):
 
 class Receipt(Record, frozen=True, kw_only=True):
     """What one answer cost.  `accuracy` is the profile's expectation in percent, row-weighted over the request.  `path`
-    holds the variants that each row was asked of in a cascade ("small>xlarge"); empty without one."""
+    holds the variants that each row was asked of in a cascade ("small>xlarge"); empty without one.  `method` says how
+    `energy_j` is known, `intensity` how the carbon intensity is (None: nothing was read yet)."""
 
     variant: str
     accuracy: float
@@ -398,6 +410,7 @@ class Receipt(Record, frozen=True, kw_only=True):
     intensity_g_per_kwh: float
     method: Method
     intensity_state: str = "fresh"
+    intensity: Reading | None = None
     path: tuple[str, ...] = ()
 
 

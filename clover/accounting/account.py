@@ -363,6 +363,7 @@ class Account:
             intensity_g_per_kwh=intensity,
             method=method,
             intensity_state=reading.state if reading is not None else "unknown",
+            intensity=reading,
             path=path,
         )
         return last
@@ -404,7 +405,8 @@ class Account:
     def devices(self) -> dict[str, dict[str, float | str]]:
         """Return the lines of each device, by name.
 
-        Joules sum up: `measured_j` = active, front end, control, idle, unattributed, unowned and carried; so do grams.
+        Joules sum up: `measured_j` = active, front end, control, idle, unattributed, unowned and carried; so do grams,
+        to `total_g`.  `method` is how the joules are known, `intensity` how the intensities of the grams are.
         `watts` are those of the last window (absent while the meter gives no new reading: `frozen` is 1), `idle_w`
         those at rest; `ratio` is measured over modelled energy; `restarts` counts how often the meter began anew.  No
         reading came for `unmetered_s`; the energy of `unknown_s` will never be known.  Modelled joules may be off by
@@ -413,7 +415,7 @@ class Account:
         return {
             name: {
                 "measured_j": device.total.joules,
-                "measured_g": device.total.grams,
+                "total_g": device.total.grams,
                 **{f"{line}_j": device.lines[line].joules for line in LINES},
                 **{f"{line}_g": device.lines[line].grams for line in LINES},
                 **({} if device.frozen else {"watts": device.watts}),
@@ -425,6 +427,7 @@ class Account:
                 "unknown_s": device.unknown_s,
                 **_uncertainty(device),
                 "method": device.method,
+                "intensity": " and ".join(sorted(device.total.grids)),
             }
             for name, device in self._devices.items()
         }

@@ -15,16 +15,17 @@ from typing import cast
 
 from clover.carbon.chain import STATES, SourceChain
 from clover.carbon.clock import GridClock, boot_seconds
-from clover.carbon.layouts import MAX_G_PER_KWH, Scope, Signal, format_time, parse_time
+from clover.carbon.labels import describe
+from clover.carbon.layouts import MAX_G_PER_KWH, HowKnown, Scope, Signal, format_time, parse_time
 from clover.carbon.static import StaticSource
 from clover.carbon.synthetic import SyntheticSource
-from clover.carbon.trace import TraceSource
+from clover.carbon.trace import TraceOptions, TraceSource
 from clover.config import CarbonConfig
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.interfaces import CarbonSource
 
-__all__ = ["SOURCES", "STATES", "GridClock", "SourceChain", "build", "build_source", "format_time"]
+__all__ = ["SOURCES", "STATES", "GridClock", "SourceChain", "build", "build_source", "describe", "format_time"]
 
 
 def build(
@@ -34,7 +35,7 @@ def build(
 
     Grid time starts at `trace_start`, by default now.  But a trace that leads the chain and does not cover now, or is
     sped up, is replayed from its first value.  While grid time is not that of the wall, traces label what they give as
-    replayed.
+    replayed.  A file that changes on disk is looked at every `poll_s`.
     """
     if not config.max_age_s >= 0:
         raise ConfigError(f"carbon.max_age_s cannot be negative, but is {config.max_age_s}")
@@ -94,16 +95,20 @@ def _synthetic(argument: str, options: dict[str, str]) -> CarbonSource:
 
 
 def _trace(argument: str, options: dict[str, str]) -> CarbonSource:
-    _allow("trace", options, ("loop", "zone", "scope", "signal"))
+    _allow("trace", options, ("loop", "zone", "scope", "signal", "method"))
     if not argument:
         raise ConfigError("trace:FILE takes the path of a CSV or JSON file")
     loop = _one_of("trace", options, "loop", ("0", "1", "false", "true"), "0")
+    method = _one_of("trace", options, "method", ("actual", "published", "estimated", "forecast", "synthetic"), None)
     return TraceSource(
         Path(argument),
-        loop=loop in ("1", "true"),
-        zone=options.get("zone", ""),
-        scope=cast("Scope | None", _one_of("trace", options, "scope", ("lifecycle", "direct"), None)),
-        signal=cast("Signal | None", _one_of("trace", options, "signal", ("average", "marginal"), None)),
+        TraceOptions(
+            loop=loop in ("1", "true"),
+            zone=options.get("zone", ""),
+            scope=cast("Scope | None", _one_of("trace", options, "scope", ("lifecycle", "direct"), None)),
+            signal=cast("Signal | None", _one_of("trace", options, "signal", ("average", "marginal"), None)),
+            known=cast("HowKnown | None", "published" if method == "actual" else method),
+        ),
     )
 
 

@@ -3,18 +3,26 @@
 Two rules.  A number is never given out without saying how good it is, and a source that fails never stops the server.
 
     state        the reading comes from
-    fresh        the first source, and is no older than that source's step
+    fresh        the first source, and is no older than the step it holds for
     stale        the first source, and is older than its step: its last good value, or all the source itself has
     fallback     a later source of the chain (its last good value included: `age_s` tells)
-    configured   `configured_g_per_kwh`, because no source has a value within its step or younger than `max_age_s`
+    forecast     the forecast that the first source gave before it failed (`clover.carbon.bridge`)
+    seasonal     the first source's past: the mean of the same hour of the last days
+    configured   `configured_g_per_kwh`, because nothing else is known
+
+No source then has a value within its step or younger than `max_age_s`.  Between the states the order is as listed, but
+for a later source that only states a number or a formula (`static:G`, `synthetic`): what the first source lets expect
+of its own grid goes before it.
 
 Age is grid time, so that a trace replayed at speed goes stale at that speed too.  A value is asked for once a step:
-again when its step is over, or every tenth of a step if a source lags behind.
+again when its step is over, or every tenth of a step if a source lags behind.  Answers that cannot be, or that are not
+believed (`clover.carbon.plausible`), count as failures.
 
 All ask the chain (through `clover.carbon.grid`), as often as they like; the chain alone asks sources.  A remote source
 is asked once every `poll_s` real seconds at most, however fast grid time runs, and backed off for 1, 2, 4 ... 300 real
 seconds when it fails.  A local one (a file, a formula) is asked every time, since that costs nothing: so what is
-replayed at speed follows grid time from look to look.
+replayed at speed follows grid time from look to look.  Once an hour of grid time a remote source's forecast is asked
+for, to bridge what may come; a local source that can change (a file) is looked at every `poll_s` real seconds.
 """
 
 from __future__ import annotations
@@ -24,21 +32,37 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from clover.carbon.bridge import Bridge
+from clover.carbon.labels import describe
 from clover.carbon.layouts import MAX_G_PER_KWH
+from clover.carbon.plausible import Plausibility
 from clover.errors import CarbonError
 from clover.interfaces import CarbonSource
+from clover.planning.budget.forecast import HOUR_S, History
 from clover.types import Reading
 
 log = logging.getLogger("clover.carbon")
 
-STATES = ("fresh", "stale", "fallback", "configured")
+STATES = ("fresh", "stale", "fallback", "forecast", "seasonal", "configured")
+FORECAST_S = 7 * 86_400.0
+"""How far ahead a source is asked; no provider looks further, but a file would give all that it holds."""
+
+
+@runtime_checkable
+class Refreshable(Protocol):
+    """A source whose data may change while it is used."""
+
+    async def refresh(self) -> bool:
+        """Take new data if there is any, and return whether there was; CarbonError if it cannot be used."""
 
 
 class ChainedSource:
-    """One source of the chain with its last good reading, its back-off and its counters."""
+    """One source of the chain with its last good reading, its back-off and its counters; `bridge` holds what it lets
+    expect."""
 
     def __init__(
         self, source: CarbonSource, max_age_s: float, backoff_s: tuple[float, float], timeout_s: float, poll_s: float
@@ -48,10 +72,19 @@ class ChainedSource:
         self.reads = 0
         self.failures = 0
         self.last_error = ""
-        self._max_age_s = max(max_age_s, source.step_s)  # within its step a value is current, whatever the limit
+        self.bridge = Bridge(source.step_s)
+        self._plausibility = Plausibility()
+        self._doubted = False
+        self._max_age_s = max_age_s
         self._first_wait_s, self._longest_wait_s = backoff_s
         self._timeout_s = timeout_s
         self._poll_s = poll_s if source.remote else 0.0
+        self._refreshable = source if isinstance(source, Refreshable) else None
+        self._refresh_s = poll_s
+        self._refreshed_s = -math.inf  # monotonic
+        self._foreseen: list[Reading] = []
+        self._foreseen_hour = -math.inf
+        self._foreseen_s = -math.inf  # monotonic
         self._row = 0  # failures in a row
         self._retry_s = -math.inf  # monotonic
         self._polled_s = -math.inf  # monotonic
@@ -60,34 +93,57 @@ class ChainedSource:
     async def read(self, grid_s: float, now_s: float) -> Reading | None:
         """Return the source's value, new or remembered, aged to `grid_s`; None if it has none younger than the
         limit."""
+        renewed = await self._refresh(now_s)
         known = self._usable(grid_s)
-        if known is not None and grid_s < self._due_s:
+        if known is not None and grid_s < self._due_s and not renewed:
             return known
         if now_s >= max(self._retry_s, self._polled_s + self._poll_s):
             reading = await self._ask(grid_s, now_s)
             if reading is not None:
                 self.good = reading
-                end_s = reading.at_s + self.source.step_s
-                self._due_s = end_s if end_s > grid_s else grid_s + self.source.step_s / 10
+                end_s = reading.at_s + reading.step_s
+                self._due_s = end_s if end_s > grid_s else grid_s + reading.step_s / 10
         return self._usable(grid_s)
+
+    async def _refresh(self, now_s: float) -> bool:
+        """Have a source look for new data, every `poll_s` at most; return whether it took any."""
+        if self._refreshable is None or now_s < self._refreshed_s + self._refresh_s:
+            return False
+        self._refreshed_s = now_s
+        try:
+            return await self._refreshable.refresh()
+        except Exception as error:
+            self._failed(error, now_s)
+            return False
 
     async def forecast(self, grid_s: float, horizon_s: float, now_s: float) -> list[Reading]:
         """Return the source's forecast; empty if it has none, failed, or is backed off after a failure."""
+        hour = math.floor(grid_s / HOUR_S)
+        if self.source.remote and (hour == self._foreseen_hour or now_s < self._foreseen_s + self._poll_s):
+            return self._foreseen
         if now_s < self._retry_s:
             return []
+        self._foreseen_hour, self._foreseen_s = hour, now_s
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self.source.forecast(grid_s, horizon_s)
+                readings = await self.source.forecast(grid_s, horizon_s)
         except Exception as error:
-            self._failed(error, now_s)
+            self._count(error)  # a source that only has no forecast is read as before
+            self._foreseen = []
             return []
+        self._foreseen = readings
+        if self.source.remote and readings:
+            self.bridge.foresee(readings)
+        return readings
 
     def _usable(self, grid_s: float) -> Reading | None:
+        good = self.good
         # A value of later than one step ahead is not of this time either: the grid clock was set back.
-        if self.good is None or self.good.at_s > grid_s + self.source.step_s:
+        if good is None or good.at_s > grid_s + good.step_s:
             return None
-        age_s = max(0.0, grid_s - self.good.at_s)
-        return msgspec.structs.replace(self.good, age_s=age_s) if age_s <= self._max_age_s else None
+        age_s = max(0.0, grid_s - good.at_s)
+        # Within its step a value is current, whatever the limit.
+        return msgspec.structs.replace(good, age_s=age_s) if age_s <= max(self._max_age_s, good.step_s) else None
 
     async def _ask(self, grid_s: float, now_s: float) -> Reading | None:
         self.reads += 1
@@ -97,8 +153,11 @@ class ChainedSource:
                 reading = await self.source.read(grid_s)
             if not 0.0 <= reading.g_per_kwh <= MAX_G_PER_KWH:
                 raise CarbonError(f"{self.source.name} gave {reading.g_per_kwh}, which is no intensity in gCO2e/kWh")
-            if not grid_s - self._max_age_s <= reading.at_s <= grid_s + self.source.step_s:
+            if not reading.step_s:
+                reading = msgspec.structs.replace(reading, step_s=self.source.step_s)
+            if not grid_s - max(self._max_age_s, reading.step_s) <= reading.at_s <= grid_s + reading.step_s:
                 raise CarbonError(f"{self.source.name} gave a value {grid_s - reading.at_s:.0f} s old")
+            self._believe(reading)
         except Exception as error:  # whatever a provider does must not end the server: it is counted and shown instead
             self._failed(error, now_s)
             return None
@@ -106,9 +165,29 @@ class ChainedSource:
         self._retry_s = -math.inf
         return reading
 
+    def _believe(self, reading: Reading) -> None:
+        """Refuse a reading that is not plausible with a CarbonError; the log says so once until one is believed."""
+        doubt, before = self._plausibility.doubt(reading), self._doubted
+        self._doubted = bool(doubt)
+        if not doubt:
+            return
+        if self.good is not None and self.good.g_per_kwh == reading.g_per_kwh:
+            self.good = None  # the value that does not change any more is not believed either
+        text = f"{self.source.name} gave {doubt}; it is not used"
+        if not before:
+            log.warning("%s", text)
+        raise CarbonError(text)
+
     def _failed(self, error: Exception, now_s: float) -> None:
-        self.failures += 1
+        """Count a failure, and leave a remote source alone for a while."""
+        self._count(error)
         self._row += 1
+        if self.source.remote:
+            wait_s = min(self._longest_wait_s, self._first_wait_s * 2.0 ** min(self._row - 1, 32))
+            self._retry_s = now_s + wait_s
+
+    def _count(self, error: Exception) -> None:
+        self.failures += 1
         if isinstance(error, CarbonError):
             self.last_error = str(error)
         elif isinstance(error, TimeoutError):
@@ -116,13 +195,10 @@ class ChainedSource:
         else:
             self.last_error = f"{self.source.name}: {type(error).__name__}: {error}"
             log.error("carbon source failed in an unforeseen way", exc_info=error)
-        if self.source.remote:
-            wait_s = min(self._longest_wait_s, self._first_wait_s * 2.0 ** min(self._row - 1, 32))
-            self._retry_s = now_s + wait_s
 
 
 class SourceChain:
-    """Sources in order of preference, never without an answer.
+    """Sources in order of preference, never without an answer.  There is at least one.
 
     `counts` holds how many readings were given out in each state, `failures` the failed calls per source, `last_error`
     the newest failure's text (empty if none yet), `last` the newest reading.
@@ -153,6 +229,13 @@ class SourceChain:
         return ",".join(link.source.name for link in self.links)
 
     @property
+    def history(self) -> History:
+        """What the first source gave, by the hour of grid time.
+
+        Another source may mean something else by intensity, and the value of last resort means nothing at all."""
+        return self.links[0].bridge.history
+
+    @property
     def failures(self) -> dict[str, int]:
         """Failed calls per source."""
         return {link.source.name: link.failures for link in self.links}
@@ -162,6 +245,10 @@ class SourceChain:
         source."""
         async with self._lock:
             reading, error = await self._choose(grid_s)
+            if reading.state in ("fresh", "stale"):
+                self.links[0].bridge.note(reading, grid_s)
+            if reading.state == "fresh" and self.links[0].source.remote:
+                await self.links[0].forecast(grid_s, FORECAST_S, self._monotonic())  # to bridge what may come
         self.counts[reading.state] += 1
         before, self.last = self.last, reading
         if before is None or (before.state, before.provider) != (reading.state, reading.provider):
@@ -182,16 +269,22 @@ class SourceChain:
 
     async def _choose(self, grid_s: float) -> tuple[Reading, str]:
         """Return the reading to give out, and what failed on the way to it."""
-        error = ""
+        error, stated = "", None
         for index, link in enumerate(self.links):
             failures = link.failures
             reading = await link.read(grid_s, self._monotonic())
             if link.failures > failures:
                 self.last_error = error = link.last_error
-            if reading is not None:
-                if index > 0:
-                    return _in_state(reading, "fallback"), error
-                return _in_state(reading, "fresh" if reading.age_s <= link.source.step_s else "stale"), error
+            if reading is None:
+                continue
+            if index == 0:
+                return _in_state(reading, "fresh" if reading.age_s <= reading.step_s else "stale"), error
+            if reading.method not in ("configured", "synthetic"):
+                return _in_state(reading, "fallback"), error
+            stated = stated or _in_state(reading, "fallback")
+        found = self.links[0].bridge.expected(grid_s) or stated
+        if found is not None:
+            return found, error
         last_resort = Reading(
             g_per_kwh=self.configured_g_per_kwh,
             at_s=grid_s,
@@ -204,12 +297,12 @@ class SourceChain:
 
     def _log_change(self, before: Reading | None, reading: Reading, error: str) -> None:
         """Log that another source, or another state, is in force than `before`."""
-        text = f"carbon intensity is {reading.state}: {reading.g_per_kwh:.0f} g/kWh from {reading.provider}"
+        text = f"carbon intensity: {reading.g_per_kwh:.0f} g/kWh of {reading.provider} ({describe(reading)})"
         if reading.state == "fresh":
             if before is not None:
                 log.info("%s", text)
         else:
-            log.warning("%s, %.0f s old%s", text, reading.age_s, f" ({error})" if error else "")
+            log.warning("%s%s", text, f": {error}" if error else "")
 
 
 def _in_state(reading: Reading, state: str) -> Reading:

@@ -4,9 +4,8 @@ One `Grid` a server.  Who needs an intensity asks it, as often as they like: the
 the controller at each look and an operator's command (`read`).  Both ask the chain (`clover.carbon.chain`) at the grid
 time of the moment, and the chain bounds what that costs: a remote source is called every `carbon.poll_s` at most.
 
-The history is kept by the hour of grid time.  Only the first source of the chain makes history: another one may mean
-something else by intensity, and the value of last resort means nothing at all.  Hours without it are gaps, which the
-forecast fills.  For the same reason a source's forecast counts only if it speaks of the same signal as the reading.
+The history is the chain's, by the hour of grid time: only the first source makes it.  Hours without it are gaps, which
+the forecast fills.  A source's forecast counts only if it speaks of the same signal as the reading.
 """
 
 from __future__ import annotations
@@ -15,15 +14,20 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from clover.carbon.chain import FORECAST_S
 from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, Outlook, Sample, hours_of, outlook, values
 from clover.types import Reading
 
-FORECAST_S = 7 * 86_400.0
-"""How far ahead a source is asked; no provider looks further, but a file would give all that it holds."""
-
 
 class IntensitySource(Protocol):
-    """Gives intensities, whatever happens to the sources behind it (`clover.carbon.SourceChain`)."""
+    """Gives intensities, whatever happens to the sources behind it (`clover.carbon.SourceChain`).  `history`: what the
+    first of them gave; `last_error`: what failed last."""
+
+    @property
+    def history(self) -> History: ...
+
+    @property
+    def last_error(self) -> str: ...
 
     async def read(self, grid_s: float) -> Reading: ...
 
@@ -33,22 +37,29 @@ class IntensitySource(Protocol):
 class Grid:
     """The intensity of one grid at the time of `now` (Unix seconds of grid time, `clover.carbon.GridClock.now`).
 
-    `reading` is the newest one of `read`, which plans are made from, None before the first; `history` its hourly means.
+    `reading` is the newest one of `read`, which plans are made from, None before the first.
     """
 
     def __init__(self, source: IntensitySource, now: Callable[[], float]) -> None:
         self.now = now
         self.reading: Reading | None = None
-        self.history = History()
         self._source = source
         self._forecast_hour: int | None = None
         self._forecast: Sequence[Reading] = ()
 
+    @property
+    def history(self) -> History:
+        """Hourly means of what the first source gave."""
+        return self._source.history
+
+    @property
+    def trouble(self) -> str:
+        """What failed last, while the intensity is not a fresh one of the first source; else empty."""
+        return self._source.last_error if self.reading is not None and self.reading.state != "fresh" else ""
+
     async def read(self) -> Reading:
-        """Read the intensity of now and note it in the history.  Never raises for a source."""
-        grid_s = self.now()
-        self.reading = await self._source.read(grid_s)
-        self.note(self.reading, grid_s)
+        """Read the intensity of now, which plans go by.  Never raises for a source."""
+        self.reading = await self._source.read(self.now())
         return self.reading
 
     async def priced(self) -> Reading:
@@ -56,11 +67,6 @@ class Grid:
 
         It does not become `reading`: one look of the controller, with all that it awaits, goes by one intensity."""
         return await self._source.read(self.now())
-
-    def note(self, reading: Reading, grid_s: float) -> None:
-        """Add a reading that was in force at `grid_s` to the history, if it is the first source's."""
-        if reading.state in ("fresh", "stale"):
-            self.history.note(grid_s, reading.g_per_kwh)
 
     async def outlook(self, reading: Reading, rates: History, *, grid_s: float, until_s: float, rate: float) -> Outlook:
         """Return what to expect, hour by hour, from `grid_s` until `until_s`: intensities as the source foresees them,

@@ -1,6 +1,6 @@
 """Reads files of carbon intensities: three layouts, told apart by their header, into one table.
 
- - two columns `datetime_utc,carbon_intensity_gco2_per_kwh`;
+ - two columns `datetime_utc,carbon_intensity_gco2_per_kwh`, which do not say how the values are known;
  - Electricity Maps' historical CSV, whose columns "(direct)" and "(LCA)" or "(Life cycle)" hold the two scopes;
  - NESO's API answers as JSON, or CSV of `from[,to]` with `actual` and/or `forecast`.
 
@@ -30,17 +30,18 @@ _GAPS = frozenset({"", "nan", "null", "none", "na", "n/a", "-"})
 
 Scope = Literal["lifecycle", "direct", "unknown"]
 Signal = Literal["average", "marginal", "unknown"]
+HowKnown = Literal["published", "estimated", "forecast", "synthetic", "unknown"]
 
 
 class TraceRow(NamedTuple):
     """One interval of a file: from `at_s` (Unix seconds) to `until_s` (None: one step later), with its intensity `g`
-    and the forecast of it (gCO2e/kWh; None in a gap), and the line it stands in."""
+    and the forecast of it (gCO2e/kWh; None in a gap), how `g` is known as the file says, and the line it stands in."""
 
     at_s: float
     until_s: float | None
     g: float | None
     forecast_g: float | None
-    estimated: bool
+    method: HowKnown
     line: int
 
 
@@ -102,15 +103,15 @@ def parse_table(data: bytes, *, scope: str = "", zone: str = "") -> TraceTable:
     header = [_canonical(cell) for cell in next(lines, (0, []))[1]]
     if "datetime_utc" in header and "carbon_intensity_gco2_per_kwh" in header:
         at, value = header.index("datetime_utc"), header.index("carbon_intensity_gco2_per_kwh")
-        rows = [_row(line, cells, at, None, value, None, None) for line, cells in lines]
+        rows = [_row(line, cells, at, None, value, None, None)._replace(method="unknown") for line, cells in lines]
         return TraceTable("two-column", rows, zone, "unknown", "unknown")
     if any("carbon intensity" in name for name in header):
         return _electricity_maps(header, lines, scope, zone)
     if "from" in header or any(name.endswith(("actual", "forecast")) for name in header):
         return _neso_csv(header, lines)
     raise ConfigError(
-        "unknown columns; expected `datetime_utc,carbon_intensity_gco2_per_kwh`, Electricity Maps' historical CSV, "
-        "or NESO's from,to,actual,forecast (CSV or API JSON)"
+        "unknown columns; the first line names them: `datetime_utc,carbon_intensity_gco2_per_kwh` (below it lines as "
+        "2026-03-26T21:00Z,257), Electricity Maps' historical CSV, or NESO's from,to,actual,forecast (CSV or API JSON)"
     )
 
 
@@ -209,7 +210,7 @@ def _row(
     forecast: int | None,
     estimated: int | None,
 ) -> TraceRow:
-    """Return one row; a forecast stands in if there is no actual value, and then counts as estimated."""
+    """Return one row; a forecast stands in if there is no actual value, and says so."""
     try:
         at_s = parse_time(cells[at])
         until_s = parse_time(cells[until]) if until is not None and cells[until].strip() else None
@@ -223,8 +224,8 @@ def _row(
     if until_s is not None and until_s <= at_s:
         raise ConfigError(f"line {line}: it ends before it starts")
     if g is None and forecast_g is not None:
-        return TraceRow(at_s, until_s, forecast_g, forecast_g, True, line)
-    return TraceRow(at_s, until_s, g, forecast_g, guessed, line)
+        return TraceRow(at_s, until_s, forecast_g, forecast_g, "forecast", line)
+    return TraceRow(at_s, until_s, g, forecast_g, "estimated" if guessed else "published", line)
 
 
 def _intensity(cell: str) -> float | None:

@@ -1,71 +1,132 @@
-"""Replays a file of carbon intensities: `trace:FILE`, options as `trace:FILE?loop=1&scope=direct`.
+"""Intensities of a file: `trace:FILE`, options as `trace:FILE?loop=1&scope=direct`.
 
-A row holds from its time until its end: its own `to`, or one step, the step being the commonest distance of two rows.
-Where the file has no value (an empty row, a missing row, before the first and after the last), reading raises
-CarbonError: the chain then says "stale", falls back, and finally takes the configured value.  Nothing is filled in
-here.  `loop=1` replays the file from its start once it has ended; such readings are marked as estimated.
+A row holds from its time until its end: its own `to`, or its own step (`clover.carbon.steps`).  Where the file has no
+value (an empty row, a missing row, before the first and after the last), reading raises CarbonError: the chain then
+says "stale", falls back, and finally takes the configured value.  Nothing is filled in here.  `loop=1` replays the file
+from its start once it has ended; such readings are marked as estimated.
 
-What a file says of one time is used at another if grid time is not that of the wall, and if a file loops: such
-readings have the method "replayed", whatever they were when they were recorded.
+What a file says of one time is used at another if grid time is not that of the wall, and if a file loops: such readings
+are `replayed`, however they are known.
 
 The forecast is NESO's own if the file has one; otherwise the rows to come, that is, perfect foresight.
+
+A file that changes on disk is read again, once it was left alone from one look to the next, so that no half of it is.
+One that cannot be used then changes nothing: the last good one stays in force.
 """
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import itertools
 import logging
 import math
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
-from clover.carbon.layouts import Scope, Signal, TraceRow, TraceTable, format_time, read_table
+from clover.carbon.layouts import HowKnown, Scope, Signal, TraceRow, TraceTable, format_time, read_table
+from clover.carbon.steps import steps_of
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
 
 log = logging.getLogger("clover.carbon")
 
 
+@dataclass(frozen=True)
+class TraceOptions:
+    """What the configuration says of a file: whether it `loop`s, which `zone` and `scope` to read of it, and what a
+    file of two columns cannot say itself: its `signal`, its scope, and how its values are `known`."""
+
+    loop: bool = False
+    zone: str = ""
+    scope: Scope | None = None
+    signal: Signal | None = None
+    known: HowKnown | None = None
+
+
+class _Version(NamedTuple):
+    """What tells one state of a file from another; all -1 if it cannot be seen."""
+
+    changed_ns: int
+    size: int
+    inode: int
+
+
 class TraceSource:
     """Intensities of a file.  `empty` rows had no value, `missing` steps had no row; both are gaps.  `replayed`:
-    whether they are used at another time than they are of."""
+    whether they are used at another time than they are of.  `step_s` is the commonest step."""
 
     remote = False
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        loop: bool = False,
-        zone: str = "",
-        scope: Scope | None = None,
-        signal: Signal | None = None,
-    ) -> None:
-        table = read_table(path, scope=scope or "", zone=zone)
+    def __init__(self, path: Path, options: TraceOptions | None = None) -> None:
+        self.options = options or TraceOptions()
+        self.name = f"trace:{path.stem}"
+        self.loop = self.options.loop
+        self.replayed = False
+        self._path = path
+        self._used = self._seen = self._version()
+        self._load()
+
+    def _load(self) -> None:
+        """Read the file and take what it holds; ConfigError if it cannot be used, and then all stays as it was."""
+        path, options = self._path, self.options
+        table = read_table(path, scope=options.scope or "", zone=options.zone)
         try:
-            self._rows, self.step_s = _order(table)
+            if options.known and table.layout != "two-column":
+                raise ConfigError("?method= is for files of two columns; this one says itself how its values are known")
+            rows = _order(table)
+            ends = _ends(rows)
         except ConfigError as error:
             raise ConfigError(f"carbon trace {path}: {error}") from error
-        self.name = f"trace:{path.stem}"
+        self._rows, self._ends = rows, ends
         self.layout = table.layout
-        self.loop = loop
-        self.replayed = False
-        self.zone = zone or table.zone
-        self.scope: Scope = scope or table.scope
-        self.signal: Signal = signal or table.signal
-        self._times = [row.at_s for row in self._rows]
-        self.empty = sum(row.g is None for row in self._rows)
+        self.zone = options.zone or table.zone
+        self.scope: Scope = options.scope or table.scope
+        self.signal: Signal = options.signal or table.signal
+        self._times = [row.at_s for row in rows]
+        steps = Counter(end_s - row.at_s for row, end_s in zip(rows, ends, strict=True))
+        self.step_s = max(steps, key=lambda step: (steps[step], -step))
+        self.empty = sum(row.g is None for row in rows)
         self.missing = sum(
-            max(0, round((later.at_s - self._until(row)) / self.step_s))
-            for row, later in itertools.pairwise(self._rows)
+            max(0, round((later.at_s - end_s) / (end_s - row.at_s)))
+            for (row, later), end_s in zip(itertools.pairwise(rows), ends[:-1], strict=True)
         )
-        self.start_s = next(row.at_s for row in self._rows if row.g is not None)
-        self.end_s = self._until(self._rows[-1])
+        self.start_s = next(row.at_s for row in rows if row.g is not None)
+        self.end_s = ends[-1]
         if self.gaps:
-            log.warning("%s: %d gaps (%d empty rows, %d missing steps of %g s); there the chain falls back",
-                        self.name, self.gaps, self.empty, self.missing, self.step_s)  # fmt: skip
+            log.warning("%s: %d gaps (%d empty rows, %d missing ones); there the chain falls back",
+                        self.name, self.gaps, self.empty, self.missing)  # fmt: skip
+
+    async def refresh(self) -> bool:
+        """Read the file again if it changed since it was read and is the same as at the last call; return whether that
+        was done.  CarbonError, once for each state of the file, if it cannot be used."""
+        return await asyncio.to_thread(self._refreshed)
+
+    def _refreshed(self) -> bool:
+        version, before = self._version(), self._seen
+        self._seen = version
+        if version == self._used or version != before:
+            return False
+        self._used = version
+        try:
+            self._load()
+        except ConfigError as error:
+            text = f"{self.name} changed and cannot be used, so what it held before stays in force: {error}"
+            log.warning("%s", text)
+            raise CarbonError(text) from error
+        log.info("%s changed and was read again: %d rows, until %s",
+                 self.name, len(self._rows), format_time(self.end_s))  # fmt: skip
+        return True
+
+    def _version(self) -> _Version:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return _Version(-1, -1, -1)
+        return _Version(found.st_mtime_ns, found.st_size, found.st_ino)
 
     @property
     def gaps(self) -> int:
@@ -82,17 +143,18 @@ class TraceSource:
 
     async def read(self, grid_s: float) -> Reading:
         """Return the row that holds at `grid_s`; CarbonError in a gap, before the first row and after the last."""
-        row, shift_s = self._row_at(grid_s)
-        if row is None or row.g is None or grid_s - shift_s >= self._until(row):
+        index, shift_s = self._index_at(grid_s)
+        row = self._rows[index] if index >= 0 else None
+        if row is None or row.g is None or grid_s - shift_s >= self._ends[index]:
             raise CarbonError(f"{self.name} has no value at {format_time(grid_s)}: {self._why(grid_s - shift_s)}")
-        return self._reading(row, row.g, shift_s, grid_s, estimated=row.estimated, foreseen=False)
+        return self._reading(index, row.g, self.options.known or row.method, shift_s, age_s=grid_s - row.at_s - shift_s)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
         """Return one reading a row from the one that holds at `grid_s` up to `grid_s + horizon_s`; gaps are left
         out."""
         readings: list[Reading] = []
-        row, shift_s = self._row_at(grid_s)
-        index = 0 if row is None else bisect.bisect_right(self._times, row.at_s) - 1
+        index, shift_s = self._index_at(grid_s)
+        index = max(index, 0)
         while True:
             if index == len(self._rows):
                 if not self.loop:
@@ -102,38 +164,33 @@ class TraceSource:
             if row.at_s + shift_s > grid_s + horizon_s:
                 return readings
             value = row.forecast_g if row.forecast_g is not None else row.g
-            if value is not None and self._until(row) + shift_s > grid_s:
-                readings.append(self._reading(row, value, shift_s, grid_s, estimated=True, foreseen=True))
+            if value is not None and self._ends[index] + shift_s > grid_s:
+                readings.append(self._reading(index, value, "forecast", shift_s))
             index += 1
 
     @property
     def _span_s(self) -> float:
         return self.end_s - self._rows[0].at_s
 
-    def _until(self, row: TraceRow) -> float:
-        return row.until_s if row.until_s is not None else row.at_s + self.step_s
-
-    def _row_at(self, grid_s: float) -> tuple[TraceRow | None, float]:
-        """Return the last row not after `grid_s`, and by how much looping shifted the file."""
+    def _index_at(self, grid_s: float) -> tuple[int, float]:
+        """Return the place of the last row not after `grid_s` (-1: none), and by how much looping shifted the file."""
         shift_s = math.floor((grid_s - self._rows[0].at_s) / self._span_s) * self._span_s if self.loop else 0.0
-        index = bisect.bisect_right(self._times, grid_s - shift_s) - 1
-        return (self._rows[index] if index >= 0 else None), shift_s
+        return bisect.bisect_right(self._times, grid_s - shift_s) - 1, shift_s
 
-    def _reading(
-        self, row: TraceRow, g_per_kwh: float, shift_s: float, grid_s: float, *, estimated: bool, foreseen: bool
-    ) -> Reading:
-        at_s = row.at_s + shift_s
-        recorded: Literal["modelled", "measured"] = "modelled" if estimated else "measured"
+    def _reading(self, index: int, g_per_kwh: float, method: HowKnown, shift_s: float, age_s: float = 0.0) -> Reading:
+        at_s = self._rows[index].at_s
         return Reading(
             g_per_kwh=g_per_kwh,
-            at_s=at_s,
+            at_s=at_s + shift_s,
             provider=self.name,
             zone=self.zone,
             signal=self.signal,
             scope=self.scope,
-            method="replayed" if not foreseen and (self.replayed or shift_s != 0.0) else recorded,
-            estimated=estimated or shift_s != 0.0,
-            age_s=0.0 if foreseen else grid_s - at_s,
+            method=method,
+            replayed=self.replayed or shift_s != 0.0,
+            estimated=method in ("estimated", "forecast", "synthetic") or shift_s != 0.0,
+            age_s=age_s,
+            step_s=self._ends[index] - at_s,
         )
 
     def _why(self, file_s: float) -> str:
@@ -144,8 +201,8 @@ class TraceSource:
         return "a gap"
 
 
-def _order(table: TraceTable) -> tuple[list[TraceRow], float]:
-    """Return rows by time without repeats, and their step in seconds."""
+def _order(table: TraceTable) -> list[TraceRow]:
+    """Return rows by time without repeats; ConfigError if two contradict each other or none has a value."""
     rows: list[TraceRow] = []
     for row in sorted(table.rows, key=lambda row: row.at_s):
         if rows and rows[-1].at_s == row.at_s:
@@ -158,9 +215,14 @@ def _order(table: TraceTable) -> tuple[list[TraceRow], float]:
         rows.append(row)
     if not any(row.g is not None for row in rows):
         raise ConfigError("it holds no value")
-    steps = Counter(later.at_s - row.at_s for row, later in itertools.pairwise(rows))
-    steps.update(row.until_s - row.at_s for row in rows if row.until_s is not None)
-    if not steps:
-        raise ConfigError("one row shows no step; give a second row, or use static:G")
-    most = max(steps.values())
-    return rows, min(step for step, count in steps.items() if count == most)
+    return rows
+
+
+def _ends(rows: Sequence[TraceRow]) -> list[float]:
+    """Return until when each row holds (Unix seconds); ConfigError if a single one does not say."""
+    if len(rows) == 1:
+        if rows[0].until_s is None:
+            raise ConfigError("one row shows no step; give a second row, or use static:G")
+        return [rows[0].until_s]
+    steps = steps_of([row.at_s for row in rows])
+    return [row.at_s + step if row.until_s is None else row.until_s for row, step in zip(rows, steps, strict=True)]

@@ -279,7 +279,7 @@ class Controller:
         if not trigger:
             seen = Observation(
                 now_s=now_s,
-                g_per_kwh=context.grid.reading.g_per_kwh,
+                g_per_kwh=family.triggers.known(context.grid.reading).g_per_kwh,
                 rate=family.rate(config),
                 p95_ms=family.observed.get("p95_ms"),
                 queue_rows=family.observed.get("queue_rows", 0.0) - family.observed.get("awaiting_rows", 0.0),

@@ -122,7 +122,8 @@ class Planner:
         if not request.dry_run:
             family.answered(context.grid.now())
             if reading is not None:
-                family.triggers.planned(reading.g_per_kwh, family.rate(context.config), family.missing)
+                g_per_kwh = family.triggers.known(reading).g_per_kwh
+                family.triggers.planned(g_per_kwh, family.rate(context.config), family.missing)
                 family.triggers.again(context.monotonic() + RETRY_S)
         action = "refused" if request.dry_run else "failed"
         record(context, family, request, started_s, PlanResult(action=action, detail=str(error)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from clover.carbon import format_time
+from clover.carbon import describe
 from clover.control.baselines.saved import saved
 from clover.control.baselines.shadows import Shadows
 from clover.control.context import Context
@@ -30,7 +30,7 @@ def report(
         "frozen": context.frozen,
         "policy": context.config.policy,
         "grid_s": context.grid.now(),
-        "intensity": intensity(reading) if reading is not None else None,
+        "intensity": intensity(reading, context.grid.trouble) if reading is not None else None,
         "devices": [_device(context, shape) for shape in context.device_pool.shapes().values()],
         "models": {name: _family(context, shadows, family) for name, family in context.families.items()},
         "decisions": dict(context.decisions.counts),
@@ -60,14 +60,9 @@ def doing(context: Context, family: Family) -> str:
     return f"{runs} runs, of which a p95 of {deployed.plan.prediction.p95_ms:.2f} ms was predicted{decided}"
 
 
-def intensity(reading: Reading) -> dict[str, Any]:
-    """Return a reading with a label that says in words how good it is."""
-    label = f"{reading.method}, {reading.state}"
-    if reading.method == "replayed":
-        label = f"replayed, of {format_time(reading.at_s)}" + (f", {reading.state}" if reading.state != "fresh" else "")
-    if reading.state != "fresh":
-        label += f", {reading.age_s:.0f} s old"
-    return {**msgspec.to_builtins(reading), "label": label}
+def intensity(reading: Reading, trouble: str = "") -> dict[str, Any]:
+    """Return a reading with a label that says in words how it is known, and what failed if something stands in."""
+    return {**msgspec.to_builtins(reading), "label": describe(reading), "trouble": trouble}
 
 
 def _transition(transition: Transition) -> dict[str, Any]:

@@ -11,6 +11,9 @@ one is followed by the next after `FIRST_SPACING_S`, then twice as long each tim
 (`decided`).  Anything that changes ends that: another reason to plan, another plan, or `MET_LOOKS` looks in a row that
 saw no risk.
 
+A number that was only stated, as sources of the intensity are silent, is no reason, nor does a plan made for another
+reason follow it (`known`).
+
 A fall of the rate that is no reason to plan does not count in a plan made for another reason either (`held`).  Else a
 configuration that only just meets the SLO is left and taken up again as the samples of a constant rate will have it.
 A rise counts at once: the SLO depends on it.
@@ -21,6 +24,10 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+
+from msgspec import structs
+
+from clover.types import Reading
 
 SLO_LOOKS = 3
 QUEUE_LOOKS = 5
@@ -97,6 +104,16 @@ class Triggers:
         """Return the rows a second to plan for while `rate` is observed: those of the last plan, if they are more and
         `rate` is no reason to plan."""
         return rate if self._moved(rate, rate_change) else max(rate, self.planned_rate)
+
+    def known(self, reading: Reading) -> Reading:
+        """Return the intensity to plan for while `reading` is in force.
+
+        Where all sources of the grid failed and a number that was only stated stands in, that of the last plan: the
+        grid did not change because its sources are silent."""
+        stated = reading.method == "configured" and reading.state in ("fallback", "configured")
+        if not stated or self.planned_g_per_kwh is None:
+            return reading
+        return structs.replace(reading, g_per_kwh=self.planned_g_per_kwh)
 
     def _moved(self, rate: float, rate_change: float) -> bool:
         moved = abs(rate - self.planned_rate)

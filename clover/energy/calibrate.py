@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from clover.energy.host import PROC_STAT, host_use
 from clover.errors import DeviceError
 
 SETTLE_S = 1.0
@@ -175,13 +176,9 @@ def kept_busy(cpus: Sequence[int]) -> Iterator[None]:
             child.communicate()
 
 
-def host_busy_s(stat: Path = Path("/proc/stat")) -> float:
+def host_busy_s(stat: Path = PROC_STAT) -> float:
     """Return the CPU seconds that all programs of the machine used since it started; DeviceError if unreadable."""
-    try:
-        name, *ticks = stat.read_text(encoding="ascii").split("\n", 1)[0].split()
-        user, nice, system, _, _, irq, softirq = (int(tick) for tick in ticks[:7])
-    except (OSError, ValueError) as error:
-        raise DeviceError(f"{stat} does not say how busy this machine is: {error}") from error
-    if name != "cpu":
-        raise DeviceError(f"{stat} begins with {name!r}, not with the time of all CPUs")
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    use = host_use(stat)
+    if use is None:
+        raise DeviceError(f"{stat} does not say how busy this machine is")
+    return use.busy_s

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from clover.energy.host import host_use
 from clover.types import CpuTimes
 
 PROC = Path("/proc")
@@ -69,15 +70,8 @@ class ProcessTree:
             return []
 
     def _machine_ns(self) -> int:
-        try:
-            with (self._proc / "stat").open() as file:
-                name, *ticks = file.readline().split()
-        except OSError:
-            return 0
-        if name != "cpu" or len(ticks) < 7:
-            return 0
-        user, nice, system, _, _, irq, softirq = map(int, ticks[:7])
-        return (user + nice + system + irq + softirq) * _TICK_NS
+        use = host_use(self._proc / "stat")
+        return round(use.busy_s * 1e9) if use is not None else 0
 
 
 def process_ns(pid: int) -> int | None:

@@ -8,6 +8,8 @@ from clover.interfaces cimport Model, Ticket
 cdef class ReceiptCache:
     cdef public object receipt
     cdef public bytes field
+    cdef public object intensity
+    cdef public str known
 
 cdef class InferEndpoint:
     cdef public Model model

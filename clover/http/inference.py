@@ -25,7 +25,7 @@ from clover.http.oip.request import NO_INPUTS, InferRequest, Rows, Signature, de
 from clover.http.oip.response import brief, encode
 from clover.http.oip.tensors import Body
 from clover.interfaces import Model, Ticket
-from clover.types import Receipt
+from clover.types import Reading, Receipt
 
 log = logging.getLogger("clover.http")
 
@@ -33,13 +33,17 @@ _FULL = [b'{"error":"too many rows wait for this model"}']
 
 
 class ReceiptCache:
-    """The last receipt and its header line.  Rows of one batch cost alike, so the next answer often has the same."""
+    """The last receipt and its header line.  Rows of one batch cost alike, so the next answer often has the same.
 
-    __slots__ = ("field", "receipt")
+    A reading of the intensity lasts for many batches, so what the line says of it is kept as well."""
+
+    __slots__ = ("field", "intensity", "known", "receipt")
 
     def __init__(self) -> None:
         self.receipt: Receipt | None = None
         self.field = b""
+        self.intensity: Reading | None = None
+        self.known = ""
 
 
 _LAST_RECEIPT = ReceiptCache()
@@ -229,15 +233,34 @@ def receipt_field(receipt: Receipt) -> bytes:
     last = _LAST_RECEIPT
     if receipt is last.receipt or receipt == last.receipt:
         return last.field
+    if receipt.intensity is not last.intensity:
+        last.intensity, last.known = receipt.intensity, _known(receipt.intensity)
     path = f', path="{counted(receipt.path)}"' if receipt.path else ""
     field = (
         f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '
         f"energy-j={receipt.energy_j:.3f}, carbon-mg={receipt.carbon_mg:.3f}, "
         f"intensity={receipt.intensity_g_per_kwh:.1f}, method={receipt.method}, state={receipt.intensity_state}, "
-        f"energy-nj={round(receipt.energy_j * 1e9)}, carbon-pg={round(receipt.carbon_mg * 1e9)}{path}\r\n"
+        f"energy-nj={round(receipt.energy_j * 1e9)}, carbon-pg={round(receipt.carbon_mg * 1e9)}{last.known}{path}\r\n"
     ).encode()
     last.receipt, last.field = receipt, field
     return field
+
+
+def _known(reading: Reading | None) -> str:
+    """Return the members of the header that say how the intensity is known; empty before there is one."""
+    if reading is None:
+        return ""
+    return (
+        f", intensity-method={reading.method}, provider={_string(reading.provider)}, zone={_string(reading.zone)}, "
+        f"signal={reading.signal}, scope={reading.scope}, age-s={reading.age_s:.0f}"
+        f"{', replayed=?1' if reading.replayed else ''}"
+    )
+
+
+def _string(text: str) -> str:
+    """Return an RFC 9651 string: printable ASCII, anything else as "?" (a zone comes from a provider or a file)."""
+    plain = "".join(each if " " <= each <= "~" else "?" for each in text)
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def counted(paths: Sequence[str]) -> str:
@@ -245,6 +268,14 @@ def counted(paths: Sequence[str]) -> str:
     if len(paths) == 1:
         return paths[0]
     return " ".join(f"{path}*{count}" for path, count in sorted(Counter(paths).items()))
+
+
+def _intensity(reading: Reading | None) -> dict[str, Any]:
+    """Return the member `intensity` of a receipt in JSON: how the intensity is known; none before there is one."""
+    if reading is None:
+        return {}
+    members = ("provider", "zone", "signal", "scope", "method", "replayed", "age_s")
+    return {"intensity": {name: getattr(reading, name) for name in members}}
 
 
 def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
@@ -260,6 +291,7 @@ def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
         "intensity_g_per_kwh": receipt.intensity_g_per_kwh,
         "method": receipt.method,
         "intensity_state": receipt.intensity_state,
+        **_intensity(receipt.intensity),
         **({"path": list(receipt.path)} if receipt.path else {}),
         "feedback": own_id,
     }

@@ -265,6 +265,7 @@ def _traces(name: str, start_s: float | None, hours: float) -> list[Trace]:
 
 def _of_file(path: Path, start_s: float | None, hours: float) -> Trace:
     source = TraceSource(path)
+    source.replayed = True
     begin_s = source.start_s if start_s is None else start_s
     if not (source.covers(begin_s) and begin_s + hours * 3600.0 <= source.end_s):
         have = (source.end_s - source.start_s) / 3600.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,6 +13,7 @@ from clover.control.context import Clocks
 from clover.control.controller import Controller
 from clover.control.family import Family
 from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
+from clover.planning.budget.forecast import History
 from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
@@ -188,10 +189,14 @@ class FakeGpu(FakeDevice):
 class FakeChain:
     def __init__(self, g_per_kwh: float) -> None:
         self.g_per_kwh = g_per_kwh
+        self.state: Literal["fresh", "fallback", "configured"] = "fresh"
         self.foreseen: list[Reading] = []
+        self.history = History()
+        self.last_error = ""
 
     async def read(self, grid_s: float) -> Reading:
-        return reading(self.g_per_kwh)
+        self.history.note(grid_s, self.g_per_kwh)
+        return msgspec.structs.replace(reading(self.g_per_kwh), state=self.state)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
         return self.foreseen

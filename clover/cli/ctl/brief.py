@@ -50,7 +50,8 @@ def troubles(answer: dict[str, Any]) -> Iterator[str]:
     if not reading:
         yield "the intensity of the grid is not known"
     elif reading.get("state", "fresh") != "fresh":
-        yield f"the intensity of the grid is {_QUALITY.get(reading['state'], reading['state'])}"
+        why = f" ({reading['trouble']})" if reading.get("trouble") else ""
+        yield f"the intensity of the grid is {_QUALITY.get(reading['state'], reading['state'])}{why}"
     for device in answer.get("devices", []):
         if device.get("lost"):
             yield f"{device['device']} is lost"
@@ -64,6 +65,8 @@ def troubles(answer: dict[str, Any]) -> Iterator[str]:
 _QUALITY = {
     "stale": "an old value: its source gives no new one",
     "fallback": "another source's: the first one fails",
+    "forecast": "its source's last forecast: the source gives no value",
+    "seasonal": "the mean of past days at this hour: its source gives no value",
     "configured": "the configured value of last resort: all sources fail",
 }
 

@@ -72,6 +72,11 @@ class History:
     def __len__(self) -> int:
         return len(self._sums)
 
+    def mean(self, hour: int) -> float | None:
+        """Return the mean of one hour; None if nothing is known of it."""
+        total, number = self._sums.get(hour, (0.0, 0.0))
+        return total / number if number else None
+
     def plain(self, hour: int, count: int) -> Floats:
         """Return `count` hours from `hour` on, gaps left as NaN."""
         means = np.full(count, np.nan)

@@ -54,14 +54,27 @@ def _of_models(energy: EnergyReading) -> Iterator[Sample]:
         yield (model, "", line, method), share.total_j
 
 
+def _of_grams(method: str, grid: str) -> str:
+    """Return how grams are known, from how their joules and how the intensity was: a counter's joules at a stated or
+    invented intensity are no measured grams."""
+    return "modelled" if method == "measured" and grid != "published" else method
+
+
+def _summed(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Yield one sample for each set of labels."""
+    found: dict[tuple[str, ...], float] = {}
+    for labels, value in samples:
+        found[labels] = found.get(labels, 0.0) + value
+    yield from found.items()
+
+
 def _grams(energy: EnergyReading) -> Iterator[Sample]:
     for (model, variant, method), share in energy.shares:
         for (part, grid), grams in share.grids.items():
-            yield (model, variant, part, method, grid), grams
+            yield (model, variant, part, _of_grams(method, grid), grid), grams
     for (model, line, method), share in energy.overheads:
-        for grid in sorted({grid for _, grid in share.grids}):
-            grams = sum(share.grids.get((part, grid), 0.0) for part in ("active", "idle"))
-            yield (model, "", line, method, grid), grams
+        for (_, grid), grams in share.grids.items():
+            yield (model, "", line, _of_grams(method, grid), grid), grams
 
 
 def _lines(energy: EnergyReading) -> Iterator[Sample]:
@@ -74,7 +87,7 @@ def _line_grams(energy: EnergyReading) -> Iterator[Sample]:
     for device, line, method, booked in energy.lines:
         if line != "carried":
             for grid, grams in booked.grids.items():
-                yield (device, line, method, grid), grams
+                yield (device, line, _of_grams(method, grid), grid), grams
 
 
 def _per_row(energy: EnergyReading) -> Iterator[Sample]:
@@ -120,7 +133,7 @@ ENERGY: tuple[MetricSpec[EnergyReading], ...] = (
         "known",
         COUNTER,
         ("model", "variant", "part", "method", "intensity"),
-        _grams,
+        lambda energy: _summed(_grams(energy)),
     ),
     MetricSpec(
         "clover_joules_per_row",
@@ -142,7 +155,7 @@ ENERGY: tuple[MetricSpec[EnergyReading], ...] = (
         "Grams of CO2e of that energy; intensity: how that of the grid was known",
         COUNTER,
         ("device", "line", "method", "intensity"),
-        _line_grams,
+        lambda energy: _summed(_line_grams(energy)),
     ),
     MetricSpec(
         "clover_worker_cpu_seconds",

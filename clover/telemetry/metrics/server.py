@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client.core import Metric
 
 from clover._version import __version__
-from clover.carbon.chain import SourceChain
+from clover.carbon.chain import STATES, SourceChain
 from clover.http.stats import HttpStats
 from clover.telemetry import logs
 from clover.telemetry.logs import LogWriter
@@ -37,15 +37,16 @@ LOG: tuple[MetricSpec[LogWriter], ...] = (
 
 
 def _labels(reading: Reading) -> tuple[str, ...]:
-    return reading.provider, reading.zone, reading.signal, reading.method, reading.state
+    replayed = "true" if reading.replayed else "false"
+    return reading.provider, reading.zone, reading.signal, reading.scope, reading.method, replayed, reading.state
 
 
 CARBON: tuple[MetricSpec[SourceChain], ...] = (
     MetricSpec(
         "clover_carbon_intensity",
-        "Carbon intensity of the grid in use, gCO2e per kWh",
+        "Carbon intensity of the grid in use, gCO2e per kWh, and how it is known",
         GAUGE,
-        ("provider", "zone", "signal", "method", "state"),
+        ("provider", "zone", "signal", "scope", "method", "replayed", "state"),
         lambda chain: [(_labels(chain.last), chain.last.g_per_kwh)] if chain.last else (),
     ),
     MetricSpec(
@@ -57,14 +58,14 @@ CARBON: tuple[MetricSpec[SourceChain], ...] = (
     ),
     MetricSpec(
         "clover_carbon_readings",
-        "Readings of the carbon intensity that were used, by state (fresh, stale, fallback, configured)",
+        "Readings of the carbon intensity that were used, by state (" + ", ".join(STATES) + ")",
         COUNTER,
         ("state",),
         lambda chain: by_label(chain.counts),
     ),
     MetricSpec(
         "clover_carbon_failures",
-        "Failed requests for the carbon intensity, by source",
+        "Failed requests for the carbon intensity, and answers that were not believed, by source",
         COUNTER,
         ("source",),
         lambda chain: by_label(chain.failures),

@@ -146,6 +146,7 @@ def test_receipt_is_profiled_energy_times_ratio_plus_the_idle_share_of_a_row() -
     assert receipt.energy_j == pytest.approx(0.5 * 2.0 + 1.0 / 1.0)  # one of two slices: 1 W, at one row a second
     assert receipt.carbon_mg == pytest.approx(receipt.energy_j / 3.6e6 * 360.0 * 1.5 * 1000)
     assert (receipt.method, receipt.intensity_state) == ("modelled", "fresh")
+    assert receipt.intensity is GRID
     assert book.receipts_j["toy"] == receipt.energy_j
 
 
@@ -219,6 +220,7 @@ def test_batches_of_a_dead_worker_that_are_counted_late_keep_their_cpu_time() ->
 def test_a_receipt_before_any_reading_says_so() -> None:
     receipt = Account(pue=1.5).receipt("toy", variant="small", accuracy=80.0, rows=1, active_j=1.0, now_ns=0)
     assert (receipt.energy_j, receipt.carbon_mg, receipt.intensity_state) == (1.0, 0.0, "unknown")
+    assert receipt.intensity is None
 
 
 def test_without_a_profile_modelled_energy_is_cpu_time() -> None:
@@ -457,7 +459,7 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
         assert float(line["carried_j"]) <= 0.0
         assert all(float(line[name]) >= 0.0 for name in LINES if name != "carried_j")
         scale_g = scale_j * 900.0 * 1.5 / 3.6e6
-        assert abs(sum(float(line[f"{name}_g"]) for name in NAMES) - float(line["measured_g"])) <= 1e-9 * scale_g
+        assert abs(sum(float(line[f"{name}_g"]) for name in NAMES) - float(line["total_g"])) <= 1e-9 * scale_g
     shares = [*book.shares.values()]
     assert all(share.active_j >= 0.0 and share.idle_j >= 0.0 for share in shares)
     parts_j = sum(share.total_j for share in book.placements.values())

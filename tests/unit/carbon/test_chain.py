@@ -28,6 +28,7 @@ class Source:
         self.value = value
         self.lag_s = lag_s
         self.calls = 0
+        self.forecasts = 0
 
     async def read(self, grid_s: float) -> Reading:
         self.calls += 1
@@ -37,10 +38,17 @@ class Source:
             raise self.value
         assert self.value is not None
         at_s = math.floor((grid_s - self.lag_s) / STEP) * STEP
-        return Reading(g_per_kwh=self.value, at_s=at_s, provider=self.name, signal="average", age_s=grid_s - at_s)
+        return Reading(
+            g_per_kwh=self.value,
+            at_s=at_s,
+            provider=self.name,
+            signal="average",
+            method="published",
+            age_s=grid_s - at_s,
+        )
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
-        self.calls += 1
+        self.forecasts += 1
         if isinstance(self.value, Exception):
             raise self.value
         return [] if self.value is None else [Reading(g_per_kwh=self.value, at_s=grid_s, provider=self.name)]
@@ -93,12 +101,12 @@ def test_state_table() -> None:
             assert (reading.g_per_kwh, reading.state, reading.provider, reading.age_s) == expected, grid_s
 
     asyncio.run(walk())
-    assert both.counts == {"fresh": 7, "stale": 2, "fallback": 5, "configured": 1}
+    assert both.counts == {"fresh": 7, "stale": 2, "fallback": 5, "forecast": 0, "seasonal": 0, "configured": 1}
     assert both.failures["a"] > 0
     assert both.failures["b"] > 0
     assert both.last_error == "down"
     assert both.last is not None
-    assert both.last.method == "measured"
+    assert both.last.method == "published"
 
 
 def test_without_any_source_working_the_configured_value_is_given_and_labelled() -> None:
@@ -262,6 +270,7 @@ def test_a_remote_source_is_asked_once_every_poll_whoever_asks_and_however_fast_
     made = polled(remote, now=lambda: now_s[0])
     asyncio.run(walk(made, STEP))
     assert remote.calls == 13
+    assert remote.forecasts == 6  # one an hour of grid time
     assert made.last is not None
     assert made.last.state == "fresh"
     now_s[0] = 0.0

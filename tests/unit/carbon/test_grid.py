@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from clover.carbon import GridClock, SourceChain
-from clover.carbon.grid import FORECAST_S, Grid
+from clover.carbon.chain import FORECAST_S
+from clover.carbon.grid import Grid
 from clover.errors import CarbonError
 from clover.planning.budget.forecast import History
 from clover.types import Reading
@@ -49,7 +50,11 @@ class Source:
             raise CarbonError("it is away")
         hour = grid_s // HOUR
         return Reading(
-            g_per_kwh=100.0 * (hour + 1.0), at_s=hour * HOUR, provider=self.name, method="measured", age_s=grid_s % HOUR
+            g_per_kwh=100.0 * (hour + 1.0),
+            at_s=hour * HOUR,
+            provider=self.name,
+            method="published",
+            age_s=grid_s % HOUR,
         )
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
@@ -92,12 +97,15 @@ async def test_a_remote_source_is_asked_every_poll_s_however_many_ask_and_howeve
 @on_a_loop
 async def test_what_was_read_is_history_by_the_hour() -> None:
     time, source = Time(), Source()
+    source.foresees = False
     grid = Grid(SourceChain([source], max_age_s=HOUR, configured_g_per_kwh=9.0, monotonic=time), time.grid.now)
     for time.now_s in (10.0, HOUR - 1.0, HOUR + 1.0):
         await grid.read()
     source.fails = True
     time.now_s = 4 * HOUR
+    assert grid.trouble == ""
     assert (await grid.read()).state == "configured"
+    assert grid.trouble == "it is away"
     assert grid.history.hourly(1) == pytest.approx([100.0, 200.0])
     assert len(grid.history) == 2, "the value of last resort is none"
 
@@ -125,6 +133,8 @@ async def test_a_forecast_is_asked_for_once_an_hour_and_holds_while_the_source_h
 class Foretold:
     def __init__(self, *readings: Reading) -> None:
         self.readings = list(readings)
+        self.history = History()
+        self.last_error = ""
         self.asked = 0
 
     async def read(self, grid_s: float) -> Reading:
@@ -136,13 +146,10 @@ class Foretold:
 
 
 @on_a_loop
-async def test_only_the_first_source_makes_history_and_only_its_signal_counts() -> None:
+async def test_a_forecast_counts_only_if_it_speaks_of_the_same_signal() -> None:
     marginal = msgspec.structs.replace(reading(700.0), at_s=HOUR, signal="marginal", provider="m")
     source = Foretold(marginal)
     grid = Grid(source, lambda: 5.0)
-    for state in ("fresh", "stale", "fallback", "configured"):
-        grid.note(msgspec.structs.replace(reading(100.0 if state in ("fresh", "stale") else 900.0), state=state), 10.0)
-    assert grid.history.hourly(0) == pytest.approx([100.0])
     average = msgspec.structs.replace(reading(100.0), signal="average")
     for _ in range(3):
         seen = await grid.outlook(average, History(), grid_s=5.0, until_s=5.0 + 4 * HOUR, rate=1.0)

@@ -77,7 +77,7 @@ def test_a_two_column_trace_holds_each_value_for_one_step_and_never_fills_a_gap(
     assert (source.layout, source.step_s, source.start_s, source.end_s) == ("two-column", HOUR, T0, T0 + 6 * HOUR)
     assert (source.empty, source.missing, source.gaps) == (2, 1, 3)
     first = read(source, T0 + 1800)
-    assert first == Reading(g_per_kwh=100, at_s=T0, provider="trace:day", age_s=1800)
+    assert first == Reading(g_per_kwh=100, at_s=T0, provider="trace:day", age_s=1800, step_s=HOUR)
     assert read(source, T0 + 3 * HOUR).g_per_kwh == 130.5
     for gap in (T0 + HOUR, T0 + 2.5 * HOUR, T0 + 4 * HOUR, T0 + 6 * HOUR, T0 - 1):
         with pytest.raises(CarbonError, match="trace:day has no value at 20"):
@@ -102,9 +102,34 @@ def test_the_forecast_of_a_trace_is_the_rows_to_come_without_its_gaps(tmp_path: 
     source = trace(tmp_path, TWO_COLUMN)
     ahead = asyncio.run(source.forecast(T0 + 60, 100 * HOUR))
     assert [reading.g_per_kwh for reading in ahead] == [100, 130.5, 150]
-    assert all(reading.estimated and reading.method == "modelled" and reading.age_s == 0 for reading in ahead)
+    assert all(reading.estimated and reading.method == "forecast" and reading.age_s == 0 for reading in ahead)
     assert asyncio.run(source.forecast(T0 + 100 * HOUR, HOUR)) == []
     assert [r.g_per_kwh for r in asyncio.run(source.forecast(T0 - HOUR, HOUR))] == [100]
+
+
+@pytest.mark.parametrize(
+    ("option", "method"),
+    [
+        ("", "unknown"),
+        ("actual", "published"),
+        ("published", "published"),
+        ("estimated", "estimated"),
+        ("forecast", "forecast"),
+        ("synthetic", "synthetic"),
+    ],
+)
+def test_what_a_two_column_file_cannot_say_is_unknown_unless_the_configuration_does(
+    tmp_path: Path, option: str, method: str
+) -> None:
+    options = f"?method={option}&signal=average&scope=lifecycle" if option else ""
+    reading = read(trace(tmp_path, TWO_COLUMN, options=options), T0)
+    assert (reading.method, reading.estimated) == (method, method in ("estimated", "forecast", "synthetic"))
+    assert (reading.signal, reading.scope) == (("average", "lifecycle") if option else ("unknown", "unknown"))
+
+
+def test_a_file_that_says_how_its_values_are_known_is_not_contradicted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\?method= is for files of two columns"):
+        trace(tmp_path, ELECTRICITY_MAPS, options="?method=actual")
 
 
 @pytest.mark.parametrize(
@@ -128,9 +153,9 @@ def test_electricity_maps_gives_lifecycle_unless_asked_and_keeps_its_estimated_f
     at = parse_time("2023-05-01T00:00Z")
     assert read(trace(tmp_path, ELECTRICITY_MAPS), at).g_per_kwh == 350.25
     direct = read(trace(tmp_path, ELECTRICITY_MAPS, options="?scope=direct"), at)
-    assert (direct.g_per_kwh, direct.scope, direct.estimated, direct.method) == (301.5, "direct", False, "measured")
+    assert (direct.g_per_kwh, direct.scope, direct.estimated, direct.method) == (301.5, "direct", False, "published")
     later = read(trace(tmp_path, ELECTRICITY_MAPS), at + HOUR)
-    assert (later.estimated, later.method) == (True, "modelled")
+    assert (later.estimated, later.method) == (True, "estimated")
 
 
 def test_a_file_of_several_zones_asks_which(tmp_path: Path) -> None:
@@ -148,8 +173,8 @@ def test_neso_json_takes_the_forecast_where_there_is_no_actual_value(tmp_path: P
     at = parse_time("2018-01-20T12:00Z")
     actual, forecast = read(source, at), read(source, at + 1800)
     assert (source.layout, source.step_s, source.gaps) == ("neso", 1800, 0)
-    assert (actual.g_per_kwh, actual.method, actual.estimated, actual.zone) == (263, "measured", False, "GB")
-    assert (forecast.g_per_kwh, forecast.method, forecast.estimated) == (270, "modelled", True)
+    assert (actual.g_per_kwh, actual.method, actual.estimated, actual.zone) == (263, "published", False, "GB")
+    assert (forecast.g_per_kwh, forecast.method, forecast.estimated) == (270, "forecast", True)
     assert [reading.g_per_kwh for reading in asyncio.run(source.forecast(at, HOUR))] == [266, 270]
 
 
@@ -350,6 +375,7 @@ def test_the_grid_clock_follows_its_own_start_and_speed() -> None:
         ("trace:x?loop", "options are written"),
         ("trace:x?loop=1&loop=0", "options are written"),
         ("trace:x?scope=all", "scope is one of lifecycle, direct"),
+        ("trace:x?method=measured", "method is one of actual, published, estimated, forecast, synthetic"),
         ("synthetic,,static:1", "unknown carbon source ''"),
         ("static:1,static:2", "names static twice"),
     ],
@@ -415,12 +441,7 @@ def started(folder: Path, *, wall_s: float, options: str = "", **settings: Any) 
 def test_a_trace_that_covers_now_is_read_at_now(tmp_path: Path, options: str) -> None:
     grid_s, reading = started(tmp_path, wall_s=T0 + 3.5 * HOUR, options=options)
     assert grid_s == T0 + 3.5 * HOUR
-    assert (reading.g_per_kwh, reading.method, reading.state, reading.at_s) == (
-        130.5,
-        "measured",
-        "fresh",
-        T0 + 3 * HOUR,
-    )
+    assert (reading.g_per_kwh, reading.replayed, reading.state, reading.at_s) == (130.5, False, "fresh", T0 + 3 * HOUR)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +462,7 @@ def test_what_is_used_at_another_time_than_it_is_of_says_that_it_is_replayed(
 ) -> None:
     found_s, reading = started(tmp_path, wall_s=wall_s, **settings)
     assert found_s == grid_s
-    assert (reading.method, reading.state) == ("replayed", "fresh")
+    assert (reading.replayed, reading.state, reading.method) == (True, "fresh", "unknown")
 
 
 def test_a_trace_that_does_not_cover_now_cannot_start_now(tmp_path: Path) -> None:
@@ -451,7 +472,7 @@ def test_a_trace_that_does_not_cover_now_cannot_start_now(tmp_path: Path) -> Non
 
 def test_a_replay_says_in_the_state_what_time_it_is_of(tmp_path: Path) -> None:
     _, reading = started(tmp_path, wall_s=T0 - 1)
-    assert intensity(reading)["label"] == "replayed, of 2022-01-01T00:00:00Z"
+    when = "replayed, of 2022-01-01T00:00:00Z"
+    assert intensity(reading)["label"] == f"method, signal and scope unknown, {when}, fresh"
     old = msgspec.structs.replace(reading, state="stale", age_s=7200.0)
-    assert intensity(old)["label"] == "replayed, of 2022-01-01T00:00:00Z, stale, 7200 s old"
-    assert intensity(msgspec.structs.replace(reading, method="measured"))["label"] == "measured, fresh"
+    assert intensity(old)["label"] == f"method, signal and scope unknown, {when}, stale, 7200 s old"

@@ -624,12 +624,13 @@ def test_a_state_that_is_not_well_says_why_first(
 
 def test_the_grid_and_devices_can_be_what_is_wrong(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     found = answered(frozen=True, pin="static:small")
-    found["intensity"]["state"] = "configured"
+    found["intensity"] |= {"state": "configured", "trouble": "trace:day has no value"}
     found["devices"][0]["lost"] = True
     server.answer = (200, found)
     assert ctl(server, "state") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "UNHEALTHY the intensity of the grid is the configured value of last resort: all sources fail;" in text
+    assert "UNHEALTHY the intensity of the grid is the configured value of last resort: all sources fail " in text
+    assert "(trace:day has no value); cpu0" in text
     assert "cpu0 is lost" in text
     assert "fashion pinned to static:small, frozen: nothing is planned" in text
     server.answer = (200, {"mode": "active", "policy": "objective", "intensity": None, "models": {}})

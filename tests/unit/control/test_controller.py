@@ -156,6 +156,42 @@ def test_a_dirty_grid_saves_and_a_clean_one_buys_accuracy_back() -> None:
     drive(story)
 
 
+@pytest.mark.parametrize("state", ["fallback", "configured"])
+def test_a_number_that_was_only_stated_changes_no_configuration(state: str) -> None:
+    async def story() -> None:
+        rig = Rig()
+        await rig.settled()
+        before = rig.family.deployed
+        rig.chain.state, rig.chain.g_per_kwh = state, 900.0
+        await rig.look(10.0, looks=10)
+        assert rig.actions == ["applied"], "no reason to plan"
+        rig.fleet.figures["arrival_rate"] = 90.0
+        await rig.look(10.0, looks=2)
+        assert rig.last["trigger"].startswith("rate moved")
+        assert rig.last["inputs"]["intensity_g_per_kwh"] == 100.0, "a plan for another reason does not follow it"
+        assert rig.last["inputs"]["intensity_state"] == state
+        assert rig.family.deployed.configuration == before.configuration
+        rig.chain.state, rig.chain.g_per_kwh = "fresh", 500.0
+        await rig.look(10.0, looks=2)
+        assert rig.last["trigger"].startswith("intensity moved from 100.0 to 500.0")
+        assert accuracy(rig) < 91.1
+
+    drive(story)
+
+
+def test_a_failed_plan_does_not_take_a_stated_number_for_the_grid() -> None:
+    async def story() -> None:
+        rig = Rig()
+        await rig.settled()
+        rig.chain.state, rig.chain.g_per_kwh = "configured", 900.0
+        rig.solver.fail = "no plan now"
+        rig.fleet.figures["arrival_rate"] = 90.0
+        await rig.look(10.0, looks=2)
+        assert rig.family.triggers.planned_g_per_kwh == 100.0
+
+    drive(story)
+
+
 def test_slow_drift_counts_in_full() -> None:
     async def story() -> None:
         rig = Rig()

@@ -16,6 +16,7 @@ import pytest
 from clover._native.infer import burden
 from clover.errors import BadRequest
 from clover.http.inference import receipt_field, receipt_json
+from clover.types import Reading
 from tests.support.http_fakes import (
     RECEIPT,
     Answer,
@@ -537,6 +538,36 @@ def test_receipts() -> None:
         "feedback": answer.fields["x-request-id"],
     }
     assert "clover-receipt" not in d.post(INFER, b"{}").fields
+
+
+def test_receipts_say_how_the_intensity_is_known() -> None:
+    grid = Reading(g_per_kwh=400.0, at_s=0.0, provider="synthetic", zone="synthetic", signal="average", age_s=12.4)
+    grid = msgspec.structs.replace(grid, method="synthetic")
+    known = msgspec.structs.replace(RECEIPT, intensity=grid)
+    line = receipt_field(known).decode()
+    whose = 'provider="synthetic", zone="synthetic", signal=average, scope=unknown'
+    assert line.endswith(f", intensity-method=synthetic, {whose}, age-s=12\r\n")
+    assert "measured" not in line
+    assert receipt_json(known, "made-1")["intensity"] == {
+        "provider": "synthetic",
+        "zone": "synthetic",
+        "signal": "average",
+        "scope": "unknown",
+        "method": "synthetic",
+        "replayed": False,
+        "age_s": 12.4,
+    }
+    later = msgspec.structs.replace(known, intensity=msgspec.structs.replace(grid, replayed=True, age_s=13.0))
+    assert receipt_field(later).endswith(b"age-s=13, replayed=?1\r\n")
+    assert receipt_field(known).endswith(b"age-s=12\r\n")
+    assert b"intensity-method" not in receipt_field(RECEIPT)
+
+
+def test_a_name_from_a_file_cannot_break_the_line_of_a_receipt() -> None:
+    odd = Reading(g_per_kwh=400.0, at_s=0.0, provider='trace:a"b\\c\r\nSet-Cookie: x', zone="Köln")
+    line = receipt_field(msgspec.structs.replace(RECEIPT, intensity=odd))
+    assert line.count(b"\r\n") == 1
+    assert b'provider="trace:a\\"b\\\\c??Set-Cookie: x", zone="K?ln"' in line
 
 
 def test_paths_stand_in_the_receipt() -> None:

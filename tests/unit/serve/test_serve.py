@@ -23,6 +23,8 @@ import pytest
 from clover import families, settings
 from clover.__main__ import COMMANDS
 from clover.__main__ import main as dispatch
+from clover.carbon.static import StaticSource
+from clover.carbon.synthetic import SyntheticSource
 from clover.config import LogConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest, ConfigError
@@ -237,6 +239,15 @@ def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> Non
     assert banner._doubt(busy, 20.0) == ""
     assert banner._doubt(quiet, None) == ""
     assert banner._doubt(None, None) == ""
+
+
+def test_the_banner_says_that_a_synthetic_grid_is_invented_and_what_ends_that() -> None:
+    invented = banner._invented(asyncio.run(SyntheticSource().read(0.0)))
+    assert "THE GRID IS INVENTED" in invented
+    assert "--carbon trace:FILE" in invented
+    assert "--carbon static:G" in invented
+    assert banner._invented(asyncio.run(StaticSource(300.0).read(0.0))) == ""
+    assert banner._invented(None) == ""
 
 
 def test_the_banner_counts_workers_that_are_alike() -> None:

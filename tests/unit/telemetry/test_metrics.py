@@ -88,6 +88,38 @@ def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
     }
 
 
+@pytest.mark.parametrize(
+    ("method", "known"),
+    [("published", "measured"), *((each, "modelled") for each in ("estimated", "forecast", "synthetic", "configured"))],
+)
+def test_measured_never_stands_beside_a_gram_whose_intensity_was_not(method: Any, known: str) -> None:
+    account = Account(pue=1.0)
+    account.add_device("cpu0", 1)
+    account.add_device("gpu0", 1)
+    meters = [
+        account.attach(WorkerMeter(family="m", variant="small", device=device, placement="p", slices=1))
+        for device in ("cpu0", "gpu0")
+    ]
+    reading = Reading(g_per_kwh=3.6e6, at_s=0.0, provider="x", method=method)
+    ways: tuple[tuple[str, Method], ...] = (("cpu0", "measured"), ("gpu0", "modelled"))
+    for second, total_j in ((0, 0.0), (1, 10.0)):
+        for device, how in ways:
+            account.window(
+                EnergySample(device=device, at_ns=second * SECOND, total_j=total_j, idle_w=2.0, method=how), reading
+            )
+        for meter in meters:
+            meter.add(1, SECOND, SECOND)
+    chain: Any = SimpleNamespace(last=reading, counts={}, failures={})
+    found = scrape(Metrics(families=dict, account=account, chain=chain, http=HttpStats, decisions=dict, turned=dict))
+    grams = {key: value for key, value in found.items() if "carbon_grams_total" in key[0]}
+    ways_of_grams = {dict(labels)["method"] for _, labels in grams}
+    assert ways_of_grams == {known, "modelled"}
+    assert all(dict(labels)["intensity"] == method for _, labels in grams)
+    for name in ("clover_carbon_grams_total", "clover_line_carbon_grams_total"):
+        assert sum(value for (key, _), value in grams.items() if key == name) == pytest.approx(20.0)
+    assert account.devices()["cpu0"]["intensity"] == method
+
+
 def test_the_figures_of_a_family_are_there() -> None:
     account = Account(pue=1.0)
     account.add_device("cpu0", 1)
@@ -142,10 +174,19 @@ def test_the_figures_of_a_family_are_there() -> None:
     energy = {"model": "m", "variant": "small", "method": "measured"}
     assert value("clover_energy_joules_total", part="active", **energy) == 8
     assert value("clover_energy_joules_total", part="idle", **energy) == 2
-    assert value("clover_carbon_grams_total", part="active", intensity="configured", **energy) == 8 / 3.6e6 * 300
+    stated = energy | {"method": "modelled", "intensity": "configured"}
+    assert value("clover_carbon_grams_total", part="active", **stated) == 8 / 3.6e6 * 300
     assert value("clover_device_joules_total", device="cpu0", method="measured") == 10
     assert value("clover_worker_cpu_seconds_total") == account.cpu_seconds() > 0
-    intensity = {"provider": "static", "zone": "", "signal": "average", "method": "configured", "state": "fresh"}
+    intensity = {
+        "provider": "static",
+        "zone": "",
+        "signal": "average",
+        "scope": "unknown",
+        "method": "configured",
+        "replayed": "false",
+        "state": "fresh",
+    }
     assert value("clover_carbon_intensity", **intensity) == 300
     assert value("clover_carbon_age_seconds", provider="static") == 7
     assert value("clover_carbon_readings_total", state="fresh") == 3
