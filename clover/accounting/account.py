@@ -248,14 +248,14 @@ class Account:
             for share in (*self._booked(meter, sample), spans.of(meter.family).share):
                 share.add_active(part_j, prices)
             self._work.setdefault((meter.family, meter.variant, sample.method), Work()).metered_j += part_j
-        for meter, rows, gone_on, right, expected_j in closed.rows:
+        for meter, rows, gone_on, right, expected_j, computed in closed.rows:
             span = spans.of(meter.family)
             span.gone_on += gone_on
             span.right += right
             span.rows[meter.variant] = span.rows.get(meter.variant, 0) + rows
             span.methods.add(sample.method)
             work = self._work.setdefault((meter.family, meter.variant, sample.method), Work())
-            work.rows += rows
+            work.rows += computed
             work.expected_j += expected_j
         for meter, part_j in closed.idle:
             for share in (*self._booked(meter, sample), spans.of(meter.family).share):

@@ -77,15 +77,16 @@ class Line:
 
 
 class WorkerRows(NamedTuple):
-    """What a worker did in a window: rows; how many of them a cascade passed on or were audits; by how many rows x
-    percent the others are right more often than the variant is over all rows; and the joules that its profile expects
-    of all."""
+    """What a worker did in a window: rows that were of use to a client; how many of them a cascade passed on; by how
+    many rows x percent the others are right more often than the variant is over all of them; the joules that its
+    profile expects of all that it computed; and how many rows these are."""
 
     meter: WorkerMeter
     rows: int
     gone_on: int
     right: float
     expected_j: float
+    computed: int
 
 
 class ClosedWindow(NamedTuple):
@@ -203,9 +204,16 @@ class DeviceAccount:
         # On the host of GPUs the workers hold its idle power and use its CPU time; what they do is the GPUs' account.
         worked = [meter for meter in (*here, *gone) if meter.device == sample.device]
         rows = [
-            WorkerRows(meter, meter.window_rows, meter.window_gone_on, meter.window_right, meter.window_modelled_j)
+            WorkerRows(
+                meter,
+                meter.window_useful,
+                meter.window_gone_on,
+                meter.window_right,
+                meter.window_modelled_j,
+                meter.window_rows,
+            )
             for meter in worked
-            if meter.window_rows
+            if meter.window_rows or meter.window_gone_on
         ]
         modelled = [(meter, meter.window_modelled_j) for meter in worked]
         busy = [(meter, float(meter.window_busy_ns)) for meter in worked]

@@ -23,6 +23,7 @@ cdef class WorkerMeter:
     cdef public int64_t window_gone_on
     cdef public int64_t window_audits
     cdef public double window_right
+    cdef public int64_t window_wasted
     cdef public int64_t window_busy_ns
     cdef public double window_modelled_j
 

@@ -90,6 +90,7 @@ class WorkerMeter:
         "window_gone_on",
         "window_modelled_j",
         "window_right",
+        "window_wasted",
     )
 
     def __init__(
@@ -125,6 +126,7 @@ class WorkerMeter:
         self.window_gone_on = 0
         self.window_audits = 0
         self.window_right = 0.0
+        self.window_wasted = 0
         self.window_busy_ns = 0
         self.window_modelled_j = 0.0
 
@@ -157,19 +159,30 @@ class WorkerMeter:
         """Count that of the last batch a cascade passed `gone_on` rows on to another variant, and that `audits` rows
         answer no client.
 
-        The other rows are right by `right` (rows x percent) more than the variant is over all of its rows.
+        The other rows are right by `right` (rows x percent) more than the variant is over all of its rows.  `gone_on`
+        is less by the rows that were passed on earlier and kept the answer that they had.
         """
-        self.window_gone_on += gone_on + audits
+        self.window_gone_on += gone_on
         self.window_audits += audits
         self.window_right += right
+
+    def waste(self, rows: int) -> None:
+        """Count that `rows` of the rows so far were computed in vain: no client gets this answer."""
+        self.window_wasted += rows
 
     @property
     def window_rows(self) -> int:
         """Rows of the window under way."""
         return self.rows - self._closed_rows
 
+    @property
+    def window_useful(self) -> int:
+        """Rows of the window under way that were of use to a client: neither audits nor computed in vain."""
+        return self.window_rows - self.window_audits - self.window_wasted
+
     def forget_window(self) -> None:
         """Begin a new window, after one was closed or dropped."""
+        self.window_wasted = 0
         self._closed_rows = self.rows
         self.window_gone_on = 0
         self.window_audits = 0

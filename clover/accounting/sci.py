@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from clover.accounting.embodied import EmbodiedGrams, EmbodiedLedger, Hardware
+from clover.quantities import grams
 from clover.types import Record
 
 Boundary = Literal["workers", "server", "machine"]
@@ -132,13 +133,13 @@ class SciReport:
             return "nothing was answered yet"
         per_row_g, embodied = score.per_row_g, score.embodied
         terms = (
-            f"{mass(per_row_g * 1e3)}CO2e per 1,000 rows of the {self.boundary}: "
-            f"operation {mass(score.operational_g / score.rows * 1e3)} "
+            f"{grams(per_row_g * 1e3)}CO2e per 1,000 rows of the {self.boundary}: "
+            f"operation {grams(score.operational_g / score.rows * 1e3)} "
             f"(energy {self.methods.energy}, intensity {self.methods.intensity}, PUE {self.pue:g}) and "
-            f"embodied {mass(embodied.grams / score.rows * 1e3)} ({self.methods.embodied}"
+            f"embodied {grams(embodied.grams / score.rows * 1e3)} ({self.methods.embodied}"
         )
         if embodied.low_g < embodied.high_g:
-            terms += f", {mass(embodied.low_g / score.rows * 1e3)} to {mass(embodied.high_g / score.rows * 1e3)}"
+            terms += f", {grams(embodied.low_g / score.rows * 1e3)} to {grams(embodied.high_g / score.rows * 1e3)}"
         terms += ")"
         if "emulated" in f"{self.methods.energy} {self.methods.embodied}":
             terms += "; emulated GPUs stand for no hardware, so quote no score of theirs"
@@ -201,14 +202,6 @@ def sci(
         embodied=ledger.devices,
         pue=pue,
     )
-
-
-def mass(grams: float) -> str:
-    """Return a mass in the unit in which it reads best: kg, g, mg, µg or ng."""
-    for unit, size in (("kg", 1e3), ("g", 1.0), ("mg", 1e-3), ("µg", 1e-6)):
-        if abs(grams) >= size:
-            return f"{grams / size:.3g} {unit}"
-    return f"{grams / 1e-9:.3g} ng"
 
 
 def _sum(lines: tuple[str, ...], accounts: list[Line]) -> float | None:

@@ -22,9 +22,10 @@ class Span:
     """The work of a family since the last `Account.take`: rows that each variant computed, joules and grams, and the
     methods of the devices.
 
-    Rows whose energy is unknown (the meter began anew) are left out.  Cascades passed `gone_on` of the rows on to
-    another variant; those that were answered are right by `right` (rows x percent) more than the variants are over all
-    rows that they computed.
+    Rows whose energy is unknown (the meter began anew) are left out, and so are audits and rows that were computed in
+    vain: no client got that answer.  Cascades passed `gone_on` of the rows on to another variant (fewer, if others kept
+    an answer of before); those that were answered are right by `right` (rows x percent) more than the variants are over
+    all rows here.
 
     `share` is what its workers used; `front_end` and `control` are its part of what the front end and the control of
     the server used.  `grids`: how the intensities were known.

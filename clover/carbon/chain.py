@@ -229,6 +229,11 @@ class SourceChain:
         return ",".join(link.source.name for link in self.links)
 
     @property
+    def perfect_forecast(self) -> bool:
+        """Whether the first source foresees what it will say."""
+        return bool(getattr(self.links[0].source, "perfect_forecast", False))
+
+    @property
     def history(self) -> History:
         """What the first source gave, by the hour of grid time.
 

@@ -62,6 +62,11 @@ class Grid:
         self.reading = await self._source.read(self.now())
         return self.reading
 
+    @property
+    def perfect_forecast(self) -> bool:
+        """Whether the forecast is what will be: a file's own rows to come, or a formula."""
+        return bool(getattr(self._source, "perfect_forecast", False))
+
     async def priced(self) -> Reading:
         """Return the intensity of now to price energy at.
 

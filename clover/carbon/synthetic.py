@@ -42,6 +42,7 @@ class SyntheticSource:
     """The duck curve as a source: average signal, always fresh, with a forecast that is the formula itself."""
 
     remote = False
+    perfect_forecast = True
     step_s = 300.0
 
     def __init__(self) -> None:

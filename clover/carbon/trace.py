@@ -89,6 +89,8 @@ class TraceSource:
         self._times = [row.at_s for row in rows]
         steps = Counter(end_s - row.at_s for row, end_s in zip(rows, ends, strict=True))
         self.step_s = max(steps, key=lambda step: (steps[step], -step))
+        self.perfect_forecast = all(row.forecast_g is None for row in rows)
+        """Whether what it foresees are its own rows to come."""
         self.empty = sum(row.g is None for row in rows)
         self.missing = sum(
             max(0, round((later.at_s - end_s) / (end_s - row.at_s)))

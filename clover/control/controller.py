@@ -38,7 +38,7 @@ from typing import Any
 
 from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.baselines.shadows import FixedMixes, Shadows
+from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
 from clover.control.context import Clocks, Context
 from clover.control.core_need import CoreNeed, FewestCores
@@ -69,8 +69,8 @@ class Controller:
     """Implements `clover.interfaces.Control`.
 
     Families join by `adopt` and leave by `release`, before `start` or while it runs.  `context` is what its parts
-    share.  `totals` gives what the server counts (joules, grams, rows, served accuracy) for `state`; `fixed_mixes`
-    finds the best fixed mixes, which savings are compared with beside BASE, and `fewest_cores` how few cores would do.
+    share.  `totals` gives what the server counts (joules, grams, rows, served accuracy) for `state`; `alternatives`
+    finds what else could serve a load, which savings are compared with beside BASE; `fewest_cores` how few cores would.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class Controller:
         grid: Grid,
         solver: Solver,
         totals: Callable[[], dict[str, Any]] | None = None,
-        fixed_mixes: FixedMixes | None = None,
+        alternatives: FindAlternatives | None = None,
         fewest_cores: FewestCores | None = None,
         clocks: Clocks | None = None,
     ) -> None:
         clocks = clocks or Clocks()
         self.context = Context(config, devices, grid, clocks)
         self.totals = totals
-        self.shadows = Shadows(self.context, fixed_mixes)
+        self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from clover.carbon import describe
-from clover.control.baselines.saved import saved
+from clover.control.baselines.saved import Devices, saved
 from clover.control.baselines.shadows import Shadows
 from clover.control.context import Context
 from clover.control.core_need import CoreNeed
@@ -25,6 +25,8 @@ def report(
     """Return mode, intensity, the idle part of the energy, and per family deployment, routing, prediction, targets,
     savings, observations and the last decision; `totals` gives what the server counted."""
     reading = context.grid.reading
+    counted = totals() if totals is not None else {}
+    devices = counted.get("devices", {})
     out: dict[str, Any] = {
         "mode": context.mode,
         "frozen": context.frozen,
@@ -32,12 +34,12 @@ def report(
         "grid_s": context.grid.now(),
         "intensity": intensity(reading, context.grid.trouble) if reading is not None else None,
         "devices": [_device(context, shape) for shape in context.device_pool.shapes().values()],
-        "models": {name: _family(context, shadows, family) for name, family in context.families.items()},
+        "models": {name: _family(context, shadows, family, devices) for name, family in context.families.items()},
         "decisions": dict(context.decisions.counts),
     }
     if totals is not None:
-        out["totals"] = totals()
-        out["idle"] = core_need.report(out["totals"].get("devices", {}))
+        out["totals"] = counted
+        out["idle"] = core_need.report(devices)
     return out
 
 
@@ -140,7 +142,7 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
     }
 
 
-def _family(context: Context, shadows: Shadows, family: Family) -> dict[str, Any]:
+def _family(context: Context, shadows: Shadows, family: Family, devices: Devices) -> dict[str, Any]:
     deployed, now_s = family.deployed, context.monotonic()
     plan = deployed.plan if deployed is not None else None
     last = context.decisions.last(family.name)
@@ -179,7 +181,7 @@ def _family(context: Context, shadows: Shadows, family: Family) -> dict[str, Any
             "reference_g_per_kwh": context.config.reference_g_per_kwh,
         },
         "budget": _budget(context, family),
-        "saved": saved(shadows.of.get(family.name)),
+        "saved": saved(shadows.of.get(family.name), devices),
         "observed": dict(family.observed),
         "guard": family.fleet.guard_report(),
         "demand": family.demand.report(now_s, family.fleet.demanded(), context.declined(family)),

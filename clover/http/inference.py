@@ -228,7 +228,8 @@ def receipt_field(receipt: Receipt) -> bytes:
     """Return the `Clover-Receipt` header line.
 
     RFC 9651 gives decimals three places, too few for the joules of a small model, so energy and carbon stand there
-    again as whole nanojoules and picograms.  For several rows, `path` has the number of rows of each path.
+    again as millijoules and micrograms for people, and as whole nanojoules and picograms.  For several rows, `path` has
+    the number of rows of each path.
     """
     last = _LAST_RECEIPT
     if receipt is last.receipt or receipt == last.receipt:
@@ -239,6 +240,7 @@ def receipt_field(receipt: Receipt) -> bytes:
     field = (
         f'Clover-Receipt: variant="{receipt.variant}", accuracy={receipt.accuracy / 100:.3f}, '
         f"energy-j={receipt.energy_j:.3f}, carbon-mg={receipt.carbon_mg:.3f}, "
+        f"energy-mj={receipt.energy_j * 1e3:.3f}, carbon-ug={receipt.carbon_mg * 1e3:.3f}, "
         f"intensity={receipt.intensity_g_per_kwh:.1f}, method={receipt.method}, state={receipt.intensity_state}, "
         f"energy-nj={round(receipt.energy_j * 1e9)}, carbon-pg={round(receipt.carbon_mg * 1e9)}{last.known}{path}\r\n"
     ).encode()

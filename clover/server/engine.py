@@ -84,7 +84,7 @@ class Engine:
             grid=self.grid,
             solver=solver,
             totals=self.totals,
-            fixed_mixes=solver.fixed_mixes,
+            alternatives=solver.alternatives,
             fewest_cores=solver.fewest_cores,
         )
         self._metrics = Metrics(
@@ -93,7 +93,7 @@ class Engine:
             chain=self.chain,
             http=lambda: self.frontend.stats if self.frontend is not None else None,
             decisions=lambda: self.controller.context.decisions.counts,
-            compared=lambda: compared(self.controller.shadows.of),
+            compared=lambda: compared(self.controller.shadows.of, self.account.devices()),
             sci=self.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in self.controller.context.families.items()},
         )
@@ -346,14 +346,13 @@ class Engine:
                 "workers": served.fleet.describe(),
                 "events": list(served.fleet.events),
             }
-        saved = saved_by_all(self.controller.shadows.of.values())
         devices: dict[str, dict[str, float | str]] = {
             name: {**line, "meter": self.machine.meters[name].why} if name in self.machine.meters else line
             for name, line in self.account.devices().items()
         }
         return {
             "pue": self.account.pue,
-            "saved": saved,
+            "saved": saved_by_all(self.controller.shadows.of.values(), devices),
             "sci": sci.as_json(),
             "models": models,
             "devices": devices,
@@ -362,7 +361,7 @@ class Engine:
 
     def _savings(self) -> list[str]:
         """Return what was saved in words: a line for each alternative that it is compared with."""
-        saved = saved_by_all(self.controller.shadows.of.values()) or {}
+        saved = saved_by_all(self.controller.shadows.of.values(), self.account.devices()) or {}
         return [item["words"] for item in saved.values() if isinstance(item, dict)]
 
     def metrics(self) -> bytes:

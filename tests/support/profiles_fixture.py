@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from clover.planning.budget.counterfactual import Fixed
 from clover.types import (
     AccuracyMeasurement,
     Assignment,
     BasePoint,
     DeviceShape,
     FamilyProfile,
+    GroupCount,
     LatencyMeasurement,
     ObjectiveConfig,
     Placement,
@@ -99,6 +101,11 @@ def profile(cores: tuple[int, ...] = (1, 2), variants: dict[str, tuple[float, fl
             method="measured",
         ),
     )
+
+
+def fixed(*groups: tuple[str, str, int], **shares: float) -> Fixed:
+    """A fixed mix of (variant, profile, count), with the shares of the variants."""
+    return Fixed(configuration=tuple(GroupCount(variant=v, profile=p, count=n) for v, p, n in groups), shares=shares)
 
 
 def reading(g_per_kwh: float) -> Reading:

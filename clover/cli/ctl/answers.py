@@ -135,7 +135,7 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
 
 def _saved(head: str, saved: dict[str, Any] | None, console: Console) -> None:
     """Print what was saved, a line for each baseline; nothing before anything was served."""
-    for kind in ("base", "static", "matched"):
+    for kind in ("matched", "base", "right_sized", "static", "single"):
         if saved and saved.get(kind):
             _say(console, f"{head}{saved[kind]['words']}")
             head = " " * len(head)

@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from clover.quantities import grams
+
 _HEAD = 11
 """Columns of the word that a line begins with."""
 _ROUNDED = 0.005
@@ -143,12 +145,16 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
             held = "held" if served >= floor - _ROUNDED else "MISSED"
             yield "accuracy", f"{served:.2f} % served, floor {floor:.2f} %: {held}"
     if "carbon_g" in totals:
-        grams, joules = totals["carbon_g"], totals.get("energy_j", 0.0)
-        yield "carbon", f"{_grams(grams)} gCO2e and {_energy(joules)} so far, idle power included"
-    for kind in ("base", "static"):
-        saved = (model.get("saved") or {}).get(kind)
-        if saved:
-            yield "saved" if kind == "base" else "", saved["words"].removeprefix("saved ")
+        emitted, joules = totals["carbon_g"], totals.get("energy_j", 0.0)
+        yield "carbon", f"{grams(emitted)} of CO2e and {_energy(joules)} so far, idle power included"
+    saved, head = model.get("saved") or {}, "saved"
+    for kind in ("matched", "base", "right_sized", "single"):
+        if saved.get(kind):
+            words = saved[kind].get("short", saved[kind]["words"])
+            yield head, words.removeprefix("saved ") if head else words
+            head = ""
+    if not head and "known" in saved:
+        yield "", saved["known"]
 
 
 def _runs(model: dict[str, Any]) -> str:
@@ -177,10 +183,6 @@ def _age(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _grams(grams: float) -> str:
-    return f"{grams:.3g}" if grams < 1000.0 else f"{grams:,.0f}"
 
 
 def _energy(joules: float) -> str:

@@ -1,21 +1,48 @@
-"""What was saved compared with BASE and fixed mixes, and how either side is known: for state, metrics and people.
+"""What was saved compared with fixed mixes and BASE, and how either side is known: for state, metrics and people.
 
-There is no figure before something was served.  A saving may be negative, and the text then says "lost".
+There is no figure before something was served.  A saving may be negative, and the text then says "lost".  It is given
+within the boundary `server` (`clover.control.baselines.comparison`), with an interval; the other boundaries stand
+beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clover.control.baselines.shadow import ComparisonSums, Shadow
+import numpy as np
 
-KINDS = ("base", "static", "matched")
+from clover.control.baselines.comparison import BOUNDARIES, DEFAULT, Boundary, ComparisonSums, Errors, Floats, together
+from clover.control.baselines.shadow import Shadow
+from clover.quantities import grams
+from clover.types import FamilyProfile
+
+KINDS = ("matched", "base", "right_sized", "static")
+"""The most telling first: what following the grid brought, accuracy being equal."""
+METER_ERROR = {"measured": 0.05, "emulated": 0.0}
+"""By how much watts may be off as a part, where the meter does not say: NVML's and RAPL's own counters, and what is
+only emulated."""
+MODELLED_ERROR = 0.5
+_TOLD_APART = 0.005
+"""Points of accuracy that are said."""
+_ALL = 0.99
+_GRIDS = {
+    "synthetic": "invented",
+    "configured": "configured",
+    "published": "published",
+    "estimated": "estimated",
+    "forecast": "foreseen",
+}
+
+Devices = Mapping[str, Mapping[str, float | str]]
+"""The lines of each device (`clover.accounting.Account.devices`)."""
 
 
 class Compared(NamedTuple):
-    """One comparison for the metrics: what a model used and emitted, and what its shadow would have, idle included.
-    `points`: accuracy given up, in percentage points."""
+    """One comparison for the metrics, within the boundary `server`: what a model used and emitted, and what its shadow
+    would have.  `points`: accuracy given up, in percentage points.  `estimates`: grams saved within each boundary, with
+    both ends of their interval."""
 
     model: str
     against: str
@@ -25,59 +52,47 @@ class Compared(NamedTuple):
     served_g: float
     shadow_g: float
     points: float
+    grid: str
+    estimates: tuple[tuple[Boundary, str, float], ...]
 
 
 def sums_of(shadow: Shadow, kind: str) -> ComparisonSums:
     """Return the sums of the comparison with the shadow of that kind."""
-    return {"base": shadow.on_base, "static": shadow.static}.get(kind) or shadow.matched
+    known = {"base": shadow.on_base, "right_sized": shadow.on_right_sized, "static": shadow.static}
+    return known.get(kind) or shadow.matched
 
 
-def saved(shadow: Shadow | None) -> dict[str, Any] | None:
+def saved(shadow: Shadow | None, devices: Devices | None = None) -> dict[str, Any] | None:
     """Return what a family saved so far against each shadow; None before anything was served."""
-    if shadow is None or not shadow.rows:
-        return None
-    label = label_of([shadow])
-    out: dict[str, Any] = {"since_s": shadow.since_s, "rows": shadow.rows, "label": label}
-    for kind in KINDS:
-        sums = sums_of(shadow, kind)
-        words = shadow.base.words if shadow.base is not None else "no device now"
-        out[kind] = _comparison(kind, sums, words, label, shadow.rows - sums.rows) if sums.rows else None
-    return out
+    return _saved([shadow], devices or {}) if shadow is not None and shadow.rows else None
 
 
-def saved_by_all(shadows: Iterable[Shadow]) -> dict[str, Any] | None:
+def saved_by_all(shadows: Iterable[Shadow], devices: Devices | None = None) -> dict[str, Any] | None:
     """Return the same for all families together, each against its own shadow; None before anything was served."""
     having = [shadow for shadow in shadows if shadow.rows]
-    if not having:
-        return None
-    label, rows = label_of(having), sum(shadow.rows for shadow in having)
-    out: dict[str, Any] = {"rows": rows, "label": label}
-    for kind in KINDS:
-        total = ComparisonSums()
-        for shadow in having:
-            for name, value in vars(sums_of(shadow, kind)).items():
-                setattr(total, name, getattr(total, name) + value)
-        only = having[0].base if len(having) == 1 else None
-        words = only.words if only is not None else "of each model"
-        out[kind] = _comparison(kind, total, words, label, rows - total.rows) if total.rows else None
-    return out
+    return _saved(having, devices or {}) if having else None
 
 
-def compared(shadows: Mapping[str, Shadow]) -> Iterator[Compared]:
+def compared(shadows: Mapping[str, Shadow], devices: Devices | None = None) -> Iterator[Compared]:
     """Yield the same as figures, for the metrics."""
     for name, shadow in shadows.items():
         for kind in KINDS:
-            sums = sums_of(shadow, kind)
-            if sums.rows:
+            found = _Comparison.of([shadow], kind, devices or {})
+            if found is not None:
+                (served_j, served_g), (shadow_j, shadow_g) = found.sides(DEFAULT)
                 yield Compared(
                     model=name,
                     against=kind,
                     method="emulated" if "emulated" in shadow.methods else "modelled",
-                    served_j=sums.served_j + sums.idle_j,
-                    shadow_j=sums.shadow_j + sums.idle_j,
-                    served_g=sums.served_g + sums.idle_g,
-                    shadow_g=sums.shadow_g + sums.idle_g,
-                    points=(sums.shadow_right - sums.right) / sums.rows,
+                    served_j=served_j,
+                    shadow_j=shadow_j,
+                    served_g=served_g,
+                    shadow_g=shadow_g,
+                    points=found.shadow_accuracy - found.accuracy,
+                    grid=grid_of([shadow]),
+                    estimates=tuple(
+                        (boundary, end, value) for boundary in BOUNDARIES for end, value in found.ends(boundary)
+                    ),
                 )
 
 
@@ -88,61 +103,222 @@ def label_of(shadows: Iterable[Shadow]) -> str:
     profiles = {item.energy_method for shadow in shadows for item in shadow.family.profile.latency}
     word = "emulated" if "emulated" in methods else "modelled"
     if "measured" in methods:
-        word += " from measured joules"
+        word += " from metered joules"
     return f"{word}, analytical profile" if "analytical" in profiles else word
 
 
-def _comparison(kind: str, sums: ComparisonSums, words: str, label: str, left_out: int) -> dict[str, Any]:
-    """Return one comparison.  `words`: the deployment that BASE is; `left_out`: rows without a shadow."""
-    emitted_g, shadow_g = sums.served_g + sums.idle_g, sums.shadow_g + sums.idle_g
-    used_j, shadow_j = sums.served_j + sums.idle_j, sums.shadow_j + sums.idle_j
-    accuracy, shadow_accuracy = sums.right / sums.rows, sums.shadow_right / sums.rows
-    name = {
-        "base": "BASE",
-        "static": f"the best fixed mix at {shadow_accuracy:.2f} %, the target",
-        "matched": f"the best fixed mix at {shadow_accuracy:.2f} %, as served",
-    }[kind]
-    alike = f"{words}, equal load and hardware" if kind == "base" else "equal load and hardware"
+def grid_of(shadows: Iterable[Shadow]) -> str:
+    """Return how the intensities were known that grams were priced at, joined by "+"; "unknown" if none is."""
+    return "+".join(sorted({grid for shadow in shadows for grid in shadow.grids})) or "unknown"
+
+
+def profile_error(profile: FamilyProfile) -> float:
+    """Return by which part joules a row of the profile may be off: two standard errors of what was measured of the
+    variants in use, the widest."""
+    backends = profile.backend
+    return max(
+        (
+            2.0 * item.cv / math.sqrt(max(item.samples, 1))
+            for item in profile.latency
+            if backends.get(item.variant) == item.backend
+        ),
+        default=0.0,
+    )
+
+
+def meter_error(methods: Iterable[str], devices: Devices) -> float:
+    """Return by which part watts of the meters may be off: what they say themselves, else what is usual."""
+    found = [METER_ERROR.get(method, MODELLED_ERROR) for method in methods]
+    said = [
+        abs(float(line[key]))
+        for line in devices.values()
+        for key in ("uncertainty_low", "uncertainty_high")
+        if key in line
+    ]
+    return max(said or found, default=MODELLED_ERROR)
+
+
+class _Comparison:
+    """One comparison of some families with their shadows."""
+
+    def __init__(self, kind: str, parts: Sequence[tuple[Shadow, ComparisonSums]], devices: Devices) -> None:
+        self.kind = kind
+        self._parts = parts
+        self.shadows = [shadow for shadow, _ in parts]
+        self._meter_error = meter_error({m for shadow in self.shadows for m in shadow.methods}, devices)
+        self.rows = sum(sums.rows for _, sums in parts)
+        self.accuracy = sum(sums.right for _, sums in parts) / self.rows
+        self.shadow_accuracy = sum(sums.shadow_right for _, sums in parts) / self.rows
+        self.beyond = sum(sums.beyond for _, sums in parts)
+
+    @classmethod
+    def of(cls, shadows: Sequence[Shadow], kind: str, devices: Devices) -> _Comparison | None:
+        """Return the comparison; None if no rows can be compared yet."""
+        parts = [(shadow, sums_of(shadow, kind)) for shadow in shadows]
+        parts = [(shadow, sums) for shadow, sums in parts if sums.rows]
+        return cls(kind, parts, devices) if parts else None
+
+    def sides(self, boundary: Boundary) -> tuple[Floats, Floats]:
+        """Return what was used, and what the shadow would have, as [joules, grams]."""
+        served = [sums.served_in(boundary) for _, sums in self._parts]
+        return np.sum(served, axis=0), np.sum([sums.shadow_in(boundary) for _, sums in self._parts], axis=0)
+
+    def without_idle(self) -> tuple[Floats, Floats]:
+        """Return both sides within the boundary `server`, without idle power of workers."""
+        front_end = [sums.overheads.front_end for _, sums in self._parts]
+        served = [sums.active + sums.overheads.front_end + sums.overheads.control for _, sums in self._parts]
+        shadow = [sums.shadow_active for _, sums in self._parts]
+        return np.sum(served, axis=0), np.sum([*shadow, *front_end], axis=0)
+
+    def errors(self, boundary: Boundary) -> Errors:
+        """Return how far off the grams saved may be."""
+        return together(
+            sums.errors(boundary, profile_error(shadow.family.profile), self._meter_error)
+            for shadow, sums in self._parts
+        )
+
+    def ends(self, boundary: Boundary) -> list[tuple[str, float]]:
+        """Return grams saved with both ends of their interval."""
+        served, shadow = self.sides(boundary)
+        saved_g, half = float((shadow - served)[1]), self.errors(boundary).total
+        return [("likely", saved_g), ("low", saved_g - half), ("high", saved_g + half)]
+
+    def within(self, boundary: Boundary) -> dict[str, Any]:
+        """Return the figures within one boundary."""
+        (used_j, emitted_g), (shadow_j, shadow_g) = (side.tolist() for side in self.sides(boundary))
+        errors = self.errors(boundary)
+        part = _part(shadow_g, emitted_g)
+        out: dict[str, Any] = {
+            "grams": shadow_g - emitted_g,
+            "low": shadow_g - emitted_g - errors.total,
+            "high": shadow_g - emitted_g + errors.total,
+            "part": part,
+            "part_low": None,
+            "part_high": None,
+            "joules": shadow_j - used_j,
+            "emitted_g": emitted_g,
+            "shadow_g": shadow_g,
+            "used_j": used_j,
+            "shadow_j": shadow_j,
+            "errors_g": errors._asdict(),
+        }
+        if part is not None:  # an error of the shadow moves what is divided by, too
+            for key, half in (("part_low", -errors.model), ("part_high", errors.model)):
+                out[key] = _part(max(shadow_g + half, 1e-300), emitted_g)
+        return out
+
+
+def _saved(shadows: Sequence[Shadow], devices: Devices) -> dict[str, Any]:
+    label, rows = label_of(shadows), sum(shadow.rows for shadow in shadows)
+    out: dict[str, Any] = {} if len(shadows) > 1 else {"since_s": shadows[0].since_s}
+    perfect = any(shadow.perfect_forecast for shadow in shadows)
+    grid = grid_of(shadows)
+    held = sum(shadow.held_rows for shadow in shadows)
+    known = [label, f"within the {DEFAULT}", _grid_words(grid), *(["perfect forecast"] if perfect else [])]
+    out |= {"rows": rows, "label": label, "boundary": DEFAULT, "grid": grid, "perfect_forecast": perfect}
+    out["known"] = "; ".join(known)
+    for kind in KINDS:
+        found = _Comparison.of(shadows, kind, devices)
+        waiting = held if kind != "base" else 0
+        out[kind] = _figures(found, known, rows - waiting, waiting) if found is not None else None
+    out["single"] = _single(shadows[0], devices) if len(shadows) == 1 else None
+    return out
+
+
+def _figures(found: _Comparison, known: Sequence[str], rows: int, waiting: int) -> dict[str, Any]:
+    """Return one comparison; of `rows` rows, those that it does not have were left out, beside those `waiting`."""
+    name, alike = _name(found), "equal load and hardware"
+    if found.kind == "base":
+        alike = f"{_places([shadow.base for shadow in found.shadows])}, {alike}"
+    elif found.kind == "right_sized":
+        alike = f"{_places([shadow.right_sized for shadow in found.shadows])}, equal load, the rest asleep or off"
+    within = {boundary: found.within(boundary) for boundary in BOUNDARIES}
+    served, shadow = found.without_idle()
     figures: dict[str, Any] = {
-        "against": f"{name}: {alike}, {label}",
-        "grams": shadow_g - emitted_g,
-        "part": _part(shadow_g, emitted_g),
-        "part_without_idle": _part(sums.shadow_g, sums.served_g),
-        "joules": shadow_j - used_j,
-        "emitted_g": emitted_g,
-        "shadow_g": shadow_g,
-        "used_j": used_j,
-        "shadow_j": shadow_j,
-        "accuracy": accuracy,
-        "shadow_accuracy": shadow_accuracy,
-        "accuracy_given_up": shadow_accuracy - accuracy,
-        "rows": sums.rows,
-        "rows_left_out": left_out,
-        "rows_beyond_shadow": sums.beyond,
+        "against": f"{name}: {alike}, {', '.join(known)}",
+        **within[DEFAULT],
+        "part_without_idle": _part(float(shadow[1]), float(served[1])),
+        "boundaries": within,
+        "accuracy": found.accuracy,
+        "shadow_accuracy": found.shadow_accuracy,
+        "accuracy_given_up": found.shadow_accuracy - found.accuracy,
+        "rows": found.rows,
+        "rows_left_out": rows - found.rows,
+        "rows_waiting": waiting,
+        "rows_beyond_shadow": found.beyond,
     }
-    return figures | {"words": _words(figures, name, f"{label}; {alike}")}
+    return figures | {"short": _short(figures, name), "words": _words(figures, name, "; ".join([alike, *known]))}
+
+
+def _name(found: _Comparison) -> str:
+    return {
+        "base": "BASE",
+        "right_sized": "a right-sized BASE",
+        "static": f"the best fixed mix at {found.shadow_accuracy:.2f} %, the target",
+        "matched": f"the best fixed mix at {found.shadow_accuracy:.2f} %, as served",
+    }[found.kind]
+
+
+def _places(mixes: Sequence[Any]) -> str:
+    if len(mixes) > 1:
+        return "of each model"
+    return mixes[0].words if mixes[0] is not None else "no device now"
+
+
+def _grid_words(grid: str) -> str:
+    if grid == "unknown":
+        return "on a grid of unknown origin"
+    if grid == "synthetic":
+        return "on an invented grid"
+    return f"on {' and '.join(_GRIDS.get(word, word) for word in grid.split('+'))} intensities"
+
+
+def _single(shadow: Shadow, devices: Devices) -> dict[str, Any] | None:
+    """Return the most frugal single variant that would have done as well: as accurate as what served, over the same
+    rows, and not shown to emit more.  None if there is none."""
+    best: dict[str, Any] | None = None
+    for variant, sums in shadow.singles.items():
+        if sums.rows < _ALL * max(shadow.rows - shadow.held_rows, 1):
+            continue  # it could not have served everything
+        found = _Comparison("single", [(shadow, sums)], devices)
+        within = found.within(DEFAULT)
+        as_accurate = found.shadow_accuracy >= found.accuracy - _TOLD_APART
+        if as_accurate and within["low"] <= 0.0 and (best is None or within["shadow_g"] < best["shadow_g"]):
+            more = "no more" if within["grams"] <= 0.0 else f"{grams(within['grams'])} more, which may be an error"
+            words = f"{variant} alone would do as well: {found.shadow_accuracy:.2f} %, and {more}"
+            best = {"variant": variant, "accuracy": found.shadow_accuracy, **within, "words": words}
+    return best
 
 
 def _part(shadow: float, served: float) -> float | None:
     return (shadow - served) / shadow if shadow > 0.0 else None
 
 
-def _words(figures: Mapping[str, Any], name: str, known: str) -> str:
-    part, without, points = figures["part"], figures["part_without_idle"], figures["accuracy_given_up"]
+def _short(figures: Mapping[str, Any], name: str) -> str:
+    """Return grams with their interval and the part, in words."""
+    part = figures["part"]
     if part is None:
-        return f"nothing was emitted, by itself or by {name} ({known})"
-    text = f"{_percent(part)} of the gCO2e of {name} ({known})"
+        return f"nothing was emitted, by itself or by {name}"
+    verb = "saved" if figures["grams"] >= 0.0 or part > -0.0005 else "lost"
+    sign = 1.0 if verb == "saved" else -1.0
+    low, high = sorted((sign * figures["low"], sign * figures["high"]))
+    doubt = ": may be nothing" if low < 0.0 < high else ""
+    mass = f"{grams(abs(figures['grams']))} of CO2e ({grams(low)} to {grams(high)}{doubt})"
+    return f"{verb} {mass}, {abs(100.0 * part):.1f} % of {name}"
+
+
+def _words(figures: Mapping[str, Any], name: str, known: str) -> str:
+    without, points = figures["part_without_idle"], figures["accuracy_given_up"]
+    text = f"{_short(figures, name)} ({known})"
     if without is not None:
-        text += f", {_percent(without)} without idle power"
-    if abs(points) >= 0.005:
+        text += f", {'saved' if without > -0.0005 else 'lost'} {abs(100.0 * without):.1f} % without idle power"
+    if abs(points) >= _TOLD_APART:
         text += f"; {abs(points):.2f} points of accuracy {'given up' if points > 0.0 else 'gained'}"
     if figures["rows_beyond_shadow"]:
         beyond = 100.0 * figures["rows_beyond_shadow"] / figures["rows"]
         text += f"; it could not have served the load of {beyond:.0f} % of the rows, counted at its longest batches"
     if figures["rows_left_out"]:
         text += f"; {figures['rows_left_out']:.0f} rows left out, for which there was no shadow"
+    if figures["rows_waiting"]:
+        text += f"; {figures['rows_waiting']:.0f} rows wait until it is known"
     return text
-
-
-def _percent(part: float) -> str:
-    return f"{'saved' if part > -0.0005 else 'lost'} {abs(100.0 * part):.1f} %"

@@ -1,103 +1,63 @@
-"""The shadow of a family: what the rows it served would have used on BASE and on the best fixed mix, added up.
+"""The shadow of a family: what the rows it served would have used otherwise, added up.
 
 Every window of the account is compared with its shadows (`planning.budget.counterfactual`) as it is closed, at the
 intensity and PUE of its energy.  Sums begin with the server and are lost with it.
 
-    BASE      at the load of the window
-    static    the best fixed mix at the target: the accuracy budget's, or the floor and its margin
-    matched   the best fixed mix at the accuracy that was really served, over all windows together
+    base          BASE, at the load of the window
+    right_sized   BASE on as few cores or devices as keep the SLO at that load, the others asleep or off
+    static        the best fixed mix at the target: the accuracy budget's, or the floor and its margin
+    matched       the best fixed mix at the accuracy that was really served, over all windows together
+    singles       each variant by itself that keeps SLO and floor
 
 A fixed mix that follows our accuracy from window to window would be none, and today's accuracy is not known yet when
 yesterday's windows are closed.  So of the mixes of *every* accuracy the sums are kept, on a grid, and `matched` is read
 off at the mix whose accuracy so far is the one served.
 
-Idle joules are the same on both sides: those of the family's workers and, of what no worker holds, those of its GPUs or
-its share of the core-sets.  Active joules of windows in which no batch ended belong to no family, and are on neither
-side.
+All but BASE are found by the solver process: they are asked for if the load is more than a rate step away from every
+load they are known for, at most every `ASK_S` (a plan that is wanted meanwhile waits for the answer, some tenths of a
+second), and then read at the load of each window.  Windows before the first answer are held until it comes, added up by
+rate step, within which they are all compared alike: so that is exact, and bounded.  Windows at a load that nothing
+fixed serves within the targets are left out, on both sides, and counted.
 
-The best fixed mixes are the solver process's work: they are asked for if the load is more than a rate step away from
-every load they are known for, at most every `ASK_S` (a plan that is wanted meanwhile waits for the answer, some tenths
-of a second), and then read at the load of each window.  Windows before the first answer, or at a load that no mix
-serves within the targets, are left out of static and matched, on both sides, and counted.
+Rows that were computed for an answer to come are compared with the rows of the window in which it comes.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clover.accounting import Share, Span
+from clover.control.baselines.comparison import ComparisonSums, Overheads, Spectrum, Window, energy_of
 from clover.control.family import Family
-from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, lanes_of, line, mix_of
+from clover.planning.budget.alternatives import Alternatives
+from clover.planning.budget.counterfactual import Frontier, Mix, base, in_order, lanes_of, line, mix_from, mix_of
 from clover.planning.budget.target import target_from
 from clover.planning.model.problem import LEAST_RATE, accuracies
 from clover.types import DeviceShape, Method, ObjectiveConfig, configuration_of
 
-Floats = NDArray[np.float64]
-
 ASK_S = 120.0
+_STEADY_S = 10.0
+"""For so long a load that does not hold still is waited for, until it is asked for as it is."""
 _RATE_WINDOWS = 10
 _STEP = math.log(1.03)
 _STEADY = 1  # rate steps: what is asked for is a load, and not what lies on the way to one
 _KNOWN = 64
-_GRID = 256
 _FEW = 100
 
 
-@dataclass
-class ComparisonSums:
-    """What one comparison covers.  `served` and `shadow` are active energy; idle energy is the same for both.  `right`:
-    rows x accuracy; `beyond`: rows at loads that the shadow could not have served."""
+@dataclass(frozen=True)
+class LoadAlternatives:
+    """What the solver found for one load."""
 
-    rows: int = 0
-    right: float = 0.0
-    shadow_right: float = 0.0
-    served_j: float = 0.0
-    served_g: float = 0.0
-    shadow_j: float = 0.0
-    shadow_g: float = 0.0
-    idle_j: float = 0.0
-    idle_g: float = 0.0
-    beyond: int = 0
-
-
-@dataclass
-class Spectrum:
-    """Fixed mixes of every accuracy, from the least accurate variant to the best: rows x accuracy reached, joules and
-    grams of each."""
-
-    asked: Floats
-    right: Floats = field(init=False)
-    joules: Floats = field(init=False)
-    grams: Floats = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.right, self.joules, self.grams = (np.zeros(len(self.asked)) for _ in range(3))
-
-    @classmethod
-    def over(cls, accuracy: Sequence[float]) -> Spectrum:
-        """Return an empty spectrum for variants of these accuracies (percent), which are points of its grid."""
-        return cls(np.unique([*np.linspace(min(accuracy), max(accuracy), _GRID), *accuracy]))
-
-    def add(self, rows: int, corners: Floats, a_row: Floats, line: tuple[float, float], grams_per_j: float) -> None:
-        """Add a window of `rows`: `corners` and `a_row` are accuracies and joules a row at the corners of its frontier,
-        `line` (offset, slope) maps modelled to metered joules."""
-        offset, slope = line
-        joules = offset + slope * np.interp(self.asked, corners, a_row)
-        self.right += rows * np.clip(self.asked, corners[0], corners[-1])
-        self.joules += joules
-        self.grams += grams_per_j * joules
-
-    def at(self, right: float) -> tuple[float, float, float]:
-        """Return rows x accuracy, joules and grams of the mix that has reached `right`, or comes nearest to it."""
-        reached = min(max(right, float(self.right[0])), float(self.right[-1]))
-        joules, grams = (float(np.interp(reached, self.right, of)) for of in (self.joules, self.grams))
-        return reached, joules, grams
+    frontier: Frontier
+    right_sized: Mix | None
+    singles: dict[str, Mix]
 
 
 class Shadow:
@@ -106,7 +66,10 @@ class Shadow:
     def __init__(self, family: Family) -> None:
         self.family = family
         self.accuracy = accuracies(family.profile)
+        self.variants = tuple(self.accuracy)
         self.base: Mix | None = None
+        self.right_sized: Mix | None = None
+        """As it last was."""
         self.target = math.nan
         """The accuracy (percent) of `static` now."""
         self.since_s = math.nan
@@ -115,19 +78,33 @@ class Shadow:
         """The accuracy floor of the fixed mixes if it is below the family's: the accuracy that is really served."""
         self.methods: set[Method] = set()
         """Of the joules that were served with."""
+        self.grids: set[str] = set()
+        """How the intensities were known."""
+        self.perfect_forecast = False
+        """Whether plans were made with a forecast that is what will be."""
         self.rows = 0
-        self.on_base = ComparisonSums()
-        self.static = ComparisonSums()
+        self.on_base = self._sums()
+        self.on_right_sized = self._sums()
+        self.static = self._sums()
+        self.singles: dict[str, ComparisonSums] = {}
+        self.held: dict[int, Window] = {}
+        """Windows that wait for the first answer of the solver, by rate step."""
         self._known_rows = 0
         self._right = 0.0
         self._spectrum = Spectrum.over(list(self.accuracy.values()))
-        self._frontiers: dict[int, Frontier] = {}
+        self._found: dict[int, LoadAlternatives] = {}
         self._asked_s = -math.inf
+        self._waits_s = math.inf
         self._holds: tuple[object, ...] = ()
         self._deployed: object = None
         self._lanes = lanes_of(family.profile, ())
         self._share = 1.0
         self._windows: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOWS)
+        self._open = Span()
+        """Rows that were computed, of which none is answered yet."""
+
+    def _sums(self) -> ComparisonSums:
+        return ComparisonSums.over(len(self.variants))
 
     def renewed(self, family: Family) -> Shadow:
         """Return the same sums for a family that was unloaded and is there again."""
@@ -144,7 +121,7 @@ class Shadow:
             self._holds, self._share, self._deployed = holds, share, None
             self.base = base(self.family.profile, devices, share)
             self.target = target_from(objective, max(self.accuracy.values(), default=0.0))
-            self._frontiers.clear()
+            self._found.clear()
             self._asked_s = -math.inf
 
     def _follow(self, variants: Set[str]) -> None:
@@ -166,13 +143,16 @@ class Shadow:
         return _rate(list(self._windows))
 
     def wanted(self, now_s: float) -> float | None:
-        """Return the rate whose fixed mixes are to be asked for now, and note that they are; None if none are."""
-        if self.rate < LEAST_RATE or now_s < self._asked_s + ASK_S:
-            return None
+        """Return the rate for which the solver is to be asked now, and note that it is; None if it is not."""
         step, half = _step(self.rate), list(self._windows)[len(self._windows) // 2 :]
-        if any(abs(known - step) <= 1 for known in self._frontiers) or abs(_step(_rate(half)) - step) > _STEADY:
+        if self.rate < LEAST_RATE or any(abs(known - step) <= 1 for known in self._found):
+            self._waits_s = math.inf
             return None
-        self._asked_s = now_s
+        self._waits_s = min(self._waits_s, now_s)
+        steady = abs(_step(_rate(half)) - step) <= _STEADY or now_s >= self._waits_s + _STEADY_S
+        if now_s < self._asked_s + ASK_S or not steady:
+            return None
+        self._asked_s, self._waits_s = now_s, math.inf
         return self.rate
 
     def _floor(self, objective: ObjectiveConfig) -> float:
@@ -183,89 +163,129 @@ class Shadow:
 
     @property
     def question(self) -> object:
-        """What fixed mixes depend on beside the rate: another object once that changed."""
+        """What the solver's answers depend on beside the rate: another object once that changed."""
         return self._holds
 
-    def learn(self, rate: float, fixed: Sequence[Fixed]) -> None:
-        """Take `fixed` for the best fixed mixes at `rate` (rows/s)."""
-        while len(self._frontiers) >= _KNOWN:
-            del self._frontiers[next(iter(self._frontiers))]
-        self._frontiers[_step(rate)] = Frontier.of(self.family.profile, fixed, self._share)
+    def learn(self, rate: float, found: Alternatives) -> None:
+        """Take `found` for what else could serve `rate` (rows/s), and compare the windows that waited for it."""
+        while len(self._found) >= _KNOWN:
+            del self._found[next(iter(self._found))]
+        profile = self.family.profile
+        singles = {next(iter(item.shares)): mix_from(profile, item, self._share) for item in found.singles}
+        self._found[_step(rate)] = LoadAlternatives(
+            frontier=Frontier.of(profile, found.mixes, self._share),
+            right_sized=mix_from(profile, found.right_sized, self._share) if found.right_sized is not None else None,
+            singles={variant: mix for variant, mix in singles.items() if mix is not None},
+        )
+        held, self.held = self.held, {}
+        for step, window in held.items():
+            self._book(window, math.exp(step * _STEP))
 
-    def _frontier(self, rate: float) -> Frontier | None:
-        """Return the frontier known for the nearest load; None if there is none, or no mix serves it within the
-        targets."""
-        if not self._frontiers:
+    def _nearest(self, rate: float) -> LoadAlternatives | None:
+        """Return what is known for the nearest load; None if nothing is."""
+        if not self._found:
             return None
         step = _step(rate)
-        return self._frontiers[min(self._frontiers, key=lambda known: abs(known - step))] or None
+        return self._found[min(self._found, key=lambda known: abs(known - step))]
 
     # --- windows ------------------------------------------------------------------------------------------------------
 
-    def window(self, span: Span, unowned: tuple[float, float], seconds: float, grid_s: float) -> None:
-        """Compare a window of `seconds` with its shadows; `unowned`: the family's part of the idle joules and grams
-        that no worker holds."""
+    def window(self, span: Span, unowned: Overheads, seconds: float, grid_s: float) -> None:
+        """Compare a window of `seconds` with its shadows.  `unowned` has the family's part of what no worker holds or
+        caused."""
         if math.isnan(self.since_s):
             self.since_s = grid_s
-        rows = sum(span.rows.values()) - span.gone_on
-        self._windows.append((seconds, rows))  # 0 s: the meters had nothing new to say, and will make up for it
         self._follow(span.rows.keys())
         self.methods |= span.methods
-        idle_j, idle_g = span.share.idle_j + unowned[0], span.share.idle_g + unowned[1]
-        frontier = self._frontier(self.rate)
-        served = mix_of(self._lanes, span.rows, self.accuracy, rows=rows, right=span.right) if rows > 0 else None
-        each = [(self.on_base, self.base is not None), (self.static, frontier is not None)]
-        for sums, covers in each:
-            if covers and (served is not None or not rows):
-                sums.idle_j += idle_j
-                sums.idle_g += idle_g
+        self.grids |= span.grids
+        overheads = Overheads(
+            idle=np.array([span.share.idle_j, span.share.idle_g]),
+            unowned=unowned.unowned,
+            front_end=energy_of(span.front_end),
+            control=energy_of(span.control),
+            unattributed=unowned.unattributed,
+        )
+        span = self._with_open(span)
+        rows = sum(span.rows.values()) - span.gone_on
+        self._windows.append((seconds, rows))  # 0 s: the meters had nothing new to say, and will make up for it
         self.rows += rows
+        rate = self.rate
+        served = mix_of(self._lanes, span.rows, self.accuracy, rows=rows, right=span.right) if rows else None
+        if served is None and rows:
+            return  # nothing is known of who served them
+        window = self._window(span, served, rows, rate, overheads)
+        if self.base is not None:
+            beyond = not self.base.holds(rate)
+            self.on_base.book(window, self.base.accuracy, in_order(self.base, self.variants, rate), beyond=beyond)
+        if self._found:
+            self._book(window, rate)
+        elif (step := _step(rate)) in self.held:
+            self.held[step].add(window)
+        else:
+            self.held[step] = window
+
+    def _with_open(self, span: Span) -> Span:
+        """Return `span` with the rows that were computed earlier without an answer; if it has no answers itself, keep
+        its rows until one has."""
+        before, rows = self._open, dict(span.rows)
+        for variant, count in before.rows.items():
+            rows[variant] = rows.get(variant, 0) + count
+        share = Share(
+            active_j=before.share.active_j + span.share.active_j, active_g=before.share.active_g + span.share.active_g
+        )
+        both = Span(rows=rows, gone_on=before.gone_on + span.gone_on, right=before.right + span.right, share=share)
+        answered = sum(rows.values()) - both.gone_on
+        if rows and answered > 0:
+            self._open = Span()
+            return both
+        self._open = both
+        return Span()
+
+    def _window(self, span: Span, served: Mix | None, rows: int, rate: float, overheads: Overheads) -> Window:
+        variants = len(self.variants)
+        window = Window(overheads, rows, 0.0, np.zeros(2), np.zeros((variants, 2)), np.zeros(2), np.zeros(2))
         if served is None:
-            return
+            return window
         self._known_rows += rows
         self._right += rows * served.accuracy
-        rate, share = self.rate, span.share
-        over = line(rows, share.active_j, served.joules(rate))
-        grams_per_j = share.active_g / share.active_j if share.active_j > 0.0 else 0.0
-        if self.base is not None:
-            beyond = 0 if self.base.holds(rate) else rows
-            shadow_j = over[0] + over[1] * self.base.joules(rate)
-            _book(self.on_base, served, rows, share, self.base.accuracy, shadow_j, beyond)
-        if frontier is not None:
-            reached, joules = frontier.at(self.target, rate)
-            _book(self.static, served, rows, share, reached, over[0] + over[1] * joules, 0)
-            self._spectrum.add(rows, *frontier.hull(rate), over, grams_per_j)
+        active_j, own_j = span.share.active_j, served.joules(rate)
+        in_grams = np.array([1.0, span.share.active_g / active_j if active_j > 0.0 else 0.0])
+        window.right = rows * served.accuracy
+        window.active = active_j * in_grams
+        window.weights = line(rows, active_j, own_j)[1] * in_grams
+        window.own = np.outer(in_order(served, self.variants, rate), window.weights)
+        window.modelled = rows * own_j * in_grams
+        return window
+
+    def _book(self, window: Window, rate: float) -> None:
+        """Compare a window with what the solver found for the nearest load, if that serves it."""
+        known = self._nearest(rate)
+        if known is None:
+            return
+        if known.right_sized is not None:
+            mix = self.right_sized = known.right_sized
+            joules = in_order(mix, self.variants, rate)
+            self.on_right_sized.book(window, mix.accuracy, joules, beyond=not mix.holds(rate), kept=mix.kept)
+        for variant, mix in known.singles.items():
+            sums = self.singles.setdefault(variant, self._sums())
+            sums.book(window, mix.accuracy, in_order(mix, self.variants, rate), beyond=not mix.holds(rate))
+        if known.frontier:
+            reached, joules = known.frontier.at(self.target, rate)
+            self.static.book(window, reached, joules)
+            self._spectrum.add(window, *known.frontier.hull(rate))
 
     @property
     def matched(self) -> ComparisonSums:
         """The best fixed mix at the accuracy served, over the windows of `static`."""
-        static = self.static
-        right, joules, grams = self._spectrum.at(static.right)
-        return ComparisonSums(
-            rows=static.rows,
-            right=static.right,
-            shadow_right=right,
-            served_j=static.served_j,
-            served_g=static.served_g,
-            shadow_j=joules,
-            shadow_g=grams,
-            idle_j=static.idle_j,
-            idle_g=static.idle_g,
-        )
+        right, change = self._spectrum.at(self.static.right)
+        found = copy.copy(self.static)
+        found.change, found.shadow_right = change, right
+        return found
 
-
-def _book(
-    sums: ComparisonSums, served: Mix, rows: int, share: Share, accuracy: float, shadow_j: float, beyond: int
-) -> None:
-    """Add a window in which the shadow has `accuracy` and uses `shadow_j`."""
-    sums.rows += rows
-    sums.right += rows * served.accuracy
-    sums.shadow_right += rows * accuracy
-    sums.served_j += share.active_j
-    sums.served_g += share.active_g
-    sums.shadow_j += shadow_j
-    sums.shadow_g += shadow_j * share.active_g / share.active_j if share.active_j > 0.0 else 0.0
-    sums.beyond += beyond
+    @property
+    def held_rows(self) -> int:
+        """Rows that wait for the first answer of the solver."""
+        return sum(window.rows for window in self.held.values())
 
 
 def _rate(windows: Sequence[tuple[float, int]]) -> float:

@@ -1,4 +1,4 @@
-"""The shadows of all families: given each energy window as it is closed, and the fixed mixes that the solver finds."""
+"""The shadows of all families: given each energy window as it is closed, and what else the solver finds."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 import msgspec
+import numpy as np
 
 from clover.accounting import Span, Spans
+from clover.control.baselines.comparison import Overheads
 from clover.control.baselines.shadow import Shadow
 from clover.control.context import Context
 from clover.control.family import Family
 from clover.control.request import PlanRequest
 from clover.errors import CloverError
-from clover.planning.budget.counterfactual import Fixed
-from clover.policies import BUDGETED
+from clover.planning.budget.alternatives import Alternatives
+from clover.policies import BUDGETED, SPENDING
 from clover.types import State
 
 log = logging.getLogger("clover.control")
 
 
-FixedMixes = Callable[[State], Awaitable[tuple[Fixed, ...]]]
-"""The best fixed mixes of a state (`clover.control.solver.client.SolverClient.fixed_mixes`)."""
+FindAlternatives = Callable[[State], Awaitable[Alternatives]]
+"""What else could serve a state (`clover.control.solver.client.SolverClient.alternatives`)."""
 
 
 class Shadows:
     """The shadows by family.  That of a family which is unloaded stays, and is continued when it is loaded again."""
 
-    def __init__(self, context: Context, fixed_mixes: FixedMixes | None) -> None:
+    def __init__(self, context: Context, alternatives: FindAlternatives | None) -> None:
         self._context = context
-        self._fixed_mixes = fixed_mixes
+        self._alternatives = alternatives
         self._known: dict[str, Shadow] = {}
         self._asking: asyncio.Task[None] | None = None
 
@@ -48,19 +50,26 @@ class Shadows:
             if shadow is None or shadow.family is not family:
                 shadow = self._known[name] = Shadow(family) if shadow is None else shadow.renewed(family)
                 self._look(shadow)
-            held = [(j, g, self._part(name, device)) for device, (j, g) in spans.unowned.items()]
-            unowned = sum(j * part for j, _, part in held), sum(g * part for _, g, part in held)
-            shadow.window(spans.families.get(name, Span()), unowned, spans.seconds, grid_s)
+            overheads = Overheads.none()
+            for device, line in spans.unowned.items():
+                overheads.unowned += self._part(name, device) * np.array(line)
+            for device, line in spans.unattributed.items():
+                overheads.unattributed += self._part(name, device) * np.array(line)
+            shadow.window(spans.families.get(name, Span()), overheads, spans.seconds, grid_s)
         for name in spans.families.keys() & self._known.keys() - context.families.keys():
-            self._known[name].window(spans.families[name], (0.0, 0.0), spans.seconds, grid_s)  # before it was unloaded
+            # before it was unloaded
+            self._known[name].window(spans.families[name], Overheads.none(), spans.seconds, grid_s)
 
     def _part(self, family: str, device: str) -> float:
-        """Return the part of a device's unheld energy that is a family's: its share, or all or nothing of a GPU."""
+        """Return the part of a device's unheld energy that is a family's: its share, or all or nothing of a GPU; of the
+        host beside GPUs an equal part."""
         device_pool = self._context.device_pool
+        if device not in device_pool.shapes():
+            return 1.0 / max(len(self._context.families), 1)
         return device_pool.share(family) if not device_pool.exclusive else float(device_pool.owner(device) == family)
 
     def look(self) -> None:
-        """Follow devices and targets; if fixed mixes are missing, ask for those of one family."""
+        """Follow devices and targets; if alternatives are missing, ask for those of one family."""
         context = self._context
         asking = self._asking is not None and not self._asking.done()
         for name, shadow in self._known.items():
@@ -68,9 +77,9 @@ class Shadows:
                 continue
             self._look(shadow)
             rate = None if asking else shadow.wanted(context.monotonic())
-            if rate is not None and self._fixed_mixes is not None:
+            if rate is not None and self._alternatives is not None:
                 asking = True
-                task = self._ask(shadow, rate, self._fixed_mixes)
+                task = self._ask(shadow, rate, self._alternatives)
                 self._asking = asyncio.get_running_loop().create_task(task, name="clover-shadow")
 
     def _look(self, shadow: Shadow) -> None:
@@ -79,12 +88,14 @@ class Shadows:
         objective = family.objective(
             family.targets, context.config, accuracy_budget=family.config.accuracy_budget if budgeted else None
         )
+        if self._context.policy_of(family) in SPENDING and context.grid.perfect_forecast:
+            shadow.perfect_forecast = True
         shadow.look(context.devices_of(family.name), context.device_pool.share(family.name), objective)
 
-    async def _ask(self, shadow: Shadow, rate: float, fixed_mixes: FixedMixes) -> None:
+    async def _ask(self, shadow: Shadow, rate: float, find: FindAlternatives) -> None:
         question = shadow.question
         try:
-            found = await fixed_mixes(await self._state(shadow.family, shadow.floor, rate))
+            found = await find(await self._state(shadow.family, shadow.floor, rate))
             if shadow.question is question:
                 shadow.learn(rate, found)
         except CloverError as error:
@@ -93,7 +104,7 @@ class Shadows:
     async def _state(self, family: Family, floor: float, rate: float) -> State:
         context = self._context
         targets = replace(family.targets, accuracy_floor=min(floor, family.targets.accuracy_floor))
-        request = PlanRequest(trigger="fixed mixes", targets=targets, rate=rate)
+        request = PlanRequest(trigger="alternatives", targets=targets, rate=rate)
         state = family.state(await context.conditions(family), context.config, request)
         # A fixed mix deals rows by chance; what a cascade saves is saved against that.
         return msgspec.structs.replace(state, objective=msgspec.structs.replace(state.objective, cascade=False))

@@ -9,9 +9,18 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 
-from clover.control.solver.protocol import FEWEST, FIXED, HEAD, SolverAnswer, SolverOrder, length_of, packed, unpacked
+from clover.control.solver.protocol import (
+    ALTERNATIVES,
+    FEWEST,
+    HEAD,
+    SolverAnswer,
+    SolverOrder,
+    length_of,
+    packed,
+    unpacked,
+)
 from clover.errors import PlanError
-from clover.planning.budget.counterfactual import Fixed
+from clover.planning.budget.alternatives import Alternatives
 from clover.types import Configuration, Plan, State
 
 log = logging.getLogger("clover.control")
@@ -42,12 +51,12 @@ class SolverClient:
             raise PlanError(answer.error or "the solver gave no plan")
         return answer.plan
 
-    async def fixed_mixes(self, state: State) -> tuple[Fixed, ...]:
-        """Return the best fixed mixes for `state`; PlanError as above."""
-        answer = await self._answer(state, FIXED, None)
-        if answer.error:
-            raise PlanError(answer.error)
-        return answer.fixed
+    async def alternatives(self, state: State) -> Alternatives:
+        """Return what else could serve `state`; PlanError as above."""
+        answer = await self._answer(state, ALTERNATIVES, None)
+        if answer.alternatives is None:
+            raise PlanError(answer.error or "the solver gave no alternatives")
+        return answer.alternatives
 
     async def fewest_cores(self, state: State) -> int | None:
         """Return the fewest cores that do for `state`; None if all of them do not.  PlanError as above."""

@@ -19,9 +19,18 @@ from typing import BinaryIO
 
 import msgspec
 
-from clover.control.solver.protocol import FEWEST, FIXED, HEAD, SolverAnswer, SolverOrder, length_of, packed, unpacked
+from clover.control.solver.protocol import (
+    ALTERNATIVES,
+    FEWEST,
+    HEAD,
+    SolverAnswer,
+    SolverOrder,
+    length_of,
+    packed,
+    unpacked,
+)
 from clover.errors import CloverError
-from clover.planning.budget.counterfactual import fixed_mixes
+from clover.planning.budget.alternatives import alternatives
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.search.fewest import fewest_cores
 from clover.policies.demanded import proposed, with_met
@@ -50,8 +59,8 @@ def solve(order: SolverOrder) -> SolverAnswer:
     """Return the answer to one order; whatever a policy raises becomes its error text."""
     started = time.perf_counter()
     try:
-        if order.policy == FIXED:
-            return SolverAnswer(id=order.id, fixed=fixed_mixes(order.state, order.state.arrival_rate))
+        if order.policy == ALTERNATIVES:
+            return SolverAnswer(id=order.id, alternatives=alternatives(order.state, order.state.arrival_rate))
         if order.policy == FEWEST:
             given = PlanningInput.of(order.state)
             least = fewest_cores(given.problem, given.objective)

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import msgspec
 
-from clover.planning.budget.counterfactual import Fixed
+from clover.planning.budget.alternatives import Alternatives
 from clover.types import Configuration, Plan, Record, State
 
 LONGEST_FRAME = 16 << 20
-FIXED = "fixed mixes"
+ALTERNATIVES = "alternatives"
 FEWEST = "fewest cores"
 HEAD = struct.Struct(">I")
 
@@ -23,7 +23,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 class SolverOrder(Record, frozen=True, kw_only=True):
     """An order to plan `state` by `policy`, or if a `configuration` is given, exactly that one.  With the `policy`
-    `FIXED` no plan is made, but the best fixed mixes are found; with `FEWEST`, how few cores would do."""
+    `ALTERNATIVES` no plan is made, but what else could serve the load is found; with `FEWEST`, how few cores would."""
 
     id: int
     policy: str
@@ -32,12 +32,12 @@ class SolverOrder(Record, frozen=True, kw_only=True):
 
 
 class SolverAnswer(Record, frozen=True, kw_only=True):
-    """The answer to the order of that id: a plan, fixed mixes or a number of cores (null: all of them do not do), or
+    """The answer to the order of that id: a plan, alternatives or a number of cores (null: all of them do not do), or
     the `error` why there is none."""
 
     id: int
     plan: Plan | None = None
-    fixed: tuple[Fixed, ...] = ()
+    alternatives: Alternatives | None = None
     cores: int | None = None
     error: str = ""
 

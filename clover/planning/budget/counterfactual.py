@@ -30,18 +30,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.budget.frontiers import frontier
 from clover.planning.model.frontier import FrontierPoint, hull
-from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.problem import LEAST_RATE, accuracies, services_of, whole
 from clover.planning.model.queueing import Lane, Service, lane_of
-from clover.types import Configuration, DeviceShape, FamilyProfile, Record, State
+from clover.types import Configuration, DeviceShape, FamilyProfile, GroupCount, Record
 
 Floats = NDArray[np.float64]
 
@@ -50,24 +48,33 @@ _SHARE_STEP = 20.0
 
 
 class Fixed(Record, frozen=True, kw_only=True):
-    """A configuration and the shares of its rows, by variant."""
+    """A configuration and the shares of its rows, by variant.  `kept`: the part of the machine that is awake."""
 
     configuration: Configuration
     shares: dict[str, float]
+    kept: float = 1.0
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Lanes with their shares of the rows, and the accuracy (percent) these have."""
+    """Lanes with their shares of the rows, and the accuracy (percent) these have.  `variants`: of each lane.  `kept`:
+    the part of the machine that is awake."""
 
     accuracy: float
+    variants: tuple[str, ...]
     lanes: tuple[tuple[Lane, float], ...]
     words: str = ""
+    kept: float = 1.0
 
     def joules(self, rate: float) -> float:
         """Return active joules of a row at `rate` rows a second; beyond what a lane can serve, those of its longest
         batch."""
-        return sum(share * lane_joules(lane, rate * share, share) for lane, share in self.lanes)
+        return sum(self.by_variant(rate).values())
+
+    def by_variant(self, rate: float) -> dict[str, float]:
+        """Return the same, by the variant that uses them."""
+        each = zip(self.variants, self.lanes, strict=True)
+        return {variant: share * lane_joules(lane, rate * share, share) for variant, (lane, share) in each}
 
     def holds(self, rate: float) -> bool:
         """Return whether every lane can serve its part of `rate`."""
@@ -114,6 +121,7 @@ def mix_of(
         return None
     return Mix(
         accuracy=(sum(share * accuracy[variant] for variant, share in parts.items()) + right) / total,
+        variants=tuple(parts),
         lanes=tuple((lanes[variant], share / total) for variant, share in parts.items()),
     )
 
@@ -135,17 +143,24 @@ def base(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 
             counts[item.profile] = counts.get(item.profile, 0) + 1
     if not counts or any((best, name) not in services for name in counts):
         return None
-    places = " + ".join(f"{count} x {name}" for name, count in sorted(counts.items()))
-    lane = lane_of(tuple((services[best, name], count) for name, count in sorted(counts.items())))
-    return Mix(accuracy=accuracy[best], lanes=((lane, 1.0),), words=f"{best} on {places}")
+    configuration = tuple(GroupCount(variant=best, profile=name, count=count) for name, count in sorted(counts.items()))
+    lane = lane_of(tuple((services[best, group.profile], group.count) for group in configuration))
+    return Mix(accuracy=accuracy[best], variants=(best,), lanes=((lane, 1.0),), words=places(configuration))
 
 
-def fixed_mixes(state: State, rate: float) -> tuple[Fixed, ...]:
-    """Return the best fixed mixes at `rate`, from the most frugal up; none if nothing keeps the limits of `state`;
-    PlanError if no device can be used.  It makes plans, so it is for the solver's process."""
-    given = PlanningInput.of(state)
-    plans = frontier(given.problem, given.objective, rate, seed=state.seed)
-    return tuple(Fixed(configuration=plan.configuration, shares=plan.shares) for plan in plans)
+def places(configuration: Configuration) -> str:
+    """Return the workers of one variant in words: "large on 2 x 2c"."""
+    counts = " + ".join(f"{group.count} x {group.profile}" for group in configuration)
+    return f"{configuration[0].variant} on {counts}"
+
+
+def mix_from(profile: FamilyProfile, fixed: Fixed, share: float = 1.0) -> Mix | None:
+    """Return the mix that the solver found; None if one of its variants was never measured."""
+    mix = mix_of(lanes_of(profile, fixed.configuration, share), fixed.shares, accuracies(profile))
+    if mix is None:
+        return None
+    words = places(fixed.configuration) if len(mix.variants) == 1 else ""
+    return replace(mix, words=words, kept=fixed.kept)
 
 
 def line(rows: int, active_j: float, own_j: float) -> tuple[float, float]:
@@ -158,32 +173,39 @@ def line(rows: int, active_j: float, own_j: float) -> tuple[float, float]:
 class Frontier:
     """The best fixed mixes at some rate, and their joules at any rate near it."""
 
-    def __init__(self, mixes: Sequence[Mix]) -> None:
+    def __init__(self, mixes: Sequence[Mix], variants: Sequence[str]) -> None:
         self._mixes = tuple(mixes)
+        self._variants = tuple(variants)
         self._hulls: dict[int, tuple[Floats, Floats]] = {}
 
     @classmethod
     def of(cls, profile: FamilyProfile, fixed: Sequence[Fixed], share: float = 1.0) -> Frontier:
         """Return the frontier of the mixes that the solver found."""
-        accuracy = accuracies(profile)
-        made = [mix_of(lanes_of(profile, item.configuration, share), item.shares, accuracy) for item in fixed]
-        return cls([mix for mix in made if mix is not None])
+        made = [mix_from(profile, item, share) for item in fixed]
+        return cls([mix for mix in made if mix is not None], tuple(accuracies(profile)))
 
     def __bool__(self) -> bool:
         return bool(self._mixes)
 
     def hull(self, rate: float) -> tuple[Floats, Floats]:
-        """Return accuracies (percent, ascending) and joules a row of the corners at `rate`."""
+        """Return accuracies (percent, ascending) of the corners at `rate`, and joules a row of each by [variant]."""
         step = round(math.log(max(rate, LEAST_RATE)) / _RATE_STEP)
         if step not in self._hulls:
-            corners = hull([FrontierPoint(accuracy=mix.accuracy, grams=mix.joules(rate)) for mix in self._mixes])
-            columns = np.array([point.accuracy for point in corners]), np.array([point.grams for point in corners])
-            self._hulls[step] = columns
+            made = {FrontierPoint(accuracy=mix.accuracy, grams=mix.joules(rate)): mix for mix in self._mixes}
+            corners = hull(tuple(made))
+            joules = [in_order(made[point], self._variants, rate) for point in corners]
+            self._hulls[step] = np.array([point.accuracy for point in corners]), np.array(joules)
         return self._hulls[step]
 
-    def at(self, accuracy: float, rate: float) -> tuple[float, float]:
+    def at(self, accuracy: float, rate: float) -> tuple[float, Floats]:
         """Return the accuracy that the best fixed mix for `accuracy` has at `rate`, which is no less than the floor's
-        and no more than can be reached, and its joules a row."""
+        and no more than can be reached, and its joules a row by [variant]."""
         corners, joules = self.hull(rate)
         reached = min(max(accuracy, float(corners[0])), float(corners[-1]))
-        return reached, float(np.interp(reached, corners, joules))
+        return reached, np.array([np.interp(reached, corners, column) for column in joules.T])
+
+
+def in_order(mix: Mix, variants: Sequence[str], rate: float) -> Floats:
+    """Return joules a row of `mix` at `rate`, by [variant]."""
+    own = mix.by_variant(rate)
+    return np.array([own.get(variant, 0.0) for variant in variants])

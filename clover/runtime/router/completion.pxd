@@ -33,23 +33,29 @@ cdef class Completion:
     cdef bytearray _slot_states
     cdef int64_t _timeout_ns
     cdef list _finished
+    cdef list _withdrawn
+    cdef int64_t _kept
+    cdef double _right
 
     @cython.locals(link=Link)
     cdef bint collect(self, int64_t now_ns) except -1
     cdef take(self, Link link, int64_t now_ns)
     @cython.locals(
         batch=Batch, count=int, start_ns=int64_t, end_ns=int64_t, cpu_ns=int64_t, busy_ns=int64_t, least_ns=int64_t,
-        energy_j=double, surplus=double, escalated=int, audits=int, pace=LanePace,
+        energy_j=double, surplus=double, escalated=int, audits=int, late=int, passed_on=int, audited=int,
+        wasted=int,
+        paid=int, pace=LanePace,
     )
     cdef _complete(self, Link link, tuple frame, int64_t now_ns)
     @cython.locals(
-        ticket=RouterTicket, lane=int, escalated=int, audits=int, watched=bint, watching=bint, scores=list,
+        ticket=RouterTicket, lane=int, escalated=int, audits=int, late=int, watched=bint, watching=bint, scores=list,
         at=Py_ssize_t, slot=Py_ssize_t, waited_ns=int64_t,
     )
     cdef tuple _settle(
         self, Link link, Batch batch, int status, int64_t start_ns, int64_t busy_ns, double energy_j, int64_t now_ns
     )
     cdef finish(self, RouterTicket ticket, int status, str error, int64_t now_ns, object retry_after_s=*)
+    cdef withdraw(self, RouterTicket ticket)
     @cython.locals(ticket=RouterTicket)
     cdef expire(self, int64_t now_ns)
     @cython.locals(ticket=RouterTicket)

@@ -46,6 +46,12 @@ class Completion:
         self._slot_states = state.table.state
         self._timeout_ns = state.timeout_ns
         self._finished: list[RouterTicket] = []
+        self._withdrawn = [0] * len(state.accuracy)
+        """Rows that each lane answered of requests that failed later, and that its meter does not know of yet."""
+        self._kept = 0
+        """Rows that kept the answer of an earlier lane (`Escalation.kept`), as far as meters know of them."""
+        self._right = 0.0
+        """`Traffic.accuracy_rows`, as far as meters know of it."""
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -91,32 +97,48 @@ class Completion:
         busy_ns = end_ns - start_ns
         energy_j = link.meter.add(count, busy_ns, cpu_ns, start_ns - link.ended_ns)
         link.ended_ns = end_ns
-        if not status or not self._retry.after_failure(batch, now_ns):
-            surplus = self._traffic.accuracy_rows
-            escalated, audits = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
-            surplus = self._traffic.accuracy_rows - surplus - count * self._accuracy[link.lane]
+        if status and self._retry.after_failure(batch, now_ns):
+            link.meter.waste(count)
+        else:
+            passed_on, audited, wasted = 0, 0, count
+            escalated, audits, late = self._settle(link, batch, status, start_ns, busy_ns, energy_j, now_ns)
+            surplus = self._traffic.accuracy_rows - self._right
+            self._right = self._traffic.accuracy_rows
             if not status:
+                passed_on, audited, wasted = escalated, audits, late
+                surplus -= (count - audits) * self._accuracy[link.lane]
                 self._escalation.busy_ns[link.lane] = busy_ns
                 self._traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits)
                 if link.standby:
                     self._traffic.relieved_rows += count - escalated - audits
                 self._account.rows_done(self._name, count - escalated - audits, now_ns)
-                if escalated or audits or abs(surplus) > _ROUNDING:
-                    link.meter.cascaded(escalated, audits, surplus)
+            if self._escalation.kept != self._kept:
+                passed_on -= self._escalation.kept - self._kept
+                self._kept = self._escalation.kept
+            if passed_on or audited or abs(surplus) > _ROUNDING:
+                link.meter.cascaded(passed_on, audited, surplus)
+            if self._withdrawn[link.lane]:
+                paid = min(self._withdrawn[link.lane], count - audited - wasted)
+                self._withdrawn[link.lane] -= paid
+                wasted += paid
+            if wasted:
+                link.meter.waste(wasted)
         self._lanes.forget_idle(link)
 
     def _settle(
         self, link: Link, batch: Batch, status: int, start_ns: int, busy_ns: int, energy_j: float, now_ns: int
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int, int]:
         """Return the rows of a completed batch to their tickets, escalate those that are not sure enough, and finish
-        tickets that have all of theirs; return how many rows were escalated, and how many were audits."""
-        lane, escalated, audits = link.lane, 0, 0
+        tickets that have all of theirs; return how many rows were escalated, how many were audits, and for how many it
+        was too late."""
+        lane, escalated, audits, late = link.lane, 0, 0, 0
         watching = not status and self._monitor.watching
         watched = watching and self._monitor.watches(lane)
         scores = self._monitor.scores(batch.slots) if watched else []
         for at, slot in enumerate(batch.slots):
             ticket = self._table.landed(slot)
             if ticket is None:
+                late += 1
                 if not status:
                     self._traffic.accuracy_rows += self._accuracy[lane]
                 continue
@@ -146,7 +168,7 @@ class Completion:
             ticket.outstanding -= 1
             if not ticket.outstanding:
                 self.finish(ticket, 200, "", now_ns)
-        return escalated, audits
+        return escalated, audits, late
 
     def recover(self, link: Link, reason: str, now_ns: int, *, blame: bool) -> None:
         """Take what a dead worker still completed, detach it, and queue the rows that it held again, once.  With
@@ -189,6 +211,7 @@ class Completion:
             return
         self._deadlines.discard(ticket)
         if status != 200:
+            self.withdraw(ticket)
             self._table.cancel(ticket)
         if ticket.audit is not None:
             self._audits.finished(ticket, status)
@@ -205,6 +228,17 @@ class Completion:
             status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns, ticket.awaits < 0
         )
         self._finished.append(ticket)
+
+    def withdraw(self, ticket: RouterTicket) -> None:
+        """Count the rows of a pending ticket that were answered as computed in vain: its client does not get them.
+
+        Call it before its queued rows are cancelled."""
+        answered = len(ticket.slots) - ticket.outstanding
+        if not answered:
+            return
+        held = [row for row, slot in enumerate(ticket.slots) if self._slot_states[slot] == HELD]
+        for row in held[:answered]:
+            self._withdrawn[ticket.variants[row]] += 1
 
     def fail_pending(self, message: str, now_ns: int) -> None:
         """Answer every pending ticket with 503."""

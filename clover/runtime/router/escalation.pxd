@@ -10,6 +10,7 @@ from clover.runtime.router.traffic cimport Traffic
 cdef class Escalation:
     cdef public list busy_ns
     cdef public object audits
+    cdef public int64_t kept
     cdef SlotTable _table
     cdef bytearray _slot_states
     cdef Batcher _batcher

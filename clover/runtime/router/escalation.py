@@ -17,11 +17,12 @@ class Escalation:
     """Escalates rows, and takes back those that were escalated in vain.
 
     `busy_ns`: how long the last batch of each lane took.  `audits`: where the answers of escalated rows are kept for
-    comparison; None if they are not."""
+    comparison; None if they are not.  `kept`: rows that were taken back so far."""
 
     def __init__(self, state: RouterState, standby: StandbyRouting) -> None:
         self.busy_ns = [0] * len(state.accuracy)
         self.audits: Audits | None = None
+        self.kept = 0
         self._table = state.table
         self._slot_states = state.table.state
         self._batcher = state.batcher
@@ -76,6 +77,7 @@ class Escalation:
         if len(before) > 1:
             ticket.paths[row] = before[:-1]
         self._traffic.rows[before[-1]] += 1
+        self.kept += 1
         self._cut_short(ticket, ticket.chain, row, before[-1], why)
         return True
 

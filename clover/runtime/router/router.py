@@ -214,6 +214,7 @@ class Router(Model):
         if phase == PENDING:
             self.state.deadlines.discard(ticket)
             self._completion.stop_waiting(ticket)
+            self._completion.withdraw(ticket)
             self.state.table.cancel(ticket)
             if self.state.lanes.leaving:
                 self.dispatch.wake()  # a worker may have stayed for these rows

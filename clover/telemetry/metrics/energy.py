@@ -288,10 +288,21 @@ COMPARED: tuple[MetricSpec[Compared], ...] = (
     ),
     MetricSpec(
         "clover_saved_carbon_grams",
-        "Grams of CO2e saved against BASE, or against the best fixed mix; negative if more was emitted",
+        "Grams of CO2e that the server saved against BASE, or the best fixed mix; negative if more was emitted",
         GAUGE,
         ("model", "against", "method"),
         lambda item: [((item.model, item.against, item.method), item.shadow_g - item.served_g)],
+    ),
+    MetricSpec(
+        "clover_saved_carbon_estimate_grams",
+        "The same within each boundary (workers, server, machine), and the low and high end of its interval, with how "
+        "the carbon intensity was known (grid)",
+        GAUGE,
+        ("model", "against", "boundary", "estimate", "method", "grid"),
+        lambda item: [
+            ((item.model, item.against, boundary, end, item.method, item.grid), grams)
+            for boundary, end, grams in item.estimates
+        ],
     ),
     MetricSpec(
         "clover_accuracy_given_up_points",

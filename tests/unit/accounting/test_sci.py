@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clover.accounting import WorkerMeter
 from clover.accounting.embodied import EmbodiedLedger, Hardware
-from clover.accounting.sci import SciReport, mass, sci
+from clover.accounting.sci import SciReport, sci
 
 HOUR_NS = 3600 * 1_000_000_000
 BOX = Hardware(
@@ -165,14 +165,3 @@ def test_workers_at_one_place_share_its_slices_and_layouts_may_overlap() -> None
     crowded = ledger(BOX)
     crowded.window(HOUR_NS, [worker("a", "whole", 3), worker("b", "half", 3)])
     assert [grams.grams for grams in crowded.models.values() if grams] == pytest.approx([part / 2, part / 2])
-
-
-def test_masses_are_readable() -> None:
-    assert [mass(grams) for grams in (1.5e4, 12.0, 0.0123, 4.56e-5, 7e-8, 0.0)] == [
-        "15 kg",
-        "12 g",
-        "12.3 mg",
-        "45.6 µg",
-        "70 ng",
-        "0 ng",
-    ]

@@ -359,14 +359,14 @@ def test_savings_are_shown_with_against_what_and_not_before_anything_was_served(
         "rows": 9,
         "base": {"part": 0.41, "words": words},
         "static": None,
-        "matched": {"words": "lost 1.0 % of ..."},
+        "matched": {"words": "lost 1.0 mg, ..."},
     }
     totals = {"saved": {"base": {"words": "all of them"}}}
     server.answer = (200, {"mode": "active", "models": {"one": {"mode": "active", "saved": saved}, "two": nothing}})
     assert ctl(server, "state", "--all") == 0
     shown = capsys.readouterr().out
-    assert f"carbon     {words}\n             lost 1.0 % of ...\n" in shown
-    assert shown.index("lost 1.0 %") < shown.index("two:")
+    assert f"carbon     lost 1.0 mg, ...\n             {words}\n" in shown
+    assert shown.index("lost 1.0 mg") < shown.index("two:")
     assert "saved" not in shown[shown.index("two:") :]
     assert "all models" not in shown
     server.answer[1]["totals"] = totals
@@ -577,7 +577,7 @@ def test_the_state_in_a_dozen_lines(
         "  demand     200 rows/s arrive, 3 waiting; 12,000 rows so far",
         "  latency    p95 1.54 ms of 31.5 ms: SLO held",
         "  accuracy   92.68 % served, floor 92.26 %: held",
-        "  carbon     0.0152 gCO2e and 121.8 J so far, idle power included",
+        "  carbon     15.2 mg of CO2e and 121.8 J so far, idle power included",
         "  saved      41.0 % of the gCO2e of BASE (modelled; xlarge on 1 x 3c)",
     ):
         assert " ".join(line.split()) in " ".join(text.split())

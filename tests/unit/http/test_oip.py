@@ -522,7 +522,8 @@ def test_receipts() -> None:
     d = echo()
     answer = d.post(INFER, echo_body())
     assert answer.fields["clover-receipt"] == (
-        'variant="small", accuracy=0.887, energy-j=0.000, carbon-mg=0.000, intensity=400.0, method=modelled, '
+        'variant="small", accuracy=0.887, energy-j=0.000, carbon-mg=0.000, '
+        "energy-mj=0.123, carbon-ug=0.014, intensity=400.0, method=modelled, "
         "state=fresh, energy-nj=123456, carbon-pg=13700"
     )
     assert "parameters" not in answer.json()

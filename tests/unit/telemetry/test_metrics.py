@@ -249,7 +249,16 @@ def test_every_gpu_has_its_lines_and_their_labels() -> None:
 
 def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:
     rows = [
-        Compared("m", kind, "modelled", served_j=10.0, shadow_j=8.0, served_g=5.0, shadow_g=4.0, points=-0.25)
+        Compared(
+            *("m", kind, "modelled"),
+            served_j=10.0,
+            shadow_j=8.0,
+            served_g=5.0,
+            shadow_g=4.0,
+            points=-0.25,
+            grid="synthetic",
+            estimates=(("server", "likely", -1.0), ("machine", "low", -3.0)),
+        )
         for kind in ("base", "static", "matched")
     ]
     chain: Any = SimpleNamespace(last=None, counts={}, failures={})
@@ -261,6 +270,10 @@ def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:
     for kind in ("base", "static", "matched"):
         assert value("clover_saved_carbon_grams", against=kind) == -1
         assert value("clover_accuracy_given_up_points", against=kind) == -0.25
+        labels = {"against": kind, "grid": "synthetic"}
+        name = "clover_saved_carbon_estimate_grams"
+        assert value(name, boundary="server", estimate="likely", **labels) == -1
+        assert value(name, boundary="machine", estimate="low", **labels) == -3
         counted = kind != "matched"  # it is another mix with every row, and a counter never falls
         for side, joules, grams in (("served", 10, 5), ("shadow", 8, 4)):
             labels = {"against": kind, "side": side}

@@ -95,7 +95,7 @@ def test_second_answers_are_no_answers(house: Audited) -> None:
     assert traffic.latency.count == 1
     assert house.router.audits.energy_j == pytest.approx(MS * 1e-9 * 8.0)
     meter = house.staff[LARGE][3]
-    assert (meter.rows, meter.window_gone_on) == (1, 1)
+    assert (meter.rows, meter.window_audits, meter.window_useful) == (1, 1, 0)
 
 
 def test_clients_come_first(house: Audited) -> None:

@@ -103,6 +103,25 @@ def test_a_row_that_is_not_goes_on_to_the_end(house: Cascade) -> None:
     house.check_slots()
 
 
+def test_a_row_that_keeps_its_earlier_answer_is_counted_as_served_once(house: Cascade) -> None:
+    def served() -> int:
+        meters = [entry[3] for entry in house.staff.values()]
+        return sum(meter.window_useful - meter.window_gone_on for meter in meters)
+
+    house.ask()
+    house.answer(SMALL, 0.1)
+    house.answer(MEDIUM, 0.1, status=1)
+    assert [ticket.status for ticket in house.done] == [200]
+    assert served() == 1
+    house.ask(timeout_ns=5 * MS)
+    house.answer(SMALL, 0.1)
+    house.loop.advance(10 * MS)
+    house.answer(MEDIUM, 0.9)
+    house.ask()
+    house.answer(SMALL, 0.9)
+    assert served() == sum(ticket.status == 200 for ticket in house.done)
+
+
 def test_a_score_that_is_no_number_is_not_sure(house: Cascade) -> None:
     house.ask()
     house.answer(SMALL, float("nan"))

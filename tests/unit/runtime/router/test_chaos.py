@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clover.accounting import WorkerMeter
 from clover.errors import Overloaded, RequestError
 from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
 from tests.support.router_fixture import MS, FakeWorker, House, dealt
@@ -45,6 +46,7 @@ class Chaos:
         self.faults: list[AssertionError] = []
         self.left: list[FakeWorker] = []
         self.deaths: dict[int, int] = {}
+        self.meters: list[WorkerMeter] = []
         for lane in LANES:
             self.hire(lane)
 
@@ -57,10 +59,15 @@ class Chaos:
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def hire(self, lane: int) -> None:
+        self.entry(lane)
+        self.route(0.5)
+
+    def entry(self, lane: int) -> Any:
         entry = self.house.entry(lane)
         self.entries.append(entry)
         self.staff.append((entry[0], lane))
-        self.route(0.5)
+        self.meters.append(entry[3])
+        return entry
 
     def route(self, threshold: float) -> None:
         routing = dealt(1.0, 0.0, 0.0, chain=NAMES, thresholds=(threshold, threshold))
@@ -156,10 +163,7 @@ class Chaos:
             if blame and ticket.phase == PENDING and held & set(ticket.slots):
                 self.deaths[id(ticket)] = self.deaths.get(id(ticket), 0) + 1
         if self.rng.random() < 0.6:
-            entry = self.house.entry(lane)
-            self.entries.append(entry)
-            self.staff.append((entry[0], lane))
-            self.router.join(entry)
+            self.router.join(self.entry(lane))
         ring.batches.clear()
         self.router.died(worker, "killed", blame=blame)
 
@@ -208,13 +212,18 @@ class Chaos:
         """Let everybody work to the end: all are answered, and every slot is free."""
         for lane in LANES:
             self.hire(lane)
-        self.router.reap()
-        while any(worker.ring.batches for worker, _ in self.staff):
-            for worker, lane in self.staff:
-                while worker.ring.batches:
-                    self.compute(worker, lane)
-                    worker.finish(self.house.loop.now_ns)
-                    self.router.reap()
+        self.work()
+        self.close_answered()
+        failed = sum(len(ticket.slots) for ticket, _ in self.asked if ticket.status != 200)
+        for lane in LANES:  # meters hear of what was withdrawn with the next batch of its lane
+            self.router.route(self.entries, dealt(*(float(lane == other) for other in LANES)))
+            for _ in range(failed // 4 + 1):
+                self.house.ask(4, client=1)
+                self.work()
+                self.router.close(self.house.done[-1])
+        answered = sum(len(ticket.slots) for ticket, _ in self.asked if ticket.status == 200)
+        answered += sum(len(ticket.variants) for ticket in self.house.done)
+        assert sum(meter.window_useful - meter.window_gone_on for meter in self.meters) == answered, "rows served"
         for ticket, _ in self.asked:
             assert ticket.phase in (DONE, CLOSED)
             assert ticket.phase == CLOSED or self.finished[id(ticket)] == 1
@@ -222,6 +231,16 @@ class Chaos:
         self.check()
         assert self.router.idle
         assert self.router.observe()["free_slots"] == SLOTS
+
+    def work(self) -> None:
+        """Let the workers complete all that they get."""
+        self.router.reap()
+        while any(worker.ring.batches for worker, _ in self.staff):
+            for worker, lane in self.staff:
+                while worker.ring.batches:
+                    self.compute(worker, lane)
+                    worker.finish(self.house.loop.now_ns)
+                    self.router.reap()
 
 
 WEIGHTS = {

@@ -1,0 +1,237 @@
+"""Sums of a comparison: what served and what its shadow would have used, within three boundaries, and how sure that is.
+
+    workers   active and idle energy of the workers
+    server    and the front end, and control (planning, profiling, starts, swaps, audits), which BASE has none of
+    machine   and what no worker holds or caused
+
+The front end is the same on both sides; so is what no worker holds, unless the shadow is a smaller machine.
+
+**How sure.**  Grams saved are given with three errors, each as half of an interval's width, added in quadrature:
+
+    profile   each variant's joules a row may be off by the part e: e x root of the sum over variants of
+              (what the shadow uses more of that variant)^2
+    ratio     the meter showed other joules than the model, and would have for the shadow too, by an amount that is not
+              known: what it showed beyond the model, and what differences were shrunk by where it showed less, each as
+              far as the shadow serves rows differently
+    meter     watts of the meter may be off by the part u: u x grams saved.  That is common to all joules, so that the
+              part saved does not change with it.
+
+All arrays end in [joules, grams].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.accounting import Share
+
+Floats = NDArray[np.float64]
+
+Boundary = Literal["workers", "server", "machine"]
+BOUNDARIES: tuple[Boundary, ...] = ("workers", "server", "machine")
+DEFAULT: Boundary = "server"
+
+
+def _none() -> Floats:
+    return np.zeros(2)
+
+
+@dataclass
+class Overheads:
+    """What a window used beside active energy, as [joules, grams]."""
+
+    idle: Floats
+    unowned: Floats
+    front_end: Floats
+    control: Floats
+    unattributed: Floats
+
+    @classmethod
+    def none(cls) -> Overheads:
+        """Return no overheads."""
+        return cls(_none(), _none(), _none(), _none(), _none())
+
+    def add(self, other: Overheads) -> None:
+        """Add those of `other`."""
+        self.idle = self.idle + other.idle
+        self.unowned = self.unowned + other.unowned
+        self.front_end = self.front_end + other.front_end
+        self.control = self.control + other.control
+        self.unattributed = self.unattributed + other.unattributed
+
+
+@dataclass
+class Window:
+    """Windows at one load, with what served them.  `right`: rows x accuracy; `active` as metered; `own`: the part of it
+    that the model has, by [variant]; `weights`: what joules a row of the model are multiplied by to become joules and
+    grams; `modelled`: what the model has, unshrunk."""
+
+    overheads: Overheads
+    rows: int
+    right: float
+    active: Floats
+    own: Floats
+    weights: Floats
+    modelled: Floats
+
+    def add(self, other: Window) -> None:
+        """Add windows at the same load."""
+        self.overheads.add(other.overheads)
+        self.rows += other.rows
+        self.right += other.right
+        self.active = self.active + other.active
+        self.own = self.own + other.own
+        self.weights = self.weights + other.weights
+        self.modelled = self.modelled + other.modelled
+
+
+class Errors(NamedTuple):
+    """Halves of the interval of grams saved, by cause."""
+
+    profile: float
+    ratio: float
+    meter: float
+
+    @property
+    def total(self) -> float:
+        """All together."""
+        return math.hypot(self.profile, self.ratio, self.meter)
+
+    @property
+    def model(self) -> float:
+        """What changes the part saved."""
+        return math.hypot(self.profile, self.ratio)
+
+
+@dataclass
+class ComparisonSums:
+    """What one comparison covers, as [joules, grams].  `active` and `own`: as in `Window`; `change`: what the shadow
+    uses more, by [variant]; `beyond`: rows at loads that the shadow could not have served."""
+
+    change: Floats
+    rows: int = 0
+    right: float = 0.0
+    shadow_right: float = 0.0
+    beyond: int = 0
+
+    def __post_init__(self) -> None:
+        self.active, self.own, self.modelled = _none(), _none(), _none()
+        self.overheads = Overheads.none()
+        self.shadow_idle, self.shadow_unowned = _none(), _none()
+
+    @classmethod
+    def over(cls, variants: int) -> ComparisonSums:
+        """Return sums of nothing yet, over so many variants."""
+        return cls(np.zeros((variants, 2)))
+
+    def idle(self, overheads: Overheads, kept: float = 1.0) -> None:
+        """Add what a window used beside active energy; `kept`: the part of the machine that the shadow keeps awake."""
+        self.overheads.add(overheads)
+        if kept >= 1.0:
+            self.shadow_idle = self.shadow_idle + overheads.idle
+            self.shadow_unowned = self.shadow_unowned + overheads.unowned
+        else:
+            self.shadow_idle = self.shadow_idle + kept * (overheads.idle + overheads.unowned)
+
+    def book(self, window: Window, accuracy: float, joules: Floats, *, beyond: bool = False, kept: float = 1.0) -> None:
+        """Add windows in which the shadow has `accuracy` (percent) and uses `joules` a row by [variant]."""
+        self.idle(window.overheads, kept)
+        if not window.rows:
+            return
+        self.rows += window.rows
+        self.right += window.right
+        self.active = self.active + window.active
+        self.own = self.own + window.own.sum(axis=0)
+        self.modelled = self.modelled + window.modelled
+        self.shadow_right += window.rows * accuracy
+        self.change = self.change + np.outer(joules, window.weights) - window.own
+        self.beyond += window.rows if beyond else 0
+
+    def served_in(self, boundary: Boundary) -> Floats:
+        """Return what was used."""
+        found: Floats = self.active + self.overheads.idle
+        if boundary != "workers":
+            found = found + self.overheads.front_end + self.overheads.control
+        return found + self.overheads.unowned + self.overheads.unattributed if boundary == "machine" else found
+
+    def shadow_in(self, boundary: Boundary) -> Floats:
+        """Return what the shadow would have used."""
+        found: Floats = self.shadow_active + self.shadow_idle
+        if boundary != "workers":
+            found = found + self.overheads.front_end
+        return found + self.shadow_unowned + self.overheads.unattributed if boundary == "machine" else found
+
+    @property
+    def shadow_active(self) -> Floats:
+        """Active energy of the shadow's workers."""
+        found: Floats = self.active + self.change.sum(axis=0)
+        return found
+
+    def errors(self, boundary: Boundary, profile_error: float, meter_error: float) -> Errors:
+        """Return how far off the grams saved may be, if joules a row of the profile may be off by the part
+        `profile_error`, and watts of the meter by `meter_error`."""
+        more = self.change[:, 1]
+        own_g, modelled_g = float(self.own[1]), float(self.modelled[1])
+        both = 2.0 * own_g + float(more.sum())
+        unlike = min(float(np.abs(more).sum()) / both, 1.0) if both > 0.0 else 0.0
+        beyond = max(float(self.active[1]) - own_g, 0.0) * unlike
+        shrunk = (modelled_g / own_g - 1.0) * abs(float(more.sum())) if own_g > 0.0 else 0.0
+        return Errors(
+            profile=profile_error * float(np.sqrt(np.square(more).sum())),
+            ratio=math.hypot(beyond, max(shrunk, 0.0)),
+            meter=meter_error * abs(float((self.shadow_in(boundary) - self.served_in(boundary))[1])),
+        )
+
+
+def together(errors: Iterable[Errors]) -> Errors:
+    """Return the errors of several families: profiles err apart, the meter is one."""
+    known = list(errors)
+    return Errors(
+        profile=math.hypot(*(error.profile for error in known)),
+        ratio=math.hypot(*(error.ratio for error in known)),
+        meter=sum(error.meter for error in known),
+    )
+
+
+def energy_of(*shares: Share) -> Floats:
+    """Return joules and grams of `shares`, active and idle."""
+    return np.array([sum(share.total_j for share in shares), sum(share.total_g for share in shares)])
+
+
+class Spectrum:
+    """The best fixed mix of every accuracy on a grid, summed over windows: [accuracy], and changes [accuracy, variant,
+    joules or grams]."""
+
+    def __init__(self, asked: Floats, variants: int) -> None:
+        self.asked = asked
+        self.right = np.zeros(len(asked))
+        self.change = np.zeros((len(asked), variants, 2))
+
+    @classmethod
+    def over(cls, accuracy: Sequence[float], points: int = 256) -> Spectrum:
+        """Return an empty spectrum for variants of these accuracies (percent), which are points of its grid."""
+        return cls(np.unique([*np.linspace(min(accuracy), max(accuracy), points), *accuracy]), len(accuracy))
+
+    def add(self, window: Window, corners: Floats, joules: Floats) -> None:
+        """Add windows; `corners` are the accuracies at the corners of their frontier, `joules` those of a row there by
+        [variant]."""
+        self.right += window.rows * np.clip(self.asked, corners[0], corners[-1])
+        each = np.array([np.interp(self.asked, corners, column) for column in joules.T]).T
+        self.change += each[:, :, None] * window.weights - window.own
+
+    def at(self, right: float) -> tuple[float, Floats]:
+        """Return rows x accuracy and changes by [variant] of the mix that has reached `right`, or comes nearest to
+        it."""
+        reached = min(max(right, float(self.right[0])), float(self.right[-1]))
+        # `right` rises with the accuracy asked for, but not where that is beyond the frontier: any of those will do.
+        above = min(int(np.searchsorted(self.right, reached)), len(self.right) - 1)
+        below = max(above - 1, 0)
+        room = float(self.right[above] - self.right[below])
+        part = (reached - float(self.right[below])) / room if room > 0.0 else 0.0
+        return reached, self.change[below] + part * (self.change[above] - self.change[below])

@@ -1,0 +1,16 @@
+"""Masses for people: with a unit in which small ones can be read.  Machines get plain numbers."""
+
+from __future__ import annotations
+
+import math
+
+_UNITS = ((1e6, "t"), (1e3, "kg"), (1.0, "g"), (1e-3, "mg"), (1e-6, "µg"), (1e-9, "ng"))
+
+
+def grams(value: float) -> str:
+    """Return `value` grams to three digits: 0.0000123 is "12.3 µg".  Zero, and what is no number, is in grams."""
+    size = abs(value)
+    if size == 0.0 or not math.isfinite(size):
+        return f"{value:g} g"
+    scale, unit = next((item for item in _UNITS if size >= 0.9995 * item[0]), _UNITS[-1])
+    return f"{value / scale:.3g} {unit}"

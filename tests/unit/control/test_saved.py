@@ -1,0 +1,193 @@
+"""What is said of a saving: boundary, interval, how it is known, and that it is true."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import msgspec
+import numpy as np
+import pytest
+
+from clover.accounting import Account, ProfiledEnergy, Spans, WorkerMeter
+from clover.control.baselines.comparison import ComparisonSums, Overheads, Window
+from clover.control.baselines.saved import compared, saved
+from clover.planning.budget.counterfactual import base
+from clover.types import EnergySample, Method
+from tests.support.profiles_fixture import cpu, fixed, profile, reading
+from tests.support.savings_fixture import SavingServer, drive, mix
+
+SECOND = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("methods", "energy", "label"),
+    [
+        ({"measured"}, "measured", "modelled from metered joules"),
+        ({"modelled"}, "modelled", "modelled"),
+        ({"emulated"}, "analytical", "emulated, analytical profile"),
+    ],
+)
+def test_every_saving_says_how_it_is_known(methods: set[Method], energy: Method, label: str) -> None:
+    async def story() -> None:
+        known = profile()
+        latency = tuple(msgspec.structs.replace(item, energy_method=energy) for item in known.latency)
+        rig = SavingServer(measured=msgspec.structs.replace(known, latency=latency))
+        await rig.deploy()
+        await rig.serve({"large": 1.0}, 20)
+        rig.shadow.methods = methods
+        told = saved(rig.shadow)
+        assert told is not None
+        assert told["label"] == label
+        for kind in ("base", "static", "matched"):
+            assert label in told[kind]["against"]
+            assert label in told[kind]["words"]
+        json.dumps(rig.controller.state(), allow_nan=False)
+
+    drive(story)
+
+
+def test_the_boundary_is_the_servers_and_the_others_stand_beside_it() -> None:
+    async def story() -> None:
+        rig = SavingServer(policy="base")
+        await rig.deploy()
+        for _ in range(10):
+            spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, 100.0)}, unattributed={"cpu0": (0.5, 50.0)})
+            span = spans.of("toy")
+            span.rows = {"large": 50}
+            span.share.active_j, span.share.active_g = 2.0, 200.0
+            span.share.idle_j, span.share.idle_g = 4.0, 400.0
+            span.front_end.active_j, span.front_end.active_g = 8.0, 800.0
+            span.control.active_j, span.control.active_g = 16.0, 1600.0
+            span.grids = {"synthetic"}
+            rig.controller.shadows.window(spans)
+        told = rig.told("base")
+        lines = {name: (item["used_j"], item["shadow_j"]) for name, item in told["boundaries"].items()}
+        assert lines == {"workers": (60.0, 60.0), "server": (300.0, 140.0), "machine": (315.0, 155.0)}
+        assert (told["used_j"], told["shadow_j"]) == lines["server"]
+        assert told["part"] == pytest.approx((140.0 - 300.0) / 140.0), "control is ours alone"
+        assert told["part_without_idle"] == pytest.approx((100.0 - 260.0) / 100.0)
+        assert "within the server; on an invented grid" in told["words"]
+        found = saved(rig.shadow)
+        assert found is not None
+        assert (found["boundary"], found["grid"]) == ("server", "synthetic")
+        [item] = [item for item in compared(rig.controller.shadows.of) if item.against == "base"]
+        estimates = {(boundary, end): value for boundary, end, value in item.estimates}
+        assert estimates["workers", "likely"] == 0.0
+        assert estimates["server", "likely"] == pytest.approx(-16_000.0)
+        assert estimates["server", "low"] < -16_000.0 < estimates["server", "high"]
+
+    drive(story)
+
+
+def test_a_right_sized_base_idles_with_fewer_cores() -> None:
+    async def story() -> None:
+        rig = SavingServer(policy="base", ratio=1.0)
+        await rig.deploy()
+        await rig.serve({"large": 1.0}, 30, rate=20.0)
+        told = rig.told("right_sized")
+        assert "large on 1 x 1c, equal load, the rest asleep or off" in told["words"]
+        assert told["rows"] == rig.shadow.rows
+        sums = rig.shadow.on_right_sized
+        assert sums.shadow_idle[0] == pytest.approx(0.5 * 30 * 3.0), "of the workers' and what none holds, half"
+        assert told["boundaries"]["machine"]["used_j"] - rig.told("base")["boundaries"]["machine"]["shadow_j"] == 0.0
+        assert told["part"] < 0.0, "on two cores all the time more was emitted"
+        assert told["words"].startswith("lost ")
+        assert "may be nothing" not in told["words"]
+        rig.shadow.on_right_sized.change *= 0.0
+        rig.shadow.on_right_sized.shadow_idle = rig.shadow.on_right_sized.overheads.idle * 1.001
+        rig.shadow.methods = {"modelled"}
+        near = rig.told("right_sized")
+        assert near["low"] > 0.0, "0.1 % of idle power, by a meter that may be off by half"
+        rig.shadow.on_right_sized.change[0] = (0.0, 500.0)
+        rig.shadow.on_right_sized.change[2] = (0.0, -500.0)
+        doubtful = rig.told("right_sized")
+        assert doubtful["low"] < 0.0 < doubtful["high"]
+        assert "may be nothing)" in doubtful["short"]
+
+    drive(story)
+
+
+def test_a_single_variant_that_would_do_as_well_is_named() -> None:
+    async def story() -> None:
+        rig = SavingServer(policy="base", ratio=1.0)
+        await rig.deploy()
+        await rig.serve({"large": 1.0}, 30)
+        found = saved(rig.shadow)
+        assert found is not None
+        assert found["single"]["variant"] == "large"
+        assert found["single"]["words"].startswith("large alone would do as well: 92.00 %, and ")
+        thrifty = SavingServer(family={"accuracy_floor": 88.0}, ratio=1.0)
+        await thrifty.deploy()
+        await thrifty.controller.command("pin", {"configuration": {"small@1c": 1, "large@1c": 1}, "force": True}, "me")
+        await thrifty.serve({"small": 0.8, "large": 0.2}, 30)
+        found = saved(thrifty.shadow)
+        assert found is not None
+        assert found["single"] is None, "medium is more accurate and uses clearly more"
+
+    drive(story)
+
+
+def test_the_interval_holds_what_the_profile_the_ratio_and_the_meter_may_be_off_by() -> None:
+    sums = ComparisonSums.over(2)
+    own = np.array([[10.0, 10.0], [0.0, 0.0]])
+    active, modelled = np.array([30.0, 30.0]), np.array([10.0, 10.0])
+    window = Window(Overheads.none(), 10, 900.0, active, own, np.array([10.0, 10.0]), modelled)
+    sums.book(window, 92.0, np.array([0.0, 4.0]))
+    errors = sums.errors("workers", 0.1, 0.2)
+    assert errors.profile == pytest.approx(0.1 * math.hypot(10.0, 40.0))
+    assert errors.ratio == pytest.approx(20.0), "the meter showed 20 g that the model does not have, of other rows"
+    assert errors.meter == pytest.approx(0.2 * 30.0)
+    assert errors.total == pytest.approx(math.hypot(*errors))
+
+
+def test_a_perfect_forecast_is_called_one() -> None:
+    async def story() -> None:
+        rig = SavingServer(policy="budget")
+        await rig.deploy()
+        await rig.serve({"large": 1.0}, 20)
+        assert "perfect forecast" not in rig.told("base")["words"]
+        rig.chain.perfect_forecast = True  # type: ignore[attr-defined]
+        await rig.serve({"large": 1.0}, 2)
+        assert "; perfect forecast)" in rig.told("base")["words"]
+        static = SavingServer(policy="static")
+        static.chain.perfect_forecast = True  # type: ignore[attr-defined]
+        await static.deploy()
+        await static.serve({"large": 1.0}, 20)
+        assert "perfect forecast" not in static.told("base")["words"], "it plans with none"
+
+    drive(story)
+
+
+@pytest.mark.parametrize("idle_w", [15.0, 60.0, 120.0])
+def test_what_is_said_to_be_saved_is_within_a_point_of_what_a_host_would_have_used(idle_w: float) -> None:
+    """A host whose every watt is known serves with `small`; the same host with BASE is worked out beside it."""
+
+    async def story() -> None:
+        rig, rate, front_end_w = SavingServer(family={"accuracy_floor": 88.0}), 150, 1.5
+        await rig.deploy()
+        await rig.controller.command("pin", {"configuration": {"small@2c": 1}, "force": True}, "me")
+        on_base, book, grid = base(profile(), (cpu(2),)), Account(pue=1.5), reading(360.0)
+        assert on_base is not None
+        book.add_device("cpu0", 2)
+        book.add_family("toy", 0)
+        profiled = ProfiledEnergy((0.01,) * 9)
+        meter = WorkerMeter(family="toy", variant="small", device="cpu0", placement="p0", slices=2, profiled=profiled)
+        book.attach(meter)
+        small_j = mix(fixed(("small", "2c", 1), small=1.0)).joules(rate)
+        base_j = on_base.joules(rate)
+        total_j = 0.0
+        for second in range(120):
+            sample = EnergySample(
+                device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=idle_w, method="measured"
+            )
+            book.window(sample, grid)
+            rig.controller.shadows.window(book.take())
+            meter.add(rate, SECOND // 4, SECOND // 4)
+            total_j += idle_w + front_end_w + rate * small_j
+        emitted, shadow = idle_w + front_end_w + rate * small_j, idle_w + front_end_w + rate * base_j
+        told = rig.told("base")["boundaries"]["machine"]
+        assert told["part"] == pytest.approx((shadow - emitted) / shadow, abs=0.01)
+        assert told["part_low"] <= (shadow - emitted) / shadow <= told["part_high"]
+
+    drive(story)

@@ -1,0 +1,28 @@
+"""Masses for people: small ones can be read."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from clover.quantities import grams
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0 g"),
+        (1.2345e-5, "12.3 µg"),
+        (-4.2e-3, "-4.2 mg"),
+        (0.99951, "1 g"),
+        (9.996e-4, "1 mg"),
+        (12.0, "12 g"),
+        (1234.0, "1.23 kg"),
+        (5.6e6, "5.6 t"),
+        (3e-13, "0.0003 ng"),
+        (math.nan, "nan g"),
+    ],
+)
+def test_grams_have_a_unit_that_shows_three_digits(value: float, text: str) -> None:
+    assert grams(value) == text
