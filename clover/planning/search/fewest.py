@@ -6,30 +6,24 @@ halving.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from clover.errors import PlanError
 from clover.planning.model.cores import core_counts, first_cores, row_of_cores
 from clover.planning.model.objective import Objective
-from clover.planning.model.problem import Problem, best_whole
-from clover.planning.packing.evaluation import evaluate
+from clover.planning.model.problem import Problem
 from clover.planning.search.annealed import best_found
 from clover.types import Candidate
 
-Found = Callable[[Problem, Objective], Candidate]
-"""What some way to plan makes of a problem; PlanError if nothing."""
 
-
-def fewest_cores(problem: Problem, objective: Objective, found: Found | None = None) -> tuple[int, Candidate] | None:
+def fewest_cores(problem: Problem, objective: Objective) -> tuple[int, Candidate] | None:
     """Return the fewest cores on which a plan keeps SLO, floor and utilisation limit, and the best plan on them.
 
-    None if no number does, or if the devices are not one row of cores.  `found` plans another way than by the best of
-    all configurations (`base_found`: by BASE)."""
+    None if no number does, or if the devices are not one row of cores.
+    """
     row = row_of_cores(problem.devices)
     if row is None:
         return None
-    plan = found or _best
     counts = core_counts(row.slices)
     least: tuple[int, Candidate] | None = None
     low, high = 0, len(counts)
@@ -37,7 +31,8 @@ def fewest_cores(problem: Problem, objective: Objective, found: Found | None = N
         # All cores come first: if they do not serve the load, fewer need not be tried.
         middle = (low + high) // 2 if least is not None else len(counts) - 1
         try:
-            candidate = plan(replace(problem, devices=(first_cores(row, counts[middle]),)), objective)
+            part = replace(problem, devices=(first_cores(row, counts[middle]),))
+            candidate = best_found(part, objective).best
         except PlanError:  # the profile has no such core-sets
             candidate = None
         if candidate is not None and candidate.feasible:
@@ -47,12 +42,3 @@ def fewest_cores(problem: Problem, objective: Objective, found: Found | None = N
         else:
             low = middle + 1
     return least
-
-
-def base_found(problem: Problem, objective: Objective) -> Candidate:
-    """Return BASE on the devices of `problem`: the best variant on the fewest core-sets that cover them."""
-    return evaluate(problem, objective, best_whole(problem, problem.devices))
-
-
-def _best(problem: Problem, objective: Objective) -> Candidate:
-    return best_found(problem, objective).best

@@ -11,7 +11,7 @@ from clover.planning.model.cores import core_counts, cores_of, cores_under, firs
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.search.annealed import best_found
-from clover.planning.search.fewest import base_found, fewest_cores
+from clover.planning.search.fewest import fewest_cores
 from clover.types import DeviceShape, State
 from tests.support.profiles_fixture import cpu, objective, profile, state
 
@@ -65,16 +65,6 @@ def test_they_are_the_fewest_on_which_a_plan_keeps_the_limits(rate: float) -> No
         count, candidate = found
         assert candidate.feasible
         assert cores_of(candidate.configuration) == count
-
-
-def test_the_best_variant_alone_needs_no_fewer() -> None:
-    now = moment(600.0)
-    problem, scored = problem_of(now), objective_of(now)
-    mixed, base = fewest_cores(problem, scored), fewest_cores(problem, scored, base_found)
-    assert mixed is not None
-    assert base is not None
-    assert {group.variant for group in base[1].configuration} == {problem.best}
-    assert base[0] > mixed[0]
 
 
 def test_only_one_row_of_cores_has_an_answer() -> None:
