@@ -313,7 +313,13 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     keep_instances: Annotated[
         bool, _help("leave the MIG instances that Clover made when it stops, for the next start to use")
     ] = False
-    cores: Annotated[str, _help("cores that workers may use, as 0-3,6; by default all that this process may use")] = ""
+    cores: Annotated[
+        str, _help("cores that workers may use, as 0-3,6; auto: of all, as many as the load needs; by default all")
+    ] = ""
+    core_sleep_w: Annotated[
+        float,
+        _help("watts that plans take a core to spare while it has no worker, if cores is auto (modelled)", ge=0),
+    ] = 0.1
     backends: Annotated[tuple[str, ...], _help("backends the profiler may choose from")] = (
         "eager",
         "aoti",

@@ -188,6 +188,9 @@ class DeviceShape(Record, frozen=True, kw_only=True):
     `overlap` says whether an instance may be created while another still covers its place (core-sets yes, MIG no).
     `shared_front` says that the front end runs on the same cores (small boxes).  A device that is lost has no layouts.
     `slices` counts compute slices.
+
+    `core_sleep_w`: of a row of cores, the idle watts that each core is taken to spare while it has no worker; a plan
+    may then use the first cores only, `least_cores` of them or more.  Null: every core has a worker.
     """
 
     device: str
@@ -198,6 +201,8 @@ class DeviceShape(Record, frozen=True, kw_only=True):
     shared_front: bool = False
     emulated: bool = False
     label: str = ""
+    core_sleep_w: float | None = None
+    least_cores: int = 1
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------------
@@ -429,7 +434,8 @@ class Routing(Record, frozen=True, kw_only=True):
 
 class Prediction(Record, frozen=True, kw_only=True):
     """What the model says a plan will do.  `energy_j_per_row` is active energy; `idle_j_per_row` what devices draw for
-    having workers at all, where a plan may leave some without (`ObjectiveConfig.spared_w`), else 0."""
+    having workers at all, where a plan may leave some without (`ObjectiveConfig.spared_w`; of cores,
+    `DeviceShape.core_sleep_w`), else 0."""
 
     p95_ms: float
     accuracy: float
@@ -554,7 +560,7 @@ class State(Record, frozen=True, kw_only=True):
 
 
 class Candidate(Record, frozen=True, kw_only=True):
-    """One configuration a policy weighed; `awake`: on how many devices (0: on all)."""
+    """One configuration a policy weighed; `awake`: on how many devices, or cores of a row (0: on all)."""
 
     configuration: Configuration
     routing: Routing

@@ -42,6 +42,7 @@ from clover.control.recording import words
 from clover.control.request import Pin, PlanRequest, Targets
 from clover.errors import BadRequest, CloverError, Conflict, PlanError
 from clover.hints import did_you_mean
+from clover.planning.model.cores import holding
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.transition.layout import lay_out
 from clover.runtime.guard.guard import ALARM_LEVELS
@@ -363,7 +364,7 @@ class Commands:
             counts[variant, profile] = counts.get((variant, profile), 0) + count
         configuration = tuple(GroupCount(variant=v, profile=p, count=n) for (v, p), n in sorted(counts.items()))
         try:
-            devices = self._context.devices_of(family.name)
+            devices = holding(self._context.devices_of(family.name), configuration)
             lay_out(configuration, family=family.name, backend=family.profile.backend, devices=devices)
         except PlanError as error:
             raise BadRequest(str(error)) from error

@@ -41,6 +41,7 @@ from clover.config import ControllerConfig, FamilyConfig
 from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
 from clover.control.context import Clocks, Context
+from clover.control.core_need import CoreNeed, FewestCores
 from clover.control.decisions import outcome
 from clover.control.device_watch import DeviceWatch
 from clover.control.executor import Executor
@@ -69,7 +70,7 @@ class Controller:
 
     Families join by `adopt` and leave by `release`, before `start` or while it runs.  `context` is what its parts
     share.  `totals` gives what the server counts (joules, grams, rows, served accuracy) for `state`; `alternatives`
-    finds what else could serve a load, which savings are compared with beside BASE.
+    finds what else could serve a load, which savings are compared with beside BASE; `fewest_cores` how few cores would.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class Controller:
         solver: Solver,
         totals: Callable[[], dict[str, Any]] | None = None,
         alternatives: FindAlternatives | None = None,
+        fewest_cores: FewestCores | None = None,
         clocks: Clocks | None = None,
     ) -> None:
         clocks = clocks or Clocks()
         self.context = Context(config, devices, grid, clocks)
         self.totals = totals
         self.shadows = Shadows(self.context, alternatives)
+        self.core_need = CoreNeed(self.context, fewest_cores)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
@@ -171,6 +174,7 @@ class Controller:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.shadows.stop()
+        await self.core_need.stop()
         await self._solver.close()
 
     def reconfigure(self, config: ControllerConfig) -> None:
@@ -210,6 +214,7 @@ class Controller:
                 except Exception:
                     log.exception("%s: a look of the controller failed", family.name)
             self.shadows.look()
+            self.core_need.look()
 
     def hasten(self) -> None:
         """Look soon, as rows wait for a worker that is not there; once in `interval_s` at most."""
@@ -249,6 +254,10 @@ class Controller:
                 return
         if bare and not context.devices_of(family.name):
             return  # there is nothing to plan with
+        p95_ms = seen.get("p95_ms")
+        late = p95_ms > family.targets.slo_ms if p95_ms is not None else seen.get("queue_rows", 0.0) > 0.0
+        if family.core_sleep.look(late, context.devices_of(family.name), family.desired, now_s):
+            family.news = family.news or "SLO missed with cores asleep"
         trigger = self._trigger(family, now_s)
         if not trigger:
             return
@@ -291,7 +300,7 @@ class Controller:
 
     def state(self) -> dict[str, Any]:
         """See `clover.interfaces.Control.state`."""
-        return report(self.context, self.shadows, self.totals)
+        return report(self.context, self.shadows, self.core_need, self.totals)
 
     def decisions(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest decisions as plain objects, newest first."""

@@ -148,6 +148,7 @@ class Executor:
             if not error.restored:
                 self._take_stock(family)
             return ("rolled back" if error.restored and deployed is not None else "failed"), str(error)
+        family.core_sleep.changed(family.desired, target.deployment, context.monotonic())
         family.deployed = target
         family.changes += 1
         family.dwell_until_s = context.monotonic() + context.config.min_dwell_s

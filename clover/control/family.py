@@ -12,6 +12,7 @@ from msgspec import structs
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
+from clover.control.core_sleep import CoreSleep
 from clover.control.demand import DemandMemory
 from clover.control.ledger import Ledger
 from clover.control.request import Pin, PlanRequest, Targets
@@ -122,6 +123,7 @@ class Family:
         self.good: DeployedPlan | None = None
         self.watch: Watch | None = None
         self.dwell_until_s = 0.0
+        self.core_sleep = CoreSleep()
         self.backoffs: dict[Configuration, Backoff] = {}
         self.observed: dict[str, float] = {}
         self.arrivals = ArrivalRate()

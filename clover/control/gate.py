@@ -59,7 +59,7 @@ def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay |
     if plan.feasible:
         objective = objective_of(state)
         predictions = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
-        best = max(predictions, key=lambda found: objective.score(found.accuracy, found.energy_j_per_row))
+        best = max(predictions, key=lambda found: objective.score(found.accuracy, found.joules))
         if objective.worth_leaving(here.prediction, best):
             return None
     return Stay(f"{words(plan.configuration)} gains no more than noise of the intensity explains")

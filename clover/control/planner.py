@@ -8,6 +8,7 @@ force; what does not is replaced by another candidate that does, or by the plan 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Protocol
 
 from clover.control import gate
@@ -52,6 +53,9 @@ class Planner:
         if not conditions.devices:
             raise PlanError(f"no device is left for {family.name}{context.lost_suffix()}")
         pin = context.pin_of(family, request.pin)
+        if pin.policy:  # a configuration that is given says for itself how many cores it takes
+            held = family.core_sleep.held(conditions.devices, context.monotonic())
+            conditions = replace(conditions, devices=held)
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
             grid_s, horizon_s = conditions.grid_s, family.config.budget_horizon_s
@@ -104,6 +108,9 @@ class Planner:
         except CloverError as error:  # a device changed while the plan was made, or refuses
             done = PlanResult(action="failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
+        rested_s = family.core_sleep.again_s(state.devices, context.monotonic())
+        if rested_s is not None:
+            family.triggers.again(rested_s)
         result = PlanResult(
             action=done.action, detail=_joined(note, detail, done.detail), state=state, plan=plan, before=done.before
         )

@@ -12,15 +12,18 @@ from clover.carbon import describe
 from clover.control.baselines.saved import Devices, saved
 from clover.control.baselines.shadows import Shadows
 from clover.control.context import Context
+from clover.control.core_need import CoreNeed
 from clover.control.family import Family
 from clover.control.recording import words
 from clover.policies import BUDGETED, SPENDING
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
 
-def report(context: Context, shadows: Shadows, totals: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
-    """Return mode, intensity, and per family deployment, routing, prediction, targets, savings, observations and the
-    last decision; `totals` gives what the server counted."""
+def report(
+    context: Context, shadows: Shadows, core_need: CoreNeed, totals: Callable[[], dict[str, Any]] | None
+) -> dict[str, Any]:
+    """Return mode, intensity, the idle part of the energy, and per family deployment, routing, prediction, targets,
+    savings, observations and the last decision; `totals` gives what the server counted."""
     reading = context.grid.reading
     counted = totals() if totals is not None else {}
     devices = counted.get("devices", {})
@@ -36,6 +39,7 @@ def report(context: Context, shadows: Shadows, totals: Callable[[], dict[str, An
     }
     if totals is not None:
         out["totals"] = counted
+        out["idle"] = core_need.report(devices)
     return out
 
 

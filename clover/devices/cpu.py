@@ -13,6 +13,9 @@ tilings explode: the whole, the uniform layouts (blocks of one size), and the tw
 fill a prefix that ends at one of at most 7 evenly spaced points; a remainder is filled by descending powers of two.
 That is at most 7 layouts a pair of sizes: 66 for 64 cores.
 
+With `workers.cores = auto` plans may leave the last cores without workers, so that these sleep; the shape says so and
+what a core is taken to spare (`core_sleep_w`).
+
 Core-sets may overlap in time: a new worker loads beside the one it replaces, and the scheduler shares the cores.
 """
 
@@ -28,7 +31,7 @@ from clover.devices import DeviceChoice
 from clover.devices.nvml import Nvml
 from clover.errors import ConfigError, DeviceError
 from clover.interfaces import Device
-from clover.settings.check import device_forms, parse_cores
+from clover.settings.check import AUTO, device_forms, parse_cores
 from clover.types import DeviceShape, Placement
 
 _ALL_TILINGS_UP_TO = 8
@@ -46,7 +49,8 @@ def build(
     choice: DeviceChoice, config: WorkersConfig, cache: Path, *, exclusive: bool, session: Nvml | None
 ) -> dict[str, Device]:
     """Return the cores of `config` as one device; DeviceError if they cannot be used."""
-    device = CpuDevice(parse_cores(config.cores))
+    sleep_w = config.core_sleep_w if config.cores.strip() == AUTO else None
+    device = CpuDevice(parse_cores(config.cores), sleep_w=sleep_w)
     return {device.name: device}
 
 
@@ -122,11 +126,13 @@ class CpuDevice:
 
     `cores`: the cores workers may use, all of them for workers; None takes this process's, and keeps the first for the
     front end if there are at least three.  A worker runs one thread, which is best unless measured otherwise
-    (`set_threads`).  Raises DeviceError if cores cannot be used.
+    (`set_threads`).  `sleep_w`: watts that a core is taken to spare while it has no worker, if plans may leave cores
+    without; None: every core has one.  Raises DeviceError if cores cannot be used.
     """
 
-    def __init__(self, cores: tuple[int, ...] | None = None) -> None:
+    def __init__(self, cores: tuple[int, ...] | None = None, *, sleep_w: float | None = None) -> None:
         self.name = "cpu0"
+        self._sleep_w = sleep_w
         allowed = tuple(sorted(os.sched_getaffinity(0)))
         if cores is None:
             usable = available_cores(affinity=allowed)
@@ -139,10 +145,13 @@ class CpuDevice:
         self._threads: dict[str, int] = {}
 
     @classmethod
-    def of(cls, usable: tuple[int, ...], *, threads: Mapping[str, int] | None = None) -> CpuDevice:
+    def of(
+        cls, usable: tuple[int, ...], *, threads: Mapping[str, int] | None = None, sleep_w: float | None = None
+    ) -> CpuDevice:
         """Return a device over `usable` as if they were this process's cores: for planning without that machine."""
         device = cls.__new__(cls)
         device.name = "cpu0"
+        device._sleep_w = sleep_w
         device._divide(usable, keep_front=len(usable) >= 3)
         device._threads = {}
         for profile, count in (threads or {}).items():
@@ -160,6 +169,7 @@ class CpuDevice:
     def shape(self) -> DeviceShape:
         """Return the layouts of core-sets."""
         total = len(self.worker_cores)
+        sleeps = self._sleep_w is not None
         where = "shared with the front end" if self.shared_front else f"front end on core {self.front_cores[0]}"
         return DeviceShape(
             device=self.name,
@@ -168,7 +178,8 @@ class CpuDevice:
             slices=total,
             overlap=True,
             shared_front=self.shared_front,
-            label=f"{total} core{'s' if total > 1 else ''}, {where}",
+            label=f"{total} core{'s' if total > 1 else ''}, {where}{', used as the load needs' if sleeps else ''}",
+            core_sleep_w=self._sleep_w,
         )
 
     def placement(self, start: int, size: int) -> Placement:

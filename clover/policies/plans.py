@@ -14,6 +14,7 @@ from clover.planning.budget.steering import Steering, steer_on
 from clover.planning.budget.target import budget_target
 from clover.planning.cascade.chains import on_configuration
 from clover.planning.cascade.verify import verified
+from clover.planning.model.cores import cores_of, holding, sleeping_row
 from clover.planning.model.demand import direct, of_the_others
 from clover.planning.model.objective import Objective, held_to
 from clover.planning.model.planning_input import PlanningInput
@@ -23,7 +24,7 @@ from clover.planning.packing.exhaustive import SearchResult, chosen
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.packing.waits import tuned
-from clover.planning.search.power_states import in_use_first, sleep_states, with_idle_energy
+from clover.planning.search.power_states import awake_in, in_use_first, power_bound, sleep_states, with_idle_energy
 from clover.planning.transition.layout import Capacity, lay_out, slices
 from clover.planning.transition.steps import plan_transition
 from clover.types import (
@@ -49,7 +50,7 @@ def running_configuration(state: State) -> Configuration | None:
 
 def placed(state: State, problem: Problem, configuration: Configuration, awake: int = 0) -> tuple[Assignment, ...]:
     """Return the deployment that realises `configuration` and keeps most of what runs, on all devices or on `awake` of
-    them; PlanError if there is none.
+    them (of a row whose cores may sleep: on the first that it takes); PlanError if there is none.
 
     If devices may be without workers, the devices that are awake stay so as far as possible.  A change that these could
     not make without falling below the arrival rate is made on devices that sleep: these wake for it, and the others
@@ -59,8 +60,8 @@ def placed(state: State, problem: Problem, configuration: Configuration, awake: 
     def laid(devices: Sequence[DeviceShape]) -> tuple[Assignment, ...]:
         return _laid(problem, state.running, configuration, devices)
 
-    if not awake:
-        return laid(state.devices)
+    if not awake or sleeping_row(state.devices) is not None:
+        return laid(holding(state.devices, configuration))
     devices = in_use_first(state.devices, state.running)
     here = {item.placement.device for item in state.running}
     used, fresh = devices[: len(here)], devices[len(here) :]
@@ -100,9 +101,12 @@ def _capacity(problem: Problem) -> Capacity:
 
 
 def least_awake(state: State, problem: Problem, configuration: Configuration) -> int:
-    """Return the fewest devices that hold `configuration` if some may be without workers; else 0, for all of them."""
+    """Return the fewest devices (or cores of a row) that hold `configuration` if some may be without workers; else 0,
+    for all of them."""
     if problem.spared_w is None:
         return 0
+    if sleeping_row(state.devices) is not None:
+        return cores_of(configuration)
     for number in range(1, len(state.devices)):
         with suppress(PlanError):
             placed(state, problem, configuration, number)
@@ -128,7 +132,7 @@ def plan_of(
     best = found.best
     deployment = placed(state, problem, best.configuration, best.awake)
     if not best.awake:  # idle power was not weighed, so all devices are used
-        best = with_idle_energy(best, problem, objective, len({item.placement.device for item in deployment}))
+        best = with_idle_energy(best, problem, objective, awake_in(problem, deployment))
     if limit is None:
         limit = bound_of(problem, bounded or objective)
     says = math.isfinite(limit) and best.feasible and best.score <= limit + 1e-9  # beyond capacity a bound says nothing
@@ -162,6 +166,8 @@ def bound_of(problem: Problem, objective: Objective) -> float:
     cover, and means nothing if the devices cannot serve the rate."""
     if problem.points:
         return math.inf
+    if sleeping_row(problem.devices) is not None:
+        return power_bound(problem, objective)
     sleep, awake_w = sleep_states(problem.spared_w)
     form = Formulation([PackingMember(problem, objective)], problem.devices, sleep=sleep, awake_w=awake_w, slow=True)
     return plan_bound(form, waits=problem.objective.waits)
@@ -271,6 +277,11 @@ def chained(routing: Routing) -> str:
     return " > ".join([*passed_on, routing.chain[-1]]) if routing.chain else ""
 
 
+def _units(state: State) -> str:
+    row = sleeping_row(state.devices)
+    return f"{len(state.devices)} devices" if row is None else f"{row.slices} cores"
+
+
 def _reason(state: State, objective: Objective, best: Candidate, found: SearchResult, note: str) -> str:
     shares = ", ".join(f"{variant} {share:.0%}" for variant, share in sorted(best.routing.shares.items()))
     if best.routing.chain:
@@ -285,7 +296,7 @@ def _reason(state: State, objective: Objective, best: Candidate, found: SearchRe
         f"{expected.energy_j_per_row:.4g} J a row"
     )
     if best.awake:
-        text += f" and {expected.idle_j_per_row:.4g} J idle on {best.awake} of {len(state.devices)} devices"
+        text += f" and {expected.idle_j_per_row:.4g} J idle on {best.awake} of {_units(state)}"
     if not best.feasible:
         text += f"; no feasible plan, this is the least bad: {best.why}"
     elif found.total > 1:

@@ -12,6 +12,7 @@ from clover import profiles
 from clover._version import __version__
 from clover.carbon import describe
 from clover.errors import ProfileError
+from clover.hints import program
 from clover.profiling.measurement import INFLATED
 from clover.server import Server
 from clover.types import Assignment, FamilyProfile, FamilySpec, Reading
@@ -60,6 +61,7 @@ def text(server: Server) -> str:
     for words, names in alike.items():
         which = f"{', '.join(names)}: " if len(alike) > 1 else ""
         rows.append(("energy", f"{which}{words}"))
+    rows.append(("", _idle(sum(float(line["idle_w"]) for line in accounts.values()))))
     rows.append(("carbon", _carbon(server)))
     if invented := _invented(server.engine.grid.reading):
         rows.append(("warning", invented))
@@ -72,6 +74,11 @@ def text(server: Server) -> str:
     lines = [f"  {head:<{width}}  {body}" for head, body in rows]
     first = next(iter(engine.served.values()))
     return "\n".join(["", *lines, "", "  try:", *_example(server.url, first.name, first.spec, config.listen.token), ""])
+
+
+def _idle(watts: float) -> str:
+    """Return what is drawn whatever is served; which part of the energy that is depends on a load yet to come."""
+    return f"idle power {watts:.3g} W whatever is served; `{program()} ctl state` says what part of the energy that is"
 
 
 def _running(workers: Iterable[Assignment]) -> str:

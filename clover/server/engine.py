@@ -85,6 +85,7 @@ class Engine:
             solver=solver,
             totals=self.totals,
             alternatives=solver.alternatives,
+            fewest_cores=solver.fewest_cores,
         )
         self._metrics = Metrics(
             families=lambda: self.served,
@@ -180,10 +181,11 @@ class Engine:
         return self._answered
 
     async def stop(self) -> None:
-        """Shut down whatever was started, and log what was saved."""
+        """Shut down whatever was started, and log what was saved and what was idle."""
         self._close()
-        for against in self._savings():
-            log.info("since the start: %s", against)
+        idle = self.controller.core_need.report(self.account.devices())
+        for words in (*self._savings(), *([idle["words"]] if idle is not None else [])):
+            log.info("since the start: %s", words)
         await self._stack.aclose()
 
     def _close(self) -> None:
@@ -354,6 +356,7 @@ class Engine:
             "sci": sci.as_json(),
             "models": models,
             "devices": devices,
+            "core_idle": self.machine.idle_states(),
         }
 
     def _savings(self) -> list[str]:

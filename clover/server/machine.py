@@ -17,11 +17,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from clover import devices as made
 from clover import energy
 from clover.accounting import Account, HostCpu
 from clover.config import ServerConfig
+from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
 from clover.devices.mig import MigDevice
 from clover.energy.cpu_time import ProcessTree, process_ns
@@ -50,6 +52,7 @@ class Machine:
         self.devices: dict[str, Device] = made.build(config.workers, cache)
         self.gpus = [device for device in self.devices.values() if isinstance(device, MigDevice)]
         self.meters: dict[str, EnergyMeter] = {}
+        self.core_idle: CoreIdle | None = None
         self._retry_s = time.monotonic() + _RETRY_S
         self._samples: dict[str, EnergySample] = {}
         self._looked_ns: dict[str, int] = {}
@@ -62,6 +65,7 @@ class Machine:
             if isinstance(device, CpuDevice):
                 front_end = 0 if device.shared_front else len(device.front_cores)
                 self._add_host(name, len(device.worker_cores), front_end)
+                self.core_idle = CoreIdle(device.worker_cores)
             elif isinstance(device, MigDevice):
                 account.add_device(name, device.shape().slices)
             else:
@@ -104,6 +108,10 @@ class Machine:
     def shapes(self) -> dict[str, DeviceShape]:
         """Return what each device allows now."""
         return {name: device.shape() for name, device in self.devices.items()}
+
+    def idle_states(self) -> dict[str, Any] | None:
+        """Return how the cores of workers idled lately (`CoreIdle.report`); None if workers are on GPUs."""
+        return self.core_idle.report() if self.core_idle is not None else None
 
     async def measure(self, reading: Reading) -> None:
         """Close the energy window of every device, with its carbon priced at `reading`.

@@ -30,6 +30,9 @@ DEVICE_FORMS = {
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SOCKET_PATH_BYTES = 107
 
+AUTO = "auto"
+"""`workers.cores`: as many of all cores as the load needs."""
+
 
 def check(config: ServerConfig) -> None:
     """Check `config`; ConfigError says what to change if it cannot be used."""
@@ -78,6 +81,11 @@ def _check_device(workers: WorkersConfig) -> None:
             "workers.memory_bytes limits addresses, of which CUDA reserves far more than memory, so that no worker "
             "would start on a GPU: leave it at 0 there (a MIG instance has its own memory)"
         )
+    if workers.cores.strip() == AUTO and kind != "cpu":
+        raise ConfigError(
+            f"workers.cores = {AUTO} lets CPU cores sleep that workers do not need, but workers.device is {device}: "
+            "leave it out, or name cores as 0-3,6"
+        )
     if workers.pace and not device.startswith("emulated:"):
         raise ConfigError(f"workers.pace paces emulated GPUs, but workers.device is {device}: leave one of them out")
     if workers.pace and not Path(workers.pace).is_file():
@@ -119,13 +127,14 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_cores(text: str) -> tuple[int, ...] | None:
-    """Return the cores that "0-3,6" names, ascending; None if the text is empty.  Raises ConfigError."""
-    if not text.strip():
+    """Return the cores that "0-3,6" names, ascending; None, for all there are, if the text is empty or `AUTO`.  Raises
+    ConfigError."""
+    if text.strip() in ("", AUTO):
         return None
     cores: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise ConfigError(f"workers.cores {text!r} must read as 0-3,6")
+            raise ConfigError(f"workers.cores {text!r} must read as 0-3,6, or auto")
         cores.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(sorted(cores))

@@ -52,6 +52,8 @@ def _state(answer: dict[str, Any], console: Console) -> None:
     _say(console, f"mode {answer.get('mode')}{frozen}, policy {answer.get('policy')}, {grid}")
     for device in answer.get("devices", []):
         _device(device, console)
+    if answer.get("idle"):
+        _say(console, answer["idle"]["words"])
     for name, model in answer["models"].items():
         _model(name, model, console)
     totals = dict(answer.get("totals") or {})

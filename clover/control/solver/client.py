@@ -9,7 +9,16 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 
-from clover.control.solver.protocol import ALTERNATIVES, HEAD, SolverAnswer, SolverOrder, length_of, packed, unpacked
+from clover.control.solver.protocol import (
+    ALTERNATIVES,
+    FEWEST,
+    HEAD,
+    SolverAnswer,
+    SolverOrder,
+    length_of,
+    packed,
+    unpacked,
+)
 from clover.errors import PlanError
 from clover.planning.budget.alternatives import Alternatives
 from clover.types import Configuration, Plan, State
@@ -48,6 +57,13 @@ class SolverClient:
         if answer.alternatives is None:
             raise PlanError(answer.error or "the solver gave no alternatives")
         return answer.alternatives
+
+    async def fewest_cores(self, state: State) -> int | None:
+        """Return the fewest cores that do for `state`; None if all of them do not.  PlanError as above."""
+        answer = await self._answer(state, FEWEST, None)
+        if answer.error:
+            raise PlanError(answer.error)
+        return answer.cores
 
     async def _answer(self, state: State, policy: str, configuration: Configuration | None) -> SolverAnswer:
         async with self._lock:

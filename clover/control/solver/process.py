@@ -19,9 +19,20 @@ from typing import BinaryIO
 
 import msgspec
 
-from clover.control.solver.protocol import ALTERNATIVES, HEAD, SolverAnswer, SolverOrder, length_of, packed, unpacked
+from clover.control.solver.protocol import (
+    ALTERNATIVES,
+    FEWEST,
+    HEAD,
+    SolverAnswer,
+    SolverOrder,
+    length_of,
+    packed,
+    unpacked,
+)
 from clover.errors import CloverError
 from clover.planning.budget.alternatives import alternatives
+from clover.planning.model.planning_input import PlanningInput
+from clover.planning.search.fewest import fewest_cores
 from clover.policies.demanded import proposed, with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
@@ -50,6 +61,10 @@ def solve(order: SolverOrder) -> SolverAnswer:
     try:
         if order.policy == ALTERNATIVES:
             return SolverAnswer(id=order.id, alternatives=alternatives(order.state, order.state.arrival_rate))
+        if order.policy == FEWEST:
+            given = PlanningInput.of(order.state)
+            least = fewest_cores(given.problem, given.objective)
+            return SolverAnswer(id=order.id, cores=None if least is None else least[0])
         if order.configuration is not None:
             plan = plan_fixed(order.state, order.configuration)
         else:

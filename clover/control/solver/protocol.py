@@ -15,6 +15,7 @@ from clover.types import Configuration, Plan, Record, State
 
 LONGEST_FRAME = 16 << 20
 ALTERNATIVES = "alternatives"
+FEWEST = "fewest cores"
 HEAD = struct.Struct(">I")
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -22,7 +23,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 class SolverOrder(Record, frozen=True, kw_only=True):
     """An order to plan `state` by `policy`, or if a `configuration` is given, exactly that one.  With the `policy`
-    `ALTERNATIVES` no plan is made, but what else could serve the load is found."""
+    `ALTERNATIVES` no plan is made, but what else could serve the load is found; with `FEWEST`, how few cores would."""
 
     id: int
     policy: str
@@ -31,11 +32,13 @@ class SolverOrder(Record, frozen=True, kw_only=True):
 
 
 class SolverAnswer(Record, frozen=True, kw_only=True):
-    """The answer to the order of that id: a plan or alternatives, or the `error` why there are none."""
+    """The answer to the order of that id: a plan, alternatives or a number of cores (null: all of them do not do), or
+    the `error` why there is none."""
 
     id: int
     plan: Plan | None = None
     alternatives: Alternatives | None = None
+    cores: int | None = None
     error: str = ""
 
 

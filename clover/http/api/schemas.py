@@ -130,6 +130,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         {
             "models": {"type": "object", "additionalProperties": _object({}, {"saved": _SAVED})},
             "totals": _object({}, {"saved": _SAVED}),
+            "idle": _described(_MAYBE, "idle part of the energy used so far, and how few cores would do at this load"),
         },
     ),
     "Feedback": _object(

@@ -55,7 +55,7 @@ class FrontierPlan:
 
     @property
     def awake(self) -> int:
-        """The number of devices that it keeps awake (0: all)."""
+        """The number of devices, or cores of a row, that it keeps awake (0: all)."""
         return self.candidate.awake
 
 

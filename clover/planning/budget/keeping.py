@@ -21,7 +21,7 @@ from clover.planning.model.demand import direct
 from clover.planning.model.objective import Objective, held_to
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.packing.evaluation import rank
-from clover.planning.search.power_states import with_idle_energy
+from clover.planning.search.power_states import awake_in, with_idle_energy
 from clover.types import Assignment, Candidate, Plan, State, configuration_of
 
 _SAME_SCORE = 1e-6
@@ -51,7 +51,7 @@ def keeping(given: PlanningInput) -> Candidate | None:
         feasible=not why,
         why=why,
     )
-    return with_idle_energy(candidate, problem, objective, len({item.placement.device for item in state.running}))
+    return with_idle_energy(candidate, problem, objective, awake_in(problem, state.running))
 
 
 def momentary(state: State, objective: Objective) -> Objective:

@@ -32,7 +32,7 @@ from clover.planning.cascade.verify import point_of, verified
 from clover.planning.model.objective import NOISE, held_to
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.packing.evaluation import evaluate
-from clover.planning.search.power_states import with_idle_energy
+from clover.planning.search.power_states import awake_in, with_idle_energy
 from clover.types import Candidate, Configuration, configuration_of
 
 PAYBACK_S = 3600.0
@@ -103,7 +103,7 @@ def _running(given: PlanningInput, target: BudgetTarget) -> Permitted:
     running = configuration_of(state.running)
     if not running or any((group.variant, group.profile) not in problem.services for group in running):
         return ()
-    awake = 0 if problem.spared_w is None else len({item.placement.device for item in state.running})
+    awake = 0 if problem.spared_w is None else awake_in(problem, state.running)
     return _with_mix(given, running, awake, target)
 
 

@@ -5,7 +5,8 @@ those of each variant's chosen backend; a family that owns `share` < 1 of the ma
 profiles may err, services are planned with at the slow end of the error (`profile_error`): rows that take no longer
 than that wait no longer than planned, and accuracy, which quotas decide, does not depend on times.  Energies are active
 energy, the part that a plan can change while every device stays awake; idle power is the same for all plans and drops
-out of every comparison.  If devices without workers spare `spared_w`, it does not (`planning.search.power_states`).
+out of every comparison.  If devices or cores without workers spare `spared_w`, it does not
+(`planning.search.power_states`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from clover.errors import PlanError
+from clover.planning.model.cores import sleeping_row
 from clover.planning.model.queueing import Service
 from clover.types import (
     ChainPoint,
@@ -72,8 +74,10 @@ class Problem:
 
     @property
     def spared_w(self) -> float | None:
-        """Idle watts of a device that has no workers, below those of one that has; None: all have."""
-        return self.objective.spared_w
+        """Idle watts of a device (of a row of cores: of a core) that has no workers, below those of one that has; None:
+        all have."""
+        row = sleeping_row(self.devices)
+        return row.core_sleep_w if row is not None else self.objective.spared_w
 
     @property
     def best(self) -> str:

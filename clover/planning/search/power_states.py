@@ -9,17 +9,24 @@ found are not searched at all.
 Devices that have most of what runs stay awake first.  If devices are of several kinds the others follow in their order,
 so that not every set of n devices is weighed.  Head-room is that of every plan: the utilisation limit holds on the
 devices awake, and no further device wakes before the next plan.
+
+**Cores.**  A row of cores whose cores may sleep (`DeviceShape.core_sleep_w`) is taken as so many devices: with n cores
+awake the problem is that of its first n.  A core has a worker again some seconds after more comes, so that fewer cores
+than all are only gone down to if they serve `ROOM` times the rate; those that run stay up to the utilisation limit.
+The distance between the two keeps cores from being put to sleep and woken in turn.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from clover.errors import PlanError
+from clover.planning.model.cores import core_counts, cores_under, first_cores, sleeping_row
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.packing.exhaustive import SearchResult, chosen
@@ -27,6 +34,33 @@ from clover.planning.packing.formulation import Formulation, PackingMember, Slee
 from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.search.annealed import best_found
 from clover.types import Assignment, Candidate, Configuration, DeviceShape, configuration_of
+
+ROOM = 1.5
+"""How many times the rate fewer cores must be able to serve before the others are left without workers."""
+
+
+@dataclass(frozen=True)
+class PowerState:
+    """What is awake: `awake` devices, or so many cores of a row, which `devices` then has as a device of its own.
+    `room`: how many times the rate that is planned for these must be able to serve."""
+
+    devices: tuple[DeviceShape, ...]
+    awake: int
+    room: float = 1.0
+
+
+def power_states(problem: Problem, running: Sequence[Assignment] = ()) -> list[PowerState]:
+    """Return what may be awake, the least first: devices in the order in which they stay awake, or the first cores."""
+    row = sleeping_row(problem.devices)
+    if row is None:
+        devices = in_use_first(problem.devices, running)
+        return [PowerState(devices[:number], number) for number in range(1, len(devices) + 1)]
+    here = cores_under(running)
+    counts = sorted({count for count in (*core_counts(row.slices), here) if row.least_cores <= count <= row.slices})
+    return [
+        PowerState((first_cores(row, count),), count, 1.0 if count in (here, row.slices) else ROOM)
+        for count in counts or (row.slices,)
+    ]
 
 
 def best_power_state(
@@ -37,35 +71,28 @@ def best_power_state(
     kept: Callable[[Configuration], int] | None = None,
     seed: int = 0,
 ) -> SearchResult:
-    """Return the best candidate and how many devices it keeps awake; if all have to be awake, that of `best_found`.
+    """Return the best candidate and how many devices or cores it keeps awake; if all have to be awake, that of
+    `best_found`.
 
     Of candidates within the margin what runs stays; `kept` is asked only if all devices are awake.
     """
     if problem.spared_w is None:
         return best_found(problem, objective, running, kept=kept, seed=seed)
-    devices = in_use_first(problem.devices, running)
-    here = {item.placement.device for item in running}
-    hopes: list[tuple[float, int]] = []
-    for number in range(1, len(devices) + 1):
-        part = replace(problem, devices=devices[:number])
-        try:
-            form = Formulation([PackingMember(part, objective)], part.devices, slow=True)
-            hope = plan_bound(form, waits=problem.objective.waits)
-        except PlanError:
-            continue
-        hopes.append((-hope + objective.score(0.0, 0.0) - objective.score(0.0, idle_j(problem, number)), number))
+    here = awake_in(problem, running), {item.placement.device for item in running}
+    hopes = sorted(_hopes(problem, objective, running), key=lambda item: (-item[0], item[1].awake))
     if not hopes:
         raise PlanError("no variant was measured on every slice of any way to cut the devices: profile it for them")
     found: list[SearchResult] = []
-    for least, number in sorted(hopes):
+    for hope, state in hopes:
         good = [each.best.score for each in found if each.best.feasible]
-        if good and -least <= max(good):
+        if good and hope <= max(good):
             break
-        names = {device.device for device in devices[:number]}
-        part = replace(problem, devices=devices[:number])
-        one = best_found(part, objective, running if here == names else (), seed=seed)
-        ranked = tuple(with_idle_energy(item, problem, objective, number) for item in one.candidates)
-        found.append(replace(one, best=with_idle_energy(one.best, problem, objective, number), candidates=ranked))
+        part = replace(problem, devices=state.devices)
+        roomy = replace(objective, max_utilisation=objective.max_utilisation / state.room)
+        those = running if here == (state.awake, {device.device for device in state.devices}) else ()
+        one = best_found(part, roomy, those, seed=seed)
+        ranked = tuple(with_idle_energy(item, problem, objective, state.awake) for item in one.candidates)
+        found.append(replace(one, best=with_idle_energy(one.best, problem, objective, state.awake), candidates=ranked))
     weighed = {(item.configuration, item.awake): item for each in found for item in (*each.candidates, each.best)}
     best, ranked = chosen(weighed.values(), objective, running=configuration_of(tuple(running)) if running else None)
     return SearchResult(
@@ -77,18 +104,50 @@ def best_power_state(
     )
 
 
+def power_bound(problem: Problem, objective: Objective) -> float:
+    """Return a score that no plan on any number of cores of a row can exceed; minus infinity if none can be planned."""
+    return max((hope for hope, _ in _hopes(problem, objective, ())), default=-math.inf)
+
+
+def _hopes(
+    problem: Problem, objective: Objective, running: Sequence[Assignment]
+) -> Iterator[tuple[float, PowerState]]:
+    """Yield what each state that can be planned may score at best, idle energy included."""
+    for state in power_states(problem, running):
+        part = replace(problem, devices=state.devices)
+        try:
+            form = Formulation([PackingMember(part, objective)], part.devices, slow=True)
+            hope = plan_bound(form, waits=problem.objective.waits)
+        except PlanError:
+            continue
+        yield hope - objective.score(0.0, 0.0) + objective.score(0.0, idle_j(problem, state.awake)), state
+
+
+def awake_in(problem: Problem, deployment: Sequence[Assignment]) -> int:
+    """Return how many devices, or cores of a row, the workers of `deployment` keep awake."""
+    if sleeping_row(problem.devices) is not None:
+        return cores_under(deployment)
+    return len({item.placement.device for item in deployment})
+
+
 def idle_j(problem: Problem, awake: int) -> float:
-    """Return the joules a row that `awake` devices draw for being awake."""
+    """Return the joules a row that `awake` devices, or cores of a row, draw for being awake."""
     return awake * (problem.spared_w or 0.0) / problem.rate
 
 
 def with_idle_energy(candidate: Candidate, problem: Problem, objective: Objective, awake: int) -> Candidate:
-    """Return `candidate` on `awake` devices, with their idle energy if plans differ in it."""
+    """Return `candidate` on `awake` devices (or cores), with their idle energy if plans differ in it; it is infeasible
+    if more cores have to be awake."""
     if problem.spared_w is None:
         return candidate
     expected = msgspec.structs.replace(candidate.prediction, idle_j_per_row=idle_j(problem, awake))
     score = objective.score(expected.accuracy, expected.joules)
-    return msgspec.structs.replace(candidate, awake=awake, prediction=expected, score=score)
+    found = msgspec.structs.replace(candidate, awake=awake, prediction=expected, score=score)
+    row = sleeping_row(problem.devices)
+    if row is None or awake >= row.least_cores:
+        return found
+    why = candidate.why or f"{row.least_cores} cores have to have workers, not {awake}"
+    return msgspec.structs.replace(found, feasible=False, why=why)
 
 
 def in_use_first(devices: Sequence[DeviceShape], running: Sequence[Assignment]) -> tuple[DeviceShape, ...]:

@@ -79,7 +79,8 @@ def drawn(rng: random.Random) -> Rig:
     if kind == "cpu":
         cores = rng.choice([1, 2, 4])
         sizes = tuple(size for size in (1, 2, 4) if size <= cores)
-        devices, measured = {"cpu0": FakeDevice(cpu(cores))}, profile(sizes)
+        shape = msgspec.structs.replace(cpu(cores), core_sleep_w=rng.choice([None, 0.1, 2.0]))
+        devices, measured = {"cpu0": FakeDevice(shape)}, profile(sizes)
     else:
         count = 1 if kind == "cascade" else 2 if kind == "gpus" else 1
         devices = {f"gpu{index}": FakeGpu(a100(f"gpu{index}")) for index in range(count)}

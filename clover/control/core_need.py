@@ -1,0 +1,124 @@
+"""How few cores would do at the load of the moment, and what part of the energy is idle: said, whatever is configured.
+
+The solver's process works it out (`clover.planning.search.fewest`).  It is asked for one family at a time, if its load
+is more than `STEP` away from the one that is known or its targets changed, and every `ASK_S` seconds at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clover.control.context import Context
+from clover.control.family import Family
+from clover.control.request import PlanRequest, Targets
+from clover.errors import CloverError
+from clover.planning.model.cores import row_of_cores, sleeping_row
+from clover.types import DeviceShape, State
+
+log = logging.getLogger("clover.control")
+
+ASK_S = 60.0
+STEP = 0.1
+
+FewestCores = Callable[[State], Awaitable[int | None]]
+"""The fewest cores for a state (`clover.control.solver.client.SolverClient.fewest_cores`)."""
+
+
+@dataclass(frozen=True)
+class KnownNeed:
+    """What the solver said of a family at `rate` rows a second: `cores`; None if all of them do not do."""
+
+    rate: float
+    targets: Targets
+    cores: int | None
+
+
+class CoreNeed:
+    """How few cores would do for the families that share a row of them."""
+
+    def __init__(self, context: Context, fewest_cores: FewestCores | None) -> None:
+        self._context = context
+        self._fewest_cores = fewest_cores
+        self._known: dict[str, KnownNeed] = {}
+        self._asked_s = -math.inf
+        self._asking: asyncio.Task[None] | None = None
+
+    def look(self) -> None:
+        """Ask for one family whose load or targets have moved."""
+        now_s = self._context.monotonic()
+        busy = self._asking is not None and not self._asking.done()
+        if self._fewest_cores is None or busy or now_s < self._asked_s + ASK_S or self.row() is None:
+            return
+        for family in self._context.families.values():
+            rate, known = family.rate(self._context.config), self._known.get(family.name)
+            if known is None or known.targets != family.targets or abs(rate - known.rate) > STEP * known.rate:
+                self._asked_s = now_s
+                asking = self._ask(family, rate, self._fewest_cores)
+                self._asking = asyncio.get_running_loop().create_task(asking, name="clover-core-need")
+                return
+
+    async def _ask(self, family: Family, rate: float, fewest_cores: FewestCores) -> None:
+        targets = family.targets
+        try:
+            conditions = await self._context.conditions(family)
+            state = family.state(conditions, self._context.config, PlanRequest(trigger="core need", rate=rate))
+            self._known[family.name] = KnownNeed(rate, targets, await fewest_cores(state))
+        except CloverError as error:
+            log.info("%s: how few cores would do is not known: %s", family.name, error)
+
+    def row(self) -> DeviceShape | None:
+        """Return the row of cores that the families share; None if there is none."""
+        return row_of_cores(tuple(self._context.device_pool.shapes().values()))
+
+    @property
+    def cores(self) -> int | None:
+        """The fewest cores that would do for all families, each at the load it was last asked for; None if that is not
+        known, or if all cores do not do.  Families take their shares of the time of the same cores."""
+        found = [self._known[name].cores if name in self._known else None for name in self._context.families]
+        needs = [cores for cores in found if cores is not None]
+        return max(needs) if needs and len(needs) == len(found) else None
+
+    async def stop(self) -> None:
+        """Stop asking the solver."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+
+    def report(self, devices: Mapping[str, Mapping[str, float | str]]) -> dict[str, Any] | None:
+        """Return the idle part of the energy that `devices` used so far (the lines of the account), how many cores have
+        workers and how few would do; None before any energy was counted."""
+        measured_j = sum(float(line["measured_j"]) for line in devices.values())
+        idle_j = sum(float(line[key]) for line in devices.values() for key in ("idle_j", "unowned_j", "carried_j"))
+        if measured_j <= 0.0:
+            return None
+        part = min(max(idle_j / measured_j, 0.0), 1.0)
+        method = ", ".join(sorted({str(line["method"]) for line in devices.values()}))
+        words = f"idle is {100.0 * part:.3g} % of this machine's energy so far ({method})"
+        row, needed = self.row(), self.cores
+        if row is None:
+            return {"part": part, "idle_j": idle_j, "method": method, "words": words}
+        used = {
+            core
+            for family in self._context.families.values()
+            for item in family.desired
+            for core in range(item.placement.start, item.placement.start + item.placement.size)
+        }
+        if needed is not None and needed < row.slices:
+            words += f"; at this load {needed} of {row.slices} cores would do"
+        if sleeping_row((row,)) is not None and 0 < len(used) < row.slices:
+            words += f"; {row.slices - len(used)} of {row.slices} cores have no worker"
+        return {
+            "part": part,
+            "idle_j": idle_j,
+            "method": method,
+            "cores": row.slices,
+            "cores_with_workers": len(used),
+            "cores_would_do": needed,
+            "core_sleep_w": row.core_sleep_w,
+            "words": words,
+        }
