@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clover import families
-from clover.accounting import WorkerMeter
+from clover.accounting import HostProcess, WorkerMeter
 from clover.backends import child_environment
 from clover.errors import WorkerError
 from clover.runtime.memory.slab import Layout, Slab
@@ -156,7 +156,7 @@ def test_cpu_time_that_it_makes_up_is_not_billed(tmp_path: Path) -> None:
                 placement="p0",
                 slices=1,
                 core_w=8.0,
-                cores=worker.cores,
+                process=HostProcess(worker.pid, worker.cores),
             )
             assert meter.add(rows, end_ns - start_ns, cpu_ns) < 8.0 * ((end_ns - start_ns) / 1e9 + 0.021)
         slab.close()
