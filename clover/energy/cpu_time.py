@@ -26,7 +26,7 @@ class ProcessTree:
     """This process and all that descend from it, living or dead."""
 
     def __init__(self, proc: Path = PROC) -> None:
-        self._proc = proc
+        self._proc = str(proc)
         self._pid = os.getpid()
         self._tree_ns = 0
 
@@ -35,43 +35,40 @@ class ProcessTree:
         server_ns = time.process_time_ns()
         dead = resource.getrusage(resource.RUSAGE_CHILDREN)
         total_ns = server_ns + round((dead.ru_utime + dead.ru_stime) * 1e9)
-        for pid in self._descendants():
+        pids = self._children(self._pid, self._threads(self._pid))
+        for pid in pids:
+            # The second field is the command, which may hold spaces and brackets of its own.
+            fields = self._text(f"{pid}/stat").rpartition(b") ")[2].split()
+            if not fields:
+                continue  # it ended meanwhile
             own_ns = process_ns(pid)
-            fields = self._stat(pid)
-            if fields:
-                total_ns += own_ns if own_ns is not None else (int(fields[11]) + int(fields[12])) * _TICK_NS
-                total_ns += (int(fields[13]) + int(fields[14])) * _TICK_NS
+            user, system, dead_user, dead_system = map(int, fields[11:15])
+            total_ns += own_ns if own_ns is not None else (user + system) * _TICK_NS
+            total_ns += (dead_user + dead_system) * _TICK_NS
+            pids += self._children(pid, [pid] if fields[17] == b"1" else self._threads(pid))
         # A child that ends between two of these reads is missed, or seen twice, for this once.
         self._tree_ns = max(self._tree_ns, total_ns)
-        return CpuTimes(tree_ns=self._tree_ns, server_ns=server_ns, machine_ns=self._machine_ns())
+        use = host_use(Path(self._proc) / "stat")
+        machine_ns = round(use.busy_s * 1e9) if use is not None else 0
+        return CpuTimes(tree_ns=self._tree_ns, server_ns=server_ns, machine_ns=machine_ns)
 
-    def _descendants(self) -> Iterable[int]:
-        found = self._children(self._pid)
-        for pid in found:
-            found += self._children(pid)
-        return found
-
-    def _children(self, pid: int) -> list[int]:
-        """Return the living children of all threads of `pid`; none if it has ended."""
-        children: list[int] = []
+    def _threads(self, pid: int) -> Iterable[int]:
         try:
-            for thread in os.listdir(self._proc / str(pid) / "task"):
-                children += map(int, (self._proc / str(pid) / "task" / thread / "children").read_text().split())
+            return map(int, os.listdir(f"{self._proc}/{pid}/task"))
         except (FileNotFoundError, ProcessLookupError):
-            pass  # it ended meanwhile
-        return children
+            return ()  # it ended meanwhile
 
-    def _stat(self, pid: int) -> list[str]:
-        """Return the fields of `pid`'s stat file from the third (its state) on; none if it has ended."""
+    def _children(self, pid: int, threads: Iterable[int]) -> list[int]:
+        """Return the living children of some threads of `pid`: the one that forked a child is its parent there."""
+        return [int(child) for thread in threads for child in self._text(f"{pid}/task/{thread}/children").split()]
+
+    def _text(self, name: str) -> bytes:
+        """Return what a file of /proc holds; nothing if what it is about has ended."""
         try:
-            # The second field is the command, which may hold spaces and brackets of its own.
-            return (self._proc / str(pid) / "stat").read_text().rpartition(") ")[2].split()
+            with open(f"{self._proc}/{name}", "rb", 0) as file:
+                return file.read()
         except (FileNotFoundError, ProcessLookupError):
-            return []
-
-    def _machine_ns(self) -> int:
-        use = host_use(self._proc / "stat")
-        return round(use.busy_s * 1e9) if use is not None else 0
+            return b""
 
 
 def process_ns(pid: int) -> int | None:
