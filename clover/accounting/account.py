@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from clover.accounting.devices import LINES, ClosedWindow, DeviceAccount, Line, Share
 from clover.accounting.host import HostCpu
+from clover.accounting.labels import grams_method, joined
 from clover.accounting.meters import WorkerMeter
 from clover.accounting.prices import Price, Prices
 from clover.accounting.spans import Spans, Work
@@ -403,7 +404,7 @@ class Account:
         return part_j
 
     def devices(self) -> dict[str, dict[str, float | str]]:
-        """Return the lines of each device, by name.
+        """Return the lines of each device, by name; `grams_method` is how its grams are known.
 
         Joules sum up: `measured_j` = active, front end, control, idle, unattributed, unowned and carried; so do grams,
         to `total_g`.  `method` is how the joules are known, `intensity` how the intensities of the grams are.
@@ -427,7 +428,8 @@ class Account:
                 "unknown_s": device.unknown_s,
                 **_uncertainty(device),
                 "method": device.method,
-                "intensity": " and ".join(sorted(device.total.grids)),
+                "intensity": joined(device.total.grids),
+                "grams_method": joined(grams_method(device.method, known) for known in device.total.grids),
             }
             for name, device in self._devices.items()
         }
