@@ -85,7 +85,16 @@ def test_a_load_that_swings_starts_few_workers() -> None:
     asyncio.run(run())
 
 
-LINES = {"cpu0": {"measured_j": 100.0, "idle_j": 60.0, "unowned_j": 33.0, "carried_j": -3.0, "method": "modelled"}}
+LINES = {
+    "cpu0": {
+        "measured_j": 100.0,
+        "rest_j": 93.0,
+        "idle_j": 40.0,
+        "unowned_j": 13.0,
+        "carried_j": -3.0,
+        "method": "modelled",
+    }
+}
 
 
 def asking(rig: Rig) -> list[float]:
