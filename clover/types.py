@@ -372,6 +372,11 @@ class Reading(Record, frozen=True, kw_only=True):
     step_s: float = 0.0
     state: Literal["fresh", "stale", "fallback", "forecast", "seasonal", "configured"] = "fresh"
 
+    @property
+    def known(self) -> str:
+        """How grams at this intensity say that it is known: the method, "replayed published" if of another time."""
+        return f"replayed {self.method}" if self.replayed else self.method
+
 
 class EnergySample(Record, frozen=True, kw_only=True):
     """Cumulative joules of a device at a monotonic time.  `total_j` never decreases; `idle_w` is its idle power.
