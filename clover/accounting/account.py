@@ -374,6 +374,7 @@ class Account:
             method=method,
             intensity_state=reading.state if reading is not None else "unknown",
             intensity=reading,
+            pue=self.pue,
             path=path,
         )
         return last
@@ -421,7 +422,7 @@ class Account:
         gives no new reading: `frozen` is 1), `idle_w` those at rest; `ratio` is measured over modelled energy;
         `restarts` counts how often the meter began anew.  No reading came for `unmetered_s`; the energy of `unknown_s`
         will never be known.  Modelled joules may be off by `uncertainty_low` to `uncertainty_high` (relative, absent if
-        no range is known).
+        no range is known), the active ones by `active_uncertainty_low` to `active_uncertainty_high`.
         """
         return {
             name: {
@@ -491,7 +492,8 @@ class Account:
 
 
 def _uncertainty(device: DeviceAccount) -> dict[str, float]:
-    if device.uncertainty is None:
-        return {}
-    low, high = device.uncertainty
-    return {"uncertainty_low": low, "uncertainty_high": high}
+    found: dict[str, float] = {}
+    for name, bounds in (("", device.uncertainty), ("active_", device.active_uncertainty)):
+        if bounds is not None:
+            found[f"{name}uncertainty_low"], found[f"{name}uncertainty_high"] = bounds
+    return found

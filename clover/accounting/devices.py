@@ -161,6 +161,7 @@ class DeviceAccount:
     unknown_s: float = 0.0
     """Seconds whose energy is not counted and never will be: before the meter began anew."""
     uncertainty: tuple[float, float] | None = None
+    active_uncertainty: tuple[float, float] | None = None
     retired_busy_ns: int = 0
     family_idle_w: dict[str, float] = field(default_factory=dict)
     _looks: int = 0
@@ -197,7 +198,8 @@ class DeviceAccount:
         `here` are the workers that hold slices now, `gone` those that worked in the window and have ended.  With the
         CPU times of `host`, active energy is split by these.
         """
-        self.method, self.idle_w, self.uncertainty = sample.method, sample.idle_w, sample.uncertainty
+        self.method, self.idle_w = sample.method, sample.idle_w
+        self.uncertainty, self.active_uncertainty = sample.uncertainty, sample.active_uncertainty
         self._look(here)
         last = self.last
         if last is not None and sample.epoch == last.epoch and sample.at_ns <= last.at_ns:
