@@ -11,7 +11,8 @@ pinned to another one that often.
 The second form lets one server serve BASE and what its controller chooses in turn, under the same load, for
 `--stretch-s` seconds each.  What BASE used more, in CPU seconds of the group, is held against what the server said of
 the other stretches: joules saved against BASE, for the boundary `server`.  The first ten seconds of a stretch are left
-out, since the change falls into them.  `+-` is twice the standard error over pairs of stretches.
+out, since the change falls into them.  The first `+-` is twice the standard error over pairs of stretches, the second
+what the server says of its own claim, without the error of watts, which are the same on both sides here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import statistics
 import tempfile
@@ -102,8 +104,11 @@ class Watched:
         said = {name: lines[name] / self._core_w for name in LINES}
         saved = (self.server.get("/v2/clover/state")["totals"]["saved"] or {}).get("base") or {}
         server = (saved.get("boundaries") or {}).get("server") or {}
-        joules = {"claimed": "grams", "low": "low", "high": "high"}
-        claims = {name: server.get(key, 0.0) / GRAMS_PER_J for name, key in joules.items()}
+        errors = server.get("errors_g") or {"profile": 0.0, "ratio": 0.0}
+        claims = {
+            "claimed": server.get("grams", 0.0) / GRAMS_PER_J,
+            "model error": math.hypot(errors["profile"], errors["ratio"]) / GRAMS_PER_J,
+        }
         return said | {"said": sum(said.values()), "seen": seen, **claims}
 
     def since(self) -> dict[str, float]:
@@ -172,15 +177,16 @@ def lines(options: argparse.Namespace, watched: Watched) -> dict[str, Any]:
 
 def claims(options: argparse.Namespace, watched: Watched) -> dict[str, Any]:
     """Print and return what the server claims to have saved against BASE beside what BASE really used."""
-    columns = ("requests/s", "pairs", "BASE J", "own J", "saved J seen", "+-", "claimed", "low", "high", "failed")
+    columns = ("requests/s", "pairs", "BASE J", "own J", "saved J seen", "+-", "claimed", "+- model", "failed")
     rows = []
     for rate in options.rates:
         result, found = uvloop.run(stretches(options, watched, rate))
         base, own = ([options.core_w * item["seen"] for item in side] for side in (found[::2], found[1::2]))
         seen = [a - b for a, b in zip(base, own, strict=True)]
         error = 2.0 * statistics.stdev(seen) / len(seen) ** 0.5 if len(seen) > 1 else float("nan")
-        claimed = [statistics.fmean(item[name] for item in found[1::2]) for name in ("claimed", "low", "high")]
-        figures = (statistics.fmean(base), statistics.fmean(own), statistics.fmean(seen), error, *claimed)
+        claimed = statistics.fmean(item["claimed"] for item in found[1::2])
+        model = sum(item["model error"] for item in found) / len(seen)
+        figures = (statistics.fmean(base), statistics.fmean(own), statistics.fmean(seen), error, claimed, model)
         rows.append((f"{rate:g}", len(seen), *(round(figure, 1) for figure in figures), result.failed()))
     show(f"Joules a stretch of {options.stretch_s - SETTLE_S:g} s, boundary server", columns, rows)
     return {"columns": columns, "rows": rows}

@@ -372,12 +372,18 @@ class Reading(Record, frozen=True, kw_only=True):
     step_s: float = 0.0
     state: Literal["fresh", "stale", "fallback", "forecast", "seasonal", "configured"] = "fresh"
 
+    @property
+    def known(self) -> str:
+        """How grams at this intensity say that it is known: the method, "replayed published" if of another time."""
+        return f"replayed {self.method}" if self.replayed else self.method
+
 
 class EnergySample(Record, frozen=True, kw_only=True):
     """Cumulative joules of a device at a monotonic time.  `total_j` never decreases; `idle_w` is its idle power.
 
     `epoch` counts how often the meter had to begin anew: what was used between samples of different epochs is unknown.
-    `uncertainty`: how far off modelled joules may be, as (-0.2, 0.4) of them; None if measured, or without a range.
+    `uncertainty`: how far off modelled joules may be, as (-0.2, 0.4) of them; None if measured, or without a range;
+    `active_uncertainty`: the same of those above idle.
     """
 
     device: str
@@ -387,6 +393,7 @@ class EnergySample(Record, frozen=True, kw_only=True):
     method: Method
     epoch: int = 0
     uncertainty: tuple[float, float] | None = None
+    active_uncertainty: tuple[float, float] | None = None
 
 
 class CpuTimes(Record, frozen=True, kw_only=True):
@@ -411,6 +418,8 @@ class Receipt(Record, frozen=True, kw_only=True):
     method: Method
     intensity_state: str = "fresh"
     intensity: Reading | None = None
+    pue: float = 1.0
+    """What `carbon_mg` was multiplied by for the data centre's overhead."""
     path: tuple[str, ...] = ()
 
 

@@ -149,7 +149,7 @@ class Account:
 
     # --- who is there -------------------------------------------------------------------------------------------------
 
-    def add_device(self, device: str, slices: int, front_end: int = 0, foreign: int = 0) -> None:
+    def add_device(self, device: str, slices: int, front_end: int = 0, foreign: float = 0.0) -> None:
         """Add a device with `slices` compute slices for workers, `front_end` more (cores that workers may not use), and
         `foreign` ones that its meter covers and that are not the server's; over all its idle energy is split.
 
@@ -221,7 +221,7 @@ class Account:
         the last leaves it open.
         """
         self.reading = reading
-        self._prices.note(reading, max(now_ns, sample.at_ns))
+        self._prices.note(reading, now_ns or sample.at_ns)
         device = self._devices.setdefault(sample.device, DeviceAccount(slices=1))
         host = self.host if sample.device == self.host_device else None
         everywhere = host is not None and not any(meter.device == sample.device for meter in self._meters)
@@ -248,7 +248,13 @@ class Account:
         for meter, part_j in closed.active:
             for share in (*self._booked(meter, sample), spans.of(meter.family).share):
                 share.add_active(part_j, prices)
-            self._work.setdefault((meter.family, meter.variant, sample.method), Work()).metered_j += part_j
+        for meter, part_j in closed.audits:
+            span = spans.of(meter.family)
+            for share in (span.control, self._overhead_share(meter.family, "control", sample.method)):
+                share.add_active(part_j, prices)
+        for meter, part_j in (*closed.active, *closed.audits):
+            if meter.device == sample.device:  # and not what a worker of a GPU uses of its host
+                self._work.setdefault((meter.family, meter.variant, sample.method), Work()).metered_j += part_j
         for meter, rows, gone_on, right, expected_j, computed in closed.rows:
             span = spans.of(meter.family)
             span.gone_on += gone_on
@@ -262,7 +268,8 @@ class Account:
             for share in (*self._booked(meter, sample), spans.of(meter.family).share):
                 share.add_idle(part_j, prices)
             self._idle.setdefault(meter.family, OverheadBill()).accrue(part_j, prices)
-        for lines, joules in ((spans.unowned, closed.unowned_j), (spans.unattributed, closed.unattributed_j)):
+        unattributed_j = closed.unattributed_j + closed.foreign_j
+        for lines, joules in ((spans.unowned, closed.unowned_j), (spans.unattributed, unattributed_j)):
             whole_j, whole_g = lines.get(sample.device, (0.0, 0.0))
             grams = sum(joules * price.part * price.grams_per_j for price in prices)
             lines[sample.device] = whole_j + joules, whole_g + grams
@@ -284,7 +291,7 @@ class Account:
                 ("front_end", span.front_end, closed.front_end_j, closed.front_end_idle_j),
                 ("control", span.control, closed.control_j, 0.0),
             ):
-                for share in (booked, self.overheads.setdefault((family, name, method), Share())):
+                for share in (booked, self._overhead_share(family, name, method)):
                     share.add_active(part * active_j, closed.prices)
                     share.add_idle(part * idle_j, closed.prices)
             front_end_j = part * (closed.front_end_j + closed.front_end_idle_j)
@@ -309,6 +316,9 @@ class Account:
         by_variant = self.shares.setdefault((meter.family, meter.variant, sample.method), Share())
         by_placement = self.placements.setdefault((sample.device, meter.placement, sample.method), Share())
         return by_variant, by_placement
+
+    def _overhead_share(self, family: str, line: str, method: Method) -> Share:
+        return self.overheads.setdefault((family, line, method), Share())
 
     def _rate(self, family: str) -> AnsweredRate:
         return self._rates.setdefault(family, AnsweredRate(0))
@@ -365,6 +375,7 @@ class Account:
             method=method,
             intensity_state=reading.state if reading is not None else "unknown",
             intensity=reading,
+            pue=self.pue,
             path=path,
         )
         return last
@@ -406,12 +417,13 @@ class Account:
     def devices(self) -> dict[str, dict[str, float | str]]:
         """Return the lines of each device, by name; `grams_method` is how its grams are known.
 
-        Joules sum up: `measured_j` = active, front end, control, idle, unattributed, unowned and carried; so do grams,
-        to `total_g`.  `method` is how the joules are known, `intensity` how the intensities of the grams are.
-        `watts` are those of the last window (absent while the meter gives no new reading: `frozen` is 1), `idle_w`
-        those at rest; `ratio` is measured over modelled energy; `restarts` counts how often the meter began anew.  No
-        reading came for `unmetered_s`; the energy of `unknown_s` will never be known.  Modelled joules may be off by
-        `uncertainty_low` to `uncertainty_high` (relative, absent if no range is known).
+        Joules sum up: `measured_j` = active, front end, control, idle, unowned, foreign, unattributed and carried; so
+        do grams, to `total_g`.  `rest_j` is all idle energy, in whichever lines.  `method` is how the joules are known,
+        `intensity` how the intensities of the grams are.  `watts` are those of the last window (absent while the meter
+        gives no new reading: `frozen` is 1), `idle_w` those at rest; `ratio` is measured over modelled energy;
+        `restarts` counts how often the meter began anew.  No reading came for `unmetered_s`; the energy of `unknown_s`
+        will never be known.  Modelled joules may be off by `uncertainty_low` to `uncertainty_high` (relative, absent if
+        no range is known), the active ones by `active_uncertainty_low` to `active_uncertainty_high`.
         """
         return {
             name: {
@@ -419,6 +431,7 @@ class Account:
                 "total_g": device.total.grams,
                 **{f"{line}_j": device.lines[line].joules for line in LINES},
                 **{f"{line}_g": device.lines[line].grams for line in LINES},
+                "rest_j": device.rest_j,
                 **({} if device.frozen else {"watts": device.watts}),
                 "idle_w": device.idle_w,
                 "ratio": device.ratio,
@@ -435,10 +448,10 @@ class Account:
         }
 
     def lines(self) -> Iterator[tuple[str, str, Method, Line]]:
-        """Yield device, line, method of the joules, and the line itself; front end and control are the machine's."""
+        """Yield device, line, method of the joules, and the line itself; the front end is the machine's."""
         for name, device in self._devices.items():
             for line, sums in device.lines.items():
-                if name == self.host_device or line not in ("front_end", "control"):
+                if name == self.host_device or line != "front_end":
                     yield name, line, device.method, sums
 
     def totals(self, family: str | None = None) -> dict[str, float]:
@@ -481,7 +494,8 @@ class Account:
 
 
 def _uncertainty(device: DeviceAccount) -> dict[str, float]:
-    if device.uncertainty is None:
-        return {}
-    low, high = device.uncertainty
-    return {"uncertainty_low": low, "uncertainty_high": high}
+    found: dict[str, float] = {}
+    for name, bounds in (("", device.uncertainty), ("active_", device.active_uncertainty)):
+        if bounds is not None:
+            found[f"{name}uncertainty_low"], found[f"{name}uncertainty_high"] = bounds
+    return found

@@ -15,7 +15,7 @@ _SECOND_NS = 1_000_000_000
 _RATIO_MEMORY = 0.95
 """Weight of earlier windows in the measured/modelled ratio: about twenty windows count."""
 
-LINES = ("active", "front_end", "control", "idle", "unowned", "unattributed", "carried")
+LINES = ("active", "front_end", "control", "idle", "unowned", "foreign", "unattributed", "carried")
 """The lines of a device, whose joules sum to what its meter showed, and whose grams sum to what that cost."""
 
 Parts = list[tuple[WorkerMeter, float]]
@@ -92,14 +92,17 @@ class WorkerRows(NamedTuple):
 class ClosedWindow(NamedTuple):
     """A window of a device, split over its workers.
 
-    `active` and `idle` are the joules of each worker, `unowned_j` the idle joules of slices without a worker, `seconds`
-    the length of the window, `prices` what a joule of it cost.
+    `active` and `idle` are the joules of each worker, `audits` those that it spent on rows that answer no client,
+    `unowned_j` the idle joules of slices without a worker, `foreign_j` those of slices that are not the server's,
+    `control_j` what control used beside audits, `seconds` the length of the window, `prices` what a joule of it cost.
     """
 
     active: Parts
+    audits: Parts
     idle: Parts
     rows: list[WorkerRows]
     unowned_j: float
+    foreign_j: float
     front_end_j: float
     front_end_idle_j: float
     control_j: float
@@ -108,7 +111,7 @@ class ClosedWindow(NamedTuple):
     prices: tuple[Price, ...]
 
 
-NOTHING = ClosedWindow([], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ())
+NOTHING = ClosedWindow([], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ())
 
 
 @dataclass
@@ -135,7 +138,9 @@ class DeviceAccount:
 
     slices: int
     front_end: int = 0
-    foreign: int = 0
+    foreign: float = 0.0
+    rest_j: float = 0.0
+    """Idle energy, whoever it is billed to."""
     last: EnergySample | None = None
     lines: dict[str, Line] = field(default_factory=lambda: {line: Line() for line in LINES})
     total: Line = field(default_factory=Line)
@@ -156,6 +161,7 @@ class DeviceAccount:
     unknown_s: float = 0.0
     """Seconds whose energy is not counted and never will be: before the meter began anew."""
     uncertainty: tuple[float, float] | None = None
+    active_uncertainty: tuple[float, float] | None = None
     retired_busy_ns: int = 0
     family_idle_w: dict[str, float] = field(default_factory=dict)
     _looks: int = 0
@@ -192,7 +198,8 @@ class DeviceAccount:
         `here` are the workers that hold slices now, `gone` those that worked in the window and have ended.  With the
         CPU times of `host`, active energy is split by these.
         """
-        self.method, self.idle_w, self.uncertainty = sample.method, sample.idle_w, sample.uncertainty
+        self.method, self.idle_w = sample.method, sample.idle_w
+        self.uncertainty, self.active_uncertainty = sample.uncertainty, sample.active_uncertainty
         self._look(here)
         last = self.last
         if last is not None and sample.epoch == last.epoch and sample.at_ns <= last.at_ns:
@@ -250,21 +257,21 @@ class DeviceAccount:
             per_ns = left_j / total_ns if total_ns > 0 else 0.0
             active = self._split_by_cpu(host, dict(modelled), per_ns)
             front_end_j, control_j = per_ns * host.front_end_ns, per_ns * host.control_ns
-        audits_j = sum(part_j * audited.get(meter, 0.0) for meter, part_j in active)
-        active = [(meter, part_j * (1.0 - audited.get(meter, 0.0))) for meter, part_j in active]
-        control_j += audits_j
         unattributed_j = max(left_j - front_end_j - control_j - sum(part_j for _, part_j in active), 0.0)
+        audits = [(meter, part_j * audited[meter]) for meter, part_j in active if meter in audited]
+        active = [(meter, part_j * (1.0 - audited.get(meter, 0.0))) for meter, part_j in active]
         idle = [(meter, idle_j * share) for meter, share in held.items()]
         front_end_idle_j, foreign_j = idle_j * front_end_part, idle_j * foreign_part
         unowned_j = max(idle_j - front_end_idle_j - foreign_j - sum(part_j for _, part_j in idle), 0.0)
-        unattributed_j += foreign_j
         for meter in worked:
             meter.ratio = self.ratio_of(meter)
         closed = ClosedWindow(
             active,
+            audits,
             idle,
             rows,
             unowned_j,
+            foreign_j,
             front_end_j,
             front_end_idle_j,
             control_j,
@@ -277,12 +284,15 @@ class DeviceAccount:
 
     def _book(self, closed: ClosedWindow, measured_j: float, carried_j: float) -> None:
         self.total.add(measured_j, closed.prices)
+        self.rest_j += closed.front_end_idle_j + closed.unowned_j + closed.foreign_j
+        self.rest_j += sum(part_j for _, part_j in closed.idle)
         for line, joules in (
             ("active", sum(part_j for _, part_j in closed.active)),
             ("front_end", closed.front_end_j + closed.front_end_idle_j),
-            ("control", closed.control_j),
+            ("control", closed.control_j + sum(part_j for _, part_j in closed.audits)),
             ("idle", sum(part_j for _, part_j in closed.idle)),
             ("unowned", closed.unowned_j),
+            ("foreign", closed.foreign_j),
             ("unattributed", closed.unattributed_j),
             ("carried", carried_j),
         ):

@@ -11,7 +11,7 @@ emulated GPU is billed for that work.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,12 +48,12 @@ class _Watched:
 
 
 class HostCpu:
-    """The CPU time of the window under way.  `times` reads the machine's, `clock_of` a process's (None: it ended);
-    `emulated` says whether a device is."""
+    """The CPU time of the window under way.  `times` reads the machine's, given the pids of the workers; `clock_of` a
+    process's (None: it ended); `emulated` says whether a device is."""
 
     def __init__(
         self,
-        times: Callable[[], CpuTimes],
+        times: Callable[[Iterable[int]], CpuTimes],
         clock_of: Callable[[int], int | None],
         emulated: Callable[[str], bool] = lambda device: False,
     ) -> None:
@@ -61,7 +61,7 @@ class HostCpu:
         self._clock_of = clock_of
         self._emulated = emulated
         self._watched: dict[WorkerMeter, _Watched] = {}
-        self._closed = self._now = times()
+        self._closed = self._now = times(())
         self._closed_own_ns = 0
         self._parts = HostParts([], 0, 0, 0, 0)
 
@@ -88,7 +88,7 @@ class HostCpu:
                 emulator_ns += used_ns
             else:
                 workers.append((watched.meter, used_ns))
-        self._now = self._times()
+        self._now = self._times([meter.pid for meter in self._watched if meter.pid])
         tree_ns = self._now.tree_ns - self._closed.tree_ns
         front_end_ns = max(self._now.server_ns - self._closed.server_ns, 0)
         rest_ns = tree_ns - front_end_ns - emulator_ns - sum(ns for _, ns in workers)

@@ -21,7 +21,8 @@ Mark = dict[str, tuple[int, float]]
 
 
 class Price(NamedTuple):
-    """Of a stretch: the `part` of it whose intensity was known by `method`, and grams a joule in that part."""
+    """Of a stretch: the `part` of it whose intensity was known as `method` says (`Reading.known`), and grams a joule in
+    that part."""
 
     method: str
     part: float
@@ -43,10 +44,10 @@ class Prices:
         since_ns, mark = self._points[-1]
         self._last = reading
         if at_ns > since_ns:
-            spent_ns, total = mark.get(reading.method, (0, 0.0))
+            spent_ns, total = mark.get(reading.known, (0, 0.0))
             more_ns = at_ns - since_ns
             self._points.append(
-                (at_ns, mark | {reading.method: (spent_ns + more_ns, total + more_ns * reading.g_per_kwh)})
+                (at_ns, mark | {reading.known: (spent_ns + more_ns, total + more_ns * reading.g_per_kwh)})
             )
 
     def at(self, at_ns: int) -> Mark:
@@ -85,4 +86,4 @@ class Prices:
         if whole_ns:
             return tuple(Price(method, ns / whole_ns, total / ns * self._scale) for method, ns, total in stretches)
         last = self._last
-        return () if last is None else (Price(last.method, 1.0, last.g_per_kwh * self._scale),)
+        return () if last is None else (Price(last.known, 1.0, last.g_per_kwh * self._scale),)

@@ -136,6 +136,8 @@ def _published(cpuinfo: str) -> CpuPower:
     of = used.name if row is not None else f"{used.name}, since this processor is not in the table"
     if not used.systems:
         of += " (no server of it was published: those of a related one)"
+    else:
+        of += f", {used.systems} published server{'s' if used.systems > 1 else ''}"
     return CpuPower(
         idle_w=idle[0],
         core_w=core[0],

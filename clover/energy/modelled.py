@@ -57,6 +57,12 @@ class ModelledMeter:
         low, high = ((parts[0] * idle[end] + parts[1] * core[end]) / sum(parts) - 1.0 for end in (0, 1))
         return low, high
 
+    @property
+    def active_uncertainty(self) -> tuple[float, float] | None:
+        """The same of active joules alone, which differences between variants are made of."""
+        low, high = self._ranges[1]
+        return (low - 1.0, high - 1.0) if (low, high) != (1.0, 1.0) else None
+
     async def rest(self) -> None:
         """Do nothing: idle power is a constant."""
 
@@ -78,4 +84,5 @@ class ModelledMeter:
             idle_w=self.idle_w,
             method=self.method,
             uncertainty=self.uncertainty,
+            active_uncertainty=self.active_uncertainty,
         )

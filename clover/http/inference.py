@@ -242,7 +242,8 @@ def receipt_field(receipt: Receipt) -> bytes:
         f"energy-j={receipt.energy_j:.3f}, carbon-mg={receipt.carbon_mg:.3f}, "
         f"energy-mj={receipt.energy_j * 1e3:.3f}, carbon-ug={receipt.carbon_mg * 1e3:.3f}, "
         f"intensity={receipt.intensity_g_per_kwh:.1f}, method={receipt.method}, state={receipt.intensity_state}, "
-        f"energy-nj={round(receipt.energy_j * 1e9)}, carbon-pg={round(receipt.carbon_mg * 1e9)}{last.known}{path}\r\n"
+        f"energy-nj={round(receipt.energy_j * 1e9)}, carbon-pg={round(receipt.carbon_mg * 1e9)}, "
+        f"pue={receipt.pue:g}{last.known}{path}\r\n"
     ).encode()
     last.receipt, last.field = receipt, field
     return field
@@ -287,12 +288,13 @@ def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
     """
     return {
         "variant": receipt.variant,
-        "accuracy": receipt.accuracy / 100,
+        "accuracy": round(receipt.accuracy / 100, 9),
         "energy_j": receipt.energy_j,
         "carbon_mg": receipt.carbon_mg,
         "intensity_g_per_kwh": receipt.intensity_g_per_kwh,
         "method": receipt.method,
         "intensity_state": receipt.intensity_state,
+        "pue": receipt.pue,
         **_intensity(receipt.intensity),
         **({"path": list(receipt.path)} if receipt.path else {}),
         "feedback": own_id,

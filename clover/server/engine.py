@@ -138,13 +138,15 @@ class Engine:
             await self.frontend.start()
         await self._pool.start()
         await self.machine.start()
+        await self._account()  # from here on joules count: those of measuring are control's, and of no family
         for served in self.served.values():
             profile = await self._profile(served)
             if profile is not None:
                 check_floor(served.name, profile, served.config.accuracy_floor)
             served.use(profile, profiling.drawn(served.spec, self.config))
+        await self._account()
         for served in self.served.values():
-            # Only now, or the first answers would share the idle energy of the minute of measuring.
+            # Only now, or the first answers would share the energy of the minute of measuring.
             self.account.add_family(served.name, time.monotonic_ns())
         self._completions.start(loop)
         stack.callback(self._completions.stop)

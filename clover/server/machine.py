@@ -83,9 +83,10 @@ class Machine:
         if meter.method == "modelled" and self._config.energy.meter != "modelled":
             log.info("energy is modelled: %s", meter.why)
         self.meters[name] = meter
-        foreign = 0
-        if meter.method == "measured" and not cores:  # a counter is of all cores, ours or not
-            foreign = max((os.cpu_count() or 1) - slices - front_end, 0)
+        foreign = 0.0
+        if meter.method == "measured":  # a counter is of all cores, ours or not
+            own = cores or slices + front_end
+            foreign = max((os.cpu_count() or 1) - own, 0) / own * (slices + front_end)
         self._account.add_device(name, slices, front_end, foreign)
         self._account.add_host(name, self._host)
 
@@ -120,10 +121,11 @@ class Machine:
         """
         await asyncio.gather(*(meter.refresh() for meter in self.meters.values()))
         self._host.look()
+        now_ns = time.monotonic_ns()
         for name, meter in self.meters.items():
             sample = self._sample(name, meter)
             if sample is not None:
-                self._account.window(sample, reading, time.monotonic_ns())
+                self._account.window(sample, reading, now_ns)
 
     def _sample(self, name: str, meter: EnergyMeter) -> EnergySample | None:
         """Return the meter's sample, or the last one if it cannot be read, which leaves the window open."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from clover.accounting import Account, HostCpu
 from clover.types import CpuTimes
 
@@ -32,7 +34,7 @@ class FakeClocks:
         used_ns = self.processes.get(pid, -1)
         return used_ns if used_ns >= 0 else None
 
-    def read(self) -> CpuTimes:
+    def read(self, workers: Iterable[int] = ()) -> CpuTimes:
         """Return what `clover.energy.cpu_time.ProcessTree.read` would."""
         living_ns = sum(max(used_ns, 0) for used_ns in self.processes.values())
         tree_ns = self.server_ns + self.control_ns + self.dead_ns + living_ns

@@ -144,10 +144,10 @@ def _model(model: dict[str, Any], totals: dict[str, Any]) -> Iterator[tuple[str,
             yield "accuracy", f"floor {floor:.2f} %; nothing was answered yet"
         else:
             held = "held" if served >= floor - _ROUNDED else "MISSED"
-            yield "accuracy", f"{served:.2f} % served, floor {floor:.2f} %: {held}"
+            yield "accuracy", f"{served:.2f} % expected of what served (by profile), floor {floor:.2f} %: {held}"
     if "carbon_g" in totals:
         emitted, joules = totals["carbon_g"], totals.get("energy_j", 0.0)
-        yield "carbon", f"{grams(emitted)} of CO2e and {_energy(joules)} so far, idle power included"
+        yield "carbon", f"{grams(emitted)} of CO2e and {_energy(joules)} so far, idle power of its workers included"
     saved, head = model.get("saved") or {}, "saved"
     for kind in ("matched", "base", "right_sized", "single"):
         if saved.get(kind):

@@ -92,7 +92,7 @@ def _per_row(energy: EnergyReading) -> Iterator[Sample]:
 def _unattributed(energy: EnergyReading) -> Iterator[Sample]:
     for device, line in energy.devices.items():
         yield (device, "active", str(line["method"])), float(line["unattributed_j"])
-        yield (device, "idle", str(line["method"])), float(line["unowned_j"])
+        yield (device, "idle", str(line["method"])), float(line["unowned_j"]) + float(line["foreign_j"])
 
 
 def _watts(energy: EnergyReading) -> Iterator[Sample]:
@@ -110,7 +110,8 @@ def _uncertainty(energy: EnergyReading) -> Iterator[Sample]:
 
 _DEVICE = ("device", "method")
 
-# The lines of a device sum up: its joules = active + front_end + control + idle + unowned + unattributed + carried.
+# The lines of a device sum up: its joules = active + front_end + control + idle + unowned + foreign
+# + unattributed + carried.
 ENERGY: tuple[MetricSpec[EnergyReading], ...] = (
     MetricSpec(
         "clover_energy_joules",

@@ -353,7 +353,7 @@ def test_across_epochs_nothing_is_known_and_nothing_billed() -> None:
 
 # --- sums -------------------------------------------------------------------------------------------------------------
 
-NAMES = ("active", "front_end", "control", "idle", "unattributed", "unowned", "carried")
+NAMES = ("active", "front_end", "control", "idle", "unattributed", "unowned", "foreign", "carried")
 LINES = tuple(f"{name}_j" for name in NAMES)
 DEVICES = ("cpu0", "gpu0", "gpu1")
 PROFILES = ("1g.5gb", "2g.10gb", "3g.20gb", "1c")
@@ -392,6 +392,7 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
     assert host is not None
     for device in DEVICES[1:]:
         book.add_device(device, 7)
+    book.add_family("family0", 0)
     there: list[WorkerMeter] = []
     now_s, total_j, epoch, known_j, gross_j = (dict.fromkeys(DEVICES, 0.0) for _ in range(5))
     own_s = latest_s = 0.0
@@ -467,7 +468,11 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
     devices = book.devices().values()
     overheads_j = sum(share.total_j for share in book.overheads.values())
     lines_j = sum(float(line[name]) for line in devices for name in ("front_end_j", "control_j"))
-    assert overheads_j <= lines_j * (1 + 1e-9) + 1e-9  # less what there was before the first family
+    assert overheads_j == pytest.approx(lines_j, rel=1e-9, abs=1e-9)
+    shown_j = sum(line.joules for _, _, _, line in book.lines())
+    assert shown_j == pytest.approx(sum(float(line["measured_j"]) for line in devices), rel=1e-9, abs=1e-9)
+    rest_j = sum(float(line[name]) for line in devices for name in ("idle_j", "unowned_j", "foreign_j"))
+    assert rest_j <= sum(float(line["rest_j"]) for line in devices) * (1 + 1e-9)
     totals = book.totals()
     assert totals["energy_j"] == pytest.approx(parts_j + overheads_j, rel=1e-9)
     for share in (*shares, *book.overheads.values()):

@@ -63,7 +63,7 @@ class Scene:
 
 def lines_sum(account: Account, device: str = "cpu0") -> float:
     line = account.devices()[device]
-    names = ("active", "front_end", "control", "idle", "unowned", "unattributed", "carried")
+    names = ("active", "front_end", "control", "idle", "unowned", "foreign", "unattributed", "carried")
     return sum(float(line[f"{name}_j"]) for name in names)
 
 
@@ -143,7 +143,7 @@ def test_cores_that_are_not_the_servers_idle_for_others() -> None:
     scene.account.add_device("cpu0", 2, 1, 5)
     scene.worker()
     scene.look(2.0)
-    assert scene.line("unattributed") == pytest.approx(2.0 * 5 / 8)
+    assert scene.line("foreign") == scene.line("rest") - 0.75 == pytest.approx(2.0 * 5 / 8)
     assert scene.line("front_end") == scene.line("idle") == scene.line("unowned") == pytest.approx(0.25)
 
 
@@ -181,6 +181,29 @@ def test_rows_that_answer_no_client_are_control() -> None:
     scene.look()
     assert scene.active() == {"small": pytest.approx(6.0)}
     assert scene.line("control") == pytest.approx(2.0)
+
+
+def test_audits_on_a_gpu_are_control_of_their_family() -> None:
+    scene = Scene(method="measured")
+    scene.account.add_device("gpu0", 1)
+    scene.account.add_family("other", 0)
+    scene.account.rows_done("other", 100, 0)
+
+    def window(second: int, total_j: float) -> None:
+        scene.account.window(
+            EnergySample(device="gpu0", at_ns=second * SECOND, total_j=total_j, idle_w=50.0, method="measured"), GRID
+        )
+
+    window(0, 0.0)
+    worker = scene.worker(device="gpu0")
+    for _ in range(10):
+        worker.add(10, SECOND // 10, 0)
+    worker.cascaded(0, 50, 0.0)
+    window(1, 50.0 + 100.0)
+    assert scene.account.totals("toy")["control_j"] == pytest.approx(50.0)
+    assert scene.account.totals("other")["control_j"] == 0.0
+    assert sum(line.joules for device, _, _, line in scene.account.lines() if device == "gpu0") == pytest.approx(150.0)
+    assert scene.account.per_row()["toy", "small", "measured"] == (pytest.approx(1.0), pytest.approx(1.0))
 
 
 def test_receipts_carry_the_front_end_and_sum_up() -> None:

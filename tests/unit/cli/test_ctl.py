@@ -576,8 +576,8 @@ def test_the_state_in_a_dozen_lines(
         "  runs       2 x large on 1c of cpu0 (75% of rows), small on 1c of cpu0 (25% of rows)",
         "  demand     200 rows/s arrive, 3 waiting; 12,000 rows so far",
         "  latency    p95 1.54 ms of 31.5 ms: SLO held",
-        "  accuracy   92.68 % served, floor 92.26 %: held",
-        "  carbon     15.2 mg of CO2e and 121.8 J so far, idle power included",
+        "  accuracy   92.68 % expected of what served (by profile), floor 92.26 %: held",
+        "  carbon     15.2 mg of CO2e and 121.8 J so far, idle power of its workers included",
         "  saved      41.0 % of the gCO2e of BASE (modelled; xlarge on 1 x 3c)",
     ):
         assert " ".join(line.split()) in " ".join(text.split())

@@ -83,7 +83,8 @@ def test_watts_are_published_ones_unless_the_operator_sets_them(milan: Path, tmp
     assert (power.idle_w, power.core_w) == (0.42, 1.48)
     assert power.idle_range == pytest.approx((0.33 / 0.42, 0.62 / 0.42))
     assert power.why == (
-        "watts a CPU of EPYC 3rd generation (Zen 3): 0.42 (0.33 to 0.62) at rest, 1.48 (1.3 to 1.71) more while busy"
+        "watts a CPU of EPYC 3rd generation (Zen 3), 28 published servers: 0.42 (0.33 to 0.62) at rest, "
+            "1.48 (1.3 to 1.71) more while busy"
     )
     power = cpu_power(EnergyConfig(core_w=5.0), milan)
     assert (power.idle_w, power.core_w, power.core_range) == (0.42, 5.0, (1.0, 1.0))

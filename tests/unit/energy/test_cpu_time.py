@@ -27,7 +27,7 @@ print(subprocess.check_output([sys.executable, "-c", sys.argv[2], "0.2"]).decode
 sys.stdin.read()
 """
 
-tree = ProcessTree()
+tree = ProcessTree(walk_s=0)
 before = tree.read()
 used = []
 used.append(float(subprocess.check_output([sys.executable, "-c", BURN, "0.2"])))
@@ -84,3 +84,74 @@ def test_a_proc_that_shows_little(tmp_path: Path) -> None:
     assert ProcessTree(tmp_path).read().machine_ns == 15 * (10**9 // os.sysconf("SC_CLK_TCK"))
     (tmp_path / "stat").write_text("nothing\n")
     assert ProcessTree(tmp_path).read().machine_ns == 0
+
+
+# A child starts a worker and is killed: the worker is an orphan, goes on, and ends.
+ORPHANS = '''
+import json, os, signal, subprocess, sys, time
+from clover.energy.cpu_time import ProcessTree, process_ns
+
+BURN = """
+import sys, time
+sys.stdin.readline()
+start = time.process_time()
+while time.process_time() < start + 0.3: pass
+sys.stdin.readline()
+"""
+PARENT = """
+import subprocess, sys
+worker = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=int(sys.argv[2]))
+print(worker.pid, flush=True)
+sys.stdin.read()
+"""
+reading, writing = os.pipe()
+parent = subprocess.Popen(
+    [sys.executable, "-c", PARENT, BURN, str(reading)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    pass_fds=[reading],
+)
+worker = int(parent.stdout.readline())
+tree = ProcessTree(walk_s=0)
+before = tree.read([worker])
+parent.kill()
+parent.wait()
+parent.stdin.close()
+parent.stdout.close()
+orphaned = tree.read([worker])
+start_ns = process_ns(worker)
+os.write(writing, b"\\n")
+while process_ns(worker) < start_ns + 300_000_000:
+    time.sleep(0.01)
+used = tree.read([worker])
+os.write(writing, b"\\n")
+while process_ns(worker) is not None:
+    time.sleep(0.01)
+after = tree.read([worker])
+print(json.dumps([(x.tree_ns - before.tree_ns) / 1e9 for x in (orphaned, used, after)]))
+'''
+
+
+def test_workers_that_outlive_their_parent_stay_in_the_tree() -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", ORPHANS], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    orphaned_s, used_s, after_s = json.loads(done.stdout)
+    assert orphaned_s < 0.1
+    assert used_s == pytest.approx(orphaned_s + 0.3, abs=0.1)
+    assert used_s <= after_s < used_s + 0.1
+
+
+def test_a_kernel_that_does_not_list_children(tmp_path: Path) -> None:
+    own = os.getpid()
+    (tmp_path / str(own)).mkdir()
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    for pid, parent in ((own, 1), (child.pid, own), (7, 1)):
+        (tmp_path / str(pid)).mkdir(exist_ok=True)
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a) b) S {parent} " + "0 " * 9 + "0 0 100 50 0 0 1 0")
+    times = ProcessTree(tmp_path).read()
+    child_ns = process_ns(child.pid)
+    assert child_ns is not None
+    assert times.tree_ns - times.server_ns >= 150 * (10**9 // os.sysconf("SC_CLK_TCK"))
+    assert child.stdin is not None
+    child.stdin.close()
+    child.wait()

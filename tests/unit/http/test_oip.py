@@ -524,18 +524,19 @@ def test_receipts() -> None:
     assert answer.fields["clover-receipt"] == (
         'variant="small", accuracy=0.887, energy-j=0.000, carbon-mg=0.000, '
         "energy-mj=0.123, carbon-ug=0.014, intensity=400.0, method=modelled, "
-        "state=fresh, energy-nj=123456, carbon-pg=13700"
+        "state=fresh, energy-nj=123456, carbon-pg=13700, pue=1"
     )
     assert "parameters" not in answer.json()
     answer = d.post(INFER, echo_body(parameters={"clover_receipt": True}))
     assert answer.json()["parameters"]["clover_receipt"] == {
         "variant": "small",
-        "accuracy": RECEIPT.accuracy / 100,
+        "accuracy": round(RECEIPT.accuracy / 100, 9),
         "energy_j": RECEIPT.energy_j,
         "carbon_mg": RECEIPT.carbon_mg,
         "intensity_g_per_kwh": 400.0,
         "method": "modelled",
         "intensity_state": "fresh",
+        "pue": 1.0,
         "feedback": answer.fields["x-request-id"],
     }
     assert "clover-receipt" not in d.post(INFER, b"{}").fields
