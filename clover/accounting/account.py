@@ -494,8 +494,6 @@ class Account:
 
 
 def _uncertainty(device: DeviceAccount) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, bounds in (("", device.uncertainty), ("active_", device.active_uncertainty)):
-        if bounds is not None:
-            found[f"{name}uncertainty_low"], found[f"{name}uncertainty_high"] = bounds
-    return found
+    ranges = (("uncertainty", device.uncertainty), ("active_uncertainty", device.active_uncertainty))
+    known = [(name, bounds) for name, bounds in ranges if bounds is not None]
+    return {f"{name}_{end}": bounds[i] for name, bounds in known for i, end in enumerate(("low", "high"))}

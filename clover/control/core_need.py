@@ -94,7 +94,7 @@ class CoreNeed:
         """Return the idle part of the energy that `devices` used so far, whoever it is billed to, how many cores have
         workers and how few would do; None before any energy was counted."""
         measured_j = sum(float(line["measured_j"]) for line in devices.values())
-        idle_j = sum(_rest_j(line) + float(line["carried_j"]) for line in devices.values())
+        idle_j = sum(float(line["rest_j"]) + float(line["carried_j"]) for line in devices.values())
         if measured_j <= 0.0:
             return None
         part = min(max(idle_j / measured_j, 0.0), 1.0)
@@ -123,10 +123,3 @@ class CoreNeed:
             "core_sleep_w": row.core_sleep_w,
             "words": words,
         }
-
-
-def _rest_j(line: DeviceLines) -> float:
-    """Return all idle joules of a device: also those of the front end's own core and of what is not the server's."""
-    if "rest_j" in line:
-        return float(line["rest_j"])
-    return float(line["idle_j"]) + float(line["unowned_j"])
