@@ -268,8 +268,8 @@ class Account:
             for share in (*self._booked(meter, sample), spans.of(meter.family).share):
                 share.add_idle(part_j, prices)
             self._idle.setdefault(meter.family, OverheadBill()).accrue(part_j, prices)
-        unattributed_j = closed.unattributed_j + closed.foreign_j
-        for lines, joules in ((spans.unowned, closed.unowned_j), (spans.unattributed, unattributed_j)):
+        others_j = closed.unattributed_j + closed.foreign_j + closed.carried_j
+        for lines, joules in ((spans.unowned, closed.unowned_j), (spans.others, others_j)):
             whole_j, whole_g = lines.get(sample.device, (0.0, 0.0))
             grams = sum(joules * price.part * price.grams_per_j for price in prices)
             lines[sample.device] = whole_j + joules, whole_g + grams

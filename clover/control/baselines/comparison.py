@@ -2,8 +2,7 @@
 (`clover.accounting.boundaries`), and how sure that is.
 
 The shadow has no control (planning, profiling, starts, swaps, audits).  The front end is the same on both sides; so are
-idle power, of workers and of what none holds, unless the shadow is a smaller machine, and what others used.  The line
-`carried` is in neither: it is a debt, the same on both sides, that later windows make up for.
+idle power, of workers and of what none holds, unless the shadow is a smaller machine, and all other lines.
 
 **How sure.**  Grams saved are given with three errors, each as half of an interval's width, added in quadrature:
 
@@ -40,13 +39,13 @@ def _none() -> Floats:
 
 @dataclass
 class Overheads:
-    """What a window used beside active energy, as [joules, grams]; `unattributed` has what is foreign, too."""
+    """What a window used beside active energy, as [joules, grams]; `others`: the lines that are the machine's alone."""
 
     idle: Floats
     unowned: Floats
     front_end: Floats
     control: Floats
-    unattributed: Floats
+    others: Floats
 
     @classmethod
     def none(cls) -> Overheads:
@@ -59,7 +58,7 @@ class Overheads:
         self.unowned = self.unowned + other.unowned
         self.front_end = self.front_end + other.front_end
         self.control = self.control + other.control
-        self.unattributed = self.unattributed + other.unattributed
+        self.others = self.others + other.others
 
 
 @dataclass
@@ -151,12 +150,17 @@ class ComparisonSums:
 
     def served_in(self, boundary: Boundary) -> Floats:
         """Return what was used."""
-        return _within(boundary, self._lines())
+        return self._within(boundary, self._lines())
 
     def shadow_in(self, boundary: Boundary) -> Floats:
         """Return what the shadow would have used."""
         lines = {**self._lines(), "active": self.shadow_active, "idle": self.shadow_idle}
-        return _within(boundary, {**lines, "unowned": self.shadow_unowned, "control": _none()})
+        return self._within(boundary, {**lines, "unowned": self.shadow_unowned, "control": _none()})
+
+    def _within(self, boundary: Boundary, lines: Mapping[str, Floats]) -> Floats:
+        """Return the sum of those of `lines` that lie within `boundary`, which are the server's, and of all others."""
+        found = sum((lines[line] for line in WITHIN[boundary] if line in lines), _none())
+        return found + self.overheads.others if boundary == "machine" else found
 
     def _lines(self) -> dict[str, Floats]:
         """Return what was used, by line of the account."""
@@ -167,7 +171,6 @@ class ComparisonSums:
             "front_end": used.front_end,
             "control": used.control,
             "unowned": used.unowned,
-            "unattributed": used.unattributed,
         }
 
     @property
@@ -190,11 +193,6 @@ class ComparisonSums:
             ratio=math.hypot(beyond, max(shrunk, 0.0)),
             meter=meter_error * abs(float((self.shadow_in(boundary) - self.served_in(boundary))[1])),
         )
-
-
-def _within(boundary: Boundary, lines: Mapping[str, Floats]) -> Floats:
-    """Return the sum of those of `lines` that lie within `boundary`."""
-    return sum((lines[line] for line in WITHIN[boundary] if line in lines), _none())
 
 
 def together(errors: Iterable[Errors]) -> Errors:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from clover.accounting import Account, ProfiledEnergy, Spans, WorkerMeter
-from clover.accounting.boundaries import WITHIN
+from clover.accounting.boundaries import BOUNDARIES, WITHIN
+from clover.accounting.embodied import EmbodiedLedger
+from clover.accounting.sci import sci
 from clover.control.baselines.comparison import ComparisonSums, Overheads, Window
 from clover.control.baselines.saved import compared, label_of, meter_error, saved
 from clover.planning.budget.counterfactual import base
@@ -90,7 +92,7 @@ def test_the_boundary_is_the_servers_and_the_others_stand_beside_it() -> None:
         rig = SavingServer(policy="base")
         await rig.deploy()
         for _ in range(10):
-            spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, 100.0)}, unattributed={"cpu0": (0.5, 50.0)})
+            spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, 100.0)}, others={"cpu0": (0.5, 50.0)})
             span = spans.of("toy")
             span.rows = {"large": 50}
             span.share.active_j, span.share.active_g = 2.0, 200.0
@@ -108,7 +110,7 @@ def test_the_boundary_is_the_servers_and_the_others_stand_beside_it() -> None:
         for boundary, lines_within in WITHIN.items():
             held = {"active": 20.0, "idle": 40.0, "front_end": 80.0, "control": 160.0, "unowned": 10.0}
             held["unattributed"] = 5.0
-            assert lines[boundary][0] == sum(held.get(line, 0.0) for line in lines_within), "one table for SCI, too"
+            assert lines[boundary][0] == sum(held.get(line, 0.0) for line in lines_within)
         assert "within the server; on an invented grid" in told["words"]
         found = saved(rig.shadow)
         assert found is not None
@@ -198,6 +200,38 @@ def test_a_perfect_forecast_is_called_one() -> None:
         await static.deploy()
         await static.serve({"large": 1.0}, 20)
         assert "perfect forecast" not in static.told("base")["words"], "it plans with none"
+
+    drive(story)
+
+
+def test_a_saving_and_a_score_count_the_same_within_every_boundary() -> None:
+    """Cores that no worker holds, others' cores, other programs, and a debt of idle energy at the end."""
+
+    async def story() -> None:
+        rig, book, grid = SavingServer(), Account(pue=1.5), reading(360.0)
+        await rig.deploy()
+        book.add_device("cpu0", 3, foreign=2.0)
+        book.add_family("toy", 0)
+        meter = WorkerMeter(family="toy", variant="large", device="cpu0", placement="p0", slices=2)
+        book.attach(meter)
+        total_j = 0.0
+        for second, used_j in enumerate((0.0, 30.0, 12.0, 25.0, 4.0)):
+            total_j += used_j
+            sample = EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=10.0, method="measured")
+            book.window(sample, grid)
+            rig.controller.shadows.window(book.take())
+            if second != 1:
+                meter.add(50, SECOND // 4, SECOND // 4)
+        lines = book.devices()["cpu0"]
+        assert float(lines["carried_j"]) < 0.0 < float(lines["unattributed_j"])
+        assert float(lines["unowned_j"]) > 0.0 < float(lines["foreign_j"])
+        found = rig.told("base")["boundaries"]
+        score = sci(
+            {"cpu0": lines}, {"toy": (1, {"carbon_g": 0.0})}, EmbodiedLedger((), 4.0, 0), intensities=(), pue=1.5
+        ).boundaries
+        for boundary in BOUNDARIES:
+            assert found[boundary]["emitted_g"] == pytest.approx(score[boundary].operational_g), boundary
+        assert found["machine"]["used_j"] == pytest.approx(total_j)
 
     drive(story)
 
