@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from clover.accounting.devices import LINES, ClosedWindow, DeviceAccount, Line, Share
 from clover.accounting.host import HostCpu
+from clover.accounting.labels import grams_method, joined
 from clover.accounting.meters import WorkerMeter
 from clover.accounting.prices import Price, Prices
 from clover.accounting.spans import Spans, Work
@@ -267,8 +268,8 @@ class Account:
             for share in (*self._booked(meter, sample), spans.of(meter.family).share):
                 share.add_idle(part_j, prices)
             self._idle.setdefault(meter.family, OverheadBill()).accrue(part_j, prices)
-        unattributed_j = closed.unattributed_j + closed.foreign_j
-        for lines, joules in ((spans.unowned, closed.unowned_j), (spans.unattributed, unattributed_j)):
+        others_j = closed.unattributed_j + closed.foreign_j + closed.carried_j
+        for lines, joules in ((spans.unowned, closed.unowned_j), (spans.others, others_j)):
             whole_j, whole_g = lines.get(sample.device, (0.0, 0.0))
             grams = sum(joules * price.part * price.grams_per_j for price in prices)
             lines[sample.device] = whole_j + joules, whole_g + grams
@@ -414,7 +415,7 @@ class Account:
         return part_j
 
     def devices(self) -> dict[str, dict[str, float | str]]:
-        """Return the lines of each device, by name.
+        """Return the lines of each device, by name; `grams_method` is how its grams are known.
 
         Joules sum up: `measured_j` = active, front end, control, idle, unowned, foreign, unattributed and carried; so
         do grams, to `total_g`.  `rest_j` is all idle energy, in whichever lines.  `method` is how the joules are known,
@@ -440,7 +441,8 @@ class Account:
                 "unknown_s": device.unknown_s,
                 **_uncertainty(device),
                 "method": device.method,
-                "intensity": " and ".join(sorted(device.total.grids)),
+                "intensity": joined(device.total.grids),
+                "grams_method": joined(grams_method(device.method, known) for known in device.total.grids),
             }
             for name, device in self._devices.items()
         }
@@ -492,8 +494,6 @@ class Account:
 
 
 def _uncertainty(device: DeviceAccount) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, bounds in (("", device.uncertainty), ("active_", device.active_uncertainty)):
-        if bounds is not None:
-            found[f"{name}uncertainty_low"], found[f"{name}uncertainty_high"] = bounds
-    return found
+    ranges = (("uncertainty", device.uncertainty), ("active_uncertainty", device.active_uncertainty))
+    known = [(name, bounds) for name, bounds in ranges if bounds is not None]
+    return {f"{name}_{end}": bounds[i] for name, bounds in known for i, end in enumerate(("low", "high"))}

@@ -94,7 +94,8 @@ class ClosedWindow(NamedTuple):
 
     `active` and `idle` are the joules of each worker, `audits` those that it spent on rows that answer no client,
     `unowned_j` the idle joules of slices without a worker, `foreign_j` those of slices that are not the server's,
-    `control_j` what control used beside audits, `seconds` the length of the window, `prices` what a joule of it cost.
+    `control_j` what control used beside audits, `carried_j` idle joules beyond what was measured (below zero) or that
+    make up for such, `seconds` the length of the window, `prices` what a joule of it cost.
     """
 
     active: Parts
@@ -107,11 +108,12 @@ class ClosedWindow(NamedTuple):
     front_end_idle_j: float
     control_j: float
     unattributed_j: float
+    carried_j: float
     seconds: float
     prices: tuple[Price, ...]
 
 
-NOTHING = ClosedWindow([], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ())
+NOTHING = ClosedWindow([], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ())
 
 
 @dataclass
@@ -276,13 +278,14 @@ class DeviceAccount:
             front_end_idle_j,
             control_j,
             unattributed_j,
+            min(active_j, 0.0) - carried_j,
             seconds,
             prices.between(before, self._mark),
         )
-        self._book(closed, measured_j, min(active_j, 0.0) - carried_j)
+        self._book(closed, measured_j)
         return closed
 
-    def _book(self, closed: ClosedWindow, measured_j: float, carried_j: float) -> None:
+    def _book(self, closed: ClosedWindow, measured_j: float) -> None:
         self.total.add(measured_j, closed.prices)
         self.rest_j += closed.front_end_idle_j + closed.unowned_j + closed.foreign_j
         self.rest_j += sum(part_j for _, part_j in closed.idle)
@@ -294,7 +297,7 @@ class DeviceAccount:
             ("unowned", closed.unowned_j),
             ("foreign", closed.foreign_j),
             ("unattributed", closed.unattributed_j),
-            ("carried", carried_j),
+            ("carried", closed.carried_j),
         ):
             self.lines[line].add(joules, closed.prices)
 

@@ -1,43 +1,36 @@
 """The Software Carbon Intensity of a server, by ISO/IEC 21031: SCI = (E x I + M) / R.
 
 E x I are the grams of operation, PUE included; M is the embodied carbon (`clover.accounting.embodied`); R is the number
-of rows answered.  A score holds for a boundary only:
-
-    workers   energy of the variants and of the idle cores and slices that workers hold; their part of M
-    server    also that of the front end, of control and of what the server reserves and no worker holds; M of all that
-    machine   also all else that meters saw, other programs included; M of the whole machine if a counter covers it
-
+of rows answered.  A score holds for a boundary only (`clover.accounting.boundaries`).  M is that of what workers hold
+(`workers`), of all that the server reserves (`server`), or of the whole machine if a counter covers it (`machine`).
 The server's is given first.  A score of which a part is unknown is unknown.
+
+A model's own score has the boundary `model`: its variants, the idle cores and slices that its workers hold, their M,
+and its part of front end and control.  What no worker holds is no model's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from clover.accounting.boundaries import BOUNDARIES, WITHIN, Boundary
 from clover.accounting.embodied import EmbodiedGrams, EmbodiedLedger, Hardware
+from clover.accounting.labels import DeviceLines, grams_method, joined
 from clover.quantities import grams
 from clover.types import Record
 
-Boundary = Literal["workers", "server", "machine"]
-BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
-
-_LINES: dict[Boundary, tuple[str, ...]] = {
-    "workers": ("active_g", "idle_g"),
-    "server": ("active_g", "idle_g", "front_end_g", "control_g", "unowned_g"),
-    "machine": ("active_g", "idle_g", "front_end_g", "control_g", "unowned_g", "unattributed_g", "carried_g"),
-}
-"""The lines of a device's account that lie within each boundary."""
-
-Line = Mapping[str, float | str]
+ModelBoundary = Literal["workers", "model"]
 
 
 class SciMethods(Record, frozen=True, kw_only=True):
-    """How the terms of a score are known; more than one way is joined by " + "."""
+    """How the terms of a score are known, and the grams of operation that are energy x intensity; more than one way is
+    joined by " + "."""
 
     energy: str
     intensity: str
+    grams: str
     embodied: str
 
 
@@ -76,13 +69,15 @@ class SciReport:
 
     boundary: Boundary
     boundaries: dict[Boundary, SciScore]
-    model_boundary: Boundary
+    model_boundary: ModelBoundary
     models: dict[str, SciScore]
     methods: SciMethods
     hardware: tuple[Hardware, ...]
     embodied: Mapping[str, EmbodiedGrams]
     """By device; those of unknown hardware are not there."""
     pue: float
+    energy_range: tuple[float, float] | None = None
+    """By which parts the energy of the boundary given first may be off, by the range of modelled watts."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the report for the state."""
@@ -94,8 +89,11 @@ class SciReport:
             "methods": {
                 "energy": self.methods.energy,
                 "intensity": self.methods.intensity,
+                "grams": self.methods.grams,
                 "embodied": self.methods.embodied,
             },
+            "energy_uncertainty_low": None if self.energy_range is None else self.energy_range[0],
+            "energy_uncertainty_high": None if self.energy_range is None else self.energy_range[1],
             "pue": self.pue,
             "boundaries": {name: score.as_json() for name, score in self.boundaries.items()},
             "hardware": [
@@ -131,11 +129,14 @@ class SciReport:
             return f"unknown: the grams of the boundary {self.boundary} are not counted"
         if score.per_row_g is None:
             return "nothing was answered yet"
-        per_row_g, embodied = score.per_row_g, score.embodied
+        per_row_g, embodied, energy = score.per_row_g, score.embodied, self.methods.energy
+        if self.energy_range is not None:
+            low, high = self.energy_range
+            energy += f" {100.0 * high:+.0f} %/{100.0 * low:+.0f} %"
         terms = (
             f"{grams(per_row_g * 1e3)}CO2e per 1,000 rows of the {self.boundary}: "
             f"operation {grams(score.operational_g / score.rows * 1e3)} "
-            f"(energy {self.methods.energy}, intensity {self.methods.intensity}, PUE {self.pue:g}) and "
+            f"(energy {energy}, intensity {self.methods.intensity}, PUE {self.pue:g}) and "
             f"embodied {grams(embodied.grams / score.rows * 1e3)} ({self.methods.embodied}"
         )
         if embodied.low_g < embodied.high_g:
@@ -147,8 +148,8 @@ class SciReport:
 
 
 def sci(
-    devices: Mapping[str, Line],
-    models: Mapping[str, tuple[int, Line]],
+    devices: Mapping[str, DeviceLines],
+    models: Mapping[str, tuple[int, Mapping[str, float]]],
     ledger: EmbodiedLedger,
     *,
     intensities: Iterable[str],
@@ -179,37 +180,55 @@ def sci(
         "machine": machine if known else None,
     }
     operational: dict[Boundary, float | None] = {
-        name: _sum(lines, list(devices.values())) for name, lines in _LINES.items()
+        name: _sum(lines, list(devices.values())) for name, lines in WITHIN.items()
     }
     if operational["workers"] is None:
         operational["workers"] = sum(float(totals["carbon_g"]) for _, totals in models.values())
     boundaries = {name: SciScore(rows, operational[name], embodied[name]) for name in BOUNDARIES}
     with_front_end = all("front_end_j" in totals for _, totals in models.values())
+    boundary: Boundary = "server" if operational["server"] is not None else "workers"
+    energy, known_intensities = {str(line["method"]) for line in devices.values()}, set(intensities)
     return SciReport(
-        boundary="server" if operational["server"] is not None else "workers",
+        boundary=boundary,
         boundaries=boundaries,
-        model_boundary="server" if with_front_end else "workers",
+        model_boundary="model" if with_front_end else "workers",
         models={
             model: SciScore(count, float(totals["carbon_g"]), ledger.models.get(model, EmbodiedGrams()))
             for model, (count, totals) in models.items()
         },
         methods=SciMethods(
-            energy=_joined(str(line["method"]) for line in devices.values()),
-            intensity=_joined(intensities),
-            embodied=_joined(item.known for item in ledger.hardware),
+            energy=joined(energy) or "unknown",
+            intensity=joined(known_intensities) or "unknown",
+            grams=joined(grams_method(method, known) for method in energy for known in known_intensities) or "unknown",
+            embodied=joined(item.known for item in ledger.hardware) or "unknown",
         ),
         hardware=tuple(ledger.hardware),
         embodied=ledger.devices,
         pue=pue,
+        energy_range=_energy_range(WITHIN[boundary], list(devices.values())),
     )
 
 
-def _sum(lines: tuple[str, ...], accounts: list[Line]) -> float | None:
+def _sum(lines: tuple[str, ...], accounts: list[DeviceLines]) -> float | None:
     """Return the grams of `lines` over all `accounts`; None if a line stands in none of them, so is not counted."""
-    if not all(any(line in account for account in accounts) for line in lines):
+    if not all(any(f"{line}_g" in account for account in accounts) for line in lines):
         return None
-    return sum(float(account[line]) for account in accounts for line in lines if line in account)
+    return sum(_grams(lines, account) for account in accounts)
 
 
-def _joined(ways: Iterable[str]) -> str:
-    return " + ".join(sorted(set(ways))) or "unknown"
+def _grams(lines: tuple[str, ...], account: DeviceLines) -> float:
+    return sum(float(account.get(f"{line}_g", 0.0)) for line in lines)
+
+
+def _energy_range(lines: tuple[str, ...], accounts: list[DeviceLines]) -> tuple[float, float] | None:
+    """Return by which parts the energy of `lines` may be off, low and high, each device by its grams; None if no range
+    is known.  Devices whose range is not known add nothing to it."""
+    whole_g = sum(_grams(lines, account) for account in accounts)
+    ranged = [account for account in accounts if "uncertainty_low" in account]
+    if not ranged or whole_g <= 0.0:
+        return None
+    low, high = (
+        sum(_grams(lines, account) * float(account[f"uncertainty_{end}"]) for account in ranged) / whole_g
+        for end in ("low", "high")
+    )
+    return low, high

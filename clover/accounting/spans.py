@@ -43,12 +43,13 @@ class Span:
 
 @dataclass
 class Spans:
-    """The spans of all families; by device the idle joules and grams of slices without a worker (`unowned`) and the
-    active ones that none of ours used (`unattributed`); and the length of the longest window in them."""
+    """The spans of all families; by device the joules and grams of what is not theirs: idle ones of the server's slices
+    without a worker (`unowned`), and those of the lines `unattributed`, `foreign` and `carried` together (`others`);
+    and the length of the longest window in them."""
 
     families: dict[str, Span] = field(default_factory=dict)
     unowned: dict[str, tuple[float, float]] = field(default_factory=dict)
-    unattributed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    others: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def of(self, family: str) -> Span:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clover.accounting.labels import DeviceLines, joined, methods_of
 from clover.control.context import Context
 from clover.control.family import Family
 from clover.control.request import PlanRequest, Targets
@@ -89,15 +90,15 @@ class CoreNeed:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
 
-    def report(self, devices: Mapping[str, Mapping[str, float | str]]) -> dict[str, Any] | None:
-        """Return the idle part of the energy that `devices` used so far (the lines of the account), how many cores have
+    def report(self, devices: Mapping[str, DeviceLines]) -> dict[str, Any] | None:
+        """Return the idle part of the energy that `devices` used so far, whoever it is billed to, how many cores have
         workers and how few would do; None before any energy was counted."""
         measured_j = sum(float(line["measured_j"]) for line in devices.values())
-        idle_j = sum(float(line[key]) for line in devices.values() for key in ("idle_j", "unowned_j", "carried_j"))
+        idle_j = sum(float(line["rest_j"]) + float(line["carried_j"]) for line in devices.values())
         if measured_j <= 0.0:
             return None
         part = min(max(idle_j / measured_j, 0.0), 1.0)
-        method = ", ".join(sorted({str(line["method"]) for line in devices.values()}))
+        method = joined(methods_of(devices.values()))
         words = f"idle is {100.0 * part:.3g} % of this machine's energy so far ({method})"
         row, needed = self.row(), self.cores
         if row is None:

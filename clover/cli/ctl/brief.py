@@ -32,7 +32,8 @@ def show(answer: dict[str, Any], console: Console) -> None:
     )
     _line("grid", _grid(answer.get("intensity")), console)
     frozen = ", frozen: nothing is planned" if answer.get("frozen") else ""
-    if idle := answer.get("idle"):
+    if "idle" in answer:
+        idle = answer["idle"] or {"words": "no energy was counted yet; its idle part is shown here once some is"}
         _line("idle", idle["words"].removeprefix("idle is "), console)
     _line("control", f"policy {answer.get('policy')}, mode {answer.get('mode')}{frozen}", console)
     sci = (answer.get("totals") or {}).get("sci") or {}

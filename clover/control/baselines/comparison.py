@@ -1,10 +1,8 @@
-"""Sums of a comparison: what served and what its shadow would have used, within three boundaries, and how sure that is.
+"""Sums of a comparison: what served and what its shadow would have used, within each boundary
+(`clover.accounting.boundaries`), and how sure that is.
 
-    workers   active and idle energy of the workers
-    server    and the front end, and control (planning, profiling, starts, swaps, audits), which BASE has none of
-    machine   and what no worker holds or caused
-
-The front end is the same on both sides; so is what no worker holds, unless the shadow is a smaller machine.
+The shadow has no control (planning, profiling, starts, swaps, audits).  The front end is the same on both sides; so are
+idle power, of workers and of what none holds, unless the shadow is a smaller machine, and all other lines.
 
 **How sure.**  Grams saved are given with three errors, each as half of an interval's width, added in quadrature:
 
@@ -22,20 +20,17 @@ All arrays end in [joules, grams].
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clover.accounting import Share
+from clover.accounting.boundaries import WITHIN, Boundary
 
 Floats = NDArray[np.float64]
-
-Boundary = Literal["workers", "server", "machine"]
-BOUNDARIES: tuple[Boundary, ...] = ("workers", "server", "machine")
-DEFAULT: Boundary = "server"
 
 
 def _none() -> Floats:
@@ -44,13 +39,13 @@ def _none() -> Floats:
 
 @dataclass
 class Overheads:
-    """What a window used beside active energy, as [joules, grams]."""
+    """What a window used beside active energy, as [joules, grams]; `others`: the lines that are the machine's alone."""
 
     idle: Floats
     unowned: Floats
     front_end: Floats
     control: Floats
-    unattributed: Floats
+    others: Floats
 
     @classmethod
     def none(cls) -> Overheads:
@@ -63,7 +58,7 @@ class Overheads:
         self.unowned = self.unowned + other.unowned
         self.front_end = self.front_end + other.front_end
         self.control = self.control + other.control
-        self.unattributed = self.unattributed + other.unattributed
+        self.others = self.others + other.others
 
 
 @dataclass
@@ -155,17 +150,28 @@ class ComparisonSums:
 
     def served_in(self, boundary: Boundary) -> Floats:
         """Return what was used."""
-        found: Floats = self.active + self.overheads.idle
-        if boundary != "workers":
-            found = found + self.overheads.front_end + self.overheads.control
-        return found + self.overheads.unowned + self.overheads.unattributed if boundary == "machine" else found
+        return self._within(boundary, self._lines())
 
     def shadow_in(self, boundary: Boundary) -> Floats:
         """Return what the shadow would have used."""
-        found: Floats = self.shadow_active + self.shadow_idle
-        if boundary != "workers":
-            found = found + self.overheads.front_end
-        return found + self.shadow_unowned + self.overheads.unattributed if boundary == "machine" else found
+        lines = {**self._lines(), "active": self.shadow_active, "idle": self.shadow_idle}
+        return self._within(boundary, {**lines, "unowned": self.shadow_unowned, "control": _none()})
+
+    def _within(self, boundary: Boundary, lines: Mapping[str, Floats]) -> Floats:
+        """Return the sum of those of `lines` that lie within `boundary`, which are the server's, and of all others."""
+        found = sum((lines[line] for line in WITHIN[boundary] if line in lines), _none())
+        return found + self.overheads.others if boundary == "machine" else found
+
+    def _lines(self) -> dict[str, Floats]:
+        """Return what was used, by line of the account."""
+        used = self.overheads
+        return {
+            "active": self.active,
+            "idle": used.idle,
+            "front_end": used.front_end,
+            "control": used.control,
+            "unowned": used.unowned,
+        }
 
     @property
     def shadow_active(self) -> Floats:

@@ -1,19 +1,20 @@
 """What was saved compared with fixed mixes and BASE, and how either side is known: for state, metrics and people.
 
 There is no figure before something was served.  A saving may be negative, and the text then says "lost".  It is given
-within the boundary `server` (`clover.control.baselines.comparison`), with an interval; the other boundaries stand
-beside it.
+within the boundary `server` (`clover.accounting.boundaries`), with an interval; the other boundaries stand beside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from clover.control.baselines.comparison import BOUNDARIES, DEFAULT, Boundary, ComparisonSums, Errors, Floats, together
+from clover.accounting.boundaries import BOUNDARIES, DEFAULT, Boundary
+from clover.accounting.labels import DeviceLines, joined, methods_of
+from clover.control.baselines.comparison import ComparisonSums, Errors, Floats, together
 from clover.control.baselines.shadow import Shadow
 from clover.quantities import grams
 from clover.types import FamilyProfile
@@ -24,8 +25,8 @@ METER_ERROR = {"measured": 0.05, "emulated": 0.0}
 """By how much watts may be off as a part, where the meter does not say: NVML's and RAPL's own counters, and what is
 only emulated."""
 MODELLED_ERROR = 0.5
-_TOLD_APART = 0.005
-"""Points of accuracy that are said."""
+_LEAST_POINTS = 0.005
+"""Points of accuracy from which on a difference is stated: figures are rounded to that."""
 _ALL = 0.99
 _GRIDS = {
     "synthetic": "invented",
@@ -35,8 +36,8 @@ _GRIDS = {
     "forecast": "foreseen",
 }
 
-Devices = Mapping[str, Mapping[str, float | str]]
-"""The lines of each device (`clover.accounting.Account.devices`)."""
+Devices = Mapping[str, DeviceLines]
+"""By name."""
 
 
 class Compared(NamedTuple):
@@ -83,7 +84,7 @@ def compared(shadows: Mapping[str, Shadow], devices: Devices | None = None) -> I
                 yield Compared(
                     model=name,
                     against=kind,
-                    method="emulated" if "emulated" in shadow.methods else "modelled",
+                    method=_method(_methods([shadow], devices or {})),
                     served_j=served_j,
                     shadow_j=shadow_j,
                     served_g=served_g,
@@ -96,20 +97,30 @@ def compared(shadows: Mapping[str, Shadow], devices: Devices | None = None) -> I
                 )
 
 
-def label_of(shadows: Iterable[Shadow]) -> str:
-    """Return how a saving is known, in words.  The shadow is always modelled; what was served may be measured."""
-    shadows = list(shadows)
-    methods = {method for shadow in shadows for method in shadow.methods}
+def label_of(shadows: Sequence[Shadow], devices: Devices) -> str:
+    """Return how a saving is known, in words.  The shadow is always modelled; what was served may be measured, or some
+    of it on a machine of which one device has a counter and another has none."""
+    methods = _methods(shadows, devices)
     profiles = {item.energy_method for shadow in shadows for item in shadow.family.profile.latency}
-    word = "emulated" if "emulated" in methods else "modelled"
+    word = _method(methods)
     if "measured" in methods:
-        word += " from metered joules"
+        kinds = ["metered", *sorted(methods - {"measured", "none"})]
+        word += f" from {' and '.join(kinds)} joules"
     return f"{word}, analytical profile" if "analytical" in profiles else word
 
 
+def _methods(shadows: Iterable[Shadow], devices: Devices) -> set[str]:
+    """Return how the joules are known of all that served, rows or not."""
+    return methods_of(devices.values()).union(*(shadow.methods for shadow in shadows))
+
+
+def _method(methods: Set[str]) -> str:
+    return "emulated" if "emulated" in methods else "modelled"
+
+
 def grid_of(shadows: Iterable[Shadow]) -> str:
-    """Return how the intensities were known that grams were priced at, joined by "+"; "unknown" if none is."""
-    return "+".join(sorted({grid for shadow in shadows for grid in shadow.grids})) or "unknown"
+    """Return how the intensities were known that grams were priced at, joined by " + "; "unknown" if none is."""
+    return joined(grid for shadow in shadows for grid in shadow.grids) or "unknown"
 
 
 def profile_error(profile: FamilyProfile) -> float:
@@ -127,15 +138,18 @@ def profile_error(profile: FamilyProfile) -> float:
 
 
 def meter_error(methods: Iterable[str], devices: Devices) -> float:
-    """Return by which part watts of the meters may be off: what they say themselves, else what is usual."""
-    found = [METER_ERROR.get(method, MODELLED_ERROR) for method in methods]
-    said = [
-        abs(float(line[key]))
-        for line in devices.values()
-        for key in ("uncertainty_low", "uncertainty_high")
-        if key in line
-    ]
-    return max(said or found, default=MODELLED_ERROR)
+    """Return by which part watts of the meters may be off: what they say themselves, else what is usual; the mean over
+    `devices` by their joules, or the most of `methods` if they used none."""
+    joules = {name: max(float(line["measured_j"]), 0.0) for name, line in devices.items()}
+    whole_j = sum(joules.values())
+    if whole_j > 0.0:
+        return sum(_meter_error(line) * joules[name] for name, line in devices.items()) / whole_j
+    return max((METER_ERROR.get(method, MODELLED_ERROR) for method in methods), default=MODELLED_ERROR)
+
+
+def _meter_error(line: DeviceLines) -> float:
+    said = [abs(float(line[key])) for key in ("uncertainty_low", "uncertainty_high") if key in line]
+    return max(said, default=METER_ERROR.get(str(line["method"]), MODELLED_ERROR))
 
 
 class _Comparison:
@@ -164,7 +178,7 @@ class _Comparison:
         return np.sum(served, axis=0), np.sum([sums.shadow_in(boundary) for _, sums in self._parts], axis=0)
 
     def without_idle(self) -> tuple[Floats, Floats]:
-        """Return both sides within the boundary `server`, without idle power of workers."""
+        """Return both sides within the boundary `server`, without the idle power of what workers may hold."""
         front_end = [sums.overheads.front_end for _, sums in self._parts]
         served = [sums.active + sums.overheads.front_end + sums.overheads.control for _, sums in self._parts]
         shadow = [sums.shadow_active for _, sums in self._parts]
@@ -209,7 +223,7 @@ class _Comparison:
 
 
 def _saved(shadows: Sequence[Shadow], devices: Devices) -> dict[str, Any]:
-    label, rows = label_of(shadows), sum(shadow.rows for shadow in shadows)
+    label, rows = label_of(shadows, devices), sum(shadow.rows for shadow in shadows)
     out: dict[str, Any] = {} if len(shadows) > 1 else {"since_s": shadows[0].since_s}
     perfect = any(shadow.perfect_forecast for shadow in shadows)
     grid = grid_of(shadows)
@@ -270,7 +284,12 @@ def _grid_words(grid: str) -> str:
         return "on a grid of unknown origin"
     if grid == "synthetic":
         return "on an invented grid"
-    return f"on {' and '.join(_GRIDS.get(word, word) for word in grid.split('+'))} intensities"
+    return f"on {' and '.join(_grid_word(word) for word in grid.split(' + '))} intensities"
+
+
+def _grid_word(known: str) -> str:
+    method = known.removeprefix("replayed ")
+    return known.removesuffix(method) + _GRIDS.get(method, method)
 
 
 def _single(shadow: Shadow, devices: Devices) -> dict[str, Any] | None:
@@ -282,7 +301,7 @@ def _single(shadow: Shadow, devices: Devices) -> dict[str, Any] | None:
             continue  # it could not have served everything
         found = _Comparison("single", [(shadow, sums)], devices)
         within = found.within(DEFAULT)
-        as_accurate = found.shadow_accuracy >= found.accuracy - _TOLD_APART
+        as_accurate = found.shadow_accuracy >= found.accuracy - _LEAST_POINTS
         if as_accurate and within["low"] <= 0.0 and (best is None or within["shadow_g"] < best["shadow_g"]):
             more = "no more" if within["grams"] <= 0.0 else f"{grams(within['grams'])} more, which may be an error"
             words = f"{variant} alone would do as well: {found.shadow_accuracy:.2f} %, and {more}"
@@ -312,7 +331,7 @@ def _words(figures: Mapping[str, Any], name: str, known: str) -> str:
     text = f"{_short(figures, name)} ({known})"
     if without is not None:
         text += f", {'saved' if without > -0.0005 else 'lost'} {abs(100.0 * without):.1f} % without idle power"
-    if abs(points) >= _TOLD_APART:
+    if abs(points) >= _LEAST_POINTS:
         text += f"; {abs(points):.2f} points of accuracy {'given up' if points > 0.0 else 'gained'}"
     if figures["rows_beyond_shadow"]:
         beyond = 100.0 * figures["rows_beyond_shadow"] / figures["rows"]

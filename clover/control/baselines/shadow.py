@@ -203,7 +203,7 @@ class Shadow:
             unowned=unowned.unowned,
             front_end=energy_of(span.front_end),
             control=energy_of(span.control),
-            unattributed=unowned.unattributed,
+            others=unowned.others,
         )
         span = self._with_open(span)
         rows = sum(span.rows.values()) - span.gone_on

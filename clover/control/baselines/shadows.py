@@ -53,8 +53,8 @@ class Shadows:
             overheads = Overheads.none()
             for device, line in spans.unowned.items():
                 overheads.unowned += self._part(name, device) * np.array(line)
-            for device, line in spans.unattributed.items():
-                overheads.unattributed += self._part(name, device) * np.array(line)
+            for device, line in spans.others.items():
+                overheads.others += self._part(name, device) * np.array(line)
             shadow.window(spans.families.get(name, Span()), overheads, spans.seconds, grid_s)
         for name in spans.families.keys() & self._known.keys() - context.families.keys():
             # before it was unloaded

@@ -9,11 +9,10 @@ from prometheus_client.core import Metric
 
 from clover.accounting.account import Account
 from clover.accounting.devices import Line, Share
+from clover.accounting.labels import DeviceLines, grams_method
 from clover.control.baselines.saved import Compared
 from clover.telemetry.metrics.table import COUNTER, GAUGE, MetricSpec, Sample, collect, single
 from clover.types import Method
-
-DeviceLine = Mapping[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,11 @@ class EnergyReading:
     """Device, line, method, and what was booked."""
     per_row: Mapping[tuple[str, str, Method], tuple[float, float]]
     """Predicted and metered active joules a row by (model, variant, method)."""
-    devices: Mapping[str, DeviceLine]
+    devices: Mapping[str, DeviceLines]
     cpu_s: float
 
 
-def _of_devices(read: Callable[[DeviceLine], float | str]) -> Callable[[EnergyReading], Iterator[Sample]]:
+def _of_devices(read: Callable[[DeviceLines], float | str]) -> Callable[[EnergyReading], Iterator[Sample]]:
     """Return how to read one figure of every device."""
     return lambda energy: (
         ((device, str(line["method"])), float(read(line))) for device, line in energy.devices.items()
@@ -54,12 +53,6 @@ def _of_models(energy: EnergyReading) -> Iterator[Sample]:
         yield (model, "", line, method), share.total_j
 
 
-def _of_grams(method: str, grid: str) -> str:
-    """Return how grams are known, from how their joules and how the intensity was: a counter's joules at a stated or
-    invented intensity are no measured grams."""
-    return "modelled" if method == "measured" and grid != "published" else method
-
-
 def _summed(samples: Iterable[Sample]) -> Iterator[Sample]:
     """Yield one sample for each set of labels."""
     found: dict[tuple[str, ...], float] = {}
@@ -71,10 +64,10 @@ def _summed(samples: Iterable[Sample]) -> Iterator[Sample]:
 def _grams(energy: EnergyReading) -> Iterator[Sample]:
     for (model, variant, method), share in energy.shares:
         for (part, grid), grams in share.grids.items():
-            yield (model, variant, part, _of_grams(method, grid), grid), grams
+            yield (model, variant, part, grams_method(method, grid), grid), grams
     for (model, line, method), share in energy.overheads:
         for (_, grid), grams in share.grids.items():
-            yield (model, "", line, _of_grams(method, grid), grid), grams
+            yield (model, "", line, grams_method(method, grid), grid), grams
 
 
 def _lines(energy: EnergyReading) -> Iterator[Sample]:
@@ -87,7 +80,7 @@ def _line_grams(energy: EnergyReading) -> Iterator[Sample]:
     for device, line, method, booked in energy.lines:
         if line != "carried":
             for grid, grams in booked.grids.items():
-                yield (device, line, _of_grams(method, grid), grid), grams
+                yield (device, line, grams_method(method, grid), grid), grams
 
 
 def _per_row(energy: EnergyReading) -> Iterator[Sample]:

@@ -15,8 +15,12 @@ def _per_row(score: SciScore, *labels: str) -> Iterator[Sample]:
         yield labels, score.per_row_g
 
 
-def _known(report: SciReport) -> tuple[str, str, str]:
-    return report.methods.energy, report.methods.intensity, report.methods.embodied
+_KNOWN = ("energy", "intensity", "grams_method", "embodied")
+
+
+def _known(report: SciReport) -> tuple[str, ...]:
+    methods = report.methods
+    return methods.energy, methods.intensity, methods.grams, methods.embodied
 
 
 def _devices(report: SciReport) -> Iterator[Sample]:
@@ -52,16 +56,17 @@ SCI: tuple[MetricSpec[SciReport], ...] = (
         "Software Carbon Intensity since the start: grams of CO2e a row answered, operation and embodied; absent if a "
         "part is unknown",
         GAUGE,
-        ("boundary", "energy", "intensity", "embodied"),
+        ("boundary", *_KNOWN),
         lambda report: (
             sample for name, score in report.boundaries.items() for sample in _per_row(score, name, *_known(report))
         ),
     ),
     MetricSpec(
         "clover_sci_model_grams_per_row",
-        "Software Carbon Intensity of a model since the start: grams of CO2e a row answered, operation and embodied",
+        "Software Carbon Intensity of a model since the start: grams of CO2e a row answered, operation and embodied, "
+        "without cores and slices that no worker holds",
         GAUGE,
-        ("model", "boundary", "energy", "intensity", "embodied"),
+        ("model", "boundary", *_KNOWN),
         lambda report: (
             sample
             for model, score in report.models.items()

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.accounting import WorkerMeter
+from clover.accounting.boundaries import BOUNDARIES, WITHIN
+from clover.accounting.devices import LINES as ACCOUNT_LINES
 from clover.accounting.embodied import EmbodiedLedger, Hardware
 from clover.accounting.sci import SciReport, sci
 
@@ -38,7 +40,14 @@ GPU = Hardware(
     known="unknown",
     source="nothing is published",
 )
-LINES = {"active_g": 1.0, "idle_g": 2.0, "front_end_g": 0.5, "control_g": 0.25, "unowned_g": 0.25}
+LINES = {
+    **{f"{line}_g": 0.0 for line in ACCOUNT_LINES},
+    "active_g": 1.0,
+    "idle_g": 2.0,
+    "front_end_g": 0.5,
+    "control_g": 0.25,
+    "unowned_g": 0.25,
+}
 
 
 def ledger(*hardware: Hardware) -> EmbodiedLedger:
@@ -89,7 +98,8 @@ def test_the_score_is_operation_and_embodied_over_rows_and_names_its_boundary() 
     whole = made.devices["cpu0"].grams
     devices = {"cpu0": {**LINES, "unattributed_g": 6.0, "carried_g": -1.0, "method": "measured"}}
     found = report(made, devices, {"m": (2000, {"carbon_g": 3.75, "front_end_j": 1.0})})
-    assert found.boundary == found.model_boundary == "server"
+    assert (found.boundary, found.model_boundary) == ("server", "model")
+    assert found.model_json("m")["boundary"] == "model", "it has nothing of what no worker holds"  # type: ignore[index]
     # Workers hold three of the four reserved cores; a counter sees all eight of the machine.
     assert found.boundaries["workers"].per_row_g == pytest.approx((3.0 + whole * 3 / 4) / 2000)
     assert found.boundaries["server"].per_row_g == pytest.approx((4.0 + whole) / 2000)
@@ -99,10 +109,39 @@ def test_the_score_is_operation_and_embodied_over_rows_and_names_its_boundary() 
     assert shown["g_per_1000_rows"] == pytest.approx(shown["g_per_row"] * 1000)
     assert shown["operational_g"] == 4.0, "embodied grams are in none of operation"
     assert shown["embodied_g"] == whole
-    assert shown["methods"] == {"energy": "measured", "intensity": "synthetic", "embodied": "cited default"}
+    assert shown["methods"] == {
+        "energy": "measured",
+        "intensity": "synthetic",
+        "grams": "modelled",
+        "embodied": "cited default",
+    }
+    assert shown["energy_uncertainty_low"] is None
     assert shown["hardware"][0]["source"] == "a paper"
     assert "of the server" in shown["words"]
     assert "energy measured, intensity synthetic, PUE 1.5" in shown["words"]
+
+
+def test_each_boundary_holds_the_one_before_it_and_the_machines_is_all_that_meters_showed() -> None:
+    assert tuple(WITHIN) == BOUNDARIES
+    workers, server, machine = (set(WITHIN[boundary]) for boundary in BOUNDARIES)
+    assert workers < server < machine == set(ACCOUNT_LINES)
+    assert server - workers == {"front_end", "control", "unowned"}
+
+
+def test_the_range_of_modelled_watts_stands_beside_the_energy_by_each_devices_grams() -> None:
+    made = ledger(BOX)
+    made.window(HOUR_NS, [worker("m")])
+    host = {**LINES, "method": "modelled", "uncertainty_low": -0.2, "uncertainty_high": 0.4, "unattributed_g": 50.0}
+    gpu = {**LINES, "active_g": 9.0, "method": "measured"}
+    alone = report(made, {"cpu0": host}, {"m": (10, {"carbon_g": 3.0})})
+    assert alone.energy_range == pytest.approx((-0.2, 0.4))
+    assert "(energy modelled +40 %/-20 %, intensity synthetic" in alone.words()
+    both = report(made, {"cpu0": host, "gpu0": gpu}, {"m": (10, {"carbon_g": 3.0})})
+    # 4 of 16 grams within the server are modelled.
+    assert both.energy_range == pytest.approx((-0.05, 0.1))
+    shown = both.as_json()
+    assert (shown["energy_uncertainty_low"], shown["energy_uncertainty_high"]) == both.energy_range
+    assert shown["methods"]["grams"] == "modelled", "measured joules at an invented intensity are no measured grams"
 
 
 def test_a_model_of_energy_covers_only_what_is_reserved() -> None:

@@ -585,6 +585,18 @@ def test_the_state_in_a_dozen_lines(
     assert json.loads(capsys.readouterr().out) == answered()
 
 
+def test_the_state_in_brief_has_the_idle_part_of_the_energy_and_says_when_there_is_none_yet(
+    server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for idle, said in (
+        ({"words": "idle is 90 % of this machine's energy so far (modelled)"}, "90 % of this machine's energy so far"),
+        (None, "no energy was counted yet; its idle part is shown here once"),
+    ):
+        server.answer = (200, answered() | {"idle": idle})
+        assert ctl(server, "state") == 0
+        assert f"idle         {said}" in capsys.readouterr().out
+
+
 def test_the_state_in_brief_has_the_grams_a_row(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     state = answered()
     state["totals"]["sci"] = {"words": "5.4 mgCO2e per 1,000 rows of the server"}

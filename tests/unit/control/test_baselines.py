@@ -133,8 +133,8 @@ def test_accuracy_bought_where_the_grid_is_clean_beats_the_fixed_mix_at_the_same
         assert told["accuracy_given_up"] == pytest.approx(0.0, abs=1e-9)
         emitted = 400 * own * 100.0 + 400 * low * 500.0
         fixed_g = 400 * (low + high) / 2 * (100.0 + 500.0)
-        assert told["emitted_g"] == pytest.approx(emitted + 20.0 * 600.0)
-        assert told["boundaries"]["machine"]["emitted_g"] == pytest.approx(emitted + 30.0 * 600.0)
+        assert told["boundaries"]["workers"]["emitted_g"] == pytest.approx(emitted + 20.0 * 600.0)
+        assert told["emitted_g"] == pytest.approx(emitted + 30.0 * 600.0)
         assert told["grams"] == pytest.approx(fixed_g - emitted)
         assert told["grams"] > 0.0
         assert "% of the best fixed mix at 90.00 %, as served (equal load and hardware; modelled" in told["words"]

@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+from clover.accounting import Account
 from clover.control.core_need import ASK_S
 from clover.control.core_sleep import REST_S
 from clover.devices.cpu import CpuDevice
@@ -15,9 +16,9 @@ from clover.errors import BadRequest
 from clover.planning.model.cores import cores_under
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.search.fewest import fewest_cores
-from clover.types import State
+from clover.types import EnergySample, State
 from tests.support.control_fixture import FakeDevice, Rig
-from tests.support.profiles_fixture import profile
+from tests.support.profiles_fixture import profile, reading
 
 
 def rig(rate: float, *, sleep_w: float | None = 0.25) -> Rig:
@@ -85,7 +86,16 @@ def test_a_load_that_swings_starts_few_workers() -> None:
     asyncio.run(run())
 
 
-LINES = {"cpu0": {"measured_j": 100.0, "idle_j": 60.0, "unowned_j": 33.0, "carried_j": -3.0, "method": "modelled"}}
+LINES = {
+    "cpu0": {
+        "measured_j": 100.0,
+        "rest_j": 93.0,
+        "idle_j": 40.0,
+        "unowned_j": 13.0,
+        "carried_j": -3.0,
+        "method": "modelled",
+    }
+}
 
 
 def asking(rig: Rig) -> list[float]:
@@ -127,6 +137,24 @@ def test_the_state_says_what_is_idle_and_how_few_cores_would_do() -> None:
         one.fleet.figures["arrival_rate"] = 300.0
         await one.look(1.0, looks=3)
         assert len(rates) == 2, "not so soon again"
+
+    asyncio.run(run())
+
+
+def test_all_idle_energy_is_idle_also_of_the_front_ends_core_and_of_cores_that_are_not_the_servers() -> None:
+    book = Account(pue=1.5)
+    book.add_device("cpu0", 2, front_end=1, foreign=5.0)
+    for second in range(3):
+        sample = EnergySample(
+            device="cpu0", at_ns=second * 1_000_000_000, total_j=8.0 * second, idle_w=8.0, method="measured"
+        )
+        book.window(sample, reading(300.0))
+
+    async def run() -> None:
+        one = rig(300.0)
+        one.controller.totals = lambda: {"devices": book.devices()}
+        await one.settled()
+        assert one.controller.state()["idle"]["words"].startswith("idle is 100 % of this machine's energy so far (mea")
 
     asyncio.run(run())
 

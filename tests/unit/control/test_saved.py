@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from clover.accounting import Account, ProfiledEnergy, Spans, WorkerMeter
+from clover.accounting.boundaries import BOUNDARIES, WITHIN
+from clover.accounting.embodied import EmbodiedLedger
+from clover.accounting.sci import sci
 from clover.control.baselines.comparison import ComparisonSums, Overheads, Window
-from clover.control.baselines.saved import compared, saved
+from clover.control.baselines.saved import compared, label_of, meter_error, saved
 from clover.planning.budget.counterfactual import base
 from clover.types import EnergySample, Method
 from tests.support.profiles_fixture import cpu, fixed, profile, reading
@@ -47,12 +50,49 @@ def test_every_saving_says_how_it_is_known(methods: set[Method], energy: Method,
     drive(story)
 
 
+def test_a_host_without_a_counter_beside_a_gpu_with_one_is_in_the_label_and_in_the_interval_by_its_joules() -> None:
+    gpu = {"measured_j": 900.0, "method": "measured"}
+    host = {"measured_j": 100.0, "method": "modelled", "uncertainty_low": -0.2, "uncertainty_high": 0.45}
+    lost = {"measured_j": 0.0, "method": "none"}
+    devices: dict[str, dict[str, float | str]] = {"gpu0": gpu, "host": host, "gpu1": lost}
+
+    async def story() -> None:
+        rig = SavingServer()
+        await rig.deploy()
+        await rig.serve({"large": 1.0}, 5)
+        assert rig.shadow.methods == {"measured"}, "the host answers no rows"
+        found = saved(rig.shadow, devices)
+        assert found is not None
+        assert found["label"] == "modelled from metered and modelled joules"
+        assert meter_error({"measured"}, devices) == pytest.approx(0.9 * 0.05 + 0.1 * 0.45)
+        assert meter_error({"measured"}, {"gpu1": lost}) == 0.05, "nothing was counted yet"
+        emulated = {"gpu0": gpu | {"method": "emulated"}, "host": host | {"method": "measured"}}
+        rig.shadow.methods = {"emulated"}
+        assert label_of([rig.shadow], emulated) == "emulated from metered and emulated joules"
+
+    drive(story)
+
+
+def test_a_replayed_grid_is_called_one() -> None:
+    async def story() -> None:
+        rig = SavingServer()
+        await rig.deploy()
+        await rig.serve({"large": 1.0}, 5)
+        rig.shadow.grids = {"replayed synthetic", "published"}
+        found = saved(rig.shadow)
+        assert found is not None
+        assert found["grid"] == "published + replayed synthetic"
+        assert "on published and replayed invented intensities" in found["known"]
+
+    drive(story)
+
+
 def test_the_boundary_is_the_servers_and_the_others_stand_beside_it() -> None:
     async def story() -> None:
         rig = SavingServer(policy="base")
         await rig.deploy()
         for _ in range(10):
-            spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, 100.0)}, unattributed={"cpu0": (0.5, 50.0)})
+            spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, 100.0)}, others={"cpu0": (0.5, 50.0)})
             span = spans.of("toy")
             span.rows = {"large": 50}
             span.share.active_j, span.share.active_g = 2.0, 200.0
@@ -63,10 +103,14 @@ def test_the_boundary_is_the_servers_and_the_others_stand_beside_it() -> None:
             rig.controller.shadows.window(spans)
         told = rig.told("base")
         lines = {name: (item["used_j"], item["shadow_j"]) for name, item in told["boundaries"].items()}
-        assert lines == {"workers": (60.0, 60.0), "server": (300.0, 140.0), "machine": (315.0, 155.0)}
+        assert lines == {"workers": (60.0, 60.0), "server": (310.0, 150.0), "machine": (315.0, 155.0)}
         assert (told["used_j"], told["shadow_j"]) == lines["server"]
-        assert told["part"] == pytest.approx((140.0 - 300.0) / 140.0), "control is ours alone"
+        assert told["part"] == pytest.approx((150.0 - 310.0) / 150.0), "control is ours alone"
         assert told["part_without_idle"] == pytest.approx((100.0 - 260.0) / 100.0)
+        for boundary, lines_within in WITHIN.items():
+            held = {"active": 20.0, "idle": 40.0, "front_end": 80.0, "control": 160.0, "unowned": 10.0}
+            held["unattributed"] = 5.0
+            assert lines[boundary][0] == sum(held.get(line, 0.0) for line in lines_within)
         assert "within the server; on an invented grid" in told["words"]
         found = saved(rig.shadow)
         assert found is not None
@@ -96,6 +140,7 @@ def test_a_right_sized_base_idles_with_fewer_cores() -> None:
         assert "may be nothing" not in told["words"]
         rig.shadow.on_right_sized.change *= 0.0
         rig.shadow.on_right_sized.shadow_idle = rig.shadow.on_right_sized.overheads.idle * 1.001
+        rig.shadow.on_right_sized.shadow_unowned = rig.shadow.on_right_sized.overheads.unowned
         rig.shadow.methods = {"modelled"}
         near = rig.told("right_sized")
         assert near["low"] > 0.0, "0.1 % of idle power, by a meter that may be off by half"
@@ -159,9 +204,44 @@ def test_a_perfect_forecast_is_called_one() -> None:
     drive(story)
 
 
+def test_a_saving_and_a_score_count_the_same_within_every_boundary() -> None:
+    """Cores that no worker holds, others' cores, other programs, and a debt of idle energy at the end."""
+
+    async def story() -> None:
+        rig, book, grid = SavingServer(), Account(pue=1.5), reading(360.0)
+        await rig.deploy()
+        book.add_device("cpu0", 3, foreign=2.0)
+        book.add_family("toy", 0)
+        meter = WorkerMeter(family="toy", variant="large", device="cpu0", placement="p0", slices=2)
+        book.attach(meter)
+        total_j = 0.0
+        for second, used_j in enumerate((0.0, 30.0, 12.0, 25.0, 4.0)):
+            total_j += used_j
+            sample = EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=10.0, method="measured")
+            book.window(sample, grid)
+            rig.controller.shadows.window(book.take())
+            if second != 1:
+                meter.add(50, SECOND // 4, SECOND // 4)
+        lines = book.devices()["cpu0"]
+        assert float(lines["carried_j"]) < 0.0 < float(lines["unattributed_j"])
+        assert float(lines["unowned_j"]) > 0.0 < float(lines["foreign_j"])
+        found = rig.told("base")["boundaries"]
+        score = sci(
+            {"cpu0": lines}, {"toy": (1, {"carbon_g": 0.0})}, EmbodiedLedger((), 4.0, 0), intensities=(), pue=1.5
+        ).boundaries
+        for boundary in BOUNDARIES:
+            assert found[boundary]["emitted_g"] == pytest.approx(score[boundary].operational_g), boundary
+        assert found["machine"]["used_j"] == pytest.approx(total_j)
+
+    drive(story)
+
+
 @pytest.mark.parametrize("idle_w", [15.0, 60.0, 120.0])
 def test_what_is_said_to_be_saved_is_within_a_point_of_what_a_host_would_have_used(idle_w: float) -> None:
-    """A host whose every watt is known serves with `small`; the same host with BASE is worked out beside it."""
+    """A host whose every watt is known serves with `small`; the same host with BASE is worked out beside it.
+
+    Its idle power is given here; `tests/unit/energy/test_idle.py` has it found through RAPL.
+    """
 
     async def story() -> None:
         rig, rate, front_end_w = SavingServer(family={"accuracy_floor": 88.0}), 150, 1.5
@@ -186,8 +266,9 @@ def test_what_is_said_to_be_saved_is_within_a_point_of_what_a_host_would_have_us
             meter.add(rate, SECOND // 4, SECOND // 4)
             total_j += idle_w + front_end_w + rate * small_j
         emitted, shadow = idle_w + front_end_w + rate * small_j, idle_w + front_end_w + rate * base_j
-        told = rig.told("base")["boundaries"]["machine"]
-        assert told["part"] == pytest.approx((shadow - emitted) / shadow, abs=0.01)
-        assert told["part_low"] <= (shadow - emitted) / shadow <= told["part_high"]
+        for boundary in ("server", "machine"):
+            told = rig.told("base")["boundaries"][boundary]
+            assert told["part"] == pytest.approx((shadow - emitted) / shadow, abs=0.01)
+            assert told["part_low"] <= (shadow - emitted) / shadow <= told["part_high"]
 
     drive(story)

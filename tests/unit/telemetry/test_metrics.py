@@ -118,6 +118,7 @@ def test_measured_never_stands_beside_a_gram_whose_intensity_was_not(method: Any
     for name in ("clover_carbon_grams_total", "clover_line_carbon_grams_total"):
         assert sum(value for (key, _), value in grams.items() if key == name) == pytest.approx(20.0)
     assert account.devices()["cpu0"]["intensity"] == method
+    assert account.devices()["cpu0"]["grams_method"] == known
 
 
 def test_the_figures_of_a_family_are_there() -> None:
@@ -347,14 +348,15 @@ def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
         ledger.window(365 * 86_400 * SECOND, workers)
         lines = {"active_g": 9.0, "idle_g": 1.0, "front_end_g": 0.0, "control_g": 0.0, "unowned_g": 0.0}
         models = {"m": (100, {"carbon_g": 10.0}), "g": (1, {"carbon_g": 0.0})}
-        report = sci({"cpu0": {**lines, "method": "modelled"}}, models, ledger, intensities={"synthetic"}, pue=1.5)
+        report = sci({"cpu0": {**lines, "method": "measured"}}, models, ledger, intensities={"synthetic"}, pue=1.5)
         chain: Any = SimpleNamespace(last=None, counts={}, failures={})
         return scrape(Metrics(families=dict, account=Account(pue=1.0), chain=chain, sci=lambda: report))
 
     found = scraped(box)
     assert found["clover_embodied_carbon_grams_total", (("device", "cpu0"), ("method", "configured"))] == 250_000
     assert found["clover_model_embodied_carbon_grams_total", (("method", "configured"), ("model", "m"))] == 125_000
-    known = (("embodied", "configured"), ("energy", "modelled"), ("intensity", "synthetic"))
+    ways = {"embodied": "configured", "energy": "measured", "grams_method": "modelled", "intensity": "synthetic"}
+    known = tuple(ways.items())
     assert found["clover_sci_grams_per_row", (("boundary", "server"), *known)] == 250_010 / 101
     model = (("boundary", "workers"), *known, ("model", "m"))
     assert found["clover_sci_model_grams_per_row", model] == (10 + 125_000) / 100

@@ -1,0 +1,27 @@
+"""What is counted: the boundaries within which a score or a saving holds, as lines of the account.
+
+    workers   active energy of the variants, and the idle power of the cores and slices that workers hold
+    server    and the front end, control, and the idle power of the server's cores and slices that no worker holds
+    machine   and all else that meters saw: other programs, and what is not the server's
+
+Each holds the one before it, and the machine's is all that the meters showed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from clover.accounting.devices import LINES
+
+Boundary = Literal["workers", "server", "machine"]
+BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
+DEFAULT: Boundary = "server"
+
+_WORKERS = ("active", "idle")
+WITHIN: Mapping[Boundary, tuple[str, ...]] = {
+    "workers": _WORKERS,
+    "server": (*_WORKERS, "front_end", "control", "unowned"),
+    "machine": LINES,
+}
+"""The lines of a device's account that lie within each boundary."""

@@ -1,0 +1,24 @@
+"""How figures are known, in words that stand beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+DeviceLines = Mapping[str, float | str]
+"""The lines of one device and how they are known (`clover.accounting.Account.devices`)."""
+
+
+def joined(ways: Iterable[str]) -> str:
+    """Return each of `ways` once, joined by " + "; the empty string if there are none."""
+    return " + ".join(sorted(set(ways)))
+
+
+def grams_method(method: str, intensity: str) -> str:
+    """Return how grams are known, from how their joules and how the intensity was: a counter's joules at a stated or
+    invented intensity are no measured grams."""
+    return "modelled" if method == "measured" and intensity != "published" else method
+
+
+def methods_of(devices: Iterable[DeviceLines]) -> set[str]:
+    """Return how the joules of those of `devices` are known that used any."""
+    return {str(line["method"]) for line in devices if float(line["measured_j"]) > 0.0}
