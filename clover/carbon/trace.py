@@ -170,6 +170,11 @@ class TraceSource:
                 readings.append(self._reading(index, value, "forecast", shift_s))
             index += 1
 
+    def last(self) -> Reading | None:
+        """Return the last row as it was when it began; None if it has no value."""
+        row = self._rows[-1]
+        return None if row.g is None else self._reading(-1, row.g, self.options.known or row.method, 0.0)
+
     @property
     def _span_s(self) -> float:
         return self.end_s - self._rows[0].at_s

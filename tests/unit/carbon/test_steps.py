@@ -129,11 +129,11 @@ def test_every_value_is_right_at_every_time_of_a_file_that_changes_step(
 class Served:
     """A file on disk that leads a chain, read at `grid_s` as real seconds pass."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rows: list[tuple[float, float]] | None = None) -> None:
         self.path = path
         self.now_s = 0.0
         self.wrote = 0
-        self.write([(T0, 100.0), (T0 + HOUR, 110.0)])
+        self.write(rows or [(T0, 100.0), (T0 + HOUR, 110.0)])
         config = CarbonConfig(source=f"trace:{path},static:300", poll_s=5.0)
         self.chain, self.clock = build(config, monotonic=lambda: self.now_s, wall=lambda: T0 + 60.0)
 
@@ -163,6 +163,17 @@ def test_a_file_that_changes_on_disk_is_read_again(tmp_path: Path) -> None:
     assert (found.g_per_kwh, found.state) == (170.0, "fresh")
     assert served.after(2 * HOUR).g_per_kwh == 190.0
     assert served.failures == 0
+
+
+def test_a_live_file_that_lagged_at_the_start_is_followed_once_it_has_its_next_rows(tmp_path: Path) -> None:
+    past = [(T0 - 2 * HOUR, 90.0), (T0 - HOUR, 100.0)]
+    served = Served(tmp_path / "day.csv", past)
+    found = served.after(0.0)
+    assert (found.g_per_kwh, found.state, found.replayed) == (100.0, "stale", False)
+    served.write([*past, (T0, 170.0)])
+    served.after(5.0)
+    found = served.after(5.0)
+    assert (found.g_per_kwh, found.state, found.replayed) == (170.0, "fresh", False)
 
 
 def test_a_file_is_not_read_while_it_is_written(tmp_path: Path) -> None:
