@@ -56,6 +56,7 @@ def build(
     for source in sources:
         if isinstance(source, TraceSource):
             source.replayed = start_s != now_s or clock.speed != 1.0
+            source.wall = wall
     chain = SourceChain(
         sources,
         max_age_s=config.max_age_s,

@@ -70,23 +70,16 @@ class _NesoDocument(msgspec.Struct):
     data: list[_NesoSlot]
 
 
-def read_table(path: Path, *, scope: str = "", zone: str = "") -> TraceTable:
-    """Return the table in `path`.  `scope` picks the column, `zone` the rows, if a file has several.  ConfigError if
-    it cannot be read."""
+def read_file(path: Path) -> bytes:
+    """Return what is in `path`; ConfigError if it cannot be read or is larger than `MAX_FILE_BYTES`."""
     try:
         if not path.is_file():
-            raise ConfigError(f"carbon trace {path}: there is no such file")
+            raise ConfigError("there is no such file")
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(
-                f"carbon trace {path}: larger than {MAX_FILE_BYTES >> 20} MB; cut it to the days you need"
-            )
-        data = path.read_bytes()
+            raise ConfigError(f"larger than {MAX_FILE_BYTES >> 20} MB; cut it to the days you need")
+        return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"carbon trace {path}: {error.strerror or error}") from error
-    try:
-        return parse_table(data, scope=scope, zone=zone)
-    except ConfigError as error:
-        raise ConfigError(f"carbon trace {path}: {error}") from error
+        raise ConfigError(error.strerror or str(error)) from error
 
 
 def parse_table(data: bytes, *, scope: str = "", zone: str = "") -> TraceTable:

@@ -135,13 +135,15 @@ class Served:
         self.wrote = 0
         self.write(rows or [(T0, 100.0), (T0 + HOUR, 110.0)])
         config = CarbonConfig(source=f"trace:{path},static:300", poll_s=5.0)
-        self.chain, self.clock = build(config, monotonic=lambda: self.now_s, wall=lambda: T0 + 60.0)
+        self.chain, self.clock = build(config, monotonic=lambda: self.now_s, wall=lambda: T0 + 60.0 + self.now_s)
 
-    def write(self, rows: list[tuple[float, float]] | str) -> None:
+    def write(self, rows: list[tuple[float, float]] | str, *, after_s: float = 1e6) -> None:
+        """Write the file, whose time is then `after_s` from now: by default one of a disk whose clock is ahead."""
         text = rows if isinstance(rows, str) else file_of(rows)
         self.path.write_text(text, encoding="utf-8")
         self.wrote += 1
-        os.utime(self.path, ns=(self.wrote, self.wrote * 1_000))  # another time, whatever the clock of the disk says
+        at_ns = int((T0 + 60.0 + self.now_s + after_s) * 1e9) + self.wrote * 1_000
+        os.utime(self.path, ns=(at_ns, at_ns))
 
     def after(self, seconds: float) -> Reading:
         """The reading when so many seconds have passed."""
@@ -184,6 +186,47 @@ def test_a_file_is_not_read_while_it_is_written(tmp_path: Path) -> None:
         served.write(whole[:end])
         assert served.after(5.0).g_per_kwh == 100.0
     assert served.after(5.0).g_per_kwh == 170.0
+    assert served.failures == 0
+
+
+def test_a_file_that_was_left_alone_for_two_seconds_is_read_at_the_first_look(tmp_path: Path) -> None:
+    served = Served(tmp_path / "day.csv")
+    served.after(0.0)
+    for look in range(20):
+        served.write([(T0, 170.0 + look), (T0 + HOUR, 180.0)], after_s=2.9)  # between all looks
+        assert served.after(5.0).g_per_kwh == 170.0 + look
+    served.write([(T0, 300.0), (T0 + HOUR, 180.0)], after_s=3.1)
+    assert served.after(5.0).g_per_kwh == 189.0, "it may still be written"
+    assert served.failures == 0
+
+
+def test_a_file_that_is_written_right_before_every_look_is_read_at_each_third(tmp_path: Path) -> None:
+    served = Served(tmp_path / "day.csv")
+    served.after(0.0)
+    found = []
+    for look in range(9):
+        served.write([(T0, 170.0 + look), (T0 + HOUR, 180.0)], after_s=4.5)
+        found.append(served.after(5.0).g_per_kwh)
+    assert found == [100.0, 100.0, 172.0, 172.0, 172.0, 175.0, 175.0, 175.0, 178.0]
+    assert served.failures == 0
+
+
+def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(tmp_path / "day.csv")
+    served.after(0.0)
+
+    def torn(path: Path) -> bytes:
+        data = path.read_bytes()
+        served.write([(T0, 190.0), (T0 + HOUR, 195.0)], after_s=0.0)
+        return data
+
+    served.write([(T0, 170.0), (T0 + HOUR, 180.0)], after_s=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("clover.carbon.trace.read_file", torn)
+        assert served.after(5.0).g_per_kwh == 100.0
+    assert served.after(5.0).g_per_kwh == 190.0
     assert served.failures == 0
 
 
