@@ -11,9 +11,9 @@ are `replayed`, however they are known.
 The forecast is NESO's own if the file has one; otherwise the rows to come, that is, perfect foresight.
 
 A file that changes on disk is read again once it was left alone, so that no half of it is: from one look to the next,
-or for `LEFT_ALONE_S` by its own time.  One that is written between looks is read when `CHANGING_LOOKS` found
-it changed with its last line whole, unless it changes in that very moment.  One that cannot be used then changes
-nothing: the last good one stays in force.
+or for `LEFT_ALONE_S` by its own time.  One that changes from look to look is read when `CHANGING_LOOKS` of them found
+its last line whole, unless it changes in that very moment.  One that cannot be used then changes nothing: the last good
+one stays in force.
 """
 
 from __future__ import annotations
