@@ -28,10 +28,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from clover.carbon.layouts import HowKnown, Scope, Signal, TraceRow, TraceTable, format_time, parse_table, read_file
+from clover.carbon.layouts import (
+    HowKnown,
+    Scope,
+    Signal,
+    TraceRow,
+    TraceTable,
+    format_time,
+    in_small_parts,
+    parse_table,
+    read_file,
+)
 from clover.carbon.steps import steps_of
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
@@ -104,14 +115,14 @@ class TraceSource:
         self.scope: Scope = options.scope or table.scope
         self.signal: Signal = options.signal or table.signal
         self._times = [row.at_s for row in rows]
-        steps = Counter(end_s - row.at_s for row, end_s in zip(rows, ends, strict=True))
+        steps = Counter(end_s - row.at_s for row, end_s in in_small_parts(zip(rows, ends, strict=True)))
         self.step_s = max(steps, key=lambda step: (steps[step], -step))
         self.perfect_forecast = all(row.forecast_g is None for row in rows)
         """Whether what it foresees are its own rows to come."""
         self.empty = sum(row.g is None for row in rows)
         self.missing = sum(
             max(0, round((later.at_s - end_s) / (end_s - row.at_s)))
-            for (row, later), end_s in zip(itertools.pairwise(rows), ends[:-1], strict=True)
+            for (row, later), end_s in in_small_parts(zip(itertools.pairwise(rows), ends[:-1], strict=True))
         )
         self.start_s = next(row.at_s for row in rows if row.g is not None)
         self.end_s = ends[-1]
@@ -254,7 +265,7 @@ class TraceSource:
 def _order(table: TraceTable) -> list[TraceRow]:
     """Return rows by time without repeats; ConfigError if two contradict each other or none has a value."""
     rows: list[TraceRow] = []
-    for row in sorted(table.rows, key=lambda row: row.at_s):
+    for row in in_small_parts(sorted(table.rows, key=itemgetter(0))):  # by `at_s`
         if rows and rows[-1].at_s == row.at_s:
             if rows[-1][:4] != row[:4]:
                 raise ConfigError(

@@ -230,6 +230,19 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_look(
     assert served.failures == 0
 
 
+def test_a_long_file_is_read_in_small_parts_so_that_the_event_loop_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(tmp_path / "day.csv")
+    served.after(0.0)
+    paused: list[float] = []
+    monkeypatch.setattr("clover.carbon.layouts.time.sleep", paused.append)
+    served.write([(T0 + n * 300.0, 100.0 + n % 7) for n in range(6_400)], after_s=0.0)
+    assert served.after(5.0).g_per_kwh == 100.0
+    assert set(paused) == {0}
+    assert len(paused) >= 6 * 6_400 // 64 - 6, "while rows are parsed, put in order, and their steps found"
+
+
 @pytest.mark.parametrize(
     "damage", [HEADER + "\n2022-01-01T00:00Z,12", HEADER + "\n2022-01-01T0", "", "a,b\n1,2\n", None]
 )
