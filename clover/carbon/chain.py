@@ -130,7 +130,7 @@ class ChainedSource:
                 await self._foresee(grid_s, horizon_s)
                 return self._foreseen
             await self.begin_forecast(grid_s, horizon_s, now_s)
-        if self._foreseeing is not None and not self._foreseen_once:
+        if self._foreseeing is not None and not (self._foreseen_once or self._foreseeing.done()):
             await asyncio.wait([self._foreseeing])
         return self._foreseen
 

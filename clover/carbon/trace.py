@@ -141,11 +141,11 @@ class TraceSource:
         if not self._may_be_read(version):
             return False
         used, self._used = self._used, version
+        changes, self._changes = self._changes, 0
         try:
             if not self._load(version):
-                self._used = used
+                self._used, self._changes = used, changes
                 return False
-            self._changes = 0
         except ConfigError as error:
             text = f"{self.name} changed and cannot be used, so what it held before stays in force: {error}"
             log.warning("%s", text)

@@ -209,6 +209,9 @@ def test_a_file_that_is_written_right_before_every_look_is_read_at_each_third(tm
         found.append(served.after(5.0).g_per_kwh)
     assert found == [100.0, 100.0, 172.0, 172.0, 172.0, 175.0, 175.0, 175.0, 178.0]
     assert served.failures == 0
+    for look in range(6):
+        served.write("a,b\n1,2\n", after_s=4.5)
+        assert (served.after(5.0).g_per_kwh, served.failures) == (178.0, (look + 1) // 3)
 
 
 def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_look(
