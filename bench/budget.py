@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.common import show, write_json
-from clover.carbon.layouts import read_table
+from clover.carbon.layouts import parse_table, read_file
 from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, grouped, outlook
 from clover.planning.budget.frontiers import frontier
 from clover.planning.budget.horizon import Hour, spend
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def hours_in(path: Path) -> tuple[int, Floats]:
     """Return the first hour of a file (hours since 1970) and its values, gaps filled."""
     history = History()
-    rows = read_table(path).rows
+    rows = parse_table(read_file(path)).rows
     for row in rows:
         value = row.g if row.g is not None else row.forecast_g
         history.note(row.at_s, math.nan if value is None else value)

@@ -163,7 +163,7 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
         str,
         _help(
             "time in the trace to start at: now, first (its first row) or ISO 8601; "
-            "by default now, or first if the trace does not cover now or is sped up"
+            "by default now, or first if the trace neither covers now nor just ended, or is sped up"
         ),
     ] = ""
     poll_s: Annotated[

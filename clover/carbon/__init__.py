@@ -34,8 +34,9 @@ def build(
     """Return the chain and the grid clock that `config` asks for; ConfigError if anything in it cannot be used.
 
     Grid time starts at `trace_start`, by default now.  But a trace that leads the chain and does not cover now, or is
-    sped up, is replayed from its first value.  While grid time is not that of the wall, traces label what they give as
-    replayed.  A file that changes on disk is looked at every `poll_s`.
+    sped up, is replayed from its first value.  One that ended no longer than `max_age_s` ago is live, and only lags: it
+    starts at now, with its last value, and its next ones are awaited.  While grid time is not that of the wall, traces
+    label what they give as replayed.  A file that changes on disk is looked at every `poll_s`.
     """
     if not config.max_age_s >= 0:
         raise ConfigError(f"carbon.max_age_s cannot be negative, but is {config.max_age_s}")
@@ -55,6 +56,7 @@ def build(
     for source in sources:
         if isinstance(source, TraceSource):
             source.replayed = start_s != now_s or clock.speed != 1.0
+            source.wall = wall
     chain = SourceChain(
         sources,
         max_age_s=config.max_age_s,
@@ -62,6 +64,8 @@ def build(
         monotonic=monotonic,
         poll_s=config.poll_s,
     )
+    if isinstance(sources[0], TraceSource) and not sources[0].covers(start_s):
+        chain.links[0].good = sources[0].last()  # as if it had been read in time
     return chain, clock
 
 
@@ -125,7 +129,10 @@ def _start(config: CarbonConfig, first: CarbonSource, now_s: float) -> float:
     trace = first if isinstance(first, TraceSource) else None
     when = config.trace_start
     if not when:
-        return now_s if trace is None or (config.trace_speed == 1 and trace.spans(now_s)) else trace.start_s
+        if trace is None:
+            return now_s
+        live = trace.spans(now_s) or _lags(trace, now_s, config)
+        return now_s if live and config.trace_speed == 1 else trace.start_s
     if when == "first":
         if trace is None:
             raise ConfigError(f"carbon.trace_start = first takes a trace as the first source, not {first.name}")
@@ -136,9 +143,14 @@ def _start(config: CarbonConfig, first: CarbonSource, now_s: float) -> float:
         raise ConfigError(
             f"carbon.trace_start takes now, first or an ISO 8601 time, as 2021-03-26T21:00Z, not {when!r}"
         ) from error
-    if trace is not None and not trace.covers(start_s):
+    if trace is not None and not (trace.covers(start_s) or (start_s == now_s and _lags(trace, now_s, config))):
         raise ConfigError(f"carbon.trace_start {when} lies outside {trace.name}")
     return start_s
+
+
+def _lags(trace: TraceSource, now_s: float, config: CarbonConfig) -> bool:
+    """Return whether a file ended so lately that its next rows are to be expected."""
+    return not trace.loop and trace.end_s <= now_s <= trace.end_s + config.max_age_s
 
 
 def _check_intensity(g_per_kwh: float, what: str) -> None:

@@ -22,7 +22,8 @@ All ask the chain (through `clover.carbon.grid`), as often as they like; the cha
 is asked once every `poll_s` real seconds at most, however fast grid time runs, and backed off for 1, 2, 4 ... 300 real
 seconds when it fails.  A local one (a file, a formula) is asked every time, since that costs nothing: so what is
 replayed at speed follows grid time from look to look.  Once an hour of grid time a remote source's forecast is asked
-for, to bridge what may come; a local source that can change (a file) is looked at every `poll_s` real seconds.
+for, to bridge what may come, in a task of its own: no reading waits for it, and meanwhile that of before holds.  A
+local source that can change (a file) is looked at every `poll_s` real seconds.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class ChainedSource:
         self._foreseen: list[Reading] = []
         self._foreseen_hour = -math.inf
         self._foreseen_s = -math.inf  # monotonic
+        self._foreseeing: asyncio.Task[None] | None = None
+        self._foreseen_once = False  # or failed once
         self._row = 0  # failures in a row
         self._retry_s = -math.inf  # monotonic
         self._polled_s = -math.inf  # monotonic
@@ -117,24 +120,47 @@ class ChainedSource:
             return False
 
     async def forecast(self, grid_s: float, horizon_s: float, now_s: float) -> list[Reading]:
-        """Return the source's forecast; empty if it has none, failed, or is backed off after a failure."""
-        hour = math.floor(grid_s / HOUR_S)
-        if self.source.remote and (hour == self._foreseen_hour or now_s < self._foreseen_s + self._poll_s):
-            return self._foreseen
-        if now_s < self._retry_s:
-            return []
-        self._foreseen_hour, self._foreseen_s = hour, now_s
+        """Return the source's forecast; empty if it has none, failed, or is backed off after a failure.
+
+        While a remote source is asked for a new one, that of before is returned; only the very first is waited for."""
+        if self._forecast_due(grid_s, now_s):
+            if now_s < self._retry_s:
+                return []
+            if not self.source.remote:
+                await self._foresee(grid_s, horizon_s)
+                return self._foreseen
+            await self.begin_forecast(grid_s, horizon_s, now_s)
+        if self._foreseeing is not None and not (self._foreseen_once or self._foreseeing.done()):
+            await asyncio.wait([self._foreseeing])
+        return self._foreseen
+
+    async def begin_forecast(self, grid_s: float, horizon_s: float, now_s: float) -> None:
+        """Ask a remote source for its forecast if that is due, without waiting for the answer."""
+        if not self._forecast_due(grid_s, now_s) or now_s < self._retry_s:
+            return
+        self._foreseen_hour, self._foreseen_s = math.floor(grid_s / HOUR_S), now_s
+        self._foreseeing = asyncio.create_task(self._foresee(grid_s, horizon_s))
+        await asyncio.sleep(0)  # one that can answer at once has done so by then
+
+    def _forecast_due(self, grid_s: float, now_s: float) -> bool:
+        """Return whether the source may be asked for a forecast: a remote one once an hour, one call at a time."""
+        if not self.source.remote:
+            return True
+        if self._foreseeing is not None and not self._foreseeing.done():
+            return False
+        return math.floor(grid_s / HOUR_S) != self._foreseen_hour and now_s >= self._foreseen_s + self._poll_s
+
+    async def _foresee(self, grid_s: float, horizon_s: float) -> None:
+        """Take a new forecast; none if the source fails, which does not keep it from being read."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                readings = await self.source.forecast(grid_s, horizon_s)
+                self._foreseen = await self.source.forecast(grid_s, horizon_s)
         except Exception as error:
-            self._count(error)  # a source that only has no forecast is read as before
+            self._count(error)
             self._foreseen = []
-            return []
-        self._foreseen = readings
-        if self.source.remote and readings:
-            self.bridge.foresee(readings)
-        return readings
+        self._foreseen_once = True
+        if self.source.remote and self._foreseen:
+            self.bridge.foresee(self._foreseen)
 
     def _usable(self, grid_s: float) -> Reading | None:
         good = self.good
@@ -221,7 +247,7 @@ class SourceChain:
         self.last: Reading | None = None
         self.last_error = ""
         self._monotonic = monotonic
-        self._lock = asyncio.Lock()  # two readers must not ask a provider twice
+        self._lock = asyncio.Lock()  # two readers must not ask a provider twice, nor read a file while it is exchanged
 
     @property
     def name(self) -> str:
@@ -253,7 +279,7 @@ class SourceChain:
             if reading.state in ("fresh", "stale"):
                 self.links[0].bridge.note(reading, grid_s)
             if reading.state == "fresh" and self.links[0].source.remote:
-                await self.links[0].forecast(grid_s, FORECAST_S, self._monotonic())  # to bridge what may come
+                await self.links[0].begin_forecast(grid_s, FORECAST_S, self._monotonic())  # to bridge what may come
         self.counts[reading.state] += 1
         before, self.last = self.last, reading
         if before is None or (before.state, before.provider) != (reading.state, reading.provider):
@@ -262,14 +288,17 @@ class SourceChain:
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
         """Return the first source's forecast, or a later one's marked "fallback"; empty if none has any."""
-        async with self._lock:
-            for index, link in enumerate(self.links):
-                failures = link.failures
+        for index, link in enumerate(self.links):
+            failures = link.failures
+            if link.source.remote:
                 readings = await link.forecast(grid_s, horizon_s, self._monotonic())
-                if link.failures > failures:
-                    self.last_error = link.last_error
-                if readings:
-                    return readings if index == 0 else [_in_state(reading, "fallback") for reading in readings]
+            else:
+                async with self._lock:
+                    readings = await link.forecast(grid_s, horizon_s, self._monotonic())
+            if link.failures > failures:
+                self.last_error = link.last_error
+            if readings:
+                return readings if index == 0 else [_in_state(reading, "fallback") for reading in readings]
         return []
 
     async def _choose(self, grid_s: float) -> tuple[Reading, str]:

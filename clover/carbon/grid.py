@@ -87,9 +87,11 @@ class Grid:
         """Return the source's newest forecast, asked for once an hour of grid time."""
         hour = math.floor(grid_s / HOUR_S)
         if hour != self._forecast_hour:
-            self._forecast_hour = hour
+            found = await self._source.forecast(grid_s, FORECAST_S)
+            if found and found is not self._forecast:  # else a new one may be on its way: look for it next time
+                self._forecast_hour = hour
             # If it fails, the forecast of before still holds, as far as it reaches.
-            self._forecast = await self._source.forecast(grid_s, FORECAST_S) or self._forecast
+            self._forecast = found or self._forecast
         return self._forecast
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -31,6 +32,10 @@ _GAPS = frozenset({"", "nan", "null", "none", "na", "n/a", "-"})
 Scope = Literal["lifecycle", "direct", "unknown"]
 Signal = Literal["average", "marginal", "unknown"]
 HowKnown = Literal["published", "estimated", "forecast", "synthetic", "unknown"]
+
+
+_Item = TypeVar("_Item")
+_ITEMS_AT_ONCE = 64
 
 
 class TraceRow(NamedTuple):
@@ -70,23 +75,25 @@ class _NesoDocument(msgspec.Struct):
     data: list[_NesoSlot]
 
 
-def read_table(path: Path, *, scope: str = "", zone: str = "") -> TraceTable:
-    """Return the table in `path`.  `scope` picks the column, `zone` the rows, if a file has several.  ConfigError if
-    it cannot be read."""
+def in_small_parts(items: Iterable[_Item]) -> Iterator[_Item]:
+    """Yield `items`, and let other threads run in between: a long file is read beside the event loop, which would
+    otherwise wait for the interpreter's lock for milliseconds each time that it wakes up."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % _ITEMS_AT_ONCE == 0:
+            time.sleep(0)
+
+
+def read_file(path: Path) -> bytes:
+    """Return what is in `path`; ConfigError if it cannot be read or is larger than `MAX_FILE_BYTES`."""
     try:
         if not path.is_file():
-            raise ConfigError(f"carbon trace {path}: there is no such file")
+            raise ConfigError("there is no such file")
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(
-                f"carbon trace {path}: larger than {MAX_FILE_BYTES >> 20} MB; cut it to the days you need"
-            )
-        data = path.read_bytes()
+            raise ConfigError(f"larger than {MAX_FILE_BYTES >> 20} MB; cut it to the days you need")
+        return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"carbon trace {path}: {error.strerror or error}") from error
-    try:
-        return parse_table(data, scope=scope, zone=zone)
-    except ConfigError as error:
-        raise ConfigError(f"carbon trace {path}: {error}") from error
+        raise ConfigError(error.strerror or str(error)) from error
 
 
 def parse_table(data: bytes, *, scope: str = "", zone: str = "") -> TraceTable:
@@ -137,7 +144,7 @@ def _canonical(cell: str) -> str:
 def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
-        for cells in reader:
+        for cells in in_small_parts(reader):
             if any(cell.strip() for cell in cells):
                 yield reader.line_num, cells
     except csv.Error as error:
@@ -194,7 +201,7 @@ def _neso_json(text: str) -> TraceTable:
             f"not a NESO answer ({error}); expected an object with data[].from, .to, .intensity"
         ) from error
     rows = []
-    for number, slot in enumerate(document.data, 1):
+    for number, slot in enumerate(in_small_parts(document.data), 1):
         actual, forecast = (None if v is None else str(v) for v in (slot.intensity.actual, slot.intensity.forecast))
         cells = [slot.start, slot.end or "", actual or "", forecast or ""]
         rows.append(_row(number, cells, 0, 1, 2, 3, None))

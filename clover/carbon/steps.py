@@ -21,6 +21,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from clover.carbon.layouts import in_small_parts
+
 _LONGER = 1.25
 _LEAST_BETWEEN = 3
 _LEAST_AT_AN_END = 2
@@ -60,7 +62,7 @@ def steps_of(times: Sequence[float]) -> list[float]:
         while runs and runs[-1].peak(runs[-2].distance if len(runs) > 1 else None, after):
             gaps.update(runs.pop().members)
 
-    for at, distance in enumerate(distances):
+    for at, distance in enumerate(in_small_parts(distances)):
         if runs and distance != runs[-1].distance:
             close(distance)
         if runs and runs[-1].distance == distance:
@@ -80,7 +82,7 @@ def _held(distances: list[float], gaps: set[int]) -> list[float]:
         known = known if at in gaps else distances[at]
     steps: list[float] = []
     before: float | None = None
-    for at, distance in enumerate(distances):
+    for at, distance in enumerate(in_small_parts(distances)):
         if at in gaps:
             steps.append(min(step for step in (before, after[at]) if step is not None))
         else:

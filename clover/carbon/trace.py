@@ -10,8 +10,10 @@ are `replayed`, however they are known.
 
 The forecast is NESO's own if the file has one; otherwise the rows to come, that is, perfect foresight.
 
-A file that changes on disk is read again, once it was left alone from one look to the next, so that no half of it is.
-One that cannot be used then changes nothing: the last good one stays in force.
+A file that changes on disk is read again once it was left alone, so that no half of it is: from one look to the next,
+or for `LEFT_ALONE_S` by its own time.  One that changes from look to look is read when `CHANGING_LOOKS` of them found
+its last line whole, unless it changes in that very moment.  One that cannot be used then changes nothing: the last good
+one stays in force.
 """
 
 from __future__ import annotations
@@ -21,18 +23,36 @@ import bisect
 import itertools
 import logging
 import math
+import os
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from clover.carbon.layouts import HowKnown, Scope, Signal, TraceRow, TraceTable, format_time, read_table
+from clover.carbon.layouts import (
+    HowKnown,
+    Scope,
+    Signal,
+    TraceRow,
+    TraceTable,
+    format_time,
+    in_small_parts,
+    parse_table,
+    read_file,
+)
 from clover.carbon.steps import steps_of
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
 
 log = logging.getLogger("clover.carbon")
+
+LEFT_ALONE_S = 2.0
+CHANGING_LOOKS = 3
+_WHOLE = (b"\n", b"}", b"]")
+"""What a file ends with if no line of it is cut off."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +86,23 @@ class TraceSource:
         self.name = f"trace:{path.stem}"
         self.loop = self.options.loop
         self.replayed = False
+        self.wall: Callable[[], float] = time.time
+        """The clock that files have their times of (Unix seconds)."""
         self._path = path
         self._used = self._seen = self._version()
+        self._changes = 0
+        """How many looks found the file changed, and whole, since it was read."""
         self._load()
 
-    def _load(self) -> None:
-        """Read the file and take what it holds; ConfigError if it cannot be used, and then all stays as it was."""
+    def _load(self, expected: _Version | None = None) -> bool:
+        """Read the file and take what it holds; ConfigError if it cannot be used, and then all stays as it was.  Return
+        whether it still was the `expected` version when it was read; if not, it is left."""
         path, options = self._path, self.options
-        table = read_table(path, scope=options.scope or "", zone=options.zone)
         try:
+            data = read_file(path)
+            if expected not in (None, self._version()):
+                return False
+            table = parse_table(data, scope=options.scope or "", zone=options.zone)
             if options.known and table.layout != "two-column":
                 raise ConfigError("?method= is for files of two columns; this one says itself how its values are known")
             rows = _order(table)
@@ -87,34 +115,37 @@ class TraceSource:
         self.scope: Scope = options.scope or table.scope
         self.signal: Signal = options.signal or table.signal
         self._times = [row.at_s for row in rows]
-        steps = Counter(end_s - row.at_s for row, end_s in zip(rows, ends, strict=True))
+        steps = Counter(end_s - row.at_s for row, end_s in in_small_parts(zip(rows, ends, strict=True)))
         self.step_s = max(steps, key=lambda step: (steps[step], -step))
         self.perfect_forecast = all(row.forecast_g is None for row in rows)
         """Whether what it foresees are its own rows to come."""
         self.empty = sum(row.g is None for row in rows)
         self.missing = sum(
             max(0, round((later.at_s - end_s) / (end_s - row.at_s)))
-            for (row, later), end_s in zip(itertools.pairwise(rows), ends[:-1], strict=True)
+            for (row, later), end_s in in_small_parts(zip(itertools.pairwise(rows), ends[:-1], strict=True))
         )
         self.start_s = next(row.at_s for row in rows if row.g is not None)
         self.end_s = ends[-1]
         if self.gaps:
             log.warning("%s: %d gaps (%d empty rows, %d missing ones); there the chain falls back",
                         self.name, self.gaps, self.empty, self.missing)  # fmt: skip
+        return True
 
     async def refresh(self) -> bool:
-        """Read the file again if it changed since it was read and is the same as at the last call; return whether that
-        was done.  CarbonError, once for each state of the file, if it cannot be used."""
+        """Read the file again if it changed since it was read and may be (top of the module); return whether that was
+        done.  CarbonError, once for each state of the file, if it cannot be used."""
         return await asyncio.to_thread(self._refreshed)
 
     def _refreshed(self) -> bool:
-        version, before = self._version(), self._seen
-        self._seen = version
-        if version == self._used or version != before:
+        version = self._version()
+        if not self._may_be_read(version):
             return False
-        self._used = version
+        used, self._used = self._used, version
+        changes, self._changes = self._changes, 0
         try:
-            self._load()
+            if not self._load(version):
+                self._used, self._changes = used, changes
+                return False
         except ConfigError as error:
             text = f"{self.name} changed and cannot be used, so what it held before stays in force: {error}"
             log.warning("%s", text)
@@ -122,6 +153,29 @@ class TraceSource:
         log.info("%s changed and was read again: %d rows, until %s",
                  self.name, len(self._rows), format_time(self.end_s))  # fmt: skip
         return True
+
+    def _may_be_read(self, version: _Version) -> bool:
+        """Return whether the file changed since it was read, and is not being written."""
+        before, self._seen = self._seen, version
+        if version == self._used:
+            self._changes = 0
+            return False
+        if version == before:
+            return True
+        if version.changed_ns >= 0 and self.wall() - version.changed_ns / 1e9 >= LEFT_ALONE_S:
+            return True
+        if not self._ends_whole():
+            return False
+        self._changes += 1
+        return self._changes >= CHANGING_LOOKS
+
+    def _ends_whole(self) -> bool:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                return file.read(1) in _WHOLE
+        except OSError:  # gone, or empty
+            return False
 
     def _version(self) -> _Version:
         try:
@@ -170,6 +224,11 @@ class TraceSource:
                 readings.append(self._reading(index, value, "forecast", shift_s))
             index += 1
 
+    def last(self) -> Reading | None:
+        """Return the last row as it was when it began; None if it has no value."""
+        row = self._rows[-1]
+        return None if row.g is None else self._reading(-1, row.g, self.options.known or row.method, 0.0)
+
     @property
     def _span_s(self) -> float:
         return self.end_s - self._rows[0].at_s
@@ -206,7 +265,7 @@ class TraceSource:
 def _order(table: TraceTable) -> list[TraceRow]:
     """Return rows by time without repeats; ConfigError if two contradict each other or none has a value."""
     rows: list[TraceRow] = []
-    for row in sorted(table.rows, key=lambda row: row.at_s):
+    for row in in_small_parts(sorted(table.rows, key=itemgetter(0))):  # by `at_s`
         if rows and rows[-1].at_s == row.at_s:
             if rows[-1][:4] != row[:4]:
                 raise ConfigError(

@@ -93,7 +93,7 @@ class Planner:
             result = PlanResult(action=action, detail=note, state=state, plan=plan, answers_demand=False)
             return record(context, family, request, started_s, result)
         family.answered(context.grid.now())
-        family.triggers.planned(state.intensity.g_per_kwh, state.arrival_rate, family.missing)
+        family.triggers.planned(state.intensity, state.arrival_rate, family.missing)
         if not request.force and context.mode_of(family) != "active":
             result = PlanResult(action="observed", detail=note, state=state, plan=plan)
             return record(context, family, request, started_s, result)
@@ -122,8 +122,8 @@ class Planner:
         if not request.dry_run:
             family.answered(context.grid.now())
             if reading is not None:
-                g_per_kwh = family.triggers.known(reading).g_per_kwh
-                family.triggers.planned(g_per_kwh, family.rate(context.config), family.missing)
+                intensity = family.triggers.known(reading)
+                family.triggers.planned(intensity, family.rate(context.config), family.missing)
                 family.triggers.again(context.monotonic() + RETRY_S)
         action = "refused" if request.dry_run else "failed"
         record(context, family, request, started_s, PlanResult(action=action, detail=str(error)))

@@ -58,7 +58,7 @@ class Triggers:
     """The triggers of one family, with what its last plan was made for."""
 
     def __init__(self) -> None:
-        self.planned_g_per_kwh: float | None = None
+        self.planned_intensity: Reading | None = None
         self.planned_rate = 0.0
         self.planned_missing = 0
         self.again_s: float | None = None
@@ -72,9 +72,9 @@ class Triggers:
         self._spacing_s = 0.0
         self._spaced_until_s = -math.inf
 
-    def planned(self, g_per_kwh: float, rate: float, missing: int = 0) -> None:
+    def planned(self, intensity: Reading, rate: float, missing: int = 0) -> None:
         """Note what a plan was made for: the intensity, the rate (rows/s) and the number of missing workers."""
-        self.planned_g_per_kwh = g_per_kwh
+        self.planned_intensity = intensity
         self.planned_rate = rate
         self.planned_missing = missing
         self.again_s = None
@@ -108,12 +108,15 @@ class Triggers:
     def known(self, reading: Reading) -> Reading:
         """Return the intensity to plan for while `reading` is in force.
 
-        Where all sources of the grid failed and a number that was only stated stands in, that of the last plan: the
-        grid did not change because its sources are silent."""
+        Where all sources of the grid failed and a number that was only stated stands in, that of the last plan, with
+        all that is known of it but the state, which is that of now: the grid did not change because its sources are
+        silent."""
+        planned = self.planned_intensity
         stated = reading.method == "configured" and reading.state in ("fallback", "configured")
-        if not stated or self.planned_g_per_kwh is None:
+        if not stated or planned is None:
             return reading
-        return structs.replace(reading, g_per_kwh=self.planned_g_per_kwh)
+        age_s = max(0.0, reading.at_s + reading.age_s - planned.at_s)
+        return structs.replace(planned, state=reading.state, age_s=age_s)
 
     def _moved(self, rate: float, rate_change: float) -> bool:
         moved = abs(rate - self.planned_rate)
@@ -131,7 +134,7 @@ class Triggers:
             self._unspace()
         spaced = seen.now_s < self._spaced_until_s
         self._away = self._away + 1 if seen.missing != self.planned_missing else 0
-        if self.planned_g_per_kwh is None:
+        if self.planned_intensity is None:
             return "start"
         if self._away >= WORKER_LOOKS:
             return f"worker capacity changed: {seen.missing} missing"
@@ -141,9 +144,9 @@ class Triggers:
         if self._growing >= QUEUE_LOOKS and not spaced:
             self._growing = 0
             return f"{RISK}: the queue grows ({seen.queue_rows:.0f} rows)"
-        moved = abs(seen.g_per_kwh - self.planned_g_per_kwh)
-        if moved > intensity_change * max(self.planned_g_per_kwh, 1.0):
-            return f"intensity moved from {self.planned_g_per_kwh:.1f} to {seen.g_per_kwh:.1f} g/kWh"
+        planned_g = self.planned_intensity.g_per_kwh
+        if abs(seen.g_per_kwh - planned_g) > intensity_change * max(planned_g, 1.0):
+            return f"intensity moved from {planned_g:.1f} to {seen.g_per_kwh:.1f} g/kWh"
         if self._moved(seen.rate, rate_change):
             return f"rate moved from {self.planned_rate:.1f} to {seen.rate:.1f} rows/s"
         if self.again_s is not None and seen.now_s >= self.again_s:

@@ -190,13 +190,15 @@ class FakeChain:
     def __init__(self, g_per_kwh: float) -> None:
         self.g_per_kwh = g_per_kwh
         self.state: Literal["fresh", "fallback", "configured"] = "fresh"
+        self.known: dict[str, Any] = {}
+        """What readings say of themselves besides."""
         self.foreseen: list[Reading] = []
         self.history = History()
         self.last_error = ""
 
     async def read(self, grid_s: float) -> Reading:
         self.history.note(grid_s, self.g_per_kwh)
-        return msgspec.structs.replace(reading(self.g_per_kwh), state=self.state)
+        return msgspec.structs.replace(reading(self.g_per_kwh), state=self.state, **self.known)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
         return self.foreseen

@@ -130,6 +130,55 @@ async def test_a_forecast_is_asked_for_once_an_hour_and_holds_while_the_source_h
     assert source.forecast_at == [0.0, 2 * HOUR]
 
 
+class Slow(Source):
+    """A source whose forecasts take until `answer` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = asyncio.Event()
+
+    async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:
+        found = await super().forecast(grid_s, horizon_s)
+        await self.answer.wait()
+        return found
+
+
+@on_a_loop
+async def test_no_reading_waits_for_a_forecast_and_no_plan_but_the_first() -> None:
+    time, source = Time(), Slow()
+    chain = SourceChain([source], max_age_s=HOUR, monotonic=time)
+    grid = Grid(chain, time.grid.now)
+
+    async def expected() -> float:
+        now = await grid.read()
+        seen = await grid.outlook(now, History(), grid_s=time.grid.now(), until_s=9 * HOUR, rate=1.0)
+        return seen.steps[-1].g_per_kwh
+
+    async with asyncio.timeout(1.0):
+        for time.now_s in (0.0, 1.0, 2.0):
+            assert (await grid.priced()).state == "fresh"
+        first = asyncio.create_task(expected())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not first.done(), "there is nothing else to plan by yet"
+        assert (await grid.read()).state == "fresh"
+        source.answer.set()
+        await first
+        assert source.forecast_at == [0.0], "asked once, whoever waits"
+        source.answer.clear()
+        time.now_s = 3 * HOUR
+        assert (await grid.priced()).g_per_kwh == 400.0
+        before = await expected()
+        source.answer.set()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert await expected() != before, "the new one, which reaches farther, is taken once it is there"
+        assert source.forecast_at == [0.0, 3 * HOUR]
+        time.now_s, source.fails = 6 * HOUR - 1.0, True
+        found = await grid.read()
+        assert (found.state, found.g_per_kwh) == ("forecast", 600.0), "and it bridges an outage"
+
+
 class Foretold:
     def __init__(self, *readings: Reading) -> None:
         self.readings = list(readings)

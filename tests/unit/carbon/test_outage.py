@@ -200,7 +200,7 @@ def stuck(value: float, since_s: float, before: Callable[[float], float] = daily
 @pytest.mark.parametrize(
     ("g_per_kwh", "refused_s", "words"),
     [
-        (stuck(0.0, 2 * DAY), 2 * DAY + 4 * HOUR, "0 g/kWh without a change for 4.0 hours"),
+        (stuck(0.0, 8 * DAY), 8 * DAY + 4 * HOUR, "0 g/kWh without a change for 4.0 hours"),
         (stuck(310.0, 2 * DAY), 2 * DAY + 7 * HOUR, "310 g/kWh without a change for 7.0 hours"),
         (stuck(1500.0, 2 * DAY), 2 * DAY, "1500 g/kWh, more than 3 times the 430 that were the most so far"),
     ],
@@ -217,7 +217,7 @@ def test_an_implausible_answer_is_refused_said_counted_and_bridged(
     assert words in walk.chain.last_error
     found = walk.until(refused_s + 3 * HOUR)
     assert (found.state, found.g_per_kwh) == ("seasonal", pytest.approx(daily(found.at_s), abs=60.0))
-    assert walk.until(4 * DAY).state == "seasonal", "for as long as it lasts"
+    assert walk.until(refused_s + 2 * DAY).state == "seasonal", "for as long as it lasts"
     said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("provider gave")]
     assert len(said) == 1, "once until it is believed again"
     assert words in said[0]
@@ -249,6 +249,87 @@ def test_grids_that_are_really_flat_or_near_zero_are_believed(g_per_kwh: Callabl
     assert walk.until(600.0).state == "fresh"
     assert walk.states(15 * DAY) == ["fresh"], why
     assert walk.chain.failures == {"provider": 0}
+
+
+def doubted(
+    g_per_kwh: Callable[[float], float], hours: range, *, per_hour: int = 2, judge: Plausibility | None = None
+) -> list[float]:
+    """The hours of grid time whose values are not believed, of a marginal series of `per_hour` values an hour."""
+    judge, found = judge or Plausibility(), []
+    for number in range(hours.start * per_hour, hours.stop * per_hour):
+        at_s = number * HOUR / per_hour
+        seen = Reading(g_per_kwh=g_per_kwh(at_s), at_s=at_s, provider="x", signal="marginal", step_s=HOUR / per_hour)
+        if judge.doubt(seen):
+            found.append(number / per_hour)
+    return found
+
+
+def hour_of(grid_s: float) -> float:
+    return grid_s % DAY / HOUR
+
+
+@pytest.mark.parametrize(
+    ("g_per_kwh", "why"),
+    [
+        (lambda at_s: 0.0 if 1 <= hour_of(at_s) < 7 else 80.0 + hour_of(at_s), "a windy night, direct emissions"),
+        (lambda at_s: 0.0 if 9 <= hour_of(at_s) < 16 else daily(at_s), "solar power in excess, marginal"),
+        (lambda at_s: 0.0 if at_s > 5 * DAY and 9 <= hour_of(at_s) < 16 else daily(at_s), "the first on day 6"),
+        (lambda at_s: 0.0 if 8 <= hour_of(at_s) < 16 + at_s / DAY / 4 else daily(at_s), "longer every day"),
+        (
+            lambda at_s: 21.0 if at_s > 2 * DAY and hour_of(at_s) < 12 else 22.0 + hour_of(at_s) // 1,
+            "whole grams of a nuclear grid",
+        ),
+    ],
+)
+def test_zeros_and_coarse_numbers_of_real_grids_are_believed(g_per_kwh: Callable[[float], float], why: str) -> None:
+    assert doubted(g_per_kwh, range(14 * 24)) == [], why
+
+
+def test_ten_hours_of_zeros_of_a_source_that_was_never_near_zero_are_refused() -> None:
+    failing = lambda at_s: 0.0 if 0 <= at_s - 8 * DAY < 10 * HOUR else daily(at_s)  # noqa: E731
+    start = 8 * 24
+    assert doubted(failing, range(10 * 24), per_hour=1) == [start + hour for hour in range(4, 10)], "a week is known"
+    assert doubted(failing, range(7 * 24, 10 * 24), per_hour=1) == [start + 9], "a day: longer than a sunny one"
+
+
+def test_the_first_sunny_day_of_a_source_known_for_a_week_costs_one_afternoon() -> None:
+    sunny = lambda at_s: 0.0 if at_s > 8 * DAY and 9 <= hour_of(at_s) < 16 else daily(at_s)  # noqa: E731
+    assert doubted(sunny, range(14 * 24)) == [8 * 24 + 12.5 + half / 2 for half in range(7)]
+
+
+def test_a_flat_line_is_judged_by_how_fine_the_numbers_are() -> None:
+    for value, first, hours in ((60.0, 0.25, 6.5), (60.0, 0.0, 10.5), (150.0, 0.0, 6.5)):
+        hangs = lambda at_s: value if at_s >= 2 * DAY else value + hour_of(at_s) // 1 + first  # noqa: B023, E731
+        assert doubted(hangs, range(4 * 24))[:1] == [2 * 24 + hours], (value, first)
+
+
+def test_a_leap_that_holds_is_believed_and_is_the_highest_from_then_on() -> None:
+    def calm(at_s: float) -> float:
+        """Wind for 26 hours, then none."""
+        return 30.0 + hour_of(at_s) if at_s < 26 * HOUR else 320.0 + 8.0 * hour_of(at_s)
+
+    assert doubted(calm, range(14 * 24), per_hour=1) == [26, 27]
+    assert doubted(calm, range(14 * 24), per_hour=2) == [26, 26.5]
+    assert len(doubted(lambda at_s: calm(at_s) + at_s % HOUR / HOUR, range(14 * 24), per_hour=12)) == 12
+    judge = Plausibility()
+    assert doubted(calm, range(48), judge=judge) == [26, 26.5]
+    assert doubted(lambda _: 1400.0, range(48, 49), judge=judge) == []
+    assert doubted(lambda _: 4500.0, range(49, 50), judge=judge) == [49, 49.5], "three times the new highest"
+
+
+def test_a_leap_is_not_believed_if_it_comes_and_goes_does_not_change_or_is_asked_for_again() -> None:
+    spikes = lambda at_s: 1500.0 + at_s / DAY if at_s > 2 * DAY and at_s // HOUR % 3 else daily(at_s)  # noqa: E731
+    assert len(doubted(spikes, range(6 * 24), per_hour=1)) == 4 * 16
+    assert len(doubted(stuck(1500.0, 2 * DAY), range(6 * 24), per_hour=1)) == 4 * 24
+    judge = Plausibility()
+    assert doubted(daily, range(48), judge=judge) == []
+    for value in (1500.0, 1501.0, 1502.0, 1503.0):
+        assert judge.doubt(Reading(g_per_kwh=value, at_s=2 * DAY, provider="x", step_s=HOUR)), "one moment"
+
+
+def test_a_leap_of_a_source_that_never_changes_is_believed_once_it_holds() -> None:
+    yearly = stuck(300.0, 3 * DAY, before=lambda _: 30.0)
+    assert doubted(yearly, range(6 * 24), per_hour=1) == [72, 73]
 
 
 def test_what_was_stated_or_is_replayed_is_not_judged() -> None:

@@ -448,7 +448,10 @@ def test_a_trace_that_covers_now_is_read_at_now(tmp_path: Path, options: str) ->
     ("wall_s", "settings", "grid_s"),
     [
         (T0 - 1, {}, T0),  # it does not cover now
-        (T0 + 6 * HOUR, {}, T0),
+        (T0 + 8 * HOUR + 1, {}, T0),
+        (T0 + 6.5 * HOUR + 1, {"max_age_s": HOUR / 2}, T0),  # it ended too long ago to be live
+        (T0 + 6.5 * HOUR, {"options": "?loop=1"}, T0),
+        (T0 + 6.5 * HOUR, {"trace_speed": 360.0}, T0),
         (T0 + 3 * HOUR, {"trace_speed": 360.0}, T0),  # sped up
         (T0 + 3 * HOUR, {"trace_speed": 360.0, "trace_start": "now"}, T0 + 3 * HOUR),
         (T0 + 3 * HOUR, {"trace_start": "first"}, T0),
@@ -463,6 +466,16 @@ def test_what_is_used_at_another_time_than_it_is_of_says_that_it_is_replayed(
     found_s, reading = started(tmp_path, wall_s=wall_s, **settings)
     assert found_s == grid_s
     assert (reading.replayed, reading.state, reading.method) == (True, "fresh", "unknown")
+
+
+@pytest.mark.parametrize("settings", [{}, {"trace_start": "now"}])
+def test_a_live_trace_that_lags_starts_at_now_with_its_last_value(tmp_path: Path, settings: dict[str, str]) -> None:
+    grid_s, reading = started(tmp_path, wall_s=T0 + 6 * HOUR + 600.0, **settings)
+    assert grid_s == T0 + 6 * HOUR + 600.0
+    assert (reading.g_per_kwh, reading.state, reading.replayed) == (150.0, "stale", False)
+    assert (reading.at_s, reading.age_s, reading.step_s) == (T0 + 5 * HOUR, HOUR + 600.0, HOUR)
+    grid_s, reading = started(tmp_path, wall_s=T0 + 7.5 * HOUR, **settings)
+    assert (grid_s, reading.state) == (T0 + 7.5 * HOUR, "configured"), "the value itself is older than max_age_s"
 
 
 def test_a_trace_that_does_not_cover_now_cannot_start_now(tmp_path: Path) -> None:

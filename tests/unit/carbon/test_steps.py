@@ -129,19 +129,21 @@ def test_every_value_is_right_at_every_time_of_a_file_that_changes_step(
 class Served:
     """A file on disk that leads a chain, read at `grid_s` as real seconds pass."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rows: list[tuple[float, float]] | None = None) -> None:
         self.path = path
         self.now_s = 0.0
         self.wrote = 0
-        self.write([(T0, 100.0), (T0 + HOUR, 110.0)])
+        self.write(rows or [(T0, 100.0), (T0 + HOUR, 110.0)])
         config = CarbonConfig(source=f"trace:{path},static:300", poll_s=5.0)
-        self.chain, self.clock = build(config, monotonic=lambda: self.now_s, wall=lambda: T0 + 60.0)
+        self.chain, self.clock = build(config, monotonic=lambda: self.now_s, wall=lambda: T0 + 60.0 + self.now_s)
 
-    def write(self, rows: list[tuple[float, float]] | str) -> None:
+    def write(self, rows: list[tuple[float, float]] | str, *, after_s: float = 1e6) -> None:
+        """Write the file, whose time is then `after_s` from now: by default one of a disk whose clock is ahead."""
         text = rows if isinstance(rows, str) else file_of(rows)
         self.path.write_text(text, encoding="utf-8")
         self.wrote += 1
-        os.utime(self.path, ns=(self.wrote, self.wrote * 1_000))  # another time, whatever the clock of the disk says
+        at_ns = int((T0 + 60.0 + self.now_s + after_s) * 1e9) + self.wrote * 1_000
+        os.utime(self.path, ns=(at_ns, at_ns))
 
     def after(self, seconds: float) -> Reading:
         """The reading when so many seconds have passed."""
@@ -165,6 +167,17 @@ def test_a_file_that_changes_on_disk_is_read_again(tmp_path: Path) -> None:
     assert served.failures == 0
 
 
+def test_a_live_file_that_lagged_at_the_start_is_followed_once_it_has_its_next_rows(tmp_path: Path) -> None:
+    past = [(T0 - 2 * HOUR, 90.0), (T0 - HOUR, 100.0)]
+    served = Served(tmp_path / "day.csv", past)
+    found = served.after(0.0)
+    assert (found.g_per_kwh, found.state, found.replayed) == (100.0, "stale", False)
+    served.write([*past, (T0, 170.0)])
+    served.after(5.0)
+    found = served.after(5.0)
+    assert (found.g_per_kwh, found.state, found.replayed) == (170.0, "fresh", False)
+
+
 def test_a_file_is_not_read_while_it_is_written(tmp_path: Path) -> None:
     served = Served(tmp_path / "day.csv")
     served.after(0.0)
@@ -174,6 +187,63 @@ def test_a_file_is_not_read_while_it_is_written(tmp_path: Path) -> None:
         assert served.after(5.0).g_per_kwh == 100.0
     assert served.after(5.0).g_per_kwh == 170.0
     assert served.failures == 0
+
+
+def test_a_file_that_was_left_alone_for_two_seconds_is_read_at_the_first_look(tmp_path: Path) -> None:
+    served = Served(tmp_path / "day.csv")
+    served.after(0.0)
+    for look in range(20):
+        served.write([(T0, 170.0 + look), (T0 + HOUR, 180.0)], after_s=2.9)  # between all looks
+        assert served.after(5.0).g_per_kwh == 170.0 + look
+    served.write([(T0, 300.0), (T0 + HOUR, 180.0)], after_s=3.1)
+    assert served.after(5.0).g_per_kwh == 189.0, "it may still be written"
+    assert served.failures == 0
+
+
+def test_a_file_that_is_written_right_before_every_look_is_read_at_each_third(tmp_path: Path) -> None:
+    served = Served(tmp_path / "day.csv")
+    served.after(0.0)
+    found = []
+    for look in range(9):
+        served.write([(T0, 170.0 + look), (T0 + HOUR, 180.0)], after_s=4.5)
+        found.append(served.after(5.0).g_per_kwh)
+    assert found == [100.0, 100.0, 172.0, 172.0, 172.0, 175.0, 175.0, 175.0, 178.0]
+    assert served.failures == 0
+    for look in range(6):
+        served.write("a,b\n1,2\n", after_s=4.5)
+        assert (served.after(5.0).g_per_kwh, served.failures) == (178.0, (look + 1) // 3)
+
+
+def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(tmp_path / "day.csv")
+    served.after(0.0)
+
+    def torn(path: Path) -> bytes:
+        data = path.read_bytes()
+        served.write([(T0, 190.0), (T0 + HOUR, 195.0)], after_s=0.0)
+        return data
+
+    served.write([(T0, 170.0), (T0 + HOUR, 180.0)], after_s=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("clover.carbon.trace.read_file", torn)
+        assert served.after(5.0).g_per_kwh == 100.0
+    assert served.after(5.0).g_per_kwh == 190.0
+    assert served.failures == 0
+
+
+def test_a_long_file_is_read_in_small_parts_so_that_the_event_loop_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(tmp_path / "day.csv")
+    served.after(0.0)
+    paused: list[float] = []
+    monkeypatch.setattr("clover.carbon.layouts.time.sleep", paused.append)
+    served.write([(T0 + n * 300.0, 100.0 + n % 7) for n in range(6_400)], after_s=0.0)
+    assert served.after(5.0).g_per_kwh == 100.0
+    assert set(paused) == {0}
+    assert len(paused) >= 6 * 6_400 // 64 - 6, "while rows are parsed, put in order, and their steps found"
 
 
 @pytest.mark.parametrize(

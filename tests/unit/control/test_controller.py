@@ -179,6 +179,26 @@ def test_a_number_that_was_only_stated_changes_no_configuration(state: str) -> N
     drive(story)
 
 
+@pytest.mark.parametrize("state", ["fallback", "configured"])
+def test_a_plan_by_the_intensity_of_the_last_one_says_where_that_came_from(state: str) -> None:
+    async def story() -> None:
+        rig = Rig()
+        rig.chain.known = {"provider": "grid", "method": "published", "signal": "average", "at_s": 40.0}
+        await rig.settled()
+        rig.chain.state, rig.chain.g_per_kwh, rig.chain.known = state, 900.0, {"at_s": 100.0, "age_s": 30.0}
+        for rate in (90.0, 200.0):
+            rig.fleet.figures["arrival_rate"] = rate
+            await rig.look(10.0, looks=2)
+            assert rig.last["trigger"].startswith("rate moved")
+            assert rig.last["inputs"]["intensity_g_per_kwh"] == 100.0
+            assert rig.last["inputs"]["intensity_provider"] == "grid", "a real gram stays one, plan after plan"
+            assert rig.last["inputs"]["intensity_state"] == state, "and says that it is held"
+        held = rig.family.triggers.planned_intensity
+        assert (held.method, held.signal, held.at_s, held.age_s) == ("published", "average", 40.0, 90.0)
+
+    drive(story)
+
+
 def test_a_failed_plan_does_not_take_a_stated_number_for_the_grid() -> None:
     async def story() -> None:
         rig = Rig()
@@ -187,7 +207,7 @@ def test_a_failed_plan_does_not_take_a_stated_number_for_the_grid() -> None:
         rig.solver.fail = "no plan now"
         rig.fleet.figures["arrival_rate"] = 90.0
         await rig.look(10.0, looks=2)
-        assert rig.family.triggers.planned_g_per_kwh == 100.0
+        assert rig.family.triggers.planned_intensity.g_per_kwh == 100.0
 
     drive(story)
 

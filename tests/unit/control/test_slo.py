@@ -18,6 +18,7 @@ from clover.control.slo import EVERY_S, SloLog
 from clover.control.triggers import LONGEST_SPACING_S, RISK, Observation, Triggers
 from clover.errors import PlanError
 from tests.support.control_fixture import Rig
+from tests.support.profiles_fixture import reading
 
 
 def drive(story: Callable[[], Awaitable[None]]) -> None:
@@ -187,14 +188,14 @@ def risk(now_s: float, p95_ms: float = 45.0, rate: float = 50.0) -> Observation:
 
 def test_the_pause_doubles_to_a_minute_and_ends_when_the_slo_is_met() -> None:
     triggers = Triggers()
-    triggers.planned(100.0, 50.0)
+    triggers.planned(reading(100.0), 50.0)
 
     def fires(seconds: range, p95_ms: float = 45.0) -> list[int]:
         found = []
         for now_s in seconds:
             trigger = triggers.check(risk(now_s, p95_ms), slo_ms=30.0, intensity_change=0.1, rate_change=0.2)
             if trigger:
-                triggers.planned(100.0, 50.0)
+                triggers.planned(reading(100.0), 50.0)
                 triggers.decided(trigger, "kept", now_s)
                 found.append(now_s)
         return found
