@@ -99,7 +99,8 @@ class CoreNeed:
             return None
         part = min(max(idle_j / measured_j, 0.0), 1.0)
         method = joined(methods_of(devices.values()))
-        words = f"idle is {100.0 * part:.3g} % of this machine's energy so far ({method})"
+        whole = "machine" if "measured" in method else "server"  # a model knows of nothing else that runs here
+        words = f"idle is {100.0 * part:.3g} % of this {whole}'s energy so far ({method})"
         row, needed = self.row(), self.cores
         if row is None:
             return {"part": part, "idle_j": idle_j, "method": method, "words": words}

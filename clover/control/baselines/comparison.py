@@ -11,8 +11,8 @@ idle power, of workers and of what none holds, unless the shadow is a smaller ma
     ratio     the meter showed other joules than the model, and would have for the shadow too, by an amount that is not
               known: what it showed beyond the model, and what differences were shrunk by where it showed less, each as
               far as the shadow serves rows differently
-    meter     watts of the meter may be off by the part u: u x grams saved.  That is common to all joules, so that the
-              part saved does not change with it.
+    meter     watts above idle may be off by the part u: u x grams saved.  That is common to both sides, so that the
+              part saved without idle power does not change with it.
 
 All arrays end in [joules, grams].
 """

@@ -138,9 +138,10 @@ def profile_error(profile: FamilyProfile) -> float:
 
 
 def meter_error(methods: Iterable[str], devices: Devices) -> float:
-    """Return by which part watts of the meters may be off: what they say themselves, else what is usual; the mean over
-    `devices` by their joules, or the most of `methods` if they used none."""
-    joules = {name: max(float(line["measured_j"]), 0.0) for name, line in devices.items()}
+    """Return by which part watts of the meters may be off: what they say themselves of energy above idle, which savings
+    are made of, else what is usual; the mean over `devices` by these joules, or the most of `methods` if they used
+    none."""
+    joules = {name: max(float(line["measured_j"]) - float(line["rest_j"]), 0.0) for name, line in devices.items()}
     whole_j = sum(joules.values())
     if whole_j > 0.0:
         return sum(_meter_error(line) * joules[name] for name, line in devices.items()) / whole_j
@@ -148,7 +149,8 @@ def meter_error(methods: Iterable[str], devices: Devices) -> float:
 
 
 def _meter_error(line: DeviceLines) -> float:
-    said = [abs(float(line[key])) for key in ("uncertainty_low", "uncertainty_high") if key in line]
+    ends = ("active_uncertainty_low", "active_uncertainty_high")
+    said = [abs(float(line[key])) for key in ends if key in line]
     return max(said, default=METER_ERROR.get(str(line["method"]), MODELLED_ERROR))
 
 

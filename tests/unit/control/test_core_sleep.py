@@ -124,7 +124,7 @@ def test_the_state_says_what_is_idle_and_how_few_cores_would_do() -> None:
         idle = one.controller.state()["idle"]
         assert idle["part"] == pytest.approx(0.9)
         assert (idle["cores"], idle["cores_with_workers"], idle["cores_would_do"]) == (4, 4, 1)
-        said = "idle is 90 % of this machine's energy so far (modelled); at this load 1 of 4 cores would do"
+        said = "idle is 90 % of this server's energy so far (modelled); at this load 1 of 4 cores would do"
         assert idle["words"] == said
         one.fleet.figures["arrival_rate"] = 320.0
         await one.look(ASK_S + 1.0)

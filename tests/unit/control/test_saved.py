@@ -51,9 +51,10 @@ def test_every_saving_says_how_it_is_known(methods: set[Method], energy: Method,
 
 
 def test_a_host_without_a_counter_beside_a_gpu_with_one_is_in_the_label_and_in_the_interval_by_its_joules() -> None:
-    gpu = {"measured_j": 900.0, "method": "measured"}
-    host = {"measured_j": 100.0, "method": "modelled", "uncertainty_low": -0.2, "uncertainty_high": 0.45}
-    lost = {"measured_j": 0.0, "method": "none"}
+    gpu = {"measured_j": 990.0, "rest_j": 90.0, "method": "measured"}
+    host = {"measured_j": 900.0, "rest_j": 800.0, "method": "modelled", "uncertainty_high": 0.1}
+    host |= {"active_uncertainty_low": -0.2, "active_uncertainty_high": 0.45}
+    lost = {"measured_j": 0.0, "rest_j": 0.0, "method": "none"}
     devices: dict[str, dict[str, float | str]] = {"gpu0": gpu, "host": host, "gpu1": lost}
 
     async def story() -> None:
