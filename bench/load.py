@@ -18,6 +18,7 @@ import random
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -113,6 +114,13 @@ class Result:
     def failed(self) -> int:
         """Return answers that are not 200, and requests without an answer."""
         return self.lost + sum(1 for s in self.samples if s.status != 200)
+
+    def failures(self) -> str:
+        """Return what failed, in words: "0", or "3 (429: 2, lost: 1)"."""
+        codes = Counter(str(sample.status) for sample in self.samples if sample.status != 200)
+        codes["lost"] += self.lost
+        parts = [f"{code}: {count}" for code, count in sorted(codes.items()) if count]
+        return f"{self.failed()} ({', '.join(parts)})" if parts else "0"
 
     def mismatched(self) -> int:
         """Return answers whose id or values are not those of their request."""

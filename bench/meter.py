@@ -162,7 +162,7 @@ def lines(options: argparse.Namespace, watched: Watched) -> dict[str, Any]:
         rows.append(
             (
                 f"{rate:g}",
-                result.failed(),
+                result.failures(),
                 *(round(used[name], 2) for name in LINES),
                 round(used["said"], 2),
                 round(used["seen"], 2),
@@ -187,7 +187,7 @@ def claims(options: argparse.Namespace, watched: Watched) -> dict[str, Any]:
         claimed = statistics.fmean(item["claimed"] for item in found[1::2])
         model = sum(item["model error"] for item in found) / len(seen)
         figures = (statistics.fmean(base), statistics.fmean(own), statistics.fmean(seen), error, claimed, model)
-        rows.append((f"{rate:g}", len(seen), *(round(figure, 1) for figure in figures), result.failed()))
+        rows.append((f"{rate:g}", len(seen), *(round(figure, 1) for figure in figures), result.failures()))
     show(f"Joules a stretch of {options.stretch_s - SETTLE_S:g} s, boundary server", columns, rows)
     return {"columns": columns, "rows": rows}
 
