@@ -5,8 +5,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
 GPU_EXTRAS ?= onnx,test,tensorrt
-# Processes of pytest-xdist: one more than cores, since many tests wait; four at most, since many want the same core.
-JOBS ?= $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4)))
+# Processes of pytest-xdist: more than the cores of a small machine, since many tests wait, and no more on a large one,
+# since many want the same core.
+JOBS ?= 4
 PARALLEL := --numprocesses $(JOBS) --dist worksteal
 PY := $(VENV)/bin/python
 COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*.pxd))
