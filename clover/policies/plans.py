@@ -296,7 +296,7 @@ def _reason(state: State, objective: Objective, best: Candidate, found: SearchRe
         f"{expected.energy_j_per_row:.4g} J a row"
     )
     if best.awake:
-        text += f" and {expected.idle_j_per_row:.4g} J for keeping from sleep {best.awake} of {_units(state)}"
+        text += f" and {expected.idle_j_per_row:.4g} J (what sleep would save) on {best.awake} of {_units(state)}"
     if not best.feasible:
         text += f"; no feasible plan, this is the least bad: {best.why}"
     elif found.total > 1:
