@@ -4,7 +4,8 @@
     server    and the front end, control, and the idle power of the server's cores and slices that no worker holds
     machine   and all else that meters saw: other programs, and what is not the server's
 
-Each holds the one before it, and the machine's is all that the meters showed.
+Each holds the one before it, and the machine's is all that the meters showed.  A model sees nothing but the server:
+where one stands in for a counter, the machine is not known.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from clover.accounting.devices import LINES
+from clover.accounting.labels import DeviceLines
 
 Boundary = Literal["workers", "server", "machine"]
 BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
@@ -25,3 +27,9 @@ WITHIN: Mapping[Boundary, tuple[str, ...]] = {
     "machine": LINES,
 }
 """The lines of a device's account that lie within each boundary."""
+
+
+def seen(devices: Mapping[str, DeviceLines]) -> tuple[Boundary, ...]:
+    """Return the boundaries of which all was metered: not the machine if any of `devices` is modelled."""
+    modelled = any(line.get("method") == "modelled" for line in devices.values())
+    return tuple(boundary for boundary in BOUNDARIES if boundary != "machine" or not modelled)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clover.accounting.boundaries import BOUNDARIES, WITHIN, Boundary
+from clover.accounting.boundaries import BOUNDARIES, WITHIN, Boundary, seen
 from clover.accounting.embodied import EmbodiedGrams, EmbodiedLedger, Hardware
 from clover.accounting.labels import DeviceLines, grams_method, joined
 from clover.quantities import grams
@@ -180,7 +180,7 @@ def sci(
         "machine": machine if known else None,
     }
     operational: dict[Boundary, float | None] = {
-        name: _sum(lines, list(devices.values())) for name, lines in WITHIN.items()
+        name: _sum(lines, list(devices.values())) if name in seen(devices) else None for name, lines in WITHIN.items()
     }
     if operational["workers"] is None:
         operational["workers"] = sum(float(totals["carbon_g"]) for _, totals in models.values())

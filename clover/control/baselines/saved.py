@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clover.accounting.boundaries import BOUNDARIES, DEFAULT, Boundary
+from clover.accounting.boundaries import BOUNDARIES, DEFAULT, Boundary, seen
 from clover.accounting.labels import DeviceLines, joined, methods_of
 from clover.control.baselines.comparison import ComparisonSums, Errors, Floats, together
 from clover.control.baselines.shadow import Shadow
@@ -92,7 +92,7 @@ def compared(shadows: Mapping[str, Shadow], devices: Devices | None = None) -> I
                     points=found.shadow_accuracy - found.accuracy,
                     grid=grid_of([shadow]),
                     estimates=tuple(
-                        (boundary, end, value) for boundary in BOUNDARIES for end, value in found.ends(boundary)
+                        (boundary, end, value) for boundary in found.boundaries for end, value in found.ends(boundary)
                     ),
                 )
 
@@ -161,6 +161,7 @@ class _Comparison:
         self.kind = kind
         self._parts = parts
         self.shadows = [shadow for shadow, _ in parts]
+        self.boundaries = seen(devices)
         self._meter_error = meter_error({m for shadow in self.shadows for m in shadow.methods}, devices)
         self.rows = sum(sums.rows for _, sums in parts)
         self.accuracy = sum(sums.right for _, sums in parts) / self.rows
@@ -248,13 +249,13 @@ def _figures(found: _Comparison, known: Sequence[str], rows: int, waiting: int) 
         alike = f"{_places([shadow.base for shadow in found.shadows])}, {alike}"
     elif found.kind == "right_sized":
         alike = f"{_places([shadow.right_sized for shadow in found.shadows])}, equal load, the rest asleep or off"
-    within = {boundary: found.within(boundary) for boundary in BOUNDARIES}
+    within = {boundary: found.within(boundary) for boundary in found.boundaries}
     served, shadow = found.without_idle()
     figures: dict[str, Any] = {
         "against": f"{name}: {alike}, {', '.join(known)}",
         **within[DEFAULT],
         "part_without_idle": _part(float(shadow[1]), float(served[1])),
-        "boundaries": within,
+        "boundaries": {boundary: within.get(boundary) for boundary in BOUNDARIES},
         "accuracy": found.accuracy,
         "shadow_accuracy": found.shadow_accuracy,
         "accuracy_given_up": found.shadow_accuracy - found.accuracy,

@@ -92,6 +92,18 @@ def test_a_clock_that_goes_back_charges_nothing_twice() -> None:
     assert made.devices["cpu0"].grams == pytest.approx(once.devices["cpu0"].grams)
 
 
+def test_the_machine_is_unknown_where_a_model_stands_in_for_a_counter() -> None:
+    made = ledger(BOX)
+    made.window(HOUR_NS, [worker("m")])
+    lines = {**LINES, "unattributed_g": 0.0, "carried_g": 0.0}
+    models = {"m": (2000, {"carbon_g": 3.75, "front_end_j": 1.0})}
+    gpu = {**lines, "method": "measured"}
+    found = report(made, {"gpu0": gpu, "host": {**lines, "method": "modelled"}}, models)
+    assert found.as_json()["boundaries"]["machine"]["g_per_row"] is None
+    assert found.boundaries["server"].per_row_g is not None
+    assert report(made, {"gpu0": gpu}, models).boundaries["machine"].per_row_g is not None
+
+
 def test_the_score_is_operation_and_embodied_over_rows_and_names_its_boundary() -> None:
     made = ledger(BOX)
     made.window(HOUR_NS, [worker("m")])
