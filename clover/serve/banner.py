@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from clover import profiles
 from clover._version import __version__
@@ -19,6 +21,9 @@ from clover.types import Assignment, FamilyProfile, FamilySpec, Reading
 
 log = logging.getLogger("clover.serve")
 
+_PIPED = 10_000
+"""Columns of what is no terminal: nothing is wrapped there."""
+
 
 def show(server: Server) -> None:
     """Print the banner on standard output, or log one line if logs are JSON."""
@@ -28,12 +33,12 @@ def show(server: Server) -> None:
         if invented := _invented(server.engine.grid.reading):
             log.warning("%s", invented)
     else:
-        print(text(server), flush=True)
+        print(text(server, shutil.get_terminal_size((_PIPED, 24)).columns), flush=True)
         sys.stdout.flush()
 
 
-def text(server: Server) -> str:
-    """Return the banner of a server that is ready."""
+def text(server: Server, columns: int = _PIPED) -> str:
+    """Return the banner of a server that is ready, in lines of `columns` characters at most, but for its commands."""
     engine = server.engine
     config = engine.config
     rows = [("Clover", f"{__version__} at {server.url}")]
@@ -70,10 +75,26 @@ def text(server: Server) -> str:
     rows.append(("control", steering if control.mode != "off" else "off"))
     if config.listen.insecure and not config.listen.token:
         rows.append(("warning", "no token: everyone who reaches this address may use and change the server"))
-    width = max(len(head) for head, _ in rows)
-    lines = [f"  {head:<{width}}  {body}" for head, body in rows]
     first = next(iter(engine.served.values()))
-    return "\n".join(["", *lines, "", "  try:", *_example(server.url, first.name, first.spec, config.listen.token), ""])
+    return "\n".join(
+        [
+            "",
+            _table(rows, columns),
+            "",
+            "  try:",
+            *_example(server.url, first.name, first.spec, config.listen.token),
+            "",
+        ]
+    )
+
+
+def _table(rows: Sequence[tuple[str, str]], columns: int) -> str:
+    """Return heads and bodies beside each other; no word, path or option is cut."""
+    width = max(len(head) for head, _ in rows)
+    wrapper = textwrap.TextWrapper(
+        columns, subsequent_indent=" " * (width + 4), break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(wrapper.fill(f"  {head:<{width}}  {body}") for head, body in rows)
 
 
 def _idle(watts: float) -> str:
