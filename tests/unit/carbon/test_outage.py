@@ -286,21 +286,29 @@ def test_zeros_and_coarse_numbers_of_real_grids_are_believed(g_per_kwh: Callable
 
 
 def test_ten_hours_of_zeros_of_a_source_that_was_never_near_zero_are_refused() -> None:
-    failing = lambda at_s: 0.0 if 0 <= at_s - 8 * DAY < 10 * HOUR else daily(at_s)  # noqa: E731
+    def failing(at_s: float) -> float:
+        return 0.0 if 0 <= at_s - 8 * DAY < 10 * HOUR else daily(at_s)
+
     start = 8 * 24
     assert doubted(failing, range(10 * 24), per_hour=1) == [start + hour for hour in range(4, 10)], "a week is known"
     assert doubted(failing, range(7 * 24, 10 * 24), per_hour=1) == [start + 9], "a day: longer than a sunny one"
 
 
 def test_the_first_sunny_day_of_a_source_known_for_a_week_costs_one_afternoon() -> None:
-    sunny = lambda at_s: 0.0 if at_s > 8 * DAY and 9 <= hour_of(at_s) < 16 else daily(at_s)  # noqa: E731
+    def sunny(at_s: float) -> float:
+        return 0.0 if at_s > 8 * DAY and 9 <= hour_of(at_s) < 16 else daily(at_s)
+
     assert doubted(sunny, range(14 * 24)) == [8 * 24 + 12.5 + half / 2 for half in range(7)]
+
+
+def hanging(value: float, first: float) -> Callable[[float], float]:
+    """Return a series that rises with the hour for two days, from `first` above `value`, and then stays at `value`."""
+    return lambda at_s: value if at_s >= 2 * DAY else value + hour_of(at_s) // 1 + first
 
 
 def test_a_flat_line_is_judged_by_how_fine_the_numbers_are() -> None:
     for value, first, hours in ((60.0, 0.25, 6.5), (60.0, 0.0, 10.5), (150.0, 0.0, 6.5)):
-        hangs = lambda at_s: value if at_s >= 2 * DAY else value + hour_of(at_s) // 1 + first  # noqa: B023, E731
-        assert doubted(hangs, range(4 * 24))[:1] == [2 * 24 + hours], (value, first)
+        assert doubted(hanging(value, first), range(4 * 24))[:1] == [2 * 24 + hours], (value, first)
 
 
 def test_a_leap_that_holds_is_believed_and_is_the_highest_from_then_on() -> None:
@@ -318,7 +326,9 @@ def test_a_leap_that_holds_is_believed_and_is_the_highest_from_then_on() -> None
 
 
 def test_a_leap_is_not_believed_if_it_comes_and_goes_does_not_change_or_is_asked_for_again() -> None:
-    spikes = lambda at_s: 1500.0 + at_s / DAY if at_s > 2 * DAY and at_s // HOUR % 3 else daily(at_s)  # noqa: E731
+    def spikes(at_s: float) -> float:
+        return 1500.0 + at_s / DAY if at_s > 2 * DAY and at_s // HOUR % 3 else daily(at_s)
+
     assert len(doubted(spikes, range(6 * 24), per_hour=1)) == 4 * 16
     assert len(doubted(stuck(1500.0, 2 * DAY), range(6 * 24), per_hour=1)) == 4 * 24
     judge = Plausibility()
