@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from rich.text import Text
 
 _GAP = 2
 """Columns of characters between two columns of a table."""
+
+UNWRAPPED = 10_000
+"""The width of lines that are not wrapped."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,20 @@ def console(piped: int) -> Console:
         return Console()
     columns = os.environ.get("COLUMNS", "")
     return Console(width=int(columns) if columns.isdecimal() and int(columns) > 0 else piped)
+
+
+def line_width() -> int:
+    """Return the width at which lines of text are wrapped: COLUMNS, or the terminal's; in a pipe they are not."""
+    return shutil.get_terminal_size((UNWRAPPED, 0)).columns
+
+
+def listing(rows: Sequence[tuple[str, str]], columns: int) -> str:
+    """Return heads and bodies beside each other, in lines of `columns` characters; no word, path or option is cut."""
+    width = max(len(head) for head, _ in rows)
+    wrapper = textwrap.TextWrapper(
+        columns, subsequent_indent=" " * (width + 4), break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(wrapper.fill(f"  {head:<{width}}  {body}") for head, body in rows)
 
 
 def filled(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clover import energy
+from clover import energy, terminal
 from clover.cli import CommandParser
 from clover.config import EmbodiedConfig, EnergyConfig
 from clover.devices.cpu import CpuDevice, available_cores
@@ -90,15 +90,14 @@ def _seconds(text: str) -> float:
 def _show(powercap: Path) -> None:
     """Print what can be read of this machine, and what is assumed of it."""
     cores = available_cores()
-    print(f"cpus       {len(cores)} for Clover, of {os.cpu_count()} of the machine")
+    rows = [("cpus", f"{len(cores)} for Clover, of {os.cpu_count()} of the machine")]
     meter = energy.build(EnergyConfig(), cores=len(cores), cpu_seconds=lambda: 0.0, powercap=powercap)
-    print(f"energy     {meter.method}: {meter.why}")
+    rows.append(("energy", f"{meter.method}: {meter.why}"))
     for item in hardware_of(EmbodiedConfig(), {"cpu0": CpuDevice()}):
         bounds = f", {item.low_kg:.3g} to {item.high_kg:.3g}" if item.low_kg and item.high_kg else ""
-        print(
-            f"embodied   {item.kg:.3g} kgCO2e of {item.product} ({item.known}{bounds}), {item.reserved:g} of "
-            f"{item.total:g} reserved"
-        )
+        reserved = f"{item.reserved:g} of {item.total:g} reserved"
+        rows.append(("embodied", f"{item.kg:.3g} kgCO2e of {item.product} ({item.known}{bounds}), {reserved}"))
+    print(terminal.listing(rows, terminal.line_width()))
 
 
 def _calibrate(seconds: float, powercap: Path, instruments: Instruments | None) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import sys
-import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from clover import profiles
+from clover import profiles, terminal
 from clover._version import __version__
 from clover.carbon import describe
 from clover.errors import ProfileError
@@ -21,9 +19,6 @@ from clover.types import Assignment, FamilyProfile, FamilySpec, Reading
 
 log = logging.getLogger("clover.serve")
 
-_PIPED = 10_000
-"""Columns of what is no terminal: nothing is wrapped there."""
-
 
 def show(server: Server) -> None:
     """Print the banner on standard output, or log one line if logs are JSON."""
@@ -33,11 +28,11 @@ def show(server: Server) -> None:
         if invented := _invented(server.engine.grid.reading):
             log.warning("%s", invented)
     else:
-        print(text(server, shutil.get_terminal_size((_PIPED, 24)).columns), flush=True)
+        print(text(server, terminal.line_width()), flush=True)
         sys.stdout.flush()
 
 
-def text(server: Server, columns: int = _PIPED) -> str:
+def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
     """Return the banner of a server that is ready, in lines of `columns` characters at most, but for its commands."""
     engine = server.engine
     config = engine.config
@@ -79,22 +74,13 @@ def text(server: Server, columns: int = _PIPED) -> str:
     return "\n".join(
         [
             "",
-            _table(rows, columns),
+            terminal.listing(rows, columns),
             "",
             "  try:",
             *_example(server.url, first.name, first.spec, config.listen.token),
             "",
         ]
     )
-
-
-def _table(rows: Sequence[tuple[str, str]], columns: int) -> str:
-    """Return heads and bodies beside each other; no word, path or option is cut."""
-    width = max(len(head) for head, _ in rows)
-    wrapper = textwrap.TextWrapper(
-        columns, subsequent_indent=" " * (width + 4), break_long_words=False, break_on_hyphens=False
-    )
-    return "\n".join(wrapper.fill(f"  {head:<{width}}  {body}") for head, body in rows)
 
 
 def _idle(watts: float) -> str:

@@ -142,3 +142,19 @@ def test_decisions_fit(width: int) -> None:
     assert max(map(len, text.splitlines())) <= max(width, 57)
     assert "2024-01-31 00:00:00" in text
     assert "cleaner grid" in text
+
+
+def test_a_listing_is_wrapped_and_cuts_no_word() -> None:
+    rows = [
+        ("Clover", "0.1.0 at http://127.0.0.1:8080"),
+        ("warning", "give your own: --carbon trace:FILE or " + "x" * 50),
+    ]
+    assert terminal.listing(rows, 10_000).count("\n") == 1
+    lines = terminal.listing(rows, 40).splitlines()
+    assert lines == [
+        "  Clover   0.1.0 at",
+        "           http://127.0.0.1:8080",
+        "  warning  give your own: --carbon",
+        "           trace:FILE or",
+        "           " + "x" * 50,
+    ]

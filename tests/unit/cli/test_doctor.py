@@ -64,7 +64,7 @@ def test_without_a_counter_calibration_is_refused_with_the_reason(
 def test_without_a_flag_it_says_how_energy_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([], powercap=tmp_path) == 0
     text = capsys.readouterr().out
-    assert "energy     modelled: RAPL is not readable" in text
+    assert "  energy    modelled: RAPL is not readable" in text
     assert "kgCO2e of a machine of" in text
     CalibratedHost(tmp_path / "host", lambda busy: 10.0)
     assert main([], powercap=tmp_path / "host") == 0

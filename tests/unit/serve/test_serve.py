@@ -241,22 +241,6 @@ def test_the_banner_doubts_a_target_that_was_measured_on_a_busy_machine() -> Non
     assert banner._doubt(None, None) == ""
 
 
-def test_the_banner_fits_the_terminal_and_cuts_no_word() -> None:
-    rows = [
-        ("Clover", "0.1.0 at http://127.0.0.1:8080"),
-        ("warning", "give your own: --carbon trace:FILE or " + "x" * 50),
-    ]
-    assert banner._table(rows, 10_000).count("\n") == 1
-    lines = banner._table(rows, 40).splitlines()
-    assert lines == [
-        "  Clover   0.1.0 at",
-        "           http://127.0.0.1:8080",
-        "  warning  give your own: --carbon",
-        "           trace:FILE or",
-        "           " + "x" * 50,
-    ]
-
-
 def test_the_banner_says_that_a_synthetic_grid_is_invented_and_what_ends_that() -> None:
     invented = banner._invented(asyncio.run(SyntheticSource().read(0.0)))
     assert "THE GRID IS INVENTED" in invented
