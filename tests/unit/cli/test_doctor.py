@@ -68,7 +68,7 @@ def test_without_a_flag_it_says_how_energy_is_known(tmp_path: Path, capsys: pyte
     assert "kgCO2e of a machine of" in text
     CalibratedHost(tmp_path / "host", lambda busy: 10.0)
     assert main([], powercap=tmp_path / "host") == 0
-    assert "energy     measured: RAPL: package-0" in capsys.readouterr().out
+    assert "  energy    measured: RAPL: package-0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argv", [["--seconds", "0"], ["--second"], ["--seconds", "x"]])
