@@ -272,8 +272,17 @@ def _name(found: _Comparison) -> str:
         "base": "BASE",
         "right_sized": "a right-sized BASE",
         "static": f"the best fixed mix at {found.shadow_accuracy:.2f} %, the target",
-        "matched": f"the best fixed mix at {found.shadow_accuracy:.2f} %, as served",
+        "matched": f"the best fixed mix at {found.shadow_accuracy:.2f} %, {_as_served(found)}",
     }[found.kind]
+
+
+def _as_served(found: _Comparison) -> str:
+    """Return how the accuracy of `matched` relates to the one served, which may lie beyond all fixed mixes."""
+    more = found.shadow_accuracy - found.accuracy
+    if abs(more) < _LEAST_POINTS:
+        return "as served"
+    end = "lowest" if more > 0.0 else "highest"
+    return f"the {end} that a fixed mix has at this load ({found.accuracy:.2f} % was served)"
 
 
 def _places(mixes: Sequence[Any]) -> str:
