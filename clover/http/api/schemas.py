@@ -34,9 +34,10 @@ _SAVING = _object(
     {
         "against": _described(_TEXT, "what it is a saving against, and how that is known"),
         "grams": _described(_NUMBER, "gCO2e of the shadow less those emitted; may be negative"),
-        "part": _described(_PART, "of the shadow's gCO2e, idle power included"),
-        "part_without_idle": _described(_PART, "of the shadow's gCO2e above idle power"),
+        "part": _described(_PART, "of the shadow's gCO2e, idle power included; null before 100 rows"),
+        "part_without_idle": _described(_PART, "of the shadow's gCO2e above idle power; null before 100 rows"),
         "joules": _NUMBER,
+        "control_g": _described(_NUMBER, "gCO2e of planning, profiling and swaps, which no shadow has"),
         "emitted_g": _NUMBER,
         "shadow_g": _NUMBER,
         "used_j": _NUMBER,

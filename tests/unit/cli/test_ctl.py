@@ -585,6 +585,26 @@ def test_the_state_in_a_dozen_lines(
     assert json.loads(capsys.readouterr().out) == answered()
 
 
+@pytest.mark.parametrize(
+    ("short", "shown"),
+    [
+        (("saved 2 g of BASE", "emitted 1 g more"), ("saved      2 g of BASE", "emitted 1 g more")),
+        (("emitted 1 g more", "saved 2 g"), ("compared   emitted 1 g more", "saved 2 g")),
+        (("too early to say", "too early to say"), ("compared   too early to say", "modelled")),
+    ],
+)
+def test_a_loss_is_not_headed_as_saved_and_what_is_too_early_is_said_once(
+    server: Any, capsys: pytest.CaptureFixture[str], short: tuple[str, str], shown: tuple[str, str]
+) -> None:
+    saved = {"known": "modelled"}
+    saved |= {kind: {"short": text, "words": ""} for kind, text in zip(("matched", "base"), short, strict=True)}
+    server.answer = (200, answered(saved=saved))
+    assert ctl(server, "state") == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index(f"  {shown[0]}")
+    assert lines[at + 1].strip() == shown[1]
+
+
 def test_the_state_in_brief_has_the_idle_part_of_the_energy_and_says_when_there_is_none_yet(
     server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
