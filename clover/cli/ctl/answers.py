@@ -48,6 +48,7 @@ def _state(answer: dict[str, Any], console: Console) -> None:
     grid = "no intensity read yet"
     if reading:
         grid = f"{reading['g_per_kwh']:.0f} gCO2e/kWh from {reading['provider']} ({reading.get('label', '')})"
+        grid += f"; {reading['trouble']}" if reading.get("trouble") else ""
     frozen = ", frozen" if answer.get("frozen") else ""
     _say(console, f"mode {answer.get('mode')}{frozen}, policy {answer.get('policy')}, {grid}")
     for device in answer.get("devices", []):

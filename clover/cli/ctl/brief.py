@@ -55,6 +55,8 @@ def troubles(answer: dict[str, Any]) -> Iterator[str]:
     elif reading.get("state", "fresh") != "fresh":
         why = f" ({reading['trouble']})" if reading.get("trouble") else ""
         yield f"the intensity of the grid is {_QUALITY.get(reading['state'], reading['state'])}{why}"
+    elif reading.get("trouble"):
+        yield reading["trouble"]
     for device in answer.get("devices", []):
         if device.get("lost"):
             yield f"{device['device']} is lost"

@@ -596,7 +596,7 @@ def test_the_state_in_a_dozen_lines(
 def test_a_loss_is_not_headed_as_saved_and_what_is_too_early_is_said_once(
     server: Any, capsys: pytest.CaptureFixture[str], short: tuple[str, str], shown: tuple[str, str]
 ) -> None:
-    saved = {"known": "modelled"}
+    saved: dict[str, Any] = {"known": "modelled"}
     saved |= {kind: {"short": text, "words": ""} for kind, text in zip(("matched", "base"), short, strict=True)}
     server.answer = (200, answered(saved=saved))
     assert ctl(server, "state") == 0
@@ -665,6 +665,14 @@ def test_the_grid_and_devices_can_be_what_is_wrong(server: Any, capsys: pytest.C
     assert "(trace:day has no value); cpu0" in text
     assert "cpu0 is lost" in text
     assert "fashion pinned to static:small, frozen: nothing is planned" in text
+    damaged = "trace:day changed and cannot be used, so what it held before stays in force: line 3"
+    found = answered()
+    found["intensity"] |= {"state": "fresh", "trouble": damaged}
+    server.answer = (200, found)
+    assert ctl(server, "state") == 0
+    assert capsys.readouterr().out.startswith(f"UNHEALTHY    {damaged}")
+    assert ctl(server, "state", "--all") == 0
+    assert f"; {damaged}" in " ".join(capsys.readouterr().out.split())
     server.answer = (200, {"mode": "active", "policy": "objective", "intensity": None, "models": {}})
     assert ctl(server, "state") == 0
     assert "the intensity of the grid is not known" in capsys.readouterr().out
