@@ -144,8 +144,8 @@ class TraceSource:
         self.start_s = next(row.at_s for row in rows if row.g is not None)
         self.end_s = self._ends[-1]
         if self.gaps:
-            log.warning("%s: %d gaps (%d empty rows, %d missing ones); there the chain falls back",
-                        self.name, self.gaps, self.empty, self.missing)  # fmt: skip
+            log.warning("%s: %s (%s, %d missing); there the chain falls back",
+                        self.name, _count(self.gaps, "gap"), _count(self.empty, "empty row"), self.missing)  # fmt: skip
 
     async def refresh(self) -> bool:
         """Read the file again if it changed since it was read and may be (top of the module); return whether that was
@@ -280,6 +280,10 @@ class TraceSource:
         if file_s >= self.end_s:
             return f"it ended at {format_time(self.end_s)} (?loop=1 replays it)"
         return "a gap"
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number} {of}{'' if number == 1 else 's'}"
 
 
 def _order(table: TraceTable) -> list[TraceRow]:
