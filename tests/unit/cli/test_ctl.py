@@ -350,6 +350,14 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     assert "p95 <= 5 ms, accuracy >= 90.00 %, objective paper, lambda 0.25 (derived)" in text
 
 
+def test_shares_of_rows_are_shown_once_for_each_variant(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answer = (200, answered())
+    assert ctl(server, "state", "--all") == 0
+    text = capsys.readouterr().out
+    assert text.count("75.0%") == 1, "two workers share them"
+    assert text.count("25.0%") == 1
+
+
 def test_savings_are_shown_with_against_what_and_not_before_anything_was_served(
     server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
