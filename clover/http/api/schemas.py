@@ -54,6 +54,21 @@ _SAVING = _object(
 _SAVED = {"anyOf": [{"$ref": "#/components/schemas/Saved"}, {"type": "null"}]}
 _MAYBE = {"anyOf": [_SAVING, {"type": "null"}]}
 
+_DEVICES = {
+    "type": "object",
+    "additionalProperties": _object(
+        {},
+        {
+            "measured_j": _described(
+                _NUMBER, "all joules of the device, as its meter gives them: counted only if `method` is measured"
+            ),
+            "method": _described(_TEXT, "how the joules are known: measured, modelled or emulated"),
+            "grams_method": _described(_TEXT, "how the grams are known: measured only if the intensity was published"),
+            "intensity": _described(_TEXT, "how the carbon intensities were known"),
+        },
+    ),
+}
+
 SCHEMAS: dict[str, dict[str, Any]] = {
     "Error": _object({"error": _TEXT}),
     "ServerMetadata": _object({"name": _TEXT, "version": _TEXT, "extensions": _array(_TEXT)}),
@@ -130,7 +145,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         {},
         {
             "models": {"type": "object", "additionalProperties": _object({}, {"saved": _SAVED})},
-            "totals": _object({}, {"saved": _SAVED}),
+            "totals": _object({}, {"saved": _SAVED, "devices": _DEVICES}),
             "idle": _described(_MAYBE, "idle part of the energy used so far, and how few cores would do at this load"),
         },
     ),
