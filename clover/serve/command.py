@@ -112,9 +112,7 @@ def _called() -> str:
     return "python -m clover.serve" if own else f"{program()} serve"
 
 
-def check(
-    config: ServerConfig, unknown: list[str] | None = None, warnings: list[str] | None = None
-) -> list[str]:
+def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list[str] | None = None) -> list[str]:
     """Check all that the configuration names, without starting anything; return the names of its families.
 
     What only a start can find out is appended to `unknown`, and to `warnings` what is allowed but misleads if it is not

@@ -189,8 +189,13 @@ class Engine:
         await self._stack.aclose()
 
     async def _close_account(self) -> None:
-        """Count the energy until now, and log what was saved and what was idle."""
-        await self._count()
+        """Count the energy until now, and log what was saved and what was idle.  A source of intensities that does not
+        answer does not hold up the stop."""
+        try:
+            async with asyncio.timeout(_TICK_S):
+                await self._count()
+        except TimeoutError:
+            log.warning("the energy of the last second is not counted: the carbon source did not answer")
         idle = self.controller.core_need.report(self.account.devices())
         for words in (*self._savings(), *([idle["words"]] if idle is not None else [])):
             log.info("since the start: %s", words)

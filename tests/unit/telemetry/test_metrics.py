@@ -285,7 +285,7 @@ def test_savings_have_counters_of_both_sides_and_may_be_negative() -> None:
 
 
 def test_help_says_within_what_and_on_what_grid_savings_are_and_that_metered_joules_may_be_modelled() -> None:
-    known = {spec.name: spec.help for spec in (*COMPARED, *ENERGY)}
+    known = {spec.name: spec.help for spec in COMPARED} | {spec.name: spec.help for spec in ENERGY}
     for what in ("counterfactual_energy_joules", "counterfactual_carbon_grams", "saved_carbon_grams"):
         name = f"clover_{what}"
         assert "within the boundary server" in known[name]
