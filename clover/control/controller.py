@@ -94,7 +94,7 @@ class Controller:
         self.totals = totals
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
-        self._learner = Learner(self.context, cache_dir)
+        self._learner = Learner(self.context, cache_dir, wall=clocks.wall)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
@@ -304,7 +304,7 @@ class Controller:
         step_s = THRESHOLDS_S if config.cascade else HOUR_S
         if not trigger and policy in SPENDING and family.ledger.due(context.grid.now(), step_s):
             return "forecast step"  # an hour is over: what it served counts, and the forecast moved on
-        return trigger or family.learned.trigger()
+        return trigger or family.learned.trigger(now_s)
 
     # --- what the front end sees --------------------------------------------------------------------------------------
 

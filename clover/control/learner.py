@@ -67,7 +67,7 @@ class Learner:
                 of.learned.unsettled(now_s)
         learned = family.learned
         if learned.look(family.fleet.work_report(), self._context.share_of(family), now_s):
-            log.info("%s: profile corrected: %s", family.name, learned.words() or "as it was measured")
+            log.debug("%s: profile corrected: %s", family.name, learned.words() or "as it was measured")
             family.fleet.correct_energy(learned.energy)
 
     def save(self) -> None:
@@ -91,7 +91,7 @@ class Learner:
         due = []
         for family in families:
             path, learned = self._path(family), family.learned
-            if path is not None and learned.collected != self._saved.get(family.name):
+            if path is not None and learned.collected != self._saved.get(family.name, 0):
                 self._saved[family.name] = learned.collected
                 due.append((path, learned.save(now_s, wall_s)))
         return due

@@ -6,14 +6,19 @@ owns a part of the machine is planned with services that are that much slower; a
 but no longer than that, is in order.
 
 The factors in force change only once one of them would move by more than `STEP`, because plans that were solved are
-remembered by profile.  One that moved by more than `REPLAN` since the last plan is a reason to plan.  Factors that stay
-beyond 1 / `FAR` or `FAR` for `FAR_S` are a reason to measure again, which is said once.
+remembered by profile.  One that moved by more than `REPLAN` since the last plan is a reason to plan, `REPLAN_S` after
+the last such plan at the earliest: a variant that is new there shows only then what it takes.
+
+Factors that stay beyond 1 / `FAR` or `FAR` for `FAR_S` are a reason to measure again, which is said once.  Joules on
+cores that are more than profiled are none: they are mostly what wakes a worker and what a cold cache takes, at a load
+at which no profile is measured.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 from typing import Any
 
 from clover.planning.model.correction import (
@@ -30,11 +35,14 @@ from clover.types import FamilyProfile, Record, WorkReport
 
 log = logging.getLogger("clover.control")
 
+_CORES = re.compile(r"\d+c")
+
 EVERY_S = 5.0
 SETTLE_S = 3.0
 STEP = 0.02
 REPLAN = 0.1
-FAR = 1.25
+REPLAN_S = 30.0
+FAR = 1.5
 FAR_S = 600.0
 
 
@@ -75,7 +83,8 @@ class Learning:
         points = [item for item in profile.latency if backends.get((item.variant, item.profile)) == item.backend]
         self._time_keys = list(dict.fromkeys((item.variant, item.profile, item.batch) for item in points))
         self._energy_keys = list(dict.fromkeys((item.variant, item.profile) for item in points))
-        self._planned: tuple[dict[TimeKey, float], dict[EnergyKey, float]] = ({}, {})
+        self._planned: dict[str, float] = {}
+        self._triggered_s = -math.inf
         self._settled_s = -math.inf
         self._looked_s = -math.inf
         self._far_since_s = math.inf
@@ -129,8 +138,7 @@ class Learning:
 
     def _judge(self, now_s: float) -> None:
         """Ask for a new profile if this one has been far off for long; once, until it is not."""
-        worst = self.worst()
-        if worst is None or abs(math.log(worst[1])) < math.log(FAR):
+        if self.far() is None:
             self._far_since_s, self.advice = math.inf, ""
             return
         self._far_since_s = min(self._far_since_s, now_s)
@@ -139,32 +147,44 @@ class Learning:
             log.warning("%s: %s", self.family, self.advice)
 
     def _ask(self) -> None:
-        worst = self.worst()
-        assert worst is not None
         self.advice = (
-            f"the profile is far off ({worst[0]} is {worst[1]:.2f} x as profiled); plans are corrected by what is "
-            "measured while serving: --profile force measures anew at the next start"
+            f"the profile is far off: {self.far()}; plans are corrected by what is measured while serving, and --profile "
+            "force measures anew at the next start"
         )
 
     # --- what plans, decisions and operators see ----------------------------------------------------------------------
 
-    def worst(self) -> tuple[str, float] | None:
-        """Return the factor that is farthest from 1, after what it is of; None if there is none."""
-        found = [(f"the time of {v} on {s}, batch {b},", factor) for (v, s, b), factor in self.time.items()]
-        found += [(f"the energy of a row of {v} on {s}", factor) for (v, s), factor in self.energy.items()]
-        return max(found, key=lambda item: abs(math.log(item[1])), default=None)
+    def named(self) -> dict[str, float]:
+        """Return the factors in force, by what they are of, in words."""
+        found = {f"the time of {v} on {s} in batches of {b}": factor for (v, s, b), factor in self.time.items()}
+        return found | {f"the energy of a row of {v} on {s}": factor for (v, s), factor in self.energy.items()}
 
-    def trigger(self) -> str:
+    def far(self) -> str | None:
+        """Return which factor is farthest from 1, in words; None if none is beyond `FAR`."""
+        found = [(f"the time of {v} on {s}", factor) for (v, s, _), factor in self.time.items()]
+        found += [
+            (f"the energy of a row of {v} on {s}", factor)
+            for (v, s), factor in self.energy.items()
+            if factor < 1.0 or not _CORES.fullmatch(s)
+        ]
+        what, factor = max(found, key=lambda item: abs(math.log(item[1])), default=("", 1.0))
+        return f"{what} is {factor:.2f} x what it says" if abs(math.log(factor)) > math.log(FAR) else None
+
+    def trigger(self, now_s: float) -> str:
         """Return why to plan anew, in words; empty if no factor moved enough since the last plan."""
-        time, energy = self._planned
-        moved = max(_moved(time, self.time), _moved(energy, self.energy))
-        if moved <= math.log1p(REPLAN):
+        if now_s < self._triggered_s + REPLAN_S:
             return ""
-        return f"profile corrected: a service time or energy is {math.exp(moved) - 1.0:.0%} off what the last plan took"
+        found, before = self.named(), self._planned
+        moved = {what: math.log(factor / before.get(what, 1.0)) for what, factor in found.items()}
+        what = max(moved, key=lambda what: abs(moved[what]), default="")
+        if not what or abs(moved[what]) <= math.log1p(REPLAN):
+            return ""
+        self._triggered_s = now_s
+        return f"profile corrected: {what} is {found[what]:.2f} x as profiled, was {before.get(what, 1.0):.2f}"
 
     def planned(self) -> None:
         """Note that a plan was made with the factors in force."""
-        self._planned = self.time, self.energy
+        self._planned = self.named()
 
     def words(self) -> str:
         """Return the factors in force by variant and slice, for a decision; empty without any."""
@@ -235,8 +255,7 @@ class Learning:
         self._times, self._joules = times, joules
         self._take(now_s, 0.0)
         self.planned()
-        worst = self.worst()
-        if worst is not None and abs(math.log(worst[1])) >= math.log(FAR):
+        if self.far() is not None:
             self._far_since_s = -math.inf
             self._ask()
 

@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -43,9 +44,9 @@ LEAST_WINDOWS = 3
 """Fewer of them are no evidence: the median of three is none that one bad window made."""
 WINDOW_S = 5.0
 LEAST_BATCHES = 8
-MEMORY = 360.0
+MEMORY = 120.0
 
-_OF_VARIANT, _OF_SLICE, _OF_BATCH = 0.03, 0.02, 0.06
+_OF_VARIANT, _OF_SLICE, _OF_BATCH = 0.05, 0.02, 0.05
 """Variances of the logarithms of time; together a standard deviation of a third."""
 _BATCH_RANGE = 3.0
 """Doublings of the batch over which what is known of one size fades by a factor e."""
@@ -147,7 +148,7 @@ class TimeEvidence:
     def save(self, now_s: float) -> tuple[SavedTime, ...]:
         """Return what is known, to be restored."""
         return tuple(
-            SavedTime(key=key, windows=tuple((now_s - at_s, log) for at_s, log in windows))
+            SavedTime(key=key, windows=tuple((max(now_s - at_s, 0.0), log) for at_s, log in windows))
             for key, windows in self._windows.items()
         )
 
@@ -262,7 +263,7 @@ class EnergyEvidence:
         ones = np.ones(len(self._keys))
         before = _OFF**2 * self._expected_j / max(self._windows, 1e-9)
         noise = before
-        factors: Floats = ones
+        factors: Any = ones
         for _ in range(3):
             factors = np.linalg.solve(self._precision / noise + prior, self._moment / noise + prior @ ones)
             rest = self._square - 2.0 * float(factors @ self._moment) + float(factors @ self._precision @ factors)
@@ -295,7 +296,7 @@ class EnergyEvidence:
         """Return what is known, to be restored."""
         return SavedEnergy(
             keys=tuple(self._keys),
-            ages=tuple(now_s - at_s for at_s in self._at_s),
+            ages=tuple(max(now_s - at_s, 0.0) for at_s in self._at_s),
             precision=tuple(map(tuple, self._precision.tolist())),
             moment=tuple(self._moment.tolist()),
             square=self._square,
